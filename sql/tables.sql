@@ -1,0 +1,45 @@
+-- The queue. Written by the trigger's delivery as the extension's owner, whoever commits.
+
+CREATE TABLE @extschema@.sync_route (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    body text NOT NULL
+);
+COMMENT ON TABLE @extschema@.sync_route IS
+    'where and how queued changes go: target, columns, key and policy, as JSON';
+CREATE INDEX sync_route_body ON @extschema@.sync_route (pg_catalog.md5(body));
+
+CREATE TABLE @extschema@.sync_queue (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    dst_server text NOT NULL,
+    owner pg_catalog.regrole NOT NULL,
+    route_id bigint NOT NULL,
+    nsp_name pg_catalog.name NOT NULL,
+    table_name pg_catalog.name NOT NULL,
+    op text NOT NULL,
+    change json NOT NULL,
+    xact pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+    create_time timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    sqlstate text,
+    message text,
+    attempts integer NOT NULL DEFAULT 0,
+    last_attempt_at timestamptz,
+    status text NOT NULL DEFAULT 'pending'
+);
+COMMENT ON TABLE @extschema@.sync_queue IS 'changes not yet delivered; see the view sync_err_rec';
+CREATE INDEX sync_queue_order ON @extschema@.sync_queue (dst_server, id);
+
+CREATE TABLE @extschema@.sync_lost_session (
+    dst_server text NOT NULL,
+    owner pg_catalog.regrole NOT NULL,
+    backend_pid integer NOT NULL,
+    lost_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE @extschema@.sync_lost_session IS
+    'server backends of connections lost with a COMMIT on its way; nothing is applied before they are gone';
+CREATE INDEX sync_lost_session_server ON @extschema@.sync_lost_session (dst_server);
+
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_lost_session', '');

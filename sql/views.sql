@@ -1,0 +1,52 @@
+-- What people see of the queue. DELETE from sync_err_rec discards a change.
+
+CREATE VIEW @extschema@.sync_err_rec AS
+    SELECT q.id, q.nsp_name, q.table_name, q.dst_server,
+           @extschema@.sync_change_sql(
+               (SELECT r.body FROM @extschema@.sync_route r
+                 WHERE r.id OPERATOR(pg_catalog.=) q.route_id),
+               q.change::pg_catalog.text) AS dst_query,
+           q.create_time, q.op, q.sqlstate, q.message, q.attempts, q.last_attempt_at, q.status
+      FROM @extschema@.sync_queue q;
+COMMENT ON VIEW @extschema@.sync_err_rec IS
+    'changes not yet delivered, oldest first by id; deleting a row discards the change';
+
+CREATE VIEW @extschema@.sync_status AS
+    SELECT s.srvname AS server,
+           COALESCE(q.pending, 0) AS pending,
+           COALESCE(q.failed, 0) AS failed,
+           q.oldest,
+           e.message AS last_error,
+           e.sqlstate AS last_sqlstate,
+           e.last_attempt_at,
+           l.sessions AS lost_sessions,
+           EXISTS (SELECT FROM @extschema@.sync_connections() c
+                    WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected
+      FROM pg_catalog.pg_foreign_server s
+      LEFT JOIN LATERAL (
+           SELECT pg_catalog.count(*) AS pending,
+                  pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'failed') AS failed,
+                  pg_catalog.min(q.create_time) AS oldest
+             FROM @extschema@.sync_queue q
+            WHERE q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text) q ON true
+      LEFT JOIN LATERAL (
+           SELECT q.message, q.sqlstate, q.last_attempt_at
+             FROM @extschema@.sync_queue q
+            WHERE q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+              AND q.last_attempt_at IS NOT NULL
+            ORDER BY q.last_attempt_at DESC LIMIT 1) e ON true
+      LEFT JOIN LATERAL (
+           SELECT pg_catalog.count(*) AS sessions
+             FROM @extschema@.sync_lost_session l
+            WHERE l.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text) l ON true
+     WHERE q.pending OPERATOR(pg_catalog.>) 0 OR l.sessions OPERATOR(pg_catalog.>) 0
+        OR EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                    WHERE t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.sync_dml()'::pg_catalog.regprocedure
+                      AND NOT t.tgisinternal
+                      AND pg_catalog.substring(t.tgargs, 1, pg_catalog.octet_length(
+                              pg_catalog.convert_to(s.srvname::pg_catalog.text, pg_catalog.getdatabaseencoding())) OPERATOR(pg_catalog.+) 1)
+                          OPERATOR(pg_catalog.=)
+                          (pg_catalog.convert_to(s.srvname::pg_catalog.text, pg_catalog.getdatabaseencoding())
+                           OPERATOR(pg_catalog.||) '\x00'::pg_catalog.bytea));
+COMMENT ON VIEW @extschema@.sync_status IS
+    'a row per server that triggers send to or changes wait for';

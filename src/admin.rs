@@ -1,0 +1,183 @@
+//! `attach_sync`, `detach_sync`, `sync_connections`, `sync_disconnect`.
+
+use crate::capture::descriptor::{Arguments, Descriptor};
+use crate::capture::table::Table;
+use crate::change::Relation;
+use crate::delivery::endpoint::oid;
+use crate::delivery::session;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::spi::{self, Home, required};
+use crate::pg::{Oid, ddl};
+use crate::sql::quote::{ident, literal, relation};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+/// The longest name PostgreSQL keeps.
+const MAX_NAME: usize = 63;
+
+/// The two arguments that must not be NULL.
+///
+/// # Errors
+/// 22023 when one is.
+pub fn both(rel: Option<Oid>, server: Option<&str>) -> Result<(Oid, &str)> {
+    rel.zip(server).ok_or_else(|| {
+        Error::local(SqlState::INVALID_PARAMETER, "table and server must not be null")
+    })
+}
+
+/// Checks everything that can be checked here, then makes both triggers as the caller, who needs
+/// what CREATE TRIGGER asks for.
+///
+/// # Errors
+/// As a trigger's first fire, but before anything is changed; 22023 for a malformed target.
+pub fn attach(
+    home: &Home,
+    rel: Oid,
+    server: &str,
+    target: Option<&str>,
+    options: &str,
+) -> Result<()> {
+    let table = Table::read(home, rel)?;
+    let target = match target {
+        Some(target) => parse_target(home, &table.name, target)?,
+        None => table.name.clone(),
+    };
+    let mut args = vec![server.to_owned(), target.schema, target.table];
+    if options != "{}" {
+        args.push(options.to_owned());
+    }
+    Descriptor::new(home.clone(), &table, &Arguments::parse(&args)?)?;
+    let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
+    let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&home.schema)));
+    let args = args.join(", ");
+    for (suffix, events) in [
+        ("dml", "AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW"),
+        ("truncate", "AFTER TRUNCATE ON {} FOR EACH STATEMENT"),
+    ] {
+        let name = ident(&trigger_name(server, suffix));
+        let events = events.replace("{}", &on);
+        ddl::run(&format!("CREATE TRIGGER {name} {events} EXECUTE FUNCTION {function}({args})"))?;
+    }
+    Ok(())
+}
+
+/// Drops, as the caller, every trigger that sends the table to the server, whatever its name.
+///
+/// # Errors
+/// 42704 when there is none.
+pub fn detach(home: &Home, rel: Oid, server: &str) -> Result<()> {
+    let table = Table::read(home, rel)?;
+    let rows = spi::read(
+        home,
+        "SELECT t.tgname FROM pg_catalog.pg_trigger t \
+         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+         CROSS JOIN LATERAL pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) AS s(name) \
+         WHERE t.tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+           AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+           AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+           AND n.nspname OPERATOR(pg_catalog.=) $3::pg_catalog.name \
+           AND pg_catalog.substring(t.tgargs, 1, \
+                 pg_catalog.octet_length(s.name) OPERATOR(pg_catalog.+) 1) \
+               OPERATOR(pg_catalog.=) (s.name OPERATOR(pg_catalog.||) '\\x00'::pg_catalog.bytea) \
+         ORDER BY t.tgname",
+        &[Some(&rel.to_u32().to_string()), Some(server), Some(&home.schema)],
+    )?;
+    if rows.is_empty() {
+        return Err(Error::local(
+            SqlState::UNDEFINED_OBJECT,
+            format!(
+                "table \"{}\" has no trigger that sends to server \"{server}\"",
+                table.name.table
+            ),
+        ));
+    }
+    for mut row in rows {
+        let name = ident(&required(&mut row, 0)?);
+        ddl::run(&format!("DROP TRIGGER {name} ON {}", relation(&table.name)))?;
+    }
+    Ok(())
+}
+
+/// `pg_rowsync_<server>_<suffix>`, with a hash in the place of what does not fit.
+fn trigger_name(server: &str, suffix: &str) -> String {
+    let name = format!("pg_rowsync_{server}_{suffix}");
+    if name.len() <= MAX_NAME {
+        return name;
+    }
+    let mut hasher = DefaultHasher::new();
+    server.hash(&mut hasher);
+    format!("pg_rowsync_{:016x}_{suffix}", hasher.finish())
+}
+
+/// `table` or `schema.table`, quoted where needed; without a schema, that of the local table.
+fn parse_target(home: &Home, local: &Relation, target: &str) -> Result<Relation> {
+    let mut parts: Vec<String> = spi::read(
+        home,
+        "SELECT p FROM pg_catalog.unnest(pg_catalog.parse_ident($1)) p",
+        &[Some(target)],
+    )?
+    .into_iter()
+    .map(|mut row| required(&mut row, 0))
+    .collect::<Result<_>>()?;
+    match (parts.pop(), parts.pop(), parts.is_empty()) {
+        (Some(table), schema, true) => {
+            Ok(Relation { schema: schema.unwrap_or_else(|| local.schema.clone()), table })
+        }
+        _ => Err(Error::local(SqlState::INVALID_PARAMETER, format!("invalid target \"{target}\""))
+            .with_hint("Use table or schema.table.")),
+    }
+}
+
+/// This session's idle connections: server, local user of the mapping, the server's process, and
+/// whether it will be used again as it is.
+///
+/// # Errors
+/// What the catalogs report.
+pub fn connections(home: &Home) -> Result<Vec<(String, Option<String>, i32, bool)>> {
+    session::list()
+        .into_iter()
+        .map(|listed| {
+            let role = listed.owner.to_u32().to_string();
+            let rows = spi::read(
+                home,
+                "SELECT rolname FROM pg_catalog.pg_roles \
+                 WHERE oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+                &[Some(&role)],
+            )?;
+            let user = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
+            Ok((listed.server_name, user, listed.pid, listed.alive))
+        })
+        .collect()
+}
+
+/// Closes this session's idle connections to a server, or all of them. True when there were any.
+///
+/// # Errors
+/// 42704 when there is no such server.
+pub fn disconnect(home: &Home, server: Option<&str>) -> Result<bool> {
+    let Some(name) = server else { return Ok(session::close(None) > 0) };
+    let rows = spi::read(
+        home,
+        "SELECT oid FROM pg_catalog.pg_foreign_server \
+         WHERE srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+        &[Some(name)],
+    )?;
+    let mut row = rows.into_iter().next().ok_or_else(|| {
+        Error::local(SqlState::UNDEFINED_OBJECT, format!("server \"{name}\" does not exist"))
+    })?;
+    Ok(session::close(Some(oid(&required(&mut row, 0)?)?)) > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trigger_names_fit_and_stay_apart() {
+        assert_eq!(trigger_name("dst", "dml"), "pg_rowsync_dst_dml");
+        let (one, two) = ("x".repeat(62) + "1", "x".repeat(62) + "2");
+        assert!(trigger_name(&one, "truncate").len() <= MAX_NAME);
+        assert_ne!(trigger_name(&one, "dml"), trigger_name(&two, "dml"));
+    }
+}

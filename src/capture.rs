@@ -1,0 +1,9 @@
+//! From a row event to a change in the current transaction's change sets.
+//!
+//! `table` reads the catalogs, `descriptor` combines them with a trigger's arguments and caches the
+//! result, `row` makes a change of an event, `change_set` holds the changes.
+
+pub mod change_set;
+pub mod descriptor;
+pub mod row;
+pub mod table;

@@ -1,0 +1,239 @@
+//! Everything a trigger needs to know, worked out once and kept until the catalogs change: its
+//! arguments, the table's columns and key, the account that connects.
+
+use super::table::{Table, TableColumn};
+use crate::change::{Column, Policy, Relation, Route};
+use crate::delivery::endpoint::{Account, Endpoint};
+use crate::error::{Error, Result, SqlState};
+use crate::guc;
+use crate::options::{Mode, OnConflict, Options};
+use crate::pg::invalidation::{self, Epoch};
+use crate::pg::row::RowReader;
+use crate::pg::spi::Home;
+use crate::pg::text::to_server;
+use crate::pg::trigger::Event;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CStr, CString};
+use std::rc::Rc;
+
+/// A trigger's arguments: server, schema, table and options.
+#[derive(Clone, Debug)]
+pub struct Arguments {
+    pub server: String,
+    pub target: Relation,
+    pub options: Options,
+}
+
+impl Arguments {
+    /// Parses the arguments of `sync_dml`.
+    ///
+    /// # Errors
+    /// 22023 for a wrong number of them or an empty one, and what [`Options::parse`] refuses.
+    pub fn parse(args: &[String]) -> Result<Self> {
+        let refuse = |message: String| {
+            Err(Error::local(SqlState::INVALID_PARAMETER, message).with_hint(
+                "Use sync_dml(server, target_schema, target_table [, options as JSON]).",
+            ))
+        };
+        let [server, schema, table, options @ ..] = args else {
+            return refuse(format!("sync_dml takes 3 or 4 arguments, not {}", args.len()));
+        };
+        if options.len() > 1 {
+            return refuse(format!("sync_dml takes 3 or 4 arguments, not {}", args.len()));
+        }
+        if [server, schema, table].iter().any(|name| name.is_empty()) {
+            return refuse("sync_dml arguments must not be empty".to_owned());
+        }
+        Ok(Self {
+            server: server.clone(),
+            target: Relation { schema: schema.clone(), table: table.clone() },
+            options: options
+                .first()
+                .map_or_else(|| Ok(Options::default()), |o| Options::parse(o))?,
+        })
+    }
+}
+
+/// See the module's head.
+pub struct Descriptor {
+    pub home: Home,
+    pub account: Account,
+    pub mode: Mode,
+    /// Sessions with this `application_name` capture nothing; `None` stands for the setting.
+    pub guard: Option<CString>,
+    pub route: Rc<Route>,
+    /// Reads all columns of the route.
+    pub row: RefCell<RowReader>,
+    /// Reads the key, and after it the version under [`Policy::Newest`].
+    pub key: RefCell<RowReader>,
+    /// Whether some column's output depends on more settings than the usual ones.
+    pub sensitive: bool,
+}
+
+thread_local! {
+    /// Trigger OID to descriptor, with the moment it was true.
+    static KNOWN: RefCell<HashMap<u32, (Epoch, Rc<Descriptor>)>> = RefCell::default();
+}
+
+/// The descriptor of a trigger.
+///
+/// # Errors
+/// Everything that can be wrong with a trigger's definition, see [`Arguments::parse`],
+/// [`Table::read`], [`Account::look_up`] and [`Descriptor::new`].
+pub fn of_trigger(event: &Event<'_>) -> Result<Rc<Descriptor>> {
+    let trigger = event.trigger_oid().to_u32();
+    let now = invalidation::now();
+    let known = KNOWN.with_borrow(|known| known.get(&trigger).cloned());
+    match known {
+        Some((epoch, descriptor)) if epoch == now => Ok(descriptor),
+        _ => {
+            let home = Home::find()?;
+            let arguments = Arguments::parse(&event.args()?)?;
+            // Watched first: what changes while the catalogs are read must not go unseen.
+            invalidation::watch(event.relation_oid());
+            let epoch = invalidation::now();
+            let table = Table::read(&home, event.relation_oid())?;
+            let descriptor = Rc::new(Descriptor::new(home, &table, &arguments)?);
+            KNOWN.with_borrow_mut(|known| known.insert(trigger, (epoch, descriptor.clone())));
+            Ok(descriptor)
+        }
+    }
+}
+
+impl Descriptor {
+    /// Whether a session of this `application_name` is one of ours.
+    pub fn guards_against(&self, session: &CStr) -> bool {
+        match &self.guard {
+            Some(guard) => session == guard.as_c_str(),
+            None => session == guc::guard().as_c_str(),
+        }
+    }
+
+    /// Combines a table with a trigger's arguments.
+    ///
+    /// # Errors
+    /// 42703 for an option that names a column the table lacks; 22023 for columns that do not fit
+    /// together (key not sent, generated column named, two columns renamed alike); 55000 for a
+    /// table without a key; what [`Account::look_up`] and [`Endpoint::resolve`] report.
+    pub fn new(home: Home, table: &Table, arguments: &Arguments) -> Result<Self> {
+        let options = &arguments.options;
+        let columns = chosen(table, options)?;
+        let route = Rc::new(route(table, arguments, &columns)?);
+        let account = Account::look_up(&home, &arguments.server, table.owner)?;
+        let guard = match &options.application_name {
+            Some(name) => Some(name.clone()),
+            None => Endpoint::resolve(&home, &account)?.own_name.clone(),
+        };
+        let attribute = |at: &usize| columns[*at].attribute;
+        let mut key: Vec<_> = route.key.iter().map(attribute).collect();
+        if let Policy::Newest(at) = route.policy {
+            key.push(attribute(&at));
+        }
+        let all: Vec<_> = columns.iter().map(|c| c.attribute).collect();
+        Ok(Self {
+            account,
+            mode: options.mode,
+            guard: guard.as_deref().map(to_server).transpose()?,
+            row: RefCell::new(RowReader::new(&all)),
+            key: RefCell::new(RowReader::new(&key)),
+            sensitive: columns.iter().any(|c| c.sensitive),
+            route,
+            home,
+        })
+    }
+}
+
+/// The columns to send.
+fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn>> {
+    let named = |names: &Option<Vec<String>>| -> Option<BTreeSet<String>> {
+        names.as_ref().map(|n| n.iter().cloned().collect())
+    };
+    let (only, without) = (named(&options.columns), named(&options.exclude));
+    let mentioned = only.iter().chain(&without).flatten();
+    let mentioned = mentioned.chain(options.rename.keys()).chain(options.key.iter().flatten());
+    for name in mentioned.chain(&options.version_column) {
+        if !table.columns.iter().any(|c| c.name == *name) {
+            return Err(Error::local(
+                SqlState::UNDEFINED_COLUMN,
+                format!("column \"{name}\" of relation \"{}\" does not exist", table.name.table),
+            )
+            .with_hint("Options name columns of the local table."));
+        }
+    }
+    if let Some(column) = (table.columns.iter())
+        .find(|c| c.generated && only.as_ref().is_some_and(|names| names.contains(&c.name)))
+    {
+        return Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("column \"{}\" is a generated column", column.name),
+        )
+        .with_hint("Generated columns are never sent; leave it out of \"columns\"."));
+    }
+    Ok(table
+        .columns
+        .iter()
+        .filter(|c| !c.generated)
+        .filter(|c| only.as_ref().is_none_or(|names| names.contains(&c.name)))
+        .filter(|c| without.as_ref().is_none_or(|names| !names.contains(&c.name)))
+        .collect())
+}
+
+/// The route of a trigger.
+fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Result<Route> {
+    let options = &arguments.options;
+    let key = options.key.as_ref().unwrap_or(&table.key);
+    if key.is_empty() {
+        return Err(Error::local(
+            SqlState::OBJECT_NOT_READY,
+            format!(
+                "table \"{}\" has neither a primary key nor a replica identity index",
+                table.name.table
+            ),
+        )
+        .with_hint("Add one, or name the columns that identify a row in the option \"key\"."));
+    }
+    let position = |name: &String, what: &str| {
+        columns.iter().position(|c| c.name == *name).ok_or_else(|| {
+            Error::local(
+                SqlState::INVALID_PARAMETER,
+                format!("{what} column \"{name}\" is not among the columns to send"),
+            )
+            .with_hint("Name it in \"columns\", or do not name it in \"exclude\".")
+        })
+    };
+    let key = key.iter().map(|name| position(name, "key")).collect::<Result<Vec<_>>>()?;
+    let policy = match (options.on_conflict, &options.version_column) {
+        (OnConflict::Overwrite, _) => Policy::Overwrite,
+        (OnConflict::Error, _) => Policy::Error,
+        (OnConflict::Skip, _) => Policy::Skip,
+        (OnConflict::Newest, Some(name)) => Policy::Newest(position(name, "version")?),
+        (OnConflict::Newest, None) => {
+            return Err(Error::internal("\"newest\" without version column"));
+        }
+    };
+    let columns: Vec<Column> = columns
+        .iter()
+        .map(|c| Column {
+            name: options.rename.get(&c.name).unwrap_or(&c.name).clone(),
+            carrier: c.carrier.clone(),
+        })
+        .collect();
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = columns.iter().find(|c| !seen.insert(&c.name)) {
+        return Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("two columns would be sent as \"{}\"", twice.name),
+        )
+        .with_hint("Check \"rename\"."));
+    }
+    Ok(Route {
+        source: table.name.clone(),
+        target: arguments.target.clone(),
+        columns,
+        key,
+        policy,
+        truncate_children: table.partitioned,
+        application_name: options.application_name.clone(),
+    })
+}

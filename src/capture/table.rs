@@ -1,0 +1,137 @@
+//! A local table as the catalogs describe it.
+
+use crate::change::{Carrier, Relation};
+use crate::delivery::endpoint::oid;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::row::Attribute;
+use crate::pg::spi::{self, Home, required};
+
+/// A column that can be sent.
+#[derive(Clone, Debug)]
+pub struct TableColumn {
+    pub name: String,
+    pub attribute: Attribute,
+    /// GENERATED ALWAYS AS (...): computed on the other side too, never sent.
+    pub generated: bool,
+    pub carrier: Carrier,
+    /// The type's output depends on settings beyond date, interval and float style.
+    pub sensitive: bool,
+}
+
+/// A table and what matters of it here.
+#[derive(Clone, Debug)]
+pub struct Table {
+    pub name: Relation,
+    pub owner: Oid,
+    pub partitioned: bool,
+    pub columns: Vec<TableColumn>,
+    /// The primary key's columns, else those of the replica identity index, in index order.
+    pub key: Vec<String>,
+}
+
+impl Table {
+    /// Reads the catalogs.
+    ///
+    /// # Errors
+    /// 42P01 when there is no such relation, 0A000 when it is not a table.
+    pub fn read(home: &Home, relation: Oid) -> Result<Self> {
+        let relation = relation.to_u32().to_string();
+        let args = [Some(relation.as_str())];
+        let rows = spi::read(
+            home,
+            "SELECT n.nspname, c.relname, c.relowner, c.relkind \
+             FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+             WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+            &args,
+        )?;
+        let Some(mut row) = rows.into_iter().next() else {
+            return Err(Error::local(SqlState::UNDEFINED_TABLE, "relation does not exist"));
+        };
+        let name = Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? };
+        let owner = oid(&required(&mut row, 2)?)?;
+        let kind = required(&mut row, 3)?;
+        if kind != "r" && kind != "p" {
+            return Err(Error::local(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("\"{}\" is not a table", name.table),
+            )
+            .with_hint("sync_dml works on ordinary and partitioned tables."));
+        }
+        Ok(Self {
+            columns: Self::columns(home, &args)?,
+            key: Self::key(home, &args)?,
+            partitioned: kind == "p",
+            name,
+            owner,
+        })
+    }
+
+    fn columns(home: &Home, args: &[Option<&str>]) -> Result<Vec<TableColumn>> {
+        // Carrier: composites (and domains over them) go through the row type; true arrays by the
+        // name of their type where it is PostgreSQL's own; everything else as array elements.
+        spi::read(
+            home,
+            "SELECT a.attname, a.attnum, a.atttypid, \
+                    a.attgenerated OPERATOR(pg_catalog.<>) '', \
+                    CASE WHEN t.typcategory OPERATOR(pg_catalog.=) 'C' \
+                              AND t.typtype OPERATOR(pg_catalog.=) ANY ('{c,d}') THEN 'record' \
+                         WHEN t.typtype OPERATOR(pg_catalog.<>) 'd' \
+                              AND t.typsubscript OPERATOR(pg_catalog.=) \
+                                  'pg_catalog.array_subscript_handler'::pg_catalog.regproc THEN \
+                              CASE WHEN t.oid OPERATOR(pg_catalog.<) 16384::pg_catalog.oid \
+                                   THEN 'array' ELSE 'record' END \
+                         ELSE 'element' END, \
+                    t.typname, \
+                    t.typtype OPERATOR(pg_catalog.<>) 'e' AND \
+                    (t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+                     OR t.typname::pg_catalog.text OPERATOR(pg_catalog.~) '^_?(reg|money)') \
+             FROM pg_catalog.pg_attribute a \
+             JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
+             WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+               AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
+             ORDER BY a.attnum",
+            args,
+        )?
+        .into_iter()
+        .map(|mut row| {
+            let number = required(&mut row, 1)?;
+            let type_name = required(&mut row, 5)?;
+            Ok(TableColumn {
+                name: required(&mut row, 0)?,
+                attribute: Attribute {
+                    number: number.parse().map_err(|_| Error::internal("malformed attnum"))?,
+                    type_oid: oid(&required(&mut row, 2)?)?,
+                },
+                generated: required(&mut row, 3)? == "t",
+                carrier: match required(&mut row, 4)?.as_str() {
+                    "record" => Carrier::Record,
+                    "array" => Carrier::Array(type_name),
+                    _ => Carrier::Element,
+                },
+                sensitive: required(&mut row, 6)? == "t",
+            })
+        })
+        .collect()
+    }
+
+    fn key(home: &Home, args: &[Option<&str>]) -> Result<Vec<String>> {
+        spi::read(
+            home,
+            "SELECT a.attname FROM ( \
+               SELECT i.indrelid, i.indkey, i.indnkeyatts FROM pg_catalog.pg_index i \
+               WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND i.indisvalid \
+                 AND (i.indisprimary OR i.indisreplident) \
+               ORDER BY i.indisprimary DESC LIMIT 1) i, \
+             LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(num, ord) \
+             JOIN pg_catalog.pg_attribute a ON a.attnum OPERATOR(pg_catalog.=) k.num \
+              AND a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+             WHERE k.ord OPERATOR(pg_catalog.<=) i.indnkeyatts ORDER BY k.ord",
+            args,
+        )?
+        .into_iter()
+        .map(|mut row| required(&mut row, 0))
+        .collect()
+    }
+}

@@ -1,0 +1,164 @@
+//! What travels: a [`Change`] and the [`Route`] it takes.
+//!
+//! Plain data with a serde form, free of the server. Capture makes it, the change set and the queue
+//! store it, `sql` renders it, delivery and drain send it. All text is UTF-8: values are the output
+//! of the type's output function, converted from the database's encoding where that differs.
+
+use serde::{Deserialize, Serialize};
+
+/// A schema-qualified name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Relation {
+    pub schema: String,
+    pub table: String,
+}
+
+/// How values of a column cross over. The remote column's own type is always the one that counts;
+/// no user-defined type is ever named, since its schema may differ on the other side.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Carrier {
+    /// As elements of an array of the remote column's type.
+    Element,
+    /// As text, cast to this array type of `pg_catalog` (an array cannot be an array's element).
+    Array(String),
+    /// As text in a JSON object, through the remote table's row type (composites, and arrays of
+    /// user-defined types).
+    Record,
+}
+
+/// A column as the remote table names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Column {
+    pub name: String,
+    pub carrier: Carrier,
+}
+
+/// What the remote does when it does not find what the change expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Policy {
+    /// The change wins: an INSERT is an upsert, an UPDATE writes a missing row.
+    Overwrite,
+    /// The change set fails.
+    Error,
+    /// The remote row wins.
+    Skip,
+    /// The larger value of this column (a position in [`Route::columns`]) wins.
+    Newest(usize),
+}
+
+/// Where the changes of one trigger go and in what form; the same for all changes it captures
+/// until the table or the trigger is altered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Route {
+    pub source: Relation,
+    pub target: Relation,
+    /// The columns of [`Change::row`], in its order.
+    pub columns: Vec<Column>,
+    /// The key, as positions in `columns`; its order is that of [`Change::key`].
+    pub key: Vec<usize>,
+    pub policy: Policy,
+    /// TRUNCATE without ONLY (the local table is partitioned).
+    pub truncate_children: bool,
+    /// The `application_name` these changes must carry on the server, where the trigger names one.
+    pub application_name: Option<String>,
+}
+
+impl Route {
+    /// Positions of the columns outside the key.
+    pub fn non_key(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.columns.len()).filter(|i| !self.key.contains(i))
+    }
+}
+
+/// The kind of event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Op {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+impl Op {
+    /// The SQL keyword.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Insert => "INSERT",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Truncate => "TRUNCATE",
+        }
+    }
+}
+
+/// One row event, or one TRUNCATE. `S` is `&str` where the text is borrowed from a change set and
+/// `String` where it is owned. `None` is SQL NULL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change<S> {
+    pub op: Op,
+    /// Number of the local command within its transaction: rows that one command moves to other
+    /// keys move at once, those of different commands one after the other.
+    pub command: u32,
+    /// DELETE: the key. UPDATE that changes the key: the old key. Otherwise empty.
+    pub key: Vec<Option<S>>,
+    /// INSERT and UPDATE: all columns. Otherwise empty.
+    pub row: Vec<Option<S>>,
+    /// DELETE under [`Policy::Newest`]: the version that was deleted.
+    pub seen: Option<S>,
+}
+
+impl<S> Change<S> {
+    /// Whether this is an UPDATE that gives the row another key.
+    pub fn moves(&self) -> bool {
+        self.op == Op::Update && !self.key.is_empty()
+    }
+}
+
+impl<S: AsRef<str>> Change<S> {
+    /// The same change with borrowed text.
+    pub fn borrowed(&self) -> Change<&str> {
+        fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<&str>> {
+            values.iter().map(|v| v.as_ref().map(AsRef::as_ref)).collect()
+        }
+        Change {
+            op: self.op,
+            command: self.command,
+            key: all(&self.key),
+            row: all(&self.row),
+            seen: self.seen.as_ref().map(AsRef::as_ref),
+        }
+    }
+
+    /// The same change with text of its own.
+    pub fn owned(&self) -> Change<String> {
+        fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<String>> {
+            values.iter().map(|v| v.as_ref().map(|s| s.as_ref().to_owned())).collect()
+        }
+        Change {
+            op: self.op,
+            command: self.command,
+            key: all(&self.key),
+            row: all(&self.row),
+            seen: self.seen.as_ref().map(|s| s.as_ref().to_owned()),
+        }
+    }
+
+    /// The key the row has before the change (INSERT: the key it gets).
+    pub fn old_key<'c>(&'c self, route: &Route) -> Vec<Option<&'c str>> {
+        if self.key.is_empty() {
+            self.new_key(route)
+        } else {
+            self.key.iter().map(|v| v.as_ref().map(AsRef::as_ref)).collect()
+        }
+    }
+
+    /// The key the row has after the change; empty after a DELETE.
+    pub fn new_key<'c>(&'c self, route: &Route) -> Vec<Option<&'c str>> {
+        route
+            .key
+            .iter()
+            .filter_map(|i| self.row.get(*i))
+            .map(|v| v.as_ref().map(AsRef::as_ref))
+            .collect()
+    }
+}

@@ -1,0 +1,14 @@
+//! From a change set to the servers, at commit.
+//!
+//! `plan` cuts changes into batches, `feed` turns them into statements, `link` carries them over
+//! one connection, `drive` waits for several links at once, `commit` decides what becomes of a
+//! transaction. `endpoint` and `session` own where to connect and the connections that are kept.
+
+pub mod commit;
+pub mod drive;
+pub mod endpoint;
+pub mod feed;
+pub mod link;
+pub mod lost;
+pub mod plan;
+pub mod session;

@@ -1,0 +1,294 @@
+//! What becomes of the transaction's changes when it commits.
+//!
+//! 1. Gate: change sets of servers with pending records are queued (`sync`: the transaction fails).
+//! 2. Apply and commit. One change set and nothing else: one pipelined exchange whose end commits.
+//!    Otherwise every server first applies in an open transaction; then what failed is queued; only
+//!    then the commits are sent, those that may fail the local transaction (`sync`, drains) before
+//!    those that may not.
+//!
+//! No user-defined code runs here. Any error returned fails the local transaction; connections
+//! still in flight are closed by unwinding, which rolls back what they had not committed.
+
+use super::drive::{self, Stop};
+use super::endpoint::Endpoint;
+use super::feed::{Changes, Fixed};
+use super::link::{Ending, Link};
+use super::{lost, session};
+use crate::capture::change_set::ChangeSet;
+use crate::error::{Error, Result, SqlState};
+use crate::options::Mode;
+use crate::pg::{interrupt, report};
+use crate::queue;
+use crate::sql::Statement;
+use crate::transaction::{self, OpenDrain, Work};
+use std::rc::Rc;
+
+/// Begins a transaction that is applied and committed in two steps.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+
+/// A change set on its way, or why it is not.
+struct Delivery<'s> {
+    set: &'s ChangeSet,
+    link: Link<'s>,
+}
+
+/// What to queue, with the reason if delivery was tried, and the backend that may still act.
+struct Queued<'s> {
+    set: &'s ChangeSet,
+    reason: Option<Error>,
+    lost_backend: Option<i32>,
+}
+
+/// Delivers or queues everything the transaction captured, and commits what it drained.
+///
+/// # Errors
+/// What fails the local transaction: see the module's head.
+pub fn pre_commit() -> Result<()> {
+    let Work { sets, drains } = transaction::take_all();
+    let sets: Vec<ChangeSet> = sets.into_iter().filter(|set| !set.is_empty()).collect();
+    if sets.is_empty() && drains.is_empty() {
+        return Ok(());
+    }
+    let drained: Vec<String> = drains.iter().map(|d| d.server_name.clone()).collect();
+    let drains = drains.into_iter().map(drain_link).collect::<Result<Vec<_>>>()?;
+    let mut deliveries = Vec::new();
+    let mut queued = Vec::new();
+    for set in &sets {
+        match gate(set, &drained)? {
+            Gate::Queue(reason) => queued.push(Queued { set, reason, lost_backend: None }),
+            Gate::Deliver(endpoint) => match Link::open(&endpoint) {
+                Ok(link) => deliveries.push(Delivery { set, link }),
+                Err(error) => queued.push(failed(set, error, None)?),
+            },
+        }
+    }
+    match (deliveries.len(), drains.is_empty()) {
+        (0, true) => write_queue(queued),
+        (1, true) => {
+            write_queue(queued)?;
+            deliveries.into_iter().try_for_each(|delivery| write_queue(at_once(delivery)?))
+        }
+        _ => in_two_steps(deliveries, drains, queued),
+    }
+}
+
+/// Two-phase commit cannot carry a delivery: `queue` and `async` changes are queued with the
+/// prepared transaction.
+///
+/// # Errors
+/// 0A000 for `sync` changes and for drained records.
+pub fn pre_prepare() -> Result<()> {
+    let Work { sets, drains } = transaction::take_all();
+    let refuse = |what: &str| {
+        Err(Error::local(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            format!("cannot PREPARE a transaction that {what}"),
+        ))
+    };
+    if !drains.is_empty() {
+        return refuse("has called deal_sync_err_rec");
+    }
+    if sets.iter().any(|set| !set.is_empty() && set.mode == Mode::Sync) {
+        return refuse("has changed a table synchronised in mode \"sync\"");
+    }
+    for set in sets.iter().filter(|set| !set.is_empty()) {
+        queue::enqueue(set, None)?;
+    }
+    Ok(())
+}
+
+enum Gate {
+    Queue(Option<Error>),
+    Deliver(Rc<Endpoint>),
+}
+
+/// Whether a change set may be sent. With records pending it would overtake them; seen under a
+/// fresh snapshot that is enough without a lock, since a change that depends on a queued one could
+/// only be made after that one's transaction had committed its record.
+fn gate(set: &ChangeSet, drained: &[String]) -> Result<Gate> {
+    let server = &set.account.server_name;
+    if set.mode == Mode::Queue {
+        return Ok(Gate::Queue(None));
+    }
+    if drained.contains(server) || queue::is_pending(&set.home, server)? {
+        return match set.mode {
+            Mode::Sync => Err(Error::Pending { server: server.clone() }),
+            _ => Ok(Gate::Queue(None)),
+        };
+    }
+    let endpoint = Endpoint::resolve(&set.home, &set.account);
+    match endpoint.and_then(|endpoint| lost::settle(&endpoint).map(|()| endpoint)) {
+        Ok(endpoint) => Ok(Gate::Deliver(endpoint)),
+        Err(error) if set.mode == Mode::Sync => Err(error),
+        Err(error) => {
+            warn_queued(set, &error);
+            Ok(Gate::Queue(Some(error)))
+        }
+    }
+}
+
+/// A delivery that failed: queued, or in mode `sync` the transaction's error.
+fn failed(set: &ChangeSet, error: Error, lost_backend: Option<i32>) -> Result<Queued<'_>> {
+    if set.mode == Mode::Sync {
+        return Err(error);
+    }
+    warn_queued(set, &error);
+    Ok(Queued { set, reason: Some(error), lost_backend })
+}
+
+fn warn_queued(set: &ChangeSet, error: &Error) {
+    report::warn(
+        &format!("{} changes for server \"{}\" were queued", set.len(), set.account.server_name),
+        error,
+        Some("deal_sync_err_rec() replays them once the cause is gone; see sync_err_rec."),
+    );
+}
+
+fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
+    for Queued { set, reason, lost_backend } in queued {
+        queue::enqueue(set, reason.as_ref())?;
+        if let Some(pid) = lost_backend {
+            queue::remember_lost(set, pid)?;
+        }
+    }
+    Ok(())
+}
+
+fn feed_of<'s>(
+    set: &'s ChangeSet,
+    link: &Link<'_>,
+    before: Vec<Statement>,
+) -> impl super::feed::Feed + use<'s> {
+    Changes::new(set.iter(), &link.endpoint().application_name, before)
+}
+
+/// Applies and commits in one exchange: the statements are an implicit transaction, and the end of
+/// the pipeline commits it.
+fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
+    let feed = feed_of(delivery.set, &delivery.link, Vec::new());
+    delivery.link.run(feed, Ending::Commits);
+    let interrupted = finish(std::slice::from_mut(&mut delivery.link))?;
+    settle_commit(delivery, interrupted)
+}
+
+/// What a commit came to. Committed: the session goes back. Rolled back over a request to cancel:
+/// the local transaction is cancelled too. Otherwise see [`failed`].
+fn settle_commit(delivery: Delivery<'_>, interrupted: bool) -> Result<Option<Queued<'_>>> {
+    let Delivery { set, link } = delivery;
+    match link.result() {
+        Ok(()) => {
+            keep(link, interrupted);
+            Ok(None)
+        }
+        Err(error @ Error::InDoubt { .. }) => {
+            let pid = link.backend_pid();
+            if set.mode == Mode::Sync {
+                lost::remember(link.endpoint(), pid);
+            } else {
+                // The records will bring about what the server may have done already.
+                interrupt::absorb();
+            }
+            failed(set, error, Some(pid)).map(Some)
+        }
+        Err(_) if interrupted => {
+            interrupt::check();
+            Err(Error::Canceled)
+        }
+        Err(error) => {
+            keep(link, interrupted);
+            failed(set, error, None).map(Some)
+        }
+    }
+}
+
+/// Puts the session back, unless a cancel request may still be on its way to it.
+fn keep(link: Link<'_>, interrupted: bool) {
+    if !interrupted {
+        link.into_session().into_iter().for_each(session::put_back);
+    }
+}
+
+/// Drives links to their end. On a request to cancel: raises it if nothing can have been committed,
+/// else asks the servers to cancel, follows their answers and says so; where a server had committed
+/// already the request comes too late and is dropped.
+fn finish(links: &mut [Link<'_>]) -> Result<bool> {
+    if drive::drive(links) == Stop::Done {
+        return Ok(false);
+    }
+    if !links.iter().any(Link::commit_sent) {
+        interrupt::check();
+        return Err(Error::Canceled);
+    }
+    drive::cancel(links);
+    if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
+        interrupt::absorb();
+    }
+    Ok(true)
+}
+
+/// The link of an open drain.
+fn drain_link(drain: OpenDrain) -> Result<Link<'static>> {
+    match drain.session {
+        Some(session) => Ok(Link::over(session)),
+        None => Err(Error::local(
+            SqlState::TRANSACTION_ROLLBACK,
+            format!(
+                "drain of server \"{}\" was partly rolled back with a savepoint",
+                drain.server_name
+            ),
+        )
+        .with_hint("Roll back the whole transaction and drain again.")),
+    }
+}
+
+/// Applies everywhere, queues what failed, then commits everywhere.
+fn in_two_steps<'s>(
+    deliveries: Vec<Delivery<'s>>,
+    drains: Vec<Link<'s>>,
+    mut queued: Vec<Queued<'s>>,
+) -> Result<()> {
+    let (sets, mut links): (Vec<_>, Vec<_>) =
+        deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
+    for (set, link) in sets.iter().zip(&mut links) {
+        let begin = Statement { text: BEGIN.to_owned(), params: Vec::new() };
+        link.run(feed_of(set, link, vec![begin]), Ending::Open);
+    }
+    finish(&mut links)?;
+    let (mut strict, mut lenient) = (Vec::new(), Vec::new());
+    for (set, link) in sets.into_iter().zip(links) {
+        match link.result() {
+            // The failed transaction goes with its connection: the next use makes a new one.
+            Err(error) => queued.push(failed(set, error, None)?),
+            Ok(()) if set.mode == Mode::Sync => strict.push(Delivery { set, link }),
+            Ok(()) => lenient.push(Delivery { set, link }),
+        }
+    }
+    write_queue(queued)?;
+    commit_all(strict, drains)?;
+    commit_all(lenient, Vec::new())
+}
+
+/// Sends COMMIT to all and settles each. A drain that cannot be committed fails the local
+/// transaction, so that its records stay.
+fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>) -> Result<()> {
+    let (sets, links): (Vec<_>, Vec<_>) =
+        deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
+    let mut links: Vec<Link<'_>> = links.into_iter().chain(drains).collect();
+    for link in &mut links {
+        link.run(Fixed::new(["COMMIT"]), Ending::Commits);
+    }
+    let interrupted = finish(&mut links)?;
+    let drains = links.split_off(sets.len());
+    for link in drains {
+        // In doubt, the rows it wrote stay locked on the server until it has ended either way, so
+        // nothing newer can be applied to them before; no need to remember the backend.
+        link.result()?;
+        keep(link, interrupted);
+    }
+    for (set, link) in sets.into_iter().zip(links) {
+        if let Some(queued) = settle_commit(Delivery { set, link }, interrupted)? {
+            write_queue([queued])?;
+        }
+    }
+    Ok(())
+}

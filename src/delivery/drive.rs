@@ -1,0 +1,108 @@
+//! Waits for links, under their deadlines, on the process latch.
+
+use super::feed::Fixed;
+use super::link::{Ending, Link};
+use crate::guc;
+use crate::pg::interrupt;
+use crate::pg::wait::{self, Interest};
+use std::time::{Duration, Instant};
+
+/// Why [`drive`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// All links are done.
+    Done,
+    /// A cancel or termination was requested; links may be in the middle of anything.
+    Interrupted,
+}
+
+/// Runs the links until all are done. A request to cancel is not acted upon here: what it means
+/// depends on what has been sent.
+pub fn drive(links: &mut [Link<'_>]) -> Stop {
+    loop {
+        links.iter_mut().for_each(Link::step);
+        if links.iter().all(Link::is_done) {
+            return Stop::Done;
+        }
+        if interrupt::pending() {
+            return Stop::Interrupted;
+        }
+        pause(links);
+    }
+}
+
+/// Runs the links until one of them that was not is done; false when all had been before.
+pub fn drive_any(links: &mut [Link<'_>]) -> Stop {
+    let before = links.iter().filter(|l| l.is_done()).count();
+    loop {
+        links.iter_mut().for_each(Link::step);
+        let done = links.iter().filter(|l| l.is_done()).count();
+        if done > before || done == links.len() {
+            return Stop::Done;
+        }
+        if interrupt::pending() {
+            return Stop::Interrupted;
+        }
+        pause(links);
+    }
+}
+
+/// Asks the servers to cancel what the links are running, over connections of their own (libpq's
+/// PQcancel blocks), and follows each link to its end under `pg_rowsync.cancel_timeout`; what has
+/// not answered by then is in doubt. Links that have not asked for a commit are simply given up:
+/// closing their connections rolls back. The sessions must not be used again: the cancel request
+/// might reach what they run next.
+pub fn cancel(links: &mut [Link<'_>]) {
+    let deadline = Instant::now() + guc::cancel_timeout();
+    let mut helpers: Vec<Link<'_>> = links
+        .iter()
+        .filter(|link| !link.is_done() && link.commit_sent())
+        .filter_map(|link| {
+            let mut helper = Link::connect(link.endpoint()).ok()?;
+            let pid = link.backend_pid();
+            let sql = format!("SELECT pg_catalog.pg_cancel_backend({pid})");
+            helper.run(Fixed::new([sql]), Ending::Open);
+            Some(helper)
+        })
+        .collect();
+    loop {
+        links.iter_mut().chain(&mut helpers).for_each(Link::step);
+        let mut waiting: Vec<&mut Link<'_>> =
+            links.iter_mut().filter(|l| !l.is_done() && l.commit_sent()).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        if Instant::now() >= deadline {
+            let reason = "The server did not answer the cancel request";
+            waiting.iter_mut().for_each(|link| link.in_doubt(reason));
+            return;
+        }
+        // Serves barriers and the like; a second request to cancel changes nothing.
+        interrupt::pending();
+        let interests: Vec<Interest> = links
+            .iter()
+            .filter(|l| l.commit_sent())
+            .chain(&helpers)
+            .filter_map(Link::interest)
+            .collect();
+        wait::wait(&interests, deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Lets links whose time is up expire, else waits until something may have changed.
+fn pause(links: &mut [Link<'_>]) {
+    let now = Instant::now();
+    let mut expired = false;
+    for link in links.iter_mut().filter(|l| !l.is_done() && l.deadline() <= now) {
+        link.expire();
+        expired = true;
+    }
+    if expired {
+        return;
+    }
+    let running = || links.iter().filter(|l| !l.is_done());
+    let until = running().map(Link::deadline).min();
+    let time = until.map_or(Duration::ZERO, |t| t.saturating_duration_since(now));
+    let interests: Vec<Interest> = running().filter_map(Link::interest).collect();
+    wait::wait(&interests, time);
+}

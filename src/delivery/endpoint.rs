@@ -1,0 +1,307 @@
+//! Where to connect and as whom: a foreign server and a user mapping, turned into libpq options.
+
+use crate::error::{Error, Result, SqlState};
+use crate::guc;
+use crate::pg::spi::{self, Home, required};
+use crate::pg::text::c_string;
+use crate::pg::{Oid, invalidation};
+use crate::pq::keywords;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::rc::Rc;
+
+/// A server and the mapping used for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Account {
+    pub server: Oid,
+    pub server_name: String,
+    pub mapping: Oid,
+    /// The role whose mapping it is looked up for: the table's owner.
+    pub owner: Oid,
+}
+
+impl Account {
+    /// Looks up the server by name, the owner's USAGE on it and the owner's mapping, else PUBLIC's.
+    ///
+    /// # Errors
+    /// 42704 for a missing server or mapping, 42501 for missing USAGE.
+    pub fn look_up(home: &Home, server_name: &str, owner: Oid) -> Result<Self> {
+        let owner_text = owner.to_u32().to_string();
+        let rows = spi::read(
+            home,
+            "SELECT s.oid, pg_catalog.has_server_privilege($2::pg_catalog.oid, s.oid, 'USAGE'), \
+                    pg_catalog.pg_get_userbyid($2::pg_catalog.oid), m.oid \
+             FROM pg_catalog.pg_foreign_server s \
+             LEFT JOIN LATERAL (SELECT u.oid FROM pg_catalog.pg_user_mapping u \
+                  WHERE u.umserver OPERATOR(pg_catalog.=) s.oid \
+                    AND u.umuser OPERATOR(pg_catalog.=) \
+                        ANY (ARRAY[$2::pg_catalog.oid, 0::pg_catalog.oid]) \
+                  ORDER BY u.umuser DESC LIMIT 1) m ON true \
+             WHERE s.srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+            &[Some(server_name), Some(&owner_text)],
+        )?;
+        let Some(mut row) = rows.into_iter().next() else {
+            return Err(Error::local(
+                SqlState::UNDEFINED_OBJECT,
+                format!("server \"{server_name}\" does not exist"),
+            )
+            .with_hint("Create it with CREATE SERVER ... FOREIGN DATA WRAPPER pg_rowsync."));
+        };
+        let role = required(&mut row, 2)?;
+        if required(&mut row, 1)? != "t" {
+            return Err(Error::local(
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for foreign server {server_name}"),
+            )
+            .with_hint(format!(
+                "The table's owner \"{role}\" needs USAGE on the server: GRANT USAGE ON FOREIGN \
+                 SERVER."
+            )));
+        }
+        let server = oid(&required(&mut row, 0)?)?;
+        let Some(mapping) = row.get_mut(3).and_then(Option::take) else {
+            return Err(Error::local(
+                SqlState::UNDEFINED_OBJECT,
+                format!("user mapping not found for user \"{role}\", server \"{server_name}\""),
+            )
+            .with_hint(
+                "The mapping of the table's owner is used: CREATE USER MAPPING FOR that role.",
+            ));
+        };
+        Ok(Self { server, server_name: server_name.to_owned(), mapping: oid(&mapping)?, owner })
+    }
+}
+
+/// An OID from its text.
+///
+/// # Errors
+/// When it is none.
+pub fn oid(text: &str) -> Result<Oid> {
+    text.parse::<u32>().map(Oid::from).map_err(|_| Error::internal("malformed oid"))
+}
+
+/// What an endpoint was made from: catalogs, guard setting, session settings.
+type Moment = (u64, String, String);
+
+thread_local! {
+    static KNOWN: RefCell<HashMap<u32, (Moment, Rc<Endpoint>)>> = RefCell::default();
+}
+
+/// Everything a connection is made with. Two endpoints that are equal can share a connection.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub account: Account,
+    /// Guard name of the server's connections.
+    pub application_name: String,
+    /// The same, if the server's options give it and not the setting.
+    pub own_name: Option<String>,
+    /// The mapping must bring a password, and the server must ask for it.
+    pub password_required: bool,
+    has_password: bool,
+    params: Vec<(CString, CString)>,
+}
+
+impl Endpoint {
+    /// The endpoint of an account, read anew when a server, mapping, role or one of our settings
+    /// has changed.
+    ///
+    /// # Errors
+    /// 22021 for an option that cannot be passed on.
+    pub fn resolve(home: &Home, account: &Account) -> Result<Rc<Self>> {
+        let mapping = account.mapping.to_u32();
+        let now = (invalidation::servers(), guc::application_name(), session_options());
+        let known = KNOWN.with_borrow(|known| known.get(&mapping).cloned());
+        if let Some((_, endpoint)) = known.filter(|(then, e)| *then == now && e.account == *account)
+        {
+            return Ok(endpoint);
+        }
+        let endpoint = Rc::new(Self::read(home, account)?);
+        KNOWN.with_borrow_mut(|known| known.insert(mapping, (now, endpoint.clone())));
+        Ok(endpoint)
+    }
+
+    /// Reads the options of wrapper, server and mapping, the later ones winning.
+    fn read(home: &Home, account: &Account) -> Result<Self> {
+        let rows = spi::read(
+            home,
+            "SELECT o.place, o.name, o.value FROM ( \
+               SELECT 1, o.option_name, o.option_value FROM pg_catalog.pg_foreign_server s \
+                 JOIN pg_catalog.pg_foreign_data_wrapper f \
+                   ON f.oid OPERATOR(pg_catalog.=) s.srvfdw, \
+                 pg_catalog.pg_options_to_table(f.fdwoptions) o \
+                 WHERE s.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+               UNION ALL \
+               SELECT 2, o.option_name, o.option_value FROM pg_catalog.pg_foreign_server s, \
+                 pg_catalog.pg_options_to_table(s.srvoptions) o \
+                 WHERE s.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+               UNION ALL \
+               SELECT 3, o.option_name, o.option_value FROM pg_catalog.pg_user_mapping m, \
+                 pg_catalog.pg_options_to_table(m.umoptions) o \
+                 WHERE m.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+             ) AS o(place, name, value) ORDER BY o.place",
+            &[
+                Some(&account.server.to_u32().to_string()),
+                Some(&account.mapping.to_u32().to_string()),
+            ],
+        )?;
+        let superuser = spi::read(
+            home,
+            "SELECT 1 FROM pg_catalog.pg_roles \
+             WHERE oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND rolsuper",
+            &[Some(&account.owner.to_u32().to_string())],
+        )?;
+        let mut options: Vec<(String, String)> = Vec::new();
+        let mut waived = false;
+        for mut row in rows {
+            let place = required(&mut row, 0)?;
+            let (name, value) = (required(&mut row, 1)?, required(&mut row, 2)?);
+            if name == "password_required" && place == "3" {
+                waived =
+                    matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0");
+            } else if keywords::find(&name).is_some_and(|k| !k.debug) {
+                options.retain(|(n, _)| *n != name);
+                options.push((name, value));
+            }
+        }
+        Self::of_options(account.clone(), options, superuser.is_empty() && !waived)
+    }
+
+    fn of_options(
+        account: Account,
+        mut options: Vec<(String, String)>,
+        password_required: bool,
+    ) -> Result<Self> {
+        let mut take = |name: &str| {
+            let at = options.iter().position(|(n, _)| n == name)?;
+            Some(options.swap_remove(at).1)
+        };
+        let own = take("options").unwrap_or_default();
+        let own_name = take("application_name").or_else(|| name_in_options(&own));
+        let application_name = own_name.clone().unwrap_or_else(guc::application_name);
+        // The server's encoding is none of the mapping's business, nor is the protocol's kind.
+        for name in ["client_encoding", "replication", "fallback_application_name"] {
+            take(name);
+        }
+        let has_password = options.iter().any(|(n, v)| n == "password" && !v.is_empty());
+        options.push(("client_encoding".into(), "UTF8".into()));
+        options.push(("application_name".into(), application_name.clone()));
+        options.push(("options".into(), format!("{own} {}", session_options()).trim().into()));
+        let params = options
+            .into_iter()
+            .map(|(n, v)| Ok((c_string(&n)?, c_string(&v)?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { account, application_name, own_name, password_required, has_password, params })
+    }
+
+    /// Refuses to connect without a password of the mapping's own, so that no one gets in as the
+    /// server's operating-system user or with its password file.
+    ///
+    /// # Errors
+    /// 2F003, as postgres_fdw raises it.
+    pub fn check_before(&self) -> Result<()> {
+        if self.password_required && !self.has_password {
+            return Err(self.refused("Non-superusers must provide a password in the user mapping."));
+        }
+        Ok(())
+    }
+
+    /// Refuses a connection that was let in without the password.
+    ///
+    /// # Errors
+    /// 2F003, as postgres_fdw raises it.
+    pub fn check_after(&self, used_password: bool) -> Result<()> {
+        if self.password_required && !used_password {
+            return Err(self.refused(
+                "Non-superuser cannot connect if the server does not request a password.",
+            ));
+        }
+        Ok(())
+    }
+
+    fn refused(&self, detail: &str) -> Error {
+        Error::local(SqlState::PASSWORD_REQUIRED, "password is required")
+            .with_detail(detail)
+            .with_hint(
+                "Target server's authentication method must be changed or password_required=false \
+                 set in the user mapping attributes.",
+            )
+    }
+
+    /// Keyword and value pairs for libpq.
+    pub fn params(&self) -> &[(CString, CString)] {
+        &self.params
+    }
+}
+
+/// What pins a remote session, as start-up options: everything in the first packet, so that it
+/// costs no round trip. They come after the user's own and win.
+fn session_options() -> String {
+    let timeout = guc::delivery_timeout().as_millis();
+    let lock = guc::lock_timeout().as_millis();
+    [
+        "search_path=pg_catalog".to_owned(),
+        "datestyle=ISO".to_owned(),
+        "intervalstyle=postgres".to_owned(),
+        "extra_float_digits=3".to_owned(),
+        "timezone=UTC".to_owned(),
+        "lc_monetary=C".to_owned(),
+        "default_transaction_isolation=read\\ committed".to_owned(),
+        "default_transaction_read_only=off".to_owned(),
+        "jit=off".to_owned(),
+        "client_connection_check_interval=1000".to_owned(),
+        format!("statement_timeout={timeout}"),
+        format!("lock_timeout={lock}"),
+    ]
+    .map(|setting| format!("-c {setting}"))
+    .join(" ")
+}
+
+/// The `application_name` inside an `options` string, written `-c name=value`, `-cname=value` or
+/// `--name=value`, with backslashes before spaces, as the server reads it; the last one counts.
+fn name_in_options(options: &str) -> Option<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = options.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            c if c.is_ascii_whitespace() => words.extend(word.take()),
+            '\\' => word.get_or_insert_default().extend(chars.next()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    let mut found = None;
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let setting = match word.strip_prefix("--").or_else(|| word.strip_prefix("-c")) {
+            Some("") => words.next().unwrap_or_default(),
+            Some(setting) => setting.to_owned(),
+            None => continue,
+        };
+        if let Some((name, value)) = setting.split_once('=') {
+            if name.replace('-', "_").eq_ignore_ascii_case("application_name") {
+                found = Some(value.to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_name_is_found_in_the_options_of_the_recipe() {
+        assert_eq!(name_in_options("-c application_name=aaa").as_deref(), Some("aaa"));
+        assert_eq!(name_in_options("-capplication_name=aaa").as_deref(), Some("aaa"));
+        assert_eq!(name_in_options("--application-name=a\\ b").as_deref(), Some("a b"));
+        assert_eq!(
+            name_in_options("-c geqo=off -c application_name=a -c application_name=b").as_deref(),
+            Some("b")
+        );
+        assert_eq!(name_in_options("-c geqo=off"), None);
+        assert_eq!(name_in_options(""), None);
+    }
+}

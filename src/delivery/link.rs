@@ -1,0 +1,434 @@
+//! One server in one exchange: connects if need be, feeds statements into a pipeline while reading
+//! its answers, and says in the end what took effect. A state machine that never waits; `drive`
+//! waits for several of them.
+//!
+//! What decides between "lost" and "in doubt" is whether the end of a pipeline that commits had
+//! been handed to libpq: from then on its bytes may be anywhere.
+
+use super::endpoint::Endpoint;
+use super::feed::Feed;
+use super::session::{self, Session};
+use crate::error::{Error, RemoteError, Result, SqlState};
+use crate::guc;
+use crate::pg::fd::ExternalFd;
+use crate::pg::wait::{self, Interest};
+use crate::pq::{Connection, Polling, Status};
+use crate::sql::{MISSING_MARK, Statement};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// What the end of a run means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The server commits: the statements are an implicit transaction, or end with COMMIT.
+    Commits,
+    /// Nothing is committed by it.
+    Open,
+}
+
+enum State {
+    Connecting {
+        connection: Connection,
+        fd: ExternalFd,
+        polling: Polling,
+        since: Instant,
+    },
+    /// Connected, with nothing in flight.
+    Resting(Session),
+    Running(Session),
+    /// Without a connection, for good.
+    Closed,
+}
+
+/// See the module's head.
+pub struct Link<'f> {
+    endpoint: Rc<Endpoint>,
+    state: State,
+    feed: Option<Box<dyn Feed + 'f>>,
+    /// Statements fetched but not sent yet: the end must be known when the last ones are.
+    ahead: Option<Vec<Statement>>,
+    ending: Ending,
+    /// Answers still to come: one a statement, one for the end of the pipeline.
+    outstanding: usize,
+    /// The answer being read has begun: a null result ends it.
+    in_answer: bool,
+    /// The end of the pipeline was handed to libpq.
+    ended: bool,
+    commit_sent: bool,
+    /// When the last answer came or the last statements had left.
+    progress: Instant,
+    /// When statements were last handed to libpq.
+    fed_at: Instant,
+    /// The kernel did not take everything: wait for writing too.
+    write_blocked: bool,
+    backend_pid: i32,
+    failure: Option<Error>,
+    answers: Vec<Vec<Option<String>>>,
+}
+
+impl<'f> Link<'f> {
+    /// A link over the endpoint's idle session, or else one that begins to connect.
+    ///
+    /// # Errors
+    /// 2F003 for a missing password, 53000 when the backend has no descriptor to spare.
+    pub fn open(endpoint: &Rc<Endpoint>) -> Result<Self> {
+        match session::take(endpoint) {
+            Some(session) => Ok(Self::over(session)),
+            None => Self::connect(endpoint),
+        }
+    }
+
+    /// A link that connects anew.
+    ///
+    /// # Errors
+    /// As for [`Link::open`].
+    pub fn connect(endpoint: &Rc<Endpoint>) -> Result<Self> {
+        endpoint.check_before()?;
+        let refused = |reason: &str| Error::Connect {
+            server: endpoint.account.server_name.clone(),
+            sqlstate: SqlState::new("53000"),
+            reason: reason.to_owned(),
+        };
+        let fd = ExternalFd::acquire()
+            .ok_or_else(|| refused("There are too many open files on the local server."))?;
+        let connection =
+            Connection::start(endpoint.params()).ok_or_else(|| refused("Out of memory."))?;
+        // libpq's protocol: after the start wait for writing, then poll.
+        let (polling, since) = (Polling::Write, Instant::now());
+        let state = State::Connecting { connection, fd, polling, since };
+        Ok(Self::with(endpoint.clone(), state))
+    }
+
+    /// A link over a session that is at rest.
+    pub fn over(session: Session) -> Self {
+        Self::with(session.endpoint.clone(), State::Resting(session))
+    }
+
+    fn with(endpoint: Rc<Endpoint>, state: State) -> Self {
+        Self {
+            endpoint,
+            state,
+            feed: None,
+            ahead: None,
+            ending: Ending::Open,
+            outstanding: 0,
+            in_answer: false,
+            ended: false,
+            commit_sent: false,
+            progress: Instant::now(),
+            fed_at: Instant::now(),
+            write_blocked: false,
+            backend_pid: 0,
+            failure: None,
+            answers: Vec::new(),
+        }
+    }
+
+    /// Gives the link statements to run, now or as soon as it is connected.
+    pub fn run(&mut self, feed: impl Feed + 'f, ending: Ending) {
+        self.feed = Some(Box::new(feed));
+        self.ahead = None;
+        self.ending = ending;
+        self.outstanding = 0;
+        self.in_answer = false;
+        self.ended = false;
+        self.commit_sent = false;
+        self.write_blocked = false;
+        self.progress = Instant::now();
+        self.fed_at = self.progress;
+        self.failure = None;
+        self.answers.clear();
+        self.start();
+    }
+
+    fn start(&mut self) {
+        if self.feed.is_none() || !matches!(self.state, State::Resting(_)) {
+            return;
+        }
+        if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
+            self.backend_pid = session.connection.backend_pid();
+            self.progress = Instant::now();
+            self.state = State::Running(session);
+        }
+    }
+
+    fn server(&self) -> &str {
+        &self.endpoint.account.server_name
+    }
+
+    /// The endpoint the link leads to.
+    pub fn endpoint(&self) -> &Rc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Whether nothing more happens until the next [`Link::run`].
+    pub fn is_done(&self) -> bool {
+        matches!(self.state, State::Resting(_) | State::Closed)
+    }
+
+    /// Whether what it runs may have been committed.
+    pub fn commit_sent(&self) -> bool {
+        self.commit_sent
+    }
+
+    /// Process ID of the server's backend, 0 before there is one.
+    pub fn backend_pid(&self) -> i32 {
+        self.backend_pid
+    }
+
+    /// What became of the run.
+    ///
+    /// # Errors
+    /// The first error, see [`Error`] for what each says about the server's state.
+    pub fn result(&self) -> Result<()> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// The first column of each answer that had rows.
+    pub fn answers(&self) -> &[Vec<Option<String>>] {
+        &self.answers
+    }
+
+    /// The session, if the link ended with one at rest.
+    pub fn into_session(self) -> Option<Session> {
+        match self.state {
+            State::Resting(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// What to wait for.
+    pub fn interest(&self) -> Option<Interest> {
+        match &self.state {
+            State::Connecting { connection, polling, .. } => {
+                Some(connecting_interest(connection, *polling))
+            }
+            State::Running(session) => {
+                // Writing is waited for only when flush left something.
+                let write = self.write_blocked;
+                Some(Interest { socket: session.connection.socket(), read: true, write })
+            }
+            State::Resting(_) | State::Closed => None,
+        }
+    }
+
+    /// When the link must have got further.
+    pub fn deadline(&self) -> Instant {
+        match &self.state {
+            State::Connecting { since, .. } => *since + guc::connect_timeout(),
+            _ => self.progress + guc::delivery_timeout(),
+        }
+    }
+
+    /// The deadline has passed.
+    pub fn expire(&mut self) {
+        let server = self.server().to_owned();
+        let (what, limit): (_, Duration) = match &self.state {
+            State::Connecting { .. } => ("connecting", guc::connect_timeout()),
+            _ => ("waiting for the server", guc::delivery_timeout()),
+        };
+        let millis = limit.as_millis() as i64;
+        if self.commit_sent {
+            self.in_doubt(&format!("No answer for {millis} ms"));
+        } else {
+            self.close(Error::Timeout { server, what, millis });
+        }
+    }
+
+    /// Gives up on learning the outcome.
+    pub fn in_doubt(&mut self, reason: &str) {
+        let (server, reason) = (self.server().to_owned(), reason.to_owned());
+        self.close(Error::InDoubt { server, reason });
+    }
+
+    fn close(&mut self, error: Error) {
+        self.state = State::Closed;
+        self.feed = None;
+        self.failure = Some(error);
+    }
+
+    /// Does what can be done without waiting.
+    pub fn step(&mut self) {
+        if let State::Connecting { .. } = self.state {
+            self.step_connecting();
+        }
+        if let State::Running(_) = self.state {
+            if let Err(reason) = self.step_running() {
+                self.broken(&reason);
+            }
+        }
+    }
+
+    fn step_connecting(&mut self) {
+        let State::Connecting { connection, polling, .. } = &mut self.state else { return };
+        // PQconnectPoll must not be called before the socket is ready.
+        while matches!(polling, Polling::Read | Polling::Write) {
+            if !wait::is_ready(&connecting_interest(connection, *polling)) {
+                return;
+            }
+            *polling = connection.poll();
+        }
+        let State::Connecting { mut connection, fd, polling, .. } =
+            std::mem::replace(&mut self.state, State::Closed)
+        else {
+            return;
+        };
+        if polling == Polling::Failed || !connection.pipelined() {
+            let (sqlstate, reason) = connection.connect_error();
+            let server = self.server().to_owned();
+            return self.close(Error::Connect { server, sqlstate, reason });
+        }
+        if let Err(error) = self.endpoint.check_after(connection.used_password()) {
+            return self.close(error);
+        }
+        self.state = State::Resting(Session::new(connection, self.endpoint.clone(), fd));
+        self.start();
+    }
+
+    /// Reads, feeds, flushes until it would block or is done. An error is that of a broken
+    /// connection.
+    fn step_running(&mut self) -> std::result::Result<(), String> {
+        loop {
+            self.read_answers()?;
+            if self.ended && self.outstanding == 0 {
+                self.rest();
+                return Ok(());
+            }
+            let State::Running(session) = &mut self.state else { return Ok(()) };
+            let flushed = session.connection.flush()?;
+            self.write_blocked = !flushed;
+            if !flushed {
+                return Ok(());
+            }
+            self.progress = self.progress.max(self.fed_at);
+            if self.ended {
+                return Ok(());
+            }
+            self.feed_next()?;
+        }
+    }
+
+    fn rest(&mut self) {
+        if let State::Running(session) = std::mem::replace(&mut self.state, State::Closed) {
+            self.state = State::Resting(session);
+        }
+    }
+
+    /// Hands the next statements to libpq, and with the last ones the end of the pipeline.
+    fn feed_next(&mut self) -> std::result::Result<(), String> {
+        // After a failure the server skips everything up to the end of the pipeline.
+        if self.failure.is_some() {
+            self.ahead = None;
+            self.feed = None;
+        }
+        let current = self.ahead.take().map_or_else(|| self.fetch(), |s| Ok(Some(s)));
+        let ahead = match &current {
+            Ok(Some(_)) => self.fetch(),
+            _ => Ok(None),
+        };
+        let (current, ahead) = match (current, ahead) {
+            (Ok(current), Ok(ahead)) => (current, ahead),
+            (Err(error), _) | (_, Err(error)) => {
+                // Our own fault: nothing may be committed, so the pipeline must not be ended.
+                self.close(error);
+                return Ok(());
+            }
+        };
+        self.ahead = ahead;
+        let State::Running(session) = &mut self.state else { return Ok(()) };
+        for statement in current.iter().flatten() {
+            session.connection.send(statement)?;
+            self.outstanding += 1;
+        }
+        if self.ahead.is_some() {
+            // Answers along the way show progress and fill no buffer on the server.
+            session.connection.request_flush()?;
+        } else {
+            self.ended = true;
+            self.commit_sent = self.ending == Ending::Commits && self.failure.is_none();
+            session.connection.sync()?;
+            self.outstanding += 1;
+        }
+        self.fed_at = Instant::now();
+        Ok(())
+    }
+
+    fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
+        self.feed.as_mut().map_or(Ok(None), |feed| feed.next())
+    }
+
+    fn read_answers(&mut self) -> std::result::Result<(), String> {
+        let State::Running(session) = &mut self.state else { return Ok(()) };
+        let server = &self.endpoint.account.server_name;
+        let arrived = session.connection.consume();
+        while self.outstanding > 0 && !session.connection.is_busy() {
+            let Some(reply) = session.connection.reply() else {
+                if !self.in_answer {
+                    break;
+                }
+                self.in_answer = false;
+                self.outstanding -= 1;
+                self.progress = Instant::now();
+                continue;
+            };
+            self.in_answer = true;
+            match reply.status() {
+                Status::Done => {
+                    let rows = reply.first_column();
+                    if !rows.is_empty() {
+                        self.answers.push(rows);
+                    }
+                }
+                Status::Skipped => {}
+                Status::Failed => {
+                    let error = explained(reply.error(server));
+                    self.failure.get_or_insert(Error::Remote(Box::new(error)));
+                }
+                Status::Synced => {
+                    self.in_answer = false;
+                    self.outstanding -= 1;
+                    self.progress = Instant::now();
+                }
+                Status::Unexpected => return Err("The server broke the protocol.".to_owned()),
+            }
+            if !session.connection.is_up() {
+                break;
+            }
+        }
+        if arrived && session.connection.is_up() {
+            Ok(())
+        } else {
+            Err(session.connection.message())
+        }
+    }
+
+    fn broken(&mut self, reason: &str) {
+        let server = self.server().to_owned();
+        // What the server said before it hung up tells more than libpq's own words.
+        let reason = match &self.failure {
+            Some(Error::Remote(e)) => e.message.clone(),
+            _ => reason.to_owned(),
+        };
+        self.close(if self.commit_sent {
+            Error::InDoubt { server, reason }
+        } else {
+            Error::Lost { server, reason }
+        });
+    }
+}
+
+fn connecting_interest(connection: &Connection, polling: Polling) -> Interest {
+    let read = polling == Polling::Read;
+    Interest { socket: connection.socket(), read, write: !read }
+}
+
+/// The error that an `error` policy provoked, in words of its own.
+fn explained(mut error: RemoteError) -> RemoteError {
+    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {
+        error.sqlstate = SqlState::NO_DATA_FOUND;
+        error.message =
+            format!("row to update or delete was not found on server \"{}\"", error.server);
+        error.context = None;
+    }
+    error
+}

@@ -1,0 +1,87 @@
+//! A lost delivery stays lost: the server's backend of a connection lost in doubt must be gone
+//! before anything newer is applied there, or it might still commit what it holds, behind it.
+//!
+//! The backend is ended by its own role over a new connection, and waited for. A process ID that
+//! the server has given to another session of the same role and database meanwhile costs that
+//! session its connection, no more.
+
+use super::endpoint::Endpoint;
+use super::feed::Fixed;
+use super::link::{Ending, Link};
+use super::{drive, session};
+use crate::error::{Error, Result};
+use crate::guc;
+use crate::pg::interrupt;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Longest time the server waits for the backend to end.
+const PATIENCE_MS: u128 = 2_000;
+
+thread_local! {
+    /// Backends lost by transactions that failed over it (`sync`), by user mapping: their queue
+    /// rows would have been rolled back, so this session at least remembers.
+    static LOST: RefCell<HashMap<u32, Vec<i32>>> = RefCell::default();
+}
+
+/// Remembers a backend for this session.
+pub fn remember(endpoint: &Endpoint, backend_pid: i32) {
+    let mapping = endpoint.account.mapping.to_u32();
+    LOST.with_borrow_mut(|lost| lost.entry(mapping).or_default().push(backend_pid));
+}
+
+/// Sees to it that what this session remembers for the endpoint is gone.
+///
+/// # Errors
+/// A transient error when a backend will not go, and what connecting reports.
+pub fn settle(endpoint: &Rc<Endpoint>) -> Result<()> {
+    let mapping = endpoint.account.mapping.to_u32();
+    let pids = LOST.with_borrow(|lost| lost.get(&mapping).cloned()).unwrap_or_default();
+    if pids.is_empty() {
+        return Ok(());
+    }
+    let link = terminate(Link::open(endpoint)?, &pids)?;
+    LOST.with_borrow_mut(|lost| lost.remove(&mapping));
+    link.into_session().into_iter().for_each(session::put_back);
+    Ok(())
+}
+
+/// Ends the backends over a link and waits until they are gone; gives the link back at rest.
+///
+/// # Errors
+/// A transient error when one of them will not go; what the link reports.
+pub fn terminate<'f>(mut link: Link<'f>, pids: &[i32]) -> Result<Link<'f>> {
+    let patience = (guc::delivery_timeout().as_millis() / 2).min(PATIENCE_MS).max(1);
+    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
+    let sql = format!(
+        "SELECT pg_catalog.bool_and(pg_catalog.pg_terminate_backend(pid, {patience})) \
+         FROM pg_catalog.pg_stat_activity WHERE pid IN ({}) AND usename = CURRENT_USER \
+         AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()",
+        pids.join(", ")
+    );
+    link.run(Fixed::new([sql]), Ending::Open);
+    run(&mut link)?;
+    let gone = link.answers().first().and_then(|rows| rows.first()).cloned().flatten();
+    // NULL: none of them is there any more.
+    if gone.as_deref() == Some("f") {
+        return Err(Error::Timeout {
+            server: link.endpoint().account.server_name.clone(),
+            what: "ending a backend that may hold an earlier delivery",
+            millis: patience as i64,
+        });
+    }
+    Ok(link)
+}
+
+/// Runs a link that commits nothing to its end.
+///
+/// # Errors
+/// What the link reports; a request to cancel is raised.
+pub fn run(link: &mut Link<'_>) -> Result<()> {
+    if drive::drive(std::slice::from_mut(link)) == drive::Stop::Interrupted {
+        interrupt::check();
+        return Err(Error::Canceled);
+    }
+    link.result()
+}

@@ -1,0 +1,292 @@
+//! Cuts a stream of changes into batches whose set-based execution has the result of executing the
+//! changes one by one. Pure.
+//!
+//! Consecutive changes of one route and kind share a batch. It is cut where a key comes up twice
+//! and where it grows too large. Rows that one command moves to other keys move at once, so their
+//! order is free and is chosen such that each finds its new key vacated.
+
+use crate::change::{Change, Route};
+use crate::sql::{Batch, Kind};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::rc::Rc;
+
+/// Rows in a batch, at most.
+const MAX_ROWS: usize = 5_000;
+/// Bytes of parameters in a batch after which it is closed; a single row may be larger.
+const MAX_BYTES: usize = 512 * 1024;
+
+/// Takes changes in order, gives batches in order.
+#[derive(Default)]
+pub struct Planner {
+    open: Option<Batch>,
+    /// Hashes of the keys in `open`. A collision only cuts a batch early.
+    keys: HashSet<u64>,
+    /// The moves of one command, held back until its end.
+    moves: Vec<(Rc<Route>, Change<String>)>,
+    ready: VecDeque<Batch>,
+}
+
+impl Planner {
+    /// Appends a change.
+    pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) {
+        let kind = Kind::of(change);
+        let same_command = self.moves.first().is_some_and(|(_, m)| m.command == change.command);
+        // Rows that a command updates in place have nothing to do with those it moves.
+        if !(same_command && matches!(kind, Kind::Move | Kind::Update)) {
+            self.flush_moves();
+        }
+        match kind {
+            Kind::Move => self.moves.push((route.clone(), change.owned())),
+            _ => self.append(route, kind, change),
+        }
+    }
+
+    /// The next batch that no later change can join.
+    pub fn pop(&mut self) -> Option<Batch> {
+        self.ready.pop_front()
+    }
+
+    /// No more changes will come: the rest becomes ready.
+    pub fn finish(&mut self) {
+        self.flush_moves();
+        self.close();
+    }
+
+    fn append(&mut self, route: &Rc<Route>, kind: Kind, change: &Change<&str>) {
+        let key = key_hash(&change.old_key(route));
+        let joins = self.open.as_ref().is_some_and(|open| match kind {
+            Kind::Truncate => open.kind == Kind::Truncate,
+            _ => {
+                open.kind == kind
+                    && Rc::ptr_eq(&open.route, route)
+                    && open.rows < MAX_ROWS
+                    && open.bytes() < MAX_BYTES
+                    && !self.keys.contains(&key)
+            }
+        });
+        if !joins {
+            self.close();
+        }
+        self.keys.insert(key);
+        let batch = self.open.get_or_insert_with(|| Batch::new(route.clone(), kind));
+        batch.push(change);
+        if kind == Kind::Truncate {
+            batch.truncated.push(route.clone());
+        }
+    }
+
+    fn close(&mut self) {
+        self.keys.clear();
+        self.ready.extend(self.open.take());
+    }
+
+    fn flush_moves(&mut self) {
+        let mut rest = std::mem::take(&mut self.moves);
+        while let Some((route, _)) = rest.first() {
+            let route = route.clone();
+            let (own, others): (Vec<_>, Vec<_>) =
+                rest.into_iter().partition(|(r, _)| Rc::ptr_eq(r, &route));
+            rest = others;
+            let moves: Vec<Change<String>> = own.into_iter().map(|(_, m)| m).collect();
+            for (kind, wave) in waves(&route, &moves) {
+                // A wave needs the keys that the ones before it give up.
+                self.close();
+                for at in wave {
+                    let mut change = moves[at].borrowed();
+                    if kind == Kind::Update {
+                        change.key.clear();
+                    }
+                    self.append(&route, kind, &change);
+                }
+            }
+            self.close();
+        }
+    }
+}
+
+fn key_hash(key: &[Option<&str>]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Orders the moves of one command: each wave's new keys are free once the waves before it are
+/// done. Chains (1 to 2, 2 to 3) go from their end; a cycle (1 to 2, 2 to 1) cannot be ordered, so
+/// its rows are written in place, each over the row that holds its new key.
+fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(Kind, Vec<usize>)> {
+    const OPEN: usize = usize::MAX;
+    let holder: HashMap<_, usize> =
+        moves.iter().enumerate().map(|(i, m)| (m.old_key(route), i)).collect();
+    // The move that must go before move i, because it vacates i's new key.
+    let before: Vec<Option<usize>> = moves
+        .iter()
+        .enumerate()
+        .map(|(i, m)| holder.get(&m.new_key(route)).copied().filter(|j| *j != i))
+        .collect();
+    let mut depth = vec![OPEN; moves.len()];
+    let mut cyclic = Vec::new();
+    for start in 0..moves.len() {
+        let mut path = Vec::new();
+        let mut on_path = HashSet::new();
+        let mut at = Some(start);
+        while let Some(i) = at.filter(|i| depth[*i] == OPEN) {
+            if !on_path.insert(i) {
+                let from = path.iter().position(|p| *p == i).unwrap_or(0);
+                for member in path.drain(from..) {
+                    // Every new key in a cycle is taken over, none is vacated for others: depth 0.
+                    depth[member] = 0;
+                    cyclic.push(member);
+                }
+                at = None;
+                break;
+            }
+            path.push(i);
+            at = before[i];
+        }
+        let mut next = at.map_or(0, |i| depth[i] + 1);
+        for i in path.into_iter().rev() {
+            depth[i] = next;
+            next += 1;
+        }
+    }
+    let cycle: HashSet<usize> = cyclic.iter().copied().collect();
+    let mut by_depth: Vec<Vec<usize>> = Vec::new();
+    for (i, depth) in depth.iter().enumerate().filter(|(i, _)| !cycle.contains(i)) {
+        if by_depth.len() <= *depth {
+            by_depth.resize(*depth + 1, Vec::new());
+        }
+        by_depth[*depth].push(i);
+    }
+    let mut result = Vec::new();
+    if !cyclic.is_empty() {
+        result.push((Kind::Update, cyclic));
+    }
+    result.extend(by_depth.into_iter().filter(|w| !w.is_empty()).map(|w| (Kind::Move, w)));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Carrier, Column, Op, Policy, Relation};
+    use crate::sql::of_batch;
+
+    fn route() -> Rc<Route> {
+        let name = |t: &str| Relation { schema: "s".into(), table: t.into() };
+        let column = |n: &str| Column { name: n.into(), carrier: Carrier::Element };
+        Rc::new(Route {
+            source: name("l"),
+            target: name("t"),
+            columns: vec![column("id"), column("v")],
+            key: vec![0],
+            policy: Policy::Overwrite,
+            truncate_children: false,
+            application_name: None,
+        })
+    }
+
+    fn insert(id: &'static str) -> Change<&'static str> {
+        let row = vec![Some(id), Some("x")];
+        Change { op: Op::Insert, command: 0, key: vec![], row, seen: None }
+    }
+
+    fn update(command: u32, from: &'static str, to: &'static str) -> Change<&'static str> {
+        let key = if from == to { vec![] } else { vec![Some(from)] };
+        Change { op: Op::Update, command, key, row: vec![Some(to), Some(from)], seen: None }
+    }
+
+    fn delete(id: &'static str) -> Change<&'static str> {
+        Change { op: Op::Delete, command: 0, key: vec![Some(id)], row: vec![], seen: None }
+    }
+
+    /// The batches as (kind, first array of new rows or of old keys).
+    fn plan(changes: &[Change<&str>]) -> Vec<(Kind, String)> {
+        let (mut planner, route) = (Planner::default(), route());
+        for change in changes {
+            planner.push(&route, change);
+        }
+        planner.finish();
+        std::iter::from_fn(|| planner.pop())
+            .map(|b| (b.kind, of_batch(b).remove(0).params.remove(0)))
+            .collect()
+    }
+
+    #[test]
+    fn a_run_of_one_kind_is_one_batch() {
+        let batches = plan(&[insert("1"), insert("2"), delete("1"), delete("2"), insert("3")]);
+        assert_eq!(
+            batches,
+            [
+                (Kind::Insert, r#"{"1","2"}"#.into()),
+                (Kind::Delete, r#"{"1","2"}"#.into()),
+                (Kind::Insert, r#"{"3"}"#.into()),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_a_key_comes_again() {
+        let batches = plan(&[
+            update(1, "1", "1"),
+            update(1, "2", "2"),
+            update(2, "1", "1"),
+            update(3, "1", "1"),
+            update(3, "2", "2"),
+        ]);
+        let keys: Vec<&str> = batches.iter().map(|(_, k)| k.as_str()).collect();
+        assert_eq!(keys, [r#"{"1","2"}"#, r#"{"1"}"#, r#"{"1","2"}"#]);
+    }
+
+    #[test]
+    fn a_chain_of_moves_goes_from_its_end() {
+        let batches = plan(&[update(1, "1", "2"), update(1, "2", "3"), update(1, "3", "4")]);
+        let keys: Vec<&str> = batches.iter().map(|(_, k)| k.as_str()).collect();
+        assert_eq!(keys, [r#"{"4"}"#, r#"{"3"}"#, r#"{"2"}"#]);
+        assert!(batches.iter().all(|(kind, _)| *kind == Kind::Move));
+    }
+
+    #[test]
+    fn moves_that_do_not_meet_are_one_batch() {
+        let batches = plan(&[update(1, "1", "11"), update(1, "2", "12"), update(1, "3", "3")]);
+        assert_eq!(
+            batches,
+            [(Kind::Update, r#"{"3"}"#.into()), (Kind::Move, r#"{"11","12"}"#.into())]
+        );
+    }
+
+    #[test]
+    fn a_swap_is_written_in_place_and_feeds_no_chain_before_it() {
+        let batches = plan(&[update(1, "1", "2"), update(1, "2", "1"), update(1, "5", "6")]);
+        assert_eq!(
+            batches,
+            [(Kind::Update, r#"{"2","1"}"#.into()), (Kind::Move, r#"{"6"}"#.into())]
+        );
+    }
+
+    #[test]
+    fn moves_of_different_commands_keep_their_order() {
+        let batches = plan(&[update(1, "1", "2"), update(2, "2", "3")]);
+        let keys: Vec<&str> = batches.iter().map(|(_, k)| k.as_str()).collect();
+        assert_eq!(keys, [r#"{"2"}"#, r#"{"3"}"#]);
+    }
+
+    #[test]
+    fn a_large_run_is_cut_by_rows() {
+        let many: Vec<Change<&str>> =
+            (0..MAX_ROWS + 1).map(|i| insert(Box::leak(i.to_string().into_boxed_str()))).collect();
+        assert_eq!(plan(&many).len(), 2);
+    }
+
+    #[test]
+    fn truncates_in_a_row_become_one() {
+        let truncate = Change { op: Op::Truncate, ..delete("1") };
+        let (mut planner, one, two) = (Planner::default(), route(), route());
+        planner.push(&one, &truncate);
+        planner.push(&two, &truncate);
+        planner.finish();
+        assert_eq!(planner.pop().map(|b| b.truncated.len()), Some(2));
+        assert!(planner.pop().is_none());
+    }
+}

@@ -1,0 +1,92 @@
+//! Connections that are up, and those kept between transactions.
+//!
+//! A session in use is taken out of the cache and put back only when its state is beyond doubt, so
+//! an error or the end of the process while it waits leaves nothing behind: dropping it closes the
+//! connection, and the server rolls back what was not committed.
+
+use super::endpoint::Endpoint;
+use crate::pg::Oid;
+use crate::pg::fd::ExternalFd;
+use crate::pq::Connection;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// An authenticated connection.
+pub struct Session {
+    pub connection: Connection,
+    pub endpoint: Rc<Endpoint>,
+    /// Counts the socket in the backend's budget; given back when the session ends.
+    _fd: ExternalFd,
+}
+
+impl Session {
+    /// A session over a connection that has just come up and been checked.
+    pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
+        Self { connection, endpoint, _fd: fd }
+    }
+
+    /// Whether the other side is still there, as far as can be told without asking it. A closed
+    /// connection may first hand out the server's farewell, so the end shows at the second look.
+    fn is_alive(&mut self) -> bool {
+        (0..2).all(|_| self.connection.consume() && !self.connection.is_busy())
+            && self.connection.is_up()
+    }
+}
+
+thread_local! {
+    /// Idle sessions by user mapping.
+    static IDLE: RefCell<HashMap<u32, Session>> = RefCell::default();
+}
+
+/// Takes the idle session of an endpoint. One that was made with other options (the server or the
+/// mapping was altered since) or that has died is closed instead.
+pub fn take(endpoint: &Endpoint) -> Option<Session> {
+    let key = endpoint.account.mapping.to_u32();
+    let mut session = IDLE.with_borrow_mut(|idle| idle.remove(&key))?;
+    (*session.endpoint == *endpoint && session.is_alive()).then_some(session)
+}
+
+/// Keeps a session that is idle and healthy for the next transaction.
+pub fn put_back(session: Session) {
+    let key = session.endpoint.account.mapping.to_u32();
+    let old = IDLE.with_borrow_mut(|idle| idle.insert(key, session));
+    drop(old);
+}
+
+/// One idle session, as `sync_connections()` shows it.
+pub struct Listed {
+    pub server_name: String,
+    pub owner: Oid,
+    pub pid: i32,
+    /// False when the server or mapping was altered since, or the connection has died: it will be
+    /// closed at its next use.
+    pub alive: bool,
+}
+
+/// The idle sessions.
+pub fn list() -> Vec<Listed> {
+    IDLE.with_borrow_mut(|idle| {
+        idle.values_mut()
+            .map(|session| Listed {
+                server_name: session.endpoint.account.server_name.clone(),
+                owner: session.endpoint.account.owner,
+                pid: session.connection.backend_pid(),
+                alive: session.is_alive(),
+            })
+            .collect()
+    })
+}
+
+/// Closes the idle sessions of a server, or all; says how many.
+pub fn close(server: Option<Oid>) -> usize {
+    let closed: Vec<Session> = IDLE.with_borrow_mut(|idle| {
+        let keys: Vec<u32> = idle
+            .iter()
+            .filter(|(_, s)| server.is_none_or(|oid| s.endpoint.account.server == oid))
+            .map(|(key, _)| *key)
+            .collect();
+        keys.iter().filter_map(|key| idle.remove(key)).collect()
+    });
+    closed.len()
+}

@@ -1,0 +1,278 @@
+//! `deal_sync_err_rec`: replays queued changes, oldest first.
+//!
+//! All servers are connected to at once and served as they come up, so one that cannot be reached
+//! keeps no other waiting. The records of a server are applied in a remote transaction that stays
+//! open until the caller's ends: what is removed from the queue here and what is applied there
+//! stand or fall together. A record that fails is found by halving, under savepoints; what precedes
+//! it is delivered, it is marked, and nothing passes it.
+
+use crate::change::{Change, Route};
+use crate::delivery::drive::{self, Stop};
+use crate::delivery::endpoint::{Account, Endpoint, oid};
+use crate::delivery::feed::{Changes, Fixed};
+use crate::delivery::link::{Ending, Link};
+use crate::delivery::{lost, session};
+use crate::error::{Error, Result, SqlState};
+use crate::pg::spi::Home;
+use crate::pg::{interrupt, lock, report};
+use crate::queue::{self, Record};
+use crate::transaction::{self, OpenDrain};
+use std::rc::Rc;
+
+/// Applies at most `limit` of the oldest records of each server in turn, or of one. True when
+/// nothing it tried failed, also when another session is draining and nothing was tried.
+///
+/// # Errors
+/// 22023 for a limit that is NULL or not positive; what the queue reports. Failures of servers and
+/// records are no errors: they are marked, warned of, and make the answer false.
+pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<bool> {
+    let limit = limit.filter(|n| *n > 0).ok_or_else(|| {
+        Error::local(SqlState::INVALID_PARAMETER, "limit must be a positive number")
+            .with_hint("It is the number of records to apply: deal_sync_err_rec(1000).")
+    })?;
+    let servers = match server {
+        Some(name) => vec![name.to_owned()],
+        None => queue::servers(home)?,
+    };
+    let mut all_well = true;
+    let mut waiting: Vec<(Drain<'_>, Option<OpenDrain>)> = Vec::new();
+    let mut links: Vec<Link<'static>> = Vec::new();
+    for name in servers {
+        match Drain::begin(home, &name, i64::from(limit)) {
+            Ok(None) => {}
+            Ok(Some((drain, open, link))) => {
+                waiting.push((drain, open));
+                links.push(link);
+            }
+            Err(error) => {
+                fail(home, &name, None, &error)?;
+                all_well = false;
+            }
+        }
+    }
+    while !links.is_empty() {
+        if drive::drive_any(&mut links) == Stop::Interrupted {
+            interrupt::check();
+            return Err(Error::Canceled);
+        }
+        while let Some(at) = links.iter().position(Link::is_done) {
+            let link = links.swap_remove(at);
+            let (drain, open) = waiting.swap_remove(at);
+            all_well &= drain.serve(link, open)?;
+        }
+    }
+    Ok(all_well)
+}
+
+/// Marks a record (the oldest one by default) and warns.
+fn fail(home: &Home, server_name: &str, id: Option<&str>, error: &Error) -> Result<()> {
+    queue::mark(home, server_name, id, error)?;
+    let message = match id {
+        Some(id) => format!("change {id} could not be applied on server \"{server_name}\""),
+        None => format!("changes for server \"{server_name}\" could not be replayed"),
+    };
+    report::warn(&message, error, None);
+    Ok(())
+}
+
+/// One server's turn.
+struct Drain<'h> {
+    home: &'h Home,
+    server_name: String,
+    limit: i64,
+}
+
+impl<'h> Drain<'h> {
+    /// Locks the server against other drains and opens a link to it; `None` when there is nothing
+    /// to do or another session does it.
+    fn begin(
+        home: &'h Home,
+        server_name: &str,
+        limit: i64,
+    ) -> Result<Option<(Self, Option<OpenDrain>, Link<'static>)>> {
+        let owner = match queue::claim(home, server_name, 1)?.owner {
+            Some(owner) => owner,
+            None => match queue::lost(home, server_name)?.into_iter().next() {
+                Some(lost) => lost.owner,
+                None => return Ok(None),
+            },
+        };
+        let account = Account::look_up(home, server_name, oid(&owner)?)?;
+        if !lock::try_drain(account.server) {
+            report::notice(&format!(
+                "server \"{server_name}\" is being drained by another session"
+            ));
+            return Ok(None);
+        }
+        let endpoint = Endpoint::resolve(home, &account)?;
+        lost::settle(&endpoint)?;
+        let drain = Self { home, server_name: server_name.to_owned(), limit };
+        // A second call in one transaction goes on where the first one left the server.
+        if let Some(mut open) = transaction::take_drain(server_name) {
+            return match open.session.take() {
+                Some(session) if session.endpoint.account == account => {
+                    Ok(Some((drain, Some(open), Link::over(session))))
+                }
+                session => {
+                    // Records of another owner wait for the commit of these.
+                    open.session = session;
+                    transaction::put_drain(open);
+                    Ok(None)
+                }
+            };
+        }
+        Ok(Some((drain, None, Link::open(&endpoint)?)))
+    }
+
+    /// Applies what there is over a link that is connected or has failed to.
+    fn serve(self, link: Link<'static>, open: Option<OpenDrain>) -> Result<bool> {
+        let first = open.is_none();
+        if let Err(error) = link.result() {
+            fail(self.home, &self.server_name, None, &error)?;
+            return Ok(false);
+        }
+        let link = match if first { self.settle_lost(link) } else { Ok(link) } {
+            Ok(link) => link,
+            Err(error) => {
+                fail(self.home, &self.server_name, None, &error)?;
+                return Ok(false);
+            }
+        };
+        let claim = queue::claim(self.home, &self.server_name, self.limit)?;
+        if claim.records.is_empty() {
+            link.into_session().into_iter().for_each(session::put_back);
+            return Ok(true);
+        }
+        let mut replay = Replay { link: Some(link), begun: !first, applied: 0, failure: None };
+        replay.apply(&claim.records)?;
+        let (done, rest) = claim.records.split_at(replay.applied);
+        match replay.link.and_then(Link::into_session) {
+            // With nothing applied, closing the connection rolls back.
+            Some(session) if !first || !done.is_empty() => {
+                queue::remove(self.home, done)?;
+                transaction::keep_drain(&self.server_name, session, open);
+            }
+            // What an earlier call of this transaction had applied is gone, its records too.
+            None if !first => {
+                return Err(replay.failure.unwrap_or(Error::internal("drain lost its session")));
+            }
+            _ => {}
+        }
+        match replay.failure {
+            None => Ok(true),
+            Some(error) => {
+                let id = rest.first().map(|record| record.id.as_str());
+                fail(self.home, &self.server_name, id, &error)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Before anything is applied: the backends of connections lost in doubt must be gone.
+    fn settle_lost(&self, link: Link<'static>) -> Result<Link<'static>> {
+        let mine = link.endpoint().account.owner.to_u32().to_string();
+        let lost = queue::lost(self.home, &self.server_name)?;
+        let mut link = Some(link);
+        for one in &lost {
+            if one.owner == mine {
+                let current = link.take().ok_or_else(|| Error::internal("link is gone"))?;
+                link = Some(lost::terminate(current, &[one.backend_pid])?);
+            } else {
+                // Another owner's backend can only be ended over that owner's connection.
+                let account = Account::look_up(self.home, &self.server_name, oid(&one.owner)?)?;
+                let endpoint = Endpoint::resolve(self.home, &account)?;
+                let other = lost::terminate(Link::open(&endpoint)?, &[one.backend_pid])?;
+                other.into_session().into_iter().for_each(session::put_back);
+            }
+            queue::forget_lost(self.home, &self.server_name, one)?;
+        }
+        link.ok_or_else(|| Error::internal("link is gone"))
+    }
+}
+
+/// Applies records inside one remote transaction.
+struct Replay {
+    /// `None` once the connection is of no more use.
+    link: Option<Link<'static>>,
+    /// The remote transaction has begun.
+    begun: bool,
+    /// Records applied, from the first on.
+    applied: usize,
+    failure: Option<Error>,
+}
+
+impl Replay {
+    /// Applies records until one fails. On a permanent failure of several at once, the first half
+    /// of them is tried alone, until the one that fails is found.
+    fn apply(&mut self, records: &[Record]) -> Result<()> {
+        if self.link.is_none() || self.failure.is_some() {
+            return Ok(());
+        }
+        match self.attempt(records) {
+            Ok(()) => {
+                self.applied += records.len();
+                Ok(())
+            }
+            Err(Error::Canceled) => Err(Error::Canceled),
+            Err(error @ Error::Remote(_)) => {
+                self.statements(&["ROLLBACK TO SAVEPOINT record"])?;
+                if records.len() == 1 || error.is_transient() {
+                    self.failure = Some(error);
+                    return Ok(());
+                }
+                let (first, second) = records.split_at(records.len() / 2);
+                self.apply(first)?;
+                self.apply(second)
+            }
+            // The connection is gone and with it everything applied so far.
+            Err(error) => {
+                self.link = None;
+                self.applied = 0;
+                self.failure = Some(error);
+                Ok(())
+            }
+        }
+    }
+
+    fn attempt(&mut self, records: &[Record]) -> Result<()> {
+        let Some(link) = self.link.take() else { return Ok(()) };
+        let Some(session) = link.into_session() else {
+            return Err(Error::internal("drain without a session"));
+        };
+        let name = session.endpoint.application_name.clone();
+        let mut link = Link::over(session);
+        let begin: &[&str] = match self.begun {
+            true => &["SAVEPOINT record"],
+            false => &["BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", "SAVEPOINT record"],
+        };
+        let before = begin
+            .iter()
+            .map(|text| crate::sql::Statement { text: (*text).to_owned(), params: Vec::new() })
+            .collect();
+        let changes: Vec<Result<(Rc<Route>, Change<&str>)>> =
+            records.iter().map(|r| Ok((r.route.clone(), r.change.borrowed()))).collect();
+        link.run(Changes::new(changes.into_iter(), &name, before), Ending::Open);
+        let result = lost::run(&mut link);
+        self.begun = true;
+        self.link = link.into_session().map(Link::over);
+        result
+    }
+
+    /// Runs plain statements; a failure closes the connection.
+    fn statements(&mut self, texts: &[&str]) -> Result<()> {
+        let Some(link) = self.link.take().and_then(Link::into_session) else { return Ok(()) };
+        let mut link = Link::over(link);
+        link.run(Fixed::new(texts.iter().copied()), Ending::Open);
+        match lost::run(&mut link) {
+            Ok(()) => {
+                self.link = link.into_session().map(Link::over);
+                Ok(())
+            }
+            Err(Error::Canceled) => Err(Error::Canceled),
+            Err(_) => {
+                self.applied = 0;
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The one error type, its SQLSTATEs and the line between transient and permanent.
+//!
+//! Functions return [`Result`]; only the edges (SQL functions, the trigger, the transaction
+//! callbacks) raise, through `pg::report`. No message carries a password or a row value.
+
+use std::fmt;
+
+/// Result of everything in this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A five-character SQLSTATE.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SqlState([u8; 5]);
+
+impl SqlState {
+    pub const CONNECTION_FAILURE: Self = Self::new("08006");
+    pub const CANNOT_CONNECT: Self = Self::new("08001");
+    pub const RESOLUTION_UNKNOWN: Self = Self::new("08007");
+    pub const PROTOCOL_VIOLATION: Self = Self::new("08P01");
+    pub const FDW_INVALID_OPTION: Self = Self::new("HV00D");
+    pub const FEATURE_NOT_SUPPORTED: Self = Self::new("0A000");
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self::new("42501");
+    pub const INVALID_PARAMETER: Self = Self::new("22023");
+    pub const INVALID_TEXT: Self = Self::new("22P02");
+    pub const NOT_NULL_VIOLATION: Self = Self::new("23502");
+    pub const NO_DATA_FOUND: Self = Self::new("P0002");
+    pub const OBJECT_IN_USE: Self = Self::new("55006");
+    pub const OBJECT_NOT_READY: Self = Self::new("55000");
+    pub const PASSWORD_REQUIRED: Self = Self::new("2F003");
+    pub const QUERY_CANCELED: Self = Self::new("57014");
+    pub const TRIGGER_PROTOCOL: Self = Self::new("39P01");
+    pub const UNDEFINED_COLUMN: Self = Self::new("42703");
+    pub const UNDEFINED_OBJECT: Self = Self::new("42704");
+    pub const UNDEFINED_TABLE: Self = Self::new("42P01");
+    pub const INTERNAL: Self = Self::new("XX000");
+    pub const TRANSACTION_ROLLBACK: Self = Self::new("40000");
+
+    /// A state from its five characters; anything else becomes `XX000`, as PostgreSQL reports
+    /// what it cannot classify.
+    pub const fn new(code: &str) -> Self {
+        let b = code.as_bytes();
+        if b.len() == 5 { Self([b[0], b[1], b[2], b[3], b[4]]) } else { Self(*b"XX000") }
+    }
+
+    /// The five characters.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("XX000")
+    }
+
+    /// PostgreSQL's packed form (`MAKE_SQLSTATE` in `utils/elog.h`): six bits a character.
+    pub fn packed(&self) -> i32 {
+        self.0
+            .iter()
+            .enumerate()
+            .fold(0, |acc, (i, c)| acc | ((i32::from(*c) - i32::from(b'0')) & 0x3f) << (6 * i))
+    }
+
+    /// Whether a failure with this state says something about the moment and not about the change:
+    /// connections (class 08 except 08P01), resources (class 53), serialization and deadlock,
+    /// lock timeout, shutdown. Trying again later may succeed without anyone changing anything.
+    pub fn is_transient(&self) -> bool {
+        let s = self.as_str();
+        (s.starts_with("08") && *self != Self::PROTOCOL_VIOLATION)
+            || s.starts_with("53")
+            || matches!(s, "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03")
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a server said of a failed statement, field by field as the protocol carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteError {
+    /// The local name of the foreign server.
+    pub server: String,
+    pub sqlstate: SqlState,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    pub context: Option<String>,
+    pub schema: Option<String>,
+    pub table: Option<String>,
+    pub column: Option<String>,
+    pub constraint: Option<String>,
+}
+
+/// Everything that can go wrong here.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// A statement failed on the server, which is otherwise well.
+    #[error("{}", .0.message)]
+    Remote(Box<RemoteError>),
+
+    /// No connection could be made. `sqlstate` is the server's own where it gave one.
+    #[error("could not connect to server \"{server}\"")]
+    Connect { server: String, sqlstate: SqlState, reason: String },
+
+    /// The connection broke before the commit had been asked for: nothing took effect.
+    #[error("connection to server \"{server}\" was lost")]
+    Lost { server: String, reason: String },
+
+    /// The connection broke, or no answer came in time, after the commit had been asked for.
+    #[error("outcome of the delivery to server \"{server}\" is unknown")]
+    InDoubt { server: String, reason: String },
+
+    /// One of our own deadlines passed before the commit had been asked for.
+    #[error("server \"{server}\" did not answer in time")]
+    Timeout { server: String, what: &'static str, millis: i64 },
+
+    /// The user asked for a cancel while we waited, and nothing took effect on the server.
+    #[error("canceling statement due to user request")]
+    Canceled,
+
+    /// Synchronous delivery refused because older changes wait.
+    #[error("server \"{server}\" has pending changes")]
+    Pending { server: String },
+
+    /// A failure that is not about a server: bad arguments, missing objects or rights.
+    #[error("{message}")]
+    Local { sqlstate: SqlState, message: String, detail: Option<String>, hint: Option<String> },
+}
+
+impl Error {
+    /// A local failure with its state and message; see [`Error::detail_of`] and [`Error::hint_of`].
+    pub fn local(sqlstate: SqlState, message: impl Into<String>) -> Self {
+        Self::Local { sqlstate, message: message.into(), detail: None, hint: None }
+    }
+
+    /// Something that cannot happen unless the server or this code is broken.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::local(SqlState::INTERNAL, message)
+    }
+
+    /// The same error with a DETAIL (local failures only).
+    pub fn with_detail(mut self, text: impl Into<String>) -> Self {
+        if let Self::Local { detail, .. } = &mut self {
+            *detail = Some(text.into());
+        }
+        self
+    }
+
+    /// The same error with a HINT (local failures only).
+    pub fn with_hint(mut self, text: impl Into<String>) -> Self {
+        if let Self::Local { hint, .. } = &mut self {
+            *hint = Some(text.into());
+        }
+        self
+    }
+
+    /// The SQLSTATE under which this is raised or recorded.
+    pub fn sqlstate(&self) -> SqlState {
+        match self {
+            Self::Remote(e) => e.sqlstate,
+            Self::Connect { sqlstate, .. } | Self::Local { sqlstate, .. } => *sqlstate,
+            Self::Lost { .. } | Self::Timeout { .. } => SqlState::CONNECTION_FAILURE,
+            Self::InDoubt { .. } => SqlState::RESOLUTION_UNKNOWN,
+            Self::Canceled => SqlState::QUERY_CANCELED,
+            Self::Pending { .. } => SqlState::OBJECT_NOT_READY,
+        }
+    }
+
+    /// The DETAIL line, if there is one.
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Self::Remote(e) => e.detail.clone(),
+            Self::Connect { reason, .. } | Self::Lost { reason, .. } => Some(reason.clone()),
+            Self::InDoubt { reason, .. } => Some(reason.clone()),
+            Self::Timeout { what, millis, .. } => {
+                Some(format!("No progress for {millis} ms while {what}."))
+            }
+            Self::Local { detail, .. } => detail.clone(),
+            Self::Canceled | Self::Pending { .. } => None,
+        }
+    }
+
+    /// The HINT line, if there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Remote(e) => e.hint.clone(),
+            Self::Local { hint, .. } => hint.clone(),
+            Self::Pending { .. } => {
+                Some("Run deal_sync_err_rec() until sync_err_rec is empty for this server.".into())
+            }
+            Self::InDoubt { .. } => {
+                Some("The server may have committed this transaction; compare both sides.".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the moment is wrong and not the change: it may be tried again as it is.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            // Failing to connect is always about the server, whatever state it gave.
+            Self::Connect { .. } | Self::Lost { .. } | Self::InDoubt { .. } => true,
+            Self::Timeout { .. } | Self::Canceled | Self::Pending { .. } => true,
+            // A cancelled statement ran into our own statement_timeout or into an administrator.
+            Self::Remote(e) => e.sqlstate.is_transient() || e.sqlstate == SqlState::QUERY_CANCELED,
+            Self::Local { .. } => false,
+        }
+    }
+
+    /// Message and detail in one line, for the queue and for a WARNING's DETAIL.
+    pub fn one_line(&self) -> String {
+        match (self, self.detail()) {
+            // A remote DETAIL quotes key values: it goes to the user who caused it, not to a log.
+            (Self::Remote(_), _) | (_, None) => self.to_string(),
+            (_, Some(detail)) => format!("{self}: {}", detail.trim_end()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_a_sqlstate_as_postgres_does() {
+        // ERRCODE_UNIQUE_VIOLATION and ERRCODE_SUCCESSFUL_COMPLETION of utils/errcodes.h
+        assert_eq!(SqlState::new("23505").packed(), 83906754);
+        assert_eq!(SqlState::new("00000").packed(), 0);
+        assert_eq!(SqlState::new("too long").as_str(), "XX000");
+    }
+
+    #[test]
+    fn tells_transient_states_from_permanent_ones() {
+        for state in [
+            "08000", "08001", "08003", "08006", "08007", "40001", "40P01", "53000", "53100",
+            "53200", "53300", "55P03", "57P01", "57P02", "57P03",
+        ] {
+            assert!(SqlState::new(state).is_transient(), "{state}");
+        }
+        for state in [
+            "08P01", "23505", "23503", "42P01", "42703", "22001", "40002", "57014", "28P01",
+            "55000", "XX000",
+        ] {
+            assert!(!SqlState::new(state).is_transient(), "{state}");
+        }
+    }
+
+    #[test]
+    fn a_failed_connection_is_transient_whatever_the_server_said() {
+        let wrong_password = Error::Connect {
+            server: "dst".into(),
+            sqlstate: SqlState::new("28P01"),
+            reason: "password authentication failed".into(),
+        };
+        assert!(wrong_password.is_transient());
+        assert_eq!(wrong_password.sqlstate().as_str(), "28P01");
+    }
+}

@@ -1,0 +1,127 @@
+//! The validator of the foreign data wrapper `pg_rowsync`.
+
+use crate::error::{Error, Result, SqlState};
+use crate::pg::{Oid, context};
+use crate::pq::keywords;
+
+/// OIDs of the catalogs that carry options, fixed in PostgreSQL.
+const SERVER_CATALOG: u32 = 1417;
+const MAPPING_CATALOG: u32 = 1418;
+
+/// libpq options that are not users' to set: text always crosses as UTF-8, and a replication
+/// connection takes no SQL.
+const NOT_OURS: [&str; 3] = ["client_encoding", "replication", "fallback_application_name"];
+/// Options of the mapping that would let a user act with the server account's identity.
+const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
+const PASSWORD_REQUIRED: &str = "password_required";
+
+/// Checks options, given as `name=value` texts, for the catalog they belong to.
+///
+/// # Errors
+/// HV00D for an option that is unknown or in the wrong place, with a hint; 42501 for one that only
+/// a superuser may set; 22023 for a value that is not a boolean where one is asked for.
+pub fn validate(options: &[String], catalog: Oid) -> Result<()> {
+    for option in options {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        check(name, value, catalog.to_u32())?;
+    }
+    Ok(())
+}
+
+fn check(name: &str, value: &str, catalog: u32) -> Result<()> {
+    let allowed = allowed(catalog);
+    if !allowed.contains(&name) {
+        return Err(refused(name, catalog, &allowed));
+    }
+    let waives = name == PASSWORD_REQUIRED && !boolean(name, value)?;
+    if (waives || SUPERUSER_ONLY.contains(&name)) && !context::is_superuser() {
+        let message = match waives {
+            true => "password_required=false is superuser-only".to_owned(),
+            false => format!("option \"{name}\" is superuser-only"),
+        };
+        return Err(Error::local(SqlState::INSUFFICIENT_PRIVILEGE, message)
+            .with_hint("User mappings with it can only be created or modified by a superuser."));
+    }
+    Ok(())
+}
+
+/// The options of a catalog, in libpq's order.
+fn allowed(catalog: u32) -> Vec<&'static str> {
+    let ours = keywords::all().iter().filter(|k| !k.debug && !NOT_OURS.contains(&k.name.as_str()));
+    let personal = |k: &keywords::Keyword| k.secret || k.name == "user";
+    match catalog {
+        SERVER_CATALOG => ours.filter(|k| !personal(k)).map(|k| k.name.as_str()).collect(),
+        MAPPING_CATALOG => ours
+            .filter(|k| personal(k) || SUPERUSER_ONLY.contains(&k.name.as_str()))
+            .map(|k| k.name.as_str())
+            .chain([PASSWORD_REQUIRED])
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn refused(name: &str, catalog: u32, allowed: &[&str]) -> Error {
+    let error = Error::local(SqlState::FDW_INVALID_OPTION, format!("invalid option \"{name}\""));
+    let elsewhere = match catalog {
+        SERVER_CATALOG => self::allowed(MAPPING_CATALOG).contains(&name),
+        _ => self::allowed(SERVER_CATALOG).contains(&name),
+    };
+    if elsewhere {
+        return error.with_hint(match catalog {
+            SERVER_CATALOG => format!("\"{name}\" belongs in the user mapping."),
+            _ => format!("\"{name}\" belongs in the server."),
+        });
+    }
+    let nearest = allowed
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .min();
+    match nearest {
+        Some((distance, candidate)) if distance <= 3 && distance < name.len() => {
+            error.with_hint(format!("Perhaps you meant the option \"{candidate}\"."))
+        }
+        _ if allowed.is_empty() => error.with_hint("There are no valid options in this context."),
+        _ => error.with_hint(format!("Valid options are: {}.", allowed.join(", "))),
+    }
+}
+
+fn boolean(name: &str, value: &str) -> Result<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "on" | "yes" | "1" => Ok(true),
+        "false" | "off" | "no" | "0" => Ok(false),
+        _ => Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("option \"{name}\" requires a boolean value"),
+        )
+        .with_hint("Use true or false.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_and_user_belong_in_the_mapping() {
+        let (server, mapping) = (allowed(SERVER_CATALOG), allowed(MAPPING_CATALOG));
+        assert!(server.contains(&"host") && server.contains(&"options"));
+        assert!(!server.contains(&"user") && !server.contains(&"password"));
+        assert!(mapping.contains(&"user") && mapping.contains(&"password"));
+        assert!(!mapping.contains(&"host") && !server.contains(&"client_encoding"));
+        let error = refused("password", SERVER_CATALOG, &server);
+        assert!(error.hint().is_some_and(|h| h.contains("user mapping")));
+    }
+
+    #[test]
+    fn an_unknown_option_is_answered_with_the_nearest() {
+        let error = refused("hots", SERVER_CATALOG, &allowed(SERVER_CATALOG));
+        assert_eq!(error.sqlstate(), SqlState::FDW_INVALID_OPTION);
+        assert!(error.hint().is_some_and(|h| h.contains("\"host\"")), "{:?}", error.hint());
+    }
+
+    #[test]
+    fn booleans_are_read_as_postgres_writes_them() {
+        assert!(boolean("password_required", "TRUE").is_ok_and(|b| b));
+        assert!(boolean("password_required", "maybe").is_err());
+    }
+}

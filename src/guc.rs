@@ -1,0 +1,93 @@
+//! Settings. Times are in milliseconds and take PostgreSQL's units; every one is bounded below, so
+//! that no setting can make a commit wait for ever.
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::ffi::CString;
+use std::time::Duration;
+
+static APPLICATION_NAME: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"pg_rowsync"));
+static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static DELIVERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
+static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+
+/// Defines the settings; called once, when the library is loaded.
+pub fn define() {
+    GucRegistry::define_string_guc(
+        c"pg_rowsync.application_name",
+        c"Loop-guard name and application_name of connections to servers.",
+        c"Triggers capture nothing in a session whose application_name is this. A name in the \
+          server's or the trigger's options wins.",
+        &APPLICATION_NAME,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    let time = |name, short, long, setting, max| {
+        let flags = GucFlags::UNIT_MS;
+        GucRegistry::define_int_guc(name, short, long, setting, 1, max, GucContext::Userset, flags);
+    };
+    const HOUR: i32 = 3_600_000;
+    time(
+        c"pg_rowsync.connect_timeout",
+        c"Longest time to connect to a server.",
+        c"Covers all hosts of the server and authentication.",
+        &CONNECT_TIMEOUT,
+        HOUR,
+    );
+    time(
+        c"pg_rowsync.delivery_timeout",
+        c"Longest time a delivery may go without progress.",
+        c"Progress is a batch that was sent or answered. Also the statement_timeout on the server.",
+        &DELIVERY_TIMEOUT,
+        HOUR,
+    );
+    time(
+        c"pg_rowsync.cancel_timeout",
+        c"Longest time to wait for the outcome of a delivery that was asked to cancel.",
+        c"After it the outcome counts as unknown.",
+        &CANCEL_TIMEOUT,
+        HOUR,
+    );
+    time(
+        c"pg_rowsync.lock_timeout",
+        c"The lock_timeout on the server.",
+        c"Breaks deadlocks between masters that update the same rows.",
+        &LOCK_TIMEOUT,
+        HOUR,
+    );
+}
+
+/// `pg_rowsync.application_name`.
+pub fn application_name() -> String {
+    guard().to_string_lossy().into_owned()
+}
+
+/// `pg_rowsync.application_name` as the server keeps it.
+pub fn guard() -> CString {
+    APPLICATION_NAME.get().unwrap_or_default()
+}
+
+/// `pg_rowsync.connect_timeout`.
+pub fn connect_timeout() -> Duration {
+    millis(&CONNECT_TIMEOUT)
+}
+
+/// `pg_rowsync.delivery_timeout`.
+pub fn delivery_timeout() -> Duration {
+    millis(&DELIVERY_TIMEOUT)
+}
+
+/// `pg_rowsync.cancel_timeout`.
+pub fn cancel_timeout() -> Duration {
+    millis(&CANCEL_TIMEOUT)
+}
+
+/// `pg_rowsync.lock_timeout`.
+pub fn lock_timeout() -> Duration {
+    millis(&LOCK_TIMEOUT)
+}
+
+fn millis(setting: &GucSetting<i32>) -> Duration {
+    Duration::from_millis(setting.get().max(1) as u64)
+}

@@ -1,0 +1,46 @@
+//! pg_rowsync keeps chosen tables of two or more PostgreSQL databases in step, from an AFTER
+//! trigger: changes are captured row by row, delivered when the transaction commits, and queued
+//! when that fails. See README.md for users, and the picture of the modules there.
+
+mod admin;
+mod api;
+mod capture;
+mod change;
+mod delivery;
+mod drain;
+mod error;
+mod fdw;
+mod guc;
+mod options;
+mod pg;
+mod pq;
+mod queue;
+mod sql;
+mod transaction;
+mod trigger;
+
+pgrx::pg_module_magic!(name, version);
+
+pgrx::extension_sql_file!("../sql/tables.sql", name = "tables", requires = [api::sync_dml]);
+pgrx::extension_sql_file!(
+    "../sql/views.sql",
+    name = "views",
+    requires = ["tables", api::sync_dml, api::sync_change_sql, api::sync_connections]
+);
+pgrx::extension_sql_file!(
+    "../sql/grants.sql",
+    name = "grants",
+    requires = ["views", api::deal_sync_err_rec]
+);
+pgrx::extension_sql_file!(
+    "../sql/wrapper.sql",
+    name = "wrapper",
+    requires = [api::pg_rowsync_fdw_validator]
+);
+
+/// Called by PostgreSQL when the library is loaded, in a session or at server start.
+#[pgrx::pg_guard]
+extern "C-unwind" fn _PG_init() {
+    guc::define();
+    pg::context::reserve_settings(c"pg_rowsync");
+}

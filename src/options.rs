@@ -1,0 +1,178 @@
+//! The JSON object that a trigger takes as its fourth argument. Pure: parsing and checking only.
+
+use crate::error::{Error, Result, SqlState};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// When a change set is delivered. Ordered by strictness: where triggers of one transaction differ
+/// for a server, the largest wins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Always queued at commit.
+    Queue,
+    /// Delivered at commit; queued if that fails.
+    #[default]
+    Async,
+    /// Delivered at commit; if that fails, so does the local transaction.
+    Sync,
+}
+
+/// What happens when the remote row is not what the change expects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnConflict {
+    #[default]
+    Overwrite,
+    Error,
+    Skip,
+    Newest,
+}
+
+/// The options of one trigger; every field has a default, unknown names are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    pub mode: Mode,
+    pub on_conflict: OnConflict,
+    /// Required by, and only allowed with, `"on_conflict": "newest"`.
+    pub version_column: Option<String>,
+    /// Local columns to send; all by default.
+    pub columns: Option<Vec<String>>,
+    /// Local columns not to send.
+    pub exclude: Option<Vec<String>>,
+    /// Local name to remote name.
+    pub rename: BTreeMap<String, String>,
+    /// Local key columns; the primary key by default, else the replica identity index.
+    pub key: Option<Vec<String>>,
+    /// Loop-guard name of this trigger and `application_name` of what it delivers.
+    pub application_name: Option<String>,
+}
+
+/// PostgreSQL's NAMEDATALEN - 1: a longer application_name is cut by the server, and the guard
+/// would compare a cut name with a whole one.
+const MAX_NAME: usize = 63;
+
+impl Options {
+    /// Parses and checks what does not need the table.
+    ///
+    /// # Errors
+    /// 22023 with the offending name and a hint.
+    pub fn parse(text: &str) -> Result<Self> {
+        // Through a map, because serde would take an array for a struct.
+        let options: Self =
+            serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text)
+                .and_then(|map| serde_json::from_value(map.into()))
+                .map_err(|e| {
+                    Error::local(SqlState::INVALID_PARAMETER, "invalid pg_rowsync options")
+                        .with_detail(sentence(&e.to_string()))
+                        .with_hint(
+                            "Options are a JSON object with mode, on_conflict, version_column, \
+                         columns, exclude, rename, key, application_name.",
+                        )
+                })?;
+        options.check()?;
+        Ok(options)
+    }
+
+    fn check(&self) -> Result<()> {
+        let refuse = |message: &str, hint: &str| {
+            Err(Error::local(SqlState::INVALID_PARAMETER, message).with_hint(hint))
+        };
+        match (self.on_conflict, &self.version_column) {
+            (OnConflict::Newest, None) => {
+                return refuse(
+                    "option \"on_conflict\": \"newest\" needs \"version_column\"",
+                    "Name the column whose larger value wins.",
+                );
+            }
+            (OnConflict::Newest, Some(_)) | (_, None) => {}
+            (_, Some(_)) => {
+                return refuse(
+                    "option \"version_column\" is only used with \"on_conflict\": \"newest\"",
+                    "Set \"on_conflict\" to \"newest\" or leave \"version_column\" out.",
+                );
+            }
+        }
+        if self.columns.is_some() && self.exclude.is_some() {
+            return refuse(
+                "options \"columns\" and \"exclude\" cannot be combined",
+                "Name either the columns to send or those to leave out.",
+            );
+        }
+        if self.columns.as_ref().is_some_and(Vec::is_empty) {
+            return refuse("option \"columns\" is empty", "Name at least the key columns.");
+        }
+        if self.key.as_ref().is_some_and(Vec::is_empty) {
+            return refuse("option \"key\" is empty", "Name at least one column.");
+        }
+        match self.application_name.as_deref() {
+            Some(name) if name.is_empty() || name.len() > MAX_NAME => refuse(
+                "option \"application_name\" must have 1 to 63 bytes",
+                "PostgreSQL cuts longer names, and the loop guard would not recognise them.",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// serde's message as a DETAIL sentence.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first: String = chars.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+    format!("{first}{}.", chars.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_object_gives_the_defaults() {
+        let options = Options::parse("{}").expect("valid");
+        assert_eq!(options, Options::default());
+        assert_eq!(options.mode, Mode::Async);
+        assert_eq!(options.on_conflict, OnConflict::Overwrite);
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let options = Options::parse(
+            r#"{"mode": "sync", "on_conflict": "newest", "version_column": "v",
+                "columns": ["id", "v"], "rename": {"v": "w"}, "key": ["id"],
+                "application_name": "guard"}"#,
+        )
+        .expect("valid");
+        assert_eq!(options.mode, Mode::Sync);
+        assert_eq!(options.version_column.as_deref(), Some("v"));
+        assert_eq!(options.rename["v"], "w");
+    }
+
+    #[test]
+    fn bad_options_are_refused_by_name() {
+        for (text, what) in [
+            (r#"{"moed": "sync"}"#, "moed"),
+            (r#"{"mode": "later"}"#, "later"),
+            (r#"{"mode": "sync""#, "EOF"),
+            ("[]", "invalid type"),
+            (r#"{"on_conflict": "newest"}"#, "version_column"),
+            (r#"{"version_column": "v"}"#, "version_column"),
+            (r#"{"columns": ["a"], "exclude": ["b"]}"#, "combined"),
+            (r#"{"columns": []}"#, "columns"),
+            (r#"{"key": []}"#, "key"),
+            (r#"{"application_name": ""}"#, "application_name"),
+        ] {
+            let error = Options::parse(text).expect_err(text);
+            assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER, "{text}");
+            let said = format!("{error} {}", error.detail().unwrap_or_default());
+            let what = what.to_lowercase();
+            assert!(said.to_lowercase().contains(&what), "{text}: {said}");
+            assert!(error.hint().is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_strictest_mode_is_the_largest() {
+        assert!(Mode::Sync > Mode::Async && Mode::Async > Mode::Queue);
+    }
+}

@@ -1,0 +1,24 @@
+//! The server island: the only modules that touch `pgrx::pg_sys`. Each wraps one facility in a safe
+//! interface and says which hazard it handles.
+//!
+//! A PostgreSQL ERROR raised below unwinds as a Rust panic up to the guarded edge, so values with
+//! a `Drop` clean up; FATAL leaves without unwinding, so nothing here may depend on `Drop` for
+//! correctness at exit.
+
+pub mod compat;
+pub mod context;
+pub mod ddl;
+pub mod fd;
+pub mod interrupt;
+pub mod invalidation;
+pub mod lock;
+pub mod report;
+pub mod row;
+pub mod spi;
+pub mod text;
+pub mod trigger;
+pub mod wait;
+pub mod xact;
+
+/// Object identifier of the server's catalogs.
+pub type Oid = pgrx::pg_sys::Oid;

@@ -1,0 +1,108 @@
+//! Who and where this session is, and how long a temporary identity lasts.
+
+use super::Oid;
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// The session's own `application_name`.
+pub fn application_name() -> &'static CStr {
+    // SAFETY: a GUC variable: null before it is set, else a C string that lives until it changes,
+    // which cannot happen while the caller compares it.
+    unsafe {
+        let name = pg_sys::application_name;
+        if name.is_null() { c"" } else { CStr::from_ptr(name) }
+    }
+}
+
+/// Whether the current user is a superuser.
+pub fn is_superuser() -> bool {
+    // SAFETY: plain call inside a transaction.
+    unsafe { pg_sys::superuser() }
+}
+
+/// Number of the current subtransaction; the top transaction has [`TOP_SUBTRANSACTION`].
+pub fn subtransaction() -> u32 {
+    // SAFETY: plain read of transaction state.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+/// The top transaction's number (`TopSubTransactionId`).
+pub const TOP_SUBTRANSACTION: u32 = 1;
+
+/// Runs as another role while it lives, with the restrictions of a security-definer operation.
+pub struct AsUser {
+    user: Oid,
+    context: i32,
+}
+
+impl AsUser {
+    /// Switches to `user`.
+    pub fn switch(user: Oid) -> Self {
+        let mut saved = Self { user: Oid::INVALID, context: 0 };
+        // SAFETY: reads and sets backend-local state.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut saved.user, &mut saved.context);
+            let flags =
+                pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+            pg_sys::SetUserIdAndSecContext(user, saved.context | flags as i32);
+        }
+        saved
+    }
+}
+
+impl Drop for AsUser {
+    fn drop(&mut self) {
+        // SAFETY: puts back what switch() found.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
+    }
+}
+
+/// Settings changed for a moment, put back on drop (also on unwinding).
+pub struct Settings(i32);
+
+impl Settings {
+    /// Sets each (name, value) as a function's SET clause would.
+    pub fn set(values: &[(&CStr, &CStr)]) -> Self {
+        // SAFETY: the nest level is ended by Drop; names and values are C strings.
+        unsafe {
+            let saved = Self(pg_sys::NewGUCNestLevel());
+            for (name, value) in values {
+                pg_sys::set_config_option(
+                    name.as_ptr(),
+                    value.as_ptr(),
+                    pg_sys::GucContext::PGC_USERSET,
+                    pg_sys::GucSource::PGC_S_SESSION,
+                    pg_sys::GucAction::GUC_ACTION_SAVE,
+                    true,
+                    0,
+                    false,
+                );
+            }
+            saved
+        }
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        // SAFETY: ends the nest level that set() began.
+        unsafe { pg_sys::AtEOXact_GUC(true, self.0) }
+    }
+}
+
+/// Whether dates, intervals and floats are written as they must travel, so that nothing has to be
+/// set: ISO dates, `postgres` intervals, floats that read back exactly.
+pub fn output_is_canonical() -> bool {
+    // SAFETY: plain reads of GUC variables.
+    unsafe {
+        pg_sys::DateStyle == pg_sys::USE_ISO_DATES as i32
+            && pg_sys::IntervalStyle == pg_sys::INTSTYLE_POSTGRES as i32
+            && pg_sys::extra_float_digits > 0
+    }
+}
+
+/// Makes settings of this prefix that are not defined an error.
+pub fn reserve_settings(prefix: &CStr) {
+    // SAFETY: a C string; called once from _PG_init.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) }
+}

@@ -1,0 +1,79 @@
+//! Catalog invalidation: tells when what was learnt from the catalogs is out of date.
+//!
+//! The callbacks may fire in the middle of any catalog access and must neither fail nor look
+//! anything up; they only move counters on.
+
+use super::Oid;
+use pgrx::pg_sys;
+use pgrx::prelude::pg_guard;
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+
+thread_local! {
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+    /// Moves on when a watched relation changes.
+    static RELATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Moves on when a server, user mapping or role changes.
+    static SERVERS: Cell<u64> = const { Cell::new(0) };
+    static WATCHED: RefCell<HashSet<u32>> = RefCell::default();
+}
+
+/// A moment in the history of the catalogs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    relations: u64,
+    servers: u64,
+}
+
+/// Now. What was learnt at an earlier, different moment must be learnt again.
+pub fn now() -> Epoch {
+    register();
+    Epoch { relations: RELATIONS.get(), servers: SERVERS.get() }
+}
+
+/// Counter of changes to servers, user mappings and roles alone.
+pub fn servers() -> u64 {
+    register();
+    SERVERS.get()
+}
+
+/// From now on, changes of this relation count.
+pub fn watch(relation: Oid) {
+    WATCHED.with_borrow_mut(|watched| watched.insert(relation.to_u32()));
+}
+
+fn register() {
+    if REGISTERED.replace(true) {
+        return;
+    }
+    let nothing = pg_sys::Datum::from(0usize);
+    // SAFETY: the callbacks are functions of this library, which is never unloaded; there are a
+    // few dozen slots for syscache callbacks and each backend takes four once.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
+        for cache in [
+            pg_sys::SysCacheIdentifier::FOREIGNSERVEROID,
+            pg_sys::SysCacheIdentifier::FOREIGNDATAWRAPPEROID,
+            pg_sys::SysCacheIdentifier::USERMAPPINGOID,
+            pg_sys::SysCacheIdentifier::AUTHOID,
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(server_changed), nothing);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    let watched = WATCHED.with(|watched| match watched.try_borrow() {
+        Ok(watched) => watched.contains(&relation.to_u32()),
+        Err(_) => true,
+    });
+    if relation == pg_sys::InvalidOid || watched {
+        RELATIONS.set(RELATIONS.get() + 1);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn server_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+    SERVERS.set(SERVERS.get() + 1);
+}

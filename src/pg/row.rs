@@ -1,0 +1,94 @@
+//! Rows to text: the columns of a trigger's rows through their types' output functions.
+
+use super::context::Settings;
+use super::text;
+use super::trigger::Slot;
+use crate::error::Result;
+use pgrx::pg_sys;
+
+/// A column to read: its number (from 1) and its type.
+#[derive(Clone, Copy, Debug)]
+pub struct Attribute {
+    pub number: i16,
+    pub type_oid: pg_sys::Oid,
+}
+
+/// Output functions for chosen columns of one table, looked up once. Freed on drop with whatever
+/// the functions cached in their memory context.
+pub struct RowReader {
+    columns: Vec<(i16, pg_sys::FmgrInfo)>,
+    context: pg_sys::MemoryContext,
+}
+
+impl RowReader {
+    /// A reader of the given columns, in the given order. PostgreSQL raises what it cannot find.
+    pub fn new(attributes: &[Attribute]) -> Self {
+        // SAFETY: the context lives until drop; FmgrInfo is plain data whose extras live in it.
+        unsafe {
+            let context = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"pg_rowsync row reader".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
+            let mut reader = Self { columns: Vec::with_capacity(attributes.len()), context };
+            for attribute in attributes {
+                let mut function = pg_sys::InvalidOid;
+                let mut is_varlena = false;
+                pg_sys::getTypeOutputInfo(attribute.type_oid, &mut function, &mut is_varlena);
+                let mut info = pg_sys::FmgrInfo::default();
+                pg_sys::fmgr_info_cxt(function, &mut info, context);
+                reader.columns.push((attribute.number, info));
+            }
+            reader
+        }
+    }
+
+    /// The columns of a row as UTF-8 text; `None` is NULL. The text lives until the call of the
+    /// trigger returns. Output functions may run user-defined code, and raise.
+    ///
+    /// # Errors
+    /// For text that is not UTF-8.
+    pub fn read<'call>(&mut self, slot: Slot<'call>) -> Result<Vec<Option<&'call str>>> {
+        // SAFETY: the slot is the server's and filled; numbers are within its descriptor, since
+        // the reader was made for this table and is re-made when the table changes. Results are
+        // palloc'd in the trigger's per-row context, which outlives the call.
+        unsafe {
+            let last = self.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
+            if (*slot.slot).tts_nvalid < last {
+                pg_sys::slot_getsomeattrs_int(slot.slot, i32::from(last));
+            }
+            let (values, nulls) = ((*slot.slot).tts_values, (*slot.slot).tts_isnull);
+            self.columns
+                .iter_mut()
+                .map(|(number, function)| {
+                    let at = *number as usize - 1;
+                    if *nulls.add(at) {
+                        return Ok(None);
+                    }
+                    text::to_utf8(pg_sys::OutputFunctionCall(function, *values.add(at))).map(Some)
+                })
+                .collect()
+        }
+    }
+}
+
+impl Drop for RowReader {
+    fn drop(&mut self) {
+        // SAFETY: created by new(), deleted once; nothing else points into it.
+        unsafe { pg_sys::MemoryContextDelete(self.context) }
+    }
+}
+
+/// Output settings under which text reads back as the same value anywhere, for sessions or types
+/// whose output depends on more.
+pub fn canonical_output() -> Settings {
+    Settings::set(&[
+        (c"datestyle", c"ISO"),
+        (c"intervalstyle", c"postgres"),
+        (c"extra_float_digits", c"3"),
+        (c"lc_monetary", c"C"),
+        (c"search_path", c"pg_catalog"),
+    ])
+}

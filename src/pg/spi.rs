@@ -1,0 +1,179 @@
+//! SQL against the local database: the extension's own tables and the system catalogs.
+//!
+//! Always as the extension's owner (writers need no right on the queue) and always under a fresh
+//! snapshot, whatever the isolation level: what another transaction queued and committed must be
+//! seen even by a REPEATABLE READ transaction that began earlier. Works in a pre-commit callback,
+//! where no snapshot is active. Statements must qualify every name; all arguments and results are
+//! text. Plans are kept for the life of the backend and re-made by the plan cache when needed.
+
+use super::Oid;
+use super::context::AsUser;
+use super::text;
+use crate::error::{Error, Result, SqlState};
+use pgrx::pg_sys;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_char;
+
+/// A result row: every column as text, `None` for NULL.
+pub type Row = Vec<Option<String>>;
+
+/// Where the extension's objects live and who owns them, so that nothing depends on the session's
+/// search_path or rights.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Home {
+    pub schema: String,
+    pub owner: Oid,
+}
+
+impl Home {
+    /// Looks the extension up.
+    ///
+    /// # Errors
+    /// 42704 when it is not installed (it was dropped by this very transaction).
+    pub fn find() -> Result<Self> {
+        let rows = run(
+            None,
+            "SELECT n.nspname, e.extowner FROM pg_catalog.pg_extension e \
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+             WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'",
+            &[],
+            true,
+        )?;
+        let mut row = rows.into_iter().next().ok_or_else(|| {
+            let message = "extension \"pg_rowsync\" is not installed";
+            Error::local(SqlState::UNDEFINED_OBJECT, message)
+        })?;
+        let schema = required(&mut row, 0)?;
+        let owner = required(&mut row, 1)?.parse::<u32>();
+        let owner = owner.map_err(|_| Error::internal("malformed oid"))?;
+        Ok(Self { schema, owner: owner.into() })
+    }
+}
+
+thread_local! {
+    /// Statement text to saved plan.
+    static PLANS: RefCell<HashMap<String, pg_sys::SPIPlanPtr>> = RefCell::default();
+}
+
+/// Runs a query that changes nothing.
+///
+/// # Errors
+/// For text that is not UTF-8; everything else PostgreSQL raises.
+pub fn read(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
+    run(Some(home.owner), sql, args, true)
+}
+
+/// Runs a statement that may change something; the rows are those of its RETURNING.
+///
+/// # Errors
+/// As for [`read`].
+pub fn write(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
+    run(Some(home.owner), sql, args, false)
+}
+
+/// `user`: whose rights count, the current user's if `None`.
+fn run(user: Option<Oid>, sql: &str, args: &[Option<&str>], read_only: bool) -> Result<Vec<Row>> {
+    // Converted before anything is begun, so that no early return leaves SPI connected.
+    let args =
+        args.iter().map(|arg| arg.map(text::to_server).transpose()).collect::<Result<Vec<_>>>()?;
+    let source = text::to_server(sql)?;
+    let _identity = user.map(AsUser::switch);
+    // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then
+    // cleans up SPI and the snapshot stack, so only the successful path ends them here.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        if pg_sys::SPI_connect() != pg_sys::SPI_OK_CONNECT as i32 {
+            pgrx::error!("SPI_connect failed");
+        }
+        let mut nulls: Vec<c_char> = Vec::with_capacity(args.len());
+        let mut values: Vec<pg_sys::Datum> = Vec::with_capacity(args.len());
+        for arg in &args {
+            nulls.push(if arg.is_some() { b' ' } else { b'n' } as c_char);
+            values.push(match arg {
+                Some(arg) => {
+                    let len = arg.as_bytes().len() as i32;
+                    pg_sys::Datum::from(pg_sys::cstring_to_text_with_len(arg.as_ptr(), len))
+                }
+                None => pg_sys::Datum::from(0usize),
+            });
+        }
+        let plan = plan(sql, &source, args.len());
+        let code = pg_sys::SPI_execute_snapshot(
+            plan,
+            values.as_mut_ptr(),
+            nulls.as_ptr(),
+            pg_sys::GetActiveSnapshot(),
+            std::ptr::null_mut(),
+            read_only,
+            true,
+            0,
+        );
+        if code < 0 {
+            pgrx::error!("SPI_execute_snapshot failed: code {code}");
+        }
+        let rows = rows();
+        pg_sys::SPI_freetuptable(pg_sys::SPI_tuptable);
+        pg_sys::SPI_finish();
+        pg_sys::PopActiveSnapshot();
+        rows
+    }
+}
+
+/// The kept plan of a statement, made at its first use.
+///
+/// # Safety
+/// SPI must be connected.
+unsafe fn plan(sql: &str, source: &std::ffi::CString, args: usize) -> pg_sys::SPIPlanPtr {
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
+        return plan;
+    }
+    let mut types = vec![pg_sys::TEXTOID; args];
+    // SAFETY: SPI is connected; the plan is kept, so it outlives SPI_finish.
+    let plan = unsafe {
+        let plan = pg_sys::SPI_prepare(source.as_ptr(), args as i32, types.as_mut_ptr());
+        if plan.is_null() {
+            let code = pg_sys::SPI_result;
+            pgrx::error!("SPI_prepare failed: code {code}");
+        }
+        pg_sys::SPI_keepplan(plan);
+        plan
+    };
+    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
+    plan
+}
+
+/// The rows of the statement that just ran.
+///
+/// # Safety
+/// SPI must be connected and a statement have been run.
+unsafe fn rows() -> Result<Vec<Row>> {
+    // SAFETY: SPI_tuptable is null or holds numvals tuples of tupdesc.
+    unsafe {
+        let table = pg_sys::SPI_tuptable;
+        if table.is_null() {
+            return Ok(Vec::new());
+        }
+        let (desc, tuples) = ((*table).tupdesc, (*table).vals);
+        let width = (*desc).natts;
+        let mut rows = Vec::with_capacity((*table).numvals as usize);
+        for at in 0..(*table).numvals as usize {
+            let tuple = *tuples.add(at);
+            let row: Result<Row> = (1..=width)
+                .map(|column| text::to_string(pg_sys::SPI_getvalue(tuple, desc, column)))
+                .collect();
+            rows.push(row?);
+        }
+        Ok(rows)
+    }
+}
+
+/// The text in a column that cannot be NULL.
+///
+/// # Errors
+/// When it is NULL all the same.
+pub fn required(row: &mut Row, column: usize) -> Result<String> {
+    row.get_mut(column)
+        .and_then(Option::take)
+        .ok_or_else(|| Error::internal(format!("unexpected null in column {column}")))
+}

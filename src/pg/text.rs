@@ -1,0 +1,66 @@
+//! Text between the database's encoding and UTF-8, which is all that the rest of the crate knows.
+
+use crate::error::{Error, Result, SqlState};
+use pgrx::pg_sys;
+use std::ffi::{CStr, CString, c_char};
+
+/// A server string as UTF-8. The result lives as long as the memory context of `text`, or the
+/// current one where it had to be converted.
+///
+/// # Errors
+/// Where the encodings differ, PostgreSQL raises 22021 or 22P05 for what cannot be converted.
+///
+/// # Safety
+/// `text` must be a valid C string in the database's encoding, and `'a` must not outlive the
+/// memory context that is current now.
+pub unsafe fn to_utf8<'a>(text: *const c_char) -> Result<&'a str> {
+    // SAFETY: a valid C string by contract; conversion returns it or a palloc'd C string.
+    let bytes: &'a [u8] = unsafe {
+        let len = CStr::from_ptr(text).to_bytes().len();
+        let converted = pg_sys::pg_server_to_any(text, len as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+        CStr::from_ptr(converted).to_bytes()
+    };
+    std::str::from_utf8(bytes).map_err(|_| {
+        Error::local(SqlState::new("22021"), "text is not valid in encoding \"UTF8\"")
+            .with_hint("The database has encoding SQL_ASCII; convert the text to UTF-8.")
+    })
+}
+
+/// Like [`to_utf8`], copied.
+///
+/// # Safety
+/// As for [`to_utf8`]; null gives `None`.
+pub unsafe fn to_string(text: *const c_char) -> Result<Option<String>> {
+    if text.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: not null, valid by contract; copied at once.
+    unsafe { to_utf8(text) }.map(|s| Some(s.to_owned()))
+}
+
+/// UTF-8 to a C string in the database's encoding.
+///
+/// # Errors
+/// 22021 for a NUL byte; PostgreSQL raises 22P05 for what the database's encoding lacks.
+pub fn to_server(text: &str) -> Result<CString> {
+    let text = c_string(text)?;
+    // SAFETY: a valid C string in, the same or a palloc'd C string out, copied at once.
+    unsafe {
+        let len = text.as_bytes().len() as i32;
+        let converted =
+            pg_sys::pg_any_to_server(text.as_ptr(), len, pg_sys::pg_enc::PG_UTF8 as i32);
+        if std::ptr::eq(converted.cast_const(), text.as_ptr()) {
+            return Ok(text);
+        }
+        Ok(CStr::from_ptr(converted).to_owned())
+    }
+}
+
+/// UTF-8 as a C string.
+///
+/// # Errors
+/// 22021 for a NUL byte.
+pub fn c_string(text: &str) -> Result<CString> {
+    CString::new(text)
+        .map_err(|_| Error::local(SqlState::new("22021"), "text contains a null byte"))
+}

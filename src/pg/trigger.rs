@@ -1,0 +1,111 @@
+//! A trigger call, as the server describes it.
+
+use super::Oid;
+use super::text;
+use crate::change::Op;
+use crate::error::{Error, Result, SqlState};
+use pgrx::{PgTrigger, pg_sys};
+use std::marker::PhantomData;
+
+/// One call of the trigger function.
+pub struct Event<'call>(&'call PgTrigger<'call>);
+
+/// A row of the event, in the slot the server put it.
+#[derive(Clone, Copy)]
+pub struct Slot<'call> {
+    pub(super) slot: *mut pg_sys::TupleTableSlot,
+    pub(super) tuple: pg_sys::HeapTuple,
+    pub(super) _call: PhantomData<&'call ()>,
+}
+
+impl<'call> Event<'call> {
+    /// The event of a call.
+    pub fn of(trigger: &'call PgTrigger<'call>) -> Self {
+        Self(trigger)
+    }
+
+    fn data(&self) -> &pg_sys::TriggerData {
+        self.0.trigger_data()
+    }
+
+    fn trigger(&self) -> &pg_sys::Trigger {
+        self.0.trigger()
+    }
+
+    /// OID of the trigger (of its clone, on a partition).
+    pub fn trigger_oid(&self) -> Oid {
+        self.trigger().tgoid
+    }
+
+    /// OID of the table, a partition where the row lives in one.
+    pub fn relation_oid(&self) -> Oid {
+        // SAFETY: tg_relation is open for the call.
+        unsafe { (*self.data().tg_relation).rd_id }
+    }
+
+    /// What happened, if the trigger's timing and level are the supported ones.
+    ///
+    /// # Errors
+    /// 39P01 for BEFORE and INSTEAD OF, for statement level with rows and row level with TRUNCATE.
+    pub fn op(&self) -> Result<Op> {
+        let event = self.data().tg_event;
+        let refuse = |what: &str| {
+            Err(Error::local(
+                SqlState::TRIGGER_PROTOCOL,
+                format!("sync_dml must not be used in a trigger fired {what}"),
+            )
+            .with_hint(
+                "Use AFTER INSERT OR UPDATE OR DELETE ... FOR EACH ROW, and AFTER TRUNCATE ... \
+                 FOR EACH STATEMENT.",
+            ))
+        };
+        match event & pg_sys::TRIGGER_EVENT_TIMINGMASK {
+            pg_sys::TRIGGER_EVENT_AFTER => {}
+            pg_sys::TRIGGER_EVENT_BEFORE => return refuse("BEFORE"),
+            _ => return refuse("INSTEAD OF"),
+        }
+        let by_row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
+        match event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_TRUNCATE => Ok(Op::Truncate),
+            _ if !by_row => refuse("FOR EACH STATEMENT by INSERT, UPDATE or DELETE"),
+            pg_sys::TRIGGER_EVENT_INSERT => Ok(Op::Insert),
+            pg_sys::TRIGGER_EVENT_UPDATE => Ok(Op::Update),
+            _ => Ok(Op::Delete),
+        }
+    }
+
+    /// The trigger's arguments.
+    ///
+    /// # Errors
+    /// For an argument that is not UTF-8.
+    pub fn args(&self) -> Result<Vec<String>> {
+        let trigger = self.trigger();
+        (0..trigger.tgnargs as usize)
+            // SAFETY: tgargs holds tgnargs C strings.
+            .map(|at| unsafe { text::to_string(*trigger.tgargs.add(at)) })
+            .map(|arg| Ok(arg?.unwrap_or_default()))
+            .collect()
+    }
+
+    /// The row that was inserted, deleted, or is about to be replaced.
+    pub fn row(&self) -> Slot<'call> {
+        let data = self.data();
+        Slot { slot: data.tg_trigslot, tuple: data.tg_trigtuple, _call: PhantomData }
+    }
+
+    /// The row after an UPDATE.
+    pub fn new_row(&self) -> Slot<'call> {
+        let data = self.data();
+        Slot { slot: data.tg_newslot, tuple: data.tg_newtuple, _call: PhantomData }
+    }
+}
+
+impl Slot<'_> {
+    /// Number of the command that wrote this row, in its transaction. Only for rows that the
+    /// current transaction wrote.
+    pub fn command(&self) -> u32 {
+        // SAFETY: the tuple is valid for the call and was written by this transaction, which is
+        // what HeapTupleHeaderGetCmin asks for.
+        unsafe { pg_sys::HeapTupleHeaderGetCmin((*self.tuple).t_data) }
+    }
+}

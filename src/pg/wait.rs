@@ -1,0 +1,84 @@
+//! Waiting for sockets on the process latch, so that signals end the wait.
+
+use super::compat;
+use pgrx::pg_sys;
+use std::time::Duration;
+
+/// A socket and what to wait for on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest {
+    pub socket: i32,
+    pub read: bool,
+    pub write: bool,
+}
+
+impl Interest {
+    fn events(&self) -> u32 {
+        let read = if self.read { pg_sys::WL_SOCKET_READABLE } else { 0 };
+        let write = if self.write { pg_sys::WL_SOCKET_WRITEABLE } else { 0 };
+        read | write
+    }
+}
+
+/// Waits until a socket is ready, the latch is set or the time is up; which one does not matter,
+/// callers look at their state again. Ends the process when the postmaster is gone. Sockets with
+/// nothing to wait for are passed over.
+pub fn wait(interests: &[Interest], timeout: Duration) {
+    // Rounded up: a wait of less than a millisecond must not spin.
+    let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64;
+    let wanted: Vec<&Interest> = interests.iter().filter(|i| i.events() != 0).collect();
+    let always = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: MyLatch is set in every backend; sockets are open while their owners, the callers,
+    // live; the set is freed by the guard, on unwinding too.
+    unsafe {
+        if let [one] = wanted.as_slice() {
+            pg_sys::WaitLatchOrSocket(
+                pg_sys::MyLatch,
+                (always | pg_sys::WL_TIMEOUT | one.events()) as i32,
+                one.socket,
+                millis,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+        } else {
+            let set = EventSet(compat::create_wait_event_set(wanted.len() as i32 + 2));
+            let no_data = std::ptr::null_mut();
+            let no_latch = std::ptr::null_mut();
+            let no_socket = pg_sys::PGINVALID_SOCKET;
+            let latch = pg_sys::MyLatch;
+            pg_sys::AddWaitEventToSet(set.0, pg_sys::WL_LATCH_SET, no_socket, latch, no_data);
+            let death = pg_sys::WL_EXIT_ON_PM_DEATH;
+            pg_sys::AddWaitEventToSet(set.0, death, no_socket, no_latch, no_data);
+            for one in wanted {
+                pg_sys::AddWaitEventToSet(set.0, one.events(), one.socket, no_latch, no_data);
+            }
+            let mut occurred = pg_sys::WaitEvent::default();
+            pg_sys::WaitEventSetWait(set.0, millis, &mut occurred, 1, pg_sys::PG_WAIT_EXTENSION);
+        }
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
+
+/// Whether a socket is ready now.
+pub fn is_ready(interest: &Interest) -> bool {
+    let events = interest.events() | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: as for wait(); without the latch none is needed.
+    let occurred = unsafe {
+        pg_sys::WaitLatchOrSocket(
+            std::ptr::null_mut(),
+            events as i32,
+            interest.socket,
+            0,
+            pg_sys::PG_WAIT_EXTENSION,
+        )
+    };
+    occurred as u32 & interest.events() != 0
+}
+
+struct EventSet(*mut pg_sys::WaitEventSet);
+
+impl Drop for EventSet {
+    fn drop(&mut self) {
+        // SAFETY: created by CreateWaitEventSet, freed once.
+        unsafe { pg_sys::FreeWaitEventSet(self.0) }
+    }
+}

@@ -1,0 +1,12 @@
+//! The libpq island: the only modules that call libpq. Connections are non-blocking and in
+//! pipeline mode from the start; nothing here waits.
+//!
+//! libpq is linked dynamically: a static copy would bind to the server's own symbols of the same
+//! names.
+
+pub mod connection;
+pub mod keywords;
+pub mod reply;
+
+pub use connection::{Connection, Polling};
+pub use reply::Status;

@@ -1,0 +1,243 @@
+//! A non-blocking connection. Closed on drop, which never raises.
+//!
+//! Callers wait on [`Connection::socket`], read afresh before every wait: libpq may open another
+//! socket while it goes through the hosts of a connection string.
+
+use super::reply::Reply;
+use crate::error::SqlState;
+use crate::sql::Statement;
+use pq_sys::{
+    ConnStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID, PQconnectPoll,
+    PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput, PQenterPipelineMode,
+    PQerrorMessage, PQfinish, PQflush, PQgetResult, PQisBusy, PQpipelineSync, PQsendFlushRequest,
+    PQsendQueryParams, PQsetErrorVerbosity, PQsetNoticeReceiver, PQsetnonblocking, PQsocket,
+    PQstatus, PostgresPollingStatusType,
+};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr::NonNull;
+
+/// Progress of connecting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polling {
+    /// Wait until the socket can be read, then poll again.
+    Read,
+    /// Wait until the socket can be written, then poll again.
+    Write,
+    Connected,
+    Failed,
+}
+
+/// A libpq connection.
+pub struct Connection(NonNull<PGconn>);
+
+/// What libpq or the server says outside of results goes nowhere: a NOTICE of a remote trigger is
+/// none of the local client's business, and stderr is the server's log.
+unsafe extern "C" fn ignore_notice(_arg: *mut c_void, _result: *const PGresult) {}
+
+impl Connection {
+    /// Begins to connect, with a keyword and value each. The database name is taken as it is, never
+    /// as a connection string. Name resolution may block; everything after it does not.
+    /// `None` when memory is out.
+    pub fn start(params: &[(CString, CString)]) -> Option<Self> {
+        let ends = [std::ptr::null::<c_char>()];
+        let keywords: Vec<*const c_char> =
+            params.iter().map(|(k, _)| k.as_ptr()).chain(ends).collect();
+        let values: Vec<*const c_char> =
+            params.iter().map(|(_, v)| v.as_ptr()).chain(ends).collect();
+        // SAFETY: two null-terminated arrays of C strings, copied by the call.
+        unsafe {
+            let conn = PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
+            let conn = Self(NonNull::new(conn)?);
+            PQsetNoticeReceiver(conn.raw(), Some(ignore_notice), std::ptr::null_mut());
+            // Makes libpq write the SQLSTATE into the message of a refused connection, the only
+            // way to learn it; see connect_error().
+            PQsetErrorVerbosity(conn.raw(), PGVerbosity::PQERRORS_VERBOSE);
+            Some(conn)
+        }
+    }
+
+    fn raw(&self) -> *mut PGconn {
+        self.0.as_ptr()
+    }
+
+    /// One step of connecting.
+    pub fn poll(&mut self) -> Polling {
+        // SAFETY: a live connection that is being established.
+        match unsafe { PQconnectPoll(self.raw()) } {
+            PostgresPollingStatusType::PGRES_POLLING_OK => Polling::Connected,
+            PostgresPollingStatusType::PGRES_POLLING_READING => Polling::Read,
+            PostgresPollingStatusType::PGRES_POLLING_WRITING => Polling::Write,
+            _ => Polling::Failed,
+        }
+    }
+
+    /// After connecting: non-blocking, pipelined. False when libpq refuses.
+    pub fn pipelined(&mut self) -> bool {
+        // SAFETY: a live connection with nothing in progress.
+        unsafe { PQsetnonblocking(self.raw(), 1) == 0 && PQenterPipelineMode(self.raw()) == 1 }
+    }
+
+    /// The socket to wait for, -1 if there is none.
+    pub fn socket(&self) -> i32 {
+        // SAFETY: a live connection.
+        unsafe { PQsocket(self.raw()) }
+    }
+
+    /// Whether libpq thinks it is connected.
+    pub fn is_up(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { PQstatus(self.raw()) == ConnStatusType::CONNECTION_OK }
+    }
+
+    /// Process ID of the server's backend.
+    pub fn backend_pid(&self) -> i32 {
+        // SAFETY: a live connection.
+        unsafe { PQbackendPID(self.raw()) }
+    }
+
+    /// Whether the server asked for a password and got one.
+    pub fn used_password(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { PQconnectionUsedPassword(self.raw()) == 1 }
+    }
+
+    /// libpq's last message, without its trailing newline.
+    pub fn message(&self) -> String {
+        // SAFETY: a live connection; the message is a C string, copied at once.
+        let text = unsafe { CStr::from_ptr(PQerrorMessage(self.raw())) };
+        text.to_string_lossy().trim_end().to_owned()
+    }
+
+    /// Why connecting failed: the server's SQLSTATE if it gave one, and the message.
+    pub fn connect_error(&self) -> (SqlState, String) {
+        split_verbose(&self.message())
+    }
+
+    /// Hands a statement to libpq, which copies it.
+    ///
+    /// # Errors
+    /// libpq's message.
+    pub fn send(&mut self, statement: &Statement) -> Result<(), String> {
+        let c = |text: &str| CString::new(text).map_err(|e| e.to_string());
+        let text = c(&statement.text)?;
+        let params = statement.params.iter().map(|p| c(p)).collect::<Result<Vec<_>, _>>()?;
+        let values: Vec<*const c_char> = params.iter().map(|p| p.as_ptr()).collect();
+        let null = std::ptr::null();
+        // SAFETY: C strings that live through the call; text format needs no lengths.
+        let sent = unsafe {
+            PQsendQueryParams(
+                self.raw(),
+                text.as_ptr(),
+                values.len() as i32,
+                null,
+                values.as_ptr(),
+                std::ptr::null(),
+                std::ptr::null(),
+                0,
+            )
+        };
+        self.ok(sent)
+    }
+
+    /// Ends the pipeline: the server answers, and commits an implicit transaction.
+    ///
+    /// # Errors
+    /// libpq's message.
+    pub fn sync(&mut self) -> Result<(), String> {
+        // SAFETY: a live connection in pipeline mode.
+        let sent = unsafe { PQpipelineSync(self.raw()) };
+        self.ok(sent)
+    }
+
+    /// Asks the server to send the answers it has, without ending the pipeline.
+    ///
+    /// # Errors
+    /// libpq's message.
+    pub fn request_flush(&mut self) -> Result<(), String> {
+        // SAFETY: a live connection in pipeline mode.
+        let sent = unsafe { PQsendFlushRequest(self.raw()) };
+        self.ok(sent)
+    }
+
+    fn ok(&self, code: i32) -> Result<(), String> {
+        if code == 1 { Ok(()) } else { Err(self.message()) }
+    }
+
+    /// Sends what it can without waiting; true when nothing is left.
+    ///
+    /// # Errors
+    /// libpq's message, when the connection broke.
+    pub fn flush(&mut self) -> Result<bool, String> {
+        // SAFETY: a live connection.
+        match unsafe { PQflush(self.raw()) } {
+            0 => Ok(true),
+            1 => Ok(false),
+            _ => Err(self.message()),
+        }
+    }
+
+    /// Reads what has arrived. False when the connection broke.
+    pub fn consume(&mut self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { PQconsumeInput(self.raw()) == 1 }
+    }
+
+    /// Whether taking the next reply would block.
+    pub fn is_busy(&mut self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { PQisBusy(self.raw()) == 1 }
+    }
+
+    /// The next reply; `None` after the last one of each statement. Only when not busy.
+    pub fn reply(&mut self) -> Option<Reply> {
+        // SAFETY: a live connection; the reply is ours.
+        unsafe { Reply::from_raw(PQgetResult(self.raw())) }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // SAFETY: ours, closed once.
+        unsafe { PQfinish(self.raw()) }
+    }
+}
+
+/// Takes `28P01` out of `... FATAL:  28P01: password authentication failed\nLOCATION:  ...`, which
+/// is how libpq writes a server's error in verbose form. Without one the failure is libpq's own:
+/// 08001.
+fn split_verbose(message: &str) -> (SqlState, String) {
+    let lines: Vec<&str> = message.lines().filter(|l| !l.starts_with("LOCATION:")).collect();
+    let text = lines.join("\n");
+    let found = text.match_indices(":  ").find_map(|(at, separator)| {
+        let code = text.get(at + separator.len()..at + separator.len() + 5)?;
+        let ends = text.get(at + separator.len() + 5..)?.starts_with(": ");
+        let is_code = code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+        (ends && is_code).then(|| (at + separator.len(), SqlState::new(code)))
+    });
+    match found {
+        Some((at, state)) => (state, format!("{}{}", &text[..at], &text[at + 7..])),
+        None => (SqlState::CANNOT_CONNECT, text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sqlstate_of_a_refused_connection_is_found_in_the_verbose_message() {
+        let (state, text) = split_verbose(
+            "connection to server at \"127.0.0.1\", port 5432 failed: FATAL:  28P01: password \
+             authentication failed for user \"u\"\nLOCATION:  auth_failed, auth.c:330",
+        );
+        assert_eq!(state.as_str(), "28P01");
+        assert!(text.ends_with("FATAL:  password authentication failed for user \"u\""));
+    }
+
+    #[test]
+    fn a_failure_of_libpq_itself_is_08001() {
+        let (state, text) = split_verbose("connection to server failed: Connection refused");
+        assert_eq!(state, SqlState::CANNOT_CONNECT);
+        assert_eq!(text, "connection to server failed: Connection refused");
+    }
+}

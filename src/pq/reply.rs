@@ -1,0 +1,112 @@
+//! A result of one statement.
+
+use crate::error::{RemoteError, SqlState};
+use pq_sys::{
+    ExecStatusType, PG_DIAG_COLUMN_NAME, PG_DIAG_CONSTRAINT_NAME, PG_DIAG_CONTEXT,
+    PG_DIAG_MESSAGE_DETAIL, PG_DIAG_MESSAGE_HINT, PG_DIAG_MESSAGE_PRIMARY, PG_DIAG_SCHEMA_NAME,
+    PG_DIAG_SQLSTATE, PG_DIAG_TABLE_NAME, PGresult, PQclear, PQgetisnull, PQgetvalue, PQnfields,
+    PQntuples, PQresultErrorField, PQresultErrorMessage, PQresultStatus,
+};
+use std::ffi::CStr;
+use std::ptr::NonNull;
+
+/// What a result stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The statement was done; rows, if it returned any, are there.
+    Done,
+    /// The statement failed.
+    Failed,
+    /// Skipped because one before it failed.
+    Skipped,
+    /// The end of the pipeline was reached.
+    Synced,
+    /// Something that our statements cannot give (COPY and the like).
+    Unexpected,
+}
+
+/// A libpq result, cleared on drop.
+pub struct Reply(NonNull<PGresult>);
+
+impl Reply {
+    /// Takes over a result; `None` for null.
+    ///
+    /// # Safety
+    /// The result must come from libpq and be cleared by no one else.
+    pub(super) unsafe fn from_raw(result: *mut PGresult) -> Option<Self> {
+        NonNull::new(result).map(Self)
+    }
+
+    fn raw(&self) -> *mut PGresult {
+        self.0.as_ptr()
+    }
+
+    /// What it stands for.
+    pub fn status(&self) -> Status {
+        // SAFETY: a live result.
+        match unsafe { PQresultStatus(self.raw()) } {
+            ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_TUPLES_OK => Status::Done,
+            ExecStatusType::PGRES_FATAL_ERROR | ExecStatusType::PGRES_BAD_RESPONSE => {
+                Status::Failed
+            }
+            ExecStatusType::PGRES_PIPELINE_ABORTED => Status::Skipped,
+            ExecStatusType::PGRES_PIPELINE_SYNC => Status::Synced,
+            _ => Status::Unexpected,
+        }
+    }
+
+    /// The first column of all rows.
+    pub fn first_column(&self) -> Vec<Option<String>> {
+        // SAFETY: a live result; row and column numbers are within what it says it has.
+        unsafe {
+            if PQnfields(self.raw()) == 0 {
+                return Vec::new();
+            }
+            (0..PQntuples(self.raw()))
+                .map(|row| {
+                    (PQgetisnull(self.raw(), row, 0) == 0).then(|| {
+                        let value = CStr::from_ptr(PQgetvalue(self.raw(), row, 0));
+                        value.to_string_lossy().into_owned()
+                    })
+                })
+                .collect()
+        }
+    }
+
+    /// The error, field by field. A result without a SQLSTATE was made by libpq itself, over a
+    /// connection that broke: 08006.
+    pub fn error(&self, server: &str) -> RemoteError {
+        let field = |code: u8| -> Option<String> {
+            // SAFETY: a live result; the field is null or a C string that lives with it.
+            unsafe {
+                let value = PQresultErrorField(self.raw(), i32::from(code));
+                (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
+            }
+        };
+        let message = field(PG_DIAG_MESSAGE_PRIMARY).unwrap_or_else(|| {
+            // SAFETY: a live result; the message is a C string that lives with it.
+            let text = unsafe { CStr::from_ptr(PQresultErrorMessage(self.raw())) };
+            text.to_string_lossy().trim_end().to_owned()
+        });
+        RemoteError {
+            server: server.to_owned(),
+            sqlstate: field(PG_DIAG_SQLSTATE)
+                .map_or(SqlState::CONNECTION_FAILURE, |code| SqlState::new(&code)),
+            message,
+            detail: field(PG_DIAG_MESSAGE_DETAIL),
+            hint: field(PG_DIAG_MESSAGE_HINT),
+            context: field(PG_DIAG_CONTEXT),
+            schema: field(PG_DIAG_SCHEMA_NAME),
+            table: field(PG_DIAG_TABLE_NAME),
+            column: field(PG_DIAG_COLUMN_NAME),
+            constraint: field(PG_DIAG_CONSTRAINT_NAME),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // SAFETY: ours, cleared once.
+        unsafe { PQclear(self.raw()) }
+    }
+}

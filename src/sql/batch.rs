@@ -1,0 +1,91 @@
+//! A run of changes that one statement applies.
+
+use super::quote::ArrayLiteral;
+use crate::change::{Change, Op, Policy, Route};
+use std::rc::Rc;
+
+/// What a batch does; all its rows do the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Insert,
+    /// UPDATE that leaves the key alone.
+    Update,
+    /// UPDATE that gives the row another key.
+    Move,
+    Delete,
+    Truncate,
+}
+
+impl Kind {
+    /// The kind of a change.
+    pub fn of<S>(change: &Change<S>) -> Self {
+        match change.op {
+            Op::Insert => Self::Insert,
+            Op::Update if change.moves() => Self::Move,
+            Op::Update => Self::Update,
+            Op::Delete => Self::Delete,
+            Op::Truncate => Self::Truncate,
+        }
+    }
+}
+
+/// Changes of one route and kind, column by column as array literals.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub route: Rc<Route>,
+    pub kind: Kind,
+    /// Changes in the batch.
+    pub rows: usize,
+    /// An array per column: the new rows.
+    pub new: Vec<ArrayLiteral>,
+    /// An array per key column: the old keys.
+    pub old: Vec<ArrayLiteral>,
+    /// The versions that deletes saw, under [`Policy::Newest`].
+    pub seen: Option<ArrayLiteral>,
+    /// TRUNCATE: the routes of all tables truncated together.
+    pub truncated: Vec<Rc<Route>>,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new(route: Rc<Route>, kind: Kind) -> Self {
+        let new = match kind {
+            Kind::Insert | Kind::Update | Kind::Move => route.columns.len(),
+            Kind::Delete | Kind::Truncate => 0,
+        };
+        let old = match kind {
+            Kind::Move | Kind::Delete => route.key.len(),
+            Kind::Insert | Kind::Update | Kind::Truncate => 0,
+        };
+        let seen = matches!((kind, route.policy), (Kind::Delete, Policy::Newest(_)))
+            .then(ArrayLiteral::default);
+        Self {
+            new: vec![ArrayLiteral::default(); new],
+            old: vec![ArrayLiteral::default(); old],
+            seen,
+            rows: 0,
+            truncated: Vec::new(),
+            route,
+            kind,
+        }
+    }
+
+    /// Appends a change of the same route and kind.
+    pub fn push(&mut self, change: &Change<&str>) {
+        self.rows += 1;
+        for (array, value) in self.new.iter_mut().zip(&change.row) {
+            array.push(*value);
+        }
+        for (array, value) in self.old.iter_mut().zip(&change.key) {
+            array.push(*value);
+        }
+        if let Some(array) = &mut self.seen {
+            array.push(change.seen);
+        }
+    }
+
+    /// Size of the parameters, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.new.iter().chain(&self.old).chain(&self.seen).map(ArrayLiteral::len).sum()
+    }
+}

@@ -1,0 +1,430 @@
+//! The statements themselves: one per policy and kind, over values that come either from arrays of
+//! parameters (a batch) or from literals (one change).
+
+use super::batch::{Batch, Kind};
+use super::quote::{ArrayLiteral, ident, literal, relation};
+use crate::change::{Carrier, Column, Policy, Route};
+use std::rc::Rc;
+
+/// Begins the text of the cast error that an `error` policy provokes when rows are missing; the
+/// only way to fail a pipeline from plain SQL. Delivery turns it into P0002.
+pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
+
+/// A statement and its text-format parameters, types to be inferred by the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    pub text: String,
+    pub params: Vec<String>,
+}
+
+/// The statements that apply a batch, in order.
+pub fn of_batch(batch: Batch) -> Vec<Statement> {
+    if batch.kind == Kind::Truncate {
+        return vec![Statement { text: truncate(&batch.truncated), params: Vec::new() }];
+    }
+    let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch));
+    let arrays = batch.new.into_iter().chain(batch.old).chain(batch.seen);
+    let params: Vec<String> = arrays.map(ArrayLiteral::into_text).collect();
+    // Only a move has two statements; both read the same arrays.
+    texts.into_iter().map(|text| Statement { text, params: params.clone() }).collect()
+}
+
+/// Where a statement takes its values from.
+pub(super) struct Values {
+    /// An expression per column of the route.
+    pub new: Vec<String>,
+    /// An expression per key column: the key before the change.
+    pub old: Vec<String>,
+    /// The version a delete saw.
+    pub seen: Option<String>,
+    /// The FROM item that the expressions read, named `v`; `None` for literals.
+    pub from: Option<String>,
+    /// Changes that the values stand for.
+    pub rows: usize,
+}
+
+impl Values {
+    fn of_arrays(batch: &Batch) -> Self {
+        let route = &batch.route;
+        let mut arrays = Vec::new();
+        let mut names = Vec::new();
+        let mut take = |column: &Column, name: String| {
+            names.push(name.clone());
+            arrays.push(array_param(route, column, names.len()));
+            element(route, column, &name)
+        };
+        let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
+            .map(|(i, column)| take(column, format!("n{i}")))
+            .collect();
+        let old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
+            .map(|(i, at)| take(&route.columns[*at], format!("k{i}")))
+            .collect();
+        let seen = match (&batch.seen, route.policy) {
+            (Some(_), Policy::Newest(at)) => Some(take(&route.columns[at], "s".to_owned())),
+            _ => None,
+        };
+        let from = format!(
+            "unnest({}) WITH ORDINALITY AS v({}, ord)",
+            arrays.join(", "),
+            names.join(", ")
+        );
+        let old = if old.is_empty() { key_of(route, &new) } else { old };
+        Self { new, old, seen, from: Some(from), rows: batch.rows }
+    }
+
+    /// `FROM item` or nothing.
+    fn from(&self) -> String {
+        self.from.as_ref().map(|item| format!(" FROM {item}")).unwrap_or_default()
+    }
+}
+
+/// The key part of a row of expressions.
+pub(super) fn key_of(route: &Route, row: &[String]) -> Vec<String> {
+    route.key.iter().filter_map(|at| row.get(*at).cloned()).collect()
+}
+
+/// The parameter that carries a column of a batch. For elements the array takes the remote column's
+/// own type, which COALESCE hands to the untyped parameter: no type is named, none can be missing.
+fn array_param(route: &Route, column: &Column, number: usize) -> String {
+    match &column.carrier {
+        Carrier::Element => format!(
+            "COALESCE(${number}, ARRAY[(NULL::{}).{}])",
+            relation(&route.target),
+            ident(&column.name)
+        ),
+        Carrier::Array(_) | Carrier::Record => format!("${number}::pg_catalog.text[]"),
+    }
+}
+
+/// The value of a column in the current row of `v`.
+fn element(route: &Route, column: &Column, name: &str) -> String {
+    match &column.carrier {
+        Carrier::Element => format!("v.{name}"),
+        Carrier::Array(array) => format!("v.{name}::pg_catalog.{}", ident(array)),
+        Carrier::Record => format!(
+            "(pg_catalog.json_populate_record(NULL::{}, pg_catalog.json_build_object({}, v.{name}))).{}",
+            relation(&route.target),
+            literal(&column.name),
+            ident(&column.name)
+        ),
+    }
+}
+
+/// The statements for a route and kind over the given values.
+pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
+    match (kind, route.policy) {
+        (Kind::Insert, _) => vec![format!("{}{}", insert(route, values), on_conflict(route))],
+        (Kind::Update, Policy::Overwrite | Policy::Newest(_)) => vec![upsert(route, kind, values)],
+        (Kind::Update, Policy::Skip) => vec![update(route, kind, values, values.from(), "")],
+        (Kind::Update | Kind::Move, Policy::Error) => {
+            vec![all_found(values, &update(route, kind, values, from_v(values), " RETURNING 1"))]
+        }
+        (Kind::Move, Policy::Overwrite | Policy::Newest(_)) => {
+            vec![clear_target(route, values), upsert(route, kind, values)]
+        }
+        (Kind::Move, Policy::Skip) => {
+            let taken = exists(route, &key_of(route, &values.new));
+            let condition = format!(" AND NOT {taken}");
+            vec![update(route, kind, values, values.from(), &condition)]
+        }
+        (Kind::Delete, Policy::Error) => {
+            vec![all_found(values, &delete(route, values, using_v(values), " RETURNING 1"))]
+        }
+        (Kind::Delete, _) => {
+            let using =
+                values.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default();
+            vec![delete(route, values, using, "")]
+        }
+        (Kind::Truncate, _) => Vec::new(),
+    }
+}
+
+/// TRUNCATE of the routes' targets, each once.
+pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
+    let mut tables: Vec<String> = Vec::new();
+    for route in routes {
+        let only = if route.truncate_children { "" } else { "ONLY " };
+        let table = format!("{only}{}", relation(&route.target));
+        if !tables.contains(&table) {
+            tables.push(table);
+        }
+    }
+    format!("TRUNCATE TABLE {}", tables.join(", "))
+}
+
+fn insert(route: &Route, values: &Values) -> String {
+    insert_from(route, values, &values.from())
+}
+
+fn insert_from(route: &Route, values: &Values, from: &str) -> String {
+    let columns: Vec<String> = route.columns.iter().map(|c| ident(&c.name)).collect();
+    format!(
+        "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {}{from}",
+        relation(&route.target),
+        columns.join(", "),
+        values.new.join(", ")
+    )
+}
+
+/// What an INSERT does with a row that is there already.
+fn on_conflict(route: &Route) -> String {
+    let key: Vec<String> = route.key.iter().map(|at| ident(&route.columns[*at].name)).collect();
+    let set: Vec<String> = route
+        .non_key()
+        .map(|at| ident(&route.columns[at].name))
+        .map(|name| format!("{name} = excluded.{name}"))
+        .collect();
+    let newest = match route.policy {
+        Policy::Error => return String::new(),
+        Policy::Skip => return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", ")),
+        Policy::Overwrite => String::new(),
+        Policy::Newest(_) => {
+            let new: Vec<String> =
+                route.columns.iter().map(|c| format!("excluded.{}", ident(&c.name))).collect();
+            format!(" WHERE {}", newer(route, &new))
+        }
+    };
+    if set.is_empty() {
+        return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", "));
+    }
+    format!(" ON CONFLICT ({}) DO UPDATE SET {}{newest}", key.join(", "), set.join(", "))
+}
+
+/// UPDATE of the rows at the old key, with the caller's FROM and tail.
+fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) -> String {
+    let at: Vec<usize> = match kind {
+        Kind::Move => (0..route.columns.len()).collect(),
+        _ => route.non_key().collect(),
+    };
+    // A table that is all key has nothing to set; setting its key to itself still finds the row.
+    let at = if at.is_empty() { route.key.clone() } else { at };
+    let set: Vec<String> = at
+        .into_iter()
+        .map(|i| format!("{} = {}", ident(&route.columns[i].name), values.new[i]))
+        .collect();
+    format!(
+        "UPDATE {} AS t SET {}{from} WHERE {}{tail}",
+        relation(&route.target),
+        set.join(", "),
+        same_key(route, "t", &values.old)
+    )
+}
+
+/// UPDATE in place, then INSERT of what was not there. Not one INSERT ... ON CONFLICT: that would
+/// ask for every NOT NULL column of the remote table even where the row exists.
+fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
+    let newest = match route.policy {
+        Policy::Newest(_) => format!(" AND {}", newer(route, &values.new)),
+        _ => String::new(),
+    };
+    let (returning, missing) = match values.from {
+        Some(_) => {
+            (" RETURNING v.ord", " FROM v WHERE NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)")
+        }
+        None => (" RETURNING 1", " WHERE NOT EXISTS (SELECT FROM u)"),
+    };
+    format!(
+        "WITH {}u AS ({}) {}{}",
+        with_v(values),
+        update(route, kind, values, from_v(values), &format!("{newest}{returning}")),
+        insert_from(route, values, missing),
+        on_conflict(route)
+    )
+}
+
+/// Before a move: removes the row that holds the new key, where the row to move is there too and
+/// is another one. Replaying a transaction that had moved a row and inserted the old key anew
+/// depends on this.
+fn clear_target(route: &Route, values: &Values) -> String {
+    let using = values.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default();
+    let newest = match route.policy {
+        Policy::Newest(_) => format!(" AND {}", newer(route, &values.new)),
+        _ => String::new(),
+    };
+    format!(
+        "DELETE FROM {} AS t{using} WHERE {} AND NOT ({}) AND {}{newest}",
+        relation(&route.target),
+        same_key(route, "t", &key_of(route, &values.new)),
+        same_key(route, "t", &values.old),
+        exists(route, &values.old)
+    )
+}
+
+fn delete(route: &Route, values: &Values, using: String, tail: &str) -> String {
+    let newest = match (route.policy, &values.seen) {
+        (Policy::Newest(at), Some(seen)) => {
+            let version = format!("t.{}", ident(&route.columns[at].name));
+            format!(" AND ({version} IS NULL OR {version} <= {seen})")
+        }
+        _ => String::new(),
+    };
+    format!(
+        "DELETE FROM {} AS t{using} WHERE {}{newest}{tail}",
+        relation(&route.target),
+        same_key(route, "t", &values.old)
+    )
+}
+
+/// Wraps a data-modifying statement that returns a row per row it found: fails unless it found
+/// every one.
+fn all_found(values: &Values, inner: &str) -> String {
+    format!(
+        "WITH {}u AS ({inner}) SELECT CASE WHEN count(*) = {} THEN 0 \
+         ELSE ({} || count(*))::pg_catalog.int4 END FROM u",
+        with_v(values),
+        values.rows,
+        literal(MISSING_MARK)
+    )
+}
+
+fn exists(route: &Route, key: &[String]) -> String {
+    format!(
+        "EXISTS (SELECT FROM {} AS o WHERE {})",
+        relation(&route.target),
+        same_key(route, "o", key)
+    )
+}
+
+fn same_key(route: &Route, table: &str, key: &[String]) -> String {
+    let terms: Vec<String> = route
+        .key
+        .iter()
+        .zip(key)
+        .map(|(at, value)| format!("{table}.{} = {value}", ident(&route.columns[*at].name)))
+        .collect();
+    terms.join(" AND ")
+}
+
+/// Whether the new row wins over `t`: the larger version, a version over none, and between equal
+/// versions the larger row as text in the C collation, so that every node decides alike.
+fn newer(route: &Route, new: &[String]) -> String {
+    let Policy::Newest(at) = route.policy else { return "true".to_owned() };
+    let there: Vec<String> =
+        route.columns.iter().map(|c| format!("t.{}", ident(&c.name))).collect();
+    let (ours, theirs) = (&new[at], &there[at]);
+    format!(
+        "({ours} > {theirs} OR ({theirs} IS NULL AND {ours} IS NOT NULL) \
+         OR ({ours} IS NOT DISTINCT FROM {theirs} AND \
+         ROW({})::pg_catalog.text COLLATE pg_catalog.\"C\" > ROW({})::pg_catalog.text))",
+        new.join(", "),
+        there.join(", ")
+    )
+}
+
+fn with_v(values: &Values) -> String {
+    values
+        .from
+        .as_ref()
+        .map(|item| format!("v AS MATERIALIZED (SELECT * FROM {item}), "))
+        .unwrap_or_default()
+}
+
+fn from_v(values: &Values) -> String {
+    values.from.as_ref().map(|_| " FROM v".to_owned()).unwrap_or_default()
+}
+
+fn using_v(values: &Values) -> String {
+    values.from.as_ref().map(|_| " USING v".to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::literal;
+    use super::*;
+    use crate::change::{Change, Op, Relation};
+
+    fn column(name: &str, carrier: Carrier) -> Column {
+        Column { name: name.into(), carrier }
+    }
+
+    fn route(policy: Policy) -> Rc<Route> {
+        let name = |t: &str| Relation { schema: "s".into(), table: t.into() };
+        Rc::new(Route {
+            source: name("l"),
+            target: name("t"),
+            columns: vec![
+                column("id", Carrier::Element),
+                column("v", Carrier::Element),
+                column("a", Carrier::Array("_int4".into())),
+            ],
+            key: vec![0],
+            policy,
+            truncate_children: false,
+            application_name: None,
+        })
+    }
+
+    fn change<'a>(op: Op, key: &[&'a str], row: &[Option<&'a str>]) -> Change<&'a str> {
+        let key = key.iter().copied().map(Some).collect();
+        Change { op, command: 0, key, row: row.to_vec(), seen: None }
+    }
+
+    #[test]
+    fn a_batch_of_inserts_is_one_upsert_over_typed_arrays() {
+        let mut batch = Batch::new(route(Policy::Overwrite), Kind::Insert);
+        batch.push(&change(Op::Insert, &[], &[Some("1"), Some("x"), Some("{1,2}")]));
+        batch.push(&change(Op::Insert, &[], &[Some("2"), None, None]));
+        let statements = of_batch(batch);
+        assert_eq!(statements.len(), 1);
+        assert_eq!(
+            statements[0].text,
+            "INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\", \"a\") OVERRIDING SYSTEM VALUE \
+             SELECT v.n0, v.n1, v.n2::pg_catalog.\"_int4\" \
+             FROM unnest(COALESCE($1, ARRAY[(NULL::\"s\".\"t\").\"id\"]), \
+             COALESCE($2, ARRAY[(NULL::\"s\".\"t\").\"v\"]), $3::pg_catalog.text[]) \
+             WITH ORDINALITY AS v(n0, n1, n2, ord) \
+             ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\", \"a\" = excluded.\"a\""
+        );
+        assert_eq!(statements[0].params, [r#"{"1","2"}"#, r#"{"x",NULL}"#, r#"{"{1,2}",NULL}"#]);
+    }
+
+    #[test]
+    fn a_move_clears_its_target_first_and_is_never_a_delete_of_the_row_itself() {
+        let mut batch = Batch::new(route(Policy::Overwrite), Kind::Move);
+        batch.push(&change(Op::Update, &["1"], &[Some("2"), Some("x"), None]));
+        let statements = of_batch(batch);
+        assert_eq!(statements.len(), 2);
+        assert!(statements[0].text.starts_with("DELETE FROM \"s\".\"t\" AS t USING unnest"));
+        assert!(statements[0].text.contains("AND NOT (t.\"id\" = v.k0)"));
+        assert!(statements[1].text.contains("UPDATE \"s\".\"t\" AS t SET \"id\" = v.n0"));
+        assert_eq!(statements[0].params, statements[1].params);
+    }
+
+    #[test]
+    fn the_literal_of_a_change_says_what_its_batch_does() {
+        let route = route(Policy::Overwrite);
+        let insert = change(Op::Insert, &[], &[Some("1"), Some("it's"), None]);
+        assert_eq!(
+            literal::of_change(&route, &insert),
+            "INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\", \"a\") OVERRIDING SYSTEM VALUE \
+             SELECT '1', 'it''s', NULL \
+             ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\", \"a\" = excluded.\"a\""
+        );
+        let delete = change(Op::Delete, &["7"], &[]);
+        assert_eq!(
+            literal::of_change(&route, &delete),
+            "DELETE FROM \"s\".\"t\" AS t WHERE t.\"id\" = '7'"
+        );
+    }
+
+    #[test]
+    fn truncates_name_each_table_once_and_keep_only() {
+        let one = route(Policy::Overwrite);
+        let mut parent = (*one).clone();
+        parent.target.table = "p".into();
+        parent.truncate_children = true;
+        assert_eq!(
+            truncate(&[one.clone(), Rc::new(parent), one]),
+            "TRUNCATE TABLE ONLY \"s\".\"t\", \"s\".\"p\""
+        );
+    }
+
+    #[test]
+    fn the_error_policy_fails_when_rows_are_missing() {
+        let mut batch = Batch::new(route(Policy::Error), Kind::Delete);
+        batch.push(&change(Op::Delete, &["1"], &[]));
+        let text = of_batch(batch).remove(0).text;
+        assert!(text.contains("CASE WHEN count(*) = 1 THEN 0"));
+        assert!(text.contains(MISSING_MARK));
+    }
+}

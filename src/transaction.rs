@@ -1,0 +1,138 @@
+//! What the current local transaction holds: the change sets it will deliver and the remote
+//! transactions that drains keep open until it ends.
+//!
+//! State is taken out of its cell before anything that can wait, raise or end the process, so the
+//! callbacks of an abort never find it borrowed.
+
+use crate::capture::change_set::ChangeSet;
+use crate::capture::descriptor::Descriptor;
+use crate::change::Change;
+use crate::delivery::session::Session;
+use crate::error::Result;
+use crate::pg::context;
+use crate::pg::interrupt;
+use crate::pg::xact::{self, Handlers};
+use std::cell::RefCell;
+
+/// A remote transaction with drained records applied, to be committed with the local one.
+pub struct OpenDrain {
+    pub server_name: String,
+    /// `None` after a part of it was rolled back with a savepoint: the rest went with it.
+    pub session: Option<Session>,
+    /// The subtransactions that drained, outermost first.
+    subtransactions: Vec<u32>,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Work {
+    pub sets: Vec<ChangeSet>,
+    pub drains: Vec<OpenDrain>,
+}
+
+thread_local! {
+    static WORK: RefCell<Work> = RefCell::default();
+}
+
+/// Makes sure that the ends of transactions are heard of. Called before anything is put here.
+fn listen() {
+    xact::register(Handlers {
+        pre_commit: crate::delivery::commit::pre_commit,
+        pre_prepare: crate::delivery::commit::pre_prepare,
+        end,
+        subtransaction_abort,
+        subtransaction_commit,
+    });
+}
+
+/// Adds a change to the change set of its account.
+///
+/// # Errors
+/// As for [`ChangeSet::push`].
+pub fn add_change(descriptor: &Descriptor, change: &Change<&str>) -> Result<()> {
+    listen();
+    let subtransaction = context::subtransaction();
+    WORK.with_borrow_mut(|work| {
+        let account = &descriptor.account;
+        let at = work.sets.iter().position(|s| s.account.mapping == account.mapping);
+        let at = at.unwrap_or_else(|| {
+            work.sets.push(ChangeSet::new(descriptor));
+            work.sets.len() - 1
+        });
+        work.sets[at].push(descriptor, change, subtransaction)
+    })
+}
+
+/// Takes out everything; the transaction is about to end.
+pub fn take_all() -> Work {
+    WORK.with_borrow_mut(std::mem::take)
+}
+
+/// Takes out the open drain of a server, to go on with it.
+pub fn take_drain(server_name: &str) -> Option<OpenDrain> {
+    WORK.with_borrow_mut(|work| {
+        let at = work.drains.iter().position(|d| d.server_name == server_name)?;
+        Some(work.drains.swap_remove(at))
+    })
+}
+
+/// Puts back what [`take_drain`] gave, untouched.
+pub fn put_drain(drain: OpenDrain) {
+    WORK.with_borrow_mut(|work| work.drains.push(drain));
+}
+
+/// Keeps a drain's remote transaction until the local one ends. `before` is what
+/// [`take_drain`] gave.
+pub fn keep_drain(server_name: &str, session: Session, before: Option<OpenDrain>) {
+    listen();
+    let mut subtransactions = before.map(|d| d.subtransactions).unwrap_or_default();
+    let current = context::subtransaction();
+    if subtransactions.last() != Some(&current) {
+        subtransactions.push(current);
+    }
+    let session = Some(session);
+    let server_name = server_name.to_owned();
+    WORK.with_borrow_mut(|work| {
+        work.drains.push(OpenDrain { server_name, session, subtransactions });
+    });
+}
+
+fn end(_committed: bool) {
+    // Nothing is left after a commit; after an abort the open drains' connections are closed,
+    // which rolls them back.
+    drop(WORK.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));
+    interrupt::release();
+}
+
+fn subtransaction_abort(id: u32) {
+    let closed = WORK.with(|work| {
+        let mut work = work.try_borrow_mut().ok()?;
+        work.sets.iter_mut().for_each(|set| set.abort(id));
+        let mut closed = Vec::new();
+        for drain in &mut work.drains {
+            if let Some(at) = drain.subtransactions.iter().position(|s| *s == id) {
+                drain.subtransactions.truncate(at);
+                closed.extend(drain.session.take());
+            }
+        }
+        // A drain of which nothing is left has done nothing.
+        work.drains.retain(|drain| !drain.subtransactions.is_empty());
+        Some(closed)
+    });
+    drop(closed);
+}
+
+fn subtransaction_commit(id: u32, parent: u32) {
+    WORK.with(|work| {
+        let Ok(mut work) = work.try_borrow_mut() else { return };
+        work.sets.iter_mut().for_each(|set| set.commit(id, parent));
+        for drain in &mut work.drains {
+            if drain.subtransactions.last() == Some(&id) {
+                drain.subtransactions.pop();
+                if drain.subtransactions.last() != Some(&parent) {
+                    drain.subtransactions.push(parent);
+                }
+            }
+        }
+    });
+}
