@@ -129,12 +129,15 @@ fn parse_target(home: &Home, local: &Relation, target: &str) -> Result<Relation>
     }
 }
 
+/// Server, local user, process ID on the server, valid.
+pub type ConnectionRow = (String, Option<String>, i32, bool);
+
 /// This session's idle connections: server, local user of the mapping, the server's process, and
 /// whether it will be used again as it is.
 ///
 /// # Errors
 /// What the catalogs report.
-pub fn connections(home: &Home) -> Result<Vec<(String, Option<String>, i32, bool)>> {
+pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
     session::list()
         .into_iter()
         .map(|listed| {

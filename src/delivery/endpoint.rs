@@ -279,10 +279,10 @@ fn name_in_options(options: &str) -> Option<String> {
             Some(setting) => setting.to_owned(),
             None => continue,
         };
-        if let Some((name, value)) = setting.split_once('=') {
-            if name.replace('-', "_").eq_ignore_ascii_case("application_name") {
-                found = Some(value.to_owned());
-            }
+        if let Some((name, value)) = setting.split_once('=')
+            && name.replace('-', "_").eq_ignore_ascii_case("application_name")
+        {
+            found = Some(value.to_owned());
         }
     }
     found

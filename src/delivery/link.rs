@@ -252,10 +252,10 @@ impl<'f> Link<'f> {
         if let State::Connecting { .. } = self.state {
             self.step_connecting();
         }
-        if let State::Running(_) = self.state {
-            if let Err(reason) = self.step_running() {
-                self.broken(&reason);
-            }
+        if let State::Running(_) = self.state
+            && let Err(reason) = self.step_running()
+        {
+            self.broken(&reason);
         }
     }
 

@@ -52,7 +52,7 @@ pub fn settle(endpoint: &Rc<Endpoint>) -> Result<()> {
 /// # Errors
 /// A transient error when one of them will not go; what the link reports.
 pub fn terminate<'f>(mut link: Link<'f>, pids: &[i32]) -> Result<Link<'f>> {
-    let patience = (guc::delivery_timeout().as_millis() / 2).min(PATIENCE_MS).max(1);
+    let patience = (guc::delivery_timeout().as_millis() / 2).clamp(1, PATIENCE_MS);
     let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
     let sql = format!(
         "SELECT pg_catalog.bool_and(pg_catalog.pg_terminate_backend(pid, {patience})) \

@@ -145,10 +145,9 @@ fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(Kind, Vec<usize>)> {
             path.push(i);
             at = before[i];
         }
-        let mut next = at.map_or(0, |i| depth[i] + 1);
-        for i in path.into_iter().rev() {
+        let first = at.map_or(0, |i| depth[i] + 1);
+        for (next, i) in (first..).zip(path.into_iter().rev()) {
             depth[i] = next;
-            next += 1;
         }
     }
     let cycle: HashSet<usize> = cyclic.iter().copied().collect();

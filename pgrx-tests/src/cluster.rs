@@ -1,0 +1,349 @@
+//! A throwaway PostgreSQL cluster: password authentication, one free port on 127.0.0.1, its socket
+//! inside its own directory.
+//!
+//! initdb runs once per process; further clusters are copies. The server ends and its directory goes
+//! when the value is dropped, and at the latest with this process (see [`crate::reaper`]).
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use postgres::{Client, Config, NoTls};
+
+use crate::reaper;
+use crate::setup::Postgres;
+
+/// What [`Cluster::start`] adds: tests crash servers, never the machine, so syncing is wasted time.
+pub const TEST_SETTINGS: &[(&str, &str)] = &[("fsync", "off"), ("full_page_writes", "off")];
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The three ways PostgreSQL stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Waits until all clients have left.
+    Smart,
+    /// Ends the sessions, then writes a checkpoint.
+    Fast,
+    /// Like a crash: recovery at the next start.
+    Immediate,
+}
+
+/// A cluster of its own server process. All methods take `&self`, so that tests can share one.
+pub struct Cluster {
+    dir: PathBuf,
+    data: PathBuf,
+    port: u16,
+    password: String,
+    postgres: Postgres,
+    child: Mutex<Option<Child>>,
+}
+
+struct Template {
+    dir: PathBuf,
+    password: String,
+}
+
+impl Cluster {
+    /// A running cluster with [`TEST_SETTINGS`].
+    pub fn start(name: &str) -> Result<Cluster> {
+        Cluster::start_with(name, TEST_SETTINGS)
+    }
+
+    /// A running cluster with these settings on top of the common ones, and fsync on unless they say
+    /// otherwise.
+    pub fn start_with(name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let postgres = Postgres::find()?;
+        let (template, password) = template(&postgres)?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = reaper::base()?.join(format!("{name}-{number}"));
+        fs::create_dir(&dir).with_context(|| format!("could not create \"{}\"", dir.display()))?;
+        reaper::hand_over(&dir)?;
+        let data = dir.join("data");
+        run(reaper::server_command("cp")?.arg("-a").arg(&template).arg(&data))?;
+        let child = Mutex::new(None);
+        let mut cluster = Cluster { dir, data, port: 0, password, postgres, child };
+        for attempt in 1.. {
+            cluster.port = free_port()?;
+            cluster.configure(settings)?;
+            match cluster.start_again() {
+                Ok(()) => break,
+                // Someone took the port between the look and the start.
+                Err(_) if attempt < 5 && cluster.log().contains("could not bind") => {
+                    fs::remove_file(cluster.log_file())?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(cluster)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The postmaster's pid; an error when the cluster is down.
+    pub fn pid(&self) -> Result<Pid> {
+        let child = self.child();
+        let child = child.as_ref().context("the cluster is not running")?;
+        Ok(Pid::from_raw(child.id().try_into()?))
+    }
+
+    /// Holds the data directory, the socket and the log.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// All that the server has logged so far.
+    pub fn log(&self) -> String {
+        fs::read(self.log_file())
+            .map_or_else(|_| String::new(), |log| String::from_utf8_lossy(&log).into())
+    }
+
+    pub fn superuser_password(&self) -> &str {
+        &self.password
+    }
+
+    pub fn superuser(&self, db: &str) -> Result<Client, postgres::Error> {
+        self.connect(db, "postgres", &self.password)
+    }
+
+    pub fn connect(&self, db: &str, user: &str, password: &str) -> Result<Client, postgres::Error> {
+        self.config(db, user, password).connect(NoTls)
+    }
+
+    pub fn connect_as(
+        &self,
+        db: &str,
+        user: &str,
+        password: &str,
+        application_name: &str,
+    ) -> Result<Client, postgres::Error> {
+        self.config(db, user, password).application_name(application_name).connect(NoTls)
+    }
+
+    /// For connections that need more than the methods above offer.
+    pub fn config(&self, db: &str, user: &str, password: &str) -> Config {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(self.port).dbname(db).user(user).password(password);
+        config.connect_timeout(Duration::from_secs(10));
+        config
+    }
+
+    /// Waits until the server lets a session in; an error with the log's end if it exits instead.
+    pub fn wait_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let exited = match self.child().as_mut() {
+                Some(child) => child.try_wait()?,
+                None => bail!("the cluster is not running"),
+            };
+            if let Some(status) = exited {
+                *self.child() = None;
+                bail!("the server did not start ({status}):\n{}", self.log_end());
+            }
+            match self.superuser("postgres") {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error)
+                        .with_context(|| format!("server not ready:\n{}", self.log_end()));
+                }
+                Err(_) => sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    /// Stops the server and waits for its end. A frozen cluster has to be thawed first.
+    pub fn stop(&self, how: Shutdown) -> Result<()> {
+        let signal = match how {
+            Shutdown::Smart => Signal::SIGTERM,
+            Shutdown::Fast => Signal::SIGINT,
+            Shutdown::Immediate => Signal::SIGQUIT,
+        };
+        kill(self.pid()?, signal)?;
+        self.wait_gone()
+    }
+
+    /// SIGKILL to the postmaster and all its children: the machine's power cord, for one cluster.
+    pub fn kill(&self) -> Result<()> {
+        kill(self.pid()?, Signal::SIGKILL)?;
+        self.signal_all(Signal::SIGKILL);
+        self.wait_gone()
+    }
+
+    /// Starts a stopped or killed cluster on the same port and data, and waits until it is ready.
+    pub fn start_again(&self) -> Result<()> {
+        ensure!(self.child().is_none(), "the cluster is already running");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let child = reaper::server_command(self.postgres.program("postgres"))?
+            .arg("-D")
+            .arg(&self.data)
+            .current_dir(&self.data)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("could not start the server")?;
+        *self.child() = Some(child);
+        self.wait_ready()
+    }
+
+    pub fn restart(&self) -> Result<()> {
+        self.stop(Shutdown::Fast)?;
+        self.start_again()
+    }
+
+    /// Signals one server process of this cluster, given by `pg_backend_pid()`.
+    pub fn signal_backend(&self, pid: i32, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(pid);
+        ensure!(self.processes().contains(&pid), "process {pid} does not belong to this cluster");
+        Ok(kill(pid, signal)?)
+    }
+
+    /// Stops all processes where they are; the kernel keeps accepting connections and bytes for them.
+    pub fn freeze(&self) -> Result<()> {
+        // The postmaster first, so that it forks no child that would be missed.
+        kill(self.pid()?, Signal::SIGSTOP)?;
+        self.signal_all(Signal::SIGSTOP);
+        Ok(())
+    }
+
+    pub fn thaw(&self) -> Result<()> {
+        self.pid()?;
+        self.signal_all(Signal::SIGCONT);
+        Ok(())
+    }
+
+    /// The postmaster and all its children.
+    pub fn processes(&self) -> Vec<Pid> {
+        reaper::processes_in(&self.data)
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        for pid in self.processes() {
+            // One that has just ended is as good as signalled.
+            let _ = kill(pid, signal);
+        }
+    }
+
+    fn wait_gone(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut child = self.child();
+            if let Some(running) = child.as_mut()
+                && running.try_wait()?.is_some()
+            {
+                *child = None;
+            }
+            if child.is_none() && self.processes().is_empty() {
+                return Ok(());
+            }
+            drop(child);
+            ensure!(Instant::now() < deadline, "the server did not stop:\n{}", self.log_end());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn configure(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let port = self.port.to_string();
+        let socket = self.dir.to_string_lossy();
+        let common = [
+            ("listen_addresses", "127.0.0.1"),
+            ("port", &port),
+            ("unix_socket_directories", &socket),
+            // Would leave files in /dev/shm when a cluster is killed.
+            ("dynamic_shared_memory_type", "mmap"),
+            ("shared_buffers", "32MB"),
+            ("max_prepared_transactions", "10"),
+            ("log_line_prefix", "%m [%p] %q%a %u@%d "),
+            ("log_timezone", "UTC"),
+        ];
+        let mut conf = fs::read_to_string(self.data.join("postgresql.conf"))?;
+        for (name, value) in common.iter().chain(settings) {
+            conf.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        }
+        Ok(fs::write(self.data.join("postgresql.conf"), conf)?)
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = reaper::reap(&self.dir);
+        if let Some(child) = self.child().as_mut() {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The data directory that all clusters are copied from, and the superuser's password in it.
+fn template(postgres: &Postgres) -> Result<(PathBuf, String)> {
+    static TEMPLATE: Mutex<Option<Template>> = Mutex::new(None);
+    let mut template = TEMPLATE.lock().unwrap_or_else(|broken| broken.into_inner());
+    if template.is_none() {
+        let base = reaper::base()?;
+        let (dir, password) = (base.join("template"), reaper::random_hex()?);
+        let password_file = base.join("password");
+        fs::write(&password_file, &password)?;
+        reaper::hand_over(&password_file)?;
+        run(reaper::server_command(postgres.program("initdb"))?
+            .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"])
+            .arg("--no-sync")
+            .arg(format!("--pwfile={}", password_file.display()))
+            .arg("--pgdata")
+            .arg(&dir)
+            .current_dir(&base))?;
+        fs::remove_file(&password_file)?;
+        *template = Some(Template { dir, password });
+    }
+    let template = template.as_ref().context("no template")?;
+    Ok((template.dir.clone(), template.password.clone()))
+}
+
+/// A port that is free now. Not one of those the kernel gives to outgoing connections, so that it is
+/// still free when a stopped cluster or proxy comes back to it.
+pub(crate) fn free_port() -> Result<u16> {
+    const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let span = PORTS.end - PORTS.start;
+    let start = (std::process::id() % u32::from(span)) as u16;
+    for _ in 0..200 {
+        // Strides of a prime, so that two processes with neighbouring pids do not walk in step.
+        let step = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(97);
+        let port =
+            PORTS.start + ((u32::from(start) * 31 + u32::from(step)) % u32::from(span)) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("found no free port between {} and {}", PORTS.start, PORTS.end)
+}
+
+fn run(command: &mut std::process::Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("could not run \"{program}\""))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "\"{program}\" failed ({}):\n{said}", output.status);
+    Ok(())
+}

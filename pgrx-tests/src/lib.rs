@@ -1,0 +1,19 @@
+//! What the end-to-end tests and the demo stand on: PostgreSQL clusters that start in seconds and
+//! never outlive their process, a database with its role on each of two sides, and a TCP proxy that
+//! makes the network between them slow, silent or broken.
+//!
+//! Linux only: processes are found through `/proc`. Nothing here links to PostgreSQL; clients speak
+//! the protocol through the pure Rust `postgres` crate.
+
+pub mod cluster;
+pub mod proxy;
+pub mod reaper;
+pub mod scenario;
+pub mod setup;
+pub mod side;
+pub mod testbed;
+
+pub use cluster::{Cluster, Shutdown};
+pub use proxy::{Direction, Proxy};
+pub use side::Side;
+pub use testbed::{Testbed, await_until, fails};

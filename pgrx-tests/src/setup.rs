@@ -1,0 +1,241 @@
+//! Makes a machine that has only Rust ready for the tests and the demo: PostgreSQL with its headers,
+//! what bindgen and pq-sys need, cargo-pgrx, and the extension itself, built and installed.
+//!
+//! What is there already is left alone, so a second run costs little more than an up-to-date build.
+//! The distribution's package may start a cluster of its own on installation; it is not used.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::{AccessFlags, access, geteuid};
+
+/// Must be the version of the `pgrx` dependency of the extension.
+const PGRX_VERSION: &str = "0.18.1";
+
+/// In order of preference: the default feature of the extension first.
+const MAJORS: [u32; 4] = [15, 16, 17, 18];
+
+/// A PostgreSQL installation with server headers.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    pub pg_config: PathBuf,
+    pub bindir: PathBuf,
+    pub major: u32,
+}
+
+impl Postgres {
+    /// The installation that `PG_CONFIG` names, or else the first suitable one of the distribution.
+    pub fn find() -> Result<Postgres> {
+        if let Some(chosen) = std::env::var_os("PG_CONFIG") {
+            return Postgres::at(Path::new(&chosen));
+        }
+        MAJORS
+            .iter()
+            .map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config")))
+            .find_map(|pg_config| Postgres::at(&pg_config).ok())
+            .context(
+                "found no PostgreSQL with server headers; run \"cargo test-all\" or set PG_CONFIG",
+            )
+    }
+
+    fn at(pg_config: &Path) -> Result<Postgres> {
+        let version = ask(pg_config, "--version")?;
+        let number = version.split_whitespace().nth(1).unwrap_or_default();
+        let major = number.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        let major = major.parse().with_context(|| format!("unknown version \"{version}\""))?;
+        ensure!(MAJORS.contains(&major), "PostgreSQL {major} is not supported");
+        let bindir = PathBuf::from(ask(pg_config, "--bindir")?);
+        let include = PathBuf::from(ask(pg_config, "--includedir-server")?);
+        for file in [bindir.join("postgres"), bindir.join("initdb"), include.join("postgres.h")] {
+            ensure!(file.exists(), "\"{}\" is missing", file.display());
+        }
+        Ok(Postgres { pg_config: pg_config.to_owned(), bindir, major })
+    }
+
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bindir.join(name)
+    }
+
+    /// The arguments that make cargo build the extension for this installation.
+    pub fn features(&self) -> [String; 3] {
+        ["--no-default-features".into(), "--features".into(), format!("pg{}", self.major)]
+    }
+
+    /// The environment that building and testing need, for this installation.
+    pub fn env(&self) -> [(&'static str, &OsStr); 2] {
+        let path = self.pg_config.as_os_str();
+        [("PGRX_PG_CONFIG_PATH", path), ("PG_CONFIG", path)]
+    }
+}
+
+/// Does everything, and returns the installation that now carries the extension.
+pub fn prepare() -> Result<Postgres> {
+    install_packages()?;
+    let postgres = Postgres::find()?;
+    let cargo_pgrx = cargo_pgrx()?;
+    let mut install = cleaned(Command::new(cargo_pgrx));
+    install.args(["pgrx", "install", "--release", "--pg-config"]).arg(&postgres.pg_config);
+    install.args(postgres.features()).envs(postgres.env()).current_dir(root());
+    let destination = ask(&postgres.pg_config, "--pkglibdir")?;
+    if access(Path::new(&destination), AccessFlags::W_OK).is_err() {
+        install.arg("--sudo");
+    }
+    run(&mut install).context("could not build and install the extension")?;
+    Ok(postgres)
+}
+
+/// The directory of the workspace.
+pub fn root() -> PathBuf {
+    let member = Path::new(env!("CARGO_MANIFEST_DIR"));
+    member.parent().unwrap_or(member).to_owned()
+}
+
+/// A cargo command in the workspace, without the variables that `cargo run` gave to this process.
+pub fn cargo() -> Command {
+    let mut command = cleaned(Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into())));
+    command.current_dir(root());
+    command
+}
+
+fn cleaned(mut command: Command) -> Command {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let ours =
+            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        if ours.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+fn install_packages() -> Result<()> {
+    let mut missing = missing_packages();
+    if std::env::var_os("PG_CONFIG").is_none() && Postgres::find().is_err() {
+        missing.extend(["postgresql".into(), "postgresql-server-dev".into()]);
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    ensure!(
+        works("apt-get", &["--version"]),
+        "these packages are missing and there is no apt: {list}"
+    );
+    let root = geteuid().is_root();
+    ensure!(root || works("sudo", &["-V"]), "run as root: apt-get install {list}");
+    println!("installing with apt: {list}");
+    apt(root, &["update"])?;
+    if missing.iter().any(|package| package == "postgresql") {
+        let major =
+            MAJORS.iter().find(|major| available(&format!("postgresql-server-dev-{major}")));
+        let major = major.context("apt offers no PostgreSQL between 15 and 18")?;
+        for package in missing.iter_mut().filter(|package| package.starts_with("postgresql")) {
+            *package = format!("{package}-{major}");
+        }
+    }
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(missing.iter().map(String::as_str));
+    apt(root, &arguments)
+}
+
+/// What is missing besides PostgreSQL itself. Looked for by what it provides, not by package name:
+/// it may have come from elsewhere.
+fn missing_packages() -> Vec<String> {
+    let offers = |library| works("pkg-config", &["--exists", library]);
+    let mut needed = vec![
+        ("gcc", works("gcc", &["--version"])),
+        ("libc6-dev", Path::new("/usr/include/stdio.h").exists()),
+        ("pkg-config", works("pkg-config", &["--version"])),
+        ("libpq-dev", offers("libpq")),
+        ("libclang-dev", has_libclang()),
+    ];
+    if installed_cargo_pgrx().is_none() {
+        needed.push(("libssl-dev", offers("openssl")));
+    }
+    needed.into_iter().filter(|(_, there)| !there).map(|(package, _)| package.into()).collect()
+}
+
+fn has_libclang() -> bool {
+    let holds = |dir: &Path| {
+        let names =
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.map(|name| name.to_string_lossy().into_owned()).any(|name| {
+            name == "libclang.so" || (name.starts_with("libclang-") && name.contains(".so"))
+        })
+    };
+    let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten();
+    std::env::var_os("LIBCLANG_PATH").is_some()
+        || entries("/usr/lib").any(|entry| holds(&entry.path().join("lib")))
+        || holds(Path::new("/usr/lib64"))
+}
+
+fn available(package: &str) -> bool {
+    let shown = Command::new("apt-cache").args(["show", package]).stderr(Stdio::null()).output();
+    shown.is_ok_and(|shown| shown.status.success() && !shown.stdout.is_empty())
+}
+
+fn apt(root: bool, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(if root { "env" } else { "sudo" });
+    if !root {
+        command.arg("env");
+    }
+    run(command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]).args(arguments))
+}
+
+/// Of the pinned version: the one on the PATH, or our own under the target directory.
+fn installed_cargo_pgrx() -> Option<PathBuf> {
+    let wanted = format!("cargo-pgrx {PGRX_VERSION}");
+    [PathBuf::from("cargo-pgrx"), tools().join("bin/cargo-pgrx")].into_iter().find(|program| {
+        let said = Command::new(program).args(["pgrx", "--version"]).stderr(Stdio::null()).output();
+        said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).trim() == wanted)
+    })
+}
+
+fn cargo_pgrx() -> Result<PathBuf> {
+    if let Some(program) = installed_cargo_pgrx() {
+        return Ok(program);
+    }
+    println!("installing cargo-pgrx {PGRX_VERSION}: once, some minutes");
+    let mut install = cargo();
+    install.args([
+        "install",
+        "cargo-pgrx",
+        "--debug",
+        "--locked",
+        "--version",
+        &format!("={PGRX_VERSION}"),
+    ]);
+    run(install.arg("--root").arg(tools()))?;
+    installed_cargo_pgrx().context("cargo-pgrx was installed but does not run")
+}
+
+fn tools() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into());
+    root().join(target).join("tools")
+}
+
+fn ask(pg_config: &Path, what: &str) -> Result<String> {
+    let output = Command::new(pg_config).arg(what).output();
+    let output = output.with_context(|| format!("could not run \"{}\"", pg_config.display()))?;
+    ensure!(output.status.success(), "\"{} {what}\" failed", pg_config.display());
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn works(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("could not run \"{program}\""))?;
+    if !status.success() {
+        bail!("\"{program}\" failed ({status})");
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! End-to-end tests: real clients on real servers, one file per behaviour.
+//!
+//! What a test asserts about one side it reads through that side's own session.
+
+mod recipe;
