@@ -2,4 +2,8 @@
 //!
 //! What a test asserts about one side it reads through that side's own session.
 
+mod common;
+mod modes;
+mod order;
 mod recipe;
+mod rollback;

@@ -1,0 +1,133 @@
+//! Cancel and termination of a session that waits for the remote.
+
+use std::time::{Duration, Instant};
+
+use rowsync_harness::proxy::Proxy;
+use rowsync_harness::testbed::{await_until, clusters, fails};
+
+use crate::one_way::{
+    SOON, assert_equal, await_blocked, drain, lock_row, one_way, patient_client, pid, queued,
+    spawn, value,
+};
+
+#[test]
+fn a_cancel_that_the_server_hears_in_time_rolls_back_both_sides() {
+    for mode in ["async", "sync"] {
+        let bed = one_way("cancel", None, &format!(r#"{{"mode": "{mode}"}}"#));
+        let locker = lock_row(&bed);
+        let mut client = patient_client(&bed);
+        let local = pid(&mut client);
+        let waiting = spawn(client, "update t set v = 'new' where id = 1");
+        await_blocked(&bed.right);
+        bed.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
+        let (mut client, result) = waiting.join().expect("the waiting session");
+        assert_eq!(fails(result).code().code(), "57014", "{mode}");
+        drop(locker);
+        assert_eq!(value(&bed.left, 1).as_deref(), Some("old"), "{mode}");
+        await_until(SOON, "the remote lock to go", || {
+            value(&bed.right, 1).as_deref() == Some("old")
+        });
+        assert_eq!(queued(&bed), 0, "{mode}");
+        // The session is of use again, and so is its next connection.
+        client.batch_execute("update t set v = 'after' where id = 1").expect("an update");
+        assert_eq!(value(&bed.right, 1).as_deref(), Some("after"), "{mode}");
+        assert_eq!(queued(&bed), 0, "{mode}");
+    }
+}
+
+#[test]
+fn termination_while_waiting_ends_the_session_promptly_and_applies_nothing() {
+    let bed = one_way("terminate", None, "{}");
+    let locker = lock_row(&bed);
+    let mut client = patient_client(&bed);
+    let local = pid(&mut client);
+    let waiting = spawn(client, "update t set v = 'new' where id = 1");
+    await_blocked(&bed.right);
+    let start = Instant::now();
+    bed.left.exec_superuser(&format!("select pg_terminate_backend({local})"));
+    let (_, result) = waiting.join().expect("the waiting session");
+    assert_eq!(fails(result).code().code(), "57P01");
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    drop(locker);
+    assert_eq!(value(&bed.left, 1).as_deref(), Some("old"));
+    let sessions = "select count(*) from pg_stat_activity where usename = $1 \
+                    and application_name = 'pg_rowsync'";
+    await_until(SOON, "the remote session to go", || {
+        let row = bed.right.superuser().query_one(sessions, &[&bed.right.user]);
+        row.expect("activity").get::<_, i64>(0) == 0
+    });
+    assert_eq!(value(&bed.right, 1).as_deref(), Some("old"));
+    assert_eq!(queued(&bed), 0);
+}
+
+#[test]
+fn a_cancel_that_comes_after_the_remote_commit_is_dropped() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("late_cancel", Some(&proxy), "{}");
+    let mut client = bed.left.client();
+    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    let local = pid(&mut client);
+    // The answer takes a second to come back; by the time of the cancel it is on its way.
+    proxy.set_delay(Duration::from_millis(700));
+    let waiting = spawn(client, "update t set v = 'new' where id = 1");
+    await_until(SOON, "the remote commit", || value(&bed.right, 1).as_deref() == Some("new"));
+    bed.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
+    let (mut client, result) = waiting.join().expect("the waiting session");
+    result.expect("a commit that the cancel came too late for");
+    proxy.set_delay(Duration::ZERO);
+    assert_equal(&bed);
+    client.batch_execute("update t set v = 'after' where id = 1").expect("an update");
+    assert_equal(&bed);
+    assert_eq!(queued(&bed), 0);
+}
+
+#[test]
+fn termination_after_the_remote_commit_lets_the_local_commit_finish() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("late_term", Some(&proxy), "{}");
+    let mut client = bed.left.client();
+    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    let local = pid(&mut client);
+    proxy.set_delay(Duration::from_millis(700));
+    let waiting = spawn(client, "update t set v = 'new' where id = 1");
+    await_until(SOON, "the remote commit", || value(&bed.right, 1).as_deref() == Some("new"));
+    bed.left.exec_superuser(&format!("select pg_terminate_backend({local})"));
+    let (_, result) = waiting.join().expect("the waiting session");
+    // The client may or may not hear of the commit before the end of its session.
+    if let Err(error) = result {
+        assert_eq!(error.code().map(|c| c.code()), Some("57P01"));
+    }
+    proxy.set_delay(Duration::ZERO);
+    assert_eq!(value(&bed.left, 1).as_deref(), Some("new"));
+    assert_equal(&bed);
+}
+
+#[test]
+fn a_cancel_that_nobody_answers_leaves_async_changes_in_the_queue() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("deaf", Some(&proxy), "{}");
+    let mut client = patient_client(&bed);
+    client
+        .batch_execute("set pg_rowsync.cancel_timeout = '500ms'; update t set v = 'warm'")
+        .expect("an update");
+    let local = pid(&mut client);
+    proxy.freeze();
+    let waiting = spawn(client, "update t set v = 'new' where id = 1");
+    let wait = "select count(*) from pg_stat_activity where pid = $1 and wait_event = 'Extension'";
+    await_until(SOON, "the session to wait", || {
+        let row = bed.left.superuser().query_one(wait, &[&local]).expect("activity");
+        row.get::<_, i64>(0) == 1
+    });
+    let start = Instant::now();
+    bed.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
+    let (_, result) = waiting.join().expect("the waiting session");
+    result.expect("the local commit stands, its outcome on the server being unknown");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert_eq!(value(&bed.left, 1).as_deref(), Some("new"));
+    assert_eq!(queued(&bed), 1);
+    proxy.cut();
+    proxy.thaw();
+    assert!(drain(&bed));
+    assert_equal(&bed);
+    assert_eq!(queued(&bed), 0);
+}

@@ -1,0 +1,169 @@
+//! Connections that break or fall silent while a delivery is on its way.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rowsync_harness::proxy::{Direction, Proxy};
+use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
+
+use crate::one_way::{
+    SOON, assert_equal, await_blocked, drain, lock_row, one_way, patient_client, queued, spawn,
+    value,
+};
+
+/// Backends that may still act, as the left side remembers them.
+fn lost(bed: &Testbed) -> i64 {
+    bed.left.query_one("select count(*) from sync_lost_session")
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_queued_and_replayed_without_harm() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("doubt", Some(&proxy), "{}");
+    let mut client = bed.left.client();
+    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    proxy.cut_after(0, Direction::ToClient);
+    client
+        .batch_execute(
+            "begin; delete from t where id = 3; update t set id = 10 where id = 2; \
+             insert into t values (2, 'again'), (4, 'new'); commit",
+        )
+        .expect("the local commit");
+    assert_eq!(queued(&bed), 4);
+    assert_eq!(lost(&bed), 1);
+    let state: String = bed.left.query_one("select distinct sqlstate from sync_err_rec");
+    assert_eq!(state, "08007");
+    assert!(drain(&bed));
+    assert_equal(&bed);
+    assert_eq!((queued(&bed), lost(&bed)), (0, 0));
+}
+
+#[test]
+fn in_mode_sync_an_unknown_outcome_is_said_to_be_unknown() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("sync_doubt", Some(&proxy), r#"{"mode": "sync"}"#);
+    let mut client = bed.left.client();
+    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    proxy.cut_after(0, Direction::ToClient);
+    let error = fails(client.batch_execute("update t set v = 'new' where id = 1"));
+    assert_eq!(error.code().code(), "08007");
+    assert_eq!(value(&bed.left, 1).as_deref(), Some("old"));
+    // The same session makes sure that the lost backend is gone before it sends anything newer.
+    client.batch_execute("update t set v = 'newer' where id = 1").expect("an update");
+    assert_equal(&bed);
+}
+
+#[test]
+fn a_remote_backend_killed_while_it_applies_leaves_the_changes_queued() {
+    // A killed backend takes its server down for a moment, so it must not be a shared one.
+    let own = std::sync::Arc::new(
+        rowsync_harness::cluster::Cluster::start("killed").expect("a cluster"),
+    );
+    let shared = Testbed::new("killed");
+    let remote = rowsync_harness::side::Side::create(&own, "remote_killed").expect("a database");
+    let bed = Testbed { left: shared.left.clone(), right: remote };
+    for side in [&bed.left, &bed.right] {
+        side.exec("create table t (id int primary key, v text)");
+    }
+    bed.link(&bed.left, &bed.right, "dst", &[]);
+    bed.left.exec("select attach_sync('t', 'dst', 'remote_killed.t')");
+    bed.left.exec("insert into t values (1, 'old')");
+    let locker = lock_row(&bed);
+    let waiting = spawn(patient_client(&bed), "update t set v = 'new' where id = 1");
+    let remote = await_blocked(&bed.right);
+    own.signal_backend(remote, Signal::SIGKILL).expect("a signal");
+    let (_, result) = waiting.join().expect("the waiting session");
+    result.expect("the local commit");
+    drop(locker);
+    assert_eq!(queued(&bed), 1);
+    own.wait_ready().expect("recovery");
+    await_until(SOON, "the drain to succeed", || drain(&bed));
+    assert_equal(&bed);
+    assert_eq!((queued(&bed), lost(&bed)), (0, 0));
+}
+
+#[test]
+fn a_backend_frozen_with_the_commit_in_its_socket_never_commits_it_later() {
+    let bed = one_way("zombie", None, "{}");
+    let mut client = bed.left.client();
+    client
+        .batch_execute(
+            "set pg_rowsync.delivery_timeout = '1s'; update t set v = 'warm' where id = 2",
+        )
+        .expect("an update");
+    let remote: i32 = client
+        .query_one("select backend_pid from sync_connections()", &[])
+        .expect("a connection")
+        .get(0);
+    bed.right.cluster.signal_backend(remote, Signal::SIGSTOP).expect("a signal");
+    let start = Instant::now();
+    client.batch_execute("update t set v = 'first' where id = 1").expect("the local commit");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert_eq!(lost(&bed), 1);
+    // The next ones queue at once: nothing may pass the first.
+    let start = Instant::now();
+    client.batch_execute("update t set v = 'second' where id = 1").expect("the local commit");
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    assert_eq!(queued(&bed), 2);
+    // Frozen, the backend cannot be ended: the drain gives up and says so.
+    assert!(!drain(&bed));
+    assert_eq!(value(&bed.right, 1).as_deref(), Some("old"));
+    bed.right.cluster.signal_backend(remote, Signal::SIGCONT).expect("a signal");
+    await_until(SOON, "the drain to succeed", || drain(&bed));
+    assert_equal(&bed);
+    assert_eq!(value(&bed.right, 1).as_deref(), Some("second"));
+    assert_eq!((queued(&bed), lost(&bed)), (0, 0));
+    // Had the frozen backend lived on, its older value would come now.
+    let gone = format!("select count(*) from pg_stat_activity where pid = {remote}");
+    assert_eq!(bed.right.query_one::<i64>(&gone), 0);
+}
+
+#[test]
+fn a_network_that_swallows_everything_slows_one_commit_and_no_other() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("blackhole", Some(&proxy), "{}");
+    let mut client = bed.left.client();
+    client
+        .batch_execute(
+            "set pg_rowsync.connect_timeout = '1s'; set pg_rowsync.delivery_timeout = '1s'; \
+             update t set v = 'warm' where id = 2",
+        )
+        .expect("an update");
+    proxy.freeze();
+    client.batch_execute("update t set v = 'a' where id = 1").expect("a slow commit");
+    let start = Instant::now();
+    for n in 0..20 {
+        let sql = format!("update t set v = 'b{n}' where id = 1");
+        client.batch_execute(&sql).expect("a fast commit");
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(queued(&bed), 21);
+    proxy.cut();
+    proxy.thaw();
+    assert!(drain(&bed));
+    assert_equal(&bed);
+}
+
+#[test]
+fn deadlocks_between_masters_are_broken_by_the_lock_timeout() {
+    let bed = one_way("deadlock", None, "{}");
+    bed.link(&bed.right, &bed.left, "dst", &[]);
+    let target = format!("{}.t", bed.left.user);
+    bed.right.exec(&format!("select attach_sync('t', 'dst', '{target}')"));
+    let update = |side: &rowsync_harness::side::Side, sql| {
+        let mut client = side.client();
+        client.batch_execute("begin; update t set v = v || '.' where id = 1").expect("an update");
+        spawn(client, sql)
+    };
+    // Each holds its own row lock and waits for the other's at commit.
+    let (left, right) = (update(&bed.left, "commit"), update(&bed.right, "commit"));
+    for waiting in [left, right] {
+        waiting.join().expect("a session").1.expect("no client sees an error");
+    }
+    let waiting: i64 = bed.left.queued().expect("a queue") + bed.right.queued().expect("a queue");
+    assert!(waiting <= 2);
+    await_until(SOON, "both drains to succeed", || {
+        drain(&bed) && bed.right.query_one::<bool>("select deal_sync_err_rec(100)")
+    });
+    assert_eq!(bed.left.queued().expect("a queue") + bed.right.queued().expect("a queue"), 0);
+}

@@ -1,0 +1,58 @@
+//! A transaction costs one round trip on a warm connection, whatever its rows and tables.
+
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+use rowsync_harness::proxy::Proxy;
+use rowsync_harness::testbed::{Testbed, clusters};
+
+const DELAY: Duration = Duration::from_millis(50);
+
+/// The shortest of a few runs: the machine's other work only ever adds.
+fn shortest(client: &mut Client, sql: &str) -> Duration {
+    (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            client.batch_execute(sql).unwrap_or_else(|e| panic!("{e}: {sql}"));
+            start.elapsed()
+        })
+        .min()
+        .expect("runs")
+}
+
+#[test]
+fn one_row_many_rows_and_many_tables_take_one_round_trip() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = Testbed::new("trips");
+    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
+    for n in 1..=5 {
+        let table = format!("create table t{n} (id int primary key, v text)");
+        bed.right.exec(&table);
+        let target = bed.right.user.clone();
+        bed.left.exec(&format!("{table}; select attach_sync('t{n}', 'dst', '{target}.t{n}')"));
+    }
+    bed.left.exec("insert into t1 select g, 'x' from generate_series(1, 10000) g");
+    let mut client = bed.left.client();
+    let touch_five: String =
+        (1..=5).map(|n| format!("insert into t{n} values (-1, '') ;")).collect();
+    let clear: String = (1..=5).map(|n| format!("delete from t{n} where id = -1;")).collect();
+    for (what, sql) in [
+        ("one row", "update t1 set v = v || 'y' where id = 1".to_owned()),
+        ("10,000 rows", "update t1 set v = v || 'y'".to_owned()),
+        ("five tables", format!("begin; {touch_five} {clear} commit")),
+    ] {
+        proxy.set_delay(Duration::ZERO);
+        let near = shortest(&mut client, &sql);
+        proxy.set_delay(DELAY);
+        let far = shortest(&mut client, &sql);
+        let cost = far.saturating_sub(near);
+        assert!(cost > DELAY, "{what}: {cost:?} more is no round trip: {near:?}, {far:?}");
+        assert!(cost < 2 * (2 * DELAY) - DELAY / 2, "{what}: {cost:?} more: {near:?}, {far:?}");
+    }
+    proxy.set_delay(Duration::ZERO);
+    for n in 1..=5 {
+        let table = format!("t{n}");
+        assert_eq!(bed.checksum(&bed.left, &table), bed.checksum(&bed.right, &table), "{table}");
+    }
+    assert_eq!(bed.left.queued().expect("the queue"), 0);
+}
