@@ -3,7 +3,7 @@
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::Relation;
-use crate::delivery::endpoint::oid;
+use crate::delivery::endpoint::server_oid;
 use crate::delivery::session;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Home, required};
@@ -160,16 +160,7 @@ pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
 /// 42704 when there is no such server.
 pub fn disconnect(home: &Home, server: Option<&str>) -> Result<bool> {
     let Some(name) = server else { return Ok(session::close(None) > 0) };
-    let rows = spi::read(
-        home,
-        "SELECT oid FROM pg_catalog.pg_foreign_server \
-         WHERE srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
-        &[Some(name)],
-    )?;
-    let mut row = rows.into_iter().next().ok_or_else(|| {
-        Error::local(SqlState::UNDEFINED_OBJECT, format!("server \"{name}\" does not exist"))
-    })?;
-    Ok(session::close(Some(oid(&required(&mut row, 0)?)?)) > 0)
+    Ok(session::close(Some(server_oid(home, name)?)) > 0)
 }
 
 #[cfg(test)]

@@ -2,19 +2,20 @@
 
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
-use crate::pg::trigger::Event;
+use crate::pg::trigger::with_event;
 use crate::{admin, drain, fdw, queue, trigger};
+use pgrx::JsonB;
 use pgrx::prelude::*;
-use pgrx::{AllocatedByRust, JsonB, PgTrigger};
-use std::convert::Infallible;
 
-/// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`].
-#[pg_trigger]
-fn sync_dml<'a>(
-    trigger: &'a PgTrigger<'a>,
-) -> Result<Option<PgHeapTuple<'a, AllocatedByRust>>, Infallible> {
-    or_raise(trigger::fire(&Event::of(trigger)));
-    Ok(None)
+/// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
+/// `#[pg_trigger]`, which panics when it is called as an ordinary function.
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_dml() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'sync_dml_wrapper';
+"#)]
+fn sync_dml(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
+    or_raise(with_event(fcinfo, trigger::fire));
+    // By the trigger protocol: a null pointer for "no row", which is not SQL NULL.
+    0
 }
 
 /// Replays queued changes. See [`drain::deal`].

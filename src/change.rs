@@ -115,6 +115,15 @@ impl<S> Change<S> {
 }
 
 impl<S: AsRef<str>> Change<S> {
+    /// An upper bound of its size in the change set's log, in bytes.
+    pub fn encoded_size(&self) -> usize {
+        /// Length and presence of a value, as variable-length integers.
+        const PER_VALUE: usize = 11;
+        let values = self.key.iter().chain(&self.row).chain(std::iter::once(&self.seen));
+        let size = |v: &Option<S>| PER_VALUE + v.as_ref().map_or(0, |s| s.as_ref().len());
+        values.map(size).sum::<usize>() + 4 * PER_VALUE
+    }
+
     /// The same change with borrowed text.
     pub fn borrowed(&self) -> Change<&str> {
         fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<&str>> {

@@ -8,7 +8,7 @@
 
 use crate::change::{Change, Route};
 use crate::delivery::drive::{self, Stop};
-use crate::delivery::endpoint::{Account, Endpoint, oid};
+use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
 use crate::delivery::feed::{Changes, Fixed};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::{lost, session};
@@ -31,7 +31,14 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
             .with_hint("It is the number of records to apply: deal_sync_err_rec(1000).")
     })?;
     let servers = match server {
-        Some(name) => vec![name.to_owned()],
+        Some(name) => {
+            // A name without records: a mistyped one must not pass for "all well".
+            let name = name.to_owned();
+            if !queue::is_pending(home, &name)? {
+                server_oid(home, &name)?;
+            }
+            vec![name]
+        }
         None => queue::servers(home)?,
     };
     let mut all_well = true;
@@ -90,7 +97,7 @@ impl<'h> Drain<'h> {
         server_name: &str,
         limit: i64,
     ) -> Result<Option<(Self, Option<OpenDrain>, Link<'static>)>> {
-        let owner = match queue::claim(home, server_name, 1)?.owner {
+        let owner = match queue::oldest_owner(home, server_name)? {
             Some(owner) => owner,
             None => match queue::lost(home, server_name)?.into_iter().next() {
                 Some(lost) => lost.owner,
@@ -138,14 +145,14 @@ impl<'h> Drain<'h> {
                 return Ok(false);
             }
         };
-        let claim = queue::claim(self.home, &self.server_name, self.limit)?;
-        if claim.records.is_empty() {
+        let records = queue::claim(self.home, &self.server_name, self.limit)?;
+        if records.is_empty() {
             link.into_session().into_iter().for_each(session::put_back);
             return Ok(true);
         }
         let mut replay = Replay { link: Some(link), begun: !first, applied: 0, failure: None };
-        replay.apply(&claim.records)?;
-        let (done, rest) = claim.records.split_at(replay.applied);
+        replay.apply(&records)?;
+        let (done, rest) = records.split_at(replay.applied);
         match replay.link.and_then(Link::into_session) {
             // With nothing applied, closing the connection rolls back.
             Some(session) if !first || !done.is_empty() => {

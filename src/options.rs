@@ -49,8 +49,7 @@ pub struct Options {
     pub application_name: Option<String>,
 }
 
-/// PostgreSQL's NAMEDATALEN - 1: a longer application_name is cut by the server, and the guard
-/// would compare a cut name with a whole one.
+/// PostgreSQL's NAMEDATALEN - 1.
 const MAX_NAME: usize = 63;
 
 impl Options {
@@ -106,14 +105,29 @@ impl Options {
         if self.key.as_ref().is_some_and(Vec::is_empty) {
             return refuse("option \"key\" is empty", "Name at least one column.");
         }
-        match self.application_name.as_deref() {
-            Some(name) if name.is_empty() || name.len() > MAX_NAME => refuse(
-                "option \"application_name\" must have 1 to 63 bytes",
-                "PostgreSQL cuts longer names, and the loop guard would not recognise them.",
-            ),
-            _ => Ok(()),
-        }
+        self.application_name.as_deref().map_or(Ok(()), check_guard)
     }
+}
+
+/// Checks a loop-guard name, wherever it was given. The server cuts a longer application_name and
+/// replaces other characters: the guard of the other side would not recognise its own connections,
+/// and changes would go round for ever. An empty one would recognise everybody's.
+///
+/// # Errors
+/// 22023.
+pub fn check_guard(name: &str) -> Result<()> {
+    let printable = name.bytes().all(|b| (b' '..=b'~').contains(&b));
+    if (1..=MAX_NAME).contains(&name.len()) && printable {
+        return Ok(());
+    }
+    Err(Error::local(
+        SqlState::INVALID_PARAMETER,
+        "application_name of a loop guard must have 1 to 63 printable ASCII characters",
+    )
+    .with_hint(
+        "It is looked for in the trigger's and the server's options, then in the setting \
+         pg_rowsync.application_name.",
+    ))
 }
 
 /// serde's message as a DETAIL sentence.
@@ -161,6 +175,7 @@ mod tests {
             (r#"{"columns": []}"#, "columns"),
             (r#"{"key": []}"#, "key"),
             (r#"{"application_name": ""}"#, "application_name"),
+            (r#"{"application_name": "caf\u00e9"}"#, "application_name"),
         ] {
             let error = Options::parse(text).expect_err(text);
             assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER, "{text}");

@@ -178,19 +178,27 @@ pub struct Record {
     pub change: Change<String>,
 }
 
-/// The oldest records of a server, at most `limit`, all of the same owner as the oldest: those of
-/// another owner go over another connection and wait until these are committed.
-pub struct Claim {
-    /// The role whose mapping is used, as text; `None` without records.
-    pub owner: Option<String>,
-    pub records: Vec<Record>,
+/// The owner of a server's oldest record, as text. Locks nothing.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT owner::pg_catalog.oid FROM {}.sync_queue \
+         WHERE dst_server OPERATOR(pg_catalog.=) $1 ORDER BY id LIMIT 1",
+        ident(&home.schema)
+    );
+    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
+    Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
-/// Claims records: locks them, so that they cannot be discarded meanwhile.
+/// The oldest records of a server, at most `limit`, all of the same owner as the oldest: those of
+/// another owner go over another connection and wait until these are committed.
+/// Locked, so that they cannot be discarded meanwhile.
 ///
 /// # Errors
 /// What reading the queue reports, and records that cannot be understood.
-pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Claim> {
+pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Vec<Record>> {
     let schema = ident(&home.schema);
     let sql = format!(
         "SELECT q.id, q.owner::pg_catalog.oid, q.route_id, r.body, q.change, q.xact FROM {schema}.sync_queue q \
@@ -199,13 +207,14 @@ pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Claim> {
          ORDER BY q.id LIMIT $2::pg_catalog.int8 FOR UPDATE OF q"
     );
     let rows = spi::write(home, &sql, &[Some(server_name), Some(&limit.to_string())])?;
-    let mut claim = Claim { owner: None, records: Vec::with_capacity(rows.len()) };
+    let mut records = Vec::with_capacity(rows.len());
+    let mut oldest = None;
     let mut routes: HashMap<String, Rc<Route>> = HashMap::new();
     // Commands are numbered within their transaction; here within the claim.
     let (mut previous, mut number) = (None, 0);
     for mut row in rows {
         let owner = required(&mut row, 1)?;
-        if claim.owner.get_or_insert_with(|| owner.clone()) != &owner {
+        if oldest.get_or_insert_with(|| owner.clone()) != &owner {
             break;
         }
         let (id, route_id) = (required(&mut row, 0)?, required(&mut row, 2)?);
@@ -223,9 +232,9 @@ pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Claim> {
             (previous, number) = (command, number + 1);
         }
         change.command = number;
-        claim.records.push(Record { id, route, change });
+        records.push(Record { id, route, change });
     }
-    Ok(claim)
+    Ok(records)
 }
 
 /// Removes delivered records.

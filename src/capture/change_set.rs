@@ -3,7 +3,7 @@
 use super::descriptor::Descriptor;
 use crate::change::{Change, Route};
 use crate::delivery::endpoint::Account;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::context::TOP_SUBTRANSACTION;
 use crate::pg::spi::Home;
@@ -47,7 +47,7 @@ impl ChangeSet {
     /// Appends a change, made in the given subtransaction.
     ///
     /// # Errors
-    /// Only if a change could not be encoded, which its types rule out.
+    /// 53200 when memory is out.
     pub fn push(
         &mut self,
         descriptor: &Descriptor,
@@ -61,6 +61,14 @@ impl ChangeSet {
         }
         self.mode = self.mode.max(descriptor.mode);
         let route = self.number_of(&descriptor.route);
+        // An allocation that fails inside Rust would take the whole server down.
+        self.log.try_reserve(change.encoded_size()).map_err(|_| {
+            Error::local(SqlState::new("53200"), "out of memory").with_detail(format!(
+                "The transaction's changes for server \"{}\" take {} bytes so far.",
+                self.account.server_name,
+                self.log.len()
+            ))
+        })?;
         let log = std::mem::take(&mut self.log);
         self.log = postcard::to_extend(&(route, change), log)
             .map_err(|e| Error::internal(format!("could not encode a change: {e}")))?;

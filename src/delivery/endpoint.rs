@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
+use crate::options::check_guard;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::c_string;
 use crate::pg::{Oid, invalidation};
@@ -42,11 +43,7 @@ impl Account {
             &[Some(server_name), Some(&owner_text)],
         )?;
         let Some(mut row) = rows.into_iter().next() else {
-            return Err(Error::local(
-                SqlState::UNDEFINED_OBJECT,
-                format!("server \"{server_name}\" does not exist"),
-            )
-            .with_hint("Create it with CREATE SERVER ... FOREIGN DATA WRAPPER pg_rowsync."));
+            return Err(no_server(server_name));
         };
         let role = required(&mut row, 2)?;
         if required(&mut row, 1)? != "t" {
@@ -71,6 +68,26 @@ impl Account {
         };
         Ok(Self { server, server_name: server_name.to_owned(), mapping: oid(&mapping)?, owner })
     }
+}
+
+/// The OID of a server.
+///
+/// # Errors
+/// 42704 when there is none of that name.
+pub fn server_oid(home: &Home, name: &str) -> Result<Oid> {
+    let rows = spi::read(
+        home,
+        "SELECT oid FROM pg_catalog.pg_foreign_server \
+         WHERE srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+        &[Some(name)],
+    )?;
+    let mut row = rows.into_iter().next().ok_or_else(|| no_server(name))?;
+    oid(&required(&mut row, 0)?)
+}
+
+fn no_server(name: &str) -> Error {
+    Error::local(SqlState::UNDEFINED_OBJECT, format!("server \"{name}\" does not exist"))
+        .with_hint("Create it with CREATE SERVER ... FOREIGN DATA WRAPPER pg_rowsync.")
 }
 
 /// An OID from its text.
@@ -179,6 +196,7 @@ impl Endpoint {
         let own = take("options").unwrap_or_default();
         let own_name = take("application_name").or_else(|| name_in_options(&own));
         let application_name = own_name.clone().unwrap_or_else(guc::application_name);
+        check_guard(&application_name)?;
         // The server's encoding is none of the mapping's business, nor is the protocol's kind.
         for name in ["client_encoding", "replication", "fallback_application_name"] {
             take(name);

@@ -321,25 +321,24 @@ impl<'f> Link<'f> {
             self.ahead = None;
             self.feed = None;
         }
+        // Sent before the next ones are fetched, so that the server works while we encode.
         let current = self.ahead.take().map_or_else(|| self.fetch(), |s| Ok(Some(s)));
-        let ahead = match &current {
-            Ok(Some(_)) => self.fetch(),
-            _ => Ok(None),
-        };
-        let (current, ahead) = match (current, ahead) {
-            (Ok(current), Ok(ahead)) => (current, ahead),
-            (Err(error), _) | (_, Err(error)) => {
+        let sent = current.map(|statements| statements.unwrap_or_default());
+        if let (Ok(statements), State::Running(session)) = (&sent, &mut self.state) {
+            for statement in statements {
+                session.connection.send(statement)?;
+                self.outstanding += 1;
+            }
+        }
+        self.ahead = match sent.and_then(|_| self.fetch()) {
+            Ok(ahead) => ahead,
+            Err(error) => {
                 // Our own fault: nothing may be committed, so the pipeline must not be ended.
                 self.close(error);
                 return Ok(());
             }
         };
-        self.ahead = ahead;
         let State::Running(session) = &mut self.state else { return Ok(()) };
-        for statement in current.iter().flatten() {
-            session.connection.send(statement)?;
-            self.outstanding += 1;
-        }
         if self.ahead.is_some() {
             // Answers along the way show progress and fill no buffer on the server.
             session.connection.request_flush()?;

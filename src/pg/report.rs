@@ -2,14 +2,109 @@
 //! report knows only the states that PostgreSQL names).
 
 use super::text::to_server;
-use crate::error::Error;
-use pgrx::{PgLogLevel, pg_sys};
-use std::ffi::{CString, c_char};
+use crate::error::{Error, RemoteError};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
+use std::cell::{RefCell, UnsafeCell};
+use std::ffi::{CString, c_char, c_void};
 
-/// Raises an error.
+/// Raises an error: unwinds as pgrx's report does, so that values are dropped on the way, and fills
+/// in at the end what that report has no place for (see [`fill_in`]).
 pub fn raise(error: &Error) -> ! {
-    emit(PgLogLevel::ERROR as i32, error, None);
+    FIELDS.with(|fields| fields.replace(Some(Fields::of(error))));
+    NODE.with(|node| {
+        // SAFETY: the node lives as long as the backend. Whoever catches the error puts the stack
+        // back to what it was when it began to listen, which takes the node off again.
+        unsafe {
+            (*node.get()).previous = pg_sys::error_context_stack;
+            pg_sys::error_context_stack = node.get();
+        }
+    });
+    let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
+    let mut report = ErrorReport::new(code, error.to_string(), "");
+    if let Some(detail) = error.detail() {
+        report = report.set_detail(sentence(&detail));
+    }
+    if let Some(hint) = error.hint() {
+        report = report.set_hint(hint);
+    }
+    report.report(PgLogLevel::ERROR);
     unreachable!("ereport(ERROR) does not return")
+}
+
+thread_local! {
+    /// What the error being raised needs besides message, detail and hint.
+    static FIELDS: RefCell<Option<Fields>> = const { RefCell::new(None) };
+    static NODE: UnsafeCell<pg_sys::ErrorContextCallback> =
+        const {
+            UnsafeCell::new(pg_sys::ErrorContextCallback {
+                previous: std::ptr::null_mut(),
+                callback: Some(fill_in),
+                arg: std::ptr::null_mut(),
+            })
+        };
+}
+
+/// Called by `errfinish` for the error that is being raised.
+unsafe extern "C-unwind" fn fill_in(_arg: *mut c_void) {
+    unsafe extern "C-unwind" {
+        fn errcode(sqlstate: i32) -> i32;
+        fn errcontext_msg(format: *const c_char, ...) -> i32;
+    }
+    let Some(fields) = FIELDS.with(RefCell::take) else { return };
+    // SAFETY: an error report is under way, which is when these may be called; they copy the
+    // strings. pg_sys's own wrappers are not used: nothing may be guarded inside errfinish.
+    unsafe {
+        errcode(fields.sqlstate);
+        for (code, value) in fields.generic.iter().filter_map(|(c, v)| Some((*c, v.as_ref()?))) {
+            pg_sys::err_generic_string(i32::from(code), value.as_ptr());
+        }
+        if let Some(context) = &fields.context {
+            errcontext_msg(c"%s".as_ptr(), context.as_ptr());
+        }
+    }
+}
+
+/// The parts of a report that come from the remote, in the database's encoding.
+struct Fields {
+    sqlstate: i32,
+    generic: [(u8, Option<CString>); 4],
+    context: Option<CString>,
+}
+
+impl Fields {
+    fn of(error: &Error) -> Self {
+        let remote = match error {
+            Error::Remote(e) => Some(e.as_ref()),
+            _ => None,
+        };
+        let field = |get: fn(&RemoteError) -> &Option<String>| {
+            remote.and_then(|e| get(e).as_deref()).map(c_text)
+        };
+        Self {
+            sqlstate: error.sqlstate().packed(),
+            generic: [
+                (pg_sys::PG_DIAG_SCHEMA_NAME, field(|e| &e.schema)),
+                (pg_sys::PG_DIAG_TABLE_NAME, field(|e| &e.table)),
+                (pg_sys::PG_DIAG_COLUMN_NAME, field(|e| &e.column)),
+                (pg_sys::PG_DIAG_CONSTRAINT_NAME, field(|e| &e.constraint)),
+            ],
+            context: remote.map(|e| {
+                let place = format!("remote server \"{}\"", e.server);
+                c_text(&e.context.as_ref().map_or(place.clone(), |c| format!("{c}\n{place}")))
+            }),
+        }
+    }
+}
+
+/// In the database's encoding; a report must not fail over its own text.
+fn c_text(text: &str) -> CString {
+    let clean: String = text.chars().filter(|c| *c != '\0').collect();
+    if clean.is_ascii() {
+        CString::new(clean).unwrap_or_default()
+    } else {
+        to_server(&clean).unwrap_or_default()
+    }
 }
 
 /// Unwraps at an edge: raises what is an error.
@@ -24,13 +119,13 @@ pub fn warn(message: &str, error: &Error, hint: Option<&str>) {
     if let Some(hint) = hint {
         told = told.with_hint(hint);
     }
-    emit(PgLogLevel::WARNING as i32, &told, None);
+    emit(PgLogLevel::WARNING, &told);
 }
 
 /// A NOTICE.
 pub fn notice(message: &str) {
     let told = Error::local(crate::error::SqlState::new("00000"), message);
-    emit(PgLogLevel::NOTICE as i32, &told, None);
+    emit(PgLogLevel::NOTICE, &told);
 }
 
 fn sentence(text: &str) -> String {
@@ -38,56 +133,23 @@ fn sentence(text: &str) -> String {
     if text.ends_with(['.', '!', '?']) { text.to_owned() } else { format!("{text}.") }
 }
 
-/// The fields live in Rust memory: `ThrowErrorData` copies them before it jumps, and the jump
-/// unwinds this frame.
-fn emit(level: i32, error: &Error, context: Option<&str>) {
-    let c = |text: &str| -> CString {
-        // Encoding a message must not fail over the message: what cannot be converted is dropped.
-        let clean: String = text.chars().filter(|c| *c != '\0').collect();
-        if clean.is_ascii() {
-            CString::new(clean).unwrap_or_default()
-        } else {
-            to_server(&clean).unwrap_or_default()
-        }
-    };
-    let some = |text: Option<String>| text.map(|t| c(&t));
-    let remote = match error {
-        Error::Remote(e) => Some(e.as_ref()),
-        _ => None,
-    };
-    let message = c(&error.to_string());
-    let detail = some(error.detail().map(|d| sentence(&d)));
-    let hint = some(error.hint());
-    let context = some(context.map(str::to_owned).or_else(|| {
-        remote.map(|e| match &e.context {
-            Some(context) => format!("{context}\nremote server \"{}\"", e.server),
-            None => format!("remote server \"{}\"", e.server),
-        })
-    }));
-    let field = |get: fn(&crate::error::RemoteError) -> &Option<String>| {
-        some(remote.and_then(|e| get(e).clone()))
-    };
-    let schema = field(|e| &e.schema);
-    let table = field(|e| &e.table);
-    let column = field(|e| &e.column);
-    let constraint = field(|e| &e.constraint);
+/// Emits something that is not an error and therefore returns.
+fn emit(level: PgLogLevel, told: &Error) {
+    let some = |text: Option<String>| text.map(|t| c_text(&t));
+    let message = c_text(&told.to_string());
+    let detail = some(told.detail().map(|d| sentence(&d)));
+    let hint = some(told.hint());
     let ptr = |text: &Option<CString>| -> *mut c_char {
         text.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut())
     };
     let mut data = pg_sys::ErrorData {
-        elevel: level,
-        sqlerrcode: error.sqlstate().packed(),
+        elevel: level as i32,
+        sqlerrcode: told.sqlstate().packed(),
         message: message.as_ptr().cast_mut(),
         detail: ptr(&detail),
         hint: ptr(&hint),
-        context: ptr(&context),
-        schema_name: ptr(&schema),
-        table_name: ptr(&table),
-        column_name: ptr(&column),
-        constraint_name: ptr(&constraint),
         ..Default::default()
     };
-    // SAFETY: every pointer is null or a C string that lives until the call returns or unwinds;
-    // ThrowErrorData copies what it keeps.
+    // SAFETY: every pointer is null or a C string that lives until the call returns.
     unsafe { pg_sys::ThrowErrorData(&mut data) }
 }

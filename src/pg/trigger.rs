@@ -10,6 +10,27 @@ use std::marker::PhantomData;
 /// One call of the trigger function.
 pub struct Event<'call>(&'call PgTrigger<'call>);
 
+/// Hands the event of a call of the trigger function to `handle`.
+///
+/// # Errors
+/// 39P01 when the function was not called as a trigger; what `handle` reports.
+#[allow(clippy::not_unsafe_ptr_arg_deref)] // an alias of a pointer that only the server passes
+pub fn with_event(
+    fcinfo: pg_sys::FunctionCallInfo,
+    handle: impl FnOnce(&Event<'_>) -> Result<()>,
+) -> Result<()> {
+    // SAFETY: the server's own call information, valid until the function returns.
+    let trigger = unsafe { fcinfo.as_ref().map(|info| PgTrigger::from_fcinfo(info)) };
+    match trigger {
+        Some(Ok(trigger)) => handle(&Event(&trigger)),
+        _ => Err(Error::local(
+            SqlState::TRIGGER_PROTOCOL,
+            "function \"sync_dml\" was not called by trigger manager",
+        )
+        .with_hint("Use it in CREATE TRIGGER ... EXECUTE FUNCTION, or call attach_sync().")),
+    }
+}
+
 /// A row of the event, in the slot the server put it.
 #[derive(Clone, Copy)]
 pub struct Slot<'call> {
@@ -19,11 +40,6 @@ pub struct Slot<'call> {
 }
 
 impl<'call> Event<'call> {
-    /// The event of a call.
-    pub fn of(trigger: &'call PgTrigger<'call>) -> Self {
-        Self(trigger)
-    }
-
     fn data(&self) -> &pg_sys::TriggerData {
         self.0.trigger_data()
     }
