@@ -3,7 +3,7 @@
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::Relation;
-use crate::delivery::endpoint::server_oid;
+use crate::delivery::endpoint::{Endpoint, server_oid};
 use crate::delivery::session;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Home, required};
@@ -141,7 +141,8 @@ pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
     session::list()
         .into_iter()
         .map(|listed| {
-            let role = listed.owner.to_u32().to_string();
+            let account = &listed.endpoint.account;
+            let role = account.owner.to_u32().to_string();
             let rows = spi::read(
                 home,
                 "SELECT rolname FROM pg_catalog.pg_roles \
@@ -149,7 +150,9 @@ pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
                 &[Some(&role)],
             )?;
             let user = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
-            Ok((listed.server_name, user, listed.pid, listed.alive))
+            let current = Endpoint::resolve(home, account)?;
+            let valid = listed.alive && current == listed.endpoint;
+            Ok((account.server_name.clone(), user, listed.pid, valid))
         })
         .collect()
 }

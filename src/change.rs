@@ -31,6 +31,9 @@ pub enum Carrier {
 pub struct Column {
     pub name: String,
     pub carrier: Carrier,
+    /// GENERATED ALWAYS AS IDENTITY: an INSERT may give its value, no UPDATE may.
+    #[serde(default)]
+    pub fixed: bool,
 }
 
 /// What the remote does when it does not find what the change expects.
@@ -64,9 +67,9 @@ pub struct Route {
 }
 
 impl Route {
-    /// Positions of the columns outside the key.
-    pub fn non_key(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.columns.len()).filter(|i| !self.key.contains(i))
+    /// Positions of the columns that an UPDATE of a row sets.
+    pub fn settable(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.columns.len()).filter(|at| !self.key.contains(at) && !self.columns[*at].fixed)
     }
 }
 

@@ -97,6 +97,13 @@ impl<'h> Drain<'h> {
         server_name: &str,
         limit: i64,
     ) -> Result<Option<(Self, Option<OpenDrain>, Link<'static>)>> {
+        if !lock::try_drain(server_oid(home, server_name)?) {
+            report::notice(&format!(
+                "server \"{server_name}\" is being drained by another session"
+            ));
+            return Ok(None);
+        }
+        // Only now: what another drain has just committed is seen.
         let owner = match queue::oldest_owner(home, server_name)? {
             Some(owner) => owner,
             None => match queue::lost(home, server_name)?.into_iter().next() {
@@ -105,12 +112,6 @@ impl<'h> Drain<'h> {
             },
         };
         let account = Account::look_up(home, server_name, oid(&owner)?)?;
-        if !lock::try_drain(account.server) {
-            report::notice(&format!(
-                "server \"{server_name}\" is being drained by another session"
-            ));
-            return Ok(None);
-        }
         let endpoint = Endpoint::resolve(home, &account)?;
         lost::settle(&endpoint)?;
         let drain = Self { home, server_name: server_name.to_owned(), limit };

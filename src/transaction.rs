@@ -7,11 +7,10 @@
 use crate::capture::change_set::ChangeSet;
 use crate::capture::descriptor::Descriptor;
 use crate::change::Change;
-use crate::delivery::session::Session;
+use crate::delivery::session::{self, Session};
 use crate::error::Result;
-use crate::pg::context;
-use crate::pg::interrupt;
 use crate::pg::xact::{self, Handlers};
+use crate::pg::{context, interrupt, invalidation};
 use std::cell::RefCell;
 
 /// A remote transaction with drained records applied, to be committed with the local one.
@@ -101,6 +100,7 @@ fn end(_committed: bool) {
     // Nothing is left after a commit; after an abort the open drains' connections are closed,
     // which rolls them back.
     drop(WORK.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));
+    session::close_changed(&invalidation::take_changed());
     interrupt::release();
 }
 

@@ -217,6 +217,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         .map(|c| Column {
             name: options.rename.get(&c.name).unwrap_or(&c.name).clone(),
             carrier: c.carrier.clone(),
+            fixed: c.identity_always,
         })
         .collect();
     let mut seen = BTreeSet::new();

@@ -14,6 +14,8 @@ pub struct TableColumn {
     pub attribute: Attribute,
     /// GENERATED ALWAYS AS (...): computed on the other side too, never sent.
     pub generated: bool,
+    /// GENERATED ALWAYS AS IDENTITY.
+    pub identity_always: bool,
     pub carrier: Carrier,
     /// The type's output depends on settings beyond date, interval and float style.
     pub sensitive: bool,
@@ -86,7 +88,8 @@ impl Table {
                     t.typname, \
                     t.typtype OPERATOR(pg_catalog.<>) 'e' AND \
                     (t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
-                     OR t.typname::pg_catalog.text OPERATOR(pg_catalog.~) '^_?(reg|money)') \
+                     OR t.typname::pg_catalog.text OPERATOR(pg_catalog.~) '^_?(reg|money)'), \
+                    a.attidentity OPERATOR(pg_catalog.=) 'a' \
              FROM pg_catalog.pg_attribute a \
              JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
              WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
@@ -105,6 +108,7 @@ impl Table {
                     type_oid: oid(&required(&mut row, 2)?)?,
                 },
                 generated: required(&mut row, 3)? == "t",
+                identity_always: required(&mut row, 7)? == "t",
                 carrier: match required(&mut row, 4)?.as_str() {
                     "record" => Carrier::Record,
                     "array" => Carrier::Array(type_name),

@@ -49,16 +49,24 @@ pub fn pre_commit() -> Result<()> {
     if sets.is_empty() && drains.is_empty() {
         return Ok(());
     }
-    let drained: Vec<String> = drains.iter().map(|d| d.server_name.clone()).collect();
+    let sets = strictest_per_server(sets);
+    let mut blocked: Vec<String> = drains.iter().map(|d| d.server_name.clone()).collect();
     let drains = drains.into_iter().map(drain_link).collect::<Result<Vec<_>>>()?;
     let mut deliveries = Vec::new();
     let mut queued = Vec::new();
     for set in &sets {
-        match gate(set, &drained)? {
-            Gate::Queue(reason) => queued.push(Queued { set, reason, lost_backend: None }),
+        let server = &set.account.server_name;
+        match gate(set, &blocked)? {
+            Gate::Queue(reason) => {
+                blocked.push(server.clone());
+                queued.push(Queued { set, reason, lost_backend: None });
+            }
             Gate::Deliver(endpoint) => match Link::open(&endpoint) {
                 Ok(link) => deliveries.push(Delivery { set, link }),
-                Err(error) => queued.push(failed(set, error, None)?),
+                Err(error) => {
+                    blocked.push(server.clone());
+                    queued.push(failed(set, error, None)?);
+                }
             },
         }
     }
@@ -70,6 +78,20 @@ pub fn pre_commit() -> Result<()> {
         }
         _ => in_two_steps(deliveries, drains, queued),
     }
+}
+
+/// Tables of several owners may send to one server, each owner's changes over a connection of its
+/// own; the mode is the server's all the same.
+fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
+    let modes: Vec<Mode> = sets
+        .iter()
+        .map(|set| {
+            let same = |other: &&ChangeSet| other.account.server == set.account.server;
+            sets.iter().filter(same).map(|other| other.mode).max().unwrap_or(set.mode)
+        })
+        .collect();
+    sets.iter_mut().zip(modes).for_each(|(set, mode)| set.mode = mode);
+    sets
 }
 
 /// Two-phase commit cannot carry a delivery: `queue` and `async` changes are queued with the
@@ -105,12 +127,13 @@ enum Gate {
 /// Whether a change set may be sent. With records pending it would overtake them; seen under a
 /// fresh snapshot that is enough without a lock, since a change that depends on a queued one could
 /// only be made after that one's transaction had committed its record.
-fn gate(set: &ChangeSet, drained: &[String]) -> Result<Gate> {
+/// `blocked` names servers whose older changes this very transaction drains or queues.
+fn gate(set: &ChangeSet, blocked: &[String]) -> Result<Gate> {
     let server = &set.account.server_name;
     if set.mode == Mode::Queue {
         return Ok(Gate::Queue(None));
     }
-    if drained.contains(server) || queue::is_pending(&set.home, server)? {
+    if blocked.contains(server) || queue::is_pending(&set.home, server)? {
         return match set.mode {
             Mode::Sync => Err(Error::Pending { server: server.clone() }),
             _ => Ok(Gate::Queue(None)),
@@ -167,13 +190,18 @@ fn feed_of<'s>(
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let feed = feed_of(delivery.set, &delivery.link, Vec::new());
     delivery.link.run(feed, Ending::Commits);
-    let interrupted = finish(std::slice::from_mut(&mut delivery.link))?;
-    settle_commit(delivery, interrupted)
+    let interrupted = finish(std::slice::from_mut(&mut delivery.link), false)?;
+    settle_commit(delivery, interrupted, false)
 }
 
 /// What a commit came to. Committed: the session goes back. Rolled back over a request to cancel:
-/// the local transaction is cancelled too. Otherwise see [`failed`].
-fn settle_commit(delivery: Delivery<'_>, interrupted: bool) -> Result<Option<Queued<'_>>> {
+/// the local transaction is cancelled too, unless another server has `committed` its part already.
+/// Otherwise see [`failed`].
+fn settle_commit(
+    delivery: Delivery<'_>,
+    interrupted: bool,
+    committed: bool,
+) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link } = delivery;
     match link.result() {
         Ok(()) => {
@@ -190,7 +218,7 @@ fn settle_commit(delivery: Delivery<'_>, interrupted: bool) -> Result<Option<Que
             }
             failed(set, error, Some(pid)).map(Some)
         }
-        Err(_) if interrupted => {
+        Err(_) if interrupted && !committed => {
             interrupt::check();
             Err(Error::Canceled)
         }
@@ -208,22 +236,27 @@ fn keep(link: Link<'_>, interrupted: bool) {
     }
 }
 
-/// Drives links to their end. On a request to cancel: raises it if nothing can have been committed,
-/// else asks the servers to cancel, follows their answers and says so; where a server had committed
-/// already the request comes too late and is dropped.
-fn finish(links: &mut [Link<'_>]) -> Result<bool> {
-    if drive::drive(links) == Stop::Done {
-        return Ok(false);
+/// Drives links to their end, and says whether they were asked to cancel. A request to cancel is
+/// raised if nothing can have been committed; else the servers are asked to cancel and their answers
+/// followed. Where a server has committed, the request comes too late and is dropped; `committed`
+/// says that one had before, so that nothing is cancelled any more.
+fn finish(links: &mut [Link<'_>], committed: bool) -> Result<bool> {
+    while drive::drive(links) == Stop::Interrupted {
+        if committed {
+            interrupt::absorb();
+            continue;
+        }
+        if !links.iter().any(Link::commit_sent) {
+            interrupt::check();
+            return Err(Error::Canceled);
+        }
+        drive::cancel(links);
+        if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
+            interrupt::absorb();
+        }
+        return Ok(true);
     }
-    if !links.iter().any(Link::commit_sent) {
-        interrupt::check();
-        return Err(Error::Canceled);
-    }
-    drive::cancel(links);
-    if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
-        interrupt::absorb();
-    }
-    Ok(true)
+    Ok(false)
 }
 
 /// The link of an open drain.
@@ -253,31 +286,39 @@ fn in_two_steps<'s>(
         let begin = Statement { text: BEGIN.to_owned(), params: Vec::new() };
         link.run(feed_of(set, link, vec![begin]), Ending::Open);
     }
-    finish(&mut links)?;
+    finish(&mut links, false)?;
     let (mut strict, mut lenient) = (Vec::new(), Vec::new());
     for (set, link) in sets.into_iter().zip(links) {
+        let server = set.account.server;
         match link.result() {
             // The failed transaction goes with its connection: the next use makes a new one.
             Err(error) => queued.push(failed(set, error, None)?),
+            // What another owner's tables send to the same server must not pass what was queued.
+            Ok(()) if queued.iter().any(|q| q.set.account.server == server) => {
+                queued.push(Queued { set, reason: None, lost_backend: None });
+            }
             Ok(()) if set.mode == Mode::Sync => strict.push(Delivery { set, link }),
             Ok(()) => lenient.push(Delivery { set, link }),
         }
     }
     write_queue(queued)?;
-    commit_all(strict, drains)?;
-    commit_all(lenient, Vec::new())
+    let committed = !strict.is_empty() || !drains.is_empty();
+    commit_all(strict, drains, false)?;
+    commit_all(lenient, Vec::new(), committed)
 }
 
 /// Sends COMMIT to all and settles each. A drain that cannot be committed fails the local
-/// transaction, so that its records stay.
-fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>) -> Result<()> {
+/// transaction, so that its records stay. `committed`: servers have committed before, and a request
+/// to cancel comes too late.
+fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>, committed: bool) -> Result<()> {
     let (sets, links): (Vec<_>, Vec<_>) =
         deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
     let mut links: Vec<Link<'_>> = links.into_iter().chain(drains).collect();
     for link in &mut links {
         link.run(Fixed::new(["COMMIT"]), Ending::Commits);
     }
-    let interrupted = finish(&mut links)?;
+    let interrupted = finish(&mut links, committed)?;
+    let committed = committed || links.iter().any(|link| link.result().is_ok());
     let drains = links.split_off(sets.len());
     for link in drains {
         // In doubt, the rows it wrote stay locked on the server until it has ended either way, so
@@ -286,9 +327,8 @@ fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>) -> Result<()
         keep(link, interrupted);
     }
     for (set, link) in sets.into_iter().zip(links) {
-        if let Some(queued) = settle_commit(Delivery { set, link }, interrupted)? {
-            write_queue([queued])?;
-        }
+        let delivery = Delivery { set, link };
+        write_queue(settle_commit(delivery, interrupted, committed)?)?;
     }
     Ok(())
 }

@@ -174,7 +174,7 @@ mod tests {
 
     fn route() -> Rc<Route> {
         let name = |t: &str| Relation { schema: "s".into(), table: t.into() };
-        let column = |n: &str| Column { name: n.into(), carrier: Carrier::Element };
+        let column = |n: &str| Column { name: n.into(), carrier: Carrier::Element, fixed: false };
         Rc::new(Route {
             source: name("l"),
             target: name("t"),

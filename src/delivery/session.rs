@@ -4,9 +4,10 @@
 //! an error or the end of the process while it waits leaves nothing behind: dropping it closes the
 //! connection, and the server rolls back what was not committed.
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Account, Endpoint};
 use crate::pg::Oid;
 use crate::pg::fd::ExternalFd;
+use crate::pg::invalidation::Changed;
 use crate::pq::Connection;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,6 +17,8 @@ use std::rc::Rc;
 pub struct Session {
     pub connection: Connection,
     pub endpoint: Rc<Endpoint>,
+    /// How a change of its server or mapping will be reported.
+    identity: [Changed; 2],
     /// Counts the socket in the backend's budget; given back when the session ends.
     _fd: ExternalFd,
 }
@@ -23,7 +26,9 @@ pub struct Session {
 impl Session {
     /// A session over a connection that has just come up and been checked.
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
-        Self { connection, endpoint, _fd: fd }
+        let Account { server, mapping, .. } = endpoint.account;
+        let identity = Changed::of_account(server, mapping);
+        Self { connection, endpoint, identity, _fd: fd }
     }
 
     /// Whether the other side is still there, as far as can be told without asking it. A closed
@@ -56,11 +61,9 @@ pub fn put_back(session: Session) {
 
 /// One idle session, as `sync_connections()` shows it.
 pub struct Listed {
-    pub server_name: String,
-    pub owner: Oid,
+    pub endpoint: Rc<Endpoint>,
     pub pid: i32,
-    /// False when the server or mapping was altered since, or the connection has died: it will be
-    /// closed at its next use.
+    /// Whether the other side is still there.
     pub alive: bool,
 }
 
@@ -69,8 +72,7 @@ pub fn list() -> Vec<Listed> {
     IDLE.with_borrow_mut(|idle| {
         idle.values_mut()
             .map(|session| Listed {
-                server_name: session.endpoint.account.server_name.clone(),
-                owner: session.endpoint.account.owner,
+                endpoint: session.endpoint.clone(),
                 pid: session.connection.backend_pid(),
                 alive: session.is_alive(),
             })
@@ -80,13 +82,22 @@ pub fn list() -> Vec<Listed> {
 
 /// Closes the idle sessions of a server, or all; says how many.
 pub fn close(server: Option<Oid>) -> usize {
-    let closed: Vec<Session> = IDLE.with_borrow_mut(|idle| {
-        let keys: Vec<u32> = idle
-            .iter()
-            .filter(|(_, s)| server.is_none_or(|oid| s.endpoint.account.server == oid))
-            .map(|(key, _)| *key)
-            .collect();
-        keys.iter().filter_map(|key| idle.remove(key)).collect()
+    close_where(|session| server.is_none_or(|oid| session.endpoint.account.server == oid))
+}
+
+/// Closes the idle sessions whose server or mapping has changed.
+pub fn close_changed(changed: &[Changed]) {
+    if !changed.is_empty() {
+        close_where(|session| {
+            changed.iter().any(|change| session.identity.iter().any(|own| change.concerns(own)))
+        });
+    }
+}
+
+fn close_where(test: impl Fn(&Session) -> bool) -> usize {
+    let closed: Vec<Session> = IDLE.with(|idle| {
+        let Ok(mut idle) = idle.try_borrow_mut() else { return Vec::new() };
+        idle.extract_if(|_, session| test(session)).map(|(_, s)| s).collect()
     });
     closed.len()
 }

@@ -16,6 +16,45 @@ thread_local! {
     /// Moves on when a server, user mapping or role changes.
     static SERVERS: Cell<u64> = const { Cell::new(0) };
     static WATCHED: RefCell<HashSet<u32>> = RefCell::default();
+    /// Servers and mappings that changed since [`take_changed`], by hash.
+    static CHANGED: RefCell<Vec<Changed>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A server or mapping that changed: its cache and hash value; 0 stands for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    cache: i32,
+    hash: u32,
+}
+
+impl Changed {
+    /// What a later change of this server or mapping will be reported as. Looks at the catalogs:
+    /// only inside a transaction.
+    pub fn of_account(server: Oid, mapping: Oid) -> [Self; 2] {
+        let of = |cache: pg_sys::SysCacheIdentifier::Type, oid: Oid| {
+            let (cache, none) = (cache as i32, pg_sys::Datum::from(0usize));
+            // SAFETY: computes the hash of a key, setting the cache up if need be.
+            let hash = unsafe { pg_sys::GetSysCacheHashValue(cache, oid.into(), none, none, none) };
+            Self { cache, hash }
+        };
+        [
+            of(pg_sys::SysCacheIdentifier::FOREIGNSERVEROID, server),
+            of(pg_sys::SysCacheIdentifier::USERMAPPINGOID, mapping),
+        ]
+    }
+
+    /// Whether this report is about the same thing as `other`.
+    pub fn concerns(&self, other: &Self) -> bool {
+        self.cache == other.cache && (self.hash == 0 || self.hash == other.hash)
+    }
+}
+
+/// What changed since the last call.
+pub fn take_changed() -> Vec<Changed> {
+    CHANGED.with(|changed| match changed.try_borrow_mut() {
+        Ok(mut changed) => std::mem::take(&mut *changed),
+        Err(_) => Vec::new(),
+    })
 }
 
 /// A moment in the history of the catalogs.
@@ -74,6 +113,13 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_s
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn server_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+unsafe extern "C-unwind" fn server_changed(_arg: pg_sys::Datum, cache: i32, hash: u32) {
     SERVERS.set(SERVERS.get() + 1);
+    CHANGED.with(|changed| {
+        if let Ok(mut changed) = changed.try_borrow_mut()
+            && !changed.contains(&Changed { cache, hash })
+        {
+            changed.push(Changed { cache, hash });
+        }
+    });
 }

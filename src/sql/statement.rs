@@ -25,7 +25,7 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
     let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch));
     let arrays = batch.new.into_iter().chain(batch.old).chain(batch.seen);
     let params: Vec<String> = arrays.map(ArrayLiteral::into_text).collect();
-    // Only a move has two statements; both read the same arrays.
+    // Only a move has several statements; all read the same arrays.
     texts.into_iter().map(|text| Statement { text, params: params.clone() }).collect()
 }
 
@@ -76,6 +76,11 @@ impl Values {
     fn from(&self) -> String {
         self.from.as_ref().map(|item| format!(" FROM {item}")).unwrap_or_default()
     }
+
+    /// `USING item` or nothing.
+    fn using(&self) -> String {
+        self.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default()
+    }
 }
 
 /// The key part of a row of expressions.
@@ -119,9 +124,10 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
         (Kind::Update | Kind::Move, Policy::Error) => {
             vec![all_found(values, &update(route, kind, values, from_v(values), " RETURNING 1"))]
         }
-        (Kind::Move, Policy::Overwrite | Policy::Newest(_)) => {
+        (Kind::Move, Policy::Overwrite) => {
             vec![clear_target(route, values), upsert(route, kind, values)]
         }
+        (Kind::Move, Policy::Newest(_)) => move_newest(route, values),
         (Kind::Move, Policy::Skip) => {
             let taken = exists(route, &key_of(route, &values.new));
             let condition = format!(" AND NOT {taken}");
@@ -130,11 +136,7 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
         (Kind::Delete, Policy::Error) => {
             vec![all_found(values, &delete(route, values, using_v(values), " RETURNING 1"))]
         }
-        (Kind::Delete, _) => {
-            let using =
-                values.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default();
-            vec![delete(route, values, using, "")]
-        }
+        (Kind::Delete, _) => vec![delete(route, values, values.using(), "")],
         (Kind::Truncate, _) => Vec::new(),
     }
 }
@@ -170,7 +172,7 @@ fn insert_from(route: &Route, values: &Values, from: &str) -> String {
 fn on_conflict(route: &Route) -> String {
     let key: Vec<String> = route.key.iter().map(|at| ident(&route.columns[*at].name)).collect();
     let set: Vec<String> = route
-        .non_key()
+        .settable()
         .map(|at| ident(&route.columns[at].name))
         .map(|name| format!("{name} = excluded.{name}"))
         .collect();
@@ -193,8 +195,8 @@ fn on_conflict(route: &Route) -> String {
 /// UPDATE of the rows at the old key, with the caller's FROM and tail.
 fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) -> String {
     let at: Vec<usize> = match kind {
-        Kind::Move => (0..route.columns.len()).collect(),
-        _ => route.non_key().collect(),
+        Kind::Move => (0..route.columns.len()).filter(|at| !route.columns[*at].fixed).collect(),
+        _ => route.settable().collect(),
     };
     // A table that is all key has nothing to set; setting its key to itself still finds the row.
     let at = if at.is_empty() { route.key.clone() } else { at };
@@ -236,18 +238,34 @@ fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
 /// is another one. Replaying a transaction that had moved a row and inserted the old key anew
 /// depends on this.
 fn clear_target(route: &Route, values: &Values) -> String {
-    let using = values.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default();
-    let newest = match route.policy {
-        Policy::Newest(_) => format!(" AND {}", newer(route, &values.new)),
-        _ => String::new(),
-    };
     format!(
-        "DELETE FROM {} AS t{using} WHERE {} AND NOT ({}) AND {}{newest}",
+        "DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {}",
         relation(&route.target),
+        values.using(),
         same_key(route, "t", &key_of(route, &values.new)),
         same_key(route, "t", &values.old),
         exists(route, &values.old)
     )
+}
+
+/// A move under `newest`: in place where the old row is older and the new key free; else the old row
+/// goes if it is older, and the new key takes the row if what it holds is older. A newer row at the
+/// old key stays: on the node that wrote it, this change finds it newer too.
+fn move_newest(route: &Route, values: &Values) -> Vec<String> {
+    let newer = newer(route, &values.new);
+    let new_key = key_of(route, &values.new);
+    let free = format!(" AND {newer} AND NOT {}", exists(route, &new_key));
+    vec![
+        update(route, Kind::Move, values, values.from(), &free),
+        format!(
+            "DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {newer}",
+            relation(&route.target),
+            values.using(),
+            same_key(route, "t", &values.old),
+            same_key(route, "t", &new_key),
+        ),
+        format!("{}{}", insert(route, values), on_conflict(route)),
+    ]
 }
 
 fn delete(route: &Route, values: &Values, using: String, tail: &str) -> String {
@@ -334,7 +352,7 @@ mod tests {
     use crate::change::{Change, Op, Relation};
 
     fn column(name: &str, carrier: Carrier) -> Column {
-        Column { name: name.into(), carrier }
+        Column { name: name.into(), carrier, fixed: false }
     }
 
     fn route(policy: Policy) -> Rc<Route> {

@@ -131,3 +131,38 @@ fn a_cancel_that_nobody_answers_leaves_async_changes_in_the_queue() {
     assert_equal(&bed);
     assert_eq!(queued(&bed), 0);
 }
+
+#[test]
+fn a_cancel_after_one_of_two_servers_has_committed_keeps_all_sides_together() {
+    let bed = one_way("two_commits", None, "{}");
+    let schema = bed.right.user.clone();
+    bed.link(&bed.left, &bed.right, "slow", &[]);
+    // The second server's COMMIT waits for a lock that the test holds.
+    bed.right.exec(
+        "create table slow (id int primary key, v text); \
+         create function wait() returns trigger language plpgsql as \
+           $$begin perform pg_catalog.pg_advisory_xact_lock(4711); return null; end$$; \
+         create constraint trigger wait after insert or update on slow \
+           deferrable initially deferred for each row execute function wait()",
+    );
+    bed.left.exec(&format!("select attach_sync('t', 'slow', '{schema}.slow')"));
+    let mut holder = bed.right.client();
+    holder.batch_execute("select pg_advisory_lock(4711)").expect("a lock");
+    let mut client = patient_client(&bed);
+    let local = pid(&mut client);
+    let waiting = spawn(client, "update t set v = 'new' where id = 1");
+    await_blocked(&bed.right);
+    await_until(SOON, "the first server's commit", || {
+        value(&bed.right, 1).as_deref() == Some("new")
+    });
+    bed.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
+    let (_, result) = waiting.join().expect("the waiting session");
+    result.expect("a commit that the cancel came too late for");
+    drop(holder);
+    assert_eq!(value(&bed.left, 1).as_deref(), Some("new"));
+    assert_eq!(value(&bed.right, 1).as_deref(), Some("new"));
+    assert_eq!(queued(&bed), 1, "what the second server had not committed");
+    assert!(drain(&bed));
+    let slow = format!("select v from {schema}.slow where id = 1");
+    assert_eq!(bed.right.query_one::<String>(&slow), "new");
+}

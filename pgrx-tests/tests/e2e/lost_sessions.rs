@@ -56,9 +56,8 @@ fn in_mode_sync_an_unknown_outcome_is_said_to_be_unknown() {
 #[test]
 fn a_remote_backend_killed_while_it_applies_leaves_the_changes_queued() {
     // A killed backend takes its server down for a moment, so it must not be a shared one.
-    let own = std::sync::Arc::new(
-        rowsync_harness::cluster::Cluster::start("killed").expect("a cluster"),
-    );
+    let own =
+        std::sync::Arc::new(rowsync_harness::cluster::Cluster::start("killed").expect("a cluster"));
     let shared = Testbed::new("killed");
     let remote = rowsync_harness::side::Side::create(&own, "remote_killed").expect("a database");
     let bed = Testbed { left: shared.left.clone(), right: remote };
