@@ -15,16 +15,6 @@ use std::hash::{Hash, Hasher};
 /// The longest name PostgreSQL keeps.
 const MAX_NAME: usize = 63;
 
-/// The two arguments that must not be NULL.
-///
-/// # Errors
-/// 22023 when one is.
-pub fn both(rel: Option<Oid>, server: Option<&str>) -> Result<(Oid, &str)> {
-    rel.zip(server).ok_or_else(|| {
-        Error::local(SqlState::INVALID_PARAMETER, "table and server must not be null")
-    })
-}
-
 /// Checks everything that can be checked here, then makes both triggers as the caller, who needs
 /// what CREATE TRIGGER asks for.
 ///

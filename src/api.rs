@@ -1,10 +1,13 @@
-//! The SQL functions: the edges, where an [`Error`](crate::error::Error) is raised.
+//! The SQL functions: the edges, where an [`Error`](crate::error::Error) is raised. Text arguments
+//! and results go through [`Args`], so that they are right in every database encoding; the SQL
+//! declarations stand beside them.
 
+use crate::error::{Error, Result};
+use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
 use crate::{admin, drain, fdw, queue, trigger};
-use pgrx::JsonB;
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -19,36 +22,69 @@ fn sync_dml(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
 }
 
 /// Replays queued changes. See [`drain::deal`].
-#[pg_extern(volatile, parallel_unsafe)]
-fn deal_sync_err_rec(i_limit: Option<i32>, i_server: default!(Option<&str>, "NULL")) -> bool {
-    or_raise(Home::find().and_then(|home| drain::deal(&home, i_limit, i_server)))
+#[pg_extern(sql = r#"
+CREATE FUNCTION deal_sync_err_rec(i_limit integer, i_server text DEFAULT NULL) RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'deal_sync_err_rec_wrapper';
+"#)]
+fn deal_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    let args = Args::of(fcinfo);
+    let deal = || -> Result<bool> {
+        let limit = args.text(0)?.map(|n| n.parse::<i32>()).transpose();
+        let limit = limit.map_err(|_| Error::internal("malformed integer"))?;
+        drain::deal(&Home::find()?, limit, args.text(1)?.as_deref())
+    };
+    or_raise(deal())
 }
 
 /// The SQL that delivers a queued change, for `sync_err_rec.dst_query`. See [`queue::describe`].
-#[pg_extern(immutable, strict, parallel_safe)]
-fn sync_change_sql(route: &str, change: &str) -> String {
-    or_raise(queue::describe(route, change))
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_change_sql(route text, change text) RETURNS text
+    IMMUTABLE STRICT PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_change_sql_wrapper';
+"#)]
+fn sync_change_sql(fcinfo: pg_sys::FunctionCallInfo) -> Vec<u8> {
+    let args = Args::of(fcinfo);
+    let describe = || -> Result<Vec<u8>> {
+        result(&queue::describe(&args.required(0, "route")?, &args.required(1, "change")?)?)
+    };
+    or_raise(describe())
 }
 
 /// This session's cached connections. See [`admin::connections`].
-#[pg_extern(volatile, parallel_restricted)]
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_connections() RETURNS TABLE (
+    server_name text, user_name text, backend_pid integer, valid boolean
+) VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sync_connections_wrapper';
+"#)]
 #[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
 fn sync_connections() -> TableIterator<
     'static,
     (
-        name!(server_name, String),
-        name!(user_name, Option<String>),
+        name!(server_name, Vec<u8>),
+        name!(user_name, Option<Vec<u8>>),
         name!(backend_pid, i32),
         name!(valid, bool),
     ),
 > {
-    TableIterator::new(or_raise(Home::find().and_then(|home| admin::connections(&home))))
+    let list = || -> Result<Vec<_>> {
+        admin::connections(&Home::find()?)?
+            .into_iter()
+            .map(|(server, user, pid, valid)| {
+                Ok((result(&server)?, user.as_deref().map(result).transpose()?, pid, valid))
+            })
+            .collect()
+    };
+    TableIterator::new(or_raise(list()))
 }
 
 /// Closes this session's cached connections to a server, or all. See [`admin::disconnect`].
-#[pg_extern(volatile, parallel_restricted)]
-fn sync_disconnect(server: default!(Option<&str>, "NULL")) -> bool {
-    or_raise(Home::find().and_then(|home| admin::disconnect(&home, server)))
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_disconnect(server text DEFAULT NULL) RETURNS boolean
+    VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sync_disconnect_wrapper';
+"#)]
+fn sync_disconnect(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    let args = Args::of(fcinfo);
+    let disconnect = || admin::disconnect(&Home::find()?, args.text(0)?.as_deref());
+    or_raise(disconnect())
 }
 
 /// Makes both triggers on a table. See [`admin::attach`].
@@ -57,17 +93,14 @@ CREATE FUNCTION attach_sync(
     rel regclass, server text, target text DEFAULT NULL, options jsonb DEFAULT '{}'
 ) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'attach_sync_wrapper';
 "#)]
-fn attach_sync(
-    rel: Option<pg_sys::Oid>,
-    server: Option<&str>,
-    target: Option<&str>,
-    options: Option<JsonB>,
-) {
-    let options = options.map_or_else(|| "{}".to_owned(), |json| json.0.to_string());
-    or_raise(Home::find().and_then(|home| {
-        let (rel, server) = admin::both(rel, server)?;
-        admin::attach(&home, rel, server, target, &options)
-    }));
+fn attach_sync(fcinfo: pg_sys::FunctionCallInfo) {
+    let args = Args::of(fcinfo);
+    let attach = || -> Result<()> {
+        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        let options = args.text(3)?.unwrap_or_else(|| "{}".to_owned());
+        admin::attach(&Home::find()?, rel, &server, args.text(2)?.as_deref(), &options)
+    };
+    or_raise(attach());
 }
 
 /// Drops the triggers that send a table to a server. See [`admin::detach`].
@@ -75,15 +108,24 @@ fn attach_sync(
 CREATE FUNCTION detach_sync(rel regclass, server text) RETURNS void
     LANGUAGE c AS 'MODULE_PATHNAME', 'detach_sync_wrapper';
 "#)]
-fn detach_sync(rel: Option<pg_sys::Oid>, server: Option<&str>) {
-    or_raise(Home::find().and_then(|home| {
-        let (rel, server) = admin::both(rel, server)?;
-        admin::detach(&home, rel, server)
-    }));
+fn detach_sync(fcinfo: pg_sys::FunctionCallInfo) {
+    let args = Args::of(fcinfo);
+    let detach =
+        || admin::detach(&Home::find()?, args.oid(0, "rel")?, &args.required(1, "server")?);
+    or_raise(detach());
 }
 
 /// Checks the options of CREATE and ALTER SERVER and USER MAPPING. See [`fdw::validate`].
-#[pg_extern(volatile, strict)]
-fn pg_rowsync_fdw_validator(options: Vec<Option<String>>, catalog: pg_sys::Oid) {
-    or_raise(fdw::validate(&options.into_iter().flatten().collect::<Vec<_>>(), catalog));
+#[pg_extern(sql = r#"
+CREATE FUNCTION pg_rowsync_fdw_validator(options text[], catalog oid) RETURNS void
+    STRICT LANGUAGE c AS 'MODULE_PATHNAME', 'pg_rowsync_fdw_validator_wrapper';
+"#)]
+fn pg_rowsync_fdw_validator(options: Array<&[u8]>, catalog: pg_sys::Oid) {
+    // Option names are ASCII; values are looked at only where they are booleans.
+    let options: Vec<String> = options
+        .iter()
+        .flatten()
+        .map(|option| String::from_utf8_lossy(option).into_owned())
+        .collect();
+    or_raise(fdw::validate(&options, catalog));
 }

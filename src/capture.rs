@@ -1,9 +1,11 @@
 //! From a row event to a change in the current transaction's change sets.
 //!
 //! `table` reads the catalogs, `descriptor` combines them with a trigger's arguments and caches the
-//! result, `row` makes a change of an event, `change_set` holds the changes.
+//! result, `row` makes a change of an event, `change_set` holds the changes in a
+//! `log`.
 
 pub mod change_set;
 pub mod descriptor;
+pub mod log;
 pub mod row;
 pub mod table;

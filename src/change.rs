@@ -34,6 +34,9 @@ pub struct Column {
     /// GENERATED ALWAYS AS IDENTITY: an INSERT may give its value, no UPDATE may.
     #[serde(default)]
     pub fixed: bool,
+    /// Schema of the equality operator, where it is not one of PostgreSQL's own.
+    #[serde(default)]
+    pub equality: Option<String>,
 }
 
 /// What the remote does when it does not find what the change expects.
@@ -59,6 +62,10 @@ pub struct Route {
     pub columns: Vec<Column>,
     /// The key, as positions in `columns`; its order is that of [`Change::key`].
     pub key: Vec<usize>,
+    /// The local key's constraint is deferrable: the remote's may be too, so no ON CONFLICT may
+    /// rely on it, and within a transaction two rows may hold the same key.
+    #[serde(default)]
+    pub key_deferrable: bool,
     pub policy: Policy,
     /// TRUNCATE without ONLY (the local table is partitioned).
     pub truncate_children: bool,
@@ -108,6 +115,14 @@ pub struct Change<S> {
     pub row: Vec<Option<S>>,
     /// DELETE under [`Policy::Newest`]: the version that was deleted.
     pub seen: Option<S>,
+    /// UPDATE: positions in `row` of large values that it left untouched. They need not be sent to
+    /// a server that has the row.
+    #[serde(default)]
+    pub unchanged: Vec<u32>,
+    /// Under [`Route::key_deferrable`]: where the row was stored before and after the change, 0 for
+    /// nowhere. What tells rows apart that hold the same key for a while.
+    #[serde(default)]
+    pub stored: (u64, u64),
 }
 
 impl<S> Change<S> {
@@ -124,7 +139,7 @@ impl<S: AsRef<str>> Change<S> {
         const PER_VALUE: usize = 11;
         let values = self.key.iter().chain(&self.row).chain(std::iter::once(&self.seen));
         let size = |v: &Option<S>| PER_VALUE + v.as_ref().map_or(0, |s| s.as_ref().len());
-        values.map(size).sum::<usize>() + 4 * PER_VALUE
+        values.map(size).sum::<usize>() + (8 + self.unchanged.len()) * PER_VALUE
     }
 
     /// The same change with borrowed text.
@@ -138,6 +153,8 @@ impl<S: AsRef<str>> Change<S> {
             key: all(&self.key),
             row: all(&self.row),
             seen: self.seen.as_ref().map(AsRef::as_ref),
+            unchanged: self.unchanged.clone(),
+            stored: self.stored,
         }
     }
 
@@ -152,6 +169,8 @@ impl<S: AsRef<str>> Change<S> {
             key: all(&self.key),
             row: all(&self.row),
             seen: self.seen.as_ref().map(|s| s.as_ref().to_owned()),
+            unchanged: self.unchanged.clone(),
+            stored: self.stored,
         }
     }
 

@@ -1,9 +1,10 @@
 //! From a change set to the servers, at commit.
 //!
-//! `plan` cuts changes into batches, `feed` turns them into statements, `link` carries them over
+//! `plan` cuts changes into batches (`collapse` helps where keys are deferrable), `feed` turns them into statements, `link` carries them over
 //! one connection, `drive` waits for several links at once, `commit` decides what becomes of a
 //! transaction. `endpoint` and `session` own where to connect and the connections that are kept.
 
+pub mod collapse;
 pub mod commit;
 pub mod drive;
 pub mod endpoint;

@@ -7,9 +7,10 @@
 //! it is delivered, it is marked, and nothing passes it.
 
 use crate::change::{Change, Route};
+use crate::delivery::commit::BEGIN;
 use crate::delivery::drive::{self, Stop};
 use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
-use crate::delivery::feed::{Changes, Fixed};
+use crate::delivery::feed::{Changes, Fixed, Source};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::{lost, session};
 use crate::error::{Error, Result, SqlState};
@@ -198,6 +199,21 @@ impl<'h> Drain<'h> {
     }
 }
 
+/// Records as a source of changes.
+struct Records<'r> {
+    records: &'r [Record],
+    at: usize,
+}
+
+impl Source for Records<'_> {
+    fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool> {
+        let Some(record) = self.records.get(self.at) else { return Ok(false) };
+        self.at += 1;
+        take(&record.route, &record.change.borrowed());
+        Ok(true)
+    }
+}
+
 /// Applies records inside one remote transaction.
 struct Replay {
     /// `None` once the connection is of no more use.
@@ -210,77 +226,120 @@ struct Replay {
 }
 
 impl Replay {
+    /// Applies as many records as can be, from the first on. Deferred constraints are checked here
+    /// and not at COMMIT, where it would be too late to tell which record breaks them.
+    fn apply(&mut self, records: &[Record]) -> Result<()> {
+        let begin: &[&str] = match self.begun {
+            true => &["SET CONSTRAINTS ALL DEFERRED", "SAVEPOINT drain"],
+            false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
+        };
+        self.begun = true;
+        if let Err(error) = self.statements(begin) {
+            return self.lost(error);
+        }
+        self.apply_each(records)?;
+        if self.applied == 0 {
+            return Ok(());
+        }
+        match self.statements(&["SET CONSTRAINTS ALL IMMEDIATE"]) {
+            Ok(()) => Ok(()),
+            Err(error @ Error::Remote(_)) => self.shorten(records, error),
+            Err(error) => self.lost(error),
+        }
+    }
+
     /// Applies records until one fails. On a permanent failure of several at once, the first half
     /// of them is tried alone, until the one that fails is found.
-    fn apply(&mut self, records: &[Record]) -> Result<()> {
+    fn apply_each(&mut self, records: &[Record]) -> Result<()> {
         if self.link.is_none() || self.failure.is_some() {
             return Ok(());
         }
-        match self.attempt(records) {
+        match self.attempt(records, &["SAVEPOINT record"], &[]) {
             Ok(()) => {
                 self.applied += records.len();
                 Ok(())
             }
-            Err(Error::Canceled) => Err(Error::Canceled),
-            Err(error @ Error::Remote(_)) => {
-                self.statements(&["ROLLBACK TO SAVEPOINT record"])?;
+            Err(error) if self.link.is_some() && is_about_records(&error) => {
+                if let Err(error) = self.statements(&["ROLLBACK TO SAVEPOINT record"]) {
+                    return self.lost(error);
+                }
                 if records.len() == 1 || error.is_transient() {
                     self.failure = Some(error);
                     return Ok(());
                 }
                 let (first, second) = records.split_at(records.len() / 2);
-                self.apply(first)?;
-                self.apply(second)
+                self.apply_each(first)?;
+                self.apply_each(second)
             }
-            // The connection is gone and with it everything applied so far.
-            Err(error) => {
-                self.link = None;
-                self.applied = 0;
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// The applied records break a deferred constraint together: finds by halving how many of them
+    /// do not. The first one left out is the one to look at.
+    fn shorten(&mut self, records: &[Record], mut error: Error) -> Result<()> {
+        const AGAIN: [&str; 2] = ["ROLLBACK TO SAVEPOINT drain", "SET CONSTRAINTS ALL DEFERRED"];
+        let (mut good, mut bad) = (0, self.applied);
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match self.attempt(&records[..middle], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
+                Ok(()) => good = middle,
+                Err(broken) if self.link.is_some() && is_about_records(&broken) => {
+                    (bad, error) = (middle, broken);
+                }
+                Err(broken) => return self.lost(broken),
+            }
+        }
+        match self.attempt(&records[..good], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
+            Ok(()) => {
+                (self.applied, self.failure) = (good, Some(error));
+                Ok(())
+            }
+            Err(broken) => self.lost(broken),
+        }
+    }
+
+    /// The connection is of no more use, and with it goes everything applied so far.
+    fn lost(&mut self, error: Error) -> Result<()> {
+        (self.link, self.applied) = (None, 0);
+        match error {
+            Error::Canceled => Err(error),
+            _ => {
                 self.failure = Some(error);
                 Ok(())
             }
         }
     }
 
-    fn attempt(&mut self, records: &[Record]) -> Result<()> {
-        let Some(link) = self.link.take() else { return Ok(()) };
-        let Some(session) = link.into_session() else {
-            return Err(Error::internal("drain without a session"));
-        };
+    /// Applies records between other statements.
+    fn attempt(&mut self, records: &[Record], before: &[&str], after: &[&str]) -> Result<()> {
+        if records.is_empty() {
+            return self.statements(&[before, after].concat());
+        }
+        let Some(session) = self.link.take().and_then(Link::into_session) else { return Ok(()) };
         let name = session.endpoint.application_name.clone();
+        // A link of its own: it borrows the records.
         let mut link = Link::over(session);
-        let begin: &[&str] = match self.begun {
-            true => &["SAVEPOINT record"],
-            false => &["BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", "SAVEPOINT record"],
-        };
-        let before = begin
-            .iter()
-            .map(|text| crate::sql::Statement { text: (*text).to_owned(), params: Vec::new() })
-            .collect();
-        let changes: Vec<Result<(Rc<Route>, Change<&str>)>> =
-            records.iter().map(|r| Ok((r.route.clone(), r.change.borrowed()))).collect();
-        link.run(Changes::new(changes.into_iter(), &name, before), Ending::Open);
+        link.run(
+            Changes::new(Records { records, at: 0 }, &name).between(before, after),
+            Ending::Open,
+        );
         let result = lost::run(&mut link);
-        self.begun = true;
         self.link = link.into_session().map(Link::over);
         result
     }
 
-    /// Runs plain statements; a failure closes the connection.
+    /// Runs plain statements.
     fn statements(&mut self, texts: &[&str]) -> Result<()> {
-        let Some(link) = self.link.take().and_then(Link::into_session) else { return Ok(()) };
-        let mut link = Link::over(link);
+        let Some(mut link) = self.link.take() else { return Ok(()) };
         link.run(Fixed::new(texts.iter().copied()), Ending::Open);
-        match lost::run(&mut link) {
-            Ok(()) => {
-                self.link = link.into_session().map(Link::over);
-                Ok(())
-            }
-            Err(Error::Canceled) => Err(Error::Canceled),
-            Err(_) => {
-                self.applied = 0;
-                Ok(())
-            }
-        }
+        let result = lost::run(&mut link);
+        self.link = Some(link).filter(Link::is_up);
+        result
     }
+}
+
+/// Whether the failure is one of the records, and the connection none the worse for it.
+fn is_about_records(error: &Error) -> bool {
+    matches!(error, Error::Remote(_) | Error::Local { .. })
 }

@@ -10,6 +10,7 @@ static APPLICATION_NAME: GucSetting<Option<CString>> =
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static DELIVERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
+static BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 
 /// Defines the settings; called once, when the library is loaded.
@@ -56,6 +57,21 @@ pub fn define() {
         &LOCK_TIMEOUT,
         HOUR,
     );
+    GucRegistry::define_int_guc(
+        c"pg_rowsync.buffer_size",
+        c"Memory for the captured changes of a transaction, for each server.",
+        c"Beyond it they go to a temporary file, which temp_file_limit counts.",
+        &BUFFER_SIZE,
+        64,
+        1024 * 1024,
+        GucContext::Userset,
+        GucFlags::UNIT_KB,
+    );
+}
+
+/// `pg_rowsync.buffer_size`, in bytes.
+pub fn buffer_size() -> usize {
+    BUFFER_SIZE.get().max(1) as usize * 1024
 }
 
 /// `pg_rowsync.application_name`.

@@ -5,6 +5,7 @@
 //! a `Drop` clean up; FATAL leaves without unwinding, so nothing here may depend on `Drop` for
 //! correctness at exit.
 
+pub mod args;
 pub mod compat;
 pub mod context;
 pub mod ddl;
@@ -15,6 +16,7 @@ pub mod lock;
 pub mod report;
 pub mod row;
 pub mod spi;
+pub mod temp_file;
 pub mod text;
 pub mod trigger;
 pub mod wait;

@@ -6,7 +6,10 @@
 
 use crate::capture::change_set::ChangeSet;
 use crate::change::{Change, Route};
+use crate::delivery::collapse::TRANSACTION_SHIFT;
+use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
+use crate::pg::context;
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
@@ -36,22 +39,28 @@ pub fn is_pending(home: &Home, server_name: &str) -> Result<bool> {
     Ok(rows.first().and_then(|row| row.first()) == Some(&Some("t".to_owned())))
 }
 
-/// Queues a change set. `reason` is why it was not delivered, if that was tried.
+/// Queues a change set, whole rows. `reason` is why it was not delivered, if that was tried.
 ///
 /// # Errors
 /// What writing the queue reports.
 pub fn enqueue(set: &ChangeSet, reason: Option<&Error>) -> Result<()> {
+    let _writable = context::Writable::new();
     let mut routes = RouteIds { home: &set.home, known: Vec::new() };
     let mut chunk = Chunk::default();
-    for item in set.iter() {
-        let (route, change) = item?;
-        let id = routes.id_of(&route)?;
-        chunk.push(id, &route, &change)?;
+    let mut changes = set.changes();
+    loop {
+        let mut pushed = Ok(());
+        let more = changes.next(&mut |route, change| {
+            pushed = routes.id_of(route).and_then(|id| chunk.push(id, route, change));
+        })?;
+        pushed?;
+        if !more {
+            return chunk.write(set, reason);
+        }
         if chunk.rows >= CHUNK_ROWS || chunk.change.len() >= CHUNK_BYTES {
             std::mem::take(&mut chunk).write(set, reason)?;
         }
     }
-    chunk.write(set, reason)
 }
 
 /// Columns of records to insert.
@@ -72,7 +81,8 @@ impl Chunk {
         self.schema.push(Some(&route.source.schema));
         self.table.push(Some(&route.source.table));
         self.op.push(Some(change.op.keyword()));
-        self.change.push(Some(&to_json(change)?));
+        let whole = Change { unchanged: Vec::new(), ..change.clone() };
+        self.change.push(Some(&to_json(&whole)?));
         Ok(())
     }
 
@@ -160,6 +170,7 @@ impl RouteIds<'_> {
 /// # Errors
 /// What writing the table reports.
 pub fn remember_lost(set: &ChangeSet, backend_pid: i32) -> Result<()> {
+    let _writable = context::Writable::new();
     let sql = format!(
         "INSERT INTO {}.sync_lost_session (dst_server, owner, backend_pid) \
          VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4)",
@@ -210,8 +221,9 @@ pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Vec<Record>> 
     let mut records = Vec::with_capacity(rows.len());
     let mut oldest = None;
     let mut routes: HashMap<String, Rc<Route>> = HashMap::new();
-    // Commands are numbered within their transaction; here within the claim.
-    let (mut previous, mut number) = (None, 0);
+    // Commands are numbered within their transaction; here both are numbered within the claim.
+    let (mut last_transaction, mut transactions) = (None, 0u16);
+    let (mut last_command, mut commands) = (None, 0);
     for mut row in rows {
         let owner = required(&mut row, 1)?;
         if oldest.get_or_insert_with(|| owner.clone()) != &owner {
@@ -227,11 +239,20 @@ pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Vec<Record>> 
             }
         };
         let mut change: Change<String> = from_json(&required(&mut row, 4)?)?;
-        let command = Some((required(&mut row, 5)?, change.command));
-        if command != previous {
-            (previous, number) = (command, number + 1);
+        let transaction = required(&mut row, 5)?;
+        if last_transaction.as_ref() != Some(&transaction) {
+            (last_transaction, transactions) = (Some(transaction), transactions.wrapping_add(1));
+            last_command = None;
         }
-        change.command = number;
+        if last_command != Some(change.command) {
+            (last_command, commands) = (Some(change.command), commands + 1);
+        }
+        change.command = commands;
+        let tag = |stored: u64| match stored {
+            0 => 0,
+            _ => stored | u64::from(transactions) << TRANSACTION_SHIFT,
+        };
+        change.stored = (tag(change.stored.0), tag(change.stored.1));
         records.push(Record { id, route, change });
     }
     Ok(records)

@@ -1,18 +1,19 @@
-//! The changes of one transaction for one user mapping, in order, in a compact log.
+//! The changes of one transaction for one user mapping, in order.
 
 use super::descriptor::Descriptor;
+use super::log::{ChangeLog, Reader};
 use crate::change::{Change, Route};
 use crate::delivery::endpoint::Account;
-use crate::error::{Error, Result, SqlState};
+use crate::error::Result;
 use crate::options::Mode;
 use crate::pg::context::TOP_SUBTRANSACTION;
 use crate::pg::spi::Home;
 use std::rc::Rc;
 
-/// Where a subtransaction's changes begin.
+/// Where a subtransaction's changes begin, and what the set was like before them.
 struct Mark {
     subtransaction: u32,
-    bytes: usize,
+    bytes: u64,
     count: usize,
     mode: Mode,
 }
@@ -23,9 +24,10 @@ pub struct ChangeSet {
     pub account: Account,
     /// The strictest mode among the triggers that contributed.
     pub mode: Mode,
-    /// Changes, each in postcard's encoding after the number of its route.
-    log: Vec<u8>,
+    log: ChangeLog,
     count: usize,
+    /// Some change leaves columns out that the server is assumed to have.
+    has_unsent: bool,
     routes: Vec<Rc<Route>>,
     marks: Vec<Mark>,
 }
@@ -37,8 +39,9 @@ impl ChangeSet {
             home: descriptor.home.clone(),
             account: descriptor.account.clone(),
             mode: Mode::Queue,
-            log: Vec::new(),
+            log: ChangeLog::default(),
             count: 0,
+            has_unsent: false,
             routes: Vec::new(),
             marks: Vec::new(),
         }
@@ -47,7 +50,7 @@ impl ChangeSet {
     /// Appends a change, made in the given subtransaction.
     ///
     /// # Errors
-    /// 53200 when memory is out.
+    /// As for [`ChangeLog::append`].
     pub fn push(
         &mut self,
         descriptor: &Descriptor,
@@ -59,19 +62,10 @@ impl ChangeSet {
             let (bytes, count) = (self.log.len(), self.count);
             self.marks.push(Mark { subtransaction, bytes, count, mode: self.mode });
         }
-        self.mode = self.mode.max(descriptor.mode);
         let route = self.number_of(&descriptor.route);
-        // An allocation that fails inside Rust would take the whole server down.
-        self.log.try_reserve(change.encoded_size()).map_err(|_| {
-            Error::local(SqlState::new("53200"), "out of memory").with_detail(format!(
-                "The transaction's changes for server \"{}\" take {} bytes so far.",
-                self.account.server_name,
-                self.log.len()
-            ))
-        })?;
-        let log = std::mem::take(&mut self.log);
-        self.log = postcard::to_extend(&(route, change), log)
-            .map_err(|e| Error::internal(format!("could not encode a change: {e}")))?;
+        self.log.append(route, change)?;
+        self.mode = self.mode.max(descriptor.mode);
+        self.has_unsent |= !change.unchanged.is_empty();
         self.count += 1;
         Ok(())
     }
@@ -94,24 +88,19 @@ impl ChangeSet {
         self.count == 0
     }
 
-    /// The changes in order, with their routes.
-    pub fn iter(&self) -> impl Iterator<Item = Result<(Rc<Route>, Change<&str>)>> {
-        let mut rest = self.log.as_slice();
-        std::iter::from_fn(move || {
-            if rest.is_empty() {
-                return None;
-            }
-            match postcard::take_from_bytes::<(u32, Change<&str>)>(rest) {
-                Ok(((route, change), after)) => {
-                    rest = after;
-                    Some(Ok((self.routes[route as usize].clone(), change)))
-                }
-                Err(e) => {
-                    rest = &[];
-                    Some(Err(Error::internal(format!("could not decode a change: {e}"))))
-                }
-            }
-        })
+    /// Whether some change leaves columns out, so that it cannot be written where the row is missing.
+    pub fn has_unsent(&self) -> bool {
+        self.has_unsent
+    }
+
+    /// The changes in order, with their routes. One reader at a time.
+    pub fn changes(&self) -> Reader<'_> {
+        self.log.read(&self.routes)
+    }
+
+    /// Gives back what it holds of the server's resources; the transaction is about to commit.
+    pub fn close(self) {
+        self.log.close();
     }
 
     /// A subtransaction was rolled back: forgets its changes and those of its children.

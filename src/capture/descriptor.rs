@@ -218,6 +218,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             name: options.rename.get(&c.name).unwrap_or(&c.name).clone(),
             carrier: c.carrier.clone(),
             fixed: c.identity_always,
+            equality: c.equality.clone(),
         })
         .collect();
     let mut seen = BTreeSet::new();
@@ -234,6 +235,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         columns,
         key,
         policy,
+        key_deferrable: options.key.is_none() && table.key_deferrable,
         truncate_children: table.partitioned,
         application_name: options.application_name.clone(),
     })

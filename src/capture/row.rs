@@ -18,33 +18,54 @@ pub fn change_of<'call>(
     descriptor: &Descriptor,
 ) -> Result<Change<&'call str>> {
     if op == Op::Truncate {
-        return Ok(Change { op, command: 0, key: Vec::new(), row: Vec::new(), seen: None });
+        return Ok(change(op, 0, Vec::new()));
     }
     let canonical = !descriptor.sensitive && context::output_is_canonical();
     let _settings = (!canonical).then(canonical_output);
-    let mut change = match op {
+    let mut captured = match op {
         Op::Insert => {
             let row = read_row(descriptor, event.row())?;
-            let command = event.row().command();
-            Change { op, command, key: Vec::new(), row, seen: None }
+            change(op, event.row().command(), row)
         }
         Op::Update => {
             let row = read_row(descriptor, event.new_row())?;
-            let command = event.new_row().command();
+            let mut update = change(op, event.new_row().command(), row);
             let (key, _) = read_key(descriptor, event.row())?;
-            let mut change = Change { op, command, key: Vec::new(), row, seen: None };
-            if change.new_key(&descriptor.route) != key {
-                change.key = key;
+            if update.new_key(&descriptor.route) != key {
+                update.key = key;
+            } else if !matches!(descriptor.route.policy, Policy::Newest(_)) {
+                update.unchanged = untouched(descriptor, event)?;
             }
-            change
+            update
         }
         Op::Delete | Op::Truncate => {
             let (key, seen) = read_key(descriptor, event.row())?;
-            Change { op, command: 0, key, row: Vec::new(), seen }
+            Change { key, seen, ..change(op, 0, Vec::new()) }
         }
     };
-    check_key(descriptor, &mut change)?;
-    Ok(change)
+    check_key(descriptor, &captured)?;
+    if descriptor.route.key_deferrable {
+        captured.stored = match op {
+            Op::Insert => (0, event.row().stored()),
+            Op::Update => (event.row().stored(), event.new_row().stored()),
+            Op::Delete | Op::Truncate => (event.row().stored(), 0),
+        };
+    }
+    Ok(captured)
+}
+
+fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
+    let (key, unchanged) = (Vec::new(), Vec::new());
+    Change { op, command, key, row, seen: None, unchanged, stored: (0, 0) }
+}
+
+/// Columns outside the key whose large value the UPDATE left where it was. Not under `newest`,
+/// which compares whole rows.
+fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<Vec<u32>> {
+    let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
+    let key = &descriptor.route.key;
+    let same = reader.untouched(event.row(), event.new_row());
+    Ok(same.filter(|at| !key.contains(at)).map(|at| at as u32).collect())
 }
 
 fn read_row<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Vec<Option<&'call str>>> {
@@ -75,7 +96,7 @@ fn reentered() -> Error {
 }
 
 /// NULL identifies no row: such a change could neither be found nor replayed.
-fn check_key(descriptor: &Descriptor, change: &mut Change<&str>) -> Result<()> {
+fn check_key(descriptor: &Descriptor, change: &Change<&str>) -> Result<()> {
     let route = &descriptor.route;
     let null = |key: &[Option<&str>]| key.iter().position(Option::is_none);
     let found = null(&change.key).or_else(|| null(&change.new_key(route)));

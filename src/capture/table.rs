@@ -16,6 +16,8 @@ pub struct TableColumn {
     pub generated: bool,
     /// GENERATED ALWAYS AS IDENTITY.
     pub identity_always: bool,
+    /// Schema of the type's equality operator, where it is not one of PostgreSQL's own.
+    pub equality: Option<String>,
     pub carrier: Carrier,
     /// The type's output depends on settings beyond date, interval and float style.
     pub sensitive: bool,
@@ -30,6 +32,8 @@ pub struct Table {
     pub columns: Vec<TableColumn>,
     /// The primary key's columns, else those of the replica identity index, in index order.
     pub key: Vec<String>,
+    /// The key's constraint is deferrable: for a while two rows may hold the same key.
+    pub key_deferrable: bool,
 }
 
 impl Table {
@@ -61,9 +65,12 @@ impl Table {
             )
             .with_hint("sync_dml works on ordinary and partitioned tables."));
         }
+        let (key, immediate): (Vec<String>, Vec<bool>) =
+            Self::key(home, &args)?.into_iter().unzip();
         Ok(Self {
             columns: Self::columns(home, &args)?,
-            key: Self::key(home, &args)?,
+            key_deferrable: immediate.contains(&false),
+            key,
             partitioned: kind == "p",
             name,
             owner,
@@ -72,7 +79,8 @@ impl Table {
 
     fn columns(home: &Home, args: &[Option<&str>]) -> Result<Vec<TableColumn>> {
         // Carrier: composites (and domains over them) go through the row type; true arrays by the
-        // name of their type where it is PostgreSQL's own; everything else as array elements.
+        // name of their type where it is PostgreSQL's own; box, whose arrays are written with
+        // semicolons, like composites; everything else as array elements.
         spi::read(
             home,
             "SELECT a.attname, a.attnum, a.atttypid, \
@@ -84,12 +92,25 @@ impl Table {
                                   'pg_catalog.array_subscript_handler'::pg_catalog.regproc THEN \
                               CASE WHEN t.oid OPERATOR(pg_catalog.<) 16384::pg_catalog.oid \
                                    THEN 'array' ELSE 'record' END \
+                         WHEN t.typdelim OPERATOR(pg_catalog.<>) ',' THEN 'record' \
                          ELSE 'element' END, \
                     t.typname, \
                     t.typtype OPERATOR(pg_catalog.<>) 'e' AND \
                     (t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
                      OR t.typname::pg_catalog.text OPERATOR(pg_catalog.~) '^_?(reg|money)'), \
-                    a.attidentity OPERATOR(pg_catalog.=) 'a' \
+                    a.attidentity OPERATOR(pg_catalog.=) 'a', \
+                    (SELECT n.nspname FROM pg_catalog.pg_opclass c \
+                     JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) c.opcmethod \
+                      AND m.amname OPERATOR(pg_catalog.=) 'btree' \
+                     JOIN pg_catalog.pg_amop p ON p.amopfamily OPERATOR(pg_catalog.=) c.opcfamily \
+                      AND p.amopstrategy OPERATOR(pg_catalog.=) 3 \
+                      AND p.amoplefttype OPERATOR(pg_catalog.=) c.opcintype \
+                      AND p.amoprighttype OPERATOR(pg_catalog.=) c.opcintype \
+                     JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) p.amopopr \
+                     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace \
+                     WHERE c.opcdefault AND c.opcintype OPERATOR(pg_catalog.=) \
+                           COALESCE(NULLIF(t.typbasetype, 0::pg_catalog.oid), t.oid) \
+                       AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog' LIMIT 1) \
              FROM pg_catalog.pg_attribute a \
              JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
              WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
@@ -109,6 +130,7 @@ impl Table {
                 },
                 generated: required(&mut row, 3)? == "t",
                 identity_always: required(&mut row, 7)? == "t",
+                equality: row.get_mut(8).and_then(Option::take),
                 carrier: match required(&mut row, 4)?.as_str() {
                     "record" => Carrier::Record,
                     "array" => Carrier::Array(type_name),
@@ -120,11 +142,12 @@ impl Table {
         .collect()
     }
 
-    fn key(home: &Home, args: &[Option<&str>]) -> Result<Vec<String>> {
+    /// The key's columns, each with whether the index is checked at once.
+    fn key(home: &Home, args: &[Option<&str>]) -> Result<Vec<(String, bool)>> {
         spi::read(
             home,
-            "SELECT a.attname FROM ( \
-               SELECT i.indrelid, i.indkey, i.indnkeyatts FROM pg_catalog.pg_index i \
+            "SELECT a.attname, i.indimmediate FROM ( \
+               SELECT i.indrelid, i.indkey, i.indnkeyatts, i.indimmediate FROM pg_catalog.pg_index i \
                WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND i.indisvalid \
                  AND (i.indisprimary OR i.indisreplident) \
                ORDER BY i.indisprimary DESC LIMIT 1) i, \
@@ -135,7 +158,7 @@ impl Table {
             args,
         )?
         .into_iter()
-        .map(|mut row| required(&mut row, 0))
+        .map(|mut row| Ok((required(&mut row, 0)?, required(&mut row, 1)? == "t")))
         .collect()
     }
 }

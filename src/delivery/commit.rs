@@ -1,7 +1,7 @@
 //! What becomes of the transaction's changes when it commits.
 //!
 //! 1. Gate: change sets of servers with pending records are queued (`sync`: the transaction fails).
-//! 2. Apply and commit. One change set and nothing else: one pipelined exchange whose end commits.
+//! 2. Apply and commit. One change set and nothing else: one pipelined exchange that also commits.
 //!    Otherwise every server first applies in an open transaction; then what failed is queued; only
 //!    then the commits are sent, those that may fail the local transaction (`sync`, drains) before
 //!    those that may not.
@@ -15,16 +15,18 @@ use super::feed::{Changes, Fixed};
 use super::link::{Ending, Link};
 use super::{lost, session};
 use crate::capture::change_set::ChangeSet;
+use crate::capture::log::Reader;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{interrupt, report};
 use crate::queue;
-use crate::sql::Statement;
 use crate::transaction::{self, OpenDrain, Work};
 use std::rc::Rc;
 
-/// Begins a transaction that is applied and committed in two steps.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+/// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
+/// not be true after each batch.
+pub const BEGIN: [&str; 2] =
+    ["BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", "SET CONSTRAINTS ALL DEFERRED"];
 
 /// A change set on its way, or why it is not.
 struct Delivery<'s> {
@@ -45,16 +47,18 @@ struct Queued<'s> {
 /// What fails the local transaction: see the module's head.
 pub fn pre_commit() -> Result<()> {
     let Work { sets, drains } = transaction::take_all();
-    let sets: Vec<ChangeSet> = sets.into_iter().filter(|set| !set.is_empty()).collect();
-    if sets.is_empty() && drains.is_empty() {
-        return Ok(());
-    }
     let sets = strictest_per_server(sets);
+    deliver(&sets, drains)?;
+    sets.into_iter().for_each(ChangeSet::close);
+    Ok(())
+}
+
+fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     let mut blocked: Vec<String> = drains.iter().map(|d| d.server_name.clone()).collect();
     let drains = drains.into_iter().map(drain_link).collect::<Result<Vec<_>>>()?;
     let mut deliveries = Vec::new();
     let mut queued = Vec::new();
-    for set in &sets {
+    for set in sets.iter().filter(|set| !set.is_empty()) {
         let server = &set.account.server_name;
         match gate(set, &blocked)? {
             Gate::Queue(reason) => {
@@ -116,6 +120,7 @@ pub fn pre_prepare() -> Result<()> {
     for set in sets.iter().filter(|set| !set.is_empty()) {
         queue::enqueue(set, None)?;
     }
+    sets.into_iter().for_each(ChangeSet::close);
     Ok(())
 }
 
@@ -177,20 +182,32 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     Ok(())
 }
 
-fn feed_of<'s>(
-    set: &'s ChangeSet,
-    link: &Link<'_>,
-    before: Vec<Statement>,
-) -> impl super::feed::Feed + use<'s> {
-    Changes::new(set.iter(), &link.endpoint().application_name, before)
+/// Whether the failure may be that a row was missing of which not every column was sent.
+fn wants_whole_rows(set: &ChangeSet, link: &Link<'_>) -> bool {
+    let missing = |e: Error| e.sqlstate() == SqlState::NO_DATA_FOUND;
+    set.has_unsent() && link.result().err().is_some_and(missing)
 }
 
-/// Applies and commits in one exchange: the statements are an implicit transaction, and the end of
-/// the pipeline commits it.
+/// The changes of a set as a feed for a link.
+fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, lean: bool) -> Changes<Reader<'s>> {
+    Changes::new(set.changes(), &link.endpoint().application_name).lean(lean)
+}
+
+/// Applies and commits in one exchange. A single change needs no transaction block: the end of the
+/// pipeline commits it.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
-    let feed = feed_of(delivery.set, &delivery.link, Vec::new());
-    delivery.link.run(feed, Ending::Commits);
-    let interrupted = finish(std::slice::from_mut(&mut delivery.link), false)?;
+    let Delivery { set, link } = &mut delivery;
+    let block = set.len() > 1;
+    let (begin, commit): (&[&str], &[&str]) =
+        if block { (&BEGIN, &["COMMIT"]) } else { (&[], &[]) };
+    link.run(feed_of(set, link, true).between(begin, commit), Ending::Commits);
+    let mut interrupted = finish(std::slice::from_mut(link), false)?;
+    if !interrupted && wants_whole_rows(set, link) {
+        let again: Vec<&str> =
+            block.then_some("ROLLBACK").into_iter().chain(begin.iter().copied()).collect();
+        link.run(feed_of(set, link, false).between(&again, commit), Ending::Commits);
+        interrupted = finish(std::slice::from_mut(link), false)?;
+    }
     settle_commit(delivery, interrupted, false)
 }
 
@@ -223,7 +240,7 @@ fn settle_commit(
             Err(Error::Canceled)
         }
         Err(error) => {
-            keep(link, interrupted);
+            roll_back(link, interrupted);
             failed(set, error, None).map(Some)
         }
     }
@@ -233,6 +250,18 @@ fn settle_commit(
 fn keep(link: Link<'_>, interrupted: bool) {
     if !interrupted {
         link.into_session().into_iter().for_each(session::put_back);
+    }
+}
+
+/// Keeps the session of a transaction that failed, if it can be rolled back; else its connection is
+/// closed, which does the same.
+fn roll_back(mut link: Link<'_>, interrupted: bool) {
+    if interrupted || !link.is_up() {
+        return;
+    }
+    link.run(Fixed::new(["ROLLBACK"]), Ending::Open);
+    if drive::drive(std::slice::from_mut(&mut link)) == Stop::Done && link.result().is_ok() {
+        keep(link, interrupted);
     }
 }
 
@@ -283,8 +312,14 @@ fn in_two_steps<'s>(
     let (sets, mut links): (Vec<_>, Vec<_>) =
         deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
     for (set, link) in sets.iter().zip(&mut links) {
-        let begin = Statement { text: BEGIN.to_owned(), params: Vec::new() };
-        link.run(feed_of(set, link, vec![begin]), Ending::Open);
+        link.run(feed_of(set, link, true).between(&BEGIN, &[]), Ending::Open);
+    }
+    finish(&mut links, false)?;
+    for (set, link) in sets.iter().zip(&mut links) {
+        if wants_whole_rows(set, link) {
+            let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
+            link.run(feed_of(set, link, false).between(&again, &[]), Ending::Open);
+        }
     }
     finish(&mut links, false)?;
     let (mut strict, mut lenient) = (Vec::new(), Vec::new());

@@ -5,7 +5,6 @@ use super::plan::Planner;
 use crate::change::{Change, Route};
 use crate::error::Result;
 use crate::sql::{self, Batch, Statement};
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// A source of statements.
@@ -23,9 +22,14 @@ pub struct Fixed(Option<Vec<Statement>>);
 impl Fixed {
     /// From SQL texts without parameters.
     pub fn new<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Self {
-        let one = |text: T| Statement { text: text.into(), params: Vec::new() };
-        Self(Some(texts.into_iter().map(one).collect()))
+        Self(Some(plain(texts)))
     }
+}
+
+/// Statements without parameters.
+fn plain<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Vec<Statement> {
+    let one = |text: T| Statement { text: text.into(), params: Vec::new() };
+    texts.into_iter().map(one).collect()
 }
 
 impl Feed for Fixed {
@@ -34,33 +38,59 @@ impl Feed for Fixed {
     }
 }
 
+/// A source of changes, in order.
+pub trait Source {
+    /// Hands the next change to `take`; false at the end.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool>;
+}
+
 /// Changes, planned into batches as they are asked for.
-pub struct Changes<I> {
-    source: I,
+pub struct Changes<S> {
+    source: S,
     planner: Planner,
     done: bool,
+    /// Leave out columns that an UPDATE did not touch; else every change carries its whole row.
+    lean: bool,
     /// The `application_name` the session has, and the one it has now inside the transaction.
     name: String,
     current: String,
-    before: VecDeque<Statement>,
+    before: Vec<Statement>,
+    after: Vec<Statement>,
 }
 
-impl<I> Changes<I> {
-    /// A feed of the changes of `source` for a session named `application_name`, after the
-    /// statements `before`.
-    pub fn new(source: I, application_name: &str, before: Vec<Statement>) -> Self {
+impl<S> Changes<S> {
+    /// A feed of whole rows, for a session named `application_name`.
+    pub fn new(source: S, application_name: &str) -> Self {
         Self {
             source,
             planner: Planner::default(),
             done: false,
+            lean: false,
             name: application_name.to_owned(),
             current: application_name.to_owned(),
-            before: before.into(),
+            before: Vec::new(),
+            after: Vec::new(),
         }
     }
 
+    /// The same between other statements.
+    pub fn between(mut self, before: &[&str], after: &[&str]) -> Self {
+        self.before = plain(before.iter().copied());
+        self.after = plain(after.iter().copied());
+        self
+    }
+
+    /// The same, leaving out what the server has already.
+    pub fn lean(mut self, lean: bool) -> Self {
+        self.lean = lean;
+        self
+    }
+
     fn render(&mut self, batch: Batch) -> Vec<Statement> {
-        let mut statements: Vec<Statement> = self.before.drain(..).collect();
+        let mut statements = std::mem::take(&mut self.before);
         let wanted = batch.route.application_name.as_ref().unwrap_or(&self.name);
         if *wanted != self.current {
             statements.push(Statement {
@@ -74,27 +104,29 @@ impl<I> Changes<I> {
     }
 }
 
-impl<'a, I> Feed for Changes<I>
-where
-    I: Iterator<Item = Result<(Rc<Route>, Change<&'a str>)>>,
-{
+impl<S: Source> Feed for Changes<S> {
     fn next(&mut self) -> Result<Option<Vec<Statement>>> {
         loop {
             if let Some(batch) = self.planner.pop() {
                 return Ok(Some(self.render(batch)));
             }
             if self.done {
-                return Ok(None);
+                let after = std::mem::take(&mut self.after);
+                return Ok(Some(after).filter(|statements| !statements.is_empty()));
             }
-            match self.source.next() {
-                Some(item) => {
-                    let (route, change) = item?;
-                    self.planner.push(&route, &change);
-                }
-                None => {
-                    self.planner.finish();
-                    self.done = true;
-                }
+            let (planner, lean) = (&mut self.planner, self.lean);
+            let mut pushed = Ok(());
+            let more = self.source.next(&mut |route, change| {
+                pushed = if lean || change.unchanged.is_empty() {
+                    planner.push(route, change)
+                } else {
+                    planner.push(route, &Change { unchanged: Vec::new(), ..change.clone() })
+                };
+            })?;
+            pushed?;
+            if !more {
+                self.planner.finish();
+                self.done = true;
             }
         }
     }

@@ -166,6 +166,11 @@ impl<'f> Link<'f> {
         matches!(self.state, State::Resting(_) | State::Closed)
     }
 
+    /// Whether it has a connection to run something over.
+    pub fn is_up(&self) -> bool {
+        matches!(self.state, State::Resting(_))
+    }
+
     /// Whether what it runs may have been committed.
     pub fn commit_sent(&self) -> bool {
         self.commit_sent

@@ -5,7 +5,9 @@
 //! and where it grows too large. Rows that one command moves to other keys move at once, so their
 //! order is free and is chosen such that each finds its new key vacated.
 
+use super::collapse::Collapse;
 use crate::change::{Change, Route};
+use crate::error::Result;
 use crate::sql::{Batch, Kind};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -20,6 +22,8 @@ const MAX_BYTES: usize = 512 * 1024;
 /// Takes changes in order, gives batches in order.
 #[derive(Default)]
 pub struct Planner {
+    /// Changes of a table whose key is deferrable, see [`super::collapse`].
+    deferrable: Collapse,
     open: Option<Batch>,
     /// Hashes of the keys in `open`. A collision only cuts a batch early.
     keys: HashSet<u64>,
@@ -30,8 +34,19 @@ pub struct Planner {
 
 impl Planner {
     /// Appends a change.
-    pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) {
+    ///
+    /// # Errors
+    /// As for [`Collapse::push`].
+    pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) -> Result<()> {
         let kind = Kind::of(change);
+        if route.key_deferrable && kind != Kind::Truncate {
+            self.flush_moves();
+            if !self.deferrable.continues(route, change) {
+                self.flush_deferrable();
+            }
+            return self.deferrable.push(route, change);
+        }
+        self.flush_deferrable();
         let same_command = self.moves.first().is_some_and(|(_, m)| m.command == change.command);
         // Rows that a command updates in place have nothing to do with those it moves.
         if !(same_command && matches!(kind, Kind::Move | Kind::Update)) {
@@ -41,6 +56,7 @@ impl Planner {
             Kind::Move => self.moves.push((route.clone(), change.owned())),
             _ => self.append(route, kind, change),
         }
+        Ok(())
     }
 
     /// The next batch that no later change can join.
@@ -50,6 +66,7 @@ impl Planner {
 
     /// No more changes will come: the rest becomes ready.
     pub fn finish(&mut self) {
+        self.flush_deferrable();
         self.flush_moves();
         self.close();
     }
@@ -63,6 +80,7 @@ impl Planner {
                     && Rc::ptr_eq(&open.route, route)
                     && open.rows < MAX_ROWS
                     && open.bytes() < MAX_BYTES
+                    && open.unchanged == change.unchanged
                     && !self.keys.contains(&key)
             }
         });
@@ -70,7 +88,10 @@ impl Planner {
             self.close();
         }
         self.keys.insert(key);
-        let batch = self.open.get_or_insert_with(|| Batch::new(route.clone(), kind));
+        let batch = self.open.get_or_insert_with(|| Batch {
+            unchanged: change.unchanged.clone(),
+            ..Batch::new(route.clone(), kind)
+        });
         batch.push(change);
         if kind == Kind::Truncate {
             batch.truncated.push(route.clone());
@@ -90,18 +111,37 @@ impl Planner {
                 rest.into_iter().partition(|(r, _)| Rc::ptr_eq(r, &route));
             rest = others;
             let moves: Vec<Change<String>> = own.into_iter().map(|(_, m)| m).collect();
-            for (kind, wave) in waves(&route, &moves) {
-                // A wave needs the keys that the ones before it give up.
-                self.close();
-                for at in wave {
-                    let mut change = moves[at].borrowed();
-                    if kind == Kind::Update {
-                        change.key.clear();
-                    }
-                    self.append(&route, kind, &change);
-                }
-            }
+            self.append_moves(&route, &moves);
+        }
+    }
+
+    fn append_moves(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
+        for (kind, wave) in waves(route, moves) {
+            // A wave needs the keys that the ones before it give up.
             self.close();
+            for at in wave {
+                let mut change = moves[at].borrowed();
+                if kind == Kind::Update {
+                    change.key.clear();
+                }
+                self.append(route, kind, &change);
+            }
+        }
+        self.close();
+    }
+
+    /// What a group comes to: first what goes, then what moves or stays, then what is new.
+    fn flush_deferrable(&mut self) {
+        let Some((route, net)) = self.deferrable.take() else { return };
+        for delete in &net.deletes {
+            self.append(&route, Kind::Delete, &delete.borrowed());
+        }
+        for update in &net.updates {
+            self.append(&route, Kind::Update, &update.borrowed());
+        }
+        self.append_moves(&route, &net.moves);
+        for insert in &net.inserts {
+            self.append(&route, Kind::Insert, &insert.borrowed());
         }
     }
 }
@@ -174,12 +214,18 @@ mod tests {
 
     fn route() -> Rc<Route> {
         let name = |t: &str| Relation { schema: "s".into(), table: t.into() };
-        let column = |n: &str| Column { name: n.into(), carrier: Carrier::Element, fixed: false };
+        let column = |n: &str| Column {
+            name: n.into(),
+            carrier: Carrier::Element,
+            fixed: false,
+            equality: None,
+        };
         Rc::new(Route {
             source: name("l"),
             target: name("t"),
             columns: vec![column("id"), column("v")],
             key: vec![0],
+            key_deferrable: false,
             policy: Policy::Overwrite,
             truncate_children: false,
             application_name: None,
@@ -188,23 +234,47 @@ mod tests {
 
     fn insert(id: &'static str) -> Change<&'static str> {
         let row = vec![Some(id), Some("x")];
-        Change { op: Op::Insert, command: 0, key: vec![], row, seen: None }
+        Change {
+            op: Op::Insert,
+            command: 0,
+            key: vec![],
+            row,
+            seen: None,
+            unchanged: vec![],
+            stored: (0, 0),
+        }
     }
 
     fn update(command: u32, from: &'static str, to: &'static str) -> Change<&'static str> {
         let key = if from == to { vec![] } else { vec![Some(from)] };
-        Change { op: Op::Update, command, key, row: vec![Some(to), Some(from)], seen: None }
+        Change {
+            op: Op::Update,
+            command,
+            key,
+            row: vec![Some(to), Some(from)],
+            seen: None,
+            unchanged: vec![],
+            stored: (0, 0),
+        }
     }
 
     fn delete(id: &'static str) -> Change<&'static str> {
-        Change { op: Op::Delete, command: 0, key: vec![Some(id)], row: vec![], seen: None }
+        Change {
+            op: Op::Delete,
+            command: 0,
+            key: vec![Some(id)],
+            row: vec![],
+            seen: None,
+            unchanged: vec![],
+            stored: (0, 0),
+        }
     }
 
     /// The batches as (kind, first array of new rows or of old keys).
     fn plan(changes: &[Change<&str>]) -> Vec<(Kind, String)> {
         let (mut planner, route) = (Planner::default(), route());
         for change in changes {
-            planner.push(&route, change);
+            planner.push(&route, change).expect("unambiguous");
         }
         planner.finish();
         std::iter::from_fn(|| planner.pop())
@@ -282,10 +352,66 @@ mod tests {
     fn truncates_in_a_row_become_one() {
         let truncate = Change { op: Op::Truncate, ..delete("1") };
         let (mut planner, one, two) = (Planner::default(), route(), route());
-        planner.push(&one, &truncate);
-        planner.push(&two, &truncate);
+        planner.push(&one, &truncate).expect("unambiguous");
+        planner.push(&two, &truncate).expect("unambiguous");
         planner.finish();
         assert_eq!(planner.pop().map(|b| b.truncated.len()), Some(2));
         assert!(planner.pop().is_none());
+    }
+
+    /// A change of a table whose key is deferrable: stored there before, here after.
+    fn stored(change: Change<&'static str>, stored: (u64, u64)) -> Change<&'static str> {
+        Change { stored, ..change }
+    }
+
+    fn plan_deferrable(changes: &[Change<&str>]) -> Result<Vec<(Kind, String)>> {
+        let route = Rc::new(Route { key_deferrable: true, ..(*route()).clone() });
+        let other = self::route();
+        let mut planner = Planner::default();
+        for change in changes {
+            // A TRUNCATE here stands for any change of another table.
+            let route = if change.op == Op::Truncate { &other } else { &route };
+            planner.push(route, change)?;
+        }
+        planner.finish();
+        Ok(std::iter::from_fn(|| planner.pop())
+            .filter(|b| b.kind != Kind::Truncate)
+            .map(|b| (b.kind, of_batch(b).remove(0).params.remove(0)))
+            .collect())
+    }
+
+    #[test]
+    fn two_commands_may_swap_keys_that_are_deferrable() {
+        let batches = plan_deferrable(&[
+            stored(update(1, "1", "2"), (11, 13)),
+            stored(update(2, "2", "1"), (12, 14)),
+        ]);
+        assert_eq!(batches.expect("a plan"), [(Kind::Update, r#"{"2","1"}"#.into())]);
+    }
+
+    #[test]
+    fn changes_of_one_row_come_to_its_last_state() {
+        let batches = plan_deferrable(&[
+            stored(insert("1"), (0, 11)),
+            stored(update(2, "1", "2"), (11, 12)),
+            stored(insert("5"), (0, 15)),
+            stored(delete("5"), (15, 0)),
+            stored(delete("7"), (17, 0)),
+        ]);
+        assert_eq!(
+            batches.expect("a plan"),
+            [(Kind::Delete, r#"{"7"}"#.into()), (Kind::Insert, r#"{"2"}"#.into())]
+        );
+    }
+
+    #[test]
+    fn a_key_held_twice_across_another_table_is_refused() {
+        let other = Change { op: Op::Truncate, ..delete("1") };
+        let refused = plan_deferrable(&[
+            stored(update(1, "1", "2"), (11, 13)),
+            other,
+            stored(update(2, "2", "1"), (12, 14)),
+        ]);
+        assert_eq!(refused.expect_err("ambiguous").sqlstate().as_str(), "0A000");
     }
 }

@@ -57,6 +57,29 @@ impl Drop for AsUser {
     }
 }
 
+/// Lets a transaction that was made READ ONLY after its changes queue them all the same, while it
+/// lives.
+pub struct Writable(bool);
+
+impl Writable {
+    /// Lifts the restriction.
+    pub fn new() -> Self {
+        // SAFETY: a variable of this backend, put back by Drop.
+        unsafe {
+            let saved = Self(pg_sys::XactReadOnly);
+            pg_sys::XactReadOnly = false;
+            saved
+        }
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        // SAFETY: puts back what new() found.
+        unsafe { pg_sys::XactReadOnly = self.0 }
+    }
+}
+
 /// Settings changed for a moment, put back on drop (also on unwinding).
 pub struct Settings(i32);
 

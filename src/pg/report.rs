@@ -8,8 +8,9 @@ use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 use std::cell::{RefCell, UnsafeCell};
 use std::ffi::{CString, c_char, c_void};
 
-/// Raises an error: unwinds as pgrx's report does, so that values are dropped on the way, and fills
-/// in at the end what that report has no place for (see [`fill_in`]).
+/// Raises an error: unwinds as pgrx's report does, so that values are dropped on the way, and says at
+/// the end what is to be said (see [`fill_in`]); pgrx's report has no place for most of the fields,
+/// nor for text in another encoding than UTF-8.
 pub fn raise(error: &Error) -> ! {
     FIELDS.with(|fields| fields.replace(Some(Fields::of(error))));
     NODE.with(|node| {
@@ -21,19 +22,12 @@ pub fn raise(error: &Error) -> ! {
         }
     });
     let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
-    let mut report = ErrorReport::new(code, error.to_string(), "");
-    if let Some(detail) = error.detail() {
-        report = report.set_detail(sentence(&detail));
-    }
-    if let Some(hint) = error.hint() {
-        report = report.set_hint(hint);
-    }
-    report.report(PgLogLevel::ERROR);
+    ErrorReport::new(code, "pg_rowsync", "").report(PgLogLevel::ERROR);
     unreachable!("ereport(ERROR) does not return")
 }
 
 thread_local! {
-    /// What the error being raised needs besides message, detail and hint.
+    /// The error being raised.
     static FIELDS: RefCell<Option<Fields>> = const { RefCell::new(None) };
     static NODE: UnsafeCell<pg_sys::ErrorContextCallback> =
         const {
@@ -49,6 +43,9 @@ thread_local! {
 unsafe extern "C-unwind" fn fill_in(_arg: *mut c_void) {
     unsafe extern "C-unwind" {
         fn errcode(sqlstate: i32) -> i32;
+        fn errmsg_internal(format: *const c_char, ...) -> i32;
+        fn errdetail_internal(format: *const c_char, ...) -> i32;
+        fn errhint(format: *const c_char, ...) -> i32;
         fn errcontext_msg(format: *const c_char, ...) -> i32;
     }
     let Some(fields) = FIELDS.with(RefCell::take) else { return };
@@ -56,6 +53,13 @@ unsafe extern "C-unwind" fn fill_in(_arg: *mut c_void) {
     // strings. pg_sys's own wrappers are not used: nothing may be guarded inside errfinish.
     unsafe {
         errcode(fields.sqlstate);
+        errmsg_internal(c"%s".as_ptr(), fields.message.as_ptr());
+        if let Some(detail) = &fields.detail {
+            errdetail_internal(c"%s".as_ptr(), detail.as_ptr());
+        }
+        if let Some(hint) = &fields.hint {
+            errhint(c"%s".as_ptr(), hint.as_ptr());
+        }
         for (code, value) in fields.generic.iter().filter_map(|(c, v)| Some((*c, v.as_ref()?))) {
             pg_sys::err_generic_string(i32::from(code), value.as_ptr());
         }
@@ -65,9 +69,12 @@ unsafe extern "C-unwind" fn fill_in(_arg: *mut c_void) {
     }
 }
 
-/// The parts of a report that come from the remote, in the database's encoding.
+/// A report, in the database's encoding.
 struct Fields {
     sqlstate: i32,
+    message: CString,
+    detail: Option<CString>,
+    hint: Option<CString>,
     generic: [(u8, Option<CString>); 4],
     context: Option<CString>,
 }
@@ -83,6 +90,9 @@ impl Fields {
         };
         Self {
             sqlstate: error.sqlstate().packed(),
+            message: c_text(&error.to_string()),
+            detail: error.detail().map(|d| c_text(&sentence(&d))),
+            hint: error.hint().map(|h| c_text(&h)),
             generic: [
                 (pg_sys::PG_DIAG_SCHEMA_NAME, field(|e| &e.schema)),
                 (pg_sys::PG_DIAG_TABLE_NAME, field(|e| &e.table)),

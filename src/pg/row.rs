@@ -17,6 +17,8 @@ pub struct Attribute {
 /// the functions cached in their memory context.
 pub struct RowReader {
     columns: Vec<(i16, pg_sys::FmgrInfo)>,
+    /// Whether each column's type may be stored out of line.
+    varlena: Vec<bool>,
     context: pg_sys::MemoryContext,
 }
 
@@ -32,7 +34,8 @@ impl RowReader {
                 pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             );
-            let mut reader = Self { columns: Vec::with_capacity(attributes.len()), context };
+            let columns = Vec::with_capacity(attributes.len());
+            let mut reader = Self { columns, varlena: Vec::new(), context };
             for attribute in attributes {
                 let mut function = pg_sys::InvalidOid;
                 let mut is_varlena = false;
@@ -40,6 +43,7 @@ impl RowReader {
                 let mut info = pg_sys::FmgrInfo::default();
                 pg_sys::fmgr_info_cxt(function, &mut info, context);
                 reader.columns.push((attribute.number, info));
+                reader.varlena.push(is_varlena);
             }
             reader
         }
@@ -55,10 +59,7 @@ impl RowReader {
         // the reader was made for this table and is re-made when the table changes. Results are
         // palloc'd in the trigger's per-row context, which outlives the call.
         unsafe {
-            let last = self.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
-            if (*slot.slot).tts_nvalid < last {
-                pg_sys::slot_getsomeattrs_int(slot.slot, i32::from(last));
-            }
+            self.fill(slot);
             let (values, nulls) = ((*slot.slot).tts_values, (*slot.slot).tts_isnull);
             self.columns
                 .iter_mut()
@@ -73,6 +74,71 @@ impl RowReader {
         }
     }
 }
+
+impl RowReader {
+    /// Makes the slot's values available.
+    ///
+    /// # Safety
+    /// The slot must be of the table that the reader was made for.
+    unsafe fn fill(&self, slot: Slot<'_>) {
+        let last = self.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
+        // SAFETY: the column numbers are within the slot's descriptor.
+        unsafe {
+            if (*slot.slot).tts_nvalid < last {
+                pg_sys::slot_getsomeattrs_int(slot.slot, i32::from(last));
+            }
+        }
+    }
+
+    /// Positions of the columns whose value is stored out of line and is the same stored value in
+    /// both rows: an UPDATE that does not touch such a column keeps its TOAST pointer.
+    pub fn untouched(&self, old: Slot<'_>, new: Slot<'_>) -> impl Iterator<Item = usize> {
+        // SAFETY: both slots are of this table; a datum of a varlena type that is not null points
+        // to at least one byte, to a whole pointer if that byte and the next say so.
+        unsafe {
+            self.fill(old);
+            self.fill(new);
+            let pointer = |slot: Slot<'_>, number: i16| {
+                let at = number as usize - 1;
+                if *(*slot.slot).tts_isnull.add(at) {
+                    return None;
+                }
+                let datum = (*(*slot.slot).tts_values.add(at)).cast_mut_ptr::<u8>();
+                toast_pointer(datum)
+            };
+            let same: Vec<usize> = (self.columns.iter().zip(&self.varlena).enumerate())
+                .filter(|(_, (_, varlena))| **varlena)
+                .filter(|(_, ((number, _), _))| {
+                    let before = pointer(old, *number);
+                    before.is_some() && before == pointer(new, *number)
+                })
+                .map(|(at, _)| at)
+                .collect();
+            same.into_iter()
+        }
+    }
+}
+
+/// The bytes of a TOAST pointer to a stored value, if the datum is one (`VARATT_IS_EXTERNAL_ONDISK`
+/// of `varatt.h`).
+///
+/// # Safety
+/// Must point to a valid varlena.
+unsafe fn toast_pointer(datum: *const u8) -> Option<[u8; TOAST_POINTER]> {
+    const EXTERNAL: u8 = if cfg!(target_endian = "little") { 0x01 } else { 0x80 };
+    let on_disk = pg_sys::vartag_external::VARTAG_ONDISK as u8;
+    // SAFETY: the first byte is always there, the second one if the first says "external", and the
+    // whole pointer if the second says "on disk".
+    unsafe {
+        if *datum == EXTERNAL && *datum.add(1) == on_disk {
+            return Some(std::ptr::read_unaligned(datum.cast()));
+        }
+    }
+    None
+}
+
+/// Two bytes of header and tag, then the pointer.
+const TOAST_POINTER: usize = 2 + std::mem::size_of::<pg_sys::varatt_external>();
 
 impl Drop for RowReader {
     fn drop(&mut self) {

@@ -117,6 +117,15 @@ impl<'call> Event<'call> {
 }
 
 impl Slot<'_> {
+    /// Where the row is stored, as one number: block and offset. Never 0, offsets begin with 1.
+    pub fn stored(&self) -> u64 {
+        // SAFETY: the tuple is valid for the call.
+        let id = unsafe { (*self.tuple).t_self };
+        u64::from(id.ip_blkid.bi_hi) << 32
+            | u64::from(id.ip_blkid.bi_lo) << 16
+            | u64::from(id.ip_posid)
+    }
+
     /// Number of the command that wrote this row, in its transaction. Only for rows that the
     /// current transaction wrote.
     pub fn command(&self) -> u32 {

@@ -42,6 +42,8 @@ pub struct Batch {
     pub old: Vec<ArrayLiteral>,
     /// The versions that deletes saw, under [`Policy::Newest`].
     pub seen: Option<ArrayLiteral>,
+    /// UPDATE: positions of columns that are not sent.
+    pub unchanged: Vec<u32>,
     /// TRUNCATE: the routes of all tables truncated together.
     pub truncated: Vec<Rc<Route>>,
 }
@@ -64,6 +66,7 @@ impl Batch {
             old: vec![ArrayLiteral::default(); old],
             seen,
             rows: 0,
+            unchanged: Vec::new(),
             truncated: Vec::new(),
             route,
             kind,
@@ -73,8 +76,10 @@ impl Batch {
     /// Appends a change of the same route and kind.
     pub fn push(&mut self, change: &Change<&str>) {
         self.rows += 1;
-        for (array, value) in self.new.iter_mut().zip(&change.row) {
-            array.push(*value);
+        for (at, (array, value)) in self.new.iter_mut().zip(&change.row).enumerate() {
+            if !self.unchanged.contains(&(at as u32)) {
+                array.push(*value);
+            }
         }
         for (array, value) in self.old.iter_mut().zip(&change.key) {
             array.push(*value);

@@ -20,5 +20,6 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     let old = if change.key.is_empty() { key_of(route, &new) } else { quote(&change.key) };
     let seen = matches!(route.policy, Policy::Newest(_))
         .then(|| literal_or_null(change.seen.as_ref().map(AsRef::as_ref)));
-    texts(route, kind, &Values { new, old, seen, from: None, rows: 1 }).join("; ")
+    let values = Values { new, old, seen, from: None, rows: 1, unchanged: Vec::new() };
+    texts(route, kind, &values).join("; ")
 }

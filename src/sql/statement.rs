@@ -23,15 +23,19 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
         return vec![Statement { text: truncate(&batch.truncated), params: Vec::new() }];
     }
     let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch));
-    let arrays = batch.new.into_iter().chain(batch.old).chain(batch.seen);
-    let params: Vec<String> = arrays.map(ArrayLiteral::into_text).collect();
+    let unchanged = batch.unchanged;
+    let sent =
+        |(at, array): (usize, ArrayLiteral)| (!unchanged.contains(&(at as u32))).then_some(array);
+    let new = batch.new.into_iter().enumerate().filter_map(sent);
+    let params: Vec<String> =
+        new.chain(batch.old).chain(batch.seen).map(ArrayLiteral::into_text).collect();
     // Only a move has several statements; all read the same arrays.
     texts.into_iter().map(|text| Statement { text, params: params.clone() }).collect()
 }
 
 /// Where a statement takes its values from.
 pub(super) struct Values {
-    /// An expression per column of the route.
+    /// An expression per column of the route, empty for one that is not sent.
     pub new: Vec<String>,
     /// An expression per key column: the key before the change.
     pub old: Vec<String>,
@@ -41,6 +45,8 @@ pub(super) struct Values {
     pub from: Option<String>,
     /// Changes that the values stand for.
     pub rows: usize,
+    /// Positions of columns that an UPDATE leaves as they are.
+    pub unchanged: Vec<u32>,
 }
 
 impl Values {
@@ -54,7 +60,10 @@ impl Values {
             element(route, column, &name)
         };
         let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
-            .map(|(i, column)| take(column, format!("n{i}")))
+            .map(|(i, column)| match batch.unchanged.contains(&(i as u32)) {
+                true => String::new(),
+                false => take(column, format!("n{i}")),
+            })
             .collect();
         let old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
             .map(|(i, at)| take(&route.columns[*at], format!("k{i}")))
@@ -69,7 +78,8 @@ impl Values {
             names.join(", ")
         );
         let old = if old.is_empty() { key_of(route, &new) } else { old };
-        Self { new, old, seen, from: Some(from), rows: batch.rows }
+        let unchanged = batch.unchanged.clone();
+        Self { new, old, seen, from: Some(from), rows: batch.rows, unchanged }
     }
 
     /// `FROM item` or nothing.
@@ -118,12 +128,20 @@ fn element(route: &Route, column: &Column, name: &str) -> String {
 /// The statements for a route and kind over the given values.
 pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
     match (kind, route.policy) {
-        (Kind::Insert, _) => vec![format!("{}{}", insert(route, values), on_conflict(route))],
+        (Kind::Insert, _) => vec![insert(route, values)],
+        // Columns that are not sent cannot be inserted: the row must be there.
+        (Kind::Update, Policy::Overwrite) if !values.unchanged.is_empty() => {
+            vec![update_all(route, kind, values)]
+        }
         (Kind::Update, Policy::Overwrite | Policy::Newest(_)) => vec![upsert(route, kind, values)],
         (Kind::Update, Policy::Skip) => vec![update(route, kind, values, values.from(), "")],
-        (Kind::Update | Kind::Move, Policy::Error) => {
-            vec![all_found(values, &update(route, kind, values, from_v(values), " RETURNING 1"))]
+        (Kind::Update, Policy::Error) => vec![update_all(route, kind, values)],
+        (Kind::Move, _) if route.key.iter().any(|at| route.columns[*at].fixed) => {
+            let mut texts = remove_old(route, values);
+            texts.push(insert(route, values));
+            texts
         }
+        (Kind::Move, Policy::Error) => vec![update_all(route, kind, values)],
         (Kind::Move, Policy::Overwrite) => {
             vec![clear_target(route, values), upsert(route, kind, values)]
         }
@@ -133,10 +151,7 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
             let condition = format!(" AND NOT {taken}");
             vec![update(route, kind, values, values.from(), &condition)]
         }
-        (Kind::Delete, Policy::Error) => {
-            vec![all_found(values, &delete(route, values, using_v(values), " RETURNING 1"))]
-        }
-        (Kind::Delete, _) => vec![delete(route, values, values.using(), "")],
+        (Kind::Delete, _) => remove_old(route, values),
         (Kind::Truncate, _) => Vec::new(),
     }
 }
@@ -154,8 +169,37 @@ pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
     format!("TRUNCATE TABLE {}", tables.join(", "))
 }
 
+/// An INSERT under the route's policy. Where the remote's key may be deferrable no ON CONFLICT can
+/// rely on it: rows that are there are looked for instead.
 fn insert(route: &Route, values: &Values) -> String {
-    insert_from(route, values, &values.from())
+    match route.policy {
+        _ if !route.key_deferrable => {
+            format!("{}{}", insert_from(route, values, &values.from()), on_conflict(route))
+        }
+        Policy::Error => insert_from(route, values, &values.from()),
+        Policy::Skip => {
+            let free = format!("{} WHERE NOT {}", values.from(), exists_new(route, values));
+            insert_from(route, values, &free)
+        }
+        Policy::Overwrite | Policy::Newest(_) => upsert(route, Kind::Update, values),
+    }
+}
+
+fn exists_new(route: &Route, values: &Values) -> String {
+    exists(route, &key_of(route, &values.new))
+}
+
+/// An UPDATE that fails unless it finds every row.
+fn update_all(route: &Route, kind: Kind, values: &Values) -> String {
+    all_found(values, &update(route, kind, values, from_v(values), " RETURNING 1"))
+}
+
+/// DELETE of the rows at the old key, under the route's policy.
+fn remove_old(route: &Route, values: &Values) -> Vec<String> {
+    vec![match route.policy {
+        Policy::Error => all_found(values, &delete(route, values, using_v(values), " RETURNING 1")),
+        _ => delete(route, values, values.using(), ""),
+    }]
 }
 
 fn insert_from(route: &Route, values: &Values, from: &str) -> String {
@@ -176,6 +220,9 @@ fn on_conflict(route: &Route) -> String {
         .map(|at| ident(&route.columns[at].name))
         .map(|name| format!("{name} = excluded.{name}"))
         .collect();
+    if route.key_deferrable {
+        return String::new();
+    }
     let newest = match route.policy {
         Policy::Error => return String::new(),
         Policy::Skip => return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", ")),
@@ -196,7 +243,7 @@ fn on_conflict(route: &Route) -> String {
 fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) -> String {
     let at: Vec<usize> = match kind {
         Kind::Move => (0..route.columns.len()).filter(|at| !route.columns[*at].fixed).collect(),
-        _ => route.settable().collect(),
+        _ => route.settable().filter(|at| !values.unchanged.contains(&(*at as u32))).collect(),
     };
     // A table that is all key has nothing to set; setting its key to itself still finds the row.
     let at = if at.is_empty() { route.key.clone() } else { at };
@@ -215,9 +262,10 @@ fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) 
 /// UPDATE in place, then INSERT of what was not there. Not one INSERT ... ON CONFLICT: that would
 /// ask for every NOT NULL column of the remote table even where the row exists.
 fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
-    let newest = match route.policy {
-        Policy::Newest(_) => format!(" AND {}", newer(route, &values.new)),
-        _ => String::new(),
+    let is_newest = matches!(route.policy, Policy::Newest(_));
+    let newest = match is_newest {
+        true => format!(" AND {}", newer(route, &values.new)),
+        false => String::new(),
     };
     let (returning, missing) = match values.from {
         Some(_) => {
@@ -225,11 +273,16 @@ fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
         }
         None => (" RETURNING 1", " WHERE NOT EXISTS (SELECT FROM u)"),
     };
+    // Without ON CONFLICT a row that is there and newer must be left out here.
+    let missing = match is_newest && route.key_deferrable {
+        true => format!("{missing} AND NOT {}", exists_new(route, values)),
+        false => missing.to_owned(),
+    };
     format!(
         "WITH {}u AS ({}) {}{}",
         with_v(values),
         update(route, kind, values, from_v(values), &format!("{newest}{returning}")),
-        insert_from(route, values, missing),
+        insert_from(route, values, &missing),
         on_conflict(route)
     )
 }
@@ -264,7 +317,7 @@ fn move_newest(route: &Route, values: &Values) -> Vec<String> {
             same_key(route, "t", &values.old),
             same_key(route, "t", &new_key),
         ),
-        format!("{}{}", insert(route, values), on_conflict(route)),
+        insert(route, values),
     ]
 }
 
@@ -308,7 +361,15 @@ fn same_key(route: &Route, table: &str, key: &[String]) -> String {
         .key
         .iter()
         .zip(key)
-        .map(|(at, value)| format!("{table}.{} = {value}", ident(&route.columns[*at].name)))
+        .map(|(at, value)| {
+            let column = &route.columns[*at];
+            // The remote's search_path holds pg_catalog alone; other types' operators are named.
+            let equals = match &column.equality {
+                Some(schema) => format!("OPERATOR({}.=)", ident(schema)),
+                None => "=".to_owned(),
+            };
+            format!("{table}.{} {equals} {value}", ident(&column.name))
+        })
         .collect();
     terms.join(" AND ")
 }
@@ -352,7 +413,7 @@ mod tests {
     use crate::change::{Change, Op, Relation};
 
     fn column(name: &str, carrier: Carrier) -> Column {
-        Column { name: name.into(), carrier, fixed: false }
+        Column { name: name.into(), carrier, fixed: false, equality: None }
     }
 
     fn route(policy: Policy) -> Rc<Route> {
@@ -366,6 +427,7 @@ mod tests {
                 column("a", Carrier::Array("_int4".into())),
             ],
             key: vec![0],
+            key_deferrable: false,
             policy,
             truncate_children: false,
             application_name: None,
@@ -374,7 +436,15 @@ mod tests {
 
     fn change<'a>(op: Op, key: &[&'a str], row: &[Option<&'a str>]) -> Change<&'a str> {
         let key = key.iter().copied().map(Some).collect();
-        Change { op, command: 0, key, row: row.to_vec(), seen: None }
+        Change {
+            op,
+            command: 0,
+            key,
+            row: row.to_vec(),
+            seen: None,
+            unchanged: vec![],
+            stored: (0, 0),
+        }
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! Steps and looks that several tests share. Failures are panics.
+
+use rowsync_harness::side::{Notices, describe};
+use rowsync_harness::{Side, Testbed, fails};
+
+use postgres::error::DbError;
+use postgres::{Client, SimpleQueryMessage};
+
+/// A port on which nothing listens: its socket is closed again before it is used.
+pub fn closed_port() -> u16 {
+    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    socket.local_addr().expect("its address").port()
+}
+
+/// A test bed whose left side has a server `dst` that leads to the right one.
+pub fn linked(label: &str) -> Testbed {
+    let bed = Testbed::new(label);
+    bed.link(&bed.left, &bed.right, "dst", &[]);
+    bed
+}
+
+/// The same as [`linked`], with a table `t` on both sides and changes of the left one sent.
+pub fn one_way(label: &str, columns: &str, options: &str) -> Testbed {
+    let bed = linked(label);
+    mirror(&bed, "t", columns, options);
+    bed
+}
+
+/// A table on both sides; changes of the left one go to `dst`.
+pub fn mirror(bed: &Testbed, table: &str, columns: &str, options: &str) {
+    bed.left.exec(&format!("create table {table} ({columns})"));
+    bed.right.exec(&format!("create table {table} ({columns})"));
+    attach(bed, table, options);
+}
+
+/// Sends the left table to the right one of the same name.
+pub fn attach(bed: &Testbed, table: &str, options: &str) {
+    bed.left.exec(&attach_sql(bed, table, options));
+}
+
+/// The call that [`attach`] makes.
+pub fn attach_sql(bed: &Testbed, table: &str, options: &str) -> String {
+    let schema = &bed.right.user;
+    format!("select attach_sync('{table}', 'dst', '{schema}.{table}', '{options}')")
+}
+
+/// A server on the left that leads to the right under other options: `port`, `password`.
+pub fn link_with(bed: &Testbed, server: &str, port: u16, password: &str) {
+    let Side { db, user, .. } = &bed.right;
+    bed.left.exec(&format!(
+        "create server {server} foreign data wrapper pg_rowsync
+           options (host '127.0.0.1', port '{port}', dbname '{db}');
+         create user mapping for current_user server {server}
+           options (user '{user}', password '{password}')"
+    ));
+}
+
+/// Rows as text, columns parted by `|`, NULL as `~`. In a superuser's session that finds the
+/// owner's tables, so that it works while the owner may not log in.
+pub fn rows(side: &Side, sql: &str) -> Vec<String> {
+    let mut client = side.superuser();
+    run(&mut client, &format!("set search_path = \"{}\", public", side.user));
+    query(&mut client, sql)
+}
+
+/// Rows of a query in this session, in the form of [`rows`].
+pub fn query(client: &mut Client, sql: &str) -> Vec<String> {
+    let messages = client.simple_query(sql);
+    let messages = messages.unwrap_or_else(|error| panic!("{}: {sql}", describe(&error)));
+    let mut found = Vec::new();
+    for message in messages {
+        if let SimpleQueryMessage::Row(row) = message {
+            let values = (0..row.len()).map(|at| row.get(at).unwrap_or("~"));
+            found.push(values.collect::<Vec<_>>().join("|"));
+        }
+    }
+    found
+}
+
+/// Runs statements that must succeed.
+pub fn run(client: &mut Client, sql: &str) {
+    client.batch_execute(sql).unwrap_or_else(|error| panic!("{}: {sql}", describe(&error)));
+}
+
+/// Runs statements that must fail with this SQLSTATE.
+pub fn refused(client: &mut Client, sql: &str, sqlstate: &str) -> DbError {
+    let error = fails(client.batch_execute(sql));
+    assert_eq!(error.code().code(), sqlstate, "{sql}: {error:?}");
+    error
+}
+
+/// All rows of a table of the owner.
+pub fn table(side: &Side, name: &str) -> Vec<String> {
+    rows(side, &format!("select * from {name} t order by t::text collate \"C\""))
+}
+
+/// The rows of a table, after checking that they are the same on both sides.
+#[track_caller]
+pub fn same(bed: &Testbed, name: &str) -> Vec<String> {
+    let left = table(&bed.left, name);
+    assert_eq!(left, table(&bed.right, name), "\"{name}\" differs, right is the remote");
+    left
+}
+
+/// [`same`], and what the rows must be.
+#[track_caller]
+pub fn both_have(bed: &Testbed, name: &str, expected: &[&str]) {
+    assert_eq!(same(bed, name), expected);
+}
+
+/// `op|sqlstate|attempts|status` of the records on the left, oldest first.
+pub fn records(bed: &Testbed) -> Vec<String> {
+    rows(&bed.left, "select op, sqlstate, attempts, status from sync_err_rec order by id")
+}
+
+/// How many changes wait on the left.
+pub fn queued(bed: &Testbed) -> i64 {
+    bed.left.queued().unwrap_or_else(|error| panic!("no queue: {}", describe(&error)))
+}
+
+/// `deal_sync_err_rec` on the left, as the superuser.
+pub fn deal(bed: &Testbed, args: &str) -> bool {
+    bed.left.query_one(&format!("select deal_sync_err_rec({args})"))
+}
+
+/// Takes out what was said at level WARNING.
+pub fn warnings(notices: &Notices) -> Vec<DbError> {
+    let said = std::mem::take(&mut *notices.lock().expect("notices"));
+    said.into_iter().filter(|notice| notice.severity() == "WARNING").collect()
+}
+
+/// A superuser's session on the left whose notices are kept.
+pub fn superuser_with_notices(side: &Side) -> (Client, Notices) {
+    let notices = Notices::default();
+    let kept = notices.clone();
+    let client = side
+        .cluster
+        .config(&side.db, "postgres", side.cluster.superuser_password())
+        .notice_callback(move |notice| kept.lock().expect("notices").push(notice))
+        .connect(postgres::NoTls)
+        .unwrap_or_else(|error| panic!("no session: {}", describe(&error)));
+    (client, notices)
+}
+
+/// The side's role may not log in any more, and its sessions end.
+pub fn outage(side: &Side) {
+    let user = &side.user;
+    side.exec_superuser(&format!(
+        "alter role {user} nologin;
+         select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = '{user}'"
+    ));
+}
+
+/// Undoes [`outage`].
+pub fn recover(side: &Side) {
+    side.exec_superuser(&format!("alter role {} login", side.user));
+}

@@ -1,0 +1,356 @@
+//! `sync_err_rec` and `deal_sync_err_rec`: what they show, and what stands or falls with what.
+
+use rowsync_harness::Testbed;
+
+use crate::common::{
+    both_have, closed_port, deal, link_with, linked, mirror, one_way, queued, records, refused,
+    rows, run, same, superuser_with_notices, table, warnings,
+};
+
+const COLUMNS: &str = "id int primary key, v text";
+const QUEUE: &str = r#"{"mode": "queue"}"#;
+
+/// A queued table `t` with rows 1 to 5 that wait.
+fn five_waiting(label: &str) -> Testbed {
+    let bed = one_way(label, COLUMNS, QUEUE);
+    bed.left.exec("insert into t select i, 'v' || i from generate_series(1, 5) i");
+    bed
+}
+
+/// The ids on the right.
+fn arrived(bed: &Testbed) -> Vec<String> {
+    rows(&bed.right, "select id from t order by id")
+}
+
+#[test]
+fn the_view_has_the_columns_of_the_contract() {
+    let bed = linked("columns");
+    let columns = rows(
+        &bed.left,
+        "select attname || ' ' || format_type(atttypid, atttypmod) from pg_attribute
+          where attrelid = 'sync_err_rec'::regclass and attnum > 0 order by attnum",
+    );
+    let expected = [
+        "id bigint",
+        "nsp_name name",
+        "table_name name",
+        "dst_server text",
+        "dst_query text",
+        "create_time timestamp with time zone",
+        "op text",
+        "sqlstate text",
+        "message text",
+        "attempts integer",
+        "last_attempt_at timestamp with time zone",
+        "status text",
+    ];
+    assert_eq!(columns, expected);
+}
+
+#[test]
+fn a_record_says_what_it_is_about() {
+    let bed = five_waiting("about");
+    let schema = &bed.left.user;
+    let sql = "select nsp_name, table_name, dst_server, op, create_time <= clock_timestamp(),
+                 last_attempt_at, attempts, status from sync_err_rec order by id limit 1";
+    assert_eq!(rows(&bed.left, sql), [format!("{schema}|t|dst|INSERT|t|~|0|pending")]);
+}
+
+/// Changes that need quoting, one per kind.
+const AWKWARD: [&str; 7] = [
+    r"insert into t values (1, 'it''s \ a $q$ b', E'line\nline\ttab', null)",
+    r#"insert into t values (2, '"; drop table t; --', '\', '{"a": "\\ ''x''"}'), (3, '', null, 'null')"#,
+    r"update t set a = a || ' ''$q$'' \\', j = '[1]' where id = 1",
+    "update t set id = 20, a = null where id = 2",
+    "update t set id = 2, b = 'back' where id = 20",
+    "delete from t where id = 3",
+    "insert into t values (3, 'again', '', '{}')",
+];
+
+/// Two beds' worth of the same: what runs by hand from `dst_query` and what delivery does.
+#[test]
+fn dst_query_run_by_hand_does_what_delivery_does() {
+    for truncated in [false, true] {
+        let bed = one_way("hand", "id int primary key, a text, b text, j jsonb", QUEUE);
+        let mut client = bed.left.client();
+        AWKWARD.iter().for_each(|sql| run(&mut client, sql));
+        if truncated {
+            run(&mut client, "truncate t; insert into t values (9, 'after', null, null)");
+        }
+        let ops = if truncated { 10 } else { 8 };
+        let queries = rows(&bed.left, "select dst_query from sync_err_rec order by id");
+        assert_eq!(queries.len(), ops);
+        let mut by_hand = bed.right.client();
+        for standard in ["on", "off"] {
+            run(&mut by_hand, &format!("set standard_conforming_strings = {standard}; truncate t"));
+            run(&mut by_hand, "set search_path = pg_catalog");
+            for query in &queries {
+                run(&mut by_hand, query);
+            }
+            same(&bed, "t");
+            run(&mut by_hand, "reset search_path");
+        }
+        run(&mut by_hand, "truncate t");
+        assert!(deal(&bed, "100"));
+        same(&bed, "t");
+    }
+}
+
+#[test]
+fn deleting_a_record_discards_that_change() {
+    let bed = five_waiting("discard");
+    bed.left.exec_superuser("delete from sync_err_rec where dst_query like '%v3%'");
+    assert_eq!(queued(&bed), 4);
+    assert!(deal(&bed, "100"));
+    assert_eq!(arrived(&bed), ["1", "2", "4", "5"]);
+}
+
+#[test]
+fn a_call_applies_the_oldest_records_up_to_its_limit() {
+    let bed = five_waiting("limit");
+    assert!(deal(&bed, "2"));
+    assert_eq!(arrived(&bed), ["1", "2"]);
+    assert_eq!(queued(&bed), 3);
+    assert!(deal(&bed, "3"));
+    assert_eq!(queued(&bed), 0);
+    assert!(deal(&bed, "3"), "an empty queue is nothing failed");
+    assert_eq!(same(&bed, "t").len(), 5);
+}
+
+/// The bed of [`five_waiting`] with a constraint that row 3 breaks.
+fn third_fails(label: &str) -> Testbed {
+    let bed = five_waiting(label);
+    bed.right.exec("alter table t add constraint not_three check (id <> 3)");
+    bed
+}
+
+#[test]
+fn a_record_that_fails_is_marked_and_nothing_passes_it() {
+    let bed = third_fails("marked");
+    let (mut client, notices) = superuser_with_notices(&bed.left);
+    for attempt in 1..=2 {
+        let done: bool =
+            client.query_one("select deal_sync_err_rec(100)", &[]).expect("done").get(0);
+        assert!(!done);
+        let said = warnings(&notices);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert_eq!(said[0].code().code(), "23514");
+        assert!(said[0].message().contains("server \"dst\""), "{said:?}");
+        assert!(said[0].detail().is_some_and(|detail| detail.contains("not_three")), "{said:?}");
+        assert_eq!(arrived(&bed), ["1", "2"]);
+        let failed = format!("INSERT|23514|{attempt}|failed");
+        assert_eq!(records(&bed), [&failed, "INSERT|~|0|pending", "INSERT|~|0|pending"]);
+    }
+    let why = "select message, last_attempt_at > create_time from sync_err_rec order by id limit 1";
+    let why = rows(&bed.left, why);
+    assert!(why[0].contains("\"not_three\"") && why[0].ends_with("|t"), "{why:?}");
+    bed.right.exec("alter table t drop constraint not_three");
+    assert!(deal(&bed, "100"));
+    assert_eq!(same(&bed, "t").len(), 5);
+    assert_eq!(queued(&bed), 0);
+}
+
+#[test]
+fn discarding_the_failed_record_lets_the_rest_through() {
+    let bed = third_fails("repair");
+    assert!(!deal(&bed, "100"));
+    bed.left.exec_superuser("delete from sync_err_rec where status = 'failed'");
+    assert!(deal(&bed, "100"));
+    assert_eq!(arrived(&bed), ["1", "2", "4", "5"]);
+}
+
+#[test]
+fn the_remote_commits_with_the_caller() {
+    let bed = five_waiting("caller");
+    let mut client = bed.left.superuser();
+    run(&mut client, "begin; select deal_sync_err_rec(3)");
+    assert_eq!(arrived(&bed), [""; 0]);
+    assert_eq!(queued(&bed), 5, "records stay visible to others until the commit");
+    run(&mut client, "rollback");
+    assert_eq!(arrived(&bed), [""; 0]);
+    assert_eq!(queued(&bed), 5);
+    run(&mut client, "begin; select deal_sync_err_rec(2); select deal_sync_err_rec(2); commit");
+    assert_eq!(arrived(&bed), ["1", "2", "3", "4"]);
+    assert_eq!(queued(&bed), 1);
+}
+
+#[test]
+fn a_drain_in_a_rolled_back_savepoint_leaves_both_sides_as_they_were() {
+    let bed = five_waiting("savepoint");
+    let mut client = bed.left.superuser();
+    run(&mut client, "begin; savepoint a; select deal_sync_err_rec(3); rollback to a; commit");
+    assert_eq!(arrived(&bed), [""; 0]);
+    assert_eq!(queued(&bed), 5);
+    run(&mut client, "begin; savepoint a; select deal_sync_err_rec(1); rollback to a");
+    run(&mut client, "savepoint b; select deal_sync_err_rec(2); release b; commit");
+    assert_eq!(arrived(&bed), ["1", "2"]);
+    assert_eq!(queued(&bed), 3);
+}
+
+#[test]
+fn a_drain_that_is_partly_rolled_back_never_loses_or_half_applies() {
+    let bed = five_waiting("partly");
+    let mut client = bed.left.superuser();
+    run(&mut client, "begin; select deal_sync_err_rec(2); savepoint a");
+    run(&mut client, "select deal_sync_err_rec(2); rollback to a");
+    refused(&mut client, "commit", "40000");
+    assert_eq!(arrived(&bed), [""; 0]);
+    assert_eq!(queued(&bed), 5);
+    assert!(deal(&bed, "100"));
+    same(&bed, "t");
+}
+
+#[test]
+fn a_failing_record_leaves_what_an_earlier_call_of_the_transaction_applied() {
+    let bed = third_fails("earlier");
+    let mut client = bed.left.superuser();
+    run(&mut client, "begin; select deal_sync_err_rec(1); select deal_sync_err_rec(4); commit");
+    assert_eq!(arrived(&bed), ["1", "2"]);
+    assert_eq!(records(&bed)[0], "INSERT|23514|1|failed");
+    assert_eq!(queued(&bed), 3);
+}
+
+#[test]
+fn a_second_drainer_returns_at_once() {
+    let bed = five_waiting("second");
+    let mut first = bed.left.superuser();
+    run(&mut first, "begin; select deal_sync_err_rec(2)");
+    let mut second = bed.left.superuser();
+    run(&mut second, "set statement_timeout = '5s'");
+    let done: bool = second.query_one("select deal_sync_err_rec(5)", &[]).expect("done").get(0);
+    assert!(done, "nothing was tried, so nothing failed");
+    run(&mut first, "commit");
+    assert_eq!(arrived(&bed), ["1", "2"]);
+    run(&mut second, "select deal_sync_err_rec(5)");
+    assert_eq!(same(&bed, "t").len(), 5);
+}
+
+#[test]
+fn changes_wait_while_a_drain_is_open() {
+    let bed = five_waiting("open");
+    mirror(&bed, "other", COLUMNS, "{}");
+    let mut drainer = bed.left.superuser();
+    run(&mut drainer, "begin; select deal_sync_err_rec(100)");
+    bed.left.exec("insert into other values (1, 'a'); update t set v = 'new' where id = 1");
+    assert_eq!(queued(&bed), 7);
+    run(&mut drainer, "commit");
+    assert_eq!(queued(&bed), 2);
+    assert!(deal(&bed, "100"));
+    same(&bed, "t");
+    both_have(&bed, "other", &["1|a"]);
+}
+
+/// Tables `t` and `u` that send to `dst` and to `other`, three changes waiting for each.
+fn two_servers(label: &str, port: Option<u16>) -> Testbed {
+    let bed = one_way(label, COLUMNS, QUEUE);
+    let port = port.unwrap_or(bed.right.cluster.port());
+    link_with(&bed, "aaa_other", port, &bed.right.password);
+    bed.left.exec(&format!("create table u ({COLUMNS})"));
+    bed.right.exec(&format!("create table u ({COLUMNS})"));
+    let schema = &bed.right.user;
+    bed.left.exec(&format!("select attach_sync('u', 'aaa_other', '{schema}.u', '{QUEUE}')"));
+    bed.left.exec("insert into u values (1, 'a'), (2, 'b'), (3, 'c')");
+    bed.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+    bed
+}
+
+#[test]
+fn the_limit_is_for_each_server_and_the_argument_names_one() {
+    let bed = two_servers("server", None);
+    assert!(deal(&bed, "2, 'dst'"));
+    assert_eq!(table(&bed.right, "t"), ["1|a", "2|b"]);
+    assert_eq!(table(&bed.right, "u"), [""; 0]);
+    assert!(deal(&bed, "1"));
+    assert_eq!(table(&bed.right, "u"), ["1|a"]);
+    assert_eq!(queued(&bed), 2);
+    assert!(deal(&bed, "10, i_server => 'aaa_other'"));
+    same(&bed, "u");
+    same(&bed, "t");
+    assert_eq!(queued(&bed), 0);
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_keeps_no_other_waiting() {
+    let bed = two_servers("unreachable", Some(closed_port()));
+    let (mut client, notices) = superuser_with_notices(&bed.left);
+    let done: bool = client.query_one("select deal_sync_err_rec(10)", &[]).expect("done").get(0);
+    assert!(!done);
+    same(&bed, "t");
+    let said = warnings(&notices);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].message().contains("\"aaa_other\""), "{said:?}");
+    assert_eq!(said[0].code().code(), "08001");
+    // The oldest record tells; it is still pending, since it is not to blame.
+    assert_eq!(records(&bed)[0], "INSERT|08001|1|pending");
+    assert_eq!(queued(&bed), 3);
+}
+
+#[test]
+fn only_the_privileged_read_and_drain() {
+    let bed = five_waiting("rights");
+    let mut client = bed.left.client();
+    for sql in [
+        "select deal_sync_err_rec(1)",
+        "select * from sync_err_rec",
+        "delete from sync_err_rec",
+        "select * from sync_status",
+        "select * from sync_queue",
+        "select * from sync_route",
+    ] {
+        refused(&mut client, sql, "42501");
+    }
+    // What was revoked can be granted: draining then needs no right on the tables.
+    let user = &bed.left.user;
+    bed.left.exec_superuser(&format!(
+        "grant execute on function deal_sync_err_rec to {user}; grant select on sync_err_rec to {user}"
+    ));
+    run(&mut client, "select dst_query from sync_err_rec; select deal_sync_err_rec(10)");
+    same(&bed, "t");
+}
+
+#[test]
+fn records_of_two_owners_are_delivered_each_under_its_own_mapping() {
+    let bed = five_waiting("owners");
+    let (schema, second) = (&bed.left.user, format!("{}_two", bed.left.user));
+    let (user, password) = (&bed.right.user, &bed.right.password);
+    bed.left.exec_superuser(&format!(
+        "create role {second} login password 'x'; grant usage, create on schema {schema} to {second};
+         grant usage on foreign server dst to {second};
+         create user mapping for {second} server dst options (user '{user}', password '{password}')"
+    ));
+    bed.right.exec(&format!("create table u ({COLUMNS})"));
+    let mut other = bed.left.cluster.connect(&bed.left.db, &second, "x").expect("a session");
+    run(&mut other, &format!("set search_path = {schema}, public; create table u ({COLUMNS})"));
+    run(&mut other, &format!("select attach_sync('u', 'dst', '{user}.u', '{QUEUE}')"));
+    for id in 1..=3 {
+        run(&mut other, &format!("insert into u values ({id}, 'two')"));
+        bed.left.exec(&format!("update t set v = 'round {id}' where id = {id}"));
+    }
+    drop(other);
+    let mut calls = 0;
+    while queued(&bed) > 0 {
+        assert!(deal(&bed, "100"));
+        calls += 1;
+        assert!(calls <= 11, "each call must deliver something");
+    }
+    same(&bed, "t");
+    assert_eq!(table(&bed.right, "u").len(), 3);
+    bed.left.exec_superuser(&format!("drop owned by {second} cascade; drop role {second}"));
+}
+
+#[test]
+fn a_record_that_breaks_a_deferred_constraint_is_marked_like_any_other() {
+    let bed = five_waiting("deferred");
+    bed.right.exec(
+        "create table allowed (id int primary key);
+         insert into allowed values (1), (2), (4), (5);
+         alter table t add constraint is_allowed foreign key (id) references allowed
+           deferrable initially deferred",
+    );
+    assert!(!deal(&bed, "100"));
+    assert_eq!(arrived(&bed), ["1", "2"]);
+    assert_eq!(records(&bed)[0], "INSERT|23503|1|failed");
+    bed.right.exec("insert into allowed values (3)");
+    assert!(deal(&bed, "100"));
+    same(&bed, "t");
+}

@@ -1,0 +1,148 @@
+//! Net effect of a transaction's changes on a table whose key is deferrable. Pure.
+//!
+//! Within a transaction two of its rows may hold the same key until the constraint is checked: "move
+//! 1 to 2, then the other 2 to 1" names the same key twice and means two rows. So consecutive changes
+//! are not replayed one by one but collapsed: rows are told apart by where they are stored, and each
+//! ends up deleted, changed or inserted once. Holds the group in memory.
+
+use crate::change::{Change, Op, Route};
+use crate::error::{Error, Result, SqlState};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Bits of [`Change::stored`] that number the transaction; the others are block and offset.
+pub const TRANSACTION_SHIFT: u32 = 48;
+
+type Key = Vec<Option<String>>;
+
+/// A row that the group touches.
+struct Row {
+    /// Its key before the group; `None` for a row that the group inserted.
+    before: Option<Key>,
+    /// Its last change.
+    last: Change<String>,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Collapse {
+    route: Option<Rc<Route>>,
+    rows: Vec<Row>,
+    /// Where a row is stored now, to its position in `rows`.
+    stored: HashMap<u64, usize>,
+    /// Of groups done before in the same transaction: who holds a key.
+    holders: HashMap<(usize, Key), u64>,
+    transaction: u64,
+}
+
+/// What a group comes to.
+#[derive(Default)]
+pub struct Net {
+    pub deletes: Vec<Change<String>>,
+    /// UPDATEs that leave the key alone.
+    pub updates: Vec<Change<String>>,
+    pub moves: Vec<Change<String>>,
+    pub inserts: Vec<Change<String>>,
+}
+
+impl Collapse {
+    /// Whether the change belongs to the group under way.
+    pub fn continues(&self, route: &Rc<Route>, change: &Change<&str>) -> bool {
+        self.route.as_ref().is_none_or(|own| Rc::ptr_eq(own, route))
+            && (self.rows.is_empty() || self.transaction == transaction_of(change))
+    }
+
+    /// Adds a change to the group.
+    ///
+    /// # Errors
+    /// 0A000 when an earlier group of the transaction left its key to another row: which of the two
+    /// the remote's row is cannot be told.
+    pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) -> Result<()> {
+        if self.transaction != transaction_of(change) {
+            self.transaction = transaction_of(change);
+            self.holders.clear();
+        }
+        self.route = Some(route.clone());
+        let (from, to) = change.stored;
+        let known = self.stored.remove(&from).filter(|_| change.op != Op::Insert);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let before = (change.op != Op::Insert).then(|| owned(&change.old_key(route)));
+                if let Some(key) = &before {
+                    self.check_holder(route, key, from)?;
+                }
+                self.rows.push(Row { before, last: change.owned() });
+                self.rows.len() - 1
+            }
+        };
+        let row = &mut self.rows[at];
+        row.last = change.owned();
+        if known.is_some() {
+            // An earlier change of the group may have touched what this one left alone.
+            row.last.unchanged.clear();
+        }
+        if to != 0 {
+            self.stored.insert(to, at);
+        }
+        Ok(())
+    }
+
+    fn check_holder(&self, route: &Rc<Route>, key: &Key, stored: u64) -> Result<()> {
+        let id = (Rc::as_ptr(route) as usize, key.clone());
+        match self.holders.get(&id) {
+            Some(holder) if *holder != stored => Err(Error::local(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!(
+                    "two rows of \"{}\" held the same deferrable key while other tables changed",
+                    route.source.table
+                ),
+            )
+            .with_hint("Swap keys in statements that follow each other directly.")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the group.
+    pub fn take(&mut self) -> Option<(Rc<Route>, Net)> {
+        let route = self.route.take()?;
+        for (stored, at) in self.stored.drain() {
+            let key = owned(&self.rows[at].last.new_key(&route));
+            self.holders.insert((Rc::as_ptr(&route) as usize, key), stored);
+        }
+        let mut net = Net::default();
+        for Row { before, mut last } in self.rows.drain(..) {
+            match (before, last.op) {
+                // Inserted and deleted again: nothing happened.
+                (None, Op::Delete) => {}
+                (None, _) => {
+                    (last.op, last.key) = (Op::Insert, Vec::new());
+                    net.inserts.push(last);
+                }
+                (Some(key), Op::Delete) => {
+                    last.key = key;
+                    net.deletes.push(last);
+                }
+                (Some(key), _) => {
+                    last.op = Op::Update;
+                    if owned(&last.new_key(&route)) == key {
+                        last.key = Vec::new();
+                        net.updates.push(last);
+                    } else {
+                        last.key = key;
+                        net.moves.push(last);
+                    }
+                }
+            }
+        }
+        Some((route, net))
+    }
+}
+
+fn transaction_of(change: &Change<&str>) -> u64 {
+    change.stored.0.max(change.stored.1) >> TRANSACTION_SHIFT
+}
+
+fn owned(key: &[Option<&str>]) -> Key {
+    key.iter().map(|v| v.map(str::to_owned)).collect()
+}
