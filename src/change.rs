@@ -34,9 +34,9 @@ pub struct Column {
     /// GENERATED ALWAYS AS IDENTITY: an INSERT may give its value, no UPDATE may.
     #[serde(default)]
     pub fixed: bool,
-    /// Schema of the equality operator, where it is not one of PostgreSQL's own.
+    /// The type brings its own equality operator; it is not one of PostgreSQL's.
     #[serde(default)]
-    pub equality: Option<String>,
+    pub own_equality: bool,
 }
 
 /// What the remote does when it does not find what the change expects.
@@ -74,6 +74,15 @@ pub struct Route {
 }
 
 impl Route {
+    /// Positions of the columns that are compared by operators of their type's own schema.
+    pub fn compared(&self) -> impl Iterator<Item = usize> + '_ {
+        let version = match self.policy {
+            Policy::Newest(at) => Some(at),
+            _ => None,
+        };
+        self.key.iter().copied().chain(version).filter(|at| self.columns[*at].own_equality)
+    }
+
     /// Positions of the columns that an UPDATE of a row sets.
     pub fn settable(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.columns.len()).filter(|at| !self.key.contains(at) && !self.columns[*at].fixed)

@@ -7,4 +7,4 @@ pub mod quote;
 mod statement;
 
 pub use batch::{Batch, Kind};
-pub use statement::{MISSING_MARK, Statement, of_batch};
+pub use statement::{MISSING_MARK, OWN_SCHEMAS, Statement, of_batch, with_type_schemas};

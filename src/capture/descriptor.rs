@@ -218,7 +218,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             name: options.rename.get(&c.name).unwrap_or(&c.name).clone(),
             carrier: c.carrier.clone(),
             fixed: c.identity_always,
-            equality: c.equality.clone(),
+            own_equality: c.own_equality,
         })
         .collect();
     let mut seen = BTreeSet::new();

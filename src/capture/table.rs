@@ -16,8 +16,8 @@ pub struct TableColumn {
     pub generated: bool,
     /// GENERATED ALWAYS AS IDENTITY.
     pub identity_always: bool,
-    /// Schema of the type's equality operator, where it is not one of PostgreSQL's own.
-    pub equality: Option<String>,
+    /// The type's equality operator is not one of PostgreSQL's own.
+    pub own_equality: bool,
     pub carrier: Carrier,
     /// The type's output depends on settings beyond date, interval and float style.
     pub sensitive: bool,
@@ -99,7 +99,7 @@ impl Table {
                     (t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
                      OR t.typname::pg_catalog.text OPERATOR(pg_catalog.~) '^_?(reg|money)'), \
                     a.attidentity OPERATOR(pg_catalog.=) 'a', \
-                    (SELECT n.nspname FROM pg_catalog.pg_opclass c \
+                    EXISTS (SELECT FROM pg_catalog.pg_opclass c \
                      JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) c.opcmethod \
                       AND m.amname OPERATOR(pg_catalog.=) 'btree' \
                      JOIN pg_catalog.pg_amop p ON p.amopfamily OPERATOR(pg_catalog.=) c.opcfamily \
@@ -110,7 +110,7 @@ impl Table {
                      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace \
                      WHERE c.opcdefault AND c.opcintype OPERATOR(pg_catalog.=) \
                            COALESCE(NULLIF(t.typbasetype, 0::pg_catalog.oid), t.oid) \
-                       AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog' LIMIT 1) \
+                       AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog') \
              FROM pg_catalog.pg_attribute a \
              JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
              WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
@@ -130,7 +130,7 @@ impl Table {
                 },
                 generated: required(&mut row, 3)? == "t",
                 identity_always: required(&mut row, 7)? == "t",
-                equality: row.get_mut(8).and_then(Option::take),
+                own_equality: required(&mut row, 8)? == "t",
                 carrier: match required(&mut row, 4)?.as_str() {
                     "record" => Carrier::Record,
                     "array" => Carrier::Array(type_name),

@@ -57,6 +57,8 @@ pub struct Changes<S> {
     /// The `application_name` the session has, and the one it has now inside the transaction.
     name: String,
     current: String,
+    /// The route whose types' schemas are in the search_path now.
+    schemas: Option<Rc<Route>>,
     before: Vec<Statement>,
     after: Vec<Statement>,
 }
@@ -71,6 +73,7 @@ impl<S> Changes<S> {
             lean: false,
             name: application_name.to_owned(),
             current: application_name.to_owned(),
+            schemas: None,
             before: Vec::new(),
             after: Vec::new(),
         }
@@ -98,6 +101,14 @@ impl<S> Changes<S> {
                 params: vec![wanted.clone()],
             });
             self.current = wanted.clone();
+        }
+        let wanted = batch.route.compared().next().map(|_| batch.route.clone());
+        if wanted != self.schemas {
+            let text = wanted
+                .as_deref()
+                .map_or_else(|| sql::OWN_SCHEMAS.to_owned(), sql::with_type_schemas);
+            statements.extend(plain([text]));
+            self.schemas = wanted;
         }
         statements.extend(sql::of_batch(batch));
         statements

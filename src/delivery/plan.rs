@@ -218,7 +218,7 @@ mod tests {
             name: n.into(),
             carrier: Carrier::Element,
             fixed: false,
-            equality: None,
+            own_equality: false,
         };
         Rc::new(Route {
             source: name("l"),

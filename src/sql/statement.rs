@@ -73,8 +73,8 @@ impl Values {
             _ => None,
         };
         let from = format!(
-            "unnest({}) WITH ORDINALITY AS v({}, ord)",
-            arrays.join(", "),
+            "ROWS FROM ({}) WITH ORDINALITY AS v({}, ord)",
+            arrays.iter().map(|a| format!("pg_catalog.unnest({a})")).collect::<Vec<_>>().join(", "),
             names.join(", ")
         );
         let old = if old.is_empty() { key_of(route, &new) } else { old };
@@ -340,8 +340,8 @@ fn delete(route: &Route, values: &Values, using: String, tail: &str) -> String {
 /// every one.
 fn all_found(values: &Values, inner: &str) -> String {
     format!(
-        "WITH {}u AS ({inner}) SELECT CASE WHEN count(*) = {} THEN 0 \
-         ELSE ({} || count(*))::pg_catalog.int4 END FROM u",
+        "WITH {}u AS ({inner}) SELECT CASE WHEN pg_catalog.count(*) = {} THEN 0 \
+         ELSE ({} OPERATOR(pg_catalog.||) pg_catalog.count(*))::pg_catalog.int4 END FROM u",
         with_v(values),
         values.rows,
         literal(MISSING_MARK)
@@ -361,17 +361,35 @@ fn same_key(route: &Route, table: &str, key: &[String]) -> String {
         .key
         .iter()
         .zip(key)
-        .map(|(at, value)| {
-            let column = &route.columns[*at];
-            // The remote's search_path holds pg_catalog alone; other types' operators are named.
-            let equals = match &column.equality {
-                Some(schema) => format!("OPERATOR({}.=)", ident(schema)),
-                None => "=".to_owned(),
-            };
-            format!("{table}.{} {equals} {value}", ident(&column.name))
-        })
+        .map(|(at, value)| format!("{table}.{} = {value}", ident(&route.columns[*at].name)))
         .collect();
     terms.join(" AND ")
+}
+
+/// Sets the remote transaction's search_path back to what the session has.
+pub const OWN_SCHEMAS: &str = "SELECT pg_catalog.set_config('search_path', 'pg_catalog', true)";
+
+/// For a route whose keys are compared with operators that are not PostgreSQL's own: adds the schemas
+/// in which the remote has the types of those columns to the transaction's search_path. Everything
+/// else in our statements is qualified, so that these schemas can offer nothing but operators.
+pub fn with_type_schemas(route: &Route) -> String {
+    let types: Vec<String> = route
+        .compared()
+        .map(|at| ident(&route.columns[at].name))
+        .map(|name| format!("pg_catalog.pg_typeof((NULL::{}).{name})", relation(&route.target)))
+        .collect();
+    format!(
+        "SELECT pg_catalog.set_config('search_path', 'pg_catalog' OPERATOR(pg_catalog.||) \
+         COALESCE(pg_catalog.string_agg(DISTINCT ', ' OPERATOR(pg_catalog.||) \
+         pg_catalog.quote_ident(n.nspname), ''), ''), true) \
+         FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_type b \
+           ON b.oid OPERATOR(pg_catalog.=) t.typbasetype \
+         JOIN pg_catalog.pg_namespace n \
+           ON n.oid OPERATOR(pg_catalog.=) COALESCE(b.typnamespace, t.typnamespace) \
+         WHERE t.oid OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.oid[]) \
+           AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog'",
+        types.join(", ")
+    )
 }
 
 /// Whether the new row wins over `t`: the larger version, a version over none, and between equal
@@ -413,7 +431,7 @@ mod tests {
     use crate::change::{Change, Op, Relation};
 
     fn column(name: &str, carrier: Carrier) -> Column {
-        Column { name: name.into(), carrier, fixed: false, equality: None }
+        Column { name: name.into(), carrier, fixed: false, own_equality: false }
     }
 
     fn route(policy: Policy) -> Rc<Route> {
@@ -458,9 +476,10 @@ mod tests {
             statements[0].text,
             "INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\", \"a\") OVERRIDING SYSTEM VALUE \
              SELECT v.n0, v.n1, v.n2::pg_catalog.\"_int4\" \
-             FROM unnest(COALESCE($1, ARRAY[(NULL::\"s\".\"t\").\"id\"]), \
-             COALESCE($2, ARRAY[(NULL::\"s\".\"t\").\"v\"]), $3::pg_catalog.text[]) \
-             WITH ORDINALITY AS v(n0, n1, n2, ord) \
+             FROM ROWS FROM (\
+             pg_catalog.unnest(COALESCE($1, ARRAY[(NULL::\"s\".\"t\").\"id\"])), \
+             pg_catalog.unnest(COALESCE($2, ARRAY[(NULL::\"s\".\"t\").\"v\"])), \
+             pg_catalog.unnest($3::pg_catalog.text[])) WITH ORDINALITY AS v(n0, n1, n2, ord) \
              ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\", \"a\" = excluded.\"a\""
         );
         assert_eq!(statements[0].params, [r#"{"1","2"}"#, r#"{"x",NULL}"#, r#"{"{1,2}",NULL}"#]);
@@ -472,7 +491,7 @@ mod tests {
         batch.push(&change(Op::Update, &["1"], &[Some("2"), Some("x"), None]));
         let statements = of_batch(batch);
         assert_eq!(statements.len(), 2);
-        assert!(statements[0].text.starts_with("DELETE FROM \"s\".\"t\" AS t USING unnest"));
+        assert!(statements[0].text.starts_with("DELETE FROM \"s\".\"t\" AS t USING ROWS FROM"));
         assert!(statements[0].text.contains("AND NOT (t.\"id\" = v.k0)"));
         assert!(statements[1].text.contains("UPDATE \"s\".\"t\" AS t SET \"id\" = v.n0"));
         assert_eq!(statements[0].params, statements[1].params);
@@ -512,7 +531,7 @@ mod tests {
         let mut batch = Batch::new(route(Policy::Error), Kind::Delete);
         batch.push(&change(Op::Delete, &["1"], &[]));
         let text = of_batch(batch).remove(0).text;
-        assert!(text.contains("CASE WHEN count(*) = 1 THEN 0"));
+        assert!(text.contains("CASE WHEN pg_catalog.count(*) = 1 THEN 0"));
         assert!(text.contains(MISSING_MARK));
     }
 }
