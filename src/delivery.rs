@@ -1,6 +1,6 @@
 //! From a change set to the servers, at commit.
 //!
-//! `plan` cuts changes into batches (`collapse` helps where keys are deferrable), `feed` turns them into statements, `link` carries them over
+//! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys), `feed` turns them into statements, `link` carries them over
 //! one connection, `drive` waits for several links at once, `commit` decides what becomes of a
 //! transaction. `endpoint` and `session` own where to connect and the connections that are kept.
 
@@ -13,3 +13,4 @@ pub mod link;
 pub mod lost;
 pub mod plan;
 pub mod session;
+pub mod waves;

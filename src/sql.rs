@@ -5,6 +5,7 @@ pub mod batch;
 pub mod literal;
 pub mod quote;
 mod statement;
+mod values;
 
 pub use batch::{Batch, Kind};
 pub use statement::{MISSING_MARK, OWN_SCHEMAS, Statement, of_batch, with_type_schemas};

@@ -6,11 +6,12 @@
 //! order is free and is chosen such that each finds its new key vacated.
 
 use super::collapse::Collapse;
+use super::waves::waves;
 use crate::change::{Change, Route};
 use crate::error::Result;
 use crate::sql::{Batch, Kind};
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
@@ -150,60 +151,6 @@ fn key_hash(key: &[Option<&str>]) -> u64 {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     hasher.finish()
-}
-
-/// Orders the moves of one command: each wave's new keys are free once the waves before it are
-/// done. Chains (1 to 2, 2 to 3) go from their end; a cycle (1 to 2, 2 to 1) cannot be ordered, so
-/// its rows are written in place, each over the row that holds its new key.
-fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(Kind, Vec<usize>)> {
-    const OPEN: usize = usize::MAX;
-    let holder: HashMap<_, usize> =
-        moves.iter().enumerate().map(|(i, m)| (m.old_key(route), i)).collect();
-    // The move that must go before move i, because it vacates i's new key.
-    let before: Vec<Option<usize>> = moves
-        .iter()
-        .enumerate()
-        .map(|(i, m)| holder.get(&m.new_key(route)).copied().filter(|j| *j != i))
-        .collect();
-    let mut depth = vec![OPEN; moves.len()];
-    let mut cyclic = Vec::new();
-    for start in 0..moves.len() {
-        let mut path = Vec::new();
-        let mut on_path = HashSet::new();
-        let mut at = Some(start);
-        while let Some(i) = at.filter(|i| depth[*i] == OPEN) {
-            if !on_path.insert(i) {
-                let from = path.iter().position(|p| *p == i).unwrap_or(0);
-                for member in path.drain(from..) {
-                    // Every new key in a cycle is taken over, none is vacated for others: depth 0.
-                    depth[member] = 0;
-                    cyclic.push(member);
-                }
-                at = None;
-                break;
-            }
-            path.push(i);
-            at = before[i];
-        }
-        let first = at.map_or(0, |i| depth[i] + 1);
-        for (next, i) in (first..).zip(path.into_iter().rev()) {
-            depth[i] = next;
-        }
-    }
-    let cycle: HashSet<usize> = cyclic.iter().copied().collect();
-    let mut by_depth: Vec<Vec<usize>> = Vec::new();
-    for (i, depth) in depth.iter().enumerate().filter(|(i, _)| !cycle.contains(i)) {
-        if by_depth.len() <= *depth {
-            by_depth.resize(*depth + 1, Vec::new());
-        }
-        by_depth[*depth].push(i);
-    }
-    let mut result = Vec::new();
-    if !cyclic.is_empty() {
-        result.push((Kind::Update, cyclic));
-    }
-    result.extend(by_depth.into_iter().filter(|w| !w.is_empty()).map(|w| (Kind::Move, w)));
-    result
 }
 
 #[cfg(test)]

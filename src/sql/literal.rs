@@ -2,7 +2,8 @@
 
 use super::batch::Kind;
 use super::quote::literal_or_null;
-use super::statement::{Values, key_of, texts, truncate};
+use super::statement::{texts, truncate};
+use super::values::{Values, key_of};
 use crate::change::{Change, Policy, Route};
 use std::rc::Rc;
 

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use postgres::Client;
 use rowsync_harness::proxy::Proxy;
-use rowsync_harness::testbed::{await_until, clusters, fails};
+use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
 
 use crate::one_way::{
     SOON, assert_equal, await_blocked, drain, lock_row, one_way, patient_client, pid, queued,
@@ -60,21 +61,30 @@ fn termination_while_waiting_ends_the_session_promptly_and_applies_nothing() {
     assert_eq!(queued(&bed), 0);
 }
 
-#[test]
-fn a_cancel_that_comes_after_the_remote_commit_is_dropped() {
+/// Sends a request to a session whose delivery has been committed on the right, before it can know:
+/// the answer is on its way for most of a second. Gives what came of the session.
+fn late_request(
+    label: &str,
+    function: &str,
+) -> (Testbed, Proxy, Client, Result<(), postgres::Error>) {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let bed = one_way("late_cancel", Some(&proxy), "{}");
+    let bed = one_way(label, Some(&proxy), "{}");
     let mut client = bed.left.client();
     client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
     let local = pid(&mut client);
-    // The answer takes a second to come back; by the time of the cancel it is on its way.
     proxy.set_delay(Duration::from_millis(700));
     let waiting = spawn(client, "update t set v = 'new' where id = 1");
     await_until(SOON, "the remote commit", || value(&bed.right, 1).as_deref() == Some("new"));
-    bed.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
-    let (mut client, result) = waiting.join().expect("the waiting session");
-    result.expect("a commit that the cancel came too late for");
+    bed.left.exec_superuser(&format!("select {function}({local})"));
+    let (client, result) = waiting.join().expect("the waiting session");
     proxy.set_delay(Duration::ZERO);
+    (bed, proxy, client, result)
+}
+
+#[test]
+fn a_cancel_that_comes_after_the_remote_commit_is_dropped() {
+    let (bed, _proxy, mut client, result) = late_request("late_cancel", "pg_cancel_backend");
+    result.expect("a commit that the cancel came too late for");
     assert_equal(&bed);
     client.batch_execute("update t set v = 'after' where id = 1").expect("an update");
     assert_equal(&bed);
@@ -83,21 +93,11 @@ fn a_cancel_that_comes_after_the_remote_commit_is_dropped() {
 
 #[test]
 fn termination_after_the_remote_commit_lets_the_local_commit_finish() {
-    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let bed = one_way("late_term", Some(&proxy), "{}");
-    let mut client = bed.left.client();
-    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
-    let local = pid(&mut client);
-    proxy.set_delay(Duration::from_millis(700));
-    let waiting = spawn(client, "update t set v = 'new' where id = 1");
-    await_until(SOON, "the remote commit", || value(&bed.right, 1).as_deref() == Some("new"));
-    bed.left.exec_superuser(&format!("select pg_terminate_backend({local})"));
-    let (_, result) = waiting.join().expect("the waiting session");
+    let (bed, _proxy, _, result) = late_request("late_term", "pg_terminate_backend");
     // The client may or may not hear of the commit before the end of its session.
     if let Err(error) = result {
         assert_eq!(error.code().map(|c| c.code()), Some("57P01"));
     }
-    proxy.set_delay(Duration::ZERO);
     assert_eq!(value(&bed.left, 1).as_deref(), Some("new"));
     assert_equal(&bed);
 }

@@ -1,0 +1,97 @@
+//! Where a statement takes its values from: arrays of parameters (a batch) or literals (one change).
+
+use super::batch::Batch;
+use super::quote::{ident, literal, relation};
+use crate::change::{Carrier, Column, Policy, Route};
+
+/// Where a statement takes its values from.
+pub struct Values {
+    /// An expression per column of the route, empty for one that is not sent.
+    pub new: Vec<String>,
+    /// An expression per key column: the key before the change.
+    pub old: Vec<String>,
+    /// The version a delete saw.
+    pub seen: Option<String>,
+    /// The FROM item that the expressions read, named `v`; `None` for literals.
+    pub from: Option<String>,
+    /// Changes that the values stand for.
+    pub rows: usize,
+    /// Positions of columns that an UPDATE leaves as they are.
+    pub unchanged: Vec<u32>,
+}
+
+impl Values {
+    pub fn of_arrays(batch: &Batch) -> Self {
+        let route = &batch.route;
+        let mut arrays = Vec::new();
+        let mut names = Vec::new();
+        let mut take = |column: &Column, name: String| {
+            names.push(name.clone());
+            arrays.push(array_param(route, column, names.len()));
+            element(route, column, &name)
+        };
+        let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
+            .map(|(i, column)| match batch.unchanged.contains(&(i as u32)) {
+                true => String::new(),
+                false => take(column, format!("n{i}")),
+            })
+            .collect();
+        let old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
+            .map(|(i, at)| take(&route.columns[*at], format!("k{i}")))
+            .collect();
+        let seen = match (&batch.seen, route.policy) {
+            (Some(_), Policy::Newest(at)) => Some(take(&route.columns[at], "s".to_owned())),
+            _ => None,
+        };
+        let from = format!(
+            "ROWS FROM ({}) WITH ORDINALITY AS v({}, ord)",
+            arrays.iter().map(|a| format!("pg_catalog.unnest({a})")).collect::<Vec<_>>().join(", "),
+            names.join(", ")
+        );
+        let old = if old.is_empty() { key_of(route, &new) } else { old };
+        let unchanged = batch.unchanged.clone();
+        Self { new, old, seen, from: Some(from), rows: batch.rows, unchanged }
+    }
+
+    /// `FROM item` or nothing.
+    pub fn from(&self) -> String {
+        self.from.as_ref().map(|item| format!(" FROM {item}")).unwrap_or_default()
+    }
+
+    /// `USING item` or nothing.
+    pub fn using(&self) -> String {
+        self.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default()
+    }
+}
+
+/// The key part of a row of expressions.
+pub fn key_of(route: &Route, row: &[String]) -> Vec<String> {
+    route.key.iter().filter_map(|at| row.get(*at).cloned()).collect()
+}
+
+/// The parameter that carries a column of a batch. For elements the array takes the remote column's
+/// own type, which COALESCE hands to the untyped parameter: no type is named, none can be missing.
+fn array_param(route: &Route, column: &Column, number: usize) -> String {
+    match &column.carrier {
+        Carrier::Element => format!(
+            "COALESCE(${number}, ARRAY[(NULL::{}).{}])",
+            relation(&route.target),
+            ident(&column.name)
+        ),
+        Carrier::Array(_) | Carrier::Record => format!("${number}::pg_catalog.text[]"),
+    }
+}
+
+/// The value of a column in the current row of `v`.
+fn element(route: &Route, column: &Column, name: &str) -> String {
+    match &column.carrier {
+        Carrier::Element => format!("v.{name}"),
+        Carrier::Array(array) => format!("v.{name}::pg_catalog.{}", ident(array)),
+        Carrier::Record => format!(
+            "(pg_catalog.json_populate_record(NULL::{}, pg_catalog.json_build_object({}, v.{name}))).{}",
+            relation(&route.target),
+            literal(&column.name),
+            ident(&column.name)
+        ),
+    }
+}
