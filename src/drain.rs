@@ -7,7 +7,7 @@
 //! it is delivered, it is marked, and nothing passes it.
 
 use crate::change::{Change, Route};
-use crate::delivery::commit::BEGIN;
+use crate::delivery::commit::{self, BEGIN};
 use crate::delivery::drive::{self, Stop};
 use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
 use crate::delivery::feed::{Changes, Fixed, Source};
@@ -155,10 +155,12 @@ impl<'h> Drain<'h> {
         let mut replay = Replay { link: Some(link), begun: !first, applied: 0, failure: None };
         replay.apply(&records)?;
         let (done, rest) = records.split_at(replay.applied);
-        match replay.link.and_then(Link::into_session) {
-            // With nothing applied, closing the connection rolls back.
-            Some(session) if !first || !done.is_empty() => {
+        match replay.link {
+            Some(link) if first && done.is_empty() => commit::roll_back(link),
+            Some(link) => {
                 queue::remove(self.home, done)?;
+                let session =
+                    link.into_session().ok_or(Error::internal("drain without session"))?;
                 transaction::keep_drain(&self.server_name, session, open);
             }
             // What an earlier call of this transaction had applied is gone, its records too.

@@ -240,7 +240,9 @@ fn settle_commit(
             Err(Error::Canceled)
         }
         Err(error) => {
-            roll_back(link, interrupted);
+            if !interrupted {
+                roll_back(link);
+            }
             failed(set, error, None).map(Some)
         }
     }
@@ -255,14 +257,14 @@ fn keep(link: Link<'_>, interrupted: bool) {
 
 /// Keeps the session of a transaction that failed, if it can be rolled back; else its connection is
 /// closed, which does the same.
-fn roll_back(mut link: Link<'_>, interrupted: bool) {
-    if interrupted || !link.is_up() {
-        return;
+pub fn roll_back(mut link: Link<'_>) {
+    if link.is_up() && !link.is_idle() {
+        link.run(Fixed::new(["ROLLBACK"]), Ending::Open);
+        if drive::drive(std::slice::from_mut(&mut link)) == Stop::Interrupted {
+            return;
+        }
     }
-    link.run(Fixed::new(["ROLLBACK"]), Ending::Open);
-    if drive::drive(std::slice::from_mut(&mut link)) == Stop::Done && link.result().is_ok() {
-        keep(link, interrupted);
-    }
+    keep(link, false);
 }
 
 /// Drives links to their end, and says whether they were asked to cancel. A request to cancel is

@@ -194,6 +194,11 @@ impl<'f> Link<'f> {
         &self.answers
     }
 
+    /// Whether the server has rolled back by itself, or there is nothing to roll back.
+    pub fn is_idle(&self) -> bool {
+        matches!(&self.state, State::Resting(session) if session.connection.is_idle())
+    }
+
     /// The session, if the link ended with one at rest.
     pub fn into_session(self) -> Option<Session> {
         match self.state {

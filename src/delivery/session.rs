@@ -52,8 +52,11 @@ pub fn take(endpoint: &Endpoint) -> Option<Session> {
     (*session.endpoint == *endpoint && session.is_alive()).then_some(session)
 }
 
-/// Keeps a session that is idle and healthy for the next transaction.
+/// Keeps a session for the next transaction; closes it if one is still open on the server.
 pub fn put_back(session: Session) {
+    if !session.connection.is_idle() {
+        return;
+    }
     let key = session.endpoint.account.mapping.to_u32();
     let old = IDLE.with_borrow_mut(|idle| idle.insert(key, session));
     drop(old);

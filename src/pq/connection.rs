@@ -7,11 +7,11 @@ use super::reply::Reply;
 use crate::error::SqlState;
 use crate::sql::Statement;
 use pq_sys::{
-    ConnStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID, PQconnectPoll,
-    PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput, PQenterPipelineMode,
-    PQerrorMessage, PQfinish, PQflush, PQgetResult, PQisBusy, PQpipelineSync, PQsendFlushRequest,
-    PQsendQueryParams, PQsetErrorVerbosity, PQsetNoticeReceiver, PQsetnonblocking, PQsocket,
-    PQstatus, PostgresPollingStatusType,
+    ConnStatusType, PGTransactionStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID,
+    PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
+    PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQgetResult, PQisBusy, PQpipelineSync,
+    PQsendFlushRequest, PQsendQueryParams, PQsetErrorVerbosity, PQsetNoticeReceiver,
+    PQsetnonblocking, PQsocket, PQstatus, PQtransactionStatus, PostgresPollingStatusType,
 };
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -87,6 +87,12 @@ impl Connection {
     pub fn is_up(&self) -> bool {
         // SAFETY: a live connection.
         unsafe { PQstatus(self.raw()) == ConnStatusType::CONNECTION_OK }
+    }
+
+    /// Whether no transaction is open on the server.
+    pub fn is_idle(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { PQtransactionStatus(self.raw()) == PGTransactionStatusType::PQTRANS_IDLE }
     }
 
     /// Process ID of the server's backend.
