@@ -93,7 +93,7 @@ impl ChangeSet {
         self.has_unsent
     }
 
-    /// The changes in order, with their routes. One reader at a time.
+    /// The changes in order, with their routes.
     pub fn changes(&self) -> Reader<'_> {
         self.log.read(&self.routes)
     }

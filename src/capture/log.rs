@@ -14,6 +14,8 @@ use std::rc::Rc;
 
 /// Bytes of the length that begins an entry.
 const HEADER: usize = 4;
+/// Bytes read from the file at once.
+const READ_AHEAD: usize = 256 * 1024;
 
 /// See the module's head.
 #[derive(Default)]
@@ -76,9 +78,9 @@ impl ChangeLog {
         }
     }
 
-    /// Reads from the start. One reader at a time: it moves the file's position.
+    /// Reads from the start.
     pub fn read<'l>(&'l self, routes: &'l [Rc<Route>]) -> Reader<'l> {
-        Reader { log: self, routes, position: 0, buffer: Vec::new() }
+        Reader { log: self, routes, position: 0, chunk: Vec::new(), chunk_start: 0 }
     }
 
     /// Gives the file back, at the end of a transaction that commits.
@@ -92,32 +94,39 @@ pub struct Reader<'l> {
     log: &'l ChangeLog,
     routes: &'l [Rc<Route>],
     position: u64,
-    /// The current entry, where it comes from the file.
-    buffer: Vec<u8>,
+    /// A part of the file, and where in the log it begins.
+    chunk: Vec<u8>,
+    chunk_start: u64,
 }
 
 impl Reader<'_> {
-    /// The current entry, from the file or straight from memory.
-    fn entry(&mut self) -> Result<&[u8]> {
-        let (log, position) = (self.log, self.position);
+    /// The next bytes of the log, from the file or straight from memory.
+    fn bytes(&mut self, position: u64, length: usize) -> Result<&[u8]> {
+        let log = self.log;
         if position >= log.spilled {
-            let rest = &log.tail[(position - log.spilled) as usize..];
-            let (header, body) = rest.split_at_checked(HEADER).ok_or_else(damaged)?;
-            let length = length_of(header)?;
-            self.position += (HEADER + length) as u64;
-            return body.get(..length).ok_or_else(damaged);
+            let at = (position - log.spilled) as usize;
+            return log.tail.get(at..at + length).ok_or_else(damaged);
         }
-        let file = log.file.as_ref().ok_or_else(damaged)?;
-        if position == 0 {
-            file.seek(0)?;
+        let end = position + length as u64;
+        let known = self.chunk_start..self.chunk_start + self.chunk.len() as u64;
+        if !(known.contains(&position) && end <= known.end) {
+            let rest = (log.spilled - position) as usize;
+            self.chunk.clear();
+            self.chunk.resize(length.max(READ_AHEAD).min(rest), 0);
+            self.chunk_start = position;
+            log.file.as_ref().ok_or_else(damaged)?.read_at(position, &mut self.chunk)?;
         }
-        let mut header = [0; HEADER];
-        file.read(&mut header)?;
-        let length = length_of(&header)?;
-        self.buffer.resize(length, 0);
-        file.read(&mut self.buffer)?;
-        self.position += (HEADER + length) as u64;
-        Ok(&self.buffer)
+        let at = (position - self.chunk_start) as usize;
+        self.chunk.get(at..at + length).ok_or_else(damaged)
+    }
+
+    /// The next entry.
+    fn entry(&mut self) -> Result<&[u8]> {
+        let start = self.position;
+        let header: [u8; HEADER] = self.bytes(start, HEADER)?.try_into().map_err(|_| damaged())?;
+        let length = u32::from_le_bytes(header) as usize;
+        self.position = start + (HEADER + length) as u64;
+        self.bytes(start + HEADER as u64, length)
     }
 }
 
@@ -132,11 +141,6 @@ impl Source for Reader<'_> {
         take(routes.get(route as usize).ok_or_else(damaged)?, &change);
         Ok(true)
     }
-}
-
-fn length_of(header: &[u8]) -> Result<usize> {
-    let bytes: [u8; HEADER] = header.try_into().map_err(|_| damaged())?;
-    Ok(u32::from_le_bytes(bytes) as usize)
 }
 
 fn damaged() -> Error {

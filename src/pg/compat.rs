@@ -19,3 +19,29 @@ pub unsafe fn create_wait_event_set(events: i32) -> *mut pg_sys::WaitEventSet {
         pg_sys::CreateWaitEventSet(pg_sys::CurrentResourceOwner, events)
     }
 }
+
+/// `FileRead`: 15 takes `char *` and `int` where newer majors take `void *` and `size_t`.
+///
+/// # Safety
+/// `file` must be open and `buffer` valid for writes; its length must fit an `int`.
+pub unsafe fn file_read(file: pg_sys::File, buffer: &mut [u8], offset: i64) -> i64 {
+    let event = pg_sys::WaitEventIO::WAIT_EVENT_BUFFILE_READ;
+    // SAFETY: forwarded from the caller.
+    let read = unsafe {
+        pg_sys::FileRead(file, buffer.as_mut_ptr().cast(), buffer.len() as _, offset, event)
+    };
+    read as i64
+}
+
+/// `FileWrite`, with the same differences; and up to 15 its buffer is not `const`, though it is
+/// only read.
+///
+/// # Safety
+/// `file` must be open; the bytes' length must fit an `int`.
+pub unsafe fn file_write(file: pg_sys::File, bytes: &[u8], offset: i64) -> i64 {
+    let event = pg_sys::WaitEventIO::WAIT_EVENT_BUFFILE_WRITE;
+    let start = bytes.as_ptr().cast_mut().cast();
+    // SAFETY: forwarded from the caller.
+    let written = unsafe { pg_sys::FileWrite(file, start, bytes.len() as _, offset, event) };
+    written as i64
+}

@@ -1,74 +1,84 @@
 //! A temporary file of the server's own kind: in `temp_tablespaces`, counted by `temp_file_limit`,
 //! gone with the transaction whatever its end.
+//!
+//! Unbuffered, and not the server's BufFile: that keeps what it could not write, and after a write
+//! that met `temp_file_limit`, in a savepoint that was then rolled back, every later use would fail
+//! over it again.
 
+use super::compat;
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
 
+/// Bytes handed to the server in one call.
+const CHUNK: usize = 1 << 20;
+
 /// See the module's head. Belongs to the top transaction, so it outlasts a subtransaction's abort.
-/// Dropping it does nothing: an abort closes the file by itself, and writing out its buffer then
-/// could fail where nothing may; whoever commits must call [`TempFile::close`].
-pub struct TempFile(*mut pg_sys::BufFile);
+/// Dropping it does nothing: an abort closes the file by itself; whoever commits must call
+/// [`TempFile::close`].
+pub struct TempFile(pg_sys::File);
 
 impl TempFile {
     /// An empty file. PostgreSQL raises what goes wrong.
     pub fn create() -> Self {
-        // SAFETY: inside a transaction; owner and memory context are put back, and an ERROR in
-        // between resets both.
+        // SAFETY: inside a transaction; the owner is put back, and an ERROR in between resets it.
         unsafe {
             pg_sys::PrepareTempTablespaces();
             let owner = pg_sys::CurrentResourceOwner;
-            let context = pg_sys::CurrentMemoryContext;
             pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
-            pg_sys::CurrentMemoryContext = pg_sys::TopTransactionContext;
-            let file = pg_sys::BufFileCreateTemp(false);
-            pg_sys::CurrentMemoryContext = context;
+            let file = pg_sys::OpenTemporaryFile(false);
             pg_sys::CurrentResourceOwner = owner;
             Self(file)
         }
     }
 
-    /// Writes at a position not beyond the end. PostgreSQL raises what goes wrong, 53400 for
-    /// `temp_file_limit`.
+    /// Writes at a position. PostgreSQL raises 53400 for `temp_file_limit`.
     ///
     /// # Errors
-    /// When the position cannot be reached.
-    pub fn write_at(&self, position: u64, bytes: &[u8]) -> Result<()> {
-        self.seek(position)?;
-        // SAFETY: an open file; the bytes are only read.
-        unsafe { pg_sys::BufFileWrite(self.0, bytes.as_ptr().cast_mut().cast(), bytes.len()) }
+    /// 53100 when the disk is full, or what else the system says.
+    pub fn write_at(&self, mut position: u64, bytes: &[u8]) -> Result<()> {
+        for chunk in bytes.chunks(CHUNK) {
+            // SAFETY: an open file; a chunk's length fits an int.
+            let written = unsafe { compat::file_write(self.0, chunk, position as i64) };
+            if written != chunk.len() as i64 {
+                return Err(failed("write to", written));
+            }
+            position += written as u64;
+        }
         Ok(())
     }
 
-    /// Makes [`TempFile::read`] go on from here.
+    /// Fills the buffer from a position.
     ///
     /// # Errors
-    /// When the position is beyond the end.
-    pub fn seek(&self, position: u64) -> Result<()> {
-        const FROM_START: i32 = 0;
-        let position = i64::try_from(position).map_err(|_| Error::internal("file too large"))?;
-        // SAFETY: an open file.
-        match unsafe { pg_sys::BufFileSeek(self.0, 0, position, FROM_START) } {
-            0 => Ok(()),
-            _ => Err(Error::internal("could not seek in a temporary file")),
+    /// When the file ends before, or what the system says.
+    pub fn read_at(&self, mut position: u64, buffer: &mut [u8]) -> Result<()> {
+        for chunk in buffer.chunks_mut(CHUNK) {
+            let wanted = chunk.len() as i64;
+            // SAFETY: an open file; a chunk's length fits an int.
+            let read = unsafe { compat::file_read(self.0, chunk, position as i64) };
+            if read != wanted {
+                return Err(failed("read from", read));
+            }
+            position += read as u64;
         }
+        Ok(())
     }
 
-    /// Fills the buffer.
-    ///
-    /// # Errors
-    /// When the file ends before.
-    pub fn read(&self, buffer: &mut [u8]) -> Result<()> {
-        // SAFETY: an open file; at most the buffer's length is written to it.
-        let read = unsafe { pg_sys::BufFileRead(self.0, buffer.as_mut_ptr().cast(), buffer.len()) };
-        if read == buffer.len() {
-            return Ok(());
-        }
-        Err(Error::internal("unexpected end of a temporary file"))
-    }
-
-    /// Closes and removes the file. PostgreSQL raises what goes wrong.
+    /// Closes and removes the file.
     pub fn close(self) {
         // SAFETY: open, and not used any more.
-        unsafe { pg_sys::BufFileClose(self.0) }
+        unsafe { pg_sys::FileClose(self.0) }
     }
+}
+
+/// A short count without an error is what a full disk gives.
+fn failed(what: &str, count: i64) -> Error {
+    let reason = match count {
+        ..0 => std::io::Error::last_os_error().to_string(),
+        _ => "no space left on device, or the file ends too early".to_owned(),
+    };
+    Error::local(
+        crate::error::SqlState::new("53100"),
+        format!("could not {what} a temporary file of pg_rowsync: {reason}"),
+    )
 }

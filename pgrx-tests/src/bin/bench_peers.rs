@@ -67,6 +67,7 @@ fn main() -> Result<()> {
     let local = Side::create(&cluster("local")?, "local")?;
     let remote = Side::create(&cluster("remote")?, "remote")?;
     local.link(&remote, remote.cluster.port(), "dst", &[])?;
+    remote.link(&local, local.cluster.port(), "dst", &[])?;
     create(&local, &remote)?;
 
     let mut times = vec![vec![Vec::new(); WORK.len()]; CONTENDERS.len()];
@@ -100,38 +101,44 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Both sides are masters, as in the recipe: triggers on either, a guard against the echo.
 fn create(local: &Side, remote: &Side) -> Result<()> {
-    local.connect_superuser()?.batch_execute(RECIPE)?;
-    for contender in CONTENDERS {
-        for side in [local, remote] {
+    for side in [local, remote] {
+        side.connect_superuser()?.batch_execute(RECIPE)?;
+        for contender in CONTENDERS {
             side.connect()?.batch_execute(&format!(
                 "create table t_{contender} (pk1 int, pk2 text, info text, crt_time timestamp, \
                  mod_time timestamp, primary key (pk1, pk2))"
             ))?;
         }
+        side.connect_superuser()?.batch_execute(&format!(
+            "grant insert on recipe_err to {0}; grant usage on sequence recipe_err_id_seq to {0}",
+            side.user
+        ))?;
     }
-    let conninfo = format!(
-        "host=127.0.0.1 port={} dbname={} user={} password={} \
-         options=''-csearch_path={} -capplication_name=recipe_guard''",
-        remote.cluster.port(),
-        remote.db,
-        remote.user,
-        remote.password,
-        remote.user
-    );
-    local.connect()?.batch_execute(&format!(
-        "create trigger t after insert or update or delete on t_recipe for each row \
-           execute function recipe_sync('t_recipe', '{conninfo}'); \
-         select attach_sync('t_rowsync', 'dst', '{}.t_rowsync')",
-        remote.user
-    ))?;
-    // The recipe writes unqualified names of the local schema: both sides have one of that name.
-    remote.connect_superuser()?.batch_execute(&format!(
-        "create schema {0}; grant usage on schema {0} to {1}; \
-         create view {0}.t_recipe as select * from {1}.t_recipe; \
-         grant all on {0}.t_recipe to {1}; alter view {0}.t_recipe owner to {1}",
-        local.user, remote.user
-    ))?;
+    for (from, to) in [(local, remote), (remote, local)] {
+        let conninfo = format!(
+            "host=127.0.0.1 port={} dbname={} user={} password={} \
+             options=-capplication_name=recipe_guard",
+            to.cluster.port(),
+            to.db,
+            to.user,
+            to.password,
+        );
+        from.connect()?.batch_execute(&format!(
+            "create trigger t after insert or update or delete on t_recipe for each row \
+               execute function recipe_sync('t_recipe', '{conninfo}'); \
+             select attach_sync('t_rowsync', 'dst', '{0}.t_rowsync')",
+            to.user
+        ))?;
+        // The recipe sends the names it has here: there they lead to the table by way of a view.
+        to.connect_superuser()?.batch_execute(&format!(
+            "create schema {0}; grant usage on schema {0} to {1}; \
+             create view {0}.t_recipe as select * from {1}.t_recipe; \
+             alter view {0}.t_recipe owner to {1}",
+            from.user, to.user
+        ))?;
+    }
     Ok(())
 }
 
