@@ -89,15 +89,16 @@ pub fn detach(home: &Home, rel: Oid, server: &str) -> Result<()> {
     Ok(())
 }
 
-/// `pg_rowsync_<server>_<suffix>`, with a hash in the place of what does not fit.
+/// `00_pg_rowsync_<server>_<suffix>`, with a hash in the place of what does not fit. Triggers fire in
+/// the order of their names: this one should see a row before other triggers change it again.
 fn trigger_name(server: &str, suffix: &str) -> String {
-    let name = format!("pg_rowsync_{server}_{suffix}");
+    let name = format!("00_pg_rowsync_{server}_{suffix}");
     if name.len() <= MAX_NAME {
         return name;
     }
     let mut hasher = DefaultHasher::new();
     server.hash(&mut hasher);
-    format!("pg_rowsync_{:016x}_{suffix}", hasher.finish())
+    format!("00_pg_rowsync_{:016x}_{suffix}", hasher.finish())
 }
 
 /// `table` or `schema.table`, quoted where needed; without a schema, that of the local table.
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn trigger_names_fit_and_stay_apart() {
-        assert_eq!(trigger_name("dst", "dml"), "pg_rowsync_dst_dml");
+        assert_eq!(trigger_name("dst", "dml"), "00_pg_rowsync_dst_dml");
         let (one, two) = ("x".repeat(62) + "1", "x".repeat(62) + "2");
         assert!(trigger_name(&one, "truncate").len() <= MAX_NAME);
         assert_ne!(trigger_name(&one, "dml"), trigger_name(&two, "dml"));

@@ -74,6 +74,16 @@ pub struct Route {
 }
 
 impl Route {
+    /// Positions of the key columns that an UPDATE may set.
+    pub fn settable_key(&self) -> impl Iterator<Item = usize> + '_ {
+        self.key.iter().copied().filter(|at| !self.columns[*at].fixed)
+    }
+
+    /// Whether there is anything that an UPDATE may set.
+    pub fn can_update(&self) -> bool {
+        self.columns.iter().any(|column| !column.fixed)
+    }
+
     /// Positions of the columns that are compared by operators of their type's own schema.
     pub fn compared(&self) -> impl Iterator<Item = usize> + '_ {
         let version = match self.policy {

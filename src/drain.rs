@@ -16,7 +16,8 @@ use crate::delivery::{lost, session};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Home;
 use crate::pg::{interrupt, lock, report};
-use crate::queue::{self, Record};
+use crate::queue;
+use crate::queue::claim::{Record, Unit, claim};
 use crate::transaction::{self, OpenDrain};
 use std::rc::Rc;
 
@@ -147,14 +148,14 @@ impl<'h> Drain<'h> {
                 return Ok(false);
             }
         };
-        let records = queue::claim(self.home, &self.server_name, self.limit)?;
-        if records.is_empty() {
+        let units = claim(self.home, &self.server_name, self.limit)?;
+        if units.is_empty() {
             link.into_session().into_iter().for_each(session::put_back);
             return Ok(true);
         }
         let mut replay = Replay { link: Some(link), begun: !first, applied: 0, failure: None };
-        replay.apply(&records)?;
-        let (done, rest) = records.split_at(replay.applied);
+        replay.apply(&units)?;
+        let (done, rest) = units.split_at(replay.applied);
         match replay.link {
             Some(link) if first && done.is_empty() => commit::roll_back(link),
             Some(link) => {
@@ -172,7 +173,7 @@ impl<'h> Drain<'h> {
         match replay.failure {
             None => Ok(true),
             Some(error) => {
-                let id = rest.first().map(|record| record.id.as_str());
+                let id = rest.first().and_then(|unit| unit.records.first()).map(|r| r.id.as_str());
                 fail(self.home, &self.server_name, id, &error)?;
                 Ok(false)
             }
@@ -202,15 +203,11 @@ impl<'h> Drain<'h> {
 }
 
 /// Records as a source of changes.
-struct Records<'r> {
-    records: &'r [Record],
-    at: usize,
-}
+struct Records<I>(I);
 
-impl Source for Records<'_> {
+impl<'r, I: Iterator<Item = &'r Record>> Source for Records<I> {
     fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool> {
-        let Some(record) = self.records.get(self.at) else { return Ok(false) };
-        self.at += 1;
+        let Some(record) = self.0.next() else { return Ok(false) };
         take(&record.route, &record.change.borrowed());
         Ok(true)
     }
@@ -222,15 +219,15 @@ struct Replay {
     link: Option<Link<'static>>,
     /// The remote transaction has begun.
     begun: bool,
-    /// Records applied, from the first on.
+    /// Units applied, from the first on.
     applied: usize,
     failure: Option<Error>,
 }
 
 impl Replay {
-    /// Applies as many records as can be, from the first on. Deferred constraints are checked here
+    /// Applies as many units as can be, from the first on. Deferred constraints are checked here
     /// and not at COMMIT, where it would be too late to tell which record breaks them.
-    fn apply(&mut self, records: &[Record]) -> Result<()> {
+    fn apply(&mut self, units: &[Unit]) -> Result<()> {
         let begin: &[&str] = match self.begun {
             true => &["SET CONSTRAINTS ALL DEFERRED", "SAVEPOINT drain"],
             false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
@@ -239,37 +236,37 @@ impl Replay {
         if let Err(error) = self.statements(begin) {
             return self.lost(error);
         }
-        self.apply_each(records)?;
+        self.apply_each(units)?;
         if self.applied == 0 {
             return Ok(());
         }
         match self.statements(&["SET CONSTRAINTS ALL IMMEDIATE"]) {
             Ok(()) => Ok(()),
-            Err(error @ Error::Remote(_)) => self.shorten(records, error),
+            Err(error @ Error::Remote(_)) => self.shorten(units, error),
             Err(error) => self.lost(error),
         }
     }
 
-    /// Applies records until one fails. On a permanent failure of several at once, the first half
-    /// of them is tried alone, until the one that fails is found.
-    fn apply_each(&mut self, records: &[Record]) -> Result<()> {
+    /// Applies units until one fails. On a permanent failure of several at once, the first half of
+    /// them is tried alone, until the one that fails is found.
+    fn apply_each(&mut self, units: &[Unit]) -> Result<()> {
         if self.link.is_none() || self.failure.is_some() {
             return Ok(());
         }
-        match self.attempt(records, &["SAVEPOINT record"], &[]) {
+        match self.attempt(units, &["SAVEPOINT unit"], &[]) {
             Ok(()) => {
-                self.applied += records.len();
+                self.applied += units.len();
                 Ok(())
             }
             Err(error) if self.link.is_some() && is_about_records(&error) => {
-                if let Err(error) = self.statements(&["ROLLBACK TO SAVEPOINT record"]) {
+                if let Err(error) = self.statements(&["ROLLBACK TO SAVEPOINT unit"]) {
                     return self.lost(error);
                 }
-                if records.len() == 1 || error.is_transient() {
+                if units.len() == 1 || error.is_transient() {
                     self.failure = Some(error);
                     return Ok(());
                 }
-                let (first, second) = records.split_at(records.len() / 2);
+                let (first, second) = units.split_at(units.len() / 2);
                 self.apply_each(first)?;
                 self.apply_each(second)
             }
@@ -277,14 +274,14 @@ impl Replay {
         }
     }
 
-    /// The applied records break a deferred constraint together: finds by halving how many of them
+    /// The applied units break a deferred constraint together: finds by halving how many of them
     /// do not. The first one left out is the one to look at.
-    fn shorten(&mut self, records: &[Record], mut error: Error) -> Result<()> {
+    fn shorten(&mut self, units: &[Unit], mut error: Error) -> Result<()> {
         const AGAIN: [&str; 2] = ["ROLLBACK TO SAVEPOINT drain", "SET CONSTRAINTS ALL DEFERRED"];
         let (mut good, mut bad) = (0, self.applied);
         while bad - good > 1 {
             let middle = good + (bad - good) / 2;
-            match self.attempt(&records[..middle], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
+            match self.attempt(&units[..middle], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
                 Ok(()) => good = middle,
                 Err(broken) if self.link.is_some() && is_about_records(&broken) => {
                     (bad, error) = (middle, broken);
@@ -292,7 +289,7 @@ impl Replay {
                 Err(broken) => return self.lost(broken),
             }
         }
-        match self.attempt(&records[..good], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
+        match self.attempt(&units[..good], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
             Ok(()) => {
                 (self.applied, self.failure) = (good, Some(error));
                 Ok(())
@@ -314,18 +311,16 @@ impl Replay {
     }
 
     /// Applies records between other statements.
-    fn attempt(&mut self, records: &[Record], before: &[&str], after: &[&str]) -> Result<()> {
-        if records.is_empty() {
+    fn attempt(&mut self, units: &[Unit], before: &[&str], after: &[&str]) -> Result<()> {
+        if units.is_empty() {
             return self.statements(&[before, after].concat());
         }
         let Some(session) = self.link.take().and_then(Link::into_session) else { return Ok(()) };
         let name = session.endpoint.application_name.clone();
         // A link of its own: it borrows the records.
         let mut link = Link::over(session);
-        link.run(
-            Changes::new(Records { records, at: 0 }, &name).between(before, after),
-            Ending::Open,
-        );
+        let records = Records(units.iter().flat_map(|unit| &unit.records));
+        link.run(Changes::new(records, &name).between(before, after), Ending::Open);
         let result = lost::run(&mut link);
         self.link = link.into_session().map(Link::over);
         result

@@ -4,15 +4,16 @@
 //! at pre-commit, while the transaction still holds its row locks, so of two changes that depend on
 //! each other the older has the smaller id.
 
+pub mod claim;
+
+use self::claim::Unit;
 use crate::capture::change_set::ChangeSet;
 use crate::change::{Change, Route};
-use crate::delivery::collapse::TRANSACTION_SHIFT;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::context;
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
-use std::collections::HashMap;
 use std::rc::Rc;
 
 /// Records handed to the database in one statement.
@@ -182,13 +183,6 @@ pub fn remember_lost(set: &ChangeSet, backend_pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// A queued change.
-pub struct Record {
-    pub id: String,
-    pub route: Rc<Route>,
-    pub change: Change<String>,
-}
-
 /// The owner of a server's oldest record, as text. Locks nothing.
 ///
 /// # Errors
@@ -203,75 +197,21 @@ pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
-/// The oldest records of a server, at most `limit`, all of the same owner as the oldest: those of
-/// another owner go over another connection and wait until these are committed.
-/// Locked, so that they cannot be discarded meanwhile.
-///
-/// # Errors
-/// What reading the queue reports, and records that cannot be understood.
-pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Vec<Record>> {
-    let schema = ident(&home.schema);
-    let sql = format!(
-        "SELECT q.id, q.owner::pg_catalog.oid, q.route_id, r.body, q.change, q.xact FROM {schema}.sync_queue q \
-         JOIN {schema}.sync_route r ON r.id OPERATOR(pg_catalog.=) q.route_id \
-         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-         ORDER BY q.id LIMIT $2::pg_catalog.int8 FOR UPDATE OF q"
-    );
-    let rows = spi::write(home, &sql, &[Some(server_name), Some(&limit.to_string())])?;
-    let mut records = Vec::with_capacity(rows.len());
-    let mut oldest = None;
-    let mut routes: HashMap<String, Rc<Route>> = HashMap::new();
-    // Commands are numbered within their transaction; here both are numbered within the claim.
-    let (mut last_transaction, mut transactions) = (None, 0u16);
-    let (mut last_command, mut commands) = (None, 0);
-    for mut row in rows {
-        let owner = required(&mut row, 1)?;
-        if oldest.get_or_insert_with(|| owner.clone()) != &owner {
-            break;
-        }
-        let (id, route_id) = (required(&mut row, 0)?, required(&mut row, 2)?);
-        let route = match routes.get(&route_id) {
-            Some(route) => route.clone(),
-            None => {
-                let route: Rc<Route> = Rc::new(from_json(&required(&mut row, 3)?)?);
-                routes.insert(route_id, route.clone());
-                route
-            }
-        };
-        let mut change: Change<String> = from_json(&required(&mut row, 4)?)?;
-        let transaction = required(&mut row, 5)?;
-        if last_transaction.as_ref() != Some(&transaction) {
-            (last_transaction, transactions) = (Some(transaction), transactions.wrapping_add(1));
-            last_command = None;
-        }
-        if last_command != Some(change.command) {
-            (last_command, commands) = (Some(change.command), commands + 1);
-        }
-        change.command = commands;
-        let tag = |stored: u64| match stored {
-            0 => 0,
-            _ => stored | u64::from(transactions) << TRANSACTION_SHIFT,
-        };
-        change.stored = (tag(change.stored.0), tag(change.stored.1));
-        records.push(Record { id, route, change });
-    }
-    Ok(records)
-}
-
 /// Removes delivered records.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn remove(home: &Home, records: &[Record]) -> Result<()> {
-    for chunk in records.chunks(CHUNK_ROWS) {
+pub fn remove(home: &Home, units: &[Unit]) -> Result<()> {
+    let ids: Vec<&str> = units.iter().flat_map(|u| &u.records).map(|r| r.id.as_str()).collect();
+    for chunk in ids.chunks(CHUNK_ROWS) {
         let sql = format!(
             "DELETE FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) \
              ANY ($1::pg_catalog.int8[])",
             ident(&home.schema)
         );
-        let mut ids = ArrayLiteral::default();
-        chunk.iter().for_each(|record| ids.push(Some(&record.id)));
-        spi::write(home, &sql, &[Some(&ids.into_text())])?;
+        let mut array = ArrayLiteral::default();
+        chunk.iter().for_each(|id| array.push(Some(id)));
+        spi::write(home, &sql, &[Some(&array.into_text())])?;
     }
     Ok(())
 }

@@ -10,8 +10,9 @@ use crate::change::Change;
 use crate::delivery::session::{self, Session};
 use crate::error::Result;
 use crate::pg::xact::{self, Handlers};
-use crate::pg::{context, interrupt, invalidation};
+use crate::pg::{Oid, context, interrupt, invalidation};
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 /// A remote transaction with drained records applied, to be committed with the local one.
 pub struct OpenDrain {
@@ -27,6 +28,9 @@ pub struct OpenDrain {
 pub struct Work {
     pub sets: Vec<ChangeSet>,
     pub drains: Vec<OpenDrain>,
+    /// Row versions of this transaction that a statement inside a trigger has replaced: trigger and
+    /// place of the row. Those of rolled-back subtransactions stay; they are checked before use.
+    superseded: HashSet<(u32, u64)>,
 }
 
 thread_local! {
@@ -60,6 +64,17 @@ pub fn add_change(descriptor: &Descriptor, change: &Change<&str>) -> Result<()> 
         });
         work.sets[at].push(descriptor, change, subtransaction)
     })
+}
+
+/// Remembers that a row version has been replaced inside a trigger, and that captured.
+pub fn note_superseded(trigger: Oid, stored: u64) {
+    listen();
+    WORK.with_borrow_mut(|work| work.superseded.insert((trigger.to_u32(), stored)));
+}
+
+/// Whether [`note_superseded`] was told of a row version.
+pub fn was_superseded(trigger: Oid, stored: u64) -> bool {
+    WORK.with_borrow(|work| work.superseded.contains(&(trigger.to_u32(), stored)))
 }
 
 /// Takes out everything; the transaction is about to end.

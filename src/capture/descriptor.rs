@@ -235,7 +235,11 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         columns,
         key,
         policy,
-        key_deferrable: options.key.is_none() && table.key_deferrable,
+        key_deferrable: table.key_deferrable
+            && options
+                .key
+                .as_ref()
+                .is_none_or(|own| table.key.iter().all(|name| own.contains(name))),
         truncate_children: table.partitioned,
         application_name: options.application_name.clone(),
     })

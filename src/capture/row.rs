@@ -7,51 +7,77 @@ use crate::pg::context;
 use crate::pg::row::canonical_output;
 use crate::pg::trigger::{Event, Slot};
 
-/// The change that an event stands for. Runs the types' output functions.
+/// Hands the changes that an event stands for to `take`: one, or two where an UPDATE gave a GENERATED
+/// ALWAYS identity column another value, which no UPDATE elsewhere may do. Runs the types' output
+/// functions.
 ///
 /// # Errors
-/// 23502 for NULL in a key column; text that is not UTF-8. PostgreSQL raises what an output
-/// function does.
-pub fn change_of<'call>(
-    event: &Event<'call>,
+/// 23502 for NULL in a key column; text that is not UTF-8; what `take` reports. PostgreSQL raises
+/// what an output function does.
+pub fn changes_of(
+    event: &Event<'_>,
     op: Op,
     descriptor: &Descriptor,
-) -> Result<Change<&'call str>> {
+    take: impl Fn(&Change<&str>) -> Result<()>,
+) -> Result<()> {
     if op == Op::Truncate {
-        return Ok(change(op, 0, Vec::new()));
+        return take(&change(op, 0, Vec::new()));
     }
     let canonical = !descriptor.sensitive && context::output_is_canonical();
-    let _settings = (!canonical).then(canonical_output);
+    let settings = (!canonical).then(canonical_output);
     let mut captured = match op {
-        Op::Insert => {
-            let row = read_row(descriptor, event.row())?;
-            change(op, event.row().command(), row)
+        Op::Insert => vec![inserted(descriptor, event.row())?],
+        Op::Update if replaces(descriptor, event)? => {
+            vec![deleted(descriptor, event.row())?, inserted(descriptor, event.new_row())?]
         }
-        Op::Update => {
-            let row = read_row(descriptor, event.new_row())?;
-            let mut update = change(op, event.new_row().command(), row);
-            let (key, _) = read_key(descriptor, event.row())?;
-            if update.new_key(&descriptor.route) != key {
-                update.key = key;
-            } else if !matches!(descriptor.route.policy, Policy::Newest(_)) {
-                update.unchanged = untouched(descriptor, event)?;
-            }
-            update
-        }
-        Op::Delete | Op::Truncate => {
-            let (key, seen) = read_key(descriptor, event.row())?;
-            Change { key, seen, ..change(op, 0, Vec::new()) }
-        }
+        Op::Update => vec![updated(descriptor, event)?],
+        Op::Delete | Op::Truncate => vec![deleted(descriptor, event.row())?],
     };
-    check_key(descriptor, &captured)?;
-    if descriptor.route.key_deferrable {
-        captured.stored = match op {
-            Op::Insert => (0, event.row().stored()),
-            Op::Update => (event.row().stored(), event.new_row().stored()),
-            Op::Delete | Op::Truncate => (event.row().stored(), 0),
-        };
+    drop(settings);
+    for change in &mut captured {
+        check_key(descriptor, change)?;
+        if descriptor.route.key_deferrable {
+            change.stored = match change.op {
+                Op::Insert if op == Op::Insert => (0, event.row().stored()),
+                Op::Insert => (0, event.new_row().stored()),
+                Op::Update => (event.row().stored(), event.new_row().stored()),
+                Op::Delete | Op::Truncate => (event.row().stored(), 0),
+            };
+        }
+        take(change)?;
     }
-    Ok(captured)
+    Ok(())
+}
+
+fn inserted<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Change<&'call str>> {
+    Ok(change(Op::Insert, slot.command(), read_row(descriptor, slot)?))
+}
+
+fn deleted<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Change<&'call str>> {
+    let (key, seen) = read_key(descriptor, slot)?;
+    Ok(Change { key, seen, ..change(Op::Delete, 0, Vec::new()) })
+}
+
+fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
+    let row = read_row(descriptor, event.new_row())?;
+    let mut update = change(Op::Update, event.new_row().command(), row);
+    let (key, _) = read_key(descriptor, event.row())?;
+    if update.new_key(&descriptor.route) != key {
+        update.key = key;
+    } else if !matches!(descriptor.route.policy, Policy::Newest(_)) {
+        update.unchanged = untouched(descriptor, event)?;
+    }
+    Ok(update)
+}
+
+/// Whether an UPDATE changed a column that no UPDATE may set on the other side.
+fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
+    let columns = &descriptor.route.columns;
+    if !columns.iter().any(|column| column.fixed) {
+        return Ok(false);
+    }
+    let (old, new) = (read_row(descriptor, event.row())?, read_row(descriptor, event.new_row())?);
+    Ok(columns.iter().zip(old.iter().zip(&new)).any(|(c, (old, new))| c.fixed && old != new))
 }
 
 fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {

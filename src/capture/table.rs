@@ -90,7 +90,8 @@ impl Table {
                          WHEN t.typtype OPERATOR(pg_catalog.<>) 'd' \
                               AND t.typsubscript OPERATOR(pg_catalog.=) \
                                   'pg_catalog.array_subscript_handler'::pg_catalog.regproc THEN \
-                              CASE WHEN t.oid OPERATOR(pg_catalog.<) 16384::pg_catalog.oid \
+                              CASE WHEN t.typnamespace OPERATOR(pg_catalog.=) \
+                                        'pg_catalog'::pg_catalog.regnamespace \
                                    THEN 'array' ELSE 'record' END \
                          WHEN t.typdelim OPERATOR(pg_catalog.<>) ',' THEN 'record' \
                          ELSE 'element' END, \
@@ -108,8 +109,12 @@ impl Table {
                       AND p.amoprighttype OPERATOR(pg_catalog.=) c.opcintype \
                      JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) p.amopopr \
                      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace \
-                     WHERE c.opcdefault AND c.opcintype OPERATOR(pg_catalog.=) \
-                           COALESCE(NULLIF(t.typbasetype, 0::pg_catalog.oid), t.oid) \
+                     WHERE c.opcdefault AND c.opcintype OPERATOR(pg_catalog.=) ANY ( \
+                           WITH RECURSIVE base(id) AS (SELECT t.oid \
+                             UNION ALL SELECT d.typbasetype FROM base JOIN pg_catalog.pg_type d \
+                               ON d.oid OPERATOR(pg_catalog.=) base.id \
+                               WHERE d.typbasetype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid) \
+                           SELECT id FROM base) \
                        AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog') \
              FROM pg_catalog.pg_attribute a \
              JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \

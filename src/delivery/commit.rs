@@ -46,7 +46,7 @@ struct Queued<'s> {
 /// # Errors
 /// What fails the local transaction: see the module's head.
 pub fn pre_commit() -> Result<()> {
-    let Work { sets, drains } = transaction::take_all();
+    let Work { sets, drains, .. } = transaction::take_all();
     let sets = strictest_per_server(sets);
     deliver(&sets, drains)?;
     sets.into_iter().for_each(ChangeSet::close);
@@ -104,7 +104,7 @@ fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
 /// # Errors
 /// 0A000 for `sync` changes and for drained records.
 pub fn pre_prepare() -> Result<()> {
-    let Work { sets, drains } = transaction::take_all();
+    let Work { sets, drains, .. } = transaction::take_all();
     let refuse = |what: &str| {
         Err(Error::local(
             SqlState::FEATURE_NOT_SUPPORTED,

@@ -103,6 +103,13 @@ impl<'call> Event<'call> {
             .collect()
     }
 
+    /// Whether the statement that fired the trigger was run by another trigger.
+    pub fn is_nested(&self) -> bool {
+        // SAFETY: returns a counter; it does not look at its arguments.
+        let depth = unsafe { pg_sys::pg_trigger_depth(std::ptr::null_mut()) };
+        depth.value() as i32 > 1
+    }
+
     /// The row that was inserted, deleted, or is about to be replaced.
     pub fn row(&self) -> Slot<'call> {
         let data = self.data();
@@ -124,6 +131,26 @@ impl Slot<'_> {
         u64::from(id.ip_blkid.bi_hi) << 32
             | u64::from(id.ip_blkid.bi_lo) << 16
             | u64::from(id.ip_posid)
+    }
+
+    /// Whether the current transaction wrote this row.
+    pub fn is_own(&self) -> bool {
+        // SAFETY: the tuple is valid for the call.
+        unsafe {
+            let writer = (*(*self.tuple).t_data).t_choice.t_heap.t_xmin;
+            pg_sys::TransactionIdIsCurrentTransactionId(writer)
+        }
+    }
+
+    /// Whether the current transaction has changed or deleted this row again.
+    pub fn is_superseded(&self) -> bool {
+        // SAFETY: as for is_own(); t_xmax means something unless t_infomask says otherwise.
+        unsafe {
+            let header = (*self.tuple).t_data;
+            let unset = pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_LOCK_ONLY;
+            u32::from((*header).t_infomask) & unset == 0
+                && pg_sys::TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmax)
+        }
     }
 
     /// Number of the command that wrote this row, in its transaction. Only for rows that the

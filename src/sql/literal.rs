@@ -21,6 +21,7 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     let old = if change.key.is_empty() { key_of(route, &new) } else { quote(&change.key) };
     let seen = matches!(route.policy, Policy::Newest(_))
         .then(|| literal_or_null(change.seen.as_ref().map(AsRef::as_ref)));
-    let values = Values { new, old, seen, from: None, rows: 1, unchanged: Vec::new() };
+    let (any_old, unchanged) = (Vec::new(), Vec::new());
+    let values = Values { new, old, any_old, seen, from: None, rows: 1, unchanged };
     texts(route, kind, &values).join("; ")
 }

@@ -10,6 +10,8 @@ pub struct Values {
     pub new: Vec<String>,
     /// An expression per key column: the key before the change.
     pub old: Vec<String>,
+    /// The same, of any row of `w`, another look at `v`; empty for literals.
+    pub any_old: Vec<String>,
     /// The version a delete saw.
     pub seen: Option<String>,
     /// The FROM item that the expressions read, named `v`; `None` for literals.
@@ -28,7 +30,7 @@ impl Values {
         let mut take = |column: &Column, name: String| {
             names.push(name.clone());
             arrays.push(array_param(route, column, names.len()));
-            element(route, column, &name)
+            element(route, column, "v", &name)
         };
         let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
             .map(|(i, column)| match batch.unchanged.contains(&(i as u32)) {
@@ -49,8 +51,12 @@ impl Values {
             names.join(", ")
         );
         let old = if old.is_empty() { key_of(route, &new) } else { old };
+        let any_old = (route.key.iter().enumerate().take(batch.old.len()))
+            .map(|(i, at)| element(route, &route.columns[*at], "w", &format!("k{i}")))
+            .collect();
         let unchanged = batch.unchanged.clone();
-        Self { new, old, seen, from: Some(from), rows: batch.rows, unchanged }
+        let rows = batch.rows;
+        Self { new, old, any_old, seen, from: Some(from), rows, unchanged }
     }
 
     /// `FROM item` or nothing.
@@ -82,13 +88,13 @@ fn array_param(route: &Route, column: &Column, number: usize) -> String {
     }
 }
 
-/// The value of a column in the current row of `v`.
-fn element(route: &Route, column: &Column, name: &str) -> String {
+/// The value of a column in the current row of the values.
+fn element(route: &Route, column: &Column, row: &str, name: &str) -> String {
     match &column.carrier {
-        Carrier::Element => format!("v.{name}"),
-        Carrier::Array(array) => format!("v.{name}::pg_catalog.{}", ident(array)),
+        Carrier::Element => format!("{row}.{name}"),
+        Carrier::Array(array) => format!("{row}.{name}::pg_catalog.{}", ident(array)),
         Carrier::Record => format!(
-            "(pg_catalog.json_populate_record(NULL::{}, pg_catalog.json_build_object({}, v.{name}))).{}",
+            "(pg_catalog.json_populate_record(NULL::{}, pg_catalog.json_build_object({}, {row}.{name}))).{}",
             relation(&route.target),
             literal(&column.name),
             ident(&column.name)

@@ -1,0 +1,193 @@
+//! Change sets larger than `pg_rowsync.buffer_size`: memory stays bounded, nothing else changes.
+
+use postgres::Client;
+use rowsync_harness::{Side, Testbed};
+use std::fs;
+
+use crate::common::{
+    both_have, deal, one_way, outage, query, queued, records, recover, refused, rows, run, same,
+};
+
+const COLUMNS: &str = "id int primary key, v text";
+const BUFFER_KB: u64 = 16 * 1024;
+
+fn sums(side: &Side) -> Vec<String> {
+    rows(side, "select count(*), sum(id), sum(hashtext(v)) from t")
+}
+
+fn equal(bed: &Testbed, count: &str) {
+    let left = sums(&bed.left);
+    assert_eq!(left, sums(&bed.right));
+    assert_eq!(left[0].split('|').next(), Some(count));
+}
+
+/// The server leaves this in its log when a commit finds a file that nobody closed.
+fn no_leak(side: &Side) {
+    let log = side.cluster.log();
+    let leaks = log.lines().filter(|line| line.contains("temporary file leak"));
+    let own: Vec<_> = leaks.filter(|line| line.contains(&side.db)).collect();
+    assert!(own.is_empty(), "{own:?}");
+}
+
+/// A figure in kB of the session's process; `None` where processes of others cannot be read.
+fn memory(client: &mut Client, figure: &str) -> Option<u64> {
+    let pid = query(client, "select pg_backend_pid()").remove(0);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(figure))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[test]
+fn a_million_rows_in_one_transaction_take_no_more_memory_than_the_buffer() {
+    let bed = one_way("million", COLUMNS, "{}");
+    let mut client = bed.left.client();
+    run(&mut client, &format!("set pg_rowsync.buffer_size = '{BUFFER_KB}kB'"));
+    // What a session holds anyhow: the library, the connection, its share of the shared buffers.
+    run(&mut client, "insert into t values (0, 'first'); create table other (id int, v text)");
+    run(
+        &mut client,
+        "insert into other select i, repeat('x', 300) from generate_series(1, 120000) i",
+    );
+    let before = memory(&mut client, "VmHWM");
+    run(
+        &mut client,
+        "begin;
+         insert into t select i, 'v' || i from generate_series(1, 450000) i;
+         savepoint a;
+           insert into t select i, 'lost' || i from generate_series(450001, 650000) i;
+           update t set v = 'lost' where id % 10 = 0;
+         rollback to a;
+         insert into t select i, 'kept' || i from generate_series(450001, 900000) i;
+         savepoint b;
+           update t set v = v || '!' where id <= 90000;
+         release b;
+         delete from t where id between 500001 and 510000;
+         commit",
+    );
+    equal(&bed, "890001");
+    assert_eq!(queued(&bed), 0);
+    no_leak(&bed.left);
+    if let (Some(before), Some(after)) = (before, memory(&mut client, "VmHWM")) {
+        let (grown, limit) = (after - before, BUFFER_KB + 64 * 1024);
+        assert!(grown <= limit, "memory grew by {grown} kB, from {before} kB; allowed: {limit}");
+    }
+}
+
+#[test]
+fn a_spilled_change_set_is_queued_and_drained() {
+    let bed = one_way("spillqueue", COLUMNS, "{}");
+    let mut client = bed.left.client();
+    run(&mut client, "set pg_rowsync.buffer_size = '64kB'; insert into t values (0, 'first')");
+    outage(&bed.right);
+    run(
+        &mut client,
+        "begin;
+         insert into t select i, 'v' || i from generate_series(1, 150000) i;
+         savepoint a;
+           insert into t select i, 'lost' || i from generate_series(150001, 160000) i;
+         rollback to a;
+         insert into t select i, 'kept' || i from generate_series(150001, 180000) i;
+         update t set v = v || '!' where id <= 20000;
+         commit",
+    );
+    assert_eq!(queued(&bed), 200_001);
+    no_leak(&bed.left);
+    recover(&bed.right);
+    assert!(deal(&bed, "1000000"));
+    assert_eq!(queued(&bed), 0);
+    equal(&bed, "180001");
+}
+
+#[test]
+fn temp_file_limit_is_respected() {
+    for mode in ["sync", "async", "queue"] {
+        let bed = one_way("templimit", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
+        let user = &bed.left.user;
+        bed.left.exec_superuser(&format!("alter role {user} set temp_file_limit = '1MB'"));
+        let mut client = bed.left.client();
+        run(&mut client, "set pg_rowsync.buffer_size = '64kB'");
+        let many = "insert into t select i, repeat('x', 100) from generate_series(10, 50000) i";
+        refused(&mut client, many, "53400");
+        both_have(&bed, "t", &[]);
+        assert_eq!(queued(&bed), 0);
+        // In a savepoint the transaction survives it, and what fits is sent.
+        run(&mut client, "begin; insert into t values (1, 'before'); savepoint a");
+        refused(&mut client, many, "53400");
+        run(&mut client, "rollback to a; insert into t values (2, 'after'); commit");
+        assert!(deal(&bed, "10"));
+        both_have(&bed, "t", &["1|before", "2|after"]);
+        assert_eq!(records(&bed), [""; 0]);
+        no_leak(&bed.left);
+    }
+}
+
+/// The buffer of the file that could not be written must not be tried again at commit.
+#[test]
+fn a_savepoint_that_met_temp_file_limit_leaves_no_error_for_the_commit() {
+    for mode in ["sync", "async", "queue"] {
+        let bed = one_way("tempcommit", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
+        let user = &bed.left.user;
+        bed.left.exec_superuser(&format!("alter role {user} set temp_file_limit = '1MB'"));
+        let mut client = bed.left.client();
+        run(&mut client, "set pg_rowsync.buffer_size = '64kB'; begin; savepoint a");
+        let many = "insert into t select i, repeat('x', 100) from generate_series(10, 50000) i";
+        refused(&mut client, many, "53400");
+        let end = client.batch_execute("rollback to a; insert into t values (2, 'after'); commit");
+        assert!(deal(&bed, "10"));
+        let left = same(&bed, "t");
+        assert!(end.is_ok(), "{mode}: {end:?}");
+        assert_eq!(left, ["2|after"]);
+    }
+}
+
+#[test]
+fn a_spilled_change_set_that_is_rolled_back_leaves_no_file() {
+    let bed = one_way("spillback", COLUMNS, r#"{"mode": "sync"}"#);
+    bed.right.exec("alter table t add constraint few check (id < 30000)");
+    let mut client = bed.left.client();
+    run(&mut client, "set pg_rowsync.buffer_size = '64kB'");
+    let many = "insert into t select i, 'x' from generate_series(1, 30000) i";
+    run(&mut client, &format!("begin; {many}; rollback"));
+    refused(&mut client, many, "23514");
+    run(&mut client, &format!("begin; savepoint a; {many}; rollback to a; commit"));
+    both_have(&bed, "t", &[]);
+    bed.right.exec("alter table t drop constraint few");
+    // Prepared transactions take their changes from the file into the queue.
+    let queue = r#"select detach_sync('t', 'dst');"#;
+    run(&mut client, queue);
+    crate::common::attach(&bed, "t", "{}");
+    run(&mut client, &format!("begin; {many}; prepare transaction '{}'", bed.left.db));
+    run(&mut client, &format!("commit prepared '{}'", bed.left.db));
+    assert_eq!(queued(&bed), 30_000);
+    assert!(deal(&bed, "30000"));
+    equal(&bed, "30000");
+    let pid = query(&mut client, "select pg_backend_pid()").remove(0);
+    let files = format!("select name from pg_ls_tmpdir() where name like 'pgsql\\_tmp{pid}.%'");
+    assert_eq!(rows(&bed.left, &files), [""; 0]);
+    no_leak(&bed.left);
+}
+
+/// Remote and local row are equal; the value has at least this many bytes.
+fn value_crosses(bed: &Testbed, bytes: u64) {
+    let sum = format!("select id, octet_length(v) >= {bytes}, md5(v) from t");
+    let left = rows(&bed.left, &sum);
+    assert_eq!(left, rows(&bed.right, &sum));
+    assert!(left[0].contains("|t|"), "{left:?}");
+    assert_eq!(queued(bed), 0);
+}
+
+#[test]
+fn a_value_of_100_megabytes_crosses() {
+    let bed = one_way("huge", COLUMNS, r#"{"mode": "sync"}"#);
+    bed.left.exec(r#"insert into t select 1, repeat(E'0123456789 a"\\{,}é\n$q$', 4400000)"#);
+    value_crosses(&bed, 100_000_000);
+}
+
+#[test]
+fn a_value_of_20_megabytes_crosses_through_the_queue() {
+    let bed = one_way("hugequeue", COLUMNS, r#"{"mode": "queue"}"#);
+    bed.left.exec(r#"insert into t select 1, repeat(E'0123456789 a"\\{,}é\n$q$', 880000)"#);
+    bed.left.exec("update t set id = 2; update t set v = v || '!'");
+    assert!(deal(&bed, "10"), "{:?}", rows(&bed.left, "select message from sync_err_rec"));
+    value_crosses(&bed, 20_000_000);
+}

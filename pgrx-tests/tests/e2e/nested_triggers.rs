@@ -1,0 +1,65 @@
+//! Other AFTER ROW triggers that change the rows being captured.
+
+use rowsync_harness::testbed::{Testbed, fails};
+
+use crate::one_way::{assert_equal, one_way, queued};
+
+/// An AFTER ROW trigger of the left table that runs this for each new row.
+fn with_trigger(bed: &Testbed, name: &str, body: &str) {
+    bed.left.exec(&format!(
+        "create function {name}() returns trigger language plpgsql as \
+           $f$ begin if pg_trigger_depth() = 1 then {body} end if; return null; end $f$; \
+         create trigger {name} after insert or update on t for each row execute function {name}()"
+    ));
+}
+
+const AGAIN: &str = "update t set v = v || '!' where id = new.id;";
+
+#[test]
+fn a_row_that_another_trigger_changes_again_arrives_as_it_ends() {
+    let bed = one_way("again", None, "{}");
+    with_trigger(&bed, "a_first", AGAIN);
+    bed.left.exec("insert into t values (7, 'x'), (8, 'y'); update t set v = 'z' where id < 3");
+    assert_equal(&bed);
+    assert_eq!(queued(&bed), 0);
+}
+
+#[test]
+fn a_change_that_would_be_captured_after_a_later_one_is_refused() {
+    let bed = one_way("late", None, "{}");
+    let before = bed.checksum(&bed.left, "t");
+    // One that sorts first changes its own row; one that sorts last changes a row still to come.
+    for (name, body, rename) in [
+        ("a_first", AGAIN, Some("z_last")),
+        ("b_next", "update t set v = v || '!' where id = new.id + 1;", None),
+    ] {
+        with_trigger(&bed, name, body);
+        if let Some(rename) = rename {
+            bed.left
+                .exec(&format!("alter trigger \"00_pg_rowsync_dst_dml\" on t rename to {rename}"));
+        }
+        let error =
+            fails(bed.left.client().batch_execute("insert into t values (7, 'x'), (8, 'y')"));
+        assert_eq!(error.code().code(), "27000", "{name}");
+        assert!(error.hint().is_some_and(|h| h.contains("sorts before")), "{name}");
+        assert_eq!(bed.checksum(&bed.left, "t"), before, "{name}");
+        assert_equal(&bed);
+        bed.left.exec(&format!("drop trigger {name} on t"));
+        if let Some(rename) = rename {
+            bed.left
+                .exec(&format!("alter trigger {rename} on t rename to \"00_pg_rowsync_dst_dml\""));
+        }
+    }
+}
+
+#[test]
+fn a_change_that_the_other_trigger_undid_does_not_count() {
+    let bed = one_way("undone", None, "{}");
+    bed.left.exec("alter trigger \"00_pg_rowsync_dst_dml\" on t rename to z_last");
+    let undone =
+        format!("begin {AGAIN} raise exception 'no'; exception when others then null; end;");
+    with_trigger(&bed, "a_first", &undone);
+    bed.left.exec("insert into t values (7, 'x'); update t set v = 'z' where id < 3");
+    assert_equal(&bed);
+    assert_eq!(queued(&bed), 0);
+}
