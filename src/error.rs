@@ -31,6 +31,7 @@ impl SqlState {
     pub const TRIGGER_PROTOCOL: Self = Self::new("39P01");
     pub const UNDEFINED_COLUMN: Self = Self::new("42703");
     pub const UNDEFINED_OBJECT: Self = Self::new("42704");
+    pub const UNIQUE_VIOLATION: Self = Self::new("23505");
     pub const UNDEFINED_TABLE: Self = Self::new("42P01");
     pub const INTERNAL: Self = Self::new("XX000");
     pub const TRANSACTION_ROLLBACK: Self = Self::new("40000");

@@ -2,7 +2,7 @@
 
 use super::descriptor::Descriptor;
 use super::log::{ChangeLog, Reader};
-use crate::change::{Change, Route};
+use crate::change::{Change, Op, Route};
 use crate::delivery::endpoint::Account;
 use crate::error::Result;
 use crate::options::Mode;
@@ -29,6 +29,9 @@ pub struct ChangeSet {
     /// Some change leaves columns out that the server is assumed to have.
     has_unsent: bool,
     routes: Vec<Rc<Route>>,
+    /// Of each route, whether a change is among the set that is sent as an upsert when nothing is
+    /// taken for granted.
+    upserts: Vec<bool>,
     marks: Vec<Mark>,
 }
 
@@ -43,6 +46,7 @@ impl ChangeSet {
             count: 0,
             has_unsent: false,
             routes: Vec::new(),
+            upserts: Vec::new(),
             marks: Vec::new(),
         }
     }
@@ -66,6 +70,8 @@ impl ChangeSet {
         self.log.append(route, change)?;
         self.mode = self.mode.max(descriptor.mode);
         self.has_unsent |= !change.unchanged.is_empty();
+        self.upserts[route as usize] |=
+            change.op == Op::Insert || (change.op == Op::Update && change.unchanged.is_empty());
         self.count += 1;
         Ok(())
     }
@@ -74,6 +80,7 @@ impl ChangeSet {
         let known = self.routes.iter().rposition(|r| Rc::ptr_eq(r, route));
         known.unwrap_or_else(|| {
             self.routes.push(route.clone());
+            self.upserts.push(false);
             self.routes.len() - 1
         }) as u32
     }
@@ -91,6 +98,16 @@ impl ChangeSet {
     /// Whether some change leaves columns out, so that it cannot be written where the row is missing.
     pub fn has_unsent(&self) -> bool {
         self.has_unsent
+    }
+
+    /// The routes that its changes take.
+    pub fn routes(&self) -> &[Rc<Route>] {
+        &self.routes
+    }
+
+    /// Those of them over which upserts are sent.
+    pub fn upsert_routes(&self) -> impl Iterator<Item = &Rc<Route>> {
+        self.routes.iter().zip(&self.upserts).filter(|(_, upserts)| **upserts).map(|(r, _)| r)
     }
 
     /// The changes in order, with their routes.
@@ -111,6 +128,8 @@ impl ChangeSet {
             self.count = mark.count;
             self.mode = mark.mode;
             self.marks.truncate(at);
+            // Which routes the remaining changes take is not known; none is the safe answer.
+            self.upserts.fill(false);
         }
     }
 

@@ -13,9 +13,11 @@ use super::drive::{self, Stop};
 use super::endpoint::Endpoint;
 use super::feed::{Changes, Fixed};
 use super::link::{Ending, Link};
-use super::{lost, session};
+use super::lost;
+use super::session::{self, Session};
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Reader;
+use crate::change::Policy;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{interrupt, report};
@@ -182,31 +184,67 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the failure may be that a row was missing of which not every column was sent.
-fn wants_whole_rows(set: &ChangeSet, link: &Link<'_>) -> bool {
-    let missing = |e: Error| e.sqlstate() == SqlState::NO_DATA_FOUND;
-    set.has_unsent() && link.result().err().is_some_and(missing)
+/// How much is taken for granted of the server's rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// Rows are as expected: plain INSERT and UPDATE, untouched large columns left out.
+    Rows,
+    /// Rows that are updated have the large columns that the UPDATE left alone.
+    LargeColumns,
+    Nothing,
+}
+
+/// How a change set is tried first. A server whose upserts have not been seen to work is not trusted:
+/// without the unique index that they need, a plain INSERT would double a row.
+fn first_trust(set: &ChangeSet, link: &mut Link<'_>) -> Trust {
+    let proven = |session: &mut Session| session.has_proven(set.routes());
+    match link.session().is_some_and(proven) {
+        true => Trust::Rows,
+        false => Trust::LargeColumns,
+    }
+}
+
+/// Whether the failure may be that the trust was misplaced: a row was missing or there already.
+fn was_betrayed(set: &ChangeSet, link: &Link<'_>, trust: Trust) -> bool {
+    let unexpected = |e: Error| {
+        let state = e.sqlstate();
+        state == SqlState::NO_DATA_FOUND
+            || (state == SqlState::UNIQUE_VIOLATION && trust == Trust::Rows)
+    };
+    let overwrites = set.routes().iter().any(|route| route.policy == Policy::Overwrite);
+    let trusted = trust == Trust::Rows || (trust == Trust::LargeColumns && set.has_unsent());
+    trusted && overwrites && link.result().err().is_some_and(unexpected)
 }
 
 /// The changes of a set as a feed for a link.
-fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, lean: bool) -> Changes<Reader<'s>> {
-    Changes::new(set.changes(), &link.endpoint().application_name).lean(lean)
+fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes<Reader<'s>> {
+    Changes::new(set.changes(), &link.endpoint().application_name)
+        .lean(trust != Trust::Nothing)
+        .optimistic(trust == Trust::Rows)
 }
 
-/// Applies and commits in one exchange. A single change needs no transaction block: the end of the
-/// pipeline commits it.
+/// Applies and commits in one exchange, or in a second one if the first was too trusting. A single
+/// change needs no transaction block: the end of the pipeline commits it.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link } = &mut delivery;
     let block = set.len() > 1;
     let (begin, commit): (&[&str], &[&str]) =
         if block { (&BEGIN, &["COMMIT"]) } else { (&[], &[]) };
-    link.run(feed_of(set, link, true).between(begin, commit), Ending::Commits);
+    let trust = first_trust(set, link);
+    link.run(feed_of(set, link, trust).between(begin, commit), Ending::Commits);
     let mut interrupted = finish(std::slice::from_mut(link), false)?;
-    if !interrupted && wants_whole_rows(set, link) {
+    if !interrupted && was_betrayed(set, link, trust) {
+        // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
+        let open = block && !link.is_idle();
         let again: Vec<&str> =
-            block.then_some("ROLLBACK").into_iter().chain(begin.iter().copied()).collect();
-        link.run(feed_of(set, link, false).between(&again, commit), Ending::Commits);
+            open.then_some("ROLLBACK").into_iter().chain(begin.iter().copied()).collect();
+        link.run(feed_of(set, link, Trust::Nothing).between(&again, commit), Ending::Commits);
         interrupted = finish(std::slice::from_mut(link), false)?;
+    }
+    if link.result().is_ok()
+        && let Some(session) = link.session()
+    {
+        session.prove(set.upsert_routes());
     }
     settle_commit(delivery, interrupted, false)
 }
@@ -314,13 +352,13 @@ fn in_two_steps<'s>(
     let (sets, mut links): (Vec<_>, Vec<_>) =
         deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
     for (set, link) in sets.iter().zip(&mut links) {
-        link.run(feed_of(set, link, true).between(&BEGIN, &[]), Ending::Open);
+        link.run(feed_of(set, link, Trust::LargeColumns).between(&BEGIN, &[]), Ending::Open);
     }
     finish(&mut links, false)?;
     for (set, link) in sets.iter().zip(&mut links) {
-        if wants_whole_rows(set, link) {
+        if was_betrayed(set, link, Trust::LargeColumns) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
-            link.run(feed_of(set, link, false).between(&again, &[]), Ending::Open);
+            link.run(feed_of(set, link, Trust::Nothing).between(&again, &[]), Ending::Open);
         }
     }
     finish(&mut links, false)?;

@@ -54,6 +54,8 @@ pub struct Changes<S> {
     done: bool,
     /// Leave out columns that an UPDATE did not touch; else every change carries its whole row.
     lean: bool,
+    /// See [`Batch::optimistic`].
+    optimistic: bool,
     /// The `application_name` the session has, and the one it has now inside the transaction.
     name: String,
     current: String,
@@ -71,12 +73,19 @@ impl<S> Changes<S> {
             planner: Planner::default(),
             done: false,
             lean: false,
+            optimistic: false,
             name: application_name.to_owned(),
             current: application_name.to_owned(),
             schemas: None,
             before: Vec::new(),
             after: Vec::new(),
         }
+    }
+
+    /// The same, taking it that the server's rows are as expected.
+    pub fn optimistic(mut self, optimistic: bool) -> Self {
+        self.optimistic = optimistic;
+        self
     }
 
     /// The same between other statements.
@@ -92,7 +101,8 @@ impl<S> Changes<S> {
         self
     }
 
-    fn render(&mut self, batch: Batch) -> Vec<Statement> {
+    fn render(&mut self, mut batch: Batch) -> Vec<Statement> {
+        batch.optimistic = self.optimistic;
         let mut statements = std::mem::take(&mut self.before);
         let wanted = batch.route.application_name.as_ref().unwrap_or(&self.name);
         if *wanted != self.current {

@@ -199,6 +199,14 @@ impl<'f> Link<'f> {
         matches!(&self.state, State::Resting(session) if session.connection.is_idle())
     }
 
+    /// The session, while it is at rest.
+    pub fn session(&mut self) -> Option<&mut Session> {
+        match &mut self.state {
+            State::Resting(session) => Some(session),
+            _ => None,
+        }
+    }
+
     /// The session, if the link ended with one at rest.
     pub fn into_session(self) -> Option<Session> {
         match self.state {

@@ -5,18 +5,24 @@
 //! connection, and the server rolls back what was not committed.
 
 use super::endpoint::{Account, Endpoint};
+use crate::change::Route;
 use crate::pg::Oid;
 use crate::pg::fd::ExternalFd;
 use crate::pg::invalidation::Changed;
 use crate::pq::Connection;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
 /// An authenticated connection.
 pub struct Session {
     pub connection: Connection,
     pub endpoint: Rc<Endpoint>,
+    /// Hashes of routes whose upserts the server has accepted: its table has the unique index that
+    /// they need, so a plain INSERT meets a row that is there instead of doubling it.
+    proven: HashSet<u64>,
     /// How a change of its server or mapping will be reported.
     identity: [Changed; 2],
     /// Counts the socket in the backend's budget; given back when the session ends.
@@ -28,7 +34,18 @@ impl Session {
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
         let Account { server, mapping, .. } = endpoint.account;
         let identity = Changed::of_account(server, mapping);
-        Self { connection, endpoint, identity, _fd: fd }
+        let proven = HashSet::new();
+        Self { connection, endpoint, proven, identity, _fd: fd }
+    }
+
+    /// Whether upserts over all these routes have succeeded here before.
+    pub fn has_proven(&self, routes: &[Rc<Route>]) -> bool {
+        routes.iter().all(|route| self.proven.contains(&hash(route)))
+    }
+
+    /// Upserts over these routes have succeeded.
+    pub fn prove<'r>(&mut self, routes: impl Iterator<Item = &'r Rc<Route>>) {
+        self.proven.extend(routes.map(hash));
     }
 
     /// Whether the other side is still there, as far as can be told without asking it. A closed
@@ -37,6 +54,12 @@ impl Session {
         (0..2).all(|_| self.connection.consume() && !self.connection.is_busy())
             && self.connection.is_up()
     }
+}
+
+fn hash(route: &Rc<Route>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    route.hash(&mut hasher);
+    hasher.finish()
 }
 
 thread_local! {

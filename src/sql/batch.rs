@@ -44,6 +44,9 @@ pub struct Batch {
     pub seen: Option<ArrayLiteral>,
     /// UPDATE: positions of columns that are not sent.
     pub unchanged: Vec<u32>,
+    /// Under [`Policy::Overwrite`]: take it that the remote is as the change expects, and fail if it is
+    /// not. Cheaper by half than an upsert; whoever sends it must be ready to send the other.
+    pub optimistic: bool,
     /// TRUNCATE: the routes of all tables truncated together.
     pub truncated: Vec<Rc<Route>>,
 }
@@ -67,6 +70,7 @@ impl Batch {
             seen,
             rows: 0,
             unchanged: Vec::new(),
+            optimistic: false,
             truncated: Vec::new(),
             route,
             kind,

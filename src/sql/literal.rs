@@ -22,6 +22,7 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     let seen = matches!(route.policy, Policy::Newest(_))
         .then(|| literal_or_null(change.seen.as_ref().map(AsRef::as_ref)));
     let (any_old, unchanged) = (Vec::new(), Vec::new());
-    let values = Values { new, old, any_old, seen, from: None, rows: 1, unchanged };
+    let (from, rows, optimistic) = (None, 1, false);
+    let values = Values { new, old, any_old, seen, from, rows, unchanged, optimistic };
     texts(route, kind, &values).join("; ")
 }

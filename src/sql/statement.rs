@@ -37,6 +37,9 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
 /// The statements for a route and kind over the given values.
 pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
     match (kind, route.policy) {
+        (Kind::Insert, Policy::Overwrite) if values.optimistic => {
+            vec![insert_from(route, values, &values.from())]
+        }
         (Kind::Insert, _) => vec![insert(route, values)],
         // Nothing that an UPDATE could set, so nothing it could have changed: the row is to be there.
         (Kind::Update, Policy::Overwrite | Policy::Newest(_)) if !route.can_update() => {
@@ -45,6 +48,9 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
         (Kind::Update, _) if !route.can_update() => Vec::new(),
         // Columns that are not sent cannot be inserted: the row must be there.
         (Kind::Update, Policy::Overwrite) if !values.unchanged.is_empty() => {
+            vec![update_all(route, kind, values)]
+        }
+        (Kind::Update | Kind::Move, Policy::Overwrite) if values.optimistic => {
             vec![update_all(route, kind, values)]
         }
         (Kind::Update, Policy::Overwrite | Policy::Newest(_)) => vec![upsert(route, kind, values)],

@@ -20,6 +20,8 @@ pub struct Values {
     pub rows: usize,
     /// Positions of columns that an UPDATE leaves as they are.
     pub unchanged: Vec<u32>,
+    /// See [`Batch::optimistic`].
+    pub optimistic: bool,
 }
 
 impl Values {
@@ -56,7 +58,8 @@ impl Values {
             .collect();
         let unchanged = batch.unchanged.clone();
         let rows = batch.rows;
-        Self { new, old, any_old, seen, from: Some(from), rows, unchanged }
+        let optimistic = batch.optimistic;
+        Self { new, old, any_old, seen, from: Some(from), rows, unchanged, optimistic }
     }
 
     /// `FROM item` or nothing.
