@@ -123,7 +123,7 @@ fn parse_target(home: &Home, local: &Relation, target: &str) -> Result<Relation>
 /// Server, local user, process ID on the server, valid.
 pub type ConnectionRow = (String, Option<String>, i32, bool);
 
-/// This session's idle connections: server, local user of the mapping, the server's process, and
+/// The current session's idle connections: server, local user of the mapping, the server's process, and
 /// whether it will be used again as it is.
 ///
 /// # Errors
@@ -148,7 +148,7 @@ pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
         .collect()
 }
 
-/// Closes this session's idle connections to a server, or all of them. True when there were any.
+/// Closes the current session's idle connections to a server, or all of them. True when there were any.
 ///
 /// # Errors
 /// 42704 when there is no such server.

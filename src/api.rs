@@ -49,7 +49,7 @@ fn sync_change_sql(fcinfo: pg_sys::FunctionCallInfo) -> Vec<u8> {
     or_raise(describe())
 }
 
-/// This session's cached connections. See [`admin::connections`].
+/// The current session's cached connections. See [`admin::connections`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_connections() RETURNS TABLE (
     server_name text, user_name text, backend_pid integer, valid boolean
@@ -76,7 +76,7 @@ fn sync_connections() -> TableIterator<
     TableIterator::new(or_raise(list()))
 }
 
-/// Closes this session's cached connections to a server, or all. See [`admin::disconnect`].
+/// Closes the current session's cached connections to a server, or all. See [`admin::disconnect`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_disconnect(server text DEFAULT NULL) RETURNS boolean
     VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sync_disconnect_wrapper';

@@ -20,7 +20,7 @@ use crate::capture::log::Reader;
 use crate::change::Policy;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
-use crate::pg::{interrupt, report};
+use crate::pg::{context, interrupt, report};
 use crate::queue;
 use crate::transaction::{self, OpenDrain, Work};
 use std::rc::Rc;
@@ -56,6 +56,9 @@ pub fn pre_commit() -> Result<()> {
 }
 
 fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
+    if !sets.is_empty() || !drains.is_empty() {
+        context::check_serializable();
+    }
     let mut blocked: Vec<String> = drains.iter().map(|d| d.server_name.clone()).collect();
     let drains = drains.into_iter().map(drain_link).collect::<Result<Vec<_>>>()?;
     let mut deliveries = Vec::new();

@@ -266,6 +266,8 @@ fn session_options() -> String {
         "lc_monetary=C".to_owned(),
         "default_transaction_isolation=read\\ committed".to_owned(),
         "default_transaction_read_only=off".to_owned(),
+        // A policy that hides a row would make it look missing: an error instead.
+        "row_security=off".to_owned(),
         "jit=off".to_owned(),
         "client_connection_check_interval=1000".to_owned(),
         format!("statement_timeout={timeout}"),

@@ -21,17 +21,17 @@ const PATIENCE_MS: u128 = 2_000;
 
 thread_local! {
     /// Backends lost by transactions that failed over it (`sync`), by user mapping: their queue
-    /// rows would have been rolled back, so this session at least remembers.
+    /// rows would have been rolled back, so the current session at least remembers.
     static LOST: RefCell<HashMap<u32, Vec<i32>>> = RefCell::default();
 }
 
-/// Remembers a backend for this session.
+/// Remembers a backend for the current session.
 pub fn remember(endpoint: &Endpoint, backend_pid: i32) {
     let mapping = endpoint.account.mapping.to_u32();
     LOST.with_borrow_mut(|lost| lost.entry(mapping).or_default().push(backend_pid));
 }
 
-/// Sees to it that what this session remembers for the endpoint is gone.
+/// Sees to it that what the current session remembers for the endpoint is gone.
 ///
 /// # Errors
 /// A transient error when a backend will not go, and what connecting reports.

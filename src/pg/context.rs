@@ -1,4 +1,4 @@
-//! Who and where this session is, and how long a temporary identity lasts.
+//! Who and where the current session is, and how long a temporary identity lasts.
 
 use super::Oid;
 use pgrx::pg_sys;
@@ -28,6 +28,23 @@ pub fn subtransaction() -> u32 {
 
 /// The top transaction's number (`TopSubTransactionId`).
 pub const TOP_SUBTRANSACTION: u32 = 1;
+
+/// Lets a SERIALIZABLE transaction fail now if it is to fail, and not after something has been
+/// committed elsewhere on its behalf: the check that PostgreSQL makes at its own pre-commit a moment
+/// later, after which other transactions give way to this one. PostgreSQL raises 40001.
+pub fn check_serializable() {
+    // pgrx has no binding for it; declared in storage/predicate.h.
+    unsafe extern "C-unwind" {
+        fn PreCommit_CheckForSerializationFailure();
+    }
+    // SAFETY: called in a pre-commit callback, where PostgreSQL itself is about to call it; it may
+    // raise, and the guard turns that into unwinding.
+    unsafe {
+        if pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| PreCommit_CheckForSerializationFailure());
+        }
+    }
+}
 
 /// Runs as another role while it lives, with the restrictions of a security-definer operation.
 pub struct AsUser {

@@ -129,19 +129,22 @@ fn a_serialization_failure_before_delivery_leaves_nothing() {
 }
 
 #[test]
-fn a_serialization_failure_at_commit_leaves_nothing_in_mode_queue() {
-    let bed = one_way("serialqueue", COLUMNS, r#"{"mode": "queue"}"#);
-    let (mut one, mut two) = (bed.left.client(), bed.left.client());
-    run(&mut one, "insert into t values (1, 'a'), (2, 'b')");
-    for client in [&mut one, &mut two] {
-        run(client, "begin isolation level serializable; select sum(length(v)) from t");
+fn a_serialization_failure_at_commit_leaves_nothing() {
+    for mode in ["sync", "async", "queue"] {
+        let bed = one_way("serialcommit", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
+        let (mut one, mut two) = (bed.left.client(), bed.left.client());
+        run(&mut one, "insert into t values (1, 'a'), (2, 'b')");
+        assert!(deal(&bed, "10"));
+        for client in [&mut one, &mut two] {
+            run(client, "begin isolation level serializable; select sum(length(v)) from t");
+        }
+        run(&mut one, "update t set v = 'one' where id = 1");
+        run(&mut two, "update t set v = 'two' where id = 2");
+        run(&mut one, "commit");
+        refused(&mut two, "commit", "40001");
+        assert!(deal(&bed, "10"));
+        both_have(&bed, "t", &["1|one", "2|b"]);
     }
-    run(&mut one, "update t set v = 'one' where id = 1");
-    run(&mut two, "update t set v = 'two' where id = 2");
-    run(&mut one, "commit");
-    refused(&mut two, "commit", "40001");
-    assert!(deal(&bed, "10"));
-    both_have(&bed, "t", &["1|one", "2|b"]);
 }
 
 #[test]
