@@ -13,4 +13,5 @@ pub mod link;
 pub mod lost;
 pub mod plan;
 pub mod session;
+pub mod trust;
 pub mod waves;

@@ -4,8 +4,10 @@
 pub mod batch;
 pub mod literal;
 pub mod quote;
+mod schemas;
 mod statement;
 mod values;
 
 pub use batch::{Batch, Kind};
-pub use statement::{MISSING_MARK, OWN_SCHEMAS, Statement, of_batch, with_type_schemas};
+pub use schemas::{OWN_SCHEMAS, with_type_schemas};
+pub use statement::{MISSING_MARK, Statement, of_batch};

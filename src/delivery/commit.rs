@@ -11,13 +11,12 @@
 
 use super::drive::{self, Stop};
 use super::endpoint::Endpoint;
-use super::feed::{Changes, Fixed};
+use super::feed::Fixed;
 use super::link::{Ending, Link};
 use super::lost;
-use super::session::{self, Session};
+use super::session;
+use super::trust::{Trust, feed_of, first_trust, was_betrayed};
 use crate::capture::change_set::ChangeSet;
-use crate::capture::log::Reader;
-use crate::change::Policy;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{context, interrupt, report};
@@ -185,45 +184,6 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// How much is taken for granted of the server's rows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Trust {
-    /// Rows are as expected: plain INSERT and UPDATE, untouched large columns left out.
-    Rows,
-    /// Rows that are updated have the large columns that the UPDATE left alone.
-    LargeColumns,
-    Nothing,
-}
-
-/// How a change set is tried first. A server whose upserts have not been seen to work is not trusted:
-/// without the unique index that they need, a plain INSERT would double a row.
-fn first_trust(set: &ChangeSet, link: &mut Link<'_>) -> Trust {
-    let proven = |session: &mut Session| session.has_proven(set.routes());
-    match link.session().is_some_and(proven) {
-        true => Trust::Rows,
-        false => Trust::LargeColumns,
-    }
-}
-
-/// Whether the failure may be that the trust was misplaced: a row was missing or there already.
-fn was_betrayed(set: &ChangeSet, link: &Link<'_>, trust: Trust) -> bool {
-    let unexpected = |e: Error| {
-        let state = e.sqlstate();
-        state == SqlState::NO_DATA_FOUND
-            || (state == SqlState::UNIQUE_VIOLATION && trust == Trust::Rows)
-    };
-    let overwrites = set.routes().iter().any(|route| route.policy == Policy::Overwrite);
-    let trusted = trust == Trust::Rows || (trust == Trust::LargeColumns && set.has_unsent());
-    trusted && overwrites && link.result().err().is_some_and(unexpected)
-}
-
-/// The changes of a set as a feed for a link.
-fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes<Reader<'s>> {
-    Changes::new(set.changes(), &link.endpoint().application_name)
-        .lean(trust != Trust::Nothing)
-        .optimistic(trust == Trust::Rows)
 }
 
 /// Applies and commits in one exchange, or in a second one if the first was too trusting. A single

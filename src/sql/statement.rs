@@ -305,34 +305,6 @@ fn same_key(route: &Route, table: &str, key: &[String]) -> String {
     terms.join(" AND ")
 }
 
-/// Sets the remote transaction's search_path back to what the session has.
-pub const OWN_SCHEMAS: &str = "SELECT pg_catalog.set_config('search_path', 'pg_catalog', true)";
-
-/// For a route whose keys are compared with operators that are not PostgreSQL's own: adds the schemas
-/// in which the remote has the types of those columns to the transaction's search_path. Everything
-/// else in our statements is qualified, so that these schemas can offer nothing but operators.
-pub fn with_type_schemas(route: &Route) -> String {
-    let types: Vec<String> = route
-        .compared()
-        .map(|at| ident(&route.columns[at].name))
-        .map(|name| format!("pg_catalog.pg_typeof((NULL::{}).{name})", relation(&route.target)))
-        .collect();
-    format!(
-        "SELECT pg_catalog.set_config('search_path', 'pg_catalog' OPERATOR(pg_catalog.||) \
-         COALESCE(pg_catalog.string_agg(DISTINCT ', ' OPERATOR(pg_catalog.||) \
-         pg_catalog.quote_ident(n.nspname), ''), ''), true) \
-         FROM (WITH RECURSIVE base(id) AS (SELECT pg_catalog.unnest(ARRAY[{}]::pg_catalog.oid[]) \
-           UNION ALL SELECT d.typbasetype FROM base JOIN pg_catalog.pg_type d \
-             ON d.oid OPERATOR(pg_catalog.=) base.id \
-             WHERE d.typbasetype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid) \
-           SELECT id FROM base) b \
-         JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) b.id \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
-         WHERE n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog'",
-        types.join(", ")
-    )
-}
-
 /// Whether the new row wins over `t`: the larger version, a version over none, and between equal
 /// versions the larger row as text in the C collation, so that every node decides alike.
 fn newer(route: &Route, new: &[String]) -> String {
