@@ -9,6 +9,7 @@ mod conflicts;
 mod connections;
 mod encoding;
 mod extension;
+mod first_try;
 mod histories;
 mod interrupts;
 mod large;

@@ -1,0 +1,62 @@
+//! Over a connection that has proven the table's unique index, rows are first sent as if the remote
+//! were as expected; what it turns out to be instead must make no difference.
+
+use postgres::Client;
+use rowsync_harness::testbed::{Testbed, fails};
+
+use crate::one_way::{assert_equal, one_way, queued};
+
+/// A client whose next delivery trusts the remote.
+fn trusting(bed: &Testbed) -> Client {
+    let mut client = bed.left.client();
+    for n in 0..2 {
+        client.batch_execute(&format!("update t set v = 'warm {n}'")).expect("an update");
+    }
+    client
+}
+
+#[test]
+fn conflicts_are_overwritten_whatever_was_expected() {
+    for (label, begin, end) in [("alone", "", ""), ("block", "begin;", "commit;")] {
+        let bed = one_way(label, None, "{}");
+        let mut client = trusting(&bed);
+        // Another row under the key, no row to update, another row where one moves, none to delete.
+        for (there, here) in [
+            ("insert into t values (5, 'theirs')", "insert into t values (5, 'ours'), (6, 'ours')"),
+            ("delete from t where id = 1", "update t set v = 'back' where id <= 2"),
+            ("insert into t values (9, 'theirs')", "update t set id = id + 4 where id = 5"),
+            ("delete from t where id = 3", "delete from t where id = 3"),
+        ] {
+            bed.right.exec(there);
+            client.batch_execute(&format!("{begin} {here}; {end}")).expect("a commit");
+            assert_equal(&bed);
+            assert_eq!(queued(&bed), 0, "{here}");
+        }
+    }
+}
+
+#[test]
+fn a_remote_without_the_unique_index_is_never_trusted() {
+    let bed = one_way("no_index", None, r#"{"mode": "sync"}"#);
+    bed.right.exec("alter table t drop constraint t_pkey");
+    let mut client = bed.left.client();
+    // A DELETE needs no index and proves none.
+    client.batch_execute("delete from t where id = 3").expect("a delete");
+    for _ in 0..2 {
+        let error = fails(client.batch_execute("insert into t values (4, 'x')"));
+        assert_eq!(error.code().code(), "42P10");
+    }
+    assert_equal(&bed);
+}
+
+#[test]
+fn another_unique_constraint_stays_an_error() {
+    let bed = one_way("second", None, r#"{"mode": "sync"}"#);
+    let mut client = trusting(&bed);
+    bed.right.exec("create unique index once on t (v) where v = 'same'");
+    client.batch_execute("update t set v = 'same' where id = 1").expect("an update");
+    let error = fails(client.batch_execute("update t set v = 'same' where id = 2"));
+    assert_eq!((error.code().code(), error.constraint()), ("23505", Some("once")));
+    client.batch_execute("update t set v = 'other' where id = 2").expect("an update");
+    assert_equal(&bed);
+}
