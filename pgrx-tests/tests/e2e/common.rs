@@ -63,7 +63,7 @@ pub fn rows(side: &Side, sql: &str) -> Vec<String> {
     query(&mut client, sql)
 }
 
-/// Rows of a query in this session, in the form of [`rows`].
+/// Rows of a query over the client, in the form of [`rows`].
 pub fn query(client: &mut Client, sql: &str) -> Vec<String> {
     let messages = client.simple_query(sql);
     let messages = messages.unwrap_or_else(|error| panic!("{}: {sql}", describe(&error)));
