@@ -149,15 +149,12 @@ impl<'h> Drain<'h> {
             }
         };
         let units = claim(self.home, &self.server_name, self.limit)?;
-        if units.is_empty() {
-            link.into_session().into_iter().for_each(session::put_back);
-            return Ok(true);
-        }
         let mut replay = Replay { link: Some(link), begun: !first, applied: 0, failure: None };
         replay.apply(&units)?;
         let (done, rest) = units.split_at(replay.applied);
         match replay.link {
             Some(link) if first && done.is_empty() => commit::roll_back(link),
+            // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
                 queue::remove(self.home, done)?;
                 let session =
@@ -228,6 +225,9 @@ impl Replay {
     /// Applies as many units as can be, from the first on. Deferred constraints are checked here
     /// and not at COMMIT, where it would be too late to tell which record breaks them.
     fn apply(&mut self, units: &[Unit]) -> Result<()> {
+        if units.is_empty() {
+            return Ok(());
+        }
         let begin: &[&str] = match self.begun {
             true => &["SET CONSTRAINTS ALL DEFERRED", "SAVEPOINT drain"],
             false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],

@@ -4,10 +4,10 @@
 pub mod batch;
 pub mod literal;
 pub mod quote;
-mod schemas;
+mod session;
 mod statement;
 mod values;
 
 pub use batch::{Batch, Kind};
-pub use schemas::{OWN_SCHEMAS, with_type_schemas};
+pub use session::{OWN_SCHEMAS, named, with_type_schemas};
 pub use statement::{MISSING_MARK, Statement, of_batch};

@@ -106,10 +106,7 @@ impl<S> Changes<S> {
         let mut statements = std::mem::take(&mut self.before);
         let wanted = batch.route.application_name.as_ref().unwrap_or(&self.name);
         if *wanted != self.current {
-            statements.push(Statement {
-                text: "SELECT pg_catalog.set_config('application_name', $1, true)".to_owned(),
-                params: vec![wanted.clone()],
-            });
+            statements.push(sql::named(wanted));
             self.current = wanted.clone();
         }
         let wanted = batch.route.compared().next().map(|_| batch.route.clone());

@@ -55,8 +55,7 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
         }
         (Kind::Update, Policy::Overwrite | Policy::Newest(_)) => vec![upsert(route, kind, values)],
         (Kind::Update, Policy::Skip) => vec![update(route, kind, values, values.from(), "")],
-        (Kind::Update, Policy::Error) => vec![update_all(route, kind, values)],
-        (Kind::Move, Policy::Error) => vec![update_all(route, kind, values)],
+        (Kind::Update | Kind::Move, Policy::Error) => vec![update_all(route, kind, values)],
         (Kind::Move, Policy::Overwrite) => {
             vec![clear_target(route, values), upsert(route, kind, values)]
         }
@@ -141,15 +140,15 @@ fn insert_from(route: &Route, values: &Values, from: &str) -> String {
 
 /// What an INSERT does with a row that is there already.
 fn on_conflict(route: &Route) -> String {
+    if route.key_deferrable {
+        return String::new();
+    }
     let key: Vec<String> = route.key.iter().map(|at| ident(&route.columns[*at].name)).collect();
     let set: Vec<String> = route
         .settable()
         .map(|at| ident(&route.columns[at].name))
         .map(|name| format!("{name} = excluded.{name}"))
         .collect();
-    if route.key_deferrable {
-        return String::new();
-    }
     let newest = match route.policy {
         Policy::Error => return String::new(),
         Policy::Skip => return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", ")),

@@ -25,6 +25,7 @@ pub fn one_way(label: &str, proxy: Option<&Proxy>, options: &str) -> Testbed {
     let target = format!("{}.t", bed.right.user);
     bed.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{options}')"));
     bed.left.exec("insert into t values (1, 'old'), (2, 'old'), (3, 'old')");
+    assert!(drain(&bed), "what mode queue has not sent by itself");
     assert_equal(&bed);
     bed
 }

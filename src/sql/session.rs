@@ -1,7 +1,17 @@
-//! The remote transaction's search_path, for keys whose types bring their own operators.
+//! Settings of a remote transaction: the guard name that changes carry, and the search_path for keys
+//! whose types bring their own operators.
 
 use super::quote::{ident, relation};
+use super::statement::Statement;
 use crate::change::Route;
+
+/// Gives the remote transaction another `application_name`.
+pub fn named(application_name: &str) -> Statement {
+    Statement {
+        text: "SELECT pg_catalog.set_config('application_name', $1, true)".to_owned(),
+        params: vec![application_name.to_owned()],
+    }
+}
 
 /// Sets the remote transaction's search_path back to what the session has.
 pub const OWN_SCHEMAS: &str = "SELECT pg_catalog.set_config('search_path', 'pg_catalog', true)";
