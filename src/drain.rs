@@ -73,6 +73,56 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
     Ok(all_well)
 }
 
+/// What a visit of the worker came to.
+pub enum Visit {
+    /// Nothing is left that can be delivered now.
+    Done,
+    /// The limit was reached; there is more.
+    More,
+    /// Another session drains the server.
+    Busy,
+    /// The server could not be reached or could not take the changes now; it has been noted.
+    Failed(Error),
+}
+
+/// Opens a link for a [`visit`]: over the idle session, or one that begins to connect. `None` when
+/// there is nothing to do. Within a transaction that may end before the link is up.
+///
+/// # Errors
+/// Missing objects and rights; what the catalogs report.
+pub fn approach(home: &Home, server_name: &str) -> Result<Option<Link<'static>>> {
+    let owner = match queue::oldest_owner(home, server_name)? {
+        Some(owner) => owner,
+        None => match queue::lost(home, server_name)?.into_iter().next() {
+            Some(lost) => lost.owner,
+            None => return Ok(None),
+        },
+    };
+    let account = Account::look_up(home, server_name, oid(&owner)?)?;
+    let endpoint = Endpoint::resolve(home, &account)?;
+    Ok(Some(Link::open(&endpoint)?))
+}
+
+/// Applies at most `limit` of a server's oldest records over a link that is connected or has failed
+/// to. To be followed by the end of the transaction, which commits there and here.
+///
+/// # Errors
+/// What the queue reports; 57014 for a request to cancel.
+pub fn visit(home: &Home, server_name: &str, link: Link<'static>, limit: i64) -> Result<Visit> {
+    if !lock::try_drain(server_oid(home, server_name)?) {
+        return Ok(Visit::Busy);
+    }
+    let drain = Drain { home, server_name: server_name.to_owned(), limit };
+    match link.result() {
+        Err(error) => Ok(Visit::Failed(error)),
+        Ok(()) if drain.serve(link, None)? => match queue::is_pending(home, server_name)? {
+            true => Ok(Visit::More),
+            false => Ok(Visit::Done),
+        },
+        Ok(()) => Ok(Visit::Failed(Error::Pending { server: server_name.to_owned() })),
+    }
+}
+
 /// Marks a record (the oldest one by default) and warns.
 fn fail(home: &Home, server_name: &str, id: Option<&str>, error: &Error) -> Result<()> {
     queue::mark(home, server_name, id, error)?;

@@ -7,6 +7,7 @@ mod api;
 mod capture;
 mod change;
 mod delivery;
+#[allow(dead_code)] // the worker comes next
 mod drain;
 mod error;
 mod fdw;
