@@ -21,12 +21,38 @@ CREATE TABLE @extschema@.sync_queue (
     create_time timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     sqlstate text,
     message text,
+    constraint_name text,
     attempts integer NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
     status text NOT NULL DEFAULT 'pending'
+        CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'failed', 'waiting'])),
+    waits_for bigint,
+    blocks bigint[]
 );
 COMMENT ON TABLE @extschema@.sync_queue IS 'changes not yet delivered; see the view sync_err_rec';
-CREATE INDEX sync_queue_order ON @extschema@.sync_queue (dst_server, id);
+COMMENT ON COLUMN @extschema@.sync_queue.status IS
+    'pending; failed: set aside; waiting: behind the record that waits_for names';
+COMMENT ON COLUMN @extschema@.sync_queue.blocks IS
+    'hashes of what a record that is set aside or waits has touched: later changes that meet one wait';
+CREATE INDEX sync_queue_pending ON @extschema@.sync_queue (dst_server, id)
+    WHERE status OPERATOR(pg_catalog.=) 'pending';
+CREATE INDEX sync_queue_aside ON @extschema@.sync_queue (dst_server, status, id)
+    WHERE status OPERATOR(pg_catalog.<>) 'pending';
+CREATE INDEX sync_queue_blocks ON @extschema@.sync_queue USING gin (blocks)
+    WHERE status OPERATOR(pg_catalog.<>) 'pending';
+
+CREATE TABLE @extschema@.sync_server_state (
+    dst_server text PRIMARY KEY,
+    failures integer NOT NULL DEFAULT 0,
+    unreachable boolean NOT NULL DEFAULT false,
+    last_error text,
+    last_sqlstate text,
+    last_error_at timestamptz,
+    last_success_at timestamptz,
+    next_attempt_at timestamptz
+);
+COMMENT ON TABLE @extschema@.sync_server_state IS
+    'what the attempts to replay changes came to, by server; failures are those since the last success';
 
 CREATE TABLE @extschema@.sync_lost_session (
     dst_server text NOT NULL,

@@ -6,7 +6,8 @@ CREATE VIEW @extschema@.sync_err_rec AS
                (SELECT r.body FROM @extschema@.sync_route r
                  WHERE r.id OPERATOR(pg_catalog.=) q.route_id),
                q.change::pg_catalog.text) AS dst_query,
-           q.create_time, q.op, q.sqlstate, q.message, q.attempts, q.last_attempt_at, q.status
+           q.create_time, q.op, q.sqlstate, q.message, q.attempts, q.last_attempt_at, q.status,
+           q.constraint_name, q.waits_for
       FROM @extschema@.sync_queue q;
 COMMENT ON VIEW @extschema@.sync_err_rec IS
     'changes not yet delivered, oldest first by id; deleting a row discards the change';
@@ -15,26 +16,38 @@ CREATE VIEW @extschema@.sync_status AS
     SELECT s.srvname AS server,
            COALESCE(q.pending, 0) AS pending,
            COALESCE(q.failed, 0) AS failed,
+           COALESCE(q.waiting, 0) AS waiting,
            q.oldest,
            e.message AS last_error,
            e.sqlstate AS last_sqlstate,
-           e.last_attempt_at,
+           GREATEST(e.last_attempt_at, a.last_error_at, a.last_success_at) AS last_attempt_at,
+           a.last_success_at,
+           a.next_attempt_at,
+           COALESCE(a.failures, 0) AS consecutive_failures,
            l.sessions AS lost_sessions,
            EXISTS (SELECT FROM @extschema@.sync_connections() c
                     WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected
       FROM pg_catalog.pg_foreign_server s
-      LEFT JOIN LATERAL (
-           SELECT pg_catalog.count(*) AS pending,
+      LEFT JOIN (
+           SELECT q.dst_server,
+                  pg_catalog.count(*) AS pending,
                   pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'failed') AS failed,
-                  pg_catalog.min(q.create_time) AS oldest
-             FROM @extschema@.sync_queue q
-            WHERE q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text) q ON true
+                  pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'waiting') AS waiting,
+                  pg_catalog.min(q.create_time) AS oldest,
+                  pg_catalog.max(q.last_attempt_at) AS last_attempt_at
+             FROM @extschema@.sync_queue q GROUP BY q.dst_server) q
+        ON q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+      LEFT JOIN @extschema@.sync_server_state a
+        ON a.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
       LEFT JOIN LATERAL (
-           SELECT q.message, q.sqlstate, q.last_attempt_at
-             FROM @extschema@.sync_queue q
-            WHERE q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
-              AND q.last_attempt_at IS NOT NULL
-            ORDER BY q.last_attempt_at DESC LIMIT 1) e ON true
+           SELECT f.message, f.sqlstate, f.last_attempt_at FROM (
+             SELECT r.message, r.sqlstate, r.last_attempt_at
+               FROM @extschema@.sync_queue r
+              WHERE r.dst_server OPERATOR(pg_catalog.=) q.dst_server
+                AND r.last_attempt_at OPERATOR(pg_catalog.=) q.last_attempt_at
+             UNION ALL SELECT a.last_error, a.last_sqlstate, a.last_error_at
+              WHERE a.last_error_at IS NOT NULL) f
+            ORDER BY f.last_attempt_at DESC LIMIT 1) e ON true
       LEFT JOIN LATERAL (
            SELECT pg_catalog.count(*) AS sessions
              FROM @extschema@.sync_lost_session l

@@ -36,6 +36,20 @@ fn deal_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
     or_raise(deal())
 }
 
+/// Retries a record that was set aside. See [`drain::retry`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION retry_sync_err_rec(i_id bigint) RETURNS boolean
+    VOLATILE STRICT PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'retry_sync_err_rec_wrapper';
+"#)]
+fn retry_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    let args = Args::of(fcinfo);
+    let retry = || -> Result<bool> {
+        let id = args.required(0, "i_id")?.parse();
+        drain::retry(&Home::find()?, id.map_err(|_| Error::internal("malformed bigint"))?)
+    };
+    or_raise(retry())
+}
+
 /// The SQL that delivers a queued change, for `sync_err_rec.dst_query`. See [`queue::describe`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_change_sql(route text, change text) RETURNS text

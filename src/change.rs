@@ -66,6 +66,10 @@ pub struct Route {
     /// rely on it, and within a transaction two rows may hold the same key.
     #[serde(default)]
     pub key_deferrable: bool,
+    /// Two keys are the same exactly if their texts are. Where that is not certain, changes of the
+    /// table cannot be told apart by row.
+    #[serde(default)]
+    pub key_exact: bool,
     pub policy: Policy,
     /// TRUNCATE without ONLY (the local table is partitioned).
     pub truncate_children: bool,

@@ -1,32 +1,47 @@
-//! `deal_sync_err_rec`: replays queued changes, oldest first.
+//! `deal_sync_err_rec` and the worker's part: replays queued changes, oldest first.
 //!
 //! All servers are connected to at once and served as they come up, so one that cannot be reached
 //! keeps no other waiting. The records of a server are applied in a remote transaction that stays
-//! open until the caller's ends: what is removed from the queue here and what is applied there
-//! stand or fall together. A record that fails is found by halving, under savepoints; what precedes
-//! it is delivered, it is marked, and nothing passes it.
+//! open until the local one ends: what is removed from the queue here and what is applied there
+//! stand or fall together.
+//!
+//! A failure that says something about the moment (the server, a lock) stops the work on that server
+//! and is noted for it. One that says something about a record sets that record aside, and only what
+//! depends on it waits.
 
-use crate::change::{Change, Route};
-use crate::delivery::commit::{self, BEGIN};
+mod batch;
+mod replay;
+
+use self::batch::Batch;
+use self::replay::Replay;
+use crate::delivery::commit;
 use crate::delivery::drive::{self, Stop};
 use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
-use crate::delivery::feed::{Changes, Fixed, Source};
-use crate::delivery::link::{Ending, Link};
+use crate::delivery::link::Link;
 use crate::delivery::{lost, session};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Home;
 use crate::pg::{interrupt, lock, report};
-use crate::queue;
-use crate::queue::claim::{Record, Unit, claim};
+use crate::queue::claim::Claims;
+use crate::queue::{self, aside, state};
 use crate::transaction::{self, OpenDrain};
-use std::rc::Rc;
+use std::time::Duration;
 
-/// Applies at most `limit` of the oldest records of each server in turn, or of one. True when
-/// nothing it tried failed, also when another session is draining and nothing was tried.
+/// Records set aside in one call, after which it leaves the rest for the next: each costs several
+/// exchanges.
+const MAX_ASIDE: usize = 100;
+
+/// Records that a retry applies along, at most: the one retried and what waited behind it.
+const RETRY_LIMIT: i64 = 10_000;
+
+/// Applies at most `limit` of the oldest records of each server in turn, or of one; then, with what is
+/// left of the limit, those that were set aside before. True when nothing it tried failed, also when
+/// another session is draining and nothing was tried.
 ///
 /// # Errors
-/// 22023 for a limit that is NULL or not positive; what the queue reports. Failures of servers and
-/// records are no errors: they are marked, warned of, and make the answer false.
+/// 22023 for a limit that is NULL or not positive; 42704 for a server that neither exists nor has
+/// records; what the queue reports. Failures of servers and records are no errors: they are noted,
+/// warned of, and make the answer false.
 pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<bool> {
     let limit = limit.filter(|n| *n > 0).ok_or_else(|| {
         Error::local(SqlState::INVALID_PARAMETER, "limit must be a positive number")
@@ -36,27 +51,44 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
         Some(name) => {
             // A name without records: a mistyped one must not pass for "all well".
             let name = name.to_owned();
-            if !queue::is_pending(home, &name)? {
+            if !queue::knows(home, &name)? {
                 server_oid(home, &name)?;
             }
             vec![name]
         }
-        None => queue::servers(home)?,
+        None => queue::servers(home, true)?,
     };
+    drain_all(home, servers, i64::from(limit), true)
+}
+
+/// Makes a record that is set aside pending again and drains its server: the record, and what waited
+/// behind it. True when nothing it tried failed.
+///
+/// # Errors
+/// What the queue reports.
+pub fn retry(home: &Home, id: i64) -> Result<bool> {
+    match aside::retry(home, &[id.to_string()])?.into_iter().next() {
+        Some(server) => drain_all(home, vec![server], RETRY_LIMIT, false),
+        None => {
+            report::notice(&format!("there is no record {id} that is set aside"));
+            Ok(false)
+        }
+    }
+}
+
+fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -> Result<bool> {
     let mut all_well = true;
     let mut waiting: Vec<(Drain<'_>, Option<OpenDrain>)> = Vec::new();
     let mut links: Vec<Link<'static>> = Vec::new();
     for name in servers {
-        match Drain::begin(home, &name, i64::from(limit)) {
+        let drain = Drain { home, server_name: name, limit, with_failed };
+        match drain.begin() {
             Ok(None) => {}
-            Ok(Some((drain, open, link))) => {
+            Ok(Some((open, link))) => {
                 waiting.push((drain, open));
                 links.push(link);
             }
-            Err(error) => {
-                fail(home, &name, None, &error)?;
-                all_well = false;
-            }
+            Err(error) => all_well = drain.stopped(&error)?,
         }
     }
     while !links.is_empty() {
@@ -67,7 +99,10 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
         while let Some(at) = links.iter().position(Link::is_done) {
             let link = links.swap_remove(at);
             let (drain, open) = waiting.swap_remove(at);
-            all_well &= drain.serve(link, open)?;
+            all_well &= match drain.serve(link, open)? {
+                Served { stop: Some(error), .. } => drain.stopped(&error)?,
+                Served { aside, .. } => aside.is_empty(),
+            };
         }
     }
     Ok(all_well)
@@ -81,7 +116,7 @@ pub enum Visit {
     More,
     /// Another session drains the server.
     Busy,
-    /// The server could not be reached or could not take the changes now; it has been noted.
+    /// The server could not be reached or could not take the changes now.
     Failed(Error),
 }
 
@@ -91,16 +126,11 @@ pub enum Visit {
 /// # Errors
 /// Missing objects and rights; what the catalogs report.
 pub fn approach(home: &Home, server_name: &str) -> Result<Option<Link<'static>>> {
-    let owner = match queue::oldest_owner(home, server_name)? {
-        Some(owner) => owner,
-        None => match queue::lost(home, server_name)?.into_iter().next() {
-            Some(lost) => lost.owner,
-            None => return Ok(None),
-        },
-    };
-    let account = Account::look_up(home, server_name, oid(&owner)?)?;
-    let endpoint = Endpoint::resolve(home, &account)?;
-    Ok(Some(Link::open(&endpoint)?))
+    aside::release(home, server_name)?;
+    match account(home, server_name)? {
+        Some(account) => Ok(Some(Link::open(&Endpoint::resolve(home, &account)?)?)),
+        None => Ok(None),
+    }
 }
 
 /// Applies at most `limit` of a server's oldest records over a link that is connected or has failed
@@ -112,26 +142,64 @@ pub fn visit(home: &Home, server_name: &str, link: Link<'static>, limit: i64) ->
     if !lock::try_drain(server_oid(home, server_name)?) {
         return Ok(Visit::Busy);
     }
-    let drain = Drain { home, server_name: server_name.to_owned(), limit };
-    match link.result() {
-        Err(error) => Ok(Visit::Failed(error)),
-        Ok(()) if drain.serve(link, None)? => match queue::is_pending(home, server_name)? {
-            true => Ok(Visit::More),
-            false => Ok(Visit::Done),
-        },
-        Ok(()) => Ok(Visit::Failed(Error::Pending { server: server_name.to_owned() })),
+    aside::release(home, server_name)?;
+    let server_name = server_name.to_owned();
+    let drain = Drain { home, server_name, limit, with_failed: false };
+    // Between approach and lock another session may have drained, and left another owner's records.
+    let current = account(home, &drain.server_name)?;
+    if current.as_ref() != Some(&link.endpoint().account) {
+        return Ok(current.map_or(Visit::Done, |_| Visit::More));
+    }
+    let served = drain.serve(link, None)?;
+    match served.stop {
+        Some(error) => Ok(Visit::Failed(error)),
+        None if queue::oldest_owner(home, &drain.server_name)?.is_some() => Ok(Visit::More),
+        None => Ok(Visit::Done),
     }
 }
 
-/// Marks a record (the oldest one by default) and warns.
-fn fail(home: &Home, server_name: &str, id: Option<&str>, error: &Error) -> Result<()> {
-    queue::mark(home, server_name, id, error)?;
-    let message = match id {
-        Some(id) => format!("change {id} could not be applied on server \"{server_name}\""),
-        None => format!("changes for server \"{server_name}\" could not be replayed"),
+/// Notes what attempts at a server came to, and when the next is planned.
+///
+/// # Errors
+/// What writing the state reports.
+pub fn note(
+    home: &Home,
+    server_name: &str,
+    failure: Option<&Error>,
+    next: Option<Duration>,
+) -> Result<()> {
+    match failure {
+        Some(error) => state::failed(home, server_name, error, next),
+        None => state::succeeded(home, server_name),
+    }
+}
+
+/// The account that the oldest pending record goes over, or else the oldest lost backend.
+fn account(home: &Home, server_name: &str) -> Result<Option<Account>> {
+    let owner = match queue::oldest_owner(home, server_name)? {
+        Some(owner) => Some(owner),
+        None => queue::lost(home, server_name)?.into_iter().next().map(|lost| lost.owner),
     };
-    report::warn(&message, error, None);
-    Ok(())
+    owner.map(|owner| Account::look_up(home, server_name, oid(&owner)?)).transpose()
+}
+
+/// What serving one server came to.
+#[derive(Default)]
+struct Served {
+    /// Records that were set aside.
+    aside: Vec<(i64, Error)>,
+    /// Why no more was tried.
+    stop: Option<Error>,
+}
+
+/// Serving one server, under way.
+struct Work {
+    replay: Replay,
+    served: Served,
+    /// Ids of records applied and not removed from the queue yet.
+    applied: Vec<i64>,
+    /// Records that were applied have been removed from the queue already.
+    flushed: bool,
 }
 
 /// One server's turn.
@@ -139,39 +207,32 @@ struct Drain<'h> {
     home: &'h Home,
     server_name: String,
     limit: i64,
+    /// Try records again that were set aside, once nothing else is left.
+    with_failed: bool,
 }
 
-impl<'h> Drain<'h> {
+impl Drain<'_> {
     /// Locks the server against other drains and opens a link to it; `None` when there is nothing
     /// to do or another session does it.
-    fn begin(
-        home: &'h Home,
-        server_name: &str,
-        limit: i64,
-    ) -> Result<Option<(Self, Option<OpenDrain>, Link<'static>)>> {
-        if !lock::try_drain(server_oid(home, server_name)?) {
-            report::notice(&format!(
-                "server \"{server_name}\" is being drained by another session"
-            ));
+    fn begin(&self) -> Result<Option<(Option<OpenDrain>, Link<'static>)>> {
+        let name = &self.server_name;
+        if !lock::try_drain(server_oid(self.home, name)?) {
+            report::notice(&format!("server \"{name}\" is being drained by another session"));
             return Ok(None);
         }
         // Only now: what another drain has just committed is seen.
-        let owner = match queue::oldest_owner(home, server_name)? {
-            Some(owner) => owner,
-            None => match queue::lost(home, server_name)?.into_iter().next() {
-                Some(lost) => lost.owner,
-                None => return Ok(None),
-            },
-        };
-        let account = Account::look_up(home, server_name, oid(&owner)?)?;
-        let endpoint = Endpoint::resolve(home, &account)?;
+        aside::release(self.home, name)?;
+        if self.with_failed && queue::oldest_owner(self.home, name)?.is_none() {
+            aside::retry(self.home, &aside::oldest(self.home, name, self.limit)?)?;
+        }
+        let Some(account) = account(self.home, name)? else { return Ok(None) };
+        let endpoint = Endpoint::resolve(self.home, &account)?;
         lost::settle(&endpoint)?;
-        let drain = Self { home, server_name: server_name.to_owned(), limit };
         // A second call in one transaction goes on where the first one left the server.
-        if let Some(mut open) = transaction::take_drain(server_name) {
+        if let Some(mut open) = transaction::take_drain(name) {
             return match open.session.take() {
                 Some(session) if session.endpoint.account == account => {
-                    Ok(Some((drain, Some(open), Link::over(session))))
+                    Ok(Some((Some(open), Link::over(session))))
                 }
                 session => {
                     // Records of another owner wait for the commit of these.
@@ -181,50 +242,106 @@ impl<'h> Drain<'h> {
                 }
             };
         }
-        Ok(Some((drain, None, Link::open(&endpoint)?)))
+        Ok(Some((None, Link::open(&endpoint)?)))
+    }
+
+    /// Notes and warns that work on the server has stopped. False, for the answer.
+    fn stopped(&self, error: &Error) -> Result<bool> {
+        state::failed(self.home, &self.server_name, error, None)?;
+        let name = &self.server_name;
+        let message = format!("changes for server \"{name}\" could not be replayed");
+        report::warn(&message, error, None);
+        Ok(false)
     }
 
     /// Applies what there is over a link that is connected or has failed to.
-    fn serve(self, link: Link<'static>, open: Option<OpenDrain>) -> Result<bool> {
+    fn serve(&self, link: Link<'static>, open: Option<OpenDrain>) -> Result<Served> {
         let first = open.is_none();
+        let stopped = |error| Ok(Served { stop: Some(error), ..Served::default() });
         if let Err(error) = link.result() {
-            fail(self.home, &self.server_name, None, &error)?;
-            return Ok(false);
+            return stopped(error);
         }
         let link = match if first { self.settle_lost(link) } else { Ok(link) } {
             Ok(link) => link,
-            Err(error) => {
-                fail(self.home, &self.server_name, None, &error)?;
-                return Ok(false);
-            }
+            Err(error) => return stopped(error),
         };
-        let units = claim(self.home, &self.server_name, self.limit)?;
-        let mut replay = Replay { link: Some(link), begun: !first, applied: 0, failure: None };
-        replay.apply(&units)?;
-        let (done, rest) = units.split_at(replay.applied);
-        match replay.link {
-            Some(link) if first && done.is_empty() => commit::roll_back(link),
+        let replay = Replay::new(link, !first);
+        let served = Served::default();
+        let mut work = Work { replay, served, applied: Vec::new(), flushed: false };
+        self.apply(&mut work)?;
+        let Work { replay, served, applied, flushed } = work;
+        match replay.into_link() {
+            Some(link) if first && applied.is_empty() && !flushed => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
-                queue::remove(self.home, done)?;
+                queue::remove(self.home, &applied)?;
                 let session =
                     link.into_session().ok_or(Error::internal("drain without session"))?;
                 transaction::keep_drain(&self.server_name, session, open);
             }
-            // What an earlier call of this transaction had applied is gone, its records too.
-            None if !first => {
-                return Err(replay.failure.unwrap_or(Error::internal("drain lost its session")));
+            // What had been applied before is gone, its records too.
+            None if !first || flushed => {
+                return Err(served.stop.unwrap_or(Error::internal("drain lost its session")));
             }
-            _ => {}
+            None => {}
         }
-        match replay.failure {
-            None => Ok(true),
-            Some(error) => {
-                let id = rest.first().and_then(|unit| unit.records.first()).map(|r| r.id.as_str());
-                fail(self.home, &self.server_name, id, &error)?;
-                Ok(false)
+        if let Some((id, error)) = served.aside.first() {
+            self.warn_aside(*id, served.aside.len(), error);
+        }
+        if served.stop.is_none() {
+            state::succeeded(self.home, &self.server_name)?;
+        }
+        Ok(served)
+    }
+
+    /// Batch by batch. Records that were applied stay in the queue until the connection is seen to
+    /// have lived through it all.
+    fn apply(&self, work: &mut Work) -> Result<()> {
+        let mut left = self.limit;
+        let mut again = match self.with_failed {
+            true => aside::oldest(self.home, &self.server_name, left)?,
+            false => Vec::new(),
+        };
+        let mut claims = Claims::begin(self.home, &self.server_name)?;
+        while left > 0 && work.served.stop.is_none() && work.served.aside.len() < MAX_ASIDE {
+            let units = claims.next(left)?;
+            if units.is_empty() {
+                again.truncate(left as usize);
+                if again.is_empty() {
+                    break;
+                }
+                // Nothing else is left: those that were set aside before get another chance.
+                queue::remove(self.home, &std::mem::take(&mut work.applied))?;
+                work.flushed = true;
+                aside::retry(self.home, &std::mem::take(&mut again))?;
+                aside::release(self.home, &self.server_name)?;
+                claims = Claims::begin(self.home, &self.server_name)?;
+                continue;
             }
+            left -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
+            let budget = MAX_ASIDE - work.served.aside.len();
+            let mut batch = Batch::new(self.home, &self.server_name, units, budget)?;
+            batch.apply(&mut work.replay, &mut claims)?;
+            let outcome = batch.settle()?;
+            work.applied.extend(outcome.applied);
+            work.served.aside.extend(outcome.aside);
+            work.served.stop = outcome.stop;
         }
+        Ok(())
+    }
+
+    fn warn_aside(&self, id: i64, count: usize, error: &Error) {
+        let name = &self.server_name;
+        let message = match count {
+            1 => format!("change {id} could not be applied on server \"{name}\" and was set aside"),
+            _ => format!(
+                "{count} changes could not be applied on server \"{name}\" and were set aside, the \
+                 first is {id}"
+            ),
+        };
+        let hint = "See sync_err_rec. Remove the cause and call retry_sync_err_rec(), or discard the \
+                    change by deleting its row there.";
+        report::warn(&message, error, Some(hint));
     }
 
     /// Before anything is applied: the backends of connections lost in doubt must be gone.
@@ -247,146 +364,4 @@ impl<'h> Drain<'h> {
         }
         link.ok_or_else(|| Error::internal("link is gone"))
     }
-}
-
-/// Records as a source of changes.
-struct Records<I>(I);
-
-impl<'r, I: Iterator<Item = &'r Record>> Source for Records<I> {
-    fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool> {
-        let Some(record) = self.0.next() else { return Ok(false) };
-        take(&record.route, &record.change.borrowed());
-        Ok(true)
-    }
-}
-
-/// Applies records inside one remote transaction.
-struct Replay {
-    /// `None` once the connection is of no more use.
-    link: Option<Link<'static>>,
-    /// The remote transaction has begun.
-    begun: bool,
-    /// Units applied, from the first on.
-    applied: usize,
-    failure: Option<Error>,
-}
-
-impl Replay {
-    /// Applies as many units as can be, from the first on. Deferred constraints are checked here
-    /// and not at COMMIT, where it would be too late to tell which record breaks them.
-    fn apply(&mut self, units: &[Unit]) -> Result<()> {
-        if units.is_empty() {
-            return Ok(());
-        }
-        let begin: &[&str] = match self.begun {
-            true => &["SET CONSTRAINTS ALL DEFERRED", "SAVEPOINT drain"],
-            false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
-        };
-        self.begun = true;
-        if let Err(error) = self.statements(begin) {
-            return self.lost(error);
-        }
-        self.apply_each(units)?;
-        if self.applied == 0 {
-            return Ok(());
-        }
-        match self.statements(&["SET CONSTRAINTS ALL IMMEDIATE"]) {
-            Ok(()) => Ok(()),
-            Err(error @ Error::Remote(_)) => self.shorten(units, error),
-            Err(error) => self.lost(error),
-        }
-    }
-
-    /// Applies units until one fails. On a permanent failure of several at once, the first half of
-    /// them is tried alone, until the one that fails is found.
-    fn apply_each(&mut self, units: &[Unit]) -> Result<()> {
-        if self.link.is_none() || self.failure.is_some() {
-            return Ok(());
-        }
-        match self.attempt(units, &["SAVEPOINT unit"], &[]) {
-            Ok(()) => {
-                self.applied += units.len();
-                Ok(())
-            }
-            Err(error) if self.link.is_some() && is_about_records(&error) => {
-                if let Err(error) = self.statements(&["ROLLBACK TO SAVEPOINT unit"]) {
-                    return self.lost(error);
-                }
-                if units.len() == 1 || error.is_transient() {
-                    self.failure = Some(error);
-                    return Ok(());
-                }
-                let (first, second) = units.split_at(units.len() / 2);
-                self.apply_each(first)?;
-                self.apply_each(second)
-            }
-            Err(error) => self.lost(error),
-        }
-    }
-
-    /// The applied units break a deferred constraint together: finds by halving how many of them
-    /// do not. The first one left out is the one to look at.
-    fn shorten(&mut self, units: &[Unit], mut error: Error) -> Result<()> {
-        const AGAIN: [&str; 2] = ["ROLLBACK TO SAVEPOINT drain", "SET CONSTRAINTS ALL DEFERRED"];
-        let (mut good, mut bad) = (0, self.applied);
-        while bad - good > 1 {
-            let middle = good + (bad - good) / 2;
-            match self.attempt(&units[..middle], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
-                Ok(()) => good = middle,
-                Err(broken) if self.link.is_some() && is_about_records(&broken) => {
-                    (bad, error) = (middle, broken);
-                }
-                Err(broken) => return self.lost(broken),
-            }
-        }
-        match self.attempt(&units[..good], &AGAIN, &["SET CONSTRAINTS ALL IMMEDIATE"]) {
-            Ok(()) => {
-                (self.applied, self.failure) = (good, Some(error));
-                Ok(())
-            }
-            Err(broken) => self.lost(broken),
-        }
-    }
-
-    /// The connection is of no more use, and with it goes everything applied so far.
-    fn lost(&mut self, error: Error) -> Result<()> {
-        (self.link, self.applied) = (None, 0);
-        match error {
-            Error::Canceled => Err(error),
-            _ => {
-                self.failure = Some(error);
-                Ok(())
-            }
-        }
-    }
-
-    /// Applies records between other statements.
-    fn attempt(&mut self, units: &[Unit], before: &[&str], after: &[&str]) -> Result<()> {
-        if units.is_empty() {
-            return self.statements(&[before, after].concat());
-        }
-        let Some(session) = self.link.take().and_then(Link::into_session) else { return Ok(()) };
-        let name = session.endpoint.application_name.clone();
-        // A link of its own: it borrows the records.
-        let mut link = Link::over(session);
-        let records = Records(units.iter().flat_map(|unit| &unit.records));
-        link.run(Changes::new(records, &name).between(before, after), Ending::Open);
-        let result = lost::run(&mut link);
-        self.link = link.into_session().map(Link::over);
-        result
-    }
-
-    /// Runs plain statements.
-    fn statements(&mut self, texts: &[&str]) -> Result<()> {
-        let Some(mut link) = self.link.take() else { return Ok(()) };
-        link.run(Fixed::new(texts.iter().copied()), Ending::Open);
-        let result = lost::run(&mut link);
-        self.link = Some(link).filter(Link::is_up);
-        result
-    }
-}
-
-/// Whether the failure is one of the records, and the connection none the worse for it.
-fn is_about_records(error: &Error) -> bool {
-    matches!(error, Error::Remote(_) | Error::Local { .. })
 }

@@ -65,6 +65,13 @@ impl SqlState {
             || s.starts_with("53")
             || matches!(s, "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03")
     }
+
+    /// Whether a failure with this state concerns the whole table and not the one row: missing or
+    /// altered objects and missing privileges (class 42), unsupported operations, missing schemas.
+    pub fn is_about_table(&self) -> bool {
+        let s = self.as_str();
+        s.starts_with("42") || s.starts_with("0A") || s.starts_with("3F")
+    }
 }
 
 impl fmt::Display for SqlState {
@@ -168,6 +175,29 @@ impl Error {
             Self::Canceled => SqlState::QUERY_CANCELED,
             Self::Pending { .. } => SqlState::OBJECT_NOT_READY,
         }
+    }
+
+    /// The violated constraint, if the server named one.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Remote(e) => e.constraint.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Whether the server could not be reached, or left.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Lost { .. } | Self::InDoubt { .. } => true,
+            Self::Timeout { .. } => true,
+            Self::Remote(e) => matches!(e.sqlstate.as_str(), "57P01" | "57P02" | "57P03"),
+            _ => false,
+        }
+    }
+
+    /// Whether what fails is the whole table and not one row of it.
+    pub fn is_about_table(&self) -> bool {
+        matches!(self, Self::Remote(e) if e.sqlstate.is_about_table())
     }
 
     /// The DETAIL line, if there is one.

@@ -31,7 +31,7 @@ pgrx::extension_sql_file!(
 pgrx::extension_sql_file!(
     "../sql/grants.sql",
     name = "grants",
-    requires = ["views", api::deal_sync_err_rec]
+    requires = ["views", api::deal_sync_err_rec, api::retry_sync_err_rec]
 );
 pgrx::extension_sql_file!(
     "../sql/wrapper.sql",

@@ -3,10 +3,17 @@
 //! Records are data (a route and a change as JSON), never SQL text. Their ids come from a sequence
 //! at pre-commit, while the transaction still holds its row locks, so of two changes that depend on
 //! each other the older has the smaller id.
+//!
+//! A record is `pending`, `failed` (set aside: it can never apply as things are) or `waiting` (behind one
+//! that is set aside, see [`aside`]).
 
+pub mod aside;
 pub mod claim;
+pub mod footprint;
+pub mod state;
 
-use self::claim::Unit;
+use self::aside::Blockers;
+use self::footprint::Footprint;
 use crate::capture::change_set::ChangeSet;
 use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
@@ -21,30 +28,79 @@ const CHUNK_ROWS: usize = 5_000;
 /// Bytes of changes in one statement.
 const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
-/// Whether changes for this server must wait: older ones do, or a lost backend may still act.
+/// What the queue has for a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing: changes may be sent.
+    Free,
+    /// Only records that are set aside, and what waits behind them: what does not depend on them may
+    /// be sent.
+    Aside,
+    /// Records that are to be sent first, or a lost backend that may still act.
+    Pending,
+}
+
+/// What the queue has for a server.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn is_pending(home: &Home, server_name: &str) -> Result<bool> {
+pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
     let schema = ident(&home.schema);
     let rows = spi::read(
         home,
         &format!(
-            "SELECT EXISTS (SELECT FROM {schema}.sync_queue \
-                WHERE dst_server OPERATOR(pg_catalog.=) $1) \
-             OR EXISTS (SELECT FROM {schema}.sync_lost_session \
-                WHERE dst_server OPERATOR(pg_catalog.=) $1)"
+            "SELECT CASE WHEN EXISTS (SELECT FROM {schema}.sync_queue \
+                  WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+                    AND status OPERATOR(pg_catalog.=) 'pending') \
+                OR EXISTS (SELECT FROM {schema}.sync_lost_session \
+                  WHERE dst_server OPERATOR(pg_catalog.=) $1) THEN 'pending' \
+              WHEN EXISTS (SELECT FROM {schema}.sync_queue \
+                  WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+                    AND status OPERATOR(pg_catalog.<>) 'pending') THEN 'aside' \
+              ELSE 'free' END"
         ),
         &[Some(server_name)],
     )?;
-    Ok(rows.first().and_then(|row| row.first()) == Some(&Some("t".to_owned())))
+    let mut row = rows.into_iter().next().unwrap_or_default();
+    Ok(match required(&mut row, 0)?.as_str() {
+        "free" => Standing::Free,
+        "aside" => Standing::Aside,
+        _ => Standing::Pending,
+    })
 }
 
-/// Queues a change set, whole rows. `reason` is why it was not delivered, if that was tried.
+/// What a change set would have to wait for among the records set aside for its server; `None` if it
+/// depends on none of them.
+///
+/// # Errors
+/// What reading the queue or the change set reports.
+pub fn blockers(set: &ChangeSet) -> Result<Option<Blockers>> {
+    let mut blockers = Blockers::default();
+    let mut checks = Vec::new();
+    let mut changes = set.changes();
+    loop {
+        let more = changes.next(&mut |route, change| {
+            checks.extend(Footprint::of(route, change).checks);
+        })?;
+        if !more || checks.len() >= CHUNK_ROWS {
+            checks.sort_unstable();
+            checks.dedup();
+            blockers.load(&set.home, &set.account.server_name, &checks)?;
+            checks.clear();
+        }
+        if !more {
+            return Ok(Some(blockers).filter(|found| !found.is_empty()));
+        }
+    }
+}
+
+/// Queues a change set, whole rows. `reason` is why it was not delivered, if that was tried. What
+/// depends on `behind` waits there.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn enqueue(set: &ChangeSet, reason: Option<&Error>) -> Result<()> {
+pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>) -> Result<()> {
+    let mut behind = behind;
     let _writable = context::Writable::new();
     let mut routes = RouteIds { home: &set.home, known: Vec::new() };
     let mut chunk = Chunk::default();
@@ -52,7 +108,8 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>) -> Result<()> {
     loop {
         let mut pushed = Ok(());
         let more = changes.next(&mut |route, change| {
-            pushed = routes.id_of(route).and_then(|id| chunk.push(id, route, change));
+            let root = behind.as_mut().and_then(|behind| behind.join(route, change));
+            pushed = routes.id_of(route).and_then(|id| chunk.push(id, route, change, root));
         })?;
         pushed?;
         if !more {
@@ -73,10 +130,19 @@ struct Chunk {
     table: ArrayLiteral,
     op: ArrayLiteral,
     change: ArrayLiteral,
+    /// Of a change that waits: the record that it waits for, and its marks.
+    waits_for: ArrayLiteral,
+    blocks: ArrayLiteral,
 }
 
 impl Chunk {
-    fn push(&mut self, route_id: &str, route: &Route, change: &Change<&str>) -> Result<()> {
+    fn push(
+        &mut self,
+        route_id: &str,
+        route: &Route,
+        change: &Change<&str>,
+        behind: Option<(i64, Vec<i64>)>,
+    ) -> Result<()> {
         self.rows += 1;
         self.route.push(Some(route_id));
         self.schema.push(Some(&route.source.schema));
@@ -84,6 +150,9 @@ impl Chunk {
         self.op.push(Some(change.op.keyword()));
         let whole = Change { unchanged: Vec::new(), ..change.clone() };
         self.change.push(Some(&to_json(&whole)?));
+        let behind = behind.map(|(root, marks)| (root.to_string(), to_ids(&marks)));
+        self.waits_for.push(behind.as_ref().map(|(root, _)| &**root));
+        self.blocks.push(behind.as_ref().map(|(_, marks)| &**marks));
         Ok(())
     }
 
@@ -94,15 +163,21 @@ impl Chunk {
         let home = &set.home;
         let sql = format!(
             "INSERT INTO {}.sync_queue (dst_server, owner, route_id, nsp_name, table_name, op, \
-                change, sqlstate, message, attempts, last_attempt_at) \
+                change, status, waits_for, blocks, sqlstate, message, constraint_name, attempts, \
+                last_attempt_at) \
              SELECT $1, $2::pg_catalog.oid, v.route::pg_catalog.int8, v.nsp, v.tab, v.op, \
-                v.change::pg_catalog.json, $3, $4, \
+                v.change::pg_catalog.json, \
+                CASE WHEN v.waits_for IS NULL THEN 'pending' ELSE 'waiting' END, \
+                v.waits_for::pg_catalog.int8, v.blocks::pg_catalog.int8[], $3, $4, $5, \
                 CASE WHEN $3 IS NULL THEN 0 ELSE 1 END, \
                 CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.clock_timestamp() END \
-             FROM ROWS FROM (pg_catalog.unnest($5::pg_catalog.text[]), \
-                pg_catalog.unnest($6::pg_catalog.text[]), pg_catalog.unnest($7::pg_catalog.text[]), \
-                pg_catalog.unnest($8::pg_catalog.text[]), pg_catalog.unnest($9::pg_catalog.text[])) \
-                AS v(route, nsp, tab, op, change)",
+             FROM ROWS FROM (pg_catalog.unnest($6::pg_catalog.text[]), \
+                pg_catalog.unnest($7::pg_catalog.text[]), pg_catalog.unnest($8::pg_catalog.text[]), \
+                pg_catalog.unnest($9::pg_catalog.text[]), \
+                pg_catalog.unnest($10::pg_catalog.text[]), \
+                pg_catalog.unnest($11::pg_catalog.text[]), \
+                pg_catalog.unnest($12::pg_catalog.text[])) \
+                AS v(route, nsp, tab, op, change, waits_for, blocks)",
             ident(&home.schema)
         );
         let owner = set.account.owner.to_u32().to_string();
@@ -116,11 +191,14 @@ impl Chunk {
                 Some(&owner),
                 state.as_deref(),
                 message.as_deref(),
+                reason.and_then(Error::constraint),
                 Some(&self.route.into_text()),
                 Some(&self.schema.into_text()),
                 Some(&self.table.into_text()),
                 Some(&self.op.into_text()),
                 Some(&self.change.into_text()),
+                Some(&self.waits_for.into_text()),
+                Some(&self.blocks.into_text()),
             ],
         )?;
         Ok(())
@@ -183,72 +261,81 @@ pub fn remember_lost(set: &ChangeSet, backend_pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// The owner of a server's oldest record, as text. Locks nothing.
+/// The owner of a server's oldest pending record, as text. Locks nothing.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
     let sql = format!(
         "SELECT owner::pg_catalog.oid FROM {}.sync_queue \
-         WHERE dst_server OPERATOR(pg_catalog.=) $1 ORDER BY id LIMIT 1",
+         WHERE dst_server OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'pending' \
+         ORDER BY id LIMIT 1",
         ident(&home.schema)
     );
     let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
+/// Whether any record names this server.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn knows(home: &Home, server_name: &str) -> Result<bool> {
+    Ok(standing(home, server_name)? != Standing::Free)
+}
+
 /// Removes delivered records.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn remove(home: &Home, units: &[Unit]) -> Result<()> {
-    let ids: Vec<&str> = units.iter().flat_map(|u| &u.records).map(|r| r.id.as_str()).collect();
+pub fn remove(home: &Home, ids: &[i64]) -> Result<()> {
     for chunk in ids.chunks(CHUNK_ROWS) {
         let sql = format!(
             "DELETE FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) \
              ANY ($1::pg_catalog.int8[])",
             ident(&home.schema)
         );
-        let mut array = ArrayLiteral::default();
-        chunk.iter().for_each(|id| array.push(Some(id)));
-        spi::write(home, &sql, &[Some(&array.into_text())])?;
+        spi::write(home, &sql, &[Some(&to_ids(chunk))])?;
     }
     Ok(())
 }
 
-/// Notes on the oldest record, or on the given one, why it was not delivered.
-///
-/// # Errors
-/// What writing the queue reports.
-pub fn mark(home: &Home, server_name: &str, id: Option<&str>, reason: &Error) -> Result<()> {
-    let queue = format!("{}.sync_queue", ident(&home.schema));
-    let sql = format!(
-        "UPDATE {queue} SET sqlstate = $3, message = $4, \
-            attempts = attempts OPERATOR(pg_catalog.+) 1, \
-            last_attempt_at = pg_catalog.clock_timestamp(), \
-            status = CASE WHEN $5::pg_catalog.bool THEN 'pending' ELSE 'failed' END \
-         WHERE id OPERATOR(pg_catalog.=) COALESCE($2::pg_catalog.int8, \
-            (SELECT pg_catalog.min(id) FROM {queue} WHERE dst_server OPERATOR(pg_catalog.=) $1))"
-    );
-    let (state, message) = (reason.sqlstate().to_string(), reason.one_line());
-    let transient = if reason.is_transient() { "true" } else { "false" };
-    let args = [Some(server_name), id, Some(&state), Some(&message), Some(transient)];
-    spi::write(home, &sql, &args)?;
-    Ok(())
-}
-
-/// Servers with anything to do, with the oldest owner of each.
+/// Servers with anything to do: pending records, records that need not wait any more, lost backends;
+/// and, if asked for, records that are set aside.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn servers(home: &Home) -> Result<Vec<String>> {
-    let schema = ident(&home.schema);
+pub fn servers(home: &Home, with_failed: bool) -> Result<Vec<String>> {
+    let queue = format!("{}.sync_queue", ident(&home.schema));
+    // Hops over each index from name to name: the queue may be long, servers are few.
+    let hops = |name: &str, condition: &str| {
+        format!(
+            "{name}(server) AS (SELECT pg_catalog.min(dst_server) FROM {queue} \
+                WHERE status OPERATOR(pg_catalog.{condition}) 'pending' \
+              UNION ALL SELECT (SELECT pg_catalog.min(q.dst_server) FROM {queue} q \
+                WHERE q.status OPERATOR(pg_catalog.{condition}) 'pending' \
+                  AND q.dst_server OPERATOR(pg_catalog.>) {name}.server) \
+              FROM {name} WHERE {name}.server IS NOT NULL)"
+        )
+    };
     let sql = format!(
-        "SELECT dst_server FROM (SELECT dst_server, id FROM {schema}.sync_queue \
-            UNION ALL SELECT dst_server, NULL FROM {schema}.sync_lost_session) s \
-         GROUP BY dst_server ORDER BY pg_catalog.min(id)"
+        "WITH RECURSIVE {}, {} \
+         SELECT server FROM pending WHERE server IS NOT NULL \
+         UNION SELECT server FROM aside WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
+           OR EXISTS (SELECT FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) aside.server \
+             AND q.status OPERATOR(pg_catalog.=) 'waiting' \
+             AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) q.waits_for \
+               AND f.status OPERATOR(pg_catalog.=) 'failed'))) \
+         UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
+        hops("pending", "="),
+        hops("aside", "<>"),
+        ident(&home.schema)
     );
-    spi::read(home, &sql, &[])?.into_iter().map(|mut row| required(&mut row, 0)).collect()
+    let with_failed = if with_failed { "true" } else { "false" };
+    spi::read(home, &sql, &[Some(with_failed)])?
+        .into_iter()
+        .map(|mut row| required(&mut row, 0))
+        .collect()
 }
 
 /// A lost backend.
@@ -302,6 +389,13 @@ pub fn describe(route: &str, change: &str) -> Result<String> {
     let route: Rc<Route> = Rc::new(from_json(route)?);
     let change: Change<String> = from_json(change)?;
     Ok(crate::sql::literal::of_change(&route, &change))
+}
+
+/// Numbers as an array literal.
+fn to_ids(ids: &[i64]) -> String {
+    let mut array = ArrayLiteral::default();
+    ids.iter().for_each(|id| array.push(Some(&id.to_string())));
+    array.into_text()
 }
 
 fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {

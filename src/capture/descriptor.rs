@@ -212,6 +212,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             return Err(Error::internal("\"newest\" without version column"));
         }
     };
+    let key_exact = key.iter().all(|at| columns[*at].exact);
     let columns: Vec<Column> = columns
         .iter()
         .map(|c| Column {
@@ -235,6 +236,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         columns,
         key,
         policy,
+        key_exact,
         key_deferrable: table.key_deferrable
             && options
                 .key

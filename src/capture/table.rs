@@ -19,6 +19,8 @@ pub struct TableColumn {
     /// The type's equality operator is not one of PostgreSQL's own.
     pub own_equality: bool,
     pub carrier: Carrier,
+    /// Two values are equal exactly if their texts are, whatever the session's settings.
+    pub exact: bool,
     /// The type's output depends on settings beyond date, interval and float style.
     pub sensitive: bool,
 }
@@ -81,6 +83,7 @@ impl Table {
         // Carrier: composites (and domains over them) go through the row type; true arrays by the
         // name of their type where it is PostgreSQL's own; box, whose arrays are written with
         // semicolons, like composites; everything else as array elements.
+        // Exact: only types of which this is certain; numeric where its scale is fixed.
         spi::read(
             home,
             "SELECT a.attname, a.attnum, a.atttypid, \
@@ -115,7 +118,18 @@ impl Table {
                                ON d.oid OPERATOR(pg_catalog.=) base.id \
                                WHERE d.typbasetype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid) \
                            SELECT id FROM base) \
-                       AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog') \
+                       AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog'), \
+                    t.typtype OPERATOR(pg_catalog.=) 'e' \
+                    OR t.oid OPERATOR(pg_catalog.=) ANY ('{pg_catalog.bool,pg_catalog.int2, \
+                       pg_catalog.int4,pg_catalog.int8,pg_catalog.oid,pg_catalog.uuid, \
+                       pg_catalog.date,pg_catalog.time,pg_catalog.timestamp,pg_catalog.name, \
+                       pg_catalog.text,pg_catalog.varchar}'::pg_catalog.regtype[]) \
+                       AND (a.attcollation OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+                            OR EXISTS (SELECT FROM pg_catalog.pg_collation l \
+                               WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation \
+                                 AND l.collisdeterministic)) \
+                    OR a.atttypmod OPERATOR(pg_catalog.<>) -1 \
+                       AND t.oid OPERATOR(pg_catalog.=) 'pg_catalog.numeric'::pg_catalog.regtype \
              FROM pg_catalog.pg_attribute a \
              JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
              WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
@@ -136,6 +150,7 @@ impl Table {
                 generated: required(&mut row, 3)? == "t",
                 identity_always: required(&mut row, 7)? == "t",
                 own_equality: required(&mut row, 8)? == "t",
+                exact: required(&mut row, 9)? == "t",
                 carrier: match required(&mut row, 4)?.as_str() {
                     "record" => Carrier::Record,
                     "array" => Carrier::Array(type_name),

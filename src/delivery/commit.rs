@@ -20,7 +20,8 @@ use crate::capture::change_set::ChangeSet;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{context, interrupt, report};
-use crate::queue;
+use crate::queue::aside::Blockers;
+use crate::queue::{self, Standing};
 use crate::transaction::{self, OpenDrain, Work};
 use std::rc::Rc;
 
@@ -40,6 +41,14 @@ struct Queued<'s> {
     set: &'s ChangeSet,
     reason: Option<Error>,
     lost_backend: Option<i32>,
+    /// Records set aside that the set must wait for.
+    behind: Option<Blockers>,
+}
+
+impl<'s> Queued<'s> {
+    fn new(set: &'s ChangeSet, reason: Option<Error>, lost_backend: Option<i32>) -> Self {
+        Self { set, reason, lost_backend, behind: None }
+    }
 }
 
 /// Delivers or queues everything the transaction captured, and commits what it drained.
@@ -67,7 +76,11 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
         match gate(set, &blocked)? {
             Gate::Queue(reason) => {
                 blocked.push(server.clone());
-                queued.push(Queued { set, reason, lost_backend: None });
+                queued.push(Queued::new(set, reason, None));
+            }
+            Gate::Wait(blockers) => {
+                blocked.push(server.clone());
+                queued.push(Queued { behind: Some(blockers), ..Queued::new(set, None, None) });
             }
             Gate::Deliver(endpoint) => match Link::open(&endpoint) {
                 Ok(link) => deliveries.push(Delivery { set, link }),
@@ -122,7 +135,7 @@ pub fn pre_prepare() -> Result<()> {
         return refuse("has changed a table synchronised in mode \"sync\"");
     }
     for set in sets.iter().filter(|set| !set.is_empty()) {
-        queue::enqueue(set, None)?;
+        queue::enqueue(set, None, blockers_of(set)?)?;
     }
     sets.into_iter().for_each(ChangeSet::close);
     Ok(())
@@ -130,23 +143,37 @@ pub fn pre_prepare() -> Result<()> {
 
 enum Gate {
     Queue(Option<Error>),
+    /// Behind records that are set aside.
+    Wait(Blockers),
     Deliver(Rc<Endpoint>),
 }
 
 /// Whether a change set may be sent. With records pending it would overtake them; seen under a
 /// fresh snapshot that is enough without a lock, since a change that depends on a queued one could
-/// only be made after that one's transaction had committed its record.
+/// only be made after that one's transaction had committed its record. For the same reason it passes
+/// records that are set aside if it touches none of their rows.
 /// `blocked` names servers whose older changes this very transaction drains or queues.
 fn gate(set: &ChangeSet, blocked: &[String]) -> Result<Gate> {
     let server = &set.account.server_name;
     if set.mode == Mode::Queue {
-        return Ok(Gate::Queue(None));
+        return Ok(blockers_of(set)?.map_or(Gate::Queue(None), Gate::Wait));
     }
-    if blocked.contains(server) || queue::is_pending(&set.home, server)? {
-        return match set.mode {
-            Mode::Sync => Err(Error::Pending { server: server.clone() }),
-            _ => Ok(Gate::Queue(None)),
-        };
+    let standing = match blocked.contains(server) {
+        true => Standing::Pending,
+        false => queue::standing(&set.home, server)?,
+    };
+    let blockers = match standing {
+        Standing::Free => None,
+        Standing::Aside => queue::blockers(set)?,
+        Standing::Pending => Some(Blockers::default()),
+    };
+    match blockers {
+        None => {}
+        Some(_) if set.mode == Mode::Sync => {
+            return Err(Error::Pending { server: server.clone() });
+        }
+        Some(blockers) if blockers.is_empty() => return Ok(Gate::Queue(None)),
+        Some(blockers) => return Ok(Gate::Wait(blockers)),
     }
     let endpoint = Endpoint::resolve(&set.home, &set.account);
     match endpoint.and_then(|endpoint| lost::settle(&endpoint).map(|()| endpoint)) {
@@ -159,13 +186,22 @@ fn gate(set: &ChangeSet, blocked: &[String]) -> Result<Gate> {
     }
 }
 
+/// The records set aside that a change set must wait for. Only where nothing is pending: what is to be
+/// sent first may clear the way, and the drain looks at every record anew.
+fn blockers_of(set: &ChangeSet) -> Result<Option<Blockers>> {
+    match queue::standing(&set.home, &set.account.server_name)? {
+        Standing::Aside => queue::blockers(set),
+        Standing::Free | Standing::Pending => Ok(None),
+    }
+}
+
 /// A delivery that failed: queued, or in mode `sync` the transaction's error.
 fn failed(set: &ChangeSet, error: Error, lost_backend: Option<i32>) -> Result<Queued<'_>> {
     if set.mode == Mode::Sync {
         return Err(error);
     }
     warn_queued(set, &error);
-    Ok(Queued { set, reason: Some(error), lost_backend })
+    Ok(Queued::new(set, Some(error), lost_backend))
 }
 
 fn warn_queued(set: &ChangeSet, error: &Error) {
@@ -177,8 +213,8 @@ fn warn_queued(set: &ChangeSet, error: &Error) {
 }
 
 fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
-    for Queued { set, reason, lost_backend } in queued {
-        queue::enqueue(set, reason.as_ref())?;
+    for Queued { set, reason, lost_backend, behind } in queued {
+        queue::enqueue(set, reason.as_ref(), behind)?;
         if let Some(pid) = lost_backend {
             queue::remember_lost(set, pid)?;
         }
@@ -333,7 +369,7 @@ fn in_two_steps<'s>(
             Err(error) => queued.push(failed(set, error, None)?),
             // What another owner's tables send to the same server must not pass what was queued.
             Ok(()) if queued.iter().any(|q| q.set.account.server == server) => {
-                queued.push(Queued { set, reason: None, lost_backend: None });
+                queued.push(Queued::new(set, None, None));
             }
             Ok(()) if set.mode == Mode::Sync => strict.push(Delivery { set, link }),
             Ok(()) => lenient.push(Delivery { set, link }),

@@ -173,6 +173,7 @@ mod tests {
             columns: vec![column("id"), column("v")],
             key: vec![0],
             key_deferrable: false,
+            key_exact: true,
             policy: Policy::Overwrite,
             truncate_children: false,
             application_name: None,

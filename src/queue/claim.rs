@@ -1,24 +1,33 @@
-//! Takes the oldest records out to be applied, in units that must not be torn apart.
+//! Takes the oldest records out to be applied, in batches of bounded size and in units that must not
+//! be torn apart.
 //!
 //! A unit is a single record, but for rows that change keys: those that one command moves, and all
 //! changes of a table whose key is deferrable, mean what they mean only together. "1 to 2, 2 to 1"
-//! applied half would overwrite a row.
+//! applied half would overwrite a row. TRUNCATEs that follow each other are sent as one, too, for
+//! tables with foreign keys between them.
+//!
+//! Transactions that commit at the same time may mix their ids. Such transactions do not depend on
+//! each other, so a unit may take its records together at the place of its first.
 
+use super::footprint::Footprint;
 use super::from_json;
 use crate::change::{Change, Op, Route};
 use crate::delivery::collapse::TRANSACTION_SHIFT;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::guc;
 use crate::pg::spi::{self, Home, Row, required};
-use crate::sql::quote::ident;
-use std::collections::HashMap;
+use crate::sql::quote::{ArrayLiteral, ident};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-/// Records read at a time to complete the last unit.
-const MORE: i64 = 5_000;
+/// Records in a batch, at most, but for those that complete its last unit.
+pub const BATCH: i64 = 5_000;
 
 /// A queued change.
 pub struct Record {
-    pub id: String,
+    pub id: i64,
+    /// Numbers the local transaction that made it, within this claim.
+    pub transaction: u16,
     pub route: Rc<Route>,
     pub change: Change<String>,
 }
@@ -28,157 +37,301 @@ pub struct Unit {
     pub records: Vec<Record>,
 }
 
-/// The oldest records of a server, at most `limit` and what completes the last unit; all of the same
-/// owner as the oldest: those of another owner go over another connection and wait until these are
-/// committed. Locked, so that they cannot be discarded meanwhile.
-///
-/// # Errors
-/// What reading the queue reports, and records that cannot be understood.
-pub fn claim(home: &Home, server_name: &str, limit: i64) -> Result<Vec<Unit>> {
-    let mut reading = Reading::default();
-    let mut more = limit;
-    loop {
-        let rows = fetch(home, server_name, reading.last_id(), more)?;
-        let exhausted = (rows.len() as i64) < more;
-        for row in rows {
-            // Beyond the limit only what belongs to the last unit is taken.
-            let beyond = reading.records.len() as i64 >= limit;
-            match reading.parse(row)? {
-                Some(record) if !beyond || reading.continues(&record) => {
-                    reading.records.push(record);
-                }
-                _ => return Ok(reading.into_units()),
-            }
+impl Unit {
+    /// What all its records touch.
+    pub fn footprint(&self) -> Footprint {
+        let mut whole = Footprint::default();
+        for record in &self.records {
+            whole.join(Footprint::of(&record.route, &record.change));
         }
-        if exhausted || !reading.is_torn() {
-            return Ok(reading.into_units());
-        }
-        more = MORE;
+        whole
+    }
+
+    /// The id of its oldest record.
+    pub fn id(&self) -> i64 {
+        self.records.first().map_or(0, |record| record.id)
+    }
+
+    /// Of which local transaction it is, within its claim.
+    pub fn transaction(&self) -> u16 {
+        self.records.first().map_or(0, |record| record.transaction)
     }
 }
 
-fn fetch(home: &Home, server_name: &str, after: &str, limit: i64) -> Result<Vec<Row>> {
-    let schema = ident(&home.schema);
-    let sql = format!(
-        "SELECT q.id, q.owner::pg_catalog.oid, q.route_id, r.body, q.change, q.xact \
-         FROM {schema}.sync_queue q \
-         JOIN {schema}.sync_route r ON r.id OPERATOR(pg_catalog.=) q.route_id \
-         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND q.id OPERATOR(pg_catalog.>) $2::pg_catalog.int8 \
-         ORDER BY q.id LIMIT $3::pg_catalog.int8 FOR UPDATE OF q"
-    );
-    spi::write(home, &sql, &[Some(server_name), Some(after), Some(&limit.to_string())])
-}
-
-/// Records read so far. Commands and transactions are numbered anew: their own numbers mean
-/// something within one transaction only.
-#[derive(Default)]
-struct Reading {
-    records: Vec<Record>,
+/// Reads a server's pending records, oldest first, all of the same owner as the oldest: those of
+/// another owner go over another connection and wait until these are committed. Records are locked, so
+/// that they cannot be discarded meanwhile.
+///
+/// All batches see the queue as it was at the first: a record that becomes visible in between may have
+/// a smaller id than one already taken, and what depends on it must not be taken before it.
+pub struct Claims<'h> {
+    home: &'h Home,
+    server_name: String,
+    snapshot: String,
+    after: i64,
+    /// Records after that one that were taken already, to complete units.
+    taken: HashSet<i64>,
     owner: Option<String>,
     routes: HashMap<String, Rc<Route>>,
-    transaction: Option<String>,
-    transactions: u16,
-    command: Option<u32>,
-    commands: u32,
 }
 
-impl Reading {
-    fn last_id(&self) -> &str {
-        self.records.last().map_or("0", |record| &record.id)
+impl<'h> Claims<'h> {
+    /// Looks at the queue as it is now.
+    ///
+    /// # Errors
+    /// What reading it reports.
+    pub fn begin(home: &'h Home, server_name: &str) -> Result<Self> {
+        let sql = "SELECT pg_catalog.pg_current_snapshot()";
+        let row = spi::read(home, sql, &[])?.into_iter().next();
+        Ok(Self {
+            home,
+            server_name: server_name.to_owned(),
+            snapshot: required(&mut row.unwrap_or_default(), 0)?,
+            after: 0,
+            taken: HashSet::new(),
+            owner: None,
+            routes: HashMap::new(),
+        })
     }
 
-    /// A row as a record; `None` for one of another owner.
-    fn parse(&mut self, mut row: Row) -> Result<Option<Record>> {
+    /// The next batch: at most `limit` records, and what completes the last units. Empty at the end.
+    ///
+    /// # Errors
+    /// What reading the queue reports, and records that cannot be understood.
+    pub fn next(&mut self, limit: i64) -> Result<Vec<Unit>> {
+        let mut reading = Reading::default();
+        // Again if all that a batch has was taken before.
+        while reading.runs.is_empty() {
+            let Some(last) = self.boundary(limit.min(BATCH))? else { break };
+            if !self.read(&mut reading, last)? {
+                break;
+            }
+        }
+        Ok(reading.into_units())
+    }
+
+    /// Reads a batch; false when it met another owner's record.
+    fn read(&mut self, reading: &mut Reading, last: i64) -> Result<bool> {
+        let rows = self.fetch("q.id OPERATOR(pg_catalog.<=) $4::pg_catalog.int8", last, None)?;
+        for row in rows {
+            match self.parse(reading, row)? {
+                Some(record) if self.taken.remove(&record.id) => {}
+                Some(record) => reading.push(record),
+                None => return Ok(false),
+            }
+        }
+        self.after = last;
+        self.complete(reading, last)?;
+        Ok(true)
+    }
+
+    /// Takes what belongs to units that the end of the batch has torn.
+    fn complete(&mut self, reading: &mut Reading, last: i64) -> Result<()> {
+        let mut after = last;
+        loop {
+            let torn = reading.torn();
+            if torn.is_empty() {
+                return Ok(());
+            }
+            let rows =
+                self.fetch("q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8", after, Some(&torn))?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            for row in rows {
+                let Some(record) = self.parse(reading, row)? else { return Ok(()) };
+                after = record.id;
+                if reading.continues(&record) {
+                    self.taken.insert(record.id);
+                    reading.push(record);
+                } else {
+                    reading.closed.push(record.transaction);
+                }
+            }
+        }
+    }
+
+    /// The id of the last record of a batch; `None` when nothing is left.
+    fn boundary(&self, limit: i64) -> Result<Option<i64>> {
+        let sql = format!(
+            "SELECT pg_catalog.max(id) FROM ( \
+               SELECT id, pg_catalog.sum(size) OVER (ORDER BY id) AS total, size FROM ( \
+                 SELECT q.id, pg_catalog.octet_length(q.change::pg_catalog.text) AS size \
+                 FROM {}.sync_queue q WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $3::pg_catalog.int8 \
+                 ORDER BY q.id LIMIT $4::pg_catalog.int8) s) w \
+             WHERE total OPERATOR(pg_catalog.-) size OPERATOR(pg_catalog.<) $5::pg_catalog.int8",
+            ident(&self.home.schema)
+        );
+        let args = [
+            Some(self.server_name.clone()),
+            Some(self.snapshot.clone()),
+            Some(self.after.to_string()),
+            Some(limit.to_string()),
+            Some(guc::buffer_size().to_string()),
+        ];
+        let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
+        let row = spi::read(self.home, &sql, &args)?.into_iter().next();
+        row.and_then(|mut row| row.pop()).flatten().map(|id| number(&id)).transpose()
+    }
+
+    /// Reads and locks pending records after the last batch, under a condition on `$4`; only those of
+    /// certain transactions if such are named, and then only so many.
+    fn fetch(&self, condition: &str, bound: i64, only: Option<&[String]>) -> Result<Vec<Row>> {
+        let mut transactions = ArrayLiteral::default();
+        let some = match only {
+            Some(only) => {
+                only.iter().for_each(|one| transactions.push(Some(one)));
+                "AND q.xact OPERATOR(pg_catalog.=) ANY ($5::pg_catalog.xid8[])"
+            }
+            None => "AND $5::pg_catalog.text IS NOT NULL",
+        };
+        let sql = format!(
+            "SELECT q.id, q.owner::pg_catalog.oid, q.route_id, q.change, q.xact \
+             FROM {}.sync_queue q \
+             WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $3::pg_catalog.int8 AND {condition} \
+             {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
+            ident(&self.home.schema)
+        );
+        let (after, bound, some) =
+            (self.after.to_string(), bound.to_string(), transactions.into_text());
+        let args = [&*self.server_name, &*self.snapshot, &*after, &*bound, &*some].map(Some);
+        spi::write(self.home, &sql, &args)
+    }
+
+    /// A row as a record; `None` for one of another owner. Commands and transactions are numbered
+    /// anew: their own numbers mean something within one transaction only.
+    fn parse(&mut self, reading: &mut Reading, mut row: Row) -> Result<Option<Record>> {
         let owner = required(&mut row, 1)?;
         if self.owner.get_or_insert_with(|| owner.clone()) != &owner {
             return Ok(None);
         }
-        let (id, route_id) = (required(&mut row, 0)?, required(&mut row, 2)?);
-        let route = match self.routes.get(&route_id) {
-            Some(route) => route.clone(),
-            None => {
-                let route: Rc<Route> = Rc::new(from_json(&required(&mut row, 3)?)?);
-                self.routes.insert(route_id, route.clone());
-                route
-            }
-        };
-        let mut change: Change<String> = from_json(&required(&mut row, 4)?)?;
-        let transaction = Some(required(&mut row, 5)?);
-        if self.transaction != transaction {
-            self.transaction = transaction;
-            self.transactions = self.transactions.wrapping_add(1);
-            self.command = None;
-        }
-        if self.command != Some(change.command) {
-            self.command = Some(change.command);
-            self.commands += 1;
-        }
-        change.command = self.commands;
+        let id = number(&required(&mut row, 0)?)?;
+        let route = self.route(required(&mut row, 2)?)?;
+        let mut change: Change<String> = from_json(&required(&mut row, 3)?)?;
+        let transaction = reading.number_transaction(required(&mut row, 4)?);
+        change.command = reading.number_command(transaction, change.command);
         let tag = |stored: u64| match stored {
             0 => 0,
-            _ => stored | u64::from(self.transactions) << TRANSACTION_SHIFT,
+            _ => stored | u64::from(transaction) << TRANSACTION_SHIFT,
         };
         change.stored = (tag(change.stored.0), tag(change.stored.1));
-        Ok(Some(Record { id, route, change }))
+        Ok(Some(Record { id, transaction, route, change }))
     }
 
-    /// Where the last run of records that belong together begins.
-    fn last_run(&self) -> usize {
-        let mut start = self.records.len().saturating_sub(1);
-        while start > 0 && together(&self.records[start - 1], &self.records[start]) {
-            start -= 1;
+    /// A route by its id; each is read once.
+    fn route(&mut self, id: String) -> Result<Rc<Route>> {
+        if let Some(route) = self.routes.get(&id) {
+            return Ok(route.clone());
         }
-        start
-    }
-
-    /// Whether the next records may belong to the last unit.
-    fn is_torn(&self) -> bool {
-        self.records[self.last_run()..].iter().any(is_entangled)
-    }
-
-    /// Whether the record belongs to the last unit.
-    fn continues(&self, record: &Record) -> bool {
-        self.records.last().is_some_and(|last| together(last, record)) && self.is_torn()
-    }
-
-    fn into_units(self) -> Vec<Unit> {
-        let mut runs: Vec<Vec<Record>> = Vec::new();
-        for record in self.records {
-            match runs.last_mut() {
-                Some(run) if run.last().is_some_and(|last| together(last, &record)) => {
-                    run.push(record);
-                }
-                _ => runs.push(vec![record]),
-            }
-        }
-        runs.into_iter()
-            .flat_map(|run| {
-                if run.iter().any(is_entangled) {
-                    vec![Unit { records: run }]
-                } else {
-                    run.into_iter().map(|record| Unit { records: vec![record] }).collect()
-                }
-            })
-            .collect()
+        let sql = format!(
+            "SELECT body FROM {}.sync_route WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+            ident(&self.home.schema)
+        );
+        let row = spi::read(self.home, &sql, &[Some(&id)])?.into_iter().next();
+        let route: Rc<Route> = Rc::new(from_json(&required(&mut row.unwrap_or_default(), 0)?)?);
+        self.routes.insert(id, route.clone());
+        Ok(route)
     }
 }
 
-/// Whether two records that follow each other are of one run: UPDATEs of one command, or changes of
-/// one transaction on a table whose key is deferrable.
-fn together(one: &Record, next: &Record) -> bool {
-    let transaction = |r: &Record| r.change.stored.0.max(r.change.stored.1) >> TRANSACTION_SHIFT;
-    let update = |r: &Record| r.change.op == Op::Update;
-    Rc::ptr_eq(&one.route, &next.route)
-        && match one.route.key_deferrable {
-            true => transaction(one) == transaction(next) && next.change.op != Op::Truncate,
-            false => update(one) && update(next) && one.change.command == next.change.command,
+/// Pending records of server `$1` that were visible in snapshot `$2`.
+const PENDING: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
+    AND q.status OPERATOR(pg_catalog.=) 'pending' \
+    AND pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $2::pg_catalog.pg_snapshot))";
+
+fn number(text: &str) -> Result<i64> {
+    text.parse().map_err(|_| Error::internal("malformed record id"))
+}
+
+/// Records read so far, in runs of which each is a unit or falls apart into single records.
+#[derive(Default)]
+struct Reading {
+    runs: Vec<Vec<Record>>,
+    /// The last run of each transaction.
+    last: HashMap<u16, usize>,
+    transactions: HashMap<String, u16>,
+    /// The last command of each transaction, and its number here.
+    commands: HashMap<u16, (u32, u32)>,
+    command: u32,
+    /// Transactions whose last run is known to be complete.
+    closed: Vec<u16>,
+}
+
+impl Reading {
+    fn number_transaction(&mut self, own: String) -> u16 {
+        let next = (self.transactions.len() as u16).wrapping_add(1);
+        *self.transactions.entry(own).or_insert(next)
+    }
+
+    fn number_command(&mut self, transaction: u16, own: u32) -> u32 {
+        let last = self.commands.entry(transaction).or_default();
+        if last.1 == 0 || last.0 != own {
+            self.command += 1;
+            *last = (own, self.command);
         }
+        last.1
+    }
+
+    fn last_run(&self, transaction: u16) -> Option<&Vec<Record>> {
+        self.last.get(&transaction).map(|at| &self.runs[*at])
+    }
+
+    /// Whether the record belongs to the last run of its transaction.
+    fn continues(&self, record: &Record) -> bool {
+        !self.closed.contains(&record.transaction)
+            && self
+                .last_run(record.transaction)
+                .and_then(|run| run.last())
+                .is_some_and(|last| together(last, record))
+    }
+
+    fn push(&mut self, record: Record) {
+        let transaction = record.transaction;
+        match self.last.get(&transaction) {
+            Some(at) if self.continues(&record) => self.runs[*at].push(record),
+            _ => {
+                self.runs.push(vec![record]);
+                self.last.insert(transaction, self.runs.len() - 1);
+            }
+        }
+    }
+
+    /// The transactions whose last unit may go on beyond what was read.
+    fn torn(&self) -> Vec<String> {
+        let torn = |number: u16| {
+            !self.closed.contains(&number)
+                && self.last_run(number).is_some_and(|run| run.iter().any(is_entangled))
+        };
+        let all = self.transactions.iter();
+        all.filter(|(_, number)| torn(**number)).map(|(own, _)| own.clone()).collect()
+    }
+
+    fn into_units(self) -> Vec<Unit> {
+        let split = |run: Vec<Record>| match run.iter().any(is_entangled) {
+            true => vec![Unit { records: run }],
+            false => run.into_iter().map(|record| Unit { records: vec![record] }).collect(),
+        };
+        self.runs.into_iter().flat_map(split).collect()
+    }
+}
+
+/// Whether two records of a transaction that follow each other are of one run: TRUNCATEs, UPDATEs of
+/// one command, or any changes of a table whose key is deferrable.
+fn together(one: &Record, next: &Record) -> bool {
+    match (one.change.op, next.change.op) {
+        (Op::Truncate, Op::Truncate) => true,
+        (Op::Truncate, _) | (_, Op::Truncate) => false,
+        _ if !Rc::ptr_eq(&one.route, &next.route) => false,
+        (Op::Update, Op::Update) => {
+            one.route.key_deferrable || one.change.command == next.change.command
+        }
+        _ => one.route.key_deferrable,
+    }
 }
 
 /// Whether a record makes its run a unit.
 fn is_entangled(record: &Record) -> bool {
-    record.change.moves() || record.route.key_deferrable
+    record.route.key_deferrable || record.change.moves() || record.change.op == Op::Truncate
 }
 
 #[cfg(test)]
@@ -200,23 +353,25 @@ mod tests {
             }],
             key: vec![0],
             key_deferrable,
+            key_exact: true,
             policy: Policy::Overwrite,
             truncate_children: false,
             application_name: None,
         })
     }
 
-    fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u64) -> Record {
+    fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u16) -> Record {
         let key = if moves { vec![Some("1".to_owned())] } else { Vec::new() };
-        let (row, stored) = (vec![Some("2".to_owned())], (1, 2 | transaction << 48));
+        let (row, stored) = (vec![Some("2".to_owned())], (1, 2));
         let (seen, unchanged) = (None, Vec::new());
         let change = Change { op, command, key, row, seen, unchanged, stored };
-        Record { id: "1".into(), route: route.clone(), change }
+        Record { id: 1, transaction, route: route.clone(), change }
     }
 
     fn sizes(records: Vec<Record>) -> Vec<usize> {
-        let units = Reading { records, ..Reading::default() }.into_units();
-        units.iter().map(|unit| unit.records.len()).collect()
+        let mut reading = Reading::default();
+        records.into_iter().for_each(|record| reading.push(record));
+        reading.into_units().iter().map(|unit| unit.records.len()).collect()
     }
 
     #[test]
@@ -241,5 +396,19 @@ mod tests {
         let route = route(true);
         let one = |op, transaction| record(&route, op, 1, false, transaction);
         assert_eq!(sizes(vec![one(Op::Update, 1), one(Op::Insert, 1), one(Op::Update, 2)]), [2, 1]);
+    }
+
+    #[test]
+    fn truncates_that_follow_each_other_stay_together() {
+        let (one, two) = (route(false), route(false));
+        let all = [&one, &two].map(|route| record(route, Op::Truncate, 1, false, 1));
+        assert_eq!(sizes(all.into()), [2]);
+    }
+
+    #[test]
+    fn transactions_that_mix_their_ids_do_not_tear_units() {
+        let route = route(false);
+        let one = |transaction| record(&route, Op::Update, 1, true, transaction);
+        assert_eq!(sizes(vec![one(1), one(2), one(1), one(2)]), [2, 2]);
     }
 }

@@ -358,6 +358,7 @@ mod tests {
             ],
             key: vec![0],
             key_deferrable: false,
+            key_exact: true,
             policy,
             truncate_children: false,
             application_name: None,

@@ -1,0 +1,363 @@
+//! What becomes of the units of a batch: applied, set aside, made to wait, or left for later.
+//!
+//! A batch is first applied whole. If that fails over a record, the units that cannot be applied are
+//! found by halving; each is set aside, what depends on it waits, and the rest is applied without
+//! them. A deferred constraint is broken by a source transaction rather than by a record: then the
+//! transaction is set aside.
+
+use super::replay::Replay;
+use crate::delivery::plan::Planner;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::spi::Home;
+use crate::queue::aside::{self, Blockers, Waiting};
+use crate::queue::claim::{BATCH, Claims, Unit};
+use crate::queue::footprint::Footprint;
+
+/// What becomes of a unit.
+enum Fate {
+    /// Not known yet; in the end: left pending.
+    Open,
+    Applied,
+    Failed(Error),
+    /// Behind this record.
+    Waits(i64),
+}
+
+/// See the module's head.
+pub struct Batch<'h> {
+    home: &'h Home,
+    server_name: &'h str,
+    units: Vec<Unit>,
+    fates: Vec<Fate>,
+    /// Marks of older records that are set aside or wait, and of those in the batch.
+    blockers: Blockers,
+    /// The server has such older records.
+    has_aside: bool,
+    /// Units that may still be set aside.
+    budget: usize,
+    /// Why nothing more is tried on the server.
+    stop: Option<Error>,
+}
+
+/// What a batch came to.
+pub struct Outcome {
+    /// Ids of records that were applied.
+    pub applied: Vec<i64>,
+    /// How many units were set aside, and why the first.
+    pub aside: Vec<(i64, Error)>,
+    /// Why nothing more is to be tried on the server.
+    pub stop: Option<Error>,
+}
+
+impl<'h> Batch<'h> {
+    /// A batch of units, of which at most `budget` are set aside.
+    ///
+    /// # Errors
+    /// What reading the queue reports.
+    pub fn new(
+        home: &'h Home,
+        server_name: &'h str,
+        units: Vec<Unit>,
+        budget: usize,
+    ) -> Result<Self> {
+        let has_aside = aside::exist(home, server_name)?;
+        let mut batch = Self {
+            home,
+            server_name,
+            units: Vec::new(),
+            fates: Vec::new(),
+            blockers: Blockers::default(),
+            has_aside,
+            budget,
+            stop: None,
+        };
+        batch.add(units)?;
+        Ok(batch)
+    }
+
+    fn add(&mut self, units: Vec<Unit>) -> Result<()> {
+        if self.has_aside {
+            let mut checks: Vec<i64> =
+                units.iter().flat_map(|unit| unit.footprint().checks).collect();
+            checks.sort_unstable();
+            checks.dedup();
+            self.blockers.load(self.home, self.server_name, &checks)?;
+        }
+        self.fates.extend(units.iter().map(|_| Fate::Open));
+        self.units.extend(units);
+        Ok(())
+    }
+
+    /// Applies what can be applied. `claims` gives more where a transaction is incomplete.
+    ///
+    /// # Errors
+    /// What reading the queue reports; 57014 for a request to cancel.
+    pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>) -> Result<()> {
+        self.refuse_unplannable();
+        let open = self.sift(0..self.units.len());
+        if open.is_empty() {
+            return Ok(());
+        }
+        match replay.whole(&self.chosen(&open)) {
+            Ok(()) => {
+                self.set_applied(&open);
+                return Ok(());
+            }
+            Err(error) if replay.can_go_on(&error) => {
+                if is_about_the_moment(&error) {
+                    self.stop = Some(error);
+                }
+            }
+            Err(error) => return self.lost(error),
+        }
+        if let Err(error) = replay.undo() {
+            return self.lost(error);
+        }
+        self.narrow(replay, open)?;
+        self.check(replay, claims)
+    }
+
+    /// Applies units; of those that fail together, the first half is tried alone, until the one that
+    /// fails is found.
+    fn narrow(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
+        let units = self.sift(units);
+        if units.is_empty() || self.stop.is_some() || self.budget == 0 {
+            return Ok(());
+        }
+        match replay.part(&self.chosen(&units)) {
+            Ok(()) => self.set_applied(&units),
+            Err(error) if replay.can_go_on(&error) => match units.as_slice() {
+                // A statement that took too long may do so for its size only.
+                _ if is_about_the_moment(&error) => self.stop = Some(error),
+                [one] if error.is_transient() => {
+                    self.fates[*one] = Fate::Open;
+                    self.stop = Some(error);
+                }
+                [one] => self.fail(*one, error),
+                several => {
+                    let (first, second) = several.split_at(several.len() / 2);
+                    self.narrow(replay, first.to_vec())?;
+                    self.narrow(replay, second.to_vec())?;
+                }
+            },
+            Err(error) => return self.lost(error),
+        }
+        Ok(())
+    }
+
+    /// Checks deferred constraints; sets source transactions aside that break them.
+    fn check(&mut self, replay: &mut Replay, claims: &mut Claims<'_>) -> Result<()> {
+        loop {
+            if self.applied().is_empty() || self.budget == 0 {
+                return match self.budget {
+                    0 => self.take_back(replay),
+                    _ => Ok(()),
+                };
+            }
+            let mut error = match replay.check() {
+                Ok(()) => return Ok(()),
+                Err(error) if replay.can_go_on(&error) => error,
+                Err(error) => return self.lost(error),
+            };
+            let applied = self.applied();
+            let culprit = match self.culprit(replay, &applied, &mut error)? {
+                Some(culprit) => culprit,
+                None => return Ok(()),
+            };
+            let more = match culprit.last() == applied.last() {
+                // The rest of the transaction may make it whole.
+                true => claims.next(BATCH)?,
+                false => Vec::new(),
+            };
+            if let Err(error) = replay.undo() {
+                return self.lost(error);
+            }
+            applied.iter().for_each(|at| self.fates[*at] = Fate::Open);
+            if more.is_empty() {
+                self.fail_together(&culprit, error);
+            }
+            self.add(more)?;
+            self.refuse_unplannable();
+            self.narrow(replay, (0..self.units.len()).collect())?;
+        }
+    }
+
+    /// The units of the source transaction with which the applied ones begin to break a deferred
+    /// constraint: found by halving. `None` when the connection was lost.
+    fn culprit(
+        &mut self,
+        replay: &mut Replay,
+        applied: &[usize],
+        error: &mut Error,
+    ) -> Result<Option<Vec<usize>>> {
+        let parts: Vec<&[usize]> = applied
+            .chunk_by(|a, b| self.units[*a].transaction() == self.units[*b].transaction())
+            .collect();
+        let (mut good, mut bad) = (0, parts.len());
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match replay.instead(&self.chosen(&parts[..middle].concat())) {
+                Ok(()) => good = middle,
+                Err(broken) if replay.can_go_on(&broken) => (bad, *error) = (middle, broken),
+                Err(broken) => {
+                    self.lost(broken)?;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(parts[good].to_vec()))
+    }
+
+    /// No more may be set aside: nothing of a batch that breaks a constraint stays.
+    fn take_back(&mut self, replay: &mut Replay) -> Result<()> {
+        match replay.check() {
+            Ok(()) => return Ok(()),
+            Err(error) if !replay.can_go_on(&error) => return self.lost(error),
+            Err(_) => {}
+        }
+        self.reopen();
+        match replay.undo() {
+            Ok(()) => Ok(()),
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// Fails units that cannot be turned into statements.
+    fn refuse_unplannable(&mut self) {
+        let deferrable = |unit: &Unit| unit.records.iter().any(|r| r.route.key_deferrable);
+        if !self.units.iter().any(deferrable) {
+            return;
+        }
+        let mut planner = Planner::default();
+        for at in 0..self.units.len() {
+            let push = |planner: &mut Planner| {
+                let mut records = self.units[at].records.iter();
+                records.try_for_each(|r| planner.push(&r.route, &r.change.borrowed()))
+            };
+            if matches!(self.fates[at], Fate::Open)
+                && let Err(error) = push(&mut planner)
+            {
+                self.fail(at, error);
+                planner = Planner::default();
+            }
+            while planner.pop().is_some() {}
+        }
+    }
+
+    /// Of units not decided yet, those that need not wait; the others do from now on.
+    fn sift(&mut self, units: impl IntoIterator<Item = usize>) -> Vec<usize> {
+        let mut free = Vec::new();
+        for at in units {
+            if !matches!(self.fates[at], Fate::Open) {
+                continue;
+            }
+            if !self.blockers.is_empty() {
+                let (id, footprint) = (self.units[at].id(), self.units[at].footprint());
+                if let Some(root) = self.blockers.find(id, &footprint) {
+                    self.blockers.add(id, root, &footprint.marks);
+                    self.fates[at] = Fate::Waits(root);
+                    continue;
+                }
+            }
+            free.push(at);
+        }
+        free
+    }
+
+    fn fail(&mut self, at: usize, error: Error) {
+        let id = self.units[at].id();
+        self.blockers.add(id, id, &self.marks(at, &error));
+        self.fates[at] = Fate::Failed(error);
+        self.budget = self.budget.saturating_sub(1);
+    }
+
+    /// Sets the first unit aside and lets the others wait for it.
+    fn fail_together(&mut self, units: &[usize], error: Error) {
+        let Some((first, others)) = units.split_first() else { return };
+        self.fail(*first, error);
+        let root = self.units[*first].id();
+        for at in others {
+            let (id, footprint) = (self.units[*at].id(), self.units[*at].footprint());
+            self.blockers.add(id, root, &footprint.marks);
+            self.fates[*at] = Fate::Waits(root);
+        }
+    }
+
+    /// What a unit that failed leaves: if its table is at fault, nothing of the table goes on.
+    fn marks(&self, at: usize, error: &Error) -> Vec<i64> {
+        let mut footprint = self.units[at].footprint();
+        if error.is_about_table() {
+            let records = self.units[at].records.iter();
+            records.for_each(|r| footprint.join(Footprint::of_table(&r.route)));
+        }
+        footprint.marks
+    }
+
+    fn chosen(&self, units: &[usize]) -> Vec<&Unit> {
+        units.iter().map(|at| &self.units[*at]).collect()
+    }
+
+    fn applied(&self) -> Vec<usize> {
+        let applied = |at: &usize| matches!(self.fates[*at], Fate::Applied);
+        (0..self.units.len()).filter(applied).collect()
+    }
+
+    fn set_applied(&mut self, units: &[usize]) {
+        units.iter().for_each(|at| self.fates[*at] = Fate::Applied);
+    }
+
+    fn reopen(&mut self) {
+        self.applied().into_iter().for_each(|at| self.fates[at] = Fate::Open);
+    }
+
+    /// The connection is of no more use.
+    fn lost(&mut self, error: Error) -> Result<()> {
+        self.reopen();
+        match error {
+            Error::Canceled => Err(error),
+            _ => {
+                self.stop = Some(error);
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes to the queue what was set aside and what waits. What was applied stays in it until the
+    /// caller removes it.
+    ///
+    /// # Errors
+    /// What writing the queue reports.
+    pub fn settle(self) -> Result<Outcome> {
+        let mut outcome = Outcome { applied: Vec::new(), aside: Vec::new(), stop: None };
+        let mut waiting = Vec::new();
+        for at in 0..self.units.len() {
+            let ids = || self.units[at].records.iter().map(|record| record.id);
+            let wait = |root| {
+                self.units[at].records.iter().map(move |r| {
+                    let marks = Footprint::of(&r.route, &r.change).marks;
+                    Waiting { id: r.id, root, marks }
+                })
+            };
+            match &self.fates[at] {
+                Fate::Open => {}
+                Fate::Applied => outcome.applied.extend(ids()),
+                Fate::Waits(root) => waiting.extend(wait(*root)),
+                Fate::Failed(error) => {
+                    let id = self.units[at].id();
+                    aside::set_aside(self.home, id, &self.marks(at, error), error)?;
+                    waiting.extend(wait(id).skip(1));
+                    outcome.aside.push((id, error.clone()));
+                }
+            }
+        }
+        aside::set_waiting(self.home, &waiting)?;
+        outcome.stop = self.stop;
+        Ok(outcome)
+    }
+}
+
+/// Whether waiting may cure it and trying less will not. A statement that ran into its timeout may
+/// have done so for its size alone.
+fn is_about_the_moment(error: &Error) -> bool {
+    error.is_transient() && error.sqlstate() != SqlState::QUERY_CANCELED
+}

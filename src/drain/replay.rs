@@ -1,0 +1,133 @@
+//! The remote side of a drain: one transaction, with savepoints to go back to.
+//!
+//! Savepoint `drain` stands before the batch under way, `unit` before the part of it that is being
+//! tried. Constraints that can wait do so within a batch.
+
+use crate::change::{Change, Route};
+use crate::delivery::commit::BEGIN;
+use crate::delivery::feed::{Changes, Fixed, Source};
+use crate::delivery::link::{Ending, Link};
+use crate::delivery::lost;
+use crate::error::{Error, Result};
+use crate::queue::claim::{Record, Unit};
+use std::rc::Rc;
+
+/// Checks what was deferred, here and not at COMMIT, where it would be too late to tell which record
+/// is to blame.
+const CHECK: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+
+/// See the module's head.
+pub struct Replay {
+    /// `None` once the connection is of no more use, and with it goes everything applied so far.
+    link: Option<Link<'static>>,
+    /// The remote transaction has begun.
+    begun: bool,
+}
+
+impl Replay {
+    /// Over a link that is up; `begun` if its transaction is open already.
+    pub fn new(link: Link<'static>, begun: bool) -> Self {
+        Self { link: Some(link), begun }
+    }
+
+    /// The link, unless it was lost.
+    pub fn into_link(self) -> Option<Link<'static>> {
+        self.link
+    }
+
+    /// Whether the failure is one of the records, and the connection none the worse for it.
+    pub fn can_go_on(&self, error: &Error) -> bool {
+        self.link.is_some() && matches!(error, Error::Remote(_) | Error::Local { .. })
+    }
+
+    /// Begins a batch and applies it whole, constraints checked, in one exchange.
+    ///
+    /// # Errors
+    /// What the link reports. If it can go on, [`Replay::undo`] leads back to the batch's beginning.
+    pub fn whole(&mut self, units: &[&Unit]) -> Result<()> {
+        let begin: &[&str] = match self.begun {
+            true => &[BEGIN[1], "RELEASE SAVEPOINT drain", "SAVEPOINT drain"],
+            false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
+        };
+        self.begun = true;
+        self.attempt(units, begin, &[CHECK])
+    }
+
+    /// Applies a part of the batch.
+    ///
+    /// # Errors
+    /// What the link reports. If it can go on, what was applied before the part stands.
+    pub fn part(&mut self, units: &[&Unit]) -> Result<()> {
+        let result = self.attempt(units, &["SAVEPOINT unit"], &["RELEASE SAVEPOINT unit"]);
+        if let Err(error) = &result
+            && self.can_go_on(error)
+        {
+            self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])?;
+        }
+        result
+    }
+
+    /// Takes back the batch and applies this much of it instead, constraints checked.
+    ///
+    /// # Errors
+    /// As for [`Replay::whole`].
+    pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
+        self.attempt(units, &["ROLLBACK TO SAVEPOINT drain", BEGIN[1]], &[CHECK])
+    }
+
+    /// Takes back the batch.
+    ///
+    /// # Errors
+    /// What the link reports.
+    pub fn undo(&mut self) -> Result<()> {
+        self.statements(&["ROLLBACK TO SAVEPOINT drain", BEGIN[1]])
+    }
+
+    /// Checks what the batch deferred.
+    ///
+    /// # Errors
+    /// As for [`Replay::whole`].
+    pub fn check(&mut self) -> Result<()> {
+        self.statements(&[CHECK])
+    }
+
+    /// Applies units between other statements.
+    fn attempt(&mut self, units: &[&Unit], before: &[&str], after: &[&str]) -> Result<()> {
+        if units.is_empty() {
+            return self.statements(&[before, after].concat());
+        }
+        let session = self.link.take().and_then(Link::into_session).ok_or_else(gone)?;
+        let name = session.endpoint.application_name.clone();
+        // A link of its own: it borrows the records.
+        let mut link = Link::over(session);
+        let records = Records(units.iter().flat_map(|unit| &unit.records));
+        link.run(Changes::new(records, &name).between(before, after), Ending::Open);
+        let result = lost::run(&mut link);
+        self.link = link.into_session().map(Link::over);
+        result
+    }
+
+    /// Runs plain statements.
+    fn statements(&mut self, texts: &[&str]) -> Result<()> {
+        let mut link = self.link.take().ok_or_else(gone)?;
+        link.run(Fixed::new(texts.iter().copied()), Ending::Open);
+        let result = lost::run(&mut link);
+        self.link = Some(link).filter(Link::is_up);
+        result
+    }
+}
+
+fn gone() -> Error {
+    Error::internal("drain goes on without a connection")
+}
+
+/// Records as a source of changes.
+struct Records<I>(I);
+
+impl<'r, I: Iterator<Item = &'r Record>> Source for Records<I> {
+    fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool> {
+        let Some(record) = self.0.next() else { return Ok(false) };
+        take(&record.route, &record.change.borrowed());
+        Ok(true)
+    }
+}

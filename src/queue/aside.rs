@@ -1,0 +1,210 @@
+//! Records that are set aside because they can never apply as things are, and what waits behind them.
+//!
+//! A record set aside (`failed`) and those that wait behind it (`waiting`) leave the marks of their
+//! [`Footprint`] in the queue. A later change that meets a mark waits too; everything else flows. What
+//! waits is released when the record that it waits for is gone or pending again, and looked at anew in
+//! its turn.
+
+use super::footprint::Footprint;
+use super::to_ids;
+use crate::change::{Change, Route};
+use crate::error::{Error, Result};
+use crate::pg::spi::{self, Home, required};
+use crate::sql::quote::{ArrayLiteral, ident};
+use std::collections::HashMap;
+
+/// Who left a mark.
+#[derive(Clone, Copy)]
+struct Origin {
+    /// The oldest record that left it.
+    id: i64,
+    /// The record set aside that it is, or waits for.
+    root: i64,
+}
+
+/// Marks of records that were set aside or wait.
+#[derive(Default)]
+pub struct Blockers {
+    marks: HashMap<i64, Origin>,
+}
+
+impl Blockers {
+    /// Adds from the queue what a server's records have left of these marks.
+    ///
+    /// # Errors
+    /// What reading the queue reports.
+    pub fn load(&mut self, home: &Home, server_name: &str, checks: &[i64]) -> Result<()> {
+        let sql = format!(
+            "SELECT m.mark, pg_catalog.min(q.id), \
+                pg_catalog.min(COALESCE(q.waits_for, q.id)) \
+             FROM {}.sync_queue q, pg_catalog.unnest(q.blocks) AS m(mark) \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.status OPERATOR(pg_catalog.<>) 'pending' \
+               AND q.blocks OPERATOR(pg_catalog.&&) $2::pg_catalog.int8[] \
+               AND m.mark OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.int8[]) \
+             GROUP BY m.mark",
+            ident(&home.schema)
+        );
+        for mut row in spi::read(home, &sql, &[Some(server_name), Some(&to_ids(checks))])? {
+            let mut number = |at| {
+                required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
+            };
+            let (mark, id, root) = (number(0)?, number(1)?, number(2)?);
+            self.add(id, root, &[mark]);
+        }
+        Ok(())
+    }
+
+    /// A record leaves marks; `root` is the one set aside that it is or waits for.
+    pub fn add(&mut self, id: i64, root: i64, marks: &[i64]) {
+        for mark in marks {
+            let origin = self.marks.entry(*mark).or_insert(Origin { id, root });
+            if id < origin.id {
+                *origin = Origin { id, root };
+            }
+        }
+    }
+
+    /// The record set aside that a change must wait for. Only records older than `id` count.
+    pub fn find(&self, id: i64, footprint: &Footprint) -> Option<i64> {
+        let met = footprint.checks.iter().filter_map(|check| self.marks.get(check));
+        met.filter(|origin| origin.id < id).map(|origin| origin.root).min()
+    }
+
+    /// A change about to be queued: if it must wait, what for and the marks it leaves, which those
+    /// queued after it meet.
+    pub fn join<S: AsRef<str>>(
+        &mut self,
+        route: &Route,
+        change: &Change<S>,
+    ) -> Option<(i64, Vec<i64>)> {
+        let footprint = Footprint::of(route, change);
+        let root = self.find(i64::MAX, &footprint)?;
+        self.add(0, root, &footprint.marks);
+        Some((root, footprint.marks))
+    }
+
+    /// Whether there is nothing to wait for.
+    pub fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+}
+
+/// Whether any of a server's records is set aside or waits.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn exist(home: &Home, server_name: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+         AND status OPERATOR(pg_catalog.<>) 'pending' LIMIT 1",
+        ident(&home.schema)
+    );
+    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+}
+
+/// Sets a record aside.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<()> {
+    let sql = format!(
+        "UPDATE {}.sync_queue SET status = 'failed', waits_for = NULL, \
+            blocks = $2::pg_catalog.int8[], sqlstate = $3, message = $4, constraint_name = $5, \
+            attempts = attempts OPERATOR(pg_catalog.+) 1, \
+            last_attempt_at = pg_catalog.clock_timestamp() \
+         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        ident(&home.schema)
+    );
+    let (id, marks) = (id.to_string(), to_ids(marks));
+    let (state, message) = (reason.sqlstate().to_string(), reason.one_line());
+    let args = [&*id, &*marks, &*state, &*message].map(Some);
+    let args: Vec<_> = args.into_iter().chain([reason.constraint()]).collect();
+    spi::write(home, &sql, &args)?;
+    Ok(())
+}
+
+/// A record that waits: its id, the record it waits for, the marks it leaves.
+pub struct Waiting {
+    pub id: i64,
+    pub root: i64,
+    pub marks: Vec<i64>,
+}
+
+/// Makes records wait.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn set_waiting(home: &Home, records: &[Waiting]) -> Result<()> {
+    let sql = format!(
+        "UPDATE {}.sync_queue q SET status = 'waiting', waits_for = v.root::pg_catalog.int8, \
+            blocks = v.marks::pg_catalog.int8[] \
+         FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), \
+            pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[])) \
+            AS v(id, root, marks) \
+         WHERE q.id OPERATOR(pg_catalog.=) v.id::pg_catalog.int8",
+        ident(&home.schema)
+    );
+    for chunk in records.chunks(super::CHUNK_ROWS) {
+        let mut columns: [ArrayLiteral; 3] = Default::default();
+        for one in chunk {
+            columns[0].push(Some(&one.id.to_string()));
+            columns[1].push(Some(&one.root.to_string()));
+            columns[2].push(Some(&to_ids(&one.marks)));
+        }
+        let columns = columns.map(ArrayLiteral::into_text);
+        spi::write(home, &sql, &[Some(&*columns[0]), Some(&*columns[1]), Some(&*columns[2])])?;
+    }
+    Ok(())
+}
+
+/// Lets go what waits for a record that is not set aside any more.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn release(home: &Home, server_name: &str) -> Result<()> {
+    let queue = format!("{}.sync_queue", ident(&home.schema));
+    let sql = format!(
+        "UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
+         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND q.status OPERATOR(pg_catalog.=) 'waiting' \
+           AND NOT EXISTS (SELECT FROM {queue} f \
+              WHERE f.id OPERATOR(pg_catalog.=) q.waits_for \
+                AND f.status OPERATOR(pg_catalog.=) 'failed')"
+    );
+    spi::write(home, &sql, &[Some(server_name)])?;
+    Ok(())
+}
+
+/// The oldest records that are set aside for a server, at most so many.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn oldest(home: &Home, server_name: &str, limit: i64) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+         AND status OPERATOR(pg_catalog.=) 'failed' ORDER BY id LIMIT $2::pg_catalog.int8",
+        ident(&home.schema)
+    );
+    spi::read(home, &sql, &[Some(server_name), Some(&limit.to_string())])?
+        .into_iter()
+        .map(|mut row| required(&mut row, 0))
+        .collect()
+}
+
+/// Makes records pending again that are set aside; the servers of those that were.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn retry(home: &Home, ids: &[String]) -> Result<Vec<String>> {
+    let mut array = ArrayLiteral::default();
+    ids.iter().for_each(|id| array.push(Some(id)));
+    let sql = format!(
+        "UPDATE {}.sync_queue SET status = 'pending', blocks = NULL \
+         WHERE id OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.int8[]) \
+           AND status OPERATOR(pg_catalog.=) 'failed' RETURNING dst_server",
+        ident(&home.schema)
+    );
+    let rows = spi::write(home, &sql, &[Some(&array.into_text())])?;
+    rows.into_iter().map(|mut row| required(&mut row, 0)).collect()
+}

@@ -1,0 +1,162 @@
+//! What a queued change touches, so that what waits behind a record that was set aside can be told
+//! from what does not depend on it. Pure.
+//!
+//! A change depends on an older one if both concern the same row of the same target table: its key
+//! before or after the change. TRUNCATE concerns every row, and so does a change of a table whose
+//! keys may be equal without having the same text. Rows that depend on each other through a foreign
+//! key are not found here; the target's own constraint finds them.
+//!
+//! A footprint is made of hashes that the queue stores, so they must be the same in every version:
+//! SipHash 1-3 over bytes that are written out here. A collision makes a change wait for nothing.
+
+use crate::change::{Change, Op, Relation, Route};
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
+
+/// See the module's head. Hashes are stored as `bigint`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// What a change leaves when it is set aside or waits.
+    pub marks: Vec<i64>,
+    /// What a change must not meet among the marks of older ones.
+    pub checks: Vec<i64>,
+}
+
+impl Footprint {
+    /// The footprint of a change.
+    pub fn of<S: AsRef<str>>(route: &Route, change: &Change<S>) -> Self {
+        if change.op == Op::Truncate || !route.key_exact {
+            return Self::of_table(route);
+        }
+        let mut rows = vec![row(route, &change.old_key(route))];
+        if change.moves() {
+            rows.push(row(route, &change.new_key(route)));
+        }
+        rows.dedup();
+        let with = |first| std::iter::once(first).chain(rows.iter().copied()).collect();
+        Self { marks: with(anything_of(route)), checks: with(all_of(route)) }
+    }
+
+    /// The footprint of something that concerns every row.
+    pub fn of_table(route: &Route) -> Self {
+        let any = anything_of(route);
+        Self { marks: vec![any, all_of(route)], checks: vec![any] }
+    }
+
+    /// Adds another change's.
+    pub fn join(&mut self, other: Self) {
+        for (own, more) in [(&mut self.marks, other.marks), (&mut self.checks, other.checks)] {
+            own.extend(more);
+            own.sort_unstable();
+            own.dedup();
+        }
+    }
+}
+
+/// Left by every change of a target table; met by what concerns all its rows.
+fn anything_of(route: &Route) -> i64 {
+    finish(begin(b'T', &route.target))
+}
+
+/// Left by what concerns all rows; met by every change.
+fn all_of(route: &Route) -> i64 {
+    finish(begin(b'A', &route.target))
+}
+
+/// One row of the target table.
+fn row(route: &Route, key: &[Option<&str>]) -> i64 {
+    let mut hasher = begin(b'R', &route.target);
+    for value in key {
+        hasher.write(&[u8::from(value.is_some())]);
+        write(&mut hasher, value.unwrap_or_default());
+    }
+    finish(hasher)
+}
+
+fn begin(kind: u8, target: &Relation) -> SipHasher13 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(&[kind]);
+    write(&mut hasher, &target.schema);
+    write(&mut hasher, &target.table);
+    hasher
+}
+
+fn write(hasher: &mut SipHasher13, text: &str) {
+    hasher.write(&(text.len() as u64).to_le_bytes());
+    hasher.write(text.as_bytes());
+}
+
+fn finish(hasher: SipHasher13) -> i64 {
+    hasher.finish() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Carrier, Column, Policy};
+
+    fn route(table: &str, key_exact: bool) -> Route {
+        let name = Relation { schema: "s".into(), table: table.into() };
+        let (carrier, fixed, own_equality) = (Carrier::Element, false, false);
+        Route {
+            source: name.clone(),
+            target: name,
+            columns: vec![Column { name: "id".into(), carrier, fixed, own_equality }],
+            key: vec![0],
+            key_deferrable: false,
+            key_exact,
+            policy: Policy::Overwrite,
+            truncate_children: false,
+            application_name: None,
+        }
+    }
+
+    fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
+        let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
+        let (seen, unchanged) = (None, Vec::new());
+        Change { op, command: 1, key: all(key), row: all(row), seen, unchanged, stored: (0, 0) }
+    }
+
+    fn waits(later: &Footprint, earlier: &Footprint) -> bool {
+        later.checks.iter().any(|check| earlier.marks.contains(check))
+    }
+
+    #[test]
+    fn changes_of_one_row_wait_for_each_other_and_others_do_not() {
+        let t = route("t", true);
+        let (insert, update) = (change(Op::Insert, &[], &["1"]), change(Op::Update, &[], &["1"]));
+        let (delete, other) = (change(Op::Delete, &["1"], &[]), change(Op::Insert, &[], &["2"]));
+        let [insert, update, delete, other] =
+            [insert, update, delete, other].map(|c| Footprint::of(&t, &c));
+        assert!(waits(&update, &insert) && waits(&delete, &update) && waits(&insert, &delete));
+        assert!(!waits(&other, &insert) && !waits(&insert, &other));
+        let elsewhere = Footprint::of(&route("u", true), &change(Op::Insert, &[], &["1"]));
+        assert!(!waits(&elsewhere, &insert));
+    }
+
+    #[test]
+    fn a_row_that_moves_ties_both_keys() {
+        let t = route("t", true);
+        let moved = Footprint::of(&t, &change(Op::Update, &["1"], &["2"]));
+        for key in ["1", "2"] {
+            let delete = Footprint::of(&t, &change(Op::Delete, &[key], &[]));
+            assert!(waits(&delete, &moved) && waits(&moved, &delete), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_the_whole_table_ties_every_row() {
+        let row = |exact| Footprint::of(&route("t", exact), &change(Op::Insert, &[], &["1"]));
+        let truncate = Footprint::of(&route("t", true), &change(Op::Truncate, &[], &[]));
+        for table in [truncate, row(false), Footprint::of_table(&route("t", true))] {
+            assert!(waits(&table, &row(true)) && waits(&row(true), &table));
+            assert!(waits(&table, &table));
+        }
+    }
+
+    #[test]
+    fn stored_hashes_never_change() {
+        let footprint = Footprint::of(&route("t", true), &change(Op::Insert, &[], &["1"]));
+        assert_eq!(footprint.marks, [-8354673576315553261, -4106621434464324438]);
+    }
+}

@@ -1,0 +1,92 @@
+//! What is known of a server from the attempts to drain it: a row of `sync_server_state` each. Written
+//! by who holds the server's drain lock; commits of applications never write here, so they never wait
+//! for each other.
+
+use crate::error::{Error, Result};
+use crate::pg::spi::{self, Home};
+use crate::sql::quote::ident;
+use std::time::Duration;
+
+/// The channel on which changes between reachable and unreachable are announced.
+const CHANNEL: &str = "pg_rowsync";
+
+/// Notes a failed attempt; `next` is when the next one is planned.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn failed(
+    home: &Home,
+    server_name: &str,
+    reason: &Error,
+    next: Option<Duration>,
+) -> Result<()> {
+    let unreachable = reason.is_unreachable();
+    let sql = format!(
+        "INSERT INTO {}.sync_server_state AS s (dst_server, failures, unreachable, last_error, \
+            last_sqlstate, last_error_at, next_attempt_at) \
+         VALUES ($1, 1, $2::pg_catalog.bool, $3, $4, pg_catalog.clock_timestamp(), \
+            pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) $5::pg_catalog.interval) \
+         ON CONFLICT (dst_server) DO UPDATE SET failures = s.failures OPERATOR(pg_catalog.+) 1, \
+            unreachable = s.unreachable OR excluded.unreachable, last_error = excluded.last_error, \
+            last_sqlstate = excluded.last_sqlstate, last_error_at = excluded.last_error_at, \
+            next_attempt_at = excluded.next_attempt_at",
+        ident(&home.schema)
+    );
+    let was = is_unreachable(home, server_name)?;
+    let (state, message) = (reason.sqlstate().to_string(), reason.one_line());
+    let next = next.map(|time| format!("{} milliseconds", time.as_millis()));
+    let args = [Some(server_name), Some(flag(unreachable)), Some(&*message), Some(&*state)];
+    let args: Vec<_> = args.into_iter().chain([next.as_deref()]).collect();
+    spi::write(home, &sql, &args)?;
+    if unreachable && !was {
+        announce(home, server_name, "unreachable", Some(reason))?;
+    }
+    Ok(())
+}
+
+/// Notes an attempt that found the server there and took its changes.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn succeeded(home: &Home, server_name: &str) -> Result<()> {
+    let sql = format!(
+        "INSERT INTO {}.sync_server_state (dst_server, last_success_at) \
+         VALUES ($1, pg_catalog.clock_timestamp()) \
+         ON CONFLICT (dst_server) DO UPDATE SET failures = 0, unreachable = false, \
+            last_success_at = excluded.last_success_at, next_attempt_at = NULL",
+        ident(&home.schema)
+    );
+    let was = is_unreachable(home, server_name)?;
+    spi::write(home, &sql, &[Some(server_name)])?;
+    if was {
+        announce(home, server_name, "reachable", None)?;
+    }
+    Ok(())
+}
+
+fn is_unreachable(home: &Home, server_name: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_server_state \
+         WHERE dst_server OPERATOR(pg_catalog.=) $1 AND unreachable",
+        ident(&home.schema)
+    );
+    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+}
+
+fn flag(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
+}
+
+/// NOTIFY at the end of the transaction.
+fn announce(home: &Home, server_name: &str, state: &str, reason: Option<&Error>) -> Result<()> {
+    let payload = serde_json::json!({
+        "server": server_name,
+        "state": state,
+        "sqlstate": reason.map(|e| e.sqlstate().to_string()),
+        // A payload has less than 8,000 bytes.
+        "message": reason.map(|e| e.one_line().chars().take(1_000).collect::<String>()),
+    });
+    let sql = "SELECT pg_catalog.pg_notify($1, $2)";
+    spi::write(home, sql, &[Some(CHANNEL), Some(&payload.to_string())])?;
+    Ok(())
+}
