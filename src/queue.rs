@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::pg::context;
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
+use crate::stats;
 use std::rc::Rc;
 
 /// Records handed to the database in one statement.
@@ -46,6 +47,7 @@ pub fn is_pending(home: &Home, server_name: &str) -> Result<bool> {
 /// What writing the queue reports.
 pub fn enqueue(set: &ChangeSet, reason: Option<&Error>) -> Result<()> {
     let _writable = context::Writable::new();
+    stats::queued(set.account.server, set.len() as u64);
     let mut routes = RouteIds { home: &set.home, known: Vec::new() };
     let mut chunk = Chunk::default();
     let mut changes = set.changes();

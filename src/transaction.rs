@@ -11,6 +11,7 @@ use crate::delivery::session::{self, Session};
 use crate::error::Result;
 use crate::pg::xact::{self, Handlers};
 use crate::pg::{Oid, context, interrupt, invalidation};
+use crate::stats;
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -111,7 +112,8 @@ pub fn keep_drain(server_name: &str, session: Session, before: Option<OpenDrain>
     });
 }
 
-fn end(_committed: bool) {
+fn end(committed: bool) {
+    stats::end(committed);
     // Nothing is left after a commit; after an abort the open drains' connections are closed,
     // which rolls them back.
     drop(WORK.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));

@@ -21,6 +21,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{context, interrupt, report};
 use crate::queue;
+use crate::stats;
 use crate::transaction::{self, OpenDrain, Work};
 use std::rc::Rc;
 
@@ -33,6 +34,8 @@ pub const BEGIN: [&str; 2] =
 struct Delivery<'s> {
     set: &'s ChangeSet,
     link: Link<'s>,
+    /// See [`Link::conflicts`]; known once the changes have been applied.
+    conflicts: u64,
 }
 
 /// What to queue, with the reason if delivery was tried, and the backend that may still act.
@@ -70,7 +73,7 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
                 queued.push(Queued { set, reason, lost_backend: None });
             }
             Gate::Deliver(endpoint) => match Link::open(&endpoint) {
-                Ok(link) => deliveries.push(Delivery { set, link }),
+                Ok(link) => deliveries.push(Delivery { set, link, conflicts: 0 }),
                 Err(error) => {
                     blocked.push(server.clone());
                     queued.push(failed(set, error, None)?);
@@ -189,7 +192,7 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
 /// Applies and commits in one exchange, or in a second one if the first was too trusting. A single
 /// change needs no transaction block: the end of the pipeline commits it.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, link } = &mut delivery;
+    let Delivery { set, link, conflicts } = &mut delivery;
     let block = set.len() > 1;
     let (begin, commit): (&[&str], &[&str]) =
         if block { (&BEGIN, &["COMMIT"]) } else { (&[], &[]) };
@@ -209,6 +212,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     {
         session.prove(set.upsert_routes());
     }
+    *conflicts = link.conflicts();
     settle_commit(delivery, interrupted, false)
 }
 
@@ -220,9 +224,11 @@ fn settle_commit(
     interrupted: bool,
     committed: bool,
 ) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, link } = delivery;
+    let Delivery { set, link, conflicts } = delivery;
     match link.result() {
         Ok(()) => {
+            stats::delivered(set.account.server, set.len() as u64);
+            stats::conflicts(set.account.server, conflicts);
             keep(link, interrupted);
             Ok(None)
         }
@@ -313,7 +319,7 @@ fn in_two_steps<'s>(
     mut queued: Vec<Queued<'s>>,
 ) -> Result<()> {
     let (sets, mut links): (Vec<_>, Vec<_>) =
-        deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
+        deliveries.into_iter().map(|Delivery { set, link, .. }| (set, link)).unzip();
     for (set, link) in sets.iter().zip(&mut links) {
         link.run(feed_of(set, link, Trust::LargeColumns).between(&BEGIN, &[]), Ending::Open);
     }
@@ -335,8 +341,11 @@ fn in_two_steps<'s>(
             Ok(()) if queued.iter().any(|q| q.set.account.server == server) => {
                 queued.push(Queued { set, reason: None, lost_backend: None });
             }
-            Ok(()) if set.mode == Mode::Sync => strict.push(Delivery { set, link }),
-            Ok(()) => lenient.push(Delivery { set, link }),
+            Ok(()) => {
+                let to = if set.mode == Mode::Sync { &mut strict } else { &mut lenient };
+                let conflicts = link.conflicts();
+                to.push(Delivery { set, link, conflicts });
+            }
         }
     }
     write_queue(queued)?;
@@ -349,8 +358,9 @@ fn in_two_steps<'s>(
 /// transaction, so that its records stay. `committed`: servers have committed before, and a request
 /// to cancel comes too late.
 fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>, committed: bool) -> Result<()> {
-    let (sets, links): (Vec<_>, Vec<_>) =
-        deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
+    let (sets, links): (Vec<_>, Vec<_>) = (deliveries.into_iter())
+        .map(|Delivery { set, link, conflicts }| ((set, conflicts), link))
+        .unzip();
     let mut links: Vec<Link<'_>> = links.into_iter().chain(drains).collect();
     for link in &mut links {
         link.run(Fixed::new(["COMMIT"]), Ending::Commits);
@@ -364,8 +374,8 @@ fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>, committed: b
         link.result()?;
         keep(link, interrupted);
     }
-    for (set, link) in sets.into_iter().zip(links) {
-        let delivery = Delivery { set, link };
+    for ((set, conflicts), link) in sets.into_iter().zip(links) {
+        let delivery = Delivery { set, link, conflicts };
         write_queue(settle_commit(delivery, interrupted, committed)?)?;
     }
     Ok(())
