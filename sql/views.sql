@@ -26,7 +26,8 @@ CREATE VIEW @extschema@.sync_status AS
            COALESCE(a.failures, 0) AS consecutive_failures,
            l.sessions AS lost_sessions,
            EXISTS (SELECT FROM @extschema@.sync_connections() c
-                    WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected
+                    WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected,
+           c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded
       FROM pg_catalog.pg_foreign_server s
       LEFT JOIN (
            SELECT q.dst_server,
@@ -52,6 +53,12 @@ CREATE VIEW @extschema@.sync_status AS
            SELECT pg_catalog.count(*) AS sessions
              FROM @extschema@.sync_lost_session l
             WHERE l.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text) l ON true
+      -- The row without a server stands for those that have none of their own.
+      LEFT JOIN LATERAL (
+           SELECT c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded
+             FROM @extschema@.sync_counters() c
+            WHERE c.server OPERATOR(pg_catalog.=) s.oid OR c.server IS NULL
+            ORDER BY c.server LIMIT 1) c ON true
      WHERE q.pending OPERATOR(pg_catalog.>) 0 OR l.sessions OPERATOR(pg_catalog.>) 0
         OR EXISTS (SELECT FROM pg_catalog.pg_trigger t
                     WHERE t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.sync_dml()'::pg_catalog.regprocedure

@@ -7,7 +7,7 @@ use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
-use crate::{admin, drain, fdw, queue, trigger};
+use crate::{admin, drain, fdw, queue, stats, trigger};
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -99,6 +99,41 @@ fn sync_disconnect(fcinfo: pg_sys::FunctionCallInfo) -> bool {
     let args = Args::of(fcinfo);
     let disconnect = || admin::disconnect(&Home::find()?, args.text(0)?.as_deref());
     or_raise(disconnect())
+}
+
+/// The counters of the current database's servers; the row without a server stands for those that have
+/// none, and is left out when such are not counted. No rows where the library is not preloaded. Open
+/// to everyone, as PostgreSQL's own statistics are. See [`stats::counts`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_counters() RETURNS TABLE (
+    server oid, delivered_transactions bigint, delivered_changes bigint, queued bigint,
+    conflicts bigint, guarded bigint, last_success timestamptz
+) VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_counters_wrapper';
+"#)]
+#[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
+fn sync_counters() -> TableIterator<
+    'static,
+    (
+        name!(server, Option<pg_sys::Oid>),
+        name!(delivered_transactions, i64),
+        name!(delivered_changes, i64),
+        name!(queued, i64),
+        name!(conflicts, i64),
+        name!(guarded, i64),
+        name!(last_success, Option<TimestampWithTimeZone>),
+    ),
+> {
+    TableIterator::new(stats::counts().into_iter().map(|counts| {
+        (
+            counts.server,
+            counts.delivered_transactions as i64,
+            counts.delivered_changes as i64,
+            counts.queued as i64,
+            counts.conflicts as i64,
+            counts.guarded as i64,
+            counts.last_success.and_then(|time| time.try_into().ok()),
+        )
+    }))
 }
 
 /// Makes both triggers on a table. See [`admin::attach`].

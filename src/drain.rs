@@ -24,7 +24,7 @@ use crate::pg::spi::Home;
 use crate::pg::{interrupt, lock, report};
 use crate::queue::claim::Claims;
 use crate::queue::{self, aside, state};
-use crate::transaction::{self, OpenDrain};
+use crate::transaction::{self, Drained, OpenDrain};
 use std::time::Duration;
 
 /// Records set aside in one call, after which it leaves the rest for the next: each costs several
@@ -198,6 +198,8 @@ struct Work {
     served: Served,
     /// Ids of records applied and not removed from the queue yet.
     applied: Vec<i64>,
+    /// How many were applied.
+    changes: u64,
     /// Records that were applied have been removed from the queue already.
     flushed: bool,
 }
@@ -267,9 +269,10 @@ impl Drain<'_> {
         };
         let replay = Replay::new(link, !first);
         let served = Served::default();
-        let mut work = Work { replay, served, applied: Vec::new(), flushed: false };
+        let mut work = Work { replay, served, applied: Vec::new(), changes: 0, flushed: false };
         self.apply(&mut work)?;
-        let Work { replay, served, applied, flushed } = work;
+        let Work { replay, served, applied, changes, flushed } = work;
+        let drained = Drained { changes, conflicts: replay.conflicts() };
         match replay.into_link() {
             Some(link) if first && applied.is_empty() && !flushed => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
@@ -277,7 +280,7 @@ impl Drain<'_> {
                 queue::remove(self.home, &applied)?;
                 let session =
                     link.into_session().ok_or(Error::internal("drain without session"))?;
-                transaction::keep_drain(&self.server_name, session, open);
+                transaction::keep_drain(&self.server_name, session, drained, open);
             }
             // What had been applied before is gone, its records too.
             None if !first || flushed => {
@@ -323,6 +326,7 @@ impl Drain<'_> {
             let mut batch = Batch::new(self.home, &self.server_name, units, budget)?;
             batch.apply(&mut work.replay, &mut claims)?;
             let outcome = batch.settle()?;
+            work.changes += outcome.applied.len() as u64;
             work.applied.extend(outcome.applied);
             work.served.aside.extend(outcome.aside);
             work.served.stop = outcome.stop;

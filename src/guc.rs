@@ -1,6 +1,7 @@
 //! Settings. Times are in milliseconds and take PostgreSQL's units; every one is bounded below, so
 //! that no setting can make a commit wait for ever.
 
+use crate::pg::shmem;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::CString;
 use std::time::Duration;
@@ -12,6 +13,7 @@ static DELIVERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
 static BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static MAX_SERVERS: GucSetting<i32> = GucSetting::<i32>::new(128);
 
 /// Defines the settings; called once, when the library is loaded.
 pub fn define() {
@@ -67,6 +69,19 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::UNIT_KB,
     );
+    GucRegistry::define_int_guc(
+        c"pg_rowsync.max_servers",
+        c"Servers of all databases that have counters.",
+        c"Means something only with shared_preload_libraries; each takes 64 bytes of shared memory. \
+          A dropped server keeps its place until the server is restarted.",
+        &MAX_SERVERS,
+        1,
+        10_000,
+        // PostgreSQL refuses, with FATAL, to define one that needs a restart later than at its start. Where
+        // it means nothing, it is defined all the same, so that a configuration may hold it.
+        if shmem::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
+        GucFlags::default(),
+    );
 }
 
 /// `pg_rowsync.buffer_size`, in bytes.
@@ -102,6 +117,11 @@ pub fn cancel_timeout() -> Duration {
 /// `pg_rowsync.lock_timeout`.
 pub fn lock_timeout() -> Duration {
     millis(&LOCK_TIMEOUT)
+}
+
+/// `pg_rowsync.max_servers`.
+pub fn max_servers() -> usize {
+    MAX_SERVERS.get().max(1) as usize
 }
 
 fn millis(setting: &GucSetting<i32>) -> Duration {

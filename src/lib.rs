@@ -17,6 +17,7 @@ mod pg;
 mod pq;
 mod queue;
 mod sql;
+mod stats;
 mod transaction;
 mod trigger;
 
@@ -26,7 +27,8 @@ pgrx::extension_sql_file!("../sql/tables.sql", name = "tables", requires = [api:
 pgrx::extension_sql_file!(
     "../sql/views.sql",
     name = "views",
-    requires = ["tables", api::sync_dml, api::sync_change_sql, api::sync_connections]
+    requires =
+        ["tables", api::sync_dml, api::sync_change_sql, api::sync_connections, api::sync_counters]
 );
 pgrx::extension_sql_file!(
     "../sql/grants.sql",
@@ -43,5 +45,6 @@ pgrx::extension_sql_file!(
 #[pgrx::pg_guard]
 extern "C-unwind" fn _PG_init() {
     guc::define();
+    pg::shmem::reserve();
     pg::context::reserve_settings(c"pg_rowsync");
 }

@@ -15,6 +15,7 @@ pub mod invalidation;
 pub mod lock;
 pub mod report;
 pub mod row;
+pub mod shmem;
 pub mod spi;
 pub mod temp_file;
 pub mod text;

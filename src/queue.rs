@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::pg::context;
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
+use crate::stats;
 use std::rc::Rc;
 
 /// Records handed to the database in one statement.
@@ -102,6 +103,7 @@ pub fn blockers(set: &ChangeSet) -> Result<Option<Blockers>> {
 pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>) -> Result<()> {
     let mut behind = behind;
     let _writable = context::Writable::new();
+    stats::queued(set.account.server, set.len() as u64);
     let mut routes = RouteIds { home: &set.home, known: Vec::new() };
     let mut chunk = Chunk::default();
     let mut changes = set.changes();

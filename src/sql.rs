@@ -2,6 +2,7 @@
 //! wire, one literal statement for people. Pure; the only place that writes remote SQL about rows.
 
 pub mod batch;
+mod conflicts;
 pub mod literal;
 pub mod quote;
 mod session;
@@ -9,5 +10,6 @@ mod statement;
 mod values;
 
 pub use batch::{Batch, Kind};
+pub use conflicts::Conflicts;
 pub use session::{OWN_SCHEMAS, named, with_type_schemas};
 pub use statement::{MISSING_MARK, Statement, of_batch};

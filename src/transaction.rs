@@ -11,14 +11,24 @@ use crate::delivery::session::{self, Session};
 use crate::error::Result;
 use crate::pg::xact::{self, Handlers};
 use crate::pg::{Oid, context, interrupt, invalidation};
+use crate::stats;
 use std::cell::RefCell;
 use std::collections::HashSet;
+
+/// How much a drain has applied.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Drained {
+    pub changes: u64,
+    /// Rows that the server did not have as expected.
+    pub conflicts: u64,
+}
 
 /// A remote transaction with drained records applied, to be committed with the local one.
 pub struct OpenDrain {
     pub server_name: String,
     /// `None` after a part of it was rolled back with a savepoint: the rest went with it.
     pub session: Option<Session>,
+    pub drained: Drained,
     /// The subtransactions that drained, outermost first.
     subtransactions: Vec<u32>,
 }
@@ -97,8 +107,11 @@ pub fn put_drain(drain: OpenDrain) {
 
 /// Keeps a drain's remote transaction until the local one ends. `before` is what
 /// [`take_drain`] gave.
-pub fn keep_drain(server_name: &str, session: Session, before: Option<OpenDrain>) {
+pub fn keep_drain(server_name: &str, session: Session, more: Drained, before: Option<OpenDrain>) {
     listen();
+    let mut drained = before.as_ref().map(|d| d.drained).unwrap_or_default();
+    drained.changes += more.changes;
+    drained.conflicts += more.conflicts;
     let mut subtransactions = before.map(|d| d.subtransactions).unwrap_or_default();
     let current = context::subtransaction();
     if subtransactions.last() != Some(&current) {
@@ -107,11 +120,12 @@ pub fn keep_drain(server_name: &str, session: Session, before: Option<OpenDrain>
     let session = Some(session);
     let server_name = server_name.to_owned();
     WORK.with_borrow_mut(|work| {
-        work.drains.push(OpenDrain { server_name, session, subtransactions });
+        work.drains.push(OpenDrain { server_name, session, drained, subtransactions });
     });
 }
 
-fn end(_committed: bool) {
+fn end(committed: bool) {
+    stats::end(committed);
     // Nothing is left after a commit; after an abort the open drains' connections are closed,
     // which rolls them back.
     drop(WORK.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));

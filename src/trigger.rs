@@ -5,7 +5,7 @@ use crate::change::Op;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context;
 use crate::pg::trigger::Event;
-use crate::transaction;
+use crate::{stats, transaction};
 
 /// Captures one event, unless the session is one of ours.
 ///
@@ -17,6 +17,7 @@ pub fn fire(event: &Event<'_>) -> Result<()> {
     let descriptor = descriptor::of_trigger(event)?;
     // The session's own setting: what it says in pg_stat_activity may lag behind.
     if descriptor.guards_against(context::application_name()) {
+        stats::guarded(descriptor.account.server);
         return Ok(());
     }
     check_order(event, op)?;

@@ -22,7 +22,8 @@ use crate::options::Mode;
 use crate::pg::{context, interrupt, report};
 use crate::queue::aside::Blockers;
 use crate::queue::{self, Standing};
-use crate::transaction::{self, OpenDrain, Work};
+use crate::stats;
+use crate::transaction::{self, Drained, OpenDrain, Work};
 use std::rc::Rc;
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
@@ -34,6 +35,8 @@ pub const BEGIN: [&str; 2] =
 struct Delivery<'s> {
     set: &'s ChangeSet,
     link: Link<'s>,
+    /// See [`Link::conflicts`]; known once the changes have been applied.
+    conflicts: u64,
 }
 
 /// What to queue, with the reason if delivery was tried, and the backend that may still act.
@@ -83,7 +86,7 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
                 queued.push(Queued { behind: Some(blockers), ..Queued::new(set, None, None) });
             }
             Gate::Deliver(endpoint) => match Link::open(&endpoint) {
-                Ok(link) => deliveries.push(Delivery { set, link }),
+                Ok(link) => deliveries.push(Delivery { set, link, conflicts: 0 }),
                 Err(error) => {
                     blocked.push(server.clone());
                     queued.push(failed(set, error, None)?);
@@ -225,7 +228,7 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
 /// Applies and commits in one exchange, or in a second one if the first was too trusting. A single
 /// change needs no transaction block: the end of the pipeline commits it.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, link } = &mut delivery;
+    let Delivery { set, link, conflicts } = &mut delivery;
     let block = set.len() > 1;
     let (begin, commit): (&[&str], &[&str]) =
         if block { (&BEGIN, &["COMMIT"]) } else { (&[], &[]) };
@@ -245,6 +248,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     {
         session.prove(set.upsert_routes());
     }
+    *conflicts = link.conflicts();
     settle_commit(delivery, interrupted, false)
 }
 
@@ -256,9 +260,11 @@ fn settle_commit(
     interrupted: bool,
     committed: bool,
 ) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, link } = delivery;
+    let Delivery { set, link, conflicts } = delivery;
     match link.result() {
         Ok(()) => {
+            stats::delivered(set.account.server, set.len() as u64);
+            stats::conflicts(set.account.server, conflicts);
             keep(link, interrupted);
             Ok(None)
         }
@@ -328,9 +334,9 @@ fn finish(links: &mut [Link<'_>], committed: bool) -> Result<bool> {
 }
 
 /// The link of an open drain.
-fn drain_link(drain: OpenDrain) -> Result<Link<'static>> {
+fn drain_link(drain: OpenDrain) -> Result<(Link<'static>, Drained)> {
     match drain.session {
-        Some(session) => Ok(Link::over(session)),
+        Some(session) => Ok((Link::over(session), drain.drained)),
         None => Err(Error::local(
             SqlState::TRANSACTION_ROLLBACK,
             format!(
@@ -345,11 +351,11 @@ fn drain_link(drain: OpenDrain) -> Result<Link<'static>> {
 /// Applies everywhere, queues what failed, then commits everywhere.
 fn in_two_steps<'s>(
     deliveries: Vec<Delivery<'s>>,
-    drains: Vec<Link<'s>>,
+    drains: Vec<(Link<'s>, Drained)>,
     mut queued: Vec<Queued<'s>>,
 ) -> Result<()> {
     let (sets, mut links): (Vec<_>, Vec<_>) =
-        deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
+        deliveries.into_iter().map(|Delivery { set, link, .. }| (set, link)).unzip();
     for (set, link) in sets.iter().zip(&mut links) {
         link.run(feed_of(set, link, Trust::LargeColumns).between(&BEGIN, &[]), Ending::Open);
     }
@@ -371,8 +377,11 @@ fn in_two_steps<'s>(
             Ok(()) if queued.iter().any(|q| q.set.account.server == server) => {
                 queued.push(Queued::new(set, None, None));
             }
-            Ok(()) if set.mode == Mode::Sync => strict.push(Delivery { set, link }),
-            Ok(()) => lenient.push(Delivery { set, link }),
+            Ok(()) => {
+                let to = if set.mode == Mode::Sync { &mut strict } else { &mut lenient };
+                let conflicts = link.conflicts();
+                to.push(Delivery { set, link, conflicts });
+            }
         }
     }
     write_queue(queued)?;
@@ -384,9 +393,15 @@ fn in_two_steps<'s>(
 /// Sends COMMIT to all and settles each. A drain that cannot be committed fails the local
 /// transaction, so that its records stay. `committed`: servers have committed before, and a request
 /// to cancel comes too late.
-fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>, committed: bool) -> Result<()> {
-    let (sets, links): (Vec<_>, Vec<_>) =
-        deliveries.into_iter().map(|Delivery { set, link }| (set, link)).unzip();
+fn commit_all(
+    deliveries: Vec<Delivery<'_>>,
+    drains: Vec<(Link<'_>, Drained)>,
+    committed: bool,
+) -> Result<()> {
+    let (drains, drained): (Vec<_>, Vec<_>) = drains.into_iter().unzip();
+    let (sets, links): (Vec<_>, Vec<_>) = (deliveries.into_iter())
+        .map(|Delivery { set, link, conflicts }| ((set, conflicts), link))
+        .unzip();
     let mut links: Vec<Link<'_>> = links.into_iter().chain(drains).collect();
     for link in &mut links {
         link.run(Fixed::new(["COMMIT"]), Ending::Commits);
@@ -394,14 +409,17 @@ fn commit_all(deliveries: Vec<Delivery<'_>>, drains: Vec<Link<'_>>, committed: b
     let interrupted = finish(&mut links, committed)?;
     let committed = committed || links.iter().any(|link| link.result().is_ok());
     let drains = links.split_off(sets.len());
-    for link in drains {
+    for (link, drained) in drains.into_iter().zip(drained) {
         // In doubt, the rows it wrote stay locked on the server until it has ended either way, so
         // nothing newer can be applied to them before; no need to remember the backend.
         link.result()?;
+        let server = link.endpoint().account.server;
+        stats::delivered(server, drained.changes);
+        stats::conflicts(server, drained.conflicts);
         keep(link, interrupted);
     }
-    for (set, link) in sets.into_iter().zip(links) {
-        let delivery = Delivery { set, link };
+    for ((set, conflicts), link) in sets.into_iter().zip(links) {
+        let delivery = Delivery { set, link, conflicts };
         write_queue(settle_commit(delivery, interrupted, committed)?)?;
     }
     Ok(())

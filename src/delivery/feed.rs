@@ -28,8 +28,7 @@ impl Fixed {
 
 /// Statements without parameters.
 fn plain<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Vec<Statement> {
-    let one = |text: T| Statement { text: text.into(), params: Vec::new() };
-    texts.into_iter().map(one).collect()
+    texts.into_iter().map(Statement::plain).collect()
 }
 
 impl Feed for Fixed {

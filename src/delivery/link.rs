@@ -13,7 +13,8 @@ use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling, Status};
-use crate::sql::{MISSING_MARK, Statement};
+use crate::sql::{Conflicts, MISSING_MARK, Statement};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,9 @@ pub struct Link<'f> {
     ending: Ending,
     /// Answers still to come: one a statement, one for the end of the pipeline.
     outstanding: usize,
+    /// How the answers still to come tell conflicts, oldest first.
+    telling: VecDeque<Conflicts>,
+    conflicts: u64,
     /// The answer being read has begun: a null result ends it.
     in_answer: bool,
     /// The end of the pipeline was handed to libpq.
@@ -112,6 +116,8 @@ impl<'f> Link<'f> {
             ahead: None,
             ending: Ending::Open,
             outstanding: 0,
+            telling: VecDeque::new(),
+            conflicts: 0,
             in_answer: false,
             ended: false,
             commit_sent: false,
@@ -130,6 +136,8 @@ impl<'f> Link<'f> {
         self.ahead = None;
         self.ending = ending;
         self.outstanding = 0;
+        self.telling.clear();
+        self.conflicts = 0;
         self.in_answer = false;
         self.ended = false;
         self.commit_sent = false;
@@ -189,7 +197,13 @@ impl<'f> Link<'f> {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// The first column of each answer that had rows.
+    /// Rows that the server did not have as the changes of the run expected, as far as the policies let
+    /// them pass. Means something only where the run had no failure.
+    pub fn conflicts(&self) -> u64 {
+        self.conflicts
+    }
+
+    /// The first column of each answer that had rows and was not about conflicts.
     pub fn answers(&self) -> &[Vec<Option<String>>] {
         &self.answers
     }
@@ -345,6 +359,7 @@ impl<'f> Link<'f> {
         if let (Ok(statements), State::Running(session)) = (&sent, &mut self.state) {
             for statement in statements {
                 session.connection.send(statement)?;
+                self.telling.push_back(statement.conflicts);
                 self.outstanding += 1;
             }
         }
@@ -385,14 +400,18 @@ impl<'f> Link<'f> {
                 }
                 self.in_answer = false;
                 self.outstanding -= 1;
+                self.telling.pop_front();
                 self.progress = Instant::now();
                 continue;
             };
             self.in_answer = true;
             match reply.status() {
                 Status::Done => {
+                    let told = self.telling.front().copied().unwrap_or_default();
                     let rows = reply.first_column();
-                    if !rows.is_empty() {
+                    let answer = rows.first().and_then(Option::as_deref);
+                    self.conflicts += told.count(reply.affected(), answer);
+                    if !rows.is_empty() && told != Conflicts::Answered {
                         self.answers.push(rows);
                     }
                 }

@@ -22,17 +22,24 @@ pub struct Replay {
     link: Option<Link<'static>>,
     /// The remote transaction has begun.
     begun: bool,
+    /// Conflicts met by batches that stand, and by the one under way.
+    conflicts: (u64, u64),
 }
 
 impl Replay {
     /// Over a link that is up; `begun` if its transaction is open already.
     pub fn new(link: Link<'static>, begun: bool) -> Self {
-        Self { link: Some(link), begun }
+        Self { link: Some(link), begun, conflicts: (0, 0) }
     }
 
     /// The link, unless it was lost.
     pub fn into_link(self) -> Option<Link<'static>> {
         self.link
+    }
+
+    /// Rows that the server did not have as expected.
+    pub fn conflicts(&self) -> u64 {
+        self.conflicts.0 + self.conflicts.1
     }
 
     /// Whether the failure is one of the records, and the connection none the worse for it.
@@ -50,6 +57,7 @@ impl Replay {
             false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
         };
         self.begun = true;
+        self.conflicts = (self.conflicts(), 0);
         self.attempt(units, begin, &[CHECK])
     }
 
@@ -72,6 +80,7 @@ impl Replay {
     /// # Errors
     /// As for [`Replay::whole`].
     pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
+        self.conflicts.1 = 0;
         self.attempt(units, &["ROLLBACK TO SAVEPOINT drain", BEGIN[1]], &[CHECK])
     }
 
@@ -80,6 +89,7 @@ impl Replay {
     /// # Errors
     /// What the link reports.
     pub fn undo(&mut self) -> Result<()> {
+        self.conflicts.1 = 0;
         self.statements(&["ROLLBACK TO SAVEPOINT drain", BEGIN[1]])
     }
 
@@ -103,6 +113,9 @@ impl Replay {
         let records = Records(units.iter().flat_map(|unit| &unit.records));
         link.run(Changes::new(records, &name).between(before, after), Ending::Open);
         let result = lost::run(&mut link);
+        if result.is_ok() {
+            self.conflicts.1 += link.conflicts();
+        }
         self.link = link.into_session().map(Link::over);
         result
     }

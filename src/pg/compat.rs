@@ -20,6 +20,16 @@ pub unsafe fn create_wait_event_set(events: i32) -> *mut pg_sys::WaitEventSet {
     }
 }
 
+/// `AddinShmemInitLock`, a macro in C: its number has been the same in all these majors.
+///
+/// # Safety
+/// Shared memory must have been set up as far as the server's own locks.
+pub unsafe fn addin_shmem_init_lock() -> *mut pg_sys::LWLock {
+    const NUMBER: usize = 21;
+    // SAFETY: one of the server's individual locks, with which the array begins.
+    unsafe { &raw mut (*pg_sys::MainLWLockArray.add(NUMBER)).lock }
+}
+
 /// `FileRead`: 15 takes `char *` and `int` where newer majors take `void *` and `size_t`.
 ///
 /// # Safety

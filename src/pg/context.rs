@@ -20,6 +20,18 @@ pub fn is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
+/// The current database.
+pub fn database() -> Oid {
+    // SAFETY: a variable that is set once, when the session begins.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// The time, in PostgreSQL's microseconds.
+pub fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
 /// Number of the current subtransaction; the top transaction has [`TOP_SUBTRANSACTION`].
 pub fn subtransaction() -> u32 {
     // SAFETY: plain read of transaction state.

@@ -4,8 +4,8 @@ use crate::error::{RemoteError, SqlState};
 use pq_sys::{
     ExecStatusType, PG_DIAG_COLUMN_NAME, PG_DIAG_CONSTRAINT_NAME, PG_DIAG_CONTEXT,
     PG_DIAG_MESSAGE_DETAIL, PG_DIAG_MESSAGE_HINT, PG_DIAG_MESSAGE_PRIMARY, PG_DIAG_SCHEMA_NAME,
-    PG_DIAG_SQLSTATE, PG_DIAG_TABLE_NAME, PGresult, PQclear, PQgetisnull, PQgetvalue, PQnfields,
-    PQntuples, PQresultErrorField, PQresultErrorMessage, PQresultStatus,
+    PG_DIAG_SQLSTATE, PG_DIAG_TABLE_NAME, PGresult, PQclear, PQcmdTuples, PQgetisnull, PQgetvalue,
+    PQnfields, PQntuples, PQresultErrorField, PQresultErrorMessage, PQresultStatus,
 };
 use std::ffi::CStr;
 use std::ptr::NonNull;
@@ -53,6 +53,13 @@ impl Reply {
             ExecStatusType::PGRES_PIPELINE_SYNC => Status::Synced,
             _ => Status::Unexpected,
         }
+    }
+
+    /// The rows that the command tag counts; 0 for one without a count.
+    pub fn affected(&self) -> u64 {
+        // SAFETY: a live result; the count is a C string that lives with it, empty if there is none.
+        let count = unsafe { CStr::from_ptr(PQcmdTuples(self.raw())) };
+        count.to_str().ok().and_then(|n| n.parse().ok()).unwrap_or(0)
     }
 
     /// The first column of all rows.

@@ -24,5 +24,7 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     let (any_old, unchanged) = (Vec::new(), Vec::new());
     let (from, rows, optimistic) = (None, 1, false);
     let values = Values { new, old, any_old, seen, from, rows, unchanged, optimistic };
-    texts(route, kind, &values).join("; ")
+    let texts: Vec<String> =
+        texts(route, kind, &values).into_iter().map(|(text, _)| text).collect();
+    texts.join("; ")
 }

@@ -1,6 +1,7 @@
 //! Settings of a remote transaction: the guard name that changes carry, and the search_path for keys
 //! whose types bring their own operators.
 
+use super::conflicts::Conflicts;
 use super::quote::{ident, relation};
 use super::statement::Statement;
 use crate::change::Route;
@@ -10,6 +11,7 @@ pub fn named(application_name: &str) -> Statement {
     Statement {
         text: "SELECT pg_catalog.set_config('application_name', $1, true)".to_owned(),
         params: vec![application_name.to_owned()],
+        conflicts: Conflicts::Never,
     }
 }
 

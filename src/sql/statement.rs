@@ -2,6 +2,7 @@
 //! parameters (a batch) or from literals (one change).
 
 use super::batch::{Batch, Kind};
+use super::conflicts::{Conflicts, NOTE, TELL};
 use super::quote::{ArrayLiteral, ident, literal, relation};
 use super::values::{Values, key_of};
 use crate::change::{Policy, Route};
@@ -16,12 +17,21 @@ pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
 pub struct Statement {
     pub text: String,
     pub params: Vec<String>,
+    /// How its answer tells the conflicts.
+    pub conflicts: Conflicts,
+}
+
+impl Statement {
+    /// One without parameters, not about rows.
+    pub fn plain(text: impl Into<String>) -> Self {
+        Self { text: text.into(), params: Vec::new(), conflicts: Conflicts::Never }
+    }
 }
 
 /// The statements that apply a batch, in order.
 pub fn of_batch(batch: Batch) -> Vec<Statement> {
     if batch.kind == Kind::Truncate {
-        return vec![Statement { text: truncate(&batch.truncated), params: Vec::new() }];
+        return vec![Statement::plain(truncate(&batch.truncated))];
     }
     let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch));
     let unchanged = batch.unchanged;
@@ -30,41 +40,58 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
     let new = batch.new.into_iter().enumerate().filter_map(sent);
     let params: Vec<String> =
         new.chain(batch.old).chain(batch.seen).map(ArrayLiteral::into_text).collect();
-    // Only a move has several statements; all read the same arrays.
-    texts.into_iter().map(|text| Statement { text, params: params.clone() }).collect()
+    // Where there are several, all that are about rows read the same arrays.
+    let statement = |(text, conflicts)| match text == TELL {
+        true => Statement { conflicts, ..Statement::plain(text) },
+        false => Statement { text, params: params.clone(), conflicts },
+    };
+    texts.into_iter().map(statement).collect()
 }
 
-/// The statements for a route and kind over the given values.
-pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<String> {
+/// The statements for a route and kind over the given values, and how each tells the conflicts.
+pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<(String, Conflicts)> {
+    use Conflicts::{Affected, Never};
+    let short = Conflicts::Short(values.rows as u64);
     match (kind, route.policy) {
         (Kind::Insert, Policy::Overwrite) if values.optimistic => {
-            vec![insert_from(route, values, &values.from())]
+            vec![(insert_from(route, values, &values.from()), Never)]
         }
-        (Kind::Insert, _) => vec![insert(route, values)],
+        (Kind::Insert, Policy::Error) => vec![(insert(route, values, false), Never)],
+        // Only literals do without; they are for people.
+        (Kind::Insert, _) if updates_met(route) && values.from.is_some() => {
+            vec![(insert(route, values, true), Never), (TELL.to_owned(), Conflicts::Answered)]
+        }
+        (Kind::Insert, _) => vec![(insert(route, values, false), short)],
         // Nothing that an UPDATE could set, so nothing it could have changed: the row is to be there.
         (Kind::Update, Policy::Overwrite | Policy::Newest(_)) if !route.can_update() => {
-            vec![insert(route, values)]
+            vec![(insert(route, values, false), Affected)]
         }
         (Kind::Update, _) if !route.can_update() => Vec::new(),
         // Columns that are not sent cannot be inserted: the row must be there.
         (Kind::Update, Policy::Overwrite) if !values.unchanged.is_empty() => {
-            vec![update_all(route, kind, values)]
+            vec![(update_all(route, kind, values), Never)]
         }
         (Kind::Update | Kind::Move, Policy::Overwrite) if values.optimistic => {
-            vec![update_all(route, kind, values)]
+            vec![(update_all(route, kind, values), Never)]
         }
-        (Kind::Update, Policy::Overwrite | Policy::Newest(_)) => vec![upsert(route, kind, values)],
-        (Kind::Update, Policy::Skip) => vec![update(route, kind, values, values.from(), "")],
-        (Kind::Update | Kind::Move, Policy::Error) => vec![update_all(route, kind, values)],
+        (Kind::Update, Policy::Overwrite) => vec![(upsert(route, kind, values), Affected)],
+        (Kind::Update, Policy::Newest(_)) => vec![upsert_newest(route, values)],
+        (Kind::Update, Policy::Skip) => {
+            vec![(update(route, kind, values, values.from(), ""), short)]
+        }
+        (Kind::Update | Kind::Move, Policy::Error) => {
+            vec![(update_all(route, kind, values), Never)]
+        }
         (Kind::Move, Policy::Overwrite) => {
-            vec![clear_target(route, values), upsert(route, kind, values)]
+            vec![(clear_target(route, values), Affected), (upsert(route, kind, values), Affected)]
         }
         (Kind::Move, Policy::Newest(_)) => move_newest(route, values),
         (Kind::Move, Policy::Skip) => {
             let condition = format!(" AND NOT {}", taken(route, values));
-            vec![update(route, kind, values, values.from(), &condition)]
+            vec![(update(route, kind, values, values.from(), &condition), short)]
         }
-        (Kind::Delete, _) => remove_old(route, values),
+        (Kind::Delete, Policy::Error) => vec![(remove_old(route, values), Never)],
+        (Kind::Delete, _) => vec![(remove_old(route, values), short)],
         (Kind::Truncate, _) => Vec::new(),
     }
 }
@@ -83,11 +110,12 @@ pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
 }
 
 /// An INSERT under the route's policy. Where the remote's key may be deferrable no ON CONFLICT can
-/// rely on it: rows that are there are looked for instead.
-fn insert(route: &Route, values: &Values) -> String {
+/// rely on it: rows that are there are looked for instead. `noted`: rows that it meets and updates
+/// are counted, see [`NOTE`].
+fn insert(route: &Route, values: &Values, noted: bool) -> String {
     match route.policy {
         _ if !route.key_deferrable => {
-            format!("{}{}", insert_from(route, values, &values.from()), on_conflict(route))
+            format!("{}{}", insert_from(route, values, &values.from()), on_conflict(route, noted))
         }
         Policy::Error => insert_from(route, values, &values.from()),
         Policy::Overwrite | Policy::Newest(_) if route.can_update() => {
@@ -121,11 +149,11 @@ fn update_all(route: &Route, kind: Kind, values: &Values) -> String {
 }
 
 /// DELETE of the rows at the old key, under the route's policy.
-fn remove_old(route: &Route, values: &Values) -> Vec<String> {
-    vec![match route.policy {
+fn remove_old(route: &Route, values: &Values) -> String {
+    match route.policy {
         Policy::Error => all_found(values, &delete(route, values, using_v(values), " RETURNING 1")),
         _ => delete(route, values, values.using(), ""),
-    }]
+    }
 }
 
 fn insert_from(route: &Route, values: &Values, from: &str) -> String {
@@ -138,8 +166,15 @@ fn insert_from(route: &Route, values: &Values, from: &str) -> String {
     )
 }
 
+/// Whether an INSERT updates rows that it meets, so that its command tag does not tell them from those
+/// it inserts.
+fn updates_met(route: &Route) -> bool {
+    let updates = matches!(route.policy, Policy::Overwrite | Policy::Newest(_));
+    updates && !route.key_deferrable && route.settable().next().is_some()
+}
+
 /// What an INSERT does with a row that is there already.
-fn on_conflict(route: &Route) -> String {
+fn on_conflict(route: &Route, noted: bool) -> String {
     if route.key_deferrable {
         return String::new();
     }
@@ -152,17 +187,24 @@ fn on_conflict(route: &Route) -> String {
     let newest = match route.policy {
         Policy::Error => return String::new(),
         Policy::Skip => return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", ")),
-        Policy::Overwrite => String::new(),
+        Policy::Overwrite => None,
         Policy::Newest(_) => {
             let new: Vec<String> =
                 route.columns.iter().map(|c| format!("excluded.{}", ident(&c.name))).collect();
-            format!(" WHERE {}", newer(route, &new))
+            Some(newer(route, &new))
         }
     };
     if set.is_empty() {
         return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", "));
     }
-    format!(" ON CONFLICT ({}) DO UPDATE SET {}{newest}", key.join(", "), set.join(", "))
+    // Counted before versions are compared: a row that was met is a conflict, whoever wins.
+    let conditions: Vec<String> =
+        noted.then(|| NOTE.to_owned()).into_iter().chain(newest).collect();
+    let condition = match conditions.is_empty() {
+        true => String::new(),
+        false => format!(" WHERE {}", conditions.join(" AND ")),
+    };
+    format!(" ON CONFLICT ({}) DO UPDATE SET {}{condition}", key.join(", "), set.join(", "))
 }
 
 /// UPDATE of the rows at the old key, with the caller's FROM and tail.
@@ -188,6 +230,30 @@ fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) 
 /// UPDATE in place, then INSERT of what was not there. Not one INSERT ... ON CONFLICT: that would
 /// ask for every NOT NULL column of the remote table even where the row exists.
 fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
+    let (with, insert) = update_then_insert(route, kind, values);
+    format!("WITH {with} {insert}")
+}
+
+/// [`upsert`] of updates under `newest`. Where one did not find its row as expected, the row was
+/// missing or has won; the command tag would tell of those missing only.
+fn upsert_newest(route: &Route, values: &Values) -> (String, Conflicts) {
+    let (with, insert) = update_then_insert(route, Kind::Update, values);
+    match values.from {
+        Some(_) => (
+            format!(
+                "WITH {with}, i AS ({insert}) \
+                 SELECT {} OPERATOR(pg_catalog.-) pg_catalog.count(*) FROM u",
+                values.rows
+            ),
+            Conflicts::Answered,
+        ),
+        // Literals are for people.
+        None => (format!("WITH {with} {insert}"), Conflicts::Never),
+    }
+}
+
+/// The items of an [`upsert`]'s WITH, and its INSERT.
+fn update_then_insert(route: &Route, kind: Kind, values: &Values) -> (String, String) {
     let is_newest = matches!(route.policy, Policy::Newest(_));
     let newest = match is_newest {
         true => format!(" AND {}", newer(route, &values.new)),
@@ -204,13 +270,9 @@ fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
         true => format!("{missing} AND NOT {}", exists_new(route, values)),
         false => missing.to_owned(),
     };
-    format!(
-        "WITH {}u AS ({}) {}{}",
-        with_v(values),
-        update(route, kind, values, from_v(values), &format!("{newest}{returning}")),
-        insert_from(route, values, &missing),
-        on_conflict(route)
-    )
+    let update = update(route, kind, values, from_v(values), &format!("{newest}{returning}"));
+    let insert = insert_from(route, values, &missing);
+    (format!("{}u AS ({update})", with_v(values)), format!("{insert}{}", on_conflict(route, false)))
 }
 
 /// Before a move: removes the row that holds the new key, where the row to move is there too and
@@ -242,20 +304,25 @@ fn clear_target(route: &Route, values: &Values) -> String {
 /// A move under `newest`: in place where the old row is older and the new key free; else the old row
 /// goes if it is older, and the new key takes the row if what it holds is older. A newer row at the
 /// old key stays: on the node that wrote it, this change finds it newer too.
-fn move_newest(route: &Route, values: &Values) -> Vec<String> {
+fn move_newest(route: &Route, values: &Values) -> Vec<(String, Conflicts)> {
     let newer = newer(route, &values.new);
     let new_key = key_of(route, &values.new);
     let free = format!(" AND {newer} AND NOT {}", taken(route, values));
+    let vacate = format!(
+        "DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {newer}",
+        relation(&route.target),
+        values.using(),
+        same_key(route, "t", &values.old),
+        same_key(route, "t", &new_key),
+    );
     vec![
-        update(route, Kind::Move, values, values.from(), &free),
-        format!(
-            "DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {newer}",
-            relation(&route.target),
-            values.using(),
-            same_key(route, "t", &values.old),
-            same_key(route, "t", &new_key),
+        // What it does not move is a conflict, whatever the others make of it.
+        (
+            update(route, Kind::Move, values, values.from(), &free),
+            Conflicts::Short(values.rows as u64),
         ),
-        insert(route, values),
+        (vacate, Conflicts::Never),
+        (insert(route, values, false), Conflicts::Never),
     ]
 }
 
@@ -384,9 +451,10 @@ mod tests {
         batch.push(&change(Op::Insert, &[], &[Some("1"), Some("x"), Some("{1,2}")]));
         batch.push(&change(Op::Insert, &[], &[Some("2"), None, None]));
         let statements = of_batch(batch);
-        assert_eq!(statements.len(), 1);
+        assert_eq!(statements.len(), 2);
+        assert_eq!((statements[1].text.as_str(), statements[1].params.len()), (TELL, 0));
         assert_eq!(
-            statements[0].text,
+            statements[0].text.replace(&format!(" WHERE {NOTE}"), ""),
             "INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\", \"a\") OVERRIDING SYSTEM VALUE \
              SELECT v.n0, v.n1, v.n2::pg_catalog.\"_int4\" \
              FROM ROWS FROM (\
@@ -425,6 +493,68 @@ mod tests {
             literal::of_change(&route, &delete),
             "DELETE FROM \"s\".\"t\" AS t WHERE t.\"id\" = '7'"
         );
+    }
+
+    /// How the statements of a batch of one change tell the conflicts.
+    fn told(policy: Policy, change: &Change<&str>, optimistic: bool) -> Vec<Conflicts> {
+        let mut batch = Batch::new(route(policy), Kind::of(change));
+        batch.optimistic = optimistic;
+        batch.push(change);
+        of_batch(batch).into_iter().map(|s| s.conflicts).collect()
+    }
+
+    #[test]
+    fn every_statement_that_lets_conflicts_pass_tells_of_them() {
+        use Conflicts::{Affected, Answered, Never, Short};
+        let row = [Some("2"), Some("x"), None];
+        let insert = change(Op::Insert, &[], &row);
+        let update = change(Op::Update, &[], &row);
+        let moved = change(Op::Update, &["1"], &row);
+        let delete = change(Op::Delete, &["1"], &[]);
+        let newest = Policy::Newest(1);
+        for (policy, change, expected) in [
+            (Policy::Overwrite, &insert, vec![Never, Answered]),
+            (Policy::Overwrite, &update, vec![Affected]),
+            (Policy::Overwrite, &moved, vec![Affected, Affected]),
+            (Policy::Overwrite, &delete, vec![Short(1)]),
+            (Policy::Skip, &insert, vec![Short(1)]),
+            (Policy::Skip, &update, vec![Short(1)]),
+            (Policy::Skip, &moved, vec![Short(1)]),
+            (Policy::Skip, &delete, vec![Short(1)]),
+            (newest, &insert, vec![Never, Answered]),
+            (newest, &update, vec![Answered]),
+            (newest, &moved, vec![Short(1), Never, Never]),
+            (newest, &delete, vec![Short(1)]),
+            (Policy::Error, &insert, vec![Never]),
+            (Policy::Error, &update, vec![Never]),
+            (Policy::Error, &moved, vec![Never]),
+            (Policy::Error, &delete, vec![Never]),
+        ] {
+            assert_eq!(told(policy, change, false), expected, "{policy:?} {change:?}");
+        }
+        // These fail when the row is not as expected.
+        for change in [&insert, &update, &moved] {
+            assert_eq!(told(Policy::Overwrite, change, true), [Never], "{change:?}");
+        }
+        assert_eq!(told(Policy::Overwrite, &delete, true), [Short(1)]);
+    }
+
+    #[test]
+    fn only_what_is_read_is_counted_by_the_server() {
+        let row = [Some("2"), Some("x"), None];
+        for (change, noted) in [
+            (change(Op::Insert, &[], &row), 1),
+            (change(Op::Update, &[], &row), 0),
+            (change(Op::Update, &["1"], &row), 0),
+        ] {
+            for policy in [Policy::Overwrite, Policy::Newest(1)] {
+                let mut batch = Batch::new(route(policy), Kind::of(&change));
+                batch.push(&change);
+                let noting = of_batch(batch).iter().filter(|s| s.text.contains(NOTE)).count();
+                assert_eq!(noting, noted, "{policy:?} {change:?}");
+                assert!(!literal::of_change(&route(policy), &change).contains("set_config"));
+            }
+        }
     }
 
     #[test]

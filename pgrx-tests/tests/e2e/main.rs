@@ -7,6 +7,7 @@ mod columns;
 mod common;
 mod conflicts;
 mod connections;
+mod counters;
 mod encoding;
 mod extension;
 mod first_try;

@@ -1,0 +1,295 @@
+//! The counters of `sync_status`, on clusters of their own: they need shared_preload_libraries.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use postgres::Client;
+use rowsync_harness::{Cluster, Side, Testbed, await_until};
+
+use crate::common::{
+    attach, closed_port, link_with, linked, mirror, query, refused, rows, run, table,
+};
+
+const COLUMNS: &str = "id int primary key, v text, ver int";
+const PRELOADED: (&str, &str) = ("shared_preload_libraries", "pg_rowsync");
+
+fn preloaded(more: &[(&str, &str)]) -> Arc<Cluster> {
+    let settings = [&[PRELOADED, ("fsync", "off")], more].concat();
+    Arc::new(Cluster::start_with("counters", &settings).expect("a cluster"))
+}
+
+/// Two databases of one preloaded cluster; the left one has a server `dst` that leads to the right.
+fn bed_on(cluster: &Arc<Cluster>) -> Testbed {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let create = |prefix| Side::create(cluster, &format!("{prefix}_{number}")).expect("a database");
+    let bed = Testbed { left: create("local"), right: create("remote") };
+    bed.link(&bed.left, &bed.right, "dst", &[]);
+    bed
+}
+
+/// The same on a cluster that the tests of this file share.
+fn bed() -> Testbed {
+    static SHARED: OnceLock<Arc<Cluster>> = OnceLock::new();
+    bed_on(SHARED.get_or_init(|| preloaded(&[])))
+}
+
+/// `delivered_transactions|delivered_changes|queued|conflicts|guarded` of a server on the left.
+fn counters(bed: &Testbed, server: &str) -> String {
+    let sql = format!(
+        "select delivered_transactions, delivered_changes, queued, conflicts, guarded
+           from sync_status where server = '{server}'"
+    );
+    rows(&bed.left, &sql).remove(0)
+}
+
+fn conflicts(bed: &Testbed, server: &str) -> i64 {
+    bed.left.query_one(&format!("select conflicts from sync_status where server = '{server}'"))
+}
+
+/// What is done on either side, and how many of the changes are conflicts under `overwrite`, `skip`
+/// and `newest`. Rows 1 to 20 are on the left only, all in version 5.
+const STEPS: [(&str, &str, [i64; 3]); 13] = [
+    ("", "insert into t values (100, 'l', 5)", [0, 0, 0]),
+    ("insert into t values (101, 'r', 1)", "insert into t values (101, 'l', 5), (102, 'l', 5)", [
+        1, 1, 1,
+    ]),
+    ("insert into t values (103, 'r', 9)", "insert into t values (103, 'l', 5)", [1, 1, 1]),
+    ("insert into t values (2, 'r', 1)", "update t set v = 'u', ver = 6 where id in (1, 2)", [
+        1, 1, 1,
+    ]),
+    ("insert into t values (3, 'r', 9)", "update t set v = 'u' where id = 3", [0, 0, 1]),
+    ("insert into t values (5, 'r', 5)", "delete from t where id in (4, 5)", [1, 1, 1]),
+    ("insert into t values (6, 'r', 9)", "delete from t where id = 6", [0, 0, 1]),
+    ("insert into t values (7, 'r', 1)", "update t set id = 207 where id = 7", [0, 0, 0]),
+    ("", "update t set id = 208 where id = 8", [1, 1, 1]),
+    (
+        "insert into t values (9, 'r', 1), (209, 'r', 1)",
+        "update t set id = 209 where id = 9",
+        [1, 1, 1],
+    ),
+    ("insert into t values (210, 'r', 1)", "update t set id = 210 where id = 10", [1, 1, 1]),
+    // In one transaction, so that the batches of several kinds are told apart.
+    (
+        "insert into t values (12, 'r', 1), (301, 'r', 1)",
+        "begin; insert into t values (301, 'l', 5), (302, 'l', 5);
+         update t set v = 'u', ver = 6 where id in (11, 12);
+         insert into t values (303, 'l', 5), (304, 'l', 5); delete from t where id in (12, 13); commit",
+        [3, 3, 3],
+    ),
+    ("", "truncate t", [0, 0, 0]),
+];
+
+/// Runs the steps over one session, which comes to trust the server, or each over a new one.
+fn count_steps(at: usize, options: &str, columns: &str, trusting: bool) {
+    let bed = bed();
+    mirror(&bed, "t", columns, options);
+    let mut guarded = bed.left.client_named("pg_rowsync");
+    run(&mut guarded, "insert into t select i, 'l', 5 from generate_series(1, 20) i");
+    let mut client = bed.left.client();
+    for (there, here, expected) in STEPS {
+        bed.right.exec(there);
+        let before = conflicts(&bed, "dst");
+        if !trusting {
+            client = bed.left.client();
+        }
+        run(&mut client, here);
+        let found = conflicts(&bed, "dst") - before;
+        assert_eq!(found, expected[at], "{options} {columns}, {trusting}: {here}");
+    }
+    assert_eq!(rows(&bed.left, "select queued, guarded from sync_status"), ["0|20"]);
+}
+
+#[test]
+fn what_a_policy_lets_pass_is_counted() {
+    for (at, policy) in
+        [r#""overwrite""#, r#""skip""#, r#""newest", "version_column": "ver""#].iter().enumerate()
+    {
+        let options = format!(r#"{{"mode": "sync", "on_conflict": {policy}}}"#);
+        for trusting in [true, false] {
+            count_steps(at, &options, COLUMNS, trusting);
+        }
+        let deferrable = "id int primary key deferrable, v text, ver int";
+        count_steps(at, &options, deferrable, false);
+    }
+}
+
+#[test]
+fn conflicts_are_counted_where_the_target_is_a_view_or_partitioned() {
+    let bed = bed();
+    for (name, target) in [
+        ("v", "create table v_base (id int primary key, v text); create view v as table v_base"),
+        (
+            "p",
+            "create table p (id int primary key, v text) partition by range (id);
+             create table p_low partition of p for values from (0) to (100);
+             create table p_high partition of p default",
+        ),
+    ] {
+        bed.left.exec(&format!("create table {name} (id int primary key, v text)"));
+        bed.right.exec(target);
+        attach(&bed, name, r#"{"mode": "sync"}"#);
+        bed.right.exec(&format!("insert into {name} values (1, 'r'), (101, 'r')"));
+        let before = conflicts(&bed, "dst");
+        bed.left.exec(&format!("insert into {name} values (1, 'l'), (2, 'l'), (101, 'l')"));
+        assert_eq!(table(&bed.right, name), ["1|l", "101|l", "2|l"]);
+        assert_eq!(conflicts(&bed, "dst") - before, 2, "{name}");
+    }
+}
+
+#[test]
+fn a_transaction_to_two_servers_counts_for_each() {
+    let bed = bed();
+    bed.link(&bed.left, &bed.right, "other", &[]);
+    mirror(&bed, "t", COLUMNS, r#"{"mode": "sync"}"#);
+    let schema = &bed.right.user;
+    bed.right.exec(&format!("create table u ({COLUMNS}); insert into u values (1, 'r', 1)"));
+    bed.left.exec(&format!("create table u ({COLUMNS})"));
+    bed.left.exec(&format!("select attach_sync('u', 'other', '{schema}.u')"));
+    bed.right.exec("insert into t values (1, 'r', 1), (2, 'r', 1)");
+    bed.left.exec(
+        "begin; insert into t values (1, 'l', 1), (2, 'l', 1), (3, 'l', 1);
+         insert into u values (1, 'l', 1); commit",
+    );
+    assert_eq!(counters(&bed, "dst"), "1|3|0|2|0");
+    assert_eq!(counters(&bed, "other"), "1|1|0|1|0");
+}
+
+#[test]
+fn deliveries_are_counted_once_the_server_has_committed() {
+    let bed = bed();
+    mirror(&bed, "t", COLUMNS, r#"{"mode": "sync", "on_conflict": "error"}"#);
+    assert_eq!(counters(&bed, "dst"), "0|0|0|0|0");
+    let mut client = bed.left.client();
+    run(&mut client, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    run(&mut client, "update t set v = 'u' where id = 1");
+    assert_eq!(counters(&bed, "dst"), "2|4|0|0|0");
+    run(&mut client, "begin; update t set v = 'w'; rollback");
+    run(&mut client, "begin; savepoint a; update t set v = 'w'; rollback to a; commit");
+    bed.right.exec("delete from t where id = 3");
+    refused(&mut client, "update t set v = 'x'", "P0002");
+    assert_eq!(counters(&bed, "dst"), "2|4|0|0|0");
+    let recent = "select bool_and(now() - last_success between '-1 min' and '1 min')
+                    from sync_counters() where server is not null";
+    assert!(bed.left.query_one::<bool>(recent));
+}
+
+#[test]
+fn what_is_queued_is_counted_when_the_transaction_commits() {
+    let bed = bed();
+    bed.left.exec(&format!("create table t ({COLUMNS})"));
+    link_with(&bed, "away", closed_port(), &bed.right.password);
+    bed.left.exec("select attach_sync('t', 'away')");
+    let mut client = bed.left.client();
+    run(&mut client, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    assert_eq!(counters(&bed, "away"), "0|0|3|0|0");
+    run(&mut client, "begin; update t set v = 'u'; rollback");
+    run(&mut client, "begin; update t set v = 'u' where id < 3; commit");
+    assert_eq!(counters(&bed, "away"), "0|0|5|0|0");
+    // A constraint that fails after the queue was written takes the records back.
+    run(
+        &mut client,
+        "create function refuse() returns trigger language plpgsql as $$
+           begin raise exception 'no'; end $$;
+         create constraint trigger zz after delete on t deferrable initially deferred
+           for each row execute function refuse()",
+    );
+    assert!(client.batch_execute("delete from t").is_err());
+    assert_eq!(counters(&bed, "away"), "0|0|5|0|0");
+}
+
+#[test]
+fn changes_under_the_guards_name_are_counted() {
+    let bed = bed();
+    mirror(&bed, "t", COLUMNS, r#"{"application_name": "mine"}"#);
+    let mut guarded = bed.left.client_named("mine");
+    run(&mut guarded, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    run(&mut guarded, "begin; delete from t; rollback");
+    assert_eq!(counters(&bed, "dst"), "0|0|0|0|6");
+    let mut other = bed.left.client_named("pg_rowsync");
+    run(&mut other, "update t set v = 'u' where id = 1");
+    assert_eq!(counters(&bed, "dst"), "1|1|0|1|6");
+}
+
+#[test]
+fn databases_are_kept_apart() {
+    // A copy of a database has the same server under the same number.
+    let bed = bed();
+    mirror(&bed, "t", COLUMNS, r#"{"mode": "sync"}"#);
+    let copy = format!("{}_copy", bed.left.db);
+    let mut client = bed.left.cluster.superuser("postgres").expect("a session");
+    run(&mut client, &format!("create database {copy} template {}", bed.left.db));
+    bed.left.exec("insert into t values (1, 'l', 1)");
+    assert_eq!(counters(&bed, "dst"), "1|1|0|0|0");
+    let mut copied = bed.left.cluster.superuser(&copy).expect("a session");
+    let sql = "select srvname, delivered_changes
+                 from sync_status join pg_foreign_server on srvname = server";
+    assert_eq!(query(&mut copied, sql), ["dst|0"]);
+    drop(copied);
+    run(&mut client, &format!("drop database {copy} with (force)"));
+}
+
+#[test]
+fn more_servers_than_slots_go_uncounted_and_unharmed() {
+    let cluster = preloaded(&[("pg_rowsync.max_servers", "2")]);
+    let bed = bed_on(&cluster);
+    let schema = &bed.right.user;
+    for name in ["a", "b", "c"] {
+        bed.link(&bed.left, &bed.right, name, &[]);
+        for side in [&bed.left, &bed.right] {
+            side.exec(&format!("create table {name} ({COLUMNS})"));
+        }
+        bed.left.exec(&format!("select attach_sync('{name}', '{name}', '{schema}.{name}')"));
+    }
+    let mut client = bed.left.client();
+    for name in ["a", "b", "c", "c", "a"] {
+        run(
+            &mut client,
+            &format!("insert into {name} select coalesce(max(id), 0) + 1, 'l', 1 from {name}"),
+        );
+    }
+    assert_eq!(table(&bed.right, "c"), ["1|l|1", "2|l|1"]);
+    let sql = "select server, delivered_transactions from sync_status order by server";
+    assert_eq!(rows(&bed.left, sql), ["a|2", "b|1", "c|~"]);
+}
+
+#[test]
+fn a_crash_of_the_cluster_sets_the_counters_to_zero() {
+    let cluster = preloaded(&[]);
+    let bed = bed_on(&cluster);
+    mirror(&bed, "t", COLUMNS, "{}");
+    bed.left.exec("insert into t values (1, 'l', 1)");
+    assert_eq!(counters(&bed, "dst"), "1|1|0|0|0");
+    let mut victim = bed.left.client();
+    let pid: i32 = victim.query_one("select pg_backend_pid()", &[]).expect("a pid").get(0);
+    cluster.signal_backend(pid, Signal::SIGKILL).expect("a signal");
+    let ended = |client: &mut Client| client.batch_execute("select 1").is_err();
+    await_until(Duration::from_secs(30), "the crash", || ended(&mut victim));
+    await_until(Duration::from_secs(30), "recovery", || cluster.superuser("postgres").is_ok());
+    assert_eq!(counters(&bed, "dst"), "0|0|0|0|0");
+    bed.left.exec("insert into t values (2, 'l', 1)");
+    assert_eq!(counters(&bed, "dst"), "1|1|0|0|0");
+}
+
+#[test]
+fn whoever_may_read_the_view_sees_the_counters() {
+    let bed = bed();
+    mirror(&bed, "t", COLUMNS, "{}");
+    bed.left.exec("insert into t values (1, 'l', 1)");
+    bed.left.exec_superuser(&format!("grant select on sync_status to {}", bed.left.user));
+    let seen = query(&mut bed.left.client(), "select server, delivered_changes from sync_status");
+    assert_eq!(seen, ["dst|1"]);
+}
+
+#[test]
+fn without_preload_counters_are_null() {
+    let bed = linked("uncounted");
+    mirror(&bed, "t", COLUMNS, "{}");
+    bed.left.exec("insert into t values (1, 'l', 1)");
+    assert_eq!(counters(&bed, "dst"), "~|~|~|~|~");
+    assert_eq!(rows(&bed.left, "select * from sync_counters()"), [""; 0]);
+    // A configuration may hold the setting all the same.
+    assert_eq!(rows(&bed.left, "load 'pg_rowsync'; show pg_rowsync.max_servers"), ["128"]);
+}
