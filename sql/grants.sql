@@ -2,3 +2,4 @@
 REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_lost_session,
     @extschema@.sync_err_rec, @extschema@.sync_status FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.deal_sync_err_rec(integer, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.start_sync_worker(), @extschema@.stop_sync_worker() FROM PUBLIC;

@@ -7,7 +7,7 @@ use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
-use crate::{admin, drain, fdw, queue, trigger};
+use crate::{admin, drain, fdw, queue, trigger, worker};
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -34,6 +34,26 @@ fn deal_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
         drain::deal(&Home::find()?, limit, args.text(1)?.as_deref())
     };
     or_raise(deal())
+}
+
+/// Starts the current database's worker. See [`worker::start`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION start_sync_worker() RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'start_sync_worker_wrapper';
+"#)]
+fn start_sync_worker() -> bool {
+    let start = || worker::start(&Home::find()?);
+    or_raise(start())
+}
+
+/// Ends the current database's worker. See [`worker::stop`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION stop_sync_worker() RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'stop_sync_worker_wrapper';
+"#)]
+fn stop_sync_worker() -> bool {
+    let stop = || worker::stop(&Home::find()?);
+    or_raise(stop())
 }
 
 /// The SQL that delivers a queued change, for `sync_err_rec.dst_query`. See [`queue::describe`].

@@ -20,6 +20,7 @@ use crate::queue;
 use crate::queue::claim::{Record, Unit, claim};
 use crate::transaction::{self, OpenDrain};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Applies at most `limit` of the oldest records of each server in turn, or of one. True when
 /// nothing it tried failed, also when another session is draining and nothing was tried.
@@ -121,6 +122,20 @@ pub fn visit(home: &Home, server_name: &str, link: Link<'static>, limit: i64) ->
         },
         Ok(()) => Ok(Visit::Failed(Error::Pending { server: server_name.to_owned() })),
     }
+}
+
+/// Notes what became of a visit: a failure and when the next attempt is due, or that the server is
+/// well again. In a transaction of its own.
+///
+/// # Errors
+/// What writing the note reports.
+pub fn note(
+    _home: &Home,
+    _server_name: &str,
+    _failure: Option<&Error>,
+    _next_attempt: Option<Duration>,
+) -> Result<()> {
+    Ok(())
 }
 
 /// Marks a record (the oldest one by default) and warns.

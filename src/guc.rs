@@ -12,6 +12,8 @@ static DELIVERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
 static BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static MAX_RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
 /// Defines the settings; called once, when the library is loaded.
 pub fn define() {
@@ -56,6 +58,23 @@ pub fn define() {
         c"Breaks deadlocks between masters that update the same rows.",
         &LOCK_TIMEOUT,
         HOUR,
+    );
+    // The worker's: every session must see the same, so they come from the configuration.
+    let interval = |name, short, long, setting| {
+        let flags = GucFlags::UNIT_MS;
+        GucRegistry::define_int_guc(name, short, long, setting, 1, HOUR, GucContext::Sighup, flags);
+    };
+    interval(
+        c"pg_rowsync.retry_interval",
+        c"Time from the first failure of a server to the worker's next attempt.",
+        c"Doubles with every further failure.",
+        &RETRY_INTERVAL,
+    );
+    interval(
+        c"pg_rowsync.max_retry_interval",
+        c"Longest time between attempts of the worker.",
+        c"Also how often an idle worker looks at the queue without having been woken.",
+        &MAX_RETRY_INTERVAL,
     );
     GucRegistry::define_int_guc(
         c"pg_rowsync.buffer_size",
@@ -102,6 +121,16 @@ pub fn cancel_timeout() -> Duration {
 /// `pg_rowsync.lock_timeout`.
 pub fn lock_timeout() -> Duration {
     millis(&LOCK_TIMEOUT)
+}
+
+/// `pg_rowsync.retry_interval`.
+pub fn retry_interval() -> Duration {
+    millis(&RETRY_INTERVAL)
+}
+
+/// `pg_rowsync.max_retry_interval`.
+pub fn max_retry_interval() -> Duration {
+    millis(&MAX_RETRY_INTERVAL)
 }
 
 fn millis(setting: &GucSetting<i32>) -> Duration {

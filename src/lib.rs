@@ -7,7 +7,6 @@ mod api;
 mod capture;
 mod change;
 mod delivery;
-#[allow(dead_code)] // the worker comes next
 mod drain;
 mod error;
 mod fdw;
@@ -19,6 +18,7 @@ mod queue;
 mod sql;
 mod transaction;
 mod trigger;
+mod worker;
 
 pgrx::pg_module_magic!(name, version);
 
@@ -31,7 +31,7 @@ pgrx::extension_sql_file!(
 pgrx::extension_sql_file!(
     "../sql/grants.sql",
     name = "grants",
-    requires = ["views", api::deal_sync_err_rec]
+    requires = ["views", api::deal_sync_err_rec, api::start_sync_worker, api::stop_sync_worker]
 );
 pgrx::extension_sql_file!(
     "../sql/wrapper.sql",
@@ -44,4 +44,5 @@ pgrx::extension_sql_file!(
 extern "C-unwind" fn _PG_init() {
     guc::define();
     pg::context::reserve_settings(c"pg_rowsync");
+    worker::init();
 }

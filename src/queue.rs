@@ -56,6 +56,7 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>) -> Result<()> {
         })?;
         pushed?;
         if !more {
+            crate::transaction::wake_worker();
             return chunk.write(set, reason);
         }
         if chunk.rows >= CHUNK_ROWS || chunk.change.len() >= CHUNK_BYTES {
@@ -237,16 +238,22 @@ pub fn mark(home: &Home, server_name: &str, id: Option<&str>, reason: &Error) ->
     Ok(())
 }
 
-/// Servers with anything to do, with the oldest owner of each.
+/// Servers with anything to do, by name. From one name to the next in the index, so that it is
+/// cheap however long the queue is: the worker asks often.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn servers(home: &Home) -> Result<Vec<String>> {
     let schema = ident(&home.schema);
     let sql = format!(
-        "SELECT dst_server FROM (SELECT dst_server, id FROM {schema}.sync_queue \
-            UNION ALL SELECT dst_server, NULL FROM {schema}.sync_lost_session) s \
-         GROUP BY dst_server ORDER BY pg_catalog.min(id)"
+        "WITH RECURSIVE s(name) AS ( \
+            (SELECT q.dst_server FROM {schema}.sync_queue q ORDER BY q.dst_server, q.id LIMIT 1) \
+            UNION ALL SELECT (SELECT q.dst_server FROM {schema}.sync_queue q \
+                WHERE q.dst_server OPERATOR(pg_catalog.>) s.name \
+                ORDER BY q.dst_server, q.id LIMIT 1) \
+            FROM s WHERE s.name IS NOT NULL) \
+         SELECT name FROM s WHERE name IS NOT NULL \
+         UNION SELECT dst_server FROM {schema}.sync_lost_session ORDER BY name"
     );
     spi::read(home, &sql, &[])?.into_iter().map(|mut row| required(&mut row, 0)).collect()
 }

@@ -34,3 +34,4 @@ mod toast;
 mod transactions;
 mod types;
 mod values;
+mod worker;
