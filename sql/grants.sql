@@ -3,4 +3,6 @@ REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_l
     @extschema@.sync_server_state,
     @extschema@.sync_err_rec, @extschema@.sync_status FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.deal_sync_err_rec(integer, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.sync_queue_discarded() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.retry_sync_err_rec(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.start_sync_worker(), @extschema@.stop_sync_worker() FROM PUBLIC;

@@ -41,6 +41,10 @@ CREATE INDEX sync_queue_aside ON @extschema@.sync_queue (dst_server, status, id)
 CREATE INDEX sync_queue_blocks ON @extschema@.sync_queue USING gin (blocks)
     WHERE status OPERATOR(pg_catalog.<>) 'pending';
 
+CREATE TRIGGER sync_queue_discarded AFTER DELETE ON @extschema@.sync_queue
+    FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) 'failed')
+    EXECUTE FUNCTION @extschema@.sync_queue_discarded();
+
 CREATE TABLE @extschema@.sync_server_state (
     dst_server text PRIMARY KEY,
     failures integer NOT NULL DEFAULT 0,

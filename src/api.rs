@@ -7,7 +7,7 @@ use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
-use crate::{admin, drain, fdw, queue, stats, trigger};
+use crate::{admin, drain, fdw, queue, stats, transaction, trigger, worker};
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -48,6 +48,38 @@ fn retry_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
         drain::retry(&Home::find()?, id.map_err(|_| Error::internal("malformed bigint"))?)
     };
     or_raise(retry())
+}
+
+/// Starts the current database's worker. See [`worker::start`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION start_sync_worker() RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'start_sync_worker_wrapper';
+"#)]
+fn start_sync_worker() -> bool {
+    let start = || worker::start(&Home::find()?);
+    or_raise(start())
+}
+
+/// Ends the current database's worker. See [`worker::stop`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION stop_sync_worker() RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'stop_sync_worker_wrapper';
+"#)]
+fn stop_sync_worker() -> bool {
+    let stop = || worker::stop(&Home::find()?);
+    or_raise(stop())
+}
+
+/// Trigger of the queue: a record that was set aside has been discarded, and the worker may go on with
+/// what waited behind it.
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_queue_discarded() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'sync_queue_discarded_wrapper';
+"#)]
+fn sync_queue_discarded(_fcinfo: pg_sys::FunctionCallInfo) -> i64 {
+    transaction::wake_worker();
+    // As for sync_dml.
+    0
 }
 
 /// The SQL that delivers a queued change, for `sync_err_rec.dst_query`. See [`queue::describe`].

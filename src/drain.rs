@@ -68,7 +68,11 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
 /// What the queue reports.
 pub fn retry(home: &Home, id: i64) -> Result<bool> {
     match aside::retry(home, &[id.to_string()])?.into_iter().next() {
-        Some(server) => drain_all(home, vec![server], RETRY_LIMIT, false),
+        Some(server) => {
+            // In case that more is left than is done here, or that another session drains.
+            transaction::wake_worker();
+            drain_all(home, vec![server], RETRY_LIMIT, false)
+        }
         None => {
             report::notice(&format!("there is no record {id} that is set aside"));
             Ok(false)

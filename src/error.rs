@@ -13,6 +13,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct SqlState([u8; 5]);
 
 impl SqlState {
+    pub const CONFIGURATION_LIMIT: Self = Self::new("53400");
     pub const CONNECTION_FAILURE: Self = Self::new("08006");
     pub const CANNOT_CONNECT: Self = Self::new("08001");
     pub const RESOLUTION_UNKNOWN: Self = Self::new("08007");
@@ -54,6 +55,11 @@ impl SqlState {
             .iter()
             .enumerate()
             .fold(0, |acc, (i, c)| acc | ((i32::from(*c) - i32::from(b'0')) & 0x3f) << (6 * i))
+    }
+
+    /// The state behind PostgreSQL's packed form.
+    pub fn unpacked(code: i32) -> Self {
+        Self(std::array::from_fn(|i| (((code >> (6 * i)) & 0x3f) as u8) + b'0'))
     }
 
     /// Whether a failure with this state says something about the moment and not about the change:
@@ -260,6 +266,7 @@ mod tests {
         // ERRCODE_UNIQUE_VIOLATION and ERRCODE_SUCCESSFUL_COMPLETION of utils/errcodes.h
         assert_eq!(SqlState::new("23505").packed(), 83906754);
         assert_eq!(SqlState::new("00000").packed(), 0);
+        assert_eq!(SqlState::unpacked(83906754).as_str(), "23505");
         assert_eq!(SqlState::new("too long").as_str(), "XX000");
     }
 

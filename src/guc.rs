@@ -14,6 +14,8 @@ static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
 static BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_SERVERS: GucSetting<i32> = GucSetting::<i32>::new(128);
+static RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static MAX_RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
 /// Defines the settings; called once, when the library is loaded.
 pub fn define() {
@@ -58,6 +60,23 @@ pub fn define() {
         c"Breaks deadlocks between masters that update the same rows.",
         &LOCK_TIMEOUT,
         HOUR,
+    );
+    // The worker's: every session must see the same, so they come from the configuration.
+    let interval = |name, short, long, setting| {
+        let flags = GucFlags::UNIT_MS;
+        GucRegistry::define_int_guc(name, short, long, setting, 1, HOUR, GucContext::Sighup, flags);
+    };
+    interval(
+        c"pg_rowsync.retry_interval",
+        c"Time from the first failure of a server to the worker's next attempt.",
+        c"Doubles with every further failure.",
+        &RETRY_INTERVAL,
+    );
+    interval(
+        c"pg_rowsync.max_retry_interval",
+        c"Longest time between attempts of the worker.",
+        c"Also how often an idle worker looks at the queue without having been woken.",
+        &MAX_RETRY_INTERVAL,
     );
     GucRegistry::define_int_guc(
         c"pg_rowsync.buffer_size",
@@ -122,6 +141,16 @@ pub fn lock_timeout() -> Duration {
 /// `pg_rowsync.max_servers`.
 pub fn max_servers() -> usize {
     MAX_SERVERS.get().max(1) as usize
+}
+
+/// `pg_rowsync.retry_interval`.
+pub fn retry_interval() -> Duration {
+    millis(&RETRY_INTERVAL)
+}
+
+/// `pg_rowsync.max_retry_interval`.
+pub fn max_retry_interval() -> Duration {
+    millis(&MAX_RETRY_INTERVAL)
 }
 
 fn millis(setting: &GucSetting<i32>) -> Duration {

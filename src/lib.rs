@@ -7,7 +7,6 @@ mod api;
 mod capture;
 mod change;
 mod delivery;
-#[allow(dead_code)] // the worker comes next
 mod drain;
 mod error;
 mod fdw;
@@ -20,10 +19,15 @@ mod sql;
 mod stats;
 mod transaction;
 mod trigger;
+mod worker;
 
 pgrx::pg_module_magic!(name, version);
 
-pgrx::extension_sql_file!("../sql/tables.sql", name = "tables", requires = [api::sync_dml]);
+pgrx::extension_sql_file!(
+    "../sql/tables.sql",
+    name = "tables",
+    requires = [api::sync_dml, api::sync_queue_discarded]
+);
 pgrx::extension_sql_file!(
     "../sql/views.sql",
     name = "views",
@@ -33,7 +37,14 @@ pgrx::extension_sql_file!(
 pgrx::extension_sql_file!(
     "../sql/grants.sql",
     name = "grants",
-    requires = ["views", api::deal_sync_err_rec, api::retry_sync_err_rec]
+    requires = [
+        "views",
+        api::deal_sync_err_rec,
+        api::retry_sync_err_rec,
+        api::sync_queue_discarded,
+        api::start_sync_worker,
+        api::stop_sync_worker,
+    ]
 );
 pgrx::extension_sql_file!(
     "../sql/wrapper.sql",
@@ -47,4 +58,5 @@ extern "C-unwind" fn _PG_init() {
     guc::define();
     pg::shmem::reserve();
     pg::context::reserve_settings(c"pg_rowsync");
+    worker::init();
 }

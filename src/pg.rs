@@ -6,8 +6,11 @@
 //! correctness at exit.
 
 pub mod args;
+pub mod bgworker;
+pub mod board;
 pub mod compat;
 pub mod context;
+pub mod database;
 pub mod ddl;
 pub mod fd;
 pub mod interrupt;
@@ -20,6 +23,7 @@ pub mod spi;
 pub mod temp_file;
 pub mod text;
 pub mod trigger;
+pub mod turn;
 pub mod wait;
 pub mod xact;
 

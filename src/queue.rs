@@ -115,6 +115,7 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
         })?;
         pushed?;
         if !more {
+            crate::transaction::wake_worker();
             return chunk.write(set, reason);
         }
         if chunk.rows >= CHUNK_ROWS || chunk.change.len() >= CHUNK_BYTES {

@@ -11,7 +11,7 @@ use crate::delivery::session::{self, Session};
 use crate::error::Result;
 use crate::pg::xact::{self, Handlers};
 use crate::pg::{Oid, context, interrupt, invalidation};
-use crate::stats;
+use crate::{stats, worker};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -124,8 +124,15 @@ pub fn keep_drain(server_name: &str, session: Session, more: Drained, before: Op
     });
 }
 
+/// Once the transaction has committed, the worker looks at the queue. Called before.
+pub fn wake_worker() {
+    listen();
+    worker::wake_at_commit();
+}
+
 fn end(committed: bool) {
     stats::end(committed);
+    worker::transaction_ended(committed);
     // Nothing is left after a commit; after an abort the open drains' connections are closed,
     // which rolls them back.
     drop(WORK.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));

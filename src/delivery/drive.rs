@@ -27,7 +27,7 @@ pub fn drive(links: &mut [Link<'_>]) -> Stop {
         if interrupt::pending() {
             return Stop::Interrupted;
         }
-        pause(links);
+        pause(links, Duration::MAX);
     }
 }
 
@@ -43,7 +43,16 @@ pub fn drive_any(links: &mut [Link<'_>]) -> Stop {
         if interrupt::pending() {
             return Stop::Interrupted;
         }
-        pause(links);
+        pause(links, Duration::MAX);
+    }
+}
+
+/// Runs the links for a while: until one of them is done, something wakes this process, or the time
+/// is up.
+pub fn drive_for(links: &mut [Link<'_>], longest: Duration) {
+    links.iter_mut().for_each(Link::step);
+    if !links.iter().any(Link::is_done) && !interrupt::pending() {
+        pause(links, longest);
     }
 }
 
@@ -89,8 +98,8 @@ pub fn cancel(links: &mut [Link<'_>]) {
     }
 }
 
-/// Lets links whose time is up expire, else waits until something may have changed.
-fn pause(links: &mut [Link<'_>]) {
+/// Lets links whose time is up expire, else waits until something may have changed, or for `longest`.
+fn pause(links: &mut [Link<'_>], longest: Duration) {
     let now = Instant::now();
     let mut expired = false;
     for link in links.iter_mut().filter(|l| !l.is_done() && l.deadline() <= now) {
@@ -102,7 +111,7 @@ fn pause(links: &mut [Link<'_>]) {
     }
     let running = || links.iter().filter(|l| !l.is_done());
     let until = running().map(Link::deadline).min();
-    let time = until.map_or(Duration::ZERO, |t| t.saturating_duration_since(now));
+    let time = until.map_or(longest, |t| t.saturating_duration_since(now)).min(longest);
     let interests: Vec<Interest> = running().filter_map(Link::interest).collect();
     wait::wait(&interests, time);
 }

@@ -55,3 +55,38 @@ pub unsafe fn file_write(file: pg_sys::File, bytes: &[u8], offset: i64) -> i64 {
     let written = unsafe { pg_sys::FileWrite(file, start, bytes.len() as _, offset, event) };
     written as i64
 }
+
+/// `pqsignal`: 18 has one of its own for the server, beside that of its client programs.
+///
+/// # Safety
+/// `handler` must do nothing that a signal handler may not.
+pub unsafe fn set_signal_handler(signal: i32, handler: unsafe extern "C-unwind" fn(i32)) {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        pg_sys::pqsignal(signal, Some(handler));
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        pg_sys::pqsignal_be(signal, Some(handler));
+    }
+}
+
+/// Whether a process is a background worker. From 18 on this also says yes to the server's own
+/// helpers, which are connected to no database.
+///
+/// # Safety
+/// `proc` must be an entry of the array of all processes.
+pub unsafe fn is_background_worker(proc: *const pg_sys::PGPROC) -> bool {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: forwarded from the caller; a plain read of what may change at any time.
+    unsafe {
+        (&raw const (*proc).isBackgroundWorker).read_volatile()
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: as above.
+    unsafe {
+        !(&raw const (*proc).isRegularBackend).read_volatile()
+    }
+}

@@ -9,8 +9,10 @@ thread_local! {
 }
 
 /// Whether the user asked for a cancel, or someone for the end of this backend. Serves every other
-/// kind of interrupt (barriers, catalog invalidation) on the way.
+/// kind of interrupt (barriers, catalog invalidation) on the way. In a background worker that
+/// somebody waits for to leave its database, that counts as a request.
 pub fn pending() -> bool {
+    super::bgworker::poll();
     // SAFETY: plain reads of flags that signal handlers set; ProcessInterrupts with cancel held
     // off serves the rest. The counter is restored on unwinding too.
     unsafe {

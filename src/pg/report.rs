@@ -1,7 +1,7 @@
 //! From [`Error`] to the server's error machinery, with every field and any SQLSTATE (pgrx's own
 //! report knows only the states that PostgreSQL names).
 
-use super::text::to_server;
+use super::text::{outside_transaction, to_server};
 use crate::error::{Error, RemoteError};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
@@ -117,6 +117,11 @@ fn c_text(text: &str) -> CString {
     }
 }
 
+/// Forgets an error that was raised and caught before it was reported.
+pub fn forget() {
+    FIELDS.with(RefCell::take);
+}
+
 /// Unwraps at an edge: raises what is an error.
 pub fn or_raise<T>(result: crate::error::Result<T>) -> T {
     result.unwrap_or_else(|e| raise(&e))
@@ -136,6 +141,16 @@ pub fn warn(message: &str, error: &Error, hint: Option<&str>) {
 pub fn notice(message: &str) {
     let told = Error::local(crate::error::SqlState::new("00000"), message);
     emit(PgLogLevel::NOTICE, &told);
+}
+
+/// A line for the server's log, also outside of transactions.
+pub fn log(message: &str, error: Option<&Error>) {
+    let state = error.map_or(crate::error::SqlState::new("00000"), Error::sqlstate);
+    let mut told = Error::local(state, outside_transaction(message));
+    if let Some(error) = error {
+        told = told.with_detail(sentence(&outside_transaction(&error.one_line())));
+    }
+    emit(PgLogLevel::LOG, &told);
 }
 
 fn sentence(text: &str) -> String {

@@ -32,6 +32,17 @@ impl Home {
     /// # Errors
     /// 42704 when it is not installed (it was dropped by this very transaction).
     pub fn find() -> Result<Self> {
+        Self::look_up()?.ok_or_else(|| {
+            let message = "extension \"pg_rowsync\" is not installed";
+            Error::local(SqlState::UNDEFINED_OBJECT, message)
+        })
+    }
+
+    /// The same; `None` when it is not installed.
+    ///
+    /// # Errors
+    /// What reading the catalogs reports.
+    pub fn look_up() -> Result<Option<Self>> {
         let rows = run(
             None,
             "SELECT n.nspname, e.extowner FROM pg_catalog.pg_extension e \
@@ -40,14 +51,11 @@ impl Home {
             &[],
             true,
         )?;
-        let mut row = rows.into_iter().next().ok_or_else(|| {
-            let message = "extension \"pg_rowsync\" is not installed";
-            Error::local(SqlState::UNDEFINED_OBJECT, message)
-        })?;
+        let Some(mut row) = rows.into_iter().next() else { return Ok(None) };
         let schema = required(&mut row, 0)?;
         let owner = required(&mut row, 1)?.parse::<u32>();
         let owner = owner.map_err(|_| Error::internal("malformed oid"))?;
-        Ok(Self { schema, owner: owner.into() })
+        Ok(Some(Self { schema, owner: owner.into() }))
     }
 }
 

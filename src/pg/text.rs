@@ -64,3 +64,12 @@ pub fn c_string(text: &str) -> Result<CString> {
     CString::new(text)
         .map_err(|_| Error::local(SqlState::new("22021"), "text contains a null byte"))
 }
+
+/// Text as it can be shown where nothing can be converted: outside of transactions. In another
+/// encoding than UTF-8 only ASCII is left.
+pub fn outside_transaction(text: &str) -> String {
+    // SAFETY: plain read of a variable of this process.
+    let utf8 = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32;
+    let fits = |c: char| c != '\0' && (utf8 || c.is_ascii());
+    text.chars().map(|c| if fits(c) { c } else { '?' }).collect()
+}

@@ -1,8 +1,19 @@
 //! Waiting for sockets on the process latch, so that signals end the wait.
 
-use super::compat;
+use super::{bgworker, compat};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::time::Duration;
+
+thread_local! {
+    /// The latch was set since [`take_woken`].
+    static WOKEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a wait since the last call has seen the latch set.
+pub fn take_woken() -> bool {
+    WOKEN.replace(false)
+}
 
 /// A socket and what to wait for on it.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +33,10 @@ impl Interest {
 
 /// Waits until a socket is ready, the latch is set or the time is up; which one does not matter,
 /// callers look at their state again. Ends the process when the postmaster is gone. Sockets with
-/// nothing to wait for are passed over.
+/// nothing to wait for are passed over. A background worker waits a moment at most, so that it looks
+/// for requests that no signal announces.
 pub fn wait(interests: &[Interest], timeout: Duration) {
+    let timeout = timeout.min(bgworker::longest_wait());
     // Rounded up: a wait of less than a millisecond must not spin.
     let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64;
     let wanted: Vec<&Interest> = interests.iter().filter(|i| i.events() != 0).collect();
@@ -31,14 +44,14 @@ pub fn wait(interests: &[Interest], timeout: Duration) {
     // SAFETY: MyLatch is set in every backend; sockets are open while their owners, the callers,
     // live; the set is freed by the guard, on unwinding too.
     unsafe {
-        if let [one] = wanted.as_slice() {
+        let occurred = if let [one] = wanted.as_slice() {
             pg_sys::WaitLatchOrSocket(
                 pg_sys::MyLatch,
                 (always | pg_sys::WL_TIMEOUT | one.events()) as i32,
                 one.socket,
                 millis,
                 pg_sys::PG_WAIT_EXTENSION,
-            );
+            ) as u32
         } else {
             let set = EventSet(compat::create_wait_event_set(wanted.len() as i32 + 2));
             let no_data = std::ptr::null_mut();
@@ -53,8 +66,12 @@ pub fn wait(interests: &[Interest], timeout: Duration) {
             }
             let mut occurred = pg_sys::WaitEvent::default();
             pg_sys::WaitEventSetWait(set.0, millis, &mut occurred, 1, pg_sys::PG_WAIT_EXTENSION);
+            occurred.events
+        };
+        if occurred & pg_sys::WL_LATCH_SET != 0 {
+            WOKEN.set(true);
+            pg_sys::ResetLatch(pg_sys::MyLatch);
         }
-        pg_sys::ResetLatch(pg_sys::MyLatch);
     }
 }
 

@@ -1,0 +1,546 @@
+//! The background worker: who starts and ends it, what it delivers, whom it must not hinder.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
+use rowsync_harness::proxy::Proxy;
+use rowsync_harness::side::Side;
+use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
+
+use crate::common::closed_port;
+use crate::one_way::{SOON, assert_equal, queued, spawn, value};
+
+const QUEUE: &str = r#"{"mode": "queue"}"#;
+
+const PRELOADED: &[(&str, &str)] = &[
+    ("shared_preload_libraries", "pg_rowsync"),
+    ("max_worker_processes", "40"),
+    ("pg_rowsync.retry_interval", "100ms"),
+    ("pg_rowsync.max_retry_interval", "1s"),
+];
+
+fn cluster(name: &str, settings: &[(&str, &str)]) -> Arc<Cluster> {
+    let settings = [TEST_SETTINGS, settings].concat();
+    Arc::new(Cluster::start_with(name, &settings).unwrap_or_else(|e| panic!("no cluster: {e:#}")))
+}
+
+/// A cluster with the library preloaded, for tests that do not disturb each other.
+fn preloaded() -> &'static Arc<Cluster> {
+    static CLUSTER: OnceLock<Arc<Cluster>> = OnceLock::new();
+    CLUSTER.get_or_init(|| cluster("preloaded", PRELOADED))
+}
+
+/// Databases on this cluster and on the shared right one.
+fn sides(cluster: &Arc<Cluster>, label: &str) -> Testbed {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let create = |cluster, prefix| {
+        Side::create(cluster, &format!("{prefix}_{label}_w{number}"))
+            .unwrap_or_else(|error| panic!("no database for \"{label}\": {error:#}"))
+    };
+    Testbed { left: create(cluster, "local"), right: create(clusters().1, "remote") }
+}
+
+/// Table `t` on both sides; the left one goes to server `dst` in mode `queue`.
+fn queue_bed(cluster: &Arc<Cluster>, label: &str, port: u16) -> Testbed {
+    let bed = sides(cluster, label);
+    for side in [&bed.left, &bed.right] {
+        side.exec("create table t (id int primary key, v text)");
+    }
+    bed.left.link(&bed.right, port, "dst", &[]).expect("a server");
+    attach(&bed);
+    bed
+}
+
+fn attach(bed: &Testbed) {
+    let target = format!("{}.t", bed.right.user);
+    bed.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{QUEUE}')"));
+}
+
+fn right_port() -> u16 {
+    clusters().1.port()
+}
+
+fn await_delivered(bed: &Testbed) {
+    await_until(SOON, "the worker to deliver", || queued(bed) == 0);
+    assert_equal(bed);
+}
+
+/// The process that is the worker of a side's database.
+fn worker(side: &Side) -> Option<i32> {
+    let sql = "select pid from pg_stat_activity where datname = $1 \
+               and backend_type = 'pg_rowsync worker'";
+    // Seen from elsewhere, so that looking holds no session in the database.
+    let mut observer = side.cluster.superuser("postgres").expect("an observer");
+    observer.query_opt(sql, &[&side.db]).expect("activity").map(|row| row.get(0))
+}
+
+fn await_worker(side: &Side) -> i32 {
+    let mut found = None;
+    await_until(SOON, "a worker", || {
+        found = worker(side);
+        found.is_some()
+    });
+    found.expect("a worker")
+}
+
+fn await_no_worker(side: &Side) {
+    await_until(SOON, "the worker to go", || worker(side).is_none());
+}
+
+/// What `pg_stat_activity` says of the worker: state, query, whether it holds back the horizon.
+fn activity(side: &Side) -> Option<(String, String, bool)> {
+    let sql = "select state, query, backend_xmin is not null or backend_xid is not null \
+               from pg_stat_activity where datname = $1 and backend_type = 'pg_rowsync worker'";
+    let mut observer = side.cluster.superuser("postgres").expect("an observer");
+    let row = observer.query_opt(sql, &[&side.db]).expect("activity")?;
+    Some((row.get::<_, Option<String>>(0)?, row.get(1), row.get(2)))
+}
+
+fn await_query(side: &Side, text: &str) {
+    let mut last = None;
+    let end = Instant::now() + SOON;
+    while !last.as_ref().is_some_and(|(_, query, _): &(_, String, _)| query.contains(text)) {
+        assert!(Instant::now() < end, "the worker does not show \"{text}\" but {last:?}");
+        std::thread::sleep(Duration::from_millis(10));
+        last = activity(side);
+    }
+}
+
+#[test]
+fn preloaded_it_delivers_what_queue_mode_queues_without_being_called() {
+    let bed = queue_bed(preloaded(), "alone", right_port());
+    bed.left.exec("insert into t select n, 'new' from generate_series(1, 100) n");
+    await_delivered(&bed);
+    // Woken by the commit, not by its timer: a hundred times, a second each would show.
+    let start = Instant::now();
+    for n in 0..20 {
+        bed.left.exec(&format!("update t set v = 'v{n}' where id = 1"));
+        let wanted = format!("v{n}");
+        await_until(SOON, "the update", || value(&bed.right, 1).as_deref() == Some(&wanted));
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn it_shows_itself_and_holds_nothing_while_it_waits() {
+    let bed = queue_bed(preloaded(), "shows", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    await_delivered(&bed);
+    await_query(&bed.left, "waiting for changes");
+    let (state, _, holds) = activity(&bed.left).expect("a worker");
+    assert_eq!((state.as_str(), holds), ("idle", false));
+    let launcher =
+        "select count(*) from pg_stat_activity where backend_type = 'pg_rowsync launcher'";
+    assert_eq!(bed.left.query_one::<i64>(launcher), 1);
+    let seen = "select coalesce(sum(n_tup_del), 0)::bigint from pg_stat_all_tables \
+                where relname = 'sync_queue'";
+    await_until(SOON, "its statistics", || bed.left.query_one::<i64>(seen) == 1);
+}
+
+#[test]
+fn every_database_of_the_cluster_has_its_own() {
+    let beds: Vec<Testbed> =
+        (0..3).map(|n| queue_bed(preloaded(), &format!("several{n}"), right_port())).collect();
+    for bed in &beds {
+        bed.left.exec("insert into t values (1, 'a'), (2, 'b')");
+    }
+    beds.iter().for_each(await_delivered);
+    let mut pids: Vec<i32> = beds.iter().map(|bed| await_worker(&bed.left)).collect();
+    pids.dedup();
+    assert_eq!(pids.len(), 3);
+}
+
+#[test]
+fn it_is_there_after_a_restart_of_the_server_before_anything_is_queued() {
+    let own = cluster("restarted", PRELOADED);
+    let bed = queue_bed(&own, "restarted", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    await_delivered(&bed);
+    own.restart().expect("a restart");
+    await_worker(&bed.left);
+    // A database without the extension has none.
+    assert!(own.log().contains("pg_rowsync") || true);
+    let others = "select count(*) from pg_stat_activity where backend_type = 'pg_rowsync worker'";
+    assert_eq!(bed.left.query_one::<i64>(others), 1);
+}
+
+#[test]
+fn without_preload_it_is_started_and_stopped_by_hand() {
+    let bed = queue_bed(&clusters().0.clone(), "by_hand", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    assert!(worker(&bed.left).is_none());
+    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+    assert!(!bed.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&bed);
+    bed.left.exec("insert into t values (2, 'b')");
+    await_until(Duration::from_secs(5), "a delivery sooner than the timer's", || {
+        value(&bed.right, 2).is_some()
+    });
+    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(worker(&bed.left).is_none());
+    assert!(!bed.left.query_one::<bool>("select stop_sync_worker()"));
+    bed.left.exec("insert into t values (3, 'c')");
+    assert_eq!(queued(&bed), 1);
+    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&bed);
+}
+
+#[test]
+fn two_that_start_it_at_once_start_one() {
+    let bed = queue_bed(&clusters().0.clone(), "at_once", right_port());
+    let starts: Vec<_> = (0..4)
+        .map(|_| {
+            let mut client = bed.left.superuser();
+            std::thread::spawn(move || {
+                client
+                    .query_one("select start_sync_worker()", &[])
+                    .expect("a start")
+                    .get::<_, bool>(0)
+            })
+        })
+        .collect();
+    let started = starts.into_iter().filter(|_| true).map(|t| t.join().expect("a thread"));
+    assert_eq!(started.filter(|one| *one).count(), 1);
+    await_worker(&bed.left);
+}
+
+#[test]
+fn stopped_it_stays_stopped_though_the_library_is_preloaded() {
+    let bed = queue_bed(preloaded(), "paused", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    await_delivered(&bed);
+    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    bed.left.exec("insert into t values (2, 'b')");
+    // The launcher would start one that has ended after five seconds, one that is asked for at once.
+    std::thread::sleep(Duration::from_secs(7));
+    assert!(worker(&bed.left).is_none());
+    assert_eq!(queued(&bed), 1);
+    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&bed);
+}
+
+#[test]
+fn terminated_by_anyone_else_it_comes_back() {
+    let bed = queue_bed(preloaded(), "back", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    await_delivered(&bed);
+    let before = await_worker(&bed.left);
+    bed.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
+    await_until(SOON, "another one", || worker(&bed.left).is_some_and(|pid| pid != before));
+}
+
+#[test]
+fn only_those_who_were_granted_it_may_start_and_stop_it() {
+    let bed = sides(preloaded(), "rights");
+    for function in ["start_sync_worker", "stop_sync_worker"] {
+        let error = fails(bed.left.client().batch_execute(&format!("select {function}()")));
+        assert_eq!(error.code().code(), "42501");
+    }
+    bed.left.exec_superuser(&format!(
+        "grant execute on function stop_sync_worker() to {}",
+        bed.left.user
+    ));
+    bed.left.exec("select stop_sync_worker()");
+}
+
+#[test]
+fn an_unreachable_server_keeps_no_other_waiting() {
+    let frozen = Proxy::start(right_port()).expect("a proxy");
+    let bed = queue_bed(preloaded(), "other", right_port());
+    bed.left.exec("create table u (id int primary key, v text)");
+    bed.right.exec("create table u (id int primary key, v text)");
+    bed.left.link(&bed.right, frozen.port(), "away", &[]).expect("a server");
+    let schema = bed.right.user.clone();
+    bed.left.exec(&format!("select attach_sync('u', 'away', '{schema}.u', '{QUEUE}')"));
+    // Once with a cached connection that then falls silent, and then with attempts to connect.
+    bed.left.exec("insert into u values (1, 'a')");
+    await_delivered(&bed);
+    frozen.freeze();
+    std::thread::sleep(Duration::from_millis(1100));
+    bed.left.exec("insert into u values (2, 'b')");
+    await_query(&bed.left, "connecting to server \"away\"");
+    let mut slowest = Duration::ZERO;
+    for n in 1..=30 {
+        let start = Instant::now();
+        bed.left.exec(&format!("insert into t values ({n}, 'x')"));
+        await_until(SOON, "the other server's change", || value(&bed.right, n).is_some());
+        slowest = slowest.max(start.elapsed());
+    }
+    // The silent one takes its ten seconds meanwhile.
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert_eq!(queued(&bed), 1);
+    frozen.cut();
+    frozen.thaw();
+    await_delivered(&bed);
+    assert_eq!(bed.checksum(&bed.left, "u"), bed.checksum(&bed.right, "u"));
+}
+
+#[test]
+fn a_server_that_refuses_is_tried_ever_more_rarely() {
+    let proxy = Proxy::start(right_port()).expect("a proxy");
+    proxy.refuse();
+    let own = cluster(
+        "rarely",
+        &[
+            ("shared_preload_libraries", "pg_rowsync"),
+            ("pg_rowsync.retry_interval", "200ms"),
+            ("pg_rowsync.max_retry_interval", "1h"),
+        ],
+    );
+    let bed = queue_bed(&own, "rarely", proxy.port());
+    bed.left.exec("insert into t values (1, 'a')");
+    // 0.2 + 0.4 + 0.8 + 1.6 s: by now it waits at least 1.28 s more.
+    await_query(&bed.left, "next attempt in 2 s");
+    await_query(&bed.left, "next attempt in 4 s");
+    assert_eq!(bed.left.cluster.log().matches("server \"dst\" failed").count(), 1);
+    proxy.accept().expect("the proxy's port");
+    // The reload ends the long wait.
+    bed.left.exec_superuser("alter system set pg_rowsync.retry_interval = '10ms'");
+    bed.left.exec_superuser("alter system set pg_rowsync.max_retry_interval = '10ms'");
+    bed.left.exec_superuser("select pg_reload_conf()");
+    await_until(Duration::from_secs(2), "the next attempt", || queued(&bed) == 0);
+    assert_equal(&bed);
+    await_until(SOON, "a line in the log", || {
+        bed.left.cluster.log().contains("server \"dst\" is reached again")
+    });
+}
+
+#[test]
+fn it_ends_at_once_while_it_waits_for_the_network() {
+    let proxy = Proxy::start(right_port()).expect("a proxy");
+    proxy.freeze();
+    let bed = queue_bed(preloaded(), "sigterm", proxy.port());
+    bed.left.exec("insert into t values (1, 'a')");
+    await_query(&bed.left, "connecting");
+    let start = Instant::now();
+    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    // In the middle of a drain: its batch waits for a lock on the right.
+    proxy.thaw();
+    bed.right.exec("insert into t values (1, 'theirs')");
+    let mut locker = bed.right.client();
+    locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
+    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+    await_query(&bed.left, "draining");
+    let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    await_until(SOON, "the batch to wait", || bed.right.query_one::<i64>(blocked) == 1);
+    let start = Instant::now();
+    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    drop(locker);
+    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&bed);
+}
+
+#[test]
+fn it_ends_at_once_while_it_waits_for_a_local_lock() {
+    let bed = queue_bed(&clusters().0.clone(), "local_lock", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    let mut locker = bed.left.superuser();
+    locker.batch_execute("begin; lock table sync_queue").expect("a lock");
+    let client = bed.left.superuser();
+    let starter = spawn(client, "select start_sync_worker()");
+    starter.join().expect("a thread").1.expect("a start");
+    let pid = await_worker(&bed.left);
+    let waits = format!("select wait_event_type = 'Lock' from pg_stat_activity where pid = {pid}");
+    await_until(SOON, "the worker to wait", || bed.left.query_one::<bool>(&waits));
+    let start = Instant::now();
+    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+/// DROP DATABASE without FORCE, which waits five seconds at most for others to leave.
+fn drop_database(side: &Side) {
+    let mut admin = side.cluster.superuser("postgres").expect("a session");
+    let start = Instant::now();
+    admin.batch_execute(&format!("drop database {}", side.db)).expect("the worker has left");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn it_leaves_a_database_that_is_to_be_dropped() {
+    let own = cluster("dropped", PRELOADED);
+    let idle = queue_bed(&own, "idle", right_port());
+    idle.left.exec("insert into t values (1, 'a')");
+    await_delivered(&idle);
+    await_worker(&idle.left);
+    drop_database(&idle.left);
+
+    let proxy = Proxy::start(right_port()).expect("a proxy");
+    proxy.freeze();
+    let stuck = queue_bed(&own, "stuck", proxy.port());
+    stuck.left.exec("insert into t values (1, 'a')");
+    await_query(&stuck.left, "connecting");
+    drop_database(&stuck.left);
+    // The launcher forgets them without a word.
+    std::thread::sleep(Duration::from_secs(7));
+    let log = own.log();
+    assert_eq!(log.matches("FATAL").count(), 0, "{log}");
+}
+
+#[test]
+fn it_leaves_a_database_in_the_middle_of_a_drain() {
+    let bed = queue_bed(preloaded(), "middle", right_port());
+    bed.right.exec("insert into t values (1, 'theirs')");
+    let mut locker = bed.right.client();
+    locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
+    bed.left.exec_superuser(&format!(
+        "alter database {} set pg_rowsync.lock_timeout = '60s'; \
+         alter database {} set pg_rowsync.delivery_timeout = '60s'",
+        bed.left.db, bed.left.db
+    ));
+    bed.left.exec("insert into t values (1, 'a')");
+    let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    await_until(SOON, "the batch to wait", || bed.right.query_one::<i64>(blocked) == 1);
+    drop_database(&bed.left);
+}
+
+#[test]
+fn it_comes_back_to_a_database_that_was_only_renamed() {
+    for cluster in [preloaded(), clusters().0] {
+        let bed = queue_bed(cluster, "renamed", right_port());
+        if !bed
+            .left
+            .query_one::<bool>("select current_setting('shared_preload_libraries') = 'pg_rowsync'")
+        {
+            bed.left.query_one::<bool>("select start_sync_worker()");
+        }
+        bed.left.exec("insert into t values (1, 'a')");
+        await_delivered(&bed);
+        let mut admin = cluster.superuser("postgres").expect("a session");
+        let new = format!("{}_new", bed.left.db);
+        admin
+            .batch_execute(&format!("alter database {} rename to {new}", bed.left.db))
+            .expect("the worker has left");
+        let mut renamed = bed.left.clone();
+        renamed.db = new.clone();
+        await_worker(&renamed);
+        renamed.exec("insert into t values (2, 'b')");
+        await_until(SOON, "the delivery", || value(&bed.right, 2).is_some());
+        admin.batch_execute(&format!("drop database {new}")).expect("the worker has left again");
+    }
+}
+
+#[test]
+fn started_by_hand_it_does_not_haunt_a_dropped_database() {
+    let own = cluster("haunted", &[]);
+    let bed = queue_bed(&own, "haunted", right_port());
+    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+    drop_database(&bed.left);
+    // The postmaster starts it again once, five seconds later.
+    std::thread::sleep(Duration::from_secs(12));
+    let log = own.log();
+    assert!(log.matches("FATAL").count() <= 1, "{log}");
+}
+
+#[test]
+fn it_ends_with_the_extension_and_begins_with_the_next() {
+    let bed = queue_bed(preloaded(), "extension", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    await_delivered(&bed);
+    let first = await_worker(&bed.left);
+    let start = Instant::now();
+    bed.left.exec_superuser("drop extension pg_rowsync cascade");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    await_no_worker(&bed.left);
+    bed.left.exec_superuser(&format!(
+        "create extension pg_rowsync schema public; \
+         grant usage on foreign data wrapper pg_rowsync to {}",
+        bed.left.user
+    ));
+    bed.left.link(&bed.right, right_port(), "dst", &[]).expect("a server");
+    attach(&bed);
+    bed.left.exec("insert into t values (2, 'b')");
+    await_delivered(&bed);
+    assert_ne!(await_worker(&bed.left), first);
+}
+
+#[test]
+fn it_survives_its_own_crash_and_the_queue_drains() {
+    for settings in [PRELOADED, &[]] {
+        let own = cluster("crashed", settings);
+        let proxy = Proxy::start(right_port()).expect("a proxy");
+        proxy.refuse();
+        let bed = queue_bed(&own, "crashed", proxy.port());
+        bed.left.exec("insert into t values (1, 'a')");
+        if settings.is_empty() {
+            assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+        }
+        let pid = await_worker(&bed.left);
+        own.signal_backend(pid, Signal::SIGKILL).expect("a signal");
+        own.wait_ready().expect("recovery");
+        proxy.accept().expect("the proxy's port");
+        await_delivered(&bed);
+        assert_ne!(await_worker(&bed.left), pid);
+    }
+}
+
+#[test]
+fn on_a_standby_it_starts_with_the_promotion() {
+    let own = cluster("standby", PRELOADED);
+    let bed = queue_bed(&own, "standby", right_port());
+    bed.left.exec("select 1");
+    bed.left.query_one::<bool>("select stop_sync_worker()");
+    bed.left.exec("insert into t values (1, 'a')");
+    own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
+    std::fs::write(own.dir().join("data").join("standby.signal"), "").expect("a file");
+    own.start_again().expect("a standby");
+    assert!(bed.left.query_one::<bool>("select pg_is_in_recovery()"));
+    let ours = "select count(*) from pg_stat_activity where backend_type like 'pg_rowsync%'";
+    assert_eq!(bed.left.query_one::<i64>(ours), 0);
+    let error = fails(bed.left.superuser().batch_execute("select start_sync_worker()"));
+    assert_eq!(error.code().code(), "55000");
+    assert_eq!(error.message(), "cannot start a worker: recovery is in progress");
+    bed.left.exec_superuser("select pg_promote()");
+    await_delivered(&bed);
+}
+
+#[test]
+fn without_a_free_slot_start_says_so_and_the_launcher_tries_again_quietly() {
+    let own = cluster("slots", &[("max_worker_processes", "1")]);
+    let bed = queue_bed(&own, "slots", right_port());
+    // The logical replication launcher has the only one.
+    let error = fails(bed.left.superuser().batch_execute("select start_sync_worker()"));
+    assert_eq!(error.code().code(), "53400");
+    assert_eq!(error.hint(), Some("You might need to increase max_worker_processes."));
+    own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
+    let conf = own.dir().join("data").join("postgresql.auto.conf");
+    let text = "max_worker_processes = 2\nshared_preload_libraries = 'pg_rowsync'\n";
+    std::fs::write(conf, text).expect("settings");
+    own.start_again().expect("a start");
+    bed.left.exec("insert into t values (1, 'a')");
+    await_until(SOON, "a word of it", || own.log().contains("max_worker_processes is too low"));
+    for n in 2..20 {
+        bed.left.exec(&format!("insert into t values ({n}, 'a')"));
+    }
+    assert_eq!(own.log().matches("max_worker_processes is too low").count(), 1);
+}
+
+#[test]
+fn an_unusable_mapping_is_a_failure_and_not_an_end() {
+    let bed = queue_bed(preloaded(), "mapping", right_port());
+    bed.left.exec("insert into t values (1, 'a')");
+    await_delivered(&bed);
+    let pid = await_worker(&bed.left);
+    bed.left.exec("drop user mapping for current_user server dst");
+    bed.left.exec_superuser("update pg_user_mapping set umuser = umuser");
+    let user = bed.right.user.clone();
+    let password = bed.right.password.clone();
+    bed.left.exec(&format!(
+        "create user mapping for current_user server dst options (user '{user}', password 'wrong')"
+    ));
+    bed.left.exec("insert into t values (2, 'b')");
+    await_query(&bed.left, "not reachable");
+    bed.left.exec(&format!(
+        "alter user mapping for current_user server dst options (set password '{password}')"
+    ));
+    await_delivered(&bed);
+    assert_eq!(worker(&bed.left), Some(pid));
+    let _ = closed_port();
+}

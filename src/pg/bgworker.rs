@@ -1,0 +1,374 @@
+//! Background worker processes: registering and starting them, their signals, and finding the one
+//! of a database.
+//!
+//! A request to end (SIGTERM) acts as a request to cancel, so that whatever can be interrupted
+//! raises an ordinary ERROR, which the worker's loop catches; the loop then ends with the exit code
+//! it wants. FATAL, the usual answer, would end it with a code that makes the postmaster start it
+//! again.
+
+use super::{Oid, board, compat, database, text};
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
+use pgrx::pg_sys;
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+const LIBRARY: &str = "pg_rowsync";
+const LAUNCHER: &str = "pg_rowsync launcher";
+const WORKER: &str = "pg_rowsync worker";
+/// After a crash of its own.
+const RESTART: Duration = Duration::from_secs(5);
+/// How often a worker looks whether its database is wanted by someone else.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Set by the handler of SIGTERM.
+static STOP: AtomicBool = AtomicBool::new(false);
+/// Someone wants the database for itself.
+static EVICTED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// This process is one of ours, and when it last looked at its database.
+    static LAST_CHECK: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// The worker found last.
+    static FOUND: Cell<Option<Process>> = const { Cell::new(None) };
+    /// This process is the worker of its database, and ends as one.
+    static AT_WORK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the library is being loaded at server start, and not for pg_upgrade.
+pub fn preloading() -> bool {
+    // SAFETY: plain reads of variables of this process.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress && !pg_sys::IsBinaryUpgrade }
+}
+
+/// Why no worker can be started on this server now.
+pub fn unable() -> Option<&'static str> {
+    // SAFETY: plain reads; RecoveryInProgress looks at shared memory.
+    unsafe {
+        if pg_sys::IsBinaryUpgrade {
+            Some("binary upgrade is in progress")
+        } else if pg_sys::RecoveryInProgress() {
+            Some("recovery is in progress")
+        } else {
+            None
+        }
+    }
+}
+
+/// Registers the launcher; only while libraries are preloaded.
+pub fn register_launcher() {
+    BackgroundWorkerBuilder::new(LAUNCHER)
+        .set_type(LAUNCHER)
+        .set_library(LIBRARY)
+        .set_function("pg_rowsync_launcher_main")
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(Some(RESTART))
+        .load();
+}
+
+/// A worker that was asked for.
+pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
+
+/// What has become of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Startup {
+    Pending,
+    Running(i32),
+    Ended,
+}
+
+impl Handle {
+    /// What has become of the worker. This process is woken when that changes.
+    pub fn state(&self) -> Startup {
+        let mut pid = 0;
+        // SAFETY: the handle is one that RegisterDynamicBackgroundWorker gave.
+        match unsafe { pg_sys::GetBackgroundWorkerPid(self.0, &mut pid) } {
+            pg_sys::BgwHandleStatus::BGWH_STARTED => Startup::Running(pid),
+            pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED => Startup::Pending,
+            _ => Startup::Ended,
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: allocated for us, freed once; its memory context is the process's own or that of
+        // the call, and has not been reset while the handle lived.
+        unsafe { pg_sys::pfree(self.0.cast()) }
+    }
+}
+
+/// Asks the postmaster for a worker; `None` when it has no slot free. `restart`: start it again
+/// after a crash of its own.
+pub fn start_worker(database: Oid, restart: bool) -> Option<Handle> {
+    let name = format!("{WORKER} for database {}", database.to_u32());
+    let builder = BackgroundWorkerBuilder::new(&name)
+        .set_type(WORKER)
+        .set_library(LIBRARY)
+        .set_function("pg_rowsync_worker_main")
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(restart.then_some(RESTART))
+        .set_argument(Some(pg_sys::Datum::from(database.to_u32())))
+        // SAFETY: plain read of a variable of this process.
+        .set_notify_pid(unsafe { pg_sys::MyProcPid });
+    let mut worker = pg_sys::BackgroundWorker::from(&builder);
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: both live across the call; on success the handle is palloc'd.
+    let registered = unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) };
+    registered.then(|| Handle(handle))
+}
+
+/// Takes over the signals of this process, a background worker, and lets them in.
+pub fn handle_signals() {
+    LAST_CHECK.set(Some(Instant::now()));
+    // SAFETY: the handlers set flags and the latch, nothing else.
+    unsafe {
+        compat::set_signal_handler(pg_sys::SIGTERM as i32, on_terminate);
+        compat::set_signal_handler(pg_sys::SIGHUP as i32, on_reload);
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+unsafe extern "C-unwind" fn on_terminate(signal: i32) {
+    // Not pg_sys's guarded one: a guard does too much for a signal handler.
+    unsafe extern "C-unwind" {
+        fn StatementCancelHandler(signal: i32);
+    }
+    STOP.store(true, SeqCst);
+    // SAFETY: a signal handler of PostgreSQL's own: a request to cancel, and the latch.
+    unsafe { StatementCancelHandler(signal) }
+}
+
+unsafe extern "C-unwind" fn on_reload(signal: i32) {
+    unsafe extern "C-unwind" {
+        fn SignalHandlerForConfigReload(signal: i32);
+    }
+    // SAFETY: a signal handler of PostgreSQL's own.
+    unsafe { SignalHandlerForConfigReload(signal) }
+}
+
+/// Connects this process to a database, as the bootstrap superuser. FATAL when it does not exist.
+pub fn connect(database: Oid) {
+    // SAFETY: called once, at the start of a background worker.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0) }
+}
+
+/// Connects this process to the shared catalogs only.
+pub fn connect_to_none() {
+    let none = std::ptr::null();
+    // SAFETY: called once, at the start of a background worker.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnection(none, none, 0) }
+}
+
+/// Longest time this process may wait without looking whether it is to leave its database.
+pub fn longest_wait() -> Duration {
+    match LAST_CHECK.get() {
+        Some(_) if database::current() != pg_sys::InvalidOid => CHECK_INTERVAL,
+        _ => Duration::MAX,
+    }
+}
+
+/// Why this process is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGTERM.
+    Told,
+    /// Someone wants the database for itself.
+    Evicted,
+}
+
+/// Whether this process is to end.
+pub fn ending() -> Option<End> {
+    if STOP.load(SeqCst) { Some(End::Told) } else { EVICTED.load(SeqCst).then_some(End::Evicted) }
+}
+
+/// In a worker, once in a while: looks whether someone waits for it to leave the database, and if
+/// so makes that a request to cancel. In other processes nothing.
+pub fn poll() {
+    let Some(last) = LAST_CHECK.get() else { return };
+    let database = database::current();
+    if database == pg_sys::InvalidOid || last.elapsed() < CHECK_INTERVAL {
+        return;
+    }
+    LAST_CHECK.set(Some(Instant::now()));
+    if !database::is_open(database) {
+        EVICTED.store(true, SeqCst);
+        // SAFETY: plain writes of flags, as a signal handler makes them.
+        unsafe {
+            pg_sys::QueryCancelPending = 1;
+            pg_sys::InterruptPending = 1;
+        }
+    }
+}
+
+/// Drops a request to cancel that found nothing to cancel. One to end stays.
+pub fn forget_cancel() {
+    // SAFETY: plain write of a flag. A request to end that comes in between sets it again; one that
+    // came before is remembered by STOP.
+    unsafe { pg_sys::QueryCancelPending = 0 }
+}
+
+/// Reads the configuration again if that was asked for; whether it was.
+pub fn reload() -> bool {
+    // SAFETY: plain flag; the configuration is read between transactions.
+    unsafe {
+        if pg_sys::ConfigReloadPending == 0 {
+            return false;
+        }
+        pg_sys::ConfigReloadPending = 0;
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        true
+    }
+}
+
+/// Ends the process with an exit code, without unwinding.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: runs the server's exit callbacks and leaves.
+    unsafe { pg_sys::proc_exit(code) }
+}
+
+/// Makes this process the worker of its database, the only one; false when there is one already.
+/// For as long as the process lives: no transaction's end releases it.
+pub fn become_worker() -> bool {
+    let tag = worker_tag(database::current());
+    // SAFETY: a plain lock tag.
+    let got = unsafe {
+        let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+        pg_sys::LockAcquire(&tag, mode, true, true)
+    };
+    let got = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
+    if got {
+        AT_WORK.set(true);
+        // SAFETY: a function of this library, which is never unloaded.
+        unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(0usize)) }
+    }
+    got
+}
+
+/// Tells the launcher, however the worker ends. Neither waits nor fails.
+unsafe extern "C-unwind" fn at_exit(_code: i32, _arg: pg_sys::Datum) {
+    if AT_WORK.get() {
+        board::set(database::current(), board::mark::ENDED | board::mark::SETTLED);
+    }
+}
+
+/// What [`become_worker`] locks. With the lock method of advisory locks, whose session locks outlast
+/// an abort, but a tag that no user can lock.
+fn worker_tag(database: Oid) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        locktag_field1: database.to_u32(),
+        locktag_field2: pg_sys::ExtensionRelationId.to_u32(),
+        locktag_field3: 0,
+        locktag_field4: WORKER_LOCK,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    }
+}
+
+/// `pg_locks.objsubid` of a worker's lock, beside class `pg_extension` and object 0.
+pub const WORKER_LOCK: u16 = 1;
+
+/// A process of the server.
+#[derive(Clone, Copy)]
+pub struct Process {
+    proc: *mut pg_sys::PGPROC,
+    database: Oid,
+    pub pid: i32,
+}
+
+impl Process {
+    /// Wakes it; false if it has ended. Neither waits nor fails.
+    pub fn wake(self) -> bool {
+        // SAFETY: entries of this array are in shared memory and never freed; one that now stands
+        // for another process is woken for nothing.
+        unsafe { pg_sys::SetLatch(&raw mut (*self.proc).procLatch) }
+        self.is_there()
+    }
+
+    fn is_there(self) -> bool {
+        // SAFETY: as above; plain reads of values that may change at any time.
+        unsafe {
+            (&raw const (*self.proc).pid).read_volatile() == self.pid
+                && (&raw const (*self.proc).databaseId).read_volatile() == self.database
+        }
+    }
+}
+
+/// The process that is a database's worker, or about to become it.
+pub fn find(database: Oid) -> Option<Process> {
+    if let Some(found) = FOUND.get()
+        && found.database == database
+        && found.is_there()
+    {
+        return Some(found);
+    }
+    let found = search(database);
+    FOUND.set(found);
+    found
+}
+
+fn search(database: Oid) -> Option<Process> {
+    // SAFETY: the array of all processes is in shared memory and does not move; entries are read
+    // without a lock, so what is found is checked by process id.
+    unsafe {
+        let all = pg_sys::ProcGlobal;
+        for at in 0..(*all).allProcCount as usize {
+            let proc = (*all).allProcs.add(at);
+            let pid = (&raw const (*proc).pid).read_volatile();
+            if pid == 0
+                || (&raw const (*proc).databaseId).read_volatile() != database
+                || !compat::is_background_worker(proc)
+            {
+                continue;
+            }
+            let kind = pg_sys::GetBackgroundWorkerTypeByPid(pid);
+            if !kind.is_null() && CStr::from_ptr(kind).to_bytes() == WORKER.as_bytes() {
+                return Some(Process { proc, database, pid });
+            }
+        }
+    }
+    None
+}
+
+/// Asks a process of this server to end.
+pub fn terminate(pid: i32) {
+    unsafe extern "C" {
+        fn kill(pid: i32, signal: i32) -> i32;
+    }
+    // SAFETY: a system call. One that has just ended is as good as told.
+    unsafe { kill(pid, pg_sys::SIGTERM as i32) };
+}
+
+/// Shows in `pg_stat_activity` what this process does.
+pub fn show(busy: bool, text: &str) {
+    let state = match busy {
+        true => pg_sys::BackendState::STATE_RUNNING,
+        false => pg_sys::BackendState::STATE_IDLE,
+    };
+    let text = CString::new(text::outside_transaction(text)).unwrap_or_default();
+    // SAFETY: the text is copied.
+    unsafe { pg_sys::pgstat_report_activity(state, text.as_ptr()) };
+}
+
+/// Reports what transactions did, so that autovacuum sees it. Between transactions.
+pub fn report_statistics(at_once: bool) {
+    // SAFETY: plain call outside of transactions.
+    unsafe { pg_sys::pgstat_report_stat(at_once) };
+}
+
+/// Entry point of the launcher.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn pg_rowsync_launcher_main(_arg: pg_sys::Datum) {
+    crate::worker::run_launcher();
+}
+
+/// Entry point of a worker; the argument is the database's OID.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn pg_rowsync_worker_main(database: pg_sys::Datum) {
+    crate::worker::run_worker(Oid::from(database.value() as u32));
+}

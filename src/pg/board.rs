@@ -1,0 +1,154 @@
+//! Shared memory between the launcher and everyone else: which databases want a worker, which must
+//! not have one. There when the library was preloaded, else not, which every function bears.
+//!
+//! Atomics only, so it can be used where nothing may fail. A database takes the first free slot;
+//! when none is left, requests become a request to look at all databases.
+
+use super::Oid;
+use pgrx::pg_sys;
+use pgrx::{PGRXSharedMemory, PgAtomic, pg_guard, pg_shmem_init};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+
+/// Databases that can be kept apart.
+const SLOTS: usize = 512;
+
+/// What is known of a database, as bits.
+pub mod mark {
+    /// Changes wait there and no worker was found.
+    pub const WANTED: u32 = 1;
+    /// `stop_sync_worker()` was called.
+    pub const PAUSED: u32 = 2;
+    /// A worker has found out whether it has anything to do, or has ended.
+    pub const SETTLED: u32 = 4;
+    /// A worker that was at work has ended.
+    pub const ENDED: u32 = 8;
+}
+
+struct Board {
+    /// Address of the launcher's latch, 0 without one. Latches are never freed, and setting one that
+    /// meanwhile serves another process only wakes that.
+    launcher: AtomicUsize,
+    /// A request could not be noted.
+    look_everywhere: AtomicBool,
+    slots: [Slot; SLOTS],
+}
+
+#[derive(Default)]
+struct Slot {
+    /// 0 while free.
+    database: AtomicU32,
+    marks: AtomicU32,
+}
+
+// SAFETY: atomics and nothing else, without pointers into one process's memory.
+unsafe impl PGRXSharedMemory for Board {}
+
+impl Board {
+    fn new() -> Self {
+        Self {
+            launcher: AtomicUsize::new(0),
+            look_everywhere: AtomicBool::new(false),
+            slots: std::array::from_fn(|_| Slot::default()),
+        }
+    }
+
+    fn find(&self, database: u32) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.database.load(SeqCst) == database)
+    }
+
+    fn find_or_take(&self, database: u32) -> Option<&Slot> {
+        self.find(database).or_else(|| {
+            self.slots.iter().find(|slot| {
+                match slot.database.compare_exchange(0, database, SeqCst, SeqCst) {
+                    Ok(_) => true,
+                    // Another process may have taken it for the same database meanwhile.
+                    Err(taken) => taken == database,
+                }
+            })
+        })
+    }
+}
+
+// SAFETY: no other shared memory of this name.
+static BOARD: PgAtomic<Board> = unsafe { PgAtomic::new(c"pg_rowsync launcher") };
+/// Set in the postmaster and inherited by every process.
+static RESERVED: AtomicBool = AtomicBool::new(false);
+
+/// Asks for the memory; only while libraries are preloaded.
+#[allow(unexpected_cfgs)] // the macro asks for majors that this crate has no feature for
+pub fn reserve() {
+    pg_shmem_init!(BOARD = Board::new());
+    RESERVED.store(true, SeqCst);
+}
+
+/// Whether there is a board, that is, a launcher.
+pub fn exists() -> bool {
+    RESERVED.load(SeqCst)
+}
+
+fn board() -> Option<&'static Board> {
+    exists().then(|| BOARD.get())
+}
+
+/// Says that this process is the launcher.
+pub fn announce_launcher() {
+    if let Some(board) = board() {
+        // SAFETY: plain read of a pointer that is set in every process.
+        board.launcher.store(unsafe { pg_sys::MyLatch } as usize, SeqCst);
+    }
+}
+
+/// Sets marks of a database and wakes the launcher. False when there is no room for the database.
+/// Cannot fail otherwise.
+pub fn set(database: Oid, marks: u32) -> bool {
+    let Some(board) = board() else { return false };
+    let slot = board.find_or_take(database.to_u32());
+    match slot {
+        Some(slot) => drop(slot.marks.fetch_or(marks, SeqCst)),
+        None => board.look_everywhere.store(true, SeqCst),
+    }
+    let latch = board.launcher.load(SeqCst) as *mut pg_sys::Latch;
+    if !latch.is_null() {
+        // SAFETY: a latch in shared memory, which is never freed; SetLatch neither waits nor fails.
+        unsafe { pg_sys::SetLatch(latch) }
+    }
+    slot.is_some()
+}
+
+/// Clears marks of a database and says which of them were set.
+pub fn clear(database: Oid, marks: u32) -> u32 {
+    let slot = board().and_then(|board| board.find(database.to_u32()));
+    slot.map_or(0, |slot| slot.marks.fetch_and(!marks, SeqCst) & marks)
+}
+
+/// The marks of a database.
+pub fn marks(database: Oid) -> u32 {
+    let slot = board().and_then(|board| board.find(database.to_u32()));
+    slot.map_or(0, |slot| slot.marks.load(SeqCst))
+}
+
+/// For the launcher: the databases that have marks.
+pub fn marked() -> Vec<Oid> {
+    let slots = board().map(|board| board.slots.iter()).into_iter().flatten();
+    slots
+        .filter(|slot| slot.marks.load(SeqCst) != 0)
+        .map(|slot| Oid::from(slot.database.load(SeqCst)))
+        .filter(|database| *database != Oid::INVALID)
+        .collect()
+}
+
+/// For the launcher: takes the request to look at all databases.
+pub fn take_look_everywhere() -> bool {
+    board().is_some_and(|board| board.look_everywhere.swap(false, SeqCst))
+}
+
+/// For the launcher: frees the slots of databases that are no more.
+pub fn keep_only(databases: &[Oid]) {
+    for slot in board().map(|board| board.slots.iter()).into_iter().flatten() {
+        let database = slot.database.load(SeqCst);
+        if database != 0 && !databases.contains(&Oid::from(database)) {
+            slot.marks.store(0, SeqCst);
+            slot.database.store(0, SeqCst);
+        }
+    }
+}

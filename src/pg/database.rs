@@ -1,0 +1,83 @@
+//! Databases of the cluster, and who wants one for itself.
+
+use super::Oid;
+use pgrx::pg_sys;
+
+/// The current database; invalid in a process without one.
+pub fn current() -> Oid {
+    // SAFETY: plain read of a variable of this process.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// The databases that can be connected to. In a process that is connected to none, SQL is not to be
+/// had, so this reads the shared catalog as autovacuum's launcher does. In a transaction.
+pub fn connectable() -> Vec<Oid> {
+    let mut found = Vec::new();
+    // SAFETY: a catalog scan in its order; tuples are read while the scan is on them. What it raises
+    // unwinds, and the end of the transaction cleans up.
+    unsafe {
+        // A snapshot keeps the horizon in place while the scan goes on.
+        pg_sys::GetTransactionSnapshot();
+        let mode = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, mode);
+        let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
+        loop {
+            let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() {
+                break;
+            }
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            // -2 marks one whose DROP was interrupted.
+            if (*form).datallowconn && (*form).datconnlimit != -2 {
+                found.push((*form).oid);
+            }
+        }
+        pg_sys::table_endscan(scan);
+        pg_sys::table_close(relation, mode);
+    }
+    found
+}
+
+/// Whether a session could connect to the database now. Not while someone drops, renames, moves or
+/// copies it: they hold a lock on it and wait, for some seconds, until all others have left. Needs
+/// no transaction and does not wait.
+pub fn is_open(database: Oid) -> bool {
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: pg_sys::InvalidOid.to_u32(),
+        locktag_field2: pg_sys::DatabaseRelationId.to_u32(),
+        locktag_field3: database.to_u32(),
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    };
+    let mode = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+    // SAFETY: a plain lock tag, laid out as InitPostgres does it; released at once, as a session's
+    // lock, which belongs to no resource owner.
+    unsafe {
+        let got = pg_sys::LockAcquire(&tag, mode, true, true);
+        let open = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
+        if open {
+            pg_sys::LockRelease(&tag, mode, true);
+        }
+        open
+    }
+}
+
+/// Whether the database has files, as far as this can be told without being connected: what is not
+/// there was dropped.
+pub fn has_files(database: Oid) -> bool {
+    let name = database.to_u32().to_string();
+    // The working directory of every server process is the data directory.
+    if std::path::Path::new("base").join(&name).is_dir() {
+        return true;
+    }
+    let entries = |dir: &std::path::Path| {
+        let list = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        list.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    // pg_tblspc/tablespace/PG_15_202209061/database
+    entries("pg_tblspc".as_ref())
+        .iter()
+        .flat_map(|space| entries(space))
+        .any(|version| version.join(&name).is_dir())
+}

@@ -1,0 +1,21 @@
+//! Background workers: one a database drains its queue. See `launcher` for who starts them when the
+//! library is preloaded, `control` for how sessions start, stop and wake them.
+
+mod control;
+mod drainer;
+mod launcher;
+mod schedule;
+
+pub use control::{start, stop, transaction_ended, wake_at_commit};
+pub use drainer::run as run_worker;
+pub use launcher::run as run_launcher;
+
+use crate::pg::{bgworker, board};
+
+/// Called when the library is loaded: at server start, registers the launcher.
+pub fn init() {
+    if bgworker::preloading() {
+        board::reserve();
+        bgworker::register_launcher();
+    }
+}

@@ -1,0 +1,132 @@
+//! What sessions do with the worker of their database: start it, stop it, wake it.
+
+use crate::error::{Error, Result, SqlState};
+use crate::pg::bgworker::{self, Process, Startup, WORKER_LOCK};
+use crate::pg::board::{self, mark};
+use crate::pg::spi::{self, Home, required};
+use crate::pg::{database, interrupt, wait};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Longest time for a worker to start or to end. It ends at once, except while it waits for the
+/// outcome of a COMMIT.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Starts the worker of the current database and waits until it is there. False when there is one.
+///
+/// # Errors
+/// 55000 where none can run, 53400 when the server has no slot for it.
+pub fn start(home: &Home) -> Result<bool> {
+    if let Some(reason) = bgworker::unable() {
+        let message = format!("cannot start a worker: {reason}");
+        return Err(Error::local(SqlState::OBJECT_NOT_READY, message));
+    }
+    let database = database::current();
+    board::clear(database, mark::PAUSED);
+    if holder(home)?.is_some() {
+        return Ok(false);
+    }
+    // With a launcher, it is the launcher that starts it again.
+    let Some(worker) = bgworker::start_worker(database, !board::exists()) else {
+        return Err(Error::local(SqlState::CONFIGURATION_LIMIT, "out of background worker slots")
+            .with_hint("You might need to increase max_worker_processes."));
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let state = worker.state();
+        match (holder(home)?, state) {
+            (Some(pid), Startup::Running(own)) if pid == own => return Ok(true),
+            (Some(_), _) => return Ok(false),
+            (None, Startup::Ended) => break,
+            (None, _) if Instant::now() >= deadline => break,
+            (None, _) => pause(),
+        }
+    }
+    Err(Error::local(SqlState::OBJECT_NOT_READY, "the worker did not start")
+        .with_hint("See the server's log. CREATE EXTENSION must have been committed before."))
+}
+
+/// Ends the worker of the current database and waits until it has gone; until [`start`] or a server
+/// start none is started for it. False when there was none.
+///
+/// # Errors
+/// 55006 when it does not end in time.
+pub fn stop(home: &Home) -> Result<bool> {
+    let database = database::current();
+    if board::exists() && !board::set(database, mark::PAUSED) {
+        let message = "too many databases to remember that this one is to have no worker";
+        return Err(Error::local(SqlState::CONFIGURATION_LIMIT, message));
+    }
+    let Some(pid) = holder(home)? else { return Ok(false) };
+    bgworker::terminate(pid);
+    let deadline = Instant::now() + PATIENCE;
+    while holder(home)? == Some(pid) {
+        if Instant::now() >= deadline {
+            let message = format!("the worker (PID {pid}) did not end in time");
+            return Err(Error::local(SqlState::OBJECT_IN_USE, message));
+        }
+        pause();
+    }
+    Ok(true)
+}
+
+fn pause() {
+    wait::wait(&[], PAUSE);
+    interrupt::check();
+}
+
+/// The process that is the worker of the current database.
+fn holder(home: &Home) -> Result<Option<i32>> {
+    let sql = "SELECT pid FROM pg_catalog.pg_locks \
+         WHERE locktype OPERATOR(pg_catalog.=) 'object' \
+         AND database OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+         AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+         AND objid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+         AND objsubid OPERATOR(pg_catalog.=) $2::pg_catalog.int2 AND granted";
+    let (database, lock) = (database::current().to_u32().to_string(), WORKER_LOCK.to_string());
+    let row = spi::read(home, sql, &[Some(&database), Some(&lock)])?.into_iter().next();
+    row.map(|mut row| {
+        required(&mut row, 0)?.parse().map_err(|_| Error::internal("malformed process ID"))
+    })
+    .transpose()
+}
+
+#[derive(Clone, Copy)]
+enum Wake {
+    Worker(Process),
+    Launcher,
+}
+
+thread_local! {
+    /// Whom the commit of the current transaction wakes.
+    static WAKE: Cell<Option<Wake>> = const { Cell::new(None) };
+}
+
+/// Something was queued: once the transaction has committed, the worker is woken, or the launcher is
+/// told that there is none. Called before the commit, where it may fail.
+pub fn wake_at_commit() {
+    let database = database::current();
+    WAKE.set(match bgworker::find(database) {
+        Some(worker) => Some(Wake::Worker(worker)),
+        None if board::exists() && board::marks(database) & mark::PAUSED == 0 => {
+            Some(Wake::Launcher)
+        }
+        None => None,
+    });
+}
+
+/// The transaction has ended. Cannot fail.
+pub fn transaction_ended(committed: bool) {
+    let Some(wake) = WAKE.take() else { return };
+    if !committed {
+        return;
+    }
+    let gone = match wake {
+        Wake::Worker(worker) => !worker.wake(),
+        Wake::Launcher => true,
+    };
+    if gone {
+        board::set(database::current(), mark::WANTED);
+    }
+}

@@ -1,0 +1,353 @@
+//! The worker of a database: connects to servers with work, each on its own schedule, and drains
+//! them as they come up.
+//!
+//! Nothing but a visit to a server that has just answered happens inside a transaction; connecting
+//! and waiting do not, so an unreachable server neither keeps the others waiting nor holds back the
+//! horizon of vacuum. No error ends the process: it is told, the server waits for its next attempt.
+
+use super::schedule::{Intervals, Schedule};
+use crate::delivery::drive;
+use crate::delivery::feed::Fixed;
+use crate::delivery::link::{Ending, Link};
+use crate::drain::{self, Visit};
+use crate::error::{Error, Result, SqlState};
+use crate::guc;
+use crate::pg::bgworker::{self, End};
+use crate::pg::invalidation::Changed;
+use crate::pg::spi::Home;
+use crate::pg::turn::{caught, turn};
+use crate::pg::{Oid, board, database, interrupt, report, wait};
+use crate::queue;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Records of one visit: a transaction here and one there.
+const VISIT: i64 = 5_000;
+/// A connection that has answered so recently is not asked whether it still works.
+const TRUSTED: Duration = Duration::from_secs(1);
+/// Looking at the queue takes at most this part of the time, however often the worker is woken.
+const LOOK_SHARE: u32 = 10;
+/// Longest time that a change waits for that.
+const LOOK_GAP: Duration = Duration::from_millis(500);
+
+/// Main function of the worker of a database.
+pub fn run(database: Oid) {
+    bgworker::handle_signals();
+    // Started again after a crash, while the database was dropped: connecting would be FATAL, and
+    // again with every new start.
+    if !database::has_files(database) {
+        return;
+    }
+    let connected = caught(|| {
+        bgworker::connect(database);
+        Ok(())
+    });
+    if bgworker::ending() == Some(End::Told) {
+        return;
+    }
+    report::or_raise(connected);
+    let begun = begin(database);
+    board::set(database, board::mark::SETTLED);
+    if report::or_raise(begun) {
+        finish(Drainer::new().run());
+    }
+}
+
+/// Whether this process is to be the worker.
+fn begin(database: Oid) -> Result<bool> {
+    let paused = board::marks(database) & board::mark::PAUSED != 0;
+    match turn(Home::look_up) {
+        Ok(None) => Ok(false),
+        Ok(Some(_)) => Ok(!paused && bgworker::become_worker()),
+        // Told to end meanwhile.
+        Err(_) if bgworker::ending().is_some() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn finish(end: End) {
+    // The launcher starts it again if the database is still there. Without one the postmaster does
+    // that, after exit code 1.
+    if end == End::Evicted && !board::exists() {
+        bgworker::exit(1);
+    }
+}
+
+struct Drainer {
+    servers: BTreeMap<String, Server>,
+    /// On their way to a server, in step with `visitors`.
+    links: Vec<Link<'static>>,
+    visitors: Vec<Visitor>,
+    /// When to look at the queue without having been woken.
+    look_at: Instant,
+    looked: Instant,
+    look_gap: Duration,
+    shown: String,
+    complained: Option<(String, Instant)>,
+}
+
+struct Server {
+    schedule: Schedule,
+    /// When it last answered.
+    answered: Option<Instant>,
+}
+
+struct Visitor {
+    server: String,
+    /// The connection was there before.
+    kept: bool,
+}
+
+/// The database has nothing to do for a worker any more.
+struct Gone;
+
+impl Drainer {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            servers: BTreeMap::new(),
+            links: Vec::new(),
+            visitors: Vec::new(),
+            look_at: now,
+            looked: now,
+            look_gap: Duration::ZERO,
+            shown: String::new(),
+            complained: None,
+        }
+    }
+
+    /// Until it is told to end, or the extension is dropped.
+    fn run(mut self) -> End {
+        loop {
+            // Barriers and the like, and whether the database is wanted by someone else.
+            interrupt::pending();
+            bgworker::forget_cancel();
+            if let Some(end) = bgworker::ending() {
+                return end;
+            }
+            if bgworker::reload() {
+                let intervals = intervals();
+                let waiting = self.servers.values_mut();
+                waiting.for_each(|server| server.schedule.adopt(intervals));
+                self.look_at = self.look_at.min(Instant::now() + intervals.max);
+            }
+            if wait::take_woken() {
+                self.look_at = self.look_at.min(self.looked + self.look_gap);
+            }
+            if self.look_at <= Instant::now()
+                && let Err(Gone) = self.look()
+            {
+                return End::Told;
+            }
+            self.approach();
+            self.visit();
+            bgworker::report_statistics(false);
+            self.show_idle();
+            let next = self.next().saturating_duration_since(Instant::now());
+            drive::drive_for(&mut self.links, next);
+        }
+    }
+
+    /// When something is to be done next.
+    fn next(&self) -> Instant {
+        let due = self.servers.iter().filter(|(name, _)| !self.is_visited(name));
+        due.filter_map(|(_, server)| server.schedule.due()).fold(self.look_at, Instant::min)
+    }
+
+    fn is_visited(&self, server: &str) -> bool {
+        self.visitors.iter().any(|visitor| visitor.server == server)
+    }
+
+    /// Looks which servers have work.
+    fn look(&mut self) -> std::result::Result<(), Gone> {
+        let began = Instant::now();
+        let found = turn(|| match Home::look_up()? {
+            Some(home) => queue::servers(&home, false).map(Some),
+            None => Ok(None),
+        });
+        self.looked = Instant::now();
+        self.look_gap = ((self.looked - began) * LOOK_SHARE).min(LOOK_GAP);
+        match found {
+            Ok(None) => return Err(Gone),
+            Ok(Some(names)) => {
+                self.look_at = self.looked + guc::max_retry_interval();
+                let visited: Vec<&str> = self.visitors.iter().map(|v| v.server.as_str()).collect();
+                self.servers
+                    .retain(|name, _| names.contains(name) || visited.contains(&name.as_str()));
+                for name in names {
+                    let now = self.looked;
+                    self.servers
+                        .entry(name)
+                        .and_modify(|server| server.schedule.wake(now))
+                        .or_insert(Server { schedule: Schedule::new(now), answered: None });
+                }
+            }
+            Err(error) => {
+                self.look_at = self.looked + guc::retry_interval();
+                self.complain("the queue could not be read", &error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets out for the servers whose time has come.
+    fn approach(&mut self) {
+        let now = Instant::now();
+        let due: Vec<String> = self
+            .servers
+            .iter()
+            .filter(|(name, server)| {
+                server.schedule.due().is_some_and(|due| due <= now) && !self.is_visited(name)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            let link = turn(|| {
+                let link = drain::approach(&Home::find()?, &name)?;
+                if let Some(link) = &link {
+                    // Sets up what a session looks up when it comes up, outside of a transaction.
+                    let account = &link.endpoint().account;
+                    Changed::of_account(account.server, account.mapping);
+                }
+                Ok(link)
+            });
+            let Some(server) = self.servers.get_mut(&name) else { continue };
+            match link {
+                Ok(Some(mut link)) => {
+                    server.schedule.try_now();
+                    let kept = link.is_up();
+                    let trusted = server.answered.is_some_and(|at| at.elapsed() < TRUSTED);
+                    if kept && !trusted {
+                        // It may have died without a sign. Found out here, that keeps nobody waiting.
+                        link.run(Fixed::new(["SELECT 1"]), Ending::Open);
+                    }
+                    self.links.push(link);
+                    self.visitors.push(Visitor { server: name, kept });
+                }
+                Ok(None) => server.schedule.succeed(false, now),
+                Err(error) => self.fail(&name, &error),
+            }
+        }
+    }
+
+    /// Drains the servers that have been reached.
+    fn visit(&mut self) {
+        while let Some(at) = self.links.iter().position(Link::is_done)
+            && bgworker::ending().is_none()
+        {
+            let link = self.links.swap_remove(at);
+            let Visitor { server: name, kept } = self.visitors.swap_remove(at);
+            match link.result() {
+                Ok(()) => self.drain(&name, link),
+                // A new connection may be had at once.
+                Err(Error::Lost { .. }) if kept => {
+                    if let Some(server) = self.servers.get_mut(&name) {
+                        server.schedule.succeed(true, Instant::now());
+                    }
+                }
+                Err(error) => self.fail(&name, &error),
+            }
+        }
+    }
+
+    fn drain(&mut self, name: &str, link: Link<'static>) {
+        self.show(true, format!("pg_rowsync: draining server \"{name}\""));
+        // After a failure with less: a visit may have been too large for the server's time limits.
+        let failures = self.servers.get(name).map_or(0, |server| server.schedule.failures());
+        let limit = (VISIT >> (2 * failures).min(12)).max(1);
+        let visit = turn(|| drain::visit(&Home::find()?, name, link, limit));
+        let now = Instant::now();
+        let more = match visit {
+            Ok(Visit::Done) => false,
+            Ok(Visit::More) => true,
+            Ok(Visit::Busy) => {
+                if let Some(server) = self.servers.get_mut(name) {
+                    server.schedule.keep_off(now, intervals());
+                }
+                return;
+            }
+            Ok(Visit::Failed(error)) | Err(error) => return self.fail(name, &error),
+        };
+        let Some(server) = self.servers.get_mut(name) else { return };
+        let failures = server.schedule.failures();
+        server.schedule.succeed(more, now);
+        server.answered = Some(now);
+        if failures > 0 {
+            report::log(&format!("server \"{name}\" is reached again"), None);
+            self.note(name, None, None);
+        }
+    }
+
+    /// A server failed: it is tried again after a while.
+    fn fail(&mut self, name: &str, error: &Error) {
+        // What was cut short by a request to end is no failure.
+        if bgworker::ending().is_some() {
+            return;
+        }
+        let Some(server) = self.servers.get_mut(name) else { return };
+        let wait = server.schedule.fail(Instant::now(), intervals());
+        server.answered = None;
+        if server.schedule.failures() == 1 {
+            let wait = wait.as_millis();
+            let message = format!("server \"{name}\" failed, next attempt in {wait} ms");
+            report::log(&message, Some(error));
+        }
+        // Perhaps the extension is gone.
+        if matches!(error, Error::Local { .. }) {
+            self.look_at = self.look_at.min(Instant::now());
+        }
+        self.note(name, Some(error), Some(wait));
+    }
+
+    fn note(&mut self, name: &str, failure: Option<&Error>, next_attempt: Option<Duration>) {
+        let noted = turn(|| match Home::look_up()? {
+            Some(home) => drain::note(&home, name, failure, next_attempt),
+            None => Ok(()),
+        });
+        if let Err(error) = noted {
+            self.complain("the state of a server could not be noted", &error);
+        }
+    }
+
+    /// Logs a failure of our own, not over and over.
+    fn complain(&mut self, what: &str, error: &Error) {
+        const AGAIN: Duration = Duration::from_secs(60);
+        if bgworker::ending().is_some() || error.sqlstate() == SqlState::UNDEFINED_TABLE {
+            return;
+        }
+        let text = format!("{what} {}", error.one_line());
+        let told = self.complained.as_ref();
+        if told.is_some_and(|(before, at)| *before == text && at.elapsed() < AGAIN) {
+            return;
+        }
+        report::log(what, Some(error));
+        self.complained = Some((text, Instant::now()));
+    }
+
+    fn show_idle(&mut self) {
+        let now = Instant::now();
+        if let Some(visitor) = self.visitors.first() {
+            let text = format!("pg_rowsync: connecting to server \"{}\"", visitor.server);
+            return self.show(true, text);
+        }
+        let failing = self.servers.iter().find(|(_, server)| server.schedule.failures() > 0);
+        let text = failing.and_then(|(name, server)| {
+            let seconds = server.schedule.due()?.saturating_duration_since(now).as_secs() + 1;
+            Some(format!(
+                "pg_rowsync: server \"{name}\" not reachable, next attempt in {seconds} s"
+            ))
+        });
+        self.show(false, text.unwrap_or_else(|| "pg_rowsync: waiting for changes".to_owned()));
+    }
+
+    fn show(&mut self, busy: bool, text: String) {
+        if self.shown != text {
+            bgworker::show(busy, &text);
+            self.shown = text;
+        }
+    }
+}
+
+fn intervals() -> Intervals {
+    Intervals { retry: guc::retry_interval(), max: guc::max_retry_interval() }
+}

@@ -1,0 +1,172 @@
+//! The launcher: with the library preloaded, sees to it that every database that has the extension
+//! has a worker.
+//!
+//! It cannot look into databases, so it starts a worker in each, one after the other (slots are few),
+//! and those without the extension end at once. That happens at server start and every few minutes;
+//! in between, a session that queues a change and finds no worker asks for one.
+
+use crate::pg::bgworker::{self, Handle, Startup};
+use crate::pg::board::{self, mark};
+use crate::pg::turn::turn;
+use crate::pg::{Oid, database, interrupt, report, wait};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Time between looks at all databases, for changes queued by other ways than a commit here: a
+/// restored dump, a prepared transaction.
+const LOOK_EVERYWHERE: Duration = Duration::from_secs(300);
+/// Pause before a worker that has ended is started again.
+const RESTART: Duration = Duration::from_secs(5);
+/// Pause when the server has no slot for a worker.
+const NO_SLOT: Duration = Duration::from_secs(10);
+/// Pause while someone has a database for himself.
+const CLOSED: Duration = Duration::from_secs(1);
+/// Longest time to wait for a worker to find out whether it has anything to do.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Main function of the launcher.
+pub fn run() -> ! {
+    bgworker::handle_signals();
+    bgworker::connect_to_none();
+    board::announce_launcher();
+    bgworker::show(false, "pg_rowsync: waiting for databases that want a worker");
+    let mut launcher = Launcher {
+        wanted: BTreeMap::new(),
+        starting: None,
+        look_at: Instant::now(),
+        told_no_slot: false,
+    };
+    while bgworker::ending().is_none() {
+        launcher.turn();
+    }
+    // The postmaster would not start it again after exit code 0; at shutdown it does not anyway.
+    bgworker::exit(1)
+}
+
+struct Launcher {
+    /// Databases that may want a worker, and when to start one.
+    wanted: BTreeMap<u32, Instant>,
+    /// One at a time, until it has settled or at the latest then.
+    starting: Option<(Oid, Handle, Instant)>,
+    look_at: Instant,
+    told_no_slot: bool,
+}
+
+impl Launcher {
+    fn turn(&mut self) {
+        interrupt::pending();
+        bgworker::forget_cancel();
+        bgworker::reload();
+        if board::take_look_everywhere() || self.look_at <= Instant::now() {
+            self.look_everywhere();
+        }
+        self.take_requests();
+        self.settle();
+        if self.starting.is_none() {
+            self.start_next();
+        }
+        let now = Instant::now();
+        let next = match &self.starting {
+            Some((_, _, until)) => *until,
+            None => self.wanted.values().copied().fold(self.look_at, Instant::min),
+        };
+        wait::wait(&[], next.saturating_duration_since(now));
+    }
+
+    fn look_everywhere(&mut self) {
+        let now = Instant::now();
+        self.look_at = now + LOOK_EVERYWHERE;
+        let Some(databases) = databases() else { return };
+        board::keep_only(&databases);
+        for database in databases {
+            self.wanted.entry(database.to_u32()).or_insert(now);
+        }
+    }
+
+    fn take_requests(&mut self) {
+        let now = Instant::now();
+        for database in board::marked() {
+            let marks = board::clear(database, mark::ENDED | mark::WANTED);
+            if marks & mark::ENDED != 0 {
+                self.wanted.insert(database.to_u32(), now + RESTART);
+            }
+            if marks & mark::WANTED != 0 {
+                self.wanted.entry(database.to_u32()).or_insert(now);
+            }
+        }
+    }
+
+    /// Whether the worker being started has settled.
+    fn settle(&mut self) {
+        if let Some((database, handle, until)) = &self.starting
+            && (board::marks(*database) & mark::SETTLED != 0
+                || handle.state() == Startup::Ended
+                || *until <= Instant::now())
+        {
+            self.starting = None;
+        }
+    }
+
+    fn start_next(&mut self) {
+        while let Some((database, _)) =
+            self.wanted.iter().find(|(_, due)| **due <= Instant::now()).map(|(d, at)| (*d, *at))
+        {
+            let later = |pause| Some(Instant::now() + pause);
+            let again = self.start(Oid::from(database), later);
+            match again {
+                Some(due) => drop(self.wanted.insert(database, due)),
+                None => drop(self.wanted.remove(&database)),
+            }
+            if self.starting.is_some() {
+                break;
+            }
+        }
+    }
+
+    /// Starts a worker; gives the time to try again, if it is to be tried again.
+    fn start(
+        &mut self,
+        database: Oid,
+        later: impl Fn(Duration) -> Option<Instant>,
+    ) -> Option<Instant> {
+        if board::marks(database) & mark::PAUSED != 0 || bgworker::find(database).is_some() {
+            return None;
+        }
+        if !database::is_open(database) {
+            return later(CLOSED);
+        }
+        // It may have been dropped since it was asked for.
+        if !databases()?.contains(&database) {
+            return None;
+        }
+        board::clear(database, mark::SETTLED);
+        match bgworker::start_worker(database, false) {
+            Some(handle) => {
+                self.starting = Some((database, handle, Instant::now() + SETTLE));
+                self.told_no_slot = false;
+                None
+            }
+            None => {
+                if !std::mem::replace(&mut self.told_no_slot, true) {
+                    report::log(
+                        "pg_rowsync cannot start a worker: max_worker_processes is too low",
+                        None,
+                    );
+                }
+                later(NO_SLOT)
+            }
+        }
+    }
+}
+
+fn databases() -> Option<Vec<Oid>> {
+    match turn(|| Ok(database::connectable())) {
+        Ok(databases) => Some(databases),
+        Err(error) => {
+            if bgworker::ending().is_none() {
+                report::log("the list of databases could not be read", Some(&error));
+            }
+            None
+        }
+    }
+}
