@@ -99,7 +99,7 @@ fn sync_change_sql(fcinfo: pg_sys::FunctionCallInfo) -> Vec<u8> {
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_connections() RETURNS TABLE (
     server_name text, user_name text, backend_pid integer, valid boolean
-) VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sync_connections_wrapper';
+) VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_connections_wrapper';
 "#)]
 #[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
 fn sync_connections() -> TableIterator<
@@ -125,7 +125,7 @@ fn sync_connections() -> TableIterator<
 /// Closes the current session's cached connections to a server, or all. See [`admin::disconnect`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_disconnect(server text DEFAULT NULL) RETURNS boolean
-    VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sync_disconnect_wrapper';
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_disconnect_wrapper';
 "#)]
 fn sync_disconnect(fcinfo: pg_sys::FunctionCallInfo) -> bool {
     let args = Args::of(fcinfo);

@@ -73,7 +73,7 @@ pub fn retry(home: &Home, id: i64) -> Result<bool> {
     };
     // Waits for a drain that is under way: it must not pass the record.
     lock::drain(server_oid(home, &server)?);
-    aside::retry(home, &[id.to_string()])?;
+    aside::retry(home, &server, &[id.to_string()])?;
     // In case that more is left than is done here.
     transaction::wake_worker();
     drain_all(home, vec![server], RETRY_LIMIT, false)
@@ -227,7 +227,7 @@ impl Drain<'_> {
         // Only now: what another drain has just committed is seen.
         aside::release(self.home, name)?;
         if self.with_failed && queue::oldest_owner(self.home, name)?.is_none() {
-            aside::retry(self.home, &aside::oldest(self.home, name, self.limit)?)?;
+            aside::retry(self.home, name, &aside::oldest(self.home, name, self.limit)?)?;
         }
         let Some(account) = account(self.home, name)? else { return Ok(None) };
         let endpoint = Endpoint::resolve(self.home, &account)?;
@@ -318,8 +318,7 @@ impl Drain<'_> {
                 // Nothing else is left: those that were set aside before get another chance.
                 queue::remove(self.home, &std::mem::take(&mut work.applied))?;
                 work.flushed = true;
-                aside::retry(self.home, &std::mem::take(&mut again))?;
-                aside::release(self.home, &self.server_name)?;
+                aside::retry(self.home, &self.server_name, &std::mem::take(&mut again))?;
                 claims = Claims::begin(self.home, &self.server_name)?;
                 continue;
             }

@@ -144,7 +144,8 @@ struct Chunk {
     table: ArrayLiteral,
     op: ArrayLiteral,
     change: ArrayLiteral,
-    /// Of a change that waits: the record that it waits for, and its marks.
+    /// Of a change that waits: the record that it waits for, and its marks. Else empty, and not NULL,
+    /// which `array_nulls` may forbid.
     waits_for: ArrayLiteral,
     blocks: ArrayLiteral,
 }
@@ -165,8 +166,9 @@ impl Chunk {
         let whole = Change { unchanged: Vec::new(), ..change.clone() };
         self.change.push(Some(&to_json(&whole)?));
         let behind = behind.map(|(root, marks)| (root.to_string(), to_ids(&marks)));
-        self.waits_for.push(behind.as_ref().map(|(root, _)| &**root));
-        self.blocks.push(behind.as_ref().map(|(_, marks)| &**marks));
+        let (root, marks) = behind.unwrap_or_default();
+        self.waits_for.push(Some(&root));
+        self.blocks.push(Some(&marks));
         Ok(())
     }
 
@@ -181,8 +183,9 @@ impl Chunk {
                 last_attempt_at) \
              SELECT $1, $2::pg_catalog.oid, v.route::pg_catalog.int8, v.nsp, v.tab, v.op, \
                 v.change::pg_catalog.json, \
-                CASE WHEN v.waits_for IS NULL THEN 'pending' ELSE 'waiting' END, \
-                v.waits_for::pg_catalog.int8, v.blocks::pg_catalog.int8[], $3, $4, $5, \
+                CASE v.waits_for WHEN '' THEN 'pending' ELSE 'waiting' END, \
+                NULLIF(v.waits_for, '')::pg_catalog.int8, \
+                NULLIF(v.blocks, '')::pg_catalog.int8[], $3, $4, $5, \
                 CASE WHEN $3 IS NULL THEN 0 ELSE 1 END, \
                 CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.clock_timestamp() END \
              FROM ROWS FROM (pg_catalog.unnest($6::pg_catalog.text[]), \
@@ -310,7 +313,7 @@ pub fn remove(home: &Home, ids: &[i64]) -> Result<()> {
     for chunk in ids.chunks(CHUNK_ROWS) {
         let sql = format!(
             "DELETE FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) \
-             ANY ($1::pg_catalog.int8[])",
+             ANY (ARRAY(SELECT pg_catalog.unnest($1::pg_catalog.int8[])))",
             ident(&home.schema)
         );
         spi::write(home, &sql, &[Some(&to_ids(chunk))])?;

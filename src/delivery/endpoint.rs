@@ -264,6 +264,7 @@ fn session_options() -> String {
         "extra_float_digits=3".to_owned(),
         "timezone=UTC".to_owned(),
         "lc_monetary=C".to_owned(),
+        "array_nulls=on".to_owned(),
         "default_transaction_isolation=read\\ committed".to_owned(),
         "default_transaction_read_only=off".to_owned(),
         // A policy that hides a row would make it look missing: an error instead.

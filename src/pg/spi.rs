@@ -7,7 +7,7 @@
 //! text. Plans are kept for the life of the backend and re-made by the plan cache when needed.
 
 use super::Oid;
-use super::context::AsUser;
+use super::context::{AsUser, Settings};
 use super::text;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
@@ -87,6 +87,9 @@ fn run(user: Option<Oid>, sql: &str, args: &[Option<&str>], read_only: bool) -> 
         args.iter().map(|arg| arg.map(text::to_server).transpose()).collect::<Result<Vec<_>>>()?;
     let source = text::to_server(sql)?;
     let _identity = user.map(AsUser::switch);
+    // Every statement here has its index. A plan made while the queue was short must not read the
+    // whole of a long one.
+    let _plans = Settings::set(&[(c"enable_seqscan", c"off")]);
     // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then
     // cleans up SPI and the snapshot stack, so only the successful path ends them here.
     unsafe {

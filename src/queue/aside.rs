@@ -43,8 +43,8 @@ impl Blockers {
              FROM {queue} q, pg_catalog.unnest(q.blocks) AS m(mark) \
              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.status OPERATOR(pg_catalog.<>) 'pending' \
-               AND q.blocks OPERATOR(pg_catalog.&&) $2::pg_catalog.int8[] \
-               AND m.mark OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.int8[]) \
+               AND q.blocks OPERATOR(pg_catalog.&&) ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
+               AND m.mark OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[]))) \
              GROUP BY m.mark \
              UNION ALL SELECT NULL, NULL, NULL WHERE EXISTS (SELECT FROM {queue} q \
                WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
@@ -223,19 +223,20 @@ pub fn server_of(home: &Home, id: i64) -> Result<Option<String>> {
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
-/// Makes records that are set aside pending again. Under the server's drain lock only, as [`release`].
+/// Makes records of a server that are set aside pending again, and what waited behind them: those of one
+/// unit belong together. Under the server's drain lock only, as [`release`].
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn retry(home: &Home, ids: &[String]) -> Result<()> {
+pub fn retry(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
     let mut array = ArrayLiteral::default();
     ids.iter().for_each(|id| array.push(Some(id)));
     let sql = format!(
         "UPDATE {}.sync_queue SET status = 'pending', blocks = NULL \
-         WHERE id OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.int8[]) \
-           AND status OPERATOR(pg_catalog.=) 'failed'",
+         WHERE id OPERATOR(pg_catalog.=) \
+             ANY (ARRAY(SELECT pg_catalog.unnest($1::pg_catalog.int8[]))) AND status OPERATOR(pg_catalog.=) 'failed'",
         ident(&home.schema)
     );
     spi::write(home, &sql, &[Some(&array.into_text())])?;
-    Ok(())
+    release(home, server_name)
 }

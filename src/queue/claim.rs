@@ -181,7 +181,7 @@ impl<'h> Claims<'h> {
         let some = match only {
             Some(only) => {
                 only.iter().for_each(|one| transactions.push(Some(one)));
-                "AND q.xact OPERATOR(pg_catalog.=) ANY ($5::pg_catalog.xid8[])"
+                "AND q.xact OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.unnest($5::pg_catalog.xid8[])))"
             }
             None => "AND $5::pg_catalog.text IS NOT NULL",
         };
