@@ -2,7 +2,7 @@
 //! parameters (a batch) or from literals (one change).
 
 use super::batch::{Batch, Kind};
-use super::conflicts::{Conflicts, NOTE, TELL};
+use super::conflicts::{Conflicts, NOTE};
 use super::quote::{ArrayLiteral, ident, literal, relation};
 use super::values::{Values, key_of};
 use crate::change::{Policy, Route};
@@ -40,11 +40,8 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
     let new = batch.new.into_iter().enumerate().filter_map(sent);
     let params: Vec<String> =
         new.chain(batch.old).chain(batch.seen).map(ArrayLiteral::into_text).collect();
-    // Where there are several, all that are about rows read the same arrays.
-    let statement = |(text, conflicts)| match text == TELL {
-        true => Statement { conflicts, ..Statement::plain(text) },
-        false => Statement { text, params: params.clone(), conflicts },
-    };
+    // Only a move has several statements; all read the same arrays.
+    let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
     texts.into_iter().map(statement).collect()
 }
 
@@ -59,7 +56,7 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<(String, 
         (Kind::Insert, Policy::Error) => vec![(insert(route, values, false), Never)],
         // Only literals do without; they are for people.
         (Kind::Insert, _) if updates_met(route) && values.from.is_some() => {
-            vec![(insert(route, values, true), Never), (TELL.to_owned(), Conflicts::Answered)]
+            vec![(insert(route, values, true), Conflicts::Noted)]
         }
         (Kind::Insert, _) => vec![(insert(route, values, false), short)],
         // Nothing that an UPDATE could set, so nothing it could have changed: the row is to be there.
@@ -451,8 +448,7 @@ mod tests {
         batch.push(&change(Op::Insert, &[], &[Some("1"), Some("x"), Some("{1,2}")]));
         batch.push(&change(Op::Insert, &[], &[Some("2"), None, None]));
         let statements = of_batch(batch);
-        assert_eq!(statements.len(), 2);
-        assert_eq!((statements[1].text.as_str(), statements[1].params.len()), (TELL, 0));
+        assert_eq!(statements.len(), 1);
         assert_eq!(
             statements[0].text.replace(&format!(" WHERE {NOTE}"), ""),
             "INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\", \"a\") OVERRIDING SYSTEM VALUE \
@@ -505,7 +501,7 @@ mod tests {
 
     #[test]
     fn every_statement_that_lets_conflicts_pass_tells_of_them() {
-        use Conflicts::{Affected, Answered, Never, Short};
+        use Conflicts::{Affected, Answered, Never, Noted, Short};
         let row = [Some("2"), Some("x"), None];
         let insert = change(Op::Insert, &[], &row);
         let update = change(Op::Update, &[], &row);
@@ -513,7 +509,7 @@ mod tests {
         let delete = change(Op::Delete, &["1"], &[]);
         let newest = Policy::Newest(1);
         for (policy, change, expected) in [
-            (Policy::Overwrite, &insert, vec![Never, Answered]),
+            (Policy::Overwrite, &insert, vec![Noted]),
             (Policy::Overwrite, &update, vec![Affected]),
             (Policy::Overwrite, &moved, vec![Affected, Affected]),
             (Policy::Overwrite, &delete, vec![Short(1)]),
@@ -521,7 +517,7 @@ mod tests {
             (Policy::Skip, &update, vec![Short(1)]),
             (Policy::Skip, &moved, vec![Short(1)]),
             (Policy::Skip, &delete, vec![Short(1)]),
-            (newest, &insert, vec![Never, Answered]),
+            (newest, &insert, vec![Noted]),
             (newest, &update, vec![Answered]),
             (newest, &moved, vec![Short(1), Never, Never]),
             (newest, &delete, vec![Short(1)]),
@@ -550,8 +546,10 @@ mod tests {
             for policy in [Policy::Overwrite, Policy::Newest(1)] {
                 let mut batch = Batch::new(route(policy), Kind::of(&change));
                 batch.push(&change);
-                let noting = of_batch(batch).iter().filter(|s| s.text.contains(NOTE)).count();
-                assert_eq!(noting, noted, "{policy:?} {change:?}");
+                let statements = of_batch(batch);
+                let noting = statements.iter().filter(|s| s.text.contains(NOTE)).count();
+                let asking = statements.iter().filter(|s| s.conflicts == Conflicts::Noted).count();
+                assert_eq!((noting, asking), (noted, noted), "{policy:?} {change:?}");
                 assert!(!literal::of_change(&route(policy), &change).contains("set_config"));
             }
         }
