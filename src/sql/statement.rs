@@ -72,12 +72,15 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<(String, 
             vec![(update_all(route, kind, values), Never)]
         }
         (Kind::Update, Policy::Overwrite) => vec![(upsert(route, kind, values), Affected)],
-        (Kind::Update, Policy::Newest(_)) => vec![upsert_newest(route, values)],
+        (Kind::Update, Policy::Newest(_)) => vec![upsert_told(route, kind, values)],
         (Kind::Update, Policy::Skip) => {
             vec![(update(route, kind, values, values.from(), ""), short)]
         }
         (Kind::Update | Kind::Move, Policy::Error) => {
             vec![(update_all(route, kind, values), Never)]
+        }
+        (Kind::Move, Policy::Overwrite) if route.key_deferrable => {
+            vec![(clear_target(route, values), Affected), upsert_told(route, kind, values)]
         }
         (Kind::Move, Policy::Overwrite) => {
             vec![(clear_target(route, values), Affected), (upsert(route, kind, values), Affected)]
@@ -206,6 +209,16 @@ fn on_conflict(route: &Route, noted: bool) -> String {
 
 /// UPDATE of the rows at the old key, with the caller's FROM and tail.
 fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) -> String {
+    format!(
+        "UPDATE {} AS t SET {}{from} WHERE {}{tail}",
+        relation(&route.target),
+        assignments(route, kind, values),
+        same_key(route, "t", &values.old)
+    )
+}
+
+/// What an UPDATE sets.
+fn assignments(route: &Route, kind: Kind, values: &Values) -> String {
     let at: Vec<usize> = match kind {
         Kind::Move => (0..route.columns.len()).filter(|at| !route.columns[*at].fixed).collect(),
         _ => route.settable().filter(|at| !values.unchanged.contains(&(*at as u32))).collect(),
@@ -216,12 +229,7 @@ fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) 
         .into_iter()
         .map(|i| format!("{} = {}", ident(&route.columns[i].name), values.new[i]))
         .collect();
-    format!(
-        "UPDATE {} AS t SET {}{from} WHERE {}{tail}",
-        relation(&route.target),
-        set.join(", "),
-        same_key(route, "t", &values.old)
-    )
+    set.join(", ")
 }
 
 /// UPDATE in place, then INSERT of what was not there. Not one INSERT ... ON CONFLICT: that would
@@ -231,10 +239,10 @@ fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
     format!("WITH {with} {insert}")
 }
 
-/// [`upsert`] of updates under `newest`. Where one did not find its row as expected, the row was
-/// missing or has won; the command tag would tell of those missing only.
-fn upsert_newest(route: &Route, values: &Values) -> (String, Conflicts) {
-    let (with, insert) = update_then_insert(route, Kind::Update, values);
+/// [`upsert`] where the rows that it inserts are not all that it did not find as expected: some have won,
+/// or were at their new key. The command tag would not tell of those.
+fn upsert_told(route: &Route, kind: Kind, values: &Values) -> (String, Conflicts) {
+    let (with, insert) = update_then_insert(route, kind, values);
     match values.from {
         Some(_) => (
             format!(
@@ -268,8 +276,28 @@ fn update_then_insert(route: &Route, kind: Kind, values: &Values) -> (String, St
         false => missing.to_owned(),
     };
     let update = update(route, kind, values, from_v(values), &format!("{newest}{returning}"));
+    let mut with = format!("{}u AS ({update})", with_v(values));
+    let mut missing = missing;
+    // Nor may a row be inserted that has moved before: its change is being replayed.
+    if kind == Kind::Move && route.key_deferrable {
+        let (set, key) = (assignments(route, Kind::Update, values), key_of(route, &values.new));
+        let (and, moved) = match values.from {
+            Some(_) => (
+                " AND NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)",
+                " AND NOT EXISTS (SELECT FROM n WHERE n.ord = v.ord)",
+            ),
+            None => (" AND NOT EXISTS (SELECT FROM u)", " AND NOT EXISTS (SELECT FROM n)"),
+        };
+        with.push_str(&format!(
+            ", n AS (UPDATE {} AS t SET {set}{} WHERE {}{and}{returning})",
+            relation(&route.target),
+            from_v(values),
+            same_key(route, "t", &key)
+        ));
+        missing.push_str(moved);
+    }
     let insert = insert_from(route, values, &missing);
-    (format!("{}u AS ({update})", with_v(values)), format!("{insert}{}", on_conflict(route, false)))
+    (with, format!("{insert}{}", on_conflict(route, false)))
 }
 
 /// Before a move: removes the row that holds the new key, where the row to move is there too and
