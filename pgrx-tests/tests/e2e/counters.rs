@@ -201,6 +201,19 @@ fn what_is_queued_is_counted_when_the_transaction_commits() {
 }
 
 #[test]
+fn what_is_drained_is_counted() {
+    let bed = bed();
+    mirror(&bed, "t", COLUMNS, r#"{"mode": "queue"}"#);
+    bed.right.exec("insert into t values (1, 'r', 1)");
+    bed.left.exec("insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    // The worker may be first; nothing is counted twice.
+    bed.left.exec_superuser("select deal_sync_err_rec(100)");
+    let sql = "select delivered_changes, queued, conflicts from sync_status";
+    await_until(Duration::from_secs(30), "the drain", || rows(&bed.left, sql) == ["3|3|1"]);
+    assert_eq!(table(&bed.right, "t"), ["1|l|1", "2|l|1", "3|l|1"]);
+}
+
+#[test]
 fn changes_under_the_guards_name_are_counted() {
     let bed = bed();
     mirror(&bed, "t", COLUMNS, r#"{"application_name": "mine"}"#);
