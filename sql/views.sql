@@ -31,10 +31,10 @@ CREATE VIEW @extschema@.sync_status AS
       FROM pg_catalog.pg_foreign_server s
       LEFT JOIN (
            SELECT q.dst_server,
-                  pg_catalog.count(*) AS pending,
+                  pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'pending') AS pending,
                   pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'failed') AS failed,
                   pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'waiting') AS waiting,
-                  pg_catalog.min(q.create_time) AS oldest,
+                  pg_catalog.min(q.create_time) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'pending') AS oldest,
                   pg_catalog.max(q.last_attempt_at) AS last_attempt_at
              FROM @extschema@.sync_queue q GROUP BY q.dst_server) q
         ON q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
@@ -59,7 +59,7 @@ CREATE VIEW @extschema@.sync_status AS
              FROM @extschema@.sync_counters() c
             WHERE c.server OPERATOR(pg_catalog.=) s.oid OR c.server IS NULL
             ORDER BY c.server LIMIT 1) c ON true
-     WHERE q.pending OPERATOR(pg_catalog.>) 0 OR l.sessions OPERATOR(pg_catalog.>) 0
+     WHERE q.dst_server IS NOT NULL OR l.sessions OPERATOR(pg_catalog.>) 0
         OR EXISTS (SELECT FROM pg_catalog.pg_trigger t
                     WHERE t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.sync_dml()'::pg_catalog.regprocedure
                       AND NOT t.tgisinternal

@@ -67,17 +67,16 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
 /// # Errors
 /// What the queue reports.
 pub fn retry(home: &Home, id: i64) -> Result<bool> {
-    match aside::retry(home, &[id.to_string()])?.into_iter().next() {
-        Some(server) => {
-            // In case that more is left than is done here, or that another session drains.
-            transaction::wake_worker();
-            drain_all(home, vec![server], RETRY_LIMIT, false)
-        }
-        None => {
-            report::notice(&format!("there is no record {id} that is set aside"));
-            Ok(false)
-        }
-    }
+    let Some(server) = aside::server_of(home, id)? else {
+        report::notice(&format!("there is no record {id} that is set aside"));
+        return Ok(false);
+    };
+    // Waits for a drain that is under way: it must not pass the record.
+    lock::drain(server_oid(home, &server)?);
+    aside::retry(home, &[id.to_string()])?;
+    // In case that more is left than is done here.
+    transaction::wake_worker();
+    drain_all(home, vec![server], RETRY_LIMIT, false)
 }
 
 fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -> Result<bool> {
@@ -130,7 +129,6 @@ pub enum Visit {
 /// # Errors
 /// Missing objects and rights; what the catalogs report.
 pub fn approach(home: &Home, server_name: &str) -> Result<Option<Link<'static>>> {
-    aside::release(home, server_name)?;
     match account(home, server_name)? {
         Some(account) => Ok(Some(Link::open(&Endpoint::resolve(home, &account)?)?)),
         None => Ok(None),

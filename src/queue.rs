@@ -70,29 +70,40 @@ pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
     })
 }
 
-/// What a change set would have to wait for among the records set aside for its server; `None` if it
-/// depends on none of them.
+/// What a change set must wait for.
+pub enum Way {
+    /// Nothing: it may be sent.
+    Free,
+    /// Records that are to be sent first.
+    Pending,
+    /// Records that are set aside, or that wait themselves.
+    Blocked(Blockers),
+}
+
+/// Whether a change set may pass the records of its server.
 ///
 /// # Errors
 /// What reading the queue or the change set reports.
-pub fn blockers(set: &ChangeSet) -> Result<Option<Blockers>> {
-    let mut blockers = Blockers::default();
+pub fn way(set: &ChangeSet) -> Result<Way> {
+    match standing(&set.home, &set.account.server_name)? {
+        Standing::Free => return Ok(Way::Free),
+        Standing::Pending => return Ok(Way::Pending),
+        Standing::Aside => {}
+    }
     let mut checks = Vec::new();
     let mut changes = set.changes();
-    loop {
-        let more = changes.next(&mut |route, change| {
-            checks.extend(Footprint::of(route, change).checks);
-        })?;
-        if !more || checks.len() >= CHUNK_ROWS {
-            checks.sort_unstable();
-            checks.dedup();
-            blockers.load(&set.home, &set.account.server_name, &checks)?;
-            checks.clear();
-        }
-        if !more {
-            return Ok(Some(blockers).filter(|found| !found.is_empty()));
-        }
-    }
+    while changes.next(&mut |route, change| {
+        checks.extend(Footprint::of(route, change).checks);
+    })? {}
+    checks.sort_unstable();
+    checks.dedup();
+    let mut blockers = Blockers::default();
+    let pending = blockers.load(&set.home, &set.account.server_name, &checks)?;
+    Ok(match (pending, blockers.is_empty()) {
+        (true, _) => Way::Pending,
+        (false, true) => Way::Free,
+        (false, false) => Way::Blocked(blockers),
+    })
 }
 
 /// Queues a change set, whole rows. `reason` is why it was not delivered, if that was tried. What
@@ -264,16 +275,20 @@ pub fn remember_lost(set: &ChangeSet, backend_pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// The owner of a server's oldest pending record, as text. Locks nothing.
+/// The owner of a server's oldest record that can be sent, as text. Locks nothing.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
+    let queue = format!("{}.sync_queue", ident(&home.schema));
     let sql = format!(
-        "SELECT owner::pg_catalog.oid FROM {}.sync_queue \
-         WHERE dst_server OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'pending' \
-         ORDER BY id LIMIT 1",
-        ident(&home.schema)
+        "SELECT owner FROM ((SELECT q.owner::pg_catalog.oid, q.id FROM {queue} q \
+              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+                AND q.status OPERATOR(pg_catalog.=) 'pending' ORDER BY q.id LIMIT 1) \
+           UNION ALL (SELECT q.owner::pg_catalog.oid, q.id FROM {queue} q \
+              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND {RELEASED} \
+              ORDER BY q.id LIMIT 1)) AS s(owner, id) ORDER BY id LIMIT 1",
+        RELEASED = aside::released(&queue)
     );
     let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
     Ok(row.and_then(|mut row| row.pop()).flatten())
@@ -326,12 +341,11 @@ pub fn servers(home: &Home, with_failed: bool) -> Result<Vec<String>> {
          SELECT server FROM pending WHERE server IS NOT NULL \
          UNION SELECT server FROM aside WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
            OR EXISTS (SELECT FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) aside.server \
-             AND q.status OPERATOR(pg_catalog.=) 'waiting' \
-             AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) q.waits_for \
-               AND f.status OPERATOR(pg_catalog.=) 'failed'))) \
+             AND {})) \
          UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
         hops("pending", "="),
         hops("aside", "<>"),
+        aside::released(&queue),
         ident(&home.schema)
     );
     let with_failed = if with_failed { "true" } else { "false" };

@@ -21,7 +21,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{context, interrupt, report};
 use crate::queue::aside::Blockers;
-use crate::queue::{self, Standing};
+use crate::queue::{self, Way};
 use crate::stats;
 use crate::transaction::{self, Drained, OpenDrain, Work};
 use std::rc::Rc;
@@ -138,7 +138,11 @@ pub fn pre_prepare() -> Result<()> {
         return refuse("has changed a table synchronised in mode \"sync\"");
     }
     for set in sets.iter().filter(|set| !set.is_empty()) {
-        queue::enqueue(set, None, blockers_of(set)?)?;
+        let behind = match queue::way(set)? {
+            Way::Blocked(blockers) => Some(blockers),
+            Way::Free | Way::Pending => None,
+        };
+        queue::enqueue(set, None, behind)?;
     }
     sets.into_iter().for_each(ChangeSet::close);
     Ok(())
@@ -158,25 +162,16 @@ enum Gate {
 /// `blocked` names servers whose older changes this very transaction drains or queues.
 fn gate(set: &ChangeSet, blocked: &[String]) -> Result<Gate> {
     let server = &set.account.server_name;
-    if set.mode == Mode::Queue {
-        return Ok(blockers_of(set)?.map_or(Gate::Queue(None), Gate::Wait));
-    }
-    let standing = match blocked.contains(server) {
-        true => Standing::Pending,
-        false => queue::standing(&set.home, server)?,
+    let way = match blocked.contains(server) {
+        true => Way::Pending,
+        false => queue::way(set)?,
     };
-    let blockers = match standing {
-        Standing::Free => None,
-        Standing::Aside => queue::blockers(set)?,
-        Standing::Pending => Some(Blockers::default()),
-    };
-    match blockers {
-        None => {}
-        Some(_) if set.mode == Mode::Sync => {
-            return Err(Error::Pending { server: server.clone() });
-        }
-        Some(blockers) if blockers.is_empty() => return Ok(Gate::Queue(None)),
-        Some(blockers) => return Ok(Gate::Wait(blockers)),
+    match (way, set.mode) {
+        (Way::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
+        (Way::Free, _) => {}
+        (_, Mode::Sync) => return Err(Error::Pending { server: server.clone() }),
+        (Way::Pending, _) => return Ok(Gate::Queue(None)),
+        (Way::Blocked(blockers), _) => return Ok(Gate::Wait(blockers)),
     }
     let endpoint = Endpoint::resolve(&set.home, &set.account);
     match endpoint.and_then(|endpoint| lost::settle(&endpoint).map(|()| endpoint)) {
@@ -186,15 +181,6 @@ fn gate(set: &ChangeSet, blocked: &[String]) -> Result<Gate> {
             warn_queued(set, &error);
             Ok(Gate::Queue(Some(error)))
         }
-    }
-}
-
-/// The records set aside that a change set must wait for. Only where nothing is pending: what is to be
-/// sent first may clear the way, and the drain looks at every record anew.
-fn blockers_of(set: &ChangeSet) -> Result<Option<Blockers>> {
-    match queue::standing(&set.home, &set.account.server_name)? {
-        Standing::Aside => queue::blockers(set),
-        Standing::Free | Standing::Pending => Ok(None),
     }
 }
 

@@ -7,6 +7,16 @@ use pgrx::pg_sys;
 /// False when another session holds it. An object lock and not an advisory one: no user can take
 /// it, and DROP SERVER waits for it.
 pub fn try_drain(server: Oid) -> bool {
+    acquire(server, true)
+}
+
+/// Takes the same lock, waiting for who holds it. PostgreSQL raises a request to cancel, `lock_timeout`
+/// and deadlocks.
+pub fn drain(server: Oid) {
+    acquire(server, false);
+}
+
+fn acquire(server: Oid, only_try: bool) -> bool {
     // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_OBJECT does it.
     unsafe {
         let tag = pg_sys::LOCKTAG {
@@ -18,7 +28,7 @@ pub fn try_drain(server: Oid) -> bool {
             locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
         };
         let mode = pg_sys::ShareUpdateExclusiveLock as i32;
-        let got = pg_sys::LockAcquire(&tag, mode, false, true);
+        let got = pg_sys::LockAcquire(&tag, mode, false, only_try);
         got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 }

@@ -29,30 +29,40 @@ pub struct Blockers {
 }
 
 impl Blockers {
-    /// Adds from the queue what a server's records have left of these marks.
+    /// Adds from the queue what a server's records have left of these marks. Says whether records are
+    /// pending too, as of the same moment: who asks whether to wait must not miss one that changed from
+    /// one to the other in between.
     ///
     /// # Errors
     /// What reading the queue reports.
-    pub fn load(&mut self, home: &Home, server_name: &str, checks: &[i64]) -> Result<()> {
+    pub fn load(&mut self, home: &Home, server_name: &str, checks: &[i64]) -> Result<bool> {
+        let queue = format!("{}.sync_queue", ident(&home.schema));
         let sql = format!(
             "SELECT m.mark, pg_catalog.min(q.id), \
                 pg_catalog.min(COALESCE(q.waits_for, q.id)) \
-             FROM {}.sync_queue q, pg_catalog.unnest(q.blocks) AS m(mark) \
+             FROM {queue} q, pg_catalog.unnest(q.blocks) AS m(mark) \
              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.status OPERATOR(pg_catalog.<>) 'pending' \
                AND q.blocks OPERATOR(pg_catalog.&&) $2::pg_catalog.int8[] \
                AND m.mark OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.int8[]) \
-             GROUP BY m.mark",
-            ident(&home.schema)
+             GROUP BY m.mark \
+             UNION ALL SELECT NULL, NULL, NULL WHERE EXISTS (SELECT FROM {queue} q \
+               WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+                 AND q.status OPERATOR(pg_catalog.=) 'pending')"
         );
+        let mut pending = false;
         for mut row in spi::read(home, &sql, &[Some(server_name), Some(&to_ids(checks))])? {
+            if row.first().is_none_or(Option::is_none) {
+                pending = true;
+                continue;
+            }
             let mut number = |at| {
                 required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
             };
             let (mark, id, root) = (number(0)?, number(1)?, number(2)?);
             self.add(id, root, &[mark]);
         }
-        Ok(())
+        Ok(pending)
     }
 
     /// A record leaves marks; `root` is the one set aside that it is or waits for.
@@ -158,7 +168,17 @@ pub fn set_waiting(home: &Home, records: &[Waiting]) -> Result<()> {
     Ok(())
 }
 
-/// Lets go what waits for a record that is not set aside any more.
+/// The condition, as SQL, that record `q` of the queue waits for one that is not set aside any more.
+pub fn released(queue: &str) -> String {
+    format!(
+        "q.status OPERATOR(pg_catalog.=) 'waiting' AND NOT EXISTS (SELECT FROM {queue} f \
+           WHERE f.id OPERATOR(pg_catalog.=) q.waits_for \
+             AND f.status OPERATOR(pg_catalog.=) 'failed')"
+    )
+}
+
+/// Makes what waits for nothing any more pending. Under the server's drain lock only: a drain under way
+/// would pass over it, and take what depends on it.
 ///
 /// # Errors
 /// What writing the queue reports.
@@ -166,11 +186,8 @@ pub fn release(home: &Home, server_name: &str) -> Result<()> {
     let queue = format!("{}.sync_queue", ident(&home.schema));
     let sql = format!(
         "UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
-         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND q.status OPERATOR(pg_catalog.=) 'waiting' \
-           AND NOT EXISTS (SELECT FROM {queue} f \
-              WHERE f.id OPERATOR(pg_catalog.=) q.waits_for \
-                AND f.status OPERATOR(pg_catalog.=) 'failed')"
+         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND {}",
+        released(&queue)
     );
     spi::write(home, &sql, &[Some(server_name)])?;
     Ok(())
@@ -192,19 +209,33 @@ pub fn oldest(home: &Home, server_name: &str, limit: i64) -> Result<Vec<String>>
         .collect()
 }
 
-/// Makes records pending again that are set aside; the servers of those that were.
+/// The server of a record that is set aside.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn server_of(home: &Home, id: i64) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT dst_server FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
+         AND status OPERATOR(pg_catalog.=) 'failed'",
+        ident(&home.schema)
+    );
+    let row = spi::read(home, &sql, &[Some(&id.to_string())])?.into_iter().next();
+    Ok(row.and_then(|mut row| row.pop()).flatten())
+}
+
+/// Makes records that are set aside pending again. Under the server's drain lock only, as [`release`].
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn retry(home: &Home, ids: &[String]) -> Result<Vec<String>> {
+pub fn retry(home: &Home, ids: &[String]) -> Result<()> {
     let mut array = ArrayLiteral::default();
     ids.iter().for_each(|id| array.push(Some(id)));
     let sql = format!(
         "UPDATE {}.sync_queue SET status = 'pending', blocks = NULL \
          WHERE id OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.int8[]) \
-           AND status OPERATOR(pg_catalog.=) 'failed' RETURNING dst_server",
+           AND status OPERATOR(pg_catalog.=) 'failed'",
         ident(&home.schema)
     );
-    let rows = spi::write(home, &sql, &[Some(&array.into_text())])?;
-    rows.into_iter().map(|mut row| required(&mut row, 0)).collect()
+    spi::write(home, &sql, &[Some(&array.into_text())])?;
+    Ok(())
 }
