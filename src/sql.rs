@@ -10,6 +10,6 @@ mod statement;
 mod values;
 
 pub use batch::{Batch, Kind};
-pub use conflicts::Conflicts;
+pub use conflicts::{Conflicts, told};
 pub use session::{OWN_SCHEMAS, named, with_type_schemas};
 pub use statement::{MISSING_MARK, Statement, of_batch};

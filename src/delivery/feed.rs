@@ -4,7 +4,7 @@
 use super::plan::Planner;
 use crate::change::{Change, Route};
 use crate::error::Result;
-use crate::sql::{self, Batch, Statement};
+use crate::sql::{self, Batch, Conflicts, Statement};
 use std::rc::Rc;
 
 /// A source of statements.
@@ -62,6 +62,8 @@ pub struct Changes<S> {
     schemas: Option<Rc<Route>>,
     before: Vec<Statement>,
     after: Vec<Statement>,
+    /// The server is to be asked in the end for the conflicts it has noted.
+    noted: bool,
 }
 
 impl<S> Changes<S> {
@@ -78,6 +80,7 @@ impl<S> Changes<S> {
             schemas: None,
             before: Vec::new(),
             after: Vec::new(),
+            noted: false,
         }
     }
 
@@ -116,7 +119,9 @@ impl<S> Changes<S> {
             statements.extend(plain([text]));
             self.schemas = wanted;
         }
-        statements.extend(sql::of_batch(batch));
+        let changes = sql::of_batch(batch);
+        self.noted |= changes.iter().any(|statement| statement.conflicts == Conflicts::Noted);
+        statements.extend(changes);
         statements
     }
 }
@@ -128,7 +133,10 @@ impl<S: Source> Feed for Changes<S> {
                 return Ok(Some(self.render(batch)));
             }
             if self.done {
-                let after = std::mem::take(&mut self.after);
+                let mut after = std::mem::take(&mut self.after);
+                if std::mem::take(&mut self.noted) {
+                    after.insert(0, sql::told());
+                }
                 return Ok(Some(after).filter(|statements| !statements.is_empty()));
             }
             let (planner, lean) = (&mut self.planner, self.lean);

@@ -2,7 +2,7 @@
 //! parameters (a batch) or from literals (one change).
 
 use super::batch::{Batch, Kind};
-use super::conflicts::{Conflicts, NOTE, TELL};
+use super::conflicts::{Conflicts, NOTE};
 use super::quote::{ArrayLiteral, ident, literal, relation};
 use super::values::{Values, key_of};
 use crate::change::{Policy, Route};
@@ -40,11 +40,8 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
     let new = batch.new.into_iter().enumerate().filter_map(sent);
     let params: Vec<String> =
         new.chain(batch.old).chain(batch.seen).map(ArrayLiteral::into_text).collect();
-    // Where there are several, all that are about rows read the same arrays.
-    let statement = |(text, conflicts)| match text == TELL {
-        true => Statement { conflicts, ..Statement::plain(text) },
-        false => Statement { text, params: params.clone(), conflicts },
-    };
+    // Only a move has several statements; all read the same arrays.
+    let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
     texts.into_iter().map(statement).collect()
 }
 
@@ -59,7 +56,7 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<(String, 
         (Kind::Insert, Policy::Error) => vec![(insert(route, values, false), Never)],
         // Only literals do without; they are for people.
         (Kind::Insert, _) if updates_met(route) && values.from.is_some() => {
-            vec![(insert(route, values, true), Never), (TELL.to_owned(), Conflicts::Answered)]
+            vec![(insert(route, values, true), Conflicts::Noted)]
         }
         (Kind::Insert, _) => vec![(insert(route, values, false), short)],
         // Nothing that an UPDATE could set, so nothing it could have changed: the row is to be there.
@@ -75,12 +72,15 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<(String, 
             vec![(update_all(route, kind, values), Never)]
         }
         (Kind::Update, Policy::Overwrite) => vec![(upsert(route, kind, values), Affected)],
-        (Kind::Update, Policy::Newest(_)) => vec![upsert_newest(route, values)],
+        (Kind::Update, Policy::Newest(_)) => vec![upsert_told(route, kind, values)],
         (Kind::Update, Policy::Skip) => {
             vec![(update(route, kind, values, values.from(), ""), short)]
         }
         (Kind::Update | Kind::Move, Policy::Error) => {
             vec![(update_all(route, kind, values), Never)]
+        }
+        (Kind::Move, Policy::Overwrite) if route.key_deferrable => {
+            vec![(clear_target(route, values), Affected), upsert_told(route, kind, values)]
         }
         (Kind::Move, Policy::Overwrite) => {
             vec![(clear_target(route, values), Affected), (upsert(route, kind, values), Affected)]
@@ -209,6 +209,16 @@ fn on_conflict(route: &Route, noted: bool) -> String {
 
 /// UPDATE of the rows at the old key, with the caller's FROM and tail.
 fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) -> String {
+    format!(
+        "UPDATE {} AS t SET {}{from} WHERE {}{tail}",
+        relation(&route.target),
+        assignments(route, kind, values),
+        same_key(route, "t", &values.old)
+    )
+}
+
+/// What an UPDATE sets.
+fn assignments(route: &Route, kind: Kind, values: &Values) -> String {
     let at: Vec<usize> = match kind {
         Kind::Move => (0..route.columns.len()).filter(|at| !route.columns[*at].fixed).collect(),
         _ => route.settable().filter(|at| !values.unchanged.contains(&(*at as u32))).collect(),
@@ -219,12 +229,7 @@ fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) 
         .into_iter()
         .map(|i| format!("{} = {}", ident(&route.columns[i].name), values.new[i]))
         .collect();
-    format!(
-        "UPDATE {} AS t SET {}{from} WHERE {}{tail}",
-        relation(&route.target),
-        set.join(", "),
-        same_key(route, "t", &values.old)
-    )
+    set.join(", ")
 }
 
 /// UPDATE in place, then INSERT of what was not there. Not one INSERT ... ON CONFLICT: that would
@@ -234,10 +239,10 @@ fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
     format!("WITH {with} {insert}")
 }
 
-/// [`upsert`] of updates under `newest`. Where one did not find its row as expected, the row was
-/// missing or has won; the command tag would tell of those missing only.
-fn upsert_newest(route: &Route, values: &Values) -> (String, Conflicts) {
-    let (with, insert) = update_then_insert(route, Kind::Update, values);
+/// [`upsert`] where the rows that it inserts are not all that it did not find as expected: some have won,
+/// or were at their new key. The command tag would not tell of those.
+fn upsert_told(route: &Route, kind: Kind, values: &Values) -> (String, Conflicts) {
+    let (with, insert) = update_then_insert(route, kind, values);
     match values.from {
         Some(_) => (
             format!(
@@ -271,8 +276,28 @@ fn update_then_insert(route: &Route, kind: Kind, values: &Values) -> (String, St
         false => missing.to_owned(),
     };
     let update = update(route, kind, values, from_v(values), &format!("{newest}{returning}"));
+    let mut with = format!("{}u AS ({update})", with_v(values));
+    let mut missing = missing;
+    // Nor may a row be inserted that has moved before: its change is being replayed.
+    if kind == Kind::Move && route.key_deferrable {
+        let (set, key) = (assignments(route, Kind::Update, values), key_of(route, &values.new));
+        let (and, moved) = match values.from {
+            Some(_) => (
+                " AND NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)",
+                " AND NOT EXISTS (SELECT FROM n WHERE n.ord = v.ord)",
+            ),
+            None => (" AND NOT EXISTS (SELECT FROM u)", " AND NOT EXISTS (SELECT FROM n)"),
+        };
+        with.push_str(&format!(
+            ", n AS (UPDATE {} AS t SET {set}{} WHERE {}{and}{returning})",
+            relation(&route.target),
+            from_v(values),
+            same_key(route, "t", &key)
+        ));
+        missing.push_str(moved);
+    }
     let insert = insert_from(route, values, &missing);
-    (format!("{}u AS ({update})", with_v(values)), format!("{insert}{}", on_conflict(route, false)))
+    (with, format!("{insert}{}", on_conflict(route, false)))
 }
 
 /// Before a move: removes the row that holds the new key, where the row to move is there too and
@@ -451,8 +476,7 @@ mod tests {
         batch.push(&change(Op::Insert, &[], &[Some("1"), Some("x"), Some("{1,2}")]));
         batch.push(&change(Op::Insert, &[], &[Some("2"), None, None]));
         let statements = of_batch(batch);
-        assert_eq!(statements.len(), 2);
-        assert_eq!((statements[1].text.as_str(), statements[1].params.len()), (TELL, 0));
+        assert_eq!(statements.len(), 1);
         assert_eq!(
             statements[0].text.replace(&format!(" WHERE {NOTE}"), ""),
             "INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\", \"a\") OVERRIDING SYSTEM VALUE \
@@ -505,7 +529,7 @@ mod tests {
 
     #[test]
     fn every_statement_that_lets_conflicts_pass_tells_of_them() {
-        use Conflicts::{Affected, Answered, Never, Short};
+        use Conflicts::{Affected, Answered, Never, Noted, Short};
         let row = [Some("2"), Some("x"), None];
         let insert = change(Op::Insert, &[], &row);
         let update = change(Op::Update, &[], &row);
@@ -513,7 +537,7 @@ mod tests {
         let delete = change(Op::Delete, &["1"], &[]);
         let newest = Policy::Newest(1);
         for (policy, change, expected) in [
-            (Policy::Overwrite, &insert, vec![Never, Answered]),
+            (Policy::Overwrite, &insert, vec![Noted]),
             (Policy::Overwrite, &update, vec![Affected]),
             (Policy::Overwrite, &moved, vec![Affected, Affected]),
             (Policy::Overwrite, &delete, vec![Short(1)]),
@@ -521,7 +545,7 @@ mod tests {
             (Policy::Skip, &update, vec![Short(1)]),
             (Policy::Skip, &moved, vec![Short(1)]),
             (Policy::Skip, &delete, vec![Short(1)]),
-            (newest, &insert, vec![Never, Answered]),
+            (newest, &insert, vec![Noted]),
             (newest, &update, vec![Answered]),
             (newest, &moved, vec![Short(1), Never, Never]),
             (newest, &delete, vec![Short(1)]),
@@ -550,8 +574,10 @@ mod tests {
             for policy in [Policy::Overwrite, Policy::Newest(1)] {
                 let mut batch = Batch::new(route(policy), Kind::of(&change));
                 batch.push(&change);
-                let noting = of_batch(batch).iter().filter(|s| s.text.contains(NOTE)).count();
-                assert_eq!(noting, noted, "{policy:?} {change:?}");
+                let statements = of_batch(batch);
+                let noting = statements.iter().filter(|s| s.text.contains(NOTE)).count();
+                let asking = statements.iter().filter(|s| s.conflicts == Conflicts::Noted).count();
+                assert_eq!((noting, asking), (noted, noted), "{policy:?} {change:?}");
                 assert!(!literal::of_change(&route(policy), &change).contains("set_config"));
             }
         }

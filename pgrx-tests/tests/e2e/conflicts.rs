@@ -89,3 +89,15 @@ fn newest_lets_the_larger_version_win() {
         assert_eq!(table(&bed.right, "t"), ["1|right|7", "2|new|5"]);
     }
 }
+
+#[test]
+fn a_row_that_has_moved_before_is_written_where_it_is() {
+    for key in ["primary key", "primary key deferrable"] {
+        let bed = one_way("moved", &format!("id int {key}, v text"), "{}");
+        bed.left.exec("insert into t values (1, 'a'), (2, 'b')");
+        bed.right.exec("update t set id = id + 10");
+        bed.left.exec("update t set id = id + 10, v = 'moved'");
+        assert_eq!(queued(&bed), 0, "{key}");
+        assert_eq!(table(&bed.right, "t"), ["11|moved", "12|moved"], "{key}");
+    }
+}
