@@ -10,7 +10,6 @@ use rowsync_harness::proxy::Proxy;
 use rowsync_harness::side::Side;
 use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
 
-use crate::common::closed_port;
 use crate::one_way::{SOON, assert_equal, queued, spawn, value};
 
 const QUEUE: &str = r#"{"mode": "queue"}"#;
@@ -162,8 +161,7 @@ fn it_is_there_after_a_restart_of_the_server_before_anything_is_queued() {
     await_delivered(&bed);
     own.restart().expect("a restart");
     await_worker(&bed.left);
-    // A database without the extension has none.
-    assert!(own.log().contains("pg_rowsync") || true);
+    // Databases without the extension have none.
     let others = "select count(*) from pg_stat_activity where backend_type = 'pg_rowsync worker'";
     assert_eq!(bed.left.query_one::<i64>(others), 1);
 }
@@ -203,7 +201,7 @@ fn two_that_start_it_at_once_start_one() {
             })
         })
         .collect();
-    let started = starts.into_iter().filter(|_| true).map(|t| t.join().expect("a thread"));
+    let started = starts.into_iter().map(|t| t.join().expect("a thread"));
     assert_eq!(started.filter(|one| *one).count(), 1);
     await_worker(&bed.left);
 }
@@ -380,7 +378,7 @@ fn it_leaves_a_database_that_is_to_be_dropped() {
     // The launcher forgets them without a word.
     std::thread::sleep(Duration::from_secs(7));
     let log = own.log();
-    assert_eq!(log.matches("FATAL").count(), 0, "{log}");
+    assert!(!log.contains("does not exist"), "{log}");
 }
 
 #[test]
@@ -436,7 +434,8 @@ fn started_by_hand_it_does_not_haunt_a_dropped_database() {
     // The postmaster starts it again once, five seconds later.
     std::thread::sleep(Duration::from_secs(12));
     let log = own.log();
-    assert!(log.matches("FATAL").count() <= 1, "{log}");
+    assert!(log.matches("does not exist").count() <= 1, "{log}");
+    assert_eq!(log.matches("exited with exit code").count(), 1, "{log}");
 }
 
 #[test]
@@ -529,7 +528,6 @@ fn an_unusable_mapping_is_a_failure_and_not_an_end() {
     await_delivered(&bed);
     let pid = await_worker(&bed.left);
     bed.left.exec("drop user mapping for current_user server dst");
-    bed.left.exec_superuser("update pg_user_mapping set umuser = umuser");
     let user = bed.right.user.clone();
     let password = bed.right.password.clone();
     bed.left.exec(&format!(
@@ -542,5 +540,4 @@ fn an_unusable_mapping_is_a_failure_and_not_an_end() {
     ));
     await_delivered(&bed);
     assert_eq!(worker(&bed.left), Some(pid));
-    let _ = closed_port();
 }
