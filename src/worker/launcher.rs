@@ -105,13 +105,17 @@ impl Launcher {
         }
     }
 
-    /// Whether the worker being started has settled.
+    /// Whether the worker being started has settled. One that ended before that failed.
     fn settle(&mut self) {
-        if let Some((database, handle, until)) = &self.starting
-            && (board::has(*database, mark::SETTLED)
-                || handle.state() == Startup::Ended
-                || *until <= Instant::now())
-        {
+        let Some((database, handle, until)) = &self.starting else { return };
+        let (now, database) = (Instant::now(), *database);
+        // Asked in this order: a worker marks first and ends then.
+        let ended = handle.state() == Startup::Ended;
+        let settled = board::has(database, mark::SETTLED);
+        if ended && !settled && board::marks(database).is_some() {
+            self.wanted.insert(database.to_u32(), now + RESTART);
+        }
+        if ended || settled || *until <= now {
             self.starting = None;
         }
     }
