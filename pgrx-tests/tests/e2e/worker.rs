@@ -222,6 +222,19 @@ fn stopped_it_stays_stopped_though_the_library_is_preloaded() {
 }
 
 #[test]
+fn the_launcher_comes_back_too() {
+    let own = cluster("launcher", PRELOADED);
+    let launcher = "select coalesce(min(pid), 0) from pg_stat_activity \
+                    where backend_type = 'pg_rowsync launcher'";
+    let bed = queue_bed(&own, "launcher", right_port());
+    let before: i32 = bed.left.query_one(launcher);
+    bed.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
+    await_until(SOON, "another launcher", || ![0, before].contains(&bed.left.query_one(launcher)));
+    bed.left.exec("insert into t values (1, 'a')");
+    await_delivered(&bed);
+}
+
+#[test]
 fn terminated_by_anyone_else_it_comes_back() {
     let bed = queue_bed(preloaded(), "back", right_port());
     bed.left.exec("insert into t values (1, 'a')");
@@ -260,7 +273,7 @@ fn an_unreachable_server_keeps_no_other_waiting() {
     frozen.freeze();
     std::thread::sleep(Duration::from_millis(1100));
     bed.left.exec("insert into u values (2, 'b')");
-    await_query(&bed.left, "connecting to server \"away\"");
+    await_query(&bed.left, "server \"away\"");
     let mut slowest = Duration::ZERO;
     for n in 1..=30 {
         let start = Instant::now();
@@ -317,8 +330,15 @@ fn it_ends_at_once_while_it_waits_for_the_network() {
     let start = Instant::now();
     assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    // In the middle of a drain: its batch waits for a lock on the right.
+    // In the middle of a drain: its batch waits for a lock on the right, for a minute if nobody ends
+    // it. That also shows that settings of the database count.
     proxy.thaw();
+    let db = &bed.left.db;
+    bed.left.exec_superuser(&format!(
+        "alter database {db} set pg_rowsync.lock_timeout = '60s'; \
+         alter database {db} set pg_rowsync.delivery_timeout = '60s'; \
+         alter database {db} set default_transaction_read_only = on"
+    ));
     bed.right.exec("insert into t values (1, 'theirs')");
     let mut locker = bed.right.client();
     locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
@@ -327,6 +347,7 @@ fn it_ends_at_once_while_it_waits_for_the_network() {
     let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
                    and datname = current_database()";
     await_until(SOON, "the batch to wait", || bed.right.query_one::<i64>(blocked) == 1);
+    std::thread::sleep(Duration::from_millis(1500));
     let start = Instant::now();
     assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
