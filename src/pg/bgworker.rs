@@ -32,8 +32,6 @@ thread_local! {
     static LAST_CHECK: Cell<Option<Instant>> = const { Cell::new(None) };
     /// The worker found last.
     static FOUND: Cell<Option<Process>> = const { Cell::new(None) };
-    /// This process is the worker of its database, and ends as one.
-    static AT_WORK: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether the library is being loaded at server start, and not for pg_upgrade.
@@ -180,6 +178,23 @@ pub enum End {
     Evicted,
 }
 
+/// Undoes what the configuration of a database may ask of its sessions and would keep a worker from
+/// its work.
+pub fn neutral_settings() {
+    for (name, value) in [
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"0"),
+        (c"session_replication_role", c"origin"),
+    ] {
+        let (context, source) = (pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_OVERRIDE);
+        // SAFETY: C strings; outside of transactions, as autovacuum does it.
+        unsafe { pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), context, source) }
+    }
+}
+
 /// Whether this process is to end.
 pub fn ending() -> Option<End> {
     if STOP.load(SeqCst) { Some(End::Told) } else { EVICTED.load(SeqCst).then_some(End::Evicted) }
@@ -241,18 +256,18 @@ pub fn become_worker() -> bool {
     };
     let got = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
     if got {
-        AT_WORK.set(true);
         // SAFETY: a function of this library, which is never unloaded.
         unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(0usize)) }
+        board::set(database::current(), board::mark::WORKING);
     }
     got
 }
 
 /// Tells the launcher, however the worker ends. Neither waits nor fails.
 unsafe extern "C-unwind" fn at_exit(_code: i32, _arg: pg_sys::Datum) {
-    if AT_WORK.get() {
-        board::set(database::current(), board::mark::ENDED | board::mark::SETTLED);
-    }
+    let database = database::current();
+    board::clear(database, board::mark::WORKING);
+    board::set(database, board::mark::ENDED);
 }
 
 /// What [`become_worker`] locks. With the lock method of advisory locks, whose session locks outlast

@@ -22,6 +22,8 @@ pub mod mark {
     pub const SETTLED: u32 = 4;
     /// A worker that was at work has ended.
     pub const ENDED: u32 = 8;
+    /// A worker is at work.
+    pub const WORKING: u32 = 16;
 }
 
 struct Board {
@@ -98,14 +100,15 @@ pub fn announce_launcher() {
     }
 }
 
-/// Sets marks of a database and wakes the launcher. False when there is no room for the database.
-/// Cannot fail otherwise.
+/// Sets marks of a database and wakes the launcher. False when there is no room for the database;
+/// one that is wanted then makes the launcher look at all. Neither waits nor fails.
 pub fn set(database: Oid, marks: u32) -> bool {
     let Some(board) = board() else { return false };
     let slot = board.find_or_take(database.to_u32());
     match slot {
         Some(slot) => drop(slot.marks.fetch_or(marks, SeqCst)),
-        None => board.look_everywhere.store(true, SeqCst),
+        None if marks & mark::WANTED != 0 => board.look_everywhere.store(true, SeqCst),
+        None => {}
     }
     let latch = board.launcher.load(SeqCst) as *mut pg_sys::Latch;
     if !latch.is_null() {
@@ -121,10 +124,15 @@ pub fn clear(database: Oid, marks: u32) -> u32 {
     slot.map_or(0, |slot| slot.marks.fetch_and(!marks, SeqCst) & marks)
 }
 
-/// The marks of a database.
-pub fn marks(database: Oid) -> u32 {
+/// The marks of a database; `None` if it has none or there is no room for it.
+pub fn marks(database: Oid) -> Option<u32> {
     let slot = board().and_then(|board| board.find(database.to_u32()));
-    slot.map_or(0, |slot| slot.marks.load(SeqCst))
+    slot.map(|slot| slot.marks.load(SeqCst))
+}
+
+/// Whether a database has one of the marks.
+pub fn has(database: Oid, wanted: u32) -> bool {
+    marks(database).is_some_and(|marks| marks & wanted != 0)
 }
 
 /// For the launcher: the databases that have marks.

@@ -109,9 +109,7 @@ pub fn wake_at_commit() {
     let database = database::current();
     WAKE.set(match bgworker::find(database) {
         Some(worker) => Some(Wake::Worker(worker)),
-        None if board::exists() && board::marks(database) & mark::PAUSED == 0 => {
-            Some(Wake::Launcher)
-        }
+        None if board::exists() && !board::has(database, mark::PAUSED) => Some(Wake::Launcher),
         None => None,
     });
 }
@@ -122,11 +120,15 @@ pub fn transaction_ended(committed: bool) {
     if !committed {
         return;
     }
-    let gone = match wake {
-        Wake::Worker(worker) => !worker.wake(),
-        Wake::Launcher => true,
+    let database = database::current();
+    let at_work = match wake {
+        // One that has just found no extension here is about to end.
+        Wake::Worker(worker) => {
+            worker.wake() && board::marks(database).is_none_or(|m| m & mark::WORKING != 0)
+        }
+        Wake::Launcher => false,
     };
-    if gone {
-        board::set(database::current(), mark::WANTED);
+    if !at_work {
+        board::set(database, mark::WANTED);
     }
 }

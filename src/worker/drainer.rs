@@ -40,6 +40,7 @@ pub fn run(database: Oid) {
     }
     let connected = caught(|| {
         bgworker::connect(database);
+        bgworker::neutral_settings();
         Ok(())
     });
     if bgworker::ending() == Some(End::Told) {
@@ -55,10 +56,10 @@ pub fn run(database: Oid) {
 
 /// Whether this process is to be the worker.
 fn begin(database: Oid) -> Result<bool> {
-    let paused = board::marks(database) & board::mark::PAUSED != 0;
     match turn(Home::look_up) {
         Ok(None) => Ok(false),
-        Ok(Some(_)) => Ok(!paused && bgworker::become_worker()),
+        // The mark last: who sets it either sees the worker then or is seen.
+        Ok(Some(_)) => Ok(bgworker::become_worker() && !board::has(database, board::mark::PAUSED)),
         // Told to end meanwhile.
         Err(_) if bgworker::ending().is_some() => Ok(false),
         Err(error) => Err(error),
@@ -90,6 +91,14 @@ struct Server {
     schedule: Schedule,
     /// When it last answered.
     answered: Option<Instant>,
+    /// What people are told while it fails.
+    trouble: &'static str,
+}
+
+impl Server {
+    fn new(now: Instant) -> Self {
+        Self { schedule: Schedule::new(now), answered: None, trouble: "" }
+    }
 }
 
 struct Visitor {
@@ -179,7 +188,7 @@ impl Drainer {
                     self.servers
                         .entry(name)
                         .and_modify(|server| server.schedule.wake(now))
-                        .or_insert(Server { schedule: Schedule::new(now), answered: None });
+                        .or_insert(Server::new(now));
                 }
             }
             Err(error) => {
@@ -287,6 +296,7 @@ impl Drainer {
         let Some(server) = self.servers.get_mut(name) else { return };
         let wait = server.schedule.fail(Instant::now(), intervals());
         server.answered = None;
+        server.trouble = if error.is_transient() { "not reachable" } else { "not served" };
         if server.schedule.failures() == 1 {
             let wait = wait.as_millis();
             let message = format!("server \"{name}\" failed, next attempt in {wait} ms");
@@ -333,9 +343,8 @@ impl Drainer {
         let failing = self.servers.iter().find(|(_, server)| server.schedule.failures() > 0);
         let text = failing.and_then(|(name, server)| {
             let seconds = server.schedule.due()?.saturating_duration_since(now).as_secs() + 1;
-            Some(format!(
-                "pg_rowsync: server \"{name}\" not reachable, next attempt in {seconds} s"
-            ))
+            let what = server.trouble;
+            Some(format!("pg_rowsync: server \"{name}\" {what}, next attempt in {seconds} s"))
         });
         self.show(false, text.unwrap_or_else(|| "pg_rowsync: waiting for changes".to_owned()));
     }

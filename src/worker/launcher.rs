@@ -19,10 +19,12 @@ const LOOK_EVERYWHERE: Duration = Duration::from_secs(300);
 const RESTART: Duration = Duration::from_secs(5);
 /// Pause when the server has no slot for a worker.
 const NO_SLOT: Duration = Duration::from_secs(10);
-/// Pause while someone has a database for himself.
+/// Pause while someone wants a database for itself, or a worker there is about to end.
 const CLOSED: Duration = Duration::from_secs(1);
 /// Longest time to wait for a worker to find out whether it has anything to do.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(3);
+/// Shortest time between looks at all databases.
+const LOOK_GAP: Duration = Duration::from_secs(10);
 
 /// Main function of the launcher.
 pub fn run() -> ! {
@@ -34,6 +36,7 @@ pub fn run() -> ! {
         wanted: BTreeMap::new(),
         starting: None,
         look_at: Instant::now(),
+        looked: Instant::now(),
         told_no_slot: false,
     };
     while bgworker::ending().is_none() {
@@ -49,6 +52,7 @@ struct Launcher {
     /// One at a time, until it has settled or at the latest then.
     starting: Option<(Oid, Handle, Instant)>,
     look_at: Instant,
+    looked: Instant,
     told_no_slot: bool,
 }
 
@@ -57,7 +61,10 @@ impl Launcher {
         interrupt::pending();
         bgworker::forget_cancel();
         bgworker::reload();
-        if board::take_look_everywhere() || self.look_at <= Instant::now() {
+        if board::take_look_everywhere() {
+            self.look_at = self.look_at.min(self.looked + LOOK_GAP);
+        }
+        if self.look_at <= Instant::now() {
             self.look_everywhere();
         }
         self.take_requests();
@@ -76,6 +83,8 @@ impl Launcher {
     fn look_everywhere(&mut self) {
         let now = Instant::now();
         self.look_at = now + LOOK_EVERYWHERE;
+        self.looked = now;
+        self.told_no_slot = false;
         let Some(databases) = databases() else { return };
         board::keep_only(&databases);
         for database in databases {
@@ -96,66 +105,63 @@ impl Launcher {
         }
     }
 
-    /// Whether the worker being started has settled.
+    /// Whether the worker being started has settled. One that ended before that failed.
     fn settle(&mut self) {
-        if let Some((database, handle, until)) = &self.starting
-            && (board::marks(*database) & mark::SETTLED != 0
-                || handle.state() == Startup::Ended
-                || *until <= Instant::now())
-        {
+        let Some((database, handle, until)) = &self.starting else { return };
+        let (now, database) = (Instant::now(), *database);
+        // Asked in this order: a worker marks first and ends then.
+        let ended = handle.state() == Startup::Ended;
+        let settled = board::has(database, mark::SETTLED);
+        if ended && !settled && board::marks(database).is_some() {
+            self.wanted.insert(database.to_u32(), now + RESTART);
+        }
+        if ended || settled || *until <= now {
             self.starting = None;
         }
     }
 
     fn start_next(&mut self) {
-        while let Some((database, _)) =
-            self.wanted.iter().find(|(_, due)| **due <= Instant::now()).map(|(d, at)| (*d, *at))
+        while self.starting.is_none()
+            && let Some(database) = self.next_due()
         {
-            let later = |pause| Some(Instant::now() + pause);
-            let again = self.start(Oid::from(database), later);
-            match again {
-                Some(due) => drop(self.wanted.insert(database, due)),
+            match self.start(Oid::from(database)) {
+                Some(pause) => drop(self.wanted.insert(database, Instant::now() + pause)),
                 None => drop(self.wanted.remove(&database)),
-            }
-            if self.starting.is_some() {
-                break;
             }
         }
     }
 
-    /// Starts a worker; gives the time to try again, if it is to be tried again.
-    fn start(
-        &mut self,
-        database: Oid,
-        later: impl Fn(Duration) -> Option<Instant>,
-    ) -> Option<Instant> {
-        if board::marks(database) & mark::PAUSED != 0 || bgworker::find(database).is_some() {
+    fn next_due(&self) -> Option<u32> {
+        let now = Instant::now();
+        self.wanted.iter().find(|(_, due)| **due <= now).map(|(database, _)| *database)
+    }
+
+    /// Starts a worker; gives the pause before it is to be tried again, if it is.
+    fn start(&mut self, database: Oid) -> Option<Duration> {
+        if board::has(database, mark::PAUSED | mark::WORKING) {
             return None;
         }
+        if bgworker::find(database).is_some() {
+            // One without a place on the board is at work, as far as can be told.
+            return board::marks(database).map(|_| CLOSED);
+        }
         if !database::is_open(database) {
-            return later(CLOSED);
+            return Some(CLOSED);
         }
         // It may have been dropped since it was asked for.
         if !databases()?.contains(&database) {
             return None;
         }
         board::clear(database, mark::SETTLED);
-        match bgworker::start_worker(database, false) {
-            Some(handle) => {
-                self.starting = Some((database, handle, Instant::now() + SETTLE));
-                self.told_no_slot = false;
-                None
-            }
-            None => {
-                if !std::mem::replace(&mut self.told_no_slot, true) {
-                    report::log(
-                        "pg_rowsync cannot start a worker: max_worker_processes is too low",
-                        None,
-                    );
-                }
-                later(NO_SLOT)
-            }
+        if let Some(handle) = bgworker::start_worker(database, false) {
+            self.starting = Some((database, handle, Instant::now() + SETTLE));
+            return None;
         }
+        if !std::mem::replace(&mut self.told_no_slot, true) {
+            let message = "pg_rowsync cannot start a worker: max_worker_processes is too low";
+            report::log(message, None);
+        }
+        Some(NO_SLOT)
     }
 }
 
