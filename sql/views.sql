@@ -20,8 +20,9 @@ CREATE VIEW @extschema@.sync_status AS
            q.oldest,
            e.message AS last_error,
            e.sqlstate AS last_sqlstate,
-           GREATEST(e.last_attempt_at, a.last_error_at, a.last_success_at) AS last_attempt_at,
-           a.last_success_at,
+           GREATEST(e.last_attempt_at, a.last_error_at, a.last_success_at, c.last_success)
+               AS last_attempt_at,
+           GREATEST(a.last_success_at, c.last_success) AS last_success_at,
            a.next_attempt_at,
            COALESCE(a.failures, 0) AS consecutive_failures,
            l.sessions AS lost_sessions,
@@ -55,7 +56,8 @@ CREATE VIEW @extschema@.sync_status AS
             WHERE l.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text) l ON true
       -- The row without a server stands for those that have none of their own.
       LEFT JOIN LATERAL (
-           SELECT c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded
+           SELECT c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded,
+                  c.last_success
              FROM @extschema@.sync_counters() c
             WHERE c.server OPERATOR(pg_catalog.=) s.oid OR c.server IS NULL
             ORDER BY c.server LIMIT 1) c ON true

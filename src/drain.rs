@@ -276,7 +276,7 @@ impl Drain<'_> {
         let Work { replay, served, applied, changes, flushed } = work;
         let drained = Drained { changes, conflicts: replay.conflicts() };
         match replay.into_link() {
-            Some(link) if first && applied.is_empty() && !flushed => commit::roll_back(link),
+            Some(link) if first && changes == 0 => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
                 queue::remove(self.home, &applied)?;
@@ -285,7 +285,7 @@ impl Drain<'_> {
                 transaction::keep_drain(&self.server_name, session, drained, open);
             }
             // What had been applied before is gone, its records too.
-            None if !first || flushed => {
+            None if !first || (flushed && changes > 0) => {
                 return Err(served.stop.unwrap_or(Error::internal("drain lost its session")));
             }
             None => {}

@@ -12,6 +12,7 @@ static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static DELIVERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
 static BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
+static IDLE_IN_TRANSACTION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_SERVERS: GucSetting<i32> = GucSetting::<i32>::new(128);
 static RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
@@ -52,6 +53,13 @@ pub fn define() {
         c"Longest time to wait for the outcome of a delivery that was asked to cancel.",
         c"After it the outcome counts as unknown.",
         &CANCEL_TIMEOUT,
+        HOUR,
+    );
+    time(
+        c"pg_rowsync.idle_in_transaction_timeout",
+        c"The idle_in_transaction_session_timeout on the server.",
+        c"How long a drain's transaction may wait there for the end of the local one.",
+        &IDLE_IN_TRANSACTION_TIMEOUT,
         HOUR,
     );
     time(
@@ -131,6 +139,11 @@ pub fn delivery_timeout() -> Duration {
 /// `pg_rowsync.cancel_timeout`.
 pub fn cancel_timeout() -> Duration {
     millis(&CANCEL_TIMEOUT)
+}
+
+/// `pg_rowsync.idle_in_transaction_timeout`.
+pub fn idle_in_transaction_timeout() -> Duration {
+    millis(&IDLE_IN_TRANSACTION_TIMEOUT)
 }
 
 /// `pg_rowsync.lock_timeout`.

@@ -257,7 +257,7 @@ fn settle_commit(
         Err(error @ Error::InDoubt { .. }) => {
             let pid = link.backend_pid();
             if set.mode == Mode::Sync {
-                lost::remember(link.endpoint(), pid);
+                lost::end_or_remember(link.endpoint(), pid);
             } else {
                 // The records will bring about what the server may have done already.
                 interrupt::absorb();
@@ -395,15 +395,21 @@ fn commit_all(
     let interrupted = finish(&mut links, committed)?;
     let committed = committed || links.iter().any(|link| link.result().is_ok());
     let drains = links.split_off(sets.len());
+    let mut failure = Ok(());
     for (link, drained) in drains.into_iter().zip(drained) {
         // In doubt, the rows it wrote stay locked on the server until it has ended either way, so
         // nothing newer can be applied to them before; no need to remember the backend.
-        link.result()?;
-        let server = link.endpoint().account.server;
-        stats::delivered(server, drained.changes);
-        stats::conflicts(server, drained.conflicts);
-        keep(link, interrupted);
+        match link.result() {
+            Ok(()) => {
+                let server = link.endpoint().account.server;
+                stats::delivered(server, drained.changes);
+                stats::conflicts(server, drained.conflicts);
+                keep(link, interrupted);
+            }
+            Err(error) => failure = failure.and(Err(error)),
+        }
     }
+    failure?;
     for ((set, conflicts), link) in sets.into_iter().zip(links) {
         let delivery = Delivery { set, link, conflicts };
         write_queue(settle_commit(delivery, interrupted, committed)?)?;

@@ -201,6 +201,11 @@ impl Endpoint {
         for name in ["client_encoding", "replication", "fallback_application_name"] {
             take(name);
         }
+        for (name, value) in dead_peer_options() {
+            if !options.iter().any(|(n, _)| n == name) {
+                options.push((name.into(), value));
+            }
+        }
         let has_password = options.iter().any(|(n, v)| n == "password" && !v.is_empty());
         options.push(("client_encoding".into(), "UTF8".into()));
         options.push(("application_name".into(), application_name.clone()));
@@ -252,11 +257,31 @@ impl Endpoint {
     }
 }
 
+/// How a dead peer is noticed, where the server's own options do not say: left to the kernel, an idle
+/// connection is probed after two hours, and data that no one acknowledges is sent again for a quarter
+/// of an hour, in which a delivery given up long ago might still arrive.
+fn dead_peer_options() -> [(&'static str, String); 4] {
+    [
+        ("keepalives_idle", KEEPALIVES_IDLE.to_string()),
+        ("keepalives_interval", KEEPALIVES_INTERVAL.to_string()),
+        ("keepalives_count", KEEPALIVES_COUNT.to_string()),
+        ("tcp_user_timeout", guc::delivery_timeout().as_millis().to_string()),
+    ]
+}
+
+/// Seconds without traffic after which the first probe is sent, on both sides.
+const KEEPALIVES_IDLE: u32 = 30;
+/// Seconds between probes.
+const KEEPALIVES_INTERVAL: u32 = 10;
+/// Probes without an answer after which the peer is dead.
+const KEEPALIVES_COUNT: u32 = 3;
+
 /// What pins a remote session, as start-up options: everything in the first packet, so that it
 /// costs no round trip. They come after the user's own and win.
 fn session_options() -> String {
     let timeout = guc::delivery_timeout().as_millis();
     let lock = guc::lock_timeout().as_millis();
+    let idle = guc::idle_in_transaction_timeout().as_millis();
     [
         "search_path=pg_catalog".to_owned(),
         "datestyle=ISO".to_owned(),
@@ -273,6 +298,11 @@ fn session_options() -> String {
         "client_connection_check_interval=1000".to_owned(),
         format!("statement_timeout={timeout}"),
         format!("lock_timeout={lock}"),
+        // A transaction whose other end has vanished must not hold its row locks for hours.
+        format!("idle_in_transaction_session_timeout={idle}"),
+        format!("tcp_keepalives_idle={KEEPALIVES_IDLE}"),
+        format!("tcp_keepalives_interval={KEEPALIVES_INTERVAL}"),
+        format!("tcp_keepalives_count={KEEPALIVES_COUNT}"),
     ]
     .map(|setting| format!("-c {setting}"))
     .join(" ")

@@ -25,8 +25,13 @@ thread_local! {
     static LOST: RefCell<HashMap<u32, Vec<i32>>> = RefCell::default();
 }
 
-/// Remembers a backend for the current session.
-pub fn remember(endpoint: &Endpoint, backend_pid: i32) {
+/// Sees to it that a backend lost by a transaction that fails over it commits nothing later: ends it at
+/// once if the server can be reached, else remembers it for the current session.
+pub fn end_or_remember(endpoint: &Rc<Endpoint>, backend_pid: i32) {
+    let ended = Link::connect(endpoint).and_then(|link| terminate_unless_asked(link, backend_pid));
+    if let Ok(link) = ended {
+        return link.into_session().into_iter().for_each(session::put_back);
+    }
     let mapping = endpoint.account.mapping.to_u32();
     LOST.with_borrow_mut(|lost| lost.entry(mapping).or_default().push(backend_pid));
 }
@@ -47,31 +52,54 @@ pub fn settle(endpoint: &Rc<Endpoint>) -> Result<()> {
     Ok(())
 }
 
+/// [`terminate`], but a request to cancel is left pending.
+fn terminate_unless_asked(mut link: Link<'static>, backend_pid: i32) -> Result<Link<'static>> {
+    begin(&mut link, &[backend_pid]);
+    match drive::drive(std::slice::from_mut(&mut link)) {
+        drive::Stop::Done => finish(link),
+        drive::Stop::Interrupted => Err(Error::Canceled),
+    }
+}
+
 /// Ends the backends over a link and waits until they are gone; gives the link back at rest.
 ///
 /// # Errors
 /// A transient error when one of them will not go; what the link reports.
 pub fn terminate<'f>(mut link: Link<'f>, pids: &[i32]) -> Result<Link<'f>> {
-    let patience = (guc::delivery_timeout().as_millis() / 2).clamp(1, PATIENCE_MS);
+    begin(&mut link, pids);
+    run(&mut link)?;
+    finish(link)
+}
+
+fn begin(link: &mut Link<'_>, pids: &[i32]) {
     let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
     let sql = format!(
-        "SELECT pg_catalog.bool_and(pg_catalog.pg_terminate_backend(pid, {patience})) \
+        "SELECT pg_catalog.bool_and(pg_catalog.pg_terminate_backend(pid, {})) \
          FROM pg_catalog.pg_stat_activity WHERE pid IN ({}) AND usename = CURRENT_USER \
          AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()",
+        patience(),
         pids.join(", ")
     );
     link.run(Fixed::new([sql]), Ending::Open);
-    run(&mut link)?;
+}
+
+fn finish(link: Link<'_>) -> Result<Link<'_>> {
+    link.result()?;
     let gone = link.answers().first().and_then(|rows| rows.first()).cloned().flatten();
     // NULL: none of them is there any more.
     if gone.as_deref() == Some("f") {
         return Err(Error::Timeout {
             server: link.endpoint().account.server_name.clone(),
             what: "ending a backend that may hold an earlier delivery",
-            millis: patience as i64,
+            millis: patience() as i64,
         });
     }
     Ok(link)
+}
+
+/// How long the server waits for backends to end, in milliseconds.
+fn patience() -> u128 {
+    (guc::delivery_timeout().as_millis() / 2).clamp(1, PATIENCE_MS)
 }
 
 /// Runs a link that commits nothing to its end.

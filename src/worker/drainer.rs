@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 
 /// Records of one visit: a transaction here and one there.
 const VISIT: i64 = 5_000;
-/// A connection that has answered so recently is not asked whether it still works.
+/// A connection that has answered so recently is not asked whether it still works, where no other server
+/// could be kept waiting.
 const TRUSTED: Duration = Duration::from_secs(1);
 /// Looking at the queue takes at most this part of the time, however often the worker is woken.
 const LOOK_SHARE: u32 = 10;
@@ -210,6 +211,7 @@ impl Drainer {
             })
             .map(|(name, _)| name.clone())
             .collect();
+        let alone = self.servers.len() == 1;
         for name in due {
             let link = turn(|| {
                 let link = drain::approach(&Home::find()?, &name)?;
@@ -226,7 +228,7 @@ impl Drainer {
                     server.schedule.try_now();
                     let kept = link.is_up();
                     let trusted = server.answered.is_some_and(|at| at.elapsed() < TRUSTED);
-                    if kept && !trusted {
+                    if kept && !(alone && trusted) {
                         // It may have died without a sign. Found out here, that keeps nobody waiting.
                         link.run(Fixed::new(["SELECT 1"]), Ending::Open);
                     }
