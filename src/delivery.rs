@@ -9,6 +9,7 @@ pub mod commit;
 pub mod drive;
 pub mod endpoint;
 pub mod feed;
+pub mod handover;
 pub mod link;
 pub mod lost;
 pub mod plan;

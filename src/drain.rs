@@ -115,8 +115,8 @@ fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -
 pub enum Visit {
     /// Nothing is left that can be delivered now.
     Done,
-    /// The limit was reached; there is more.
-    More,
+    /// There is more: about so many records.
+    More(i64),
     /// Another session drains the server.
     Busy,
     /// The server could not be reached or could not take the changes now.
@@ -136,28 +136,40 @@ pub fn approach(home: &Home, server_name: &str) -> Result<Option<Link<'static>>>
 }
 
 /// Applies at most `limit` of a server's oldest records over a link that is connected or has failed
-/// to. To be followed by the end of the transaction, which commits there and here.
+/// to. To be followed by the end of the transaction, which commits there and here. `closed`: keeps
+/// others from queueing meanwhile, see [`handover`](crate::delivery::handover).
 ///
 /// # Errors
-/// What the queue reports; 57014 for a request to cancel.
-pub fn visit(home: &Home, server_name: &str, link: Link<'static>, limit: i64) -> Result<Visit> {
-    if !lock::try_drain(server_oid(home, server_name)?) {
+/// What the queue reports; 55P03 when the queue could not be closed; 57014 for a request to cancel.
+pub fn visit(
+    home: &Home,
+    server_name: &str,
+    link: Link<'static>,
+    limit: i64,
+    closed: bool,
+) -> Result<Visit> {
+    let server = server_oid(home, server_name)?;
+    if !lock::try_drain(server) {
         return Ok(Visit::Busy);
+    }
+    if closed {
+        lock::close(server);
     }
     aside::release(home, server_name)?;
     let server_name = server_name.to_owned();
     let drain = Drain { home, server_name, limit, with_failed: false };
     // Between approach and lock another session may have drained, and left another owner's records.
     let current = account(home, &drain.server_name)?;
-    if current.as_ref() != Some(&link.endpoint().account) {
-        return Ok(current.map_or(Visit::Done, |_| Visit::More));
+    if current.is_none() || current.as_ref() == Some(&link.endpoint().account) {
+        let served = drain.serve(link, None)?;
+        if let Some(error) = served.stop {
+            return Ok(Visit::Failed(error));
+        }
     }
-    let served = drain.serve(link, None)?;
-    match served.stop {
-        Some(error) => Ok(Visit::Failed(error)),
-        None if queue::oldest_owner(home, &drain.server_name)?.is_some() => Ok(Visit::More),
-        None => Ok(Visit::Done),
-    }
+    Ok(match queue::backlog(home, &drain.server_name)? {
+        0 => Visit::Done,
+        more => Visit::More(more),
+    })
 }
 
 /// Notes what attempts at a server came to, and when the next is planned.

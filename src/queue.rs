@@ -297,6 +297,25 @@ pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
+/// About how many records are pending for a server: the span of their ids, 0 only if there are none.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn backlog(home: &Home, server_name: &str) -> Result<i64> {
+    let pending = format!(
+        "FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+         AND status OPERATOR(pg_catalog.=) 'pending'",
+        ident(&home.schema)
+    );
+    let sql = format!(
+        "SELECT COALESCE((SELECT id {pending} ORDER BY id DESC LIMIT 1) OPERATOR(pg_catalog.-) \
+           (SELECT id {pending} ORDER BY id LIMIT 1) OPERATOR(pg_catalog.+) 1, 0)"
+    );
+    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
+    let count = required(&mut row.unwrap_or_default(), 0)?;
+    count.parse().map_err(|_| Error::internal("malformed number"))
+}
+
 /// Whether any record names this server.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 mod control;
 mod drainer;
 mod launcher;
+mod pace;
 mod schedule;
 
 pub use control::{start, stop, transaction_ended, wake_at_commit};

@@ -12,6 +12,7 @@
 use super::drive::{self, Stop};
 use super::endpoint::Endpoint;
 use super::feed::Fixed;
+use super::handover;
 use super::link::{Ending, Link};
 use super::lost;
 use super::session;
@@ -19,7 +20,7 @@ use super::trust::{Trust, feed_of, first_trust, was_betrayed};
 use crate::capture::change_set::ChangeSet;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
-use crate::pg::{context, interrupt, report};
+use crate::pg::{context, interrupt, lock, report};
 use crate::queue::aside::Blockers;
 use crate::queue::{self, Way};
 use crate::stats;
@@ -74,9 +75,10 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     let drains = drains.into_iter().map(drain_link).collect::<Result<Vec<_>>>()?;
     let mut deliveries = Vec::new();
     let mut queued = Vec::new();
+    let alone = drains.is_empty() && sets.iter().filter(|set| !set.is_empty()).count() == 1;
     for set in sets.iter().filter(|set| !set.is_empty()) {
         let server = &set.account.server_name;
-        match gate(set, &blocked)? {
+        match gate(set, &blocked, alone)? {
             Gate::Queue(reason) => {
                 blocked.push(server.clone());
                 queued.push(Queued::new(set, reason, None));
@@ -160,12 +162,23 @@ enum Gate {
 /// only be made after that one's transaction had committed its record. For the same reason it passes
 /// records that are set aside if it touches none of their rows.
 /// `blocked` names servers whose older changes this very transaction drains or queues.
-fn gate(set: &ChangeSet, blocked: &[String]) -> Result<Gate> {
+/// `alone`: nothing else is delivered, so that who enters the queue is out of it again at once.
+fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
     let server = &set.account.server_name;
-    let way = match blocked.contains(server) {
+    let mut way = match blocked.contains(server) {
         true => Way::Pending,
         false => queue::way(set)?,
     };
+    if matches!(way, Way::Pending)
+        && set.mode == Mode::Async
+        && alone
+        && handover::enter(set.account.server)?
+    {
+        way = queue::way(set)?;
+        if matches!(way, Way::Free) {
+            lock::leave(set.account.server);
+        }
+    }
     match (way, set.mode) {
         (Way::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
         (Way::Free, _) => {}

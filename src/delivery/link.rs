@@ -18,6 +18,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// Bytes of statements that are handed to libpq before it is asked to send them.
+const PARCEL: usize = 16 * 1024;
+
 /// What the end of a run means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -353,24 +356,32 @@ impl<'f> Link<'f> {
             self.ahead = None;
             self.feed = None;
         }
-        // Sent before the next ones are fetched, so that the server works while we encode.
-        let current = self.ahead.take().map_or_else(|| self.fetch(), |s| Ok(Some(s)));
-        let sent = current.map(|statements| statements.unwrap_or_default());
-        if let (Ok(statements), State::Running(session)) = (&sent, &mut self.state) {
-            for statement in statements {
-                session.connection.send(statement)?;
-                self.telling.push_back(statement.conflicts);
-                self.outstanding += 1;
+        // Sent before the next ones are fetched, so that the server works while we encode; small ones
+        // a parcel at a time.
+        let mut parcel = 0;
+        while parcel < PARCEL {
+            let current = self.ahead.take().map_or_else(|| self.fetch(), |s| Ok(Some(s)));
+            let sent = current.map(|statements| statements.unwrap_or_default());
+            if let (Ok(statements), State::Running(session)) = (&sent, &mut self.state) {
+                for statement in statements {
+                    session.connection.send(statement)?;
+                    self.telling.push_back(statement.conflicts);
+                    self.outstanding += 1;
+                    parcel += statement.size();
+                }
+            }
+            self.ahead = match sent.and_then(|_| self.fetch()) {
+                Ok(ahead) => ahead,
+                Err(error) => {
+                    // Our own fault: nothing may be committed, so the pipeline must not be ended.
+                    self.close(error);
+                    return Ok(());
+                }
+            };
+            if self.ahead.is_none() {
+                break;
             }
         }
-        self.ahead = match sent.and_then(|_| self.fetch()) {
-            Ok(ahead) => ahead,
-            Err(error) => {
-                // Our own fault: nothing may be committed, so the pipeline must not be ended.
-                self.close(error);
-                return Ok(());
-            }
-        };
         let State::Running(session) = &mut self.state else { return Ok(()) };
         if self.ahead.is_some() {
             // Answers along the way show progress and fill no buffer on the server.

@@ -2,8 +2,7 @@
 //!
 //! A batch is first applied whole. If that fails over a record, the units that cannot be applied are
 //! found by halving; each is set aside, what depends on it waits, and the rest is applied without
-//! them. A deferred constraint is broken by a source transaction rather than by a record: then the
-//! transaction is set aside.
+//! them.
 
 use super::replay::Replay;
 use crate::delivery::plan::Planner;
@@ -113,7 +112,7 @@ impl<'h> Batch<'h> {
         if let Err(error) = replay.undo() {
             return self.lost(error);
         }
-        self.narrow(replay, open)?;
+        self.apply_in_parts(replay)?;
         self.check(replay, claims)
     }
 
@@ -145,71 +144,88 @@ impl<'h> Batch<'h> {
         Ok(())
     }
 
-    /// Checks deferred constraints; sets source transactions aside that break them.
+    /// Checks deferred constraints, and sets aside what breaks them.
+    ///
+    /// A prefix of the batch may break one only because it ends in the middle of a source transaction.
+    /// So suspects are gathered, each the first with which those before it fail, until the others hold
+    /// together; a suspect that does no harm among all the others is cleared.
     fn check(&mut self, replay: &mut Replay, claims: &mut Claims<'_>) -> Result<()> {
-        loop {
-            if self.applied().is_empty() || self.budget == 0 {
-                return match self.budget {
-                    0 => self.take_back(replay),
-                    _ => Ok(()),
-                };
-            }
+        while !self.applied().is_empty() {
             let mut error = match replay.check() {
                 Ok(()) => return Ok(()),
                 Err(error) if replay.can_go_on(&error) => error,
                 Err(error) => return self.lost(error),
             };
-            let applied = self.applied();
-            let culprit = match self.culprit(replay, &applied, &mut error)? {
-                Some(culprit) => culprit,
-                None => return Ok(()),
-            };
-            let more = match culprit.last() == applied.last() {
-                // The rest of the transaction may make it whole.
-                true => claims.next(BATCH)?,
-                false => Vec::new(),
-            };
+            let mut rest = self.applied();
+            let mut suspects: Vec<(usize, Error)> = Vec::new();
+            while suspects.len() < self.budget {
+                let (found, why) = match self.suspect(replay, &rest, error) {
+                    Ok(found) => found,
+                    Err(error) => return self.lost(error),
+                };
+                rest.retain(|at| *at != found);
+                suspects.push((found, why));
+                match replay.instead(&self.chosen(&rest)) {
+                    Ok(()) => break,
+                    Err(broken) if replay.can_go_on(&broken) => error = broken,
+                    Err(broken) => return self.lost(broken),
+                }
+            }
+            let last = self.units.last().map(Unit::transaction);
+            let cut = suspects.iter().any(|(at, _)| Some(self.units[*at].transaction()) == last);
+            // The rest of the transaction may make it whole.
+            let more = if cut { claims.next(BATCH)? } else { Vec::new() };
+            let mut guilty = Vec::new();
+            for (at, why) in suspects.into_iter().filter(|_| more.is_empty()) {
+                let mut with = rest.clone();
+                with.push(at);
+                with.sort_unstable();
+                match replay.instead(&self.chosen(&with)) {
+                    Ok(()) => rest = with,
+                    Err(broken) if replay.can_go_on(&broken) => guilty.push((at, why)),
+                    Err(broken) => return self.lost(broken),
+                }
+            }
             if let Err(error) = replay.undo() {
                 return self.lost(error);
             }
-            applied.iter().for_each(|at| self.fates[*at] = Fate::Open);
-            if more.is_empty() {
-                self.fail_together(&culprit, error);
-            }
+            self.reopen();
+            guilty.into_iter().for_each(|(at, why)| self.fail(at, why));
             self.add(more)?;
             self.refuse_unplannable();
-            self.narrow(replay, (0..self.units.len()).collect())?;
-        }
-    }
-
-    /// The units of the source transaction with which the applied ones begin to break a deferred
-    /// constraint: found by halving. `None` when the connection was lost.
-    fn culprit(
-        &mut self,
-        replay: &mut Replay,
-        applied: &[usize],
-        error: &mut Error,
-    ) -> Result<Option<Vec<usize>>> {
-        let parts: Vec<&[usize]> = applied
-            .chunk_by(|a, b| self.units[*a].transaction() == self.units[*b].transaction())
-            .collect();
-        let (mut good, mut bad) = (0, parts.len());
-        while bad - good > 1 {
-            let middle = good + (bad - good) / 2;
-            match replay.instead(&self.chosen(&parts[..middle].concat())) {
-                Ok(()) => good = middle,
-                Err(broken) if replay.can_go_on(&broken) => (bad, *error) = (middle, broken),
-                Err(broken) => {
-                    self.lost(broken)?;
-                    return Ok(None);
-                }
+            self.apply_in_parts(replay)?;
+            if self.budget == 0 {
+                return self.take_back_if_broken(replay);
             }
         }
-        Ok(Some(parts[good].to_vec()))
+        Ok(())
     }
 
-    /// No more may be set aside: nothing of a batch that breaks a constraint stays.
-    fn take_back(&mut self, replay: &mut Replay) -> Result<()> {
+    /// The unit with which the given ones, which break a deferred constraint together, begin to do so,
+    /// and how.
+    ///
+    /// # Errors
+    /// What ends the connection.
+    fn suspect(
+        &self,
+        replay: &mut Replay,
+        units: &[usize],
+        mut error: Error,
+    ) -> Result<(usize, Error)> {
+        let (mut good, mut bad) = (0, units.len());
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match replay.instead(&self.chosen(&units[..middle])) {
+                Ok(()) => good = middle,
+                Err(broken) if replay.can_go_on(&broken) => (bad, error) = (middle, broken),
+                Err(broken) => return Err(broken),
+            }
+        }
+        Ok((units[good], error))
+    }
+
+    /// No more may be set aside: nothing of a batch that still breaks a constraint stays.
+    fn take_back_if_broken(&mut self, replay: &mut Replay) -> Result<()> {
         match replay.check() {
             Ok(()) => return Ok(()),
             Err(error) if !replay.can_go_on(&error) => return self.lost(error),
@@ -220,6 +236,10 @@ impl<'h> Batch<'h> {
             Ok(()) => Ok(()),
             Err(error) => self.lost(error),
         }
+    }
+
+    fn apply_in_parts(&mut self, replay: &mut Replay) -> Result<()> {
+        self.narrow(replay, (0..self.units.len()).collect())
     }
 
     /// Fails units that cannot be turned into statements.
@@ -269,18 +289,6 @@ impl<'h> Batch<'h> {
         self.blockers.add(id, id, &self.marks(at, &error));
         self.fates[at] = Fate::Failed(error);
         self.budget = self.budget.saturating_sub(1);
-    }
-
-    /// Sets the first unit aside and lets the others wait for it.
-    fn fail_together(&mut self, units: &[usize], error: Error) {
-        let Some((first, others)) = units.split_first() else { return };
-        self.fail(*first, error);
-        let root = self.units[*first].id();
-        for at in others {
-            let (id, footprint) = (self.units[*at].id(), self.units[*at].footprint());
-            self.blockers.add(id, root, &footprint.marks);
-            self.fates[*at] = Fate::Waits(root);
-        }
     }
 
     /// What a unit that failed leaves: if its table is at fault, nothing of the table goes on.

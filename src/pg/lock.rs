@@ -1,34 +1,66 @@
-//! One drainer per server at a time.
+//! One drainer per server at a time, and the entry to a server's queue. Object locks and not advisory
+//! ones: no user can take them, and DROP SERVER waits for them.
 
 use super::Oid;
+use super::context::Settings;
 use pgrx::pg_sys;
 
 /// Takes the drain lock of a foreign server until the end of the transaction, without waiting.
-/// False when another session holds it. An object lock and not an advisory one: no user can take
-/// it, and DROP SERVER waits for it.
+/// False when another session holds it.
 pub fn try_drain(server: Oid) -> bool {
-    acquire(server, true)
+    acquire(server, DRAIN, true)
 }
 
 /// Takes the same lock, waiting for who holds it. PostgreSQL raises a request to cancel, `lock_timeout`
 /// and deadlocks.
 pub fn drain(server: Oid) {
-    acquire(server, false);
+    acquire(server, DRAIN, false);
 }
 
-fn acquire(server: Oid, only_try: bool) -> bool {
-    // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_OBJECT does it.
+/// Enters the queue of a server until the end of the transaction, without waiting; many may. False
+/// when it is closed, or about to be.
+pub fn try_enter(server: Oid) -> bool {
+    acquire(server, ENTER, true)
+}
+
+/// Gives up what [`try_enter`] took.
+pub fn leave(server: Oid) {
+    let (number, mode) = ENTER;
+    // SAFETY: a plain lock tag; the lock is held, else PostgreSQL warns.
     unsafe {
-        let tag = pg_sys::LOCKTAG {
-            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
-            locktag_field2: pg_sys::ForeignServerRelationId.to_u32(),
-            locktag_field3: server.to_u32(),
-            locktag_field4: 0,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-        };
-        let mode = pg_sys::ShareUpdateExclusiveLock as i32;
-        let got = pg_sys::LockAcquire(&tag, mode, false, only_try);
-        got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+        pg_sys::LockRelease(&tag(server, number), mode as i32, false);
+    }
+}
+
+/// Closes the queue of a server until the end of the transaction, waiting for those who have entered;
+/// nobody enters meanwhile. PostgreSQL raises 55P03 when they take too long.
+pub fn close(server: Oid) {
+    let _patience = Settings::set(&[(c"lock_timeout", c"200ms")]);
+    acquire(server, CLOSE, false);
+}
+
+/// Which of a server's locks, and how.
+type Kind = (u16, u32);
+
+const DRAIN: Kind = (0, pg_sys::ShareUpdateExclusiveLock);
+const ENTER: Kind = (1, pg_sys::ShareLock);
+const CLOSE: Kind = (1, pg_sys::ExclusiveLock);
+
+fn acquire(server: Oid, (number, mode): Kind, only_try: bool) -> bool {
+    // SAFETY: a plain lock tag.
+    let got = unsafe { pg_sys::LockAcquire(&tag(server, number), mode as i32, false, only_try) };
+    got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+}
+
+/// Laid out as SET_LOCKTAG_OBJECT does it. A number other than 0 is no object of the catalogs.
+fn tag(server: Oid, number: u16) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        // SAFETY: a variable that is set before any of our code runs.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: pg_sys::ForeignServerRelationId.to_u32(),
+        locktag_field3: server.to_u32(),
+        locktag_field4: number,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
     }
 }

@@ -28,6 +28,13 @@ impl Statement {
     }
 }
 
+impl Statement {
+    /// About how many bytes it takes to send.
+    pub fn size(&self) -> usize {
+        self.text.len() + self.params.iter().map(String::len).sum::<usize>()
+    }
+}
+
 /// The statements that apply a batch, in order.
 pub fn of_batch(batch: Batch) -> Vec<Statement> {
     if batch.kind == Kind::Truncate {

@@ -5,6 +5,7 @@
 //! and waiting do not, so an unreachable server neither keeps the others waiting nor holds back the
 //! horizon of vacuum. No error ends the process: it is told, the server waits for its next attempt.
 
+use super::pace::Pace;
 use super::schedule::{Intervals, Schedule};
 use crate::delivery::drive;
 use crate::delivery::feed::Fixed;
@@ -90,6 +91,7 @@ struct Drainer {
 
 struct Server {
     schedule: Schedule,
+    pace: Pace,
     /// When it last answered.
     answered: Option<Instant>,
     /// What people are told while it fails.
@@ -98,7 +100,7 @@ struct Server {
 
 impl Server {
     fn new(now: Instant) -> Self {
-        Self { schedule: Schedule::new(now), answered: None, trouble: "" }
+        Self { schedule: Schedule::new(now), pace: Pace::default(), answered: None, trouble: "" }
     }
 }
 
@@ -266,11 +268,19 @@ impl Drainer {
         // After a failure with less: a visit may have been too large for the server's time limits.
         let failures = self.servers.get(name).map_or(0, |server| server.schedule.failures());
         let limit = (VISIT >> (2 * failures).min(12)).max(1);
-        let visit = turn(|| drain::visit(&Home::find()?, name, link, limit));
+        let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(Instant::now()));
+        let visit = turn(|| drain::visit(&Home::find()?, name, link, limit, closes));
         let now = Instant::now();
         let more = match visit {
-            Ok(Visit::Done) => false,
-            Ok(Visit::More) => true,
+            Ok(Visit::Done) => 0,
+            Ok(Visit::More(more)) => more,
+            Err(error) if closes && error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
+                if let Some(server) = self.servers.get_mut(name) {
+                    server.pace.could_not_close(now);
+                    server.schedule.succeed(true, now);
+                }
+                return;
+            }
             Ok(Visit::Busy) => {
                 if let Some(server) = self.servers.get_mut(name) {
                     server.schedule.keep_off(now, intervals());
@@ -281,7 +291,8 @@ impl Drainer {
         };
         let Some(server) = self.servers.get_mut(name) else { return };
         let failures = server.schedule.failures();
-        server.schedule.succeed(more, now);
+        server.pace.left(more, now);
+        server.schedule.succeed(more > 0, now);
         server.answered = Some(now);
         if failures > 0 {
             report::log(&format!("server \"{name}\" is reached again"), None);
