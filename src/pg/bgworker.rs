@@ -242,7 +242,11 @@ pub fn reload() -> bool {
 /// Ends the process with an exit code, without unwinding.
 pub fn exit(code: i32) -> ! {
     // SAFETY: runs the server's exit callbacks and leaves.
-    unsafe { pg_sys::proc_exit(code) }
+    #[allow(unreachable_code)] // not every major's declaration says that it does not return
+    unsafe {
+        pg_sys::proc_exit(code);
+        unreachable!("proc_exit does not return")
+    }
 }
 
 /// Makes this process the worker of its database, the only one; false when there is one already.
