@@ -198,6 +198,8 @@ impl Error {
             Self::Connect { .. } | Self::Lost { .. } | Self::InDoubt { .. } => true,
             Self::Timeout { .. } => true,
             Self::Remote(e) => matches!(e.sqlstate.as_str(), "57P01" | "57P02" | "57P03"),
+            // Caught, after it had been raised at a commit.
+            Self::Local { sqlstate, .. } => sqlstate.as_str().starts_with("08"),
             _ => false,
         }
     }
