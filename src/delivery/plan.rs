@@ -7,7 +7,7 @@
 
 use super::collapse::Collapse;
 use super::waves::waves;
-use crate::change::{Change, Route};
+use crate::change::{Change, Op, Route};
 use crate::error::Result;
 use crate::sql::{Batch, Kind};
 use std::collections::hash_map::DefaultHasher;
@@ -117,6 +117,15 @@ impl Planner {
     }
 
     fn append_moves(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
+        if !route.key_exact {
+            // Who holds a key cannot be told from its text. But the command moved them one by one in this
+            // order, and found each new key free.
+            for change in moves {
+                self.close();
+                self.append(route, Kind::Move, &change.borrowed());
+            }
+            return self.close();
+        }
         for (kind, wave) in waves(route, moves) {
             // A wave needs the keys that the ones before it give up.
             self.close();
@@ -133,7 +142,15 @@ impl Planner {
 
     /// What a group comes to: first what goes, then what moves or stays, then what is new.
     fn flush_deferrable(&mut self) {
-        let Some((route, net)) = self.deferrable.take() else { return };
+        let Some((route, mut net)) = self.deferrable.take() else { return };
+        if !route.key_exact {
+            // As for other moves, but no order is known to work: all leave, then all arrive.
+            for mut moved in std::mem::take(&mut net.moves) {
+                let key = std::mem::take(&mut moved.key);
+                net.deletes.push(Change { op: Op::Delete, key, row: Vec::new(), ..moved.clone() });
+                net.inserts.push(Change { op: Op::Insert, unchanged: Vec::new(), ..moved });
+            }
+        }
         for delete in &net.deletes {
             self.append(&route, Kind::Delete, &delete.borrowed());
         }
