@@ -21,10 +21,10 @@ use crate::delivery::link::Link;
 use crate::delivery::{lost, session};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Home;
-use crate::pg::{interrupt, lock, report};
+use crate::pg::{Oid, interrupt, lock, report};
 use crate::queue::claim::Claims;
 use crate::queue::{self, aside, state};
-use crate::transaction::{self, Drained, OpenDrain};
+use crate::transaction::{self, Drained};
 use std::time::Duration;
 
 /// Records set aside in one call, after which it leaves the rest for the next: each costs several
@@ -81,14 +81,14 @@ pub fn retry(home: &Home, id: i64) -> Result<bool> {
 
 fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -> Result<bool> {
     let mut all_well = true;
-    let mut waiting: Vec<(Drain<'_>, Option<OpenDrain>)> = Vec::new();
+    let mut waiting: Vec<(Drain<'_>, Part)> = Vec::new();
     let mut links: Vec<Link<'static>> = Vec::new();
     for name in servers {
         let drain = Drain { home, server_name: name, limit, with_failed };
         match drain.begin() {
             Ok(None) => {}
-            Ok(Some((open, link))) => {
-                waiting.push((drain, open));
+            Ok(Some((part, link))) => {
+                waiting.push((drain, part));
                 links.push(link);
             }
             Err(error) => all_well = drain.stopped(&error)?,
@@ -101,8 +101,8 @@ fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -
         }
         while let Some(at) = links.iter().position(Link::is_done) {
             let link = links.swap_remove(at);
-            let (drain, open) = waiting.swap_remove(at);
-            all_well &= match drain.serve(link, open)? {
+            let (drain, part) = waiting.swap_remove(at);
+            all_well &= match drain.serve(link, part)? {
                 Served { stop: Some(error), .. } => drain.stopped(&error)?,
                 Served { aside, .. } => aside.is_empty(),
             };
@@ -117,7 +117,7 @@ pub enum Visit {
     Done,
     /// There is more: about so many records.
     More(i64),
-    /// Another session drains the server.
+    /// Another session drains the server, or has its records.
     Busy,
     /// The server could not be reached or could not take the changes now.
     Failed(Error),
@@ -160,15 +160,19 @@ pub fn visit(
     let drain = Drain { home, server_name, limit, with_failed: false };
     // Between approach and lock another session may have drained, and left another owner's records.
     let current = account(home, &drain.server_name)?;
+    let mut moved = true;
     if current.is_none() || current.as_ref() == Some(&link.endpoint().account) {
-        let served = drain.serve(link, None)?;
+        let served = drain.serve(link, Part::First)?;
         if let Some(error) = served.stop {
             return Ok(Visit::Failed(error));
         }
+        moved = served.changes > 0 || !served.aside.is_empty();
     }
     Ok(match queue::backlog(home, &drain.server_name)? {
         0 => Visit::Done,
-        more => Visit::More(more),
+        more if moved => Visit::More(more),
+        // What is there cannot be taken yet.
+        _ => Visit::Busy,
     })
 }
 
@@ -204,6 +208,8 @@ struct Served {
     aside: Vec<(i64, Error)>,
     /// Why no more was tried.
     stop: Option<Error>,
+    /// Records that were applied.
+    changes: u64,
 }
 
 /// Serving one server, under way.
@@ -212,10 +218,15 @@ struct Work {
     served: Served,
     /// Ids of records applied and not removed from the queue yet.
     applied: Vec<i64>,
-    /// How many were applied.
-    changes: u64,
     /// Records that were applied have been removed from the queue already.
     flushed: bool,
+}
+
+/// Whether the remote transaction is new or that of an earlier call in the local one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    First,
+    Further,
 }
 
 /// One server's turn.
@@ -230,7 +241,7 @@ struct Drain<'h> {
 impl Drain<'_> {
     /// Locks the server against other drains and opens a link to it; `None` when there is nothing
     /// to do or another session does it.
-    fn begin(&self) -> Result<Option<(Option<OpenDrain>, Link<'static>)>> {
+    fn begin(&self) -> Result<Option<(Part, Link<'static>)>> {
         let name = &self.server_name;
         if !lock::try_drain(server_oid(self.home, name)?) {
             report::notice(&format!("server \"{name}\" is being drained by another session"));
@@ -239,26 +250,23 @@ impl Drain<'_> {
         // Only now: what another drain has just committed is seen.
         aside::release(self.home, name)?;
         if self.with_failed && queue::oldest_owner(self.home, name)?.is_none() {
-            aside::retry(self.home, name, &aside::oldest(self.home, name, self.limit)?)?;
+            aside::retry(self.home, name, &aside::oldest(self.home, name, None, self.limit)?)?;
         }
         let Some(account) = account(self.home, name)? else { return Ok(None) };
         let endpoint = Endpoint::resolve(self.home, &account)?;
         lost::settle(&endpoint)?;
         // A second call in one transaction goes on where the first one left the server.
-        if let Some(mut open) = transaction::take_drain(name) {
-            return match open.session.take() {
-                Some(session) if session.endpoint.account == account => {
-                    Ok(Some((Some(open), Link::over(session))))
-                }
-                session => {
-                    // Records of another owner wait for the commit of these.
-                    open.session = session;
-                    transaction::put_drain(open);
-                    Ok(None)
-                }
-            };
+        match transaction::take_drain(name) {
+            Some(Some(session)) if session.endpoint.account == account => {
+                Ok(Some((Part::Further, Link::over(session))))
+            }
+            Some(session) => {
+                // Records of another owner wait for the commit of these.
+                session.into_iter().for_each(|session| transaction::put_drain(name, session));
+                Ok(None)
+            }
+            None => Ok(Some((Part::First, Link::open(&endpoint)?))),
         }
-        Ok(Some((None, Link::open(&endpoint)?)))
     }
 
     /// Notes and warns that work on the server has stopped. False, for the answer.
@@ -271,8 +279,8 @@ impl Drain<'_> {
     }
 
     /// Applies what there is over a link that is connected or has failed to.
-    fn serve(&self, link: Link<'static>, open: Option<OpenDrain>) -> Result<Served> {
-        let first = open.is_none();
+    fn serve(&self, link: Link<'static>, part: Part) -> Result<Served> {
+        let first = part == Part::First;
         let stopped = |error| Ok(Served { stop: Some(error), ..Served::default() });
         if let Err(error) = link.result() {
             return stopped(error);
@@ -281,11 +289,13 @@ impl Drain<'_> {
             Ok(link) => link,
             Err(error) => return stopped(error),
         };
+        let owner = link.endpoint().account.owner;
         let replay = Replay::new(link, !first);
         let served = Served::default();
-        let mut work = Work { replay, served, applied: Vec::new(), changes: 0, flushed: false };
-        self.apply(&mut work)?;
-        let Work { replay, served, applied, changes, flushed } = work;
+        let mut work = Work { replay, served, applied: Vec::new(), flushed: false };
+        self.apply(owner, &mut work)?;
+        let Work { replay, mut served, applied, flushed } = work;
+        let changes = served.changes;
         let drained = Drained { changes, conflicts: replay.conflicts() };
         match replay.into_link() {
             Some(link) if first && changes == 0 => commit::roll_back(link),
@@ -294,13 +304,16 @@ impl Drain<'_> {
                 queue::remove(self.home, &applied)?;
                 let session =
                     link.into_session().ok_or(Error::internal("drain without session"))?;
-                transaction::keep_drain(&self.server_name, session, drained, open);
+                transaction::keep_drain(&self.server_name, session, drained);
             }
             // What had been applied before is gone, its records too.
             None if !first || (flushed && changes > 0) => {
                 return Err(served.stop.unwrap_or(Error::internal("drain lost its session")));
             }
-            None => {}
+            None => {
+                served.changes = 0;
+                served.stop.get_or_insert(Error::internal("drain lost its transaction"));
+            }
         }
         if let Some((id, error)) = served.aside.first() {
             self.warn_aside(*id, served.aside.len(), error);
@@ -313,13 +326,13 @@ impl Drain<'_> {
 
     /// Batch by batch. Records that were applied stay in the queue until the connection is seen to
     /// have lived through it all.
-    fn apply(&self, work: &mut Work) -> Result<()> {
+    fn apply(&self, owner: Oid, work: &mut Work) -> Result<()> {
         let mut left = self.limit;
         let mut again = match self.with_failed {
-            true => aside::oldest(self.home, &self.server_name, left)?,
+            true => aside::oldest(self.home, &self.server_name, Some(owner), left)?,
             false => Vec::new(),
         };
-        let mut claims = Claims::begin(self.home, &self.server_name)?;
+        let mut claims = Claims::begin(self.home, &self.server_name, owner)?;
         while left > 0 && work.served.stop.is_none() && work.served.aside.len() < MAX_ASIDE {
             let units = claims.next(left)?;
             if units.is_empty() {
@@ -331,7 +344,7 @@ impl Drain<'_> {
                 queue::remove(self.home, &std::mem::take(&mut work.applied))?;
                 work.flushed = true;
                 aside::retry(self.home, &self.server_name, &std::mem::take(&mut again))?;
-                claims = Claims::begin(self.home, &self.server_name)?;
+                claims = Claims::begin(self.home, &self.server_name, owner)?;
                 continue;
             }
             left -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
@@ -339,7 +352,7 @@ impl Drain<'_> {
             let mut batch = Batch::new(self.home, &self.server_name, units, budget)?;
             batch.apply(&mut work.replay, &mut claims)?;
             let outcome = batch.settle()?;
-            work.changes += outcome.applied.len() as u64;
+            work.served.changes += outcome.applied.len() as u64;
             work.applied.extend(outcome.applied);
             work.served.aside.extend(outcome.aside);
             work.served.stop = outcome.stop;

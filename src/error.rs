@@ -74,10 +74,14 @@ impl SqlState {
     }
 
     /// Whether a failure with this state concerns the whole table and not the one row: missing or
-    /// altered objects and missing privileges (class 42), unsupported operations, missing schemas.
+    /// altered objects and missing privileges (class 42), unsupported operations, missing schemas,
+    /// a key there that is deferrable (55000).
     pub fn is_about_table(&self) -> bool {
         let s = self.as_str();
-        s.starts_with("42") || s.starts_with("0A") || s.starts_with("3F")
+        s.starts_with("42")
+            || s.starts_with("0A")
+            || s.starts_with("3F")
+            || *self == Self::OBJECT_NOT_READY
     }
 }
 

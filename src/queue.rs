@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::pg::context;
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
-use crate::stats;
+use crate::{stats, transaction};
 use std::rc::Rc;
 
 /// Records handed to the database in one statement.
@@ -112,26 +112,90 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
 /// # Errors
 /// What writing the queue reports.
 pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>) -> Result<()> {
-    let mut behind = behind;
     let _writable = context::Writable::new();
     stats::queued(set.account.server, set.len() as u64);
-    let mut routes = RouteIds { home: &set.home, known: Vec::new() };
-    let mut chunk = Chunk::default();
+    transaction::wake_worker();
+    let routes = RouteIds { home: &set.home, known: Vec::new() };
+    let mut writer = Writer { set, reason, routes, chunk: Chunk::default() };
     let mut changes = set.changes();
+    let Some(mut behind) = behind else {
+        while {
+            let mut written = Ok(());
+            let more = changes.next(&mut |route, change| {
+                written = writer.write(route, change, None);
+            })?;
+            written?;
+            more
+        } {}
+        return writer.flush();
+    };
+    // What belongs together waits together.
+    let mut run: Vec<(Rc<Route>, Change<String>)> = Vec::new();
     loop {
-        let mut pushed = Ok(());
+        let mut next = None;
         let more = changes.next(&mut |route, change| {
-            let root = behind.as_mut().and_then(|behind| behind.join(route, change));
-            pushed = routes.id_of(route).and_then(|id| chunk.push(id, route, change, root));
+            next = Some((route.clone(), change.owned()));
         })?;
-        pushed?;
+        let continues = match (run.last(), &next) {
+            (Some(last), Some(next)) => claim::run_on((&last.0, &last.1), (&next.0, &next.1)),
+            _ => run.is_empty(),
+        };
+        if !continues {
+            writer.write_run(&std::mem::take(&mut run), &mut behind)?;
+        }
+        run.extend(next);
         if !more {
-            crate::transaction::wake_worker();
-            return chunk.write(set, reason);
+            writer.write_run(&run, &mut behind)?;
+            return writer.flush();
         }
-        if chunk.rows >= CHUNK_ROWS || chunk.change.len() >= CHUNK_BYTES {
-            std::mem::take(&mut chunk).write(set, reason)?;
+    }
+}
+
+/// Writes a change set's records.
+struct Writer<'s> {
+    set: &'s ChangeSet,
+    reason: Option<&'s Error>,
+    routes: RouteIds<'s>,
+    chunk: Chunk,
+}
+
+impl Writer<'_> {
+    /// `behind`: the record it waits for, and its marks.
+    fn write(
+        &mut self,
+        route: &Rc<Route>,
+        change: &Change<&str>,
+        behind: Option<(i64, Vec<i64>)>,
+    ) -> Result<()> {
+        self.chunk.push(self.routes.id_of(route)?, route, change, behind)?;
+        match self.chunk.rows >= CHUNK_ROWS || self.chunk.change.len() >= CHUNK_BYTES {
+            true => self.flush(),
+            false => Ok(()),
         }
+    }
+
+    /// A run of changes that belong together, or may.
+    fn write_run(
+        &mut self,
+        run: &[(Rc<Route>, Change<String>)],
+        behind: &mut Blockers,
+    ) -> Result<()> {
+        let unit = run.iter().any(|(route, change)| claim::makes_unit(route, change));
+        let mut whole = Footprint::default();
+        if unit {
+            run.iter().for_each(|(route, change)| whole.join(Footprint::of(route, change)));
+        }
+        let root = if unit { behind.join(&whole) } else { None };
+        for (route, change) in run {
+            let footprint = Footprint::of(route, change);
+            let root = if unit { root } else { behind.join(&footprint) };
+            self.write(route, &change.borrowed(), root.map(|root| (root, footprint.marks)))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        std::mem::take(&mut self.chunk).write(self.set, self.reason)
     }
 }
 

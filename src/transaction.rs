@@ -26,7 +26,7 @@ pub struct Drained {
 /// A remote transaction with drained records applied, to be committed with the local one.
 pub struct OpenDrain {
     pub server_name: String,
-    /// `None` after a part of it was rolled back with a savepoint: the rest went with it.
+    /// `None` after it was lost, or a part of it was rolled back with a savepoint: the rest went with it.
     pub session: Option<Session>,
     pub drained: Drained,
     /// The subtransactions that drained, outermost first.
@@ -92,35 +92,47 @@ pub fn take_all() -> Work {
     WORK.with_borrow_mut(std::mem::take)
 }
 
-/// Takes out the open drain of a server, to go on with it.
-pub fn take_drain(server_name: &str) -> Option<OpenDrain> {
+/// Takes the session of a server's open drain, to go on with it; `Some(None)` when it is lost. The drain
+/// itself stays here: if its session never comes back, the transaction cannot be committed.
+pub fn take_drain(server_name: &str) -> Option<Option<Session>> {
     WORK.with_borrow_mut(|work| {
-        let at = work.drains.iter().position(|d| d.server_name == server_name)?;
-        Some(work.drains.swap_remove(at))
+        let drain = work.drains.iter_mut().find(|d| d.server_name == server_name)?;
+        Some(drain.session.take())
     })
 }
 
-/// Puts back what [`take_drain`] gave, untouched.
-pub fn put_drain(drain: OpenDrain) {
-    WORK.with_borrow_mut(|work| work.drains.push(drain));
+/// Keeps a drain's remote transaction, which has applied so much more, until the local one ends.
+pub fn keep_drain(server_name: &str, session: Session, more: Drained) {
+    listen();
+    let current = context::subtransaction();
+    WORK.with_borrow_mut(|work| {
+        let at = work.drains.iter().position(|d| d.server_name == server_name);
+        let at = at.unwrap_or_else(|| {
+            work.drains.push(OpenDrain {
+                server_name: server_name.to_owned(),
+                session: None,
+                drained: Drained::default(),
+                subtransactions: Vec::new(),
+            });
+            work.drains.len() - 1
+        });
+        let drain = &mut work.drains[at];
+        drain.session = Some(session);
+        drain.drained.changes += more.changes;
+        drain.drained.conflicts += more.conflicts;
+        if drain.subtransactions.last() != Some(&current) {
+            drain.subtransactions.push(current);
+        }
+    });
 }
 
-/// Keeps a drain's remote transaction until the local one ends. `before` is what
-/// [`take_drain`] gave.
-pub fn keep_drain(server_name: &str, session: Session, more: Drained, before: Option<OpenDrain>) {
-    listen();
-    let mut drained = before.as_ref().map(|d| d.drained).unwrap_or_default();
-    drained.changes += more.changes;
-    drained.conflicts += more.conflicts;
-    let mut subtransactions = before.map(|d| d.subtransactions).unwrap_or_default();
-    let current = context::subtransaction();
-    if subtransactions.last() != Some(&current) {
-        subtransactions.push(current);
-    }
-    let session = Some(session);
-    let server_name = server_name.to_owned();
+/// Puts back what [`take_drain`] gave, untouched.
+pub fn put_drain(server_name: &str, session: Session) {
     WORK.with_borrow_mut(|work| {
-        work.drains.push(OpenDrain { server_name, session, drained, subtransactions });
+        let drain = work.drains.iter_mut().find(|d| d.server_name == server_name);
+        if let Some(drain) = drain {
+            drain.session = Some(session);
+        }
     });
 }
 

@@ -339,7 +339,7 @@ fn drain_link(drain: OpenDrain) -> Result<(Link<'static>, Drained)> {
         None => Err(Error::local(
             SqlState::TRANSACTION_ROLLBACK,
             format!(
-                "drain of server \"{}\" was partly rolled back with a savepoint",
+                "drain of server \"{}\" was lost or partly rolled back with a savepoint",
                 drain.server_name
             ),
         )

@@ -100,8 +100,10 @@ impl<'f> Link<'f> {
             .ok_or_else(|| refused("There are too many open files on the local server."))?;
         let connection =
             Connection::start(endpoint.params()).ok_or_else(|| refused("Out of memory."))?;
-        // libpq's protocol: after the start wait for writing, then poll.
-        let (polling, since) = (Polling::Write, Instant::now());
+        // libpq's protocol: after the start wait for writing, then poll; unless it has failed already,
+        // over a name that does not resolve or a socket that is not there.
+        let polling = if connection.has_failed() { Polling::Failed } else { Polling::Write };
+        let since = Instant::now();
         let state = State::Connecting { connection, fd, polling, since };
         Ok(Self::with(endpoint.clone(), state))
     }

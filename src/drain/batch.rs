@@ -97,20 +97,20 @@ impl<'h> Batch<'h> {
         if open.is_empty() {
             return Ok(());
         }
-        match replay.whole(&self.chosen(&open)) {
+        let failure = match replay.whole(&self.chosen(&open)) {
             Ok(()) => {
                 self.set_applied(&open);
                 return Ok(());
             }
-            Err(error) if replay.can_go_on(&error) => {
-                if is_about_the_moment(&error) {
-                    self.stop = Some(error);
-                }
-            }
+            Err(error) if replay.can_go_on(&error) => error,
             Err(error) => return self.lost(error),
+        };
+        if is_about_the_moment(&failure) {
+            self.stop = Some(failure.clone());
         }
-        if let Err(error) = replay.undo() {
-            return self.lost(error);
+        // What failed first tells more than what that has led to.
+        if replay.undo().is_err() {
+            return self.lost(failure);
         }
         self.apply_in_parts(replay)?;
         self.check(replay, claims)
@@ -153,22 +153,22 @@ impl<'h> Batch<'h> {
         while !self.applied().is_empty() {
             let mut error = match replay.check() {
                 Ok(()) => return Ok(()),
-                Err(error) if replay.can_go_on(&error) => error,
-                Err(error) => return self.lost(error),
+                Err(error) if is_to_blame(replay, &error) => error,
+                Err(error) => return self.give_up(replay, error),
             };
             let mut rest = self.applied();
             let mut suspects: Vec<(usize, Error)> = Vec::new();
             while suspects.len() < self.budget {
                 let (found, why) = match self.suspect(replay, &rest, error) {
                     Ok(found) => found,
-                    Err(error) => return self.lost(error),
+                    Err(error) => return self.give_up(replay, error),
                 };
                 rest.retain(|at| *at != found);
                 suspects.push((found, why));
                 match replay.instead(&self.chosen(&rest)) {
                     Ok(()) => break,
-                    Err(broken) if replay.can_go_on(&broken) => error = broken,
-                    Err(broken) => return self.lost(broken),
+                    Err(broken) if is_to_blame(replay, &broken) => error = broken,
+                    Err(broken) => return self.give_up(replay, broken),
                 }
             }
             let last = self.units.last().map(Unit::transaction);
@@ -182,12 +182,12 @@ impl<'h> Batch<'h> {
                 with.sort_unstable();
                 match replay.instead(&self.chosen(&with)) {
                     Ok(()) => rest = with,
-                    Err(broken) if replay.can_go_on(&broken) => guilty.push((at, why)),
-                    Err(broken) => return self.lost(broken),
+                    Err(broken) if is_to_blame(replay, &broken) => guilty.push((at, why)),
+                    Err(broken) => return self.give_up(replay, broken),
                 }
             }
             if let Err(error) = replay.undo() {
-                return self.lost(error);
+                return self.give_up(replay, error);
             }
             self.reopen();
             guilty.into_iter().for_each(|(at, why)| self.fail(at, why));
@@ -205,7 +205,7 @@ impl<'h> Batch<'h> {
     /// and how.
     ///
     /// # Errors
-    /// What ends the connection.
+    /// What says nothing about the units.
     fn suspect(
         &self,
         replay: &mut Replay,
@@ -217,7 +217,7 @@ impl<'h> Batch<'h> {
             let middle = good + (bad - good) / 2;
             match replay.instead(&self.chosen(&units[..middle])) {
                 Ok(()) => good = middle,
-                Err(broken) if replay.can_go_on(&broken) => (bad, error) = (middle, broken),
+                Err(broken) if is_to_blame(replay, &broken) => (bad, error) = (middle, broken),
                 Err(broken) => return Err(broken),
             }
         }
@@ -236,6 +236,14 @@ impl<'h> Batch<'h> {
             Ok(()) => Ok(()),
             Err(error) => self.lost(error),
         }
+    }
+
+    /// Nothing of the batch stays, over a failure that says nothing about its units.
+    fn give_up(&mut self, replay: &mut Replay, error: Error) -> Result<()> {
+        if replay.can_go_on(&error) && replay.undo().is_err() {
+            replay.give_up();
+        }
+        self.lost(error)
     }
 
     fn apply_in_parts(&mut self, replay: &mut Replay) -> Result<()> {
@@ -318,7 +326,7 @@ impl<'h> Batch<'h> {
         self.applied().into_iter().for_each(|at| self.fates[at] = Fate::Open);
     }
 
-    /// The connection is of no more use.
+    /// Nothing of the batch stays.
     fn lost(&mut self, error: Error) -> Result<()> {
         self.reopen();
         match error {
@@ -362,6 +370,11 @@ impl<'h> Batch<'h> {
         outcome.stop = self.stop;
         Ok(outcome)
     }
+}
+
+/// Whether units are to blame for a failure.
+fn is_to_blame(replay: &Replay, error: &Error) -> bool {
+    replay.can_go_on(error) && !error.is_transient()
 }
 
 /// Whether waiting may cure it and trying less will not. A statement that ran into its timeout may

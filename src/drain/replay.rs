@@ -32,9 +32,20 @@ impl Replay {
         Self { link: Some(link), begun, conflicts: (0, 0) }
     }
 
-    /// The link, unless it was lost.
-    pub fn into_link(self) -> Option<Link<'static>> {
+    /// The link, unless it was lost. With a transaction that has failed it is: a COMMIT would roll it back
+    /// without an error.
+    pub fn into_link(mut self) -> Option<Link<'static>> {
+        let aborted =
+            |link: &mut Link<'_>| link.session().is_none_or(|s| s.connection.is_aborted());
+        if self.link.as_mut().is_some_and(aborted) {
+            self.give_up();
+        }
         self.link
+    }
+
+    /// Closes the connection, which rolls everything back.
+    pub fn give_up(&mut self) {
+        self.link = None;
     }
 
     /// Rows that the server did not have as expected.
@@ -69,8 +80,9 @@ impl Replay {
         let result = self.attempt(units, &["SAVEPOINT unit"], &["RELEASE SAVEPOINT unit"]);
         if let Err(error) = &result
             && self.can_go_on(error)
+            && self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"]).is_err()
         {
-            self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])?;
+            self.give_up();
         }
         result
     }

@@ -39,7 +39,8 @@ pub fn wait(interests: &[Interest], timeout: Duration) {
     let timeout = timeout.min(bgworker::longest_wait());
     // Rounded up: a wait of less than a millisecond must not spin.
     let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64;
-    let wanted: Vec<&Interest> = interests.iter().filter(|i| i.events() != 0).collect();
+    let wanted: Vec<&Interest> =
+        interests.iter().filter(|i| i.events() != 0 && i.socket >= 0).collect();
     let always = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: MyLatch is set in every backend; sockets are open while their owners, the callers,
     // live; the set is freed by the guard, on unwinding too.
@@ -75,8 +76,11 @@ pub fn wait(interests: &[Interest], timeout: Duration) {
     }
 }
 
-/// Whether a socket is ready now.
+/// Whether a socket is ready now; one that is gone is: its owner will find out.
 pub fn is_ready(interest: &Interest) -> bool {
+    if interest.socket < 0 {
+        return true;
+    }
     let events = interest.events() | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: as for wait(); without the latch none is needed.
     let occurred = unsafe {

@@ -89,6 +89,18 @@ impl Connection {
         unsafe { PQstatus(self.raw()) == ConnStatusType::CONNECTION_OK }
     }
 
+    /// Whether connecting has failed, or the connection has.
+    pub fn has_failed(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { PQstatus(self.raw()) == ConnStatusType::CONNECTION_BAD }
+    }
+
+    /// Whether the open transaction has failed: all that a COMMIT would do is roll it back.
+    pub fn is_aborted(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { PQtransactionStatus(self.raw()) == PGTransactionStatusType::PQTRANS_INERROR }
+    }
+
     /// Whether no transaction is open on the server.
     pub fn is_idle(&self) -> bool {
         // SAFETY: a live connection.

@@ -7,8 +7,8 @@
 
 use super::footprint::Footprint;
 use super::to_ids;
-use crate::change::{Change, Route};
 use crate::error::{Error, Result};
+use crate::pg::Oid;
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
@@ -81,17 +81,12 @@ impl Blockers {
         met.filter(|origin| origin.id < id).map(|origin| origin.root).min()
     }
 
-    /// A change about to be queued: if it must wait, what for and the marks it leaves, which those
-    /// queued after it meet.
-    pub fn join<S: AsRef<str>>(
-        &mut self,
-        route: &Route,
-        change: &Change<S>,
-    ) -> Option<(i64, Vec<i64>)> {
-        let footprint = Footprint::of(route, change);
-        let root = self.find(i64::MAX, &footprint)?;
+    /// Changes about to be queued that belong together: if they must wait, what for. They leave their
+    /// marks then, which those queued after them meet.
+    pub fn join(&mut self, footprint: &Footprint) -> Option<i64> {
+        let root = self.find(i64::MAX, footprint)?;
         self.add(0, root, &footprint.marks);
-        Some((root, footprint.marks))
+        Some(root)
     }
 
     /// Whether there is nothing to wait for.
@@ -193,17 +188,29 @@ pub fn release(home: &Home, server_name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The oldest records that are set aside for a server, at most so many.
+/// The oldest records that are set aside for a server, at most so many; those of one owner, by default
+/// the oldest one's.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn oldest(home: &Home, server_name: &str, limit: i64) -> Result<Vec<String>> {
+pub fn oldest(
+    home: &Home,
+    server_name: &str,
+    owner: Option<Oid>,
+    limit: i64,
+) -> Result<Vec<String>> {
+    let queue = format!("{}.sync_queue", ident(&home.schema));
     let sql = format!(
-        "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-         AND status OPERATOR(pg_catalog.=) 'failed' ORDER BY id LIMIT $2::pg_catalog.int8",
-        ident(&home.schema)
+        "SELECT id FROM {queue} WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+         AND status OPERATOR(pg_catalog.=) 'failed' \
+         AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) COALESCE($2::pg_catalog.oid, \
+           (SELECT f.owner::pg_catalog.oid FROM {queue} f \
+             WHERE f.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND f.status OPERATOR(pg_catalog.=) 'failed' ORDER BY f.id LIMIT 1)) \
+         ORDER BY id LIMIT $3::pg_catalog.int8"
     );
-    spi::read(home, &sql, &[Some(server_name), Some(&limit.to_string())])?
+    let (owner, limit) = (owner.map(|o| o.to_u32().to_string()), limit.to_string());
+    spi::read(home, &sql, &[Some(server_name), owner.as_deref(), Some(&limit)])?
         .into_iter()
         .map(|mut row| required(&mut row, 0))
         .collect()

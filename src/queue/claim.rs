@@ -15,6 +15,7 @@ use crate::change::{Change, Op, Route};
 use crate::delivery::collapse::TRANSACTION_SHIFT;
 use crate::error::{Error, Result};
 use crate::guc;
+use crate::pg::Oid;
 use crate::pg::spi::{self, Home, Row, required};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::{HashMap, HashSet};
@@ -58,9 +59,9 @@ impl Unit {
     }
 }
 
-/// Reads a server's pending records, oldest first, all of the same owner as the oldest: those of
-/// another owner go over another connection and wait until these are committed. Records are locked, so
-/// that they cannot be discarded meanwhile.
+/// Reads a server's pending records of one owner, oldest first, up to the first of another owner: that
+/// goes over another connection and waits until these are committed. Records are locked, so that they
+/// cannot be discarded meanwhile.
 ///
 /// All batches see the queue as it was at the first: a record that becomes visible in between may have
 /// a smaller id than one already taken, and what depends on it must not be taken before it.
@@ -71,7 +72,9 @@ pub struct Claims<'h> {
     after: i64,
     /// Records after that one that were taken already, to complete units.
     taken: HashSet<i64>,
-    owner: Option<String>,
+    owner: String,
+    /// Another owner's record was met.
+    ended: bool,
     routes: HashMap<String, Rc<Route>>,
 }
 
@@ -80,7 +83,7 @@ impl<'h> Claims<'h> {
     ///
     /// # Errors
     /// What reading it reports.
-    pub fn begin(home: &'h Home, server_name: &str) -> Result<Self> {
+    pub fn begin(home: &'h Home, server_name: &str, owner: Oid) -> Result<Self> {
         let sql = "SELECT pg_catalog.pg_current_snapshot()";
         let row = spi::read(home, sql, &[])?.into_iter().next();
         Ok(Self {
@@ -89,7 +92,8 @@ impl<'h> Claims<'h> {
             snapshot: required(&mut row.unwrap_or_default(), 0)?,
             after: 0,
             taken: HashSet::new(),
-            owner: None,
+            owner: owner.to_u32().to_string(),
+            ended: false,
             routes: HashMap::new(),
         })
     }
@@ -101,28 +105,32 @@ impl<'h> Claims<'h> {
     pub fn next(&mut self, limit: i64) -> Result<Vec<Unit>> {
         let mut reading = Reading::default();
         // Again if all that a batch has was taken before.
-        while reading.runs.is_empty() {
+        while reading.runs.is_empty() && !self.ended {
             let Some(last) = self.boundary(limit.min(BATCH))? else { break };
-            if !self.read(&mut reading, last)? {
-                break;
-            }
+            self.read(&mut reading, last)?;
         }
         Ok(reading.into_units())
     }
 
-    /// Reads a batch; false when it met another owner's record.
-    fn read(&mut self, reading: &mut Reading, last: i64) -> Result<bool> {
+    /// Reads a batch.
+    fn read(&mut self, reading: &mut Reading, last: i64) -> Result<()> {
         let rows = self.fetch("q.id OPERATOR(pg_catalog.<=) $4::pg_catalog.int8", last, None)?;
+        let mut end = last;
         for row in rows {
             match self.parse(reading, row)? {
                 Some(record) if self.taken.remove(&record.id) => {}
-                Some(record) => reading.push(record),
-                None => return Ok(false),
+                Some(record) => {
+                    end = record.id;
+                    reading.push(record);
+                }
+                None => {
+                    self.ended = true;
+                    break;
+                }
             }
         }
-        self.after = last;
-        self.complete(reading, last)?;
-        Ok(true)
+        self.after = if self.ended { end.min(last) } else { last };
+        self.complete(reading, self.after)
     }
 
     /// Takes what belongs to units that the end of the batch has torn.
@@ -139,6 +147,7 @@ impl<'h> Claims<'h> {
                 return Ok(());
             }
             for row in rows {
+                // A transaction's records may be of several owners.
                 let Some(record) = self.parse(reading, row)? else { return Ok(()) };
                 after = record.id;
                 if reading.continues(&record) {
@@ -202,7 +211,7 @@ impl<'h> Claims<'h> {
     /// anew: their own numbers mean something within one transaction only.
     fn parse(&mut self, reading: &mut Reading, mut row: Row) -> Result<Option<Record>> {
         let owner = required(&mut row, 1)?;
-        if self.owner.get_or_insert_with(|| owner.clone()) != &owner {
+        if self.owner != owner {
             return Ok(None);
         }
         let id = number(&required(&mut row, 0)?)?;
@@ -235,9 +244,13 @@ impl<'h> Claims<'h> {
 }
 
 /// Pending records of server `$1` that were visible in snapshot `$2`.
+/// A transaction whose number no transaction here has had yet made its record in the cluster that a dump
+/// was taken from.
 const PENDING: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
     AND q.status OPERATOR(pg_catalog.=) 'pending' \
-    AND pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $2::pg_catalog.pg_snapshot))";
+    AND (pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $2::pg_catalog.pg_snapshot)) \
+      OR q.xact OPERATOR(pg_catalog.>=) \
+         (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))";
 
 fn number(text: &str) -> Result<i64> {
     text.parse().map_err(|_| Error::internal("malformed record id"))
@@ -315,23 +328,30 @@ impl Reading {
     }
 }
 
-/// Whether two records of a transaction that follow each other are of one run: TRUNCATEs, UPDATEs of
-/// one command, or any changes of a table whose key is deferrable.
+/// Whether two records of a transaction that follow each other are of one run.
 fn together(one: &Record, next: &Record) -> bool {
-    match (one.change.op, next.change.op) {
+    run_on((&one.route, &one.change), (&next.route, &next.change))
+}
+
+fn is_entangled(record: &Record) -> bool {
+    makes_unit(&record.route, &record.change)
+}
+
+/// Whether two changes of a transaction that follow each other are of one run: TRUNCATEs, UPDATEs of
+/// one command, or any changes of a table whose key is deferrable.
+pub fn run_on<S>(one: (&Rc<Route>, &Change<S>), next: (&Rc<Route>, &Change<S>)) -> bool {
+    match (one.1.op, next.1.op) {
         (Op::Truncate, Op::Truncate) => true,
         (Op::Truncate, _) | (_, Op::Truncate) => false,
-        _ if !Rc::ptr_eq(&one.route, &next.route) => false,
-        (Op::Update, Op::Update) => {
-            one.route.key_deferrable || one.change.command == next.change.command
-        }
-        _ => one.route.key_deferrable,
+        _ if !Rc::ptr_eq(one.0, next.0) => false,
+        (Op::Update, Op::Update) => one.0.key_deferrable || one.1.command == next.1.command,
+        _ => one.0.key_deferrable,
     }
 }
 
-/// Whether a record makes its run a unit.
-fn is_entangled(record: &Record) -> bool {
-    record.route.key_deferrable || record.change.moves() || record.change.op == Op::Truncate
+/// Whether a change makes its run a unit.
+pub fn makes_unit<S>(route: &Route, change: &Change<S>) -> bool {
+    route.key_deferrable || change.moves() || change.op == Op::Truncate
 }
 
 #[cfg(test)]
