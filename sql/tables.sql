@@ -38,6 +38,8 @@ CREATE INDEX sync_queue_pending ON @extschema@.sync_queue (dst_server, id)
     WHERE status OPERATOR(pg_catalog.=) 'pending';
 CREATE INDEX sync_queue_aside ON @extschema@.sync_queue (dst_server, status, id)
     WHERE status OPERATOR(pg_catalog.<>) 'pending';
+CREATE INDEX sync_queue_waiting ON @extschema@.sync_queue (dst_server, waits_for, id)
+    WHERE status OPERATOR(pg_catalog.=) 'waiting';
 CREATE INDEX sync_queue_blocks ON @extschema@.sync_queue USING gin (blocks)
     WHERE status OPERATOR(pg_catalog.<>) 'pending';
 

@@ -115,8 +115,8 @@ fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -
 pub enum Visit {
     /// Nothing is left that can be delivered now.
     Done,
-    /// There is more: about so many records.
-    More(i64),
+    /// There is more: about so many records are left, so many were applied.
+    More { left: i64, done: u64 },
     /// Another session drains the server, or has its records.
     Busy,
     /// The server could not be reached or could not take the changes now.
@@ -129,7 +129,7 @@ pub enum Visit {
 /// # Errors
 /// Missing objects and rights; what the catalogs report.
 pub fn approach(home: &Home, server_name: &str) -> Result<Option<Link<'static>>> {
-    match account(home, server_name)? {
+    match account(home, server_name, false)? {
         Some(account) => Ok(Some(Link::open(&Endpoint::resolve(home, &account)?)?)),
         None => Ok(None),
     }
@@ -159,24 +159,26 @@ pub fn visit(
     let server_name = server_name.to_owned();
     let drain = Drain { home, server_name, limit, with_failed: false };
     // Between approach and lock another session may have drained, and left another owner's records.
-    let current = account(home, &drain.server_name)?;
-    let mut moved = true;
+    let current = account(home, &drain.server_name, false)?;
+    let (mut moved, mut done) = (true, 0);
     if current.is_none() || current.as_ref() == Some(&link.endpoint().account) {
         let served = drain.serve(link, Part::First)?;
         if let Some(error) = served.stop {
             return Ok(Visit::Failed(error));
         }
-        moved = served.changes > 0 || !served.aside.is_empty();
+        done = served.changes;
+        moved = done > 0 || !served.aside.is_empty();
     }
     Ok(match queue::backlog(home, &drain.server_name)? {
         0 => Visit::Done,
-        more if moved => Visit::More(more),
+        left if moved => Visit::More { left, done },
         // What is there cannot be taken yet.
         _ => Visit::Busy,
     })
 }
 
-/// Notes what attempts at a server came to, and when the next is planned.
+/// Notes what attempts at a server came to, and when the next is planned; not while another session
+/// drains, which does so itself.
 ///
 /// # Errors
 /// What writing the state reports.
@@ -186,17 +188,30 @@ pub fn note(
     failure: Option<&Error>,
     next: Option<Duration>,
 ) -> Result<()> {
+    // A server that has been dropped has no lock, and nobody drains it.
+    if let Ok(server) = server_oid(home, server_name)
+        && !lock::try_drain(server)
+    {
+        return Ok(());
+    }
     match failure {
         Some(error) => state::failed(home, server_name, error, next),
         None => state::succeeded(home, server_name),
     }
 }
 
-/// The account that the oldest pending record goes over, or else the oldest lost backend.
-fn account(home: &Home, server_name: &str) -> Result<Option<Account>> {
+/// The account that the oldest pending record goes over, or else the oldest lost backend, or else the
+/// oldest record that is set aside.
+fn account(home: &Home, server_name: &str, with_failed: bool) -> Result<Option<Account>> {
+    let lost = || -> Result<Option<String>> {
+        Ok(queue::lost(home, server_name)?.into_iter().next().map(|lost| lost.owner))
+    };
     let owner = match queue::oldest_owner(home, server_name)? {
-        Some(owner) => Some(owner),
-        None => queue::lost(home, server_name)?.into_iter().next().map(|lost| lost.owner),
+        None => match lost()? {
+            None if with_failed => aside::oldest_owner(home, server_name)?,
+            lost => lost,
+        },
+        owner => owner,
     };
     owner.map(|owner| Account::look_up(home, server_name, oid(&owner)?)).transpose()
 }
@@ -218,6 +233,8 @@ struct Work {
     served: Served,
     /// Ids of records applied and not removed from the queue yet.
     applied: Vec<i64>,
+    /// Records that were set aside before and get another chance.
+    retried: Vec<String>,
     /// Records that were applied have been removed from the queue already.
     flushed: bool,
 }
@@ -249,10 +266,7 @@ impl Drain<'_> {
         }
         // Only now: what another drain has just committed is seen.
         aside::release(self.home, name)?;
-        if self.with_failed && queue::oldest_owner(self.home, name)?.is_none() {
-            aside::retry(self.home, name, &aside::oldest(self.home, name, None, self.limit)?)?;
-        }
-        let Some(account) = account(self.home, name)? else { return Ok(None) };
+        let Some(account) = account(self.home, name, self.with_failed)? else { return Ok(None) };
         let endpoint = Endpoint::resolve(self.home, &account)?;
         lost::settle(&endpoint)?;
         // A second call in one transaction goes on where the first one left the server.
@@ -292,9 +306,10 @@ impl Drain<'_> {
         let owner = link.endpoint().account.owner;
         let replay = Replay::new(link, !first);
         let served = Served::default();
-        let mut work = Work { replay, served, applied: Vec::new(), flushed: false };
+        let mut work =
+            Work { replay, served, applied: Vec::new(), retried: Vec::new(), flushed: false };
         self.apply(owner, &mut work)?;
-        let Work { replay, mut served, applied, flushed } = work;
+        let Work { replay, mut served, applied, retried, flushed } = work;
         let changes = served.changes;
         let drained = Drained { changes, conflicts: replay.conflicts() };
         match replay.into_link() {
@@ -315,6 +330,7 @@ impl Drain<'_> {
                 served.stop.get_or_insert(Error::internal("drain lost its transaction"));
             }
         }
+        aside::give_back(self.home, &self.server_name, &retried)?;
         if let Some((id, error)) = served.aside.first() {
             self.warn_aside(*id, served.aside.len(), error);
         }
@@ -327,29 +343,34 @@ impl Drain<'_> {
     /// Batch by batch. Records that were applied stay in the queue until the connection is seen to
     /// have lived through it all.
     fn apply(&self, owner: Oid, work: &mut Work) -> Result<()> {
+        let name = &self.server_name;
         let mut left = self.limit;
+        // Known before any is set aside here.
         let mut again = match self.with_failed {
-            true => aside::oldest(self.home, &self.server_name, Some(owner), left)?,
+            true => aside::oldest(self.home, name, owner, MAX_ASIDE)?,
             false => Vec::new(),
         };
-        let mut claims = Claims::begin(self.home, &self.server_name, owner)?;
+        let mut claims = Claims::begin(self.home, name, owner)?;
         while left > 0 && work.served.stop.is_none() && work.served.aside.len() < MAX_ASIDE {
             let units = claims.next(left)?;
             if units.is_empty() {
-                again.truncate(left as usize);
-                if again.is_empty() {
-                    break;
-                }
-                // Nothing else is left: those that were set aside before get another chance.
+                // What waited for records that were applied; then those set aside before.
                 queue::remove(self.home, &std::mem::take(&mut work.applied))?;
                 work.flushed = true;
-                aside::retry(self.home, &self.server_name, &std::mem::take(&mut again))?;
-                claims = Claims::begin(self.home, &self.server_name, owner)?;
+                if !aside::release(self.home, name)? {
+                    again.truncate(left.min(i64::from(i32::MAX)) as usize);
+                    if again.is_empty() {
+                        break;
+                    }
+                    aside::retry(self.home, name, &again)?;
+                    work.retried = std::mem::take(&mut again);
+                }
+                claims = Claims::begin(self.home, name, owner)?;
                 continue;
             }
             left -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
             let budget = MAX_ASIDE - work.served.aside.len();
-            let mut batch = Batch::new(self.home, &self.server_name, units, budget)?;
+            let mut batch = Batch::new(self.home, name, units, budget)?;
             batch.apply(&mut work.replay, &mut claims)?;
             let outcome = batch.settle()?;
             work.served.changes += outcome.applied.len() as u64;

@@ -353,9 +353,11 @@ pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
               WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                 AND q.status OPERATOR(pg_catalog.=) 'pending' ORDER BY q.id LIMIT 1) \
            UNION ALL (SELECT q.owner::pg_catalog.oid, q.id FROM {queue} q \
-              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND {RELEASED} \
+              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+                AND q.status OPERATOR(pg_catalog.=) 'waiting' \
+                AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) \
               ORDER BY q.id LIMIT 1)) AS s(owner, id) ORDER BY id LIMIT 1",
-        RELEASED = aside::released(&queue)
+        aside::released(&queue, "$1")
     );
     let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
     Ok(row.and_then(|mut row| row.pop()).flatten())
@@ -426,12 +428,11 @@ pub fn servers(home: &Home, with_failed: bool) -> Result<Vec<String>> {
         "WITH RECURSIVE {}, {} \
          SELECT server FROM pending WHERE server IS NOT NULL \
          UNION SELECT server FROM aside WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
-           OR EXISTS (SELECT FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) aside.server \
-             AND {})) \
+           OR EXISTS ({})) \
          UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
         hops("pending", "="),
         hops("aside", "<>"),
-        aside::released(&queue),
+        aside::released(&queue, "aside.server"),
         ident(&home.schema)
     );
     let with_failed = if with_failed { "true" } else { "false" };

@@ -186,7 +186,8 @@ pub fn neutral_settings() {
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_deferrable", c"off"),
         (c"statement_timeout", c"0"),
-        (c"lock_timeout", c"0"),
+        // Someone's open transaction on the queue must not keep every server waiting.
+        (c"lock_timeout", c"1s"),
         (c"session_replication_role", c"origin"),
     ] {
         let (context, source) = (pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_OVERRIDE);

@@ -163,57 +163,78 @@ pub fn set_waiting(home: &Home, records: &[Waiting]) -> Result<()> {
     Ok(())
 }
 
-/// The condition, as SQL, that record `q` of the queue waits for one that is not set aside any more.
-pub fn released(queue: &str) -> String {
+/// A subquery for the records of a server that others wait for and that are not set aside any more. From
+/// one to the next in the index: few are waited for, by very many perhaps.
+pub fn released(queue: &str, server: &str) -> String {
+    let next = |after: &str| {
+        format!(
+            "SELECT pg_catalog.min(w.waits_for) FROM {queue} w \
+             WHERE w.dst_server OPERATOR(pg_catalog.=) {server} \
+               AND w.status OPERATOR(pg_catalog.=) 'waiting'{after}"
+        )
+    };
     format!(
-        "q.status OPERATOR(pg_catalog.=) 'waiting' AND NOT EXISTS (SELECT FROM {queue} f \
-           WHERE f.id OPERATOR(pg_catalog.=) q.waits_for \
-             AND f.status OPERATOR(pg_catalog.=) 'failed')"
+        "WITH RECURSIVE r(root) AS ({} UNION ALL \
+           SELECT ({}) FROM r WHERE r.root IS NOT NULL) \
+         SELECT r.root FROM r WHERE r.root IS NOT NULL \
+           AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) r.root \
+             AND f.status OPERATOR(pg_catalog.=) 'failed')",
+        next(""),
+        next(" AND w.waits_for OPERATOR(pg_catalog.>) r.root")
     )
 }
 
-/// Makes what waits for nothing any more pending. Under the server's drain lock only: a drain under way
-/// would pass over it, and take what depends on it.
+/// Makes what waits for nothing any more pending, and says whether there was any. Under the server's drain
+/// lock only: a drain under way would pass over it, and take what depends on it.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn release(home: &Home, server_name: &str) -> Result<()> {
+pub fn release(home: &Home, server_name: &str) -> Result<bool> {
     let queue = format!("{}.sync_queue", ident(&home.schema));
     let sql = format!(
-        "UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
-         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND {}",
-        released(&queue)
+        "WITH u AS (UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
+           WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+             AND q.status OPERATOR(pg_catalog.=) 'waiting' \
+             AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) RETURNING 1) \
+         SELECT pg_catalog.count(*) FROM u",
+        released(&queue, "$1")
     );
-    spi::write(home, &sql, &[Some(server_name)])?;
-    Ok(())
+    let row = spi::write(home, &sql, &[Some(server_name)])?.into_iter().next();
+    Ok(required(&mut row.unwrap_or_default(), 0)? != "0")
 }
 
-/// The oldest records that are set aside for a server, at most so many; those of one owner, by default
-/// the oldest one's.
+/// An owner's oldest records that are set aside for a server, at most so many.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn oldest(
-    home: &Home,
-    server_name: &str,
-    owner: Option<Oid>,
-    limit: i64,
-) -> Result<Vec<String>> {
-    let queue = format!("{}.sync_queue", ident(&home.schema));
+pub fn oldest(home: &Home, server_name: &str, owner: Oid, limit: usize) -> Result<Vec<String>> {
     let sql = format!(
-        "SELECT id FROM {queue} WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+        "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
          AND status OPERATOR(pg_catalog.=) 'failed' \
-         AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) COALESCE($2::pg_catalog.oid, \
-           (SELECT f.owner::pg_catalog.oid FROM {queue} f \
-             WHERE f.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND f.status OPERATOR(pg_catalog.=) 'failed' ORDER BY f.id LIMIT 1)) \
-         ORDER BY id LIMIT $3::pg_catalog.int8"
+         AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+         ORDER BY id LIMIT $3::pg_catalog.int8",
+        ident(&home.schema)
     );
-    let (owner, limit) = (owner.map(|o| o.to_u32().to_string()), limit.to_string());
-    spi::read(home, &sql, &[Some(server_name), owner.as_deref(), Some(&limit)])?
+    let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
+    spi::read(home, &sql, &[Some(server_name), Some(&owner), Some(&limit)])?
         .into_iter()
         .map(|mut row| required(&mut row, 0))
         .collect()
+}
+
+/// The owner of a server's oldest record that is set aside, as text.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT owner::pg_catalog.oid FROM {}.sync_queue \
+         WHERE dst_server OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'failed' \
+         ORDER BY id LIMIT 1",
+        ident(&home.schema)
+    );
+    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
+    Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
 /// The server of a record that is set aside.
@@ -230,20 +251,47 @@ pub fn server_of(home: &Home, id: i64) -> Result<Option<String>> {
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
-/// Makes records of a server that are set aside pending again, and what waited behind them: those of one
-/// unit belong together. Under the server's drain lock only, as [`release`].
+/// Makes records that are set aside pending again, and the rest of their units, but nothing else that
+/// waits behind them. Under the server's drain lock only, as [`release`].
 ///
 /// # Errors
 /// What writing the queue reports.
 pub fn retry(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
+    turn(home, server_name, ids, ["failed", "pending"], ["waiting", "pending"])
+}
+
+/// Sets those of them aside again that have not been tried.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn give_back(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
+    turn(home, server_name, ids, ["pending", "failed"], ["pending", "waiting"])
+}
+
+/// Gives records another status, and those of the same transaction that wait for them.
+fn turn(
+    home: &Home,
+    server_name: &str,
+    ids: &[String],
+    own: [&str; 2],
+    others: [&str; 2],
+) -> Result<()> {
     let mut array = ArrayLiteral::default();
     ids.iter().for_each(|id| array.push(Some(id)));
+    let queue = format!("{}.sync_queue", ident(&home.schema));
     let sql = format!(
-        "UPDATE {}.sync_queue SET status = 'pending', blocks = NULL \
-         WHERE id OPERATOR(pg_catalog.=) \
-             ANY (ARRAY(SELECT pg_catalog.unnest($1::pg_catalog.int8[]))) AND status OPERATOR(pg_catalog.=) 'failed'",
-        ident(&home.schema)
+        "WITH o AS (UPDATE {queue} SET status = $4 \
+           WHERE id OPERATOR(pg_catalog.=) \
+               ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[]))) \
+             AND dst_server OPERATOR(pg_catalog.=) $1 \
+             AND status OPERATOR(pg_catalog.=) $3 RETURNING id, xact) \
+         UPDATE {queue} q SET status = $6 FROM o \
+         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND q.status OPERATOR(pg_catalog.=) $5 AND q.waits_for OPERATOR(pg_catalog.=) o.id \
+           AND q.xact OPERATOR(pg_catalog.=) o.xact"
     );
-    spi::write(home, &sql, &[Some(&array.into_text())])?;
-    release(home, server_name)
+    let array = array.into_text();
+    let args = [server_name, &array, own[0], own[1], others[0], others[1]].map(Some);
+    spi::write(home, &sql, &args)?;
+    Ok(())
 }

@@ -268,16 +268,21 @@ impl Drainer {
         // After a failure with less: a visit may have been too large for the server's time limits.
         let failures = self.servers.get(name).map_or(0, |server| server.schedule.failures());
         let limit = (VISIT >> (2 * failures).min(12)).max(1);
-        let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(Instant::now()));
+        let began = Instant::now();
+        let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(began));
         let visit = turn(|| drain::visit(&Home::find()?, name, link, limit, closes));
         let now = Instant::now();
-        let more = match visit {
-            Ok(Visit::Done) => 0,
-            Ok(Visit::More(more)) => more,
-            Err(error) if closes && error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
+        let (left, done) = match visit {
+            Ok(Visit::Done) => (0, 0),
+            Ok(Visit::More { left, done }) => (left, done),
+            // Not the server's fault: someone holds the queue, or its records.
+            Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
                 if let Some(server) = self.servers.get_mut(name) {
                     server.pace.could_not_close(now);
-                    server.schedule.succeed(true, now);
+                    match closes {
+                        true => server.schedule.succeed(true, now),
+                        false => server.schedule.keep_off(now, intervals()),
+                    }
                 }
                 return;
             }
@@ -291,8 +296,8 @@ impl Drainer {
         };
         let Some(server) = self.servers.get_mut(name) else { return };
         let failures = server.schedule.failures();
-        server.pace.left(more, now);
-        server.schedule.succeed(more > 0, now);
+        server.pace.left(left, done, now - began, now);
+        server.schedule.succeed(left > 0, now);
         server.answered = Some(now);
         if failures > 0 {
             report::log(&format!("server \"{name}\" is reached again"), None);

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// So few records are delivered in one visit; closing the queue meanwhile empties it.
-const SHORT: i64 = 5_000;
-/// How long a queue that is longer may take to become noticeably shorter by itself.
+/// The queue is closed for a visit that takes no longer: shorter than commits wait for it.
+const MOMENT: Duration = Duration::from_millis(50);
+/// How long a longer queue may take to become noticeably shorter by itself.
 const WINDOW: Duration = Duration::from_secs(10);
 /// For how long the queue stays open after closing it took too long.
 const RESPITE: Duration = Duration::from_secs(1);
@@ -24,19 +24,21 @@ impl Pace {
         self.closed && self.open_until.is_none_or(|until| until <= now)
     }
 
-    /// A visit has left so many records.
-    pub fn left(&mut self, backlog: i64, now: Instant) {
+    /// A visit has applied `done` records within `took`, and left so many.
+    pub fn left(&mut self, backlog: i64, done: u64, took: Duration, now: Instant) {
         if backlog == 0 {
             *self = Self::default();
             return;
         }
         let (since, before) = *self.window.get_or_insert((now, backlog));
-        if backlog <= SHORT {
-            self.closed = true;
-        } else if now.duration_since(since) >= WINDOW {
-            self.closed = backlog > before - before / 10;
+        let next = took.mul_f64(backlog as f64 / done.max(1) as f64);
+        let over = now.duration_since(since) >= WINDOW;
+        let stuck = over && backlog > before - before / 10;
+        if over {
             self.window = Some((now, backlog));
         }
+        // Once it has not got shorter by itself, it stays closed until it is empty.
+        self.closed = next <= MOMENT || stuck || (self.closed && !over);
     }
 
     /// The queue could not be closed.
@@ -53,19 +55,22 @@ mod tests {
     fn a_short_queue_is_closed_and_a_long_one_only_if_it_does_not_shrink() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
+        let second = Duration::from_secs(1);
         let mut pace = Pace::default();
-        pace.left(100_000, at(0));
-        pace.left(98_000, at(5));
+        pace.left(100_000, 5_000, second, at(0));
+        pace.left(98_000, 5_000, second, at(5));
         assert!(!pace.closes(at(5)));
-        pace.left(97_000, at(10));
+        pace.left(97_000, 5_000, second, at(10));
         assert!(pace.closes(at(10)), "it shrinks too slowly");
-        pace.left(60_000, at(20));
+        pace.left(60_000, 5_000, second, at(20));
         assert!(!pace.closes(at(20)), "it shrinks");
-        pace.left(4_000, at(21));
-        assert!(pace.closes(at(21)), "it is short");
-        pace.could_not_close(at(21));
-        assert!(!pace.closes(at(21)) && pace.closes(at(22)));
-        pace.left(0, at(23));
+        pace.left(4_000, 5_000, second, at(21));
+        assert!(!pace.closes(at(21)), "commits would wait too long");
+        pace.left(200, 5_000, second, at(22));
+        assert!(pace.closes(at(22)), "it is short");
+        pace.could_not_close(at(22));
+        assert!(!pace.closes(at(22)) && pace.closes(at(23)));
+        pace.left(0, 200, second, at(24));
         assert!(!pace.closes(at(30)));
     }
 }
