@@ -71,6 +71,7 @@ pub fn retry(home: &Home, id: i64) -> Result<bool> {
         report::notice(&format!("there is no record {id} that is set aside"));
         return Ok(false);
     };
+    transaction::note_drain();
     // Waits for a drain that is under way: it must not pass the record.
     lock::drain(server_oid(home, &server)?);
     aside::retry(home, &server, &[id.to_string()])?;
@@ -80,6 +81,7 @@ pub fn retry(home: &Home, id: i64) -> Result<bool> {
 }
 
 fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -> Result<bool> {
+    transaction::note_drain();
     let mut all_well = true;
     let mut waiting: Vec<(Drain<'_>, Part)> = Vec::new();
     let mut links: Vec<Link<'static>> = Vec::new();
@@ -95,7 +97,8 @@ fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -
         }
     }
     while !links.is_empty() {
-        if drive::drive_any(&mut links) == Stop::Interrupted {
+        // Over a session that was kept, a link is up from the start.
+        if !links.iter().any(Link::is_done) && drive::drive_any(&mut links) == Stop::Interrupted {
             interrupt::check();
             return Err(Error::Canceled);
         }

@@ -38,6 +38,8 @@ pub struct OpenDrain {
 pub struct Work {
     pub sets: Vec<ChangeSet>,
     pub drains: Vec<OpenDrain>,
+    /// Tried to drain: holds locks that a prepared transaction must not keep.
+    pub has_drained: bool,
     /// Row versions of this transaction that a statement inside a trigger has replaced: trigger and
     /// place of the row. Those of rolled-back subtransactions stay; they are checked before use.
     superseded: HashSet<(u32, u64)>,
@@ -85,6 +87,12 @@ pub fn note_superseded(trigger: Oid, stored: u64) {
 /// Whether [`note_superseded`] was told of a row version.
 pub fn was_superseded(trigger: Oid, stored: u64) -> bool {
     WORK.with_borrow(|work| work.superseded.contains(&(trigger.to_u32(), stored)))
+}
+
+/// Remembers that the transaction has begun to drain.
+pub fn note_drain() {
+    listen();
+    WORK.with_borrow_mut(|work| work.has_drained = true);
 }
 
 /// Takes out everything; the transaction is about to end.

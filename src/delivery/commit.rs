@@ -126,14 +126,14 @@ fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
 /// # Errors
 /// 0A000 for `sync` changes and for drained records.
 pub fn pre_prepare() -> Result<()> {
-    let Work { sets, drains, .. } = transaction::take_all();
+    let Work { sets, has_drained, .. } = transaction::take_all();
     let refuse = |what: &str| {
         Err(Error::local(
             SqlState::FEATURE_NOT_SUPPORTED,
             format!("cannot PREPARE a transaction that {what}"),
         ))
     };
-    if !drains.is_empty() {
+    if has_drained {
         return refuse("has called deal_sync_err_rec");
     }
     if sets.iter().any(|set| !set.is_empty() && set.mode == Mode::Sync) {

@@ -11,6 +11,7 @@ use crate::pg::spi::Home;
 use crate::queue::aside::{self, Blockers, Waiting};
 use crate::queue::claim::{BATCH, Claims, Unit};
 use crate::queue::footprint::Footprint;
+use std::collections::HashMap;
 
 /// What becomes of a unit.
 enum Fate {
@@ -21,6 +22,17 @@ enum Fate {
     /// Behind this record.
     Waits(i64),
 }
+
+/// Units of a source transaction that break a deferred constraint.
+#[derive(Default)]
+struct Guilty {
+    units: Vec<(usize, Error)>,
+    /// Which of them is not certain.
+    together: bool,
+}
+
+/// Units of a source transaction that are suspected one by one.
+const MAX_SUSPECTS: usize = 4;
 
 /// See the module's head.
 pub struct Batch<'h> {
@@ -146,82 +158,128 @@ impl<'h> Batch<'h> {
 
     /// Checks deferred constraints, and sets aside what breaks them.
     ///
-    /// A prefix of the batch may break one only because it ends in the middle of a source transaction.
-    /// So suspects are gathered, each the first with which those before it fail, until the others hold
-    /// together; a suspect that does no harm among all the others is cleared.
+    /// They hold at the end of every source transaction, or it would not have been committed. So the
+    /// batch is completed to such an end first, and blame is sought among whole transactions; then among
+    /// the units of the one to blame, and if that is not certain, all of it is set aside.
     fn check(&mut self, replay: &mut Replay, claims: &mut Claims<'_>) -> Result<()> {
+        let mut complete = false;
         while !self.applied().is_empty() {
-            let mut error = match replay.check() {
+            if self.budget == 0 {
+                return self.take_back_if_broken(replay);
+            }
+            let error = match replay.check() {
                 Ok(()) => return Ok(()),
                 Err(error) if is_to_blame(replay, &error) => error,
                 Err(error) => return self.give_up(replay, error),
             };
-            let mut rest = self.applied();
-            let mut suspects: Vec<(usize, Error)> = Vec::new();
-            while suspects.len() < self.budget {
-                let (found, why) = match self.suspect(replay, &rest, error) {
-                    Ok(found) => found,
+            let mut guilty = Guilty::default();
+            if !complete {
+                complete = self.complete(claims)?;
+            } else {
+                guilty = match self.judge(replay, error) {
+                    Ok(guilty) => guilty,
                     Err(error) => return self.give_up(replay, error),
                 };
-                rest.retain(|at| *at != found);
-                suspects.push((found, why));
-                match replay.instead(&self.chosen(&rest)) {
-                    Ok(()) => break,
-                    Err(broken) if is_to_blame(replay, &broken) => error = broken,
-                    Err(broken) => return self.give_up(replay, broken),
-                }
-            }
-            let last = self.units.last().map(Unit::transaction);
-            let cut = suspects.iter().any(|(at, _)| Some(self.units[*at].transaction()) == last);
-            // The rest of the transaction may make it whole.
-            let more = if cut { claims.next(BATCH)? } else { Vec::new() };
-            let mut guilty = Vec::new();
-            for (at, why) in suspects.into_iter().filter(|_| more.is_empty()) {
-                let mut with = rest.clone();
-                with.push(at);
-                with.sort_unstable();
-                match replay.instead(&self.chosen(&with)) {
-                    Ok(()) => rest = with,
-                    Err(broken) if is_to_blame(replay, &broken) => guilty.push((at, why)),
-                    Err(broken) => return self.give_up(replay, broken),
-                }
             }
             if let Err(error) = replay.undo() {
                 return self.give_up(replay, error);
             }
             self.reopen();
-            guilty.into_iter().for_each(|(at, why)| self.fail(at, why));
-            self.add(more)?;
+            let Guilty { units, together } = guilty;
+            match together {
+                true => self.fail_together(units),
+                false => units.into_iter().for_each(|(at, why)| self.fail(at, why)),
+            }
             self.refuse_unplannable();
             self.apply_in_parts(replay)?;
-            if self.budget == 0 {
-                return self.take_back_if_broken(replay);
-            }
         }
         Ok(())
     }
 
-    /// The unit with which the given ones, which break a deferred constraint together, begin to do so,
-    /// and how.
+    /// Adds the rest of the batch's last source transaction. True when there is no more of it.
+    fn complete(&mut self, claims: &mut Claims<'_>) -> Result<bool> {
+        let last = self.units.last().map(Unit::transaction);
+        let more = claims.next(BATCH)?;
+        let over = more.iter().any(|unit| Some(unit.transaction()) != last) || more.is_empty();
+        self.add(more)?;
+        Ok(over)
+    }
+
+    /// Finds what of the applied units breaks a deferred constraint, over the failure of all of them.
     ///
     /// # Errors
     /// What says nothing about the units.
-    fn suspect(
+    fn judge(&self, replay: &mut Replay, error: Error) -> Result<Guilty> {
+        // By source transaction, in the order of their beginnings.
+        let mut transactions: Vec<(u32, Vec<usize>)> = Vec::new();
+        let mut places: HashMap<u32, usize> = HashMap::new();
+        for at in self.applied() {
+            let number = self.units[at].transaction();
+            let place = *places.entry(number).or_insert_with(|| {
+                transactions.push((number, Vec::new()));
+                transactions.len() - 1
+            });
+            transactions[place].1.push(at);
+        }
+        let parts: Vec<Vec<usize>> = transactions.into_iter().map(|(_, units)| units).collect();
+        let (found, error) = self.first_bad(replay, &[], &parts, error)?;
+        let base = parts[..found].concat();
+        let mut rest = parts[found].clone();
+        let mut suspects: Vec<(usize, Error)> = Vec::new();
+        let mut why = error.clone();
+        loop {
+            if suspects.len() >= MAX_SUSPECTS || rest.is_empty() {
+                let whole = parts[found].iter().map(|at| (*at, error.clone())).collect();
+                return Ok(Guilty { units: whole, together: true });
+            }
+            let single: Vec<Vec<usize>> = rest.iter().map(|at| vec![*at]).collect();
+            let (at, reason) = self.first_bad(replay, &base, &single, why)?;
+            suspects.push((rest.remove(at), reason));
+            match replay.instead(&self.chosen(&[&base[..], &rest[..]].concat())) {
+                Ok(()) => break,
+                Err(broken) if is_to_blame(replay, &broken) => why = broken,
+                Err(broken) => return Err(broken),
+            }
+        }
+        // One that does no harm among all the others only stood before what it needs.
+        let mut units = Vec::new();
+        for (at, reason) in suspects {
+            let mut with = rest.clone();
+            with.push(at);
+            with.sort_unstable();
+            match replay.instead(&self.chosen(&[&base[..], &with[..]].concat())) {
+                Ok(()) => rest = with,
+                Err(broken) if is_to_blame(replay, &broken) => units.push((at, reason)),
+                Err(broken) => return Err(broken),
+            }
+        }
+        Ok(Guilty { units, together: false })
+    }
+
+    /// The part with which the given ones, after `base`, begin to break a deferred constraint, and how:
+    /// found by halving.
+    ///
+    /// # Errors
+    /// What says nothing about the units.
+    fn first_bad(
         &self,
         replay: &mut Replay,
-        units: &[usize],
+        base: &[usize],
+        parts: &[Vec<usize>],
         mut error: Error,
     ) -> Result<(usize, Error)> {
-        let (mut good, mut bad) = (0, units.len());
+        let (mut good, mut bad) = (0, parts.len());
         while bad - good > 1 {
             let middle = good + (bad - good) / 2;
-            match replay.instead(&self.chosen(&units[..middle])) {
+            let mut units = [base, &parts[..middle].concat()].concat();
+            units.sort_unstable();
+            match replay.instead(&self.chosen(&units)) {
                 Ok(()) => good = middle,
                 Err(broken) if is_to_blame(replay, &broken) => (bad, error) = (middle, broken),
                 Err(broken) => return Err(broken),
             }
         }
-        Ok((units[good], error))
+        Ok((good, error))
     }
 
     /// No more may be set aside: nothing of a batch that still breaks a constraint stays.
@@ -297,6 +355,18 @@ impl<'h> Batch<'h> {
         self.blockers.add(id, id, &self.marks(at, &error));
         self.fates[at] = Fate::Failed(error);
         self.budget = self.budget.saturating_sub(1);
+    }
+
+    /// Sets the first unit aside, and lets the others wait for it.
+    fn fail_together(&mut self, units: Vec<(usize, Error)>) {
+        let mut units = units.into_iter();
+        let Some((first, error)) = units.next() else { return };
+        self.fail(first, error);
+        let root = self.units[first].id();
+        for (at, _) in units {
+            self.blockers.add(self.units[at].id(), root, &self.units[at].footprint().marks);
+            self.fates[at] = Fate::Waits(root);
+        }
     }
 
     /// What a unit that failed leaves: if its table is at fault, nothing of the table goes on.

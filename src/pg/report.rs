@@ -1,7 +1,7 @@
 //! From [`Error`] to the server's error machinery, with every field and any SQLSTATE (pgrx's own
 //! report knows only the states that PostgreSQL names).
 
-use super::text::{outside_transaction, to_server};
+use super::text::{outside_transaction, tellable, to_server};
 use crate::error::{Error, RemoteError};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
@@ -113,7 +113,7 @@ fn c_text(text: &str) -> CString {
     if clean.is_ascii() {
         CString::new(clean).unwrap_or_default()
     } else {
-        to_server(&clean).unwrap_or_default()
+        to_server(&tellable(&clean)).unwrap_or_default()
     }
 }
 

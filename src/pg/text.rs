@@ -73,3 +73,39 @@ pub fn outside_transaction(text: &str) -> String {
     let fits = |c: char| c != '\0' && (utf8 || c.is_ascii());
     text.chars().map(|c| if fits(c) { c } else { '?' }).collect()
 }
+
+/// Text that is told and not kept, in the database's encoding: `?` for what that lacks. Looks at the
+/// catalogs where it is not UTF-8.
+pub fn tellable(text: &str) -> String {
+    let utf8 = pg_sys::pg_enc::PG_UTF8 as i32;
+    // SAFETY: the buffer has room for the longest conversion of the input, which is a slice that lives
+    // through the call; without an error the call says how much of it was converted.
+    let convertible = |rest: &str| unsafe {
+        let server = pg_sys::GetDatabaseEncoding();
+        if server == utf8 || rest.is_ascii() {
+            return rest.len();
+        }
+        let procedure = pg_sys::FindDefaultConversionProc(utf8, server);
+        if procedure == pg_sys::InvalidOid {
+            return if server == pg_sys::pg_enc::PG_SQL_ASCII as i32 { rest.len() } else { 0 };
+        }
+        let mut source = rest.as_bytes().to_vec();
+        let mut buffer = vec![0u8; rest.len() * pg_sys::MAX_CONVERSION_GROWTH as usize + 1];
+        let (from, to) = (source.as_mut_ptr(), buffer.as_mut_ptr());
+        let (len, room) = (source.len() as i32, buffer.len() as i32);
+        pg_sys::pg_do_encoding_conversion_buf(procedure, utf8, server, from, len, to, room, true)
+            as usize
+    };
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let fits = (0..=convertible(rest)).rev().find(|at| rest.is_char_boundary(*at)).unwrap_or(0);
+        told.push_str(&rest[..fits]);
+        rest = &rest[fits..];
+        if let Some(lacking) = rest.chars().next() {
+            told.push('?');
+            rest = &rest[lacking.len_utf8()..];
+        }
+    }
+    told
+}

@@ -138,16 +138,18 @@ impl Connection {
     pub fn send(&mut self, statement: &Statement) -> Result<(), String> {
         let c = |text: &str| CString::new(text).map_err(|e| e.to_string());
         let text = c(&statement.text)?;
-        let params = statement.params.iter().map(|p| c(p)).collect::<Result<Vec<_>, _>>()?;
-        let values: Vec<*const c_char> = params.iter().map(|p| p.as_ptr()).collect();
-        let null = std::ptr::null();
+        let params = (statement.params.iter())
+            .map(|param| param.as_deref().map(c).transpose())
+            .collect::<Result<Vec<_>, _>>()?;
+        let values: Vec<*const c_char> =
+            params.iter().map(|p| p.as_ref().map_or(std::ptr::null(), |p| p.as_ptr())).collect();
         // SAFETY: C strings that live through the call; text format needs no lengths.
         let sent = unsafe {
             PQsendQueryParams(
                 self.raw(),
                 text.as_ptr(),
                 values.len() as i32,
-                null,
+                std::ptr::null(),
                 values.as_ptr(),
                 std::ptr::null(),
                 std::ptr::null(),

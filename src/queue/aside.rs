@@ -10,6 +10,7 @@ use super::to_ids;
 use crate::error::{Error, Result};
 use crate::pg::Oid;
 use crate::pg::spi::{self, Home, required};
+use crate::pg::text::tellable;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
 
@@ -122,9 +123,10 @@ pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<
         ident(&home.schema)
     );
     let (id, marks) = (id.to_string(), to_ids(marks));
-    let (state, message) = (reason.sqlstate().to_string(), reason.one_line());
+    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.one_line()));
     let args = [&*id, &*marks, &*state, &*message].map(Some);
-    let args: Vec<_> = args.into_iter().chain([reason.constraint()]).collect();
+    let constraint = reason.constraint().map(tellable);
+    let args: Vec<_> = args.into_iter().chain([constraint.as_deref()]).collect();
     spi::write(home, &sql, &args)?;
     Ok(())
 }

@@ -27,8 +27,8 @@ pub const BATCH: i64 = 5_000;
 /// A queued change.
 pub struct Record {
     pub id: i64,
-    /// Numbers the local transaction that made it, within this claim.
-    pub transaction: u16,
+    /// Numbers the local transaction that made it, among those of these claims.
+    pub transaction: u32,
     pub route: Rc<Route>,
     pub change: Change<String>,
 }
@@ -53,8 +53,8 @@ impl Unit {
         self.records.first().map_or(0, |record| record.id)
     }
 
-    /// Of which local transaction it is, within its claim.
-    pub fn transaction(&self) -> u16 {
+    /// Of which local transaction it is, among those of its claims.
+    pub fn transaction(&self) -> u32 {
         self.records.first().map_or(0, |record| record.transaction)
     }
 }
@@ -76,6 +76,7 @@ pub struct Claims<'h> {
     /// Another owner's record was met.
     ended: bool,
     routes: HashMap<String, Rc<Route>>,
+    numbers: Numbers,
 }
 
 impl<'h> Claims<'h> {
@@ -95,6 +96,7 @@ impl<'h> Claims<'h> {
             owner: owner.to_u32().to_string(),
             ended: false,
             routes: HashMap::new(),
+            numbers: Numbers::default(),
         })
     }
 
@@ -104,6 +106,7 @@ impl<'h> Claims<'h> {
     /// What reading the queue reports, and records that cannot be understood.
     pub fn next(&mut self, limit: i64) -> Result<Vec<Unit>> {
         let mut reading = Reading::default();
+        self.numbers.next_batch();
         // Again if all that a batch has was taken before.
         while reading.runs.is_empty() && !self.ended {
             let Some(last) = self.boundary(limit.min(BATCH))? else { break };
@@ -217,11 +220,14 @@ impl<'h> Claims<'h> {
         let id = number(&required(&mut row, 0)?)?;
         let route = self.route(required(&mut row, 2)?)?;
         let mut change: Change<String> = from_json(&required(&mut row, 3)?)?;
-        let transaction = reading.number_transaction(required(&mut row, 4)?);
-        change.command = reading.number_command(transaction, change.command);
+        let own = required(&mut row, 4)?;
+        let transaction = self.numbers.transaction(&own);
+        reading.transactions.insert(own, transaction);
+        change.command = self.numbers.command(transaction, change.command);
+        // As many bits as there are; within a batch they do not come round.
         let tag = |stored: u64| match stored {
             0 => 0,
-            _ => stored | u64::from(transaction) << TRANSACTION_SHIFT,
+            _ => stored | u64::from(transaction as u16) << TRANSACTION_SHIFT,
         };
         change.stored = (tag(change.stored.0), tag(change.stored.1));
         Ok(Some(Record { id, transaction, route, change }))
@@ -256,27 +262,36 @@ fn number(text: &str) -> Result<i64> {
     text.parse().map_err(|_| Error::internal("malformed record id"))
 }
 
-/// Records read so far, in runs of which each is a unit or falls apart into single records.
+/// Numbers transactions and commands, the same ones alike in batches that follow each other.
 #[derive(Default)]
-struct Reading {
-    runs: Vec<Vec<Record>>,
-    /// The last run of each transaction.
-    last: HashMap<u16, usize>,
-    transactions: HashMap<String, u16>,
+struct Numbers {
+    transactions: HashMap<String, u32>,
+    /// Those of the batch before.
+    before: HashMap<String, u32>,
+    transaction: u32,
     /// The last command of each transaction, and its number here.
-    commands: HashMap<u16, (u32, u32)>,
+    commands: HashMap<u32, (u32, u32)>,
     command: u32,
-    /// Transactions whose last run is known to be complete.
-    closed: Vec<u16>,
 }
 
-impl Reading {
-    fn number_transaction(&mut self, own: String) -> u16 {
-        let next = (self.transactions.len() as u16).wrapping_add(1);
-        *self.transactions.entry(own).or_insert(next)
+impl Numbers {
+    fn next_batch(&mut self) {
+        self.before = std::mem::take(&mut self.transactions);
+        let kept: HashSet<u32> = self.before.values().copied().collect();
+        self.commands.retain(|transaction, _| kept.contains(transaction));
     }
 
-    fn number_command(&mut self, transaction: u16, own: u32) -> u32 {
+    fn transaction(&mut self, own: &str) -> u32 {
+        let known = self.transactions.get(own).or_else(|| self.before.get(own)).copied();
+        let number = known.unwrap_or_else(|| {
+            self.transaction += 1;
+            self.transaction
+        });
+        self.transactions.insert(own.to_owned(), number);
+        number
+    }
+
+    fn command(&mut self, transaction: u32, own: u32) -> u32 {
         let last = self.commands.entry(transaction).or_default();
         if last.1 == 0 || last.0 != own {
             self.command += 1;
@@ -284,8 +299,21 @@ impl Reading {
         }
         last.1
     }
+}
 
-    fn last_run(&self, transaction: u16) -> Option<&Vec<Record>> {
+/// Records read so far, in runs of which each is a unit or falls apart into single records.
+#[derive(Default)]
+struct Reading {
+    runs: Vec<Vec<Record>>,
+    /// The last run of each transaction.
+    last: HashMap<u32, usize>,
+    transactions: HashMap<String, u32>,
+    /// Transactions whose last run is known to be complete.
+    closed: Vec<u32>,
+}
+
+impl Reading {
+    fn last_run(&self, transaction: u32) -> Option<&Vec<Record>> {
         self.last.get(&transaction).map(|at| &self.runs[*at])
     }
 
@@ -311,7 +339,7 @@ impl Reading {
 
     /// The transactions whose last unit may go on beyond what was read.
     fn torn(&self) -> Vec<String> {
-        let torn = |number: u16| {
+        let torn = |number: u32| {
             !self.closed.contains(&number)
                 && self.last_run(number).is_some_and(|run| run.iter().any(is_entangled))
         };
@@ -380,7 +408,7 @@ mod tests {
         })
     }
 
-    fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u16) -> Record {
+    fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u32) -> Record {
         let key = if moves { vec![Some("1".to_owned())] } else { Vec::new() };
         let (row, stored) = (vec![Some("2".to_owned())], (1, 2));
         let (seen, unchanged) = (None, Vec::new());

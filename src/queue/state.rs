@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::spi::{self, Home};
+use crate::pg::text::tellable;
 use crate::sql::quote::ident;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ pub fn failed(
         ident(&home.schema)
     );
     let was = is_unreachable(home, server_name)?;
-    let (state, message) = (reason.sqlstate().to_string(), reason.one_line());
+    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.one_line()));
     let next = next.map(|time| format!("{} milliseconds", time.as_millis()));
     let args = [Some(server_name), Some(flag(unreachable)), Some(&*message), Some(&*state)];
     let args: Vec<_> = args.into_iter().chain([next.as_deref()]).collect();
@@ -84,7 +85,7 @@ fn announce(home: &Home, server_name: &str, state: &str, reason: Option<&Error>)
         "state": state,
         "sqlstate": reason.map(|e| e.sqlstate().to_string()),
         // A payload has less than 8,000 bytes.
-        "message": reason.map(|e| e.one_line().chars().take(1_000).collect::<String>()),
+        "message": reason.map(|e| tellable(&e.one_line()).chars().take(1_000).collect::<String>()),
     });
     let sql = "SELECT pg_catalog.pg_notify($1, $2)";
     spi::write(home, sql, &[Some(CHANNEL), Some(&payload.to_string())])?;

@@ -42,6 +42,8 @@ pub struct Batch {
     pub old: Vec<ArrayLiteral>,
     /// The versions that deletes saw, under [`Policy::Newest`].
     pub seen: Option<ArrayLiteral>,
+    /// The parameters of its only row, if it has but one: those columns that are sent, then the old key.
+    pub single: Option<Vec<Option<String>>>,
     /// UPDATE: positions of columns that are not sent.
     pub unchanged: Vec<u32>,
     /// Under [`Policy::Overwrite`]: take it that the remote is as the change expects, and fail if it is
@@ -69,6 +71,7 @@ impl Batch {
             old: vec![ArrayLiteral::default(); old],
             seen,
             rows: 0,
+            single: None,
             unchanged: Vec::new(),
             optimistic: false,
             truncated: Vec::new(),
@@ -80,6 +83,12 @@ impl Batch {
     /// Appends a change of the same route and kind.
     pub fn push(&mut self, change: &Change<&str>) {
         self.rows += 1;
+        self.single = (self.rows == 1).then(|| {
+            let sent = |at: &usize| !self.unchanged.contains(&(*at as u32));
+            let row = (0..self.new.len()).filter(sent).filter_map(|at| change.row.get(at));
+            let key = change.key.iter().take(self.old.len());
+            row.chain(key).map(|value| value.map(str::to_owned)).collect()
+        });
         for (at, (array, value)) in self.new.iter_mut().zip(&change.row).enumerate() {
             if !self.unchanged.contains(&(at as u32)) {
                 array.push(*value);

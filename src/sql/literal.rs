@@ -22,8 +22,8 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     let seen = matches!(route.policy, Policy::Newest(_))
         .then(|| literal_or_null(change.seen.as_ref().map(AsRef::as_ref)));
     let (any_old, unchanged) = (Vec::new(), Vec::new());
-    let (from, rows, optimistic) = (None, 1, false);
-    let values = Values { new, old, any_old, seen, from, rows, unchanged, optimistic };
+    let (from, rows, optimistic, literal) = (None, 1, false, true);
+    let values = Values { new, old, any_old, seen, from, rows, unchanged, optimistic, literal };
     let texts: Vec<String> =
         texts(route, kind, &values).into_iter().map(|(text, _)| text).collect();
     texts.join("; ")

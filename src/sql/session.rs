@@ -10,7 +10,7 @@ use crate::change::Route;
 pub fn named(application_name: &str) -> Statement {
     Statement {
         text: "SELECT pg_catalog.set_config('application_name', $1, true)".to_owned(),
-        params: vec![application_name.to_owned()],
+        params: vec![Some(application_name.to_owned())],
         conflicts: Conflicts::Never,
     }
 }

@@ -16,7 +16,8 @@ pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
     pub text: String,
-    pub params: Vec<String>,
+    /// `None` is NULL.
+    pub params: Vec<Option<String>>,
     /// How its answer tells the conflicts.
     pub conflicts: Conflicts,
 }
@@ -31,7 +32,7 @@ impl Statement {
 impl Statement {
     /// About how many bytes it takes to send.
     pub fn size(&self) -> usize {
-        self.text.len() + self.params.iter().map(String::len).sum::<usize>()
+        self.text.len() + self.params.iter().flatten().map(String::len).sum::<usize>()
     }
 }
 
@@ -40,13 +41,18 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
     if batch.kind == Kind::Truncate {
         return vec![Statement::plain(truncate(&batch.truncated))];
     }
+    if let Some(values) = Values::of_params(&batch) {
+        let params = batch.single.unwrap_or_default();
+        let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
+        return texts(&batch.route, batch.kind, &values).into_iter().map(statement).collect();
+    }
     let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch));
     let unchanged = batch.unchanged;
     let sent =
         |(at, array): (usize, ArrayLiteral)| (!unchanged.contains(&(at as u32))).then_some(array);
     let new = batch.new.into_iter().enumerate().filter_map(sent);
-    let params: Vec<String> =
-        new.chain(batch.old).chain(batch.seen).map(ArrayLiteral::into_text).collect();
+    let arrays = new.chain(batch.old).chain(batch.seen);
+    let params: Vec<Option<String>> = arrays.map(|array| Some(array.into_text())).collect();
     // Only a move has several statements; all read the same arrays.
     let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
     texts.into_iter().map(statement).collect()
@@ -61,8 +67,7 @@ pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<(String, 
             vec![(insert_from(route, values, &values.from()), Never)]
         }
         (Kind::Insert, Policy::Error) => vec![(insert(route, values, false), Never)],
-        // Only literals do without; they are for people.
-        (Kind::Insert, _) if updates_met(route) && values.from.is_some() => {
+        (Kind::Insert, _) if updates_met(route) && !values.literal => {
             vec![(insert(route, values, true), Conflicts::Noted)]
         }
         (Kind::Insert, _) => vec![(insert(route, values, false), short)],
@@ -494,7 +499,26 @@ mod tests {
              pg_catalog.unnest($3::pg_catalog.text[])) WITH ORDINALITY AS v(n0, n1, n2, ord) \
              ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\", \"a\" = excluded.\"a\""
         );
-        assert_eq!(statements[0].params, [r#"{"1","2"}"#, r#"{"x",NULL}"#, r#"{"{1,2}",NULL}"#]);
+        let params: Vec<&str> = statements[0].params.iter().flatten().map(|p| &**p).collect();
+        assert_eq!(params, [r#"{"1","2"}"#, r#"{"x",NULL}"#, r#"{"{1,2}",NULL}"#]);
+    }
+
+    #[test]
+    fn a_single_row_of_plain_types_needs_no_arrays() {
+        let mut plain = (*route(Policy::Overwrite)).clone();
+        plain.columns.pop();
+        let mut batch = Batch::new(Rc::new(plain), Kind::Update);
+        batch.push(&change(Op::Update, &[], &[Some("1"), None]));
+        let statements = of_batch(batch.clone());
+        assert_eq!(
+            statements[0].text,
+            "WITH u AS (UPDATE \"s\".\"t\" AS t SET \"v\" = $2 WHERE t.\"id\" = $1 RETURNING 1) \
+             INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\") OVERRIDING SYSTEM VALUE SELECT $1, $2 \
+             WHERE NOT EXISTS (SELECT FROM u) ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\""
+        );
+        assert_eq!(statements[0].params, [Some("1".to_owned()), None]);
+        batch.push(&change(Op::Update, &[], &[Some("2"), Some("x")]));
+        assert!(of_batch(batch)[0].text.contains("unnest"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Where a statement takes its values from: arrays of parameters (a batch) or literals (one change).
+//! Where a statement takes its values from: arrays of parameters (a batch), parameters (a single row) or
+//! literals (one change, for people).
 
-use super::batch::Batch;
+use super::batch::{Batch, Kind};
 use super::quote::{ident, literal, relation};
 use crate::change::{Carrier, Column, Policy, Route};
 
@@ -10,11 +11,11 @@ pub struct Values {
     pub new: Vec<String>,
     /// An expression per key column: the key before the change.
     pub old: Vec<String>,
-    /// The same, of any row of `w`, another look at `v`; empty for literals.
+    /// The same, of any row of `w`, another look at `v`; empty without arrays.
     pub any_old: Vec<String>,
     /// The version a delete saw.
     pub seen: Option<String>,
-    /// The FROM item that the expressions read, named `v`; `None` for literals.
+    /// The FROM item that the expressions read, named `v`; `None` without arrays.
     pub from: Option<String>,
     /// Changes that the values stand for.
     pub rows: usize,
@@ -22,6 +23,8 @@ pub struct Values {
     pub unchanged: Vec<u32>,
     /// See [`Batch::optimistic`].
     pub optimistic: bool,
+    /// Literals, for people and not for the wire.
+    pub literal: bool,
 }
 
 impl Values {
@@ -59,7 +62,39 @@ impl Values {
         let unchanged = batch.unchanged.clone();
         let rows = batch.rows;
         let optimistic = batch.optimistic;
-        Self { new, old, any_old, seen, from: Some(from), rows, unchanged, optimistic }
+        let (from, literal) = (Some(from), false);
+        Self { new, old, any_old, seen, from, rows, unchanged, optimistic, literal }
+    }
+
+    /// The same for a batch of one row, a parameter for each value, of the type that the server gives it
+    /// from its place: several times cheaper there to plan than arrays. `None` where its place does not
+    /// say, or where the statements need the values as a FROM item.
+    pub fn of_params(batch: &Batch) -> Option<Self> {
+        let route = &batch.route;
+        let plain = |c: &Column| c.carrier == Carrier::Element && !c.own_equality;
+        let fits = match (batch.kind, route.policy) {
+            (_, Policy::Newest(_)) | (Kind::Move | Kind::Truncate, _) => false,
+            _ => batch.single.is_some() && route.columns.iter().all(plain),
+        };
+        if !fits {
+            return None;
+        }
+        let mut number = 0;
+        let mut next = || {
+            number += 1;
+            format!("${number}")
+        };
+        let new: Vec<String> = (0..batch.new.len())
+            .map(|at| match batch.unchanged.contains(&(at as u32)) {
+                true => String::new(),
+                false => next(),
+            })
+            .collect();
+        let old: Vec<String> = (0..batch.old.len()).map(|_| next()).collect();
+        let old = if old.is_empty() { key_of(route, &new) } else { old };
+        let (unchanged, optimistic) = (batch.unchanged.clone(), batch.optimistic);
+        let (any_old, seen, from, rows, literal) = (Vec::new(), None, None, 1, false);
+        Some(Self { new, old, any_old, seen, from, rows, unchanged, optimistic, literal })
     }
 
     /// `FROM item` or nothing.

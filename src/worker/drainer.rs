@@ -272,6 +272,8 @@ impl Drainer {
         let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(began));
         let visit = turn(|| drain::visit(&Home::find()?, name, link, limit, closes));
         let now = Instant::now();
+        // Waits inside of the visit that are not ours may have taken the latch's sign.
+        self.look_at = self.look_at.min(now + LOOK_GAP);
         let (left, done) = match visit {
             Ok(Visit::Done) => (0, 0),
             Ok(Visit::More { left, done }) => (left, done),
