@@ -7,6 +7,7 @@ pub mod literal;
 pub mod quote;
 mod session;
 mod statement;
+mod upsert;
 mod values;
 
 pub use batch::{Batch, Kind};

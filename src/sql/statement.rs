@@ -4,6 +4,7 @@
 use super::batch::{Batch, Kind};
 use super::conflicts::{Conflicts, NOTE};
 use super::quote::{ArrayLiteral, ident, literal, relation};
+use super::upsert::{clear_target, move_newest, upsert, upsert_told};
 use super::values::{Values, key_of};
 use crate::change::{Policy, Route};
 use std::rc::Rc;
@@ -124,7 +125,7 @@ pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
 /// An INSERT under the route's policy. Where the remote's key may be deferrable no ON CONFLICT can
 /// rely on it: rows that are there are looked for instead. `noted`: rows that it meets and updates
 /// are counted, see [`NOTE`].
-fn insert(route: &Route, values: &Values, noted: bool) -> String {
+pub(super) fn insert(route: &Route, values: &Values, noted: bool) -> String {
     match route.policy {
         _ if !route.key_deferrable => {
             format!("{}{}", insert_from(route, values, &values.from()), on_conflict(route, noted))
@@ -142,7 +143,7 @@ fn insert(route: &Route, values: &Values, noted: bool) -> String {
 
 /// Whether another row holds the new key. A key that is only written differently (1.0 and 1.00) is
 /// the row's own.
-fn taken(route: &Route, values: &Values) -> String {
+pub(super) fn taken(route: &Route, values: &Values) -> String {
     format!(
         "EXISTS (SELECT FROM {} AS o WHERE {} AND NOT ({}))",
         relation(&route.target),
@@ -151,7 +152,7 @@ fn taken(route: &Route, values: &Values) -> String {
     )
 }
 
-fn exists_new(route: &Route, values: &Values) -> String {
+pub(super) fn exists_new(route: &Route, values: &Values) -> String {
     exists(route, &key_of(route, &values.new))
 }
 
@@ -168,7 +169,7 @@ fn remove_old(route: &Route, values: &Values) -> String {
     }
 }
 
-fn insert_from(route: &Route, values: &Values, from: &str) -> String {
+pub(super) fn insert_from(route: &Route, values: &Values, from: &str) -> String {
     let columns: Vec<String> = route.columns.iter().map(|c| ident(&c.name)).collect();
     format!(
         "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {}{from}",
@@ -186,7 +187,7 @@ fn updates_met(route: &Route) -> bool {
 }
 
 /// What an INSERT does with a row that is there already.
-fn on_conflict(route: &Route, noted: bool) -> String {
+pub(super) fn on_conflict(route: &Route, noted: bool) -> String {
     if route.key_deferrable {
         return String::new();
     }
@@ -220,7 +221,13 @@ fn on_conflict(route: &Route, noted: bool) -> String {
 }
 
 /// UPDATE of the rows at the old key, with the caller's FROM and tail.
-fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) -> String {
+pub(super) fn update(
+    route: &Route,
+    kind: Kind,
+    values: &Values,
+    from: String,
+    tail: &str,
+) -> String {
     format!(
         "UPDATE {} AS t SET {}{from} WHERE {}{tail}",
         relation(&route.target),
@@ -230,7 +237,7 @@ fn update(route: &Route, kind: Kind, values: &Values, from: String, tail: &str) 
 }
 
 /// What an UPDATE sets.
-fn assignments(route: &Route, kind: Kind, values: &Values) -> String {
+pub(super) fn assignments(route: &Route, kind: Kind, values: &Values) -> String {
     let at: Vec<usize> = match kind {
         Kind::Move => (0..route.columns.len()).filter(|at| !route.columns[*at].fixed).collect(),
         _ => route.settable().filter(|at| !values.unchanged.contains(&(*at as u32))).collect(),
@@ -242,125 +249,6 @@ fn assignments(route: &Route, kind: Kind, values: &Values) -> String {
         .map(|i| format!("{} = {}", ident(&route.columns[i].name), values.new[i]))
         .collect();
     set.join(", ")
-}
-
-/// UPDATE in place, then INSERT of what was not there. Not one INSERT ... ON CONFLICT: that would
-/// ask for every NOT NULL column of the remote table even where the row exists.
-fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
-    let (with, insert) = update_then_insert(route, kind, values);
-    format!("WITH {with} {insert}")
-}
-
-/// [`upsert`] where the rows that it inserts are not all that it did not find as expected: some have won,
-/// or were at their new key. The command tag would not tell of those.
-fn upsert_told(route: &Route, kind: Kind, values: &Values) -> (String, Conflicts) {
-    let (with, insert) = update_then_insert(route, kind, values);
-    match values.from {
-        Some(_) => (
-            format!(
-                "WITH {with}, i AS ({insert}) \
-                 SELECT {} OPERATOR(pg_catalog.-) pg_catalog.count(*) FROM u",
-                values.rows
-            ),
-            Conflicts::Answered,
-        ),
-        // Literals are for people.
-        None => (format!("WITH {with} {insert}"), Conflicts::Never),
-    }
-}
-
-/// The items of an [`upsert`]'s WITH, and its INSERT.
-fn update_then_insert(route: &Route, kind: Kind, values: &Values) -> (String, String) {
-    let is_newest = matches!(route.policy, Policy::Newest(_));
-    let newest = match is_newest {
-        true => format!(" AND {}", newer(route, &values.new)),
-        false => String::new(),
-    };
-    let (returning, missing) = match values.from {
-        Some(_) => {
-            (" RETURNING v.ord", " FROM v WHERE NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)")
-        }
-        None => (" RETURNING 1", " WHERE NOT EXISTS (SELECT FROM u)"),
-    };
-    // Without ON CONFLICT a row that is there and newer must be left out here.
-    let missing = match is_newest && route.key_deferrable {
-        true => format!("{missing} AND NOT {}", exists_new(route, values)),
-        false => missing.to_owned(),
-    };
-    let update = update(route, kind, values, from_v(values), &format!("{newest}{returning}"));
-    let mut with = format!("{}u AS ({update})", with_v(values));
-    let mut missing = missing;
-    // Nor may a row be inserted that has moved before: its change is being replayed.
-    if kind == Kind::Move && route.key_deferrable {
-        let (set, key) = (assignments(route, Kind::Update, values), key_of(route, &values.new));
-        let (and, moved) = match values.from {
-            Some(_) => (
-                " AND NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)",
-                " AND NOT EXISTS (SELECT FROM n WHERE n.ord = v.ord)",
-            ),
-            None => (" AND NOT EXISTS (SELECT FROM u)", " AND NOT EXISTS (SELECT FROM n)"),
-        };
-        with.push_str(&format!(
-            ", n AS (UPDATE {} AS t SET {set}{} WHERE {}{and}{returning})",
-            relation(&route.target),
-            from_v(values),
-            same_key(route, "t", &key)
-        ));
-        missing.push_str(moved);
-    }
-    let insert = insert_from(route, values, &missing);
-    (with, format!("{insert}{}", on_conflict(route, false)))
-}
-
-/// Before a move: removes the row that holds the new key, where the row to move is there too and
-/// is another one. Replaying a transaction that had moved a row and inserted the old key anew
-/// depends on this.
-///
-/// Never a row that the batch itself moves: keys that only the remote's collation holds for equal
-/// (a chain from "b" to "C" and from "a" to "B") are not seen as a chain here.
-fn clear_target(route: &Route, values: &Values) -> String {
-    let not_moving = match values.any_old.is_empty() {
-        true => String::new(),
-        false => {
-            let moving = same_key(route, "t", &values.any_old);
-            format!(" AND NOT EXISTS (SELECT FROM v AS w WHERE {moving})")
-        }
-    };
-    let with = with_v(values);
-    format!(
-        "{}DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {}{not_moving}",
-        with.strip_suffix(", ").map(|v| format!("WITH {v} ")).unwrap_or_default(),
-        relation(&route.target),
-        using_v(values),
-        same_key(route, "t", &key_of(route, &values.new)),
-        same_key(route, "t", &values.old),
-        exists(route, &values.old)
-    )
-}
-
-/// A move under `newest`: in place where the old row is older and the new key free; else the old row
-/// goes if it is older, and the new key takes the row if what it holds is older. A newer row at the
-/// old key stays: on the node that wrote it, this change finds it newer too.
-fn move_newest(route: &Route, values: &Values) -> Vec<(String, Conflicts)> {
-    let newer = newer(route, &values.new);
-    let new_key = key_of(route, &values.new);
-    let free = format!(" AND {newer} AND NOT {}", taken(route, values));
-    let vacate = format!(
-        "DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {newer}",
-        relation(&route.target),
-        values.using(),
-        same_key(route, "t", &values.old),
-        same_key(route, "t", &new_key),
-    );
-    vec![
-        // What it does not move is a conflict, whatever the others make of it.
-        (
-            update(route, Kind::Move, values, values.from(), &free),
-            Conflicts::Short(values.rows as u64),
-        ),
-        (vacate, Conflicts::Never),
-        (insert(route, values, false), Conflicts::Never),
-    ]
 }
 
 fn delete(route: &Route, values: &Values, using: String, tail: &str) -> String {
@@ -390,7 +278,7 @@ fn all_found(values: &Values, inner: &str) -> String {
     )
 }
 
-fn exists(route: &Route, key: &[String]) -> String {
+pub(super) fn exists(route: &Route, key: &[String]) -> String {
     format!(
         "EXISTS (SELECT FROM {} AS o WHERE {})",
         relation(&route.target),
@@ -398,7 +286,7 @@ fn exists(route: &Route, key: &[String]) -> String {
     )
 }
 
-fn same_key(route: &Route, table: &str, key: &[String]) -> String {
+pub(super) fn same_key(route: &Route, table: &str, key: &[String]) -> String {
     let terms: Vec<String> = route
         .key
         .iter()
@@ -410,7 +298,7 @@ fn same_key(route: &Route, table: &str, key: &[String]) -> String {
 
 /// Whether the new row wins over `t`: the larger version, a version over none, and between equal
 /// versions the larger row as text in the C collation, so that every node decides alike.
-fn newer(route: &Route, new: &[String]) -> String {
+pub(super) fn newer(route: &Route, new: &[String]) -> String {
     let Policy::Newest(at) = route.policy else { return "true".to_owned() };
     let there: Vec<String> =
         route.columns.iter().map(|c| format!("t.{}", ident(&c.name))).collect();
@@ -424,7 +312,7 @@ fn newer(route: &Route, new: &[String]) -> String {
     )
 }
 
-fn with_v(values: &Values) -> String {
+pub(super) fn with_v(values: &Values) -> String {
     values
         .from
         .as_ref()
@@ -432,11 +320,11 @@ fn with_v(values: &Values) -> String {
         .unwrap_or_default()
 }
 
-fn from_v(values: &Values) -> String {
+pub(super) fn from_v(values: &Values) -> String {
     values.from.as_ref().map(|_| " FROM v".to_owned()).unwrap_or_default()
 }
 
-fn using_v(values: &Values) -> String {
+pub(super) fn using_v(values: &Values) -> String {
     values.from.as_ref().map(|_| " USING v".to_owned()).unwrap_or_default()
 }
 
