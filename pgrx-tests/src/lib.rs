@@ -6,6 +6,7 @@
 //! the protocol through the pure Rust `postgres` crate.
 
 pub mod cluster;
+pub mod faults;
 pub mod proxy;
 pub mod reaper;
 pub mod scenario;

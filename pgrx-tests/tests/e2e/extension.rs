@@ -121,7 +121,7 @@ fn attach_and_detach_with_all_defaults() {
     assert_eq!(rows(&bed.right, &format!("select * from {schema}.t")), ["1|a", "2|b"]);
     run(&mut client, "truncate t; insert into t values (3, 'c')");
     assert_eq!(rows(&bed.right, &format!("select * from {schema}.t")), ["3|c"]);
-    let triggers = "select tgname, tgtype from pg_trigger where not tgisinternal order by 1";
+    let triggers = "select tgname, tgtype from pg_trigger where tgrelid = 't'::regclass order by 1";
     let made = rows(&bed.left, triggers);
     assert_eq!(made, ["00_pg_rowsync_dst_dml|29", "00_pg_rowsync_dst_truncate|32"]);
     run(&mut client, "select detach_sync('t', 'dst')");

@@ -120,12 +120,14 @@ fn each_change_carries_the_name_of_its_own_trigger() {
 }
 
 #[test]
-fn a_dropped_server_leaves_its_records_with_the_reason() {
+fn a_dropped_server_leaves_its_records_pending() {
     let bed = one_way("dropserver", COLUMNS, r#"{"mode": "queue"}"#);
     bed.left.exec("insert into t values (1, 'a')");
     bed.left.exec("drop server dst cascade");
     assert!(!deal(&bed, "10"));
-    assert_eq!(records(&bed), ["INSERT|42704|1|failed"]);
+    assert_eq!(records(&bed), ["INSERT|~|0|pending"]);
+    let why = "select last_sqlstate, last_error from sync_server_state where dst_server = 'dst'";
+    assert_eq!(rows(&bed.left, why), ["42704|server \"dst\" does not exist"]);
     bed.link(&bed.left, &bed.right, "dst", &[]);
     assert!(deal(&bed, "10"));
     both_have(&bed, "t", &["1|a"]);
@@ -149,7 +151,7 @@ fn the_status_view_has_a_row_per_server() {
     bed.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
     assert_eq!(rows(&bed.left, status), ["dst|3|0|f|23514"]);
     assert!(!deal(&bed, "10"));
-    assert_eq!(rows(&bed.left, status), ["dst|2|1|f|23514"]);
+    assert_eq!(rows(&bed.left, status), ["dst|0|1|t|23514"]);
     bed.right.exec("alter table t drop constraint no_two");
     assert!(deal(&bed, "10"));
     bed.left.exec("select detach_sync('t', 'dst')");

@@ -1,0 +1,143 @@
+//! `cargo faults rounds|outage|flapping|leaks`: breaks things on purpose, at a size that is too large for
+//! every run of the tests. Sets the machine up first, as the other commands do.
+
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use rowsync_harness::faults::rig::{Drain, Mode, Rig};
+use rowsync_harness::faults::{flapping, leaks, outage, rounds};
+use rowsync_harness::setup;
+
+const USAGE: &str = "usage:
+  cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|all]
+                      [--drain worker|calls|both] [--fault NAME]
+      random faults under load, a row by row comparison after each; --rounds counts per mode
+  cargo faults outage [--seconds 60] [--clients 8] [--away refused|silent|stopped]
+                      [--rate TPS] [--scale 8] [--after SECONDS] [--drain worker|calls|both]
+      pgbench while the other side is away for so long
+  cargo faults flapping [--seconds 60] [--seed S]
+      eight clients on twenty rows, two callers and the worker draining, the other side coming and
+      going
+  cargo faults leaks [--transactions 100000]
+      one backend, a fifth of its transactions failing";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let mut options = Options(words.collect());
+    match command.as_str() {
+        "rounds" => run_rounds(&mut options),
+        "outage" => run_outage(&mut options),
+        "flapping" => run_flapping(&mut options),
+        "leaks" => run_leaks(&mut options),
+        _ => bail!("{USAGE}"),
+    }
+}
+
+/// `--name value`, in any order.
+struct Options(Vec<String>);
+
+impl Options {
+    fn take<T: FromStr>(&mut self, name: &str) -> Result<Option<T>>
+    where
+        T::Err: std::fmt::Display,
+    {
+        let Some(at) = self.0.iter().position(|word| word == &format!("--{name}")) else {
+            return Ok(None);
+        };
+        let value = self.0.get(at + 1).with_context(|| format!("--{name} needs a value"))?.clone();
+        self.0.drain(at..at + 2);
+        let value = T::from_str(&value);
+        value.map(Some).map_err(|error| anyhow::anyhow!("--{name}: {error}"))
+    }
+
+    fn seed(&mut self) -> Result<u64> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        Ok(self.take("seed")?.unwrap_or(now.as_micros() as u64))
+    }
+
+    /// Refuses what nobody has taken.
+    fn end(&self) -> Result<()> {
+        if !self.0.is_empty() {
+            bail!("{}: not understood\n{USAGE}", self.0.join(" "));
+        }
+        Ok(())
+    }
+}
+
+fn run_rounds(options: &mut Options) -> Result<()> {
+    let rounds = options.take("rounds")?.unwrap_or(200);
+    let from = options.take("from")?.unwrap_or(0);
+    let seed = options.seed()?;
+    let mode: String = options.take("mode")?.unwrap_or_else(|| "all".to_owned());
+    let modes = if mode == "all" { Mode::ALL.to_vec() } else { vec![mode.parse()?] };
+    let drain = options.take("drain")?.unwrap_or(Drain::Worker);
+    let fault = options.take("fault")?;
+    options.end()?;
+    setup::prepare()?;
+    println!("seed {seed}");
+    for mode in modes {
+        let start = Instant::now();
+        let plan = rounds::Plan { mode, drain, seed, from, rounds, fault };
+        let summary = rounds::run(plan, &mut |line| println!("{line}"))?;
+        println!(
+            "\nmode {mode}: {rounds} rounds in {:.0} s, both sides equal after each\n{summary}",
+            start.elapsed().as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+fn run_outage(options: &mut Options) -> Result<()> {
+    let seconds: u64 = options.take("seconds")?.unwrap_or(60);
+    let plan = outage::Plan {
+        away: options.take("away")?.unwrap_or(outage::Away::Refused),
+        drain: options.take("drain")?.unwrap_or(Drain::Worker),
+        clients: options.take("clients")?.unwrap_or(8),
+        scale: options.take("scale")?.unwrap_or(8),
+        rate: options.take("rate")?,
+        before: Duration::from_secs(10),
+        outage: Duration::from_secs(seconds),
+        after: Duration::from_secs(options.take("after")?.unwrap_or(20 + seconds)),
+    };
+    options.end()?;
+    setup::prepare()?;
+    println!("pgbench with {} clients, {plan:?}", plan.clients);
+    println!("{}\nno client error; both sides equal", outage::run(plan)?);
+    Ok(())
+}
+
+fn run_flapping(options: &mut Options) -> Result<()> {
+    let seconds = options.take("seconds")?.unwrap_or(60);
+    let seed = options.seed()?;
+    options.end()?;
+    setup::prepare()?;
+    println!("seed {seed}");
+    let rig = Rig::start("flapping", Mode::Async, Drain::Both)?;
+    let report = flapping::run(&rig, seed, Duration::from_secs(seconds))?;
+    let flapping::Report { committed, outages, queued } = report;
+    println!("{committed} committed, {outages} outages, {queued} queued; both sides equal");
+    Ok(())
+}
+
+fn run_leaks(options: &mut Options) -> Result<()> {
+    let transactions = options.take("transactions")?.unwrap_or(100_000);
+    options.end()?;
+    setup::prepare()?;
+    let start = Instant::now();
+    leaks::run(transactions, &mut |holdings| println!("{holdings}"))?;
+    println!("flat, in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}

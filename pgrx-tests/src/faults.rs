@@ -1,0 +1,12 @@
+//! What breaks things on purpose, at random and under load, and judges what is left afterwards.
+
+pub mod dice;
+pub mod fault;
+pub mod flapping;
+pub mod leaks;
+pub mod outage;
+pub mod pgbench;
+pub mod rig;
+pub mod rounds;
+pub mod verdict;
+pub mod workload;

@@ -1,0 +1,340 @@
+//! One thing that goes wrong, and how it is put right again.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::Ordering;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use postgres::Client;
+
+use super::dice::Dice;
+use super::rig::{Mode, PAST_TIMEOUT, PATIENCE, Rig};
+use super::workload::{Stage, Touch};
+use crate::cluster::Shutdown;
+use crate::proxy::Direction;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Connections are reset, several times.
+    Reset,
+    /// A connection is reset after so many bytes on the way there: before, during and after COMMIT.
+    CutSending,
+    /// The same on the way back.
+    CutAnswer,
+    /// Not a byte passes for a while, then all that was held back does.
+    Blackhole,
+    /// The same, but what was held back is lost.
+    BlackholeThenCut,
+    /// Connections are reset and new ones refused for a while.
+    Refuse,
+    /// SIGKILL to a remote backend: the remote recovers from a crash.
+    KillRemoteBackend,
+    /// The remote is shut down at once and started again.
+    CrashRemote,
+    /// SIGSTOP to a remote backend beyond the delivery timeout, then SIGCONT.
+    StopRemoteBackend,
+    /// The same with all remote processes.
+    StopRemote,
+    /// Remote backends are terminated.
+    TerminateRemoteBackend,
+    /// Local statements are cancelled.
+    CancelLocal,
+    /// Local sessions are terminated.
+    TerminateLocal,
+    /// SIGKILL to a local backend: the local server recovers from a crash.
+    KillLocalBackend,
+    /// SIGKILL to the background worker.
+    KillWorker,
+    /// SIGKILL to all local processes, and a start.
+    KillLocal,
+    /// SIGKILL to the local postmaster alone; the others notice and end. Then a start.
+    KillPostmaster,
+}
+
+const REMOTE: [Fault; 11] = [
+    Fault::Reset,
+    Fault::CutSending,
+    Fault::CutAnswer,
+    Fault::Blackhole,
+    Fault::BlackholeThenCut,
+    Fault::Refuse,
+    Fault::KillRemoteBackend,
+    Fault::CrashRemote,
+    Fault::StopRemoteBackend,
+    Fault::StopRemote,
+    Fault::TerminateRemoteBackend,
+];
+
+const LOCAL: [Fault; 6] = [
+    Fault::CancelLocal,
+    Fault::TerminateLocal,
+    Fault::KillLocalBackend,
+    Fault::KillWorker,
+    Fault::KillLocal,
+    Fault::KillPostmaster,
+];
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl FromStr for Fault {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Fault> {
+        let mut all = REMOTE.into_iter().chain(LOCAL);
+        all.find(|fault| fault.to_string() == name)
+            .with_context(|| format!("unknown fault \"{name}\""))
+    }
+}
+
+impl Fault {
+    /// One of those that the rig can have. Cuts in the middle of a delivery come in the greatest
+    /// variety, so they come most often.
+    pub fn choose(dice: &mut Dice, rig: &Rig) -> Fault {
+        match dice.roll(10) {
+            0 => Fault::CutSending,
+            1 => Fault::CutAnswer,
+            2..6 => *dice.pick(&REMOTE),
+            _ => match *dice.pick(&LOCAL) {
+                // In mode `sync` nothing is queued, so no worker is wanted.
+                Fault::KillWorker if !rig.drain.has_worker() || rig.mode == Mode::Sync => {
+                    Fault::KillLocalBackend
+                }
+                fault => fault,
+            },
+        }
+    }
+
+    /// What the sessions of the left side may notice.
+    pub fn touch(self) -> Touch {
+        match self {
+            Fault::CancelLocal => Touch::Cancel,
+            _ if LOCAL.contains(&self) => Touch::Disconnect,
+            _ => Touch::Nothing,
+        }
+    }
+
+    /// Whether the left side may die between the remote commit and its own.
+    pub fn kills_left(self) -> bool {
+        use Fault::{KillLocal, KillLocalBackend, KillPostmaster, KillWorker};
+        matches!(self, KillLocal | KillLocalBackend | KillPostmaster | KillWorker)
+    }
+
+    /// Lets it happen and puts it right again.
+    pub fn run(self, rig: &Rig, stage: &Stage, dice: &mut Dice) -> Result<()> {
+        // A slow network makes most of a transaction's time its commit, where it matters most.
+        if self.touch() != Touch::Nothing {
+            rig.proxy.set_delay(dice.millis(0, 8));
+        }
+        let result = self.act(rig, stage, dice);
+        self.heal(rig)?;
+        result
+    }
+
+    fn act(self, rig: &Rig, stage: &Stage, dice: &mut Dice) -> Result<()> {
+        let (left, right) = (&rig.left.cluster, &rig.right.cluster);
+        // Longer and shorter than the timeouts.
+        let outage = dice.millis(200, 1800);
+        let frozen = PAST_TIMEOUT + dice.millis(0, 600);
+        match self {
+            Fault::Reset => repeat(dice, 6, |_| {
+                rig.proxy.cut();
+                Ok(())
+            })?,
+            Fault::CutSending => repeat(dice, 8, |dice| {
+                rig.proxy.cut_after(dice.roll(4000), Direction::ToServer);
+                Ok(())
+            })?,
+            Fault::CutAnswer => repeat(dice, 8, |dice| {
+                rig.proxy.cut_after(dice.roll(700), Direction::ToClient);
+                Ok(())
+            })?,
+            Fault::Blackhole | Fault::BlackholeThenCut => {
+                rig.proxy.freeze();
+                sleep(outage);
+                calm(stage, dice);
+                if self == Fault::BlackholeThenCut {
+                    rig.proxy.cut();
+                }
+                rig.proxy.thaw();
+            }
+            Fault::Refuse => {
+                rig.proxy.refuse();
+                rig.proxy.cut();
+                sleep(outage);
+                rig.proxy.accept()?;
+            }
+            Fault::KillRemoteBackend => {
+                let mut witness = rig.right.connect_superuser()?;
+                let pid = delivering(&mut witness)?;
+                right.signal_backend(pid, Signal::SIGKILL)?;
+                await_crash(&mut witness)?;
+                right.wait_ready()?;
+            }
+            Fault::CrashRemote => {
+                right.stop(Shutdown::Immediate)?;
+                sleep(outage / 2);
+                right.start_again()?;
+            }
+            Fault::StopRemoteBackend => {
+                let pid = delivering(&mut rig.right.connect_superuser()?)?;
+                right.signal_backend(pid, Signal::SIGSTOP)?;
+                sleep(frozen);
+                calm(stage, dice);
+                right.signal_backend(pid, Signal::SIGCONT)?;
+            }
+            Fault::StopRemote => {
+                right.freeze()?;
+                sleep(frozen);
+                calm(stage, dice);
+                right.thaw()?;
+            }
+            Fault::TerminateRemoteBackend => {
+                let mut admin = rig.right.connect_superuser()?;
+                repeat(dice, 6, |_| {
+                    let pid = delivering(&mut admin)?;
+                    admin.execute("select pg_terminate_backend($1)", &[&pid])?;
+                    Ok(())
+                })?;
+            }
+            Fault::CancelLocal | Fault::TerminateLocal => {
+                let mut admin = rig.left.connect_superuser()?;
+                let (times, sql) = match self {
+                    Fault::CancelLocal => (30, "select pg_cancel_backend($1)"),
+                    _ => (10, "select pg_terminate_backend($1)"),
+                };
+                repeat(dice, times, |dice| {
+                    let pid = dice.pick(&stage.backends).load(Ordering::Relaxed);
+                    if pid != 0 {
+                        admin.execute(sql, &[&pid])?;
+                    }
+                    Ok(())
+                })?;
+            }
+            Fault::KillLocalBackend | Fault::KillWorker => {
+                let mut witness = rig.left.connect_superuser()?;
+                let pid = match self {
+                    Fault::KillWorker => {
+                        // There need not be one before something is queued.
+                        rig.proxy.cut();
+                        worker(&mut witness)?
+                    }
+                    _ => writer(stage, dice)?,
+                };
+                left.signal_backend(pid, Signal::SIGKILL)?;
+                await_crash(&mut witness)?;
+                left.wait_ready()?;
+            }
+            Fault::KillLocal => {
+                left.kill()?;
+                left.start_again()?;
+            }
+            Fault::KillPostmaster => {
+                let postmaster = left.pid()?;
+                kill(postmaster, Signal::SIGKILL)?;
+                let start = Instant::now();
+                // Itself a zombie until its parent, this process, asks for it; that has no directory.
+                while !left.processes().is_empty() {
+                    ensure!(
+                        start.elapsed() < Duration::from_secs(10),
+                        "processes outlive their postmaster: {:?}",
+                        left.processes()
+                    );
+                    sleep(Duration::from_millis(10));
+                }
+                left.kill()?;
+                left.start_again()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever happened on the way, the next round finds everything in order.
+    fn heal(self, rig: &Rig) -> Result<()> {
+        rig.proxy.set_delay(Duration::ZERO);
+        rig.proxy.cut_after(u64::MAX, Direction::ToServer);
+        rig.proxy.thaw();
+        rig.proxy.accept()?;
+        for side in [&rig.left, &rig.right] {
+            if side.cluster.pid().is_err() {
+                side.cluster.start_again()?;
+            }
+            side.cluster.thaw()?;
+            side.cluster.wait_ready()?;
+        }
+        Ok(())
+    }
+}
+
+/// Does it several times, with pauses in between, and one afterwards.
+fn repeat(dice: &mut Dice, times: u32, mut act: impl FnMut(&mut Dice) -> Result<()>) -> Result<()> {
+    for _ in 0..times {
+        act(dice)?;
+        dice.pause(5, 120);
+    }
+    Ok(())
+}
+
+/// Ends the load, most of the time, before something frozen wakes up: what it still does then must not
+/// be covered by newer changes of the same rows.
+fn calm(stage: &Stage, dice: &mut Dice) {
+    if dice.chance(60) {
+        stage.stop.store(true, Ordering::Relaxed);
+        dice.pause(100, 500);
+    }
+}
+
+/// A remote backend that is delivering or was the last to do so.
+fn delivering(observer: &mut Client) -> Result<i32> {
+    let sql = "select pid from pg_stat_activity
+                where application_name = 'pg_rowsync' and pid <> pg_backend_pid()
+                order by state = 'active' desc, state_change desc limit 1";
+    let start = Instant::now();
+    loop {
+        if let Some(row) = observer.query_opt(sql, &[])? {
+            return Ok(row.get(0));
+        }
+        ensure!(start.elapsed() < PATIENCE, "nobody delivers anything");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+fn worker(observer: &mut Client) -> Result<i32> {
+    let sql = "select pid from pg_stat_activity where backend_type = 'pg_rowsync worker' limit 1";
+    let start = Instant::now();
+    loop {
+        if let Some(row) = observer.query_opt(sql, &[])? {
+            return Ok(row.get(0));
+        }
+        ensure!(start.elapsed() < PATIENCE, "there is no worker");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+fn writer(stage: &Stage, dice: &mut Dice) -> Result<i32> {
+    let start = Instant::now();
+    loop {
+        let pid = dice.pick(&stage.backends).load(Ordering::Relaxed);
+        if pid != 0 {
+            return Ok(pid);
+        }
+        ensure!(start.elapsed() < PATIENCE, "nobody writes anything");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until the server has thrown this session out, as it does with all after a crash of one.
+fn await_crash(witness: &mut Client) -> Result<()> {
+    let start = Instant::now();
+    while witness.simple_query("select 1").is_ok() {
+        ensure!(start.elapsed() < PATIENCE, "the server did not notice the crash");
+        sleep(Duration::from_millis(5));
+    }
+    witness.is_closed().then_some(()).context("the witness of a crash was not thrown out")
+}

@@ -1,0 +1,24 @@
+//! Dice for random tests: reproducible, and good enough to mix things up (xorshift64).
+
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        for _ in 0..8 {
+            dice.roll(2);
+        }
+        dice
+    }
+
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % sides
+    }
+
+    pub fn of<T: Copy>(&mut self, items: &[T]) -> T {
+        items[self.roll(items.len() as u64) as usize]
+    }
+}

@@ -1,0 +1,29 @@
+//! Rounds of load with a fault each, from fixed seeds. `cargo faults rounds` runs more of them.
+
+use rowsync_harness::faults::rig::{Drain, Mode};
+use rowsync_harness::faults::rounds::{self, Plan};
+
+fn rounds(mode: Mode, drain: Drain, seed: u64) {
+    let plan = Plan { mode, drain, seed, from: 0, rounds: 8, fault: None };
+    rounds::run(plan, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+#[test]
+fn after_faults_in_mode_async_both_sides_are_equal() {
+    rounds(Mode::Async, Drain::Worker, 1);
+}
+
+#[test]
+fn after_faults_in_mode_queue_both_sides_are_equal() {
+    rounds(Mode::Queue, Drain::Worker, 2);
+}
+
+#[test]
+fn after_faults_in_mode_sync_only_unknown_transactions_differ() {
+    rounds(Mode::Sync, Drain::Worker, 3);
+}
+
+#[test]
+fn after_faults_without_a_worker_calls_make_both_sides_equal() {
+    rounds(Mode::Async, Drain::Calls, 4);
+}

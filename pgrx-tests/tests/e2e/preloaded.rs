@@ -1,0 +1,64 @@
+//! A test bed whose left cluster is its own and preloads the library, so that a worker delivers what
+//! its database queues.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
+use rowsync_harness::testbed::clusters;
+use rowsync_harness::{Side, Testbed, await_until};
+
+use crate::common::mirror;
+
+/// How long the worker may take to deliver what a test has queued.
+pub const WORKING: Duration = Duration::from_secs(60);
+
+/// The worker that serves this database, where there is one: its process ID.
+const WORKER: &str = "select coalesce((select pid from pg_stat_activity
+                        where backend_type = 'pg_rowsync worker' and datname = current_database()), 0)";
+
+/// Settings that let a test wait for a retry: they come often and at an even pace.
+pub const EAGER: &[(&str, &str)] =
+    &[("pg_rowsync.retry_interval", "100ms"), ("pg_rowsync.max_retry_interval", "300ms")];
+
+/// Two databases without a server; the right one is on the shared cluster.
+pub fn preloaded(label: &str, settings: &[(&str, &str)]) -> Testbed {
+    let settings =
+        [TEST_SETTINGS, &[("shared_preload_libraries", "pg_rowsync")], settings].concat();
+    let own = Arc::new(Cluster::start_with(label, &settings).expect("a cluster that preloads"));
+    let create = |cluster, name: String| Side::create(cluster, &name).expect("a database");
+    Testbed {
+        left: create(&own, format!("local_{label}")),
+        right: create(clusters().1, format!("remote_{label}")),
+    }
+}
+
+/// The same with a table `t` on both sides and changes of the left one sent to `dst`.
+pub fn preloaded_one_way(
+    label: &str,
+    settings: &[(&str, &str)],
+    columns: &str,
+    options: &str,
+) -> Testbed {
+    let bed = preloaded(label, settings);
+    bed.link(&bed.left, &bed.right, "dst", &[]);
+    mirror(&bed, "t", columns, options);
+    bed
+}
+
+/// The process ID of the worker of the left database, once there is one.
+pub fn worker(bed: &Testbed) -> i32 {
+    let mut pid = 0;
+    await_until(Duration::from_secs(20), "a worker", || {
+        pid = bed.left.query_one(WORKER);
+        pid != 0
+    });
+    pid
+}
+
+/// Waits until the worker has left only records that are set aside or wait behind them.
+pub fn await_drained(bed: &Testbed) {
+    await_until(WORKING, "the worker to deliver what is pending", || {
+        bed.left.query_one::<i64>("select count(*) from sync_err_rec where status = 'pending'") == 0
+    });
+}
