@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 /// The queue is closed for a visit that takes no longer: shorter than commits wait for it.
 const MOMENT: Duration = Duration::from_millis(50);
+/// And for a visit with so few records, whatever the last one took: it may have waited for other things.
+const FEW: i64 = 100;
 /// How long a longer queue may take to become noticeably shorter by itself.
 const WINDOW: Duration = Duration::from_secs(10);
 /// For how long the queue stays open after closing it took too long.
@@ -31,14 +33,15 @@ impl Pace {
             return;
         }
         let (since, before) = *self.window.get_or_insert((now, backlog));
-        let next = took.mul_f64(backlog as f64 / done.max(1) as f64);
+        // Not less than the last one took, which it mostly spent on what every visit costs.
+        let next = took.mul_f64((backlog as f64 / done.max(1) as f64).max(1.0));
         let over = now.duration_since(since) >= WINDOW;
         let stuck = over && backlog > before - before / 10;
         if over {
             self.window = Some((now, backlog));
         }
         // Once it has not got shorter by itself, it stays closed until it is empty.
-        self.closed = next <= MOMENT || stuck || (self.closed && !over);
+        self.closed = backlog <= FEW || next <= MOMENT || stuck || (self.closed && !over);
     }
 
     /// The queue could not be closed.
@@ -66,7 +69,9 @@ mod tests {
         assert!(!pace.closes(at(20)), "it shrinks");
         pace.left(4_000, 5_000, second, at(21));
         assert!(!pace.closes(at(21)), "commits would wait too long");
-        pace.left(200, 5_000, second, at(22));
+        pace.left(1_000, 50, second, at(22));
+        assert!(!pace.closes(at(22)));
+        pace.left(100, 50, second, at(22));
         assert!(pace.closes(at(22)), "it is short");
         pace.could_not_close(at(22));
         assert!(!pace.closes(at(22)) && pace.closes(at(23)));
