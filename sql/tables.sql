@@ -40,7 +40,7 @@ CREATE INDEX sync_queue_aside ON @extschema@.sync_queue (dst_server, status, id)
     WHERE status OPERATOR(pg_catalog.<>) 'pending';
 CREATE INDEX sync_queue_waiting ON @extschema@.sync_queue (dst_server, waits_for, id)
     WHERE status OPERATOR(pg_catalog.=) 'waiting';
-CREATE INDEX sync_queue_blocks ON @extschema@.sync_queue USING gin (blocks)
+CREATE INDEX sync_queue_blocks ON @extschema@.sync_queue USING gin (blocks) WITH (fastupdate = off)
     WHERE status OPERATOR(pg_catalog.<>) 'pending';
 
 CREATE TRIGGER sync_queue_discarded AFTER DELETE ON @extschema@.sync_queue

@@ -174,7 +174,8 @@ impl<'h> Batch<'h> {
             };
             let mut guilty = Guilty::default();
             if !complete {
-                complete = self.complete(claims)?;
+                self.complete(claims)?;
+                complete = true;
             } else {
                 guilty = match self.judge(replay, error) {
                     Ok(guilty) => guilty,
@@ -196,13 +197,17 @@ impl<'h> Batch<'h> {
         Ok(())
     }
 
-    /// Adds the rest of the batch's last source transaction. True when there is no more of it.
-    fn complete(&mut self, claims: &mut Claims<'_>) -> Result<bool> {
+    /// Adds the rest of the batch's last source transaction.
+    fn complete(&mut self, claims: &mut Claims<'_>) -> Result<()> {
         let last = self.units.last().map(Unit::transaction);
-        let more = claims.next(BATCH)?;
-        let over = more.iter().any(|unit| Some(unit.transaction()) != last) || more.is_empty();
-        self.add(more)?;
-        Ok(over)
+        loop {
+            let more = claims.next(BATCH)?;
+            let over = more.iter().any(|unit| Some(unit.transaction()) != last) || more.is_empty();
+            self.add(more)?;
+            if over {
+                return Ok(());
+            }
+        }
     }
 
     /// Finds what of the applied units breaks a deferred constraint, over the failure of all of them.

@@ -87,9 +87,11 @@ fn run(user: Option<Oid>, sql: &str, args: &[Option<&str>], read_only: bool) -> 
         args.iter().map(|arg| arg.map(text::to_server).transpose()).collect::<Result<Vec<_>>>()?;
     let source = text::to_server(sql)?;
     let _identity = user.map(AsUser::switch);
-    // Every statement here has its index. A plan made while the queue was short must not read the
-    // whole of a long one.
-    let _plans = Settings::set(&[(c"enable_seqscan", c"off")]);
+    // Names that a statement leaves to the search path, the equality of CASE and NULLIF for one, must
+    // not be found in a schema of the user's. And every statement here has its index: a plan made while
+    // the queue was short must not read the whole of a long one.
+    let _settings =
+        Settings::set(&[(c"search_path", c"pg_catalog, pg_temp"), (c"enable_seqscan", c"off")]);
     // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then
     // cleans up SPI and the snapshot stack, so only the successful path ends them here.
     unsafe {

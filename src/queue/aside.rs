@@ -38,14 +38,18 @@ impl Blockers {
     /// What reading the queue reports.
     pub fn load(&mut self, home: &Home, server_name: &str, checks: &[i64]) -> Result<bool> {
         let queue = format!("{}.sync_queue", ident(&home.schema));
+        // Over the index of marks only: the others would lead through everything that waits, so the
+        // server's name is disguised from them.
         let sql = format!(
             "SELECT m.mark, pg_catalog.min(q.id), \
                 pg_catalog.min(COALESCE(q.waits_for, q.id)) \
-             FROM {queue} q, pg_catalog.unnest(q.blocks) AS m(mark) \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+             FROM {queue} q CROSS JOIN LATERAL pg_catalog.unnest(q.blocks) AS m(mark) \
+             JOIN pg_catalog.unnest($2::pg_catalog.int8[]) AS c(mark) \
+               ON c.mark OPERATOR(pg_catalog.=) m.mark \
+             WHERE q.dst_server OPERATOR(pg_catalog.||) '' OPERATOR(pg_catalog.=) $1 \
                AND q.status OPERATOR(pg_catalog.<>) 'pending' \
-               AND q.blocks OPERATOR(pg_catalog.&&) ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
-               AND m.mark OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[]))) \
+               AND q.blocks OPERATOR(pg_catalog.&&) \
+                 ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
              GROUP BY m.mark \
              UNION ALL SELECT NULL, NULL, NULL WHERE EXISTS (SELECT FROM {queue} q \
                WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
@@ -88,6 +92,17 @@ impl Blockers {
         let root = self.find(i64::MAX, footprint)?;
         self.add(0, root, &footprint.marks);
         Some(root)
+    }
+
+    /// A change about to be queued waits for this record, and leaves its marks.
+    pub fn mark(&mut self, root: i64, footprint: &Footprint) -> Option<i64> {
+        self.add(0, root, &footprint.marks);
+        Some(root)
+    }
+
+    /// The oldest record that others wait for.
+    pub fn oldest(&self) -> Option<i64> {
+        self.marks.values().map(|origin| origin.root).min()
     }
 
     /// Whether there is nothing to wait for.
@@ -205,7 +220,8 @@ pub fn release(home: &Home, server_name: &str) -> Result<bool> {
     Ok(required(&mut row.unwrap_or_default(), 0)? != "0")
 }
 
-/// An owner's oldest records that are set aside for a server, at most so many.
+/// An owner's records that are set aside for a server, those first that were tried longest ago, at most so
+/// many.
 ///
 /// # Errors
 /// What reading the queue reports.
@@ -214,7 +230,7 @@ pub fn oldest(home: &Home, server_name: &str, owner: Oid, limit: usize) -> Resul
         "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
          AND status OPERATOR(pg_catalog.=) 'failed' \
          AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-         ORDER BY id LIMIT $3::pg_catalog.int8",
+         ORDER BY last_attempt_at NULLS FIRST, id LIMIT $3::pg_catalog.int8",
         ident(&home.schema)
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
@@ -253,8 +269,8 @@ pub fn server_of(home: &Home, id: i64) -> Result<Option<String>> {
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
-/// Makes records that are set aside pending again, and the rest of their units, but nothing else that
-/// waits behind them. Under the server's drain lock only, as [`release`].
+/// Makes records that are set aside pending again, and what their transactions have waiting behind them:
+/// they may be units. Nothing else that waits. Under the server's drain lock only, as [`release`].
 ///
 /// # Errors
 /// What writing the queue reports.
@@ -262,7 +278,8 @@ pub fn retry(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
     turn(home, server_name, ids, ["failed", "pending"], ["waiting", "pending"])
 }
 
-/// Sets those of them aside again that have not been tried.
+/// Sets aside again those of them that have not been tried, and lets what waited behind those that are
+/// still there wait again.
 ///
 /// # Errors
 /// What writing the queue reports.
@@ -270,7 +287,8 @@ pub fn give_back(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
     turn(home, server_name, ids, ["pending", "failed"], ["pending", "waiting"])
 }
 
-/// Gives records another status, and those of the same transaction that wait for them.
+/// Gives records another status, and those of the same transactions that wait for them; also for those
+/// that have it already.
 fn turn(
     home: &Home,
     server_name: &str,
@@ -278,15 +296,19 @@ fn turn(
     own: [&str; 2],
     others: [&str; 2],
 ) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
     let mut array = ArrayLiteral::default();
     ids.iter().for_each(|id| array.push(Some(id)));
     let queue = format!("{}.sync_queue", ident(&home.schema));
+    let these = "dst_server OPERATOR(pg_catalog.=) $1 AND id OPERATOR(pg_catalog.=) \
+        ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])))";
     let sql = format!(
-        "WITH o AS (UPDATE {queue} SET status = $4 \
-           WHERE id OPERATOR(pg_catalog.=) \
-               ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[]))) \
-             AND dst_server OPERATOR(pg_catalog.=) $1 \
-             AND status OPERATOR(pg_catalog.=) $3 RETURNING id, xact) \
+        "WITH turned AS (UPDATE {queue} SET status = $4 \
+             WHERE {these} AND status OPERATOR(pg_catalog.=) $3 RETURNING id, xact), \
+           o AS (SELECT id, xact FROM turned UNION ALL SELECT id, xact FROM {queue} \
+             WHERE {these} AND status OPERATOR(pg_catalog.=) $4) \
          UPDATE {queue} q SET status = $6 FROM o \
          WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
            AND q.status OPERATOR(pg_catalog.=) $5 AND q.waits_for OPERATOR(pg_catalog.=) o.id \

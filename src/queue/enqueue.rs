@@ -41,24 +41,45 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
         return writer.flush();
     };
     // What belongs together waits together.
-    let mut run: Vec<(Rc<Route>, Change<String>)> = Vec::new();
-    loop {
+    let mut run = Run::default();
+    while {
         let mut next = None;
         let more = changes.next(&mut |route, change| {
             next = Some((route.clone(), change.owned()));
         })?;
-        let continues = match (run.last(), &next) {
-            (Some(last), Some(next)) => claim::run_on((&last.0, &last.1), (&next.0, &next.1)),
-            _ => run.is_empty(),
-        };
-        if !continues {
+        if next.as_ref().is_none_or(|next| !run.continues(next)) {
             writer.write_run(&std::mem::take(&mut run), &mut behind)?;
         }
-        run.extend(next);
-        if !more {
+        run.changes.extend(next);
+        if run.changes.len() >= MAX_RUN {
+            // Too long to be kept: it waits whether it needs to or not.
+            run.forced = run.forced.or(behind.oldest());
             writer.write_run(&run, &mut behind)?;
-            return writer.flush();
+            run.changes.drain(..run.changes.len() - 1);
+            run.written = true;
         }
+        more
+    } {}
+    writer.flush()
+}
+
+/// Changes of a run that are held in memory until it is known whether they must wait.
+const MAX_RUN: usize = 10_000;
+
+/// Changes that belong together, or may.
+#[derive(Default)]
+struct Run {
+    changes: Vec<(Rc<Route>, Change<String>)>,
+    /// The first of `changes` has been written already, and is kept for what follows it.
+    written: bool,
+    /// What all of it waits for, since a part of it was written as waiting.
+    forced: Option<i64>,
+}
+
+impl Run {
+    fn continues(&self, next: &(Rc<Route>, Change<String>)) -> bool {
+        let last = self.changes.last();
+        last.is_none_or(|last| claim::run_on((&last.0, &last.1), (&next.0, &next.1)))
     }
 }
 
@@ -85,21 +106,23 @@ impl Writer<'_> {
         }
     }
 
-    /// A run of changes that belong together, or may.
-    fn write_run(
-        &mut self,
-        run: &[(Rc<Route>, Change<String>)],
-        behind: &mut Blockers,
-    ) -> Result<()> {
-        let unit = run.iter().any(|(route, change)| claim::makes_unit(route, change));
+    fn write_run(&mut self, run: &Run, behind: &mut Blockers) -> Result<()> {
+        let unit = run.changes.iter().any(|(route, change)| claim::makes_unit(route, change));
         let mut whole = Footprint::default();
-        if unit {
-            run.iter().for_each(|(route, change)| whole.join(Footprint::of(route, change)));
+        if unit && run.forced.is_none() {
+            run.changes.iter().for_each(|(route, change)| whole.join(Footprint::of(route, change)));
         }
-        let root = if unit { behind.join(&whole) } else { None };
-        for (route, change) in run {
+        let together = match run.forced {
+            None if unit => behind.join(&whole),
+            forced => forced,
+        };
+        for (route, change) in run.changes.iter().skip(usize::from(run.written)) {
             let footprint = Footprint::of(route, change);
-            let root = if unit { root } else { behind.join(&footprint) };
+            let root = match together {
+                Some(root) => behind.mark(root, &footprint),
+                None if unit => None,
+                None => behind.join(&footprint),
+            };
             self.write(route, &change.borrowed(), root.map(|root| (root, footprint.marks)))?;
         }
         Ok(())
@@ -158,9 +181,11 @@ impl Chunk {
                 last_attempt_at) \
              SELECT $1, $2::pg_catalog.oid, v.route::pg_catalog.int8, v.nsp, v.tab, v.op, \
                 v.change::pg_catalog.json, \
-                CASE v.waits_for WHEN '' THEN 'pending' ELSE 'waiting' END, \
-                NULLIF(v.waits_for, '')::pg_catalog.int8, \
-                NULLIF(v.blocks, '')::pg_catalog.int8[], $3, $4, $5, \
+                CASE WHEN v.waits_for OPERATOR(pg_catalog.=) '' THEN 'pending' ELSE 'waiting' END, \
+                CASE WHEN v.waits_for OPERATOR(pg_catalog.<>) '' \
+                  THEN v.waits_for::pg_catalog.int8 END, \
+                CASE WHEN v.blocks OPERATOR(pg_catalog.<>) '' \
+                  THEN v.blocks::pg_catalog.int8[] END, $3, $4, $5, \
                 CASE WHEN $3 IS NULL THEN 0 ELSE 1 END, \
                 CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.clock_timestamp() END \
              FROM ROWS FROM (pg_catalog.unnest($6::pg_catalog.text[]), \

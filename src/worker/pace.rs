@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// The queue is closed for a visit that takes no longer: shorter than commits wait for it.
 const MOMENT: Duration = Duration::from_millis(50);
 /// And for a visit with so few records, whatever the last one took: it may have waited for other things.
-const FEW: i64 = 100;
+const FEW: i64 = 200;
 /// How long a longer queue may take to become noticeably shorter by itself.
 const WINDOW: Duration = Duration::from_secs(10);
 /// For how long the queue stays open after closing it took too long.
@@ -71,7 +71,7 @@ mod tests {
         assert!(!pace.closes(at(21)), "commits would wait too long");
         pace.left(1_000, 50, second, at(22));
         assert!(!pace.closes(at(22)));
-        pace.left(100, 50, second, at(22));
+        pace.left(200, 50, second, at(22));
         assert!(pace.closes(at(22)), "it is short");
         pace.could_not_close(at(22));
         assert!(!pace.closes(at(22)) && pace.closes(at(23)));

@@ -11,7 +11,7 @@ use rowsync_harness::{Testbed, await_until};
 use crate::common::{deal, one_way, query, queued, rows, run, same};
 use crate::dice::Dice;
 use crate::preloaded::{EAGER, WORKING, preloaded_one_way};
-use crate::set_aside::{discard, failed, retry, retry_all};
+use crate::set_aside::{discard, failed, retry, retry_once};
 
 const COLUMNS: &str = "id int primary key, n int not null, bad boolean not null";
 const ROWS: u64 = 6;
@@ -107,7 +107,7 @@ fn repair(bed: &Testbed) {
 fn settle(bed: &Testbed) {
     bed.right.exec("truncate moment; alter table t drop constraint is_sound");
     await_until(WORKING, "what was set aside to be delivered", || {
-        retry_all(bed);
+        retry_once(bed);
         queued(bed) == 0
     });
     bed.left.exec("update t set n = n + 1");

@@ -75,14 +75,19 @@ pub fn waits_behind(bed: &Testbed, client: &mut Client, sql: &str, poison: i64) 
     assert_eq!(rows(&bed.left, &new), [format!("waiting|{poison}")], "{sql}");
 }
 
-/// Retries what is set aside, oldest first, until nothing is left. For when every cause is gone.
+/// Retries what is set aside, oldest first, and drains; nothing where a worker is at it.
+pub fn retry_once(bed: &Testbed) {
+    failed(bed).into_iter().for_each(|id| {
+        retry(bed, id);
+    });
+    deal(bed, "1000000");
+}
+
+/// Retries what is set aside until nothing is left. For when every cause is gone, and without a worker.
 #[track_caller]
 pub fn retry_all(bed: &Testbed) {
     for _ in 0..10 {
-        failed(bed).into_iter().for_each(|id| {
-            retry(bed, id);
-        });
-        deal(bed, "1000000");
+        retry_once(bed);
         if queued(bed) == 0 {
             return;
         }
