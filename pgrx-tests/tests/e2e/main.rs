@@ -30,6 +30,7 @@ mod nested_triggers;
 mod one_way;
 mod order;
 mod outages;
+mod own_operators;
 mod partial;
 mod poison;
 mod poison_random;
