@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::common::{attach, linked, query};
+use crate::dice::Dice;
 
 /// Name and definition. The sides start equal, so under every policy they must end equal.
 const TABLES: [(&str, &str); 5] = [
@@ -23,30 +24,6 @@ const TABLES: [(&str, &str); 5] = [
 ];
 const POLICIES: [&str; 3] = ["overwrite", "error", "skip"];
 const TRANSACTIONS: usize = 60;
-
-/// Reproducible and good enough to mix things up (xorshift64).
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Dice {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        for _ in 0..8 {
-            dice.roll(2);
-        }
-        dice
-    }
-
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % sides
-    }
-
-    fn of<T: Copy>(&mut self, items: &[T]) -> T {
-        items[self.roll(items.len() as u64) as usize]
-    }
-}
 
 /// A random statement on one or more tables; many fail for a duplicate key.
 fn statement(dice: &mut Dice, table: &str) -> String {

@@ -8,18 +8,7 @@ use postgres::Client;
 use rowsync_harness::{Side, Testbed};
 
 use crate::common::{linked, mirror, one_way, outage, recover, run, same};
-
-/// Reproducible and good enough to mix things up (xorshift64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
+use crate::dice::Dice;
 
 /// Makes a random statement for the session of this number.
 type Statements = fn(&mut Dice, u64) -> String;
@@ -97,7 +86,7 @@ fn play(bed: &Testbed, sides: &[(&Side, Statements)]) {
             .map(|who: u64| {
                 let (side, statements) = sides[who as usize % sides.len()];
                 scope.spawn(move || {
-                    let (mut client, mut dice) = (side.client(), Dice(0x9e37_79b9 * who));
+                    let (mut client, mut dice) = (side.client(), Dice::new(who));
                     while Instant::now() < end {
                         transaction(&mut client, &mut dice, who, statements);
                     }
@@ -105,7 +94,7 @@ fn play(bed: &Testbed, sides: &[(&Side, Statements)]) {
             })
             .collect();
         scope.spawn(|| {
-            let mut dice = Dice(77);
+            let mut dice = Dice::new(77);
             while !done.load(Ordering::Relaxed) {
                 // Writers of the right side would be thrown out by its outages.
                 if sides.len() == 1 && dice.roll(3) == 0 {
