@@ -258,7 +258,11 @@ impl<'h> Batch<'h> {
                 Err(broken) => return Err(broken),
             }
         }
-        Ok(Guilty { units, together: false })
+        // All cleared: the server's rows have changed meanwhile.
+        match units.is_empty() {
+            true => Err(error),
+            false => Ok(Guilty { units, together: false }),
+        }
     }
 
     /// The part with which the given ones, after `base`, begin to break a deferred constraint, and how:
