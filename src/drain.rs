@@ -180,27 +180,19 @@ pub fn visit(
     })
 }
 
-/// Notes what attempts at a server came to, and when the next is planned; not while another session
-/// drains, which does so itself.
+/// Notes a failed attempt at a server, and when the next is planned; not while another session drains,
+/// which does so itself.
 ///
 /// # Errors
 /// What writing the state reports.
-pub fn note(
-    home: &Home,
-    server_name: &str,
-    failure: Option<&Error>,
-    next: Option<Duration>,
-) -> Result<()> {
+pub fn note(home: &Home, server_name: &str, failure: &Error, next: Duration) -> Result<()> {
     // A server that has been dropped has no lock, and nobody drains it.
     if let Ok(server) = server_oid(home, server_name)
         && !lock::try_drain(server)
     {
         return Ok(());
     }
-    match failure {
-        Some(error) => state::failed(home, server_name, error, next),
-        None => state::succeeded(home, server_name),
-    }
+    state::failed(home, server_name, failure, Some(next))
 }
 
 /// The account that the oldest pending record goes over, or else the oldest lost backend, or else the

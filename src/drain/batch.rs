@@ -140,10 +140,7 @@ impl<'h> Batch<'h> {
             Err(error) if replay.can_go_on(&error) => match units.as_slice() {
                 // A statement that took too long may do so for its size only.
                 _ if is_about_the_moment(&error) => self.stop = Some(error),
-                [one] if error.is_transient() => {
-                    self.fates[*one] = Fate::Open;
-                    self.stop = Some(error);
-                }
+                [_] if error.is_transient() => self.stop = Some(error),
                 [one] => self.fail(*one, error),
                 several => {
                     let (first, second) = several.split_at(several.len() / 2);

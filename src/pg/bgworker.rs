@@ -6,7 +6,8 @@
 //! it wants. FATAL, the usual answer, would end it with a code that makes the postmaster start it
 //! again.
 
-use super::{Oid, board, compat, database, text};
+use super::lock::object_tag;
+use super::{Oid, board, compat, database, shmem, text};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -36,8 +37,8 @@ thread_local! {
 
 /// Whether the library is being loaded at server start, and not for pg_upgrade.
 pub fn preloading() -> bool {
-    // SAFETY: plain reads of variables of this process.
-    unsafe { pg_sys::process_shared_preload_libraries_in_progress && !pg_sys::IsBinaryUpgrade }
+    // SAFETY: plain read of a variable of this process.
+    shmem::is_preloading() && !unsafe { pg_sys::IsBinaryUpgrade }
 }
 
 /// Why no worker can be started on this server now.
@@ -278,14 +279,8 @@ unsafe extern "C-unwind" fn at_exit(_code: i32, _arg: pg_sys::Datum) {
 /// What [`become_worker`] locks. With the lock method of advisory locks, whose session locks outlast
 /// an abort, but a tag that no user can lock.
 fn worker_tag(database: Oid) -> pg_sys::LOCKTAG {
-    pg_sys::LOCKTAG {
-        locktag_field1: database.to_u32(),
-        locktag_field2: pg_sys::ExtensionRelationId.to_u32(),
-        locktag_field3: 0,
-        locktag_field4: WORKER_LOCK,
-        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-    }
+    let tag = object_tag(database, pg_sys::ExtensionRelationId, Oid::INVALID, WORKER_LOCK);
+    pg_sys::LOCKTAG { locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8, ..tag }
 }
 
 /// `pg_locks.objsubid` of a worker's lock, beside class `pg_extension` and object 0.

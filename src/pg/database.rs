@@ -1,6 +1,7 @@
 //! Databases of the cluster, and who wants one for itself.
 
 use super::Oid;
+use super::lock::object_tag;
 use pgrx::pg_sys;
 
 /// The current database; invalid in a process without one.
@@ -42,17 +43,11 @@ pub fn connectable() -> Vec<Oid> {
 /// copies it: they hold a lock on it and wait, for some seconds, until all others have left. Needs
 /// no transaction and does not wait.
 pub fn is_open(database: Oid) -> bool {
-    let tag = pg_sys::LOCKTAG {
-        locktag_field1: pg_sys::InvalidOid.to_u32(),
-        locktag_field2: pg_sys::DatabaseRelationId.to_u32(),
-        locktag_field3: database.to_u32(),
-        locktag_field4: 0,
-        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-    };
+    // As InitPostgres takes it: the object is shared, so it is of no database.
+    let tag = object_tag(Oid::INVALID, pg_sys::DatabaseRelationId, database, 0);
     let mode = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
-    // SAFETY: a plain lock tag, laid out as InitPostgres does it; released at once, as a session's
-    // lock, which belongs to no resource owner.
+    // SAFETY: a plain lock tag; released at once, as a session's lock, which belongs to no resource
+    // owner.
     unsafe {
         let got = pg_sys::LockAcquire(&tag, mode, true, true);
         let open = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;

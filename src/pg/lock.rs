@@ -3,6 +3,7 @@
 
 use super::Oid;
 use super::context::Settings;
+use super::database::current;
 use pgrx::pg_sys;
 
 /// Takes the drain lock of a foreign server until the end of the transaction, without waiting.
@@ -52,13 +53,17 @@ fn acquire(server: Oid, (number, mode): Kind, only_try: bool) -> bool {
     got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
 }
 
-/// Laid out as SET_LOCKTAG_OBJECT does it. A number other than 0 is no object of the catalogs.
 fn tag(server: Oid, number: u16) -> pg_sys::LOCKTAG {
+    object_tag(current(), pg_sys::ForeignServerRelationId, server, number)
+}
+
+/// The tag of an object, laid out as SET_LOCKTAG_OBJECT does it. A number other than 0 is no object of the
+/// catalogs.
+pub(super) fn object_tag(database: Oid, class: Oid, object: Oid, number: u16) -> pg_sys::LOCKTAG {
     pg_sys::LOCKTAG {
-        // SAFETY: a variable that is set before any of our code runs.
-        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-        locktag_field2: pg_sys::ForeignServerRelationId.to_u32(),
-        locktag_field3: server.to_u32(),
+        locktag_field1: database.to_u32(),
+        locktag_field2: class.to_u32(),
+        locktag_field3: object.to_u32(),
         locktag_field4: number,
         locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
         locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,

@@ -90,14 +90,13 @@ impl Blockers {
     /// marks then, which those queued after them meet.
     pub fn join(&mut self, footprint: &Footprint) -> Option<i64> {
         let root = self.find(i64::MAX, footprint)?;
-        self.add(0, root, &footprint.marks);
+        self.mark(root, footprint);
         Some(root)
     }
 
     /// A change about to be queued waits for this record, and leaves its marks.
-    pub fn mark(&mut self, root: i64, footprint: &Footprint) -> Option<i64> {
+    pub fn mark(&mut self, root: i64, footprint: &Footprint) {
         self.add(0, root, &footprint.marks);
-        Some(root)
     }
 
     /// The oldest record that others wait for.

@@ -118,11 +118,10 @@ impl Writer<'_> {
         };
         for (route, change) in run.changes.iter().skip(usize::from(run.written)) {
             let footprint = Footprint::of(route, change);
-            let root = match together {
-                Some(root) => behind.mark(root, &footprint),
-                None if unit => None,
-                None => behind.join(&footprint),
-            };
+            let root = if unit || together.is_some() { together } else { behind.join(&footprint) };
+            if let Some(root) = together {
+                behind.mark(root, &footprint);
+            }
             self.write(route, &change.borrowed(), root.map(|root| (root, footprint.marks)))?;
         }
         Ok(())

@@ -28,9 +28,7 @@ impl Statement {
     pub fn plain(text: impl Into<String>) -> Self {
         Self { text: text.into(), params: Vec::new(), conflicts: Conflicts::Never }
     }
-}
 
-impl Statement {
     /// About how many bytes it takes to send.
     pub fn size(&self) -> usize {
         self.text.len() + self.params.iter().flatten().map(String::len).sum::<usize>()

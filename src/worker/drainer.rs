@@ -303,7 +303,6 @@ impl Drainer {
         server.answered = Some(now);
         if failures > 0 {
             report::log(&format!("server \"{name}\" is reached again"), None);
-            self.note(name, None, None);
         }
     }
 
@@ -326,10 +325,10 @@ impl Drainer {
         if matches!(error, Error::Local { .. }) {
             self.look_at = self.look_at.min(Instant::now());
         }
-        self.note(name, Some(error), Some(wait));
+        self.note(name, error, wait);
     }
 
-    fn note(&mut self, name: &str, failure: Option<&Error>, next_attempt: Option<Duration>) {
+    fn note(&mut self, name: &str, failure: &Error, next_attempt: Duration) {
         let noted = turn(|| match Home::look_up()? {
             Some(home) => drain::note(&home, name, failure, next_attempt),
             None => Ok(()),

@@ -329,7 +329,7 @@ fn writer(stage: &Stage, dice: &mut Dice) -> Result<i32> {
     }
 }
 
-/// Waits until the server has thrown this session out, as it does with all after a crash of one.
+/// Waits until the server has thrown the witness out, as it does with all sessions after a crash of one.
 fn await_crash(witness: &mut Client) -> Result<()> {
     let start = Instant::now();
     while witness.simple_query("select 1").is_ok() {

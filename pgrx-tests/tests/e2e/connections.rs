@@ -218,3 +218,34 @@ fn a_public_mapping_serves_owners_without_one_of_their_own() {
         .exec("create user mapping for current_user server dst options (user 'x', password 'x')");
     refused(&mut bed.left.client(), "insert into t values (2, 'b')", "28P01");
 }
+
+#[test]
+fn a_remote_session_is_bounded_however_it_loses_its_other_end() {
+    let bed = one_way("bounded", COLUMNS, "{}");
+    bed.right.exec(
+        "create table seen (name text, setting text);
+         create function look() returns trigger language plpgsql as $$
+         begin
+           insert into seen select s.name, s.setting from pg_catalog.pg_settings s where s.name in
+             ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
+              'client_connection_check_interval', 'tcp_keepalives_idle', 'tcp_keepalives_interval',
+              'tcp_keepalives_count');
+           return new;
+         end $$;
+         create trigger look before insert on t for each row execute function look()",
+    );
+    let schema = bed.right.user.clone();
+    bed.right.exec(&format!("alter function look() set search_path = {schema}"));
+    bed.left.exec("insert into t values (1, 'a')");
+    let expected = [
+        "client_connection_check_interval|1000",
+        "idle_in_transaction_session_timeout|60000",
+        "lock_timeout|1000",
+        "statement_timeout|10000",
+        "tcp_keepalives_count|3",
+        "tcp_keepalives_idle|30",
+        "tcp_keepalives_interval|10",
+    ];
+    assert_eq!(rows(&bed.right, "select * from seen order by 1"), expected);
+    assert_eq!(queued(&bed), 0);
+}

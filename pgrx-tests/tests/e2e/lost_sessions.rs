@@ -54,6 +54,23 @@ fn in_mode_sync_an_unknown_outcome_is_said_to_be_unknown() {
 }
 
 #[test]
+fn in_mode_sync_a_backend_lost_in_doubt_is_ended_at_once() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("sync_ended", Some(&proxy), r#"{"mode": "sync"}"#);
+    let locker = lock_row(&bed);
+    let waiting = spawn(patient_client(&bed), "update t set v = 'new' where id = 1");
+    let remote = await_blocked(&bed.right);
+    proxy.cut();
+    let (client, result) = waiting.join().expect("the waiting session");
+    assert_eq!(fails(result).code().code(), "08007");
+    // It still waited for the row, with the commit behind it.
+    let there = format!("select count(*) from pg_stat_activity where pid = {remote}");
+    assert_eq!(bed.right.query_one::<i64>(&there), 0);
+    drop((locker, client));
+    assert_equal(&bed);
+}
+
+#[test]
 fn a_remote_backend_killed_while_it_applies_leaves_the_changes_queued() {
     // A killed backend takes its server down for a moment, so it must not be a shared one.
     let own =
