@@ -208,6 +208,19 @@ impl Cluster {
         Ok(kill(pid, signal)?)
     }
 
+    /// SIGKILL to one process of the cluster, and the recovery of all others from it. Another
+    /// session is its witness: until the server throws that out, it may still let new ones in.
+    pub fn crash_backend(&self, pid: i32) -> Result<()> {
+        let mut witness = self.superuser("postgres")?;
+        self.signal_backend(pid, Signal::SIGKILL)?;
+        let deadline = Instant::now() + PATIENCE;
+        while witness.simple_query("select 1").is_ok() {
+            ensure!(Instant::now() < deadline, "the server did not notice the crash");
+            sleep(Duration::from_millis(5));
+        }
+        self.wait_ready()
+    }
+
     /// Stops all processes where they are; the kernel keeps accepting connections and bytes for them.
     pub fn freeze(&self) -> Result<()> {
         // The postmaster first, so that it forks no child that would be missed.

@@ -171,11 +171,8 @@ impl Fault {
                 rig.proxy.accept()?;
             }
             Fault::KillRemoteBackend => {
-                let mut witness = rig.right.connect_superuser()?;
-                let pid = delivering(&mut witness)?;
-                right.signal_backend(pid, Signal::SIGKILL)?;
-                await_crash(&mut witness)?;
-                right.wait_ready()?;
+                let pid = delivering(&mut rig.right.connect_superuser()?)?;
+                right.crash_backend(pid)?;
             }
             Fault::CrashRemote => {
                 right.stop(Shutdown::Immediate)?;
@@ -218,18 +215,15 @@ impl Fault {
                 })?;
             }
             Fault::KillLocalBackend | Fault::KillWorker => {
-                let mut witness = rig.left.connect_superuser()?;
                 let pid = match self {
                     Fault::KillWorker => {
                         // There need not be one before something is queued.
                         rig.proxy.cut();
-                        worker(&mut witness)?
+                        worker(&mut rig.left.connect_superuser()?)?
                     }
                     _ => writer(stage, dice)?,
                 };
-                left.signal_backend(pid, Signal::SIGKILL)?;
-                await_crash(&mut witness)?;
-                left.wait_ready()?;
+                left.crash_backend(pid)?;
             }
             Fault::KillLocal => {
                 left.kill()?;
@@ -327,14 +321,4 @@ fn writer(stage: &Stage, dice: &mut Dice) -> Result<i32> {
         ensure!(start.elapsed() < PATIENCE, "nobody writes anything");
         sleep(Duration::from_millis(5));
     }
-}
-
-/// Waits until the server has thrown the witness out, as it does with all sessions after a crash of one.
-fn await_crash(witness: &mut Client) -> Result<()> {
-    let start = Instant::now();
-    while witness.simple_query("select 1").is_ok() {
-        ensure!(start.elapsed() < PATIENCE, "the server did not notice the crash");
-        sleep(Duration::from_millis(5));
-    }
-    witness.is_closed().then_some(()).context("the witness of a crash was not thrown out")
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use postgres::Client;
+use postgres::error::SqlState;
 use rowsync_harness::proxy::Proxy;
 use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
 
@@ -47,7 +48,9 @@ fn termination_while_waiting_ends_the_session_promptly_and_applies_nothing() {
     let start = Instant::now();
     bed.left.exec_superuser(&format!("select pg_terminate_backend({local})"));
     let (_, result) = waiting.join().expect("the waiting session");
-    assert_eq!(fails(result).code().code(), "57P01");
+    let error = result.expect_err("the session's end");
+    // The server's last word may be lost with its socket.
+    assert!(error.is_closed() || error.code() == Some(&SqlState::ADMIN_SHUTDOWN), "{error:?}");
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     drop(locker);
     assert_eq!(value(&bed.left, 1).as_deref(), Some("old"));

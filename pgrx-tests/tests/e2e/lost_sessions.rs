@@ -87,12 +87,11 @@ fn a_remote_backend_killed_while_it_applies_leaves_the_changes_queued() {
     let locker = lock_row(&bed);
     let waiting = spawn(patient_client(&bed), "update t set v = 'new' where id = 1");
     let remote = await_blocked(&bed.right);
-    own.signal_backend(remote, Signal::SIGKILL).expect("a signal");
+    own.crash_backend(remote).expect("a crash and recovery");
     let (_, result) = waiting.join().expect("the waiting session");
     result.expect("the local commit");
     drop(locker);
     assert_eq!(queued(&bed), 1);
-    own.wait_ready().expect("recovery");
     await_until(SOON, "the drain to succeed", || drain(&bed));
     assert_equal(&bed);
     assert_eq!((queued(&bed), lost(&bed)), (0, 0));

@@ -493,8 +493,7 @@ fn it_survives_its_own_crash_and_the_queue_drains() {
             assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
         }
         let pid = await_worker(&bed.left);
-        own.signal_backend(pid, Signal::SIGKILL).expect("a signal");
-        own.wait_ready().expect("recovery");
+        own.crash_backend(pid).expect("a crash and recovery");
         proxy.accept().expect("the proxy's port");
         await_delivered(&bed);
         assert_ne!(await_worker(&bed.left), pid);
