@@ -70,6 +70,24 @@ COMMENT ON TABLE @extschema@.sync_lost_session IS
     'server backends of connections lost with a COMMIT on its way; nothing is applied before they are gone';
 CREATE INDEX sync_lost_session_server ON @extschema@.sync_lost_session (dst_server);
 
+-- No foreign key to the tables: what is kept of a dropped one does no harm until it is removed.
+CREATE TABLE @extschema@.sync_row_version (
+    relation pg_catalog.oid NOT NULL,
+    key_hash bigint NOT NULL,
+    version text,
+    rank bigint NOT NULL,
+    deleted boolean NOT NULL,
+    stored bigint NOT NULL,
+    written_by pg_catalog.xid8 NOT NULL,
+    changed_at timestamptz NOT NULL,
+    PRIMARY KEY (relation, key_hash)
+);
+COMMENT ON TABLE @extschema@.sync_row_version IS
+    'what deletions and rows count as, where the newest wins and the version column does not show it';
+COMMENT ON COLUMN @extschema@.sync_row_version.stored IS
+    'place of the row version whose event wrote it, 0 for one that arrived: the event''s other triggers know it by this and written_by';
+CREATE INDEX sync_row_version_deleted ON @extschema@.sync_row_version (changed_at) WHERE deleted;
+
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue', '');

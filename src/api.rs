@@ -2,12 +2,14 @@
 //! and results go through [`Args`], so that they are right in every database encoding; the SQL
 //! declarations stand beside them.
 
+use crate::change::Stamp;
 use crate::error::{Error, Result};
 use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
-use crate::{admin, drain, fdw, queue, stats, transaction, trigger, worker};
+use crate::{admin, drain, fdw, queue, stats, transaction, trigger, versions, worker};
+use crate::versions::Arrived;
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -166,6 +168,67 @@ fn sync_counters() -> TableIterator<
             counts.last_success.and_then(|time| time.try_into().ok()),
         )
     }))
+}
+
+/// How a change that arrives compares to the row that it meets: 1 for newer, 0 for the same, -1. Called by
+/// the statements that apply changes under `newest`, by whoever may write the table. See
+/// [`Arrived::compare`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_compare_versions(
+    relation regclass, key_hash bigint, version_type regtype, version text, rank bigint, there text
+) RETURNS integer VOLATILE PARALLEL UNSAFE
+    LANGUAGE c AS 'MODULE_PATHNAME', 'sync_compare_versions_wrapper';
+"#)]
+fn sync_compare_versions(fcinfo: pg_sys::FunctionCallInfo) -> i32 {
+    let args = Args::of(fcinfo);
+    let compare = || arrived(&args)?.compare(&versions::home_of(args.function())?, args.text(5)?.as_deref());
+    or_raise(compare()) as i32
+}
+
+/// Whether the row of a change that arrives was deleted by something newer. Called as the one above. See
+/// [`Arrived::is_deleted_later`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_deleted_later(
+    relation regclass, key_hash bigint, version_type regtype, version text, rank bigint
+) RETURNS boolean VOLATILE PARALLEL UNSAFE
+    LANGUAGE c AS 'MODULE_PATHNAME', 'sync_deleted_later_wrapper';
+"#)]
+fn sync_deleted_later(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    let args = Args::of(fcinfo);
+    let is_deleted = || arrived(&args)?.is_deleted_later(&versions::home_of(args.function())?);
+    or_raise(is_deleted())
+}
+
+/// Keeps what a change that was applied counts as, where the row does not show it. Called as those above;
+/// false. See [`Arrived::keep`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_keep_version(
+    relation regclass, key_hash bigint, version_type regtype, version text, rank bigint,
+    deleted boolean
+) RETURNS boolean VOLATILE PARALLEL UNSAFE
+    LANGUAGE c AS 'MODULE_PATHNAME', 'sync_keep_version_wrapper';
+"#)]
+fn sync_keep_version(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    let args = Args::of(fcinfo);
+    let keep = || {
+        let deleted = args.required(5, "deleted")? == "t";
+        arrived(&args)?.keep(&versions::home_of(args.function())?, deleted)
+    };
+    or_raise(keep());
+    false
+}
+
+/// The arguments that the functions above share.
+fn arrived(args: &Args) -> Result<Arrived> {
+    let number = |at, name| -> Result<i64> {
+        args.required(at, name)?.parse().map_err(|_| Error::internal("malformed bigint"))
+    };
+    Ok(Arrived {
+        relation: args.oid(0, "relation")?,
+        hash: number(1, "key_hash")?,
+        version_type: args.oid(2, "version_type")?,
+        stamp: Stamp { version: args.text(3)?, rank: number(4, "rank")? },
+    })
 }
 
 /// Makes both triggers on a table. See [`admin::attach`].

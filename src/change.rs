@@ -37,6 +37,20 @@ pub struct Column {
     /// The type brings its own equality operator; it is not one of PostgreSQL's.
     #[serde(default)]
     pub own_equality: bool,
+    /// Its values have a collation.
+    #[serde(default)]
+    pub collated: bool,
+    /// The local table's name for it, if that is another.
+    #[serde(default)]
+    pub local: Option<String>,
+}
+
+impl Column {
+    /// A place among the columns that both sides of a pair of masters come to.
+    fn order(&self) -> (&str, &str) {
+        let local = self.local.as_ref().unwrap_or(&self.name);
+        (local.min(&self.name), local.max(&self.name))
+    }
 }
 
 /// What the remote does when it does not find what the change expects.
@@ -90,11 +104,31 @@ impl Route {
 
     /// Positions of the columns that are compared by operators of their type's own schema.
     pub fn compared(&self) -> impl Iterator<Item = usize> + '_ {
-        let version = match self.policy {
+        let all = self.key.iter().copied().chain(self.version());
+        all.filter(|at| self.columns[*at].own_equality)
+    }
+
+    /// Position of the column whose larger value wins, under [`Policy::Newest`].
+    pub fn version(&self) -> Option<usize> {
+        match self.policy {
             Policy::Newest(at) => Some(at),
             _ => None,
-        };
-        self.key.iter().copied().chain(version).filter(|at| self.columns[*at].own_equality)
+        }
+    }
+
+    /// Positions of the key columns in the order of their names on the server, which does not depend on
+    /// how a trigger there lists them.
+    pub fn named_key(&self) -> Vec<usize> {
+        let mut key = self.key.clone();
+        key.sort_by_key(|at| &self.columns[*at].name);
+        key
+    }
+
+    /// Positions of all columns in an order that both sides of a pair of masters come to.
+    pub fn common_order(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..self.columns.len()).collect();
+        all.sort_by_key(|at| self.columns[*at].order());
+        all
     }
 
     /// Positions of the columns that an UPDATE of a row sets.
@@ -124,6 +158,30 @@ impl Op {
     }
 }
 
+/// What a row, or its deletion, counts as where the newest wins: the larger version, then the larger rank.
+///
+/// A write whose version is larger than that of what it replaces counts as its version, with rank 0. Any
+/// other (the version was left as it was, or comes from a clock that is behind) counts as what it replaces
+/// with the next rank, and so does a deletion. So what was written with knowledge of something else always
+/// wins over it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp<S> {
+    /// `None` is NULL, the smallest.
+    pub version: Option<S>,
+    pub rank: i64,
+}
+
+impl<S: AsRef<str>> Stamp<S> {
+    fn borrowed(&self) -> Stamp<&str> {
+        Stamp { version: self.version.as_ref().map(AsRef::as_ref), rank: self.rank }
+    }
+
+    fn owned(&self) -> Stamp<String> {
+        let version = self.version.as_ref().map(|v| v.as_ref().to_owned());
+        Stamp { version, rank: self.rank }
+    }
+}
+
 /// One row event, or one TRUNCATE. `S` is `&str` where the text is borrowed from a change set and
 /// `String` where it is owned. `None` is SQL NULL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,8 +194,12 @@ pub struct Change<S> {
     pub key: Vec<Option<S>>,
     /// INSERT and UPDATE: all columns. Otherwise empty.
     pub row: Vec<Option<S>>,
-    /// DELETE under [`Policy::Newest`]: the version that was deleted.
-    pub seen: Option<S>,
+    /// INSERT and UPDATE under [`Policy::Newest`]: what the row counts as, where that is not the version in
+    /// it.
+    pub stamp: Option<Stamp<S>>,
+    /// DELETE, and UPDATE that changes the key, under [`Policy::Newest`]: what the deletion of the row with
+    /// the old key counts as.
+    pub gone: Option<Stamp<S>>,
     /// UPDATE: positions in `row` of large values that it left untouched. They need not be sent to
     /// a server that has the row.
     #[serde(default)]
@@ -160,9 +222,11 @@ impl<S: AsRef<str>> Change<S> {
     pub fn encoded_size(&self) -> usize {
         /// Length and presence of a value, as variable-length integers.
         const PER_VALUE: usize = 11;
-        let values = self.key.iter().chain(&self.row).chain(std::iter::once(&self.seen));
+        let stamps = [&self.stamp, &self.gone].into_iter().flatten();
+        let versions = stamps.map(|stamp| &stamp.version);
+        let values = self.key.iter().chain(&self.row).chain(versions);
         let size = |v: &Option<S>| PER_VALUE + v.as_ref().map_or(0, |s| s.as_ref().len());
-        values.map(size).sum::<usize>() + (8 + self.unchanged.len()) * PER_VALUE
+        values.map(size).sum::<usize>() + (12 + self.unchanged.len()) * PER_VALUE
     }
 
     /// The same change with borrowed text.
@@ -175,7 +239,8 @@ impl<S: AsRef<str>> Change<S> {
             command: self.command,
             key: all(&self.key),
             row: all(&self.row),
-            seen: self.seen.as_ref().map(AsRef::as_ref),
+            stamp: self.stamp.as_ref().map(Stamp::borrowed),
+            gone: self.gone.as_ref().map(Stamp::borrowed),
             unchanged: self.unchanged.clone(),
             stored: self.stored,
         }
@@ -191,7 +256,8 @@ impl<S: AsRef<str>> Change<S> {
             command: self.command,
             key: all(&self.key),
             row: all(&self.row),
-            seen: self.seen.as_ref().map(|s| s.as_ref().to_owned()),
+            stamp: self.stamp.as_ref().map(Stamp::owned),
+            gone: self.gone.as_ref().map(Stamp::owned),
             unchanged: self.unchanged.clone(),
             stored: self.stored,
         }

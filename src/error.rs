@@ -30,8 +30,10 @@ impl SqlState {
     pub const OBJECT_NOT_READY: Self = Self::new("55000");
     pub const PASSWORD_REQUIRED: Self = Self::new("2F003");
     pub const QUERY_CANCELED: Self = Self::new("57014");
+    pub const SERIALIZATION_FAILURE: Self = Self::new("40001");
     pub const TRIGGER_PROTOCOL: Self = Self::new("39P01");
     pub const UNDEFINED_COLUMN: Self = Self::new("42703");
+    pub const UNDEFINED_FUNCTION: Self = Self::new("42883");
     pub const UNDEFINED_OBJECT: Self = Self::new("42704");
     pub const UNIQUE_VIOLATION: Self = Self::new("23505");
     pub const UNDEFINED_TABLE: Self = Self::new("42P01");

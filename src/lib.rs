@@ -6,6 +6,7 @@ mod admin;
 mod api;
 mod capture;
 mod change;
+mod conflict;
 mod delivery;
 mod drain;
 mod error;
@@ -19,6 +20,7 @@ mod sql;
 mod stats;
 mod transaction;
 mod trigger;
+mod versions;
 mod worker;
 
 pgrx::pg_module_magic!(name, version);

@@ -8,6 +8,7 @@
 pub mod args;
 pub mod bgworker;
 pub mod board;
+pub mod compare;
 pub mod compat;
 pub mod context;
 pub mod database;

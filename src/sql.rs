@@ -4,6 +4,7 @@
 pub mod batch;
 mod conflicts;
 pub mod literal;
+mod newest;
 pub mod quote;
 mod session;
 mod statement;
@@ -11,6 +12,7 @@ mod upsert;
 mod values;
 
 pub use batch::{Batch, Kind};
-pub use conflicts::{Conflicts, told};
+pub use conflicts::{Conflicts, conflict_of};
+pub use newest::RACE_MARK;
 pub use session::{OWN_SCHEMAS, named, with_type_schemas};
 pub use statement::{MISSING_MARK, Statement, of_batch};

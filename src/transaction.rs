@@ -7,6 +7,7 @@
 use crate::capture::change_set::ChangeSet;
 use crate::capture::descriptor::Descriptor;
 use crate::change::Change;
+use crate::conflict::Tally;
 use crate::delivery::session::{self, Session};
 use crate::error::Result;
 use crate::pg::xact::{self, Handlers};
@@ -16,11 +17,10 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 
 /// How much a drain has applied.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Drained {
     pub changes: u64,
-    /// Rows that the server did not have as expected.
-    pub conflicts: u64,
+    pub conflicts: Tally,
 }
 
 /// A remote transaction with drained records applied, to be committed with the local one.
@@ -127,7 +127,7 @@ pub fn keep_drain(server_name: &str, session: Session, more: Drained) {
         let drain = &mut work.drains[at];
         drain.session = Some(session);
         drain.drained.changes += more.changes;
-        drain.drained.conflicts += more.conflicts;
+        drain.drained.conflicts.merge(more.conflicts);
         if drain.subtransactions.last() != Some(&current) {
             drain.subtransactions.push(current);
         }

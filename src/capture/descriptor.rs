@@ -12,6 +12,7 @@ use crate::pg::row::RowReader;
 use crate::pg::spi::Home;
 use crate::pg::text::to_server;
 use crate::pg::trigger::Event;
+use crate::versions::Versioned;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString};
@@ -67,6 +68,8 @@ pub struct Descriptor {
     pub row: RefCell<RowReader>,
     /// Reads the key, and after it the version under [`Policy::Newest`].
     pub key: RefCell<RowReader>,
+    /// Under [`Policy::Newest`]: what tells what rows count as.
+    pub versioned: Option<Versioned>,
     /// Whether some column's output depends on more settings than the usual ones.
     pub sensitive: bool,
 }
@@ -131,7 +134,14 @@ impl Descriptor {
             key.push(attribute(&at));
         }
         let all: Vec<_> = columns.iter().map(|c| c.attribute).collect();
+        let versioned = route.version().map(|at| -> Result<Versioned> {
+            let mut named: Vec<_> = route.key.iter().map(|at| &columns[*at]).collect();
+            named.sort_by_key(|column| &column.name);
+            let named: Vec<_> = named.into_iter().map(|column| column.attribute).collect();
+            Versioned::new(table.root, &named, attribute(&at))
+        });
         Ok(Self {
+            versioned: versioned.transpose()?,
             account,
             mode: options.mode,
             guard: guard.as_deref().map(to_server).transpose()?,
@@ -220,6 +230,8 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             carrier: c.carrier.clone(),
             fixed: c.identity_always,
             own_equality: c.own_equality,
+            collated: c.collated,
+            local: options.rename.contains_key(&c.name).then(|| c.name.clone()),
         })
         .collect();
     let mut seen = BTreeSet::new();

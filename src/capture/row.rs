@@ -1,7 +1,7 @@
 //! From a row event to a [`Change`].
 
 use super::descriptor::Descriptor;
-use crate::change::{Change, Op, Policy};
+use crate::change::{Change, Op, Policy, Stamp};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context;
 use crate::pg::row::canonical_output;
@@ -26,12 +26,12 @@ pub fn changes_of(
     let canonical = !descriptor.sensitive && context::output_is_canonical();
     let settings = (!canonical).then(canonical_output);
     let mut captured = match op {
-        Op::Insert => vec![inserted(descriptor, event.row())?],
+        Op::Insert => vec![inserted(descriptor, event, event.row())?],
         Op::Update if replaces(descriptor, event)? => {
-            vec![deleted(descriptor, event.row())?, inserted(descriptor, event.new_row())?]
+            vec![deleted(descriptor, event)?, inserted(descriptor, event, event.new_row())?]
         }
         Op::Update => vec![updated(descriptor, event)?],
-        Op::Delete | Op::Truncate => vec![deleted(descriptor, event.row())?],
+        Op::Delete | Op::Truncate => vec![deleted(descriptor, event)?],
     };
     drop(settings);
     for change in &mut captured {
@@ -49,25 +49,78 @@ pub fn changes_of(
     Ok(())
 }
 
-fn inserted<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Change<&'call str>> {
-    Ok(change(Op::Insert, slot.command(), read_row(descriptor, slot)?))
+fn inserted<'call>(
+    descriptor: &Descriptor,
+    event: &Event<'call>,
+    row: Slot<'call>,
+) -> Result<Change<&'call str>> {
+    let mut insert = change(Op::Insert, row.command(), read_row(descriptor, row)?);
+    insert.stamp = stamp_of(descriptor, event, row, &insert, None)?;
+    Ok(insert)
 }
 
-fn deleted<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Change<&'call str>> {
-    let (key, seen) = read_key(descriptor, slot)?;
-    Ok(Change { key, seen, ..change(Op::Delete, 0, Vec::new()) })
+fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
+    let (key, version) = read_key(descriptor, event.row())?;
+    let gone = gone(descriptor, event, version, true)?;
+    Ok(Change { key, gone, ..change(Op::Delete, 0, Vec::new()) })
 }
 
 fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
-    let row = read_row(descriptor, event.new_row())?;
-    let mut update = change(Op::Update, event.new_row().command(), row);
-    let (key, _) = read_key(descriptor, event.row())?;
-    if update.new_key(&descriptor.route) != key {
+    let new = event.new_row();
+    let mut update = change(Op::Update, new.command(), read_row(descriptor, new)?);
+    let (key, version) = read_key(descriptor, event.row())?;
+    let moves = update.new_key(&descriptor.route) != key;
+    if moves {
         update.key = key;
-    } else if !matches!(descriptor.route.policy, Policy::Newest(_)) {
-        update.unchanged = untouched(descriptor, event)?;
+    }
+    match &descriptor.versioned {
+        Some(versioned) => {
+            // A key that is only written differently is still the row's.
+            let stays = !moves || versioned.hash(event.row()) == versioned.hash(new);
+            if moves {
+                update.gone = gone(descriptor, event, version, !stays)?;
+            }
+            let replaced = stays.then_some(version);
+            update.stamp = stamp_of(descriptor, event, new, &update, replaced)?;
+        }
+        None if !moves => update.unchanged = untouched(descriptor, event)?,
+        None => {}
     }
     Ok(update)
+}
+
+/// What a new row counts as, where that is not its version. `replaced`: the version of the row it was.
+fn stamp_of<'call>(
+    descriptor: &Descriptor,
+    event: &Event<'call>,
+    row: Slot<'call>,
+    change: &Change<&'call str>,
+    replaced: Option<Option<&str>>,
+) -> Result<Option<Stamp<&'call str>>> {
+    let (Some(versioned), Some(at)) = (&descriptor.versioned, descriptor.route.version()) else {
+        return Ok(None);
+    };
+    check_key(descriptor, change)?;
+    let version = change.row.get(at).copied().flatten();
+    let stamp = versioned.written(&descriptor.home, row, version, replaced)?;
+    Ok(stamp.map(|stamp| keep(event, &stamp)))
+}
+
+/// What the deletion of the old row counts as; `gives_up`: its key is nobody's now.
+fn gone<'call>(
+    descriptor: &Descriptor,
+    event: &Event<'call>,
+    version: Option<&str>,
+    gives_up: bool,
+) -> Result<Option<Stamp<&'call str>>> {
+    let Some(versioned) = &descriptor.versioned else { return Ok(None) };
+    let stamp = versioned.deleted(&descriptor.home, event.row(), version, gives_up)?;
+    Ok(Some(keep(event, &stamp)))
+}
+
+fn keep<'call>(event: &Event<'call>, stamp: &Stamp<String>) -> Stamp<&'call str> {
+    let version = stamp.version.as_deref().map(|version| event.keep(version));
+    Stamp { version, rank: stamp.rank }
 }
 
 /// Whether an UPDATE changed a column that no UPDATE may set on the other side.
@@ -82,7 +135,7 @@ fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
 
 fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
     let (key, unchanged) = (Vec::new(), Vec::new());
-    Change { op, command, key, row, seen: None, unchanged, stored: (0, 0) }
+    Change { op, command, key, row, stamp: None, gone: None, unchanged, stored: (0, 0) }
 }
 
 /// Columns outside the key whose large value the UPDATE left where it was. Not under `newest`,

@@ -23,6 +23,8 @@ pub struct TableColumn {
     pub exact: bool,
     /// The type's output depends on settings beyond date, interval and float style.
     pub sensitive: bool,
+    /// Its values have a collation.
+    pub collated: bool,
 }
 
 /// A table and what matters of it here.
@@ -30,6 +32,8 @@ pub struct TableColumn {
 pub struct Table {
     pub name: Relation,
     pub owner: Oid,
+    /// Itself, or of a partition the topmost table.
+    pub root: Oid,
     pub partitioned: bool,
     pub columns: Vec<TableColumn>,
     /// The primary key's columns, else those of the replica identity index, in index order.
@@ -48,7 +52,8 @@ impl Table {
         let args = [Some(relation.as_str())];
         let rows = spi::read(
             home,
-            "SELECT n.nspname, c.relname, c.relowner, c.relkind \
+            "SELECT n.nspname, c.relname, c.relowner, c.relkind, \
+                COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) \
              FROM pg_catalog.pg_class c \
              JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
              WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
@@ -60,6 +65,7 @@ impl Table {
         let name = Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? };
         let owner = oid(&required(&mut row, 2)?)?;
         let kind = required(&mut row, 3)?;
+        let root = oid(&required(&mut row, 4)?)?;
         if kind != "r" && kind != "p" {
             return Err(Error::local(
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -76,6 +82,7 @@ impl Table {
             partitioned: kind == "p",
             name,
             owner,
+            root,
         })
     }
 
@@ -129,7 +136,8 @@ impl Table {
                                WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation \
                                  AND l.collisdeterministic)) \
                     OR a.atttypmod OPERATOR(pg_catalog.<>) -1 \
-                       AND t.oid OPERATOR(pg_catalog.=) 'pg_catalog.numeric'::pg_catalog.regtype \
+                       AND t.oid OPERATOR(pg_catalog.=) 'pg_catalog.numeric'::pg_catalog.regtype, \
+                    a.attcollation OPERATOR(pg_catalog.<>) 0::pg_catalog.oid \
              FROM pg_catalog.pg_attribute a \
              JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
              WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
@@ -157,6 +165,7 @@ impl Table {
                     _ => Carrier::Element,
                 },
                 sensitive: required(&mut row, 6)? == "t",
+                collated: required(&mut row, 10)? == "t",
             })
         })
         .collect()

@@ -5,7 +5,7 @@
 //! are not replayed one by one but collapsed: rows are told apart by where they are stored, and each
 //! ends up deleted, changed or inserted once. Holds the group in memory.
 
-use crate::change::{Change, Op, Route};
+use crate::change::{Change, Op, Route, Stamp};
 use crate::error::{Error, Result, SqlState};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -19,6 +19,8 @@ type Key = Vec<Option<String>>;
 struct Row {
     /// Its key before the group; `None` for a row that the group inserted.
     before: Option<Key>,
+    /// What leaving that key counts as.
+    gone: Option<Stamp<String>>,
     /// Its last change.
     last: Change<String>,
 }
@@ -72,12 +74,13 @@ impl Collapse {
                 if let Some(key) = &before {
                     self.check_holder(route, key, from)?;
                 }
-                self.rows.push(Row { before, last: change.owned() });
+                self.rows.push(Row { before, gone: None, last: change.owned() });
                 self.rows.len() - 1
             }
         };
         let row = &mut self.rows[at];
         row.last = change.owned();
+        row.gone = row.gone.take().or_else(|| row.last.gone.clone());
         if known.is_some() {
             // An earlier change of the group may have touched what this one left alone.
             row.last.unchanged.clear();
@@ -111,7 +114,8 @@ impl Collapse {
             self.holders.insert((Rc::as_ptr(&route) as usize, key), stored);
         }
         let mut net = Net::default();
-        for Row { before, mut last } in self.rows.drain(..) {
+        for Row { before, gone, mut last } in self.rows.drain(..) {
+            last.gone = gone;
             match (before, last.op) {
                 // Inserted and deleted again: nothing happened.
                 (None, Op::Delete) => {}

@@ -36,8 +36,8 @@ pub const BEGIN: [&str; 2] =
 struct Delivery<'s> {
     set: &'s ChangeSet,
     link: Link<'s>,
-    /// See [`Link::conflicts`]; known once the changes have been applied.
-    conflicts: u64,
+    /// See [`Link::take_conflicts`]; known once the changes have been applied.
+    conflicts: Tally,
 }
 
 /// What to queue, with the reason if delivery was tried, and the backend that may still act.
@@ -88,7 +88,7 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
                 queued.push(Queued { behind: Some(blockers), ..Queued::new(set, None, None) });
             }
             Gate::Deliver(endpoint) => match Link::open(&endpoint) {
-                Ok(link) => deliveries.push(Delivery { set, link, conflicts: 0 }),
+                Ok(link) => deliveries.push(Delivery { set, link, conflicts: Tally::default() }),
                 Err(error) => {
                     blocked.push(server.clone());
                     queued.push(failed(set, error, None)?);
@@ -247,7 +247,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     {
         session.prove(set.upsert_routes());
     }
-    *conflicts = link.conflicts();
+    *conflicts = link.take_conflicts();
     settle_commit(delivery, interrupted, false)
 }
 
@@ -263,7 +263,7 @@ fn settle_commit(
     match link.result() {
         Ok(()) => {
             stats::delivered(set.account.server, set.len() as u64);
-            stats::conflicts(set.account.server, conflicts);
+            conflicts::record(&set.home, &set.account, &conflicts);
             keep(link, interrupted);
             Ok(None)
         }
@@ -369,6 +369,7 @@ fn in_two_steps<'s>(
     let (mut strict, mut lenient) = (Vec::new(), Vec::new());
     for (set, link) in sets.into_iter().zip(links) {
         let server = set.account.server;
+        let mut link = link;
         match link.result() {
             // The failed transaction goes with its connection: the next use makes a new one.
             Err(error) => queued.push(failed(set, error, None)?),
@@ -378,7 +379,7 @@ fn in_two_steps<'s>(
             }
             Ok(()) => {
                 let to = if set.mode == Mode::Sync { &mut strict } else { &mut lenient };
-                let conflicts = link.conflicts();
+                let conflicts = link.take_conflicts();
                 to.push(Delivery { set, link, conflicts });
             }
         }

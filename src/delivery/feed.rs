@@ -4,16 +4,22 @@
 use super::plan::Planner;
 use crate::change::{Change, Route};
 use crate::error::Result;
-use crate::sql::{self, Batch, Conflicts, Statement};
+use crate::sql::{self, Batch, Statement};
 use std::rc::Rc;
 
 /// A source of statements.
 pub trait Feed {
-    /// The next statements, to be sent together; `None` at the end.
+    /// The next statements, to be sent together; `None` at the end. `home`: the schema of the server's own
+    /// extension, if it keeps stamps.
     ///
     /// # Errors
     /// When the source cannot be read.
-    fn next(&mut self) -> Result<Option<Vec<Statement>>>;
+    fn next(&mut self, home: Option<&str>) -> Result<Option<Vec<Statement>>>;
+
+    /// Whether the statements depend on `home`.
+    fn needs_home(&self) -> bool {
+        false
+    }
 }
 
 /// Statements known beforehand.
@@ -32,7 +38,7 @@ fn plain<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Vec<Statement> 
 }
 
 impl Feed for Fixed {
-    fn next(&mut self) -> Result<Option<Vec<Statement>>> {
+    fn next(&mut self, _home: Option<&str>) -> Result<Option<Vec<Statement>>> {
         Ok(self.0.take())
     }
 }
@@ -62,8 +68,7 @@ pub struct Changes<S> {
     schemas: Option<Rc<Route>>,
     before: Vec<Statement>,
     after: Vec<Statement>,
-    /// The server is to be asked in the end for the conflicts it has noted.
-    noted: bool,
+    needs_home: bool,
 }
 
 impl<S> Changes<S> {
@@ -80,7 +85,7 @@ impl<S> Changes<S> {
             schemas: None,
             before: Vec::new(),
             after: Vec::new(),
-            noted: false,
+            needs_home: false,
         }
     }
 
@@ -103,7 +108,13 @@ impl<S> Changes<S> {
         self
     }
 
-    fn render(&mut self, mut batch: Batch) -> Vec<Statement> {
+    /// The same; `newest`: some of it is under [`Policy::Newest`](crate::change::Policy::Newest).
+    pub fn newest(mut self, newest: bool) -> Self {
+        self.needs_home = newest;
+        self
+    }
+
+    fn render(&mut self, mut batch: Batch, home: Option<&str>) -> Vec<Statement> {
         batch.optimistic = self.optimistic;
         let mut statements = std::mem::take(&mut self.before);
         let wanted = batch.route.application_name.as_ref().unwrap_or(&self.name);
@@ -119,24 +130,23 @@ impl<S> Changes<S> {
             statements.extend(plain([text]));
             self.schemas = wanted;
         }
-        let changes = sql::of_batch(batch);
-        self.noted |= changes.iter().any(|statement| statement.conflicts == Conflicts::Noted);
-        statements.extend(changes);
+        statements.extend(sql::of_batch(batch, home));
         statements
     }
 }
 
 impl<S: Source> Feed for Changes<S> {
-    fn next(&mut self) -> Result<Option<Vec<Statement>>> {
+    fn needs_home(&self) -> bool {
+        self.needs_home
+    }
+
+    fn next(&mut self, home: Option<&str>) -> Result<Option<Vec<Statement>>> {
         loop {
             if let Some(batch) = self.planner.pop() {
-                return Ok(Some(self.render(batch)));
+                return Ok(Some(self.render(batch, home)));
             }
             if self.done {
-                let mut after = std::mem::take(&mut self.after);
-                if std::mem::take(&mut self.noted) {
-                    after.insert(0, sql::told());
-                }
+                let after = std::mem::take(&mut self.after);
                 return Ok(Some(after).filter(|statements| !statements.is_empty()));
             }
             let (planner, lean) = (&mut self.planner, self.lean);

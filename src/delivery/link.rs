@@ -8,12 +8,14 @@
 use super::endpoint::Endpoint;
 use super::feed::Feed;
 use super::session::{self, Session};
+use crate::conflict::Tally;
 use crate::error::{Error, RemoteError, Result, SqlState};
 use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling, Status};
-use crate::sql::{Conflicts, MISSING_MARK, Statement};
+use crate::sql::{Conflicts, MISSING_MARK, RACE_MARK, Statement};
+use crate::versions;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -56,7 +58,9 @@ pub struct Link<'f> {
     outstanding: usize,
     /// How the answers still to come tell conflicts, oldest first.
     telling: VecDeque<Conflicts>,
-    conflicts: u64,
+    conflicts: Tally,
+    /// The server is being asked for its extension, before the run.
+    asking: bool,
     /// The answer being read has begun: a null result ends it.
     in_answer: bool,
     /// The end of the pipeline was handed to libpq.
@@ -122,7 +126,8 @@ impl<'f> Link<'f> {
             ending: Ending::Open,
             outstanding: 0,
             telling: VecDeque::new(),
-            conflicts: 0,
+            conflicts: Tally::default(),
+            asking: false,
             in_answer: false,
             ended: false,
             commit_sent: false,
@@ -138,26 +143,30 @@ impl<'f> Link<'f> {
     /// Gives the link statements to run, now or as soon as it is connected.
     pub fn run(&mut self, feed: impl Feed + 'f, ending: Ending) {
         self.feed = Some(Box::new(feed));
-        self.ahead = None;
         self.ending = ending;
+        self.conflicts = Tally::default();
+        self.failure = None;
+        self.rewind();
+        self.start();
+    }
+
+    /// Back to where nothing was sent.
+    fn rewind(&mut self) {
+        self.ahead = None;
         self.outstanding = 0;
         self.telling.clear();
-        self.conflicts = 0;
         self.in_answer = false;
         self.ended = false;
         self.commit_sent = false;
         self.write_blocked = false;
         self.progress = Instant::now();
         self.fed_at = self.progress;
-        self.failure = None;
         self.answers.clear();
-        self.start();
     }
 
     fn start(&mut self) {
-        if self.feed.is_none() || !matches!(self.state, State::Resting(_)) {
-            return;
-        }
+        let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else { return };
+        self.asking = feed.needs_home() && !session.knows_home();
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             self.backend_pid = session.connection.backend_pid();
             self.progress = Instant::now();
@@ -202,10 +211,10 @@ impl<'f> Link<'f> {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Rows that the server did not have as the changes of the run expected, as far as the policies let
-    /// them pass. Means something only where the run had no failure.
-    pub fn conflicts(&self) -> u64 {
-        self.conflicts
+    /// Takes out the conflicts of the run that its policies let pass. Means something only where the run
+    /// had no failure.
+    pub fn take_conflicts(&mut self) -> Tally {
+        std::mem::take(&mut self.conflicts)
     }
 
     /// The first column of each answer that had rows and was not about conflicts.
@@ -329,6 +338,9 @@ impl<'f> Link<'f> {
             self.read_answers()?;
             if self.ended && self.outstanding == 0 {
                 self.rest();
+                if matches!(self.state, State::Running(_)) {
+                    continue;
+                }
                 return Ok(());
             }
             let State::Running(session) = &mut self.state else { return Ok(()) };
@@ -346,9 +358,21 @@ impl<'f> Link<'f> {
     }
 
     fn rest(&mut self) {
-        if let State::Running(session) = std::mem::replace(&mut self.state, State::Closed) {
+        let State::Running(mut session) = std::mem::replace(&mut self.state, State::Closed) else {
+            return;
+        };
+        if std::mem::take(&mut self.asking) && self.failure.is_none() {
+            let answer = self.answers.pop().and_then(|rows| rows.into_iter().next());
+            session.set_home(answer.flatten());
             self.state = State::Resting(session);
+            self.rewind();
+            return self.start();
         }
+        if self.failure.as_ref().is_some_and(|e| e.sqlstate() == SqlState::UNDEFINED_FUNCTION) {
+            // Its extension may be another by now.
+            session.forget_home();
+        }
+        self.state = State::Resting(session);
     }
 
     /// Hands the next statements to libpq, and with the last ones the end of the pipeline.
@@ -367,7 +391,7 @@ impl<'f> Link<'f> {
             if let (Ok(statements), State::Running(session)) = (&sent, &mut self.state) {
                 for statement in statements {
                     session.connection.send(statement)?;
-                    self.telling.push_back(statement.conflicts);
+                    self.telling.push_back(statement.conflicts.clone());
                     self.outstanding += 1;
                     parcel += statement.size();
                 }
@@ -390,7 +414,8 @@ impl<'f> Link<'f> {
             session.connection.request_flush()?;
         } else {
             self.ended = true;
-            self.commit_sent = self.ending == Ending::Commits && self.failure.is_none();
+            self.commit_sent =
+                self.ending == Ending::Commits && self.failure.is_none() && !self.asking;
             session.connection.sync()?;
             self.outstanding += 1;
         }
@@ -399,7 +424,13 @@ impl<'f> Link<'f> {
     }
 
     fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
-        self.feed.as_mut().map_or(Ok(None), |feed| feed.next())
+        let State::Running(session) = &self.state else { return Ok(None) };
+        if self.asking {
+            let sent = self.outstanding > 0;
+            return Ok((!sent).then(|| vec![Statement::plain(versions::HOME)]));
+        }
+        let home = session.home();
+        self.feed.as_mut().map_or(Ok(None), |feed| feed.next(home))
     }
 
     fn read_answers(&mut self) -> std::result::Result<(), String> {
@@ -420,11 +451,11 @@ impl<'f> Link<'f> {
             self.in_answer = true;
             match reply.status() {
                 Status::Done => {
-                    let told = self.telling.front().copied().unwrap_or_default();
                     let rows = reply.first_column();
-                    let answer = rows.first().and_then(Option::as_deref);
-                    self.conflicts += told.count(reply.affected(), answer);
-                    if !rows.is_empty() && told != Conflicts::Answered {
+                    let told = self.telling.front().is_some_and(|telling| {
+                        telling.take(reply.affected(), &rows, &mut self.conflicts)
+                    });
+                    if !told && !rows.is_empty() {
                         self.answers.push(rows);
                     }
                 }
@@ -471,8 +502,13 @@ fn connecting_interest(connection: &Connection, polling: Polling) -> Interest {
     Interest { socket: connection.socket(), read, write: !read }
 }
 
-/// The error that an `error` policy provoked, in words of its own.
+/// The error that a statement of ours provoked, in words of its own.
 fn explained(mut error: RemoteError) -> RemoteError {
+    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(RACE_MARK) {
+        error.sqlstate = SqlState::SERIALIZATION_FAILURE;
+        error.message = format!("row is being changed on server \"{}\"", error.server);
+        error.context = None;
+    }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {
         error.sqlstate = SqlState::NO_DATA_FOUND;
         error.message =

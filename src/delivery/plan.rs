@@ -182,6 +182,8 @@ mod tests {
             carrier: Carrier::Element,
             fixed: false,
             own_equality: false,
+            collated: false,
+            local: None,
         };
         Rc::new(Route {
             source: name("l"),
@@ -208,7 +210,8 @@ mod tests {
             command: 0,
             key: vec![],
             row,
-            seen: None,
+            stamp: None,
+            gone: None,
             unchanged: vec![],
             stored: (0, 0),
         }
@@ -221,7 +224,8 @@ mod tests {
             command,
             key,
             row: vec![Some(to), Some(from)],
-            seen: None,
+            stamp: None,
+            gone: None,
             unchanged: vec![],
             stored: (0, 0),
         }
@@ -233,7 +237,8 @@ mod tests {
             command: 0,
             key: vec![Some(id)],
             row: vec![],
-            seen: None,
+            stamp: None,
+            gone: None,
             unchanged: vec![],
             stored: (0, 0),
         }

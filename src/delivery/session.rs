@@ -15,6 +15,10 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How long a server without an extension of its own is taken to have none.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// An authenticated connection.
 pub struct Session {
@@ -23,6 +27,8 @@ pub struct Session {
     /// Hashes of routes whose upserts the server has accepted: its table has the unique index that
     /// they need, so a plain INSERT meets a row that is there instead of doubling it.
     proven: HashSet<u64>,
+    /// The schema of the server's own extension, and when the server was asked.
+    home: Option<(Option<String>, Instant)>,
     /// How a change of its server or mapping will be reported.
     identity: [Changed; 2],
     /// Counts the socket in the backend's budget; given back when the session ends.
@@ -35,7 +41,27 @@ impl Session {
         let Account { server, mapping, .. } = endpoint.account;
         let identity = Changed::of_account(server, mapping);
         let proven = HashSet::new();
-        Self { connection, endpoint, proven, identity, _fd: fd }
+        Self { connection, endpoint, proven, home: None, identity, _fd: fd }
+    }
+
+    /// The schema of the server's own extension, as far as is known; see [`crate::versions`].
+    pub fn home(&self) -> Option<&str> {
+        self.home.as_ref().and_then(|(home, _)| home.as_deref())
+    }
+
+    /// Whether the server was asked for it. One that has none may get one.
+    pub fn knows_home(&self) -> bool {
+        self.home.as_ref().is_some_and(|(home, asked)| home.is_some() || asked.elapsed() < ASK_AGAIN)
+    }
+
+    /// The server has answered.
+    pub fn set_home(&mut self, home: Option<String>) {
+        self.home = Some((home, Instant::now()));
+    }
+
+    /// The server is to be asked again.
+    pub fn forget_home(&mut self) {
+        self.home = None;
     }
 
     /// Whether upserts over all these routes have succeeded here before.

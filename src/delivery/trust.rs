@@ -45,4 +45,5 @@ pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes
     Changes::new(set.changes(), &link.endpoint().application_name)
         .lean(trust != Trust::Nothing)
         .optimistic(trust == Trust::Rows)
+        .newest(set.routes().iter().any(|route| route.version().is_some()))
 }

@@ -4,6 +4,7 @@
 //! tried. Constraints that can wait do so within a batch.
 
 use crate::change::{Change, Route};
+use crate::conflict::Tally;
 use crate::delivery::commit::BEGIN;
 use crate::delivery::feed::{Changes, Fixed, Source};
 use crate::delivery::link::{Ending, Link};
@@ -23,13 +24,13 @@ pub struct Replay {
     /// The remote transaction has begun.
     begun: bool,
     /// Conflicts met by batches that stand, and by the one under way.
-    conflicts: (u64, u64),
+    conflicts: (Tally, Tally),
 }
 
 impl Replay {
     /// Over a link that is up; `begun` if its transaction is open already.
     pub fn new(link: Link<'static>, begun: bool) -> Self {
-        Self { link: Some(link), begun, conflicts: (0, 0) }
+        Self { link: Some(link), begun, conflicts: Default::default() }
     }
 
     /// The link, unless it was lost. With a transaction that has failed it is: a COMMIT would roll it back
@@ -48,9 +49,15 @@ impl Replay {
         self.link = None;
     }
 
-    /// Rows that the server did not have as expected.
-    pub fn conflicts(&self) -> u64 {
-        self.conflicts.0 + self.conflicts.1
+    /// Takes out the conflicts met by what stands.
+    pub fn take_conflicts(&mut self) -> Tally {
+        self.keep_conflicts();
+        std::mem::take(&mut self.conflicts.0)
+    }
+
+    fn keep_conflicts(&mut self) {
+        let under_way = std::mem::take(&mut self.conflicts.1);
+        self.conflicts.0.merge(under_way);
     }
 
     /// Whether the failure is one of the records, and the connection none the worse for it.
@@ -68,7 +75,7 @@ impl Replay {
             false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
         };
         self.begun = true;
-        self.conflicts = (self.conflicts(), 0);
+        self.keep_conflicts();
         self.attempt(units, begin, &[CHECK])
     }
 
@@ -92,7 +99,7 @@ impl Replay {
     /// # Errors
     /// As for [`Replay::whole`].
     pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
-        self.conflicts.1 = 0;
+        self.conflicts.1 = Tally::default();
         self.attempt(units, &["ROLLBACK TO SAVEPOINT drain", BEGIN[1]], &[CHECK])
     }
 
@@ -101,7 +108,7 @@ impl Replay {
     /// # Errors
     /// What the link reports.
     pub fn undo(&mut self) -> Result<()> {
-        self.conflicts.1 = 0;
+        self.conflicts.1 = Tally::default();
         self.statements(&["ROLLBACK TO SAVEPOINT drain", BEGIN[1]])
     }
 
@@ -123,10 +130,13 @@ impl Replay {
         // A link of its own: it borrows the records.
         let mut link = Link::over(session);
         let records = Records(units.iter().flat_map(|unit| &unit.records));
-        link.run(Changes::new(records, &name).between(before, after), Ending::Open);
+        let mut all = units.iter().flat_map(|unit| &unit.records);
+        let newest = all.any(|record| record.route.version().is_some());
+        let changes = Changes::new(records, &name).newest(newest).between(before, after);
+        link.run(changes, Ending::Open);
         let result = lost::run(&mut link);
         if result.is_ok() {
-            self.conflicts.1 += link.conflicts();
+            self.conflicts.1.merge(link.take_conflicts());
         }
         self.link = link.into_session().map(Link::over);
         result

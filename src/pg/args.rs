@@ -16,6 +16,12 @@ impl Args {
         Self(fcinfo)
     }
 
+    /// The function that is called.
+    pub fn function(&self) -> Oid {
+        // SAFETY: as for text().
+        unsafe { (*(*self.0).flinfo).fn_oid }
+    }
+
     /// An argument's text as its type writes it; `None` for NULL.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Who and where the current session is, and how long a temporary identity lasts.
 
 use super::Oid;
+use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
@@ -55,6 +56,26 @@ pub fn check_serializable() {
         if pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 {
             pg_sys::ffi::pg_guard_ffi_boundary(|| PreCommit_CheckForSerializationFailure());
         }
+    }
+}
+
+/// Checks that the current user may write a table, if only in one of the ways.
+///
+/// # Errors
+/// 42501.
+pub fn check_may_write(relation: Oid) -> Result<()> {
+    let rights = pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE;
+    // SAFETY: catalog look-ups, which raise for a relation that is not there.
+    let allowed = unsafe {
+        pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), rights.into())
+            == pg_sys::AclResult::ACLCHECK_OK
+    };
+    match allowed {
+        true => Ok(()),
+        false => Err(Error::local(
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            format!("permission denied for relation {}", relation.to_u32()),
+        )),
     }
 }
 

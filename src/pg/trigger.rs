@@ -110,6 +110,15 @@ impl<'call> Event<'call> {
         depth.value() as i32 > 1
     }
 
+    /// Text that lives as long as the rows of the call.
+    pub fn keep(&self, text: &str) -> &'call str {
+        let copy = pgrx::PgMemoryContexts::CurrentMemoryContext.palloc_slice::<u8>(text.len());
+        let copy: &'call mut [u8] = copy;
+        copy.copy_from_slice(text.as_bytes());
+        // SAFETY: a copy of a str.
+        unsafe { std::str::from_utf8_unchecked(copy) }
+    }
+
     /// The row that was inserted, deleted, or is about to be replaced.
     pub fn row(&self) -> Slot<'call> {
         let data = self.data();
@@ -124,6 +133,18 @@ impl<'call> Event<'call> {
 }
 
 impl Slot<'_> {
+    /// The value of a column, by its number; `None` is NULL.
+    pub(super) fn datum(&self, number: i16) -> Option<pg_sys::Datum> {
+        let at = number as usize - 1;
+        // SAFETY: the slot is the server's and filled up to the column, which its table has.
+        unsafe {
+            if (*self.slot).tts_nvalid < number {
+                pg_sys::slot_getsomeattrs_int(self.slot, i32::from(number));
+            }
+            (!*(*self.slot).tts_isnull.add(at)).then(|| *(*self.slot).tts_values.add(at))
+        }
+    }
+
     /// Where the row is stored, as one number: block and offset. Never 0, offsets begin with 1.
     pub fn stored(&self) -> u64 {
         // SAFETY: the tuple is valid for the call.

@@ -389,7 +389,7 @@ mod tests {
 
     fn route(key_deferrable: bool) -> Rc<Route> {
         let name = || Relation { schema: "s".into(), table: "t".into() };
-        let (own_equality, fixed) = (false, false);
+        let (own_equality, fixed, collated, local) = (false, false, false, None);
         Rc::new(Route {
             source: name(),
             target: name(),
@@ -398,6 +398,8 @@ mod tests {
                 carrier: Carrier::Element,
                 fixed,
                 own_equality,
+                collated,
+                local,
             }],
             key: vec![0],
             key_deferrable,
@@ -411,8 +413,8 @@ mod tests {
     fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u32) -> Record {
         let key = if moves { vec![Some("1".to_owned())] } else { Vec::new() };
         let (row, stored) = (vec![Some("2".to_owned())], (1, 2));
-        let (seen, unchanged) = (None, Vec::new());
-        let change = Change { op, command, key, row, seen, unchanged, stored };
+        let (stamp, gone, unchanged) = (None, None, Vec::new());
+        let change = Change { op, command, key, row, stamp, gone, unchanged, stored };
         Record { id: 1, transaction, route: route.clone(), change }
     }
 

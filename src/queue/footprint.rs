@@ -97,11 +97,18 @@ mod tests {
 
     fn route(table: &str, key_exact: bool) -> Route {
         let name = Relation { schema: "s".into(), table: table.into() };
-        let (carrier, fixed, own_equality) = (Carrier::Element, false, false);
+        let (fixed, own_equality, collated, local) = (false, false, false, None);
         Route {
             source: name.clone(),
             target: name,
-            columns: vec![Column { name: "id".into(), carrier, fixed, own_equality }],
+            columns: vec![Column {
+                name: "id".into(),
+                carrier: Carrier::Element,
+                fixed,
+                own_equality,
+                collated,
+                local,
+            }],
             key: vec![0],
             key_deferrable: false,
             key_exact,
@@ -113,8 +120,8 @@ mod tests {
 
     fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
         let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
-        let (seen, unchanged) = (None, Vec::new());
-        Change { op, command: 1, key: all(key), row: all(row), seen, unchanged, stored: (0, 0) }
+        let (stamp, gone, unchanged) = (None, None, Vec::new());
+        Change { op, command: 1, key: all(key), row: all(row), stamp, gone, unchanged, stored: (0, 0) }
     }
 
     fn waits(later: &Footprint, earlier: &Footprint) -> bool {

@@ -1,7 +1,7 @@
 //! A run of changes that one statement applies.
 
 use super::quote::ArrayLiteral;
-use crate::change::{Change, Op, Policy, Route};
+use crate::change::{Change, Op, Policy, Route, Stamp};
 use std::rc::Rc;
 
 /// What a batch does; all its rows do the same.
@@ -29,6 +29,15 @@ impl Kind {
     }
 }
 
+/// The only row of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Single {
+    /// Those columns that are sent, then the old key.
+    pub params: Vec<Option<String>>,
+    /// The key: of a deletion the old one.
+    pub key: Vec<Option<String>>,
+}
+
 /// Changes of one route and kind, column by column as array literals.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -40,10 +49,12 @@ pub struct Batch {
     pub new: Vec<ArrayLiteral>,
     /// An array per key column: the old keys.
     pub old: Vec<ArrayLiteral>,
-    /// The versions that deletes saw, under [`Policy::Newest`].
-    pub seen: Option<ArrayLiteral>,
-    /// The parameters of its only row, if it has but one: those columns that are sent, then the old key.
-    pub single: Option<Vec<Option<String>>>,
+    /// Under [`Policy::Newest`]: what the new rows count as, versions and ranks.
+    pub stamp: Option<[ArrayLiteral; 2]>,
+    /// The same of the deletions of the old keys.
+    pub gone: Option<[ArrayLiteral; 2]>,
+    /// Its only row, if it has but one.
+    pub single: Option<Single>,
     /// UPDATE: positions of columns that are not sent.
     pub unchanged: Vec<u32>,
     /// Under [`Policy::Overwrite`]: take it that the remote is as the change expects, and fail if it is
@@ -64,12 +75,12 @@ impl Batch {
             Kind::Move | Kind::Delete => route.key.len(),
             Kind::Insert | Kind::Update | Kind::Truncate => 0,
         };
-        let seen = matches!((kind, route.policy), (Kind::Delete, Policy::Newest(_)))
-            .then(ArrayLiteral::default);
+        let is_newest = matches!(route.policy, Policy::Newest(_));
         Self {
             new: vec![ArrayLiteral::default(); new],
             old: vec![ArrayLiteral::default(); old],
-            seen,
+            stamp: (is_newest && new > 0).then(Default::default),
+            gone: (is_newest && old > 0).then(Default::default),
             rows: 0,
             single: None,
             unchanged: Vec::new(),
@@ -86,8 +97,16 @@ impl Batch {
         self.single = (self.rows == 1).then(|| {
             let sent = |at: &usize| !self.unchanged.contains(&(*at as u32));
             let row = (0..self.new.len()).filter(sent).filter_map(|at| change.row.get(at));
-            let key = change.key.iter().take(self.old.len());
-            row.chain(key).map(|value| value.map(str::to_owned)).collect()
+            let old = change.key.iter().take(self.old.len());
+            let owned = |value: &Option<&str>| value.map(str::to_owned);
+            let key = match self.kind {
+                Kind::Delete => change.key.clone(),
+                _ => change.new_key(&self.route),
+            };
+            Single {
+                params: row.chain(old).map(owned).collect(),
+                key: key.iter().map(owned).collect(),
+            }
         });
         for (at, (array, value)) in self.new.iter_mut().zip(&change.row).enumerate() {
             if !self.unchanged.contains(&(at as u32)) {
@@ -97,13 +116,21 @@ impl Batch {
         for (array, value) in self.old.iter_mut().zip(&change.key) {
             array.push(*value);
         }
-        if let Some(array) = &mut self.seen {
-            array.push(change.seen);
+        if let (Some([versions, ranks]), Policy::Newest(at)) = (&mut self.stamp, self.route.policy) {
+            let own = Stamp { version: change.row.get(at).copied().flatten(), rank: 0 };
+            let stamp = change.stamp.as_ref().unwrap_or(&own);
+            versions.push(stamp.version);
+            ranks.push(Some(&stamp.rank.to_string()));
+        }
+        if let Some([versions, ranks]) = &mut self.gone {
+            versions.push(change.gone.as_ref().and_then(|gone| gone.version));
+            ranks.push(Some(&change.gone.as_ref().map_or(0, |gone| gone.rank).to_string()));
         }
     }
 
     /// Size of the parameters, in bytes.
     pub fn bytes(&self) -> usize {
-        self.new.iter().chain(&self.old).chain(&self.seen).map(ArrayLiteral::len).sum()
+        let stamps = self.stamp.iter().chain(&self.gone).flatten();
+        self.new.iter().chain(&self.old).chain(stamps).map(ArrayLiteral::len).sum()
     }
 }

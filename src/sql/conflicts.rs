@@ -1,70 +1,160 @@
-//! Conflicts: rows that were not on the server as the change expects. A statement's own answer tells
-//! how many it met, at no further round trip.
+//! How the answers to statements tell of conflicts, rows that are not as a change expects.
 //!
-//! Mostly the command tag does. It does not for an upsert, which counts rows that it inserted and rows
-//! that it met alike; there the server counts, in a setting of the transaction, where it resolves the
-//! conflict, so that rows without one cost nothing. Not by xmax, which a view and a partitioned table
-//! have not got, and not by a look beforehand, which costs an index look-up a row.
+//! A statement over arrays answers with a row per conflict: a JSON array, see [`Told::answer`]. What it
+//! finds before it changes anything decides, as of its beginning. For a single row over plain parameters the
+//! command tag does.
 
-use super::statement::Statement;
+use super::batch::Kind;
+use super::quote::literal;
+use super::values::StampOf;
+use crate::change::Route;
+use crate::conflict::{Conflict, Decision, Kind as Met, Tally};
+use serde_json::Value;
+use std::rc::Rc;
 
 /// How a statement's answer tells the conflicts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Conflicts {
     /// There are none: it is not about rows, or it fails instead, or another statement tells.
     #[default]
     Never,
-    /// The rows in the command tag.
-    Affected,
-    /// What the command tag lacks to this number of rows.
-    Short(u64),
-    /// The number that it answers with.
-    Answered,
-    /// The server notes them, see [`NOTE`]: another statement, [`told`], is to ask for them.
-    Noted,
+    /// A row for each.
+    Told(Rc<Route>),
+    /// This one, if whether any row was affected is as said.
+    Single(Rc<Route>, Box<Conflict>, bool),
 }
 
 impl Conflicts {
-    /// The conflicts that an answer tells of; `answer` is its only value, if it had one.
-    pub fn count(self, affected: u64, answer: Option<&str>) -> u64 {
+    /// Adds the conflicts that an answer tells of: `rows` are its only column, `affected` is from its
+    /// command tag. Says whether the rows were meant for this.
+    pub fn take(&self, affected: u64, rows: &[Option<String>], tally: &mut Tally) -> bool {
         match self {
-            Self::Never | Self::Noted => 0,
-            Self::Affected => affected,
-            Self::Short(rows) => rows.saturating_sub(affected),
-            Self::Answered => answer.and_then(|n| n.parse().ok()).unwrap_or(0),
+            Self::Never => false,
+            Self::Told(route) => {
+                let told = rows.iter().flatten().filter_map(|answer| read(answer));
+                told.for_each(|conflict| tally.add(route, conflict));
+                true
+            }
+            Self::Single(route, conflict, if_affected) => {
+                if (affected > 0) == *if_affected {
+                    tally.add(route, (**conflict).clone());
+                }
+                true
+            }
         }
     }
 }
 
-/// A condition that always holds and adds one to the transaction's count, which a savepoint takes back
-/// with the rest. The setting's prefix must not be that of this extension, which reserves its own.
-pub const NOTE: &str = "pg_catalog.set_config('rowsync_delivery.conflicts', \
-     (COALESCE(NULLIF(pg_catalog.current_setting('rowsync_delivery.conflicts', true), ''), \
-     '0')::pg_catalog.int8 OPERATOR(pg_catalog.+) 1)::pg_catalog.text, true) IS NOT NULL";
+/// A conflict from an answer.
+fn read(answer: &str) -> Option<Conflict> {
+    type Answer = (Met, Decision, Option<Value>, Option<Value>, Option<String>, Option<String>);
+    let (kind, decision, key, server_key, version, server_version): Answer =
+        serde_json::from_str(answer).ok()?;
+    let constraint = None;
+    Some(Conflict { kind, decision, key, server_key, version, server_version, constraint })
+}
 
-/// Answers with the transaction's count and begins it anew. To be sent once, after all statements that
-/// note.
-pub fn told() -> Statement {
-    let text = "SELECT pg_catalog.current_setting('rowsync_delivery.conflicts', true), \
-                pg_catalog.set_config('rowsync_delivery.conflicts', '', true)";
-    Statement { conflicts: Conflicts::Answered, ..Statement::plain(text) }
+/// A conflict of which the change's key is known.
+pub fn conflict_of(route: &Route, kind: Met, decision: Decision, key: &[Option<&str>]) -> Conflict {
+    let named = route.key.iter().zip(key);
+    let key = named.map(|(at, value)| (route.columns[*at].name.clone(), (*value).into()));
+    Conflict {
+        kind,
+        decision,
+        key: Some(Value::Object(key.collect())),
+        server_key: None,
+        version: None,
+        server_version: None,
+        constraint: None,
+    }
+}
+
+/// What a change of this kind meets if it finds no row, or for an INSERT if it finds one.
+pub fn single(kind: Kind) -> Met {
+    match kind {
+        Kind::Insert => Met::InsertExists,
+        Kind::Update | Kind::Move => Met::UpdateMissing,
+        Kind::Delete | Kind::Truncate => Met::DeleteMissing,
+    }
+}
+
+/// The parts of an answer, as expressions.
+pub struct Told<'a> {
+    pub route: &'a Route,
+    /// The change's key.
+    pub key: &'a [String],
+    /// Where the columns of the row that was met are, see [`met_column`].
+    pub met: Option<&'a str>,
+    pub stamp: Option<&'a StampOf>,
+}
+
+impl Told<'_> {
+    /// An expression for the answer: kind, decision, the change's key, the key of the row it met, and
+    /// the versions of both. Its reader is [`Conflicts::take`].
+    pub fn answer(&self, kind: Met, decision: &str) -> String {
+        let route = self.route;
+        let object = |values: Vec<String>| {
+            let columns = route.key.iter().map(|at| literal(&route.columns[*at].name));
+            let pairs = columns.zip(values).map(|(name, value)| format!("{name}, ({value})::pg_catalog.text"));
+            format!("pg_catalog.json_build_object({})", pairs.collect::<Vec<_>>().join(", "))
+        };
+        let column = |table: &str, at: usize| format!("{table}.{}", met_column(at));
+        let met = self.met.map_or_else(
+            || "NULL".to_owned(),
+            |table| object(route.key.iter().map(|at| column(table, *at)).collect()),
+        );
+        let version = self.stamp.map_or("NULL".to_owned(), |stamp| text(&stamp.version));
+        let met_version = match (self.met, route.version()) {
+            (Some(table), Some(at)) => text(&column(table, at)),
+            _ => "NULL".to_owned(),
+        };
+        format!(
+            "pg_catalog.json_build_array({}, {decision}, {}, {met}, {version}, {met_version})\
+             ::pg_catalog.text",
+            literal(kind.name()),
+            object(self.key.to_vec()),
+        )
+    }
+}
+
+/// The name of a column of a row that was met: the table's own may be anything.
+pub fn met_column(at: usize) -> String {
+    format!("c{at}")
+}
+
+fn text(expression: &str) -> String {
+    format!("({expression})::pg_catalog.text")
+}
+
+/// A decision as a literal.
+pub fn decision(decision: Decision) -> String {
+    literal(decision.name())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::tests::route;
+    use crate::change::Policy;
 
     #[test]
     fn an_answer_is_read_as_its_statement_says() {
-        assert_eq!(Conflicts::Never.count(3, Some("4")), 0);
-        assert_eq!(Conflicts::Noted.count(3, None), 0);
-        assert_eq!(Conflicts::Affected.count(3, None), 3);
-        assert_eq!(Conflicts::Short(5).count(3, None), 2);
-        // More rows than keys, where the server holds several keys for equal.
-        assert_eq!(Conflicts::Short(5).count(6, None), 0);
-        assert_eq!(Conflicts::Answered.count(1, Some("4")), 4);
-        // Nothing was counted in this transaction, or the setting is back to what it was.
-        assert_eq!(Conflicts::Answered.count(1, None), 0);
-        assert_eq!(Conflicts::Answered.count(1, Some("")), 0);
+        let route = route(Policy::Overwrite);
+        let mut tally = Tally::default();
+        let conflict = conflict_of(&route, Met::DeleteMissing, Decision::Skipped, &[Some("7")]);
+        let single = Conflicts::Single(route.clone(), Box::new(conflict), false);
+        assert!(single.take(1, &[], &mut tally));
+        assert_eq!(tally.total(), 0);
+        assert!(single.take(0, &[], &mut tally));
+        let rows = [
+            Some(r#"["update_missing", "applied", {"id":"1"}, null, null, null]"#.to_owned()),
+            None,
+            Some("not for us".to_owned()),
+        ];
+        assert!(Conflicts::Told(route).take(3, &rows, &mut tally));
+        assert!(!Conflicts::Never.take(3, &rows, &mut tally));
+        let kinds: Vec<Met> = tally.details().map(|(_, conflict)| conflict.kind).collect();
+        assert_eq!(kinds, [Met::DeleteMissing, Met::UpdateMissing]);
+        assert_eq!(tally.total(), 2);
     }
 }

@@ -3,8 +3,8 @@
 use super::batch::Kind;
 use super::quote::literal_or_null;
 use super::statement::{texts, truncate};
-use super::values::{Values, key_of};
-use crate::change::{Change, Policy, Route};
+use super::values::{StampOf, Values, key_of};
+use crate::change::{Change, Route, Stamp};
 use std::rc::Rc;
 
 /// Runnable SQL that does what delivery of the change does. A move is two statements, separated by
@@ -19,12 +19,22 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     };
     let new = quote(&change.row);
     let old = if change.key.is_empty() { key_of(route, &new) } else { quote(&change.key) };
-    let seen = matches!(route.policy, Policy::Newest(_))
-        .then(|| literal_or_null(change.seen.as_ref().map(AsRef::as_ref)));
+    let stamp_of = |stamp: &Stamp<&str>| StampOf {
+        version: literal_or_null(stamp.version),
+        rank: stamp.rank.to_string(),
+    };
+    let borrowed = change.borrowed();
+    let own = route.version().map(|at| Stamp {
+        version: borrowed.row.get(at).copied().flatten(),
+        rank: 0,
+    });
+    let stamp = borrowed.stamp.as_ref().or(own.as_ref()).map(stamp_of);
+    let gone = borrowed.gone.as_ref().map(stamp_of);
     let (any_old, unchanged) = (Vec::new(), Vec::new());
     let (from, rows, optimistic, literal) = (None, 1, false, true);
-    let values = Values { new, old, any_old, seen, from, rows, unchanged, optimistic, literal };
+    let values =
+        Values { new, old, any_old, stamp, gone, from, rows, unchanged, optimistic, literal };
     let texts: Vec<String> =
-        texts(route, kind, &values).into_iter().map(|(text, _)| text).collect();
+        texts(route, kind, &values, None).into_iter().map(|(text, _)| text).collect();
     texts.join("; ")
 }

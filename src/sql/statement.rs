@@ -1,12 +1,14 @@
 //! The statements themselves: one per policy and kind, over values that come either from arrays of
 //! parameters (a batch) or from literals (one change).
 
-use super::batch::{Batch, Kind};
-use super::conflicts::{Conflicts, NOTE};
+use super::batch::{Batch, Kind, Single};
+use super::conflicts::{Conflicts, Told, conflict_of, decision, met_column, single};
+use super::newest;
 use super::quote::{ArrayLiteral, ident, literal, relation};
-use super::upsert::{clear_target, move_newest, upsert, upsert_told};
+use super::upsert::{clear_target, update_then_insert, upsert};
 use super::values::{Values, key_of};
 use crate::change::{Policy, Route};
+use crate::conflict::{Decision, Kind as Met};
 use std::rc::Rc;
 
 /// Begins the text of the cast error that an `error` policy provokes when rows are missing; the
@@ -14,7 +16,7 @@ use std::rc::Rc;
 pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
 
 /// A statement and its text-format parameters, types to be inferred by the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Statement {
     pub text: String,
     /// `None` is NULL.
@@ -35,22 +37,28 @@ impl Statement {
     }
 }
 
-/// The statements that apply a batch, in order.
-pub fn of_batch(batch: Batch) -> Vec<Statement> {
+/// The statements that apply a batch, in order. `home`: the schema of the server's own extension, see
+/// [`super::newest`].
+pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
     if batch.kind == Kind::Truncate {
         return vec![Statement::plain(truncate(&batch.truncated))];
     }
     if let Some(values) = Values::of_params(&batch) {
-        let params = batch.single.unwrap_or_default();
+        let Single { params, key } = batch.single.unwrap_or_default();
+        let key: Vec<Option<&str>> = key.iter().map(Option::as_deref).collect();
         let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
-        return texts(&batch.route, batch.kind, &values).into_iter().map(statement).collect();
+        let texts = texts(&batch.route, batch.kind, &values, home);
+        let single = |(text, told)| (text, told_by_tag(&batch.route, batch.kind, told, &key));
+        return texts.into_iter().map(single).map(statement).collect();
     }
-    let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch));
+    let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch), home);
     let unchanged = batch.unchanged;
     let sent =
         |(at, array): (usize, ArrayLiteral)| (!unchanged.contains(&(at as u32))).then_some(array);
     let new = batch.new.into_iter().enumerate().filter_map(sent);
-    let arrays = new.chain(batch.old).chain(batch.seen);
+    let stamps = batch.stamp.into_iter().chain(batch.gone);
+    let (versions, ranks): (Vec<_>, Vec<_>) = stamps.map(|[version, rank]| (version, rank)).unzip();
+    let arrays = new.chain(batch.old).chain(versions).chain(ranks);
     let params: Vec<Option<String>> = arrays.map(|array| Some(array.into_text())).collect();
     // Only a move has several statements; all read the same arrays.
     let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
@@ -58,53 +66,196 @@ pub fn of_batch(batch: Batch) -> Vec<Statement> {
 }
 
 /// The statements for a route and kind over the given values, and how each tells the conflicts.
-pub(super) fn texts(route: &Route, kind: Kind, values: &Values) -> Vec<(String, Conflicts)> {
-    use Conflicts::{Affected, Never};
-    let short = Conflicts::Short(values.rows as u64);
+pub(super) fn texts(
+    route: &Rc<Route>,
+    kind: Kind,
+    values: &Values,
+    home: Option<&str>,
+) -> Vec<(String, Conflicts)> {
+    let told = Conflicts::Told(route.clone());
+    let failing = |text| vec![(text, Conflicts::Never)];
     match (kind, route.policy) {
+        (Kind::Truncate, _) => Vec::new(),
+        (_, Policy::Newest(_)) => vec![newest::statement(route, kind, values, home)],
         (Kind::Insert, Policy::Overwrite) if values.optimistic => {
-            vec![(insert_from(route, values, &values.from()), Never)]
+            failing(insert_from(route, values, &values.from()))
         }
-        (Kind::Insert, Policy::Error) => vec![(insert(route, values, false), Never)],
-        (Kind::Insert, _) if updates_met(route) && !values.literal => {
-            vec![(insert(route, values, true), Conflicts::Noted)]
-        }
-        (Kind::Insert, _) => vec![(insert(route, values, false), short)],
+        (Kind::Insert, Policy::Error) => failing(insert(route, values)),
+        (Kind::Insert, _) => vec![(insert_told(route, values), told)],
         // Nothing that an UPDATE could set, so nothing it could have changed: the row is to be there.
-        (Kind::Update, Policy::Overwrite | Policy::Newest(_)) if !route.can_update() => {
-            vec![(insert(route, values, false), Affected)]
+        (Kind::Update, Policy::Overwrite) if !route.can_update() => {
+            vec![(insert_missing(route, values), told)]
         }
         (Kind::Update, _) if !route.can_update() => Vec::new(),
         // Columns that are not sent cannot be inserted: the row must be there.
         (Kind::Update, Policy::Overwrite) if !values.unchanged.is_empty() => {
-            vec![(update_all(route, kind, values), Never)]
+            failing(update_all(route, kind, values))
         }
         (Kind::Update | Kind::Move, Policy::Overwrite) if values.optimistic => {
-            vec![(update_all(route, kind, values), Never)]
+            failing(update_all(route, kind, values))
         }
-        (Kind::Update, Policy::Overwrite) => vec![(upsert(route, kind, values), Affected)],
-        (Kind::Update, Policy::Newest(_)) => vec![upsert_told(route, kind, values)],
-        (Kind::Update, Policy::Skip) => {
-            vec![(update(route, kind, values, values.from(), ""), short)]
-        }
-        (Kind::Update | Kind::Move, Policy::Error) => {
-            vec![(update_all(route, kind, values), Never)]
-        }
-        (Kind::Move, Policy::Overwrite) if route.key_deferrable => {
-            vec![(clear_target(route, values), Affected), upsert_told(route, kind, values)]
-        }
+        (Kind::Update, Policy::Overwrite) => vec![(upsert(route, kind, values), told)],
         (Kind::Move, Policy::Overwrite) => {
-            vec![(clear_target(route, values), Affected), (upsert(route, kind, values), Affected)]
+            vec![(clear_target(route, values), told.clone()), (upsert(route, kind, values), told)]
         }
-        (Kind::Move, Policy::Newest(_)) => move_newest(route, values),
-        (Kind::Move, Policy::Skip) => {
-            let condition = format!(" AND NOT {}", taken(route, values));
-            vec![(update(route, kind, values, values.from(), &condition), short)]
+        (Kind::Update | Kind::Move, Policy::Skip) => vec![(update_there(route, kind, values), told)],
+        (Kind::Update | Kind::Move, Policy::Error) => failing(update_all(route, kind, values)),
+        (Kind::Delete, Policy::Error) => {
+            failing(all_found(values, &delete(route, values, using_v(values), " RETURNING 1")))
         }
-        (Kind::Delete, Policy::Error) => vec![(remove_old(route, values), Never)],
-        (Kind::Delete, _) => vec![(remove_old(route, values), short)],
-        (Kind::Truncate, _) => Vec::new(),
+        (Kind::Delete, _) => vec![(delete_told(route, values), told)],
     }
+}
+
+/// How a statement over the parameters of a single row tells: it has one conflict or none, and where
+/// [`texts`] lets it, the command tag says which.
+fn told_by_tag(
+    route: &Rc<Route>,
+    kind: Kind,
+    told: Conflicts,
+    key: &[Option<&str>],
+) -> Conflicts {
+    let decision = match route.policy {
+        Policy::Overwrite if kind != Kind::Delete => Decision::Applied,
+        _ => Decision::Skipped,
+    };
+    match (&told, kind, route.policy) {
+        (Conflicts::Never, _, _) => told,
+        // An upsert affects a row whether it was there or not, so it looks for it before.
+        (_, Kind::Insert, Policy::Overwrite) if route.can_update() => told,
+        // What the UPDATE does not find the INSERT that follows does affect.
+        _ => {
+            let conflict = conflict_of(route, single(kind), decision, key);
+            let if_affected = kind == Kind::Update && route.policy == Policy::Overwrite;
+            Conflicts::Single(route.clone(), Box::new(conflict), if_affected)
+        }
+    }
+}
+
+/// A statement that answers with a row for each conflict. `with`: items of its WITH beside the change.
+pub(super) fn telling(
+    values: &Values,
+    with: &[String],
+    (name, change): (&str, String),
+    conflicts: &str,
+) -> String {
+    let change = format!("{name} AS ({change})");
+    let items: Vec<&str> = with.iter().map(String::as_str).chain([change.as_str()]).collect();
+    format!("WITH {}{} {conflicts}", with_v(values), items.join(", "))
+}
+
+/// The rows that are there with a key of the changes, `p`.
+fn look(route: &Route, values: &Values, key: &[String]) -> String {
+    let columns: Vec<String> = (route.key.iter())
+        .map(|at| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at)))
+        .collect();
+    let condition = same_key(route, "t", key);
+    let (ord, join) = match values.from {
+        Some(_) => ("v.ord, ", format!("v JOIN {} AS t ON {condition}", relation(&route.target))),
+        None => ("", format!("{} AS t WHERE {condition}", relation(&route.target))),
+    };
+    format!("p AS MATERIALIZED (SELECT {ord}{} FROM {join})", columns.join(", "))
+}
+
+/// A FROM clause of the rows of an item that has their numbers, beside the changes they are of.
+pub(super) fn beside_v(values: &Values, item: &str) -> String {
+    match values.from {
+        Some(_) => format!(" FROM v JOIN {item} ON {item}.ord = v.ord"),
+        None => format!(" FROM {item}"),
+    }
+}
+
+/// A FROM clause of the changes whose numbers an item has not.
+pub(super) fn v_without(values: &Values, item: &str) -> String {
+    match values.from {
+        Some(_) => format!(" FROM v WHERE NOT EXISTS (SELECT FROM {item} WHERE {item}.ord = v.ord)"),
+        None => format!(" WHERE NOT EXISTS (SELECT FROM {item})"),
+    }
+}
+
+/// The number of a change, for RETURNING.
+pub(super) fn number(values: &Values) -> &'static str {
+    if values.from.is_some() { "v.ord" } else { "1" }
+}
+
+/// An INSERT that tells of the rows that were there.
+fn insert_told(route: &Route, values: &Values) -> String {
+    let key = key_of(route, &values.new);
+    // The command tag does not tell rows that were updated from those that were inserted.
+    let (decided, by_tag) = match route.policy {
+        Policy::Skip => (Decision::Skipped, true),
+        _ => (Decision::Applied, !route.can_update()),
+    };
+    if values.literal || by_tag && values.from.is_none() {
+        return insert(route, values);
+    }
+    let told = Told { route, key: &key, met: Some("p"), stamp: None };
+    let answer = told.answer(Met::InsertExists, &decision(decided));
+    let conflicts = format!("SELECT {answer}{}", beside_v(values, "p"));
+    let mut with = vec![look(route, values, &key)];
+    let insert = match route.policy {
+        // Items of WITH cannot have a WITH of their own.
+        Policy::Overwrite if route.key_deferrable && route.can_update() => {
+            let (update, insert) = update_then_insert(route, Kind::Update, values);
+            with.push(update);
+            insert
+        }
+        _ => insert(route, values),
+    };
+    telling(values, &with, ("i", format!("{insert} RETURNING 1")), &conflicts)
+}
+
+/// An INSERT of rows that should be there, which tells of those that were not.
+fn insert_missing(route: &Route, values: &Values) -> String {
+    let key = key_of(route, &values.new);
+    let told = Told { route, key: &key, met: None, stamp: None };
+    let answer = told.answer(Met::UpdateMissing, &decision(Decision::Applied));
+    let insert = insert(route, values);
+    if values.literal || values.from.is_none() {
+        return insert;
+    }
+    let conflicts = format!("SELECT {answer}{}", v_without(values, "p"));
+    let look = look(route, values, &key);
+    telling(values, &[look], ("i", format!("{insert} RETURNING 1")), &conflicts)
+}
+
+/// UPDATE of the rows that are there, each to a key that is free.
+fn update_there(route: &Route, kind: Kind, values: &Values) -> String {
+    let free = match kind {
+        Kind::Move => format!(" AND NOT {}", taken(route, values)),
+        _ => String::new(),
+    };
+    if values.literal || values.from.is_none() {
+        return update(route, kind, values, values.from(), &free);
+    }
+    let update = update(route, kind, values, from_v(values), &format!("{free} RETURNING v.ord"));
+    let skipped = decision(Decision::Skipped);
+    let new = key_of(route, &values.new);
+    let by = |met, key, kind| Told { route, key, met, stamp: None }.answer(kind, &skipped);
+    let missing = by(None, &values.old[..], Met::UpdateMissing);
+    if kind == Kind::Update {
+        let conflicts = format!("SELECT {missing}{}", v_without(values, "u"));
+        return telling(values, &[], ("u", update), &conflicts);
+    }
+    let conflicts = format!(
+        "SELECT CASE WHEN {} THEN {} ELSE {missing} END FROM v LEFT JOIN p ON p.ord = v.ord \
+         WHERE NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)",
+        exists(route, &values.old),
+        by(Some("p"), &new[..], Met::UpdateExists)
+    );
+    telling(values, &[look(route, values, &new)], ("u", update), &conflicts)
+}
+
+/// DELETE that tells of the rows that were not there.
+fn delete_told(route: &Route, values: &Values) -> String {
+    if values.literal || values.from.is_none() {
+        return delete(route, values, values.using(), "");
+    }
+    let told = Told { route, key: &values.old, met: None, stamp: None };
+    let missing = told.answer(Met::DeleteMissing, &decision(Decision::Skipped));
+    let delete = delete(route, values, using_v(values), " RETURNING v.ord");
+    let conflicts = format!("SELECT {missing}{}", v_without(values, "d"));
+    telling(values, &[], ("d", delete), &conflicts)
 }
 
 /// TRUNCATE of the routes' targets, each once.
@@ -121,16 +272,16 @@ pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
 }
 
 /// An INSERT under the route's policy. Where the remote's key may be deferrable no ON CONFLICT can
-/// rely on it: rows that are there are looked for instead. `noted`: rows that it meets and updates
-/// are counted, see [`NOTE`].
-pub(super) fn insert(route: &Route, values: &Values, noted: bool) -> String {
+/// rely on it: rows that are there are looked for instead.
+pub(super) fn insert(route: &Route, values: &Values) -> String {
     match route.policy {
         _ if !route.key_deferrable => {
-            format!("{}{}", insert_from(route, values, &values.from()), on_conflict(route, noted))
+            format!("{}{}", insert_from(route, values, &values.from()), on_conflict(route))
         }
         Policy::Error => insert_from(route, values, &values.from()),
         Policy::Overwrite | Policy::Newest(_) if route.can_update() => {
-            upsert(route, Kind::Update, values)
+            let (with, insert) = update_then_insert(route, Kind::Update, values);
+            format!("WITH {}{with} {insert}", with_v(values))
         }
         Policy::Skip | Policy::Overwrite | Policy::Newest(_) => {
             let free = format!("{} WHERE NOT {}", values.from(), exists_new(route, values));
@@ -159,14 +310,6 @@ fn update_all(route: &Route, kind: Kind, values: &Values) -> String {
     all_found(values, &update(route, kind, values, from_v(values), " RETURNING 1"))
 }
 
-/// DELETE of the rows at the old key, under the route's policy.
-fn remove_old(route: &Route, values: &Values) -> String {
-    match route.policy {
-        Policy::Error => all_found(values, &delete(route, values, using_v(values), " RETURNING 1")),
-        _ => delete(route, values, values.using(), ""),
-    }
-}
-
 pub(super) fn insert_from(route: &Route, values: &Values, from: &str) -> String {
     let columns: Vec<String> = route.columns.iter().map(|c| ident(&c.name)).collect();
     format!(
@@ -177,16 +320,9 @@ pub(super) fn insert_from(route: &Route, values: &Values, from: &str) -> String 
     )
 }
 
-/// Whether an INSERT updates rows that it meets, so that its command tag does not tell them from those
-/// it inserts.
-fn updates_met(route: &Route) -> bool {
-    let updates = matches!(route.policy, Policy::Overwrite | Policy::Newest(_));
-    updates && !route.key_deferrable && route.settable().next().is_some()
-}
-
 /// What an INSERT does with a row that is there already.
-pub(super) fn on_conflict(route: &Route, noted: bool) -> String {
-    if route.key_deferrable {
+pub(super) fn on_conflict(route: &Route) -> String {
+    if route.key_deferrable || route.policy == Policy::Error {
         return String::new();
     }
     let key: Vec<String> = route.key.iter().map(|at| ident(&route.columns[*at].name)).collect();
@@ -195,27 +331,11 @@ pub(super) fn on_conflict(route: &Route, noted: bool) -> String {
         .map(|at| ident(&route.columns[at].name))
         .map(|name| format!("{name} = excluded.{name}"))
         .collect();
-    let newest = match route.policy {
-        Policy::Error => return String::new(),
-        Policy::Skip => return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", ")),
-        Policy::Overwrite => None,
-        Policy::Newest(_) => {
-            let new: Vec<String> =
-                route.columns.iter().map(|c| format!("excluded.{}", ident(&c.name))).collect();
-            Some(newer(route, &new))
-        }
+    let update = match route.policy {
+        Policy::Overwrite if !set.is_empty() => format!("UPDATE SET {}", set.join(", ")),
+        _ => "NOTHING".to_owned(),
     };
-    if set.is_empty() {
-        return format!(" ON CONFLICT ({}) DO NOTHING", key.join(", "));
-    }
-    // Counted before versions are compared: a row that was met is a conflict, whoever wins.
-    let conditions: Vec<String> =
-        noted.then(|| NOTE.to_owned()).into_iter().chain(newest).collect();
-    let condition = match conditions.is_empty() {
-        true => String::new(),
-        false => format!(" WHERE {}", conditions.join(" AND ")),
-    };
-    format!(" ON CONFLICT ({}) DO UPDATE SET {}{condition}", key.join(", "), set.join(", "))
+    format!(" ON CONFLICT ({}) DO {update}", key.join(", "))
 }
 
 /// UPDATE of the rows at the old key, with the caller's FROM and tail.
@@ -250,15 +370,8 @@ pub(super) fn assignments(route: &Route, kind: Kind, values: &Values) -> String 
 }
 
 fn delete(route: &Route, values: &Values, using: String, tail: &str) -> String {
-    let newest = match (route.policy, &values.seen) {
-        (Policy::Newest(at), Some(seen)) => {
-            let version = format!("t.{}", ident(&route.columns[at].name));
-            format!(" AND ({version} IS NULL OR {version} <= {seen})")
-        }
-        _ => String::new(),
-    };
     format!(
-        "DELETE FROM {} AS t{using} WHERE {}{newest}{tail}",
+        "DELETE FROM {} AS t{using} WHERE {}{tail}",
         relation(&route.target),
         same_key(route, "t", &values.old)
     )
@@ -294,22 +407,6 @@ pub(super) fn same_key(route: &Route, table: &str, key: &[String]) -> String {
     terms.join(" AND ")
 }
 
-/// Whether the new row wins over `t`: the larger version, a version over none, and between equal
-/// versions the larger row as text in the C collation, so that every node decides alike.
-pub(super) fn newer(route: &Route, new: &[String]) -> String {
-    let Policy::Newest(at) = route.policy else { return "true".to_owned() };
-    let there: Vec<String> =
-        route.columns.iter().map(|c| format!("t.{}", ident(&c.name))).collect();
-    let (ours, theirs) = (&new[at], &there[at]);
-    format!(
-        "({ours} > {theirs} OR ({theirs} IS NULL AND {ours} IS NOT NULL) \
-         OR ({ours} IS NOT DISTINCT FROM {theirs} AND \
-         ROW({})::pg_catalog.text COLLATE pg_catalog.\"C\" > ROW({})::pg_catalog.text))",
-        new.join(", "),
-        there.join(", ")
-    )
-}
-
 pub(super) fn with_v(values: &Values) -> String {
     values
         .from
@@ -333,7 +430,7 @@ mod tests {
     use crate::change::{Carrier, Change, Column, Op, Relation};
 
     fn column(name: &str, carrier: Carrier) -> Column {
-        Column { name: name.into(), carrier, fixed: false, own_equality: false }
+        Column { name: name.into(), carrier, fixed: false, own_equality: false, collated: false, local: None }
     }
 
     fn route(policy: Policy) -> Rc<Route> {
@@ -362,7 +459,8 @@ mod tests {
             command: 0,
             key,
             row: row.to_vec(),
-            seen: None,
+            stamp: None,
+            gone: None,
             unchanged: vec![],
             stored: (0, 0),
         }

@@ -13,8 +13,10 @@ pub struct Values {
     pub old: Vec<String>,
     /// The same, of any row of `w`, another look at `v`; empty without arrays.
     pub any_old: Vec<String>,
-    /// The version a delete saw.
-    pub seen: Option<String>,
+    /// Under [`Policy::Newest`]: what the new row counts as.
+    pub stamp: Option<StampOf>,
+    /// The same of the deletion of the row with the old key.
+    pub gone: Option<StampOf>,
     /// The FROM item that the expressions read, named `v`; `None` without arrays.
     pub from: Option<String>,
     /// Changes that the values stand for.
@@ -25,6 +27,12 @@ pub struct Values {
     pub optimistic: bool,
     /// Literals, for people and not for the wire.
     pub literal: bool,
+}
+
+/// A [`Stamp`](crate::change::Stamp) as expressions.
+pub struct StampOf {
+    pub version: String,
+    pub rank: String,
 }
 
 impl Values {
@@ -46,10 +54,24 @@ impl Values {
         let old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
             .map(|(i, at)| take(&route.columns[*at], format!("k{i}")))
             .collect();
-        let seen = match (&batch.seen, route.policy) {
-            (Some(_), Policy::Newest(at)) => Some(take(&route.columns[at], "s".to_owned())),
+        let version = match route.policy {
+            Policy::Newest(at) => Some(&route.columns[at]),
             _ => None,
         };
+        let mut versions = |sent: bool, name: &str| {
+            let column = version.filter(|_| sent)?;
+            Some(take(column, format!("{name}v")))
+        };
+        let stamp = versions(batch.stamp.is_some(), "s");
+        let gone = versions(batch.gone.is_some(), "g");
+        let mut ranks = |version: Option<String>, name: &str| {
+            version.map(|version| {
+                names.push(format!("{name}r"));
+                arrays.push(format!("${}::pg_catalog.int8[]", names.len()));
+                StampOf { version, rank: format!("v.{name}r") }
+            })
+        };
+        let (stamp, gone) = (ranks(stamp, "s"), ranks(gone, "g"));
         let from = format!(
             "ROWS FROM ({}) WITH ORDINALITY AS v({}, ord)",
             arrays.iter().map(|a| format!("pg_catalog.unnest({a})")).collect::<Vec<_>>().join(", "),
@@ -63,7 +85,7 @@ impl Values {
         let rows = batch.rows;
         let optimistic = batch.optimistic;
         let (from, literal) = (Some(from), false);
-        Self { new, old, any_old, seen, from, rows, unchanged, optimistic, literal }
+        Self { new, old, any_old, stamp, gone, from, rows, unchanged, optimistic, literal }
     }
 
     /// The same for a batch of one row, a parameter for each value, of the type that the server gives it
@@ -93,8 +115,9 @@ impl Values {
         let old: Vec<String> = (0..batch.old.len()).map(|_| next()).collect();
         let old = if old.is_empty() { key_of(route, &new) } else { old };
         let (unchanged, optimistic) = (batch.unchanged.clone(), batch.optimistic);
-        let (any_old, seen, from, rows, literal) = (Vec::new(), None, None, 1, false);
-        Some(Self { new, old, any_old, seen, from, rows, unchanged, optimistic, literal })
+        let (any_old, stamp, gone) = (Vec::new(), None, None);
+        let (from, rows, literal) = (None, 1, false);
+        Some(Self { new, old, any_old, stamp, gone, from, rows, unchanged, optimistic, literal })
     }
 
     /// `FROM item` or nothing.

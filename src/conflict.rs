@@ -1,0 +1,270 @@
+//! Conflicts: changes that did not find the server's row as expected, what became of them, and what the
+//! conflicts of a delivery came to.
+
+use crate::change::{Relation, Route};
+use serde::{Deserialize, Serialize};
+use std::rc::Rc;
+
+/// What was met. Named as PostgreSQL names the conflicts of logical replication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A row with the key of an INSERT is there.
+    InsertExists,
+    /// The row of an UPDATE is not there.
+    UpdateMissing,
+    /// The key that an UPDATE gives its row is another row's.
+    UpdateExists,
+    /// The row there is newer than the UPDATE.
+    UpdateOriginDiffers,
+    /// The row of a DELETE is not there.
+    DeleteMissing,
+    /// The row there is newer than the one that was deleted.
+    DeleteOriginDiffers,
+    /// A row with the key of an INSERT is there, and another violates a further unique constraint.
+    MultipleUniqueConflicts,
+}
+
+impl Kind {
+    /// All kinds, in the order of their declaration.
+    pub const ALL: [Self; 7] = [
+        Self::InsertExists,
+        Self::UpdateMissing,
+        Self::UpdateExists,
+        Self::UpdateOriginDiffers,
+        Self::DeleteMissing,
+        Self::DeleteOriginDiffers,
+        Self::MultipleUniqueConflicts,
+    ];
+
+    /// The name that SQL shows; also the one in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InsertExists => "insert_exists",
+            Self::UpdateMissing => "update_missing",
+            Self::UpdateExists => "update_exists",
+            Self::UpdateOriginDiffers => "update_origin_differs",
+            Self::DeleteMissing => "delete_missing",
+            Self::DeleteOriginDiffers => "delete_origin_differs",
+            Self::MultipleUniqueConflicts => "multiple_unique_conflicts",
+        }
+    }
+}
+
+/// What became of a change that was in conflict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// The server's row is now what the change says.
+    Applied,
+    /// The change was dropped; the server keeps what it has.
+    Skipped,
+    /// The change cannot be applied; its record waits in the queue for someone.
+    #[serde(rename = "set aside")]
+    SetAside,
+}
+
+impl Decision {
+    /// The name that SQL shows; also the one in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Skipped => "skipped",
+            Self::SetAside => "set aside",
+        }
+    }
+}
+
+/// One conflict, with what is known of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conflict {
+    pub kind: Kind,
+    pub decision: Decision,
+    /// The key of the change: an object of the columns' names on the server and their values as text.
+    pub key: Option<serde_json::Value>,
+    /// The key of the row that was met, likewise.
+    pub server_key: Option<serde_json::Value>,
+    /// The change's value of the version column.
+    pub version: Option<String>,
+    /// The value in the row that was met.
+    pub server_version: Option<String>,
+    /// The server's constraint that was violated.
+    pub constraint: Option<String>,
+}
+
+/// Conflicts of one delivery that are kept with their particulars: memory must not grow with a delivery
+/// that meets nothing but conflicts.
+pub const MAX_DETAILS: usize = 1_000;
+
+/// What the conflicts of a delivery came to: the number of all, particulars of the first [`MAX_DETAILS`].
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// A route of each local table, and how many conflicts there were of each kind.
+    tables: Vec<(Rc<Route>, [u64; Kind::ALL.len()])>,
+    details: Vec<(Rc<Route>, Conflict)>,
+}
+
+impl Tally {
+    /// Counts a conflict of a change that took this route, and keeps it while there is room.
+    pub fn add(&mut self, route: &Rc<Route>, conflict: Conflict) {
+        self.counts_of(route)[conflict.kind as usize] += 1;
+        self.keep(route.clone(), conflict);
+    }
+
+    /// Adds what another one has, after what is here.
+    pub fn merge(&mut self, other: Self) {
+        for (route, counts) in &other.tables {
+            let sums = self.counts_of(route).iter_mut();
+            sums.zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+        for (route, conflict) in other.details {
+            self.keep(route, conflict);
+        }
+    }
+
+    /// How many there are of all kinds.
+    pub fn total(&self) -> u64 {
+        self.tables.iter().flat_map(|(_, counts)| counts).sum()
+    }
+
+    /// Whether there was no conflict.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    /// How many there are, by local table and kind; each only where there are any.
+    pub fn counts(&self) -> impl Iterator<Item = (&Relation, Kind, u64)> {
+        self.tables.iter().flat_map(|(route, counts)| {
+            let counts = Kind::ALL.into_iter().zip(counts).filter(|(_, count)| **count > 0);
+            counts.map(|(kind, count)| (&route.source, kind, *count))
+        })
+    }
+
+    /// The first conflicts, with their local tables.
+    pub fn details(&self) -> impl Iterator<Item = (&Relation, &Conflict)> {
+        self.details.iter().map(|(route, conflict)| (&route.source, conflict))
+    }
+
+    /// The counts of a route's local table. Several triggers may send one table, each by a route of its
+    /// own; there are few tables.
+    fn counts_of(&mut self, route: &Rc<Route>) -> &mut [u64; Kind::ALL.len()] {
+        let same = |known: &Rc<Route>| Rc::ptr_eq(known, route) || known.source == route.source;
+        let at = self.tables.iter().position(|(known, _)| same(known)).unwrap_or_else(|| {
+            self.tables.push((route.clone(), [0; Kind::ALL.len()]));
+            self.tables.len() - 1
+        });
+        &mut self.tables[at].1
+    }
+
+    fn keep(&mut self, route: Rc<Route>, conflict: Conflict) {
+        if self.details.len() < MAX_DETAILS {
+            self.details.push((route, conflict));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Policy;
+
+    fn route(table: &str, target: &str) -> Rc<Route> {
+        let relation = |table: &str| Relation { schema: "s".into(), table: table.into() };
+        Rc::new(Route {
+            source: relation(table),
+            target: relation(target),
+            columns: Vec::new(),
+            key: Vec::new(),
+            key_deferrable: false,
+            key_exact: true,
+            policy: Policy::Overwrite,
+            truncate_children: false,
+            application_name: None,
+        })
+    }
+
+    fn conflict(kind: Kind, id: usize) -> Conflict {
+        Conflict {
+            kind,
+            decision: Decision::Applied,
+            key: Some(serde_json::json!({ "id": id.to_string() })),
+            server_key: None,
+            version: None,
+            server_version: None,
+            constraint: None,
+        }
+    }
+
+    fn counts(tally: &Tally) -> Vec<(&str, &'static str, u64)> {
+        tally.counts().map(|(table, kind, n)| (table.table.as_str(), kind.name(), n)).collect()
+    }
+
+    #[test]
+    fn names_are_the_same_in_sql_and_in_json() {
+        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at);
+            assert_eq!(serde_json::to_value(kind).expect("JSON"), kind.name());
+        }
+        for decision in [Decision::Applied, Decision::Skipped, Decision::SetAside] {
+            assert_eq!(serde_json::to_value(decision).expect("JSON"), decision.name());
+        }
+    }
+
+    #[test]
+    fn a_conflict_is_read_without_what_is_not_known() {
+        let text = r#"{"kind": "update_exists", "decision": "set aside", "constraint": "t_pkey"}"#;
+        let read: Conflict = serde_json::from_str(text).expect("a conflict");
+        assert_eq!((read.kind, read.decision), (Kind::UpdateExists, Decision::SetAside));
+        assert_eq!((read.constraint.as_deref(), read.key), (Some("t_pkey"), None));
+    }
+
+    #[test]
+    fn counts_by_local_table_and_kind() {
+        let mut tally = Tally::default();
+        assert!(tally.is_empty());
+        let (a, again, b) = (route("a", "x"), route("a", "y"), route("b", "x"));
+        tally.add(&a, conflict(Kind::DeleteMissing, 1));
+        tally.add(&b, conflict(Kind::InsertExists, 2));
+        tally.add(&again, conflict(Kind::DeleteMissing, 3));
+        tally.add(&a, conflict(Kind::UpdateMissing, 4));
+        assert!(!tally.is_empty());
+        assert_eq!(tally.total(), 4);
+        let expected =
+            [("a", "update_missing", 1), ("a", "delete_missing", 2), ("b", "insert_exists", 1)];
+        assert_eq!(counts(&tally), expected);
+        let details: Vec<_> = tally.details().map(|(table, c)| (&*table.table, c.kind)).collect();
+        let expected =
+            [("a", Kind::DeleteMissing), ("b", Kind::InsertExists), ("a", Kind::DeleteMissing)];
+        assert_eq!(details[..3], expected);
+    }
+
+    #[test]
+    fn all_are_counted_and_the_first_are_kept() {
+        let mut tally = Tally::default();
+        let route = route("t", "t");
+        for id in 0..MAX_DETAILS + 5 {
+            tally.add(&route, conflict(Kind::InsertExists, id));
+        }
+        assert_eq!(tally.total(), MAX_DETAILS as u64 + 5);
+        assert_eq!(tally.details().count(), MAX_DETAILS);
+        let last = tally.details().last().and_then(|(_, c)| c.key.clone());
+        assert_eq!(last, Some(serde_json::json!({ "id": (MAX_DETAILS - 1).to_string() })));
+    }
+
+    #[test]
+    fn what_is_merged_comes_after() {
+        let (a, b) = (route("a", "a"), route("b", "b"));
+        let (mut one, mut two) = (Tally::default(), Tally::default());
+        one.add(&a, conflict(Kind::InsertExists, 1));
+        for id in 0..MAX_DETAILS {
+            two.add(&b, conflict(Kind::UpdateMissing, id));
+        }
+        two.add(&a, conflict(Kind::InsertExists, 2));
+        one.merge(two);
+        one.merge(Tally::default());
+        let expected = [("a", "insert_exists", 2), ("b", "update_missing", MAX_DETAILS as u64)];
+        assert_eq!(counts(&one), expected);
+        assert_eq!(one.details().count(), MAX_DETAILS);
+        assert_eq!(one.details().next().map(|(table, _)| &*table.table), Some("a"));
+    }
+}

@@ -1,0 +1,365 @@
+//! Statements under `newest`: what a row or its deletion counts as, its [`Stamp`](crate::change::Stamp),
+//! decides, the same way on every node.
+//!
+//! The version column does not show every stamp: not that of a deletion, nor that of a row whose version did
+//! not grow. A server with triggers of its own keeps those (see [`crate::versions`]); the functions with
+//! which its extension tells and takes them are called there for every row. A server without compares
+//! versions only, which is enough where nobody else writes.
+//!
+//! All of it is one statement: it looks, changes what is older, notes stamps, and answers with the
+//! conflicts.
+
+use super::batch::Kind;
+use super::conflicts::{Conflicts, Told, decision, met_column};
+use super::quote::{ident, literal, relation};
+use super::statement::{assignments, exists_new, insert_from, same_key, taken, update};
+use super::values::{StampOf, Values, key_of};
+use crate::change::Route;
+use crate::conflict::{Decision, Kind as Met};
+use std::rc::Rc;
+
+/// Begins the text of the cast error by which a statement fails whose row was there for nobody and yet in
+/// the way: another session is at it. Delivery turns it into 40001.
+pub const RACE_MARK: &str = "pg_rowsync: row is being changed: ";
+
+/// The statement for a batch, or for people. `home`: the schema of the server's own extension, if it
+/// keeps stamps.
+pub(super) fn statement(
+    route: &Rc<Route>,
+    kind: Kind,
+    values: &Values,
+    home: Option<&str>,
+) -> (String, Conflicts) {
+    let newest = Newest { route, kind, values, home, new_key: key_of(route, &values.new) };
+    let mut with = vec![newest.rows()];
+    if !values.literal {
+        with.extend(newest.looks());
+    }
+    let mut changes = newest.changes();
+    if values.literal {
+        let last = changes.pop().map(|(_, text)| text).unwrap_or_default();
+        with.extend(changes.iter().map(|(name, text)| format!("{name} AS ({text})")));
+        return (format!("WITH {} {last}", with.join(", ")), Conflicts::Never);
+    }
+    with.extend(changes.iter().map(|(name, text)| format!("{name} AS ({text})")));
+    (format!("WITH {} {}", with.join(", "), newest.outcome()), Conflicts::Told(route.clone()))
+}
+
+struct Newest<'a> {
+    route: &'a Route,
+    kind: Kind,
+    values: &'a Values,
+    home: Option<&'a str>,
+    new_key: Vec<String>,
+}
+
+impl Newest<'_> {
+    fn writes(&self) -> bool {
+        self.kind != Kind::Delete
+    }
+
+    fn has_old(&self) -> bool {
+        matches!(self.kind, Kind::Move | Kind::Delete)
+    }
+
+    fn target(&self) -> String {
+        relation(&self.route.target)
+    }
+
+    /// The changes, `v`.
+    fn rows(&self) -> String {
+        let item = self.values.from.as_deref().unwrap_or("(SELECT 1 AS ord) AS v");
+        format!("v AS MATERIALIZED (SELECT * FROM {item})")
+    }
+
+    /// What is there before: `p` with the key that the change is for, `q` with the one that it moves to.
+    fn looks(&self) -> Vec<String> {
+        let route = self.route;
+        let mut at = route.key.clone();
+        at.extend(route.version().filter(|version| !route.key.contains(version)));
+        let columns: Vec<String> = (at.iter())
+            .map(|at| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at)))
+            .collect();
+        let look = |name: &str, condition: String| {
+            format!(
+                "{name} AS MATERIALIZED (SELECT v.ord, {} FROM v JOIN {} AS t ON {condition})",
+                columns.join(", "),
+                self.target()
+            )
+        };
+        let old = same_key(route, "t", &self.values.old);
+        let new = same_key(route, "t", &self.new_key);
+        match self.kind {
+            Kind::Move => vec![look("p", old.clone()), look("q", format!("{new} AND NOT ({old})"))],
+            Kind::Delete => vec![look("p", old)],
+            _ => vec![look("p", new)],
+        }
+    }
+
+    /// The changes to the table, by name: `u` moves rows in place, `d` removes them, `n` updates them, `i`
+    /// inserts them. A row that is there and newer stays: on the node that wrote it, this change finds it
+    /// newer too.
+    fn changes(&self) -> Vec<(&'static str, String)> {
+        let (route, values, target) = (self.route, self.values, self.target());
+        let (can_update, deferrable) = (route.can_update(), route.key_deferrable);
+        let gone = || self.wins(values.gone.as_ref(), &values.old, false);
+        let mut changes = Vec::new();
+        let mut not_done = String::new();
+        let mut done = |name: &str, not_done: &mut String| {
+            not_done.push_str(&format!(
+                " AND NOT EXISTS (SELECT FROM {name} WHERE {name}.ord = v.ord)"
+            ));
+        };
+        if self.kind == Kind::Move && can_update {
+            let free = format!(
+                " AND {} AND NOT {} AND NOT {} RETURNING v.ord",
+                gone(),
+                taken(route, values),
+                self.beaten()
+            );
+            changes.push(("u", update(route, Kind::Move, values, " FROM v".into(), &free)));
+            done("u", &mut not_done);
+        }
+        if self.has_old() {
+            let stays = match self.kind {
+                Kind::Move => format!(" AND NOT ({})", same_key(route, "t", &self.new_key)),
+                _ => String::new(),
+            };
+            let old = same_key(route, "t", &values.old);
+            changes.push((
+                "d",
+                format!(
+                    "DELETE FROM {target} AS t USING v WHERE {old}{stays} AND {}{not_done} \
+                     RETURNING v.ord",
+                    gone()
+                ),
+            ));
+        }
+        if !self.writes() {
+            return changes;
+        }
+        if can_update {
+            let wins = self.wins(values.stamp.as_ref(), &self.new_key, true);
+            changes.push((
+                "n",
+                format!(
+                    "UPDATE {target} AS t SET {} FROM v WHERE {} AND {wins}{not_done} \
+                     RETURNING v.ord",
+                    assignments(route, Kind::Update, values),
+                    same_key(route, "t", &self.new_key)
+                ),
+            ));
+            done("n", &mut not_done);
+        }
+        let keys = |table: &str| -> String {
+            let name = |at: &usize| format!("{table}{}", ident(&route.columns[*at].name));
+            route.key.iter().map(name).collect::<Vec<_>>().join(", ")
+        };
+        // Without ON CONFLICT a row that is there and newer must be left out here.
+        let (there, on_conflict) = match deferrable {
+            true => (format!(" AND NOT {}", exists_new(route, values)), String::new()),
+            false => (String::new(), format!(" ON CONFLICT ({}) DO NOTHING", keys(""))),
+        };
+        let from = format!(" FROM v WHERE NOT {}{not_done}{there}", self.beaten());
+        let insert = insert_from(route, values, &from);
+        changes.push(("i", format!("{insert}{on_conflict} RETURNING {}", keys("t."))));
+        changes
+    }
+
+    /// Notes the stamps and answers with the conflicts.
+    fn outcome(&self) -> String {
+        let (route, values) = (self.route, self.values);
+        let mut from = "v LEFT JOIN p ON p.ord = v.ord".to_owned();
+        let mut join = |name: &str| from.push_str(&format!(" LEFT JOIN {name} ON {name}.ord = v.ord"));
+        let (is_move, can_update) = (self.kind == Kind::Move, route.can_update());
+        let moved = is_move && can_update;
+        if is_move {
+            join("q");
+        }
+        if moved {
+            join("u");
+        }
+        if self.has_old() {
+            join("d");
+        }
+        if self.writes() && can_update {
+            join("n");
+        }
+        if self.writes() {
+            from.push_str(&format!(" LEFT JOIN i ON {}", same_key(route, "i", &self.new_key)));
+        }
+        let inserted =
+            format!("i.{} IS NOT NULL", ident(&route.columns[route.key[0]].name));
+        let won = match can_update {
+            true => format!("(n.ord IS NOT NULL OR {inserted})"),
+            false => format!("({inserted})"),
+        };
+        let by = |met: Option<&'static str>, key: &[String], stamp: Option<&StampOf>, kind: Met, decided: &str| {
+            Told { route, key, met, stamp }.answer(kind, decided)
+        };
+        let (applied, skipped) = (decision(Decision::Applied), decision(Decision::Skipped));
+        let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
+        let (stamp, gone) = (values.stamp.as_ref(), values.gone.as_ref());
+        let (new, old) = (&self.new_key[..], &values.old[..]);
+        let race = format!(
+            "({} OPERATOR(pg_catalog.||) v.ord)::pg_catalog.int4::pg_catalog.text",
+            literal(RACE_MARK)
+        );
+        let told = match self.kind {
+            Kind::Insert => format!(
+                "WHEN p.ord IS NOT NULL THEN {} WHEN {won} THEN NULL WHEN {} THEN {} ELSE {race}",
+                by(Some("p"), new, stamp, Met::InsertExists, &either),
+                self.beaten(),
+                by(None, new, stamp, Met::UpdateMissing, &skipped),
+            ),
+            Kind::Delete => format!(
+                "WHEN p.ord IS NULL THEN {} WHEN d.ord IS NULL THEN {}",
+                by(None, old, gone, Met::DeleteMissing, &skipped),
+                by(Some("p"), old, gone, Met::DeleteOriginDiffers, &skipped),
+            ),
+            Kind::Move => format!(
+                "{}WHEN NOT {won} AND q.ord IS NULL AND NOT {} THEN {race} WHEN p.ord IS NULL THEN {} \
+                 WHEN q.ord IS NOT NULL THEN {} ELSE {}",
+                if moved { "WHEN u.ord IS NOT NULL THEN NULL " } else { "" },
+                self.beaten(),
+                by(None, old, stamp, Met::UpdateMissing, &either),
+                by(Some("q"), new, stamp, Met::UpdateExists, &either),
+                by(Some("p"), old, stamp, Met::UpdateOriginDiffers, &either),
+            ),
+            Kind::Update | Kind::Truncate => format!(
+                "WHEN p.ord IS NOT NULL AND {won} THEN NULL WHEN p.ord IS NOT NULL THEN {} \
+                 WHEN {won} THEN {} WHEN {} THEN {} ELSE {race}",
+                by(Some("p"), new, stamp, Met::UpdateOriginDiffers, &skipped),
+                by(None, new, stamp, Met::UpdateMissing, &applied),
+                self.beaten(),
+                by(None, new, stamp, Met::UpdateMissing, &skipped),
+            ),
+        };
+        let done = if moved { "u.ord IS NOT NULL OR " } else { "" };
+        let mut kept = Vec::new();
+        if self.has_old() {
+            let mut condition = format!("({done}d.ord IS NOT NULL OR p.ord IS NULL)");
+            if is_move {
+                condition.push_str(&format!(" AND {} <> {}", self.hash(old), self.hash(new)));
+            }
+            kept.extend(self.keep(gone, old, true, &condition));
+        }
+        if self.writes() {
+            kept.extend(self.keep(stamp, new, false, &format!("({done}{won})")));
+        }
+        let columns: String =
+            kept.iter().enumerate().map(|(at, text)| format!(", {text} AS kept{at}")).collect();
+        let or_kept: String = (0..kept.len()).map(|at| format!(" OR o.kept{at}")).collect();
+        // OFFSET keeps the functions from being left out.
+        format!(
+            "SELECT o.told FROM (SELECT CASE {told} END AS told{columns} FROM {from} OFFSET 0) AS o \
+             WHERE o.told IS NOT NULL{or_kept}"
+        )
+    }
+
+    /// Whether a change wins over the row `t`. Of equal stamps a row wins over a deletion, and of two rows
+    /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share.
+    fn wins(&self, stamp: Option<&StampOf>, key: &[String], alive: bool) -> String {
+        let (Some(at), Some(stamp)) = (self.route.version(), stamp) else { return "true".to_owned() };
+        let collate = if self.route.columns[at].collated { " COLLATE pg_catalog.\"C\"" } else { "" };
+        let there = format!("t.{}", ident(&self.route.columns[at].name));
+        let StampOf { version, rank } = stamp;
+        let larger = if alive { self.larger() } else { "false".to_owned() };
+        match self.home {
+            Some(home) => format!(
+                "CASE {}.sync_compare_versions({}, {}, {}, ({version})::pg_catalog.text, {rank}, \
+                 ({there})::pg_catalog.text) WHEN 1 THEN true WHEN 0 THEN {larger} ELSE false END",
+                ident(home),
+                self.regclass(),
+                self.hash(key),
+                self.version_type(at)
+            ),
+            None => format!(
+                "CASE WHEN {version} > {there}{collate} OR ({there} IS NULL AND {version} IS NOT NULL) \
+                 THEN true WHEN {version} IS NOT DISTINCT FROM {there}{collate} \
+                 THEN {rank} > 0 OR {larger} ELSE false END"
+            ),
+        }
+    }
+
+    /// Whether the new row is larger than `t` as text.
+    fn larger(&self) -> String {
+        let order = self.route.common_order();
+        let row = |value: &dyn Fn(usize) -> String| {
+            let values: Vec<String> = order.iter().map(|at| value(*at)).collect();
+            format!(
+                "pg_catalog.convert_to(ROW({})::pg_catalog.text, \
+                 CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)",
+                values.join(", ")
+            )
+        };
+        let columns = &self.route.columns;
+        format!(
+            "{} OPERATOR(pg_catalog.>) {}",
+            row(&|at| self.typed(at)),
+            row(&|at| format!("t.{}", ident(&columns[at].name)))
+        )
+    }
+
+    /// A new value as one of the column's type; literals have none of their own.
+    fn typed(&self, at: usize) -> String {
+        let value = &self.values.new[at];
+        match self.values.literal {
+            true => format!(
+                "(COALESCE({value}, (NULL::{}).{}))",
+                self.target(),
+                ident(&self.route.columns[at].name)
+            ),
+            false => value.clone(),
+        }
+    }
+
+    /// Whether the new key was deleted by something newer.
+    fn beaten(&self) -> String {
+        match (self.home, self.route.version(), &self.values.stamp) {
+            (Some(home), Some(at), Some(StampOf { version, rank })) => format!(
+                "{}.sync_deleted_later({}, {}, {}, ({version})::pg_catalog.text, {rank})",
+                ident(home),
+                self.regclass(),
+                self.hash(&self.new_key),
+                self.version_type(at)
+            ),
+            _ => "false".to_owned(),
+        }
+    }
+
+    /// An expression that hands a stamp to the server's extension; false.
+    fn keep(&self, stamp: Option<&StampOf>, key: &[String], deleted: bool, condition: &str) -> Option<String> {
+        let (home, at) = (self.home?, self.route.version()?);
+        let StampOf { version, rank } = stamp?;
+        Some(format!(
+            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, ({version})::pg_catalog.text, \
+             {rank}, {deleted}) ELSE false END",
+            ident(home),
+            self.regclass(),
+            self.hash(key),
+            self.version_type(at)
+        ))
+    }
+
+    fn regclass(&self) -> String {
+        format!("{}::pg_catalog.regclass", literal(&self.target()))
+    }
+
+    fn version_type(&self, at: usize) -> String {
+        format!(
+            "pg_catalog.pg_typeof((NULL::{}).{})",
+            self.target(),
+            ident(&self.route.columns[at].name)
+        )
+    }
+
+    /// The hash by which stamps are kept: of the key's columns, in the order of their names.
+    fn hash(&self, key: &[String]) -> String {
+        let named = self.route.named_key();
+        let place = |at: &usize| self.route.key.iter().position(|k| k == at);
+        let values: Vec<&str> =
+            named.iter().filter_map(|at| key.get(place(at)?)).map(String::as_str).collect();
+        format!("pg_catalog.hash_record_extended(ROW({}), 0)", values.join(", "))
+    }
+}
