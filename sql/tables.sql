@@ -88,6 +88,27 @@ COMMENT ON COLUMN @extschema@.sync_row_version.stored IS
     'place of the row version whose event wrote it, 0 for one that arrived: the event''s other triggers know it by this and written_by';
 CREATE INDEX sync_row_version_deleted ON @extschema@.sync_row_version (changed_at) WHERE deleted;
 
+-- VACUUM does not give pages back: for that it locks the table for a moment, and who writes a conflict
+-- does not wait for locks. The pages that old rows leave are used again.
+CREATE TABLE @extschema@.sync_conflict_log (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    logged_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    server text NOT NULL,
+    nsp_name pg_catalog.name NOT NULL,
+    table_name pg_catalog.name NOT NULL,
+    type text NOT NULL,
+    decision text NOT NULL,
+    key json,
+    server_key json,
+    version text,
+    server_version text,
+    constraint_name text
+) WITH (vacuum_truncate = false);
+COMMENT ON TABLE @extschema@.sync_conflict_log IS
+    'conflicts met on servers, the latest of them; see the view sync_conflicts';
+
+-- What a restored database must know. Not how attempts went and which conflicts there were: that is the
+-- past of the database that was dumped, and its rows of conflicts show keys to whoever has the dump.
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue', '');

@@ -72,3 +72,29 @@ CREATE VIEW @extschema@.sync_status AS
                            OPERATOR(pg_catalog.||) '\x00'::pg_catalog.bytea));
 COMMENT ON VIEW @extschema@.sync_status IS
     'a row per server that triggers send to or changes wait for';
+
+CREATE VIEW @extschema@.sync_conflicts AS
+    SELECT c.id, c.logged_at, c.server, c.nsp_name, c.table_name, c.type, c.decision, c.key,
+           c.server_key, c.version, c.server_version, c.constraint_name
+      FROM @extschema@.sync_conflict_log c;
+COMMENT ON VIEW @extschema@.sync_conflicts IS
+    'changes that did not find the server''s row as expected, and what became of them, oldest first by id';
+COMMENT ON COLUMN @extschema@.sync_conflicts.nsp_name IS 'schema of the local table';
+COMMENT ON COLUMN @extschema@.sync_conflicts.type IS
+    'insert_exists, update_missing, update_exists, update_origin_differs, delete_missing, delete_origin_differs, multiple_unique_conflicts';
+COMMENT ON COLUMN @extschema@.sync_conflicts.decision IS
+    'applied: the server''s row is what the change says; skipped: the server keeps what it has; set aside: the change waits in sync_err_rec';
+COMMENT ON COLUMN @extschema@.sync_conflicts.key IS
+    'key of the change, columns by their names on the server';
+COMMENT ON COLUMN @extschema@.sync_conflicts.server_key IS 'key of the row that was met';
+COMMENT ON COLUMN @extschema@.sync_conflicts.constraint_name IS
+    'constraint on the server that was violated';
+
+CREATE VIEW @extschema@.sync_conflict_counts AS
+    SELECT s.srvname AS server, n.nspname AS nsp_name, r.relname AS table_name, c.type, c.conflicts
+      FROM @extschema@.sync_conflict_counters() c
+      JOIN pg_catalog.pg_foreign_server s ON s.oid OPERATOR(pg_catalog.=) c.server
+      JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.relation
+      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace;
+COMMENT ON VIEW @extschema@.sync_conflict_counts IS
+    'conflicts since the start of the cluster, by server, local table and type; see sync_status for the sums';

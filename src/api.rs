@@ -231,6 +231,30 @@ fn arrived(args: &Args) -> Result<Arrived> {
     })
 }
 
+/// The conflicts of the current database's tables with its servers, by kind; what has not occurred is
+/// left out. No rows where the library is not preloaded. Open to everyone, as [`sync_counters`] is. See
+/// [`stats::conflict_counts`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_conflict_counters() RETURNS TABLE (
+    server oid, relation oid, type text, conflicts bigint
+) VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_conflict_counters_wrapper';
+"#)]
+fn sync_conflict_counters() -> TableIterator<
+    'static,
+    (
+        name!(server, pg_sys::Oid),
+        name!(relation, pg_sys::Oid),
+        name!(kind, &'static str),
+        name!(conflicts, i64),
+    ),
+> {
+    TableIterator::new(
+        stats::conflict_counts()
+            .into_iter()
+            .map(|count| (count.server, count.relation, count.kind.name(), count.conflicts as i64)),
+    )
+}
+
 /// Makes both triggers on a table. See [`admin::attach`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION attach_sync(

@@ -1,8 +1,8 @@
-//! Settings. Times are in milliseconds and take PostgreSQL's units; every one is bounded below, so
-//! that no setting can make a commit wait for ever.
+//! Settings. Times take PostgreSQL's units, without one they are milliseconds, those of how long something
+//! is kept seconds; every one is bounded below, so that no setting can make a commit wait for ever.
 
 use crate::pg::shmem;
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::CString;
 use std::time::Duration;
 
@@ -17,6 +17,27 @@ static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_SERVERS: GucSetting<i32> = GucSetting::<i32>::new(128);
 static RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static LOG_CONFLICTS: GucSetting<LogConflicts> = GucSetting::<LogConflicts>::new(LogConflicts::Log);
+static CONFLICT_LOG_SIZE: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static CONFLICT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(WEEK);
+static TOMBSTONE_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(WEEK);
+
+/// In seconds.
+const WEEK: i32 = 7 * 24 * 3_600;
+
+/// What is kept of conflicts. Each includes what is before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, PostgresGucEnum)]
+pub enum LogConflicts {
+    /// Their number per server.
+    #[name = c"off"]
+    Off,
+    /// Their number per server, table and kind.
+    #[name = c"count"]
+    Count,
+    /// Their particulars.
+    #[name = c"log"]
+    Log,
+}
 
 /// Defines the settings; called once, when the library is loaded.
 pub fn define() {
@@ -96,11 +117,14 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::UNIT_KB,
     );
+    define_conflict_settings();
     GucRegistry::define_int_guc(
         c"pg_rowsync.max_servers",
         c"Servers of all databases that have counters.",
-        c"Means something only with shared_preload_libraries; each takes 64 bytes of shared memory. \
-          A dropped server keeps its place until the server is restarted.",
+        // 64 bytes, and as many for each of its slots for conflicts.
+        c"Means something only with shared_preload_libraries; each takes 1088 bytes of shared memory, \
+          those for the conflicts of 16 tables included. A dropped server keeps its place until the \
+          server is restarted.",
         &MAX_SERVERS,
         1,
         10_000,
@@ -108,6 +132,46 @@ pub fn define() {
         // it means nothing, it is defined all the same, so that a configuration may hold it.
         if shmem::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
         GucFlags::default(),
+    );
+}
+
+/// Not left to everyone: who sets them decides what others find in the log, or what `newest` still knows.
+fn define_conflict_settings() {
+    GucRegistry::define_enum_guc(
+        c"pg_rowsync.log_conflicts",
+        c"What is kept of conflicts.",
+        c"off: their number per server; count: also per table and kind, in sync_conflict_counts; log: also \
+          what they were, in sync_conflicts.",
+        &LOG_CONFLICTS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    let define = |name, short, long, setting, max, flags| {
+        GucRegistry::define_int_guc(name, short, long, setting, 1, max, GucContext::Suset, flags);
+    };
+    define(
+        c"pg_rowsync.conflict_log_size",
+        c"Rows that the log of conflicts keeps.",
+        c"Older ones are removed when new ones are written.",
+        &CONFLICT_LOG_SIZE,
+        10_000_000,
+        GucFlags::default(),
+    );
+    define(
+        c"pg_rowsync.conflict_retention",
+        c"How long the log of conflicts keeps a row.",
+        c"Older ones are removed when new ones are written.",
+        &CONFLICT_RETENTION,
+        i32::MAX,
+        GucFlags::UNIT_S,
+    );
+    define(
+        c"pg_rowsync.tombstone_retention",
+        c"How long a deletion is remembered for the policy newest.",
+        c"A change that arrives later than this after the deletion of its row brings the row back.",
+        &TOMBSTONE_RETENTION,
+        i32::MAX,
+        GucFlags::UNIT_S,
     );
 }
 
@@ -164,6 +228,31 @@ pub fn retry_interval() -> Duration {
 /// `pg_rowsync.max_retry_interval`.
 pub fn max_retry_interval() -> Duration {
     millis(&MAX_RETRY_INTERVAL)
+}
+
+/// `pg_rowsync.log_conflicts`.
+pub fn log_conflicts() -> LogConflicts {
+    LOG_CONFLICTS.get()
+}
+
+/// `pg_rowsync.conflict_log_size`.
+pub fn conflict_log_size() -> u32 {
+    CONFLICT_LOG_SIZE.get().max(1) as u32
+}
+
+/// `pg_rowsync.conflict_retention`.
+pub fn conflict_retention() -> Duration {
+    secs(&CONFLICT_RETENTION)
+}
+
+/// `pg_rowsync.tombstone_retention`.
+#[allow(dead_code)] // until row versions are kept
+pub fn tombstone_retention() -> Duration {
+    secs(&TOMBSTONE_RETENTION)
+}
+
+fn secs(setting: &GucSetting<i32>) -> Duration {
+    Duration::from_secs(setting.get().max(1) as u64)
 }
 
 fn millis(setting: &GucSetting<i32>) -> Duration {

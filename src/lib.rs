@@ -7,6 +7,7 @@ mod api;
 mod capture;
 mod change;
 mod conflict;
+mod conflicts;
 mod delivery;
 mod drain;
 mod error;
@@ -33,8 +34,14 @@ pgrx::extension_sql_file!(
 pgrx::extension_sql_file!(
     "../sql/views.sql",
     name = "views",
-    requires =
-        ["tables", api::sync_dml, api::sync_change_sql, api::sync_connections, api::sync_counters]
+    requires = [
+        "tables",
+        api::sync_dml,
+        api::sync_change_sql,
+        api::sync_connections,
+        api::sync_counters,
+        api::sync_conflict_counters
+    ]
 );
 pgrx::extension_sql_file!(
     "../sql/grants.sql",

@@ -21,6 +21,7 @@ pub mod report;
 pub mod row;
 pub mod shmem;
 pub mod spi;
+pub mod subtransaction;
 pub mod temp_file;
 pub mod text;
 pub mod trigger;

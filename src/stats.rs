@@ -1,9 +1,12 @@
-//! Counters per server: what was delivered, queued, in conflict, or left alone by the loop guard.
+//! Counters per server: what was delivered, queued, in conflict, or left alone by the loop guard; and of
+//! conflicts also per local table and kind.
 //!
-//! They lie in shared memory (see [`crate::pg::shmem`]), in a table of slots that are claimed by their
+//! They lie in shared memory (see [`crate::pg::shmem`]), in tables of slots that are claimed by their
 //! first event and never given back: no locks, no waiting, no failing. When all slots are taken,
-//! further servers are not counted, and the answer says so. Without the area, nothing is counted.
+//! further servers are not counted, and the answer says so; of further tables the conflicts are in their
+//! server's sum only. Without the area, nothing is counted.
 
+use crate::conflict::Kind;
 use crate::pg::{Oid, context, shmem};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -24,6 +27,39 @@ pub struct Slot {
     last_success: AtomicI64,
 }
 
+/// The conflicts of a local table with a server, by kind. As [`Slot`] in everything else.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct ConflictSlot {
+    /// The place of the server's slot, from 1 on, and the table, see [`pair`]; 0 when it is free. The
+    /// place tells the database too: with the object identifiers of all three, the key would be none
+    /// that can be claimed at once.
+    key: AtomicU64,
+    counts: [AtomicU64; Kind::ALL.len()],
+}
+
+/// Slots for conflicts, for each of those for servers: what so many tables in conflict with a server
+/// need, or fewer with some and more with others.
+pub const CONFLICT_SLOTS_PER_SERVER: usize = 16;
+
+/// A slot of either table.
+trait Keyed {
+    /// What it was claimed for; 0 when it is free.
+    fn key(&self) -> &AtomicU64;
+}
+
+impl Keyed for Slot {
+    fn key(&self) -> &AtomicU64 {
+        &self.key
+    }
+}
+
+impl Keyed for ConflictSlot {
+    fn key(&self) -> &AtomicU64 {
+        &self.key
+    }
+}
+
 /// What `sync_counters()` shows of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -38,10 +74,19 @@ pub struct Counts {
     pub last_success: Option<i64>,
 }
 
+/// What `sync_conflict_counters()` shows of a server, a local table and a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConflictCount {
+    pub server: Oid,
+    pub relation: Oid,
+    pub kind: Kind,
+    pub conflicts: u64,
+}
+
 thread_local! {
-    /// The last server asked for and its slot; there is none when the table is full. Slots are never
-    /// given back, so both answers stay true.
-    static LAST: Cell<Option<(Oid, Option<&'static Slot>)>> = const { Cell::new(None) };
+    /// The last server asked for and the place of its slot; there is none when the table is full. Slots
+    /// are never given back, so both answers stay true.
+    static LAST: Cell<Option<(Oid, Option<usize>)>> = const { Cell::new(None) };
     /// Changes that the transaction has queued, by server.
     static QUEUED: RefCell<Vec<(Oid, u64)>> = const { RefCell::new(Vec::new()) };
 }
@@ -62,6 +107,22 @@ pub fn conflicts(server: Oid, changes: u64) {
     {
         slot.conflicts.fetch_add(changes, Relaxed);
     }
+}
+
+/// So many of them were of this kind and of this local table. Not counted in [`conflicts`], which takes
+/// the sum, nor for a server that has no counters of its own.
+pub fn conflicts_of(server: Oid, relation: Oid, kind: Kind, changes: u64) {
+    let slots = shmem::conflict_slots();
+    if let Some(place) = place_of(server)
+        && let Some(at) = find(slots, pair(place as u32 + 1, relation.to_u32()))
+    {
+        slots[at].counts[kind as usize].fetch_add(changes, Relaxed);
+    }
+}
+
+/// Whether there is shared memory to count in.
+pub fn are_kept() -> bool {
+    !shmem::slots().is_empty()
 }
 
 /// The loop guard has left a change alone. Counted at once: that nothing was captured does not depend
@@ -93,29 +154,42 @@ pub fn counts() -> Vec<Counts> {
     read(shmem::slots(), context::database())
 }
 
+/// The conflicts of the current database's servers; every combination that has occurred.
+pub fn conflict_counts() -> Vec<ConflictCount> {
+    read_conflicts(shmem::conflict_slots(), shmem::slots(), context::database())
+}
+
 fn slot_of(server: Oid) -> Option<&'static Slot> {
+    place_of(server).map(|at| &shmem::slots()[at])
+}
+
+fn place_of(server: Oid) -> Option<usize> {
     match LAST.get() {
-        Some((last, slot)) if last == server => slot,
+        Some((last, place)) if last == server => place,
         _ => {
-            let slot = find(shmem::slots(), key_of(context::database(), server));
-            LAST.set(Some((server, slot)));
-            slot
+            let place = find(shmem::slots(), key_of(context::database(), server));
+            LAST.set(Some((server, place)));
+            place
         }
     }
 }
 
 /// One number that is 0 for no server: object identifiers are not.
 fn key_of(database: Oid, server: Oid) -> u64 {
-    u64::from(database.to_u32()) << 32 | u64::from(server.to_u32())
+    pair(database.to_u32(), server.to_u32())
 }
 
-/// The slot of a key, claimed if need be; `None` when others have them all. Whoever looks for a key
-/// goes the same way, and none on it is ever given back, so no key gets two.
-fn find(slots: &[Slot], key: u64) -> Option<&Slot> {
+fn pair(upper: u32, lower: u32) -> u64 {
+    u64::from(upper) << 32 | u64::from(lower)
+}
+
+/// The place of the slot of a key, claimed if need be; `None` when others have them all. Whoever looks
+/// for a key goes the same way, and none on it is ever given back, so no key gets two.
+fn find(slots: &[impl Keyed], key: u64) -> Option<usize> {
     // Spreads neighbouring numbers; the upper half of the product is the better mixed one.
     let first = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize;
-    (0..slots.len()).map(|step| &slots[(first.wrapping_add(step)) % slots.len()]).find(|slot| {
-        match slot.key.compare_exchange(0, key, Relaxed, Relaxed) {
+    (0..slots.len()).map(|step| first.wrapping_add(step) % slots.len()).find(|at| {
+        match slots[*at].key().compare_exchange(0, key, Relaxed, Relaxed) {
             Ok(_) => true,
             Err(holder) => holder == key,
         }
@@ -139,12 +213,39 @@ fn read(slots: &[Slot], database: Oid) -> Vec<Counts> {
     .collect()
 }
 
+fn read_conflicts(slots: &[ConflictSlot], servers: &[Slot], database: Oid) -> Vec<ConflictCount> {
+    let mut found = Vec::new();
+    for slot in slots {
+        let key = slot.key.load(Relaxed);
+        // A key that was seen says where the server's slot is, but another processor may show that one's
+        // later: then it is free still, and of no database.
+        let place = ((key >> 32) as usize).checked_sub(1);
+        let Some(server) = place.and_then(|at| servers.get(at)) else { continue };
+        let owner = server.key.load(Relaxed);
+        if owner >> 32 != u64::from(database.to_u32()) {
+            continue;
+        }
+        for (kind, count) in Kind::ALL.into_iter().zip(&slot.counts) {
+            let conflicts = count.load(Relaxed);
+            if conflicts > 0 {
+                let (server, relation) = (Oid::from(owner as u32), Oid::from(key as u32));
+                found.push(ConflictCount { server, relation, kind, conflicts });
+            }
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn slots(count: usize) -> Vec<Slot> {
-        (0..count).map(|_| Slot::default()).collect()
+    fn slots<S: Default>(count: usize) -> Vec<S> {
+        (0..count).map(|_| S::default()).collect()
+    }
+
+    fn slot(slots: &[Slot], key: u64) -> &Slot {
+        &slots[find(slots, key).expect("a slot")]
     }
 
     fn oid(number: u32) -> Oid {
@@ -153,11 +254,11 @@ mod tests {
 
     #[test]
     fn a_server_keeps_its_slot_and_shares_it_with_no_other() {
-        let slots = slots(8);
+        let slots: Vec<Slot> = slots(8);
         let keys: Vec<u64> = (1..=8).map(|n| key_of(oid(n % 2 + 1), oid(100 + n))).collect();
         for round in 1..=3 {
             for key in &keys {
-                find(&slots, *key).expect("a slot").queued.fetch_add(1, Relaxed);
+                slot(&slots, *key).queued.fetch_add(1, Relaxed);
             }
             assert!(slots.iter().all(|slot| slot.queued.load(Relaxed) == round));
         }
@@ -165,10 +266,10 @@ mod tests {
 
     #[test]
     fn a_full_table_counts_no_further_server_and_says_so() {
-        let slots = slots(2);
-        find(&slots, key_of(oid(1), oid(10))).expect("a slot");
+        let slots: Vec<Slot> = slots(2);
+        slot(&slots, key_of(oid(1), oid(10)));
         assert_eq!(read(&slots, oid(1)).last(), Some(&Counts::default()));
-        find(&slots, key_of(oid(1), oid(11))).expect("a slot");
+        slot(&slots, key_of(oid(1), oid(11)));
         assert!(find(&slots, key_of(oid(1), oid(12))).is_none());
         assert!(find(&slots, key_of(oid(1), oid(10))).is_some());
         assert!(read(&slots, oid(1)).iter().all(|counts| counts.server.is_some()));
@@ -176,9 +277,9 @@ mod tests {
 
     #[test]
     fn a_database_sees_its_own_servers() {
-        let slots = slots(8);
-        find(&slots, key_of(oid(1), oid(10))).expect("a slot").guarded.fetch_add(3, Relaxed);
-        find(&slots, key_of(oid(2), oid(10))).expect("a slot").guarded.fetch_add(4, Relaxed);
+        let slots: Vec<Slot> = slots(8);
+        slot(&slots, key_of(oid(1), oid(10))).guarded.fetch_add(3, Relaxed);
+        slot(&slots, key_of(oid(2), oid(10))).guarded.fetch_add(4, Relaxed);
         let counts = read(&slots, oid(2));
         assert_eq!(counts.len(), 2);
         assert_eq!((counts[0].server, counts[0].guarded), (Some(oid(10)), 4));
@@ -187,25 +288,52 @@ mod tests {
 
     #[test]
     fn without_an_area_nothing_is_counted() {
-        assert!(find(&[], 1).is_none());
+        assert!(find(&slots::<Slot>(0), 1).is_none());
         assert!(read(&[], oid(1)).is_empty());
+        assert!(read_conflicts(&[], &[], oid(1)).is_empty());
     }
 
     #[test]
     fn sessions_that_claim_slots_at_once_agree() {
-        let slots = slots(64);
+        let slots: Vec<Slot> = slots(64);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for n in 1..=64 {
-                        find(&slots, key_of(oid(1), oid(n)))
-                            .expect("a slot")
-                            .queued
-                            .fetch_add(1, Relaxed);
+                        slot(&slots, key_of(oid(1), oid(n))).queued.fetch_add(1, Relaxed);
                     }
                 });
             }
         });
         assert!(slots.iter().all(|slot| slot.queued.load(Relaxed) == 8));
+    }
+
+    #[test]
+    fn conflicts_are_told_apart_by_database_server_table_and_kind() {
+        let (servers, conflicts) = (slots::<Slot>(4), slots::<ConflictSlot>(8));
+        let count = |database, server, relation, kind: Kind, changes| {
+            let place = find(&servers, key_of(oid(database), oid(server))).expect("a place");
+            let at = find(&conflicts, pair(place as u32 + 1, relation)).expect("a slot");
+            conflicts[at].counts[kind as usize].fetch_add(changes, Relaxed);
+        };
+        count(1, 10, 100, Kind::InsertExists, 3);
+        count(1, 10, 100, Kind::MultipleUniqueConflicts, 1);
+        count(1, 10, 100, Kind::InsertExists, 1);
+        count(1, 10, 101, Kind::DeleteMissing, 2);
+        count(1, 11, 100, Kind::DeleteMissing, 5);
+        count(2, 10, 100, Kind::UpdateMissing, 7);
+        let mut found: Vec<_> = read_conflicts(&conflicts, &servers, oid(1))
+            .into_iter()
+            .map(|c| (c.server.to_u32(), c.relation.to_u32(), c.kind as usize, c.conflicts))
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, [(10, 100, 0, 4), (10, 100, 6, 1), (10, 101, 4, 2), (11, 100, 4, 5)]);
+        assert_eq!(read_conflicts(&conflicts, &servers, oid(2)).len(), 1);
+    }
+
+    #[test]
+    fn a_slot_takes_a_cache_line() {
+        assert_eq!(std::mem::size_of::<Slot>(), 64);
+        assert_eq!(std::mem::size_of::<ConflictSlot>(), 64);
     }
 }

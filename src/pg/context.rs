@@ -42,6 +42,12 @@ pub fn subtransaction() -> u32 {
 /// The top transaction's number (`TopSubTransactionId`).
 pub const TOP_SUBTRANSACTION: u32 = 1;
 
+/// Whether the transaction is SERIALIZABLE.
+pub fn is_serializable() -> bool {
+    // SAFETY: plain read of a variable of this backend.
+    unsafe { pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 }
+}
+
 /// Lets a SERIALIZABLE transaction fail now if it is to fail, and not after something has been
 /// committed elsewhere on its behalf: the check that PostgreSQL makes at its own pre-commit a moment
 /// later, after which other transactions give way to this one. PostgreSQL raises 40001.
@@ -53,7 +59,7 @@ pub fn check_serializable() {
     // SAFETY: called in a pre-commit callback, where PostgreSQL itself is about to call it; it may
     // raise, and the guard turns that into unwinding.
     unsafe {
-        if pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 {
+        if is_serializable() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| PreCommit_CheckForSerializationFailure());
         }
     }

@@ -85,3 +85,33 @@ impl Drop for HoldCancel {
         }
     }
 }
+
+/// Keeps every interrupt pending while it lives (`HOLD_INTERRUPTS`). Nothing under it may wait for long:
+/// `lock_timeout` too is an interrupt.
+pub struct Hold {
+    /// The counter as it was found.
+    outer: u32,
+}
+
+impl Hold {
+    #[allow(clippy::new_without_default)] // a default would be made by accident
+    pub fn new() -> Self {
+        // SAFETY: a counter of this backend.
+        let hold = Self { outer: unsafe { pg_sys::InterruptHoldoffCount } };
+        hold.renew();
+        hold
+    }
+
+    /// After an ERROR that was caught, which has set the counter to zero.
+    pub fn renew(&self) {
+        // SAFETY: a counter of this backend.
+        unsafe { pg_sys::InterruptHoldoffCount = self.outer + 1 }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // SAFETY: puts back what new() found; who holds interrupts outside of this lives on.
+        unsafe { pg_sys::InterruptHoldoffCount = self.outer }
+    }
+}

@@ -1,11 +1,12 @@
-//! The counters' area in shared memory. Only where the library is preloaded: shared memory is laid out
+//! The counters' areas in shared memory. Only where the library is preloaded: shared memory is laid out
 //! before the first session. The postmaster sets it up anew, to zero, after a crash of the cluster.
 
 use super::compat;
 use crate::guc;
-use crate::stats::Slot;
+use crate::stats::{CONFLICT_SLOTS_PER_SERVER, ConflictSlot, Slot};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
+use std::ffi::CStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
@@ -16,9 +17,67 @@ struct Before {
 }
 
 static BEFORE: OnceLock<Before> = OnceLock::new();
-/// Set by the postmaster; sessions inherit them.
-static AREA: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
-static LENGTH: AtomicUsize = AtomicUsize::new(0);
+static SERVERS: Area<Slot> = Area::new(c"pg_rowsync counters");
+static CONFLICTS: Area<ConflictSlot> = Area::new(c"pg_rowsync conflicts");
+
+/// What can lie in shared memory.
+///
+/// # Safety
+/// Zero bytes must be a value of it, and it must consist of atomics, without padding.
+unsafe trait Shared: Sync + 'static {}
+
+// SAFETY: atomics only, for which zero is zero.
+unsafe impl Shared for Slot {}
+// SAFETY: as above.
+unsafe impl Shared for ConflictSlot {}
+
+/// A table in shared memory. Set by the postmaster; sessions inherit it.
+struct Area<S> {
+    name: &'static CStr,
+    at: AtomicPtr<S>,
+    length: AtomicUsize,
+}
+
+impl<S: Shared> Area<S> {
+    const fn new(name: &'static CStr) -> Self {
+        let at = AtomicPtr::new(std::ptr::null_mut());
+        Self { name, at, length: AtomicUsize::new(0) }
+    }
+
+    fn slots(&self) -> &'static [S] {
+        let area = self.at.load(Relaxed);
+        if area.is_null() {
+            return &[];
+        }
+        // SAFETY: make() made this many slots here, all atomics. Sessions stay attached to shared memory
+        // until they end; the postmaster, which maps it anew after a crash, does not look at slots.
+        unsafe { std::slice::from_raw_parts(area, self.length.load(Relaxed)) }
+    }
+
+    fn size(slots: usize) -> usize {
+        slots * std::mem::size_of::<S>()
+    }
+
+    /// Finds or makes the table.
+    ///
+    /// # Safety
+    /// Shared memory must be being set up, under the lock for that.
+    unsafe fn make(&self, slots: usize) {
+        let mut found = false;
+        // SAFETY: as the caller says. Zero bytes are valid slots, and the server aligns what it gives to
+        // cache lines.
+        let area = unsafe {
+            let area =
+                pg_sys::ShmemInitStruct(self.name.as_ptr(), Self::size(slots), &mut found).cast();
+            if !found {
+                std::ptr::write_bytes::<S>(area, 0, slots);
+            }
+            area
+        };
+        self.length.store(slots, Relaxed);
+        self.at.store(area, Relaxed);
+    }
+}
 
 /// Whether the library is being loaded by `shared_preload_libraries`.
 pub fn is_preloading() -> bool {
@@ -44,19 +103,19 @@ pub fn reserve() {
     }
 }
 
-/// The slots for counters; none where the library was not preloaded.
+/// The slots for counters of servers; none where the library was not preloaded.
 pub fn slots() -> &'static [Slot] {
-    let area = AREA.load(Relaxed);
-    if area.is_null() {
-        return &[];
-    }
-    // SAFETY: startup() made this many slots here, all atomics. Sessions stay attached to shared memory
-    // until they end; the postmaster, which maps it anew after a crash, does not look at slots.
-    unsafe { std::slice::from_raw_parts(area, LENGTH.load(Relaxed)) }
+    SERVERS.slots()
 }
 
-fn size(slots: usize) -> usize {
-    slots * std::mem::size_of::<Slot>()
+/// The slots for counters of conflicts; none where the library was not preloaded.
+pub fn conflict_slots() -> &'static [ConflictSlot] {
+    CONFLICTS.slots()
+}
+
+fn lengths() -> (usize, usize) {
+    let servers = guc::max_servers();
+    (servers, servers * CONFLICT_SLOTS_PER_SERVER)
 }
 
 #[pg_guard]
@@ -66,30 +125,25 @@ unsafe extern "C-unwind" fn request() {
         if let Some(before) = BEFORE.get().and_then(|before| before.request) {
             pg_sys::ffi::pg_guard_ffi_boundary(|| before());
         }
-        pg_sys::RequestAddinShmemSpace(size(guc::max_servers()));
+        let (servers, conflicts) = lengths();
+        pg_sys::RequestAddinShmemSpace(Area::<Slot>::size(servers));
+        pg_sys::RequestAddinShmemSpace(Area::<ConflictSlot>::size(conflicts));
     }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn startup() {
     // SAFETY: called where the server calls the hook; the lock is that of shared memory set-up. What is
-    // raised while it is held ends the postmaster. Zero bytes are valid slots, and the server aligns
-    // what it gives to cache lines.
+    // raised while it is held ends the postmaster.
     unsafe {
         if let Some(before) = BEFORE.get().and_then(|before| before.startup) {
             pg_sys::ffi::pg_guard_ffi_boundary(|| before());
         }
-        let (slots, mut found) = (guc::max_servers(), false);
+        let (servers, conflicts) = lengths();
         let lock = compat::addin_shmem_init_lock();
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-        let area =
-            pg_sys::ShmemInitStruct(c"pg_rowsync counters".as_ptr(), size(slots), &mut found)
-                .cast::<Slot>();
-        if !found {
-            area.write_bytes(0, slots);
-        }
+        SERVERS.make(servers);
+        CONFLICTS.make(conflicts);
         pg_sys::LWLockRelease(lock);
-        LENGTH.store(slots, Relaxed);
-        AREA.store(area, Relaxed);
     }
 }

@@ -1,0 +1,178 @@
+//! What is kept of conflicts: counters in shared memory, and the table `sync_conflict_log`.
+//!
+//! Written when the server has committed already and the local transaction is about to: from here on
+//! nothing may fail it, and it must not wait. So the table is written in subtransactions, with
+//! interrupts held, and no lock of another session is waited for.
+
+use crate::change::Relation;
+use crate::conflict::Tally;
+use crate::error::{Error, Result};
+use crate::guc::{self, LogConflicts};
+use crate::pg::context::{self, Settings, Writable};
+use crate::pg::spi::{self, Home, required};
+use crate::pg::subtransaction::attempt;
+use crate::pg::text::tellable;
+use crate::pg::{Oid, interrupt, report};
+use crate::sql::quote::{ArrayLiteral, ident};
+use crate::stats;
+
+/// Counts and logs the conflicts of a delivery, or of what was drained. For a pre-commit callback, after
+/// the server has committed: never raises, what fails is a WARNING. A request to cancel that arrives
+/// meanwhile is dropped, as one after the commit point.
+pub fn record(home: &Home, server: Oid, server_name: &str, tally: &Tally) {
+    if tally.is_empty() {
+        return;
+    }
+    stats::conflicts(server, tally.total());
+    let wanted = guc::log_conflicts();
+    if wanted == LogConflicts::Off {
+        return;
+    }
+    let _hold = interrupt::Hold::new();
+    let _writable = Writable::new();
+    let warn = |what, result: Result<()>| {
+        if let Err(error) = result {
+            let message = format!("conflicts with server \"{server_name}\" were not {what}");
+            report::warn(&message, &error, None);
+        }
+    };
+    if stats::are_kept() {
+        warn("counted by table", attempt(|| count(home, server, tally)));
+    }
+    if wanted == LogConflicts::Log {
+        match attempt(|| write(home, server_name, tally)) {
+            Ok(ids) => warn("purged", purge_after(home, ids)),
+            Err(error) => warn("logged", Err(error)),
+        }
+    }
+    interrupt::absorb();
+}
+
+fn count(home: &Home, server: Oid, tally: &Tally) -> Result<()> {
+    let mut tables: Vec<&Relation> = tally.counts().map(|(table, ..)| table).collect();
+    tables.dedup();
+    let oids = oids(home, &tables)?;
+    for (table, kind, changes) in tally.counts() {
+        let known = tables.iter().position(|known| *known == table).and_then(|at| oids[at]);
+        if let Some(oid) = known {
+            stats::conflicts_of(server, oid, kind, changes);
+        }
+    }
+    Ok(())
+}
+
+/// The tables as they are now; `None` for one that was dropped.
+fn oids(home: &Home, tables: &[&Relation]) -> Result<Vec<Option<Oid>>> {
+    let (mut schemas, mut names) = (ArrayLiteral::default(), ArrayLiteral::default());
+    for table in tables {
+        schemas.push(Some(&table.schema));
+        names.push(Some(&table.table));
+    }
+    let rows = spi::read(
+        home,
+        "SELECT c.oid FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.name[]), \
+            pg_catalog.unnest($2::pg_catalog.name[])) WITH ORDINALITY AS v(nsp, tab, ord) \
+         LEFT JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) v.nsp \
+         LEFT JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
+            AND c.relname OPERATOR(pg_catalog.=) v.tab ORDER BY v.ord",
+        &[Some(&schemas.into_text()), Some(&names.into_text())],
+    )?;
+    let oid = |row: spi::Row| row.into_iter().next().flatten()?.parse::<u32>().ok();
+    let found: Vec<_> = rows.into_iter().map(|row| oid(row).map(Oid::from)).collect();
+    match found.len() == tables.len() {
+        true => Ok(found),
+        false => Err(Error::internal("tables of conflicts were not all looked up")),
+    }
+}
+
+/// Appends to the log, and gives the first and the last id of what it appended; `None` for nothing.
+fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i64)>> {
+    // A lock that cannot be had is an error: while interrupts are held, nothing ends a wait for it.
+    let log = format!("{}.sync_conflict_log", ident(&home.schema));
+    spi::write(home, &format!("LOCK TABLE ONLY {log} IN ROW EXCLUSIVE MODE NOWAIT"), &[])?;
+    let mut columns: [ArrayLiteral; 9] = Default::default();
+    for (table, conflict) in tally.details() {
+        let json = |value: &Option<serde_json::Value>| value.as_ref().map(|v| v.to_string());
+        let values = [
+            Some(table.schema.clone()),
+            Some(table.table.clone()),
+            Some(conflict.kind.name().to_owned()),
+            Some(conflict.decision.name().to_owned()),
+            json(&conflict.key),
+            json(&conflict.server_key),
+            conflict.version.clone(),
+            conflict.server_version.clone(),
+            conflict.constraint.clone(),
+        ];
+        for (column, value) in columns.iter_mut().zip(values) {
+            // What the server's encoding knows and this database's lacks is no reason to lose the rest.
+            column.push(value.map(|value| tellable(&value)).as_deref());
+        }
+    }
+    let sql = format!(
+        "WITH i AS (INSERT INTO {log} (server, nsp_name, table_name, type, decision, key, server_key, \
+            version, server_version, constraint_name) \
+         SELECT $1, v.nsp, v.tab, v.type, v.decision, v.key::pg_catalog.json, \
+            v.server_key::pg_catalog.json, v.version, v.server_version, v.constraint_name \
+         FROM ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), \
+            pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]), \
+            pg_catalog.unnest($5::pg_catalog.text[]), pg_catalog.unnest($6::pg_catalog.text[]), \
+            pg_catalog.unnest($7::pg_catalog.text[]), pg_catalog.unnest($8::pg_catalog.text[]), \
+            pg_catalog.unnest($9::pg_catalog.text[]), pg_catalog.unnest($10::pg_catalog.text[])) \
+            AS v(nsp, tab, type, decision, key, server_key, version, server_version, \
+               constraint_name) RETURNING id) \
+         SELECT pg_catalog.min(id), pg_catalog.max(id) FROM i"
+    );
+    let columns = columns.map(ArrayLiteral::into_text);
+    let args: Vec<_> =
+        [server_name].into_iter().chain(columns.iter().map(String::as_str)).map(Some).collect();
+    // Most of these are NULL somewhere.
+    let _settings = Settings::set(&[(c"array_nulls", c"on")]);
+    let mut row = spi::write(home, &sql, &args)?.into_iter().next().unwrap_or_default();
+    if row.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let mut id =
+        |at| required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed bigint"));
+    Ok(Some((id(0)?, id(1)?)))
+}
+
+/// Rows to look at in a purge, beside twice as many as were written before it, so that a log that is too
+/// long becomes shorter.
+const PURGE_ROWS: i64 = 100;
+
+/// Purges after rows were written, if this transaction is one to do it.
+fn purge_after(home: &Home, ids: Option<(i64, i64)>) -> Result<()> {
+    let Some((first, last)) = ids else { return Ok(()) };
+    // What a SERIALIZABLE transaction has read of the log, other transactions then write: those at their
+    // commits too would be in each other's way over it. So only one in many looks at the log.
+    let turn = |id: i64| id / PURGE_ROWS;
+    if context::is_serializable() && turn(first - 1) == turn(last) {
+        return Ok(());
+    }
+    match attempt(|| purge(home, last, 2 * (last - first + 1 + PURGE_ROWS))) {
+        // Others have removed the rows since the snapshot.
+        Err(error) if error.sqlstate().as_str() == "40001" => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes those of the oldest rows that the log is not to keep. Its size is that of the range of ids: what
+/// was rolled back counts too, and no row need be counted. What another session is removing is passed over.
+fn purge(home: &Home, last: i64, rows: i64) -> Result<()> {
+    let sql = format!(
+        "DELETE FROM ONLY {log} WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+           SELECT l.id FROM ONLY {log} l \
+           WHERE l.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT o.id FROM ONLY {log} o ORDER BY o.id LIMIT $1::pg_catalog.int8)) \
+             AND (l.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 \
+               OR l.logged_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() \
+                  OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $3::pg_catalog.float8))) \
+           FOR UPDATE SKIP LOCKED))",
+        log = format_args!("{}.sync_conflict_log", ident(&home.schema))
+    );
+    let beyond = last - i64::from(guc::conflict_log_size());
+    let args = [rows, beyond, guc::conflict_retention().as_secs() as i64].map(|n| n.to_string());
+    spi::write(home, &sql, &args.each_ref().map(|arg| Some(arg.as_str())))?;
+    Ok(())
+}

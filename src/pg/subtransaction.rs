@@ -1,0 +1,44 @@
+//! Work that may fail without failing the transaction.
+
+use super::interrupt::Hold;
+use super::turn::caught;
+use crate::error::Result;
+use pgrx::pg_sys;
+
+/// Runs `body` in a subtransaction. Whatever fails in it (an error returned, an ERROR raised, a panic)
+/// rolls back what it has done and is returned; what raises nothing is kept. Also in a pre-commit
+/// callback, where PostgreSQL still begins subtransactions.
+///
+/// Interrupts are held: what was asked for from outside must be no failure of the body. So nothing in
+/// there may wait for other sessions.
+///
+/// # Errors
+/// What `body` returns, and everything that is raised.
+pub fn attempt<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let hold = Hold::new();
+    // SAFETY: as the server's own languages do it (pl_exec.c): context and resource owner are those of the
+    // caller before and after, so that nothing of the caller's goes with the subtransaction. Where even
+    // its beginning failed, there is none to roll back.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        let level = pg_sys::GetCurrentTransactionNestLevel();
+        let result = caught(|| {
+            pg_sys::BeginInternalSubTransaction(std::ptr::null());
+            pg_sys::CurrentMemoryContext = context;
+            let result = body();
+            if result.is_ok() {
+                pg_sys::ReleaseCurrentSubTransaction();
+            }
+            result
+        });
+        if result.is_err() {
+            hold.renew();
+            if pg_sys::GetCurrentTransactionNestLevel() > level {
+                pg_sys::RollbackAndReleaseCurrentSubTransaction();
+            }
+        }
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+        result
+    }
+}
