@@ -304,9 +304,9 @@ impl Drain<'_> {
         let mut work =
             Work { replay, served, applied: Vec::new(), retried: Vec::new(), flushed: false };
         self.apply(owner, &mut work)?;
-        let Work { replay, mut served, applied, retried, flushed } = work;
-        let changes = served.changes;
-        let drained = Drained { changes, conflicts: replay.conflicts() };
+        let Work { mut replay, mut served, applied, retried, flushed } = work;
+        let (home, changes) = (self.home.clone(), served.changes);
+        let drained = Drained { home, changes, conflicts: replay.take_conflicts() };
         match replay.into_link() {
             Some(link) if first && changes == 0 => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.

@@ -10,6 +10,7 @@ use crate::change::Change;
 use crate::conflict::Tally;
 use crate::delivery::session::{self, Session};
 use crate::error::Result;
+use crate::pg::spi::Home;
 use crate::pg::xact::{self, Handlers};
 use crate::pg::{Oid, context, interrupt, invalidation};
 use crate::{stats, worker};
@@ -17,8 +18,9 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 
 /// How much a drain has applied.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Drained {
+    pub home: Home,
     pub changes: u64,
     pub conflicts: Tally,
 }
@@ -115,19 +117,20 @@ pub fn keep_drain(server_name: &str, session: Session, more: Drained) {
     let current = context::subtransaction();
     WORK.with_borrow_mut(|work| {
         let at = work.drains.iter().position(|d| d.server_name == server_name);
-        let at = at.unwrap_or_else(|| {
-            work.drains.push(OpenDrain {
-                server_name: server_name.to_owned(),
-                session: None,
-                drained: Drained::default(),
-                subtransactions: Vec::new(),
-            });
-            work.drains.len() - 1
-        });
-        let drain = &mut work.drains[at];
+        let drain = match at {
+            Some(at) => {
+                let drain = &mut work.drains[at];
+                drain.drained.changes += more.changes;
+                drain.drained.conflicts.merge(more.conflicts);
+                drain
+            }
+            None => {
+                let (server_name, subtransactions) = (server_name.to_owned(), Vec::new());
+                let drain = OpenDrain { server_name, session: None, drained: more, subtransactions };
+                work.drains.push_mut(drain)
+            }
+        };
         drain.session = Some(session);
-        drain.drained.changes += more.changes;
-        drain.drained.conflicts.merge(more.conflicts);
         if drain.subtransactions.last() != Some(&current) {
             drain.subtransactions.push(current);
         }

@@ -10,7 +10,7 @@
 //! still in flight are closed by unwinding, which rolls back what they had not committed.
 
 use super::drive::{self, Stop};
-use super::endpoint::Endpoint;
+use super::endpoint::{Account, Endpoint};
 use super::feed::Fixed;
 use super::handover;
 use super::link::{Ending, Link};
@@ -18,12 +18,13 @@ use super::lost;
 use super::session;
 use super::trust::{Trust, feed_of, first_trust, was_betrayed};
 use crate::capture::change_set::ChangeSet;
+use crate::conflict::Tally;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{context, interrupt, lock, report};
 use crate::queue::aside::Blockers;
 use crate::queue::{self, Way};
-use crate::stats;
+use crate::{conflicts, stats};
 use crate::transaction::{self, Drained, OpenDrain, Work};
 use std::rc::Rc;
 
@@ -263,7 +264,8 @@ fn settle_commit(
     match link.result() {
         Ok(()) => {
             stats::delivered(set.account.server, set.len() as u64);
-            conflicts::record(&set.home, &set.account, &conflicts);
+            let Account { server, server_name, .. } = &set.account;
+            conflicts::record(&set.home, *server, server_name, &conflicts);
             keep(link, interrupted);
             Ok(None)
         }
@@ -415,9 +417,9 @@ fn commit_all(
         // nothing newer can be applied to them before; no need to remember the backend.
         match link.result() {
             Ok(()) => {
-                let server = link.endpoint().account.server;
-                stats::delivered(server, drained.changes);
-                stats::conflicts(server, drained.conflicts);
+                let Account { server, server_name, .. } = &link.endpoint().account;
+                stats::delivered(*server, drained.changes);
+                conflicts::record(&drained.home, *server, server_name, &drained.conflicts);
                 keep(link, interrupted);
             }
             Err(error) => failure = failure.and(Err(error)),

@@ -112,11 +112,12 @@ impl<'call> Event<'call> {
 
     /// Text that lives as long as the rows of the call.
     pub fn keep(&self, text: &str) -> &'call str {
-        let copy = pgrx::PgMemoryContexts::CurrentMemoryContext.palloc_slice::<u8>(text.len());
-        let copy: &'call mut [u8] = copy;
-        copy.copy_from_slice(text.as_bytes());
-        // SAFETY: a copy of a str.
-        unsafe { std::str::from_utf8_unchecked(copy) }
+        // SAFETY: room for a copy of a str, in the memory context of the call's rows.
+        unsafe {
+            let copy = pg_sys::palloc(text.len().max(1)).cast::<u8>();
+            copy.copy_from_nonoverlapping(text.as_ptr(), text.len());
+            std::str::from_utf8_unchecked(std::slice::from_raw_parts(copy, text.len()))
+        }
     }
 
     /// The row that was inserted, deleted, or is about to be replaced.

@@ -105,7 +105,7 @@ impl Newest<'_> {
         let gone = || self.wins(values.gone.as_ref(), &values.old, false);
         let mut changes = Vec::new();
         let mut not_done = String::new();
-        let mut done = |name: &str, not_done: &mut String| {
+        let done = |name: &str, not_done: &mut String| {
             not_done.push_str(&format!(
                 " AND NOT EXISTS (SELECT FROM {name} WHERE {name}.ord = v.ord)"
             ));
