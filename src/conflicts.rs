@@ -33,6 +33,8 @@ pub fn record(home: &Home, server: Oid, server_name: &str, tally: &Tally) {
     let warn = |what, result: Result<()>| {
         if let Err(error) = result {
             let message = format!("conflicts with server \"{server_name}\" were not {what}");
+            // Without its DETAIL, which may show the row.
+            let error = Error::local(error.sqlstate(), error.to_string());
             report::warn(&message, &error, None);
         }
     };

@@ -94,7 +94,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    #[allow(clippy::new_without_default)] // a default would be made by accident
+    /// From now on.
     pub fn new() -> Self {
         // SAFETY: a counter of this backend.
         let hold = Self { outer: unsafe { pg_sys::InterruptHoldoffCount } };
