@@ -1,5 +1,6 @@
 //! What breaks things on purpose, at random and under load, and judges what is left afterwards.
 
+pub mod convergence;
 pub mod dice;
 pub mod fault;
 pub mod flapping;

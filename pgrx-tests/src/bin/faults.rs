@@ -1,4 +1,4 @@
-//! `cargo faults rounds|outage|flapping|leaks`: breaks things on purpose, at a size that is too large for
+//! `cargo faults rounds|converge|outage|flapping|leaks`: breaks things on purpose, at a size that is too large for
 //! every run of the tests. Sets the machine up first, as the other commands do.
 
 use std::process::ExitCode;
@@ -7,13 +7,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
-use rowsync_harness::faults::{flapping, leaks, outage, rounds};
+use rowsync_harness::faults::{convergence, flapping, leaks, outage, rounds};
 use rowsync_harness::setup;
 
 const USAGE: &str = "usage:
   cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|all]
                       [--drain worker|calls|both] [--fault NAME]
       random faults under load, a row by row comparison after each; --rounds counts per mode
+  cargo faults converge [--masters 2] [--version clock|frozen|skewed|null|all] [--rounds 10]
+                        [--seconds 5] [--seed S] [--mode async|queue] [--drain worker|calls|both]
+      two or three masters under policy newest, eight clients on each, trouble on every link; the
+      masters compared row by row after each round; --rounds counts per kind of version
   cargo faults outage [--seconds 60] [--clients 8] [--away refused|silent|stopped]
                       [--rate TPS] [--scale 8] [--after SECONDS] [--drain worker|calls|both]
       pgbench while the other side is away for so long
@@ -39,6 +43,7 @@ fn run() -> Result<()> {
     let mut options = Options(words.collect());
     match command.as_str() {
         "rounds" => run_rounds(&mut options),
+        "converge" => run_converge(&mut options),
         "outage" => run_outage(&mut options),
         "flapping" => run_flapping(&mut options),
         "leaks" => run_leaks(&mut options),
@@ -96,6 +101,32 @@ fn run_rounds(options: &mut Options) -> Result<()> {
             "\nmode {mode}: {rounds} rounds in {:.0} s, both sides equal after each\n{summary}",
             start.elapsed().as_secs_f64()
         );
+    }
+    Ok(())
+}
+
+fn run_converge(options: &mut Options) -> Result<()> {
+    let masters: usize = options.take("masters")?.unwrap_or(2);
+    if !(2..=3).contains(&masters) {
+        bail!("--masters: 2 or 3");
+    }
+    let version: String = options.take("version")?.unwrap_or_else(|| "all".to_owned());
+    let versions = match version.as_str() {
+        "all" => convergence::Version::ALL.to_vec(),
+        one => vec![one.parse()?],
+    };
+    let mode = options.take("mode")?.unwrap_or(Mode::Async);
+    let drain = options.take("drain")?.unwrap_or(Drain::Worker);
+    let rounds = options.take("rounds")?.unwrap_or(10);
+    let time = Duration::from_secs(options.take("seconds")?.unwrap_or(5));
+    let seed = options.seed()?;
+    options.end()?;
+    setup::prepare()?;
+    println!("seed {seed}");
+    for version in versions {
+        let plan = convergence::Plan { masters, version, mode, drain, seed, rounds, time };
+        let report = convergence::run(plan, &mut |line| println!("{line}"))?;
+        println!("version {version}, {rounds} rounds: {report}; all masters equal after each");
     }
     Ok(())
 }

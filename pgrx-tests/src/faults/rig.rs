@@ -31,7 +31,8 @@ const QUICK: [(&str, &str); 6] = [
     ("max_connections", "60"),
 ];
 
-const WORKER: [(&str, &str); 3] = [
+/// What lets a worker replay the queue, and soon.
+pub const WORKER: [(&str, &str); 3] = [
     ("shared_preload_libraries", "pg_rowsync"),
     ("pg_rowsync.retry_interval", "100ms"),
     ("pg_rowsync.max_retry_interval", "500ms"),
@@ -86,6 +87,16 @@ impl Drain {
 
     pub fn has_calls(self) -> bool {
         self != Drain::Worker
+    }
+}
+
+impl fmt::Display for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Drain::Worker => "worker",
+            Drain::Calls => "calls",
+            Drain::Both => "both",
+        })
     }
 }
 

@@ -9,6 +9,7 @@ mod common;
 mod conflicts;
 mod connections;
 mod contended_masters;
+mod convergence;
 mod counters;
 mod deferred_drains;
 mod dice;
