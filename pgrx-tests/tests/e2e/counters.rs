@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use postgres::Client;
 use rowsync_harness::{Cluster, Side, Testbed, await_until};
 
 use crate::common::{

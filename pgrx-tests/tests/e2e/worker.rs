@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
 use rowsync_harness::proxy::Proxy;
 use rowsync_harness::side::Side;
