@@ -8,8 +8,8 @@ use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
-use crate::{admin, drain, fdw, queue, stats, transaction, trigger, versions, worker};
 use crate::versions::Arrived;
+use crate::{admin, drain, fdw, queue, stats, transaction, trigger, versions, worker};
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -181,7 +181,8 @@ CREATE FUNCTION sync_compare_versions(
 "#)]
 fn sync_compare_versions(fcinfo: pg_sys::FunctionCallInfo) -> i32 {
     let args = Args::of(fcinfo);
-    let compare = || arrived(&args)?.compare(&versions::home_of(args.function())?, args.text(5)?.as_deref());
+    let compare =
+        || arrived(&args)?.compare(&versions::home_of(args.function())?, args.text(5)?.as_deref());
     or_raise(compare()) as i32
 }
 

@@ -14,6 +14,8 @@ mod replay;
 
 use self::batch::Batch;
 use self::replay::Replay;
+use crate::conflict::Tally;
+use crate::conflicts;
 use crate::delivery::commit;
 use crate::delivery::drive::{self, Stop};
 use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
@@ -25,6 +27,7 @@ use crate::pg::{Oid, interrupt, lock, report};
 use crate::queue::claim::Claims;
 use crate::queue::{self, aside, state};
 use crate::transaction::{self, Drained};
+use crate::versions;
 use std::time::Duration;
 
 /// Records set aside in one call, after which it leaves the rest for the next: each costs several
@@ -58,6 +61,7 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
         }
         None => queue::servers(home, true)?,
     };
+    versions::forget_old(home)?;
     drain_all(home, servers, i64::from(limit), true)
 }
 
@@ -232,6 +236,8 @@ struct Work {
     retried: Vec<String>,
     /// Records that were applied have been removed from the queue already.
     flushed: bool,
+    /// The conflicts of records that were set aside.
+    set_aside: Tally,
 }
 
 /// Whether the remote transaction is new or that of an earlier call in the local one.
@@ -298,13 +304,13 @@ impl Drain<'_> {
             Ok(link) => link,
             Err(error) => return stopped(error),
         };
-        let owner = link.endpoint().account.owner;
+        let Account { owner, server, .. } = link.endpoint().account;
         let replay = Replay::new(link, !first);
         let served = Served::default();
-        let mut work =
-            Work { replay, served, applied: Vec::new(), retried: Vec::new(), flushed: false };
+        let (applied, retried, set_aside) = (Vec::new(), Vec::new(), Tally::default());
+        let mut work = Work { replay, served, applied, retried, flushed: false, set_aside };
         self.apply(owner, &mut work)?;
-        let Work { mut replay, mut served, applied, retried, flushed } = work;
+        let Work { mut replay, mut served, applied, retried, flushed, set_aside } = work;
         let (home, changes) = (self.home.clone(), served.changes);
         let drained = Drained { home, changes, conflicts: replay.take_conflicts() };
         match replay.into_link() {
@@ -326,6 +332,7 @@ impl Drain<'_> {
             }
         }
         aside::give_back(self.home, &self.server_name, &retried)?;
+        conflicts::record(self.home, server, &self.server_name, &set_aside);
         if let Some((id, error)) = served.aside.first() {
             self.warn_aside(*id, served.aside.len(), error);
         }
@@ -371,6 +378,7 @@ impl Drain<'_> {
             work.served.changes += outcome.applied.len() as u64;
             work.applied.extend(outcome.applied);
             work.served.aside.extend(outcome.aside);
+            work.set_aside.merge(outcome.conflicts);
             work.served.stop = outcome.stop;
         }
         Ok(())

@@ -246,7 +246,6 @@ pub fn conflict_retention() -> Duration {
 }
 
 /// `pg_rowsync.tombstone_retention`.
-#[allow(dead_code)] // until row versions are kept
 pub fn tombstone_retention() -> Duration {
     secs(&TOMBSTONE_RETENTION)
 }

@@ -126,7 +126,8 @@ pub fn keep_drain(server_name: &str, session: Session, more: Drained) {
             }
             None => {
                 let (server_name, subtransactions) = (server_name.to_owned(), Vec::new());
-                let drain = OpenDrain { server_name, session: None, drained: more, subtransactions };
+                let drain =
+                    OpenDrain { server_name, session: None, drained: more, subtransactions };
                 work.drains.push_mut(drain)
             }
         };

@@ -10,6 +10,7 @@
 use crate::change::Stamp;
 use crate::delivery::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
+use crate::guc;
 use crate::pg::compare::{Comparable, KeyHash};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::row::Attribute;
@@ -229,12 +230,37 @@ impl Arrived {
     }
 }
 
+/// Forgets deletions that are older than `pg_rowsync.tombstone_retention`, a bounded number of them; waits for
+/// nobody. Says whether there may be more.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn forget_old(home: &Home) -> Result<bool> {
+    const BATCH: u64 = 10_000;
+    let table = format!("{}.sync_row_version", ident(&home.schema));
+    let sql = format!(
+        "WITH o AS (SELECT relation, key_hash FROM {table} \
+           WHERE deleted AND changed_at OPERATOR(pg_catalog.<) \
+             (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1::pg_catalog.interval) \
+           ORDER BY changed_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED), \
+         d AS (DELETE FROM {table} k USING o WHERE k.relation OPERATOR(pg_catalog.=) o.relation \
+           AND k.key_hash OPERATOR(pg_catalog.=) o.key_hash RETURNING 1) \
+         SELECT pg_catalog.count(*) FROM d"
+    );
+    let age = format!("{} s", guc::tombstone_retention().as_secs());
+    let row = spi::write(home, &sql, &[Some(&age)])?.into_iter().next();
+    let gone: u64 = required(&mut row.unwrap_or_default(), 0)?.parse().unwrap_or(0);
+    Ok(gone == BATCH)
+}
+
 /// Where the extension of a function lives that is called for every row.
 ///
 /// # Errors
 /// As for [`Home::find`].
 pub fn home_of(function: Oid) -> Result<Home> {
-    if let Some((_, home)) = HOME_OF.with_borrow(Clone::clone).filter(|(known, _)| *known == function) {
+    if let Some((_, home)) =
+        HOME_OF.with_borrow(Clone::clone).filter(|(known, _)| *known == function)
+    {
         return Ok(home);
     }
     let home = Home::find()?;
@@ -286,8 +312,12 @@ fn keep(
            written_by = excluded.written_by, changed_at = excluded.changed_at",
         ident(&home.schema)
     );
-    let numbers =
-        [relation.to_u32().to_string(), hash.to_string(), stamp.rank.to_string(), stored.to_string()];
+    let numbers = [
+        relation.to_u32().to_string(),
+        hash.to_string(),
+        stamp.rank.to_string(),
+        stored.to_string(),
+    ];
     let [relation, hash, rank, stored] = numbers.each_ref().map(|n| Some(n.as_str()));
     let deleted = Some(if deleted { "t" } else { "f" });
     spi::write(home, &sql, &[relation, hash, stamp.version.as_deref(), rank, deleted, stored])?;

@@ -24,8 +24,8 @@ use crate::options::Mode;
 use crate::pg::{context, interrupt, lock, report};
 use crate::queue::aside::Blockers;
 use crate::queue::{self, Way};
-use crate::{conflicts, stats};
 use crate::transaction::{self, Drained, OpenDrain, Work};
+use crate::{conflicts, stats};
 use std::rc::Rc;
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need

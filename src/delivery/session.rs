@@ -51,7 +51,9 @@ impl Session {
 
     /// Whether the server was asked for it. One that has none may get one.
     pub fn knows_home(&self) -> bool {
-        self.home.as_ref().is_some_and(|(home, asked)| home.is_some() || asked.elapsed() < ASK_AGAIN)
+        self.home
+            .as_ref()
+            .is_some_and(|(home, asked)| home.is_some() || asked.elapsed() < ASK_AGAIN)
     }
 
     /// The server has answered.

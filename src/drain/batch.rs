@@ -5,12 +5,15 @@
 //! them.
 
 use super::replay::Replay;
+use crate::change::{Op, Policy};
+use crate::conflict::{Conflict, Decision, Kind as Met, Tally};
 use crate::delivery::plan::Planner;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Home;
 use crate::queue::aside::{self, Blockers, Waiting};
-use crate::queue::claim::{BATCH, Claims, Unit};
+use crate::queue::claim::{BATCH, Claims, Record, Unit};
 use crate::queue::footprint::Footprint;
+use crate::sql;
 use std::collections::HashMap;
 
 /// What becomes of a unit.
@@ -18,7 +21,8 @@ enum Fate {
     /// Not known yet; in the end: left pending.
     Open,
     Applied,
-    Failed(Error),
+    /// And whether the row of its change was there.
+    Failed(Error, bool),
     /// Behind this record.
     Waits(i64),
 }
@@ -56,6 +60,8 @@ pub struct Outcome {
     pub applied: Vec<i64>,
     /// How many units were set aside, and why the first.
     pub aside: Vec<(i64, Error)>,
+    /// The conflicts that set them aside, each for the first time.
+    pub conflicts: Tally,
     /// Why nothing more is to be tried on the server.
     pub stop: Option<Error>,
 }
@@ -141,7 +147,12 @@ impl<'h> Batch<'h> {
                 // A statement that took too long may do so for its size only.
                 _ if is_about_the_moment(&error) => self.stop = Some(error),
                 [_] if error.is_transient() => self.stop = Some(error),
-                [one] => self.fail(*one, error),
+                [one] => {
+                    let first = &self.units[*one].records[0];
+                    let is_there = error.sqlstate() == SqlState::UNIQUE_VIOLATION
+                        && replay.finds(&first.route, &first.change);
+                    self.fail(*one, error, is_there);
+                }
                 several => {
                     let (first, second) = several.split_at(several.len() / 2);
                     self.narrow(replay, first.to_vec())?;
@@ -186,7 +197,7 @@ impl<'h> Batch<'h> {
             let Guilty { units, together } = guilty;
             match together {
                 true => self.fail_together(units),
-                false => units.into_iter().for_each(|(at, why)| self.fail(at, why)),
+                false => units.into_iter().for_each(|(at, why)| self.fail(at, why, false)),
             }
             self.refuse_unplannable();
             self.apply_in_parts(replay)?;
@@ -329,7 +340,7 @@ impl<'h> Batch<'h> {
             if matches!(self.fates[at], Fate::Open)
                 && let Err(error) = push(&mut planner)
             {
-                self.fail(at, error);
+                self.fail(at, error, false);
                 planner = Planner::default();
             }
             while planner.pop().is_some() {}
@@ -356,10 +367,10 @@ impl<'h> Batch<'h> {
         free
     }
 
-    fn fail(&mut self, at: usize, error: Error) {
+    fn fail(&mut self, at: usize, error: Error, is_there: bool) {
         let id = self.units[at].id();
         self.blockers.add(id, id, &self.marks(at, &error));
-        self.fates[at] = Fate::Failed(error);
+        self.fates[at] = Fate::Failed(error, is_there);
         self.budget = self.budget.saturating_sub(1);
     }
 
@@ -367,7 +378,7 @@ impl<'h> Batch<'h> {
     fn fail_together(&mut self, units: Vec<(usize, Error)>) {
         let mut units = units.into_iter();
         let Some((first, error)) = units.next() else { return };
-        self.fail(first, error);
+        self.fail(first, error, false);
         let root = self.units[first].id();
         for (at, _) in units {
             self.blockers.add(self.units[at].id(), root, &self.units[at].footprint().marks);
@@ -420,7 +431,8 @@ impl<'h> Batch<'h> {
     /// # Errors
     /// What writing the queue reports.
     pub fn settle(self) -> Result<Outcome> {
-        let mut outcome = Outcome { applied: Vec::new(), aside: Vec::new(), stop: None };
+        let (applied, aside, conflicts) = (Vec::new(), Vec::new(), Tally::default());
+        let mut outcome = Outcome { applied, aside, conflicts, stop: None };
         let mut waiting = Vec::new();
         for at in 0..self.units.len() {
             let ids = || self.units[at].records.iter().map(|record| record.id);
@@ -434,9 +446,14 @@ impl<'h> Batch<'h> {
                 Fate::Open => {}
                 Fate::Applied => outcome.applied.extend(ids()),
                 Fate::Waits(root) => waiting.extend(wait(*root)),
-                Fate::Failed(error) => {
+                Fate::Failed(error, is_there) => {
                     let id = self.units[at].id();
-                    aside::set_aside(self.home, id, &self.marks(at, error), error)?;
+                    let first = &self.units[at].records[0];
+                    if aside::set_aside(self.home, id, &self.marks(at, error), error)?
+                        && let Some(conflict) = conflict_of(first, error, *is_there)
+                    {
+                        outcome.conflicts.add(&first.route, conflict);
+                    }
                     waiting.extend(wait(id).skip(1));
                     outcome.aside.push((id, error.clone()));
                 }
@@ -457,4 +474,28 @@ fn is_to_blame(replay: &Replay, error: &Error) -> bool {
 /// have done so for its size alone.
 fn is_about_the_moment(error: &Error) -> bool {
     error.is_transient() && error.sqlstate() != SqlState::QUERY_CANCELED
+}
+
+/// The conflict that a record failed over, if it was one. `is_there`: there is a row with its key.
+fn conflict_of(record: &Record, error: &Error, is_there: bool) -> Option<Conflict> {
+    let Record { route, change, .. } = record;
+    let (op, state) = (change.op, error.sqlstate());
+    let kind = match op {
+        Op::Insert if state == SqlState::UNIQUE_VIOLATION => match route.policy {
+            Policy::Overwrite | Policy::Skip | Policy::Newest(_) if is_there => {
+                Met::MultipleUniqueConflicts
+            }
+            _ => Met::InsertExists,
+        },
+        Op::Update if state == SqlState::UNIQUE_VIOLATION => Met::UpdateExists,
+        Op::Update if state == SqlState::NO_DATA_FOUND => Met::UpdateMissing,
+        Op::Delete if state == SqlState::NO_DATA_FOUND => Met::DeleteMissing,
+        _ => return None,
+    };
+    let key = match kind {
+        Met::UpdateMissing | Met::DeleteMissing => change.old_key(route),
+        _ => change.new_key(route),
+    };
+    let constraint = error.constraint().map(str::to_owned);
+    Some(Conflict { constraint, ..sql::conflict_of(route, kind, Decision::SetAside, &key) })
 }

@@ -11,6 +11,7 @@ use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
 use crate::error::{Error, Result};
 use crate::queue::claim::{Record, Unit};
+use crate::sql;
 use std::rc::Rc;
 
 /// Checks what was deferred, here and not at COMMIT, where it would be too late to tell which record
@@ -140,6 +141,16 @@ impl Replay {
         }
         self.link = link.into_session().map(Link::over);
         result
+    }
+
+    /// Whether there is a row with the key that a change gives its row; false where that cannot be told.
+    pub fn finds(&mut self, route: &Route, change: &Change<String>) -> bool {
+        let Some(look) = sql::look_for(route, change) else { return false };
+        let Some(mut link) = self.link.take() else { return false };
+        link.run(Fixed::new([look]), Ending::Open);
+        let found = lost::run(&mut link).is_ok() && !link.answers().is_empty();
+        self.link = Some(link).filter(Link::is_up);
+        found
     }
 
     /// Runs plain statements.

@@ -80,7 +80,8 @@ impl KeyHash {
     pub fn new(columns: &[Attribute]) -> Result<Self> {
         for column in columns {
             // SAFETY: as for Comparable.
-            let function = unsafe { (*hash_entry(column.type_oid)).hash_extended_proc_finfo.fn_oid };
+            let function =
+                unsafe { (*hash_entry(column.type_oid)).hash_extended_proc_finfo.fn_oid };
             if function == pg_sys::InvalidOid {
                 return Err(no_function(column.type_oid, "hash function"));
             }

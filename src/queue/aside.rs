@@ -123,17 +123,17 @@ pub fn exist(home: &Home, server_name: &str) -> Result<bool> {
     Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
 }
 
-/// Sets a record aside.
+/// Sets a record aside. Says whether for the first time.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<()> {
+pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<bool> {
     let sql = format!(
         "UPDATE {}.sync_queue SET status = 'failed', waits_for = NULL, \
             blocks = $2::pg_catalog.int8[], sqlstate = $3, message = $4, constraint_name = $5, \
             attempts = attempts OPERATOR(pg_catalog.+) 1, \
             last_attempt_at = pg_catalog.clock_timestamp() \
-         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING attempts",
         ident(&home.schema)
     );
     let (id, marks) = (id.to_string(), to_ids(marks));
@@ -141,8 +141,8 @@ pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<
     let args = [&*id, &*marks, &*state, &*message].map(Some);
     let constraint = reason.constraint().map(tellable);
     let args: Vec<_> = args.into_iter().chain([constraint.as_deref()]).collect();
-    spi::write(home, &sql, &args)?;
-    Ok(())
+    let row = spi::write(home, &sql, &args)?.into_iter().next();
+    Ok(row.is_some_and(|row| row == [Some("1".to_owned())]))
 }
 
 /// A record that waits: its id, the record it waits for, the marks it leaves.

@@ -121,7 +121,16 @@ mod tests {
     fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
         let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
         let (stamp, gone, unchanged) = (None, None, Vec::new());
-        Change { op, command: 1, key: all(key), row: all(row), stamp, gone, unchanged, stored: (0, 0) }
+        Change {
+            op,
+            command: 1,
+            key: all(key),
+            row: all(row),
+            stamp,
+            gone,
+            unchanged,
+            stored: (0, 0),
+        }
     }
 
     fn waits(later: &Footprint, earlier: &Footprint) -> bool {

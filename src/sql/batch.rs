@@ -116,7 +116,8 @@ impl Batch {
         for (array, value) in self.old.iter_mut().zip(&change.key) {
             array.push(*value);
         }
-        if let (Some([versions, ranks]), Policy::Newest(at)) = (&mut self.stamp, self.route.policy) {
+        if let (Some([versions, ranks]), Policy::Newest(at)) = (&mut self.stamp, self.route.policy)
+        {
             let own = Stamp { version: change.row.get(at).copied().flatten(), rank: 0 };
             let stamp = change.stamp.as_ref().unwrap_or(&own);
             versions.push(stamp.version);

@@ -95,7 +95,9 @@ impl Told<'_> {
         let route = self.route;
         let object = |values: Vec<String>| {
             let columns = route.key.iter().map(|at| literal(&route.columns[*at].name));
-            let pairs = columns.zip(values).map(|(name, value)| format!("{name}, ({value})::pg_catalog.text"));
+            let pairs = columns
+                .zip(values)
+                .map(|(name, value)| format!("{name}, ({value})::pg_catalog.text"));
             format!("pg_catalog.json_build_object({})", pairs.collect::<Vec<_>>().join(", "))
         };
         let column = |table: &str, at: usize| format!("{table}.{}", met_column(at));
@@ -134,8 +136,8 @@ pub fn decision(decision: Decision) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::tests::route;
     use crate::change::Policy;
+    use crate::sql::tests::route;
 
     #[test]
     fn an_answer_is_read_as_its_statement_says() {

@@ -1,8 +1,8 @@
 //! One change as one literal statement, for people: what `sync_err_rec.dst_query` shows.
 
 use super::batch::Kind;
-use super::quote::literal_or_null;
-use super::statement::{texts, truncate};
+use super::quote::{literal_or_null, relation};
+use super::statement::{same_key, texts, truncate};
 use super::values::{StampOf, Values, key_of};
 use crate::change::{Change, Route, Stamp};
 use std::rc::Rc;
@@ -24,10 +24,9 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
         rank: stamp.rank.to_string(),
     };
     let borrowed = change.borrowed();
-    let own = route.version().map(|at| Stamp {
-        version: borrowed.row.get(at).copied().flatten(),
-        rank: 0,
-    });
+    let own = route
+        .version()
+        .map(|at| Stamp { version: borrowed.row.get(at).copied().flatten(), rank: 0 });
     let stamp = borrowed.stamp.as_ref().or(own.as_ref()).map(stamp_of);
     let gone = borrowed.gone.as_ref().map(stamp_of);
     let (any_old, unchanged) = (Vec::new(), Vec::new());
@@ -37,4 +36,15 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     let texts: Vec<String> =
         texts(route, kind, &values, None).into_iter().map(|(text, _)| text).collect();
     texts.join("; ")
+}
+
+/// A query that answers with a row if there is one with the key that the change gives its row; `None` where
+/// keys are compared with operators of their own.
+pub fn look_for<S: AsRef<str>>(route: &Route, change: &Change<S>) -> Option<String> {
+    if route.compared().next().is_some() {
+        return None;
+    }
+    let key: Vec<String> = change.new_key(route).into_iter().map(literal_or_null).collect();
+    let condition = same_key(route, "t", &key);
+    Some(format!("SELECT 1 FROM {} AS t WHERE {condition}", relation(&route.target)))
 }

@@ -170,7 +170,8 @@ impl Newest<'_> {
     fn outcome(&self) -> String {
         let (route, values) = (self.route, self.values);
         let mut from = "v LEFT JOIN p ON p.ord = v.ord".to_owned();
-        let mut join = |name: &str| from.push_str(&format!(" LEFT JOIN {name} ON {name}.ord = v.ord"));
+        let mut join =
+            |name: &str| from.push_str(&format!(" LEFT JOIN {name} ON {name}.ord = v.ord"));
         let (is_move, can_update) = (self.kind == Kind::Move, route.can_update());
         let moved = is_move && can_update;
         if is_move {
@@ -188,15 +189,17 @@ impl Newest<'_> {
         if self.writes() {
             from.push_str(&format!(" LEFT JOIN i ON {}", same_key(route, "i", &self.new_key)));
         }
-        let inserted =
-            format!("i.{} IS NOT NULL", ident(&route.columns[route.key[0]].name));
+        let inserted = format!("i.{} IS NOT NULL", ident(&route.columns[route.key[0]].name));
         let won = match can_update {
             true => format!("(n.ord IS NOT NULL OR {inserted})"),
             false => format!("({inserted})"),
         };
-        let by = |met: Option<&'static str>, key: &[String], stamp: Option<&StampOf>, kind: Met, decided: &str| {
-            Told { route, key, met, stamp }.answer(kind, decided)
-        };
+        let by =
+            |met: Option<&'static str>,
+             key: &[String],
+             stamp: Option<&StampOf>,
+             kind: Met,
+             decided: &str| { Told { route, key, met, stamp }.answer(kind, decided) };
         let (applied, skipped) = (decision(Decision::Applied), decision(Decision::Skipped));
         let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
         let (stamp, gone) = (values.stamp.as_ref(), values.gone.as_ref());
@@ -260,8 +263,11 @@ impl Newest<'_> {
     /// Whether a change wins over the row `t`. Of equal stamps a row wins over a deletion, and of two rows
     /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share.
     fn wins(&self, stamp: Option<&StampOf>, key: &[String], alive: bool) -> String {
-        let (Some(at), Some(stamp)) = (self.route.version(), stamp) else { return "true".to_owned() };
-        let collate = if self.route.columns[at].collated { " COLLATE pg_catalog.\"C\"" } else { "" };
+        let (Some(at), Some(stamp)) = (self.route.version(), stamp) else {
+            return "true".to_owned();
+        };
+        let collate =
+            if self.route.columns[at].collated { " COLLATE pg_catalog.\"C\"" } else { "" };
         let there = format!("t.{}", ident(&self.route.columns[at].name));
         let StampOf { version, rank } = stamp;
         let larger = if alive { self.larger() } else { "false".to_owned() };
@@ -329,7 +335,13 @@ impl Newest<'_> {
     }
 
     /// An expression that hands a stamp to the server's extension; false.
-    fn keep(&self, stamp: Option<&StampOf>, key: &[String], deleted: bool, condition: &str) -> Option<String> {
+    fn keep(
+        &self,
+        stamp: Option<&StampOf>,
+        key: &[String],
+        deleted: bool,
+        condition: &str,
+    ) -> Option<String> {
         let (home, at) = (self.home?, self.route.version()?);
         let StampOf { version, rank } = stamp?;
         Some(format!(

@@ -98,7 +98,9 @@ pub(super) fn texts(
         (Kind::Move, Policy::Overwrite) => {
             vec![(clear_target(route, values), told.clone()), (upsert(route, kind, values), told)]
         }
-        (Kind::Update | Kind::Move, Policy::Skip) => vec![(update_there(route, kind, values), told)],
+        (Kind::Update | Kind::Move, Policy::Skip) => {
+            vec![(update_there(route, kind, values), told)]
+        }
         (Kind::Update | Kind::Move, Policy::Error) => failing(update_all(route, kind, values)),
         (Kind::Delete, Policy::Error) => {
             failing(all_found(values, &delete(route, values, using_v(values), " RETURNING 1")))
@@ -109,12 +111,7 @@ pub(super) fn texts(
 
 /// How a statement over the parameters of a single row tells: it has one conflict or none, and where
 /// [`texts`] lets it, the command tag says which.
-fn told_by_tag(
-    route: &Rc<Route>,
-    kind: Kind,
-    told: Conflicts,
-    key: &[Option<&str>],
-) -> Conflicts {
+fn told_by_tag(route: &Rc<Route>, kind: Kind, told: Conflicts, key: &[Option<&str>]) -> Conflicts {
     let decision = match route.policy {
         Policy::Overwrite if kind != Kind::Delete => Decision::Applied,
         _ => Decision::Skipped,
@@ -168,7 +165,9 @@ pub(super) fn beside_v(values: &Values, item: &str) -> String {
 /// A FROM clause of the changes whose numbers an item has not.
 pub(super) fn v_without(values: &Values, item: &str) -> String {
     match values.from {
-        Some(_) => format!(" FROM v WHERE NOT EXISTS (SELECT FROM {item} WHERE {item}.ord = v.ord)"),
+        Some(_) => {
+            format!(" FROM v WHERE NOT EXISTS (SELECT FROM {item} WHERE {item}.ord = v.ord)")
+        }
         None => format!(" WHERE NOT EXISTS (SELECT FROM {item})"),
     }
 }
@@ -430,7 +429,14 @@ mod tests {
     use crate::change::{Carrier, Change, Column, Op, Relation};
 
     fn column(name: &str, carrier: Carrier) -> Column {
-        Column { name: name.into(), carrier, fixed: false, own_equality: false, collated: false, local: None }
+        Column {
+            name: name.into(),
+            carrier,
+            fixed: false,
+            own_equality: false,
+            collated: false,
+            local: None,
+        }
     }
 
     fn route(policy: Policy) -> Rc<Route> {

@@ -18,7 +18,7 @@ use crate::pg::invalidation::Changed;
 use crate::pg::spi::Home;
 use crate::pg::turn::{caught, turn};
 use crate::pg::{Oid, board, database, interrupt, report, wait};
-use crate::queue;
+use crate::{queue, versions};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ const TRUSTED: Duration = Duration::from_secs(1);
 const LOOK_SHARE: u32 = 10;
 /// Longest time that a change waits for that.
 const LOOK_GAP: Duration = Duration::from_millis(500);
+/// How often deletions are looked for that need not be known any more.
+const TIDY_GAP: Duration = Duration::from_secs(60);
 
 /// Main function of the worker of a database.
 pub fn run(database: Oid) {
@@ -85,6 +87,8 @@ struct Drainer {
     look_at: Instant,
     looked: Instant,
     look_gap: Duration,
+    /// When old deletions were last forgotten; `None` while there may be more.
+    tidied: Option<Instant>,
     shown: String,
     complained: Option<(String, Instant)>,
 }
@@ -123,6 +127,7 @@ impl Drainer {
             look_at: now,
             looked: now,
             look_gap: Duration::ZERO,
+            tidied: None,
             shown: String::new(),
             complained: None,
         }
@@ -173,15 +178,22 @@ impl Drainer {
     /// Looks which servers have work.
     fn look(&mut self) -> std::result::Result<(), Gone> {
         let began = Instant::now();
+        let tidy = self.tidied.is_none_or(|at| at.elapsed() >= TIDY_GAP);
         let found = turn(|| match Home::look_up()? {
-            Some(home) => queue::servers(&home, false).map(Some),
+            Some(home) => {
+                let more = tidy && versions::forget_old(&home)?;
+                queue::servers(&home, false).map(|names| Some((names, more)))
+            }
             None => Ok(None),
         });
         self.looked = Instant::now();
         self.look_gap = ((self.looked - began) * LOOK_SHARE).min(LOOK_GAP);
         match found {
             Ok(None) => return Err(Gone),
-            Ok(Some(names)) => {
+            Ok(Some((names, more))) => {
+                if tidy {
+                    self.tidied = (!more).then_some(self.looked);
+                }
                 self.look_at = self.looked + guc::max_retry_interval();
                 let visited: Vec<&str> = self.visitors.iter().map(|v| v.server.as_str()).collect();
                 self.servers
