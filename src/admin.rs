@@ -1,5 +1,7 @@
 //! `attach_sync`, `detach_sync`, `sync_connections`, `sync_disconnect`.
 
+mod counterpart;
+
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::Relation;
@@ -7,7 +9,7 @@ use crate::delivery::endpoint::{Endpoint, server_oid};
 use crate::delivery::session;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Home, required};
-use crate::pg::{Oid, ddl};
+use crate::pg::{Oid, context, ddl, report};
 use crate::sql::quote::{ident, literal, relation};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -16,7 +18,8 @@ use std::hash::{Hash, Hasher};
 const MAX_NAME: usize = 63;
 
 /// Checks everything that can be checked here, then makes both triggers as the caller, who needs
-/// what CREATE TRIGGER asks for.
+/// what CREATE TRIGGER asks for. Says so if the other side is seen to send the table back under
+/// policies that leave concurrent changes different.
 ///
 /// # Errors
 /// As a trigger's first fire, but before anything is changed; 22023 for a malformed target.
@@ -36,7 +39,18 @@ pub fn attach(
     if options != "{}" {
         args.push(options.to_owned());
     }
-    Descriptor::new(home.clone(), &table, &Arguments::parse(&args)?)?;
+    let arguments = Arguments::parse(&args)?;
+    let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
+    // Before the triggers are made: writers must not wait behind their lock for another server. Only for
+    // who may make them: it connects with the owner's mapping.
+    let diverging = may_attach(home, rel)?
+        && counterpart::may_diverge(
+            home,
+            &descriptor.account,
+            arguments.options.on_conflict,
+            &table.name,
+            &arguments.target,
+        );
     let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
     let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&home.schema)));
     let args = args.join(", ");
@@ -48,7 +62,25 @@ pub fn attach(
         let events = events.replace("{}", &on);
         ddl::run(&format!("CREATE TRIGGER {name} {events} EXECUTE FUNCTION {function}({args})"))?;
     }
+    if diverging {
+        let table = &table.name.table;
+        let message = format!(
+            "table \"{table}\" is also sent back from server \"{server}\": concurrent changes may not \
+             converge"
+        );
+        report::advise(&message, counterpart::HINT);
+    }
     Ok(())
+}
+
+/// Whether the current user may make triggers on the table.
+fn may_attach(home: &Home, rel: Oid) -> Result<bool> {
+    let rows = spi::read(
+        home,
+        "SELECT pg_catalog.has_table_privilege($1::pg_catalog.oid, $2::pg_catalog.oid, 'TRIGGER')",
+        &[Some(&context::user().to_u32().to_string()), Some(&rel.to_u32().to_string())],
+    )?;
+    Ok(rows.first().and_then(|row| row.first()).is_some_and(|may| may.as_deref() == Some("t")))
 }
 
 /// Drops, as the caller, every trigger that sends the table to the server, whatever its name.

@@ -21,6 +21,12 @@ pub fn is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
+/// The current user.
+pub fn user() -> Oid {
+    // SAFETY: a plain read inside a transaction.
+    unsafe { pg_sys::GetUserId() }
+}
+
 /// The current database.
 pub fn database() -> Oid {
     // SAFETY: a variable that is set once, when the session begins.

@@ -143,6 +143,12 @@ pub fn notice(message: &str) {
     emit(PgLogLevel::NOTICE, &told);
 }
 
+/// A NOTICE with a HINT.
+pub fn advise(message: &str, hint: &str) {
+    let told = Error::local(crate::error::SqlState::new("00000"), message).with_hint(hint);
+    emit(PgLogLevel::NOTICE, &told);
+}
+
 /// A line for the server's log, also outside of transactions.
 pub fn log(message: &str, error: Option<&Error>) {
     let state = error.map_or(crate::error::SqlState::new("00000"), Error::sqlstate);

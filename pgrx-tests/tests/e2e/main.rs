@@ -2,6 +2,7 @@
 //!
 //! What a test asserts about one side it reads through that side's own session.
 
+mod attach_notice;
 mod backlog;
 mod bad_input;
 mod columns;

@@ -1,0 +1,228 @@
+//! The NOTICE of `attach_sync` when the other side sends the table back and the policies of the two
+//! leave concurrent changes different.
+
+use std::time::{Duration, Instant};
+
+use rowsync_harness::{Proxy, Side, Testbed};
+
+use crate::common::{closed_port, link_with, refused, rows, run, table};
+
+const COLUMNS: &str = "id int primary key, v text, ver int";
+const NEWEST: &str = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
+
+/// Servers `dst` and tables `t` on both sides; nothing is attached.
+fn opposed(label: &str) -> Testbed {
+    let bed = Testbed::new(label);
+    for (side, other) in [(&bed.left, &bed.right), (&bed.right, &bed.left)] {
+        bed.link(side, other, "dst", &[]);
+        side.exec(&format!("create table t ({COLUMNS})"));
+    }
+    bed
+}
+
+/// Attaches `t` and says what was said about it: messages and hints of level NOTICE.
+fn attach(side: &Side, other: &Side, options: &str) -> Vec<(String, Option<String>)> {
+    attach_as(side, &format!("select attach_sync('t', 'dst', '{}.t', '{options}')", other.user))
+}
+
+fn attach_as(side: &Side, sql: &str) -> Vec<(String, Option<String>)> {
+    let (mut client, notices) = side.client_with_notices();
+    run(&mut client, sql);
+    let said = std::mem::take(&mut *notices.lock().expect("notices"));
+    for notice in &said {
+        assert_eq!((notice.severity(), notice.code().code()), ("NOTICE", "00000"), "{notice:?}");
+    }
+    said.iter().map(|n| (n.message().to_owned(), n.hint().map(str::to_owned))).collect()
+}
+
+#[track_caller]
+fn warned(said: &[(String, Option<String>)]) {
+    let [(message, Some(hint))] = said else { panic!("{said:?}") };
+    let expected =
+        "table \"t\" is also sent back from server \"dst\": concurrent changes may not converge";
+    assert_eq!(message, expected);
+    for part in ["\"on_conflict\": \"newest\"", "\"version_column\"", "one side only"] {
+        assert!(hint.contains(part), "{hint}");
+    }
+}
+
+#[test]
+fn the_second_master_hears_of_a_policy_that_need_not_converge() {
+    for options in
+        ["{}", r#"{"on_conflict": "skip"}"#, r#"{"on_conflict": "error", "mode": "sync"}"#]
+    {
+        let bed = opposed("second");
+        assert_eq!(attach(&bed.left, &bed.right, options), [], "{options}");
+        warned(&attach(&bed.right, &bed.left, options));
+        // The triggers are there all the same.
+        bed.right.exec("insert into t values (1, 'x', 1)");
+        assert_eq!(table(&bed.left, "t"), ["1|x|1"]);
+    }
+}
+
+#[test]
+fn nothing_is_said_where_both_sides_decide_by_newest() {
+    let bed = opposed("newestboth");
+    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
+    assert_eq!(attach(&bed.right, &bed.left, NEWEST), []);
+}
+
+#[test]
+fn one_side_with_newest_is_not_enough() {
+    for (first, second) in [("{}", NEWEST), (NEWEST, "{}")] {
+        let bed = opposed("newestone");
+        assert_eq!(attach(&bed.left, &bed.right, first), []);
+        warned(&attach(&bed.right, &bed.left, second));
+    }
+}
+
+#[test]
+fn triggers_there_that_lead_elsewhere_are_not_meant() {
+    let bed = opposed("elsewhere");
+    let (left, right) = (&bed.left.user, &bed.right.user);
+    bed.right.exec(&format!(
+        "create table u ({COLUMNS}); select attach_sync('u', 'dst', '{left}.t');
+         select attach_sync('t', 'dst', '{left}.u')"
+    ));
+    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
+    // Of the same table's name, in another database.
+    bed.left.exec("select detach_sync('t', 'dst')");
+    bed.right.exec("select detach_sync('t', 'dst')");
+    bed.right.exec(&format!(
+        "create server third foreign data wrapper pg_rowsync options (dbname 'third');
+         create user mapping for current_user server third options (user 'x', password 'x');
+         select attach_sync('t', 'third', '{left}.t')"
+    ));
+    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
+    // Disabled, and then not.
+    bed.left.exec("select detach_sync('t', 'dst')");
+    bed.right.exec(&format!(
+        "select attach_sync('t', 'dst', '{left}.t'); alter table t disable trigger user"
+    ));
+    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
+    bed.left.exec("select detach_sync('t', 'dst')");
+    bed.right.exec("alter table t enable trigger user");
+    warned(&attach_as(&bed.left, &format!("select attach_sync('t', 'dst', '{right}.t')")));
+}
+
+#[test]
+fn a_function_of_the_same_name_is_not_meant() {
+    let bed = opposed("samename");
+    let left = &bed.left.user;
+    bed.right.exec(&format!(
+        "create function sync_dml() returns trigger language plpgsql as 'begin return null; end';
+         create trigger own after insert on t for each row
+           execute function {}.sync_dml('dst', '{left}', 't')",
+        bed.right.user
+    ));
+    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_keeps_nobody_from_attaching() {
+    let bed = opposed("unreached");
+    bed.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", bed.left.user));
+    link_with(&bed, "closed", closed_port(), &bed.right.password);
+    link_with(&bed, "wrong", bed.right.cluster.port(), "not the password");
+    for server in ["closed", "wrong"] {
+        assert_eq!(attach_as(&bed.left, &format!("select attach_sync('t', '{server}')")), []);
+    }
+    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
+    bed.link_via(&proxy, &bed.left, &bed.right, "silent", &[]);
+    proxy.freeze();
+    let since = Instant::now();
+    // The library must be loaded for its settings to be known.
+    let sql = "select sync_disconnect(); set pg_rowsync.connect_timeout = 300;
+               select attach_sync('t', 'silent')";
+    assert_eq!(attach_as(&bed.left, sql), []);
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    let triggers = "select count(*) from pg_trigger where tgrelid = 't'::regclass";
+    assert_eq!(rows(&bed.left, triggers), ["6"]);
+}
+
+#[test]
+fn a_silent_server_is_asked_no_longer_than_connecting_may_take() {
+    let bed = Testbed::new("silentlink");
+    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
+    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
+    for side in [&bed.left, &bed.right] {
+        side.exec(&format!("create table t ({COLUMNS}); create table u ({COLUMNS})"));
+    }
+    let mut client = bed.left.client();
+    let schema = &bed.right.user;
+    run(&mut client, &format!("select attach_sync('t', 'dst', '{schema}.t')"));
+    run(&mut client, "set pg_rowsync.connect_timeout = 300");
+    // Over the connection that the first call has left.
+    proxy.freeze();
+    let since = Instant::now();
+    run(&mut client, &format!("select attach_sync('u', 'dst', '{schema}.u')"));
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    proxy.thaw();
+    run(&mut client, "insert into u values (1, 'x', 1)");
+    assert_eq!(table(&bed.right, "u"), ["1|x|1"]);
+}
+
+#[test]
+fn no_transaction_is_left_open_there() {
+    let bed = opposed("leftopen");
+    bed.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", bed.left.user));
+    let mut client = bed.left.client();
+    run(&mut client, &format!("begin; select attach_sync('t', 'dst', '{}.t')", bed.right.user));
+    let open = format!(
+        "select count(*) from pg_stat_activity
+          where usename = '{}' and (state <> 'idle' or backend_xmin is not null)",
+        bed.right.user
+    );
+    assert_eq!(rows(&bed.right, &open), ["0"]);
+    run(&mut client, "insert into t values (1, 'x', 1); rollback");
+    assert_eq!(table(&bed.right, "t"), [""; 0]);
+    assert_eq!(rows(&bed.left, "select * from pg_trigger where tgrelid = 't'::regclass"), [""; 0]);
+}
+
+#[test]
+fn who_may_not_attach_makes_no_connection() {
+    let bed = opposed("maynot");
+    let (left, right) = (&bed.left.user, &bed.right.user);
+    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
+    bed.link_via(&proxy, &bed.left, &bed.right, "watched", &[]);
+    bed.left.exec_superuser(&format!(
+        "create role {left}_other; grant {left}_other to {left}; grant usage on schema {left} to {left}_other"
+    ));
+    let mut client = bed.left.client();
+    run(&mut client, &format!("set role {left}_other"));
+    let sql = format!("select attach_sync('{left}.t', 'watched', '{right}.t')");
+    refused(&mut client, &sql, "42501");
+    assert_eq!(proxy.connections_total(), 0);
+    drop(client);
+    bed.left.exec_superuser(&format!("drop owned by {left}_other; drop role {left}_other"));
+}
+
+#[test]
+fn names_in_another_encoding_are_compared() {
+    let bed = Testbed::new("noticeenc");
+    let left = Side { db: format!("{}_e", bed.left.db), ..bed.left.clone() };
+    let (db, user) = (&left.db, &left.user);
+    bed.left.exec_superuser(&format!(
+        "create database {db} template template0 encoding 'LATIN1' owner {user}"
+    ));
+    left.exec_superuser(&format!(
+        "create schema authorization {user}; create extension pg_rowsync schema public;
+         grant usage on foreign data wrapper pg_rowsync to {user}"
+    ));
+    for (side, other) in [(&left, &bed.right), (&bed.right, &left)] {
+        bed.link(side, other, "dst", &[]);
+        side.exec(r#"create table "t'ä\" (id int primary key)"#);
+    }
+    let to = |other: &Side| {
+        format!(
+            r#"select attach_sync('"t''ä\"', 'dst', '{}."t''ä\"', '{{"rename": {{"id": "id"}}}}')"#,
+            other.user
+        )
+    };
+    assert_eq!(attach_as(&left, &to(&bed.right)), []);
+    assert_eq!(attach_as(&bed.right, &to(&left)).len(), 1);
+    left.exec(r#"select detach_sync('"t''ä\"', 'dst')"#);
+    assert_eq!(attach_as(&left, &to(&bed.right)).len(), 1);
+    let mut client = left.cluster.superuser("postgres").expect("a session");
+    run(&mut client, &format!("drop database {db} with (force)"));
+}
