@@ -1,0 +1,321 @@
+//! Two masters under `newest`: what they have written without knowing of each other ends equal on both,
+//! whoever hears of it first.
+
+use std::time::Duration;
+
+use rowsync_harness::{Side, Testbed, await_until};
+
+use crate::common::{both_have, mirror, rows, run, same};
+use crate::conflict_view::{bed_on, counting};
+
+const COLUMNS: &str = "id int primary key, v text, ver int";
+
+/// A table `t` on both sides that either queues for the other, of the given columns.
+fn masters_of(label: &str, left: &str, right: &str) -> Testbed {
+    let bed = Testbed::new(label);
+    link(&bed.left, &bed.right, left, right);
+    bed
+}
+
+fn link(left: &Side, right: &Side, left_columns: &str, right_columns: &str) {
+    for (side, other, columns) in [(left, right, left_columns), (right, left, right_columns)] {
+        side.link(other, other.cluster.port(), "dst", &[]).expect("a server");
+        side.exec(&format!("create table t ({columns})"));
+    }
+    for (side, other) in [(left, right), (right, left)] {
+        side.exec(&format!(
+            r#"select attach_sync('t', 'dst', '{}.t',
+                 '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
+            other.user
+        ));
+    }
+}
+
+fn masters(label: &str) -> Testbed {
+    masters_of(label, COLUMNS, COLUMNS)
+}
+
+/// Sends what a side has queued.
+fn send(side: &Side) {
+    assert!(side.query_one::<bool>("select deal_sync_err_rec(10000)"));
+    assert_eq!(side.queued().expect("a queue"), 0);
+}
+
+/// Row 1 on both sides, each of which knows that the other has it.
+fn agreed(bed: &Testbed) {
+    bed.left.exec("insert into t values (1, 'a', 5)");
+    send(&bed.left);
+    assert_eq!(same(bed, "t"), ["1|a|5"]);
+}
+
+/// Runs what either side writes without knowing of the other, lets either send first, and compares.
+fn meet(label: &str, begin: fn(&Testbed), left: &str, right: &str, expected: &[&str]) {
+    for left_first in [true, false] {
+        let bed = masters(label);
+        begin(&bed);
+        bed.left.exec(left);
+        bed.right.exec(right);
+        let (first, second) =
+            if left_first { (&bed.left, &bed.right) } else { (&bed.right, &bed.left) };
+        send(first);
+        send(second);
+        both_have(&bed, "t", expected);
+        // What has arrived is not sent on.
+        assert_eq!(bed.left.queued().expect("a queue") + bed.right.queued().expect("a queue"), 0);
+    }
+}
+
+fn nothing(_: &Testbed) {}
+
+#[test]
+fn of_two_inserts_the_larger_version_stays() {
+    meet(
+        "inserts",
+        nothing,
+        "insert into t values (1, 'l', 2)",
+        "insert into t values (1, 'r', 1)",
+        &["1|l|2"],
+    );
+}
+
+#[test]
+fn of_two_updates_the_larger_version_stays() {
+    meet(
+        "updates",
+        agreed,
+        "update t set v = 'l', ver = 8",
+        "update t set v = 'r', ver = 7",
+        &["1|l|8"],
+    );
+}
+
+#[test]
+fn a_delete_that_saw_an_older_version_loses() {
+    meet("oldseen", agreed, "delete from t", "update t set v = 'r', ver = 7", &["1|r|7"]);
+}
+
+#[test]
+fn a_delete_that_saw_the_newer_version_stays() {
+    let left = "update t set ver = 8; delete from t";
+    meet("newseen", agreed, left, "update t set v = 'r', ver = 7", &[]);
+}
+
+#[test]
+fn a_row_beats_a_deletion_of_the_same_stamp() {
+    // Neither the update nor the deletion changes the version.
+    meet("samestamp", agreed, "delete from t", "update t set v = 'r'", &["1|r|5"]);
+}
+
+#[test]
+fn a_row_that_is_inserted_again_outlives_its_deletion() {
+    let left = "delete from t; insert into t values (1, 'again', 5)";
+    meet("again", agreed, left, "", &["1|again|5"]);
+    meet(
+        "againolder",
+        agreed,
+        "delete from t; insert into t values (1, 'again', 1)",
+        "",
+        &["1|again|1"],
+    );
+}
+
+#[test]
+fn null_loses_to_every_version() {
+    meet(
+        "nulls",
+        nothing,
+        "insert into t values (1, 'l', null)",
+        "insert into t values (1, 'r', -5)",
+        &["1|r|-5"],
+    );
+}
+
+#[test]
+fn equal_versions_are_decided_by_the_bytes_of_the_rows() {
+    for version in ["5", "null"] {
+        for (left, right, winner) in
+            [("a", "B", "a"), ("Z", "a", "a"), ("z", "é", "é"), ("", "a", "a"), ("ab", "a", "ab")]
+        {
+            let row = |v: &str| format!("insert into t values (1, '{v}', {version})");
+            let kept = format!("1|{winner}|{}", version.replace("null", "~"));
+            meet("ties", nothing, &row(left), &row(right), &[&kept]);
+        }
+    }
+}
+
+#[test]
+fn a_version_that_stands_still_decides_by_who_knew_whom() {
+    // The left side writes twice, so its row is the later one although its text is the smaller.
+    meet(
+        "frozen",
+        agreed,
+        "update t set v = 'z'; update t set v = 'b'",
+        "update t set v = 'c'",
+        &["1|b|5"],
+    );
+}
+
+#[test]
+fn who_has_seen_the_other_row_wins_with_a_smaller_version() {
+    let bed = masters("lagging");
+    agreed(&bed);
+    bed.right.exec("update t set v = 'r', ver = 100");
+    send(&bed.right);
+    bed.left.exec("update t set v = 'later', ver = 6");
+    send(&bed.left);
+    both_have(&bed, "t", &["1|later|6"]);
+    bed.right.exec("update t set v = 'latest', ver = null");
+    send(&bed.right);
+    both_have(&bed, "t", &["1|latest|~"]);
+    bed.left.exec("delete from t");
+    send(&bed.left);
+    both_have(&bed, "t", &[]);
+}
+
+#[test]
+fn ties_are_decided_alike_between_databases_of_different_collation() {
+    let bed = Testbed::new("collations");
+    let own = |side: &Side, name: &str, locale: &str| {
+        let other = Side { db: format!("{}_{name}", side.db), ..side.clone() };
+        side.exec_superuser(&format!(
+            "create database {} template template0 owner {} {locale}",
+            other.db, other.user
+        ));
+        other.exec_superuser(&format!(
+            "create schema authorization {0}; create extension pg_rowsync schema public;
+             grant usage on foreign data wrapper pg_rowsync to {0}",
+            other.user
+        ));
+        other
+    };
+    let left = own(&bed.left, "c", "lc_collate 'C' lc_ctype 'C'");
+    // A server built without ICU cannot tell more than one without it.
+    let icu = bed.right.query_one::<bool>(
+        "select exists (select from pg_collation where collprovider = 'i' and collname = 'en-US-x-icu')",
+    );
+    let locale = if icu { "locale_provider icu icu_locale 'en-US'" } else { "lc_ctype 'C'" };
+    let right = own(&bed.right, "icu", locale);
+    link(&left, &right, COLUMNS, COLUMNS);
+    let pairs = [("a", "B"), ("B", "a"), ("z", "é"), ("ä", "Z"), ("a-b", "ab"), ("co-op", "coop")];
+    for (id, (one, other)) in pairs.iter().enumerate() {
+        left.exec(&format!("insert into t values ({id}, '{one}', 5)"));
+        right.exec(&format!("insert into t values ({id}, '{other}', 5)"));
+    }
+    send(&left);
+    send(&right);
+    let expected: Vec<String> = (pairs.iter().enumerate())
+        .map(|(id, (one, other))| format!("{id}|{}|5", one.max(other)))
+        .collect();
+    for side in [&left, &right] {
+        assert_eq!(rows(side, "select * from t order by id"), expected);
+    }
+    // A version that is text is compared alike too.
+    for side in [&left, &right] {
+        side.exec("create table w (id int primary key, v text, ver text)");
+    }
+    for (side, other) in [(&left, &right), (&right, &left)] {
+        side.exec(&format!(
+            r#"select attach_sync('w', 'dst', '{}.w',
+                 '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
+            other.user
+        ));
+    }
+    for (id, (one, other)) in pairs.iter().enumerate() {
+        left.exec(&format!("insert into w values ({id}, 'l', '{one}')"));
+        right.exec(&format!("insert into w values ({id}, 'r', '{other}')"));
+    }
+    send(&left);
+    send(&right);
+    let all = "select * from w order by id";
+    assert_eq!(rows(&left, all), rows(&right, all));
+    for side in [left, right] {
+        let mut client = side.cluster.superuser("postgres").expect("a session");
+        client.batch_execute(&format!("drop database {} with (force)", side.db)).expect("gone");
+    }
+}
+
+#[test]
+fn ties_are_decided_alike_whatever_the_order_of_the_columns() {
+    let bed = masters_of(
+        "colorder",
+        "id int primary key, ver int, a text, b text",
+        "b text, a text, gone int, id int primary key, ver int",
+    );
+    bed.right.exec("alter table t drop column gone");
+    bed.left.exec("insert into t (id, ver, a, b) values (1, 5, 'x', 'y'), (2, 5, 'y', 'x')");
+    bed.right.exec("insert into t (id, ver, a, b) values (1, 5, 'y', 'x'), (2, 5, 'x', 'y')");
+    send(&bed.left);
+    send(&bed.right);
+    let all = "select id, ver, a, b from t order by id";
+    let left = rows(&bed.left, all);
+    assert_eq!(left, rows(&bed.right, all));
+    // One of the rows that were written, whole.
+    for row in left {
+        assert!(row.ends_with("|x|y") || row.ends_with("|y|x"), "{row}");
+    }
+}
+
+#[test]
+fn versions_are_compared_by_their_type() {
+    for (kind, older, newer) in [
+        ("timestamptz", "2024-01-01 12:30:00+02", "2024-01-01 12:00:00+00"),
+        ("timestamptz", "2024-01-01 12:00:00.000001+00", "2024-01-01 12:00:00.00001+00"),
+        ("bigint", "9", "10"),
+        ("bigint", "-10", "-9"),
+        ("numeric", "9.99", "10.0"),
+        ("numeric", "1e5", "1e6"),
+        ("text", "10", "9"),
+        ("text", "a", "b"),
+    ] {
+        let columns = format!("id int primary key, v text, ver {kind}");
+        let bed = masters_of("vertypes", &columns, &columns);
+        bed.left.exec(&format!(
+            "insert into t values (1, 'older', '{older}'), (2, 'newer', '{newer}'), (3, 'newer', '{newer}')"
+        ));
+        bed.right.exec(&format!(
+            "insert into t values (1, 'newer', '{newer}'), (2, 'older', '{older}'), (3, 'null', null)"
+        ));
+        send(&bed.left);
+        send(&bed.right);
+        same(&bed, "t");
+        let kept = rows(&bed.left, "select v from t order by id");
+        assert_eq!(kept, ["newer"; 3], "{kind}: {older} and {newer}");
+        // And when the newer one has been seen, by a write with the older.
+        bed.left.exec(&format!("update t set v = 'last', ver = '{older}'"));
+        send(&bed.left);
+        same(&bed, "t");
+        assert_eq!(rows(&bed.right, "select distinct v from t"), ["last"], "{kind}");
+    }
+}
+
+#[test]
+fn equal_versions_of_different_scale_are_a_tie() {
+    let columns = "id int primary key, v text, ver numeric";
+    for (left, right) in [("1.0", "1.00"), ("1.00", "1.0")] {
+        let bed = masters_of("scale", columns, columns);
+        bed.left.exec(&format!("insert into t values (1, 'l', {left})"));
+        bed.right.exec(&format!("insert into t values (1, 'r', {right})"));
+        send(&bed.left);
+        send(&bed.right);
+        let kept = same(&bed, "t");
+        assert!(kept[0].starts_with("1|"), "{kept:?}");
+    }
+}
+
+#[test]
+fn deletions_are_forgotten_after_the_retention() {
+    let cluster = counting(&[("pg_rowsync.tombstone_retention", "2s")]);
+    let bed = bed_on(&cluster);
+    mirror(&bed, "t", COLUMNS, r#"{"on_conflict": "newest", "version_column": "ver"}"#);
+    let mut client = bed.left.client();
+    run(&mut client, "insert into t select i, 'a', 5 from generate_series(1, 20) i; delete from t");
+    let deleted = "select count(*) from sync_row_version where deleted";
+    assert_eq!(bed.left.query_one::<i64>(deleted), 20);
+    let mut id = 100;
+    await_until(Duration::from_secs(60), "the deletions to be forgotten", || {
+        // Whoever writes later clears what is due.
+        id += 1;
+        run(&mut client, &format!("insert into t values ({id}, 'b', 1)"));
+        bed.left.query_one::<i64>(deleted) == 0
+    });
+}
