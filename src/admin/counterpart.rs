@@ -50,7 +50,7 @@ fn database(home: &Home) -> Result<String> {
 /// of this name. Hosts are not compared: the same server goes by many names.
 fn question(local: &Relation, target: &Relation, db: &str) -> String {
     let [schema, table, on_schema, on_table, db] =
-        [&local.schema, &local.table, &target.schema, &target.table, db].map(|text| literal(text));
+        [&local.schema, &local.table, &target.schema, &target.table, db].map(literal);
     format!(
         "SELECT COALESCE(convert_from(NULLIF(btrim(a.options, '\\x00'), ''), e.name)::json \
                              ->> 'on_conflict', 'overwrite') \
