@@ -27,7 +27,8 @@ CREATE TABLE @extschema@.sync_queue (
     status text NOT NULL DEFAULT 'pending'
         CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'failed', 'waiting'])),
     waits_for bigint,
-    blocks bigint[]
+    blocks bigint[],
+    times_aside integer NOT NULL DEFAULT 0
 );
 COMMENT ON TABLE @extschema@.sync_queue IS 'changes not yet delivered; see the view sync_err_rec';
 COMMENT ON COLUMN @extschema@.sync_queue.status IS

@@ -263,6 +263,17 @@ impl<S: AsRef<str>> Change<S> {
         }
     }
 
+    /// The version that the change counts as, where the newest wins.
+    pub fn version(&self, route: &Route) -> Option<&str> {
+        let at = route.version()?;
+        let stamp = self.stamp.as_ref().or(self.gone.as_ref().filter(|_| self.row.is_empty()));
+        let version = match stamp {
+            Some(stamp) => stamp.version.as_ref(),
+            None => self.row.get(at).and_then(Option::as_ref),
+        };
+        version.map(AsRef::as_ref)
+    }
+
     /// The key the row has before the change (INSERT: the key it gets).
     pub fn old_key<'c>(&'c self, route: &Route) -> Vec<Option<&'c str>> {
         if self.key.is_empty() {

@@ -17,6 +17,7 @@ pub mod fd;
 pub mod interrupt;
 pub mod invalidation;
 pub mod lock;
+pub mod lookup;
 pub mod report;
 pub mod row;
 pub mod shmem;

@@ -8,6 +8,9 @@ mod newest;
 pub mod quote;
 mod session;
 mod statement;
+#[cfg(test)]
+mod tests;
+mod told;
 mod upsert;
 mod values;
 

@@ -16,7 +16,7 @@ use crate::pg::invalidation::{self, Epoch};
 use crate::pg::row::Attribute;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::trigger::Slot;
-use crate::pg::{Oid, context};
+use crate::pg::{Oid, context, lookup};
 use crate::sql::quote::ident;
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -230,27 +230,29 @@ impl Arrived {
     }
 }
 
+/// Deletions that are forgotten at once, at most.
+const FORGOTTEN: u32 = 1_000;
+/// One of so many deletions that are kept has old ones forgotten, so that more go than come.
+const FORGET_EVERY: i64 = 256;
+
 /// Forgets deletions that are older than `pg_rowsync.tombstone_retention`, a bounded number of them; waits for
-/// nobody. Says whether there may be more.
+/// nobody.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn forget_old(home: &Home) -> Result<bool> {
-    const BATCH: u64 = 10_000;
+pub fn forget_old(home: &Home) -> Result<()> {
     let table = format!("{}.sync_row_version", ident(&home.schema));
     let sql = format!(
         "WITH o AS (SELECT relation, key_hash FROM {table} \
            WHERE deleted AND changed_at OPERATOR(pg_catalog.<) \
              (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1::pg_catalog.interval) \
-           ORDER BY changed_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED), \
-         d AS (DELETE FROM {table} k USING o WHERE k.relation OPERATOR(pg_catalog.=) o.relation \
-           AND k.key_hash OPERATOR(pg_catalog.=) o.key_hash RETURNING 1) \
-         SELECT pg_catalog.count(*) FROM d"
+           ORDER BY changed_at LIMIT {FORGOTTEN} FOR UPDATE SKIP LOCKED) \
+         DELETE FROM {table} k USING o WHERE k.relation OPERATOR(pg_catalog.=) o.relation \
+           AND k.key_hash OPERATOR(pg_catalog.=) o.key_hash",
     );
     let age = format!("{} s", guc::tombstone_retention().as_secs());
-    let row = spi::write(home, &sql, &[Some(&age)])?.into_iter().next();
-    let gone: u64 = required(&mut row.unwrap_or_default(), 0)?.parse().unwrap_or(0);
-    Ok(gone == BATCH)
+    spi::write(home, &sql, &[Some(&age)])?;
+    Ok(())
 }
 
 /// Where the extension of a function lives that is called for every row.
@@ -276,27 +278,23 @@ thread_local! {
 }
 
 fn find(home: &Home, relation: Oid, hash: i64, stored: u64) -> Result<Option<Kept>> {
-    let sql = format!(
-        "SELECT version, rank, deleted, written_by OPERATOR(pg_catalog.=) \
-           pg_catalog.pg_current_xact_id_if_assigned() AND stored OPERATOR(pg_catalog.=) \
-           $3::pg_catalog.int8 \
-         FROM {}.sync_row_version WHERE relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND key_hash OPERATOR(pg_catalog.=) $2::pg_catalog.int8",
-        ident(&home.schema)
-    );
-    let args = [relation.to_u32().to_string(), hash.to_string(), stored.to_string()];
-    let args: Vec<Option<&str>> = args.iter().map(|arg| Some(arg.as_str())).collect();
-    let Some(mut row) = spi::read(home, &sql, &args)?.into_iter().next() else { return Ok(None) };
-    let rank = required(&mut row, 1)?.parse().map_err(|_| Error::internal("malformed rank"))?;
-    let deleted = required(&mut row, 2)? == "t";
-    let by_event = row.pop().flatten().as_deref() == Some("t");
-    Ok(Some(Kept { stamp: Stamp { version: row.swap_remove(0), rank }, deleted, by_event }))
+    let Some(mut row) = lookup::by_key(home, "sync_row_version", (relation, hash), 7)? else {
+        return Ok(None);
+    };
+    let mut number = |at| -> Result<u64> {
+        required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
+    };
+    let (rank, place, writer) = (number(3)?, number(5)?, number(6)?);
+    let rank = i64::try_from(rank).map_err(|_| Error::internal("malformed rank"))?;
+    let deleted = required(&mut row, 4)? == "t";
+    let by_event = place == stored && writer == context::transaction();
+    Ok(Some(Kept { stamp: Stamp { version: row.swap_remove(2), rank }, deleted, by_event }))
 }
 
 fn keep(
     home: &Home,
     relation: Oid,
-    hash: i64,
+    key_hash: i64,
     stamp: &Stamp<String>,
     deleted: bool,
     stored: u64,
@@ -314,14 +312,17 @@ fn keep(
     );
     let numbers = [
         relation.to_u32().to_string(),
-        hash.to_string(),
+        key_hash.to_string(),
         stamp.rank.to_string(),
         stored.to_string(),
     ];
     let [relation, hash, rank, stored] = numbers.each_ref().map(|n| Some(n.as_str()));
     let deleted = Some(if deleted { "t" } else { "f" });
     spi::write(home, &sql, &[relation, hash, stamp.version.as_deref(), rank, deleted, stored])?;
-    Ok(())
+    match key_hash % FORGET_EVERY {
+        0 => forget_old(home),
+        _ => Ok(()),
+    }
 }
 
 fn forget(home: &Home, relation: Oid, hash: i64) -> Result<()> {

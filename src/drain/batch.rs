@@ -493,9 +493,14 @@ fn conflict_of(record: &Record, error: &Error, is_there: bool) -> Option<Conflic
         _ => return None,
     };
     let key = match kind {
-        Met::UpdateMissing | Met::DeleteMissing => change.old_key(route),
-        _ => change.new_key(route),
+        Met::InsertExists | Met::MultipleUniqueConflicts => change.new_key(route),
+        _ => change.old_key(route),
     };
     let constraint = error.constraint().map(str::to_owned);
-    Some(Conflict { constraint, ..sql::conflict_of(route, kind, Decision::SetAside, &key) })
+    let version = change.version(route).map(str::to_owned);
+    Some(Conflict {
+        constraint,
+        version,
+        ..sql::conflict_of(route, kind, Decision::SetAside, &key)
+    })
 }

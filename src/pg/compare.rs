@@ -51,7 +51,7 @@ impl Comparable {
             let entry = pg_sys::lookup_type_cache(self.type_oid, flags);
             let collation = match (*entry).typcollation {
                 pg_sys::InvalidOid => pg_sys::InvalidOid,
-                _ => pg_sys::C_COLLATION_OID.into(),
+                _ => pg_sys::C_COLLATION_OID,
             };
             let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
             pg_sys::getTypeInputInfo(self.type_oid, &mut function, &mut parameter);

@@ -71,6 +71,12 @@ pub fn check_serializable() {
     }
 }
 
+/// The current transaction, with its epoch; 0 before it has a number.
+pub fn transaction() -> u64 {
+    // SAFETY: plain call inside a transaction.
+    unsafe { pg_sys::GetTopFullTransactionIdIfAny().value }
+}
+
 /// Checks that the current user may write a table, if only in one of the ways.
 ///
 /// # Errors
@@ -79,7 +85,7 @@ pub fn check_may_write(relation: Oid) -> Result<()> {
     let rights = pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE;
     // SAFETY: catalog look-ups, which raise for a relation that is not there.
     let allowed = unsafe {
-        pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), rights.into())
+        pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), rights as pg_sys::AclMode)
             == pg_sys::AclResult::ACLCHECK_OK
     };
     match allowed {

@@ -132,8 +132,9 @@ pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<
         "UPDATE {}.sync_queue SET status = 'failed', waits_for = NULL, \
             blocks = $2::pg_catalog.int8[], sqlstate = $3, message = $4, constraint_name = $5, \
             attempts = attempts OPERATOR(pg_catalog.+) 1, \
-            last_attempt_at = pg_catalog.clock_timestamp() \
-         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING attempts",
+            last_attempt_at = pg_catalog.clock_timestamp(), \
+            times_aside = times_aside OPERATOR(pg_catalog.+) 1 \
+         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING times_aside",
         ident(&home.schema)
     );
     let (id, marks) = (id.to_string(), to_ids(marks));

@@ -83,7 +83,7 @@ pub struct Told<'a> {
     pub route: &'a Route,
     /// The change's key.
     pub key: &'a [String],
-    /// Where the columns of the row that was met are, see [`met_column`].
+    /// Where the columns of the row that was met are, if there was one; see [`met_column`].
     pub met: Option<&'a str>,
     pub stamp: Option<&'a StampOf>,
 }
@@ -103,7 +103,10 @@ impl Told<'_> {
         let column = |table: &str, at: usize| format!("{table}.{}", met_column(at));
         let met = self.met.map_or_else(
             || "NULL".to_owned(),
-            |table| object(route.key.iter().map(|at| column(table, *at)).collect()),
+            |table| {
+                let key: Vec<String> = route.key.iter().map(|at| column(table, *at)).collect();
+                format!("CASE WHEN {} IS NOT NULL THEN {} END", key[0], object(key.clone()))
+            },
         );
         let version = self.stamp.map_or("NULL".to_owned(), |stamp| text(&stamp.version));
         let met_version = match (self.met, route.version()) {

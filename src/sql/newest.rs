@@ -12,7 +12,7 @@
 use super::batch::Kind;
 use super::conflicts::{Conflicts, Told, decision, met_column};
 use super::quote::{ident, literal, relation};
-use super::statement::{assignments, exists_new, insert_from, same_key, taken, update};
+use super::statement::{assignments, exists_new, insert_from, same_key, taken, update, with_v};
 use super::values::{StampOf, Values, key_of};
 use crate::change::Route;
 use crate::conflict::{Decision, Kind as Met};
@@ -31,7 +31,7 @@ pub(super) fn statement(
     home: Option<&str>,
 ) -> (String, Conflicts) {
     let newest = Newest { route, kind, values, home, new_key: key_of(route, &values.new) };
-    let mut with = vec![newest.rows()];
+    let mut with = Vec::new();
     if !values.literal {
         with.extend(newest.looks());
     }
@@ -39,10 +39,13 @@ pub(super) fn statement(
     if values.literal {
         let last = changes.pop().map(|(_, text)| text).unwrap_or_default();
         with.extend(changes.iter().map(|(name, text)| format!("{name} AS ({text})")));
+        let rows = "v AS (SELECT 1 AS ord)".to_owned();
+        let with: Vec<String> = std::iter::once(rows).chain(with).collect();
         return (format!("WITH {} {last}", with.join(", ")), Conflicts::Never);
     }
     with.extend(changes.iter().map(|(name, text)| format!("{name} AS ({text})")));
-    (format!("WITH {} {}", with.join(", "), newest.outcome()), Conflicts::Told(route.clone()))
+    let rows = with_v(route, values);
+    (format!("WITH {rows}{} {}", with.join(", "), newest.outcome()), Conflicts::Told(route.clone()))
 }
 
 struct Newest<'a> {
@@ -64,12 +67,6 @@ impl Newest<'_> {
 
     fn target(&self) -> String {
         relation(&self.route.target)
-    }
-
-    /// The changes, `v`.
-    fn rows(&self) -> String {
-        let item = self.values.from.as_deref().unwrap_or("(SELECT 1 AS ord) AS v");
-        format!("v AS MATERIALIZED (SELECT * FROM {item})")
     }
 
     /// What is there before: `p` with the key that the change is for, `q` with the one that it moves to.
@@ -225,8 +222,8 @@ impl Newest<'_> {
                  WHEN q.ord IS NOT NULL THEN {} ELSE {}",
                 if moved { "WHEN u.ord IS NOT NULL THEN NULL " } else { "" },
                 self.beaten(),
-                by(None, old, stamp, Met::UpdateMissing, &either),
-                by(Some("q"), new, stamp, Met::UpdateExists, &either),
+                by(Some("q"), old, stamp, Met::UpdateMissing, &either),
+                by(Some("q"), old, stamp, Met::UpdateExists, &either),
                 by(Some("p"), old, stamp, Met::UpdateOriginDiffers, &either),
             ),
             Kind::Update | Kind::Truncate => format!(

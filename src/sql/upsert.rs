@@ -4,9 +4,9 @@ use super::batch::Kind;
 use super::conflicts::{Told, decision, met_column};
 use super::quote::{ident, relation};
 use super::statement::{
-    assignments, beside_v, exists, from_v, insert_from, number, on_conflict, same_key, telling,
-    update, using_v, v_without,
+    assignments, exists, from_v, insert_from, on_conflict, same_key, update, using_v,
 };
+use super::told::{beside_v, look, number, telling, v_without};
 use super::values::{Values, key_of};
 use crate::change::Route;
 use crate::conflict::{Decision, Kind as Met};
@@ -18,10 +18,20 @@ pub(super) fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
     if values.from.is_none() {
         return format!("WITH {with} {insert}");
     }
-    let told = Told { route, key: &values.old, met: None, stamp: None };
+    // What is at the new key of a row that is missing at the old one.
+    let (looks, met, from) = match kind {
+        Kind::Move => {
+            let look = look(route, values, &key_of(route, &values.new));
+            (vec![look], Some("p"), " FROM v LEFT JOIN p ON p.ord = v.ord")
+        }
+        _ => (Vec::new(), None, " FROM v"),
+    };
+    let told = Told { route, key: &values.old, met, stamp: None };
     let missing = told.answer(Met::UpdateMissing, &decision(Decision::Applied));
-    let conflicts = format!("SELECT {missing}{}", v_without(values, "u"));
-    telling(values, &[with], ("i", format!("{insert} RETURNING 1")), &conflicts)
+    let conflicts =
+        format!("SELECT {missing}{from} WHERE NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)");
+    let with: Vec<String> = looks.into_iter().chain([with]).collect();
+    telling(route, values, &with, ("i", format!("{insert} RETURNING 1")), &conflicts)
 }
 
 /// The items of an [`upsert`]'s WITH, and its INSERT.
@@ -78,9 +88,8 @@ pub(super) fn clear_target(route: &Route, values: &Values) -> String {
     let columns: Vec<String> = (route.key.iter())
         .map(|at| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at)))
         .collect();
-    let key = key_of(route, &values.new);
-    let told = Told { route, key: &key, met: Some("d"), stamp: None };
+    let told = Told { route, key: &values.old, met: Some("d"), stamp: None };
     let answer = told.answer(Met::UpdateExists, &decision(Decision::Applied));
     let delete = format!("{delete} RETURNING v.ord, {}", columns.join(", "));
-    telling(values, &[], ("d", delete), &format!("SELECT {answer}{}", beside_v(values, "d")))
+    telling(route, values, &[], ("d", delete), &format!("SELECT {answer}{}", beside_v(values, "d")))
 }

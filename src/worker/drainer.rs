@@ -31,8 +31,6 @@ const TRUSTED: Duration = Duration::from_secs(1);
 const LOOK_SHARE: u32 = 10;
 /// Longest time that a change waits for that.
 const LOOK_GAP: Duration = Duration::from_millis(500);
-/// How often deletions are looked for that need not be known any more.
-const TIDY_GAP: Duration = Duration::from_secs(60);
 
 /// Main function of the worker of a database.
 pub fn run(database: Oid) {
@@ -87,7 +85,7 @@ struct Drainer {
     look_at: Instant,
     looked: Instant,
     look_gap: Duration,
-    /// When old deletions were last forgotten; `None` while there may be more.
+    /// When old deletions were last forgotten.
     tidied: Option<Instant>,
     shown: String,
     complained: Option<(String, Instant)>,
@@ -178,11 +176,13 @@ impl Drainer {
     /// Looks which servers have work.
     fn look(&mut self) -> std::result::Result<(), Gone> {
         let began = Instant::now();
-        let tidy = self.tidied.is_none_or(|at| at.elapsed() >= TIDY_GAP);
+        let tidy = self.tidied.is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
         let found = turn(|| match Home::look_up()? {
             Some(home) => {
-                let more = tidy && versions::forget_old(&home)?;
-                queue::servers(&home, false).map(|names| Some((names, more)))
+                if tidy {
+                    versions::forget_old(&home)?;
+                }
+                queue::servers(&home, false).map(Some)
             }
             None => Ok(None),
         });
@@ -190,9 +190,9 @@ impl Drainer {
         self.look_gap = ((self.looked - began) * LOOK_SHARE).min(LOOK_GAP);
         match found {
             Ok(None) => return Err(Gone),
-            Ok(Some((names, more))) => {
+            Ok(Some(names)) => {
                 if tidy {
-                    self.tidied = (!more).then_some(self.looked);
+                    self.tidied = Some(self.looked);
                 }
                 self.look_at = self.looked + guc::max_retry_interval();
                 let visited: Vec<&str> = self.visitors.iter().map(|v| v.server.as_str()).collect();
