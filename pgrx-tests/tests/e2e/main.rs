@@ -53,6 +53,7 @@ mod recipe;
 mod relations;
 mod rollback;
 mod round_trips;
+mod row_versions;
 mod servers;
 mod set_aside;
 mod statements;
