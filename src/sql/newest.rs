@@ -31,21 +31,23 @@ pub(super) fn statement(
     home: Option<&str>,
 ) -> (String, Conflicts) {
     let newest = Newest { route, kind, values, home, new_key: key_of(route, &values.new) };
-    let mut with = Vec::new();
-    if !values.literal {
-        with.extend(newest.looks());
-    }
     let mut changes = newest.changes();
-    if values.literal {
-        let last = changes.pop().map(|(_, text)| text).unwrap_or_default();
-        with.extend(changes.iter().map(|(name, text)| format!("{name} AS ({text})")));
-        let rows = "v AS (SELECT 1 AS ord)".to_owned();
-        let with: Vec<String> = std::iter::once(rows).chain(with).collect();
-        return (format!("WITH {} {last}", with.join(", ")), Conflicts::Never);
+    // People are shown what is done; the last of it needs no name.
+    let last = if values.literal { changes.pop() } else { None };
+    let named = changes.into_iter().map(|(name, text)| format!("{name} AS ({text})"));
+    match last {
+        Some((_, last)) => {
+            let items: Vec<String> =
+                std::iter::once("v AS (SELECT 1 AS ord)".to_owned()).chain(named).collect();
+            (format!("WITH {} {last}", items.join(", ")), Conflicts::Never)
+        }
+        None => {
+            let items: Vec<String> = newest.looks().into_iter().chain(named).collect();
+            let text =
+                format!("WITH {}{} {}", with_v(route, values), items.join(", "), newest.outcome());
+            (text, Conflicts::Told(route.clone()))
+        }
     }
-    with.extend(changes.iter().map(|(name, text)| format!("{name} AS ({text})")));
-    let rows = with_v(route, values);
-    (format!("WITH {rows}{} {}", with.join(", "), newest.outcome()), Conflicts::Told(route.clone()))
 }
 
 struct Newest<'a> {
