@@ -205,7 +205,7 @@ fn sync_deleted_later(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_keep_version(
     relation regclass, key_hash bigint, version_type regtype, version text, rank bigint,
-    deleted boolean
+    deleted boolean, met boolean
 ) RETURNS boolean VOLATILE PARALLEL UNSAFE
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_keep_version_wrapper';
 "#)]
@@ -213,7 +213,8 @@ fn sync_keep_version(fcinfo: pg_sys::FunctionCallInfo) -> bool {
     let args = Args::of(fcinfo);
     let keep = || {
         let deleted = args.required(5, "deleted")? == "t";
-        arrived(&args)?.keep(&versions::home_of(args.function())?, deleted)
+        let met = args.required(6, "met")? == "t";
+        arrived(&args)?.keep(&versions::home_of(args.function())?, deleted, met)
     };
     or_raise(keep());
     false

@@ -5,22 +5,26 @@
 //!
 //! Written by the trigger for local changes, and for those that arrive by the statements that apply
 //! them, through the functions here. Always after the row itself, whose lock keeps two writers of a key
-//! apart.
+//! apart; where there is none, the lock of [`Place::enter`] and [`Place::close`] does.
 
+mod kept;
+
+use self::kept::{Kept, Place};
 use crate::change::Stamp;
 use crate::delivery::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
-use crate::guc;
 use crate::pg::compare::{Comparable, KeyHash};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::row::Attribute;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::trigger::Slot;
-use crate::pg::{Oid, context, lookup};
+use crate::pg::{Oid, context};
 use crate::sql::quote::ident;
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
+
+pub use self::kept::forget_old;
 
 /// Asks a server for the schema of its extension: one whose functions can be called, or must be
 /// because it sends changes of its own.
@@ -32,14 +36,6 @@ pub const HOME: &str = "SELECT n.nspname FROM pg_catalog.pg_extension e \
          JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
          WHERE p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
            AND p.pronamespace OPERATOR(pg_catalog.=) n.oid))";
-
-/// What is kept of a key.
-struct Kept {
-    stamp: Stamp<String>,
-    deleted: bool,
-    /// By the very event that asks: another trigger has seen it before.
-    by_event: bool,
-}
 
 /// What a trigger under `newest` needs to know to tell and keep versions.
 pub struct Versioned {
@@ -76,26 +72,36 @@ impl Versioned {
         version: Option<&str>,
         replaced: Option<Option<&str>>,
     ) -> Result<Option<Stamp<String>>> {
-        let (hash, stored) = (self.hash(row), row.stored());
-        let kept = find(home, self.relation, hash, stored)?;
-        if let Some(kept) = kept.as_ref().filter(|kept| kept.by_event && !kept.deleted) {
-            return Ok(Some(kept.stamp.clone()));
+        let (place, stored) = (self.place(home, row), row.stored());
+        if replaced.is_none() {
+            place.enter();
         }
-        let is_kept = kept.is_some();
-        let before = match (kept, replaced) {
-            (Some(kept), None) => kept.stamp,
-            (kept, Some(replaced)) => counts_as(kept, replaced),
-            (None, None) => return Ok(None),
+        let mut kept = match place.find(stored)? {
+            Some(kept) if kept.by_event && !kept.deleted => return Ok(Some(kept.stamp)),
+            None if replaced.is_none() => return Ok(None),
+            None => None,
+            Some(_) => place.lock()?,
         };
-        if self.version.compare(version, before.version.as_deref())? == Ordering::Greater {
-            if is_kept {
-                forget(home, self.relation, hash)?;
+        loop {
+            let before = match replaced {
+                Some(replaced) => counts_as(kept.as_ref(), replaced),
+                None => match &kept {
+                    Some(kept) => kept.stamp.clone(),
+                    None => return Ok(None),
+                },
+            };
+            if self.version.compare(version, before.version.as_deref())? == Ordering::Greater {
+                if kept.is_some() {
+                    place.clear()?;
+                }
+                return Ok(None);
             }
-            return Ok(None);
+            let stamp = next(before);
+            if place.put(&stamp, false, stored, kept.is_some())? {
+                return Ok(Some(stamp));
+            }
+            kept = place.lock()?;
         }
-        let stamp = next(before);
-        keep(home, self.relation, hash, &stamp, false, stored)?;
-        Ok(Some(stamp))
     }
 
     /// A row has been deleted: what that counts as. `gives_up`: its key is nobody's now.
@@ -109,23 +115,30 @@ impl Versioned {
         version: Option<&str>,
         gives_up: bool,
     ) -> Result<Stamp<String>> {
-        let (hash, stored) = (self.hash(row), row.stored());
-        let kept = find(home, self.relation, hash, stored)?;
-        if let Some(kept) = kept.as_ref().filter(|kept| kept.by_event && kept.deleted) {
-            return Ok(kept.stamp.clone());
+        let (place, stored) = (self.place(home, row), row.stored());
+        let mut kept = match place.find(stored)? {
+            Some(kept) if kept.by_event && kept.deleted => return Ok(kept.stamp),
+            None => None,
+            Some(_) => place.lock()?,
+        };
+        loop {
+            let stamp = next(counts_as(kept.as_ref(), version));
+            if !gives_up || place.put(&stamp, true, stored, kept.is_some())? {
+                return Ok(stamp);
+            }
+            kept = place.lock()?;
         }
-        let stamp = next(counts_as(kept, version));
-        if gives_up {
-            keep(home, self.relation, hash, &stamp, true, stored)?;
-        }
-        Ok(stamp)
+    }
+
+    fn place<'h>(&self, home: &'h Home, row: Slot<'_>) -> Place<'h> {
+        Place { home, relation: self.relation, hash: self.hash(row) }
     }
 }
 
 /// What a row that is there counts as.
-fn counts_as(kept: Option<Kept>, version: Option<&str>) -> Stamp<String> {
+fn counts_as(kept: Option<&Kept>, version: Option<&str>) -> Stamp<String> {
     match kept {
-        Some(kept) if !kept.deleted => kept.stamp,
+        Some(kept) if !kept.deleted => kept.stamp.clone(),
         _ => Stamp { version: version.map(str::to_owned), rank: 0 },
     }
 }
@@ -150,7 +163,7 @@ impl Arrived {
     /// # Errors
     /// 42501 for a user who may not write the table; what reading reports.
     pub fn compare(&self, home: &Home, there: Option<&str>) -> Result<Ordering> {
-        let there = counts_as(self.kept(home)?, there);
+        let there = counts_as(self.kept(home)?.as_ref(), there);
         self.order(&there)
     }
 
@@ -165,35 +178,58 @@ impl Arrived {
         }
     }
 
-    /// It has won: keeps it, where the row does not show it.
+    /// Keeps it, where the row does not show it and nothing counts for more. `met`: a row was there.
     ///
     /// # Errors
-    /// 40001 for a row that was written while another session deleted a newer one; 42501 as above;
-    /// what writing reports.
-    pub fn keep(&self, home: &Home, deleted: bool) -> Result<()> {
+    /// 40001 when another session has deleted the row meanwhile, unseen; 42501 as above; what writing
+    /// reports.
+    pub fn keep(&self, home: &Home, deleted: bool, met: bool) -> Result<()> {
         let Some(relation) = self.keeping_relation(home)? else { return Ok(()) };
-        let kept = find(home, relation, self.hash, 0)?;
-        if let Some(kept) = &kept
-            && self.order(&kept.stamp)? == Ordering::Less
-        {
-            return match kept.deleted && !deleted {
-                true => Err(Error::local(
-                    SqlState::SERIALIZATION_FAILURE,
-                    "row was deleted while it was being written",
-                )),
-                false => Ok(()),
+        let place = Place { home, relation, hash: self.hash };
+        match (met, deleted) {
+            (true, _) => {}
+            (false, true) => place.close(),
+            (false, false) => place.enter(),
+        }
+        let is_shown = !deleted && self.stamp.rank == 0;
+        if is_shown && place.find(0)?.is_none() {
+            return Ok(());
+        }
+        loop {
+            let kept = place.lock()?;
+            if let Some(kept) = &kept
+                && self.is_beaten_by(kept, deleted)?
+            {
+                match kept.deleted && !deleted {
+                    false => return Ok(()),
+                    true if !met => return Err(deleted_meanwhile()),
+                    // A row that was there, and its deletion not the last word.
+                    true => {}
+                }
+            }
+            let done = match (&kept, is_shown) {
+                (None, true) => true,
+                (Some(_), true) => place.clear().map(|()| true)?,
+                (_, false) => place.put(&self.stamp, deleted, 0, kept.is_some())?,
             };
+            if done {
+                return Ok(());
+            }
         }
-        match (kept, deleted || self.stamp.rank > 0) {
-            (_, true) => keep(home, relation, self.hash, &self.stamp, deleted, 0),
-            (Some(_), false) => forget(home, relation, self.hash),
-            (None, false) => Ok(()),
-        }
+    }
+
+    /// Whether what is kept counts for more; of equal stamps a row does.
+    fn is_beaten_by(&self, kept: &Kept, deleted: bool) -> Result<bool> {
+        Ok(match self.order(&kept.stamp)? {
+            Ordering::Less => true,
+            Ordering::Equal => deleted && !kept.deleted,
+            Ordering::Greater => false,
+        })
     }
 
     fn kept(&self, home: &Home) -> Result<Option<Kept>> {
         match self.keeping_relation(home)? {
-            Some(relation) => find(home, relation, self.hash, 0),
+            Some(relation) => Place { home, relation, hash: self.hash }.find(0),
             None => Ok(None),
         }
     }
@@ -230,31 +266,6 @@ impl Arrived {
     }
 }
 
-/// Deletions that are forgotten at once, at most.
-const FORGOTTEN: u32 = 1_000;
-/// One of so many deletions that are kept has old ones forgotten, so that more go than come.
-const FORGET_EVERY: i64 = 256;
-
-/// Forgets deletions that are older than `pg_rowsync.tombstone_retention`, a bounded number of them; waits for
-/// nobody.
-///
-/// # Errors
-/// What writing the table reports.
-pub fn forget_old(home: &Home) -> Result<()> {
-    let table = format!("{}.sync_row_version", ident(&home.schema));
-    let sql = format!(
-        "WITH o AS (SELECT relation, key_hash FROM {table} \
-           WHERE deleted AND changed_at OPERATOR(pg_catalog.<) \
-             (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1::pg_catalog.interval) \
-           ORDER BY changed_at LIMIT {FORGOTTEN} FOR UPDATE SKIP LOCKED) \
-         DELETE FROM {table} k USING o WHERE k.relation OPERATOR(pg_catalog.=) o.relation \
-           AND k.key_hash OPERATOR(pg_catalog.=) o.key_hash",
-    );
-    let age = format!("{} s", guc::tombstone_retention().as_secs());
-    spi::write(home, &sql, &[Some(&age)])?;
-    Ok(())
-}
-
 /// Where the extension of a function lives that is called for every row.
 ///
 /// # Errors
@@ -277,61 +288,9 @@ thread_local! {
     static KEEPING: RefCell<HashMap<u32, (Epoch, Option<Oid>)>> = RefCell::default();
 }
 
-fn find(home: &Home, relation: Oid, hash: i64, stored: u64) -> Result<Option<Kept>> {
-    let Some(mut row) = lookup::by_key(home, "sync_row_version", (relation, hash), 7)? else {
-        return Ok(None);
-    };
-    let mut number = |at| -> Result<u64> {
-        required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
-    };
-    let (rank, place, writer) = (number(3)?, number(5)?, number(6)?);
-    let rank = i64::try_from(rank).map_err(|_| Error::internal("malformed rank"))?;
-    let deleted = required(&mut row, 4)? == "t";
-    let by_event = place == stored && writer == context::transaction();
-    Ok(Some(Kept { stamp: Stamp { version: row.swap_remove(2), rank }, deleted, by_event }))
-}
-
-fn keep(
-    home: &Home,
-    relation: Oid,
-    key_hash: i64,
-    stamp: &Stamp<String>,
-    deleted: bool,
-    stored: u64,
-) -> Result<()> {
-    let sql = format!(
-        "INSERT INTO {}.sync_row_version AS k \
-           (relation, key_hash, version, rank, deleted, stored, written_by, changed_at) \
-         VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3, $4::pg_catalog.int8, \
-           $5::pg_catalog.bool, $6::pg_catalog.int8, pg_catalog.pg_current_xact_id(), \
-           pg_catalog.clock_timestamp()) \
-         ON CONFLICT (relation, key_hash) DO UPDATE SET version = excluded.version, \
-           rank = excluded.rank, deleted = excluded.deleted, stored = excluded.stored, \
-           written_by = excluded.written_by, changed_at = excluded.changed_at",
-        ident(&home.schema)
-    );
-    let numbers = [
-        relation.to_u32().to_string(),
-        key_hash.to_string(),
-        stamp.rank.to_string(),
-        stored.to_string(),
-    ];
-    let [relation, hash, rank, stored] = numbers.each_ref().map(|n| Some(n.as_str()));
-    let deleted = Some(if deleted { "t" } else { "f" });
-    spi::write(home, &sql, &[relation, hash, stamp.version.as_deref(), rank, deleted, stored])?;
-    match key_hash % FORGET_EVERY {
-        0 => forget_old(home),
-        _ => Ok(()),
-    }
-}
-
-fn forget(home: &Home, relation: Oid, hash: i64) -> Result<()> {
-    let sql = format!(
-        "DELETE FROM {}.sync_row_version WHERE relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND key_hash OPERATOR(pg_catalog.=) $2::pg_catalog.int8",
-        ident(&home.schema)
-    );
-    let (relation, hash) = (relation.to_u32().to_string(), hash.to_string());
-    spi::write(home, &sql, &[Some(&relation), Some(&hash)])?;
-    Ok(())
+fn deleted_meanwhile() -> Error {
+    Error::local(
+        SqlState::SERIALIZATION_FAILURE,
+        "row was deleted by another session while it was being written",
+    )
 }

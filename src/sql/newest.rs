@@ -6,8 +6,7 @@
 //! which its extension tells and takes them are called there for every row. A server without compares
 //! versions only, which is enough where nobody else writes.
 //!
-//! All of it is one statement: it looks, changes what is older, notes stamps, and answers with the
-//! conflicts.
+//! One statement looks, changes what is older, notes stamps, and answers with the conflicts.
 
 use super::batch::Kind;
 use super::conflicts::{Conflicts, Told, decision, met_column};
@@ -22,14 +21,14 @@ use std::rc::Rc;
 /// the way: another session is at it. Delivery turns it into 40001.
 pub const RACE_MARK: &str = "pg_rowsync: row is being changed: ";
 
-/// The statement for a batch, or for people. `home`: the schema of the server's own extension, if it
+/// The statements for a batch, or for people. `home`: the schema of the server's own extension, if it
 /// keeps stamps.
-pub(super) fn statement(
+pub(super) fn statements(
     route: &Rc<Route>,
     kind: Kind,
     values: &Values,
     home: Option<&str>,
-) -> (String, Conflicts) {
+) -> Vec<(String, Conflicts)> {
     let newest = Newest { route, kind, values, home, new_key: key_of(route, &values.new) };
     let mut changes = newest.changes();
     // People are shown what is done; the last of it needs no name.
@@ -39,13 +38,14 @@ pub(super) fn statement(
         Some((_, last)) => {
             let items: Vec<String> =
                 std::iter::once("v AS (SELECT 1 AS ord)".to_owned()).chain(named).collect();
-            (format!("WITH {} {last}", items.join(", ")), Conflicts::Never)
+            vec![(format!("WITH {} {last}", items.join(", ")), Conflicts::Never)]
         }
         None => {
             let items: Vec<String> = newest.looks().into_iter().chain(named).collect();
             let text =
                 format!("WITH {}{} {}", with_v(route, values), items.join(", "), newest.outcome());
-            (text, Conflicts::Told(route.clone()))
+            let told = (text, Conflicts::Told(route.clone()));
+            std::iter::once(told).chain(newest.once_more()).collect()
         }
     }
 }
@@ -120,19 +120,7 @@ impl Newest<'_> {
             done("u", &mut not_done);
         }
         if self.has_old() {
-            let stays = match self.kind {
-                Kind::Move => format!(" AND NOT ({})", same_key(route, "t", &self.new_key)),
-                _ => String::new(),
-            };
-            let old = same_key(route, "t", &values.old);
-            changes.push((
-                "d",
-                format!(
-                    "DELETE FROM {target} AS t USING v WHERE {old}{stays} AND {}{not_done} \
-                     RETURNING v.ord",
-                    gone()
-                ),
-            ));
+            changes.push(("d", self.deletion(&format!("{not_done} RETURNING v.ord"))));
         }
         if !self.writes() {
             return changes;
@@ -163,6 +151,31 @@ impl Newest<'_> {
         let insert = insert_from(route, values, &from);
         changes.push(("i", format!("{insert}{on_conflict} RETURNING {}", keys("t."))));
         changes
+    }
+
+    /// Deletes again: a row may have been inserted unseen, by a session that keeping the deletion then waited
+    /// for.
+    fn once_more(&self) -> Option<(String, Conflicts)> {
+        self.home.filter(|_| self.has_old())?;
+        let with = with_v(self.route, self.values);
+        let delete = self.deletion("");
+        let with = with.trim_end_matches(", ");
+        Some((format!("WITH {with} {delete}"), Conflicts::Never))
+    }
+
+    /// DELETE of the rows at the old keys that are older.
+    fn deletion(&self, tail: &str) -> String {
+        let (route, values) = (self.route, self.values);
+        let stays = match self.kind {
+            Kind::Move => format!(" AND NOT ({})", same_key(route, "t", &self.new_key)),
+            _ => String::new(),
+        };
+        format!(
+            "DELETE FROM {} AS t USING v WHERE {}{stays} AND {}{tail}",
+            self.target(),
+            same_key(route, "t", &values.old),
+            self.wins(values.gone.as_ref(), &values.old, false)
+        )
     }
 
     /// Notes the stamps and answers with the conflicts.
@@ -207,9 +220,17 @@ impl Newest<'_> {
             "({} OPERATOR(pg_catalog.||) v.ord)::pg_catalog.int4::pg_catalog.text",
             literal(RACE_MARK)
         );
+        // It has lost to a row that took the place of the one it would have won over.
+        let replaced = |met: &str| {
+            format!(
+                "WHEN {met}.ord IS NOT NULL AND NOT {won} AND {} THEN {race}",
+                self.wins_over_seen(met)
+            )
+        };
         let told = match self.kind {
             Kind::Insert => format!(
-                "WHEN p.ord IS NOT NULL THEN {} WHEN {won} THEN NULL WHEN {} THEN {} ELSE {race}",
+                "{} WHEN p.ord IS NOT NULL THEN {} WHEN {won} THEN NULL WHEN {} THEN {} ELSE {race}",
+                replaced("p"),
                 by(Some("p"), new, stamp, Met::InsertExists, &either),
                 self.beaten(),
                 by(None, new, stamp, Met::UpdateMissing, &skipped),
@@ -220,17 +241,19 @@ impl Newest<'_> {
                 by(Some("p"), old, gone, Met::DeleteOriginDiffers, &skipped),
             ),
             Kind::Move => format!(
-                "{}WHEN NOT {won} AND q.ord IS NULL AND NOT {} THEN {race} WHEN p.ord IS NULL THEN {} \
-                 WHEN q.ord IS NOT NULL THEN {} ELSE {}",
+                "{}{} WHEN NOT {won} AND q.ord IS NULL AND NOT {} THEN {race} \
+                 WHEN p.ord IS NULL THEN {} WHEN q.ord IS NOT NULL THEN {} ELSE {}",
                 if moved { "WHEN u.ord IS NOT NULL THEN NULL " } else { "" },
+                replaced("q"),
                 self.beaten(),
                 by(Some("q"), old, stamp, Met::UpdateMissing, &either),
                 by(Some("q"), old, stamp, Met::UpdateExists, &either),
                 by(Some("p"), old, stamp, Met::UpdateOriginDiffers, &either),
             ),
             Kind::Update | Kind::Truncate => format!(
-                "WHEN p.ord IS NOT NULL AND {won} THEN NULL WHEN p.ord IS NOT NULL THEN {} \
+                "WHEN p.ord IS NOT NULL AND {won} THEN NULL {} WHEN p.ord IS NOT NULL THEN {} \
                  WHEN {won} THEN {} WHEN {} THEN {} ELSE {race}",
+                replaced("p"),
                 by(Some("p"), new, stamp, Met::UpdateOriginDiffers, &skipped),
                 by(None, new, stamp, Met::UpdateMissing, &applied),
                 self.beaten(),
@@ -240,14 +263,20 @@ impl Newest<'_> {
         let done = if moved { "u.ord IS NOT NULL OR " } else { "" };
         let mut kept = Vec::new();
         if self.has_old() {
-            let mut condition = format!("({done}d.ord IS NOT NULL OR p.ord IS NULL)");
-            if is_move {
-                condition.push_str(&format!(" AND {} <> {}", self.hash(old), self.hash(new)));
-            }
-            kept.extend(self.keep(gone, old, true, &condition));
+            // Also where the row there is newer: that counts for more, and so does its deletion.
+            let condition = match is_move {
+                true => format!("{} <> {}", self.hash(old), self.hash(new)),
+                false => "true".to_owned(),
+            };
+            let met = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
+            kept.extend(self.keep(gone, old, (true, &met), &condition));
         }
         if self.writes() {
-            kept.extend(self.keep(stamp, new, false, &format!("({done}{won})")));
+            let met = match can_update {
+                true => format!("({done}n.ord IS NOT NULL)"),
+                false => "false".to_owned(),
+            };
+            kept.extend(self.keep(stamp, new, (false, &met), &format!("({done}{won})")));
         }
         let columns: String =
             kept.iter().enumerate().map(|(at, text)| format!(", {text} AS kept{at}")).collect();
@@ -262,18 +291,37 @@ impl Newest<'_> {
     /// Whether a change wins over the row `t`. Of equal stamps a row wins over a deletion, and of two rows
     /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share.
     fn wins(&self, stamp: Option<&StampOf>, key: &[String], alive: bool) -> String {
+        let Some(at) = self.route.version() else { return "true".to_owned() };
+        let there = format!("t.{}", ident(&self.route.columns[at].name));
+        let larger = if alive { self.larger() } else { "false".to_owned() };
+        self.compared(stamp, key, &there, &larger)
+    }
+
+    /// Whether the new row wins by its stamp over the one that was met before.
+    fn wins_over_seen(&self, met: &str) -> String {
+        let Some(at) = self.route.version() else { return "false".to_owned() };
+        let there = format!("{met}.{}", met_column(at));
+        self.compared(self.values.stamp.as_ref(), &self.new_key, &there, "false")
+    }
+
+    /// Whether a stamp is larger than that of a row whose version is `there`; `equal` if it is the same.
+    fn compared(
+        &self,
+        stamp: Option<&StampOf>,
+        key: &[String],
+        there: &str,
+        equal: &str,
+    ) -> String {
         let (Some(at), Some(stamp)) = (self.route.version(), stamp) else {
             return "true".to_owned();
         };
         let collate =
             if self.route.columns[at].collated { " COLLATE pg_catalog.\"C\"" } else { "" };
-        let there = format!("t.{}", ident(&self.route.columns[at].name));
         let StampOf { version, rank } = stamp;
-        let larger = if alive { self.larger() } else { "false".to_owned() };
         match self.home {
             Some(home) => format!(
                 "CASE {}.sync_compare_versions({}, {}, {}, ({version})::pg_catalog.text, {rank}, \
-                 ({there})::pg_catalog.text) WHEN 1 THEN true WHEN 0 THEN {larger} ELSE false END",
+                 ({there})::pg_catalog.text) WHEN 1 THEN true WHEN 0 THEN {equal} ELSE false END",
                 ident(home),
                 self.regclass(),
                 self.hash(key),
@@ -282,7 +330,7 @@ impl Newest<'_> {
             None => format!(
                 "CASE WHEN {version} > {there}{collate} OR ({there} IS NULL AND {version} IS NOT NULL) \
                  THEN true WHEN {version} IS NOT DISTINCT FROM {there}{collate} \
-                 THEN {rank} > 0 OR {larger} ELSE false END"
+                 THEN {rank} > 0 OR {equal} ELSE false END"
             ),
         }
     }
@@ -333,19 +381,20 @@ impl Newest<'_> {
         }
     }
 
-    /// An expression that hands a stamp to the server's extension; false.
+    /// An expression that hands a stamp to the server's extension, with whether it is that of a deletion and
+    /// whether a row was met; false.
     fn keep(
         &self,
         stamp: Option<&StampOf>,
         key: &[String],
-        deleted: bool,
+        (deleted, met): (bool, &str),
         condition: &str,
     ) -> Option<String> {
         let (home, at) = (self.home?, self.route.version()?);
         let StampOf { version, rank } = stamp?;
         Some(format!(
-            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, ({version})::pg_catalog.text, \
-             {rank}, {deleted}) ELSE false END",
+            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, \
+             ({version})::pg_catalog.text, {rank}, {deleted}, {met}) ELSE false END",
             ident(home),
             self.regclass(),
             self.hash(key),

@@ -76,7 +76,7 @@ pub(super) fn texts(
     let failing = |text| vec![(text, Conflicts::Never)];
     match (kind, route.policy) {
         (Kind::Truncate, _) => Vec::new(),
-        (_, Policy::Newest(_)) => vec![newest::statement(route, kind, values, home)],
+        (_, Policy::Newest(_)) => newest::statements(route, kind, values, home),
         (Kind::Insert, Policy::Overwrite) if values.optimistic => {
             failing(insert_from(route, values, &values.from()))
         }

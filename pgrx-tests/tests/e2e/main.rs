@@ -36,6 +36,7 @@ mod masters;
 mod modes;
 mod nested_triggers;
 mod newest_masters;
+mod newest_races;
 mod one_way;
 mod order;
 mod outages;

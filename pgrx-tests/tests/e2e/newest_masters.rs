@@ -3,7 +3,7 @@
 
 use rowsync_harness::{Side, Testbed, await_until};
 
-use crate::common::{both_have, mirror, rows, run, same};
+use crate::common::{attach, both_have, linked, mirror, rows, run, same};
 use crate::conflict_view::{bed_on, counting};
 use crate::preloaded::{EAGER, WORKING};
 
@@ -30,7 +30,7 @@ fn link(left: &Side, right: &Side, left_columns: &str, right_columns: &str) {
     }
 }
 
-fn masters(label: &str) -> Testbed {
+pub fn masters(label: &str) -> Testbed {
     masters_of(label, COLUMNS, COLUMNS)
 }
 
@@ -41,7 +41,7 @@ fn send(side: &Side) {
 }
 
 /// Row 1 on both sides, each of which knows that the other has it.
-fn agreed(bed: &Testbed) {
+pub fn agreed(bed: &Testbed) {
     bed.left.exec("insert into t values (1, 'a', 5)");
     send(&bed.left);
     assert_eq!(same(bed, "t"), ["1|a|5"]);
@@ -314,4 +314,89 @@ fn deletions_are_forgotten_after_the_retention() {
     await_until(WORKING, "the deletions to be forgotten", || {
         bed.left.query_one::<i64>(deleted) == 0
     });
+}
+
+/// Gives either side a second server, whose trigger fires after that of `dst`.
+fn with_another_server(bed: &Testbed) {
+    for side in [&bed.left, &bed.right] {
+        side.link(side, 1, "later", &[]).expect("a server");
+        side.exec(
+            r#"select attach_sync('t', 'later', 'x.t',
+                 '{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}')"#,
+        );
+    }
+}
+
+/// Sends what a side has queued for the other one.
+fn send_to_dst(side: &Side) {
+    assert!(side.query_one::<bool>("select deal_sync_err_rec(10000, 'dst')"));
+}
+
+#[test]
+fn a_change_for_several_servers_counts_the_same_everywhere() {
+    for (left, right, expected) in [
+        ("update t set v = 'z'", "update t set v = 'c'", vec!["1|z|5"]),
+        ("delete from t", "update t set v = 'r'", vec!["1|r|5"]),
+        ("delete from t; insert into t values (1, 'b', 5)", "update t set v = 'r'", vec!["1|b|5"]),
+    ] {
+        let bed = masters("several");
+        agreed(&bed);
+        with_another_server(&bed);
+        bed.left.exec(left);
+        bed.right.exec(right);
+        send_to_dst(&bed.left);
+        send_to_dst(&bed.right);
+        both_have(&bed, "t", &expected);
+    }
+}
+
+#[test]
+fn deletions_are_found_by_keys_listed_in_another_order() {
+    for (left, right) in [("a, b", "b, a"), ("b, a", "a, b")] {
+        let table = |key: &str| format!("a int, b int, v text, ver int, primary key ({key})");
+        let bed = masters_of("keyorder", &table(left), &table(right));
+        bed.left.exec("insert into t values (1, 2, 'a', 5)");
+        send(&bed.left);
+        assert_eq!(same(&bed, "t"), ["1|2|a|5"]);
+        bed.left.exec("update t set ver = 7");
+        bed.right.exec("update t set ver = 8; delete from t");
+        // The older update meets the deletion.
+        send(&bed.left);
+        send(&bed.right);
+        both_have(&bed, "t", &[]);
+    }
+}
+
+#[test]
+fn a_server_without_the_extension_compares_text_alike() {
+    let bed = linked("plaincollate");
+    let icu = bed.right.query_one::<bool>(
+        "select exists (select from pg_collation where collprovider = 'i' and collname = 'en-US-x-icu')",
+    );
+    let collate = if icu { r#" collate "en-US-x-icu""# } else { "" };
+    bed.right.exec_superuser("drop extension pg_rowsync cascade");
+    bed.left.exec("create table t (id int primary key, v text, ver text)");
+    bed.right.exec(&format!(
+        "create table t (id int primary key, v text, ver text{collate});
+         insert into t values (1, 'r', 'B'), (2, 'r', 'a')"
+    ));
+    attach(&bed, "t", r#"{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}"#);
+    bed.left.exec("insert into t values (1, 'l', 'a'), (2, 'l', 'B')");
+    send(&bed.left);
+    let kept = rows(&bed.right, "select v from t order by id");
+    assert_eq!(kept, ["l", "r"]);
+}
+
+#[test]
+fn a_row_inserted_after_a_deletion_that_arrived_outlives_it() {
+    for version in ["5", "1", "null"] {
+        let bed = masters("arrived");
+        agreed(&bed);
+        bed.left.exec("delete from t");
+        send(&bed.left);
+        both_have(&bed, "t", &[]);
+        bed.right.exec(&format!("insert into t values (1, 'back', {version})"));
+        send(&bed.right);
+        both_have(&bed, "t", &[&format!("1|back|{}", version.replace("null", "~"))]);
+    }
 }

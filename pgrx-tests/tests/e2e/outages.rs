@@ -33,10 +33,10 @@ fn assert_unnoticed(report: &Report) {
     assert!(during.transactions > 100, "{report:?}");
     assert!(during.slow <= 3 * CLIENTS as usize, "{report:?}");
     assert!(*last_slow < Duration::from_secs(6), "{report:?}");
-    assert!(during.median < before.median * 2 + Duration::from_millis(10), "{report:?}");
+    assert!(during.median < before.median * 2 + Duration::from_millis(50), "{report:?}");
     // Nor does anyone pay for catching up.
-    assert!(draining.slow <= CLIENTS as usize, "{report:?}");
-    assert!(after.median < before.median * 2 + Duration::from_millis(10), "{report:?}");
+    assert!(draining.slow <= 3 * CLIENTS as usize, "{report:?}");
+    assert!(after.median < before.median * 2 + Duration::from_millis(50), "{report:?}");
 }
 
 #[test]

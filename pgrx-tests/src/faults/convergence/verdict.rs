@@ -41,7 +41,11 @@ pub fn compare(mesh: &Mesh, tallies: &[Tally]) -> Result<usize> {
             differences += &format!("\n  row {}", table.text(key));
             for (number, rows) in all.iter().enumerate() {
                 let row = rows.get(&table.text(key)).map_or("none", String::as_str);
-                differences += &format!("\n    master {number}: {row}");
+                let kept = kept(&mesh.nodes[number], table, &table.text(key))?;
+                differences += &format!("\n    master {number}: {row}{kept}");
+            }
+            for (number, node) in mesh.nodes.iter().enumerate() {
+                differences += &conflicts(node, table, &table.text(key), number)?;
             }
             differences += &history(tallies, table, key);
         }
@@ -57,6 +61,46 @@ pub fn compare(mesh: &Mesh, tallies: &[Tally]) -> Result<usize> {
         true => Ok(total),
         false => bail!("the masters are not equal:{differences}"),
     }
+}
+
+/// What the master keeps of a row's version.
+fn kept(node: &Side, table: &Table, key: &str) -> Result<String> {
+    let columns: Vec<String> = key
+        .trim_matches(['(', ')'])
+        .split(',')
+        .map(|value| match value.parse::<i32>() {
+            Ok(number) => format!("{number}::int"),
+            Err(_) => format!("'{value}'::text"),
+        })
+        .collect();
+    let sql = format!(
+        "select format('%s rank %s%s at %s', version, rank, case when deleted then ' deleted' end, \
+           changed_at) \
+         from sync_row_version where relation = '{}.{}'::regclass \
+           and key_hash = hash_record_extended(row({}), 0)",
+        node.user,
+        table.name,
+        columns.join(", ")
+    );
+    let kept = node.connect_superuser()?.query_opt(&sql, &[]).context("no versions are kept")?;
+    Ok(kept.map_or_else(String::new, |row| format!(", counts as {}", row.get::<_, String>(0))))
+}
+
+/// The conflicts that a row met which the master had sent.
+fn conflicts(node: &Side, table: &Table, key: &str, number: usize) -> Result<String> {
+    let values: Vec<String> =
+        key.trim_matches(['(', ')']).split(',').map(|value| format!("\"{value}\"")).collect();
+    let sql = format!(
+        "select format('%s %s %s %s, version %s, there %s', to_char(logged_at, 'HH24:MI:SS.US'), \
+           server, type, decision, version, server_version) \
+         from sync_conflicts where table_name = '{}' and key::text ~ '{}' \
+         order by id desc limit {HISTORY}",
+        table.name,
+        values.join(".*: ")
+    );
+    let found = node.connect_superuser()?.query(&sql, &[]).context("no log of conflicts")?;
+    let line = |row: &postgres::Row| format!("\n    from {number}: {}", row.get::<_, String>(0));
+    Ok(found.iter().map(line).collect())
 }
 
 fn rows(node: &Side, table: &Table) -> Result<Rows> {

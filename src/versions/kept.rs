@@ -1,0 +1,170 @@
+//! The table `sync_row_version`: what is kept of a key. Whoever changes it has it locked, and has seen what it
+//! changes: two may write the same key at once where one of them finds no row to lock.
+
+use crate::change::Stamp;
+use crate::error::{Error, Result};
+use crate::guc;
+use crate::pg::spi::{self, Home, Row, required};
+use crate::pg::{Oid, context, lock, lookup};
+use crate::sql::quote::ident;
+
+/// What is kept of a key.
+pub struct Kept {
+    pub stamp: Stamp<String>,
+    pub deleted: bool,
+    /// By the very event that asks: another trigger has seen it before.
+    pub by_event: bool,
+}
+
+impl Kept {
+    /// From the columns version, rank and deleted.
+    fn read(mut row: Row, first: usize, by_event: bool) -> Result<Self> {
+        let rank = required(&mut row, first + 1)?.parse();
+        let rank = rank.map_err(|_| Error::internal("malformed rank"))?;
+        let deleted = required(&mut row, first + 2)? == "t";
+        Ok(Self { stamp: Stamp { version: row.swap_remove(first), rank }, deleted, by_event })
+    }
+}
+
+/// Where something is kept.
+pub struct Place<'h> {
+    pub home: &'h Home,
+    /// The table, of a partition the topmost one.
+    pub relation: Oid,
+    /// See [`KeyHash`](crate::pg::compare::KeyHash).
+    pub hash: i64,
+}
+
+/// The condition for a place, given as the first two arguments.
+const HERE: &str = "relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+     AND key_hash OPERATOR(pg_catalog.=) $2::pg_catalog.int8";
+
+impl Place<'_> {
+    /// A row with the key has been inserted: waits for those who keep a deletion of it without having found
+    /// it, and keeps others from doing so until the end of the transaction. To be followed by a look.
+    pub fn enter(&self) {
+        lock::insertion(self.relation, self.hash);
+    }
+
+    /// A deletion of the key is to be kept that has found no row: waits for those who are inserting it, and
+    /// keeps others from doing so until the end of the transaction. To be followed by another deletion.
+    pub fn close(&self) {
+        lock::deletion(self.relation, self.hash);
+    }
+
+    /// What is kept, for an event about a row that is stored there.
+    ///
+    /// # Errors
+    /// What reading reports.
+    pub fn find(&self, stored: u64) -> Result<Option<Kept>> {
+        let key = (self.relation, self.hash);
+        let found = lookup::by_key(self.home, "sync_row_version", key, 7)?;
+        let Some(mut row) = found else { return Ok(None) };
+        let mut number = |at| required(&mut row, at).map(|n| n.parse::<u64>().ok());
+        let (place, writer) = (number(5)?, number(6)?);
+        let by_event = place == Some(stored) && writer == Some(context::transaction());
+        Kept::read(row, 2, by_event).map(Some)
+    }
+
+    /// What is kept, locked until the end of the transaction.
+    ///
+    /// # Errors
+    /// What reading reports.
+    pub fn lock(&self) -> Result<Option<Kept>> {
+        let sql =
+            format!("SELECT version, rank, deleted FROM {} WHERE {HERE} FOR UPDATE", self.table());
+        let row = spi::write(self.home, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
+        row.into_iter().next().map(|row| Kept::read(row, 0, false)).transpose()
+    }
+
+    /// Keeps something, in place of what is there and locked, or where there is nothing. False when another
+    /// session was first.
+    ///
+    /// # Errors
+    /// What writing reports.
+    pub fn put(
+        &self,
+        stamp: &Stamp<String>,
+        deleted: bool,
+        stored: u64,
+        is_there: bool,
+    ) -> Result<bool> {
+        let sql = match is_there {
+            true => format!(
+                "UPDATE {} SET version = $3, rank = $4::pg_catalog.int8, \
+                    deleted = $5::pg_catalog.bool, stored = $6::pg_catalog.int8, \
+                    written_by = pg_catalog.pg_current_xact_id(), \
+                    changed_at = pg_catalog.clock_timestamp() WHERE {HERE} RETURNING 1",
+                self.table()
+            ),
+            false => format!(
+                "INSERT INTO {} (relation, key_hash, version, rank, deleted, stored, written_by, \
+                    changed_at) \
+                 VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3, $4::pg_catalog.int8, \
+                    $5::pg_catalog.bool, $6::pg_catalog.int8, pg_catalog.pg_current_xact_id(), \
+                    pg_catalog.clock_timestamp()) \
+                 ON CONFLICT (relation, key_hash) DO NOTHING RETURNING 1",
+                self.table()
+            ),
+        };
+        let [relation, hash] = self.args();
+        let (rank, stored) = (stamp.rank.to_string(), stored.to_string());
+        let deleted_text = if deleted { "t" } else { "f" };
+        let args = [
+            Some(relation.as_str()),
+            Some(hash.as_str()),
+            stamp.version.as_deref(),
+            Some(rank.as_str()),
+            Some(deleted_text),
+            Some(stored.as_str()),
+        ];
+        let done = !spi::write(self.home, &sql, &args)?.is_empty();
+        if deleted && self.hash % FORGET_EVERY == 0 {
+            forget_old(self.home)?;
+        }
+        Ok(done)
+    }
+
+    /// Keeps nothing any more.
+    ///
+    /// # Errors
+    /// What writing reports.
+    pub fn clear(&self) -> Result<()> {
+        let sql = format!("DELETE FROM {} WHERE {HERE}", self.table());
+        spi::write(self.home, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
+        Ok(())
+    }
+
+    fn table(&self) -> String {
+        format!("{}.sync_row_version", ident(&self.home.schema))
+    }
+
+    fn args(&self) -> [String; 2] {
+        [self.relation.to_u32().to_string(), self.hash.to_string()]
+    }
+}
+
+/// Deletions that are forgotten at once, at most.
+const FORGOTTEN: u32 = 1_000;
+/// One of so many deletions that are kept has old ones forgotten, so that more go than come.
+const FORGET_EVERY: i64 = 256;
+
+/// Forgets deletions that are older than `pg_rowsync.tombstone_retention`, a bounded number of them; waits for
+/// nobody.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn forget_old(home: &Home) -> Result<()> {
+    let table = format!("{}.sync_row_version", ident(&home.schema));
+    let sql = format!(
+        "WITH o AS (SELECT relation, key_hash FROM {table} \
+           WHERE deleted AND changed_at OPERATOR(pg_catalog.<) \
+             (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1::pg_catalog.interval) \
+           ORDER BY changed_at LIMIT {FORGOTTEN} FOR UPDATE SKIP LOCKED) \
+         DELETE FROM {table} k USING o WHERE k.relation OPERATOR(pg_catalog.=) o.relation \
+           AND k.key_hash OPERATOR(pg_catalog.=) o.key_hash",
+    );
+    let age = format!("{} s", guc::tombstone_retention().as_secs());
+    spi::write(home, &sql, &[Some(&age)])?;
+    Ok(())
+}
