@@ -141,9 +141,11 @@ impl<'a> Writer<'a> {
                 Some(SimpleQueryMessage::CommandComplete(rows)) => Ok(Outcome::Wrote(*rows)),
                 _ => bail!("no end of: {sql}"),
             },
-            // Between the look at a key and the move to it.
+            // Between the look at a key and the move to it. Or a row that was waited for had moved on to a key
+            // out of turn: two clients of this master wait for each other. Changes that arrive give up before
+            // such a wait counts as a deadlock.
             Err(error)
-                if error.code().is_some_and(|code| code.code() == "23505")
+                if error.code().is_some_and(|code| ["23505", "40P01"].contains(&code.code()))
                     && sql.starts_with("update") =>
             {
                 Ok(Outcome::Taken)
