@@ -250,16 +250,14 @@ impl Arrived {
         }
         invalidation::watch(self.relation);
         let epoch = invalidation::now();
-        let sql = format!(
-            "SELECT COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) \
+        let sql = "SELECT COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) \
              FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
                AND EXISTS (SELECT FROM pg_catalog.pg_trigger t \
                  WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid AND t.tgfoid OPERATOR(pg_catalog.=) \
-                   '{}.sync_dml()'::pg_catalog.regprocedure)",
-            ident(&home.schema)
-        );
-        let oid_text = self.relation.to_u32().to_string();
-        let row = spi::read(home, &sql, &[Some(&oid_text)])?.into_iter().next();
+                   $2::pg_catalog.regprocedure)";
+        let relation = self.relation.to_u32().to_string();
+        let function = format!("{}.sync_dml()", ident(&home.schema));
+        let row = spi::read(home, sql, &[Some(&relation), Some(&function)])?.into_iter().next();
         let keeping = row.map(|mut row| oid(&required(&mut row, 0)?)).transpose()?;
         KEEPING.with_borrow_mut(|known| known.insert(self.relation.to_u32(), (epoch, keeping)));
         Ok(keeping)
