@@ -30,7 +30,7 @@ fn keys(bed: &Testbed) -> Vec<String> {
 }
 
 #[test]
-fn the_views_have_the_columns_of_the_contract() {
+fn the_views_have_the_columns_that_the_reference_names() {
     let bed = linked("conflictcols");
     let columns = |view: &str| {
         let sql = format!(
