@@ -10,6 +10,7 @@
 //! depends on it waits.
 
 mod batch;
+mod met;
 mod replay;
 
 use self::batch::Batch;

@@ -18,5 +18,5 @@ pub use batch::{Batch, Kind};
 pub use conflicts::{Conflicts, conflict_of};
 pub use literal::look_for;
 pub use newest::RACE_MARK;
-pub use session::{OWN_SCHEMAS, named, with_type_schemas};
+pub use session::{HOME, OWN_SCHEMAS, named, with_type_schemas};
 pub use statement::{MISSING_MARK, Statement, of_batch};

@@ -26,17 +26,6 @@ use std::collections::HashMap;
 
 pub use self::kept::forget_old;
 
-/// Asks a server for the schema of its extension: one whose functions can be called, or must be
-/// because it sends changes of its own.
-pub const HOME: &str = "SELECT n.nspname FROM pg_catalog.pg_extension e \
-     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
-     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \
-       AND (pg_catalog.has_schema_privilege(n.oid, 'USAGE') OR EXISTS ( \
-         SELECT FROM pg_catalog.pg_trigger t \
-         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-         WHERE p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-           AND p.pronamespace OPERATOR(pg_catalog.=) n.oid))";
-
 /// What a trigger under `newest` needs to know to tell and keep versions.
 pub struct Versioned {
     relation: Oid,

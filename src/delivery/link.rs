@@ -14,8 +14,7 @@ use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling, Status};
-use crate::sql::{Conflicts, MISSING_MARK, RACE_MARK, Statement};
-use crate::versions;
+use crate::sql::{Conflicts, HOME, MISSING_MARK, RACE_MARK, Statement};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -427,7 +426,7 @@ impl<'f> Link<'f> {
         let State::Running(session) = &self.state else { return Ok(None) };
         if self.asking {
             let sent = self.outstanding > 0;
-            return Ok((!sent).then(|| vec![Statement::plain(versions::HOME)]));
+            return Ok((!sent).then(|| vec![Statement::plain(HOME)]));
         }
         let home = session.home();
         self.feed.as_mut().map_or(Ok(None), |feed| feed.next(home))

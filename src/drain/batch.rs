@@ -4,16 +4,15 @@
 //! found by halving; each is set aside, what depends on it waits, and the rest is applied without
 //! them.
 
+use super::met::conflict_of;
 use super::replay::Replay;
-use crate::change::{Op, Policy};
-use crate::conflict::{Conflict, Decision, Kind as Met, Tally};
+use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Home;
 use crate::queue::aside::{self, Blockers, Waiting};
-use crate::queue::claim::{BATCH, Claims, Record, Unit};
+use crate::queue::claim::{BATCH, Claims, Unit};
 use crate::queue::footprint::Footprint;
-use crate::sql;
 use std::collections::HashMap;
 
 /// What becomes of a unit.
@@ -474,33 +473,4 @@ fn is_to_blame(replay: &Replay, error: &Error) -> bool {
 /// have done so for its size alone.
 fn is_about_the_moment(error: &Error) -> bool {
     error.is_transient() && error.sqlstate() != SqlState::QUERY_CANCELED
-}
-
-/// The conflict that a record failed over, if it was one. `is_there`: there is a row with its key.
-fn conflict_of(record: &Record, error: &Error, is_there: bool) -> Option<Conflict> {
-    let Record { route, change, .. } = record;
-    let (op, state) = (change.op, error.sqlstate());
-    let kind = match op {
-        Op::Insert if state == SqlState::UNIQUE_VIOLATION => match route.policy {
-            Policy::Overwrite | Policy::Skip | Policy::Newest(_) if is_there => {
-                Met::MultipleUniqueConflicts
-            }
-            _ => Met::InsertExists,
-        },
-        Op::Update if state == SqlState::UNIQUE_VIOLATION => Met::UpdateExists,
-        Op::Update if state == SqlState::NO_DATA_FOUND => Met::UpdateMissing,
-        Op::Delete if state == SqlState::NO_DATA_FOUND => Met::DeleteMissing,
-        _ => return None,
-    };
-    let key = match kind {
-        Met::InsertExists | Met::MultipleUniqueConflicts => change.new_key(route),
-        _ => change.old_key(route),
-    };
-    let constraint = error.constraint().map(str::to_owned);
-    let version = change.version(route).map(str::to_owned);
-    Some(Conflict {
-        constraint,
-        version,
-        ..sql::conflict_of(route, kind, Decision::SetAside, &key)
-    })
 }

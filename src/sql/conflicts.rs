@@ -5,7 +5,7 @@
 //! command tag does.
 
 use super::batch::Kind;
-use super::quote::literal;
+use super::quote::{ident, literal};
 use super::values::StampOf;
 use crate::change::Route;
 use crate::conflict::{Conflict, Decision, Kind as Met, Tally};
@@ -125,6 +125,13 @@ impl Told<'_> {
 /// The name of a column of a row that was met: the table's own may be anything.
 pub fn met_column(at: usize) -> String {
     format!("c{at}")
+}
+
+/// Columns of the row `t` under those names, for SELECT and RETURNING.
+pub fn met_columns(route: &Route, at: &[usize]) -> String {
+    let column =
+        |at: &usize| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at));
+    at.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
 fn text(expression: &str) -> String {

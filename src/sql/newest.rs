@@ -9,7 +9,7 @@
 //! One statement looks, changes what is older, notes stamps, and answers with the conflicts.
 
 use super::batch::Kind;
-use super::conflicts::{Conflicts, Told, decision, met_column};
+use super::conflicts::{Conflicts, Told, decision, met_column, met_columns};
 use super::quote::{ident, literal, relation};
 use super::statement::{assignments, exists_new, insert_from, same_key, taken, update, with_v};
 use super::values::{StampOf, Values, key_of};
@@ -76,13 +76,10 @@ impl Newest<'_> {
         let route = self.route;
         let mut at = route.key.clone();
         at.extend(route.version().filter(|version| !route.key.contains(version)));
-        let columns: Vec<String> = (at.iter())
-            .map(|at| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at)))
-            .collect();
+        let columns = met_columns(route, &at);
         let look = |name: &str, condition: String| {
             format!(
-                "{name} AS MATERIALIZED (SELECT v.ord, {} FROM v JOIN {} AS t ON {condition})",
-                columns.join(", "),
+                "{name} AS MATERIALIZED (SELECT v.ord, {columns} FROM v JOIN {} AS t ON {condition})",
                 self.target()
             )
         };

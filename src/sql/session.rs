@@ -1,10 +1,21 @@
-//! Settings of a remote transaction: the guard name that changes carry, and the search_path for keys
+//! What is known of a server, and settings of a remote transaction: the guard name that changes carry, and the search_path for keys
 //! whose types bring their own operators.
 
 use super::conflicts::Conflicts;
 use super::quote::{ident, relation};
 use super::statement::Statement;
 use crate::change::Route;
+
+/// Asks a server for the schema of its extension: one whose functions can be called, or must be
+/// because it sends changes of its own; see [`crate::versions`].
+pub const HOME: &str = "SELECT n.nspname FROM pg_catalog.pg_extension e \
+     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \
+       AND (pg_catalog.has_schema_privilege(n.oid, 'USAGE') OR EXISTS ( \
+         SELECT FROM pg_catalog.pg_trigger t \
+         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+         WHERE p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+           AND p.pronamespace OPERATOR(pg_catalog.=) n.oid))";
 
 /// Gives the remote transaction another `application_name`.
 pub fn named(application_name: &str) -> Statement {

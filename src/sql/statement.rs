@@ -124,7 +124,7 @@ pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
     format!("TRUNCATE TABLE {}", tables.join(", "))
 }
 
-/// An INSERT under the route's policy, with the caller's FROM. Where the remote's key may be deferrable
+/// An INSERT under another policy than `newest`, with the caller's FROM. Where the remote's key may be deferrable
 /// no ON CONFLICT can rely on it: rows that are there are looked for instead.
 pub(super) fn insert(route: &Route, values: &Values, from: &str) -> String {
     match route.policy {
@@ -132,11 +132,11 @@ pub(super) fn insert(route: &Route, values: &Values, from: &str) -> String {
             format!("{}{}", insert_from(route, values, from), on_conflict(route))
         }
         Policy::Error => insert_from(route, values, from),
-        Policy::Overwrite | Policy::Newest(_) if route.can_update() => {
+        Policy::Overwrite if route.can_update() => {
             let (with, insert) = update_then_insert(route, Kind::Update, values);
             format!("WITH {}{with} {insert}", with_v(route, values))
         }
-        Policy::Skip | Policy::Overwrite | Policy::Newest(_) => {
+        _ => {
             let free = format!("{from} WHERE NOT {}", exists_new(route, values));
             insert_from(route, values, &free)
         }

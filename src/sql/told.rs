@@ -3,8 +3,8 @@
 //! they do.
 
 use super::batch::Kind;
-use super::conflicts::{Conflicts, Told, conflict_of, decision, met_column, single};
-use super::quote::{ident, relation};
+use super::conflicts::{Conflicts, Told, conflict_of, decision, met_columns, single};
+use super::quote::relation;
 use super::statement::{delete, exists, from_v, insert, same_key, taken, update, using_v, with_v};
 use super::upsert::update_then_insert;
 use super::values::{Values, key_of};
@@ -55,15 +55,13 @@ pub(super) fn telling(
 
 /// The rows that are there with a key of the changes, `p`.
 pub(super) fn look(route: &Route, values: &Values, key: &[String]) -> String {
-    let columns: Vec<String> = (route.key.iter())
-        .map(|at| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at)))
-        .collect();
+    let columns = met_columns(route, &route.key);
     let condition = same_key(route, "t", key);
     let (ord, join) = match values.from {
         Some(_) => ("v.ord, ", format!("v JOIN {} AS t ON {condition}", relation(&route.target))),
         None => ("", format!("{} AS t WHERE {condition}", relation(&route.target))),
     };
-    format!("p AS MATERIALIZED (SELECT {ord}{} FROM {join})", columns.join(", "))
+    format!("p AS MATERIALIZED (SELECT {ord}{columns} FROM {join})")
 }
 
 /// A FROM clause of the rows of an item that has their numbers, beside the changes they are of.

@@ -1,8 +1,8 @@
 //! Statements that write a row whether it is there or not, and those that move rows to other keys.
 
 use super::batch::Kind;
-use super::conflicts::{Told, decision, met_column};
-use super::quote::{ident, relation};
+use super::conflicts::{Told, decision, met_columns};
+use super::quote::relation;
 use super::statement::{
     assignments, exists, from_v, insert_from, on_conflict, same_key, update, using_v,
 };
@@ -85,11 +85,9 @@ pub(super) fn clear_target(route: &Route, values: &Values) -> String {
     if values.literal {
         return delete;
     }
-    let columns: Vec<String> = (route.key.iter())
-        .map(|at| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at)))
-        .collect();
+    let columns = met_columns(route, &route.key);
     let told = Told { route, key: &values.old, met: Some("d"), stamp: None };
     let answer = told.answer(Met::UpdateExists, &decision(Decision::Applied));
-    let delete = format!("{delete} RETURNING v.ord, {}", columns.join(", "));
+    let delete = format!("{delete} RETURNING v.ord, {columns}");
     telling(route, values, &[], ("d", delete), &format!("SELECT {answer}{}", beside_v(values, "d")))
 }
