@@ -47,6 +47,9 @@ pub struct Options {
     pub key: Option<Vec<String>>,
     /// Loop-guard name of this trigger and `application_name` of what it delivers.
     pub application_name: Option<String>,
+    /// Role whose members are believed when their session carries the loop guard's name; everybody by
+    /// default.
+    pub guard_role: Option<String>,
 }
 
 /// PostgreSQL's NAMEDATALEN - 1.
@@ -67,7 +70,7 @@ impl Options {
                         .with_detail(sentence(&e.to_string()))
                         .with_hint(
                             "Options are a JSON object with mode, on_conflict, version_column, \
-                         columns, exclude, rename, key, application_name.",
+                         columns, exclude, rename, key, application_name, guard_role.",
                         )
                 })?;
         options.check()?;
@@ -104,6 +107,9 @@ impl Options {
         }
         if self.key.as_ref().is_some_and(Vec::is_empty) {
             return refuse("option \"key\" is empty", "Name at least one column.");
+        }
+        if self.guard_role.as_deref() == Some("") {
+            return refuse("option \"guard_role\" is empty", "Name a role, or leave it out.");
         }
         self.application_name.as_deref().map_or(Ok(()), check_guard)
     }
@@ -154,12 +160,13 @@ mod tests {
         let options = Options::parse(
             r#"{"mode": "sync", "on_conflict": "newest", "version_column": "v",
                 "columns": ["id", "v"], "rename": {"v": "w"}, "key": ["id"],
-                "application_name": "guard"}"#,
+                "application_name": "guard", "guard_role": "peers"}"#,
         )
         .expect("valid");
         assert_eq!(options.mode, Mode::Sync);
         assert_eq!(options.version_column.as_deref(), Some("v"));
         assert_eq!(options.rename["v"], "w");
+        assert_eq!(options.guard_role.as_deref(), Some("peers"));
     }
 
     #[test]
@@ -175,6 +182,7 @@ mod tests {
             (r#"{"columns": []}"#, "columns"),
             (r#"{"key": []}"#, "key"),
             (r#"{"application_name": ""}"#, "application_name"),
+            (r#"{"guard_role": ""}"#, "guard_role"),
             (r#"{"application_name": "caf\u00e9"}"#, "application_name"),
         ] {
             let error = Options::parse(text).expect_err(text);

@@ -16,7 +16,7 @@ pub fn fire(event: &Event<'_>) -> Result<()> {
     let op = event.op()?;
     let descriptor = descriptor::of_trigger(event)?;
     // The session's own setting: what it says in pg_stat_activity may lag behind.
-    if descriptor.guards_against(context::application_name()) {
+    if descriptor.guards_against(context::application_name(), context::session_user()) {
         stats::guarded(descriptor.account.server);
         return Ok(());
     }

@@ -3,15 +3,16 @@
 
 use super::table::{Table, TableColumn};
 use crate::change::{Column, Policy, Relation, Route};
-use crate::delivery::endpoint::{Account, Endpoint};
+use crate::delivery::endpoint::{Account, Endpoint, oid};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::options::{Mode, OnConflict, Options};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::row::RowReader;
-use crate::pg::spi::Home;
+use crate::pg::spi::{self, Home, required};
 use crate::pg::text::to_server;
 use crate::pg::trigger::Event;
+use crate::pg::{Oid, context};
 use crate::versions::Versioned;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -63,6 +64,8 @@ pub struct Descriptor {
     pub mode: Mode,
     /// Sessions with this `application_name` capture nothing; `None` stands for the setting.
     pub guard: Option<CString>,
+    /// Only sessions of this role's members are believed to be ours.
+    guard_role: Option<Oid>,
     pub route: Rc<Route>,
     /// Reads all columns of the route.
     pub row: RefCell<RowReader>,
@@ -105,12 +108,14 @@ pub fn of_trigger(event: &Event<'_>) -> Result<Rc<Descriptor>> {
 }
 
 impl Descriptor {
-    /// Whether a session of this `application_name` is one of ours.
-    pub fn guards_against(&self, session: &CStr) -> bool {
-        match &self.guard {
+    /// Whether a session of this `application_name`, authenticated as this user, is one of ours.
+    pub fn guards_against(&self, session: &CStr, user: Oid) -> bool {
+        let named = match &self.guard {
             Some(guard) => session == guard.as_c_str(),
             None => session == guc::guard().as_c_str(),
-        }
+        };
+        // Anyone may take the name: where a role is given, only its members may use it.
+        named && self.guard_role.is_none_or(|role| context::is_member(user, role))
     }
 
     /// Combines a table with a trigger's arguments.
@@ -118,7 +123,8 @@ impl Descriptor {
     /// # Errors
     /// 42703 for an option that names a column the table lacks; 22023 for columns that do not fit
     /// together (key not sent, generated column named, two columns renamed alike); 55000 for a
-    /// table without a key; what [`Account::look_up`] and [`Endpoint::resolve`] report.
+    /// table without a key; 42704 for a guard role that does not exist; what [`Account::look_up`] and
+    /// [`Endpoint::resolve`] report.
     pub fn new(home: Home, table: &Table, arguments: &Arguments) -> Result<Self> {
         let options = &arguments.options;
         let columns = chosen(table, options)?;
@@ -128,6 +134,8 @@ impl Descriptor {
             Some(name) => Some(name.clone()),
             None => Endpoint::resolve(&home, &account)?.own_name.clone(),
         };
+        let guard_role =
+            options.guard_role.as_deref().map(|role| role_oid(&home, role)).transpose()?;
         let attribute = |at: &usize| columns[*at].attribute;
         let mut key: Vec<_> = route.key.iter().map(attribute).collect();
         if let Policy::Newest(at) = route.policy {
@@ -145,6 +153,7 @@ impl Descriptor {
             account,
             mode: options.mode,
             guard: guard.as_deref().map(to_server).transpose()?,
+            guard_role,
             row: RefCell::new(RowReader::new(&all)),
             key: RefCell::new(RowReader::new(&key)),
             sensitive: columns.iter().any(|c| c.sensitive),
@@ -152,6 +161,26 @@ impl Descriptor {
             home,
         })
     }
+}
+
+/// The OID of the role that a guard is tied to. Without it nobody could be told from anybody.
+fn role_oid(home: &Home, name: &str) -> Result<Oid> {
+    let rows = spi::read(
+        home,
+        "SELECT oid FROM pg_catalog.pg_roles \
+         WHERE rolname::pg_catalog.text OPERATOR(pg_catalog.=) $1",
+        &[Some(name)],
+    )?;
+    let Some(mut row) = rows.into_iter().next() else {
+        return Err(Error::local(
+            SqlState::UNDEFINED_OBJECT,
+            format!("role \"{name}\" does not exist"),
+        )
+        .with_hint(
+            "The trigger's option \"guard_role\" names it. Create the role, or attach the table again.",
+        ));
+    };
+    oid(&required(&mut row, 0)?)
 }
 
 /// The columns to send.

@@ -27,6 +27,21 @@ pub fn user() -> Oid {
     unsafe { pg_sys::GetUserId() }
 }
 
+/// Who the session was authenticated as. SET ROLE and functions of other owners do not change it, and
+/// only a superuser may, with SET SESSION AUTHORIZATION.
+pub fn session_user() -> Oid {
+    // SAFETY: a plain read inside a transaction.
+    unsafe { pg_sys::GetSessionUserId() }
+}
+
+/// Whether `user` is `role` or one of its members, if by way of others. A superuser is a member of what
+/// it was made one of, as for `+role` in pg_hba.conf. PostgreSQL keeps the answer until memberships
+/// change.
+pub fn is_member(user: Oid, role: Oid) -> bool {
+    // SAFETY: catalog look-ups inside a transaction.
+    unsafe { pg_sys::is_member_of_role_nosuper(user, role) }
+}
+
 /// The current database.
 pub fn database() -> Oid {
     // SAFETY: a variable that is set once, when the session begins.

@@ -123,6 +123,49 @@ pub fn deal(bed: &Testbed, args: &str) -> bool {
     bed.left.query_one(&format!("select deal_sync_err_rec({args})"))
 }
 
+/// A further login role on a side, which may use the side's schema. Dropped, it takes with it what it
+/// owns there.
+pub struct Role {
+    side: Side,
+    pub name: String,
+}
+
+impl Role {
+    /// The name is the side's own with this ending; `attributes` are those of CREATE ROLE.
+    pub fn create(side: &Side, ending: &str, attributes: &str) -> Role {
+        let (schema, name) = (&side.user, format!("{}_{ending}", side.user));
+        side.exec_superuser(&format!(
+            "create role {name} login password '{name}' {attributes};
+             grant usage, create on schema {schema} to {name}"
+        ));
+        Role { side: side.clone(), name }
+    }
+
+    /// A session of the role that finds the tables of the side's schema.
+    pub fn client(&self) -> Client {
+        self.client_named("")
+    }
+
+    /// The same under an `application_name`.
+    pub fn client_named(&self, application_name: &str) -> Client {
+        let Side { db, user, cluster, .. } = &self.side;
+        let client = cluster.connect_as(db, &self.name, &self.name, application_name);
+        let mut client = client.unwrap_or_else(|error| panic!("no session: {}", describe(&error)));
+        run(&mut client, &format!("set search_path = {user}, public"));
+        client
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let name = &self.name;
+        if let Ok(mut client) = self.side.connect_superuser() {
+            let _ =
+                client.batch_execute(&format!("drop owned by {name} cascade; drop role {name}"));
+        }
+    }
+}
+
 /// Takes out what was said at level WARNING.
 pub fn warnings(notices: &Notices) -> Vec<DbError> {
     let said = std::mem::take(&mut *notices.lock().expect("notices"));

@@ -55,6 +55,7 @@ mod relations;
 mod rollback;
 mod round_trips;
 mod row_versions;
+mod security_guard;
 mod servers;
 mod set_aside;
 mod statements;
