@@ -71,7 +71,9 @@ pub fn add_change(descriptor: &Descriptor, change: &Change<&str>) -> Result<()> 
     let subtransaction = context::subtransaction();
     WORK.with_borrow_mut(|work| {
         let account = &descriptor.account;
-        let at = work.sets.iter().position(|s| s.account.mapping == account.mapping);
+        // Owners may share PUBLIC's mapping, but not what it lets each of them do.
+        let same = |set: &ChangeSet| set.account.key() == account.key();
+        let at = work.sets.iter().position(same);
         let at = at.unwrap_or_else(|| {
             work.sets.push(ChangeSet::new(descriptor));
             work.sets.len() - 1

@@ -44,6 +44,7 @@ pub struct Cluster {
     port: u16,
     password: String,
     postgres: Postgres,
+    environment: Mutex<Vec<(String, String)>>,
     child: Mutex<Option<Child>>,
 }
 
@@ -70,8 +71,8 @@ impl Cluster {
         reaper::hand_over(&dir)?;
         let data = dir.join("data");
         run(reaper::server_command("cp")?.arg("-a").arg(&template).arg(&data))?;
-        let child = Mutex::new(None);
-        let mut cluster = Cluster { dir, data, port: 0, password, postgres, child };
+        let (environment, child) = (Mutex::default(), Mutex::new(None));
+        let mut cluster = Cluster { dir, data, port: 0, password, postgres, environment, child };
         for attempt in 1.. {
             cluster.port = free_port()?;
             cluster.configure(settings)?;
@@ -89,6 +90,32 @@ impl Cluster {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Variables for the server's environment from its next start on, instead of those set before.
+    pub fn set_environment(&self, variables: &[(&str, &str)]) {
+        let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        *self.environment.lock().unwrap_or_else(|broken| broken.into_inner()) = variables.collect();
+    }
+
+    /// How roles other than the superuser's are let in from now on: a method of pg_hba.conf.
+    pub fn set_authentication(&self, method: &str) -> Result<()> {
+        let rules = format!(
+            "host all postgres 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 {method}\n"
+        );
+        fs::write(self.data.join("pg_hba.conf"), rules)?;
+        let mut client = self.superuser("postgres")?;
+        let loaded = "select pg_conf_load_time()";
+        let before: std::time::SystemTime = client.query_one(loaded, &[])?.get(0);
+        client.batch_execute("select pg_reload_conf()")?;
+        let deadline = Instant::now() + PATIENCE;
+        // A session learns of a reload from the postmaster, which lets nobody in before it has read the
+        // file too.
+        while client.query_one(loaded, &[])?.get::<_, std::time::SystemTime>(0) == before {
+            ensure!(Instant::now() < deadline, "pg_hba.conf was not read");
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// The postmaster's pid; an error when the cluster is down.
@@ -184,7 +211,9 @@ impl Cluster {
     pub fn start_again(&self) -> Result<()> {
         ensure!(self.child().is_none(), "the cluster is already running");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let environment = self.environment.lock().unwrap_or_else(|broken| broken.into_inner());
         let child = reaper::server_command(self.postgres.program("postgres"))?
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .arg("-D")
             .arg(&self.data)
             .current_dir(&self.data)

@@ -1,4 +1,4 @@
-//! The changes of one transaction for one user mapping, in order.
+//! The changes of one transaction for one user mapping and table owner, in order.
 
 use super::descriptor::Descriptor;
 use super::log::{ChangeLog, Reader};

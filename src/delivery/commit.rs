@@ -97,6 +97,13 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
             },
         }
     }
+    // Nor may what another owner's tables send to the same server pass what is queued after all.
+    for Delivery { set, link, .. } in
+        deliveries.extract_if(.., |d| blocked.contains(&d.set.account.server_name))
+    {
+        keep(link, false);
+        queued.push(Queued::new(set, None, None));
+    }
     match (deliveries.len(), drains.is_empty()) {
         (0, true) => write_queue(queued),
         (1, true) => {
@@ -216,6 +223,10 @@ fn warn_queued(set: &ChangeSet, error: &Error) {
 }
 
 fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
+    let mut queued: Vec<_> = queued.into_iter().collect();
+    // In the order in which the transaction began them, which is that of the slice they are in: what
+    // refers to another owner's rows comes after these.
+    queued.sort_by_key(|queued| std::ptr::from_ref(queued.set));
     for Queued { set, reason, lost_backend, behind } in queued {
         queue::enqueue(set, reason.as_ref(), behind)?;
         if let Some(pid) = lost_backend {
@@ -369,14 +380,15 @@ fn in_two_steps<'s>(
     }
     finish(&mut links, false)?;
     let (mut strict, mut lenient) = (Vec::new(), Vec::new());
-    for (set, link) in sets.into_iter().zip(links) {
-        let server = set.account.server;
-        let mut link = link;
+    let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
+    let failed_now = sets.iter().zip(&links).filter(|(_, link)| link.result().is_err());
+    failing.extend(failed_now.map(|(set, _)| set.account.server));
+    for (set, mut link) in sets.into_iter().zip(links) {
         match link.result() {
             // The failed transaction goes with its connection: the next use makes a new one.
             Err(error) => queued.push(failed(set, error, None)?),
             // What another owner's tables send to the same server must not pass what was queued.
-            Ok(()) if queued.iter().any(|q| q.set.account.server == server) => {
+            Ok(()) if failing.contains(&set.account.server) => {
                 queued.push(Queued::new(set, None, None));
             }
             Ok(()) => {

@@ -22,7 +22,15 @@ pub struct Account {
     pub owner: Oid,
 }
 
+/// What tells accounts apart: user mapping and owner.
+pub type AccountKey = (u32, u32);
+
 impl Account {
+    /// Not the mapping alone: PUBLIC's serves several owners, of whom some need no password.
+    pub fn key(&self) -> AccountKey {
+        (self.mapping.to_u32(), self.owner.to_u32())
+    }
+
     /// Looks up the server by name, the owner's USAGE on it and the owner's mapping, else PUBLIC's.
     ///
     /// # Errors
@@ -102,7 +110,7 @@ pub fn oid(text: &str) -> Result<Oid> {
 type Moment = (u64, String, String);
 
 thread_local! {
-    static KNOWN: RefCell<HashMap<u32, (Moment, Rc<Endpoint>)>> = RefCell::default();
+    static KNOWN: RefCell<HashMap<AccountKey, (Moment, Rc<Endpoint>)>> = RefCell::default();
 }
 
 /// Everything a connection is made with. Two endpoints that are equal can share a connection.
@@ -126,15 +134,15 @@ impl Endpoint {
     /// # Errors
     /// 22021 for an option that cannot be passed on.
     pub fn resolve(home: &Home, account: &Account) -> Result<Rc<Self>> {
-        let mapping = account.mapping.to_u32();
+        let key = account.key();
         let now = (invalidation::servers(), guc::application_name(), session_options());
-        let known = KNOWN.with_borrow(|known| known.get(&mapping).cloned());
+        let known = KNOWN.with_borrow(|known| known.get(&key).cloned());
         if let Some((_, endpoint)) = known.filter(|(then, e)| *then == now && e.account == *account)
         {
             return Ok(endpoint);
         }
         let endpoint = Rc::new(Self::read(home, account)?);
-        KNOWN.with_borrow_mut(|known| known.insert(mapping, (now, endpoint.clone())));
+        KNOWN.with_borrow_mut(|known| known.insert(key, (now, endpoint.clone())));
         Ok(endpoint)
     }
 

@@ -4,7 +4,7 @@
 //! an error or the end of the process while it waits leaves nothing behind: dropping it closes the
 //! connection, and the server rolls back what was not committed.
 
-use super::endpoint::{Account, Endpoint};
+use super::endpoint::{Account, AccountKey, Endpoint};
 use crate::change::Route;
 use crate::pg::Oid;
 use crate::pg::fd::ExternalFd;
@@ -91,14 +91,14 @@ fn hash(route: &Rc<Route>) -> u64 {
 }
 
 thread_local! {
-    /// Idle sessions by user mapping.
-    static IDLE: RefCell<HashMap<u32, Session>> = RefCell::default();
+    /// Idle sessions by account.
+    static IDLE: RefCell<HashMap<AccountKey, Session>> = RefCell::default();
 }
 
 /// Takes the idle session of an endpoint. One that was made with other options (the server or the
 /// mapping was altered since) or that has died is closed instead.
 pub fn take(endpoint: &Endpoint) -> Option<Session> {
-    let key = endpoint.account.mapping.to_u32();
+    let key = endpoint.account.key();
     let mut session = IDLE.with_borrow_mut(|idle| idle.remove(&key))?;
     (*session.endpoint == *endpoint && session.is_alive()).then_some(session)
 }
@@ -108,7 +108,7 @@ pub fn put_back(session: Session) {
     if !session.connection.is_idle() {
         return;
     }
-    let key = session.endpoint.account.mapping.to_u32();
+    let key = session.endpoint.account.key();
     let old = IDLE.with_borrow_mut(|idle| idle.insert(key, session));
     drop(old);
 }

@@ -1,7 +1,7 @@
 //! Steps and looks that several tests share. Failures are panics.
 
 use rowsync_harness::side::{Notices, describe};
-use rowsync_harness::{Side, Testbed, fails};
+use rowsync_harness::{Cluster, Side, Testbed, fails};
 
 use postgres::error::DbError;
 use postgres::{Client, SimpleQueryMessage};
@@ -36,6 +36,25 @@ pub fn mirror(bed: &Testbed, table: &str, columns: &str, options: &str) {
 /// Sends the left table to the right one of the same name.
 pub fn attach(bed: &Testbed, table: &str, options: &str) {
     bed.left.exec(&attach_sql(bed, table, options));
+}
+
+/// Two databases, of which the right one lets its role in as told by [`Cluster::set_authentication`]; the
+/// left one has a server `dst` that leads there with a mapping for PUBLIC, without a password.
+pub fn passwordless(label: &str, method: &str) -> Testbed {
+    let right = std::sync::Arc::new(Cluster::start(label).expect("a cluster"));
+    right.set_authentication(method).expect("a rule");
+    let create = |cluster, name: String| Side::create(cluster, &name).expect("a database");
+    let bed = Testbed {
+        left: create(rowsync_harness::testbed::clusters().0, format!("local_{label}")),
+        right: create(&right, format!("remote_{label}")),
+    };
+    let (Side { db, user, .. }, port) = (&bed.right, right.port());
+    bed.left.exec(&format!(
+        "create server dst foreign data wrapper pg_rowsync
+           options (host '127.0.0.1', port '{port}', dbname '{db}');
+         create user mapping for public server dst options (user '{user}')"
+    ));
+    bed
 }
 
 /// The call that [`attach`] makes.

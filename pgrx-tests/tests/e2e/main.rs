@@ -56,6 +56,7 @@ mod rollback;
 mod round_trips;
 mod row_versions;
 mod security_guard;
+mod security_owners;
 mod servers;
 mod set_aside;
 mod statements;
