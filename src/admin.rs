@@ -173,8 +173,9 @@ pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
                 &[Some(&role)],
             )?;
             let user = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
-            let current = Endpoint::resolve(home, account)?;
-            let valid = listed.alive && current == listed.endpoint;
+            // Its mapping may be gone, which is not the caller's fault.
+            let current = Endpoint::resolve(home, account);
+            let valid = listed.alive && current.is_ok_and(|current| current == listed.endpoint);
             Ok((account.server_name.clone(), user, listed.pid, valid))
         })
         .collect()

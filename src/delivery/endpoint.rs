@@ -123,6 +123,7 @@ pub struct Endpoint {
     pub own_name: Option<String>,
     /// The mapping must bring a password, and the server must ask for it.
     pub password_required: bool,
+    /// The mapping brings one.
     has_password: bool,
     params: Vec<(CString, CString)>,
 }
@@ -132,7 +133,7 @@ impl Endpoint {
     /// has changed.
     ///
     /// # Errors
-    /// 22021 for an option that cannot be passed on.
+    /// 42704 when the mapping is gone; 22021 for an option that cannot be passed on.
     pub fn resolve(home: &Home, account: &Account) -> Result<Rc<Self>> {
         let key = account.key();
         let now = (invalidation::servers(), guc::application_name(), session_options());
@@ -170,32 +171,73 @@ impl Endpoint {
                 Some(&account.mapping.to_u32().to_string()),
             ],
         )?;
-        let superuser = spi::read(
-            home,
-            "SELECT 1 FROM pg_catalog.pg_roles \
-             WHERE oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND rolsuper",
-            &[Some(&account.owner.to_u32().to_string())],
-        )?;
+        let (superuser, may_waive) = Self::exemptions(home, account)?;
         let mut options: Vec<(String, String)> = Vec::new();
         let mut waived = false;
+        let mut has_password = false;
         for mut row in rows {
             let place = required(&mut row, 0)?;
             let (name, value) = (required(&mut row, 1)?, required(&mut row, 2)?);
-            if name == "password_required" && place == "3" {
-                waived =
-                    matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0");
+            let in_mapping = place == "3";
+            if name == "password" {
+                has_password = in_mapping && !value.is_empty();
+            }
+            if name == "password_required" && in_mapping {
+                waived = may_waive
+                    && matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0");
             } else if keywords::find(&name).is_some_and(|k| !k.debug) {
                 options.retain(|(n, _)| *n != name);
                 options.push((name, value));
             }
         }
-        Self::of_options(account.clone(), options, superuser.is_empty() && !waived)
+        Self::of_options(account.clone(), options, !superuser && !waived, has_password)
+    }
+
+    /// Whether the owner is a superuser, and whether the mapping may say that no password is required:
+    /// only under a validator that lets none but superusers say so. A wrapper without one takes any
+    /// option from anybody.
+    fn exemptions(home: &Home, account: &Account) -> Result<(bool, bool)> {
+        let rows = spi::read(
+            home,
+            "SELECT COALESCE((SELECT r.rolsuper FROM pg_catalog.pg_roles r \
+                      WHERE r.oid OPERATOR(pg_catalog.=) $3::pg_catalog.oid), false), \
+                    EXISTS (SELECT FROM pg_catalog.pg_foreign_data_wrapper f \
+                      JOIN pg_catalog.pg_depend d \
+                        ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
+                       AND d.objid OPERATOR(pg_catalog.=) f.fdwvalidator \
+                       AND d.deptype OPERATOR(pg_catalog.=) 'e' \
+                      JOIN pg_catalog.pg_extension e \
+                        ON d.refclassid \
+                             OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+                       AND e.oid OPERATOR(pg_catalog.=) d.refobjid \
+                      WHERE f.oid OPERATOR(pg_catalog.=) s.srvfdw \
+                        AND e.extname OPERATOR(pg_catalog.=) \
+                              ANY (ARRAY['pg_rowsync', 'postgres_fdw']::pg_catalog.name[])) \
+             FROM pg_catalog.pg_user_mapping m \
+             JOIN pg_catalog.pg_foreign_server s ON s.oid OPERATOR(pg_catalog.=) m.umserver \
+             WHERE m.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+               AND s.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+            &[
+                Some(&account.server.to_u32().to_string()),
+                Some(&account.mapping.to_u32().to_string()),
+                Some(&account.owner.to_u32().to_string()),
+            ],
+        )?;
+        // Dropped since the changes were captured: libpq would make up a user of its own.
+        let Some(mut row) = rows.into_iter().next() else {
+            return Err(Error::local(
+                SqlState::UNDEFINED_OBJECT,
+                format!("user mapping for server \"{}\" was dropped", account.server_name),
+            ));
+        };
+        Ok((required(&mut row, 0)? == "t", required(&mut row, 1)? == "t"))
     }
 
     fn of_options(
         account: Account,
         mut options: Vec<(String, String)>,
         password_required: bool,
+        has_password: bool,
     ) -> Result<Self> {
         let mut take = |name: &str| {
             let at = options.iter().position(|(n, _)| n == name)?;
@@ -214,7 +256,6 @@ impl Endpoint {
                 options.push((name.into(), value));
             }
         }
-        let has_password = options.iter().any(|(n, v)| n == "password" && !v.is_empty());
         options.push(("client_encoding".into(), "UTF8".into()));
         options.push(("application_name".into(), application_name.clone()));
         options.push(("options".into(), format!("{own} {}", session_options()).trim().into()));

@@ -13,7 +13,7 @@ thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// Moves on when a watched relation changes.
     static RELATIONS: Cell<u64> = const { Cell::new(0) };
-    /// Moves on when a server, user mapping or role changes.
+    /// Moves on when a server, user mapping, role or membership changes.
     static SERVERS: Cell<u64> = const { Cell::new(0) };
     static WATCHED: RefCell<HashSet<u32>> = RefCell::default();
     /// Servers and mappings that changed since [`take_changed`], by hash.
@@ -70,7 +70,7 @@ pub fn now() -> Epoch {
     Epoch { relations: RELATIONS.get(), servers: SERVERS.get() }
 }
 
-/// Counter of changes to servers, user mappings and roles alone.
+/// Counter of changes to servers, user mappings, roles and memberships alone.
 pub fn servers() -> u64 {
     register();
     SERVERS.get()
@@ -87,7 +87,7 @@ fn register() {
     }
     let nothing = pg_sys::Datum::from(0usize);
     // SAFETY: the callbacks are functions of this library, which is never unloaded; there are a
-    // few dozen slots for syscache callbacks and each backend takes four once.
+    // few dozen slots for syscache callbacks and each backend takes five once.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
         for cache in [
@@ -95,6 +95,8 @@ fn register() {
             pg_sys::SysCacheIdentifier::FOREIGNDATAWRAPPEROID,
             pg_sys::SysCacheIdentifier::USERMAPPINGOID,
             pg_sys::SysCacheIdentifier::AUTHOID,
+            // USAGE may come by way of a role.
+            pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE,
         ] {
             pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(server_changed), nothing);
         }

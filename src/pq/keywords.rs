@@ -14,7 +14,11 @@ pub struct Keyword {
     pub debug: bool,
 }
 
-/// All options, read from libpq once. Empty only when memory is out.
+/// libpq's OAuth flow fetches whatever URL it is given and talks to the user on stderr: nothing for a
+/// server process. postgres_fdw leaves these out as well.
+const NOT_FOR_SERVERS: &str = "oauth_";
+
+/// All options that a server process may use, read from libpq once. Empty only when memory is out.
 pub fn all() -> &'static [Keyword] {
     static ALL: OnceLock<Vec<Keyword>> = OnceLock::new();
     ALL.get_or_init(|| {
@@ -26,11 +30,13 @@ pub fn all() -> &'static [Keyword] {
             while !at.is_null() && !(*at).keyword.is_null() {
                 let name = CStr::from_ptr((*at).keyword).to_string_lossy().into_owned();
                 let display = CStr::from_ptr((*at).dispchar).to_bytes();
-                found.push(Keyword {
-                    name,
-                    secret: display.contains(&b'*'),
-                    debug: display.contains(&b'D'),
-                });
+                if !name.starts_with(NOT_FOR_SERVERS) {
+                    found.push(Keyword {
+                        name,
+                        secret: display.contains(&b'*'),
+                        debug: display.contains(&b'D'),
+                    });
+                }
                 at = at.add(1);
             }
             if !options.is_null() {

@@ -56,6 +56,8 @@ mod rollback;
 mod round_trips;
 mod row_versions;
 mod security_guard;
+mod security_identity;
+mod security_mappings;
 mod security_owners;
 mod servers;
 mod set_aside;
