@@ -59,6 +59,8 @@ mod security_guard;
 mod security_identity;
 mod security_mappings;
 mod security_owners;
+mod security_rights;
+mod security_secrets;
 mod servers;
 mod set_aside;
 mod statements;
