@@ -1,9 +1,10 @@
 //! From a change set to the servers, at commit.
 //!
 //! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys), `feed` turns them into statements, `link` carries them over
-//! one connection, `drive` waits for several links at once, `commit` decides what becomes of a
+//! one connection, `answers` holds what comes back against what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
 //! transaction. `endpoint` and `session` own where to connect and the connections that are kept.
 
+pub mod answers;
 pub mod collapse;
 pub mod commit;
 pub mod drive;

@@ -47,6 +47,13 @@ impl SqlState {
         if b.len() == 5 { Self([b[0], b[1], b[2], b[3], b[4]]) } else { Self(*b"XX000") }
     }
 
+    /// The state of a failure as a server tells it, which may be anything: `XX000` for what is none,
+    /// or is that of a success.
+    pub fn of_failure(code: &str) -> Self {
+        let told = code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+        if told && !code.starts_with("00") { Self::new(code) } else { Self::INTERNAL }
+    }
+
     /// The five characters.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or("XX000")
@@ -277,6 +284,10 @@ mod tests {
         assert_eq!(SqlState::new("00000").packed(), 0);
         assert_eq!(SqlState::unpacked(83906754).as_str(), "23505");
         assert_eq!(SqlState::new("too long").as_str(), "XX000");
+        assert_eq!(SqlState::of_failure("23505").as_str(), "23505");
+        for odd in ["00000", "2350", "23\n05", "23\u{e9}5", ""] {
+            assert_eq!(SqlState::of_failure(odd), SqlState::INTERNAL, "{odd:?}");
+        }
     }
 
     #[test]

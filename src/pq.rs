@@ -6,7 +6,10 @@
 
 pub mod connection;
 pub mod keywords;
+mod memory;
 pub mod reply;
+mod socket;
+mod text;
 
 pub use connection::{Connection, Polling};
 pub use reply::Status;

@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod faults;
+pub mod hostile;
 pub mod proxy;
 pub mod reaper;
 pub mod scenario;
@@ -15,6 +16,7 @@ pub mod side;
 pub mod testbed;
 
 pub use cluster::{Cluster, Shutdown};
+pub use hostile::Hostile;
 pub use proxy::{Direction, Proxy};
 pub use side::Side;
 pub use testbed::{Testbed, await_until, fails};

@@ -102,9 +102,11 @@ pub fn cancel(links: &mut [Link<'_>]) {
 fn pause(links: &mut [Link<'_>], longest: Duration) {
     let now = Instant::now();
     let mut expired = false;
-    // A link whose server has answered is only due because the caller did other things meanwhile.
     let answered = |link: &Link<'_>| link.interest().is_some_and(|i| wait::is_ready(&i));
-    for link in links.iter_mut().filter(|l| !l.is_done() && l.deadline() <= now && !answered(l)) {
+    for link in links.iter_mut().filter(|l| !l.is_done() && l.deadline() <= now) {
+        if answered(link) && link.may_be_late(now) {
+            continue;
+        }
         link.expire();
         expired = true;
     }

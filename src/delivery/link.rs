@@ -5,22 +5,29 @@
 //! What decides between "lost" and "in doubt" is whether the end of a pipeline that commits had
 //! been handed to libpq: from then on its bytes may be anywhere.
 
+use super::answers::{Answers, BROKE_PROTOCOL, SENDS_TOO_MUCH};
 use super::endpoint::Endpoint;
 use super::feed::Feed;
 use super::session::{self, Session};
 use crate::conflict::Tally;
-use crate::error::{Error, RemoteError, Result, SqlState};
+use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
-use crate::pq::{Connection, Polling, Status};
-use crate::sql::{Conflicts, HOME, MISSING_MARK, RACE_MARK, Statement};
-use std::collections::VecDeque;
+use crate::pq::{Connection, Polling};
+use crate::sql::{HOME, Statement};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Bytes of statements that are handed to libpq before it is asked to send them.
 const PARCEL: usize = 16 * 1024;
+
+/// What a server may send before it is connected. An honest one sends a few kB.
+const LONGEST_GREETING: u64 = 128 * 1024;
+/// Steps of connecting at once. An honest server needs fewer altogether.
+const MOST_POLLS: usize = 16;
+/// How long after its deadline a link goes on if its server is sending.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What the end of a run means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,27 +60,23 @@ pub struct Link<'f> {
     /// Statements fetched but not sent yet: the end must be known when the last ones are.
     ahead: Option<Vec<Statement>>,
     ending: Ending,
-    /// Answers still to come: one a statement, one for the end of the pipeline.
-    outstanding: usize,
-    /// How the answers still to come tell conflicts, oldest first.
-    telling: VecDeque<Conflicts>,
-    conflicts: Tally,
+    answers: Answers,
     /// The server is being asked for its extension, before the run.
     asking: bool,
-    /// The answer being read has begun: a null result ends it.
-    in_answer: bool,
     /// The end of the pipeline was handed to libpq.
     ended: bool,
     commit_sent: bool,
-    /// When the last answer came or the last statements had left.
+    /// When the last answer came or the last statements had left. Bytes that complete no answer are no
+    /// progress: a server could send them for ever.
     progress: Instant,
+    /// When the link was first found to be late.
+    late: Option<Instant>,
     /// When statements were last handed to libpq.
     fed_at: Instant,
     /// The kernel did not take everything: wait for writing too.
     write_blocked: bool,
     backend_pid: i32,
     failure: Option<Error>,
-    answers: Vec<Vec<Option<String>>>,
 }
 
 impl<'f> Link<'f> {
@@ -123,19 +126,16 @@ impl<'f> Link<'f> {
             feed: None,
             ahead: None,
             ending: Ending::Open,
-            outstanding: 0,
-            telling: VecDeque::new(),
-            conflicts: Tally::default(),
+            answers: Answers::default(),
             asking: false,
-            in_answer: false,
             ended: false,
             commit_sent: false,
             progress: Instant::now(),
+            late: None,
             fed_at: Instant::now(),
             write_blocked: false,
             backend_pid: 0,
             failure: None,
-            answers: Vec::new(),
         }
     }
 
@@ -143,7 +143,6 @@ impl<'f> Link<'f> {
     pub fn run(&mut self, feed: impl Feed + 'f, ending: Ending) {
         self.feed = Some(Box::new(feed));
         self.ending = ending;
-        self.conflicts = Tally::default();
         self.failure = None;
         self.rewind();
         self.start();
@@ -152,15 +151,17 @@ impl<'f> Link<'f> {
     /// Back to where nothing was sent.
     fn rewind(&mut self) {
         self.ahead = None;
-        self.outstanding = 0;
-        self.telling.clear();
-        self.in_answer = false;
+        self.answers = Answers::default();
         self.ended = false;
         self.commit_sent = false;
         self.write_blocked = false;
-        self.progress = Instant::now();
+        self.went_on();
         self.fed_at = self.progress;
-        self.answers.clear();
+    }
+
+    fn went_on(&mut self) {
+        self.progress = Instant::now();
+        self.late = None;
     }
 
     fn start(&mut self) {
@@ -168,7 +169,8 @@ impl<'f> Link<'f> {
         self.asking = feed.needs_home() && !session.knows_home();
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             self.backend_pid = session.connection.backend_pid();
-            self.progress = Instant::now();
+            self.answers = Answers::over(&session.connection);
+            self.went_on();
             self.state = State::Running(session);
         }
     }
@@ -213,12 +215,12 @@ impl<'f> Link<'f> {
     /// Takes out the conflicts of the run that its policies let pass. Means something only where the run
     /// had no failure.
     pub fn take_conflicts(&mut self) -> Tally {
-        std::mem::take(&mut self.conflicts)
+        self.answers.take_conflicts()
     }
 
-    /// The first column of each answer that had rows and was not about conflicts.
+    /// See [`Answers::rows`].
     pub fn answers(&self) -> &[Vec<Option<String>>] {
-        &self.answers
+        self.answers.rows()
     }
 
     /// Whether the server has rolled back by itself, or there is nothing to roll back.
@@ -265,6 +267,12 @@ impl<'f> Link<'f> {
         }
     }
 
+    /// Whether the link may go on after its deadline, with a server that is sending: the caller may have
+    /// done other things while the answer came. Not for long, since the server may send for ever.
+    pub fn may_be_late(&mut self, now: Instant) -> bool {
+        *self.late.get_or_insert(now) + LATE > now
+    }
+
     /// The deadline has passed.
     pub fn expire(&mut self) {
         let server = self.server().to_owned();
@@ -307,11 +315,20 @@ impl<'f> Link<'f> {
     fn step_connecting(&mut self) {
         let State::Connecting { connection, polling, .. } = &mut self.state else { return };
         // PQconnectPoll must not be called before the socket is ready.
+        let mut polls = 0;
         while matches!(polling, Polling::Read | Polling::Write) {
-            if !wait::is_ready(&connecting_interest(connection, *polling)) {
+            let ready = wait::is_ready(&connecting_interest(connection, *polling));
+            if !ready || polls == MOST_POLLS {
                 return;
             }
             *polling = connection.poll();
+            polls += 1;
+            connection.forget_notifications();
+            if connection.heard() > LONGEST_GREETING || connection.is_swollen() {
+                let (server, reason) = (self.server().to_owned(), SENDS_TOO_MUCH.to_owned());
+                let sqlstate = SqlState::CANNOT_CONNECT;
+                return self.close(Error::Connect { server, sqlstate, reason });
+            }
         }
         let State::Connecting { mut connection, fd, polling, .. } =
             std::mem::replace(&mut self.state, State::Closed)
@@ -335,7 +352,7 @@ impl<'f> Link<'f> {
     fn step_running(&mut self) -> std::result::Result<(), String> {
         loop {
             self.read_answers()?;
-            if self.ended && self.outstanding == 0 {
+            if self.ended && self.answers.are_complete() {
                 self.rest();
                 if matches!(self.state, State::Running(_)) {
                     continue;
@@ -360,8 +377,12 @@ impl<'f> Link<'f> {
         let State::Running(mut session) = std::mem::replace(&mut self.state, State::Closed) else {
             return;
         };
+        // In the middle of a transaction, nothing has been committed whatever the answers were.
+        if self.commit_sent && self.failure.is_none() && !session.connection.is_idle() {
+            return self.broken(BROKE_PROTOCOL);
+        }
         if std::mem::take(&mut self.asking) && self.failure.is_none() {
-            let answer = self.answers.pop().and_then(|rows| rows.into_iter().next());
+            let answer = self.answers.rows().first().and_then(|rows| rows.first()).cloned();
             session.set_home(answer.flatten());
             self.state = State::Resting(session);
             self.rewind();
@@ -390,8 +411,7 @@ impl<'f> Link<'f> {
             if let (Ok(statements), State::Running(session)) = (&sent, &mut self.state) {
                 for statement in statements {
                     session.connection.send(statement)?;
-                    self.telling.push_back(statement.conflicts.clone());
-                    self.outstanding += 1;
+                    self.answers.expect(statement.conflicts.clone());
                     parcel += statement.size();
                 }
             }
@@ -416,7 +436,7 @@ impl<'f> Link<'f> {
             self.commit_sent =
                 self.ending == Ending::Commits && self.failure.is_none() && !self.asking;
             session.connection.sync()?;
-            self.outstanding += 1;
+            self.answers.expect_end();
         }
         self.fed_at = Instant::now();
         Ok(())
@@ -425,7 +445,7 @@ impl<'f> Link<'f> {
     fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
         let State::Running(session) = &self.state else { return Ok(None) };
         if self.asking {
-            let sent = self.outstanding > 0;
+            let sent = !self.answers.are_complete();
             return Ok((!sent).then(|| vec![Statement::plain(HOME)]));
         }
         let home = session.home();
@@ -435,50 +455,14 @@ impl<'f> Link<'f> {
     fn read_answers(&mut self) -> std::result::Result<(), String> {
         let State::Running(session) = &mut self.state else { return Ok(()) };
         let server = &self.endpoint.account.server_name;
-        let arrived = session.connection.consume();
-        while self.outstanding > 0 && !session.connection.is_busy() {
-            let Some(reply) = session.connection.reply() else {
-                if !self.in_answer {
-                    break;
-                }
-                self.in_answer = false;
-                self.outstanding -= 1;
-                self.telling.pop_front();
-                self.progress = Instant::now();
-                continue;
-            };
-            self.in_answer = true;
-            match reply.status() {
-                Status::Done => {
-                    let rows = reply.first_column();
-                    let told = self.telling.front().is_some_and(|telling| {
-                        telling.take(reply.affected(), &rows, &mut self.conflicts)
-                    });
-                    if !told && !rows.is_empty() {
-                        self.answers.push(rows);
-                    }
-                }
-                Status::Skipped => {}
-                Status::Failed => {
-                    let error = explained(reply.error(server));
-                    self.failure.get_or_insert(Error::Remote(Box::new(error)));
-                }
-                Status::Synced => {
-                    self.in_answer = false;
-                    self.outstanding -= 1;
-                    self.progress = Instant::now();
-                }
-                Status::Unexpected => return Err("The server broke the protocol.".to_owned()),
-            }
-            if !session.connection.is_up() {
-                break;
-            }
+        let read = self.answers.read(&mut session.connection, server);
+        if let Some(error) = self.answers.take_failure() {
+            self.failure.get_or_insert(Error::Remote(Box::new(error)));
         }
-        if arrived && session.connection.is_up() {
-            Ok(())
-        } else {
-            Err(session.connection.message())
+        if read? {
+            self.went_on();
         }
+        Ok(())
     }
 
     fn broken(&mut self, reason: &str) {
@@ -499,20 +483,4 @@ impl<'f> Link<'f> {
 fn connecting_interest(connection: &Connection, polling: Polling) -> Interest {
     let read = polling == Polling::Read;
     Interest { socket: connection.socket(), read, write: !read }
-}
-
-/// The error that a statement of ours provoked, in words of its own.
-fn explained(mut error: RemoteError) -> RemoteError {
-    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(RACE_MARK) {
-        error.sqlstate = SqlState::SERIALIZATION_FAILURE;
-        error.message = format!("row is being changed on server \"{}\"", error.server);
-        error.context = None;
-    }
-    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {
-        error.sqlstate = SqlState::NO_DATA_FOUND;
-        error.message =
-            format!("row to update or delete was not found on server \"{}\"", error.server);
-        error.context = None;
-    }
-    error
 }

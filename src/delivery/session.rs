@@ -20,6 +20,10 @@ use std::time::{Duration, Instant};
 /// How long a server without an extension of its own is taken to have none.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
+/// A connection over which so many bytes have come is not kept: libpq never frees what a server says of
+/// its parameters, and a server may say it for ever.
+const MOST_HEARD: u64 = 64 * 1024 * 1024;
+
 /// An authenticated connection.
 pub struct Session {
     pub connection: Connection,
@@ -103,9 +107,10 @@ pub fn take(endpoint: &Endpoint) -> Option<Session> {
     (*session.endpoint == *endpoint && session.is_alive()).then_some(session)
 }
 
-/// Keeps a session for the next transaction; closes it if one is still open on the server.
+/// Keeps a session for the next transaction; closes it if one is still open on the server, or if it has
+/// become too large.
 pub fn put_back(session: Session) {
-    if !session.connection.is_idle() {
+    if !session.connection.is_idle() || session.connection.heard() > MOST_HEARD {
         return;
     }
     let key = session.endpoint.account.key();

@@ -4,14 +4,16 @@
 //! socket while it goes through the hosts of a connection string.
 
 use super::reply::Reply;
+use super::{memory, socket, text};
 use crate::error::SqlState;
 use crate::sql::Statement;
 use pq_sys::{
     ConnStatusType, PGTransactionStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID,
     PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
-    PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQgetResult, PQisBusy, PQpipelineSync,
-    PQsendFlushRequest, PQsendQueryParams, PQsetErrorVerbosity, PQsetNoticeReceiver,
-    PQsetnonblocking, PQsocket, PQstatus, PQtransactionStatus, PostgresPollingStatusType,
+    PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQfreemem, PQgetResult, PQisBusy,
+    PQnotifies, PQpipelineSync, PQsendFlushRequest, PQsendQueryParams, PQsetErrorVerbosity,
+    PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket, PQstatus,
+    PQtransactionStatus, PostgresPollingStatusType,
 };
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -28,7 +30,16 @@ pub enum Polling {
 }
 
 /// A libpq connection.
-pub struct Connection(NonNull<PGconn>);
+pub struct Connection {
+    conn: NonNull<PGconn>,
+    /// Size of the process when libpq was last made to read.
+    size: Option<u64>,
+}
+
+/// By how much the process may grow while libpq reads. It makes room for a message as soon as its length
+/// is known, rounded up to a power of two, and then takes in what comes, in one go if it comes fast
+/// enough: so this is a message of more than 8 MB.
+const SWOLLEN: u64 = 12 * 1024 * 1024;
 
 /// What libpq or the server says outside of results goes nowhere: a NOTICE of a remote trigger is
 /// none of the local client's business, and stderr is the server's log.
@@ -47,21 +58,25 @@ impl Connection {
         // SAFETY: two null-terminated arrays of C strings, copied by the call.
         unsafe {
             let conn = PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
-            let conn = Self(NonNull::new(conn)?);
+            let conn = Self { conn: NonNull::new(conn)?, size: None };
             PQsetNoticeReceiver(conn.raw(), Some(ignore_notice), std::ptr::null_mut());
             // Makes libpq write the SQLSTATE into the message of a refused connection, the only
             // way to learn it; see connect_error().
             PQsetErrorVerbosity(conn.raw(), PGVerbosity::PQERRORS_VERBOSE);
+            // While connecting, too: else libpq waits, without bound, for a server that asks for
+            // passwords without reading any.
+            PQsetnonblocking(conn.raw(), 1);
             Some(conn)
         }
     }
 
     fn raw(&self) -> *mut PGconn {
-        self.0.as_ptr()
+        self.conn.as_ptr()
     }
 
     /// One step of connecting.
     pub fn poll(&mut self) -> Polling {
+        self.size = memory::size();
         // SAFETY: a live connection that is being established.
         match unsafe { PQconnectPoll(self.raw()) } {
             PostgresPollingStatusType::PGRES_POLLING_OK => Polling::Connected,
@@ -71,10 +86,22 @@ impl Connection {
         }
     }
 
-    /// After connecting: non-blocking, pipelined. False when libpq refuses.
+    /// After connecting: pipelined. False when libpq refuses.
     pub fn pipelined(&mut self) -> bool {
         // SAFETY: a live connection with nothing in progress.
         unsafe { PQsetnonblocking(self.raw(), 1) == 0 && PQenterPipelineMode(self.raw()) == 1 }
+    }
+
+    /// Bytes that libpq has read from its present socket, whatever they were; 0 where the kernel does
+    /// not tell, as for a local socket.
+    pub fn heard(&self) -> u64 {
+        socket::taken(self.socket()).unwrap_or(0)
+    }
+
+    /// Whether what was read last begins a message that is too long to be read.
+    pub fn is_swollen(&self) -> bool {
+        let grown = |(before, now): (u64, u64)| now.saturating_sub(before);
+        self.size.zip(memory::size()).map(grown).is_some_and(|grown| grown > SWOLLEN)
     }
 
     /// The socket to wait for, -1 if there is none.
@@ -119,11 +146,11 @@ impl Connection {
         unsafe { PQconnectionUsedPassword(self.raw()) == 1 }
     }
 
-    /// libpq's last message, without its trailing newline.
+    /// libpq's last message, without its trailing newline, cut to a length fit for a log.
     pub fn message(&self) -> String {
         // SAFETY: a live connection; the message is a C string, copied at once.
-        let text = unsafe { CStr::from_ptr(PQerrorMessage(self.raw())) };
-        text.to_string_lossy().trim_end().to_owned()
+        let message = unsafe { CStr::from_ptr(PQerrorMessage(self.raw())) };
+        text::told(message)
     }
 
     /// Why connecting failed: the server's SQLSTATE if it gave one, and the message.
@@ -198,6 +225,7 @@ impl Connection {
 
     /// Reads what has arrived. False when the connection broke.
     pub fn consume(&mut self) -> bool {
+        self.size = memory::size();
         // SAFETY: a live connection.
         unsafe { PQconsumeInput(self.raw()) == 1 }
     }
@@ -205,7 +233,26 @@ impl Connection {
     /// Whether taking the next reply would block.
     pub fn is_busy(&mut self) -> bool {
         // SAFETY: a live connection.
-        unsafe { PQisBusy(self.raw()) == 1 }
+        unsafe {
+            // libpq would collect all rows of an answer, however many the server makes up. Must be said
+            // for each statement before its first row is read; elsewhere it is refused.
+            PQsetSingleRowMode(self.raw());
+            PQisBusy(self.raw()) == 1
+        }
+    }
+
+    /// Frees the notifications that have come unasked for.
+    pub fn forget_notifications(&mut self) {
+        // SAFETY: a live connection; each notification is ours, freed once.
+        unsafe {
+            loop {
+                let one = PQnotifies(self.raw());
+                if one.is_null() {
+                    return;
+                }
+                PQfreemem(one.cast());
+            }
+        }
     }
 
     /// The next reply; `None` after the last one of each statement. Only when not busy.

@@ -1,5 +1,6 @@
 //! A result of one statement.
 
+use super::text;
 use crate::error::{RemoteError, SqlState};
 use pq_sys::{
     ExecStatusType, PG_DIAG_COLUMN_NAME, PG_DIAG_CONSTRAINT_NAME, PG_DIAG_CONTEXT,
@@ -13,7 +14,9 @@ use std::ptr::NonNull;
 /// What a result stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// The statement was done; rows, if it returned any, are there.
+    /// A row of the statement's answer.
+    Row,
+    /// The statement was done.
     Done,
     /// The statement failed.
     Failed,
@@ -45,6 +48,7 @@ impl Reply {
     pub fn status(&self) -> Status {
         // SAFETY: a live result.
         match unsafe { PQresultStatus(self.raw()) } {
+            ExecStatusType::PGRES_SINGLE_TUPLE => Status::Row,
             ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_TUPLES_OK => Status::Done,
             ExecStatusType::PGRES_FATAL_ERROR | ExecStatusType::PGRES_BAD_RESPONSE => {
                 Status::Failed
@@ -62,51 +66,46 @@ impl Reply {
         count.to_str().ok().and_then(|n| n.parse().ok()).unwrap_or(0)
     }
 
-    /// The first column of all rows.
-    pub fn first_column(&self) -> Vec<Option<String>> {
+    /// The first column of the row; `None` for NULL, and where there is none.
+    pub fn first_column(&self) -> Option<String> {
         // SAFETY: a live result; row and column numbers are within what it says it has.
         unsafe {
-            if PQnfields(self.raw()) == 0 {
-                return Vec::new();
-            }
-            (0..PQntuples(self.raw()))
-                .map(|row| {
-                    (PQgetisnull(self.raw(), row, 0) == 0).then(|| {
-                        let value = CStr::from_ptr(PQgetvalue(self.raw(), row, 0));
-                        value.to_string_lossy().into_owned()
-                    })
-                })
-                .collect()
+            let there = PQnfields(self.raw()) > 0 && PQntuples(self.raw()) > 0;
+            (there && PQgetisnull(self.raw(), 0, 0) == 0).then(|| {
+                let value = CStr::from_ptr(PQgetvalue(self.raw(), 0, 0));
+                value.to_string_lossy().into_owned()
+            })
         }
     }
 
-    /// The error, field by field. A result without a SQLSTATE was made by libpq itself, over a
+    /// The error, field by field, each cut to a length fit for a log. A result without a SQLSTATE was made by libpq itself, over a
     /// connection that broke: 08006.
     pub fn error(&self, server: &str) -> RemoteError {
-        let field = |code: u8| -> Option<String> {
+        let read = |code: u8, told: fn(&CStr) -> String| -> Option<String> {
             // SAFETY: a live result; the field is null or a C string that lives with it.
             unsafe {
                 let value = PQresultErrorField(self.raw(), i32::from(code));
-                (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
+                (!value.is_null()).then(|| told(CStr::from_ptr(value)))
             }
         };
+        let field = |code| read(code, text::told);
+        let name = |code| read(code, text::name);
         let message = field(PG_DIAG_MESSAGE_PRIMARY).unwrap_or_else(|| {
             // SAFETY: a live result; the message is a C string that lives with it.
-            let text = unsafe { CStr::from_ptr(PQresultErrorMessage(self.raw())) };
-            text.to_string_lossy().trim_end().to_owned()
+            text::told(unsafe { CStr::from_ptr(PQresultErrorMessage(self.raw())) })
         });
         RemoteError {
             server: server.to_owned(),
             sqlstate: field(PG_DIAG_SQLSTATE)
-                .map_or(SqlState::CONNECTION_FAILURE, |code| SqlState::new(&code)),
+                .map_or(SqlState::CONNECTION_FAILURE, |code| SqlState::of_failure(&code)),
             message,
             detail: field(PG_DIAG_MESSAGE_DETAIL),
             hint: field(PG_DIAG_MESSAGE_HINT),
             context: field(PG_DIAG_CONTEXT),
-            schema: field(PG_DIAG_SCHEMA_NAME),
-            table: field(PG_DIAG_TABLE_NAME),
-            column: field(PG_DIAG_COLUMN_NAME),
-            constraint: field(PG_DIAG_CONSTRAINT_NAME),
+            schema: name(PG_DIAG_SCHEMA_NAME),
+            table: name(PG_DIAG_TABLE_NAME),
+            column: name(PG_DIAG_COLUMN_NAME),
+            constraint: name(PG_DIAG_CONSTRAINT_NAME),
         }
     }
 }

@@ -25,22 +25,25 @@ pub enum Conflicts {
 }
 
 impl Conflicts {
-    /// Adds the conflicts that an answer tells of: `rows` are its only column, `affected` is from its
-    /// command tag. Says whether the rows were meant for this.
-    pub fn take(&self, affected: u64, rows: &[Option<String>], tally: &mut Tally) -> bool {
+    /// Adds the conflict that a row of the answer, its only column, tells of. Says whether the row was
+    /// meant for this.
+    pub fn take_row(&self, row: Option<&str>, tally: &mut Tally) -> bool {
         match self {
             Self::Never => false,
             Self::Told(route) => {
-                let told = rows.iter().flatten().filter_map(|answer| read(answer));
-                told.for_each(|conflict| tally.add(route, conflict));
+                row.and_then(read).into_iter().for_each(|conflict| tally.add(route, conflict));
                 true
             }
-            Self::Single(route, conflict, if_affected) => {
-                if (affected > 0) == *if_affected {
-                    tally.add(route, (**conflict).clone());
-                }
-                true
-            }
+            Self::Single(..) => true,
+        }
+    }
+
+    /// Adds the conflict that the command tag tells of, which says that so many rows were `affected`.
+    pub fn take_tag(&self, affected: u64, tally: &mut Tally) {
+        if let Self::Single(route, conflict, if_affected) = self
+            && (affected > 0) == *if_affected
+        {
+            tally.add(route, (**conflict).clone());
         }
     }
 }
@@ -155,16 +158,16 @@ mod tests {
         let mut tally = Tally::default();
         let conflict = conflict_of(&route, Met::DeleteMissing, Decision::Skipped, &[Some("7")]);
         let single = Conflicts::Single(route.clone(), Box::new(conflict), false);
-        assert!(single.take(1, &[], &mut tally));
+        single.take_tag(1, &mut tally);
         assert_eq!(tally.total(), 0);
-        assert!(single.take(0, &[], &mut tally));
-        let rows = [
-            Some(r#"["update_missing", "applied", {"id":"1"}, null, null, null]"#.to_owned()),
-            None,
-            Some("not for us".to_owned()),
-        ];
-        assert!(Conflicts::Told(route).take(3, &rows, &mut tally));
-        assert!(!Conflicts::Never.take(3, &rows, &mut tally));
+        single.take_tag(0, &mut tally);
+        let told = Conflicts::Told(route);
+        told.take_tag(0, &mut tally);
+        let answer = r#"["update_missing", "applied", {"id":"1"}, null, null, null]"#;
+        for row in [Some(answer), None, Some("not for us")] {
+            assert!(told.take_row(row, &mut tally));
+            assert!(!Conflicts::Never.take_row(row, &mut tally));
+        }
         let kinds: Vec<Met> = tally.details().map(|(_, conflict)| conflict.kind).collect();
         assert_eq!(kinds, [Met::DeleteMissing, Met::UpdateMissing]);
         assert_eq!(tally.total(), 2);

@@ -1,0 +1,213 @@
+//! The answers to the statements of one run. The server may be anyone's: what it sends is held against
+//! what was asked, its volume is bounded, and nothing of it is kept beyond a measure.
+
+use crate::conflict::Tally;
+use crate::error::{RemoteError, SqlState};
+use crate::pq::{Connection, Status};
+use crate::sql::{Conflicts, MISSING_MARK, RACE_MARK};
+use std::collections::VecDeque;
+
+/// What a server may send without completing an answer. The longest honest ones tell of 5,000 conflicts,
+/// with their keys.
+const LONGEST_ANSWER: u64 = 8 * 1024 * 1024;
+/// Rows, and bytes of rows, that are kept of answers that are not about conflicts.
+const MOST_ROWS: usize = 1_000;
+const MOST_BYTES: usize = 256 * 1024;
+
+pub const BROKE_PROTOCOL: &str = "The server broke the protocol.";
+pub const SENDS_TOO_MUCH: &str = "The server sends more than it was asked for.";
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Answers {
+    /// How many are still to come: one a statement, one for the end of the pipeline.
+    outstanding: usize,
+    /// The last of them is the one for the end.
+    end_expected: bool,
+    /// The end was answered with an error: a commit that failed.
+    end_failed: bool,
+    /// How the answers still to come tell conflicts, oldest first.
+    telling: VecDeque<Conflicts>,
+    conflicts: Tally,
+    /// The answer being read has begun: a null result ends it.
+    begun: bool,
+    /// The last of `kept` is of the answer being read.
+    keeping: bool,
+    kept: Vec<Vec<Option<String>>>,
+    kept_rows: usize,
+    kept_bytes: usize,
+    failure: Option<RemoteError>,
+    /// What the connection had heard when the last answer was complete.
+    heard: u64,
+}
+
+impl Answers {
+    /// Of a run that begins over this connection.
+    pub fn over(connection: &Connection) -> Self {
+        Self { heard: connection.heard(), ..Self::default() }
+    }
+
+    /// A statement was sent, whose answer tells conflicts in this way.
+    pub fn expect(&mut self, conflicts: Conflicts) {
+        self.telling.push_back(conflicts);
+        self.outstanding += 1;
+    }
+
+    /// The end of the pipeline was sent.
+    pub fn expect_end(&mut self) {
+        self.end_expected = true;
+        self.outstanding += 1;
+    }
+
+    /// Whether nothing was sent that is not answered.
+    pub fn are_complete(&self) -> bool {
+        self.outstanding == 0
+    }
+
+    /// Takes out the first error that the server told.
+    pub fn take_failure(&mut self) -> Option<RemoteError> {
+        self.failure.take()
+    }
+
+    /// Takes out the conflicts told so far.
+    pub fn take_conflicts(&mut self) -> Tally {
+        std::mem::take(&mut self.conflicts)
+    }
+
+    /// The first column of each answer that had rows and was not about conflicts; of a longer one, the
+    /// first rows.
+    pub fn rows(&self) -> &[Vec<Option<String>>] {
+        &self.kept
+    }
+
+    /// Reads what has arrived; says whether an answer was completed.
+    ///
+    /// # Errors
+    /// Why the connection is of no use any more.
+    pub fn read(&mut self, connection: &mut Connection, server: &str) -> Result<bool, String> {
+        let before = self.outstanding;
+        let arrived = connection.consume();
+        let heard = connection.heard();
+        while self.outstanding > 0 && !connection.is_busy() {
+            if !self.take(connection, server)? || !connection.is_up() {
+                break;
+            }
+        }
+        connection.forget_notifications();
+        let went_on = self.outstanding < before;
+        if went_on {
+            self.heard = heard;
+        }
+        if !arrived || !connection.is_up() {
+            return Err(connection.message());
+        }
+        let unanswered = heard.saturating_sub(self.heard);
+        if self.outstanding > 0 && (unanswered > LONGEST_ANSWER || connection.is_swollen()) {
+            return Err(SENDS_TOO_MUCH.to_owned());
+        }
+        Ok(went_on)
+    }
+
+    /// Takes what is next; false if there is nothing to take.
+    fn take(&mut self, connection: &mut Connection, server: &str) -> Result<bool, String> {
+        let at_end = self.end_expected && self.outstanding == 1;
+        let Some(reply) = connection.reply() else {
+            match (self.begun, at_end) {
+                // The commit failed; the end of the pipeline is still to come.
+                (true, true) => self.end_failed = true,
+                (true, false) => self.complete(),
+                // Not with every libpq: some take the error for the end.
+                (false, _) if self.end_failed => self.complete(),
+                (false, _) => return Ok(false),
+            }
+            self.begun = false;
+            return Ok(true);
+        };
+        self.begun = true;
+        match reply.status() {
+            Status::Row if !at_end => self.take_row(reply.first_column()),
+            Status::Done if !at_end => {
+                if let Some(telling) = self.telling.front() {
+                    telling.take_tag(reply.affected(), &mut self.conflicts);
+                }
+            }
+            Status::Skipped => {}
+            Status::Failed => {
+                self.failure.get_or_insert(explained(reply.error(server)));
+            }
+            Status::Synced if at_end => {
+                self.complete();
+                self.begun = false;
+            }
+            // The answer to something else, or one that our statements cannot have.
+            Status::Row | Status::Done | Status::Synced | Status::Unexpected => {
+                return Err(BROKE_PROTOCOL.to_owned());
+            }
+        }
+        Ok(true)
+    }
+
+    fn complete(&mut self) {
+        self.outstanding -= 1;
+        self.telling.pop_front();
+        self.keeping = false;
+    }
+
+    fn take_row(&mut self, row: Option<String>) {
+        let telling = self.telling.front();
+        if telling.is_some_and(|telling| telling.take_row(row.as_deref(), &mut self.conflicts)) {
+            return;
+        }
+        self.kept_rows += 1;
+        self.kept_bytes += row.as_ref().map_or(0, String::len);
+        if self.kept_rows > MOST_ROWS || self.kept_bytes > MOST_BYTES {
+            return;
+        }
+        match self.kept.last_mut().filter(|_| self.keeping) {
+            Some(rows) => rows.push(row),
+            None => self.kept.push(vec![row]),
+        }
+        self.keeping = true;
+    }
+}
+
+/// The error that a statement of ours provoked, in words of its own.
+fn explained(mut error: RemoteError) -> RemoteError {
+    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(RACE_MARK) {
+        error.sqlstate = SqlState::SERIALIZATION_FAILURE;
+        error.message = format!("row is being changed on server \"{}\"", error.server);
+        error.context = None;
+    }
+    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {
+        error.sqlstate = SqlState::NO_DATA_FOUND;
+        error.message =
+            format!("row to update or delete was not found on server \"{}\"", error.server);
+        error.context = None;
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_rows_not_about_conflicts_the_first_are_kept() {
+        let mut answers = Answers::default();
+        for number in 0..3 {
+            answers.expect(Conflicts::Never);
+            for _ in 0..number * 900 {
+                answers.take_row(Some("x".to_owned()));
+            }
+            answers.complete();
+        }
+        let lengths: Vec<usize> = answers.rows().iter().map(Vec::len).collect();
+        assert_eq!(lengths, [900, MOST_ROWS - 900]);
+        let mut answers = Answers::default();
+        answers.expect(Conflicts::Never);
+        for _ in 0..3 {
+            answers.take_row(Some("x".repeat(MOST_BYTES / 2)));
+        }
+        assert_eq!(answers.rows()[0].len(), 2);
+    }
+}

@@ -1,0 +1,56 @@
+//! What a server says, cut: its errors go into logs, warnings and the queue, and it may say anything.
+
+use std::ffi::CStr;
+
+/// Longest text, in bytes. PostgreSQL's own messages are far shorter; a query in a CONTEXT may not be.
+const TEXT: usize = 4_000;
+/// Longest name, in bytes.
+const NAME: usize = 255;
+/// Marks what was cut.
+const CUT: &str = "...";
+
+/// A message, without its trailing newline.
+pub fn told(text: &CStr) -> String {
+    cut(text.to_bytes(), TEXT).trim_end().to_owned()
+}
+
+/// The name of an object.
+pub fn name(text: &CStr) -> String {
+    cut(text.to_bytes(), NAME)
+}
+
+/// Cut before it is converted, which may make three bytes of one.
+fn cut(bytes: &[u8], longest: usize) -> String {
+    if bytes.len() <= longest {
+        return String::from_utf8_lossy(bytes).into_owned();
+    }
+    // Not within a character, of which the rest has at most three bytes.
+    let inside = |at: &usize| bytes[*at] & 0xc0 == 0x80;
+    let end = (longest - 3..=longest).rev().find(|at| !inside(at)).unwrap_or(longest);
+    String::from_utf8_lossy(&bytes[..end]).into_owned() + CUT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_text_stays_as_it_is() {
+        assert_eq!(told(c"failed\n"), "failed");
+        assert_eq!(name(c"t_pkey"), "t_pkey");
+        assert_eq!(cut("x".repeat(9).as_bytes(), 9), "x".repeat(9));
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        assert_eq!(cut("abcdef".as_bytes(), 4), "abcd...");
+        assert_eq!(cut("abc\u{20ac}def".as_bytes(), 5), "abc...");
+        assert_eq!(cut("abc\u{20ac}def".as_bytes(), 6), "abc\u{20ac}...");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_do_not_grow_beyond_bounds() {
+        assert_eq!(cut(&[0x80; 10], 4), "\u{fffd}\u{fffd}\u{fffd}\u{fffd}...");
+        assert_eq!(cut(&[b'a', 0xff], 4), "a\u{fffd}");
+    }
+}
