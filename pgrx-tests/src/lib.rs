@@ -14,6 +14,7 @@ pub mod scenario;
 pub mod setup;
 pub mod side;
 pub mod testbed;
+pub mod tls;
 
 pub use cluster::{Cluster, Shutdown};
 pub use hostile::Hostile;

@@ -152,6 +152,7 @@ fn missing_packages() -> Vec<String> {
         ("pkg-config", works("pkg-config", &["--version"])),
         ("libpq-dev", offers("libpq")),
         ("libclang-dev", has_libclang()),
+        ("openssl", works("openssl", &["version"])),
     ];
     if installed_cargo_pgrx().is_none() {
         needed.push(("libssl-dev", offers("openssl")));

@@ -70,6 +70,7 @@ mod statements;
 mod status;
 mod stress;
 mod tables;
+mod tls;
 mod toast;
 mod transactions;
 mod transient;
