@@ -27,6 +27,7 @@ mod faults;
 mod first_try;
 mod gate;
 mod histories;
+mod host_options;
 mod hostile;
 mod hostile_answers;
 mod hostile_greeting;
