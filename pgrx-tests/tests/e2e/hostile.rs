@@ -21,6 +21,7 @@ pub const MOST_GROWTH: i64 = 32 * 1024;
 /// A test bed whose left side is sent from one hostile server to the next.
 pub struct Victim {
     pub bed: Testbed,
+    pub timeout: Duration,
     next: u32,
 }
 
@@ -36,7 +37,8 @@ pub struct Met {
 
 impl Victim {
     pub fn new(label: &str) -> Victim {
-        Victim { bed: one_way(label, "id int primary key, v text", "{}"), next: 0 }
+        let bed = one_way(label, "id int primary key, v text", "{}");
+        Victim { bed, timeout: TIMEOUT, next: 0 }
     }
 
     /// Lets a new session send an insert to a server that behaves so. Checks time and memory.
@@ -51,7 +53,7 @@ impl Victim {
         self.next += 1;
         let id = self.next;
         let (mut client, notices) = self.bed.left.client_with_notices();
-        let timeout = TIMEOUT.as_millis();
+        let timeout = self.timeout.as_millis();
         run(
             &mut client,
             &format!(

@@ -8,7 +8,7 @@ use rowsync_harness::hostile::{
 };
 
 use crate::common::{query, records, rows, run, warnings};
-use crate::hostile::{MOST_GROWTH, Victim, lead, memory};
+use crate::hostile::{MOST_GROWTH, TIMEOUT, Victim, lead, memory};
 
 /// In doubt: the commit had been asked for, and what a liar has done is not known.
 const IN_DOUBT: &str = "08007";
@@ -31,6 +31,13 @@ fn a_server_that_answers_without_end_is_given_up() {
         begin(wire)?;
         wire.flood(&notice())
     });
+    // However much time it is given.
+    victim.timeout = Duration::from_secs(20);
+    victim.survives("sends notices, with time", IN_DOUBT, |wire| {
+        begin(wire)?;
+        wire.flood(&notice())
+    });
+    victim.timeout = TIMEOUT;
     victim.survives("sends parameters", IN_DOUBT, |wire| {
         begin(wire)?;
         wire.flood_by(|chunk| {

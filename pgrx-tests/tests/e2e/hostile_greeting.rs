@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use rowsync_harness::hostile::{PID, message, parameter, report, text};
+use rowsync_harness::Side;
+use rowsync_harness::hostile::{ENDLESS, PID, message, parameter, report, text};
 
 use crate::common::{rows, table};
 use crate::hostile::Victim;
@@ -39,6 +40,28 @@ fn a_server_that_never_lets_in_is_given_up() {
         wire.startup()?;
         wire.raw(&message(b'R', &[0; 4])[..6])
     });
+}
+
+/// Of the kernel's own timeout, which would end it as well, the server's owner may do without.
+#[test]
+fn passwords_that_nobody_reads_are_not_waited_for() {
+    let mut victim = Victim::new("hunread");
+    let (user, long) = (&victim.bed.left.user, "x".repeat(5_000));
+    let Side { password, .. } = &victim.bed.right;
+    let mapping = format!("alter user mapping for {user} server dst options");
+    victim.bed.left.exec(&format!(
+        "alter server dst options (add tcp_user_timeout '0'); {mapping} (set password '{long}')"
+    ));
+    let honest = format!("{mapping} (set password '{password}')");
+    let met = victim.meet("asks often and reads nothing", |wire| {
+        wire.startup()?;
+        wire.raw(&message(b'R', &3i32.to_be_bytes()).repeat(10_000))?;
+        std::thread::sleep(ENDLESS);
+        Ok(())
+    });
+    assert_eq!(met.records, ["INSERT|08001|1|pending"]);
+    victim.bed.left.exec(&honest);
+    victim.recovers(met);
 }
 
 #[test]
