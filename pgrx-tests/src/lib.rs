@@ -5,6 +5,7 @@
 //! Linux only: processes are found through `/proc`. Nothing here links to PostgreSQL; clients speak
 //! the protocol through the pure Rust `postgres` crate.
 
+pub mod arguments;
 pub mod cluster;
 pub mod faults;
 pub mod hostile;

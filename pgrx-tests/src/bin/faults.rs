@@ -2,10 +2,10 @@
 //! every run of the tests. Sets the machine up first, as the other commands do.
 
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use rowsync_harness::arguments::Arguments;
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
 use rowsync_harness::faults::{convergence, flapping, leaks, outage, rounds};
 use rowsync_harness::setup;
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let mut words = std::env::args().skip(1);
     let command = words.next().unwrap_or_default();
-    let mut options = Options(words.collect());
+    let mut options = Arguments::new(words);
     match command.as_str() {
         "rounds" => run_rounds(&mut options),
         "converge" => run_converge(&mut options),
@@ -51,46 +51,21 @@ fn run() -> Result<()> {
     }
 }
 
-/// `--name value`, in any order.
-struct Options(Vec<String>);
-
-impl Options {
-    fn take<T: FromStr>(&mut self, name: &str) -> Result<Option<T>>
-    where
-        T::Err: std::fmt::Display,
-    {
-        let Some(at) = self.0.iter().position(|word| word == &format!("--{name}")) else {
-            return Ok(None);
-        };
-        let value = self.0.get(at + 1).with_context(|| format!("--{name} needs a value"))?.clone();
-        self.0.drain(at..at + 2);
-        let value = T::from_str(&value);
-        value.map(Some).map_err(|error| anyhow::anyhow!("--{name}: {error}"))
-    }
-
-    fn seed(&mut self) -> Result<u64> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-        Ok(self.take("seed")?.unwrap_or(now.as_micros() as u64))
-    }
-
-    /// Refuses what nobody has taken.
-    fn end(&self) -> Result<()> {
-        if !self.0.is_empty() {
-            bail!("{}: not understood\n{USAGE}", self.0.join(" "));
-        }
-        Ok(())
-    }
+/// The seed that is asked for, or else one that nobody has had.
+fn seed(options: &mut Arguments) -> Result<u64> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    Ok(options.take("seed")?.unwrap_or(now.as_micros() as u64))
 }
 
-fn run_rounds(options: &mut Options) -> Result<()> {
+fn run_rounds(options: &mut Arguments) -> Result<()> {
     let rounds = options.take("rounds")?.unwrap_or(200);
     let from = options.take("from")?.unwrap_or(0);
-    let seed = options.seed()?;
+    let seed = seed(options)?;
     let mode: String = options.take("mode")?.unwrap_or_else(|| "all".to_owned());
     let modes = if mode == "all" { Mode::ALL.to_vec() } else { vec![mode.parse()?] };
     let drain = options.take("drain")?.unwrap_or(Drain::Worker);
     let fault = options.take("fault")?;
-    options.end()?;
+    options.end(USAGE)?;
     setup::prepare()?;
     println!("seed {seed}");
     for mode in modes {
@@ -105,7 +80,7 @@ fn run_rounds(options: &mut Options) -> Result<()> {
     Ok(())
 }
 
-fn run_converge(options: &mut Options) -> Result<()> {
+fn run_converge(options: &mut Arguments) -> Result<()> {
     let masters: usize = options.take("masters")?.unwrap_or(2);
     if !(2..=3).contains(&masters) {
         bail!("--masters: 2 or 3");
@@ -119,8 +94,8 @@ fn run_converge(options: &mut Options) -> Result<()> {
     let drain = options.take("drain")?.unwrap_or(Drain::Worker);
     let rounds = options.take("rounds")?.unwrap_or(10);
     let time = Duration::from_secs(options.take("seconds")?.unwrap_or(5));
-    let seed = options.seed()?;
-    options.end()?;
+    let seed = seed(options)?;
+    options.end(USAGE)?;
     setup::prepare()?;
     println!("seed {seed}");
     for version in versions {
@@ -131,7 +106,7 @@ fn run_converge(options: &mut Options) -> Result<()> {
     Ok(())
 }
 
-fn run_outage(options: &mut Options) -> Result<()> {
+fn run_outage(options: &mut Arguments) -> Result<()> {
     let seconds: u64 = options.take("seconds")?.unwrap_or(60);
     let plan = outage::Plan {
         away: options.take("away")?.unwrap_or(outage::Away::Refused),
@@ -143,17 +118,17 @@ fn run_outage(options: &mut Options) -> Result<()> {
         outage: Duration::from_secs(seconds),
         after: Duration::from_secs(options.take("after")?.unwrap_or(20 + seconds)),
     };
-    options.end()?;
+    options.end(USAGE)?;
     setup::prepare()?;
     println!("pgbench with {} clients, {plan:?}", plan.clients);
     println!("{}\nno client error; both sides equal", outage::run(plan)?);
     Ok(())
 }
 
-fn run_flapping(options: &mut Options) -> Result<()> {
+fn run_flapping(options: &mut Arguments) -> Result<()> {
     let seconds = options.take("seconds")?.unwrap_or(60);
-    let seed = options.seed()?;
-    options.end()?;
+    let seed = seed(options)?;
+    options.end(USAGE)?;
     setup::prepare()?;
     println!("seed {seed}");
     let rig = Rig::start("flapping", Mode::Async, Drain::Both)?;
@@ -163,9 +138,9 @@ fn run_flapping(options: &mut Options) -> Result<()> {
     Ok(())
 }
 
-fn run_leaks(options: &mut Options) -> Result<()> {
+fn run_leaks(options: &mut Arguments) -> Result<()> {
     let transactions = options.take("transactions")?.unwrap_or(100_000);
-    options.end()?;
+    options.end(USAGE)?;
     setup::prepare()?;
     let start = Instant::now();
     leaks::run(transactions, &mut |holdings| println!("{holdings}"))?;
