@@ -6,6 +6,7 @@
 //! the protocol through the pure Rust `postgres` crate.
 
 pub mod arguments;
+pub mod bench;
 pub mod cluster;
 pub mod faults;
 pub mod hostile;

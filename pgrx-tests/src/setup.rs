@@ -87,6 +87,33 @@ pub fn prepare() -> Result<Postgres> {
     Ok(postgres)
 }
 
+/// Bucardo and PL/Perl, which the benchmark compares with if it is asked to.
+pub fn install_bucardo(postgres: &Postgres) -> Result<()> {
+    let extensions = PathBuf::from(ask(&postgres.pg_config, "--sharedir")?).join("extension");
+    let language = extensions.join("plperlu.control");
+    let mut missing = Vec::new();
+    if on_path("bucardo").is_none() {
+        missing.push("bucardo".to_owned());
+    }
+    if !language.exists() {
+        missing.push(format!("postgresql-plperl-{}", postgres.major));
+    }
+    if !missing.is_empty() {
+        println!("installing with apt: {}", missing.join(" "));
+        let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+        arguments.extend(missing.iter().map(String::as_str));
+        apt(geteuid().is_root(), &arguments)?;
+    }
+    ensure!(language.exists(), "\"{}\" is missing", language.display());
+    Ok(())
+}
+
+/// Where a program is that the shell would find.
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
 /// The directory of the workspace.
 pub fn root() -> PathBuf {
     let member = Path::new(env!("CARGO_MANIFEST_DIR"));

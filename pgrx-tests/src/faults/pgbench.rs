@@ -134,7 +134,8 @@ impl Drop for Load {
     }
 }
 
-fn command(side: &Side) -> Result<Command> {
+/// pgbench as a side's owner, in a directory that the reaper looks after.
+pub fn command(side: &Side) -> Result<Command> {
     let mut command = Command::new(Postgres::find()?.program("pgbench"));
     command
         .env_clear()

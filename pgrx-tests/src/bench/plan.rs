@@ -1,0 +1,125 @@
+//! How much is measured, and what the workloads are called.
+
+use serde::{Deserialize, Serialize};
+
+use super::contender::Contender;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    pub contenders: Vec<Contender>,
+    pub rounds: usize,
+    /// Of each run with pgbench.
+    pub seconds: u64,
+    /// Of a statement: narrow and wide tables, and those with values out of line.
+    pub rows: u32,
+    pub toast_rows: u32,
+    /// Of a large statement.
+    pub many: u32,
+    /// Records that are drained.
+    pub backlog: u32,
+    /// Round trips, in milliseconds.
+    pub delays: Vec<u64>,
+    /// Transactions of one row whose mean is one sample, with a delay.
+    pub repeats: u32,
+    /// Those too that would take too long, and all with [`Plan::many`].
+    pub slow: bool,
+    /// Part of a group's name.
+    pub only: Option<String>,
+}
+
+impl Plan {
+    /// Seconds that one statement may take by what a smaller one took.
+    pub const PATIENCE: f64 = 60.0;
+
+    pub fn full() -> Plan {
+        Plan {
+            contenders: Contender::ALL
+                .into_iter()
+                .filter(|one| *one != Contender::Bucardo)
+                .collect(),
+            rounds: 5,
+            seconds: 2,
+            rows: 10_000,
+            toast_rows: 200,
+            many: 1_000_000,
+            backlog: 100_000,
+            delays: vec![0, 1, 5, 20],
+            repeats: 20,
+            slow: false,
+            only: None,
+        }
+    }
+
+    /// Everything once more, so small that its figures mean nothing.
+    pub fn quick() -> Plan {
+        Plan {
+            rounds: 1,
+            seconds: 1,
+            rows: 500,
+            toast_rows: 20,
+            many: 5_000,
+            backlog: 5_000,
+            delays: vec![0, 5],
+            repeats: 5,
+            ..Plan::full()
+        }
+    }
+
+    pub fn has(&self, contender: Contender) -> bool {
+        self.contenders.contains(&contender)
+    }
+
+    pub fn among(&self, some: &[Contender]) -> Vec<Contender> {
+        self.contenders.iter().copied().filter(|one| some.contains(one)).collect()
+    }
+}
+
+pub fn transactions(rows: u32, clients: u32) -> String {
+    format!("transactions of {}, {}", many(rows, "row"), many(clients, "client"))
+}
+
+pub fn distance(rows: u32, delay: u64) -> String {
+    format!("insert {} in a transaction, {delay} ms away", many(rows, "row"))
+}
+
+pub fn round_trip(delay: u64) -> String {
+    format!("empty query, {delay} ms away")
+}
+
+pub fn down(clients: u32) -> String {
+    format!("transactions of 1 row, server down, {}", many(clients, "client"))
+}
+
+/// `1,000 rows`, `1 row`.
+pub fn many(number: u32, what: &str) -> String {
+    format!("{} {what}{}", grouped(number.into()), if number == 1 { "" } else { "s" })
+}
+
+/// Thousands apart.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        let of = [0, 999, 1000, 1_000_000].map(grouped);
+        assert_eq!(of, ["0", "999", "1,000", "1,000,000"]);
+    }
+
+    #[test]
+    fn one_row_is_singular() {
+        assert_eq!(transactions(1, 8), "transactions of 1 row, 8 clients");
+    }
+}
