@@ -100,9 +100,11 @@ pub fn install_bucardo(postgres: &Postgres) -> Result<()> {
     }
     if !missing.is_empty() {
         println!("installing with apt: {}", missing.join(" "));
+        let root = geteuid().is_root();
+        apt(root, &["update"])?;
         let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
         arguments.extend(missing.iter().map(String::as_str));
-        apt(geteuid().is_root(), &arguments)?;
+        apt(root, &arguments)?;
     }
     ensure!(language.exists(), "\"{}\" is missing", language.display());
     Ok(())

@@ -1,15 +1,14 @@
 //! One contender's turn on its table: what it needs while it runs, and the proof afterwards that it
 //! has done what was timed.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use postgres::Client;
 
 use super::contender::Contender;
 use super::measure::{milliseconds, time};
-use super::rig::{PATIENCE, Rig};
+use super::rig::{PATIENCE, Rig, pause};
 use super::schema;
 use super::shape::Shape;
 
@@ -115,7 +114,7 @@ impl<'a> Lane<'a> {
             if start.elapsed() > PATIENCE {
                 return Err(different);
             }
-            sleep(Duration::from_millis(5));
+            pause(start);
         }
         Ok(milliseconds(start))
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
 use super::measure::Figures;
-use super::plan::Plan;
+use super::plan::{Plan, many};
 use super::targets::{self, Verdict};
 use super::{chart, table};
 
@@ -54,8 +54,8 @@ impl Report {
         writeln!(
             text,
             "synchronous_commit is remote_apply in the sessions of native; local is what on is \
-             without a standby\n{} rounds, the contenders in turn\n",
-            self.plan.rounds
+             without a standby\n{}, the contenders in turn\n",
+            many(self.plan.rounds as u32, "round")
         )?;
         for contender in &self.plan.contenders {
             writeln!(text, "{contender:<8} {}", contender.says())?;

@@ -51,6 +51,12 @@ pub enum Via {
     Proxy(Duration),
 }
 
+/// Between two looks at what has gone on since then: soon at first, later seldom, since a look at a
+/// long queue takes its part of the processors.
+pub fn pause(since: Instant) {
+    sleep((since.elapsed() / 50).max(Duration::from_millis(2)));
+}
+
 impl Rig {
     pub fn start(contenders: &[Contender]) -> Result<Rig> {
         let cluster = |name| Cluster::start_with(name, &SETTINGS).map(Arc::new);
@@ -153,7 +159,7 @@ impl Rig {
         let start = Instant::now();
         while !self.ask_here::<bool>(condition)? {
             ensure!(start.elapsed() < PATIENCE, "gave up waiting: {what}");
-            sleep(Duration::from_millis(2));
+            pause(start);
         }
         Ok(())
     }
