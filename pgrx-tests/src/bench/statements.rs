@@ -78,7 +78,7 @@ fn turn(figures: &mut Figures, lane: &Lane, rows: u32, memory: bool) -> Result<(
 /// a single row. Also a first turn, whose figures are not kept.
 fn estimate(run: &Run, shape: Shape, rows: u32, contender: Contender) -> Result<f64> {
     let lane = Lane::start(&run.rig, contender, shape)?;
-    let few = (rows / 1000).max(rows.min(100));
+    let few = (rows / 100).max(rows.min(100));
     let mut session = lane.session()?;
     let mut slowest = 0.0f64;
     for operation in Operation::ALL {
