@@ -13,7 +13,8 @@ const MAPPING_CATALOG: u32 = 1418;
 const NOT_OURS: [&str; 3] = ["client_encoding", "replication", "fallback_application_name"];
 /// Options of the mapping that would let a user act with the server account's identity.
 const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
-const PASSWORD_REQUIRED: &str = "password_required";
+/// The mapping's option that may waive it.
+pub const PASSWORD_REQUIRED: &str = "password_required";
 
 /// Checks options, given as `name=value` texts, for the catalog they belong to.
 ///
@@ -85,7 +86,11 @@ fn refused(name: &str, catalog: u32, allowed: &[&str]) -> Error {
     }
 }
 
-fn boolean(name: &str, value: &str) -> Result<bool> {
+/// The value of a boolean option.
+///
+/// # Errors
+/// 22023 for what is none.
+pub fn boolean(name: &str, value: &str) -> Result<bool> {
     match value.to_ascii_lowercase().as_str() {
         "true" | "on" | "yes" | "1" => Ok(true),
         "false" | "off" | "no" | "0" => Ok(false),

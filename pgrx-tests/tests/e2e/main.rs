@@ -59,6 +59,7 @@ mod relations;
 mod rollback;
 mod round_trips;
 mod row_versions;
+mod security_certificates;
 mod security_guard;
 mod security_identity;
 mod security_mappings;
