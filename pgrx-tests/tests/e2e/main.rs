@@ -63,6 +63,7 @@ mod security_certificates;
 mod security_guard;
 mod security_identity;
 mod security_mappings;
+mod security_model;
 mod security_owners;
 mod security_rights;
 mod security_secrets;
