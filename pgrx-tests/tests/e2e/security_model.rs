@@ -10,8 +10,21 @@ use crate::common::{
 };
 
 const SYNC: &str = r#"{"mode": "sync"}"#;
-/// As JSON holds it.
-const HOSTILE: &str = r#"x\"'; drop table victim; --"#;
+/// What would end a name or a value that is not quoted, and go on as SQL, by what it stands for.
+const NAMES: [&str; 5] = [
+    r#"t" values (1, '{}'); drop table victim; --"#,
+    r#"t" set id = id; drop table victim; --"#,
+    r#"t"; drop table victim; --"#,
+    r#"id") values (1); drop table victim; --"#,
+    r#"v" = '{}'; drop table victim; --"#,
+];
+const VALUES: [&str; 5] = [
+    "5'; drop table victim; --",
+    "{7}'; drop table victim; --",
+    "5', '{}'); drop table victim; --",
+    "{7}'); drop table victim; --",
+    r"{7}\'); drop table victim; --",
+];
 
 /// The queue holds names and values, of which statements are made: whoever could write it could say which
 /// rows are written, but not have anything else executed.
@@ -23,44 +36,47 @@ fn what_the_queue_holds_is_never_executed() {
     let there = format!(r#""schema":"{}""#, bed.right.user);
     let route = "update sync_route set body = replace(body, $1, $2)";
     let change = "update sync_queue set change = replace(change::text, $1, $2)::json";
-    for (tamper, from, to) in [
-        (route, r#""table":"t""#, r#""table":"?""#),
-        (route, &there, r#""schema":"?""#),
-        (route, r#""name":"v""#, r#""name":"?""#),
-        (route, r#""name":"id""#, r#""name":"?""#),
-        (route, r#""_int4""#, r#""?""#),
-        (route, r#""application_name":null"#, r#""application_name":"?""#),
-        (change, r#""{7}""#, r#""?""#),
-        (change, r#""5""#, r#""?""#),
+    let all = "select body from sync_route union all select change::text from sync_queue";
+    for (tamper, from, to, texts) in [
+        (route, r#""table":"t""#, r#""table":"?""#, NAMES),
+        (route, &there, r#""schema":"?""#, NAMES),
+        (route, r#""name":"v""#, r#""name":"?""#, NAMES),
+        (route, r#""name":"id""#, r#""name":"?""#, NAMES),
+        (route, r#""_int4""#, r#""?""#, NAMES),
+        (route, r#""application_name":null"#, r#""application_name":"?""#, VALUES),
+        (change, r#""{7}""#, r#""?""#, VALUES),
+        (change, r#""5""#, r#""?""#, VALUES),
     ] {
-        for sql in [
-            "insert into t values (5, '{7}')",
+        for (sql, text) in [
+            "delete from t; insert into t values (5, '{7}')",
             "update t set v = '{7,7}'; update t set v = '{7}'",
             "update t set id = 6; update t set id = 5",
             "delete from t where id = 5",
-        ] {
-            run(&mut bed.left.client(), sql);
-            let before = query(
-                &mut client,
-                "select body from sync_route union all select change::text from sync_queue",
+        ]
+        .iter()
+        .flat_map(|sql| texts.map(|text| (sql, text)))
+        {
+            bed.left.exec("delete from t; insert into t values (5, '{7}')");
+            run(&mut client, "truncate sync_queue; delete from sync_route");
+            bed.left.exec(sql);
+            bed.right.exec("insert into t values (5), (6)");
+            let before = query(&mut client, all);
+            let quoted = format!("\"{}\"", text.replace('\\', r"\\").replace('"', r#"\""#));
+            let to = to.replace("\"?\"", &quoted);
+            client.execute(tamper, &[&from, &to]).expect("a change");
+            assert!(
+                before != query(&mut client, all) || tamper == change || sql.starts_with("delete"),
+                "{from}: {sql}"
             );
-            client.execute(tamper, &[&from, &to.replace('?', HOSTILE)]).expect("a change");
-            let after = query(
-                &mut client,
-                "select body from sync_route union all select change::text from sync_queue",
-            );
-            assert!(before != after || tamper == change, "{from}: {sql}");
             // By hand as well as by a drain.
             for text in query(&mut client, "select dst_query from sync_err_rec") {
                 let _ = bed.right.client().batch_execute(&text);
             }
             query(&mut client, "select deal_sync_err_rec(100)");
-            assert_eq!(rows(&bed.right, "select count(*) from victim"), ["0"], "{from}: {sql}");
-            run(&mut client, "truncate sync_queue; delete from sync_route");
+            assert_eq!(rows(&bed.right, "select count(*) from victim"), ["0"], "{to}: {sql}");
             bed.right.exec("truncate t");
         }
         bed.left.exec("truncate t");
-        run(&mut client, "truncate sync_queue; delete from sync_route");
     }
 }
 
