@@ -46,6 +46,7 @@ mod order;
 mod outages;
 mod own_operators;
 mod partial;
+mod planted;
 mod plants;
 mod poison;
 mod poison_random;
