@@ -31,6 +31,7 @@ mod host_options;
 mod hostile;
 mod hostile_answers;
 mod hostile_greeting;
+mod injection_encodings;
 mod interrupts;
 mod large;
 mod leaks;
