@@ -32,6 +32,8 @@ mod hostile;
 mod hostile_answers;
 mod hostile_greeting;
 mod injection_encodings;
+mod injection_names;
+mod injection_values;
 mod interrupts;
 mod large;
 mod leaks;
