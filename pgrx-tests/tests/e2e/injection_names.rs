@@ -123,7 +123,7 @@ fn names_that_carry_sql_stay_names() {
         for (turn, mode) in ["async", "sync", "queue"].into_iter().enumerate() {
             let policy = POLICIES[(at + turn) % POLICIES.len()];
             {
-                strings(&mut client, (at / POLICIES.len() + turn) % 2 == 0);
+                strings(&mut client, (at / POLICIES.len() + turn).is_multiple_of(2));
                 attach(&mut client, name, mode, policy);
                 // A row that is met: conflicts are told by the names as well.
                 bed.right.exec(&format!(
@@ -190,7 +190,7 @@ fn names_of_guards_and_roles_that_carry_sql_stay_names() {
     for (at, name) in NAMES.iter().enumerate() {
         let role = format!("{at}{}", name.chars().take(30).collect::<String>());
         bed.left.exec_superuser(&format!("create role {}", ident(&role)));
-        strings(&mut client, at % 2 == 0);
+        strings(&mut client, at.is_multiple_of(2));
         let attach = "select attach_sync('t', 'dst', $1, jsonb_build_object('mode', 'sync',
             'application_name', $2::text, 'guard_role', $3::text))";
         let done = client.execute(attach, &[&format!("{remote}.t"), name, &role]);
