@@ -107,10 +107,11 @@ pub fn take(endpoint: &Endpoint) -> Option<Session> {
     (*session.endpoint == *endpoint && session.is_alive()).then_some(session)
 }
 
-/// Keeps a session for the next transaction; closes it if one is still open on the server, or if it has
-/// become too large.
+/// Keeps a session for the next transaction; closes it if one is still open on the server, if it has
+/// become too large, or if what is sent next would be read in another encoding.
 pub fn put_back(session: Session) {
-    if !session.connection.is_idle() || session.connection.heard() > MOST_HEARD {
+    let connection = &session.connection;
+    if !connection.is_idle() || connection.heard() > MOST_HEARD || !connection.speaks_utf8() {
         return;
     }
     let key = session.endpoint.account.key();

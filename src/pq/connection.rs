@@ -11,9 +11,9 @@ use pq_sys::{
     ConnStatusType, PGTransactionStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID,
     PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
     PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQfreemem, PQgetResult, PQisBusy,
-    PQnotifies, PQpipelineSync, PQsendFlushRequest, PQsendQueryParams, PQsetErrorVerbosity,
-    PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket, PQstatus,
-    PQtransactionStatus, PostgresPollingStatusType,
+    PQnotifies, PQparameterStatus, PQpipelineSync, PQsendFlushRequest, PQsendQueryParams,
+    PQsetErrorVerbosity, PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket,
+    PQstatus, PQtransactionStatus, PostgresPollingStatusType,
 };
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -132,6 +132,15 @@ impl Connection {
     pub fn is_idle(&self) -> bool {
         // SAFETY: a live connection.
         unsafe { PQtransactionStatus(self.raw()) == PGTransactionStatusType::PQTRANS_IDLE }
+    }
+
+    /// Whether the server still takes what it is sent for UTF-8: a trigger may have told its session otherwise.
+    pub fn speaks_utf8(&self) -> bool {
+        // SAFETY: a live connection; the value is null or a C string that lives until the server sends another.
+        unsafe {
+            let value = PQparameterStatus(self.raw(), c"client_encoding".as_ptr());
+            !value.is_null() && CStr::from_ptr(value) == c"UTF8"
+        }
     }
 
     /// Process ID of the server's backend.
