@@ -61,6 +61,7 @@ mod round_trips;
 mod row_versions;
 mod security_guard;
 mod security_identity;
+mod security_logs;
 mod security_mappings;
 mod security_owners;
 mod security_rights;
