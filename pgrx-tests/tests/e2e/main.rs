@@ -65,6 +65,7 @@ mod security_logs;
 mod security_mappings;
 mod security_owners;
 mod security_rights;
+mod security_roles;
 mod security_secrets;
 mod servers;
 mod set_aside;
