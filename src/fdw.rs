@@ -12,7 +12,7 @@ const MAPPING_CATALOG: u32 = 1418;
 /// connection takes no SQL.
 const NOT_OURS: [&str; 3] = ["client_encoding", "replication", "fallback_application_name"];
 /// Options of the mapping that would let a user act with the server account's identity.
-const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
+pub const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
 const PASSWORD_REQUIRED: &str = "password_required";
 
 /// Checks options, given as `name=value` texts, for the catalog they belong to.

@@ -1,6 +1,7 @@
 //! Where to connect and as whom: a foreign server and a user mapping, turned into libpq options.
 
 use crate::error::{Error, Result, SqlState};
+use crate::fdw::SUPERUSER_ONLY;
 use crate::guc;
 use crate::options::check_guard;
 use crate::pg::spi::{self, Home, required};
@@ -185,6 +186,8 @@ impl Endpoint {
             if name == "password_required" && in_mapping {
                 waived = may_waive
                     && matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0");
+            } else if SUPERUSER_ONLY.contains(&name.as_str()) && !superuser && !may_waive {
+                // Anybody may have set it: the certificates of the server's account are not his.
             } else if keywords::find(&name).is_some_and(|k| !k.debug) {
                 options.retain(|(n, _)| *n != name);
                 options.push((name, value));
@@ -193,9 +196,9 @@ impl Endpoint {
         Self::of_options(account.clone(), options, !superuser && !waived, has_password)
     }
 
-    /// Whether the owner is a superuser, and whether the mapping may say that no password is required:
-    /// only under a validator that lets none but superusers say so. A wrapper without one takes any
-    /// option from anybody.
+    /// Whether the owner is a superuser, and whether the options may say that no password is required, or
+    /// name a client's certificate: only under a validator that lets none but superusers say so. A
+    /// wrapper without one takes any option from anybody.
     fn exemptions(home: &Home, account: &Account) -> Result<(bool, bool)> {
         let rows = spi::read(
             home,
