@@ -247,3 +247,42 @@ fn only_who_may_read_the_queue_reads_what_it_holds() {
         }
     }
 }
+
+/// A server that logs all it can shows values, unless its superuser does as the README says.
+#[test]
+fn the_other_servers_log_can_be_kept_free_of_values() {
+    let all = [
+        ("log_statement", "all"),
+        ("log_min_duration_statement", "0"),
+        ("log_parameter_max_length_on_error", "-1"),
+    ];
+    let cluster = Cluster::start_with("logs_all", &[TEST_SETTINGS, &all].concat());
+    let there = std::sync::Arc::new(cluster.expect("a cluster"));
+    let bed = Testbed {
+        left: Side::create(rowsync_harness::testbed::clusters().0, "local_logs_all")
+            .expect("a side"),
+        right: Side::create(&there, "remote_logs_all").expect("a side"),
+    };
+    bed.link(&bed.left, &bed.right, "dst", &[]);
+    mirror(&bed, "t", COLUMNS, "{}");
+    bed.right.exec("alter table t add check (v::int > 0)");
+    let writes = |value: &str| {
+        bed.left.exec(&format!(
+            "insert into t values ('ok{value}', '1'); begin; insert into t values ('{value}', '{value}');
+             insert into t values ('more{value}', '{value}'); commit"
+        ));
+        assert_eq!(queued(&bed), 3);
+        assert!(!crate::common::deal(&bed, "10"));
+        bed.left.exec_superuser("delete from sync_err_rec");
+    };
+    writes("shown47114711");
+    assert!(there.log().matches("shown47114711").count() > 3);
+    let readme = include_str!("../../../README.md");
+    let lines = readme.lines().map(str::trim).filter(|line| line.starts_with("ALTER ROLE sync_in"));
+    let settings: Vec<String> =
+        lines.map(|line| line.replace("sync_in", &bed.right.user)).collect();
+    assert_eq!(settings.len(), 4);
+    bed.right.exec_superuser(&settings.concat());
+    writes(SECRET);
+    assert!(!there.log().contains(SECRET), "{}", there.log());
+}
