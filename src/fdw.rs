@@ -11,9 +11,9 @@ const MAPPING_CATALOG: u32 = 1418;
 /// libpq options that are not users' to set: text always crosses as UTF-8, and a replication
 /// connection takes no SQL.
 const NOT_OURS: [&str; 3] = ["client_encoding", "replication", "fallback_application_name"];
-/// Options of the mapping that would let a user act with the server account's identity.
-const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
-/// The mapping's option that may waive it.
+/// Options that open files which only the server account can read, and show who it is.
+pub const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
+/// The mapping's option that may say that none is required.
 pub const PASSWORD_REQUIRED: &str = "password_required";
 
 /// Checks options, given as `name=value` texts, for the catalog they belong to.

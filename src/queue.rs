@@ -288,6 +288,9 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
-    serde_json::from_str(text)
-        .map_err(|e| Error::internal(format!("could not read a queued change: {e}")))
+    // Not the parser's own words, which quote what it has met.
+    serde_json::from_str(text).map_err(|e| {
+        let (kind, at) = (e.classify(), e.column());
+        Error::internal(format!("could not read a queued change: {kind:?} error at byte {at}"))
+    })
 }

@@ -3,10 +3,9 @@
 
 use super::endpoint::Account;
 use crate::error::{Error, Result, SqlState};
+use crate::fdw::SUPERUSER_ONLY;
 use crate::pg::spi::{self, Home};
 
-/// Options that show a certificate with a key that only the server account can read.
-const CERTIFICATE: [&str; 2] = ["sslcert", "sslkey"];
 /// A path that cannot be there. Without one, libpq looks for a certificate in the account's home.
 pub const NO_CERTIFICATE: &str = "/dev/null/none";
 
@@ -107,6 +106,6 @@ impl Standing {
             Place::Server => self.server_is_superusers || self.validator == Validator::Ours,
             Place::Mapping => self.validator != Validator::Unknown,
         };
-        watched || self.is_trusted() || !CERTIFICATE.contains(&option)
+        watched || self.is_trusted() || !SUPERUSER_ONLY.contains(&option)
     }
 }
