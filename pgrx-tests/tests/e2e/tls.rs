@@ -300,6 +300,7 @@ fn a_certificate_that_anybody_may_have_named_is_not_shown() {
     case.bed.left.exec_superuser(&format!(
         "create user mapping for postgres server dst
            options (user '{user}', password '{password}', {files});
+         alter server dst owner to postgres;
          alter table {left}.t owner to postgres; grant all on {left}.t to {left}"
     ));
     case.arrives();
