@@ -7,7 +7,7 @@ mod answers;
 mod lexer;
 mod options;
 mod quoting;
-
+mod stored;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
