@@ -365,7 +365,8 @@ fn name_in_options(options: &str) -> Option<String> {
     let mut chars = options.chars();
     while let Some(c) = chars.next() {
         match c {
-            c if c.is_ascii_whitespace() => words.extend(word.take()),
+            // The server's isspace() knows one more.
+            c if c.is_ascii_whitespace() || c == '\u{b}' => words.extend(word.take()),
             '\\' => word.get_or_insert_default().extend(chars.next()),
             c => word.get_or_insert_default().push(c),
         }
@@ -391,6 +392,10 @@ fn name_in_options(options: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     #[test]
     fn the_guard_name_is_found_in_the_options_of_the_recipe() {
@@ -403,5 +408,29 @@ mod tests {
         );
         assert_eq!(name_in_options("-c geqo=off"), None);
         assert_eq!(name_in_options(""), None);
+    }
+
+    #[test]
+    fn the_guard_name_in_any_options_is_the_last_that_the_server_would_read() {
+        let name = select(vec!["application_name", "Application-Name", "geqo", "application"]);
+        let setting = (select(vec!["-c ", "-c", "--", "-c\t ", "-c\u{b}"]), name, fuzz::text());
+        fuzz::check(2_000, &vec(setting, 0..4), |settings| {
+            let (mut options, mut expected) = (String::new(), None);
+            for (prefix, name, value) in settings {
+                options.push_str(&format!(" {prefix}{name}="));
+                for c in value.chars() {
+                    // As isspace() of the C locale has it.
+                    if c == '\\' || c.is_ascii_whitespace() || c == '\u{b}' {
+                        options.push('\\');
+                    }
+                    options.push(c);
+                }
+                if name.len() == "application_name".len() {
+                    expected = Some(value);
+                }
+            }
+            prop_assert_eq!(name_in_options(&options), expected, "{:?}", options);
+            Ok(())
+        });
     }
 }
