@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::options::check_guard;
+use crate::pg::invalidation::Changed;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::c_string;
 use crate::pg::{Oid, invalidation};
@@ -125,6 +126,9 @@ pub struct Endpoint {
     pub password_required: bool,
     /// The mapping brings one.
     has_password: bool,
+    /// How a change of its server or mapping will be reported. Looked up here, inside a transaction:
+    /// a connection may come up outside of one.
+    pub identity: [Changed; 2],
     params: Vec<(CString, CString)>,
 }
 
@@ -263,7 +267,16 @@ impl Endpoint {
             .into_iter()
             .map(|(n, v)| Ok((c_string(&n)?, c_string(&v)?)))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { account, application_name, own_name, password_required, has_password, params })
+        let identity = Changed::of_account(account.server, account.mapping);
+        Ok(Self {
+            account,
+            application_name,
+            own_name,
+            password_required,
+            has_password,
+            identity,
+            params,
+        })
     }
 
     /// Refuses to connect without a password of the mapping's own, so that no one gets in as the

@@ -31,6 +31,7 @@ fn read_or_refused(text: &str) -> Result<(), TestCaseError> {
         Ok(options) => {
             // Of names that come twice the last one counts, here as for jsonb.
             let value: serde_json::Value = serde_json::from_str(text).expect("JSON");
+            prop_assert!(value.is_object(), "{}", text);
             let again = Options::parse(&value.to_string());
             prop_assert_eq!(again.ok(), Some(options));
         }
