@@ -1,6 +1,7 @@
 //! The validator of the foreign data wrapper `pg_rowsync`.
 
 use crate::error::{Error, Result, SqlState};
+use crate::options::MAX_NAME;
 use crate::pg::{Oid, context};
 use crate::pq::keywords;
 
@@ -73,7 +74,9 @@ fn refused(name: &str, catalog: u32, allowed: &[&str]) -> Error {
             _ => format!("\"{name}\" belongs in the server."),
         });
     }
-    let nearest = allowed
+    // No name in a catalog is longer; what anyone hands to the validator may be, by far.
+    let comparable = if name.len() <= MAX_NAME { allowed } else { &[] };
+    let nearest = comparable
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .min();
@@ -105,6 +108,9 @@ pub fn boolean(name: &str, value: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     #[test]
     fn secrets_and_user_belong_in_the_mapping() {
@@ -128,5 +134,32 @@ mod tests {
     fn booleans_are_read_as_postgres_writes_them() {
         assert!(boolean("password_required", "TRUE").is_ok_and(|b| b));
         assert!(boolean("password_required", "maybe").is_err());
+    }
+    #[test]
+    fn any_option_is_taken_or_refused_with_a_hint() {
+        let known: Vec<&str> =
+            keywords::all().iter().map(|keyword| keyword.name.as_str()).collect();
+        let name = prop_oneof![
+            select(known.clone()).prop_map(str::to_owned),
+            (select(known), fuzz::edits()).prop_map(|(name, edits)| fuzz::edited(name, &edits)),
+            fuzz::text(),
+            (1..3_000usize).prop_map(|length| "h".repeat(length)),
+        ];
+        // Among others those of wrappers and of tables.
+        let catalog = select(vec![2328, SERVER_CATALOG, MAPPING_CATALOG, 1259]);
+        fuzz::check(1_500, &(name, fuzz::text(), catalog), |(name, value, catalog)| {
+            let allowed = allowed(catalog);
+            if !allowed.contains(&name.as_str()) {
+                let error = refused(&name, catalog, &allowed);
+                prop_assert_eq!(error.sqlstate(), SqlState::FDW_INVALID_OPTION);
+                prop_assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{}", error);
+            }
+            let is_one = |word: &&str| word.eq_ignore_ascii_case(&value);
+            match boolean(&name, &value) {
+                Ok(value) => prop_assert_eq!(value, ["true", "on", "yes", "1"].iter().any(is_one)),
+                Err(error) => prop_assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER),
+            }
+            Ok(())
+        });
     }
 }

@@ -5,6 +5,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::fdw;
 use crate::guc;
 use crate::options::check_guard;
+use crate::pg::invalidation::Changed;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::c_string;
 use crate::pg::{Oid, invalidation};
@@ -127,6 +128,9 @@ pub struct Endpoint {
     pub password_required: bool,
     /// The mapping brings one.
     has_password: bool,
+    /// How a change of its server or mapping will be reported. Looked up here, inside a transaction:
+    /// a connection may come up outside of one.
+    pub identity: [Changed; 2],
     params: Vec<(CString, CString)>,
 }
 
@@ -233,7 +237,16 @@ impl Endpoint {
             .into_iter()
             .map(|(n, v)| Ok((c_string(&n)?, c_string(&v)?)))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { account, application_name, own_name, password_required, has_password, params })
+        let identity = Changed::of_account(account.server, account.mapping);
+        Ok(Self {
+            account,
+            application_name,
+            own_name,
+            password_required,
+            has_password,
+            identity,
+            params,
+        })
     }
 
     /// Refuses to connect without a password of the mapping's own, so that no one gets in as the
@@ -335,7 +348,8 @@ fn name_in_options(options: &str) -> Option<String> {
     let mut chars = options.chars();
     while let Some(c) = chars.next() {
         match c {
-            c if c.is_ascii_whitespace() => words.extend(word.take()),
+            // The server's isspace() knows one more.
+            c if c.is_ascii_whitespace() || c == '\u{b}' => words.extend(word.take()),
             '\\' => word.get_or_insert_default().extend(chars.next()),
             c => word.get_or_insert_default().push(c),
         }
@@ -361,6 +375,10 @@ fn name_in_options(options: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     #[test]
     fn the_guard_name_is_found_in_the_options_of_the_recipe() {
@@ -373,5 +391,29 @@ mod tests {
         );
         assert_eq!(name_in_options("-c geqo=off"), None);
         assert_eq!(name_in_options(""), None);
+    }
+
+    #[test]
+    fn the_guard_name_in_any_options_is_the_last_that_the_server_would_read() {
+        let name = select(vec!["application_name", "Application-Name", "geqo", "application"]);
+        let setting = (select(vec!["-c ", "-c", "--", "-c\t ", "-c\u{b}"]), name, fuzz::text());
+        fuzz::check(2_000, &vec(setting, 0..4), |settings| {
+            let (mut options, mut expected) = (String::new(), None);
+            for (prefix, name, value) in settings {
+                options.push_str(&format!(" {prefix}{name}="));
+                for c in value.chars() {
+                    // As isspace() of the C locale has it.
+                    if c == '\\' || c.is_ascii_whitespace() || c == '\u{b}' {
+                        options.push('\\');
+                    }
+                    options.push(c);
+                }
+                if name.len() == "application_name".len() {
+                    expected = Some(value);
+                }
+            }
+            prop_assert_eq!(name_in_options(&options), expected, "{:?}", options);
+            Ok(())
+        });
     }
 }

@@ -4,7 +4,7 @@
 //! an error or the end of the process while it waits leaves nothing behind: dropping it closes the
 //! connection, and the server rolls back what was not committed.
 
-use super::endpoint::{Account, AccountKey, Endpoint};
+use super::endpoint::{AccountKey, Endpoint};
 use crate::change::Route;
 use crate::pg::Oid;
 use crate::pg::fd::ExternalFd;
@@ -33,8 +33,6 @@ pub struct Session {
     proven: HashSet<u64>,
     /// The schema of the server's own extension, and when the server was asked.
     home: Option<(Option<String>, Instant)>,
-    /// How a change of its server or mapping will be reported.
-    identity: [Changed; 2],
     /// Counts the socket in the backend's budget; given back when the session ends.
     _fd: ExternalFd,
 }
@@ -42,10 +40,7 @@ pub struct Session {
 impl Session {
     /// A session over a connection that has just come up and been checked.
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
-        let Account { server, mapping, .. } = endpoint.account;
-        let identity = Changed::of_account(server, mapping);
-        let proven = HashSet::new();
-        Self { connection, endpoint, proven, home: None, identity, _fd: fd }
+        Self { connection, endpoint, proven: HashSet::new(), home: None, _fd: fd }
     }
 
     /// The schema of the server's own extension, as far as is known; see [`crate::versions`].
@@ -149,7 +144,9 @@ pub fn close(server: Option<Oid>) -> usize {
 pub fn close_changed(changed: &[Changed]) {
     if !changed.is_empty() {
         close_where(|session| {
-            changed.iter().any(|change| session.identity.iter().any(|own| change.concerns(own)))
+            changed
+                .iter()
+                .any(|change| session.endpoint.identity.iter().any(|own| change.concerns(own)))
         });
     }
 }
