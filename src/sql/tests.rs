@@ -231,6 +231,6 @@ fn the_error_policy_fails_when_rows_are_missing() {
     let mut batch = Batch::new(route(Policy::Error), Kind::Delete);
     batch.push(&change(Op::Delete, &["1"], &[]));
     let text = of_batch(batch, None).remove(0).text;
-    assert!(text.contains("CASE WHEN pg_catalog.count(*) = 1 THEN 0"));
+    assert!(text.contains("CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 1 THEN 0"));
     assert!(text.contains(MISSING_MARK));
 }
