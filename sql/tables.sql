@@ -1,7 +1,9 @@
 -- The queue. Written by the trigger's delivery as the extension's owner, whoever commits.
 
+-- Indexes and keys are named here: a name that PostgreSQL chose would step aside for one that is taken.
+
 CREATE TABLE @extschema@.sync_route (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_route_pkey PRIMARY KEY,
     body text NOT NULL
 );
 COMMENT ON TABLE @extschema@.sync_route IS
@@ -9,7 +11,7 @@ COMMENT ON TABLE @extschema@.sync_route IS
 CREATE INDEX sync_route_body ON @extschema@.sync_route (pg_catalog.md5(body));
 
 CREATE TABLE @extschema@.sync_queue (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_queue_pkey PRIMARY KEY,
     dst_server text NOT NULL,
     owner pg_catalog.regrole NOT NULL,
     route_id bigint NOT NULL,
@@ -49,7 +51,7 @@ CREATE TRIGGER sync_queue_discarded AFTER DELETE ON @extschema@.sync_queue
     EXECUTE FUNCTION @extschema@.sync_queue_discarded();
 
 CREATE TABLE @extschema@.sync_server_state (
-    dst_server text PRIMARY KEY,
+    dst_server text CONSTRAINT sync_server_state_pkey PRIMARY KEY,
     failures integer NOT NULL DEFAULT 0,
     unreachable boolean NOT NULL DEFAULT false,
     last_error text,
@@ -81,7 +83,7 @@ CREATE TABLE @extschema@.sync_row_version (
     stored bigint NOT NULL,
     written_by pg_catalog.xid8 NOT NULL,
     changed_at timestamptz NOT NULL,
-    PRIMARY KEY (relation, key_hash)
+    CONSTRAINT sync_row_version_pkey PRIMARY KEY (relation, key_hash)
 );
 COMMENT ON TABLE @extschema@.sync_row_version IS
     'what deletions and rows count as, where the newest wins and the version column does not show it';
@@ -92,7 +94,7 @@ CREATE INDEX sync_row_version_deleted ON @extschema@.sync_row_version (changed_a
 -- VACUUM does not give pages back: for that it locks the table for a moment, and who writes a conflict
 -- does not wait for locks. The pages that old rows leave are used again.
 CREATE TABLE @extschema@.sync_conflict_log (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_conflict_log_pkey PRIMARY KEY,
     logged_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     server text NOT NULL,
     nsp_name pg_catalog.name NOT NULL,

@@ -69,7 +69,7 @@ CREATE VIEW @extschema@.sync_status AS
                               pg_catalog.convert_to(s.srvname::pg_catalog.text, pg_catalog.getdatabaseencoding())) OPERATOR(pg_catalog.+) 1)
                           OPERATOR(pg_catalog.=)
                           (pg_catalog.convert_to(s.srvname::pg_catalog.text, pg_catalog.getdatabaseencoding())
-                           OPERATOR(pg_catalog.||) '\x00'::pg_catalog.bytea));
+                           OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 COMMENT ON VIEW @extschema@.sync_status IS
     'a row per server that triggers send to or changes wait for';
 

@@ -101,7 +101,7 @@ pub fn detach(home: &Home, rel: Oid, server: &str) -> Result<()> {
            AND n.nspname OPERATOR(pg_catalog.=) $3::pg_catalog.name \
            AND pg_catalog.substring(t.tgargs, 1, \
                  pg_catalog.octet_length(s.name) OPERATOR(pg_catalog.+) 1) \
-               OPERATOR(pg_catalog.=) (s.name OPERATOR(pg_catalog.||) '\\x00'::pg_catalog.bytea) \
+               OPERATOR(pg_catalog.=) (s.name OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')) \
          ORDER BY t.tgname",
         &[Some(&rel.to_u32().to_string()), Some(server), Some(&home.schema)],
     )?;

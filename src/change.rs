@@ -92,6 +92,13 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether its positions are those of columns that it has, and it has a key: not so in a route that
+    /// was not written by capture.
+    pub fn is_sound(&self) -> bool {
+        let known = |at| at < self.columns.len();
+        !self.key.is_empty() && self.key.iter().copied().chain(self.version()).all(known)
+    }
+
     /// Positions of the key columns that an UPDATE may set.
     pub fn settable_key(&self) -> impl Iterator<Item = usize> + '_ {
         self.key.iter().copied().filter(|at| !self.columns[*at].fixed)
@@ -211,6 +218,19 @@ pub struct Change<S> {
 }
 
 impl<S> Change<S> {
+    /// Whether it has the values that a change by this route has; see [`Route::is_sound`].
+    pub fn fits(&self, route: &Route) -> bool {
+        let (no_key, no_row) = (self.key.is_empty(), self.row.is_empty());
+        let key = self.key.len() == route.key.len();
+        let row = self.row.len() == route.columns.len();
+        match self.op {
+            Op::Insert => no_key && row,
+            Op::Update => (no_key || key) && row,
+            Op::Delete => key && no_row,
+            Op::Truncate => no_key && no_row,
+        }
+    }
+
     /// Whether this is an UPDATE that gives the row another key.
     pub fn moves(&self) -> bool {
         self.op == Op::Update && !self.key.is_empty()

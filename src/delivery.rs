@@ -2,7 +2,7 @@
 //!
 //! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys), `feed` turns them into statements, `link` carries them over
 //! one connection, `answers` holds what comes back against what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
-//! transaction. `endpoint` and `session` own where to connect and the connections that are kept.
+//! transaction. `endpoint`, `standing` and `session` own where to connect, what for that may be used, and the connections that are kept.
 
 pub mod answers;
 pub mod collapse;
@@ -15,5 +15,6 @@ pub mod link;
 pub mod lost;
 pub mod plan;
 pub mod session;
+pub mod standing;
 pub mod trust;
 pub mod waves;

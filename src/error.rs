@@ -1,7 +1,8 @@
 //! The one error type, its SQLSTATEs and the line between transient and permanent.
 //!
 //! Functions return [`Result`]; only the edges (SQL functions, the trigger, the transaction
-//! callbacks) raise, through `pg::report`. No message carries a password or a row value.
+//! callbacks) raise, through `pg::report`. No message carries a password or a row value; what another
+//! server says may quote a value, and is only kept where its [reader](Error::in_full) may see rows.
 
 use std::fmt;
 
@@ -92,6 +93,27 @@ impl SqlState {
             || s.starts_with("3F")
             || *self == Self::OBJECT_NOT_READY
     }
+
+    /// Whether the server's own messages with this state name objects, limits and other sessions, and
+    /// quote no values. Those of syntax errors quote what is near them.
+    fn names_only_objects(&self) -> bool {
+        let s = self.as_str();
+        let class = ["08", "0A", "23", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"];
+        (class.iter().any(|class| s.starts_with(class)) && s != "42601")
+            || *self == Self::NO_DATA_FOUND
+    }
+
+    /// What a failure is about, by the class of its state, for those whose messages may quote values.
+    fn subject(&self) -> &'static str {
+        match &self.as_str()[..2] {
+            "21" => "cardinality violation",
+            "22" => "data exception",
+            "23" => "integrity constraint violation",
+            "38" | "39" | "P0" => "error of a function",
+            "42" => "syntax error or access rule violation",
+            _ => "error",
+        }
+    }
 }
 
 impl fmt::Display for SqlState {
@@ -122,11 +144,36 @@ pub struct RemoteError {
     pub constraint: Option<String>,
 }
 
+impl RemoteError {
+    /// Whether the message comes from the server itself and quotes no value of a row. What functions
+    /// raise there may say anything under any state; a CONTEXT shows them. The server's own contexts
+    /// tell only of tuples by their place.
+    fn is_plain(&self) -> bool {
+        let places = |context: &String| context.lines().all(|line| line.starts_with("while "));
+        self.sqlstate.names_only_objects() && self.context.as_ref().is_none_or(places)
+    }
+
+    /// The message, or words of our own for one that may quote values.
+    fn told(&self) -> String {
+        if self.is_plain() {
+            return self.message.clone();
+        }
+        let (server, state) = (&self.server, self.sqlstate);
+        format!("server \"{server}\" reported: {} (SQLSTATE {state})", state.subject())
+    }
+
+    /// The DETAIL, unless it may quote values: that of a constraint shows the key or the row.
+    fn told_detail(&self) -> Option<&String> {
+        let violation = self.sqlstate.as_str().starts_with("23");
+        self.detail.as_ref().filter(|_| self.is_plain() && !violation)
+    }
+}
+
 /// Everything that can go wrong here.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// A statement failed on the server, which is otherwise well.
-    #[error("{}", .0.message)]
+    #[error("{}", .0.told())]
     Remote(Box<RemoteError>),
 
     /// No connection could be made. `sqlstate` is the server's own where it gave one.
@@ -225,7 +272,7 @@ impl Error {
     /// The DETAIL line, if there is one.
     pub fn detail(&self) -> Option<String> {
         match self {
-            Self::Remote(e) => e.detail.clone(),
+            Self::Remote(e) => e.told_detail().cloned(),
             Self::Connect { reason, .. } | Self::Lost { reason, .. } => Some(reason.clone()),
             Self::InDoubt { reason, .. } => Some(reason.clone()),
             Self::Timeout { what, millis, .. } => {
@@ -239,7 +286,12 @@ impl Error {
     /// The HINT line, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Remote(e) => e.hint.clone(),
+            Self::Remote(e) if self.withheld().is_none() => e.hint.clone(),
+            Self::Remote(_) => Some(
+                "What the server said may quote values and is not logged: clients are told in a \
+                 WARNING."
+                    .into(),
+            ),
             Self::Local { hint, .. } => hint.clone(),
             Self::Pending { .. } => {
                 Some("Run deal_sync_err_rec() until sync_err_rec is empty for this server.".into())
@@ -263,12 +315,28 @@ impl Error {
         }
     }
 
-    /// Message and detail in one line, for the queue and for a WARNING's DETAIL.
+    /// What the server said, if a part of it must not be logged.
+    pub fn withheld(&self) -> Option<&RemoteError> {
+        match self {
+            Self::Remote(e) if !e.is_plain() || e.told_detail() != e.detail.as_ref() => Some(e),
+            _ => None,
+        }
+    }
+
+    /// Message and detail in one line, for logs and listeners, who may see neither rows nor the queue.
     pub fn one_line(&self) -> String {
         match (self, self.detail()) {
-            // A remote DETAIL quotes key values: it goes to the user who caused it, not to a log.
             (Self::Remote(_), _) | (_, None) => self.to_string(),
             (_, Some(detail)) => format!("{self}: {}", detail.trim_end()),
+        }
+    }
+
+    /// The same with the server's own message, which may quote a value: for our tables, and for the
+    /// client whose changes they are. Its DETAIL, which quotes keys, is left out.
+    pub fn in_full(&self) -> String {
+        match self {
+            Self::Remote(e) => e.message.clone(),
+            _ => self.one_line(),
         }
     }
 }
@@ -315,5 +383,51 @@ mod tests {
         };
         assert!(wrong_password.is_transient());
         assert_eq!(wrong_password.sqlstate().as_str(), "28P01");
+    }
+
+    fn remote(state: &str, context: Option<&str>) -> Error {
+        let text = |text: &str| Some(text.to_owned());
+        Error::Remote(Box::new(RemoteError {
+            server: "dst".into(),
+            sqlstate: SqlState::new(state),
+            message: "about 4711".into(),
+            detail: text("Key (id)=(4711) is there."),
+            hint: text("Not 4711."),
+            context: context.map(str::to_owned),
+            schema: None,
+            table: None,
+            column: None,
+            constraint: None,
+        }))
+    }
+
+    #[test]
+    fn what_may_quote_a_value_is_for_the_queue_and_the_client_only() {
+        for (state, context) in [
+            ("22P02", None),
+            ("P0001", Some("PL/pgSQL function f() line 3 at RAISE")),
+            ("42P01", Some("PL/pgSQL function f() line 3 at RAISE")),
+            ("40001", Some("while locking tuple (0,1) in relation \"t\"\nSQL function \"f\"")),
+            ("42601", None),
+            ("XX000", None),
+            ("ZZ999", None),
+        ] {
+            let error = remote(state, context);
+            let told = [Some(error.to_string()), error.detail(), error.hint()];
+            assert!(told.iter().flatten().all(|text| !text.contains("4711")), "{state} {told:?}");
+            assert!(!error.one_line().contains("4711") && error.one_line().contains(state));
+            assert!(error.withheld().is_some() && error.in_full() == "about 4711");
+        }
+    }
+
+    #[test]
+    fn what_names_objects_is_passed_on() {
+        let error = remote("55P03", Some("while locking tuple (0,1) in relation \"t\""));
+        assert!(error.withheld().is_none() && error.to_string() == "about 4711");
+        assert!(error.detail().is_some() && error.hint().as_deref() == Some("Not 4711."));
+        // The message of a violation names the constraint, its DETAIL shows the key.
+        let error = remote("23505", None);
+        assert_eq!((error.to_string().as_str(), error.detail()), ("about 4711", None));
+        assert!(error.withheld().is_some());
     }
 }

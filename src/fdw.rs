@@ -1,6 +1,7 @@
 //! The validator of the foreign data wrapper `pg_rowsync`.
 
 use crate::error::{Error, Result, SqlState};
+use crate::options::MAX_NAME;
 use crate::pg::{Oid, context};
 use crate::pq::keywords;
 
@@ -11,9 +12,10 @@ const MAPPING_CATALOG: u32 = 1418;
 /// libpq options that are not users' to set: text always crosses as UTF-8, and a replication
 /// connection takes no SQL.
 const NOT_OURS: [&str; 3] = ["client_encoding", "replication", "fallback_application_name"];
-/// Options of the mapping that would let a user act with the server account's identity.
-const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
-const PASSWORD_REQUIRED: &str = "password_required";
+/// Options that open files which only the server account can read, and show who it is.
+pub const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
+/// The mapping's option that may say that none is required.
+pub const PASSWORD_REQUIRED: &str = "password_required";
 
 /// Checks options, given as `name=value` texts, for the catalog they belong to.
 ///
@@ -72,7 +74,9 @@ fn refused(name: &str, catalog: u32, allowed: &[&str]) -> Error {
             _ => format!("\"{name}\" belongs in the server."),
         });
     }
-    let nearest = allowed
+    // No name in a catalog is longer; what anyone hands to the validator may be, by far.
+    let comparable = if name.len() <= MAX_NAME { allowed } else { &[] };
+    let nearest = comparable
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .min();
@@ -85,7 +89,11 @@ fn refused(name: &str, catalog: u32, allowed: &[&str]) -> Error {
     }
 }
 
-fn boolean(name: &str, value: &str) -> Result<bool> {
+/// The value of a boolean option.
+///
+/// # Errors
+/// 22023 for what is none.
+pub fn boolean(name: &str, value: &str) -> Result<bool> {
     match value.to_ascii_lowercase().as_str() {
         "true" | "on" | "yes" | "1" => Ok(true),
         "false" | "off" | "no" | "0" => Ok(false),
@@ -100,6 +108,9 @@ fn boolean(name: &str, value: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     #[test]
     fn secrets_and_user_belong_in_the_mapping() {
@@ -123,5 +134,32 @@ mod tests {
     fn booleans_are_read_as_postgres_writes_them() {
         assert!(boolean("password_required", "TRUE").is_ok_and(|b| b));
         assert!(boolean("password_required", "maybe").is_err());
+    }
+    #[test]
+    fn any_option_is_taken_or_refused_with_a_hint() {
+        let known: Vec<&str> =
+            keywords::all().iter().map(|keyword| keyword.name.as_str()).collect();
+        let name = prop_oneof![
+            select(known.clone()).prop_map(str::to_owned),
+            (select(known), fuzz::edits()).prop_map(|(name, edits)| fuzz::edited(name, &edits)),
+            fuzz::text(),
+            (1..3_000usize).prop_map(|length| "h".repeat(length)),
+        ];
+        // Among others those of wrappers and of tables.
+        let catalog = select(vec![2328, SERVER_CATALOG, MAPPING_CATALOG, 1259]);
+        fuzz::check(1_500, &(name, fuzz::text(), catalog), |(name, value, catalog)| {
+            let allowed = allowed(catalog);
+            if !allowed.contains(&name.as_str()) {
+                let error = refused(&name, catalog, &allowed);
+                prop_assert_eq!(error.sqlstate(), SqlState::FDW_INVALID_OPTION);
+                prop_assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{}", error);
+            }
+            let is_one = |word: &&str| word.eq_ignore_ascii_case(&value);
+            match boolean(&name, &value) {
+                Ok(value) => prop_assert_eq!(value, ["true", "on", "yes", "1"].iter().any(is_one)),
+                Err(error) => prop_assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER),
+            }
+            Ok(())
+        });
     }
 }

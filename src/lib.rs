@@ -12,6 +12,8 @@ mod delivery;
 mod drain;
 mod error;
 mod fdw;
+#[cfg(test)]
+mod fuzz;
 mod guc;
 mod options;
 mod pg;

@@ -52,8 +52,8 @@ pub struct Options {
     pub guard_role: Option<String>,
 }
 
-/// PostgreSQL's NAMEDATALEN - 1.
-const MAX_NAME: usize = 63;
+/// Longest name of anything, in bytes: PostgreSQL's NAMEDATALEN - 1.
+pub const MAX_NAME: usize = 63;
 
 impl Options {
     /// Parses and checks what does not need the table.

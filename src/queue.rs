@@ -271,8 +271,8 @@ pub fn forget_lost(home: &Home, server_name: &str, lost: &Lost) -> Result<()> {
 /// # Errors
 /// When the JSON is not that of a route and a change.
 pub fn describe(route: &str, change: &str) -> Result<String> {
-    let route: Rc<Route> = Rc::new(from_json(route)?);
-    let change: Change<String> = from_json(change)?;
+    let route = Rc::new(to_route(route)?);
+    let change = to_change(&route, change)?;
     Ok(crate::sql::literal::of_change(&route, &change))
 }
 
@@ -287,7 +287,20 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::internal(format!("could not write JSON: {e}")))
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
-    serde_json::from_str(text)
-        .map_err(|e| Error::internal(format!("could not read a queued change: {e}")))
+/// A route from its JSON, which anyone may hand to [`describe`].
+fn to_route(text: &str) -> Result<Route> {
+    from_json(text, Route::is_sound)
+}
+
+/// A change by this route from its JSON.
+fn to_change(route: &Route, text: &str) -> Result<Change<String>> {
+    from_json(text, |change: &Change<String>| change.fits(route))
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(text: &str, fits: impl Fn(&T) -> bool) -> Result<T> {
+    let unreadable = |why: &str| Error::internal(format!("could not read a queued change: {why}"));
+    // Not the parser's own words, which quote what it has met.
+    let value = serde_json::from_str(text)
+        .map_err(|e| unreadable(&format!("{:?} error at byte {}", e.classify(), e.column())))?;
+    if fits(&value) { Ok(value) } else { Err(unreadable("it does not fit its route")) }
 }

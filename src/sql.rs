@@ -9,7 +9,7 @@ pub mod quote;
 mod session;
 mod statement;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 mod told;
 mod upsert;
 mod values;

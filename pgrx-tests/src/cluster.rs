@@ -100,9 +100,12 @@ impl Cluster {
 
     /// How roles other than the superuser's are let in from now on: a method of pg_hba.conf.
     pub fn set_authentication(&self, method: &str) -> Result<()> {
-        let rules = format!(
-            "host all postgres 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 {method}\n"
-        );
+        self.set_rule(&format!("host all all 127.0.0.1/32 {method}"))
+    }
+
+    /// The same, as a rule of pg_hba.conf.
+    pub fn set_rule(&self, rule: &str) -> Result<()> {
+        let rules = format!("host all postgres 127.0.0.1/32 scram-sha-256\n{rule}\n");
         fs::write(self.data.join("pg_hba.conf"), rules)?;
         let mut client = self.superuser("postgres")?;
         let loaded = "select pg_conf_load_time()";
@@ -115,6 +118,8 @@ impl Cluster {
             ensure!(Instant::now() < deadline, "pg_hba.conf was not read");
             sleep(Duration::from_millis(5));
         }
+        let wrong = "select count(*) from pg_hba_file_rules where error is not null";
+        ensure!(client.query_one(wrong, &[])?.get::<_, i64>(0) == 0, "not a rule: {rule}");
         Ok(())
     }
 

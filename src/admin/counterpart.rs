@@ -47,29 +47,32 @@ fn database(home: &Home) -> Result<String> {
 }
 
 /// The policies of the triggers on `target` that lead to a table named as `local` is, in a database
-/// of this name. Hosts are not compared: the same server goes by many names.
+/// of this name. Hosts are not compared: the same server goes by many names. The session's search_path leads
+/// to PostgreSQL's own functions and operators; relations and types are looked for among temporary ones first.
 fn question(local: &Relation, target: &Relation, db: &str) -> String {
     let [schema, table, on_schema, on_table, db] =
         [&local.schema, &local.table, &target.schema, &target.table, db].map(literal);
     format!(
-        "SELECT COALESCE(convert_from(NULLIF(btrim(a.options, '\\x00'), ''), e.name)::json \
+        "SELECT COALESCE(convert_from(NULLIF(btrim(a.options, e.zero), ''), e.name)::pg_catalog.json \
                              ->> 'on_conflict', 'overwrite') \
-         FROM pg_trigger t \
-         JOIN pg_class c ON c.oid = t.tgrelid \
-         JOIN pg_namespace n ON n.oid = c.relnamespace \
-         JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'sync_dml' \
-         JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' \
-         JOIN pg_extension x ON d.refclassid = 'pg_extension'::regclass AND x.oid = d.refobjid \
+         FROM pg_catalog.pg_trigger t \
+         JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid AND p.proname = 'sync_dml' \
+         JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass \
+          AND d.objid = p.oid AND d.deptype = 'e' \
+         JOIN pg_catalog.pg_extension x \
+           ON d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND x.oid = d.refobjid \
           AND x.extname = 'pg_rowsync' \
-         CROSS JOIN (SELECT getdatabaseencoding()) e(name) \
-         CROSS JOIN (SELECT convert_to({schema}, getdatabaseencoding()) || '\\x00'::bytea \
-                         || convert_to({table}, getdatabaseencoding()) || '\\x00'::bytea) w(target) \
-         CROSS JOIN LATERAL (SELECT position('\\x00'::bytea IN t.tgargs)) s(ends) \
+         CROSS JOIN (SELECT getdatabaseencoding(), decode('00', 'hex')) e(name, zero) \
+         CROSS JOIN LATERAL (SELECT convert_to({schema}, e.name) || e.zero \
+                                 || convert_to({table}, e.name) || e.zero) w(target) \
+         CROSS JOIN LATERAL (SELECT position(e.zero IN t.tgargs)) s(ends) \
          CROSS JOIN LATERAL (SELECT substring(t.tgargs, 1, s.ends - 1), \
                                     substring(t.tgargs, s.ends + 1, length(w.target)), \
                                     substring(t.tgargs, s.ends + 1 + length(w.target))) \
               a(server, target, options) \
-         JOIN pg_foreign_server f ON convert_to(f.srvname::text, e.name) = a.server \
+         JOIN pg_catalog.pg_foreign_server f ON convert_to(f.srvname::pg_catalog.text, e.name) = a.server \
          WHERE n.nspname = {on_schema} AND c.relname = {on_table} \
            AND t.tgenabled IN ('O', 'A') AND t.tgtype & 28 <> 0 \
            AND t.tgnargs > 2 AND a.target = w.target \

@@ -1,8 +1,11 @@
 //! Where to connect and as whom: a foreign server and a user mapping, turned into libpq options.
 
+use super::standing::{NO_CERTIFICATE, Place, Standing};
 use crate::error::{Error, Result, SqlState};
+use crate::fdw;
 use crate::guc;
 use crate::options::check_guard;
+use crate::pg::invalidation::Changed;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::c_string;
 use crate::pg::{Oid, invalidation};
@@ -125,6 +128,9 @@ pub struct Endpoint {
     pub password_required: bool,
     /// The mapping brings one.
     has_password: bool,
+    /// How a change of its server or mapping will be reported. Looked up here, inside a transaction:
+    /// a connection may come up outside of one.
+    pub identity: [Changed; 2],
     params: Vec<(CString, CString)>,
 }
 
@@ -171,66 +177,34 @@ impl Endpoint {
                 Some(&account.mapping.to_u32().to_string()),
             ],
         )?;
-        let (superuser, may_waive) = Self::exemptions(home, account)?;
+        let standing = Standing::of(home, account)?;
         let mut options: Vec<(String, String)> = Vec::new();
         let mut waived = false;
         let mut has_password = false;
         for mut row in rows {
-            let place = required(&mut row, 0)?;
+            let place = match required(&mut row, 0)?.as_str() {
+                "1" => Place::Wrapper,
+                "2" => Place::Server,
+                _ => Place::Mapping,
+            };
             let (name, value) = (required(&mut row, 1)?, required(&mut row, 2)?);
-            let in_mapping = place == "3";
             if name == "password" {
-                has_password = in_mapping && !value.is_empty();
+                has_password = place == Place::Mapping && !value.is_empty();
             }
-            if name == "password_required" && in_mapping {
-                waived = may_waive
-                    && matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0");
-            } else if keywords::find(&name).is_some_and(|k| !k.debug) {
+            if name == fdw::PASSWORD_REQUIRED && place == Place::Mapping {
+                waived = standing.may_waive() && fdw::boolean(&name, &value).is_ok_and(|b| !b);
+            } else if keywords::find(&name).is_some_and(|k| !k.debug)
+                && standing.may_set(&name, place)
+            {
                 options.retain(|(n, _)| *n != name);
                 options.push((name, value));
             }
         }
-        Self::of_options(account.clone(), options, !superuser && !waived, has_password)
-    }
-
-    /// Whether the owner is a superuser, and whether the mapping may say that no password is required:
-    /// only under a validator that lets none but superusers say so. A wrapper without one takes any
-    /// option from anybody.
-    fn exemptions(home: &Home, account: &Account) -> Result<(bool, bool)> {
-        let rows = spi::read(
-            home,
-            "SELECT COALESCE((SELECT r.rolsuper FROM pg_catalog.pg_roles r \
-                      WHERE r.oid OPERATOR(pg_catalog.=) $3::pg_catalog.oid), false), \
-                    EXISTS (SELECT FROM pg_catalog.pg_foreign_data_wrapper f \
-                      JOIN pg_catalog.pg_depend d \
-                        ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
-                       AND d.objid OPERATOR(pg_catalog.=) f.fdwvalidator \
-                       AND d.deptype OPERATOR(pg_catalog.=) 'e' \
-                      JOIN pg_catalog.pg_extension e \
-                        ON d.refclassid \
-                             OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-                       AND e.oid OPERATOR(pg_catalog.=) d.refobjid \
-                      WHERE f.oid OPERATOR(pg_catalog.=) s.srvfdw \
-                        AND e.extname OPERATOR(pg_catalog.=) \
-                              ANY (ARRAY['pg_rowsync', 'postgres_fdw']::pg_catalog.name[])) \
-             FROM pg_catalog.pg_user_mapping m \
-             JOIN pg_catalog.pg_foreign_server s ON s.oid OPERATOR(pg_catalog.=) m.umserver \
-             WHERE m.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-               AND s.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
-            &[
-                Some(&account.server.to_u32().to_string()),
-                Some(&account.mapping.to_u32().to_string()),
-                Some(&account.owner.to_u32().to_string()),
-            ],
-        )?;
-        // Dropped since the changes were captured: libpq would make up a user of its own.
-        let Some(mut row) = rows.into_iter().next() else {
-            return Err(Error::local(
-                SqlState::UNDEFINED_OBJECT,
-                format!("user mapping for server \"{}\" was dropped", account.server_name),
-            ));
-        };
-        Ok((required(&mut row, 0)? == "t", required(&mut row, 1)? == "t"))
+        let password_required = !standing.is_trusted() && !waived;
+        if password_required && !options.iter().any(|(name, _)| name == "sslcert") {
+            options.push(("sslcert".into(), NO_CERTIFICATE.into()));
+        }
+        Self::of_options(account.clone(), options, password_required, has_password)
     }
 
     fn of_options(
@@ -263,7 +237,16 @@ impl Endpoint {
             .into_iter()
             .map(|(n, v)| Ok((c_string(&n)?, c_string(&v)?)))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { account, application_name, own_name, password_required, has_password, params })
+        let identity = Changed::of_account(account.server, account.mapping);
+        Ok(Self {
+            account,
+            application_name,
+            own_name,
+            password_required,
+            has_password,
+            identity,
+            params,
+        })
     }
 
     /// Refuses to connect without a password of the mapping's own, so that no one gets in as the
@@ -365,7 +348,8 @@ fn name_in_options(options: &str) -> Option<String> {
     let mut chars = options.chars();
     while let Some(c) = chars.next() {
         match c {
-            c if c.is_ascii_whitespace() => words.extend(word.take()),
+            // The server's isspace() knows one more.
+            c if c.is_ascii_whitespace() || c == '\u{b}' => words.extend(word.take()),
             '\\' => word.get_or_insert_default().extend(chars.next()),
             c => word.get_or_insert_default().push(c),
         }
@@ -391,6 +375,10 @@ fn name_in_options(options: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     #[test]
     fn the_guard_name_is_found_in_the_options_of_the_recipe() {
@@ -403,5 +391,29 @@ mod tests {
         );
         assert_eq!(name_in_options("-c geqo=off"), None);
         assert_eq!(name_in_options(""), None);
+    }
+
+    #[test]
+    fn the_guard_name_in_any_options_is_the_last_that_the_server_would_read() {
+        let name = select(vec!["application_name", "Application-Name", "geqo", "application"]);
+        let setting = (select(vec!["-c ", "-c", "--", "-c\t ", "-c\u{b}"]), name, fuzz::text());
+        fuzz::check(2_000, &vec(setting, 0..4), |settings| {
+            let (mut options, mut expected) = (String::new(), None);
+            for (prefix, name, value) in settings {
+                options.push_str(&format!(" {prefix}{name}="));
+                for c in value.chars() {
+                    // As isspace() of the C locale has it.
+                    if c == '\\' || c.is_ascii_whitespace() || c == '\u{b}' {
+                        options.push('\\');
+                    }
+                    options.push(c);
+                }
+                if name.len() == "application_name".len() {
+                    expected = Some(value);
+                }
+            }
+            prop_assert_eq!(name_in_options(&options), expected, "{:?}", options);
+            Ok(())
+        });
     }
 }

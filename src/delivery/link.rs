@@ -469,7 +469,7 @@ impl<'f> Link<'f> {
         let server = self.server().to_owned();
         // What the server said before it hung up tells more than libpq's own words.
         let reason = match &self.failure {
-            Some(Error::Remote(e)) => e.message.clone(),
+            Some(error @ Error::Remote(_)) => error.to_string(),
             _ => reason.to_owned(),
         };
         self.close(if self.commit_sent {

@@ -4,7 +4,7 @@
 //! an error or the end of the process while it waits leaves nothing behind: dropping it closes the
 //! connection, and the server rolls back what was not committed.
 
-use super::endpoint::{Account, AccountKey, Endpoint};
+use super::endpoint::{AccountKey, Endpoint};
 use crate::change::Route;
 use crate::pg::Oid;
 use crate::pg::fd::ExternalFd;
@@ -33,8 +33,6 @@ pub struct Session {
     proven: HashSet<u64>,
     /// The schema of the server's own extension, and when the server was asked.
     home: Option<(Option<String>, Instant)>,
-    /// How a change of its server or mapping will be reported.
-    identity: [Changed; 2],
     /// Counts the socket in the backend's budget; given back when the session ends.
     _fd: ExternalFd,
 }
@@ -42,10 +40,7 @@ pub struct Session {
 impl Session {
     /// A session over a connection that has just come up and been checked.
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
-        let Account { server, mapping, .. } = endpoint.account;
-        let identity = Changed::of_account(server, mapping);
-        let proven = HashSet::new();
-        Self { connection, endpoint, proven, home: None, identity, _fd: fd }
+        Self { connection, endpoint, proven: HashSet::new(), home: None, _fd: fd }
     }
 
     /// The schema of the server's own extension, as far as is known; see [`crate::versions`].
@@ -107,10 +102,11 @@ pub fn take(endpoint: &Endpoint) -> Option<Session> {
     (*session.endpoint == *endpoint && session.is_alive()).then_some(session)
 }
 
-/// Keeps a session for the next transaction; closes it if one is still open on the server, or if it has
-/// become too large.
+/// Keeps a session for the next transaction; closes it if one is still open on the server, if it has
+/// become too large, or if what is sent next would be read in another encoding.
 pub fn put_back(session: Session) {
-    if !session.connection.is_idle() || session.connection.heard() > MOST_HEARD {
+    let connection = &session.connection;
+    if !connection.is_idle() || connection.heard() > MOST_HEARD || !connection.speaks_utf8() {
         return;
     }
     let key = session.endpoint.account.key();
@@ -148,7 +144,9 @@ pub fn close(server: Option<Oid>) -> usize {
 pub fn close_changed(changed: &[Changed]) {
     if !changed.is_empty() {
         close_where(|session| {
-            changed.iter().any(|change| session.identity.iter().any(|own| change.concerns(own)))
+            changed
+                .iter()
+                .any(|change| session.endpoint.identity.iter().any(|own| change.concerns(own)))
         });
     }
 }

@@ -1,6 +1,9 @@
 //! From [`Error`] to the server's error machinery, with every field and any SQLSTATE (pgrx's own
 //! report knows only the states that PostgreSQL names).
+//!
+//! Whatever may quote a value of a row goes to the client only, never to the log.
 
+use super::context::Settings;
 use super::text::{outside_transaction, tellable, to_server};
 use crate::error::{Error, RemoteError};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -12,6 +15,9 @@ use std::ffi::{CString, c_char, c_void};
 /// the end what is to be said (see [`fill_in`]); pgrx's report has no place for most of the fields,
 /// nor for text in another encoding than UTF-8.
 pub fn raise(error: &Error) -> ! {
+    if let Some(remote) = error.withheld() {
+        tell_client(remote);
+    }
     FIELDS.with(|fields| fields.replace(Some(Fields::of(error))));
     NODE.with(|node| {
         // SAFETY: the node lives as long as the backend. Whoever catches the error puts the stack
@@ -25,6 +31,10 @@ pub fn raise(error: &Error) -> ! {
     ErrorReport::new(code, "pg_rowsync", "").report(PgLogLevel::ERROR);
     unreachable!("ereport(ERROR) does not return")
 }
+
+/// Level of what a client is told and no log.
+const CLIENT_ONLY: u32 = pg_sys::WARNING_CLIENT_ONLY;
+const WARNING: u32 = pg_sys::WARNING;
 
 thread_local! {
     /// The error being raised.
@@ -85,6 +95,7 @@ impl Fields {
             Error::Remote(e) => Some(e.as_ref()),
             _ => None,
         };
+        let place = |e: &RemoteError| c_text(&format!("remote server \"{}\"", e.server));
         let field = |get: fn(&RemoteError) -> &Option<String>| {
             remote.and_then(|e| get(e).as_deref()).map(c_text)
         };
@@ -99,10 +110,7 @@ impl Fields {
                 (pg_sys::PG_DIAG_COLUMN_NAME, field(|e| &e.column)),
                 (pg_sys::PG_DIAG_CONSTRAINT_NAME, field(|e| &e.constraint)),
             ],
-            context: remote.map(|e| {
-                let place = format!("remote server \"{}\"", e.server);
-                c_text(&e.context.as_ref().map_or(place.clone(), |c| format!("{c}\n{place}")))
-            }),
+            context: remote.map(place),
         }
     }
 }
@@ -127,26 +135,43 @@ pub fn or_raise<T>(result: crate::error::Result<T>) -> T {
     result.unwrap_or_else(|e| raise(&e))
 }
 
-/// A WARNING under the error's SQLSTATE, with a message of its own and the error as DETAIL.
+/// A WARNING under the error's SQLSTATE, with a message of its own and the error as DETAIL, which the log
+/// gets in words that quote no value.
 pub fn warn(message: &str, error: &Error, hint: Option<&str>) {
-    let detail = sentence(&error.one_line());
-    let mut told = Error::local(error.sqlstate(), message).with_detail(detail);
-    if let Some(hint) = hint {
-        told = told.with_hint(hint);
+    let told = |reason: &str| {
+        let told = Error::local(error.sqlstate(), message).with_detail(sentence(reason));
+        hint.map_or(told.clone(), |hint| told.with_hint(hint))
+    };
+    let (logged, full) = (error.one_line(), error.in_full());
+    if logged == full {
+        return emit(WARNING, &told(&full), None);
     }
-    emit(PgLogLevel::WARNING, &told);
+    emit(CLIENT_ONLY, &told(&full), None);
+    let _not_twice = Settings::set(&[(c"client_min_messages", c"error")]);
+    emit(WARNING, &told(&logged), None);
+}
+
+/// What a server said, for the client and not for the log.
+fn tell_client(remote: &RemoteError) {
+    let told = Error::Local {
+        sqlstate: remote.sqlstate,
+        message: format!("server \"{}\" reported: {}", remote.server, remote.message),
+        detail: remote.detail.clone(),
+        hint: remote.hint.clone(),
+    };
+    emit(CLIENT_ONLY, &told, remote.context.as_deref());
 }
 
 /// A NOTICE.
 pub fn notice(message: &str) {
     let told = Error::local(crate::error::SqlState::new("00000"), message);
-    emit(PgLogLevel::NOTICE, &told);
+    emit(pg_sys::NOTICE, &told, None);
 }
 
 /// A NOTICE with a HINT.
 pub fn advise(message: &str, hint: &str) {
     let told = Error::local(crate::error::SqlState::new("00000"), message).with_hint(hint);
-    emit(PgLogLevel::NOTICE, &told);
+    emit(pg_sys::NOTICE, &told, None);
 }
 
 /// A line for the server's log, also outside of transactions.
@@ -156,7 +181,7 @@ pub fn log(message: &str, error: Option<&Error>) {
     if let Some(error) = error {
         told = told.with_detail(sentence(&outside_transaction(&error.one_line())));
     }
-    emit(PgLogLevel::LOG, &told);
+    emit(pg_sys::LOG, &told, None);
 }
 
 fn sentence(text: &str) -> String {
@@ -165,11 +190,12 @@ fn sentence(text: &str) -> String {
 }
 
 /// Emits something that is not an error and therefore returns.
-fn emit(level: PgLogLevel, told: &Error) {
+fn emit(level: u32, told: &Error, context: Option<&str>) {
     let some = |text: Option<String>| text.map(|t| c_text(&t));
     let message = c_text(&told.to_string());
     let detail = some(told.detail().map(|d| sentence(&d)));
     let hint = some(told.hint());
+    let context = context.map(c_text);
     let ptr = |text: &Option<CString>| -> *mut c_char {
         text.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut())
     };
@@ -179,6 +205,7 @@ fn emit(level: PgLogLevel, told: &Error) {
         message: message.as_ptr().cast_mut(),
         detail: ptr(&detail),
         hint: ptr(&hint),
+        context: ptr(&context),
         ..Default::default()
     };
     // SAFETY: every pointer is null or a C string that lives until the call returns.

@@ -11,9 +11,9 @@ use pq_sys::{
     ConnStatusType, PGTransactionStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID,
     PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
     PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQfreemem, PQgetResult, PQisBusy,
-    PQnotifies, PQpipelineSync, PQsendFlushRequest, PQsendQueryParams, PQsetErrorVerbosity,
-    PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket, PQstatus,
-    PQtransactionStatus, PostgresPollingStatusType,
+    PQnotifies, PQparameterStatus, PQpipelineSync, PQsendFlushRequest, PQsendQueryParams,
+    PQsetErrorVerbosity, PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket,
+    PQstatus, PQtransactionStatus, PostgresPollingStatusType,
 };
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -132,6 +132,15 @@ impl Connection {
     pub fn is_idle(&self) -> bool {
         // SAFETY: a live connection.
         unsafe { PQtransactionStatus(self.raw()) == PGTransactionStatusType::PQTRANS_IDLE }
+    }
+
+    /// Whether the server still takes what it is sent for UTF-8: a trigger may have told its session otherwise.
+    pub fn speaks_utf8(&self) -> bool {
+        // SAFETY: a live connection; the value is null or a C string that lives until the server sends another.
+        unsafe {
+            let value = PQparameterStatus(self.raw(), c"client_encoding".as_ptr());
+            !value.is_null() && CStr::from_ptr(value) == c"UTF8"
+        }
     }
 
     /// Process ID of the server's backend.
@@ -279,7 +288,7 @@ fn split_verbose(message: &str) -> (SqlState, String) {
         let code = text.get(at + separator.len()..at + separator.len() + 5)?;
         let ends = text.get(at + separator.len() + 5..)?.starts_with(": ");
         let is_code = code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
-        (ends && is_code).then(|| (at + separator.len(), SqlState::new(code)))
+        (ends && is_code).then(|| (at + separator.len(), SqlState::of_failure(code)))
     });
     match found {
         Some((at, state)) => (state, format!("{}{}", &text[..at], &text[at + 7..])),
@@ -290,6 +299,8 @@ fn split_verbose(message: &str) -> (SqlState, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+    use proptest::prelude::*;
 
     #[test]
     fn the_sqlstate_of_a_refused_connection_is_found_in_the_verbose_message() {
@@ -306,5 +317,18 @@ mod tests {
         let (state, text) = split_verbose("connection to server failed: Connection refused");
         assert_eq!(state, SqlState::CANNOT_CONNECT);
         assert_eq!(text, "connection to server failed: Connection refused");
+    }
+
+    #[test]
+    fn whatever_a_refusal_says_its_sqlstate_is_one_of_a_failure() {
+        let code = prop_oneof!["[0-9A-Z]{5}", "00[0-9]{3}", "[ -~]{5}", fuzz::text()];
+        let message = (fuzz::text(), code, fuzz::text());
+        fuzz::check(2_000, &message, |(before, code, after)| {
+            let told = format!("{before}FATAL:  {code}: {after}\nLOCATION:  auth.c");
+            let (state, text) = split_verbose(&told);
+            prop_assert_eq!(SqlState::of_failure(state.as_str()), state, "{}", told);
+            prop_assert!(text.len() <= told.len());
+            Ok(())
+        });
     }
 }

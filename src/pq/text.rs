@@ -33,6 +33,8 @@ fn cut(bytes: &[u8], longest: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+    use proptest::prelude::*;
 
     #[test]
     fn a_short_text_stays_as_it_is() {
@@ -52,5 +54,27 @@ mod tests {
     fn bytes_that_are_no_text_do_not_grow_beyond_bounds() {
         assert_eq!(cut(&[0x80; 10], 4), "\u{fffd}\u{fffd}\u{fffd}\u{fffd}...");
         assert_eq!(cut(&[b'a', 0xff], 4), "a\u{fffd}");
+    }
+
+    #[test]
+    fn any_bytes_become_a_text_that_is_no_longer_than_it_may_be() {
+        let bytes = prop_oneof![
+            fuzz::text().prop_map(String::into_bytes),
+            proptest::collection::vec(any::<u8>(), 0..20),
+        ];
+        fuzz::check(2_000, &(bytes, 4..12usize), |(bytes, longest)| {
+            let cut = cut(&bytes, longest);
+            match std::str::from_utf8(&bytes) {
+                Ok(text) if text.len() <= longest => prop_assert_eq!(cut, text),
+                Ok(text) => {
+                    let kept = cut.strip_suffix(CUT).unwrap_or_default();
+                    prop_assert!(text.starts_with(kept) && kept.len() <= longest, "{}", cut);
+                    prop_assert!(kept.len() + 3 >= longest, "{}", cut);
+                }
+                // Three bytes for one that is no text.
+                Err(_) => prop_assert!(cut.len() <= 3 * longest + CUT.len(), "{}", cut),
+            }
+            Ok(())
+        });
     }
 }

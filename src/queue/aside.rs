@@ -138,7 +138,7 @@ pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<
         ident(&home.schema)
     );
     let (id, marks) = (id.to_string(), to_ids(marks));
-    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.one_line()));
+    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
     let args = [&*id, &*marks, &*state, &*message].map(Some);
     let constraint = reason.constraint().map(tellable);
     let args: Vec<_> = args.into_iter().chain([constraint.as_deref()]).collect();

@@ -10,7 +10,7 @@
 //! each other, so a unit may take its records together at the place of its first.
 
 use super::footprint::Footprint;
-use super::from_json;
+use super::{to_change, to_route};
 use crate::change::{Change, Op, Route};
 use crate::delivery::collapse::TRANSACTION_SHIFT;
 use crate::error::{Error, Result};
@@ -219,7 +219,7 @@ impl<'h> Claims<'h> {
         }
         let id = number(&required(&mut row, 0)?)?;
         let route = self.route(required(&mut row, 2)?)?;
-        let mut change: Change<String> = from_json(&required(&mut row, 3)?)?;
+        let mut change = to_change(&route, &required(&mut row, 3)?)?;
         let own = required(&mut row, 4)?;
         let transaction = self.numbers.transaction(&own);
         reading.transactions.insert(own, transaction);
@@ -243,7 +243,7 @@ impl<'h> Claims<'h> {
             ident(&self.home.schema)
         );
         let row = spi::read(self.home, &sql, &[Some(&id)])?.into_iter().next();
-        let route: Rc<Route> = Rc::new(from_json(&required(&mut row.unwrap_or_default(), 0)?)?);
+        let route = Rc::new(to_route(&required(&mut row.unwrap_or_default(), 0)?)?);
         self.routes.insert(id, route.clone());
         Ok(route)
     }

@@ -198,7 +198,7 @@ impl Chunk {
         );
         let owner = set.account.owner.to_u32().to_string();
         let state = reason.map(|e| e.sqlstate().to_string());
-        let message = reason.map(|e| tellable(&e.one_line()));
+        let message = reason.map(|e| tellable(&e.in_full()));
         let constraint = reason.and_then(Error::constraint).map(tellable);
         spi::write(
             home,

@@ -34,7 +34,7 @@ pub fn failed(
         ident(&home.schema)
     );
     let was = is_unreachable(home, server_name)?;
-    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.one_line()));
+    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
     let next = next.map(|time| format!("{} milliseconds", time.as_millis()));
     let args = [Some(server_name), Some(flag(unreachable)), Some(&*message), Some(&*state)];
     let args: Vec<_> = args.into_iter().chain([next.as_deref()]).collect();

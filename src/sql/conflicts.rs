@@ -100,7 +100,7 @@ impl Told<'_> {
             let columns = route.key.iter().map(|at| literal(&route.columns[*at].name));
             let pairs = columns
                 .zip(values)
-                .map(|(name, value)| format!("{name}, ({value})::pg_catalog.text"));
+                .map(|(name, value)| format!("{name}, pg_catalog.concat({value})"));
             format!("pg_catalog.json_build_object({})", pairs.collect::<Vec<_>>().join(", "))
         };
         let column = |table: &str, at: usize| format!("{table}.{}", met_column(at));
@@ -137,8 +137,11 @@ pub fn met_columns(route: &Route, at: &[usize]) -> String {
     at.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
-fn text(expression: &str) -> String {
-    format!("({expression})::pg_catalog.text")
+/// A value as its type writes it, or NULL. Not by a cast, which may be a function of whoever owns the type.
+pub fn text(expression: &str) -> String {
+    format!(
+        "CASE WHEN ({expression}) IS DISTINCT FROM NULL THEN pg_catalog.concat({expression}) END"
+    )
 }
 
 /// A decision as a literal.

@@ -9,8 +9,8 @@
 //! One statement looks, changes what is older, notes stamps, and answers with the conflicts.
 
 use super::batch::Kind;
-use super::conflicts::{Conflicts, Told, decision, met_column, met_columns};
-use super::quote::{ident, literal, relation};
+use super::conflicts::{Conflicts, Told, decision, met_column, met_columns, text};
+use super::quote::{ident, literal, operator, relation};
 use super::statement::{assignments, exists_new, insert_from, same_key, taken, update, with_v};
 use super::values::{StampOf, Values, key_of};
 use crate::change::Route;
@@ -103,7 +103,7 @@ impl Newest<'_> {
         let mut not_done = String::new();
         let done = |name: &str, not_done: &mut String| {
             not_done.push_str(&format!(
-                " AND NOT EXISTS (SELECT FROM {name} WHERE {name}.ord = v.ord)"
+                " AND NOT EXISTS (SELECT FROM {name} WHERE {name}.ord OPERATOR(pg_catalog.=) v.ord)"
             ));
         };
         if self.kind == Kind::Move && can_update {
@@ -178,9 +178,10 @@ impl Newest<'_> {
     /// Notes the stamps and answers with the conflicts.
     fn outcome(&self) -> String {
         let (route, values) = (self.route, self.values);
-        let mut from = "v LEFT JOIN p ON p.ord = v.ord".to_owned();
-        let mut join =
-            |name: &str| from.push_str(&format!(" LEFT JOIN {name} ON {name}.ord = v.ord"));
+        let mut from = "v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord".to_owned();
+        let mut join = |name: &str| {
+            from.push_str(&format!(" LEFT JOIN {name} ON {name}.ord OPERATOR(pg_catalog.=) v.ord"))
+        };
         let (is_move, can_update) = (self.kind == Kind::Move, route.can_update());
         let moved = is_move && can_update;
         if is_move {
@@ -262,7 +263,7 @@ impl Newest<'_> {
         if self.has_old() {
             // Also where the row there is newer: that counts for more, and so does its deletion.
             let condition = match is_move {
-                true => format!("{} <> {}", self.hash(old), self.hash(new)),
+                true => format!("{} OPERATOR(pg_catalog.<>) {}", self.hash(old), self.hash(new)),
                 false => "true".to_owned(),
             };
             let met = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
@@ -317,18 +318,25 @@ impl Newest<'_> {
         let StampOf { version, rank } = stamp;
         match self.home {
             Some(home) => format!(
-                "CASE {}.sync_compare_versions({}, {}, {}, ({version})::pg_catalog.text, {rank}, \
-                 ({there})::pg_catalog.text) WHEN 1 THEN true WHEN 0 THEN {equal} ELSE false END",
+                "CASE {}.sync_compare_versions({}, {}, {}, {}, {rank}, {}) \
+                 WHEN 1 THEN true WHEN 0 THEN {equal} ELSE false END",
                 ident(home),
                 self.regclass(),
                 self.hash(key),
-                self.version_type(at)
+                self.version_type(at),
+                text(version),
+                text(there)
             ),
-            None => format!(
-                "CASE WHEN {version} > {there}{collate} OR ({there} IS NULL AND {version} IS NOT NULL) \
-                 THEN true WHEN {version} IS NOT DISTINCT FROM {there}{collate} \
-                 THEN {rank} > 0 OR {equal} ELSE false END"
-            ),
+            None => {
+                let column = &self.route.columns[at];
+                let (larger, same) = (operator(column, ">"), operator(column, "="));
+                format!(
+                    "CASE WHEN {version} {larger} {there}{collate} \
+                     OR ({there} IS NULL AND {version} IS NOT NULL) THEN true \
+                     WHEN {version} {same} {there}{collate} OR ({there} IS NULL AND {version} IS NULL) \
+                     THEN {rank} OPERATOR(pg_catalog.>) 0 OR {equal} ELSE false END"
+                )
+            }
         }
     }
 
@@ -368,11 +376,12 @@ impl Newest<'_> {
     fn beaten(&self) -> String {
         match (self.home, self.route.version(), &self.values.stamp) {
             (Some(home), Some(at), Some(StampOf { version, rank })) => format!(
-                "{}.sync_deleted_later({}, {}, {}, ({version})::pg_catalog.text, {rank})",
+                "{}.sync_deleted_later({}, {}, {}, {}, {rank})",
                 ident(home),
                 self.regclass(),
                 self.hash(&self.new_key),
-                self.version_type(at)
+                self.version_type(at),
+                text(version)
             ),
             _ => "false".to_owned(),
         }
@@ -390,12 +399,13 @@ impl Newest<'_> {
         let (home, at) = (self.home?, self.route.version()?);
         let StampOf { version, rank } = stamp?;
         Some(format!(
-            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, \
-             ({version})::pg_catalog.text, {rank}, {deleted}, {met}) ELSE false END",
+            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, {}, {rank}, {deleted}, {met}) \
+             ELSE false END",
             ident(home),
             self.regclass(),
             self.hash(key),
-            self.version_type(at)
+            self.version_type(at),
+            text(version)
         ))
     }
 

@@ -1,6 +1,6 @@
 //! Quoting, as `quote_identifier`, `PQescapeLiteral` and `array_out` do it.
 
-use crate::change::Relation;
+use crate::change::{Column, Relation};
 
 /// An identifier, always in double quotes.
 pub fn ident(name: &str) -> String {
@@ -10,6 +10,15 @@ pub fn ident(name: &str) -> String {
 /// A schema-qualified name, both parts quoted.
 pub fn relation(name: &Relation) -> String {
     format!("{}.{}", ident(&name.schema), ident(&name.table))
+}
+
+/// An operator that compares values of a column: PostgreSQL's own whatever the search_path, or that of the
+/// column's type, which only the search_path can find.
+pub fn operator(column: &Column, name: &str) -> String {
+    match column.own_equality {
+        true => name.to_owned(),
+        false => format!("OPERATOR(pg_catalog.{name})"),
+    }
 }
 
 /// A string literal that reads the same whatever `standard_conforming_strings` says.

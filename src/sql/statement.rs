@@ -4,7 +4,7 @@
 use super::batch::{Batch, Kind, Single};
 use super::conflicts::Conflicts;
 use super::newest;
-use super::quote::{ArrayLiteral, ident, literal, relation};
+use super::quote::{ArrayLiteral, ident, literal, operator, relation};
 use super::told::{delete_told, insert_missing, insert_told, told_by_tag, update_there};
 use super::upsert::{clear_target, update_then_insert, upsert};
 use super::values::{Values, key_of};
@@ -234,7 +234,7 @@ pub(super) fn delete(route: &Route, values: &Values, using: String, tail: &str) 
 /// every one.
 fn all_found(route: &Route, values: &Values, inner: &str) -> String {
     format!(
-        "WITH {}u AS ({inner}) SELECT CASE WHEN pg_catalog.count(*) = {} THEN 0 \
+        "WITH {}u AS ({inner}) SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {} THEN 0 \
          ELSE ({} OPERATOR(pg_catalog.||) pg_catalog.count(*))::pg_catalog.int4 END FROM u",
         with_v(route, values),
         values.rows,
@@ -255,7 +255,10 @@ pub(super) fn same_key(route: &Route, table: &str, key: &[String]) -> String {
         .key
         .iter()
         .zip(key)
-        .map(|(at, value)| format!("{table}.{} = {value}", ident(&route.columns[*at].name)))
+        .map(|(at, value)| {
+            let column = &route.columns[*at];
+            format!("{table}.{} {} {value}", ident(&column.name), operator(column, "="))
+        })
         .collect();
     terms.join(" AND ")
 }

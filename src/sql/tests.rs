@@ -90,7 +90,7 @@ fn a_single_row_of_plain_types_needs_no_arrays() {
     let statements = of_batch(batch.clone(), None);
     assert_eq!(
         statements[0].text,
-        "WITH u AS (UPDATE \"s\".\"t\" AS t SET \"v\" = $2 WHERE t.\"id\" = $1 RETURNING 1) \
+        "WITH u AS (UPDATE \"s\".\"t\" AS t SET \"v\" = $2 WHERE t.\"id\" OPERATOR(pg_catalog.=) $1 RETURNING 1) \
          INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\") OVERRIDING SYSTEM VALUE SELECT $1, $2 \
          WHERE NOT EXISTS (SELECT FROM u) ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\""
     );
@@ -106,7 +106,7 @@ fn a_move_clears_its_target_first_and_is_never_a_delete_of_the_row_itself() {
     let statements = of_batch(batch, None);
     assert_eq!(statements.len(), 2);
     assert!(statements[0].text.contains("DELETE FROM \"s\".\"t\" AS t USING v WHERE"));
-    assert!(statements[0].text.contains("AND NOT (t.\"id\" = v.k0)"));
+    assert!(statements[0].text.contains("AND NOT (t.\"id\" OPERATOR(pg_catalog.=) v.k0)"));
     assert!(statements[1].text.contains("UPDATE \"s\".\"t\" AS t SET \"id\" = v.n0"));
     assert_eq!(statements[0].params, statements[1].params);
 }
@@ -124,7 +124,7 @@ fn the_literal_of_a_change_says_what_its_batch_does() {
     let delete = change(Op::Delete, &["7"], &[]);
     assert_eq!(
         literal::of_change(&route, &delete),
-        "DELETE FROM \"s\".\"t\" AS t WHERE t.\"id\" = '7'"
+        "DELETE FROM \"s\".\"t\" AS t WHERE t.\"id\" OPERATOR(pg_catalog.=) '7'"
     );
 }
 
@@ -231,6 +231,6 @@ fn the_error_policy_fails_when_rows_are_missing() {
     let mut batch = Batch::new(route(Policy::Error), Kind::Delete);
     batch.push(&change(Op::Delete, &["1"], &[]));
     let text = of_batch(batch, None).remove(0).text;
-    assert!(text.contains("CASE WHEN pg_catalog.count(*) = 1 THEN 0"));
+    assert!(text.contains("CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 1 THEN 0"));
     assert!(text.contains(MISSING_MARK));
 }

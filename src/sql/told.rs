@@ -67,7 +67,7 @@ pub(super) fn look(route: &Route, values: &Values, key: &[String]) -> String {
 /// A FROM clause of the rows of an item that has their numbers, beside the changes they are of.
 pub(super) fn beside_v(values: &Values, item: &str) -> String {
     match values.from {
-        Some(_) => format!(" FROM v JOIN {item} ON {item}.ord = v.ord"),
+        Some(_) => format!(" FROM v JOIN {item} ON {item}.ord OPERATOR(pg_catalog.=) v.ord"),
         None => format!(" FROM {item}"),
     }
 }
@@ -76,7 +76,9 @@ pub(super) fn beside_v(values: &Values, item: &str) -> String {
 pub(super) fn v_without(values: &Values, item: &str) -> String {
     match values.from {
         Some(_) => {
-            format!(" FROM v WHERE NOT EXISTS (SELECT FROM {item} WHERE {item}.ord = v.ord)")
+            format!(
+                " FROM v WHERE NOT EXISTS (SELECT FROM {item} WHERE {item}.ord OPERATOR(pg_catalog.=) v.ord)"
+            )
         }
         None => format!(" WHERE NOT EXISTS (SELECT FROM {item})"),
     }
@@ -147,8 +149,8 @@ pub(super) fn update_there(route: &Route, kind: Kind, values: &Values) -> String
         return telling(route, values, &[], ("u", update), &conflicts);
     }
     let conflicts = format!(
-        "SELECT CASE WHEN {} THEN {} ELSE {} END FROM v LEFT JOIN p ON p.ord = v.ord \
-         WHERE NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)",
+        "SELECT CASE WHEN {} THEN {} ELSE {} END FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord \
+         WHERE NOT EXISTS (SELECT FROM u WHERE u.ord OPERATOR(pg_catalog.=) v.ord)",
         exists(route, &values.old),
         by(Some("p"), &values.old[..], Met::UpdateExists),
         by(Some("p"), &values.old[..], Met::UpdateMissing)

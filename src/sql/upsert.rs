@@ -22,14 +22,15 @@ pub(super) fn upsert(route: &Route, kind: Kind, values: &Values) -> String {
     let (looks, met, from) = match kind {
         Kind::Move => {
             let look = look(route, values, &key_of(route, &values.new));
-            (vec![look], Some("p"), " FROM v LEFT JOIN p ON p.ord = v.ord")
+            (vec![look], Some("p"), " FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord")
         }
         _ => (Vec::new(), None, " FROM v"),
     };
     let told = Told { route, key: &values.old, met, stamp: None };
     let missing = told.answer(Met::UpdateMissing, &decision(Decision::Applied));
-    let conflicts =
-        format!("SELECT {missing}{from} WHERE NOT EXISTS (SELECT FROM u WHERE u.ord = v.ord)");
+    let conflicts = format!(
+        "SELECT {missing}{from} WHERE NOT EXISTS (SELECT FROM u WHERE u.ord OPERATOR(pg_catalog.=) v.ord)"
+    );
     let with: Vec<String> = looks.into_iter().chain([with]).collect();
     telling(route, values, &with, ("i", format!("{insert} RETURNING 1")), &conflicts)
 }

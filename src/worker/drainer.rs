@@ -14,7 +14,6 @@ use crate::drain::{self, Visit};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::bgworker::{self, End};
-use crate::pg::invalidation::Changed;
 use crate::pg::spi::Home;
 use crate::pg::turn::{caught, turn};
 use crate::pg::{Oid, board, database, interrupt, report, wait};
@@ -227,15 +226,7 @@ impl Drainer {
             .collect();
         let alone = self.servers.len() == 1;
         for name in due {
-            let link = turn(|| {
-                let link = drain::approach(&Home::find()?, &name)?;
-                if let Some(link) = &link {
-                    // Sets up what a session looks up when it comes up, outside of a transaction.
-                    let account = &link.endpoint().account;
-                    Changed::of_account(account.server, account.mapping);
-                }
-                Ok(link)
-            });
+            let link = turn(|| drain::approach(&Home::find()?, &name));
             let Some(server) = self.servers.get_mut(&name) else { continue };
             match link {
                 Ok(Some(mut link)) => {

@@ -61,6 +61,21 @@ fn the_second_master_hears_of_a_policy_that_need_not_converge() {
 }
 
 #[test]
+fn it_is_heard_whatever_backslashes_mean_there() {
+    let bed = opposed("strings");
+    attach(&bed.left, &bed.right, "{}");
+    for side in [&bed.left, &bed.right] {
+        let user = &side.user;
+        side.exec_superuser(&format!("alter role {user} set standard_conforming_strings = off"));
+    }
+    warned(&attach(&bed.right, &bed.left, "{}"));
+    // Nor here.
+    for side in [&bed.right, &bed.left] {
+        side.exec("select detach_sync('t', 'dst')");
+    }
+}
+
+#[test]
 fn nothing_is_said_where_both_sides_decide_by_newest() {
     let bed = opposed("newestboth");
     assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);

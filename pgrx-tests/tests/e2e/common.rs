@@ -39,7 +39,7 @@ pub fn attach(bed: &Testbed, table: &str, options: &str) {
 }
 
 /// Two databases, of which the right one lets its role in as told by [`Cluster::set_authentication`]; the
-/// left one has a server `dst` that leads there with a mapping for PUBLIC, without a password.
+/// left one has a server `dst` of its role's that leads there with a mapping for PUBLIC, without a password.
 pub fn passwordless(label: &str, method: &str) -> Testbed {
     let right = std::sync::Arc::new(Cluster::start(label).expect("a cluster"));
     right.set_authentication(method).expect("a rule");
@@ -55,6 +55,14 @@ pub fn passwordless(label: &str, method: &str) -> Testbed {
          create user mapping for public server dst options (user '{user}')"
     ));
     bed
+}
+
+/// The server `dst` becomes a superuser's, whose tables may then use it without a password.
+pub fn hand_to_superuser(bed: &Testbed) {
+    bed.left.exec_superuser(&format!(
+        "alter server dst owner to postgres; grant usage on foreign server dst to {}",
+        bed.left.user
+    ));
 }
 
 /// The call that [`attach`] makes.

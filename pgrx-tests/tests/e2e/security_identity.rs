@@ -11,7 +11,8 @@ use postgres::Client;
 use rowsync_harness::{Cluster, Side, Testbed, reaper};
 
 use crate::common::{
-    attach, both_have, deal, passwordless, query, records, refused, rows, run, table,
+    attach, both_have, deal, hand_to_superuser, passwordless, query, records, refused, rows, run,
+    table,
 };
 
 const COLUMNS: &str = "id int primary key, v text";
@@ -193,6 +194,7 @@ fn passwords_of_the_servers_environment_are_not_used() {
         right: Side::create(right, "remote_environment").expect("a database"),
     };
     bed.link(&bed.left, &bed.right, "dst", &[]);
+    hand_to_superuser(&bed);
     let (user, Side { user: there, password, db, .. }) = (&bed.left.user, &bed.right);
     bed.right.exec(&format!("create table s ({COLUMNS}); create table t ({COLUMNS})"));
     bed.left.exec(&format!("create table t ({COLUMNS})"));
@@ -237,13 +239,13 @@ fn passwords_of_the_servers_environment_are_not_used() {
         left.restart().expect("a restart");
         check(variables[0].0);
     }
-    // Nor where the server's own options, which anyone may write, name the file or the service.
+    // Nor where the server's own options name the file or the service.
     left.set_environment(&[("PGSERVICEFILE", &services)]);
     left.restart().expect("a restart");
     for option in [format!("passfile '{pass_file}'"), "service 'it'".to_owned()] {
-        bed.left.exec(&format!("alter server dst options (add {option})"));
+        bed.left.exec_superuser(&format!("alter server dst options (add {option})"));
         check(&option);
         let name = option.split(' ').next().unwrap_or_default();
-        bed.left.exec(&format!("alter server dst options (drop {name})"));
+        bed.left.exec_superuser(&format!("alter server dst options (drop {name})"));
     }
 }

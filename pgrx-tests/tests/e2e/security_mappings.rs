@@ -3,8 +3,8 @@
 use rowsync_harness::{Side, Testbed};
 
 use crate::common::{
-    Role, attach, attach_sql, both_have, linked, one_way, passwordless, query, records, refused,
-    rows, run, table,
+    Role, attach, attach_sql, both_have, hand_to_superuser, linked, one_way, passwordless, query,
+    records, refused, rows, run, table,
 };
 
 const COLUMNS: &str = "id int primary key, v text";
@@ -76,6 +76,7 @@ fn a_mapping_that_is_dropped_ends_with_the_transaction() {
 #[test]
 fn a_mapping_dropped_before_the_commit_is_missed() {
     let bed = passwordless("dropping_mapping", "trust");
+    hand_to_superuser(&bed);
     bed.right.exec(&format!("create table t ({COLUMNS})"));
     let (left, right) = (&bed.left.user, &bed.right.user);
     bed.left.exec_superuser(&format!(

@@ -5,13 +5,15 @@ use postgres::Client;
 use rowsync_harness::{Side, Testbed};
 
 use crate::common::{
-    Role, both_have, linked, passwordless, query, queued, records, refused, rows, run, table,
+    Role, both_have, hand_to_superuser, linked, passwordless, query, queued, records, refused,
+    rows, run, table,
 };
 
 /// On the left a table `s` of the superuser and a table `t` of the side's role, which only a password
 /// would let connect: over a mapping that has none, to a server that asks for none.
 fn unequal(label: &str, mode: &str) -> Testbed {
     let bed = passwordless(label, "trust");
+    hand_to_superuser(&bed);
     let (left, right) = (&bed.left.user, &bed.right.user);
     bed.right.exec("create table s (id int primary key); create table t (id int primary key)");
     bed.left.exec("create table t (id int primary key)");

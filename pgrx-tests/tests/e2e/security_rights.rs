@@ -80,39 +80,6 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
     assert_eq!(queued(&bed), 1);
 }
 
-/// What PUBLIC may call, so that nothing joins them unseen.
-#[test]
-fn few_functions_are_open_to_everyone() {
-    let bed = linked("open");
-    let open = rows(
-        &bed.left,
-        "select p.proname from pg_depend d join pg_proc p on p.oid = d.objid
-          where d.classid = 'pg_proc'::regclass and d.deptype = 'e'
-            and d.refobjid = (select oid from pg_extension where extname = 'pg_rowsync')
-            and has_function_privilege('public', p.oid, 'execute') order by 1",
-    );
-    assert_eq!(
-        open,
-        [
-            "attach_sync",
-            "detach_sync",
-            "pg_rowsync_fdw_validator",
-            "sync_change_sql",
-            "sync_compare_versions",
-            "sync_conflict_counters",
-            "sync_connections",
-            "sync_counters",
-            "sync_deleted_later",
-            "sync_disconnect",
-            "sync_dml",
-            "sync_keep_version",
-        ]
-    );
-    let definers =
-        "select proname from pg_proc where prosecdef and pronamespace = 'public'::regnamespace";
-    assert_eq!(rows(&bed.left, definers), [""; 0]);
-}
-
 #[test]
 fn rows_are_sent_whoever_writes_them_and_however() {
     let bed = one_way("however", COLUMNS, SYNC);

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use postgres::error::DbError;
 use rowsync_harness::tls::{Authority, Certificate};
-use rowsync_harness::{Cluster, Hostile, Side, Testbed};
+use rowsync_harness::{Cluster, Hostile, Side, Testbed, await_until};
 
-use crate::common::{refused, rows, run};
+use crate::common::{query, refused, rows, run};
 
 /// The server's names, none of which resolves: the address is given beside them.
 const NAME: &str = "db.rowsync.test";
@@ -192,20 +193,25 @@ fn ways_to_log_in_may_be_restricted_where_libpq_can() {
     }
 }
 
+/// How the case's role is let in from now on.
+fn admit(case: &Case, how: &str) {
+    static RULES: Mutex<()> = Mutex::new(());
+    let _alone = RULES.lock().unwrap_or_else(|broken| broken.into_inner());
+    let hba = world().cluster.dir().join("data/pg_hba.conf");
+    let rules = fs::read_to_string(&hba).expect("the rules");
+    let rule = format!("hostssl all {} 127.0.0.1/32 {how}\n", case.remote.user);
+    fs::write(&hba, rule + &rules).expect("new rules");
+    let mut client = case.remote.superuser();
+    let loaded = "select pg_conf_load_time()";
+    let before = query(&mut client, loaded);
+    run(&mut client, "select pg_reload_conf()");
+    await_until(Duration::from_secs(20), "the rules", || query(&mut client, loaded) != before);
+}
+
 #[test]
 fn a_clients_certificate_reaches_the_server() {
-    let (World { client, cluster, .. }, case) = (world(), Case::new("tlsclient"));
-    let hba = cluster.dir().join("data/pg_hba.conf");
-    let rules = fs::read_to_string(&hba).expect("the rules");
-    let user = &case.remote.user;
-    let rule = format!("hostssl all {user} 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n");
-    fs::write(&hba, rule + &rules).expect("new rules");
-    case.remote.exec_superuser("select pg_reload_conf()");
-    let reloaded = format!(
-        "select count(*) > 0 from pg_hba_file_rules where '{user}' = any (user_name)
-           and (select pg_conf_load_time() > now() - interval '1 minute')"
-    );
-    assert!(case.remote.query_one::<bool>(&reloaded));
+    let (World { client, .. }, case) = (world(), Case::new("tlsclient"));
+    admit(&case, "scram-sha-256 clientcert=verify-ca");
     case.set(&[("host", "127.0.0.1"), ("sslmode", "require")]);
     case.is_refused("28000", "requires a valid client certificate");
     let (certificate, key) = (client.certificate.display(), client.key.display());
@@ -213,6 +219,89 @@ fn a_clients_certificate_reaches_the_server() {
     case.bed.left.exec_superuser(&format!(
         "alter user mapping for {left} server dst
            options (add sslcert '{certificate}', add sslkey '{key}')"
+    ));
+    case.arrives();
+}
+
+#[test]
+fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
+    let case = Case::new("tlscert");
+    let (left, there) = (&case.bed.left.user, &case.remote.user);
+    let own = world().authority.certify(there, &[]).expect("a certificate");
+    let (certificate, key) = (own.certificate.display(), own.key.display());
+    admit(&case, "cert");
+    case.set(&[("host", "127.0.0.1"), ("sslmode", "require")]);
+    let owner = || case.bed.left.client();
+    let mapping = format!("alter user mapping for {left} server dst options");
+    case.is_refused("28000", "requires a valid client certificate");
+    // Nobody else says which certificate it is, wherever he says it.
+    for option in [format!("sslcert '{certificate}'"), format!("sslkey '{key}'")] {
+        refused(&mut owner(), &format!("{mapping} (add {option})"), "42501");
+        let server = format!(
+            "create server mine foreign data wrapper pg_rowsync options (host 'x', {option})"
+        );
+        refused(&mut owner(), &server, "42501");
+    }
+    let files = format!("sslcert '{certificate}', sslkey '{key}'");
+    case.bed.left.exec_superuser(&format!(
+        "{mapping} (add {}, add sslkey '{key}'); alter user mapping for {left} server dst
+           options (drop password)",
+        files.split(", ").next().unwrap_or_default()
+    ));
+    // It opens the door, which is not enough: with no password, and with one that nobody asks for.
+    let required = "Non-superusers must provide a password in the user mapping.";
+    case.is_refused("2F003", required);
+    case.bed.left.exec_superuser(&format!("{mapping} (add password 'x')"));
+    let asked = "Non-superuser cannot connect if the server does not request a password.";
+    case.is_refused("2F003", asked);
+    assert_eq!(rows(&case.remote, "select * from t"), [""; 0]);
+    for change in ["set password 'y'", "add password_required 'true'", "set sslkey 'x'"] {
+        refused(&mut owner(), &format!("{mapping} ({change})"), "42501");
+    }
+    case.bed.left.exec_superuser(&format!("{mapping} (add password_required 'false')"));
+    case.arrives();
+    case.bed.left.exec_superuser(&format!("{mapping} (set password_required 'true')"));
+    case.is_refused("2F003", asked);
+    // A superuser's table needs neither password nor waiver.
+    case.bed.left.exec_superuser(&format!(
+        "create user mapping for postgres server dst options (user '{there}', {files});
+         alter table {left}.t owner to postgres; grant all on {left}.t to {left}"
+    ));
+    case.arrives();
+}
+
+/// Where nobody watches which options are set, an owner could present certificates that are not his.
+#[test]
+fn a_certificate_that_anybody_may_have_named_is_not_shown() {
+    let (World { client, .. }, case) = (world(), Case::new("tlsunwatched"));
+    let (left, Side { user, password, db, .. }) = (&case.bed.left.user, &case.remote);
+    admit(&case, "scram-sha-256 clientcert=verify-ca");
+    case.bed.left.exec_superuser(&format!(
+        "create foreign data wrapper anything; grant usage on foreign data wrapper anything to {left};
+         drop server dst cascade"
+    ));
+    let (certificate, key) = (client.certificate.display(), client.key.display());
+    let files = format!("sslcert '{certificate}', sslkey '{key}'");
+    let make = |server: &str, mapping: &str| {
+        format!(
+            "drop server if exists dst cascade;
+             create server dst foreign data wrapper anything
+               options (host '127.0.0.1', port '{}', dbname '{db}', sslmode 'require'{server});
+             create user mapping for {left} server dst
+               options (user '{user}', password '{password}'{mapping})",
+            case.remote.cluster.port()
+        )
+    };
+    for sql in [make(&format!(", {files}"), ""), make("", &format!(", {files}"))] {
+        case.bed.left.exec(&sql);
+        case.is_refused("28000", "requires a valid client certificate");
+    }
+    // It is shown for a superuser, who could read it.
+    case.bed.left.exec_superuser(&format!(
+        "create user mapping for postgres server dst
+           options (user '{user}', password '{password}', {files});
+         alter server dst owner to postgres;
+         alter table {left}.t owner to postgres; grant all on {left}.t to {left}"
     ));
     case.arrives();
 }

@@ -1,0 +1,48 @@
+//! What servers send.
+
+use super::{check, edited, edits, json, text};
+use crate::change::Policy;
+use crate::conflict::{Kind, Tally};
+use crate::error::SqlState;
+use crate::sql::Conflicts;
+use crate::sql::tests::route;
+use proptest::prelude::*;
+
+#[test]
+fn any_code_is_a_sqlstate_of_a_failure() {
+    let code = prop_oneof![text(), "[0-9A-Z]{5}", "00[0-9A-Z]{3}", "[0-9A-Za-z]{4,6}"];
+    check(2_000, &code, |code| {
+        let state = SqlState::of_failure(&code);
+        let is_one = code.len() == 5
+            && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+            && !code.starts_with("00");
+        prop_assert_eq!(state.as_str(), if is_one { &code } else { "XX000" });
+        prop_assert_eq!(SqlState::unpacked(state.packed()), state);
+        Ok(())
+    });
+}
+
+/// What is taken for a conflict is one that can be kept and shown.
+fn told(answer: &str) -> Result<(), TestCaseError> {
+    let mut tally = Tally::default();
+    let conflicts = Conflicts::Told(route(Policy::Overwrite));
+    prop_assert!(conflicts.take_row(Some(answer), &mut tally));
+    prop_assert!(tally.total() <= 1);
+    for (_, conflict) in tally.details() {
+        let written = serde_json::to_string(conflict).expect("JSON");
+        prop_assert_eq!(&serde_json::from_str(&written).ok(), &Some(conflict.clone()));
+    }
+    Ok(())
+}
+
+const NAMES: [&str; 5] = ["update_missing", "insert_exists", "applied", "set aside", "id"];
+
+#[test]
+fn any_answer_about_conflicts_is_read_or_ignored() {
+    check(800, &json(&NAMES), |answer| told(&answer));
+    let valid = r#"["update_missing", "applied", {"id": "1"}, {"id": "1", "b": null}, "7", null]"#;
+    let mut tally = Tally::default();
+    assert!(Conflicts::Told(route(Policy::Skip)).take_row(Some(valid), &mut tally));
+    assert_eq!(tally.details().map(|(_, c)| c.kind).collect::<Vec<_>>(), [Kind::UpdateMissing]);
+    check(1_500, &edits(), |edits| told(&edited(valid, &edits)));
+}
