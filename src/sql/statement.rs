@@ -102,11 +102,11 @@ pub(super) fn texts(
             vec![(update_there(route, kind, values), told)]
         }
         (Kind::Update | Kind::Move, Policy::Error) => failing(update_all(route, kind, values)),
-        (Kind::Delete, Policy::Error) => failing(all_found(
-            route,
-            values,
-            &delete(route, values, using_v(values), " RETURNING 1"),
-        )),
+        (Kind::Delete, Policy::Error) => failing(delete_all(route, values)),
+        // Of a single row the command tag tells as much.
+        (Kind::Delete, Policy::Overwrite) if values.optimistic && values.from.is_some() => {
+            failing(delete_all(route, values))
+        }
         (Kind::Delete, _) => vec![(delete_told(route, values), told)],
     }
 }
@@ -160,7 +160,12 @@ pub(super) fn exists_new(route: &Route, values: &Values) -> String {
 
 /// An UPDATE that fails unless it finds every row.
 fn update_all(route: &Route, kind: Kind, values: &Values) -> String {
-    all_found(route, values, &update(route, kind, values, from_v(values), " RETURNING 1"))
+    all_found(route, values, &update(route, kind, values, values.from(), " RETURNING 1"))
+}
+
+/// A DELETE that does.
+fn delete_all(route: &Route, values: &Values) -> String {
+    all_found(route, values, &delete(route, values, values.using(), " RETURNING 1"))
 }
 
 pub(super) fn insert_from(route: &Route, values: &Values, from: &str) -> String {
@@ -236,7 +241,7 @@ fn all_found(route: &Route, values: &Values, inner: &str) -> String {
     format!(
         "WITH {}u AS ({inner}) SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {} THEN 0 \
          ELSE ({} OPERATOR(pg_catalog.||) pg_catalog.count(*))::pg_catalog.int4 END FROM u",
-        with_v(route, values),
+        named_first(route, values),
         values.rows,
         literal(MISSING_MARK)
     )
@@ -263,14 +268,20 @@ pub(super) fn same_key(route: &Route, table: &str, key: &[String]) -> String {
     terms.join(" AND ")
 }
 
-/// The first items of a WITH: the changes, `v`. Before them the table is named, since a table that is
-/// missing is to be reported as one, and not as the missing type of a parameter.
+/// The first item of a WITH: the table is named before the changes, since one that is missing is to be
+/// reported as such, and not as the missing type of a parameter.
+fn named_first(route: &Route, values: &Values) -> String {
+    match values.from {
+        Some(_) => format!("r AS (SELECT FROM {}), ", relation(&route.target)),
+        None => String::new(),
+    }
+}
+
+/// The first items of a WITH: that one, and the changes, `v`, for statements that read them repeatedly.
 pub(super) fn with_v(route: &Route, values: &Values) -> String {
-    let named = |item| {
-        let table = relation(&route.target);
-        format!("r AS (SELECT FROM {table}), v AS MATERIALIZED (SELECT * FROM {item}), ")
-    };
-    values.from.as_ref().map(named).unwrap_or_default()
+    let changes = |item| format!("v AS MATERIALIZED (SELECT * FROM {item}), ");
+    let changes = values.from.as_ref().map(changes).unwrap_or_default();
+    named_first(route, values) + &changes
 }
 
 pub(super) fn from_v(values: &Values) -> String {

@@ -175,10 +175,10 @@ fn every_statement_that_lets_conflicts_pass_tells_of_them() {
         assert_eq!(told(policy, change, true, false), plain, "{policy:?} {change:?}");
     }
     // These fail when the row is not as expected.
-    for change in [&insert, &update, &moved] {
+    for change in [&insert, &update, &moved, &delete] {
         assert_eq!(told(overwrite, change, false, true), ["never"], "{change:?}");
     }
-    assert_eq!(told(overwrite, &delete, false, true), ["rows"]);
+    assert_eq!(told(overwrite, &delete, true, true), ["tag"]);
 }
 
 #[test]
