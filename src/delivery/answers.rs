@@ -85,7 +85,11 @@ impl Answers {
     /// # Errors
     /// Why the connection is of no use any more.
     pub fn read(&mut self, connection: &mut Connection, server: &str) -> Result<bool, String> {
+        if self.are_complete() {
+            return Ok(false);
+        }
         let before = self.outstanding;
+        connection.watch();
         let arrived = connection.consume();
         let heard = connection.heard();
         while self.outstanding > 0 && !connection.is_busy() {

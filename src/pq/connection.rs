@@ -76,7 +76,7 @@ impl Connection {
 
     /// One step of connecting.
     pub fn poll(&mut self) -> Polling {
-        self.size = memory::size();
+        self.watch();
         // SAFETY: a live connection that is being established.
         match unsafe { PQconnectPoll(self.raw()) } {
             PostgresPollingStatusType::PGRES_POLLING_OK => Polling::Connected,
@@ -98,7 +98,7 @@ impl Connection {
         socket::taken(self.socket()).unwrap_or(0)
     }
 
-    /// Whether what was read last begins a message that is too long to be read.
+    /// Whether what was read since [`Connection::watch`] begins a message that is too long to be read.
     pub fn is_swollen(&self) -> bool {
         let grown = |(before, now): (u64, u64)| now.saturating_sub(before);
         self.size.zip(memory::size()).map(grown).is_some_and(|grown| grown > SWOLLEN)
@@ -232,9 +232,13 @@ impl Connection {
         }
     }
 
+    /// From now on [`Connection::is_swollen`] looks at what is read.
+    pub fn watch(&mut self) {
+        self.size = memory::size();
+    }
+
     /// Reads what has arrived. False when the connection broke.
     pub fn consume(&mut self) -> bool {
-        self.size = memory::size();
         // SAFETY: a live connection.
         unsafe { PQconsumeInput(self.raw()) == 1 }
     }
