@@ -1,8 +1,10 @@
 //! From a change set to the servers, at commit.
 //!
-//! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys), `feed` turns them into statements, `link` carries them over
-//! one connection, `answers` holds what comes back against what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
-//! transaction. `endpoint`, `standing` and `session` own where to connect, what for that may be used, and the connections that are kept.
+//! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys), `feed` turns them
+//! into statements, `link` carries them over one connection, `answers` holds what comes back against
+//! what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
+//! transaction. `endpoint`, `standing` and `session` own where to connect, what for the server account
+//! may be used, and the connections that are kept.
 
 pub mod answers;
 pub mod collapse;
