@@ -78,8 +78,8 @@ impl Reply {
         }
     }
 
-    /// The error, field by field, each cut to a length fit for a log. A result without a SQLSTATE was made by libpq itself, over a
-    /// connection that broke: 08006.
+    /// The error, field by field, each cut to a length fit for a log. A result without a SQLSTATE was made
+    /// by libpq itself, over a connection that broke: 08006.
     pub fn error(&self, server: &str) -> RemoteError {
         let read = |code: u8, told: fn(&CStr) -> String| -> Option<String> {
             // SAFETY: a live result; the field is null or a C string that lives with it.
