@@ -313,12 +313,15 @@ impl<'f> Link<'f> {
     }
 
     fn step_connecting(&mut self) {
+        let deadline = self.deadline();
         let State::Connecting { connection, polling, .. } = &mut self.state else { return };
         // PQconnectPoll must not be called before the socket is ready.
         let mut polls = 0;
         while matches!(polling, Polling::Read | Polling::Write) {
             let ready = wait::is_ready(&connecting_interest(connection, *polling));
-            if !ready || polls == MOST_POLLS {
+            // How long a poll takes is up to the server, which may have much to say.
+            let is_late = polls > 0 && Instant::now() >= deadline;
+            if !ready || is_late || polls == MOST_POLLS {
                 return;
             }
             *polling = connection.poll();

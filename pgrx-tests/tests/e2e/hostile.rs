@@ -1,12 +1,16 @@
 //! A session whose server is hostile: it goes on, its commit succeeds in time with the change queued, its
 //! memory stays small, and it works with an honest server right after.
 
-use std::io::Result;
+use std::fs::{self, Permissions};
+use std::io::{self, Result};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use postgres::Client;
-use rowsync_harness::hostile::{Hostile, Wire, message, report};
+use rowsync_harness::hostile::{Hostile, Wire, message, parameter, report};
 use rowsync_harness::side::Notices;
 use rowsync_harness::{Side, Testbed, fails};
 
@@ -22,6 +26,8 @@ pub const MOST_GROWTH: i64 = 32 * 1024;
 pub struct Victim {
     pub bed: Testbed,
     pub timeout: Duration,
+    /// Whether it meets them behind a local socket, of which the kernel does not tell how much was read.
+    pub local: bool,
     next: u32,
 }
 
@@ -38,7 +44,7 @@ pub struct Met {
 impl Victim {
     pub fn new(label: &str) -> Victim {
         let bed = one_way(label, "id int primary key, v text", "{}");
-        Victim { bed, timeout: TIMEOUT, next: 0 }
+        Victim { bed, timeout: TIMEOUT, local: false, next: 0 }
     }
 
     /// Lets a new session send an insert to a server that behaves so. Checks time and memory.
@@ -50,6 +56,10 @@ impl Victim {
     ) -> Met {
         let hostile = Hostile::start(behaviour).expect("a hostile server");
         lead(&self.bed.left, hostile.port());
+        if self.local {
+            let directory = relay(&self.bed.left, hostile.port()).expect("a local socket");
+            self.bed.left.exec(&format!("alter server dst options (set host '{directory}')"));
+        }
         self.next += 1;
         let id = self.next;
         let (mut client, notices) = self.bed.left.client_with_notices();
@@ -106,8 +116,35 @@ impl Victim {
     }
 }
 
+/// For [`Wire::flood_by`]: parameters with names of their own, among which libpq looks for each. They come
+/// faster than they are read.
+pub fn small_parameters(chunk: u64) -> Vec<u8> {
+    let one = |n| message(b'S', &parameter(&format!("p{chunk}_{n}"), "x"));
+    (0..1000).flat_map(one).collect()
+}
+
 pub fn lead(left: &Side, port: u16) {
-    left.exec(&format!("alter server dst options (set port '{port}')"));
+    left.exec(&format!("alter server dst options (set host '127.0.0.1', set port '{port}')"));
+}
+
+/// A local socket of this port, whose one connection leads to 127.0.0.1. Gives back its directory.
+fn relay(left: &Side, port: u16) -> Result<String> {
+    let directory = left.cluster.dir();
+    let path = directory.join(format!(".s.PGSQL.{port}"));
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+    thread::spawn(move || -> Result<()> {
+        let (client, _) = listener.accept()?;
+        fs::remove_file(path)?;
+        let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+        thread::spawn(move || io::copy(&mut from, &mut to));
+        // Until either hangs up, which the other then sees.
+        let _ = io::copy(&mut &server, &mut &client);
+        let _ = client.shutdown(Shutdown::Both);
+        server.shutdown(Shutdown::Both)
+    });
+    Ok(directory.to_string_lossy().into_owned())
 }
 
 /// A line of `/proc/PID/status`, in kB.

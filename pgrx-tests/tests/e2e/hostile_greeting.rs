@@ -6,7 +6,7 @@ use rowsync_harness::Side;
 use rowsync_harness::hostile::{ENDLESS, PID, message, parameter, report, text};
 
 use crate::common::{rows, table};
-use crate::hostile::Victim;
+use crate::hostile::{Victim, small_parameters};
 
 const MORE: &[u8] = &[b'x'; 64 * 1024];
 
@@ -121,10 +121,7 @@ fn a_server_that_greets_without_end_is_given_up() {
     });
     victim.survives("sends parameters", "08001", |wire| {
         wire.log_in()?;
-        wire.flood_by(|chunk| {
-            let one = |n| message(b'S', &parameter(&format!("p{chunk}_{n}"), "x"));
-            (0..1000).flat_map(one).collect()
-        })
+        wire.flood_by(small_parameters)
     });
     let notification = [&PID.to_be_bytes()[..], &text("channel"), &text("payload")].concat();
     victim.survives("sends notifications", "08001", move |wire| {

@@ -34,6 +34,7 @@ mod host_options;
 mod hostile;
 mod hostile_answers;
 mod hostile_greeting;
+mod hostile_local;
 mod injection_encodings;
 mod injection_names;
 mod injection_values;

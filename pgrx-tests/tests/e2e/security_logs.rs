@@ -1,5 +1,7 @@
 //! What rows contain is told to their writer and kept in the queue, and is in no log and no list of sessions.
 
+use std::thread;
+
 use postgres::Client;
 use rowsync_harness::cluster::TEST_SETTINGS;
 use rowsync_harness::side::Notices;
@@ -199,8 +201,27 @@ fn statements_that_fail_there_are_logged_there_without_values() {
     };
     bed.link(&bed.left, &bed.right, "dst", &[]);
     mirror(&bed, "t", &format!("{COLUMNS}, n timestamptz"), "{}");
+    let shown = |which: &str| {
+        let sessions = "select query from pg_stat_activity where application_name = 'pg_rowsync'";
+        rows(&bed.right, &format!("{sessions} {which}")).concat()
+    };
     for policy in ["overwrite", "error", "skip", "newest"] {
         let version = if policy == "newest" { r#", "version_column": "n""# } else { "" };
+        bed.left.exec(&attach_as(&bed, &format!(r#"{{"on_conflict": "{policy}"{version}}}"#)));
+        for rows in [format!("('{SECRET}', 'x')"), format!("('a', '{SECRET}'), ('b', '{SECRET}')")]
+        {
+            // A statement is shown while it runs.
+            let (mut holder, mut writer) = (bed.right.client(), bed.left.client());
+            run(&mut holder, "begin; lock t in exclusive mode");
+            let insert = format!("insert into t (id, v) values {rows}");
+            let writing = thread::spawn(move || run(&mut writer, &insert));
+            let waiting = || shown("and wait_event_type = 'Lock'");
+            await_until(WORKING, "the statement", || !waiting().is_empty());
+            assert!(!waiting().contains(SECRET), "{policy}");
+            run(&mut holder, "commit");
+            writing.join().expect("a commit");
+        }
+        bed.left.exec("delete from t");
         let options = format!(r#"{{"mode": "queue", "on_conflict": "{policy}"{version}}}"#);
         bed.left.exec(&attach_as(&bed, &options));
         bed.left.exec(&format!(
@@ -212,9 +233,7 @@ fn statements_that_fail_there_are_logged_there_without_values() {
         let mut client = bed.left.superuser();
         for _ in 0..3 {
             run(&mut client, "select deal_sync_err_rec(100)");
-            let sessions =
-                "select query from pg_stat_activity where application_name = 'pg_rowsync'";
-            assert!(!rows(&bed.right, sessions).concat().contains(SECRET));
+            assert!(!shown("").contains(SECRET));
         }
         assert!(queued(&bed) > 0);
         bed.right.exec("alter table elsewhere rename to t");
