@@ -1,8 +1,20 @@
-//! What follows a command: `--name value` and `--name`, in any order.
+//! What follows a command: `--name value` and `--name`, in any order. And how a command ends.
 
+use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
+
+/// Says what went wrong, if something did.
+pub fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// What nobody has taken yet.
 pub struct Arguments(Vec<String>);

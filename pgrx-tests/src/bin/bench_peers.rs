@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use rowsync_harness::arguments::Arguments;
+use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::bench::contender::Contender;
 use rowsync_harness::bench::machine::Machine;
 use rowsync_harness::bench::plan::Plan;
@@ -28,13 +28,7 @@ fn usage() -> String {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run())
 }
 
 fn run() -> Result<()> {

@@ -7,17 +7,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use rowsync_harness::arguments::exit_code;
 use rowsync_harness::scenario::{Checksum, Event, Scenario};
 use rowsync_harness::{Cluster, Side, setup, side};
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run())
 }
 
 fn run() -> Result<()> {

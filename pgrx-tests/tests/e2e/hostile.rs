@@ -116,6 +116,17 @@ impl Victim {
     }
 }
 
+pub fn notice() -> Vec<u8> {
+    message(b'N', &report(&[(b'S', b"NOTICE"), (b'C', b"00000"), (b'M', b"x")]))
+}
+
+/// Up to the first change, and its answer up to where the rows or the command tag would be.
+pub fn begin(wire: &mut Wire) -> Result<()> {
+    wire.greet()?;
+    wire.asked()?;
+    wire.begun()
+}
+
 /// For [`Wire::flood_by`]: parameters with names of their own, among which libpq looks for each. They come
 /// faster than they are read.
 pub fn small_parameters(chunk: u64) -> Vec<u8> {

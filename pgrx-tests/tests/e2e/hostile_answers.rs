@@ -1,28 +1,14 @@
 //! Servers that are hostile once a connection is up.
 
-use std::io::Result;
 use std::time::Duration;
 
-use rowsync_harness::hostile::{
-    Hostile, PID, Wire, columns, message, parameter, report, row, text,
-};
+use rowsync_harness::hostile::{Hostile, PID, columns, message, parameter, report, row, text};
 
 use crate::common::{query, records, rows, run, warnings};
-use crate::hostile::{MOST_GROWTH, TIMEOUT, Victim, lead, memory};
+use crate::hostile::{MOST_GROWTH, TIMEOUT, Victim, begin, lead, memory, notice};
 
 /// In doubt: the commit had been asked for, and what a liar has done is not known.
 const IN_DOUBT: &str = "08007";
-
-fn notice() -> Vec<u8> {
-    message(b'N', &report(&[(b'S', b"NOTICE"), (b'C', b"00000"), (b'M', b"x")]))
-}
-
-/// Up to the first change, and its answer up to where the rows or the command tag would be.
-fn begin(wire: &mut Wire) -> Result<()> {
-    wire.greet()?;
-    wire.asked()?;
-    wire.begun()
-}
 
 #[test]
 fn a_server_that_answers_without_end_is_given_up() {
@@ -138,6 +124,10 @@ fn what_is_against_the_protocol_ends_the_connection() {
         let what = format!("a transaction that is {status}");
         survives(&what, [&done[..], &message(b'Z', &[status])].concat());
     }
+    victim.survives("closes within a message", IN_DOUBT, move |wire| {
+        begin(wire)?;
+        wire.raw(&done[..done.len() - 3])
+    });
 }
 
 #[test]

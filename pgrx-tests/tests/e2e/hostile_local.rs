@@ -1,21 +1,9 @@
 //! Servers that are hostile behind a local socket: what is read from one is not counted, so the deadlines
 //! alone end it.
 
-use std::io::Result;
+use rowsync_harness::hostile::{PID, message, text};
 
-use rowsync_harness::hostile::{PID, Wire, message, report, text};
-
-use crate::hostile::{Victim, small_parameters};
-
-fn notice() -> Vec<u8> {
-    message(b'N', &report(&[(b'S', b"NOTICE"), (b'C', b"00000"), (b'M', b"x")]))
-}
-
-fn begin(wire: &mut Wire) -> Result<()> {
-    wire.greet()?;
-    wire.asked()?;
-    wire.begun()
-}
+use crate::hostile::{Victim, begin, notice, small_parameters};
 
 #[test]
 fn a_server_behind_a_local_socket_that_greets_without_end_is_given_up() {
