@@ -141,7 +141,6 @@ fn round(
     unknown: &mut BTreeSet<i64>,
 ) -> Result<(Tally, Duration, usize)> {
     let tally = play(rig, stage, fault, dice)?;
-    ensure!(tally.committed > 0, "nobody could commit anything");
     let drained = rig.await_drained()?;
     rig.await_sessions_gone(if rig.drain.has_worker() { 1 } else { 0 })?;
     match rig.mode {
@@ -172,8 +171,10 @@ fn play(rig: &Rig, stage: &Stage, fault: Fault, dice: &mut Dice) -> Result<Tally
         if rig.drain.has_calls() {
             scope.spawn(move || rig.call_drain(limit, || stage.is_over()));
         }
-        dice.pause(30, 150);
-        let failed = fault.run(rig, stage, dice);
+        let failed = await_begun(stage).and_then(|()| {
+            dice.pause(30, 150);
+            fault.run(rig, stage, dice)
+        });
         // Some load after it as well: direct delivery comes back and meets the last of the queue.
         dice.pause(50, 250);
         stage.stop.store(true, Ordering::Relaxed);
@@ -194,4 +195,15 @@ fn play(rig: &Rig, stage: &Stage, fault: Fault, dice: &mut Dice) -> Result<Tally
         failed?;
         Ok(total)
     })
+}
+
+/// A fault that meets the very first delivery may let nobody commit before the load ends: in mode
+/// `sync`, a server that stands still is enough.
+fn await_begun(stage: &Stage) -> Result<()> {
+    let start = Instant::now();
+    while !stage.begun.load(Ordering::Relaxed) {
+        ensure!(start.elapsed() < PATIENCE, "nobody could commit anything");
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }

@@ -74,12 +74,15 @@ pub struct Stage {
     pub backends: Vec<AtomicI32>,
     /// Gives out tags.
     pub tags: AtomicI64,
+    /// Whether anything was committed yet.
+    pub begun: AtomicBool,
 }
 
 impl Stage {
     pub fn new(touch: Touch, writers: usize) -> Stage {
         let backends = (0..writers).map(|_| AtomicI32::new(0)).collect();
-        Stage { touch, stop: AtomicBool::new(false), backends, tags: AtomicI64::new(0) }
+        let (stop, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+        Stage { touch, stop, backends, tags: AtomicI64::new(0), begun }
     }
 
     pub fn is_over(&self) -> bool {
@@ -130,6 +133,7 @@ impl<'a> Writer<'a> {
             match self.play(&mut client, &transaction)? {
                 Outcome::Committed => {
                     self.tally.committed += 1;
+                    self.stage.begun.store(true, Ordering::Relaxed);
                     self.tally.promised.extend(transaction.tag);
                 }
                 Outcome::RolledBack => self.tally.failed += 1,
