@@ -4,7 +4,7 @@
 //! into statements, `link` carries them over one connection, `answers` holds what comes back against
 //! what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
 //! transaction. `endpoint`, `standing` and `session` own where to connect, what for the server account
-//! may be used, and the connections that are kept.
+//! may be used, and the connections that are kept, with what was `prepared` over them.
 
 pub mod answers;
 pub mod collapse;
@@ -16,6 +16,7 @@ pub mod handover;
 pub mod link;
 pub mod lost;
 pub mod plan;
+pub mod prepared;
 pub mod session;
 pub mod standing;
 pub mod trust;

@@ -19,6 +19,7 @@ impl SqlState {
     pub const CANNOT_CONNECT: Self = Self::new("08001");
     pub const RESOLUTION_UNKNOWN: Self = Self::new("08007");
     pub const PROTOCOL_VIOLATION: Self = Self::new("08P01");
+    pub const DATATYPE_MISMATCH: Self = Self::new("42804");
     pub const FDW_INVALID_OPTION: Self = Self::new("HV00D");
     pub const FEATURE_NOT_SUPPORTED: Self = Self::new("0A000");
     pub const INSUFFICIENT_PRIVILEGE: Self = Self::new("42501");
@@ -92,6 +93,12 @@ impl SqlState {
             || s.starts_with("0A")
             || s.starts_with("3F")
             || *self == Self::OBJECT_NOT_READY
+    }
+
+    /// Whether a failure with this state may come of a prepared statement that is out of date: values that
+    /// do not fit types of then, other objects, or one that the server has not got any more.
+    pub fn may_be_outdated(&self) -> bool {
+        ["0A", "22", "26", "42"].iter().any(|class| self.as_str().starts_with(class))
     }
 
     /// Whether the server's own messages with this state name objects, limits and other sessions, and

@@ -22,6 +22,7 @@ use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::context;
+use crate::pg::lookup::{self, Place};
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
@@ -41,33 +42,23 @@ pub enum Standing {
     Pending,
 }
 
+/// Where rows of a server show its standing, the first that has one.
+const SIGNS: [(Place, Standing); 3] = [
+    (Place { table: "sync_queue", index: "sync_queue_pending", column: 2 }, Standing::Pending),
+    (
+        Place { table: "sync_lost_session", index: "sync_lost_session_server", column: 1 },
+        Standing::Pending,
+    ),
+    (Place { table: "sync_queue", index: "sync_queue_aside", column: 2 }, Standing::Aside),
+];
+
 /// What the queue has for a server.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
-    let schema = ident(&home.schema);
-    let rows = spi::read(
-        home,
-        &format!(
-            "SELECT CASE WHEN EXISTS (SELECT FROM {schema}.sync_queue \
-                  WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-                    AND status OPERATOR(pg_catalog.=) 'pending') \
-                OR EXISTS (SELECT FROM {schema}.sync_lost_session \
-                  WHERE dst_server OPERATOR(pg_catalog.=) $1) THEN 'pending' \
-              WHEN EXISTS (SELECT FROM {schema}.sync_queue \
-                  WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-                    AND status OPERATOR(pg_catalog.<>) 'pending') THEN 'aside' \
-              ELSE 'free' END"
-        ),
-        &[Some(server_name)],
-    )?;
-    let mut row = rows.into_iter().next().unwrap_or_default();
-    Ok(match required(&mut row, 0)?.as_str() {
-        "free" => Standing::Free,
-        "aside" => Standing::Aside,
-        _ => Standing::Pending,
-    })
+    let found = lookup::first_with(home, server_name, &SIGNS.map(|(place, _)| place))?;
+    Ok(found.map_or(Standing::Free, |at| SIGNS[at].1))
 }
 
 /// What a change set must wait for.

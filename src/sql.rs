@@ -3,6 +3,7 @@
 
 pub mod batch;
 mod conflicts;
+pub mod lasting;
 pub mod literal;
 mod newest;
 pub mod quote;
@@ -19,4 +20,4 @@ pub use conflicts::{Conflicts, conflict_of};
 pub use literal::look_for;
 pub use newest::RACE_MARK;
 pub use session::{HOME, OWN_SCHEMAS, named, with_type_schemas};
-pub use statement::{MISSING_MARK, Statement, of_batch};
+pub use statement::{MISSING_MARK, Statement, Verb, of_batch};

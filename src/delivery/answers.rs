@@ -4,6 +4,7 @@
 use crate::conflict::Tally;
 use crate::error::{RemoteError, SqlState};
 use crate::pq::{Connection, Status};
+use crate::sql::lasting::TYPES_MARK;
 use crate::sql::{Conflicts, MISSING_MARK, RACE_MARK};
 use std::collections::VecDeque;
 
@@ -44,7 +45,7 @@ pub struct Answers {
 impl Answers {
     /// Of a run that begins over this connection.
     pub fn over(connection: &Connection) -> Self {
-        Self { heard: connection.heard(), ..Self::default() }
+        Self { heard: connection.had_heard(), ..Self::default() }
     }
 
     /// A statement was sent, whose answer tells conflicts in this way.
@@ -180,6 +181,11 @@ fn explained(mut error: RemoteError) -> RemoteError {
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(RACE_MARK) {
         error.sqlstate = SqlState::SERIALIZATION_FAILURE;
         error.message = format!("row is being changed on server \"{}\"", error.server);
+        error.context = None;
+    }
+    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(TYPES_MARK) {
+        error.sqlstate = SqlState::DATATYPE_MISMATCH;
+        error.message = format!("column types have changed on server \"{}\"", error.server);
         error.context = None;
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {

@@ -236,7 +236,8 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     Ok(())
 }
 
-/// Applies and commits in one exchange, or in a second one if the first was too trusting. A single
+/// Applies and commits in one exchange, or in a second one if the first was too trusting or what it
+/// relied on is out of date. A single
 /// change needs no transaction block: the end of the pipeline commits it.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link, conflicts } = &mut delivery;
@@ -246,7 +247,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let trust = first_trust(set, link);
     link.run(feed_of(set, link, trust).between(begin, commit), Ending::Commits);
     let mut interrupted = finish(std::slice::from_mut(link), false)?;
-    if !interrupted && was_betrayed(set, link, trust) {
+    if !interrupted && (was_betrayed(set, link, trust) || link.was_outdated()) {
         // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
         let open = block && !link.is_idle();
         let again: Vec<&str> =

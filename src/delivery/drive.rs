@@ -116,6 +116,10 @@ fn pause(links: &mut [Link<'_>], longest: Duration) {
     let running = || links.iter().filter(|l| !l.is_done());
     let until = running().map(Link::deadline).min();
     let time = until.map_or(longest, |t| t.saturating_duration_since(now)).min(longest);
-    let interests: Vec<Interest> = running().filter_map(Link::interest).collect();
+    let mut waiting = links.iter_mut().filter(|l| !l.is_done());
+    if let (Some(alone), None) = (waiting.next(), waiting.next()) {
+        return alone.wait(time);
+    }
+    let interests: Vec<Interest> = links.iter().filter_map(Link::interest).collect();
     wait::wait(&interests, time);
 }

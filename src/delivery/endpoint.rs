@@ -14,6 +14,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A server and the mapping used for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,8 +110,8 @@ pub fn oid(text: &str) -> Result<Oid> {
     text.parse::<u32>().map(Oid::from).map_err(|_| Error::internal("malformed oid"))
 }
 
-/// What an endpoint was made from: catalogs, guard setting, session settings.
-type Moment = (u64, String, String);
+/// What an endpoint was made from, besides its options: catalogs, guard setting, times.
+type Moment = (u64, CString, [Duration; 3]);
 
 thread_local! {
     static KNOWN: RefCell<HashMap<AccountKey, (Moment, Rc<Endpoint>)>> = RefCell::default();
@@ -142,7 +143,9 @@ impl Endpoint {
     /// 42704 when the mapping is gone; 22021 for an option that cannot be passed on.
     pub fn resolve(home: &Home, account: &Account) -> Result<Rc<Self>> {
         let key = account.key();
-        let now = (invalidation::servers(), guc::application_name(), session_options());
+        let times =
+            [guc::delivery_timeout(), guc::lock_timeout(), guc::idle_in_transaction_timeout()];
+        let now = (invalidation::servers(), guc::guard(), times);
         let known = KNOWN.with_borrow(|known| known.get(&key).cloned());
         if let Some((_, endpoint)) = known.filter(|(then, e)| *then == now && e.account == *account)
         {

@@ -2,6 +2,7 @@
 //! server's work and memory holds one batch.
 
 use super::plan::Planner;
+use super::session::Session;
 use crate::change::{Change, Route};
 use crate::error::Result;
 use crate::sql::{self, Batch, Statement};
@@ -9,14 +10,13 @@ use std::rc::Rc;
 
 /// A source of statements.
 pub trait Feed {
-    /// The next statements, to be sent together; `None` at the end. `home`: the schema of the server's own
-    /// extension, if it keeps stamps.
+    /// The next statements, to be sent together over this session; `None` at the end.
     ///
     /// # Errors
     /// When the source cannot be read.
-    fn next(&mut self, home: Option<&str>) -> Result<Option<Vec<Statement>>>;
+    fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Statement>>>;
 
-    /// Whether the statements depend on `home`.
+    /// Whether the statements depend on [`Session::home`].
     fn needs_home(&self) -> bool {
         false
     }
@@ -38,7 +38,7 @@ fn plain<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Vec<Statement> 
 }
 
 impl Feed for Fixed {
-    fn next(&mut self, _home: Option<&str>) -> Result<Option<Vec<Statement>>> {
+    fn next(&mut self, _session: &mut Session) -> Result<Option<Vec<Statement>>> {
         Ok(self.0.take())
     }
 }
@@ -114,7 +114,7 @@ impl<S> Changes<S> {
         self
     }
 
-    fn render(&mut self, mut batch: Batch, home: Option<&str>) -> Vec<Statement> {
+    fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
         batch.optimistic = self.optimistic;
         let mut statements = std::mem::take(&mut self.before);
         let wanted = batch.route.application_name.as_ref().unwrap_or(&self.name);
@@ -130,7 +130,10 @@ impl<S> Changes<S> {
             statements.extend(plain([text]));
             self.schemas = wanted;
         }
-        statements.extend(sql::of_batch(batch, home));
+        statements.extend(match session.prepared.statements(batch) {
+            Ok(prepared) => prepared,
+            Err(batch) => sql::of_batch(batch, session.home()),
+        });
         statements
     }
 }
@@ -140,10 +143,10 @@ impl<S: Source> Feed for Changes<S> {
         self.needs_home
     }
 
-    fn next(&mut self, home: Option<&str>) -> Result<Option<Vec<Statement>>> {
+    fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Statement>>> {
         loop {
             if let Some(batch) = self.planner.pop() {
-                return Ok(Some(self.render(batch, home)));
+                return Ok(Some(self.render(batch, session)));
             }
             if self.done {
                 let after = std::mem::take(&mut self.after);

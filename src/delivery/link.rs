@@ -76,6 +76,8 @@ pub struct Link<'f> {
     /// The kernel did not take everything: wait for writing too.
     write_blocked: bool,
     backend_pid: i32,
+    /// What was run had been prepared, if only in part.
+    was_prepared: bool,
     failure: Option<Error>,
 }
 
@@ -135,6 +137,7 @@ impl<'f> Link<'f> {
             fed_at: Instant::now(),
             write_blocked: false,
             backend_pid: 0,
+            was_prepared: false,
             failure: None,
         }
     }
@@ -212,6 +215,17 @@ impl<'f> Link<'f> {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
+    /// Whether the run failed over something that may come of what was prepared being out of date. If so
+    /// it is forgotten.
+    pub fn was_outdated(&mut self) -> bool {
+        let outdated = self.was_prepared
+            && matches!(&self.failure, Some(Error::Remote(error)) if error.sqlstate.may_be_outdated());
+        if let (true, State::Resting(session)) = (outdated, &mut self.state) {
+            session.prepared.forget();
+        }
+        outdated
+    }
+
     /// Takes out the conflicts of the run that its policies let pass. Means something only where the run
     /// had no failure.
     pub fn take_conflicts(&mut self) -> Tally {
@@ -252,10 +266,18 @@ impl<'f> Link<'f> {
             }
             State::Running(session) => {
                 // Writing is waited for only when flush left something.
-                let write = self.write_blocked;
-                Some(Interest { socket: session.connection.socket(), read: true, write })
+                Some(session.interest(self.write_blocked))
             }
             State::Resting(_) | State::Closed => None,
+        }
+    }
+
+    /// Waits for that, for the process latch, or for a time.
+    pub fn wait(&mut self, time: Duration) {
+        let interest = self.interest();
+        match &mut self.state {
+            State::Running(session) => session.wait(self.write_blocked, time),
+            _ => wait::wait(interest.as_slice(), time),
         }
     }
 
@@ -362,18 +384,25 @@ impl<'f> Link<'f> {
                 }
                 return Ok(());
             }
-            let State::Running(session) = &mut self.state else { return Ok(()) };
-            let flushed = session.connection.flush()?;
-            self.write_blocked = !flushed;
-            if !flushed {
-                return Ok(());
-            }
-            self.progress = self.progress.max(self.fed_at);
-            if self.ended {
+            self.flush()?;
+            if self.write_blocked || self.ended {
                 return Ok(());
             }
             self.feed_next()?;
+            if self.ended {
+                // Whatever comes now comes after a wait.
+                return self.flush();
+            }
         }
+    }
+
+    fn flush(&mut self) -> std::result::Result<(), String> {
+        let State::Running(session) = &mut self.state else { return Ok(()) };
+        self.write_blocked = !session.connection.flush()?;
+        if !self.write_blocked {
+            self.progress = self.progress.max(self.fed_at);
+        }
+        Ok(())
     }
 
     fn rest(&mut self) {
@@ -395,6 +424,7 @@ impl<'f> Link<'f> {
             // Its extension may be another by now.
             session.forget_home();
         }
+        self.was_prepared = session.prepared.settle(self.failure.is_none());
         self.state = State::Resting(session);
     }
 
@@ -446,13 +476,12 @@ impl<'f> Link<'f> {
     }
 
     fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
-        let State::Running(session) = &self.state else { return Ok(None) };
+        let State::Running(session) = &mut self.state else { return Ok(None) };
         if self.asking {
             let sent = !self.answers.are_complete();
             return Ok((!sent).then(|| vec![Statement::plain(HOME)]));
         }
-        let home = session.home();
-        self.feed.as_mut().map_or(Ok(None), |feed| feed.next(home))
+        self.feed.as_mut().map_or(Ok(None), |feed| feed.next(session))
     }
 
     fn read_answers(&mut self) -> std::result::Result<(), String> {

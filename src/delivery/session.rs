@@ -5,10 +5,12 @@
 //! connection, and the server rolls back what was not committed.
 
 use super::endpoint::{AccountKey, Endpoint};
+use super::prepared::Prepared;
 use crate::change::Route;
 use crate::pg::Oid;
 use crate::pg::fd::ExternalFd;
 use crate::pg::invalidation::Changed;
+use crate::pg::wait::{self, Interest, Waiter};
 use crate::pq::Connection;
 use std::cell::RefCell;
 use std::collections::hash_map::DefaultHasher;
@@ -26,13 +28,16 @@ const MOST_HEARD: u64 = 64 * 1024 * 1024;
 
 /// An authenticated connection.
 pub struct Session {
-    pub connection: Connection,
     pub endpoint: Rc<Endpoint>,
     /// Hashes of routes whose upserts the server has accepted: its table has the unique index that
     /// they need, so a plain INSERT meets a row that is there instead of doubling it.
     proven: HashSet<u64>,
     /// The schema of the server's own extension, and when the server was asked.
     home: Option<(Option<String>, Instant)>,
+    pub prepared: Prepared,
+    /// Made by the first wait. Goes before the connection, whose socket it knows.
+    waiter: Option<Waiter>,
+    pub connection: Connection,
     /// Counts the socket in the backend's budget; given back when the session ends.
     _fd: ExternalFd,
 }
@@ -40,7 +45,23 @@ pub struct Session {
 impl Session {
     /// A session over a connection that has just come up and been checked.
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
-        Self { connection, endpoint, proven: HashSet::new(), home: None, _fd: fd }
+        let (proven, home, waiter) = (HashSet::new(), None, None);
+        let prepared = Prepared::default();
+        Self { endpoint, proven, home, prepared, waiter, connection, _fd: fd }
+    }
+
+    /// What to wait for while something runs.
+    pub fn interest(&self, write: bool) -> Interest {
+        Interest { socket: self.connection.socket(), read: true, write }
+    }
+
+    /// Waits for that, for the process latch, or for a time.
+    pub fn wait(&mut self, write: bool, time: Duration) {
+        let interest = self.interest(write);
+        if interest.socket < 0 {
+            return wait::wait(&[], time);
+        }
+        self.waiter.get_or_insert_with(|| Waiter::new(&interest)).wait(&interest, time);
     }
 
     /// The schema of the server's own extension, as far as is known; see [`crate::versions`].
@@ -96,17 +117,18 @@ thread_local! {
 
 /// Takes the idle session of an endpoint. One that was made with other options (the server or the
 /// mapping was altered since) or that has died is closed instead.
-pub fn take(endpoint: &Endpoint) -> Option<Session> {
+pub fn take(endpoint: &Rc<Endpoint>) -> Option<Session> {
     let key = endpoint.account.key();
     let mut session = IDLE.with_borrow_mut(|idle| idle.remove(&key))?;
-    (*session.endpoint == *endpoint && session.is_alive()).then_some(session)
+    let same = Rc::ptr_eq(&session.endpoint, endpoint) || session.endpoint == *endpoint;
+    (same && session.is_alive()).then_some(session)
 }
 
 /// Keeps a session for the next transaction; closes it if one is still open on the server, if it has
 /// become too large, or if what is sent next would be read in another encoding.
 pub fn put_back(session: Session) {
     let connection = &session.connection;
-    if !connection.is_idle() || connection.heard() > MOST_HEARD || !connection.speaks_utf8() {
+    if !connection.is_idle() || connection.had_heard() > MOST_HEARD || !connection.speaks_utf8() {
         return;
     }
     let key = session.endpoint.account.key();

@@ -20,6 +20,23 @@ pub unsafe fn create_wait_event_set(events: i32) -> *mut pg_sys::WaitEventSet {
     }
 }
 
+/// The same for a set that lives until it is freed.
+///
+/// # Safety
+/// Must be called in a backend.
+pub unsafe fn create_lasting_wait_event_set(events: i32) -> *mut pg_sys::WaitEventSet {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: forwarded from the caller; that context lives as long as the backend.
+    unsafe {
+        pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, events)
+    }
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: forwarded from the caller; without an owner nobody frees it.
+    unsafe {
+        pg_sys::CreateWaitEventSet(std::ptr::null_mut(), events)
+    }
+}
+
 /// `AddinShmemInitLock`, a macro in C: its number has been the same in all these majors.
 ///
 /// # Safety

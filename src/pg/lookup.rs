@@ -1,47 +1,136 @@
-//! A row of one of the extension's tables by its primary key, for what is asked for every row of a change:
-//! several times cheaper than SQL.
+//! Rows of the extension's tables by an index, for what is asked at every commit or for every row of a
+//! change: several times cheaper than SQL. As [`super::spi`] does, under a fresh snapshot and whatever
+//! the user's rights.
 
 use super::Oid;
 use super::spi::{Home, Row};
 use super::text;
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
+use std::ffi::CString;
 
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
-/// many columns, as text. As [`super::spi`] does under a fresh snapshot, and whatever the user's rights.
+/// many columns, as text.
 ///
 /// # Errors
 /// When there is no such table, or text is not UTF-8.
 pub fn by_key(home: &Home, table: &str, key: (Oid, i64), columns: i32) -> Result<Option<Row>> {
-    let [schema, name, index] =
-        [home.schema.as_str(), table, &format!("{table}_pkey")].map(text::to_server);
-    let (schema, name, index) = (schema?, name?, index?);
-    // SAFETY: look-ups and a scan in their order; what they raise is cleaned up by the transaction's abort. The
-    // tuple is used before the scan ends, its columns are copied.
+    let indexed = Indexed::find(home, table, &format!("{table}_pkey"))?;
+    // SAFETY: a snapshot for one scan; what is raised is cleaned up by the transaction's abort. The tuple
+    // is used while it lasts, its columns are copied.
     unsafe {
-        let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
-        let table_oid = pg_sys::get_relname_relid(name.as_ptr(), namespace);
-        let index_oid = pg_sys::get_relname_relid(index.as_ptr(), namespace);
-        if table_oid == pg_sys::InvalidOid || index_oid == pg_sys::InvalidOid {
-            return Err(Error::internal(format!("table \"{table}\" is not there")));
-        }
-        let relation = pg_sys::table_open(table_oid, pg_sys::AccessShareLock as i32);
         let mut keys = [pg_sys::ScanKeyData::default(); 2];
         let equal = pg_sys::BTEqualStrategyNumber as u16;
         let (one, two) = (key.0.into(), pg_sys::Datum::from(key.1));
         pg_sys::ScanKeyInit(&mut keys[0], 1, equal, pg_sys::F_OIDEQ.into(), one);
         pg_sys::ScanKeyInit(&mut keys[1], 2, equal, pg_sys::F_INT8EQ.into(), two);
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let scan =
-            pg_sys::systable_beginscan(relation, index_oid, true, snapshot, 2, keys.as_mut_ptr());
-        let tuple = pg_sys::systable_getnext(scan);
-        let row = (!tuple.is_null()).then(|| {
-            let value = |at| text::to_string(pg_sys::SPI_getvalue(tuple, (*relation).rd_att, at));
+        let row = indexed.first(snapshot, &mut keys, |tuple, shape| {
+            let value = |at| text::to_string(pg_sys::SPI_getvalue(tuple, shape, at));
             (1..=columns).map(value).collect::<Result<Row>>()
         });
-        pg_sys::systable_endscan(scan);
         pg_sys::UnregisterSnapshot(snapshot);
-        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
         row.transpose()
+    }
+}
+
+/// Rows of a table: those that an index has, which begins with this column, a text.
+pub struct Place {
+    pub table: &'static str,
+    pub index: &'static str,
+    /// Its number in the table, from 1 on.
+    pub column: i16,
+}
+
+/// The first of the places that has a row with this text, all seen at one moment.
+///
+/// # Errors
+/// When there is no such table.
+pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<usize>> {
+    let value = text::to_server(value)?;
+    // SAFETY: as above; the key's text lives as long as the memory context, the scans end before.
+    unsafe {
+        let key = pg_sys::Datum::from(pg_sys::cstring_to_text_with_len(
+            value.as_ptr(),
+            value.as_bytes().len() as i32,
+        ));
+        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+        let mut found = Ok(None);
+        for (at, place) in places.iter().enumerate() {
+            match Indexed::find(home, place.table, place.index) {
+                Ok(indexed) => {
+                    let mut keys = [pg_sys::ScanKeyData::default()];
+                    pg_sys::ScanKeyEntryInitialize(
+                        &mut keys[0],
+                        0,
+                        place.column,
+                        pg_sys::BTEqualStrategyNumber as u16,
+                        pg_sys::InvalidOid,
+                        // As the column is declared: the index is ordered by it.
+                        pg_sys::DEFAULT_COLLATION_OID,
+                        pg_sys::F_TEXTEQ.into(),
+                        key,
+                    );
+                    if indexed.first(snapshot, &mut keys, |_, _| ()).is_some() {
+                        found = Ok(Some(at));
+                        break;
+                    }
+                }
+                Err(error) => {
+                    found = Err(error);
+                    break;
+                }
+            }
+        }
+        pg_sys::UnregisterSnapshot(snapshot);
+        found
+    }
+}
+
+/// A table and one of its indexes.
+struct Indexed {
+    table: pg_sys::Oid,
+    index: pg_sys::Oid,
+}
+
+impl Indexed {
+    fn find(home: &Home, table: &str, index: &str) -> Result<Self> {
+        let names = [home.schema.as_str(), table, index].map(text::to_server);
+        let [schema, name, index]: [Result<CString>; 3] = names;
+        let (schema, name, index) = (schema?, name?, index?);
+        // SAFETY: look-ups by C strings.
+        let found = unsafe {
+            let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+            let of = |name: &CString| pg_sys::get_relname_relid(name.as_ptr(), namespace);
+            Self { table: of(&name), index: of(&index) }
+        };
+        if found.table == pg_sys::InvalidOid || found.index == pg_sys::InvalidOid {
+            return Err(Error::internal(format!("table \"{table}\" is not there")));
+        }
+        Ok(found)
+    }
+
+    /// What `take` makes of the first row that the keys find.
+    ///
+    /// # Safety
+    /// A registered snapshot, and keys that fit columns of the index.
+    unsafe fn first<T>(
+        &self,
+        snapshot: pg_sys::Snapshot,
+        keys: &mut [pg_sys::ScanKeyData],
+        take: impl FnOnce(pg_sys::HeapTuple, pg_sys::TupleDesc) -> T,
+    ) -> Option<T> {
+        // SAFETY: a scan in its order; the tuple is used before it ends.
+        unsafe {
+            let relation = pg_sys::table_open(self.table, pg_sys::AccessShareLock as i32);
+            let (number, keys) = (keys.len() as i32, keys.as_mut_ptr());
+            let scan =
+                pg_sys::systable_beginscan(relation, self.index, true, snapshot, number, keys);
+            let tuple = pg_sys::systable_getnext(scan);
+            let taken = (!tuple.is_null()).then(|| take(tuple, (*relation).rd_att));
+            pg_sys::systable_endscan(scan);
+            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+            taken
+        }
     }
 }

@@ -36,42 +36,46 @@ impl Interest {
 /// nothing to wait for are passed over. A background worker waits a moment at most, so that it looks
 /// for requests that no signal announces.
 pub fn wait(interests: &[Interest], timeout: Duration) {
-    let timeout = timeout.min(bgworker::longest_wait());
-    // Rounded up: a wait of less than a millisecond must not spin.
-    let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64;
     let wanted: Vec<&Interest> =
         interests.iter().filter(|i| i.events() != 0 && i.socket >= 0).collect();
-    let always = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: MyLatch is set in every backend; sockets are open while their owners, the callers,
-    // live; the set is freed by the guard, on unwinding too.
+    // SAFETY: sockets are open while their owners, the callers, live; the set is freed by the guard, on
+    // unwinding too.
     unsafe {
-        let occurred = if let [one] = wanted.as_slice() {
-            pg_sys::WaitLatchOrSocket(
-                pg_sys::MyLatch,
-                (always | pg_sys::WL_TIMEOUT | one.events()) as i32,
-                one.socket,
-                millis,
-                pg_sys::PG_WAIT_EXTENSION,
-            ) as u32
-        } else {
-            let set = EventSet(compat::create_wait_event_set(wanted.len() as i32 + 2));
-            let no_data = std::ptr::null_mut();
+        let set = EventSet(compat::create_wait_event_set(wanted.len() as i32 + 2));
+        set.add_own();
+        for one in wanted {
+            set.add_socket(one);
+        }
+        set.wait(timeout);
+    }
+}
+
+/// Waits for one socket again and again, as [`wait`] does, without being set up each time.
+pub struct Waiter {
+    set: EventSet,
+    /// Number of the socket's event in the set.
+    at: i32,
+}
+
+impl Waiter {
+    /// For this socket, which must stay open while the waiter lives.
+    pub fn new(interest: &Interest) -> Self {
+        // SAFETY: as in wait(); PostgreSQL raises the lack of descriptors.
+        unsafe {
+            let set = EventSet(compat::create_lasting_wait_event_set(3));
+            set.add_own();
+            let at = set.add_socket(interest);
+            Self { set, at }
+        }
+    }
+
+    /// Waits for what the interest says, whose socket must be the waiter's.
+    pub fn wait(&self, interest: &Interest, timeout: Duration) {
+        // SAFETY: an event of the set, which nobody else changes.
+        unsafe {
             let no_latch = std::ptr::null_mut();
-            let no_socket = pg_sys::PGINVALID_SOCKET;
-            let latch = pg_sys::MyLatch;
-            pg_sys::AddWaitEventToSet(set.0, pg_sys::WL_LATCH_SET, no_socket, latch, no_data);
-            let death = pg_sys::WL_EXIT_ON_PM_DEATH;
-            pg_sys::AddWaitEventToSet(set.0, death, no_socket, no_latch, no_data);
-            for one in wanted {
-                pg_sys::AddWaitEventToSet(set.0, one.events(), one.socket, no_latch, no_data);
-            }
-            let mut occurred = pg_sys::WaitEvent::default();
-            pg_sys::WaitEventSetWait(set.0, millis, &mut occurred, 1, pg_sys::PG_WAIT_EXTENSION);
-            occurred.events
-        };
-        if occurred & pg_sys::WL_LATCH_SET != 0 {
-            WOKEN.set(true);
-            pg_sys::ResetLatch(pg_sys::MyLatch);
+            pg_sys::ModifyWaitEvent(self.set.0, self.at, interest.events(), no_latch);
+            self.set.wait(timeout);
         }
     }
 }
@@ -96,6 +100,51 @@ pub fn is_ready(interest: &Interest) -> bool {
 }
 
 struct EventSet(*mut pg_sys::WaitEventSet);
+
+impl EventSet {
+    /// The process latch, and the postmaster's death, which ends the process.
+    ///
+    /// # Safety
+    /// In a backend; the set has room.
+    unsafe fn add_own(&self) {
+        let (no_socket, no_data) = (pg_sys::PGINVALID_SOCKET, std::ptr::null_mut());
+        let no_latch = std::ptr::null_mut();
+        // SAFETY: MyLatch is set in every backend.
+        unsafe {
+            let latch = pg_sys::MyLatch;
+            pg_sys::AddWaitEventToSet(self.0, pg_sys::WL_LATCH_SET, no_socket, latch, no_data);
+            let death = pg_sys::WL_EXIT_ON_PM_DEATH;
+            pg_sys::AddWaitEventToSet(self.0, death, no_socket, no_latch, no_data);
+        }
+    }
+
+    /// A socket; the number of its event.
+    ///
+    /// # Safety
+    /// The socket is open, and stays so while the set is used; the set has room.
+    unsafe fn add_socket(&self, one: &Interest) -> i32 {
+        let (no_latch, no_data) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: by the caller.
+        unsafe { pg_sys::AddWaitEventToSet(self.0, one.events(), one.socket, no_latch, no_data) }
+    }
+
+    /// # Safety
+    /// [`EventSet::add_own`] was called.
+    unsafe fn wait(&self, timeout: Duration) {
+        let timeout = timeout.min(bgworker::longest_wait());
+        // Rounded up: a wait of less than a millisecond must not spin.
+        let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64;
+        let mut occurred = pg_sys::WaitEvent::default();
+        // SAFETY: room for one event.
+        unsafe {
+            pg_sys::WaitEventSetWait(self.0, millis, &mut occurred, 1, pg_sys::PG_WAIT_EXTENSION);
+            if occurred.events & pg_sys::WL_LATCH_SET != 0 {
+                WOKEN.set(true);
+                pg_sys::ResetLatch(pg_sys::MyLatch);
+            }
+        }
+    }
+}
 
 impl Drop for EventSet {
     fn drop(&mut self) {

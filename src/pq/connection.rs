@@ -6,12 +6,12 @@
 use super::reply::Reply;
 use super::{memory, socket, text};
 use crate::error::SqlState;
-use crate::sql::Statement;
+use crate::sql::{Statement, Verb};
 use pq_sys::{
     ConnStatusType, PGTransactionStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID,
     PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
     PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQfreemem, PQgetResult, PQisBusy,
-    PQnotifies, PQparameterStatus, PQpipelineSync, PQsendFlushRequest, PQsendQueryParams,
+    PQnotifies, PQparameterStatus, PQpipelineSync, PQsendFlushRequest, PQsendPrepare, PQsendQueryParams, PQsendQueryPrepared,
     PQsetErrorVerbosity, PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket,
     PQstatus, PQtransactionStatus, PostgresPollingStatusType,
 };
@@ -34,6 +34,8 @@ pub struct Connection {
     conn: NonNull<PGconn>,
     /// Size of the process when libpq was last made to read.
     size: Option<u64>,
+    /// See [`Connection::had_heard`].
+    heard: u64,
 }
 
 /// By how much the process may grow while libpq reads. It makes room for a message as soon as its length
@@ -58,7 +60,7 @@ impl Connection {
         // SAFETY: two null-terminated arrays of C strings, copied by the call.
         unsafe {
             let conn = PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
-            let conn = Self { conn: NonNull::new(conn)?, size: None };
+            let conn = Self { conn: NonNull::new(conn)?, size: None, heard: 0 };
             PQsetNoticeReceiver(conn.raw(), Some(ignore_notice), std::ptr::null_mut());
             // Makes libpq write the SQLSTATE into the message of a refused connection, the only
             // way to learn it; see connect_error().
@@ -94,8 +96,14 @@ impl Connection {
 
     /// Bytes that libpq has read from its present socket, whatever they were; 0 where the kernel does
     /// not tell, as for a local socket.
-    pub fn heard(&self) -> u64 {
-        socket::taken(self.socket()).unwrap_or(0)
+    pub fn heard(&mut self) -> u64 {
+        self.heard = socket::taken(self.socket()).unwrap_or(0);
+        self.heard
+    }
+
+    /// The same when it was last looked at.
+    pub fn had_heard(&self) -> u64 {
+        self.heard
     }
 
     /// Whether what was read since [`Connection::watch`] begins a message that is too long to be read.
@@ -179,18 +187,35 @@ impl Connection {
             .collect::<Result<Vec<_>, _>>()?;
         let values: Vec<*const c_char> =
             params.iter().map(|p| p.as_ref().map_or(std::ptr::null(), |p| p.as_ptr())).collect();
+        let (number, values) = (values.len() as i32, values.as_ptr());
+        let (raw, none) = (self.raw(), std::ptr::null());
+        let (lengths, formats) = (std::ptr::null(), std::ptr::null());
         // SAFETY: C strings that live through the call; text format needs no lengths.
         let sent = unsafe {
-            PQsendQueryParams(
-                self.raw(),
-                text.as_ptr(),
-                values.len() as i32,
-                std::ptr::null(),
-                values.as_ptr(),
-                std::ptr::null(),
-                std::ptr::null(),
-                0,
-            )
+            match &statement.verb {
+                Verb::Query => PQsendQueryParams(
+                    raw,
+                    text.as_ptr(),
+                    number,
+                    none,
+                    values,
+                    lengths,
+                    formats,
+                    0,
+                ),
+                Verb::Prepare(name) => {
+                    PQsendPrepare(raw, c(name)?.as_ptr(), text.as_ptr(), 0, none)
+                }
+                Verb::Execute(name) => PQsendQueryPrepared(
+                    raw,
+                    c(name)?.as_ptr(),
+                    number,
+                    values,
+                    lengths,
+                    formats,
+                    0,
+                ),
+            }
         };
         self.ok(sent)
     }

@@ -19,11 +19,8 @@ pub const HOME: &str = "SELECT n.nspname FROM pg_catalog.pg_extension e \
 
 /// Gives the remote transaction another `application_name`.
 pub fn named(application_name: &str) -> Statement {
-    Statement {
-        text: "SELECT pg_catalog.set_config('application_name', $1, true)".to_owned(),
-        params: vec![Some(application_name.to_owned())],
-        conflicts: Conflicts::Never,
-    }
+    let text = "SELECT pg_catalog.set_config('application_name', $1, true)";
+    Statement::query(text.to_owned(), vec![Some(application_name.to_owned())], Conflicts::Never)
 }
 
 /// Sets the remote transaction's search_path back to what the session has.

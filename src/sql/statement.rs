@@ -15,9 +15,22 @@ use std::rc::Rc;
 /// only way to fail a pipeline from plain SQL. Delivery turns it into P0002.
 pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
 
+/// What is sent of a statement.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verb {
+    /// The text, to be executed at once.
+    Query,
+    /// The text, to be prepared under a name.
+    Prepare(Rc<str>),
+    /// The name of what was prepared.
+    Execute(Rc<str>),
+}
+
 /// A statement and its text-format parameters, types to be inferred by the server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statement {
+    pub verb: Verb,
+    /// Empty for one that was prepared.
     pub text: String,
     /// `None` is NULL.
     pub params: Vec<Option<String>>,
@@ -28,7 +41,12 @@ pub struct Statement {
 impl Statement {
     /// One without parameters, not about rows.
     pub fn plain(text: impl Into<String>) -> Self {
-        Self { text: text.into(), params: Vec::new(), conflicts: Conflicts::Never }
+        Self::query(text.into(), Vec::new(), Conflicts::Never)
+    }
+
+    /// One that is executed at once.
+    pub fn query(text: String, params: Vec<Option<String>>, conflicts: Conflicts) -> Self {
+        Self { verb: Verb::Query, text, params, conflicts }
     }
 
     /// About how many bytes it takes to send.
@@ -46,7 +64,7 @@ pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
     if let Some(values) = Values::of_params(&batch) {
         let Single { params, key } = batch.single.unwrap_or_default();
         let key: Vec<Option<&str>> = key.iter().map(Option::as_deref).collect();
-        let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
+        let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
         let texts = texts(&batch.route, batch.kind, &values, home);
         let single = |(text, told)| (text, told_by_tag(&batch.route, batch.kind, told, &key));
         return texts.into_iter().map(single).map(statement).collect();
@@ -61,7 +79,7 @@ pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
     let arrays = new.chain(batch.old).chain(versions).chain(ranks);
     let params: Vec<Option<String>> = arrays.map(|array| Some(array.into_text())).collect();
     // Only a move has several statements; all read the same arrays.
-    let statement = |(text, conflicts)| Statement { text, params: params.clone(), conflicts };
+    let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
     texts.into_iter().map(statement).collect()
 }
 
@@ -169,13 +187,18 @@ fn delete_all(route: &Route, values: &Values) -> String {
 }
 
 pub(super) fn insert_from(route: &Route, values: &Values, from: &str) -> String {
+    format!("{} SELECT {}{from}", insert_into(route), values.new.join(", "))
+}
+
+/// An INSERT of a single row.
+pub(super) fn insert_values(route: &Route, values: &Values) -> String {
+    format!("{} VALUES ({})", insert_into(route), values.new.join(", "))
+}
+
+fn insert_into(route: &Route) -> String {
     let columns: Vec<String> = route.columns.iter().map(|c| ident(&c.name)).collect();
-    format!(
-        "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {}{from}",
-        relation(&route.target),
-        columns.join(", "),
-        values.new.join(", ")
-    )
+    let (target, columns) = (relation(&route.target), columns.join(", "));
+    format!("INSERT INTO {target} AS t ({columns}) OVERRIDING SYSTEM VALUE")
 }
 
 /// What an INSERT does with a row that is there already.
@@ -238,8 +261,13 @@ pub(super) fn delete(route: &Route, values: &Values, using: String, tail: &str) 
 /// Wraps a data-modifying statement that returns a row per row it found: fails unless it found
 /// every one.
 fn all_found(route: &Route, values: &Values, inner: &str) -> String {
+    all_found_if(route, values, inner, "")
+}
+
+/// The same under another condition.
+pub(super) fn all_found_if(route: &Route, values: &Values, inner: &str, also: &str) -> String {
     format!(
-        "WITH {}u AS ({inner}) SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {} THEN 0 \
+        "WITH {}u AS ({inner}) SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {}{also} THEN 0 \
          ELSE ({} OPERATOR(pg_catalog.||) pg_catalog.count(*))::pg_catalog.int4 END FROM u",
         named_first(route, values),
         values.rows,

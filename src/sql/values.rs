@@ -92,13 +92,7 @@ impl Values {
     /// from its place: several times cheaper there to plan than arrays. `None` where its place does not
     /// say, or where the statements need the values as a FROM item.
     pub fn of_params(batch: &Batch) -> Option<Self> {
-        let route = &batch.route;
-        let plain = |c: &Column| c.carrier == Carrier::Element && !c.own_equality;
-        let fits = match (batch.kind, route.policy) {
-            (_, Policy::Newest(_)) | (Kind::Move | Kind::Truncate, _) => false,
-            _ => batch.single.is_some() && route.columns.iter().all(plain),
-        };
-        if !fits {
+        if !single_row(batch) {
             return None;
         }
         let mut number = 0;
@@ -113,7 +107,7 @@ impl Values {
             })
             .collect();
         let old: Vec<String> = (0..batch.old.len()).map(|_| next()).collect();
-        let old = if old.is_empty() { key_of(route, &new) } else { old };
+        let old = if old.is_empty() { key_of(&batch.route, &new) } else { old };
         let (unchanged, optimistic) = (batch.unchanged.clone(), batch.optimistic);
         let (any_old, stamp, gone) = (Vec::new(), None, None);
         let (from, rows, literal) = (None, 1, false);
@@ -128,6 +122,15 @@ impl Values {
     /// `USING item` or nothing.
     pub fn using(&self) -> String {
         self.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default()
+    }
+}
+
+/// Whether a batch is one row whose values can be parameters, see [`Values::of_params`].
+pub fn single_row(batch: &Batch) -> bool {
+    let plain = |c: &Column| c.carrier == Carrier::Element && !c.own_equality;
+    match (batch.kind, batch.route.policy) {
+        (_, Policy::Newest(_)) | (Kind::Move | Kind::Truncate, _) => false,
+        _ => batch.single.is_some() && batch.route.columns.iter().all(plain),
     }
 }
 

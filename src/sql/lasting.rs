@@ -1,0 +1,98 @@
+//! Statements that a session prepares once and then executes for one row at a time, which spares the
+//! server parsing and planning.
+//!
+//! Their parameters keep the types that the columns have when they are prepared, whatever becomes of
+//! those: a text for what was an integer would lose its zeros. So every execution compares the types.
+
+use super::batch::{Batch, Kind};
+use super::conflicts::Conflicts;
+use super::quote::{ident, literal, relation};
+use super::statement::{
+    Statement, Verb, all_found_if, delete, insert_values, update,
+};
+use super::told::told_by_tag;
+use super::values::{Values, key_of, single_row};
+use crate::change::Policy;
+use std::rc::Rc;
+
+/// Begins the text of the cast error that other types provoke. Delivery turns it into 42804.
+pub const TYPES_MARK: &str = "pg_rowsync: column types changed: ";
+
+/// Whether a batch can be sent so: a single row of which the server is taken to be as expected, with
+/// nothing to be told but by the command tag.
+pub fn can_last(batch: &Batch) -> bool {
+    let suits = match batch.kind {
+        Kind::Insert | Kind::Delete => true,
+        Kind::Update => batch.route.can_update(),
+        Kind::Move | Kind::Truncate => false,
+    };
+    suits && batch.optimistic && batch.route.policy == Policy::Overwrite && single_row(batch)
+}
+
+/// Prepares the statement for batches like this one, for which [`can_last`] holds.
+pub fn prepare(batch: &Batch, name: &Rc<str>) -> Option<Statement> {
+    let text = text(batch)?;
+    let (params, conflicts) = (Vec::new(), Conflicts::Never);
+    Some(Statement { verb: Verb::Prepare(name.clone()), text, params, conflicts })
+}
+
+/// Executes it.
+pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
+    let (route, kind) = (&batch.route, batch.kind);
+    let single = batch.single.unwrap_or_default();
+    let conflicts = match kind {
+        Kind::Delete => {
+            let key: Vec<Option<&str>> = single.key.iter().map(Option::as_deref).collect();
+            told_by_tag(route, kind, Conflicts::Told(route.clone()), &key)
+        }
+        _ => Conflicts::Never,
+    };
+    let (text, params) = (String::new(), single.params);
+    Statement { verb: Verb::Execute(name.clone()), text, params, conflicts }
+}
+
+fn text(batch: &Batch) -> Option<String> {
+    let (route, kind) = (&batch.route, batch.kind);
+    let mut values = Values::of_params(batch)?;
+    let column = |at: usize| {
+        format!("(NULL::{}).{}", relation(&route.target), ident(&route.columns[at].name))
+    };
+    let sent = (0..values.new.len()).filter(|at| !values.unchanged.contains(&(*at as u32)));
+    let mut typed: Vec<(String, String)> =
+        sent.map(|at| (values.new[at].clone(), column(at))).collect();
+    let key = match kind {
+        Kind::Insert | Kind::Update => key_of(route, &values.new),
+        _ => values.old.clone(),
+    };
+    if kind == Kind::Delete {
+        typed = key.iter().zip(&route.key).map(|(key, at)| (key.clone(), column(*at))).collect();
+    }
+    // An operator may want another type than the column's.
+    let of_column = |(key, at): (&String, &usize)| format!("COALESCE({key}, {})", column(*at));
+    values.old = key.iter().zip(&route.key).map(of_column).collect();
+    let same: Vec<String> = typed
+        .iter()
+        .map(|(param, column)| {
+            format!(
+                "pg_catalog.pg_typeof({param}) OPERATOR(pg_catalog.=) pg_catalog.pg_typeof({column})"
+            )
+        })
+        .collect();
+    // Nothing that could be computed before it is executed.
+    let checked = format!(
+        "CASE WHEN {} THEN true ELSE ({} OPERATOR(pg_catalog.||) \
+         pg_catalog.pg_typeof({}))::pg_catalog.bool END",
+        same.join(" AND "),
+        literal(TYPES_MARK),
+        typed.first()?.0
+    );
+    Some(match kind {
+        Kind::Insert => format!("{} RETURNING {checked}", insert_values(route, &values)),
+        Kind::Update => {
+            let update = update(route, kind, &values, String::new(), " RETURNING 1");
+            all_found_if(route, &values, &update, &format!(" AND {checked}"))
+        }
+        Kind::Delete => delete(route, &values, String::new(), &format!(" AND {checked}")),
+        Kind::Move | Kind::Truncate => return None,
+    })
+}
