@@ -5,6 +5,7 @@
 //! a `Drop` clean up; FATAL leaves without unwinding, so nothing here may depend on `Drop` for
 //! correctness at exit.
 
+pub mod append;
 pub mod args;
 pub mod bgworker;
 pub mod board;

@@ -7,7 +7,6 @@ use super::spi::{Home, Row};
 use super::text;
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
-use std::ffi::CString;
 
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
 /// many columns, as text.
@@ -87,6 +86,43 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
     }
 }
 
+/// A table of the extension's, or a sequence.
+///
+/// # Errors
+/// When it is not there.
+pub fn table(home: &Home, name: &str) -> Result<Oid> {
+    let [schema, relation] = [home.schema.as_str(), name].map(text::to_server);
+    let (schema, relation) = (schema?, relation?);
+    // SAFETY: look-ups by C strings.
+    let found = unsafe {
+        let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        pg_sys::get_relname_relid(relation.as_ptr(), namespace)
+    };
+    match found == pg_sys::InvalidOid {
+        true => Err(Error::internal(format!("table \"{name}\" is not there"))),
+        false => Ok(found),
+    }
+}
+
+/// Whether a table whose primary key is its first column, a `bigint`, has a row with this one.
+///
+/// # Errors
+/// When there is no such table.
+pub fn has_id(home: &Home, table: &str, id: i64) -> Result<bool> {
+    let indexed = Indexed::find(home, table, &format!("{table}_pkey"))?;
+    // SAFETY: as above.
+    unsafe {
+        let mut keys = [pg_sys::ScanKeyData::default()];
+        let equal = pg_sys::BTEqualStrategyNumber as u16;
+        let id = pg_sys::Datum::from(id);
+        pg_sys::ScanKeyInit(&mut keys[0], 1, equal, pg_sys::F_INT8EQ.into(), id);
+        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+        let found = indexed.first(snapshot, &mut keys, |_, _| ()).is_some();
+        pg_sys::UnregisterSnapshot(snapshot);
+        Ok(found)
+    }
+}
+
 /// A table and one of its indexes.
 struct Indexed {
     table: pg_sys::Oid,
@@ -94,20 +130,8 @@ struct Indexed {
 }
 
 impl Indexed {
-    fn find(home: &Home, table: &str, index: &str) -> Result<Self> {
-        let names = [home.schema.as_str(), table, index].map(text::to_server);
-        let [schema, name, index]: [Result<CString>; 3] = names;
-        let (schema, name, index) = (schema?, name?, index?);
-        // SAFETY: look-ups by C strings.
-        let found = unsafe {
-            let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
-            let of = |name: &CString| pg_sys::get_relname_relid(name.as_ptr(), namespace);
-            Self { table: of(&name), index: of(&index) }
-        };
-        if found.table == pg_sys::InvalidOid || found.index == pg_sys::InvalidOid {
-            return Err(Error::internal(format!("table \"{table}\" is not there")));
-        }
-        Ok(found)
+    fn find(home: &Home, name: &str, index: &str) -> Result<Self> {
+        Ok(Self { table: table(home, name)?, index: table(home, index)? })
     }
 
     /// What `take` makes of the first row that the keys find.

@@ -2,20 +2,19 @@
 
 use super::aside::Blockers;
 use super::footprint::Footprint;
-use super::{CHUNK_ROWS, claim, to_ids, to_json};
+use super::{claim, to_json};
 use crate::capture::change_set::ChangeSet;
 use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
-use crate::pg::context;
+use crate::pg::append::{Appender, Value};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::tellable;
-use crate::sql::quote::{ArrayLiteral, ident};
+use crate::pg::{Oid, context, lookup};
+use crate::sql::quote::ident;
 use crate::{stats, transaction};
+use std::cell::RefCell;
 use std::rc::Rc;
-
-/// Bytes of changes in one statement.
-const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
 /// Queues a change set, whole rows. `reason` is why it was not delivered, if that was tried. What
 /// depends on `behind` waits there.
@@ -26,8 +25,7 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
     let _writable = context::Writable::new();
     stats::queued(set.account.server, set.len() as u64);
     transaction::wake_worker();
-    let routes = RouteIds { home: &set.home, known: Vec::new() };
-    let mut writer = Writer { set, reason, routes, chunk: Chunk::default() };
+    let mut writer = Writer::open(set, reason)?;
     let mut changes = set.changes();
     let Some(mut behind) = behind else {
         while {
@@ -38,7 +36,8 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
             written?;
             more
         } {}
-        return writer.flush();
+        writer.close();
+        return Ok(());
     };
     // What belongs together waits together.
     let mut run = Run::default();
@@ -60,7 +59,8 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
         }
         more
     } {}
-    writer.flush()
+    writer.close();
+    Ok(())
 }
 
 /// Changes of a run that are held in memory until it is known whether they must wait.
@@ -86,12 +86,24 @@ impl Run {
 /// Writes a change set's records.
 struct Writer<'s> {
     set: &'s ChangeSet,
-    reason: Option<&'s Error>,
+    /// Why it was not delivered, if that was tried: SQLSTATE, message, constraint.
+    reason: Option<(String, String, Option<String>)>,
     routes: RouteIds<'s>,
-    chunk: Chunk,
+    ids: Oid,
+    records: Appender,
 }
 
-impl Writer<'_> {
+impl<'s> Writer<'s> {
+    fn open(set: &'s ChangeSet, reason: Option<&Error>) -> Result<Self> {
+        let reason = reason.map(|reason| {
+            let constraint = reason.constraint().map(tellable);
+            (reason.sqlstate().to_string(), tellable(&reason.in_full()), constraint)
+        });
+        let routes = RouteIds { home: &set.home, known: Vec::new() };
+        let ids = lookup::table(&set.home, "sync_queue_id_seq")?;
+        Ok(Self { set, reason, routes, ids, records: Appender::open(&set.home, "sync_queue")? })
+    }
+
     /// `behind`: the record it waits for, and its marks.
     fn write(
         &mut self,
@@ -99,11 +111,39 @@ impl Writer<'_> {
         change: &Change<&str>,
         behind: Option<(i64, Vec<i64>)>,
     ) -> Result<()> {
-        self.chunk.push(self.routes.id_of(route)?, route, change, behind)?;
-        match self.chunk.rows >= CHUNK_ROWS || self.chunk.change.len() >= CHUNK_BYTES {
-            true => self.flush(),
-            false => Ok(()),
+        let id = self.routes.id_of(route)?;
+        let change = Change { unchanged: Vec::new(), ..change.clone() };
+        let json = to_json(&change)?;
+        let mut row = vec![
+            ("id", Value::Next(self.ids)),
+            ("dst_server", Value::Text(&self.set.account.server_name)),
+            ("owner", Value::Oid(self.set.account.owner)),
+            ("route_id", Value::Int8(id)),
+            ("nsp_name", Value::Name(&route.source.schema)),
+            ("table_name", Value::Name(&route.source.table)),
+            ("op", Value::Text(change.op.keyword())),
+            ("change", Value::Text(&json)),
+            ("xact", Value::Transaction),
+            ("create_time", Value::Time(context::now())),
+            ("status", Value::Text(if behind.is_some() { "waiting" } else { "pending" })),
+            ("attempts", Value::Int4(self.reason.is_some().into())),
+            ("times_aside", Value::Int4(0)),
+        ];
+        if let Some((state, message, constraint)) = &self.reason {
+            row.push(("sqlstate", Value::Text(state)));
+            row.push(("message", Value::Text(message)));
+            row.extend(constraint.as_deref().map(|name| ("constraint_name", Value::Text(name))));
+            row.push(("last_attempt_at", Value::Time(context::now())));
         }
+        if let Some((root, marks)) = &behind {
+            row.push(("waits_for", Value::Int8(*root)));
+            row.push(("blocks", Value::Int8s(marks)));
+        }
+        self.records.append(&row)
+    }
+
+    fn close(self) {
+        self.records.close();
     }
 
     fn write_run(&mut self, run: &Run, behind: &mut Blockers) -> Result<()> {
@@ -126,126 +166,52 @@ impl Writer<'_> {
         }
         Ok(())
     }
-
-    fn flush(&mut self) -> Result<()> {
-        std::mem::take(&mut self.chunk).write(self.set, self.reason)
-    }
 }
 
-/// Columns of records to insert.
-#[derive(Default)]
-struct Chunk {
-    rows: usize,
-    route: ArrayLiteral,
-    schema: ArrayLiteral,
-    table: ArrayLiteral,
-    op: ArrayLiteral,
-    change: ArrayLiteral,
-    /// Of a change that waits: the record that it waits for, and its marks. Else empty, and not NULL,
-    /// which `array_nulls` may forbid.
-    waits_for: ArrayLiteral,
-    blocks: ArrayLiteral,
+thread_local! {
+    /// Ids of routes, each with the table `sync_route` that it was seen in.
+    static KNOWN: RefCell<Vec<(Rc<Route>, Oid, i64)>> = RefCell::default();
 }
 
-impl Chunk {
-    fn push(
-        &mut self,
-        route_id: &str,
-        route: &Route,
-        change: &Change<&str>,
-        behind: Option<(i64, Vec<i64>)>,
-    ) -> Result<()> {
-        self.rows += 1;
-        self.route.push(Some(route_id));
-        self.schema.push(Some(&route.source.schema));
-        self.table.push(Some(&route.source.table));
-        self.op.push(Some(change.op.keyword()));
-        let whole = Change { unchanged: Vec::new(), ..change.clone() };
-        self.change.push(Some(&to_json(&whole)?));
-        let behind = behind.map(|(root, marks)| (root.to_string(), to_ids(&marks)));
-        let (root, marks) = behind.unwrap_or_default();
-        self.waits_for.push(Some(&root));
-        self.blocks.push(Some(&marks));
-        Ok(())
-    }
-
-    fn write(self, set: &ChangeSet, reason: Option<&Error>) -> Result<()> {
-        if self.rows == 0 {
-            return Ok(());
-        }
-        let home = &set.home;
-        let sql = format!(
-            "INSERT INTO {}.sync_queue (dst_server, owner, route_id, nsp_name, table_name, op, \
-                change, status, waits_for, blocks, sqlstate, message, constraint_name, attempts, \
-                last_attempt_at) \
-             SELECT $1, $2::pg_catalog.oid, v.route::pg_catalog.int8, v.nsp, v.tab, v.op, \
-                v.change::pg_catalog.json, \
-                CASE WHEN v.waits_for OPERATOR(pg_catalog.=) '' THEN 'pending' ELSE 'waiting' END, \
-                CASE WHEN v.waits_for OPERATOR(pg_catalog.<>) '' \
-                  THEN v.waits_for::pg_catalog.int8 END, \
-                CASE WHEN v.blocks OPERATOR(pg_catalog.<>) '' \
-                  THEN v.blocks::pg_catalog.int8[] END, $3, $4, $5, \
-                CASE WHEN $3 IS NULL THEN 0 ELSE 1 END, \
-                CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.clock_timestamp() END \
-             FROM ROWS FROM (pg_catalog.unnest($6::pg_catalog.text[]), \
-                pg_catalog.unnest($7::pg_catalog.text[]), pg_catalog.unnest($8::pg_catalog.text[]), \
-                pg_catalog.unnest($9::pg_catalog.text[]), \
-                pg_catalog.unnest($10::pg_catalog.text[]), \
-                pg_catalog.unnest($11::pg_catalog.text[]), \
-                pg_catalog.unnest($12::pg_catalog.text[])) \
-                AS v(route, nsp, tab, op, change, waits_for, blocks)",
-            ident(&home.schema)
-        );
-        let owner = set.account.owner.to_u32().to_string();
-        let state = reason.map(|e| e.sqlstate().to_string());
-        let message = reason.map(|e| tellable(&e.in_full()));
-        let constraint = reason.and_then(Error::constraint).map(tellable);
-        spi::write(
-            home,
-            &sql,
-            &[
-                Some(&set.account.server_name),
-                Some(&owner),
-                state.as_deref(),
-                message.as_deref(),
-                constraint.as_deref(),
-                Some(&self.route.into_text()),
-                Some(&self.schema.into_text()),
-                Some(&self.table.into_text()),
-                Some(&self.op.into_text()),
-                Some(&self.change.into_text()),
-                Some(&self.waits_for.into_text()),
-                Some(&self.blocks.into_text()),
-            ],
-        )?;
-        Ok(())
-    }
-}
+/// So many routes are remembered at most.
+const MOST_KNOWN: usize = 256;
 
 /// Ids of routes in `sync_route`, each looked up or inserted once.
 struct RouteIds<'h> {
     home: &'h Home,
-    known: Vec<(Rc<Route>, String)>,
+    known: Vec<(Rc<Route>, i64)>,
 }
 
 impl RouteIds<'_> {
-    fn id_of(&mut self, route: &Rc<Route>) -> Result<&str> {
-        let known = self.known.iter().position(|(r, _)| Rc::ptr_eq(r, route));
-        let at = match known {
-            Some(at) => at,
-            None => {
-                let id = self.find_or_insert(route)?;
-                self.known.push((route.clone(), id));
-                self.known.len() - 1
-            }
+    fn id_of(&mut self, route: &Rc<Route>) -> Result<i64> {
+        if let Some((_, id)) = self.known.iter().find(|(known, _)| Rc::ptr_eq(known, route)) {
+            return Ok(*id);
+        }
+        let id = match self.remembered(route)? {
+            Some(id) => id,
+            None => self.find_or_insert(route)?,
         };
-        Ok(&self.known[at].1)
+        self.known.push((route.clone(), id));
+        Ok(id)
+    }
+
+    /// The id that an earlier transaction of the session found, if it is still there: that one may have
+    /// been rolled back, and the extension be another.
+    fn remembered(&self, route: &Rc<Route>) -> Result<Option<i64>> {
+        let table = lookup::table(self.home, "sync_route")?;
+        let found = KNOWN.with_borrow(|known| {
+            known.iter().find(|(of, place, _)| *place == table && of == route).map(|k| k.2)
+        });
+        match found {
+            Some(id) if lookup::has_id(self.home, "sync_route", id)? => Ok(Some(id)),
+            _ => Ok(None),
+        }
     }
 
     /// Routes are never changed or removed, so one that is visible stays valid. Two transactions
     /// that insert the same one at once give it two ids, which does no harm.
-    fn find_or_insert(&self, route: &Route) -> Result<String> {
-        let body = to_json(route)?;
+    fn find_or_insert(&self, route: &Rc<Route>) -> Result<i64> {
+        let body = to_json(&**route)?;
         let table = format!("{}.sync_route", ident(&self.home.schema));
         let find = format!(
             "SELECT id FROM {table} WHERE pg_catalog.md5(body) OPERATOR(pg_catalog.=) \
@@ -257,6 +223,14 @@ impl RouteIds<'_> {
             Some(row) => Some(row),
             None => spi::write(self.home, &insert, &[Some(&body)])?.into_iter().next(),
         };
-        required(&mut row.unwrap_or_default(), 0)
+        let id = required(&mut row.unwrap_or_default(), 0)?;
+        let id = id.parse().map_err(|_| Error::internal("malformed id of a route"))?;
+        let place = lookup::table(self.home, "sync_route")?;
+        KNOWN.with_borrow_mut(|known| {
+            known.retain(|(of, _, _)| of != route);
+            known.truncate(MOST_KNOWN - 1);
+            known.push((route.clone(), place, id));
+        });
+        Ok(id)
     }
 }
