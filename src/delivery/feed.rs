@@ -89,9 +89,12 @@ impl<S> Changes<S> {
         }
     }
 
-    /// The same, taking it that the server's rows are as expected.
+    /// The same, taking it that the server's rows are as expected; in batches that grow.
     pub fn optimistic(mut self, optimistic: bool) -> Self {
         self.optimistic = optimistic;
+        if optimistic {
+            self.planner = Planner::growing();
+        }
         self
     }
 

@@ -17,11 +17,12 @@ use std::rc::Rc;
 
 /// Rows in a batch, at most.
 const MAX_ROWS: usize = 5_000;
+/// The same of the first of batches that grow, see [`Planner::growing`].
+pub const FIRST_ROWS: usize = 500;
 /// Bytes of parameters in a batch after which it is closed; a single row may be larger.
 const MAX_BYTES: usize = 512 * 1024;
 
 /// Takes changes in order, gives batches in order.
-#[derive(Default)]
 pub struct Planner {
     /// Changes of a table whose key is deferrable, see [`super::collapse`].
     deferrable: Collapse,
@@ -31,9 +32,31 @@ pub struct Planner {
     /// The moves of one command, held back until its end.
     moves: Vec<(Rc<Route>, Change<String>)>,
     ready: VecDeque<Batch>,
+    /// Rows that a batch may have now.
+    most_rows: usize,
+}
+
+impl Default for Planner {
+    fn default() -> Self {
+        Self {
+            deferrable: Collapse::default(),
+            open: None,
+            keys: HashSet::new(),
+            moves: Vec::new(),
+            ready: VecDeque::new(),
+            most_rows: MAX_ROWS,
+        }
+    }
 }
 
 impl Planner {
+    /// Begins with small batches, each of twice the rows of the one before: the server has something to do
+    /// soon, while most rows are still to be encoded. But what a constraint checks at the end of a
+    /// statement, rows that refer to each other for one, may be true of the larger batch only.
+    pub fn growing() -> Self {
+        Self { most_rows: FIRST_ROWS, ..Self::default() }
+    }
+
     /// Appends a change.
     ///
     /// # Errors
@@ -79,13 +102,16 @@ impl Planner {
             _ => {
                 open.kind == kind
                     && Rc::ptr_eq(&open.route, route)
-                    && open.rows < MAX_ROWS
+                    && open.rows < self.most_rows
                     && open.bytes() < MAX_BYTES
                     && open.unchanged == change.unchanged
                     && !self.keys.contains(&key)
             }
         });
         if !joins {
+            if self.open.as_ref().is_some_and(|open| open.rows >= self.most_rows) {
+                self.most_rows = (self.most_rows * 2).min(MAX_ROWS);
+            }
             self.close();
         }
         self.keys.insert(key);
@@ -314,10 +340,16 @@ mod tests {
     }
 
     #[test]
-    fn a_large_run_is_cut_by_rows() {
-        let many: Vec<Change<&str>> =
-            (0..MAX_ROWS + 1).map(|i| insert(Box::leak(i.to_string().into_boxed_str()))).collect();
-        assert_eq!(plan(&many).len(), 2);
+    fn a_large_run_is_cut_by_rows_into_batches_that_grow() {
+        let ids: Vec<String> = (0..20_000).map(|i| i.to_string()).collect();
+        let (mut planner, route) = (Planner::growing(), route());
+        for id in &ids {
+            let row = vec![Some(id.as_str()), None];
+            planner.push(&route, &Change { row, ..insert("") }).expect("unambiguous");
+        }
+        planner.finish();
+        let rows: Vec<usize> = std::iter::from_fn(|| planner.pop()).map(|b| b.rows).collect();
+        assert_eq!(rows, [500, 1_000, 2_000, 4_000, 5_000, 5_000, 2_500]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::feed::Changes;
 use super::link::Link;
+use super::plan::FIRST_ROWS;
 use super::session::Session;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Reader;
@@ -28,8 +29,14 @@ pub fn first_trust(set: &ChangeSet, link: &mut Link<'_>) -> Trust {
     }
 }
 
-/// Whether the failure may be that the trust was misplaced: a row was missing or there already.
+/// Whether the failure may be that the trust was misplaced: a row was missing or there already, or what
+/// the server checks at the end of a statement was asked of too few rows at once.
 pub fn was_betrayed(set: &ChangeSet, link: &Link<'_>, trust: Trust) -> bool {
+    let apart = trust == Trust::Rows && set.len() > FIRST_ROWS;
+    let refused = |e: &Error| matches!(e, Error::Remote(_)) && !e.is_transient();
+    if apart && link.result().as_ref().is_err_and(refused) {
+        return true;
+    }
     let unexpected = |e: Error| {
         let state = e.sqlstate();
         state == SqlState::NO_DATA_FOUND
