@@ -1,9 +1,9 @@
 //! Settings. Times take PostgreSQL's units, without one they are milliseconds, those of how long something
 //! is kept seconds; every one is bounded below, so that no setting can make a commit wait for ever.
 
-use crate::pg::shmem;
+use crate::pg::{setting, shmem};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::time::Duration;
 
 static APPLICATION_NAME: GucSetting<Option<CString>> =
@@ -193,6 +193,11 @@ pub fn guard() -> CString {
 /// `pg_rowsync.connect_timeout`.
 pub fn connect_timeout() -> Duration {
     millis(&CONNECT_TIMEOUT)
+}
+
+/// Whether that is this name. Asked for every row.
+pub fn is_guard(name: &CStr) -> bool {
+    setting::is(&APPLICATION_NAME, name)
 }
 
 /// `pg_rowsync.delivery_timeout`.

@@ -21,6 +21,7 @@ pub mod lock;
 pub mod lookup;
 pub mod report;
 pub mod row;
+pub mod setting;
 pub mod shmem;
 pub mod spi;
 pub mod subtransaction;

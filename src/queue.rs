@@ -42,23 +42,29 @@ pub enum Standing {
     Pending,
 }
 
-/// Where rows of a server show its standing, the first that has one.
-const SIGNS: [(Place, Standing); 3] = [
-    (Place { table: "sync_queue", index: "sync_queue_pending", column: 2 }, Standing::Pending),
-    (
-        Place { table: "sync_lost_session", index: "sync_lost_session_server", column: 1 },
-        Standing::Pending,
-    ),
-    (Place { table: "sync_queue", index: "sync_queue_aside", column: 2 }, Standing::Aside),
-];
+const PENDING: Place = Place { table: "sync_queue", index: "sync_queue_pending", column: 2 };
+const ASIDE: Place = Place { table: "sync_queue", index: "sync_queue_aside", column: 2 };
+const LOST: Place =
+    Place { table: "sync_lost_session", index: "sync_lost_session_server", column: 1 };
 
 /// What the queue has for a server.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
-    let found = lookup::first_with(home, server_name, &SIGNS.map(|(place, _)| place))?;
-    Ok(found.map_or(Standing::Free, |at| SIGNS[at].1))
+    Ok(match lookup::first_with(home, server_name, &[PENDING, LOST, ASIDE])? {
+        None => Standing::Free,
+        Some(2) => Standing::Aside,
+        Some(_) => Standing::Pending,
+    })
+}
+
+/// Whether something is set aside for a server, or waits.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn has_aside(home: &Home, server_name: &str) -> Result<bool> {
+    Ok(lookup::first_with(home, server_name, &[ASIDE])?.is_some())
 }
 
 /// What a change set must wait for.

@@ -3,7 +3,6 @@
 use crate::capture::{descriptor, row};
 use crate::change::Op;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::context;
 use crate::pg::trigger::Event;
 use crate::{stats, transaction};
 
@@ -15,8 +14,7 @@ use crate::{stats, transaction};
 pub fn fire(event: &Event<'_>) -> Result<()> {
     let op = event.op()?;
     let descriptor = descriptor::of_trigger(event)?;
-    // The session's own setting: what it says in pg_stat_activity may lag behind.
-    if descriptor.guards_against(context::application_name(), context::session_user()) {
+    if descriptor.guards_against_session() {
         stats::guarded(descriptor.account.server);
         return Ok(());
     }

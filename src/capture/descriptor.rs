@@ -16,7 +16,7 @@ use crate::pg::{Oid, context};
 use crate::versions::Versioned;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::rc::Rc;
 
 /// A trigger's arguments: server, schema, table and options.
@@ -80,6 +80,8 @@ pub struct Descriptor {
 thread_local! {
     /// Trigger OID to descriptor, with the moment it was true.
     static KNOWN: RefCell<HashMap<u32, (Epoch, Rc<Descriptor>)>> = RefCell::default();
+    /// The one that was asked for last: rows of a statement come one after the other.
+    static LAST: RefCell<Option<(u32, Epoch, Rc<Descriptor>)>> = const { RefCell::new(None) };
 }
 
 /// The descriptor of a trigger.
@@ -90,6 +92,21 @@ thread_local! {
 pub fn of_trigger(event: &Event<'_>) -> Result<Rc<Descriptor>> {
     let trigger = event.trigger_oid().to_u32();
     let now = invalidation::now();
+    let last = LAST.with_borrow(|last| match last {
+        Some((of, epoch, descriptor)) if (*of, *epoch) == (trigger, now) => {
+            Some(descriptor.clone())
+        }
+        _ => None,
+    });
+    if let Some(descriptor) = last {
+        return Ok(descriptor);
+    }
+    let descriptor = look_up(event, trigger, now)?;
+    LAST.set(Some((trigger, now, descriptor.clone())));
+    Ok(descriptor)
+}
+
+fn look_up(event: &Event<'_>, trigger: u32, now: Epoch) -> Result<Rc<Descriptor>> {
     let known = KNOWN.with_borrow(|known| known.get(&trigger).cloned());
     match known {
         Some((epoch, descriptor)) if epoch == now => Ok(descriptor),
@@ -108,14 +125,17 @@ pub fn of_trigger(event: &Event<'_>) -> Result<Rc<Descriptor>> {
 }
 
 impl Descriptor {
-    /// Whether a session of this `application_name`, authenticated as this user, is one of ours.
-    pub fn guards_against(&self, session: &CStr, user: Oid) -> bool {
+    /// Whether the session is one of ours.
+    pub fn guards_against_session(&self) -> bool {
+        // The session's own setting: what it says in pg_stat_activity may lag behind.
+        let session = context::application_name();
         let named = match &self.guard {
             Some(guard) => session == guard.as_c_str(),
-            None => session == guc::guard().as_c_str(),
+            None => guc::is_guard(session),
         };
         // Anyone may take the name: where a role is given, only its members may use it.
-        named && self.guard_role.is_none_or(|role| context::is_member(user, role))
+        let believed = |role| context::is_member(context::session_user(), role);
+        named && self.guard_role.is_none_or(believed)
     }
 
     /// Combines a table with a trigger's arguments.

@@ -48,6 +48,11 @@ pub struct Net {
 }
 
 impl Collapse {
+    /// Whether there is no group.
+    pub fn is_empty(&self) -> bool {
+        self.route.is_none()
+    }
+
     /// Whether the change belongs to the group under way.
     pub fn continues(&self, route: &Rc<Route>, change: &Change<&str>) -> bool {
         self.route.as_ref().is_none_or(|own| Rc::ptr_eq(own, route))

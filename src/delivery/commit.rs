@@ -175,6 +175,8 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
     let server = &set.account.server_name;
     let mut way = match blocked.contains(server) {
         true => Way::Pending,
+        // Who queues in any case need only know whether to wait.
+        false if set.mode == Mode::Queue && !queue::has_aside(&set.home, server)? => Way::Pending,
         false => queue::way(set)?,
     };
     if matches!(way, Way::Pending)
@@ -237,22 +239,17 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
 }
 
 /// Applies and commits in one exchange, or in a second one if the first was too trusting or what it
-/// relied on is out of date. A single
-/// change needs no transaction block: the end of the pipeline commits it.
+/// relied on is out of date.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link, conflicts } = &mut delivery;
-    let block = set.len() > 1;
-    let (begin, commit): (&[&str], &[&str]) =
-        if block { (&BEGIN, &["COMMIT"]) } else { (&[], &[]) };
     let trust = first_trust(set, link);
-    link.run(feed_of(set, link, trust).between(begin, commit), Ending::Commits);
+    link.run(feed_of(set, link, trust).in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
     let mut interrupted = finish(std::slice::from_mut(link), false)?;
     if !interrupted && (was_betrayed(set, link, trust) || link.was_outdated()) {
         // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
-        let open = block && !link.is_idle();
-        let again: Vec<&str> =
-            open.then_some("ROLLBACK").into_iter().chain(begin.iter().copied()).collect();
-        link.run(feed_of(set, link, Trust::Nothing).between(&again, commit), Ending::Commits);
+        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
+        let again = feed_of(set, link, Trust::Nothing).between(open, &[]);
+        link.run(again.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
         interrupted = finish(std::slice::from_mut(link), false)?;
     }
     if link.result().is_ok()

@@ -68,6 +68,8 @@ pub struct Changes<S> {
     schemas: Option<Rc<Route>>,
     before: Vec<Statement>,
     after: Vec<Statement>,
+    /// What begins and ends a transaction block, until it is known whether one is needed.
+    block: Option<[Vec<Statement>; 2]>,
     needs_home: bool,
 }
 
@@ -85,6 +87,7 @@ impl<S> Changes<S> {
             schemas: None,
             before: Vec::new(),
             after: Vec::new(),
+            block: None,
             needs_home: false,
         }
     }
@@ -105,6 +108,13 @@ impl<S> Changes<S> {
         self
     }
 
+    /// The same in a transaction block, unless all of it is one statement about rows: the end of the
+    /// pipeline commits that as well.
+    pub fn in_block(mut self, begin: &[&str], commit: &[&str]) -> Self {
+        self.block = Some([begin, commit].map(|texts| plain(texts.iter().copied())));
+        self
+    }
+
     /// The same, leaving out what the server has already.
     pub fn lean(mut self, lean: bool) -> Self {
         self.lean = lean;
@@ -119,13 +129,25 @@ impl<S> Changes<S> {
 
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
         batch.optimistic = self.optimistic;
+        let route = batch.route.clone();
+        let about_rows = match session.prepared.statements(batch) {
+            Ok(prepared) => prepared,
+            Err(batch) => sql::of_batch(batch, session.home()),
+        };
+        if let Some([begin, commit]) = self.block.take()
+            && (about_rows.iter().filter(|one| one.is_executed()).count() > 1
+                || self.planner.holds_more())
+        {
+            self.before.extend(begin);
+            self.after = commit;
+        }
         let mut statements = std::mem::take(&mut self.before);
-        let wanted = batch.route.application_name.as_ref().unwrap_or(&self.name);
+        let wanted = route.application_name.as_ref().unwrap_or(&self.name);
         if *wanted != self.current {
             statements.push(sql::named(wanted));
             self.current = wanted.clone();
         }
-        let wanted = batch.route.compared().next().map(|_| batch.route.clone());
+        let wanted = route.compared().next().map(|_| route.clone());
         if wanted != self.schemas {
             let text = wanted
                 .as_deref()
@@ -133,11 +155,29 @@ impl<S> Changes<S> {
             statements.extend(plain([text]));
             self.schemas = wanted;
         }
-        statements.extend(match session.prepared.statements(batch) {
-            Ok(prepared) => prepared,
-            Err(batch) => sql::of_batch(batch, session.home()),
-        });
+        statements.extend(about_rows);
         statements
+    }
+}
+
+impl<S: Source> Changes<S> {
+    /// Hands the planner another change, or says that there is none.
+    fn pull(&mut self) -> Result<()> {
+        let (planner, lean) = (&mut self.planner, self.lean);
+        let mut pushed = Ok(());
+        let more = self.source.next(&mut |route, change| {
+            pushed = if lean || change.unchanged.is_empty() {
+                planner.push(route, change)
+            } else {
+                planner.push(route, &Change { unchanged: Vec::new(), ..change.clone() })
+            };
+        })?;
+        pushed?;
+        if !more {
+            self.planner.finish();
+            self.done = true;
+        }
+        Ok(())
     }
 }
 
@@ -149,26 +189,16 @@ impl<S: Source> Feed for Changes<S> {
     fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Statement>>> {
         loop {
             if let Some(batch) = self.planner.pop() {
+                while self.block.is_some() && !self.done && !self.planner.holds_more() {
+                    self.pull()?;
+                }
                 return Ok(Some(self.render(batch, session)));
             }
             if self.done {
                 let after = std::mem::take(&mut self.after);
                 return Ok(Some(after).filter(|statements| !statements.is_empty()));
             }
-            let (planner, lean) = (&mut self.planner, self.lean);
-            let mut pushed = Ok(());
-            let more = self.source.next(&mut |route, change| {
-                pushed = if lean || change.unchanged.is_empty() {
-                    planner.push(route, change)
-                } else {
-                    planner.push(route, &Change { unchanged: Vec::new(), ..change.clone() })
-                };
-            })?;
-            pushed?;
-            if !more {
-                self.planner.finish();
-                self.done = true;
-            }
+            self.pull()?;
         }
     }
 }

@@ -88,6 +88,14 @@ impl Planner {
         self.ready.pop_front()
     }
 
+    /// Whether another batch will come, as far as is known.
+    pub fn holds_more(&self) -> bool {
+        self.open.is_some()
+            || !self.ready.is_empty()
+            || !self.moves.is_empty()
+            || !self.deferrable.is_empty()
+    }
+
     /// No more changes will come: the rest becomes ready.
     pub fn finish(&mut self) {
         self.flush_deferrable();

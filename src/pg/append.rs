@@ -1,14 +1,16 @@
 //! Rows appended to one of the extension's tables, several times cheaper than by SQL: without a plan, and
-//! without the values being written as text and read again. Constraints, indexes and triggers are seen
-//! to as for any INSERT. As in [`super::spi`], whatever the user's rights, and in a pre-commit callback
-//! too.
+//! without the values being written as text and read again. Indexes and triggers are seen to as for any
+//! INSERT; the table's own constraints, which these rows fulfil, are only checked where there are
+//! triggers. As in [`super::spi`], whatever the user's rights, and in a pre-commit callback too.
 
 use super::Oid;
+use super::compat;
 use super::context::{AsUser, Settings};
 use super::lookup;
 use super::spi::Home;
 use super::text;
 use crate::error::Result;
+use pgrx::PgTupleDesc;
 use pgrx::pg_sys::{self, Datum};
 
 /// A value of a column.
@@ -37,7 +39,12 @@ pub struct Appender {
     row: pg_sys::MemoryContext,
     /// Names of the table's columns; `None` for a dropped one.
     columns: Vec<Option<String>>,
+    triggers: Option<Triggers>,
     _user: AsUser,
+}
+
+/// Of triggers that somebody has added.
+struct Triggers {
     _settings: Settings,
 }
 
@@ -49,8 +56,6 @@ impl Appender {
     pub fn open(home: &Home, table: &str) -> Result<Self> {
         let oid = lookup::table(home, table)?;
         let user = AsUser::switch(home.owner);
-        // For triggers that somebody has added.
-        let settings = Settings::set(&[(c"search_path", c"pg_catalog, pg_temp")]);
         // SAFETY: calls in their order, as the server's own worker for logical replication makes them;
         // what they raise unwinds, and the transaction's abort cleans up.
         unsafe {
@@ -71,20 +76,27 @@ impl Appender {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            pg_sys::AfterTriggerBeginQuery();
-            pg_sys::ExecBSInsertTriggers(state, result);
-            let shape = (*relation).rd_att;
-            let columns = (0..(*shape).natts as usize)
-                .map(|at| {
-                    let column = (*shape).attrs.as_slice((*shape).natts as usize)[at];
-                    match column.attisdropped {
-                        true => Ok(None),
-                        false => text::to_string(column.attname.data.as_ptr()),
-                    }
+            let triggers = (*relation).trigdesc.as_ref().is_some_and(|triggers| {
+                triggers.trig_insert_before_row
+                    || triggers.trig_insert_after_row
+                    || triggers.trig_insert_before_statement
+                    || triggers.trig_insert_after_statement
+            });
+            let triggers = triggers.then(|| {
+                let path = [(c"search_path", c"pg_catalog, pg_temp")];
+                let _settings = Settings::set(&path);
+                pg_sys::AfterTriggerBeginQuery();
+                pg_sys::ExecBSInsertTriggers(state, result);
+                Triggers { _settings }
+            });
+            let columns = PgTupleDesc::from_pg_unchecked((*relation).rd_att)
+                .iter()
+                .map(|column| match column.attisdropped {
+                    true => Ok(None),
+                    false => text::to_string(column.attname.data.as_ptr()),
                 })
                 .collect::<Result<_>>()?;
-            let (_user, _settings) = (user, settings);
-            Ok(Self { relation, state, result, slot, row, columns, _user, _settings })
+            Ok(Self { relation, state, result, slot, row, columns, triggers, _user: user })
         }
     }
 
@@ -107,7 +119,12 @@ impl Appender {
                 }
             }
             pg_sys::ExecStoreVirtualTuple(self.slot);
-            pg_sys::ExecSimpleRelationInsert(self.result, self.state, self.slot);
+            if self.triggers.is_some() {
+                pg_sys::ExecSimpleRelationInsert(self.result, self.state, self.slot);
+            } else {
+                pg_sys::simple_table_tuple_insert(self.relation, self.slot);
+                compat::insert_index_entries(self.result, self.slot, self.state);
+            }
             pg_sys::ExecClearTuple(self.slot);
             pg_sys::MemoryContextSwitchTo(before);
             pg_sys::MemoryContextReset(self.row);
@@ -123,8 +140,10 @@ impl Appender {
     pub fn close(self) {
         // SAFETY: as in open(), in reverse.
         unsafe {
-            pg_sys::ExecASInsertTriggers(self.state, self.result, std::ptr::null_mut());
-            pg_sys::AfterTriggerEndQuery(self.state);
+            if self.triggers.is_some() {
+                pg_sys::ExecASInsertTriggers(self.state, self.result, std::ptr::null_mut());
+                pg_sys::AfterTriggerEndQuery(self.state);
+            }
             pg_sys::ExecDropSingleTupleTableSlot(self.slot);
             pg_sys::ExecCloseIndices(self.result);
             pg_sys::ExecCloseResultRelations(self.state);

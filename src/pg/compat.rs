@@ -37,6 +37,28 @@ pub unsafe fn create_lasting_wait_event_set(events: i32) -> *mut pg_sys::WaitEve
     }
 }
 
+/// `ExecInsertIndexTuples` for a new row: 16 added a parameter.
+///
+/// # Safety
+/// The slot must hold a row that was just stored in the table, whose indexes are open.
+pub unsafe fn insert_index_entries(
+    result: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    state: *mut pg_sys::EState,
+) {
+    let (none, no_list) = (std::ptr::null_mut(), std::ptr::null_mut());
+    #[cfg(feature = "pg15")]
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        pg_sys::ExecInsertIndexTuples(result, slot, state, false, false, none, no_list);
+    }
+    #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        pg_sys::ExecInsertIndexTuples(result, slot, state, false, false, none, no_list, false);
+    }
+}
+
 /// `AddinShmemInitLock`, a macro in C: its number has been the same in all these majors.
 ///
 /// # Safety

@@ -61,16 +61,18 @@ impl RowReader {
         unsafe {
             self.fill(slot);
             let (values, nulls) = ((*slot.slot).tts_values, (*slot.slot).tts_isnull);
-            self.columns
-                .iter_mut()
-                .map(|(number, function)| {
-                    let at = *number as usize - 1;
-                    if *nulls.add(at) {
-                        return Ok(None);
+            let mut row = Vec::with_capacity(self.columns.len());
+            for (number, function) in &mut self.columns {
+                let at = *number as usize - 1;
+                row.push(match *nulls.add(at) {
+                    true => None,
+                    false => {
+                        let text = pg_sys::OutputFunctionCall(function, *values.add(at));
+                        Some(text::to_utf8(text)?)
                     }
-                    text::to_utf8(pg_sys::OutputFunctionCall(function, *values.add(at))).map(Some)
-                })
-                .collect()
+                });
+            }
+            Ok(row)
         }
     }
 }

@@ -2,7 +2,21 @@
 
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char};
+
+/// Whether the database's encoding is UTF-8, so that nothing need be converted. Asked for every value.
+fn server_speaks_utf8() -> bool {
+    thread_local! {
+        /// Once it is true it stays so: a session has one database. A launcher has none at first.
+        static KNOWN: Cell<bool> = const { Cell::new(false) };
+    }
+    if !KNOWN.get() {
+        // SAFETY: reads a variable of this backend.
+        KNOWN.set(unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32);
+    }
+    KNOWN.get()
+}
 
 /// A server string as UTF-8. The result lives as long as the memory context of `text`, or the
 /// current one where it had to be converted.
@@ -16,9 +30,14 @@ use std::ffi::{CStr, CString, c_char};
 pub unsafe fn to_utf8<'a>(text: *const c_char) -> Result<&'a str> {
     // SAFETY: a valid C string by contract; conversion returns it or a palloc'd C string.
     let bytes: &'a [u8] = unsafe {
-        let len = CStr::from_ptr(text).to_bytes().len();
-        let converted = pg_sys::pg_server_to_any(text, len as i32, pg_sys::pg_enc::PG_UTF8 as i32);
-        CStr::from_ptr(converted).to_bytes()
+        let bytes = CStr::from_ptr(text).to_bytes();
+        match server_speaks_utf8() {
+            true => bytes,
+            false => {
+                let (len, utf8) = (bytes.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+                CStr::from_ptr(pg_sys::pg_server_to_any(text, len, utf8)).to_bytes()
+            }
+        }
     };
     std::str::from_utf8(bytes).map_err(|_| {
         Error::local(SqlState::new("22021"), "text is not valid in encoding \"UTF8\"")

@@ -11,9 +11,10 @@ use pq_sys::{
     ConnStatusType, PGTransactionStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID,
     PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
     PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQfreemem, PQgetResult, PQisBusy,
-    PQnotifies, PQparameterStatus, PQpipelineSync, PQsendFlushRequest, PQsendPrepare, PQsendQueryParams, PQsendQueryPrepared,
-    PQsetErrorVerbosity, PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket,
-    PQstatus, PQtransactionStatus, PostgresPollingStatusType,
+    PQnotifies, PQparameterStatus, PQpipelineSync, PQsendFlushRequest, PQsendPrepare,
+    PQsendQueryParams, PQsendQueryPrepared, PQsetErrorVerbosity, PQsetNoticeReceiver,
+    PQsetSingleRowMode, PQsetnonblocking, PQsocket, PQstatus, PQtransactionStatus,
+    PostgresPollingStatusType,
 };
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -193,28 +194,15 @@ impl Connection {
         // SAFETY: C strings that live through the call; text format needs no lengths.
         let sent = unsafe {
             match &statement.verb {
-                Verb::Query => PQsendQueryParams(
-                    raw,
-                    text.as_ptr(),
-                    number,
-                    none,
-                    values,
-                    lengths,
-                    formats,
-                    0,
-                ),
+                Verb::Query => {
+                    PQsendQueryParams(raw, text.as_ptr(), number, none, values, lengths, formats, 0)
+                }
                 Verb::Prepare(name) => {
                     PQsendPrepare(raw, c(name)?.as_ptr(), text.as_ptr(), 0, none)
                 }
-                Verb::Execute(name) => PQsendQueryPrepared(
-                    raw,
-                    c(name)?.as_ptr(),
-                    number,
-                    values,
-                    lengths,
-                    formats,
-                    0,
-                ),
+                Verb::Execute(name) => {
+                    PQsendQueryPrepared(raw, c(name)?.as_ptr(), number, values, lengths, formats, 0)
+                }
             }
         };
         self.ok(sent)

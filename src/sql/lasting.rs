@@ -7,9 +7,7 @@
 use super::batch::{Batch, Kind};
 use super::conflicts::Conflicts;
 use super::quote::{ident, literal, relation};
-use super::statement::{
-    Statement, Verb, all_found_if, delete, insert_values, update,
-};
+use super::statement::{Statement, Verb, all_found_if, delete, insert_values, update};
 use super::told::told_by_tag;
 use super::values::{Values, key_of, single_row};
 use crate::change::Policy;

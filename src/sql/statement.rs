@@ -49,6 +49,11 @@ impl Statement {
         Self { verb: Verb::Query, text, params, conflicts }
     }
 
+    /// Whether it is executed, and not only prepared.
+    pub fn is_executed(&self) -> bool {
+        !matches!(self.verb, Verb::Prepare(_))
+    }
+
     /// About how many bytes it takes to send.
     pub fn size(&self) -> usize {
         self.text.len() + self.params.iter().flatten().map(String::len).sum::<usize>()

@@ -60,3 +60,21 @@ fn another_unique_constraint_stays_an_error() {
     client.batch_execute("update t set v = 'other' where id = 2").expect("an update");
     assert_equal(&bed);
 }
+
+/// The first batches are small, and what refers to rows of a later one is refused at the end of a statement.
+#[test]
+fn rows_of_one_command_may_refer_to_each_other() {
+    let bed = one_way("referring", None, "{}");
+    for side in [&bed.left, &bed.right] {
+        side.exec("alter table t add parent int references t");
+    }
+    let mut client = trusting(&bed);
+    client
+        .batch_execute(
+            "insert into t select g, 'row', case when g < 2000 then g + 3000 end
+               from generate_series(10, 5000) g",
+        )
+        .expect("an insert");
+    assert_equal(&bed);
+    assert_eq!(queued(&bed), 0);
+}
