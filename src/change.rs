@@ -43,6 +43,19 @@ pub struct Column {
     /// The local table's name for it, if that is another.
     #[serde(default)]
     pub local: Option<String>,
+    /// Its values may also travel so. Not kept in the queue.
+    #[serde(skip)]
+    pub binary: Option<Binary>,
+}
+
+/// A type whose binary form is known here, see [`crate::sql::binary`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binary {
+    Int2,
+    Int4,
+    Int8,
+    Timestamp,
+    TimestampTz,
 }
 
 impl Column {

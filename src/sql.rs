@@ -2,6 +2,7 @@
 //! wire, one literal statement for people. Pure; the only place that writes remote SQL about rows.
 
 pub mod batch;
+pub mod binary;
 mod conflicts;
 pub mod lasting;
 pub mod literal;
@@ -20,4 +21,4 @@ pub use conflicts::{Conflicts, conflict_of};
 pub use literal::look_for;
 pub use newest::RACE_MARK;
 pub use session::{HOME, OWN_SCHEMAS, named, with_type_schemas};
-pub use statement::{MISSING_MARK, Statement, Verb, of_batch};
+pub use statement::{MISSING_MARK, Param, Statement, Verb, of_batch};

@@ -2,7 +2,7 @@
 //! arguments, the table's columns and key, the account that connects.
 
 use super::table::{Table, TableColumn};
-use crate::change::{Column, Policy, Relation, Route};
+use crate::change::{Binary, Column, Policy, Relation, Route};
 use crate::delivery::endpoint::{Account, Endpoint, oid};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -281,6 +281,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             own_equality: c.own_equality,
             collated: c.collated,
             local: options.rename.contains_key(&c.name).then(|| c.name.clone()),
+            binary: Binary::of_type(c.attribute.type_oid.to_u32()),
         })
         .collect();
     let mut seen = BTreeSet::new();

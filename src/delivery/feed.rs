@@ -101,6 +101,14 @@ impl<S> Changes<S> {
         self
     }
 
+    /// The same, in binary form where that is possible.
+    pub fn in_binary(mut self, binary: bool) -> Self {
+        if binary {
+            self.planner.in_binary();
+        }
+        self
+    }
+
     /// The same between other statements.
     pub fn between(mut self, before: &[&str], after: &[&str]) -> Self {
         self.before = plain(before.iter().copied());

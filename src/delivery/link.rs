@@ -242,6 +242,11 @@ impl<'f> Link<'f> {
         matches!(&self.state, State::Resting(session) if session.connection.is_idle())
     }
 
+    /// Whether the server has not refused values in binary form.
+    pub fn takes_binary(&self) -> bool {
+        matches!(&self.state, State::Resting(session) if !session.only_text)
+    }
+
     /// The session, while it is at rest.
     pub fn session(&mut self) -> Option<&mut Session> {
         match &mut self.state {

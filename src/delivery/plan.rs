@@ -34,6 +34,8 @@ pub struct Planner {
     ready: VecDeque<Batch>,
     /// Rows that a batch may have now.
     most_rows: usize,
+    /// Batches are in binary form where that is possible.
+    binary: bool,
 }
 
 impl Default for Planner {
@@ -45,6 +47,7 @@ impl Default for Planner {
             moves: Vec::new(),
             ready: VecDeque::new(),
             most_rows: MAX_ROWS,
+            binary: false,
         }
     }
 }
@@ -81,6 +84,11 @@ impl Planner {
             _ => self.append(route, kind, change),
         }
         Ok(())
+    }
+
+    /// From now on, batches are in binary form where that is possible.
+    pub fn in_binary(&mut self) {
+        self.binary = true;
     }
 
     /// The next batch that no later change can join.
@@ -123,9 +131,10 @@ impl Planner {
             self.close();
         }
         self.keys.insert(key);
-        let batch = self.open.get_or_insert_with(|| Batch {
-            unchanged: change.unchanged.clone(),
-            ..Batch::new(route.clone(), kind)
+        let batch = self.open.get_or_insert_with(|| {
+            let batch = Batch::new(route.clone(), kind);
+            let batch = if self.binary { batch.in_binary() } else { batch };
+            Batch { unchanged: change.unchanged.clone(), ..batch }
         });
         batch.push(change);
         if kind == Kind::Truncate {
@@ -208,6 +217,8 @@ fn key_hash(key: &[Option<&str>]) -> u64 {
 mod tests {
     use super::*;
     use crate::change::{Carrier, Column, Op, Policy, Relation};
+    use crate::sql::Param;
+    use crate::sql::batch::Elements;
 
     fn route() -> Rc<Route> {
         let name = |t: &str| Relation { schema: "s".into(), table: t.into() };
@@ -218,6 +229,7 @@ mod tests {
             own_equality: false,
             collated: false,
             local: None,
+            binary: None,
         };
         Rc::new(Route {
             source: name("l"),
@@ -234,7 +246,10 @@ mod tests {
 
     fn first_array(batch: Batch) -> String {
         let array = batch.new.into_iter().chain(batch.old).next();
-        array.map(|array| array.into_text()).unwrap_or_default()
+        match array.map(Elements::into_param) {
+            Some(Param::Text(text)) => text,
+            _ => String::new(),
+        }
     }
 
     fn insert(id: &'static str) -> Change<&'static str> {

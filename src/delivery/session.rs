@@ -35,6 +35,8 @@ pub struct Session {
     /// The schema of the server's own extension, and when the server was asked.
     home: Option<(Option<String>, Instant)>,
     pub prepared: Prepared,
+    /// The server has refused values in binary form.
+    pub only_text: bool,
     /// Made by the first wait. Goes before the connection, whose socket it knows.
     waiter: Option<Waiter>,
     pub connection: Connection,
@@ -47,7 +49,8 @@ impl Session {
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
         let (proven, home, waiter) = (HashSet::new(), None, None);
         let prepared = Prepared::default();
-        Self { endpoint, proven, home, prepared, waiter, connection, _fd: fd }
+        let only_text = false;
+        Self { endpoint, proven, home, prepared, only_text, waiter, connection, _fd: fd }
     }
 
     /// What to wait for while something runs.

@@ -31,10 +31,17 @@ pub fn first_trust(set: &ChangeSet, link: &mut Link<'_>) -> Trust {
 
 /// Whether the failure may be that the trust was misplaced: a row was missing or there already, or what
 /// the server checks at the end of a statement was asked of too few rows at once.
-pub fn was_betrayed(set: &ChangeSet, link: &Link<'_>, trust: Trust) -> bool {
-    let apart = trust == Trust::Rows && set.len() > FIRST_ROWS;
+pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool {
     let refused = |e: &Error| matches!(e, Error::Remote(_)) && !e.is_transient();
-    if apart && link.result().as_ref().is_err_and(refused) {
+    if is_large(set, trust)
+        && let Some(error) = link.result().err().filter(refused)
+    {
+        if error.sqlstate().is_about_table()
+            && let Some(session) = link.session()
+        {
+            // Its columns may be of types for which the binary form is none.
+            session.only_text = true;
+        }
         return true;
     }
     let unexpected = |e: Error| {
@@ -47,10 +54,16 @@ pub fn was_betrayed(set: &ChangeSet, link: &Link<'_>, trust: Trust) -> bool {
     trusted && overwrites && link.result().err().is_some_and(unexpected)
 }
 
+/// Whether a set is sent in batches that grow and in binary form.
+fn is_large(set: &ChangeSet, trust: Trust) -> bool {
+    trust == Trust::Rows && set.len() > FIRST_ROWS
+}
+
 /// The changes of a set as a feed for a link.
 pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes<Reader<'s>> {
     Changes::new(set.changes(), &link.endpoint().application_name)
         .lean(trust != Trust::Nothing)
         .optimistic(trust == Trust::Rows)
+        .in_binary(is_large(set, trust) && link.takes_binary())
         .newest(set.routes().iter().any(|route| route.version().is_some()))
 }

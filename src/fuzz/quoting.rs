@@ -111,6 +111,7 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
             own_equality: *own_equality,
             collated: *collated,
             local: None,
+            binary: None,
         })
         .collect();
     let [key_deferrable, truncate_children] = shape.flags;

@@ -6,7 +6,7 @@
 use super::reply::Reply;
 use super::{memory, socket, text};
 use crate::error::SqlState;
-use crate::sql::{Statement, Verb};
+use crate::sql::{Param, Statement, Verb};
 use pq_sys::{
     ConnStatusType, PGTransactionStatusType, PGVerbosity, PGconn, PGresult, PQbackendPID,
     PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
@@ -184,25 +184,52 @@ impl Connection {
         let c = |text: &str| CString::new(text).map_err(|e| e.to_string());
         let text = c(&statement.text)?;
         let params = (statement.params.iter())
-            .map(|param| param.as_deref().map(c).transpose())
+            .map(|param| match param {
+                Param::Text(text) => c(text).map(Some),
+                Param::Null | Param::Binary { .. } => Ok(None),
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        let values: Vec<*const c_char> =
-            params.iter().map(|p| p.as_ref().map_or(std::ptr::null(), |p| p.as_ptr())).collect();
-        let (number, values) = (values.len() as i32, values.as_ptr());
-        let (raw, none) = (self.raw(), std::ptr::null());
-        let (lengths, formats) = (std::ptr::null(), std::ptr::null());
-        // SAFETY: C strings that live through the call; text format needs no lengths.
+        let values: Vec<*const c_char> = (statement.params.iter().zip(&params))
+            .map(|(param, text)| match (param, text) {
+                (Param::Binary { bytes, .. }, _) => bytes.as_ptr().cast(),
+                (_, Some(text)) => text.as_ptr(),
+                (_, None) => std::ptr::null(),
+            })
+            .collect();
+        // The type, the length and whether it is in binary form; all 0 for text.
+        let binary = statement.params.iter().map(|param| match param {
+            Param::Binary { array, bytes } => (*array, bytes.len() as i32, 1),
+            Param::Null | Param::Text(_) => (0, 0, 0),
+        });
+        let (types, (lengths, formats)): (Vec<u32>, (Vec<i32>, Vec<i32>)) =
+            binary.map(|(array, length, format)| (array, (length, format))).unzip();
+        let (number, values, raw) = (values.len() as i32, values.as_ptr(), self.raw());
+        let none = std::ptr::null();
+        // SAFETY: C strings, and bytes of the lengths said, that live through the call.
         let sent = unsafe {
             match &statement.verb {
-                Verb::Query => {
-                    PQsendQueryParams(raw, text.as_ptr(), number, none, values, lengths, formats, 0)
-                }
+                Verb::Query => PQsendQueryParams(
+                    raw,
+                    text.as_ptr(),
+                    number,
+                    types.as_ptr(),
+                    values,
+                    lengths.as_ptr(),
+                    formats.as_ptr(),
+                    0,
+                ),
                 Verb::Prepare(name) => {
                     PQsendPrepare(raw, c(name)?.as_ptr(), text.as_ptr(), 0, none)
                 }
-                Verb::Execute(name) => {
-                    PQsendQueryPrepared(raw, c(name)?.as_ptr(), number, values, lengths, formats, 0)
-                }
+                Verb::Execute(name) => PQsendQueryPrepared(
+                    raw,
+                    c(name)?.as_ptr(),
+                    number,
+                    values,
+                    lengths.as_ptr(),
+                    formats.as_ptr(),
+                    0,
+                ),
             }
         };
         self.ok(sent)

@@ -108,6 +108,7 @@ mod tests {
                 own_equality,
                 collated,
                 local,
+                binary: None,
             }],
             key: vec![0],
             key_deferrable: false,

@@ -1,6 +1,8 @@
 //! A run of changes that one statement applies.
 
+use super::binary::BinaryArray;
 use super::quote::ArrayLiteral;
+use super::statement::Param;
 use crate::change::{Change, Op, Policy, Route, Stamp};
 use std::rc::Rc;
 
@@ -38,7 +40,39 @@ pub struct Single {
     pub key: Vec<Option<String>>,
 }
 
-/// Changes of one route and kind, column by column as array literals.
+/// Values of a column as an array.
+#[derive(Clone, Debug, Default)]
+pub struct Elements {
+    text: ArrayLiteral,
+    /// The same, as long as all of it can be said so.
+    binary: Option<BinaryArray>,
+}
+
+impl Elements {
+    fn push(&mut self, value: Option<&str>) {
+        self.text.push(value);
+        if self.binary.as_mut().is_some_and(|binary| !binary.push(value)) {
+            self.binary = None;
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// The finished array.
+    pub fn into_param(self) -> Param {
+        match self.binary {
+            Some(binary) => {
+                let (array, bytes) = binary.finish();
+                Param::Binary { array, bytes }
+            }
+            None => Param::Text(self.text.into_text()),
+        }
+    }
+}
+
+/// Changes of one route and kind, column by column as arrays.
 #[derive(Clone, Debug)]
 pub struct Batch {
     pub route: Rc<Route>,
@@ -46,9 +80,9 @@ pub struct Batch {
     /// Changes in the batch.
     pub rows: usize,
     /// An array per column: the new rows.
-    pub new: Vec<ArrayLiteral>,
+    pub new: Vec<Elements>,
     /// An array per key column: the old keys.
-    pub old: Vec<ArrayLiteral>,
+    pub old: Vec<Elements>,
     /// Under [`Policy::Newest`]: what the new rows count as, versions and ranks.
     pub stamp: Option<[ArrayLiteral; 2]>,
     /// The same of the deletions of the old keys.
@@ -77,8 +111,8 @@ impl Batch {
         };
         let is_newest = matches!(route.policy, Policy::Newest(_));
         Self {
-            new: vec![ArrayLiteral::default(); new],
-            old: vec![ArrayLiteral::default(); old],
+            new: vec![Elements::default(); new],
+            old: vec![Elements::default(); old],
             stamp: (is_newest && new > 0).then(Default::default),
             gone: (is_newest && old > 0).then(Default::default),
             rows: 0,
@@ -89,6 +123,19 @@ impl Batch {
             route,
             kind,
         }
+    }
+
+    /// The same, still empty, in binary form where that is possible.
+    pub fn in_binary(mut self) -> Self {
+        let columns = &self.route.columns;
+        let binary = |at: usize| columns[at].binary.map(BinaryArray::new);
+        for (at, array) in self.new.iter_mut().enumerate() {
+            array.binary = binary(at);
+        }
+        for (array, at) in self.old.iter_mut().zip(&self.route.key) {
+            array.binary = binary(*at);
+        }
+        self
     }
 
     /// Appends a change of the same route and kind.
@@ -132,6 +179,7 @@ impl Batch {
     /// Size of the parameters, in bytes.
     pub fn bytes(&self) -> usize {
         let stamps = self.stamp.iter().chain(&self.gone).flatten();
-        self.new.iter().chain(&self.old).chain(stamps).map(ArrayLiteral::len).sum()
+        let arrays = self.new.iter().chain(&self.old).map(Elements::len);
+        arrays.sum::<usize>() + stamps.map(ArrayLiteral::len).sum::<usize>()
     }
 }

@@ -7,7 +7,7 @@
 use super::batch::{Batch, Kind};
 use super::conflicts::Conflicts;
 use super::quote::{ident, literal, relation};
-use super::statement::{Statement, Verb, all_found_if, delete, insert_values, update};
+use super::statement::{Param, Statement, Verb, all_found_if, delete, insert_values, update};
 use super::told::told_by_tag;
 use super::values::{Values, key_of, single_row};
 use crate::change::Policy;
@@ -45,7 +45,8 @@ pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
         }
         _ => Conflicts::Never,
     };
-    let (text, params) = (String::new(), single.params);
+    let params = single.params.into_iter().map(Param::from).collect();
+    let text = String::new();
     Statement { verb: Verb::Execute(name.clone()), text, params, conflicts }
 }
 

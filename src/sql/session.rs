@@ -3,7 +3,7 @@
 
 use super::conflicts::Conflicts;
 use super::quote::{ident, relation};
-use super::statement::Statement;
+use super::statement::{Param, Statement};
 use crate::change::Route;
 
 /// Asks a server for the schema of its extension: one whose functions can be called, or must be
@@ -20,7 +20,11 @@ pub const HOME: &str = "SELECT n.nspname FROM pg_catalog.pg_extension e \
 /// Gives the remote transaction another `application_name`.
 pub fn named(application_name: &str) -> Statement {
     let text = "SELECT pg_catalog.set_config('application_name', $1, true)";
-    Statement::query(text.to_owned(), vec![Some(application_name.to_owned())], Conflicts::Never)
+    Statement::query(
+        text.to_owned(),
+        vec![Param::Text(application_name.to_owned())],
+        Conflicts::Never,
+    )
 }
 
 /// Sets the remote transaction's search_path back to what the session has.

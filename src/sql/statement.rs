@@ -1,10 +1,10 @@
 //! The statements themselves: one per policy and kind, over values that come either from arrays of
 //! parameters (a batch) or from literals (one change).
 
-use super::batch::{Batch, Kind, Single};
+use super::batch::{Batch, Elements, Kind, Single};
 use super::conflicts::Conflicts;
 use super::newest;
-use super::quote::{ArrayLiteral, ident, literal, operator, relation};
+use super::quote::{ident, literal, operator, relation};
 use super::told::{delete_told, insert_missing, insert_told, told_by_tag, update_there};
 use super::upsert::{clear_target, update_then_insert, upsert};
 use super::values::{Values, key_of};
@@ -26,14 +26,42 @@ pub enum Verb {
     Execute(Rc<str>),
 }
 
-/// A statement and its text-format parameters, types to be inferred by the server.
+/// A parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Param {
+    Null,
+    /// The type is inferred by the server.
+    Text(String),
+    /// An array of that type.
+    Binary {
+        array: u32,
+        bytes: Vec<u8>,
+    },
+}
+
+impl From<Option<String>> for Param {
+    fn from(value: Option<String>) -> Self {
+        value.map_or(Self::Null, Self::Text)
+    }
+}
+
+impl Param {
+    fn len(&self) -> usize {
+        match self {
+            Self::Null => 0,
+            Self::Text(text) => text.len(),
+            Self::Binary { bytes, .. } => bytes.len(),
+        }
+    }
+}
+
+/// A statement and its parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statement {
     pub verb: Verb,
     /// Empty for one that was prepared.
     pub text: String,
-    /// `None` is NULL.
-    pub params: Vec<Option<String>>,
+    pub params: Vec<Param>,
     /// How its answer tells the conflicts.
     pub conflicts: Conflicts,
 }
@@ -45,7 +73,7 @@ impl Statement {
     }
 
     /// One that is executed at once.
-    pub fn query(text: String, params: Vec<Option<String>>, conflicts: Conflicts) -> Self {
+    pub fn query(text: String, params: Vec<Param>, conflicts: Conflicts) -> Self {
         Self { verb: Verb::Query, text, params, conflicts }
     }
 
@@ -56,7 +84,7 @@ impl Statement {
 
     /// About how many bytes it takes to send.
     pub fn size(&self) -> usize {
-        self.text.len() + self.params.iter().flatten().map(String::len).sum::<usize>()
+        self.text.len() + self.params.iter().map(Param::len).sum::<usize>()
     }
 }
 
@@ -69,6 +97,7 @@ pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
     if let Some(values) = Values::of_params(&batch) {
         let Single { params, key } = batch.single.unwrap_or_default();
         let key: Vec<Option<&str>> = key.iter().map(Option::as_deref).collect();
+        let params: Vec<Param> = params.into_iter().map(Param::from).collect();
         let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
         let texts = texts(&batch.route, batch.kind, &values, home);
         let single = |(text, told)| (text, told_by_tag(&batch.route, batch.kind, told, &key));
@@ -77,12 +106,12 @@ pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
     let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch), home);
     let unchanged = batch.unchanged;
     let sent =
-        |(at, array): (usize, ArrayLiteral)| (!unchanged.contains(&(at as u32))).then_some(array);
+        |(at, array): (usize, Elements)| (!unchanged.contains(&(at as u32))).then_some(array);
     let new = batch.new.into_iter().enumerate().filter_map(sent);
     let stamps = batch.stamp.into_iter().chain(batch.gone);
     let (versions, ranks): (Vec<_>, Vec<_>) = stamps.map(|[version, rank]| (version, rank)).unzip();
-    let arrays = new.chain(batch.old).chain(versions).chain(ranks);
-    let params: Vec<Option<String>> = arrays.map(|array| Some(array.into_text())).collect();
+    let stamps = versions.into_iter().chain(ranks).map(|array| Param::Text(array.into_text()));
+    let params: Vec<Param> = new.chain(batch.old).map(Elements::into_param).chain(stamps).collect();
     // Only a move has several statements; all read the same arrays.
     let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
     texts.into_iter().map(statement).collect()

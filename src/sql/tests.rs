@@ -3,7 +3,7 @@
 use super::batch::{Batch, Kind};
 use super::conflicts::Conflicts;
 use super::literal;
-use super::statement::{MISSING_MARK, of_batch, truncate};
+use super::statement::{MISSING_MARK, Param, Statement, of_batch, truncate};
 use crate::change::{Carrier, Change, Column, Op, Policy, Relation, Route, Stamp};
 use std::rc::Rc;
 
@@ -15,6 +15,7 @@ fn column(name: &str, carrier: Carrier) -> Column {
         own_equality: false,
         collated: false,
         local: None,
+        binary: None,
     }
 }
 
@@ -51,6 +52,16 @@ fn change<'a>(op: Op, key: &[&'a str], row: &[Option<&'a str>]) -> Change<&'a st
     }
 }
 
+/// Parameters, as texts that are all there.
+fn texts(statement: &Statement) -> Vec<&str> {
+    let mut texts = Vec::new();
+    for param in &statement.params {
+        let Param::Text(text) = param else { panic!("{param:?}") };
+        texts.push(text.as_str());
+    }
+    texts
+}
+
 #[test]
 fn a_batch_of_inserts_is_one_statement_over_typed_arrays() {
     let mut batch = Batch::new(route(Policy::Overwrite), Kind::Insert);
@@ -76,7 +87,7 @@ fn a_batch_of_inserts_is_one_statement_over_typed_arrays() {
     ] {
         assert!(upsert[0].text.contains(&part), "{}", upsert[0].text);
     }
-    let params: Vec<&str> = upsert[0].params.iter().flatten().map(|p| &**p).collect();
+    let params = texts(&upsert[0]);
     assert_eq!(params, [r#"{"1","2"}"#, r#"{"x",NULL}"#, r#"{"{1,2}",NULL}"#]);
     assert_eq!(upsert[0].params, insert[0].params);
 }
@@ -94,7 +105,7 @@ fn a_single_row_of_plain_types_needs_no_arrays() {
          INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\") OVERRIDING SYSTEM VALUE SELECT $1, $2 \
          WHERE NOT EXISTS (SELECT FROM u) ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\""
     );
-    assert_eq!(statements[0].params, [Some("1".to_owned()), None]);
+    assert_eq!(statements[0].params, [Param::Text("1".to_owned()), Param::Null]);
     batch.push(&change(Op::Update, &[], &[Some("2"), Some("x")]));
     assert!(of_batch(batch, None)[0].text.contains("unnest"));
 }
@@ -207,7 +218,7 @@ fn stamps_travel_with_their_rows() {
     second.stamp = Some(Stamp { version: Some("z"), rank: 3 });
     batch.push(&second);
     let statement = of_batch(batch, Some("ext")).remove(0);
-    let params: Vec<&str> = statement.params.iter().flatten().map(|p| &**p).collect();
+    let params = texts(&statement);
     let arrays = [r#"{"1","2"}"#, r#"{"x","a"}"#, "{NULL,NULL}", r#"{"x","z"}"#, r#"{"0","3"}"#];
     assert_eq!(params, arrays);
     assert!(statement.text.contains("\"ext\".sync_compare_versions("));

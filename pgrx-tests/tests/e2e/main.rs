@@ -5,6 +5,7 @@
 mod attach_notice;
 mod backlog;
 mod bad_input;
+mod binary;
 mod columns;
 mod common;
 mod conflict_cells;
