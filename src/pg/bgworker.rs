@@ -303,7 +303,8 @@ impl Process {
         self.is_there()
     }
 
-    fn is_there(self) -> bool {
+    /// Whether it has not ended.
+    pub fn is_there(self) -> bool {
         // SAFETY: as above; plain reads of values that may change at any time.
         unsafe {
             (&raw const (*self.proc).pid).read_volatile() == self.pid

@@ -24,6 +24,8 @@ pub mod mark {
     pub const ENDED: u32 = 8;
     /// A worker is at work.
     pub const WORKING: u32 = 16;
+    /// Something was queued since the worker has last looked, and it was woken for it.
+    pub const TOLD: u32 = 32;
 }
 
 struct Board {
@@ -116,6 +118,13 @@ pub fn set(database: Oid, marks: u32) -> bool {
         unsafe { pg_sys::SetLatch(latch) }
     }
     slot.is_some()
+}
+
+/// Sets marks of a database that the launcher does not look for; which ones were set before. `None` if
+/// nothing was noted of it yet. Neither waits nor fails.
+pub fn note(database: Oid, marks: u32) -> Option<u32> {
+    let slot = board().and_then(|board| board.find(database.to_u32()));
+    slot.map(|slot| slot.marks.fetch_or(marks, SeqCst))
 }
 
 /// Clears marks of a database and says which of them were set.

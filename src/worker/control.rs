@@ -107,10 +107,12 @@ thread_local! {
 /// told that there is none. Called before the commit, where it may fail.
 pub fn wake_at_commit() {
     let database = database::current();
+    if board::has(database, mark::PAUSED) {
+        return WAKE.set(None);
+    }
     WAKE.set(match bgworker::find(database) {
         Some(worker) => Some(Wake::Worker(worker)),
-        None if board::exists() && !board::has(database, mark::PAUSED) => Some(Wake::Launcher),
-        None => None,
+        None => board::exists().then_some(Wake::Launcher),
     });
 }
 
@@ -124,7 +126,11 @@ pub fn transaction_ended(committed: bool) {
     let at_work = match wake {
         // One that has just found no extension here is about to end.
         Wake::Worker(worker) => {
-            worker.wake() && board::marks(database).is_none_or(|m| m & mark::WORKING != 0)
+            let before = board::note(database, mark::TOLD);
+            // Woken by another commit, it will see what this one has queued.
+            let told = before.is_some_and(|marks| marks & mark::TOLD != 0);
+            let there = if told { worker.is_there() } else { worker.wake() };
+            there && before.is_none_or(|marks| marks & mark::WORKING != 0)
         }
         Wake::Launcher => false,
     };

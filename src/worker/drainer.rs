@@ -111,6 +111,11 @@ struct Visitor {
     kept: bool,
 }
 
+/// Whether something was queued since the last look.
+fn is_told() -> bool {
+    board::has(database::current(), board::mark::TOLD)
+}
+
 /// The database has nothing to do for a worker any more.
 struct Gone;
 
@@ -145,7 +150,7 @@ impl Drainer {
                 waiting.for_each(|server| server.schedule.adopt(intervals));
                 self.look_at = self.look_at.min(Instant::now() + intervals.max);
             }
-            if wait::take_woken() {
+            if wait::take_woken() || is_told() {
                 self.look_at = self.look_at.min(self.looked + self.look_gap);
             }
             if self.look_at <= Instant::now()
@@ -165,7 +170,10 @@ impl Drainer {
     /// When something is to be done next.
     fn next(&self) -> Instant {
         let due = self.servers.iter().filter(|(name, _)| !self.is_visited(name));
-        due.filter_map(|(_, server)| server.schedule.due()).fold(self.look_at, Instant::min)
+        let due = due.filter_map(|(_, server)| server.schedule.due());
+        // Waits that are not ours may have taken the latch's sign.
+        let told = is_told().then(|| self.looked + self.look_gap);
+        due.chain(told).fold(self.look_at, Instant::min)
     }
 
     fn is_visited(&self, server: &str) -> bool {
@@ -175,6 +183,8 @@ impl Drainer {
     /// Looks which servers have work.
     fn look(&mut self) -> std::result::Result<(), Gone> {
         let began = Instant::now();
+        // What is queued from now on may not be seen.
+        board::clear(database::current(), board::mark::TOLD);
         let tidy = self.tidied.is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
         let found = turn(|| match Home::look_up()? {
             Some(home) => {
