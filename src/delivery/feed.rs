@@ -5,7 +5,7 @@ use super::plan::Planner;
 use super::session::Session;
 use crate::change::{Change, Route};
 use crate::error::Result;
-use crate::sql::{self, Batch, Statement};
+use crate::sql::{self, Batch, Statement, lasting};
 use std::rc::Rc;
 
 /// A source of statements.
@@ -138,9 +138,11 @@ impl<S> Changes<S> {
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
         batch.optimistic = self.optimistic;
         let route = batch.route.clone();
-        let about_rows = match session.prepared.statements(batch) {
-            Ok(prepared) => prepared,
-            Err(batch) => sql::of_batch(batch, session.home()),
+        let about_rows = match session.prepared.name_for(&batch) {
+            Some((prepare, name)) => {
+                prepare.into_iter().chain([lasting::execute(batch, &name)]).collect()
+            }
+            None => sql::of_batch(batch, session.home()),
         };
         if let Some([begin, commit]) = self.block.take()
             && (about_rows.iter().filter(|one| one.is_executed()).count() > 1

@@ -32,46 +32,43 @@ struct Known {
 }
 
 impl Prepared {
-    /// The statements for a batch: the one that was prepared, or both; the batch itself if it is to be sent
-    /// as it is.
-    pub fn statements(&mut self, batch: Batch) -> Result<Vec<Statement>, Batch> {
-        if !lasting::can_last(&batch) {
-            return Err(batch);
+    /// The name under which a batch is to be executed, and what prepares it if that has not been done; `None`
+    /// if the batch is to be sent as it is.
+    pub fn name_for(&mut self, batch: &Batch) -> Option<(Option<Statement>, Rc<str>)> {
+        if !lasting::can_last(batch) {
+            return None;
         }
+        let at = self.find_or_add(batch)?;
+        let known = &mut self.known[at];
+        if known.failures >= PATIENCE {
+            return None;
+        }
+        self.used = true;
+        if let Some(name) = known.name.as_ref().or(known.sent.as_ref()) {
+            return Some((None, name.clone()));
+        }
+        let name: Rc<str> = format!("pg_rowsync_{}", self.next).into();
+        let prepare = lasting::prepare(batch, &name)?;
+        self.next += 1;
+        known.sent = Some(name.clone());
+        Some((Some(prepare), name))
+    }
+
+    fn find_or_add(&mut self, batch: &Batch) -> Option<usize> {
         let same = |known: &Known| {
             known.kind == batch.kind
                 && known.unchanged == batch.unchanged
                 && known.route == batch.route
         };
-        let at = match self.known.iter().position(same) {
-            Some(at) => at,
-            None if self.known.len() < MOST => {
-                let (route, kind) = (batch.route.clone(), batch.kind);
-                let (unchanged, name, sent) = (batch.unchanged.clone(), None, None);
-                self.known.push(Known { route, kind, unchanged, name, sent, failures: 0 });
-                self.known.len() - 1
-            }
-            None => return Err(batch),
-        };
-        let known = &mut self.known[at];
-        if known.failures >= PATIENCE {
-            return Err(batch);
+        if let Some(at) = self.known.iter().position(same) {
+            return Some(at);
         }
-        let mut statements = Vec::new();
-        let name = match known.name.as_ref().or(known.sent.as_ref()) {
-            Some(name) => name.clone(),
-            None => {
-                let name: Rc<str> = format!("pg_rowsync_{}", self.next).into();
-                let Some(prepare) = lasting::prepare(&batch, &name) else { return Err(batch) };
-                self.next += 1;
-                known.sent = Some(name.clone());
-                statements.push(prepare);
-                name
-            }
-        };
-        self.used = true;
-        statements.push(lasting::execute(batch, &name));
-        Ok(statements)
+        if self.known.len() >= MOST {
+            return None;
+        }
+        let (route, kind, unchanged) = (batch.route.clone(), batch.kind, batch.unchanged.clone());
+        self.known.push(Known { route, kind, unchanged, name: None, sent: None, failures: 0 });
+        Some(self.known.len() - 1)
     }
 
     /// The run has ended, in success or not. Says whether it has executed any.

@@ -111,7 +111,7 @@ fn other_types_get_what_the_text_says() {
 fn domains_and_own_types_are_never_sent_bytes_of_another() {
     let bed = one_way("domains", "id int primary key, big bigint, at timestamp", "{}");
     bed.right.exec(
-        "create domain number as bigint check (value < 1000000);
+        "create domain number as float8;
          create domain moment as timestamp; create domain key as int;
          alter table t alter big type number, alter at type moment, alter id type key",
     );
