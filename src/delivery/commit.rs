@@ -245,11 +245,12 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let trust = first_trust(set, link);
     link.run(feed_of(set, link, trust).in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
     let mut interrupted = finish(std::slice::from_mut(link), false)?;
-    if !interrupted && (was_betrayed(set, link, trust) || link.was_outdated()) {
+    let again = [was_betrayed(set, link, trust), link.was_outdated()].contains(&true);
+    if !interrupted && again {
         // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
         let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
-        let again = feed_of(set, link, Trust::Nothing).between(open, &[]);
-        link.run(again.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
+        let feed = feed_of(set, link, Trust::Nothing).between(open, &[]);
+        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
         interrupted = finish(std::slice::from_mut(link), false)?;
     }
     if link.result().is_ok()

@@ -6,8 +6,7 @@ use std::rc::Rc;
 
 /// Statements that a session keeps at most; more are sent as they are.
 const MOST: usize = 64;
-/// After so many failures before its first success a statement is not tried any more. Each may have left
-/// something prepared.
+/// After so many failures a statement is not prepared any more: each may have left one on the server.
 const PATIENCE: u8 = 8;
 
 /// See the module's head.

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use super::contender::Contender;
-use super::plan::transactions;
+use super::plan::{transactions, updates};
 use super::report::Report;
 use super::shape::{Operation, Shape};
 use super::table::with_unit;
@@ -102,6 +102,7 @@ fn groups(report: &Report) -> Vec<(String, Vec<Bar>)> {
     let statements =
         Operation::ALL.map(|operation| Shape::Narrow.title(operation, report.plan.rows));
     let rates = [1, 8].map(|clients| transactions(1, clients));
+    let rates = rates.into_iter().chain([1, 8].map(updates));
     let mut groups = Vec::new();
     for workload in statements.into_iter().chain(rates) {
         let mut bars = Vec::new();

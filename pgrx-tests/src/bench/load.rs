@@ -26,10 +26,22 @@ const ENOUGH: usize = 10;
 impl Load {
     /// So many rows in every transaction, under keys of their own.
     pub fn start(lane: &Lane, rows: u32, clients: u32, seconds: u64) -> Result<Load> {
+        let script = format!("{};\n", lane.shape.insert_new(&lane.table, rows));
+        Load::run(lane, &script, clients, seconds)
+    }
+
+    /// Every transaction updates one of so many rows.
+    pub fn updates(lane: &Lane, rows: u32, clients: u32, seconds: u64) -> Result<Load> {
+        let update = lane.shape.update_one(&lane.table, ":row");
+        let script = format!("\\set row random(1, {rows})\n{update};\n");
+        Load::run(lane, &script, clients, seconds)
+    }
+
+    fn run(lane: &Lane, commands: &str, clients: u32, seconds: u64) -> Result<Load> {
         let dir = reaper::base()?.join(format!("load-{}", &reaper::random_hex()?[..8]));
         fs::create_dir(&dir)?;
         let script = dir.join("script");
-        fs::write(&script, format!("{};\n", lane.shape.insert_new(&lane.table, rows)))?;
+        fs::write(&script, commands)?;
         let child = pgbench::command(&lane.rig.local)?
             .env(
                 "PGOPTIONS",

@@ -15,6 +15,8 @@ pub struct Plan {
     pub toast_rows: u32,
     /// Of a large statement.
     pub many: u32,
+    /// Rows among which transactions update one.
+    pub updated: u32,
     /// Records that are drained.
     pub backlog: u32,
     /// Round trips, in milliseconds.
@@ -42,6 +44,7 @@ impl Plan {
             rows: 10_000,
             toast_rows: 200,
             many: 1_000_000,
+            updated: 2_000,
             backlog: 100_000,
             delays: vec![0, 1, 5, 20],
             repeats: 20,
@@ -58,6 +61,7 @@ impl Plan {
             rows: 500,
             toast_rows: 20,
             many: 5_000,
+            updated: 200,
             backlog: 5_000,
             delays: vec![0, 5],
             repeats: 5,
@@ -76,6 +80,10 @@ impl Plan {
 
 pub fn transactions(rows: u32, clients: u32) -> String {
     format!("transactions of {}, {}", many(rows, "row"), many(clients, "client"))
+}
+
+pub fn updates(clients: u32) -> String {
+    format!("transactions that update 1 row, {}", many(clients, "client"))
 }
 
 pub fn distance(rows: u32, delay: u64) -> String {

@@ -109,6 +109,15 @@ impl Shape {
         }
     }
 
+    /// An UPDATE of the row with this number.
+    pub fn update_one(self, table: &str, row: &str) -> String {
+        format!(
+            "update {table} set info = 'at ' || clock_timestamp()
+              where pk1 = {row} and pk2 = 'digoal' || {row}"
+        )
+        .replace('\n', " ")
+    }
+
     /// Two small transactions that leave nothing behind: a row written, and deleted again.
     pub fn warm(self, table: &str) -> [String; 2] {
         [self.insert(table, WARM..=WARM), format!("delete from {table} where pk1 = {WARM}")]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contender::Contender::{self, Async, Fdw, Native, None as Nobody, Queue, Recipe};
 use super::measure::Figures;
-use super::plan::{Plan, distance, down, grouped, round_trip, transactions};
+use super::plan::{Plan, distance, down, grouped, round_trip, transactions, updates};
 use super::shape::{Operation, Shape};
 use super::{drain, guard};
 
@@ -122,10 +122,11 @@ impl Judge<'_> {
 
     fn transactions(&mut self) {
         for (clients, recipe, fdw) in [(1, 2.5, 1.7), (8, 4.0, 1.5)] {
-            let title = transactions(1, clients);
-            self.share(&title, Async, 0.45);
-            self.faster(&title, Recipe, Bound::AtLeast, recipe);
-            self.faster(&title, Fdw, Bound::AtLeast, fdw);
+            for title in [transactions(1, clients), updates(clients)] {
+                self.share(&title, Async, 0.45);
+                self.faster(&title, Recipe, Bound::AtLeast, recipe);
+                self.faster(&title, Fdw, Bound::AtLeast, fdw);
+            }
         }
     }
 
@@ -170,7 +171,9 @@ impl Judge<'_> {
     }
 
     fn queue(&mut self) {
-        self.share(&transactions(1, 8), Queue, 0.75);
+        for title in [transactions(1, 8), updates(8)] {
+            self.share(&title, Queue, 0.75);
+        }
         for clients in [1, 8] {
             self.share(&down(clients), Async, 0.7);
         }
