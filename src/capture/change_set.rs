@@ -77,12 +77,20 @@ impl ChangeSet {
     }
 
     fn number_of(&mut self, route: &Rc<Route>) -> u32 {
-        let known = self.routes.iter().rposition(|r| Rc::ptr_eq(r, route));
-        known.unwrap_or_else(|| {
-            self.routes.push(route.clone());
-            self.upserts.push(false);
-            self.routes.len() - 1
-        }) as u32
+        if let Some(known) = self.routes.iter().rposition(|r| Rc::ptr_eq(r, route)) {
+            return known as u32;
+        }
+        // Worked out anew in the middle of the transaction, and come to the same: what belongs into one
+        // statement stays there. Rows of a deferrable key are told apart within one table only, and
+        // partitions may come to the same.
+        let same = self.routes.iter().rposition(|r| r == route);
+        if let Some(same) = same.filter(|_| !route.key_deferrable) {
+            self.routes[same] = route.clone();
+            return same as u32;
+        }
+        self.routes.push(route.clone());
+        self.upserts.push(false);
+        self.routes.len() as u32 - 1
     }
 
     /// Changes in the set.
