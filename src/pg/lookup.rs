@@ -47,6 +47,8 @@ pub struct Place {
 /// When there is no such table.
 pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<usize>> {
     let value = text::to_server(value)?;
+    let find = |place: &Place| Indexed::find(home, place.table, place.index);
+    let indexed = places.iter().map(find).collect::<Result<Vec<_>>>()?;
     // SAFETY: as above; the key's text lives as long as the memory context, the scans end before.
     unsafe {
         let key = pg_sys::Datum::from(pg_sys::cstring_to_text_with_len(
@@ -54,35 +56,24 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
             value.as_bytes().len() as i32,
         ));
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let mut found = Ok(None);
-        for (at, place) in places.iter().enumerate() {
-            match Indexed::find(home, place.table, place.index) {
-                Ok(indexed) => {
-                    let mut keys = [pg_sys::ScanKeyData::default()];
-                    pg_sys::ScanKeyEntryInitialize(
-                        &mut keys[0],
-                        0,
-                        place.column,
-                        pg_sys::BTEqualStrategyNumber as u16,
-                        pg_sys::InvalidOid,
-                        // As the column is declared: the index is ordered by it.
-                        pg_sys::DEFAULT_COLLATION_OID,
-                        pg_sys::F_TEXTEQ.into(),
-                        key,
-                    );
-                    if indexed.first(snapshot, &mut keys, |_, _| ()).is_some() {
-                        found = Ok(Some(at));
-                        break;
-                    }
-                }
-                Err(error) => {
-                    found = Err(error);
-                    break;
-                }
-            }
-        }
+        let has = |(indexed, place): (&Indexed, &Place)| {
+            let mut keys = [pg_sys::ScanKeyData::default()];
+            pg_sys::ScanKeyEntryInitialize(
+                &mut keys[0],
+                0,
+                place.column,
+                pg_sys::BTEqualStrategyNumber as u16,
+                pg_sys::InvalidOid,
+                // As the column is declared: the index is ordered by it.
+                pg_sys::DEFAULT_COLLATION_OID,
+                pg_sys::F_TEXTEQ.into(),
+                key,
+            );
+            indexed.first(snapshot, &mut keys, |_, _| ()).is_some()
+        };
+        let found = indexed.iter().zip(places).position(has);
         pg_sys::UnregisterSnapshot(snapshot);
-        found
+        Ok(found)
     }
 }
 
