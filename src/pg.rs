@@ -17,6 +17,7 @@ pub mod ddl;
 pub mod fd;
 pub mod interrupt;
 pub mod invalidation;
+pub mod large;
 pub mod lock;
 pub mod lookup;
 pub mod report;
@@ -29,6 +30,7 @@ pub mod temp_file;
 pub mod text;
 pub mod trigger;
 pub mod turn;
+pub mod utility;
 pub mod wait;
 pub mod xact;
 

@@ -18,6 +18,7 @@ pub use self::enqueue::enqueue;
 use self::aside::Blockers;
 use self::footprint::Footprint;
 use crate::capture::change_set::ChangeSet;
+use crate::capture::log::Rows;
 use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
@@ -88,7 +89,7 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
         Standing::Aside => {}
     }
     let mut checks = Vec::new();
-    let mut changes = set.changes();
+    let mut changes = set.changes(Rows::Lean);
     while changes.next(&mut |route, change| {
         checks.extend(Footprint::of(route, change).checks);
     })? {}
@@ -289,9 +290,10 @@ fn to_route(text: &str) -> Result<Route> {
     from_json(text, Route::is_sound)
 }
 
-/// A change by this route from its JSON.
+/// A change by this route from its JSON. Its row is whole, whatever else it may say.
 fn to_change(route: &Route, text: &str) -> Result<Change<String>> {
-    from_json(text, |change: &Change<String>| change.fits(route))
+    let change = from_json(text, |change: &Change<String>| change.fits(route))?;
+    Ok(Change { unchanged: Vec::new(), ..change })
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(text: &str, fits: impl Fn(&T) -> bool) -> Result<T> {

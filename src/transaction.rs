@@ -6,13 +6,13 @@
 
 use crate::capture::change_set::ChangeSet;
 use crate::capture::descriptor::Descriptor;
-use crate::change::Change;
+use crate::capture::row::Captured;
 use crate::conflict::Tally;
 use crate::delivery::session::{self, Session};
 use crate::error::Result;
 use crate::pg::spi::Home;
 use crate::pg::xact::{self, Handlers};
-use crate::pg::{Oid, context, interrupt, invalidation};
+use crate::pg::{Oid, context, interrupt, invalidation, utility};
 use crate::{stats, worker};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -66,8 +66,11 @@ fn listen() {
 ///
 /// # Errors
 /// As for [`ChangeSet::push`].
-pub fn add_change(descriptor: &Descriptor, change: &Change<&str>) -> Result<()> {
+pub fn add_change(descriptor: &Descriptor, captured: &Captured<'_>) -> Result<()> {
     listen();
+    if !captured.left.is_empty() {
+        utility::before_storage_changes(read_left);
+    }
     let subtransaction = context::subtransaction();
     WORK.with_borrow_mut(|work| {
         let account = &descriptor.account;
@@ -78,8 +81,34 @@ pub fn add_change(descriptor: &Descriptor, change: &Change<&str>) -> Result<()> 
             work.sets.push(ChangeSet::new(descriptor));
             work.sets.len() - 1
         });
-        work.sets[at].push(descriptor, change, subtransaction)
+        work.sets[at].push(descriptor, captured, subtransaction)
     })
+}
+
+/// Reads what changes left where it is stored, before a statement that may take that away.
+fn read_left() -> Result<()> {
+    let needed = WORK.with_borrow(|work| work.sets.iter().any(ChangeSet::has_left));
+    if !needed {
+        return Ok(());
+    }
+    let mut out = SetsOut::take();
+    out.0.iter_mut().filter(|set| set.has_left()).try_for_each(ChangeSet::read_left)
+}
+
+/// The change sets while they are not in [`Work`]; put back on drop, also on unwinding.
+struct SetsOut(Vec<ChangeSet>);
+
+impl SetsOut {
+    fn take() -> Self {
+        Self(WORK.with_borrow_mut(|work| std::mem::take(&mut work.sets)))
+    }
+}
+
+impl Drop for SetsOut {
+    fn drop(&mut self) {
+        let sets = std::mem::take(&mut self.0);
+        WORK.with_borrow_mut(|work| work.sets = sets);
+    }
 }
 
 /// Remembers that a row version has been replaced inside a trigger, and that captured.

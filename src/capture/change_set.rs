@@ -1,8 +1,9 @@
 //! The changes of one transaction for one user mapping and table owner, in order.
 
 use super::descriptor::Descriptor;
-use super::log::{ChangeLog, Reader};
-use crate::change::{Change, Op, Route};
+use super::log::{ChangeLog, Reader, Rows};
+use super::row::Captured;
+use crate::change::{Op, Route};
 use crate::delivery::endpoint::Account;
 use crate::error::Result;
 use crate::options::Mode;
@@ -28,6 +29,8 @@ pub struct ChangeSet {
     count: usize,
     /// Some change leaves columns out that the server is assumed to have.
     has_unsent: bool,
+    /// Some change's row was left where it is stored, in part.
+    has_left: bool,
     routes: Vec<Rc<Route>>,
     /// Of each route, whether a change is among the set that is sent as an upsert when nothing is
     /// taken for granted.
@@ -45,6 +48,7 @@ impl ChangeSet {
             log: ChangeLog::default(),
             count: 0,
             has_unsent: false,
+            has_left: false,
             routes: Vec::new(),
             upserts: Vec::new(),
             marks: Vec::new(),
@@ -58,18 +62,20 @@ impl ChangeSet {
     pub fn push(
         &mut self,
         descriptor: &Descriptor,
-        change: &Change<&str>,
+        captured: &Captured<'_>,
         subtransaction: u32,
     ) -> Result<()> {
+        let change = &captured.change;
         let innermost = self.marks.last().map_or(TOP_SUBTRANSACTION, |m| m.subtransaction);
         if innermost != subtransaction {
             let (bytes, count) = (self.log.len(), self.count);
             self.marks.push(Mark { subtransaction, bytes, count, mode: self.mode });
         }
         let route = self.number_of(&descriptor.route);
-        self.log.append(route, change)?;
+        self.log.append(route, captured)?;
         self.mode = self.mode.max(descriptor.mode);
         self.has_unsent |= !change.unchanged.is_empty();
+        self.has_left |= !captured.left.is_empty();
         self.upserts[route as usize] |=
             change.op == Op::Insert || (change.op == Op::Update && change.unchanged.is_empty());
         self.count += 1;
@@ -119,8 +125,38 @@ impl ChangeSet {
     }
 
     /// The changes in order, with their routes.
-    pub fn changes(&self) -> Reader<'_> {
-        self.log.read(&self.routes)
+    pub fn changes(&self, rows: Rows) -> Reader<'_> {
+        self.log.read(&self.routes, rows)
+    }
+
+    /// Whether the storage of tables is still needed to read the changes.
+    pub fn has_left(&self) -> bool {
+        self.has_left
+    }
+
+    /// Reads what was left where it is stored, which may go away now.
+    ///
+    /// # Errors
+    /// As for [`ChangeLog::append`]; PostgreSQL raises what cannot be read. The set is as it was then.
+    pub fn read_left(&mut self) -> Result<()> {
+        let mut log = ChangeLog::default();
+        let mut reader = self.log.read(&self.routes, Rows::Whole);
+        let mut starts = Vec::with_capacity(self.marks.len());
+        loop {
+            while self.marks.get(starts.len()).is_some_and(|m| m.bytes == reader.position()) {
+                starts.push(log.len());
+            }
+            if !reader.copy_to(&mut log)? {
+                break;
+            }
+        }
+        drop(reader);
+        std::mem::replace(&mut self.log, log).close();
+        for (mark, start) in self.marks.iter_mut().zip(starts) {
+            mark.bytes = start;
+        }
+        (self.has_left, self.has_unsent) = (false, false);
+        Ok(())
     }
 
     /// Gives back what it holds of the server's resources; the transaction is about to commit.

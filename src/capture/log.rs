@@ -1,14 +1,16 @@
 //! Changes in order, encoded: in memory up to `pg_rowsync.buffer_size`, beyond that in a temporary
 //! file.
 //!
-//! An entry is its length (four bytes, little-endian), then the number of its route and the change
-//! in postcard's encoding. Cutting the log back after a rolled-back subtransaction touches no file:
+//! An entry is its length (four bytes, little-endian), then the number of its route, the change and what
+//! of it was left where it is stored, in postcard's encoding. Cutting the log back after a rolled-back subtransaction touches no file:
 //! what lies behind the new end is overwritten by the next write.
 
+use super::row::{Captured, Left};
 use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
+use crate::pg::large::Values;
 use crate::pg::temp_file::TempFile;
 use std::rc::Rc;
 
@@ -32,9 +34,11 @@ impl ChangeLog {
     ///
     /// # Errors
     /// 53200 when memory is out. PostgreSQL raises what writing the file does.
-    pub fn append(&mut self, route: u32, change: &Change<&str>) -> Result<()> {
+    pub fn append(&mut self, route: u32, captured: &Captured<'_>) -> Result<()> {
+        let Captured { change, left } = captured;
+        let size = HEADER + change.encoded_size() + left.len() * size_of_val(&left[..]);
         // An allocation that fails inside Rust would take the whole server down.
-        self.tail.try_reserve(HEADER + change.encoded_size()).map_err(|_| {
+        self.tail.try_reserve(size).map_err(|_| {
             Error::local(SqlState::new("53200"), "out of memory")
                 .with_detail("The transaction's changes could not be kept.")
                 .with_hint("Lower pg_rowsync.buffer_size.")
@@ -42,7 +46,7 @@ impl ChangeLog {
         let start = self.tail.len();
         let mut tail = std::mem::take(&mut self.tail);
         tail.extend_from_slice(&[0; HEADER]);
-        self.tail = postcard::to_extend(&(route, change), tail)
+        self.tail = postcard::to_extend(&(route, change, left), tail)
             .map_err(|e| Error::internal(format!("could not encode a change: {e}")))?;
         let length = u32::try_from(self.tail.len() - start - HEADER)
             .map_err(|_| Error::local(SqlState::new("54000"), "row is too large"))?;
@@ -79,8 +83,9 @@ impl ChangeLog {
     }
 
     /// Reads from the start.
-    pub fn read<'l>(&'l self, routes: &'l [Rc<Route>]) -> Reader<'l> {
-        Reader { log: self, routes, position: 0, chunk: Vec::new(), chunk_start: 0 }
+    pub fn read<'l>(&'l self, routes: &'l [Rc<Route>], rows: Rows) -> Reader<'l> {
+        let (position, chunk, chunk_start) = (0, Vec::new(), 0);
+        Reader { log: self, routes, rows, position, chunk, chunk_start, values: Values::default() }
     }
 
     /// Gives the file back, at the end of a transaction that commits.
@@ -89,10 +94,21 @@ impl ChangeLog {
     }
 }
 
+/// What a reader makes of large values that an UPDATE left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Leaves them out: changes say which they are in [`Change::unchanged`], and not what they are.
+    Lean,
+    /// Hands them out like others.
+    Whole,
+}
+
 /// Reads a log in order.
 pub struct Reader<'l> {
     log: &'l ChangeLog,
     routes: &'l [Rc<Route>],
+    rows: Rows,
+    values: Values,
     position: u64,
     /// A part of the file, and where in the log it begins.
     chunk: Vec<u8>,
@@ -128,18 +144,54 @@ impl Reader<'_> {
         self.position = start + (HEADER + length) as u64;
         self.bytes(start + HEADER as u64, length)
     }
+
+    /// Where in the log the next entry begins.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Appends the next change to another log, as it is handed out here; false at the end.
+    ///
+    /// # Errors
+    /// As for [`ChangeLog::append`], and when the log cannot be read.
+    pub fn copy_to(&mut self, log: &mut ChangeLog) -> Result<bool> {
+        let mut copied = Ok(());
+        let more = self.advance(|route, change| copied = log.append(route, &change.into()))?;
+        copied.map(|()| more)
+    }
+
+    /// Hands out the next change, with the number of its route; false at the end.
+    fn advance(&mut self, take: impl FnOnce(u32, Change<&str>)) -> Result<bool> {
+        if self.position >= self.log.len() {
+            return Ok(false);
+        }
+        let whole = self.rows == Rows::Whole;
+        let mut values = std::mem::take(&mut self.values);
+        let (route, mut change, left) =
+            postcard::from_bytes::<(u32, Change<&str>, Left)>(self.entry()?)
+                .map_err(|e| Error::internal(format!("could not decode a change: {e}")))?;
+        if whole && !change.unchanged.is_empty() {
+            change.unchanged.clear();
+            let texts = values.read(left.iter().map(|(_, stored)| *stored))?;
+            for ((at, _), text) in left.iter().zip(texts) {
+                *change.row.get_mut(*at as usize).ok_or_else(damaged)? = Some(text);
+            }
+        }
+        take(route, change);
+        self.values = values;
+        Ok(true)
+    }
 }
 
 impl Source for Reader<'_> {
     fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool> {
-        if self.position >= self.log.len() {
-            return Ok(false);
-        }
         let routes = self.routes;
-        let (route, change) = postcard::from_bytes::<(u32, Change<&str>)>(self.entry()?)
-            .map_err(|e| Error::internal(format!("could not decode a change: {e}")))?;
-        take(routes.get(route as usize).ok_or_else(damaged)?, &change);
-        Ok(true)
+        let mut known = true;
+        let more = self.advance(|route, change| match routes.get(route as usize) {
+            Some(route) => take(route, &change),
+            None => known = false,
+        })?;
+        if known { Ok(more) } else { Err(damaged()) }
     }
 }
 

@@ -4,8 +4,25 @@ use super::descriptor::Descriptor;
 use crate::change::{Change, Op, Policy, Stamp};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context;
+use crate::pg::large::Stored;
 use crate::pg::row::canonical_output;
 use crate::pg::trigger::{Event, Slot};
+
+/// A change, and what it does not hold: the columns of its row, as positions, whose text stands for a value
+/// that was not read. They are among its [`Change::unchanged`].
+pub struct Captured<'call> {
+    pub change: Change<&'call str>,
+    pub left: Left,
+}
+
+/// Positions of columns, and the values that were left where they are stored.
+pub type Left = Vec<(u32, Stored)>;
+
+impl<'call> From<Change<&'call str>> for Captured<'call> {
+    fn from(change: Change<&'call str>) -> Self {
+        Self { change, left: Vec::new() }
+    }
+}
 
 /// Hands the changes that an event stands for to `take`: one, or two where an UPDATE gave a GENERATED
 /// ALWAYS identity column another value, which no UPDATE elsewhere may do. Runs the types' output
@@ -18,23 +35,25 @@ pub fn changes_of(
     event: &Event<'_>,
     op: Op,
     descriptor: &Descriptor,
-    take: impl Fn(&Change<&str>) -> Result<()>,
+    take: impl Fn(&Captured<'_>) -> Result<()>,
 ) -> Result<()> {
     if op == Op::Truncate {
-        return take(&change(op, 0, Vec::new()));
+        return take(&change(op, 0, Vec::new()).into());
     }
     let canonical = !descriptor.sensitive && context::output_is_canonical();
     let settings = (!canonical).then(canonical_output);
     let mut captured = match op {
-        Op::Insert => vec![inserted(descriptor, event, event.row())?],
+        Op::Insert => vec![inserted(descriptor, event, event.row())?.into()],
         Op::Update if replaces(descriptor, event)? => {
-            vec![deleted(descriptor, event)?, inserted(descriptor, event, event.new_row())?]
+            let (old, new) = (deleted(descriptor, event)?, event.new_row());
+            vec![old.into(), inserted(descriptor, event, new)?.into()]
         }
         Op::Update => vec![updated(descriptor, event)?],
-        Op::Delete | Op::Truncate => vec![deleted(descriptor, event)?],
+        Op::Delete | Op::Truncate => vec![deleted(descriptor, event)?.into()],
     };
     drop(settings);
-    for change in &mut captured {
+    for one in &mut captured {
+        let change = &mut one.change;
         check_key(descriptor, change)?;
         if descriptor.route.key_deferrable {
             change.stored = match change.op {
@@ -44,7 +63,7 @@ pub fn changes_of(
                 Op::Delete | Op::Truncate => (event.row().stored(), 0),
             };
         }
-        take(change)?;
+        take(one)?;
     }
     Ok(())
 }
@@ -65,9 +84,11 @@ fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Chang
     Ok(Change { key, gone, ..change(Op::Delete, 0, Vec::new()) })
 }
 
-fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
+fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captured<'call>> {
     let new = event.new_row();
-    let mut update = change(Op::Update, new.command(), read_row(descriptor, new)?);
+    let (unchanged, mut left) = untouched(descriptor, event)?;
+    let row = read_row_but(descriptor, new, &left)?;
+    let mut update = change(Op::Update, new.command(), row);
     let (key, version) = read_key(descriptor, event.row())?;
     let moves = update.new_key(&descriptor.route) != key;
     if moves {
@@ -83,10 +104,15 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Chang
             let replaced = stays.then_some(version);
             update.stamp = stamp_of(descriptor, event, new, &update, replaced)?;
         }
-        None if !moves => update.unchanged = untouched(descriptor, event)?,
+        None if !moves => update.unchanged = unchanged,
+        // What a row is moved to may be inserted.
+        None if !left.is_empty() => {
+            update.row = read_row(descriptor, new)?;
+            left.clear();
+        }
         None => {}
     }
-    Ok(update)
+    Ok(Captured { change: update, left })
 }
 
 /// What a new row counts as, where that is not its version. `replaced`: the version of the row it was.
@@ -138,18 +164,35 @@ fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
     Change { op, command, key, row, stamp: None, gone: None, unchanged, stored: (0, 0) }
 }
 
-/// Columns outside the key whose large value the UPDATE left where it was. Not under `newest`,
-/// which compares whole rows.
-fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<Vec<u32>> {
+/// Columns outside the key whose large value the UPDATE left where it was, and those of them that need
+/// not be read. None under `newest`, which compares whole rows; and all are read where changes of a row
+/// are merged.
+fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<(Vec<u32>, Left)> {
+    if descriptor.versioned.is_some() {
+        return Ok((Vec::new(), Vec::new()));
+    }
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let key = &descriptor.route.key;
-    let same = reader.untouched(event.row(), event.new_row());
-    Ok(same.filter(|at| !key.contains(at)).map(|at| at as u32).collect())
+    let mut same = reader.untouched(event.row(), event.new_row());
+    same.retain(|(at, _)| !descriptor.route.key.contains(at));
+    let all = same.iter().map(|(at, _)| *at as u32).collect();
+    if descriptor.route.key_deferrable {
+        same.clear();
+    }
+    let left = same.into_iter().filter_map(|(at, stored)| Some((at as u32, stored?)));
+    Ok((all, left.collect()))
+}
+
+fn read_row_but<'call>(
+    descriptor: &Descriptor,
+    slot: Slot<'call>,
+    left: &[(u32, Stored)],
+) -> Result<Vec<Option<&'call str>>> {
+    let mut reader = descriptor.row.try_borrow_mut().map_err(|_| reentered())?;
+    reader.read_but(slot, |at| left.iter().any(|(left, _)| *left as usize == at))
 }
 
 fn read_row<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Vec<Option<&'call str>>> {
-    let mut reader = descriptor.row.try_borrow_mut().map_err(|_| reentered())?;
-    reader.read(slot)
+    read_row_but(descriptor, slot, &[])
 }
 
 /// The key, and the version where the policy needs it.

@@ -57,8 +57,6 @@ pub struct Changes<S> {
     source: S,
     planner: Planner,
     done: bool,
-    /// Leave out columns that an UPDATE did not touch; else every change carries its whole row.
-    lean: bool,
     /// See [`Batch::optimistic`].
     optimistic: bool,
     /// The `application_name` the session has, and the one it has now inside the transaction.
@@ -74,13 +72,12 @@ pub struct Changes<S> {
 }
 
 impl<S> Changes<S> {
-    /// A feed of whole rows, for a session named `application_name`.
+    /// A feed of these changes, for a session named `application_name`.
     pub fn new(source: S, application_name: &str) -> Self {
         Self {
             source,
             planner: Planner::default(),
             done: false,
-            lean: false,
             optimistic: false,
             name: application_name.to_owned(),
             current: application_name.to_owned(),
@@ -120,12 +117,6 @@ impl<S> Changes<S> {
     /// pipeline commits that as well.
     pub fn in_block(mut self, begin: &[&str], commit: &[&str]) -> Self {
         self.block = Some([begin, commit].map(|texts| plain(texts.iter().copied())));
-        self
-    }
-
-    /// The same, leaving out what the server has already.
-    pub fn lean(mut self, lean: bool) -> Self {
-        self.lean = lean;
         self
     }
 
@@ -173,14 +164,10 @@ impl<S> Changes<S> {
 impl<S: Source> Changes<S> {
     /// Hands the planner another change, or says that there is none.
     fn pull(&mut self) -> Result<()> {
-        let (planner, lean) = (&mut self.planner, self.lean);
+        let planner = &mut self.planner;
         let mut pushed = Ok(());
         let more = self.source.next(&mut |route, change| {
-            pushed = if lean || change.unchanged.is_empty() {
-                planner.push(route, change)
-            } else {
-                planner.push(route, &Change { unchanged: Vec::new(), ..change.clone() })
-            };
+            pushed = planner.push(route, change);
         })?;
         pushed?;
         if !more {

@@ -5,7 +5,7 @@ use super::link::Link;
 use super::plan::FIRST_ROWS;
 use super::session::Session;
 use crate::capture::change_set::ChangeSet;
-use crate::capture::log::Reader;
+use crate::capture::log::{Reader, Rows};
 use crate::change::Policy;
 use crate::error::{Error, SqlState};
 
@@ -61,8 +61,8 @@ fn is_large(set: &ChangeSet, trust: Trust) -> bool {
 
 /// The changes of a set as a feed for a link.
 pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes<Reader<'s>> {
-    Changes::new(set.changes(), &link.endpoint().application_name)
-        .lean(trust != Trust::Nothing)
+    let rows = if trust == Trust::Nothing { Rows::Whole } else { Rows::Lean };
+    Changes::new(set.changes(rows), &link.endpoint().application_name)
         .optimistic(trust == Trust::Rows)
         .in_binary(is_large(set, trust) && link.takes_binary())
         .newest(set.routes().iter().any(|route| route.version().is_some()))

@@ -1,6 +1,7 @@
 //! Rows to text: the columns of a trigger's rows through their types' output functions.
 
 use super::context::Settings;
+use super::large::{self, Stored};
 use super::text;
 use super::trigger::Slot;
 use crate::error::Result;
@@ -55,6 +56,18 @@ impl RowReader {
     /// # Errors
     /// For text that is not UTF-8.
     pub fn read<'call>(&mut self, slot: Slot<'call>) -> Result<Vec<Option<&'call str>>> {
+        self.read_but(slot, |_| false)
+    }
+
+    /// The same, with empty text for columns at the positions that `left_out` says.
+    ///
+    /// # Errors
+    /// As for [`RowReader::read`].
+    pub fn read_but<'call>(
+        &mut self,
+        slot: Slot<'call>,
+        left_out: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<&'call str>>> {
         // SAFETY: the slot is the server's and filled; numbers are within its descriptor, since
         // the reader was made for this table and is re-made when the table changes. Results are
         // palloc'd in the trigger's per-row context, which outlives the call.
@@ -62,10 +75,11 @@ impl RowReader {
             self.fill(slot);
             let (values, nulls) = ((*slot.slot).tts_values, (*slot.slot).tts_isnull);
             let mut row = Vec::with_capacity(self.columns.len());
-            for (number, function) in &mut self.columns {
+            for (position, (number, function)) in self.columns.iter_mut().enumerate() {
                 let at = *number as usize - 1;
                 row.push(match *nulls.add(at) {
                     true => None,
+                    false if left_out(position) => Some(""),
                     false => {
                         let text = pg_sys::OutputFunctionCall(function, *values.add(at));
                         Some(text::to_utf8(text)?)
@@ -93,8 +107,9 @@ impl RowReader {
     }
 
     /// Positions of the columns whose value is stored out of line and is the same stored value in
-    /// both rows: an UPDATE that does not touch such a column keeps its TOAST pointer.
-    pub fn untouched(&self, old: Slot<'_>, new: Slot<'_>) -> impl Iterator<Item = usize> {
+    /// both rows: an UPDATE that does not touch such a column keeps its TOAST pointer. Each with the
+    /// value, if it can be read later.
+    pub fn untouched(&self, old: Slot<'_>, new: Slot<'_>) -> Vec<(usize, Option<Stored>)> {
         // SAFETY: both slots are of this table; a datum of a varlena type that is not null points
         // to at least one byte, to a whole pointer if that byte and the next say so.
         unsafe {
@@ -106,41 +121,19 @@ impl RowReader {
                     return None;
                 }
                 let datum = (*(*slot.slot).tts_values.add(at)).cast_mut_ptr::<u8>();
-                toast_pointer(datum)
+                large::pointer(datum)
             };
-            let same: Vec<usize> = (self.columns.iter().zip(&self.varlena).enumerate())
+            (self.columns.iter().zip(&self.varlena).enumerate())
                 .filter(|(_, (_, varlena))| **varlena)
-                .filter(|(_, ((number, _), _))| {
-                    let before = pointer(old, *number);
-                    before.is_some() && before == pointer(new, *number)
+                .filter_map(|(at, ((number, output), _))| {
+                    let before = pointer(old, *number)?;
+                    let same = pointer(new, *number)? == before;
+                    same.then(|| (at, Stored::new(output.fn_oid, before)))
                 })
-                .map(|(at, _)| at)
-                .collect();
-            same.into_iter()
+                .collect()
         }
     }
 }
-
-/// The bytes of a TOAST pointer to a stored value, if the datum is one (`VARATT_IS_EXTERNAL_ONDISK`
-/// of `varatt.h`).
-///
-/// # Safety
-/// Must point to a valid varlena.
-unsafe fn toast_pointer(datum: *const u8) -> Option<[u8; TOAST_POINTER]> {
-    const EXTERNAL: u8 = if cfg!(target_endian = "little") { 0x01 } else { 0x80 };
-    let on_disk = pg_sys::vartag_external::VARTAG_ONDISK as u8;
-    // SAFETY: the first byte is always there, the second one if the first says "external", and the
-    // whole pointer if the second says "on disk".
-    unsafe {
-        if *datum == EXTERNAL && *datum.add(1) == on_disk {
-            return Some(std::ptr::read_unaligned(datum.cast()));
-        }
-    }
-    None
-}
-
-/// Two bytes of header and tag, then the pointer.
-const TOAST_POINTER: usize = 2 + std::mem::size_of::<pg_sys::varatt_external>();
 
 impl Drop for RowReader {
     fn drop(&mut self) {

@@ -4,6 +4,7 @@ use super::aside::Blockers;
 use super::footprint::Footprint;
 use super::{claim, to_json};
 use crate::capture::change_set::ChangeSet;
+use crate::capture::log::Rows;
 use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
     stats::queued(set.account.server, set.len() as u64);
     transaction::wake_worker();
     let mut writer = Writer::open(set, reason)?;
-    let mut changes = set.changes();
+    let mut changes = set.changes(Rows::Whole);
     let Some(mut behind) = behind else {
         while {
             let mut written = Ok(());
@@ -112,8 +113,7 @@ impl<'s> Writer<'s> {
         behind: Option<(i64, Vec<i64>)>,
     ) -> Result<()> {
         let id = self.routes.id_of(route)?;
-        let change = Change { unchanged: Vec::new(), ..change.clone() };
-        let json = to_json(&change)?;
+        let json = to_json(change)?;
         let mut row = vec![
             ("id", Value::Next(self.ids)),
             ("dst_server", Value::Text(&self.set.account.server_name)),

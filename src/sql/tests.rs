@@ -73,10 +73,11 @@ fn a_batch_of_inserts_is_one_statement_over_typed_arrays() {
     assert_eq!((upsert.len(), insert.len()), (1, 1));
     let columns = "INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\", \"a\") OVERRIDING SYSTEM VALUE \
                    SELECT v.n0, v.n1, v.n2::pg_catalog.\"_int4\" FROM ";
-    let arrays = "ROWS FROM (\
-         pg_catalog.unnest(COALESCE($1, ARRAY[(NULL::\"s\".\"t\").\"id\"])), \
-         pg_catalog.unnest(COALESCE($2, ARRAY[(NULL::\"s\".\"t\").\"v\"])), \
-         pg_catalog.unnest($3::pg_catalog.text[])) WITH ORDINALITY AS v(n0, n1, n2, ord)";
+    let arrays = "(SELECT \
+         pg_catalog.unnest(COALESCE($1, ARRAY[(NULL::\"s\".\"t\").\"id\"])) AS n0, \
+         pg_catalog.unnest(COALESCE($2, ARRAY[(NULL::\"s\".\"t\").\"v\"])) AS n1, \
+         pg_catalog.unnest($3::pg_catalog.text[]) AS n2, \
+         pg_catalog.generate_series(1, 2) AS ord) AS v";
     assert_eq!(insert[0].text, format!("{columns}{arrays}"));
     let on_conflict =
         "ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\", \"a\" = excluded.\"a\"";

@@ -17,7 +17,8 @@ pub struct Values {
     pub stamp: Option<StampOf>,
     /// The same of the deletion of the row with the old key.
     pub gone: Option<StampOf>,
-    /// The FROM item that the expressions read, named `v`; `None` without arrays.
+    /// The FROM item that the expressions read, named `v`; `None` without arrays. Its rows
+    /// are numbered, as `ord`.
     pub from: Option<String>,
     /// Changes that the values stand for.
     pub rows: usize,
@@ -38,11 +39,10 @@ pub struct StampOf {
 impl Values {
     pub fn of_arrays(batch: &Batch) -> Self {
         let route = &batch.route;
-        let mut arrays = Vec::new();
-        let mut names = Vec::new();
+        let mut sets: Vec<String> = Vec::new();
         let mut take = |column: &Column, name: String| {
-            names.push(name.clone());
-            arrays.push(array_param(route, column, names.len()));
+            let array = array_param(route, column, sets.len() + 1);
+            sets.push(format!("pg_catalog.unnest({array}) AS {name}"));
             element(route, column, "v", &name)
         };
         let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
@@ -66,17 +66,15 @@ impl Values {
         let gone = versions(batch.gone.is_some(), "g");
         let mut ranks = |version: Option<String>, name: &str| {
             version.map(|version| {
-                names.push(format!("{name}r"));
-                arrays.push(format!("${}::pg_catalog.int8[]", names.len()));
+                let number = sets.len() + 1;
+                sets.push(format!("pg_catalog.unnest(${number}::pg_catalog.int8[]) AS {name}r"));
                 StampOf { version, rank: format!("v.{name}r") }
             })
         };
         let (stamp, gone) = (ranks(stamp, "s"), ranks(gone, "g"));
-        let from = format!(
-            "ROWS FROM ({}) WITH ORDINALITY AS v({}, ord)",
-            arrays.iter().map(|a| format!("pg_catalog.unnest({a})")).collect::<Vec<_>>().join(", "),
-            names.join(", ")
-        );
+        sets.push(format!("pg_catalog.generate_series(1, {}) AS ord", batch.rows));
+        // Not ROWS FROM: that stores the values of each array away before it makes rows of them.
+        let from = format!("(SELECT {}) AS v", sets.join(", "));
         let old = if old.is_empty() { key_of(route, &new) } else { old };
         let any_old = (route.key.iter().enumerate().take(batch.old.len()))
             .map(|(i, at)| element(route, &route.columns[*at], "w", &format!("k{i}")))

@@ -89,6 +89,7 @@ mod stress;
 mod tables;
 mod tls;
 mod toast;
+mod toast_kept;
 mod transactions;
 mod transient;
 mod trusted_install;

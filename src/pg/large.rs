@@ -1,0 +1,121 @@
+//! Large values that an UPDATE leaves where they are stored: recognised without reading them, and read
+//! later if they are needed after all.
+
+use super::text;
+use crate::error::Result;
+use pgrx::pg_sys;
+use serde::{Deserialize, Serialize};
+
+/// Two bytes of header and tag, then the pointer.
+const POINTER: usize = 2 + std::mem::size_of::<pg_sys::varatt_external>();
+
+/// The output functions of text, varchar, char, bytea, json, jsonb and xml. What they write means the
+/// same under all settings, and they run nobody's code, so they may be called when the transaction
+/// commits.
+const PLAIN: [u32; 7] = [
+    pg_sys::F_TEXTOUT,
+    pg_sys::F_VARCHAROUT,
+    pg_sys::F_BPCHAROUT,
+    pg_sys::F_BYTEAOUT,
+    pg_sys::F_JSON_OUT,
+    pg_sys::F_JSONB_OUT,
+    pg_sys::F_XML_OUT,
+];
+
+/// The bytes of a TOAST pointer to a stored value.
+pub(super) type Pointer = [u8; POINTER];
+
+/// A value that is stored out of line, and how it is written. It can be read until the transaction ends,
+/// unless a statement of the transaction itself does away with the table's storage, see
+/// [`super::utility`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    output: u32,
+    pointer: Pointer,
+}
+
+impl Stored {
+    /// The value behind a pointer, if it can be read later with this output function.
+    pub(super) fn new(output: pg_sys::Oid, pointer: Pointer) -> Option<Self> {
+        let output = output.to_u32();
+        PLAIN.contains(&output).then_some(Self { output, pointer })
+    }
+}
+
+/// The bytes of a TOAST pointer to a stored value, if the datum is one (`VARATT_IS_EXTERNAL_ONDISK`
+/// of `varatt.h`).
+///
+/// # Safety
+/// Must point to a valid varlena.
+pub(super) unsafe fn pointer(datum: *const u8) -> Option<Pointer> {
+    const EXTERNAL: u8 = if cfg!(target_endian = "little") { 0x01 } else { 0x80 };
+    let on_disk = pg_sys::vartag_external::VARTAG_ONDISK as u8;
+    // SAFETY: the first byte is always there, the second one if the first says "external", and the
+    // whole pointer if the second says "on disk".
+    unsafe {
+        if *datum == EXTERNAL && *datum.add(1) == on_disk {
+            return Some(std::ptr::read_unaligned(datum.cast()));
+        }
+    }
+    None
+}
+
+/// Reads stored values, those of one row at a time. Its memory is freed on drop.
+#[derive(Default)]
+pub struct Values(Option<pg_sys::MemoryContext>);
+
+impl Values {
+    /// The values as UTF-8 text; those that were read before are freed. PostgreSQL raises what cannot be
+    /// read.
+    ///
+    /// # Errors
+    /// For text that is not UTF-8.
+    pub fn read(&mut self, stored: impl Iterator<Item = Stored>) -> Result<Vec<&str>> {
+        // SAFETY: the context lives until drop, and the texts in it until the next call, for which they
+        // must have gone. A snapshot is what reading a stored value asks for; an ERROR in between resets
+        // the stack of them.
+        unsafe {
+            let context = *self.0.get_or_insert_with(|| {
+                pg_sys::AllocSetContextCreateInternal(
+                    pg_sys::TopTransactionContext,
+                    c"pg_rowsync large values".as_ptr(),
+                    pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+                )
+            });
+            pg_sys::MemoryContextReset(context);
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let inside = Inside(pg_sys::MemoryContextSwitchTo(context));
+            let texts = stored
+                .map(|one| {
+                    let datum = pg_sys::Datum::from(one.pointer.as_ptr());
+                    let output = pg_sys::Oid::from(one.output);
+                    text::to_utf8(pg_sys::OidOutputFunctionCall(output, datum))
+                })
+                .collect();
+            drop(inside);
+            pg_sys::PopActiveSnapshot();
+            texts
+        }
+    }
+}
+
+/// The memory context to go back to.
+struct Inside(pg_sys::MemoryContext);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        // SAFETY: the context that was current before.
+        unsafe { pg_sys::MemoryContextSwitchTo(self.0) };
+    }
+}
+
+impl Drop for Values {
+    fn drop(&mut self) {
+        if let Some(context) = self.0 {
+            // SAFETY: created by read(), deleted once; nothing else points into it.
+            unsafe { pg_sys::MemoryContextDelete(context) }
+        }
+    }
+}
