@@ -21,6 +21,7 @@ mod pq;
 mod queue;
 mod sql;
 mod stats;
+mod timestamp;
 mod transaction;
 mod trigger;
 mod versions;

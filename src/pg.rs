@@ -20,6 +20,7 @@ pub mod invalidation;
 pub mod large;
 pub mod lock;
 pub mod lookup;
+mod plain;
 pub mod report;
 pub mod row;
 pub mod setting;

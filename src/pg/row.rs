@@ -2,6 +2,7 @@
 
 use super::context::Settings;
 use super::large::{self, Stored};
+use super::plain::{Plain, Room};
 use super::text;
 use super::trigger::Slot;
 use crate::error::Result;
@@ -17,10 +18,17 @@ pub struct Attribute {
 /// Output functions for chosen columns of one table, looked up once. Freed on drop with whatever
 /// the functions cached in their memory context.
 pub struct RowReader {
-    columns: Vec<(i16, pg_sys::FmgrInfo)>,
-    /// Whether each column's type may be stored out of line.
-    varlena: Vec<bool>,
+    columns: Vec<Column>,
     context: pg_sys::MemoryContext,
+}
+
+struct Column {
+    number: i16,
+    output: pg_sys::FmgrInfo,
+    /// What mostly spares the call of it.
+    plain: Option<Plain>,
+    /// Whether the type's values may be stored out of line.
+    varlena: bool,
 }
 
 impl RowReader {
@@ -35,16 +43,15 @@ impl RowReader {
                 pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             );
-            let columns = Vec::with_capacity(attributes.len());
-            let mut reader = Self { columns, varlena: Vec::new(), context };
+            let mut reader = Self { columns: Vec::with_capacity(attributes.len()), context };
             for attribute in attributes {
                 let mut function = pg_sys::InvalidOid;
-                let mut is_varlena = false;
-                pg_sys::getTypeOutputInfo(attribute.type_oid, &mut function, &mut is_varlena);
-                let mut info = pg_sys::FmgrInfo::default();
-                pg_sys::fmgr_info_cxt(function, &mut info, context);
-                reader.columns.push((attribute.number, info));
-                reader.varlena.push(is_varlena);
+                let mut varlena = false;
+                pg_sys::getTypeOutputInfo(attribute.type_oid, &mut function, &mut varlena);
+                let mut output = pg_sys::FmgrInfo::default();
+                pg_sys::fmgr_info_cxt(function, &mut output, context);
+                let (number, plain) = (attribute.number, Plain::of(function));
+                reader.columns.push(Column { number, output, plain, varlena });
             }
             reader
         }
@@ -70,21 +77,26 @@ impl RowReader {
     ) -> Result<Vec<Option<&'call str>>> {
         // SAFETY: the slot is the server's and filled; numbers are within its descriptor, since
         // the reader was made for this table and is re-made when the table changes. Results are
-        // palloc'd in the trigger's per-row context, which outlives the call.
+        // in the row or palloc'd in the trigger's per-row context, which both outlive the call.
         unsafe {
             self.fill(slot);
             let (values, nulls) = ((*slot.slot).tts_values, (*slot.slot).tts_isnull);
             let mut row = Vec::with_capacity(self.columns.len());
-            for (position, (number, function)) in self.columns.iter_mut().enumerate() {
-                let at = *number as usize - 1;
-                row.push(match *nulls.add(at) {
-                    true => None,
-                    false if left_out(position) => Some(""),
-                    false => {
-                        let text = pg_sys::OutputFunctionCall(function, *values.add(at));
-                        Some(text::to_utf8(text)?)
-                    }
-                });
+            let mut room = Room::new(self.columns.len());
+            for (position, column) in self.columns.iter_mut().enumerate() {
+                let at = column.number as usize - 1;
+                if *nulls.add(at) {
+                    row.push(None);
+                    continue;
+                }
+                let value = *values.add(at);
+                row.push(Some(if left_out(position) {
+                    ""
+                } else if let Some(text) = column.plain.and_then(|p| p.text(value, &mut room)) {
+                    text
+                } else {
+                    text::to_utf8(pg_sys::OutputFunctionCall(&mut column.output, value))?
+                }));
             }
             Ok(row)
         }
@@ -97,7 +109,7 @@ impl RowReader {
     /// # Safety
     /// The slot must be of the table that the reader was made for.
     unsafe fn fill(&self, slot: Slot<'_>) {
-        let last = self.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
+        let last = self.columns.iter().map(|column| column.number).max().unwrap_or(0);
         // SAFETY: the column numbers are within the slot's descriptor.
         unsafe {
             if (*slot.slot).tts_nvalid < last {
@@ -123,12 +135,12 @@ impl RowReader {
                 let datum = (*(*slot.slot).tts_values.add(at)).cast_mut_ptr::<u8>();
                 large::pointer(datum)
             };
-            (self.columns.iter().zip(&self.varlena).enumerate())
-                .filter(|(_, (_, varlena))| **varlena)
-                .filter_map(|(at, ((number, output), _))| {
-                    let before = pointer(old, *number)?;
-                    let same = pointer(new, *number)? == before;
-                    same.then(|| (at, Stored::new(output.fn_oid, before)))
+            (self.columns.iter().enumerate())
+                .filter(|(_, column)| column.varlena)
+                .filter_map(|(at, column)| {
+                    let before = pointer(old, column.number)?;
+                    let same = pointer(new, column.number)? == before;
+                    same.then(|| (at, Stored::new(column.output.fn_oid, before)))
                 })
                 .collect()
         }

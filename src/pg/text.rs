@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char};
 
 /// Whether the database's encoding is UTF-8, so that nothing need be converted. Asked for every value.
-fn server_speaks_utf8() -> bool {
+pub(super) fn server_speaks_utf8() -> bool {
     thread_local! {
         /// Once it is true it stays so: a session has one database. A launcher has none at first.
         static KNOWN: Cell<bool> = const { Cell::new(false) };

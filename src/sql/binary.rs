@@ -6,6 +6,7 @@
 //! The form is that of `array_send` and of the types' own send functions.
 
 use crate::change::Binary;
+use crate::timestamp;
 
 impl Binary {
     /// OID of the type, and of arrays of it (`pg_type.dat`; they never change).
@@ -32,12 +33,12 @@ impl Binary {
             Self::Int4 => append(to, text.parse::<i32>().ok()?.to_be_bytes()),
             Self::Int8 => append(to, text.parse::<i64>().ok()?.to_be_bytes()),
             Self::Timestamp => {
-                let (time, rest) = point_in_time(text)?;
+                let (time, rest) = timestamp::read(text)?;
                 rest.is_empty().then(|| append(to, time.to_be_bytes()))?;
             }
             Self::TimestampTz => {
-                let (time, rest) = point_in_time(text)?;
-                let time = time - offset(rest)? * 1_000_000;
+                let (time, rest) = timestamp::read(text)?;
+                let time = time - timestamp::offset(rest)? * 1_000_000;
                 append(to, time.to_be_bytes());
             }
         }
@@ -87,66 +88,6 @@ impl BinaryArray {
         let bytes = head.into_iter().flat_map(u32::to_be_bytes).chain(self.elements).collect();
         (array, bytes)
     }
-}
-
-/// `2024-02-29 23:59:59.123456` in microseconds since 2000, and what follows.
-fn point_in_time(text: &str) -> Option<(i64, &str)> {
-    let bytes = text.as_bytes();
-    let number = |from: usize, to: usize| {
-        bytes.get(from..to)?.iter().try_fold(0i64, |number, digit| {
-            digit.is_ascii_digit().then(|| number * 10 + i64::from(digit - b'0'))
-        })
-    };
-    let signs = [(4, b'-'), (7, b'-'), (10, b' '), (13, b':'), (16, b':')];
-    if signs.iter().any(|(at, sign)| bytes.get(*at) != Some(sign)) {
-        return None;
-    }
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    let fits = (1..=12).contains(&month) && (1..=31).contains(&day) && year > 0;
-    if !fits || hour > 23 || minute > 59 || second > 59 {
-        return None;
-    }
-    let mut end = 19;
-    let mut fraction = 0;
-    if bytes.get(end) == Some(&b'.') {
-        let digits = bytes[end + 1..].iter().take_while(|b| b.is_ascii_digit()).count();
-        if !(1..=6).contains(&digits) {
-            return None;
-        }
-        fraction = number(end + 1, end + 1 + digits)? * 10i64.pow(6 - digits as u32);
-        end += 1 + digits;
-    }
-    let seconds = days(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second;
-    Some((seconds * 1_000_000 + fraction, text.get(end..)?))
-}
-
-/// Days from 2000-01-01 in the Gregorian calendar, as PostgreSQL reckons at all times.
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    // Years that begin in March have their leap day at the end.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let before = year * 365 + year / 4 - year / 100 + year / 400;
-    before + (month * 153 + 2) / 5 + day - 1 - 730_425
-}
-
-/// `+02`, `-03:30`, `+00:19:32` in seconds east of Greenwich.
-fn offset(text: &str) -> Option<i64> {
-    let sign = match text.as_bytes().first()? {
-        b'+' => 1,
-        b'-' => -1,
-        _ => return None,
-    };
-    let mut seconds = 0;
-    let mut unit = 3_600;
-    for part in text.get(1..)?.split(':') {
-        let two = part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
-        if !two || unit == 0 {
-            return None;
-        }
-        seconds += part.parse::<i64>().ok()? * unit;
-        unit /= 60;
-    }
-    Some(sign * seconds)
 }
 
 #[cfg(test)]
@@ -200,27 +141,6 @@ mod tests {
         ] {
             assert_eq!(bytes(Binary::TimestampTz, text), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn every_day_follows_the_one_before() {
-        let mut last = days(1, 1, 1) - 1;
-        for year in 1..=2_500 {
-            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-            for month in 1..=12 {
-                let length = match month {
-                    2 if leap => 29,
-                    2 => 28,
-                    4 | 6 | 9 | 11 => 30,
-                    _ => 31,
-                };
-                for day in 1..=length {
-                    last += 1;
-                    assert_eq!(days(year, month, day), last, "{year}-{month}-{day}");
-                }
-            }
-        }
-        assert_eq!(days(2000, 1, 1), 0);
     }
 
     #[test]
