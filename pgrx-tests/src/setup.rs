@@ -244,8 +244,12 @@ fn cargo_pgrx() -> Result<PathBuf> {
 }
 
 fn tools() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into());
-    root().join(target).join("tools")
+    target().join("tools")
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into()))
 }
 
 fn ask(pg_config: &Path, what: &str) -> Result<String> {

@@ -148,6 +148,7 @@ mod tests {
             cores: 2,
             memory_gib: 4,
             kernel: "6".into(),
+            flush: 0.1,
             postgresql: "15".into(),
             pg_rowsync: "0".into(),
             settings: Vec::new(),

@@ -1,7 +1,10 @@
 //! Where a run took place: what a reader needs to judge its figures.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
 use std::thread::available_parallelism;
+use std::time::Instant;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -14,6 +17,8 @@ pub struct Machine {
     pub cores: usize,
     pub memory_gib: u64,
     pub kernel: String,
+    /// Milliseconds in which a block of 8 kB is written and flushed where the clusters are.
+    pub flush: f64,
     pub postgresql: String,
     pub pg_rowsync: String,
     /// Names and values, as both clusters show them, of what is set and what matters most.
@@ -33,6 +38,7 @@ impl Machine {
             processor: field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned()),
             cores: available_parallelism()?.get(),
             memory_gib: memory(),
+            flush: flush(rig.local.cluster.dir())?,
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             postgresql: rig.ask_here("select current_setting('server_version')")?,
             pg_rowsync: rig
@@ -40,6 +46,23 @@ impl Machine {
             settings: settings.collect::<Result<_>>()?,
         })
     }
+}
+
+/// The median of some flushes.
+fn flush(dir: &Path) -> Result<f64> {
+    const TIMES: usize = 101;
+    let path = dir.join("flush");
+    let mut file = File::create(&path)?;
+    let mut took = Vec::with_capacity(TIMES);
+    for _ in 0..TIMES {
+        let begun = Instant::now();
+        file.write_all(&[1; 8192])?;
+        file.sync_data()?;
+        took.push(begun.elapsed().as_secs_f64() * 1000.0);
+    }
+    fs::remove_file(path)?;
+    took.sort_by(f64::total_cmp);
+    Ok(took[TIMES / 2])
 }
 
 /// `name : value`.

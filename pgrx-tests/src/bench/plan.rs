@@ -25,6 +25,8 @@ pub struct Plan {
     pub repeats: u32,
     /// Those too that would take too long, and all with [`Plan::many`].
     pub slow: bool,
+    /// Microseconds by which every flush of both servers takes longer than the disk.
+    pub flush: u64,
     /// Part of a group's name.
     pub only: Option<String>,
 }
@@ -49,6 +51,7 @@ impl Plan {
             delays: vec![0, 1, 5, 20],
             repeats: 20,
             slow: false,
+            flush: 0,
             only: None,
         }
     }

@@ -42,10 +42,15 @@ impl Report {
     }
 
     pub fn text(&self) -> Result<String> {
-        let Machine { processor, cores, memory_gib, kernel, postgresql, pg_rowsync, settings } =
-            &self.machine;
+        let Machine { processor, cores, memory_gib, kernel, flush, .. } = &self.machine;
+        let Machine { postgresql, pg_rowsync, settings, .. } = &self.machine;
+        let slower = match self.plan.flush {
+            0 => String::new(),
+            added => format!(", made {} ms longer here", added as f64 / 1000.0),
+        };
         let mut text = format!(
             "{processor}, {cores} cores, {memory_gib} GiB, Linux {kernel}\n\
+             a block written and flushed: {flush:.2} ms{slower}\n\
              PostgreSQL {postgresql}, pg_rowsync {pg_rowsync}; both clusters on this machine, with "
         );
         let settings: Vec<_> =

@@ -1,6 +1,7 @@
 //! Two clusters with fsync on and a proxy in front of each, on which all contenders are set up.
 
 use std::cell::RefCell;
+use std::fs;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use super::contender::Contender;
 use super::schema::{self, SUBSCRIPTION};
 use crate::cluster::Cluster;
 use crate::proxy::{Direction, Proxy};
+use crate::reaper;
+use crate::setup;
 use crate::side::Side;
 
 /// What differs from the defaults, on both clusters and for all contenders. Checkpoints are made
@@ -57,9 +60,29 @@ pub fn pause(since: Instant) {
     sleep((since.elapsed() / 50).max(Duration::from_millis(2)));
 }
 
+/// Makes every flush of a server take so much longer.
+fn slow_down(cluster: &Cluster, delay: Duration) -> Result<()> {
+    let status = setup::cargo().args(["build", "--quiet", "--package", "slow-flush"]).status()?;
+    ensure!(status.success(), "it could not be built");
+    let library = cluster.dir().join("slow_flush.so");
+    fs::copy(setup::target().join("debug/libslow_flush.so"), &library)?;
+    reaper::hand_over(&library)?;
+    let library = library.to_str().context("the cluster's directory is not UTF-8")?;
+    let delay = delay.as_micros().to_string();
+    cluster.set_environment(&[("LD_PRELOAD", library), ("SLOW_FLUSH_MICROSECONDS", &delay)]);
+    cluster.restart()
+}
+
 impl Rig {
-    pub fn start(contenders: &[Contender]) -> Result<Rig> {
-        let cluster = |name| Cluster::start_with(name, &SETTINGS).map(Arc::new);
+    /// `slower`: by how much every flush of both servers takes longer than the disk.
+    pub fn start(contenders: &[Contender], slower: Duration) -> Result<Rig> {
+        let cluster = |name| {
+            let cluster = Cluster::start_with(name, &SETTINGS)?;
+            if !slower.is_zero() {
+                slow_down(&cluster, slower).context("could not make flushes slower")?;
+            }
+            anyhow::Ok(Arc::new(cluster))
+        };
         let local = Side::create(&cluster("local")?, "local")?;
         let remote = Side::create(&cluster("remote")?, "remote")?;
         schema::create(&local, &remote, contenders)?;

@@ -1,6 +1,6 @@
 //! One run of the benchmark: its groups of workloads, one after the other.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -40,7 +40,11 @@ pub fn group_names() -> Vec<&'static str> {
 
 impl Run {
     pub fn start(plan: Plan) -> Result<Run> {
-        Ok(Run { rig: Rig::start(&plan.contenders)?, plan, figures: Figures::default() })
+        Ok(Run {
+            rig: Rig::start(&plan.contenders, Duration::from_micros(plan.flush))?,
+            plan,
+            figures: Figures::default(),
+        })
     }
 
     /// All groups that the plan asks for; says when one begins.

@@ -17,9 +17,11 @@ fn usage() -> String {
     format!(
         "usage:
   cargo bench-peers [--rounds 5] [--seconds 2] [--contenders none,recipe,fdw,native,async,sync,queue]
-                    [--bucardo] [--only GROUP] [--quick] [--slow] [--json FILE] [--svg FILE]
+                    [--bucardo] [--only GROUP] [--quick] [--slow] [--flush MILLISECONDS]
+                    [--json FILE] [--svg FILE]
       --seconds is for each run of pgbench; --quick: small sizes, to see that all works; --slow: those
-      too that take more than a minute for one statement; --bucardo: with Bucardo, which apt installs
+      too that take more than a minute for one statement; --bucardo: with Bucardo, which apt installs;
+      --flush: every flush takes so much longer, as on disks of a network
       groups: {}
   cargo bench-peers --from FILE [--svg FILE]
       prints, and draws, what a run has written with --json",
@@ -54,6 +56,7 @@ fn measure(arguments: &mut Arguments) -> Result<Report> {
     plan.rounds = arguments.take("rounds")?.unwrap_or(plan.rounds);
     plan.seconds = arguments.take("seconds")?.unwrap_or(plan.seconds);
     plan.slow = arguments.flag("slow");
+    plan.flush = (arguments.take::<f64>("flush")?.unwrap_or(0.0) * 1000.0) as u64;
     plan.only = arguments.take("only")?;
     if let Some(names) = arguments.take::<String>("contenders")? {
         plan.contenders = names.split(',').map(str::parse).collect::<Result<Vec<Contender>>>()?;
