@@ -2,8 +2,8 @@
 //! file.
 //!
 //! An entry is its length (four bytes, little-endian), then the number of its route, the change and what
-//! of it was left where it is stored, in postcard's encoding. Cutting the log back after a rolled-back subtransaction touches no file:
-//! what lies behind the new end is overwritten by the next write.
+//! of it was left where it is stored, in postcard's encoding. Cutting the log back after a rolled-back
+//! subtransaction touches no file: what lies behind the new end is overwritten by the next write.
 
 use super::row::{Captured, Left};
 use crate::change::{Change, Route};
@@ -165,16 +165,18 @@ impl Reader<'_> {
         if self.position >= self.log.len() {
             return Ok(false);
         }
-        let whole = self.rows == Rows::Whole;
+        let rows = self.rows;
         let mut values = std::mem::take(&mut self.values);
         let (route, mut change, left) =
             postcard::from_bytes::<(u32, Change<&str>, Left)>(self.entry()?)
                 .map_err(|e| Error::internal(format!("could not decode a change: {e}")))?;
-        if whole && !change.unchanged.is_empty() {
+        if rows == Rows::Whole {
             change.unchanged.clear();
-            let texts = values.read(left.iter().map(|(_, stored)| *stored))?;
-            for ((at, _), text) in left.iter().zip(texts) {
-                *change.row.get_mut(*at as usize).ok_or_else(damaged)? = Some(text);
+            if !left.is_empty() {
+                let texts = values.read(left.iter().map(|(_, stored)| *stored))?;
+                for ((at, _), text) in left.iter().zip(texts) {
+                    *change.row.get_mut(*at as usize).ok_or_else(damaged)? = Some(text);
+                }
             }
         }
         take(route, change);
