@@ -56,6 +56,8 @@ pub enum Binary {
     Int8,
     Timestamp,
     TimestampTz,
+    /// text and varchar.
+    Text,
 }
 
 impl Column {

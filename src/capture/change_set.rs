@@ -104,6 +104,11 @@ impl ChangeSet {
         self.count
     }
 
+    /// Bytes that the changes take in the log.
+    pub fn size(&self) -> u64 {
+        self.log.len()
+    }
+
     /// Whether there is nothing to deliver.
     pub fn is_empty(&self) -> bool {
         self.count == 0

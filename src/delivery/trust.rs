@@ -54,9 +54,12 @@ pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool 
     trusted && overwrites && link.result().err().is_some_and(unexpected)
 }
 
+/// A set of fewer changes is large if it has so many bytes.
+const LARGE: u64 = 256 * 1024;
+
 /// Whether a set is sent in batches that grow and in binary form.
 fn is_large(set: &ChangeSet, trust: Trust) -> bool {
-    trust == Trust::Rows && set.len() > FIRST_ROWS
+    trust == Trust::Rows && (set.len() > FIRST_ROWS || (set.len() > 1 && set.size() > LARGE))
 }
 
 /// The changes of a set as a feed for a link.

@@ -43,6 +43,7 @@ pub struct Single {
 /// Values of a column as an array.
 #[derive(Clone, Debug, Default)]
 pub struct Elements {
+    /// Empty where all that may come can be said in binary form.
     text: ArrayLiteral,
     /// The same, as long as all of it can be said so.
     binary: Option<BinaryArray>,
@@ -50,14 +51,25 @@ pub struct Elements {
 
 impl Elements {
     fn push(&mut self, value: Option<&str>) {
-        self.text.push(value);
-        if self.binary.as_mut().is_some_and(|binary| !binary.push(value)) {
-            self.binary = None;
+        if let Some(binary) = &mut self.binary {
+            let understood = binary.push(value);
+            if binary.is_text() {
+                return;
+            }
+            if !understood {
+                self.binary = None;
+            }
         }
+        self.text.push(value);
     }
 
     fn len(&self) -> usize {
-        self.text.len()
+        self.text.len().max(self.binary.as_ref().map_or(0, BinaryArray::len))
+    }
+
+    /// Whether it will be an array of texts in binary form.
+    pub fn is_binary_text(&self) -> bool {
+        self.binary.as_ref().is_some_and(BinaryArray::is_text)
     }
 
     /// The finished array.

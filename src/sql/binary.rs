@@ -1,8 +1,10 @@
 //! Arrays in PostgreSQL's binary form, for types whose text takes a server long to read: a point in time
-//! takes it twenty times longer than all else that it does with a small value.
+//! takes it twenty times longer than all else that it does with a small value, and of a large text it looks
+//! at every character of the array for what was quoted.
 //!
 //! The array says which type its elements have, and the parameter is declared so: a server whose column
-//! is of another type converts it without loss, as it would the text, or refuses it.
+//! is of another type converts it without loss, as it would the text, or refuses it. For text, which can be
+//! converted into too much, the statement refuses all others, see [`super::values`].
 //! The form is that of `array_send` and of the types' own send functions.
 
 use crate::change::Binary;
@@ -17,12 +19,18 @@ impl Binary {
             Self::Int8 => (20, 1016),
             Self::Timestamp => (1114, 1115),
             Self::TimestampTz => (1184, 1185),
+            Self::Text => (25, 1009),
         }
     }
 
     /// The type with this OID.
     pub fn of_type(oid: u32) -> Option<Self> {
-        let all = [Self::Int2, Self::Int4, Self::Int8, Self::Timestamp, Self::TimestampTz];
+        const VARCHAR: u32 = 1043;
+        if oid == VARCHAR {
+            return Some(Self::Text);
+        }
+        let all =
+            [Self::Text, Self::Int2, Self::Int4, Self::Int8, Self::Timestamp, Self::TimestampTz];
         all.into_iter().find(|one| one.oids().0 == oid)
     }
 
@@ -40,6 +48,10 @@ impl Binary {
                 let (time, rest) = timestamp::read(text)?;
                 let time = time - timestamp::offset(rest)? * 1_000_000;
                 append(to, time.to_be_bytes());
+            }
+            Self::Text => {
+                to.extend(u32::try_from(text.len()).ok()?.to_be_bytes());
+                to.extend(text.as_bytes());
             }
         }
         Some(())
@@ -78,6 +90,16 @@ impl BinaryArray {
                 true
             }
         }
+    }
+
+    /// Whether its elements are texts, of which there is none that has not the form.
+    pub fn is_text(&self) -> bool {
+        self.kind == Binary::Text
+    }
+
+    /// Bytes of its elements.
+    pub fn len(&self) -> usize {
+        self.elements.len()
     }
 
     /// OID of the array's type, and its bytes: number of dimensions, whether there are NULLs, type of the
@@ -141,6 +163,23 @@ mod tests {
         ] {
             assert_eq!(bytes(Binary::TimestampTz, text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn texts_are_their_bytes() {
+        let mut array = BinaryArray::new(Binary::Text);
+        assert!(array.push(Some("{\"\\")) && array.push(Some("")) && array.push(None));
+        let expected = [
+            [0, 0, 0, 1].as_slice(),
+            &[0, 0, 0, 1],
+            &[0, 0, 0, 25],
+            &[0, 0, 0, 3],
+            &[0, 0, 0, 1],
+            &[0, 0, 0, 3, b'{', b'"', b'\\'],
+            &[0; 4],
+            &[0xff; 4],
+        ];
+        assert_eq!(array.finish(), (1009, expected.concat()));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Where a statement takes its values from: arrays of parameters (a batch), parameters (a single row) or
 //! literals (one change, for people).
 
-use super::batch::{Batch, Kind};
+use super::batch::{Batch, Elements, Kind};
+use super::lasting::TYPES_MARK;
 use super::quote::{ident, literal, relation};
 use crate::change::{Carrier, Column, Policy, Route};
 
@@ -40,19 +41,20 @@ impl Values {
     pub fn of_arrays(batch: &Batch) -> Self {
         let route = &batch.route;
         let mut sets: Vec<String> = Vec::new();
-        let mut take = |column: &Column, name: String| {
-            let array = array_param(route, column, sets.len() + 1);
+        let mut take = |column: &Column, name: String, elements: Option<&Elements>| {
+            let is_text = elements.is_some_and(Elements::is_binary_text);
+            let array = array_param(route, column, sets.len() + 1, is_text);
             sets.push(format!("pg_catalog.unnest({array}) AS {name}"));
             element(route, column, "v", &name)
         };
         let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
             .map(|(i, column)| match batch.unchanged.contains(&(i as u32)) {
                 true => String::new(),
-                false => take(column, format!("n{i}")),
+                false => take(column, format!("n{i}"), batch.new.get(i)),
             })
             .collect();
         let old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
-            .map(|(i, at)| take(&route.columns[*at], format!("k{i}")))
+            .map(|(i, at)| take(&route.columns[*at], format!("k{i}"), batch.old.get(i)))
             .collect();
         let version = match route.policy {
             Policy::Newest(at) => Some(&route.columns[at]),
@@ -60,7 +62,7 @@ impl Values {
         };
         let mut versions = |sent: bool, name: &str| {
             let column = version.filter(|_| sent)?;
-            Some(take(column, format!("{name}v")))
+            Some(take(column, format!("{name}v"), None))
         };
         let stamp = versions(batch.stamp.is_some(), "s");
         let gone = versions(batch.gone.is_some(), "g");
@@ -139,13 +141,18 @@ pub fn key_of(route: &Route, row: &[String]) -> Vec<String> {
 
 /// The parameter that carries a column of a batch. For elements the array takes the remote column's
 /// own type, which COALESCE hands to the untyped parameter: no type is named, none can be missing.
-fn array_param(route: &Route, column: &Column, number: usize) -> String {
+/// One that is declared as an array of text is refused unless the column is of that type, or varchar.
+fn array_param(route: &Route, column: &Column, number: usize, is_text: bool) -> String {
+    let value = format!("(NULL::{}).{}", relation(&route.target), ident(&column.name));
     match &column.carrier {
-        Carrier::Element => format!(
-            "COALESCE(${number}, ARRAY[(NULL::{}).{}])",
-            relation(&route.target),
-            ident(&column.name)
+        Carrier::Element if is_text => format!(
+            "COALESCE(CASE WHEN pg_catalog.pg_typeof({value}) OPERATOR(pg_catalog.=) ANY (ARRAY[\
+             'pg_catalog.text'::pg_catalog.regtype, 'pg_catalog.varchar'::pg_catalog.regtype]) \
+             THEN ${number} ELSE ({} OPERATOR(pg_catalog.||) pg_catalog.pg_typeof({value}))\
+             ::pg_catalog._text END, ARRAY[{value}])",
+            literal(TYPES_MARK)
         ),
+        Carrier::Element => format!("COALESCE(${number}, ARRAY[{value}])"),
         Carrier::Array(_) | Carrier::Record => format!("${number}::pg_catalog.text[]"),
     }
 }

@@ -61,6 +61,26 @@ fn settings_of_the_writer_make_no_difference() {
     assert_eq!(queued(&bed), 0);
 }
 
+/// Tables `t` and `first`, changed in this way on the right side.
+fn twice(bed: &Testbed, columns: &str, change: &str) {
+    for table in ["t", "first"] {
+        bed.left.exec(&format!("create table {table} ({columns})"));
+        bed.right.exec(&format!("create table {table} ({columns}); alter table {table} {change}"));
+        crate::common::attach(bed, table, "{}");
+    }
+}
+
+/// What has come to `t` is what has come to `first`, and nothing is missing.
+#[track_caller]
+fn assert_like_first(bed: &Testbed, change: &str) {
+    assert_eq!(queued(bed), 0, "{change}");
+    let differ = "select count(*) from ((select t::text from t except select f::text from first f)
+          union all (select f::text from first f except select t::text from t)) d";
+    assert_eq!(rows(&bed.right, differ), ["0"], "{change}");
+    let count = "select count(*), count(v) from t";
+    assert_eq!(rows(&bed.right, count), rows(&bed.left, count), "{change}");
+}
+
 /// Where the remote's columns are of other types, it is as if texts had been sent: the same rows by a
 /// client that is not trusting yet.
 #[test]
@@ -77,12 +97,7 @@ fn other_types_get_what_the_text_says() {
     .enumerate()
     {
         let bed = linked(&format!("other_{number}"));
-        for table in ["t", "first"] {
-            bed.left.exec(&format!("create table {table} ({COLUMNS})"));
-            bed.right
-                .exec(&format!("create table {table} ({COLUMNS}); alter table {table} {change}"));
-            crate::common::attach(&bed, table, "{}");
-        }
+        twice(&bed, COLUMNS, change);
         // What no type but the column's own can say is left out.
         let usual = ROWS.split(';').nth(1).expect("the second statement");
         let mut client = trusting(&bed);
@@ -96,13 +111,65 @@ fn other_types_get_what_the_text_says() {
              update first set v = 'new', at = at + interval '1 day', small = 7;
              delete from first where id % 7 = 0; commit"
         ));
+        assert_like_first(&bed, change);
+    }
+}
+
+/// Texts that mean something to arrays, to other types, or to comparisons, in keys and beside them.
+const TEXTS: &str =
+    "insert into t select (array['', ' ', 'NULL', '{}', '\"', '\\', 'ä€🦀', e'a\nb'])[1 + g % 8]
+      || g || (array['', ' ', '  '])[1 + g % 3],
+      (array[null, '', '{\"a\", NULL}', '\\x41', 'false', repeat('é', 300)])[1 + g % 6],
+      (array['x', 'y  ', null])[1 + g % 3]
+    from generate_series(1, 900) g";
+
+#[test]
+fn texts_are_what_they_would_be_as_text() {
+    for (number, change) in [
+        "alter v type varchar(400), alter w type text",
+        "alter k type varchar(40) collate \"C\"",
+        "alter k type char(40)",
+        "alter v type char(400), alter w type char(9)",
+        "alter k type name",
+        "alter w type \"char\"",
+        "alter k type label, alter v type label",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let bed = linked(&format!("texts_{number}"));
+        let columns = "k text primary key, v text, w varchar(8)";
+        bed.right.exec("create domain label as text check (value <> 'none')");
+        twice(&bed, columns, change);
+        let mut client = bed.left.client();
+        run(&mut client, "insert into t (k) values ('warm')");
+        let changes = [
+            TEXTS,
+            "update t set v = v || '\"', w = 'new' where k <> 'warm'",
+            "update t set k = k || '+' where k like '%1%'",
+            "delete from t where k like '%2%'",
+        ];
+        changes.iter().for_each(|change| run(&mut client, change));
+        // One transaction by a session that has proven nothing: the text.
+        let as_text = changes.map(|change| change.replacen(" t ", " first ", 1)).join(";");
+        bed.left.exec(&format!("begin; insert into first (k) values ('warm'); {as_text}; commit"));
+        assert_like_first(&bed, change);
+    }
+}
+
+/// Few rows that are large travel so as well.
+#[test]
+fn large_texts_arrive_where_types_are_the_same_and_where_not() {
+    for change in ["alter v type text", "alter v type json using v::json"] {
+        let bed = one_way("large_texts", "id int primary key, v text", "{}");
+        bed.right.exec(&format!("alter table t {change}"));
+        let mut client = bed.left.client();
+        run(&mut client, "insert into t values (-1, '1')");
+        let large = "select g, to_json(repeat(md5(g::text), 3000))::text from generate_series";
+        run(&mut client, &format!("insert into t {large}(1, 40) g"));
+        run(&mut client, "update t set v = v where id > 20; update t set v = '2' where id = 1");
+        same(&bed, "t");
         assert_eq!(queued(&bed), 0, "{change}");
-        let differ =
-            "select count(*) from ((select t::text from t except select f::text from first f)
-              union all (select f::text from first f except select t::text from t)) d";
-        assert_eq!(rows(&bed.right, differ), ["0"], "{change}");
-        let count = "select count(*) from t";
-        assert_eq!(rows(&bed.right, count), rows(&bed.left, count), "{change}");
     }
 }
 
