@@ -245,7 +245,8 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let trust = first_trust(set, link);
     link.run(feed_of(set, link, trust).in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
     let mut interrupted = finish(std::slice::from_mut(link), false)?;
-    let again = [was_betrayed(set, link, trust), link.was_outdated()].contains(&true);
+    // Both are asked: each forgets what it finds to be wrong.
+    let again = was_betrayed(set, link, trust) | link.was_outdated();
     if !interrupted && again {
         // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
         let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };

@@ -18,8 +18,8 @@ pub struct Values {
     pub stamp: Option<StampOf>,
     /// The same of the deletion of the row with the old key.
     pub gone: Option<StampOf>,
-    /// The FROM item that the expressions read, named `v`; `None` without arrays. Its rows
-    /// are numbered, as `ord`.
+    /// The FROM item that the expressions read, named `v`, its rows numbered as `ord`; `None` without
+    /// arrays.
     pub from: Option<String>,
     /// Changes that the values stand for.
     pub rows: usize,
