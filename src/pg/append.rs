@@ -12,6 +12,7 @@ use super::text;
 use crate::error::Result;
 use pgrx::PgTupleDesc;
 use pgrx::pg_sys::{self, Datum};
+use std::ffi::CStr;
 
 /// A value of a column.
 pub enum Value<'v> {
@@ -37,8 +38,8 @@ pub struct Appender {
     slot: *mut pg_sys::TupleTableSlot,
     /// Holds the values of one row.
     row: pg_sys::MemoryContext,
-    /// Names of the table's columns; `None` for a dropped one.
-    columns: Vec<Option<String>>,
+    /// Names of the table's columns; empty for a dropped one.
+    columns: Vec<pg_sys::NameData>,
     triggers: Option<Triggers>,
     _user: AsUser,
 }
@@ -92,10 +93,10 @@ impl Appender {
             let columns = PgTupleDesc::from_pg_unchecked((*relation).rd_att)
                 .iter()
                 .map(|column| match column.attisdropped {
-                    true => Ok(None),
-                    false => text::to_string(column.attname.data.as_ptr()),
+                    true => pg_sys::NameData::default(),
+                    false => column.attname,
                 })
-                .collect::<Result<_>>()?;
+                .collect();
             Ok(Self { relation, state, result, slot, row, columns, triggers, _user: user })
         }
     }
@@ -111,8 +112,8 @@ impl Appender {
             let before = pg_sys::MemoryContextSwitchTo(self.row);
             pg_sys::ExecClearTuple(self.slot);
             for (at, column) in self.columns.iter().enumerate() {
-                let named = |(name, _): &&(&str, Value<'_>)| column.as_deref() == Some(*name);
-                let value = values.iter().find(named);
+                let column = CStr::from_ptr(column.data.as_ptr()).to_bytes();
+                let value = values.iter().find(|(name, _)| name.as_bytes() == column);
                 *(*self.slot).tts_isnull.add(at) = value.is_none();
                 if let Some((_, value)) = value {
                     *(*self.slot).tts_values.add(at) = datum(value)?;
@@ -163,11 +164,7 @@ unsafe fn datum(value: &Value<'_>) -> Result<Datum> {
     // SAFETY: pointers into memory that was just allocated, of the types' own layouts.
     Ok(unsafe {
         match *value {
-            Value::Text(value) => {
-                let value = text::to_server(value)?;
-                let length = value.as_bytes().len() as i32;
-                Datum::from(pg_sys::cstring_to_text_with_len(value.as_ptr(), length))
-            }
+            Value::Text(value) => text::to_datum(value)?,
             Value::Name(value) => {
                 let value = text::to_server(value)?;
                 let name: *mut pg_sys::NameData =

@@ -3,10 +3,12 @@
 //! the user's rights.
 
 use super::Oid;
+use super::invalidation::{self, Epoch};
 use super::spi::{Home, Row};
 use super::text;
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
+use std::cell::RefCell;
 
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
 /// many columns, as text.
@@ -33,7 +35,7 @@ pub fn by_key(home: &Home, table: &str, key: (Oid, i64), columns: i32) -> Result
     }
 }
 
-/// Rows of a table: those that an index has, which begins with this column, a text.
+/// Rows of a table: those that an index has, which begins with this column, a text or a `bigint`.
 pub struct Place {
     pub table: &'static str,
     pub index: &'static str,
@@ -46,15 +48,11 @@ pub struct Place {
 /// # Errors
 /// When there is no such table.
 pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<usize>> {
-    let value = text::to_server(value)?;
+    let key = text::to_datum(value)?;
     let find = |place: &Place| Indexed::find(home, place.table, place.index);
     let indexed = places.iter().map(find).collect::<Result<Vec<_>>>()?;
     // SAFETY: as above; the key's text lives as long as the memory context, the scans end before.
     unsafe {
-        let key = pg_sys::Datum::from(pg_sys::cstring_to_text_with_len(
-            value.as_ptr(),
-            value.as_bytes().len() as i32,
-        ));
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         let has = |(indexed, place): (&Indexed, &Place)| {
             let mut keys = [pg_sys::ScanKeyData::default()];
@@ -77,11 +75,43 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
     }
 }
 
-/// A table of the extension's, or a sequence.
+/// A relation that was found.
+struct Found {
+    schema: String,
+    name: String,
+    oid: Oid,
+    at: Epoch,
+}
+
+thread_local! {
+    /// Relations that were found; with the next change of one they are looked for again.
+    static FOUND: RefCell<Vec<Found>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A table of the extension's, an index or a sequence.
 ///
 /// # Errors
 /// When it is not there.
 pub fn table(home: &Home, name: &str) -> Result<Oid> {
+    let at = invalidation::now();
+    let known = FOUND.with_borrow(|found| {
+        let is = |f: &&Found| f.at == at && f.name == name && f.schema == home.schema;
+        found.iter().find(is).map(|found| found.oid)
+    });
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let oid = find(home, name)?;
+    invalidation::watch(oid);
+    let found = Found { schema: home.schema.clone(), name: name.to_owned(), oid, at };
+    FOUND.with_borrow_mut(|all| {
+        all.retain(|found| found.at == at);
+        all.push(found);
+    });
+    Ok(oid)
+}
+
+fn find(home: &Home, name: &str) -> Result<Oid> {
     let [schema, relation] = [home.schema.as_str(), name].map(text::to_server);
     let (schema, relation) = (schema?, relation?);
     // SAFETY: look-ups by C strings.
@@ -95,18 +125,18 @@ pub fn table(home: &Home, name: &str) -> Result<Oid> {
     }
 }
 
-/// Whether a table whose primary key is its first column, a `bigint`, has a row with this one.
+/// Whether there is a row of this place with this number.
 ///
 /// # Errors
 /// When there is no such table.
-pub fn has_id(home: &Home, table: &str, id: i64) -> Result<bool> {
-    let indexed = Indexed::find(home, table, &format!("{table}_pkey"))?;
+pub fn has_id(home: &Home, place: &Place, id: i64) -> Result<bool> {
+    let indexed = Indexed::find(home, place.table, place.index)?;
     // SAFETY: as above.
     unsafe {
         let mut keys = [pg_sys::ScanKeyData::default()];
         let equal = pg_sys::BTEqualStrategyNumber as u16;
         let id = pg_sys::Datum::from(id);
-        pg_sys::ScanKeyInit(&mut keys[0], 1, equal, pg_sys::F_INT8EQ.into(), id);
+        pg_sys::ScanKeyInit(&mut keys[0], place.column, equal, pg_sys::F_INT8EQ.into(), id);
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         let found = indexed.first(snapshot, &mut keys, |_, _| ()).is_some();
         pg_sys::UnregisterSnapshot(snapshot);

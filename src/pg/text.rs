@@ -1,7 +1,7 @@
 //! Text between the database's encoding and UTF-8, which is all that the rest of the crate knows.
 
 use crate::error::{Error, Result, SqlState};
-use pgrx::pg_sys;
+use pgrx::pg_sys::{self, Datum};
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char};
 
@@ -72,6 +72,22 @@ pub fn to_server(text: &str) -> Result<CString> {
             return Ok(text);
         }
         Ok(CStr::from_ptr(converted).to_owned())
+    }
+}
+
+/// UTF-8 as a value of type `text` in the current memory context.
+///
+/// # Errors
+/// As for [`to_server`].
+pub fn to_datum(text: &str) -> Result<Datum> {
+    let value = |text: &[u8]| {
+        let (text, length) = (text.as_ptr().cast(), text.len() as i32);
+        // SAFETY: copies a slice.
+        Datum::from(unsafe { pg_sys::cstring_to_text_with_len(text, length) })
+    };
+    match server_speaks_utf8() && !text.as_bytes().contains(&0) {
+        true => Ok(value(text.as_bytes())),
+        false => Ok(value(to_server(text)?.as_bytes())),
     }
 }
 

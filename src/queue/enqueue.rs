@@ -9,9 +9,10 @@ use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
+use crate::pg::lookup::{self, Place};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::tellable;
-use crate::pg::{Oid, context, lookup};
+use crate::pg::{Oid, context};
 use crate::sql::quote::ident;
 use crate::{stats, transaction};
 use std::cell::RefCell;
@@ -173,6 +174,8 @@ thread_local! {
     static KNOWN: RefCell<Vec<(Rc<Route>, Oid, i64)>> = RefCell::default();
 }
 
+const ROUTE: Place = Place { table: "sync_route", index: "sync_route_pkey", column: 1 };
+
 /// So many routes are remembered at most.
 const MOST_KNOWN: usize = 256;
 
@@ -203,7 +206,7 @@ impl RouteIds<'_> {
             known.iter().find(|(of, place, _)| *place == table && of == route).map(|k| k.2)
         });
         match found {
-            Some(id) if lookup::has_id(self.home, "sync_route", id)? => Ok(Some(id)),
+            Some(id) if lookup::has_id(self.home, &ROUTE, id)? => Ok(Some(id)),
             _ => Ok(None),
         }
     }
