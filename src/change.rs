@@ -264,6 +264,11 @@ impl<S: AsRef<str>> Change<S> {
         values.map(size).sum::<usize>() + (12 + self.unchanged.len()) * PER_VALUE
     }
 
+    /// Whether it is sent as an upsert where nothing is taken for granted of the server's rows.
+    pub fn is_upsert(&self) -> bool {
+        self.op == Op::Insert || (self.op == Op::Update && self.unchanged.is_empty())
+    }
+
     /// The same change with borrowed text.
     pub fn borrowed(&self) -> Change<&str> {
         fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<&str>> {

@@ -374,7 +374,7 @@ impl Drain<'_> {
             left -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
             let budget = MAX_ASIDE - work.served.aside.len();
             let mut batch = Batch::new(self.home, name, units, budget)?;
-            batch.apply(&mut work.replay, &mut claims)?;
+            batch.apply(&mut work.replay, &mut claims, left)?;
             let outcome = batch.settle()?;
             work.served.changes += outcome.applied.len() as u64;
             work.applied.extend(outcome.applied);

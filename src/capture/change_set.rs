@@ -3,7 +3,7 @@
 use super::descriptor::Descriptor;
 use super::log::{ChangeLog, Reader, Rows};
 use super::row::Captured;
-use crate::change::{Op, Route};
+use crate::change::Route;
 use crate::delivery::endpoint::Account;
 use crate::error::Result;
 use crate::options::Mode;
@@ -76,8 +76,7 @@ impl ChangeSet {
         self.mode = self.mode.max(descriptor.mode);
         self.has_unsent |= !change.unchanged.is_empty();
         self.has_left |= !captured.left.is_empty();
-        self.upserts[route as usize] |=
-            change.op == Op::Insert || (change.op == Op::Update && change.unchanged.is_empty());
+        self.upserts[route as usize] |= change.is_upsert();
         self.count += 1;
         Ok(())
     }

@@ -19,25 +19,25 @@ pub enum Stop {
 /// Runs the links until all are done. A request to cancel is not acted upon here: what it means
 /// depends on what has been sent.
 pub fn drive(links: &mut [Link<'_>]) -> Stop {
-    loop {
-        links.iter_mut().for_each(Link::step);
-        if links.iter().all(Link::is_done) {
-            return Stop::Done;
-        }
-        if interrupt::pending() {
-            return Stop::Interrupted;
-        }
-        pause(links, Duration::MAX);
-    }
+    drive_until(links, |links| links.iter().all(Link::is_done))
 }
 
-/// Runs the links until one of them that was not is done; false when all had been before.
+/// Runs the links until one of them is done that was not, or all are.
 pub fn drive_any(links: &mut [Link<'_>]) -> Stop {
-    let before = links.iter().filter(|l| l.is_done()).count();
+    let done = |links: &[Link<'_>]| links.iter().filter(|l| l.is_done()).count();
+    let before = done(links);
+    drive_until(links, |links| done(links) > before || done(links) == links.len())
+}
+
+/// Runs a link until all that it has to say has left, or it is done.
+pub fn send(link: &mut Link<'_>) -> Stop {
+    drive_until(std::slice::from_mut(link), |links| links.iter().all(Link::has_sent))
+}
+
+fn drive_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop {
     loop {
         links.iter_mut().for_each(Link::step);
-        let done = links.iter().filter(|l| l.is_done()).count();
-        if done > before || done == links.len() {
+        if over(links) {
             return Stop::Done;
         }
         if interrupt::pending() {

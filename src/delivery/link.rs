@@ -197,6 +197,11 @@ impl<'f> Link<'f> {
         matches!(self.state, State::Resting(_))
     }
 
+    /// Whether nothing is left to be sent.
+    pub fn has_sent(&self) -> bool {
+        self.is_done() || (self.ended && !self.write_blocked)
+    }
+
     /// Whether what it runs may have been committed.
     pub fn commit_sent(&self) -> bool {
         self.commit_sent

@@ -36,12 +36,7 @@ pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool 
     if is_large(set, trust)
         && let Some(error) = link.result().err().filter(refused)
     {
-        if error.sqlstate().is_about_table()
-            && let Some(session) = link.session()
-        {
-            // Its columns may be of types for which the binary form is none.
-            session.only_text = true;
-        }
+        distrust(link, &error);
         return true;
     }
     let unexpected = |e: Error| {
@@ -54,12 +49,27 @@ pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool 
     trusted && overwrites && link.result().err().is_some_and(unexpected)
 }
 
-/// A set of fewer changes is large if it has so many bytes.
+/// What was sent in batches that grow and in binary form was refused.
+pub fn distrust(link: &mut Link<'_>, refusal: &Error) {
+    if refusal.sqlstate().is_about_table()
+        && let Some(session) = link.session()
+    {
+        // Its columns may be of types for which the binary form is none.
+        session.only_text = true;
+    }
+}
+
+/// Fewer changes are many if they have so many bytes.
 const LARGE: u64 = 256 * 1024;
+
+/// Whether so many changes of so many bytes are worth batches that grow and the binary form.
+pub fn are_many(changes: usize, bytes: u64) -> bool {
+    changes > FIRST_ROWS || (changes > 1 && bytes > LARGE)
+}
 
 /// Whether a set is sent in batches that grow and in binary form.
 fn is_large(set: &ChangeSet, trust: Trust) -> bool {
-    trust == Trust::Rows && (set.len() > FIRST_ROWS || (set.len() > 1 && set.size() > LARGE))
+    trust == Trust::Rows && are_many(set.len(), set.size())
 }
 
 /// The changes of a set as a feed for a link.

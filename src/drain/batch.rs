@@ -104,17 +104,18 @@ impl<'h> Batch<'h> {
         Ok(())
     }
 
-    /// Applies what can be applied. `claims` gives more where a transaction is incomplete.
+    /// Applies what can be applied. `claims` gives more where a transaction is incomplete, and reads `left`
+    /// records ahead for the next batch.
     ///
     /// # Errors
     /// What reading the queue reports; 57014 for a request to cancel.
-    pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>) -> Result<()> {
+    pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>, left: i64) -> Result<()> {
         self.refuse_unplannable();
         let open = self.sift(0..self.units.len());
         if open.is_empty() {
             return Ok(());
         }
-        let failure = match replay.whole(&self.chosen(&open)) {
+        let failure = match replay.whole(&self.chosen(&open), || claims.read_ahead(left)) {
             Ok(()) => {
                 self.set_applied(&open);
                 return Ok(());

@@ -2,13 +2,18 @@
 //!
 //! Savepoint `drain` stands before the batch under way, `unit` before the part of it that is being
 //! tried. Constraints that can wait do so within a batch.
+//!
+//! A batch is first sent as a delivery is that takes the server's rows to be as expected, see
+//! [`crate::delivery::trust`]; once they were not, batches are sent without that to the end of the drain.
 
 use crate::change::{Change, Route};
 use crate::conflict::Tally;
 use crate::delivery::commit::BEGIN;
+use crate::delivery::drive::{self, Stop};
 use crate::delivery::feed::{Changes, Fixed, Source};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
+use crate::delivery::trust::{self, Trust};
 use crate::error::{Error, Result};
 use crate::queue::claim::{Record, Unit};
 use crate::sql;
@@ -24,6 +29,8 @@ pub struct Replay {
     link: Option<Link<'static>>,
     /// The remote transaction has begun.
     begun: bool,
+    /// No batch has found the server's rows other than expected.
+    trusting: bool,
     /// Conflicts met by batches that stand, and by the one under way.
     conflicts: (Tally, Tally),
 }
@@ -31,7 +38,7 @@ pub struct Replay {
 impl Replay {
     /// Over a link that is up; `begun` if its transaction is open already.
     pub fn new(link: Link<'static>, begun: bool) -> Self {
-        Self { link: Some(link), begun, conflicts: Default::default() }
+        Self { link: Some(link), begun, trusting: true, conflicts: Default::default() }
     }
 
     /// The link, unless it was lost. With a transaction that has failed it is: a COMMIT would roll it back
@@ -66,18 +73,41 @@ impl Replay {
         self.link.is_some() && matches!(error, Error::Remote(_) | Error::Local { .. })
     }
 
-    /// Begins a batch and applies it whole, constraints checked, in one exchange.
+    /// Begins a batch and applies it whole, constraints checked, in one exchange. `meanwhile` is called
+    /// while the server works.
     ///
     /// # Errors
     /// What the link reports. If it can go on, [`Replay::undo`] leads back to the batch's beginning.
-    pub fn whole(&mut self, units: &[&Unit]) -> Result<()> {
+    pub fn whole(&mut self, units: &[&Unit], meanwhile: impl FnOnce()) -> Result<()> {
         let begin: &[&str] = match self.begun {
             true => &[BEGIN[1], "RELEASE SAVEPOINT drain", "SAVEPOINT drain"],
             false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
         };
         self.begun = true;
         self.keep_conflicts();
-        self.attempt(units, begin, &[CHECK])
+        let trust = self.trust(units);
+        match self.attempt(units, begin, &[CHECK], trust, meanwhile) {
+            Err(error)
+                if trust == Trust::Rows && self.can_go_on(&error) && !error.is_transient() =>
+            {
+                self.trusting = false;
+                if let Some(link) = &mut self.link {
+                    trust::distrust(link, &error);
+                }
+                self.instead(units)
+            }
+            result => result,
+        }
+    }
+
+    /// How a batch is tried first.
+    fn trust(&mut self, units: &[&Unit]) -> Trust {
+        let routes = routes(units, |_| true);
+        let session = self.link.as_mut().and_then(Link::session);
+        match self.trusting && session.is_some_and(|session| session.has_proven(&routes)) {
+            true => Trust::Rows,
+            false => Trust::Nothing,
+        }
     }
 
     /// Applies a part of the batch.
@@ -85,7 +115,8 @@ impl Replay {
     /// # Errors
     /// What the link reports. If it can go on, what was applied before the part stands.
     pub fn part(&mut self, units: &[&Unit]) -> Result<()> {
-        let result = self.attempt(units, &["SAVEPOINT unit"], &["RELEASE SAVEPOINT unit"]);
+        let (before, after) = (["SAVEPOINT unit"], ["RELEASE SAVEPOINT unit"]);
+        let result = self.attempt(units, &before, &after, Trust::Nothing, || ());
         if let Err(error) = &result
             && self.can_go_on(error)
             && self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"]).is_err()
@@ -101,7 +132,8 @@ impl Replay {
     /// As for [`Replay::whole`].
     pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
         self.conflicts.1 = Tally::default();
-        self.attempt(units, &["ROLLBACK TO SAVEPOINT drain", BEGIN[1]], &[CHECK])
+        let again = ["ROLLBACK TO SAVEPOINT drain", BEGIN[1]];
+        self.attempt(units, &again, &[CHECK], Trust::Nothing, || ())
     }
 
     /// Takes back the batch.
@@ -122,7 +154,14 @@ impl Replay {
     }
 
     /// Applies units between other statements.
-    fn attempt(&mut self, units: &[&Unit], before: &[&str], after: &[&str]) -> Result<()> {
+    fn attempt(
+        &mut self,
+        units: &[&Unit],
+        before: &[&str],
+        after: &[&str],
+        trust: Trust,
+        meanwhile: impl FnOnce(),
+    ) -> Result<()> {
         if units.is_empty() {
             return self.statements(&[before, after].concat());
         }
@@ -130,14 +169,26 @@ impl Replay {
         let name = session.endpoint.application_name.clone();
         // A link of its own: it borrows the records.
         let mut link = Link::over(session);
-        let records = Records(units.iter().flat_map(|unit| &unit.records));
-        let mut all = units.iter().flat_map(|unit| &unit.records);
-        let newest = all.any(|record| record.route.version().is_some());
-        let changes = Changes::new(records, &name).newest(newest).between(before, after);
+        let records = || units.iter().flat_map(|unit| &unit.records);
+        let bytes = || records().map(|record| record.change.encoded_size() as u64).sum();
+        let many = trust == Trust::Rows && trust::are_many(records().count(), bytes());
+        let changes = Changes::new(Records(records()), &name)
+            .optimistic(trust == Trust::Rows)
+            .in_binary(many && link.takes_binary())
+            .newest(records().any(|record| record.route.version().is_some()))
+            .between(before, after);
         link.run(changes, Ending::Open);
+        if drive::send(&mut link) == Stop::Done && !link.is_done() {
+            meanwhile();
+        }
         let result = lost::run(&mut link);
+        // If so, what was prepared is forgotten.
+        link.was_outdated();
         if result.is_ok() {
             self.conflicts.1.merge(link.take_conflicts());
+            if let Some(session) = link.session() {
+                session.prove(routes(units, |record| record.change.is_upsert()).iter());
+            }
         }
         self.link = link.into_session().map(Link::over);
         result
@@ -161,6 +212,17 @@ impl Replay {
         self.link = Some(link).filter(Link::is_up);
         result
     }
+}
+
+/// The routes of those records that are meant.
+fn routes(units: &[&Unit], meant: impl Fn(&Record) -> bool) -> Vec<Rc<Route>> {
+    let mut routes: Vec<Rc<Route>> = Vec::new();
+    for record in units.iter().flat_map(|unit| &unit.records).filter(|record| meant(record)) {
+        if !routes.iter().any(|route| Rc::ptr_eq(route, &record.route)) {
+            routes.push(record.route.clone());
+        }
+    }
+    routes
 }
 
 fn gone() -> Error {

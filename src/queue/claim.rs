@@ -75,6 +75,8 @@ pub struct Claims<'h> {
     owner: String,
     /// Another owner's record was met.
     ended: bool,
+    /// The next batch, or why there is none.
+    ahead: Option<Result<Vec<Unit>>>,
     routes: HashMap<String, Rc<Route>>,
     numbers: Numbers,
 }
@@ -95,6 +97,7 @@ impl<'h> Claims<'h> {
             taken: HashSet::new(),
             owner: owner.to_u32().to_string(),
             ended: false,
+            ahead: None,
             routes: HashMap::new(),
             numbers: Numbers::default(),
         })
@@ -105,6 +108,17 @@ impl<'h> Claims<'h> {
     /// # Errors
     /// What reading the queue reports, and records that cannot be understood.
     pub fn next(&mut self, limit: i64) -> Result<Vec<Unit>> {
+        self.ahead.take().unwrap_or_else(|| self.next_batch(limit))
+    }
+
+    /// Reads the next batch now, for [`Claims::next`] to give: at most `limit` records, as above.
+    pub fn read_ahead(&mut self, limit: i64) {
+        if limit > 0 && self.ahead.is_none() {
+            self.ahead = Some(self.next_batch(limit));
+        }
+    }
+
+    fn next_batch(&mut self, limit: i64) -> Result<Vec<Unit>> {
         let mut reading = Reading::default();
         self.numbers.next_batch();
         // Again if all that a batch has was taken before.
@@ -179,7 +193,8 @@ impl<'h> Claims<'h> {
             Some(self.snapshot.clone()),
             Some(self.after.to_string()),
             Some(limit.to_string()),
-            Some(guc::buffer_size().to_string()),
+            // One batch is read while another is applied.
+            Some((guc::buffer_size() / 2).to_string()),
         ];
         let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
         let row = spi::read(self.home, &sql, &args)?.into_iter().next();

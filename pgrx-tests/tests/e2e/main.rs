@@ -22,6 +22,7 @@ mod counters;
 mod deferred_drains;
 mod dice;
 mod drain_edges;
+mod drain_trust;
 mod encoding;
 mod extension;
 mod faults;
