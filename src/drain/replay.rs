@@ -182,7 +182,7 @@ impl Replay {
             meanwhile();
         }
         let result = lost::run(&mut link);
-        // If so, what was prepared is forgotten.
+        // What was prepared is forgotten if that may be why it failed.
         link.was_outdated();
         if result.is_ok() {
             self.conflicts.1.merge(link.take_conflicts());

@@ -183,3 +183,33 @@ fn a_batch_read_ahead_is_applied_after_one_that_is_tried_twice() {
     same(&bed, "t");
     assert_eq!(conflicts(&bed), ["insert_exists|4000"]);
 }
+
+/// The other side ends the session, or falls silent, over a batch while the one after it is being read.
+#[test]
+fn a_connection_lost_over_a_later_batch_loses_nothing() {
+    for (label, act) in
+        [("ends", "pg_terminate_backend(pg_backend_pid())"), ("silent", "pg_sleep(3)")]
+    {
+        let (bed, mut admin) = trusting(label, COLUMNS);
+        let user = bed.right.user.clone();
+        bed.right.exec_superuser(&format!(
+            "create function {user}.act() returns trigger language plpgsql security definer
+               set search_path = pg_catalog as $$ begin perform {act}; return null; end $$;
+             create trigger act after insert on {user}.t for each row when (new.id = 7000)
+               execute function {user}.act()"
+        ));
+        bed.left.exec("insert into t select g, 'many' from generate_series(1001, 17000) g");
+        admin.batch_execute("set pg_rowsync.delivery_timeout = '500ms'").expect("a setting");
+        let dealt = admin.query_one("select deal_sync_err_rec(100000)", &[]).expect("a drain");
+        assert!(!dealt.get::<_, bool>(0), "{label}");
+        assert_eq!(queued(&bed), 16_000, "{label}");
+        assert_eq!(rows(&bed.left, "select distinct status from sync_err_rec"), ["pending"]);
+        let arrived = || rows(&bed.right, "select count(*) from t where id > 1000");
+        assert_eq!(arrived(), ["0"], "{label}");
+        bed.right.exec_superuser(&format!("drop function {user}.act() cascade"));
+        admin.batch_execute("reset pg_rowsync.delivery_timeout").expect("a setting");
+        drain(&mut admin, 100_000);
+        assert_eq!(queued(&bed), 0, "{label}");
+        same(&bed, "t");
+    }
+}
