@@ -15,6 +15,7 @@ use std::rc::Rc;
 struct Mark {
     subtransaction: u32,
     bytes: u64,
+    large: u64,
     count: usize,
     mode: Mode,
 }
@@ -31,6 +32,8 @@ pub struct ChangeSet {
     has_unsent: bool,
     /// Some change's row was left where it is stored, in part.
     has_left: bool,
+    /// Bytes of what was left so and is to be sent.
+    large: u64,
     routes: Vec<Rc<Route>>,
     /// Of each route, whether a change is among the set that is sent as an upsert when nothing is
     /// taken for granted.
@@ -49,6 +52,7 @@ impl ChangeSet {
             count: 0,
             has_unsent: false,
             has_left: false,
+            large: 0,
             routes: Vec::new(),
             upserts: Vec::new(),
             marks: Vec::new(),
@@ -68,14 +72,16 @@ impl ChangeSet {
         let change = &captured.change;
         let innermost = self.marks.last().map_or(TOP_SUBTRANSACTION, |m| m.subtransaction);
         if innermost != subtransaction {
-            let (bytes, count) = (self.log.len(), self.count);
-            self.marks.push(Mark { subtransaction, bytes, count, mode: self.mode });
+            let (bytes, large, count) = (self.log.len(), self.large, self.count);
+            self.marks.push(Mark { subtransaction, bytes, large, count, mode: self.mode });
         }
         let route = self.number_of(&descriptor.route);
         self.log.append(route, captured)?;
         self.mode = self.mode.max(descriptor.mode);
         self.has_unsent |= !change.unchanged.is_empty();
         self.has_left |= !captured.left.is_empty();
+        let sent = captured.left.iter().filter(|(at, _)| !change.unchanged.contains(at));
+        self.large += sent.map(|(_, stored)| stored.size()).sum::<u64>();
         self.upserts[route as usize] |= change.is_upsert();
         self.count += 1;
         Ok(())
@@ -103,9 +109,9 @@ impl ChangeSet {
         self.count
     }
 
-    /// Bytes that the changes take in the log.
+    /// About how many bytes there are to send.
     pub fn size(&self) -> u64 {
-        self.log.len()
+        self.log.len() + self.large
     }
 
     /// Whether there is nothing to deliver.
@@ -157,9 +163,9 @@ impl ChangeSet {
         drop(reader);
         std::mem::replace(&mut self.log, log).close();
         for (mark, start) in self.marks.iter_mut().zip(starts) {
-            mark.bytes = start;
+            (mark.bytes, mark.large) = (start, 0);
         }
-        (self.has_left, self.has_unsent) = (false, false);
+        (self.has_left, self.has_unsent, self.large) = (false, false, 0);
         Ok(())
     }
 
@@ -173,6 +179,7 @@ impl ChangeSet {
         if let Some(at) = self.marks.iter().position(|m| m.subtransaction == subtransaction) {
             let mark = &self.marks[at];
             self.log.truncate(mark.bytes);
+            self.large = mark.large;
             self.count = mark.count;
             self.mode = mark.mode;
             self.marks.truncate(at);

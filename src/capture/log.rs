@@ -94,12 +94,15 @@ impl ChangeLog {
     }
 }
 
-/// What a reader makes of large values that an UPDATE left alone.
+/// What a reader makes of large values, which are not in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
-    /// Leaves them out: changes say which they are in [`Change::unchanged`], and not what they are.
+    /// Reads none of them: rows are good for their keys only.
+    Keys,
+    /// Leaves those out that an UPDATE left alone: changes say which they are in [`Change::unchanged`], and
+    /// not what they are.
     Lean,
-    /// Hands them out like others.
+    /// Hands all of them out like other values.
     Whole,
 }
 
@@ -172,11 +175,13 @@ impl Reader<'_> {
                 .map_err(|e| Error::internal(format!("could not decode a change: {e}")))?;
         if rows == Rows::Whole {
             change.unchanged.clear();
-            if !left.is_empty() {
-                let texts = values.read(left.iter().map(|(_, stored)| *stored))?;
-                for ((at, _), text) in left.iter().zip(texts) {
-                    *change.row.get_mut(*at as usize).ok_or_else(damaged)? = Some(text);
-                }
+        }
+        let reads = rows != Rows::Keys;
+        let needed = || left.iter().filter(|(at, _)| reads && !change.unchanged.contains(at));
+        if needed().next().is_some() {
+            let texts = values.read(needed().map(|(_, stored)| *stored))?;
+            for (at, text) in needed().map(|(at, _)| *at).zip(texts) {
+                *change.row.get_mut(at as usize).ok_or_else(damaged)? = Some(text);
             }
         }
         take(route, change);

@@ -9,7 +9,7 @@ use crate::pg::row::canonical_output;
 use crate::pg::trigger::{Event, Slot};
 
 /// A change, and what it does not hold: the columns of its row, as positions, whose text stands for a value
-/// that was not read. They are among its [`Change::unchanged`].
+/// that was not read.
 pub struct Captured<'call> {
     pub change: Change<&'call str>,
     pub left: Left,
@@ -43,10 +43,10 @@ pub fn changes_of(
     let canonical = !descriptor.sensitive && context::output_is_canonical();
     let settings = (!canonical).then(canonical_output);
     let mut captured = match op {
-        Op::Insert => vec![inserted(descriptor, event, event.row())?.into()],
+        Op::Insert => vec![inserted(descriptor, event, event.row())?],
         Op::Update if replaces(descriptor, event)? => {
             let (old, new) = (deleted(descriptor, event)?, event.new_row());
-            vec![old.into(), inserted(descriptor, event, new)?.into()]
+            vec![old.into(), inserted(descriptor, event, new)?]
         }
         Op::Update => vec![updated(descriptor, event)?],
         Op::Delete | Op::Truncate => vec![deleted(descriptor, event)?.into()],
@@ -72,10 +72,11 @@ fn inserted<'call>(
     descriptor: &Descriptor,
     event: &Event<'call>,
     row: Slot<'call>,
-) -> Result<Change<&'call str>> {
-    let mut insert = change(Op::Insert, row.command(), read_row(descriptor, row)?);
+) -> Result<Captured<'call>> {
+    let left = left_of(descriptor, row)?;
+    let mut insert = change(Op::Insert, row.command(), read_row_but(descriptor, row, &left)?);
     insert.stamp = stamp_of(descriptor, event, row, &insert, None)?;
-    Ok(insert)
+    Ok(Captured { change: insert, left })
 }
 
 fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
@@ -86,7 +87,7 @@ fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Chang
 
 fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captured<'call>> {
     let new = event.new_row();
-    let (unchanged, mut left) = untouched(descriptor, event)?;
+    let left = left_of(descriptor, new)?;
     let row = read_row_but(descriptor, new, &left)?;
     let mut update = change(Op::Update, new.command(), row);
     let (key, version) = read_key(descriptor, event.row())?;
@@ -104,12 +105,8 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
             let replaced = stays.then_some(version);
             update.stamp = stamp_of(descriptor, event, new, &update, replaced)?;
         }
-        None if !moves => update.unchanged = unchanged,
+        None if !moves => update.unchanged = untouched(descriptor, event)?,
         // What a row is moved to may be inserted.
-        None if !left.is_empty() => {
-            update.row = read_row(descriptor, new)?;
-            left.clear();
-        }
         None => {}
     }
     Ok(Captured { change: update, left })
@@ -164,22 +161,22 @@ fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
     Change { op, command, key, row, stamp: None, gone: None, unchanged, stored: (0, 0) }
 }
 
-/// Columns outside the key whose large value the UPDATE left where it was, and those of them that need
-/// not be read. None under `newest`, which compares whole rows; and all are read where changes of a row
-/// are merged.
-fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<(Vec<u32>, Left)> {
-    if descriptor.versioned.is_some() {
-        return Ok((Vec::new(), Vec::new()));
+/// Columns outside the key whose large value need not be read now. None under `newest`, which compares
+/// whole rows; and all are read where changes of a row are merged.
+fn left_of(descriptor: &Descriptor, row: Slot<'_>) -> Result<Left> {
+    if descriptor.versioned.is_some() || descriptor.route.key_deferrable {
+        return Ok(Vec::new());
     }
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let mut same = reader.untouched(event.row(), event.new_row());
-    same.retain(|(at, _)| !descriptor.route.key.contains(at));
-    let all = same.iter().map(|(at, _)| *at as u32).collect();
-    if descriptor.route.key_deferrable {
-        same.clear();
-    }
-    let left = same.into_iter().filter_map(|(at, stored)| Some((at as u32, stored?)));
-    Ok((all, left.collect()))
+    let stored = reader.stored(row).into_iter().map(|(at, stored)| (at as u32, stored));
+    Ok(stored.filter(|(at, _)| !descriptor.route.key.contains(&(*at as usize))).collect())
+}
+
+/// Columns outside the key whose large value the UPDATE left where it was.
+fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<Vec<u32>> {
+    let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
+    let same = reader.untouched(event.row(), event.new_row()).into_iter();
+    Ok(same.filter(|at| !descriptor.route.key.contains(at)).map(|at| at as u32).collect())
 }
 
 fn read_row_but<'call>(

@@ -1,5 +1,5 @@
-//! Large values that an UPDATE leaves where they are stored: recognised without reading them, and read
-//! later if they are needed after all.
+//! Large values that are left where they are stored when a row is captured: recognised without reading
+//! them, and read when they are sent or queued, if they are.
 
 use super::text;
 use crate::error::Result;
@@ -39,6 +39,13 @@ impl Stored {
     pub(super) fn new(output: pg_sys::Oid, pointer: Pointer) -> Option<Self> {
         let output = output.to_u32();
         PLAIN.contains(&output).then_some(Self { output, pointer })
+    }
+
+    /// Bytes that the value has, uncompressed.
+    pub fn size(&self) -> u64 {
+        // After the header and the tag, `va_rawsize` of `struct varatt_external` comes first.
+        let [_, _, a, b, c, d, ..] = self.pointer;
+        u64::from(u32::from_ne_bytes([a, b, c, d]))
     }
 }
 

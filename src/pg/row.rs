@@ -118,32 +118,48 @@ impl RowReader {
         }
     }
 
+    /// Positions of the columns whose value is stored out of line and can be read later, each with what it
+    /// is read by.
+    pub fn stored(&self, slot: Slot<'_>) -> Vec<(usize, Stored)> {
+        // SAFETY: the slot is of this table.
+        unsafe {
+            self.fill(slot);
+            let stored =
+                |column: &Column| Stored::new(column.output.fn_oid, pointer_in(slot, column)?);
+            let columns = self.columns.iter().enumerate();
+            columns.filter_map(|(at, column)| Some((at, stored(column)?))).collect()
+        }
+    }
+
     /// Positions of the columns whose value is stored out of line and is the same stored value in
-    /// both rows: an UPDATE that does not touch such a column keeps its TOAST pointer. Each with the
-    /// value, if it can be read later.
-    pub fn untouched(&self, old: Slot<'_>, new: Slot<'_>) -> Vec<(usize, Option<Stored>)> {
-        // SAFETY: both slots are of this table; a datum of a varlena type that is not null points
-        // to at least one byte, to a whole pointer if that byte and the next say so.
+    /// both rows: an UPDATE that does not touch such a column keeps its TOAST pointer.
+    pub fn untouched(&self, old: Slot<'_>, new: Slot<'_>) -> Vec<usize> {
+        // SAFETY: both slots are of this table.
         unsafe {
             self.fill(old);
             self.fill(new);
-            let pointer = |slot: Slot<'_>, number: i16| {
-                let at = number as usize - 1;
-                if *(*slot.slot).tts_isnull.add(at) {
-                    return None;
-                }
-                let datum = (*(*slot.slot).tts_values.add(at)).cast_mut_ptr::<u8>();
-                large::pointer(datum)
+            let same = |column: &Column| {
+                pointer_in(new, column).is_some_and(|new| pointer_in(old, column) == Some(new))
             };
-            (self.columns.iter().enumerate())
-                .filter(|(_, column)| column.varlena)
-                .filter_map(|(at, column)| {
-                    let before = pointer(old, column.number)?;
-                    let same = pointer(new, column.number)? == before;
-                    same.then(|| (at, Stored::new(column.output.fn_oid, before)))
-                })
-                .collect()
+            let columns = self.columns.iter().enumerate();
+            columns.filter(|(_, column)| same(column)).map(|(at, _)| at).collect()
         }
+    }
+}
+
+/// The pointer to the value of a column, if it is stored out of line.
+///
+/// # Safety
+/// The slot must be filled up to the column, which its table has.
+unsafe fn pointer_in(slot: Slot<'_>, column: &Column) -> Option<large::Pointer> {
+    let at = column.number as usize - 1;
+    // SAFETY: a datum of a varlena type that is not null points to at least one byte, to a whole pointer
+    // if that byte and the next say so.
+    unsafe {
+        if !column.varlena || *(*slot.slot).tts_isnull.add(at) {
+            return None;
+        }
+        large::pointer((*(*slot.slot).tts_values.add(at)).cast_mut_ptr::<u8>())
     }
 }
 

@@ -155,3 +155,82 @@ fn large_values_of_all_types_are_read_late() {
     );
     assert_eq!(rows(&bed.right, found), rows(&bed.left, &expected));
 }
+
+/// A large value that is another one for every row.
+const BIG: &str = "(select string_agg(md5(n::text || 'new'), '') from generate_series(1, 3200) n)";
+
+#[test]
+fn what_the_transaction_does_takes_no_new_value_away() {
+    for what in [
+        "truncate t",
+        "drop table t",
+        "alter table t drop column big",
+        "alter table t alter id type bigint",
+        "cluster t using t_pkey",
+        "update t set big = 'short'; delete from t",
+        "savepoint a; delete from t; rollback to a",
+        "savepoint a; truncate t; release a",
+        "savepoint a; truncate t; rollback to a",
+    ] {
+        let bed = one_way("toastnew", "id int primary key, v text, big text", QUEUE);
+        let mut client = bed.left.client();
+        run(
+            &mut client,
+            &format!(
+                "begin; insert into t values (1, 'b', {BIG}), (2, 'a', 'short');
+                 update t set v = 'b', big = {BIG} where id = 2; {what}; commit"
+            ),
+        );
+        let found = "select op, md5(row->>2) from sync_queue, json_to_record(change) as c(row json) \
+             where row->>1 = 'b' and row->>2 <> 'short' order by id";
+        let expected = rows(&bed.left, &format!("select md5({BIG})"))[0].clone();
+        let values = rows(&bed.left, found);
+        assert_eq!(values, ["INSERT", "UPDATE"].map(|op| format!("{op}|{expected}")), "{what}");
+    }
+}
+
+#[test]
+fn new_values_of_a_savepoint_go_with_it() {
+    for mode in ["sync", "queue"] {
+        let options = format!(r#"{{"mode": "{mode}"}}"#);
+        let bed = one_way("toastback", "id int primary key, v text, big text", &options);
+        let mut client = bed.left.client();
+        run(
+            &mut client,
+            &format!(
+                "begin; insert into t values (1, 'a', {BIG});
+                 savepoint a; insert into t values (2, 'b', {BIG}); update t set big = big || 'x';
+                 rollback to a; insert into t values (2, 'c', {BIG} || 'y');
+                 savepoint b; update t set big = big || id; alter table t set (fillfactor = 90); release b;
+                 insert into t values (3, 'd', {BIG}); commit"
+            ),
+        );
+        assert!(deal(&bed, "100"));
+        assert_eq!(sums(&bed.left).len(), 3);
+        assert_eq!(sums(&bed.left), sums(&bed.right), "{mode}");
+    }
+}
+
+#[test]
+fn new_values_are_not_kept_twice() {
+    let bed = one_way("toastonce", "id int primary key, v text, big text", r#"{"mode": "sync"}"#);
+    let mut client = bed.left.client();
+    let spilled = |client: &mut Client| -> i64 {
+        let flushed = "select pg_stat_force_next_flush()";
+        client.batch_execute(flushed).expect("statistics");
+        let sql = "select temp_bytes from pg_stat_database where datname = current_database()";
+        client.query_one(sql, &[]).expect("a row").get(0)
+    };
+    run(&mut client, "set pg_rowsync.buffer_size = '64kB'");
+    let before = spilled(&mut client);
+    fill(&mut client, 10);
+    run(&mut client, &format!("update t set big = {BIG} || id where id < 5"));
+    assert_eq!(spilled(&mut client), before);
+    assert_eq!(sums(&bed.left), sums(&bed.right));
+    // Values of the row itself are, and that shows.
+    run(
+        &mut client,
+        "insert into t select i, repeat(md5(i::text), 20), '' from generate_series(11, 500) i",
+    );
+    assert!(spilled(&mut client) > before);
+}
