@@ -33,6 +33,7 @@ pub mod trigger;
 pub mod turn;
 pub mod utility;
 pub mod wait;
+pub mod wal;
 pub mod xact;
 
 /// Object identifier of the server's catalogs.

@@ -21,7 +21,7 @@ use crate::capture::change_set::ChangeSet;
 use crate::conflict::Tally;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
-use crate::pg::{context, interrupt, lock, report};
+use crate::pg::{context, interrupt, lock, report, wal};
 use crate::queue::aside::Blockers;
 use crate::queue::{self, Way};
 use crate::transaction::{self, Drained, OpenDrain, Work};
@@ -327,6 +327,10 @@ pub fn roll_back(mut link: Link<'_>) {
 /// followed. Where a server has committed, the request comes too late and is dropped; `committed`
 /// says that one had before, so that nothing is cancelled any more.
 fn finish(links: &mut [Link<'_>], committed: bool) -> Result<bool> {
+    if drive::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
+        // The servers have their work: time for some of ours.
+        wal::flush_ahead();
+    }
     while drive::drive(links) == Stop::Interrupted {
         if committed {
             interrupt::absorb();

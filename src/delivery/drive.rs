@@ -29,9 +29,9 @@ pub fn drive_any(links: &mut [Link<'_>]) -> Stop {
     drive_until(links, |links| done(links) > before || done(links) == links.len())
 }
 
-/// Runs a link until all that it has to say has left, or it is done.
-pub fn send(link: &mut Link<'_>) -> Stop {
-    drive_until(std::slice::from_mut(link), |links| links.iter().all(Link::has_sent))
+/// Runs links until all that they have to say has left, or they are done.
+pub fn send(links: &mut [Link<'_>]) -> Stop {
+    drive_until(links, |links| links.iter().all(Link::has_sent))
 }
 
 fn drive_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop {

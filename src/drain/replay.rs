@@ -178,7 +178,7 @@ impl Replay {
             .newest(records().any(|record| record.route.version().is_some()))
             .between(before, after);
         link.run(changes, Ending::Open);
-        if drive::send(&mut link) == Stop::Done && !link.is_done() {
+        if drive::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
             meanwhile();
         }
         let result = lost::run(&mut link);
