@@ -53,7 +53,7 @@ const LOST: Place =
 /// # Errors
 /// What reading the queue reports.
 pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
-    Ok(match lookup::first_with(home, server_name, &[PENDING, LOST, ASIDE])? {
+    Ok(match lookup::first_with(home, server_name, &[LOST, PENDING, ASIDE])? {
         None => Standing::Free,
         Some(2) => Standing::Aside,
         Some(_) => Standing::Pending,
@@ -89,7 +89,7 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
         Standing::Aside => {}
     }
     let mut checks = Vec::new();
-    let mut changes = set.changes(Rows::Lean);
+    let mut changes = set.changes(Rows::Keys);
     while changes.next(&mut |route, change| {
         checks.extend(Footprint::of(route, change).checks);
     })? {}

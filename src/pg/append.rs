@@ -50,12 +50,15 @@ struct Triggers {
 }
 
 impl Appender {
-    /// Begins to append. What is not closed in the end is left to the transaction's abort.
+    /// Begins to append. What is not closed in the end is left to the transaction's abort. `without`: partial
+    /// indexes that no row to be appended belongs into; to open one costs as much as to write a row.
     ///
     /// # Errors
-    /// When there is no such table.
-    pub fn open(home: &Home, table: &str) -> Result<Self> {
+    /// When there is no such table or index.
+    pub fn open(home: &Home, table: &str, without: &[&str]) -> Result<Self> {
         let oid = lookup::table(home, table)?;
+        let without =
+            without.iter().map(|index| lookup::table(home, index)).collect::<Result<Vec<_>>>()?;
         let user = AsUser::switch(home.owner);
         // SAFETY: calls in their order, as the server's own worker for logical replication makes them;
         // what they raise unwinds, and the transaction's abort cleans up.
@@ -68,7 +71,7 @@ impl Appender {
             let result: *mut pg_sys::ResultRelInfo =
                 pg_sys::MemoryContextAllocZero((*state).es_query_cxt, size).cast();
             pg_sys::InitResultRelInfo(result, relation, 0, std::ptr::null_mut(), 0);
-            pg_sys::ExecOpenIndices(result, false);
+            open_indexes(relation, result, &without);
             let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
             let row = pg_sys::AllocSetContextCreateInternal(
                 pg_sys::CurrentMemoryContext,
@@ -155,6 +158,36 @@ impl Appender {
             pg_sys::PopActiveSnapshot();
             pg_sys::CommandCounterIncrement();
         }
+    }
+}
+
+/// `ExecOpenIndices`, for all indexes but some.
+///
+/// # Safety
+/// The relation is open, and the result was made for it in the current memory context or one that lives
+/// as long.
+unsafe fn open_indexes(
+    relation: pg_sys::Relation,
+    result: *mut pg_sys::ResultRelInfo,
+    without: &[Oid],
+) {
+    // SAFETY: a list of OIDs; the arrays have room for all of them.
+    unsafe {
+        let list = pg_sys::RelationGetIndexList(relation);
+        let length = list.as_ref().map_or(0, |list| list.length as usize);
+        let room = length.max(1) * size_of::<*mut u8>();
+        (*result).ri_IndexRelationDescs = pg_sys::palloc(room).cast();
+        (*result).ri_IndexRelationInfo = pg_sys::palloc(room).cast();
+        let oids = (0..length).map(|at| (*(*list).elements.add(at)).oid_value);
+        let mut number = 0;
+        for oid in oids.filter(|oid| !without.contains(oid)) {
+            let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
+            *(*result).ri_IndexRelationDescs.add(number) = index;
+            *(*result).ri_IndexRelationInfo.add(number) = pg_sys::BuildIndexInfo(index);
+            number += 1;
+        }
+        (*result).ri_NumIndices = number as i32;
+        pg_sys::list_free(list);
     }
 }
 

@@ -26,12 +26,12 @@ pub fn by_key(home: &Home, table: &str, key: (Oid, i64), columns: i32) -> Result
         pg_sys::ScanKeyInit(&mut keys[0], 1, equal, pg_sys::F_OIDEQ.into(), one);
         pg_sys::ScanKeyInit(&mut keys[1], 2, equal, pg_sys::F_INT8EQ.into(), two);
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let row = indexed.first(snapshot, &mut keys, |tuple, shape| {
+        let row = indexed.find_row(snapshot, &mut keys, |tuple, shape| {
             let value = |at| text::to_string(pg_sys::SPI_getvalue(tuple, shape, at));
             (1..=columns).map(value).collect::<Result<Row>>()
         });
         pg_sys::UnregisterSnapshot(snapshot);
-        row.transpose()
+        row.ok().transpose()
     }
 }
 
@@ -54,7 +54,11 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
     // SAFETY: as above; the key's text lives as long as the memory context, the scans end before.
     unsafe {
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+        let mut vacant = None;
         let has = |(indexed, place): (&Indexed, &Place)| {
+            if vacant == Some(indexed.table) {
+                return false;
+            }
             let mut keys = [pg_sys::ScanKeyData::default()];
             pg_sys::ScanKeyEntryInitialize(
                 &mut keys[0],
@@ -67,7 +71,11 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
                 pg_sys::F_TEXTEQ.into(),
                 key,
             );
-            indexed.first(snapshot, &mut keys, |_, _| ()).is_some()
+            let found = indexed.find_row(snapshot, &mut keys, |_, _| ());
+            if found == Err(Absent::Table) {
+                vacant = Some(indexed.table);
+            }
+            found.is_ok()
         };
         let found = indexed.iter().zip(places).position(has);
         pg_sys::UnregisterSnapshot(snapshot);
@@ -138,10 +146,20 @@ pub fn has_id(home: &Home, place: &Place, id: i64) -> Result<bool> {
         let id = pg_sys::Datum::from(id);
         pg_sys::ScanKeyInit(&mut keys[0], place.column, equal, pg_sys::F_INT8EQ.into(), id);
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let found = indexed.first(snapshot, &mut keys, |_, _| ()).is_some();
+        let found = indexed.find_row(snapshot, &mut keys, |_, _| ()).is_ok();
         pg_sys::UnregisterSnapshot(snapshot);
         Ok(found)
     }
+}
+
+/// What there is none of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// Such a row.
+    Row,
+    /// Any row: the table has no pages. Most of the time there is nothing in the queue, and VACUUM has given
+    /// back the pages of what there was.
+    Table,
 }
 
 /// A table and one of its indexes.
@@ -155,27 +173,47 @@ impl Indexed {
         Ok(Self { table: table(home, name)?, index: table(home, index)? })
     }
 
-    /// What `take` makes of the first row that the keys find.
+    /// What `take` makes of a row that the keys find: the last one, since of a queue that is being drained it
+    /// is the first entries whose rows are gone.
     ///
     /// # Safety
     /// A registered snapshot, and keys that fit columns of the index.
-    unsafe fn first<T>(
+    unsafe fn find_row<T>(
         &self,
         snapshot: pg_sys::Snapshot,
         keys: &mut [pg_sys::ScanKeyData],
         take: impl FnOnce(pg_sys::HeapTuple, pg_sys::TupleDesc) -> T,
-    ) -> Option<T> {
-        // SAFETY: a scan in its order; the tuple is used before it ends.
+    ) -> std::result::Result<T, Absent> {
+        const LOCK: i32 = pg_sys::AccessShareLock as i32;
+        let pages = |relation| {
+            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+            // SAFETY: an open relation.
+            unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, main) }
+        };
+        // SAFETY: relations that are open while they are used; a scan in its order, whose tuple is used
+        // before it ends.
         unsafe {
-            let relation = pg_sys::table_open(self.table, pg_sys::AccessShareLock as i32);
-            let (number, keys) = (keys.len() as i32, keys.as_mut_ptr());
-            let scan =
-                pg_sys::systable_beginscan(relation, self.index, true, snapshot, number, keys);
-            let tuple = pg_sys::systable_getnext(scan);
-            let taken = (!tuple.is_null()).then(|| take(tuple, (*relation).rd_att));
-            pg_sys::systable_endscan(scan);
-            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
-            taken
+            let relation = pg_sys::table_open(self.table, LOCK);
+            if pages(relation) == 0 {
+                pg_sys::table_close(relation, LOCK);
+                return Err(Absent::Table);
+            }
+            let index = pg_sys::index_open(self.index, LOCK);
+            let mut taken = None;
+            // Nor is there one in an index that has had no entry since it was built: all it has is its
+            // metapage.
+            if pages(index) > 1 {
+                let (number, keys) = (keys.len() as i32, keys.as_mut_ptr());
+                let scan =
+                    pg_sys::systable_beginscan_ordered(relation, index, snapshot, number, keys);
+                let backward = pg_sys::ScanDirection::BackwardScanDirection;
+                let tuple = pg_sys::systable_getnext_ordered(scan, backward);
+                taken = (!tuple.is_null()).then(|| take(tuple, (*relation).rd_att));
+                pg_sys::systable_endscan_ordered(scan);
+            }
+            pg_sys::index_close(index, LOCK);
+            pg_sys::table_close(relation, LOCK);
+            taken.ok_or(Absent::Row)
         }
     }
 }

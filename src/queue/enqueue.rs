@@ -9,6 +9,7 @@ use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
+use crate::pg::invalidation::{self, Epoch};
 use crate::pg::lookup::{self, Place};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::tellable;
@@ -27,7 +28,7 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
     let _writable = context::Writable::new();
     stats::queued(set.account.server, set.len() as u64);
     transaction::wake_worker();
-    let mut writer = Writer::open(set, reason)?;
+    let mut writer = Writer::open(set, reason, behind.is_some())?;
     let mut changes = set.changes(Rows::Whole);
     let Some(mut behind) = behind else {
         while {
@@ -85,6 +86,9 @@ impl Run {
     }
 }
 
+/// Indexes of the queue in which no record is that is pending.
+const OF_ASIDE: [&str; 3] = ["sync_queue_aside", "sync_queue_waiting", "sync_queue_blocks"];
+
 /// Writes a change set's records.
 struct Writer<'s> {
     set: &'s ChangeSet,
@@ -96,14 +100,17 @@ struct Writer<'s> {
 }
 
 impl<'s> Writer<'s> {
-    fn open(set: &'s ChangeSet, reason: Option<&Error>) -> Result<Self> {
+    /// `waiting`: some of them may have to wait behind others.
+    fn open(set: &'s ChangeSet, reason: Option<&Error>, waiting: bool) -> Result<Self> {
         let reason = reason.map(|reason| {
             let constraint = reason.constraint().map(tellable);
             (reason.sqlstate().to_string(), tellable(&reason.in_full()), constraint)
         });
         let routes = RouteIds { home: &set.home, known: Vec::new() };
         let ids = lookup::table(&set.home, "sync_queue_id_seq")?;
-        Ok(Self { set, reason, routes, ids, records: Appender::open(&set.home, "sync_queue")? })
+        let without: &[&str] = if waiting { &[] } else { &OF_ASIDE };
+        let records = Appender::open(&set.home, "sync_queue", without)?;
+        Ok(Self { set, reason, routes, ids, records })
     }
 
     /// `behind`: the record it waits for, and its marks.
@@ -169,9 +176,19 @@ impl<'s> Writer<'s> {
     }
 }
 
+/// A route's id in a table `sync_route`.
+struct Known {
+    route: Rc<Route>,
+    table: Oid,
+    id: i64,
+    /// The transaction that found or wrote it.
+    by: u64,
+    /// When another transaction has seen it: it is committed, and there as long as the table is.
+    settled: Option<Epoch>,
+}
+
 thread_local! {
-    /// Ids of routes, each with the table `sync_route` that it was seen in.
-    static KNOWN: RefCell<Vec<(Rc<Route>, Oid, i64)>> = RefCell::default();
+    static KNOWN: RefCell<Vec<Known>> = RefCell::default();
 }
 
 const ROUTE: Place = Place { table: "sync_route", index: "sync_route_pkey", column: 1 };
@@ -202,13 +219,24 @@ impl RouteIds<'_> {
     /// been rolled back, and the extension be another.
     fn remembered(&self, route: &Rc<Route>) -> Result<Option<i64>> {
         let table = lookup::table(self.home, "sync_route")?;
-        let found = KNOWN.with_borrow(|known| {
-            known.iter().find(|(of, place, _)| *place == table && of == route).map(|k| k.2)
+        let is = |known: &Known| known.table == table && known.route == *route;
+        let found = KNOWN.with_borrow(|all| {
+            all.iter().find(|known| is(known)).map(|known| (known.id, known.by, known.settled))
         });
-        match found {
-            Some(id) if lookup::has_id(self.home, &ROUTE, id)? => Ok(Some(id)),
-            _ => Ok(None),
+        let Some((id, by, settled)) = found else { return Ok(None) };
+        let now = invalidation::now();
+        if settled == Some(now) {
+            return Ok(Some(id));
         }
+        if !lookup::has_id(self.home, &ROUTE, id)? {
+            return Ok(None);
+        }
+        if by != context::transaction() {
+            KNOWN.with_borrow_mut(|all| {
+                all.iter_mut().filter(|known| is(known)).for_each(|k| k.settled = Some(now));
+            });
+        }
+        Ok(Some(id))
     }
 
     /// Routes are never changed or removed, so one that is visible stays valid. Two transactions
@@ -228,11 +256,11 @@ impl RouteIds<'_> {
         };
         let id = required(&mut row.unwrap_or_default(), 0)?;
         let id = id.parse().map_err(|_| Error::internal("malformed id of a route"))?;
-        let place = lookup::table(self.home, "sync_route")?;
+        let (table, by) = (lookup::table(self.home, "sync_route")?, context::transaction());
         KNOWN.with_borrow_mut(|known| {
-            known.retain(|(of, _, _)| of != route);
+            known.retain(|known| known.route != *route);
             known.truncate(MOST_KNOWN - 1);
-            known.push((route.clone(), place, id));
+            known.push(Known { route: route.clone(), table, id, by, settled: None });
         });
         Ok(id)
     }
