@@ -38,16 +38,11 @@ pub struct Answers {
     kept_rows: usize,
     kept_bytes: usize,
     failure: Option<RemoteError>,
-    /// What the connection had heard when the last answer was complete.
-    heard: u64,
+    /// What the connection had heard when it was last looked at with an answer complete, or at first.
+    heard: Option<u64>,
 }
 
 impl Answers {
-    /// Of a run that begins over this connection.
-    pub fn over(connection: &Connection) -> Self {
-        Self { heard: connection.had_heard(), ..Self::default() }
-    }
-
     /// A statement was sent, whose answer tells conflicts in this way.
     pub fn expect(&mut self, conflicts: Conflicts) {
         self.telling.push_back(conflicts);
@@ -92,7 +87,6 @@ impl Answers {
         let before = self.outstanding;
         connection.watch();
         let arrived = connection.consume();
-        let heard = connection.heard();
         while self.outstanding > 0 && !connection.is_busy() {
             if !self.take(connection, server)? || !connection.is_up() {
                 break;
@@ -100,15 +94,16 @@ impl Answers {
         }
         connection.forget_notifications();
         let went_on = self.outstanding < before;
-        if went_on {
-            self.heard = heard;
-        }
         if !arrived || !connection.is_up() {
             return Err(connection.message());
         }
-        let unanswered = heard.saturating_sub(self.heard);
-        if self.outstanding > 0 && (unanswered > LONGEST_ANSWER || connection.is_swollen()) {
-            return Err(SENDS_TOO_MUCH.to_owned());
+        if self.outstanding > 0 {
+            let heard = connection.heard();
+            let before = self.heard.filter(|_| !went_on);
+            let unanswered = heard.saturating_sub(*self.heard.insert(before.unwrap_or(heard)));
+            if unanswered > LONGEST_ANSWER || connection.is_swollen() {
+                return Err(SENDS_TOO_MUCH.to_owned());
+            }
         }
         Ok(went_on)
     }

@@ -172,7 +172,7 @@ impl<'f> Link<'f> {
         self.asking = feed.needs_home() && !session.knows_home();
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             self.backend_pid = session.connection.backend_pid();
-            self.answers = Answers::over(&session.connection);
+            self.answers = Answers::default();
             self.went_on();
             self.state = State::Running(session);
         }

@@ -245,6 +245,10 @@ mod tests {
     }
 
     fn first_array(batch: Batch) -> String {
+        if let Some(Some(value)) = batch.single.and_then(|single| single.params.into_iter().next())
+        {
+            return format!(r#"{{"{value}"}}"#);
+        }
         let array = batch.new.into_iter().chain(batch.old).next();
         match array.map(Elements::into_param) {
             Some(Param::Text(text)) => text,

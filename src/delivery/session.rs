@@ -13,9 +13,7 @@ use crate::pg::invalidation::Changed;
 use crate::pg::wait::{self, Interest, Waiter};
 use crate::pq::Connection;
 use std::cell::RefCell;
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashMap, HashSet};
-use std::hash::{Hash, Hasher};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -26,17 +24,26 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// its parameters, and a server may say it for ever.
 const MOST_HEARD: u64 = 64 * 1024 * 1024;
 
+/// Routes of which it is known that the server accepts upserts over them; of more, the oldest are forgotten.
+const MOST_PROVEN: usize = 256;
+
+/// How often it is looked how much has come over a connection: every so many times that it is put back. A
+/// run that is over with one look at the connection has read no more than libpq's buffer holds.
+const LOOK_EVERY: u32 = 256;
+
 /// An authenticated connection.
 pub struct Session {
     pub endpoint: Rc<Endpoint>,
-    /// Hashes of routes whose upserts the server has accepted: its table has the unique index that
+    /// Routes whose upserts the server has accepted, the latest first: its table has the unique index that
     /// they need, so a plain INSERT meets a row that is there instead of doubling it.
-    proven: HashSet<u64>,
+    proven: VecDeque<Rc<Route>>,
     /// The schema of the server's own extension, and when the server was asked.
     home: Option<(Option<String>, Instant)>,
     pub prepared: Prepared,
     /// The server has refused values in binary form.
     pub only_text: bool,
+    /// How often it was put back.
+    uses: u32,
     /// Made by the first wait. Goes before the connection, whose socket it knows.
     waiter: Option<Waiter>,
     pub connection: Connection,
@@ -47,10 +54,11 @@ pub struct Session {
 impl Session {
     /// A session over a connection that has just come up and been checked.
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
-        let (proven, home, waiter) = (HashSet::new(), None, None);
+        let (proven, home, waiter) = (VecDeque::new(), None, None);
         let prepared = Prepared::default();
         let only_text = false;
-        Self { endpoint, proven, home, prepared, only_text, waiter, connection, _fd: fd }
+        let uses = 0;
+        Self { endpoint, proven, home, prepared, only_text, uses, waiter, connection, _fd: fd }
     }
 
     /// What to wait for while something runs.
@@ -91,26 +99,30 @@ impl Session {
 
     /// Whether upserts over all these routes have succeeded here before.
     pub fn has_proven(&self, routes: &[Rc<Route>]) -> bool {
-        routes.iter().all(|route| self.proven.contains(&hash(route)))
+        routes.iter().all(|route| self.is_proven(route))
+    }
+
+    fn is_proven(&self, route: &Rc<Route>) -> bool {
+        self.proven.iter().any(|proven| Rc::ptr_eq(proven, route) || proven == route)
     }
 
     /// Upserts over these routes have succeeded.
     pub fn prove<'r>(&mut self, routes: impl Iterator<Item = &'r Rc<Route>>) {
-        self.proven.extend(routes.map(hash));
+        for route in routes {
+            if !self.is_proven(route) {
+                self.proven.truncate(MOST_PROVEN - 1);
+                self.proven.push_front(route.clone());
+            }
+        }
     }
 
     /// Whether the other side is still there, as far as can be told without asking it. A closed
     /// connection may first hand out the server's farewell, so the end shows at the second look.
     fn is_alive(&mut self) -> bool {
-        (0..2).all(|_| self.connection.consume() && !self.connection.is_busy())
-            && self.connection.is_up()
+        let connection = &mut self.connection;
+        connection.is_quiet()
+            || ((0..2).all(|_| connection.consume() && !connection.is_busy()) && connection.is_up())
     }
-}
-
-fn hash(route: &Rc<Route>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    route.hash(&mut hasher);
-    hasher.finish()
 }
 
 thread_local! {
@@ -129,8 +141,12 @@ pub fn take(endpoint: &Rc<Endpoint>) -> Option<Session> {
 
 /// Keeps a session for the next transaction; closes it if one is still open on the server, if it has
 /// become too large, or if what is sent next would be read in another encoding.
-pub fn put_back(session: Session) {
-    let connection = &session.connection;
+pub fn put_back(mut session: Session) {
+    session.uses = session.uses.wrapping_add(1);
+    let connection = &mut session.connection;
+    if session.uses % LOOK_EVERY == 0 {
+        connection.heard();
+    }
     if !connection.is_idle() || connection.had_heard() > MOST_HEARD || !connection.speaks_utf8() {
         return;
     }

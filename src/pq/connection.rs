@@ -119,6 +119,11 @@ impl Connection {
         unsafe { PQsocket(self.raw()) }
     }
 
+    /// Whether it is up and nothing has come, not even its end.
+    pub fn is_quiet(&self) -> bool {
+        self.is_up() && socket::is_quiet(self.socket())
+    }
+
     /// Whether libpq thinks it is connected.
     pub fn is_up(&self) -> bool {
         // SAFETY: a live connection.

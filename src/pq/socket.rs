@@ -32,6 +32,16 @@ fn received(socket: i32) -> Option<u64> {
     (done == 0 && length as usize == size_of_val(&info)).then_some(info[AT])
 }
 
+/// Whether there is nothing to be read from a socket, and the other side has not closed it.
+pub fn is_quiet(socket: i32) -> bool {
+    let mut byte = 0u8;
+    // SAFETY: the kernel writes one byte at most.
+    let read = unsafe {
+        libc::recv(socket, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+    };
+    read < 0 && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
@@ -52,6 +62,24 @@ mod tests {
         socket.read_exact(&mut bytes)?;
         assert_eq!(taken(socket.as_raw_fd()), Some(600));
         assert_eq!(taken(-1), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_socket_is_quiet_until_something_comes_or_it_is_closed() -> std::io::Result<()> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let mut socket = TcpStream::connect(listener.local_addr()?)?;
+        let (mut other, _) = listener.accept()?;
+        assert!(is_quiet(socket.as_raw_fd()));
+        other.write_all(&[0])?;
+        socket.peek(&mut [0])?;
+        assert!(!is_quiet(socket.as_raw_fd()));
+        socket.read_exact(&mut [0])?;
+        assert!(is_quiet(socket.as_raw_fd()));
+        drop(other);
+        socket.peek(&mut [0])?;
+        assert!(!is_quiet(socket.as_raw_fd()));
+        assert!(!is_quiet(-1));
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::binary::BinaryArray;
 use super::quote::ArrayLiteral;
 use super::statement::Param;
-use crate::change::{Change, Op, Policy, Route, Stamp};
+use crate::change::{Carrier, Change, Column, Op, Policy, Route, Stamp};
 use std::rc::Rc;
 
 /// What a batch does; all its rows do the same.
@@ -91,7 +91,8 @@ pub struct Batch {
     pub kind: Kind,
     /// Changes in the batch.
     pub rows: usize,
-    /// An array per column: the new rows.
+    /// An array per column: the new rows. Empty, as `old`, for a single row that [takes
+    /// parameters](Batch::takes_params).
     pub new: Vec<Elements>,
     /// An array per key column: the old keys.
     pub old: Vec<Elements>,
@@ -150,23 +151,29 @@ impl Batch {
         self
     }
 
+    /// Whether a row's values can be parameters, see [`Values::of_params`](super::values::Values::of_params).
+    pub fn takes_params(&self) -> bool {
+        let plain = |c: &Column| c.carrier == Carrier::Element && !c.own_equality;
+        match (self.kind, self.route.policy) {
+            (_, Policy::Newest(_)) | (Kind::Move | Kind::Truncate, _) => false,
+            _ => self.route.columns.iter().all(plain),
+        }
+    }
+
     /// Appends a change of the same route and kind.
     pub fn push(&mut self, change: &Change<&str>) {
         self.rows += 1;
-        self.single = (self.rows == 1).then(|| {
-            let sent = |at: &usize| !self.unchanged.contains(&(*at as u32));
-            let row = (0..self.new.len()).filter(sent).filter_map(|at| change.row.get(at));
-            let old = change.key.iter().take(self.old.len());
-            let owned = |value: &Option<&str>| value.map(str::to_owned);
-            let key = match self.kind {
-                Kind::Delete => change.key.clone(),
-                _ => change.new_key(&self.route),
-            };
-            Single {
-                params: row.chain(old).map(owned).collect(),
-                key: key.iter().map(owned).collect(),
+        if self.rows == 1 {
+            self.single = Some(self.single_of(change));
+            if self.takes_params() {
+                // Arrays are for more than one row.
+                return;
             }
-        });
+        } else if let Some(single) = self.single.take()
+            && self.takes_params()
+        {
+            self.spread(&single);
+        }
         for (at, (array, value)) in self.new.iter_mut().zip(&change.row).enumerate() {
             if !self.unchanged.contains(&(at as u32)) {
                 array.push(*value);
@@ -188,10 +195,32 @@ impl Batch {
         }
     }
 
+    fn single_of(&self, change: &Change<&str>) -> Single {
+        let sent = |at: &usize| !self.unchanged.contains(&(*at as u32));
+        let row = (0..self.new.len()).filter(sent).filter_map(|at| change.row.get(at));
+        let old = change.key.iter().take(self.old.len());
+        let owned = |value: &Option<&str>| value.map(str::to_owned);
+        let key = match self.kind {
+            Kind::Delete => change.key.clone(),
+            _ => change.new_key(&self.route),
+        };
+        Single { params: row.chain(old).map(owned).collect(), key: key.iter().map(owned).collect() }
+    }
+
+    /// Begins the arrays with the first row.
+    fn spread(&mut self, single: &Single) {
+        let new = self.new.iter_mut().enumerate();
+        let sent = new.filter(|(at, _)| !self.unchanged.contains(&(*at as u32)));
+        let arrays = sent.map(|(_, array)| array).chain(&mut self.old);
+        arrays.zip(&single.params).for_each(|(array, value)| array.push(value.as_deref()));
+    }
+
     /// Size of the parameters, in bytes.
     pub fn bytes(&self) -> usize {
         let stamps = self.stamp.iter().chain(&self.gone).flatten();
         let arrays = self.new.iter().chain(&self.old).map(Elements::len);
-        arrays.sum::<usize>() + stamps.map(ArrayLiteral::len).sum::<usize>()
+        let single = self.single.iter().flat_map(|single| &single.params).flatten();
+        arrays.sum::<usize>().max(single.map(String::len).sum())
+            + stamps.map(ArrayLiteral::len).sum::<usize>()
     }
 }

@@ -1,7 +1,7 @@
 //! Where a statement takes its values from: arrays of parameters (a batch), parameters (a single row) or
 //! literals (one change, for people).
 
-use super::batch::{Batch, Elements, Kind};
+use super::batch::{Batch, Elements};
 use super::lasting::TYPES_MARK;
 use super::quote::{ident, literal, relation};
 use crate::change::{Carrier, Column, Policy, Route};
@@ -127,11 +127,7 @@ impl Values {
 
 /// Whether a batch is one row whose values can be parameters, see [`Values::of_params`].
 pub fn single_row(batch: &Batch) -> bool {
-    let plain = |c: &Column| c.carrier == Carrier::Element && !c.own_equality;
-    match (batch.kind, batch.route.policy) {
-        (_, Policy::Newest(_)) | (Kind::Move | Kind::Truncate, _) => false,
-        _ => batch.single.is_some() && batch.route.columns.iter().all(plain),
-    }
+    batch.single.is_some() && batch.takes_params()
 }
 
 /// The key part of a row of expressions.
