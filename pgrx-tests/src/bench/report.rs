@@ -80,7 +80,9 @@ impl Report {
         }
         let count = |met| self.targets.iter().filter(|one| one.is_met() == met).count();
         let (met, missed, open) = (count(Some(true)), count(Some(false)), count(None));
-        writeln!(text, "\n{met} met, {missed} not met, {open} not measured")?;
+        let beyond = self.targets.iter().filter(|one| one.is_out_of_reach()).count();
+        let beyond = format!("{beyond} of them out of reach on this machine");
+        writeln!(text, "\n{met} met, {missed} not met ({beyond}), {open} not measured")?;
         Ok(text)
     }
 }

@@ -26,6 +26,10 @@ pub struct Verdict {
     pub unit: String,
     /// None: one of its figures was not measured.
     pub found: Option<f64>,
+    /// The most that there can be on this machine, where that is known: who delivers at commit does the
+    /// work of both sides one after the other, so that half of what comes of no synchronisation is left.
+    #[serde(default)]
+    pub reach: Option<f64>,
 }
 
 impl Verdict {
@@ -35,6 +39,11 @@ impl Verdict {
             Bound::AtMost => found <= self.limit,
             Bound::MoreThan => found > self.limit,
         })
+    }
+
+    /// Whether nobody could meet it on this machine.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.is_met() == Some(false) && self.reach.is_some_and(|reach| reach < self.limit)
     }
 }
 
@@ -52,7 +61,11 @@ impl fmt::Display for Verdict {
         };
         let found = self.found.map_or("-".to_owned(), |found| format!("{}{unit}", rounded(found)));
         let wanted = format!("{bound} {}{unit}", rounded(self.limit));
-        write!(f, "{met:<12}  {found:>16}  {wanted:<24}  {}", self.what)
+        write!(f, "{met:<12}  {found:>16}  {wanted:<24}  {}", self.what)?;
+        match self.reach.filter(|_| self.is_out_of_reach()) {
+            Some(reach) => write!(f, " (out of reach here: {} at most)", rounded(reach)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -83,12 +96,16 @@ pub fn judge(figures: &Figures, plan: &Plan) -> Vec<Verdict> {
 impl Judge<'_> {
     fn push(&mut self, what: String, bound: Bound, limit: f64, unit: &str, found: Option<f64>) {
         let unit = unit.to_owned();
-        self.verdicts.push(Verdict { what, bound, limit, unit, found });
+        self.verdicts.push(Verdict { what, bound, limit, unit, found, reach: None });
     }
 
     fn faster(&mut self, workload: &str, other: Contender, bound: Bound, limit: f64) {
         let found = self.figures.better(workload, Async, other);
         self.push(format!("{workload}: faster than {other}"), bound, limit, " times", found);
+        let ceiling = self.figures.better(workload, Nobody, other);
+        if let Some(verdict) = self.verdicts.last_mut() {
+            verdict.reach = ceiling.map(|ceiling| ceiling / 2.0);
+        }
     }
 
     /// Of the time that it takes without synchronisation.
@@ -207,6 +224,20 @@ mod tests {
         assert_eq!(met("faster than native"), Some(false));
         assert_eq!(met("faster than fdw"), None);
         assert_eq!(met("time of no synchronisation"), Some(false));
+    }
+
+    #[test]
+    fn what_half_of_nothing_would_not_reach_is_out_of_reach() {
+        for (recipe, out_of_reach) in [(1900.0, true), (2100.0, false)] {
+            let mut figures = Figures::default();
+            for (contender, took) in [(Nobody, 10.0), (Recipe, recipe), (Async, 36.0)] {
+                figures.add("insert 10,000 rows", contender, Unit::Milliseconds, took);
+            }
+            let verdict = verdict(&figures, "insert 10,000 rows: faster than recipe");
+            assert_eq!(verdict.is_met(), Some(false));
+            assert_eq!(verdict.is_out_of_reach(), out_of_reach);
+            assert_eq!(verdict.to_string().contains("95.00 at most"), out_of_reach);
+        }
     }
 
     #[test]
