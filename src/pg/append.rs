@@ -54,11 +54,12 @@ impl Appender {
     /// indexes that no row to be appended belongs into; to open one costs as much as to write a row.
     ///
     /// # Errors
-    /// When there is no such table or index.
+    /// When there is no such table.
     pub fn open(home: &Home, table: &str, without: &[&str]) -> Result<Self> {
         let oid = lookup::table(home, table)?;
-        let without =
-            without.iter().map(|index| lookup::table(home, index)).collect::<Result<Vec<_>>>()?;
+        // One that is not there need not be left out.
+        let without: Vec<Oid> =
+            without.iter().filter_map(|index| lookup::table(home, index).ok()).collect();
         let user = AsUser::switch(home.owner);
         // SAFETY: calls in their order, as the server's own worker for logical replication makes them;
         // what they raise unwinds, and the transaction's abort cleans up.

@@ -1,15 +1,21 @@
 //! Change sets larger than `pg_rowsync.buffer_size`: memory stays bounded, nothing else changes.
 
 use postgres::Client;
-use rowsync_harness::{Side, Testbed};
-use std::fs;
+use rowsync_harness::cluster::TEST_SETTINGS;
+use rowsync_harness::testbed::{await_until, clusters};
+use rowsync_harness::{Cluster, Side, Testbed};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, thread};
 
 use crate::common::{
-    both_have, deal, one_way, outage, query, queued, records, recover, refused, rows, run, same,
+    both_have, deal, mirror, one_way, outage, query, queued, records, recover, refused, rows, run,
+    same,
 };
 
 const COLUMNS: &str = "id int primary key, v text";
 const BUFFER_KB: u64 = 16 * 1024;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn sums(side: &Side) -> Vec<String> {
     rows(side, "select count(*), sum(id), sum(hashtext(v)) from t")
@@ -190,4 +196,53 @@ fn a_value_of_20_megabytes_crosses_through_the_queue() {
     bed.left.exec("update t set id = 2; update t set v = v || '!'");
     assert!(deal(&bed, "10"), "{:?}", rows(&bed.left, "select message from sync_err_rec"));
     value_crosses(&bed, 20_000_000);
+}
+
+#[test]
+fn what_is_logged_is_flushed_while_the_server_works_if_the_commit_is_to_wait_for_it() {
+    // Nobody else flushes.
+    let settings = [
+        ("wal_writer_delay", "10s"),
+        ("bgwriter_lru_maxpages", "0"),
+        ("autovacuum", "off"),
+        ("checkpoint_timeout", "1h"),
+    ];
+    let cluster = Cluster::start_with("wal", &[TEST_SETTINGS, &settings].concat());
+    let cluster = Arc::new(cluster.expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    for setting in ["on", "off"] {
+        let bed = Testbed {
+            left: create(&cluster, &format!("local_{setting}")),
+            right: create(clusters().1, &format!("remote_wal_{setting}")),
+        };
+        bed.link(&bed.left, &bed.right, "dst", &[]);
+        mirror(&bed, "t", "id int primary key, pad text", r#"{"exclude": ["pad"]}"#);
+        let mut writer = bed.left.client_named("writer");
+        run(
+            &mut writer,
+            &format!(
+                "set pg_rowsync.lock_timeout = '1min'; set pg_rowsync.delivery_timeout = '1min';
+                 set synchronous_commit = {setting}; insert into t values (0, 'first')"
+            ),
+        );
+        let mut blocker = bed.right.client();
+        run(&mut blocker, "begin; lock table t in share mode");
+        let write = "insert into t select i, repeat('x', 500) from generate_series(1, 3000) i";
+        let behind = thread::scope(|scope| {
+            let writing = scope.spawn(|| run(&mut writer, write));
+            let waiting = "select count(*) from pg_stat_activity
+                 where application_name = 'writer' and wait_event_type = 'Extension'";
+            await_until(PATIENCE, "the writer waits", || rows(&bed.left, waiting) == ["1"]);
+            let behind = rows(
+                &bed.left,
+                "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn())",
+            );
+            run(&mut blocker, "rollback");
+            writing.join().expect("a commit");
+            behind[0].parse::<u64>().expect("a number")
+        });
+        assert_eq!(behind < 100_000, setting == "on", "{setting}: {behind} bytes");
+        assert!(behind > 1_000_000 || setting == "on", "{setting}: {behind} bytes");
+        assert_eq!(rows(&bed.right, "select count(*) from t"), ["3001"]);
+    }
 }
