@@ -144,7 +144,7 @@ pub fn take(endpoint: &Rc<Endpoint>) -> Option<Session> {
 pub fn put_back(mut session: Session) {
     session.uses = session.uses.wrapping_add(1);
     let connection = &mut session.connection;
-    if session.uses % LOOK_EVERY == 0 {
+    if session.uses.is_multiple_of(LOOK_EVERY) {
         connection.heard();
     }
     if !connection.is_idle() || connection.had_heard() > MOST_HEARD || !connection.speaks_utf8() {
