@@ -38,7 +38,8 @@ pub struct Answers {
     kept_rows: usize,
     kept_bytes: usize,
     failure: Option<RemoteError>,
-    /// What the connection had heard when it was last looked at with an answer complete, or at first.
+    /// What the connection had heard at the last look after which an answer was complete and others were not,
+    /// or at the first look; none before.
     heard: Option<u64>,
 }
 

@@ -27,10 +27,13 @@ impl Report {
         Report { machine, plan, figures, targets }
     }
 
+    /// What [`Report::write_json`] has written, its figures judged anew.
     pub fn read(file: &Path) -> Result<Report> {
         let text = fs::read_to_string(file)
             .with_context(|| format!("could not read \"{}\"", file.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("in \"{}\"", file.display()))
+        let Report { machine, plan, figures, .. } =
+            serde_json::from_str(&text).with_context(|| format!("in \"{}\"", file.display()))?;
+        Ok(Report::new(machine, plan, figures))
     }
 
     pub fn write_json(&self, file: &Path) -> Result<()> {
