@@ -64,13 +64,21 @@ COMMENT ON TABLE @extschema@.sync_server_state IS
     'what the attempts to replay changes came to, by server; failures are those since the last success';
 
 CREATE TABLE @extschema@.sync_lost_session (
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_lost_session_pkey PRIMARY KEY,
     dst_server text NOT NULL,
     owner pg_catalog.regrole NOT NULL,
-    backend_pid integer NOT NULL,
+    backend_pid integer,
+    backend_start timestamptz,
+    token bigint,
+    not_after timestamptz,
     lost_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 COMMENT ON TABLE @extschema@.sync_lost_session IS
-    'server backends of connections lost with a COMMIT on its way; nothing is applied before they are gone';
+    'server sessions of connections lost with a COMMIT on its way; nothing is applied before they are gone';
+COMMENT ON COLUMN @extschema@.sync_lost_session.token IS
+    'where the process was not known for certain: the advisory lock that the lost transaction takes first';
+COMMENT ON COLUMN @extschema@.sync_lost_session.not_after IS
+    'by the server''s clock: a transaction that has not begun by then never will';
 CREATE INDEX sync_lost_session_server ON @extschema@.sync_lost_session (dst_server);
 
 -- No foreign key to the tables: what is kept of a dropped one does no harm until it is removed.

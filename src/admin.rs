@@ -152,11 +152,22 @@ fn parse_target(home: &Home, local: &Relation, target: &str) -> Result<Relation>
     }
 }
 
-/// Server, local user, process ID on the server, valid.
-pub type ConnectionRow = (String, Option<String>, i32, bool);
+/// One of the current session's idle connections.
+pub struct ConnectionRow {
+    pub server: String,
+    /// The local user whose mapping it was made with.
+    pub user: Option<String>,
+    /// The server's process that has served it last.
+    pub pid: i32,
+    /// Whether it will be used again as it is.
+    pub valid: bool,
+    /// Whether it leads through a pooler; `None` before the first exchange.
+    pub pooled: Option<bool>,
+    /// Since when it has not been used, as PostgreSQL counts time.
+    pub idle_since: i64,
+}
 
-/// The current session's idle connections: server, local user of the mapping, the server's process, and
-/// whether it will be used again as it is.
+/// The current session's idle connections.
 ///
 /// # Errors
 /// What the catalogs report.
@@ -176,7 +187,14 @@ pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
             // Its mapping may be gone, which is not the caller's fault.
             let current = Endpoint::resolve(home, account);
             let valid = listed.alive && current.is_ok_and(|current| current == listed.endpoint);
-            Ok((account.server_name.clone(), user, listed.pid, valid))
+            Ok(ConnectionRow {
+                server: account.server_name.clone(),
+                user,
+                pid: listed.pid,
+                valid,
+                pooled: listed.pooled,
+                idle_since: context::now() - listed.idle.as_micros() as i64,
+            })
         })
         .collect()
 }

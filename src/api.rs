@@ -100,7 +100,8 @@ fn sync_change_sql(fcinfo: pg_sys::FunctionCallInfo) -> Vec<u8> {
 /// The current session's cached connections. See [`admin::connections`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_connections() RETURNS TABLE (
-    server_name text, user_name text, backend_pid integer, valid boolean
+    server_name text, user_name text, backend_pid integer, valid boolean, pooled boolean,
+    idle_since timestamptz
 ) VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_connections_wrapper';
 "#)]
 #[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
@@ -111,13 +112,17 @@ fn sync_connections() -> TableIterator<
         name!(user_name, Option<Vec<u8>>),
         name!(backend_pid, i32),
         name!(valid, bool),
+        name!(pooled, Option<bool>),
+        name!(idle_since, Option<TimestampWithTimeZone>),
     ),
 > {
     let list = || -> Result<Vec<_>> {
         admin::connections(&Home::find()?)?
             .into_iter()
-            .map(|(server, user, pid, valid)| {
-                Ok((result(&server)?, user.as_deref().map(result).transpose()?, pid, valid))
+            .map(|row| {
+                let user = row.user.as_deref().map(result).transpose()?;
+                let since = row.idle_since.try_into().ok();
+                Ok((result(&row.server)?, user, row.pid, row.valid, row.pooled, since))
             })
             .collect()
     };

@@ -17,6 +17,7 @@ use self::batch::Batch;
 use self::replay::Replay;
 use crate::conflict::Tally;
 use crate::conflicts;
+use crate::connect::release;
 use crate::delivery::commit;
 use crate::delivery::drive::{self, Stop};
 use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
@@ -197,6 +198,7 @@ pub fn note(home: &Home, server_name: &str, failure: &Error, next: Duration) -> 
     {
         return Ok(());
     }
+    release::ask_if_refused(home, server_name, failure)?;
     state::failed(home, server_name, failure, Some(next))
 }
 
@@ -288,6 +290,7 @@ impl Drain<'_> {
     /// Notes and warns that work on the server has stopped. False, for the answer.
     fn stopped(&self, error: &Error) -> Result<bool> {
         state::failed(self.home, &self.server_name, error, None)?;
+        release::ask_if_refused(self.home, &self.server_name, error)?;
         let name = &self.server_name;
         let message = format!("changes for server \"{name}\" could not be replayed");
         report::warn(&message, error, None);
@@ -407,15 +410,15 @@ impl Drain<'_> {
         for one in &lost {
             if one.owner == mine {
                 let current = link.take().ok_or_else(|| Error::internal("link is gone"))?;
-                link = Some(lost::terminate(current, &[one.backend_pid])?);
+                link = Some(lost::end(current, &one.session)?);
             } else {
                 // Another owner's backend can only be ended over that owner's connection.
                 let account = Account::look_up(self.home, &self.server_name, oid(&one.owner)?)?;
                 let endpoint = Endpoint::resolve(self.home, &account)?;
-                let other = lost::terminate(Link::open(&endpoint)?, &[one.backend_pid])?;
+                let other = lost::end(Link::open(&endpoint)?, &one.session)?;
                 other.into_session().into_iter().for_each(session::put_back);
             }
-            queue::forget_lost(self.home, &self.server_name, one)?;
+            queue::forget_lost(self.home, one)?;
         }
         link.ok_or_else(|| Error::internal("link is gone"))
     }

@@ -18,6 +18,7 @@ impl SqlState {
     pub const CONNECTION_FAILURE: Self = Self::new("08006");
     pub const CANNOT_CONNECT: Self = Self::new("08001");
     pub const RESOLUTION_UNKNOWN: Self = Self::new("08007");
+    pub const REJECTED_CONNECTION: Self = Self::new("08004");
     pub const PROTOCOL_VIOLATION: Self = Self::new("08P01");
     pub const DATATYPE_MISMATCH: Self = Self::new("42804");
     pub const FDW_INVALID_OPTION: Self = Self::new("HV00D");
@@ -199,6 +200,10 @@ pub enum Error {
     #[error("server \"{server}\" did not answer in time")]
     Timeout { server: String, what: &'static str, millis: i64 },
 
+    /// A session whose connection was lost may still commit an earlier delivery.
+    #[error("an earlier delivery to server \"{server}\" may still be committed")]
+    Lingering { server: String, reason: String, hint: &'static str },
+
     /// The user asked for a cancel while we waited, and nothing took effect on the server.
     #[error("canceling statement due to user request")]
     Canceled,
@@ -246,6 +251,7 @@ impl Error {
             Self::Connect { sqlstate, .. } | Self::Local { sqlstate, .. } => *sqlstate,
             Self::Lost { .. } | Self::Timeout { .. } => SqlState::CONNECTION_FAILURE,
             Self::InDoubt { .. } => SqlState::RESOLUTION_UNKNOWN,
+            Self::Lingering { .. } => SqlState::OBJECT_IN_USE,
             Self::Canceled => SqlState::QUERY_CANCELED,
             Self::Pending { .. } => SqlState::OBJECT_NOT_READY,
         }
@@ -271,6 +277,17 @@ impl Error {
         }
     }
 
+    /// Whether the server, or a pooler on the way, grants no more connections.
+    pub fn is_connection_refusal(&self) -> bool {
+        match self {
+            Self::Connect { sqlstate, reason, .. } => {
+                sqlstate.as_str().starts_with("53")
+                    || reason.contains("no more connections allowed")
+            }
+            _ => false,
+        }
+    }
+
     /// Whether what fails is the whole table and not one row of it.
     pub fn is_about_table(&self) -> bool {
         matches!(self, Self::Remote(e) if e.sqlstate.is_about_table())
@@ -281,7 +298,7 @@ impl Error {
         match self {
             Self::Remote(e) => e.told_detail().cloned(),
             Self::Connect { reason, .. } | Self::Lost { reason, .. } => Some(reason.clone()),
-            Self::InDoubt { reason, .. } => Some(reason.clone()),
+            Self::InDoubt { reason, .. } | Self::Lingering { reason, .. } => Some(reason.clone()),
             Self::Timeout { what, millis, .. } => {
                 Some(format!("No progress for {millis} ms while {what}."))
             }
@@ -300,6 +317,7 @@ impl Error {
                     .into(),
             ),
             Self::Local { hint, .. } => hint.clone(),
+            Self::Lingering { hint, .. } => Some((*hint).to_owned()),
             Self::Pending { .. } => {
                 Some("Run deal_sync_err_rec() until sync_err_rec is empty for this server.".into())
             }
@@ -316,6 +334,7 @@ impl Error {
             // Failing to connect is always about the server, whatever state it gave.
             Self::Connect { .. } | Self::Lost { .. } | Self::InDoubt { .. } => true,
             Self::Timeout { .. } | Self::Canceled | Self::Pending { .. } => true,
+            Self::Lingering { .. } => true,
             // A cancelled statement ran into our own statement_timeout or into an administrator.
             Self::Remote(e) => e.sqlstate.is_transient() || e.sqlstate == SqlState::QUERY_CANCELED,
             Self::Local { .. } => false,

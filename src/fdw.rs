@@ -1,5 +1,6 @@
 //! The validator of the foreign data wrapper `pg_rowsync`.
 
+use crate::connect::settings::Pooled;
 use crate::error::{Error, Result, SqlState};
 use crate::options::MAX_NAME;
 use crate::pg::{Oid, context};
@@ -14,6 +15,10 @@ const MAPPING_CATALOG: u32 = 1418;
 const NOT_OURS: [&str; 3] = ["client_encoding", "replication", "fallback_application_name"];
 /// Options that open files which only the server account can read, and show who it is.
 pub const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
+/// The server's option that says whether there is a pooler in between.
+pub const POOLED: &str = "pooled";
+/// The server's option that says whether connections are kept between transactions, as in postgres_fdw.
+pub const KEEP_CONNECTIONS: &str = "keep_connections";
 /// The mapping's option that may say that none is required.
 pub const PASSWORD_REQUIRED: &str = "password_required";
 
@@ -35,6 +40,11 @@ fn check(name: &str, value: &str, catalog: u32) -> Result<()> {
     if !allowed.contains(&name) {
         return Err(refused(name, catalog, &allowed));
     }
+    match name {
+        POOLED => drop(pooled(value)?),
+        KEEP_CONNECTIONS => drop(boolean(name, value)?),
+        _ => {}
+    }
     let waives = name == PASSWORD_REQUIRED && !boolean(name, value)?;
     if (waives || SUPERUSER_ONLY.contains(&name)) && !context::is_superuser() {
         let message = match waives {
@@ -52,7 +62,11 @@ fn allowed(catalog: u32) -> Vec<&'static str> {
     let ours = keywords::all().iter().filter(|k| !k.debug && !NOT_OURS.contains(&k.name.as_str()));
     let personal = |k: &keywords::Keyword| k.secret || k.name == "user";
     match catalog {
-        SERVER_CATALOG => ours.filter(|k| !personal(k)).map(|k| k.name.as_str()).collect(),
+        SERVER_CATALOG => ours
+            .filter(|k| !personal(k))
+            .map(|k| k.name.as_str())
+            .chain([POOLED, KEEP_CONNECTIONS])
+            .collect(),
         MAPPING_CATALOG => ours
             .filter(|k| personal(k) || SUPERUSER_ONLY.contains(&k.name.as_str()))
             .map(|k| k.name.as_str())
@@ -86,6 +100,25 @@ fn refused(name: &str, catalog: u32, allowed: &[&str]) -> Error {
         }
         _ if allowed.is_empty() => error.with_hint("There are no valid options in this context."),
         _ => error.with_hint(format!("Valid options are: {}.", allowed.join(", "))),
+    }
+}
+
+/// The value of the option `pooled`.
+///
+/// # Errors
+/// 22023 for what is none.
+pub fn pooled(value: &str) -> Result<Pooled> {
+    if value.eq_ignore_ascii_case("auto") {
+        return Ok(Pooled::Auto);
+    }
+    match boolean(POOLED, value) {
+        Ok(true) => Ok(Pooled::On),
+        Ok(false) => Ok(Pooled::Off),
+        Err(_) => {
+            let message = format!("option \"{POOLED}\" requires auto, on or off");
+            Err(Error::local(SqlState::INVALID_PARAMETER, message)
+                .with_hint("With auto, a pooler is found out in the first exchange."))
+        }
     }
 }
 

@@ -14,6 +14,7 @@ static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
 static BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static IDLE_IN_TRANSACTION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600_000);
 static MAX_SERVERS: GucSetting<i32> = GucSetting::<i32>::new(128);
 static RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
@@ -89,6 +90,16 @@ pub fn define() {
         c"Breaks deadlocks between masters that update the same rows.",
         &LOCK_TIMEOUT,
         HOUR,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_rowsync.idle_timeout",
+        c"Time after which a session closes a connection that it has not used.",
+        c"0 keeps it as long as the session lives.",
+        &IDLE_TIMEOUT,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
     );
     // The worker's: every session must see the same, so they come from the configuration.
     let interval = |name, short, long, setting| {
@@ -218,6 +229,13 @@ pub fn idle_in_transaction_timeout() -> Duration {
 /// `pg_rowsync.lock_timeout`.
 pub fn lock_timeout() -> Duration {
     millis(&LOCK_TIMEOUT)
+}
+
+/// `pg_rowsync.idle_timeout`; `None` for never.
+pub fn idle_timeout() -> Option<Duration> {
+    Some(IDLE_TIMEOUT.get())
+        .filter(|millis| *millis > 0)
+        .map(|millis| Duration::from_millis(millis as u64))
 }
 
 /// `pg_rowsync.max_servers`.

@@ -8,6 +8,7 @@ mod capture;
 mod change;
 mod conflict;
 mod conflicts;
+mod connect;
 mod delivery;
 mod drain;
 mod error;

@@ -29,6 +29,7 @@ pub mod spi;
 pub mod subtransaction;
 pub mod temp_file;
 pub mod text;
+pub mod timer;
 pub mod trigger;
 pub mod turn;
 pub mod utility;

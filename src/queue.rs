@@ -20,6 +20,7 @@ use self::footprint::Footprint;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
 use crate::change::{Change, Route};
+use crate::connect::lost_session::LostSession;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::context;
@@ -46,7 +47,7 @@ pub enum Standing {
 const PENDING: Place = Place { table: "sync_queue", index: "sync_queue_pending", column: 2 };
 const ASIDE: Place = Place { table: "sync_queue", index: "sync_queue_aside", column: 2 };
 const LOST: Place =
-    Place { table: "sync_lost_session", index: "sync_lost_session_server", column: 1 };
+    Place { table: "sync_lost_session", index: "sync_lost_session_server", column: 2 };
 
 /// What the queue has for a server.
 ///
@@ -104,21 +105,45 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
     })
 }
 
-/// Remembers the backend of a connection lost in doubt, until a drain has seen it gone.
+/// Remembers the session of a connection lost in doubt, until a drain has seen it gone.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn remember_lost(set: &ChangeSet, backend_pid: i32) -> Result<()> {
+pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
     let _writable = context::Writable::new();
     let sql = format!(
-        "INSERT INTO {}.sync_lost_session (dst_server, owner, backend_pid) \
-         VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4)",
-        ident(&set.home.schema)
+        "INSERT INTO {}.sync_lost_session \
+           (dst_server, owner, backend_pid, backend_start, token, not_after) \
+         VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {})",
+        ident(&set.home.schema),
+        time("$4"),
+        time("$6")
     );
-    let owner = set.account.owner.to_u32().to_string();
-    let pid = backend_pid.to_string();
-    spi::write(&set.home, &sql, &[Some(&set.account.server_name), Some(&owner), Some(&pid)])?;
+    let number = |number: Option<i64>| number.map(|number| number.to_string());
+    let args = [
+        Some(set.account.server_name.clone()),
+        Some(set.account.owner.to_u32().to_string()),
+        number(lost.backend_pid.map(i64::from)),
+        number(lost.backend_start),
+        number(lost.token),
+        number(lost.not_after),
+    ];
+    let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
+    spi::write(&set.home, &sql, &args)?;
     Ok(())
+}
+
+/// A time from microseconds since 1970, exactly.
+fn time(micros: &str) -> String {
+    format!(
+        "('epoch'::pg_catalog.timestamptz OPERATOR(pg_catalog.+) \
+           ({micros}::pg_catalog.float8 OPERATOR(pg_catalog.*) '1 microsecond'::pg_catalog.interval))"
+    )
+}
+
+/// Microseconds since 1970 from a time, exactly.
+fn micros(time: &str) -> String {
+    format!("(pg_catalog.extract('epoch', {time}) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8")
 }
 
 /// The owner of a server's oldest record that can be sent, as text. Locks nothing.
@@ -221,46 +246,54 @@ pub fn servers(home: &Home, with_failed: bool) -> Result<Vec<String>> {
         .collect()
 }
 
-/// A lost backend.
+/// A lost session and the owner over whose account it was.
 pub struct Lost {
+    id: String,
     pub owner: String,
-    pub backend_pid: i32,
+    pub session: LostSession,
 }
 
-/// The lost backends of a server.
+/// The lost sessions of a server.
 ///
 /// # Errors
 /// What reading the table reports.
 pub fn lost(home: &Home, server_name: &str) -> Result<Vec<Lost>> {
     let sql = format!(
-        "SELECT owner::pg_catalog.oid, backend_pid FROM {}.sync_lost_session \
+        "SELECT id, owner::pg_catalog.oid, backend_pid, {}, token, {} FROM {}.sync_lost_session \
          WHERE dst_server OPERATOR(pg_catalog.=) $1 ORDER BY lost_at",
+        micros("backend_start"),
+        micros("not_after"),
         ident(&home.schema)
     );
     spi::read(home, &sql, &[Some(server_name)])?
         .into_iter()
         .map(|mut row| {
-            let backend_pid = required(&mut row, 1)?
-                .parse()
-                .map_err(|_| Error::internal("malformed backend_pid"))?;
-            Ok(Lost { owner: required(&mut row, 0)?, backend_pid })
+            let mut number = |at: usize| -> Result<Option<i64>> {
+                let text = row.get_mut(at).and_then(Option::take);
+                let number = text.map(|text| text.parse::<i64>()).transpose();
+                number.map_err(|_| Error::internal("malformed number"))
+            };
+            let session = LostSession {
+                backend_pid: number(2)?.map(|pid| pid as i32),
+                backend_start: number(3)?,
+                token: number(4)?,
+                not_after: number(5)?,
+            };
+            Ok(Lost { id: required(&mut row, 0)?, owner: required(&mut row, 1)?, session })
         })
         .collect()
 }
 
-/// Forgets a lost backend that is gone.
+/// Forgets a lost session that is gone.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn forget_lost(home: &Home, server_name: &str, lost: &Lost) -> Result<()> {
+pub fn forget_lost(home: &Home, lost: &Lost) -> Result<()> {
     let sql = format!(
-        "DELETE FROM {}.sync_lost_session WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-         AND owner OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-         AND backend_pid OPERATOR(pg_catalog.=) $3::pg_catalog.int4",
+        "DELETE FROM {}.sync_lost_session WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
         ident(&home.schema)
     );
-    let pid = lost.backend_pid.to_string();
-    spi::write(home, &sql, &[Some(server_name), Some(&lost.owner), Some(&pid)])?;
+    spi::write(home, &sql, &[Some(&lost.id)])?;
     Ok(())
 }
 

@@ -20,5 +20,8 @@ pub use batch::{Batch, Kind};
 pub use conflicts::{Conflicts, conflict_of};
 pub use literal::look_for;
 pub use newest::RACE_MARK;
-pub use session::{HOME, OWN_SCHEMAS, named, with_type_schemas};
+pub use session::{
+    AS_LOGGED_IN, HOME, Introduce, OWN_SCHEMAS, SESSION_MARK, end_session, introduce, named,
+    with_type_schemas,
+};
 pub use statement::{MISSING_MARK, Param, Statement, Verb, of_batch};

@@ -14,7 +14,7 @@ use crate::pg::spi::Home;
 use crate::pg::xact::{self, Handlers};
 use crate::pg::{Oid, context, interrupt, invalidation, utility};
 use crate::{stats, worker};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
 /// How much a drain has applied.
@@ -48,6 +48,8 @@ pub struct Work {
 }
 
 thread_local! {
+    /// Sessions are to be woken once the transaction has committed.
+    static NUDGE: Cell<bool> = const { Cell::new(false) };
     static WORK: RefCell<Work> = RefCell::default();
 }
 
@@ -185,6 +187,12 @@ pub fn wake_worker() {
     worker::wake_at_commit();
 }
 
+/// Once the transaction has committed, idle sessions learn what it has announced.
+pub fn nudge_sessions() {
+    listen();
+    NUDGE.set(true);
+}
+
 fn end(committed: bool) {
     stats::end(committed);
     worker::transaction_ended(committed);
@@ -192,6 +200,10 @@ fn end(committed: bool) {
     // which rolls them back.
     drop(WORK.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));
     session::close_changed(&invalidation::take_changed());
+    session::close_idle();
+    if NUDGE.replace(false) && committed {
+        invalidation::nudge_sessions();
+    }
     interrupt::release();
 }
 

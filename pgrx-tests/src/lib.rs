@@ -10,6 +10,7 @@ pub mod bench;
 pub mod cluster;
 pub mod faults;
 pub mod hostile;
+pub mod pooler;
 pub mod proxy;
 pub mod reaper;
 pub mod scenario;
@@ -20,6 +21,7 @@ pub mod tls;
 
 pub use cluster::{Cluster, Shutdown};
 pub use hostile::Hostile;
+pub use pooler::{IGNORE_OPTIONS, PoolMode, Pooler};
 pub use proxy::{Direction, Proxy};
 pub use side::Side;
 pub use testbed::{Testbed, await_until, fails};

@@ -116,6 +116,12 @@ pub fn on_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
+/// The pooler that tests put between source and target. It is installed where only root's PATH leads.
+pub fn pgbouncer() -> Option<PathBuf> {
+    let installed = || Some(PathBuf::from("/usr/sbin/pgbouncer")).filter(|file| file.is_file());
+    on_path("pgbouncer").or_else(installed)
+}
+
 /// The directory of the workspace.
 pub fn root() -> PathBuf {
     let member = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -182,6 +188,7 @@ fn missing_packages() -> Vec<String> {
         ("libpq-dev", offers("libpq")),
         ("libclang-dev", has_libclang()),
         ("openssl", works("openssl", &["version"])),
+        ("pgbouncer", pgbouncer().is_some()),
     ];
     if installed_cargo_pgrx().is_none() {
         needed.push(("libssl-dev", offers("openssl")));

@@ -18,6 +18,13 @@ const MOST_BYTES: usize = 256 * 1024;
 pub const BROKE_PROTOCOL: &str = "The server broke the protocol.";
 pub const SENDS_TOO_MUCH: &str = "The server sends more than it was asked for.";
 
+/// What an answer is about.
+enum Expected {
+    /// How it tells conflicts.
+    Conflicts(Conflicts),
+    Introduction,
+}
+
 /// See the module's head.
 #[derive(Default)]
 pub struct Answers {
@@ -27,8 +34,12 @@ pub struct Answers {
     end_expected: bool,
     /// The end was answered with an error: a commit that failed.
     end_failed: bool,
-    /// How the answers still to come tell conflicts, oldest first.
-    telling: VecDeque<Conflicts>,
+    /// What the answers still to come are about, oldest first.
+    expected: VecDeque<Expected>,
+    /// What the server said when it was introduced.
+    introduction: Option<String>,
+    /// A statement was refused while the one that commits was still to be answered: nothing is committed.
+    refused: bool,
     conflicts: Tally,
     /// The answer being read has begun: a null result ends it.
     begun: bool,
@@ -45,9 +56,26 @@ pub struct Answers {
 
 impl Answers {
     /// A statement was sent, whose answer tells conflicts in this way.
-    pub fn expect(&mut self, conflicts: Conflicts) {
-        self.telling.push_back(conflicts);
+    pub fn push_expected(&mut self, conflicts: Conflicts) {
+        self.expected.push_back(Expected::Conflicts(conflicts));
         self.outstanding += 1;
+    }
+
+    /// The statement was sent that introduces the transaction.
+    pub fn push_introduction(&mut self) {
+        self.expected.push_back(Expected::Introduction);
+        self.outstanding += 1;
+    }
+
+    /// Takes out what the server said when it was introduced.
+    pub fn take_introduction(&mut self) -> Option<String> {
+        self.introduction.take()
+    }
+
+    /// Whether the server has refused a statement before the one that commits was answered, so that nothing
+    /// can have been committed.
+    pub fn are_refusal(&self) -> bool {
+        self.refused
     }
 
     /// The end of the pipeline was sent.
@@ -128,12 +156,13 @@ impl Answers {
         match reply.status() {
             Status::Row if !at_end => self.take_row(reply.first_column()),
             Status::Done if !at_end => {
-                if let Some(telling) = self.telling.front() {
+                if let Some(Expected::Conflicts(telling)) = self.expected.front() {
                     telling.take_tag(reply.affected(), &mut self.conflicts);
                 }
             }
             Status::Skipped => {}
             Status::Failed => {
+                self.refused |= self.outstanding > 1 && reply.is_refusal();
                 self.failure.get_or_insert(explained(reply.error(server)));
             }
             Status::Synced if at_end => {
@@ -150,14 +179,22 @@ impl Answers {
 
     fn complete(&mut self) {
         self.outstanding -= 1;
-        self.telling.pop_front();
+        self.expected.pop_front();
         self.keeping = false;
     }
 
     fn take_row(&mut self, row: Option<String>) {
-        let telling = self.telling.front();
-        if telling.is_some_and(|telling| telling.take_row(row.as_deref(), &mut self.conflicts)) {
-            return;
+        match self.expected.front() {
+            Some(Expected::Introduction) => {
+                self.introduction = row;
+                return;
+            }
+            Some(Expected::Conflicts(telling))
+                if telling.take_row(row.as_deref(), &mut self.conflicts) =>
+            {
+                return;
+            }
+            _ => {}
         }
         self.kept_rows += 1;
         self.kept_bytes += row.as_ref().map_or(0, String::len);
@@ -201,7 +238,7 @@ mod tests {
     fn of_rows_not_about_conflicts_the_first_are_kept() {
         let mut answers = Answers::default();
         for number in 0..3 {
-            answers.expect(Conflicts::Never);
+            answers.push_expected(Conflicts::Never);
             for _ in 0..number * 900 {
                 answers.take_row(Some("x".to_owned()));
             }
@@ -210,7 +247,7 @@ mod tests {
         let lengths: Vec<usize> = answers.rows().iter().map(Vec::len).collect();
         assert_eq!(lengths, [900, MOST_ROWS - 900]);
         let mut answers = Answers::default();
-        answers.expect(Conflicts::Never);
+        answers.push_expected(Conflicts::Never);
         for _ in 0..3 {
             answers.take_row(Some("x".repeat(MOST_BYTES / 2)));
         }

@@ -19,6 +19,8 @@ use super::session;
 use super::trust::{Trust, feed_of, first_trust, was_betrayed};
 use crate::capture::change_set::ChangeSet;
 use crate::conflict::Tally;
+use crate::connect::lost_session::LostSession;
+use crate::connect::release;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{context, interrupt, lock, report, wal};
@@ -41,18 +43,18 @@ struct Delivery<'s> {
     conflicts: Tally,
 }
 
-/// What to queue, with the reason if delivery was tried, and the backend that may still act.
+/// What to queue, with the reason if delivery was tried, and the session that may still act.
 struct Queued<'s> {
     set: &'s ChangeSet,
     reason: Option<Error>,
-    lost_backend: Option<i32>,
+    lost: Option<LostSession>,
     /// Records set aside that the set must wait for.
     behind: Option<Blockers>,
 }
 
 impl<'s> Queued<'s> {
-    fn new(set: &'s ChangeSet, reason: Option<Error>, lost_backend: Option<i32>) -> Self {
-        Self { set, reason, lost_backend, behind: None }
+    fn new(set: &'s ChangeSet, reason: Option<Error>, lost: Option<LostSession>) -> Self {
+        Self { set, reason, lost, behind: None }
     }
 }
 
@@ -197,7 +199,14 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
         (Way::Blocked(blockers), _) => return Ok(Gate::Wait(blockers)),
     }
     let endpoint = Endpoint::resolve(&set.home, &set.account);
-    match endpoint.and_then(|endpoint| lost::settle(&endpoint).map(|()| endpoint)) {
+    let ready = |endpoint: Rc<Endpoint>| {
+        // Who must not queue asks whatever was answered a moment ago.
+        if set.mode != Mode::Sync {
+            release::check(&endpoint)?;
+        }
+        lost::settle(&endpoint).map(|()| endpoint)
+    };
+    match endpoint.and_then(ready) {
         Ok(endpoint) => Ok(Gate::Deliver(endpoint)),
         Err(error) if set.mode == Mode::Sync => Err(error),
         Err(error) => {
@@ -208,12 +217,12 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
 }
 
 /// A delivery that failed: queued, or in mode `sync` the transaction's error.
-fn failed(set: &ChangeSet, error: Error, lost_backend: Option<i32>) -> Result<Queued<'_>> {
+fn failed(set: &ChangeSet, error: Error, lost: Option<LostSession>) -> Result<Queued<'_>> {
     if set.mode == Mode::Sync {
         return Err(error);
     }
     warn_queued(set, &error);
-    Ok(Queued::new(set, Some(error), lost_backend))
+    Ok(Queued::new(set, Some(error), lost))
 }
 
 fn warn_queued(set: &ChangeSet, error: &Error) {
@@ -229,10 +238,10 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     // In the order in which the transaction began them, which is that of the slice they are in: what
     // refers to another owner's rows comes after these.
     queued.sort_by_key(|queued| std::ptr::from_ref(queued.set));
-    for Queued { set, reason, lost_backend, behind } in queued {
+    for Queued { set, reason, lost, behind } in queued {
         queue::enqueue(set, reason.as_ref(), behind)?;
-        if let Some(pid) = lost_backend {
-            queue::remember_lost(set, pid)?;
+        if let Some(lost) = lost {
+            queue::remember_lost(set, &lost)?;
         }
     }
     Ok(())
@@ -242,9 +251,20 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
 /// relied on is out of date.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link, conflicts } = &mut delivery;
-    let trust = first_trust(set, link);
-    link.run(feed_of(set, link, trust).in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-    let mut interrupted = finish(std::slice::from_mut(link), false)?;
+    let mut trust = first_trust(set, link);
+    let mut interrupted = commit_at_once(set, link, trust)?;
+    if !interrupted && link.was_kept() && matches!(link.result(), Err(Error::Lost { .. })) {
+        // The server had ended the idle session: a new one is as good.
+        *link = Link::connect(link.endpoint())?;
+        trust = first_trust(set, link);
+        interrupted = commit_at_once(set, link, trust)?;
+    }
+    if !interrupted && link.was_late() {
+        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
+        let feed = feed_of(set, link, trust).between(open, &[]);
+        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
+        interrupted = finish(std::slice::from_mut(link), false)?;
+    }
     // Both are asked: each forgets what it finds to be wrong.
     let again = was_betrayed(set, link, trust) | link.was_outdated();
     if !interrupted && again {
@@ -261,6 +281,12 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     }
     *conflicts = link.take_conflicts();
     settle_commit(delivery, interrupted, false)
+}
+
+/// Applies and commits in one exchange; says whether that was asked to cancel.
+fn commit_at_once<'s>(set: &'s ChangeSet, link: &mut Link<'s>, trust: Trust) -> Result<bool> {
+    link.run(feed_of(set, link, trust).in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
+    finish(std::slice::from_mut(link), false)
 }
 
 /// What a commit came to. Committed: the session goes back. Rolled back over a request to cancel:
@@ -281,20 +307,21 @@ fn settle_commit(
             Ok(None)
         }
         Err(error @ Error::InDoubt { .. }) => {
-            let pid = link.backend_pid();
+            let lost = link.lost_session().clone();
             if set.mode == Mode::Sync {
-                lost::end_or_remember(link.endpoint(), pid);
+                lost::end_or_remember(link.endpoint(), &lost);
             } else {
                 // The records will bring about what the server may have done already.
                 interrupt::absorb();
             }
-            failed(set, error, Some(pid)).map(Some)
+            failed(set, error, Some(lost)).map(Some)
         }
         Err(_) if interrupted && !committed => {
             interrupt::check();
             Err(Error::Canceled)
         }
         Err(error) => {
+            release::note_refusal(link.endpoint(), &error);
             if !interrupted {
                 roll_back(link);
             }

@@ -5,6 +5,7 @@ use super::link::{Ending, Link};
 use crate::guc;
 use crate::pg::interrupt;
 use crate::pg::wait::{self, Interest};
+use crate::sql::AS_LOGGED_IN;
 use std::time::{Duration, Instant};
 
 /// Why [`drive`] returned.
@@ -67,10 +68,11 @@ pub fn cancel(links: &mut [Link<'_>]) {
         .iter()
         .filter(|link| !link.is_done() && link.commit_sent())
         .filter_map(|link| {
+            // Of a transaction that has not introduced itself, nobody knows who will run it.
+            let pid = link.backend_pid()?;
             let mut helper = Link::connect(link.endpoint()).ok()?;
-            let pid = link.backend_pid();
             let sql = format!("SELECT pg_catalog.pg_cancel_backend({pid})");
-            helper.run(Fixed::new([sql]), Ending::Open);
+            helper.run(Fixed::new([AS_LOGGED_IN.to_owned(), sql]), Ending::Open);
             Some(helper)
         })
         .collect();

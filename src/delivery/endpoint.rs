@@ -1,6 +1,10 @@
 //! Where to connect and as whom: a foreign server and a user mapping, turned into libpq options.
 
 use super::standing::{NO_CERTIFICATE, Place, Standing};
+use crate::connect::settings::{
+    KEEPALIVES_COUNT, KEEPALIVES_IDLE, KEEPALIVES_INTERVAL, Limits, Pooled, SessionSettings,
+    settings_in,
+};
 use crate::error::{Error, Result, SqlState};
 use crate::fdw;
 use crate::guc;
@@ -10,11 +14,10 @@ use crate::pg::spi::{self, Home, required};
 use crate::pg::text::c_string;
 use crate::pg::{Oid, invalidation};
 use crate::pq::keywords;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::rc::Rc;
-use std::time::Duration;
 
 /// A server and the mapping used for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -111,7 +114,7 @@ pub fn oid(text: &str) -> Result<Oid> {
 }
 
 /// What an endpoint was made from, besides its options: catalogs, guard setting, times.
-type Moment = (u64, CString, [Duration; 3]);
+type Moment = (u64, CString, Limits);
 
 thread_local! {
     static KNOWN: RefCell<HashMap<AccountKey, (Moment, Rc<Endpoint>)>> = RefCell::default();
@@ -132,8 +135,27 @@ pub struct Endpoint {
     /// How a change of its server or mapping will be reported. Looked up here, inside a transaction:
     /// a connection may come up outside of one.
     pub identity: [Changed; 2],
+    /// Whether there is a pooler in between.
+    pub pooled: Pooled,
+    /// Sessions are kept between transactions.
+    pub keep_connections: bool,
+    pub settings: SessionSettings,
     params: Vec<(CString, CString)>,
+    /// The start-up parameter `options` is refused on the way.
+    refuses_options: Learnt,
 }
+
+/// What is learnt of an endpoint while it is used, which makes it no other.
+#[derive(Clone, Default)]
+struct Learnt(Cell<bool>);
+
+impl PartialEq for Learnt {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Learnt {}
 
 impl Endpoint {
     /// The endpoint of an account, read anew when a server, mapping, role or one of our settings
@@ -143,9 +165,7 @@ impl Endpoint {
     /// 42704 when the mapping is gone; 22021 for an option that cannot be passed on.
     pub fn resolve(home: &Home, account: &Account) -> Result<Rc<Self>> {
         let key = account.key();
-        let times =
-            [guc::delivery_timeout(), guc::lock_timeout(), guc::idle_in_transaction_timeout()];
-        let now = (invalidation::servers(), guc::guard(), times);
+        let now = (invalidation::servers(), guc::guard(), limits());
         let known = KNOWN.with_borrow(|known| known.get(&key).cloned());
         if let Some((_, endpoint)) = known.filter(|(then, e)| *then == now && e.account == *account)
         {
@@ -182,8 +202,8 @@ impl Endpoint {
         )?;
         let standing = Standing::of(home, account)?;
         let mut options: Vec<(String, String)> = Vec::new();
-        let mut waived = false;
-        let mut has_password = false;
+        let (mut waived, mut has_password) = (false, false);
+        let (mut pooled, mut keep_connections) = (Pooled::Auto, true);
         for mut row in rows {
             let place = match required(&mut row, 0)?.as_str() {
                 "1" => Place::Wrapper,
@@ -191,6 +211,11 @@ impl Endpoint {
                 _ => Place::Mapping,
             };
             let (name, value) = (required(&mut row, 1)?, required(&mut row, 2)?);
+            if place == Place::Server && name == fdw::POOLED {
+                pooled = fdw::pooled(&value)?;
+            } else if place == Place::Server && name == fdw::KEEP_CONNECTIONS {
+                keep_connections = fdw::boolean(&name, &value)?;
+            }
             if name == "password" {
                 has_password = place == Place::Mapping && !value.is_empty();
             }
@@ -207,7 +232,8 @@ impl Endpoint {
         if password_required && !options.iter().any(|(name, _)| name == "sslcert") {
             options.push(("sslcert".into(), NO_CERTIFICATE.into()));
         }
-        Self::of_options(account.clone(), options, password_required, has_password)
+        let endpoint = Self::of_options(account.clone(), options, password_required, has_password)?;
+        Ok(Self { pooled, keep_connections, ..endpoint })
     }
 
     fn of_options(
@@ -221,7 +247,10 @@ impl Endpoint {
             Some(options.swap_remove(at).1)
         };
         let own = take("options").unwrap_or_default();
-        let own_name = take("application_name").or_else(|| name_in_options(&own));
+        let own_name = take("application_name").or_else(|| {
+            let settings = settings_in(&own);
+            settings.into_iter().rfind(|(name, _)| name == "application_name").map(|(_, v)| v)
+        });
         let application_name = own_name.clone().unwrap_or_else(guc::application_name);
         check_guard(&application_name)?;
         // The server's encoding is none of the mapping's business, nor is the protocol's kind.
@@ -235,7 +264,8 @@ impl Endpoint {
         }
         options.push(("client_encoding".into(), "UTF8".into()));
         options.push(("application_name".into(), application_name.clone()));
-        options.push(("options".into(), format!("{own} {}", session_options()).trim().into()));
+        let settings = SessionSettings::new(&own, &application_name, limits());
+        options.push((OPTIONS.into(), settings.startup_options()));
         let params = options
             .into_iter()
             .map(|(n, v)| Ok((c_string(&n)?, c_string(&v)?)))
@@ -248,7 +278,11 @@ impl Endpoint {
             password_required,
             has_password,
             identity,
+            pooled: Pooled::Auto,
+            keep_connections: true,
+            settings,
             params,
+            refuses_options: Learnt::default(),
         })
     }
 
@@ -286,9 +320,32 @@ impl Endpoint {
             )
     }
 
-    /// Keyword and value pairs for libpq.
-    pub fn params(&self) -> &[(CString, CString)] {
-        &self.params
+    /// Keyword and value pairs for libpq; without `options` where a pooler is known or said to be.
+    pub fn params(&self) -> impl Iterator<Item = &(CString, CString)> {
+        let bare = self.is_bare();
+        self.params.iter().filter(move |(name, _)| !bare || name.to_bytes() != OPTIONS.as_bytes())
+    }
+
+    /// Whether connections are made without the start-up parameter `options`.
+    pub fn is_bare(&self) -> bool {
+        self.pooled == Pooled::On || self.refuses_options.0.get()
+    }
+
+    /// The start-up parameter `options` was refused: from now on it is left out.
+    pub fn leave_out_options(&self) {
+        self.refuses_options.0.set(true);
+    }
+}
+
+/// The start-up parameter that sets settings.
+const OPTIONS: &str = "options";
+
+/// The limits that the settings say now.
+fn limits() -> Limits {
+    Limits {
+        statement: guc::delivery_timeout(),
+        lock: guc::lock_timeout(),
+        idle_in_transaction: guc::idle_in_transaction_timeout(),
     }
 }
 
@@ -302,121 +359,4 @@ fn dead_peer_options() -> [(&'static str, String); 4] {
         ("keepalives_count", KEEPALIVES_COUNT.to_string()),
         ("tcp_user_timeout", guc::delivery_timeout().as_millis().to_string()),
     ]
-}
-
-/// Seconds without traffic after which the first probe is sent, on both sides.
-const KEEPALIVES_IDLE: u32 = 30;
-/// Seconds between probes.
-const KEEPALIVES_INTERVAL: u32 = 10;
-/// Probes without an answer after which the peer is dead.
-const KEEPALIVES_COUNT: u32 = 3;
-
-/// What pins a remote session, as start-up options: everything in the first packet, so that it
-/// costs no round trip. They come after the user's own and win.
-fn session_options() -> String {
-    let timeout = guc::delivery_timeout().as_millis();
-    let lock = guc::lock_timeout().as_millis();
-    let idle = guc::idle_in_transaction_timeout().as_millis();
-    [
-        "search_path=pg_catalog".to_owned(),
-        "datestyle=ISO".to_owned(),
-        "intervalstyle=postgres".to_owned(),
-        "extra_float_digits=3".to_owned(),
-        "timezone=UTC".to_owned(),
-        "lc_monetary=C".to_owned(),
-        "array_nulls=on".to_owned(),
-        "default_transaction_isolation=read\\ committed".to_owned(),
-        "default_transaction_read_only=off".to_owned(),
-        // A policy that hides a row would make it look missing: an error instead.
-        "row_security=off".to_owned(),
-        "jit=off".to_owned(),
-        "client_connection_check_interval=1000".to_owned(),
-        format!("statement_timeout={timeout}"),
-        format!("lock_timeout={lock}"),
-        // A transaction whose other end has vanished must not hold its row locks for hours.
-        format!("idle_in_transaction_session_timeout={idle}"),
-        format!("tcp_keepalives_idle={KEEPALIVES_IDLE}"),
-        format!("tcp_keepalives_interval={KEEPALIVES_INTERVAL}"),
-        format!("tcp_keepalives_count={KEEPALIVES_COUNT}"),
-    ]
-    .map(|setting| format!("-c {setting}"))
-    .join(" ")
-}
-
-/// The `application_name` inside an `options` string, written `-c name=value`, `-cname=value` or
-/// `--name=value`, with backslashes before spaces, as the server reads it; the last one counts.
-fn name_in_options(options: &str) -> Option<String> {
-    let mut words: Vec<String> = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = options.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            // The server's isspace() knows one more.
-            c if c.is_ascii_whitespace() || c == '\u{b}' => words.extend(word.take()),
-            '\\' => word.get_or_insert_default().extend(chars.next()),
-            c => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    let mut found = None;
-    let mut words = words.into_iter();
-    while let Some(word) = words.next() {
-        let setting = match word.strip_prefix("--").or_else(|| word.strip_prefix("-c")) {
-            Some("") => words.next().unwrap_or_default(),
-            Some(setting) => setting.to_owned(),
-            None => continue,
-        };
-        if let Some((name, value)) = setting.split_once('=')
-            && name.replace('-', "_").eq_ignore_ascii_case("application_name")
-        {
-            found = Some(value.to_owned());
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fuzz;
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-    use proptest::sample::select;
-
-    #[test]
-    fn the_guard_name_is_found_in_the_options_of_the_recipe() {
-        assert_eq!(name_in_options("-c application_name=aaa").as_deref(), Some("aaa"));
-        assert_eq!(name_in_options("-capplication_name=aaa").as_deref(), Some("aaa"));
-        assert_eq!(name_in_options("--application-name=a\\ b").as_deref(), Some("a b"));
-        assert_eq!(
-            name_in_options("-c geqo=off -c application_name=a -c application_name=b").as_deref(),
-            Some("b")
-        );
-        assert_eq!(name_in_options("-c geqo=off"), None);
-        assert_eq!(name_in_options(""), None);
-    }
-
-    #[test]
-    fn the_guard_name_in_any_options_is_the_last_that_the_server_would_read() {
-        let name = select(vec!["application_name", "Application-Name", "geqo", "application"]);
-        let setting = (select(vec!["-c ", "-c", "--", "-c\t ", "-c\u{b}"]), name, fuzz::text());
-        fuzz::check(2_000, &vec(setting, 0..4), |settings| {
-            let (mut options, mut expected) = (String::new(), None);
-            for (prefix, name, value) in settings {
-                options.push_str(&format!(" {prefix}{name}="));
-                for c in value.chars() {
-                    // As isspace() of the C locale has it.
-                    if c == '\\' || c.is_ascii_whitespace() || c == '\u{b}' {
-                        options.push('\\');
-                    }
-                    options.push(c);
-                }
-                if name.len() == "application_name".len() {
-                    expected = Some(value);
-                }
-            }
-            prop_assert_eq!(name_in_options(&options), expected, "{:?}", options);
-            Ok(())
-        });
-    }
 }

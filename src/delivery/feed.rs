@@ -129,14 +129,17 @@ impl<S> Changes<S> {
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
         batch.optimistic = self.optimistic;
         let route = batch.route.clone();
-        let about_rows = match session.prepared.name_for(&batch) {
+        // Where another process may serve the next transaction, a name means nothing.
+        let named = session.peer.keeps_session().then(|| session.prepared.name_for(&batch));
+        let about_rows = match named.flatten() {
             Some((prepare, name)) => {
                 prepare.into_iter().chain([lasting::execute(batch, &name)]).collect()
             }
             None => sql::of_batch(batch, session.home()),
         };
         if let Some([begin, commit]) = self.block.take()
-            && (about_rows.iter().filter(|one| one.is_executed()).count() > 1
+            && (session.peer.must_introduce()
+                || about_rows.iter().filter(|one| one.is_executed()).count() > 1
                 || self.planner.holds_more())
         {
             self.before.extend(begin);

@@ -10,12 +10,13 @@ use super::endpoint::Endpoint;
 use super::feed::Feed;
 use super::session::{self, Session};
 use crate::conflict::Tally;
-use crate::error::{Error, Result, SqlState};
+use crate::connect::lost_session::LostSession;
+use crate::error::{Error, RemoteError, Result, SqlState};
 use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling};
-use crate::sql::{HOME, Statement};
+use crate::sql::{HOME, SESSION_MARK, Statement};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ const PARCEL: usize = 16 * 1024;
 const LONGEST_GREETING: u64 = 128 * 1024;
 /// Steps of connecting at once. An honest server needs fewer altogether.
 const MOST_POLLS: usize = 16;
+/// How poolers refuse a start-up parameter that they do not know, `options` for one.
+const REFUSED_PARAMETER: &str = "unsupported startup parameter";
 /// How long after its deadline a link goes on if its server is sending.
 const LATE: Duration = Duration::from_secs(1);
 
@@ -75,7 +78,14 @@ pub struct Link<'f> {
     fed_at: Instant,
     /// The kernel did not take everything: wait for writing too.
     write_blocked: bool,
-    backend_pid: i32,
+    /// A transaction begins with the next statement.
+    begins: bool,
+    /// How the transaction can be known whose outcome is.
+    lost: LostSession,
+    /// The session was there before the link.
+    was_kept: bool,
+    /// The server's clock was so far ahead that it refused to begin.
+    was_late: bool,
     /// What was run had been prepared, if only in part.
     was_prepared: bool,
     failure: Option<Error>,
@@ -88,7 +98,7 @@ impl<'f> Link<'f> {
     /// 2F003 for a missing password, 53000 when the backend has no descriptor to spare.
     pub fn open(endpoint: &Rc<Endpoint>) -> Result<Self> {
         match session::take(endpoint) {
-            Some(session) => Ok(Self::over(session)),
+            Some(session) => Ok(Self { was_kept: true, ..Self::over(session) }),
             None => Self::connect(endpoint),
         }
     }
@@ -99,6 +109,10 @@ impl<'f> Link<'f> {
     /// As for [`Link::open`].
     pub fn connect(endpoint: &Rc<Endpoint>) -> Result<Self> {
         endpoint.check_before()?;
+        Ok(Self::with(endpoint.clone(), Self::begin_to_connect(endpoint)?))
+    }
+
+    fn begin_to_connect(endpoint: &Endpoint) -> Result<State> {
         let refused = |reason: &str| Error::Connect {
             server: endpoint.account.server_name.clone(),
             sqlstate: SqlState::new("53000"),
@@ -111,9 +125,7 @@ impl<'f> Link<'f> {
         // libpq's protocol: after the start wait for writing, then poll; unless it has failed already,
         // over a name that does not resolve or a socket that is not there.
         let polling = if connection.has_failed() { Polling::Failed } else { Polling::Write };
-        let since = Instant::now();
-        let state = State::Connecting { connection, fd, polling, since };
-        Ok(Self::with(endpoint.clone(), state))
+        Ok(State::Connecting { connection, fd, polling, since: Instant::now() })
     }
 
     /// A link over a session that is at rest.
@@ -136,7 +148,10 @@ impl<'f> Link<'f> {
             late: None,
             fed_at: Instant::now(),
             write_blocked: false,
-            backend_pid: 0,
+            begins: false,
+            lost: LostSession::default(),
+            was_kept: false,
+            was_late: false,
             was_prepared: false,
             failure: None,
         }
@@ -147,6 +162,7 @@ impl<'f> Link<'f> {
         self.feed = Some(Box::new(feed));
         self.ending = ending;
         self.failure = None;
+        self.was_late = false;
         self.rewind();
         self.start();
     }
@@ -154,6 +170,7 @@ impl<'f> Link<'f> {
     /// Back to where nothing was sent.
     fn rewind(&mut self) {
         self.ahead = None;
+        self.begins = false;
         self.answers = Answers::default();
         self.ended = false;
         self.commit_sent = false;
@@ -171,7 +188,8 @@ impl<'f> Link<'f> {
         let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else { return };
         self.asking = feed.needs_home() && !session.knows_home();
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
-            self.backend_pid = session.connection.backend_pid();
+            // Within a transaction, the server knows what it needs.
+            self.begins = session.connection.is_idle();
             self.answers = Answers::default();
             self.went_on();
             self.state = State::Running(session);
@@ -207,9 +225,27 @@ impl<'f> Link<'f> {
         self.commit_sent
     }
 
-    /// Process ID of the server's backend, 0 before there is one.
-    pub fn backend_pid(&self) -> i32 {
-        self.backend_pid
+    /// Process ID of the server's backend that runs the transaction, as far as is known.
+    pub fn backend_pid(&self) -> Option<i32> {
+        match &self.state {
+            State::Running(session) | State::Resting(session) => session.transaction().backend_pid,
+            State::Connecting { .. } | State::Closed => None,
+        }
+    }
+
+    /// The session that may still commit what was run. Means something only if the outcome is unknown.
+    pub fn lost_session(&self) -> &LostSession {
+        &self.lost
+    }
+
+    /// Whether the session was there before the link.
+    pub fn was_kept(&self) -> bool {
+        self.was_kept
+    }
+
+    /// Whether the server refused to begin since its clock was not known well enough. It is now.
+    pub fn was_late(&self) -> bool {
+        self.was_late
     }
 
     /// What became of the run.
@@ -327,7 +363,9 @@ impl<'f> Link<'f> {
     }
 
     fn close(&mut self, error: Error) {
-        self.state = State::Closed;
+        if let State::Running(session) = std::mem::replace(&mut self.state, State::Closed) {
+            self.lost = session.transaction().clone();
+        }
         self.feed = None;
         self.failure = Some(error);
     }
@@ -365,13 +403,18 @@ impl<'f> Link<'f> {
                 return self.close(Error::Connect { server, sqlstate, reason });
             }
         }
-        let State::Connecting { mut connection, fd, polling, .. } =
+        let State::Connecting { mut connection, fd, polling, since } =
             std::mem::replace(&mut self.state, State::Closed)
         else {
             return;
         };
         if polling == Polling::Failed || !connection.pipelined() {
             let (sqlstate, reason) = connection.connect_error();
+            if !self.endpoint.is_bare() && reason.contains(REFUSED_PARAMETER) {
+                self.endpoint.leave_out_options();
+                drop((connection, fd));
+                return self.connect_again(since);
+            }
             let server = self.server().to_owned();
             return self.close(Error::Connect { server, sqlstate, reason });
         }
@@ -380,6 +423,17 @@ impl<'f> Link<'f> {
         }
         self.state = State::Resting(Session::new(connection, self.endpoint.clone(), fd));
         self.start();
+    }
+
+    /// Begins anew within the time that began then.
+    fn connect_again(&mut self, since: Instant) {
+        match Self::begin_to_connect(&self.endpoint) {
+            Ok(State::Connecting { connection, fd, polling, .. }) => {
+                self.state = State::Connecting { connection, fd, polling, since };
+            }
+            Ok(_) => {}
+            Err(error) => self.close(error),
+        }
     }
 
     /// Reads, feeds, flushes until it would block or is done. An error is that of a broken
@@ -435,6 +489,10 @@ impl<'f> Link<'f> {
             session.forget_home();
         }
         self.was_prepared = session.prepared.settle(self.failure.is_none());
+        if matches!(self.failure, Some(Error::Connect { .. })) {
+            // The session was refused, and is of no use.
+            return;
+        }
         self.state = State::Resting(session);
     }
 
@@ -450,15 +508,14 @@ impl<'f> Link<'f> {
         let mut parcel = 0;
         while parcel < PARCEL {
             let current = self.ahead.take().map_or_else(|| self.fetch(), |s| Ok(Some(s)));
-            let sent = current.map(|statements| statements.unwrap_or_default());
-            if let (Ok(statements), State::Running(session)) = (&sent, &mut self.state) {
-                for statement in statements {
-                    session.connection.send(statement)?;
-                    self.answers.expect(statement.conflicts.clone());
-                    parcel += statement.size();
-                }
-            }
-            self.ahead = match sent.and_then(|_| self.fetch()) {
+            let sent = match current {
+                Ok(statements) => self.send(&statements.unwrap_or_default())?,
+                Err(error) => Err(error),
+            };
+            self.ahead = match sent.and_then(|bytes| {
+                parcel += bytes;
+                self.fetch()
+            }) {
                 Ok(ahead) => ahead,
                 Err(error) => {
                     // Our own fault: nothing may be committed, so the pipeline must not be ended.
@@ -485,6 +542,44 @@ impl<'f> Link<'f> {
         Ok(())
     }
 
+    /// Hands statements to libpq; says how many bytes they have. The inner error is our own fault.
+    fn send(&mut self, statements: &[Statement]) -> std::result::Result<Result<usize>, String> {
+        let mut bytes = 0;
+        for statement in statements {
+            let begins_block = statement.begins_block();
+            // Its settings are to be those of the transaction.
+            if self.begins
+                && !begins_block
+                && let Err(error) = self.introduce()?
+            {
+                return Ok(Err(error));
+            }
+            let State::Running(session) = &mut self.state else { return Ok(Ok(bytes)) };
+            session.connection.send(statement)?;
+            self.answers.push_expected(statement.conflicts.clone());
+            bytes += statement.size();
+            self.begins |= begins_block;
+        }
+        Ok(Ok(bytes))
+    }
+
+    /// A transaction begins: sends the statement that introduces it, where that is needed, and asks for its
+    /// answer to be sent at once: should all others be lost, it tells who ran them.
+    fn introduce(&mut self) -> std::result::Result<Result<()>, String> {
+        self.begins = false;
+        let State::Running(session) = &mut self.state else { return Ok(Ok(())) };
+        match session.begin(self.ending == Ending::Commits && !self.asking) {
+            Ok(Some(statement)) => {
+                session.connection.send(&statement)?;
+                self.answers.push_introduction();
+                session.connection.request_flush()?;
+            }
+            Ok(None) => {}
+            Err(error) => return Ok(Err(error)),
+        }
+        Ok(Ok(()))
+    }
+
     fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
         let State::Running(session) = &mut self.state else { return Ok(None) };
         if self.asking {
@@ -498,8 +593,24 @@ impl<'f> Link<'f> {
         let State::Running(session) = &mut self.state else { return Ok(()) };
         let server = &self.endpoint.account.server_name;
         let read = self.answers.read(&mut session.connection, server);
-        if let Some(error) = self.answers.take_failure() {
-            self.failure.get_or_insert(Error::Remote(Box::new(error)));
+        if let Some(answer) = self.answers.take_introduction() {
+            session.introduce(&answer);
+        }
+        if let Some(error) = self.answers.take_failure()
+            && self.failure.is_none()
+        {
+            self.failure = Some(match refusal(&error) {
+                Some(Refusal::Late { clock }) => {
+                    session.peer.set_clock(clock);
+                    self.was_late = true;
+                    let (server, millis) = (server.clone(), 0);
+                    Error::Timeout { server, what: "beginning a transaction there", millis }
+                }
+                Some(Refusal::Connection { sqlstate, reason }) => {
+                    Error::Connect { server: server.clone(), sqlstate, reason }
+                }
+                None => Error::Remote(Box::new(error)),
+            });
         }
         if read? {
             self.went_on();
@@ -514,12 +625,52 @@ impl<'f> Link<'f> {
             Some(error @ Error::Remote(_)) => error.to_string(),
             _ => reason.to_owned(),
         };
-        self.close(if self.commit_sent {
+        let State::Running(session) = &self.state else { return };
+        // What others than the server's process say of it need not be so.
+        let is_refused = self.answers.are_refusal() && session.peer.keeps_session();
+        self.close(if self.commit_sent && !is_refused {
             Error::InDoubt { server, reason }
         } else {
             Error::Lost { server, reason }
         });
     }
+}
+
+/// Why a session refused to go on when it was introduced.
+enum Refusal {
+    /// By the server's clock it is too late.
+    Late {
+        clock: i64,
+    },
+    Connection {
+        sqlstate: SqlState,
+        reason: String,
+    },
+}
+
+fn refusal(error: &RemoteError) -> Option<Refusal> {
+    if error.sqlstate != SqlState::INVALID_TEXT {
+        return None;
+    }
+    let (_, told) = error.message.split_once(SESSION_MARK)?;
+    let told = told.trim_end_matches(['"', '\u{bb}', '\u{201d}', '\u{201c}', '\'']);
+    let (why, number) = told.split_once(' ').unwrap_or((told, ""));
+    let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+    Some(match why {
+        "late" => Refusal::Late { clock: digits.parse().ok()? },
+        "itself" => Refusal::Connection {
+            sqlstate: SqlState::REJECTED_CONNECTION,
+            reason: "The server leads back to this database itself.".to_owned(),
+        },
+        "pooled" => Refusal::Connection {
+            sqlstate: SqlState::PROTOCOL_VIOLATION,
+            reason: format!(
+                "The connection leads through a pooler: it is served by process {digits} and was told of \
+                 another one. The server's option \"pooled\" is off."
+            ),
+        },
+        _ => return None,
+    })
 }
 
 fn connecting_interest(connection: &Connection, polling: Polling) -> Interest {

@@ -1,6 +1,7 @@
 //! What a session has prepared on its server; see [`lasting`].
 
 use crate::change::Route;
+use crate::pg::context;
 use crate::sql::{Batch, Kind, Statement, lasting};
 use std::rc::Rc;
 
@@ -13,6 +14,8 @@ const PATIENCE: u8 = 8;
 #[derive(Default)]
 pub struct Prepared {
     known: Vec<Known>,
+    /// Begins the names: they are no other session's, should one process ever serve both.
+    prefix: Option<String>,
     /// Number of the next name: none is used twice, since a failure leaves open what the server has.
     next: u32,
     /// The run under way has executed some.
@@ -46,7 +49,11 @@ impl Prepared {
         if let Some(name) = known.name.as_ref().or(known.sent.as_ref()) {
             return Some((None, name.clone()));
         }
-        let name: Rc<str> = format!("pg_rowsync_{}", self.next).into();
+        let prefix = match &self.prefix {
+            Some(prefix) => prefix,
+            None => self.prefix.insert(format!("rs_{:x}", context::random().ok()? as u32)),
+        };
+        let name: Rc<str> = format!("{prefix}_{}", self.next).into();
         let prepare = lasting::prepare(batch, &name)?;
         self.next += 1;
         known.sent = Some(name.clone());

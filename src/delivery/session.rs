@@ -7,11 +7,20 @@
 use super::endpoint::{AccountKey, Endpoint};
 use super::prepared::Prepared;
 use crate::change::Route;
+use crate::connect::lost_session::LostSession;
+use crate::connect::peer::{Introduction, Path, Peer};
+use crate::connect::settings::Pooled;
+use crate::error::Result;
+use crate::guc;
 use crate::pg::Oid;
+use crate::pg::context;
+use crate::pg::database;
 use crate::pg::fd::ExternalFd;
 use crate::pg::invalidation::Changed;
+use crate::pg::timer;
 use crate::pg::wait::{self, Interest, Waiter};
 use crate::pq::Connection;
+use crate::sql::{self, Introduce, Statement};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -19,6 +28,10 @@ use std::time::{Duration, Instant};
 
 /// How long a server without an extension of its own is taken to have none.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// By how much a server's clock may be ahead of ours when it was not asked yet. One that is further ahead
+/// refuses the first transaction, and says so.
+const CLOCK_ALLOWANCE_MICROS: i64 = 5_000_000;
 
 /// A connection over which so many bytes have come is not kept: libpq never frees what a server says of
 /// its parameters, and a server may say it for ever.
@@ -42,6 +55,12 @@ pub struct Session {
     pub prepared: Prepared,
     /// The server has refused values in binary form.
     pub only_text: bool,
+    /// The process that serves the connection, as far as is known.
+    pub peer: Peer,
+    /// How the transaction under way can be known should the connection be lost.
+    transaction: LostSession,
+    /// When it was put back last.
+    idle_since: Instant,
     /// How often it was put back.
     uses: u32,
     /// Made by the first wait. Goes before the connection, whose socket it knows.
@@ -54,11 +73,80 @@ pub struct Session {
 impl Session {
     /// A session over a connection that has just come up and been checked.
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
-        let (proven, home, waiter) = (VecDeque::new(), None, None);
-        let prepared = Prepared::default();
-        let only_text = false;
-        let uses = 0;
-        Self { endpoint, proven, home, prepared, only_text, uses, waiter, connection, _fd: fd }
+        Self {
+            endpoint,
+            proven: VecDeque::new(),
+            home: None,
+            prepared: Prepared::default(),
+            only_text: false,
+            peer: Peer::default(),
+            transaction: LostSession::default(),
+            idle_since: Instant::now(),
+            uses: 0,
+            waiter: None,
+            connection,
+            _fd: fd,
+        }
+    }
+
+    /// Begins a transaction: gives the statement that introduces it to the server, where that is needed.
+    /// `commits`: it ends with the run, whose answer may be lost.
+    ///
+    /// # Errors
+    /// As for [`context::random`].
+    pub fn begin(&mut self, commits: bool) -> Result<Option<Statement>> {
+        if let Some((pid, started)) = self.peer.process()
+            && !self.peer.must_introduce()
+        {
+            self.transaction = LostSession {
+                backend_pid: Some(pid),
+                backend_start: started,
+                ..LostSession::default()
+            };
+            return Ok(None);
+        }
+        let token = context::random()?;
+        // Whoever waits for the answer has given up by then.
+        let patience = guc::delivery_timeout().as_micros() as i64;
+        let clock =
+            self.peer.clock().unwrap_or_else(|| context::unix_micros() + CLOCK_ALLOWANCE_MICROS);
+        let not_after = commits.then(|| clock.saturating_add(patience));
+        self.transaction = LostSession { token: Some(token), not_after, ..LostSession::default() };
+        let endpoint = &self.endpoint;
+        let only_direct = (endpoint.pooled == Pooled::Off).then(|| self.connection.backend_pid());
+        Ok(Some(sql::introduce(&Introduce {
+            settings: &endpoint.settings.of_transaction(),
+            expected: if self.peer.asks_settings() { endpoint.settings.pinned() } else { &[] },
+            token,
+            not_after,
+            only_direct,
+            local: (database::current().to_u32(), context::cluster_start()),
+        })))
+    }
+
+    /// The server has answered to what [`Session::begin`] gave.
+    pub fn introduce(&mut self, answer: &str) {
+        let Some(said) = Introduction::parse(answer) else { return };
+        let pooled = self.endpoint.pooled == Pooled::On;
+        self.peer.introduce(said, self.connection.backend_pid(), pooled);
+        self.transaction = match self.peer.process() {
+            Some((pid, started)) => LostSession {
+                backend_pid: Some(pid),
+                backend_start: started,
+                ..LostSession::default()
+            },
+            // Its process goes on to serve others: the lock tells whether it still serves this one.
+            None => LostSession {
+                backend_pid: self.peer.pid(),
+                not_after: None,
+                ..self.transaction.clone()
+            },
+        };
+    }
+
+    /// How the transaction under way can be known should the connection be lost.
+    pub fn transaction(&self) -> &LostSession {
+        &self.transaction
     }
 
     /// What to wait for while something runs.
@@ -150,9 +238,35 @@ pub fn put_back(mut session: Session) {
     if !connection.is_idle() || connection.had_heard() > MOST_HEARD || !connection.speaks_utf8() {
         return;
     }
+    if !session.endpoint.keep_connections {
+        return;
+    }
+    session.idle_since = Instant::now();
     let key = session.endpoint.account.key();
     let old = IDLE.with_borrow_mut(|idle| idle.insert(key, session));
     drop(old);
+}
+
+/// Whether an idle session of the account is kept.
+pub fn is_kept(account: &AccountKey) -> bool {
+    IDLE.with_borrow(|idle| idle.contains_key(account))
+}
+
+/// At the end of a transaction: closes sessions that have been idle for `pg_rowsync.idle_timeout`, and sees
+/// to it that this is looked at again in time. Cannot fail.
+pub fn close_idle() {
+    let Some(timeout) = guc::idle_timeout() else { return };
+    let expired = |session: &Session| session.idle_since.elapsed() >= timeout;
+    if timer::take_fired() {
+        close_where(expired);
+    }
+    let oldest = IDLE.with(|idle| {
+        let idle = idle.try_borrow().ok()?;
+        idle.values().map(|session| session.idle_since).min()
+    });
+    if let Some(due) = oldest.and_then(|since| since.checked_add(timeout)) {
+        timer::fire_by(due);
+    }
 }
 
 /// One idle session, as `sync_connections()` shows it.
@@ -161,6 +275,10 @@ pub struct Listed {
     pub pid: i32,
     /// Whether the other side is still there.
     pub alive: bool,
+    /// Whether it leads through a pooler; `None` before that was asked.
+    pub pooled: Option<bool>,
+    /// For how long it has not been used.
+    pub idle: Duration,
 }
 
 /// The idle sessions.
@@ -169,8 +287,13 @@ pub fn list() -> Vec<Listed> {
         idle.values_mut()
             .map(|session| Listed {
                 endpoint: session.endpoint.clone(),
-                pid: session.connection.backend_pid(),
+                pid: session.peer.pid().unwrap_or(session.connection.backend_pid()),
                 alive: session.is_alive(),
+                pooled: match session.peer.path() {
+                    Path::Unknown => None,
+                    path => Some(path == Path::Pooled),
+                },
+                idle: session.idle_since.elapsed(),
             })
             .collect()
     })

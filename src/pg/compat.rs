@@ -95,6 +95,12 @@ pub unsafe fn file_write(file: pg_sys::File, bytes: &[u8], offset: i64) -> i64 {
     written as i64
 }
 
+/// The first number of a timeout that is an extension's, of `utils/timeout.h`: 17 added one of its own.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub const USER_TIMEOUT: i32 = 12;
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub const USER_TIMEOUT: i32 = 13;
+
 /// `pqsignal`: 18 has one of its own for the server, beside that of its client programs.
 ///
 /// # Safety

@@ -54,6 +54,34 @@ pub fn now() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
+const TO_2000: i64 = 946_684_800 * 1_000_000;
+
+/// The time, in microseconds since 1970.
+pub fn unix_micros() -> i64 {
+    now() + TO_2000
+}
+
+/// When the cluster was started, in microseconds since 1970.
+pub fn cluster_start() -> i64 {
+    // SAFETY: a variable that the postmaster sets before there is another process.
+    unsafe { pg_sys::PgStartTime + TO_2000 }
+}
+
+/// A number that nobody can guess.
+///
+/// # Errors
+/// When the machine has no randomness to give.
+pub fn random() -> Result<i64> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: writes as many bytes as it is told.
+    let done = unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
+    match done {
+        true => Ok(i64::from_ne_bytes(bytes)),
+        false => Err(Error::internal("could not generate random values")),
+    }
+}
+
 /// Number of the current subtransaction; the top transaction has [`TOP_SUBTRANSACTION`].
 pub fn subtransaction() -> u32 {
     // SAFETY: plain read of transaction state.

@@ -3,7 +3,7 @@
 //! The callbacks may fire in the middle of any catalog access and must neither fail nor look
 //! anything up; they only move counters on.
 
-use super::Oid;
+use super::{Oid, compat};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
 use std::cell::{Cell, RefCell};
@@ -74,6 +74,45 @@ pub fn now() -> Epoch {
 pub fn servers() -> u64 {
     register();
     SERVERS.get()
+}
+
+/// Announces, as of the end of the transaction, that a server has changed, to everybody and here too.
+pub fn announce_server(server: Oid) {
+    // SAFETY: catalog look-ups inside a transaction; the tuple is released after its last use.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::FOREIGNSERVEROID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, server.into());
+        if tuple.is_null() {
+            return;
+        }
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let relation = pg_sys::table_open(pg_sys::ForeignServerRelationId, lock);
+        pg_sys::CacheInvalidateHeapTuple(relation, tuple, std::ptr::null_mut());
+        pg_sys::table_close(relation, lock);
+        pg_sys::ReleaseSysCache(tuple);
+    }
+}
+
+/// Wakes the client sessions of the database that wait for their clients: each catches up with what was
+/// announced, in an empty transaction. Neither waits nor fails.
+pub fn nudge_sessions() {
+    // SAFETY: the array of all processes is in shared memory and does not move; entries are read without
+    // a lock, and a signal to a process that has ended, or is another by now, does no harm.
+    unsafe {
+        let all = pg_sys::ProcGlobal;
+        for at in 0..(*all).allProcCount as usize {
+            let proc = (*all).allProcs.add(at);
+            let pid = (&raw const (*proc).pid).read_volatile();
+            let database = (&raw const (*proc).databaseId).read_volatile();
+            let is_one = pid != 0 && pid != pg_sys::MyProcPid && database == pg_sys::MyDatabaseId;
+            if is_one && !compat::is_background_worker(proc) {
+                let reason = pg_sys::ProcSignalReason::PROCSIG_CATCHUP_INTERRUPT;
+                // The number of its slot is not known here: the server looks for it.
+                const UNKNOWN: i32 = -1;
+                pg_sys::SendProcSignal(pid, reason, UNKNOWN);
+            }
+        }
+    }
 }
 
 /// From now on, changes of this relation count.

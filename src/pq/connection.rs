@@ -52,13 +52,13 @@ impl Connection {
     /// Begins to connect, with a keyword and value each. The database name is taken as it is, never
     /// as a connection string. Name resolution may block; everything after it does not.
     /// `None` when memory is out.
-    pub fn start(params: &[(CString, CString)]) -> Option<Self> {
-        let ends = [std::ptr::null::<c_char>()];
-        let keywords: Vec<*const c_char> =
-            params.iter().map(|(k, _)| k.as_ptr()).chain(ends).collect();
-        let values: Vec<*const c_char> =
-            params.iter().map(|(_, v)| v.as_ptr()).chain(ends).collect();
-        // SAFETY: two null-terminated arrays of C strings, copied by the call.
+    pub fn start<'p>(params: impl Iterator<Item = &'p (CString, CString)>) -> Option<Self> {
+        let end = std::ptr::null::<c_char>();
+        let (mut keywords, mut values): (Vec<*const c_char>, Vec<*const c_char>) =
+            params.map(|(keyword, value)| (keyword.as_ptr(), value.as_ptr())).unzip();
+        keywords.push(end);
+        values.push(end);
+        // SAFETY: two null-terminated arrays of C strings, which outlive the call that copies them.
         unsafe {
             let conn = PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
             let conn = Self { conn: NonNull::new(conn)?, size: None, heard: 0 };

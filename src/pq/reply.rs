@@ -5,8 +5,9 @@ use crate::error::{RemoteError, SqlState};
 use pq_sys::{
     ExecStatusType, PG_DIAG_COLUMN_NAME, PG_DIAG_CONSTRAINT_NAME, PG_DIAG_CONTEXT,
     PG_DIAG_MESSAGE_DETAIL, PG_DIAG_MESSAGE_HINT, PG_DIAG_MESSAGE_PRIMARY, PG_DIAG_SCHEMA_NAME,
-    PG_DIAG_SQLSTATE, PG_DIAG_TABLE_NAME, PGresult, PQclear, PQcmdTuples, PQgetisnull, PQgetvalue,
-    PQnfields, PQntuples, PQresultErrorField, PQresultErrorMessage, PQresultStatus,
+    PG_DIAG_SEVERITY_NONLOCALIZED, PG_DIAG_SQLSTATE, PG_DIAG_TABLE_NAME, PGresult, PQclear,
+    PQcmdTuples, PQgetisnull, PQgetvalue, PQnfields, PQntuples, PQresultErrorField,
+    PQresultErrorMessage, PQresultStatus,
 };
 use std::ffi::CStr;
 use std::ptr::NonNull;
@@ -75,6 +76,26 @@ impl Reply {
                 let value = CStr::from_ptr(PQgetvalue(self.raw(), 0, 0));
                 value.to_string_lossy().into_owned()
             })
+        }
+    }
+
+    /// Whether this is an error by which a backend tells that its transaction has failed: of a statement,
+    /// or the end of its session between transactions or within one that it has not begun to commit. The
+    /// end for other reasons may come at any moment, and from others than the backend.
+    pub fn is_refusal(&self) -> bool {
+        let field = |code: u8| {
+            // SAFETY: a live result; the field is null or a C string that lives with it.
+            unsafe {
+                let value = PQresultErrorField(self.raw(), i32::from(code));
+                (!value.is_null()).then(|| CStr::from_ptr(value))
+            }
+        };
+        let idle = [c"57P05", c"25P03", c"25P04"];
+        match (field(PG_DIAG_SEVERITY_NONLOCALIZED), field(PG_DIAG_SQLSTATE)) {
+            (Some(severity), Some(state)) => {
+                severity == c"ERROR" || (severity == c"FATAL" && idle.contains(&state))
+            }
+            _ => false,
         }
     }
 

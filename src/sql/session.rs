@@ -1,10 +1,12 @@
-//! What is known of a server, and settings of a remote transaction: the guard name that changes carry, and the search_path for keys
-//! whose types bring their own operators.
+//! What is known of a server and of its sessions, and settings of a remote transaction: what pins it, the
+//! guard name that changes carry, and the search_path for keys whose types bring their own operators.
 
 use super::conflicts::Conflicts;
-use super::quote::{ident, relation};
+use super::quote::{ident, literal, relation};
 use super::statement::{Param, Statement};
 use crate::change::Route;
+use crate::connect::lost_session::LostSession;
+use crate::connect::settings::Setting;
 
 /// Asks a server for the schema of its extension: one whose functions can be called, or must be
 /// because it sends changes of its own; see [`crate::versions`].
@@ -54,3 +56,159 @@ pub fn with_type_schemas(route: &Route) -> String {
         types.join(", ")
     )
 }
+
+/// Begins the text of the cast error by which a session refuses to go on, see [`introduce`].
+pub const SESSION_MARK: &str = "pg_rowsync: session: ";
+
+/// What the first statement of a transaction asks for and sets.
+pub struct Introduce<'a> {
+    /// What is set for the transaction.
+    pub settings: &'a [(String, String)],
+    /// What the session should have been found with, if that is asked.
+    pub expected: &'a [Setting],
+    /// The transaction's advisory lock.
+    pub token: i64,
+    /// It must begin before that, in microseconds since 1970 by the server's clock.
+    pub not_after: Option<i64>,
+    /// The process ID that libpq was told, if the server must be reached directly.
+    pub only_direct: Option<i32>,
+    /// The database from which the changes come: its OID, and when its cluster was started.
+    pub local: (u32, i64),
+}
+
+/// Introduces a transaction and the server to each other: the only row's first column is a JSON object, see
+/// [`crate::connect::peer::Introduction`]. Whoever answers may have any search_path, so every name is
+/// qualified.
+///
+/// The lock is taken before the clock is read, which [`end_session`] relies on.
+pub fn introduce(with: &Introduce<'_>) -> Statement {
+    // With something that is not known before it is executed: else it fails when it is planned.
+    let fail = |why: &str, number: &str| {
+        format!(
+            "(({} OPERATOR(pg_catalog.||) {number}::pg_catalog.text)::pg_catalog.bool \
+              ::pg_catalog.text)",
+            literal(&format!("{SESSION_MARK}{why} "))
+        )
+    };
+    const BACKEND: &str = "pg_catalog.pg_backend_pid()";
+    let token = with.token;
+    let mut cases = format!(
+        "WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared({token}) THEN {} ",
+        fail("ended", BACKEND)
+    );
+    if let Some(not_after) = with.not_after {
+        let clock = micros("pg_catalog.clock_timestamp()");
+        let late = fail("late", &clock);
+        cases.push_str(&format!("WHEN {clock} OPERATOR(pg_catalog.>) {not_after} THEN {late} "));
+    }
+    let (database, started) = with.local;
+    cases.push_str(&format!(
+        "WHEN (SELECT d.oid FROM pg_catalog.pg_database d \
+            WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+            OPERATOR(pg_catalog.=) {database}::pg_catalog.oid \
+          AND {} OPERATOR(pg_catalog.=) {started} THEN {} ",
+        micros("pg_catalog.pg_postmaster_start_time()"),
+        fail("itself", BACKEND)
+    ));
+    if let Some(told) = with.only_direct {
+        cases.push_str(&format!(
+            "WHEN {BACKEND} OPERATOR(pg_catalog.<>) ({told}) THEN {} ",
+            fail("pooled", BACKEND)
+        ));
+    }
+    let unset = match with.expected {
+        [] => "NULL".to_owned(),
+        expected => {
+            let rows: Vec<String> = (expected.iter())
+                .map(|(name, value)| format!("({}, {})", literal(name), literal(value)))
+                .collect();
+            // The last one is a limit of newer majors, which would end a session in the middle of a
+            // delivery.
+            format!(
+                "(SELECT pg_catalog.json_agg(w.name) \
+                  FROM (VALUES {}, ('transaction_timeout', '0')) AS w(name, value) \
+                  WHERE NOT COALESCE(pg_catalog.current_setting(w.name, true) \
+                    OPERATOR(pg_catalog.=) w.value, \
+                    w.name OPERATOR(pg_catalog.=) 'transaction_timeout'))",
+                rows.join(", ")
+            )
+        }
+    };
+    let started = "(SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity( \
+                    pg_catalog.pg_backend_pid()) a)";
+    let answer = format!(
+        "pg_catalog.json_build_object('pid', pg_catalog.pg_backend_pid(), 'started', {}, \
+         'clock', {}, 'unset', {unset})::pg_catalog.text",
+        micros(started),
+        micros("pg_catalog.clock_timestamp()"),
+    );
+    let set: String = (with.settings.iter())
+        .map(|(name, value)| {
+            format!(", pg_catalog.set_config({}, {}, true)", literal(name), literal(value))
+        })
+        .collect();
+    let limit = ", CASE WHEN pg_catalog.current_setting('transaction_timeout', true) \
+                 OPERATOR(pg_catalog.<>) '0' \
+                 THEN pg_catalog.set_config('transaction_timeout', '0', true) END";
+    Statement::plain(format!("SELECT CASE {cases}ELSE {answer} END{set}{limit}"))
+}
+
+/// A time as microseconds since 1970.
+fn micros(time: &str) -> String {
+    format!("(pg_catalog.extract('epoch', {time}) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8")
+}
+
+/// Ends a lost session and waits for that, `wait` milliseconds at most. The only column of the only row is
+/// what [`crate::connect::lost_session::Fate`] reads. To be run as the role that has logged in: where
+/// another was set, that one may not end the session.
+///
+/// A process that is there counts as the lost one unless it can be seen that it is not, whosever it is.
+pub fn end_session(lost: &LostSession, wait: u128) -> String {
+    let end = format!(
+        "CASE WHEN (pg_catalog.pg_has_role(a.usesysid, 'USAGE') \
+             OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE')) \
+           AND (NOT COALESCE((SELECT r.rolsuper FROM pg_catalog.pg_roles r \
+                  WHERE r.oid OPERATOR(pg_catalog.=) a.usesysid), false) \
+             OR COALESCE((SELECT r.rolsuper FROM pg_catalog.pg_roles r \
+                  WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER), false)) \
+         THEN CASE WHEN pg_catalog.pg_terminate_backend(a.pid, {wait}) THEN 'gone' ELSE 'ending' END \
+         ELSE 'other ' OPERATOR(pg_catalog.||) COALESCE(a.usename::pg_catalog.text, '') END"
+    );
+    if let Some(token) = lost.token {
+        let (upper, lower) = ((token >> 32) as u32, token as u32);
+        let holder = format!(
+            "(SELECT {end} FROM pg_catalog.pg_locks l \
+              JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid \
+              WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' \
+                AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+                  WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+                AND l.classid OPERATOR(pg_catalog.=) {upper}::pg_catalog.oid \
+                AND l.objid OPERATOR(pg_catalog.=) {lower}::pg_catalog.oid \
+                AND l.objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2 LIMIT 1)"
+        );
+        let Some(not_after) = lost.not_after else {
+            return format!("SELECT COALESCE({holder}, 'gone')");
+        };
+        // The clock first: who takes the lock after it was looked for is too late then.
+        let clock = micros("pg_catalog.clock_timestamp()");
+        return format!(
+            "SELECT CASE WHEN {clock} OPERATOR(pg_catalog.>) {not_after} \
+             THEN COALESCE({holder}, 'gone') ELSE COALESCE({holder}, 'early') END"
+        );
+    }
+    let Some(pid) = lost.backend_pid else { return "SELECT 'gone'".to_owned() };
+    let other_start = lost.backend_start.map_or(String::new(), |started| {
+        format!("WHEN {} OPERATOR(pg_catalog.<>) {started} THEN 'gone' ", micros("a.backend_start"))
+    });
+    format!(
+        "SELECT COALESCE((SELECT CASE \
+           WHEN a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() THEN 'gone' \
+           WHEN a.datname IS NULL OR a.datname OPERATOR(pg_catalog.<>) pg_catalog.current_database() \
+             THEN 'gone' \
+           {other_start}ELSE {end} END \
+         FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) {pid}), 'gone')"
+    )
+}
+
+/// Undoes a role that was set for the session, for the transaction.
+pub const AS_LOGGED_IN: &str = "SELECT pg_catalog.set_config('role', 'none', true)";

@@ -77,6 +77,11 @@ impl Statement {
         Self { verb: Verb::Query, text, params, conflicts }
     }
 
+    /// Whether it begins a transaction block.
+    pub fn begins_block(&self) -> bool {
+        self.text.starts_with("BEGIN")
+    }
+
     /// Whether it is executed, and not only prepared.
     pub fn is_executed(&self) -> bool {
         !matches!(self.verb, Verb::Prepare(_))

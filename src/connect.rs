@@ -1,0 +1,8 @@
+//! What a connection is: how its session must be set (`settings`), which process serves it and whether
+//! through a pooler (`peer`), and which remote transaction may still end after its connection was lost
+//! (`lost_session`). `release` gives connections back that stand in the way.
+
+pub mod lost_session;
+pub mod peer;
+pub mod release;
+pub mod settings;

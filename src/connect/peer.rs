@@ -1,0 +1,169 @@
+//! What a session knows of the process that serves it. Pure.
+//!
+//! The first exchange over a connection, inside its transaction, asks for the process ID and for the
+//! settings that are in force. Where the answer is what libpq was told and what was asked for at start-up,
+//! the connection leads to that one process and is *direct*. Otherwise an intermediary hands each
+//! transaction to a process of its choice and may have dropped the start-up parameters: it is *pooled*.
+
+use serde::Deserialize;
+use std::time::Instant;
+
+/// The longest answer that is read: an honest one has some hundred bytes.
+const MAX_ANSWER_BYTES: usize = 16 * 1024;
+
+/// What the server said of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Introduction {
+    /// Process ID of the backend.
+    pub pid: i32,
+    /// When the backend started, in microseconds since 1970; `None` where the role may not see it.
+    #[serde(default)]
+    pub started: Option<i64>,
+    /// The server's clock, in microseconds since 1970.
+    pub clock: i64,
+    /// Names of settings that are other than asked for.
+    #[serde(default)]
+    pub unset: Option<Vec<String>>,
+}
+
+impl Introduction {
+    /// Reads the answer; `None` for one that is malformed.
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.len() <= MAX_ANSWER_BYTES).then(|| serde_json::from_str(text).ok()).flatten()
+    }
+}
+
+/// How a connection leads to its server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Path {
+    /// Not known before the first answer.
+    #[default]
+    Unknown,
+    /// To one process, which has the settings.
+    Direct,
+    /// To one process, without the settings: something there undoes them.
+    Unset,
+    /// Through a pooler.
+    Pooled,
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Peer {
+    path: Path,
+    /// The process that introduced itself last.
+    pid: Option<i32>,
+    started: Option<i64>,
+    /// The server's clock, and when it was told.
+    clock: Option<(i64, Instant)>,
+}
+
+impl Peer {
+    /// Takes in what the server said. `told`: the process ID that libpq was told; `pooled`: the user says
+    /// that there is a pooler.
+    pub fn introduce(&mut self, said: Introduction, told: i32, pooled: bool) {
+        self.clock = Some((said.clock, Instant::now()));
+        self.pid = Some(said.pid);
+        self.started = said.started.or(self.started);
+        // Once pooled, always: a later transaction may meet the one process by chance.
+        let is_pooled = pooled || said.pid != told || self.path == Path::Pooled;
+        let is_unset = said.unset.is_some_and(|unset| !unset.is_empty());
+        self.path = match (is_pooled, is_unset || self.path == Path::Unset) {
+            (true, _) => Path::Pooled,
+            (false, true) => Path::Unset,
+            (false, false) => Path::Direct,
+        };
+    }
+
+    /// How the connection leads to the server.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Whether each transaction must ask and set.
+    pub fn must_introduce(&self) -> bool {
+        self.path != Path::Direct
+    }
+
+    /// Whether it is still to be asked which settings are in force.
+    pub fn asks_settings(&self) -> bool {
+        self.path == Path::Unknown
+    }
+
+    /// Whether what one transaction leaves in its session, the next one finds there.
+    pub fn keeps_session(&self) -> bool {
+        matches!(self.path, Path::Direct | Path::Unset)
+    }
+
+    /// The process that introduced itself last.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// The process of a connection that leads to one process only, and when it started.
+    pub fn process(&self) -> Option<(i32, Option<i64>)> {
+        self.pid.filter(|_| self.keeps_session()).map(|pid| (pid, self.started))
+    }
+
+    /// What the server's clock shows now, in microseconds since 1970, as far as is known.
+    pub fn clock(&self) -> Option<i64> {
+        let (clock, told) = self.clock?;
+        Some(clock.saturating_add(told.elapsed().as_micros() as i64))
+    }
+
+    /// The server's clock was told.
+    pub fn set_clock(&mut self, clock: i64) {
+        self.clock = Some((clock, Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(pid: i32, unset: &[&str]) -> Introduction {
+        let unset = Some(unset.iter().map(|name| (*name).to_owned()).collect());
+        Introduction { pid, started: Some(7), clock: 1_000, unset }
+    }
+
+    #[test]
+    fn a_process_that_is_not_the_one_told_is_behind_a_pooler() {
+        let mut peer = Peer::default();
+        assert!(peer.must_introduce() && !peer.keeps_session() && peer.process().is_none());
+        peer.introduce(said(12, &[]), 99, false);
+        assert_eq!((peer.path(), peer.pid()), (Path::Pooled, Some(12)));
+        // And stays so, whoever answers later.
+        peer.introduce(said(99, &[]), 99, false);
+        assert!(peer.must_introduce() && peer.process().is_none());
+    }
+
+    #[test]
+    fn a_direct_connection_is_asked_once() {
+        let mut peer = Peer::default();
+        peer.introduce(said(12, &[]), 12, false);
+        assert_eq!(peer.path(), Path::Direct);
+        assert!(!peer.must_introduce() && peer.process() == Some((12, Some(7))));
+        assert!(peer.clock().is_some_and(|clock| clock >= 1_000));
+    }
+
+    #[test]
+    fn settings_that_are_undone_are_set_by_each_transaction() {
+        let mut peer = Peer::default();
+        peer.introduce(said(12, &["timezone"]), 12, false);
+        assert_eq!(peer.path(), Path::Unset);
+        assert!(peer.must_introduce() && peer.keeps_session());
+        let mut peer = Peer::default();
+        peer.introduce(said(12, &[]), 12, true);
+        assert_eq!(peer.path(), Path::Pooled);
+    }
+
+    #[test]
+    fn an_answer_is_read_or_left() {
+        let text = r#"{"pid": 5, "started": null, "clock": 3, "unset": null}"#;
+        let expected = Introduction { pid: 5, started: None, clock: 3, unset: None };
+        assert_eq!(Introduction::parse(text), Some(expected));
+        for text in ["", "5", r#"{"pid": "x"}"#, &format!("{text}{}", " ".repeat(20_000))] {
+            assert_eq!(Introduction::parse(text), None);
+        }
+    }
+}
