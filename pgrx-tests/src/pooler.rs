@@ -27,6 +27,18 @@ pub enum PoolMode {
     Transaction,
 }
 
+impl std::str::FromStr for PoolMode {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<PoolMode> {
+        match name {
+            "session" => Ok(PoolMode::Session),
+            "transaction" => Ok(PoolMode::Transaction),
+            _ => anyhow::bail!("unknown pool mode \"{name}\""),
+        }
+    }
+}
+
 /// What is usually told to a pooler that refuses the start-up parameter `options`.
 pub const IGNORE_OPTIONS: (&str, &str) =
     ("ignore_startup_parameters", "extra_float_digits,options");

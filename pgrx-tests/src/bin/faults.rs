@@ -12,7 +12,7 @@ use rowsync_harness::setup;
 
 const USAGE: &str = "usage:
   cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|all]
-                      [--drain worker|calls|both] [--fault NAME]
+                      [--drain worker|calls|both] [--fault NAME] [--pooler session|transaction]
       random faults under load, a row by row comparison after each; --rounds counts per mode
   cargo faults converge [--masters 2] [--version clock|frozen|skewed|null|all] [--rounds 10]
                         [--seconds 5] [--seed S] [--mode async|queue] [--drain worker|calls|both]
@@ -59,12 +59,13 @@ fn run_rounds(options: &mut Arguments) -> Result<()> {
     let modes = if mode == "all" { Mode::ALL.to_vec() } else { vec![mode.parse()?] };
     let drain = options.take("drain")?.unwrap_or(Drain::Worker);
     let fault = options.take("fault")?;
+    let pooler = options.take("pooler")?;
     options.end(USAGE)?;
     setup::prepare()?;
     println!("seed {seed}");
     for mode in modes {
         let start = Instant::now();
-        let plan = rounds::Plan { mode, drain, seed, from, rounds, fault };
+        let plan = rounds::Plan { mode, drain, seed, from, rounds, fault, pooler };
         let summary = rounds::run(plan, &mut |line| println!("{line}"))?;
         println!(
             "\nmode {mode}: {rounds} rounds in {:.0} s, both sides equal after each\n{summary}",

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use postgres::Client;
 
 use crate::cluster::{Cluster, TEST_SETTINGS};
+use crate::pooler::{IGNORE_OPTIONS, PoolMode, Pooler};
 use crate::proxy::Proxy;
 use crate::side::{Side, describe};
 
@@ -113,11 +114,13 @@ impl FromStr for Drain {
     }
 }
 
-/// The left side sends to the right one, through the proxy, over server `dst`.
+/// The left side sends to the right one over server `dst`: through the proxy, and behind it through a pooler
+/// if there is one.
 pub struct Rig {
     pub left: Side,
     pub right: Side,
     pub proxy: Proxy,
+    pub pooler: Option<Pooler>,
     pub mode: Mode,
     pub drain: Drain,
 }
@@ -125,6 +128,16 @@ pub struct Rig {
 impl Rig {
     /// Without tables. `label` is a short plain lower-case identifier.
     pub fn start(label: &str, mode: Mode, drain: Drain) -> Result<Rig> {
+        Self::start_behind(label, mode, drain, None)
+    }
+
+    /// The same with a pooler between the proxy and the right side.
+    pub fn start_behind(
+        label: &str,
+        mode: Mode,
+        drain: Drain,
+        pooler: Option<PoolMode>,
+    ) -> Result<Rig> {
         let mut settings = [TEST_SETTINGS, &QUICK].concat();
         if drain.has_worker() {
             settings.extend(WORKER);
@@ -133,11 +146,14 @@ impl Rig {
         let other = thread::spawn(move || Cluster::start(&name));
         let left = Cluster::start_with(&format!("{label}_left"), &settings)?;
         let right = other.join().map_err(|_| anyhow!("the right cluster panicked"))??;
-        let proxy = Proxy::start(right.port())?;
         let left = Side::create(&Arc::new(left), "local")?;
         let right = Side::create(&Arc::new(right), "remote")?;
+        let pooler =
+            pooler.map(|mode| Pooler::start(&[&right], mode, &[IGNORE_OPTIONS])).transpose()?;
+        let behind = pooler.as_ref().map_or(right.cluster.port(), Pooler::port);
+        let proxy = Proxy::start(behind)?;
         left.link(&right, proxy.port(), "dst", &[])?;
-        Ok(Rig { left, right, proxy, mode, drain })
+        Ok(Rig { left, right, proxy, pooler, mode, drain })
     }
 
     /// A table on both sides whose changes on the left are sent.
@@ -206,10 +222,14 @@ impl Rig {
     /// may stay.
     pub fn await_sessions_gone(&self, drainers: i64) -> Result<()> {
         let mut observer = self.right.connect_superuser()?;
-        let sql = "select count(*) from pg_stat_activity where application_name = 'pg_rowsync'";
+        // A pooler keeps its own, idle.
+        let and = if self.pooler.is_some() { "and state <> 'idle'" } else { "" };
+        let sql = &format!(
+            "select count(*) from pg_stat_activity where application_name = 'pg_rowsync' {and}"
+        );
         let start = Instant::now();
         loop {
-            let sessions: i64 = observer.query_one(sql, &[])?.get(0);
+            let sessions: i64 = observer.query_one(sql.as_str(), &[])?.get(0);
             if sessions <= drainers {
                 return Ok(());
             }

@@ -14,6 +14,7 @@ use super::fault::Fault;
 use super::rig::{Drain, Mode, PATIENCE, Rig};
 use super::verdict;
 use super::workload::{Stage, TABLES, Tally, Writer};
+use crate::pooler::PoolMode;
 
 /// Sessions that write at the same time.
 const WRITERS: usize = 4;
@@ -29,6 +30,8 @@ pub struct Plan {
     pub rounds: u64,
     /// Always the same fault.
     pub fault: Option<Fault>,
+    /// Put between the proxy and the right side.
+    pub pooler: Option<PoolMode>,
 }
 
 /// What the rounds with one fault came to.
@@ -84,7 +87,8 @@ impl fmt::Display for Summary {
 /// # Errors
 /// The first round that fails, with what it takes to run it again.
 pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Summary> {
-    let rig = Rig::start(&format!("rounds_{}", plan.mode), plan.mode, plan.drain)?;
+    let label = format!("rounds_{}", plan.mode);
+    let rig = Rig::start_behind(&label, plan.mode, plan.drain, plan.pooler)?;
     for (table, columns) in TABLES {
         rig.mirror(table, columns)?;
     }

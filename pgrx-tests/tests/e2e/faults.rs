@@ -1,10 +1,14 @@
 //! Rounds of load with a fault each, from fixed seeds. `cargo faults rounds` runs more of them.
 
 use rowsync_harness::faults::rig::{Drain, Mode};
+use rowsync_harness::PoolMode;
 use rowsync_harness::faults::rounds::{self, Plan};
 
 fn rounds(mode: Mode, drain: Drain, seed: u64) {
-    let plan = Plan { mode, drain, seed, from: 0, rounds: 8, fault: None };
+    run(Plan { mode, drain, seed, from: 0, rounds: 8, fault: None, pooler: None });
+}
+
+fn run(plan: Plan) {
     rounds::run(plan, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
@@ -26,4 +30,10 @@ fn after_faults_in_mode_sync_only_unknown_transactions_differ() {
 #[test]
 fn after_faults_without_a_worker_calls_make_both_sides_equal() {
     rounds(Mode::Async, Drain::Calls, 4);
+}
+
+#[test]
+fn after_faults_behind_a_pooler_both_sides_are_equal() {
+    let (mode, drain, pooler) = (Mode::Async, Drain::Worker, Some(PoolMode::Transaction));
+    run(Plan { mode, drain, seed: 5, from: 0, rounds: 8, fault: None, pooler });
 }

@@ -96,9 +96,8 @@ fn what_a_role_or_database_there_says_does_not_change_what_is_written() {
                return new; end $$;
              create trigger seen before insert on t for each row execute function seen()",
         );
-        bed.right.exec_superuser(&format!(
-            "alter database {db} set default_transaction_read_only = on"
-        ));
+        bed.right
+            .exec_superuser(&format!("alter database {db} set default_transaction_read_only = on"));
         let mut client = bed.left.client();
         for day in 1..=3 {
             run(
@@ -114,7 +113,10 @@ fn what_a_role_or_database_there_says_does_not_change_what_is_written() {
             "{mode:?}: {:?}",
             rows(&bed.left, "select * from sync_err_rec")
         );
-        let there = rows(&bed.right, "set timezone = 'UTC'; select * from t order by id");
+        let there = rows(
+            &bed.right,
+            "set timezone = 'UTC'; set extra_float_digits = 3; select * from t order by id",
+        );
         assert_eq!(there.len(), 3);
         for (day, row) in there.iter().enumerate() {
             let day = day + 1;
