@@ -28,7 +28,8 @@ CREATE VIEW @extschema@.sync_status AS
            l.sessions AS lost_sessions,
            EXISTS (SELECT FROM @extschema@.sync_connections() c
                     WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected,
-           c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded
+           c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded,
+           @extschema@.sync_worker_state() AS worker
       FROM pg_catalog.pg_foreign_server s
       LEFT JOIN (
            SELECT q.dst_server,
@@ -72,6 +73,8 @@ CREATE VIEW @extschema@.sync_status AS
                            OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 COMMENT ON VIEW @extschema@.sync_status IS
     'a row per server that triggers send to or changes wait for';
+COMMENT ON COLUMN @extschema@.sync_status.worker IS
+    'the database''s worker: running; idle: started when something is queued; no slot; stopped; none: start_sync_worker()';
 
 CREATE VIEW @extschema@.sync_conflicts AS
     SELECT c.id, c.logged_at, c.server, c.nsp_name, c.table_name, c.type, c.decision, c.key,

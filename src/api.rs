@@ -72,6 +72,17 @@ fn stop_sync_worker() -> bool {
     or_raise(stop())
 }
 
+/// What the current database's worker does. Open to everyone, as `pg_stat_activity` is. See
+/// [`worker::state`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_worker_state() RETURNS text
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_worker_state_wrapper';
+"#)]
+fn sync_worker_state() -> &'static str {
+    let state = || worker::state(&Home::find()?);
+    or_raise(state())
+}
+
 /// Trigger of the queue: a record that was set aside has been discarded, and the worker may go on with
 /// what waited behind it.
 #[pg_extern(sql = r#"

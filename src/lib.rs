@@ -44,7 +44,8 @@ pgrx::extension_sql_file!(
         api::sync_change_sql,
         api::sync_connections,
         api::sync_counters,
-        api::sync_conflict_counters
+        api::sync_conflict_counters,
+        api::sync_worker_state
     ]
 );
 pgrx::extension_sql_file!(

@@ -194,6 +194,17 @@ pub fn knows(home: &Home, server_name: &str) -> Result<bool> {
     Ok(standing(home, server_name)? != Standing::Free)
 }
 
+/// Whether the database has prepared transactions, which queue what they have changed when they are
+/// committed.
+///
+/// # Errors
+/// What reading the view reports.
+pub fn has_prepared(home: &Home) -> Result<bool> {
+    let sql = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
+         WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1";
+    Ok(!spi::read(home, sql, &[])?.is_empty())
+}
+
 /// Removes delivered records.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ mod launcher;
 mod pace;
 mod schedule;
 
-pub use control::{start, stop, transaction_ended, wake_at_commit};
+pub use control::{start, state, stop, transaction_ended, wake_at_commit};
 pub use drainer::run as run_worker;
 pub use launcher::run as run_launcher;
 

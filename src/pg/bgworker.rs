@@ -27,6 +27,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 static STOP: AtomicBool = AtomicBool::new(false);
 /// Someone wants the database for itself.
 static EVICTED: AtomicBool = AtomicBool::new(false);
+/// The worker ends to make room, and is not to be started again before it is needed.
+static YIELDED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// This process is one of ours, and when it last looked at its database.
@@ -177,6 +179,8 @@ pub enum End {
     Told,
     /// Someone wants the database for itself.
     Evicted,
+    /// It makes room for another database's.
+    Yielded,
 }
 
 /// Undoes what the configuration of a database may ask of its sessions and would keep a worker from
@@ -273,7 +277,24 @@ pub fn become_worker() -> bool {
 unsafe extern "C-unwind" fn at_exit(_code: i32, _arg: pg_sys::Datum) {
     let database = database::current();
     board::clear(database, board::mark::WORKING);
-    board::set(database, board::mark::ENDED);
+    if !YIELDED.load(SeqCst) {
+        board::set(database, board::mark::ENDED);
+    }
+}
+
+/// Gives up being the worker, if nothing was queued that it has not looked at; the process is to end then.
+/// `due`: when there will be something to do again, as PostgreSQL counts time. Who queues sees either
+/// that there is no worker at work, or is seen here.
+pub fn try_yield(due: Option<i64>) -> bool {
+    let database = database::current();
+    board::clear(database, board::mark::WORKING);
+    if board::has(database, board::mark::TOLD) {
+        board::set(database, board::mark::WORKING);
+        return false;
+    }
+    YIELDED.store(true, SeqCst);
+    board::yield_until(database, due.unwrap_or(0));
+    true
 }
 
 /// What [`become_worker`] locks. With the lock method of advisory locks, whose session locks outlast

@@ -7,7 +7,7 @@
 use super::Oid;
 use pgrx::pg_sys;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_guard, pg_shmem_init};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 /// Databases that can be kept apart.
 const SLOTS: usize = 512;
@@ -26,6 +26,10 @@ pub mod mark {
     pub const WORKING: u32 = 16;
     /// Something was queued since the worker has last looked, and it was woken for it.
     pub const TOLD: u32 = 32;
+    /// A worker was wanted and there was no slot for it.
+    pub const NO_SLOT: u32 = 64;
+    /// The worker has ended to make room; the next one goes on where it stood.
+    pub const YIELDED: u32 = 128;
 }
 
 struct Board {
@@ -34,6 +38,8 @@ struct Board {
     launcher: AtomicUsize,
     /// A request could not be noted.
     look_everywhere: AtomicBool,
+    /// A database waits for the slot of another's worker.
+    slots_wanted: AtomicBool,
     slots: [Slot; SLOTS],
 }
 
@@ -42,6 +48,8 @@ struct Slot {
     /// 0 while free.
     database: AtomicU32,
     marks: AtomicU32,
+    /// When a worker that made room has something to do again, as PostgreSQL counts time; 0 for nothing.
+    due: AtomicI64,
 }
 
 // SAFETY: atomics and nothing else, without pointers into one process's memory.
@@ -52,6 +60,7 @@ impl Board {
         Self {
             launcher: AtomicUsize::new(0),
             look_everywhere: AtomicBool::new(false),
+            slots_wanted: AtomicBool::new(false),
             slots: std::array::from_fn(|_| Slot::default()),
         }
     }
@@ -144,6 +153,33 @@ pub fn has(database: Oid, wanted: u32) -> bool {
     marks(database).is_some_and(|marks| marks & wanted != 0)
 }
 
+/// The worker of a database makes room: `due` is when it has something to do again, as PostgreSQL counts
+/// time, 0 for nothing. Neither waits nor fails.
+pub fn yield_until(database: Oid, due: i64) {
+    if let Some(slot) = board().and_then(|board| board.find(database.to_u32())) {
+        slot.due.store(due, SeqCst);
+    }
+    set(database, mark::YIELDED);
+}
+
+/// For the launcher: takes out when the worker of a database that made room has something to do again.
+pub fn take_due(database: Oid) -> Option<i64> {
+    let slot = board().and_then(|board| board.find(database.to_u32()))?;
+    Some(slot.due.swap(0, SeqCst)).filter(|due| *due != 0)
+}
+
+/// Whether a database waits for the slot of another's worker.
+pub fn slots_are_wanted() -> bool {
+    board().is_some_and(|board| board.slots_wanted.load(SeqCst))
+}
+
+/// For the launcher: whether a database waits for the slot of another's worker.
+pub fn want_slots(wanted: bool) {
+    if let Some(board) = board() {
+        board.slots_wanted.store(wanted, SeqCst);
+    }
+}
+
 /// For the launcher: the databases that have marks.
 pub fn marked() -> Vec<Oid> {
     let slots = board().map(|board| board.slots.iter()).into_iter().flatten();
@@ -165,6 +201,7 @@ pub fn keep_only(databases: &[Oid]) {
         let database = slot.database.load(SeqCst);
         if database != 0 && !databases.contains(&Oid::from(database)) {
             slot.marks.store(0, SeqCst);
+            slot.due.store(0, SeqCst);
             slot.database.store(0, SeqCst);
         }
     }

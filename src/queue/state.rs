@@ -3,7 +3,7 @@
 //! for each other.
 
 use crate::error::{Error, Result};
-use crate::pg::spi::{self, Home};
+use crate::pg::spi::{self, Home, required};
 use crate::pg::text::tellable;
 use crate::sql::quote::ident;
 use std::time::Duration;
@@ -63,6 +63,29 @@ pub fn succeeded(home: &Home, server_name: &str) -> Result<()> {
         announce(home, server_name, "reachable", None)?;
     }
     Ok(())
+}
+
+/// How often in a row a server has failed, and how long it is until its next attempt; `None` if it has not
+/// failed or its time has come.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn until_next_attempt(home: &Home, server_name: &str) -> Result<Option<(u32, Duration)>> {
+    let sql = format!(
+        "SELECT failures, (pg_catalog.extract('epoch', next_attempt_at OPERATOR(pg_catalog.-) \
+            pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
+         FROM {}.sync_server_state WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+           AND failures OPERATOR(pg_catalog.>) 0 \
+           AND next_attempt_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
+        ident(&home.schema)
+    );
+    let Some(mut row) = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next() else {
+        return Ok(None);
+    };
+    let mut number = |at| -> Result<u64> {
+        required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
+    };
+    Ok(Some((number(0)? as u32, Duration::from_millis(number(1)?))))
 }
 
 fn is_unreachable(home: &Home, server_name: &str) -> Result<bool> {

@@ -71,6 +71,27 @@ pub fn stop(home: &Home) -> Result<bool> {
     Ok(true)
 }
 
+/// What becomes of the queue of the current database: `running`, a worker is there; `idle`, one will be
+/// started when something is queued; `no slot`, one is wanted and `max_worker_processes` leaves no room;
+/// `stopped`, by `stop_sync_worker()`; `none`, nobody starts one.
+///
+/// # Errors
+/// What reading the locks reports.
+pub fn state(home: &Home) -> Result<&'static str> {
+    let database = database::current();
+    Ok(if holder(home)?.is_some() {
+        "running"
+    } else if board::has(database, mark::PAUSED) {
+        "stopped"
+    } else if board::has(database, mark::NO_SLOT) {
+        "no slot"
+    } else if board::exists() {
+        "idle"
+    } else {
+        "none"
+    })
+}
+
 fn pause() {
     wait::wait(&[], PAUSE);
     interrupt::check();

@@ -16,7 +16,8 @@ use crate::guc;
 use crate::pg::bgworker::{self, End};
 use crate::pg::spi::Home;
 use crate::pg::turn::{caught, turn};
-use crate::pg::{Oid, board, database, interrupt, report, wait};
+use crate::pg::{Oid, board, context, database, interrupt, report, wait};
+use crate::queue::state;
 use crate::{queue, versions};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,6 +27,11 @@ const VISIT: i64 = 5_000;
 /// A connection that has answered so recently is not asked whether it still works, where no other server
 /// could be kept waiting.
 const TRUSTED: Duration = Duration::from_secs(1);
+/// A worker that has had nothing to do for so long ends: others may need its slot. The launcher starts one
+/// again when something is queued.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a worker with work keeps its slot while other databases wait for one.
+const SLOT_TIME: Duration = Duration::from_secs(5);
 /// Looking at the queue takes at most this part of the time, however often the worker is woken.
 const LOOK_SHARE: u32 = 10;
 /// Longest time that a change waits for that.
@@ -86,6 +92,16 @@ struct Drainer {
     look_gap: Duration,
     /// When old deletions were last forgotten.
     tidied: Option<Instant>,
+    /// When the process became the worker.
+    began: Instant,
+    /// When there was last something to do.
+    busy_at: Instant,
+    /// Goes on where a worker that made room has left its servers.
+    resumes: bool,
+    /// The queue has been looked at.
+    has_looked: bool,
+    /// There are prepared transactions in the database.
+    has_prepared: bool,
     shown: String,
     complained: Option<(String, Instant)>,
 }
@@ -102,6 +118,12 @@ struct Server {
 impl Server {
     fn new(now: Instant) -> Self {
         Self { schedule: Schedule::new(now), pace: Pace::default(), answered: None, trouble: "" }
+    }
+
+    /// One that has failed so many times in a row, to be tried at that time.
+    fn failing(failures: u32, due: Instant, now: Instant) -> Self {
+        let schedule = Schedule::failing(failures, due, now);
+        Self { schedule, trouble: "failed", ..Self::new(now) }
     }
 }
 
@@ -130,6 +152,11 @@ impl Drainer {
             looked: now,
             look_gap: Duration::ZERO,
             tidied: None,
+            began: now,
+            busy_at: now,
+            has_looked: false,
+            has_prepared: false,
+            resumes: board::clear(database::current(), board::mark::YIELDED) != 0,
             shown: String::new(),
             complained: None,
         }
@@ -160,11 +187,40 @@ impl Drainer {
             }
             self.approach();
             self.visit();
+            if self.makes_room() {
+                return End::Yielded;
+            }
             bgworker::report_statistics(false);
             self.show_idle();
             let next = self.next().saturating_duration_since(Instant::now());
             drive::drive_for(&mut self.links, next);
         }
+    }
+
+    /// Whether the process is to end so that another database can have its slot: it has nothing to do now
+    /// and others wait, or it has had nothing to do for long, or its time is over.
+    fn makes_room(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self.servers.values().filter_map(|server| server.schedule.due()).min();
+        if !self.links.is_empty() || due.is_some_and(|due| due <= now) {
+            self.busy_at = now;
+        }
+        // Without a launcher nobody would start one again.
+        if !board::exists() || !self.links.is_empty() || !self.has_looked {
+            return false;
+        }
+        let waits = due.is_none_or(|due| due > now);
+        let makes_room = match board::slots_are_wanted() {
+            true => waits || now.duration_since(self.began) >= SLOT_TIME,
+            false => due.is_none() && now.duration_since(self.busy_at) >= IDLE_TIMEOUT,
+        };
+        // What is prepared is queued when it is committed, which wakes nobody.
+        if !makes_room || self.has_prepared {
+            return false;
+        }
+        let due =
+            due.map(|due| context::now() + due.saturating_duration_since(now).as_micros() as i64);
+        bgworker::try_yield(due)
     }
 
     /// When something is to be done next.
@@ -186,12 +242,22 @@ impl Drainer {
         // What is queued from now on may not be seen.
         board::clear(database::current(), board::mark::TOLD);
         let tidy = self.tidied.is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
+        let resumes = std::mem::take(&mut self.resumes);
         let found = turn(|| match Home::look_up()? {
             Some(home) => {
                 if tidy {
                     versions::forget_old(&home)?;
                 }
-                queue::servers(&home, false).map(Some)
+                let servers = queue::servers(&home, false)?;
+                let waits = servers.into_iter().map(|server| {
+                    let wait = match resumes {
+                        true => state::until_next_attempt(&home, &server)?,
+                        false => None,
+                    };
+                    Ok((server, wait))
+                });
+                let waits = waits.collect::<Result<Vec<_>>>()?;
+                Ok(Some((waits, queue::has_prepared(&home)?)))
             }
             None => Ok(None),
         });
@@ -199,20 +265,26 @@ impl Drainer {
         self.look_gap = ((self.looked - began) * LOOK_SHARE).min(LOOK_GAP);
         match found {
             Ok(None) => return Err(Gone),
-            Ok(Some(names)) => {
+            Ok(Some((waits, has_prepared))) => {
+                (self.has_looked, self.has_prepared) = (true, has_prepared);
+                let names: Vec<&String> = waits.iter().map(|(name, _)| name).collect();
                 if tidy {
                     self.tidied = Some(self.looked);
                 }
                 self.look_at = self.looked + guc::max_retry_interval();
                 let visited: Vec<&str> = self.visitors.iter().map(|v| v.server.as_str()).collect();
                 self.servers
-                    .retain(|name, _| names.contains(name) || visited.contains(&name.as_str()));
-                for name in names {
+                    .retain(|name, _| names.contains(&name) || visited.contains(&name.as_str()));
+                for (name, wait) in waits {
                     let now = self.looked;
+                    let new = || match wait {
+                        Some((failures, wait)) => Server::failing(failures, now + wait, now),
+                        None => Server::new(now),
+                    };
                     self.servers
                         .entry(name)
                         .and_modify(|server| server.schedule.wake(now))
-                        .or_insert(Server::new(now));
+                        .or_insert_with(new);
                 }
             }
             Err(error) => {
@@ -328,7 +400,7 @@ impl Drainer {
         let Some(server) = self.servers.get_mut(name) else { return };
         let wait = server.schedule.fail(Instant::now(), intervals());
         server.answered = None;
-        server.trouble = if error.is_transient() { "not reachable" } else { "not served" };
+        server.trouble = trouble(error);
         if server.schedule.failures() == 1 {
             let wait = wait.as_millis();
             let message = format!("server \"{name}\" failed, next attempt in {wait} ms");
@@ -386,6 +458,16 @@ impl Drainer {
             bgworker::show(busy, &text);
             self.shown = text;
         }
+    }
+}
+
+/// What people are told of a server that failed so.
+fn trouble(error: &Error) -> &'static str {
+    match error {
+        _ if error.is_connection_refusal() => "grants no connection",
+        _ if error.is_unreachable() => "not reachable",
+        _ if error.is_transient() => "busy",
+        _ => "not served",
     }
 }
 

@@ -8,8 +8,8 @@
 use crate::pg::bgworker::{self, Handle, Startup};
 use crate::pg::board::{self, mark};
 use crate::pg::turn::turn;
-use crate::pg::{Oid, database, interrupt, report, wait};
-use std::collections::BTreeMap;
+use crate::pg::{Oid, context, database, interrupt, report, wait};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Time between looks at all databases, for changes queued by other ways than a commit here: a
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const LOOK_EVERYWHERE: Duration = Duration::from_secs(300);
 /// Pause before a worker that has ended is started again.
 const RESTART: Duration = Duration::from_secs(5);
-/// Pause when the server has no slot for a worker.
-const NO_SLOT: Duration = Duration::from_secs(10);
+/// Pause when the server has no slot for a worker. Idle workers are asked to make room.
+const NO_SLOT: Duration = Duration::from_secs(1);
 /// Pause while someone wants a database for itself, or a worker there is about to end.
 const CLOSED: Duration = Duration::from_secs(1);
 /// Longest time to wait for a worker to find out whether it has anything to do.
@@ -38,12 +38,24 @@ pub fn run() -> ! {
         look_at: Instant::now(),
         looked: Instant::now(),
         told_no_slot: false,
+        without_slot: BTreeSet::new(),
+        try_at: Instant::now(),
     };
     while bgworker::ending().is_none() {
         launcher.turn();
     }
     // The postmaster would not start it again after exit code 0; at shutdown it does not anyway.
     bgworker::exit(1)
+}
+
+/// What came of starting a worker.
+enum Start {
+    /// It was started, or is not needed.
+    Done,
+    /// To be tried again after this pause.
+    Later(Duration),
+    /// The server has no slot for it.
+    NoSlot,
 }
 
 struct Launcher {
@@ -54,6 +66,10 @@ struct Launcher {
     look_at: Instant,
     looked: Instant,
     told_no_slot: bool,
+    /// Databases for whose workers there was no slot.
+    without_slot: BTreeSet<u32>,
+    /// Nothing is started before, since there was no slot.
+    try_at: Instant,
 }
 
 impl Launcher {
@@ -75,7 +91,10 @@ impl Launcher {
         let now = Instant::now();
         let next = match &self.starting {
             Some((_, _, until)) => *until,
-            None => self.wanted.values().copied().fold(self.look_at, Instant::min),
+            None => self
+                .wanted
+                .values()
+                .fold(self.look_at, |next, due| next.min((*due).max(self.try_at))),
         };
         wait::wait(&[], next.saturating_duration_since(now));
     }
@@ -87,6 +106,8 @@ impl Launcher {
         self.told_no_slot = false;
         let Some(databases) = databases() else { return };
         board::keep_only(&databases);
+        self.without_slot.retain(|own| databases.contains(&Oid::from(*own)));
+        board::want_slots(!self.without_slot.is_empty());
         for database in databases {
             self.wanted.entry(database.to_u32()).or_insert(now);
         }
@@ -96,11 +117,18 @@ impl Launcher {
         let now = Instant::now();
         for database in board::marked() {
             let marks = board::clear(database, mark::ENDED | mark::WANTED);
+            if let Some(due) = board::take_due(database) {
+                let wait = u64::try_from(due - context::now()).unwrap_or(0);
+                let due = now + Duration::from_micros(wait);
+                let wanted = self.wanted.entry(database.to_u32()).or_insert(due);
+                *wanted = due.min(*wanted);
+            }
             if marks & mark::ENDED != 0 {
                 self.wanted.insert(database.to_u32(), now + RESTART);
             }
             if marks & mark::WANTED != 0 {
-                self.wanted.entry(database.to_u32()).or_insert(now);
+                let wanted = self.wanted.entry(database.to_u32()).or_insert(now);
+                *wanted = now.min(*wanted);
             }
         }
     }
@@ -122,46 +150,81 @@ impl Launcher {
 
     fn start_next(&mut self) {
         while self.starting.is_none()
+            && self.try_at <= Instant::now()
             && let Some(database) = self.next_due()
         {
             match self.start(Oid::from(database)) {
-                Some(pause) => drop(self.wanted.insert(database, Instant::now() + pause)),
-                None => drop(self.wanted.remove(&database)),
+                // Its turn stays where it is among those that wait for a slot.
+                Start::NoSlot => {
+                    self.ask_for_slots();
+                    self.try_at = Instant::now() + NO_SLOT;
+                    return;
+                }
+                Start::Later(pause) => drop(self.wanted.insert(database, Instant::now() + pause)),
+                Start::Done => drop(self.wanted.remove(&database)),
             }
         }
     }
 
-    fn next_due(&self) -> Option<u32> {
+    /// There is no slot for the workers whose time has come: idle ones are asked to make room.
+    fn ask_for_slots(&mut self) {
         let now = Instant::now();
-        self.wanted.iter().find(|(_, due)| **due <= now).map(|(database, _)| *database)
+        for (database, _) in self.wanted.iter().filter(|(_, due)| **due <= now) {
+            self.without_slot.insert(*database);
+            board::set(Oid::from(*database), mark::NO_SLOT);
+        }
+        board::want_slots(true);
+        for other in board::marked() {
+            if board::has(other, mark::WORKING)
+                && let Some(worker) = bgworker::find(other)
+            {
+                worker.wake();
+            }
+        }
     }
 
-    /// Starts a worker; gives the pause before it is to be tried again, if it is.
-    fn start(&mut self, database: Oid) -> Option<Duration> {
+    fn got_slot(&mut self, database: Oid) {
+        self.without_slot.remove(&database.to_u32());
+        board::clear(database, mark::NO_SLOT);
+        board::want_slots(!self.without_slot.is_empty());
+    }
+
+    fn next_due(&self) -> Option<u32> {
+        let now = Instant::now();
+        // Who has waited longest, so that nobody is passed over for ever.
+        let due = self.wanted.iter().filter(|(_, due)| **due <= now);
+        due.min_by_key(|(_, due)| **due).map(|(database, _)| *database)
+    }
+
+    /// Starts a worker.
+    fn start(&mut self, database: Oid) -> Start {
         if board::has(database, mark::PAUSED | mark::WORKING) {
-            return None;
+            self.got_slot(database);
+            return Start::Done;
         }
         if bgworker::find(database).is_some() {
             // One without a place on the board is at work, as far as can be told.
-            return board::marks(database).map(|_| CLOSED);
+            return board::marks(database).map_or(Start::Done, |_| Start::Later(CLOSED));
         }
         if !database::is_open(database) {
-            return Some(CLOSED);
+            return Start::Later(CLOSED);
         }
         // It may have been dropped since it was asked for.
-        if !databases()?.contains(&database) {
-            return None;
+        if !databases().is_some_and(|databases| databases.contains(&database)) {
+            self.got_slot(database);
+            return Start::Done;
         }
         board::clear(database, mark::SETTLED);
         if let Some(handle) = bgworker::start_worker(database, false) {
             self.starting = Some((database, handle, Instant::now() + SETTLE));
-            return None;
+            self.got_slot(database);
+            return Start::Done;
         }
         if !std::mem::replace(&mut self.told_no_slot, true) {
             let message = "pg_rowsync cannot start a worker: max_worker_processes is too low";
             report::log(message, None);
         }
-        Some(NO_SLOT)
+        Start::NoSlot
     }
 }
 

@@ -37,6 +37,11 @@ impl Schedule {
         Self { state: State::Well, due: Some(now) }
     }
 
+    /// A server that has failed so many times in a row before `now`, to be tried at that time.
+    pub fn failing(failures: u32, due: Instant, now: Instant) -> Self {
+        Self { state: State::Failing { failures, since: now, jitter: 1.0 }, due: Some(due) }
+    }
+
     /// When it is to be tried.
     pub fn due(&self) -> Option<Instant> {
         self.due

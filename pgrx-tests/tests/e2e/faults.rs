@@ -1,7 +1,7 @@
 //! Rounds of load with a fault each, from fixed seeds. `cargo faults rounds` runs more of them.
 
-use rowsync_harness::faults::rig::{Drain, Mode};
 use rowsync_harness::PoolMode;
+use rowsync_harness::faults::rig::{Drain, Mode};
 use rowsync_harness::faults::rounds::{self, Plan};
 
 fn rounds(mode: Mode, drain: Drain, seed: u64) {

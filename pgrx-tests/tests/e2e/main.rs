@@ -100,3 +100,4 @@ mod two_servers;
 mod types;
 mod values;
 mod worker;
+mod worker_slots;
