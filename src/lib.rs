@@ -16,7 +16,10 @@ mod fdw;
 #[cfg(test)]
 mod fuzz;
 mod guc;
+mod identity;
+mod loops;
 mod options;
+mod path;
 mod pg;
 mod pq;
 mod queue;
@@ -33,7 +36,12 @@ pgrx::pg_module_magic!(name, version);
 pgrx::extension_sql_file!(
     "../sql/tables.sql",
     name = "tables",
-    requires = [api::sync_dml, api::sync_queue_discarded]
+    requires = [
+        api::sync_dml,
+        api::sync_queue_discarded,
+        api::sync_identity_changed,
+        api::sync_not_replicated
+    ]
 );
 pgrx::extension_sql_file!(
     "../sql/views.sql",
@@ -44,7 +52,8 @@ pgrx::extension_sql_file!(
         api::sync_change_sql,
         api::sync_connections,
         api::sync_counters,
-        api::sync_conflict_counters
+        api::sync_conflict_counters,
+        api::sync_is_copy
     ]
 );
 pgrx::extension_sql_file!(
@@ -57,6 +66,7 @@ pgrx::extension_sql_file!(
         api::sync_queue_discarded,
         api::start_sync_worker,
         api::stop_sync_worker,
+        api::adopt_sync,
     ]
 );
 pgrx::extension_sql_file!(

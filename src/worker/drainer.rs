@@ -17,7 +17,7 @@ use crate::pg::bgworker::{self, End};
 use crate::pg::spi::Home;
 use crate::pg::turn::{caught, turn};
 use crate::pg::{Oid, board, database, interrupt, report, wait};
-use crate::{queue, versions};
+use crate::{identity, queue, versions};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -88,6 +88,8 @@ struct Drainer {
     tidied: Option<Instant>,
     shown: String,
     complained: Option<(String, Instant)>,
+    /// It was told that the database is a copy.
+    told_copy: bool,
 }
 
 struct Server {
@@ -132,6 +134,7 @@ impl Drainer {
             tidied: None,
             shown: String::new(),
             complained: None,
+            told_copy: false,
         }
     }
 
@@ -187,11 +190,13 @@ impl Drainer {
         board::clear(database::current(), board::mark::TOLD);
         let tidy = self.tidied.is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
         let found = turn(|| match Home::look_up()? {
+            Some(_) if identity::is_copy()? => Ok(Some(None)),
             Some(home) => {
+                identity::check(&home)?;
                 if tidy {
                     versions::forget_old(&home)?;
                 }
-                queue::servers(&home, false).map(Some)
+                queue::servers(&home, false).map(Some).map(Some)
             }
             None => Ok(None),
         });
@@ -200,6 +205,14 @@ impl Drainer {
         match found {
             Ok(None) => return Err(Gone),
             Ok(Some(names)) => {
+                if names.is_none() && !self.told_copy {
+                    report::log(
+                        "the database is a copy: nothing is sent from it before adopt_sync() is called",
+                        None,
+                    );
+                }
+                self.told_copy = names.is_none();
+                let names = names.unwrap_or_default();
                 if tidy {
                     self.tidied = Some(self.looked);
                 }
