@@ -6,6 +6,7 @@ mod admin;
 mod api;
 mod capture;
 mod change;
+mod check;
 mod conflict;
 mod conflicts;
 mod connect;

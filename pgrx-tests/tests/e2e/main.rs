@@ -3,6 +3,7 @@
 //! What a test asserts about one side it reads through that side's own session.
 
 mod attach_notice;
+mod attach_tells;
 mod backlog;
 mod bad_input;
 mod binary;
