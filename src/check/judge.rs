@@ -2,7 +2,7 @@
 
 use super::question::{Facts, Target, Trigger};
 use crate::change::{Policy, Relation, Route};
-use crate::delivery::endpoint::name_in_options;
+use crate::connect::settings::settings_in;
 use crate::error::{Error, SqlState};
 use crate::options::{OnConflict, Options};
 
@@ -329,7 +329,10 @@ impl OfTarget<'_> {
         leads_back: bool,
     ) -> Option<Finding> {
         let Subject { server: here, guard, .. } = self.subject;
-        let of_options = || trigger.server.get("options").and_then(|text| name_in_options(text));
+        let of_options = || {
+            let settings = settings_in(trigger.server.get("options")?).into_iter();
+            settings.rev().find(|(name, _)| name == "application_name").map(|(_, value)| value)
+        };
         let theirs = options.application_name.clone();
         let theirs = theirs.or_else(|| trigger.server.get("application_name").cloned());
         let theirs = theirs.or_else(of_options).unwrap_or_else(|| self.facts.guard.clone());
