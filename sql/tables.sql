@@ -122,9 +122,9 @@ COMMENT ON TABLE @extschema@.sync_conflict_log IS
 -- of sync_node or the extension's comment, a template another database's oid, a clone that became a cluster of
 -- its own another system identifier.
 CREATE TABLE @extschema@.sync_home (
-    node uuid CONSTRAINT sync_home_pkey PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    database pg_catalog.oid CONSTRAINT sync_home_pkey PRIMARY KEY,
     system_identifier bigint NOT NULL,
-    database pg_catalog.oid NOT NULL,
+    node uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
     server_major integer NOT NULL,
     since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );

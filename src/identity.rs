@@ -15,11 +15,12 @@
 //! restored elsewhere: the two cannot be told apart.
 
 use crate::error::{Error, Result, SqlState};
+use crate::pg::context::Settings;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::{Oid, context, database, lookup, report};
 use crate::sql::quote::{ident, literal};
-use crate::transaction;
+use crate::{queue, transaction};
 use std::cell::Cell;
 
 /// What `sync_home` and `sync_node` say of the current database.
@@ -94,19 +95,24 @@ fn look(home: &Home) -> Result<Standing> {
     if let Some((_, standing)) = KNOWN.get().filter(|(then, _)| *then == now) {
         return Ok(standing);
     }
-    let (schema, in_comment) = (ident(&home.schema), literal(IN_COMMENT));
-    // Without a node of its own, a database that has triggers is a copy as well.
+    let schema = ident(&home.schema);
+    // Without a node of its own, a database that has triggers is a copy as well. As everywhere, each table by
+    // an index.
     let sql = format!(
         "SELECT h.system_identifier OPERATOR(pg_catalog.=) $2::pg_catalog.int8 FROM {schema}.sync_home h \
          WHERE h.database OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
            AND (h.system_identifier OPERATOR(pg_catalog.=) $2::pg_catalog.int8 \
              OR h.server_major OPERATOR(pg_catalog.<) $3::pg_catalog.int4) \
-           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node OPERATOR(pg_catalog.<>) h.node) \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node OPERATOR(pg_catalog.<) h.node) \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node OPERATOR(pg_catalog.>) h.node) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension e \
-             WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' AND pg_catalog.substring( \
-               pg_catalog.obj_description(e.oid, 'pg_extension'), {in_comment}) \
-               OPERATOR(pg_catalog.<>) h.node::pg_catalog.text) \
-         ORDER BY 1 DESC LIMIT 1"
+             JOIN pg_catalog.pg_description d ON d.objoid OPERATOR(pg_catalog.=) e.oid \
+              AND d.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+              AND d.objsubid OPERATOR(pg_catalog.=) 0 \
+             WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \
+               AND d.description OPERATOR(pg_catalog.~~) '%(node ____________________________________)' \
+               AND pg_catalog.right(d.description, 37) OPERATOR(pg_catalog.<>) \
+                   (h.node::pg_catalog.text OPERATOR(pg_catalog.||) ')'))"
     );
     let here = Here::new();
     let row = spi::read(home, &sql, &here.args())?.into_iter().next();
@@ -129,6 +135,8 @@ fn look(home: &Home) -> Result<Standing> {
 /// What writing the tables reports.
 pub fn adopt(home: &Home) -> Result<bool> {
     let schema = ident(&home.schema);
+    // What has no condition is read whole, which is made to look dear, and would be compiled for that.
+    let _settings = Settings::set(&[(c"jit", c"off")]);
     // One at a time; whoever comes second finds that it is done.
     spi::write(home, &format!("LOCK TABLE {schema}.sync_home IN SHARE ROW EXCLUSIVE MODE"), &[])?;
     match look(home)? {
@@ -147,19 +155,18 @@ pub fn adopt(home: &Home) -> Result<bool> {
     );
     let row = spi::write(home, &sql, &Here::new().args())?.into_iter().next();
     comment(home, &required(&mut row.unwrap_or_default(), 0)?)?;
-    transaction::wake_worker();
+    if !queue::servers(home, false)?.is_empty() {
+        transaction::wake_worker();
+    }
     Ok(true)
 }
 
-/// How the node stands in the extension's comment.
-const IN_COMMENT: &str = r" \(node ([0-9a-f-]{36})\)";
-
-/// Adds the node to the extension's comment, instead of another.
+/// Adds the node to the extension's comment, at its end, instead of another.
 fn comment(home: &Home, node: &str) -> Result<()> {
     let sql = "SELECT pg_catalog.regexp_replace(COALESCE( \
                  pg_catalog.obj_description(e.oid, 'pg_extension'), ''), $1, '') \
                FROM pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'";
-    let row = spi::read(home, sql, &[Some(IN_COMMENT)])?.into_iter().next();
+    let row = spi::read(home, sql, &[Some(r" \(node [^)]*\)$")])?.into_iter().next();
     let words = required(&mut row.unwrap_or_default(), 0)?;
     let comment = literal(&format!("{words} (node {node})"));
     spi::write(home, &format!("COMMENT ON EXTENSION pg_rowsync IS {comment}"), &[])?;
@@ -197,10 +204,9 @@ impl Here {
     }
 }
 
-/// One of the two tables has changed: every session looks again, and the worker.
+/// One of the two tables has changed: every session looks again.
 pub fn changed(table: Oid) {
     invalidation::announce(table);
-    transaction::wake_worker();
 }
 
 /// Whether a row that is about to be written to one of the extension's tables is another database's: it has

@@ -117,7 +117,7 @@ fn what_is_queued_on_its_way_keeps_its_path() {
     for side in &sides {
         await_until(SOON, "all rows", || table(side, "t") == ["1|x", "2|y"]);
     }
-    assert_eq!((writes(a), writes(c)), (2, 2));
+    await_until(SOON, "statistics", || (writes(a), writes(c)) == (2, 2));
     assert_eq!(sides.iter().map(looped).collect::<Vec<_>>(), [1, 0, 1]);
 }
 

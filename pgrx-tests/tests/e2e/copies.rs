@@ -155,6 +155,7 @@ fn its_queue_waits_for_the_adoption_and_may_be_emptied() {
     recover(&bed.right);
     await_drained(&bed);
     bed.right.exec("update t set v = 'newer'");
+    assert!(copy.query_one::<bool>("select start_sync_worker()"));
     // The copy's worker has looked at the queue, and says why it leaves it.
     await_until(Duration::from_secs(60), "a word of the worker", || {
         bed.left.cluster.log().contains("the database is a copy")
