@@ -41,7 +41,7 @@ pub fn look(
             let guard = route.application_name.as_ref().unwrap_or(&name);
             judge::findings(&Subject { server, database: &database, local, route, guard }, &facts)
         }
-        // Too long an answer, which no honest server gives.
+        // No answer that an honest server gives.
         Ok((_, None)) => Vec::new(),
         Err(error) => vec![judge::not_asked(server, &error)],
     })
@@ -73,7 +73,7 @@ fn ask(mut link: Link<'_>, sql: &str) -> Result<Option<question::Facts>> {
     }
     link.result()?;
     let text = link.answers().iter().flatten().flatten().next();
-    let facts = text.and_then(|text| serde_json::from_str(text).ok());
+    let facts: Option<question::Facts> = text.and_then(|text| serde_json::from_str(text).ok());
     link.into_session().into_iter().for_each(session::put_back);
-    Ok(facts)
+    Ok(facts.filter(question::Facts::is_sound))
 }

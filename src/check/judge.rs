@@ -4,7 +4,7 @@ use super::question::{Facts, Target, Trigger};
 use crate::change::{Policy, Relation, Route};
 use crate::connect::settings::settings_in;
 use crate::error::{Error, SqlState};
-use crate::options::{OnConflict, Options};
+use crate::options::{MAX_NAME, OnConflict, Options};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,9 @@ const GENERATED: &str = "428C9";
 
 /// Kinds of relations that rows can be sent to, if need be: tables, partitioned ones, views, foreign tables.
 const TABLE_LIKE: [&str; 4] = ["r", "p", "v", "f"];
+
+/// Columns that a finding names.
+const MOST_NAMED: usize = 8;
 
 /// The server could not be asked.
 pub fn not_asked(server: &str, error: &Error) -> Finding {
@@ -208,7 +211,12 @@ impl OfTarget<'_> {
         let (route, target) = (self.subject.route, self.target);
         let mut found = Vec::new();
         let quoted = |names: Vec<&str>| -> String {
-            names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+            let shown = names.iter().take(MOST_NAMED);
+            let mut list: Vec<String> = shown.map(|name| format!("\"{name}\"")).collect();
+            if names.len() > MOST_NAMED {
+                list.push(format!("and {} more", names.len() - MOST_NAMED));
+            }
+            list.join(", ")
         };
         let sent = |name: &str| route.columns.iter().any(|column| column.name == name);
         let is_there = |name: &str| target.columns.iter().any(|(there, _)| there == name);
@@ -336,6 +344,8 @@ impl OfTarget<'_> {
         let theirs = options.application_name.clone();
         let theirs = theirs.or_else(|| trigger.server.get("application_name").cloned());
         let theirs = theirs.or_else(of_options).unwrap_or_else(|| self.facts.guard.clone());
+        // A longer one is none.
+        let theirs: String = theirs.chars().take(MAX_NAME).collect();
         let doubted = options.guard_role.as_ref().filter(|role| !self.facts.roles.contains(role));
         let (problem, hint) = if theirs != *guard {
             (
@@ -348,6 +358,7 @@ impl OfTarget<'_> {
             )
         } else if let Some(role) = doubted {
             let mapped = &self.facts.role;
+            let role: String = role.chars().take(MAX_NAME).collect();
             (
                 format!(
                     "the loop guard on server \"{here}\" believes members of role \"{role}\" only, which role \

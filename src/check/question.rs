@@ -4,6 +4,7 @@
 //! for among temporary ones first, and are therefore qualified.
 
 use crate::change::Relation;
+use crate::options::MAX_NAME;
 use crate::sql::quote::literal;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -52,6 +53,19 @@ impl Flags {
     /// Whether it holds.
     pub fn has(&self, letter: char) -> bool {
         self.0.contains(letter)
+    }
+}
+
+impl Facts {
+    /// Whether names are as long as names are: the server may be anyone's, and they are told and logged.
+    pub fn is_sound(&self) -> bool {
+        let is_name = |name: &String| name.chars().count() <= MAX_NAME;
+        let of_trigger = |trigger: &Trigger| trigger.args.iter().take(3).all(is_name);
+        let of_target = |target: &Target| {
+            target.triggers.iter().all(of_trigger)
+                && target.columns.iter().all(|(name, _)| is_name(name))
+        };
+        is_name(&self.role) && is_name(&self.guard) && self.table.iter().all(of_target)
     }
 }
 
