@@ -118,6 +118,58 @@ CREATE TABLE @extschema@.sync_conflict_log (
 COMMENT ON TABLE @extschema@.sync_conflict_log IS
     'conflicts met on servers, the latest of them; see the view sync_conflicts';
 
+-- Which database this is. A copy of the database brings at least one thing that is not its own: a dump the row
+-- of sync_node or the extension's comment, a template another database's oid, a clone that became a cluster of
+-- its own another system identifier.
+CREATE TABLE @extschema@.sync_home (
+    database pg_catalog.oid CONSTRAINT sync_home_pkey PRIMARY KEY,
+    system_identifier bigint NOT NULL,
+    node uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    server_major integer NOT NULL,
+    since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE @extschema@.sync_home IS
+    'the database that captures and delivers; where it is not the current one, that is a copy, see adopt_sync()';
+CREATE TABLE @extschema@.sync_node (
+    node uuid CONSTRAINT sync_node_pkey PRIMARY KEY
+);
+COMMENT ON TABLE @extschema@.sync_node IS
+    'node of sync_home, for dumps to carry, as in the extension''s comment';
+
+-- Every session must see at once that a database has become a copy, or has ceased to be one.
+CREATE TRIGGER sync_identity_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON @extschema@.sync_home
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.sync_identity_changed();
+CREATE TRIGGER sync_identity_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON @extschema@.sync_node
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.sync_identity_changed();
+ALTER TABLE @extschema@.sync_home ENABLE ALWAYS TRIGGER sync_identity_changed;
+ALTER TABLE @extschema@.sync_node ENABLE ALWAYS TRIGGER sync_identity_changed;
+
+-- A publication FOR ALL TABLES carries these tables too: what arrives of them is another database's.
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_route
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_route ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_queue
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_queue ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_server_state
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_server_state ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_lost_session
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_lost_session ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_row_version
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_row_version ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_conflict_log
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_conflict_log ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_home
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_home ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_node
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_node ENABLE REPLICA TRIGGER sync_not_replicated;
+
 -- What a restored database must know. Not how attempts went and which conflicts there were: that is the
 -- past of the database that was dumped, and its rows of conflicts show keys to whoever has the dump.
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route', '');
@@ -125,3 +177,5 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_lost_session', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_lost_session_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_node', '');

@@ -28,7 +28,8 @@ CREATE VIEW @extschema@.sync_status AS
            l.sessions AS lost_sessions,
            EXISTS (SELECT FROM @extschema@.sync_connections() c
                     WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected,
-           c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded,
+           c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded, c.looped,
+           CASE WHEN @extschema@.sync_is_copy() THEN 'copy' ELSE 'this database' END AS home,
            @extschema@.sync_worker_state() AS worker
       FROM pg_catalog.pg_foreign_server s
       LEFT JOIN (
@@ -58,7 +59,7 @@ CREATE VIEW @extschema@.sync_status AS
       -- The row without a server stands for those that have none of their own.
       LEFT JOIN LATERAL (
            SELECT c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded,
-                  c.last_success
+                  c.looped, c.last_success
              FROM @extschema@.sync_counters() c
             WHERE c.server OPERATOR(pg_catalog.=) s.oid OR c.server IS NULL
             ORDER BY c.server LIMIT 1) c ON true

@@ -1,13 +1,13 @@
 //! `attach_sync`, `detach_sync`, `sync_connections`, `sync_disconnect`.
 
-mod counterpart;
-
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::Relation;
+use crate::check::{self, Finding, Severity};
 use crate::delivery::endpoint::{Endpoint, server_oid};
 use crate::delivery::session;
 use crate::error::{Error, Result, SqlState};
+use crate::identity;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::{Oid, context, ddl, report};
 use crate::sql::quote::{ident, literal, relation};
@@ -18,8 +18,8 @@ use std::hash::{Hash, Hasher};
 const MAX_NAME: usize = 63;
 
 /// Checks everything that can be checked here, then makes both triggers as the caller, who needs
-/// what CREATE TRIGGER asks for. Says so if the other side is seen to send the table back under
-/// policies that leave concurrent changes different.
+/// what CREATE TRIGGER asks for. Tells what will not work on the other side, or may surprise, see
+/// [`check::look`], and that the database is a copy.
 ///
 /// # Errors
 /// As a trigger's first fire, but before anything is changed; 22023 for a malformed target.
@@ -43,14 +43,10 @@ pub fn attach(
     let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
     // Before the triggers are made: writers must not wait behind their lock for another server. Only for
     // who may make them: it connects with the owner's mapping.
-    let diverging = may_attach(home, rel)?
-        && counterpart::may_diverge(
-            home,
-            &descriptor.account,
-            arguments.options.on_conflict,
-            &table.name,
-            &arguments.target,
-        );
+    let found = match may_attach(home, rel)? {
+        true => check::look(home, &descriptor.account, &table.name, &descriptor.route)?,
+        false => Vec::new(),
+    };
     let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
     let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&home.schema)));
     let args = args.join(", ");
@@ -62,13 +58,16 @@ pub fn attach(
         let events = events.replace("{}", &on);
         ddl::run(&format!("CREATE TRIGGER {name} {events} EXECUTE FUNCTION {function}({args})"))?;
     }
-    if diverging {
-        let table = &table.name.table;
-        let message = format!(
-            "table \"{table}\" is also sent back from server \"{server}\": concurrent changes may not \
-             converge"
-        );
-        report::advise(&message, counterpart::HINT);
+    for Finding { severity, problem } in &found {
+        match severity {
+            Severity::Error => report::caution(problem),
+            Severity::Notice => {
+                report::advise(&problem.to_string(), &problem.hint().unwrap_or_default());
+            }
+        }
+    }
+    if identity::is_copy()? {
+        identity::tell_anew();
     }
     Ok(())
 }

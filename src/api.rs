@@ -9,7 +9,7 @@ use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
 use crate::versions::Arrived;
-use crate::{admin, drain, fdw, queue, stats, transaction, trigger, versions, worker};
+use crate::{admin, drain, fdw, identity, queue, stats, transaction, trigger, versions, worker};
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -18,7 +18,7 @@ use pgrx::prelude::*;
 CREATE FUNCTION sync_dml() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'sync_dml_wrapper';
 "#)]
 fn sync_dml(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
-    or_raise(with_event(fcinfo, trigger::fire));
+    or_raise(with_event(fcinfo, "sync_dml", trigger::fire));
     // By the trigger protocol: a null pointer for "no row", which is not SQL NULL.
     0
 }
@@ -95,6 +95,53 @@ fn sync_queue_discarded(_fcinfo: pg_sys::FunctionCallInfo) -> i64 {
     0
 }
 
+/// Makes a copy of a database a database of its own. See [`identity::adopt`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION adopt_sync() RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'adopt_sync_wrapper';
+"#)]
+fn adopt_sync() -> bool {
+    let adopt = || identity::adopt(&Home::find()?);
+    or_raise(adopt())
+}
+
+/// Whether the current database is a copy, which captures and delivers nothing. Open to everyone. See
+/// [`identity::is_copy`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_is_copy() RETURNS boolean
+    STABLE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_is_copy_wrapper';
+"#)]
+fn sync_is_copy() -> bool {
+    or_raise(identity::is_copy())
+}
+
+/// Trigger of the tables that say which database this is. See [`identity::changed`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_identity_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'sync_identity_changed_wrapper';
+"#)]
+fn sync_identity_changed(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
+    or_raise(with_event(fcinfo, "sync_identity_changed", |event| {
+        identity::changed(event.relation_oid());
+        Ok(())
+    }));
+    // As for sync_dml.
+    0
+}
+
+/// Trigger of all tables of the extension: drops rows that arrive by logical replication. See
+/// [`identity::is_foreign_row`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_not_replicated() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'sync_not_replicated_wrapper';
+"#)]
+fn sync_not_replicated(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
+    // By the trigger protocol: a null pointer leaves the row out.
+    or_raise(with_event(fcinfo, "sync_not_replicated", |event| {
+        Ok(if identity::is_foreign_row() { 0 } else { event.row_to_write() })
+    }))
+}
+
 /// The SQL that delivers a queued change, for `sync_err_rec.dst_query`. See [`queue::describe`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_change_sql(route text, change text) RETURNS text
@@ -157,7 +204,7 @@ fn sync_disconnect(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_counters() RETURNS TABLE (
     server oid, delivered_transactions bigint, delivered_changes bigint, queued bigint,
-    conflicts bigint, guarded bigint, last_success timestamptz
+    conflicts bigint, guarded bigint, looped bigint, last_success timestamptz
 ) VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_counters_wrapper';
 "#)]
 #[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
@@ -170,6 +217,7 @@ fn sync_counters() -> TableIterator<
         name!(queued, i64),
         name!(conflicts, i64),
         name!(guarded, i64),
+        name!(looped, i64),
         name!(last_success, Option<TimestampWithTimeZone>),
     ),
 > {
@@ -181,6 +229,7 @@ fn sync_counters() -> TableIterator<
             counts.queued as i64,
             counts.conflicts as i64,
             counts.guarded as i64,
+            counts.looped as i64,
             counts.last_success.and_then(|time| time.try_into().ok()),
         )
     }))

@@ -4,6 +4,7 @@
 //! store it, `sql` renders it, delivery and drain send it. All text is UTF-8: values are the output
 //! of the type's output function, converted from the database's encoding where that differs.
 
+use crate::path::Path;
 use serde::{Deserialize, Serialize};
 
 /// A schema-qualified name.
@@ -104,6 +105,9 @@ pub struct Route {
     pub truncate_children: bool,
     /// The `application_name` these changes must carry on the server, where the trigger names one.
     pub application_name: Option<String>,
+    /// How they came here, where they come from another node.
+    #[serde(default, skip_serializing_if = "Path::is_empty")]
+    pub path: Path,
 }
 
 impl Route {

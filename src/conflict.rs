@@ -180,6 +180,7 @@ mod tests {
             policy: Policy::Overwrite,
             truncate_children: false,
             application_name: None,
+            path: Default::default(),
         })
     }
 

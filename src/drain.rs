@@ -16,7 +16,6 @@ mod replay;
 use self::batch::Batch;
 use self::replay::Replay;
 use crate::conflict::Tally;
-use crate::conflicts;
 use crate::connect::release;
 use crate::delivery::commit;
 use crate::delivery::drive::{self, Stop};
@@ -30,6 +29,7 @@ use crate::queue::claim::Claims;
 use crate::queue::{self, aside, state};
 use crate::transaction::{self, Drained};
 use crate::versions;
+use crate::{conflicts, identity, loops};
 use std::time::Duration;
 
 /// Records set aside in one call, after which it leaves the rest for the next: each costs several
@@ -44,10 +44,11 @@ const RETRY_LIMIT: i64 = 10_000;
 /// another session is draining and nothing was tried.
 ///
 /// # Errors
-/// 22023 for a limit that is NULL or not positive; 42704 for a server that neither exists nor has
+/// 55000 in a copy; 22023 for a limit that is NULL or not positive; 42704 for a server that neither exists nor has
 /// records; what the queue reports. Failures of servers and records are no errors: they are noted,
 /// warned of, and make the answer false.
 pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<bool> {
+    identity::check(home)?;
     let limit = limit.filter(|n| *n > 0).ok_or_else(|| {
         Error::local(SqlState::INVALID_PARAMETER, "limit must be a positive number")
             .with_hint("It is the number of records to apply: deal_sync_err_rec(1000).")
@@ -71,8 +72,9 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
 /// behind it. True when nothing it tried failed.
 ///
 /// # Errors
-/// What the queue reports.
+/// 55000 in a copy; what the queue reports.
 pub fn retry(home: &Home, id: i64) -> Result<bool> {
+    identity::check(home)?;
     let Some(server) = aside::server_of(home, id)? else {
         report::notice(&format!("there is no record {id} that is set aside"));
         return Ok(false);
@@ -316,7 +318,10 @@ impl Drain<'_> {
         self.apply(owner, &mut work)?;
         let Work { mut replay, mut served, applied, retried, flushed, set_aside } = work;
         let (home, changes) = (self.home.clone(), served.changes);
-        let drained = Drained { home, changes, conflicts: replay.take_conflicts() };
+        let held_back = replay.held_back();
+        loops::not_sent(server, &self.server_name, held_back);
+        let sent = changes.saturating_sub(held_back);
+        let drained = Drained { home, changes: sent, conflicts: replay.take_conflicts() };
         match replay.into_link() {
             Some(link) if first && changes == 0 => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.

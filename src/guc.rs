@@ -8,6 +8,7 @@ use std::time::Duration;
 
 static APPLICATION_NAME: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"pg_rowsync"));
+static PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static DELIVERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static CANCEL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(3_000);
@@ -50,6 +51,14 @@ pub fn define() {
         &APPLICATION_NAME,
         GucContext::Suset,
         GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_rowsync.path",
+        c"Databases that the session's changes come from.",
+        c"Set by pg_rowsync's own connections, so that changes do not circle.",
+        &PATH,
+        GucContext::Userset,
+        GucFlags::NO_SHOW_ALL | GucFlags::DISALLOW_IN_FILE,
     );
     let time = |name, short, long, setting, max| {
         let flags = GucFlags::UNIT_MS;
@@ -209,6 +218,16 @@ pub fn connect_timeout() -> Duration {
 /// Whether that is this name. Asked for every row.
 pub fn is_guard(name: &CStr) -> bool {
     setting::is(&APPLICATION_NAME, name)
+}
+
+/// Whether `pg_rowsync.path` is this. Asked for every row.
+pub fn is_path(path: &CStr) -> bool {
+    setting::is(&PATH, path)
+}
+
+/// `pg_rowsync.path`.
+pub fn path() -> CString {
+    PATH.get().unwrap_or_default()
 }
 
 /// `pg_rowsync.delivery_timeout`.

@@ -6,6 +6,7 @@ mod admin;
 mod api;
 mod capture;
 mod change;
+mod check;
 mod conflict;
 mod conflicts;
 mod connect;
@@ -16,7 +17,10 @@ mod fdw;
 #[cfg(test)]
 mod fuzz;
 mod guc;
+mod identity;
+mod loops;
 mod options;
+mod path;
 mod pg;
 mod pq;
 mod queue;
@@ -33,7 +37,12 @@ pgrx::pg_module_magic!(name, version);
 pgrx::extension_sql_file!(
     "../sql/tables.sql",
     name = "tables",
-    requires = [api::sync_dml, api::sync_queue_discarded]
+    requires = [
+        api::sync_dml,
+        api::sync_queue_discarded,
+        api::sync_identity_changed,
+        api::sync_not_replicated
+    ]
 );
 pgrx::extension_sql_file!(
     "../sql/views.sql",
@@ -45,7 +54,8 @@ pgrx::extension_sql_file!(
         api::sync_connections,
         api::sync_counters,
         api::sync_conflict_counters,
-        api::sync_worker_state
+        api::sync_worker_state,
+        api::sync_is_copy
     ]
 );
 pgrx::extension_sql_file!(
@@ -58,6 +68,7 @@ pgrx::extension_sql_file!(
         api::sync_queue_discarded,
         api::start_sync_worker,
         api::stop_sync_worker,
+        api::adopt_sync,
     ]
 );
 pgrx::extension_sql_file!(

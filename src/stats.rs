@@ -23,6 +23,7 @@ pub struct Slot {
     queued: AtomicU64,
     conflicts: AtomicU64,
     guarded: AtomicU64,
+    looped: AtomicU64,
     /// As PostgreSQL keeps time; 0 for never.
     last_success: AtomicI64,
 }
@@ -70,6 +71,7 @@ pub struct Counts {
     pub queued: u64,
     pub conflicts: u64,
     pub guarded: u64,
+    pub looped: u64,
     /// Microseconds, as PostgreSQL counts them.
     pub last_success: Option<i64>,
 }
@@ -130,6 +132,13 @@ pub fn are_kept() -> bool {
 pub fn guarded(server: Oid) {
     if let Some(slot) = slot_of(server) {
         slot.guarded.fetch_add(1, Relaxed);
+    }
+}
+
+/// So many changes were on their way back to where they have been. Counted at once, as above.
+pub fn looped(server: Oid, changes: u64) {
+    if let Some(slot) = slot_of(server) {
+        slot.looped.fetch_add(changes, Relaxed);
     }
 }
 
@@ -207,6 +216,7 @@ fn read(slots: &[Slot], database: Oid) -> Vec<Counts> {
         queued: slot.queued.load(Relaxed),
         conflicts: slot.conflicts.load(Relaxed),
         guarded: slot.guarded.load(Relaxed),
+        looped: slot.looped.load(Relaxed),
         last_success: Some(slot.last_success.load(Relaxed)).filter(|time| *time != 0),
     })
     .chain(rest)

@@ -7,6 +7,7 @@
 use crate::capture::change_set::ChangeSet;
 use crate::capture::descriptor::Descriptor;
 use crate::capture::row::Captured;
+use crate::change::Route;
 use crate::conflict::Tally;
 use crate::delivery::session::{self, Session};
 use crate::error::Result;
@@ -16,6 +17,7 @@ use crate::pg::{Oid, context, interrupt, invalidation, utility};
 use crate::{stats, worker};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::rc::Rc;
 
 /// How much a drain has applied.
 #[derive(Debug)]
@@ -64,11 +66,15 @@ fn listen() {
     });
 }
 
-/// Adds a change to the change set of its account.
+/// Adds a change, which takes this route, to the change set of its account.
 ///
 /// # Errors
 /// As for [`ChangeSet::push`].
-pub fn add_change(descriptor: &Descriptor, captured: &Captured<'_>) -> Result<()> {
+pub fn add_change(
+    descriptor: &Descriptor,
+    route: &Rc<Route>,
+    captured: &Captured<'_>,
+) -> Result<()> {
     listen();
     if !captured.left.is_empty() {
         utility::before_storage_changes(read_left);
@@ -83,7 +89,7 @@ pub fn add_change(descriptor: &Descriptor, captured: &Captured<'_>) -> Result<()
             work.sets.push(ChangeSet::new(descriptor));
             work.sets.len() - 1
         });
-        work.sets[at].push(descriptor, captured, subtransaction)
+        work.sets[at].push(descriptor.mode, route, captured, subtransaction)
     })
 }
 

@@ -1,25 +1,39 @@
-//! `sync_dml`: the guard, then capture.
+//! `sync_dml`: the guards against copies, echoes and circles, then capture.
 
-use crate::capture::{descriptor, row};
+use crate::capture::descriptor;
+use crate::capture::row::{self, Captured};
 use crate::change::Op;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::trigger::Event;
-use crate::{stats, transaction};
+use crate::{guc, identity, loops, stats, transaction};
 
-/// Captures one event, unless the session is one of ours.
+/// Captures one event, unless the database is a copy, the session is one of ours, or its changes have come
+/// back to where they were made.
 ///
 /// # Errors
 /// Everything that makes the user's statement fail: a trigger of the wrong kind or with wrong
 /// arguments, what [`check_order`] finds and what capturing the row reports.
 pub fn fire(event: &Event<'_>) -> Result<()> {
     let op = event.op()?;
+    if identity::is_copy()? {
+        // A connection that brings changes need not know.
+        if guc::is_path(c"") {
+            identity::tell();
+        }
+        return Ok(());
+    }
     let descriptor = descriptor::of_trigger(event)?;
     if descriptor.guards_against_session() {
         stats::guarded(descriptor.account.server);
         return Ok(());
     }
+    let Some(route) = descriptor.route_of_session() else {
+        loops::not_captured(descriptor.account.server, &descriptor.account.server_name);
+        return Ok(());
+    };
     check_order(event, op)?;
-    row::changes_of(event, op, &descriptor, |change| transaction::add_change(&descriptor, change))
+    let add = |change: &Captured<'_>| transaction::add_change(&descriptor, &route, change);
+    row::changes_of(event, op, &descriptor, add)
 }
 
 /// Refuses to capture a row's change after a later one. That happens where another AFTER ROW trigger

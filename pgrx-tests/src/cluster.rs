@@ -5,9 +5,10 @@
 //! when the value is dropped, and at the latest with this process (see [`crate::reaper`]).
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::sleep;
@@ -169,6 +170,33 @@ impl Cluster {
         config.host("127.0.0.1").port(self.port).dbname(db).user(user).password(password);
         config.connect_timeout(Duration::from_secs(10));
         config
+    }
+
+    /// Runs one of PostgreSQL's client programs on a database as the superuser, with `input` to read, and
+    /// returns what it has printed.
+    pub fn client_program(
+        &self,
+        program: &str,
+        db: &str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String> {
+        let mut child = Command::new(self.postgres.program(program))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string(), "-d", db])
+            .args(arguments)
+            .env("PGPASSWORD", &self.password)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("could not run {program}"))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} failed: {said}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Waits until the server lets a session in; an error with the log's end if it exits instead.

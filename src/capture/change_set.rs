@@ -59,13 +59,14 @@ impl ChangeSet {
         }
     }
 
-    /// Appends a change, made in the given subtransaction.
+    /// Appends a change by a trigger of this mode, made in the given subtransaction.
     ///
     /// # Errors
     /// As for [`ChangeLog::append`].
     pub fn push(
         &mut self,
-        descriptor: &Descriptor,
+        mode: Mode,
+        route: &Rc<Route>,
         captured: &Captured<'_>,
         subtransaction: u32,
     ) -> Result<()> {
@@ -75,9 +76,9 @@ impl ChangeSet {
             let (bytes, large, count) = (self.log.len(), self.large, self.count);
             self.marks.push(Mark { subtransaction, bytes, large, count, mode: self.mode });
         }
-        let route = self.number_of(&descriptor.route);
+        let route = self.number_of(route);
         self.log.append(route, captured)?;
-        self.mode = self.mode.max(descriptor.mode);
+        self.mode = self.mode.max(mode);
         self.has_unsent |= !change.unchanged.is_empty();
         self.has_left |= !captured.left.is_empty();
         let sent = captured.left.iter().filter(|(at, _)| !change.unchanged.contains(at));

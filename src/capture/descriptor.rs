@@ -5,8 +5,8 @@ use super::table::{Table, TableColumn};
 use crate::change::{Binary, Column, Policy, Relation, Route};
 use crate::delivery::endpoint::{Account, Endpoint, oid};
 use crate::error::{Error, Result, SqlState};
-use crate::guc;
 use crate::options::{Mode, OnConflict, Options};
+use crate::path::Path;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::row::RowReader;
 use crate::pg::spi::{self, Home, required};
@@ -14,6 +14,7 @@ use crate::pg::text::to_server;
 use crate::pg::trigger::Event;
 use crate::pg::{Oid, context};
 use crate::versions::Versioned;
+use crate::{guc, identity};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
@@ -66,7 +67,11 @@ pub struct Descriptor {
     pub guard: Option<CString>,
     /// Only sessions of this role's members are believed to be ours.
     guard_role: Option<Oid>,
+    /// Of changes that originate here.
     pub route: Rc<Route>,
+    /// Of changes that have come from elsewhere: the session's path that was met last, and the same route
+    /// with it; none for a path that has been here.
+    forwarded: RefCell<Option<(CString, Option<Rc<Route>>)>>,
     /// Reads all columns of the route.
     pub row: RefCell<RowReader>,
     /// Reads the key, and after it the version under [`Policy::Newest`].
@@ -133,9 +138,34 @@ impl Descriptor {
             Some(guard) => session == guard.as_c_str(),
             None => guc::is_guard(session),
         };
-        // Anyone may take the name: where a role is given, only its members may use it.
+        named && self.believes_session()
+    }
+
+    /// Anyone may take the guard's name, or a path: where a role is given, only its members may.
+    fn believes_session(&self) -> bool {
         let believed = |role| context::is_member(context::session_user(), role);
-        named && self.guard_role.is_none_or(believed)
+        self.guard_role.is_none_or(believed)
+    }
+
+    /// The route of the changes that the session makes; `None` for those that have come back to this
+    /// database.
+    pub fn route_of_session(&self) -> Option<Rc<Route>> {
+        if guc::is_path(c"") || !self.believes_session() {
+            return Some(self.route.clone());
+        }
+        let mut last = self.forwarded.borrow_mut();
+        if let Some((_, route)) = last.as_ref().filter(|(path, _)| guc::is_path(path)) {
+            return route.clone();
+        }
+        let text = guc::path();
+        let path = Path::parse(&text.to_string_lossy());
+        let route = match path.is_empty() {
+            true => Some(self.route.clone()),
+            false if path.contains(&identity::name()) => None,
+            false => Some(Rc::new(Route { path, ..(*self.route).clone() })),
+        };
+        *last = Some((text, route.clone()));
+        route
     }
 
     /// Combines a table with a trigger's arguments.
@@ -178,6 +208,7 @@ impl Descriptor {
             key: RefCell::new(RowReader::new(&key)),
             sensitive: columns.iter().any(|c| c.sensitive),
             route,
+            forwarded: RefCell::default(),
             home,
         })
     }
@@ -306,5 +337,6 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
                 .is_none_or(|own| table.key.iter().all(|name| own.contains(name))),
         truncate_children: table.partitioned,
         application_name: options.application_name.clone(),
+        path: Path::default(),
     })
 }

@@ -85,6 +85,12 @@ impl SessionSettings {
         Self { own: own.to_owned(), pinned }
     }
 
+    /// The same with another one.
+    pub fn with(mut self, name: &'static str, value: String) -> Self {
+        self.pinned.push((name, value));
+        self
+    }
+
     /// The value of the start-up parameter `options`. Ours come after the user's own and win. Two are
     /// start-up parameters of their own.
     pub fn startup_options(&self) -> String {

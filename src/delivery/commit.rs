@@ -27,7 +27,7 @@ use crate::pg::{context, interrupt, lock, report, wal};
 use crate::queue::aside::Blockers;
 use crate::queue::{self, Way};
 use crate::transaction::{self, Drained, OpenDrain, Work};
-use crate::{conflicts, stats};
+use crate::{conflicts, loops, stats};
 use std::rc::Rc;
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
@@ -297,11 +297,13 @@ fn settle_commit(
     interrupted: bool,
     committed: bool,
 ) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, link, conflicts } = delivery;
+    let Delivery { set, mut link, conflicts } = delivery;
     match link.result() {
         Ok(()) => {
-            stats::delivered(set.account.server, set.len() as u64);
             let Account { server, server_name, .. } = &set.account;
+            let held_back = link.take_held_back();
+            loops::not_sent(*server, server_name, held_back);
+            stats::delivered(*server, (set.len() as u64).saturating_sub(held_back));
             conflicts::record(&set.home, *server, server_name, &conflicts);
             keep(link, interrupted);
             Ok(None)

@@ -6,14 +6,13 @@ use crate::connect::settings::{
     settings_in,
 };
 use crate::error::{Error, Result, SqlState};
-use crate::fdw;
-use crate::guc;
 use crate::options::check_guard;
 use crate::pg::invalidation::Changed;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::c_string;
 use crate::pg::{Oid, invalidation};
 use crate::pq::keywords;
+use crate::{fdw, guc, identity};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -264,7 +263,8 @@ impl Endpoint {
         }
         options.push(("client_encoding".into(), "UTF8".into()));
         options.push(("application_name".into(), application_name.clone()));
-        let settings = SessionSettings::new(&own, &application_name, limits());
+        let settings = SessionSettings::new(&own, &application_name, limits())
+            .with("pg_rowsync.path", identity::name());
         options.push((OPTIONS.into(), settings.startup_options()));
         let params = options
             .into_iter()

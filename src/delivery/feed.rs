@@ -5,6 +5,8 @@ use super::plan::Planner;
 use super::session::Session;
 use crate::change::{Change, Route};
 use crate::error::Result;
+use crate::identity;
+use crate::path::Path;
 use crate::sql::{self, Batch, Statement, lasting};
 use std::rc::Rc;
 
@@ -18,6 +20,11 @@ pub trait Feed {
 
     /// Whether the statements depend on [`Session::home`].
     fn needs_home(&self) -> bool {
+        false
+    }
+
+    /// Whether they depend on [`Session::node`].
+    fn needs_node(&self) -> bool {
         false
     }
 }
@@ -69,6 +76,12 @@ pub struct Changes<S> {
     /// What begins and ends a transaction block, until it is known whether one is needed.
     block: Option<[Vec<Statement>; 2]>,
     needs_home: bool,
+    /// Some of it has come from other nodes.
+    is_forwarded: bool,
+    /// The path that the session has inside the transaction, but for the own name at its end.
+    path: Path,
+    /// Changes left out because the server is on their path.
+    held_back: u64,
 }
 
 impl<S> Changes<S> {
@@ -86,6 +99,9 @@ impl<S> Changes<S> {
             after: Vec::new(),
             block: None,
             needs_home: false,
+            is_forwarded: false,
+            path: Path::default(),
+            held_back: 0,
         }
     }
 
@@ -126,6 +142,12 @@ impl<S> Changes<S> {
         self
     }
 
+    /// The same; `forwarded`: some of it has come from other nodes.
+    pub fn forwarded(mut self, forwarded: bool) -> Self {
+        self.is_forwarded = forwarded;
+        self
+    }
+
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
         batch.optimistic = self.optimistic;
         let route = batch.route.clone();
@@ -151,6 +173,10 @@ impl<S> Changes<S> {
             statements.push(sql::named(wanted));
             self.current = wanted.clone();
         }
+        if route.path != self.path {
+            statements.push(sql::on_path(&route.path.onward(&identity::name())));
+            self.path = route.path.clone();
+        }
         let wanted = route.compared().next().map(|_| route.clone());
         if wanted != self.schemas {
             let text = wanted
@@ -165,17 +191,23 @@ impl<S> Changes<S> {
 }
 
 impl<S: Source> Changes<S> {
-    /// Hands the planner another change, or says that there is none.
-    fn pull(&mut self) -> Result<()> {
-        let planner = &mut self.planner;
+    /// Hands the planner another change, or says that there is none. What has been at the server before is
+    /// left out.
+    fn pull(&mut self, session: &mut Session) -> Result<()> {
+        let (planner, held_back) = (&mut self.planner, &mut self.held_back);
         let mut pushed = Ok(());
-        let more = self.source.next(&mut |route, change| {
-            pushed = planner.push(route, change);
+        let more = self.source.next(&mut |route, change| match session
+            .node()
+            .is_some_and(|node| route.path.contains(node))
+        {
+            true => *held_back += 1,
+            false => pushed = planner.push(route, change),
         })?;
         pushed?;
         if !more {
             self.planner.finish();
             self.done = true;
+            session.held_back = self.held_back;
         }
         Ok(())
     }
@@ -186,19 +218,25 @@ impl<S: Source> Feed for Changes<S> {
         self.needs_home
     }
 
+    fn needs_node(&self) -> bool {
+        self.is_forwarded
+    }
+
     fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Statement>>> {
         loop {
             if let Some(batch) = self.planner.pop() {
                 while self.block.is_some() && !self.done && !self.planner.holds_more() {
-                    self.pull()?;
+                    self.pull(session)?;
                 }
                 return Ok(Some(self.render(batch, session)));
             }
             if self.done {
-                let after = std::mem::take(&mut self.after);
-                return Ok(Some(after).filter(|statements| !statements.is_empty()));
+                // There was nothing in between if all changes were left out.
+                let mut last = std::mem::take(&mut self.before);
+                last.append(&mut self.after);
+                return Ok(Some(last).filter(|statements| !statements.is_empty()));
             }
-            self.pull()?;
+            self.pull(session)?;
         }
     }
 }

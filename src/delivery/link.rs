@@ -16,7 +16,7 @@ use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling};
-use crate::sql::{HOME, SESSION_MARK, Statement};
+use crate::sql::{HOME, NODE, SESSION_MARK, Statement};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ pub struct Link<'f> {
     ahead: Option<Vec<Statement>>,
     ending: Ending,
     answers: Answers,
-    /// The server is being asked for its extension, before the run.
+    /// The server is being asked for its extension and its name, before the run.
     asking: bool,
     /// The end of the pipeline was handed to libpq.
     ended: bool,
@@ -186,7 +186,8 @@ impl<'f> Link<'f> {
 
     fn start(&mut self) {
         let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else { return };
-        self.asking = feed.needs_home() && !session.knows_home();
+        self.asking = (feed.needs_home() && !session.knows_home())
+            || (feed.needs_node() && session.node().is_none());
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             // Within a transaction, the server knows what it needs.
             self.begins = session.connection.is_idle();
@@ -276,6 +277,11 @@ impl<'f> Link<'f> {
     /// See [`Answers::rows`].
     pub fn answers(&self) -> &[Vec<Option<String>>] {
         self.answers.rows()
+    }
+
+    /// Takes out how many changes of what was run were not sent because they have been there.
+    pub fn take_held_back(&mut self) -> u64 {
+        self.session().map_or(0, |session| std::mem::take(&mut session.held_back))
     }
 
     /// Whether the server has rolled back by itself, or there is nothing to roll back.
@@ -478,8 +484,9 @@ impl<'f> Link<'f> {
             return self.broken(BROKE_PROTOCOL);
         }
         if std::mem::take(&mut self.asking) && self.failure.is_none() {
-            let answer = self.answers.rows().first().and_then(|rows| rows.first()).cloned();
-            session.set_home(answer.flatten());
+            let answer = |at: usize| self.answers.rows().get(at)?.first().cloned().flatten();
+            session.set_home(answer(0));
+            session.set_node(answer(1));
             self.state = State::Resting(session);
             self.rewind();
             return self.start();
@@ -584,7 +591,9 @@ impl<'f> Link<'f> {
         let State::Running(session) = &mut self.state else { return Ok(None) };
         if self.asking {
             let sent = !self.answers.are_complete();
-            return Ok((!sent).then(|| vec![Statement::plain(HOME)]));
+            let node = self.feed.as_ref().is_some_and(|feed| feed.needs_node());
+            let questions = [HOME, NODE].into_iter().take(1 + usize::from(node));
+            return Ok((!sent).then(|| questions.map(Statement::plain).collect()));
         }
         self.feed.as_mut().map_or(Ok(None), |feed| feed.next(session))
     }

@@ -241,6 +241,7 @@ mod tests {
             policy: Policy::Overwrite,
             truncate_children: false,
             application_name: None,
+            path: Default::default(),
         })
     }
 

@@ -52,6 +52,10 @@ pub struct Session {
     proven: VecDeque<Rc<Route>>,
     /// The schema of the server's own extension, and when the server was asked.
     home: Option<(Option<String>, Instant)>,
+    /// What the server is called in the paths of changes, once it was asked.
+    node: Option<String>,
+    /// Changes of the last run that were not sent because they have been there.
+    pub held_back: u64,
     pub prepared: Prepared,
     /// The server has refused values in binary form.
     pub only_text: bool,
@@ -77,6 +81,8 @@ impl Session {
             endpoint,
             proven: VecDeque::new(),
             home: None,
+            node: None,
+            held_back: 0,
             prepared: Prepared::default(),
             only_text: false,
             peer: Peer::default(),
@@ -178,6 +184,16 @@ impl Session {
     /// The server has answered.
     pub fn set_home(&mut self, home: Option<String>) {
         self.home = Some((home, Instant::now()));
+    }
+
+    /// The server's name in the paths of changes, where it was asked for it.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
+    }
+
+    /// The server has told its name.
+    pub fn set_node(&mut self, node: Option<String>) {
+        self.node = node;
     }
 
     /// The server is to be asked again.

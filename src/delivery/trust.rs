@@ -79,4 +79,5 @@ pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes
         .optimistic(trust == Trust::Rows)
         .in_binary(is_large(set, trust) && link.takes_binary())
         .newest(set.routes().iter().any(|route| route.version().is_some()))
+        .forwarded(set.routes().iter().any(|route| !route.path.is_empty()))
 }

@@ -33,12 +33,20 @@ pub struct Replay {
     trusting: bool,
     /// Conflicts met by batches that stand, and by the one under way.
     conflicts: (Tally, Tally),
+    /// Changes that were not sent because they have been at the server.
+    held_back: u64,
 }
 
 impl Replay {
     /// Over a link that is up; `begun` if its transaction is open already.
     pub fn new(link: Link<'static>, begun: bool) -> Self {
-        Self { link: Some(link), begun, trusting: true, conflicts: Default::default() }
+        Self {
+            link: Some(link),
+            begun,
+            trusting: true,
+            conflicts: Default::default(),
+            held_back: 0,
+        }
     }
 
     /// The link, unless it was lost. With a transaction that has failed it is: a COMMIT would roll it back
@@ -61,6 +69,11 @@ impl Replay {
     pub fn take_conflicts(&mut self) -> Tally {
         self.keep_conflicts();
         std::mem::take(&mut self.conflicts.0)
+    }
+
+    /// How many changes were not sent because they have been at the server.
+    pub fn held_back(&self) -> u64 {
+        self.held_back
     }
 
     fn keep_conflicts(&mut self) {
@@ -176,6 +189,7 @@ impl Replay {
             .optimistic(trust == Trust::Rows)
             .in_binary(many && link.takes_binary())
             .newest(records().any(|record| record.route.version().is_some()))
+            .forwarded(records().any(|record| !record.route.path.is_empty()))
             .between(before, after);
         link.run(changes, Ending::Open);
         if drive::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
@@ -186,6 +200,7 @@ impl Replay {
         link.was_outdated();
         if result.is_ok() {
             self.conflicts.1.merge(link.take_conflicts());
+            self.held_back += link.take_held_back();
             if let Some(session) = link.session() {
                 session.prove(routes(units, |record| record.change.is_upsert()).iter());
             }

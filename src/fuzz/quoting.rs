@@ -125,6 +125,7 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
         policy: shape.policy,
         truncate_children,
         application_name: None,
+        path: Default::default(),
     });
     let mut nulls = shape.nulls.iter().cycle();
     let mut values = |count: usize| -> Vec<Option<String>> {

@@ -81,13 +81,7 @@ impl Appender {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            let triggers = (*relation).trigdesc.as_ref().is_some_and(|triggers| {
-                triggers.trig_insert_before_row
-                    || triggers.trig_insert_after_row
-                    || triggers.trig_insert_before_statement
-                    || triggers.trig_insert_after_statement
-            });
-            let triggers = triggers.then(|| {
+            let triggers = fire_on_insert((*relation).trigdesc).then(|| {
                 let path = [(c"search_path", c"pg_catalog, pg_temp")];
                 let _settings = Settings::set(&path);
                 pg_sys::AfterTriggerBeginQuery();
@@ -159,6 +153,27 @@ impl Appender {
             pg_sys::PopActiveSnapshot();
             pg_sys::CommandCounterIncrement();
         }
+    }
+}
+
+/// Whether some trigger would fire for an INSERT. The extension's own, which are for replication, fire only where
+/// `session_replication_role` says so.
+///
+/// # Safety
+/// Null or the triggers of an open relation.
+unsafe fn fire_on_insert(triggers: *mut pg_sys::TriggerDesc) -> bool {
+    // SAFETY: the list is as long as it says; a plain read of a setting.
+    unsafe {
+        let Some(triggers) = triggers.as_ref() else { return false };
+        let as_replica =
+            pg_sys::SessionReplicationRole == pg_sys::SESSION_REPLICATION_ROLE_REPLICA as i32;
+        let silent = if as_replica { b'O' } else { b'R' };
+        (0..triggers.numtriggers as usize).map(|at| &*triggers.triggers.add(at)).any(|trigger| {
+            let enabled = trigger.tgenabled as u8;
+            enabled != b'D'
+                && enabled != silent
+                && u32::from(trigger.tgtype as u16) & pg_sys::TRIGGER_TYPE_INSERT != 0
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Oid;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ffi::CStr;
 
 /// The session's own `application_name`.
@@ -140,6 +141,22 @@ pub fn check_may_write(relation: Oid) -> Result<()> {
     }
 }
 
+thread_local! {
+    /// How many [`AsUser`] there are.
+    static IDENTITIES: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether the extension itself is at work on its tables, and not somebody's statement.
+pub fn is_own_work() -> bool {
+    IDENTITIES.get() > 0
+}
+
+/// Whether this process applies or copies what a subscription of logical replication brings.
+pub fn is_logical_worker() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::IsLogicalWorker() }
+}
+
 /// Runs as another role while it lives, with the restrictions of a security-definer operation.
 pub struct AsUser {
     user: Oid,
@@ -157,12 +174,14 @@ impl AsUser {
                 pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
             pg_sys::SetUserIdAndSecContext(user, saved.context | flags as i32);
         }
+        IDENTITIES.set(IDENTITIES.get() + 1);
         saved
     }
 }
 
 impl Drop for AsUser {
     fn drop(&mut self) {
+        IDENTITIES.set(IDENTITIES.get().saturating_sub(1));
         // SAFETY: puts back what switch() found.
         unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
     }

@@ -10,6 +10,17 @@ pub fn current() -> Oid {
     unsafe { pg_sys::MyDatabaseId }
 }
 
+/// What tells the cluster from all others; a physical copy has the same.
+pub fn system_identifier() -> u64 {
+    // SAFETY: reads what the process has mapped of the control file.
+    unsafe { pg_sys::GetSystemIdentifier() }
+}
+
+/// The server's major version.
+pub fn server_major() -> u32 {
+    pg_sys::PG_VERSION_NUM / 10_000
+}
+
 /// The databases that can be connected to. In a process that is connected to none, SQL is not to be
 /// had, so this reads the shared catalog as autovacuum's launcher does. In a transaction.
 pub fn connectable() -> Vec<Oid> {

@@ -120,6 +120,13 @@ pub fn watch(relation: Oid) {
     WATCHED.with_borrow_mut(|watched| watched.insert(relation.to_u32()));
 }
 
+/// Lets a relation count as changed: in this session at once, in all others when the transaction commits.
+/// The relation must be there.
+pub fn announce(relation: Oid) {
+    // SAFETY: a catalog look-up inside a transaction, which raises for a relation that is not there.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) }
+}
+
 fn register() {
     if REGISTERED.replace(true) {
         return;

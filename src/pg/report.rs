@@ -151,6 +151,11 @@ pub fn warn(message: &str, error: &Error, hint: Option<&str>) {
     emit(WARNING, &told(&logged), None);
 }
 
+/// A WARNING that says what an error would. For those that quote no value.
+pub fn caution(error: &Error) {
+    emit(WARNING, error, None);
+}
+
 /// What a server said, for the client and not for the log.
 fn tell_client(remote: &RemoteError) {
     let told = Error::Local {

@@ -10,22 +10,23 @@ use std::marker::PhantomData;
 /// One call of the trigger function.
 pub struct Event<'call>(&'call PgTrigger<'call>);
 
-/// Hands the event of a call of the trigger function to `handle`.
+/// Hands the event of a call of the trigger function `name` to `handle`.
 ///
 /// # Errors
 /// 39P01 when the function was not called as a trigger; what `handle` reports.
 #[allow(clippy::not_unsafe_ptr_arg_deref)] // an alias of a pointer that only the server passes
-pub fn with_event(
+pub fn with_event<T>(
     fcinfo: pg_sys::FunctionCallInfo,
-    handle: impl FnOnce(&Event<'_>) -> Result<()>,
-) -> Result<()> {
+    name: &str,
+    handle: impl FnOnce(&Event<'_>) -> Result<T>,
+) -> Result<T> {
     // SAFETY: the server's own call information, valid until the function returns.
     let trigger = unsafe { fcinfo.as_ref().map(|info| PgTrigger::from_fcinfo(info)) };
     match trigger {
         Some(Ok(trigger)) => handle(&Event(&trigger)),
         _ => Err(Error::local(
             SqlState::TRIGGER_PROTOCOL,
-            "function \"sync_dml\" was not called by trigger manager",
+            format!("function \"{name}\" was not called by trigger manager"),
         )
         .with_hint("Use it in CREATE TRIGGER ... EXECUTE FUNCTION, or call attach_sync().")),
     }
@@ -108,6 +109,14 @@ impl<'call> Event<'call> {
         // SAFETY: returns a counter; it does not look at its arguments.
         let depth = unsafe { pg_sys::pg_trigger_depth(std::ptr::null_mut()) };
         depth.value() as i32 > 1
+    }
+
+    /// What a BEFORE trigger for each row returns to leave the row as it is: a pointer to it.
+    pub fn row_to_write(&self) -> i64 {
+        let data = self.data();
+        let updates = data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_UPDATE;
+        let tuple = if updates { data.tg_newtuple } else { data.tg_trigtuple };
+        tuple as i64
     }
 
     /// Text that lives as long as the rows of the call.

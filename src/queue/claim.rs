@@ -423,6 +423,7 @@ mod tests {
             policy: Policy::Overwrite,
             truncate_children: false,
             application_name: None,
+            path: Default::default(),
         })
     }
 

@@ -10,14 +10,26 @@ use crate::connect::settings::Setting;
 
 /// Asks a server for the schema of its extension: one whose functions can be called, or must be
 /// because it sends changes of its own; see [`crate::versions`].
-pub const HOME: &str = "SELECT n.nspname FROM pg_catalog.pg_extension e \
+pub const HOME: &str = "SELECT (SELECT n.nspname FROM pg_catalog.pg_extension e \
      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \
        AND (pg_catalog.has_schema_privilege(n.oid, 'USAGE') OR EXISTS ( \
          SELECT FROM pg_catalog.pg_trigger t \
          JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
          WHERE p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-           AND p.pronamespace OPERATOR(pg_catalog.=) n.oid))";
+           AND p.pronamespace OPERATOR(pg_catalog.=) n.oid)))";
+
+/// Asks a server for its name in the paths of changes, see [`crate::path`].
+pub const NODE: &str = "SELECT c.system_identifier OPERATOR(pg_catalog.||) '.' \
+       OPERATOR(pg_catalog.||) d.oid::pg_catalog.text \
+     FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d \
+     WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()";
+
+/// Tells the remote transaction the path of the changes that follow.
+pub fn on_path(path: &str) -> Statement {
+    let text = "SELECT pg_catalog.set_config('pg_rowsync.path', $1, true)";
+    Statement::query(text.to_owned(), vec![Param::Text(path.to_owned())], Conflicts::Never)
+}
 
 /// Gives the remote transaction another `application_name`.
 pub fn named(application_name: &str) -> Statement {

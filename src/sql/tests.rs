@@ -35,6 +35,7 @@ pub fn route(policy: Policy) -> Rc<Route> {
         policy,
         truncate_children: false,
         application_name: None,
+        path: Default::default(),
     })
 }
 

@@ -18,7 +18,7 @@ use crate::pg::spi::Home;
 use crate::pg::turn::{caught, turn};
 use crate::pg::{Oid, board, context, database, interrupt, report, wait};
 use crate::queue::state;
-use crate::{queue, versions};
+use crate::{identity, queue, versions};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -104,6 +104,8 @@ struct Drainer {
     has_prepared: bool,
     shown: String,
     complained: Option<(String, Instant)>,
+    /// It was told that the database is a copy.
+    told_copy: bool,
 }
 
 struct Server {
@@ -159,6 +161,7 @@ impl Drainer {
             resumes: board::clear(database::current(), board::mark::YIELDED) != 0,
             shown: String::new(),
             complained: None,
+            told_copy: false,
         }
     }
 
@@ -244,7 +247,9 @@ impl Drainer {
         let tidy = self.tidied.is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
         let resumes = std::mem::take(&mut self.resumes);
         let found = turn(|| match Home::look_up()? {
+            Some(_) if identity::is_copy()? => Ok(Some(None)),
             Some(home) => {
+                identity::check(&home)?;
                 if tidy {
                     versions::forget_old(&home)?;
                 }
@@ -257,7 +262,7 @@ impl Drainer {
                     Ok((server, wait))
                 });
                 let waits = waits.collect::<Result<Vec<_>>>()?;
-                Ok(Some((waits, queue::has_prepared(&home)?)))
+                Ok(Some(Some((waits, queue::has_prepared(&home)?))))
             }
             None => Ok(None),
         });
@@ -265,7 +270,15 @@ impl Drainer {
         self.look_gap = ((self.looked - began) * LOOK_SHARE).min(LOOK_GAP);
         match found {
             Ok(None) => return Err(Gone),
-            Ok(Some((waits, has_prepared))) => {
+            Ok(Some(found)) => {
+                if found.is_none() && !self.told_copy {
+                    report::log(
+                        "the database is a copy: nothing is sent from it before adopt_sync() is called",
+                        None,
+                    );
+                }
+                self.told_copy = found.is_none();
+                let (waits, has_prepared) = found.unwrap_or_default();
                 (self.has_looked, self.has_prepared) = (true, has_prepared);
                 let names: Vec<&String> = waits.iter().map(|(name, _)| name).collect();
                 if tidy {

@@ -225,3 +225,8 @@ pub fn outage(side: &Side) {
 pub fn recover(side: &Side) {
     side.exec_superuser(&format!("alter role {} login", side.user));
 }
+
+/// Runs statements as the superuser that must fail with this SQLSTATE.
+pub fn fails_with(side: &Side, sql: &str, sqlstate: &str) -> DbError {
+    refused(&mut side.superuser(), sql, sqlstate)
+}

@@ -3,9 +3,11 @@
 //! What a test asserts about one side it reads through that side's own session.
 
 mod attach_notice;
+mod attach_tells;
 mod backlog;
 mod bad_input;
 mod binary;
+mod circles;
 mod columns;
 mod common;
 mod conflict_cells;
@@ -18,6 +20,8 @@ mod conflicts;
 mod connections;
 mod contended_masters;
 mod convergence;
+mod copies;
+mod copies_by_replication;
 mod counters;
 mod deferred_drains;
 mod dice;

@@ -1,0 +1,454 @@
+//! From what a server says of a target to what will not work there. Pure.
+
+use super::question::{Facts, Target, Trigger};
+use crate::change::{Policy, Relation, Route};
+use crate::connect::settings::settings_in;
+use crate::error::{Error, SqlState};
+use crate::options::{MAX_NAME, OnConflict, Options};
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Changes will not arrive, or not stop.
+    Error,
+    /// Something may surprise.
+    Notice,
+}
+
+/// One thing that was found. The error's message is the problem, its hint the way out.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub severity: Severity,
+    pub problem: Error,
+}
+
+impl Finding {
+    fn error(sqlstate: SqlState, problem: String, hint: impl Into<String>) -> Self {
+        let problem = Error::local(sqlstate, problem).with_hint(hint);
+        Self { severity: Severity::Error, problem }
+    }
+
+    fn notice(problem: String, hint: impl Into<String>) -> Self {
+        let problem = Error::local(SqlState::new("00000"), problem).with_hint(hint);
+        Self { severity: Severity::Notice, problem }
+    }
+}
+
+/// What is looked at.
+pub struct Subject<'s> {
+    pub server: &'s str,
+    /// The current database.
+    pub database: &'s str,
+    pub local: &'s Relation,
+    pub route: &'s Route,
+    /// The `application_name` under which changes arrive there.
+    pub guard: &'s str,
+}
+
+const CONVERGE: &str = "Use \"on_conflict\": \"newest\" with a \"version_column\" on both sides, or let \
+                        each row be written on one side only.";
+const NO_ARBITER: &str = "42P10";
+const READ_ONLY: &str = "25006";
+const WRONG_KIND: &str = "42809";
+const GENERATED: &str = "428C9";
+
+/// Kinds of relations that rows can be sent to, if need be: tables, partitioned ones, views, foreign tables.
+const TABLE_LIKE: [&str; 4] = ["r", "p", "v", "f"];
+
+/// Columns that a finding names.
+const MOST_NAMED: usize = 8;
+
+/// The server could not be asked.
+pub fn not_asked(server: &str, error: &Error) -> Finding {
+    let problem =
+        format!("server \"{server}\" could not be asked about the target: {}", error.one_line());
+    let hint = error.hint().unwrap_or_else(|| {
+        "Until changes can be delivered they are queued, or in mode \"sync\" fail the transaction.".to_owned()
+    });
+    Finding::error(error.sqlstate(), problem, hint)
+}
+
+/// Everything that can be seen.
+pub fn findings(subject: &Subject<'_>, facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let server = subject.server;
+    if facts.in_recovery {
+        let problem = format!("server \"{server}\" is in recovery and takes no changes");
+        let hint = "Changes are queued until it is promoted; or let the server's options lead to its primary.";
+        found.push(Finding::error(SqlState::new(READ_ONLY), problem, hint));
+    }
+    let Relation { schema, table } = &subject.route.target;
+    let Some(target) = &facts.table else {
+        let (problem, hint) = match facts.usage {
+            Some(_) => (
+                format!("relation \"{schema}.{table}\" does not exist on server \"{server}\""),
+                "Create it there, or attach with another \"target\".",
+            ),
+            None => (
+                format!("schema \"{schema}\" does not exist on server \"{server}\""),
+                "Without \"target\" it is the table of the same schema and name.",
+            ),
+        };
+        let state =
+            if facts.usage.is_some() { SqlState::UNDEFINED_TABLE } else { SqlState::new("3F000") };
+        found.push(Finding::error(state, problem, hint));
+        return found;
+    };
+    let of_target = OfTarget { subject, facts, target };
+    found.extend(of_target.kind());
+    if !TABLE_LIKE.contains(&target.kind.as_str()) {
+        return found;
+    }
+    found.extend(of_target.privileges());
+    found.extend(of_target.columns());
+    found.extend(of_target.arbiter());
+    found.extend(of_target.way_back());
+    found
+}
+
+struct OfTarget<'s> {
+    subject: &'s Subject<'s>,
+    facts: &'s Facts,
+    target: &'s Target,
+}
+
+impl OfTarget<'_> {
+    fn name(&self) -> String {
+        let Relation { schema, table } = &self.subject.route.target;
+        format!("\"{schema}.{table}\" on server \"{}\"", self.subject.server)
+    }
+
+    fn is_view(&self) -> bool {
+        self.target.kind == "v"
+    }
+
+    /// Whether changes are sent with ON CONFLICT.
+    fn needs_arbiter(&self) -> bool {
+        let route = self.subject.route;
+        route.policy != Policy::Error && !route.key_deferrable
+    }
+
+    fn kind(&self) -> Option<Finding> {
+        let name = self.name();
+        let no_arbiter = |what: &str| {
+            Finding::error(
+                SqlState::new(NO_ARBITER),
+                format!("{name} is {what}, where ON CONFLICT cannot be used"),
+                "Use \"on_conflict\": \"error\", or send to a table.",
+            )
+        };
+        match self.target.kind.as_str() {
+            "r" | "p" => None,
+            "v" if self.target.changes_rows && self.needs_arbiter() => {
+                Some(no_arbiter("a view with INSTEAD OF triggers"))
+            }
+            "v" => None,
+            "f" if self.needs_arbiter() => Some(no_arbiter("a foreign table")),
+            "f" => None,
+            _ => Some(Finding::error(
+                SqlState::new(WRONG_KIND),
+                format!("{name} is not a table"),
+                "Send to a table, or to a view that can be updated.",
+            )),
+        }
+    }
+
+    fn privileges(&self) -> Vec<Finding> {
+        let (route, target) = (self.subject.route, self.target);
+        let (role, server) = (&self.facts.role, self.subject.server);
+        let denied = |problem: String, hint: String| {
+            Finding::error(SqlState::INSUFFICIENT_PRIVILEGE, problem, hint)
+        };
+        let mut found = Vec::new();
+        if self.facts.usage == Some(false) {
+            let schema = &route.target.schema;
+            found.push(denied(
+                format!("role \"{role}\" may not use schema \"{schema}\" on server \"{server}\""),
+                format!("GRANT USAGE ON SCHEMA {schema} TO {role} there."),
+            ));
+        }
+        // Of the columns that are there; those that are not are another finding.
+        let all = |letter: char, positions: Vec<usize>| {
+            positions.into_iter().all(|at| {
+                let name = &route.columns[at].name;
+                let column = target.columns.iter().find(|(there, _)| there == name);
+                column.is_none_or(|(_, flags)| flags.has(letter))
+            })
+        };
+        let every: Vec<usize> = (0..route.columns.len()).collect();
+        let read = match route.policy {
+            Policy::Overwrite | Policy::Newest(_) => every.clone(),
+            Policy::Skip | Policy::Error => route.key.clone(),
+        };
+        let missing: Vec<&str> = [
+            ("SELECT", all('s', read)),
+            ("INSERT", all('i', every)),
+            ("UPDATE", all('u', route.settable().collect())),
+            ("DELETE", target.delete),
+            ("TRUNCATE", target.truncate || self.is_view()),
+        ]
+        .into_iter()
+        .filter_map(|(privilege, has)| (!has).then_some(privilege))
+        .collect();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            let Relation { schema, table } = &route.target;
+            found.push(denied(
+                format!("role \"{role}\" lacks {missing} on {}", self.name()),
+                format!("GRANT {missing} ON {schema}.{table} TO {role} there, unless such changes are never made."),
+            ));
+        }
+        if target.row_security {
+            found.push(denied(
+                format!("row security of {} applies to role \"{role}\"", self.name()),
+                "Give the role BYPASSRLS, or send to a table without policies.".to_owned(),
+            ));
+        }
+        found
+    }
+
+    fn columns(&self) -> Vec<Finding> {
+        let (route, target) = (self.subject.route, self.target);
+        let mut found = Vec::new();
+        let quoted = |names: Vec<&str>| -> String {
+            let shown = names.iter().take(MOST_NAMED);
+            let mut list: Vec<String> = shown.map(|name| format!("\"{name}\"")).collect();
+            if names.len() > MOST_NAMED {
+                list.push(format!("and {} more", names.len() - MOST_NAMED));
+            }
+            list.join(", ")
+        };
+        let sent = |name: &str| route.columns.iter().any(|column| column.name == name);
+        let is_there = |name: &str| target.columns.iter().any(|(there, _)| there == name);
+        let missing: Vec<&str> = route
+            .columns
+            .iter()
+            .map(|column| column.name.as_str())
+            .filter(|name| !is_there(name))
+            .collect();
+        if !missing.is_empty() {
+            found.push(Finding::error(
+                SqlState::UNDEFINED_COLUMN,
+                format!("{} has no column {}", self.name(), quoted(missing)),
+                "Add it there, or leave it out with \"exclude\", or name it otherwise with \"rename\".",
+            ));
+        }
+        let named = |test: &dyn Fn(&str, &super::question::Flags) -> bool| -> Vec<&str> {
+            let columns = target.columns.iter().filter(|(name, flags)| test(name, flags));
+            columns.map(|(name, _)| name.as_str()).collect()
+        };
+        let generated = named(&|name, flags| sent(name) && flags.has('g'));
+        if !generated.is_empty() {
+            found.push(Finding::error(
+                SqlState::new(GENERATED),
+                format!("{} generates column {} itself", self.name(), quoted(generated)),
+                "Leave it out with \"exclude\".",
+            ));
+        }
+        let unfilled = named(&|name, flags| !sent(name) && flags.has('n') && !flags.has('d'));
+        if !unfilled.is_empty() && !target.changes_rows && !self.is_view() {
+            found.push(Finding::error(
+                SqlState::NOT_NULL_VIOLATION,
+                format!(
+                    "{} needs a value for column {}, which is not sent",
+                    self.name(),
+                    quoted(unfilled)
+                ),
+                "Give it a default there, or let it be null.",
+            ));
+        }
+        found
+    }
+
+    /// Whether there is what ON CONFLICT needs.
+    fn arbiter(&self) -> Option<Finding> {
+        let route = self.subject.route;
+        if !self.needs_arbiter() || !matches!(self.target.kind.as_str(), "r" | "p") {
+            return None;
+        }
+        let mut key: Vec<&str> =
+            route.key.iter().map(|at| route.columns[*at].name.as_str()).collect();
+        key.sort_unstable();
+        let fitting = |(columns, _): &&(Vec<String>, bool)| {
+            let mut columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+            columns.sort_unstable();
+            columns == key
+        };
+        let fitting: Vec<_> = self.target.unique.iter().filter(fitting).collect();
+        let columns = key.join(", ");
+        if fitting.is_empty() {
+            return Some(Finding::error(
+                SqlState::new(NO_ARBITER),
+                format!(
+                    "{} has no unique index on exactly the key columns ({columns})",
+                    self.name()
+                ),
+                "Add a primary key or a unique index there, or use \"on_conflict\": \"error\".",
+            ));
+        }
+        let at_once = fitting.iter().any(|(_, immediate)| *immediate);
+        (!at_once).then(|| {
+            Finding::error(
+                SqlState::OBJECT_NOT_READY,
+                format!("the unique constraint of {} on ({columns}) is deferrable", self.name()),
+                "Let it be NOT DEFERRABLE there, or use \"on_conflict\": \"error\".",
+            )
+        })
+    }
+
+    /// What the triggers on the target do with changes that arrive.
+    fn way_back(&self) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let mut diverges = false;
+        for trigger in &self.target.triggers {
+            let [server, schema, table, options @ ..] = trigger.args.as_slice() else { continue };
+            let options =
+                options.first().map_or_else(|| Ok(Options::default()), |o| Options::parse(o));
+            let Ok(options) = options else { continue };
+            let local = self.subject.local;
+            // Hosts are not compared: the same server goes by many names.
+            let dbname = trigger.server.get("dbname").map_or(self.subject.database, String::as_str);
+            let leads_back =
+                (schema, table) == (&local.schema, &local.table) && dbname == self.subject.database;
+            if leads_back {
+                let policy = self.subject.route.policy;
+                diverges |= !matches!(policy, Policy::Newest(_))
+                    || options.on_conflict != OnConflict::Newest;
+            }
+            found.extend(self.guard(trigger, &options, server, leads_back));
+        }
+        if diverges {
+            let (table, server) = (&self.subject.local.table, self.subject.server);
+            let problem = format!(
+                "table \"{table}\" is also sent back from server \"{server}\": concurrent changes may not \
+                 converge"
+            );
+            found.push(Finding::notice(problem, CONVERGE));
+        }
+        found
+    }
+
+    /// Whether a trigger there takes what arrives from here for its own changes.
+    fn guard(
+        &self,
+        trigger: &Trigger,
+        options: &Options,
+        server: &str,
+        leads_back: bool,
+    ) -> Option<Finding> {
+        let Subject { server: here, guard, .. } = self.subject;
+        let of_options = || {
+            let settings = settings_in(trigger.server.get("options")?).into_iter();
+            settings.rev().find(|(name, _)| name == "application_name").map(|(_, value)| value)
+        };
+        let theirs = options.application_name.clone();
+        let theirs = theirs.or_else(|| trigger.server.get("application_name").cloned());
+        let theirs = theirs.or_else(of_options).unwrap_or_else(|| self.facts.guard.clone());
+        // A longer one is none.
+        let theirs: String = theirs.chars().take(MAX_NAME).collect();
+        let doubted = options.guard_role.as_ref().filter(|role| !self.facts.roles.contains(role));
+        let (problem, hint) = if theirs != *guard {
+            (
+                format!(
+                    "changes arrive on server \"{here}\" as application_name \"{guard}\", but the loop guard of \
+                     its trigger that sends to server \"{server}\" is \"{theirs}\""
+                ),
+                "Give the servers, or the triggers, on both sides the same application_name."
+                    .to_owned(),
+            )
+        } else if let Some(role) = doubted {
+            let mapped = &self.facts.role;
+            let role: String = role.chars().take(MAX_NAME).collect();
+            (
+                format!(
+                    "the loop guard on server \"{here}\" believes members of role \"{role}\" only, which role \
+                     \"{mapped}\" of the user mapping is not"
+                ),
+                format!("GRANT {role} TO {mapped} there, or use another user mapping here."),
+            )
+        } else {
+            return None;
+        };
+        Some(match leads_back {
+            true => {
+                let table = &self.subject.local.table;
+                let problem = format!("changes of table \"{table}\" would come back: {problem}");
+                Finding::error(SqlState::OBJECT_NOT_READY, problem, hint)
+            }
+            false => {
+                let problem = format!("changes are sent on from there: {problem}");
+                Finding::notice(problem, format!("Unless that is meant: {hint}"))
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Carrier, Column};
+
+    fn route(policy: Policy) -> Route {
+        let column = |name: &str| Column {
+            name: name.to_owned(),
+            carrier: Carrier::Element,
+            fixed: false,
+            own_equality: false,
+            collated: false,
+            local: None,
+            binary: None,
+        };
+        let relation = || Relation { schema: "s".into(), table: "t".into() };
+        Route {
+            source: relation(),
+            target: relation(),
+            columns: vec![column("id"), column("v")],
+            key: vec![0],
+            key_deferrable: false,
+            key_exact: true,
+            policy,
+            truncate_children: false,
+            application_name: None,
+            path: Default::default(),
+        }
+    }
+
+    fn states(policy: Policy, facts: &str) -> Vec<String> {
+        let facts: Facts = serde_json::from_str(facts).expect("facts");
+        let route = route(policy);
+        let (server, database, guard) = ("dst", "db", "pg_rowsync");
+        let subject = Subject { server, database, local: &route.source, route: &route, guard };
+        let found = findings(&subject, &facts).into_iter();
+        found.map(|finding| finding.problem.sqlstate().to_string()).collect()
+    }
+
+    const SERVER: &str =
+        r#""role": "r", "roles": ["r"], "in_recovery": false, "guard": "pg_rowsync""#;
+    const TABLE: &str = r#""kind": "r", "row_security": false, "delete": true, "truncate": true,
+        "changes_rows": false, "columns": [["id", "nius"], ["v", "ius"]], "unique": [[["id"], true]]"#;
+
+    #[test]
+    fn an_answer_with_nothing_wrong_gives_no_finding() {
+        let facts = format!(r#"{{{SERVER}, "usage": true, "table": {{{TABLE}, "triggers": []}}}}"#);
+        assert_eq!(states(Policy::Overwrite, &facts), [""; 0]);
+        let none = format!(r#"{{{SERVER}, "usage": null, "table": null}}"#);
+        assert_eq!(states(Policy::Overwrite, &none), ["3F000"]);
+    }
+
+    #[test]
+    fn a_trigger_there_is_held_against_the_name_that_changes_carry() {
+        let with = |options: &str, server: &str| {
+            let trigger =
+                format!(r#"{{"args": ["back", "s", "t", {options}], "server": {{{server}}}}}"#);
+            format!(r#"{{{SERVER}, "usage": true, "table": {{{TABLE}, "triggers": [{trigger}]}}}}"#)
+        };
+        // That the policies may diverge is noted of both.
+        assert_eq!(states(Policy::Overwrite, &with(r#""{}""#, "")), ["00000"]);
+        let named = r#""application_name": "other""#;
+        assert_eq!(states(Policy::Overwrite, &with(r#""{}""#, named)), ["55000", "00000"]);
+        let elsewhere = r#""application_name": "other", "dbname": "elsewhere""#;
+        assert_eq!(states(Policy::Overwrite, &with(r#""{}""#, elsewhere)), ["00000"]);
+        let own = r#""{\"application_name\": \"pg_rowsync\"}""#;
+        assert_eq!(states(Policy::Overwrite, &with(own, named)), ["00000"]);
+    }
+}

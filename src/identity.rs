@@ -1,0 +1,222 @@
+//! Which database this is. What was captured in one database is delivered by that one only, so a copy of it
+//! captures nothing and delivers nothing before [`adopt`] says that it is the database now.
+//!
+//! The table `sync_home` says whose the extension's tables are: a node, which is a random number, with the
+//! cluster's system identifier and the database's oid. The node is also in the table `sync_node` and in the
+//! extension's comment: of all that a dump carries, a table's rows are left out of one of the schema alone, and a
+//! comment of one of the rows alone. A copy shows by what it has brought along:
+//!
+//! - a dump: the node of its origin, in `sync_node` besides its own, in the comment instead of it;
+//! - CREATE DATABASE ... TEMPLATE: another oid;
+//! - a clone that was made a cluster of its own, as by pg_createsubscriber: another system identifier. After
+//!   pg_upgrade that is another one too, but so is the major version, and the row is renewed.
+//!
+//! A standby that is promoted has nothing of this and goes on by itself. So does a physical backup that is
+//! restored elsewhere: the two cannot be told apart.
+
+use crate::error::{Error, Result, SqlState};
+use crate::pg::context::Settings;
+use crate::pg::invalidation::{self, Epoch};
+use crate::pg::spi::{self, Home, required};
+use crate::pg::{Oid, context, database, lookup, report};
+use crate::sql::quote::{ident, literal};
+use crate::{queue, transaction};
+use std::cell::Cell;
+
+/// What `sync_home` and `sync_node` say of the current database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Itself,
+    /// The database itself, of which `sync_home` has an older major version.
+    Upgraded,
+    Copy,
+}
+
+thread_local! {
+    /// The last answer, and when it was true.
+    static KNOWN: Cell<Option<(Epoch, Standing)>> = const { Cell::new(None) };
+    /// The session was told that it writes into a copy.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the current database is a copy. Cheap enough to be asked for every row.
+///
+/// # Errors
+/// 42704 when the extension is not installed; what reading its tables reports.
+pub fn is_copy() -> Result<bool> {
+    let now = invalidation::now();
+    if let Some((_, standing)) = KNOWN.get().filter(|(then, _)| *then == now) {
+        return Ok(standing == Standing::Copy);
+    }
+    Ok(look(&Home::find()?)? == Standing::Copy)
+}
+
+/// Makes sure that the database is no copy, before anything is delivered from its queue.
+///
+/// # Errors
+/// 55000 for a copy, and as for [`is_copy`].
+pub fn check(home: &Home) -> Result<()> {
+    match look(home)? {
+        Standing::Itself => Ok(()),
+        Standing::Upgraded => renew(home),
+        Standing::Copy => Err(copy()),
+    }
+}
+
+/// The error of whoever would deliver from a copy.
+fn copy() -> Error {
+    let message = "this database is a copy of the one that pg_rowsync was set up in";
+    Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(HINT)
+}
+
+const HINT: &str = "adopt_sync() makes it a database of its own: its changes are captured from then on, and \
+                    what is in its queue is delivered.";
+
+/// Tells, once a session, that a change was not captured. Not those that bring changes from other nodes.
+pub fn tell() {
+    if !TOLD.replace(true) {
+        report::warn("changes of this database are neither captured nor sent", &copy(), Some(HINT));
+    }
+}
+
+/// Tells it again, to who has just asked for changes to be captured.
+pub fn tell_anew() {
+    TOLD.set(false);
+    tell();
+}
+
+/// Looks anew, unless nothing has changed since the last time.
+fn look(home: &Home) -> Result<Standing> {
+    // Looked up first, which also watches them: what changes while they are read must not go unseen.
+    for table in ["sync_home", "sync_node"] {
+        lookup::table(home, table)?;
+    }
+    let now = invalidation::now();
+    if let Some((_, standing)) = KNOWN.get().filter(|(then, _)| *then == now) {
+        return Ok(standing);
+    }
+    let schema = ident(&home.schema);
+    // Without a node of its own, a database that has triggers is a copy as well. As everywhere, each table by
+    // an index.
+    let sql = format!(
+        "SELECT h.system_identifier OPERATOR(pg_catalog.=) $2::pg_catalog.int8 FROM {schema}.sync_home h \
+         WHERE h.database OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+           AND (h.system_identifier OPERATOR(pg_catalog.=) $2::pg_catalog.int8 \
+             OR h.server_major OPERATOR(pg_catalog.<) $3::pg_catalog.int4) \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node OPERATOR(pg_catalog.<) h.node) \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node OPERATOR(pg_catalog.>) h.node) \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension e \
+             JOIN pg_catalog.pg_description d ON d.objoid OPERATOR(pg_catalog.=) e.oid \
+              AND d.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+              AND d.objsubid OPERATOR(pg_catalog.=) 0 \
+             WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \
+               AND d.description OPERATOR(pg_catalog.~~) '%(node ____________________________________)' \
+               AND pg_catalog.right(d.description, 37) OPERATOR(pg_catalog.<>) \
+                   (h.node::pg_catalog.text OPERATOR(pg_catalog.||) ')'))"
+    );
+    let here = Here::new();
+    let row = spi::read(home, &sql, &here.args())?.into_iter().next();
+    let standing = match row.and_then(|mut row| row.pop()).flatten().as_deref() {
+        Some("t") => Standing::Itself,
+        Some(_) => Standing::Upgraded,
+        None => Standing::Copy,
+    };
+    if standing != Standing::Copy {
+        TOLD.set(false);
+    }
+    KNOWN.set(Some((now, standing)));
+    Ok(standing)
+}
+
+/// Makes a copy the database itself: it captures and delivers from now on, and the queue that it has brought
+/// along is its own. True if it was a copy.
+///
+/// # Errors
+/// What writing the tables reports.
+pub fn adopt(home: &Home) -> Result<bool> {
+    let schema = ident(&home.schema);
+    // What has no condition is read whole, which is made to look dear, and would be compiled for that.
+    let _settings = Settings::set(&[(c"jit", c"off")]);
+    // One at a time; whoever comes second finds that it is done.
+    spi::write(home, &format!("LOCK TABLE {schema}.sync_home IN SHARE ROW EXCLUSIVE MODE"), &[])?;
+    match look(home)? {
+        Standing::Itself => return Ok(false),
+        Standing::Upgraded => return renew(home).map(|()| false),
+        Standing::Copy => {}
+    }
+    for table in ["sync_home", "sync_node"] {
+        spi::write(home, &format!("DELETE FROM {schema}.{table}"), &[])?;
+    }
+    let sql = format!(
+        "WITH home AS ( \
+           INSERT INTO {schema}.sync_home (database, system_identifier, server_major) \
+           VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3::pg_catalog.int4) RETURNING node) \
+         INSERT INTO {schema}.sync_node SELECT node FROM home RETURNING node"
+    );
+    let row = spi::write(home, &sql, &Here::new().args())?.into_iter().next();
+    comment(home, &required(&mut row.unwrap_or_default(), 0)?)?;
+    if !queue::servers(home, false)?.is_empty() {
+        transaction::wake_worker();
+    }
+    Ok(true)
+}
+
+/// Adds the node to the extension's comment, at its end, instead of another.
+fn comment(home: &Home, node: &str) -> Result<()> {
+    let sql = "SELECT pg_catalog.regexp_replace(COALESCE( \
+                 pg_catalog.obj_description(e.oid, 'pg_extension'), ''), $1, '') \
+               FROM pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'";
+    let row = spi::read(home, sql, &[Some(r" \(node [^)]*\)$")])?.into_iter().next();
+    let words = required(&mut row.unwrap_or_default(), 0)?;
+    let comment = literal(&format!("{words} (node {node})"));
+    spi::write(home, &format!("COMMENT ON EXTENSION pg_rowsync IS {comment}"), &[])?;
+    // A comment is not seen to change.
+    invalidation::announce(lookup::table(home, "sync_home")?);
+    Ok(())
+}
+
+/// After pg_upgrade: the same node, with the system identifier that it has now.
+fn renew(home: &Home) -> Result<()> {
+    let sql = format!(
+        "UPDATE {}.sync_home SET system_identifier = $2::pg_catalog.int8, \
+                server_major = $3::pg_catalog.int4 \
+         WHERE database OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+        ident(&home.schema)
+    );
+    spi::write(home, &sql, &Here::new().args())?;
+    Ok(())
+}
+
+/// What tells the current database, as arguments of SQL.
+struct Here([String; 3]);
+
+impl Here {
+    fn new() -> Self {
+        Self([
+            context::database().to_u32().to_string(),
+            database::system_identifier().to_string(),
+            database::server_major().to_string(),
+        ])
+    }
+
+    fn args(&self) -> [Option<&str>; 3] {
+        [Some(&self.0[0]), Some(&self.0[1]), Some(&self.0[2])]
+    }
+}
+
+/// One of the two tables has changed: every session looks again.
+pub fn changed(table: Oid) {
+    invalidation::announce(table);
+}
+
+/// Whether a row that is about to be written to one of the extension's tables is another database's: it has
+/// come by logical replication, and not from the extension at work in the process that applies it.
+pub fn is_foreign_row() -> bool {
+    context::is_logical_worker() && !context::is_own_work()
+}
+
+/// What this database is called in the paths of changes, see [`crate::path`]. Not the node of `sync_home`: the
+/// other side must know its own name without the extension's tables.
+pub fn name() -> String {
+    format!("{}.{}", database::system_identifier(), context::database().to_u32())
+}
