@@ -31,7 +31,6 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_conflicts", "", "select"),
     ("sync_connections()", "execute", "execute"),
     ("sync_counters()", "execute", "execute"),
-    ("sync_worker_state()", "execute", "execute"),
     ("sync_deleted_later(regclass,bigint,regtype,text,bigint)", "execute", "execute"),
     ("sync_disconnect(text)", "execute", "execute"),
     ("sync_dml()", "execute", "execute"),
@@ -51,6 +50,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_row_version", "", ""),
     ("sync_server_state", "", ""),
     ("sync_status", "", "select"),
+    ("sync_worker_state()", "execute", "execute"),
 ];
 
 /// What a role may do with the objects of the extension.
