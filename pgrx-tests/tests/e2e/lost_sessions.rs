@@ -202,3 +202,130 @@ fn a_second_drain_that_finds_nothing_keeps_what_the_first_applied() {
     assert!(drain(&bed));
     assert_eq!(bed.left.query_one::<i64>("select count(*) from sync_lost_session"), 0);
 }
+
+/// Freezes the right process of a client's connection, and loses an update over it.
+fn lose(bed: &Testbed, client: &mut postgres::Client) -> i32 {
+    client
+        .batch_execute(
+            "set pg_rowsync.delivery_timeout = '1s'; update t set v = 'warm' where id = 2",
+        )
+        .expect("an update");
+    let remote: i32 = client
+        .query_one("select backend_pid from sync_connections()", &[])
+        .expect("a connection")
+        .get(0);
+    bed.right.cluster.signal_backend(remote, Signal::SIGSTOP).expect("a signal");
+    client.batch_execute("update t set v = 'first' where id = 1").expect("the local commit");
+    assert_eq!(lost(bed), 1);
+    client.batch_execute("update t set v = 'second' where id = 1").expect("the local commit");
+    remote
+}
+
+/// Lets the frozen process go on: whatever it does, the newer value stays.
+fn newest_stays(bed: &Testbed, remote: i32) {
+    assert_eq!((queued(bed), lost(bed)), (2, 1));
+    bed.right.cluster.signal_backend(remote, Signal::SIGCONT).expect("a signal");
+    await_until(SOON, "the drain to succeed", || drain(bed) && queued(bed) == 0);
+    let there = format!("select count(*) from pg_stat_activity where pid = {remote}");
+    await_until(SOON, "the process to end", || bed.right.query_one::<i64>(&there) == 0);
+    assert_equal(bed);
+    assert_eq!(value(&bed.right, 1).as_deref(), Some("second"));
+    assert_eq!(lost(bed), 0);
+}
+
+#[test]
+fn a_lost_session_is_found_under_whatever_role_it_runs() {
+    let bed = one_way("lost_role", None, "{}");
+    let (user, password) = (&bed.right.user, &bed.right.password);
+    bed.right.exec_superuser(&format!(
+        "create role {user}_in login password '{password}' in role {user};
+         alter role {user}_in set role = '{user}'"
+    ));
+    bed.left.exec(&format!(
+        "alter user mapping for current_user server dst options (set user '{user}_in')"
+    ));
+    let mut client = bed.left.client();
+    let remote = lose(&bed, &mut client);
+    assert!(!drain(&bed));
+    newest_stays(&bed, remote);
+    drop(client);
+    bed.right.exec_superuser(&format!(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = '{user}_in';
+         drop role {user}_in"
+    ));
+}
+
+#[test]
+fn a_lost_session_of_another_role_is_waited_for_and_named() {
+    let bed = one_way("lost_other", None, "{}");
+    let (user, password) = (&bed.right.user, &bed.right.password);
+    bed.right.exec_superuser(&format!(
+        "create role {user}_new login password '{password}';
+         grant usage on schema {user} to {user}_new;
+         grant all on {user}.t to {user}_new"
+    ));
+    let mut client = bed.left.client();
+    let remote = lose(&bed, &mut client);
+    bed.left.exec(&format!(
+        "alter user mapping for current_user server dst options (set user '{user}_new')"
+    ));
+    assert!(!drain(&bed));
+    let told: String =
+        bed.left.query_one("select last_sqlstate || ' ' || last_error from sync_status");
+    assert!(told.starts_with("55006") && told.contains(user.as_str()), "{told}");
+    newest_stays(&bed, remote);
+    drop(client);
+    bed.right.exec_superuser(&format!(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = '{user}_new';
+         drop owned by {user}_new; drop role {user}_new"
+    ));
+}
+
+#[test]
+fn a_process_that_has_the_number_of_a_lost_one_and_started_later_is_left_alone() {
+    let bed = one_way("lost_recycled", None, r#"{"mode": "queue"}"#);
+    bed.left.exec("update t set v = 'new' where id = 1");
+    let mut innocent = bed.right.client();
+    let pid: i32 = innocent.query_one("select pg_backend_pid()", &[]).expect("a number").get(0);
+    bed.left.exec_superuser(&format!(
+        "insert into sync_lost_session (dst_server, owner, backend_pid, backend_start)
+           select 'dst', relowner, {pid}, now() - interval '1 day' from pg_class where relname = 't'"
+    ));
+    assert!(drain(&bed));
+    assert_eq!(lost(&bed), 0);
+    innocent.batch_execute("select 1").expect("a session that lives");
+    assert_equal(&bed);
+}
+
+#[test]
+fn a_first_exchange_that_is_lost_is_waited_for_no_longer_than_it_may_begin() {
+    let bed = one_way("lost_first", None, "{}");
+    // Frozen before any process there has introduced itself.
+    let own = rowsync_harness::Pooler::start(
+        &[&bed.right],
+        rowsync_harness::PoolMode::Transaction,
+        &[rowsync_harness::IGNORE_OPTIONS],
+    );
+    let pooler = own.expect("a pooler");
+    let port = pooler.port();
+    bed.left.exec(&format!("alter server dst options (set port '{port}')"));
+    let mut warm = bed.left.client();
+    warm.batch_execute("update t set v = 'warm' where id = 3").expect("an update");
+    let remote: i32 = bed.right.query_one(&format!(
+        "select pid from pg_stat_activity where usename = '{}' order by state_change desc limit 1",
+        bed.right.user
+    ));
+    bed.right.cluster.signal_backend(remote, Signal::SIGSTOP).expect("a signal");
+    let mut client = bed.left.client();
+    client
+        .batch_execute(
+            "set pg_rowsync.delivery_timeout = '1s'; update t set v = 'first' where id = 1",
+        )
+        .expect("the local commit");
+    assert_eq!(lost(&bed), 1);
+    client.batch_execute("update t set v = 'second' where id = 1").expect("the local commit");
+    bed.right.cluster.signal_backend(remote, Signal::SIGCONT).expect("a signal");
+    await_until(SOON, "the drain to succeed", || drain(&bed) && queued(&bed) == 0);
+    assert_equal(&bed);
+    assert_eq!((value(&bed.right, 1).as_deref(), lost(&bed)), (Some("second"), 0));
+}
