@@ -126,10 +126,23 @@ impl Wire {
         self.ask(0, &[])
     }
 
-    /// All of an honest server's greeting.
+    /// All of an honest server's greeting, and its answer to what a new connection is asked first.
     pub fn greet(&mut self) -> io::Result<()> {
         self.log_in()?;
-        self.welcome("15.0")
+        self.welcome("15.0")?;
+        self.introduce()
+    }
+
+    /// What an honest server answers to the first exchange over a connection.
+    pub fn introduce(&mut self) -> io::Result<()> {
+        self.asked()?;
+        self.begun()?;
+        self.send(b'T', &columns(1))?;
+        let answer =
+            format!("{{\"pid\": {PID}, \"started\": null, \"clock\": 0, \"unset\": null}}");
+        self.send(b'D', &row(&[answer.as_bytes()]))?;
+        self.send(b'C', &text("SELECT 1"))?;
+        self.ready(b'I')
     }
 
     /// What an honest server of that version says of itself, once the client is in.

@@ -1,7 +1,7 @@
 //! What a session knows of the process that serves it. Pure.
 //!
-//! The first exchange over a connection, inside its transaction, asks for the process ID and for the
-//! settings that are in force. Where the answer is what libpq was told and what was asked for at start-up,
+//! The first exchange over a connection asks for the process ID and for the settings that are in force,
+//! before anything else is sent. Where the answer is what libpq was told and what was asked for at start-up,
 //! the connection leads to that one process and is *direct*. Otherwise an intermediary hands each
 //! transaction to a process of its choice and may have dropped the start-up parameters: it is *pooled*.
 

@@ -11,6 +11,7 @@ use super::feed::Feed;
 use super::session::{self, Session};
 use crate::conflict::Tally;
 use crate::connect::lost_session::LostSession;
+use crate::connect::peer::Path;
 use crate::error::{Error, RemoteError, Result, SqlState};
 use crate::guc;
 use crate::pg::fd::ExternalFd;
@@ -41,6 +42,25 @@ pub enum Ending {
     Open,
 }
 
+/// What a server is asked in an exchange of its own before the run. A new connection is introduced in it, so
+/// that nothing is sent to whoever should not get it, and who runs a transaction is known before it can be lost.
+struct Questions {
+    /// The schema of its extension.
+    home: bool,
+    /// Its name in the paths of changes.
+    node: bool,
+    sent: bool,
+}
+
+impl Questions {
+    /// The statements, once.
+    fn take_statements(&mut self) -> Option<Vec<Statement>> {
+        let asked = [(self.home, HOME), (self.node, NODE)].into_iter().filter(|(asks, _)| *asks);
+        let statements = asked.map(|(_, text)| Statement::plain(text)).collect();
+        (!std::mem::replace(&mut self.sent, true)).then_some(statements)
+    }
+}
+
 enum State {
     Connecting {
         connection: Connection,
@@ -64,8 +84,8 @@ pub struct Link<'f> {
     ahead: Option<Vec<Statement>>,
     ending: Ending,
     answers: Answers,
-    /// The server is being asked for its extension and its name, before the run.
-    asking: bool,
+    /// What the server is being asked, before the run.
+    questions: Option<Questions>,
     /// The end of the pipeline was handed to libpq.
     ended: bool,
     commit_sent: bool,
@@ -141,7 +161,7 @@ impl<'f> Link<'f> {
             ahead: None,
             ending: Ending::Open,
             answers: Answers::default(),
-            asking: false,
+            questions: None,
             ended: false,
             commit_sent: false,
             progress: Instant::now(),
@@ -186,8 +206,13 @@ impl<'f> Link<'f> {
 
     fn start(&mut self) {
         let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else { return };
-        self.asking = (feed.needs_home() && !session.knows_home())
-            || (feed.needs_node() && session.node().is_none());
+        let questions = Questions {
+            home: feed.needs_home() && !session.knows_home(),
+            node: feed.needs_node() && session.node().is_none(),
+            sent: false,
+        };
+        let is_new = session.peer.path() == Path::Unknown;
+        self.questions = (is_new || questions.home || questions.node).then_some(questions);
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             // Within a transaction, the server knows what it needs.
             self.begins = session.connection.is_idle();
@@ -483,10 +508,21 @@ impl<'f> Link<'f> {
         if self.commit_sent && self.failure.is_none() && !session.connection.is_idle() {
             return self.broken(BROKE_PROTOCOL);
         }
-        if std::mem::take(&mut self.asking) && self.failure.is_none() {
-            let answer = |at: usize| self.answers.rows().get(at)?.first().cloned().flatten();
-            session.set_home(answer(0));
-            session.set_node(answer(1));
+        if let Some(questions) = self.questions.take()
+            && self.failure.is_none()
+        {
+            if session.peer.path() == Path::Unknown {
+                self.state = State::Running(session);
+                return self.broken(BROKE_PROTOCOL);
+            }
+            let mut answers =
+                self.answers.rows().iter().map(|rows| rows.first().cloned().flatten());
+            if questions.home {
+                session.set_home(answers.next().flatten());
+            }
+            if questions.node {
+                session.set_node(answers.next().flatten());
+            }
             self.state = State::Resting(session);
             self.rewind();
             return self.start();
@@ -540,8 +576,9 @@ impl<'f> Link<'f> {
             session.connection.request_flush()?;
         } else {
             self.ended = true;
-            self.commit_sent =
-                self.ending == Ending::Commits && self.failure.is_none() && !self.asking;
+            self.commit_sent = self.ending == Ending::Commits
+                && self.failure.is_none()
+                && self.questions.is_none();
             session.connection.sync()?;
             self.answers.expect_end();
         }
@@ -552,6 +589,13 @@ impl<'f> Link<'f> {
     /// Hands statements to libpq; says how many bytes they have. The inner error is our own fault.
     fn send(&mut self, statements: &[Statement]) -> std::result::Result<Result<usize>, String> {
         let mut bytes = 0;
+        // A connection that is new is introduced even if nothing else is asked.
+        if self.begins
+            && self.questions.is_some()
+            && let Err(error) = self.introduce()?
+        {
+            return Ok(Err(error));
+        }
         for statement in statements {
             let begins_block = statement.begins_block();
             // Its settings are to be those of the transaction.
@@ -575,7 +619,7 @@ impl<'f> Link<'f> {
     fn introduce(&mut self) -> std::result::Result<Result<()>, String> {
         self.begins = false;
         let State::Running(session) = &mut self.state else { return Ok(Ok(())) };
-        match session.begin(self.ending == Ending::Commits && !self.asking) {
+        match session.begin(self.ending == Ending::Commits && self.questions.is_none()) {
             Ok(Some(statement)) => {
                 session.connection.send(&statement)?;
                 self.answers.push_introduction();
@@ -589,11 +633,8 @@ impl<'f> Link<'f> {
 
     fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
         let State::Running(session) = &mut self.state else { return Ok(None) };
-        if self.asking {
-            let sent = !self.answers.are_complete();
-            let node = self.feed.as_ref().is_some_and(|feed| feed.needs_node());
-            let questions = [HOME, NODE].into_iter().take(1 + usize::from(node));
-            return Ok((!sent).then(|| questions.map(Statement::plain).collect()));
+        if let Some(questions) = &mut self.questions {
+            return Ok(questions.take_statements());
         }
         self.feed.as_mut().map_or(Ok(None), |feed| feed.next(session))
     }

@@ -29,10 +29,6 @@ use std::time::{Duration, Instant};
 /// How long a server without an extension of its own is taken to have none.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
-/// By how much a server's clock may be ahead of ours when it was not asked yet. One that is further ahead
-/// refuses the first transaction, and says so.
-const CLOCK_ALLOWANCE_MICROS: i64 = 5_000_000;
-
 /// A connection over which so many bytes have come is not kept: libpq never frees what a server says of
 /// its parameters, and a server may say it for ever.
 const MOST_HEARD: u64 = 64 * 1024 * 1024;
@@ -114,9 +110,8 @@ impl Session {
         let token = context::random()?;
         // Whoever waits for the answer has given up by then.
         let patience = guc::delivery_timeout().as_micros() as i64;
-        let clock =
-            self.peer.clock().unwrap_or_else(|| context::unix_micros() + CLOCK_ALLOWANCE_MICROS);
-        let not_after = commits.then(|| clock.saturating_add(patience));
+        let clock = self.peer.clock().filter(|_| commits);
+        let not_after = clock.map(|clock| clock.saturating_add(patience));
         self.transaction = LostSession { token: Some(token), not_after, ..LostSession::default() };
         let endpoint = &self.endpoint;
         let only_direct = (endpoint.pooled == Pooled::Off).then(|| self.connection.backend_pid());
