@@ -202,6 +202,7 @@ fn a_session_that_is_flooded_can_be_cancelled() {
             wire.log_in()?;
             if greeted {
                 wire.welcome("15.0")?;
+                wire.introduce()?;
                 wire.asked()?;
             }
             let notice = message(b'N', &report(&[(b'M', b"x")]));

@@ -162,6 +162,7 @@ fn what_a_server_says_of_itself_is_not_believed() {
                 wire.send(b'S', &parameter(name, value))?;
             }
             wire.welcome(version)?;
+            wire.introduce()?;
             wire.serve()
         });
         // It says that it has the row, and there is no way to know better.
