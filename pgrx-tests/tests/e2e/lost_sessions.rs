@@ -298,9 +298,8 @@ fn a_process_that_has_the_number_of_a_lost_one_and_started_later_is_left_alone()
 }
 
 #[test]
-fn a_first_exchange_that_is_lost_is_waited_for_no_longer_than_it_may_begin() {
+fn nothing_is_sent_over_a_connection_before_it_is_known_who_serves_it() {
     let bed = one_way("lost_first", None, "{}");
-    // Frozen before any process there has introduced itself.
     let own = rowsync_harness::Pooler::start(
         &[&bed.right],
         rowsync_harness::PoolMode::Transaction,
