@@ -120,6 +120,26 @@ impl<'call> Event<'call> {
         }
     }
 
+    /// Whether the current transaction has changed or deleted a row of the event again. Locks on the row are no
+    /// change, whoever has them: what a row's header says of its last writer means something else then, so the
+    /// server's own rules are asked.
+    pub fn is_superseded(&self, row: Slot<'call>) -> bool {
+        // SAFETY: the table is open for the call; the slot is made for it and dropped, on an ERROR with the
+        // resource owner. The row's place is a copy. A snapshot of this kind is a constant.
+        unsafe {
+            let relation = self.data().tg_relation;
+            let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
+            let mut place = (*row.tuple).t_self;
+            let fetch = (*(*relation).rd_tableam).tuple_fetch_row_version;
+            let itself = &raw mut pg_sys::SnapshotSelfData;
+            let is_there = fetch.is_some_and(|fetch| {
+                pg_sys::ffi::pg_guard_ffi_boundary(|| fetch(relation, &mut place, itself, slot))
+            });
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            !is_there
+        }
+    }
+
     /// The row that was inserted, deleted, or is about to be replaced.
     pub fn row(&self) -> Slot<'call> {
         let data = self.data();
@@ -161,17 +181,6 @@ impl Slot<'_> {
         unsafe {
             let writer = (*(*self.tuple).t_data).t_choice.t_heap.t_xmin;
             pg_sys::TransactionIdIsCurrentTransactionId(writer)
-        }
-    }
-
-    /// Whether the current transaction has changed or deleted this row again.
-    pub fn is_superseded(&self) -> bool {
-        // SAFETY: as for is_own(); t_xmax means something unless t_infomask says otherwise.
-        unsafe {
-            let header = (*self.tuple).t_data;
-            let unset = pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_LOCK_ONLY;
-            u32::from((*header).t_infomask) & unset == 0
-                && pg_sys::TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmax)
         }
     }
 
