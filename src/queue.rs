@@ -24,7 +24,7 @@ use crate::connect::lost_session::LostSession;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::context;
-use crate::pg::lookup::{self, Place};
+use crate::pg::lookup::{self, Place, Status};
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
@@ -44,10 +44,9 @@ pub enum Standing {
     Pending,
 }
 
-const PENDING: Place = Place { table: "sync_queue", index: "sync_queue_pending", column: 2 };
-const ASIDE: Place = Place { table: "sync_queue", index: "sync_queue_aside", column: 2 };
-const LOST: Place =
-    Place { table: "sync_lost_session", index: "sync_lost_session_server", column: 2 };
+const PENDING: Place = Place { table: "sync_queue", column: 2, status: Status::Pending };
+const ASIDE: Place = Place { table: "sync_queue", column: 2, status: Status::NotPending };
+const LOST: Place = Place { table: "sync_lost_session", column: 2, status: Status::Any };
 
 /// What the queue has for a server.
 ///
@@ -103,6 +102,17 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
         (false, true) => Way::Free,
         (false, false) => Way::Blocked(blockers),
     })
+}
+
+/// Sees to it that changes can be queued until the end of the transaction without a wait for who alters or locks
+/// the queue's tables.
+///
+/// # Errors
+/// When they are not there. PostgreSQL raises what a wait ends with.
+pub fn reserve(home: &Home) -> Result<()> {
+    ["sync_queue", "sync_route", "sync_lost_session"]
+        .iter()
+        .try_for_each(|table| lookup::reserve(home, table))
 }
 
 /// Remembers the session of a connection lost in doubt, until a drain has seen it gone.
