@@ -97,6 +97,21 @@ pub fn is_serializable() -> bool {
     unsafe { pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 }
 }
 
+/// Whether the transaction has touched temporary tables of the session.
+pub fn uses_temporary_tables() -> bool {
+    // SAFETY: plain read of a variable of this backend.
+    unsafe { pg_sys::MyXactFlags as u32 & pg_sys::XACT_FLAGS_ACCESSEDTEMPNAMESPACE != 0 }
+}
+
+/// Empties and drops temporary tables as their ON COMMIT says, which the server does a moment later in any case.
+/// It may fail: over a foreign key between tables that are emptied and others that are not, for one. A second time
+/// finds nothing left to do.
+pub fn run_on_commit_actions() {
+    // SAFETY: called in a pre-commit callback, when the deferred triggers have fired and portals are closed, as
+    // the server calls it. What it raises unwinds.
+    unsafe { pg_sys::PreCommit_on_commit_actions() }
+}
+
 /// Lets a SERIALIZABLE transaction fail now if it is to fail, and not after something has been
 /// committed elsewhere on its behalf: the check that PostgreSQL makes at its own pre-commit a moment
 /// later, after which other transactions give way to this one. PostgreSQL raises 40001.
