@@ -44,11 +44,12 @@ fn a_worker_that_cannot_start_ends_alone() {
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let Some((cluster, db)) = german(encoding) else { return };
         let mut client = cluster.superuser(&db).expect("a session");
-        run(&mut client, "create extension pg_rowsync; begin");
-        run(&mut client, "lock table pg_extension in access exclusive mode");
+        run(&mut client, "create extension pg_rowsync");
+        run(&mut client, "begin; lock table pg_extension in access exclusive mode");
         // The worker waits for the lock until its time limit, and has no transaction any more when it says so.
         refused(&mut client, "select start_sync_worker()", "55000");
-        run(&mut client, "rollback; select start_sync_worker()");
+        run(&mut client, "rollback");
+        run(&mut client, "select start_sync_worker()");
         assert!(cluster.log().contains("Sperre"), "{}", cluster.log());
         assert!(!cluster.log().contains("Signal 11"), "{}", cluster.log());
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 use postgres::error::SqlState;
 use rowsync_harness::proxy::Proxy;
+use rowsync_harness::{Cluster, Side};
 use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
 
 use crate::one_way::{
@@ -170,13 +171,20 @@ fn a_cancel_after_one_of_two_servers_has_committed_keeps_all_sides_together() {
     assert_eq!(bed.right.query_one::<String>(&slow), "new");
 }
 
+/// A session on the left through a proxy.
+fn client_via(front: &Proxy, bed: &Testbed) -> Client {
+    let Side { db, user, password, .. } = &bed.left;
+    let mut config = postgres::Config::new();
+    config.host("127.0.0.1").port(front.port()).dbname(db).user(user).password(password);
+    config.connect(postgres::NoTls).expect("a session")
+}
+
 /// [`late_request`], but what comes is the end of the client: its connection is reset.
 fn late_loss_of_client(label: &str, options: &str) -> Testbed {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
     let front = Proxy::start(clusters().0.port()).expect("a proxy");
     let bed = one_way(label, Some(&proxy), options);
-    let mut config = bed.left.cluster.config(&bed.left.db, &bed.left.user, &bed.left.password);
-    let mut client = config.port(front.port()).connect(postgres::NoTls).expect("a session");
+    let mut client = client_via(&front, &bed);
     client
         .batch_execute(
             "set client_connection_check_interval = '20ms'; update t set v = 'warm' where id = 2",
@@ -208,8 +216,7 @@ fn a_client_that_dies_before_anything_is_sent_leaves_nothing() {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
     let front = Proxy::start(clusters().0.port()).expect("a proxy");
     let bed = one_way("early_loss", Some(&proxy), "{}");
-    let mut config = bed.left.cluster.config(&bed.left.db, &bed.left.user, &bed.left.password);
-    let mut client = config.port(front.port()).connect(postgres::NoTls).expect("a session");
+    let mut client = client_via(&front, &bed);
     client
         .batch_execute(
             "set client_connection_check_interval = '20ms'; set pg_rowsync.connect_timeout = '60s'",
@@ -283,8 +290,8 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         ("set synchronous_commit = 'local'", "pg_terminate_backend"),
         ("set synchronous_commit = 'local'; set lock_timeout = '200ms'", ""),
     ] {
-        let left = std::sync::Arc::new(rowsync_harness::Cluster::start("stalled").expect("a cluster"));
-        let create = |cluster, name| rowsync_harness::Side::create(cluster, name).expect("a side");
+        let left = std::sync::Arc::new(Cluster::start("stalled").expect("a cluster"));
+        let create = |cluster, name| Side::create(cluster, name).expect("a side");
         let bed = Testbed { left: create(&left, "stalled_left"), right: create(clusters().1, "stalled_right") };
         bed.link(&bed.left, &bed.right, "dst", &[]);
         for side in [&bed.left, &bed.right] {
@@ -313,9 +320,11 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         assert_eq!(value(&bed.left, 1).as_deref(), Some("new"), "{request}");
         assert_equal(&bed);
         assert_eq!(queued(&bed), 0);
-        bed.left.exec_superuser("set synchronous_commit = 'local'; alter system reset synchronous_standby_names");
+        bed.left.exec_superuser("alter system reset synchronous_standby_names");
         bed.left.exec_superuser("select pg_reload_conf()");
-        drop(bed);
+        await_until(SOON, "the setting", || {
+            bed.left.query_one::<String>("select current_setting('synchronous_standby_names')").is_empty()
+        });
     }
 }
 
@@ -323,13 +332,9 @@ fn nothing_undoes_here_what_the_server_has_committed() {
 fn what_temporary_tables_raise_at_commit_is_raised_before_anything_is_sent() {
     let bed = one_way("temporary", None, "{}");
     let mut client = bed.left.client();
-    client
-        .batch_execute(
-            "create temporary table parent (id int primary key) on commit delete rows;
-             create temporary table child (id int references parent)",
-        )
-        .expect("tables");
-    let sql = "begin; insert into parent values (1); update t set v = 'new' where id = 1; commit";
+    let sql = "begin; create temporary table parent (id int primary key) on commit delete rows;
+        create temporary table child (id int references parent);
+        update t set v = 'new' where id = 1; commit";
     let error = fails(client.batch_execute(sql));
     assert_eq!(error.code().code(), "0A000", "{error:?}");
     assert_eq!(value(&bed.left, 1).as_deref(), Some("old"));
@@ -337,7 +342,8 @@ fn what_temporary_tables_raise_at_commit_is_raised_before_anything_is_sent() {
     // And what they do otherwise they still do, once.
     client
         .batch_execute(
-            "rollback; drop table child; begin; create temporary table gone (id int) on commit drop;
+            "begin; create temporary table gone (id int) on commit drop;
+             create temporary table parent (id int primary key) on commit delete rows;
              insert into parent values (2); update t set v = 'new' where id = 1; commit",
         )
         .expect("a commit");

@@ -31,7 +31,7 @@ fn an_index_that_was_rebuilt_is_found_by_sessions_that_knew_the_old_one() {
         run(&mut bed.left.superuser(), "reindex table concurrently sync_queue");
         run(&mut client, "commit");
     }
-    assert_eq!(queued(&bed), 4);
+    assert_eq!(queued(&bed), 5);
     assert!(deal(&bed, "100"));
     assert_eq!(same(&bed, "t"), ["1|d", "2|b"]);
 }
