@@ -23,7 +23,7 @@ use crate::change::{Change, Route};
 use crate::connect::lost_session::LostSession;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
-use crate::pg::context;
+use crate::pg::{context, sequence};
 use crate::pg::lookup::{self, Place, Status};
 use crate::pg::spi::{self, Home, required};
 use crate::sql::quote::{ArrayLiteral, ident};
@@ -123,8 +123,10 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
     let _writable = context::Writable::new();
     let sql = format!(
         "INSERT INTO {}.sync_lost_session \
-           (dst_server, owner, backend_pid, backend_start, token, not_after) \
-         VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {})",
+           (dst_server, owner, backend_pid, backend_start, token, not_after, id) \
+           OVERRIDING SYSTEM VALUE \
+         VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {}, \
+           $7::pg_catalog.int8)",
         ident(&set.home.schema),
         time("$4"),
         time("$6")
@@ -137,6 +139,7 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
         number(lost.backend_start),
         number(lost.token),
         number(lost.not_after),
+        number(Some(sequence::draw(&set.home, "sync_lost_session_id_seq", 1)?)),
     ];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
     spi::write(&set.home, &sql, &args)?;
