@@ -131,7 +131,8 @@ fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i
     let before = (first - 1).to_string();
     let columns = columns.map(ArrayLiteral::into_text);
     let columns = columns.iter().map(String::as_str);
-    let args: Vec<_> = [server_name].into_iter().chain(columns).chain([&*before]).map(Some).collect();
+    let args: Vec<_> =
+        [server_name].into_iter().chain(columns).chain([&*before]).map(Some).collect();
     // Most of these are NULL somewhere.
     let _settings = Settings::set(&[(c"array_nulls", c"on")]);
     spi::write(home, &sql, &args)?;

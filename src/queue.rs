@@ -23,9 +23,9 @@ use crate::change::{Change, Route};
 use crate::connect::lost_session::LostSession;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
-use crate::pg::{context, sequence};
 use crate::pg::lookup::{self, Place, Status};
 use crate::pg::spi::{self, Home, required};
+use crate::pg::{context, sequence};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
 

@@ -47,6 +47,27 @@ pub unsafe fn addin_shmem_init_lock() -> *mut pg_sys::LWLock {
     unsafe { &raw mut (*pg_sys::MainLWLockArray.add(NUMBER)).lock }
 }
 
+/// A column of a row's description, by its position: 18 has put others before these.
+///
+/// # Safety
+/// The description must be valid, and have so many columns.
+pub unsafe fn attribute(
+    shape: pg_sys::TupleDesc,
+    position: usize,
+) -> *const pg_sys::FormData_pg_attribute {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: by the caller.
+    unsafe {
+        (*shape).attrs.as_ptr().add(position)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: by the caller; the full descriptions follow the compact ones.
+    unsafe {
+        let full = (*shape).compact_attrs.as_ptr().add((*shape).natts as usize);
+        full.cast::<pg_sys::FormData_pg_attribute>().add(position)
+    }
+}
+
 /// Whether `transaction_timeout`, which 17 added, has run out and counts.
 pub fn transaction_timed_out() -> bool {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

@@ -5,13 +5,13 @@ use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// The session's own `application_name`.
-pub fn application_name() -> &'static CStr {
-    // SAFETY: a GUC variable: null before it is set, else a C string that lives until it changes,
-    // which cannot happen while the caller compares it.
+/// What `look` makes of the session's own `application_name`. A copy would cost too much where every row asks.
+pub fn with_application_name<T>(look: impl FnOnce(&CStr) -> T) -> T {
+    // SAFETY: a GUC variable: null before it is set, else a C string that lives until it changes. What looks at it
+    // keeps no reference, and runs no SQL.
     unsafe {
         let name = pg_sys::application_name;
-        if name.is_null() { c"" } else { CStr::from_ptr(name) }
+        look(if name.is_null() { c"" } else { CStr::from_ptr(name) })
     }
 }
 

@@ -453,7 +453,8 @@ impl Table {
         unsafe {
             let (text, collation) = (pg_sys::TEXTOID, pg_sys::DEFAULT_COLLATION_OID);
             let variable = pg_sys::makeVar(1, column, text, -1, collation, 0);
-            let value = pg_sys::cstring_to_text_with_len(PENDING.as_ptr().cast(), PENDING.len() as i32);
+            let value =
+                pg_sys::cstring_to_text_with_len(PENDING.as_ptr().cast(), PENDING.len() as i32);
             let value = pg_sys::Datum::from(value);
             let constant = pg_sys::makeConst(text, -1, collation, -1, value, false, false);
             let clause = pg_sys::make_opclause(
@@ -516,9 +517,7 @@ unsafe fn finds(index: pg_sys::Relation, keys: &[pg_sys::ScanKeyData]) -> bool {
                 && (key.sk_collation == pg_sys::InvalidOid
                     || *(*index).rd_indcollation.add(at) == key.sk_collation)
         };
-        is_btree
-            && (*form).indnkeyatts as usize >= keys.len()
-            && keys.iter().enumerate().all(fits)
+        is_btree && (*form).indnkeyatts as usize >= keys.len() && keys.iter().enumerate().all(fits)
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 use postgres::error::SqlState;
 use rowsync_harness::proxy::Proxy;
-use rowsync_harness::{Cluster, Side};
 use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
+use rowsync_harness::{Cluster, Side};
 
 use crate::one_way::{
     SOON, assert_equal, await_blocked, drain, lock_row, one_way, patient_client, pid, queued,
@@ -277,7 +277,9 @@ fn stalled(bed: &Testbed) -> (i32, std::thread::JoinHandle<(Client, Result<(), p
         row.get::<_, String>(0) == "nobody"
     });
     let holding = spawn(holder, "begin; notify x; create table more (); commit");
-    let wait = format!("select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep'");
+    let wait = format!(
+        "select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep'"
+    );
     await_until(SOON, "the holder to wait for a standby", || bed.left.query_one::<i64>(&wait) == 1);
     (pid, holding)
 }
@@ -292,7 +294,10 @@ fn nothing_undoes_here_what_the_server_has_committed() {
     ] {
         let left = std::sync::Arc::new(Cluster::start("stalled").expect("a cluster"));
         let create = |cluster, name| Side::create(cluster, name).expect("a side");
-        let bed = Testbed { left: create(&left, "stalled_left"), right: create(clusters().1, "stalled_right") };
+        let bed = Testbed {
+            left: create(&left, "stalled_left"),
+            right: create(clusters().1, "stalled_right"),
+        };
         bed.link(&bed.left, &bed.right, "dst", &[]);
         for side in [&bed.left, &bed.right] {
             side.exec("create table t (id int primary key, v text)");
@@ -304,7 +309,9 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         if request.is_empty() {
             std::thread::sleep(Duration::from_millis(400));
         } else {
-            bed.left.exec_superuser(&format!("set synchronous_commit = 'local'; select {request}({local})"));
+            bed.left.exec_superuser(&format!(
+                "set synchronous_commit = 'local'; select {request}({local})"
+            ));
         }
         assert!(!waiting.is_finished(), "the commit waits until it can be made: {request}");
         bed.left.exec_superuser(&format!("select pg_cancel_backend({holder})"));
@@ -323,7 +330,9 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         bed.left.exec_superuser("alter system reset synchronous_standby_names");
         bed.left.exec_superuser("select pg_reload_conf()");
         await_until(SOON, "the setting", || {
-            bed.left.query_one::<String>("select current_setting('synchronous_standby_names')").is_empty()
+            bed.left
+                .query_one::<String>("select current_setting('synchronous_standby_names')")
+                .is_empty()
         });
     }
 }

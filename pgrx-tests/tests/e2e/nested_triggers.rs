@@ -73,7 +73,11 @@ fn a_key_share_lock_hides_no_later_change() {
         // Another session's lock goes on to the new row version, the trigger's change makes the two of them one.
         let mut other = bed.left.client();
         let key_share_only = lock == "for key share";
-        let own = if key_share_only { String::new() } else { format!("perform from t where id = 1 {lock};") };
+        let own = if key_share_only {
+            String::new()
+        } else {
+            format!("perform from t where id = 1 {lock};")
+        };
         with_trigger(&bed, "a_first", &format!("{own} {AGAIN}"));
         if key_share_only {
             run(&mut other, &format!("begin; select from t where id = 1 {lock}"));

@@ -54,7 +54,10 @@ fn an_index_is_known_by_what_it_has_and_not_by_its_name() {
     run(&mut client, "update t set v = 'c' where id = 1");
     assert_eq!(queued(&bed), 2);
     assert_eq!(
-        rows(&bed.left, "set enable_seqscan = off; select count(*) from sync_queue where status = 'pending'"),
+        rows(
+            &bed.left,
+            "set enable_seqscan = off; select count(*) from sync_queue where status = 'pending'"
+        ),
         ["2"]
     );
     assert!(deal(&bed, "100"));
@@ -66,7 +69,9 @@ fn without_the_indexes_nothing_overtakes_either() {
     let bed = one_way("bare", COLUMNS, "{}");
     let mut client = bed.left.client();
     run(&mut client, "insert into t values (1, 'a')");
-    bed.left.exec_superuser("drop index sync_queue_pending, sync_queue_aside, sync_lost_session_server");
+    bed.left.exec_superuser(
+        "drop index sync_queue_pending, sync_queue_aside, sync_lost_session_server",
+    );
     outage(&bed.right);
     run(&mut client, "update t set v = 'b' where id = 1");
     recover(&bed.right);
@@ -120,7 +125,10 @@ fn tables_are_rewritten_and_rebuilt_under_load() {
             ] {
                 run(&mut admin, statement);
             }
-            run(&mut admin, &format!("alter table sync_queue add column note{round} text default 'n'"));
+            run(
+                &mut admin,
+                &format!("alter table sync_queue add column note{round} text default 'n'"),
+            );
             assert!(deal(&bed, "100000"));
         }
         over.store(true, Ordering::Relaxed);
@@ -219,7 +227,10 @@ fn ids_follow_each_other_whoever_queues_and_after_a_restore() {
                 let mut client = bed.left.client();
                 for at in 0..25 {
                     let id = 100 * (writer + 1) + at;
-                    run(&mut client, &format!("insert into t values ({id}, 'x'), ({id} + 50, 'y')"));
+                    run(
+                        &mut client,
+                        &format!("insert into t values ({id}, 'x'), ({id} + 50, 'y')"),
+                    );
                 }
             });
         }
