@@ -17,8 +17,8 @@ use pgrx::prelude::*;
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_dml() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'sync_dml_wrapper';
 "#)]
-fn sync_dml(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
-    or_raise(with_event(fcinfo, "sync_dml", trigger::fire));
+fn sync_dml(call: Args<'_>) -> i64 {
+    or_raise(with_event(&call, "sync_dml", trigger::fire));
     // By the trigger protocol: a null pointer for "no row", which is not SQL NULL.
     0
 }
@@ -28,8 +28,7 @@ fn sync_dml(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
 CREATE FUNCTION deal_sync_err_rec(i_limit integer, i_server text DEFAULT NULL) RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'deal_sync_err_rec_wrapper';
 "#)]
-fn deal_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
-    let args = Args::of(fcinfo);
+fn deal_sync_err_rec(args: Args<'_>) -> bool {
     let deal = || -> Result<bool> {
         let limit = args.text(0)?.map(|n| n.parse::<i32>()).transpose();
         let limit = limit.map_err(|_| Error::internal("malformed integer"))?;
@@ -43,8 +42,7 @@ fn deal_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 CREATE FUNCTION retry_sync_err_rec(i_id bigint) RETURNS boolean
     VOLATILE STRICT PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'retry_sync_err_rec_wrapper';
 "#)]
-fn retry_sync_err_rec(fcinfo: pg_sys::FunctionCallInfo) -> bool {
-    let args = Args::of(fcinfo);
+fn retry_sync_err_rec(args: Args<'_>) -> bool {
     let retry = || -> Result<bool> {
         let id = args.required(0, "i_id")?.parse();
         drain::retry(&Home::find()?, id.map_err(|_| Error::internal("malformed bigint"))?)
@@ -89,7 +87,7 @@ fn sync_worker_state() -> &'static str {
 CREATE FUNCTION sync_queue_discarded() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_queue_discarded_wrapper';
 "#)]
-fn sync_queue_discarded(_fcinfo: pg_sys::FunctionCallInfo) -> i64 {
+fn sync_queue_discarded(_args: Args<'_>) -> i64 {
     transaction::wake_worker();
     // As for sync_dml.
     0
@@ -120,8 +118,8 @@ fn sync_is_copy() -> bool {
 CREATE FUNCTION sync_identity_changed() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_identity_changed_wrapper';
 "#)]
-fn sync_identity_changed(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
-    or_raise(with_event(fcinfo, "sync_identity_changed", |event| {
+fn sync_identity_changed(call: Args<'_>) -> i64 {
+    or_raise(with_event(&call, "sync_identity_changed", |event| {
         identity::changed(event.relation_oid());
         Ok(())
     }));
@@ -135,9 +133,9 @@ fn sync_identity_changed(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
 CREATE FUNCTION sync_not_replicated() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_not_replicated_wrapper';
 "#)]
-fn sync_not_replicated(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
+fn sync_not_replicated(call: Args<'_>) -> i64 {
     // By the trigger protocol: a null pointer leaves the row out.
-    or_raise(with_event(fcinfo, "sync_not_replicated", |event| {
+    or_raise(with_event(&call, "sync_not_replicated", |event| {
         Ok(if identity::is_foreign_row() { 0 } else { event.row_to_write() })
     }))
 }
@@ -147,8 +145,7 @@ fn sync_not_replicated(fcinfo: pg_sys::FunctionCallInfo) -> i64 {
 CREATE FUNCTION sync_change_sql(route text, change text) RETURNS text
     IMMUTABLE STRICT PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_change_sql_wrapper';
 "#)]
-fn sync_change_sql(fcinfo: pg_sys::FunctionCallInfo) -> Vec<u8> {
-    let args = Args::of(fcinfo);
+fn sync_change_sql(args: Args<'_>) -> Vec<u8> {
     let describe = || -> Result<Vec<u8>> {
         result(&queue::describe(&args.required(0, "route")?, &args.required(1, "change")?)?)
     };
@@ -192,8 +189,7 @@ fn sync_connections() -> TableIterator<
 CREATE FUNCTION sync_disconnect(server text DEFAULT NULL) RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_disconnect_wrapper';
 "#)]
-fn sync_disconnect(fcinfo: pg_sys::FunctionCallInfo) -> bool {
-    let args = Args::of(fcinfo);
+fn sync_disconnect(args: Args<'_>) -> bool {
     let disconnect = || admin::disconnect(&Home::find()?, args.text(0)?.as_deref());
     or_raise(disconnect())
 }
@@ -244,8 +240,7 @@ CREATE FUNCTION sync_compare_versions(
 ) RETURNS integer VOLATILE PARALLEL UNSAFE
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_compare_versions_wrapper';
 "#)]
-fn sync_compare_versions(fcinfo: pg_sys::FunctionCallInfo) -> i32 {
-    let args = Args::of(fcinfo);
+fn sync_compare_versions(args: Args<'_>) -> i32 {
     let compare =
         || arrived(&args)?.compare(&versions::home_of(args.function())?, args.text(5)?.as_deref());
     or_raise(compare()) as i32
@@ -259,8 +254,7 @@ CREATE FUNCTION sync_deleted_later(
 ) RETURNS boolean VOLATILE PARALLEL UNSAFE
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_deleted_later_wrapper';
 "#)]
-fn sync_deleted_later(fcinfo: pg_sys::FunctionCallInfo) -> bool {
-    let args = Args::of(fcinfo);
+fn sync_deleted_later(args: Args<'_>) -> bool {
     let is_deleted = || arrived(&args)?.is_deleted_later(&versions::home_of(args.function())?);
     or_raise(is_deleted())
 }
@@ -274,8 +268,7 @@ CREATE FUNCTION sync_keep_version(
 ) RETURNS boolean VOLATILE PARALLEL UNSAFE
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_keep_version_wrapper';
 "#)]
-fn sync_keep_version(fcinfo: pg_sys::FunctionCallInfo) -> bool {
-    let args = Args::of(fcinfo);
+fn sync_keep_version(args: Args<'_>) -> bool {
     let keep = || {
         let deleted = args.required(5, "deleted")? == "t";
         let met = args.required(6, "met")? == "t";
@@ -286,7 +279,7 @@ fn sync_keep_version(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 }
 
 /// The arguments that the functions above share.
-fn arrived(args: &Args) -> Result<Arrived> {
+fn arrived(args: &Args<'_>) -> Result<Arrived> {
     let number = |at, name| -> Result<i64> {
         args.required(at, name)?.parse().map_err(|_| Error::internal("malformed bigint"))
     };
@@ -328,8 +321,7 @@ CREATE FUNCTION attach_sync(
     rel regclass, server text, target text DEFAULT NULL, options jsonb DEFAULT '{}'
 ) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'attach_sync_wrapper';
 "#)]
-fn attach_sync(fcinfo: pg_sys::FunctionCallInfo) {
-    let args = Args::of(fcinfo);
+fn attach_sync(args: Args<'_>) {
     let attach = || -> Result<()> {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
         let options = args.text(3)?.unwrap_or_else(|| "{}".to_owned());
@@ -343,8 +335,7 @@ fn attach_sync(fcinfo: pg_sys::FunctionCallInfo) {
 CREATE FUNCTION detach_sync(rel regclass, server text) RETURNS void
     LANGUAGE c AS 'MODULE_PATHNAME', 'detach_sync_wrapper';
 "#)]
-fn detach_sync(fcinfo: pg_sys::FunctionCallInfo) {
-    let args = Args::of(fcinfo);
+fn detach_sync(args: Args<'_>) {
     let detach =
         || admin::detach(&Home::find()?, args.oid(0, "rel")?, &args.required(1, "server")?);
     or_raise(detach());

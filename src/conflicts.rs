@@ -9,16 +9,15 @@ use crate::conflict::Tally;
 use crate::error::{Error, Result};
 use crate::guc::{self, LogConflicts};
 use crate::pg::context::{self, Settings, Writable};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Home};
 use crate::pg::subtransaction::attempt;
 use crate::pg::text::tellable;
-use crate::pg::{Oid, interrupt, report};
+use crate::pg::{Oid, interrupt, report, sequence};
 use crate::sql::quote::{ArrayLiteral, ident};
 use crate::stats;
 
 /// Counts and logs the conflicts of a delivery, or of what was drained. For a pre-commit callback, after
-/// the server has committed: never raises, what fails is a WARNING. A request to cancel that arrives
-/// meanwhile is dropped, as one after the commit point.
+/// the server has committed: never raises, what fails is a WARNING.
 pub fn record(home: &Home, server: Oid, server_name: &str, tally: &Tally) {
     if tally.is_empty() {
         return;
@@ -47,7 +46,6 @@ pub fn record(home: &Home, server: Oid, server_name: &str, tally: &Tally) {
             Err(error) => warn("logged", Err(error)),
         }
     }
-    interrupt::absorb();
 }
 
 fn count(home: &Home, server: Oid, tally: &Tally) -> Result<()> {
@@ -93,6 +91,10 @@ fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i
     let log = format!("{}.sync_conflict_log", ident(&home.schema));
     spi::write(home, &format!("LOCK TABLE ONLY {log} IN ROW EXCLUSIVE MODE NOWAIT"), &[])?;
     let mut columns: [ArrayLiteral; 9] = Default::default();
+    let rows = tally.details().count() as i64;
+    if rows == 0 {
+        return Ok(None);
+    }
     for (table, conflict) in tally.details() {
         let json = |value: &Option<serde_json::Value>| value.as_ref().map(|v| v.to_string());
         let values = [
@@ -112,31 +114,29 @@ fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i
         }
     }
     let sql = format!(
-        "WITH i AS (INSERT INTO {log} (server, nsp_name, table_name, type, decision, key, server_key, \
-            version, server_version, constraint_name) \
-         SELECT $1, v.nsp, v.tab, v.type, v.decision, v.key::pg_catalog.json, \
-            v.server_key::pg_catalog.json, v.version, v.server_version, v.constraint_name \
+        "INSERT INTO {log} (id, server, nsp_name, table_name, type, decision, key, server_key, \
+            version, server_version, constraint_name) OVERRIDING SYSTEM VALUE \
+         SELECT $11::pg_catalog.int8 OPERATOR(pg_catalog.+) v.ord, $1, v.nsp, v.tab, v.type, v.decision, \
+            v.key::pg_catalog.json, v.server_key::pg_catalog.json, v.version, v.server_version, \
+            v.constraint_name \
          FROM ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), \
             pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]), \
             pg_catalog.unnest($5::pg_catalog.text[]), pg_catalog.unnest($6::pg_catalog.text[]), \
             pg_catalog.unnest($7::pg_catalog.text[]), pg_catalog.unnest($8::pg_catalog.text[]), \
             pg_catalog.unnest($9::pg_catalog.text[]), pg_catalog.unnest($10::pg_catalog.text[])) \
-            AS v(nsp, tab, type, decision, key, server_key, version, server_version, \
-               constraint_name) RETURNING id) \
-         SELECT pg_catalog.min(id), pg_catalog.max(id) FROM i"
+            WITH ORDINALITY AS v(nsp, tab, type, decision, key, server_key, version, \
+               server_version, constraint_name, ord)"
     );
+    let first = sequence::draw(home, "sync_conflict_log_id_seq", rows)?;
+    let before = (first - 1).to_string();
     let columns = columns.map(ArrayLiteral::into_text);
+    let columns = columns.iter().map(String::as_str);
     let args: Vec<_> =
-        [server_name].into_iter().chain(columns.iter().map(String::as_str)).map(Some).collect();
+        [server_name].into_iter().chain(columns).chain([&*before]).map(Some).collect();
     // Most of these are NULL somewhere.
     let _settings = Settings::set(&[(c"array_nulls", c"on")]);
-    let mut row = spi::write(home, &sql, &args)?.into_iter().next().unwrap_or_default();
-    if row.iter().all(Option::is_none) {
-        return Ok(None);
-    }
-    let mut id =
-        |at| required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed bigint"));
-    Ok(Some((id(0)?, id(1)?)))
+    spi::write(home, &sql, &args)?;
+    Ok(Some((first, first + rows - 1)))
 }
 
 /// Rows to look at in a purge, beside twice as many as were written before it, so that a log that is too

@@ -26,6 +26,7 @@ impl SqlState {
     pub const INSUFFICIENT_PRIVILEGE: Self = Self::new("42501");
     pub const INVALID_PARAMETER: Self = Self::new("22023");
     pub const INVALID_TEXT: Self = Self::new("22P02");
+    pub const NO_TRANSACTION: Self = Self::new("25P01");
     pub const NOT_NULL_VIOLATION: Self = Self::new("23502");
     pub const NO_DATA_FOUND: Self = Self::new("P0002");
     pub const LOCK_NOT_AVAILABLE: Self = Self::new("55P03");

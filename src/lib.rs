@@ -80,6 +80,7 @@ pgrx::extension_sql_file!(
 /// Called by PostgreSQL when the library is loaded, in a session or at server start.
 #[pgrx::pg_guard]
 extern "C-unwind" fn _PG_init() {
+    pg::report::without_backtraces();
     guc::define();
     pg::shmem::reserve();
     pg::context::reserve_settings(c"pg_rowsync");

@@ -23,6 +23,7 @@ pub mod lookup;
 mod plain;
 pub mod report;
 pub mod row;
+pub mod sequence;
 pub mod setting;
 pub mod shmem;
 pub mod spi;

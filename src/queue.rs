@@ -23,9 +23,9 @@ use crate::change::{Change, Route};
 use crate::connect::lost_session::LostSession;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
-use crate::pg::context;
-use crate::pg::lookup::{self, Place};
+use crate::pg::lookup::{self, Place, Status};
 use crate::pg::spi::{self, Home, required};
+use crate::pg::{context, sequence};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
 
@@ -44,10 +44,9 @@ pub enum Standing {
     Pending,
 }
 
-const PENDING: Place = Place { table: "sync_queue", index: "sync_queue_pending", column: 2 };
-const ASIDE: Place = Place { table: "sync_queue", index: "sync_queue_aside", column: 2 };
-const LOST: Place =
-    Place { table: "sync_lost_session", index: "sync_lost_session_server", column: 2 };
+const PENDING: Place = Place { table: "sync_queue", column: 2, status: Status::Pending };
+const ASIDE: Place = Place { table: "sync_queue", column: 2, status: Status::NotPending };
+const LOST: Place = Place { table: "sync_lost_session", column: 2, status: Status::Any };
 
 /// What the queue has for a server.
 ///
@@ -105,6 +104,17 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
     })
 }
 
+/// Sees to it that changes can be queued until the end of the transaction without a wait for who alters or locks
+/// the queue's tables.
+///
+/// # Errors
+/// When they are not there. PostgreSQL raises what a wait ends with.
+pub fn reserve(home: &Home) -> Result<()> {
+    ["sync_queue", "sync_route", "sync_lost_session"]
+        .iter()
+        .try_for_each(|table| lookup::reserve(home, table))
+}
+
 /// Remembers the session of a connection lost in doubt, until a drain has seen it gone.
 ///
 /// # Errors
@@ -113,8 +123,10 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
     let _writable = context::Writable::new();
     let sql = format!(
         "INSERT INTO {}.sync_lost_session \
-           (dst_server, owner, backend_pid, backend_start, token, not_after) \
-         VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {})",
+           (dst_server, owner, backend_pid, backend_start, token, not_after, id) \
+           OVERRIDING SYSTEM VALUE \
+         VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {}, \
+           $7::pg_catalog.int8)",
         ident(&set.home.schema),
         time("$4"),
         time("$6")
@@ -127,6 +139,7 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
         number(lost.backend_start),
         number(lost.token),
         number(lost.not_after),
+        number(Some(sequence::draw(&set.home, "sync_lost_session_id_seq", 1)?)),
     ];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
     spi::write(&set.home, &sql, &args)?;

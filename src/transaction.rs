@@ -210,7 +210,7 @@ fn end(committed: bool) {
     if NUDGE.replace(false) && committed {
         invalidation::nudge_sessions();
     }
-    interrupt::release();
+    interrupt::transaction_ended(committed);
 }
 
 fn subtransaction_abort(id: u32) {

@@ -49,7 +49,7 @@ fn check_order(event: &Event<'_>, op: Op) -> Result<()> {
         Op::Update => event.new_row(),
         Op::Delete | Op::Truncate => return Ok(()),
     };
-    if new.is_superseded() && transaction::was_superseded(trigger, new.stored()) {
+    if transaction::was_superseded(trigger, new.stored()) && event.is_superseded(new) {
         return Err(Error::local(
             SqlState::new("27000"),
             "row was changed again by another trigger before its change could be captured",

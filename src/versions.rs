@@ -45,7 +45,10 @@ impl Versioned {
     }
 
     /// The hash of a row's key.
-    pub fn hash(&self, row: Slot<'_>) -> i64 {
+    ///
+    /// # Errors
+    /// XX000 for a row of another table.
+    pub fn hash(&self, row: Slot<'_>) -> Result<i64> {
         self.key.of(row)
     }
 
@@ -61,7 +64,7 @@ impl Versioned {
         version: Option<&str>,
         replaced: Option<Option<&str>>,
     ) -> Result<Option<Stamp<String>>> {
-        let (place, stored) = (self.place(home, row), row.stored());
+        let (place, stored) = (self.place(home, row)?, row.stored());
         if replaced.is_none() {
             place.enter();
         }
@@ -104,7 +107,7 @@ impl Versioned {
         version: Option<&str>,
         gives_up: bool,
     ) -> Result<Stamp<String>> {
-        let (place, stored) = (self.place(home, row), row.stored());
+        let (place, stored) = (self.place(home, row)?, row.stored());
         let mut kept = match place.find(stored)? {
             Some(kept) if kept.by_event && kept.deleted => return Ok(kept.stamp),
             None => None,
@@ -119,8 +122,8 @@ impl Versioned {
         }
     }
 
-    fn place<'h>(&self, home: &'h Home, row: Slot<'_>) -> Place<'h> {
-        Place { home, relation: self.relation, hash: self.hash(row) }
+    fn place<'h>(&self, home: &'h Home, row: Slot<'_>) -> Result<Place<'h>> {
+        Ok(Place { home, relation: self.relation, hash: self.hash(row)? })
     }
 }
 

@@ -133,11 +133,10 @@ impl Descriptor {
     /// Whether the session is one of ours.
     pub fn guards_against_session(&self) -> bool {
         // The session's own setting: what it says in pg_stat_activity may lag behind.
-        let session = context::application_name();
-        let named = match &self.guard {
+        let named = context::with_application_name(|session| match &self.guard {
             Some(guard) => session == guard.as_c_str(),
             None => guc::is_guard(session),
-        };
+        });
         named && self.believes_session()
     }
 

@@ -98,7 +98,7 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
     match &descriptor.versioned {
         Some(versioned) => {
             // A key that is only written differently is still the row's.
-            let stays = !moves || versioned.hash(event.row()) == versioned.hash(new);
+            let stays = !moves || versioned.hash(event.row())? == versioned.hash(new)?;
             if moves {
                 update.gone = gone(descriptor, event, version, !stays)?;
             }
@@ -168,14 +168,14 @@ fn left_of(descriptor: &Descriptor, row: Slot<'_>) -> Result<Left> {
         return Ok(Vec::new());
     }
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let stored = reader.stored(row).into_iter().map(|(at, stored)| (at as u32, stored));
+    let stored = reader.stored(row)?.into_iter().map(|(at, stored)| (at as u32, stored));
     Ok(stored.filter(|(at, _)| !descriptor.route.key.contains(&(*at as usize))).collect())
 }
 
 /// Columns outside the key whose large value the UPDATE left where it was.
 fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<Vec<u32>> {
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let same = reader.untouched(event.row(), event.new_row()).into_iter();
+    let same = reader.untouched(event.row(), event.new_row())?.into_iter();
     Ok(same.filter(|at| !descriptor.route.key.contains(at)).map(|at| at as u32).collect())
 }
 

@@ -64,16 +64,28 @@ impl<'s> Queued<'s> {
 /// What fails the local transaction: see the module's head.
 pub fn pre_commit() -> Result<()> {
     let Work { sets, drains, .. } = transaction::take_all();
-    let sets = strictest_per_server(sets);
+    let mut sets = strictest_per_server(sets);
+    if !sets.is_empty() || !drains.is_empty() {
+        fail_early(&mut sets)?;
+    }
     deliver(&sets, drains)?;
     sets.into_iter().for_each(ChangeSet::close);
     Ok(())
 }
 
-fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
-    if !sets.is_empty() || !drains.is_empty() {
-        context::check_serializable();
+/// Does now what PostgreSQL does after this callback and what may fail: once another server has committed, that
+/// would undo the changes here only.
+fn fail_early(sets: &mut [ChangeSet]) -> Result<()> {
+    if context::uses_temporary_tables() {
+        // They may be emptied or dropped now.
+        sets.iter_mut().filter(|set| set.has_left()).try_for_each(ChangeSet::read_left)?;
+        context::run_on_commit_actions();
     }
+    context::check_serializable();
+    Ok(())
+}
+
+fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     let mut blocked: Vec<String> = drains.iter().map(|d| d.server_name.clone()).collect();
     let drains = drains.into_iter().map(drain_link).collect::<Result<Vec<_>>>()?;
     let mut deliveries = Vec::new();
@@ -263,7 +275,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
         let feed = feed_of(set, link, trust).between(open, &[]);
         link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-        interrupted = finish(std::slice::from_mut(link), false)?;
+        interrupted = finish(std::slice::from_mut(link))?;
     }
     // Both are asked: each forgets what it finds to be wrong.
     let again = was_betrayed(set, link, trust) | link.was_outdated();
@@ -272,7 +284,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
         let feed = feed_of(set, link, Trust::Nothing).between(open, &[]);
         link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-        interrupted = finish(std::slice::from_mut(link), false)?;
+        interrupted = finish(std::slice::from_mut(link))?;
     }
     if link.result().is_ok()
         && let Some(session) = link.session()
@@ -286,7 +298,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
 /// Applies and commits in one exchange; says whether that was asked to cancel.
 fn commit_at_once<'s>(set: &'s ChangeSet, link: &mut Link<'s>, trust: Trust) -> Result<bool> {
     link.run(feed_of(set, link, trust).in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-    finish(std::slice::from_mut(link), false)
+    finish(std::slice::from_mut(link))
 }
 
 /// What a commit came to. Committed: the session goes back. Rolled back over a request to cancel:
@@ -314,7 +326,7 @@ fn settle_commit(
                 lost::end_or_remember(link.endpoint(), &lost);
             } else {
                 // The records will bring about what the server may have done already.
-                interrupt::absorb();
+                interrupt::committed();
             }
             failed(set, error, Some(lost)).map(Some)
         }
@@ -353,29 +365,31 @@ pub fn roll_back(mut link: Link<'_>) {
 
 /// Drives links to their end, and says whether they were asked to cancel. A request to cancel is
 /// raised if nothing can have been committed; else the servers are asked to cancel and their answers
-/// followed. Where a server has committed, the request comes too late and is dropped; `committed`
-/// says that one had before, so that nothing is cancelled any more.
-fn finish(links: &mut [Link<'_>], committed: bool) -> Result<bool> {
+/// followed. Once a server has committed, no request counts any more, see [`interrupt::committed`].
+fn finish(links: &mut [Link<'_>]) -> Result<bool> {
     if drive::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
         // The servers have their work: time for some of ours.
         wal::flush_ahead();
     }
-    while drive::drive(links) == Stop::Interrupted {
-        if committed {
-            interrupt::absorb();
-            continue;
-        }
+    let interrupted = drive::drive(links) == Stop::Interrupted;
+    if interrupted {
         if !links.iter().any(Link::commit_sent) {
             interrupt::check();
             return Err(Error::Canceled);
         }
         drive::cancel(links);
-        if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
-            interrupt::absorb();
-        }
-        return Ok(true);
     }
-    Ok(false)
+    if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
+        interrupt::committed();
+    } else if !links.iter().any(may_have_committed) {
+        interrupt::nothing_committed();
+    }
+    Ok(interrupted)
+}
+
+/// Whether what a link has run took effect, for all that is known.
+fn may_have_committed(link: &Link<'_>) -> bool {
+    link.commit_sent() && matches!(link.result(), Ok(()) | Err(Error::InDoubt { .. }))
 }
 
 /// The link of an open drain.
@@ -404,14 +418,14 @@ fn in_two_steps<'s>(
     for (set, link) in sets.iter().zip(&mut links) {
         link.run(feed_of(set, link, Trust::LargeColumns).between(&BEGIN, &[]), Ending::Open);
     }
-    finish(&mut links, false)?;
+    finish(&mut links)?;
     for (set, link) in sets.iter().zip(&mut links) {
         if was_betrayed(set, link, Trust::LargeColumns) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
             link.run(feed_of(set, link, Trust::Nothing).between(&again, &[]), Ending::Open);
         }
     }
-    finish(&mut links, false)?;
+    finish(&mut links)?;
     let (mut strict, mut lenient) = (Vec::new(), Vec::new());
     let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
     let failed_now = sets.iter().zip(&links).filter(|(_, link)| link.result().is_err());
@@ -432,6 +446,8 @@ fn in_two_steps<'s>(
         }
     }
     write_queue(queued)?;
+    // What cannot be committed everywhere is queued then, when it must not fail any more.
+    lenient.iter().try_for_each(|delivery| queue::reserve(&delivery.set.home))?;
     let committed = !strict.is_empty() || !drains.is_empty();
     commit_all(strict, drains, false)?;
     commit_all(lenient, Vec::new(), committed)
@@ -453,8 +469,8 @@ fn commit_all(
     for link in &mut links {
         link.run(Fixed::new(["COMMIT"]), Ending::Commits);
     }
-    let interrupted = finish(&mut links, committed)?;
-    let committed = committed || links.iter().any(|link| link.result().is_ok());
+    let interrupted = finish(&mut links)?;
+    let committed = committed || links.iter().any(may_have_committed);
     let drains = links.split_off(sets.len());
     let mut failure = Ok(());
     for (link, drained) in drains.into_iter().zip(drained) {

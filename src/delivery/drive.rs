@@ -38,6 +38,9 @@ pub fn send(links: &mut [Link<'_>]) -> Stop {
 fn drive_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop {
     loop {
         links.iter_mut().for_each(Link::step);
+        if links.iter().any(Link::commit_sent) {
+            interrupt::commit_sent();
+        }
         if over(links) {
             return Stop::Done;
         }

@@ -161,7 +161,13 @@ impl Session {
         if interest.socket < 0 {
             return wait::wait(&[], time);
         }
-        self.waiter.get_or_insert_with(|| Waiter::new(&interest)).wait(&interest, time);
+        if self.waiter.is_none() {
+            self.waiter = Waiter::new(&interest);
+        }
+        match &self.waiter {
+            Some(waiter) => waiter.wait(&interest, time),
+            None => wait::wait(&[interest], time),
+        }
     }
 
     /// The schema of the server's own extension, as far as is known; see [`crate::versions`].

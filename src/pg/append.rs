@@ -1,12 +1,11 @@
 //! Rows appended to one of the extension's tables, several times cheaper than by SQL: without a plan, and
-//! without the values being written as text and read again. Indexes and triggers are seen to as for any
-//! INSERT; the table's own constraints, which these rows fulfil, are only checked where there are
-//! triggers. As in [`super::spi`], whatever the user's rights, and in a pre-commit callback too.
+//! without the values being written as text and read again. What an administrator has added to the table is seen to
+//! as for any INSERT: indexes, triggers, constraints, columns with defaults. As in [`super::spi`], whatever the
+//! user's rights, and in a pre-commit callback too.
 
 use super::Oid;
-use super::compat;
 use super::context::{AsUser, Settings};
-use super::lookup;
+use super::lookup::{Status, Table};
 use super::spi::Home;
 use super::text;
 use crate::error::Result;
@@ -26,22 +25,36 @@ pub enum Value<'v> {
     Time(i64),
     /// The current transaction.
     Transaction,
-    /// The next number of a sequence.
-    Next(Oid),
 }
 
 /// Appends rows to a table.
 pub struct Appender {
-    relation: pg_sys::Relation,
+    table: Table,
     state: *mut pg_sys::EState,
     result: *mut pg_sys::ResultRelInfo,
     slot: *mut pg_sys::TupleTableSlot,
     /// Holds the values of one row.
     row: pg_sys::MemoryContext,
-    /// Names of the table's columns; empty for a dropped one.
-    columns: Vec<pg_sys::NameData>,
+    columns: Vec<Column>,
     triggers: Option<Triggers>,
     _user: AsUser,
+}
+
+/// A column of the table.
+struct Column {
+    /// Empty for a dropped one.
+    name: pg_sys::NameData,
+    /// Where no value is given.
+    default: Default,
+}
+
+/// What stands for a value that is not given.
+#[derive(Clone, Copy)]
+enum Default {
+    /// Not looked for yet.
+    Unknown,
+    Null,
+    Of(*mut pg_sys::ExprState),
 }
 
 /// Of triggers that somebody has added.
@@ -50,22 +63,24 @@ struct Triggers {
 }
 
 impl Appender {
-    /// Begins to append. What is not closed in the end is left to the transaction's abort. `without`: partial
-    /// indexes that no row to be appended belongs into; to open one costs as much as to write a row.
+    /// Begins to append. What is not closed in the end is left to the transaction's abort. `rows`: the status that
+    /// all rows have; indexes that get no entry of such rows are not even opened, which costs as much as to write a
+    /// row.
     ///
     /// # Errors
     /// When there is no such table.
-    pub fn open(home: &Home, table: &str, without: &[&str]) -> Result<Self> {
-        let oid = lookup::table(home, table)?;
-        // One that is not there need not be left out.
-        let without: Vec<Oid> =
-            without.iter().filter_map(|index| lookup::table(home, index).ok()).collect();
+    pub fn open(home: &Home, table: &str, rows: Status) -> Result<Self> {
+        let table = Table::open(home, table, pg_sys::RowExclusiveLock as i32)?;
+        let without = match rows {
+            Status::Pending => table.indexes_without_pending(),
+            Status::Any | Status::NotPending => Vec::new(),
+        };
         let user = AsUser::switch(home.owner);
+        let relation = table.relation();
         // SAFETY: calls in their order, as the server's own worker for logical replication makes them;
         // what they raise unwinds, and the transaction's abort cleans up.
         unsafe {
             pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-            let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
             let state = pg_sys::CreateExecutorState();
             (*state).es_output_cid = pg_sys::GetCurrentCommandId(true);
             let size = size_of::<pg_sys::ResultRelInfo>();
@@ -91,48 +106,111 @@ impl Appender {
             let columns = PgTupleDesc::from_pg_unchecked((*relation).rd_att)
                 .iter()
                 .map(|column| match column.attisdropped {
-                    true => pg_sys::NameData::default(),
-                    false => column.attname,
+                    true => Column { name: pg_sys::NameData::default(), default: Default::Null },
+                    false => Column { name: column.attname, default: Default::Unknown },
                 })
                 .collect();
-            Ok(Self { relation, state, result, slot, row, columns, triggers, _user: user })
+            Ok(Self { table, state, result, slot, row, columns, triggers, _user: user })
         }
     }
 
-    /// Appends a row. Columns that are not named are NULL, whatever their defaults.
+    /// Appends a row. Columns that are not named get their defaults.
     ///
     /// # Errors
     /// For text that the database's encoding lacks; PostgreSQL raises everything else.
     pub fn append(&mut self, values: &[(&str, Value<'_>)]) -> Result<()> {
-        // SAFETY: the slot has a value and a flag for each of the table's columns; the values live in a
-        // context that is reset after the row was stored, not before.
+        // SAFETY: the slot is filled before it is stored; the values live in a context that is reset after the
+        // row was stored, not before.
         unsafe {
             let before = pg_sys::MemoryContextSwitchTo(self.row);
             pg_sys::ExecClearTuple(self.slot);
-            for (at, column) in self.columns.iter().enumerate() {
-                let column = CStr::from_ptr(column.data.as_ptr()).to_bytes();
-                let value = values.iter().find(|(name, _)| name.as_bytes() == column);
-                *(*self.slot).tts_isnull.add(at) = value.is_none();
-                if let Some((_, value)) = value {
-                    *(*self.slot).tts_values.add(at) = datum(value)?;
-                }
-            }
-            pg_sys::ExecStoreVirtualTuple(self.slot);
-            if self.triggers.is_some() {
+            let filled = self.fill(values);
+            if filled.is_ok() {
+                pg_sys::ExecStoreVirtualTuple(self.slot);
                 pg_sys::ExecSimpleRelationInsert(self.result, self.state, self.slot);
-            } else {
-                pg_sys::simple_table_tuple_insert(self.relation, self.slot);
-                compat::insert_index_entries(self.result, self.slot, self.state);
+                pg_sys::ExecClearTuple(self.slot);
             }
-            pg_sys::ExecClearTuple(self.slot);
             pg_sys::MemoryContextSwitchTo(before);
             pg_sys::MemoryContextReset(self.row);
+            filled?;
             let scratch = (*self.state).es_per_tuple_exprcontext;
             if !scratch.is_null() {
                 pg_sys::ReScanExprContext(scratch);
             }
         }
         Ok(())
+    }
+
+    /// Puts a row's values into the slot.
+    ///
+    /// # Safety
+    /// They live in the current memory context.
+    unsafe fn fill(&mut self, values: &[(&str, Value<'_>)]) -> Result<()> {
+        for at in 0..self.columns.len() {
+            // SAFETY: a name that ends with a zero byte; the slot has a value and a flag for each of the table's
+            // columns.
+            unsafe {
+                let column = CStr::from_ptr(self.columns[at].name.data.as_ptr()).to_bytes();
+                let given = values.iter().find(|(name, _)| name.as_bytes() == column);
+                let value = match given {
+                    Some((_, value)) => Some(datum(value)?),
+                    None => self.default_of(at),
+                };
+                *(*self.slot).tts_isnull.add(at) = value.is_none();
+                *(*self.slot).tts_values.add(at) = value.unwrap_or(Datum::from(0usize));
+            }
+        }
+        Ok(())
+    }
+
+    /// The default of a column, by its position; `None` for NULL. Generated columns are worked out by the insert.
+    ///
+    /// # Safety
+    /// The value lives until the next row.
+    unsafe fn default_of(&mut self, at: usize) -> Option<Datum> {
+        // SAFETY: the column is one of the table's; expressions live as long as the executor's state, values as
+        // long as its memory for one row.
+        unsafe {
+            let default = match self.columns[at].default {
+                Default::Unknown => self.find_default(at),
+                known => known,
+            };
+            self.columns[at].default = default;
+            let Default::Of(expression) = default else { return None };
+            let scratch = match (*self.state).es_per_tuple_exprcontext {
+                scratch if scratch.is_null() => pg_sys::MakePerTupleExprContext(self.state),
+                scratch => scratch,
+            };
+            let mut is_null = false;
+            let value = pg_sys::ExecEvalExprSwitchContext(expression, scratch, &mut is_null);
+            (!is_null).then_some(value)
+        }
+    }
+
+    /// # Safety
+    /// As for [`Appender::default_of`].
+    unsafe fn find_default(&self, at: usize) -> Default {
+        // SAFETY: as above.
+        unsafe {
+            let relation = self.table.relation();
+            let shape = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+            // Types of the server's own have no defaults, as domains may.
+            let may_have = shape.get(at).is_some_and(|column| {
+                let is_own = column.atttypid.to_u32() < pg_sys::FirstNormalObjectId;
+                column.attgenerated == 0 && (column.atthasdef || !is_own)
+            });
+            if !may_have {
+                return Default::Null;
+            }
+            let before = pg_sys::MemoryContextSwitchTo((*self.state).es_query_cxt);
+            let node = pg_sys::build_column_default(relation, at as i32 + 1);
+            let default = match node.is_null() {
+                true => Default::Null,
+                false => Default::Of(pg_sys::ExecPrepareExpr(node.cast(), self.state)),
+            };
+            pg_sys::MemoryContextSwitchTo(before);
+            default
+        }
     }
 
     /// Ends it; the rows can be seen now.
@@ -146,10 +224,11 @@ impl Appender {
             pg_sys::ExecDropSingleTupleTableSlot(self.slot);
             pg_sys::ExecCloseIndices(self.result);
             pg_sys::ExecCloseResultRelations(self.state);
+            // Slots that triggers were given.
+            pg_sys::ExecResetTupleTable((*self.state).es_tupleTable, false);
             pg_sys::FreeExecutorState(self.state);
             pg_sys::MemoryContextDelete(self.row);
-            // The lock stays until the end of the transaction.
-            pg_sys::table_close(self.relation, pg_sys::NoLock as i32);
+            self.table.close_locked();
             pg_sys::PopActiveSnapshot();
             pg_sys::CommandCounterIncrement();
         }
@@ -180,8 +259,7 @@ unsafe fn fire_on_insert(triggers: *mut pg_sys::TriggerDesc) -> bool {
 /// `ExecOpenIndices`, for all indexes but some.
 ///
 /// # Safety
-/// The relation is open, and the result was made for it in the current memory context or one that lives
-/// as long.
+/// The relation is open; what is allocated in the current memory context must outlive the result.
 unsafe fn open_indexes(
     relation: pg_sys::Relation,
     result: *mut pg_sys::ResultRelInfo,
@@ -237,11 +315,6 @@ unsafe fn datum(value: &Value<'_>) -> Result<Datum> {
                 ))
             }
             Value::Transaction => Datum::from(pg_sys::GetTopFullTransactionId().value),
-            Value::Next(sequence) => pg_sys::OidFunctionCall1Coll(
-                pg_sys::F_NEXTVAL.into(),
-                pg_sys::InvalidOid,
-                Datum::from(sequence),
-            ),
         }
     })
 }

@@ -4,16 +4,44 @@
 use super::Oid;
 use super::text;
 use crate::error::{Error, Result, SqlState};
+use pgrx::callconv::{Arg, ArgAbi};
 use pgrx::fcinfo::{pg_arg_is_null, pg_getarg_datum_raw};
 use pgrx::pg_sys;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+use std::marker::PhantomData;
 
-/// The arguments of the running call.
-pub struct Args(pg_sys::FunctionCallInfo);
+/// The arguments of the running call: what a SQL function here takes, made by pgrx from the call that PostgreSQL
+/// makes and by nobody else.
+pub struct Args<'call>(pg_sys::FunctionCallInfo, PhantomData<&'call ()>);
 
-impl Args {
-    /// Those of the call that PostgreSQL makes.
-    pub fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
-        Self(fcinfo)
+// SAFETY: stands for the call itself, as pgrx's own type for it does, and lives no longer.
+unsafe impl<'call> ArgAbi<'call> for Args<'call> {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'call>) -> Self {
+        // SAFETY: by the caller.
+        let info = unsafe { pg_sys::FunctionCallInfo::unbox_arg_unchecked(arg) };
+        Self(info, PhantomData)
+    }
+
+    fn is_virtual_arg() -> bool {
+        true
+    }
+}
+
+// SAFETY: no argument in SQL; the declarations stand beside the functions.
+unsafe impl SqlTranslatable for Args<'_> {
+    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(Args);
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: std::result::Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::Skip);
+    const RETURN_SQL: std::result::Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::Skip));
+}
+
+impl Args<'_> {
+    /// The server's own call information.
+    pub(super) fn info(&self) -> pg_sys::FunctionCallInfo {
+        self.0
     }
 
     /// The function that is called.
@@ -63,7 +91,7 @@ impl Args {
     pub fn oid(&self, number: usize, name: &str) -> Result<Oid> {
         // SAFETY: as for text().
         unsafe {
-            if pg_arg_is_null(self.0, number) {
+            if number >= (*self.0).nargs as usize || pg_arg_is_null(self.0, number) {
                 self.required(number, name)?;
             }
             Ok(Oid::from(pg_getarg_datum_raw(self.0, number).value() as u32))

@@ -90,10 +90,13 @@ impl KeyHash {
     }
 
     /// The hash of a row's key.
-    pub fn of(&self, row: Slot<'_>) -> i64 {
+    ///
+    /// # Errors
+    /// XX000 for a row of another table.
+    pub fn of(&self, row: Slot<'_>) -> Result<i64> {
         let mut hash: u64 = 0;
         for column in &self.columns {
-            let element = row.datum(column.number).map_or(0, |value| {
+            let element = row.datum(column)?.map_or(0, |value| {
                 // SAFETY: the value is of the column's type, which has the function.
                 unsafe {
                     let entry = hash_entry(column.type_oid);
@@ -105,7 +108,7 @@ impl KeyHash {
             });
             hash = (hash << 5).wrapping_sub(hash).wrapping_add(element);
         }
-        hash as i64
+        Ok(hash as i64)
     }
 }
 

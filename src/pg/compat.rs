@@ -37,28 +37,6 @@ pub unsafe fn create_lasting_wait_event_set(events: i32) -> *mut pg_sys::WaitEve
     }
 }
 
-/// `ExecInsertIndexTuples` for a new row: 16 added a parameter.
-///
-/// # Safety
-/// The slot must hold a row that was just stored in the table, whose indexes are open.
-pub unsafe fn insert_index_entries(
-    result: *mut pg_sys::ResultRelInfo,
-    slot: *mut pg_sys::TupleTableSlot,
-    state: *mut pg_sys::EState,
-) {
-    let (none, no_list) = (std::ptr::null_mut(), std::ptr::null_mut());
-    #[cfg(feature = "pg15")]
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        pg_sys::ExecInsertIndexTuples(result, slot, state, false, false, none, no_list);
-    }
-    #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        pg_sys::ExecInsertIndexTuples(result, slot, state, false, false, none, no_list, false);
-    }
-}
-
 /// `AddinShmemInitLock`, a macro in C: its number has been the same in all these majors.
 ///
 /// # Safety
@@ -67,6 +45,52 @@ pub unsafe fn addin_shmem_init_lock() -> *mut pg_sys::LWLock {
     const NUMBER: usize = 21;
     // SAFETY: one of the server's individual locks, with which the array begins.
     unsafe { &raw mut (*pg_sys::MainLWLockArray.add(NUMBER)).lock }
+}
+
+/// A column of a row's description, by its position: 18 has put others before these.
+///
+/// # Safety
+/// The description must be valid, and have so many columns.
+pub unsafe fn attribute(
+    shape: pg_sys::TupleDesc,
+    position: usize,
+) -> *const pg_sys::FormData_pg_attribute {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: by the caller.
+    unsafe {
+        (*shape).attrs.as_ptr().add(position)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: by the caller; the full descriptions follow the compact ones.
+    unsafe {
+        let full = (*shape).compact_attrs.as_ptr().add((*shape).natts as usize);
+        full.cast::<pg_sys::FormData_pg_attribute>().add(position)
+    }
+}
+
+/// Whether `transaction_timeout`, which 17 added, has run out and counts.
+pub fn transaction_timed_out() -> bool {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    {
+        false
+    }
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: plain reads of variables of this backend.
+    unsafe {
+        pg_sys::TransactionTimeoutPending != 0 && pg_sys::TransactionTimeout > 0
+    }
+}
+
+/// The transaction that `transaction_timeout` was about is over.
+///
+/// # Safety
+/// Must be called in a backend.
+pub unsafe fn forget_transaction_timeout() {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: plain write of a flag.
+    unsafe {
+        pg_sys::TransactionTimeoutPending = 0;
+    }
 }
 
 /// `FileRead`: 15 takes `char *` and `int` where newer majors take `void *` and `size_t`.

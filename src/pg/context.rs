@@ -6,13 +6,13 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::CStr;
 
-/// The session's own `application_name`.
-pub fn application_name() -> &'static CStr {
-    // SAFETY: a GUC variable: null before it is set, else a C string that lives until it changes,
-    // which cannot happen while the caller compares it.
+/// What `look` makes of the session's own `application_name`. A copy would cost too much where every row asks.
+pub fn with_application_name<T>(look: impl FnOnce(&CStr) -> T) -> T {
+    // SAFETY: a GUC variable: null before it is set, else a C string that lives until it changes. What looks at it
+    // keeps no reference, and runs no SQL.
     unsafe {
         let name = pg_sys::application_name;
-        if name.is_null() { c"" } else { CStr::from_ptr(name) }
+        look(if name.is_null() { c"" } else { CStr::from_ptr(name) })
     }
 }
 
@@ -91,6 +91,21 @@ pub const TOP_SUBTRANSACTION: u32 = 1;
 pub fn is_serializable() -> bool {
     // SAFETY: plain read of a variable of this backend.
     unsafe { pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 }
+}
+
+/// Whether the transaction has touched temporary tables of the session.
+pub fn uses_temporary_tables() -> bool {
+    // SAFETY: plain read of a variable of this backend.
+    unsafe { pg_sys::MyXactFlags as u32 & pg_sys::XACT_FLAGS_ACCESSEDTEMPNAMESPACE != 0 }
+}
+
+/// Empties and drops temporary tables as their ON COMMIT says, which the server does a moment later in any case.
+/// It may fail: over a foreign key between tables that are emptied and others that are not, for one. A second time
+/// finds nothing left to do.
+pub fn run_on_commit_actions() {
+    // SAFETY: called in a pre-commit callback, when the deferred triggers have fired and portals are closed, as
+    // the server calls it. What it raises unwinds.
+    unsafe { pg_sys::PreCommit_on_commit_actions() }
 }
 
 /// Lets a SERIALIZABLE transaction fail now if it is to fail, and not after something has been

@@ -1,68 +1,153 @@
-//! Cancel and termination requests, when they must not be acted upon at once.
+//! Requests to cancel and to end, when they must not be acted upon at once.
+//!
+//! From the moment in which a commit is sent to another server, interrupts are held (`HOLD_INTERRUPTS`) until
+//! its outcome is known, and if it took effect, until the local transaction has ended. An ERROR sets the
+//! server's counter to zero, whoever holds interrupts, so nothing here subtracts what may not be there any more.
 
+use super::compat;
 use pgrx::pg_sys;
 use std::cell::Cell;
 
 thread_local! {
-    /// A termination request held back until the commit point, see [`absorb`].
-    static DIE_LATER: Cell<bool> = const { Cell::new(false) };
+    static STAGE: Cell<Stage> = const { Cell::new(Stage::Open) };
 }
 
-/// Whether the user asked for a cancel, or someone for the end of this backend. Serves every other
-/// kind of interrupt (barriers, catalog invalidation) on the way. In a background worker that
-/// somebody waits for to leave its database, that counts as a request.
+/// How far the transaction's commits on other servers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// None was sent: any interrupt may be served.
+    Open,
+    /// One was sent and its outcome is not known. From here on interrupts are held; `outer` is the holdoff
+    /// counter as it was found.
+    Sent { outer: u32 },
+    /// One took effect, so no request from outside may fail the transaction any more.
+    Committed { outer: u32 },
+}
+
+/// Whether someone asked for the end of the statement, or of this backend, in a way that still counts. Serves
+/// other interrupts (barriers, checks of the client) on the way. In a background worker that somebody waits for
+/// to leave its database, that counts as a request.
+///
+/// Where nothing can have been committed on another server, what ends the backend may end it here. Otherwise
+/// nothing in here does: the outcome there is followed first.
 pub fn pending() -> bool {
     super::bgworker::poll();
     // SAFETY: plain reads of flags that signal handlers set; ProcessInterrupts with cancel held
-    // off serves the rest. The counter is restored on unwinding too.
+    // off serves the rest or ends the process. The counter is restored on unwinding too.
     unsafe {
         if pg_sys::InterruptPending == 0 {
             return false;
         }
-        if requested() {
-            return true;
+        match STAGE.get() {
+            Stage::Open if requested() => return true,
+            Stage::Open => {
+                let held = HoldCancel::new();
+                pg_sys::ProcessInterrupts();
+                drop(held);
+            }
+            // ProcessInterrupts might find a request to end that has just come.
+            Stage::Sent { .. } | Stage::Committed { .. } => {
+                if pg_sys::ProcSignalBarrierPending != 0 {
+                    pg_sys::ProcessProcSignalBarrier();
+                }
+            }
         }
-        let held = HoldCancel::new();
-        pg_sys::ProcessInterrupts();
-        drop(held);
-        requested()
+        !matches!(STAGE.get(), Stage::Committed { .. }) && requested()
     }
 }
 
 fn requested() -> bool {
     // SAFETY: plain reads of flags that signal handlers set.
-    unsafe { pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0 }
+    unsafe {
+        pg_sys::QueryCancelPending != 0
+            || pg_sys::ProcDiePending != 0
+            || compat::transaction_timed_out()
+    }
 }
 
-/// Acts on a pending request: raises, or ends the backend.
+/// Acts on a pending request: raises, or ends the backend. While interrupts are held, nothing.
 pub fn check() {
     pgrx::check_for_interrupts!();
 }
 
-/// The transaction is committed on the other side: a pending cancel comes too late and is dropped,
-/// as PostgreSQL drops one that arrives after its own commit point; a pending termination waits
-/// for [`release`].
-pub fn absorb() {
-    // SAFETY: plain writes of flags; a signal that arrives in between sets them again, which is
-    // the same race as one that arrives before the commit point.
+/// A commit has been sent to another server. Until its outcome is known, and from then to the end of the
+/// transaction if it took effect, interrupts are held: requests to cancel and to end, timeouts, a client that has
+/// gone.
+pub fn commit_sent() {
+    if STAGE.get() == Stage::Open {
+        // SAFETY: a counter of this backend.
+        let outer = unsafe { pg_sys::InterruptHoldoffCount };
+        STAGE.set(Stage::Sent { outer });
+        hold(outer + 1);
+    }
+}
+
+/// No commit that was sent took effect, and none can any more: interrupts are served again.
+pub fn nothing_committed() {
+    if let Stage::Sent { outer } = STAGE.get() {
+        STAGE.set(Stage::Open);
+        hold(outer);
+    }
+}
+
+/// The transaction is committed on another server, or may be and the queue sees to the rest. A pending request
+/// to cancel comes too late and is dropped, as PostgreSQL drops one that arrives after its own commit point; one
+/// to end the backend waits for the end of the transaction.
+pub fn committed() {
+    commit_sent();
+    if let Stage::Sent { outer } = STAGE.get() {
+        STAGE.set(Stage::Committed { outer });
+    }
+    // SAFETY: plain write of a flag; a signal that arrives in between sets it again, which is the same race as
+    // one that arrives before the commit point.
+    unsafe { pg_sys::QueryCancelPending = 0 }
+}
+
+/// The transaction has ended. What was held back and ends the backend is due; a request to cancel was about the
+/// commit and is dropped.
+pub fn transaction_ended(committed: bool) {
+    let (Stage::Sent { outer } | Stage::Committed { outer }) = STAGE.replace(Stage::Open) else {
+        return;
+    };
+    // An abort comes of an ERROR, which has set the counter to zero, or of the process's end.
+    if !committed {
+        return;
+    }
+    // SAFETY: a counter and flags of this backend. The server holds interrupts too while it commits: its part
+    // of the counter stays.
     unsafe {
+        if pg_sys::InterruptHoldoffCount > outer + 1 {
+            pg_sys::InterruptHoldoffCount -= 1;
+        }
         pg_sys::QueryCancelPending = 0;
-        if pg_sys::ProcDiePending != 0 {
-            pg_sys::ProcDiePending = 0;
-            DIE_LATER.set(true);
+        compat::forget_transaction_timeout();
+    }
+    renew_timeouts();
+}
+
+/// Timeouts that ran out meanwhile: that of a lock is over. That of a statement goes on where the statement does,
+/// which only a procedure's does: for others the server has stopped it before it commits.
+fn renew_timeouts() {
+    // From utils/timeout.h: pgrx binds none of it. The numbers are the same in all supported majors.
+    const LOCK_TIMEOUT: i32 = 2;
+    const STATEMENT_TIMEOUT: i32 = 3;
+    const AT_ONCE_MS: i32 = 1;
+    unsafe extern "C-unwind" {
+        fn get_timeout_indicator(id: i32, reset_indicator: bool) -> bool;
+        fn enable_timeout_after(id: i32, delay_ms: i32);
+    }
+    // SAFETY: both timeouts are registered in every backend that has a database; neither call raises.
+    unsafe {
+        get_timeout_indicator(LOCK_TIMEOUT, true);
+        if get_timeout_indicator(STATEMENT_TIMEOUT, true) && pg_sys::StatementTimeout > 0 {
+            enable_timeout_after(STATEMENT_TIMEOUT, AT_ONCE_MS);
         }
     }
 }
 
-/// After the local commit or abort: a termination held back is due.
-pub fn release() {
-    if DIE_LATER.replace(false) {
-        // SAFETY: as the handler of SIGTERM does it.
-        unsafe {
-            pg_sys::ProcDiePending = 1;
-            pg_sys::InterruptPending = 1;
-        }
-    }
+fn hold(count: u32) {
+    // SAFETY: a counter of this backend.
+    unsafe { pg_sys::InterruptHoldoffCount = count }
 }
 
 /// Keeps cancel requests pending while it lives (`HOLD_CANCEL_INTERRUPTS`).

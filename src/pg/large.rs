@@ -2,7 +2,7 @@
 //! them, and read when they are sent or queued, if they are.
 
 use super::text;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,11 @@ impl Stored {
         PLAIN.contains(&output).then_some(Self { output, pointer })
     }
 
+    /// Whether this is what [`Stored::new`] made: what was kept elsewhere meanwhile may be anything.
+    fn is_sound(&self) -> bool {
+        PLAIN.contains(&self.output) && is_on_disk(&self.pointer)
+    }
+
     /// Bytes that the value has, uncompressed.
     pub fn size(&self) -> u64 {
         // After the header and the tag, `va_rawsize` of `struct varatt_external` comes first.
@@ -55,16 +60,20 @@ impl Stored {
 /// # Safety
 /// Must point to a valid varlena.
 pub(super) unsafe fn pointer(datum: *const u8) -> Option<Pointer> {
-    const EXTERNAL: u8 = if cfg!(target_endian = "little") { 0x01 } else { 0x80 };
-    let on_disk = pg_sys::vartag_external::VARTAG_ONDISK as u8;
     // SAFETY: the first byte is always there, the second one if the first says "external", and the
     // whole pointer if the second says "on disk".
     unsafe {
-        if *datum == EXTERNAL && *datum.add(1) == on_disk {
-            return Some(std::ptr::read_unaligned(datum.cast()));
-        }
+        let head = [*datum, if *datum == EXTERNAL { *datum.add(1) } else { 0 }];
+        is_on_disk(&head).then(|| std::ptr::read_unaligned(datum.cast()))
     }
-    None
+}
+
+/// The first byte of a pointer to a value that is elsewhere.
+const EXTERNAL: u8 = if cfg!(target_endian = "little") { 0x01 } else { 0x80 };
+
+/// Whether bytes begin as a pointer to a stored value does.
+fn is_on_disk(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[EXTERNAL, pg_sys::vartag_external::VARTAG_ONDISK as u8])
 }
 
 /// Reads stored values, those of one row at a time. Its memory is freed on drop.
@@ -76,7 +85,7 @@ impl Values {
     /// read.
     ///
     /// # Errors
-    /// For text that is not UTF-8.
+    /// For text that is not UTF-8; XX000 for what is no pointer to a stored value.
     pub fn read(&mut self, stored: impl Iterator<Item = Stored>) -> Result<Vec<&str>> {
         // SAFETY: the context lives until drop, and the texts in it until the next call, for which they
         // must have gone. A snapshot is what reading a stored value asks for; an ERROR in between resets
@@ -93,9 +102,12 @@ impl Values {
             });
             pg_sys::MemoryContextReset(context);
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            let inside = Inside(pg_sys::MemoryContextSwitchTo(context));
+            let inside = Inside::switch(context);
             let texts = stored
                 .map(|one| {
+                    if !one.is_sound() {
+                        return Err(Error::internal("a large value is not where it was"));
+                    }
                     let datum = pg_sys::Datum::from(one.pointer.as_ptr());
                     let output = pg_sys::Oid::from(one.output);
                     text::to_utf8(pg_sys::OidOutputFunctionCall(output, datum))
@@ -108,8 +120,19 @@ impl Values {
     }
 }
 
-/// The memory context to go back to.
-struct Inside(pg_sys::MemoryContext);
+/// Allocations go to a memory context while this lives.
+pub(super) struct Inside(pg_sys::MemoryContext);
+
+impl Inside {
+    /// From now on.
+    ///
+    /// # Safety
+    /// The context must live on.
+    pub unsafe fn switch(to: pg_sys::MemoryContext) -> Self {
+        // SAFETY: by the caller; the one that was current is made so again on drop.
+        Self(unsafe { pg_sys::MemoryContextSwitchTo(to) })
+    }
+}
 
 impl Drop for Inside {
     fn drop(&mut self) {

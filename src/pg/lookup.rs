@@ -1,14 +1,51 @@
 //! Rows of the extension's tables by an index, for what is asked at every commit or for every row of a
 //! change: several times cheaper than SQL. As [`super::spi`] does, under a fresh snapshot and whatever
 //! the user's rights.
+//!
+//! Tables and indexes are remembered, but only believed under a lock of the table: taking it shows what others
+//! have committed, and from then on no index that was found goes away or stops getting entries (REINDEX
+//! CONCURRENTLY waits for those who hold the lock before it does either). An index is known by its definition and
+//! not by its name, which anybody may give to another. Snapshots are taken under the lock, too: an older one sees
+//! nothing in a table that was rewritten meanwhile.
 
 use super::Oid;
 use super::invalidation::{self, Epoch};
 use super::spi::{Home, Row};
 use super::text;
+use super::xact;
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
 use std::cell::RefCell;
+
+/// Rows of a table: those that have a value in a column, a text or a `bigint`.
+pub struct Place {
+    pub table: &'static str,
+    /// Its number in the table, from 1 on.
+    pub column: i16,
+    pub status: Status,
+}
+
+/// Which rows of a table with a column `status` are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// All rows; the table need not have the column.
+    Any,
+    Pending,
+    NotPending,
+}
+
+/// The status of records that are to be sent.
+const PENDING: &str = "pending";
+
+impl Status {
+    fn holds(self, status: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Pending => status == PENDING,
+            Self::NotPending => status != PENDING,
+        }
+    }
+}
 
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
 /// many columns, as text.
@@ -16,31 +53,24 @@ use std::cell::RefCell;
 /// # Errors
 /// When there is no such table, or text is not UTF-8.
 pub fn by_key(home: &Home, table: &str, key: (Oid, i64), columns: i32) -> Result<Option<Row>> {
-    let indexed = Indexed::find(home, table, &format!("{table}_pkey"))?;
-    // SAFETY: a snapshot for one scan; what is raised is cleaned up by the transaction's abort. The tuple
-    // is used while it lasts, its columns are copied.
-    unsafe {
+    let table = Table::open(home, table, READ)?;
+    // SAFETY: the keys fit the first columns; the tuple is used while it lasts, its columns are copied.
+    let row = unsafe {
         let mut keys = [pg_sys::ScanKeyData::default(); 2];
         let equal = pg_sys::BTEqualStrategyNumber as u16;
         let (one, two) = (key.0.into(), pg_sys::Datum::from(key.1));
         pg_sys::ScanKeyInit(&mut keys[0], 1, equal, pg_sys::F_OIDEQ.into(), one);
         pg_sys::ScanKeyInit(&mut keys[1], 2, equal, pg_sys::F_INT8EQ.into(), two);
-        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let row = indexed.find_row(snapshot, &mut keys, |tuple, shape| {
+        let snapshot = Snapshot::latest();
+        let row = table.find_row(&snapshot, &mut keys, Status::Any, |tuple, shape| {
             let value = |at| text::to_string(pg_sys::SPI_getvalue(tuple, shape, at));
             (1..=columns).map(value).collect::<Result<Row>>()
         });
-        pg_sys::UnregisterSnapshot(snapshot);
-        row.ok().transpose()
-    }
-}
-
-/// Rows of a table: those that an index has, which begins with this column, a text or a `bigint`.
-pub struct Place {
-    pub table: &'static str,
-    pub index: &'static str,
-    /// Its number in the table, from 1 on.
-    pub column: i16,
+        snapshot.release();
+        row
+    };
+    table.close();
+    row.ok().transpose()
 }
 
 /// The first of the places that has a row with this text, all seen at one moment.
@@ -49,14 +79,14 @@ pub struct Place {
 /// When there is no such table.
 pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<usize>> {
     let key = text::to_datum(value)?;
-    let find = |place: &Place| Indexed::find(home, place.table, place.index);
-    let indexed = places.iter().map(find).collect::<Result<Vec<_>>>()?;
-    // SAFETY: as above; the key's text lives as long as the memory context, the scans end before.
-    unsafe {
-        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let mut vacant = None;
-        let has = |(indexed, place): (&Indexed, &Place)| {
-            if vacant == Some(indexed.table) {
+    let open = |place: &Place| Table::open(home, place.table, READ);
+    let tables = places.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let mut vacant = None;
+    // SAFETY: the key's text lives as long as the memory context, the scans end before.
+    let found = unsafe {
+        let snapshot = Snapshot::latest();
+        let has = |(table, place): (&Table, &Place)| {
+            if vacant == Some(table.oid()) {
                 return false;
             }
             let mut keys = [pg_sys::ScanKeyData::default()];
@@ -71,16 +101,50 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
                 pg_sys::F_TEXTEQ.into(),
                 key,
             );
-            let found = indexed.find_row(snapshot, &mut keys, |_, _| ());
+            let found = table.find_row(&snapshot, &mut keys, place.status, |_, _| ());
             if found == Err(Absent::Table) {
-                vacant = Some(indexed.table);
+                vacant = Some(table.oid());
             }
             found.is_ok()
         };
-        let found = indexed.iter().zip(places).position(has);
-        pg_sys::UnregisterSnapshot(snapshot);
-        Ok(found)
-    }
+        let found = tables.iter().zip(places).position(has);
+        snapshot.release();
+        found
+    };
+    tables.into_iter().for_each(Table::close);
+    Ok(found)
+}
+
+/// Whether there is a row of this place with this number.
+///
+/// # Errors
+/// When there is no such table.
+pub fn has_id(home: &Home, place: &Place, id: i64) -> Result<bool> {
+    let table = Table::open(home, place.table, READ)?;
+    // SAFETY: the key fits the column.
+    let found = unsafe {
+        let mut keys = [pg_sys::ScanKeyData::default()];
+        let equal = pg_sys::BTEqualStrategyNumber as u16;
+        let id = pg_sys::Datum::from(id);
+        pg_sys::ScanKeyInit(&mut keys[0], place.column, equal, pg_sys::F_INT8EQ.into(), id);
+        let snapshot = Snapshot::latest();
+        let found = table.find_row(&snapshot, &mut keys, place.status, |_, _| ()).is_ok();
+        snapshot.release();
+        found
+    };
+    table.close();
+    Ok(found)
+}
+
+/// Sees to it that a table can be written until the end of the transaction, without a wait for who changes or
+/// locks it.
+///
+/// # Errors
+/// When there is no such table. PostgreSQL raises what a wait ends with.
+pub fn reserve(home: &Home, table: &str) -> Result<()> {
+    // The lock stays.
+    Table::open(home, table, pg_sys::RowExclusiveLock as i32)?.close_locked();
+    Ok(())
 }
 
 /// A relation that was found.
@@ -91,15 +155,33 @@ struct Found {
     at: Epoch,
 }
 
-thread_local! {
-    /// Relations that were found; with the next change of one they are looked for again.
-    static FOUND: RefCell<Vec<Found>> = const { RefCell::new(Vec::new()) };
+/// The index for a kind of look-up, if the table has any that will do.
+struct Choice {
+    table: Oid,
+    columns: Vec<i16>,
+    status: Status,
+    index: Option<Oid>,
+    at: Epoch,
 }
 
-/// A table of the extension's, an index or a sequence.
+/// Indexes of a table that get no entry of a row that is pending.
+struct WithoutPending {
+    table: Oid,
+    indexes: Vec<Oid>,
+    at: Epoch,
+}
+
+thread_local! {
+    /// Relations that were found; with the next change of one they are looked for again, as are the others here.
+    static FOUND: RefCell<Vec<Found>> = const { RefCell::new(Vec::new()) };
+    static CHOICES: RefCell<Vec<Choice>> = const { RefCell::new(Vec::new()) };
+    static WITHOUT_PENDING: RefCell<Vec<WithoutPending>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A table of the extension's or a sequence, as far as this session has heard. See [`Table::open`].
 ///
 /// # Errors
-/// When it is not there.
+/// When it is not there; 25P01 outside of a transaction.
 pub fn table(home: &Home, name: &str) -> Result<Oid> {
     let at = invalidation::now();
     let known = FOUND.with_borrow(|found| {
@@ -120,9 +202,10 @@ pub fn table(home: &Home, name: &str) -> Result<Oid> {
 }
 
 fn find(home: &Home, name: &str) -> Result<Oid> {
+    xact::require()?;
     let [schema, relation] = [home.schema.as_str(), name].map(text::to_server);
     let (schema, relation) = (schema?, relation?);
-    // SAFETY: look-ups by C strings.
+    // SAFETY: look-ups by C strings, in a transaction.
     let found = unsafe {
         let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         pg_sys::get_relname_relid(relation.as_ptr(), namespace)
@@ -130,25 +213,6 @@ fn find(home: &Home, name: &str) -> Result<Oid> {
     match found == pg_sys::InvalidOid {
         true => Err(Error::internal(format!("table \"{name}\" is not there"))),
         false => Ok(found),
-    }
-}
-
-/// Whether there is a row of this place with this number.
-///
-/// # Errors
-/// When there is no such table.
-pub fn has_id(home: &Home, place: &Place, id: i64) -> Result<bool> {
-    let indexed = Indexed::find(home, place.table, place.index)?;
-    // SAFETY: as above.
-    unsafe {
-        let mut keys = [pg_sys::ScanKeyData::default()];
-        let equal = pg_sys::BTEqualStrategyNumber as u16;
-        let id = pg_sys::Datum::from(id);
-        pg_sys::ScanKeyInit(&mut keys[0], place.column, equal, pg_sys::F_INT8EQ.into(), id);
-        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let found = indexed.find_row(snapshot, &mut keys, |_, _| ()).is_ok();
-        pg_sys::UnregisterSnapshot(snapshot);
-        Ok(found)
     }
 }
 
@@ -162,58 +226,327 @@ enum Absent {
     Table,
 }
 
-/// A table and one of its indexes.
-struct Indexed {
-    table: pg_sys::Oid,
-    index: pg_sys::Oid,
+const READ: i32 = pg_sys::AccessShareLock as i32;
+
+/// A table of the extension's, open and locked. One that is not closed in the end is left to the transaction's
+/// abort.
+pub(super) struct Table {
+    relation: pg_sys::Relation,
+    lock: i32,
 }
 
-impl Indexed {
-    fn find(home: &Home, name: &str, index: &str) -> Result<Self> {
-        Ok(Self { table: table(home, name)?, index: table(home, index)? })
+impl Table {
+    /// Locks the table of this name.
+    ///
+    /// # Errors
+    /// When there is none; 25P01 outside of a transaction. PostgreSQL raises what a wait for the lock ends with.
+    pub fn open(home: &Home, name: &str, lock: i32) -> Result<Self> {
+        xact::require()?;
+        let mut oid = table(home, name)?;
+        loop {
+            // SAFETY: locks may be taken on what is not there any more; what has the name under the lock is.
+            unsafe {
+                pg_sys::LockRelationOid(oid, lock);
+                let now = table(home, name);
+                if now.as_ref().is_ok_and(|now| *now == oid) {
+                    let relation = pg_sys::table_open(oid, pg_sys::NoLock as i32);
+                    return Ok(Self { relation, lock });
+                }
+                pg_sys::UnlockRelationOid(oid, lock);
+                oid = now?;
+            }
+        }
     }
 
-    /// What `take` makes of a row that the keys find: the last one, since of a queue that is being drained it
-    /// is the first entries whose rows are gone.
+    /// The server's own.
+    pub fn relation(&self) -> pg_sys::Relation {
+        self.relation
+    }
+
+    /// Its OID.
+    pub fn oid(&self) -> Oid {
+        // SAFETY: open while this lives.
+        unsafe { (*self.relation).rd_id }
+    }
+
+    /// Closes it and gives up the lock.
+    pub fn close(self) {
+        // SAFETY: opened by open(), closed once.
+        unsafe { pg_sys::table_close(self.relation, self.lock) }
+    }
+
+    /// Closes it; the lock stays until the end of the transaction.
+    pub fn close_locked(self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as i32) }
+    }
+
+    /// Indexes that get no entry of a row whose status is pending.
+    pub fn indexes_without_pending(&self) -> Vec<Oid> {
+        let (at, table) = (invalidation::now(), self.oid());
+        let known = WITHOUT_PENDING.with_borrow(|all| {
+            let known = all.iter().find(|known| known.table == table && known.at == at);
+            known.map(|known| known.indexes.clone())
+        });
+        if let Some(known) = known {
+            return known;
+        }
+        // SAFETY: the table is open and locked.
+        let indexes = unsafe {
+            let clauses = self.clauses(Status::Pending);
+            self.indexes_where(|index| {
+                let predicate = pg_sys::RelationGetIndexPredicate(index);
+                !predicate.is_null()
+                    && !clauses.is_null()
+                    && pg_sys::predicate_refuted_by(predicate, clauses, false)
+            })
+        };
+        WITHOUT_PENDING.with_borrow_mut(|all| {
+            all.retain(|known| known.at == at && known.table != table);
+            all.push(WithoutPending { table, indexes: indexes.clone(), at });
+        });
+        indexes
+    }
+
+    /// What `take` makes of a row that the keys find and that has this status: the last one of the index, since of a
+    /// queue that is being drained it is the first entries whose rows are gone.
     ///
     /// # Safety
-    /// A registered snapshot, and keys that fit columns of the index.
+    /// The keys must fit columns of the table and ask whether they are equal; what they point to must live on.
     unsafe fn find_row<T>(
         &self,
-        snapshot: pg_sys::Snapshot,
+        snapshot: &Snapshot,
         keys: &mut [pg_sys::ScanKeyData],
+        status: Status,
         take: impl FnOnce(pg_sys::HeapTuple, pg_sys::TupleDesc) -> T,
     ) -> std::result::Result<T, Absent> {
-        const LOCK: i32 = pg_sys::AccessShareLock as i32;
-        let pages = |relation| {
-            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-            // SAFETY: an open relation.
-            unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, main) }
-        };
         // SAFETY: relations that are open while they are used; a scan in its order, whose tuple is used
         // before it ends.
         unsafe {
-            let relation = pg_sys::table_open(self.table, LOCK);
-            if pages(relation) == 0 {
-                pg_sys::table_close(relation, LOCK);
+            if pages(self.relation) == 0 {
                 return Err(Absent::Table);
             }
-            let index = pg_sys::index_open(self.index, LOCK);
+            let shape = (*self.relation).rd_att;
+            let status_column = self.status_column(status);
+            let fits = |tuple| match status_column {
+                None => true,
+                Some(at) => text::to_string(pg_sys::SPI_getvalue(tuple, shape, at.into()))
+                    .is_ok_and(|value| value.is_some_and(|value| status.holds(&value))),
+            };
+            let number = keys.len() as i32;
+            let Some(index) = self.index_for(keys, status) else {
+                // Somebody has taken the index away: slowly, then, but rightly.
+                let scan = pg_sys::systable_beginscan(
+                    self.relation,
+                    pg_sys::InvalidOid,
+                    false,
+                    snapshot.0,
+                    number,
+                    keys.as_mut_ptr(),
+                );
+                let found = first(|| pg_sys::systable_getnext(scan), fits);
+                let taken = found.map(|tuple| take(tuple, shape));
+                pg_sys::systable_endscan(scan);
+                return taken.ok_or(Absent::Row);
+            };
+            let index = pg_sys::index_open(index, READ);
             let mut taken = None;
             // Nor is there one in an index that has had no entry since it was built: all it has is its
             // metapage.
             if pages(index) > 1 {
-                let (number, keys) = (keys.len() as i32, keys.as_mut_ptr());
-                let scan =
-                    pg_sys::systable_beginscan_ordered(relation, index, snapshot, number, keys);
+                let scan = pg_sys::systable_beginscan_ordered(
+                    self.relation,
+                    index,
+                    snapshot.0,
+                    number,
+                    keys.as_mut_ptr(),
+                );
                 let backward = pg_sys::ScanDirection::BackwardScanDirection;
-                let tuple = pg_sys::systable_getnext_ordered(scan, backward);
-                taken = (!tuple.is_null()).then(|| take(tuple, (*relation).rd_att));
+                let found = first(|| pg_sys::systable_getnext_ordered(scan, backward), fits);
+                taken = found.map(|tuple| take(tuple, shape));
                 pg_sys::systable_endscan_ordered(scan);
             }
-            pg_sys::index_close(index, LOCK);
-            pg_sys::table_close(relation, LOCK);
+            pg_sys::index_close(index, READ);
             taken.ok_or(Absent::Row)
         }
+    }
+
+    /// The index that leads to rows by these keys.
+    fn index_for(&self, keys: &[pg_sys::ScanKeyData], status: Status) -> Option<Oid> {
+        let (at, table) = (invalidation::now(), self.oid());
+        let columns = || keys.iter().map(|key| key.sk_attno);
+        let known = CHOICES.with_borrow(|all| {
+            let is = |known: &&Choice| {
+                (known.table, known.status, known.at) == (table, status, at)
+                    && known.columns.iter().copied().eq(columns())
+            };
+            all.iter().find(is).map(|known| known.index)
+        });
+        if let Some(known) = known {
+            return known;
+        }
+        // SAFETY: the table is open and locked.
+        let index = unsafe {
+            let clauses = self.clauses(status);
+            let fitting = self.indexes_where(|index| {
+                let predicate = pg_sys::RelationGetIndexPredicate(index);
+                let has_all = predicate.is_null()
+                    || (!clauses.is_null()
+                        && pg_sys::predicate_implied_by(predicate, clauses, false));
+                has_all && finds(index, keys)
+            });
+            // The fewer rows it has, the better.
+            fitting.iter().copied().find(|oid| is_partial(*oid)).or(fitting.first().copied())
+        };
+        CHOICES.with_borrow_mut(|all| {
+            all.retain(|known| known.at == at);
+            all.push(Choice { table, columns: columns().collect(), status, index, at });
+        });
+        index
+    }
+
+    /// The table's indexes that can be used and of which this is true.
+    ///
+    /// # Safety
+    /// The condition is handed an open index.
+    unsafe fn indexes_where(&self, condition: impl Fn(pg_sys::Relation) -> bool) -> Vec<Oid> {
+        // SAFETY: a list of OIDs; under the table's lock none of them goes away.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList(self.relation);
+            let length = list.as_ref().map_or(0, |list| list.length as usize);
+            let all: Vec<Oid> =
+                (0..length).map(|at| (*(*list).elements.add(at)).oid_value).collect();
+            pg_sys::list_free(list);
+            let fits = |oid: &Oid| {
+                let index = pg_sys::index_open(*oid, READ);
+                let fits = (*(*index).rd_index).indisvalid && condition(index);
+                pg_sys::index_close(index, READ);
+                fits
+            };
+            all.into_iter().filter(fits).collect()
+        }
+    }
+
+    /// The number of the column `status`, where it matters.
+    fn status_column(&self, status: Status) -> Option<i16> {
+        if status == Status::Any {
+            return None;
+        }
+        // SAFETY: a look-up by a C string.
+        let number = unsafe { pg_sys::get_attnum(self.oid(), c"status".as_ptr()) };
+        (number > 0).then_some(number)
+    }
+
+    /// The condition on the status, as the planner's prover takes it; an empty list for none.
+    ///
+    /// # Safety
+    /// What it gives lives as long as the current memory context.
+    unsafe fn clauses(&self, status: Status) -> *mut pg_sys::List {
+        /// `text <> text` of pg_operator.dat.
+        const TEXT_NOT_EQUAL: u32 = 531;
+        let Some(column) = self.status_column(status) else { return std::ptr::null_mut() };
+        let operator = match status {
+            Status::NotPending => TEXT_NOT_EQUAL,
+            Status::Pending | Status::Any => pg_sys::TextEqualOperator,
+        };
+        // SAFETY: nodes of the server's own making.
+        unsafe {
+            let (text, collation) = (pg_sys::TEXTOID, pg_sys::DEFAULT_COLLATION_OID);
+            let variable = pg_sys::makeVar(1, column, text, -1, collation, 0);
+            let value =
+                pg_sys::cstring_to_text_with_len(PENDING.as_ptr().cast(), PENDING.len() as i32);
+            let value = pg_sys::Datum::from(value);
+            let constant = pg_sys::makeConst(text, -1, collation, -1, value, false, false);
+            let clause = pg_sys::make_opclause(
+                operator.into(),
+                pg_sys::BOOLOID,
+                false,
+                variable.cast(),
+                constant.cast(),
+                pg_sys::InvalidOid,
+                collation,
+            );
+            pg_sys::lappend(std::ptr::null_mut(), clause.cast())
+        }
+    }
+}
+
+/// The first tuple that fits.
+fn first(
+    mut next: impl FnMut() -> pg_sys::HeapTuple,
+    fits: impl Fn(pg_sys::HeapTuple) -> bool,
+) -> Option<pg_sys::HeapTuple> {
+    loop {
+        let tuple = next();
+        if tuple.is_null() {
+            return None;
+        }
+        if fits(tuple) {
+            return Some(tuple);
+        }
+    }
+}
+
+/// Pages of a relation.
+///
+/// # Safety
+/// It must be open.
+unsafe fn pages(relation: pg_sys::Relation) -> u32 {
+    // SAFETY: by the caller.
+    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
+/// Whether an index finds rows by these keys: a btree that begins with their columns, under their operators and
+/// collations.
+///
+/// # Safety
+/// It must be open.
+unsafe fn finds(index: pg_sys::Relation, keys: &[pg_sys::ScanKeyData]) -> bool {
+    // SAFETY: arrays with an element for each key column, of an open index.
+    unsafe {
+        let form = (*index).rd_index;
+        let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
+        let column = |at: usize| *(*form).indkey.values.as_ptr().add(at);
+        let fits = |(at, key): (usize, &pg_sys::ScanKeyData)| {
+            let (family, input) = (*(*index).rd_opfamily.add(at), *(*index).rd_opcintype.add(at));
+            let equal = pg_sys::BTEqualStrategyNumber as i16;
+            let operator = pg_sys::get_opfamily_member(family, input, input, equal);
+            column(at) == key.sk_attno
+                && operator != pg_sys::InvalidOid
+                && pg_sys::get_opcode(operator) == key.sk_func.fn_oid
+                && (key.sk_collation == pg_sys::InvalidOid
+                    || *(*index).rd_indcollation.add(at) == key.sk_collation)
+        };
+        is_btree && (*form).indnkeyatts as usize >= keys.len() && keys.iter().enumerate().all(fits)
+    }
+}
+
+/// Whether an index has only some of the rows.
+///
+/// # Safety
+/// Its table must be locked.
+unsafe fn is_partial(index: Oid) -> bool {
+    // SAFETY: under the table's lock it does not go away.
+    unsafe {
+        let index = pg_sys::index_open(index, READ);
+        let partial = !pg_sys::RelationGetIndexPredicate(index).is_null();
+        pg_sys::index_close(index, READ);
+        partial
+    }
+}
+
+/// What is committed now. One that is not released in the end is left to the transaction's abort.
+struct Snapshot(pg_sys::Snapshot);
+
+impl Snapshot {
+    /// To be taken when the tables are locked.
+    fn latest() -> Self {
+        // SAFETY: in a transaction, in which tables are open.
+        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
+    }
+
+    fn release(self) {
+        // SAFETY: registered by latest(), once.
+        unsafe { pg_sys::UnregisterSnapshot(self.0) }
     }
 }

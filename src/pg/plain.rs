@@ -2,9 +2,9 @@
 //! small ones are formatted here, text is where the row is.
 
 use super::text;
+use super::trigger::Slot;
 use crate::timestamp;
 use pgrx::{pg_sys, varlena};
-use std::marker::PhantomData;
 
 /// How a type's values become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,34 +67,32 @@ impl Plain {
     }
 }
 
-/// Room for the formatted values of a row, that lives as long as the memory context in which it is made.
+/// Room for the formatted values of a row, that lives as long as the call that the row is of.
 pub(super) struct Room<'call> {
+    row: Slot<'call>,
     start: *mut u8,
     left: usize,
     /// For how many values there is to be room.
     values: usize,
-    _call: PhantomData<&'call ()>,
 }
 
 /// Bytes that a formatted value takes at most.
 const LONGEST: usize = timestamp::LONGEST;
 
-impl Room<'_> {
-    /// Room for so many values; taken when the first of them comes.
-    pub fn new(values: usize) -> Self {
-        Self { start: std::ptr::null_mut(), left: 0, values, _call: PhantomData }
-    }
-}
-
 impl<'call> Room<'call> {
+    /// Room for so many values of this row; taken when the first of them comes.
+    pub fn new(row: Slot<'call>, values: usize) -> Self {
+        Self { row, start: std::ptr::null_mut(), left: 0, values }
+    }
+
     /// A copy of ASCII characters.
     fn keep(&mut self, text: &[u8]) -> &'call str {
         debug_assert!(text.len() <= LONGEST && text.is_ascii());
-        // SAFETY: what is palloc'd lives as long as the memory context; a part of it is handed out once.
+        // SAFETY: what is allocated there lives as long as the call; a part of it is handed out once.
         unsafe {
             if self.left < text.len() {
                 self.left = LONGEST * self.values.max(1);
-                self.start = pg_sys::palloc(self.left).cast();
+                self.start = pg_sys::MemoryContextAlloc(self.row.memory(), self.left).cast();
             }
             let kept = self.start;
             kept.copy_from_nonoverlapping(text.as_ptr(), text.len());

@@ -32,6 +32,25 @@ pub fn raise(error: &Error) -> ! {
     unreachable!("ereport(ERROR) does not return")
 }
 
+/// From now on no backtrace is taken in this process: pgrx would send it to the client as the DETAIL of every error
+/// that passes through here, wherever somebody has left `RUST_BACKTRACE` in the server's environment. Called once,
+/// from _PG_init.
+pub fn without_backtraces() {
+    const VARIABLE: &str = "RUST_LIB_BACKTRACE";
+    let before = std::env::var_os(VARIABLE);
+    // SAFETY: the process has one thread. The standard library looks at the variable when the first backtrace is
+    // asked for and never again, so it is what it was when this returns. Each library has its own copy of that: no
+    // other is concerned.
+    unsafe {
+        std::env::set_var(VARIABLE, "0");
+        drop(std::backtrace::Backtrace::capture());
+        match before {
+            Some(before) => std::env::set_var(VARIABLE, before),
+            None => std::env::remove_var(VARIABLE),
+        }
+    }
+}
+
 /// Level of what a client is told and no log.
 const CLIENT_ONLY: u32 = pg_sys::WARNING_CLIENT_ONLY;
 const WARNING: u32 = pg_sys::WARNING;

@@ -1,7 +1,7 @@
 //! Rows to text: the columns of a trigger's rows through their types' output functions.
 
 use super::context::Settings;
-use super::large::{self, Stored};
+use super::large::{self, Inside, Stored};
 use super::plain::{Plain, Room};
 use super::text;
 use super::trigger::Slot;
@@ -23,7 +23,7 @@ pub struct RowReader {
 }
 
 struct Column {
-    number: i16,
+    attribute: Attribute,
     output: pg_sys::FmgrInfo,
     /// What mostly spares the call of it.
     plain: Option<Plain>,
@@ -50,8 +50,8 @@ impl RowReader {
                 pg_sys::getTypeOutputInfo(attribute.type_oid, &mut function, &mut varlena);
                 let mut output = pg_sys::FmgrInfo::default();
                 pg_sys::fmgr_info_cxt(function, &mut output, context);
-                let (number, plain) = (attribute.number, Plain::of(function));
-                reader.columns.push(Column { number, output, plain, varlena });
+                let plain = Plain::of(function);
+                reader.columns.push(Column { attribute: *attribute, output, plain, varlena });
             }
             reader
         }
@@ -75,91 +75,84 @@ impl RowReader {
         slot: Slot<'call>,
         left_out: impl Fn(usize) -> bool,
     ) -> Result<Vec<Option<&'call str>>> {
-        // SAFETY: the slot is the server's and filled; numbers are within its descriptor, since
-        // the reader was made for this table and is re-made when the table changes. Results are
-        // in the row or palloc'd in the trigger's per-row context, which both outlive the call.
-        unsafe {
-            self.fill(slot);
-            let (values, nulls) = ((*slot.slot).tts_values, (*slot.slot).tts_isnull);
-            let mut row = Vec::with_capacity(self.columns.len());
-            let mut room = Room::new(self.columns.len());
-            for (position, column) in self.columns.iter_mut().enumerate() {
-                let at = column.number as usize - 1;
-                if *nulls.add(at) {
-                    row.push(None);
-                    continue;
-                }
-                let value = *values.add(at);
-                row.push(Some(if left_out(position) {
+        let mut row = Vec::with_capacity(self.columns.len());
+        // SAFETY: what is allocated lives as long as the call, as the context does.
+        let _memory = unsafe { Inside::switch(slot.memory()) };
+        let mut room = Room::new(slot, self.columns.len());
+        self.fill(slot)?;
+        for (position, column) in self.columns.iter_mut().enumerate() {
+            let Some(value) = slot.datum(&column.attribute)? else {
+                row.push(None);
+                continue;
+            };
+            // SAFETY: a value of the column's type, whose output function this is, in a row that outlives the
+            // call.
+            row.push(Some(unsafe {
+                if left_out(position) {
                     ""
                 } else if let Some(text) = column.plain.and_then(|p| p.text(value, &mut room)) {
                     text
                 } else {
                     text::to_utf8(pg_sys::OutputFunctionCall(&mut column.output, value))?
-                }));
-            }
-            Ok(row)
+                }
+            }));
         }
+        Ok(row)
     }
 }
 
 impl RowReader {
-    /// Makes the slot's values available.
-    ///
-    /// # Safety
-    /// The slot must be of the table that the reader was made for.
-    unsafe fn fill(&self, slot: Slot<'_>) {
-        let last = self.columns.iter().map(|column| column.number).max().unwrap_or(0);
-        // SAFETY: the column numbers are within the slot's descriptor.
-        unsafe {
-            if (*slot.slot).tts_nvalid < last {
-                pg_sys::slot_getsomeattrs_int(slot.slot, i32::from(last));
-            }
-        }
+    /// Makes the slot's values available, all at once: one by one costs more.
+    fn fill(&self, slot: Slot<'_>) -> Result<()> {
+        let last = self.columns.iter().max_by_key(|column| column.attribute.number);
+        last.map_or(Ok(()), |last| slot.datum(&last.attribute).map(drop))
     }
 
     /// Positions of the columns whose value is stored out of line and can be read later, each with what it
     /// is read by.
-    pub fn stored(&self, slot: Slot<'_>) -> Vec<(usize, Stored)> {
-        // SAFETY: the slot is of this table.
-        unsafe {
-            self.fill(slot);
-            let stored =
-                |column: &Column| Stored::new(column.output.fn_oid, pointer_in(slot, column)?);
-            let columns = self.columns.iter().enumerate();
-            columns.filter_map(|(at, column)| Some((at, stored(column)?))).collect()
+    ///
+    /// # Errors
+    /// XX000 for a row of another table.
+    pub fn stored(&self, slot: Slot<'_>) -> Result<Vec<(usize, Stored)>> {
+        self.fill(slot)?;
+        let mut found = Vec::new();
+        for (at, column) in self.columns.iter().enumerate() {
+            let stored = column.pointer_in(slot)?;
+            let stored = stored.and_then(|pointer| Stored::new(column.output.fn_oid, pointer));
+            found.extend(stored.map(|stored| (at, stored)));
         }
+        Ok(found)
     }
 
     /// Positions of the columns whose value is stored out of line and is the same stored value in
     /// both rows: an UPDATE that does not touch such a column keeps its TOAST pointer.
-    pub fn untouched(&self, old: Slot<'_>, new: Slot<'_>) -> Vec<usize> {
-        // SAFETY: both slots are of this table.
-        unsafe {
-            self.fill(old);
-            self.fill(new);
-            let same = |column: &Column| {
-                pointer_in(new, column).is_some_and(|new| pointer_in(old, column) == Some(new))
-            };
-            let columns = self.columns.iter().enumerate();
-            columns.filter(|(_, column)| same(column)).map(|(at, _)| at).collect()
+    ///
+    /// # Errors
+    /// XX000 for rows of another table.
+    pub fn untouched(&self, old: Slot<'_>, new: Slot<'_>) -> Result<Vec<usize>> {
+        self.fill(old)?;
+        self.fill(new)?;
+        let mut same = Vec::new();
+        for (at, column) in self.columns.iter().enumerate() {
+            let pointer = column.pointer_in(new)?;
+            if pointer.is_some() && column.pointer_in(old)? == pointer {
+                same.push(at);
+            }
         }
+        Ok(same)
     }
 }
 
-/// The pointer to the value of a column, if it is stored out of line.
-///
-/// # Safety
-/// The slot must be filled up to the column, which its table has.
-unsafe fn pointer_in(slot: Slot<'_>, column: &Column) -> Option<large::Pointer> {
-    let at = column.number as usize - 1;
-    // SAFETY: a datum of a varlena type that is not null points to at least one byte, to a whole pointer
-    // if that byte and the next say so.
-    unsafe {
-        if !column.varlena || *(*slot.slot).tts_isnull.add(at) {
-            return None;
+impl Column {
+    /// The pointer to the value of the column, if it is stored out of line.
+    fn pointer_in(&self, slot: Slot<'_>) -> Result<Option<large::Pointer>> {
+        if !self.varlena {
+            return Ok(None);
         }
-        large::pointer((*(*slot.slot).tts_values.add(at)).cast_mut_ptr::<u8>())
+        let value = slot.datum(&self.attribute)?;
+        // SAFETY: a datum of a varlena type that is not null points to at least one byte, to a whole pointer if
+        // that byte and the next say so.
+        Ok(value.and_then(|value| unsafe { large::pointer(value.cast_mut_ptr::<u8>()) }))
     }
 }
 

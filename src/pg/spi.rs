@@ -4,11 +4,12 @@
 //! snapshot, whatever the isolation level: what another transaction queued and committed must be
 //! seen even by a REPEATABLE READ transaction that began earlier. Works in a pre-commit callback,
 //! where no snapshot is active. Statements must qualify every name; all arguments and results are
-//! text. Plans are kept for the life of the backend and re-made by the plan cache when needed.
+//! text. Outside of a transaction everything here is an error and reads nothing. Plans are kept for the life of the backend and re-made by the plan cache when needed.
 
 use super::Oid;
 use super::context::{AsUser, Settings};
 use super::text;
+use super::xact;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -82,6 +83,7 @@ pub fn write(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> 
 
 /// `user`: whose rights count, the current user's if `None`.
 fn run(user: Option<Oid>, sql: &str, args: &[Option<&str>], read_only: bool) -> Result<Vec<Row>> {
+    xact::require()?;
     // Converted before anything is begun, so that no early return leaves SPI connected.
     let args =
         args.iter().map(|arg| arg.map(text::to_server).transpose()).collect::<Result<Vec<_>>>()?;

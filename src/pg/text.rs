@@ -1,5 +1,6 @@
 //! Text between the database's encoding and UTF-8, which is all that the rest of the crate knows.
 
+use super::xact;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys::{self, Datum};
 use std::cell::Cell;
@@ -22,7 +23,8 @@ pub(super) fn server_speaks_utf8() -> bool {
 /// current one where it had to be converted.
 ///
 /// # Errors
-/// Where the encodings differ, PostgreSQL raises 22021 or 22P05 for what cannot be converted.
+/// Where the encodings differ, PostgreSQL raises 22021 or 22P05 for what cannot be converted; 25P01 where
+/// that is asked for outside of a transaction.
 ///
 /// # Safety
 /// `text` must be a valid C string in the database's encoding, and `'a` must not outlive the
@@ -31,9 +33,10 @@ pub unsafe fn to_utf8<'a>(text: *const c_char) -> Result<&'a str> {
     // SAFETY: a valid C string by contract; conversion returns it or a palloc'd C string.
     let bytes: &'a [u8] = unsafe {
         let bytes = CStr::from_ptr(text).to_bytes();
-        match server_speaks_utf8() {
+        match server_speaks_utf8() || bytes.is_ascii() {
             true => bytes,
             false => {
+                xact::require()?;
                 let (len, utf8) = (bytes.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
                 CStr::from_ptr(pg_sys::pg_server_to_any(text, len, utf8)).to_bytes()
             }
@@ -60,9 +63,14 @@ pub unsafe fn to_string(text: *const c_char) -> Result<Option<String>> {
 /// UTF-8 to a C string in the database's encoding.
 ///
 /// # Errors
-/// 22021 for a NUL byte; PostgreSQL raises 22P05 for what the database's encoding lacks.
+/// 22021 for a NUL byte; PostgreSQL raises 22P05 for what the database's encoding lacks; 25P01 for text that
+/// is to be converted outside of a transaction.
 pub fn to_server(text: &str) -> Result<CString> {
     let text = c_string(text)?;
+    if text.as_bytes().is_ascii() || server_speaks_utf8() {
+        return Ok(text);
+    }
+    xact::require()?;
     // SAFETY: a valid C string in, the same or a palloc'd C string out, copied at once.
     unsafe {
         let len = text.as_bytes().len() as i32;
@@ -109,9 +117,12 @@ pub fn outside_transaction(text: &str) -> String {
     text.chars().map(|c| if fits(c) { c } else { '?' }).collect()
 }
 
-/// Text that is told and not kept, in the database's encoding: `?` for what that lacks. Looks at the
-/// catalogs where it is not UTF-8.
+/// Text that is told and not kept, in the database's encoding: `?` for what that lacks, and outside of a
+/// transaction, where the conversion cannot be looked up, for all that is not ASCII.
 pub fn tellable(text: &str) -> String {
+    if !xact::in_progress() {
+        return outside_transaction(text);
+    }
     let utf8 = pg_sys::pg_enc::PG_UTF8 as i32;
     // SAFETY: the buffer has room for the longest conversion of the input, which is a slice that lives
     // through the call; without an error the call says how much of it was converted.

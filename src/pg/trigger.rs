@@ -1,6 +1,9 @@
 //! A trigger call, as the server describes it.
 
 use super::Oid;
+use super::args::Args;
+use super::compat;
+use super::row::Attribute;
 use super::text;
 use crate::change::Op;
 use crate::error::{Error, Result, SqlState};
@@ -8,22 +11,27 @@ use pgrx::{PgTrigger, pg_sys};
 use std::marker::PhantomData;
 
 /// One call of the trigger function.
-pub struct Event<'call>(&'call PgTrigger<'call>);
+pub struct Event<'call> {
+    trigger: &'call PgTrigger<'call>,
+    /// Lives as long as the call.
+    memory: pg_sys::MemoryContext,
+}
 
 /// Hands the event of a call of the trigger function `name` to `handle`.
 ///
 /// # Errors
 /// 39P01 when the function was not called as a trigger; what `handle` reports.
-#[allow(clippy::not_unsafe_ptr_arg_deref)] // an alias of a pointer that only the server passes
 pub fn with_event<T>(
-    fcinfo: pg_sys::FunctionCallInfo,
+    call: &Args<'_>,
     name: &str,
     handle: impl FnOnce(&Event<'_>) -> Result<T>,
 ) -> Result<T> {
     // SAFETY: the server's own call information, valid until the function returns.
-    let trigger = unsafe { fcinfo.as_ref().map(|info| PgTrigger::from_fcinfo(info)) };
+    let trigger = unsafe { call.info().as_ref().map(|info| PgTrigger::from_fcinfo(info)) };
+    // SAFETY: plain read; the server resets what it made current for the call after the call.
+    let memory = unsafe { pg_sys::CurrentMemoryContext };
     match trigger {
-        Some(Ok(trigger)) => handle(&Event(&trigger)),
+        Some(Ok(trigger)) => handle(&Event { trigger: &trigger, memory }),
         _ => Err(Error::local(
             SqlState::TRIGGER_PROTOCOL,
             format!("function \"{name}\" was not called by trigger manager"),
@@ -35,18 +43,19 @@ pub fn with_event<T>(
 /// A row of the event, in the slot the server put it.
 #[derive(Clone, Copy)]
 pub struct Slot<'call> {
-    pub(super) slot: *mut pg_sys::TupleTableSlot,
-    pub(super) tuple: pg_sys::HeapTuple,
-    pub(super) _call: PhantomData<&'call ()>,
+    slot: *mut pg_sys::TupleTableSlot,
+    tuple: pg_sys::HeapTuple,
+    memory: pg_sys::MemoryContext,
+    _call: PhantomData<&'call ()>,
 }
 
 impl<'call> Event<'call> {
     fn data(&self) -> &pg_sys::TriggerData {
-        self.0.trigger_data()
+        self.trigger.trigger_data()
     }
 
     fn trigger(&self) -> &pg_sys::Trigger {
-        self.0.trigger()
+        self.trigger.trigger()
     }
 
     /// OID of the trigger (of its clone, on a partition).
@@ -121,37 +130,79 @@ impl<'call> Event<'call> {
 
     /// Text that lives as long as the rows of the call.
     pub fn keep(&self, text: &str) -> &'call str {
-        // SAFETY: room for a copy of a str, in the memory context of the call's rows.
+        // SAFETY: room for a copy of a str, in memory that lives as long as the call.
         unsafe {
-            let copy = pg_sys::palloc(text.len().max(1)).cast::<u8>();
+            let copy = pg_sys::MemoryContextAlloc(self.memory, text.len().max(1)).cast::<u8>();
             copy.copy_from_nonoverlapping(text.as_ptr(), text.len());
             std::str::from_utf8_unchecked(std::slice::from_raw_parts(copy, text.len()))
+        }
+    }
+
+    /// Whether the current transaction has changed or deleted a row of the event again. Locks on the row are no
+    /// change, whoever has them: what a row's header says of its last writer means something else then, so the
+    /// server's own rules are asked.
+    pub fn is_superseded(&self, row: Slot<'call>) -> bool {
+        // SAFETY: the table is open for the call; the slot is made for it and dropped, on an ERROR with the
+        // resource owner. The row's place is a copy. A snapshot of this kind is a constant.
+        unsafe {
+            let relation = self.data().tg_relation;
+            let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
+            let mut place = (*row.tuple).t_self;
+            let fetch = (*(*relation).rd_tableam).tuple_fetch_row_version;
+            let itself = &raw mut pg_sys::SnapshotSelfData;
+            let is_there = fetch.is_some_and(|fetch| {
+                pg_sys::ffi::pg_guard_ffi_boundary(|| fetch(relation, &mut place, itself, slot))
+            });
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            !is_there
         }
     }
 
     /// The row that was inserted, deleted, or is about to be replaced.
     pub fn row(&self) -> Slot<'call> {
         let data = self.data();
-        Slot { slot: data.tg_trigslot, tuple: data.tg_trigtuple, _call: PhantomData }
+        self.slot(data.tg_trigslot, data.tg_trigtuple)
     }
 
     /// The row after an UPDATE.
     pub fn new_row(&self) -> Slot<'call> {
         let data = self.data();
-        Slot { slot: data.tg_newslot, tuple: data.tg_newtuple, _call: PhantomData }
+        self.slot(data.tg_newslot, data.tg_newtuple)
+    }
+
+    fn slot(&self, slot: *mut pg_sys::TupleTableSlot, tuple: pg_sys::HeapTuple) -> Slot<'call> {
+        Slot { slot, tuple, memory: self.memory, _call: PhantomData }
     }
 }
 
-impl Slot<'_> {
-    /// The value of a column, by its number; `None` is NULL.
-    pub(super) fn datum(&self, number: i16) -> Option<pg_sys::Datum> {
-        let at = number as usize - 1;
-        // SAFETY: the slot is the server's and filled up to the column, which its table has.
+impl<'call> Slot<'call> {
+    /// Memory that lives as long as the call.
+    pub(super) fn memory(&self) -> pg_sys::MemoryContext {
+        self.memory
+    }
+
+    /// The value of a column; `None` is NULL.
+    ///
+    /// # Errors
+    /// XX000 where the row has no such column or one of another type: it is of another table, or of the table as it
+    /// was.
+    pub(super) fn datum(&self, column: &Attribute) -> Result<Option<pg_sys::Datum>> {
+        let number = column.number;
+        let position = usize::try_from(number.wrapping_sub(1)).unwrap_or(usize::MAX);
+        // SAFETY: the slot is the server's, and has a row for the call; it is filled up to the column, which its
+        // description has.
         unsafe {
+            let shape = (*self.slot).tts_tupleDescriptor;
+            if position >= (*shape).natts as usize
+                || (*compat::attribute(shape, position)).atttypid != column.type_oid
+            {
+                return Err(Error::internal("row does not have the columns that are expected"));
+            }
             if (*self.slot).tts_nvalid < number {
                 pg_sys::slot_getsomeattrs_int(self.slot, i32::from(number));
             }
-            (!*(*self.slot).tts_isnull.add(at)).then(|| *(*self.slot).tts_values.add(at))
+            let is_null = *(*self.slot).tts_isnull.add(position);
+            Ok((!is_null).then(|| *(*self.slot).tts_values.add(position)))
         }
     }
 
@@ -170,17 +221,6 @@ impl Slot<'_> {
         unsafe {
             let writer = (*(*self.tuple).t_data).t_choice.t_heap.t_xmin;
             pg_sys::TransactionIdIsCurrentTransactionId(writer)
-        }
-    }
-
-    /// Whether the current transaction has changed or deleted this row again.
-    pub fn is_superseded(&self) -> bool {
-        // SAFETY: as for is_own(); t_xmax means something unless t_infomask says otherwise.
-        unsafe {
-            let header = (*self.tuple).t_data;
-            let unset = pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_LOCK_ONLY;
-            u32::from((*header).t_infomask) & unset == 0
-                && pg_sys::TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmax)
         }
     }
 

@@ -64,7 +64,17 @@ fn is_harmless(statement: pg_sys::NodeTag) -> bool {
     )
 }
 
+/// Runs the handler, for [`process`].
 #[pg_guard]
+unsafe extern "C-unwind" fn handle() {
+    if let Some((handler, _)) = REGISTERED.with(|cell| cell.get().copied()) {
+        report::or_raise(handler());
+    }
+}
+
+/// The hook. What the statement raises passes over it: PostgreSQL's own functions are called without pgrx's
+/// guard, which would catch an ERROR and raise it again with few of its fields. So this function has nothing on its
+/// frame that would have to be dropped.
 #[allow(clippy::too_many_arguments)] // as the server calls it
 unsafe extern "C-unwind" fn process(
     statement: *mut pg_sys::PlannedStmt,
@@ -76,35 +86,25 @@ unsafe extern "C-unwind" fn process(
     receiver: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    let Some((handler, before)) = REGISTERED.with(|cell| cell.get().copied()) else { return };
+    unsafe extern "C-unwind" {
+        fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const c_char,
+            read_only: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            receiver: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+    let before = REGISTERED.with(|cell| cell.get().and_then(|(_, before)| *before));
+    let next = before.unwrap_or(standard_ProcessUtility);
     // SAFETY: arguments of the server's own, handed on as they came; a utility statement has a node.
     unsafe {
         if !is_harmless((*(*statement).utilityStmt).type_) {
-            report::or_raise(handler());
+            handle();
         }
-        match before {
-            Some(before) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                before(
-                    statement,
-                    text,
-                    read_only,
-                    context,
-                    params,
-                    environment,
-                    receiver,
-                    completion,
-                )
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                text,
-                read_only,
-                context,
-                params,
-                environment,
-                receiver,
-                completion,
-            ),
-        }
+        next(statement, text, read_only, context, params, environment, receiver, completion);
     }
 }

@@ -1,9 +1,13 @@
 //! Waiting for sockets on the process latch, so that signals end the wait.
+//!
+//! Nothing here fails for want of a descriptor: an ERROR while the outcome of a commit is awaited would undo here
+//! what the server has committed. Where no set of events can be had, sockets are looked at again and again.
 
+use super::fd::ExternalFd;
 use super::{bgworker, compat};
 use pgrx::pg_sys;
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 thread_local! {
     /// The latch was set since [`take_woken`].
@@ -38,6 +42,9 @@ impl Interest {
 pub fn wait(interests: &[Interest], timeout: Duration) {
     let wanted: Vec<&Interest> =
         interests.iter().filter(|i| i.events() != 0 && i.socket >= 0).collect();
+    if wanted.is_empty() || !can_have_descriptor() {
+        return wait_without_set(&wanted, timeout);
+    }
     // SAFETY: sockets are open while their owners, the callers, live; the set is freed by the guard, on
     // unwinding too.
     unsafe {
@@ -58,14 +65,18 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// For this socket, which must stay open while the waiter lives.
-    pub fn new(interest: &Interest) -> Self {
-        // SAFETY: as in wait(); PostgreSQL raises the lack of descriptors.
+    /// For this socket, which must stay open while the waiter lives. `None` where there is no descriptor to
+    /// spare.
+    pub fn new(interest: &Interest) -> Option<Self> {
+        if !can_have_descriptor() {
+            return None;
+        }
+        // SAFETY: as in wait().
         unsafe {
             let set = EventSet(compat::create_lasting_wait_event_set(3));
             set.add_own();
             let at = set.add_socket(interest);
-            Self { set, at }
+            Some(Self { set, at })
         }
     }
 
@@ -82,21 +93,58 @@ impl Waiter {
 
 /// Whether a socket is ready now; one that is gone is: its owner will find out.
 pub fn is_ready(interest: &Interest) -> bool {
-    if interest.socket < 0 {
-        return true;
+    let read = if interest.read { libc::POLLIN } else { 0 };
+    let write = if interest.write { libc::POLLOUT } else { 0 };
+    let mut one = libc::pollfd { fd: interest.socket, events: read | write, revents: 0 };
+    // SAFETY: one entry, which lives through the call; a socket that is not open is reported in it. A call that
+    // a signal has cut short is as good as one that found nothing.
+    interest.socket < 0 || unsafe { libc::poll(&mut one, 1, 0) } > 0
+}
+
+/// Whether a descriptor can be opened now. Asked before a set of events is made, which raises if not.
+fn can_have_descriptor() -> bool {
+    let Some(_counted) = ExternalFd::acquire() else { return false };
+    const STDIN: i32 = 0;
+    // SAFETY: a copy of a descriptor that every server process has open, closed at once.
+    unsafe {
+        let copy = libc::fcntl(STDIN, libc::F_DUPFD_CLOEXEC, 0);
+        copy >= 0 && libc::close(copy) == 0
     }
-    let events = interest.events() | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: as for wait(); without the latch none is needed.
-    let occurred = unsafe {
-        pg_sys::WaitLatchOrSocket(
-            std::ptr::null_mut(),
-            events as i32,
-            interest.socket,
-            0,
-            pg_sys::PG_WAIT_EXTENSION,
-        )
-    };
-    occurred as u32 & interest.events() != 0
+}
+
+/// Waits for the latch, with looks at the sockets in between.
+fn wait_without_set(interests: &[&Interest], timeout: Duration) {
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
+    let timeout = timeout.min(bgworker::longest_wait());
+    let end = Instant::now().checked_add(timeout);
+    loop {
+        let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+        let step = if interests.is_empty() { left } else { left.min(LOOK_EVERY) };
+        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        // SAFETY: the latch of this process, with a set of events that every process has from its start.
+        let occurred = unsafe {
+            let millis = milliseconds(step);
+            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, pg_sys::PG_WAIT_EXTENSION)
+        };
+        if occurred as u32 & pg_sys::WL_LATCH_SET != 0 {
+            return note_latch();
+        }
+        if left <= step || interests.iter().any(|interest| is_ready(interest)) {
+            return;
+        }
+    }
+}
+
+/// The latch was set.
+fn note_latch() {
+    WOKEN.set(true);
+    // SAFETY: the latch of this process.
+    unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) }
+}
+
+/// Rounded up: a wait of less than a millisecond must not spin.
+fn milliseconds(time: Duration) -> i64 {
+    time.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64
 }
 
 struct EventSet(*mut pg_sys::WaitEventSet);
@@ -132,16 +180,14 @@ impl EventSet {
     /// [`EventSet::add_own`] was called.
     unsafe fn wait(&self, timeout: Duration) {
         let timeout = timeout.min(bgworker::longest_wait());
-        // Rounded up: a wait of less than a millisecond must not spin.
-        let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64;
         let mut occurred = pg_sys::WaitEvent::default();
         // SAFETY: room for one event.
         unsafe {
+            let millis = milliseconds(timeout);
             pg_sys::WaitEventSetWait(self.0, millis, &mut occurred, 1, pg_sys::PG_WAIT_EXTENSION);
-            if occurred.events & pg_sys::WL_LATCH_SET != 0 {
-                WOKEN.set(true);
-                pg_sys::ResetLatch(pg_sys::MyLatch);
-            }
+        }
+        if occurred.events & pg_sys::WL_LATCH_SET != 0 {
+            note_latch();
         }
     }
 }

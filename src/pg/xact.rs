@@ -5,7 +5,7 @@
 //! fail; pre-commit handlers may.
 
 use super::report;
-use crate::error::Result;
+use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
 use std::cell::OnceCell;
@@ -24,6 +24,27 @@ pub struct Handlers {
     pub subtransaction_abort: fn(id: u32),
     /// A subtransaction became part of its parent. Must not fail.
     pub subtransaction_commit: fn(id: u32, parent: u32),
+}
+
+/// Whether a transaction is in progress, so that catalogs may be read: a look-up outside of one is no ERROR
+/// but the end of the process, and with it of every session of the cluster.
+pub fn in_progress() -> bool {
+    // SAFETY: plain read of transaction state.
+    unsafe { pg_sys::IsTransactionState() }
+}
+
+/// Refuses what reads catalogs or tables outside of a transaction.
+///
+/// # Errors
+/// 25P01.
+pub fn require() -> Result<()> {
+    match in_progress() {
+        true => Ok(()),
+        false => Err(Error::local(
+            SqlState::NO_TRANSACTION,
+            "tables cannot be read outside of a transaction",
+        )),
+    }
 }
 
 thread_local! {

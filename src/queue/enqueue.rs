@@ -10,10 +10,10 @@ use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
 use crate::pg::invalidation::{self, Epoch};
-use crate::pg::lookup::{self, Place};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::lookup::{self, Place, Status};
+use crate::pg::spi::{self, Home};
 use crate::pg::text::tellable;
-use crate::pg::{Oid, context};
+use crate::pg::{Oid, context, sequence};
 use crate::sql::quote::ident;
 use crate::{stats, transaction};
 use std::cell::RefCell;
@@ -86,16 +86,15 @@ impl Run {
     }
 }
 
-/// Indexes of the queue in which no record is that is pending.
-const OF_ASIDE: [&str; 3] = ["sync_queue_aside", "sync_queue_waiting", "sync_queue_blocks"];
-
 /// Writes a change set's records.
 struct Writer<'s> {
     set: &'s ChangeSet,
     /// Why it was not delivered, if that was tried: SQLSTATE, message, constraint.
     reason: Option<(String, String, Option<String>)>,
     routes: RouteIds<'s>,
-    ids: Oid,
+    /// The id of the next record. Those of a change set follow each other, and were drawn when all its rows were
+    /// locked: what depends on it draws later.
+    next_id: i64,
     records: Appender,
 }
 
@@ -107,10 +106,10 @@ impl<'s> Writer<'s> {
             (reason.sqlstate().to_string(), tellable(&reason.in_full()), constraint)
         });
         let routes = RouteIds { home: &set.home, known: Vec::new() };
-        let ids = lookup::table(&set.home, "sync_queue_id_seq")?;
-        let without: &[&str] = if waiting { &[] } else { &OF_ASIDE };
-        let records = Appender::open(&set.home, "sync_queue", without)?;
-        Ok(Self { set, reason, routes, ids, records })
+        let next_id = sequence::draw(&set.home, "sync_queue_id_seq", set.len() as i64)?;
+        let rows = if waiting { Status::Any } else { Status::Pending };
+        let records = Appender::open(&set.home, "sync_queue", rows)?;
+        Ok(Self { set, reason, routes, next_id, records })
     }
 
     /// `behind`: the record it waits for, and its marks.
@@ -120,13 +119,13 @@ impl<'s> Writer<'s> {
         change: &Change<&str>,
         behind: Option<(i64, Vec<i64>)>,
     ) -> Result<()> {
-        let id = self.routes.id_of(route)?;
+        let route_id = self.routes.id_of(route)?;
         let json = to_json(change)?;
         let mut row = vec![
-            ("id", Value::Next(self.ids)),
+            ("id", Value::Int8(self.next_id)),
             ("dst_server", Value::Text(&self.set.account.server_name)),
             ("owner", Value::Oid(self.set.account.owner)),
-            ("route_id", Value::Int8(id)),
+            ("route_id", Value::Int8(route_id)),
             ("nsp_name", Value::Name(&route.source.schema)),
             ("table_name", Value::Name(&route.source.table)),
             ("op", Value::Text(change.op.keyword())),
@@ -147,6 +146,7 @@ impl<'s> Writer<'s> {
             row.push(("waits_for", Value::Int8(*root)));
             row.push(("blocks", Value::Int8s(marks)));
         }
+        self.next_id += 1;
         self.records.append(&row)
     }
 
@@ -191,7 +191,7 @@ thread_local! {
     static KNOWN: RefCell<Vec<Known>> = RefCell::default();
 }
 
-const ROUTE: Place = Place { table: "sync_route", index: "sync_route_pkey", column: 1 };
+const ROUTE: Place = Place { table: "sync_route", column: 1, status: Status::Any };
 
 /// So many routes are remembered at most.
 const MOST_KNOWN: usize = 256;
@@ -248,14 +248,18 @@ impl RouteIds<'_> {
             "SELECT id FROM {table} WHERE pg_catalog.md5(body) OPERATOR(pg_catalog.=) \
              pg_catalog.md5($1) AND body OPERATOR(pg_catalog.=) $1 ORDER BY id LIMIT 1"
         );
-        let insert = format!("INSERT INTO {table} (body) VALUES ($1) RETURNING id");
+        let insert = format!(
+            "INSERT INTO {table} (id, body) OVERRIDING SYSTEM VALUE VALUES ($1::pg_catalog.int8, $2)"
+        );
         let found = spi::read(self.home, &find, &[Some(&body)])?.into_iter().next();
-        let row = match found {
-            Some(row) => Some(row),
-            None => spi::write(self.home, &insert, &[Some(&body)])?.into_iter().next(),
+        let id = match found.and_then(|mut row| row.pop()).flatten() {
+            Some(id) => id.parse().map_err(|_| Error::internal("malformed id of a route"))?,
+            None => {
+                let id = sequence::draw(self.home, "sync_route_id_seq", 1)?;
+                spi::write(self.home, &insert, &[Some(&id.to_string()), Some(&body)])?;
+                id
+            }
         };
-        let id = required(&mut row.unwrap_or_default(), 0)?;
-        let id = id.parse().map_err(|_| Error::internal("malformed id of a route"))?;
         let (table, by) = (lookup::table(self.home, "sync_route")?, context::transaction());
         KNOWN.with_borrow_mut(|known| {
             known.retain(|known| known.route != *route);

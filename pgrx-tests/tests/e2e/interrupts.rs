@@ -6,6 +6,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 use rowsync_harness::proxy::Proxy;
 use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
+use rowsync_harness::{Cluster, Side};
 
 use crate::one_way::{
     SOON, assert_equal, await_blocked, drain, lock_row, one_way, patient_client, pid, queued,
@@ -168,4 +169,238 @@ fn a_cancel_after_one_of_two_servers_has_committed_keeps_all_sides_together() {
     assert!(drain(&bed));
     let slow = format!("select v from {schema}.slow where id = 1");
     assert_eq!(bed.right.query_one::<String>(&slow), "new");
+}
+
+/// A session on the left through a proxy.
+fn client_via(front: &Proxy, bed: &Testbed) -> Client {
+    let Side { db, user, password, .. } = &bed.left;
+    let mut config = postgres::Config::new();
+    config.host("127.0.0.1").port(front.port()).dbname(db).user(user).password(password);
+    config.connect(postgres::NoTls).expect("a session")
+}
+
+/// [`late_request`], but what comes is the end of the client: its connection is reset.
+fn late_loss_of_client(label: &str, options: &str) -> Testbed {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let front = Proxy::start(clusters().0.port()).expect("a proxy");
+    let bed = one_way(label, Some(&proxy), options);
+    let mut client = client_via(&front, &bed);
+    client
+        .batch_execute(
+            "set client_connection_check_interval = '20ms'; update t set v = 'warm' where id = 2",
+        )
+        .expect("an update");
+    let local = pid(&mut client);
+    proxy.set_delay(Duration::from_millis(700));
+    let waiting = spawn(client, "update t set v = 'new' where id = 1");
+    await_until(SOON, "the remote commit", || value(&bed.right, 1).as_deref() == Some("new"));
+    front.cut();
+    drop(waiting.join().expect("the waiting session"));
+    let there = format!("select count(*) from pg_stat_activity where pid = {local}");
+    await_until(SOON, "the session to end", || bed.left.query_one::<i64>(&there) == 0);
+    bed
+}
+
+#[test]
+fn a_client_that_dies_after_the_remote_commit_takes_no_commit_with_it() {
+    for options in ["{}", r#"{"mode": "sync"}"#] {
+        let bed = late_loss_of_client("late_loss", options);
+        assert_eq!(value(&bed.left, 1).as_deref(), Some("new"), "{options}");
+        assert_equal(&bed);
+        assert_eq!(queued(&bed), 0);
+    }
+}
+
+#[test]
+fn a_client_that_dies_before_anything_is_sent_leaves_nothing() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let front = Proxy::start(clusters().0.port()).expect("a proxy");
+    let bed = one_way("early_loss", Some(&proxy), "{}");
+    let mut client = client_via(&front, &bed);
+    client
+        .batch_execute(
+            "set client_connection_check_interval = '20ms'; set pg_rowsync.connect_timeout = '60s'",
+        )
+        .expect("settings");
+    let local = pid(&mut client);
+    // Nobody answers the new connection.
+    proxy.freeze();
+    let waiting = spawn(client, "update t set v = 'new' where id = 1");
+    let wait = "select count(*) from pg_stat_activity where pid = $1 and wait_event = 'Extension'";
+    await_until(SOON, "the session to wait", || {
+        let row = bed.left.superuser().query_one(wait, &[&local]).expect("activity");
+        row.get::<_, i64>(0) == 1
+    });
+    let start = Instant::now();
+    front.cut();
+    let there = format!("select count(*) from pg_stat_activity where pid = {local}");
+    await_until(SOON, "the session to end", || bed.left.query_one::<i64>(&there) == 0);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    drop(waiting.join().expect("the waiting session"));
+    proxy.thaw();
+    assert_eq!(value(&bed.left, 1).as_deref(), Some("old"));
+    assert_eq!(value(&bed.right, 1).as_deref(), Some("old"));
+    assert_eq!(queued(&bed), 0);
+}
+
+/// What another session's NOTIFY holds while it waits for a standby that is not there, and what waits for that after
+/// the remote commit: the process ID of the waiting session, and what ends the wait.
+fn notify_behind_another(
+    bed: &Testbed,
+    settings: &str,
+) -> (i32, std::thread::JoinHandle<(Client, Result<(), postgres::Error>)>) {
+    let mut client = bed.left.client();
+    client.batch_execute(settings).expect("settings");
+    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    let local = pid(&mut client);
+    let waiting = spawn(client, "begin; notify hello; update t set v = 'new' where id = 1; commit");
+    await_until(SOON, "the remote commit", || value(&bed.right, 1).as_deref() == Some("new"));
+    let wait = "select count(*) from pg_locks where pid = $1 and not granted";
+    await_until(SOON, "the session to wait for the lock of NOTIFY", || {
+        let row = bed.left.superuser().query_one(wait, &[&local]).expect("locks");
+        row.get::<_, i64>(0) == 1
+    });
+    (local, waiting)
+}
+
+/// A cluster whose commits wait for a standby that never comes, and a session there that does so with the lock of
+/// NOTIFY.
+fn stalled(bed: &Testbed) -> (i32, std::thread::JoinHandle<(Client, Result<(), postgres::Error>)>) {
+    let mut holder = bed.left.client();
+    let pid = pid(&mut holder);
+    holder.batch_execute("set synchronous_commit = 'on'; create table other ()").expect("a table");
+    bed.left.exec_superuser("alter system set synchronous_standby_names = 'nobody'");
+    bed.left.exec_superuser("select pg_reload_conf()");
+    let names = "show synchronous_standby_names";
+    await_until(SOON, "the setting", || {
+        let row = holder.query_one(names, &[]).expect("a setting");
+        row.get::<_, String>(0) == "nobody"
+    });
+    let holding = spawn(holder, "begin; notify x; create table more (); commit");
+    let wait = format!(
+        "select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep'"
+    );
+    await_until(SOON, "the holder to wait for a standby", || bed.left.query_one::<i64>(&wait) == 1);
+    (pid, holding)
+}
+
+#[test]
+fn nothing_undoes_here_what_the_server_has_committed() {
+    // A cluster of its own, since its setting concerns all sessions.
+    for (settings, request) in [
+        ("set synchronous_commit = 'local'", "pg_cancel_backend"),
+        ("set synchronous_commit = 'local'", "pg_terminate_backend"),
+        ("set synchronous_commit = 'local'; set lock_timeout = '200ms'", ""),
+    ] {
+        let left = std::sync::Arc::new(Cluster::start("stalled").expect("a cluster"));
+        let create = |cluster, name| Side::create(cluster, name).expect("a side");
+        let bed = Testbed {
+            left: create(&left, "stalled_left"),
+            right: create(clusters().1, "stalled_right"),
+        };
+        bed.link(&bed.left, &bed.right, "dst", &[]);
+        for side in [&bed.left, &bed.right] {
+            side.exec("create table t (id int primary key, v text)");
+        }
+        bed.left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", bed.right.user));
+        bed.left.exec("insert into t values (1, 'old'), (2, 'old')");
+        let (holder, holding) = stalled(&bed);
+        let (local, waiting) = notify_behind_another(&bed, settings);
+        if request.is_empty() {
+            std::thread::sleep(Duration::from_millis(400));
+        } else {
+            bed.left.exec_superuser(&format!(
+                "set synchronous_commit = 'local'; select {request}({local})"
+            ));
+        }
+        assert!(!waiting.is_finished(), "the commit waits until it can be made: {request}");
+        bed.left.exec_superuser(&format!("select pg_cancel_backend({holder})"));
+        let (client, result) = waiting.join().expect("the waiting session");
+        drop(holding.join().expect("the holder"));
+        if request == "pg_terminate_backend" {
+            drop(client);
+        } else {
+            result.unwrap_or_else(|error| panic!("{request}: {error}"));
+            let mut client = client;
+            client.batch_execute("select pg_sleep(0.01)").expect("a session that goes on");
+        }
+        assert_eq!(value(&bed.left, 1).as_deref(), Some("new"), "{request}");
+        assert_equal(&bed);
+        assert_eq!(queued(&bed), 0);
+        bed.left.exec_superuser("alter system reset synchronous_standby_names");
+        bed.left.exec_superuser("select pg_reload_conf()");
+        await_until(SOON, "the setting", || {
+            bed.left
+                .query_one::<String>("select current_setting('synchronous_standby_names')")
+                .is_empty()
+        });
+    }
+}
+
+#[test]
+fn what_temporary_tables_raise_at_commit_is_raised_before_anything_is_sent() {
+    let bed = one_way("temporary", None, "{}");
+    let mut client = bed.left.client();
+    let sql = "begin; create temporary table parent (id int primary key) on commit delete rows;
+        create temporary table child (id int references parent);
+        update t set v = 'new' where id = 1; commit";
+    let error = fails(client.batch_execute(sql));
+    assert_eq!(error.code().code(), "0A000", "{error:?}");
+    assert_eq!(value(&bed.left, 1).as_deref(), Some("old"));
+    assert_equal(&bed);
+    // And what they do otherwise they still do, once.
+    client
+        .batch_execute(
+            "begin; create temporary table gone (id int) on commit drop;
+             create temporary table parent (id int primary key) on commit delete rows;
+             insert into parent values (2); update t set v = 'new' where id = 1; commit",
+        )
+        .expect("a commit");
+    let left = client.query_one("select count(*) from parent", &[]).expect("a count");
+    assert_eq!(left.get::<_, i64>(0), 0);
+    assert!(client.batch_execute("select from gone").is_err());
+    assert_eq!(value(&bed.right, 1).as_deref(), Some("new"));
+    assert_equal(&bed);
+}
+
+#[test]
+fn a_large_value_of_a_temporary_table_that_is_emptied_at_commit_arrives() {
+    let bed = one_way("temporary_large", None, "{}");
+    let mut client = bed.left.client();
+    let target = format!("{}.t", bed.right.user);
+    let made = client.batch_execute(&format!(
+        "create temporary table x (id int primary key, v text) on commit delete rows;
+         select attach_sync('x', 'dst', '{target}');
+         insert into x select 77, string_agg(md5(i::text), '') from generate_series(1, 3000) i"
+    ));
+    made.expect("a temporary table");
+    assert_eq!(value(&bed.right, 77).map(|v| v.len()), Some(96_000));
+}
+
+#[test]
+fn a_statement_that_ran_out_of_time_while_its_procedure_committed_is_ended_after_that() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let bed = one_way("procedure", Some(&proxy), "{}");
+    bed.left.exec(
+        "create procedure p() language plpgsql as $$ begin
+           update t set v = 'new' where id = 1; commit; perform pg_sleep(60); end $$",
+    );
+    let mut client = bed.left.client();
+    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    proxy.set_delay(Duration::from_millis(700));
+    let start = Instant::now();
+    let waiting = spawn(client, "set statement_timeout = '400ms'");
+    let (client, result) = waiting.join().expect("a session");
+    result.expect("a setting");
+    let waiting = spawn(client, "call p()");
+    let (mut client, result) = waiting.join().expect("the waiting session");
+    assert_eq!(fails(result).code().code(), "57014");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    proxy.set_delay(Duration::ZERO);
+    client.batch_execute("select 1").expect("a session that goes on");
+    await_until(SOON, "both sides to agree", || {
+        bed.checksum(&bed.left, "t") == bed.checksum(&bed.right, "t") || queued(&bed) > 0
+    });
+    assert!(drain(&bed));
+    assert_equal(&bed);
 }

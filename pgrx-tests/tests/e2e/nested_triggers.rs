@@ -2,6 +2,7 @@
 
 use rowsync_harness::testbed::{Testbed, fails};
 
+use crate::common::run;
 use crate::one_way::{assert_equal, one_way, queued};
 
 /// An AFTER ROW trigger of the left table that runs this for each new row.
@@ -60,6 +61,47 @@ fn a_change_that_the_other_trigger_undid_does_not_count() {
         format!("begin {AGAIN} raise exception 'no'; exception when others then null; end;");
     with_trigger(&bed, "a_first", &undone);
     bed.left.exec("insert into t values (7, 'x'); update t set v = 'z' where id < 3");
+    assert_equal(&bed);
+    assert_eq!(queued(&bed), 0);
+}
+
+#[test]
+fn a_key_share_lock_hides_no_later_change() {
+    for lock in ["for key share", "for share", "for no key update"] {
+        let bed = one_way("shared", None, "{}");
+        bed.left.exec("alter trigger \"00_pg_rowsync_dst_dml\" on t rename to z_last");
+        // Another session's lock goes on to the new row version, the trigger's change makes the two of them one.
+        let mut other = bed.left.client();
+        let key_share_only = lock == "for key share";
+        let own = if key_share_only {
+            String::new()
+        } else {
+            format!("perform from t where id = 1 {lock};")
+        };
+        with_trigger(&bed, "a_first", &format!("{own} {AGAIN}"));
+        if key_share_only {
+            run(&mut other, &format!("begin; select from t where id = 1 {lock}"));
+        }
+        let sql = "update t set v = 'z' where id = 1";
+        let error = fails(bed.left.client().batch_execute(sql));
+        assert_eq!(error.code().code(), "27000", "{lock}");
+        drop(other);
+        assert_equal(&bed);
+        assert_eq!(queued(&bed), 0);
+    }
+}
+
+#[test]
+fn a_lock_alone_is_no_change() {
+    let bed = one_way("locked", None, "{}");
+    bed.left.exec("alter trigger \"00_pg_rowsync_dst_dml\" on t rename to z_last");
+    let undone = "begin update t set v = v || '!' where id = new.id; raise exception 'no';
+        exception when others then perform from t where id = new.id for no key update; end;";
+    with_trigger(&bed, "a_first", undone);
+    let mut other = bed.left.client();
+    run(&mut other, "begin; select from t where id = 1 for key share");
+    bed.left.exec("update t set v = 'z' where id = 1");
+    drop(other);
     assert_equal(&bed);
     assert_eq!(queued(&bed), 0);
 }

@@ -1,0 +1,59 @@
+//! Numbers from a sequence, without a trace in the session: `nextval` would make ours the sequence that `lastval()`
+//! tells of, which clients take for the key of the row they have inserted.
+
+use super::Oid;
+use super::context::AsUser;
+use super::database::current;
+use super::lock::object_tag;
+use super::lookup;
+use super::spi::{self, Home, required};
+use crate::error::{Error, Result, SqlState};
+use crate::sql::quote::ident;
+use pgrx::{direct_function_call, pg_sys};
+
+/// Draws so many numbers that follow each other, and gives the first. They are greater than all that were drawn
+/// before, and given back by nobody, whatever becomes of the transaction.
+///
+/// Whoever draws from the sequence must do so here: a lock keeps them apart, for a moment only.
+///
+/// # Errors
+/// When there is no such sequence, or it has come to its end.
+pub fn draw(home: &Home, name: &str, count: i64) -> Result<i64> {
+    let sequence = lookup::table(home, name)?;
+    let _user = AsUser::switch(home.owner);
+    let tag = object_tag(current(), pg_sys::RelationRelationId, sequence, NUMBER);
+    let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+    // SAFETY: a plain lock tag; what is raised in between releases it with the transaction.
+    unsafe { pg_sys::LockAcquire(&tag, mode, false, false) };
+    let first = next(home, name, sequence)?;
+    let last = first.checked_add(count.max(1) - 1).ok_or_else(|| {
+        let message = format!("sequence \"{name}\" has come to its end");
+        Error::local(SqlState::new("2200H"), message)
+    })?;
+    // SAFETY: the server's own functions, with arguments of their types; and the lock that was taken.
+    unsafe {
+        let args = [Some(sequence.into()), Some(last.into()), Some(true.into())];
+        direct_function_call::<i64>(pg_sys::setval3_oid, &args);
+        pg_sys::LockRelease(&tag, mode, false);
+    }
+    Ok(first)
+}
+
+/// Tells the lock from others of the relation.
+const NUMBER: u16 = 1;
+
+/// The number that comes next, while the sequence is locked.
+fn next(home: &Home, name: &str, sequence: Oid) -> Result<i64> {
+    // SAFETY: the server's own function, with an argument of its type. NULL before the first number is drawn.
+    let last = unsafe {
+        let args = [Some(sequence.into())];
+        direct_function_call::<i64>(pg_sys::pg_sequence_last_value, &args)
+    };
+    if let Some(last) = last {
+        return Ok(last.saturating_add(1));
+    }
+    let sql = format!("SELECT last_value FROM {}.{}", ident(&home.schema), ident(name));
+    let row = spi::read(home, &sql, &[])?.into_iter().next();
+    let first = required(&mut row.unwrap_or_default(), 0)?;
+    first.parse().map_err(|_| Error::internal("malformed number of a sequence"))
+}
