@@ -506,6 +506,7 @@ impl<'f> Link<'f> {
         };
         // In the middle of a transaction, nothing has been committed whatever the answers were.
         if self.commit_sent && self.failure.is_none() && !session.connection.is_idle() {
+            self.state = State::Running(session);
             return self.broken(BROKE_PROTOCOL);
         }
         if let Some(questions) = self.questions.take()
@@ -675,9 +676,10 @@ impl<'f> Link<'f> {
             Some(error @ Error::Remote(_)) => error.to_string(),
             _ => reason.to_owned(),
         };
-        let State::Running(session) = &self.state else { return };
         // What others than the server's process say of it need not be so.
-        let is_refused = self.answers.are_refusal() && session.peer.keeps_session();
+        let is_direct =
+            matches!(&self.state, State::Running(session) if session.peer.keeps_session());
+        let is_refused = self.answers.are_refusal() && is_direct;
         self.close(if self.commit_sent && !is_refused {
             Error::InDoubt { server, reason }
         } else {

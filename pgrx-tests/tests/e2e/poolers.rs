@@ -103,7 +103,7 @@ fn what_a_role_or_database_there_says_does_not_change_what_is_written() {
             run(
                 &mut client,
                 &format!(
-                    "insert into t values ('2024-02-0{day} 12:00+00', 0.1 + 0.2, '2024-03-0{day}')"
+                    "insert into t values ('2024-02-0{day} 12:00+00', 0.1::float8 + 0.2::float8, '2024-03-0{day}')"
                 ),
             );
         }
