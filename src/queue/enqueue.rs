@@ -87,7 +87,8 @@ impl Run {
 }
 
 /// Indexes of the queue in which no record is that is pending.
-const OF_ASIDE: [&str; 3] = ["sync_queue_aside", "sync_queue_waiting", "sync_queue_blocks"];
+const OF_ASIDE: [&str; 4] =
+    ["sync_queue_aside", "sync_queue_retries", "sync_queue_waiting", "sync_queue_blocks"];
 
 /// Writes a change set's records.
 struct Writer<'s> {
