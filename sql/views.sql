@@ -54,7 +54,14 @@ CREATE VIEW @extschema@.sync_status AS
                   pg_catalog.max(w.last_error_at) AS last_error_at
              FROM @extschema@.sync_owner_state w
             WHERE w.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
-              AND w.failures OPERATOR(pg_catalog.>) 0) o ON true
+              AND w.failures OPERATOR(pg_catalog.>) 0
+              AND (EXISTS (SELECT FROM @extschema@.sync_queue r
+                            WHERE r.dst_server OPERATOR(pg_catalog.=) w.dst_server
+                              AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid
+                              AND r.status OPERATOR(pg_catalog.=) 'pending')
+                   OR EXISTS (SELECT FROM @extschema@.sync_lost_session r
+                               WHERE r.dst_server OPERATOR(pg_catalog.=) w.dst_server
+                                 AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid))) o ON true
       LEFT JOIN LATERAL (
            SELECT f.message, f.sqlstate, f.last_attempt_at FROM (
              SELECT pg_catalog.format('change %s of %s.%s: %s', r.id, r.nsp_name, r.table_name, r.message) AS message, r.sqlstate, r.last_attempt_at

@@ -373,6 +373,7 @@ impl<'h> Drain<'h> {
     fn find_lanes(&mut self) -> Result<()> {
         let (home, name) = (self.home, &self.server_name);
         aside::release(home, name)?;
+        lanes::join_idle(home, name)?;
         self.failures = state::failures(home, name)?;
         let lanes = lanes::all(home, name, self.with_failed)?;
         let together = lanes.iter().filter(|lane| lane.apart.is_none() && lane.pending.is_some());
@@ -445,7 +446,7 @@ impl<'h> Drain<'h> {
     fn serve(&mut self) -> Result<Turn> {
         let (home, name) = (self.home, self.server_name.clone());
         let mut turn = Turn::default();
-        let mut refused: Vec<(Lane, Error)> = Vec::new();
+        let mut failures: Vec<(Lane, Error)> = Vec::new();
         let mut was_there = false;
         for (lane, part, way) in std::mem::take(&mut self.lanes) {
             let error = match way {
@@ -463,16 +464,18 @@ impl<'h> Drain<'h> {
                 Way::Connecting | Way::None => continue,
             };
             match error {
-                Some(error) if error.is_about_owner() => refused.push((lane, error)),
-                // The server is there: it is this one that does not get in.
-                Some(error @ Error::Connect { .. }) if was_there => refused.push((lane, error)),
-                Some(error) => {
-                    turn.stop.get_or_insert(error);
-                }
+                Some(error) => failures.push((lane, error)),
                 None if lane.apart.is_some() => lanes::served(home, &name, &lane.owner)?,
                 None => {}
             }
         }
+        // Where the server let others in, it is this one that does not get in.
+        let is_refused = |error: &Error| {
+            error.is_about_owner() || (was_there && matches!(error, Error::Connect { .. }))
+        };
+        let (refused, stopped): (Vec<_>, Vec<_>) =
+            failures.into_iter().partition(|(_, error)| is_refused(error));
+        turn.stop = stopped.into_iter().next().map(|(_, error)| error);
         for (lane, error) in &refused {
             lanes::set_apart(home, &name, &lane.owner, error)?;
         }

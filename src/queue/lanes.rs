@@ -255,3 +255,26 @@ pub fn any_apart(home: &Home, server_name: &str) -> Result<bool> {
     );
     Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
 }
+
+/// Lanes of a server's that are apart and have nothing to be sent any more join the others.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn join_idle(home: &Home, server_name: &str) -> Result<()> {
+    if !any_apart(home, server_name)? {
+        return Ok(());
+    }
+    let schema = ident(&home.schema);
+    let sql = format!(
+        "DELETE FROM {schema}.sync_owner_state s WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_queue q \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
+               AND q.status OPERATOR(pg_catalog.=) 'pending') \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_lost_session l \
+             WHERE l.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid)"
+    );
+    spi::write(home, &sql, &[Some(server_name)])?;
+    Ok(())
+}

@@ -48,10 +48,9 @@ fn one_owners_wrong_password_is_no_others() {
     run(&mut client, "insert into strict values (2, 'a')");
     let blocked = rows(&bed.left, "select blocked from sync_status");
     assert!(blocked[0].contains(&other.name), "{blocked:?}");
-    let right = &bed.right.user;
     bed.left.exec_superuser(&format!(
-        "alter user mapping for {} server dst options (set password '{right}')",
-        other.name
+        "alter user mapping for {} server dst options (set password '{}')",
+        other.name, bed.right.password
     ));
     assert!(deal(&bed, "100"));
     assert_eq!(table(&bed.right, "mine"), ["1|a"]);
@@ -66,8 +65,7 @@ fn one_owners_missing_usage_is_no_others() {
     let (bed, other) = two_owners("missing_usage", "wrong");
     let mut client = writer(&bed);
     run(&mut client, "insert into mine values (1, 'a')");
-    bed.left
-        .exec_superuser(&format!("revoke usage on foreign server dst from {}", other.name));
+    bed.left.exec_superuser(&format!("revoke usage on foreign server dst from {}", other.name));
     assert!(!deal(&bed, "100"));
     run(&mut client, "insert into strict values (1, 'a'); insert into good values (1, 'a')");
     assert_eq!(table(&bed.right, "strict"), ["1|a"]);
@@ -83,11 +81,11 @@ fn owners_whose_commits_alternate_are_drained_together() {
     let (left, right) = (&bed.left.user, &bed.right.user);
     let queue = r#"{"mode": "queue"}"#;
     bed.left.exec_superuser(&format!(
-        "alter user mapping for {} server dst options (set password '{right}');
+        "alter user mapping for {} server dst options (set password '{}');
          select detach_sync('{left}.mine', 'dst'), detach_sync('{left}.good', 'dst');
          select attach_sync('{left}.mine', 'dst', '{right}.mine', '{queue}'),
                 attach_sync('{left}.good', 'dst', '{right}.good', '{queue}')",
-        other.name
+        other.name, bed.right.password
     ));
     let mut client = writer(&bed);
     run(
@@ -98,14 +96,14 @@ fn owners_whose_commits_alternate_are_drained_together() {
     );
     assert!(deal(&bed, "40"));
     assert_eq!(queued(&bed), 60, "the oldest 40 of both");
-    assert_eq!((same_first(&bed, "good"), same_first(&bed, "mine")), (20, 20));
+    assert_eq!((rows_of(&bed, "good"), rows_of(&bed, "mine")), (20, 20));
     assert!(deal(&bed, "1000"));
     assert_eq!(queued(&bed), 0);
     same(&bed, "good");
     same(&bed, "mine");
 }
 
-fn same_first(bed: &Testbed, name: &str) -> usize {
+fn rows_of(bed: &Testbed, name: &str) -> usize {
     table(&bed.right, name).len()
 }
 
@@ -116,15 +114,18 @@ fn what_refers_to_another_owners_rows_comes_after_them() {
     let queue = r#"{"mode": "queue"}"#;
     bed.right.exec("alter table mine add foreign key (id) references good (id)");
     bed.left.exec_superuser(&format!(
-        "alter user mapping for {} server dst options (set password '{right}');
+        "alter user mapping for {} server dst options (set password '{}');
          select detach_sync('{left}.mine', 'dst'), detach_sync('{left}.good', 'dst');
          select attach_sync('{left}.mine', 'dst', '{right}.mine', '{queue}'),
                 attach_sync('{left}.good', 'dst', '{right}.good', '{queue}')",
-        other.name
+        other.name, bed.right.password
     ));
     let mut client = writer(&bed);
     for id in 1..=3 {
-        run(&mut client, &format!("insert into good values ({id}); insert into mine values ({id})"));
+        run(
+            &mut client,
+            &format!("insert into good values ({id}); insert into mine values ({id})"),
+        );
     }
     // The second drain finds the first one's rows committed; nobody is to blame.
     for _ in 0..3 {
