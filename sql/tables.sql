@@ -30,17 +30,22 @@ CREATE TABLE @extschema@.sync_queue (
         CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'failed', 'waiting'])),
     waits_for bigint,
     blocks bigint[],
-    times_aside integer NOT NULL DEFAULT 0
+    times_aside integer NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz
 );
 COMMENT ON TABLE @extschema@.sync_queue IS 'changes not yet delivered; see the view sync_err_rec';
 COMMENT ON COLUMN @extschema@.sync_queue.status IS
     'pending; failed: set aside; waiting: behind the record that waits_for names';
 COMMENT ON COLUMN @extschema@.sync_queue.blocks IS
     'hashes of what a record that is set aside or waits has touched: later changes that meet one wait';
-CREATE INDEX sync_queue_pending ON @extschema@.sync_queue (dst_server, id)
+COMMENT ON COLUMN @extschema@.sync_queue.next_attempt_at IS
+    'failed over something that may pass by itself: when it is tried again';
+CREATE INDEX sync_queue_pending ON @extschema@.sync_queue (dst_server, owner, id)
     WHERE status OPERATOR(pg_catalog.=) 'pending';
 CREATE INDEX sync_queue_aside ON @extschema@.sync_queue (dst_server, status, id)
     WHERE status OPERATOR(pg_catalog.<>) 'pending';
+CREATE INDEX sync_queue_retries ON @extschema@.sync_queue (dst_server, next_attempt_at)
+    WHERE status OPERATOR(pg_catalog.=) 'failed' AND next_attempt_at IS NOT NULL;
 CREATE INDEX sync_queue_waiting ON @extschema@.sync_queue (dst_server, waits_for, id)
     WHERE status OPERATOR(pg_catalog.=) 'waiting';
 CREATE INDEX sync_queue_blocks ON @extschema@.sync_queue USING gin (blocks) WITH (fastupdate = off)
@@ -62,6 +67,19 @@ CREATE TABLE @extschema@.sync_server_state (
 );
 COMMENT ON TABLE @extschema@.sync_server_state IS
     'what the attempts to replay changes came to, by server; failures are those since the last success';
+
+CREATE TABLE @extschema@.sync_owner_state (
+    dst_server text NOT NULL,
+    owner pg_catalog.regrole NOT NULL,
+    failures integer NOT NULL DEFAULT 0,
+    last_error text,
+    last_sqlstate text,
+    last_error_at timestamptz,
+    next_attempt_at timestamptz,
+    CONSTRAINT sync_owner_state_pkey PRIMARY KEY (dst_server, owner)
+);
+COMMENT ON TABLE @extschema@.sync_owner_state IS
+    'owners whose records a server does not take while it takes others'', until all of theirs are there';
 
 CREATE TABLE @extschema@.sync_lost_session (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_lost_session_pkey PRIMARY KEY,
@@ -154,6 +172,9 @@ ALTER TABLE @extschema@.sync_queue ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_server_state
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_server_state ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_owner_state
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_owner_state ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_lost_session
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_lost_session ENABLE REPLICA TRIGGER sync_not_replicated;

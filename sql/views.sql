@@ -7,7 +7,8 @@ CREATE VIEW @extschema@.sync_err_rec AS
                  WHERE r.id OPERATOR(pg_catalog.=) q.route_id),
                q.change::pg_catalog.text) AS dst_query,
            q.create_time, q.op, q.sqlstate, q.message, q.attempts, q.last_attempt_at, q.status,
-           q.constraint_name, q.waits_for
+           q.constraint_name, q.waits_for,
+           CASE WHEN q.status OPERATOR(pg_catalog.=) 'failed' THEN q.next_attempt_at END AS next_attempt_at
       FROM @extschema@.sync_queue q;
 COMMENT ON VIEW @extschema@.sync_err_rec IS
     'changes not yet delivered, oldest first by id; deleting a row discards the change';
@@ -20,11 +21,12 @@ CREATE VIEW @extschema@.sync_status AS
            q.oldest,
            e.message AS last_error,
            e.sqlstate AS last_sqlstate,
-           GREATEST(e.last_attempt_at, a.last_error_at, a.last_success_at, c.last_success)
+           GREATEST(e.last_attempt_at, a.last_error_at, o.last_error_at, a.last_success_at, c.last_success)
                AS last_attempt_at,
            GREATEST(a.last_success_at, c.last_success) AS last_success_at,
-           a.next_attempt_at,
-           COALESCE(a.failures, 0) AS consecutive_failures,
+           LEAST(a.next_attempt_at, o.next_attempt_at, q.next_attempt_at) AS next_attempt_at,
+           GREATEST(a.failures, o.failures, 0) AS consecutive_failures,
+           o.blocked,
            l.sessions AS lost_sessions,
            EXISTS (SELECT FROM @extschema@.sync_connections() c
                     WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected,
@@ -38,19 +40,40 @@ CREATE VIEW @extschema@.sync_status AS
                   pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'failed') AS failed,
                   pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'waiting') AS waiting,
                   pg_catalog.min(q.create_time) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'pending') AS oldest,
-                  pg_catalog.max(q.last_attempt_at) AS last_attempt_at
+                  pg_catalog.max(q.last_attempt_at) AS last_attempt_at,
+                  pg_catalog.min(q.next_attempt_at) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'failed') AS next_attempt_at
              FROM @extschema@.sync_queue q GROUP BY q.dst_server) q
         ON q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
       LEFT JOIN @extschema@.sync_server_state a
         ON a.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
       LEFT JOIN LATERAL (
+           SELECT pg_catalog.string_agg(pg_catalog.format('owner %s: %s %s', w.owner, w.last_sqlstate, w.last_error),
+                      E'\n' ORDER BY w.last_error_at) AS blocked,
+                  pg_catalog.max(w.failures) AS failures,
+                  pg_catalog.min(w.next_attempt_at) AS next_attempt_at,
+                  pg_catalog.max(w.last_error_at) AS last_error_at
+             FROM @extschema@.sync_owner_state w
+            WHERE w.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+              AND w.failures OPERATOR(pg_catalog.>) 0
+              AND (EXISTS (SELECT FROM @extschema@.sync_queue r
+                            WHERE r.dst_server OPERATOR(pg_catalog.=) w.dst_server
+                              AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid
+                              AND r.status OPERATOR(pg_catalog.=) 'pending')
+                   OR EXISTS (SELECT FROM @extschema@.sync_lost_session r
+                               WHERE r.dst_server OPERATOR(pg_catalog.=) w.dst_server
+                                 AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid))) o ON true
+      LEFT JOIN LATERAL (
            SELECT f.message, f.sqlstate, f.last_attempt_at FROM (
-             SELECT r.message, r.sqlstate, r.last_attempt_at
+             SELECT pg_catalog.format('change %s of %s.%s: %s', r.id, r.nsp_name, r.table_name, r.message) AS message, r.sqlstate, r.last_attempt_at
                FROM @extschema@.sync_queue r
               WHERE r.dst_server OPERATOR(pg_catalog.=) q.dst_server
                 AND r.last_attempt_at OPERATOR(pg_catalog.=) q.last_attempt_at
              UNION ALL SELECT a.last_error, a.last_sqlstate, a.last_error_at
-              WHERE a.last_error_at IS NOT NULL) f
+              WHERE a.last_error_at IS NOT NULL
+             UNION ALL SELECT pg_catalog.format('owner %s: %s', w.owner, w.last_error), w.last_sqlstate, w.last_error_at
+               FROM @extschema@.sync_owner_state w
+              WHERE w.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+                AND w.failures OPERATOR(pg_catalog.>) 0) f
             ORDER BY f.last_attempt_at DESC LIMIT 1) e ON true
       LEFT JOIN LATERAL (
            SELECT pg_catalog.count(*) AS sessions
@@ -74,6 +97,8 @@ CREATE VIEW @extschema@.sync_status AS
                            OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 COMMENT ON VIEW @extschema@.sync_status IS
     'a row per server that triggers send to or changes wait for';
+COMMENT ON COLUMN @extschema@.sync_status.blocked IS
+    'owners whose changes wait because the server does not take theirs, and why; others'' do not wait for them';
 COMMENT ON COLUMN @extschema@.sync_status.worker IS
     'the database''s worker: running; idle: started when something is queued; no slot; stopped; none: start_sync_worker()';
 

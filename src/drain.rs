@@ -13,7 +13,7 @@ mod batch;
 mod met;
 mod replay;
 
-use self::batch::Batch;
+use self::batch::{Batch, Trial};
 use self::replay::Replay;
 use crate::conflict::Tally;
 use crate::connect::release;
@@ -26,6 +26,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Home;
 use crate::pg::{Oid, interrupt, lock, report};
 use crate::queue::claim::Claims;
+use crate::queue::lanes::{self, Lane};
 use crate::queue::{self, aside, state};
 use crate::transaction::{self, Drained};
 use crate::versions;
@@ -35,6 +36,15 @@ use std::time::Duration;
 /// Records set aside in one call, after which it leaves the rest for the next: each costs several
 /// exchanges.
 const MAX_ASIDE: usize = 100;
+
+/// So many attempts in a row stop at a failure that may pass by itself. Then the record that fails is looked
+/// for, and set aside until its own next attempt.
+const PATIENT_TRIES: u32 = 3;
+
+/// Records in a batch, at most, while such a record is looked for: each trial may take as long as a lock is
+/// waited for. Once twice as many attempts have failed, records are tried one by one: a connection that is given
+/// up over one takes the others' changes with it.
+const ISOLATED: i64 = 64;
 
 /// Records that a retry applies along, at most: the one retried and what waited behind it.
 const RETRY_LIMIT: i64 = 10_000;
@@ -91,18 +101,26 @@ pub fn retry(home: &Home, id: i64) -> Result<bool> {
 fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -> Result<bool> {
     transaction::note_drain();
     let mut all_well = true;
-    let mut waiting: Vec<(Drain<'_>, Part)> = Vec::new();
+    let mut drains: Vec<Drain<'_>> = Vec::new();
     let mut links: Vec<Link<'static>> = Vec::new();
+    // For each link, its drain and its place there.
+    let mut places: Vec<(usize, usize)> = Vec::new();
     for name in servers {
-        let drain = Drain { home, server_name: name, limit, with_failed };
-        match drain.begin() {
-            Ok(None) => {}
-            Ok(Some((part, link))) => {
-                waiting.push((drain, part));
-                links.push(link);
+        let mut drain = Drain::new(home, name, limit, with_failed);
+        let begun = drain.begin().and_then(|_| drain.open(None));
+        match begun {
+            Ok(opened) => {
+                for (at, link) in opened {
+                    links.push(link);
+                    places.push((drains.len(), at));
+                }
             }
             Err(error) => all_well = drain.stopped(&error)?,
         }
+        if !drain.lanes.is_empty() && !drain.is_connecting() {
+            all_well &= drain.serve()?.is_well();
+        }
+        drains.push(drain);
     }
     while !links.is_empty() {
         // Over a session that was kept, a link is up from the start.
@@ -112,11 +130,12 @@ fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -
         }
         while let Some(at) = links.iter().position(Link::is_done) {
             let link = links.swap_remove(at);
-            let (drain, part) = waiting.swap_remove(at);
-            all_well &= match drain.serve(link, part)? {
-                Served { stop: Some(error), .. } => drain.stopped(&error)?,
-                Served { aside, .. } => aside.is_empty(),
-            };
+            let (drain, place) = places.swap_remove(at);
+            let drain = &mut drains[drain];
+            drain.arrived(place, link);
+            if !drain.is_connecting() {
+                all_well &= drain.serve()?.is_well();
+            }
         }
     }
     Ok(all_well)
@@ -134,21 +153,49 @@ pub enum Visit {
     Failed(Error),
 }
 
-/// Opens a link for a [`visit`]: over the idle session, or one that begins to connect. `None` when
-/// there is nothing to do. Within a transaction that may end before the link is up.
+/// What [`approach`] found.
+pub enum Approach {
+    /// A link for a [`visit`].
+    Link(Box<Link<'static>>),
+    /// What there is waits for its next attempt.
+    Later(Duration),
+    /// Nothing to do.
+    Nothing,
+    /// Nothing can be served, for this owner's sake.
+    Refused(Error),
+}
+
+/// Opens a link for a [`visit`]: over the idle session, or one that begins to connect. Within a transaction
+/// that may end before the link is up.
 ///
 /// # Errors
-/// Missing objects and rights; what the catalogs report.
-pub fn approach(home: &Home, server_name: &str) -> Result<Option<Link<'static>>> {
-    match account(home, server_name, false)? {
-        Some(account) => Ok(Some(Link::open(&Endpoint::resolve(home, &account)?)?)),
-        None => Ok(None),
+/// Missing objects; what the catalogs report.
+pub fn approach(home: &Home, server_name: &str) -> Result<Approach> {
+    let lanes = lanes::all(home, server_name, false)?;
+    let mut refused = None;
+    for lane in lanes.iter().filter(|lane| lane.is_due()) {
+        let link = Account::look_up(home, server_name, oid(&lane.owner)?)
+            .and_then(|account| Link::open(&Endpoint::resolve(home, &account)?));
+        match link {
+            Ok(link) => return Ok(Approach::Link(Box::new(link))),
+            Err(error) if error.is_about_owner() && server_oid(home, server_name).is_ok() => {
+                lanes::set_apart(home, server_name, &lane.owner, &error)?;
+                refused.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
     }
+    if let Some(error) = refused {
+        return Ok(Approach::Refused(error));
+    }
+    let waits = lanes.iter().filter_map(|lane| lane.apart.map(|apart| apart.wait));
+    let wait = waits.chain(aside::until_next_attempt(home, server_name)?).min();
+    Ok(wait.map_or(Approach::Nothing, Approach::Later))
 }
 
 /// Applies at most `limit` of a server's oldest records over a link that is connected or has failed
-/// to. To be followed by the end of the transaction, which commits there and here. `closed`: keeps
-/// others from queueing meanwhile, see [`handover`](crate::delivery::handover).
+/// to, and links of other owners'. To be followed by the end of the transaction, which commits there and
+/// here. `closed`: keeps others from queueing meanwhile, see [`handover`](crate::delivery::handover).
 ///
 /// # Errors
 /// What the queue reports; 55P03 when the queue could not be closed; 57014 for a request to cancel.
@@ -166,26 +213,47 @@ pub fn visit(
     if closed {
         lock::close(server);
     }
-    aside::release(home, server_name)?;
-    let server_name = server_name.to_owned();
-    let drain = Drain { home, server_name, limit, with_failed: false };
-    // Between approach and lock another session may have drained, and left another owner's records.
-    let current = account(home, &drain.server_name, false)?;
-    let (mut moved, mut done) = (true, 0);
-    if current.is_none() || current.as_ref() == Some(&link.endpoint().account) {
-        let served = drain.serve(link, Part::First)?;
-        if let Some(error) = served.stop {
-            return Ok(Visit::Failed(error));
+    let mut drain = Drain::new(home, server_name.to_owned(), limit, false);
+    drain.find_lanes()?;
+    let opened = drain.open(Some(link))?;
+    let (places, mut links): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+    // The server has just answered: others' links are up soon.
+    while !links.iter().all(Link::is_done) {
+        if drive::drive_any(&mut links) == Stop::Interrupted {
+            interrupt::check();
+            return Err(Error::Canceled);
         }
-        done = served.changes;
-        moved = done > 0 || !served.aside.is_empty();
     }
-    Ok(match queue::backlog(home, &drain.server_name)? {
-        0 => Visit::Done,
-        left if moved => Visit::More { left, done },
+    places.into_iter().zip(links).for_each(|(at, link)| drain.arrived(at, link));
+    let served = drain.serve()?;
+    if let Some(error) = served.stop {
+        return Ok(Visit::Failed(error));
+    }
+    let left = lanes::all(home, server_name, false)?;
+    let left = left.iter().filter(|lane| lane.is_served()).filter_map(|lane| lane.pending);
+    let span = left.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+    Ok(match span {
+        None => Visit::Done,
+        Some((first, last)) if served.moved => {
+            Visit::More { left: last - first + 1, done: served.changes }
+        }
         // What is there cannot be taken yet.
-        _ => Visit::Busy,
+        Some(_) => Visit::Busy,
     })
+}
+
+/// Notes that a link for a [`visit`] could not be had for this owner's sake, if that is so.
+///
+/// # Errors
+/// What writing the state reports.
+pub fn note_owner(home: &Home, server_name: &str, owner: Oid, failure: &Error) -> Result<()> {
+    if failure.is_about_owner()
+        && let Ok(server) = server_oid(home, server_name)
+        && lock::try_drain(server)
+    {
+        lanes::set_apart(home, server_name, &owner.to_u32().to_string(), failure)?;
+    }
+    Ok(())
 }
 
 /// Notes a failed attempt at a server, and when the next is planned; not while another session drains,
@@ -204,23 +272,7 @@ pub fn note(home: &Home, server_name: &str, failure: &Error, next: Duration) -> 
     state::failed(home, server_name, failure, Some(next))
 }
 
-/// The account that the oldest pending record goes over, or else the oldest lost backend, or else the
-/// oldest record that is set aside.
-fn account(home: &Home, server_name: &str, with_failed: bool) -> Result<Option<Account>> {
-    let lost = || -> Result<Option<String>> {
-        Ok(queue::lost(home, server_name)?.into_iter().next().map(|lost| lost.owner))
-    };
-    let owner = match queue::oldest_owner(home, server_name)? {
-        None => match lost()? {
-            None if with_failed => aside::oldest_owner(home, server_name)?,
-            lost => lost,
-        },
-        owner => owner,
-    };
-    owner.map(|owner| Account::look_up(home, server_name, oid(&owner)?)).transpose()
-}
-
-/// What serving one server came to.
+/// What serving one lane came to.
 #[derive(Default)]
 struct Served {
     /// Records that were set aside.
@@ -229,9 +281,31 @@ struct Served {
     stop: Option<Error>,
     /// Records that were applied.
     changes: u64,
+    /// It failed beside what was applied of other lanes and is not committed yet, which may be why: the rest is
+    /// tried again without that.
+    deferred: bool,
 }
 
-/// Serving one server, under way.
+/// What serving one server came to.
+#[derive(Default)]
+struct Turn {
+    /// Why the server takes nothing more for now.
+    stop: Option<Error>,
+    /// Something failed that is noted elsewhere.
+    failed: bool,
+    /// Records were applied or set aside.
+    moved: bool,
+    /// Records that were applied.
+    changes: u64,
+}
+
+impl Turn {
+    fn is_well(&self) -> bool {
+        self.stop.is_none() && !self.failed
+    }
+}
+
+/// Serving one lane, under way.
 struct Work {
     replay: Replay,
     served: Served,
@@ -252,6 +326,17 @@ enum Part {
     Further,
 }
 
+/// How far a lane's link is.
+enum Way {
+    Connecting,
+    /// Connected, or failed to.
+    Arrived(Box<Link<'static>>),
+    /// There is none.
+    Failed(Error),
+    /// Left out.
+    None,
+}
+
 /// One server's turn.
 struct Drain<'h> {
     home: &'h Home,
@@ -259,48 +344,180 @@ struct Drain<'h> {
     limit: i64,
     /// Try records again that were set aside, once nothing else is left.
     with_failed: bool,
+    /// By the worker.
+    is_visit: bool,
+    lanes: Vec<(Lane, Part, Way)>,
+    /// The last record that is taken of lanes that are not apart.
+    bound: i64,
+    /// Attempts at the server that have failed in a row.
+    failures: u32,
 }
 
-impl Drain<'_> {
-    /// Locks the server against other drains and opens a link to it; `None` when there is nothing
-    /// to do or another session does it.
-    fn begin(&self) -> Result<Option<(Part, Link<'static>)>> {
+impl<'h> Drain<'h> {
+    fn new(home: &'h Home, server_name: String, limit: i64, with_failed: bool) -> Self {
+        let (is_visit, lanes, bound, failures) = (false, Vec::new(), i64::MAX, 0);
+        Self { home, server_name, limit, with_failed, is_visit, lanes, bound, failures }
+    }
+
+    /// Locks the server against other drains and finds its lanes: none where another session has the lock.
+    fn begin(&mut self) -> Result<()> {
         let name = &self.server_name;
         if !lock::try_drain(server_oid(self.home, name)?) {
             report::notice(&format!("server \"{name}\" is being drained by another session"));
-            return Ok(None);
+            return Ok(());
         }
-        // Only now: what another drain has just committed is seen.
-        aside::release(self.home, name)?;
-        let Some(account) = account(self.home, name, self.with_failed)? else { return Ok(None) };
-        let endpoint = Endpoint::resolve(self.home, &account)?;
-        lost::settle(&endpoint)?;
-        // A second call in one transaction goes on where the first one left the server.
-        match transaction::take_drain(name) {
-            Some(Some(session)) if session.endpoint.account == account => {
-                Ok(Some((Part::Further, Link::over(session))))
-            }
-            Some(session) => {
-                // Records of another owner wait for the commit of these.
-                session.into_iter().for_each(|session| transaction::put_drain(name, session));
-                Ok(None)
-            }
-            None => Ok(Some((Part::First, Link::open(&endpoint)?))),
+        self.find_lanes()
+    }
+
+    /// Under the drain lock: what another drain has just committed is seen.
+    fn find_lanes(&mut self) -> Result<()> {
+        let (home, name) = (self.home, &self.server_name);
+        aside::release(home, name)?;
+        lanes::join_idle(home, name)?;
+        self.failures = state::failures(home, name)?;
+        let lanes = lanes::all(home, name, self.with_failed)?;
+        let together = lanes.iter().filter(|lane| lane.apart.is_none() && lane.pending.is_some());
+        let together: Vec<&str> = together.map(|lane| lane.owner.as_str()).collect();
+        if together.len() > 1 {
+            self.bound = lanes::bound(home, name, &together, self.limit)?;
         }
+        self.lanes = lanes.into_iter().map(|lane| (lane, Part::First, Way::None)).collect();
+        Ok(())
+    }
+
+    /// Opens the lanes' links, but for one that is there; each with its place among the lanes. A visit leaves out
+    /// what is apart and waits for its next attempt.
+    fn open(&mut self, had: Option<Link<'static>>) -> Result<Vec<(usize, Link<'static>)>> {
+        let (home, name, bound) = (self.home, &self.server_name, self.bound);
+        self.is_visit = had.is_some();
+        let (is_visit, mut had) = (self.is_visit, had);
+        let mut opened = Vec::new();
+        for (at, (lane, part, way)) in self.lanes.iter_mut().enumerate() {
+            let owner = oid(&lane.owner)?;
+            if let Some(link) = had.take_if(|link| link.endpoint().account.owner == owner) {
+                *way = Way::Connecting;
+                opened.push((at, link));
+                continue;
+            }
+            let beyond =
+                lane.apart.is_none() && lane.pending.is_some_and(|(first, _)| first > bound);
+            if is_visit && !lane.is_due() || beyond {
+                continue;
+            }
+            let link = Account::look_up(home, name, owner).and_then(|account| {
+                let endpoint = Endpoint::resolve(home, &account)?;
+                lost::settle(&endpoint)?;
+                // A second call in one transaction goes on where the first one left the server.
+                match transaction::take_drain(name, owner) {
+                    Some(Some(session)) => {
+                        *part = Part::Further;
+                        Ok(Some(Link::over(session)))
+                    }
+                    Some(None) => Ok(None),
+                    None => Link::open(&endpoint).map(Some),
+                }
+            });
+            match link {
+                Ok(Some(link)) => {
+                    *way = Way::Connecting;
+                    opened.push((at, link));
+                }
+                Ok(None) => {}
+                Err(error) => *way = Way::Failed(error),
+            }
+        }
+        // Another session has drained it meanwhile.
+        if let Some(session) = had.filter(Link::is_up).and_then(Link::into_session) {
+            session::put_back(session);
+        }
+        Ok(opened)
+    }
+
+    fn arrived(&mut self, at: usize, link: Link<'static>) {
+        self.lanes[at].2 = Way::Arrived(Box::new(link));
+    }
+
+    fn is_connecting(&self) -> bool {
+        self.lanes.iter().any(|(_, _, way)| matches!(way, Way::Connecting))
+    }
+
+    /// Serves the lanes, and notes what came of it: of an owner's trouble with its lane, of the server's with
+    /// the server.
+    fn serve(&mut self) -> Result<Turn> {
+        let (home, name) = (self.home, self.server_name.clone());
+        let mut turn = Turn::default();
+        let mut failures: Vec<(Lane, Error)> = Vec::new();
+        let mut was_there = false;
+        for (lane, part, way) in std::mem::take(&mut self.lanes) {
+            let error = match way {
+                Way::Arrived(link) => {
+                    let others = transaction::has_other_drain(&name, oid(&lane.owner)?)
+                        || turn.stop.is_some();
+                    let served = self.serve_lane(&lane, *link, part, others)?;
+                    turn.changes += served.changes;
+                    turn.moved |= served.changes > 0 || !served.aside.is_empty() || served.deferred;
+                    turn.failed |= !served.aside.is_empty();
+                    was_there |= served.stop.is_none();
+                    served.stop
+                }
+                Way::Failed(error) => Some(error),
+                Way::Connecting | Way::None => continue,
+            };
+            match error {
+                Some(error) => failures.push((lane, error)),
+                None if lane.apart.is_some() => lanes::served(home, &name, &lane.owner)?,
+                None => {}
+            }
+        }
+        // Where the server let others in, it is this one that does not get in.
+        let is_refused = |error: &Error| {
+            error.is_about_owner() || (was_there && matches!(error, Error::Connect { .. }))
+        };
+        let (refused, stopped): (Vec<_>, Vec<_>) =
+            failures.into_iter().partition(|(_, error)| is_refused(error));
+        turn.stop = stopped.into_iter().next().map(|(_, error)| error);
+        for (lane, error) in &refused {
+            lanes::set_apart(home, &name, &lane.owner, error)?;
+        }
+        if turn.stop.is_none() && was_there {
+            state::succeeded(home, &name)?;
+            turn.failed |= !refused.is_empty();
+        } else if turn.stop.is_none() {
+            turn.stop = refused.first().map(|(_, error)| error.clone());
+        }
+        if self.is_visit {
+            // The worker notes it: it knows when it comes again.
+            return Ok(turn);
+        }
+        match &turn.stop {
+            Some(error) => turn.failed |= !self.stopped(error)?,
+            None => refused.iter().for_each(|(_, error)| self.warn_stopped(error)),
+        }
+        Ok(turn)
     }
 
     /// Notes and warns that work on the server has stopped. False, for the answer.
     fn stopped(&self, error: &Error) -> Result<bool> {
         state::failed(self.home, &self.server_name, error, None)?;
         release::ask_if_refused(self.home, &self.server_name, error)?;
-        let name = &self.server_name;
-        let message = format!("changes for server \"{name}\" could not be replayed");
-        report::warn(&message, error, None);
+        self.warn_stopped(error);
         Ok(false)
     }
 
-    /// Applies what there is over a link that is connected or has failed to.
-    fn serve(&self, link: Link<'static>, part: Part) -> Result<Served> {
+    fn warn_stopped(&self, error: &Error) {
+        let name = &self.server_name;
+        report::warn(&format!("changes for server \"{name}\" could not be replayed"), error, None);
+    }
+
+    /// Applies what a lane has over a link that is connected or has failed to. `others`: changes of other lanes
+    /// are not committed yet, or were not applied though they are older.
+    fn serve_lane(
+        &self,
+        lane: &Lane,
+        link: Link<'static>,
+        part: Part,
+        others: bool,
+    ) -> Result<Served> {
         let first = part == Part::First;
         let stopped = |error| Ok(Served { stop: Some(error), ..Served::default() });
         if let Err(error) = link.result() {
@@ -315,7 +532,8 @@ impl Drain<'_> {
         let served = Served::default();
         let (applied, retried, set_aside) = (Vec::new(), Vec::new(), Tally::default());
         let mut work = Work { replay, served, applied, retried, flushed: false, set_aside };
-        self.apply(owner, &mut work)?;
+        let bound = if lane.apart.is_some() { i64::MAX } else { self.bound };
+        self.apply(owner, bound, others, &mut work)?;
         let Work { mut replay, mut served, applied, retried, flushed, set_aside } = work;
         let (home, changes) = (self.home.clone(), served.changes);
         let held_back = replay.held_back();
@@ -345,15 +563,12 @@ impl Drain<'_> {
         if let Some((id, error)) = served.aside.first() {
             self.warn_aside(*id, served.aside.len(), error);
         }
-        if served.stop.is_none() {
-            state::succeeded(self.home, &self.server_name)?;
-        }
         Ok(served)
     }
 
     /// Batch by batch. Records that were applied stay in the queue until the connection is seen to
     /// have lived through it all.
-    fn apply(&self, owner: Oid, work: &mut Work) -> Result<()> {
+    fn apply(&self, owner: Oid, bound: i64, others: bool, work: &mut Work) -> Result<()> {
         let name = &self.server_name;
         let mut left = self.limit;
         // Known before any is set aside here.
@@ -361,9 +576,27 @@ impl Drain<'_> {
             true => aside::oldest(self.home, name, owner, MAX_ASIDE)?,
             false => Vec::new(),
         };
-        let mut claims = Claims::begin(self.home, name, owner)?;
+        let mut trial = Trial {
+            isolates: self.failures >= PATIENT_TRIES,
+            beside_others: others,
+            may_pass: aside::until_next_attempt(self.home, name)?.is_some()
+                || lanes::any_apart(self.home, name)?,
+            ..Trial::default()
+        };
+        if !others {
+            let due = aside::due(self.home, name, owner, self.with_failed, MAX_ASIDE)?;
+            aside::retry(self.home, name, &due)?;
+            trial.alone = due.iter().filter_map(|id| id.parse().ok()).collect();
+            work.retried = due;
+        }
+        let at_once = match self.failures {
+            failures if failures >= 2 * PATIENT_TRIES => 1,
+            failures if failures >= PATIENT_TRIES => ISOLATED,
+            _ => i64::MAX,
+        };
+        let mut claims = Claims::begin(self.home, name, owner, bound)?;
         while left > 0 && work.served.stop.is_none() && work.served.aside.len() < MAX_ASIDE {
-            let units = claims.next(left)?;
+            let units = claims.next(left.min(at_once))?;
             if units.is_empty() {
                 // What waited for records that were applied; then those set aside before.
                 queue::remove(self.home, &std::mem::take(&mut work.applied))?;
@@ -374,21 +607,25 @@ impl Drain<'_> {
                         break;
                     }
                     aside::retry(self.home, name, &again)?;
-                    work.retried = std::mem::take(&mut again);
+                    work.retried.append(&mut again);
                 }
-                claims = Claims::begin(self.home, name, owner)?;
+                claims = Claims::begin(self.home, name, owner, bound)?;
                 continue;
             }
             left -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
             let budget = MAX_ASIDE - work.served.aside.len();
-            let mut batch = Batch::new(self.home, name, units, budget)?;
-            batch.apply(&mut work.replay, &mut claims, left)?;
+            let mut batch = Batch::new(self.home, name, owner, units, budget, &mut trial)?;
+            batch.apply(&mut work.replay, &mut claims, left.min(at_once))?;
             let outcome = batch.settle()?;
             work.served.changes += outcome.applied.len() as u64;
             work.applied.extend(outcome.applied);
             work.served.aside.extend(outcome.aside);
             work.set_aside.merge(outcome.conflicts);
             work.served.stop = outcome.stop;
+            work.served.deferred = outcome.deferred;
+            if outcome.deferred {
+                break;
+            }
         }
         Ok(())
     }
@@ -407,24 +644,15 @@ impl Drain<'_> {
         report::warn(&message, error, Some(hint));
     }
 
-    /// Before anything is applied: the backends of connections lost in doubt must be gone.
-    fn settle_lost(&self, link: Link<'static>) -> Result<Link<'static>> {
+    /// Before anything is applied: the owner's backends of connections lost in doubt must be gone.
+    fn settle_lost(&self, mut link: Link<'static>) -> Result<Link<'static>> {
         let mine = link.endpoint().account.owner.to_u32().to_string();
-        let lost = queue::lost(self.home, &self.server_name)?;
-        let mut link = Some(link);
-        for one in &lost {
+        for one in queue::lost(self.home, &self.server_name)? {
             if one.owner == mine {
-                let current = link.take().ok_or_else(|| Error::internal("link is gone"))?;
-                link = Some(lost::end(current, &one.session)?);
-            } else {
-                // Another owner's backend can only be ended over that owner's connection.
-                let account = Account::look_up(self.home, &self.server_name, oid(&one.owner)?)?;
-                let endpoint = Endpoint::resolve(self.home, &account)?;
-                let other = lost::end(Link::open(&endpoint)?, &one.session)?;
-                other.into_session().into_iter().for_each(session::put_back);
+                link = lost::end(link, &one.session)?;
+                queue::forget_lost(self.home, &one)?;
             }
-            queue::forget_lost(self.home, one)?;
         }
-        link.ok_or_else(|| Error::internal("link is gone"))
+        Ok(link)
     }
 }

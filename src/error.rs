@@ -23,6 +23,7 @@ impl SqlState {
     pub const DATATYPE_MISMATCH: Self = Self::new("42804");
     pub const FDW_INVALID_OPTION: Self = Self::new("HV00D");
     pub const FEATURE_NOT_SUPPORTED: Self = Self::new("0A000");
+    pub const FOREIGN_KEY_VIOLATION: Self = Self::new("23503");
     pub const INSUFFICIENT_PRIVILEGE: Self = Self::new("42501");
     pub const INVALID_PARAMETER: Self = Self::new("22023");
     pub const INVALID_TEXT: Self = Self::new("22P02");
@@ -76,14 +77,12 @@ impl SqlState {
         Self(std::array::from_fn(|i| (((code >> (6 * i)) & 0x3f) as u8) + b'0'))
     }
 
-    /// Whether a failure with this state says something about the moment and not about the change:
-    /// connections (class 08 except 08P01), resources (class 53), serialization and deadlock,
-    /// lock timeout, shutdown. Trying again later may succeed without anyone changing anything.
-    pub fn is_transient(&self) -> bool {
-        let s = self.as_str();
-        (s.starts_with("08") && *self != Self::PROTOCOL_VIOLATION)
-            || s.starts_with("53")
-            || matches!(s, "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03")
+    /// What a failure with this state, of a statement on a server that is otherwise there, says of the change:
+    /// see [`Outlook`] and [`OUTLOOKS`]. What is in no row is the change's own fault.
+    pub fn outlook(&self) -> Outlook {
+        let state = self.as_str();
+        let row = OUTLOOKS.iter().find(|row| state.starts_with(row.0));
+        row.map_or(Outlook::Lasts, |row| row.1)
     }
 
     /// Whether a failure with this state concerns the whole table and not the one row: missing or
@@ -124,6 +123,45 @@ impl SqlState {
         }
     }
 }
+
+/// Whether a failure can pass by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// The server cannot take any change for now, and no record is to blame.
+    Away,
+    /// It may pass, or it may come of the one change: tried a few times, then that change by itself.
+    Passes,
+    /// It lasts until a person removes the cause.
+    Lasts,
+}
+
+/// SQLSTATEs and classes of them, the first that fits counts. Whoever ends the session itself (25P03, 25P04,
+/// 57P05 and shutdowns) closes the connection, which is away whatever the state.
+const OUTLOOKS: [(&str, Outlook, &str); 19] = [
+    ("08P01", Outlook::Lasts, "a message that one side does not understand it never will"),
+    ("08", Outlook::Passes, "a connection that a function there makes, to a third server"),
+    ("25006", Outlook::Away, "a standby, or a server that is read-only for a while"),
+    ("25P03", Outlook::Passes, "a session that was ended for being idle: the next one is not"),
+    ("25P04", Outlook::Passes, "a transaction that took too long: the next one is smaller"),
+    ("40002", Outlook::Lasts, "a constraint, which looks at the rows"),
+    (
+        "40",
+        Outlook::Passes,
+        "serialization failures and deadlocks, which depend on who else is there",
+    ),
+    ("53", Outlook::Passes, "disk, memory and connections come back"),
+    ("55006", Outlook::Passes, "an object in use, by a DDL command for one, is let go"),
+    ("55P03", Outlook::Passes, "a lock is released"),
+    ("57014", Outlook::Passes, "canceled by an administrator, or too slow this time"),
+    ("57P01", Outlook::Passes, "a shutdown that a function there met on a third server"),
+    ("57P02", Outlook::Passes, "a crash there, as above"),
+    ("57P03", Outlook::Passes, "a start there, as above"),
+    ("57P05", Outlook::Passes, "an idle session there, as above"),
+    ("58P", Outlook::Lasts, "a file that is missing or doubled does not come by itself"),
+    ("58", Outlook::Passes, "errors of the operating system and of input and output"),
+    ("72000", Outlook::Passes, "a snapshot that was too old: the next one is new"),
+    ("HV00N", Outlook::Passes, "a foreign server of a function there that cannot be reached"),
+];
 
 impl fmt::Display for SqlState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -336,9 +374,38 @@ impl Error {
             Self::Connect { .. } | Self::Lost { .. } | Self::InDoubt { .. } => true,
             Self::Timeout { .. } | Self::Canceled | Self::Pending { .. } => true,
             Self::Lingering { .. } => true,
-            // A cancelled statement ran into our own statement_timeout or into an administrator.
-            Self::Remote(e) => e.sqlstate.is_transient() || e.sqlstate == SqlState::QUERY_CANCELED,
+            Self::Remote(e) => e.sqlstate.outlook() != Outlook::Lasts,
             Self::Local { .. } => false,
+        }
+    }
+
+    /// Whether no change can be applied for now, and none is to blame. Timeouts are not: a single change may
+    /// always take too long.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Remote(e) => e.sqlstate.outlook() == Outlook::Away,
+            Self::Timeout { .. } => false,
+            _ => self.is_transient(),
+        }
+    }
+
+    /// Whether it is about the role for which a connection is made, and not about the server: its password,
+    /// mapping, rights, or a session of its own that may still commit.
+    pub fn is_about_owner(&self) -> bool {
+        let state = self.sqlstate();
+        match self {
+            Self::Connect { .. } => {
+                state.as_str().starts_with("28") || state == SqlState::INSUFFICIENT_PRIVILEGE
+            }
+            Self::Lingering { .. } => true,
+            Self::Local { .. } => [
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                SqlState::UNDEFINED_OBJECT,
+                SqlState::PASSWORD_REQUIRED,
+                SqlState::FDW_INVALID_OPTION,
+            ]
+            .contains(&state),
+            _ => false,
         }
     }
 
@@ -386,19 +453,63 @@ mod tests {
     }
 
     #[test]
-    fn tells_transient_states_from_permanent_ones() {
-        for state in [
-            "08000", "08001", "08003", "08006", "08007", "40001", "40P01", "53000", "53100",
-            "53200", "53300", "55P03", "57P01", "57P02", "57P03",
-        ] {
-            assert!(SqlState::new(state).is_transient(), "{state}");
+    fn every_state_says_whether_it_can_pass_by_itself() {
+        let all = |outlook: Outlook, states: &[&str]| {
+            for state in states {
+                assert_eq!(SqlState::new(state).outlook(), outlook, "{state}");
+            }
+        };
+        all(Outlook::Away, &["25006"]);
+        all(
+            Outlook::Passes,
+            &[
+                "08000", "08001", "08003", "08004", "08006", "08007", "25P03", "25P04", "40000",
+                "40001", "40003", "40P01", "53000", "53100", "53200", "53300", "53400", "55006",
+                "55P03", "57014", "57P01", "57P02", "57P03", "57P05", "58000", "58030", "72000",
+                "HV00N",
+            ],
+        );
+        all(
+            Outlook::Lasts,
+            &[
+                "03000", "08P01", "09000", "0A000", "0B000", "0LP01", "0P000", "21000", "22001",
+                "23502", "23503", "23505", "23514", "23P01", "25000", "25001", "25P01", "25P02",
+                "26000", "27000", "28000", "28P01", "2BP01", "2F003", "34000", "38000", "39P01",
+                "3B001", "3D000", "3F000", "40002", "42501", "42601", "42703", "42P01", "44000",
+                "54000", "54001", "55000", "55P02", "55P04", "57000", "57P04", "58P01", "58P02",
+                "F0000", "HV000", "P0001", "P0002", "P0004", "XX000", "XX001", "XX002",
+            ],
+        );
+    }
+
+    #[test]
+    fn every_row_of_the_table_counts_and_has_its_reason() {
+        for (at, (prefix, outlook, reason)) in OUTLOOKS.iter().enumerate() {
+            assert!(!reason.is_empty(), "{prefix}");
+            let before = &OUTLOOKS[..at];
+            assert!(!before.iter().any(|row| prefix.starts_with(row.0)), "{prefix} is hidden");
+            let general = OUTLOOKS[at + 1..].iter().find(|row| prefix.starts_with(row.0));
+            assert_ne!(
+                general.map_or(Outlook::Lasts, |row| row.1),
+                *outlook,
+                "{prefix} is needless"
+            );
         }
-        for state in [
-            "08P01", "23505", "23503", "42P01", "42703", "22001", "40002", "57014", "28P01",
-            "55000", "XX000",
-        ] {
-            assert!(!SqlState::new(state).is_transient(), "{state}");
-        }
+    }
+
+    #[test]
+    fn an_owners_failure_is_not_the_servers() {
+        let connect = |state: &str| Error::Connect {
+            server: "dst".into(),
+            sqlstate: SqlState::new(state),
+            reason: String::new(),
+        };
+        assert!(connect("28P01").is_about_owner() && connect("42501").is_about_owner());
+        assert!(!connect("08001").is_about_owner() && !connect("53300").is_about_owner());
+        assert!(connect("08001").is_away() && !remote("55P03", None).is_away());
+        assert!(remote("25006", None).is_away() && remote("25006", None).is_transient());
+        assert!(Error::local(SqlState::UNDEFINED_OBJECT, "no mapping").is_about_owner());
+        assert!(!remote("42501", None).is_about_owner());
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod aside;
 pub mod claim;
 mod enqueue;
 pub mod footprint;
+pub mod lanes;
 pub mod state;
 
 pub use self::enqueue::enqueue;
@@ -21,6 +22,7 @@ use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
 use crate::change::{Change, Route};
 use crate::connect::lost_session::LostSession;
+use crate::delivery::endpoint::Account;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
 use crate::pg::lookup::{self, Place, Status};
@@ -85,7 +87,12 @@ pub enum Way {
 pub fn way(set: &ChangeSet) -> Result<Way> {
     match standing(&set.home, &set.account.server_name)? {
         Standing::Free => return Ok(Way::Free),
-        Standing::Pending => return Ok(Way::Pending),
+        Standing::Pending => {
+            let owner = set.account.owner.to_u32().to_string();
+            if lanes::must_wait(&set.home, &set.account.server_name, &owner)? {
+                return Ok(Way::Pending);
+            }
+        }
         Standing::Aside => {}
     }
     let mut checks = Vec::new();
@@ -96,7 +103,8 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
     checks.sort_unstable();
     checks.dedup();
     let mut blockers = Blockers::default();
-    let pending = blockers.load(&set.home, &set.account.server_name, &checks)?;
+    let Account { server_name, owner, .. } = &set.account;
+    let pending = blockers.load(&set.home, server_name, *owner, &checks)?;
     Ok(match (pending, blockers.is_empty()) {
         (true, _) => Way::Pending,
         (false, true) => Way::Free,
@@ -159,46 +167,6 @@ fn micros(time: &str) -> String {
     format!("(pg_catalog.extract('epoch', {time}) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8")
 }
 
-/// The owner of a server's oldest record that can be sent, as text. Locks nothing.
-///
-/// # Errors
-/// What reading the queue reports.
-pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
-    let queue = format!("{}.sync_queue", ident(&home.schema));
-    let sql = format!(
-        "SELECT owner FROM ((SELECT q.owner::pg_catalog.oid, q.id FROM {queue} q \
-              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-                AND q.status OPERATOR(pg_catalog.=) 'pending' ORDER BY q.id LIMIT 1) \
-           UNION ALL (SELECT q.owner::pg_catalog.oid, q.id FROM {queue} q \
-              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-                AND q.status OPERATOR(pg_catalog.=) 'waiting' \
-                AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) \
-              ORDER BY q.id LIMIT 1)) AS s(owner, id) ORDER BY id LIMIT 1",
-        aside::released(&queue, "$1")
-    );
-    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
-    Ok(row.and_then(|mut row| row.pop()).flatten())
-}
-
-/// About how many records are pending for a server: the span of their ids, 0 only if there are none.
-///
-/// # Errors
-/// What reading the queue reports.
-pub fn backlog(home: &Home, server_name: &str) -> Result<i64> {
-    let pending = format!(
-        "FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-         AND status OPERATOR(pg_catalog.=) 'pending'",
-        ident(&home.schema)
-    );
-    let sql = format!(
-        "SELECT COALESCE((SELECT id {pending} ORDER BY id DESC LIMIT 1) OPERATOR(pg_catalog.-) \
-           (SELECT id {pending} ORDER BY id LIMIT 1) OPERATOR(pg_catalog.+) 1, 0)"
-    );
-    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
-    let count = required(&mut row.unwrap_or_default(), 0)?;
-    count.parse().map_err(|_| Error::internal("malformed number"))
-}
-
 /// Whether any record names this server.
 ///
 /// # Errors
@@ -234,8 +202,8 @@ pub fn remove(home: &Home, ids: &[i64]) -> Result<()> {
     Ok(())
 }
 
-/// Servers with anything to do: pending records, records that need not wait any more, lost backends;
-/// and, if asked for, records that are set aside.
+/// Servers with anything to do: pending records, records that need not wait any more, lost backends, records
+/// set aside that are tried again by themselves; and, if asked for, others that are set aside.
 ///
 /// # Errors
 /// What reading the queue reports.
@@ -256,7 +224,10 @@ pub fn servers(home: &Home, with_failed: bool) -> Result<Vec<String>> {
         "WITH RECURSIVE {}, {} \
          SELECT server FROM pending WHERE server IS NOT NULL \
          UNION SELECT server FROM aside WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
-           OR EXISTS ({})) \
+           OR EXISTS ({}) OR EXISTS (SELECT FROM {queue} q \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) aside.server \
+               AND q.status OPERATOR(pg_catalog.=) 'failed' \
+               AND q.next_attempt_at IS NOT NULL)) \
          UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
         hops("pending", "="),
         hops("aside", "<>"),

@@ -30,6 +30,8 @@ pub struct Drained {
 /// A remote transaction with drained records applied, to be committed with the local one.
 pub struct OpenDrain {
     pub server_name: String,
+    /// Whose records they are.
+    pub owner: Oid,
     /// `None` after it was lost, or a part of it was rolled back with a savepoint: the rest went with it.
     pub session: Option<Session>,
     pub drained: Drained,
@@ -141,22 +143,30 @@ pub fn take_all() -> Work {
     WORK.with_borrow_mut(std::mem::take)
 }
 
-/// Takes the session of a server's open drain, to go on with it; `Some(None)` when it is lost. The drain
-/// itself stays here: if its session never comes back, the transaction cannot be committed.
-pub fn take_drain(server_name: &str) -> Option<Option<Session>> {
+/// Takes the session of an open drain of an owner's records, to go on with it; `Some(None)` when it is lost. The
+/// drain itself stays here: if its session never comes back, the transaction cannot be committed.
+pub fn take_drain(server_name: &str, owner: Oid) -> Option<Option<Session>> {
     WORK.with_borrow_mut(|work| {
-        let drain = work.drains.iter_mut().find(|d| d.server_name == server_name)?;
+        let is = |d: &&mut OpenDrain| d.server_name == server_name && d.owner == owner;
+        let drain = work.drains.iter_mut().find(is)?;
         Some(drain.session.take())
     })
+}
+
+/// Whether a drain of this server's that is not this owner's is open.
+pub fn has_other_drain(server_name: &str, owner: Oid) -> bool {
+    let is = |drain: &OpenDrain| drain.server_name == server_name && drain.owner != owner;
+    WORK.with_borrow(|work| work.drains.iter().any(is))
 }
 
 /// Keeps a drain's remote transaction, which has applied so much more, until the local one ends.
 pub fn keep_drain(server_name: &str, session: Session, more: Drained) {
     listen();
     let current = context::subtransaction();
+    let owner = session.endpoint.account.owner;
     WORK.with_borrow_mut(|work| {
-        let at = work.drains.iter().position(|d| d.server_name == server_name);
-        let drain = match at {
+        let is = |d: &OpenDrain| d.server_name == server_name && d.owner == owner;
+        let drain = match work.drains.iter().position(is) {
             Some(at) => {
                 let drain = &mut work.drains[at];
                 drain.drained.changes += more.changes;
@@ -165,24 +175,14 @@ pub fn keep_drain(server_name: &str, session: Session, more: Drained) {
             }
             None => {
                 let (server_name, subtransactions) = (server_name.to_owned(), Vec::new());
-                let drain =
-                    OpenDrain { server_name, session: None, drained: more, subtransactions };
+                let (session, drained) = (None, more);
+                let drain = OpenDrain { server_name, owner, session, drained, subtransactions };
                 work.drains.push_mut(drain)
             }
         };
         drain.session = Some(session);
         if drain.subtransactions.last() != Some(&current) {
             drain.subtransactions.push(current);
-        }
-    });
-}
-
-/// Puts back what [`take_drain`] gave, untouched.
-pub fn put_drain(server_name: &str, session: Session) {
-    WORK.with_borrow_mut(|work| {
-        let drain = work.drains.iter_mut().find(|d| d.server_name == server_name);
-        if let Some(drain) = drain {
-            drain.session = Some(session);
         }
     });
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::{context, interrupt, lock, report, wal};
 use crate::queue::aside::Blockers;
-use crate::queue::{self, Way};
+use crate::queue::{self, Way, lanes};
 use crate::transaction::{self, Drained, OpenDrain, Work};
 use crate::{conflicts, loops, stats};
 use std::rc::Rc;
@@ -252,6 +252,11 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     queued.sort_by_key(|queued| std::ptr::from_ref(queued.set));
     for Queued { set, reason, lost, behind } in queued {
         queue::enqueue(set, reason.as_ref(), behind)?;
+        if let Some(reason) = reason.filter(Error::is_about_owner) {
+            let Account { server_name, owner, .. } = &set.account;
+            let _writable = context::Writable::new();
+            lanes::note_refused(&set.home, server_name, &owner.to_u32().to_string(), &reason)?;
+        }
         if let Some(lost) = lost {
             queue::remember_lost(set, &lost)?;
         }

@@ -6,14 +6,16 @@
 
 use super::met::conflict_of;
 use super::replay::Replay;
+use crate::change::Relation;
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
 use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
 use crate::pg::spi::Home;
 use crate::queue::aside::{self, Blockers, Waiting};
 use crate::queue::claim::{BATCH, Claims, Unit};
 use crate::queue::footprint::Footprint;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What becomes of a unit.
 enum Fate {
@@ -37,10 +39,34 @@ struct Guilty {
 /// Units of a source transaction that are suspected one by one.
 const MAX_SUSPECTS: usize = 4;
 
+/// How records are tried, and what the batches of a lane have met so far.
+#[derive(Default)]
+pub struct Trial {
+    /// A record that fails over something that may pass by itself is set aside, too.
+    pub isolates: bool,
+    /// Records that were set aside over such a thing: each is tried by itself.
+    pub alone: HashSet<i64>,
+    /// What fails may do so over other lanes' changes, which are not committed or applied yet.
+    pub beside_others: bool,
+    /// Records are apart or set aside that may be applied later by themselves: what refers to their rows can
+    /// wait for that.
+    pub may_pass: bool,
+    /// Targets of records that were set aside over something that may pass by itself.
+    pub busy: Vec<Relation>,
+}
+
+/// Records set aside over something that may pass by itself in one turn: each may take as long as a lock is
+/// waited for.
+const MAX_BUSY: usize = 4;
+
 /// See the module's head.
 pub struct Batch<'h> {
     home: &'h Home,
     server_name: &'h str,
+    owner: Oid,
+    trial: &'h mut Trial,
+    /// Units whose tables are at fault, whatever the failure says.
+    whole_tables: HashSet<usize>,
     units: Vec<Unit>,
     fates: Vec<Fate>,
     /// Marks of older records that are set aside or wait, and of those in the batch.
@@ -51,6 +77,8 @@ pub struct Batch<'h> {
     budget: usize,
     /// Why nothing more is tried on the server.
     stop: Option<Error>,
+    /// It failed beside other lanes' changes.
+    deferred: bool,
 }
 
 /// What a batch came to.
@@ -63,6 +91,8 @@ pub struct Outcome {
     pub conflicts: Tally,
     /// Why nothing more is to be tried on the server.
     pub stop: Option<Error>,
+    /// Nothing more is to be tried before other lanes' changes are committed.
+    pub deferred: bool,
 }
 
 impl<'h> Batch<'h> {
@@ -73,19 +103,25 @@ impl<'h> Batch<'h> {
     pub fn new(
         home: &'h Home,
         server_name: &'h str,
+        owner: Oid,
         units: Vec<Unit>,
         budget: usize,
+        trial: &'h mut Trial,
     ) -> Result<Self> {
         let has_aside = aside::exist(home, server_name)?;
         let mut batch = Self {
             home,
             server_name,
+            owner,
+            trial,
+            whole_tables: HashSet::new(),
             units: Vec::new(),
             fates: Vec::new(),
             blockers: Blockers::default(),
             has_aside,
             budget,
             stop: None,
+            deferred: false,
         };
         batch.add(units)?;
         Ok(batch)
@@ -97,7 +133,7 @@ impl<'h> Batch<'h> {
                 units.iter().flat_map(|unit| unit.footprint().checks).collect();
             checks.sort_unstable();
             checks.dedup();
-            self.blockers.load(self.home, self.server_name, &checks)?;
+            self.blockers.load(self.home, self.server_name, self.owner, &checks)?;
         }
         self.fates.extend(units.iter().map(|_| Fate::Open));
         self.units.extend(units);
@@ -115,23 +151,88 @@ impl<'h> Batch<'h> {
         if open.is_empty() {
             return Ok(());
         }
+        let is_alone = |at: &usize| self.trial.alone.contains(&self.units[*at].id());
+        let alone: Vec<usize> = open.iter().copied().filter(is_alone).collect();
+        if !alone.is_empty() {
+            return self.apply_alone_first(replay, claims, alone);
+        }
         let failure = match replay.whole(&self.chosen(&open), || claims.read_ahead(left)) {
             Ok(()) => {
                 self.set_applied(&open);
                 return Ok(());
             }
             Err(error) if replay.can_go_on(&error) => error,
-            Err(error) => return self.lost(error),
+            Err(error) => return self.lost_over(open, error),
         };
-        if is_about_the_moment(&failure) {
+        self.deferred = self.trial.beside_others && !failure.is_away();
+        if !self.deferred && self.stops(&failure) {
             self.stop = Some(failure.clone());
         }
         // What failed first tells more than what that has led to.
         if replay.undo().is_err() {
             return self.lost(failure);
         }
+        if self.deferred {
+            return Ok(());
+        }
         self.apply_in_parts(replay)?;
         self.check(replay, claims)
+    }
+
+    /// Applies units, some of them each by itself before the others: these have failed before over something that
+    /// may not have passed.
+    fn apply_alone_first(
+        &mut self,
+        replay: &mut Replay,
+        claims: &mut Claims<'_>,
+        alone: Vec<usize>,
+    ) -> Result<()> {
+        if let Err(error) = replay.whole(&[], || ()).and_then(|()| replay.undo()) {
+            return self.lost(error);
+        }
+        for at in alone {
+            self.narrow(replay, vec![at])?;
+        }
+        self.apply_in_parts(replay)?;
+        self.check(replay, claims)
+    }
+
+    /// Whether a failure ends the attempt without a look for the unit to blame. A statement that ran into its
+    /// timeout may have done so for its size alone.
+    fn stops(&self, error: &Error) -> bool {
+        error.is_away()
+            || (error.is_transient()
+                && !self.trial.isolates
+                && error.sqlstate() != SqlState::QUERY_CANCELED)
+    }
+
+    /// The connection was given up over these units. If that goes on, the one that is tried by itself is to blame.
+    fn lost_over(&mut self, units: Vec<usize>, error: Error) -> Result<()> {
+        let too_slow = matches!(error, Error::Timeout { .. }) && self.trial.isolates;
+        self.lost(error.clone())?;
+        if let ([one], true) = (units.as_slice(), too_slow) {
+            self.fail(*one, error, false);
+        }
+        Ok(())
+    }
+
+    /// Sets a unit aside that failed by itself over something that may pass, if that is to be done. A second one
+    /// of a table tells that it is the table.
+    fn fail_for_now(&mut self, at: usize, error: Error) {
+        let again = self.trial.alone.contains(&self.units[at].id());
+        if self.trial.busy.len() >= MAX_BUSY && again {
+            return;
+        }
+        if self.trial.busy.len() >= MAX_BUSY || !(self.trial.isolates || again) {
+            self.stop = Some(error);
+            return;
+        }
+        let target = self.units[at].records[0].route.target.clone();
+        if self.trial.busy.contains(&target) {
+            self.whole_tables.insert(at);
+        }
+        self.trial.busy.push(target);
+        self.fail(at, error, false);
     }
 
     /// Applies units; of those that fail together, the first half is tried alone, until the one that
@@ -144,9 +245,8 @@ impl<'h> Batch<'h> {
         match replay.part(&self.chosen(&units)) {
             Ok(()) => self.set_applied(&units),
             Err(error) if replay.can_go_on(&error) => match units.as_slice() {
-                // A statement that took too long may do so for its size only.
-                _ if is_about_the_moment(&error) => self.stop = Some(error),
-                [_] if error.is_transient() => self.stop = Some(error),
+                [one] if error.is_transient() && !error.is_away() => self.fail_for_now(*one, error),
+                _ if self.stops(&error) => self.stop = Some(error),
                 [one] => {
                     let first = &self.units[*one].records[0];
                     let is_there = error.sqlstate() == SqlState::UNIQUE_VIOLATION
@@ -159,7 +259,7 @@ impl<'h> Batch<'h> {
                     self.narrow(replay, second.to_vec())?;
                 }
             },
-            Err(error) => return self.lost(error),
+            Err(error) => return self.lost_over(units, error),
         }
         Ok(())
     }
@@ -389,7 +489,7 @@ impl<'h> Batch<'h> {
     /// What a unit that failed leaves: if its table is at fault, nothing of the table goes on.
     fn marks(&self, at: usize, error: &Error) -> Vec<i64> {
         let mut footprint = self.units[at].footprint();
-        if error.is_about_table() {
+        if error.is_about_table() || self.whole_tables.contains(&at) {
             let records = self.units[at].records.iter();
             records.for_each(|r| footprint.join(Footprint::of_table(&r.route)));
         }
@@ -432,7 +532,8 @@ impl<'h> Batch<'h> {
     /// What writing the queue reports.
     pub fn settle(self) -> Result<Outcome> {
         let (applied, aside, conflicts) = (Vec::new(), Vec::new(), Tally::default());
-        let mut outcome = Outcome { applied, aside, conflicts, stop: None };
+        let mut outcome =
+            Outcome { applied, aside, conflicts, stop: None, deferred: self.deferred };
         let mut waiting = Vec::new();
         for at in 0..self.units.len() {
             let ids = || self.units[at].records.iter().map(|record| record.id);
@@ -449,7 +550,10 @@ impl<'h> Batch<'h> {
                 Fate::Failed(error, is_there) => {
                     let id = self.units[at].id();
                     let first = &self.units[at].records[0];
-                    if aside::set_aside(self.home, id, &self.marks(at, error), error)?
+                    let passes = error.is_transient()
+                        || (self.trial.may_pass
+                            && error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION);
+                    if aside::set_aside(self.home, id, &self.marks(at, error), error, passes)?
                         && let Some(conflict) = conflict_of(first, error, *is_there)
                     {
                         outcome.conflicts.add(&first.route, conflict);
@@ -468,10 +572,4 @@ impl<'h> Batch<'h> {
 /// Whether units are to blame for a failure.
 fn is_to_blame(replay: &Replay, error: &Error) -> bool {
     replay.can_go_on(error) && !error.is_transient()
-}
-
-/// Whether waiting may cure it and trying less will not. A statement that ran into its timeout may
-/// have done so for its size alone.
-fn is_about_the_moment(error: &Error) -> bool {
-    error.is_transient() && error.sqlstate() != SqlState::QUERY_CANCELED
 }

@@ -6,13 +6,15 @@
 //! its turn.
 
 use super::footprint::Footprint;
-use super::to_ids;
+use super::{lanes, to_ids};
 use crate::error::{Error, Result};
+use crate::guc;
 use crate::pg::Oid;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::tellable;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Who left a mark.
 #[derive(Clone, Copy)]
@@ -31,12 +33,18 @@ pub struct Blockers {
 
 impl Blockers {
     /// Adds from the queue what a server's records have left of these marks. Says whether records are
-    /// pending too, as of the same moment: who asks whether to wait must not miss one that changed from
+    /// pending too that an owner's changes must wait for, as of the same moment: who asks whether to wait must not miss one that changed from
     /// one to the other in between.
     ///
     /// # Errors
     /// What reading the queue reports.
-    pub fn load(&mut self, home: &Home, server_name: &str, checks: &[i64]) -> Result<bool> {
+    pub fn load(
+        &mut self,
+        home: &Home,
+        server_name: &str,
+        owner: Oid,
+        checks: &[i64],
+    ) -> Result<bool> {
         let queue = format!("{}.sync_queue", ident(&home.schema));
         // Over the index of marks only: the others would lead through everything that waits, so the
         // server's name is disguised from them.
@@ -44,19 +52,19 @@ impl Blockers {
             "SELECT m.mark, pg_catalog.min(q.id), \
                 pg_catalog.min(COALESCE(q.waits_for, q.id)) \
              FROM {queue} q CROSS JOIN LATERAL pg_catalog.unnest(q.blocks) AS m(mark) \
-             JOIN pg_catalog.unnest($2::pg_catalog.int8[]) AS c(mark) \
+             JOIN pg_catalog.unnest($3::pg_catalog.int8[]) AS c(mark) \
                ON c.mark OPERATOR(pg_catalog.=) m.mark \
              WHERE q.dst_server OPERATOR(pg_catalog.||) '' OPERATOR(pg_catalog.=) $1 \
                AND q.status OPERATOR(pg_catalog.<>) 'pending' \
                AND q.blocks OPERATOR(pg_catalog.&&) \
-                 ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
+                 ARRAY(SELECT pg_catalog.unnest($3::pg_catalog.int8[])) \
              GROUP BY m.mark \
-             UNION ALL SELECT NULL, NULL, NULL WHERE EXISTS (SELECT FROM {queue} q \
-               WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-                 AND q.status OPERATOR(pg_catalog.=) 'pending')"
+             UNION ALL SELECT NULL, NULL, NULL WHERE {}",
+            lanes::goes_before(&ident(&home.schema))
         );
         let mut pending = false;
-        for mut row in spi::read(home, &sql, &[Some(server_name), Some(&to_ids(checks))])? {
+        let (owner, checks) = (owner.to_u32().to_string(), to_ids(checks));
+        for mut row in spi::read(home, &sql, &[server_name, &owner, &checks].map(Some))? {
             if row.first().is_none_or(Option::is_none) {
                 pending = true;
                 continue;
@@ -123,27 +131,97 @@ pub fn exist(home: &Home, server_name: &str) -> Result<bool> {
     Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
 }
 
-/// Sets a record aside. Says whether for the first time.
+/// Sets a record aside. Says whether for the first time. `passes`: what it failed over may pass by itself, so it
+/// is tried again, after a while that doubles with each time.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn set_aside(home: &Home, id: i64, marks: &[i64], reason: &Error) -> Result<bool> {
+pub fn set_aside(
+    home: &Home,
+    id: i64,
+    marks: &[i64],
+    reason: &Error,
+    passes: bool,
+) -> Result<bool> {
     let sql = format!(
         "UPDATE {}.sync_queue SET status = 'failed', waits_for = NULL, \
             blocks = $2::pg_catalog.int8[], sqlstate = $3, message = $4, constraint_name = $5, \
             attempts = attempts OPERATOR(pg_catalog.+) 1, \
             last_attempt_at = pg_catalog.clock_timestamp(), \
+            next_attempt_at = CASE WHEN $6::pg_catalog.bool THEN pg_catalog.clock_timestamp() \
+              OPERATOR(pg_catalog.+) LEAST($7::pg_catalog.interval OPERATOR(pg_catalog.*) \
+                pg_catalog.power(2, LEAST(times_aside, 20)), $8::pg_catalog.interval) END, \
             times_aside = times_aside OPERATOR(pg_catalog.+) 1 \
          WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING times_aside",
         ident(&home.schema)
     );
     let (id, marks) = (id.to_string(), to_ids(marks));
     let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
-    let args = [&*id, &*marks, &*state, &*message].map(Some);
+    let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
+    let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
+    let passes = if passes { "true" } else { "false" };
     let constraint = reason.constraint().map(tellable);
-    let args: Vec<_> = args.into_iter().chain([constraint.as_deref()]).collect();
+    let args = [
+        Some(&*id),
+        Some(&*marks),
+        Some(&*state),
+        Some(&*message),
+        constraint.as_deref(),
+        Some(passes),
+        Some(&*first),
+        Some(&*longest),
+    ];
     let row = spi::write(home, &sql, &args)?.into_iter().next();
     Ok(row.is_some_and(|row| row == [Some("1".to_owned())]))
+}
+
+/// An owner's records that are set aside for a server over something that may pass by itself, and whose time
+/// has come to be tried again, or `all` of them.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn due(
+    home: &Home,
+    server_name: &str,
+    owner: Oid,
+    all: bool,
+    limit: usize,
+) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+           AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+           AND status OPERATOR(pg_catalog.=) 'failed' \
+           AND next_attempt_at OPERATOR(pg_catalog.<=) CASE WHEN $4::pg_catalog.bool \
+             THEN 'infinity' ELSE pg_catalog.clock_timestamp() END \
+         ORDER BY next_attempt_at, id LIMIT $3::pg_catalog.int8",
+        ident(&home.schema)
+    );
+    let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
+    let all = if all { "true" } else { "false" };
+    spi::read(home, &sql, &[server_name, &owner, &limit, all].map(Some))?
+        .into_iter()
+        .map(|mut row| required(&mut row, 0))
+        .collect()
+}
+
+/// How long it is until a record that is set aside is tried again.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn until_next_attempt(home: &Home, server_name: &str) -> Result<Option<Duration>> {
+    let sql = format!(
+        "SELECT pg_catalog.ceil(pg_catalog.extract('epoch', pg_catalog.min(next_attempt_at) \
+             OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
+             OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
+         FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+           AND status OPERATOR(pg_catalog.=) 'failed' AND next_attempt_at IS NOT NULL",
+        ident(&home.schema)
+    );
+    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
+    let millis = row.and_then(|mut row| row.pop()).flatten();
+    let millis = millis.map(|text| text.parse::<i64>()).transpose();
+    let millis = millis.map_err(|_| Error::internal("malformed number"))?;
+    Ok(millis.map(|millis| Duration::from_millis(millis.max(0) as u64)))
 }
 
 /// A record that waits: its id, the record it waits for, the marks it leaves.
@@ -220,8 +298,8 @@ pub fn release(home: &Home, server_name: &str) -> Result<bool> {
     Ok(required(&mut row.unwrap_or_default(), 0)? != "0")
 }
 
-/// An owner's records that are set aside for a server, those first that were tried longest ago, at most so
-/// many.
+/// An owner's records that are set aside for a server until a person does something, those first that were
+/// tried longest ago, at most so many.
 ///
 /// # Errors
 /// What reading the queue reports.
@@ -230,6 +308,7 @@ pub fn oldest(home: &Home, server_name: &str, owner: Oid, limit: usize) -> Resul
         "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
          AND status OPERATOR(pg_catalog.=) 'failed' \
          AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+         AND next_attempt_at IS NULL \
          ORDER BY last_attempt_at NULLS FIRST, id LIMIT $3::pg_catalog.int8",
         ident(&home.schema)
     );
@@ -238,21 +317,6 @@ pub fn oldest(home: &Home, server_name: &str, owner: Oid, limit: usize) -> Resul
         .into_iter()
         .map(|mut row| required(&mut row, 0))
         .collect()
-}
-
-/// The owner of a server's oldest record that is set aside, as text.
-///
-/// # Errors
-/// What reading the queue reports.
-pub fn oldest_owner(home: &Home, server_name: &str) -> Result<Option<String>> {
-    let sql = format!(
-        "SELECT owner::pg_catalog.oid FROM {}.sync_queue \
-         WHERE dst_server OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'failed' \
-         ORDER BY id LIMIT 1",
-        ident(&home.schema)
-    );
-    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
-    Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
 /// The server of a record that is set aside.

@@ -59,9 +59,8 @@ impl Unit {
     }
 }
 
-/// Reads a server's pending records of one owner, oldest first, up to the first of another owner: that
-/// goes over another connection and waits until these are committed. Records are locked, so that they
-/// cannot be discarded meanwhile.
+/// Reads a server's pending records of one owner, oldest first. Records are locked, so that they cannot be
+/// discarded meanwhile.
 ///
 /// All batches see the queue as it was at the first: a record that becomes visible in between may have
 /// a smaller id than one already taken, and what depends on it must not be taken before it.
@@ -73,8 +72,8 @@ pub struct Claims<'h> {
     /// Records after that one that were taken already, to complete units.
     taken: HashSet<i64>,
     owner: String,
-    /// Another owner's record was met.
-    ended: bool,
+    /// The last record that may be taken, but for what completes its unit.
+    bound: i64,
     /// The next batch, or why there is none.
     ahead: Option<Result<Vec<Unit>>>,
     routes: HashMap<String, Rc<Route>>,
@@ -82,11 +81,11 @@ pub struct Claims<'h> {
 }
 
 impl<'h> Claims<'h> {
-    /// Looks at the queue as it is now.
+    /// Looks at the queue as it is now, up to the record `bound`.
     ///
     /// # Errors
     /// What reading it reports.
-    pub fn begin(home: &'h Home, server_name: &str, owner: Oid) -> Result<Self> {
+    pub fn begin(home: &'h Home, server_name: &str, owner: Oid, bound: i64) -> Result<Self> {
         let sql = "SELECT pg_catalog.pg_current_snapshot()";
         let row = spi::read(home, sql, &[])?.into_iter().next();
         Ok(Self {
@@ -96,7 +95,7 @@ impl<'h> Claims<'h> {
             after: 0,
             taken: HashSet::new(),
             owner: owner.to_u32().to_string(),
-            ended: false,
+            bound,
             ahead: None,
             routes: HashMap::new(),
             numbers: Numbers::default(),
@@ -122,7 +121,7 @@ impl<'h> Claims<'h> {
         let mut reading = Reading::default();
         self.numbers.next_batch();
         // Again if all that a batch has was taken before.
-        while reading.runs.is_empty() && !self.ended {
+        while reading.runs.is_empty() {
             let Some(last) = self.boundary(limit.min(BATCH))? else { break };
             self.read(&mut reading, last)?;
         }
@@ -131,23 +130,15 @@ impl<'h> Claims<'h> {
 
     /// Reads a batch.
     fn read(&mut self, reading: &mut Reading, last: i64) -> Result<()> {
-        let rows = self.fetch("q.id OPERATOR(pg_catalog.<=) $4::pg_catalog.int8", last, None)?;
-        let mut end = last;
+        let rows = self.fetch("q.id OPERATOR(pg_catalog.<=) $5::pg_catalog.int8", last, None)?;
         for row in rows {
-            match self.parse(reading, row)? {
-                Some(record) if self.taken.remove(&record.id) => {}
-                Some(record) => {
-                    end = record.id;
-                    reading.push(record);
-                }
-                None => {
-                    self.ended = true;
-                    break;
-                }
+            let record = self.parse(reading, row)?;
+            if !self.taken.remove(&record.id) {
+                reading.push(record);
             }
         }
-        self.after = if self.ended { end.min(last) } else { last };
-        self.complete(reading, self.after)
+        self.after = last;
+        self.complete(reading, last)
     }
 
     /// Takes what belongs to units that the end of the batch has torn.
@@ -159,13 +150,12 @@ impl<'h> Claims<'h> {
                 return Ok(());
             }
             let rows =
-                self.fetch("q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8", after, Some(&torn))?;
+                self.fetch("q.id OPERATOR(pg_catalog.>) $5::pg_catalog.int8", after, Some(&torn))?;
             if rows.is_empty() {
                 return Ok(());
             }
             for row in rows {
-                // A transaction's records may be of several owners.
-                let Some(record) = self.parse(reading, row)? else { return Ok(()) };
+                let record = self.parse(reading, row)?;
                 after = record.id;
                 if reading.continues(&record) {
                     self.taken.insert(record.id);
@@ -183,59 +173,59 @@ impl<'h> Claims<'h> {
             "SELECT pg_catalog.max(id) FROM ( \
                SELECT id, pg_catalog.sum(size) OVER (ORDER BY id) AS total, size FROM ( \
                  SELECT q.id, pg_catalog.octet_length(q.change::pg_catalog.text) AS size \
-                 FROM {}.sync_queue q WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $3::pg_catalog.int8 \
-                 ORDER BY q.id LIMIT $4::pg_catalog.int8) s) w \
-             WHERE total OPERATOR(pg_catalog.-) size OPERATOR(pg_catalog.<) $5::pg_catalog.int8",
+                 FROM {}.sync_queue q WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 \
+                   AND q.id OPERATOR(pg_catalog.<=) $7::pg_catalog.int8 \
+                 ORDER BY q.id LIMIT $5::pg_catalog.int8) s) w \
+             WHERE total OPERATOR(pg_catalog.-) size OPERATOR(pg_catalog.<) $6::pg_catalog.int8",
             ident(&self.home.schema)
         );
         let args = [
             Some(self.server_name.clone()),
             Some(self.snapshot.clone()),
+            Some(self.owner.clone()),
             Some(self.after.to_string()),
             Some(limit.to_string()),
             // One batch is read while another is applied.
             Some((guc::buffer_size() / 2).to_string()),
+            Some(self.bound.to_string()),
         ];
         let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
         let row = spi::read(self.home, &sql, &args)?.into_iter().next();
         row.and_then(|mut row| row.pop()).flatten().map(|id| number(&id)).transpose()
     }
 
-    /// Reads and locks pending records after the last batch, under a condition on `$4`; only those of
+    /// Reads and locks pending records after the last batch, under a condition on `$5`; only those of
     /// certain transactions if such are named, and then only so many.
     fn fetch(&self, condition: &str, bound: i64, only: Option<&[String]>) -> Result<Vec<Row>> {
         let mut transactions = ArrayLiteral::default();
         let some = match only {
             Some(only) => {
                 only.iter().for_each(|one| transactions.push(Some(one)));
-                "AND q.xact OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.unnest($5::pg_catalog.xid8[])))"
+                "AND q.xact OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.unnest($6::pg_catalog.xid8[])))"
             }
-            None => "AND $5::pg_catalog.text IS NOT NULL",
+            None => "AND $6::pg_catalog.text IS NOT NULL",
         };
         let sql = format!(
-            "SELECT q.id, q.owner::pg_catalog.oid, q.route_id, q.change, q.xact \
+            "SELECT q.id, q.route_id, q.change, q.xact \
              FROM {}.sync_queue q \
-             WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $3::pg_catalog.int8 AND {condition} \
+             WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 AND {condition} \
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
             ident(&self.home.schema)
         );
         let (after, bound, some) =
             (self.after.to_string(), bound.to_string(), transactions.into_text());
-        let args = [&*self.server_name, &*self.snapshot, &*after, &*bound, &*some].map(Some);
+        let args = [&*self.server_name, &*self.snapshot, &*self.owner, &*after, &*bound, &*some];
+        let args = args.map(Some);
         spi::write(self.home, &sql, &args)
     }
 
-    /// A row as a record; `None` for one of another owner. Commands and transactions are numbered
-    /// anew: their own numbers mean something within one transaction only.
-    fn parse(&mut self, reading: &mut Reading, mut row: Row) -> Result<Option<Record>> {
-        let owner = required(&mut row, 1)?;
-        if self.owner != owner {
-            return Ok(None);
-        }
+    /// A row as a record. Commands and transactions are numbered anew: their own numbers mean something
+    /// within one transaction only.
+    fn parse(&mut self, reading: &mut Reading, mut row: Row) -> Result<Record> {
         let id = number(&required(&mut row, 0)?)?;
-        let route = self.route(required(&mut row, 2)?)?;
-        let mut change = to_change(&route, &required(&mut row, 3)?)?;
-        let own = required(&mut row, 4)?;
+        let route = self.route(required(&mut row, 1)?)?;
+        let mut change = to_change(&route, &required(&mut row, 2)?)?;
+        let own = required(&mut row, 3)?;
         let transaction = self.numbers.transaction(&own);
         reading.transactions.insert(own, transaction);
         change.command = self.numbers.command(transaction, change.command);
@@ -245,7 +235,7 @@ impl<'h> Claims<'h> {
             _ => stored | u64::from(transaction as u16) << TRANSACTION_SHIFT,
         };
         change.stored = (tag(change.stored.0), tag(change.stored.1));
-        Ok(Some(Record { id, transaction, route, change }))
+        Ok(Record { id, transaction, route, change })
     }
 
     /// A route by its id; each is read once.
@@ -264,10 +254,11 @@ impl<'h> Claims<'h> {
     }
 }
 
-/// Pending records of server `$1` that were visible in snapshot `$2`.
+/// Pending records of server `$1` and owner `$3` that were visible in snapshot `$2`.
 /// A transaction whose number no transaction here has had yet made its record in the cluster that a dump
 /// was taken from.
 const PENDING: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
+    AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $3::pg_catalog.oid \
     AND q.status OPERATOR(pg_catalog.=) 'pending' \
     AND (pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $2::pg_catalog.pg_snapshot)) \
       OR q.xact OPERATOR(pg_catalog.>=) \

@@ -88,6 +88,22 @@ pub fn until_next_attempt(home: &Home, server_name: &str) -> Result<Option<(u32,
     Ok(Some((number(0)? as u32, Duration::from_millis(number(1)?))))
 }
 
+/// How often in a row the attempts at a server have failed.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn failures(home: &Home, server_name: &str) -> Result<u32> {
+    let sql = format!(
+        "SELECT failures FROM {}.sync_server_state WHERE dst_server OPERATOR(pg_catalog.=) $1",
+        ident(&home.schema)
+    );
+    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
+    let failures = row.map(|mut row| {
+        required(&mut row, 0)?.parse::<u32>().map_err(|_| Error::internal("malformed number"))
+    });
+    Ok(failures.transpose()?.unwrap_or_default())
+}
+
 fn is_unreachable(home: &Home, server_name: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_server_state \

@@ -10,7 +10,7 @@ use super::schedule::{Intervals, Schedule};
 use crate::delivery::drive;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
-use crate::drain::{self, Visit};
+use crate::drain::{self, Approach, Visit};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::bgworker::{self, End};
@@ -324,7 +324,7 @@ impl Drainer {
             let link = turn(|| drain::approach(&Home::find()?, &name));
             let Some(server) = self.servers.get_mut(&name) else { continue };
             match link {
-                Ok(Some(mut link)) => {
+                Ok(Approach::Link(mut link)) => {
                     server.schedule.try_now();
                     let kept = link.is_up();
                     let trusted = server.answered.is_some_and(|at| at.elapsed() < TRUSTED);
@@ -332,11 +332,12 @@ impl Drainer {
                         // It may have died without a sign. Found out here, that keeps nobody waiting.
                         link.run(Fixed::new(["SELECT 1"]), Ending::Open);
                     }
-                    self.links.push(link);
+                    self.links.push(*link);
                     self.visitors.push(Visitor { server: name, kept });
                 }
-                Ok(None) => server.schedule.succeed(false, now),
-                Err(error) => self.fail(&name, &error),
+                Ok(Approach::Later(wait)) => server.schedule.postpone(now + wait),
+                Ok(Approach::Nothing) => server.schedule.succeed(false, now),
+                Ok(Approach::Refused(error)) | Err(error) => self.fail(&name, &error),
             }
         }
     }
@@ -356,7 +357,10 @@ impl Drainer {
                         server.schedule.succeed(true, Instant::now());
                     }
                 }
-                Err(error) => self.fail(&name, &error),
+                Err(error) => {
+                    self.note_owner(&name, link.endpoint().account.owner, &error);
+                    self.fail(&name, &error);
+                }
             }
         }
     }
@@ -412,6 +416,9 @@ impl Drainer {
         }
         let Some(server) = self.servers.get_mut(name) else { return };
         let wait = server.schedule.fail(Instant::now(), intervals());
+        if error.is_about_owner() {
+            server.schedule.keep_awake();
+        }
         server.answered = None;
         server.trouble = trouble(error);
         if server.schedule.failures() == 1 {
@@ -424,6 +431,20 @@ impl Drainer {
             self.look_at = self.look_at.min(Instant::now());
         }
         self.note(name, error, wait);
+    }
+
+    /// A connection could not be had, perhaps for its owner's sake.
+    fn note_owner(&mut self, name: &str, owner: Oid, failure: &Error) {
+        if bgworker::ending().is_some() || !failure.is_about_owner() {
+            return;
+        }
+        let noted = turn(|| match Home::look_up()? {
+            Some(home) => drain::note_owner(&home, name, owner, failure),
+            None => Ok(()),
+        });
+        if let Err(error) = noted {
+            self.complain("the state of an owner could not be noted", &error);
+        }
     }
 
     fn note(&mut self, name: &str, failure: &Error, next_attempt: Duration) {

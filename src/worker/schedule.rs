@@ -28,6 +28,8 @@ enum State {
         failures: u32,
         since: Instant,
         jitter: f64,
+        /// New work need not wait: it may be another owner's.
+        awake: bool,
     },
 }
 
@@ -39,7 +41,10 @@ impl Schedule {
 
     /// A server that has failed so many times in a row before `now`, to be tried at that time.
     pub fn failing(failures: u32, due: Instant, now: Instant) -> Self {
-        Self { state: State::Failing { failures, since: now, jitter: 1.0 }, due: Some(due) }
+        Self {
+            state: State::Failing { failures, since: now, jitter: 1.0, awake: false },
+            due: Some(due),
+        }
     }
 
     /// When it is to be tried.
@@ -57,7 +62,7 @@ impl Schedule {
 
     /// There may be something to do. What waits for its next attempt goes on waiting.
     pub fn wake(&mut self, now: Instant) {
-        if matches!(self.state, State::Well) {
+        if matches!(self.state, State::Well | State::Failing { awake: true, .. }) {
             self.due = Some(now);
         }
     }
@@ -66,6 +71,18 @@ impl Schedule {
     pub fn succeed(&mut self, more: bool, now: Instant) {
         self.state = State::Well;
         self.due = more.then_some(now);
+    }
+
+    /// What there is waits for that time; what is new does not.
+    pub fn postpone(&mut self, until: Instant) {
+        self.due = Some(until);
+    }
+
+    /// It failed for one owner's sake: new work, which may be another's, is looked at at once.
+    pub fn keep_awake(&mut self) {
+        if let State::Failing { awake, .. } = &mut self.state {
+            *awake = true;
+        }
     }
 
     /// Another session drains it.
@@ -85,14 +102,14 @@ impl Schedule {
     /// It failed once more. Gives the time until the next attempt.
     pub fn fail(&mut self, now: Instant, intervals: Intervals) -> Duration {
         let failures = self.failures().saturating_add(1);
-        self.state = State::Failing { failures, since: now, jitter: jitter() };
+        self.state = State::Failing { failures, since: now, jitter: jitter(), awake: false };
         self.adopt(intervals);
         self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
     }
 
     /// The settings have changed.
     pub fn adopt(&mut self, intervals: Intervals) {
-        if let State::Failing { failures, since, jitter } = self.state {
+        if let State::Failing { failures, since, jitter, .. } = self.state {
             self.due = Some(since + backoff(failures, intervals).mul_f64(jitter));
         }
     }

@@ -129,6 +129,7 @@ fn named_like_ours(schema: &str) -> String {
         "sync_route",
         "sync_err_rec",
         "sync_status",
+        "sync_owner_state",
         "sync_server_state",
         "sync_lost_session",
         "sync_row_version",

@@ -1,0 +1,280 @@
+//! Lanes: what of a server's queue goes over one owner's account.
+//!
+//! The records of a server are one order, whoever owns their tables: a visit takes the oldest of all owners, and
+//! who is about to send waits for everybody's. That ends where an owner cannot be served (a password, a right, a
+//! mapping, a session of that owner that may still commit) while the server takes what is others': such a lane
+//! is *apart*. Nobody waits for it, and it has its own attempts, until all of its records are delivered. Order
+//! within a lane is never given up; between owners it is only as long as one of them is apart, and what the
+//! target's foreign keys then refuse is tried again.
+
+use super::aside;
+use crate::error::{Error, Result};
+use crate::guc;
+use crate::pg::spi::{self, Home, required};
+use crate::pg::text::tellable;
+use crate::sql::quote::{ArrayLiteral, ident};
+use std::time::Duration;
+
+/// See the module's head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// The owner's OID as text.
+    pub owner: String,
+    /// Its oldest and its newest pending record.
+    pub pending: Option<(i64, i64)>,
+    pub apart: Option<Apart>,
+}
+
+/// A lane that nobody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Apart {
+    /// Attempts that have failed since the last that did not.
+    pub failures: u32,
+    /// Until its next attempt.
+    pub wait: Duration,
+}
+
+impl Lane {
+    /// Whether it may be tried now.
+    pub fn is_due(&self) -> bool {
+        self.apart.is_none_or(|apart| apart.wait.is_zero())
+    }
+
+    /// Whether its records are being delivered.
+    pub fn is_served(&self) -> bool {
+        self.apart.is_none_or(|apart| apart.failures == 0)
+    }
+}
+
+/// A recursive query's part `{name}(owner)`: owners with pending records for server `$1`, from one to the next
+/// in the index.
+fn hops(queue: &str) -> String {
+    let next = |after: &str| {
+        format!(
+            "SELECT pg_catalog.min(q.owner::pg_catalog.oid) FROM {queue} q \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.status OPERATOR(pg_catalog.=) 'pending'{after}"
+        )
+    };
+    format!(
+        "hop(owner) AS ({} UNION ALL SELECT ({}) FROM hop WHERE hop.owner IS NOT NULL)",
+        next(""),
+        next(" AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.>) hop.owner")
+    )
+}
+
+/// The lanes of a server that have something to do, those apart last, else the one with the oldest record first.
+/// `with_failed`: also those that only have records set aside.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn all(home: &Home, server_name: &str, with_failed: bool) -> Result<Vec<Lane>> {
+    let schema = ident(&home.schema);
+    let queue = format!("{schema}.sync_queue");
+    let edge = |order: &str| {
+        format!(
+            "(SELECT q.id FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) hop.owner \
+                AND q.status OPERATOR(pg_catalog.=) 'pending' ORDER BY q.id {order} LIMIT 1)"
+        )
+    };
+    let sql = format!(
+        "WITH RECURSIVE {}, work(owner, first, last) AS ( \
+             SELECT hop.owner, {}, {} FROM hop WHERE hop.owner IS NOT NULL \
+           UNION ALL SELECT q.owner::pg_catalog.oid, NULL, NULL FROM {queue} q \
+              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+                AND q.status OPERATOR(pg_catalog.=) 'waiting' \
+                AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) \
+           UNION ALL SELECT l.owner::pg_catalog.oid, NULL, NULL FROM {schema}.sync_lost_session l \
+              WHERE l.dst_server OPERATOR(pg_catalog.=) $1 \
+           UNION ALL SELECT q.owner::pg_catalog.oid, NULL, NULL FROM {queue} q \
+              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+                AND q.status OPERATOR(pg_catalog.=) 'failed' AND q.next_attempt_at \
+                  OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() \
+           UNION ALL SELECT q.owner::pg_catalog.oid, NULL, NULL FROM {queue} q \
+              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND $2::pg_catalog.bool \
+                AND q.status OPERATOR(pg_catalog.=) 'failed') \
+         SELECT w.owner, pg_catalog.min(w.first), pg_catalog.max(w.last), s.failures, \
+            pg_catalog.ceil(pg_catalog.extract('epoch', s.next_attempt_at \
+               OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
+               OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
+         FROM work w LEFT JOIN {schema}.sync_owner_state s \
+           ON s.dst_server OPERATOR(pg_catalog.=) $1 \
+          AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner \
+         GROUP BY w.owner, s.failures, s.next_attempt_at \
+         ORDER BY s.failures IS NOT NULL, pg_catalog.min(w.first), w.owner",
+        hops(&queue),
+        edge(""),
+        edge("DESC"),
+        aside::released(&queue, "$1"),
+    );
+    let with_failed = if with_failed { "true" } else { "false" };
+    spi::read(home, &sql, &[Some(server_name), Some(with_failed)])?
+        .into_iter()
+        .map(|mut row| {
+            let owner = required(&mut row, 0)?;
+            let mut number = |at: usize| -> Result<Option<i64>> {
+                let text = row.get_mut(at).and_then(Option::take);
+                let number = text.map(|text| text.parse::<i64>()).transpose();
+                number.map_err(|_| Error::internal("malformed number"))
+            };
+            let pending = number(1)?.zip(number(2)?);
+            let wait = Duration::from_millis(number(4)?.unwrap_or_default().max(0) as u64);
+            let apart = number(3)?.map(|failures| Apart { failures: failures as u32, wait });
+            Ok(Lane { owner, pending, apart })
+        })
+        .collect()
+}
+
+/// The last of the `limit` oldest pending records of these owners' together.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn bound(home: &Home, server_name: &str, owners: &[&str], limit: i64) -> Result<i64> {
+    let mut array = ArrayLiteral::default();
+    owners.iter().for_each(|owner| array.push(Some(owner)));
+    let sql = format!(
+        "SELECT COALESCE(pg_catalog.max(id), 0) FROM (SELECT r.id \
+           FROM pg_catalog.unnest($2::pg_catalog.oid[]) AS o(owner) CROSS JOIN LATERAL ( \
+             SELECT q.id FROM {}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) o.owner \
+               AND q.status OPERATOR(pg_catalog.=) 'pending' \
+             ORDER BY q.id LIMIT $3::pg_catalog.int8) r \
+           ORDER BY r.id LIMIT $3::pg_catalog.int8) s",
+        ident(&home.schema)
+    );
+    let (owners, limit) = (array.into_text(), limit.to_string());
+    let args = [server_name, &owners, &limit].map(Some);
+    let row = spi::read(home, &sql, &args)?.into_iter().next();
+    let id = required(&mut row.unwrap_or_default(), 0)?;
+    id.parse().map_err(|_| Error::internal("malformed record id"))
+}
+
+/// A condition: something of server `$1` is to be sent before the changes of owner `$2`, as its own or as
+/// that of a lane that is not apart.
+pub fn goes_before(schema: &str) -> String {
+    let queue = format!("{schema}.sync_queue");
+    let counts = |owner: &str| {
+        format!(
+            "({owner} OPERATOR(pg_catalog.=) $2::pg_catalog.oid OR NOT EXISTS ( \
+               SELECT FROM {schema}.sync_owner_state s \
+                WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
+                  AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) {owner}))"
+        )
+    };
+    format!(
+        "(EXISTS (WITH RECURSIVE {} SELECT FROM hop WHERE hop.owner IS NOT NULL AND {}) \
+          OR EXISTS (SELECT FROM {schema}.sync_lost_session l \
+             WHERE l.dst_server OPERATOR(pg_catalog.=) $1 AND {}))",
+        hops(&queue),
+        counts("hop.owner"),
+        counts("l.owner::pg_catalog.oid")
+    )
+}
+
+/// Whether an owner's changes must wait for records that are pending, its own or others'.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn must_wait(home: &Home, server_name: &str, owner: &str) -> Result<bool> {
+    let sql = format!("SELECT 1 WHERE {}", goes_before(&ident(&home.schema)));
+    Ok(!spi::read(home, &sql, &[Some(server_name), Some(owner)])?.is_empty())
+}
+
+/// An owner's records could not be served: its lane is apart from now on.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn set_apart(home: &Home, server_name: &str, owner: &str, reason: &Error) -> Result<()> {
+    let sql = format!(
+        "INSERT INTO {}.sync_owner_state AS s (dst_server, owner, failures, last_error, \
+            last_sqlstate, last_error_at, next_attempt_at) \
+         VALUES ($1, $2::pg_catalog.oid, 1, $3, $4, pg_catalog.clock_timestamp(), \
+            pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) $5::pg_catalog.interval) \
+         ON CONFLICT (dst_server, owner) DO UPDATE SET \
+            failures = s.failures OPERATOR(pg_catalog.+) 1, last_error = excluded.last_error, \
+            last_sqlstate = excluded.last_sqlstate, last_error_at = excluded.last_error_at, \
+            next_attempt_at = excluded.last_error_at OPERATOR(pg_catalog.+) LEAST( \
+              $5::pg_catalog.interval OPERATOR(pg_catalog.*) \
+                pg_catalog.power(2, LEAST(s.failures, 20)), $6::pg_catalog.interval)",
+        ident(&home.schema)
+    );
+    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
+    let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
+    let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
+    let args = [server_name, owner, &message, &state, &first, &longest].map(Some);
+    spi::write(home, &sql, &args)?;
+    Ok(())
+}
+
+/// A commit found that an owner cannot be served: unless that is known, its lane is apart from now on, and
+/// nobody waits for what the commit queues. Waits for no one who has known it before.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn note_refused(home: &Home, server_name: &str, owner: &str, reason: &Error) -> Result<()> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+         AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid",
+        ident(&home.schema)
+    );
+    match spi::read(home, &sql, &[Some(server_name), Some(owner)])?.is_empty() {
+        true => set_apart(home, server_name, owner, reason),
+        false => Ok(()),
+    }
+}
+
+/// Records of a lane apart were delivered: it joins the others once none is left.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn served(home: &Home, server_name: &str, owner: &str) -> Result<()> {
+    let schema = ident(&home.schema);
+    let these = "s.dst_server OPERATOR(pg_catalog.=) $1 \
+        AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid";
+    let sql = format!(
+        "WITH d AS (DELETE FROM {schema}.sync_owner_state s WHERE {these} AND NOT EXISTS ( \
+             SELECT FROM {schema}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+               AND q.status OPERATOR(pg_catalog.=) 'pending') RETURNING 1) \
+         UPDATE {schema}.sync_owner_state s SET failures = 0, next_attempt_at = NULL \
+          WHERE {these} AND NOT EXISTS (SELECT FROM d)"
+    );
+    spi::write(home, &sql, &[Some(server_name), Some(owner)])?;
+    Ok(())
+}
+
+/// Whether a lane of a server's is apart.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn any_apart(home: &Home, server_name: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        ident(&home.schema)
+    );
+    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+}
+
+/// Lanes of a server's that are apart and have nothing to be sent any more join the others.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn join_idle(home: &Home, server_name: &str) -> Result<()> {
+    if !any_apart(home, server_name)? {
+        return Ok(());
+    }
+    let schema = ident(&home.schema);
+    let sql = format!(
+        "DELETE FROM {schema}.sync_owner_state s WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_queue q \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
+               AND q.status OPERATOR(pg_catalog.=) 'pending') \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_lost_session l \
+             WHERE l.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid)"
+    );
+    spi::write(home, &sql, &[Some(server_name)])?;
+    Ok(())
+}
