@@ -243,12 +243,12 @@ fn a_client_that_dies_before_anything_is_sent_leaves_nothing() {
     assert_eq!(queued(&bed), 0);
 }
 
+/// A session that runs a statement, as [`spawn`] gives it.
+type Waiting = std::thread::JoinHandle<(Client, Result<(), postgres::Error>)>;
+
 /// What another session's NOTIFY holds while it waits for a standby that is not there, and what waits for that after
 /// the remote commit: the process ID of the waiting session, and what ends the wait.
-fn notify_behind_another(
-    bed: &Testbed,
-    settings: &str,
-) -> (i32, std::thread::JoinHandle<(Client, Result<(), postgres::Error>)>) {
+fn notify_behind_another(bed: &Testbed, settings: &str) -> (i32, Waiting) {
     let mut client = bed.left.client();
     client.batch_execute(settings).expect("settings");
     client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
@@ -265,7 +265,7 @@ fn notify_behind_another(
 
 /// A cluster whose commits wait for a standby that never comes, and a session there that does so with the lock of
 /// NOTIFY.
-fn stalled(bed: &Testbed) -> (i32, std::thread::JoinHandle<(Client, Result<(), postgres::Error>)>) {
+fn stalled(bed: &Testbed) -> (i32, Waiting) {
     let mut holder = bed.left.client();
     let pid = pid(&mut holder);
     holder.batch_execute("set synchronous_commit = 'on'; create table other ()").expect("a table");
