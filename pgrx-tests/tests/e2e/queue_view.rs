@@ -45,6 +45,7 @@ fn the_view_has_the_columns_of_the_contract() {
         "status text",
         "constraint_name text",
         "waits_for bigint",
+        "next_attempt_at timestamp with time zone",
     ];
     assert_eq!(columns, expected);
 }

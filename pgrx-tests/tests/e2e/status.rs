@@ -22,8 +22,8 @@ fn the_status_has_the_columns_of_the_contract() {
     let columns = "select string_agg(attname, ', ' order by attnum) from pg_attribute
                     where attrelid = 'sync_status'::regclass and attnum > 0";
     let expected = "server, pending, failed, waiting, oldest, last_error, last_sqlstate, \
-         last_attempt_at, last_success_at, next_attempt_at, consecutive_failures, lost_sessions, \
-         connected, delivered_transactions, delivered_changes, queued, conflicts, guarded, looped, \
+         last_attempt_at, last_success_at, next_attempt_at, consecutive_failures, blocked, \
+         lost_sessions, connected, delivered_transactions, delivered_changes, queued, conflicts, guarded, looped, \
          home, worker";
     assert_eq!(rows(&bed.left, columns), [expected]);
 }
