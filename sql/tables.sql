@@ -4,6 +4,7 @@
 
 CREATE TABLE @extschema@.sync_route (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_route_pkey PRIMARY KEY,
+    owner pg_catalog.regrole NOT NULL,
     body text NOT NULL
 );
 COMMENT ON TABLE @extschema@.sync_route IS

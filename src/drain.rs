@@ -349,6 +349,8 @@ struct Drain<'h> {
     lanes: Vec<(Lane, Part, Way)>,
     /// The last record that is taken of lanes that are not apart.
     bound: i64,
+    /// The last record that is taken of these owners', since then another's go to the same table.
+    limits: Vec<(String, i64)>,
     /// Attempts at the server that have failed in a row.
     failures: u32,
 }
@@ -356,7 +358,8 @@ struct Drain<'h> {
 impl<'h> Drain<'h> {
     fn new(home: &'h Home, server_name: String, limit: i64, with_failed: bool) -> Self {
         let (is_visit, lanes, bound, failures) = (false, Vec::new(), i64::MAX, 0);
-        Self { home, server_name, limit, with_failed, is_visit, lanes, bound, failures }
+        let limits = Vec::new();
+        Self { home, server_name, limit, with_failed, is_visit, lanes, bound, limits, failures }
     }
 
     /// Locks the server against other drains and finds its lanes: none where another session has the lock.
@@ -381,7 +384,27 @@ impl<'h> Drain<'h> {
         if together.len() > 1 {
             self.bound = lanes::bound(home, name, &together, self.limit)?;
         }
-        self.lanes = lanes.into_iter().map(|lane| (lane, Part::First, Way::None)).collect();
+        let sharing = match lanes.iter().filter(|lane| lane.pending.is_some()).count() {
+            0 | 1 => Vec::new(),
+            _ => lanes::sharing(home, name)?,
+        };
+        // Of those that share a table, only the one with the oldest record, up to where another's begin.
+        let first = |owner: &String| {
+            let lane = lanes.iter().find(|lane| lane.owner == *owner);
+            lane.and_then(|lane| lane.pending).map(|(first, _)| first)
+        };
+        let mut held: Vec<&String> = Vec::new();
+        for (one, other) in &sharing {
+            if let (Some(own), Some(others)) = (first(one), first(other))
+                && own > others
+            {
+                held.push(one);
+                self.limits.push((other.clone(), own - 1));
+            }
+        }
+        let is_held = |lane: &Lane| held.iter().any(|owner| **owner == lane.owner);
+        let free = lanes.into_iter().filter(|lane| !is_held(lane));
+        self.lanes = free.map(|lane| (lane, Part::First, Way::None)).collect();
         Ok(())
     }
 
@@ -533,6 +556,8 @@ impl<'h> Drain<'h> {
         let (applied, retried, set_aside) = (Vec::new(), Vec::new(), Tally::default());
         let mut work = Work { replay, served, applied, retried, flushed: false, set_aside };
         let bound = if lane.apart.is_some() { i64::MAX } else { self.bound };
+        let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
+        let bound = limits.map(|(_, last)| *last).fold(bound, i64::min);
         self.apply(owner, bound, others, &mut work)?;
         let Work { mut replay, mut served, applied, retried, flushed, set_aside } = work;
         let (home, changes) = (self.home.clone(), served.changes);

@@ -89,7 +89,16 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
         Standing::Free => return Ok(Way::Free),
         Standing::Pending => {
             let owner = set.account.owner.to_u32().to_string();
-            if lanes::must_wait(&set.home, &set.account.server_name, &owner)? {
+            let server = &set.account.server_name;
+            if lanes::must_wait(&set.home, server, &owner)? {
+                return Ok(Way::Pending);
+            }
+            // What is pending is of lanes apart.
+            let mut targets = Vec::new();
+            for route in set.routes() {
+                targets.push(to_json(&route.target)?);
+            }
+            if lanes::apart_before(&set.home, server, &owner, &targets)? {
                 return Ok(Way::Pending);
             }
         }

@@ -91,9 +91,13 @@ fn run(user: Option<Oid>, sql: &str, args: &[Option<&str>], read_only: bool) -> 
     let _identity = user.map(AsUser::switch);
     // Names that a statement leaves to the search path, the equality of CASE and NULLIF for one, must
     // not be found in a schema of the user's. And every statement here has its index: a plan made while
-    // the queue was short must not read the whole of a long one.
-    let _settings =
-        Settings::set(&[(c"search_path", c"pg_catalog, pg_temp"), (c"enable_seqscan", c"off")]);
+    // the queue was short must not read the whole of a long one. What has to be read whole looks dear then, and
+    // compiling it would take longer, and more memory, than anything here.
+    let _settings = Settings::set(&[
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"enable_seqscan", c"off"),
+        (c"jit", c"off"),
+    ]);
     // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then
     // cleans up SPI and the snapshot stack, so only the successful path ends them here.
     unsafe {

@@ -105,7 +105,7 @@ impl<'s> Writer<'s> {
             let constraint = reason.constraint().map(tellable);
             (reason.sqlstate().to_string(), tellable(&reason.in_full()), constraint)
         });
-        let routes = RouteIds { home: &set.home, known: Vec::new() };
+        let routes = RouteIds { home: &set.home, owner: set.account.owner, known: Vec::new() };
         let next_id = sequence::draw(&set.home, "sync_queue_id_seq", set.len() as i64)?;
         let rows = if waiting { Status::Any } else { Status::Pending };
         let records = Appender::open(&set.home, "sync_queue", rows)?;
@@ -179,6 +179,8 @@ impl<'s> Writer<'s> {
 /// A route's id in a table `sync_route`.
 struct Known {
     route: Rc<Route>,
+    /// Whose changes take it.
+    owner: Oid,
     table: Oid,
     id: i64,
     /// The transaction that found or wrote it.
@@ -199,6 +201,7 @@ const MOST_KNOWN: usize = 256;
 /// Ids of routes in `sync_route`, each looked up or inserted once.
 struct RouteIds<'h> {
     home: &'h Home,
+    owner: Oid,
     known: Vec<(Rc<Route>, i64)>,
 }
 
@@ -219,7 +222,9 @@ impl RouteIds<'_> {
     /// been rolled back, and the extension be another.
     fn remembered(&self, route: &Rc<Route>) -> Result<Option<i64>> {
         let table = lookup::table(self.home, "sync_route")?;
-        let is = |known: &Known| known.table == table && known.route == *route;
+        let owner = self.owner;
+        let is =
+            |known: &Known| known.table == table && known.owner == owner && known.route == *route;
         let found = KNOWN.with_borrow(|all| {
             all.iter().find(|known| is(known)).map(|known| (known.id, known.by, known.settled))
         });
@@ -246,25 +251,31 @@ impl RouteIds<'_> {
         let table = format!("{}.sync_route", ident(&self.home.schema));
         let find = format!(
             "SELECT id FROM {table} WHERE pg_catalog.md5(body) OPERATOR(pg_catalog.=) \
-             pg_catalog.md5($1) AND body OPERATOR(pg_catalog.=) $1 ORDER BY id LIMIT 1"
+             pg_catalog.md5($1) AND body OPERATOR(pg_catalog.=) $1 \
+             AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+             ORDER BY id LIMIT 1"
         );
         let insert = format!(
-            "INSERT INTO {table} (id, body) OVERRIDING SYSTEM VALUE VALUES ($1::pg_catalog.int8, $2)"
+            "INSERT INTO {table} (id, body, owner) OVERRIDING SYSTEM VALUE \
+             VALUES ($1::pg_catalog.int8, $2, $3::pg_catalog.oid)"
         );
-        let found = spi::read(self.home, &find, &[Some(&body)])?.into_iter().next();
+        let owner = self.owner.to_u32().to_string();
+        let found = spi::read(self.home, &find, &[Some(&body), Some(&owner)])?.into_iter().next();
         let id = match found.and_then(|mut row| row.pop()).flatten() {
             Some(id) => id.parse().map_err(|_| Error::internal("malformed id of a route"))?,
             None => {
                 let id = sequence::draw(self.home, "sync_route_id_seq", 1)?;
-                spi::write(self.home, &insert, &[Some(&id.to_string()), Some(&body)])?;
+                let args = [Some(&*id.to_string()), Some(&*body), Some(&*owner)];
+                spi::write(self.home, &insert, &args)?;
                 id
             }
         };
         let (table, by) = (lookup::table(self.home, "sync_route")?, context::transaction());
         KNOWN.with_borrow_mut(|known| {
-            known.retain(|known| known.route != *route);
+            known.retain(|known| known.route != *route || known.owner != self.owner);
             known.truncate(MOST_KNOWN - 1);
-            known.push(Known { route: route.clone(), table, id, by, settled: None });
+            let (route, owner) = (route.clone(), self.owner);
+            known.push(Known { route, owner, table, id, by, settled: None });
         });
         Ok(id)
     }

@@ -4,8 +4,9 @@
 //! who is about to send waits for everybody's. That ends where an owner cannot be served (a password, a right, a
 //! mapping, a session of that owner that may still commit) while the server takes what is others': such a lane
 //! is *apart*. Nobody waits for it, and it has its own attempts, until all of its records are delivered. Order
-//! within a lane is never given up; between owners it is only as long as one of them is apart, and what the
-//! target's foreign keys then refuse is tried again.
+//! within a lane is never given up, nor between lanes that have records for the same table there; else between
+//! owners it is only as long as one of them is apart, and what the target's foreign keys then refuse is tried
+//! again.
 
 use super::aside;
 use crate::error::{Error, Result};
@@ -179,6 +180,77 @@ pub fn goes_before(schema: &str) -> String {
 pub fn must_wait(home: &Home, server_name: &str, owner: &str) -> Result<bool> {
     let sql = format!("SELECT 1 WHERE {}", goes_before(&ident(&home.schema)));
     Ok(!spi::read(home, &sql, &[Some(server_name), Some(owner)])?.is_empty())
+}
+
+/// A condition: owners `a` and `b` both have pending records for server `$1` that go to the same table there, by
+/// the routes `r` of one and `o` of the other. Routes are few, so they are looked at first.
+fn share_target(schema: &str) -> String {
+    let pending = |route: &str| {
+        format!(
+            "EXISTS (SELECT FROM {schema}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) {route}.owner::pg_catalog.oid \
+               AND q.status OPERATOR(pg_catalog.=) 'pending' \
+               AND q.route_id OPERATOR(pg_catalog.=) {route}.id)"
+        )
+    };
+    format!(
+        "(r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') OPERATOR(pg_catalog.=) \
+         (o.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') \
+         AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.<>) o.owner::pg_catalog.oid \
+         AND {} AND {}",
+        pending("r"),
+        pending("o")
+    )
+}
+
+/// Pairs of owners that both have pending records for one table of the server: a table that was handed from one
+/// to the other, or tables that go to the same one. There, order between lanes is order within one table.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn sharing(home: &Home, server_name: &str) -> Result<Vec<(String, String)>> {
+    let schema = ident(&home.schema);
+    let sql = format!(
+        "SELECT DISTINCT r.owner::pg_catalog.oid, o.owner::pg_catalog.oid \
+         FROM {schema}.sync_route r JOIN {schema}.sync_route o ON {}",
+        share_target(&schema)
+    );
+    spi::read(home, &sql, &[Some(server_name)])?
+        .into_iter()
+        .map(|mut row| Ok((required(&mut row, 0)?, required(&mut row, 1)?)))
+        .collect()
+}
+
+/// Whether a lane apart of another owner's has pending records for one of these tables of the server, each as
+/// a route's JSON has it: those go first all the same.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn apart_before(
+    home: &Home,
+    server_name: &str,
+    owner: &str,
+    targets: &[String],
+) -> Result<bool> {
+    let mut array = ArrayLiteral::default();
+    targets.iter().for_each(|target| array.push(Some(target)));
+    let schema = ident(&home.schema);
+    let sql = format!(
+        "SELECT 1 FROM {schema}.sync_owner_state s JOIN {schema}.sync_route r \
+           ON r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
+         WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.<>) $2::pg_catalog.oid \
+           AND (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') \
+             OPERATOR(pg_catalog.=) ANY ($3::pg_catalog.text[]) \
+           AND EXISTS (SELECT FROM {schema}.sync_queue q \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
+               AND q.status OPERATOR(pg_catalog.=) 'pending' \
+               AND q.route_id OPERATOR(pg_catalog.=) r.id) LIMIT 1"
+    );
+    let targets = array.into_text();
+    let args = [server_name, owner, &targets].map(Some);
+    Ok(!spi::read(home, &sql, &args)?.is_empty())
 }
 
 /// An owner's records could not be served: its lane is apart from now on.
