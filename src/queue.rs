@@ -85,6 +85,7 @@ pub enum Way {
 /// # Errors
 /// What reading the queue or the change set reports.
 pub fn way(set: &ChangeSet) -> Result<Way> {
+    let mut blockers = Blockers::default();
     match standing(&set.home, &set.account.server_name)? {
         Standing::Free => return Ok(Way::Free),
         Standing::Pending => {
@@ -98,8 +99,11 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
             for route in set.routes() {
                 targets.push(to_json(&route.target)?);
             }
-            if lanes::apart_before(&set.home, server, &owner, &targets)? {
-                return Ok(Way::Pending);
+            for (target, last) in lanes::apart_before(&set.home, server, &owner, &targets)? {
+                let places = targets.iter().zip(set.routes()).filter(|(own, _)| **own == target);
+                for (_, route) in places {
+                    blockers.add(last, last, &Footprint::of_table(route).marks);
+                }
             }
         }
         Standing::Aside => {}
@@ -111,7 +115,6 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
     })? {}
     checks.sort_unstable();
     checks.dedup();
-    let mut blockers = Blockers::default();
     let Account { server_name, owner, .. } = &set.account;
     let pending = blockers.load(&set.home, server_name, *owner, &checks)?;
     Ok(match (pending, blockers.is_empty()) {

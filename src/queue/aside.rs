@@ -258,9 +258,10 @@ pub fn set_waiting(home: &Home, records: &[Waiting]) -> Result<()> {
     Ok(())
 }
 
-/// A subquery for the records of a server that others wait for and that are not set aside any more. From
-/// one to the next in the index: few are waited for, by very many perhaps.
+/// A subquery for the records of a server that others wait for and that neither are set aside any more nor wait
+/// themselves for an owner who cannot be served. From one to the next in the index: few are waited for, by very many perhaps.
 pub fn released(queue: &str, server: &str) -> String {
+    let owners = format!("{}sync_owner_state", queue.trim_end_matches("sync_queue"));
     let next = |after: &str| {
         format!(
             "SELECT pg_catalog.min(w.waits_for) FROM {queue} w \
@@ -273,7 +274,10 @@ pub fn released(queue: &str, server: &str) -> String {
            SELECT ({}) FROM r WHERE r.root IS NOT NULL) \
          SELECT r.root FROM r WHERE r.root IS NOT NULL \
            AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) r.root \
-             AND f.status OPERATOR(pg_catalog.=) 'failed')",
+             AND (f.status OPERATOR(pg_catalog.=) 'failed' \
+               OR f.status OPERATOR(pg_catalog.=) 'pending' AND EXISTS ( \
+                 SELECT FROM {owners} s WHERE s.dst_server OPERATOR(pg_catalog.=) f.dst_server \
+                   AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) f.owner::pg_catalog.oid)))",
         next(""),
         next(" AND w.waits_for OPERATOR(pg_catalog.>) r.root")
     )

@@ -221,8 +221,8 @@ pub fn sharing(home: &Home, server_name: &str) -> Result<Vec<(String, String)>> 
         .collect()
 }
 
-/// Whether a lane apart of another owner's has pending records for one of these tables of the server, each as
-/// a route's JSON has it: those go first all the same.
+/// Of these tables of the server, each as a route's JSON has it, those for which lanes apart of other owners' have
+/// pending records, and the newest of these: they go first all the same.
 ///
 /// # Errors
 /// What reading the queue reports.
@@ -231,26 +231,34 @@ pub fn apart_before(
     server_name: &str,
     owner: &str,
     targets: &[String],
-) -> Result<bool> {
+) -> Result<Vec<(String, i64)>> {
     let mut array = ArrayLiteral::default();
     targets.iter().for_each(|target| array.push(Some(target)));
     let schema = ident(&home.schema);
     let sql = format!(
-        "SELECT 1 FROM {schema}.sync_owner_state s JOIN {schema}.sync_route r \
+        "SELECT r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target', q.last \
+         FROM {schema}.sync_owner_state s JOIN {schema}.sync_route r \
            ON r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
-         WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.<>) $2::pg_catalog.oid \
-           AND (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') \
-             OPERATOR(pg_catalog.=) ANY ($3::pg_catalog.text[]) \
-           AND EXISTS (SELECT FROM {schema}.sync_queue q \
+         CROSS JOIN LATERAL (SELECT pg_catalog.max(q.id) FROM {schema}.sync_queue q \
              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
                AND q.status OPERATOR(pg_catalog.=) 'pending' \
-               AND q.route_id OPERATOR(pg_catalog.=) r.id) LIMIT 1"
+               AND q.route_id OPERATOR(pg_catalog.=) r.id) q(last) \
+         WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.<>) $2::pg_catalog.oid \
+           AND (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') \
+             OPERATOR(pg_catalog.=) ANY ($3::pg_catalog.text[]) AND q.last IS NOT NULL"
     );
     let targets = array.into_text();
     let args = [server_name, owner, &targets].map(Some);
-    Ok(!spi::read(home, &sql, &args)?.is_empty())
+    spi::read(home, &sql, &args)?
+        .into_iter()
+        .map(|mut row| {
+            let last = required(&mut row, 1)?.parse();
+            let last = last.map_err(|_| Error::internal("malformed record id"))?;
+            Ok((required(&mut row, 0)?, last))
+        })
+        .collect()
 }
 
 /// An owner's records could not be served: its lane is apart from now on.

@@ -14,6 +14,7 @@ const SYNC: &str = r#"{"mode": "sync"}"#;
 /// Every object that can be used: what everybody may do with it, and what who looks after the queue may do.
 /// An object that is new is to be decided upon here.
 const MATRIX: &[(&str, &str, &str)] = &[
+    ("adopt_sync()", "", ""),
     ("attach_sync(regclass,text,text,jsonb)", "execute", "execute"),
     ("deal_sync_err_rec(integer,text)", "", "execute"),
     ("detach_sync(regclass,text)", "execute", "execute"),
@@ -35,6 +36,9 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_disconnect(text)", "execute", "execute"),
     ("sync_dml()", "execute", "execute"),
     ("sync_err_rec", "", "delete select"),
+    ("sync_home", "", ""),
+    ("sync_identity_changed()", "", ""),
+    ("sync_is_copy()", "execute", "execute"),
     (
         "sync_keep_version(regclass,bigint,regtype,text,bigint,boolean,boolean)",
         "execute",
@@ -42,6 +46,8 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ),
     ("sync_lost_session", "", ""),
     ("sync_lost_session_id_seq", "", ""),
+    ("sync_node", "", ""),
+    ("sync_not_replicated()", "", ""),
     ("sync_owner_state", "", ""),
     ("sync_queue", "", ""),
     ("sync_queue_discarded()", "", ""),
