@@ -113,15 +113,19 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
         let late = fail("late", &clock);
         cases.push_str(&format!("WHEN {clock} OPERATOR(pg_catalog.>) {not_after} THEN {late} "));
     }
-    let (database, started) = with.local;
-    cases.push_str(&format!(
-        "WHEN (SELECT d.oid FROM pg_catalog.pg_database d \
-            WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
-            OPERATOR(pg_catalog.=) {database}::pg_catalog.oid \
-          AND {} OPERATOR(pg_catalog.=) {started} THEN {} ",
-        micros("pg_catalog.pg_postmaster_start_time()"),
-        fail("itself", BACKEND)
-    ));
+    // Where a connection leads is asked once.
+    let is_first = !with.expected.is_empty();
+    if is_first {
+        let (database, started) = with.local;
+        cases.push_str(&format!(
+            "WHEN (SELECT d.oid FROM pg_catalog.pg_database d \
+                WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+                OPERATOR(pg_catalog.=) {database}::pg_catalog.oid \
+              AND {} OPERATOR(pg_catalog.=) {started} THEN {} ",
+            micros("pg_catalog.pg_postmaster_start_time()"),
+            fail("itself", BACKEND)
+        ));
+    }
     if let Some(told) = with.only_direct {
         cases.push_str(&format!(
             "WHEN {BACKEND} OPERATOR(pg_catalog.<>) ({told}) THEN {} ",
@@ -146,12 +150,17 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
             )
         }
     };
-    let started = "(SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity( \
-                    pg_catalog.pg_backend_pid()) a)";
+    let started = match is_first {
+        true => micros(
+            "(SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity( \
+              pg_catalog.pg_backend_pid()) a)",
+        ),
+        false => "NULL".to_owned(),
+    };
     let answer = format!(
         "pg_catalog.json_build_object('pid', pg_catalog.pg_backend_pid(), 'started', {}, \
          'clock', {}, 'unset', {unset})::pg_catalog.text",
-        micros(started),
+        started,
         micros("pg_catalog.clock_timestamp()"),
     );
     let set: String = (with.settings.iter())
