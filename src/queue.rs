@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::pg::lookup::{self, Place, Status};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::{context, sequence};
+use crate::sql::micros;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
 
@@ -172,11 +173,6 @@ fn time(micros: &str) -> String {
         "('epoch'::pg_catalog.timestamptz OPERATOR(pg_catalog.+) \
            ({micros}::pg_catalog.float8 OPERATOR(pg_catalog.*) '1 microsecond'::pg_catalog.interval))"
     )
-}
-
-/// Microseconds since 1970 from a time, exactly.
-fn micros(time: &str) -> String {
-    format!("(pg_catalog.extract('epoch', {time}) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8")
 }
 
 /// Whether any record names this server.

@@ -19,7 +19,7 @@ pub struct LostSession {
 
 /// What became of a lost session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum LostState {
     /// It can commit nothing any more.
     Gone,
     /// It was asked to end and has not yet.
@@ -30,7 +30,7 @@ pub enum Fate {
     MayBegin,
 }
 
-impl Fate {
+impl LostState {
     /// Reads the answer to [`crate::sql::end_session`]. What is not understood is not taken for gone.
     pub fn parse(answer: &str) -> Self {
         match answer.split_once(' ') {
@@ -48,11 +48,11 @@ mod tests {
 
     #[test]
     fn only_what_is_said_to_be_gone_is_gone() {
-        assert_eq!(Fate::parse("gone"), Fate::Gone);
-        assert_eq!(Fate::parse("early"), Fate::MayBegin);
-        assert_eq!(Fate::parse("other a b"), Fate::OfOther("a b".into()));
+        assert_eq!(LostState::parse("gone"), LostState::Gone);
+        assert_eq!(LostState::parse("early"), LostState::MayBegin);
+        assert_eq!(LostState::parse("other a b"), LostState::OfOther("a b".into()));
         for text in ["", "ending", "gone ", "f"] {
-            assert_eq!(Fate::parse(text), Fate::Ending, "{text:?}");
+            assert_eq!(LostState::parse(text), LostState::Ending, "{text:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ impl Introduction {
 
 /// How a connection leads to its server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Path {
+pub enum PeerKind {
     /// Not known before the first answer.
     #[default]
     Unknown,
@@ -50,7 +50,7 @@ pub enum Path {
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Peer {
-    path: Path,
+    kind: PeerKind,
     /// The process that introduced itself last.
     pid: Option<i32>,
     started: Option<i64>,
@@ -66,33 +66,33 @@ impl Peer {
         self.pid = Some(said.pid);
         self.started = said.started.or(self.started);
         // Once pooled, always: a later transaction may meet the one process by chance.
-        let is_pooled = pooled || said.pid != told || self.path == Path::Pooled;
+        let is_pooled = pooled || said.pid != told || self.kind == PeerKind::Pooled;
         let is_unset = said.unset.is_some_and(|unset| !unset.is_empty());
-        self.path = match (is_pooled, is_unset || self.path == Path::Unset) {
-            (true, _) => Path::Pooled,
-            (false, true) => Path::Unset,
-            (false, false) => Path::Direct,
+        self.kind = match (is_pooled, is_unset || self.kind == PeerKind::Unset) {
+            (true, _) => PeerKind::Pooled,
+            (false, true) => PeerKind::Unset,
+            (false, false) => PeerKind::Direct,
         };
     }
 
     /// How the connection leads to the server.
-    pub fn path(&self) -> Path {
-        self.path
+    pub fn kind(&self) -> PeerKind {
+        self.kind
     }
 
     /// Whether each transaction must ask and set.
     pub fn must_introduce(&self) -> bool {
-        self.path != Path::Direct
+        self.kind != PeerKind::Direct
     }
 
     /// Whether it is still to be asked which settings are in force.
     pub fn asks_settings(&self) -> bool {
-        self.path == Path::Unknown
+        self.kind == PeerKind::Unknown
     }
 
     /// Whether what one transaction leaves in its session, the next one finds there.
     pub fn keeps_session(&self) -> bool {
-        matches!(self.path, Path::Direct | Path::Unset)
+        matches!(self.kind, PeerKind::Direct | PeerKind::Unset)
     }
 
     /// The process that introduced itself last.
@@ -131,7 +131,7 @@ mod tests {
         let mut peer = Peer::default();
         assert!(peer.must_introduce() && !peer.keeps_session() && peer.process().is_none());
         peer.introduce(said(12, &[]), 99, false);
-        assert_eq!((peer.path(), peer.pid()), (Path::Pooled, Some(12)));
+        assert_eq!((peer.kind(), peer.pid()), (PeerKind::Pooled, Some(12)));
         // And stays so, whoever answers later.
         peer.introduce(said(99, &[]), 99, false);
         assert!(peer.must_introduce() && peer.process().is_none());
@@ -141,7 +141,7 @@ mod tests {
     fn a_direct_connection_is_asked_once() {
         let mut peer = Peer::default();
         peer.introduce(said(12, &[]), 12, false);
-        assert_eq!(peer.path(), Path::Direct);
+        assert_eq!(peer.kind(), PeerKind::Direct);
         assert!(!peer.must_introduce() && peer.process() == Some((12, Some(7))));
         assert!(peer.clock().is_some_and(|clock| clock >= 1_000));
     }
@@ -150,11 +150,11 @@ mod tests {
     fn settings_that_are_undone_are_set_by_each_transaction() {
         let mut peer = Peer::default();
         peer.introduce(said(12, &["timezone"]), 12, false);
-        assert_eq!(peer.path(), Path::Unset);
+        assert_eq!(peer.kind(), PeerKind::Unset);
         assert!(peer.must_introduce() && peer.keeps_session());
         let mut peer = Peer::default();
         peer.introduce(said(12, &[]), 12, true);
-        assert_eq!(peer.path(), Path::Pooled);
+        assert_eq!(peer.kind(), PeerKind::Pooled);
     }
 
     #[test]

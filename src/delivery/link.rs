@@ -11,7 +11,7 @@ use super::feed::Feed;
 use super::session::{self, Session};
 use crate::conflict::Tally;
 use crate::connect::lost_session::LostSession;
-use crate::connect::peer::Path;
+use crate::connect::peer::PeerKind;
 use crate::error::{Error, RemoteError, Result, SqlState};
 use crate::guc;
 use crate::pg::fd::ExternalFd;
@@ -211,7 +211,7 @@ impl<'f> Link<'f> {
             node: feed.needs_node() && session.node().is_none(),
             sent: false,
         };
-        let is_new = session.peer.path() == Path::Unknown;
+        let is_new = session.peer.kind() == PeerKind::Unknown;
         self.questions = (is_new || questions.home || questions.node).then_some(questions);
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             // Within a transaction, the server knows what it needs.
@@ -512,7 +512,7 @@ impl<'f> Link<'f> {
         if let Some(questions) = self.questions.take()
             && self.failure.is_none()
         {
-            if session.peer.path() == Path::Unknown {
+            if session.peer.kind() == PeerKind::Unknown {
                 self.state = State::Running(session);
                 return self.broken(BROKE_PROTOCOL);
             }

@@ -9,7 +9,7 @@ use super::endpoint::Endpoint;
 use super::feed::Fixed;
 use super::link::{Ending, Link};
 use super::{drive, session};
-use crate::connect::lost_session::{Fate, LostSession};
+use crate::connect::lost_session::{LostSession, LostState};
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::interrupt;
@@ -83,20 +83,20 @@ fn finish<'f>(link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
     let answer = link.answers().get(1).and_then(|rows| rows.first()).cloned().flatten();
     let server = link.endpoint().account.server_name.clone();
     let pid = lost.backend_pid.map_or("the backend".to_owned(), |pid| format!("backend {pid}"));
-    match Fate::parse(answer.as_deref().unwrap_or_default()) {
-        Fate::Gone => Ok(link),
-        Fate::Ending => Err(Error::Timeout {
+    match LostState::parse(answer.as_deref().unwrap_or_default()) {
+        LostState::Gone => Ok(link),
+        LostState::Ending => Err(Error::Timeout {
             server,
             what: "ending a backend that may hold an earlier delivery",
             millis: patience() as i64,
         }),
-        Fate::OfOther(role) => Err(Error::Lingering {
+        LostState::OfOther(role) => Err(Error::Lingering {
             server,
             reason: format!("There, {pid} of role \"{role}\" may still commit it."),
             hint: "Another role's backend cannot be ended over this user mapping: end it there with \
                    pg_terminate_backend(), or wait until it has ended.",
         }),
-        Fate::MayBegin => Err(Error::Lingering {
+        LostState::MayBegin => Err(Error::Lingering {
             server,
             reason: "A pooler may still hand it to a backend there.".to_owned(),
             hint: "It cannot begin any more once pg_rowsync.delivery_timeout has passed there.",

@@ -8,7 +8,7 @@ use super::endpoint::{AccountKey, Endpoint};
 use super::prepared::Prepared;
 use crate::change::Route;
 use crate::connect::lost_session::LostSession;
-use crate::connect::peer::{Introduction, Path, Peer};
+use crate::connect::peer::{Introduction, Peer, PeerKind};
 use crate::connect::settings::Pooled;
 use crate::error::Result;
 use crate::guc;
@@ -306,9 +306,9 @@ pub fn list() -> Vec<Listed> {
                 endpoint: session.endpoint.clone(),
                 pid: session.peer.pid().unwrap_or(session.connection.backend_pid()),
                 alive: session.is_alive(),
-                pooled: match session.peer.path() {
-                    Path::Unknown => None,
-                    path => Some(path == Path::Pooled),
+                pooled: match session.peer.kind() {
+                    PeerKind::Unknown => None,
+                    kind => Some(kind == PeerKind::Pooled),
                 },
                 idle: session.idle_since.elapsed(),
             })

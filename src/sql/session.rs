@@ -174,13 +174,13 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
     Statement::plain(format!("SELECT CASE {cases}ELSE {answer} END{set}{limit}"))
 }
 
-/// A time as microseconds since 1970.
-fn micros(time: &str) -> String {
+/// A time as microseconds since 1970, exactly.
+pub fn micros(time: &str) -> String {
     format!("(pg_catalog.extract('epoch', {time}) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8")
 }
 
 /// Ends a lost session and waits for that, `wait` milliseconds at most. The only column of the only row is
-/// what [`crate::connect::lost_session::Fate`] reads. To be run as the role that has logged in: where
+/// what [`crate::connect::lost_session::LostState`] reads. To be run as the role that has logged in: where
 /// another was set, that one may not end the session.
 ///
 /// A process that is there counts as the lost one unless it can be seen that it is not, whosever it is.
