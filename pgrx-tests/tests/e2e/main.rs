@@ -94,6 +94,7 @@ mod security_owners;
 mod security_rights;
 mod security_roles;
 mod security_secrets;
+mod serializable;
 mod servers;
 mod set_aside;
 mod statements;
