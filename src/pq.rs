@@ -5,6 +5,7 @@
 //! names.
 
 pub mod connection;
+mod environment;
 pub mod keywords;
 mod memory;
 pub mod reply;

@@ -3,6 +3,7 @@
 //! Callers wait on [`Connection::socket`], read afresh before every wait: libpq may open another
 //! socket while it goes through the hosts of a connection string.
 
+use super::environment::without_options;
 use super::reply::Reply;
 use super::{memory, socket, text};
 use crate::error::SqlState;
@@ -50,8 +51,8 @@ unsafe extern "C" fn ignore_notice(_arg: *mut c_void, _result: *const PGresult) 
 
 impl Connection {
     /// Begins to connect, with a keyword and value each. The database name is taken as it is, never
-    /// as a connection string. Name resolution may block; everything after it does not.
-    /// `None` when memory is out.
+    /// as a connection string, and nothing from the environment. Name resolution may block; everything after
+    /// it does not. `None` when memory is out.
     pub fn start<'p>(params: impl Iterator<Item = &'p (CString, CString)>) -> Option<Self> {
         let end = std::ptr::null::<c_char>();
         let (mut keywords, mut values): (Vec<*const c_char>, Vec<*const c_char>) =
@@ -60,7 +61,8 @@ impl Connection {
         values.push(end);
         // SAFETY: two null-terminated arrays of C strings, which outlive the call that copies them.
         unsafe {
-            let conn = PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
+            let conn =
+                without_options(|| PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0));
             let conn = Self { conn: NonNull::new(conn)?, size: None, heard: 0 };
             PQsetNoticeReceiver(conn.raw(), Some(ignore_notice), std::ptr::null_mut());
             // Makes libpq write the SQLSTATE into the message of a refused connection, the only
@@ -81,7 +83,7 @@ impl Connection {
     pub fn poll(&mut self) -> Polling {
         self.watch();
         // SAFETY: a live connection that is being established.
-        match unsafe { PQconnectPoll(self.raw()) } {
+        match without_options(|| unsafe { PQconnectPoll(self.raw()) }) {
             PostgresPollingStatusType::PGRES_POLLING_OK => Polling::Connected,
             PostgresPollingStatusType::PGRES_POLLING_READING => Polling::Read,
             PostgresPollingStatusType::PGRES_POLLING_WRITING => Polling::Write,

@@ -1,5 +1,6 @@
 //! What libpq knows of connection options.
 
+use super::environment::without_options;
 use pq_sys::{PQconndefaults, PQconninfoFree};
 use std::ffi::CStr;
 use std::sync::OnceLock;
@@ -25,7 +26,7 @@ pub fn all() -> &'static [Keyword] {
         let mut found = Vec::new();
         // SAFETY: the array ends with a null keyword, and is freed after it was copied.
         unsafe {
-            let options = PQconndefaults();
+            let options = without_options(|| PQconndefaults());
             let mut at = options;
             while !at.is_null() && !(*at).keyword.is_null() {
                 let name = CStr::from_ptr((*at).keyword).to_string_lossy().into_owned();

@@ -95,6 +95,7 @@ mod security_rights;
 mod security_roles;
 mod security_secrets;
 mod serializable;
+mod server_environment;
 mod servers;
 mod set_aside;
 mod statements;

@@ -116,7 +116,9 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
         bed.left.cluster.set_environment(variables);
         bed.left.cluster.restart().expect("a restart");
         for server in servers {
-            let expected = (server != "waived").then(|| "28000".to_owned());
+            // Nor does a variable tell where one is: only a home has its usual places.
+            let is_found = server == "waived" && variables[0].0 == "HOME";
+            let expected = (!is_found).then(|| "28000".to_owned());
             assert_eq!(guarded.insert(server), expected, "{server} with {}", variables[0].0);
         }
     }

@@ -220,34 +220,36 @@ fn passwords_of_the_servers_environment_are_not_used() {
              create user mapping for current_user server dst options (user '{there}'{options})"
         ));
     };
-    let check = |what: &str| {
+    // `superusers`: whether the superuser's table can do without a password.
+    let check = |what: &str, superusers: bool| {
         own(&bed, "");
-        assert_eq!(reaches(&bed), (true, Some("2F003".into())), "{what}");
+        assert_eq!(reaches(&bed), (superusers, Some("2F003".into())), "{what}");
         own(&bed, ", password ''");
         assert_eq!(reaches(&bed).1.as_deref(), Some("2F003"), "{what}");
         own(&bed, ", password 'wrong'");
         assert_eq!(reaches(&bed).1.as_deref(), Some("28P01"), "{what}");
         own(&bed, &format!(", password '{password}'"));
-        assert_eq!(reaches(&bed), (true, None), "{what}");
+        assert_eq!(reaches(&bed), (superusers, None), "{what}");
     };
     own(&bed, "");
     assert_eq!(reaches(&bed), (false, Some("2F003".into())), "without any");
-    for variables in [
-        &[("PGPASSWORD", password.as_str())][..],
-        &[("PGPASSFILE", &pass_file)],
-        &[("HOME", &home)],
-        &[("PGSERVICE", "it"), ("PGSERVICEFILE", &services)],
+    // Files of the server account count for the superuser, and variables for nobody.
+    for (variables, superusers) in [
+        (&[("PGPASSWORD", password.as_str())][..], false),
+        (&[("PGPASSFILE", &pass_file)], true),
+        (&[("HOME", &home)], true),
+        (&[("PGSERVICE", "it"), ("PGSERVICEFILE", &services)], false),
     ] {
         left.set_environment(variables);
         left.restart().expect("a restart");
-        check(variables[0].0);
+        check(variables[0].0, superusers);
     }
     // Nor where the server's own options name the file or the service.
     left.set_environment(&[("PGSERVICEFILE", &services)]);
     left.restart().expect("a restart");
     for option in [format!("passfile '{pass_file}'"), "service 'it'".to_owned()] {
         bed.left.exec_superuser(&format!("alter server dst options (add {option})"));
-        check(&option);
+        check(&option, true);
         let name = option.split(' ').next().unwrap_or_default();
         bed.left.exec_superuser(&format!("alter server dst options (drop {name})"));
     }
