@@ -4,6 +4,7 @@
 
 mod admin;
 mod api;
+mod canonical;
 mod capture;
 mod change;
 mod check;

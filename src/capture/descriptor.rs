@@ -8,6 +8,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::options::{Mode, OnConflict, Options};
 use crate::path::Path;
 use crate::pg::invalidation::{self, Epoch};
+use crate::pg::output::OutputNeeds;
 use crate::pg::row::RowReader;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::to_server;
@@ -78,8 +79,8 @@ pub struct Descriptor {
     pub key: RefCell<RowReader>,
     /// Under [`Policy::Newest`]: what tells what rows count as.
     pub versioned: Option<Versioned>,
-    /// Whether some column's output depends on more settings than the usual ones.
-    pub sensitive: bool,
+    /// What the columns' output depends on besides the usual settings.
+    pub output: OutputNeeds,
 }
 
 thread_local! {
@@ -205,7 +206,7 @@ impl Descriptor {
             guard_role,
             row: RefCell::new(RowReader::new(&all)),
             key: RefCell::new(RowReader::new(&key)),
-            sensitive: columns.iter().any(|c| c.sensitive),
+            output: columns.iter().map(|c| c.output).fold(OutputNeeds::default(), OutputNeeds::and),
             route,
             forwarded: RefCell::default(),
             home,

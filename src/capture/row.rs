@@ -3,9 +3,8 @@
 use super::descriptor::Descriptor;
 use crate::change::{Change, Op, Policy, Stamp};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::context;
 use crate::pg::large::Stored;
-use crate::pg::row::canonical_output;
+use crate::pg::output;
 use crate::pg::trigger::{Event, Slot};
 
 /// A change, and what it does not hold: the columns of its row, as positions, whose text stands for a value
@@ -40,8 +39,7 @@ pub fn changes_of(
     if op == Op::Truncate {
         return take(&change(op, 0, Vec::new()).into());
     }
-    let canonical = !descriptor.sensitive && context::output_is_canonical();
-    let settings = (!canonical).then(canonical_output);
+    let settings = (!descriptor.output.are_met()).then(output::pinned);
     let mut captured = match op {
         Op::Insert => vec![inserted(descriptor, event, event.row())?],
         Op::Update if replaces(descriptor, event)? => {

@@ -4,6 +4,7 @@ use crate::change::{Carrier, Relation};
 use crate::delivery::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
+use crate::pg::output::OutputNeeds;
 use crate::pg::row::Attribute;
 use crate::pg::spi::{self, Home, required};
 
@@ -21,8 +22,8 @@ pub struct TableColumn {
     pub carrier: Carrier,
     /// Two values are equal exactly if their texts are, whatever the session's settings.
     pub exact: bool,
-    /// The type's output depends on settings beyond date, interval and float style.
-    pub sensitive: bool,
+    /// What the type's output depends on beyond date, interval and float style.
+    pub output: OutputNeeds,
     /// Its values have a collation.
     pub collated: bool,
 }
@@ -106,9 +107,15 @@ impl Table {
                          WHEN t.typdelim OPERATOR(pg_catalog.<>) ',' THEN 'record' \
                          ELSE 'element' END, \
                     t.typname, \
-                    t.typtype OPERATOR(pg_catalog.<>) 'e' AND \
-                    (t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
-                     OR t.typname::pg_catalog.text OPERATOR(pg_catalog.~) '^_?(reg|money)'), \
+                    CASE WHEN t.typtype OPERATOR(pg_catalog.<>) 'e' AND \
+                              (t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+                               OR t.typname::pg_catalog.text \
+                                  OPERATOR(pg_catalog.~) '^_?(reg|money)') THEN 'anything' \
+                         WHEN t.typname::pg_catalog.text \
+                              OPERATOR(pg_catalog.~) '^(_timestamptz|_?tstz)' THEN 'time zone' \
+                         WHEN t.typname::pg_catalog.text \
+                              OPERATOR(pg_catalog.~) '^_?bytea$' THEN 'bytea' \
+                         ELSE '' END, \
                     a.attidentity OPERATOR(pg_catalog.=) 'a', \
                     EXISTS (SELECT FROM pg_catalog.pg_opclass c \
                      JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) c.opcmethod \
@@ -149,6 +156,7 @@ impl Table {
         .map(|mut row| {
             let number = required(&mut row, 1)?;
             let type_name = required(&mut row, 5)?;
+            let needs = required(&mut row, 6)?;
             Ok(TableColumn {
                 name: required(&mut row, 0)?,
                 attribute: Attribute {
@@ -164,7 +172,11 @@ impl Table {
                     "array" => Carrier::Array(type_name),
                     _ => Carrier::Element,
                 },
-                sensitive: required(&mut row, 6)? == "t",
+                output: OutputNeeds {
+                    anything: needs == "anything",
+                    time_zone: needs == "time zone",
+                    bytea: needs == "bytea",
+                },
                 collated: required(&mut row, 10)? == "t",
             })
         })

@@ -4,6 +4,8 @@
 //! logon trigger changes, is found out in the first exchange (see [`super::peer`]) and set again with
 //! every transaction.
 
+use crate::canonical::TEXT_SETTINGS;
+use std::ffi::CStr;
 use std::time::Duration;
 
 /// How long a server bears what a delivery does there.
@@ -51,16 +53,6 @@ impl SessionSettings {
     /// `own`: the server's option `options`; `application_name`: the name of the loop guard.
     pub fn new(own: &str, application_name: &str, limits: Limits) -> Self {
         let fixed = [
-            ("search_path", "pg_catalog"),
-            ("datestyle", "ISO, MDY"),
-            ("intervalstyle", "postgres"),
-            ("extra_float_digits", "3"),
-            ("timezone", "UTC"),
-            ("lc_monetary", "C"),
-            ("array_nulls", "on"),
-            ("bytea_output", "hex"),
-            ("xmloption", "content"),
-            ("standard_conforming_strings", "on"),
             ("default_transaction_isolation", "read committed"),
             ("default_transaction_read_only", "off"),
             ("default_transaction_deferrable", "off"),
@@ -73,8 +65,10 @@ impl SessionSettings {
             // What the server has answered must outlast its crash.
             ("synchronous_commit", flushing(own)),
         ];
+        let text = |text: &'static CStr| text.to_str().unwrap_or_default();
+        let of_text = TEXT_SETTINGS.iter().map(|(name, value)| (text(name), text(value)));
         let mut pinned: Vec<Setting> =
-            fixed.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+            of_text.chain(fixed).map(|(name, value)| (name, value.to_owned())).collect();
         pinned.push(("statement_timeout", shown(limits.statement)));
         pinned.push(("lock_timeout", shown(limits.lock)));
         // A transaction whose other end has vanished must not hold its row locks for hours.

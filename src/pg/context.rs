@@ -253,17 +253,6 @@ impl Drop for Settings {
     }
 }
 
-/// Whether dates, intervals and floats are written as they must travel, so that nothing has to be
-/// set: ISO dates, `postgres` intervals, floats that read back exactly.
-pub fn output_is_canonical() -> bool {
-    // SAFETY: plain reads of GUC variables.
-    unsafe {
-        pg_sys::DateStyle == pg_sys::USE_ISO_DATES as i32
-            && pg_sys::IntervalStyle == pg_sys::INTSTYLE_POSTGRES as i32
-            && pg_sys::extra_float_digits > 0
-    }
-}
-
 /// Makes settings of this prefix that are not defined an error.
 pub fn reserve_settings(prefix: &CStr) {
     // SAFETY: a C string; called once from _PG_init.

@@ -1,7 +1,7 @@
 //! Large values that are left where they are stored when a row is captured: recognised without reading
 //! them, and read when they are sent or queued, if they are.
 
-use super::text;
+use super::{output, text};
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Two bytes of header and tag, then the pointer.
 const POINTER: usize = 2 + std::mem::size_of::<pg_sys::varatt_external>();
 
-/// The output functions of text, varchar, char, bytea, json, jsonb and xml. What they write means the
-/// same under all settings, and they run nobody's code, so they may be called when the transaction
+/// The output functions of text, varchar, char, bytea, json, jsonb and xml. What they write is the same
+/// under all settings, but for bytea, and they run nobody's code, so they may be called when the transaction
 /// commits.
 const PLAIN: [u32; 7] = [
     pg_sys::F_TEXTOUT,
@@ -109,8 +109,10 @@ impl Values {
                         return Err(Error::internal("a large value is not where it was"));
                     }
                     let datum = pg_sys::Datum::from(one.pointer.as_ptr());
-                    let output = pg_sys::Oid::from(one.output);
-                    text::to_utf8(pg_sys::OidOutputFunctionCall(output, datum))
+                    let function = pg_sys::Oid::from(one.output);
+                    let escapes = one.output == pg_sys::F_BYTEAOUT && !output::bytea_is_hex();
+                    let _settings = escapes.then(output::pinned);
+                    text::to_utf8(pg_sys::OidOutputFunctionCall(function, datum))
                 })
                 .collect();
             drop(inside);

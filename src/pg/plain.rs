@@ -14,6 +14,8 @@ pub(super) enum Plain {
     Int8,
     /// Where DateStyle is ISO.
     Timestamp,
+    /// As in UTC, whatever the session's time zone.
+    TimestampTz,
     /// text, varchar, char and json, in a database that is in UTF-8.
     Text,
 }
@@ -26,6 +28,7 @@ impl Plain {
             pg_sys::F_INT4OUT => Self::Int4,
             pg_sys::F_INT8OUT => Self::Int8,
             pg_sys::F_TIMESTAMP_OUT => Self::Timestamp,
+            pg_sys::F_TIMESTAMPTZ_OUT => Self::TimestampTz,
             pg_sys::F_TEXTOUT | pg_sys::F_VARCHAROUT | pg_sys::F_BPCHAROUT | pg_sys::F_JSON_OUT
                 if text::server_speaks_utf8() =>
             {
@@ -50,10 +53,17 @@ impl Plain {
             Self::Int2 => Some(room.keep(digits.format(value.value() as i16).as_bytes())),
             Self::Int4 => Some(room.keep(digits.format(value.value() as i32).as_bytes())),
             Self::Int8 => Some(room.keep(digits.format(value.value() as i64).as_bytes())),
-            Self::Timestamp => {
+            Self::Timestamp | Self::TimestampTz => {
                 let mut written = [0; timestamp::LONGEST];
                 let length = timestamp::write(value.value() as i64, &mut written)?;
-                Some(room.keep(&written[..length]))
+                if self == Self::Timestamp {
+                    return Some(room.keep(&written[..length]));
+                }
+                let mut zoned = [0; LONGEST];
+                zoned[..length].copy_from_slice(&written[..length]);
+                let end = length + UTC.len();
+                zoned[length..end].copy_from_slice(UTC);
+                Some(room.keep(&zoned[..end]))
             }
             // SAFETY: a varlena by contract; one whose bytes follow its header.
             Self::Text => unsafe {
@@ -76,8 +86,11 @@ pub(super) struct Room<'call> {
     values: usize,
 }
 
+/// How a point in time ends that was written in UTC.
+const UTC: &[u8] = b"+00";
+
 /// Bytes that a formatted value takes at most.
-const LONGEST: usize = timestamp::LONGEST;
+const LONGEST: usize = timestamp::LONGEST + UTC.len();
 
 impl<'call> Room<'call> {
     /// Room for so many values of this row; taken when the first of them comes.

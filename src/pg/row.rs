@@ -1,7 +1,7 @@
 //! Rows to text: the columns of a trigger's rows through their types' output functions.
 
-use super::context::Settings;
 use super::large::{self, Inside, Stored};
+use super::output;
 use super::plain::{Plain, Room};
 use super::text;
 use super::trigger::Slot;
@@ -93,6 +93,8 @@ impl RowReader {
                 } else if let Some(text) = column.plain.and_then(|p| p.text(value, &mut room)) {
                     text
                 } else {
+                    let zoned = column.plain == Some(Plain::TimestampTz);
+                    let _settings = zoned.then(output::pinned);
                     text::to_utf8(pg_sys::OutputFunctionCall(&mut column.output, value))?
                 }
             }));
@@ -161,16 +163,4 @@ impl Drop for RowReader {
         // SAFETY: created by new(), deleted once; nothing else points into it.
         unsafe { pg_sys::MemoryContextDelete(self.context) }
     }
-}
-
-/// Output settings under which text reads back as the same value anywhere, for sessions or types
-/// whose output depends on more.
-pub fn canonical_output() -> Settings {
-    Settings::set(&[
-        (c"datestyle", c"ISO"),
-        (c"intervalstyle", c"postgres"),
-        (c"extra_float_digits", c"3"),
-        (c"lc_monetary", c"C"),
-        (c"search_path", c"pg_catalog"),
-    ])
 }

@@ -139,7 +139,7 @@ fn large_values_of_all_types_are_read_late() {
          truncate t; set local search_path = pg_catalog; commit",
     );
     let wide =
-        "select count(*) from sync_queue where op = 'UPDATE' and length(change::text) > 900000";
+        "select count(*) from sync_queue where op = 'UPDATE' and length(change::text) > 800000";
     assert_eq!(rows(&bed.left, wide), ["2"]);
     let before = rows(&bed.left, "select id from sync_queue where op = 'TRUNCATE'");
     bed.left.exec_superuser(&format!("delete from sync_queue where id = {}", before[0]));
