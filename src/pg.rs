@@ -27,6 +27,7 @@ pub mod row;
 pub mod sequence;
 pub mod setting;
 pub mod shmem;
+pub mod snapshot;
 pub mod spi;
 pub mod subtransaction;
 pub mod temp_file;

@@ -90,11 +90,11 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
     match standing(&set.home, &set.account.server_name)? {
         Standing::Free => return Ok(Way::Free),
         Standing::Pending => {
-            let owner = set.account.owner.to_u32().to_string();
             let server = &set.account.server_name;
-            if lanes::must_wait(&set.home, server, &owner)? {
+            if lanes::must_wait(&set.home, server, set.account.owner)? {
                 return Ok(Way::Pending);
             }
+            let owner = set.account.owner.to_u32().to_string();
             // What is pending is of lanes apart.
             let mut targets = Vec::new();
             for route in set.routes() {

@@ -10,7 +10,8 @@
 
 use super::Oid;
 use super::invalidation::{self, Epoch};
-use super::spi::{Home, Row};
+use super::snapshot::{Scanned, Snapshot};
+use super::spi::{self, Home, Row};
 use super::text;
 use super::xact;
 use crate::error::{Error, Result};
@@ -47,30 +48,33 @@ impl Status {
     }
 }
 
+/// A condition on a column, by its number in the table.
+pub type Key<'k> = (i16, Is<'k>);
+
+/// What is asked of a column.
+#[derive(Clone, Copy)]
+pub enum Is<'k> {
+    Text(&'k str),
+    Oid(Oid),
+    /// Smaller than this.
+    OidBelow(Oid),
+    Int8(i64),
+}
+
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
 /// many columns, as text.
 ///
 /// # Errors
 /// When there is no such table, or text is not UTF-8.
-pub fn by_key(home: &Home, table: &str, key: (Oid, i64), columns: i32) -> Result<Option<Row>> {
-    let table = Table::open(home, table, READ)?;
-    // SAFETY: the keys fit the first columns; the tuple is used while it lasts, its columns are copied.
-    let row = unsafe {
-        let mut keys = [pg_sys::ScanKeyData::default(); 2];
-        let equal = pg_sys::BTEqualStrategyNumber as u16;
-        let (one, two) = (key.0.into(), pg_sys::Datum::from(key.1));
-        pg_sys::ScanKeyInit(&mut keys[0], 1, equal, pg_sys::F_OIDEQ.into(), one);
-        pg_sys::ScanKeyInit(&mut keys[1], 2, equal, pg_sys::F_INT8EQ.into(), two);
-        let snapshot = Snapshot::latest();
-        let row = table.find_row(&snapshot, &mut keys, Status::Any, |tuple, shape| {
-            let value = |at| text::to_string(pg_sys::SPI_getvalue(tuple, shape, at));
-            (1..=columns).map(value).collect::<Result<Row>>()
-        });
-        snapshot.release();
-        row
-    };
-    table.close();
-    row.ok().transpose()
+pub fn by_key(
+    home: &Home,
+    table: &'static str,
+    key: (Oid, i64),
+    columns: i16,
+) -> Result<Option<Row>> {
+    let keys = [(1, Is::Oid(key.0)), (2, Is::Int8(key.1))];
+    let columns: Vec<i16> = (1..=columns).collect();
+    View::look(home, &[table], |view| view.first(table, &keys, Status::Any, &columns))
 }
 
 /// The first of the places that has a row with this text, all seen at one moment.
@@ -78,41 +82,15 @@ pub fn by_key(home: &Home, table: &str, key: (Oid, i64), columns: i32) -> Result
 /// # Errors
 /// When there is no such table.
 pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<usize>> {
-    let key = text::to_datum(value)?;
-    let open = |place: &Place| Table::open(home, place.table, READ);
-    let tables = places.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let mut vacant = None;
-    // SAFETY: the key's text lives as long as the memory context, the scans end before.
-    let found = unsafe {
-        let snapshot = Snapshot::latest();
-        let has = |(table, place): (&Table, &Place)| {
-            if vacant == Some(table.oid()) {
-                return false;
+    let tables: Vec<_> = places.iter().map(|place| place.table).collect();
+    View::look(home, &tables, |view| {
+        for (at, place) in places.iter().enumerate() {
+            if view.has(place.table, &[(place.column, Is::Text(value))], place.status)? {
+                return Ok(Some(at));
             }
-            let mut keys = [pg_sys::ScanKeyData::default()];
-            pg_sys::ScanKeyEntryInitialize(
-                &mut keys[0],
-                0,
-                place.column,
-                pg_sys::BTEqualStrategyNumber as u16,
-                pg_sys::InvalidOid,
-                // As the column is declared: the index is ordered by it.
-                pg_sys::DEFAULT_COLLATION_OID,
-                pg_sys::F_TEXTEQ.into(),
-                key,
-            );
-            let found = table.find_row(&snapshot, &mut keys, place.status, |_, _| ());
-            if found == Err(Absent::Table) {
-                vacant = Some(table.oid());
-            }
-            found.is_ok()
-        };
-        let found = tables.iter().zip(places).position(has);
-        snapshot.release();
-        found
-    };
-    tables.into_iter().for_each(Table::close);
-    Ok(found)
+        }
+        Ok(None)
+    })
 }
 
 /// Whether there is a row of this place with this number.
@@ -120,20 +98,211 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
 /// # Errors
 /// When there is no such table.
 pub fn has_id(home: &Home, place: &Place, id: i64) -> Result<bool> {
-    let table = Table::open(home, place.table, READ)?;
-    // SAFETY: the key fits the column.
-    let found = unsafe {
-        let mut keys = [pg_sys::ScanKeyData::default()];
-        let equal = pg_sys::BTEqualStrategyNumber as u16;
-        let id = pg_sys::Datum::from(id);
-        pg_sys::ScanKeyInit(&mut keys[0], place.column, equal, pg_sys::F_INT8EQ.into(), id);
+    let keys = [(place.column, Is::Int8(id))];
+    View::look(home, &[place.table], |view| view.has(place.table, &keys, place.status))
+}
+
+/// Tables of the extension's as of one moment.
+///
+/// What is read takes no part in the conflicts of SERIALIZABLE transactions: see [`Snapshot`].
+pub struct View<'h> {
+    home: &'h Home,
+    /// Each with its name and whether it has no pages: most of the time there is nothing in the queue, and VACUUM has
+    /// given back the pages of what there was.
+    tables: Vec<(&'static str, (Table, bool))>,
+    snapshot: Snapshot,
+}
+
+impl<'h> View<'h> {
+    /// Hands a view of tables to `look`.
+    ///
+    /// # Errors
+    /// When one is not there; what `look` reports.
+    pub fn look<T>(
+        home: &'h Home,
+        tables: &[&'static str],
+        look: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let view = Self::open(home, tables)?;
+        let result = look(&view);
+        view.snapshot.release();
+        view.tables.into_iter().for_each(|(_, (table, _))| table.close());
+        result
+    }
+
+    /// Locks tables and takes the moment. What PostgreSQL raises before the view is closed leaves it to the
+    /// transaction's abort.
+    fn open(home: &'h Home, names: &[&'static str]) -> Result<Self> {
+        let mut tables: Vec<(&str, Table)> = Vec::with_capacity(names.len());
+        for name in names {
+            if !tables.iter().any(|(known, _)| known == name) {
+                tables.push((name, Table::open(home, name, READ)?));
+            }
+        }
         let snapshot = Snapshot::latest();
-        let found = table.find_row(&snapshot, &mut keys, place.status, |_, _| ()).is_ok();
-        snapshot.release();
-        found
-    };
-    table.close();
-    Ok(found)
+        let with_vacancy = |(name, table): (_, Table)| {
+            // SAFETY: the table is open.
+            let is_vacant = unsafe { pages(table.relation) } == 0;
+            (name, (table, is_vacant))
+        };
+        Ok(Self { home, tables: tables.into_iter().map(with_vacancy).collect(), snapshot })
+    }
+
+    /// Whether a table has such a row.
+    ///
+    /// # Errors
+    /// XX000 for a table that is not of the view.
+    pub fn has(&self, table: &str, keys: &[Key<'_>], status: Status) -> Result<bool> {
+        let mut found = false;
+        self.each(table, keys, status, |_, _| {
+            found = true;
+            false
+        })?;
+        Ok(found)
+    }
+
+    /// Columns of such a row as text: of the last one of the index, since of a queue that is being drained it is the
+    /// first entries whose rows are gone.
+    ///
+    /// # Errors
+    /// As for [`View::has`]; when text is not UTF-8.
+    pub fn first(
+        &self,
+        table: &str,
+        keys: &[Key<'_>],
+        status: Status,
+        columns: &[i16],
+    ) -> Result<Option<Row>> {
+        let mut row = None;
+        self.each(table, keys, status, |tuple, shape| {
+            row = Some(columns.iter().map(|at| value(tuple, shape, *at)).collect());
+            false
+        })?;
+        row.transpose()
+    }
+
+    /// The largest value of a column of such rows, an `oid`. Cheap where the column follows the keys in an index.
+    ///
+    /// # Errors
+    /// As for [`View::has`].
+    pub fn last_oid(
+        &self,
+        table: &str,
+        keys: &[Key<'_>],
+        status: Status,
+        column: i16,
+    ) -> Result<Option<Oid>> {
+        let mut last: Option<u32> = None;
+        let any = [keys, &[(column, Is::OidBelow(Oid::from(u32::MAX)))]].concat();
+        let keys = if keys.iter().any(|key| key.0 == column) { keys } else { &any };
+        let is_ordered = self.is_ordered(table, keys, status)?;
+        self.each(table, keys, status, |tuple, shape| {
+            last = last.max(oid(tuple, shape, column).map(|oid| oid.to_u32()));
+            !is_ordered
+        })?;
+        Ok(last.map(Oid::from))
+    }
+
+    /// What such rows have in a column, an `oid`.
+    ///
+    /// # Errors
+    /// As for [`View::has`].
+    pub fn oids(&self, table: &str, keys: &[Key<'_>], column: i16) -> Result<Vec<Oid>> {
+        let mut values = Vec::new();
+        self.each(table, keys, Status::Any, |tuple, shape| {
+            values.extend(oid(tuple, shape, column));
+            true
+        })?;
+        Ok(values)
+    }
+
+    /// As [`spi::read`], of the same moment.
+    ///
+    /// # Errors
+    /// As for [`spi::read`].
+    pub fn read(&self, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
+        spi::read_as_of(self.home, &self.snapshot, sql, args)
+    }
+
+    fn table(&self, name: &str) -> Result<&(Table, bool)> {
+        let table = self.tables.iter().find(|(known, _)| *known == name);
+        table
+            .map(|(_, table)| table)
+            .ok_or_else(|| Error::internal(format!("table \"{name}\" is not in view")))
+    }
+
+    /// Whether rows come in the order of a column that follows those that are equal, the last first.
+    fn is_ordered(&self, table: &str, keys: &[Key<'_>], status: Status) -> Result<bool> {
+        let keys = scan_keys(keys)?;
+        Ok(self.table(table)?.0.index_for(&keys, status).is_some())
+    }
+
+    /// Shows such rows, while `visit` wants more; in the order of the index from the last on, if there is one.
+    fn each(
+        &self,
+        table: &str,
+        keys: &[Key<'_>],
+        status: Status,
+        visit: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc) -> bool,
+    ) -> Result<()> {
+        let (table, is_vacant) = self.table(table)?;
+        if *is_vacant {
+            return Ok(());
+        }
+        let mut keys = scan_keys(keys)?;
+        // SAFETY: the keys fit the columns; what they point to lives as long as the memory context.
+        unsafe { table.scan(&self.snapshot, &mut keys, status, visit) };
+        Ok(())
+    }
+}
+
+fn scan_keys(keys: &[Key<'_>]) -> Result<Vec<pg_sys::ScanKeyData>> {
+    let (equal, less) = (pg_sys::BTEqualStrategyNumber, pg_sys::BTLessStrategyNumber);
+    let (none, collation) = (pg_sys::InvalidOid, pg_sys::DEFAULT_COLLATION_OID);
+    keys.iter()
+        .map(|(column, is)| {
+            // Texts as the columns are declared: the index is ordered by it.
+            let (strategy, collation, function, value) = match *is {
+                Is::Text(text) => (equal, collation, pg_sys::F_TEXTEQ, text::to_datum(text)?),
+                Is::Oid(oid) => (equal, none, pg_sys::F_OIDEQ, oid.into()),
+                Is::OidBelow(oid) => (less, none, pg_sys::F_OIDLT, oid.into()),
+                Is::Int8(number) => (equal, none, pg_sys::F_INT8EQ, pg_sys::Datum::from(number)),
+            };
+            let mut key = pg_sys::ScanKeyData::default();
+            // SAFETY: plain data; the function is there.
+            unsafe {
+                pg_sys::ScanKeyEntryInitialize(
+                    &mut key,
+                    0,
+                    *column,
+                    strategy as u16,
+                    none,
+                    collation,
+                    function.into(),
+                    value,
+                );
+            }
+            Ok(key)
+        })
+        .collect()
+}
+
+/// A column of a row as text.
+fn value(
+    tuple: pg_sys::HeapTuple,
+    shape: pg_sys::TupleDesc,
+    column: i16,
+) -> Result<Option<String>> {
+    // SAFETY: a row of an open table and its description, while a scan shows it; the text is palloc'd.
+    unsafe { text::to_string(pg_sys::SPI_getvalue(tuple, shape, column.into())) }
+}
+
+/// A column of a row, of a type that is an `oid`.
+fn oid(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Option<Oid> {
+    let mut is_null = true;
+    // SAFETY: as for value(); a plain read.
+    let value = unsafe { pg_sys::SPI_getbinval(tuple, shape, column.into(), &mut is_null) };
+    (!is_null).then(|| Oid::from(value.value() as u32))
 }
 
 /// Sees to it that a table can be written until the end of the transaction, without a wait for who changes or
@@ -214,16 +383,6 @@ fn find(home: &Home, name: &str) -> Result<Oid> {
         true => Err(Error::internal(format!("table \"{name}\" is not there"))),
         false => Ok(found),
     }
-}
-
-/// What there is none of.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Absent {
-    /// Such a row.
-    Row,
-    /// Any row: the table has no pages. Most of the time there is nothing in the queue, and VACUUM has given
-    /// back the pages of what there was.
-    Table,
 }
 
 const READ: i32 = pg_sys::AccessShareLock as i32;
@@ -308,66 +467,73 @@ impl Table {
         indexes
     }
 
-    /// What `take` makes of a row that the keys find and that has this status: the last one of the index, since of a
-    /// queue that is being drained it is the first entries whose rows are gone.
+    /// Shows rows that the keys find, that have this status and that the snapshot sees, while `visit` wants more.
     ///
     /// # Safety
-    /// The keys must fit columns of the table and ask whether they are equal; what they point to must live on.
-    unsafe fn find_row<T>(
+    /// The keys must fit columns of the table; what they point to must live on.
+    unsafe fn scan(
         &self,
         snapshot: &Snapshot,
         keys: &mut [pg_sys::ScanKeyData],
         status: Status,
-        take: impl FnOnce(pg_sys::HeapTuple, pg_sys::TupleDesc) -> T,
-    ) -> std::result::Result<T, Absent> {
+        mut visit: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc) -> bool,
+    ) {
         // SAFETY: relations that are open while they are used; a scan in its order, whose tuple is used
         // before it ends.
         unsafe {
-            if pages(self.relation) == 0 {
-                return Err(Absent::Table);
-            }
-            let shape = (*self.relation).rd_att;
+            let (relation, number) = (self.relation, keys.len() as i32);
+            let shape = (*relation).rd_att;
             let status_column = self.status_column(status);
             let fits = |tuple| match status_column {
                 None => true,
-                Some(at) => text::to_string(pg_sys::SPI_getvalue(tuple, shape, at.into()))
+                Some(at) => value(tuple, shape, at)
                     .is_ok_and(|value| value.is_some_and(|value| status.holds(&value))),
             };
-            let number = keys.len() as i32;
+            let mut scanned = snapshot.scanned(relation);
+            let is_seen = matches!(scanned, Scanned::ByItself(_));
+            let mut wants_more = |scan: pg_sys::SysScanDesc, tuple: pg_sys::HeapTuple| {
+                let seen = is_seen || snapshot.sees(relation, (*scan).slot);
+                !seen || !fits(tuple) || visit(tuple, shape)
+            };
             let Some(index) = self.index_for(keys, status) else {
                 // Somebody has taken the index away: slowly, then, but rightly.
                 let scan = pg_sys::systable_beginscan(
-                    self.relation,
+                    relation,
                     pg_sys::InvalidOid,
                     false,
-                    snapshot.0,
+                    scanned.get(),
                     number,
                     keys.as_mut_ptr(),
                 );
-                let found = first(|| pg_sys::systable_getnext(scan), fits);
-                let taken = found.map(|tuple| take(tuple, shape));
+                loop {
+                    let tuple = pg_sys::systable_getnext(scan);
+                    if tuple.is_null() || !wants_more(scan, tuple) {
+                        break;
+                    }
+                }
                 pg_sys::systable_endscan(scan);
-                return taken.ok_or(Absent::Row);
+                return;
             };
             let index = pg_sys::index_open(index, READ);
-            let mut taken = None;
-            // Nor is there one in an index that has had no entry since it was built: all it has is its
-            // metapage.
+            // There is no row in an index that has had no entry since it was built: all it has is its metapage.
             if pages(index) > 1 {
                 let scan = pg_sys::systable_beginscan_ordered(
-                    self.relation,
+                    relation,
                     index,
-                    snapshot.0,
+                    scanned.get(),
                     number,
                     keys.as_mut_ptr(),
                 );
                 let backward = pg_sys::ScanDirection::BackwardScanDirection;
-                let found = first(|| pg_sys::systable_getnext_ordered(scan, backward), fits);
-                taken = found.map(|tuple| take(tuple, shape));
+                loop {
+                    let tuple = pg_sys::systable_getnext_ordered(scan, backward);
+                    if tuple.is_null() || !wants_more(scan, tuple) {
+                        break;
+                    }
+                }
                 pg_sys::systable_endscan_ordered(scan);
             }
             pg_sys::index_close(index, READ);
-            taken.ok_or(Absent::Row)
         }
     }
 
@@ -471,22 +637,6 @@ impl Table {
     }
 }
 
-/// The first tuple that fits.
-fn first(
-    mut next: impl FnMut() -> pg_sys::HeapTuple,
-    fits: impl Fn(pg_sys::HeapTuple) -> bool,
-) -> Option<pg_sys::HeapTuple> {
-    loop {
-        let tuple = next();
-        if tuple.is_null() {
-            return None;
-        }
-        if fits(tuple) {
-            return Some(tuple);
-        }
-    }
-}
-
 /// Pages of a relation.
 ///
 /// # Safety
@@ -509,8 +659,8 @@ unsafe fn finds(index: pg_sys::Relation, keys: &[pg_sys::ScanKeyData]) -> bool {
         let column = |at: usize| *(*form).indkey.values.as_ptr().add(at);
         let fits = |(at, key): (usize, &pg_sys::ScanKeyData)| {
             let (family, input) = (*(*index).rd_opfamily.add(at), *(*index).rd_opcintype.add(at));
-            let equal = pg_sys::BTEqualStrategyNumber as i16;
-            let operator = pg_sys::get_opfamily_member(family, input, input, equal);
+            let strategy = key.sk_strategy as i16;
+            let operator = pg_sys::get_opfamily_member(family, input, input, strategy);
             column(at) == key.sk_attno
                 && operator != pg_sys::InvalidOid
                 && pg_sys::get_opcode(operator) == key.sk_func.fn_oid
@@ -532,21 +682,5 @@ unsafe fn is_partial(index: Oid) -> bool {
         let partial = !pg_sys::RelationGetIndexPredicate(index).is_null();
         pg_sys::index_close(index, READ);
         partial
-    }
-}
-
-/// What is committed now. One that is not released in the end is left to the transaction's abort.
-struct Snapshot(pg_sys::Snapshot);
-
-impl Snapshot {
-    /// To be taken when the tables are locked.
-    fn latest() -> Self {
-        // SAFETY: in a transaction, in which tables are open.
-        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
-    }
-
-    fn release(self) {
-        // SAFETY: registered by latest(), once.
-        unsafe { pg_sys::UnregisterSnapshot(self.0) }
     }
 }

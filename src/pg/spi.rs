@@ -8,6 +8,7 @@
 
 use super::Oid;
 use super::context::{AsUser, Settings};
+use super::snapshot::Snapshot;
 use super::text;
 use super::xact;
 use crate::error::{Error, Result, SqlState};
@@ -46,6 +47,7 @@ impl Home {
     pub fn look_up() -> Result<Option<Self>> {
         let rows = run(
             None,
+            None,
             "SELECT n.nspname, e.extowner FROM pg_catalog.pg_extension e \
              JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
              WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'",
@@ -70,7 +72,20 @@ thread_local! {
 /// # Errors
 /// For text that is not UTF-8; everything else PostgreSQL raises.
 pub fn read(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
-    run(Some(home.owner), sql, args, true)
+    run(Some(home.owner), None, sql, args, true)
+}
+
+/// The same as of a moment.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_as_of(
+    home: &Home,
+    moment: &Snapshot,
+    sql: &str,
+    args: &[Option<&str>],
+) -> Result<Vec<Row>> {
+    run(Some(home.owner), Some(moment), sql, args, true)
 }
 
 /// Runs a statement that may change something; the rows are those of its RETURNING.
@@ -78,11 +93,17 @@ pub fn read(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
 /// # Errors
 /// As for [`read`].
 pub fn write(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
-    run(Some(home.owner), sql, args, false)
+    run(Some(home.owner), None, sql, args, false)
 }
 
-/// `user`: whose rights count, the current user's if `None`.
-fn run(user: Option<Oid>, sql: &str, args: &[Option<&str>], read_only: bool) -> Result<Vec<Row>> {
+/// `user`: whose rights count, the current user's if `None`. `moment`: the current one if `None`.
+fn run(
+    user: Option<Oid>,
+    moment: Option<&Snapshot>,
+    sql: &str,
+    args: &[Option<&str>],
+    read_only: bool,
+) -> Result<Vec<Row>> {
     xact::require()?;
     // Converted before anything is begun, so that no early return leaves SPI connected.
     let args =
@@ -101,7 +122,9 @@ fn run(user: Option<Oid>, sql: &str, args: &[Option<&str>], read_only: bool) -> 
     // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then
     // cleans up SPI and the snapshot stack, so only the successful path ends them here.
     unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        pg_sys::PushActiveSnapshot(
+            moment.map_or_else(|| pg_sys::GetLatestSnapshot(), Snapshot::get),
+        );
         if pg_sys::SPI_connect() != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }

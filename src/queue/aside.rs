@@ -10,6 +10,7 @@ use super::{lanes, to_ids};
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::Oid;
+use crate::pg::lookup::View;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::tellable;
 use crate::sql::quote::{ArrayLiteral, ident};
@@ -52,23 +53,20 @@ impl Blockers {
             "SELECT m.mark, pg_catalog.min(q.id), \
                 pg_catalog.min(COALESCE(q.waits_for, q.id)) \
              FROM {queue} q CROSS JOIN LATERAL pg_catalog.unnest(q.blocks) AS m(mark) \
-             JOIN pg_catalog.unnest($3::pg_catalog.int8[]) AS c(mark) \
+             JOIN pg_catalog.unnest($2::pg_catalog.int8[]) AS c(mark) \
                ON c.mark OPERATOR(pg_catalog.=) m.mark \
              WHERE q.dst_server OPERATOR(pg_catalog.||) '' OPERATOR(pg_catalog.=) $1 \
                AND q.status OPERATOR(pg_catalog.<>) 'pending' \
                AND q.blocks OPERATOR(pg_catalog.&&) \
-                 ARRAY(SELECT pg_catalog.unnest($3::pg_catalog.int8[])) \
-             GROUP BY m.mark \
-             UNION ALL SELECT NULL, NULL, NULL WHERE {}",
-            lanes::goes_before(&ident(&home.schema))
+                 ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
+             GROUP BY m.mark"
         );
-        let mut pending = false;
-        let (owner, checks) = (owner.to_u32().to_string(), to_ids(checks));
-        for mut row in spi::read(home, &sql, &[server_name, &owner, &checks].map(Some))? {
-            if row.first().is_none_or(Option::is_none) {
-                pending = true;
-                continue;
-            }
+        let checks = to_ids(checks);
+        let (pending, rows) = View::look(home, &lanes::TABLES, |view| {
+            let pending = lanes::goes_before(view, server_name, owner)?;
+            Ok((pending, view.read(&sql, &[Some(server_name), Some(&checks)])?))
+        })?;
+        for mut row in rows {
             let mut number = |at| {
                 required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
             };

@@ -11,6 +11,8 @@
 use super::aside;
 use crate::error::{Error, Result};
 use crate::guc;
+use crate::pg::Oid;
+use crate::pg::lookup::{Is, Status, View};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::text::tellable;
 use crate::sql::quote::{ArrayLiteral, ident};
@@ -151,35 +153,45 @@ pub fn bound(home: &Home, server_name: &str, owners: &[&str], limit: i64) -> Res
     id.parse().map_err(|_| Error::internal("malformed record id"))
 }
 
-/// A condition: something of server `$1` is to be sent before the changes of owner `$2`, as its own or as
-/// that of a lane that is not apart.
-pub fn goes_before(schema: &str) -> String {
-    let queue = format!("{schema}.sync_queue");
-    let counts = |owner: &str| {
-        format!(
-            "({owner} OPERATOR(pg_catalog.=) $2::pg_catalog.oid OR NOT EXISTS ( \
-               SELECT FROM {schema}.sync_owner_state s \
-                WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
-                  AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) {owner}))"
-        )
+/// What [`goes_before`] looks at.
+pub const TABLES: [&str; 3] = ["sync_queue", "sync_lost_session", "sync_owner_state"];
+
+/// Whether something of a server's is to be sent before the changes of an owner, as its own or as that of a lane
+/// that is not apart. The view is of [`TABLES`].
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn goes_before(view: &View<'_>, server_name: &str, owner: Oid) -> Result<bool> {
+    let server = Is::Text(server_name);
+    let counts = |other: Oid| -> Result<bool> {
+        let apart = [(1, server), (2, Is::Oid(other))];
+        Ok(other == owner || !view.has("sync_owner_state", &apart, Status::Any)?)
     };
-    format!(
-        "(EXISTS (WITH RECURSIVE {} SELECT FROM hop WHERE hop.owner IS NOT NULL AND {}) \
-          OR EXISTS (SELECT FROM {schema}.sync_lost_session l \
-             WHERE l.dst_server OPERATOR(pg_catalog.=) $1 AND {}))",
-        hops(&queue),
-        counts("hop.owner"),
-        counts("l.owner::pg_catalog.oid")
-    )
+    // From one owner to the next in the index.
+    let mut above = None;
+    loop {
+        let bound = above.map(|above| (3, Is::OidBelow(above)));
+        let keys: Vec<_> = std::iter::once((2, server)).chain(bound).collect();
+        match view.last_oid("sync_queue", &keys, Status::Pending, 3)? {
+            Some(other) if counts(other)? => return Ok(true),
+            Some(other) => above = Some(other),
+            None => break,
+        }
+    }
+    for lost in view.oids("sync_lost_session", &[(2, server)], 3)? {
+        if counts(lost)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether an owner's changes must wait for records that are pending, its own or others'.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn must_wait(home: &Home, server_name: &str, owner: &str) -> Result<bool> {
-    let sql = format!("SELECT 1 WHERE {}", goes_before(&ident(&home.schema)));
-    Ok(!spi::read(home, &sql, &[Some(server_name), Some(owner)])?.is_empty())
+pub fn must_wait(home: &Home, server_name: &str, owner: Oid) -> Result<bool> {
+    View::look(home, &TABLES, |view| goes_before(view, server_name, owner))
 }
 
 /// A condition: owners `a` and `b` both have pending records for server `$1` that go to the same table there, by

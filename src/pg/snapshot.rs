@@ -1,0 +1,89 @@
+//! What is committed at a moment, for reading the extension's own tables.
+//!
+//! These tables stay out of the conflicts by which PostgreSQL finds serialization failures. A SERIALIZABLE
+//! transaction asks at its commit what the queue holds, and then writes there: seen as reads and writes of the user's,
+//! any two such transactions at once would conflict, whatever rows they are about. No anomaly follows from leaving
+//! them out. Nothing that a transaction reads there finds its way into a user's table or to a client: it decides when
+//! and in which order changes are sent, and that order is kept by locks (ids are drawn under the row locks, see
+//! [`crate::queue`]), not by the isolation of transactions.
+
+use super::context;
+use pgrx::pg_sys;
+
+/// What is committed now. One that is not released in the end is left to the transaction's abort.
+pub struct Snapshot(pg_sys::Snapshot);
+
+impl Snapshot {
+    /// To be taken when the tables that are read are locked: an older one sees nothing in a table that was rewritten
+    /// meanwhile.
+    pub fn latest() -> Self {
+        // SAFETY: in a transaction, in which tables are open.
+        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
+    }
+
+    /// The server's own; it lives until it is released.
+    pub(super) fn get(&self) -> pg_sys::Snapshot {
+        self.0
+    }
+
+    /// Ends it.
+    pub fn release(self) {
+        // SAFETY: registered by latest(), once.
+        unsafe { pg_sys::UnregisterSnapshot(self.0) }
+    }
+
+    /// What to scan a table by, whose rows are then asked about with [`Snapshot::sees`].
+    ///
+    /// # Safety
+    /// The relation is open and locked, and stays so for the scan.
+    pub(super) unsafe fn scanned(&self, relation: pg_sys::Relation) -> Scanned {
+        if !context::is_serializable() {
+            return Scanned::ByItself(self.0);
+        }
+        // Scans by a snapshot of another kind than that of transactions take no predicate locks and look for no
+        // conflicts. This one passes over what nobody can see any more, so that scans mark its index entries.
+        let mut data = pg_sys::SnapshotData {
+            snapshot_type: pg_sys::SnapshotType::SNAPSHOT_NON_VACUUMABLE,
+            ..Default::default()
+        };
+        // SAFETY: an open relation; a snapshot is registered.
+        data.vistest = unsafe { pg_sys::GlobalVisTestFor(relation) };
+        Scanned::Whole(Box::new(data))
+    }
+
+    /// Whether the snapshot sees a row that a scan has found.
+    ///
+    /// # Safety
+    /// The slot has the row, of this relation, and holds its buffer.
+    pub(super) unsafe fn sees(
+        &self,
+        relation: pg_sys::Relation,
+        slot: *mut pg_sys::TupleTableSlot,
+    ) -> bool {
+        // SAFETY: by the caller; the guard turns what is raised into unwinding.
+        unsafe {
+            let satisfies = (*(*relation).rd_tableam).tuple_satisfies_snapshot;
+            satisfies.is_some_and(|satisfies| {
+                pg_sys::ffi::pg_guard_ffi_boundary(|| satisfies(relation, slot, self.0))
+            })
+        }
+    }
+}
+
+/// See [`Snapshot::scanned`].
+pub(super) enum Scanned {
+    /// What is found is seen.
+    ByItself(pg_sys::Snapshot),
+    /// All that anybody may see is found.
+    Whole(Box<pg_sys::SnapshotData>),
+}
+
+impl Scanned {
+    /// For the server's functions, while this lives.
+    pub fn get(&mut self) -> pg_sys::Snapshot {
+        match self {
+            Self::ByItself(snapshot) => *snapshot,
+            Self::Whole(data) => &raw mut **data,
+        }
+    }
+}
