@@ -230,10 +230,31 @@ pub struct Change<S> {
     /// a server that has the row.
     #[serde(default)]
     pub unchanged: Vec<u32>,
-    /// Under [`Route::key_deferrable`]: where the row was stored before and after the change, 0 for
-    /// nowhere. What tells rows apart that hold the same key for a while.
+    /// Under [`Route::key_deferrable`]: what tells rows apart that hold the same key for a while.
     #[serde(default)]
-    pub stored: (u64, u64),
+    pub stored: RowStorage,
+}
+
+/// Where a row was stored before and after a change, 0 for nowhere. A place means something within its file only:
+/// whatever rewrites the table, or puts another one into its place, stores the rows in another file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64, u32)", into = "(u64, u64, u32)")]
+pub struct RowStorage {
+    pub before: u64,
+    pub after: u64,
+    pub file: u32,
+}
+
+impl From<(u64, u64, u32)> for RowStorage {
+    fn from((before, after, file): (u64, u64, u32)) -> Self {
+        Self { before, after, file }
+    }
+}
+
+impl From<RowStorage> for (u64, u64, u32) {
+    fn from(RowStorage { before, after, file }: RowStorage) -> Self {
+        (before, after, file)
+    }
 }
 
 impl<S> Change<S> {

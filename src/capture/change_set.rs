@@ -93,10 +93,8 @@ impl ChangeSet {
             return known as u32;
         }
         // Worked out anew in the middle of the transaction, and come to the same: what belongs into one
-        // statement stays there. Rows of a deferrable key are told apart within one table only, and
-        // partitions may come to the same.
-        let same = self.routes.iter().rposition(|r| r == route);
-        if let Some(same) = same.filter(|_| !route.key_deferrable) {
+        // statement stays there.
+        if let Some(same) = self.routes.iter().rposition(|r| r == route) {
             self.routes[same] = route.clone();
             return same as u32;
         }

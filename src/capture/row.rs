@@ -1,7 +1,7 @@
 //! From a row event to a [`Change`].
 
 use super::descriptor::Descriptor;
-use crate::change::{Change, Op, Policy, Stamp};
+use crate::change::{Change, Op, Policy, RowStorage, Stamp};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::large::Stored;
 use crate::pg::output;
@@ -54,12 +54,13 @@ pub fn changes_of(
         let change = &mut one.change;
         check_key(descriptor, change)?;
         if descriptor.route.key_deferrable {
-            change.stored = match change.op {
+            let (before, after) = match change.op {
                 Op::Insert if op == Op::Insert => (0, event.row().stored()),
                 Op::Insert => (0, event.new_row().stored()),
                 Op::Update => (event.row().stored(), event.new_row().stored()),
                 Op::Delete | Op::Truncate => (event.row().stored(), 0),
             };
+            change.stored = RowStorage { before, after, file: event.file() };
         }
         take(one)?;
     }
@@ -156,7 +157,16 @@ fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
 
 fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
     let (key, unchanged) = (Vec::new(), Vec::new());
-    Change { op, command, key, row, stamp: None, gone: None, unchanged, stored: (0, 0) }
+    Change {
+        op,
+        command,
+        key,
+        row,
+        stamp: None,
+        gone: None,
+        unchanged,
+        stored: RowStorage::default(),
+    }
 }
 
 /// Columns outside the key whose large value need not be read now. None under `newest`, which compares

@@ -4,13 +4,16 @@
 //! 1 to 2, then the other 2 to 1" names the same key twice and means two rows. So consecutive changes
 //! are not replayed one by one but collapsed: rows are told apart by where they are stored, and each
 //! ends up deleted, changed or inserted once. Holds the group in memory.
+//!
+//! Where a row is stored tells it from others within one file. A group ends where the table is rewritten: that
+//! is refused while a check of the key is still to come, so each key is held by one row then.
 
-use crate::change::{Change, Op, Route, Stamp};
+use crate::change::{Change, Op, Route, RowStorage, Stamp};
 use crate::error::{Error, Result, SqlState};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Bits of [`Change::stored`] that number the transaction; the others are block and offset.
+/// Bits of the places in [`Change::stored`] that number the transaction; the others are block and offset.
 pub const TRANSACTION_SHIFT: u32 = 48;
 
 type Key = Vec<Option<String>>;
@@ -32,9 +35,11 @@ pub struct Collapse {
     rows: Vec<Row>,
     /// Where a row is stored now, to its position in `rows`.
     stored: HashMap<u64, usize>,
-    /// Of groups done before in the same transaction: who holds a key.
-    holders: HashMap<(usize, Key), u64>,
+    /// Of groups done before in the same transaction: who holds a key, as file and place.
+    holders: HashMap<(usize, Key), (u32, u64)>,
     transaction: u64,
+    /// The file in which the group's rows are stored.
+    file: u32,
 }
 
 /// What a group comes to.
@@ -56,7 +61,8 @@ impl Collapse {
     /// Whether the change belongs to the group under way.
     pub fn continues(&self, route: &Rc<Route>, change: &Change<&str>) -> bool {
         self.route.as_ref().is_none_or(|own| Rc::ptr_eq(own, route))
-            && (self.rows.is_empty() || self.transaction == transaction_of(change))
+            && (self.rows.is_empty()
+                || (self.transaction, self.file) == (transaction_of(change), change.stored.file))
     }
 
     /// Adds a change to the group.
@@ -70,7 +76,8 @@ impl Collapse {
             self.holders.clear();
         }
         self.route = Some(route.clone());
-        let (from, to) = change.stored;
+        let RowStorage { before: from, after: to, file } = change.stored;
+        self.file = file;
         let known = self.stored.remove(&from).filter(|_| change.op != Op::Insert);
         let at = match known {
             Some(at) => at,
@@ -99,7 +106,7 @@ impl Collapse {
     fn check_holder(&self, route: &Rc<Route>, key: &Key, stored: u64) -> Result<()> {
         let id = (Rc::as_ptr(route) as usize, key.clone());
         match self.holders.get(&id) {
-            Some(holder) if *holder != stored => Err(Error::local(
+            Some((file, holder)) if *file == self.file && *holder != stored => Err(Error::local(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!(
                     "two rows of \"{}\" held the same deferrable key while other tables changed",
@@ -116,7 +123,7 @@ impl Collapse {
         let route = self.route.take()?;
         for (stored, at) in self.stored.drain() {
             let key = owned(&self.rows[at].last.new_key(&route));
-            self.holders.insert((Rc::as_ptr(&route) as usize, key), stored);
+            self.holders.insert((Rc::as_ptr(&route) as usize, key), (self.file, stored));
         }
         let mut net = Net::default();
         for Row { before, gone, mut last } in self.rows.drain(..) {
@@ -149,7 +156,7 @@ impl Collapse {
 }
 
 fn transaction_of(change: &Change<&str>) -> u64 {
-    change.stored.0.max(change.stored.1) >> TRANSACTION_SHIFT
+    change.stored.before.max(change.stored.after) >> TRANSACTION_SHIFT
 }
 
 fn owned(key: &[Option<&str>]) -> Key {

@@ -216,7 +216,7 @@ fn key_hash(key: &[Option<&str>]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Carrier, Column, Op, Policy, Relation};
+    use crate::change::{Carrier, Column, Op, Policy, Relation, RowStorage};
     use crate::sql::Param;
     use crate::sql::batch::Elements;
 
@@ -267,7 +267,7 @@ mod tests {
             stamp: None,
             gone: None,
             unchanged: vec![],
-            stored: (0, 0),
+            stored: RowStorage::default(),
         }
     }
 
@@ -281,7 +281,7 @@ mod tests {
             stamp: None,
             gone: None,
             unchanged: vec![],
-            stored: (0, 0),
+            stored: RowStorage::default(),
         }
     }
 
@@ -294,7 +294,7 @@ mod tests {
             stamp: None,
             gone: None,
             unchanged: vec![],
-            stored: (0, 0),
+            stored: RowStorage::default(),
         }
     }
 
@@ -393,7 +393,16 @@ mod tests {
 
     /// A change of a table whose key is deferrable: stored there before, here after.
     fn stored(change: Change<&'static str>, stored: (u64, u64)) -> Change<&'static str> {
-        Change { stored, ..change }
+        stored_in(1, change, stored)
+    }
+
+    /// The same in a certain file.
+    fn stored_in(
+        file: u32,
+        change: Change<&'static str>,
+        (before, after): (u64, u64),
+    ) -> Change<&'static str> {
+        Change { stored: RowStorage { before, after, file }, ..change }
     }
 
     fn plan_deferrable(changes: &[Change<&str>]) -> Result<Vec<(Kind, String)>> {
@@ -433,6 +442,20 @@ mod tests {
         assert_eq!(
             batches.expect("a plan"),
             [(Kind::Delete, r#"{"7"}"#.into()), (Kind::Insert, r#"{"2"}"#.into())]
+        );
+    }
+
+    #[test]
+    fn rows_of_a_table_that_is_rewritten_in_between_are_not_taken_for_each_other() {
+        let batches = plan_deferrable(&[
+            stored(insert("1"), (0, 11)),
+            // Here another row is stored where that one was.
+            stored_in(2, update(2, "2", "2"), (11, 13)),
+            stored_in(2, update(3, "1", "1"), (12, 14)),
+        ]);
+        assert_eq!(
+            batches.expect("a plan"),
+            [(Kind::Insert, r#"{"1"}"#.into()), (Kind::Update, r#"{"2","1"}"#.into())]
         );
     }
 

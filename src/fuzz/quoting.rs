@@ -2,7 +2,7 @@
 
 use super::lexer::{Token, tokens};
 use super::{check, text};
-use crate::change::{Carrier, Change, Column, Op, Policy, Relation, Route, Stamp};
+use crate::change::{Carrier, Change, Column, Op, Policy, Relation, Route, RowStorage, Stamp};
 use crate::sql::quote::{ArrayLiteral, ident, literal, relation};
 use crate::sql::{Batch, Kind, look_for, of_batch, with_type_schemas};
 use proptest::collection::vec;
@@ -140,7 +140,7 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
     let (key, row) = (values(keys), values(row));
     let stamp = |version| shape.stamped.then_some(Stamp { version, rank: 1 });
     let (stamp, gone) = (stamp(values(1).remove(0)), stamp(values(1).remove(0)));
-    let (unchanged, stored) = (Vec::new(), (0, 0));
+    let (unchanged, stored) = (Vec::new(), RowStorage::default());
     (route, Change { op: shape.op, command: 1, key, row, stamp, gone, unchanged, stored })
 }
 

@@ -16,7 +16,7 @@ fn change() -> impl Strategy<Value = Change<String>> {
     let values = || vec(maybe(text()), 0..5);
     let stamp =
         || maybe((maybe(text()), any::<i64>()).prop_map(|(version, rank)| Stamp { version, rank }));
-    let numbers = (any::<u32>(), vec(any::<u32>(), 0..4), any::<(u64, u64)>());
+    let numbers = (any::<u32>(), vec(any::<u32>(), 0..4), any::<(u64, u64, u32)>());
     (op, values(), values(), stamp(), stamp(), numbers).prop_map(
         |(op, key, row, stamp, gone, (command, unchanged, stored))| Change {
             op,
@@ -26,7 +26,7 @@ fn change() -> impl Strategy<Value = Change<String>> {
             stamp,
             gone,
             unchanged,
-            stored,
+            stored: stored.into(),
         },
     )
 }
@@ -101,7 +101,7 @@ fn records_with_some_characters_changed_are_shown_or_refused() {
     check(1_500, &both, |(policy, one, other, [first, second])| {
         let route = serde_json::to_string(&*route(policy)).expect("JSON");
         let change = r#"{"op":"Update","command":0,"key":["1"],"row":["2","it's",null],
-            "stamp":null,"gone":null,"unchanged":[1],"stored":[0,0]}"#;
+            "stamp":null,"gone":null,"unchanged":[1],"stored":[0,0,0]}"#;
         let edited = |text: &str, edits: &[Edit], done| match done {
             true => edited(text, edits),
             false => text.to_owned(),

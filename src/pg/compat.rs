@@ -68,6 +68,23 @@ pub unsafe fn attribute(
     }
 }
 
+/// Number of the file that stores a table's rows.
+///
+/// # Safety
+/// The relation must be open.
+pub unsafe fn file_number(relation: pg_sys::Relation) -> u32 {
+    #[cfg(feature = "pg15")]
+    // SAFETY: by the caller.
+    unsafe {
+        (*relation).rd_node.relNode.to_u32()
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: by the caller.
+    unsafe {
+        (*relation).rd_locator.relNumber.to_u32()
+    }
+}
+
 /// Whether `transaction_timeout`, which 17 added, has run out and counts.
 pub fn transaction_timed_out() -> bool {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

@@ -69,6 +69,12 @@ impl<'call> Event<'call> {
         unsafe { (*self.data().tg_relation).rd_id }
     }
 
+    /// Number of the file that stores the table's rows now. Whatever rewrites the table gives it another.
+    pub fn file(&self) -> u32 {
+        // SAFETY: tg_relation is open for the call.
+        unsafe { compat::file_number(self.data().tg_relation) }
+    }
+
     /// What happened, if the trigger's timing and level are the supported ones.
     ///
     /// # Errors

@@ -11,7 +11,7 @@
 
 use super::footprint::Footprint;
 use super::{to_change, to_route};
-use crate::change::{Change, Op, Route};
+use crate::change::{Change, Op, Route, RowStorage};
 use crate::delivery::collapse::TRANSACTION_SHIFT;
 use crate::error::{Error, Result};
 use crate::guc;
@@ -234,7 +234,8 @@ impl<'h> Claims<'h> {
             0 => 0,
             _ => stored | u64::from(transaction as u16) << TRANSACTION_SHIFT,
         };
-        change.stored = (tag(change.stored.0), tag(change.stored.1));
+        let RowStorage { before, after, file } = change.stored;
+        change.stored = RowStorage { before: tag(before), after: tag(after), file };
         Ok(Record { id, transaction, route, change })
     }
 
@@ -420,7 +421,8 @@ mod tests {
 
     fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u32) -> Record {
         let key = if moves { vec![Some("1".to_owned())] } else { Vec::new() };
-        let (row, stored) = (vec![Some("2".to_owned())], (1, 2));
+        let (row, stored) =
+            (vec![Some("2".to_owned())], RowStorage { before: 1, after: 2, file: 1 });
         let (stamp, gone, unchanged) = (None, None, Vec::new());
         let change = Change { op, command, key, row, stamp, gone, unchanged, stored };
         Record { id: 1, transaction, route: route.clone(), change }

@@ -93,7 +93,7 @@ fn finish(hasher: SipHasher13) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Carrier, Column, Policy};
+    use crate::change::{Carrier, Column, Policy, RowStorage};
 
     fn route(table: &str, key_exact: bool) -> Route {
         let name = Relation { schema: "s".into(), table: table.into() };
@@ -131,7 +131,7 @@ mod tests {
             stamp,
             gone,
             unchanged,
-            stored: (0, 0),
+            stored: RowStorage::default(),
         }
     }
 

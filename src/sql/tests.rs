@@ -4,7 +4,7 @@ use super::batch::{Batch, Kind};
 use super::conflicts::Conflicts;
 use super::literal;
 use super::statement::{MISSING_MARK, Param, Statement, of_batch, truncate};
-use crate::change::{Carrier, Change, Column, Op, Policy, Relation, Route, Stamp};
+use crate::change::{Carrier, Change, Column, Op, Policy, Relation, Route, RowStorage, Stamp};
 use std::rc::Rc;
 
 fn column(name: &str, carrier: Carrier) -> Column {
@@ -49,7 +49,7 @@ fn change<'a>(op: Op, key: &[&'a str], row: &[Option<&'a str>]) -> Change<&'a st
         stamp: None,
         gone: None,
         unchanged: vec![],
-        stored: (0, 0),
+        stored: RowStorage::default(),
     }
 }
 

@@ -82,6 +82,7 @@ mod queue_view;
 mod queue_writes;
 mod recipe;
 mod relations;
+mod rewrites;
 mod rollback;
 mod round_trips;
 mod row_versions;
