@@ -24,4 +24,4 @@ pub use session::{
     AS_LOGGED_IN, HOME, Introduce, NODE, OWN_SCHEMAS, SESSION_MARK, end_session, introduce, micros,
     named, on_path, with_type_schemas,
 };
-pub use statement::{MISSING_MARK, Param, Statement, Verb, of_batch};
+pub use statement::{MISSING_MARK, Param, Statement, TWICE_MARK, Verb, of_batch};

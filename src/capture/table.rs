@@ -137,6 +137,10 @@ impl Table {
                     OR t.oid OPERATOR(pg_catalog.=) ANY ('{pg_catalog.bool,pg_catalog.int2, \
                        pg_catalog.int4,pg_catalog.int8,pg_catalog.oid,pg_catalog.uuid, \
                        pg_catalog.date,pg_catalog.time,pg_catalog.timestamp,pg_catalog.name, \
+                       pg_catalog.timestamptz,pg_catalog.timetz,pg_catalog.bytea,pg_catalog.inet, \
+                       pg_catalog.cidr,pg_catalog.macaddr,pg_catalog.macaddr8,pg_catalog.bit, \
+                       pg_catalog.varbit,pg_catalog.int4range,pg_catalog.int8range, \
+                       pg_catalog.daterange,pg_catalog.tsrange,pg_catalog.tstzrange, \
                        pg_catalog.text,pg_catalog.varchar}'::pg_catalog.regtype[]) \
                        AND (a.attcollation OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
                             OR EXISTS (SELECT FROM pg_catalog.pg_collation l \

@@ -5,7 +5,7 @@ use crate::conflict::Tally;
 use crate::error::{RemoteError, SqlState};
 use crate::pq::{Connection, Status};
 use crate::sql::lasting::TYPES_MARK;
-use crate::sql::{Conflicts, MISSING_MARK, RACE_MARK};
+use crate::sql::{Conflicts, MISSING_MARK, RACE_MARK, TWICE_MARK};
 use std::collections::VecDeque;
 
 /// What a server may send without completing an answer. The longest honest ones tell of 5,000 conflicts,
@@ -214,6 +214,11 @@ fn explained(mut error: RemoteError) -> RemoteError {
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(RACE_MARK) {
         error.sqlstate = SqlState::SERIALIZATION_FAILURE;
         error.message = format!("row is being changed on server \"{}\"", error.server);
+        error.context = None;
+    }
+    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(TWICE_MARK) {
+        error.sqlstate = SqlState::CARDINALITY_VIOLATION;
+        error.message = format!("keys that differ here are equal on server \"{}\"", error.server);
         error.context = None;
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(TYPES_MARK) {

@@ -16,7 +16,7 @@ use super::handover;
 use super::link::{Ending, Link};
 use super::lost;
 use super::session;
-use super::trust::{Trust, feed_of, first_trust, was_betrayed};
+use super::trust::{Trust, feed_of, first_trust, met_itself, was_betrayed};
 use crate::capture::change_set::ChangeSet;
 use crate::conflict::Tally;
 use crate::connect::lost_session::LostSession;
@@ -291,6 +291,12 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
         interrupted = finish(std::slice::from_mut(link))?;
     }
+    if !interrupted && met_itself(link) {
+        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
+        let feed = feed_of(set, link, Trust::NotKeys).between(open, &[]);
+        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
+        interrupted = finish(std::slice::from_mut(link))?;
+    }
     if link.result().is_ok()
         && let Some(session) = link.session()
     {
@@ -428,6 +434,13 @@ fn in_two_steps<'s>(
         if was_betrayed(set, link, Trust::LargeColumns) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
             link.run(feed_of(set, link, Trust::Nothing).between(&again, &[]), Ending::Open);
+        }
+    }
+    finish(&mut links)?;
+    for (set, link) in sets.iter().zip(&mut links) {
+        if met_itself(link) {
+            let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
+            link.run(feed_of(set, link, Trust::NotKeys).between(&again, &[]), Ending::Open);
         }
     }
     finish(&mut links)?;

@@ -114,6 +114,14 @@ impl<S> Changes<S> {
         self
     }
 
+    /// The same, each change in a statement of its own.
+    pub fn one_by_one(mut self, one_by_one: bool) -> Self {
+        if one_by_one {
+            self.planner = Planner::singly();
+        }
+        self
+    }
+
     /// The same, in binary form where that is possible.
     pub fn in_binary(mut self, binary: bool) -> Self {
         if binary {

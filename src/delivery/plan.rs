@@ -34,6 +34,8 @@ pub struct Planner {
     ready: VecDeque<Batch>,
     /// Rows that a batch may have now.
     most_rows: usize,
+    /// Rows that a batch may ever have.
+    limit: usize,
     /// Batches are in binary form where that is possible.
     binary: bool,
 }
@@ -47,6 +49,7 @@ impl Default for Planner {
             moves: Vec::new(),
             ready: VecDeque::new(),
             most_rows: MAX_ROWS,
+            limit: MAX_ROWS,
             binary: false,
         }
     }
@@ -58,6 +61,11 @@ impl Planner {
     /// statement, rows that refer to each other for one, may be true of the larger batch only.
     pub fn growing() -> Self {
         Self { most_rows: FIRST_ROWS, ..Self::default() }
+    }
+
+    /// Each row a batch of its own: for keys that differ here and are equal there.
+    pub fn singly() -> Self {
+        Self { most_rows: 1, limit: 1, ..Self::default() }
     }
 
     /// Appends a change.
@@ -126,7 +134,7 @@ impl Planner {
         });
         if !joins {
             if self.open.as_ref().is_some_and(|open| open.rows >= self.most_rows) {
-                self.most_rows = (self.most_rows * 2).min(MAX_ROWS);
+                self.most_rows = (self.most_rows * 2).min(self.limit);
             }
             self.close();
         }

@@ -16,7 +16,10 @@ pub enum Trust {
     Rows,
     /// Rows that are updated have the large columns that the UPDATE left alone.
     LargeColumns,
+    /// Of the rows nothing; that changes of different keys are of different rows there.
     Nothing,
+    /// Not even that: each change has a statement of its own.
+    NotKeys,
 }
 
 /// How a change set is tried first. A server whose upserts have not been seen to work is not trusted:
@@ -49,6 +52,17 @@ pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool 
     trusted && overwrites && link.result().err().is_some_and(unexpected)
 }
 
+/// Whether a statement has failed since keys that differ here are equal there, so that two of its changes were
+/// of one row.
+pub fn met_itself(link: &mut Link<'_>) -> bool {
+    link.result().err().is_some_and(|error| is_of_one_row(&error))
+}
+
+/// Whether a failure says so.
+pub fn is_of_one_row(error: &Error) -> bool {
+    matches!(error, Error::Remote(_)) && error.sqlstate() == SqlState::CARDINALITY_VIOLATION
+}
+
 /// What was sent in batches that grow and in binary form was refused.
 pub fn distrust(link: &mut Link<'_>, refusal: &Error) {
     if refusal.sqlstate().is_about_table()
@@ -74,9 +88,13 @@ fn is_large(set: &ChangeSet, trust: Trust) -> bool {
 
 /// The changes of a set as a feed for a link.
 pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes<Reader<'s>> {
-    let rows = if trust == Trust::Nothing { Rows::Whole } else { Rows::Lean };
+    let rows = match trust {
+        Trust::Rows | Trust::LargeColumns => Rows::Lean,
+        Trust::Nothing | Trust::NotKeys => Rows::Whole,
+    };
     Changes::new(set.changes(rows), &link.endpoint().application_name)
         .optimistic(trust == Trust::Rows)
+        .one_by_one(trust == Trust::NotKeys)
         .in_binary(is_large(set, trust) && link.takes_binary())
         .newest(set.routes().iter().any(|route| route.version().is_some()))
         .forwarded(set.routes().iter().any(|route| !route.path.is_empty()))

@@ -31,6 +31,8 @@ pub struct Replay {
     begun: bool,
     /// No batch has found the server's rows other than expected.
     trusting: bool,
+    /// A batch has found two of its changes to be of one row there.
+    one_by_one: bool,
     /// Conflicts met by batches that stand, and by the one under way.
     conflicts: (Tally, Tally),
     /// Changes that were not sent because they have been at the server.
@@ -44,6 +46,7 @@ impl Replay {
             link: Some(link),
             begun,
             trusting: true,
+            one_by_one: false,
             conflicts: Default::default(),
             held_back: 0,
         }
@@ -107,6 +110,20 @@ impl Replay {
                 if let Some(link) = &mut self.link {
                     trust::distrust(link, &error);
                 }
+                let result = self.instead(units);
+                self.again_one_by_one(units, result)
+            }
+            result => self.again_one_by_one(units, result),
+        }
+    }
+
+    /// Applies a batch once more that has met itself, each change by itself, and from now on all of them.
+    fn again_one_by_one(&mut self, units: &[&Unit], result: Result<()>) -> Result<()> {
+        match result {
+            Err(error)
+                if trust::is_of_one_row(&error) && !self.one_by_one && self.can_go_on(&error) =>
+            {
+                self.one_by_one = true;
                 self.instead(units)
             }
             result => result,
@@ -187,6 +204,7 @@ impl Replay {
         let many = trust == Trust::Rows && trust::are_many(records().count(), bytes());
         let changes = Changes::new(Records(records()), &name)
             .optimistic(trust == Trust::Rows)
+            .one_by_one(self.one_by_one)
             .in_binary(many && link.takes_binary())
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))

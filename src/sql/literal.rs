@@ -29,10 +29,21 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
         .map(|at| Stamp { version: borrowed.row.get(at).copied().flatten(), rank: 0 });
     let stamp = borrowed.stamp.as_ref().or(own.as_ref()).map(stamp_of);
     let gone = borrowed.gone.as_ref().map(stamp_of);
-    let (any_old, unchanged) = (Vec::new(), Vec::new());
+    let (any_old, any_new, unchanged) = (Vec::new(), Vec::new(), Vec::new());
     let (from, rows, optimistic, literal) = (None, 1, false, true);
-    let values =
-        Values { new, old, any_old, stamp, gone, from, rows, unchanged, optimistic, literal };
+    let values = Values {
+        new,
+        old,
+        any_old,
+        any_new,
+        stamp,
+        gone,
+        from,
+        rows,
+        unchanged,
+        optimistic,
+        literal,
+    };
     let texts: Vec<String> =
         texts(route, kind, &values, None).into_iter().map(|(text, _)| text).collect();
     texts.join("; ")

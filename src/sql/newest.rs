@@ -11,7 +11,10 @@
 use super::batch::Kind;
 use super::conflicts::{Conflicts, Told, decision, met_column, met_columns, text};
 use super::quote::{ident, literal, operator, relation};
-use super::statement::{assignments, exists_new, insert_from, same_key, taken, update, with_v};
+use super::statement::{
+    TWICE_MARK, assignments, exists_new, failing_with, insert_from, is_shared, same_key, taken,
+    update, with_v,
+};
 use super::values::{StampOf, Values, key_of};
 use crate::change::Route;
 use crate::conflict::{Decision, Kind as Met};
@@ -214,9 +217,12 @@ impl Newest<'_> {
         let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
         let (stamp, gone) = (values.stamp.as_ref(), values.gone.as_ref());
         let (new, old) = (&self.new_key[..], &values.old[..]);
+        // Another session's row, or that of another change in the same statement.
         let race = format!(
-            "({} OPERATOR(pg_catalog.||) v.ord)::pg_catalog.int4::pg_catalog.text",
-            literal(RACE_MARK)
+            "CASE WHEN {} THEN {} ELSE {} END",
+            self.meets_itself(),
+            failing_with(TWICE_MARK),
+            failing_with(RACE_MARK)
         );
         // It has lost to a row that took the place of the one it would have won over.
         let replaced = |met: &str| {
@@ -369,6 +375,17 @@ impl Newest<'_> {
                 ident(&self.route.columns[at].name)
             ),
             false => value.clone(),
+        }
+    }
+
+    /// Whether another change of the same statement is, or was, of the row with the new key.
+    fn meets_itself(&self) -> String {
+        let (route, values) = (self.route, self.values);
+        let shared = |others: &[String]| is_shared(route, &self.new_key, others);
+        match self.kind {
+            _ if values.any_new.is_empty() => "false".to_owned(),
+            Kind::Move => format!("({} OR {})", shared(&values.any_new), shared(&values.any_old)),
+            _ => shared(&values.any_new),
         }
     }
 

@@ -15,6 +15,10 @@ use std::rc::Rc;
 /// only way to fail a pipeline from plain SQL. Delivery turns it into P0002.
 pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
 
+/// Begins the text of the cast error by which a statement fails two of whose changes are of one row there:
+/// their keys differ here and are equal there. Delivery turns it into 21000 and sends them one by one.
+pub const TWICE_MARK: &str = "pg_rowsync: changes of one row: ";
+
 /// What is sent of a statement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verb {
@@ -333,6 +337,24 @@ pub(super) fn same_key(route: &Route, table: &str, key: &[String]) -> String {
         })
         .collect();
     terms.join(" AND ")
+}
+
+/// Whether a change beside that of `v` in the same statement has a key of `others`, given as of `w`, that is
+/// equal there to `key`.
+pub(super) fn is_shared(route: &Route, key: &[String], others: &[String]) -> String {
+    let equal: Vec<String> = (route.key.iter().zip(key.iter().zip(others)))
+        .map(|(at, (key, other))| format!("{other} {} {key}", operator(&route.columns[*at], "=")))
+        .collect();
+    format!(
+        "EXISTS (SELECT FROM v AS w WHERE w.ord OPERATOR(pg_catalog.<>) v.ord AND {})",
+        equal.join(" AND ")
+    )
+}
+
+/// An expression of type text that fails with a mark. With something that is not known before it is executed:
+/// else it fails when it is planned.
+pub(super) fn failing_with(mark: &str) -> String {
+    format!("({} OPERATOR(pg_catalog.||) v.ord)::pg_catalog.int4::pg_catalog.text", literal(mark))
 }
 
 /// The first item of a WITH: the table is named before the changes, since one that is missing is to be

@@ -5,7 +5,10 @@
 use super::batch::Kind;
 use super::conflicts::{Conflicts, Told, conflict_of, decision, met_columns, single};
 use super::quote::relation;
-use super::statement::{delete, exists, from_v, insert, same_key, taken, update, using_v, with_v};
+use super::statement::{
+    TWICE_MARK, delete, exists, failing_with, from_v, insert, is_shared, same_key, taken, update,
+    using_v, with_v,
+};
 use super::upsert::update_then_insert;
 use super::values::{Values, key_of};
 use crate::change::{Policy, Route};
@@ -143,13 +146,20 @@ pub(super) fn update_there(route: &Route, kind: Kind, values: &Values) -> String
     let skipped = decision(Decision::Skipped);
     let new = key_of(route, &values.new);
     let by = |met, key, kind| Told { route, key, met, stamp: None }.answer(kind, &skipped);
+    // A row that is changed twice by one statement is changed once, by whichever change comes first.
+    let twice = format!(
+        "{} AND {}",
+        exists(route, &values.old),
+        is_shared(route, &values.old, &values.any_old)
+    );
+    let twice = format!("WHEN {twice} THEN {}", failing_with(TWICE_MARK));
     if kind == Kind::Update {
         let missing = by(None, &values.old[..], Met::UpdateMissing);
-        let conflicts = format!("SELECT {missing}{}", v_without(values, "u"));
+        let conflicts = format!("SELECT CASE {twice} ELSE {missing} END{}", v_without(values, "u"));
         return telling(route, values, &[], ("u", update), &conflicts);
     }
     let conflicts = format!(
-        "SELECT CASE WHEN {} THEN {} ELSE {} END FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord \
+        "SELECT CASE {twice} WHEN {} THEN {} ELSE {} END FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord \
          WHERE NOT EXISTS (SELECT FROM u WHERE u.ord OPERATOR(pg_catalog.=) v.ord)",
         exists(route, &values.old),
         by(Some("p"), &values.old[..], Met::UpdateExists),

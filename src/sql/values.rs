@@ -14,6 +14,8 @@ pub struct Values {
     pub old: Vec<String>,
     /// The same, of any row of `w`, another look at `v`; empty without arrays.
     pub any_old: Vec<String>,
+    /// The key after the change, of any row of `w`; empty without arrays, and of a deletion.
+    pub any_new: Vec<String>,
     /// Under [`Policy::Newest`]: what the new row counts as.
     pub stamp: Option<StampOf>,
     /// The same of the deletion of the row with the old key.
@@ -78,14 +80,18 @@ impl Values {
         // Not ROWS FROM: that stores the values of each array away before it makes rows of them.
         let from = format!("(SELECT {}) AS v", sets.join(", "));
         let old = if old.is_empty() { key_of(route, &new) } else { old };
-        let any_old = (route.key.iter().enumerate().take(batch.old.len()))
+        let any_new: Vec<String> = (route.key.iter().filter(|_| !new.is_empty()))
+            .map(|at| element(route, &route.columns[*at], "w", &format!("n{at}")))
+            .collect();
+        let any_old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
             .map(|(i, at)| element(route, &route.columns[*at], "w", &format!("k{i}")))
             .collect();
+        let any_old = if any_old.is_empty() { any_new.clone() } else { any_old };
         let unchanged = batch.unchanged.clone();
         let rows = batch.rows;
         let optimistic = batch.optimistic;
         let (from, literal) = (Some(from), false);
-        Self { new, old, any_old, stamp, gone, from, rows, unchanged, optimistic, literal }
+        Self { new, old, any_old, any_new, stamp, gone, from, rows, unchanged, optimistic, literal }
     }
 
     /// The same for a batch of one row, a parameter for each value, of the type that the server gives it
@@ -109,9 +115,21 @@ impl Values {
         let old: Vec<String> = (0..batch.old.len()).map(|_| next()).collect();
         let old = if old.is_empty() { key_of(&batch.route, &new) } else { old };
         let (unchanged, optimistic) = (batch.unchanged.clone(), batch.optimistic);
-        let (any_old, stamp, gone) = (Vec::new(), None, None);
+        let (any_old, any_new, stamp, gone) = (Vec::new(), Vec::new(), None, None);
         let (from, rows, literal) = (None, 1, false);
-        Some(Self { new, old, any_old, stamp, gone, from, rows, unchanged, optimistic, literal })
+        Some(Self {
+            new,
+            old,
+            any_old,
+            any_new,
+            stamp,
+            gone,
+            from,
+            rows,
+            unchanged,
+            optimistic,
+            literal,
+        })
     }
 
     /// `FROM item` or nothing.

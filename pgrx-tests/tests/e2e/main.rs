@@ -49,6 +49,7 @@ mod injection_encodings;
 mod injection_names;
 mod injection_values;
 mod interrupts;
+mod keys_equal_there;
 mod large;
 mod leaks;
 mod loose_keys;
