@@ -47,6 +47,7 @@ pub fn attach(
         true => check::look(home, &descriptor.account, &table.name, &descriptor.route)?,
         false => Vec::new(),
     };
+    let twice = already_sent_by(home, rel, &arguments)?;
     let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
     let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&home.schema)));
     let args = args.join(", ");
@@ -57,6 +58,18 @@ pub fn attach(
         let name = ident(&trigger_name(server, suffix));
         let events = events.replace("{}", &on);
         ddl::run(&format!("CREATE TRIGGER {name} {events} EXECUTE FUNCTION {function}({args})"))?;
+    }
+    if let Some(trigger) = twice {
+        let name = &table.name.table;
+        report::caution(
+            &Error::local(
+                SqlState::new("42710"),
+                format!(
+                    "table \"{name}\" is already sent to the same target by trigger \"{trigger}\""
+                ),
+            )
+            .with_hint("Every change is delivered twice. Drop one of the triggers."),
+        );
     }
     for Finding { severity, problem } in &found {
         match severity {
@@ -70,6 +83,51 @@ pub fn attach(
         identity::tell_anew();
     }
     Ok(())
+}
+
+/// Another trigger that sends the table to the same target: over the same server, or one that by its options
+/// leads to the same place. Hosts are compared by name only.
+fn already_sent_by(home: &Home, rel: Oid, arguments: &Arguments) -> Result<Option<String>> {
+    let place = |server: &str| {
+        format!(
+            "(SELECT pg_catalog.array_agg(o.option_name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) \
+                o.option_value ORDER BY o.option_name) \
+              FROM pg_catalog.pg_foreign_server f, pg_catalog.pg_options_to_table(f.srvoptions) o \
+              WHERE f.srvname::pg_catalog.text OPERATOR(pg_catalog.=) {server} \
+                AND o.option_name OPERATOR(pg_catalog.=) ANY ('{{host,hostaddr,port,dbname,service}}'))"
+        )
+    };
+    let (theirs, ours) = (place("a.args[1]"), place("$3"));
+    let Relation { schema, table } = &arguments.target;
+    let rows = spi::read(
+        home,
+        &format!(
+            "SELECT t.tgname FROM pg_catalog.pg_trigger t \
+             JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+             CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
+                 pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
+               FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
+                 pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
+                 WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
+             WHERE t.tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+               AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+               AND n.nspname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
+               AND (t.tgtype OPERATOR(pg_catalog.&) 28::pg_catalog.int2) \
+                     OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
+               AND a.args[2] OPERATOR(pg_catalog.=) $4 AND a.args[3] OPERATOR(pg_catalog.=) $5 \
+               AND (a.args[1] OPERATOR(pg_catalog.=) $3 OR {theirs} OPERATOR(pg_catalog.=) {ours}) \
+             ORDER BY t.tgname LIMIT 1"
+        ),
+        &[
+            Some(&rel.to_u32().to_string()),
+            Some(&home.schema),
+            Some(&arguments.server),
+            Some(schema),
+            Some(table),
+        ],
+    )?;
+    rows.into_iter().next().map(|mut row| required(&mut row, 0)).transpose()
 }
 
 /// Whether the current user may make triggers on the table.

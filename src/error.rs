@@ -211,6 +211,23 @@ impl RemoteError {
         format!("server \"{server}\" reported: {} (SQLSTATE {state})", state.subject())
     }
 
+    /// What to do about a name without a schema that was not found there: statements of ours have none.
+    fn advice(&self) -> Option<String> {
+        let of_objects =
+            [SqlState::UNDEFINED_FUNCTION, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_OBJECT];
+        let kinds = ["function ", "procedure ", "relation ", "type "];
+        let rest = kinds.iter().find_map(|kind| self.message.strip_prefix(kind))?;
+        let name = rest.split(['(', ' ']).next().unwrap_or_default();
+        (of_objects.contains(&self.sqlstate) && !name.contains('.')).then(|| {
+            format!(
+                "Names are looked for with search_path=pg_catalog on server \"{}\". Qualify the name in the \
+                 function, trigger or expression there that uses it, give that function a SET search_path, or name \
+                 its schema in the server's option \"search_path_append\".",
+                self.server
+            )
+        })
+    }
+
     /// The DETAIL, unless it may quote values: that of a constraint shows the key or the row.
     fn told_detail(&self) -> Option<&String> {
         let violation = self.sqlstate.as_str().starts_with("23");
@@ -351,6 +368,7 @@ impl Error {
     /// The HINT line, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Remote(e) if e.advice().is_some() => e.advice(),
             Self::Remote(e) if self.withheld().is_none() => e.hint.clone(),
             Self::Remote(_) => Some(
                 "What the server said may quote values and is not logged: clients are told in a \
@@ -431,7 +449,10 @@ impl Error {
     /// client whose changes they are. Its DETAIL, which quotes keys, is left out.
     pub fn in_full(&self) -> String {
         match self {
-            Self::Remote(e) => e.message.clone(),
+            Self::Remote(e) => match e.advice() {
+                Some(advice) => format!("{}. {advice}", e.message),
+                None => e.message.clone(),
+            },
             _ => self.one_line(),
         }
     }
@@ -451,6 +472,34 @@ mod tests {
         assert_eq!(SqlState::of_failure("23505").as_str(), "23505");
         for odd in ["00000", "2350", "23\n05", "23\u{e9}5", ""] {
             assert_eq!(SqlState::of_failure(odd), SqlState::INTERNAL, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_a_schema_that_is_not_found_is_told_with_the_path() {
+        for (sqlstate, message, is_told) in [
+            ("42883", "function norm(text) does not exist", true),
+            ("42883", "function app.norm(text, pg_catalog.int4) does not exist", false),
+            ("42P01", "relation \"settings\" does not exist", true),
+            ("42P01", "relation \"s.settings\" does not exist", false),
+            ("42704", "type \"mood\" does not exist", true),
+            ("42703", "column \"mood\" does not exist", false),
+        ] {
+            let error = Error::Remote(Box::new(RemoteError {
+                server: "dst".to_owned(),
+                sqlstate: SqlState::new(sqlstate),
+                message: message.to_owned(),
+                detail: None,
+                hint: None,
+                context: Some("SQL function \"slug\" during inlining".to_owned()),
+                schema: None,
+                table: None,
+                column: None,
+                constraint: None,
+            }));
+            let is_in = |text: String| text.contains("search_path=pg_catalog");
+            assert_eq!(error.hint().is_some_and(is_in), is_told, "{message}");
+            assert_eq!(is_in(error.in_full()), is_told, "{message}");
         }
     }
 

@@ -19,6 +19,8 @@ pub const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
 pub const POOLED: &str = "pooled";
 /// The server's option that says whether connections are kept between transactions, as in postgres_fdw.
 pub const KEEP_CONNECTIONS: &str = "keep_connections";
+/// The server's option that names schemas for what functions there leave to the search path.
+pub const SEARCH_PATH_APPEND: &str = "search_path_append";
 /// The mapping's option that may say that none is required.
 pub const PASSWORD_REQUIRED: &str = "password_required";
 
@@ -43,6 +45,7 @@ fn check(name: &str, value: &str, catalog: u32) -> Result<()> {
     match name {
         POOLED => drop(pooled(value)?),
         KEEP_CONNECTIONS => drop(boolean(name, value)?),
+        SEARCH_PATH_APPEND => drop(schemas(value)?),
         _ => {}
     }
     let waives = name == PASSWORD_REQUIRED && !boolean(name, value)?;
@@ -65,7 +68,7 @@ fn allowed(catalog: u32) -> Vec<&'static str> {
         SERVER_CATALOG => ours
             .filter(|k| !personal(k))
             .map(|k| k.name.as_str())
-            .chain([POOLED, KEEP_CONNECTIONS])
+            .chain([POOLED, KEEP_CONNECTIONS, SEARCH_PATH_APPEND])
             .collect(),
         MAPPING_CATALOG => ours
             .filter(|k| personal(k) || SUPERUSER_ONLY.contains(&k.name.as_str()))
@@ -122,6 +125,60 @@ pub fn pooled(value: &str) -> Result<Pooled> {
     }
 }
 
+/// The value of the option `search_path_append`: names of schemas, in lower case unless quoted.
+///
+/// # Errors
+/// 22023 for what is no list of names, and for a schema that is each session's own.
+pub fn schemas(value: &str) -> Result<Vec<String>> {
+    let refuse = |why: &str| {
+        Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("option \"{SEARCH_PATH_APPEND}\" requires a list of schemas"),
+        )
+        .with_hint(why)
+    };
+    let mut names = Vec::new();
+    let mut rest = value.trim();
+    while !rest.is_empty() {
+        let (name, after) = match rest.strip_prefix('"') {
+            Some(quoted) => {
+                let mut name = String::new();
+                let mut chars = quoted.char_indices().peekable();
+                let end = loop {
+                    match chars.next() {
+                        Some((_, '"')) if chars.next_if(|(_, c)| *c == '"').is_some() => {
+                            name.push('"')
+                        }
+                        Some((at, '"')) => break at + 1,
+                        Some((_, c)) => name.push(c),
+                        None => return Err(refuse("A quote is not closed.")),
+                    }
+                };
+                (name, &quoted[end..])
+            }
+            None => {
+                let end = rest.find(',').unwrap_or(rest.len());
+                let name = rest[..end].trim_end().to_ascii_lowercase();
+                if name.contains(|c: char| c.is_whitespace() || c == '"') {
+                    return Err(refuse("Part names with commas."));
+                }
+                (name, &rest[end..])
+            }
+        };
+        if name.is_empty() || name == "$user" || name.starts_with("pg_temp") {
+            return Err(refuse("Name schemas that are the same for everybody."));
+        }
+        names.push(name);
+        let after = after.trim_start();
+        rest = match after.strip_prefix(',') {
+            Some(after) if !after.trim().is_empty() => after.trim_start(),
+            None if after.is_empty() => "",
+            _ => return Err(refuse("Part names with commas.")),
+        };
+    }
+    Ok(names)
+}
+
 /// The value of a boolean option.
 ///
 /// # Errors
@@ -161,6 +218,19 @@ mod tests {
         let error = refused("hots", SERVER_CATALOG, &allowed(SERVER_CATALOG));
         assert_eq!(error.sqlstate(), SqlState::FDW_INVALID_OPTION);
         assert!(error.hint().is_some_and(|h| h.contains("\"host\"")), "{:?}", error.hint());
+    }
+
+    #[test]
+    fn schemas_are_read_as_a_search_path_is() {
+        let read = |text: &str| schemas(text).map_err(|error| error.sqlstate());
+        assert_eq!(read(""), Ok(vec![]));
+        assert_eq!(
+            read(" App , \"My \"\"own\"\", s\" "),
+            Ok(vec!["app".into(), "My \"own\", s".into()])
+        );
+        for text in ["$user", "a,,b", "a,", "\"a", "a b", "pg_temp", "\"a\" b", ","] {
+            assert_eq!(read(text), Err(SqlState::INVALID_PARAMETER), "{text}");
+        }
     }
 
     #[test]

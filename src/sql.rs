@@ -21,7 +21,7 @@ pub use conflicts::{Conflicts, conflict_of};
 pub use literal::look_for;
 pub use newest::RACE_MARK;
 pub use session::{
-    AS_LOGGED_IN, HOME, Introduce, NODE, OWN_SCHEMAS, SESSION_MARK, end_session, introduce, micros,
-    named, on_path, with_type_schemas,
+    AS_LOGGED_IN, HOME, Introduce, NODE, SESSION_MARK, end_session, introduce, micros, named,
+    on_path, own_schemas, with_type_schemas,
 };
 pub use statement::{MISSING_MARK, Param, Statement, TWICE_MARK, Verb, of_batch};

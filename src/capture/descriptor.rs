@@ -258,7 +258,10 @@ fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn
             SqlState::INVALID_PARAMETER,
             format!("column \"{}\" is a generated column", column.name),
         )
-        .with_hint("Generated columns are never sent; leave it out of \"columns\"."));
+        .with_hint(match table.key.contains(&column.name) && options.key.is_none() {
+            true => GENERATED_KEY.to_owned(),
+            false => "Generated columns are never sent; leave it out of \"columns\".".to_owned(),
+        }));
     }
     Ok(table
         .columns
@@ -268,6 +271,10 @@ fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn
         .filter(|c| without.as_ref().is_none_or(|names| !names.contains(&c.name)))
         .collect())
 }
+
+/// The way out where the key is generated.
+const GENERATED_KEY: &str = "Generated columns are never sent, so a row cannot be told by one. Name columns that \
+    are not generated and identify a row in the option \"key\", and have a unique index on them there.";
 
 /// The route of a trigger.
 fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Result<Route> {
@@ -282,6 +289,14 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             ),
         )
         .with_hint("Add one, or name the columns that identify a row in the option \"key\"."));
+    }
+    let is_generated = |name: &String| table.columns.iter().any(|c| c.generated && c.name == *name);
+    if let Some(name) = key.iter().find(|name| is_generated(name)) {
+        return Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("key column \"{name}\" is a generated column"),
+        )
+        .with_hint(GENERATED_KEY));
     }
     let position = |name: &String, what: &str| {
         columns.iter().position(|c| c.name == *name).ok_or_else(|| {

@@ -5,6 +5,7 @@
 //! every transaction.
 
 use crate::canonical::TEXT_SETTINGS;
+use crate::sql::quote::ident;
 use std::ffi::CStr;
 use std::time::Duration;
 
@@ -97,9 +98,28 @@ impl SessionSettings {
         let parameters = ["client_encoding", "application_name"];
         let pinned = self.pinned.iter().filter(|(name, _)| !parameters.contains(name));
         for (name, value) in pinned.chain(&probes) {
-            options.push_str(&format!(" -c {name}={}", value.replace(' ', "\\ ")));
+            options.push_str(&format!(
+                " -c {name}={}",
+                value.replace('\\', "\\\\").replace(' ', "\\ ")
+            ));
         }
         options.trim().to_owned()
+    }
+
+    /// The same with these schemas after PostgreSQL's own in the search path.
+    pub fn with_schemas(mut self, schemas: &[String]) -> Self {
+        for (name, value) in &mut self.pinned {
+            if *name == "search_path" {
+                schemas.iter().for_each(|schema| value.push_str(&format!(", {}", ident(schema))));
+            }
+        }
+        self
+    }
+
+    /// The search path of a session.
+    pub fn search_path(&self) -> &str {
+        let path = self.pinned.iter().find(|(name, _)| *name == "search_path");
+        path.map_or("pg_catalog", |(_, value)| value)
     }
 
     /// What a session must be found to have.

@@ -203,6 +203,7 @@ impl Endpoint {
         let mut options: Vec<(String, String)> = Vec::new();
         let (mut waived, mut has_password) = (false, false);
         let (mut pooled, mut keep_connections) = (Pooled::Auto, true);
+        let mut schemas: Vec<String> = Vec::new();
         for mut row in rows {
             let place = match required(&mut row, 0)?.as_str() {
                 "1" => Place::Wrapper,
@@ -214,6 +215,8 @@ impl Endpoint {
                 pooled = fdw::pooled(&value)?;
             } else if place == Place::Server && name == fdw::KEEP_CONNECTIONS {
                 keep_connections = fdw::boolean(&name, &value)?;
+            } else if place == Place::Server && name == fdw::SEARCH_PATH_APPEND {
+                schemas = fdw::schemas(&value)?;
             }
             if name == "password" {
                 has_password = place == Place::Mapping && !value.is_empty();
@@ -231,13 +234,15 @@ impl Endpoint {
         if password_required && !options.iter().any(|(name, _)| name == "sslcert") {
             options.push(("sslcert".into(), NO_CERTIFICATE.into()));
         }
-        let endpoint = Self::of_options(account.clone(), options, password_required, has_password)?;
+        let endpoint =
+            Self::of_options(account.clone(), options, &schemas, password_required, has_password)?;
         Ok(Self { pooled, keep_connections, ..endpoint })
     }
 
     fn of_options(
         account: Account,
         mut options: Vec<(String, String)>,
+        schemas: &[String],
         password_required: bool,
         has_password: bool,
     ) -> Result<Self> {
@@ -264,7 +269,8 @@ impl Endpoint {
         options.push(("client_encoding".into(), "UTF8".into()));
         options.push(("application_name".into(), application_name.clone()));
         let settings = SessionSettings::new(&own, &application_name, limits())
-            .with("pg_rowsync.path", identity::name());
+            .with("pg_rowsync.path", identity::name())
+            .with_schemas(schemas);
         options.push((OPTIONS.into(), settings.startup_options()));
         let params = options
             .into_iter()

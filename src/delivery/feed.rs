@@ -187,9 +187,11 @@ impl<S> Changes<S> {
         }
         let wanted = route.compared().next().map(|_| route.clone());
         if wanted != self.schemas {
-            let text = wanted
-                .as_deref()
-                .map_or_else(|| sql::OWN_SCHEMAS.to_owned(), sql::with_type_schemas);
+            let own = session.endpoint.settings.search_path();
+            let text = match wanted.as_deref() {
+                Some(route) => sql::with_type_schemas(route, own),
+                None => sql::own_schemas(own),
+            };
             statements.extend(plain([text]));
             self.schemas = wanted;
         }

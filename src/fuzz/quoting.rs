@@ -153,7 +153,8 @@ fn statements((route, change): &(Rc<Route>, Change<String>), rows: usize) -> Vec
     }
     let schema = &route.target.schema;
     let sent = of_batch(batch, Some(schema)).into_iter().map(|statement| statement.text);
-    let mut all = vec![crate::sql::literal::of_change(route, change), with_type_schemas(route)];
+    let mut all =
+        vec![crate::sql::literal::of_change(route, change), with_type_schemas(route, "pg_catalog")];
     all.extend(sent.chain(look_for(route, change)));
     all
 }

@@ -41,20 +41,22 @@ pub fn named(application_name: &str) -> Statement {
     )
 }
 
-/// Sets the remote transaction's search_path back to what the session has.
-pub const OWN_SCHEMAS: &str = "SELECT pg_catalog.set_config('search_path', 'pg_catalog', true)";
+/// Sets the remote transaction's search_path back to that of the session.
+pub fn own_schemas(search_path: &str) -> String {
+    format!("SELECT pg_catalog.set_config('search_path', {}, true)", literal(search_path))
+}
 
 /// For a route whose keys are compared with operators that are not PostgreSQL's own: adds the schemas
 /// in which the remote has the types of those columns to the transaction's search_path. Everything
 /// else in our statements is qualified, so that these schemas can offer nothing but operators.
-pub fn with_type_schemas(route: &Route) -> String {
+pub fn with_type_schemas(route: &Route, search_path: &str) -> String {
     let types: Vec<String> = route
         .compared()
         .map(|at| ident(&route.columns[at].name))
         .map(|name| format!("pg_catalog.pg_typeof((NULL::{}).{name})", relation(&route.target)))
         .collect();
     format!(
-        "SELECT pg_catalog.set_config('search_path', 'pg_catalog' OPERATOR(pg_catalog.||) \
+        "SELECT pg_catalog.set_config('search_path', {} OPERATOR(pg_catalog.||) \
          COALESCE(pg_catalog.string_agg(DISTINCT ', ' OPERATOR(pg_catalog.||) \
          pg_catalog.quote_ident(n.nspname), ''), ''), true) \
          FROM (WITH RECURSIVE base(id) AS (SELECT pg_catalog.unnest(ARRAY[{}]::pg_catalog.oid[]) \
@@ -65,6 +67,7 @@ pub fn with_type_schemas(route: &Route) -> String {
          JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) b.id \
          JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
          WHERE n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog'",
+        literal(search_path),
         types.join(", ")
     )
 }

@@ -4,6 +4,7 @@
 
 mod attach_notice;
 mod attach_tells;
+mod attached_twice;
 mod backlog;
 mod bad_input;
 mod binary;
@@ -87,6 +88,7 @@ mod rewrites;
 mod rollback;
 mod round_trips;
 mod row_versions;
+mod search_path_append;
 mod security_certificates;
 mod security_guard;
 mod security_identity;
