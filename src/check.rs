@@ -32,7 +32,8 @@ pub fn look(
 ) -> Result<Vec<Finding>> {
     let database = database(home)?;
     let asked = Endpoint::resolve(home, account).and_then(|endpoint| {
-        let answer = ask(Link::open(&endpoint)?, &question::about(&route.target))?;
+        let version = route.version().map(|at| route.columns[at].name.as_str());
+        let answer = ask(Link::open(&endpoint)?, &question::about(&route.target, version))?;
         Ok((endpoint.application_name.clone(), answer))
     });
     let server = &account.server_name;

@@ -103,6 +103,7 @@ pub fn findings(subject: &Subject<'_>, facts: &Facts) -> Vec<Finding> {
     found.extend(of_target.columns());
     found.extend(of_target.arbiter());
     found.extend(of_target.way_back());
+    found.extend(of_target.replaced_versions());
     found
 }
 
@@ -294,6 +295,31 @@ impl OfTarget<'_> {
                 "Let it be NOT DEFERRABLE there, or use \"on_conflict\": \"error\".",
             )
         })
+    }
+
+    /// Whether rows may count there as newer than they were sent. Where the table is sent on by a trigger that
+    /// decides by the newest as well, what was sent is kept there.
+    fn replaced_versions(&self) -> Option<Finding> {
+        let Policy::Newest(at) = self.subject.route.policy else { return None };
+        let keeps = self.target.triggers.iter().any(|trigger| {
+            let options = trigger.args.get(3).and_then(|options| Options::parse(options).ok());
+            options.is_some_and(|options| options.on_conflict == OnConflict::Newest)
+        });
+        if keeps || !self.target.sets_version {
+            return None;
+        }
+        let (version, guard) = (&self.subject.route.columns[at].name, self.subject.guard);
+        let problem = format!(
+            "a trigger of {} may replace column \"{version}\" of rows that arrive, which then count as newer than \
+             they are",
+            self.name()
+        );
+        let guard = crate::sql::quote::literal(guard);
+        let hint = format!(
+            "Create the trigger there with WHEN (current_setting('application_name') <> {guard}), or attach the \
+             table there too, with \"on_conflict\": \"newest\"."
+        );
+        Some(Finding::notice(problem, hint))
     }
 
     /// What the triggers on the target do with changes that arrive.

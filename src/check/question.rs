@@ -35,6 +35,9 @@ pub struct Target {
     pub truncate: bool,
     /// BEFORE or INSTEAD OF triggers for each row see what is inserted.
     pub changes_rows: bool,
+    /// BEFORE triggers for each row, without a condition, speak of the version column.
+    #[serde(default)]
+    pub sets_version: bool,
     /// Names, each with its [`Flags`].
     pub columns: Vec<(String, Flags)>,
     /// Unique indexes that ON CONFLICT may rely on: columns, and whether each is checked at once.
@@ -78,8 +81,8 @@ pub struct Trigger {
     pub server: HashMap<String, String>,
 }
 
-/// The question about a relation.
-pub fn about(target: &Relation) -> String {
+/// The question about a relation. `version`: its column that decides which row is the newest, if one does.
+pub fn about(target: &Relation, version: Option<&str>) -> String {
     let [schema, table, each_byte] =
         [&target.schema, &target.table, &"\\1 ".to_owned()].map(|text| literal(text));
     // Options of the wrapper first: of equal names the last counts.
@@ -107,6 +110,16 @@ pub fn about(target: &Relation) -> String {
            JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw \
           WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A') AND t.tgtype & 28 <> 0 AND t.tgnargs > 2"
     );
+    // By the text of the function, or the trigger's arguments for those that are written in C.
+    let sets_version = version.map_or("false".to_owned(), |version| {
+        let version = literal(version);
+        format!(
+            "EXISTS (SELECT FROM pg_catalog.pg_trigger b JOIN pg_catalog.pg_proc p ON p.oid = b.tgfoid \
+               WHERE b.tgrelid = c.oid AND b.tgenabled IN ('O', 'A') AND b.tgtype & 3 = 3 \
+                 AND b.tgtype & 20 <> 0 AND b.tgqual IS NULL \
+                 AND (strpos(p.prosrc, {version}) > 0 OR strpos(encode(b.tgargs, 'escape'), {version}) > 0))"
+        )
+    });
     let columns = "SELECT json_agg(json_build_array(a.attname, concat( \
              CASE WHEN a.attnotnull OR y.typnotnull THEN 'n' END, \
              CASE WHEN a.atthasdef OR a.attidentity <> '' OR y.typdefault IS NOT NULL THEN 'd' END, \
@@ -141,6 +154,7 @@ pub fn about(target: &Relation) -> String {
                'truncate', has_table_privilege(c.oid, 'TRUNCATE'), \
                'changes_rows', EXISTS (SELECT FROM pg_catalog.pg_trigger b WHERE b.tgrelid = c.oid \
                   AND b.tgenabled <> 'D' AND b.tgtype & 5 = 5 AND b.tgtype & 66 <> 0), \
+               'sets_version', {sets_version}, \
                'columns', COALESCE(({columns}), '[]'::pg_catalog.json), \
                'unique', COALESCE(({unique}), '[]'::pg_catalog.json), \
                'triggers', COALESCE(({triggers}), '[]'::pg_catalog.json)) \

@@ -84,6 +84,46 @@ fn nothing_is_said_where_both_sides_decide_by_newest() {
     assert_eq!(attach(&bed.right, &bed.left, NEWEST), []);
 }
 
+/// A trigger as frameworks have it, without and with a condition; and one that does something else.
+#[test]
+fn a_trigger_that_replaces_the_version_is_told_where_nothing_is_kept() {
+    let touch = |set: &str| {
+        format!(
+            "create or replace function touch() returns trigger language plpgsql as
+               $$ begin {set}; return new; end $$"
+        )
+    };
+    let bed = opposed("noticetouch");
+    bed.right.exec(&format!(
+        "{}; create trigger touch before insert or update on t for each row execute function touch()",
+        touch("new.ver := 100")
+    ));
+    let told = attach(&bed.left, &bed.right, NEWEST);
+    assert_eq!(told.len(), 1, "{told:?}");
+    let (message, hint) = &told[0];
+    let hint = hint.as_deref().unwrap_or_default();
+    assert!(message.contains("may replace column \"ver\""), "{message}");
+    // The line that mends it does.
+    let when = "WHEN (current_setting('application_name') <> 'pg_rowsync')";
+    assert!(hint.contains(when), "{hint}");
+    bed.left.exec("select detach_sync('t', 'dst')");
+    let mended = format!(
+        "drop trigger touch on t; create trigger touch before insert or update on t for each row {when}
+           execute function touch()"
+    );
+    bed.right.exec(&mended);
+    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
+    bed.left.exec("select detach_sync('t', 'dst')");
+    // Others have nothing to do with it.
+    bed.right.exec(&format!("{}; {}", touch("new.id := new.id"), mended.replace(when, "")));
+    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
+    bed.left.exec("select detach_sync('t', 'dst')");
+    // Where the table sends as well, what was sent is kept.
+    bed.right.exec(&touch("new.ver := 100"));
+    assert_eq!(attach(&bed.right, &bed.left, NEWEST), []);
+    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
+}
+
 #[test]
 fn one_side_with_newest_is_not_enough() {
     for (first, second) in [("{}", NEWEST), (NEWEST, "{}")] {
