@@ -107,6 +107,7 @@ CREATE TABLE @extschema@.sync_row_version (
     version text,
     rank bigint NOT NULL,
     deleted boolean NOT NULL,
+    shown text,
     stored bigint NOT NULL,
     written_by pg_catalog.xid8 NOT NULL,
     changed_at timestamptz NOT NULL,
@@ -114,6 +115,8 @@ CREATE TABLE @extschema@.sync_row_version (
 );
 COMMENT ON TABLE @extschema@.sync_row_version IS
     'what deletions and rows count as, where the newest wins and the version column does not show it';
+COMMENT ON COLUMN @extschema@.sync_row_version.shown IS
+    'the version in the column of the row as it was stored: a trigger may have replaced the one that was sent';
 COMMENT ON COLUMN @extschema@.sync_row_version.stored IS
     'place of the row version whose event wrote it, 0 for one that arrived: the event''s other triggers know it by this and written_by';
 CREATE INDEX sync_row_version_deleted ON @extschema@.sync_row_version (changed_at) WHERE deleted;

@@ -8,7 +8,7 @@ use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
-use crate::versions::Arrived;
+use crate::versions::{Arrived, Shape};
 use crate::{admin, drain, fdw, identity, queue, stats, transaction, trigger, versions, worker};
 use pgrx::prelude::*;
 
@@ -259,36 +259,60 @@ fn sync_deleted_later(args: Args<'_>) -> bool {
     or_raise(is_deleted())
 }
 
-/// Keeps what a change that was applied counts as, where the row does not show it. Called as those above;
-/// false. See [`Arrived::keep`].
+/// Keeps what a change that was applied counts as, where the row does not show it: `shown` is the version of the
+/// row as it was stored, `key` its key, the columns in the order of their names. Called as those above; false. See
+/// [`Arrived::keep`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_keep_version(
-    relation regclass, key_hash bigint, version_type regtype, version text, rank bigint,
-    deleted boolean, met boolean
+    relation regclass, key record, version_type regtype, version text, rank bigint,
+    deleted boolean, met boolean, shown text
 ) RETURNS boolean VOLATILE PARALLEL UNSAFE
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_keep_version_wrapper';
 "#)]
 fn sync_keep_version(args: Args<'_>) -> bool {
     let keep = || {
-        let deleted = args.required(5, "deleted")? == "t";
-        let met = args.required(6, "met")? == "t";
-        arrived(&args)?.keep(&versions::home_of(args.function())?, deleted, met)
+        let (shown, met) = (args.text(7)?, args.required(6, "met")? == "t");
+        let shape = match args.required(5, "deleted")? == "t" {
+            true => Shape::Deletion,
+            false => Shape::Row(shown.as_deref()),
+        };
+        let (home, key) = (versions::home_of(args.function())?, args.key(1, "key")?);
+        arrived_with(&args, key.hash())?.keep(&home, key, shape, met)
     };
     or_raise(keep());
     false
 }
 
+/// Whether a row with a key has come since the running statement began, which could not write it. Called as those
+/// above. See [`versions::has_come`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_row_has_come(relation regclass, key record) RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_row_has_come_wrapper';
+"#)]
+fn sync_row_has_come(args: Args<'_>) -> bool {
+    let has_come = || {
+        let home = versions::home_of(args.function())?;
+        versions::has_come(&home, args.oid(0, "relation")?, args.key(1, "key")?)
+    };
+    or_raise(has_come())
+}
+
 /// The arguments that the functions above share.
 fn arrived(args: &Args<'_>) -> Result<Arrived> {
-    let number = |at, name| -> Result<i64> {
-        args.required(at, name)?.parse().map_err(|_| Error::internal("malformed bigint"))
-    };
+    arrived_with(args, number(args, 1, "key_hash")?)
+}
+
+fn arrived_with(args: &Args<'_>, hash: i64) -> Result<Arrived> {
     Ok(Arrived {
         relation: args.oid(0, "relation")?,
-        hash: number(1, "key_hash")?,
+        hash,
         version_type: args.oid(2, "version_type")?,
-        stamp: Stamp { version: args.text(3)?, rank: number(4, "rank")? },
+        stamp: Stamp { version: args.text(3)?, rank: number(args, 4, "rank")? },
     })
+}
+
+fn number(args: &Args<'_>, at: usize, name: &str) -> Result<i64> {
+    args.required(at, name)?.parse().map_err(|_| Error::internal("malformed bigint"))
 }
 
 /// The conflicts of the current database's tables with its servers, by kind; what has not occurred is

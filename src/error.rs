@@ -27,6 +27,7 @@ impl SqlState {
     pub const INSUFFICIENT_PRIVILEGE: Self = Self::new("42501");
     /// A statement of ours two of whose changes are of one row there.
     pub const CARDINALITY_VIOLATION: Self = Self::new("21000");
+    pub const INVALID_COLUMN_REFERENCE: Self = Self::new("42P10");
     pub const INVALID_PARAMETER: Self = Self::new("22023");
     pub const INVALID_TEXT: Self = Self::new("22P02");
     pub const NO_TRANSACTION: Self = Self::new("25P01");

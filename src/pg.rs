@@ -24,6 +24,7 @@ pub mod output;
 mod plain;
 pub mod report;
 pub mod row;
+pub mod rows_of_key;
 pub mod sequence;
 pub mod setting;
 pub mod shmem;

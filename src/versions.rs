@@ -5,24 +5,36 @@
 //!
 //! Written by the trigger for local changes, and for those that arrive by the statements that apply
 //! them, through the functions here. Always after the row itself, whose lock keeps two writers of a key
-//! apart; where there is none, the lock of [`Place::enter`] and [`Place::close`] does.
+//! apart. Where a deletion arrives for a key that has no row, there is none to lock: whoever inserts a row looks
+//! for what is kept only then, and waits for a transaction under way that keeps something; whoever keeps a
+//! deletion looks for rows only then, committed or not. So one of two that are at it at once sees the other.
+//!
+//! A stamp goes with the row as it was stored with it. A row that was written since without being captured (under
+//! the guard's name, with its trigger disabled) counts as its version, if that is larger. A trigger of the table's
+//! own that replaces the version of a row that arrives does not change what the row counts as: the version that
+//! was sent.
 
 mod kept;
 
+pub use self::kept::Shape;
 use self::kept::{Kept, Place};
+use crate::capture::table::Table;
 use crate::change::Stamp;
 use crate::delivery::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
+use crate::options::{OnConflict, Options};
 use crate::pg::compare::{Comparable, KeyHash};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::row::Attribute;
+use crate::pg::rows_of_key::{self, Holders, Key};
 use crate::pg::spi::{self, Home, required};
-use crate::pg::trigger::Slot;
+use crate::pg::trigger::{self, Slot};
 use crate::pg::{Oid, context};
 use crate::sql::quote::ident;
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 pub use self::kept::forget_old;
 
@@ -65,10 +77,11 @@ impl Versioned {
         replaced: Option<Option<&str>>,
     ) -> Result<Option<Stamp<String>>> {
         let (place, stored) = (self.place(home, row)?, row.stored());
-        if replaced.is_none() {
-            place.enter();
-        }
-        let mut kept = match place.find(stored)? {
+        let found = match replaced {
+            None => place.settled(stored)?,
+            Some(_) => place.find(stored)?,
+        };
+        let mut kept = match found {
             Some(kept) if kept.by_event && !kept.deleted => return Ok(Some(kept.stamp)),
             None if replaced.is_none() => return Ok(None),
             None => None,
@@ -76,7 +89,7 @@ impl Versioned {
         };
         loop {
             let before = match replaced {
-                Some(replaced) => counts_as(kept.as_ref(), replaced),
+                Some(replaced) => counts_as(&self.version, kept.as_ref(), replaced)?,
                 None => match &kept {
                     Some(kept) => kept.stamp.clone(),
                     None => return Ok(None),
@@ -89,7 +102,7 @@ impl Versioned {
                 return Ok(None);
             }
             let stamp = next(before);
-            if place.put(&stamp, false, stored, kept.is_some())? {
+            if place.put(&stamp, Shape::Row(version), stored, kept.is_some())? {
                 return Ok(Some(stamp));
             }
             kept = place.lock()?;
@@ -114,8 +127,8 @@ impl Versioned {
             Some(_) => place.lock()?,
         };
         loop {
-            let stamp = next(counts_as(kept.as_ref(), version));
-            if !gives_up || place.put(&stamp, true, stored, kept.is_some())? {
+            let stamp = next(counts_as(&self.version, kept.as_ref(), version)?);
+            if !gives_up || place.put(&stamp, Shape::Deletion, stored, kept.is_some())? {
                 return Ok(stamp);
             }
             kept = place.lock()?;
@@ -127,11 +140,19 @@ impl Versioned {
     }
 }
 
-/// What a row that is there counts as.
-fn counts_as(kept: Option<&Kept>, version: Option<&str>) -> Stamp<String> {
-    match kept {
-        Some(kept) if !kept.deleted => kept.stamp.clone(),
-        _ => Stamp { version: version.map(str::to_owned), rank: 0 },
+/// What a row that is there counts as. See the module's head.
+fn counts_as(
+    order: &Comparable,
+    kept: Option<&Kept>,
+    version: Option<&str>,
+) -> Result<Stamp<String>> {
+    let of_row = Stamp { version: version.map(str::to_owned), rank: 0 };
+    let Some(kept) = kept.filter(|kept| !kept.deleted) else { return Ok(of_row) };
+    let is_as_stored = order.compare(version, kept.shown.as_deref())? == Ordering::Equal;
+    let kept_version = kept.stamp.version.as_deref();
+    match !is_as_stored && order.compare(version, kept_version)? == Ordering::Greater {
+        true => Ok(of_row),
+        false => Ok(kept.stamp.clone()),
     }
 }
 
@@ -155,7 +176,8 @@ impl Arrived {
     /// # Errors
     /// 42501 for a user who may not write the table; what reading reports.
     pub fn compare(&self, home: &Home, there: Option<&str>) -> Result<Ordering> {
-        let there = counts_as(self.kept(home)?.as_ref(), there);
+        let kept = self.kept(home)?;
+        let there = counts_as(&Comparable::new(self.version_type)?, kept.as_ref(), there)?;
         self.order(&there)
     }
 
@@ -173,22 +195,41 @@ impl Arrived {
     /// Keeps it, where the row does not show it and nothing counts for more. `met`: a row was there.
     ///
     /// # Errors
-    /// 40001 when another session has deleted the row meanwhile, unseen; 42501 as above; what writing
-    /// reports.
-    pub fn keep(&self, home: &Home, deleted: bool, met: bool) -> Result<()> {
-        let Some(relation) = self.keeping_relation(home)? else { return Ok(()) };
-        let place = Place { home, relation, hash: self.hash };
-        match (met, deleted) {
-            (true, _) => {}
-            (false, true) => place.close(),
-            (false, false) => place.enter(),
-        }
-        let is_shown = !deleted && self.stamp.rank == 0;
-        if is_shown && place.find(0)?.is_none() {
+    /// 40001 when another session has deleted the row meanwhile, unseen, or inserts it; 42501 as above, and for
+    /// who has not written the row, or may not delete one; 22023 for a key of other columns than the table's; what
+    /// writing reports.
+    pub fn keep(&self, home: &Home, key: Key<'_>, shape: Shape<'_>, met: bool) -> Result<()> {
+        let keeping = self.keeping(home)?;
+        if !keeping.keeps {
             return Ok(());
         }
+        let place = Place { home, relation: keeping.relation, hash: self.hash };
+        let order = Comparable::new(keeping.version_type.unwrap_or(self.version_type))?;
+        let (deleted, is_shown) = match shape {
+            Shape::Deletion => (true, false),
+            Shape::Row(version) => {
+                let sent = self.stamp.version.as_deref();
+                let is_same = order.compare(sent, version)? == Ordering::Equal;
+                (false, self.stamp.rank == 0 && is_same)
+            }
+        };
+        let found = if deleted || met { place.find(0)? } else { place.settled(0)? };
+        if is_shown && found.is_none() {
+            return Ok(());
+        }
+        self.check_right(&keeping, home, key, deleted)?;
+        self.stamp.version.as_deref().map_or(Ok(()), |version| order.check(version))?;
+        let unseen = deleted && !met;
+        if unseen {
+            while let Some(writer) = keeping.holders(home, self.relation, key)?.writer {
+                writer.await_end();
+            }
+        }
+        let mut kept = match found {
+            Some(_) => place.lock()?,
+            None => None,
+        };
         loop {
-            let kept = place.lock()?;
             if let Some(kept) = &kept
                 && self.is_beaten_by(kept, deleted)?
             {
@@ -202,11 +243,41 @@ impl Arrived {
             let done = match (&kept, is_shown) {
                 (None, true) => true,
                 (Some(_), true) => place.clear().map(|()| true)?,
-                (_, false) => place.put(&self.stamp, deleted, 0, kept.is_some())?,
+                (_, false) => place.put(&self.stamp, shape, 0, kept.is_some())?,
             };
             if done {
-                return Ok(());
+                break;
             }
+            kept = place.lock()?;
+        }
+        if unseen && keeping.holders(home, self.relation, key)?.writer.is_some() {
+            return Err(inserted_meanwhile());
+        }
+        Ok(())
+    }
+
+    /// Stamps are written only by who may write the row: who has, in this transaction; those of deletions also by
+    /// who might delete it.
+    fn check_right(
+        &self,
+        keeping: &Keeping,
+        home: &Home,
+        key: Key<'_>,
+        deleted: bool,
+    ) -> Result<()> {
+        let holders = || keeping.holders(home, self.relation, key);
+        if deleted {
+            return match context::check_may_delete(self.relation) {
+                Err(_) if holders()?.is_deleted => Ok(()),
+                result => result,
+            };
+        }
+        match holders()?.is_written {
+            true => Ok(()),
+            false => Err(Error::local(
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                "row was not written by this transaction",
+            )),
         }
     }
 
@@ -220,9 +291,10 @@ impl Arrived {
     }
 
     fn kept(&self, home: &Home) -> Result<Option<Kept>> {
-        match self.keeping_relation(home)? {
-            Some(relation) => Place { home, relation, hash: self.hash }.find(0),
-            None => Ok(None),
+        let keeping = self.keeping(home)?;
+        match keeping.keeps {
+            true => Place { home, relation: keeping.relation, hash: self.hash }.find(0),
+            false => Ok(None),
         }
     }
 
@@ -232,27 +304,101 @@ impl Arrived {
         Ok(versions.then(self.stamp.rank.cmp(&other.rank)))
     }
 
-    /// The table by which versions are kept, if it sends changes itself.
-    fn keeping_relation(&self, home: &Home) -> Result<Option<Oid>> {
-        context::check_may_write(self.relation)?;
+    fn keeping(&self, home: &Home) -> Result<Rc<Keeping>> {
+        Keeping::of(home, self.relation)
+    }
+}
+
+/// Whether a row with this key has come since the running statement began, which is why that could neither find
+/// nor insert one. If none has, a trigger of the table's own keeps rows from being written.
+///
+/// # Errors
+/// 42501 for a user who may not write the table; what reading reports.
+pub fn has_come(home: &Home, relation: Oid, key: Key<'_>) -> Result<bool> {
+    let keeping = Keeping::of(home, relation)?;
+    match keeping.holders(home, relation, key) {
+        Ok(holders) => Ok(holders.has_come || holders.writer.is_some()),
+        // Another key than the table's own: nothing is known.
+        Err(error) if error.sqlstate() == SqlState::INVALID_PARAMETER => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// A table to which changes arrive.
+struct Keeping {
+    /// Itself, or of a partition the topmost table.
+    relation: Oid,
+    /// Whether it sends changes itself: then versions are kept.
+    keeps: bool,
+    is_partitioned: bool,
+    /// The key's columns, in the order of their names.
+    key: Vec<String>,
+    /// The type of the version column, if it is known.
+    version_type: Option<Oid>,
+}
+
+impl Keeping {
+    /// Of a table that the user may write.
+    ///
+    /// # Errors
+    /// 42501; what reading the catalogs reports.
+    fn of(home: &Home, relation: Oid) -> Result<Rc<Self>> {
+        context::check_may_write(relation)?;
         let now = invalidation::now();
-        let known = KEEPING.with_borrow(|known| known.get(&self.relation.to_u32()).copied());
+        let known = KEEPING.with_borrow(|known| known.get(&relation.to_u32()).cloned());
         if let Some((_, keeping)) = known.filter(|(epoch, _)| *epoch == now) {
             return Ok(keeping);
         }
-        invalidation::watch(self.relation);
+        invalidation::watch(relation);
         let epoch = invalidation::now();
-        let sql = "SELECT COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) \
-             FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-               AND EXISTS (SELECT FROM pg_catalog.pg_trigger t \
-                 WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid AND t.tgfoid OPERATOR(pg_catalog.=) \
-                   $2::pg_catalog.regprocedure)";
-        let relation = self.relation.to_u32().to_string();
-        let function = format!("{}.sync_dml()", ident(&home.schema));
-        let row = spi::read(home, sql, &[Some(&relation), Some(&function)])?.into_iter().next();
-        let keeping = row.map(|mut row| oid(&required(&mut row, 0)?)).transpose()?;
-        KEEPING.with_borrow_mut(|known| known.insert(self.relation.to_u32(), (epoch, keeping)));
+        let keeping = Rc::new(Self::read(home, relation)?);
+        KEEPING.with_borrow_mut(|known| known.insert(relation.to_u32(), (epoch, keeping.clone())));
         Ok(keeping)
+    }
+
+    fn read(home: &Home, relation: Oid) -> Result<Self> {
+        let table = match Table::read(home, relation) {
+            Ok(table) => table,
+            // A view, for one.
+            Err(error) if error.sqlstate() == SqlState::FEATURE_NOT_SUPPORTED => {
+                let (keeps, is_partitioned, key, version_type) = (false, false, Vec::new(), None);
+                return Ok(Self { relation, keeps, is_partitioned, key, version_type });
+            }
+            Err(error) => return Err(error),
+        };
+        let function = format!("{}.sync_dml()", ident(&home.schema));
+        let sql = "SELECT $1::pg_catalog.regprocedure::pg_catalog.oid";
+        let row = spi::read(home, sql, &[Some(&function)])?.into_iter().next();
+        let function = oid(&required(&mut row.unwrap_or_default(), 0)?)?;
+        let triggers = trigger::arguments_of(relation, function)?;
+        let options = triggers.iter().filter_map(|args| args.get(3).map(|o| Options::parse(o)));
+        let options = options.collect::<Result<Vec<_>>>()?;
+        let newest = options.iter().find(|options| options.on_conflict == OnConflict::Newest);
+        let version = newest.and_then(|options| options.version_column.as_ref());
+        let version = version.and_then(|name| table.columns.iter().find(|c| c.name == *name));
+        let mut key = newest.and_then(|options| options.key.clone()).unwrap_or(table.key);
+        key.sort();
+        Ok(Self {
+            relation: table.root,
+            keeps: !triggers.is_empty(),
+            is_partitioned: table.partitioned,
+            key,
+            version_type: version.map(|column| column.attribute.type_oid),
+        })
+    }
+
+    /// See [`rows_of_key::holders`].
+    fn holders(&self, home: &Home, relation: Oid, key: Key<'_>) -> Result<Holders> {
+        if !self.is_partitioned {
+            return rows_of_key::holders(&[relation], &self.key, key);
+        }
+        let sql = "SELECT t.relid::pg_catalog.oid \
+             FROM pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) AS t \
+             JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid \
+             WHERE t.isleaf AND c.relkind OPERATOR(pg_catalog.=) 'r'";
+        let rows = spi::read(home, sql, &[Some(&relation.to_u32().to_string())])?;
+        let leaves = rows.into_iter().map(|mut row| oid(&required(&mut row, 0)?));
+        rows_of_key::holders(&leaves.collect::<Result<Vec<_>>>()?, &self.key, key)
     }
 }
 
@@ -274,13 +420,20 @@ pub fn home_of(function: Oid) -> Result<Home> {
 thread_local! {
     /// What [`home_of`] has found last.
     static HOME_OF: RefCell<Option<(Oid, Home)>> = const { RefCell::new(None) };
-    /// What [`Arrived::keeping_relation`] has found, and when that was true.
-    static KEEPING: RefCell<HashMap<u32, (Epoch, Option<Oid>)>> = RefCell::default();
+    /// What [`Keeping::of`] has found, and when that was true.
+    static KEEPING: RefCell<HashMap<u32, (Epoch, Rc<Keeping>)>> = RefCell::default();
 }
 
 fn deleted_meanwhile() -> Error {
     Error::local(
         SqlState::SERIALIZATION_FAILURE,
         "row was deleted by another session while it was being written",
+    )
+}
+
+fn inserted_meanwhile() -> Error {
+    Error::local(
+        SqlState::SERIALIZATION_FAILURE,
+        "row is being inserted by another session while its deletion is kept",
     )
 }

@@ -2,6 +2,7 @@
 //! conversions take the bytes of a text for UTF-8, which holds in UTF-8 databases only.
 
 use super::Oid;
+use super::rows_of_key::Key;
 use super::text;
 use crate::error::{Error, Result, SqlState};
 use pgrx::callconv::{Arg, ArgAbi};
@@ -95,6 +96,22 @@ impl Args<'_> {
                 self.required(number, name)?;
             }
             Ok(Oid::from(pg_getarg_datum_raw(self.0, number).value() as u32))
+        }
+    }
+}
+
+impl<'call> Args<'call> {
+    /// An argument of type `record`, which must not be NULL.
+    ///
+    /// # Errors
+    /// 22023 for NULL.
+    pub fn key(&self, number: usize, name: &str) -> Result<Key<'call>> {
+        // SAFETY: as for text(); the value lives as long as the call.
+        unsafe {
+            if number >= (*self.0).nargs as usize || pg_arg_is_null(self.0, number) {
+                self.required(number, name)?;
+            }
+            Ok(Key::new(pg_getarg_datum_raw(self.0, number)))
         }
     }
 }

@@ -32,6 +32,21 @@ impl Comparable {
         }
     }
 
+    /// Reads a value, which the type's input function refuses by raising if it is none of the type.
+    ///
+    /// # Errors
+    /// 22021 for text that the database cannot hold.
+    pub fn check(&self, value: &str) -> Result<()> {
+        let value = text::to_server(value)?;
+        // SAFETY: the type is there, or the look-up raises; its input function takes C strings.
+        unsafe {
+            let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+            pg_sys::getTypeInputInfo(self.type_oid, &mut function, &mut parameter);
+            pg_sys::OidInputFunctionCall(function, value.as_ptr().cast_mut(), parameter, -1);
+        }
+        Ok(())
+    }
+
     /// Compares two values given as text, NULL being the smallest. Under the collation "C" where the
     /// type has collations, so that every database comes to the same. Runs the type's functions, which may
     /// raise.

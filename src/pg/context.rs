@@ -136,7 +136,18 @@ pub fn transaction() -> u64 {
 /// # Errors
 /// 42501.
 pub fn check_may_write(relation: Oid) -> Result<()> {
-    let rights = pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE;
+    check_may(relation, pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE)
+}
+
+/// Checks that the current user may delete rows of a table.
+///
+/// # Errors
+/// 42501.
+pub fn check_may_delete(relation: Oid) -> Result<()> {
+    check_may(relation, pg_sys::ACL_DELETE)
+}
+
+fn check_may(relation: Oid, rights: u32) -> Result<()> {
     // SAFETY: catalog look-ups, which raise for a relation that is not there.
     let allowed = unsafe {
         pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), rights as pg_sys::AclMode)

@@ -1,6 +1,5 @@
-//! One drainer per server at a time, the entry to a server's queue, and keys whose row is not there to be
-//! locked. Object locks and not advisory
-//! ones: no user can take them, and DROP SERVER waits for them.
+//! One drainer per server at a time, and the entry to a server's queue. Object locks and not advisory ones: no user
+//! can take them, and DROP SERVER waits for them.
 
 use super::Oid;
 use super::context::Settings;
@@ -56,31 +55,6 @@ fn acquire(server: Oid, (number, mode): Kind, only_try: bool) -> bool {
 
 fn tag(server: Oid, number: u16) -> pg_sys::LOCKTAG {
     object_tag(current(), pg_sys::ForeignServerRelationId, server, number)
-}
-
-/// Rows of a table with a key of this hash are being inserted until the end of the transaction; many
-/// may. Waits for those who hold [`deletion`].
-pub fn insertion(relation: Oid, hash: i64) {
-    key(relation, hash, pg_sys::RowExclusiveLock);
-}
-
-/// Deletions of such rows, that have not found them, are being kept until the end of the transaction; many
-/// may. Waits for those who hold [`insertion`].
-pub fn deletion(relation: Oid, hash: i64) {
-    key(relation, hash, pg_sys::ShareLock);
-}
-
-/// Locks of a table's keys: few, since a transaction may insert very many.
-const KEY_LOCKS: i64 = 1_024;
-
-fn key(relation: Oid, hash: i64, mode: u32) {
-    const NUMBER: u16 = 2;
-    let bucket = Oid::from(hash.rem_euclid(KEY_LOCKS) as u32);
-    let tag = object_tag(current(), relation, bucket, NUMBER);
-    // SAFETY: a plain lock tag. PostgreSQL raises lock_timeout, deadlocks and requests to cancel.
-    unsafe {
-        pg_sys::LockAcquire(&tag, mode as i32, false, false);
-    }
 }
 
 /// The tag of an object, laid out as SET_LOCKTAG_OBJECT does it. A number other than 0 is no object of the

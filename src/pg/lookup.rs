@@ -10,6 +10,7 @@
 
 use super::Oid;
 use super::invalidation::{self, Epoch};
+use super::rows_of_key::{Transaction, writer_under_way};
 use super::snapshot::{Scanned, Snapshot};
 use super::spi::{self, Home, Row};
 use super::text;
@@ -62,7 +63,7 @@ pub enum Is<'k> {
 }
 
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
-/// many columns, as text.
+/// many columns, as text. And another transaction that is under way and has written a row with the key.
 ///
 /// # Errors
 /// When there is no such table, or text is not UTF-8.
@@ -71,10 +72,20 @@ pub fn by_key(
     table: &'static str,
     key: (Oid, i64),
     columns: i16,
-) -> Result<Option<Row>> {
+) -> Result<(Option<Row>, Option<Transaction>)> {
     let keys = [(1, Is::Oid(key.0)), (2, Is::Int8(key.1))];
-    let columns: Vec<i16> = (1..=columns).collect();
-    View::look(home, &[table], |view| view.first(table, &keys, Status::Any, &columns))
+    View::look(home, &[table], |view| {
+        let (mut row, mut writer) = (None, None);
+        view.each(table, &keys, Status::Any, true, |tuple, shape, is_seen| {
+            // SAFETY: a row that the scan holds.
+            writer = writer.or(unsafe { writer_under_way((*tuple).t_data) });
+            if is_seen {
+                row = Some((1..=columns).map(|at| value(tuple, shape, at)).collect());
+            }
+            true
+        })?;
+        Ok((row.transpose()?, writer))
+    })
 }
 
 /// The first of the places that has a row with this text, all seen at one moment.
@@ -148,37 +159,18 @@ impl<'h> View<'h> {
         Ok(Self { home, tables: tables.into_iter().map(with_vacancy).collect(), snapshot })
     }
 
-    /// Whether a table has such a row.
+    /// Whether a table has such a row. Looked for from the end of the index, since of a queue that is being drained it
+    /// is the first entries whose rows are gone.
     ///
     /// # Errors
     /// XX000 for a table that is not of the view.
     pub fn has(&self, table: &str, keys: &[Key<'_>], status: Status) -> Result<bool> {
         let mut found = false;
-        self.each(table, keys, status, |_, _| {
+        self.each(table, keys, status, false, |_, _, _| {
             found = true;
             false
         })?;
         Ok(found)
-    }
-
-    /// Columns of such a row as text: of the last one of the index, since of a queue that is being drained it is the
-    /// first entries whose rows are gone.
-    ///
-    /// # Errors
-    /// As for [`View::has`]; when text is not UTF-8.
-    pub fn first(
-        &self,
-        table: &str,
-        keys: &[Key<'_>],
-        status: Status,
-        columns: &[i16],
-    ) -> Result<Option<Row>> {
-        let mut row = None;
-        self.each(table, keys, status, |tuple, shape| {
-            row = Some(columns.iter().map(|at| value(tuple, shape, *at)).collect());
-            false
-        })?;
-        row.transpose()
     }
 
     /// The largest value of a column of such rows, an `oid`. Cheap where the column follows the keys in an index.
@@ -196,7 +188,7 @@ impl<'h> View<'h> {
         let any = [keys, &[(column, Is::OidBelow(Oid::from(u32::MAX)))]].concat();
         let keys = if keys.iter().any(|key| key.0 == column) { keys } else { &any };
         let is_ordered = self.is_ordered(table, keys, status)?;
-        self.each(table, keys, status, |tuple, shape| {
+        self.each(table, keys, status, false, |tuple, shape, _| {
             last = last.max(oid(tuple, shape, column).map(|oid| oid.to_u32()));
             !is_ordered
         })?;
@@ -209,7 +201,7 @@ impl<'h> View<'h> {
     /// As for [`View::has`].
     pub fn oids(&self, table: &str, keys: &[Key<'_>], column: i16) -> Result<Vec<Oid>> {
         let mut values = Vec::new();
-        self.each(table, keys, Status::Any, |tuple, shape| {
+        self.each(table, keys, Status::Any, false, |tuple, shape, _| {
             values.extend(oid(tuple, shape, column));
             true
         })?;
@@ -238,12 +230,14 @@ impl<'h> View<'h> {
     }
 
     /// Shows such rows, while `visit` wants more; in the order of the index from the last on, if there is one.
+    /// `whole`: also those that are not seen, with whether they are.
     fn each(
         &self,
         table: &str,
         keys: &[Key<'_>],
         status: Status,
-        visit: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc) -> bool,
+        whole: bool,
+        visit: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc, bool) -> bool,
     ) -> Result<()> {
         let (table, is_vacant) = self.table(table)?;
         if *is_vacant {
@@ -251,7 +245,7 @@ impl<'h> View<'h> {
         }
         let mut keys = scan_keys(keys)?;
         // SAFETY: the keys fit the columns; what they point to lives as long as the memory context.
-        unsafe { table.scan(&self.snapshot, &mut keys, status, visit) };
+        unsafe { table.scan(&self.snapshot, &mut keys, status, whole, visit) };
         Ok(())
     }
 }
@@ -467,7 +461,8 @@ impl Table {
         indexes
     }
 
-    /// Shows rows that the keys find, that have this status and that the snapshot sees, while `visit` wants more.
+    /// Shows rows that the keys find, that have this status and that the snapshot sees, while `visit` wants more. Or
+    /// the `whole` of them, with whether it sees them.
     ///
     /// # Safety
     /// The keys must fit columns of the table; what they point to must live on.
@@ -476,7 +471,8 @@ impl Table {
         snapshot: &Snapshot,
         keys: &mut [pg_sys::ScanKeyData],
         status: Status,
-        mut visit: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc) -> bool,
+        whole: bool,
+        mut visit: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc, bool) -> bool,
     ) {
         // SAFETY: relations that are open while they are used; a scan in its order, whose tuple is used
         // before it ends.
@@ -489,11 +485,11 @@ impl Table {
                 Some(at) => value(tuple, shape, at)
                     .is_ok_and(|value| value.is_some_and(|value| status.holds(&value))),
             };
-            let mut scanned = snapshot.scanned(relation);
+            let mut scanned = snapshot.scanned(relation, whole);
             let is_seen = matches!(scanned, Scanned::ByItself(_));
             let mut wants_more = |scan: pg_sys::SysScanDesc, tuple: pg_sys::HeapTuple| {
                 let seen = is_seen || snapshot.sees(relation, (*scan).slot);
-                !seen || !fits(tuple) || visit(tuple, shape)
+                !(seen || whole) || !fits(tuple) || visit(tuple, shape, seen)
             };
             let Some(index) = self.index_for(keys, status) else {
                 // Somebody has taken the index away: slowly, then, but rightly.

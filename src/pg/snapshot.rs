@@ -32,12 +32,13 @@ impl Snapshot {
         unsafe { pg_sys::UnregisterSnapshot(self.0) }
     }
 
-    /// What to scan a table by, whose rows are then asked about with [`Snapshot::sees`].
+    /// What to scan a table by, whose rows are then asked about with [`Snapshot::sees`]. `whole`: rows that it does
+    /// not see are to be found, too.
     ///
     /// # Safety
     /// The relation is open and locked, and stays so for the scan.
-    pub(super) unsafe fn scanned(&self, relation: pg_sys::Relation) -> Scanned {
-        if !context::is_serializable() {
+    pub(super) unsafe fn scanned(&self, relation: pg_sys::Relation, whole: bool) -> Scanned {
+        if !whole && !context::is_serializable() {
             return Scanned::ByItself(self.0);
         }
         // Scans by a snapshot of another kind than that of transactions take no predicate locks and look for no
@@ -60,13 +61,36 @@ impl Snapshot {
         relation: pg_sys::Relation,
         slot: *mut pg_sys::TupleTableSlot,
     ) -> bool {
-        // SAFETY: by the caller; the guard turns what is raised into unwinding.
-        unsafe {
-            let satisfies = (*(*relation).rd_tableam).tuple_satisfies_snapshot;
-            satisfies.is_some_and(|satisfies| {
-                pg_sys::ffi::pg_guard_ffi_boundary(|| satisfies(relation, slot, self.0))
-            })
-        }
+        // SAFETY: by the caller.
+        unsafe { is_seen(relation, slot, self.0) }
+    }
+
+    /// Whether the statement that runs sees it.
+    ///
+    /// # Safety
+    /// As for [`Snapshot::sees`]; in a function that a statement calls.
+    pub(super) unsafe fn statement_sees(
+        relation: pg_sys::Relation,
+        slot: *mut pg_sys::TupleTableSlot,
+    ) -> bool {
+        // SAFETY: by the caller; a statement has an active snapshot.
+        unsafe { is_seen(relation, slot, pg_sys::GetActiveSnapshot()) }
+    }
+}
+
+/// # Safety
+/// As for [`Snapshot::sees`].
+unsafe fn is_seen(
+    relation: pg_sys::Relation,
+    slot: *mut pg_sys::TupleTableSlot,
+    snapshot: pg_sys::Snapshot,
+) -> bool {
+    // SAFETY: by the caller; the guard turns what is raised into unwinding.
+    unsafe {
+        let satisfies = (*(*relation).rd_tableam).tuple_satisfies_snapshot;
+        satisfies.is_some_and(|satisfies| {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| satisfies(relation, slot, snapshot))
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use super::args::Args;
 use super::compat;
 use super::row::Attribute;
 use super::text;
+use super::xact;
 use crate::change::Op;
 use crate::error::{Error, Result, SqlState};
 use pgrx::{PgTrigger, pg_sys};
@@ -37,6 +38,38 @@ pub fn with_event<T>(
             format!("function \"{name}\" was not called by trigger manager"),
         )
         .with_hint("Use it in CREATE TRIGGER ... EXECUTE FUNCTION, or call attach_sync().")),
+    }
+}
+
+/// The arguments of a table's triggers for each row that call a function; none for a table that is gone.
+///
+/// # Errors
+/// For an argument that is not UTF-8; 25P01 outside of a transaction.
+pub fn arguments_of(table: Oid, function: Oid) -> Result<Vec<Vec<String>>> {
+    xact::require()?;
+    let lock = pg_sys::AccessShareLock as i32;
+    // SAFETY: null if the table is gone. The list is as long as it says, as are those of arguments, which are C
+    // strings; all live while the table is open.
+    unsafe {
+        let relation = pg_sys::try_relation_open(table, lock);
+        if relation.is_null() {
+            return Ok(Vec::new());
+        }
+        let number = (*relation).trigdesc.as_ref().map_or(0, |all| all.numtriggers as usize);
+        let found = (0..number)
+            .map(|at| &*(*(*relation).trigdesc).triggers.add(at))
+            .filter(|trigger| {
+                let kind = u32::from(trigger.tgtype as u16);
+                trigger.tgfoid == function && kind & pg_sys::TRIGGER_TYPE_ROW != 0
+            })
+            .map(|trigger| {
+                (0..trigger.tgnargs as usize)
+                    .map(|at| Ok(text::to_string(*trigger.tgargs.add(at))?.unwrap_or_default()))
+                    .collect()
+            })
+            .collect();
+        pg_sys::relation_close(relation, lock);
+        found
     }
 }
 

@@ -24,6 +24,9 @@ use std::rc::Rc;
 /// the way: another session is at it. Delivery turns it into 40001.
 pub const RACE_MARK: &str = "pg_rowsync: row is being changed: ";
 
+/// The version of a row as it is stored, in what the changes return. A name beside those of the key's columns.
+const STORED: &str = "\"pg_rowsync stored\"";
+
 /// The statements for a batch, or for people. `home`: the schema of the server's own extension, if it
 /// keeps stamps.
 pub(super) fn statements(
@@ -109,9 +112,10 @@ impl Newest<'_> {
                 " AND NOT EXISTS (SELECT FROM {name} WHERE {name}.ord OPERATOR(pg_catalog.=) v.ord)"
             ));
         };
+        let stored = self.stored();
         if self.kind == Kind::Move && can_update {
             let free = format!(
-                " AND {} AND NOT {} AND NOT {} RETURNING v.ord",
+                " AND {} AND NOT {} AND NOT {} RETURNING v.ord{stored}",
                 gone(),
                 taken(route, values),
                 self.beaten()
@@ -131,7 +135,7 @@ impl Newest<'_> {
                 "n",
                 format!(
                     "UPDATE {target} AS t SET {} FROM v WHERE {} AND {wins}{not_done} \
-                     RETURNING v.ord",
+                     RETURNING v.ord{stored}",
                     assignments(route, Kind::Update, values),
                     same_key(route, "t", &self.new_key)
                 ),
@@ -149,8 +153,18 @@ impl Newest<'_> {
         };
         let from = format!(" FROM v WHERE NOT {}{not_done}{there}", self.beaten());
         let insert = insert_from(route, values, &from);
-        changes.push(("i", format!("{insert}{on_conflict} RETURNING {}", keys("t."))));
+        changes.push(("i", format!("{insert}{on_conflict} RETURNING {}{stored}", keys("t."))));
         changes
+    }
+
+    /// The version of the row as it is stored now, for RETURNING: a trigger of the table's own may have replaced it.
+    fn stored(&self) -> String {
+        match (self.home, self.route.version()) {
+            (Some(_), Some(at)) => {
+                format!(", t.{} AS {STORED}", ident(&self.route.columns[at].name))
+            }
+            _ => String::new(),
+        }
     }
 
     /// Deletes again: a row may have been inserted unseen, by a session that keeping the deletion then waited
@@ -217,12 +231,22 @@ impl Newest<'_> {
         let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
         let (stamp, gone) = (values.stamp.as_ref(), values.gone.as_ref());
         let (new, old) = (&self.new_key[..], &values.old[..]);
-        // Another session's row, or that of another change in the same statement.
+        // Another session's row; where none has come, a trigger of the table's own keeps this one from being written.
+        let raced = match self.home {
+            Some(home) => format!(
+                "CASE WHEN {}.sync_row_has_come({}, {}) THEN {} END",
+                ident(home),
+                self.regclass(),
+                self.record(new),
+                failing_with(RACE_MARK)
+            ),
+            None => failing_with(RACE_MARK),
+        };
+        // Or that of another change in the same statement.
         let race = format!(
-            "CASE WHEN {} THEN {} ELSE {} END",
+            "CASE WHEN {} THEN {} ELSE {raced} END",
             self.meets_itself(),
-            failing_with(TWICE_MARK),
-            failing_with(RACE_MARK)
+            failing_with(TWICE_MARK)
         );
         // It has lost to a row that took the place of the one it would have won over.
         let replaced = |met: &str| {
@@ -273,14 +297,18 @@ impl Newest<'_> {
                 false => "true".to_owned(),
             };
             let met = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
-            kept.extend(self.keep(gone, old, (true, &met), &condition));
+            kept.extend(self.keep(gone, old, (true, &met, "NULL"), &condition));
         }
         if self.writes() {
             let met = match can_update {
                 true => format!("({done}n.ord IS NOT NULL)"),
                 false => "false".to_owned(),
             };
-            kept.extend(self.keep(stamp, new, (false, &met), &format!("({done}{won})")));
+            let items = [("u", moved), ("n", can_update), ("i", true)].into_iter();
+            let items = items.filter(|(_, is_there)| *is_there);
+            let stored: Vec<String> = items.map(|(item, _)| format!("{item}.{STORED}")).collect();
+            let shown = text(&format!("COALESCE({})", stored.join(", ")));
+            kept.extend(self.keep(stamp, new, (false, &met, &shown), &format!("({done}{won})")));
         }
         let columns: String =
             kept.iter().enumerate().map(|(at, text)| format!(", {text} AS kept{at}")).collect();
@@ -293,7 +321,8 @@ impl Newest<'_> {
     }
 
     /// Whether a change wins over the row `t`. Of equal stamps a row wins over a deletion, and of two rows
-    /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share.
+    /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share, the version last:
+    /// that may differ where a trigger replaces it.
     fn wins(&self, stamp: Option<&StampOf>, key: &[String], alive: bool) -> String {
         let Some(at) = self.route.version() else { return "true".to_owned() };
         let there = format!("t.{}", ident(&self.route.columns[at].name));
@@ -348,7 +377,8 @@ impl Newest<'_> {
 
     /// Whether the new row is larger than `t` as text.
     fn larger(&self) -> String {
-        let order = self.route.common_order();
+        let mut order = self.route.common_order();
+        order.sort_by_key(|at| self.route.version() == Some(*at));
         let row = |value: &dyn Fn(usize) -> String| {
             let values: Vec<String> = order.iter().map(|at| value(*at)).collect();
             format!(
@@ -404,23 +434,23 @@ impl Newest<'_> {
         }
     }
 
-    /// An expression that hands a stamp to the server's extension, with whether it is that of a deletion and
-    /// whether a row was met; false.
+    /// An expression that hands a stamp to the server's extension, with whether it is that of a deletion,
+    /// whether a row was met, and the version of the row as it is stored; false.
     fn keep(
         &self,
         stamp: Option<&StampOf>,
         key: &[String],
-        (deleted, met): (bool, &str),
+        (deleted, met, shown): (bool, &str, &str),
         condition: &str,
     ) -> Option<String> {
         let (home, at) = (self.home?, self.route.version()?);
         let StampOf { version, rank } = stamp?;
         Some(format!(
-            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, {}, {rank}, {deleted}, {met}) \
-             ELSE false END",
+            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, {}, {rank}, {deleted}, {met}, \
+             {shown}) ELSE false END",
             ident(home),
             self.regclass(),
-            self.hash(key),
+            self.record(key),
             self.version_type(at),
             text(version)
         ))
@@ -438,12 +468,17 @@ impl Newest<'_> {
         )
     }
 
-    /// The hash by which stamps are kept: of the key's columns, in the order of their names.
+    /// The hash by which stamps are kept.
     fn hash(&self, key: &[String]) -> String {
+        format!("pg_catalog.hash_record_extended({}, 0)", self.record(key))
+    }
+
+    /// The key's columns, in the order of their names.
+    fn record(&self, key: &[String]) -> String {
         let named = self.route.named_key();
         let place = |at: &usize| self.route.key.iter().position(|k| k == at);
         let values: Vec<&str> =
             named.iter().filter_map(|at| key.get(place(at)?)).map(String::as_str).collect();
-        format!("pg_catalog.hash_record_extended(ROW({}), 0)", values.join(", "))
+        format!("ROW({})", values.join(", "))
     }
 }

@@ -4,26 +4,39 @@
 use crate::change::Stamp;
 use crate::error::{Error, Result};
 use crate::guc;
+use crate::pg::rows_of_key::Transaction;
 use crate::pg::spi::{self, Home, Row, required};
-use crate::pg::{Oid, context, lock, lookup};
+use crate::pg::{Oid, context, lookup};
 use crate::sql::quote::ident;
 
 /// What is kept of a key.
 pub struct Kept {
     pub stamp: Stamp<String>,
     pub deleted: bool,
+    /// The version of the row as it was stored with the stamp; a trigger may have replaced the one that was sent.
+    pub shown: Option<String>,
     /// By the very event that asks: another trigger has seen it before.
     pub by_event: bool,
 }
 
 impl Kept {
-    /// From the columns version, rank and deleted.
+    /// From the columns version, rank, deleted and shown.
     fn read(mut row: Row, first: usize, by_event: bool) -> Result<Self> {
         let rank = required(&mut row, first + 1)?.parse();
         let rank = rank.map_err(|_| Error::internal("malformed rank"))?;
         let deleted = required(&mut row, first + 2)? == "t";
-        Ok(Self { stamp: Stamp { version: row.swap_remove(first), rank }, deleted, by_event })
+        let mut text = |at: usize| row.get_mut(at).and_then(Option::take);
+        let (version, shown) = (text(first), text(first + 3));
+        Ok(Self { stamp: Stamp { version, rank }, deleted, shown, by_event })
     }
+}
+
+/// What a stamp is kept of.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape<'v> {
+    /// A row that has this version in its column.
+    Row(Option<&'v str>),
+    Deletion,
 }
 
 /// Where something is kept.
@@ -40,30 +53,36 @@ const HERE: &str = "relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
      AND key_hash OPERATOR(pg_catalog.=) $2::pg_catalog.int8";
 
 impl Place<'_> {
-    /// A row with the key has been inserted: waits for those who keep a deletion of it without having found
-    /// it, and keeps others from doing so until the end of the transaction. To be followed by a look.
-    pub fn enter(&self) {
-        lock::insertion(self.relation, self.hash);
-    }
-
-    /// A deletion of the key is to be kept that has found no row: waits for those who are inserting it, and
-    /// keeps others from doing so until the end of the transaction. To be followed by another deletion.
-    pub fn close(&self) {
-        lock::deletion(self.relation, self.hash);
-    }
-
     /// What is kept, for an event about a row that is stored there.
     ///
     /// # Errors
     /// What reading reports.
     pub fn find(&self, stored: u64) -> Result<Option<Kept>> {
+        self.look(stored).map(|(kept, _)| kept)
+    }
+
+    /// What is kept of the key of a row that has just been inserted. Waits for those who keep a deletion of it
+    /// without having found the row.
+    ///
+    /// # Errors
+    /// What reading reports.
+    pub fn settled(&self, stored: u64) -> Result<Option<Kept>> {
+        loop {
+            match self.look(stored)? {
+                (_, Some(writer)) => writer.await_end(),
+                (kept, None) => return Ok(kept),
+            }
+        }
+    }
+
+    fn look(&self, stored: u64) -> Result<(Option<Kept>, Option<Transaction>)> {
         let key = (self.relation, self.hash);
-        let found = lookup::by_key(self.home, "sync_row_version", key, 7)?;
-        let Some(mut row) = found else { return Ok(None) };
+        let (found, writer) = lookup::by_key(self.home, "sync_row_version", key, 8)?;
+        let Some(mut row) = found else { return Ok((None, writer)) };
         let mut number = |at| required(&mut row, at).map(|n| n.parse::<u64>().ok());
-        let (place, writer) = (number(5)?, number(6)?);
-        let by_event = place == Some(stored) && writer == Some(context::transaction());
-        Kept::read(row, 2, by_event).map(Some)
+        let (place, by) = (number(6)?, number(7)?);
+        let by_event = place == Some(stored) && by == Some(context::transaction());
+        Ok((Some(Kept::read(row, 2, by_event)?), writer))
     }
 
     /// What is kept, locked until the end of the transaction.
@@ -71,8 +90,10 @@ impl Place<'_> {
     /// # Errors
     /// What reading reports.
     pub fn lock(&self) -> Result<Option<Kept>> {
-        let sql =
-            format!("SELECT version, rank, deleted FROM {} WHERE {HERE} FOR UPDATE", self.table());
+        let sql = format!(
+            "SELECT version, rank, deleted, shown FROM {} WHERE {HERE} FOR UPDATE",
+            self.table()
+        );
         let row = spi::write(self.home, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
         row.into_iter().next().map(|row| Kept::read(row, 0, false)).transpose()
     }
@@ -85,41 +106,47 @@ impl Place<'_> {
     pub fn put(
         &self,
         stamp: &Stamp<String>,
-        deleted: bool,
+        shape: Shape<'_>,
         stored: u64,
         is_there: bool,
     ) -> Result<bool> {
         let sql = match is_there {
             true => format!(
                 "UPDATE {} SET version = $3, rank = $4::pg_catalog.int8, \
-                    deleted = $5::pg_catalog.bool, stored = $6::pg_catalog.int8, \
+                    deleted = $5::pg_catalog.bool, stored = $6::pg_catalog.int8, shown = $7, \
                     written_by = pg_catalog.pg_current_xact_id(), \
                     changed_at = pg_catalog.clock_timestamp() WHERE {HERE} RETURNING 1",
                 self.table()
             ),
             false => format!(
-                "INSERT INTO {} (relation, key_hash, version, rank, deleted, stored, written_by, \
-                    changed_at) \
+                "INSERT INTO {} (relation, key_hash, version, rank, deleted, stored, shown, \
+                    written_by, changed_at) \
                  VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3, $4::pg_catalog.int8, \
-                    $5::pg_catalog.bool, $6::pg_catalog.int8, pg_catalog.pg_current_xact_id(), \
-                    pg_catalog.clock_timestamp()) \
+                    $5::pg_catalog.bool, $6::pg_catalog.int8, $7, \
+                    pg_catalog.pg_current_xact_id(), pg_catalog.clock_timestamp()) \
                  ON CONFLICT (relation, key_hash) DO NOTHING RETURNING 1",
                 self.table()
             ),
         };
         let [relation, hash] = self.args();
         let (rank, stored) = (stamp.rank.to_string(), stored.to_string());
-        let deleted_text = if deleted { "t" } else { "f" };
+        let (deleted, shown) = match shape {
+            Shape::Deletion => ("t", None),
+            Shape::Row(version) => ("f", version),
+        };
         let args = [
             Some(relation.as_str()),
             Some(hash.as_str()),
             stamp.version.as_deref(),
             Some(rank.as_str()),
-            Some(deleted_text),
+            Some(deleted),
             Some(stored.as_str()),
+            shown,
         ];
         let done = !spi::write(self.home, &sql, &args)?.is_empty();
-        if deleted && self.hash % FORGET_EVERY == 0 {
+        // What a SERIALIZABLE transaction reads of others' deletions would count among its conflicts.
+        let may_forget = self.hash % FORGET_EVERY == 0 && !context::is_serializable();
+        if matches!(shape, Shape::Deletion) && may_forget {
             forget_old(self.home)?;
         }
         Ok(done)

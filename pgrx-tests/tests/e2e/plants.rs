@@ -115,7 +115,9 @@ const FUNCTIONS: &str = "
         'sync_connections()', 'sync_counters()', 'sync_conflict_counters()',
         'deal_sync_err_rec(int4)', 'retry_sync_err_rec(int4)', 'sync_queue_discarded()',
         'sync_compare_versions(regclass, int8, regtype, text, int8, text)',
-        'sync_deleted_later(regclass, int8, regtype, text, int8)'] loop
+        'sync_deleted_later(regclass, int8, regtype, text, int8)',
+        'sync_keep_version(regclass, record, regtype, text, int8, bool, bool, text)',
+        'sync_row_has_come(regclass, record)'] loop
         execute format('create function planted.%s returns text language plpgsql as %L', f,
           format('begin perform planted.spy(%L); return null; end', f));
       end loop;

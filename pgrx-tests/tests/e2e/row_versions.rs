@@ -149,7 +149,8 @@ fn the_functions_are_for_those_who_may_write_the_table() {
     for call in [
         format!("sync_compare_versions({args}, '4')"),
         format!("sync_deleted_later({args})"),
-        format!("sync_keep_version({args}, true, true)"),
+        format!("sync_keep_version('{left}.t', row(1), 'int', '5', 0, true, true, null)"),
+        format!("sync_row_has_come('{left}.t', row(1))"),
     ] {
         let error = fails(stranger.batch_execute(&format!("select {call}")));
         assert_eq!(error.code().code(), "42501", "{call}");
@@ -159,7 +160,8 @@ fn the_functions_are_for_those_who_may_write_the_table() {
     assert_eq!(rows(&bed.left, KEPT), [""; 0]);
     // Nothing is kept for a table that sends nothing.
     bed.right.exec(&format!(
-        "create table own ({COLUMNS}); select sync_keep_version('{right}.own', 1, 'int', '5', 1, true, true)"
+        "create table own ({COLUMNS}); 
+         select sync_keep_version('{right}.own', row(1), 'int', '5', 1, true, true, null)"
     ));
     assert_eq!(rows(&bed.right, KEPT), [""; 0]);
     drop(stranger);

@@ -40,7 +40,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_identity_changed()", "", ""),
     ("sync_is_copy()", "execute", "execute"),
     (
-        "sync_keep_version(regclass,bigint,regtype,text,bigint,boolean,boolean)",
+        "sync_keep_version(regclass,record,regtype,text,bigint,boolean,boolean,text)",
         "execute",
         "execute",
     ),
@@ -54,6 +54,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_queue_id_seq", "", ""),
     ("sync_route", "", ""),
     ("sync_route_id_seq", "", ""),
+    ("sync_row_has_come(regclass,record)", "execute", "execute"),
     ("sync_row_version", "", ""),
     ("sync_server_state", "", ""),
     ("sync_status", "", "select"),
@@ -290,7 +291,11 @@ fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
         ("insert into s values (1, 'x')".to_owned(), "42501"),
         ("select attach_sync('s', 'dst')".to_owned(), "42501"),
         ("select detach_sync('s', 'dst')".to_owned(), "42501"),
-        ("select sync_keep_version('s', 1, 'int', '1', 1, false, false)".to_owned(), "42501"),
+        (
+            "select sync_keep_version('s', row(1), 'int', '1', 1, false, false, '1')".to_owned(),
+            "42501",
+        ),
+        ("select sync_row_has_come('s', row(1))".to_owned(), "42501"),
         ("set role postgres".to_owned(), "42501"),
         // His own table goes over his own mapping, which he has not.
         (
