@@ -271,6 +271,20 @@ impl<S> Change<S> {
         }
     }
 
+    /// A TRUNCATE.
+    pub fn truncation() -> Self {
+        Self {
+            op: Op::Truncate,
+            command: 0,
+            key: Vec::new(),
+            row: Vec::new(),
+            stamp: None,
+            gone: None,
+            unchanged: Vec::new(),
+            stored: RowStorage::default(),
+        }
+    }
+
     /// Whether this is an UPDATE that gives the row another key.
     pub fn moves(&self) -> bool {
         self.op == Op::Update && !self.key.is_empty()

@@ -1,6 +1,7 @@
 //! From a change set to the servers, at commit.
 //!
-//! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys), `feed` turns them
+//! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys, `truncations` what empties
+//! tables), `feed` turns them
 //! into statements, `link` carries them over one connection, `answers` holds what comes back against
 //! what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
 //! transaction. `endpoint`, `standing` and `session` own where to connect, what for the server account
@@ -19,5 +20,6 @@ pub mod plan;
 pub mod prepared;
 pub mod session;
 pub mod standing;
+pub mod truncations;
 pub mod trust;
 pub mod waves;

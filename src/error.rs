@@ -43,6 +43,7 @@ impl SqlState {
     pub const UNDEFINED_COLUMN: Self = Self::new("42703");
     pub const UNDEFINED_FUNCTION: Self = Self::new("42883");
     pub const UNDEFINED_OBJECT: Self = Self::new("42704");
+    pub const WRONG_OBJECT_TYPE: Self = Self::new("42809");
     pub const UNIQUE_VIOLATION: Self = Self::new("23505");
     pub const UNDEFINED_TABLE: Self = Self::new("42P01");
     pub const INTERNAL: Self = Self::new("XX000");

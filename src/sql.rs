@@ -24,4 +24,7 @@ pub use session::{
     AS_LOGGED_IN, HOME, Introduce, NODE, SESSION_MARK, end_session, introduce, micros, named,
     on_path, own_schemas, with_type_schemas,
 };
-pub use statement::{MISSING_MARK, Param, Statement, TWICE_MARK, Verb, of_batch};
+pub use statement::{
+    EXISTS_MARK, MISSING_MARK, Param, Statement, TWICE_MARK, Verb, ask_key, needs_key, of_batch,
+    truncate_by_kind,
+};

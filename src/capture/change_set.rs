@@ -3,7 +3,7 @@
 use super::descriptor::Descriptor;
 use super::log::{ChangeLog, Reader, Rows};
 use super::row::Captured;
-use crate::change::Route;
+use crate::change::{Op, Route};
 use crate::delivery::endpoint::Account;
 use crate::error::Result;
 use crate::options::Mode;
@@ -30,6 +30,8 @@ pub struct ChangeSet {
     count: usize,
     /// Some change leaves columns out that the server is assumed to have.
     has_unsent: bool,
+    /// Some change is a TRUNCATE.
+    has_truncates: bool,
     /// Some change's row was left where it is stored, in part.
     has_left: bool,
     /// Bytes of what was left so and is to be sent.
@@ -51,6 +53,7 @@ impl ChangeSet {
             log: ChangeLog::default(),
             count: 0,
             has_unsent: false,
+            has_truncates: false,
             has_left: false,
             large: 0,
             routes: Vec::new(),
@@ -80,6 +83,7 @@ impl ChangeSet {
         self.log.append(route, captured)?;
         self.mode = self.mode.max(mode);
         self.has_unsent |= !change.unchanged.is_empty();
+        self.has_truncates |= change.op == Op::Truncate;
         self.has_left |= !captured.left.is_empty();
         let sent = captured.left.iter().filter(|(at, _)| !change.unchanged.contains(at));
         self.large += sent.map(|(_, stored)| stored.size()).sum::<u64>();
@@ -121,6 +125,11 @@ impl ChangeSet {
     /// Whether some change leaves columns out, so that it cannot be written where the row is missing.
     pub fn has_unsent(&self) -> bool {
         self.has_unsent
+    }
+
+    /// Whether some change is a TRUNCATE; not if this says no.
+    pub fn has_truncates(&self) -> bool {
+        self.has_truncates
     }
 
     /// The routes that its changes take.

@@ -81,6 +81,9 @@ pub struct Descriptor {
     pub versioned: Option<Versioned>,
     /// What the columns' output depends on besides the usual settings.
     pub output: OutputNeeds,
+    /// Whether what an UPDATE leaves alone is what the target got before: not so where rows are written that the
+    /// trigger does not see.
+    pub sees_every_row: bool,
 }
 
 thread_local! {
@@ -123,7 +126,9 @@ fn look_up(event: &Event<'_>, trigger: u32, now: Epoch) -> Result<Rc<Descriptor>
             invalidation::watch(event.relation_oid());
             let epoch = invalidation::now();
             let table = Table::read(&home, event.relation_oid())?;
-            let descriptor = Rc::new(Descriptor::new(home, &table, &arguments)?);
+            let mut descriptor = Descriptor::new(home, &table, &arguments)?;
+            descriptor.sees_every_row = event.sees_every_row();
+            let descriptor = Rc::new(descriptor);
             KNOWN.with_borrow_mut(|known| known.insert(trigger, (epoch, descriptor.clone())));
             Ok(descriptor)
         }
@@ -207,6 +212,7 @@ impl Descriptor {
             row: RefCell::new(RowReader::new(&all)),
             key: RefCell::new(RowReader::new(&key)),
             output: columns.iter().map(|c| c.output).fold(OutputNeeds::default(), OutputNeeds::and),
+            sees_every_row: false,
             route,
             forwarded: RefCell::default(),
             home,

@@ -37,7 +37,7 @@ pub fn changes_of(
     take: impl Fn(&Captured<'_>) -> Result<()>,
 ) -> Result<()> {
     if op == Op::Truncate {
-        return take(&change(op, 0, Vec::new()).into());
+        return take(&Change::truncation().into());
     }
     let settings = (!descriptor.output.are_met()).then(output::pinned);
     let mut captured = match op {
@@ -104,8 +104,10 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
             let replaced = stays.then_some(version);
             update.stamp = stamp_of(descriptor, event, new, &update, replaced)?;
         }
-        None if !moves => update.unchanged = untouched(descriptor, event)?,
-        // What a row is moved to may be inserted.
+        None if !moves && descriptor.sees_every_row => {
+            update.unchanged = untouched(descriptor, event)?
+        }
+        // What a row is moved to may be inserted, and what the target has may be older.
         None => {}
     }
     Ok(Captured { change: update, left })

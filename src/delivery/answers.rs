@@ -5,7 +5,7 @@ use crate::conflict::Tally;
 use crate::error::{RemoteError, SqlState};
 use crate::pq::{Connection, Status};
 use crate::sql::lasting::TYPES_MARK;
-use crate::sql::{Conflicts, MISSING_MARK, RACE_MARK, TWICE_MARK};
+use crate::sql::{Conflicts, EXISTS_MARK, MISSING_MARK, RACE_MARK, TWICE_MARK};
 use std::collections::VecDeque;
 
 /// What a server may send without completing an answer. The longest honest ones tell of 5,000 conflicts,
@@ -224,6 +224,11 @@ fn explained(mut error: RemoteError) -> RemoteError {
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(TYPES_MARK) {
         error.sqlstate = SqlState::DATATYPE_MISMATCH;
         error.message = format!("column types have changed on server \"{}\"", error.server);
+        error.context = None;
+    }
+    if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(EXISTS_MARK) {
+        error.sqlstate = SqlState::UNIQUE_VIOLATION;
+        error.message = format!("row to insert is there already on server \"{}\"", error.server);
         error.context = None;
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {

@@ -3,11 +3,12 @@
 
 use super::plan::Planner;
 use super::session::Session;
+use super::truncations::Truncations;
 use crate::change::{Change, Route};
 use crate::error::Result;
 use crate::identity;
 use crate::path::Path;
-use crate::sql::{self, Batch, Statement, lasting};
+use crate::sql::{self, Batch, Kind, Statement, lasting};
 use std::rc::Rc;
 
 /// A source of statements.
@@ -63,12 +64,18 @@ pub trait Source {
 pub struct Changes<S> {
     source: S,
     planner: Planner,
+    /// Where TRUNCATEs go, or why that is not known.
+    truncations: Result<Truncations>,
+    /// Changes that have been taken from the source.
+    taken: usize,
     done: bool,
     /// See [`Batch::optimistic`].
     optimistic: bool,
     /// The `application_name` the session has, and the one it has now inside the transaction.
     name: String,
     current: String,
+    /// Routes of which the server has said in the transaction that the key is unique: it is to the end.
+    asked: Vec<Rc<Route>>,
     /// The route whose types' schemas are in the search_path now.
     schemas: Option<Rc<Route>>,
     before: Vec<Statement>,
@@ -90,10 +97,13 @@ impl<S> Changes<S> {
         Self {
             source,
             planner: Planner::default(),
+            truncations: Ok(Truncations::default()),
+            taken: 0,
             done: false,
             optimistic: false,
             name: application_name.to_owned(),
             current: application_name.to_owned(),
+            asked: Vec::new(),
             schemas: None,
             before: Vec::new(),
             after: Vec::new(),
@@ -130,6 +140,12 @@ impl<S> Changes<S> {
         self
     }
 
+    /// The same, TRUNCATEs where these say.
+    pub fn truncating(mut self, truncations: Result<Truncations>) -> Self {
+        self.truncations = truncations;
+        self
+    }
+
     /// The same between other statements.
     pub fn between(mut self, before: &[&str], after: &[&str]) -> Self {
         self.before = plain(before.iter().copied());
@@ -157,13 +173,22 @@ impl<S> Changes<S> {
     }
 
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
-        batch.optimistic = self.optimistic;
+        // Where no ON CONFLICT can be, nothing tells that there is a unique index: the rows are looked for.
+        batch.optimistic =
+            self.optimistic && !(batch.kind == Kind::Insert && batch.route.key_deferrable);
+        let asks = sql::needs_key(&batch) && !self.asked.contains(&batch.route);
+        if asks {
+            self.asked.push(batch.route.clone());
+        }
         let route = batch.route.clone();
         // Where another process may serve the next transaction, a name means nothing.
         let named = session.peer.keeps_session().then(|| session.prepared.name_for(&batch));
         let about_rows = match named.flatten() {
             Some((prepare, name)) => {
                 prepare.into_iter().chain([lasting::execute(batch, &name)]).collect()
+            }
+            None if batch.kind == Kind::Truncate && session.asks_kinds => {
+                plain([sql::truncate_by_kind(&batch.truncated)])
             }
             None => sql::of_batch(batch, session.home()),
         };
@@ -195,6 +220,7 @@ impl<S> Changes<S> {
             statements.extend(plain([text]));
             self.schemas = wanted;
         }
+        statements.extend(asks.then(|| sql::ask_key(&route)));
         statements.extend(about_rows);
         statements
     }
@@ -205,13 +231,21 @@ impl<S: Source> Changes<S> {
     /// left out.
     fn pull(&mut self, session: &mut Session) -> Result<()> {
         let (planner, held_back) = (&mut self.planner, &mut self.held_back);
+        let truncations = self.truncations.as_ref().map_err(Clone::clone)?;
+        let at = self.taken;
+        self.taken += 1;
         let mut pushed = Ok(());
-        let more = self.source.next(&mut |route, change| match session
-            .node()
-            .is_some_and(|node| route.path.contains(node))
-        {
-            true => *held_back += 1,
-            false => pushed = planner.push(route, change),
+        let more = self.source.next(&mut |route, change| {
+            let was_there =
+                |route: &Route| session.node().is_some_and(|node| route.path.contains(node));
+            let emptied = truncations.before(at).iter().filter(|route| !was_there(route));
+            let truncation = Change::truncation();
+            pushed = emptied.into_iter().try_for_each(|route| planner.push(route, &truncation));
+            match was_there(route) {
+                true => *held_back += 1,
+                false if pushed.is_err() || truncations.includes(at, route) => {}
+                false => pushed = planner.push(route, change),
+            }
         })?;
         pushed?;
         if !more {

@@ -55,6 +55,8 @@ pub struct Session {
     pub prepared: Prepared,
     /// The server has refused values in binary form.
     pub only_text: bool,
+    /// The server has refused TRUNCATE ONLY: which tables are partitioned is asked with each.
+    pub asks_kinds: bool,
     /// The process that serves the connection, as far as is known.
     pub peer: Peer,
     /// How the transaction under way can be known should the connection be lost.
@@ -81,6 +83,7 @@ impl Session {
             held_back: 0,
             prepared: Prepared::default(),
             only_text: false,
+            asks_kinds: false,
             peer: Peer::default(),
             transaction: LostSession::default(),
             idle_since: Instant::now(),

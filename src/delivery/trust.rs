@@ -1,9 +1,10 @@
 //! What the first try of a delivery takes for granted, to be cheap, and when to try again without.
 
-use super::feed::Changes;
+use super::feed::{Changes, Source};
 use super::link::Link;
 use super::plan::FIRST_ROWS;
 use super::session::Session;
+use super::truncations::Truncations;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::{Reader, Rows};
 use crate::change::Policy;
@@ -35,6 +36,12 @@ pub fn first_trust(set: &ChangeSet, link: &mut Link<'_>) -> Trust {
 /// Whether the failure may be that the trust was misplaced: a row was missing or there already, or what
 /// the server checks at the end of a statement was asked of too few rows at once.
 pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool {
+    if let Some(error) = link.result().err()
+        && set.has_truncates()
+        && must_ask_kinds(link, &error)
+    {
+        return true;
+    }
     let refused = |e: &Error| matches!(e, Error::Remote(_)) && !e.is_transient();
     if is_large(set, trust)
         && let Some(error) = link.result().err().filter(refused)
@@ -61,6 +68,15 @@ pub fn met_itself(link: &mut Link<'_>) -> bool {
 /// Whether a failure says so.
 pub fn is_of_one_row(error: &Error) -> bool {
     matches!(error, Error::Remote(_)) && error.sqlstate() == SqlState::CARDINALITY_VIOLATION
+}
+
+/// A set with a TRUNCATE was refused, maybe for a table that is partitioned there. From now on the session asks.
+pub fn must_ask_kinds(link: &mut Link<'_>, refusal: &Error) -> bool {
+    let refused =
+        matches!(refusal, Error::Remote(_)) && refusal.sqlstate() == SqlState::WRONG_OBJECT_TYPE;
+    link.session()
+        .filter(|_| refused)
+        .is_some_and(|session| !std::mem::replace(&mut session.asks_kinds, true))
 }
 
 /// What was sent in batches that grow and in binary form was refused.
@@ -96,6 +112,13 @@ pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes
         .optimistic(trust == Trust::Rows)
         .one_by_one(trust == Trust::NotKeys)
         .in_binary(is_large(set, trust) && link.takes_binary())
+        .truncating(match set.has_truncates() {
+            true => {
+                let mut changes = set.changes(Rows::Keys);
+                Truncations::of(|take| changes.next(take))
+            }
+            false => Ok(Truncations::default()),
+        })
         .newest(set.routes().iter().any(|route| route.version().is_some()))
         .forwarded(set.routes().iter().any(|route| !route.path.is_empty()))
 }

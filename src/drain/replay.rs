@@ -6,15 +6,16 @@
 //! A batch is first sent as a delivery is that takes the server's rows to be as expected, see
 //! [`crate::delivery::trust`]; once they were not, batches are sent without that to the end of the drain.
 
-use crate::change::{Change, Route};
+use crate::change::{Change, Op, Route};
 use crate::conflict::Tally;
 use crate::delivery::commit::BEGIN;
 use crate::delivery::drive::{self, Stop};
 use crate::delivery::feed::{Changes, Fixed, Source};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
+use crate::delivery::truncations::Truncations;
 use crate::delivery::trust::{self, Trust};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::queue::claim::{Record, Unit};
 use crate::sql;
 use std::rc::Rc;
@@ -102,19 +103,20 @@ impl Replay {
         self.begun = true;
         self.keep_conflicts();
         let trust = self.trust(units);
-        match self.attempt(units, begin, &[CHECK], trust, meanwhile) {
-            Err(error)
-                if trust == Trust::Rows && self.can_go_on(&error) && !error.is_transient() =>
-            {
-                self.trusting = false;
-                if let Some(link) = &mut self.link {
-                    trust::distrust(link, &error);
-                }
-                let result = self.instead(units);
-                self.again_one_by_one(units, result)
+        let error = match self.attempt(units, begin, &[CHECK], trust, meanwhile) {
+            Err(error) if self.can_go_on(&error) => error,
+            result => return result,
+        };
+        let mut again = self.must_ask_kinds(units, &error);
+        if trust == Trust::Rows && !error.is_transient() {
+            again = true;
+            self.trusting = false;
+            if let Some(link) = &mut self.link {
+                trust::distrust(link, &error);
             }
-            result => self.again_one_by_one(units, result),
         }
+        let result = if again { self.instead(units) } else { Err(error) };
+        self.again_one_by_one(units, result)
     }
 
     /// Applies a batch once more that has met itself, each change by itself, and from now on all of them.
@@ -128,6 +130,11 @@ impl Replay {
             }
             result => result,
         }
+    }
+
+    /// Whether the server has refused a TRUNCATE for what the session asks from now on.
+    fn must_ask_kinds(&mut self, units: &[&Unit], error: &Error) -> bool {
+        empties(units) && self.link.as_mut().is_some_and(|link| trust::must_ask_kinds(link, error))
     }
 
     /// How a batch is tried first.
@@ -145,8 +152,26 @@ impl Replay {
     /// # Errors
     /// What the link reports. If it can go on, what was applied before the part stands.
     pub fn part(&mut self, units: &[&Unit]) -> Result<()> {
-        let (before, after) = (["SAVEPOINT unit"], ["RELEASE SAVEPOINT unit"]);
-        let result = self.attempt(units, &before, &after, Trust::Nothing, || ());
+        let after = ["RELEASE SAVEPOINT unit"];
+        let mut result = self.attempt(units, &["SAVEPOINT unit"], &after, Trust::Nothing, || ());
+        if let Err(error) = &result
+            && self.can_go_on(error)
+            && self.must_ask_kinds(units, error)
+        {
+            let again = ["ROLLBACK TO SAVEPOINT unit"];
+            result = self.attempt(units, &again, &after, Trust::Nothing, || ());
+        }
+        // Of tables to be emptied something is still to be checked, from parts before this one.
+        if let Err(error) = &result
+            && self.can_go_on(error)
+            && empties(units)
+            && error.sqlstate() == SqlState::OBJECT_IN_USE
+        {
+            let again = ["ROLLBACK TO SAVEPOINT unit", CHECK, BEGIN[1]];
+            if let done @ Ok(()) = self.attempt(units, &again, &after, Trust::Nothing, || ()) {
+                result = done;
+            }
+        }
         if let Err(error) = &result
             && self.can_go_on(error)
             && self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"]).is_err()
@@ -206,6 +231,13 @@ impl Replay {
             .optimistic(trust == Trust::Rows)
             .one_by_one(self.one_by_one)
             .in_binary(many && link.takes_binary())
+            .truncating(match empties(units) {
+                true => {
+                    let mut records = Records(records());
+                    Truncations::of(|take| records.next(take))
+                }
+                false => Ok(Truncations::default()),
+            })
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))
             .between(before, after);
@@ -256,6 +288,12 @@ fn routes(units: &[&Unit], meant: impl Fn(&Record) -> bool) -> Vec<Rc<Route>> {
         }
     }
     routes
+}
+
+/// Whether some record is a TRUNCATE.
+fn empties(units: &[&Unit]) -> bool {
+    let mut records = units.iter().flat_map(|unit| &unit.records);
+    records.any(|record| record.change.op == Op::Truncate)
 }
 
 fn gone() -> Error {

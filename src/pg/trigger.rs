@@ -9,6 +9,7 @@ use super::xact;
 use crate::change::Op;
 use crate::error::{Error, Result, SqlState};
 use pgrx::{PgTrigger, pg_sys};
+use std::ffi::CStr;
 use std::marker::PhantomData;
 
 /// One call of the trigger function.
@@ -111,7 +112,8 @@ impl<'call> Event<'call> {
     /// What happened, if the trigger's timing and level are the supported ones.
     ///
     /// # Errors
-    /// 39P01 for BEFORE and INSTEAD OF, for statement level with rows and row level with TRUNCATE.
+    /// 39P01 for BEFORE and INSTEAD OF, for what can be deferred, for statement level with rows and row level with
+    /// TRUNCATE.
     pub fn op(&self) -> Result<Op> {
         let event = self.data().tg_event;
         let refuse = |what: &str| {
@@ -129,6 +131,10 @@ impl<'call> Event<'call> {
             pg_sys::TRIGGER_EVENT_BEFORE => return refuse("BEFORE"),
             _ => return refuse("INSTEAD OF"),
         }
+        // Its events would be captured after later ones of other tables.
+        if self.trigger().tgdeferrable {
+            return refuse("as a deferrable constraint trigger");
+        }
         let by_row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
         match event & pg_sys::TRIGGER_EVENT_OPMASK {
             pg_sys::TRIGGER_EVENT_TRUNCATE => Ok(Op::Truncate),
@@ -137,6 +143,40 @@ impl<'call> Event<'call> {
             pg_sys::TRIGGER_EVENT_UPDATE => Ok(Op::Update),
             _ => Ok(Op::Delete),
         }
+    }
+
+    /// Whether every row that is inserted or updated comes to the trigger: it has neither a condition nor a list of
+    /// columns, and fires for INSERT, or another trigger like it does that has the same arguments.
+    pub fn sees_every_row(&self) -> bool {
+        let trigger = self.trigger();
+        if !trigger.tgqual.is_null() || trigger.tgnattr > 0 {
+            return false;
+        }
+        let inserts = |of: &pg_sys::Trigger| {
+            let wanted = (pg_sys::TRIGGER_TYPE_ROW | pg_sys::TRIGGER_TYPE_INSERT) as i16;
+            of.tgtype & wanted == wanted
+        };
+        // SAFETY: the arguments of a trigger are so many C strings; those of the table's other triggers live as
+        // long as the table is open, which it is for the call.
+        let args = |of: &pg_sys::Trigger| unsafe {
+            let args = (0..of.tgnargs as usize).map(|at| CStr::from_ptr(*of.tgargs.add(at)));
+            args.collect::<Vec<_>>()
+        };
+        // SAFETY: as above; there are so many, this one among them.
+        let all = unsafe {
+            let all = (*self.data().tg_relation).trigdesc;
+            match all.is_null() {
+                true => &[],
+                false => std::slice::from_raw_parts((*all).triggers, (*all).numtriggers as usize),
+            }
+        };
+        all.iter().any(|other| {
+            inserts(other)
+                && other.tgqual.is_null()
+                && other.tgfoid == trigger.tgfoid
+                && other.tgenabled == trigger.tgenabled
+                && args(other) == args(trigger)
+        })
     }
 
     /// The trigger's arguments.

@@ -7,7 +7,9 @@
 use super::batch::{Batch, Kind};
 use super::conflicts::Conflicts;
 use super::quote::{ident, literal, relation};
-use super::statement::{Param, Statement, Verb, all_found_if, delete, insert_values, update};
+use super::statement::{
+    Param, Statement, Verb, all_found_if, delete, fail_on_conflict, insert_values, update,
+};
 use super::told::told_by_tag;
 use super::values::{Values, key_of, single_row};
 use crate::change::Policy;
@@ -86,7 +88,11 @@ fn text(batch: &Batch) -> Option<String> {
         typed.first()?.0
     );
     Some(match kind {
-        Kind::Insert => format!("{} RETURNING {checked}", insert_values(route, &values)),
+        Kind::Insert => format!(
+            "{}{} RETURNING {checked}",
+            insert_values(route, &values),
+            fail_on_conflict(route)
+        ),
         Kind::Update => {
             let update = update(route, kind, &values, String::new(), " RETURNING 1");
             all_found_if(route, &values, &update, &format!(" AND {checked}"))

@@ -19,6 +19,13 @@ pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
 /// their keys differ here and are equal there. Delivery turns it into 21000 and sends them one by one.
 pub const TWICE_MARK: &str = "pg_rowsync: changes of one row: ";
 
+/// Begins the text of the cast error that an INSERT provokes which takes it that a row is not there. Delivery turns it
+/// into 23505.
+pub const EXISTS_MARK: &str = "pg_rowsync: row exists: ";
+
+/// An INSERT of so many rows names the key itself; that costs as much as to ask about the key before.
+const MOST_NAMED: usize = 16;
+
 /// What is sent of a statement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verb {
@@ -139,7 +146,7 @@ pub(super) fn texts(
         (Kind::Truncate, _) => Vec::new(),
         (_, Policy::Newest(_)) => newest::statements(route, kind, values, home),
         (Kind::Insert, Policy::Overwrite) if values.optimistic => {
-            failing(insert_from(route, values, &values.from()))
+            failing(insert_unless_there(route, values))
         }
         (Kind::Insert, Policy::Error) => failing(insert(route, values, &values.from())),
         (Kind::Insert, _) => vec![(insert_told(route, values), told)],
@@ -183,6 +190,37 @@ pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
         }
     }
     format!("TRUNCATE TABLE {}", tables.join(", "))
+}
+
+/// The same for targets of which some may be partitioned, and refuse ONLY: asked by the statement itself, of a
+/// table that is locked then.
+pub fn truncate_by_kind(routes: &[Rc<Route>]) -> String {
+    let mut tables: Vec<(String, String)> = Vec::new();
+    for route in routes {
+        let table = relation(&route.target);
+        let only = match route.truncate_children {
+            true => "''".to_owned(),
+            false => format!(
+                "CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class c \
+                 WHERE c.oid OPERATOR(pg_catalog.=) {}::pg_catalog.regclass::pg_catalog.oid \
+                   AND c.relkind OPERATOR(pg_catalog.=) 'p') THEN '' ELSE 'ONLY ' END",
+                literal(&table)
+            ),
+        };
+        if !tables.iter().any(|(known, _)| *known == table) {
+            tables.push((table, only));
+        }
+    }
+    let locked: Vec<String> = tables.iter().map(|(table, _)| format!("ONLY {table}")).collect();
+    let concat = " OPERATOR(pg_catalog.||) ";
+    let named: Vec<String> =
+        (tables.iter()).map(|(table, only)| format!("{only}{concat}{}", literal(table))).collect();
+    let body = format!(
+        "BEGIN LOCK TABLE {} IN ACCESS EXCLUSIVE MODE; EXECUTE 'TRUNCATE TABLE '{concat}{}; END",
+        locked.join(", "),
+        named.join(&format!("{concat}', '{concat}"))
+    );
+    format!("DO LANGUAGE plpgsql {}", literal(&body))
 }
 
 /// An INSERT under another policy than `newest`, with the caller's FROM. Where the remote's key may be deferrable
@@ -233,6 +271,61 @@ pub(super) fn insert_from(route: &Route, values: &Values, from: &str) -> String 
     format!("{} SELECT {}{from}", insert_into(route), values.new.join(", "))
 }
 
+/// An INSERT that fails over a row that is there.
+pub(super) fn insert_unless_there(route: &Route, values: &Values) -> String {
+    let named = match values.rows {
+        ..=MOST_NAMED => fail_on_conflict(route),
+        _ => String::new(),
+    };
+    insert_from(route, values, &values.from()) + &named
+}
+
+/// A condition that fails, and looks at a value for it, so that it cannot do so before.
+fn is_there(value: &str) -> String {
+    format!(
+        "({} OPERATOR(pg_catalog.||) pg_catalog.pg_typeof({value}))::pg_catalog.bool",
+        literal(EXISTS_MARK)
+    )
+}
+
+/// For an INSERT that is to fail over a row that is there. It would do so by itself, as long as there is a unique
+/// index; but only where the key is named does the server say that there is none any more.
+pub(super) fn fail_on_conflict(route: &Route) -> String {
+    let Some(set) = route.settable().next().or_else(|| route.settable_key().next()) else {
+        return String::new();
+    };
+    let set = ident(&route.columns[set].name);
+    format!(
+        " ON CONFLICT ({}) DO UPDATE SET {set} = excluded.{set} WHERE {}",
+        key_columns(route),
+        is_there(&format!("excluded.{set}"))
+    )
+}
+
+/// Whether a batch is of INSERTs that fail over a row that is there, but do not name the key.
+pub fn needs_key(batch: &Batch) -> bool {
+    let is_plain =
+        batch.kind == Kind::Insert && batch.optimistic && batch.route.policy == Policy::Overwrite;
+    is_plain && (batch.rows > MOST_NAMED || fail_on_conflict(&batch.route).is_empty())
+}
+
+/// Fails with 42P10 unless there is a unique index on the key, and keeps it to the end of the transaction. Nothing is
+/// executed, which would fire triggers.
+pub fn ask_key(route: &Route) -> Statement {
+    Statement::plain(format!(
+        "EXPLAIN INSERT INTO {} ({key}) OVERRIDING SYSTEM VALUE \
+         SELECT {key} FROM {} WHERE false ON CONFLICT ({key}) DO NOTHING",
+        relation(&route.target),
+        relation(&route.target),
+        key = key_columns(route)
+    ))
+}
+
+fn key_columns(route: &Route) -> String {
+    let key: Vec<String> = route.key.iter().map(|at| ident(&route.columns[*at].name)).collect();
+    key.join(", ")
+}
+
 /// An INSERT of a single row.
 pub(super) fn insert_values(route: &Route, values: &Values) -> String {
     format!("{} VALUES ({})", insert_into(route), values.new.join(", "))
@@ -249,7 +342,6 @@ pub(super) fn on_conflict(route: &Route) -> String {
     if route.key_deferrable || route.policy == Policy::Error {
         return String::new();
     }
-    let key: Vec<String> = route.key.iter().map(|at| ident(&route.columns[*at].name)).collect();
     let set: Vec<String> = route
         .settable()
         .map(|at| ident(&route.columns[at].name))
@@ -259,7 +351,7 @@ pub(super) fn on_conflict(route: &Route) -> String {
         Policy::Overwrite if !set.is_empty() => format!("UPDATE SET {}", set.join(", ")),
         _ => "NOTHING".to_owned(),
     };
-    format!(" ON CONFLICT ({}) DO {update}", key.join(", "))
+    format!(" ON CONFLICT ({}) DO {update}", key_columns(route))
 }
 
 /// UPDATE of the rows at the old key, with the caller's FROM and tail.

@@ -4,6 +4,7 @@
 use postgres::Client;
 use rowsync_harness::testbed::{Testbed, fails};
 
+use crate::common::rows;
 use crate::one_way::{assert_equal, one_way, queued};
 
 /// A client whose next delivery trusts the remote.
@@ -47,6 +48,81 @@ fn a_remote_without_the_unique_index_is_never_trusted() {
         assert_eq!(error.code().code(), "42P10");
     }
     assert_equal(&bed);
+}
+
+/// What takes the key's index away while a session goes on that has seen it.
+const LOSSES: [(&str, &str); 3] = [
+    ("dropped", "alter table t drop constraint t_pkey"),
+    (
+        "partial",
+        "alter table t drop constraint t_pkey; create unique index t_pkey on t (id) where id > 0",
+    ),
+    ("plain", "alter table t drop constraint t_pkey; create index t_pkey on t (id)"),
+];
+
+#[test]
+fn an_index_that_is_gone_is_missed_by_the_next_insert() {
+    for (label, loss) in LOSSES {
+        for count in [1, 2, 100, 1_000] {
+            let bed = one_way(&format!("lost_{label}_{count}"), None, r#"{"mode": "sync"}"#);
+            let mut client = trusting(&bed);
+            client.batch_execute("insert into t values (-1, 'once')").expect("an insert");
+            bed.right.exec("insert into t select g, 'theirs' from generate_series(-2000, -2) g");
+            bed.right.exec(loss);
+            let insert =
+                format!("insert into t select -1 - g, 'ours' from generate_series(1, {count}) g");
+            for _ in 0..2 {
+                let error = fails(client.batch_execute(&insert));
+                assert_eq!(error.code().code(), "42P10", "{label} {count}: {error:?}");
+            }
+            let twice = "select count(*) - count(distinct id) from t";
+            assert_eq!(rows(&bed.right, twice), ["0"], "{label} {count}");
+            bed.right.exec("drop index if exists t_pkey; alter table t add primary key (id)");
+            client.batch_execute(&insert).expect("an insert");
+            let ours = "select count(*) from t where v = 'ours'";
+            assert_eq!(rows(&bed.right, ours), [count.to_string()], "{label} {count}");
+        }
+    }
+}
+
+#[test]
+fn a_replay_does_not_double_rows_of_a_table_that_has_lost_its_index() {
+    for count in [1, 100] {
+        let bed = one_way(&format!("lost_replay_{count}"), None, r#"{"mode": "queue"}"#);
+        let mut admin = bed.left.superuser();
+        let deal = |admin: &mut Client| {
+            let row = admin.query_one("select deal_sync_err_rec(10000)", &[]).expect("a drain");
+            row.get::<_, bool>(0)
+        };
+        bed.left.exec("insert into t values (-1, 'once')");
+        assert!(deal(&mut admin));
+        bed.right.exec("insert into t select g, 'theirs' from generate_series(-2000, -2) g");
+        bed.right.exec(LOSSES[0].1);
+        bed.left.exec(&format!(
+            "insert into t select -1 - g, 'ours' from generate_series(1, {count}) g"
+        ));
+        deal(&mut admin);
+        let twice = "select count(*) - count(distinct id) from t";
+        assert_eq!(rows(&bed.right, twice), ["0"], "{count}");
+        let failed: String =
+            bed.left.query_one("select sqlstate from sync_err_rec where status = 'failed'");
+        assert_eq!(failed, "42P10", "{count}");
+    }
+}
+
+#[test]
+fn rows_under_a_deferrable_key_are_not_doubled_without_an_index() {
+    let bed = crate::common::one_way("lost_late", "id int primary key deferrable, v text", "{}");
+    let mut client = bed.left.client();
+    for n in 0..3 {
+        client.batch_execute(&format!("insert into t values ({n}, 'warm')")).expect("an insert");
+    }
+    bed.right.exec("insert into t select g, 'theirs' from generate_series(10, 20) g");
+    bed.right.exec("alter table t drop constraint t_pkey");
+    client.batch_execute("insert into t values (10, 'ours')").expect("an insert");
+    client.batch_execute("insert into t values (11, 'ours'), (12, 'ours')").expect("an insert");
+    let found = "select count(*) || ' ' || count(distinct id) from t where id between 10 and 12";
+    assert_eq!(rows(&bed.right, found), ["3 3"]);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
-use crate::common::{attach, both_have, linked, mirror, one_way, queued, rows, run, same, table};
+use crate::common::{
+    attach, both_have, fails_with, linked, mirror, one_way, queued, rows, run, same, table,
+};
 
 const COLUMNS: &str = "id int primary key, v text";
 const SYNC: &str = r#"{"mode": "sync"}"#;
@@ -77,23 +79,31 @@ fn what_deferred_triggers_do_at_commit_is_delivered() {
 }
 
 #[test]
-fn a_deferred_sync_trigger_delivers_what_it_saw() {
+fn a_sync_trigger_that_can_be_deferred_is_refused() {
     let bed = linked("latesync");
     for side in [&bed.left, &bed.right] {
         side.exec(&format!("create table t ({COLUMNS})"));
     }
-    bed.left.exec(&format!(
-        "create constraint trigger s after insert or update or delete on t
-           deferrable initially deferred for each row
-           execute function sync_dml('dst', '{}', 't', '{SYNC}')",
-        bed.right.user
-    ));
-    bed.left.exec(
-        "begin; insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1;
-         update t set id = 3 where id = 2; delete from t where id = 1; insert into t values (1, 'd');
-         commit",
-    );
-    both_have(&bed, "t", &["1|d", "3|b"]);
+    let make = |timing: &str| {
+        bed.left.exec(&format!(
+            "drop trigger if exists s on t;
+             create constraint trigger s after insert or update or delete on t {timing} for each row
+               execute function sync_dml('dst', '{}', 't', '{SYNC}')",
+            bed.right.user
+        ));
+    };
+    for timing in ["deferrable initially deferred", "deferrable"] {
+        make(timing);
+        let error = fails_with(&bed.left, &insert_into(&bed, "(1, 'a')"), "39P01");
+        assert!(error.message().ends_with("as a deferrable constraint trigger"), "{error:?}");
+    }
+    make("not deferrable");
+    bed.left.exec(&insert_into(&bed, "(1, 'a')"));
+    both_have(&bed, "t", &["1|a"]);
+}
+
+fn insert_into(bed: &rowsync_harness::Testbed, values: &str) -> String {
+    format!("insert into {}.t values {values}", bed.left.user)
 }
 
 #[test]
