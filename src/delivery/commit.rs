@@ -16,8 +16,9 @@ use super::handover;
 use super::link::{Ending, Link};
 use super::lost;
 use super::session;
-use super::trust::{Trust, feed_of, first_trust, met_itself, was_betrayed};
+use super::trust::{self, Trust, feed_of, first_trust, met_itself, was_betrayed};
 use crate::capture::change_set::ChangeSet;
+use crate::change::Relation;
 use crate::conflict::Tally;
 use crate::connect::lost_session::LostSession;
 use crate::connect::release;
@@ -291,6 +292,14 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
         interrupted = finish(std::slice::from_mut(link))?;
     }
+    let at_once = refused_at_once(set, link);
+    if !interrupted && !at_once.is_empty() {
+        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
+        let feed = feed_of(set, link, Trust::Nothing).in_waves(true).between(open, &[]);
+        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
+        interrupted = finish(std::slice::from_mut(link))?;
+        move_in_waves(link, at_once);
+    }
     if !interrupted && met_itself(link) {
         let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
         let feed = feed_of(set, link, Trust::NotKeys).between(open, &[]);
@@ -304,6 +313,23 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     }
     *conflicts = link.take_conflicts();
     settle_commit(delivery, interrupted, false)
+}
+
+/// See [`trust::moved_at_once`].
+fn refused_at_once(set: &ChangeSet, link: &mut Link<'_>) -> Vec<Relation> {
+    match link.result() {
+        Err(error @ Error::Remote(_)) => trust::moved_at_once(set.routes(), link, &error),
+        _ => Vec::new(),
+    }
+}
+
+/// Rows of these targets have been moved in waves: if that has worked, they are from now on.
+fn move_in_waves(link: &mut Link<'_>, targets: Vec<Relation>) {
+    if link.result().is_ok()
+        && let Some(session) = link.session()
+    {
+        session.moves_in_waves.extend(targets);
+    }
 }
 
 /// Applies and commits in one exchange; says whether that was asked to cancel.
@@ -437,6 +463,21 @@ fn in_two_steps<'s>(
         }
     }
     finish(&mut links)?;
+    let refused: Vec<Vec<Relation>> = sets
+        .iter()
+        .zip(&mut links)
+        .map(|(set, link)| {
+            let targets = refused_at_once(set, link);
+            if !targets.is_empty() {
+                let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
+                let feed = feed_of(set, link, Trust::Nothing).in_waves(true);
+                link.run(feed.between(&again, &[]), Ending::Open);
+            }
+            targets
+        })
+        .collect();
+    finish(&mut links)?;
+    links.iter_mut().zip(refused).for_each(|(link, targets)| move_in_waves(link, targets));
     for (set, link) in sets.iter().zip(&mut links) {
         if met_itself(link) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];

@@ -1,7 +1,7 @@
 //! Where a link takes its statements from, a batch at a time, so that encoding overlaps with the
 //! server's work and memory holds one batch.
 
-use super::plan::Planner;
+use super::plan::{InWaves, Planner};
 use super::session::Session;
 use super::truncations::Truncations;
 use crate::change::{Change, Route};
@@ -68,6 +68,8 @@ pub struct Changes<S> {
     truncations: Result<Truncations>,
     /// Changes that have been taken from the source.
     taken: usize,
+    /// Rows move in waves wherever their keys may have to be checked with each.
+    in_waves: bool,
     done: bool,
     /// See [`Batch::optimistic`].
     optimistic: bool,
@@ -99,6 +101,7 @@ impl<S> Changes<S> {
             planner: Planner::default(),
             truncations: Ok(Truncations::default()),
             taken: 0,
+            in_waves: false,
             done: false,
             optimistic: false,
             name: application_name.to_owned(),
@@ -143,6 +146,12 @@ impl<S> Changes<S> {
     /// The same, TRUNCATEs where these say.
     pub fn truncating(mut self, truncations: Result<Truncations>) -> Self {
         self.truncations = truncations;
+        self
+    }
+
+    /// The same; `all`: rows move in waves also where the server's key is not known to need that.
+    pub fn in_waves(mut self, all: bool) -> Self {
+        self.in_waves = all;
         self
     }
 
@@ -234,6 +243,11 @@ impl<S: Source> Changes<S> {
         let truncations = self.truncations.as_ref().map_err(Clone::clone)?;
         let at = self.taken;
         self.taken += 1;
+        if at == 0 && self.in_waves {
+            planner.in_waves(InWaves::All);
+        } else if at == 0 && !session.moves_in_waves.is_empty() {
+            planner.in_waves(InWaves::Of(session.moves_in_waves.clone()));
+        }
         let mut pushed = Ok(());
         let more = self.source.next(&mut |route, change| {
             let was_there =

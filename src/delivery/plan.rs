@@ -6,8 +6,8 @@
 //! order is free and is chosen such that each finds its new key vacated.
 
 use super::collapse::Collapse;
-use super::waves::waves;
-use crate::change::{Change, Op, Route};
+use super::waves::{groups, waves};
+use crate::change::{Change, Op, Policy, Relation, Route};
 use crate::error::Result;
 use crate::sql::{Batch, Kind};
 use std::collections::hash_map::DefaultHasher;
@@ -38,6 +38,33 @@ pub struct Planner {
     limit: usize,
     /// Batches are in binary form where that is possible.
     binary: bool,
+    /// Targets whose keys are checked with each row, though those here are deferrable.
+    in_waves: InWaves,
+}
+
+/// Whose rows move in waves, though the key is deferrable here.
+#[derive(Clone, Debug, Default)]
+pub enum InWaves {
+    #[default]
+    None,
+    /// Those of these targets.
+    Of(Vec<Relation>),
+    All,
+}
+
+impl InWaves {
+    fn includes(&self, target: &Relation) -> bool {
+        match self {
+            Self::None => false,
+            Self::Of(targets) => targets.contains(target),
+            Self::All => true,
+        }
+    }
+}
+
+/// Whether rows that move over a route are moved at once, where the server's key allows it.
+pub fn moves_at_once(route: &Route) -> bool {
+    route.key_deferrable && matches!(route.policy, Policy::Overwrite | Policy::Error)
 }
 
 impl Default for Planner {
@@ -51,6 +78,7 @@ impl Default for Planner {
             most_rows: MAX_ROWS,
             limit: MAX_ROWS,
             binary: false,
+            in_waves: InWaves::None,
         }
     }
 }
@@ -99,6 +127,11 @@ impl Planner {
         self.binary = true;
     }
 
+    /// From now on, rows of these move in waves.
+    pub fn in_waves(&mut self, these: InWaves) {
+        self.in_waves = these;
+    }
+
     /// The next batch that no later change can join.
     pub fn pop(&mut self) -> Option<Batch> {
         self.ready.pop_front()
@@ -139,15 +172,21 @@ impl Planner {
             self.close();
         }
         self.keys.insert(key);
+        let batch = self.add(route, kind, change);
+        if kind == Kind::Truncate {
+            batch.truncated.push(route.clone());
+        }
+    }
+
+    /// Adds a change to the open batch, which it begins if there is none.
+    fn add(&mut self, route: &Rc<Route>, kind: Kind, change: &Change<&str>) -> &mut Batch {
         let batch = self.open.get_or_insert_with(|| {
             let batch = Batch::new(route.clone(), kind);
             let batch = if self.binary { batch.in_binary() } else { batch };
             Batch { unchanged: change.unchanged.clone(), ..batch }
         });
         batch.push(change);
-        if kind == Kind::Truncate {
-            batch.truncated.push(route.clone());
-        }
+        batch
     }
 
     fn close(&mut self) {
@@ -165,6 +204,27 @@ impl Planner {
             let moves: Vec<Change<String>> = own.into_iter().map(|(_, m)| m).collect();
             self.append_moves(&route, &moves);
         }
+    }
+
+    /// Moves that the server's key allows at once, columns that only it has included.
+    fn append_at_once(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
+        let groups = match route.key_exact {
+            true => groups(route, moves),
+            // Who holds a key cannot be told, but each is held by one row afterwards.
+            false => vec![(0..moves.len()).collect()],
+        };
+        self.close();
+        for group in groups {
+            let is_full =
+                |open: &Batch| open.rows + group.len() > MAX_ROWS || open.bytes() >= MAX_BYTES;
+            if self.open.as_ref().is_some_and(is_full) {
+                self.close();
+            }
+            for at in group {
+                self.add(route, Kind::Move, &moves[at].borrowed());
+            }
+        }
+        self.close();
     }
 
     fn append_moves(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
@@ -194,7 +254,11 @@ impl Planner {
     /// What a group comes to: first what goes, then what moves or stays, then what is new.
     fn flush_deferrable(&mut self) {
         let Some((route, mut net)) = self.deferrable.take() else { return };
-        if !route.key_exact {
+        let at_once = moves_at_once(&route)
+            && !self.in_waves.includes(&route.target)
+            && self.limit > 1
+            && (route.key_exact || net.moves.len() <= MAX_ROWS);
+        if !route.key_exact && !at_once {
             // As for other moves, but no order is known to work: all leave, then all arrive.
             for mut moved in std::mem::take(&mut net.moves) {
                 let key = std::mem::take(&mut moved.key);
@@ -208,7 +272,10 @@ impl Planner {
         for update in &net.updates {
             self.append(&route, Kind::Update, &update.borrowed());
         }
-        self.append_moves(&route, &net.moves);
+        match at_once {
+            true => self.append_at_once(&route, &net.moves),
+            false => self.append_moves(&route, &net.moves),
+        }
         for insert in &net.inserts {
             self.append(&route, Kind::Insert, &insert.borrowed());
         }
@@ -414,9 +481,17 @@ mod tests {
     }
 
     fn plan_deferrable(changes: &[Change<&str>]) -> Result<Vec<(Kind, String)>> {
+        plan_deferrable_in(InWaves::None, changes)
+    }
+
+    fn plan_deferrable_in(
+        in_waves: InWaves,
+        changes: &[Change<&str>],
+    ) -> Result<Vec<(Kind, String)>> {
         let route = Rc::new(Route { key_deferrable: true, ..(*route()).clone() });
         let other = self::route();
         let mut planner = Planner::default();
+        planner.in_waves(in_waves);
         for change in changes {
             // A TRUNCATE here stands for any change of another table.
             let route = if change.op == Op::Truncate { &other } else { &route };
@@ -431,11 +506,32 @@ mod tests {
 
     #[test]
     fn two_commands_may_swap_keys_that_are_deferrable() {
-        let batches = plan_deferrable(&[
-            stored(update(1, "1", "2"), (11, 13)),
-            stored(update(2, "2", "1"), (12, 14)),
-        ]);
+        let swap = [stored(update(1, "1", "2"), (11, 13)), stored(update(2, "2", "1"), (12, 14))];
+        let batches = plan_deferrable(&swap);
+        assert_eq!(batches.expect("a plan"), [(Kind::Move, r#"{"2","1"}"#.into())]);
+        let batches = plan_deferrable_in(InWaves::All, &swap);
         assert_eq!(batches.expect("a plan"), [(Kind::Update, r#"{"2","1"}"#.into())]);
+    }
+
+    #[test]
+    fn rows_move_at_once_those_whose_keys_others_need_first() {
+        let ids: Vec<String> = (0..=MAX_ROWS as u64 + 10).map(|id| id.to_string()).collect();
+        let route = Rc::new(Route { key_deferrable: true, ..(*route()).clone() });
+        let mut planner = Planner::default();
+        for (at, pair) in ids.windows(2).enumerate() {
+            let row = vec![Some(pair[1].as_str()), None];
+            let key = vec![Some(pair[0].as_str())];
+            let at = at as u64 + 1;
+            let places = RowStorage { before: at, after: at + 100_000, file: 1 };
+            let change = Change { row, key, stored: places, ..update(1, "1", "2") };
+            planner.push(&route, &change).expect("unambiguous");
+        }
+        planner.finish();
+        let batches: Vec<Batch> = std::iter::from_fn(|| planner.pop()).collect();
+        let rows: Vec<usize> = batches.iter().map(|batch| batch.rows).collect();
+        assert_eq!(rows, [MAX_ROWS, 10]);
+        let last = first_array(batches.into_iter().next_back().expect("a batch"));
+        assert_eq!(last, r#"{"10","9","8","7","6","5","4","3","2","1"}"#);
     }
 
     #[test]

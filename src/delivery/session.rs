@@ -6,7 +6,7 @@
 
 use super::endpoint::{AccountKey, Endpoint};
 use super::prepared::Prepared;
-use crate::change::Route;
+use crate::change::{Relation, Route};
 use crate::connect::lost_session::LostSession;
 use crate::connect::peer::{Introduction, Peer, PeerKind};
 use crate::connect::settings::Pooled;
@@ -57,6 +57,8 @@ pub struct Session {
     pub only_text: bool,
     /// The server has refused TRUNCATE ONLY: which tables are partitioned is asked with each.
     pub asks_kinds: bool,
+    /// Targets whose keys are checked with each row, though those here are deferrable.
+    pub moves_in_waves: Vec<Relation>,
     /// The process that serves the connection, as far as is known.
     pub peer: Peer,
     /// How the transaction under way can be known should the connection be lost.
@@ -84,6 +86,7 @@ impl Session {
             prepared: Prepared::default(),
             only_text: false,
             asks_kinds: false,
+            moves_in_waves: Vec::new(),
             peer: Peer::default(),
             transaction: LostSession::default(),
             idle_since: Instant::now(),

@@ -2,13 +2,14 @@
 
 use super::feed::{Changes, Source};
 use super::link::Link;
-use super::plan::FIRST_ROWS;
+use super::plan::{FIRST_ROWS, moves_at_once};
 use super::session::Session;
 use super::truncations::Truncations;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::{Reader, Rows};
-use crate::change::Policy;
+use crate::change::{Policy, Relation, Route};
 use crate::error::{Error, SqlState};
+use std::rc::Rc;
 
 /// How much is taken for granted of the server's rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,26 @@ pub fn must_ask_kinds(link: &mut Link<'_>, refusal: &Error) -> bool {
     link.session()
         .filter(|_| refused)
         .is_some_and(|session| !std::mem::replace(&mut session.asks_kinds, true))
+}
+
+/// Targets of rows that may have been refused for having been moved at once: they are moved in waves then.
+pub fn moved_at_once<'r>(
+    routes: impl IntoIterator<Item = &'r Rc<Route>>,
+    link: &mut Link<'_>,
+    refusal: &Error,
+) -> Vec<Relation> {
+    if refusal.sqlstate() != SqlState::UNIQUE_VIOLATION {
+        return Vec::new();
+    }
+    let Some(session) = link.session() else { return Vec::new() };
+    let mut targets: Vec<Relation> = Vec::new();
+    for route in routes.into_iter().filter(|route| moves_at_once(route)) {
+        let target = &route.target;
+        if !session.moves_in_waves.contains(target) && !targets.contains(target) {
+            targets.push(target.clone());
+        }
+    }
+    targets
 }
 
 /// What was sent in batches that grow and in binary form was refused.

@@ -38,6 +38,8 @@ pub struct Replay {
     conflicts: (Tally, Tally),
     /// Changes that were not sent because they have been at the server.
     held_back: u64,
+    /// Rows move in waves, see [`Changes::in_waves`].
+    in_waves: bool,
 }
 
 impl Replay {
@@ -50,6 +52,7 @@ impl Replay {
             one_by_one: false,
             conflicts: Default::default(),
             held_back: 0,
+            in_waves: false,
         }
     }
 
@@ -161,6 +164,26 @@ impl Replay {
             let again = ["ROLLBACK TO SAVEPOINT unit"];
             result = self.attempt(units, &again, &after, Trust::Nothing, || ());
         }
+        if let Err(error) = &result
+            && self.can_go_on(error)
+        {
+            let routes = routes(units, |record| record.change.moves());
+            let targets = match &mut self.link {
+                Some(link) => trust::moved_at_once(&routes, link, error),
+                None => Vec::new(),
+            };
+            if !targets.is_empty() {
+                self.in_waves = true;
+                let again = ["ROLLBACK TO SAVEPOINT unit"];
+                let done = self.attempt(units, &again, &after, Trust::Nothing, || ());
+                self.in_waves = false;
+                if done.is_ok() {
+                    result = done;
+                    let session = self.link.as_mut().and_then(Link::session);
+                    session.into_iter().for_each(|s| s.moves_in_waves.extend(targets.clone()));
+                }
+            }
+        }
         // Of tables to be emptied something is still to be checked, from parts before this one.
         if let Err(error) = &result
             && self.can_go_on(error)
@@ -231,6 +254,7 @@ impl Replay {
             .optimistic(trust == Trust::Rows)
             .one_by_one(self.one_by_one)
             .in_binary(many && link.takes_binary())
+            .in_waves(self.in_waves)
             .truncating(match empties(units) {
                 true => {
                     let mut records = Records(records());

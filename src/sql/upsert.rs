@@ -49,16 +49,26 @@ pub(super) fn update_then_insert(route: &Route, kind: Kind, values: &Values) -> 
             text.trim_start_matches(" FROM v").replacen(" WHERE", " AND", 1)
         };
         with.push_str(&format!(
-            ", n AS (UPDATE {} AS t SET {set}{} WHERE {}{}{returning})",
+            ", n AS (UPDATE {} AS t SET {set}{} WHERE {}{}{}{returning})",
             relation(&route.target),
             from_v(values),
             same_key(route, "t", &key),
-            without("u")
+            without("u"),
+            not_moving(route, values)
         ));
         missing.push_str(&without("n"));
     }
     let insert = insert_from(route, values, &missing);
     (with, format!("{insert}{}", on_conflict(route)))
+}
+
+/// That the batch itself does not move the row.
+fn not_moving(route: &Route, values: &Values) -> String {
+    if values.any_old.is_empty() {
+        return String::new();
+    }
+    let moving = same_key(route, "t", &values.any_old);
+    format!(" AND NOT EXISTS (SELECT FROM v AS w WHERE {moving})")
 }
 
 /// Before a move: removes the row that holds the new key, where the row to move is there too and
@@ -68,20 +78,14 @@ pub(super) fn update_then_insert(route: &Route, kind: Kind, values: &Values) -> 
 /// Never a row that the batch itself moves: keys that only the remote's collation holds for equal
 /// (a chain from "b" to "C" and from "a" to "B") are not seen as a chain here.
 pub(super) fn clear_target(route: &Route, values: &Values) -> String {
-    let not_moving = match values.any_old.is_empty() {
-        true => String::new(),
-        false => {
-            let moving = same_key(route, "t", &values.any_old);
-            format!(" AND NOT EXISTS (SELECT FROM v AS w WHERE {moving})")
-        }
-    };
     let delete = format!(
-        "DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {}{not_moving}",
+        "DELETE FROM {} AS t{} WHERE {} AND NOT ({}) AND {}{}",
         relation(&route.target),
         using_v(values),
         same_key(route, "t", &key_of(route, &values.new)),
         same_key(route, "t", &values.old),
-        exists(route, &values.old)
+        exists(route, &values.old),
+        not_moving(route, values)
     );
     if values.literal {
         return delete;

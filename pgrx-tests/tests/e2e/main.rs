@@ -51,6 +51,7 @@ mod injection_encodings;
 mod injection_names;
 mod injection_values;
 mod interrupts;
+mod key_moves;
 mod keys_equal_there;
 mod large;
 mod leaks;
