@@ -10,13 +10,16 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use postgres::{Client, Config, NoTls};
 
 use crate::reaper;
@@ -396,23 +399,48 @@ fn template(postgres: &Postgres) -> Result<(PathBuf, String)> {
     Ok((template.dir.clone(), template.password.clone()))
 }
 
-/// A port that is free now. Not one of those the kernel gives to outgoing connections, so that it is
-/// still free when a stopped cluster or proxy comes back to it.
+/// A port that is free now, and that no one else is given as long as this process lives, whatever stops and
+/// comes back to it meanwhile. Not one of those the kernel gives to outgoing connections.
 pub(crate) fn free_port() -> Result<u16> {
     const PORTS: std::ops::Range<u16> = 20_000..32_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let span = PORTS.end - PORTS.start;
-    let start = (std::process::id() % u32::from(span)) as u16;
-    for _ in 0..200 {
-        // Strides of a prime, so that two processes with neighbouring pids do not walk in step.
-        let step = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(97);
-        let port =
-            PORTS.start + ((u32::from(start) * 31 + u32::from(step)) % u32::from(span)) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+    let span = u32::from(PORTS.end - PORTS.start);
+    // Processes with neighbouring pids begin far apart.
+    let start = std::process::id() % span * 31;
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        ensure!(u32::from(step) < span, "found no free port between {PORTS:?}");
+        let port = PORTS.start + ((start + u32::from(step)) % span) as u16;
+        if reserve_port(port)? && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return Ok(port);
         }
     }
-    bail!("found no free port between {} and {}", PORTS.start, PORTS.end)
+}
+
+/// Whether the port is ours among all processes that ask here: a byte of one file is locked for each, until
+/// the process ends.
+fn reserve_port(port: u16) -> Result<bool> {
+    static RESERVED: OnceLock<fs::File> = OnceLock::new();
+    let file = match RESERVED.get() {
+        Some(file) => file,
+        None => {
+            let path = std::env::temp_dir().join(format!("pg_rowsync-ports-{}", geteuid()));
+            let opened = fs::File::options().create(true).append(true).open(path)?;
+            RESERVED.get_or_init(|| opened)
+        }
+    };
+    let byte = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: i64::from(port),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&byte)) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn run(command: &mut std::process::Command) -> Result<()> {
