@@ -127,9 +127,14 @@ impl SessionSettings {
         &self.pinned
     }
 
-    /// What a transaction sets where the start-up parameters did not arrive: the user's own, then ours.
+    /// What a transaction sets where the start-up parameters did not arrive: the user's own, then ours, but for
+    /// those that mean nothing within a transaction that has begun as ours do.
     pub fn of_transaction(&self) -> Vec<(String, String)> {
-        let pinned = self.pinned.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let counts = |(name, _): &&Setting| {
+            !name.starts_with("default_transaction_") && *name != "idle_session_timeout"
+        };
+        let pinned = self.pinned.iter().filter(counts);
+        let pinned = pinned.map(|(name, value)| ((*name).to_owned(), value.clone()));
         settings_in(&self.own).into_iter().chain(pinned).collect()
     }
 }

@@ -99,11 +99,8 @@ pub struct Introduce<'a> {
 pub fn introduce(with: &Introduce<'_>) -> Statement {
     // With something that is not known before it is executed: else it fails when it is planned.
     let fail = |why: &str, number: &str| {
-        format!(
-            "(({} OPERATOR(pg_catalog.||) {number}::pg_catalog.text)::pg_catalog.bool \
-              ::pg_catalog.text)",
-            literal(&format!("{SESSION_MARK}{why} "))
-        )
+        let mark = literal(&format!("{SESSION_MARK}{why} "));
+        format!("pg_catalog.concat({mark}, {number})::pg_catalog.bool::pg_catalog.text")
     };
     const BACKEND: &str = "pg_catalog.pg_backend_pid()";
     let token = with.token;
@@ -112,9 +109,14 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
         fail("ended", BACKEND)
     );
     if let Some(not_after) = with.not_after {
-        let clock = micros("pg_catalog.clock_timestamp()");
-        let late = fail("late", &clock);
-        cases.push_str(&format!("WHEN {clock} OPERATOR(pg_catalog.>) {not_after} THEN {late} "));
+        // Microseconds are told apart in seconds of this type until the year 2255.
+        const CLOCK: &str = "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())";
+        let late = fail("late", &micros("pg_catalog.clock_timestamp()"));
+        let (seconds, micros) = (not_after.div_euclid(1_000_000), not_after.rem_euclid(1_000_000));
+        cases.push_str(&format!(
+            "WHEN {CLOCK} OPERATOR(pg_catalog.>) '{seconds}.{micros:06}'::pg_catalog.float8 \
+             THEN {late} "
+        ));
     }
     // Where a connection leads is asked once.
     let is_first = !with.expected.is_empty();
@@ -135,37 +137,30 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
             fail("pooled", BACKEND)
         ));
     }
-    let unset = match with.expected {
-        [] => "NULL".to_owned(),
-        expected => {
-            let rows: Vec<String> = (expected.iter())
-                .map(|(name, value)| format!("({}, {})", literal(name), literal(value)))
-                .collect();
-            // The last one is a limit of newer majors, which would end a session in the middle of a
-            // delivery.
-            format!(
-                "(SELECT pg_catalog.json_agg(w.name) \
-                  FROM (VALUES {}, ('transaction_timeout', '0')) AS w(name, value) \
-                  WHERE NOT COALESCE(pg_catalog.current_setting(w.name, true) \
-                    OPERATOR(pg_catalog.=) w.value, \
-                    w.name OPERATOR(pg_catalog.=) 'transaction_timeout'))",
-                rows.join(", ")
-            )
-        }
-    };
-    let started = match is_first {
-        true => micros(
-            "(SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity( \
-              pg_catalog.pg_backend_pid()) a)",
-        ),
-        false => "NULL".to_owned(),
-    };
-    let answer = format!(
-        "pg_catalog.json_build_object('pid', pg_catalog.pg_backend_pid(), 'started', {}, \
-         'clock', {}, 'unset', {unset})::pg_catalog.text",
-        started,
-        micros("pg_catalog.clock_timestamp()"),
+    let mut answer = format!(
+        "'{{\"pid\":', {BACKEND}, ',\"clock\":', {}",
+        micros("pg_catalog.clock_timestamp()")
     );
+    if is_first {
+        let rows: Vec<String> = (with.expected.iter())
+            .map(|(name, value)| format!("({}, {})", literal(name), literal(value)))
+            .collect();
+        // The last one is a limit of newer majors, which would end a session in the middle of a delivery.
+        answer.push_str(&format!(
+            ", ',\"started\":', COALESCE({}::pg_catalog.text, 'null'), ',\"unset\":', \
+             COALESCE((SELECT pg_catalog.json_agg(w.name) \
+               FROM (VALUES {}, ('transaction_timeout', '0')) AS w(name, value) \
+               WHERE NOT COALESCE(pg_catalog.current_setting(w.name, true) \
+                 OPERATOR(pg_catalog.=) w.value, \
+                 w.name OPERATOR(pg_catalog.=) 'transaction_timeout'))::pg_catalog.text, 'null')",
+            micros(
+                "(SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity( \
+                  pg_catalog.pg_backend_pid()) a)"
+            ),
+            rows.join(", ")
+        ));
+    }
+    let answer = format!("pg_catalog.concat({answer}, '}}')");
     let set: String = (with.settings.iter())
         .map(|(name, value)| {
             format!(", pg_catalog.set_config({}, {}, true)", literal(name), literal(value))
