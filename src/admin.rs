@@ -1,6 +1,7 @@
 //! `attach_sync`, `detach_sync`, `sync_connections`, `sync_disconnect`.
 
 use crate::capture::descriptor::{Arguments, Descriptor};
+use crate::capture::mentioned;
 use crate::capture::table::Table;
 use crate::change::Relation;
 use crate::check::{self, Finding, Severity};
@@ -55,9 +56,13 @@ pub fn attach(
         ("dml", "AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW"),
         ("truncate", "AFTER TRUNCATE ON {} FOR EACH STATEMENT"),
     ] {
-        let name = ident(&trigger_name(server, suffix));
+        let name = trigger_name(server, suffix);
         let events = events.replace("{}", &on);
-        ddl::run(&format!("CREATE TRIGGER {name} {events} EXECUTE FUNCTION {function}({args})"))?;
+        ddl::run(&format!(
+            "CREATE TRIGGER {} {events} EXECUTE FUNCTION {function}({args})",
+            ident(&name)
+        ))?;
+        mentioned::depend(home, &table, &name, &arguments.options)?;
     }
     if let Some(trigger) = twice {
         let name = &table.name.table;

@@ -110,6 +110,16 @@ pub struct Route {
     pub path: Path,
 }
 
+impl Policy {
+    /// The same, with the version's column at the position that `position` gives for its own.
+    pub fn with_version(self, position: impl Fn(usize) -> usize) -> Self {
+        match self {
+            Self::Newest(at) => Self::Newest(position(at)),
+            other => other,
+        }
+    }
+}
+
 impl Route {
     /// Whether its positions are those of columns that it has, and it has a key: not so in a route that
     /// was not written by capture.

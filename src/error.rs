@@ -101,9 +101,10 @@ impl SqlState {
     }
 
     /// Whether a failure with this state may come of a prepared statement that is out of date: values that
-    /// do not fit types of then, other objects, or one that the server has not got any more.
+    /// do not fit types of then, other objects, types or schemas that are gone, which the server may call an
+    /// internal error, or a statement that it has not got any more.
     pub fn may_be_outdated(&self) -> bool {
-        ["0A", "22", "26", "42"].iter().any(|class| self.as_str().starts_with(class))
+        ["0A", "22", "26", "3F", "42", "XX"].iter().any(|class| self.as_str().starts_with(class))
     }
 
     /// Whether the server's own messages with this state name objects, limits and other sessions, and

@@ -91,7 +91,7 @@ pub fn add_change(
             work.sets.push(ChangeSet::new(descriptor));
             work.sets.len() - 1
         });
-        work.sets[at].push(descriptor.mode, route, captured, subtransaction)
+        work.sets[at].push(descriptor, route, captured, subtransaction)
     })
 }
 

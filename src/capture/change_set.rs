@@ -2,10 +2,11 @@
 
 use super::descriptor::Descriptor;
 use super::log::{ChangeLog, Reader, Rows};
+use super::origin::{Altered, Origin, narrowed};
 use super::row::Captured;
-use crate::change::{Op, Route};
+use crate::change::{Change, Op, Route};
 use crate::delivery::endpoint::Account;
-use crate::error::Result;
+use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::context::TOP_SUBTRANSACTION;
 use crate::pg::spi::Home;
@@ -37,6 +38,8 @@ pub struct ChangeSet {
     /// Bytes of what was left so and is to be sent.
     large: u64,
     routes: Vec<Rc<Route>>,
+    /// Of each route, where its values were read from.
+    origins: Vec<Rc<Origin>>,
     /// Of each route, whether a change is among the set that is sent as an upsert when nothing is
     /// taken for granted.
     upserts: Vec<bool>,
@@ -57,18 +60,19 @@ impl ChangeSet {
             has_left: false,
             large: 0,
             routes: Vec::new(),
+            origins: Vec::new(),
             upserts: Vec::new(),
             marks: Vec::new(),
         }
     }
 
-    /// Appends a change by a trigger of this mode, made in the given subtransaction.
+    /// Appends a change that takes this route, by the descriptor's trigger, made in the given subtransaction.
     ///
     /// # Errors
     /// As for [`ChangeLog::append`].
     pub fn push(
         &mut self,
-        mode: Mode,
+        descriptor: &Descriptor,
         route: &Rc<Route>,
         captured: &Captured<'_>,
         subtransaction: u32,
@@ -79,9 +83,9 @@ impl ChangeSet {
             let (bytes, large, count) = (self.log.len(), self.large, self.count);
             self.marks.push(Mark { subtransaction, bytes, large, count, mode: self.mode });
         }
-        let route = self.number_of(route);
+        let route = self.number_of(route, &descriptor.origin);
         self.log.append(route, captured)?;
-        self.mode = self.mode.max(mode);
+        self.mode = self.mode.max(descriptor.mode);
         self.has_unsent |= !change.unchanged.is_empty();
         self.has_truncates |= change.op == Op::Truncate;
         self.has_left |= !captured.left.is_empty();
@@ -92,17 +96,21 @@ impl ChangeSet {
         Ok(())
     }
 
-    fn number_of(&mut self, route: &Rc<Route>) -> u32 {
+    fn number_of(&mut self, route: &Rc<Route>, origin: &Rc<Origin>) -> u32 {
         if let Some(known) = self.routes.iter().rposition(|r| Rc::ptr_eq(r, route)) {
             return known as u32;
         }
         // Worked out anew in the middle of the transaction, and come to the same: what belongs into one
         // statement stays there.
-        if let Some(same) = self.routes.iter().rposition(|r| r == route) {
+        let same = (self.routes.iter().zip(&self.origins))
+            .rposition(|(known, from)| known == route && from.is_same(origin));
+        if let Some(same) = same {
             self.routes[same] = route.clone();
+            self.origins[same] = origin.clone();
             return same as u32;
         }
         self.routes.push(route.clone());
+        self.origins.push(origin.clone());
         self.upserts.push(false);
         self.routes.len() as u32 - 1
     }
@@ -174,6 +182,62 @@ impl ChangeSet {
             (mark.bytes, mark.large) = (start, 0);
         }
         (self.has_left, self.has_unsent, self.large) = (false, false, 0);
+        Ok(())
+    }
+
+    /// The transaction is about to commit: what its own DDL has made of tables since their changes were
+    /// captured holds for these too. Columns and tables that are gone are left out, others have the names
+    /// that they have now.
+    ///
+    /// # Errors
+    /// 55000 if the extension is gone; as for [`Origin::look_again`] and [`ChangeSet::read_left`].
+    pub fn follow_alterations(&mut self) -> Result<()> {
+        if self.origins.iter().all(|origin| origin.is_current()) {
+            return Ok(());
+        }
+        self.home = Home::look_up()?.ok_or_else(|| {
+            let message = "extension \"pg_rowsync\" was dropped by a transaction whose changes it is to deliver";
+            Error::local(SqlState::OBJECT_NOT_READY, message)
+                .with_hint("Drop it in a transaction of its own.")
+        })?;
+        let look =
+            |(route, origin): (&Rc<Route>, &Rc<Origin>)| origin.look_again(&self.home, route);
+        let altered: Vec<_> =
+            self.routes.iter().zip(&self.origins).map(look).collect::<Result<_>>()?;
+        let rewrites = |altered: &Option<Altered>| {
+            matches!(altered, Some(Altered::Dropped | Altered::Narrowed(..)))
+        };
+        if altered.iter().any(rewrites) {
+            self.rewrite(&altered)?;
+        }
+        for (route, altered) in self.routes.iter_mut().zip(altered) {
+            if let Some(Altered::Renamed(now) | Altered::Narrowed(now, _)) = altered {
+                *route = Rc::new(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the log anew without what is gone.
+    fn rewrite(&mut self, altered: &[Option<Altered>]) -> Result<()> {
+        self.read_left()?;
+        let (mut log, mut count) = (ChangeLog::default(), 0);
+        let mut reader = self.log.read(&self.routes, Rows::Whole);
+        let mut append = |route: u32, change: &Change<&str>| {
+            let change = match altered.get(route as usize) {
+                Some(Some(Altered::Dropped)) => return Ok(()),
+                Some(Some(Altered::Narrowed(_, kept))) => narrowed(change, kept),
+                _ => change.clone(),
+            };
+            count += 1;
+            log.append(route, &change.into())
+        };
+        while reader.next_numbered(&mut append)? {}
+        drop(reader);
+        std::mem::replace(&mut self.log, log).close();
+        self.count = count;
+        // Subtransactions cannot be rolled back any more.
+        self.marks.clear();
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! Everything a trigger needs to know, worked out once and kept until the catalogs change: its
 //! arguments, the table's columns and key, the account that connects.
 
+use super::mentioned;
+use super::origin::Origin;
 use super::table::{Table, TableColumn};
 use crate::change::{Binary, Column, Policy, Relation, Route};
 use crate::delivery::endpoint::{Account, Endpoint, oid};
@@ -70,6 +72,8 @@ pub struct Descriptor {
     guard_role: Option<Oid>,
     /// Of changes that originate here.
     pub route: Rc<Route>,
+    /// The columns that the route's values are read from.
+    pub origin: Rc<Origin>,
     /// Of changes that have come from elsewhere: the session's path that was met last, and the same route
     /// with it; none for a path that has been here.
     forwarded: RefCell<Option<(CString, Option<Rc<Route>>)>>,
@@ -121,11 +125,13 @@ fn look_up(event: &Event<'_>, trigger: u32, now: Epoch) -> Result<Rc<Descriptor>
         Some((epoch, descriptor)) if epoch == now => Ok(descriptor),
         _ => {
             let home = Home::find()?;
-            let arguments = Arguments::parse(&event.args()?)?;
+            let mut arguments = Arguments::parse(&event.args()?)?;
             // Watched first: what changes while the catalogs are read must not go unseen.
             invalidation::watch(event.relation_oid());
             let epoch = invalidation::now();
             let table = Table::read(&home, event.relation_oid())?;
+            let options = &mut arguments.options;
+            mentioned::follow_renames(&home, &table, event.trigger_oid(), options)?;
             let mut descriptor = Descriptor::new(home, &table, &arguments)?;
             descriptor.sees_every_row = event.sees_every_row();
             let descriptor = Rc::new(descriptor);
@@ -197,6 +203,11 @@ impl Descriptor {
             key.push(attribute(&at));
         }
         let all: Vec<_> = columns.iter().map(|c| c.attribute).collect();
+        let origin = Origin {
+            relation: table.oid,
+            attributes: all.iter().map(|attribute| attribute.number).collect(),
+            epoch: table.epoch,
+        };
         let versioned = route.version().map(|at| -> Result<Versioned> {
             let mut named: Vec<_> = route.key.iter().map(|at| &columns[*at]).collect();
             named.sort_by_key(|column| &column.name);
@@ -214,6 +225,7 @@ impl Descriptor {
             output: columns.iter().map(|c| c.output).fold(OutputNeeds::default(), OutputNeeds::and),
             sees_every_row: false,
             route,
+            origin: Rc::new(origin),
             forwarded: RefCell::default(),
             home,
         })
@@ -254,7 +266,10 @@ fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn
                 SqlState::UNDEFINED_COLUMN,
                 format!("column \"{name}\" of relation \"{}\" does not exist", table.name.table),
             )
-            .with_hint("Options name columns of the local table."));
+            .with_hint(
+                "Options name columns of the local table. If it was dropped or renamed, attach the table again \
+                 with options that name what is there.",
+            ));
         }
     }
     if let Some(column) = (table.columns.iter())

@@ -158,9 +158,20 @@ impl Reader<'_> {
     /// # Errors
     /// As for [`ChangeLog::append`], and when the log cannot be read.
     pub fn copy_to(&mut self, log: &mut ChangeLog) -> Result<bool> {
-        let mut copied = Ok(());
-        let more = self.advance(|route, change| copied = log.append(route, &change.into()))?;
-        copied.map(|()| more)
+        self.next_numbered(&mut |route, change| log.append(route, &change.clone().into()))
+    }
+
+    /// Hands the next change to `take`, with the number of its route; false at the end.
+    ///
+    /// # Errors
+    /// When the log cannot be read, and what `take` reports.
+    pub fn next_numbered(
+        &mut self,
+        take: &mut dyn FnMut(u32, &Change<&str>) -> Result<()>,
+    ) -> Result<bool> {
+        let mut taken = Ok(());
+        let more = self.advance(|route, change| taken = take(route, &change))?;
+        taken.map(|()| more)
     }
 
     /// Hands out the next change, with the number of its route; false at the end.

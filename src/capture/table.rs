@@ -4,6 +4,7 @@ use crate::change::{Carrier, Relation};
 use crate::delivery::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
+use crate::pg::invalidation::{self, Epoch};
 use crate::pg::output::OutputNeeds;
 use crate::pg::row::Attribute;
 use crate::pg::spi::{self, Home, required};
@@ -31,6 +32,9 @@ pub struct TableColumn {
 /// A table and what matters of it here.
 #[derive(Clone, Debug)]
 pub struct Table {
+    pub oid: Oid,
+    /// When the catalogs were read.
+    pub epoch: Epoch,
     pub name: Relation,
     pub owner: Oid,
     /// Itself, or of a partition the topmost table.
@@ -47,14 +51,23 @@ impl Table {
     /// Reads the catalogs.
     ///
     /// # Errors
-    /// 42P01 when there is no such relation, 0A000 when it is not a table.
-    pub fn read(home: &Home, relation: Oid) -> Result<Self> {
-        let relation = relation.to_u32().to_string();
+    /// 42P01 when there is no such relation, 0A000 when it is not a table or one of the extension's own.
+    pub fn read(home: &Home, table: Oid) -> Result<Self> {
+        let epoch = invalidation::now();
+        let relation = table.to_u32().to_string();
         let args = [Some(relation.as_str())];
         let rows = spi::read(
             home,
             "SELECT n.nspname, c.relname, c.relowner, c.relkind, \
-                COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid) \
+                COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid), \
+                EXISTS (SELECT FROM pg_catalog.pg_depend d \
+                  JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
+                  WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+                    AND d.objid OPERATOR(pg_catalog.=) c.oid \
+                    AND d.refclassid OPERATOR(pg_catalog.=) \
+                        'pg_catalog.pg_extension'::pg_catalog.regclass \
+                    AND d.deptype OPERATOR(pg_catalog.=) 'e' \
+                    AND e.extname OPERATOR(pg_catalog.=) 'pg_rowsync') \
              FROM pg_catalog.pg_class c \
              JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
              WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
@@ -74,9 +87,18 @@ impl Table {
             )
             .with_hint("sync_dml works on ordinary and partitioned tables."));
         }
+        if required(&mut row, 5)? == "t" {
+            return Err(Error::local(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("\"{}\" belongs to the extension \"pg_rowsync\"", name.table),
+            )
+            .with_hint("Its own tables are each database's own and are never sent."));
+        }
         let (key, immediate): (Vec<String>, Vec<bool>) =
             Self::key(home, &args)?.into_iter().unzip();
         Ok(Self {
+            oid: table,
+            epoch,
             columns: Self::columns(home, &args)?,
             key_deferrable: immediate.contains(&false),
             key,

@@ -64,7 +64,8 @@ impl<'s> Queued<'s> {
 /// # Errors
 /// What fails the local transaction: see the module's head.
 pub fn pre_commit() -> Result<()> {
-    let Work { sets, drains, .. } = transaction::take_all();
+    let Work { mut sets, drains, .. } = transaction::take_all();
+    sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
     let mut sets = strictest_per_server(sets);
     if !sets.is_empty() || !drains.is_empty() {
         fail_early(&mut sets)?;
@@ -149,7 +150,7 @@ fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
 /// # Errors
 /// 0A000 for `sync` changes and for drained records.
 pub fn pre_prepare() -> Result<()> {
-    let Work { sets, has_drained, .. } = transaction::take_all();
+    let Work { mut sets, has_drained, .. } = transaction::take_all();
     let refuse = |what: &str| {
         Err(Error::local(
             SqlState::FEATURE_NOT_SUPPORTED,
@@ -162,6 +163,7 @@ pub fn pre_prepare() -> Result<()> {
     if sets.iter().any(|set| !set.is_empty() && set.mode == Mode::Sync) {
         return refuse("has changed a table synchronised in mode \"sync\"");
     }
+    sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
     for set in sets.iter().filter(|set| !set.is_empty()) {
         let behind = match queue::way(set)? {
             Way::Blocked(blockers) => Some(blockers),

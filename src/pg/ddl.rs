@@ -1,6 +1,6 @@
-//! Statements that are run as the current user, with that user's rights.
+//! Statements that are run as the current user, with that user's rights, and what objects depend on.
 
-use super::text::to_server;
+use super::{Oid, text::to_server};
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
 
@@ -23,4 +23,27 @@ pub fn run(sql: &str) -> Result<()> {
         return Err(Error::internal(format!("could not run a statement: code {code}")));
     }
     Ok(())
+}
+
+/// Records that a trigger depends on columns of a table, which then are not dropped without CASCADE. For a trigger
+/// that this transaction has made.
+pub fn depend_on_columns(trigger: Oid, table: Oid, columns: &[i16]) {
+    let address = |class: Oid, object: Oid, part: i16| pg_sys::ObjectAddress {
+        classId: class,
+        objectId: object,
+        objectSubId: part.into(),
+    };
+    let trigger = address(pg_sys::TriggerRelationId, trigger, 0);
+    for column in columns {
+        let column = address(pg_sys::RelationRelationId, table, *column);
+        // SAFETY: both addresses are read before the call returns; it inserts a row of pg_depend, inside the
+        // transaction of the SQL function that has run CREATE TRIGGER.
+        unsafe {
+            pg_sys::recordDependencyOn(
+                &trigger,
+                &column,
+                pg_sys::DependencyType::DEPENDENCY_NORMAL,
+            );
+        }
+    }
 }

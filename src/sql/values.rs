@@ -43,11 +43,17 @@ impl Values {
     pub fn of_arrays(batch: &Batch) -> Self {
         let route = &batch.route;
         let mut sets: Vec<String> = Vec::new();
+        let sent = |at: &usize| *at < batch.new.len() && !batch.unchanged.contains(&(*at as u32));
+        let elements_sent: Vec<(&Column, String)> = (0..route.columns.len())
+            .filter(sent)
+            .filter(|at| route.columns[*at].carrier == Carrier::Element)
+            .map(|at| (&route.columns[at], format!("n{at}")))
+            .collect();
         let mut take = |column: &Column, name: String, elements: Option<&Elements>| {
             let is_text = elements.is_some_and(Elements::is_binary_text);
             let array = array_param(route, column, sets.len() + 1, is_text);
             sets.push(format!("pg_catalog.unnest({array}) AS {name}"));
-            element(route, column, "v", &name)
+            element(route, column, "v", &name, &elements_sent)
         };
         let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
             .map(|(i, column)| match batch.unchanged.contains(&(i as u32)) {
@@ -81,10 +87,10 @@ impl Values {
         let from = format!("(SELECT {}) AS v", sets.join(", "));
         let old = if old.is_empty() { key_of(route, &new) } else { old };
         let any_new: Vec<String> = (route.key.iter().filter(|_| !new.is_empty()))
-            .map(|at| element(route, &route.columns[*at], "w", &format!("n{at}")))
+            .map(|at| element(route, &route.columns[*at], "w", &format!("n{at}"), &[]))
             .collect();
         let any_old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
-            .map(|(i, at)| element(route, &route.columns[*at], "w", &format!("k{i}")))
+            .map(|(i, at)| element(route, &route.columns[*at], "w", &format!("k{i}"), &[]))
             .collect();
         let any_old = if any_old.is_empty() { any_new.clone() } else { any_old };
         let unchanged = batch.unchanged.clone();
@@ -171,16 +177,32 @@ fn array_param(route: &Route, column: &Column, number: usize, is_text: bool) -> 
     }
 }
 
-/// The value of a column in the current row of the values.
-fn element(route: &Route, column: &Column, row: &str, name: &str) -> String {
+/// The value of a column in the current row of the values. `others`: columns of the same row, of which those of a
+/// domain may have to be there for a value to be read through the row type.
+fn element(
+    route: &Route,
+    column: &Column,
+    row: &str,
+    name: &str,
+    others: &[(&Column, String)],
+) -> String {
     match &column.carrier {
         Carrier::Element => format!("{row}.{name}"),
         Carrier::Array(array) => format!("{row}.{name}::pg_catalog.{}", ident(array)),
-        Carrier::Record => format!(
-            "(pg_catalog.json_populate_record(NULL::{}, pg_catalog.json_build_object({}, {row}.{name}))).{}",
-            relation(&route.target),
-            literal(&column.name),
-            ident(&column.name)
-        ),
+        Carrier::Record => {
+            let others: String = others
+                .iter()
+                .map(|(other, name)| {
+                    format!(", {}, {row}.{name}::pg_catalog.text", literal(&other.name))
+                })
+                .collect();
+            format!(
+                "(pg_catalog.json_populate_record(NULL::{}, \
+                   pg_catalog.json_build_object({}, {row}.{name}{others}))).{}",
+                relation(&route.target),
+                literal(&column.name),
+                ident(&column.name)
+            )
+        }
     }
 }

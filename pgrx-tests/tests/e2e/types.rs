@@ -334,3 +334,33 @@ fn what_the_remote_encoding_lacks_is_an_error() {
     drop(client);
     bed.right.exec_superuser(&format!("drop database {db} with (force)"));
 }
+
+#[test]
+fn a_domain_that_refuses_null_goes_beside_a_composite() {
+    let bed = linked("beside");
+    for side in [&bed.left, &bed.right] {
+        side.exec(
+            "create type pair as (a int, b text);
+             create domain given as int check (value is not null);
+             create domain word as text not null",
+        );
+    }
+    for mode in ["async", "queue"] {
+        let name = format!("t_{mode}");
+        let options = format!(r#"{{"mode": "{mode}"}}"#);
+        mirror(&bed, &name, "id int primary key, g given, w word, p pair, ps pair[]", &options);
+        run(
+            &mut bed.left.client(),
+            &format!(
+                "insert into {name} values (1, 5, 'x', '(1,x)', '{{\"(2,y)\"}}');
+                 insert into {name} select n, n, 'y', '(3,z)', null from generate_series(2, 4) n;
+                 update {name} set p = '(4,)' where id > 2"
+            ),
+        );
+        deal(&bed, "100");
+        assert_eq!(records(&bed), [""; 0], "{mode}");
+        let found = rows(&bed.right, &format!("select * from {name} order by id"));
+        let expected = ["1|5|x|(1,x)|{\"(2,y)\"}", "2|2|y|(3,z)|~", "3|3|y|(4,)|~", "4|4|y|(4,)|~"];
+        assert_eq!(found, expected, "{mode}");
+    }
+}
