@@ -20,6 +20,7 @@ pub mod invalidation;
 pub mod large;
 pub mod lock;
 pub mod lookup;
+pub mod memory;
 pub mod output;
 mod plain;
 pub mod report;

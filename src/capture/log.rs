@@ -11,6 +11,7 @@ use crate::delivery::feed::Source;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::large::Values;
+use crate::pg::memory;
 use crate::pg::temp_file::TempFile;
 use std::rc::Rc;
 
@@ -37,12 +38,12 @@ impl ChangeLog {
     pub fn append(&mut self, route: u32, captured: &Captured<'_>) -> Result<()> {
         let Captured { change, left } = captured;
         let size = HEADER + change.encoded_size() + left.len() * size_of_val(&left[..]);
-        // An allocation that fails inside Rust would take the whole server down.
-        self.tail.try_reserve(size).map_err(|_| {
-            Error::local(SqlState::new("53200"), "out of memory")
+        // Any other allocation that fails would end the session.
+        if !memory::try_reserve(&mut self.tail, size) {
+            return Err(Error::local(SqlState::new("53200"), "out of memory")
                 .with_detail("The transaction's changes could not be kept.")
-                .with_hint("Lower pg_rowsync.buffer_size.")
-        })?;
+                .with_hint("Lower pg_rowsync.buffer_size."));
+        }
         let start = self.tail.len();
         let mut tail = std::mem::take(&mut self.tail);
         tail.extend_from_slice(&[0; HEADER]);
