@@ -23,6 +23,7 @@ use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
 use crate::delivery::link::Link;
 use crate::delivery::{lost, session};
 use crate::error::{Error, Result, SqlState};
+use crate::fault::fault_point;
 use crate::pg::spi::Home;
 use crate::pg::{Oid, interrupt, lock, report};
 use crate::queue::claim::Claims;
@@ -570,6 +571,7 @@ impl<'h> Drain<'h> {
             // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
                 queue::remove(self.home, &applied)?;
+                fault_point!(Removed);
                 let session =
                     link.into_session().ok_or(Error::internal("drain without session"))?;
                 transaction::keep_drain(&self.server_name, session, drained);
@@ -637,11 +639,13 @@ impl<'h> Drain<'h> {
                 claims = Claims::begin(self.home, name, owner, bound)?;
                 continue;
             }
+            fault_point!(Claimed);
             left -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
             let budget = MAX_ASIDE - work.served.aside.len();
             let mut batch = Batch::new(self.home, name, owner, units, budget, &mut trial)?;
             batch.apply(&mut work.replay, &mut claims, left.min(at_once))?;
             let outcome = batch.settle()?;
+            fault_point!(Applied);
             work.served.changes += outcome.applied.len() as u64;
             work.applied.extend(outcome.applied);
             work.served.aside.extend(outcome.aside);

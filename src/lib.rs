@@ -14,6 +14,7 @@ mod connect;
 mod delivery;
 mod drain;
 mod error;
+mod fault;
 mod fdw;
 #[cfg(test)]
 mod fuzz;

@@ -14,6 +14,8 @@ pub mod compat;
 pub mod context;
 pub mod database;
 pub mod ddl;
+#[cfg(feature = "faults")]
+pub mod fault;
 pub mod fd;
 pub mod interrupt;
 pub mod invalidation;

@@ -13,4 +13,6 @@ mod socket;
 mod text;
 
 pub use connection::{Connection, Polling};
+#[cfg(feature = "faults")]
+pub use memory::size as address_space;
 pub use reply::Status;

@@ -11,6 +11,7 @@ use crate::change::Route;
 use crate::conflict::Tally;
 use crate::delivery::session::{self, Session};
 use crate::error::Result;
+use crate::fault::fault_point;
 use crate::pg::spi::Home;
 use crate::pg::xact::{self, Handlers};
 use crate::pg::{Oid, context, interrupt, invalidation, utility};
@@ -77,6 +78,7 @@ pub fn add_change(
     route: &Rc<Route>,
     captured: &Captured<'_>,
 ) -> Result<()> {
+    fault_point!(Capture);
     listen();
     if !captured.left.is_empty() {
         utility::before_storage_changes(read_left);
@@ -200,6 +202,7 @@ pub fn nudge_sessions() {
 }
 
 fn end(committed: bool) {
+    fault_point!(AfterCommit if committed);
     stats::end(committed);
     worker::transaction_ended(committed);
     // Nothing is left after a commit; after an abort the open drains' connections are closed,

@@ -7,6 +7,7 @@ pub mod flapping;
 pub mod leaks;
 pub mod outage;
 pub mod pgbench;
+pub mod points;
 pub mod rig;
 pub mod rounds;
 pub mod verdict;

@@ -15,6 +15,9 @@ use nix::unistd::{AccessFlags, access, geteuid};
 /// Must be the version of the `pgrx` dependency of the extension.
 const PGRX_VERSION: &str = "0.18.1";
 
+/// The directory that a build with faults looks for. In a build for people it is not even named.
+const FAULTS: &[u8] = b"pg_rowsync.faults";
+
 /// In order of preference: the default feature of the extension first.
 const MAJORS: [u32; 4] = [15, 16, 17, 18];
 
@@ -71,19 +74,32 @@ impl Postgres {
     }
 }
 
-/// Does everything, and returns the installation that now carries the extension.
+/// Does everything, and returns the installation that now carries the extension, as people get it.
 pub fn prepare() -> Result<Postgres> {
+    prepare_with("")
+}
+
+/// The same with an extension at whose named points a test can make something go wrong. One build serves all tests.
+pub fn prepare_with_faults() -> Result<Postgres> {
+    prepare_with(",faults")
+}
+
+fn prepare_with(features: &str) -> Result<Postgres> {
     install_packages()?;
     let postgres = Postgres::find()?;
     let cargo_pgrx = cargo_pgrx()?;
     let mut install = cleaned(Command::new(cargo_pgrx));
     install.args(["pgrx", "install", "--release", "--pg-config"]).arg(&postgres.pg_config);
-    install.args(postgres.features()).envs(postgres.env()).current_dir(root());
+    let [switch, name, major] = postgres.features();
+    install.args([switch, name, major + features]).envs(postgres.env()).current_dir(root());
     let destination = ask(&postgres.pg_config, "--pkglibdir")?;
     if access(Path::new(&destination), AccessFlags::W_OK).is_err() {
         install.arg("--sudo");
     }
     run(&mut install).context("could not build and install the extension")?;
+    let library = fs::read(Path::new(&destination).join("pg_rowsync.so"))?;
+    let has_faults = library.windows(FAULTS.len()).any(|part| part == FAULTS);
+    ensure!(has_faults != features.is_empty(), "the installed library is of another build");
     Ok(postgres)
 }
 

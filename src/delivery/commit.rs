@@ -23,6 +23,7 @@ use crate::conflict::Tally;
 use crate::connect::lost_session::LostSession;
 use crate::connect::release;
 use crate::error::{Error, Result, SqlState};
+use crate::fault::fault_point;
 use crate::options::Mode;
 use crate::pg::{context, interrupt, lock, report, wal};
 use crate::queue::aside::Blockers;
@@ -67,11 +68,13 @@ pub fn pre_commit() -> Result<()> {
     let Work { mut sets, drains, .. } = transaction::take_all();
     sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
     let mut sets = strictest_per_server(sets);
-    if !sets.is_empty() || !drains.is_empty() {
+    let has_work = !sets.is_empty() || !drains.is_empty();
+    if has_work {
         fail_early(&mut sets)?;
     }
     deliver(&sets, drains)?;
     sets.into_iter().for_each(ChangeSet::close);
+    fault_point!(BeforeCommit if has_work);
     Ok(())
 }
 
@@ -120,6 +123,7 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
         keep(link, false);
         queued.push(Queued::new(set, None, None));
     }
+    fault_point!(BeforeSend if !deliveries.is_empty() || !drains.is_empty());
     match (deliveries.len(), drains.is_empty()) {
         (0, true) => write_queue(queued),
         (1, true) => {
@@ -420,6 +424,7 @@ fn finish(links: &mut [Link<'_>]) -> Result<bool> {
     }
     if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
         interrupt::committed();
+        fault_point!(Answered);
     } else if !links.iter().any(may_have_committed) {
         interrupt::nothing_committed();
     }

@@ -2,6 +2,7 @@
 
 use super::feed::Fixed;
 use super::link::{Ending, Link};
+use crate::fault::fault_point;
 use crate::guc;
 use crate::pg::interrupt;
 use crate::pg::wait::{self, Interest};
@@ -40,6 +41,7 @@ fn drive_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> St
         links.iter_mut().for_each(Link::step);
         if links.iter().any(Link::commit_sent) {
             interrupt::commit_sent();
+            fault_point!(CommitSent if links.iter().all(Link::has_sent));
         }
         if over(links) {
             return Stop::Done;

@@ -13,6 +13,7 @@ use crate::conflict::Tally;
 use crate::connect::lost_session::LostSession;
 use crate::connect::peer::PeerKind;
 use crate::error::{Error, RemoteError, Result, SqlState};
+use crate::fault::fault_point;
 use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
@@ -133,6 +134,7 @@ impl<'f> Link<'f> {
     }
 
     fn begin_to_connect(endpoint: &Endpoint) -> Result<State> {
+        fault_point!(Connect);
         let refused = |reason: &str| Error::Connect {
             server: endpoint.account.server_name.clone(),
             sqlstate: SqlState::new("53000"),

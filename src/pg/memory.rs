@@ -8,10 +8,13 @@ use pgrx::pg_sys;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+// Unit tests have no server whose session could end.
+#[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
 /// The system's allocator, which says that there is no memory only where [`try_reserve`] asks.
+#[cfg_attr(test, allow(dead_code))] // see above
 struct Allocator;
 
 // SAFETY: that of the system, but for calls that do not return.

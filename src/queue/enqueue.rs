@@ -8,6 +8,7 @@ use crate::capture::log::Rows;
 use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
+use crate::fault::fault_point;
 use crate::pg::append::{Appender, Value};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::lookup::{self, Place, Status};
@@ -40,6 +41,7 @@ pub fn enqueue(set: &ChangeSet, reason: Option<&Error>, behind: Option<Blockers>
             more
         } {}
         writer.close();
+        fault_point!(Queued);
         return Ok(());
     };
     // What belongs together waits together.
@@ -147,7 +149,9 @@ impl<'s> Writer<'s> {
             row.push(("blocks", Value::Int8s(marks)));
         }
         self.next_id += 1;
-        self.records.append(&row)
+        self.records.append(&row)?;
+        fault_point!(QueueWrite);
+        Ok(())
     }
 
     fn close(self) {

@@ -12,6 +12,7 @@ use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
 use crate::drain::{self, Approach, Visit};
 use crate::error::{Error, Result, SqlState};
+use crate::fault::fault_point;
 use crate::guc;
 use crate::pg::bgworker::{self, End};
 use crate::pg::spi::Home;
@@ -254,6 +255,7 @@ impl Drainer {
                     versions::forget_old(&home)?;
                 }
                 let servers = queue::servers(&home, false)?;
+                fault_point!(LookUp);
                 let waits = servers.into_iter().map(|server| {
                     let wait = match resumes {
                         true => state::until_next_attempt(&home, &server)?,

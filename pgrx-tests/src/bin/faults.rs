@@ -1,4 +1,4 @@
-//! `cargo faults rounds|converge|outage|flapping|leaks`: breaks things on purpose, at a size that is too large for
+//! `cargo faults rounds|converge|outage|flapping|leaks|points`: breaks things on purpose, at a size that is too large for
 //! every run of the tests. Sets the machine up first, as the other commands do.
 
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Result, bail};
 use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
-use rowsync_harness::faults::{convergence, flapping, leaks, outage, rounds};
+use rowsync_harness::faults::{convergence, flapping, leaks, outage, points, rounds};
 use rowsync_harness::setup;
 
 const USAGE: &str = "usage:
@@ -25,7 +25,10 @@ const USAGE: &str = "usage:
       eight clients on twenty rows, two callers and the worker draining, the other side coming and
       going
   cargo faults leaks [--transactions 100000]
-      one backend, a fifth of its transactions failing";
+      one backend, a fifth of its transactions failing
+  cargo faults points [--case NAME|all] [--write]
+      everything that can go wrong at every named point of the extension, in every mode and by drains;
+      --write puts what was seen into doc/failures.md";
 
 fn main() -> ExitCode {
     exit_code(run())
@@ -41,6 +44,7 @@ fn run() -> Result<()> {
         "outage" => run_outage(&mut options),
         "flapping" => run_flapping(&mut options),
         "leaks" => run_leaks(&mut options),
+        "points" => run_points(&mut options),
         _ => bail!("{USAGE}"),
     }
 }
@@ -61,7 +65,7 @@ fn run_rounds(options: &mut Arguments) -> Result<()> {
     let fault = options.take("fault")?;
     let pooler = options.take("pooler")?;
     options.end(USAGE)?;
-    setup::prepare()?;
+    setup::prepare_with_faults()?;
     println!("seed {seed}");
     for mode in modes {
         let start = Instant::now();
@@ -91,7 +95,7 @@ fn run_converge(options: &mut Arguments) -> Result<()> {
     let time = Duration::from_secs(options.take("seconds")?.unwrap_or(5));
     let seed = seed(options)?;
     options.end(USAGE)?;
-    setup::prepare()?;
+    setup::prepare_with_faults()?;
     println!("seed {seed}");
     for version in versions {
         let plan = convergence::Plan { masters, version, mode, drain, seed, rounds, time };
@@ -114,7 +118,7 @@ fn run_outage(options: &mut Arguments) -> Result<()> {
         after: Duration::from_secs(options.take("after")?.unwrap_or(20 + seconds)),
     };
     options.end(USAGE)?;
-    setup::prepare()?;
+    setup::prepare_with_faults()?;
     println!("pgbench with {} clients, {plan:?}", plan.clients);
     println!("{}\nno client error; both sides equal", outage::run(plan)?);
     Ok(())
@@ -124,7 +128,7 @@ fn run_flapping(options: &mut Arguments) -> Result<()> {
     let seconds = options.take("seconds")?.unwrap_or(60);
     let seed = seed(options)?;
     options.end(USAGE)?;
-    setup::prepare()?;
+    setup::prepare_with_faults()?;
     println!("seed {seed}");
     let rig = Rig::start("flapping", Mode::Async, Drain::Both)?;
     let report = flapping::run(&rig, seed, Duration::from_secs(seconds))?;
@@ -136,9 +140,40 @@ fn run_flapping(options: &mut Arguments) -> Result<()> {
 fn run_leaks(options: &mut Arguments) -> Result<()> {
     let transactions = options.take("transactions")?.unwrap_or(100_000);
     options.end(USAGE)?;
-    setup::prepare()?;
+    setup::prepare_with_faults()?;
     let start = Instant::now();
     leaks::run(transactions, &mut |holdings| println!("{holdings}"))?;
     println!("flat, in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn run_points(options: &mut Arguments) -> Result<()> {
+    let only: String = options.take("case")?.unwrap_or_else(|| "all".to_owned());
+    let writes = options.flag("write");
+    options.end(USAGE)?;
+    setup::prepare_with_faults()?;
+    let mut table = points::Table::default();
+    for drain in [Drain::Calls, Drain::Worker] {
+        let cases = points::Case::ALL.into_iter().filter(|case| case.drain() == drain);
+        let cases: Vec<_> =
+            cases.filter(|case| only == "all" || only == case.to_string()).collect();
+        if cases.is_empty() {
+            continue;
+        }
+        let mut bed = points::Bed::start(drain)?;
+        for case in cases {
+            table.extend(points::run(&mut bed, case, &mut |trial, seen| {
+                println!("{trial}: {seen:?}")
+            })?);
+        }
+    }
+    println!("{}", table.render());
+    if writes {
+        let file = setup::root().join(points::DOCUMENT);
+        let document = std::fs::read_to_string(&file)?;
+        let mut whole = points::Table::of(&document);
+        whole.extend(table);
+        std::fs::write(&file, whole.put_into(&document)?)?;
+    }
     Ok(())
 }

@@ -32,7 +32,7 @@ fn run() -> Result<ExitCode> {
         println!("FEATURES='{}'", postgres.features().join(" "));
         return Ok(ExitCode::SUCCESS);
     }
-    let postgres = setup::prepare()?;
+    let postgres = setup::prepare_with_faults()?;
     let mut count = Count::default();
     let mut extension = setup::cargo();
     extension.args(["test", "--package", "pg_rowsync", "--lib", "--no-fail-fast"]);

@@ -74,6 +74,7 @@ mod partial;
 mod pinned_settings;
 mod planted;
 mod plants;
+mod points;
 mod poison;
 mod poison_random;
 mod poison_scope;

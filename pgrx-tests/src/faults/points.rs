@@ -1,0 +1,330 @@
+//! Faults inside: every named point of the extension × everything that can go wrong there, in every mode and by
+//! drains, one transaction each; both sides compared afterwards, and again once the queue has been drained.
+//!
+//! Needs an extension built with the feature `faults`, see its `src/pg/fault.rs` for what is asked of it and how.
+
+mod bed;
+mod table;
+
+use std::fmt;
+
+use anyhow::{Result, ensure};
+
+use super::rig::Drain;
+
+pub use self::bed::Bed;
+pub use self::table::Table;
+
+/// Where the tables are.
+pub const DOCUMENT: &str = "doc/failures.md";
+
+/// The points, as the extension names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    Capture,
+    Connect,
+    BeforeSend,
+    CommitSent,
+    Answered,
+    BeforeCommit,
+    AfterCommit,
+    QueueWrite,
+    Queued,
+    Claimed,
+    Applied,
+    Removed,
+    LookUp,
+}
+
+impl Point {
+    pub const ALL: [Point; 13] = [
+        Point::Capture,
+        Point::Connect,
+        Point::BeforeSend,
+        Point::CommitSent,
+        Point::Answered,
+        Point::BeforeCommit,
+        Point::AfterCommit,
+        Point::QueueWrite,
+        Point::Queued,
+        Point::Claimed,
+        Point::Applied,
+        Point::Removed,
+        Point::LookUp,
+    ];
+
+    /// For people.
+    fn describe(self) -> &'static str {
+        match self {
+            Point::Capture => "before a row's change is captured",
+            Point::Connect => "before a connection is begun",
+            Point::BeforeSend => "connected, before anything is sent",
+            Point::CommitSent => "after COMMIT was sent",
+            Point::Answered => "after the server has said that it has committed",
+            Point::BeforeCommit => "before the local commit",
+            Point::AfterCommit => "after the local commit",
+            Point::QueueWrite => "while the queue is written",
+            Point::Queued => "after the queue was written",
+            Point::Claimed => "after records were taken from the queue",
+            Point::Applied => "after a batch was applied",
+            Point::Removed => "after records were removed from the queue",
+            Point::LookUp => "when the worker has looked for work",
+        }
+    }
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Nothing: the process waits, and goes on.
+    Nothing,
+    Error,
+    Fatal,
+    /// SIGKILL to the process itself.
+    Kill,
+    /// No descriptor can be had to the end of the transaction.
+    Files,
+    /// No memory can be had from the system to the end of the transaction.
+    Memory,
+    Cancel,
+    Terminate,
+}
+
+impl What {
+    pub const ALL: [What; 7] = [
+        What::Error,
+        What::Fatal,
+        What::Kill,
+        What::Files,
+        What::Memory,
+        What::Cancel,
+        What::Terminate,
+    ];
+
+    /// The word that the extension knows it by.
+    fn word(self) -> &'static str {
+        match self {
+            What::Error => "error",
+            What::Fatal => "fatal",
+            What::Kill => "kill",
+            What::Files => "files",
+            What::Memory => "memory",
+            What::Nothing | What::Cancel | What::Terminate => "nothing",
+        }
+    }
+
+    /// For people.
+    fn describe(self) -> &'static str {
+        match self {
+            What::Nothing => "nothing",
+            What::Error => "ERROR",
+            What::Fatal => "FATAL",
+            What::Kill => "SIGKILL",
+            What::Files => "no descriptors",
+            What::Memory => "no memory",
+            What::Cancel => "cancel",
+            What::Terminate => "terminate",
+        }
+    }
+
+    /// Whether it can be had at that point: where a transaction has committed, nothing can be raised.
+    pub fn is_possible(self, point: Point) -> bool {
+        point != Point::AfterCommit || !matches!(self, What::Error | What::Fatal)
+    }
+}
+
+/// What is under way when it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Case {
+    /// A transaction in mode `async`.
+    Async,
+    /// The same, to a server that cannot be reached.
+    Away,
+    /// A transaction in mode `sync`.
+    Sync,
+    /// A transaction in mode `queue`.
+    Queue,
+    /// A call of `deal_sync_err_rec`.
+    Call,
+    /// A visit of the worker.
+    Worker,
+}
+
+impl Case {
+    pub const ALL: [Case; 6] =
+        [Case::Async, Case::Away, Case::Sync, Case::Queue, Case::Call, Case::Worker];
+
+    /// Who drains the queue meanwhile.
+    pub fn drain(self) -> Drain {
+        if self == Case::Worker { Drain::Worker } else { Drain::Calls }
+    }
+
+    fn mode(self) -> &'static str {
+        match self {
+            Case::Async | Case::Away => "async",
+            Case::Sync => "sync",
+            Case::Queue | Case::Call | Case::Worker => "queue",
+        }
+    }
+
+    /// For people.
+    fn describe(self) -> &'static str {
+        match self {
+            Case::Async => "Mode `async`",
+            Case::Away => "Mode `async`, the server cannot be reached",
+            Case::Sync => "Mode `sync`",
+            Case::Queue => "Mode `queue`",
+            Case::Call => "`deal_sync_err_rec`",
+            Case::Worker => "The worker",
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format!("{self:?}").to_lowercase())
+    }
+}
+
+/// What is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trial {
+    pub case: Case,
+    pub point: Point,
+    pub what: What,
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {:?}, {:?}", self.case, self.point, self.what)
+    }
+}
+
+/// What the client was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// That it has committed.
+    Success,
+    /// That a drain has met a failure.
+    False,
+    /// An ERROR.
+    Error,
+    /// Nothing: the session has ended.
+    Nothing,
+}
+
+/// What came of a trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The point was come to.
+    pub reached: bool,
+    pub told: Told,
+    /// The server has restarted.
+    pub crashed: bool,
+    /// The local transaction has committed.
+    pub here: bool,
+    /// Its changes are on the other side.
+    pub there: bool,
+    /// Its changes are in the queue.
+    pub queued: bool,
+    /// Both sides are equal once the queue has been drained.
+    pub equal: bool,
+}
+
+impl Seen {
+    /// Whether that may come of the trial.
+    ///
+    /// # Errors
+    /// What must not be.
+    pub fn check(&self, trial: &Trial) -> Result<()> {
+        let Seen { told, here, there, queued, equal, .. } = *self;
+        let direct = !matches!(trial.case, Case::Call | Case::Worker);
+        let never = |wrong: bool, why: &str| -> Result<()> {
+            ensure!(!wrong, "{trial}: {why}: {self:?}");
+            Ok(())
+        };
+        never(direct && told == Told::Success && !here, "told to be committed, and is not")?;
+        never(direct && told == Told::Error && here, "told to have failed, and has not")?;
+        never(here && !there && !queued, "a change is lost")?;
+        never(trial.case == Case::Sync && here && !there, "sync, but not there")?;
+        never(trial.case == Case::Sync && queued, "sync, but queued")?;
+        // The one window that a single phase leaves: it is committed there, and not here yet.
+        let late = [Point::CommitSent, Point::Answered, Point::BeforeCommit];
+        let window =
+            matches!(trial.case, Case::Async | Case::Sync) && late.contains(&trial.point) && !here;
+        never(!equal && !window, "both sides differ")?;
+        let harmless = matches!(trial.what, What::Nothing | What::Cancel);
+        never(harmless && !equal, "both sides differ over nothing")?;
+        never(trial.what == What::Terminate && !equal, "both sides differ over a request")?;
+        never(self.crashed && trial.what != What::Kill, "a crash")
+    }
+
+    /// For people.
+    fn describe(&self, &Trial { case, what, .. }: &Trial) -> String {
+        if case == Case::Worker {
+            let restarts = if self.crashed { "server restarts, " } else { "" };
+            return format!("{restarts}{}", if self.equal { "drained" } else { "**not drained**" });
+        }
+        let told = match self.told {
+            _ if self.crashed => "server restarts",
+            // Whether the client is told before its session ends is a matter of moments.
+            Told::Success | Told::Nothing if what == What::Terminate => "session ends",
+            Told::Success if case == Case::Call => "true",
+            Told::Success => "commits",
+            Told::False => "false",
+            Told::Error => "fails",
+            Told::Nothing => "session ends",
+        };
+        let became = match (case == Case::Call, self.here, self.there, self.queued) {
+            (true, _, true, true) => "applied, and applied again later",
+            (true, _, true, false) => "applied",
+            (true, _, false, _) => "still queued",
+            (false, true, true, true) => "delivered and queued",
+            (false, true, true, false) => "delivered",
+            (false, true, false, _) => "queued",
+            (false, false, true, _) => "**only there**",
+            (false, false, false, _) => "nothing",
+        };
+        format!("{told}, {became}")
+    }
+}
+
+/// Tries everything that can be tried in a case, reports each and gives the table's part.
+///
+/// # Errors
+/// What must not be, or what keeps it from being tried.
+pub fn run(bed: &mut Bed, case: Case, report: &mut dyn FnMut(&Trial, &Seen)) -> Result<Table> {
+    let mut table = Table::default();
+    for point in Point::ALL {
+        let nothing = Trial { case, point, what: What::Nothing };
+        let seen = bed.run(&nothing)?;
+        seen.check(&nothing)?;
+        if !seen.reached {
+            continue;
+        }
+        for what in What::ALL.into_iter().filter(|what| what.is_possible(point)) {
+            let trial = Trial { case, point, what };
+            let seen = bed.run(&trial)?;
+            report(&trial, &seen);
+            ensure!(seen.reached, "{trial}: the point was not reached");
+            seen.check(&trial)?;
+            table.set(&trial, seen.describe(&trial));
+        }
+    }
+    Ok(table)
+}
+
+/// Tries one thing, which must come to what a table says of it.
+///
+/// # Errors
+/// What must not be, or is not as the table says.
+pub fn check_against(bed: &mut Bed, table: &Table, trial: &Trial) -> Result<()> {
+    let seen = bed.run(trial)?;
+    ensure!(seen.reached, "{trial}: the point was not reached");
+    seen.check(trial)?;
+    let (found, told) = (seen.describe(trial), table.get(trial));
+    // How far the memory goes that a process has at hand is not the same every time.
+    let varies = trial.what == What::Memory;
+    ensure!(varies || told == Some(&found), "{trial}: documented is {told:?}, seen was {found:?}");
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Faults inside the extension, at its named points: a part of what `cargo faults points` tries.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use rowsync_harness::faults::points::{
+    self, Bed, Case, DOCUMENT, Point, Table, Trial, What, check_against,
+};
+use rowsync_harness::faults::rig::Drain;
+use rowsync_harness::setup;
+
+fn documented() -> Table {
+    let document = std::fs::read_to_string(setup::root().join(DOCUMENT)).expect("the document");
+    Table::of(&document)
+}
+
+fn are_as_documented(drain: Drain, trials: &[(Case, Point, What)]) {
+    let table = documented();
+    let mut bed = Bed::start(drain).unwrap_or_else(|error| panic!("no bed: {error:#}"));
+    for (case, point, what) in trials.iter().copied() {
+        let trial = Trial { case, point, what };
+        check_against(&mut bed, &table, &trial).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+}
+
+#[test]
+fn what_a_failure_inside_a_transaction_leaves_is_as_documented() {
+    use {Case::*, Point::*, What::*};
+    are_as_documented(
+        Drain::Calls,
+        &[
+            (Async, Capture, Error),
+            (Async, Connect, Files),
+            (Async, BeforeSend, Fatal),
+            (Async, BeforeSend, Memory),
+            (Async, CommitSent, Terminate),
+            (Async, CommitSent, Kill),
+            (Async, Answered, Cancel),
+            (Async, BeforeCommit, Files),
+            (Async, AfterCommit, Kill),
+            (Away, QueueWrite, Error),
+            (Away, Queued, Terminate),
+            (Sync, Connect, Memory),
+            (Sync, Connect, Files),
+            (Sync, CommitSent, Cancel),
+            (Sync, Answered, Terminate),
+            (Sync, BeforeCommit, Error),
+            (Queue, QueueWrite, Kill),
+            (Queue, Queued, Fatal),
+            (Call, Claimed, Error),
+            (Call, Applied, Kill),
+            (Call, Removed, Cancel),
+            (Call, CommitSent, Terminate),
+            (Call, Answered, Fatal),
+            (Call, BeforeCommit, Error),
+        ],
+    );
+}
+
+#[test]
+fn what_a_failure_inside_the_worker_leaves_is_as_documented() {
+    use {Case::*, Point::*, What::*};
+    are_as_documented(
+        Drain::Worker,
+        &[
+            (Worker, LookUp, Error),
+            (Worker, LookUp, Fatal),
+            (Worker, Applied, Terminate),
+            (Worker, CommitSent, Error),
+            (Worker, Answered, Kill),
+            (Worker, BeforeCommit, Cancel),
+        ],
+    );
+}
+
+#[test]
+fn every_point_is_tried_and_documented() {
+    let mut found = BTreeSet::new();
+    collect(&setup::root().join("src"), &mut found);
+    let known: BTreeSet<String> = Point::ALL.iter().map(|point| format!("{point:?}")).collect();
+    assert_eq!(found, known);
+    let table = documented();
+    for point in Point::ALL {
+        let is_told = |case: &Case| {
+            let kill = Trial { case: *case, point, what: What::Kill };
+            table.get(&kill).is_some_and(|seen| !seen.is_empty())
+        };
+        assert!(points::Case::ALL.iter().any(is_told), "{point:?} is not documented");
+    }
+}
+
+/// The points that are named in a directory's source files.
+fn collect(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(directory).expect("a directory").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(&path, found);
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        // Not in comments, which give examples.
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code.filter_map(|line| line.split_once("fault_point!(")) {
+            found.extend(line.1.split([')', ' ']).next().map(str::to_owned));
+        }
+    }
+}
