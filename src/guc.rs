@@ -1,7 +1,7 @@
 //! Settings. Times take PostgreSQL's units, without one they are milliseconds, those of how long something
 //! is kept seconds; every one is bounded below, so that no setting can make a commit wait for ever.
 
-use crate::pg::{setting, shmem};
+use crate::pg::{context, setting, shmem};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::{CStr, CString};
 use std::time::Duration;
@@ -215,9 +215,9 @@ pub fn connect_timeout() -> Duration {
     millis(&CONNECT_TIMEOUT)
 }
 
-/// Whether that is this name. Asked for every row.
-pub fn is_guard(name: &CStr) -> bool {
-    setting::is(&APPLICATION_NAME, name)
+/// Whether `pg_rowsync.application_name` is the session's own `application_name`. Asked for every row.
+pub fn guards_session() -> bool {
+    context::is_application_name_of(&APPLICATION_NAME)
 }
 
 /// Whether `pg_rowsync.path` is this. Asked for every row.

@@ -41,12 +41,12 @@ pub fn fire(event: &Event<'_>) -> Result<()> {
 /// the older row would be sent last.
 fn check_order(event: &Event<'_>, op: Op) -> Result<()> {
     let trigger = event.trigger_oid();
-    if matches!(op, Op::Update | Op::Delete) && event.row().is_own() && event.is_nested() {
-        transaction::note_superseded(trigger, event.row().stored());
+    if matches!(op, Op::Update | Op::Delete) && event.row()?.is_own() && event.is_nested() {
+        transaction::note_superseded(trigger, event.row()?.stored());
     }
     let new = match op {
-        Op::Insert => event.row(),
-        Op::Update => event.new_row(),
+        Op::Insert => event.row()?,
+        Op::Update => event.new_row()?,
         Op::Delete | Op::Truncate => return Ok(()),
     };
     if transaction::was_superseded(trigger, new.stored()) && event.is_superseded(new) {

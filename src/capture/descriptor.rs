@@ -145,10 +145,10 @@ impl Descriptor {
     /// Whether the session is one of ours.
     pub fn guards_against_session(&self) -> bool {
         // The session's own setting: what it says in pg_stat_activity may lag behind.
-        let named = context::with_application_name(|session| match &self.guard {
-            Some(guard) => session == guard.as_c_str(),
-            None => guc::is_guard(session),
-        });
+        let named = match &self.guard {
+            Some(guard) => context::is_application_name(guard),
+            None => guc::guards_session(),
+        };
         named && self.believes_session()
     }
 

@@ -41,9 +41,9 @@ pub fn changes_of(
     }
     let settings = (!descriptor.output.are_met()).then(output::pinned);
     let mut captured = match op {
-        Op::Insert => vec![inserted(descriptor, event, event.row())?],
+        Op::Insert => vec![inserted(descriptor, event, event.row()?)?],
         Op::Update if replaces(descriptor, event)? => {
-            let (old, new) = (deleted(descriptor, event)?, event.new_row());
+            let (old, new) = (deleted(descriptor, event)?, event.new_row()?);
             vec![old.into(), inserted(descriptor, event, new)?]
         }
         Op::Update => vec![updated(descriptor, event)?],
@@ -55,10 +55,10 @@ pub fn changes_of(
         check_key(descriptor, change)?;
         if descriptor.route.key_deferrable {
             let (before, after) = match change.op {
-                Op::Insert if op == Op::Insert => (0, event.row().stored()),
-                Op::Insert => (0, event.new_row().stored()),
-                Op::Update => (event.row().stored(), event.new_row().stored()),
-                Op::Delete | Op::Truncate => (event.row().stored(), 0),
+                Op::Insert if op == Op::Insert => (0, event.row()?.stored()),
+                Op::Insert => (0, event.new_row()?.stored()),
+                Op::Update => (event.row()?.stored(), event.new_row()?.stored()),
+                Op::Delete | Op::Truncate => (event.row()?.stored(), 0),
             };
             change.stored = RowStorage { before, after, file: event.file() };
         }
@@ -73,23 +73,23 @@ fn inserted<'call>(
     row: Slot<'call>,
 ) -> Result<Captured<'call>> {
     let left = left_of(descriptor, row)?;
-    let mut insert = change(Op::Insert, row.command(), read_row_but(descriptor, row, &left)?);
+    let mut insert = change(Op::Insert, row.command()?, read_row_but(descriptor, row, &left)?);
     insert.stamp = stamp_of(descriptor, event, row, &insert, None)?;
     Ok(Captured { change: insert, left })
 }
 
 fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
-    let (key, version) = read_key(descriptor, event.row())?;
+    let (key, version) = read_key(descriptor, event.row()?)?;
     let gone = gone(descriptor, event, version, true)?;
     Ok(Change { key, gone, ..change(Op::Delete, 0, Vec::new()) })
 }
 
 fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captured<'call>> {
-    let new = event.new_row();
+    let new = event.new_row()?;
     let left = left_of(descriptor, new)?;
     let row = read_row_but(descriptor, new, &left)?;
-    let mut update = change(Op::Update, new.command(), row);
-    let (key, version) = read_key(descriptor, event.row())?;
+    let mut update = change(Op::Update, new.command()?, row);
+    let (key, version) = read_key(descriptor, event.row()?)?;
     let moves = update.new_key(&descriptor.route) != key;
     if moves {
         update.key = key;
@@ -97,7 +97,7 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
     match &descriptor.versioned {
         Some(versioned) => {
             // A key that is only written differently is still the row's.
-            let stays = !moves || versioned.hash(event.row())? == versioned.hash(new)?;
+            let stays = !moves || versioned.hash(event.row()?)? == versioned.hash(new)?;
             if moves {
                 update.gone = gone(descriptor, event, version, !stays)?;
             }
@@ -138,7 +138,7 @@ fn gone<'call>(
     gives_up: bool,
 ) -> Result<Option<Stamp<&'call str>>> {
     let Some(versioned) = &descriptor.versioned else { return Ok(None) };
-    let stamp = versioned.deleted(&descriptor.home, event.row(), version, gives_up)?;
+    let stamp = versioned.deleted(&descriptor.home, event.row()?, version, gives_up)?;
     Ok(Some(keep(event, &stamp)))
 }
 
@@ -153,7 +153,7 @@ fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
     if !columns.iter().any(|column| column.fixed) {
         return Ok(false);
     }
-    let (old, new) = (read_row(descriptor, event.row())?, read_row(descriptor, event.new_row())?);
+    let (old, new) = (read_row(descriptor, event.row()?)?, read_row(descriptor, event.new_row()?)?);
     Ok(columns.iter().zip(old.iter().zip(&new)).any(|(c, (old, new))| c.fixed && old != new))
 }
 
@@ -185,7 +185,7 @@ fn left_of(descriptor: &Descriptor, row: Slot<'_>) -> Result<Left> {
 /// Columns outside the key whose large value the UPDATE left where it was.
 fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<Vec<u32>> {
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let same = reader.untouched(event.row(), event.new_row())?.into_iter();
+    let same = reader.untouched(event.row()?, event.new_row()?)?.into_iter();
     Ok(same.filter(|at| !descriptor.route.key.contains(at)).map(|at| at as u32).collect())
 }
 

@@ -8,7 +8,8 @@ use super::context::{AsUser, Settings};
 use super::lookup::{Status, Table};
 use super::spi::Home;
 use super::text;
-use crate::error::Result;
+use super::xact::Transaction;
+use crate::error::{Error, Result};
 use pgrx::PgTupleDesc;
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::CStr;
@@ -37,6 +38,8 @@ pub struct Appender {
     row: pg_sys::MemoryContext,
     columns: Vec<Column>,
     triggers: Option<Triggers>,
+    /// With its end all of this is gone.
+    of: Transaction,
     _user: AsUser,
 }
 
@@ -110,15 +113,20 @@ impl Appender {
                     false => Column { name: column.attname, default: Default::Unknown },
                 })
                 .collect();
-            Ok(Self { table, state, result, slot, row, columns, triggers, _user: user })
+            let of = Transaction::current();
+            Ok(Self { table, state, result, slot, row, columns, triggers, of, _user: user })
         }
     }
 
     /// Appends a row. Columns that are not named get their defaults.
     ///
     /// # Errors
-    /// For text that the database's encoding lacks; PostgreSQL raises everything else.
+    /// For text that the database's encoding lacks; XX000 when the transaction that it was opened in is over.
+    /// PostgreSQL raises everything else.
     pub fn append(&mut self, values: &[(&str, Value<'_>)]) -> Result<()> {
+        if self.of.is_over() {
+            return Err(Error::internal("appending goes on in another transaction"));
+        }
         // SAFETY: the slot is filled before it is stored; the values live in a context that is reset after the
         // row was stored, not before.
         unsafe {
@@ -215,6 +223,9 @@ impl Appender {
 
     /// Ends it; the rows can be seen now.
     pub fn close(self) {
+        if self.of.is_over() {
+            return;
+        }
         // SAFETY: as in open(), in reverse.
         unsafe {
             if self.triggers.is_some() {

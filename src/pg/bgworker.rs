@@ -6,6 +6,7 @@
 //! it wants. FATAL, the usual answer, would end it with a code that makes the postmaster start it
 //! again.
 
+use super::large::Inside;
 use super::lock::object_tag;
 use super::{Oid, board, compat, database, shmem, text};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
@@ -95,8 +96,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: allocated for us, freed once; its memory context is the process's own or that of
-        // the call, and has not been reset while the handle lived.
+        // SAFETY: start_worker() had it allocated where it lives as long as the process; freed once.
         unsafe { pg_sys::pfree(self.0.cast()) }
     }
 }
@@ -118,7 +118,10 @@ pub fn start_worker(database: Oid, restart: bool) -> Option<Handle> {
     let mut worker = pg_sys::BackgroundWorker::from(&builder);
     let mut handle = std::ptr::null_mut();
     // SAFETY: both live across the call; on success the handle is palloc'd.
-    let registered = unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) };
+    let registered = unsafe {
+        let _memory = Inside::switch(pg_sys::TopMemoryContext);
+        pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle)
+    };
     registered.then(|| Handle(handle))
 }
 

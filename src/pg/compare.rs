@@ -4,6 +4,7 @@ use super::Oid;
 use super::row::Attribute;
 use super::text;
 use super::trigger::Slot;
+use super::xact;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use std::cmp::Ordering;
@@ -18,8 +19,9 @@ impl Comparable {
     /// The default btree order of a type.
     ///
     /// # Errors
-    /// 42883 when it has none.
+    /// 42883 when it has none; 25P01 outside of a transaction.
     pub fn new(type_oid: Oid) -> Result<Self> {
+        xact::require()?;
         // SAFETY: entries of the type cache live as long as the backend.
         let has_order = unsafe {
             let flags = pg_sys::TYPECACHE_CMP_PROC_FINFO as i32;
@@ -52,18 +54,22 @@ impl Comparable {
     /// raise.
     ///
     /// # Errors
-    /// 22021 for text that the database cannot hold.
+    /// 22021 for text that the database cannot hold; 42883 when the order has been dropped.
     pub fn compare(&self, one: Option<&str>, other: Option<&str>) -> Result<Ordering> {
         let (one, other) = match (one, other) {
             (Some(one), Some(other)) if one != other => (one, other),
             (one, other) => return Ok(one.is_some().cmp(&other.is_some())),
         };
         let (one, other) = (text::to_server(one)?, text::to_server(other)?);
+        xact::require()?;
         // SAFETY: the type is there, or the look-ups raise; its input function takes C strings, its
-        // comparison two of its values.
+        // comparison, which is there too, two of its values.
         let order = unsafe {
             let flags = pg_sys::TYPECACHE_CMP_PROC_FINFO as i32;
             let entry = pg_sys::lookup_type_cache(self.type_oid, flags);
+            if (*entry).cmp_proc_finfo.fn_oid == pg_sys::InvalidOid {
+                return Err(no_function(self.type_oid, "order"));
+            }
             let collation = match (*entry).typcollation {
                 pg_sys::InvalidOid => pg_sys::InvalidOid,
                 _ => pg_sys::C_COLLATION_OID,
@@ -91,8 +97,9 @@ impl KeyHash {
     /// For a table's key columns.
     ///
     /// # Errors
-    /// 42883 for a type that cannot be hashed.
+    /// 42883 for a type that cannot be hashed; 25P01 outside of a transaction.
     pub fn new(columns: &[Attribute]) -> Result<Self> {
+        xact::require()?;
         for column in columns {
             // SAFETY: as for Comparable.
             let function =
@@ -107,20 +114,24 @@ impl KeyHash {
     /// The hash of a row's key.
     ///
     /// # Errors
-    /// XX000 for a row of another table.
+    /// XX000 for a row of another table; 42883 when the hash function has been dropped.
     pub fn of(&self, row: Slot<'_>) -> Result<i64> {
         let mut hash: u64 = 0;
         for column in &self.columns {
-            let element = row.datum(column)?.map_or(0, |value| {
+            let element = match row.datum(column)? {
+                None => 0,
                 // SAFETY: the value is of the column's type, which has the function.
-                unsafe {
+                Some(value) => unsafe {
                     let entry = hash_entry(column.type_oid);
                     let seed = pg_sys::Datum::from(0u64);
                     let function = &mut (*entry).hash_extended_proc_finfo;
+                    if function.fn_oid == pg_sys::InvalidOid {
+                        return Err(no_function(column.type_oid, "hash function"));
+                    }
                     let collation = (*entry).typcollation;
                     pg_sys::FunctionCall2Coll(function, collation, value, seed).value() as u64
-                }
-            });
+                },
+            };
             hash = (hash << 5).wrapping_sub(hash).wrapping_add(element);
         }
         Ok(hash as i64)

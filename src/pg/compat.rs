@@ -110,6 +110,23 @@ pub unsafe fn forget_transaction_timeout() {
     }
 }
 
+/// The number that this process has given to its current transaction, other than all it gave before; 0 outside of
+/// transactions.
+pub fn local_transaction() -> u32 {
+    // SAFETY: null, or this process's entry in shared memory, of which it alone writes the number.
+    unsafe {
+        let own = pg_sys::MyProc;
+        if own.is_null() {
+            return 0;
+        }
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let number = (&raw const (*own).lxid).read();
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        let number = (&raw const (*own).vxid.lxid).read();
+        number
+    }
+}
+
 /// `FileRead`: 15 takes `char *` and `int` where newer majors take `void *` and `size_t`.
 ///
 /// # Safety

@@ -1,37 +1,41 @@
 //! Who and where the current session is, and how long a temporary identity lasts.
 
-use super::Oid;
+use super::{Oid, setting, xact};
 use crate::error::{Error, Result, SqlState};
-use pgrx::pg_sys;
+use pgrx::{GucSetting, pg_sys};
 use std::cell::Cell;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
-/// What `look` makes of the session's own `application_name`. A copy would cost too much where every row asks.
-pub fn with_application_name<T>(look: impl FnOnce(&CStr) -> T) -> T {
-    // SAFETY: a GUC variable: null before it is set, else a C string that lives until it changes. What looks at it
-    // keeps no reference, and runs no SQL.
-    unsafe {
-        let name = pg_sys::application_name;
-        look(if name.is_null() { c"" } else { CStr::from_ptr(name) })
-    }
+/// Whether the session's own `application_name` is this. A copy would cost too much where every row asks.
+pub fn is_application_name(name: &CStr) -> bool {
+    // SAFETY: a GUC variable: null before it is set, else a C string that lives until it changes, which cannot
+    // happen while it is compared.
+    unsafe { name == setting::text(pg_sys::application_name) }
+}
+
+/// Whether the session's own `application_name` is the value of a setting.
+pub fn is_application_name_of(setting: &GucSetting<Option<CString>>) -> bool {
+    // SAFETY: as above.
+    unsafe { setting::is(setting, setting::text(pg_sys::application_name)) }
 }
 
 /// Whether the current user is a superuser.
 pub fn is_superuser() -> bool {
-    // SAFETY: plain call inside a transaction.
+    xact::demand();
+    // SAFETY: a catalog look-up inside a transaction.
     unsafe { pg_sys::superuser() }
 }
 
 /// The current user.
 pub fn user() -> Oid {
-    // SAFETY: a plain read inside a transaction.
+    // SAFETY: a plain read; every process that has a database has a user.
     unsafe { pg_sys::GetUserId() }
 }
 
 /// Who the session was authenticated as. SET ROLE and functions of other owners do not change it, and
 /// only a superuser may, with SET SESSION AUTHORIZATION.
 pub fn session_user() -> Oid {
-    // SAFETY: a plain read inside a transaction.
+    // SAFETY: as above.
     unsafe { pg_sys::GetSessionUserId() }
 }
 
@@ -39,6 +43,7 @@ pub fn session_user() -> Oid {
 /// it was made one of, as for `+role` in pg_hba.conf. PostgreSQL keeps the answer until memberships
 /// change.
 pub fn is_member(user: Oid, role: Oid) -> bool {
+    xact::demand();
     // SAFETY: catalog look-ups inside a transaction.
     unsafe { pg_sys::is_member_of_role_nosuper(user, role) }
 }
@@ -103,7 +108,9 @@ pub fn uses_temporary_tables() -> bool {
 /// It may fail: over a foreign key between tables that are emptied and others that are not, for one. A second time
 /// finds nothing left to do.
 pub fn run_on_commit_actions() {
-    // SAFETY: called in a pre-commit callback, when the deferred triggers have fired and portals are closed, as
+    xact::demand();
+    // SAFETY: in a transaction, in which the server lets it be called again and again: subtransactions see to the
+    // rest of their list. In a pre-commit callback the deferred triggers have fired and portals are closed, as where
     // the server calls it. What it raises unwinds.
     unsafe { pg_sys::PreCommit_on_commit_actions() }
 }
@@ -116,8 +123,9 @@ pub fn check_serializable() {
     unsafe extern "C-unwind" {
         fn PreCommit_CheckForSerializationFailure();
     }
-    // SAFETY: called in a pre-commit callback, where PostgreSQL itself is about to call it; it may
-    // raise, and the guard turns that into unwinding.
+    xact::demand();
+    // SAFETY: in a transaction; in a pre-commit callback PostgreSQL itself is about to call it. It may raise, and the
+    // guard turns that into unwinding.
     unsafe {
         if is_serializable() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| PreCommit_CheckForSerializationFailure());
@@ -134,7 +142,7 @@ pub fn transaction() -> u64 {
 /// Checks that the current user may write a table, if only in one of the ways.
 ///
 /// # Errors
-/// 42501.
+/// 42501; 25P01 outside of a transaction.
 pub fn check_may_write(relation: Oid) -> Result<()> {
     check_may(relation, pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE)
 }
@@ -142,12 +150,13 @@ pub fn check_may_write(relation: Oid) -> Result<()> {
 /// Checks that the current user may delete rows of a table.
 ///
 /// # Errors
-/// 42501.
+/// As for [`check_may_write`].
 pub fn check_may_delete(relation: Oid) -> Result<()> {
     check_may(relation, pg_sys::ACL_DELETE)
 }
 
 fn check_may(relation: Oid, rights: u32) -> Result<()> {
+    xact::require()?;
     // SAFETY: catalog look-ups, which raise for a relation that is not there.
     let allowed = unsafe {
         pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), rights as pg_sys::AclMode)

@@ -2,6 +2,7 @@
 
 use super::Oid;
 use super::lock::object_tag;
+use super::xact;
 use pgrx::pg_sys;
 
 /// The current database; invalid in a process without one.
@@ -22,8 +23,9 @@ pub fn server_major() -> u32 {
 }
 
 /// The databases that can be connected to. In a process that is connected to none, SQL is not to be
-/// had, so this reads the shared catalog as autovacuum's launcher does. In a transaction.
+/// had, so this reads the shared catalog as autovacuum's launcher does. In a transaction, else this raises 25P01.
 pub fn connectable() -> Vec<Oid> {
+    xact::demand();
     let mut found = Vec::new();
     // SAFETY: a catalog scan in its order; tuples are read while the scan is on them. What it raises
     // unwinds, and the end of the transaction cleans up.

@@ -1,5 +1,6 @@
 //! Statements that are run as the current user, with that user's rights, and what objects depend on.
 
+use super::xact;
 use super::{Oid, text::to_server};
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
@@ -7,8 +8,9 @@ use pgrx::pg_sys;
 /// Runs a utility statement whose names are all qualified.
 ///
 /// # Errors
-/// When SPI refuses; PostgreSQL raises what the statement does.
+/// When SPI refuses; 25P01 outside of a transaction. PostgreSQL raises what the statement does.
 pub fn run(sql: &str) -> Result<()> {
+    xact::require()?;
     let sql = to_server(sql)?;
     // SAFETY: SPI calls in their order; what they raise unwinds, and the abort cleans up.
     let code = unsafe {

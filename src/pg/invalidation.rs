@@ -3,7 +3,7 @@
 //! The callbacks may fire in the middle of any catalog access and must neither fail nor look
 //! anything up; they only move counters on.
 
-use super::{Oid, compat};
+use super::{Oid, compat, xact};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
 use std::cell::{Cell, RefCell};
@@ -28,9 +28,10 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// What a later change of this server or mapping will be reported as. Looks at the catalogs:
-    /// only inside a transaction.
+    /// What a later change of this server or mapping will be reported as. Looks at the catalogs: raises 25P01 outside
+    /// of a transaction.
     pub fn of_account(server: Oid, mapping: Oid) -> [Self; 2] {
+        xact::demand();
         let of = |cache: pg_sys::SysCacheIdentifier::Type, oid: Oid| {
             let (cache, none) = (cache as i32, pg_sys::Datum::from(0usize));
             // SAFETY: computes the hash of a key, setting the cache up if need be.
@@ -78,6 +79,7 @@ pub fn servers() -> u64 {
 
 /// Announces, as of the end of the transaction, that a server has changed, to everybody and here too.
 pub fn announce_server(server: Oid) {
+    xact::demand();
     // SAFETY: catalog look-ups inside a transaction; the tuple is released after its last use.
     unsafe {
         let cache = pg_sys::SysCacheIdentifier::FOREIGNSERVEROID as i32;
@@ -123,6 +125,7 @@ pub fn watch(relation: Oid) {
 /// Lets a relation count as changed: in this session at once, in all others when the transaction commits.
 /// The relation must be there.
 pub fn announce(relation: Oid) {
+    xact::demand();
     // SAFETY: a catalog look-up inside a transaction, which raises for a relation that is not there.
     unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) }
 }

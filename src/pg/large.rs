@@ -1,6 +1,7 @@
 //! Large values that are left where they are stored when a row is captured: recognised without reading
 //! them, and read when they are sent or queued, if they are.
 
+use super::xact::{self, Transaction};
 use super::{output, text};
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
@@ -76,29 +77,32 @@ fn is_on_disk(bytes: &[u8]) -> bool {
     bytes.starts_with(&[EXTERNAL, pg_sys::vartag_external::VARTAG_ONDISK as u8])
 }
 
-/// Reads stored values, those of one row at a time. Its memory is freed on drop.
+/// Reads stored values, those of one row at a time. Its memory is freed on drop, or with the transaction.
 #[derive(Default)]
-pub struct Values(Option<pg_sys::MemoryContext>);
+pub struct Values(Option<(Transaction, pg_sys::MemoryContext)>);
 
 impl Values {
     /// The values as UTF-8 text; those that were read before are freed. PostgreSQL raises what cannot be
     /// read.
     ///
     /// # Errors
-    /// For text that is not UTF-8; XX000 for what is no pointer to a stored value.
+    /// For text that is not UTF-8; XX000 for what is no pointer to a stored value; 25P01 outside of a transaction.
     pub fn read(&mut self, stored: impl Iterator<Item = Stored>) -> Result<Vec<&str>> {
+        xact::require()?;
+        self.0.take_if(|(of, _)| of.is_over());
         // SAFETY: the context lives until drop, and the texts in it until the next call, for which they
         // must have gone. A snapshot is what reading a stored value asks for; an ERROR in between resets
         // the stack of them.
         unsafe {
-            let context = *self.0.get_or_insert_with(|| {
-                pg_sys::AllocSetContextCreateInternal(
+            let (_, context) = *self.0.get_or_insert_with(|| {
+                let context = pg_sys::AllocSetContextCreateInternal(
                     pg_sys::TopTransactionContext,
                     c"pg_rowsync large values".as_ptr(),
                     pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
                     pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                     pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-                )
+                );
+                (Transaction::current(), context)
             });
             pg_sys::MemoryContextReset(context);
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
@@ -145,8 +149,10 @@ impl Drop for Inside {
 
 impl Drop for Values {
     fn drop(&mut self) {
-        if let Some(context) = self.0 {
-            // SAFETY: created by read(), deleted once; nothing else points into it.
+        if let Some((of, context)) = self.0
+            && !of.is_over()
+        {
+            // SAFETY: created by read() in this transaction, deleted once; nothing else points into it.
             unsafe { pg_sys::MemoryContextDelete(context) }
         }
     }

@@ -4,6 +4,7 @@
 use super::Oid;
 use super::context::Settings;
 use super::database::current;
+use super::xact;
 use pgrx::pg_sys;
 
 /// Takes the drain lock of a foreign server until the end of the transaction, without waiting.
@@ -27,7 +28,8 @@ pub fn try_enter(server: Oid) -> bool {
 /// Gives up what [`try_enter`] took.
 pub fn leave(server: Oid) {
     let (number, mode) = ENTER;
-    // SAFETY: a plain lock tag; the lock is held, else PostgreSQL warns.
+    xact::demand();
+    // SAFETY: a plain lock tag, in a transaction; the lock is held, else PostgreSQL warns.
     unsafe {
         pg_sys::LockRelease(&tag(server, number), mode as i32, false);
     }
@@ -48,7 +50,8 @@ const ENTER: Kind = (1, pg_sys::ShareLock);
 const CLOSE: Kind = (1, pg_sys::ExclusiveLock);
 
 fn acquire(server: Oid, (number, mode): Kind, only_try: bool) -> bool {
-    // SAFETY: a plain lock tag.
+    xact::demand();
+    // SAFETY: a plain lock tag; the transaction owns the lock.
     let got = unsafe { pg_sys::LockAcquire(&tag(server, number), mode as i32, false, only_try) };
     got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
 }

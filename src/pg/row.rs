@@ -5,6 +5,7 @@ use super::output;
 use super::plain::{Plain, Room};
 use super::text;
 use super::trigger::Slot;
+use super::xact;
 use crate::error::Result;
 use pgrx::pg_sys;
 
@@ -32,8 +33,10 @@ struct Column {
 }
 
 impl RowReader {
-    /// A reader of the given columns, in the given order. PostgreSQL raises what it cannot find.
+    /// A reader of the given columns, in the given order. PostgreSQL raises what it cannot find; 25P01 outside of a
+    /// transaction.
     pub fn new(attributes: &[Attribute]) -> Self {
+        xact::demand();
         // SAFETY: the context lives until drop; FmgrInfo is plain data whose extras live in it.
         unsafe {
             let context = pg_sys::AllocSetContextCreateInternal(

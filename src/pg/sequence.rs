@@ -7,6 +7,7 @@ use super::database::current;
 use super::lock::object_tag;
 use super::lookup;
 use super::spi::{self, Home, required};
+use super::xact;
 use crate::error::{Error, Result, SqlState};
 use crate::sql::quote::ident;
 use pgrx::{direct_function_call, pg_sys};
@@ -17,8 +18,9 @@ use pgrx::{direct_function_call, pg_sys};
 /// Whoever draws from the sequence must do so here: a lock keeps them apart, for a moment only.
 ///
 /// # Errors
-/// When there is no such sequence, or it has come to its end.
+/// When there is no such sequence, or it has come to its end; 25P01 outside of a transaction.
 pub fn draw(home: &Home, name: &str, count: i64) -> Result<i64> {
+    xact::require()?;
     let sequence = lookup::table(home, name)?;
     let _user = AsUser::switch(home.owner);
     let tag = object_tag(current(), pg_sys::RelationRelationId, sequence, NUMBER);

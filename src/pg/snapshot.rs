@@ -7,7 +7,7 @@
 //! and in which order changes are sent, and that order is kept by locks (ids are drawn under the row locks, see
 //! [`crate::queue`]), not by the isolation of transactions.
 
-use super::context;
+use super::{context, xact};
 use pgrx::pg_sys;
 
 /// What is committed now. One that is not released in the end is left to the transaction's abort.
@@ -15,9 +15,10 @@ pub struct Snapshot(pg_sys::Snapshot);
 
 impl Snapshot {
     /// To be taken when the tables that are read are locked: an older one sees nothing in a table that was rewritten
-    /// meanwhile.
+    /// meanwhile. Raises 25P01 outside of a transaction.
     pub fn latest() -> Self {
-        // SAFETY: in a transaction, in which tables are open.
+        xact::demand();
+        // SAFETY: in a transaction.
         Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
     }
 

@@ -2,6 +2,7 @@
 
 use super::interrupt::Hold;
 use super::turn::caught;
+use super::xact;
 use crate::error::Result;
 use pgrx::pg_sys;
 
@@ -13,8 +14,9 @@ use pgrx::pg_sys;
 /// there may wait for other sessions.
 ///
 /// # Errors
-/// What `body` returns, and everything that is raised.
+/// What `body` returns, and everything that is raised; 25P01 outside of a transaction.
 pub fn attempt<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    xact::require()?;
     let hold = Hold::new();
     // SAFETY: as the server's own languages do it (pl_exec.c): context and resource owner are those of the
     // caller before and after, so that nothing of the caller's goes with the subtransaction. Where even

@@ -6,6 +6,7 @@
 //! over it again.
 
 use super::compat;
+use super::xact::{self, Transaction};
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
 
@@ -15,11 +16,16 @@ const CHUNK: usize = 1 << 20;
 /// See the module's head. Belongs to the top transaction, so it outlasts a subtransaction's abort.
 /// Dropping it does nothing: an abort closes the file by itself; whoever commits must call
 /// [`TempFile::close`].
-pub struct TempFile(pg_sys::File);
+pub struct TempFile {
+    file: pg_sys::File,
+    /// With its end the file is closed, and its number may be that of another.
+    of: Transaction,
+}
 
 impl TempFile {
-    /// An empty file. PostgreSQL raises what goes wrong.
+    /// An empty file. PostgreSQL raises what goes wrong; 25P01 outside of a transaction.
     pub fn create() -> Self {
+        xact::demand();
         // SAFETY: inside a transaction; the owner is put back, and an ERROR in between resets it.
         unsafe {
             pg_sys::PrepareTempTablespaces();
@@ -27,7 +33,7 @@ impl TempFile {
             pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
             let file = pg_sys::OpenTemporaryFile(false);
             pg_sys::CurrentResourceOwner = owner;
-            Self(file)
+            Self { file, of: Transaction::current() }
         }
     }
 
@@ -36,9 +42,10 @@ impl TempFile {
     /// # Errors
     /// 53100 when the disk is full, or what else the system says.
     pub fn write_at(&self, mut position: u64, bytes: &[u8]) -> Result<()> {
+        self.check()?;
         for chunk in bytes.chunks(CHUNK) {
             // SAFETY: an open file; a chunk's length fits an int.
-            let written = unsafe { compat::file_write(self.0, chunk, position as i64) };
+            let written = unsafe { compat::file_write(self.file, chunk, position as i64) };
             if written != chunk.len() as i64 {
                 return Err(failed("write to", written));
             }
@@ -52,10 +59,11 @@ impl TempFile {
     /// # Errors
     /// When the file ends before, or what the system says.
     pub fn read_at(&self, mut position: u64, buffer: &mut [u8]) -> Result<()> {
+        self.check()?;
         for chunk in buffer.chunks_mut(CHUNK) {
             let wanted = chunk.len() as i64;
             // SAFETY: an open file; a chunk's length fits an int.
-            let read = unsafe { compat::file_read(self.0, chunk, position as i64) };
+            let read = unsafe { compat::file_read(self.file, chunk, position as i64) };
             if read != wanted {
                 return Err(failed("read from", read));
             }
@@ -66,8 +74,17 @@ impl TempFile {
 
     /// Closes and removes the file.
     pub fn close(self) {
-        // SAFETY: open, and not used any more.
-        unsafe { pg_sys::FileClose(self.0) }
+        if self.check().is_ok() {
+            // SAFETY: open, and not used any more.
+            unsafe { pg_sys::FileClose(self.file) }
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.of.is_over() {
+            true => Err(Error::internal("temporary file of a transaction that is over")),
+            false => Ok(()),
+        }
     }
 }
 

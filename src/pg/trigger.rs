@@ -238,19 +238,32 @@ impl<'call> Event<'call> {
     }
 
     /// The row that was inserted, deleted, or is about to be replaced.
-    pub fn row(&self) -> Slot<'call> {
+    ///
+    /// # Errors
+    /// XX000 for an event without one.
+    pub fn row(&self) -> Result<Slot<'call>> {
         let data = self.data();
         self.slot(data.tg_trigslot, data.tg_trigtuple)
     }
 
     /// The row after an UPDATE.
-    pub fn new_row(&self) -> Slot<'call> {
+    ///
+    /// # Errors
+    /// XX000 for another event.
+    pub fn new_row(&self) -> Result<Slot<'call>> {
         let data = self.data();
         self.slot(data.tg_newslot, data.tg_newtuple)
     }
 
-    fn slot(&self, slot: *mut pg_sys::TupleTableSlot, tuple: pg_sys::HeapTuple) -> Slot<'call> {
-        Slot { slot, tuple, memory: self.memory, _call: PhantomData }
+    fn slot(
+        &self,
+        slot: *mut pg_sys::TupleTableSlot,
+        tuple: pg_sys::HeapTuple,
+    ) -> Result<Slot<'call>> {
+        if slot.is_null() || tuple.is_null() {
+            return Err(Error::internal("the event has no such row"));
+        }
+        Ok(Slot { slot, tuple, memory: self.memory, _call: PhantomData })
     }
 }
 
@@ -303,11 +316,16 @@ impl<'call> Slot<'call> {
         }
     }
 
-    /// Number of the command that wrote this row, in its transaction. Only for rows that the
-    /// current transaction wrote.
-    pub fn command(&self) -> u32 {
+    /// Number of the command that wrote this row, in its transaction.
+    ///
+    /// # Errors
+    /// XX000 for a row that the current transaction has not written.
+    pub fn command(&self) -> Result<u32> {
+        if !self.is_own() {
+            return Err(Error::internal("the row was written by another transaction"));
+        }
         // SAFETY: the tuple is valid for the call and was written by this transaction, which is
         // what HeapTupleHeaderGetCmin asks for.
-        unsafe { pg_sys::HeapTupleHeaderGetCmin((*self.tuple).t_data) }
+        Ok(unsafe { pg_sys::HeapTupleHeaderGetCmin((*self.tuple).t_data) })
     }
 }

@@ -4,7 +4,7 @@
 //! ABORT event takes the whole server down, so the handlers of those return nothing and must not
 //! fail; pre-commit handlers may.
 
-use super::report;
+use super::{compat, report};
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
@@ -29,8 +29,12 @@ pub struct Handlers {
 /// Whether a transaction is in progress, so that catalogs may be read: a look-up outside of one is no ERROR
 /// but the end of the process, and with it of every session of the cluster.
 pub fn in_progress() -> bool {
+    // Not pg_sys's guarded one: asked often, and it raises nothing.
+    unsafe extern "C-unwind" {
+        fn IsTransactionState() -> bool;
+    }
     // SAFETY: plain read of transaction state.
-    unsafe { pg_sys::IsTransactionState() }
+    unsafe { IsTransactionState() }
 }
 
 /// Refuses what reads catalogs or tables outside of a transaction.
@@ -44,6 +48,27 @@ pub fn require() -> Result<()> {
             SqlState::NO_TRANSACTION,
             "tables cannot be read outside of a transaction",
         )),
+    }
+}
+
+/// The same for functions that give no [`Result`]: raises 25P01.
+pub(super) fn demand() {
+    report::or_raise(require());
+}
+
+/// A transaction of this process, for what must not be used any more when that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Transaction(u32);
+
+impl Transaction {
+    /// The one that is in progress.
+    pub fn current() -> Self {
+        Self(compat::local_transaction())
+    }
+
+    /// Whether it is not the one that is in progress.
+    pub fn is_over(self) -> bool {
+        self != Self::current()
     }
 }
 
