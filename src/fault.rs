@@ -24,8 +24,6 @@ pub(crate) use fault_point;
 
 #[cfg(all(test, not(feature = "faults")))]
 mod tests {
-    use super::fault_point;
-
     /// Another module of the name: where there are both, neither can be named.
     mod others {
         pub mod fault {

@@ -10,6 +10,10 @@ use pgrx::pg_sys;
 /// rolls back what it has done and is returned; what raises nothing is kept. Also in a pre-commit
 /// callback, where PostgreSQL still begins subtransactions.
 ///
+/// There are two of them, one in the other: PostgreSQL rolls back a subtransaction of its own making only where the
+/// transaction around it goes on, and one that a COMMIT is about to end does not. The one around it, which does nothing,
+/// does.
+///
 /// Interrupts are held: what was asked for from outside must be no failure of the body. So nothing in
 /// there may wait for other sessions.
 ///
@@ -26,16 +30,21 @@ pub fn attempt<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         let level = pg_sys::GetCurrentTransactionNestLevel();
         let result = caught(|| {
             pg_sys::BeginInternalSubTransaction(std::ptr::null());
+            pg_sys::BeginInternalSubTransaction(std::ptr::null());
             pg_sys::CurrentMemoryContext = context;
             let result = body();
             if result.is_ok() {
+                pg_sys::ReleaseCurrentSubTransaction();
                 pg_sys::ReleaseCurrentSubTransaction();
             }
             result
         });
         if result.is_err() {
             hold.renew();
-            if pg_sys::GetCurrentTransactionNestLevel() > level {
+            if pg_sys::GetCurrentTransactionNestLevel() > level + 1 {
+                pg_sys::RollbackAndReleaseCurrentSubTransaction();
+                pg_sys::ReleaseCurrentSubTransaction();
+            } else if pg_sys::GetCurrentTransactionNestLevel() > level {
                 pg_sys::RollbackAndReleaseCurrentSubTransaction();
             }
         }
