@@ -105,6 +105,10 @@ pub struct Route {
     pub truncate_children: bool,
     /// The `application_name` these changes must carry on the server, where the trigger names one.
     pub application_name: Option<String>,
+    /// Tables whose deleted rows, or changed keys, take rows of this one with them: here, and there before the
+    /// change of such a row arrives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cascades_from: Vec<Relation>,
     /// How they came here, where they come from another node.
     #[serde(default, skip_serializing_if = "Path::is_empty")]
     pub path: Path,

@@ -372,6 +372,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
                 .as_ref()
                 .is_none_or(|own| table.key.iter().all(|name| own.contains(name))),
         truncate_children: table.partitioned,
+        cascades_from: table.cascades_from.clone(),
         application_name: options.application_name.clone(),
         path: Path::default(),
     })

@@ -155,6 +155,7 @@ mod tests {
             truncate_children: false,
             application_name: None,
             path: Path::default(),
+            cascades_from: Vec::new(),
         }
     }
 

@@ -45,6 +45,8 @@ pub struct Table {
     pub key: Vec<String>,
     /// The key's constraint is deferrable: for a while two rows may hold the same key.
     pub key_deferrable: bool,
+    /// Tables, and their partitions, that foreign keys of this one refer to with CASCADE.
+    pub cascades_from: Vec<Relation>,
 }
 
 impl Table {
@@ -100,6 +102,7 @@ impl Table {
             oid: table,
             epoch,
             columns: Self::columns(home, &args)?,
+            cascades_from: Self::cascades_from(home, &args)?,
             key_deferrable: immediate.contains(&false),
             key,
             partitioned: kind == "p",
@@ -206,6 +209,25 @@ impl Table {
                 collated: required(&mut row, 10)? == "t",
             })
         })
+        .collect()
+    }
+
+    fn cascades_from(home: &Home, args: &[Option<&str>]) -> Result<Vec<Relation>> {
+        spi::read(
+            home,
+            "SELECT DISTINCT n.nspname, c.relname FROM pg_catalog.pg_constraint f \
+             CROSS JOIN LATERAL (SELECT f.confrelid UNION SELECT p.relid::pg_catalog.oid \
+               FROM pg_catalog.pg_partition_tree(f.confrelid::pg_catalog.regclass) p) AS t(id) \
+             JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.id \
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+             WHERE f.conrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+               AND f.contype OPERATOR(pg_catalog.=) 'f' \
+               AND (f.confdeltype OPERATOR(pg_catalog.=) 'c' OR f.confupdtype OPERATOR(pg_catalog.=) 'c') \
+             ORDER BY 1, 2",
+            args,
+        )?
+        .into_iter()
+        .map(|mut row| Ok(Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? }))
         .collect()
     }
 

@@ -434,6 +434,7 @@ mod tests {
             key_exact: true,
             policy,
             truncate_children: false,
+            cascades_from: Vec::new(),
             application_name: None,
             path: Default::default(),
         }

@@ -182,17 +182,19 @@ impl<S> Changes<S> {
     }
 
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
-        // Where no ON CONFLICT can be, nothing tells that there is a unique index: the rows are looked for.
-        batch.optimistic =
-            self.optimistic && !(batch.kind == Kind::Insert && batch.route.key_deferrable);
+        // Where no ON CONFLICT can be, nothing tells that there is a unique index: the rows are looked for. Rows that a
+        // cascade has taken are not as expected.
+        batch.optimistic = self.optimistic
+            && !batch.after_cascade
+            && !(batch.kind == Kind::Insert && batch.route.key_deferrable);
         let asks = sql::needs_key(&batch) && !self.asked.contains(&batch.route);
         if asks {
             self.asked.push(batch.route.clone());
         }
-        let route = batch.route.clone();
+        let (route, after_cascade) = (batch.route.clone(), batch.after_cascade);
         // Where another process may serve the next transaction, a name means nothing.
         let named = session.peer.keeps_session().then(|| session.prepared.name_for(&batch));
-        let about_rows = match named.flatten() {
+        let mut about_rows: Vec<Statement> = match named.flatten() {
             Some((prepare, name)) => {
                 prepare.into_iter().chain([lasting::execute(batch, &name)]).collect()
             }
@@ -201,6 +203,11 @@ impl<S> Changes<S> {
             }
             None => sql::of_batch(batch, session.home()),
         };
+        if after_cascade {
+            for statement in &mut about_rows {
+                statement.conflicts = std::mem::take(&mut statement.conflicts).after_cascade();
+            }
+        }
         if let Some([begin, commit]) = self.block.take()
             && (session.peer.must_introduce()
                 || about_rows.iter().filter(|one| one.is_executed()).count() > 1

@@ -40,6 +40,8 @@ pub struct Planner {
     binary: bool,
     /// Targets whose keys are checked with each row, though those here are deferrable.
     in_waves: InWaves,
+    /// Tables whose rows were deleted or moved by batches that are closed.
+    vanished: HashSet<Relation>,
 }
 
 /// Whose rows move in waves, though the key is deferrable here.
@@ -79,6 +81,7 @@ impl Default for Planner {
             limit: MAX_ROWS,
             binary: false,
             in_waves: InWaves::None,
+            vanished: HashSet::new(),
         }
     }
 }
@@ -154,6 +157,11 @@ impl Planner {
 
     fn append(&mut self, route: &Rc<Route>, kind: Kind, change: &Change<&str>) {
         let key = key_hash(&change.old_key(route));
+        // What one statement does it does before cascades.
+        let follows = |vanished: &HashSet<Relation>| {
+            route.cascades_from.iter().any(|table| vanished.contains(table))
+        };
+        let joins_those = follows(&self.vanished);
         let joins = self.open.as_ref().is_some_and(|open| match kind {
             Kind::Truncate => open.kind == Kind::Truncate,
             _ => {
@@ -162,6 +170,7 @@ impl Planner {
                     && open.rows < self.most_rows
                     && open.bytes() < MAX_BYTES
                     && open.unchanged == change.unchanged
+                    && open.after_cascade == joins_those
                     && !self.keys.contains(&key)
             }
         });
@@ -172,7 +181,12 @@ impl Planner {
             self.close();
         }
         self.keys.insert(key);
+        let begins = self.open.is_none();
+        let after_cascade = follows(&self.vanished);
         let batch = self.add(route, kind, change);
+        if begins {
+            batch.after_cascade = after_cascade;
+        }
         if kind == Kind::Truncate {
             batch.truncated.push(route.clone());
         }
@@ -191,6 +205,12 @@ impl Planner {
 
     fn close(&mut self) {
         self.keys.clear();
+        if let Some(batch) = &self.open
+            && matches!(batch.kind, Kind::Delete | Kind::Move)
+            && !self.vanished.contains(&batch.route.source)
+        {
+            self.vanished.insert(batch.route.source.clone());
+        }
         self.ready.extend(self.open.take());
     }
 
@@ -315,6 +335,7 @@ mod tests {
             key_exact: true,
             policy: Policy::Overwrite,
             truncate_children: false,
+            cascades_from: Vec::new(),
             application_name: None,
             path: Default::default(),
         })
@@ -407,6 +428,24 @@ mod tests {
         ]);
         let keys: Vec<&str> = batches.iter().map(|(_, k)| k.as_str()).collect();
         assert_eq!(keys, [r#"{"1","2"}"#, r#"{"1"}"#, r#"{"1","2"}"#]);
+    }
+
+    #[test]
+    fn rows_that_go_with_those_of_another_table_are_known_to_do_so() {
+        let parent = route();
+        let name = Relation { schema: "l".into(), table: "c".into() };
+        let cascades_from = vec![parent.source.clone()];
+        let child = Rc::new(Route { source: name, cascades_from, ..(*parent).clone() });
+        let mut planner = Planner::default();
+        for (route, change) in
+            [(&child, delete("1")), (&parent, delete("1")), (&child, delete("2"))]
+        {
+            planner.push(route, &change).expect("unambiguous");
+        }
+        planner.finish();
+        let after: Vec<bool> =
+            std::iter::from_fn(|| planner.pop()).map(|b| b.after_cascade).collect();
+        assert_eq!(after, [false, false, true]);
     }
 
     #[test]

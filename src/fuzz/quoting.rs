@@ -124,6 +124,7 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
         key_exact: true,
         policy: shape.policy,
         truncate_children,
+        cascades_from: Vec::new(),
         application_name: None,
         path: Default::default(),
     });

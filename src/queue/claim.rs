@@ -414,6 +414,7 @@ mod tests {
             key_exact: true,
             policy: Policy::Overwrite,
             truncate_children: false,
+            cascades_from: Vec::new(),
             application_name: None,
             path: Default::default(),
         })

@@ -115,6 +115,7 @@ mod tests {
             key_exact,
             policy: Policy::Overwrite,
             truncate_children: false,
+            cascades_from: Vec::new(),
             application_name: None,
             path: Default::default(),
         }

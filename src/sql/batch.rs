@@ -107,6 +107,8 @@ pub struct Batch {
     /// Under [`Policy::Overwrite`]: take it that the remote is as the change expects, and fail if it is
     /// not. Cheaper by half than an upsert; whoever sends it must be ready to send the other.
     pub optimistic: bool,
+    /// A cascade may have done there already what its changes do.
+    pub after_cascade: bool,
     /// TRUNCATE: the routes of all tables truncated together.
     pub truncated: Vec<Rc<Route>>,
 }
@@ -132,6 +134,7 @@ impl Batch {
             single: None,
             unchanged: Vec::new(),
             optimistic: false,
+            after_cascade: false,
             truncated: Vec::new(),
             route,
             kind,

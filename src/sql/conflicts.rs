@@ -20,6 +20,8 @@ pub enum Conflicts {
     Never,
     /// A row for each.
     Told(Rc<Route>),
+    /// A row for each; those of rows that a cascade there has deleted, or moved, before are none.
+    ToldAfterCascade(Rc<Route>),
     /// This one, if whether any row was affected is as said.
     Single(Rc<Route>, Box<Conflict>, bool),
 }
@@ -34,7 +36,21 @@ impl Conflicts {
                 row.and_then(read).into_iter().for_each(|conflict| tally.add(route, conflict));
                 true
             }
+            Self::ToldAfterCascade(route) => {
+                let conflict = row.and_then(read).filter(|conflict| !is_by_cascade(conflict.kind));
+                conflict.into_iter().for_each(|conflict| tally.add(route, conflict));
+                true
+            }
             Self::Single(..) => true,
+        }
+    }
+
+    /// The same of a statement whose rows a cascade may have deleted or moved there before.
+    pub fn after_cascade(self) -> Self {
+        match self {
+            Self::Told(route) => Self::ToldAfterCascade(route),
+            Self::Single(_, conflict, _) if is_by_cascade(conflict.kind) => Self::Never,
+            other => other,
         }
     }
 
@@ -46,6 +62,11 @@ impl Conflicts {
             tally.add(route, (**conflict).clone());
         }
     }
+}
+
+/// Whether a conflict is what a change finds that a cascade has made there already.
+fn is_by_cascade(kind: Met) -> bool {
+    matches!(kind, Met::DeleteMissing | Met::UpdateMissing | Met::UpdateExists)
 }
 
 /// A conflict from an answer.
@@ -171,6 +192,12 @@ mod tests {
             assert!(told.take_row(row, &mut tally));
             assert!(!Conflicts::Never.take_row(row, &mut tally));
         }
+        // The row that is missing after a cascade is not.
+        let (mut quiet, after) = (Tally::default(), told.clone().after_cascade());
+        assert!(after.take_row(Some(answer), &mut quiet));
+        let other = answer.replace("update_missing", "update_origin_differs");
+        assert!(after.take_row(Some(&other), &mut quiet) && quiet.total() == 1);
+        assert_eq!(single.after_cascade(), Conflicts::Never);
         let kinds: Vec<Met> = tally.details().map(|(_, conflict)| conflict.kind).collect();
         assert_eq!(kinds, [Met::DeleteMissing, Met::UpdateMissing]);
         assert_eq!(tally.total(), 2);

@@ -34,6 +34,7 @@ pub fn route(policy: Policy) -> Rc<Route> {
         key_exact: true,
         policy,
         truncate_children: false,
+        cascades_from: Vec::new(),
         application_name: None,
         path: Default::default(),
     })
@@ -155,7 +156,7 @@ fn told(policy: Policy, change: &Change<&str>, plain: bool, optimistic: bool) ->
     batch.push(change);
     let name = |conflicts| match conflicts {
         Conflicts::Never => "never",
-        Conflicts::Told(_) => "rows",
+        Conflicts::Told(_) | Conflicts::ToldAfterCascade(_) => "rows",
         Conflicts::Single(..) => "tag",
     };
     of_batch(batch, None).into_iter().map(|s| name(s.conflicts)).collect()

@@ -10,6 +10,7 @@ mod backlog;
 mod bad_input;
 mod binary;
 mod busy_records;
+mod cascades;
 mod circles;
 mod columns;
 mod common;
