@@ -260,9 +260,10 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     for Queued { set, reason, lost, behind } in queued {
         queue::enqueue(set, reason.as_ref(), behind)?;
         if let Some(reason) = reason.filter(Error::is_about_owner) {
-            let Account { server_name, owner, .. } = &set.account;
+            let Account { server, server_name, owner, .. } = &set.account;
             let _writable = context::Writable::new();
-            lanes::note_refused(&set.home, server_name, &owner.to_u32().to_string(), &reason)?;
+            let (server, owner) = ((*server, &**server_name), owner.to_u32().to_string());
+            lanes::note_refused(&set.home, server, &owner, &reason)?;
         }
         if let Some(lost) = lost {
             queue::remember_lost(set, &lost)?;

@@ -42,12 +42,19 @@ pub fn close(server: Oid) {
     acquire(server, CLOSE, false);
 }
 
+/// Takes the right to note that an owner of this server's records cannot be served, until the end of the
+/// transaction, without waiting. False when another session has it.
+pub fn try_note(server: Oid) -> bool {
+    acquire(server, NOTE, true)
+}
+
 /// Which of a server's locks, and how.
 type Kind = (u16, u32);
 
 const DRAIN: Kind = (0, pg_sys::ShareUpdateExclusiveLock);
 const ENTER: Kind = (1, pg_sys::ShareLock);
 const CLOSE: Kind = (1, pg_sys::ExclusiveLock);
+const NOTE: Kind = (2, pg_sys::ExclusiveLock);
 
 fn acquire(server: Oid, (number, mode): Kind, only_try: bool) -> bool {
     xact::demand();

@@ -9,12 +9,13 @@
 //! again.
 
 use super::aside;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::guc;
-use crate::pg::Oid;
 use crate::pg::lookup::{Is, Status, View};
 use crate::pg::spi::{self, Home, required};
+use crate::pg::subtransaction::attempt;
 use crate::pg::text::tellable;
+use crate::pg::{Oid, lock};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::time::Duration;
 
@@ -300,19 +301,30 @@ pub fn set_apart(home: &Home, server_name: &str, owner: &str, reason: &Error) ->
 }
 
 /// A commit found that an owner cannot be served: unless that is known, its lane is apart from now on, and
-/// nobody waits for what the commit queues. Waits for no one who has known it before.
+/// nobody waits for what the commit queues. Waits for no one: whoever else finds the same at that moment leaves it to the
+/// first.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn note_refused(home: &Home, server_name: &str, owner: &str, reason: &Error) -> Result<()> {
+pub fn note_refused(
+    home: &Home,
+    (server, server_name): (Oid, &str),
+    owner: &str,
+    reason: &Error,
+) -> Result<()> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_owner_state WHERE dst_server OPERATOR(pg_catalog.=) $1 \
          AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid",
         ident(&home.schema)
     );
-    match spi::read(home, &sql, &[Some(server_name), Some(owner)])?.is_empty() {
-        true => set_apart(home, server_name, owner, reason),
-        false => Ok(()),
+    let is_known = !spi::read(home, &sql, &[Some(server_name), Some(owner)])?.is_empty();
+    if is_known || !lock::try_note(server) {
+        return Ok(());
+    }
+    match attempt(|| set_apart(home, server_name, owner, reason)) {
+        // Noted by a transaction that the snapshot of this one does not see.
+        Err(error) if error.sqlstate() == SqlState::SERIALIZATION_FAILURE => Ok(()),
+        result => result,
     }
 }
 
