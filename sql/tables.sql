@@ -34,6 +34,11 @@ CREATE TABLE @extschema@.sync_queue (
     times_aside integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz
 );
+-- Not rolled back with a drain: what it was about to commit on a server is known to the next one. Not of a
+-- dump, which was not taken between the two commits.
+CREATE SEQUENCE @extschema@.sync_replay_seq;
+COMMENT ON SEQUENCE @extschema@.sync_replay_seq IS
+    'last record of sync_queue that a drain was about to commit on its server';
 COMMENT ON TABLE @extschema@.sync_queue IS 'changes not yet delivered; see the view sync_err_rec';
 COMMENT ON COLUMN @extschema@.sync_queue.status IS
     'pending; failed: set aside; waiting: behind the record that waits_for names';

@@ -227,8 +227,9 @@ impl<S: AsRef<str>> Stamp<S> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change<S> {
     pub op: Op,
-    /// Number of the local command within its transaction: rows that one command moves to other
-    /// keys move at once, those of different commands one after the other.
+    /// Number of the local command within its transaction, 0 for TRUNCATE: rows that one command moves
+    /// to other keys move at once, those of different commands one after the other; and what one
+    /// command writes may be true only together.
     pub command: u32,
     /// DELETE: the key. UPDATE that changes the key: the old key. Otherwise empty.
     pub key: Vec<Option<S>>,

@@ -1,8 +1,8 @@
 //! From a change set to the servers, at commit.
 //!
 //! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys, `truncations` what empties
-//! tables), `feed` turns them
-//! into statements, `link` carries them over one connection, `answers` holds what comes back against
+//! tables), `whole` puts together what is true only together, `feed` turns them into statements, `link` carries
+//! them over one connection, `answers` holds what comes back against
 //! what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
 //! transaction. `endpoint`, `standing` and `session` own where to connect, what for the server account
 //! may be used, and the connections that are kept, with what was `prepared` over them.
@@ -23,3 +23,4 @@ pub mod standing;
 pub mod truncations;
 pub mod trust;
 pub mod waves;
+pub mod whole;

@@ -318,6 +318,8 @@ struct Work {
     flushed: bool,
     /// The conflicts of records that were set aside.
     set_aside: Tally,
+    /// See [`Trial::noted_until`].
+    noted: i64,
 }
 
 /// Whether the remote transaction is new or that of an earlier call in the local one.
@@ -551,16 +553,17 @@ impl<'h> Drain<'h> {
             Ok(link) => link,
             Err(error) => return stopped(error),
         };
-        let Account { owner, server, .. } = link.endpoint().account;
+        let server = link.endpoint().account.server;
         let replay = Replay::new(link, !first);
         let served = Served::default();
         let (applied, retried, set_aside) = (Vec::new(), Vec::new(), Tally::default());
-        let mut work = Work { replay, served, applied, retried, flushed: false, set_aside };
+        let (flushed, noted) = (false, 0);
+        let mut work = Work { replay, served, applied, retried, flushed, set_aside, noted };
         let bound = if lane.apart.is_some() { i64::MAX } else { self.bound };
         let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
         let bound = limits.map(|(_, last)| *last).fold(bound, i64::min);
-        self.apply(owner, bound, others, &mut work)?;
-        let Work { mut replay, mut served, applied, retried, flushed, set_aside } = work;
+        self.apply(lane, bound, others, &mut work)?;
+        let Work { mut replay, mut served, applied, retried, flushed, set_aside, noted } = work;
         let (home, changes) = (self.home.clone(), served.changes);
         let held_back = replay.held_back();
         loops::not_sent(server, &self.server_name, held_back);
@@ -570,6 +573,9 @@ impl<'h> Drain<'h> {
             Some(link) if first && changes == 0 => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
+                if let Some(last) = applied.iter().max().filter(|last| **last > noted) {
+                    batch::note_replay(self.home, *last)?;
+                }
                 queue::remove(self.home, &applied)?;
                 fault_point!(Removed);
                 let session =
@@ -595,21 +601,30 @@ impl<'h> Drain<'h> {
 
     /// Batch by batch. Records that were applied stay in the queue until the connection is seen to
     /// have lived through it all.
-    fn apply(&self, owner: Oid, bound: i64, others: bool, work: &mut Work) -> Result<()> {
-        let name = &self.server_name;
+    fn apply(&self, lane: &Lane, bound: i64, others: bool, work: &mut Work) -> Result<()> {
+        let (name, owner) = (&self.server_name, oid(&lane.owner)?);
         let mut left = self.limit;
         // Known before any is set aside here.
         let mut again = match self.with_failed {
             true => aside::oldest(self.home, name, owner, MAX_ASIDE)?,
             false => Vec::new(),
         };
+        let (first, last) = lane.pending.unwrap_or((i64::MAX, 0));
+        let noted = batch::noted_replay(self.home)?.filter(|noted| *noted >= first);
         let mut trial = Trial {
+            maybe_until: noted.unwrap_or_default(),
             isolates: self.failures >= PATIENT_TRIES,
             beside_others: others,
             may_pass: aside::until_next_attempt(self.home, name)?.is_some()
                 || lanes::any_apart(self.home, name)?,
             ..Trial::default()
         };
+        // Else it is that of another lane, and what it hides of this one is not known.
+        if let Some(noted) = noted.filter(|noted| *noted <= last)
+            && queue::is_pending(self.home, noted)?
+        {
+            trial.replayed_until = Some(noted);
+        }
         if !others {
             let due = aside::due(self.home, name, owner, self.with_failed, MAX_ASIDE)?;
             aside::retry(self.home, name, &due)?;
@@ -644,6 +659,7 @@ impl<'h> Drain<'h> {
             let budget = MAX_ASIDE - work.served.aside.len();
             let mut batch = Batch::new(self.home, name, owner, units, budget, &mut trial)?;
             batch.apply(&mut work.replay, &mut claims, left.min(at_once))?;
+            let noted = batch.noted();
             let outcome = batch.settle()?;
             fault_point!(Applied);
             work.served.changes += outcome.applied.len() as u64;
@@ -652,6 +668,7 @@ impl<'h> Drain<'h> {
             work.set_aside.merge(outcome.conflicts);
             work.served.stop = outcome.stop;
             work.served.deferred = outcome.deferred;
+            work.noted = noted;
             if outcome.deferred {
                 break;
             }

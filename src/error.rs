@@ -44,6 +44,8 @@ impl SqlState {
     pub const UNDEFINED_FUNCTION: Self = Self::new("42883");
     pub const UNDEFINED_OBJECT: Self = Self::new("42704");
     pub const WRONG_OBJECT_TYPE: Self = Self::new("42809");
+    pub const EXCLUSION_VIOLATION: Self = Self::new("23P01");
+    pub const RESTRICT_VIOLATION: Self = Self::new("23001");
     pub const UNIQUE_VIOLATION: Self = Self::new("23505");
     pub const UNDEFINED_TABLE: Self = Self::new("42P01");
     pub const INTERNAL: Self = Self::new("XX000");
@@ -347,6 +349,18 @@ impl Error {
             }
             _ => false,
         }
+    }
+
+    /// Whether a constraint was violated that looks at other rows, too: it may hold once these are
+    /// written, or have left, in the same statement.
+    pub fn is_about_others(&self) -> bool {
+        let states = [
+            SqlState::FOREIGN_KEY_VIOLATION,
+            SqlState::UNIQUE_VIOLATION,
+            SqlState::EXCLUSION_VIOLATION,
+            SqlState::RESTRICT_VIOLATION,
+        ];
+        matches!(self, Self::Remote(e) if states.contains(&e.sqlstate))
     }
 
     /// Whether what fails is the whole table and not one row of it.

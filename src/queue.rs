@@ -49,6 +49,7 @@ pub enum Standing {
 
 const PENDING: Place = Place { table: "sync_queue", column: 2, status: Status::Pending };
 const ASIDE: Place = Place { table: "sync_queue", column: 2, status: Status::NotPending };
+const RECORD: Place = Place { table: "sync_queue", column: 1, status: Status::Pending };
 const LOST: Place = Place { table: "sync_lost_session", column: 2, status: Status::Any };
 
 /// What the queue has for a server.
@@ -123,6 +124,14 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
         (false, true) => Way::Free,
         (false, false) => Way::Blocked(blockers),
     })
+}
+
+/// Whether there is a pending record with this id.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn is_pending(home: &Home, id: i64) -> Result<bool> {
+    lookup::has_id(home, &RECORD, id)
 }
 
 /// Sees to it that changes can be queued until the end of the transaction without a wait for who alters or locks

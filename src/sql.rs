@@ -4,10 +4,12 @@
 pub mod batch;
 pub mod binary;
 mod conflicts;
+mod joined;
 pub mod lasting;
 pub mod literal;
 mod newest;
 pub mod quote;
+mod reached;
 mod session;
 mod statement;
 #[cfg(test)]
@@ -18,8 +20,10 @@ mod values;
 
 pub use batch::{Batch, Kind};
 pub use conflicts::{Conflicts, conflict_of};
+pub use joined::joined;
 pub use literal::look_for;
 pub use newest::RACE_MARK;
+pub use reached::reached;
 pub use session::{
     AS_LOGGED_IN, HOME, Introduce, NODE, SESSION_MARK, end_session, introduce, micros, named,
     on_path, own_schemas, with_type_schemas,

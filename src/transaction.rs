@@ -56,6 +56,8 @@ thread_local! {
     /// Sessions are to be woken once the transaction has committed.
     static NUDGE: Cell<bool> = const { Cell::new(false) };
     static WORK: RefCell<Work> = RefCell::default();
+    /// The last record that a drain of this session has applied, while no server was told to commit one.
+    static UNCOMMITTED: Cell<Option<i64>> = const { Cell::new(None) };
 }
 
 /// Makes sure that the ends of transactions are heard of. Called before anything is put here.
@@ -138,6 +140,21 @@ pub fn was_superseded(trigger: Oid, stored: u64) -> bool {
 pub fn note_drain() {
     listen();
     WORK.with_borrow_mut(|work| work.has_drained = true);
+}
+
+/// Remembers that a drain is about to apply records up to this one.
+pub fn note_replay(last: i64) {
+    UNCOMMITTED.set(UNCOMMITTED.get().max(Some(last)));
+}
+
+/// Whether this session has noted the record, and knows that it was not committed.
+pub fn has_not_committed(last: i64) -> bool {
+    UNCOMMITTED.get() == Some(last)
+}
+
+/// Servers are told to commit what was drained: from now on it may have been.
+pub fn commits_drains() {
+    UNCOMMITTED.set(None);
 }
 
 /// Takes out everything; the transaction is about to end.

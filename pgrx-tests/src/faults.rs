@@ -11,4 +11,5 @@ pub mod points;
 pub mod rig;
 pub mod rounds;
 pub mod verdict;
+pub mod whole;
 pub mod workload;

@@ -81,7 +81,8 @@ fn inserted<'call>(
 fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
     let (key, version) = read_key(descriptor, event.row()?)?;
     let gone = gone(descriptor, event, version, true)?;
-    Ok(Change { key, gone, ..change(Op::Delete, 0, Vec::new()) })
+    let command = event.row()?.ending_command()?;
+    Ok(Change { key, gone, ..change(Op::Delete, command, Vec::new()) })
 }
 
 fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captured<'call>> {

@@ -17,6 +17,7 @@ use super::link::{Ending, Link};
 use super::lost;
 use super::session;
 use super::trust::{self, Trust, feed_of, first_trust, met_itself, was_betrayed};
+use super::whole::Span;
 use crate::capture::change_set::ChangeSet;
 use crate::change::Relation;
 use crate::conflict::Tally;
@@ -292,7 +293,9 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     }
     // Both are asked: each forgets what it finds to be wrong.
     let again = was_betrayed(set, link, trust) | link.was_outdated();
-    if !interrupted && again {
+    // What is tried as a whole takes nothing for granted either.
+    let as_whole = may_hold_as_whole(set, link) && !link.result().is_err_and(is_taken);
+    if !interrupted && again && !as_whole {
         // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
         let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
         let feed = feed_of(set, link, Trust::Nothing).between(open, &[]);
@@ -312,6 +315,14 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         let feed = feed_of(set, link, Trust::NotKeys).between(open, &[]);
         link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
         interrupted = finish(std::slice::from_mut(link))?;
+    }
+    for span in [Span::Command, Span::All] {
+        if !interrupted && may_hold_as_whole(set, link) {
+            let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
+            let feed = feed_of(set, link, Trust::Nothing).whole(Some(span)).between(open, &[]);
+            link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
+            interrupted = finish(std::slice::from_mut(link))?;
+        }
     }
     if link.result().is_ok()
         && let Some(session) = link.session()
@@ -337,6 +348,16 @@ fn move_in_waves(link: &mut Link<'_>, targets: Vec<Relation>) {
     {
         session.moves_in_waves.extend(targets);
     }
+}
+
+/// Whether a row was there already.
+fn is_taken(error: Error) -> bool {
+    error.sqlstate() == SqlState::UNIQUE_VIOLATION
+}
+
+/// Whether what was refused, one batch after the other, may be true if it is written at once.
+fn may_hold_as_whole(set: &ChangeSet, link: &Link<'_>) -> bool {
+    set.len() > 1 && link.result().is_err_and(|error| error.is_about_others())
 }
 
 /// Applies and commits in one exchange; says whether that was asked to cancel.
@@ -493,6 +514,16 @@ fn in_two_steps<'s>(
         }
     }
     finish(&mut links)?;
+    for span in [Span::Command, Span::All] {
+        for (set, link) in sets.iter().zip(&mut links) {
+            if may_hold_as_whole(set, link) {
+                let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
+                let feed = feed_of(set, link, Trust::Nothing).whole(Some(span));
+                link.run(feed.between(&again, &[]), Ending::Open);
+            }
+        }
+        finish(&mut links)?;
+    }
     let (mut strict, mut lenient) = (Vec::new(), Vec::new());
     let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
     let failed_now = sets.iter().zip(&links).filter(|(_, link)| link.result().is_err());
@@ -532,6 +563,9 @@ fn commit_all(
     let (sets, links): (Vec<_>, Vec<_>) = (deliveries.into_iter())
         .map(|Delivery { set, link, conflicts }| ((set, conflicts), link))
         .unzip();
+    if !drains.is_empty() {
+        transaction::commits_drains();
+    }
     let mut links: Vec<Link<'_>> = links.into_iter().chain(drains).collect();
     for link in &mut links {
         link.run(Fixed::new(["COMMIT"]), Ending::Commits);

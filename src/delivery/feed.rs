@@ -4,11 +4,13 @@
 use super::plan::{InWaves, Planner};
 use super::session::Session;
 use super::truncations::Truncations;
+use super::whole::{Span, Whole};
 use crate::change::{Change, Route};
 use crate::error::Result;
 use crate::identity;
 use crate::path::Path;
 use crate::sql::{self, Batch, Kind, Statement, lasting};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// A source of statements.
@@ -51,6 +53,25 @@ impl Feed for Fixed {
     }
 }
 
+/// Statements with parameters.
+pub struct Asked(Option<Vec<Statement>>);
+
+impl Asked {
+    /// From these, to be sent together.
+    pub fn new(statements: Vec<Statement>) -> Self {
+        Self(Some(statements))
+    }
+}
+
+impl Feed for Asked {
+    fn next(&mut self, _session: &mut Session) -> Result<Option<Vec<Statement>>> {
+        Ok(self.0.take())
+    }
+}
+
+/// Bytes of changes that are put together, at most: as far as they go, they are held in memory.
+const MAX_SPAN_BYTES: usize = 64 * 1024 * 1024;
+
 /// A source of changes, in order.
 pub trait Source {
     /// Hands the next change to `take`; false at the end.
@@ -91,7 +112,15 @@ pub struct Changes<S> {
     path: Path,
     /// Changes left out because the server is on their path.
     held_back: u64,
+    /// What is put together in one statement, where that is so.
+    span: Option<Span>,
+    /// The first change after the last span.
+    ahead: Option<Owned>,
+    /// Batches of a span that are statements of their own.
+    ready: VecDeque<Batch>,
 }
+
+type Owned = (Rc<Route>, Change<String>);
 
 impl<S> Changes<S> {
     /// A feed of these changes, for a session named `application_name`.
@@ -115,7 +144,17 @@ impl<S> Changes<S> {
             is_forwarded: false,
             path: Path::default(),
             held_back: 0,
+            span: None,
+            ahead: None,
+            ready: VecDeque::new(),
         }
+    }
+
+    /// The same, where `span` says so in one statement for what is put together, see [`Whole`]. Holds
+    /// it in memory.
+    pub fn whole(mut self, span: Option<Span>) -> Self {
+        self.span = span;
+        self
     }
 
     /// The same, taking it that the server's rows are as expected; in batches that grow.
@@ -216,6 +255,17 @@ impl<S> Changes<S> {
             self.before.extend(begin);
             self.after = commit;
         }
+        let ask = asks.then(|| sql::ask_key(&route));
+        self.framed(&route, ask.into_iter().chain(about_rows).collect(), session)
+    }
+
+    /// Statements about rows of a route, after what they need.
+    fn framed(
+        &mut self,
+        route: &Rc<Route>,
+        about_rows: Vec<Statement>,
+        session: &Session,
+    ) -> Vec<Statement> {
         let mut statements = std::mem::take(&mut self.before);
         let wanted = route.application_name.as_ref().unwrap_or(&self.name);
         if *wanted != self.current {
@@ -236,7 +286,6 @@ impl<S> Changes<S> {
             statements.extend(plain([text]));
             self.schemas = wanted;
         }
-        statements.extend(asks.then(|| sql::ask_key(&route)));
         statements.extend(about_rows);
         statements
     }
@@ -257,12 +306,10 @@ impl<S: Source> Changes<S> {
         }
         let mut pushed = Ok(());
         let more = self.source.next(&mut |route, change| {
-            let was_there =
-                |route: &Route| session.node().is_some_and(|node| route.path.contains(node));
-            let emptied = truncations.before(at).iter().filter(|route| !was_there(route));
+            let emptied = truncations.before(at).iter().filter(|route| !has_been(route, session));
             let truncation = Change::truncation();
             pushed = emptied.into_iter().try_for_each(|route| planner.push(route, &truncation));
-            match was_there(route) {
+            match has_been(route, session) {
                 true => *held_back += 1,
                 false if pushed.is_err() || truncations.includes(at, route) => {}
                 false => pushed = planner.push(route, change),
@@ -278,6 +325,79 @@ impl<S: Source> Changes<S> {
     }
 }
 
+/// Whether what takes this route has been at the session's server.
+fn has_been(route: &Route, session: &Session) -> bool {
+    session.node().is_some_and(|node| route.path.contains(node))
+}
+
+impl<S: Source> Changes<S> {
+    /// The changes of the next span; none at the end.
+    fn next_span(&mut self, session: &mut Session, span: Span) -> Result<Vec<Owned>> {
+        let mut changes: Vec<Owned> = self.ahead.take().into_iter().collect();
+        let mut bytes = 0;
+        while !self.done {
+            let (mut next, held_back) = (None, &mut self.held_back);
+            let more = self.source.next(&mut |route, change| match has_been(route, session) {
+                true => *held_back += 1,
+                false => next = Some((route.clone(), change.owned())),
+            })?;
+            if !more {
+                self.done = true;
+                session.held_back = self.held_back;
+            }
+            let Some(next) = next else { continue };
+            let ends = |last: &Owned| span == Span::Command && last.1.command != next.1.command;
+            bytes += next.1.encoded_size();
+            if changes.last().is_some_and(|last| ends(last) || bytes > MAX_SPAN_BYTES) {
+                self.ahead = Some(next);
+                break;
+            }
+            changes.push(next);
+        }
+        Ok(changes)
+    }
+
+    /// Statements for the next span: one for all of it where it can be one, else one a batch.
+    fn next_whole(&mut self, session: &mut Session, span: Span) -> Result<Option<Vec<Statement>>> {
+        loop {
+            if let Some([begin, commit]) = self.block.take() {
+                self.before.extend(begin);
+                self.after = commit;
+            }
+            if let Some(batch) = self.ready.pop_front() {
+                return Ok(Some(self.render(batch, session)));
+            }
+            let changes = self.next_span(session, span)?;
+            let Some((first, _)) = changes.first() else {
+                let mut last = std::mem::take(&mut self.before);
+                last.append(&mut self.after);
+                return Ok(Some(last).filter(|statements| !statements.is_empty()));
+            };
+            let mut planner = Planner::default();
+            let planned = changes.iter().try_for_each(|(r, c)| planner.push(r, &c.borrowed()));
+            planner.finish();
+            self.ready = std::iter::from_fn(|| planner.pop()).collect();
+            if planned.is_ok() && self.ready.len() < 2 {
+                continue;
+            }
+            let mut whole = Whole::default();
+            let alike = |(route, _): &Owned| {
+                route.application_name == first.application_name && route.path == first.path
+            };
+            if changes.iter().all(alike) {
+                changes.iter().for_each(|(route, change)| whole.push(route, &change.borrowed()));
+                let compared = |(route, _): &&Owned| route.compared().next().is_some();
+                let route = changes.iter().find(compared).map_or(first, |(route, _)| route).clone();
+                if let Some(statement) = whole.finish().and_then(sql::joined) {
+                    self.ready.clear();
+                    return Ok(Some(self.framed(&route, vec![statement], session)));
+                }
+            }
+            planned?;
+        }
+    }
+}
+
 impl<S: Source> Feed for Changes<S> {
     fn needs_home(&self) -> bool {
         self.needs_home
@@ -288,6 +408,9 @@ impl<S: Source> Feed for Changes<S> {
     }
 
     fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Statement>>> {
+        if let Some(span) = self.span {
+            return self.next_whole(session, span);
+        }
         loop {
             if let Some(batch) = self.planner.pop() {
                 while self.block.is_some() && !self.done && !self.planner.holds_more() {

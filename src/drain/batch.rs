@@ -1,27 +1,34 @@
 //! What becomes of the units of a batch: applied, set aside, made to wait, or left for later.
 //!
 //! A batch is first applied whole. If that fails over a record, the units that cannot be applied are
-//! found by halving; each is set aside, what depends on it waits, and the rest is applied without
-//! them.
+//! found by halving, see [`blame`]; each is set aside, what depends on it waits, and the rest is applied
+//! without them. What may have been applied before is looked at first, see [`doubt`].
 
+mod blame;
+mod doubt;
+
+use self::blame::Postponed;
 use super::met::conflict_of;
 use super::replay::Replay;
 use crate::change::Relation;
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::Oid;
 use crate::pg::spi::Home;
+use crate::pg::{Oid, sequence};
 use crate::queue::aside::{self, Blockers, Waiting};
-use crate::queue::claim::{BATCH, Claims, Unit};
+use crate::queue::claim::{Claims, Unit};
 use crate::queue::footprint::Footprint;
-use std::collections::{HashMap, HashSet};
+use crate::transaction;
+use std::collections::HashSet;
 
 /// What becomes of a unit.
 enum Fate {
     /// Not known yet; in the end: left pending.
     Open,
     Applied,
+    /// Applied before the batch, or by an earlier drain.
+    Settled,
     /// And whether the row of its change was there.
     Failed(Error, bool),
     /// Behind this record.
@@ -53,7 +60,16 @@ pub struct Trial {
     pub may_pass: bool,
     /// Targets of records that were set aside over something that may pass by itself.
     pub busy: Vec<Relation>,
+    /// An earlier drain was about to commit records up to this one, and did so or not.
+    pub replayed_until: Option<i64>,
+    /// As far as records can have been applied before.
+    pub maybe_until: i64,
+    /// As far as this is known to whoever comes after a crash.
+    pub noted_until: i64,
 }
+
+/// Units by which a batch is completed, at most, but for those of its last command.
+const MAX_COMPLETED: usize = 20_000;
 
 /// Records set aside over something that may pass by itself in one turn: each may take as long as a lock is
 /// waited for.
@@ -79,6 +95,7 @@ pub struct Batch<'h> {
     stop: Option<Error>,
     /// It failed beside other lanes' changes.
     deferred: bool,
+    postponed: Postponed,
 }
 
 /// What a batch came to.
@@ -122,6 +139,7 @@ impl<'h> Batch<'h> {
             budget,
             stop: None,
             deferred: false,
+            postponed: Postponed::default(),
         };
         batch.add(units)?;
         Ok(batch)
@@ -147,8 +165,9 @@ impl<'h> Batch<'h> {
     /// What reading the queue reports; 57014 for a request to cancel.
     pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>, left: i64) -> Result<()> {
         self.refuse_unplannable();
+        self.settle_doubt(replay, claims)?;
         let open = self.sift(0..self.units.len());
-        if open.is_empty() {
+        if open.is_empty() || self.stop.is_some() {
             return Ok(());
         }
         let is_alone = |at: &usize| self.trial.alone.contains(&self.units[*at].id());
@@ -156,7 +175,15 @@ impl<'h> Batch<'h> {
         if !alone.is_empty() {
             return self.apply_alone_first(replay, claims, alone);
         }
-        let failure = match replay.whole(&self.chosen(&open), || claims.read_ahead(left)) {
+        let (home, last, mut noted) = (self.home, self.last_id(), Ok(()));
+        let meanwhile = || {
+            claims.read_ahead(left);
+            noted = note_replay(home, last);
+        };
+        let result = replay.whole(&self.chosen(&open), meanwhile);
+        noted?;
+        self.trial.noted_until = self.trial.noted_until.max(last);
+        let failure = match result {
             Ok(()) => {
                 self.set_applied(&open);
                 return Ok(());
@@ -175,8 +202,28 @@ impl<'h> Batch<'h> {
         if self.deferred {
             return Ok(());
         }
+        if self.stop.is_none() && self.may_be_replayed(&failure) {
+            self.settle_until(replay, self.trial.maybe_until)?;
+        }
+        if self.stop.is_none() && !failure.is_transient() {
+            self.complete(claims)?;
+        }
         self.apply_in_parts(replay)?;
         self.check(replay, claims)
+    }
+
+    fn last_id(&self) -> i64 {
+        self.units.iter().flat_map(|unit| &unit.records).map(|r| r.id).max().unwrap_or_default()
+    }
+
+    /// See [`Trial::noted_until`].
+    pub fn noted(&self) -> i64 {
+        self.trial.noted_until
+    }
+
+    /// The transaction and the command of its last record.
+    fn end(&self) -> Option<(u32, u32)> {
+        self.units.last().map(|unit| (unit.transaction(), unit.command()))
     }
 
     /// Applies units, some of them each by itself before the others: these have failed before over something that
@@ -190,9 +237,12 @@ impl<'h> Batch<'h> {
         if let Err(error) = replay.whole(&[], || ()).and_then(|()| replay.undo()) {
             return self.lost(error);
         }
+        self.complete(claims)?;
+        self.postpone();
         for at in alone {
             self.narrow(replay, vec![at])?;
         }
+        self.settle_postponed(replay)?;
         self.apply_in_parts(replay)?;
         self.check(replay, claims)
     }
@@ -233,35 +283,6 @@ impl<'h> Batch<'h> {
         }
         self.trial.busy.push(target);
         self.fail(at, error, false);
-    }
-
-    /// Applies units; of those that fail together, the first half is tried alone, until the one that
-    /// fails is found.
-    fn narrow(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
-        let units = self.sift(units);
-        if units.is_empty() || self.stop.is_some() || self.budget == 0 {
-            return Ok(());
-        }
-        match replay.part(&self.chosen(&units)) {
-            Ok(()) => self.set_applied(&units),
-            Err(error) if replay.can_go_on(&error) => match units.as_slice() {
-                [one] if error.is_transient() && !error.is_away() => self.fail_for_now(*one, error),
-                _ if self.stops(&error) => self.stop = Some(error),
-                [one] => {
-                    let first = &self.units[*one].records[0];
-                    let is_there = error.sqlstate() == SqlState::UNIQUE_VIOLATION
-                        && replay.finds(&first.route, &first.change);
-                    self.fail(*one, error, is_there);
-                }
-                several => {
-                    let (first, second) = several.split_at(several.len() / 2);
-                    self.narrow(replay, first.to_vec())?;
-                    self.narrow(replay, second.to_vec())?;
-                }
-            },
-            Err(error) => return self.lost_over(units, error),
-        }
-        Ok(())
     }
 
     /// Checks deferred constraints, and sets aside what breaks them.
@@ -305,17 +326,27 @@ impl<'h> Batch<'h> {
         Ok(())
     }
 
-    /// Adds the rest of the batch's last source transaction.
+    /// Adds the rest of the batch's last source transaction; of a very large one, that of its last
+    /// command.
     fn complete(&mut self, claims: &mut Claims<'_>) -> Result<()> {
-        let last = self.units.last().map(Unit::transaction);
-        loop {
-            let more = claims.next(BATCH)?;
-            let over = more.iter().any(|unit| Some(unit.transaction()) != last) || more.is_empty();
-            self.add(more)?;
-            if over {
+        let most = self.units.len() + MAX_COMPLETED;
+        while let Some(last) = self.units.last().map(Unit::transaction)
+            && self.units.len() < most
+        {
+            let more = claims.next_of_transaction(last)?;
+            if more.is_empty() {
                 return Ok(());
             }
+            self.add(more)?;
         }
+        while let Some(last) = self.end() {
+            let more = claims.next_of_command(last)?;
+            if more.is_empty() {
+                break;
+            }
+            self.add(more)?;
+        }
+        Ok(())
     }
 
     /// Finds what of the applied units breaks a deferred constraint, over the failure of all of them.
@@ -323,18 +354,7 @@ impl<'h> Batch<'h> {
     /// # Errors
     /// What says nothing about the units.
     fn judge(&self, replay: &mut Replay, error: Error) -> Result<Guilty> {
-        // By source transaction, in the order of their beginnings.
-        let mut transactions: Vec<(u32, Vec<usize>)> = Vec::new();
-        let mut places: HashMap<u32, usize> = HashMap::new();
-        for at in self.applied() {
-            let number = self.units[at].transaction();
-            let place = *places.entry(number).or_insert_with(|| {
-                transactions.push((number, Vec::new()));
-                transactions.len() - 1
-            });
-            transactions[place].1.push(at);
-        }
-        let parts: Vec<Vec<usize>> = transactions.into_iter().map(|(_, units)| units).collect();
+        let parts = self.by_transaction(self.applied());
         let (found, error) = self.first_bad(replay, &[], &parts, error)?;
         let base = parts[..found].concat();
         let mut rest = parts[found].clone();
@@ -421,10 +441,6 @@ impl<'h> Batch<'h> {
         self.lost(error)
     }
 
-    fn apply_in_parts(&mut self, replay: &mut Replay) -> Result<()> {
-        self.narrow(replay, (0..self.units.len()).collect())
-    }
-
     /// Fails units that cannot be turned into statements.
     fn refuse_unplannable(&mut self) {
         let deferrable = |unit: &Unit| unit.records.iter().any(|r| r.route.key_deferrable);
@@ -464,7 +480,7 @@ impl<'h> Batch<'h> {
             }
             free.push(at);
         }
-        free
+        self.sift_postponed(free)
     }
 
     fn fail(&mut self, at: usize, error: Error, is_there: bool) {
@@ -545,7 +561,7 @@ impl<'h> Batch<'h> {
             };
             match &self.fates[at] {
                 Fate::Open => {}
-                Fate::Applied => outcome.applied.extend(ids()),
+                Fate::Applied | Fate::Settled => outcome.applied.extend(ids()),
                 Fate::Waits(root) => waiting.extend(wait(*root)),
                 Fate::Failed(error, is_there) => {
                     let id = self.units[at].id();
@@ -568,6 +584,28 @@ impl<'h> Batch<'h> {
         Ok(outcome)
     }
 }
+
+/// Makes it known, whatever happens to this session, that records up to one may have been applied: before
+/// the server is asked to commit them. See [`doubt`].
+///
+/// # Errors
+/// When the sequence is not there.
+pub fn note_replay(home: &Home, last: i64) -> Result<()> {
+    transaction::note_replay(last);
+    sequence::raise(home, REPLAYED, last)
+}
+
+/// The last record that a drain was about to commit; `None` also if that was one of this session, which knows
+/// better.
+///
+/// # Errors
+/// When the sequence is not there.
+pub fn noted_replay(home: &Home) -> Result<Option<i64>> {
+    Ok(sequence::last(home, REPLAYED)?.filter(|last| !transaction::has_not_committed(*last)))
+}
+
+/// The sequence that has the number of that record: it is not rolled back with the drain.
+const REPLAYED: &str = "sync_replay_seq";
 
 /// Whether units are to blame for a failure.
 fn is_to_blame(replay: &Replay, error: &Error) -> bool {

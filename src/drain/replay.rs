@@ -10,19 +10,23 @@ use crate::change::{Change, Op, Route};
 use crate::conflict::Tally;
 use crate::delivery::commit::BEGIN;
 use crate::delivery::drive::{self, Stop};
-use crate::delivery::feed::{Changes, Fixed, Source};
+use crate::delivery::feed::{Asked, Changes, Fixed, Source};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
 use crate::delivery::truncations::Truncations;
 use crate::delivery::trust::{self, Trust};
+use crate::delivery::whole::Span;
 use crate::error::{Error, Result, SqlState};
 use crate::queue::claim::{Record, Unit};
-use crate::sql;
+use crate::sql::{self, Statement};
 use std::rc::Rc;
 
 /// Checks what was deferred, here and not at COMMIT, where it would be too late to tell which record
 /// is to blame.
 const CHECK: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+
+/// Rows that the server is asked for at once.
+const MAX_ASKED: usize = 5_000;
 
 /// See the module's head.
 pub struct Replay {
@@ -106,7 +110,7 @@ impl Replay {
         self.begun = true;
         self.keep_conflicts();
         let trust = self.trust(units);
-        let error = match self.attempt(units, begin, &[CHECK], trust, meanwhile) {
+        let error = match self.attempt(units, begin, &[CHECK], (trust, None), meanwhile) {
             Err(error) if self.can_go_on(&error) => error,
             result => return result,
         };
@@ -155,14 +159,34 @@ impl Replay {
     /// # Errors
     /// What the link reports. If it can go on, what was applied before the part stands.
     pub fn part(&mut self, units: &[&Unit]) -> Result<()> {
-        let after = ["RELEASE SAVEPOINT unit"];
-        let mut result = self.attempt(units, &["SAVEPOINT unit"], &after, Trust::Nothing, || ());
+        self.part_as(units, None, &["RELEASE SAVEPOINT unit"])
+    }
+
+    /// Applies a part of the batch in one statement, or in one for each of its commands.
+    ///
+    /// # Errors
+    /// As for [`Replay::part`].
+    pub fn part_whole(&mut self, units: &[&Unit], span: Span) -> Result<()> {
+        self.part_as(units, Some(span), &["RELEASE SAVEPOINT unit"])
+    }
+
+    /// Applies records before the batch, constraints checked.
+    ///
+    /// # Errors
+    /// As for [`Replay::part`].
+    pub fn apart(&mut self, units: &[&Unit], span: Option<Span>) -> Result<()> {
+        self.part_as(units, span, &[CHECK, BEGIN[1], "RELEASE SAVEPOINT unit"])
+    }
+
+    fn part_as(&mut self, units: &[&Unit], span: Option<Span>, after: &[&str]) -> Result<()> {
+        const AGAIN: [&str; 1] = ["ROLLBACK TO SAVEPOINT unit"];
+        let how = (Trust::Nothing, span);
+        let mut result = self.attempt(units, &["SAVEPOINT unit"], after, how, || ());
         if let Err(error) = &result
             && self.can_go_on(error)
             && self.must_ask_kinds(units, error)
         {
-            let again = ["ROLLBACK TO SAVEPOINT unit"];
-            result = self.attempt(units, &again, &after, Trust::Nothing, || ());
+            result = self.attempt(units, &AGAIN, after, how, || ());
         }
         if let Err(error) = &result
             && self.can_go_on(error)
@@ -174,8 +198,7 @@ impl Replay {
             };
             if !targets.is_empty() {
                 self.in_waves = true;
-                let again = ["ROLLBACK TO SAVEPOINT unit"];
-                let done = self.attempt(units, &again, &after, Trust::Nothing, || ());
+                let done = self.attempt(units, &AGAIN, after, how, || ());
                 self.in_waves = false;
                 if done.is_ok() {
                     result = done;
@@ -190,8 +213,8 @@ impl Replay {
             && empties(units)
             && error.sqlstate() == SqlState::OBJECT_IN_USE
         {
-            let again = ["ROLLBACK TO SAVEPOINT unit", CHECK, BEGIN[1]];
-            if let done @ Ok(()) = self.attempt(units, &again, &after, Trust::Nothing, || ()) {
+            let again = [AGAIN[0], CHECK, BEGIN[1]];
+            if let done @ Ok(()) = self.attempt(units, &again, after, how, || ()) {
                 result = done;
             }
         }
@@ -211,7 +234,7 @@ impl Replay {
     pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
         self.conflicts.1 = Tally::default();
         let again = ["ROLLBACK TO SAVEPOINT drain", BEGIN[1]];
-        self.attempt(units, &again, &[CHECK], Trust::Nothing, || ())
+        self.attempt(units, &again, &[CHECK], (Trust::Nothing, None), || ())
     }
 
     /// Takes back the batch.
@@ -237,7 +260,7 @@ impl Replay {
         units: &[&Unit],
         before: &[&str],
         after: &[&str],
-        trust: Trust,
+        (trust, span): (Trust, Option<Span>),
         meanwhile: impl FnOnce(),
     ) -> Result<()> {
         if units.is_empty() {
@@ -264,6 +287,7 @@ impl Replay {
             })
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))
+            .whole(span)
             .between(before, after);
         link.run(changes, Ending::Open);
         if drive::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
@@ -281,6 +305,64 @@ impl Replay {
         }
         self.link = link.into_session().map(Link::over);
         result
+    }
+
+    /// Whether the server's rows are what these changes lead to, of which no two concern the same row;
+    /// false where that cannot be told.
+    ///
+    /// # Errors
+    /// What the link reports, where it cannot go on.
+    pub fn reached(&mut self, outcomes: &[(Rc<Route>, Change<String>)]) -> Result<Vec<bool>> {
+        let mut reached = vec![false; outcomes.len()];
+        let mut batches: Vec<(sql::Batch, Vec<usize>)> = Vec::new();
+        for (at, (route, change)) in outcomes.iter().enumerate() {
+            let kind = match change.op {
+                Op::Delete => sql::Kind::Delete,
+                _ => sql::Kind::Insert,
+            };
+            let fits = |(batch, _): &&mut (sql::Batch, Vec<usize>)| {
+                batch.kind == kind && batch.rows < MAX_ASKED && batch.route == *route
+            };
+            let found = batches.iter_mut().rev().find(fits);
+            let (batch, places) = match found {
+                Some(found) => found,
+                None => {
+                    let batch = sql::Batch::new(route.clone(), kind).in_arrays();
+                    batches.push_mut((batch, Vec::new()))
+                }
+            };
+            batch.push(&change.borrowed());
+            places.push(at);
+        }
+        for (batch, places) in batches {
+            let mut link = self.link.take().ok_or_else(gone)?;
+            let mut statements = vec![Statement::plain("SAVEPOINT unit")];
+            if batch.route.compared().next().is_some()
+                && let Some(session) = link.session()
+            {
+                let own = session.endpoint.settings.search_path();
+                statements.push(Statement::plain(sql::with_type_schemas(&batch.route, own)));
+            }
+            statements.push(sql::reached(batch));
+            statements.push(Statement::plain("ROLLBACK TO SAVEPOINT unit"));
+            statements.push(Statement::plain("RELEASE SAVEPOINT unit"));
+            link.run(Asked::new(statements), Ending::Open);
+            let result = lost::run(&mut link);
+            let answer = link.answers().last().and_then(|rows| rows.first()).cloned().flatten();
+            self.link = Some(link).filter(Link::is_up);
+            match result {
+                Ok(()) => {
+                    let answer = answer.unwrap_or_default();
+                    let told = answer.bytes().map(|byte| byte == b'1');
+                    places.iter().zip(told).for_each(|(at, told)| reached[*at] = told);
+                }
+                Err(error) if self.can_go_on(&error) => {
+                    self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(reached)
     }
 
     /// Whether there is a row with the key that a change gives its row; false where that cannot be told.

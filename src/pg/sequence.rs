@@ -41,17 +41,54 @@ pub fn draw(home: &Home, name: &str, count: i64) -> Result<i64> {
     Ok(first)
 }
 
+/// Raises a sequence to a number, unless it has been there already, whatever becomes of the transaction; once
+/// this returns, no crash takes it back.
+///
+/// # Errors
+/// When there is no such sequence.
+pub fn raise(home: &Home, name: &str, to: i64) -> Result<()> {
+    let sequence = lookup::table(home, name)?;
+    let _user = AsUser::switch(home.owner);
+    let tag = object_tag(current(), pg_sys::RelationRelationId, sequence, NUMBER);
+    let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+    // SAFETY: a plain lock tag; what is raised in between releases it with the transaction. The server's own
+    // function, with arguments of their types. What is flushed is what the call has logged.
+    unsafe {
+        pg_sys::LockAcquire(&tag, mode, false, false);
+        // Logged even where it changes nothing: what another session has raised it to may not be flushed.
+        let to = last_of(sequence).unwrap_or(to).max(to);
+        let args = [Some(sequence.into()), Some(to.into()), Some(true.into())];
+        direct_function_call::<i64>(pg_sys::setval3_oid, &args);
+        pg_sys::LockRelease(&tag, mode, false);
+        pg_sys::XLogFlush(pg_sys::XactLastRecEnd);
+    }
+    Ok(())
+}
+
+/// The number that a sequence has come to; `None` before the first.
+///
+/// # Errors
+/// When there is no such sequence.
+pub fn last(home: &Home, name: &str) -> Result<Option<i64>> {
+    let sequence = lookup::table(home, name)?;
+    let _user = AsUser::switch(home.owner);
+    Ok(last_of(sequence))
+}
+
+fn last_of(sequence: Oid) -> Option<i64> {
+    // SAFETY: the server's own function, with an argument of its type. NULL before the first number is drawn.
+    unsafe {
+        let args = [Some(sequence.into())];
+        direct_function_call::<i64>(pg_sys::pg_sequence_last_value, &args)
+    }
+}
+
 /// Tells the lock from others of the relation.
 const NUMBER: u16 = 1;
 
 /// The number that comes next, while the sequence is locked.
 fn next(home: &Home, name: &str, sequence: Oid) -> Result<i64> {
-    // SAFETY: the server's own function, with an argument of its type. NULL before the first number is drawn.
-    let last = unsafe {
-        let args = [Some(sequence.into())];
-        direct_function_call::<i64>(pg_sys::pg_sequence_last_value, &args)
-    };
-    if let Some(last) = last {
+    if let Some(last) = last_of(sequence) {
         return Ok(last.saturating_add(1));
     }
     let sql = format!("SELECT last_value FROM {}.{}", ident(&home.schema), ident(name));

@@ -316,6 +316,36 @@ impl<'call> Slot<'call> {
         }
     }
 
+    /// Whether the current transaction has deleted or replaced this row.
+    fn is_ended_here(&self) -> bool {
+        // SAFETY: the tuple is valid for the call; what a multixact holds is asked of the server.
+        unsafe {
+            let header = (*self.tuple).t_data;
+            let has = |bit: u32| u32::from((*header).t_infomask) & bit != 0;
+            if has(pg_sys::HEAP_XMAX_INVALID) || has(pg_sys::HEAP_XMAX_LOCK_ONLY) {
+                return false;
+            }
+            let ended_by = match has(pg_sys::HEAP_XMAX_IS_MULTI) {
+                true => pg_sys::HeapTupleGetUpdateXid(header),
+                false => (*header).t_choice.t_heap.t_xmax,
+            };
+            pg_sys::TransactionIdIsCurrentTransactionId(ended_by)
+        }
+    }
+
+    /// Number of the command that deleted or replaced this row, in its transaction.
+    ///
+    /// # Errors
+    /// XX000 for a row that the current transaction has not deleted or replaced.
+    pub fn ending_command(&self) -> Result<u32> {
+        if !self.is_ended_here() {
+            return Err(Error::internal("the row was deleted by another transaction"));
+        }
+        // SAFETY: the tuple is valid for the call and was deleted or replaced by this transaction,
+        // which is what HeapTupleHeaderGetCmax asks for.
+        Ok(unsafe { pg_sys::HeapTupleHeaderGetCmax((*self.tuple).t_data) })
+    }
+
     /// Number of the command that wrote this row, in its transaction.
     ///
     /// # Errors

@@ -10,10 +10,10 @@
 //! each other, so a unit may take its records together at the place of its first.
 
 use super::footprint::Footprint;
-use super::{to_change, to_route};
+use super::{from_json, to_change, to_route};
 use crate::change::{Change, Op, Route, RowStorage};
 use crate::delivery::collapse::TRANSACTION_SHIFT;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
 use crate::pg::spi::{self, Home, Row, required};
@@ -31,6 +31,8 @@ pub struct Record {
     pub transaction: u32,
     pub route: Rc<Route>,
     pub change: Change<String>,
+    /// It was queued because nobody knows whether the server has committed it.
+    pub in_doubt: bool,
 }
 
 /// Records that are applied together or not at all. Never empty.
@@ -56,6 +58,16 @@ impl Unit {
     /// Of which local transaction it is, among those of its claims.
     pub fn transaction(&self) -> u32 {
         self.records.first().map_or(0, |record| record.transaction)
+    }
+
+    /// Numbers the command that made it, among those of its claims.
+    pub fn command(&self) -> u32 {
+        self.records.first().map_or(0, |record| record.change.command)
+    }
+
+    /// Whether it was queued because nobody knows whether the server has committed it.
+    pub fn is_in_doubt(&self) -> bool {
+        self.records.iter().any(|record| record.in_doubt)
     }
 }
 
@@ -107,7 +119,73 @@ impl<'h> Claims<'h> {
     /// # Errors
     /// What reading the queue reports, and records that cannot be understood.
     pub fn next(&mut self, limit: i64) -> Result<Vec<Unit>> {
-        self.ahead.take().unwrap_or_else(|| self.next_batch(limit))
+        let mut units = match self.ahead.take() {
+            Some(ahead) => ahead?,
+            None => return self.next_batch(limit),
+        };
+        // What was read ahead for another purpose may be more.
+        let mut records = 0;
+        let end = units.iter().position(|unit| {
+            let is_enough = records >= limit;
+            records += unit.records.len() as i64;
+            is_enough
+        });
+        if let Some(end) = end {
+            self.ahead = Some(Ok(units.split_off(end)));
+        }
+        Ok(units)
+    }
+
+    /// What is left of the command to which a unit belongs that was taken last: its next units. Empty once
+    /// there are no more.
+    ///
+    /// # Errors
+    /// As for [`Claims::next`].
+    pub fn next_of_command(&mut self, last: (u32, u32)) -> Result<Vec<Unit>> {
+        if self.ahead.is_none() && !self.goes_on(last)? {
+            return Ok(Vec::new());
+        }
+        self.next_while(|unit| (unit.transaction(), unit.command()) == last)
+    }
+
+    /// The next units of a transaction; empty once there are no more that follow each other.
+    ///
+    /// # Errors
+    /// As for [`Claims::next`].
+    pub fn next_of_transaction(&mut self, last: u32) -> Result<Vec<Unit>> {
+        self.next_while(|unit| unit.transaction() == last)
+    }
+
+    /// The first units of the next batch, as long as they are such; the others stay for the batch after.
+    ///
+    /// # Errors
+    /// As for [`Claims::next`].
+    pub fn next_while(&mut self, is_next: impl Fn(&Unit) -> bool) -> Result<Vec<Unit>> {
+        let mut units = self.next(BATCH)?;
+        let end = units.iter().position(|unit| !is_next(unit)).unwrap_or(units.len());
+        let rest = units.split_off(end);
+        if !rest.is_empty() {
+            self.ahead = Some(Ok(rest));
+        }
+        Ok(units)
+    }
+
+    /// Whether the next record is of that transaction and command.
+    fn goes_on(&mut self, last: (u32, u32)) -> Result<bool> {
+        let sql = format!(
+            "SELECT q.xact, q.change FROM {}.sync_queue q WHERE {PENDING} \
+               AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 ORDER BY q.id LIMIT 1",
+            ident(&self.home.schema)
+        );
+        let after = self.after.to_string();
+        let args = [&*self.server_name, &*self.snapshot, &*self.owner, &*after].map(Some);
+        let Some(mut row) = spi::read(self.home, &sql, &args)?.into_iter().next() else {
+            return Ok(false);
+        };
+        let (own, change) = (required(&mut row, 0)?, required(&mut row, 1)?);
+        let change: Change<String> = from_json(&change, |_| true)?;
+        let transaction = self.numbers.transaction(&own);
+        Ok((transaction, self.numbers.command(transaction, change.command)) == last)
     }
 
     /// Reads the next batch now, for [`Claims::next`] to give: at most `limit` records, as above.
@@ -206,10 +284,12 @@ impl<'h> Claims<'h> {
             None => "AND $6::pg_catalog.text IS NOT NULL",
         };
         let sql = format!(
-            "SELECT q.id, q.route_id, q.change, q.xact \
+            "SELECT q.id, q.route_id, q.change, q.xact, \
+                q.sqlstate OPERATOR(pg_catalog.=) '{}' \
              FROM {}.sync_queue q \
              WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 AND {condition} \
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
+            SqlState::RESOLUTION_UNKNOWN,
             ident(&self.home.schema)
         );
         let (after, bound, some) =
@@ -236,7 +316,8 @@ impl<'h> Claims<'h> {
         };
         let RowStorage { before, after, file } = change.stored;
         change.stored = RowStorage { before: tag(before), after: tag(after), file };
-        Ok(Record { id, transaction, route, change })
+        let in_doubt = row.get(4).is_some_and(|told| told.as_deref() == Some("t"));
+        Ok(Record { id, transaction, route, change, in_doubt })
     }
 
     /// A route by its id; each is read once.
@@ -276,8 +357,8 @@ struct Numbers {
     /// Those of the batch before.
     before: HashMap<String, u32>,
     transaction: u32,
-    /// The last command of each transaction, and its number here.
-    commands: HashMap<u32, (u32, u32)>,
+    /// The commands of each transaction, and their numbers here.
+    commands: HashMap<u32, HashMap<u32, u32>>,
     command: u32,
 }
 
@@ -299,12 +380,10 @@ impl Numbers {
     }
 
     fn command(&mut self, transaction: u32, own: u32) -> u32 {
-        let last = self.commands.entry(transaction).or_default();
-        if last.1 == 0 || last.0 != own {
-            self.command += 1;
-            *last = (own, self.command);
-        }
-        last.1
+        let next = self.command + 1;
+        let number = *self.commands.entry(transaction).or_default().entry(own).or_insert(next);
+        self.command = self.command.max(number);
+        number
     }
 }
 
@@ -426,7 +505,7 @@ mod tests {
             (vec![Some("2".to_owned())], RowStorage { before: 1, after: 2, file: 1 });
         let (stamp, gone, unchanged) = (None, None, Vec::new());
         let change = Change { op, command, key, row, stamp, gone, unchanged, stored };
-        Record { id: 1, transaction, route: route.clone(), change }
+        Record { id: 1, transaction, route: route.clone(), change, in_doubt: false }
     }
 
     fn sizes(records: Vec<Record>) -> Vec<usize> {

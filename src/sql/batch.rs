@@ -111,6 +111,8 @@ pub struct Batch {
     pub after_cascade: bool,
     /// TRUNCATE: the routes of all tables truncated together.
     pub truncated: Vec<Rc<Route>>,
+    /// A single row is in arrays too.
+    pub only_arrays: bool,
 }
 
 impl Batch {
@@ -136,9 +138,16 @@ impl Batch {
             optimistic: false,
             after_cascade: false,
             truncated: Vec::new(),
+            only_arrays: false,
             route,
             kind,
         }
+    }
+
+    /// The same, still empty, with arrays even for a single row.
+    pub fn in_arrays(mut self) -> Self {
+        self.only_arrays = true;
+        self
     }
 
     /// The same, still empty, in binary form where that is possible.
@@ -158,6 +167,7 @@ impl Batch {
     pub fn takes_params(&self) -> bool {
         let plain = |c: &Column| c.carrier == Carrier::Element && !c.own_equality;
         match (self.kind, self.route.policy) {
+            _ if self.only_arrays => false,
             (_, Policy::Newest(_)) | (Kind::Move | Kind::Truncate, _) => false,
             _ => self.route.columns.iter().all(plain),
         }

@@ -120,6 +120,14 @@ pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
         return texts.into_iter().map(single).map(statement).collect();
     }
     let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch), home);
+    let params = params(batch);
+    // Only a move has several statements; all read the same arrays.
+    let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
+    texts.into_iter().map(statement).collect()
+}
+
+/// The arrays of a batch, in the order in which [`Values::of_arrays`] numbers them.
+pub(super) fn params(batch: Batch) -> Vec<Param> {
     let unchanged = batch.unchanged;
     let sent =
         |(at, array): (usize, Elements)| (!unchanged.contains(&(at as u32))).then_some(array);
@@ -127,10 +135,7 @@ pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
     let stamps = batch.stamp.into_iter().chain(batch.gone);
     let (versions, ranks): (Vec<_>, Vec<_>) = stamps.map(|[version, rank]| (version, rank)).unzip();
     let stamps = versions.into_iter().chain(ranks).map(|array| Param::Text(array.into_text()));
-    let params: Vec<Param> = new.chain(batch.old).map(Elements::into_param).chain(stamps).collect();
-    // Only a move has several statements; all read the same arrays.
-    let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
-    texts.into_iter().map(statement).collect()
+    new.chain(batch.old).map(Elements::into_param).chain(stamps).collect()
 }
 
 /// The statements for a route and kind over the given values, and how each tells the conflicts.

@@ -41,6 +41,11 @@ pub struct StampOf {
 
 impl Values {
     pub fn of_arrays(batch: &Batch) -> Self {
+        Self::of_arrays_as(batch, "v", 0)
+    }
+
+    /// The same under another name than `v`, in a statement that has so many parameters before.
+    pub fn of_arrays_as(batch: &Batch, item: &str, params: usize) -> Self {
         let route = &batch.route;
         let mut sets: Vec<String> = Vec::new();
         let sent = |at: &usize| *at < batch.new.len() && !batch.unchanged.contains(&(*at as u32));
@@ -51,9 +56,9 @@ impl Values {
             .collect();
         let mut take = |column: &Column, name: String, elements: Option<&Elements>| {
             let is_text = elements.is_some_and(Elements::is_binary_text);
-            let array = array_param(route, column, sets.len() + 1, is_text);
+            let array = array_param(route, column, params + sets.len() + 1, is_text);
             sets.push(format!("pg_catalog.unnest({array}) AS {name}"));
-            element(route, column, "v", &name, &elements_sent)
+            element(route, column, item, &name, &elements_sent)
         };
         let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
             .map(|(i, column)| match batch.unchanged.contains(&(i as u32)) {
@@ -76,15 +81,15 @@ impl Values {
         let gone = versions(batch.gone.is_some(), "g");
         let mut ranks = |version: Option<String>, name: &str| {
             version.map(|version| {
-                let number = sets.len() + 1;
+                let number = params + sets.len() + 1;
                 sets.push(format!("pg_catalog.unnest(${number}::pg_catalog.int8[]) AS {name}r"));
-                StampOf { version, rank: format!("v.{name}r") }
+                StampOf { version, rank: format!("{item}.{name}r") }
             })
         };
         let (stamp, gone) = (ranks(stamp, "s"), ranks(gone, "g"));
         sets.push(format!("pg_catalog.generate_series(1, {}) AS ord", batch.rows));
         // Not ROWS FROM: that stores the values of each array away before it makes rows of them.
-        let from = format!("(SELECT {}) AS v", sets.join(", "));
+        let from = format!("(SELECT {}) AS {item}", sets.join(", "));
         let old = if old.is_empty() { key_of(route, &new) } else { old };
         let any_new: Vec<String> = (route.key.iter().filter(|_| !new.is_empty()))
             .map(|at| element(route, &route.columns[*at], "w", &format!("n{at}"), &[]))

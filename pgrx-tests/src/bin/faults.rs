@@ -1,4 +1,4 @@
-//! `cargo faults rounds|converge|outage|flapping|leaks|points`: breaks things on purpose, at a size that is too large for
+//! `cargo faults rounds|whole|converge|outage|flapping|leaks|points`: breaks things on purpose, at a size that is too large for
 //! every run of the tests. Sets the machine up first, as the other commands do.
 
 use std::process::ExitCode;
@@ -7,13 +7,16 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Result, bail};
 use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
-use rowsync_harness::faults::{convergence, flapping, leaks, outage, points, rounds};
+use rowsync_harness::faults::{convergence, flapping, leaks, outage, points, rounds, whole};
 use rowsync_harness::setup;
 
 const USAGE: &str = "usage:
   cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|all]
                       [--drain worker|calls|both] [--fault NAME] [--pooler session|transaction]
       random faults under load, a row by row comparison after each; --rounds counts per mode
+  cargo faults whole [--rounds 100] [--seed S] [--from 0]
+      random schemas with constraints between rows, random transactions and faults; compared after
+      each round, in which nothing may be set aside that the target would take
   cargo faults converge [--masters 2] [--version clock|frozen|skewed|null|all] [--rounds 10]
                         [--seconds 5] [--seed S] [--mode async|queue] [--drain worker|calls|both]
       two or three masters under policy newest, eight clients on each, trouble on every link; the
@@ -40,6 +43,7 @@ fn run() -> Result<()> {
     let mut options = Arguments::new(words);
     match command.as_str() {
         "rounds" => run_rounds(&mut options),
+        "whole" => run_whole(&mut options),
         "converge" => run_converge(&mut options),
         "outage" => run_outage(&mut options),
         "flapping" => run_flapping(&mut options),
@@ -76,6 +80,22 @@ fn run_rounds(options: &mut Arguments) -> Result<()> {
             start.elapsed().as_secs_f64()
         );
     }
+    Ok(())
+}
+
+fn run_whole(options: &mut Arguments) -> Result<()> {
+    let rounds = options.take("rounds")?.unwrap_or(100);
+    let from = options.take("from")?.unwrap_or(0);
+    let seed = seed(options)?;
+    options.end(USAGE)?;
+    setup::prepare()?;
+    println!("seed {seed}");
+    let start = Instant::now();
+    whole::run(whole::Plan { seed, from, rounds }, &mut |line| println!("{line}"))?;
+    println!(
+        "{rounds} rounds in {:.0} s, both sides equal after each",
+        start.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 

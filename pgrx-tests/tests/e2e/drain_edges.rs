@@ -20,7 +20,10 @@ const QUEUE: &str = r#"{"mode": "queue"}"#;
 /// A queued table `t` with rows 1 to 5 that wait.
 fn five_waiting(label: &str) -> Testbed {
     let bed = one_way(label, COLUMNS, QUEUE);
-    bed.left.exec("insert into t select i, 'v' || i from generate_series(1, 5) i");
+    // Where a record fails, what its transaction has written after it is tried with it, whatever the limit.
+    for i in 1..=5 {
+        bed.left.exec(&format!("insert into t values ({i}, 'v{i}')"));
+    }
     bed
 }
 

@@ -52,6 +52,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_queue", "", ""),
     ("sync_queue_discarded()", "", ""),
     ("sync_queue_id_seq", "", ""),
+    ("sync_replay_seq", "", ""),
     ("sync_route", "", ""),
     ("sync_route_id_seq", "", ""),
     ("sync_row_has_come(regclass,record)", "execute", "execute"),

@@ -1,0 +1,496 @@
+//! Random schemas with constraints between rows, random transactions over them, and faults where they
+//! hurt: answers lost, drains whose second commit fails, rows refused for a while, small limits and
+//! buffers. Afterwards both sides are equal, and nothing was set aside that the target would have taken
+//! if it had come with its statement.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use postgres::Client;
+
+use super::dice::Dice;
+use crate::proxy::{Direction, Proxy};
+use crate::side::{Side, describe};
+use crate::testbed::{Testbed, clusters};
+
+/// Which rounds are played.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// The first round's number.
+    pub from: u64,
+    pub rounds: u64,
+}
+
+/// Settings of every session that delivers.
+const QUICK: &str = "set pg_rowsync.connect_timeout = '1s'; set pg_rowsync.delivery_timeout = '3s'; \
+     set pg_rowsync.lock_timeout = '500ms'; set client_min_messages = error; ";
+
+/// Ends of foreign keys.
+const ENDINGS: [&str; 6] = [
+    "",
+    "deferrable",
+    "deferrable initially deferred",
+    "on delete cascade",
+    "on delete set null",
+    "on delete cascade deferrable initially deferred",
+];
+
+/// Plays the rounds.
+///
+/// # Errors
+/// A round after which the sides differ, or that needs someone; with what it did.
+pub fn run(plan: Plan, tell: &mut dyn FnMut(String)) -> Result<()> {
+    for number in plan.from..plan.from + plan.rounds {
+        let mut round = Round::begin(plan.seed, number)?;
+        let played = round.play();
+        let line = format!("round {number}: {}", round.summary());
+        played
+            .with_context(|| format!("seed {}, {line}\n{}", plan.seed, round.history.join("\n")))?;
+        tell(line);
+    }
+    Ok(())
+}
+
+/// A table `t` with its number: `id`, `u` (perhaps unique), `d` (perhaps exclusive), `up` (perhaps to
+/// itself), `r` (perhaps to another table).
+struct Table {
+    name: String,
+    columns: String,
+    /// The number of the table that `r` refers to.
+    parent: Option<usize>,
+    is_tree: bool,
+    /// Ids given out.
+    last: u64,
+}
+
+struct Round {
+    dice: Dice,
+    bed: Testbed,
+    proxy: Proxy,
+    mode: &'static str,
+    policy: &'static str,
+    tables: Vec<Table>,
+    /// A row is refused by the target.
+    is_gated: bool,
+    was_gated: bool,
+    doubts: u32,
+    committed: u32,
+    history: Vec<String>,
+}
+
+impl Round {
+    fn begin(seed: u64, number: u64) -> Result<Round> {
+        let mut dice = Dice::new(seed, number);
+        let proxy = Proxy::start(clusters().1.port())?;
+        let bed = Testbed::new("whole");
+        bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
+        let mode = *dice.pick(&["async", "async", "queue", "queue", "sync"]);
+        let policy = *dice.pick(&["overwrite", "overwrite", "error", "skip"]);
+        let count = 2 + dice.roll(4) as usize;
+        let mut tables: Vec<Table> = Vec::new();
+        for number in 0..count {
+            let table = Table::random(&mut dice, number, &tables);
+            tables.push(table);
+        }
+        let (history, is_gated, was_gated) = (Vec::new(), false, false);
+        let (doubts, committed) = (0, 0);
+        let mut round = Round {
+            dice,
+            bed,
+            proxy,
+            mode,
+            policy,
+            tables,
+            is_gated,
+            was_gated,
+            doubts,
+            committed,
+            history,
+        };
+        round.build()?;
+        Ok(round)
+    }
+
+    fn build(&mut self) -> Result<()> {
+        let options = format!(r#"{{"mode": "{}", "on_conflict": "{}"}}"#, self.mode, self.policy);
+        let schema = self.bed.right.user.clone();
+        for table in &self.tables {
+            let create = format!("create table {} ({})", table.name, table.columns);
+            self.history.push(create.clone());
+            for side in [&self.bed.left, &self.bed.right] {
+                side.connect()?.batch_execute(&create).map_err(told)?;
+            }
+        }
+        let mut right = self.bed.right.connect()?;
+        let guard = format!(
+            "create table gate (id int); create function guard() returns trigger language plpgsql as $$
+             begin
+               if exists (select from {schema}.gate g where g.id = coalesce(new.id, old.id)) then
+                 raise check_violation using message = 'the gate is closed';
+               end if;
+               return coalesce(new, old);
+             end $$"
+        );
+        right.batch_execute(&guard).map_err(told)?;
+        for Table { name, .. } in &self.tables {
+            right.batch_execute(&format!(
+                "create trigger guard before insert or update or delete on {name}
+                   for each row execute function guard()"
+            ))?;
+            self.bed.left.connect()?.batch_execute(&format!(
+                "select attach_sync('{name}', 'dst', '{schema}.{name}', '{options}')"
+            ))?;
+        }
+        Ok(())
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "{} tables, mode {}, policy {}, {} committed, {} in doubt{}",
+            self.tables.len(),
+            self.mode,
+            self.policy,
+            self.committed,
+            self.doubts,
+            if self.was_gated { ", gated" } else { "" }
+        )
+    }
+
+    fn play(&mut self) -> Result<()> {
+        let mut client = self.bed.left.connect()?;
+        client.batch_execute(QUICK)?;
+        for _ in 0..8 + self.dice.roll(12) {
+            self.transact(&mut client)?;
+            if self.dice.chance(15) {
+                self.turn_gate()?;
+            }
+            if self.dice.chance(30) {
+                self.drain()?;
+            }
+        }
+        self.settle()
+    }
+
+    /// A transaction, perhaps with a fault when it commits.
+    fn transact(&mut self, client: &mut Client) -> Result<()> {
+        let mut statements = Vec::new();
+        for _ in 0..1 + self.dice.roll(4) {
+            let statement = self.statement();
+            match self.dice.roll(10) {
+                0 => statements.push(format!("savepoint s; {statement}; rollback to s")),
+                1 => statements.push(format!("savepoint s; {statement}; release s")),
+                _ => statements.push(statement),
+            }
+        }
+        let sql = statements.join("; ");
+        if let Err(error) = client.batch_execute(&format!("begin; {sql}")) {
+            self.history.push(format!("-- refused here: {}: {sql}", describe(&error)));
+            client.batch_execute("rollback")?;
+            return Ok(());
+        }
+        let fault = self.fault();
+        self.history.push(format!("begin; {sql}; commit -- {}", fault.unwrap_or("")));
+        let result = client.batch_execute("commit");
+        self.proxy.accept()?;
+        match result {
+            Ok(()) => self.committed += 1,
+            Err(error) => {
+                client.batch_execute("rollback")?;
+                self.history.push(format!("-- failed: {}", describe(&error)));
+                let local = self.fails_here(client, &sql);
+                let pending = error.code().is_some_and(|code| code.code() == "55000");
+                ensure!(
+                    local || fault.is_some() || self.is_gated || pending,
+                    "a transaction that holds here cannot be committed: {}",
+                    describe(&error)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a transaction fails without being captured.
+    fn fails_here(&self, client: &mut Client, sql: &str) -> bool {
+        let guarded = format!(
+            "begin; set local application_name = 'pg_rowsync'; {sql}; set constraints all immediate"
+        );
+        let fails = client.batch_execute(&guarded).is_err();
+        drop(client.batch_execute("rollback"));
+        fails
+    }
+
+    /// Something that happens when a transaction commits.
+    fn fault(&mut self) -> Option<&'static str> {
+        match (self.dice.roll(12), self.mode) {
+            (0 | 1, "async") => {
+                self.proxy.cut_after(0, Direction::ToClient);
+                self.doubts += 1;
+                Some("answer lost")
+            }
+            (2, "async") => {
+                self.proxy.cut_after(self.dice.roll(3_000), Direction::ToServer);
+                Some("cut on the way")
+            }
+            (3, "async" | "sync") => {
+                self.proxy.refuse();
+                self.proxy.cut();
+                Some("away")
+            }
+            _ => None,
+        }
+    }
+
+    fn turn_gate(&mut self) -> Result<()> {
+        let mut right = self.bed.right.superuser();
+        let gate = format!("{}.gate", self.bed.right.user);
+        if self.is_gated || self.mode == "sync" {
+            right.batch_execute(&format!("delete from {gate}"))?;
+            self.is_gated = false;
+            self.history.push("-- gate opened".to_owned());
+        } else {
+            let id = 1 + self.dice.roll(60);
+            right.batch_execute(&format!("insert into {gate} values ({id})"))?;
+            (self.is_gated, self.was_gated) = (true, true);
+            self.history.push(format!("-- gate closed for {id}"));
+        }
+        Ok(())
+    }
+
+    /// Drains a part, perhaps so that the second commit fails.
+    fn drain(&mut self) -> Result<()> {
+        let mut session = self.bed.left.superuser();
+        let limit = *self.dice.pick(&[1, 7, 100, 1_000, 100_000]);
+        let buffer = *self.dice.pick(&["64kB", "256kB", "16MB"]);
+        session.batch_execute(QUICK)?;
+        session.batch_execute(&format!("set pg_rowsync.buffer_size = '{buffer}'; begin"))?;
+        let drained = session.query_one(&format!("select deal_sync_err_rec({limit})"), &[]);
+        let is_cut = self.dice.chance(40);
+        if is_cut {
+            self.proxy.cut_after(0, Direction::ToClient);
+        }
+        let ended = session.batch_execute("commit");
+        self.proxy.cut();
+        // Used up, if nothing was to be committed.
+        self.proxy.cut_after(u64::MAX, Direction::ToClient);
+        self.doubts += u32::from(is_cut && ended.is_err());
+        self.history.push(format!(
+            "-- drained {limit} with {buffer}: {:?}, {:?}",
+            drained.as_ref().map(|row| row.get::<_, bool>(0)).map_err(describe),
+            ended.as_ref().map_err(describe)
+        ));
+        drained.map_err(told)?;
+        ensure!(is_cut || ended.is_ok(), "a drain could not be committed");
+        self.nobody_is_blamed()
+    }
+
+    fn nobody_is_blamed(&self) -> Result<()> {
+        if self.was_gated {
+            return Ok(());
+        }
+        let failed = self.failed("status = 'failed'")?;
+        ensure!(failed.is_empty(), "set aside:\n{}", failed.join("\n"));
+        Ok(())
+    }
+
+    fn failed(&self, condition: &str) -> Result<Vec<String>> {
+        let sql = format!(
+            "select concat_ws(' ', id, table_name, op, status, sqlstate, message, left(dst_query, 200))
+               from sync_err_rec where {condition} order by id limit 20"
+        );
+        let rows = self.bed.left.superuser().query(&sql, &[])?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Nothing hinders any more: everything arrives, and both sides are equal.
+    fn settle(&mut self) -> Result<()> {
+        self.proxy.accept()?;
+        self.bed
+            .right
+            .superuser()
+            .batch_execute(&format!("delete from {}.gate", self.bed.right.user))?;
+        let mut session = self.bed.left.superuser();
+        session.batch_execute(QUICK)?;
+        for _ in 0..20 {
+            let done: bool = session.query_one("select deal_sync_err_rec(100000)", &[])?.get(0);
+            let left: i64 = session
+                .query_one(
+                    "select (select count(*) from sync_queue) + (select count(*) from sync_lost_session)",
+                    &[],
+                )?
+                .get(0);
+            self.nobody_is_blamed()?;
+            if done && left == 0 {
+                return self.compare();
+            }
+            sleep(Duration::from_millis(50));
+        }
+        bail!("still queued:\n{}", self.failed("true")?.join("\n"))
+    }
+
+    fn compare(&self) -> Result<()> {
+        for Table { name, .. } in &self.tables {
+            let rows = |side: &Side| -> Result<Vec<String>> {
+                let sql = format!("select t::text from {name} t order by id, t::text");
+                Ok(side.connect()?.query(&sql, &[])?.iter().map(|row| row.get(0)).collect())
+            };
+            let (left, right) = (rows(&self.bed.left)?, rows(&self.bed.right)?);
+            let differ: Vec<_> =
+                left.iter().zip(&right).filter(|(left, right)| left != right).take(5).collect();
+            ensure!(
+                left == right,
+                "{name} differs: {} rows here, {} there, {differ:?}",
+                left.len(),
+                right.len()
+            );
+        }
+        Ok(())
+    }
+
+    fn statement(&mut self) -> String {
+        let at = self.dice.roll(self.tables.len() as u64) as usize;
+        let rows = match self.dice.roll(40) {
+            0 => 6_000 + self.dice.roll(2) * 14_000,
+            1..4 => 600,
+            4..12 => 40,
+            _ => 1 + self.dice.roll(4),
+        };
+        let some = self.some_ids(at);
+        let name = self.tables[at].name.clone();
+        match self.dice.roll(12) {
+            0..4 => self.insert(at, rows),
+            4 => self.insert_family(at, rows),
+            5 => format!("update {name} set u = u + 1000000 where id in ({some})"),
+            6 => self.pass_on(at),
+            7 => format!("update {name} set up = null, r = null where id in ({some})"),
+            8 => format!("update {name} set id = id + 5000000 where id in ({some})"),
+            9 => format!("delete from {name} where id in ({some})"),
+            10 if self.dice.chance(30) => format!("delete from {name}"),
+            10 => self.delete_family(at),
+            _ => self.replace(at),
+        }
+    }
+
+    /// Ids that are there, or were.
+    fn some_ids(&mut self, at: usize) -> String {
+        let last = self.tables[at].last.max(1);
+        let ids: Vec<String> = (0..1 + self.dice.roll(6))
+            .map(|_| (1 + self.dice.roll(last.min(80))).to_string())
+            .collect();
+        ids.join(", ")
+    }
+
+    /// New rows that refer to each other, in a chain or a circle.
+    fn insert(&mut self, at: usize, rows: u64) -> String {
+        let shape = self.dice.roll(3);
+        let table = &mut self.tables[at];
+        let first = table.last + 1;
+        table.last += rows;
+        let next = match shape {
+            0 => format!("{first} + (i + 1) % {rows}"),
+            1 => format!("case when i + 1 < {rows} then {first} + i + 1 end"),
+            _ => "null".to_owned(),
+        };
+        let up = if table.is_tree { next } else { "null".to_owned() };
+        let parent = table.parent.map(|parent| self.tables[parent].name.clone());
+        let r = parent.map_or("null".to_owned(), |parent| {
+            format!("(select min(id) from {parent} where id > i % 7)")
+        });
+        let name = &self.tables[at].name;
+        format!(
+            "insert into {name} select {first} + i, {first} + i, \
+             int4range(({first} + i)::int * 10, ({first} + i)::int * 10 + 5), {up}, {r} \
+             from generate_series(0, {rows} - 1) i"
+        )
+    }
+
+    /// A parent and its children in one statement.
+    fn insert_family(&mut self, at: usize, rows: u64) -> String {
+        let Some(parent) = self.tables[at].parent else { return self.insert(at, rows) };
+        self.tables[parent].last += 1;
+        let (id, other) = (self.tables[parent].last, self.tables[parent].name.clone());
+        let first = self.tables[at].last + 1;
+        self.tables[at].last += rows;
+        let name = &self.tables[at].name;
+        format!(
+            "with p as (insert into {other} values ({id}, {id}, int4range({id} * 10, {id} * 10 + 5), \
+             null, null)) insert into {name} select {first} + i, {first} + i, \
+             int4range(({first} + i)::int * 10, ({first} + i)::int * 10 + 5), null, {id} \
+             from generate_series(0, {rows} - 1) i"
+        )
+    }
+
+    fn delete_family(&mut self, at: usize) -> String {
+        let some = self.some_ids(at);
+        let name = &self.tables[at].name;
+        match self.tables[at].parent {
+            None => format!("delete from {name} where id in ({some})"),
+            Some(parent) => format!(
+                "with c as (delete from {name} where r in ({some})) delete from {} where id in ({some})",
+                self.tables[parent].name
+            ),
+        }
+    }
+
+    /// A row gives up its unique value and its range, a new one takes them.
+    fn pass_on(&mut self, at: usize) -> String {
+        let id = 1 + self.dice.roll(self.tables[at].last.clamp(1, 80));
+        self.tables[at].last += 1;
+        let (new, name) = (self.tables[at].last, &self.tables[at].name);
+        format!(
+            "update {name} set u = -{new}, d = int4range(-{new} * 10, -{new} * 10 + 5) where id = {id}; \
+             insert into {name} select {new}, {id}, int4range({id} * 10, {id} * 10 + 5), null, null \
+             where not exists (select from {name} where u = {id} or d && int4range({id} * 10, {id} * 10 + 5))"
+        )
+    }
+
+    /// A row is deleted and there again.
+    fn replace(&mut self, at: usize) -> String {
+        let id = 1 + self.dice.roll(self.tables[at].last.clamp(1, 80));
+        let name = &self.tables[at].name;
+        format!(
+            "delete from {name} where id = {id}; insert into {name} \
+             select {id}, {id}, int4range({id} * 10, {id} * 10 + 5), null, null \
+             where not exists (select from {name} where u = {id} or d && int4range({id} * 10, {id} * 10 + 5))"
+        )
+    }
+}
+
+impl Table {
+    fn random(dice: &mut Dice, number: usize, others: &[Table]) -> Table {
+        let name = format!("t{number}");
+        let is_unique = dice.chance(50);
+        let is_exclusive = dice.chance(20);
+        let is_tree = dice.chance(50);
+        let referable = |table: &Table| !table.columns.contains("primary key deferrable");
+        let parents: Vec<usize> = (0..others.len()).filter(|at| referable(&others[*at])).collect();
+        let parent = (!parents.is_empty() && dice.chance(75)).then(|| *dice.pick(&parents));
+        let key = match is_tree {
+            false => *dice.pick(&["primary key", "primary key", "primary key deferrable"]),
+            true => "primary key",
+        };
+        let unique = match is_unique {
+            true => *dice.pick(&[" unique", " unique", " unique deferrable initially deferred"]),
+            false => "",
+        };
+        let up = match is_tree {
+            true => format!(" references {name} {}", dice.pick(&ENDINGS)),
+            false => String::new(),
+        };
+        let r = parent.map_or(String::new(), |parent| {
+            format!(" references {} {}", others[parent].name, dice.pick(&ENDINGS))
+        });
+        let exclusion = match is_exclusive {
+            true => ", exclude using gist (d with &&)",
+            false => "",
+        };
+        let columns =
+            format!("id int {key}, u int{unique}, d int4range, up int{up}, r int{r}{exclusion}");
+        Table { name, columns, parent, is_tree, last: 0 }
+    }
+}
+
+fn told(error: postgres::Error) -> anyhow::Error {
+    anyhow::anyhow!(describe(&error))
+}

@@ -1,0 +1,289 @@
+//! The net effect of changes that are true only together, as batches for one statement. Pure.
+//!
+//! Each row ends up deleted, changed, moved or inserted once, whatever it went through. So states that the
+//! changes leave behind again are never made, and what is written does not depend on an order: deletions
+//! come first, then what stays, then what is new.
+
+use super::collapse::TRANSACTION_SHIFT;
+use crate::change::{Change, Op, Policy, Relation, Route, RowStorage};
+use crate::sql::{Batch, Kind};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+type Key = Vec<Option<String>>;
+
+/// Which changes are put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// Those of one command each.
+    Command,
+    /// All.
+    All,
+}
+
+/// What tells a row from others of its table: its key, or where the key is deferrable its place.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Identity {
+    Key(Relation, Key),
+    Place(Relation, u64),
+}
+
+/// A row that the changes touch.
+struct Row {
+    route: Rc<Route>,
+    /// Its key before the changes; `None` for one that they insert.
+    before: Option<Key>,
+    /// Its last change.
+    last: Change<String>,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Whole {
+    rows: Vec<Row>,
+    holders: HashMap<Identity, usize>,
+    /// Some change is of a kind that no other can be joined with.
+    refused: bool,
+    /// Commands that the changes are of.
+    commands: HashSet<u32>,
+    /// The file and the transaction in which places of a local table's rows mean something.
+    storage: HashMap<Relation, (u32, u64)>,
+    /// Keys of some table may be the same without having the same text.
+    inexact: bool,
+}
+
+impl Whole {
+    /// Adds a change.
+    pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) {
+        self.commands.insert(change.command);
+        self.inexact |= !route.key_exact;
+        if route.key_deferrable && change.op != Op::Truncate {
+            let RowStorage { before, after, file } = change.stored;
+            let storage = (file, before.max(after) >> TRANSACTION_SHIFT);
+            let known = *self.storage.entry(route.source.clone()).or_insert(storage);
+            self.refused |= known != storage;
+        }
+        self.refused |= change.op == Op::Truncate || (self.inexact && self.commands.len() > 1);
+        if self.refused {
+            self.rows.clear();
+            self.holders.clear();
+            return;
+        }
+        let (from, to) = (self.identity(route, change, true), self.identity(route, change, false));
+        let known = match change.op {
+            // A row that was deleted, and is there again.
+            Op::Insert => self.holders.get(&to).copied(),
+            Op::Update => self.holders.remove(&from),
+            Op::Delete | Op::Truncate => self.holders.get(&from).copied(),
+        };
+        let at = known.unwrap_or_else(|| {
+            let before = (change.op != Op::Insert).then(|| owned(&change.old_key(route)));
+            self.rows.push(Row { route: route.clone(), before, last: change.owned() });
+            self.rows.len() - 1
+        });
+        self.rows[at].last = change.owned();
+        self.rows[at].route = route.clone();
+        match change.op {
+            Op::Delete | Op::Truncate => {
+                self.holders.insert(from, at);
+            }
+            _ => {
+                self.holders.insert(to, at);
+            }
+        }
+    }
+
+    fn identity(&self, route: &Route, change: &Change<&str>, before: bool) -> Identity {
+        let target = route.target.clone();
+        if route.key_deferrable {
+            let place = if before { change.stored.before } else { change.stored.after };
+            return Identity::Place(target, place);
+        }
+        let key = if before { change.old_key(route) } else { change.new_key(route) };
+        Identity::Key(target, owned(&key))
+    }
+
+    /// The batches, in their order. `None` where the changes cannot be one statement.
+    pub fn finish(self) -> Option<Vec<Batch>> {
+        let mut batches: Vec<Batch> = Vec::new();
+        let rows = self.net()?;
+        for kind in [Kind::Delete, Kind::Update, Kind::Move, Kind::Insert] {
+            let first = batches.len();
+            for (route, change) in rows.iter().filter(|(_, change)| Kind::of(change) == kind) {
+                let same =
+                    |batch: &&mut Batch| Rc::ptr_eq(&batch.route, route) || batch.route == *route;
+                let change = change.borrowed();
+                match batches[first..].iter_mut().find(same) {
+                    Some(batch) => batch.push(&change),
+                    None => {
+                        let mut batch = Batch::new(route.clone(), kind).in_arrays();
+                        batch.push(&change);
+                        batches.push(batch);
+                    }
+                }
+            }
+        }
+        Some(batches)
+    }
+
+    /// What each row comes to; `None` where rows cannot be told apart.
+    pub fn net(self) -> Option<Vec<(Rc<Route>, Change<String>)>> {
+        if self.refused {
+            return None;
+        }
+        let deleted: HashSet<(Relation, Key)> = (self.rows.iter())
+            .filter(|row| row.last.op == Op::Delete)
+            .filter_map(|row| Some((row.route.target.clone(), row.before.clone()?)))
+            .collect();
+        let inserted: HashSet<(Relation, Key)> = (self.rows.iter())
+            .filter(|row| row.before.is_none() && row.last.op != Op::Delete)
+            .map(|row| (row.route.target.clone(), owned(&row.last.new_key(&row.route))))
+            .collect();
+        let mut taken_over = HashSet::new();
+        let mut net = Vec::new();
+        for Row { route, before, mut last } in self.rows {
+            last.unchanged.clear();
+            let new = owned(&last.new_key(&route));
+            match (before, last.op) {
+                (None, Op::Delete) if route.policy == Policy::Error => continue,
+                (None, Op::Delete) => {}
+                (None, _) => (last.op, last.key) = (Op::Insert, Vec::new()),
+                (Some(key), Op::Delete) => last.key = key,
+                (Some(key), _) if key == new => (last.op, last.key) = (Op::Update, Vec::new()),
+                // Another row has the key that this one leaves: each is written where it ends.
+                (Some(key), _) if inserted.contains(&(route.target.clone(), key.clone())) => {
+                    (last.op, last.key) = (Op::Update, Vec::new());
+                }
+                (Some(key), _) => {
+                    let place = (route.target.clone(), new);
+                    if deleted.contains(&place) {
+                        // The row that held the key before takes over what moves there.
+                        taken_over.insert(place);
+                        let (row, gone) = (Vec::new(), last.gone.take());
+                        let op = Op::Delete;
+                        net.push((route.clone(), Change { op, key, row, gone, ..last.clone() }));
+                        (last.op, last.key) = (Op::Update, Vec::new());
+                    } else {
+                        (last.op, last.key) = (Op::Update, key);
+                    }
+                }
+            }
+            net.push((route, last));
+        }
+        net.retain(|(route, change)| {
+            change.op != Op::Delete
+                || !taken_over.contains(&(route.target.clone(), owned(&change.old_key(route))))
+        });
+        Some(net)
+    }
+}
+
+fn owned(key: &[Option<&str>]) -> Key {
+    key.iter().map(|v| v.map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Carrier, Column};
+
+    fn route(table: &str) -> Rc<Route> {
+        let name = Relation { schema: "s".into(), table: table.into() };
+        let column = |name: &str| Column {
+            name: name.into(),
+            carrier: Carrier::Element,
+            fixed: false,
+            own_equality: false,
+            collated: false,
+            local: None,
+            binary: None,
+        };
+        Rc::new(Route {
+            source: name.clone(),
+            target: name,
+            columns: vec![column("id"), column("v")],
+            key: vec![0],
+            key_deferrable: false,
+            key_exact: true,
+            policy: Policy::Overwrite,
+            truncate_children: false,
+            application_name: None,
+            path: Default::default(),
+            cascades_from: Vec::new(),
+        })
+    }
+
+    fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
+        let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
+        let (key, row) = (all(key), all(row));
+        let (stamp, gone, unchanged, stored) = (None, None, Vec::new(), Default::default());
+        Change { op, command: 1, key, row, stamp, gone, unchanged, stored }
+    }
+
+    fn net(changes: &[Change<&str>]) -> Vec<String> {
+        let (mut whole, route) = (Whole::default(), route("t"));
+        changes.iter().for_each(|change| whole.push(&route, change));
+        let text = |values: &[Option<String>]| values.iter().flatten().cloned().collect::<String>();
+        let net = whole.net().expect("rows that can be told apart");
+        let shown = |(_, c): &(Rc<Route>, Change<String>)| {
+            format!("{} {}:{}", c.op.keyword(), text(&c.key), text(&c.row))
+        };
+        net.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn a_row_comes_to_its_last_state() {
+        assert_eq!(
+            net(&[
+                change(Op::Insert, &[], &["1", "a"]),
+                change(Op::Update, &[], &["1", "b"]),
+                change(Op::Update, &["2"], &["3", "c"]),
+                change(Op::Update, &["3"], &["2", "d"]),
+                change(Op::Delete, &["4"], &[]),
+                change(Op::Insert, &[], &["4", "e"]),
+                change(Op::Delete, &["5"], &[]),
+            ]),
+            ["INSERT :1b", "UPDATE :2d", "UPDATE :4e", "DELETE 5:"]
+        );
+    }
+
+    #[test]
+    fn a_key_that_passes_to_another_row_is_written_where_it_is() {
+        let (gives, takes) =
+            (change(Op::Update, &["1"], &["9", "a"]), change(Op::Insert, &[], &["1", "b"]));
+        assert_eq!(net(&[gives, takes]), ["UPDATE :9a", "INSERT :1b"]);
+        let (goes, comes) =
+            (change(Op::Delete, &["1"], &[]), change(Op::Update, &["2"], &["1", "b"]));
+        assert_eq!(net(&[goes, comes]), ["DELETE 2:", "UPDATE :1b"]);
+    }
+
+    #[test]
+    fn batches_come_in_the_order_in_which_constraints_hold() {
+        let (p, c) = (route("p"), route("c"));
+        let mut whole = Whole::default();
+        whole.push(&c, &change(Op::Insert, &[], &["1", "a"]));
+        whole.push(&p, &change(Op::Insert, &[], &["1", "a"]));
+        whole.push(&p, &change(Op::Update, &[], &["2", "a"]));
+        whole.push(&c, &change(Op::Delete, &["2"], &[]));
+        let batches = whole.finish().expect("batches");
+        let kinds: Vec<Kind> = batches.iter().map(|batch| batch.kind).collect();
+        assert_eq!(kinds, [Kind::Delete, Kind::Update, Kind::Insert, Kind::Insert]);
+        let statement = crate::sql::joined(batches).expect("a statement");
+        assert_eq!(statement.params.len(), 1 + 2 + 2 + 2);
+        assert!(statement.text.contains("$7") && !statement.text.contains("$8"));
+    }
+
+    #[test]
+    fn truncate_and_keys_that_are_not_exact_are_not_put_together() {
+        let mut whole = Whole::default();
+        whole.push(&route("t"), &change(Op::Truncate, &[], &[]));
+        whole.push(&route("t"), &change(Op::Insert, &[], &["1", "a"]));
+        assert!(whole.net().is_none());
+        let inexact = Rc::new(Route { key_exact: false, ..(*route("t")).clone() });
+        let mut whole = Whole::default();
+        whole.push(&inexact, &change(Op::Insert, &[], &["1", "a"]));
+        let later = Change { command: 2, ..change(Op::Update, &[], &["1.0", "b"]) };
+        whole.push(&inexact, &later);
+        assert!(whole.finish().is_none());
+    }
+}

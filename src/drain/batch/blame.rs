@@ -1,0 +1,326 @@
+//! Which records are to blame for a failure, of the units of a batch that were refused together.
+//!
+//! Units are halved between transactions first. A transaction that is refused by itself is tried in ways
+//! that let it be true as a whole: each of its commands in one statement, then all of it. Only then are
+//! its commands told apart, and last its records. Where a constraint looks at other rows too, a record
+//! that is refused is tried again after the others of its transaction, with those that were refused like
+//! it, before it is blamed.
+
+use super::Batch;
+use crate::delivery::whole::Span;
+use crate::drain::replay::Replay;
+use crate::error::{Error, Result, SqlState};
+use crate::queue::aside::Blockers;
+use std::collections::HashMap;
+
+/// Units of a transaction that are tried one by one after the others. Of more, the first is blamed.
+const MAX_POSTPONED: usize = 100;
+
+/// Units of the transaction under way that were refused, and may not be once others are applied.
+#[derive(Default)]
+pub(super) struct Postponed {
+    /// With the failure, unless they were not tried because they concern rows of others.
+    units: Vec<(usize, Option<Error>)>,
+    /// What they touch.
+    marks: Blockers,
+    /// Units are postponed.
+    is_on: bool,
+}
+
+impl Postponed {
+    fn add(&mut self, batch_unit: (usize, i64), marks: &[i64], error: Option<Error>) {
+        let (at, id) = batch_unit;
+        self.marks.add(id, id, marks);
+        self.units.push((at, error));
+    }
+
+    fn is_full(&self) -> bool {
+        self.is_on && self.units.len() >= MAX_POSTPONED
+    }
+}
+
+impl Batch<'_> {
+    /// Applies what can be applied of the units that are open.
+    ///
+    /// # Errors
+    /// As for [`Batch::apply`].
+    pub(super) fn apply_in_parts(&mut self, replay: &mut Replay) -> Result<()> {
+        let units = self.sift(0..self.units.len());
+        let transactions = self.by_transaction(units);
+        self.narrow_transactions(replay, &transactions)
+    }
+
+    /// Units by source transaction, in the order of their beginnings.
+    pub(super) fn by_transaction(&self, units: Vec<usize>) -> Vec<Vec<usize>> {
+        grouped(units, |at| self.units[at].transaction())
+    }
+
+    /// Units of a transaction by command. A command that was interrupted by others, which its triggers
+    /// have run, takes these in.
+    fn by_command(&self, units: Vec<usize>) -> Vec<Vec<usize>> {
+        let mut last: HashMap<u32, usize> = HashMap::new();
+        for (place, at) in units.iter().enumerate() {
+            last.insert(self.units[*at].command(), place);
+        }
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut end = None;
+        for (place, at) in units.into_iter().enumerate() {
+            match groups.last_mut() {
+                Some(group) if end >= Some(place) => group.push(at),
+                _ => groups.push(vec![at]),
+            }
+            end = end.max(last.get(&self.units[at].command()).copied());
+        }
+        groups
+    }
+
+    fn narrow_transactions(
+        &mut self,
+        replay: &mut Replay,
+        transactions: &[Vec<usize>],
+    ) -> Result<()> {
+        let units = self.sift(transactions.concat());
+        if units.is_empty() || self.is_over() {
+            return Ok(());
+        }
+        let Some(error) = self.refusal(replay, &units)? else { return Ok(()) };
+        if transactions.len() > 1 && !self.ends_attempt(&units, &error) {
+            let (first, second) = transactions.split_at(transactions.len() / 2);
+            self.narrow_transactions(replay, first)?;
+            return self.narrow_transactions(replay, second);
+        }
+        if units.len() == 1 || error.is_transient() {
+            return self.narrow_refused(replay, units, error);
+        }
+        let commands = self.by_command(units.clone());
+        if commands.len() > 1 && error.is_about_others() {
+            for span in [Span::Command, Span::All] {
+                if self.fits_whole(replay, &units, span)? || self.is_over() {
+                    return Ok(());
+                }
+            }
+        }
+        self.postpone();
+        match commands.len() {
+            1 => self.narrow_command(replay, units, error)?,
+            _ => {
+                let (first, second) = commands.split_at(commands.len() / 2);
+                self.narrow_commands(replay, first)?;
+                self.narrow_commands(replay, second)?;
+            }
+        }
+        self.settle_postponed(replay)
+    }
+
+    /// From now on units that are refused over other rows are tried again before they are blamed.
+    pub(super) fn postpone(&mut self) {
+        self.postponed = Postponed { is_on: true, ..Postponed::default() };
+    }
+
+    fn narrow_commands(&mut self, replay: &mut Replay, commands: &[Vec<usize>]) -> Result<()> {
+        let units = self.sift(commands.concat());
+        if units.is_empty() || self.is_over() || self.postpone_rest(&units) {
+            return Ok(());
+        }
+        let Some(error) = self.refusal(replay, &units)? else { return Ok(()) };
+        if commands.len() > 1 && !self.ends_attempt(&units, &error) {
+            let (first, second) = commands.split_at(commands.len() / 2);
+            self.narrow_commands(replay, first)?;
+            return self.narrow_commands(replay, second);
+        }
+        self.narrow_command(replay, units, error)
+    }
+
+    /// Units of one command that were refused together.
+    fn narrow_command(
+        &mut self,
+        replay: &mut Replay,
+        units: Vec<usize>,
+        error: Error,
+    ) -> Result<()> {
+        let is_whole = units.len() > 1
+            && error.is_about_others()
+            && self.fits_whole(replay, &units, Span::All)?;
+        if is_whole || self.is_over() {
+            return Ok(());
+        }
+        self.narrow_refused(replay, units, error)
+    }
+
+    /// Applies units; of those that fail together, the first half is tried alone, until the one that
+    /// fails is found.
+    ///
+    /// # Errors
+    /// As for [`Batch::apply`].
+    pub(super) fn narrow(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
+        let units = self.sift(units);
+        if units.is_empty() || self.is_over() || self.postpone_rest(&units) {
+            return Ok(());
+        }
+        match self.refusal(replay, &units)? {
+            Some(error) => self.narrow_refused(replay, units, error),
+            None => Ok(()),
+        }
+    }
+
+    fn narrow_refused(
+        &mut self,
+        replay: &mut Replay,
+        units: Vec<usize>,
+        error: Error,
+    ) -> Result<()> {
+        match units.as_slice() {
+            [one] if error.is_transient() && !error.is_away() => self.fail_for_now(*one, error),
+            _ if self.stops(&error) => self.stop = Some(error),
+            [one] if self.postponed.is_on && error.is_about_others() => {
+                let (id, footprint) = (self.units[*one].id(), self.units[*one].footprint());
+                self.postponed.add((*one, id), &footprint.marks, Some(error));
+            }
+            [one] => self.blame(replay, *one, error),
+            several => {
+                let (first, second) = several.split_at(several.len() / 2);
+                self.narrow(replay, first.to_vec())?;
+                self.narrow(replay, second.to_vec())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn blame(&mut self, replay: &mut Replay, at: usize, error: Error) {
+        let first = &self.units[at].records[0];
+        let is_there = error.sqlstate() == SqlState::UNIQUE_VIOLATION
+            && replay.finds(&first.route, &first.change);
+        self.fail(at, error, is_there);
+    }
+
+    /// Why units were refused; `None` where they were not, or where the connection is gone.
+    fn refusal(&mut self, replay: &mut Replay, units: &[usize]) -> Result<Option<Error>> {
+        match replay.part(&self.chosen(units)) {
+            Ok(()) => {
+                self.set_applied(units);
+                Ok(None)
+            }
+            Err(error) if replay.can_go_on(&error) => Ok(Some(error)),
+            Err(error) => self.lost_over(units.to_vec(), error).map(|()| None),
+        }
+    }
+
+    /// Whether units can be applied as a whole. They are, if so.
+    fn fits_whole(&mut self, replay: &mut Replay, units: &[usize], span: Span) -> Result<bool> {
+        match replay.part_whole(&self.chosen(units), span) {
+            Ok(()) => self.set_applied(units),
+            Err(error) if !replay.can_go_on(&error) => {
+                self.lost_over(units.to_vec(), error)?;
+                return Ok(false);
+            }
+            Err(error) if self.stops(&error) => {
+                self.stop = Some(error);
+                return Ok(false);
+            }
+            Err(_) => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Whether nothing more is tried.
+    fn is_over(&self) -> bool {
+        self.stop.is_some() || self.budget == 0
+    }
+
+    /// Whether a failure is not one for which units are told apart.
+    fn ends_attempt(&self, units: &[usize], error: &Error) -> bool {
+        units.len() == 1 || self.stops(error)
+    }
+
+    /// Postpones units without a trial where too many have been already.
+    fn postpone_rest(&mut self, units: &[usize]) -> bool {
+        if !self.postponed.is_full() {
+            return false;
+        }
+        for at in units {
+            let (id, footprint) = (self.units[*at].id(), self.units[*at].footprint());
+            self.postponed.add((*at, id), &footprint.marks, None);
+        }
+        true
+    }
+
+    /// Of units that need not wait for what was set aside, postpones those that concern rows of
+    /// postponed ones.
+    pub(super) fn sift_postponed(&mut self, units: Vec<usize>) -> Vec<usize> {
+        if !self.postponed.is_on || self.postponed.units.is_empty() {
+            return units;
+        }
+        let mut free = Vec::new();
+        for at in units {
+            let (id, footprint) = (self.units[at].id(), self.units[at].footprint());
+            match self.postponed.marks.find(id, &footprint) {
+                Some(_) => self.postponed.add((at, id), &footprint.marks, None),
+                None => free.push(at),
+            }
+        }
+        free
+    }
+
+    /// Tries postponed units again, together and one by one, until no more of them are taken. What is
+    /// left is to blame.
+    ///
+    /// # Errors
+    /// As for [`Batch::apply`].
+    pub(super) fn settle_postponed(&mut self, replay: &mut Replay) -> Result<()> {
+        let mut before = usize::MAX;
+        loop {
+            let mut left = std::mem::take(&mut self.postponed).units;
+            left.sort_by_key(|(at, _)| *at);
+            left.dedup_by_key(|(at, _)| *at);
+            if left.is_empty() || self.is_over() {
+                return Ok(());
+            }
+            let units: Vec<usize> = left.iter().map(|(at, _)| *at).collect();
+            if units.len() > 1 && self.fits_whole(replay, &units, Span::All)? || self.is_over() {
+                return Ok(());
+            }
+            // Only what was applied since can have made a difference.
+            if units.len() >= before.min(MAX_POSTPONED) {
+                return self.blame_postponed(replay, left);
+            }
+            before = units.len();
+            self.postponed.is_on = true;
+            self.narrow(replay, units)?;
+        }
+    }
+
+    fn blame_postponed(
+        &mut self,
+        replay: &mut Replay,
+        left: Vec<(usize, Option<Error>)>,
+    ) -> Result<()> {
+        if left.len() >= MAX_POSTPONED.min(self.budget) {
+            let Some(why) = left.iter().find_map(|(_, error)| error.clone()) else { return Ok(()) };
+            self.fail_together(left.into_iter().map(|(at, _)| (at, why.clone())).collect());
+            return Ok(());
+        }
+        for (at, error) in left {
+            match (self.sift([at]).is_empty(), error) {
+                (false, Some(error)) => self.blame(replay, at, error),
+                // What it was postponed for has been blamed, or is there now.
+                (false, None) => self.narrow(replay, vec![at])?,
+                (true, _) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Groups by a number, in the order in which the groups begin.
+fn grouped(units: Vec<usize>, number: impl Fn(usize) -> u32) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut places: HashMap<u32, usize> = HashMap::new();
+    for at in units {
+        let place = *places.entry(number(at)).or_insert_with(|| {
+            groups.push(Vec::new());
+            groups.len() - 1
+        });
+        groups[place].push(at);
+    }
+    groups
+}

@@ -1,0 +1,164 @@
+//! Records that the server may have applied before: their delivery was lost in doubt, or the local side
+//! ended between the two commits of a drain.
+//!
+//! The server is asked whether its rows are what all of them together lead to. If so, they are done, and
+//! nothing is written. Otherwise they are applied as they are; if that is refused, their net effect is,
+//! which shows no state that they have left behind. What is refused then is looked at like any other
+//! record, but for rows that the server has already.
+
+use super::{Batch, Fate};
+use crate::change::{Change, Op, Relation, Route};
+use crate::delivery::whole::{Span, Whole};
+use crate::drain::replay::Replay;
+use crate::error::{Error, Result, SqlState};
+use crate::queue::claim::Claims;
+use std::collections::HashSet;
+use std::rc::Rc;
+
+/// Records that are looked at together, at most: they are held in memory.
+const MAX_DOUBTFUL: usize = 100_000;
+
+type Outcome = (Rc<Route>, Change<String>);
+
+impl Batch<'_> {
+    /// Settles what may have been applied before, and takes that from `claims` if the batch has a part
+    /// of it.
+    ///
+    /// # Errors
+    /// As for [`Batch::apply`].
+    pub(super) fn settle_doubt(
+        &mut self,
+        replay: &mut Replay,
+        claims: &mut Claims<'_>,
+    ) -> Result<()> {
+        let until = self.trial.replayed_until.filter(|until| self.first_id() <= *until);
+        if until.is_none() && !self.units.iter().any(|unit| unit.is_in_doubt()) {
+            return Ok(());
+        }
+        let goes_on = |batch: &Self| {
+            let last = batch.units.last();
+            last.is_some_and(|last| last.is_in_doubt() || until > Some(last.id()))
+        };
+        while goes_on(self) && self.units.len() < MAX_DOUBTFUL {
+            let more = claims.next_while(|unit| unit.is_in_doubt() || until >= Some(unit.id()))?;
+            if more.is_empty() {
+                break;
+            }
+            self.add(more)?;
+        }
+        if let Err(error) = replay.whole(&[], || ()) {
+            return self.lost(error);
+        }
+        let in_doubt = (0..self.units.len()).filter(|at| self.units[*at].is_in_doubt()).collect();
+        for units in self.by_transaction(in_doubt) {
+            self.settle_replayed(replay, units)?;
+        }
+        if let Some(until) = until {
+            self.settle_until(replay, until)?;
+        }
+        Ok(())
+    }
+
+    /// Settles the records up to one, which may have been applied before.
+    ///
+    /// # Errors
+    /// As for [`Batch::apply`].
+    pub(super) fn settle_until(&mut self, replay: &mut Replay, until: i64) -> Result<()> {
+        let units = (0..self.units.len()).filter(|at| self.units[*at].id() <= until).collect();
+        self.settle_replayed(replay, units)
+    }
+
+    /// Whether a failure may come of it that records were applied before, without that being known.
+    pub(super) fn may_be_replayed(&self, failure: &Error) -> bool {
+        self.first_id() <= self.trial.maybe_until && is_about_states(failure)
+    }
+
+    fn first_id(&self) -> i64 {
+        self.units.first().map_or(i64::MAX, |unit| unit.id())
+    }
+
+    /// Settles units that may have been applied before, all of them or none.
+    fn settle_replayed(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
+        let units = self.sift(units);
+        if units.is_empty() || self.stop.is_some() {
+            return Ok(());
+        }
+        let facts = self.facts(&units);
+        let reached = match &facts {
+            Some(facts) => match replay.reached(facts) {
+                Ok(reached) => reached,
+                Err(error) => return self.lost(error),
+            },
+            None => Vec::new(),
+        };
+        if facts.is_some() && reached.iter().all(|reached| *reached) {
+            self.set_settled(&units);
+            return Ok(());
+        }
+        for span in [None, Some(Span::All)] {
+            match replay.apart(&self.chosen(&units), span) {
+                Ok(()) => {
+                    self.set_settled(&units);
+                    return Ok(());
+                }
+                Err(error) if !replay.can_go_on(&error) => return self.lost(error),
+                // States that were left behind are refused over other rows only.
+                Err(error) if is_about_states(&error) => {}
+                // Tried like any other.
+                Err(_) => return Ok(()),
+            }
+        }
+        let open: HashSet<(Relation, Vec<Option<String>>)> = facts
+            .iter()
+            .flatten()
+            .zip(reached)
+            .filter(|(_, reached)| !reached)
+            .map(|((route, change), _)| key_of(route, &change.old_key(route)))
+            .collect();
+        let is_done = |at: &usize| {
+            self.units[*at].records.iter().all(|record| {
+                let (route, change) = (&record.route, &record.change);
+                [change.old_key(route), change.new_key(route)]
+                    .iter()
+                    .filter(|key| !key.is_empty())
+                    .all(|key| !open.contains(&key_of(route, key)))
+            })
+        };
+        if facts.is_some() {
+            let done: Vec<usize> = units.into_iter().filter(is_done).collect();
+            self.set_settled(&done);
+        }
+        Ok(())
+    }
+
+    /// What the server has once units are applied, key by key; `None` where that cannot be told.
+    fn facts(&self, units: &[usize]) -> Option<Vec<Outcome>> {
+        let mut whole = Whole::default();
+        for record in units.iter().flat_map(|at| &self.units[*at].records) {
+            whole.push(&record.route, &record.change.borrowed());
+        }
+        let mut facts = Vec::new();
+        for (route, mut change) in whole.net()? {
+            if change.moves() {
+                let (key, row) = (std::mem::take(&mut change.key), Vec::new());
+                let left = Change { op: Op::Delete, key, row, ..change.clone() };
+                facts.push((route.clone(), left));
+            }
+            facts.push((route, change));
+        }
+        Some(facts)
+    }
+
+    fn set_settled(&mut self, units: &[usize]) {
+        units.iter().for_each(|at| self.fates[*at] = Fate::Settled);
+    }
+}
+
+/// Whether a failure may come of a state that the server has left behind.
+fn is_about_states(failure: &Error) -> bool {
+    failure.is_about_others() || failure.sqlstate() == SqlState::NO_DATA_FOUND
+}
+
+fn key_of(route: &Route, key: &[Option<&str>]) -> (Relation, Vec<Option<String>>) {
+    (route.target.clone(), key.iter().map(|value| value.map(str::to_owned)).collect())
+}
