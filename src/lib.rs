@@ -1,6 +1,6 @@
 //! pg_rowsync keeps chosen tables of two or more PostgreSQL databases in step, from an AFTER
 //! trigger: changes are captured row by row, delivered when the transaction commits, and queued
-//! when that fails. See README.md for users, and the picture of the modules there.
+//! when that fails. README.md is for users; ARCHITECTURE.md has the picture of the modules.
 
 mod admin;
 mod api;

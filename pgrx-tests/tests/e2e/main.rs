@@ -29,6 +29,7 @@ mod copies_by_replication;
 mod counters;
 mod deferred_drains;
 mod dice;
+mod documents;
 mod drain_edges;
 mod drain_trust;
 mod encoding;

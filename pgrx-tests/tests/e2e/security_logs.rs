@@ -273,7 +273,7 @@ fn only_who_may_read_the_queue_reads_what_it_holds() {
     }
 }
 
-/// A server that logs all it can shows values, unless its superuser does as the README says.
+/// A server that logs all it can shows values, unless its superuser does as the documentation says.
 #[test]
 fn the_other_servers_log_can_be_kept_free_of_values() {
     let all = [
@@ -302,8 +302,9 @@ fn the_other_servers_log_can_be_kept_free_of_values() {
     };
     writes("shown47114711");
     assert!(there.log().matches("shown47114711").count() > 3);
-    let readme = include_str!("../../../README.md");
-    let lines = readme.lines().map(str::trim).filter(|line| line.starts_with("ALTER ROLE sync_in"));
+    let chapter = include_str!("../../../doc/security.md");
+    let lines =
+        chapter.lines().map(str::trim).filter(|line| line.starts_with("ALTER ROLE sync_in"));
     let settings: Vec<String> =
         lines.map(|line| line.replace("sync_in", &bed.right.user)).collect();
     assert_eq!(settings.len(), 1);

@@ -97,10 +97,10 @@ fn rights(side: &Side, role: &str) -> Vec<String> {
     rows(side, &sql)
 }
 
-/// The statements that the README gives for a role that looks after the queue.
+/// The statements that the documentation gives for a role that looks after the queue.
 fn operator(bed: &Testbed) -> Role {
-    let readme = include_str!("../../../README.md");
-    let (_, grants) = readme.split_once("CREATE ROLE sync_operator LOGIN;").expect("the role");
+    let chapter = include_str!("../../../doc/security.md");
+    let (_, grants) = chapter.split_once("CREATE ROLE sync_operator LOGIN;").expect("the role");
     let (grants, _) = grants.split_once("```").expect("the end of its grants");
     let role = Role::create(&bed.left, "operator", "");
     bed.left.exec_superuser(&grants.replace("sync_operator", &role.name));
@@ -128,7 +128,7 @@ fn what_a_role_may_do_has_been_decided_for_every_object() {
 }
 
 #[test]
-fn an_operator_does_what_the_readme_says_and_nothing_else() {
+fn an_operator_does_what_the_documentation_says_and_nothing_else() {
     let bed = one_way("operator", COLUMNS, "{}");
     let operator = operator(&bed);
     let mut client = operator.client();

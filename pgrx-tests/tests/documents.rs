@@ -1,0 +1,171 @@
+//! The documents: links that lead somewhere, a README that is read to its end, lines that fit.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rowsync_harness::setup;
+
+/// Those that people write line by line. Others have parts that a program has written.
+const WRITTEN: [&str; 21] = [
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    "doc/commit.md",
+    "doc/comparison.md",
+    "doc/conflicts.md",
+    "doc/connections.md",
+    "doc/development.md",
+    "doc/glossary.md",
+    "doc/install.md",
+    "doc/limits.md",
+    "doc/monitoring.md",
+    "doc/operations.md",
+    "doc/queue.md",
+    "doc/reference.md",
+    "doc/security.md",
+    "doc/tutorial-multi-master.md",
+    "doc/tutorial-one-way.md",
+    "doc/types-and-tables.md",
+];
+
+/// The Markdown files of the top, of `doc/` and of the benchmark, with their texts.
+fn documents() -> HashMap<PathBuf, String> {
+    let root = setup::root().canonicalize().expect("the root");
+    let folders = [root.clone(), root.join("doc"), root.join("pgrx-tests/bench")];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).expect("a folder"));
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .map(|path| (path.clone(), fs::read_to_string(&path).expect("a document")))
+        .collect()
+}
+
+/// The lines of a document, each with whether it is code.
+fn lines(text: &str) -> impl Iterator<Item = (&str, bool)> {
+    let mut in_code = false;
+    text.lines().map(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        in_code ^= is_fence;
+        (line, in_code || is_fence)
+    })
+}
+
+/// The names under which the headings of a document can be linked to, as GitHub makes them.
+fn anchors(text: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for (line, is_code) in lines(text) {
+        let title = line.trim_start_matches('#');
+        if is_code || title.len() == line.len() || !title.starts_with(' ') {
+            continue;
+        }
+        let kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
+        let name: String = title.trim().to_lowercase().chars().filter(kept).collect();
+        let name = name.replace(' ', "-");
+        let before = found.iter().filter(|other| **other == name).count();
+        found.push(if before == 0 { name } else { format!("{name}-{before}") });
+    }
+    found
+}
+
+/// Where the links of a document lead.
+fn links(text: &str) -> Vec<String> {
+    let prose: Vec<&str> =
+        lines(text).filter(|(_, is_code)| !is_code).map(|(line, _)| line).collect();
+    let prose = prose.join("\n");
+    let targets = prose.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    targets.map(|(target, _)| target.to_owned()).collect()
+}
+
+/// What is wrong with a link, if anything.
+fn flaw(from: &Path, link: &str, documents: &HashMap<PathBuf, String>) -> Option<String> {
+    if link.starts_with("https://") {
+        return None;
+    }
+    let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+    let Some(target) = target(from, file) else { return Some("no such file".to_owned()) };
+    let is_there = anchor.is_empty()
+        || documents.get(&target).is_some_and(|text| anchors(text).iter().any(|a| a == anchor));
+    (!is_there).then(|| format!("no heading \"{anchor}\""))
+}
+
+/// The file that a link names, if it is there.
+fn target(from: &Path, file: &str) -> Option<PathBuf> {
+    match file {
+        "" => Some(from.to_owned()),
+        file => from.parent()?.join(file).canonicalize().ok(),
+    }
+}
+
+#[test]
+fn every_link_between_documents_leads_to_a_file_and_a_heading() {
+    let documents = documents();
+    let all: Vec<(&PathBuf, String)> = documents
+        .iter()
+        .flat_map(|(path, text)| links(text).into_iter().map(move |link| (path, link)))
+        .collect();
+    assert!(all.len() > 100, "only {} links were found", all.len());
+    let broken: Vec<String> = all
+        .iter()
+        .filter_map(|(path, link)| {
+            let flaw = flaw(path, link, &documents)?;
+            Some(format!("{}: {link}: {flaw}", path.display()))
+        })
+        .collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn every_chapter_can_be_reached_from_the_readme() {
+    let documents = documents();
+    let root = setup::root().canonicalize().expect("the root");
+    let mut seen = vec![root.join("README.md")];
+    let mut at = 0;
+    while let Some(path) = seen.get(at).cloned() {
+        at += 1;
+        for link in documents.get(&path).map(|text| links(text)).unwrap_or_default() {
+            let file = link.split('#').next().unwrap_or_default();
+            seen.extend(target(&path, file).filter(|target| !seen.contains(target)));
+        }
+    }
+    let lost: Vec<_> = WRITTEN.iter().filter(|name| !seen.contains(&root.join(name))).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+#[test]
+fn the_readme_is_short_and_begins_with_the_two_commands() {
+    let readme = fs::read_to_string(setup::root().join("README.md")).expect("the README");
+    assert!(readme.lines().count() <= 150, "{} lines", readme.lines().count());
+    let first_screen: Vec<&str> = readme.lines().take(25).collect();
+    for command in ["cargo demo", "cargo test-all"] {
+        assert!(first_screen.iter().any(|line| line.starts_with(command)), "{command}");
+    }
+}
+
+#[test]
+fn lines_and_cells_are_short() {
+    let mut long = Vec::new();
+    for name in WRITTEN {
+        let text = fs::read_to_string(setup::root().join(name)).expect(name);
+        for (number, (line, is_code)) in lines(&text).enumerate() {
+            let is_row = !is_code && line.trim_start().starts_with('|');
+            // A cell is what is shown: of a link, its text.
+            let shown = |cell: &str| {
+                let parts = cell.split("](").enumerate();
+                let texts = parts.map(|(at, part)| match (at, part.split_once(')')) {
+                    (1.., Some((_, after))) => after,
+                    _ => part,
+                });
+                texts.map(|text| text.chars().count()).sum::<usize>()
+            };
+            let is_long = match is_row {
+                true => line.split('|').any(|cell| shown(cell) > 120),
+                false => line.chars().count() > 100,
+            };
+            long.extend(is_long.then(|| format!("{name}:{}: {line}", number + 1)));
+        }
+    }
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
