@@ -89,6 +89,7 @@ mod property;
 mod queue_view;
 mod queue_writes;
 mod recipe;
+mod reference;
 mod relations;
 mod replays;
 mod rewrites;
