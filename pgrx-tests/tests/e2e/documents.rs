@@ -159,3 +159,54 @@ fn the_tutorial_for_several_masters_runs_as_it_stands() {
         SELECT site, qty FROM stock WHERE site = 'west';\n";
     ends_with(&file.psql(&b, look), " west |   1");
 }
+
+/// What the SQL of the chapters presupposes: servers and tables of these names.
+const FOUND: &str = "
+    CREATE SERVER report FOREIGN DATA WRAPPER pg_rowsync
+        OPTIONS (host '127.0.0.1', port :'PORT', dbname 'there');
+    CREATE SERVER dst FOREIGN DATA WRAPPER pg_rowsync
+        OPTIONS (host '127.0.0.1', port :'PORT', dbname 'there');
+    CREATE USER MAPPING FOR postgres SERVER report OPTIONS (user 'sync_in', password 'change-me');
+    CREATE USER MAPPING FOR postgres SERVER dst OPTIONS (user 'sync_in', password 'change-me');
+    CREATE TABLE t (id int PRIMARY KEY, secret text);
+    CREATE TABLE orders (id int PRIMARY KEY) PARTITION BY RANGE (id);
+    CREATE TABLE old_orders (id int PRIMARY KEY);
+    SELECT attach_sync('t', 'dst', options => '{\"exclude\": [\"secret\"]}');
+    SELECT attach_sync('orders', 'dst');
+    SELECT attach_sync('old_orders', 'dst');\n";
+
+#[test]
+fn the_sql_of_the_chapters_runs() {
+    let cluster = Cluster::start("chapters").expect("a cluster");
+    let file = PasswordFile::new("chapters", &[&cluster], &[]);
+    let mut script = "CREATE DATABASE there;
+        \\connect there
+        CREATE TABLE t (id int PRIMARY KEY);
+        CREATE TABLE orders (id int PRIMARY KEY);
+        CREATE TABLE old_orders (id int PRIMARY KEY);
+        CREATE TABLE member (id bigint, region text, body text, PRIMARY KEY (id, region));
+        CREATE ROLE sync_in LOGIN PASSWORD 'change-me';
+        GRANT ALL ON ALL TABLES IN SCHEMA public TO sync_in;
+        \\connect postgres\n"
+        .to_owned();
+    let chapters = [
+        "install",
+        "reference",
+        "conflicts",
+        "monitoring",
+        "types-and-tables",
+        "queue",
+        "operations",
+        "security",
+    ];
+    for chapter in chapters {
+        let document = Document::read(&format!("doc/{chapter}.md"));
+        let blocks = document.blocks("sql");
+        assert!(!blocks.is_empty(), "{chapter}");
+        script.push_str(&blocks.concat());
+        if chapter == "install" {
+            script.push_str(FOUND);
+        }
+    }
+    file.psql(&cluster, &script);
+}
