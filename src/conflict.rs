@@ -8,7 +8,7 @@ use std::rc::Rc;
 /// What was met. Named as PostgreSQL names the conflicts of logical replication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum ConflictType {
     /// A row with the key of an INSERT is there.
     InsertExists,
     /// The row of an UPDATE is not there.
@@ -25,7 +25,7 @@ pub enum Kind {
     MultipleUniqueConflicts,
 }
 
-impl Kind {
+impl ConflictType {
     /// All kinds, in the order of their declaration.
     pub const ALL: [Self; 7] = [
         Self::InsertExists,
@@ -78,7 +78,7 @@ impl Decision {
 /// One conflict, with what is known of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conflict {
-    pub kind: Kind,
+    pub kind: ConflictType,
     pub decision: Decision,
     /// The key of the change: an object of the columns' names on the server and their values as text.
     pub key: Option<serde_json::Value>,
@@ -100,7 +100,7 @@ pub const MAX_DETAILS: usize = 1_000;
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// A route of each local table, and how many conflicts there were of each kind.
-    tables: Vec<(Rc<Route>, [u64; Kind::ALL.len()])>,
+    tables: Vec<(Rc<Route>, [u64; ConflictType::ALL.len()])>,
     details: Vec<(Rc<Route>, Conflict)>,
 }
 
@@ -133,9 +133,9 @@ impl Tally {
     }
 
     /// How many there are, by local table and kind; each only where there are any.
-    pub fn counts(&self) -> impl Iterator<Item = (&Relation, Kind, u64)> {
+    pub fn counts(&self) -> impl Iterator<Item = (&Relation, ConflictType, u64)> {
         self.tables.iter().flat_map(|(route, counts)| {
-            let counts = Kind::ALL.into_iter().zip(counts).filter(|(_, count)| **count > 0);
+            let counts = ConflictType::ALL.into_iter().zip(counts).filter(|(_, count)| **count > 0);
             counts.map(|(kind, count)| (&route.source, kind, *count))
         })
     }
@@ -147,10 +147,10 @@ impl Tally {
 
     /// The counts of a route's local table. Several triggers may send one table, each by a route of its
     /// own; there are few tables.
-    fn counts_of(&mut self, route: &Rc<Route>) -> &mut [u64; Kind::ALL.len()] {
+    fn counts_of(&mut self, route: &Rc<Route>) -> &mut [u64; ConflictType::ALL.len()] {
         let same = |known: &Rc<Route>| Rc::ptr_eq(known, route) || known.source == route.source;
         let at = self.tables.iter().position(|(known, _)| same(known)).unwrap_or_else(|| {
-            self.tables.push((route.clone(), [0; Kind::ALL.len()]));
+            self.tables.push((route.clone(), [0; ConflictType::ALL.len()]));
             self.tables.len() - 1
         });
         &mut self.tables[at].1
@@ -185,7 +185,7 @@ mod tests {
         })
     }
 
-    fn conflict(kind: Kind, id: usize) -> Conflict {
+    fn conflict(kind: ConflictType, id: usize) -> Conflict {
         Conflict {
             kind,
             decision: Decision::Applied,
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn names_are_the_same_in_sql_and_in_json() {
-        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+        for (at, kind) in ConflictType::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, at);
             assert_eq!(serde_json::to_value(kind).expect("JSON"), kind.name());
         }
@@ -216,7 +216,7 @@ mod tests {
     fn a_conflict_is_read_without_what_is_not_known() {
         let text = r#"{"kind": "update_exists", "decision": "set aside", "constraint": "t_pkey"}"#;
         let read: Conflict = serde_json::from_str(text).expect("a conflict");
-        assert_eq!((read.kind, read.decision), (Kind::UpdateExists, Decision::SetAside));
+        assert_eq!((read.kind, read.decision), (ConflictType::UpdateExists, Decision::SetAside));
         assert_eq!((read.constraint.as_deref(), read.key), (Some("t_pkey"), None));
     }
 
@@ -225,18 +225,21 @@ mod tests {
         let mut tally = Tally::default();
         assert!(tally.is_empty());
         let (a, again, b) = (route("a", "x"), route("a", "y"), route("b", "x"));
-        tally.add(&a, conflict(Kind::DeleteMissing, 1));
-        tally.add(&b, conflict(Kind::InsertExists, 2));
-        tally.add(&again, conflict(Kind::DeleteMissing, 3));
-        tally.add(&a, conflict(Kind::UpdateMissing, 4));
+        tally.add(&a, conflict(ConflictType::DeleteMissing, 1));
+        tally.add(&b, conflict(ConflictType::InsertExists, 2));
+        tally.add(&again, conflict(ConflictType::DeleteMissing, 3));
+        tally.add(&a, conflict(ConflictType::UpdateMissing, 4));
         assert!(!tally.is_empty());
         assert_eq!(tally.total(), 4);
         let expected =
             [("a", "update_missing", 1), ("a", "delete_missing", 2), ("b", "insert_exists", 1)];
         assert_eq!(counts(&tally), expected);
         let details: Vec<_> = tally.details().map(|(table, c)| (&*table.table, c.kind)).collect();
-        let expected =
-            [("a", Kind::DeleteMissing), ("b", Kind::InsertExists), ("a", Kind::DeleteMissing)];
+        let expected = [
+            ("a", ConflictType::DeleteMissing),
+            ("b", ConflictType::InsertExists),
+            ("a", ConflictType::DeleteMissing),
+        ];
         assert_eq!(details[..3], expected);
     }
 
@@ -245,7 +248,7 @@ mod tests {
         let mut tally = Tally::default();
         let route = route("t", "t");
         for id in 0..MAX_DETAILS + 5 {
-            tally.add(&route, conflict(Kind::InsertExists, id));
+            tally.add(&route, conflict(ConflictType::InsertExists, id));
         }
         assert_eq!(tally.total(), MAX_DETAILS as u64 + 5);
         assert_eq!(tally.details().count(), MAX_DETAILS);
@@ -257,11 +260,11 @@ mod tests {
     fn what_is_merged_comes_after() {
         let (a, b) = (route("a", "a"), route("b", "b"));
         let (mut one, mut two) = (Tally::default(), Tally::default());
-        one.add(&a, conflict(Kind::InsertExists, 1));
+        one.add(&a, conflict(ConflictType::InsertExists, 1));
         for id in 0..MAX_DETAILS {
-            two.add(&b, conflict(Kind::UpdateMissing, id));
+            two.add(&b, conflict(ConflictType::UpdateMissing, id));
         }
-        two.add(&a, conflict(Kind::InsertExists, 2));
+        two.add(&a, conflict(ConflictType::InsertExists, 2));
         one.merge(two);
         one.merge(Tally::default());
         let expected = [("a", "insert_exists", 2), ("b", "update_missing", MAX_DETAILS as u64)];

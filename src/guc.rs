@@ -1,7 +1,7 @@
 //! Settings. Times take PostgreSQL's units, without one they are milliseconds, those of how long something
 //! is kept seconds; every one is bounded below, so that no setting can make a commit wait for ever.
 
-use crate::pg::{context, setting, shmem};
+use crate::pg::{context, setting};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::{CStr, CString};
 use std::time::Duration;
@@ -150,7 +150,7 @@ pub fn define() {
         10_000,
         // PostgreSQL refuses, with FATAL, to define one that needs a restart later than at its start. Where
         // it means nothing, it is defined all the same, so that a configuration may hold it.
-        if shmem::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
+        if context::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
         GucFlags::default(),
     );
 }

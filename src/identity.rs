@@ -193,7 +193,7 @@ struct Here([String; 3]);
 impl Here {
     fn new() -> Self {
         Self([
-            context::database().to_u32().to_string(),
+            database::current().to_u32().to_string(),
             database::system_identifier().to_string(),
             database::server_major().to_string(),
         ])
@@ -218,5 +218,5 @@ pub fn is_foreign_row() -> bool {
 /// What this database is called in the paths of changes, see [`crate::path`]. Not the node of `sync_home`: the
 /// other side must know its own name without the extension's tables.
 pub fn name() -> String {
-    format!("{}.{}", database::system_identifier(), context::database().to_u32())
+    format!("{}.{}", database::system_identifier(), database::current().to_u32())
 }

@@ -4,31 +4,37 @@
 pub mod batch;
 pub mod binary;
 mod conflicts;
+mod dml;
 mod joined;
-pub mod lasting;
 pub mod literal;
+pub mod marks;
 mod newest;
+mod param;
+pub mod prepared;
 pub mod quote;
 mod reached;
+mod render;
+mod reporting;
 mod session;
 mod statement;
 #[cfg(test)]
 pub mod tests;
-mod told;
+mod tolerant;
+mod truncate;
 mod upsert;
 mod values;
 
-pub use batch::{Batch, Kind};
+pub use batch::{Batch, BatchKind};
 pub use conflicts::{Conflicts, conflict_of};
+pub use dml::{ask_key, needs_key};
 pub use joined::joined;
 pub use literal::look_for;
-pub use newest::RACE_MARK;
+pub use param::Param;
 pub use reached::reached;
+pub use render::of_batch;
 pub use session::{
-    AS_LOGGED_IN, HOME, Introduce, NODE, SESSION_MARK, end_session, introduce, micros, named,
-    on_path, own_schemas, with_type_schemas,
+    AS_LOGGED_IN, HOME, Introduce, NODE, end_session, introduce, micros, named, on_path,
+    own_schemas, with_type_schemas,
 };
-pub use statement::{
-    EXISTS_MARK, MISSING_MARK, Param, Statement, TWICE_MARK, Verb, ask_key, needs_key, of_batch,
-    truncate_by_kind,
-};
+pub use statement::{Statement, Verb};
+pub use truncate::truncate_by_kind;

@@ -6,60 +6,13 @@
 //! further servers are not counted, and the answer says so; of further tables the conflicts are in their
 //! server's sum only. Without the area, nothing is counted.
 
-use crate::conflict::Kind;
-use crate::pg::{Oid, context, shmem};
+pub mod slot;
+
+use self::slot::{ConflictSlot, Keyed, Slot};
+use crate::conflict::ConflictType;
+use crate::pg::{Oid, context, database, shmem};
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-
-/// The counters of a server. All zero is an empty slot; nothing in it depends on anything else, so
-/// plain atomics do. A cache line, so that servers do not slow each other down.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
-pub struct Slot {
-    /// Database and server, see [`key_of`]; 0 when it is free.
-    key: AtomicU64,
-    delivered_transactions: AtomicU64,
-    delivered_changes: AtomicU64,
-    queued: AtomicU64,
-    conflicts: AtomicU64,
-    guarded: AtomicU64,
-    looped: AtomicU64,
-    /// As PostgreSQL keeps time; 0 for never.
-    last_success: AtomicI64,
-}
-
-/// The conflicts of a local table with a server, by kind. As [`Slot`] in everything else.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
-pub struct ConflictSlot {
-    /// The place of the server's slot, from 1 on, and the table, see [`pair`]; 0 when it is free. The
-    /// place tells the database too: with the object identifiers of all three, the key would be none
-    /// that can be claimed at once.
-    key: AtomicU64,
-    counts: [AtomicU64; Kind::ALL.len()],
-}
-
-/// Slots for conflicts, for each of those for servers: what so many tables in conflict with a server
-/// need, or fewer with some and more with others.
-pub const CONFLICT_SLOTS_PER_SERVER: usize = 16;
-
-/// A slot of either table.
-trait Keyed {
-    /// What it was claimed for; 0 when it is free.
-    fn key(&self) -> &AtomicU64;
-}
-
-impl Keyed for Slot {
-    fn key(&self) -> &AtomicU64 {
-        &self.key
-    }
-}
-
-impl Keyed for ConflictSlot {
-    fn key(&self) -> &AtomicU64 {
-        &self.key
-    }
-}
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What `sync_counters()` shows of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +34,7 @@ pub struct Counts {
 pub struct ConflictCount {
     pub server: Oid,
     pub relation: Oid,
-    pub kind: Kind,
+    pub kind: ConflictType,
     pub conflicts: u64,
 }
 
@@ -113,7 +66,7 @@ pub fn conflicts(server: Oid, changes: u64) {
 
 /// So many of them were of this kind and of this local table. Not counted in [`conflicts`], which takes
 /// the sum, nor for a server that has no counters of its own.
-pub fn conflicts_of(server: Oid, relation: Oid, kind: Kind, changes: u64) {
+pub fn conflicts_of(server: Oid, relation: Oid, kind: ConflictType, changes: u64) {
     let slots = shmem::conflict_slots();
     if let Some(place) = place_of(server)
         && let Some(at) = find(slots, pair(place as u32 + 1, relation.to_u32()))
@@ -160,12 +113,12 @@ pub fn end(committed: bool) {
 /// The counts of the current database's servers, and while there are free slots one of zeros for all
 /// the others.
 pub fn counts() -> Vec<Counts> {
-    read(shmem::slots(), context::database())
+    read(shmem::slots(), database::current())
 }
 
 /// The conflicts of the current database's servers; every combination that has occurred.
 pub fn conflict_counts() -> Vec<ConflictCount> {
-    read_conflicts(shmem::conflict_slots(), shmem::slots(), context::database())
+    read_conflicts(shmem::conflict_slots(), shmem::slots(), database::current())
 }
 
 fn slot_of(server: Oid) -> Option<&'static Slot> {
@@ -176,7 +129,7 @@ fn place_of(server: Oid) -> Option<usize> {
     match LAST.get() {
         Some((last, place)) if last == server => place,
         _ => {
-            let place = find(shmem::slots(), key_of(context::database(), server));
+            let place = find(shmem::slots(), key_of(database::current(), server));
             LAST.set(Some((server, place)));
             place
         }
@@ -235,7 +188,7 @@ fn read_conflicts(slots: &[ConflictSlot], servers: &[Slot], database: Oid) -> Ve
         if owner >> 32 != u64::from(database.to_u32()) {
             continue;
         }
-        for (kind, count) in Kind::ALL.into_iter().zip(&slot.counts) {
+        for (kind, count) in ConflictType::ALL.into_iter().zip(&slot.counts) {
             let conflicts = count.load(Relaxed);
             if conflicts > 0 {
                 let (server, relation) = (Oid::from(owner as u32), Oid::from(key as u32));
@@ -321,17 +274,17 @@ mod tests {
     #[test]
     fn conflicts_are_told_apart_by_database_server_table_and_kind() {
         let (servers, conflicts) = (slots::<Slot>(4), slots::<ConflictSlot>(8));
-        let count = |database, server, relation, kind: Kind, changes| {
+        let count = |database, server, relation, kind: ConflictType, changes| {
             let place = find(&servers, key_of(oid(database), oid(server))).expect("a place");
             let at = find(&conflicts, pair(place as u32 + 1, relation)).expect("a slot");
             conflicts[at].counts[kind as usize].fetch_add(changes, Relaxed);
         };
-        count(1, 10, 100, Kind::InsertExists, 3);
-        count(1, 10, 100, Kind::MultipleUniqueConflicts, 1);
-        count(1, 10, 100, Kind::InsertExists, 1);
-        count(1, 10, 101, Kind::DeleteMissing, 2);
-        count(1, 11, 100, Kind::DeleteMissing, 5);
-        count(2, 10, 100, Kind::UpdateMissing, 7);
+        count(1, 10, 100, ConflictType::InsertExists, 3);
+        count(1, 10, 100, ConflictType::MultipleUniqueConflicts, 1);
+        count(1, 10, 100, ConflictType::InsertExists, 1);
+        count(1, 10, 101, ConflictType::DeleteMissing, 2);
+        count(1, 11, 100, ConflictType::DeleteMissing, 5);
+        count(2, 10, 100, ConflictType::UpdateMissing, 7);
         let mut found: Vec<_> = read_conflicts(&conflicts, &servers, oid(1))
             .into_iter()
             .map(|c| (c.server.to_u32(), c.relation.to_u32(), c.kind as usize, c.conflicts))

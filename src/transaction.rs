@@ -12,8 +12,8 @@ use crate::conflict::Tally;
 use crate::delivery::session::{self, Session};
 use crate::error::Result;
 use crate::fault::fault_point;
+use crate::pg::callbacks::{self, Handlers};
 use crate::pg::spi::Home;
-use crate::pg::xact::{self, Handlers};
 use crate::pg::{Oid, context, interrupt, invalidation, utility};
 use crate::{stats, worker};
 use std::cell::{Cell, RefCell};
@@ -62,7 +62,7 @@ thread_local! {
 
 /// Makes sure that the ends of transactions are heard of. Called before anything is put here.
 fn listen() {
-    xact::register(Handlers {
+    callbacks::register(Handlers {
         pre_commit: crate::delivery::commit::pre_commit,
         pre_prepare: crate::delivery::commit::pre_prepare,
         end,

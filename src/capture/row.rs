@@ -5,7 +5,8 @@ use crate::change::{Change, Op, Policy, RowStorage, Stamp};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::large::Stored;
 use crate::pg::output;
-use crate::pg::trigger::{Event, Slot};
+use crate::pg::slot::Slot;
+use crate::pg::trigger::Event;
 
 /// A change, and what it does not hold: the columns of its row, as positions, whose text stands for a value
 /// that was not read.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::output::OutputNeeds;
-use crate::pg::row::Attribute;
+use crate::pg::slot::Attribute;
 use crate::pg::spi::{self, Home, required};
 
 /// A column that can be sent.

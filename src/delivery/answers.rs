@@ -4,8 +4,8 @@
 use crate::conflict::Tally;
 use crate::error::{RemoteError, SqlState};
 use crate::pq::{Connection, Status};
-use crate::sql::lasting::TYPES_MARK;
-use crate::sql::{Conflicts, EXISTS_MARK, MISSING_MARK, RACE_MARK, TWICE_MARK};
+use crate::sql::Conflicts;
+use crate::sql::marks::{EXISTS_MARK, MISSING_MARK, RACE_MARK, TWICE_MARK, TYPES_MARK};
 use std::collections::VecDeque;
 
 /// What a server may send without completing an answer. The longest honest ones tell of 5,000 conflicts,

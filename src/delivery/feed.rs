@@ -9,7 +9,7 @@ use crate::change::{Change, Route};
 use crate::error::Result;
 use crate::identity;
 use crate::path::Path;
-use crate::sql::{self, Batch, Kind, Statement, lasting};
+use crate::sql::{self, Batch, BatchKind, Statement, prepared};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -225,7 +225,7 @@ impl<S> Changes<S> {
         // cascade has taken are not as expected.
         batch.optimistic = self.optimistic
             && !batch.after_cascade
-            && !(batch.kind == Kind::Insert && batch.route.key_deferrable);
+            && !(batch.kind == BatchKind::Insert && batch.route.key_deferrable);
         let asks = sql::needs_key(&batch) && !self.asked.contains(&batch.route);
         if asks {
             self.asked.push(batch.route.clone());
@@ -235,9 +235,9 @@ impl<S> Changes<S> {
         let named = session.peer.keeps_session().then(|| session.prepared.name_for(&batch));
         let mut about_rows: Vec<Statement> = match named.flatten() {
             Some((prepare, name)) => {
-                prepare.into_iter().chain([lasting::execute(batch, &name)]).collect()
+                prepare.into_iter().chain([prepared::execute(batch, &name)]).collect()
             }
-            None if batch.kind == Kind::Truncate && session.asks_kinds => {
+            None if batch.kind == BatchKind::Truncate && session.asks_kinds => {
                 plain([sql::truncate_by_kind(&batch.truncated)])
             }
             None => sql::of_batch(batch, session.home()),

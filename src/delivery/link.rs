@@ -18,7 +18,8 @@ use crate::guc;
 use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling};
-use crate::sql::{HOME, NODE, SESSION_MARK, Statement};
+use crate::sql::marks::SESSION_MARK;
+use crate::sql::{HOME, NODE, Statement};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 

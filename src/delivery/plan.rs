@@ -9,7 +9,7 @@ use super::collapse::Collapse;
 use super::waves::{groups, waves};
 use crate::change::{Change, Op, Policy, Relation, Route};
 use crate::error::Result;
-use crate::sql::{Batch, Kind};
+use crate::sql::{Batch, BatchKind};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -104,8 +104,8 @@ impl Planner {
     /// # Errors
     /// As for [`Collapse::push`].
     pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) -> Result<()> {
-        let kind = Kind::of(change);
-        if route.key_deferrable && kind != Kind::Truncate {
+        let kind = BatchKind::of(change);
+        if route.key_deferrable && kind != BatchKind::Truncate {
             self.flush_moves();
             if !self.deferrable.continues(route, change) {
                 self.flush_deferrable();
@@ -115,11 +115,11 @@ impl Planner {
         self.flush_deferrable();
         let same_command = self.moves.first().is_some_and(|(_, m)| m.command == change.command);
         // Rows that a command updates in place have nothing to do with those it moves.
-        if !(same_command && matches!(kind, Kind::Move | Kind::Update)) {
+        if !(same_command && matches!(kind, BatchKind::Move | BatchKind::Update)) {
             self.flush_moves();
         }
         match kind {
-            Kind::Move => self.moves.push((route.clone(), change.owned())),
+            BatchKind::Move => self.moves.push((route.clone(), change.owned())),
             _ => self.append(route, kind, change),
         }
         Ok(())
@@ -155,7 +155,7 @@ impl Planner {
         self.close();
     }
 
-    fn append(&mut self, route: &Rc<Route>, kind: Kind, change: &Change<&str>) {
+    fn append(&mut self, route: &Rc<Route>, kind: BatchKind, change: &Change<&str>) {
         let key = key_hash(&change.old_key(route));
         // What one statement does it does before cascades.
         let follows = |vanished: &HashSet<Relation>| {
@@ -163,7 +163,7 @@ impl Planner {
         };
         let joins_those = follows(&self.vanished);
         let joins = self.open.as_ref().is_some_and(|open| match kind {
-            Kind::Truncate => open.kind == Kind::Truncate,
+            BatchKind::Truncate => open.kind == BatchKind::Truncate,
             _ => {
                 open.kind == kind
                     && Rc::ptr_eq(&open.route, route)
@@ -187,13 +187,13 @@ impl Planner {
         if begins {
             batch.after_cascade = after_cascade;
         }
-        if kind == Kind::Truncate {
+        if kind == BatchKind::Truncate {
             batch.truncated.push(route.clone());
         }
     }
 
     /// Adds a change to the open batch, which it begins if there is none.
-    fn add(&mut self, route: &Rc<Route>, kind: Kind, change: &Change<&str>) -> &mut Batch {
+    fn add(&mut self, route: &Rc<Route>, kind: BatchKind, change: &Change<&str>) -> &mut Batch {
         let batch = self.open.get_or_insert_with(|| {
             let batch = Batch::new(route.clone(), kind);
             let batch = if self.binary { batch.in_binary() } else { batch };
@@ -206,7 +206,7 @@ impl Planner {
     fn close(&mut self) {
         self.keys.clear();
         if let Some(batch) = &self.open
-            && matches!(batch.kind, Kind::Delete | Kind::Move)
+            && matches!(batch.kind, BatchKind::Delete | BatchKind::Move)
             && !self.vanished.contains(&batch.route.source)
         {
             self.vanished.insert(batch.route.source.clone());
@@ -241,7 +241,7 @@ impl Planner {
                 self.close();
             }
             for at in group {
-                self.add(route, Kind::Move, &moves[at].borrowed());
+                self.add(route, BatchKind::Move, &moves[at].borrowed());
             }
         }
         self.close();
@@ -253,7 +253,7 @@ impl Planner {
             // order, and found each new key free.
             for change in moves {
                 self.close();
-                self.append(route, Kind::Move, &change.borrowed());
+                self.append(route, BatchKind::Move, &change.borrowed());
             }
             return self.close();
         }
@@ -262,7 +262,7 @@ impl Planner {
             self.close();
             for at in wave {
                 let mut change = moves[at].borrowed();
-                if kind == Kind::Update {
+                if kind == BatchKind::Update {
                     change.key.clear();
                 }
                 self.append(route, kind, &change);
@@ -287,17 +287,17 @@ impl Planner {
             }
         }
         for delete in &net.deletes {
-            self.append(&route, Kind::Delete, &delete.borrowed());
+            self.append(&route, BatchKind::Delete, &delete.borrowed());
         }
         for update in &net.updates {
-            self.append(&route, Kind::Update, &update.borrowed());
+            self.append(&route, BatchKind::Update, &update.borrowed());
         }
         match at_once {
             true => self.append_at_once(&route, &net.moves),
             false => self.append_moves(&route, &net.moves),
         }
         for insert in &net.inserts {
-            self.append(&route, Kind::Insert, &insert.borrowed());
+            self.append(&route, BatchKind::Insert, &insert.borrowed());
         }
     }
 }
@@ -395,7 +395,7 @@ mod tests {
     }
 
     /// The batches as (kind, first array of new rows or of old keys).
-    fn plan(changes: &[Change<&str>]) -> Vec<(Kind, String)> {
+    fn plan(changes: &[Change<&str>]) -> Vec<(BatchKind, String)> {
         let (mut planner, route) = (Planner::default(), route());
         for change in changes {
             planner.push(&route, change).expect("unambiguous");
@@ -410,9 +410,9 @@ mod tests {
         assert_eq!(
             batches,
             [
-                (Kind::Insert, r#"{"1","2"}"#.into()),
-                (Kind::Delete, r#"{"1","2"}"#.into()),
-                (Kind::Insert, r#"{"3"}"#.into()),
+                (BatchKind::Insert, r#"{"1","2"}"#.into()),
+                (BatchKind::Delete, r#"{"1","2"}"#.into()),
+                (BatchKind::Insert, r#"{"3"}"#.into()),
             ]
         );
     }
@@ -453,7 +453,7 @@ mod tests {
         let batches = plan(&[update(1, "1", "2"), update(1, "2", "3"), update(1, "3", "4")]);
         let keys: Vec<&str> = batches.iter().map(|(_, k)| k.as_str()).collect();
         assert_eq!(keys, [r#"{"4"}"#, r#"{"3"}"#, r#"{"2"}"#]);
-        assert!(batches.iter().all(|(kind, _)| *kind == Kind::Move));
+        assert!(batches.iter().all(|(kind, _)| *kind == BatchKind::Move));
     }
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
         let batches = plan(&[update(1, "1", "11"), update(1, "2", "12"), update(1, "3", "3")]);
         assert_eq!(
             batches,
-            [(Kind::Update, r#"{"3"}"#.into()), (Kind::Move, r#"{"11","12"}"#.into())]
+            [(BatchKind::Update, r#"{"3"}"#.into()), (BatchKind::Move, r#"{"11","12"}"#.into())]
         );
     }
 
@@ -470,7 +470,7 @@ mod tests {
         let batches = plan(&[update(1, "1", "2"), update(1, "2", "1"), update(1, "5", "6")]);
         assert_eq!(
             batches,
-            [(Kind::Update, r#"{"2","1"}"#.into()), (Kind::Move, r#"{"6"}"#.into())]
+            [(BatchKind::Update, r#"{"2","1"}"#.into()), (BatchKind::Move, r#"{"6"}"#.into())]
         );
     }
 
@@ -519,14 +519,14 @@ mod tests {
         Change { stored: RowStorage { before, after, file }, ..change }
     }
 
-    fn plan_deferrable(changes: &[Change<&str>]) -> Result<Vec<(Kind, String)>> {
+    fn plan_deferrable(changes: &[Change<&str>]) -> Result<Vec<(BatchKind, String)>> {
         plan_deferrable_in(InWaves::None, changes)
     }
 
     fn plan_deferrable_in(
         in_waves: InWaves,
         changes: &[Change<&str>],
-    ) -> Result<Vec<(Kind, String)>> {
+    ) -> Result<Vec<(BatchKind, String)>> {
         let route = Rc::new(Route { key_deferrable: true, ..(*route()).clone() });
         let other = self::route();
         let mut planner = Planner::default();
@@ -538,7 +538,7 @@ mod tests {
         }
         planner.finish();
         Ok(std::iter::from_fn(|| planner.pop())
-            .filter(|b| b.kind != Kind::Truncate)
+            .filter(|b| b.kind != BatchKind::Truncate)
             .map(|b| (b.kind, first_array(b)))
             .collect())
     }
@@ -547,9 +547,9 @@ mod tests {
     fn two_commands_may_swap_keys_that_are_deferrable() {
         let swap = [stored(update(1, "1", "2"), (11, 13)), stored(update(2, "2", "1"), (12, 14))];
         let batches = plan_deferrable(&swap);
-        assert_eq!(batches.expect("a plan"), [(Kind::Move, r#"{"2","1"}"#.into())]);
+        assert_eq!(batches.expect("a plan"), [(BatchKind::Move, r#"{"2","1"}"#.into())]);
         let batches = plan_deferrable_in(InWaves::All, &swap);
-        assert_eq!(batches.expect("a plan"), [(Kind::Update, r#"{"2","1"}"#.into())]);
+        assert_eq!(batches.expect("a plan"), [(BatchKind::Update, r#"{"2","1"}"#.into())]);
     }
 
     #[test]
@@ -584,7 +584,7 @@ mod tests {
         ]);
         assert_eq!(
             batches.expect("a plan"),
-            [(Kind::Delete, r#"{"7"}"#.into()), (Kind::Insert, r#"{"2"}"#.into())]
+            [(BatchKind::Delete, r#"{"7"}"#.into()), (BatchKind::Insert, r#"{"2"}"#.into())]
         );
     }
 
@@ -598,7 +598,7 @@ mod tests {
         ]);
         assert_eq!(
             batches.expect("a plan"),
-            [(Kind::Insert, r#"{"1"}"#.into()), (Kind::Update, r#"{"2","1"}"#.into())]
+            [(BatchKind::Insert, r#"{"1"}"#.into()), (BatchKind::Update, r#"{"2","1"}"#.into())]
         );
     }
 

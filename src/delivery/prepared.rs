@@ -1,8 +1,8 @@
-//! What a session has prepared on its server; see [`lasting`].
+//! What a session has prepared on its server; see [`prepared`].
 
 use crate::change::Route;
 use crate::pg::context;
-use crate::sql::{Batch, Kind, Statement, lasting};
+use crate::sql::{Batch, BatchKind, Statement, prepared};
 use std::rc::Rc;
 
 /// Statements that a session keeps at most; more are sent as they are.
@@ -24,7 +24,7 @@ pub struct Prepared {
 
 struct Known {
     route: Rc<Route>,
-    kind: Kind,
+    kind: BatchKind,
     unchanged: Vec<u32>,
     /// None while there is none that is beyond doubt.
     name: Option<Rc<str>>,
@@ -37,7 +37,7 @@ impl Prepared {
     /// The name under which a batch is to be executed, and what prepares it if that has not been done; `None`
     /// if the batch is to be sent as it is.
     pub fn name_for(&mut self, batch: &Batch) -> Option<(Option<Statement>, Rc<str>)> {
-        if !lasting::can_last(batch) {
+        if !prepared::can_last(batch) {
             return None;
         }
         let at = self.find_or_add(batch)?;
@@ -54,7 +54,7 @@ impl Prepared {
             None => self.prefix.insert(format!("rs_{:x}", context::random().ok()? as u32)),
         };
         let name: Rc<str> = format!("{prefix}_{}", self.next).into();
-        let prepare = lasting::prepare(batch, &name)?;
+        let prepare = prepared::prepare(batch, &name)?;
         self.next += 1;
         known.sent = Some(name.clone());
         Some((Some(prepare), name))

@@ -1,17 +1,17 @@
 //! The order in which rows that move at once are moved. Pure; tested through `plan`.
 
 use crate::change::{Change, Route};
-use crate::sql::Kind;
+use crate::sql::BatchKind;
 use std::collections::{HashMap, HashSet};
 
 /// Orders the moves of one command: each wave's new keys are free once the waves before it are
 /// done. Chains (1 to 2, 2 to 3) go from their end; a cycle (1 to 2, 2 to 1) cannot be ordered, so
 /// its rows are written in place, each over the row that holds its new key.
-pub fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(Kind, Vec<usize>)> {
+pub fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(BatchKind, Vec<usize>)> {
     let Order { cycles, waves } = Order::of(route, moves);
     let cyclic = cycles.concat();
-    let in_place = (!cyclic.is_empty()).then_some((Kind::Update, cyclic));
-    in_place.into_iter().chain(waves.into_iter().map(|wave| (Kind::Move, wave))).collect()
+    let in_place = (!cyclic.is_empty()).then_some((BatchKind::Update, cyclic));
+    in_place.into_iter().chain(waves.into_iter().map(|wave| (BatchKind::Move, wave))).collect()
 }
 
 /// The moves of one command in groups of which each may be one statement, where the server checks keys at the end of

@@ -6,7 +6,7 @@
 
 use super::collapse::TRANSACTION_SHIFT;
 use crate::change::{Change, Op, Policy, Relation, Route, RowStorage};
-use crate::sql::{Batch, Kind};
+use crate::sql::{Batch, BatchKind};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -107,9 +107,9 @@ impl Whole {
     pub fn finish(self) -> Option<Vec<Batch>> {
         let mut batches: Vec<Batch> = Vec::new();
         let rows = self.net()?;
-        for kind in [Kind::Delete, Kind::Update, Kind::Move, Kind::Insert] {
+        for kind in [BatchKind::Delete, BatchKind::Update, BatchKind::Move, BatchKind::Insert] {
             let first = batches.len();
-            for (route, change) in rows.iter().filter(|(_, change)| Kind::of(change) == kind) {
+            for (route, change) in rows.iter().filter(|(_, change)| BatchKind::of(change) == kind) {
                 let same =
                     |batch: &&mut Batch| Rc::ptr_eq(&batch.route, route) || batch.route == *route;
                 let change = change.borrowed();
@@ -266,8 +266,11 @@ mod tests {
         whole.push(&p, &change(Op::Update, &[], &["2", "a"]));
         whole.push(&c, &change(Op::Delete, &["2"], &[]));
         let batches = whole.finish().expect("batches");
-        let kinds: Vec<Kind> = batches.iter().map(|batch| batch.kind).collect();
-        assert_eq!(kinds, [Kind::Delete, Kind::Update, Kind::Insert, Kind::Insert]);
+        let kinds: Vec<BatchKind> = batches.iter().map(|batch| batch.kind).collect();
+        assert_eq!(
+            kinds,
+            [BatchKind::Delete, BatchKind::Update, BatchKind::Insert, BatchKind::Insert]
+        );
         let statement = crate::sql::joined(batches).expect("a statement");
         assert_eq!(statement.params.len(), 1 + 2 + 2 + 2);
         assert!(statement.text.contains("$7") && !statement.text.contains("$8"));

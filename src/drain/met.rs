@@ -1,7 +1,7 @@
 //! The conflict that a record was set aside over. Pure.
 
 use crate::change::{Op, Policy};
-use crate::conflict::{Conflict, Decision, Kind as Met};
+use crate::conflict::{Conflict, ConflictType, Decision};
 use crate::error::{Error, SqlState};
 use crate::queue::claim::Record;
 use crate::sql;
@@ -13,17 +13,17 @@ pub fn conflict_of(record: &Record, error: &Error, is_there: bool) -> Option<Con
     let kind = match op {
         Op::Insert if state == SqlState::UNIQUE_VIOLATION => match route.policy {
             Policy::Overwrite | Policy::Skip | Policy::Newest(_) if is_there => {
-                Met::MultipleUniqueConflicts
+                ConflictType::MultipleUniqueConflicts
             }
-            _ => Met::InsertExists,
+            _ => ConflictType::InsertExists,
         },
-        Op::Update if state == SqlState::UNIQUE_VIOLATION => Met::UpdateExists,
-        Op::Update if state == SqlState::NO_DATA_FOUND => Met::UpdateMissing,
-        Op::Delete if state == SqlState::NO_DATA_FOUND => Met::DeleteMissing,
+        Op::Update if state == SqlState::UNIQUE_VIOLATION => ConflictType::UpdateExists,
+        Op::Update if state == SqlState::NO_DATA_FOUND => ConflictType::UpdateMissing,
+        Op::Delete if state == SqlState::NO_DATA_FOUND => ConflictType::DeleteMissing,
         _ => return None,
     };
     let key = match kind {
-        Met::InsertExists | Met::MultipleUniqueConflicts => change.new_key(route),
+        ConflictType::InsertExists | ConflictType::MultipleUniqueConflicts => change.new_key(route),
         _ => change.old_key(route),
     };
     let constraint = error.constraint().map(str::to_owned);

@@ -317,8 +317,8 @@ impl Replay {
         let mut batches: Vec<(sql::Batch, Vec<usize>)> = Vec::new();
         for (at, (route, change)) in outcomes.iter().enumerate() {
             let kind = match change.op {
-                Op::Delete => sql::Kind::Delete,
-                _ => sql::Kind::Insert,
+                Op::Delete => sql::BatchKind::Delete,
+                _ => sql::BatchKind::Insert,
             };
             let fits = |(batch, _): &&mut (sql::Batch, Vec<usize>)| {
                 batch.kind == kind && batch.rows < MAX_ASKED && batch.route == *route

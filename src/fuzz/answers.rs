@@ -2,7 +2,7 @@
 
 use super::{check, edited, edits, json, text};
 use crate::change::Policy;
-use crate::conflict::{Conflict, Kind, Tally};
+use crate::conflict::{Conflict, ConflictType, Tally};
 use crate::error::SqlState;
 use crate::sql::Conflicts;
 use crate::sql::tests::route;
@@ -27,7 +27,7 @@ fn any_code_is_a_sqlstate_of_a_failure() {
 /// What is taken for a conflict is one that can be kept and shown. Says whether it was.
 fn told(answer: &str) -> Result<bool, TestCaseError> {
     let mut tally = Tally::default();
-    let conflicts = Conflicts::Told(route(Policy::Overwrite));
+    let conflicts = Conflicts::Rows(route(Policy::Overwrite));
     prop_assert!(conflicts.take_row(Some(answer), &mut tally));
     prop_assert!(tally.total() <= 1);
     for (_, conflict) in tally.details() {
@@ -50,14 +50,18 @@ fn any_answer_about_conflicts_is_read_or_ignored() {
     check(800, &json(&NAMES), |answer| told(&answer).map(drop));
     let valid = r#"["update_missing", "applied", {"id": "1"}, {"id": "1", "b": null}, "7", null]"#;
     let mut tally = Tally::default();
-    assert!(Conflicts::Told(route(Policy::Skip)).take_row(Some(valid), &mut tally));
-    assert_eq!(tally.details().map(|(_, c)| c.kind).collect::<Vec<_>>(), [Kind::UpdateMissing]);
+    assert!(Conflicts::Rows(route(Policy::Skip)).take_row(Some(valid), &mut tally));
+    assert_eq!(
+        tally.details().map(|(_, c)| c.kind).collect::<Vec<_>>(),
+        [ConflictType::UpdateMissing]
+    );
     check(1_500, &edits(), |edits| told(&edited(valid, &edits)).map(drop));
 }
 
 #[test]
 fn an_answer_of_the_right_shape_is_a_conflict_whatever_its_keys() {
-    let names = (select(Kind::ALL.to_vec()), select(vec!["applied", "skipped", "set aside"]));
+    let names =
+        (select(ConflictType::ALL.to_vec()), select(vec!["applied", "skipped", "set aside"]));
     let version = || prop_oneof![Just(Value::Null), text().prop_map(Value::from)];
     let answers = (names, json(&NAMES), json(&NAMES), version(), version());
     check(800, &answers, |((kind, decision), key, met, one, other)| {

@@ -4,7 +4,7 @@ use super::lexer::{Token, tokens};
 use super::{check, text};
 use crate::change::{Carrier, Change, Column, Op, Policy, Relation, Route, RowStorage, Stamp};
 use crate::sql::quote::{ArrayLiteral, ident, literal, relation};
-use crate::sql::{Batch, Kind, look_for, of_batch, with_type_schemas};
+use crate::sql::{Batch, BatchKind, look_for, of_batch, with_type_schemas};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -147,7 +147,7 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
 
 /// All SQL about a change.
 fn statements((route, change): &(Rc<Route>, Change<String>), rows: usize) -> Vec<String> {
-    let mut batch = Batch::new(route.clone(), Kind::of(change));
+    let mut batch = Batch::new(route.clone(), BatchKind::of(change));
     match change.op {
         Op::Truncate => batch.truncated.push(route.clone()),
         _ => (0..rows).for_each(|_| batch.push(&change.borrowed())),

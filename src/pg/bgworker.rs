@@ -7,8 +7,8 @@
 //! again.
 
 use super::large::Inside;
-use super::lock::object_tag;
-use super::{Oid, board, compat, database, shmem, text};
+use super::lock_tag::object_tag;
+use super::{Oid, board, compat, context, database, text};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -41,7 +41,7 @@ thread_local! {
 /// Whether the library is being loaded at server start, and not for pg_upgrade.
 pub fn preloading() -> bool {
     // SAFETY: plain read of a variable of this process.
-    shmem::is_preloading() && !unsafe { pg_sys::IsBinaryUpgrade }
+    context::is_preloading() && !unsafe { pg_sys::IsBinaryUpgrade }
 }
 
 /// Why no worker can be started on this server now.
@@ -397,18 +397,4 @@ pub fn show(busy: bool, text: &str) {
 pub fn report_statistics(at_once: bool) {
     // SAFETY: plain call outside of transactions.
     unsafe { pg_sys::pgstat_report_stat(at_once) };
-}
-
-/// Entry point of the launcher.
-#[unsafe(no_mangle)]
-#[pgrx::pg_guard]
-pub extern "C-unwind" fn pg_rowsync_launcher_main(_arg: pg_sys::Datum) {
-    crate::worker::run_launcher();
-}
-
-/// Entry point of a worker; the argument is the database's OID.
-#[unsafe(no_mangle)]
-#[pgrx::pg_guard]
-pub extern "C-unwind" fn pg_rowsync_worker_main(database: pg_sys::Datum) {
-    crate::worker::run_worker(Oid::from(database.value() as u32));
 }

@@ -1,9 +1,8 @@
 //! Values by the operators of their types: their order, and the hash of a key.
 
 use super::Oid;
-use super::row::Attribute;
+use super::slot::{Attribute, Slot};
 use super::text;
-use super::trigger::Slot;
 use super::xact;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;

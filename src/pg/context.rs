@@ -48,10 +48,10 @@ pub fn is_member(user: Oid, role: Oid) -> bool {
     unsafe { pg_sys::is_member_of_role_nosuper(user, role) }
 }
 
-/// The current database.
-pub fn database() -> Oid {
-    // SAFETY: a variable that is set once, when the session begins.
-    unsafe { pg_sys::MyDatabaseId }
+/// Whether the library is being loaded by `shared_preload_libraries`.
+pub fn is_preloading() -> bool {
+    // SAFETY: plain read of a variable of the server.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
 /// The time, in PostgreSQL's microseconds.

@@ -1,7 +1,7 @@
 //! Databases of the cluster, and who wants one for itself.
 
 use super::Oid;
-use super::lock::object_tag;
+use super::lock_tag::object_tag;
 use super::xact;
 use pgrx::pg_sys;
 

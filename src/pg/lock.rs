@@ -4,6 +4,7 @@
 use super::Oid;
 use super::context::Settings;
 use super::database::current;
+use super::lock_tag::object_tag;
 use super::xact;
 use pgrx::pg_sys;
 
@@ -65,17 +66,4 @@ fn acquire(server: Oid, (number, mode): Kind, only_try: bool) -> bool {
 
 fn tag(server: Oid, number: u16) -> pg_sys::LOCKTAG {
     object_tag(current(), pg_sys::ForeignServerRelationId, server, number)
-}
-
-/// The tag of an object, laid out as SET_LOCKTAG_OBJECT does it. A number other than 0 is no object of the
-/// catalogs.
-pub(super) fn object_tag(database: Oid, class: Oid, object: Oid, number: u16) -> pg_sys::LOCKTAG {
-    pg_sys::LOCKTAG {
-        locktag_field1: database.to_u32(),
-        locktag_field2: class.to_u32(),
-        locktag_field3: object.to_u32(),
-        locktag_field4: number,
-        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-    }
 }

@@ -1,8 +1,8 @@
 //! Values whose text can be had without a call of the type's output function, which would say the same:
 //! small ones are formatted here, text is where the row is.
 
+use super::slot::Slot;
 use super::text;
-use super::trigger::Slot;
 use crate::timestamp;
 use pgrx::{pg_sys, varlena};
 

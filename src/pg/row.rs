@@ -3,18 +3,11 @@
 use super::large::{self, Inside, Stored};
 use super::output;
 use super::plain::{Plain, Room};
+use super::slot::{Attribute, Slot};
 use super::text;
-use super::trigger::Slot;
 use super::xact;
 use crate::error::Result;
 use pgrx::pg_sys;
-
-/// A column to read: its number (from 1) and its type.
-#[derive(Clone, Copy, Debug)]
-pub struct Attribute {
-    pub number: i16,
-    pub type_oid: pg_sys::Oid,
-}
 
 /// Output functions for chosen columns of one table, looked up once. Freed on drop with whatever
 /// the functions cached in their memory context.

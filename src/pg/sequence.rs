@@ -4,7 +4,7 @@
 use super::Oid;
 use super::context::AsUser;
 use super::database::current;
-use super::lock::object_tag;
+use super::lock_tag::object_tag;
 use super::lookup;
 use super::spi::{self, Home, required};
 use super::xact;

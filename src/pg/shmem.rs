@@ -1,9 +1,9 @@
 //! The counters' areas in shared memory. Only where the library is preloaded: shared memory is laid out
 //! before the first session. The postmaster sets it up anew, to zero, after a crash of the cluster.
 
-use super::compat;
+use super::{compat, context};
 use crate::guc;
-use crate::stats::{CONFLICT_SLOTS_PER_SERVER, ConflictSlot, Slot};
+use crate::stats::slot::{CONFLICT_SLOTS_PER_SERVER, ConflictSlot, Slot};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
 use std::ffi::CStr;
@@ -79,16 +79,10 @@ impl<S: Shared> Area<S> {
     }
 }
 
-/// Whether the library is being loaded by `shared_preload_libraries`.
-pub fn is_preloading() -> bool {
-    // SAFETY: plain read of a variable of the server.
-    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
-}
-
 /// Asks for the area, if the library is being preloaded. Called once, from _PG_init, after the settings
 /// were defined.
 pub fn reserve() {
-    if !is_preloading() {
+    if !context::is_preloading() {
         return;
     }
     // SAFETY: the postmaster has one thread and is loading libraries; the hooks are functions of this

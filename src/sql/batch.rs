@@ -1,14 +1,14 @@
 //! A run of changes that one statement applies.
 
 use super::binary::BinaryArray;
+use super::param::Param;
 use super::quote::ArrayLiteral;
-use super::statement::Param;
 use crate::change::{Carrier, Change, Column, Op, Policy, Route, Stamp};
 use std::rc::Rc;
 
 /// What a batch does; all its rows do the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum BatchKind {
     Insert,
     /// UPDATE that leaves the key alone.
     Update,
@@ -18,7 +18,7 @@ pub enum Kind {
     Truncate,
 }
 
-impl Kind {
+impl BatchKind {
     /// The kind of a change.
     pub fn of<S>(change: &Change<S>) -> Self {
         match change.op {
@@ -88,7 +88,7 @@ impl Elements {
 #[derive(Clone, Debug)]
 pub struct Batch {
     pub route: Rc<Route>,
-    pub kind: Kind,
+    pub kind: BatchKind,
     /// Changes in the batch.
     pub rows: usize,
     /// An array per column: the new rows. Empty, as `old`, for a single row that [takes
@@ -117,14 +117,14 @@ pub struct Batch {
 
 impl Batch {
     /// An empty batch.
-    pub fn new(route: Rc<Route>, kind: Kind) -> Self {
+    pub fn new(route: Rc<Route>, kind: BatchKind) -> Self {
         let new = match kind {
-            Kind::Insert | Kind::Update | Kind::Move => route.columns.len(),
-            Kind::Delete | Kind::Truncate => 0,
+            BatchKind::Insert | BatchKind::Update | BatchKind::Move => route.columns.len(),
+            BatchKind::Delete | BatchKind::Truncate => 0,
         };
         let old = match kind {
-            Kind::Move | Kind::Delete => route.key.len(),
-            Kind::Insert | Kind::Update | Kind::Truncate => 0,
+            BatchKind::Move | BatchKind::Delete => route.key.len(),
+            BatchKind::Insert | BatchKind::Update | BatchKind::Truncate => 0,
         };
         let is_newest = matches!(route.policy, Policy::Newest(_));
         Self {
@@ -168,7 +168,7 @@ impl Batch {
         let plain = |c: &Column| c.carrier == Carrier::Element && !c.own_equality;
         match (self.kind, self.route.policy) {
             _ if self.only_arrays => false,
-            (_, Policy::Newest(_)) | (Kind::Move | Kind::Truncate, _) => false,
+            (_, Policy::Newest(_)) | (BatchKind::Move | BatchKind::Truncate, _) => false,
             _ => self.route.columns.iter().all(plain),
         }
     }
@@ -214,7 +214,7 @@ impl Batch {
         let old = change.key.iter().take(self.old.len());
         let owned = |value: &Option<&str>| value.map(str::to_owned);
         let key = match self.kind {
-            Kind::Delete => change.key.clone(),
+            BatchKind::Delete => change.key.clone(),
             _ => change.new_key(&self.route),
         };
         Single { params: row.chain(old).map(owned).collect(), key: key.iter().map(owned).collect() }

@@ -1,14 +1,14 @@
 //! How the answers to statements tell of conflicts, rows that are not as a change expects.
 //!
-//! A statement over arrays answers with a row per conflict: a JSON array, see [`Told::answer`]. What it
+//! A statement over arrays answers with a row per conflict: a JSON array, see [`ConflictReport::answer`]. What it
 //! finds before it changes anything decides, as of its beginning. For a single row over plain parameters the
 //! command tag does.
 
-use super::batch::Kind;
+use super::batch::BatchKind;
 use super::quote::{ident, literal};
 use super::values::StampOf;
 use crate::change::Route;
-use crate::conflict::{Conflict, Decision, Kind as Met, Tally};
+use crate::conflict::{Conflict, ConflictType, Decision, Tally};
 use serde_json::Value;
 use std::rc::Rc;
 
@@ -19,9 +19,9 @@ pub enum Conflicts {
     #[default]
     Never,
     /// A row for each.
-    Told(Rc<Route>),
+    Rows(Rc<Route>),
     /// A row for each; those of rows that a cascade there has deleted, or moved, before are none.
-    ToldAfterCascade(Rc<Route>),
+    RowsAfterCascade(Rc<Route>),
     /// This one, if whether any row was affected is as said.
     Single(Rc<Route>, Box<Conflict>, bool),
 }
@@ -32,11 +32,11 @@ impl Conflicts {
     pub fn take_row(&self, row: Option<&str>, tally: &mut Tally) -> bool {
         match self {
             Self::Never => false,
-            Self::Told(route) => {
+            Self::Rows(route) => {
                 row.and_then(read).into_iter().for_each(|conflict| tally.add(route, conflict));
                 true
             }
-            Self::ToldAfterCascade(route) => {
+            Self::RowsAfterCascade(route) => {
                 let conflict = row.and_then(read).filter(|conflict| !is_by_cascade(conflict.kind));
                 conflict.into_iter().for_each(|conflict| tally.add(route, conflict));
                 true
@@ -48,7 +48,7 @@ impl Conflicts {
     /// The same of a statement whose rows a cascade may have deleted or moved there before.
     pub fn after_cascade(self) -> Self {
         match self {
-            Self::Told(route) => Self::ToldAfterCascade(route),
+            Self::Rows(route) => Self::RowsAfterCascade(route),
             Self::Single(_, conflict, _) if is_by_cascade(conflict.kind) => Self::Never,
             other => other,
         }
@@ -65,13 +65,17 @@ impl Conflicts {
 }
 
 /// Whether a conflict is what a change finds that a cascade has made there already.
-fn is_by_cascade(kind: Met) -> bool {
-    matches!(kind, Met::DeleteMissing | Met::UpdateMissing | Met::UpdateExists)
+fn is_by_cascade(kind: ConflictType) -> bool {
+    matches!(
+        kind,
+        ConflictType::DeleteMissing | ConflictType::UpdateMissing | ConflictType::UpdateExists
+    )
 }
 
 /// A conflict from an answer.
 fn read(answer: &str) -> Option<Conflict> {
-    type Answer = (Met, Decision, Option<Value>, Option<Value>, Option<String>, Option<String>);
+    type Answer =
+        (ConflictType, Decision, Option<Value>, Option<Value>, Option<String>, Option<String>);
     let (kind, decision, key, server_key, version, server_version): Answer =
         serde_json::from_str(answer).ok()?;
     let constraint = None;
@@ -79,7 +83,12 @@ fn read(answer: &str) -> Option<Conflict> {
 }
 
 /// A conflict of which the change's key is known.
-pub fn conflict_of(route: &Route, kind: Met, decision: Decision, key: &[Option<&str>]) -> Conflict {
+pub fn conflict_of(
+    route: &Route,
+    kind: ConflictType,
+    decision: Decision,
+    key: &[Option<&str>],
+) -> Conflict {
     let named = route.key.iter().zip(key);
     let key = named.map(|(at, value)| (route.columns[*at].name.clone(), (*value).into()));
     Conflict {
@@ -94,28 +103,28 @@ pub fn conflict_of(route: &Route, kind: Met, decision: Decision, key: &[Option<&
 }
 
 /// What a change of this kind meets if it finds no row, or for an INSERT if it finds one.
-pub fn single(kind: Kind) -> Met {
+pub fn single(kind: BatchKind) -> ConflictType {
     match kind {
-        Kind::Insert => Met::InsertExists,
-        Kind::Update | Kind::Move => Met::UpdateMissing,
-        Kind::Delete | Kind::Truncate => Met::DeleteMissing,
+        BatchKind::Insert => ConflictType::InsertExists,
+        BatchKind::Update | BatchKind::Move => ConflictType::UpdateMissing,
+        BatchKind::Delete | BatchKind::Truncate => ConflictType::DeleteMissing,
     }
 }
 
 /// The parts of an answer, as expressions.
-pub struct Told<'a> {
+pub struct ConflictReport<'a> {
     pub route: &'a Route,
     /// The change's key.
     pub key: &'a [String],
-    /// Where the columns of the row that was met are, if there was one; see [`met_column`].
-    pub met: Option<&'a str>,
+    /// Where the columns of the existing row are, if there was one; see [`existing_column`].
+    pub existing: Option<&'a str>,
     pub stamp: Option<&'a StampOf>,
 }
 
-impl Told<'_> {
-    /// An expression for the answer: kind, decision, the change's key, the key of the row it met, and
+impl ConflictReport<'_> {
+    /// An expression for the answer: kind, decision, the change's key, the key of the row it existing, and
     /// the versions of both. Its reader is [`Conflicts::take`].
-    pub fn answer(&self, kind: Met, decision: &str) -> String {
+    pub fn answer(&self, kind: ConflictType, decision: &str) -> String {
         let route = self.route;
         let object = |values: Vec<String>| {
             let columns = route.key.iter().map(|at| literal(&route.columns[*at].name));
@@ -124,8 +133,8 @@ impl Told<'_> {
                 .map(|(name, value)| format!("{name}, pg_catalog.concat({value})"));
             format!("pg_catalog.json_build_object({})", pairs.collect::<Vec<_>>().join(", "))
         };
-        let column = |table: &str, at: usize| format!("{table}.{}", met_column(at));
-        let met = self.met.map_or_else(
+        let column = |table: &str, at: usize| format!("{table}.{}", existing_column(at));
+        let existing = self.existing.map_or_else(
             || "NULL".to_owned(),
             |table| {
                 let key: Vec<String> = route.key.iter().map(|at| column(table, *at)).collect();
@@ -133,12 +142,12 @@ impl Told<'_> {
             },
         );
         let version = self.stamp.map_or("NULL".to_owned(), |stamp| text(&stamp.version));
-        let met_version = match (self.met, route.version()) {
+        let existing_version = match (self.existing, route.version()) {
             (Some(table), Some(at)) => text(&column(table, at)),
             _ => "NULL".to_owned(),
         };
         format!(
-            "pg_catalog.json_build_array({}, {decision}, {}, {met}, {version}, {met_version})\
+            "pg_catalog.json_build_array({}, {decision}, {}, {existing}, {version}, {existing_version})\
              ::pg_catalog.text",
             literal(kind.name()),
             object(self.key.to_vec()),
@@ -146,15 +155,15 @@ impl Told<'_> {
     }
 }
 
-/// The name of a column of a row that was met: the table's own may be anything.
-pub fn met_column(at: usize) -> String {
+/// The name of a column of a row that was existing: the table's own may be anything.
+pub fn existing_column(at: usize) -> String {
     format!("c{at}")
 }
 
 /// Columns of the row `t` under those names, for SELECT and RETURNING.
-pub fn met_columns(route: &Route, at: &[usize]) -> String {
+pub fn existing_columns(route: &Route, at: &[usize]) -> String {
     let column =
-        |at: &usize| format!("t.{} AS {}", ident(&route.columns[*at].name), met_column(*at));
+        |at: &usize| format!("t.{} AS {}", ident(&route.columns[*at].name), existing_column(*at));
     at.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
@@ -180,26 +189,27 @@ mod tests {
     fn an_answer_is_read_as_its_statement_says() {
         let route = route(Policy::Overwrite);
         let mut tally = Tally::default();
-        let conflict = conflict_of(&route, Met::DeleteMissing, Decision::Skipped, &[Some("7")]);
+        let conflict =
+            conflict_of(&route, ConflictType::DeleteMissing, Decision::Skipped, &[Some("7")]);
         let single = Conflicts::Single(route.clone(), Box::new(conflict), false);
         single.take_tag(1, &mut tally);
         assert_eq!(tally.total(), 0);
         single.take_tag(0, &mut tally);
-        let told = Conflicts::Told(route);
-        told.take_tag(0, &mut tally);
+        let rows = Conflicts::Rows(route);
+        rows.take_tag(0, &mut tally);
         let answer = r#"["update_missing", "applied", {"id":"1"}, null, null, null]"#;
         for row in [Some(answer), None, Some("not for us")] {
-            assert!(told.take_row(row, &mut tally));
+            assert!(rows.take_row(row, &mut tally));
             assert!(!Conflicts::Never.take_row(row, &mut tally));
         }
         // The row that is missing after a cascade is not.
-        let (mut quiet, after) = (Tally::default(), told.clone().after_cascade());
+        let (mut quiet, after) = (Tally::default(), rows.clone().after_cascade());
         assert!(after.take_row(Some(answer), &mut quiet));
         let other = answer.replace("update_missing", "update_origin_differs");
         assert!(after.take_row(Some(&other), &mut quiet) && quiet.total() == 1);
         assert_eq!(single.after_cascade(), Conflicts::Never);
-        let kinds: Vec<Met> = tally.details().map(|(_, conflict)| conflict.kind).collect();
-        assert_eq!(kinds, [Met::DeleteMissing, Met::UpdateMissing]);
+        let kinds: Vec<ConflictType> = tally.details().map(|(_, conflict)| conflict.kind).collect();
+        assert_eq!(kinds, [ConflictType::DeleteMissing, ConflictType::UpdateMissing]);
         assert_eq!(tally.total(), 2);
     }
 }

@@ -3,15 +3,16 @@
 //!
 //! The server checks what cannot be deferred at the end of each statement, so the batches become items
 //! of one WITH. All of them see the rows as they were before the statement. They are executed in the
-//! order in which the outer SELECT asks for their counts. Conflicts are not told: they were when the
+//! order in which the outer SELECT asks for their counts. Conflicts are not reported: they were when the
 //! changes were tried one batch after the other.
 
-use super::batch::{Batch, Kind};
+use super::batch::{Batch, BatchKind};
 use super::conflicts::Conflicts;
+use super::dml::{delete, exists_new, insert_from, on_conflict, update};
+use super::marks::MISSING_MARK;
 use super::quote::literal;
-use super::statement::{
-    MISSING_MARK, Statement, delete, exists_new, insert_from, on_conflict, params, update,
-};
+use super::render::params;
+use super::statement::Statement;
 use super::values::Values;
 use crate::change::{Policy, Route};
 
@@ -19,7 +20,7 @@ use crate::change::{Policy, Route};
 /// under `newest`, or more than one table whose keys are compared with operators of their own types.
 pub fn joined(batches: Vec<Batch>) -> Option<Statement> {
     let is_simple = |batch: &Batch| {
-        batch.kind != Kind::Truncate && !matches!(batch.route.policy, Policy::Newest(_))
+        batch.kind != BatchKind::Truncate && !matches!(batch.route.policy, Policy::Newest(_))
     };
     let compared = |batch: &&Batch| batch.route.compared().next().is_some();
     let mut own = batches.iter().filter(compared).map(|batch| &batch.route.target);
@@ -54,7 +55,7 @@ pub fn joined(batches: Vec<Batch>) -> Option<Statement> {
 /// What a batch does, and whether it must find all its rows. Items that it needs go to `with`.
 fn text(
     route: &Route,
-    kind: Kind,
+    kind: BatchKind,
     values: &Values,
     at: usize,
     with: &mut Vec<String>,
@@ -62,9 +63,9 @@ fn text(
     let item = format!("v{at}");
     let from = format!(" FROM {item}");
     let is_error = route.policy == Policy::Error;
-    let updates = matches!(kind, Kind::Update | Kind::Move);
+    let updates = matches!(kind, BatchKind::Update | BatchKind::Move);
     match kind {
-        Kind::Delete | Kind::Truncate => {
+        BatchKind::Delete | BatchKind::Truncate => {
             (delete(route, values, format!(" USING {item}"), ""), is_error)
         }
         _ if updates && route.policy != Policy::Overwrite => {
@@ -75,7 +76,7 @@ fn text(
             && route.policy == Policy::Overwrite
             && (updates || route.key_deferrable) =>
         {
-            let kind = if kind == Kind::Move { Kind::Move } else { Kind::Update };
+            let kind = if kind == BatchKind::Move { BatchKind::Move } else { BatchKind::Update };
             let found = update(route, kind, values, from, &format!(" RETURNING {item}.ord"));
             with.push(format!("u{at} AS ({found})"));
             let missing = format!(

@@ -1,8 +1,10 @@
 //! One change as one literal statement, for people: what `sync_err_rec.dst_query` shows.
 
-use super::batch::Kind;
+use super::batch::BatchKind;
+use super::dml::same_key;
 use super::quote::{literal_or_null, relation};
-use super::statement::{same_key, texts, truncate};
+use super::render::texts;
+use super::truncate::truncate;
 use super::values::{StampOf, Values, key_of};
 use crate::change::{Change, Route, Stamp};
 use std::rc::Rc;
@@ -10,8 +12,8 @@ use std::rc::Rc;
 /// Runnable SQL that does what delivery of the change does. A move is two statements, separated by
 /// a semicolon.
 pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String {
-    let kind = Kind::of(change);
-    if kind == Kind::Truncate {
+    let kind = BatchKind::of(change);
+    if kind == BatchKind::Truncate {
         return truncate(std::slice::from_ref(route));
     }
     let quote = |values: &[Option<S>]| -> Vec<String> {

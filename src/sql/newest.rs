@@ -8,21 +8,19 @@
 //!
 //! One statement looks, changes what is older, notes stamps, and answers with the conflicts.
 
-use super::batch::Kind;
-use super::conflicts::{Conflicts, Told, decision, met_column, met_columns, text};
-use super::quote::{ident, literal, operator, relation};
-use super::statement::{
-    TWICE_MARK, assignments, exists_new, failing_with, insert_from, is_shared, same_key, taken,
-    update, with_v,
+use super::batch::BatchKind;
+use super::conflicts::{
+    ConflictReport, Conflicts, decision, existing_column, existing_columns, text,
 };
+use super::dml::{
+    assignments, exists_new, failing_with, insert_from, is_shared, same_key, taken, update, with_v,
+};
+use super::marks::{RACE_MARK, TWICE_MARK};
+use super::quote::{ident, literal, operator, relation};
 use super::values::{StampOf, Values, key_of};
 use crate::change::Route;
-use crate::conflict::{Decision, Kind as Met};
+use crate::conflict::{ConflictType, Decision};
 use std::rc::Rc;
-
-/// Begins the text of the cast error by which a statement fails whose row was there for nobody and yet in
-/// the way: another session is at it. Delivery turns it into 40001.
-pub const RACE_MARK: &str = "pg_rowsync: row is being changed: ";
 
 /// The version of a row as it is stored, in what the changes return. A name beside those of the key's columns.
 const STORED: &str = "\"pg_rowsync stored\"";
@@ -31,7 +29,7 @@ const STORED: &str = "\"pg_rowsync stored\"";
 /// keeps stamps.
 pub(super) fn statements(
     route: &Rc<Route>,
-    kind: Kind,
+    kind: BatchKind,
     values: &Values,
     home: Option<&str>,
 ) -> Vec<(String, Conflicts)> {
@@ -50,15 +48,15 @@ pub(super) fn statements(
             let items: Vec<String> = newest.looks().into_iter().chain(named).collect();
             let text =
                 format!("WITH {}{} {}", with_v(route, values), items.join(", "), newest.outcome());
-            let told = (text, Conflicts::Told(route.clone()));
-            std::iter::once(told).chain(newest.once_more()).collect()
+            let reported = (text, Conflicts::Rows(route.clone()));
+            std::iter::once(reported).chain(newest.once_more()).collect()
         }
     }
 }
 
 struct Newest<'a> {
     route: &'a Route,
-    kind: Kind,
+    kind: BatchKind,
     values: &'a Values,
     home: Option<&'a str>,
     new_key: Vec<String>,
@@ -66,11 +64,11 @@ struct Newest<'a> {
 
 impl Newest<'_> {
     fn writes(&self) -> bool {
-        self.kind != Kind::Delete
+        self.kind != BatchKind::Delete
     }
 
     fn has_old(&self) -> bool {
-        matches!(self.kind, Kind::Move | Kind::Delete)
+        matches!(self.kind, BatchKind::Move | BatchKind::Delete)
     }
 
     fn target(&self) -> String {
@@ -82,7 +80,7 @@ impl Newest<'_> {
         let route = self.route;
         let mut at = route.key.clone();
         at.extend(route.version().filter(|version| !route.key.contains(version)));
-        let columns = met_columns(route, &at);
+        let columns = existing_columns(route, &at);
         let look = |name: &str, condition: String| {
             format!(
                 "{name} AS MATERIALIZED (SELECT v.ord, {columns} FROM v JOIN {} AS t ON {condition})",
@@ -92,8 +90,10 @@ impl Newest<'_> {
         let old = same_key(route, "t", &self.values.old);
         let new = same_key(route, "t", &self.new_key);
         match self.kind {
-            Kind::Move => vec![look("p", old.clone()), look("q", format!("{new} AND NOT ({old})"))],
-            Kind::Delete => vec![look("p", old)],
+            BatchKind::Move => {
+                vec![look("p", old.clone()), look("q", format!("{new} AND NOT ({old})"))]
+            }
+            BatchKind::Delete => vec![look("p", old)],
             _ => vec![look("p", new)],
         }
     }
@@ -113,14 +113,14 @@ impl Newest<'_> {
             ));
         };
         let stored = self.stored();
-        if self.kind == Kind::Move && can_update {
+        if self.kind == BatchKind::Move && can_update {
             let free = format!(
                 " AND {} AND NOT {} AND NOT {} RETURNING v.ord{stored}",
                 gone(),
                 taken(route, values),
                 self.beaten()
             );
-            changes.push(("u", update(route, Kind::Move, values, " FROM v".into(), &free)));
+            changes.push(("u", update(route, BatchKind::Move, values, " FROM v".into(), &free)));
             done("u", &mut not_done);
         }
         if self.has_old() {
@@ -136,7 +136,7 @@ impl Newest<'_> {
                 format!(
                     "UPDATE {target} AS t SET {} FROM v WHERE {} AND {wins}{not_done} \
                      RETURNING v.ord{stored}",
-                    assignments(route, Kind::Update, values),
+                    assignments(route, BatchKind::Update, values),
                     same_key(route, "t", &self.new_key)
                 ),
             ));
@@ -181,7 +181,7 @@ impl Newest<'_> {
     fn deletion(&self, tail: &str) -> String {
         let (route, values) = (self.route, self.values);
         let stays = match self.kind {
-            Kind::Move => format!(" AND NOT ({})", same_key(route, "t", &self.new_key)),
+            BatchKind::Move => format!(" AND NOT ({})", same_key(route, "t", &self.new_key)),
             _ => String::new(),
         };
         format!(
@@ -199,7 +199,7 @@ impl Newest<'_> {
         let mut join = |name: &str| {
             from.push_str(&format!(" LEFT JOIN {name} ON {name}.ord OPERATOR(pg_catalog.=) v.ord"))
         };
-        let (is_move, can_update) = (self.kind == Kind::Move, route.can_update());
+        let (is_move, can_update) = (self.kind == BatchKind::Move, route.can_update());
         let moved = is_move && can_update;
         if is_move {
             join("q");
@@ -221,12 +221,13 @@ impl Newest<'_> {
             true => format!("(n.ord IS NOT NULL OR {inserted})"),
             false => format!("({inserted})"),
         };
-        let by =
-            |met: Option<&'static str>,
-             key: &[String],
-             stamp: Option<&StampOf>,
-             kind: Met,
-             decided: &str| { Told { route, key, met, stamp }.answer(kind, decided) };
+        let by = |existing: Option<&'static str>,
+                  key: &[String],
+                  stamp: Option<&StampOf>,
+                  kind: ConflictType,
+                  decided: &str| {
+            ConflictReport { route, key, existing, stamp }.answer(kind, decided)
+        };
         let (applied, skipped) = (decision(Decision::Applied), decision(Decision::Skipped));
         let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
         let (stamp, gone) = (values.stamp.as_ref(), values.gone.as_ref());
@@ -249,43 +250,43 @@ impl Newest<'_> {
             failing_with(TWICE_MARK)
         );
         // It has lost to a row that took the place of the one it would have won over.
-        let replaced = |met: &str| {
+        let replaced = |existing: &str| {
             format!(
-                "WHEN {met}.ord IS NOT NULL AND NOT {won} AND {} THEN {race}",
-                self.wins_over_seen(met)
+                "WHEN {existing}.ord IS NOT NULL AND NOT {won} AND {} THEN {race}",
+                self.wins_over_seen(existing)
             )
         };
-        let told = match self.kind {
-            Kind::Insert => format!(
+        let report = match self.kind {
+            BatchKind::Insert => format!(
                 "{} WHEN p.ord IS NOT NULL THEN {} WHEN {won} THEN NULL WHEN {} THEN {} ELSE {race}",
                 replaced("p"),
-                by(Some("p"), new, stamp, Met::InsertExists, &either),
+                by(Some("p"), new, stamp, ConflictType::InsertExists, &either),
                 self.beaten(),
-                by(None, new, stamp, Met::UpdateMissing, &skipped),
+                by(None, new, stamp, ConflictType::UpdateMissing, &skipped),
             ),
-            Kind::Delete => format!(
+            BatchKind::Delete => format!(
                 "WHEN p.ord IS NULL THEN {} WHEN d.ord IS NULL THEN {}",
-                by(None, old, gone, Met::DeleteMissing, &skipped),
-                by(Some("p"), old, gone, Met::DeleteOriginDiffers, &skipped),
+                by(None, old, gone, ConflictType::DeleteMissing, &skipped),
+                by(Some("p"), old, gone, ConflictType::DeleteOriginDiffers, &skipped),
             ),
-            Kind::Move => format!(
+            BatchKind::Move => format!(
                 "{}{} WHEN NOT {won} AND q.ord IS NULL AND NOT {} THEN {race} \
                  WHEN p.ord IS NULL THEN {} WHEN q.ord IS NOT NULL THEN {} ELSE {}",
                 if moved { "WHEN u.ord IS NOT NULL THEN NULL " } else { "" },
                 replaced("q"),
                 self.beaten(),
-                by(Some("q"), old, stamp, Met::UpdateMissing, &either),
-                by(Some("q"), old, stamp, Met::UpdateExists, &either),
-                by(Some("p"), old, stamp, Met::UpdateOriginDiffers, &either),
+                by(Some("q"), old, stamp, ConflictType::UpdateMissing, &either),
+                by(Some("q"), old, stamp, ConflictType::UpdateExists, &either),
+                by(Some("p"), old, stamp, ConflictType::UpdateOriginDiffers, &either),
             ),
-            Kind::Update | Kind::Truncate => format!(
+            BatchKind::Update | BatchKind::Truncate => format!(
                 "WHEN p.ord IS NOT NULL AND {won} THEN NULL {} WHEN p.ord IS NOT NULL THEN {} \
                  WHEN {won} THEN {} WHEN {} THEN {} ELSE {race}",
                 replaced("p"),
-                by(Some("p"), new, stamp, Met::UpdateOriginDiffers, &skipped),
-                by(None, new, stamp, Met::UpdateMissing, &applied),
+                by(Some("p"), new, stamp, ConflictType::UpdateOriginDiffers, &skipped),
+                by(None, new, stamp, ConflictType::UpdateMissing, &applied),
                 self.beaten(),
-                by(None, new, stamp, Met::UpdateMissing, &skipped),
+                by(None, new, stamp, ConflictType::UpdateMissing, &skipped),
             ),
         };
         let done = if moved { "u.ord IS NOT NULL OR " } else { "" };
@@ -296,11 +297,11 @@ impl Newest<'_> {
                 true => format!("{} OPERATOR(pg_catalog.<>) {}", self.hash(old), self.hash(new)),
                 false => "true".to_owned(),
             };
-            let met = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
-            kept.extend(self.keep(gone, old, (true, &met, "NULL"), &condition));
+            let existing = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
+            kept.extend(self.keep(gone, old, (true, &existing, "NULL"), &condition));
         }
         if self.writes() {
-            let met = match can_update {
+            let existing = match can_update {
                 true => format!("({done}n.ord IS NOT NULL)"),
                 false => "false".to_owned(),
             };
@@ -308,15 +309,20 @@ impl Newest<'_> {
             let items = items.filter(|(_, is_there)| *is_there);
             let stored: Vec<String> = items.map(|(item, _)| format!("{item}.{STORED}")).collect();
             let shown = text(&format!("COALESCE({})", stored.join(", ")));
-            kept.extend(self.keep(stamp, new, (false, &met, &shown), &format!("({done}{won})")));
+            kept.extend(self.keep(
+                stamp,
+                new,
+                (false, &existing, &shown),
+                &format!("({done}{won})"),
+            ));
         }
         let columns: String =
             kept.iter().enumerate().map(|(at, text)| format!(", {text} AS kept{at}")).collect();
         let or_kept: String = (0..kept.len()).map(|at| format!(" OR o.kept{at}")).collect();
         // OFFSET keeps the functions from being left out.
         format!(
-            "SELECT o.told FROM (SELECT CASE {told} END AS told{columns} FROM {from} OFFSET 0) AS o \
-             WHERE o.told IS NOT NULL{or_kept}"
+            "SELECT o.report FROM (SELECT CASE {report} END AS report{columns} FROM {from} OFFSET 0) AS o \
+             WHERE o.report IS NOT NULL{or_kept}"
         )
     }
 
@@ -330,10 +336,10 @@ impl Newest<'_> {
         self.compared(stamp, key, &there, &larger)
     }
 
-    /// Whether the new row wins by its stamp over the one that was met before.
-    fn wins_over_seen(&self, met: &str) -> String {
+    /// Whether the new row wins by its stamp over the existing row that was seen before.
+    fn wins_over_seen(&self, existing: &str) -> String {
         let Some(at) = self.route.version() else { return "false".to_owned() };
-        let there = format!("{met}.{}", met_column(at));
+        let there = format!("{existing}.{}", existing_column(at));
         self.compared(self.values.stamp.as_ref(), &self.new_key, &there, "false")
     }
 
@@ -414,7 +420,9 @@ impl Newest<'_> {
         let shared = |others: &[String]| is_shared(route, &self.new_key, others);
         match self.kind {
             _ if values.any_new.is_empty() => "false".to_owned(),
-            Kind::Move => format!("({} OR {})", shared(&values.any_new), shared(&values.any_old)),
+            BatchKind::Move => {
+                format!("({} OR {})", shared(&values.any_new), shared(&values.any_old))
+            }
             _ => shared(&values.any_new),
         }
     }
@@ -435,18 +443,18 @@ impl Newest<'_> {
     }
 
     /// An expression that hands a stamp to the server's extension, with whether it is that of a deletion,
-    /// whether a row was met, and the version of the row as it is stored; false.
+    /// whether a row was existing, and the version of the row as it is stored; false.
     fn keep(
         &self,
         stamp: Option<&StampOf>,
         key: &[String],
-        (deleted, met, shown): (bool, &str, &str),
+        (deleted, existing, shown): (bool, &str, &str),
         condition: &str,
     ) -> Option<String> {
         let (home, at) = (self.home?, self.route.version()?);
         let StampOf { version, rank } = stamp?;
         Some(format!(
-            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, {}, {rank}, {deleted}, {met}, \
+            "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, {}, {rank}, {deleted}, {existing}, \
              {shown}) ELSE false END",
             ident(home),
             self.regclass(),

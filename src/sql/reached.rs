@@ -1,10 +1,12 @@
 //! Whether the server's rows are what changes lead to. Rows are compared as their types write them, so
 //! that no operator of anybody is needed; what is only written differently counts as other.
 
-use super::batch::{Batch, Kind};
+use super::batch::{Batch, BatchKind};
 use super::conflicts::Conflicts;
+use super::dml::same_key;
 use super::quote::{ident, relation};
-use super::statement::{Statement, params, same_key};
+use super::render::params;
+use super::statement::Statement;
 use super::values::{Values, key_of};
 use crate::change::Route;
 
@@ -21,7 +23,7 @@ pub fn reached(batch: Batch) -> Statement {
         )
     };
     let reached = match batch.kind {
-        Kind::Delete | Kind::Truncate => format!("NOT {}", is_there(&values.old, "")),
+        BatchKind::Delete | BatchKind::Truncate => format!("NOT {}", is_there(&values.old, "")),
         _ => is_there(&key_of(route, &values.new), &is_equal(route, &values.new)),
     };
     let text = format!(

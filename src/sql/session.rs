@@ -2,8 +2,10 @@
 //! guard name that changes carry, and the search_path for keys whose types bring their own operators.
 
 use super::conflicts::Conflicts;
+use super::marks::SESSION_MARK;
+use super::param::Param;
 use super::quote::{ident, literal, relation};
-use super::statement::{Param, Statement};
+use super::statement::Statement;
 use crate::change::Route;
 use crate::connect::lost_session::LostSession;
 use crate::connect::settings::Setting;
@@ -72,9 +74,6 @@ pub fn with_type_schemas(route: &Route, search_path: &str) -> String {
     )
 }
 
-/// Begins the text of the cast error by which a session refuses to go on, see [`introduce`].
-pub const SESSION_MARK: &str = "pg_rowsync: session: ";
-
 /// What the first statement of a transaction asks for and sets.
 pub struct Introduce<'a> {
     /// What is set for the transaction.
@@ -85,7 +84,7 @@ pub struct Introduce<'a> {
     pub token: i64,
     /// It must begin before that, in microseconds since 1970 by the server's clock.
     pub not_after: Option<i64>,
-    /// The process ID that libpq was told, if the server must be reached directly.
+    /// The process ID that the server gave to libpq, if the server must be reached directly.
     pub only_direct: Option<i32>,
     /// The database from which the changes come: its OID, and when its cluster was started.
     pub local: (u32, i64),
@@ -109,7 +108,7 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
         fail("ended", BACKEND)
     );
     if let Some(not_after) = with.not_after {
-        // Microseconds are told apart in seconds of this type until the year 2255.
+        // Microseconds differ in seconds of this type until the year 2255.
         const CLOCK: &str = "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())";
         let late = fail("late", &micros("pg_catalog.clock_timestamp()"));
         let (seconds, micros) = (not_after.div_euclid(1_000_000), not_after.rem_euclid(1_000_000));
@@ -131,9 +130,9 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
             fail("itself", BACKEND)
         ));
     }
-    if let Some(told) = with.only_direct {
+    if let Some(given) = with.only_direct {
         cases.push_str(&format!(
-            "WHEN {BACKEND} OPERATOR(pg_catalog.<>) ({told}) THEN {} ",
+            "WHEN {BACKEND} OPERATOR(pg_catalog.<>) ({given}) THEN {} ",
             fail("pooled", BACKEND)
         ));
     }

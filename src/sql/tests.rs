@@ -1,9 +1,13 @@
 //! What the statements look like, and that none lets a conflict pass unseen.
 
-use super::batch::{Batch, Kind};
+use super::batch::{Batch, BatchKind};
 use super::conflicts::Conflicts;
 use super::literal;
-use super::statement::{MISSING_MARK, Param, Statement, of_batch, truncate};
+use super::marks::MISSING_MARK;
+use super::param::Param;
+use super::render::of_batch;
+use super::statement::Statement;
+use super::truncate::truncate;
 use crate::change::{Carrier, Change, Column, Op, Policy, Relation, Route, RowStorage, Stamp};
 use std::rc::Rc;
 
@@ -66,7 +70,7 @@ fn texts(statement: &Statement) -> Vec<&str> {
 
 #[test]
 fn a_batch_of_inserts_is_one_statement_over_typed_arrays() {
-    let mut batch = Batch::new(route(Policy::Overwrite), Kind::Insert);
+    let mut batch = Batch::new(route(Policy::Overwrite), BatchKind::Insert);
     batch.push(&change(Op::Insert, &[], &[Some("1"), Some("x"), Some("{1,2}")]));
     batch.push(&change(Op::Insert, &[], &[Some("2"), None, None]));
     let upsert = of_batch(batch.clone(), None);
@@ -102,7 +106,7 @@ fn a_batch_of_inserts_is_one_statement_over_typed_arrays() {
 fn a_single_row_of_plain_types_needs_no_arrays() {
     let mut plain = (*route(Policy::Overwrite)).clone();
     plain.columns.pop();
-    let mut batch = Batch::new(Rc::new(plain), Kind::Update);
+    let mut batch = Batch::new(Rc::new(plain), BatchKind::Update);
     batch.push(&change(Op::Update, &[], &[Some("1"), None]));
     let statements = of_batch(batch.clone(), None);
     assert_eq!(
@@ -118,7 +122,7 @@ fn a_single_row_of_plain_types_needs_no_arrays() {
 
 #[test]
 fn a_move_clears_its_target_first_and_is_never_a_delete_of_the_row_itself() {
-    let mut batch = Batch::new(route(Policy::Overwrite), Kind::Move);
+    let mut batch = Batch::new(route(Policy::Overwrite), BatchKind::Move);
     batch.push(&change(Op::Update, &["1"], &[Some("2"), Some("x"), None]));
     let statements = of_batch(batch, None);
     assert_eq!(statements.len(), 2);
@@ -146,17 +150,22 @@ fn the_literal_of_a_change_says_what_its_batch_does() {
 }
 
 /// How the statements of a batch of one change tell the conflicts: by rows, by the command tag, or not.
-fn told(policy: Policy, change: &Change<&str>, plain: bool, optimistic: bool) -> Vec<&'static str> {
+fn reported(
+    policy: Policy,
+    change: &Change<&str>,
+    plain: bool,
+    optimistic: bool,
+) -> Vec<&'static str> {
     let mut route = (*route(policy)).clone();
     if plain {
         route.columns.pop();
     }
-    let mut batch = Batch::new(Rc::new(route), Kind::of(change));
+    let mut batch = Batch::new(Rc::new(route), BatchKind::of(change));
     batch.optimistic = optimistic;
     batch.push(change);
     let name = |conflicts| match conflicts {
         Conflicts::Never => "never",
-        Conflicts::Told(_) | Conflicts::ToldAfterCascade(_) => "rows",
+        Conflicts::Rows(_) | Conflicts::RowsAfterCascade(_) => "rows",
         Conflicts::Single(..) => "tag",
     };
     of_batch(batch, None).into_iter().map(|s| name(s.conflicts)).collect()
@@ -188,14 +197,14 @@ fn every_statement_that_lets_conflicts_pass_tells_of_them() {
         (Policy::Error, &moved, vec!["never"], vec!["never"]),
         (Policy::Error, &delete, vec!["never"], vec!["never"]),
     ] {
-        assert_eq!(told(policy, change, false, false), arrays, "{policy:?} {change:?}");
-        assert_eq!(told(policy, change, true, false), plain, "{policy:?} {change:?}");
+        assert_eq!(reported(policy, change, false, false), arrays, "{policy:?} {change:?}");
+        assert_eq!(reported(policy, change, true, false), plain, "{policy:?} {change:?}");
     }
     // These fail when the row is not as expected.
     for change in [&insert, &update, &moved, &delete] {
-        assert_eq!(told(overwrite, change, false, true), ["never"], "{change:?}");
+        assert_eq!(reported(overwrite, change, false, true), ["never"], "{change:?}");
     }
-    assert_eq!(told(overwrite, &delete, true, true), ["tag"]);
+    assert_eq!(reported(overwrite, &delete, true, true), ["tag"]);
 }
 
 #[test]
@@ -218,7 +227,7 @@ fn what_people_read_tells_nothing_but_what_is_done() {
 
 #[test]
 fn stamps_travel_with_their_rows() {
-    let mut batch = Batch::new(route(Policy::Newest(1)), Kind::Update);
+    let mut batch = Batch::new(route(Policy::Newest(1)), BatchKind::Update);
     batch.push(&change(Op::Update, &[], &[Some("1"), Some("x"), None]));
     let mut second = change(Op::Update, &[], &[Some("2"), Some("a"), None]);
     second.stamp = Some(Stamp { version: Some("z"), rank: 3 });
@@ -245,7 +254,7 @@ fn truncates_name_each_table_once_and_keep_only() {
 
 #[test]
 fn the_error_policy_fails_when_rows_are_missing() {
-    let mut batch = Batch::new(route(Policy::Error), Kind::Delete);
+    let mut batch = Batch::new(route(Policy::Error), BatchKind::Delete);
     batch.push(&change(Op::Delete, &["1"], &[]));
     let text = of_batch(batch, None).remove(0).text;
     assert!(text.contains("CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 1 THEN 0"));

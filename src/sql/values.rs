@@ -2,7 +2,7 @@
 //! literals (one change, for people).
 
 use super::batch::{Batch, Elements};
-use super::lasting::TYPES_MARK;
+use super::marks::TYPES_MARK;
 use super::quote::{ident, literal, relation};
 use crate::change::{Carrier, Column, Policy, Route};
 

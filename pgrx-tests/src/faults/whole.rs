@@ -117,7 +117,11 @@ impl Round {
         let options = format!(r#"{{"mode": "{}", "on_conflict": "{}"}}"#, self.mode, self.policy);
         let schema = self.bed.right.user.clone();
         for table in &self.tables {
-            let create = format!("create table {} ({})", table.name, table.columns);
+            let name = &table.name;
+            let create = format!(
+                "create table {name} ({}); create index on {name} (up); create index on {name} (r)",
+                table.columns
+            );
             self.history.push(create.clone());
             for side in [&self.bed.left, &self.bed.right] {
                 side.connect()?.batch_execute(&create).map_err(told)?;

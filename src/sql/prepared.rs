@@ -4,27 +4,25 @@
 //! Their parameters keep the types that the columns have when they are prepared, whatever becomes of
 //! those: a text for what was an integer would lose its zeros. So every execution compares the types.
 
-use super::batch::{Batch, Kind};
+use super::batch::{Batch, BatchKind};
 use super::conflicts::Conflicts;
+use super::dml::{all_found_if, delete, fail_on_conflict, insert_values, update};
+use super::marks::TYPES_MARK;
+use super::param::Param;
 use super::quote::{ident, literal, relation};
-use super::statement::{
-    Param, Statement, Verb, all_found_if, delete, fail_on_conflict, insert_values, update,
-};
-use super::told::told_by_tag;
+use super::reporting::by_command_tag;
+use super::statement::{Statement, Verb};
 use super::values::{Values, key_of, single_row};
 use crate::change::Policy;
 use std::rc::Rc;
 
-/// Begins the text of the cast error that other types provoke. Delivery turns it into 42804.
-pub const TYPES_MARK: &str = "pg_rowsync: column types changed: ";
-
 /// Whether a batch can be sent so: a single row of which the server is taken to be as expected, with
-/// nothing to be told but by the command tag.
+/// nothing to report but by the command tag.
 pub fn can_last(batch: &Batch) -> bool {
     let suits = match batch.kind {
-        Kind::Insert | Kind::Delete => true,
-        Kind::Update => batch.route.can_update(),
-        Kind::Move | Kind::Truncate => false,
+        BatchKind::Insert | BatchKind::Delete => true,
+        BatchKind::Update => batch.route.can_update(),
+        BatchKind::Move | BatchKind::Truncate => false,
     };
     suits && batch.optimistic && batch.route.policy == Policy::Overwrite && single_row(batch)
 }
@@ -41,9 +39,9 @@ pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
     let (route, kind) = (&batch.route, batch.kind);
     let single = batch.single.unwrap_or_default();
     let conflicts = match kind {
-        Kind::Delete => {
+        BatchKind::Delete => {
             let key: Vec<Option<&str>> = single.key.iter().map(Option::as_deref).collect();
-            told_by_tag(route, kind, Conflicts::Told(route.clone()), &key)
+            by_command_tag(route, kind, Conflicts::Rows(route.clone()), &key)
         }
         _ => Conflicts::Never,
     };
@@ -62,10 +60,10 @@ fn text(batch: &Batch) -> Option<String> {
     let mut typed: Vec<(String, String)> =
         sent.map(|at| (values.new[at].clone(), column(at))).collect();
     let key = match kind {
-        Kind::Insert | Kind::Update => key_of(route, &values.new),
+        BatchKind::Insert | BatchKind::Update => key_of(route, &values.new),
         _ => values.old.clone(),
     };
-    if kind == Kind::Delete {
+    if kind == BatchKind::Delete {
         typed = key.iter().zip(&route.key).map(|(key, at)| (key.clone(), column(*at))).collect();
     }
     // An operator may want another type than the column's.
@@ -88,16 +86,16 @@ fn text(batch: &Batch) -> Option<String> {
         typed.first()?.0
     );
     Some(match kind {
-        Kind::Insert => format!(
+        BatchKind::Insert => format!(
             "{}{} RETURNING {checked}",
             insert_values(route, &values),
             fail_on_conflict(route)
         ),
-        Kind::Update => {
+        BatchKind::Update => {
             let update = update(route, kind, &values, String::new(), " RETURNING 1");
             all_found_if(route, &values, &update, &format!(" AND {checked}"))
         }
-        Kind::Delete => delete(route, &values, String::new(), &format!(" AND {checked}")),
-        Kind::Move | Kind::Truncate => return None,
+        BatchKind::Delete => delete(route, &values, String::new(), &format!(" AND {checked}")),
+        BatchKind::Move | BatchKind::Truncate => return None,
     })
 }
