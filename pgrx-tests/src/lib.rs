@@ -6,6 +6,8 @@
 //! the protocol through the pure Rust `postgres` crate.
 
 pub mod arguments;
+#[cfg(test)]
+mod arrows;
 pub mod bench;
 pub mod cluster;
 pub mod faults;

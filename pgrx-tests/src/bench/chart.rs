@@ -4,10 +4,13 @@
 //! same for times and for rates, and for every machine. The figure itself stands beside it.
 
 use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Result;
 
 use super::contender::Contender;
 use super::plan::{transactions, updates};
-use super::report::Report;
+use super::report::{self, Report};
 use super::shape::{Operation, Shape};
 use super::table::with_unit;
 
@@ -40,7 +43,12 @@ struct Bar {
     label: String,
 }
 
-pub fn render(report: &Report) -> String {
+/// Writes the chart of a report into a file.
+pub fn write(report: &Report, file: &Path) -> Result<()> {
+    report::write(file, &render(report))
+}
+
+fn render(report: &Report) -> String {
     let groups = groups(report);
     let most = groups.iter().flat_map(|(_, bars)| bars).map(|bar| bar.cost).fold(10.0, f64::max);
     let decades = most.log10().ceil().max(1.0);

@@ -6,6 +6,9 @@ use std::str::FromStr;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+pub const RECIPE_GUARD: &str = "recipe_guard";
+pub const FDW_GUARD: &str = "fdw_guard";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Contender {
@@ -69,8 +72,8 @@ impl Contender {
     /// The `application_name` whose writes its trigger does not send on.
     pub fn guard(self) -> Option<&'static str> {
         match self {
-            Recipe => Some(super::schema::RECIPE_GUARD),
-            Fdw => Some(super::schema::FDW_GUARD),
+            Recipe => Some(RECIPE_GUARD),
+            Fdw => Some(FDW_GUARD),
             Async | Sync | Queue => Some("pg_rowsync"),
             None | Native | Bucardo => Option::None,
         }

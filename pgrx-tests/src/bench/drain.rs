@@ -8,7 +8,8 @@ use super::contender::Contender;
 use super::lane::Lane;
 use super::load::Load;
 use super::measure::{Figures, Unit, milliseconds, time};
-use super::plan::{Plan, many};
+use super::number::many;
+use super::plan::Plan;
 use super::run::Run;
 use super::shape::Shape;
 

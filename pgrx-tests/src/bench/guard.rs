@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use super::contender::Contender;
 use super::lane::Lane;
 use super::measure::{Figures, Unit, time};
-use super::plan::{Plan, many};
+use super::number::many;
+use super::plan::Plan;
 use super::run::Run;
 use super::shape::Shape;
 

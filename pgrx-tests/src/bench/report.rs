@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
 use super::measure::Figures;
-use super::plan::{Plan, many};
+use super::number::many;
+use super::plan::Plan;
+use super::table;
 use super::targets::{self, Verdict};
-use super::{chart, table};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -38,10 +39,6 @@ impl Report {
 
     pub fn write_json(&self, file: &Path) -> Result<()> {
         write(file, &format!("{}\n", serde_json::to_string_pretty(self)?))
-    }
-
-    pub fn write_svg(&self, file: &Path) -> Result<()> {
-        write(file, &chart::render(self))
     }
 
     pub fn text(&self) -> Result<String> {
@@ -90,6 +87,7 @@ impl Report {
     }
 }
 
-fn write(file: &Path, text: &str) -> Result<()> {
+/// Writes a file.
+pub(super) fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("could not write \"{}\"", file.display()))
 }

@@ -6,12 +6,9 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 
-use super::contender::Contender;
+use super::contender::{Contender, FDW_GUARD, RECIPE_GUARD};
 use super::shape::Shape;
 use crate::side::Side;
-
-pub const RECIPE_GUARD: &str = "recipe_guard";
-pub const FDW_GUARD: &str = "fdw_guard";
 
 /// Also the name of the standby that commits of [`Contender::Native`] wait for.
 pub const SUBSCRIPTION: &str = "bench_native";

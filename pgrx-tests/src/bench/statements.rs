@@ -6,7 +6,8 @@ use postgres::Client;
 use super::contender::Contender;
 use super::lane::Lane;
 use super::measure::{Figures, Unit, time};
-use super::plan::{Plan, many};
+use super::number::many;
+use super::plan::Plan;
 use super::run::Run;
 use super::shape::{Operation, Shape};
 

@@ -2,7 +2,7 @@
 
 use super::contender::Contender;
 use super::measure::{Figure, Figures, Unit};
-use super::plan::grouped;
+use super::number::grouped;
 
 /// Whom the last columns compare with.
 const PEERS: [Contender; 3] = [Contender::Recipe, Contender::Fdw, Contender::Native];

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::contender::Contender::{self, Async, Fdw, Native, None as Nobody, Queue, Recipe};
 use super::measure::Figures;
-use super::plan::{Plan, distance, down, grouped, round_trip, transactions, updates};
+use super::number::grouped;
+use super::plan::{Plan, distance, down, round_trip, transactions, updates};
 use super::shape::{Operation, Shape};
 use super::{drain, guard};
 

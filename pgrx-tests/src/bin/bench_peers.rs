@@ -10,7 +10,8 @@ use rowsync_harness::bench::contender::Contender;
 use rowsync_harness::bench::machine::Machine;
 use rowsync_harness::bench::plan::Plan;
 use rowsync_harness::bench::report::Report;
-use rowsync_harness::bench::run::{Run, group_names};
+use rowsync_harness::bench::run::Run;
+use rowsync_harness::bench::{chart, groups};
 use rowsync_harness::setup;
 
 fn usage() -> String {
@@ -25,7 +26,7 @@ fn usage() -> String {
       groups: {}
   cargo bench-peers --from FILE [--svg FILE]
       prints, and draws, what a run has written with --json",
-        group_names().join(", ")
+        groups::group_names().join(", ")
     )
 }
 
@@ -46,7 +47,7 @@ fn run() -> Result<()> {
     };
     println!("\n{}", report.text()?);
     if let Some(file) = svg {
-        report.write_svg(&file)?;
+        chart::write(&report, &file)?;
     }
     Ok(())
 }
@@ -73,7 +74,7 @@ fn measure(arguments: &mut Arguments) -> Result<Report> {
     setup::prepare()?;
     let mut run = Run::start(plan)?;
     let machine = Machine::look(&run.rig)?;
-    run.all(&mut |line| println!("{line}"))?;
+    groups::all(&mut run, &mut |line| println!("{line}"))?;
     let report = Report::new(machine, run.plan, run.figures);
     if let Some(file) = json {
         report.write_json(&file)?;

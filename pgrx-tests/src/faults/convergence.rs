@@ -18,11 +18,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use super::dice::Dice;
 use super::rig::{Drain, Mode};
 use load::{Tally, Writer};
-use mesh::{DELIVERY_TIMEOUT, Mesh};
+use mesh::{DELIVERY_TIMEOUT, Mesh, WRITERS, join};
 pub use tables::Version;
-
-/// Sessions that write at the same time, on each master.
-const WRITERS: u64 = 8;
 
 /// A client waits for its own delivery to each other master, for the clients before it that hold a row
 /// it wants, and for drains of other masters that hold one: each of them bounded by timeouts, and most
@@ -227,8 +224,4 @@ fn await_all<T>(mesh: &Mesh, writers: &[ScopedJoinHandle<'_, T>]) -> Result<()> 
         sleep(Duration::from_millis(5));
     }
     Ok(())
-}
-
-fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    thread.join().map_err(|_| anyhow!("a thread panicked"))?
 }

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, sleep};
+use std::thread::{self, ScopedJoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
 
-use super::WRITERS;
 use super::tables::{TABLES, Table, Version};
 use crate::cluster::{Cluster, TEST_SETTINGS};
 use crate::faults::rig::{Drain, Mode, PATIENCE, WORKER};
 use crate::proxy::Proxy;
 use crate::side::{Side, describe};
+
+/// Sessions that write at the same time, on each master.
+pub const WRITERS: u64 = 8;
 
 /// As in [`QUICK`].
 pub const DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,7 +63,7 @@ impl Mesh {
                     })
                 })
                 .collect();
-            let nodes = starts.into_iter().map(super::join);
+            let nodes = starts.into_iter().map(join);
             nodes.collect::<Result<Vec<Side>>>()
         })?;
         for (master, node) in nodes.iter().enumerate() {
@@ -207,4 +209,9 @@ fn ask(node: &Side, sql: &str) -> String {
             .collect(),
         Err(error) => format!("\n  {}", describe(&error)),
     }
+}
+
+/// What a thread has returned.
+pub fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().map_err(|_| anyhow!("a thread panicked"))?
 }
