@@ -21,7 +21,8 @@ pub enum Span {
     All,
 }
 
-/// What tells a row from others of its table: its key, or where the key is deferrable its place.
+/// What tells a row from others: the target and its key; or, where keys are deferrable, the local table and its place,
+/// as long as its transaction lasts. When that ends no two rows have the same key any more.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Identity {
     Key(Relation, Key),
@@ -61,20 +62,27 @@ impl Whole {
             let RowStorage { before, after, file } = change.stored;
             let storage = (file, before.max(after) >> TRANSACTION_SHIFT);
             let known = *self.storage.entry(route.source.clone()).or_insert(storage);
-            self.refused |= known != storage;
+            if known.1 != storage.1 {
+                self.end_transaction(route);
+                self.storage.insert(route.source.clone(), storage);
+            } else {
+                self.refused |= known.0 != storage.0;
+            }
         }
-        self.refused |= change.op == Op::Truncate || (self.inexact && self.commands.len() > 1);
+        self.refused |= change.op == Op::Truncate;
         if self.refused {
             self.rows.clear();
             self.holders.clear();
             return;
         }
-        let (from, to) = (self.identity(route, change, true), self.identity(route, change, false));
+        let (from, to) = (identity(route, change, true), identity(route, change, false));
         let known = match change.op {
             // A row that was deleted, and is there again.
-            Op::Insert => self.holders.get(&to).copied(),
-            Op::Update => self.holders.remove(&from),
-            Op::Delete | Op::Truncate => self.holders.get(&from).copied(),
+            Op::Insert => self.holders.get(&to).copied().or_else(|| self.deleted(route, change)),
+            Op::Update => self.holders.remove(&from).or_else(|| self.take_earlier(route, change)),
+            Op::Delete | Op::Truncate => {
+                self.holders.get(&from).copied().or_else(|| self.take_earlier(route, change))
+            }
         };
         let at = known.unwrap_or_else(|| {
             let before = (change.op != Op::Insert).then(|| owned(&change.old_key(route)));
@@ -93,18 +101,52 @@ impl Whole {
         }
     }
 
-    fn identity(&self, route: &Route, change: &Change<&str>, before: bool) -> Identity {
-        let target = route.target.clone();
-        if route.key_deferrable {
-            let place = if before { change.stored.before } else { change.stored.after };
-            return Identity::Place(target, place);
+    /// From now on the rows of a table with a deferrable key are known by their keys.
+    fn end_transaction(&mut self, route: &Route) {
+        let ended = self.holders.extract_if(|identity, _| match identity {
+            Identity::Place(source, _) => *source == route.source,
+            Identity::Key(..) => false,
+        });
+        let ended: Vec<usize> = ended.map(|(_, at)| at).collect();
+        let is_deleted = |at: &usize| self.rows[*at].last.op == Op::Delete;
+        let (deleted, there): (Vec<usize>, Vec<usize>) = ended.into_iter().partition(is_deleted);
+        // A row that is there hides one that had the key before.
+        for at in deleted.into_iter().chain(there) {
+            let last = &self.rows[at].last;
+            let key = match last.op {
+                Op::Delete => last.old_key(route),
+                _ => last.new_key(route),
+            };
+            self.holders.insert(Identity::Key(route.target.clone(), owned(&key)), at);
         }
-        let key = if before { change.old_key(route) } else { change.new_key(route) };
-        Identity::Key(target, owned(&key))
+    }
+
+    /// The row of an earlier transaction that a change finds under its old key; known by its place then.
+    fn take_earlier(&mut self, route: &Route, change: &Change<&str>) -> Option<usize> {
+        let key = Identity::Key(route.target.clone(), owned(&change.old_key(route)));
+        self.holders.remove(&key).filter(|_| route.key_deferrable)
+    }
+
+    /// The row that an earlier transaction has deleted, whose key a new one has.
+    fn deleted(&mut self, route: &Route, change: &Change<&str>) -> Option<usize> {
+        let key = Identity::Key(route.target.clone(), owned(&change.new_key(route)));
+        let at = self.holders.get(&key).copied().filter(|_| route.key_deferrable)?;
+        (self.rows[at].last.op == Op::Delete).then(|| {
+            self.holders.remove(&key);
+            at
+        })
+    }
+
+    /// Whether rows that have the same key may have been taken for different ones, because its texts differ.
+    pub fn is_inexact(&self) -> bool {
+        self.inexact && self.commands.len() > 1
     }
 
     /// The batches, in their order. `None` where the changes cannot be one statement.
     pub fn finish(self) -> Option<Vec<Batch>> {
+        if self.is_inexact() {
+            return None;
+        }
         let mut batches: Vec<Batch> = Vec::new();
         let rows = self.net()?;
         for kind in [BatchKind::Delete, BatchKind::Update, BatchKind::Move, BatchKind::Insert] {
@@ -147,7 +189,15 @@ impl Whole {
             match (before, last.op) {
                 (None, Op::Delete) if route.policy == Policy::Error => continue,
                 (None, Op::Delete) => {}
-                (None, _) => (last.op, last.key) = (Op::Insert, Vec::new()),
+                (None, _) => {
+                    let place = (route.target.clone(), new);
+                    (last.op, last.key) = (Op::Insert, Vec::new());
+                    if deleted.contains(&place) {
+                        // The row that held the key before takes over what is written there anew.
+                        taken_over.insert(place);
+                        last.op = Op::Update;
+                    }
+                }
                 (Some(key), Op::Delete) => last.key = key,
                 (Some(key), _) if key == new => (last.op, last.key) = (Op::Update, Vec::new()),
                 // Another row has the key that this one leaves: each is written where it ends.
@@ -176,6 +226,15 @@ impl Whole {
         });
         Some(net)
     }
+}
+
+fn identity(route: &Route, change: &Change<&str>, before: bool) -> Identity {
+    if route.key_deferrable {
+        let place = if before { change.stored.before } else { change.stored.after };
+        return Identity::Place(route.source.clone(), place);
+    }
+    let key = if before { change.old_key(route) } else { change.new_key(route) };
+    Identity::Key(route.target.clone(), owned(&key))
 }
 
 fn owned(key: &[Option<&str>]) -> Key {
@@ -288,5 +347,45 @@ mod tests {
         let later = Change { command: 2, ..change(Op::Update, &[], &["1.0", "b"]) };
         whole.push(&inexact, &later);
         assert!(whole.finish().is_none());
+    }
+    fn stored(
+        transaction: u64,
+        before: u64,
+        after: u64,
+        change: Change<&'static str>,
+    ) -> Change<&'static str> {
+        let place =
+            |place: u64| if place == 0 { 0 } else { place | transaction << TRANSACTION_SHIFT };
+        let stored =
+            RowStorage { before: place(before), after: place(after), file: transaction as u32 };
+        Change { stored, ..change }
+    }
+
+    #[test]
+    fn rows_with_deferrable_keys_are_known_by_their_keys_once_their_transaction_has_ended() {
+        let route = Rc::new(Route { key_deferrable: true, ..(*route("t")).clone() });
+        let mut whole = Whole::default();
+        for change in [
+            // Two rows swap their keys,
+            stored(1, 11, 13, change(Op::Update, &["1"], &["2", "a"])),
+            stored(1, 12, 14, change(Op::Update, &["2"], &["1", "b"])),
+            stored(1, 0, 15, change(Op::Insert, &[], &["3", "c"])),
+            // are changed where they are now, in places that others had,
+            stored(2, 14, 11, change(Op::Update, &[], &["1", "d"])),
+            stored(2, 13, 0, change(Op::Delete, &["2"], &[])),
+            stored(2, 15, 0, change(Op::Delete, &["3"], &[])),
+            // and one key is used anew.
+            stored(3, 0, 12, change(Op::Insert, &[], &["2", "e"])),
+        ] {
+            whole.push(&route, &change);
+        }
+        let text = |values: &[Option<String>]| values.iter().flatten().cloned().collect::<String>();
+        let mut net: Vec<String> = (whole.net().expect("rows that can be told apart").iter())
+            .map(|(_, change)| {
+                format!("{} {}:{}", change.op.keyword(), text(&change.key), text(&change.row))
+            })
+            .collect();
+        net.sort();
+        assert_eq!(net, ["DELETE 3:", "UPDATE 1:2e", "UPDATE 2:1d"]);
     }
 }

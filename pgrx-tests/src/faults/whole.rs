@@ -284,9 +284,21 @@ impl Round {
             drained.as_ref().map(|row| row.get::<_, bool>(0)).map_err(describe),
             ended.as_ref().map_err(describe)
         ));
+        let queue = self.queue()?;
+        self.history.push(queue);
         drained.map_err(told)?;
         ensure!(is_cut || ended.is_ok(), "a drain could not be committed");
         self.nobody_is_blamed()
+    }
+
+    /// What is queued, in a line.
+    fn queue(&self) -> Result<String> {
+        let sql = "select format('--   queued: %s; may be replayed until %s',
+                     (select string_agg(format('%s %s of %s to %s', n, status, first, last), ', ')
+                        from (select status, count(*) n, min(id) first, max(id) last
+                                from sync_err_rec group by status order by 3) q),
+                     (select last_value from sync_replay_seq))";
+        Ok(self.bed.left.superuser().query_one(sql, &[])?.get(0))
     }
 
     fn nobody_is_blamed(&self) -> Result<()> {

@@ -128,6 +128,7 @@ mod trusted_install;
 mod two_servers;
 mod types;
 mod values;
+mod whole_rounds;
 mod whole_statements;
 mod worker;
 mod worker_slots;

@@ -16,7 +16,7 @@ struct Case {
     steps: &'static [&'static str],
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 6] = [
     Case {
         name: "unique",
         tables: &[("usr", "id int primary key, email text not null unique")],
@@ -59,6 +59,28 @@ const CASES: [Case; 4] = [
             "update usr set email = 'ada@x' where id = 2",
             "update usr set id = 3, email = 'bob@x' where id = 1",
             "delete from usr where id = 2",
+        ],
+    },
+    Case {
+        name: "deferrable",
+        tables: &[("d", "id int primary key deferrable, v text")],
+        before: "insert into d values (1, 'a'), (2, 'b')",
+        steps: &[
+            "insert into d values (3, 'c')",
+            "update d set v = 'x' where id = 1",
+            "delete from d where id = 2",
+            "insert into d values (2, 'n')",
+        ],
+    },
+    Case {
+        name: "numeric",
+        tables: &[("m", "id numeric primary key, v text")],
+        before: "insert into m values (1.0, 'a'), (2.0, 'b')",
+        steps: &[
+            "insert into m values (3.0, 'c')",
+            "update m set v = 'x' where id = 1",
+            "delete from m where id = 2",
+            "insert into m values (2.0, 'n')",
         ],
     },
 ];

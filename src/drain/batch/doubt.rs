@@ -83,7 +83,7 @@ impl Batch<'_> {
         if units.is_empty() || self.stop.is_some() {
             return Ok(());
         }
-        let facts = self.facts(&units);
+        let (facts, is_exact) = self.facts(&units).unzip();
         let reached = match &facts {
             Some(facts) => match replay.reached(facts) {
                 Ok(reached) => reached,
@@ -124,19 +124,21 @@ impl Batch<'_> {
                     .all(|key| !open.contains(&key_of(route, key)))
             })
         };
-        if facts.is_some() {
+        if is_exact == Some(true) {
             let done: Vec<usize> = units.into_iter().filter(is_done).collect();
             self.set_settled(&done);
         }
         Ok(())
     }
 
-    /// What the server has once units are applied, key by key; `None` where that cannot be told.
-    fn facts(&self, units: &[usize]) -> Option<Vec<Outcome>> {
+    /// What the server has once units are applied, key by key; `None` where that cannot be told. Whether it holds
+    /// for each key by itself, too: not if one row may have come under several texts of its key.
+    fn facts(&self, units: &[usize]) -> Option<(Vec<Outcome>, bool)> {
         let mut whole = Whole::default();
         for record in units.iter().flat_map(|at| &self.units[*at].records) {
             whole.push(&record.route, &record.change.borrowed());
         }
+        let is_exact = !whole.is_inexact();
         let mut facts = Vec::new();
         for (route, mut change) in whole.net()? {
             if change.moves() {
@@ -146,7 +148,7 @@ impl Batch<'_> {
             }
             facts.push((route, change));
         }
-        Some(facts)
+        Some((facts, is_exact))
     }
 
     fn set_settled(&mut self, units: &[usize]) {
