@@ -2,6 +2,7 @@
 REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_lost_session,
     @extschema@.sync_server_state, @extschema@.sync_owner_state, @extschema@.sync_row_version,
     @extschema@.sync_conflict_log, @extschema@.sync_home, @extschema@.sync_node,
+    @extschema@.sync_prepared_transaction, @extschema@.sync_prepared,
     @extschema@.sync_err_rec, @extschema@.sync_status, @extschema@.sync_conflicts,
     @extschema@.sync_conflict_counts FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.deal_sync_err_rec(integer, text) FROM PUBLIC;
@@ -9,6 +10,7 @@ REVOKE ALL ON FUNCTION @extschema@.sync_queue_discarded() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.retry_sync_err_rec(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.start_sync_worker(), @extschema@.stop_sync_worker() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.adopt_sync() FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.resolve_sync_prepared(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.sync_identity_changed(), @extschema@.sync_not_replicated() FROM PUBLIC;
 -- The database is the first of its node.
 SELECT @extschema@.adopt_sync();

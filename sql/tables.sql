@@ -105,6 +105,28 @@ COMMENT ON COLUMN @extschema@.sync_lost_session.not_after IS
     'by the server''s clock: a transaction that has not begun by then never will';
 CREATE INDEX sync_lost_session_server ON @extschema@.sync_lost_session (dst_server);
 
+CREATE TABLE @extschema@.sync_prepared_transaction (
+    gid text CONSTRAINT sync_prepared_transaction_pkey PRIMARY KEY,
+    dst_server text NOT NULL,
+    owner pg_catalog.regrole NOT NULL,
+    place text NOT NULL,
+    decision text CHECK (decision OPERATOR(pg_catalog.=) ANY (ARRAY['commit', 'rollback'])),
+    xact pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+    prepared_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    marks bigint[],
+    attempts integer NOT NULL DEFAULT 0,
+    last_attempt_at timestamptz,
+    sqlstate text,
+    message text
+);
+COMMENT ON TABLE @extschema@.sync_prepared_transaction IS
+    'what was prepared on servers in mode atomic, until it is known to be finished there; see the view sync_prepared';
+COMMENT ON COLUMN @extschema@.sync_prepared_transaction.decision IS
+    'commit: written by the transaction that decides it; NULL: a person decides';
+COMMENT ON COLUMN @extschema@.sync_prepared_transaction.marks IS
+    'hashes of what it has touched, NULL for all: later changes that meet one wait';
+CREATE INDEX sync_prepared_transaction_server ON @extschema@.sync_prepared_transaction (dst_server);
+
 -- No foreign key to the tables: what is kept of a dropped one does no harm until it is removed.
 CREATE TABLE @extschema@.sync_row_version (
     relation pg_catalog.oid NOT NULL,
@@ -187,6 +209,9 @@ ALTER TABLE @extschema@.sync_owner_state ENABLE REPLICA TRIGGER sync_not_replica
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_lost_session
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_lost_session ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_prepared_transaction
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_prepared_transaction ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_row_version
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_row_version ENABLE REPLICA TRIGGER sync_not_replicated;

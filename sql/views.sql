@@ -127,3 +127,13 @@ CREATE VIEW @extschema@.sync_conflict_counts AS
       JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace;
 COMMENT ON VIEW @extschema@.sync_conflict_counts IS
     'conflicts since the start of the cluster, by server, local table and type; see sync_status for the sums';
+
+CREATE VIEW @extschema@.sync_prepared AS
+    SELECT p.gid, p.dst_server AS server, p.prepared_at, p.decision, p.attempts, p.sqlstate, p.message,
+           p.place, p.last_attempt_at
+      FROM @extschema@.sync_prepared_transaction p;
+COMMENT ON VIEW @extschema@.sync_prepared IS
+    'transactions of mode atomic that are not known to be finished on their servers; deleting a row forgets one';
+COMMENT ON COLUMN @extschema@.sync_prepared.decision IS
+    'commit, rollback; NULL: it cannot be told here, a person decides on the server';
+COMMENT ON COLUMN @extschema@.sync_prepared.place IS 'where it was prepared, and as whom';

@@ -2,6 +2,7 @@
 //! and results go through [`Args`], so that they are right in every database encoding; the SQL
 //! declarations stand beside them.
 
+use crate::atomic::resolver;
 use crate::change::Stamp;
 use crate::error::{Error, Result};
 use crate::pg::args::{Args, result};
@@ -48,6 +49,16 @@ fn retry_sync_err_rec(args: Args<'_>) -> bool {
         drain::retry(&Home::find()?, id.map_err(|_| Error::internal("malformed bigint"))?)
     };
     or_raise(retry())
+}
+
+/// Finishes what is prepared on servers in mode `atomic`. See [`resolver::resolve_all`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION resolve_sync_prepared(server text DEFAULT NULL) RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'resolve_sync_prepared_wrapper';
+"#)]
+fn resolve_sync_prepared(args: Args<'_>) -> bool {
+    let resolve = || resolver::resolve_all(&Home::find()?, args.text(0)?.as_deref());
+    or_raise(resolve())
 }
 
 /// Starts the current database's worker. See [`worker::start`].

@@ -15,6 +15,7 @@ mod replay;
 
 use self::batch::{Batch, Trial};
 use self::replay::Replay;
+use crate::atomic::resolver;
 use crate::conflict::Tally;
 use crate::connect::release;
 use crate::delivery::commit;
@@ -547,6 +548,10 @@ impl<'h> Drain<'h> {
         let first = part == Part::First;
         let stopped = |error| Ok(Served { stop: Some(error), ..Served::default() });
         if let Err(error) = link.result() {
+            return stopped(error);
+        }
+        // What is prepared there is older.
+        if first && let Err(error) = resolver::settle_server(self.home, &self.server_name) {
             return stopped(error);
         }
         let link = match if first { self.settle_lost(link) } else { Ok(link) } {

@@ -34,6 +34,7 @@ impl SqlState {
     pub const NOT_NULL_VIOLATION: Self = Self::new("23502");
     pub const NO_DATA_FOUND: Self = Self::new("P0002");
     pub const LOCK_NOT_AVAILABLE: Self = Self::new("55P03");
+    pub const OUT_OF_MEMORY: Self = Self::new("53200");
     pub const OBJECT_IN_USE: Self = Self::new("55006");
     pub const OBJECT_NOT_READY: Self = Self::new("55000");
     pub const PASSWORD_REQUIRED: Self = Self::new("2F003");

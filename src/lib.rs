@@ -4,6 +4,7 @@
 
 mod admin;
 mod api;
+mod atomic;
 mod canonical;
 mod capture;
 mod change;
@@ -71,6 +72,7 @@ pgrx::extension_sql_file!(
         api::start_sync_worker,
         api::stop_sync_worker,
         api::adopt_sync,
+        api::resolve_sync_prepared,
     ]
 );
 pgrx::extension_sql_file!(
@@ -86,5 +88,10 @@ extern "C-unwind" fn _PG_init() {
     guc::define();
     pg::shmem::reserve();
     pg::context::reserve_settings(c"pg_rowsync");
+    transaction::init(transaction::Ends {
+        pre_commit: delivery::commit::pre_commit,
+        pre_prepare: delivery::commit::pre_prepare,
+        end: atomic::phases::end,
+    });
     worker::init();
 }

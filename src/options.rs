@@ -16,6 +16,25 @@ pub enum Mode {
     Async,
     /// Delivered at commit; if that fails, so does the local transaction.
     Sync,
+    /// Prepared at commit and committed after the local one: both or neither.
+    Atomic,
+}
+
+impl Mode {
+    /// Whether what cannot be delivered fails the local transaction, so that it is never queued.
+    pub fn is_strict(self) -> bool {
+        matches!(self, Self::Sync | Self::Atomic)
+    }
+
+    /// The mode as options name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Async => "async",
+            Self::Sync => "sync",
+            Self::Atomic => "atomic",
+        }
+    }
 }
 
 /// What happens when the remote row is not what the change expects.
@@ -197,5 +216,10 @@ mod tests {
     #[test]
     fn the_strictest_mode_is_the_largest() {
         assert!(Mode::Sync > Mode::Async && Mode::Async > Mode::Queue);
+        assert!(Mode::Atomic > Mode::Sync && Mode::Atomic.is_strict() && Mode::Sync.is_strict());
+        for mode in [Mode::Queue, Mode::Async, Mode::Sync, Mode::Atomic] {
+            let text = format!(r#"{{"mode": "{}"}}"#, mode.name());
+            assert_eq!(Options::parse(&text).expect("valid").mode, mode);
+        }
     }
 }

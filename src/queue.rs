@@ -18,6 +18,8 @@ pub use self::enqueue::enqueue;
 
 use self::aside::Blockers;
 use self::footprint::Footprint;
+use crate::atomic::decision::{self, Decision};
+use crate::atomic::done;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
 use crate::change::{Change, Route};
@@ -25,7 +27,7 @@ use crate::connect::lost_session::LostSession;
 use crate::delivery::endpoint::Account;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result};
-use crate::pg::lookup::{self, Place, Status};
+use crate::pg::lookup::{self, Is, Place, Status, View};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::{context, sequence};
 use crate::sql::micros;
@@ -57,10 +59,24 @@ const LOST: Place = Place { table: "sync_lost_session", column: 2, status: Statu
 /// # Errors
 /// What reading the queue reports.
 pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
-    Ok(match lookup::first_with(home, server_name, &[LOST, PENDING, ASIDE])? {
-        None => Standing::Free,
-        Some(2) => Standing::Aside,
-        Some(_) => Standing::Pending,
+    Ok(look(home, server_name)?.0)
+}
+
+/// The same, and whether transactions that are prepared there may not have been committed yet.
+fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
+    let places = [LOST, PENDING, ASIDE, decision::OF_SERVER];
+    View::look(home, &places.each_ref().map(|place| place.table), |view| {
+        let has = |place: &Place| {
+            view.has(place.table, &[(place.column, Is::Text(server_name))], place.status)
+        };
+        let standing = if has(&LOST)? || has(&PENDING)? {
+            Standing::Pending
+        } else if has(&ASIDE)? {
+            Standing::Aside
+        } else {
+            Standing::Free
+        };
+        Ok((standing, has(&decision::OF_SERVER)?))
     })
 }
 
@@ -80,6 +96,8 @@ pub enum Way {
     Pending,
     /// Records that are set aside, or that wait themselves.
     Blocked(Blockers),
+    /// Older transactions that are prepared on the server, and cannot be seen there before they are committed.
+    Undecided(Vec<Decision>),
 }
 
 /// Whether a change set may pass the records of its server.
@@ -88,7 +106,14 @@ pub enum Way {
 /// What reading the queue or the change set reports.
 pub fn way(set: &ChangeSet) -> Result<Way> {
     let mut blockers = Blockers::default();
-    match standing(&set.home, &set.account.server_name)? {
+    let (standing, has_decisions) = look(&set.home, &set.account.server_name)?;
+    if has_decisions && standing != Standing::Pending {
+        let met = decisions_before(set)?;
+        if !met.is_empty() {
+            return Ok(Way::Undecided(met));
+        }
+    }
+    match standing {
         Standing::Free => return Ok(Way::Free),
         Standing::Pending => {
             let server = &set.account.server_name;
@@ -110,13 +135,7 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
         }
         Standing::Aside => {}
     }
-    let mut checks = Vec::new();
-    let mut changes = set.changes(Rows::Keys);
-    while changes.next(&mut |route, change| {
-        checks.extend(Footprint::of(route, change).checks);
-    })? {}
-    checks.sort_unstable();
-    checks.dedup();
+    let checks = checks_of(set)?;
     let Account { server_name, owner, .. } = &set.account;
     let pending = blockers.load(&set.home, server_name, *owner, &checks)?;
     Ok(match (pending, blockers.is_empty()) {
@@ -124,6 +143,45 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
         (false, true) => Way::Free,
         (false, false) => Way::Blocked(blockers),
     })
+}
+
+/// Decisions of others that a change set must wait for.
+fn decisions_before(set: &ChangeSet) -> Result<Vec<Decision>> {
+    let checks = checks_of(set)?;
+    decision::met_by(&set.home, &set.account.server_name, &checks, &done::all())
+}
+
+/// Hashes that a prepared transaction leaves, at most; one with more concerns everything on its server.
+const MAX_MARKS: usize = 1_000;
+
+/// What a change set leaves, which later ones must not meet; `None` for too much.
+///
+/// # Errors
+/// What reading the change set reports.
+pub fn marks_of(set: &ChangeSet) -> Result<Option<Vec<i64>>> {
+    if set.len() > MAX_MARKS {
+        return Ok(None);
+    }
+    let mut marks = Vec::new();
+    let mut changes = set.changes(Rows::Keys);
+    while changes.next(&mut |route, change| {
+        marks.extend(Footprint::of(route, change).marks);
+    })? {}
+    marks.sort_unstable();
+    marks.dedup();
+    Ok((marks.len() <= MAX_MARKS).then_some(marks))
+}
+
+/// What a change set must not meet among the marks of older changes.
+fn checks_of(set: &ChangeSet) -> Result<Vec<i64>> {
+    let mut checks = Vec::new();
+    let mut changes = set.changes(Rows::Keys);
+    while changes.next(&mut |route, change| {
+        checks.extend(Footprint::of(route, change).checks);
+    })? {}
+    checks.sort_unstable();
+    checks.dedup();
+    Ok(checks)
 }
 
 /// Whether there is a pending record with this id.

@@ -19,6 +19,7 @@ use crate::{stats, worker};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 /// How much a drain has applied.
 #[derive(Debug)]
@@ -52,6 +53,24 @@ pub struct Work {
     superseded: HashSet<(u32, u64)>,
 }
 
+/// What is done at the end of a transaction by files that stand above this one.
+pub struct Ends {
+    /// Delivers and queues; may fail the transaction.
+    pub pre_commit: fn() -> Result<()>,
+    /// Before PREPARE TRANSACTION; may fail it.
+    pub pre_prepare: fn() -> Result<()>,
+    /// The transaction is over. Must not fail.
+    pub end: fn(committed: bool),
+}
+
+static ENDS: OnceLock<Ends> = OnceLock::new();
+
+/// Says what is done at the ends of transactions. Called once, when the library is loaded.
+pub fn init(ends: Ends) {
+    // A second call says the same.
+    let _ = ENDS.set(ends);
+}
+
 thread_local! {
     /// Sessions are to be woken once the transaction has committed.
     static NUDGE: Cell<bool> = const { Cell::new(false) };
@@ -62,9 +81,10 @@ thread_local! {
 
 /// Makes sure that the ends of transactions are heard of. Called before anything is put here.
 fn listen() {
+    let Some(ends) = ENDS.get() else { return };
     callbacks::register(Handlers {
-        pre_commit: crate::delivery::commit::pre_commit,
-        pre_prepare: crate::delivery::commit::pre_prepare,
+        pre_commit: ends.pre_commit,
+        pre_prepare: ends.pre_prepare,
         end,
         subtransaction_abort,
         subtransaction_commit,
@@ -220,6 +240,9 @@ pub fn nudge_sessions() {
 
 fn end(committed: bool) {
     fault_point!(AfterCommit if committed);
+    if let Some(ends) = ENDS.get() {
+        (ends.end)(committed);
+    }
     stats::end(committed);
     worker::transaction_ended(committed);
     // Nothing is left after a commit; after an abort the open drains' connections are closed,

@@ -5,9 +5,10 @@ mod control;
 mod drainer;
 mod launcher;
 mod pace;
+mod resolver;
 mod schedule;
 
-pub use control::{start, state, stop, transaction_ended, wake_at_commit};
+pub use control::{let_sleep, start, state, stop, transaction_ended, wake_at_commit, wake_at_end};
 pub use drainer::run as run_worker;
 pub use launcher::run as run_launcher;
 

@@ -24,6 +24,6 @@ pub mod tls;
 pub use cluster::{Cluster, Shutdown};
 pub use hostile::Hostile;
 pub use pooler::{IGNORE_OPTIONS, PoolMode, Pooler};
-pub use proxy::{Direction, Proxy};
+pub use proxy::{Direction, Proxy, Strike};
 pub use side::Side;
 pub use testbed::{Testbed, await_until, fails};

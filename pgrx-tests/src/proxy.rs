@@ -49,6 +49,17 @@ struct Shared {
     bytes: [AtomicU64; 2],
 }
 
+/// What happens when a certain text passes on its way to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strike {
+    /// It does not arrive: the connection is reset.
+    LoseRequest,
+    /// It arrives, and nothing comes back: the connection is reset.
+    LoseAnswer,
+    /// It does not arrive, and from then on not a byte passes.
+    Silence,
+}
+
 #[derive(Default)]
 struct State {
     delay: Duration,
@@ -56,6 +67,8 @@ struct State {
     closing: bool,
     /// Cut when so many more bytes have passed in that direction.
     cut_after: Option<(Direction, u64)>,
+    /// When this text passes, once.
+    strike: Option<(Vec<u8>, Strike)>,
     live: Vec<Arc<Connection>>,
 }
 
@@ -65,6 +78,8 @@ struct Connection {
     dead: AtomicBool,
     /// The direction of the last chunk read, plus one; 0 at first.
     last: AtomicU8,
+    /// Nothing comes back any more.
+    mute: AtomicBool,
 }
 
 impl Proxy {
@@ -153,6 +168,21 @@ impl Proxy {
         self.shared.state().cut_after = Some((direction, bytes));
     }
 
+    /// When this text passes on its way to the server, in one piece, the next time: a statement for one.
+    pub fn strike(&self, text: &str, strike: Strike) {
+        self.shared.state().strike = Some((text.into(), strike));
+    }
+
+    /// Nothing happens when it passes.
+    pub fn forget_strike(&self) {
+        self.shared.state().strike = None;
+    }
+
+    /// Whether what [`strike`](Proxy::strike) was asked for has happened.
+    pub fn has_struck(&self) -> bool {
+        self.shared.state().strike.is_none()
+    }
+
     /// How many connections have been accepted, whatever became of them.
     pub fn connections_total(&self) -> u64 {
         self.shared.total.load(Ordering::Relaxed)
@@ -194,7 +224,8 @@ impl Shared {
             let _ = stream.set_write_timeout(Some(Duration::from_millis(50)));
         }
         let (dead, last) = (AtomicBool::new(false), AtomicU8::new(0));
-        let connection = Arc::new(Connection { client, server, dead, last });
+        let mute = AtomicBool::new(false);
+        let connection = Arc::new(Connection { client, server, dead, last, mute });
         let mut state = self.state();
         if state.closing {
             return connection.kill();
@@ -260,6 +291,12 @@ impl Shared {
                 let _ = target.shutdown(Shutdown::Write);
                 return;
             }
+            if self.strikes(direction, &chunk, connection) {
+                return self.kill(connection);
+            }
+            if !self.wait_until(release, connection) {
+                return;
+            }
             let (allowed, cut) = self.allowance(direction, chunk.len());
             let sent = write_all(target, &chunk[..allowed], &connection.dead);
             self.bytes[direction as usize].fetch_add(sent as u64, Ordering::Relaxed);
@@ -267,6 +304,22 @@ impl Shared {
                 return self.kill(connection);
             }
         }
+    }
+
+    /// Whether the connection ends before this chunk.
+    fn strikes(&self, direction: Direction, chunk: &[u8], connection: &Connection) -> bool {
+        if direction == Direction::ToClient {
+            return connection.mute.load(Ordering::Acquire);
+        }
+        let mut state = self.state();
+        let has = |text: &Vec<u8>| chunk.windows(text.len()).any(|part| part == text);
+        match state.strike.take_if(|(text, _)| has(text)) {
+            Some((_, Strike::LoseRequest)) => return true,
+            Some((_, Strike::LoseAnswer)) => connection.mute.store(true, Ordering::Release),
+            Some((_, Strike::Silence)) => state.frozen = true,
+            None => {}
+        }
+        false
     }
 
     /// How much of a chunk may pass, and whether the connection ends there.

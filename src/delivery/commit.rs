@@ -5,20 +5,25 @@
 //!    Otherwise every server first applies in an open transaction; then what failed is queued; only
 //!    then the commits are sent, those that may fail the local transaction (`sync`, drains) before
 //!    those that may not.
+//! 3. What is `atomic` is prepared instead, before anything is committed anywhere, and committed after
+//!    the local transaction, see [`crate::atomic`].
 //!
 //! No user-defined code runs here. Any error returned fails the local transaction; connections
 //! still in flight are closed by unwinding, which rolls back what they had not committed.
 
 use super::drive::{self, Stop};
 use super::endpoint::{Account, Endpoint};
-use super::feed::Fixed;
+use super::feed::{Changes, Fixed};
 use super::handover;
 use super::link::{Ending, Link};
 use super::lost;
 use super::session;
 use super::trust::{self, Trust, feed_of, first_trust, met_itself, was_betrayed};
 use super::whole::Span;
+use crate::atomic::gid::Gid;
+use crate::atomic::{done, phases};
 use crate::capture::change_set::ChangeSet;
+use crate::capture::log::Reader;
 use crate::change::Relation;
 use crate::conflict::Tally;
 use crate::connect::lost_session::LostSession;
@@ -72,6 +77,9 @@ pub fn pre_commit() -> Result<()> {
     let has_work = !sets.is_empty() || !drains.is_empty();
     if has_work {
         fail_early(&mut sets)?;
+    }
+    if let Some(set) = sets.iter().find(|set| !set.is_empty()) {
+        done::remove(&set.home)?;
     }
     deliver(&sets, drains)?;
     sets.into_iter().for_each(ChangeSet::close);
@@ -165,14 +173,15 @@ pub fn pre_prepare() -> Result<()> {
     if has_drained {
         return refuse("has called deal_sync_err_rec");
     }
-    if sets.iter().any(|set| !set.is_empty() && set.mode == Mode::Sync) {
-        return refuse("has changed a table synchronised in mode \"sync\"");
+    if let Some(set) = sets.iter().find(|set| !set.is_empty() && set.mode.is_strict()) {
+        let mode = set.mode.name();
+        return refuse(&format!("has changed a table synchronised in mode \"{mode}\""));
     }
     sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
     for set in sets.iter().filter(|set| !set.is_empty()) {
         let behind = match queue::way(set)? {
             Way::Blocked(blockers) => Some(blockers),
-            Way::Free | Way::Pending => None,
+            Way::Free | Way::Pending | Way::Undecided(_) => None,
         };
         queue::enqueue(set, None, behind)?;
     }
@@ -201,6 +210,14 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
         false if set.mode == Mode::Queue && !queue::has_aside(&set.home, server)? => Way::Pending,
         false => queue::way(set)?,
     };
+    if let Way::Undecided(decisions) = &way
+        && set.mode != Mode::Queue
+    {
+        if let Err(error) = phases::settle(set, decisions) {
+            return not_sent(set, error);
+        }
+        way = queue::way(set)?;
+    }
     if matches!(way, Way::Pending)
         && set.mode == Mode::Async
         && alone
@@ -214,31 +231,38 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
     match (way, set.mode) {
         (Way::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
         (Way::Free, _) => {}
-        (_, Mode::Sync) => return Err(Error::Pending { server: server.clone() }),
-        (Way::Pending, _) => return Ok(Gate::Queue(None)),
+        (_, mode) if mode.is_strict() => return Err(Error::Pending { server: server.clone() }),
+        (Way::Pending | Way::Undecided(_), _) => return Ok(Gate::Queue(None)),
         (Way::Blocked(blockers), _) => return Ok(Gate::Wait(blockers)),
     }
     let endpoint = Endpoint::resolve(&set.home, &set.account);
     let ready = |endpoint: Rc<Endpoint>| {
         // Who must not queue asks whatever was answered a moment ago.
-        if set.mode != Mode::Sync {
+        if !set.mode.is_strict() {
             release::check(&endpoint)?;
         }
-        lost::settle(&endpoint).map(|()| endpoint)
+        lost::settle(&endpoint)?;
+        phases::settle_left(&endpoint)?;
+        Ok(endpoint)
     };
     match endpoint.and_then(ready) {
         Ok(endpoint) => Ok(Gate::Deliver(endpoint)),
-        Err(error) if set.mode == Mode::Sync => Err(error),
-        Err(error) => {
-            warn_queued(set, &error);
-            Ok(Gate::Queue(Some(error)))
-        }
+        Err(error) => not_sent(set, error),
     }
 }
 
-/// A delivery that failed: queued, or in mode `sync` the transaction's error.
+/// A change set could not be sent: queued, or in a strict mode the transaction's error.
+fn not_sent(set: &ChangeSet, error: Error) -> Result<Gate> {
+    if set.mode.is_strict() {
+        return Err(error);
+    }
+    warn_queued(set, &error);
+    Ok(Gate::Queue(Some(error)))
+}
+
+/// A delivery that failed: queued, or in a strict mode the transaction's error.
 fn failed(set: &ChangeSet, error: Error, lost: Option<LostSession>) -> Result<Queued<'_>> {
-    if set.mode == Mode::Sync {
+    if set.mode.is_strict() {
         return Err(error);
     }
     warn_queued(set, &error);
@@ -273,56 +297,94 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     Ok(())
 }
 
-/// Applies and commits in one exchange, or in a second one if the first was too trusting or what it
-/// relied on is out of date.
+/// How a delivery in one exchange ends on its server.
+enum Close {
+    Commit,
+    Prepare(Gid),
+}
+
+impl Close {
+    /// For a delivery in this mode.
+    fn of(set: &ChangeSet) -> Result<Self> {
+        match set.mode {
+            Mode::Atomic => Ok(Self::Prepare(Gid::new(set.account.owner)?)),
+            _ => Ok(Self::Commit),
+        }
+    }
+
+    /// Runs the changes in a transaction up to its end, after the end of one that has failed; says whether
+    /// that was asked to cancel.
+    fn run<'s>(&self, feed: Changes<Reader<'s>>, link: &mut Link<'s>) -> Result<bool> {
+        // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
+        let is_open = link.is_up() && !link.is_idle();
+        let before: &[&str] = if is_open { &["ROLLBACK"] } else { &[] };
+        match self {
+            Self::Commit => {
+                let feed = feed.between(before, &[]).in_block(&BEGIN, &["COMMIT"]);
+                link.run(feed, Ending::Commits);
+                finish(std::slice::from_mut(link))
+            }
+            Self::Prepare(gid) => {
+                let prepare = phases::prepare(gid);
+                let feed = feed.between(&[before, &BEGIN].concat(), &[prepare.as_str()]);
+                link.run(feed, Ending::Prepares);
+                fault_point!(BeforePrepare);
+                finish_prepare(std::slice::from_mut(link), std::slice::from_ref(gid))?;
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// Applies and commits, or prepares, in one exchange, or in a second one if the first was too trusting or
+/// what it relied on is out of date.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link, conflicts } = &mut delivery;
+    let mut close = Close::of(set)?;
     let mut trust = first_trust(set, link);
-    let mut interrupted = commit_at_once(set, link, trust)?;
+    let mut interrupted = close.run(feed_of(set, link, trust), link)?;
     if !interrupted && link.was_kept() && matches!(link.result(), Err(Error::Lost { .. })) {
         // The server had ended the idle session: a new one is as good.
+        if let Close::Prepare(gid) = std::mem::replace(&mut close, Close::of(set)?) {
+            // Its name must not be met by a decision that is not its own.
+            phases::leave(link.endpoint(), gid, Some(link.lost_session().clone()));
+            phases::settle_left(link.endpoint())?;
+        }
         *link = Link::connect(link.endpoint())?;
         trust = first_trust(set, link);
-        interrupted = commit_at_once(set, link, trust)?;
+        interrupted = close.run(feed_of(set, link, trust), link)?;
     }
     if !interrupted && link.was_late() {
-        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
-        let feed = feed_of(set, link, trust).between(open, &[]);
-        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-        interrupted = finish(std::slice::from_mut(link))?;
+        interrupted = close.run(feed_of(set, link, trust), link)?;
     }
     // Both are asked: each forgets what it finds to be wrong.
     let again = was_betrayed(set, link, trust) | link.was_outdated();
     // What is tried as a whole takes nothing for granted either.
     let as_whole = may_hold_as_whole(set, link) && !link.result().is_err_and(is_taken);
     if !interrupted && again && !as_whole {
-        // A COMMIT that failed has rolled back already; a second ROLLBACK only warns.
-        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
-        let feed = feed_of(set, link, Trust::Nothing).between(open, &[]);
-        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-        interrupted = finish(std::slice::from_mut(link))?;
+        interrupted = close.run(feed_of(set, link, Trust::Nothing), link)?;
     }
     let at_once = refused_at_once(set, link);
     if !interrupted && !at_once.is_empty() {
-        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
-        let feed = feed_of(set, link, Trust::Nothing).in_waves(true).between(open, &[]);
-        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-        interrupted = finish(std::slice::from_mut(link))?;
+        let feed = feed_of(set, link, Trust::Nothing).in_waves(true);
+        interrupted = close.run(feed, link)?;
         move_in_waves(link, at_once);
     }
     if !interrupted && met_itself(link) {
-        let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
-        let feed = feed_of(set, link, Trust::NotKeys).between(open, &[]);
-        link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-        interrupted = finish(std::slice::from_mut(link))?;
+        interrupted = close.run(feed_of(set, link, Trust::NotKeys), link)?;
     }
     for span in [Span::Command, Span::All] {
         if !interrupted && may_hold_as_whole(set, link) {
-            let open: &[&str] = if link.is_idle() { &[] } else { &["ROLLBACK"] };
-            let feed = feed_of(set, link, Trust::Nothing).whole(Some(span)).between(open, &[]);
-            link.run(feed.in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-            interrupted = finish(std::slice::from_mut(link))?;
+            let feed = feed_of(set, link, Trust::Nothing).whole(Some(span));
+            interrupted = close.run(feed, link)?;
         }
+    }
+    // What it refers to may be prepared there, and is not seen.
+    if !interrupted
+        && link.result().is_err_and(|error| error.is_about_others())
+        && phases::settle_others(set)?
+    {
+        interrupted = close.run(feed_of(set, link, Trust::Nothing), link)?;
     }
     if link.result().is_ok()
         && let Some(session) = link.session()
@@ -330,7 +392,10 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         session.prove(set.upsert_routes());
     }
     *conflicts = link.take_conflicts();
-    settle_commit(delivery, interrupted, false)
+    match close {
+        Close::Commit => settle_commit(delivery, interrupted, false),
+        Close::Prepare(gid) => settle_prepare(delivery, gid).map(|()| None),
+    }
 }
 
 /// See [`trust::moved_at_once`].
@@ -360,12 +425,6 @@ fn may_hold_as_whole(set: &ChangeSet, link: &Link<'_>) -> bool {
     set.len() > 1 && link.result().is_err_and(|error| error.is_about_others())
 }
 
-/// Applies and commits in one exchange; says whether that was asked to cancel.
-fn commit_at_once<'s>(set: &'s ChangeSet, link: &mut Link<'s>, trust: Trust) -> Result<bool> {
-    link.run(feed_of(set, link, trust).in_block(&BEGIN, &["COMMIT"]), Ending::Commits);
-    finish(std::slice::from_mut(link))
-}
-
 /// What a commit came to. Committed: the session goes back. Rolled back over a request to cancel:
 /// the local transaction is cancelled too, unless another server has `committed` its part already.
 /// Otherwise see [`failed`].
@@ -387,7 +446,7 @@ fn settle_commit(
         }
         Err(error @ Error::InDoubt { .. }) => {
             let lost = link.lost_session().clone();
-            if set.mode == Mode::Sync {
+            if set.mode.is_strict() {
                 lost::end_or_remember(link.endpoint(), &lost);
             } else {
                 // The records will bring about what the server may have done already.
@@ -407,6 +466,80 @@ fn settle_commit(
             failed(set, error, None).map(Some)
         }
     }
+}
+
+/// What a PREPARE TRANSACTION came to. Prepared: the session is held until the local transaction has ended.
+///
+/// # Errors
+/// Whatever it failed over.
+fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
+    let Delivery { set, mut link, conflicts } = delivery;
+    let endpoint = link.endpoint().clone();
+    if let Err(error) = link.result() {
+        release::note_refusal(&endpoint, &error);
+        if !matches!(error, Error::Remote(_)) {
+            phases::leave(&endpoint, gid, Some(link.lost_session().clone()));
+        }
+        roll_back(link);
+        return Err(phases::explained(error));
+    }
+    let Account { server, server_name, .. } = &set.account;
+    let held_back = link.take_held_back();
+    let Some(session) = link.into_session() else {
+        return Err(Error::internal("prepared without a session"));
+    };
+    let changes = (set.len() as u64).saturating_sub(held_back);
+    phases::hold(set, session, gid, changes)?;
+    loops::not_sent(*server, server_name, held_back);
+    conflicts::record(&set.home, *server, server_name, &conflicts);
+    Ok(())
+}
+
+/// Prepares what has been applied, on all servers, before anything is committed on any.
+///
+/// # Errors
+/// The first failure, after all have answered: the abort of the local transaction rolls the others back.
+fn prepare_all(deliveries: Vec<Delivery<'_>>) -> Result<()> {
+    let (mut sets, mut links, mut gids) = (Vec::new(), Vec::new(), Vec::new());
+    for Delivery { set, mut link, conflicts } in deliveries {
+        let gid = Gid::new(set.account.owner)?;
+        link.run(Fixed::new([phases::prepare(&gid)]), Ending::Prepares);
+        sets.push((set, conflicts));
+        links.push(link);
+        gids.push(gid);
+    }
+    if links.is_empty() {
+        return Ok(());
+    }
+    fault_point!(BeforePrepare);
+    finish_prepare(&mut links, &gids)?;
+    let mut all = Ok(());
+    for (((set, conflicts), link), gid) in sets.into_iter().zip(links).zip(gids) {
+        let settled = settle_prepare(Delivery { set, link, conflicts }, gid);
+        all = all.and(settled);
+    }
+    all
+}
+
+/// Drives links that prepare to their end. Nothing is committed by them, so a request to cancel is raised;
+/// what may be prepared all the same is left to be rolled back.
+fn finish_prepare(links: &mut [Link<'_>], gids: &[Gid]) -> Result<()> {
+    if drive::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
+        wal::flush_ahead();
+    }
+    if drive::drive(links) == Stop::Interrupted {
+        for (link, gid) in links.iter_mut().zip(gids) {
+            if !link.is_done() {
+                link.in_doubt("A request to cancel came first");
+                phases::leave(link.endpoint(), gid.clone(), Some(link.lost_session().clone()));
+            } else if link.result().is_ok() {
+                phases::leave(link.endpoint(), gid.clone(), None);
+            }
+        }
+        interrupt::check();
+        return Err(Error::Canceled);
+    }
+    Ok(())
 }
 
 /// Puts the session back, unless a cancel request may still be on its way to it.
@@ -524,7 +657,7 @@ fn in_two_steps<'s>(
         }
         finish(&mut links)?;
     }
-    let (mut strict, mut lenient) = (Vec::new(), Vec::new());
+    let (mut atomic, mut strict, mut lenient) = (Vec::new(), Vec::new(), Vec::new());
     let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
     let failed_now = sets.iter().zip(&links).filter(|(_, link)| link.result().is_err());
     failing.extend(failed_now.map(|(set, _)| set.account.server));
@@ -537,13 +670,18 @@ fn in_two_steps<'s>(
                 queued.push(Queued::new(set, None, None));
             }
             Ok(()) => {
-                let to = if set.mode == Mode::Sync { &mut strict } else { &mut lenient };
+                let to = match set.mode {
+                    Mode::Atomic => &mut atomic,
+                    Mode::Sync => &mut strict,
+                    Mode::Async | Mode::Queue => &mut lenient,
+                };
                 let conflicts = link.take_conflicts();
                 to.push(Delivery { set, link, conflicts });
             }
         }
     }
     write_queue(queued)?;
+    prepare_all(atomic)?;
     // What cannot be committed everywhere is queued then, when it must not fail any more.
     lenient.iter().try_for_each(|delivery| queue::reserve(&delivery.set.home))?;
     let committed = !strict.is_empty() || !drains.is_empty();

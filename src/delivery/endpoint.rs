@@ -292,6 +292,17 @@ impl Endpoint {
         })
     }
 
+    /// Where it leads and as whom, without secrets: in words, for people and to be compared.
+    pub fn place(&self) -> String {
+        let names = ["service", "host", "hostaddr", "port", "dbname", "user"];
+        let value = |name: &str| {
+            let of = |(known, _): &&(CString, CString)| known.to_bytes() == name.as_bytes();
+            self.params.iter().rfind(of).map(|(_, value)| value.to_string_lossy().into_owned())
+        };
+        let words = names.iter().filter_map(|name| Some(format!("{name}={}", value(name)?)));
+        words.collect::<Vec<_>>().join(" ")
+    }
+
     /// Refuses to connect without a password of the mapping's own, so that no one gets in as the
     /// server's operating-system user or with its password file.
     ///

@@ -42,6 +42,11 @@ pub enum Ending {
     Commits,
     /// Nothing is committed by it.
     Open,
+    /// The statements end with PREPARE TRANSACTION. What became of it need not be known: it is rolled back
+    /// unless the local transaction decides otherwise.
+    Prepares,
+    /// A single statement that no transaction can contain: the end of a prepared one.
+    Resolves,
 }
 
 /// What a server is asked in an exchange of its own before the run. A new connection is introduced in it, so
@@ -508,7 +513,11 @@ impl<'f> Link<'f> {
             return;
         };
         // In the middle of a transaction, nothing has been committed whatever the answers were.
-        if self.commit_sent && self.failure.is_none() && !session.connection.is_idle() {
+        let ends_block = self.ending != Ending::Open && self.questions.is_none();
+        if (self.commit_sent || ends_block)
+            && self.failure.is_none()
+            && !session.connection.is_idle()
+        {
             self.state = State::Running(session);
             return self.broken(BROKE_PROTOCOL);
         }
@@ -605,6 +614,7 @@ impl<'f> Link<'f> {
             // Its settings are to be those of the transaction.
             if self.begins
                 && !begins_block
+                && self.ending != Ending::Resolves
                 && let Err(error) = self.introduce()?
             {
                 return Ok(Err(error));
@@ -623,7 +633,8 @@ impl<'f> Link<'f> {
     fn introduce(&mut self) -> std::result::Result<Result<()>, String> {
         self.begins = false;
         let State::Running(session) = &mut self.state else { return Ok(Ok(())) };
-        match session.begin(self.ending == Ending::Commits && self.questions.is_none()) {
+        let commits = matches!(self.ending, Ending::Commits | Ending::Prepares);
+        match session.begin(commits && self.questions.is_none()) {
             Ok(Some(statement)) => {
                 session.connection.send(&statement)?;
                 self.answers.push_introduction();

@@ -133,6 +133,25 @@ pub fn check_serializable() {
     }
 }
 
+/// Whether each statement sees what is committed when it begins.
+pub fn is_read_committed() -> bool {
+    // SAFETY: plain read of a variable of this backend.
+    unsafe { pg_sys::XactIsoLevel < pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
+/// The commit of the current transaction waits for the disk, whatever `synchronous_commit` says.
+pub fn force_flush() {
+    // SAFETY: sets a variable of this backend, which the end of the transaction clears.
+    unsafe { pg_sys::ForceSyncCommit() }
+}
+
+/// The current transaction, with its epoch; it gets a number if it has none.
+pub fn assigned_transaction() -> u64 {
+    xact::demand();
+    // SAFETY: inside a transaction.
+    unsafe { pg_sys::GetTopFullTransactionId().value }
+}
+
 /// The current transaction, with its epoch; 0 before it has a number.
 pub fn transaction() -> u64 {
     // SAFETY: plain call inside a transaction.

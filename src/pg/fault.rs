@@ -46,6 +46,17 @@ pub enum Point {
     Removed,
     /// The worker has looked which servers have work.
     LookUp,
+    /// PREPARE TRANSACTION is about to be sent.
+    BeforePrepare,
+    /// A server has prepared its transaction; nothing of that is known here but in memory.
+    Prepared,
+    /// The local transaction has ended, and the end of what it has prepared is about to be sent. Nothing can be raised
+    /// here.
+    SecondPhase,
+    /// The servers have answered that. Nothing can be raised here.
+    Finished,
+    /// The resolver knows what a server has prepared.
+    Resolving,
 }
 
 const DIRECTORY: &str = "pg_rowsync.faults";

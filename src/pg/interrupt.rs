@@ -40,19 +40,26 @@ pub fn pending() -> bool {
         }
         match STAGE.get() {
             Stage::Open if requested() => return true,
+            // As below: the server holds interrupts at the end of a transaction.
+            Stage::Open if pg_sys::InterruptHoldoffCount > 0 => serve_barrier(),
             Stage::Open => {
                 let held = HoldCancel::new();
                 pg_sys::ProcessInterrupts();
                 drop(held);
             }
             // ProcessInterrupts might find a request to end that has just come.
-            Stage::Sent { .. } | Stage::Committed { .. } => {
-                if pg_sys::ProcSignalBarrierPending != 0 {
-                    pg_sys::ProcessProcSignalBarrier();
-                }
-            }
+            Stage::Sent { .. } | Stage::Committed { .. } => serve_barrier(),
         }
         !matches!(STAGE.get(), Stage::Committed { .. }) && requested()
+    }
+}
+
+fn serve_barrier() {
+    // SAFETY: a plain read of a flag, and what the server itself does about it between commands.
+    unsafe {
+        if pg_sys::ProcSignalBarrierPending != 0 {
+            pg_sys::ProcessProcSignalBarrier();
+        }
     }
 }
 

@@ -49,6 +49,39 @@ pub fn try_note(server: Oid) -> bool {
     acquire(server, NOTE, true)
 }
 
+/// Says of a number, until the end of the transaction, that the transaction has not ended: not before all is done
+/// that its session does at its end. A crash ends it as well.
+pub fn hold_undecided(number: u64) {
+    xact::demand();
+    // SAFETY: a plain lock tag; the transaction owns the lock.
+    unsafe {
+        let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+        pg_sys::LockAcquire(&undecided(number), mode, false, false);
+    }
+}
+
+/// Whether a transaction has said so of a number and has not ended. Of two numbers that are alike in parts, one
+/// may be taken for the other.
+pub fn is_undecided(number: u64) -> bool {
+    xact::demand();
+    let (tag, mode) = (undecided(number), pg_sys::ShareLock as pg_sys::LOCKMODE);
+    // SAFETY: a plain lock tag; the lock is given up at once.
+    unsafe {
+        let got = pg_sys::LockAcquire(&tag, mode, false, true);
+        let is_free = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
+        if is_free {
+            pg_sys::LockRelease(&tag, mode, false);
+        }
+        !is_free
+    }
+}
+
+/// No object of the catalogs, nor one of this file's others: databases are none of a database's own.
+fn undecided(number: u64) -> pg_sys::LOCKTAG {
+    let object = Oid::from(number as u32);
+    object_tag(current(), pg_sys::DatabaseRelationId, object, (number >> 32) as u16)
+}
+
 /// Which of a server's locks, and how.
 type Kind = (u16, u32);
 

@@ -1,4 +1,4 @@
-//! The write-ahead log, ahead of the commit that would wait for it.
+//! The write-ahead log: flushed ahead of the commit that would wait for it, and where it is.
 
 use pgrx::pg_sys;
 
@@ -16,5 +16,48 @@ pub fn flush_ahead() {
         if waits && end.saturating_sub(pg_sys::GetFlushRecPtr(std::ptr::null_mut())) > MUCH {
             pg_sys::XLogFlush(end);
         }
+    }
+}
+
+/// Timeline, and the position up to which it is on disk: no crash takes the server back to before that.
+pub fn place() -> (u32, u64) {
+    // SAFETY: reads shared memory, in a process that may write, so that recovery is over.
+    unsafe { (pg_sys::GetWALInsertionTimeLine(), pg_sys::GetFlushRecPtr(std::ptr::null_mut())) }
+}
+
+/// Whether a place is in the past of this server: it was at that position of that timeline. Of a server
+/// that has gone on from a backup, or from a standby that was behind, it may not be.
+pub fn is_in_history(timeline: u32, position: u64) -> bool {
+    let (current, end) = place();
+    if timeline == current {
+        return position <= end;
+    }
+    // The working directory of every server process is the data directory.
+    let file = format!("pg_wal/{current:08X}.history");
+    let history = std::fs::read_to_string(file).unwrap_or_default();
+    let left = switch_points(&history).find(|(parent, _)| *parent == timeline);
+    left.is_some_and(|(_, end)| position <= end)
+}
+
+/// The timelines of a history file, each with the position at which it was left.
+fn switch_points(history: &str) -> impl Iterator<Item = (u32, u64)> + '_ {
+    history.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let timeline = words.next()?.parse().ok()?;
+        let (high, low) = words.next()?.split_once('/')?;
+        let high = u64::from(u32::from_str_radix(high, 16).ok()?);
+        Some((timeline, high << 32 | u64::from(u32::from_str_radix(low, 16).ok()?)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::switch_points;
+
+    #[test]
+    fn the_places_where_timelines_were_left_are_read() {
+        let file = "# a comment\n1\t0/3000148\tno recovery target specified\n\n2\t1/A0\tx\n";
+        let expected = [(1, 0x0300_0148), (2, 0x1_0000_00A0)];
+        assert_eq!(switch_points(file).collect::<Vec<_>>(), expected);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::compat;
 use crate::error::{Error, Result, SqlState};
-use pgrx::{PgLogLevel, PgSqlErrorCode};
+use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
 /// Whether a transaction is in progress, so that catalogs may be read: a look-up outside of one is no ERROR
 /// but the end of the process, and with it of every session of the cluster.
@@ -53,5 +53,38 @@ impl Transaction {
     /// Whether it is not the one that is in progress.
     pub fn is_over(self) -> bool {
         self != Self::current()
+    }
+}
+
+/// Waits until a transaction of any session has ended. PostgreSQL raises requests to cancel, `lock_timeout`
+/// and deadlocks.
+pub fn await_end(number: u32) {
+    demand();
+    let number = pg_sys::TransactionId::from(number);
+    let (none, no_row) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: inside a transaction, which is another one.
+    unsafe { pg_sys::XactLockTableWait(number, none, no_row, pg_sys::XLTW_Oper::XLTW_None) }
+}
+
+/// Whether another transaction has not ended, which it has not before all is done that its session does at
+/// its end.
+pub fn is_under_way(number: u32) -> bool {
+    demand();
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: number,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_TRANSACTION as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        ..Default::default()
+    };
+    let mode = pg_sys::ShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the lock that every transaction has on itself, laid out as SET_LOCKTAG_TRANSACTION does it;
+    // given up at once.
+    unsafe {
+        let got = pg_sys::LockAcquire(&tag, mode, false, true);
+        let is_free = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
+        if is_free {
+            pg_sys::LockRelease(&tag, mode, false);
+        }
+        !is_free
     }
 }

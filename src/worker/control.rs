@@ -122,27 +122,41 @@ enum Wake {
 thread_local! {
     /// Whom the commit of the current transaction wakes.
     static WAKE: Cell<Option<Wake>> = const { Cell::new(None) };
+    /// Whom its end wakes, however it ends.
+    static WAKE_AT_END: Cell<Option<Wake>> = const { Cell::new(None) };
 }
 
 /// Something was queued: once the transaction has committed, the worker is woken, or the launcher is
 /// told that there is none. Called before the commit, where it may fail.
 pub fn wake_at_commit() {
+    WAKE.set(whom());
+}
+
+/// The same once the transaction has ended, in whichever way: it may leave something to the worker.
+pub fn wake_at_end() {
+    WAKE_AT_END.set(whom());
+}
+
+/// It has not: what [`wake_at_end`] said is forgotten. Cannot fail.
+pub fn let_sleep() {
+    WAKE_AT_END.set(None);
+}
+
+fn whom() -> Option<Wake> {
     let database = database::current();
     if board::has(database, mark::PAUSED) {
-        return WAKE.set(None);
+        return None;
     }
-    WAKE.set(match bgworker::find(database) {
+    match bgworker::find(database) {
         Some(worker) => Some(Wake::Worker(worker)),
         None => board::exists().then_some(Wake::Launcher),
-    });
+    }
 }
 
 /// The transaction has ended. Cannot fail.
 pub fn transaction_ended(committed: bool) {
-    let Some(wake) = WAKE.take() else { return };
-    if !committed {
-        return;
-    }
+    let (at_commit, at_end) = (WAKE.take(), WAKE_AT_END.take());
+    let Some(wake) = at_commit.filter(|_| committed).or(at_end) else { return };
     let database = database::current();
     let at_work = match wake {
         // One that has just found no extension here is about to end.

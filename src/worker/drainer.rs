@@ -6,6 +6,7 @@
 //! horizon of vacuum. No error ends the process: it is told, the server waits for its next attempt.
 
 use super::pace::Pace;
+use super::resolver::{Account, Resolver};
 use super::schedule::{Intervals, Schedule};
 use crate::delivery::drive;
 use crate::delivery::feed::Fixed;
@@ -87,6 +88,7 @@ struct Drainer {
     /// On their way to a server, in step with `visitors`.
     links: Vec<Link<'static>>,
     visitors: Vec<Visitor>,
+    resolver: Resolver,
     /// When to look at the queue without having been woken.
     look_at: Instant,
     looked: Instant,
@@ -134,6 +136,8 @@ struct Visitor {
     server: String,
     /// The connection was there before.
     kept: bool,
+    /// It looks after what is prepared over this account, and drains nothing.
+    resolves: Option<Account>,
 }
 
 /// Whether something was queued since the last look.
@@ -151,6 +155,7 @@ impl Drainer {
             servers: BTreeMap::new(),
             links: Vec::new(),
             visitors: Vec::new(),
+            resolver: Resolver::new(now),
             look_at: now,
             looked: now,
             look_gap: Duration::ZERO,
@@ -183,6 +188,7 @@ impl Drainer {
             }
             if wait::take_woken() || is_told() {
                 self.look_at = self.look_at.min(self.looked + self.look_gap);
+                self.resolver.wake();
             }
             if self.look_at <= Instant::now()
                 && let Err(Gone) = self.look()
@@ -190,6 +196,7 @@ impl Drainer {
                 return End::Told;
             }
             self.approach();
+            self.resolve();
             self.visit();
             if self.makes_room() {
                 return End::Yielded;
@@ -233,11 +240,12 @@ impl Drainer {
         let due = due.filter_map(|(_, server)| server.schedule.due());
         // Waits that are not ours may have taken the latch's sign.
         let told = is_told().then(|| self.looked + self.look_gap);
-        due.chain(told).fold(self.look_at, Instant::min)
+        let prepared = (self.has_looked && !self.told_copy).then(|| self.resolver.next());
+        due.chain(told).chain(prepared).fold(self.look_at, Instant::min)
     }
 
     fn is_visited(&self, server: &str) -> bool {
-        self.visitors.iter().any(|visitor| visitor.server == server)
+        self.visitors.iter().any(|one| one.server == server && one.resolves.is_none())
     }
 
     /// Looks which servers have work.
@@ -310,6 +318,21 @@ impl Drainer {
         Ok(())
     }
 
+    /// Sets out for what is prepared.
+    fn resolve(&mut self) {
+        if self.told_copy || !self.has_looked {
+            return;
+        }
+        if let Err(error) = self.resolver.look() {
+            self.complain("what is prepared could not be read", &error);
+        }
+        for (account, link) in self.resolver.approach() {
+            let (server, kept) = (account.0.clone(), link.is_up());
+            self.links.push(link);
+            self.visitors.push(Visitor { server, kept, resolves: Some(account) });
+        }
+    }
+
     /// Sets out for the servers whose time has come.
     fn approach(&mut self) {
         let now = Instant::now();
@@ -335,7 +358,7 @@ impl Drainer {
                         link.run(Fixed::new(["SELECT 1"]), Ending::Open);
                     }
                     self.links.push(*link);
-                    self.visitors.push(Visitor { server: name, kept });
+                    self.visitors.push(Visitor { server: name, kept, resolves: None });
                 }
                 Ok(Approach::Later(wait)) => server.schedule.postpone(now + wait),
                 Ok(Approach::Nothing) => server.schedule.succeed(false, now),
@@ -350,7 +373,11 @@ impl Drainer {
             && bgworker::ending().is_none()
         {
             let link = self.links.swap_remove(at);
-            let Visitor { server: name, kept } = self.visitors.swap_remove(at);
+            let Visitor { server: name, kept, resolves } = self.visitors.swap_remove(at);
+            if let Some(account) = resolves {
+                self.resolver.serve(&account, link);
+                continue;
+            }
             match link.result() {
                 Ok(()) => self.drain(&name, link),
                 // A new connection may be had at once.

@@ -1,4 +1,4 @@
-//! `cargo faults rounds|whole|converge|outage|flapping|leaks|points`: breaks things on purpose, at a size that is too large for
+//! `cargo faults rounds|atomic|whole|converge|outage|flapping|leaks|points`: breaks things on purpose, at a size that is too large for
 //! every run of the tests. Sets the machine up first, as the other commands do.
 
 use std::process::ExitCode;
@@ -11,9 +11,12 @@ use rowsync_harness::faults::{convergence, flapping, leaks, outage, points, roun
 use rowsync_harness::setup;
 
 const USAGE: &str = "usage:
-  cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|all]
+  cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|atomic|all]
                       [--drain worker|calls|both] [--fault NAME] [--pooler session|transaction]
       random faults under load, a row by row comparison after each; --rounds counts per mode
+  cargo faults atomic [--rounds 300] [--seed S] [--from 0] [--drain worker|calls|both] [--fault NAME]
+      rounds of mode atomic, half of them with a fault exactly at a step of its protocol; both sides must
+      have the same transactions after each, and nothing prepared
   cargo faults whole [--rounds 100] [--seed S] [--from 0]
       random schemas with constraints between rows, random transactions and faults; compared after
       each round, in which nothing may be set aside that the target would take
@@ -42,7 +45,8 @@ fn run() -> Result<()> {
     let command = words.next().unwrap_or_default();
     let mut options = Arguments::new(words);
     match command.as_str() {
-        "rounds" => run_rounds(&mut options),
+        "rounds" => run_rounds(&mut options, None),
+        "atomic" => run_rounds(&mut options, Some(Mode::Atomic)),
         "whole" => run_whole(&mut options),
         "converge" => run_converge(&mut options),
         "outage" => run_outage(&mut options),
@@ -59,12 +63,17 @@ fn seed(options: &mut Arguments) -> Result<u64> {
     Ok(options.take("seed")?.unwrap_or(now.as_micros() as u64))
 }
 
-fn run_rounds(options: &mut Arguments) -> Result<()> {
-    let rounds = options.take("rounds")?.unwrap_or(200);
+fn run_rounds(options: &mut Arguments, only: Option<Mode>) -> Result<()> {
+    let rounds = options.take("rounds")?.unwrap_or(if only.is_some() { 300 } else { 200 });
     let from = options.take("from")?.unwrap_or(0);
     let seed = seed(options)?;
-    let mode: String = options.take("mode")?.unwrap_or_else(|| "all".to_owned());
-    let modes = if mode == "all" { Mode::ALL.to_vec() } else { vec![mode.parse()?] };
+    let modes = match only {
+        Some(mode) => vec![mode],
+        None => match options.take::<String>("mode")?.as_deref() {
+            None | Some("all") => Mode::ALL.to_vec(),
+            Some(mode) => vec![mode.parse()?],
+        },
+    };
     let drain = options.take("drain")?.unwrap_or(Drain::Worker);
     let fault = options.take("fault")?;
     let pooler = options.take("pooler")?;

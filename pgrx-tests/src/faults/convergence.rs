@@ -114,7 +114,7 @@ impl fmt::Display for Report {
 /// # Errors
 /// A client's error, a record set aside, masters that differ, or a run in which nothing was at stake.
 pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Report> {
-    ensure!(plan.mode != Mode::Sync, "in mode sync clients notice every trouble");
+    ensure!(!plan.mode.is_strict(), "in strict modes clients notice every trouble");
     let mesh = Mesh::start(plan.masters, plan.version, plan.mode, plan.drain)?;
     let mut total = Report::default();
     // On a machine that is busy with other things, two rounds may pass without all that is to be seen.

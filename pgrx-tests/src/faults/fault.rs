@@ -14,7 +14,7 @@ use super::dice::Dice;
 use super::rig::{Mode, PAST_TIMEOUT, PATIENCE, Rig};
 use super::workload::{Stage, Touch};
 use crate::cluster::Shutdown;
-use crate::proxy::Direction;
+use crate::proxy::{Direction, Strike};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -52,7 +52,16 @@ pub enum Fault {
     KillLocal,
     /// SIGKILL to the local postmaster alone; the others notice and end. Then a start.
     KillPostmaster,
+    /// A connection is lost exactly with a statement of mode `atomic`, or with its answer, or falls silent.
+    Strike,
+    /// SIGKILL to all local processes exactly then, and a start.
+    StrikeAndKillLocal,
+    /// The remote is shut down at once exactly then, and started again.
+    StrikeAndCrashRemote,
 }
+
+/// Those that need what only mode `atomic` sends.
+const STRIKES: [Fault; 3] = [Fault::Strike, Fault::StrikeAndKillLocal, Fault::StrikeAndCrashRemote];
 
 const REMOTE: [Fault; 11] = [
     Fault::Reset,
@@ -87,7 +96,7 @@ impl FromStr for Fault {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> Result<Fault> {
-        let mut all = REMOTE.into_iter().chain(LOCAL);
+        let mut all = REMOTE.into_iter().chain(LOCAL).chain(STRIKES);
         all.find(|fault| fault.to_string() == name)
             .with_context(|| format!("unknown fault \"{name}\""))
     }
@@ -97,13 +106,16 @@ impl Fault {
     /// One of those that the rig can have. Cuts in the middle of a delivery come in the greatest
     /// variety, so they come most often.
     pub fn choose(dice: &mut Dice, rig: &Rig) -> Fault {
+        if rig.mode == Mode::Atomic && dice.chance(50) {
+            return *dice.pick(&STRIKES);
+        }
         match dice.roll(10) {
             0 => Fault::CutSending,
             1 => Fault::CutAnswer,
             2..6 => *dice.pick(&REMOTE),
             _ => match *dice.pick(&LOCAL) {
                 // In mode `sync` nothing is queued, so no worker is wanted.
-                Fault::KillWorker if !rig.drain.has_worker() || rig.mode == Mode::Sync => {
+                Fault::KillWorker if !rig.drain.has_worker() || rig.mode.is_strict() => {
                     Fault::KillLocalBackend
                 }
                 fault => fault,
@@ -115,7 +127,7 @@ impl Fault {
     pub fn touch(self) -> Touch {
         match self {
             Fault::CancelLocal => Touch::Cancel,
-            _ if LOCAL.contains(&self) => Touch::Disconnect,
+            _ if LOCAL.contains(&self) || self == Fault::StrikeAndKillLocal => Touch::Disconnect,
             _ => Touch::Nothing,
         }
     }
@@ -225,6 +237,27 @@ impl Fault {
                 };
                 left.crash_backend(pid)?;
             }
+            Fault::Strike => repeat(dice, 6, |dice| {
+                strike(rig, dice);
+                dice.pause(50, 300);
+                rig.proxy.cut();
+                rig.proxy.thaw();
+                Ok(())
+            })?,
+            Fault::StrikeAndKillLocal => {
+                strike(rig, dice);
+                left.kill()?;
+                rig.proxy.cut();
+                rig.proxy.thaw();
+                left.start_again()?;
+            }
+            Fault::StrikeAndCrashRemote => {
+                strike(rig, dice);
+                right.stop(Shutdown::Immediate)?;
+                rig.proxy.thaw();
+                sleep(outage / 2);
+                right.start_again()?;
+            }
             Fault::KillLocal => {
                 left.kill()?;
                 left.start_again()?;
@@ -253,6 +286,7 @@ impl Fault {
     fn heal(self, rig: &Rig) -> Result<()> {
         rig.proxy.set_delay(Duration::ZERO);
         rig.proxy.cut_after(u64::MAX, Direction::ToServer);
+        rig.proxy.forget_strike();
         rig.proxy.thaw();
         rig.proxy.accept()?;
         for side in [&rig.left, &rig.right] {
@@ -264,6 +298,18 @@ impl Fault {
         }
         Ok(())
     }
+}
+
+/// Waits for one of the statements of mode `atomic` to come by, and lets something happen to it.
+fn strike(rig: &Rig, dice: &mut Dice) {
+    let text = *dice.pick(&["PREPARE TRANSACTION '", "COMMIT PREPARED '"]);
+    let strike = *dice.pick(&[Strike::LoseRequest, Strike::LoseAnswer, Strike::Silence]);
+    rig.proxy.strike(text, strike);
+    let start = Instant::now();
+    while !rig.proxy.has_struck() && start.elapsed() < Duration::from_secs(5) {
+        sleep(Duration::from_millis(1));
+    }
+    dice.pause(0, 5);
 }
 
 /// Does it several times, with pauses in between, and one afterwards.

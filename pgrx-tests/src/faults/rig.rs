@@ -45,10 +45,16 @@ pub enum Mode {
     Async,
     Queue,
     Sync,
+    Atomic,
 }
 
 impl Mode {
-    pub const ALL: [Mode; 3] = [Mode::Async, Mode::Queue, Mode::Sync];
+    pub const ALL: [Mode; 4] = [Mode::Async, Mode::Queue, Mode::Sync, Mode::Atomic];
+
+    /// Whether a delivery that fails does so to the transaction.
+    pub fn is_strict(self) -> bool {
+        matches!(self, Mode::Sync | Mode::Atomic)
+    }
 }
 
 impl fmt::Display for Mode {
@@ -57,6 +63,7 @@ impl fmt::Display for Mode {
             Mode::Async => "async",
             Mode::Queue => "queue",
             Mode::Sync => "sync",
+            Mode::Atomic => "atomic",
         })
     }
 }
@@ -197,7 +204,8 @@ impl Rig {
     /// Records and lost sessions on the left.
     pub fn backlog(&self, observer: &mut Client) -> Result<i64, postgres::Error> {
         let sql =
-            "select (select count(*) from sync_queue) + (select count(*) from sync_lost_session)";
+            "select (select count(*) from sync_queue) + (select count(*) from sync_lost_session)
+                  + (select count(*) from sync_prepared_transaction)";
         Ok(observer.query_one(sql, &[])?.get(0))
     }
 
@@ -206,9 +214,14 @@ impl Rig {
     pub fn await_drained(&self) -> Result<Duration> {
         let start = Instant::now();
         let mut observer = self.left.connect_superuser()?;
-        while self.backlog(&mut observer)? > 0 {
+        let mut other = self.right.connect_superuser()?;
+        let prepared = "select count(*) from pg_prepared_xacts where database = current_database()";
+        while self.backlog(&mut observer)? > 0
+            || (self.mode == Mode::Atomic && other.query_one(prepared, &[])?.get::<_, i64>(0) > 0)
+        {
             if self.drain == Drain::Calls {
                 let _ = observer.query_one("select deal_sync_err_rec(10000)", &[]);
+                let _ = observer.query_one("select resolve_sync_prepared()", &[]);
             }
             if start.elapsed() > PATIENCE {
                 bail!("the queue did not drain within {PATIENCE:?}: {}", self.describe_queue());
@@ -276,6 +289,7 @@ impl Rig {
                 "lost sessions",
                 "select string_agg(to_jsonb(l)::text, e'\\n') from sync_lost_session l",
             ),
+            ("prepared", "select string_agg(to_jsonb(p)::text, e'\n') from sync_prepared p"),
             (
                 "worker",
                 "select string_agg(concat_ws(' ', pid, backend_type, wait_event, query), e'\\n')

@@ -150,7 +150,8 @@ fn round(
     match rig.mode {
         Mode::Queue => {}
         Mode::Async if fault.kills_left() => unknown.extend(&tally.unknown),
-        Mode::Async => {}
+        // Never one without the other.
+        Mode::Async | Mode::Atomic => {}
         Mode::Sync => unknown.extend(&tally.unknown),
     }
     let ghosts = verdict::settle(rig, &tally, unknown)?;

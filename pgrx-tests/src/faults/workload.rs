@@ -246,7 +246,10 @@ impl<'a> Writer<'a> {
         *self.tally.errors.entry(code.clone()).or_default() += 1;
         // Sessions that write the same rows: serialization failures, deadlocks, taken keys.
         let own = ["40001", "40P01", "23505"].contains(&code.as_str());
-        let remote = at_commit && self.rig.mode == Mode::Sync && is_transient(&code);
+        let mode = self.rig.mode;
+        // What is prepared and cannot be finished keeps newer changes of its rows waiting.
+        let waits = mode == Mode::Atomic && ["55000", "55006"].contains(&code.as_str());
+        let remote = at_commit && mode.is_strict() && (waits || is_transient(&code));
         let allowed = match self.stage.touch {
             Touch::Nothing => false,
             Touch::Cancel => code == "57014",

@@ -28,6 +28,11 @@ fn after_faults_in_mode_sync_only_unknown_transactions_differ() {
 }
 
 #[test]
+fn after_faults_in_mode_atomic_both_sides_have_the_same_transactions() {
+    rounds(Mode::Atomic, Drain::Worker, 6);
+}
+
+#[test]
 fn after_faults_without_a_worker_calls_make_both_sides_equal() {
     rounds(Mode::Async, Drain::Calls, 4);
 }

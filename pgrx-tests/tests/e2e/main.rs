@@ -3,6 +3,7 @@
 //! What a test asserts about one side it reads through that side's own session.
 
 mod alterations;
+mod atomic;
 mod attach_notice;
 mod attach_tells;
 mod attached_twice;

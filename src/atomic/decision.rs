@@ -1,0 +1,215 @@
+//! The table `sync_prepared_transaction`: a row for each transaction that is prepared on a server and to
+//! be committed there, written by the local transaction that decides it. And rows of the resolver, for what
+//! it found prepared and could not finish.
+//!
+//! Who sees a row sees the transaction committed here, and on disk. Who has asked its server since and did
+//! not find it prepared knows that it is committed there too, and may remove the row.
+
+use super::gid::Gid;
+use crate::error::{Error, Result};
+use crate::pg::append::{Appender, Value};
+use crate::pg::lookup::{Place, Status};
+use crate::pg::spi::{self, Home, Row, required};
+use crate::pg::text::tellable;
+use crate::pg::{Oid, context};
+use crate::sql::quote::{ArrayLiteral, ident};
+
+pub const TABLE: &str = "sync_prepared_transaction";
+/// Rows of a server.
+pub const OF_SERVER: Place = Place { table: TABLE, column: 2, status: Status::Any };
+
+/// What is to become of a transaction that is prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Commit,
+    Rollback,
+}
+
+impl Verdict {
+    /// The command's first word, which is also how the table says it, but for the case.
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Commit => "COMMIT",
+            Self::Rollback => "ROLLBACK",
+        }
+    }
+}
+
+/// A row.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    pub gid: String,
+    /// The owner's OID.
+    pub owner: u32,
+    /// Where it was prepared and as whom, in words.
+    pub place: String,
+    /// `None` where that is a person's to say.
+    pub verdict: Option<Verdict>,
+    /// The local transaction, without its epoch.
+    pub transaction: u32,
+}
+
+impl Decision {
+    fn of(mut row: Row) -> Result<Self> {
+        let malformed = |_| Error::internal("malformed number");
+        let transaction: u64 = required(&mut row, 4)?.parse().map_err(malformed)?;
+        Ok(Self {
+            gid: required(&mut row, 0)?,
+            owner: required(&mut row, 1)?.parse().map_err(malformed)?,
+            place: required(&mut row, 2)?,
+            verdict: match row.get(3).and_then(Option::as_deref) {
+                Some("commit") => Some(Verdict::Commit),
+                Some(_) => Some(Verdict::Rollback),
+                None => None,
+            },
+            transaction: transaction as u32,
+        })
+    }
+}
+
+const COLUMNS: &str = "d.gid, d.owner::pg_catalog.oid, d.place, d.decision, d.xact";
+
+/// The current transaction decides that what was prepared on a server, for an owner and at a place, is to be
+/// committed, if it is committed itself. Its commit waits for the disk, whatever `synchronous_commit` says.
+/// `marks`: hashes of what it has touched, `None` for everything.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn write(
+    home: &Home,
+    (server_name, owner, place): (&str, Oid, &str),
+    gid: &Gid,
+    marks: Option<&[i64]>,
+) -> Result<()> {
+    let gid = gid.to_string();
+    let mut values = vec![
+        ("gid", Value::Text(&gid)),
+        ("dst_server", Value::Text(server_name)),
+        ("owner", Value::Oid(owner)),
+        ("place", Value::Text(place)),
+        ("decision", Value::Text("commit")),
+        ("xact", Value::Transaction),
+        ("prepared_at", Value::Time(context::now())),
+        ("attempts", Value::Int4(0)),
+    ];
+    if let Some(marks) = marks {
+        values.push(("marks", Value::Int8s(marks)));
+    }
+    let _writable = context::Writable::new();
+    let mut appender = Appender::open(home, TABLE, Status::Any)?;
+    appender.append(&values)?;
+    appender.close();
+    context::force_flush();
+    Ok(())
+}
+
+/// Decisions for a server that changes with these hashes must wait for, but for those that the session
+/// knows to be carried out.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn met_by(
+    home: &Home,
+    server_name: &str,
+    checks: &[i64],
+    done: &[String],
+) -> Result<Vec<Decision>> {
+    let mut array = ArrayLiteral::default();
+    checks.iter().for_each(|check| array.push(Some(&check.to_string())));
+    let sql = format!(
+        "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND d.decision OPERATOR(pg_catalog.=) 'commit' \
+           AND (d.marks IS NULL OR d.marks OPERATOR(pg_catalog.&&) \
+             ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[]))) \
+         ORDER BY d.xact",
+        ident(&home.schema)
+    );
+    let rows = spi::read(home, &sql, &[Some(server_name), Some(&array.into_text())])?;
+    let all = rows.into_iter().map(Decision::of).collect::<Result<Vec<_>>>()?;
+    Ok(all.into_iter().filter(|one| !done.contains(&one.gid)).collect())
+}
+
+/// All rows of a server.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn of_server(home: &Home, server_name: &str) -> Result<Vec<Decision>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server OPERATOR(pg_catalog.=) $1 \
+         ORDER BY d.xact",
+        ident(&home.schema)
+    );
+    spi::read(home, &sql, &[Some(server_name)])?.into_iter().map(Decision::of).collect()
+}
+
+/// Whether there is a decision with this name, as of now.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn exists(home: &Home, gid: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.{TABLE} d WHERE d.gid OPERATOR(pg_catalog.=) $1 \
+           AND d.decision OPERATOR(pg_catalog.=) 'commit'",
+        ident(&home.schema)
+    );
+    Ok(!spi::read(home, &sql, &[Some(gid)])?.is_empty())
+}
+
+/// Removes rows of transactions that are prepared no more. Those that another session is about to remove
+/// are left to it.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn remove(home: &Home, gids: &[String]) -> Result<()> {
+    if gids.is_empty() {
+        return Ok(());
+    }
+    let mut array = ArrayLiteral::default();
+    gids.iter().for_each(|gid| array.push(Some(gid)));
+    let table = format!("{}.{TABLE}", ident(&home.schema));
+    let sql = format!(
+        "DELETE FROM {table} WHERE gid OPERATOR(pg_catalog.=) ANY (ARRAY( \
+           SELECT d.gid FROM {table} d WHERE d.gid OPERATOR(pg_catalog.=) \
+             ANY (ARRAY(SELECT pg_catalog.unnest($1::pg_catalog.text[]))) \
+           FOR UPDATE SKIP LOCKED))"
+    );
+    let _writable = context::Writable::new();
+    spi::write(home, &sql, &[Some(&array.into_text())])?;
+    Ok(())
+}
+
+/// Notes that a prepared transaction could not be finished. One that is not known yet gets a row.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn note_failure(
+    home: &Home,
+    (server_name, owner, place): (&str, u32, &str),
+    gid: &str,
+    verdict: Option<Verdict>,
+    reason: &Error,
+) -> Result<()> {
+    let sql = format!(
+        "INSERT INTO {}.{TABLE} AS d (gid, dst_server, owner, place, decision, attempts, \
+            last_attempt_at, sqlstate, message) \
+         VALUES ($1, $2, $3::pg_catalog.oid, $4, $5, 1, pg_catalog.clock_timestamp(), $6, $7) \
+         ON CONFLICT (gid) DO UPDATE SET attempts = d.attempts OPERATOR(pg_catalog.+) 1, \
+            last_attempt_at = excluded.last_attempt_at, sqlstate = excluded.sqlstate, \
+            message = excluded.message",
+        ident(&home.schema)
+    );
+    let (owner, state) = (owner.to_string(), reason.sqlstate().to_string());
+    let message = tellable(&reason.in_full());
+    let verdict = verdict.map(|verdict| verdict.verb().to_lowercase());
+    let args = [
+        Some(gid),
+        Some(server_name),
+        Some(&*owner),
+        Some(place),
+        verdict.as_deref(),
+        Some(&*state),
+        Some(&*message),
+    ];
+    spi::write(home, &sql, &args)?;
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! Finishes what is prepared on a server and was left there, by what the local database says of it.
+//!
+//! A transaction with a decision is committed. One without is rolled back once its local transaction is
+//! known to have ended, in this very history of the database: a backup that was restored to an earlier
+//! time cannot tell, and leaves it to a person. What has other names than the database's own is not
+//! looked at.
+
+use super::decision::{self, Decision, Verdict};
+use super::done;
+use super::gid::{Gid, own_prefix};
+use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
+use crate::delivery::feed::Fixed;
+use crate::delivery::link::{Ending, Link};
+use crate::delivery::{lost, session};
+use crate::error::{Error, Result, SqlState};
+use crate::fault::fault_point;
+use crate::identity;
+use crate::pg::spi::{self, Home, required};
+use crate::pg::{Oid, lock, lookup, report, wal, xact};
+use crate::sql::quote::{ident, literal};
+
+/// Names that a server is asked for, at most.
+const MAX_LISTED: usize = 900;
+
+/// What a server has prepared of the current database's.
+pub struct Listed {
+    all: Vec<String>,
+    /// It has no others.
+    is_complete: bool,
+}
+
+impl Listed {
+    /// Whether a name is among them.
+    pub fn has(&self, gid: &str) -> bool {
+        self.all.iter().any(|listed| listed == gid)
+    }
+}
+
+/// Asks a server what it has prepared, of what the account may finish.
+///
+/// # Errors
+/// What the link reports.
+pub fn list(link: &mut Link<'_>) -> Result<Listed> {
+    let prefix = own_prefix();
+    let text = format!(
+        "SELECT p.gid FROM pg_catalog.pg_prepared_xacts p \
+         WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database() \
+           AND pg_catalog.starts_with(p.gid, {}) \
+           AND (p.owner OPERATOR(pg_catalog.=) CURRENT_USER OR (SELECT r.rolsuper \
+             FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER)) \
+         ORDER BY p.prepared LIMIT {}",
+        literal(&prefix),
+        MAX_LISTED + 1
+    );
+    link.run(Fixed::new([text]), Ending::Open);
+    lost::run(link)?;
+    let rows = link.answers().first().cloned().unwrap_or_default();
+    let is_complete = rows.len() <= MAX_LISTED;
+    // Whoever answers may say anything: what is sent back as a name must be one.
+    let is_own = |gid: &String| Gid::parse(gid).is_some() && gid.starts_with(&prefix);
+    let all = rows.into_iter().flatten().filter(is_own).collect();
+    Ok(Listed { all, is_complete })
+}
+
+/// Commits or rolls back what a server has prepared. What is not there any more was finished by another.
+///
+/// # Errors
+/// What the link reports; a transient error while another session is at it.
+pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
+    link.run(Fixed::new([format!("{} PREPARED '{gid}'", verdict.verb())]), Ending::Resolves);
+    match lost::run(link) {
+        Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(()),
+        // It is busy.
+        Err(Error::Remote(error)) if error.sqlstate == SqlState::OBJECT_NOT_READY => {
+            Err(Error::Pending { server: error.server })
+        }
+        result => result,
+    }
+}
+
+/// Sees to it that decisions for a server are carried out, before anything newer is sent to it. Waits for
+/// the sessions that have made them and are about to do so.
+///
+/// # Errors
+/// Missing objects; what the links report; 55000 where the server is another one by now.
+pub fn settle(home: &Home, server_name: &str, decisions: &[Decision]) -> Result<()> {
+    let decided: Vec<_> =
+        decisions.iter().filter(|one| one.verdict == Some(Verdict::Commit)).collect();
+    decided.iter().for_each(|one| xact::await_end(one.transaction));
+    let mut owners: Vec<u32> = decided.iter().map(|one| one.owner).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    for owner in owners {
+        let account = Account::look_up(home, server_name, Oid::from(owner))?;
+        let endpoint = Endpoint::resolve(home, &account)?;
+        let own = decided.iter().filter(|one| one.owner == owner);
+        let own: Vec<&&Decision> = own.collect();
+        let mut link = Link::open(&endpoint)?;
+        let listed = list(&mut link)?;
+        for one in &own {
+            if listed.has(&one.gid) {
+                finish(&mut link, Verdict::Commit, &one.gid)?;
+            } else if one.place != endpoint.place() {
+                return Err(moved(server_name, &one.place));
+            } else if !listed.is_complete {
+                finish(&mut link, Verdict::Commit, &one.gid)?;
+            }
+        }
+        done::note(own.iter().map(|one| one.gid.clone()));
+        link.into_session().into_iter().for_each(session::put_back);
+    }
+    Ok(())
+}
+
+/// The same for all decisions for a server, before its queue is drained.
+///
+/// # Errors
+/// As for [`settle`].
+pub fn settle_server(home: &Home, server_name: &str) -> Result<()> {
+    if lookup::first_with(home, server_name, &[decision::OF_SERVER])?.is_none() {
+        return Ok(());
+    }
+    let done = done::all();
+    let mut decisions = decision::of_server(home, server_name)?;
+    decisions.retain(|one| !done.contains(&one.gid));
+    settle(home, server_name, &decisions)
+}
+
+/// Accounts over which something may be prepared: server and owner.
+///
+/// # Errors
+/// What the catalogs and the table report.
+pub fn accounts(home: &Home) -> Result<Vec<(String, Oid)>> {
+    let sql = format!(
+        "SELECT a.args[1], c.relowner FROM pg_catalog.pg_trigger t \
+         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid \
+         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
+             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
+           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
+             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
+             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
+         WHERE p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+           AND n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+           AND t.tgnargs OPERATOR(pg_catalog.>) 3::pg_catalog.int2 \
+           AND pg_catalog.strpos(a.args[4], '\"atomic\"') OPERATOR(pg_catalog.>) 0 \
+         UNION SELECT d.dst_server, d.owner::pg_catalog.oid FROM {}.{} d",
+        ident(&home.schema),
+        decision::TABLE
+    );
+    let rows = spi::read(home, &sql, &[Some(&home.schema)])?;
+    rows.into_iter()
+        .map(|mut row| Ok((required(&mut row, 0)?, oid(&required(&mut row, 1)?)?)))
+        .collect()
+}
+
+/// Whether there is any row.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn has_decisions(home: &Home) -> Result<bool> {
+    let sql = format!("SELECT 1 FROM {}.{} LIMIT 1", ident(&home.schema), decision::TABLE);
+    Ok(!spi::read(home, &sql, &[])?.is_empty())
+}
+
+/// A link over which an account's prepared transactions are to be [resolved](resolve).
+///
+/// # Errors
+/// Missing objects, which are noted in the rows of the account.
+pub fn approach(home: &Home, server_name: &str, owner: Oid) -> Result<Link<'static>> {
+    Account::look_up(home, server_name, owner)
+        .and_then(|account| Link::open(&Endpoint::resolve(home, &account)?))
+}
+
+/// The account's rows cannot be looked after.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn note(home: &Home, server_name: &str, owner: Oid, reason: &Error) -> Result<()> {
+    for one in decision::of_server(home, server_name)? {
+        if one.owner == owner.to_u32() {
+            let of = (server_name, one.owner, &*one.place);
+            decision::note_failure(home, of, &one.gid, one.verdict, reason)?;
+        }
+    }
+    Ok(())
+}
+
+/// Finishes all that an account has prepared on its server, over a link that is up; how much is left.
+///
+/// # Errors
+/// 55000 in a copy; what the link and the table report.
+pub fn resolve(home: &Home, mut link: Link<'static>) -> Result<u64> {
+    identity::check(home)?;
+    let account = link.endpoint().account.clone();
+    let (place, server) = (link.endpoint().place(), &*account.server_name);
+    let owner = account.owner.to_u32();
+    // Before the server is asked: what it then has not got is finished.
+    let known: Vec<Decision> =
+        decision::of_server(home, server)?.into_iter().filter(|one| one.owner == owner).collect();
+    let listed = list(&mut link)?;
+    fault_point!(Resolving);
+    let (mut left, mut finished) = (0, Vec::new());
+    for gid in &listed.all {
+        let fate = match known.iter().find(|one| one.gid == *gid) {
+            // The session that has decided it is about to finish it.
+            Some(one) if xact::is_under_way(one.transaction) => Fate::Waits,
+            Some(Decision { verdict: Some(Verdict::Commit), .. }) => Fate::Is(Verdict::Commit),
+            _ => fate_of(home, gid)?,
+        };
+        let outcome = match &fate {
+            Fate::Waits => Ok(false),
+            Fate::Is(verdict) => finish(&mut link, *verdict, gid).map(|()| true),
+            Fate::Unknown(reason) => Err(reason.clone()),
+        };
+        match outcome {
+            Ok(true) => finished.push(gid.clone()),
+            Ok(false) => left += 1,
+            Err(reason) => {
+                left += 1;
+                let verdict = match fate {
+                    Fate::Is(verdict) => Some(verdict),
+                    _ => None,
+                };
+                let of = (server, owner, &*place);
+                decision::note_failure(home, of, gid, verdict, &reason)?;
+                if !link.is_up() {
+                    return Err(reason);
+                }
+            }
+        }
+    }
+    for one in known.iter().filter(|one| !listed.has(&one.gid)) {
+        if one.place != place {
+            left += 1;
+            let (of, reason) = ((server, owner, &*one.place), moved(server, &one.place));
+            decision::note_failure(home, of, &one.gid, one.verdict, &reason)?;
+        } else if listed.is_complete {
+            finished.push(one.gid.clone());
+        }
+    }
+    decision::remove(home, &finished)?;
+    link.into_session().into_iter().for_each(session::put_back);
+    Ok(left)
+}
+
+/// What is to become of a prepared transaction.
+enum Fate {
+    Is(Verdict),
+    /// Its local transaction is under way.
+    Waits,
+    Unknown(Error),
+}
+
+/// What is to become of one that had no decision when its server was asked.
+fn fate_of(home: &Home, gid: &str) -> Result<Fate> {
+    let Some(parsed) = Gid::parse(gid) else { return Ok(Fate::Waits) };
+    let unknown = |detail: &str| {
+        let message = format!("transaction \"{gid}\" cannot be decided by this database");
+        Ok(Fate::Unknown(
+            Error::local(SqlState::OBJECT_NOT_READY, message).with_detail(detail).with_hint(
+                "Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there.",
+            ),
+        ))
+    };
+    if !wal::is_in_history(parsed.timeline, parsed.position) {
+        return unknown(
+            "It was prepared at a time that this database does not know of, after the backup \
+             from which it was restored.",
+        );
+    }
+    // First whether it is over, then whether it has decided: the other way round, it might do so in between.
+    if lock::is_undecided(parsed.token) {
+        return Ok(Fate::Waits);
+    }
+    match decision::exists(home, gid)? {
+        true => Ok(Fate::Is(Verdict::Commit)),
+        false => Ok(Fate::Is(Verdict::Rollback)),
+    }
+}
+
+fn moved(server_name: &str, place: &str) -> Error {
+    let message =
+        format!("server \"{server_name}\" leads elsewhere since a transaction was prepared");
+    Error::local(SqlState::OBJECT_NOT_READY, message)
+        .with_detail(format!("It was prepared at: {place}."))
+        .with_hint("Set the server's options back, or finish it there and delete its row of sync_prepared.")
+}
+
+/// `resolve_sync_prepared`: finishes what is prepared on a server, or on all. True when nothing is left.
+///
+/// # Errors
+/// 55000 in a copy; 42704 for a server that neither exists nor has rows; what the tables report. Failures of
+/// servers are no errors: they are noted, warned of, and make the answer false.
+pub fn resolve_all(home: &Home, server_name: Option<&str>) -> Result<bool> {
+    identity::check(home)?;
+    let mut accounts = accounts(home)?;
+    if let Some(name) = server_name {
+        accounts.retain(|(server, _)| server == name);
+        if accounts.is_empty() {
+            server_oid(home, name)?;
+        }
+    }
+    let mut all = true;
+    for (server, owner) in accounts {
+        let resolved = approach(home, &server, owner).and_then(|link| resolve(home, link));
+        match resolved {
+            Ok(left) => all &= left == 0,
+            Err(Error::Canceled) => return Err(Error::Canceled),
+            Err(error) => {
+                all = false;
+                note(home, &server, owner, &error)?;
+                let message =
+                    format!("what is prepared on server \"{server}\" could not be finished");
+                report::warn(&message, &error, None);
+            }
+        }
+    }
+    Ok(all)
+}
