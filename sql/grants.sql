@@ -1,10 +1,12 @@
 -- Least privilege: only the extension's owner sees and replays the queue; widen it with GRANT.
-REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_lost_session,
+REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_pause, @extschema@.sync_lost_session,
     @extschema@.sync_server_state, @extschema@.sync_owner_state, @extschema@.sync_row_version,
     @extschema@.sync_conflict_log, @extschema@.sync_home, @extschema@.sync_node,
     @extschema@.sync_prepared_transaction, @extschema@.sync_prepared,
     @extschema@.sync_err_rec, @extschema@.sync_status, @extschema@.sync_conflicts,
     @extschema@.sync_conflict_counts FROM PUBLIC;
+-- Everybody sees of it what concerns the tables that are theirs.
+GRANT SELECT ON @extschema@.sync_tables TO PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.deal_sync_err_rec(integer, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.sync_queue_discarded() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.retry_sync_err_rec(bigint) FROM PUBLIC;

@@ -34,6 +34,15 @@ CREATE TABLE @extschema@.sync_queue (
     times_aside integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz
 );
+-- Looked at by every commit that delivers, like the queue.
+CREATE TABLE @extschema@.sync_pause (
+    dst_server text CONSTRAINT sync_pause_pkey PRIMARY KEY,
+    paused_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    paused_by pg_catalog.name NOT NULL
+);
+COMMENT ON TABLE @extschema@.sync_pause IS
+    'servers that nothing is sent to before resume_sync(); what is for them stays in the queue';
+
 -- Not rolled back with a drain: what it was about to commit on a server is known to the next one. Not of a
 -- dump, which was not taken between the two commits.
 CREATE SEQUENCE @extschema@.sync_replay_seq;
@@ -200,6 +209,9 @@ ALTER TABLE @extschema@.sync_route ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_queue
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_queue ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_pause
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_pause ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_server_state
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_server_state ENABLE REPLICA TRIGGER sync_not_replicated;
@@ -231,6 +243,7 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_pause', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_lost_session', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_lost_session_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_node', '');

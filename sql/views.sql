@@ -32,7 +32,8 @@ CREATE VIEW @extschema@.sync_status AS
                     WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected,
            c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded, c.looped,
            CASE WHEN @extschema@.sync_is_copy() THEN 'copy' ELSE 'this database' END AS home,
-           @extschema@.sync_worker_state() AS worker
+           @extschema@.sync_worker_state() AS worker,
+           h.paused_at AS paused_since
       FROM pg_catalog.pg_foreign_server s
       LEFT JOIN (
            SELECT q.dst_server,
@@ -46,6 +47,8 @@ CREATE VIEW @extschema@.sync_status AS
         ON q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
       LEFT JOIN @extschema@.sync_server_state a
         ON a.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+      LEFT JOIN @extschema@.sync_pause h
+        ON h.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
       LEFT JOIN LATERAL (
            SELECT pg_catalog.string_agg(pg_catalog.format('owner %s: %s %s', w.owner, w.last_sqlstate, w.last_error),
                       E'\n' ORDER BY w.last_error_at) AS blocked,
@@ -86,7 +89,8 @@ CREATE VIEW @extschema@.sync_status AS
              FROM @extschema@.sync_counters() c
             WHERE c.server OPERATOR(pg_catalog.=) s.oid OR c.server IS NULL
             ORDER BY c.server LIMIT 1) c ON true
-     WHERE q.dst_server IS NOT NULL OR l.sessions OPERATOR(pg_catalog.>) 0
+     WHERE q.dst_server IS NOT NULL OR h.dst_server IS NOT NULL
+        OR l.sessions OPERATOR(pg_catalog.>) 0
         OR EXISTS (SELECT FROM pg_catalog.pg_trigger t
                     WHERE t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.sync_dml()'::pg_catalog.regprocedure
                       AND NOT t.tgisinternal
@@ -101,6 +105,63 @@ COMMENT ON COLUMN @extschema@.sync_status.blocked IS
     'owners whose changes wait because the server does not take theirs, and why; others'' do not wait for them';
 COMMENT ON COLUMN @extschema@.sync_status.worker IS
     'the database''s worker: running; idle: started when something is queued; no slot; stopped; none: start_sync_worker()';
+COMMENT ON COLUMN @extschema@.sync_status.paused_since IS 'pause_sync() holds what is for the server since then';
+
+CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
+    WITH q AS (
+        SELECT r.dst_server, r.owner::pg_catalog.oid AS owner, r.nsp_name, r.table_name,
+               pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'pending') AS pending,
+               pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'failed') AS failed,
+               pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'waiting') AS waiting
+          FROM @extschema@.sync_queue r
+         GROUP BY r.dst_server, r.owner::pg_catalog.oid, r.nsp_name, r.table_name)
+    SELECT a.relation, a.server::pg_catalog.name AS server,
+           CASE WHEN a.target_table IS NOT NULL
+                THEN pg_catalog.format('%I.%I', a.target_schema, a.target_table) END AS target,
+           a.mode, a.policy,
+           CASE WHEN a.problem IS NOT NULL THEN 'invalid'
+                WHEN NOT a.enabled THEN 'disabled'
+                WHEN @extschema@.sync_is_copy() THEN 'database copy'
+                WHEN EXISTS (SELECT FROM @extschema@.sync_pause h
+                              WHERE h.dst_server OPERATOR(pg_catalog.=) a.server) THEN 'paused'
+                WHEN o.failed OPERATOR(pg_catalog.>) 0 THEN 'failed'
+                -- As a commit would find it: others' records count, but for owners who cannot be served.
+                WHEN EXISTS (SELECT FROM q
+                              WHERE q.dst_server OPERATOR(pg_catalog.=) a.server
+                                AND q.pending OPERATOR(pg_catalog.>) 0
+                                AND (q.owner OPERATOR(pg_catalog.=) c.relowner
+                                     OR NOT EXISTS (SELECT FROM @extschema@.sync_owner_state w
+                                         WHERE w.dst_server OPERATOR(pg_catalog.=) q.dst_server
+                                           AND w.owner::pg_catalog.oid OPERATOR(pg_catalog.=) q.owner)))
+                  OR EXISTS (SELECT FROM @extschema@.sync_lost_session l
+                              WHERE l.dst_server OPERATOR(pg_catalog.=) a.server
+                                AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) c.relowner) THEN 'queueing'
+                ELSE 'live' END AS state,
+           COALESCE(o.pending, 0) AS pending,
+           COALESCE(o.failed, 0) AS failed,
+           COALESCE(o.waiting, 0) AS waiting,
+           a.options::pg_catalog.jsonb AS options,
+           a.problem
+      FROM @extschema@.sync_attachments() a
+      JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.relation::pg_catalog.oid
+      -- The queue names partitions, not the table that they belong to.
+      LEFT JOIN LATERAL (
+           SELECT pg_catalog.sum(q.pending)::pg_catalog.int8 AS pending,
+                  pg_catalog.sum(q.failed)::pg_catalog.int8 AS failed,
+                  pg_catalog.sum(q.waiting)::pg_catalog.int8 AS waiting
+             FROM (SELECT a.relation::pg_catalog.oid AS id
+                   UNION SELECT p.relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree(a.relation) p) t
+             JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) t.id
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace
+             JOIN q ON q.nsp_name OPERATOR(pg_catalog.=) n.nspname
+              AND q.table_name OPERATOR(pg_catalog.=) r.relname
+              AND q.dst_server OPERATOR(pg_catalog.=) a.server) o ON true
+     WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE')
+        OR pg_catalog.has_table_privilege('@extschema@.sync_status'::pg_catalog.regclass, 'SELECT');
+COMMENT ON VIEW @extschema@.sync_tables IS
+    'what is attached: a row for each table and target, to its owner and to whoever may see sync_status';
+COMMENT ON COLUMN @extschema@.sync_tables.state IS
+    'live; queueing: behind records of the server; failed: records are set aside; paused; disabled: a trigger is; invalid: its arguments are, see problem; database copy';
 
 CREATE VIEW @extschema@.sync_conflicts AS
     SELECT c.id, c.logged_at, c.server, c.nsp_name, c.table_name, c.type, c.decision, c.key,

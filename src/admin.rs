@@ -1,29 +1,36 @@
-//! `attach_sync`, `detach_sync`, `sync_connections`, `sync_disconnect`.
+//! `attach_sync`, `attach_sync_schema`, `detach_sync`, `sync_connections`, `sync_disconnect`.
 
+mod schema;
+
+pub use self::schema::attach_schema;
+
+use crate::attached::{self, Trigger};
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::mentioned;
 use crate::capture::table::Table;
-use crate::change::Relation;
+use crate::change::{Relation, Route};
 use crate::check::{self, Finding, Severity};
-use crate::delivery::endpoint::{Endpoint, server_oid};
+use crate::delivery::endpoint::{Account, Endpoint, server_oid};
 use crate::delivery::session;
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
 use crate::pg::spi::{self, Home, required};
 use crate::pg::{Oid, context, ddl, report};
 use crate::sql::quote::{ident, literal, relation};
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
 
 /// The longest name PostgreSQL keeps.
 const MAX_NAME: usize = 63;
 
 /// Checks everything that can be checked here, then makes both triggers as the caller, who needs
-/// what CREATE TRIGGER asks for. Tells what will not work on the other side, or may surprise, see
-/// [`check::look`], and that the database is a copy.
+/// what CREATE TRIGGER asks for; those that it has made before for the table and the server it replaces in place, so that
+/// target and options change between two transactions of the table's writers. Tells what will not work on the other side,
+/// or may surprise, see [`check::look`], and that the database is a copy.
 ///
 /// # Errors
-/// As a trigger's first fire, but before anything is changed; 22023 for a malformed target.
+/// As a trigger's first fire, but before anything is changed; 22023 for a malformed target; 42710 for a trigger of
+/// another kind under a name that it takes.
 pub fn attach(
     home: &Home,
     rel: Oid,
@@ -36,46 +43,9 @@ pub fn attach(
         Some(target) => parse_target(home, &table.name, target)?,
         None => table.name.clone(),
     };
-    let mut args = vec![server.to_owned(), target.schema, target.table];
-    if options != "{}" {
-        args.push(options.to_owned());
-    }
-    let arguments = Arguments::parse(&args)?;
-    let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
-    // Before the triggers are made: writers must not wait behind their lock for another server. Only for
-    // who may make them: it connects with the owner's mapping.
-    let found = match may_attach(home, rel)? {
-        true => check::look(home, &descriptor.account, &table.name, &descriptor.route)?,
-        false => Vec::new(),
-    };
-    let twice = already_sent_by(home, rel, &arguments)?;
-    let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
-    let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&home.schema)));
-    let args = args.join(", ");
-    for (suffix, events) in [
-        ("dml", "AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW"),
-        ("truncate", "AFTER TRUNCATE ON {} FOR EACH STATEMENT"),
-    ] {
-        let name = trigger_name(server, suffix);
-        let events = events.replace("{}", &on);
-        ddl::run(&format!(
-            "CREATE TRIGGER {} {events} EXECUTE FUNCTION {function}({args})",
-            ident(&name)
-        ))?;
-        mentioned::depend(home, &table, &name, &arguments.options)?;
-    }
-    if let Some(trigger) = twice {
-        let name = &table.name.table;
-        report::caution(
-            &Error::local(
-                SqlState::new("42710"),
-                format!(
-                    "table \"{name}\" is already sent to the same target by trigger \"{trigger}\""
-                ),
-            )
-            .with_hint("Every change is delivered twice. Drop one of the triggers."),
-        );
-    }
+    let found = attach_table(home, &table, server, target, options, &mut |account, route| {
+        check::look(home, account, &table.name, route)
+    })?;
     for Finding { severity, problem } in &found {
         match severity {
             Severity::Error => report::caution(problem),
@@ -90,9 +60,74 @@ pub fn attach(
     Ok(())
 }
 
-/// Another trigger that sends the table to the same target: over the same server, or one that by its options
-/// leads to the same place. Hosts are compared by name only.
-fn already_sent_by(home: &Home, rel: Oid, arguments: &Arguments) -> Result<Option<String>> {
+/// What looks at a target.
+type Look<'l> = &'l mut dyn FnMut(&Account, &Route) -> Result<Vec<Finding>>;
+
+/// Makes the triggers of a table, and gives what is to be told.
+fn attach_table(
+    home: &Home,
+    table: &Table,
+    server: &str,
+    target: Relation,
+    options: &str,
+    look: Look<'_>,
+) -> Result<Vec<Finding>> {
+    let mut args = vec![server.to_owned(), target.schema, target.table];
+    if options != "{}" {
+        args.push(options.to_owned());
+    }
+    let arguments = Arguments::parse(&args)?;
+    let descriptor = Descriptor::new(home.clone(), table, &arguments)?;
+    // Before the triggers are made: writers must not wait behind their lock for another server. Only for
+    // who may make them: it connects with the owner's mapping.
+    let found = match may_attach(home, table.oid)? {
+        true => look(&descriptor.account, &descriptor.route)?,
+        false => Vec::new(),
+    };
+    let twice = already_sent_by(home, table, &arguments)?;
+    let existing = attached::triggers(home, Some(table.oid))?;
+    let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
+    let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&home.schema)));
+    let args = args.join(", ");
+    for (suffix, events) in TRIGGERS {
+        let name = trigger_name(server, suffix);
+        let events = events.replace("{}", &on);
+        let own = existing.iter().find(|trigger| trigger.name == name);
+        let own = own.filter(|trigger| !trigger.is_constraint && trigger.server() == Some(server));
+        // Anything else of the name is left alone: CREATE TRIGGER refuses it.
+        let create = if own.is_some() { "CREATE OR REPLACE" } else { "CREATE" };
+        let name_there = ident(&name);
+        ddl::run(&format!(
+            "{create} TRIGGER {name_there} {events} EXECUTE FUNCTION {function}({args})"
+        ))?;
+        if let Some(clause) = own.and_then(|trigger| trigger.fires.clause()) {
+            ddl::run(&format!("ALTER TABLE {on} {clause} TRIGGER {name_there}"))?;
+        }
+        mentioned::depend(home, table, &name, &arguments.options)?;
+    }
+    let twice = twice.map(|trigger| {
+        let problem = format!(
+            "table \"{}\" is already sent to the same target by trigger \"{trigger}\"",
+            table.name.table
+        );
+        Finding {
+            severity: Severity::Error,
+            problem: Error::local(SqlState::new("42710"), problem)
+                .with_hint("Every change is delivered twice. Drop one of the triggers."),
+        }
+    });
+    Ok(twice.into_iter().chain(found).collect())
+}
+
+/// The triggers that are made: how their names end, and when they fire.
+const TRIGGERS: [(&str, &str); 2] = [
+    ("dml", "AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW"),
+    ("truncate", "AFTER TRUNCATE ON {} FOR EACH STATEMENT"),
+];
+
+/// Another trigger that sends the table to the same target, not one that is to be replaced: over the same server, or one
+/// that by its options leads to the same place. Hosts are compared by name only.
+fn already_sent_by(home: &Home, table: &Table, arguments: &Arguments) -> Result<Option<String>> {
     let place = |server: &str| {
         format!(
             "(SELECT pg_catalog.array_agg(o.option_name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) \
@@ -103,7 +138,7 @@ fn already_sent_by(home: &Home, rel: Oid, arguments: &Arguments) -> Result<Optio
         )
     };
     let (theirs, ours) = (place("a.args[1]"), place("$3"));
-    let Relation { schema, table } = &arguments.target;
+    let Relation { schema, table: name } = &arguments.target;
     let rows = spi::read(
         home,
         &format!(
@@ -120,16 +155,18 @@ fn already_sent_by(home: &Home, rel: Oid, arguments: &Arguments) -> Result<Optio
                AND n.nspname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
                AND (t.tgtype OPERATOR(pg_catalog.&) 28::pg_catalog.int2) \
                      OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
+               AND t.tgname::pg_catalog.text OPERATOR(pg_catalog.<>) $6 \
                AND a.args[2] OPERATOR(pg_catalog.=) $4 AND a.args[3] OPERATOR(pg_catalog.=) $5 \
                AND (a.args[1] OPERATOR(pg_catalog.=) $3 OR {theirs} OPERATOR(pg_catalog.=) {ours}) \
              ORDER BY t.tgname LIMIT 1"
         ),
         &[
-            Some(&rel.to_u32().to_string()),
+            Some(&table.oid.to_u32().to_string()),
             Some(&home.schema),
             Some(&arguments.server),
             Some(schema),
-            Some(table),
+            Some(name),
+            Some(&trigger_name(&arguments.server, "dml")),
         ],
     )?;
     rows.into_iter().next().map(|mut row| required(&mut row, 0)).transpose()
@@ -151,23 +188,10 @@ fn may_attach(home: &Home, rel: Oid) -> Result<bool> {
 /// 42704 when there is none.
 pub fn detach(home: &Home, rel: Oid, server: &str) -> Result<()> {
     let table = Table::read(home, rel)?;
-    let rows = spi::read(
-        home,
-        "SELECT t.tgname FROM pg_catalog.pg_trigger t \
-         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
-         CROSS JOIN LATERAL pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) AS s(name) \
-         WHERE t.tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
-           AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-           AND n.nspname OPERATOR(pg_catalog.=) $3::pg_catalog.name \
-           AND pg_catalog.substring(t.tgargs, 1, \
-                 pg_catalog.octet_length(s.name) OPERATOR(pg_catalog.+) 1) \
-               OPERATOR(pg_catalog.=) (s.name OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')) \
-         ORDER BY t.tgname",
-        &[Some(&rel.to_u32().to_string()), Some(server), Some(&home.schema)],
-    )?;
-    if rows.is_empty() {
+    let triggers = attached::triggers(home, Some(rel))?;
+    let of_server: Vec<&Trigger> =
+        triggers.iter().filter(|trigger| trigger.server() == Some(server)).collect();
+    if of_server.is_empty() {
         return Err(Error::local(
             SqlState::UNDEFINED_OBJECT,
             format!(
@@ -176,9 +200,8 @@ pub fn detach(home: &Home, rel: Oid, server: &str) -> Result<()> {
             ),
         ));
     }
-    for mut row in rows {
-        let name = ident(&required(&mut row, 0)?);
-        ddl::run(&format!("DROP TRIGGER {name} ON {}", relation(&table.name)))?;
+    for Trigger { name, .. } in of_server {
+        ddl::run(&format!("DROP TRIGGER {} ON {}", ident(name), relation(&table.name)))?;
     }
     Ok(())
 }
@@ -190,8 +213,11 @@ fn trigger_name(server: &str, suffix: &str) -> String {
     if name.len() <= MAX_NAME {
         return name;
     }
-    let mut hasher = DefaultHasher::new();
-    server.hash(&mut hasher);
+    // As the names of what is attached were always made.
+    const END_OF_TEXT: u8 = 0xff;
+    let mut hasher = SipHasher13::new();
+    hasher.write(server.as_bytes());
+    hasher.write_u8(END_OF_TEXT);
     format!("00_pg_rowsync_{:016x}_{suffix}", hasher.finish())
 }
 
@@ -280,5 +306,7 @@ mod tests {
         let (one, two) = ("x".repeat(62) + "1", "x".repeat(62) + "2");
         assert!(trigger_name(&one, "truncate").len() <= MAX_NAME);
         assert_ne!(trigger_name(&one, "dml"), trigger_name(&two, "dml"));
+        // What is attached must be found again by every version.
+        assert_eq!(trigger_name(&"x".repeat(63), "dml"), "00_pg_rowsync_f67e21935a5e13a4_dml");
     }
 }

@@ -3,14 +3,19 @@
 //! declarations stand beside them.
 
 use crate::atomic::resolver;
+use crate::capture::descriptor::Arguments;
 use crate::change::Stamp;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::pg::args::{Args, result};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
+use crate::queue::pause;
 use crate::versions::{Arrived, Shape};
-use crate::{admin, drain, fdw, identity, queue, stats, transaction, trigger, versions, worker};
+use crate::{
+    admin, arrival, attached, drain, fdw, identity, queue, stats, transaction, trigger, versions,
+    worker,
+};
 use pgrx::prelude::*;
 
 /// The trigger function: captures row changes and TRUNCATE. See [`trigger::fire`]. Not pgrx's
@@ -363,6 +368,121 @@ fn attach_sync(args: Args<'_>) {
         admin::attach(&Home::find()?, rel, &server, args.text(2)?.as_deref(), &options)
     };
     or_raise(attach());
+}
+
+/// Attaches the tables of a schema. See [`admin::attach_schema`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION attach_sync_schema(
+    schema text, server text, target_schema text DEFAULT NULL, options jsonb DEFAULT '{}',
+    copy_data boolean DEFAULT false
+) RETURNS TABLE (rel regclass, attached boolean, reason text)
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'attach_sync_schema_wrapper';
+"#)]
+#[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
+fn attach_sync_schema(
+    args: Args<'_>,
+) -> TableIterator<
+    'static,
+    (name!(rel, pg_sys::Oid), name!(attached, bool), name!(reason, Option<Vec<u8>>)),
+> {
+    let attach = || -> Result<Vec<_>> {
+        let (schema, server) = (args.required(0, "schema")?, args.required(1, "server")?);
+        let (target, options) = (args.text(2)?, args.text(3)?);
+        let options = options.unwrap_or_else(|| "{}".to_owned());
+        if args.text(4)?.as_deref() == Some("t") {
+            let message = "existing rows cannot be copied yet";
+            return Err(Error::local(SqlState::FEATURE_NOT_SUPPORTED, message));
+        }
+        admin::attach_schema(&Home::find()?, &schema, &server, target.as_deref(), &options)?
+            .into_iter()
+            .map(|one| Ok((one.rel, one.attached, one.reason.as_deref().map(result).transpose()?)))
+            .collect()
+    };
+    TableIterator::new(or_raise(attach()))
+}
+
+/// What is attached, from the triggers' arguments, for the view `sync_tables`. Open to everyone, as the catalogs are
+/// that it reads. See [`attached::all`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_attachments() RETURNS TABLE (
+    relation regclass, server text, target_schema text, target_table text, mode text, policy text,
+    options text, enabled boolean, problem text
+) STABLE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_attachments_wrapper';
+"#)]
+#[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
+fn sync_attachments() -> TableIterator<
+    'static,
+    (
+        name!(relation, pg_sys::Oid),
+        name!(server, Vec<u8>),
+        name!(target_schema, Option<Vec<u8>>),
+        name!(target_table, Option<Vec<u8>>),
+        name!(mode, Option<&'static str>),
+        name!(policy, Option<&'static str>),
+        name!(options, Option<Vec<u8>>),
+        name!(enabled, bool),
+        name!(problem, Option<Vec<u8>>),
+    ),
+> {
+    let list = || -> Result<Vec<_>> {
+        attached::all(&Home::find()?)?
+            .into_iter()
+            .map(|one| {
+                let (server, relation, enabled) =
+                    (result(&one.server)?, one.relation, one.is_enabled);
+                Ok(match one.arguments {
+                    Ok(Arguments { target, options, .. }) => (
+                        relation,
+                        server,
+                        Some(result(&target.schema)?),
+                        Some(result(&target.table)?),
+                        Some(one.mode.name()),
+                        Some(options.on_conflict.name()),
+                        Some(result(&one.options)?),
+                        enabled,
+                        None,
+                    ),
+                    Err(error) => {
+                        let problem = Some(result(&error.one_line())?);
+                        (relation, server, None, None, None, None, None, enabled, problem)
+                    }
+                })
+            })
+            .collect()
+    };
+    TableIterator::new(or_raise(list()))
+}
+
+/// Holds what is for a server. See [`pause::pause`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION pause_sync(server text) RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'pause_sync_wrapper';
+"#)]
+fn pause_sync(args: Args<'_>) -> bool {
+    let pause = || pause::pause(&Home::find()?, &args.required(0, "server")?);
+    or_raise(pause())
+}
+
+/// Sends again what is for a server. See [`pause::resume`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION resume_sync(server text) RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'resume_sync_wrapper';
+"#)]
+fn resume_sync(args: Args<'_>) -> bool {
+    let resume = || pause::resume(&Home::find()?, &args.required(0, "server")?);
+    or_raise(resume())
+}
+
+/// Waits until what was committed before has arrived. Open to everyone: it tells no more than that. See
+/// [`arrival::wait_for`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION wait_sync(server text DEFAULT NULL, timeout interval DEFAULT NULL) RETURNS boolean
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'wait_sync_wrapper';
+"#)]
+fn wait_sync(args: Args<'_>) -> bool {
+    let wait =
+        || arrival::wait_for(&Home::find()?, args.text(0)?.as_deref(), args.text(1)?.as_deref());
+    or_raise(wait())
 }
 
 /// Drops the triggers that send a table to a server. See [`admin::detach`].

@@ -48,6 +48,17 @@ pub fn look(
     })
 }
 
+/// What is in the way of asking anything over an account, if something is; for `pg_rowsync.connect_timeout` at most. A
+/// request to cancel is raised.
+///
+/// # Errors
+/// What the local catalogs report.
+pub fn unreachable(home: &Home, account: &Account) -> Result<Option<Finding>> {
+    let asked = Endpoint::resolve(home, account)
+        .and_then(|endpoint| ask(Link::open(&endpoint)?, "SELECT 1").map(drop));
+    Ok(asked.err().map(|error| judge::not_asked(&account.server_name, &error)))
+}
+
 /// The current database's name.
 fn database(home: &Home) -> Result<String> {
     let rows = spi::read(home, "SELECT pg_catalog.current_database()", &[])?;

@@ -29,7 +29,7 @@ use crate::pg::spi::Home;
 use crate::pg::{Oid, interrupt, lock, report};
 use crate::queue::claim::Claims;
 use crate::queue::lanes::{self, Lane};
-use crate::queue::{self, aside, state};
+use crate::queue::{self, aside, pause, state};
 use crate::transaction::{self, Drained};
 use crate::versions;
 use crate::{conflicts, identity, loops};
@@ -53,7 +53,7 @@ const RETRY_LIMIT: i64 = 10_000;
 
 /// Applies at most `limit` of the oldest records of each server in turn, or of one; then, with what is
 /// left of the limit, those that were set aside before. True when nothing it tried failed, also when
-/// another session is draining and nothing was tried.
+/// another session is draining, or the server is paused, and nothing was tried.
 ///
 /// # Errors
 /// 55000 in a copy; 22023 for a limit that is NULL or not positive; 42704 for a server that neither exists nor has
@@ -173,6 +173,9 @@ pub enum Approach {
 /// # Errors
 /// Missing objects; what the catalogs report.
 pub fn approach(home: &Home, server_name: &str) -> Result<Approach> {
+    if pause::is_paused(home, server_name)? {
+        return Ok(Approach::Nothing);
+    }
     let lanes = lanes::all(home, server_name, false)?;
     let mut refused = None;
     for lane in lanes.iter().filter(|lane| lane.is_due()) {
@@ -211,6 +214,15 @@ pub fn visit(
     let server = server_oid(home, server_name)?;
     if !lock::try_drain(server) {
         return Ok(Visit::Busy);
+    }
+    // Perhaps since the link was opened.
+    if pause::is_paused(home, server_name)? {
+        if link.is_up()
+            && let Some(session) = link.into_session()
+        {
+            session::put_back(session);
+        }
+        return Ok(Visit::Done);
     }
     if closed {
         lock::close(server);
@@ -366,11 +378,19 @@ impl<'h> Drain<'h> {
         Self { home, server_name, limit, with_failed, is_visit, lanes, bound, limits, failures }
     }
 
-    /// Locks the server against other drains and finds its lanes: none where another session has the lock.
+    /// Locks the server against other drains and finds its lanes: none where another session has the lock, or the
+    /// server is paused.
     fn begin(&mut self) -> Result<()> {
         let name = &self.server_name;
         if !lock::try_drain(server_oid(self.home, name)?) {
             report::notice(&format!("server \"{name}\" is being drained by another session"));
+            return Ok(());
+        }
+        if pause::is_paused(self.home, name)? {
+            report::advise(
+                &format!("server \"{name}\" is paused: its changes stay in the queue"),
+                "resume_sync() lets it have them again.",
+            );
             return Ok(());
         }
         self.find_lanes()

@@ -276,6 +276,10 @@ pub enum Error {
     #[error("server \"{server}\" has pending changes")]
     Pending { server: String },
 
+    /// Synchronous delivery refused because the server is paused.
+    #[error("server \"{server}\" is paused")]
+    Paused { server: String },
+
     /// A failure that is not about a server: bad arguments, missing objects or rights.
     #[error("{message}")]
     Local { sqlstate: SqlState, message: String, detail: Option<String>, hint: Option<String> },
@@ -317,7 +321,7 @@ impl Error {
             Self::InDoubt { .. } => SqlState::RESOLUTION_UNKNOWN,
             Self::Lingering { .. } => SqlState::OBJECT_IN_USE,
             Self::Canceled => SqlState::QUERY_CANCELED,
-            Self::Pending { .. } => SqlState::OBJECT_NOT_READY,
+            Self::Pending { .. } | Self::Paused { .. } => SqlState::OBJECT_NOT_READY,
         }
     }
 
@@ -379,7 +383,7 @@ impl Error {
                 Some(format!("No progress for {millis} ms while {what}."))
             }
             Self::Local { detail, .. } => detail.clone(),
-            Self::Canceled | Self::Pending { .. } => None,
+            Self::Canceled | Self::Pending { .. } | Self::Paused { .. } => None,
         }
     }
 
@@ -398,6 +402,11 @@ impl Error {
             Self::Pending { .. } => {
                 Some("Run deal_sync_err_rec() until sync_err_rec is empty for this server.".into())
             }
+            Self::Paused { .. } => Some(
+                "resume_sync() lets it have its changes again. Tables in modes \"async\" and \"queue\" are \
+                 queued meanwhile."
+                    .into(),
+            ),
             Self::InDoubt { .. } => {
                 Some("The server may have committed this transaction; compare both sides.".into())
             }
@@ -410,7 +419,9 @@ impl Error {
         match self {
             // Failing to connect is always about the server, whatever state it gave.
             Self::Connect { .. } | Self::Lost { .. } | Self::InDoubt { .. } => true,
-            Self::Timeout { .. } | Self::Canceled | Self::Pending { .. } => true,
+            Self::Timeout { .. } | Self::Canceled | Self::Pending { .. } | Self::Paused { .. } => {
+                true
+            }
             Self::Lingering { .. } => true,
             Self::Remote(e) => e.sqlstate.outlook() != Outlook::Lasts,
             Self::Local { .. } => false,

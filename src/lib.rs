@@ -4,7 +4,9 @@
 
 mod admin;
 mod api;
+mod arrival;
 mod atomic;
+mod attached;
 mod canonical;
 mod capture;
 mod change;
@@ -58,7 +60,8 @@ pgrx::extension_sql_file!(
         api::sync_counters,
         api::sync_conflict_counters,
         api::sync_worker_state,
-        api::sync_is_copy
+        api::sync_is_copy,
+        api::sync_attachments
     ]
 );
 pgrx::extension_sql_file!(

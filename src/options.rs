@@ -48,6 +48,18 @@ pub enum OnConflict {
     Newest,
 }
 
+impl OnConflict {
+    /// As the option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Overwrite => "overwrite",
+            Self::Error => "error",
+            Self::Skip => "skip",
+            Self::Newest => "newest",
+        }
+    }
+}
+
 /// The options of one trigger; every field has a default, unknown names are refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -12,6 +12,7 @@ pub mod claim;
 mod enqueue;
 pub mod footprint;
 pub mod lanes;
+pub mod pause;
 pub mod state;
 
 pub use self::enqueue::enqueue;
@@ -47,8 +48,11 @@ pub enum Standing {
     Aside,
     /// Records that are to be sent first, or a lost backend that may still act.
     Pending,
+    /// Nothing may be sent, whatever there is.
+    Paused,
 }
 
+const PAUSED: Place = Place { table: "sync_pause", column: 1, status: Status::Any };
 const PENDING: Place = Place { table: "sync_queue", column: 2, status: Status::Pending };
 const ASIDE: Place = Place { table: "sync_queue", column: 2, status: Status::NotPending };
 const RECORD: Place = Place { table: "sync_queue", column: 1, status: Status::Pending };
@@ -64,12 +68,14 @@ pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
 
 /// The same, and whether transactions that are prepared there may not have been committed yet.
 fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
-    let places = [LOST, PENDING, ASIDE, decision::OF_SERVER];
+    let places = [PAUSED, LOST, PENDING, ASIDE, decision::OF_SERVER];
     View::look(home, &places.each_ref().map(|place| place.table), |view| {
         let has = |place: &Place| {
             view.has(place.table, &[(place.column, Is::Text(server_name))], place.status)
         };
-        let standing = if has(&LOST)? || has(&PENDING)? {
+        let standing = if has(&PAUSED)? {
+            Standing::Paused
+        } else if has(&LOST)? || has(&PENDING)? {
             Standing::Pending
         } else if has(&ASIDE)? {
             Standing::Aside
@@ -98,6 +104,8 @@ pub enum Way {
     Blocked(Blockers),
     /// Older transactions that are prepared on the server, and cannot be seen there before they are committed.
     Undecided(Vec<Decision>),
+    /// Somebody who resumes the server.
+    Paused,
 }
 
 /// Whether a change set may pass the records of its server.
@@ -107,7 +115,7 @@ pub enum Way {
 pub fn way(set: &ChangeSet) -> Result<Way> {
     let mut blockers = Blockers::default();
     let (standing, has_decisions) = look(&set.home, &set.account.server_name)?;
-    if has_decisions && standing != Standing::Pending {
+    if has_decisions && !matches!(standing, Standing::Pending | Standing::Paused) {
         let met = decisions_before(set)?;
         if !met.is_empty() {
             return Ok(Way::Undecided(met));
@@ -115,6 +123,7 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
     }
     match standing {
         Standing::Free => return Ok(Way::Free),
+        Standing::Paused => return Ok(Way::Paused),
         Standing::Pending => {
             let server = &set.account.server_name;
             if lanes::must_wait(&set.home, server, set.account.owner)? {

@@ -162,6 +162,11 @@ pub fn note_drain() {
     WORK.with_borrow_mut(|work| work.has_drained = true);
 }
 
+/// Whether the transaction has begun to drain.
+pub fn has_drained() -> bool {
+    WORK.with_borrow(|work| work.has_drained)
+}
+
 /// Remembers that a drain is about to apply records up to this one.
 pub fn note_replay(last: i64) {
     UNCOMMITTED.set(UNCOMMITTED.get().max(Some(last)));

@@ -8,7 +8,9 @@ mod pace;
 mod resolver;
 mod schedule;
 
-pub use control::{let_sleep, start, state, stop, transaction_ended, wake_at_commit, wake_at_end};
+pub use control::{
+    let_sleep, start, state, stop, transaction_ended, wake_at_commit, wake_at_end, wake_now,
+};
 pub use drainer::run as run_worker;
 pub use launcher::run as run_launcher;
 

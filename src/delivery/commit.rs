@@ -181,7 +181,7 @@ pub fn pre_prepare() -> Result<()> {
     for set in sets.iter().filter(|set| !set.is_empty()) {
         let behind = match queue::way(set)? {
             Way::Blocked(blockers) => Some(blockers),
-            Way::Free | Way::Pending | Way::Undecided(_) => None,
+            Way::Free | Way::Pending | Way::Paused | Way::Undecided(_) => None,
         };
         queue::enqueue(set, None, behind)?;
     }
@@ -231,8 +231,11 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
     match (way, set.mode) {
         (Way::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
         (Way::Free, _) => {}
+        (Way::Paused, mode) if mode.is_strict() => {
+            return Err(Error::Paused { server: server.clone() });
+        }
         (_, mode) if mode.is_strict() => return Err(Error::Pending { server: server.clone() }),
-        (Way::Pending | Way::Undecided(_), _) => return Ok(Gate::Queue(None)),
+        (Way::Pending | Way::Paused | Way::Undecided(_), _) => return Ok(Gate::Queue(None)),
         (Way::Blocked(blockers), _) => return Ok(Gate::Wait(blockers)),
     }
     let endpoint = Endpoint::resolve(&set.home, &set.account);

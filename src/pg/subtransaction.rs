@@ -20,8 +20,20 @@ use pgrx::pg_sys;
 /// # Errors
 /// What `body` returns, and everything that is raised; 25P01 outside of a transaction.
 pub fn attempt<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    within(Some(Hold::new()), body)
+}
+
+/// As [`attempt`], for a body that may wait: interrupts are served, so a request to cancel is one of the things that
+/// fail it (57014), and the caller is not to go on then.
+///
+/// # Errors
+/// As for [`attempt`].
+pub fn attempt_interruptibly<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    within(None, body)
+}
+
+fn within<T>(hold: Option<Hold>, body: impl FnOnce() -> Result<T>) -> Result<T> {
     xact::require()?;
-    let hold = Hold::new();
     // SAFETY: as the server's own languages do it (pl_exec.c): context and resource owner are those of the
     // caller before and after, so that nothing of the caller's goes with the subtransaction. Where even
     // its beginning failed, there is none to roll back.
@@ -40,7 +52,7 @@ pub fn attempt<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
             result
         });
         if result.is_err() {
-            hold.renew();
+            hold.iter().for_each(Hold::renew);
             if pg_sys::GetCurrentTransactionNestLevel() > level + 1 {
                 pg_sys::RollbackAndReleaseCurrentSubTransaction();
                 pg_sys::ReleaseCurrentSubTransaction();

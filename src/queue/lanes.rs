@@ -50,9 +50,9 @@ impl Lane {
     }
 }
 
-/// A recursive query's part `{name}(owner)`: owners with pending records for server `$1`, from one to the next
-/// in the index.
-fn hops(queue: &str) -> String {
+/// A recursive query's part `hop(owner)`: owners with pending records for server `$1`, from one to the next
+/// in the index, and NULL after the last.
+pub fn hops(queue: &str) -> String {
     let next = |after: &str| {
         format!(
             "SELECT pg_catalog.min(q.owner::pg_catalog.oid) FROM {queue} q \

@@ -153,6 +153,15 @@ fn whom() -> Option<Wake> {
     }
 }
 
+/// Wakes the worker now, for what may have been queued by someone who woke nobody. What the commit of the current
+/// transaction does stays as it is.
+pub fn wake_now() {
+    let at_commit = WAKE.take();
+    wake_at_commit();
+    transaction_ended(true);
+    WAKE.set(at_commit);
+}
+
 /// The transaction has ended. Cannot fail.
 pub fn transaction_ended(committed: bool) {
     let (at_commit, at_end) = (WAKE.take(), WAKE_AT_END.take());

@@ -3,9 +3,13 @@
 //! What a test asserts about one side it reads through that side's own session.
 
 mod alterations;
+mod arrivals;
 mod atomic;
 mod attach_notice;
 mod attach_tells;
+mod attached_again;
+mod attached_schemas;
+mod attached_tables;
 mod attached_twice;
 mod backlog;
 mod bad_input;
@@ -55,6 +59,7 @@ mod injection_encodings;
 mod injection_names;
 mod injection_values;
 mod interrupts;
+mod joining;
 mod key_moves;
 mod keys_equal_there;
 mod large;
@@ -74,6 +79,7 @@ mod own_tables;
 mod owner_troubles;
 mod owners_apart;
 mod partial;
+mod paused_servers;
 mod pinned_settings;
 mod planted;
 mod plants;

@@ -31,8 +31,11 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
         &bed.left,
         "select c.oid::regclass from pg_depend d join pg_class c on c.oid = d.objid
           where d.classid = 'pg_class'::regclass and d.deptype = 'e' and c.relkind in ('r', 'v')
-            and d.refobjid = (select oid from pg_extension where extname = 'pg_rowsync')",
+            and d.refobjid = (select oid from pg_extension where extname = 'pg_rowsync')
+            and c.relname <> 'sync_tables'",
     );
+    // It shows owners what is theirs.
+    assert_eq!(query(&mut client, "select count(*) from sync_tables"), ["0"]);
     assert!(relations.len() >= 10, "{relations:?}");
     for name in &relations {
         for sql in [

@@ -1,0 +1,146 @@
+//! `attach_sync_schema`: a schema's tables, each as `attach_sync` does it.
+//!
+//! Each table has a subtransaction, so that one which cannot be attached keeps nothing of the attempt and stops no
+//! other. Every target is looked at, in one exchange each over a connection that is kept; an account over which nothing
+//! can be asked is tried once.
+
+use super::{Look, attach_table};
+use crate::capture::table::Table;
+use crate::change::Relation;
+use crate::check::{self, Finding, Severity};
+use crate::delivery::endpoint::{AccountKey, oid, server_oid};
+use crate::error::{Error, Result, SqlState};
+use crate::identity;
+use crate::options::Options;
+use crate::pg::Oid;
+use crate::pg::spi::{self, Home, required};
+use crate::pg::subtransaction::attempt_interruptibly;
+use std::collections::HashMap;
+
+/// What became of a table.
+pub struct Outcome {
+    pub rel: Oid,
+    pub attached: bool,
+    /// Why it was not, or what will not work on the other side.
+    pub reason: Option<String>,
+}
+
+/// Attaches every ordinary and partitioned table of a schema, in the order of their names; what is attached already is
+/// changed. Partitions go with their table, and the extension's own tables are left out.
+///
+/// # Errors
+/// 3F000 for a schema that is not there, 42704 for a server, 22023 for options that no table can have; 57014 for a
+/// request to cancel.
+pub fn attach_schema(
+    home: &Home,
+    schema: &str,
+    server: &str,
+    target_schema: Option<&str>,
+    options: &str,
+) -> Result<Vec<Outcome>> {
+    server_oid(home, server)?;
+    Options::parse(options)?;
+    let mut refusals: HashMap<AccountKey, Option<Finding>> = HashMap::new();
+    let mut outcomes = Vec::new();
+    for Member { rel, partition_of } in members(home, schema)? {
+        let done = match partition_of {
+            Some(root) => Err(Error::local(
+                SqlState::OBJECT_NOT_READY,
+                format!("it is a partition of {root}: attach that table"),
+            )),
+            None => attempt_interruptibly(|| {
+                let table = Table::read(home, rel)?;
+                let target = Relation {
+                    schema: target_schema.unwrap_or(schema).to_owned(),
+                    table: table.name.table.clone(),
+                };
+                let look: Look<'_> = &mut |account, route| {
+                    let refusal = match refusals.get(&account.key()) {
+                        Some(known) => known.clone(),
+                        None => check::unreachable(home, account)?,
+                    };
+                    refusals.insert(account.key(), refusal.clone());
+                    match refusal {
+                        Some(refusal) => Ok(vec![refusal]),
+                        None => check::look(home, account, &table.name, route),
+                    }
+                };
+                attach_table(home, &table, server, target, options, look)
+            }),
+        };
+        outcomes.push(match done {
+            Ok(found) => Outcome { rel, attached: true, reason: reason(&found) },
+            Err(error) if error.sqlstate() == SqlState::QUERY_CANCELED => return Err(error),
+            Err(error) => Outcome { rel, attached: false, reason: Some(in_words(&error)) },
+        });
+    }
+    if identity::is_copy()? {
+        identity::tell_anew();
+    }
+    Ok(outcomes)
+}
+
+/// What will not work, in one text.
+fn reason(found: &[Finding]) -> Option<String> {
+    let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
+    let words: Vec<String> = errors.map(|finding| in_words(&finding.problem)).collect();
+    (!words.is_empty()).then(|| words.join("\n"))
+}
+
+/// A problem and the way out.
+fn in_words(error: &Error) -> String {
+    match error.hint() {
+        Some(hint) => format!("{}. {hint}", error.one_line()),
+        None => error.one_line(),
+    }
+}
+
+/// A table of the schema.
+struct Member {
+    rel: Oid,
+    /// The topmost table that it is a partition of, if that is in another schema.
+    partition_of: Option<String>,
+}
+
+fn members(home: &Home, schema: &str) -> Result<Vec<Member>> {
+    let found = spi::read(
+        home,
+        "SELECT oid FROM pg_catalog.pg_namespace \
+         WHERE nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+        &[Some(schema)],
+    )?;
+    let Some(mut namespace) = found.into_iter().next() else {
+        let message = format!("schema \"{schema}\" does not exist");
+        return Err(Error::local(SqlState::new("3F000"), message));
+    };
+    spi::read(
+        home,
+        "SELECT c.oid, CASE WHEN c.relispartition \
+                  THEN pg_catalog.format('%I.%I', rn.nspname, r.relname) END \
+         FROM pg_catalog.pg_class c \
+         LEFT JOIN pg_catalog.pg_class r ON c.relispartition \
+          AND r.oid OPERATOR(pg_catalog.=) pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid \
+         LEFT JOIN pg_catalog.pg_namespace rn \
+           ON rn.oid OPERATOR(pg_catalog.=) r.relnamespace \
+         WHERE c.relnamespace OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+           AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}') \
+           AND (NOT c.relispartition \
+             OR r.relnamespace OPERATOR(pg_catalog.<>) c.relnamespace) \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+             JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
+             WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+               AND d.objid OPERATOR(pg_catalog.=) c.oid \
+               AND d.refclassid OPERATOR(pg_catalog.=) \
+                   'pg_catalog.pg_extension'::pg_catalog.regclass \
+               AND d.deptype OPERATOR(pg_catalog.=) 'e' \
+               AND e.extname OPERATOR(pg_catalog.=) 'pg_rowsync') \
+         ORDER BY c.relname",
+        &[Some(&required(&mut namespace, 0)?)],
+    )?
+    .into_iter()
+    .map(|mut row| {
+        let rel = oid(&required(&mut row, 0)?)?;
+        Ok(Member { rel, partition_of: row.get_mut(1).and_then(Option::take) })
+    })
+    .collect()
+}

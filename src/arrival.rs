@@ -1,0 +1,191 @@
+//! `wait_sync`: waits until what was committed before the call is on the servers.
+//!
+//! What a commit has not delivered itself is in the queue when it returns, under ids that it has drawn before. So
+//! the largest id that is seen at the call bounds what is waited for: it is there once no record up to that id is left.
+//! Records leave the queue with the transaction that has applied them on the server, after the server's commit. What
+//! is queued later does not count, nor what the calling transaction itself has changed.
+//!
+//! The queue is looked at again and again, at a pace that follows from what a look costs: whoever removes records
+//! knows nothing of those who wait. A person who has to do something is told so and waited for.
+
+use crate::delivery::endpoint::server_oid;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::spi::{self, Home};
+use crate::pg::{interrupt, report, wait};
+use crate::queue::{lanes, pause};
+use crate::sql::quote::ident;
+use crate::{identity, queue, transaction, worker};
+use std::time::{Duration, Instant};
+
+/// Between the first two looks.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+/// Between two looks at most, unless a look itself takes long.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Looking takes at most this part of the time.
+const LOOK_SHARE: u32 = 10;
+/// Between two looks at what is in the way.
+const OBSTACLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A server whose records are waited for.
+struct Awaited {
+    server_name: String,
+    /// No record below this id is left of those that are waited for.
+    low: i64,
+    /// What is in the way and was told.
+    told: Vec<&'static str>,
+}
+
+/// Waits until everything that was committed before is on a server, or on all of them. False if it is not within the
+/// `timeout`, an interval; without one it waits for ever.
+///
+/// # Errors
+/// 55000 in a copy and in a transaction that has drained; 42704 for a server that neither exists nor has records;
+/// 57014 for a request to cancel; what reading the queue reports.
+pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Result<bool> {
+    if transaction::has_drained() {
+        let message = "cannot wait in a transaction that has called deal_sync_err_rec";
+        return Err(Error::local(SqlState::OBJECT_NOT_READY, message)
+            .with_hint("What it has drained is committed on the servers when it commits."));
+    }
+    identity::check(home)?;
+    let timeout = timeout.map(|timeout| duration(home, timeout)).transpose()?;
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let mark = newest(home)?;
+    let servers = match server {
+        Some(name) => {
+            if !queue::knows(home, name)? {
+                server_oid(home, name)?;
+            }
+            vec![name.to_owned()]
+        }
+        None => queue::servers(home, true)?,
+    };
+    let Some(mark) = mark else { return Ok(true) };
+    let mut awaited: Vec<_> = servers
+        .into_iter()
+        .map(|server_name| Awaited { server_name, low: i64::MIN, told: Vec::new() })
+        .collect();
+    worker::wake_now();
+    let (mut pause, mut obstacles_at) = (FIRST_PAUSE, Instant::now());
+    loop {
+        let began = Instant::now();
+        let mut left = Vec::with_capacity(awaited.len());
+        for one in awaited {
+            if let Some(low) = oldest(home, &one.server_name, one.low, mark)? {
+                left.push(Awaited { low, ..one });
+            }
+        }
+        awaited = left;
+        if awaited.is_empty() {
+            return Ok(true);
+        }
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Ok(false);
+        }
+        if obstacles_at <= now {
+            for one in &mut awaited {
+                tell_obstacles(home, one, mark)?;
+            }
+            obstacles_at = now + OBSTACLE_PAUSE;
+        }
+        let step = pause.max((now - began) * LOOK_SHARE);
+        let step =
+            deadline.map_or(step, |deadline| step.min(deadline.saturating_duration_since(now)));
+        wait::wait(&[], step);
+        interrupt::check();
+        pause = pause.mul_f32(1.5).min(LONGEST_PAUSE);
+    }
+}
+
+/// An interval as a time to wait; none that has passed.
+fn duration(home: &Home, interval: &str) -> Result<Duration> {
+    let sql = "SELECT (LEAST(GREATEST(pg_catalog.extract('epoch', $1::pg_catalog.interval), 0), 1e9) \
+                 OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8";
+    let row = spi::read(home, sql, &[Some(interval)])?.into_iter().next();
+    let millis = number(row)?.unwrap_or_default();
+    Ok(Duration::from_millis(millis.max(0) as u64))
+}
+
+/// The largest id of a record, if there is any.
+fn newest(home: &Home) -> Result<Option<i64>> {
+    let sql =
+        format!("SELECT q.id FROM {}.sync_queue q ORDER BY q.id DESC LIMIT 1", ident(&home.schema));
+    number(spi::read(home, &sql, &[])?.into_iter().next())
+}
+
+/// The smallest id of a server's record between two, if there is any. Each part by an index: as many newer ones there
+/// may be.
+fn oldest(home: &Home, server_name: &str, low: i64, mark: i64) -> Result<Option<i64>> {
+    let queue = format!("{}.sync_queue", ident(&home.schema));
+    let first = |condition: &str| {
+        format!(
+            "(SELECT q.id FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND {condition} \
+                AND q.id OPERATOR(pg_catalog.>=) $2::pg_catalog.int8 \
+                AND q.id OPERATOR(pg_catalog.<=) $3::pg_catalog.int8 ORDER BY q.id LIMIT 1)"
+        )
+    };
+    let sql = format!(
+        "WITH RECURSIVE {} SELECT pg_catalog.min(f.id) FROM ( \
+           SELECT {} FROM hop WHERE hop.owner IS NOT NULL \
+           UNION ALL {} UNION ALL {}) AS f(id)",
+        lanes::hops(&queue),
+        first(
+            "q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) hop.owner \
+             AND q.status OPERATOR(pg_catalog.=) 'pending'"
+        ),
+        first("q.status OPERATOR(pg_catalog.=) 'failed'"),
+        first("q.status OPERATOR(pg_catalog.=) 'waiting'"),
+    );
+    let (low, mark) = (low.to_string(), mark.to_string());
+    number(spi::read(home, &sql, &[server_name, &low, &mark].map(Some))?.into_iter().next())
+}
+
+fn number(row: Option<spi::Row>) -> Result<Option<i64>> {
+    let text = row.and_then(|mut row| row.pop()).flatten();
+    let number = text.map(|text| text.parse::<i64>()).transpose();
+    number.map_err(|_| Error::internal("malformed number"))
+}
+
+/// Tells, once each, what keeps a server's records from being delivered until somebody does something.
+fn tell_obstacles(home: &Home, awaited: &mut Awaited, mark: i64) -> Result<()> {
+    let name = &awaited.server_name;
+    let mut tell = |what: &'static str, message: String, hint: &str| {
+        if !awaited.told.contains(&what) {
+            awaited.told.push(what);
+            report::caution(&Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(hint));
+        }
+    };
+    if pause::is_paused(home, name)? {
+        let message = format!("server \"{name}\" is paused: what is queued for it waits");
+        tell("paused", message, "resume_sync() lets it have its changes again.");
+    }
+    if has_failed(home, name, mark)? {
+        tell(
+            "failed",
+            format!("changes for server \"{name}\" are set aside: they are waited for"),
+            "See sync_err_rec. Remove the cause and call retry_sync_err_rec(), or discard them by deleting \
+             their rows there.",
+        );
+    }
+    let state = worker::state(home)?;
+    if state != "running" && state != "idle" {
+        tell(
+            "worker",
+            format!("no background worker delivers what is queued for server \"{name}\""),
+            "Call start_sync_worker(), or deal_sync_err_rec() in another session.",
+        );
+    }
+    Ok(())
+}
+
+/// Whether records up to this one are set aside until a person does something.
+fn has_failed(home: &Home, server_name: &str, mark: i64) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND q.status OPERATOR(pg_catalog.=) 'failed' AND q.next_attempt_at IS NULL \
+           AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 LIMIT 1",
+        ident(&home.schema)
+    );
+    Ok(!spi::read(home, &sql, &[Some(server_name), Some(&mark.to_string())])?.is_empty())
+}

@@ -1,0 +1,182 @@
+//! What is attached: the triggers that call `sync_dml`, as the catalogs have them, and what their arguments say.
+//!
+//! Triggers of partitions that belong to one of the partitioned table are that one's and not listed.
+
+use crate::capture::descriptor::Arguments;
+use crate::delivery::endpoint::oid;
+use crate::error::{Error, Result};
+use crate::options::Mode;
+use crate::pg::Oid;
+use crate::pg::spi::{self, Home, Row, required};
+
+/// A trigger that calls `sync_dml`.
+#[derive(Clone, Debug)]
+pub struct Trigger {
+    pub relation: Oid,
+    pub name: String,
+    /// Its arguments, which may be anything where it was made by hand.
+    pub args: Vec<String>,
+    /// FOR EACH ROW.
+    pub is_row_level: bool,
+    /// When it fires, as `pg_trigger.tgenabled` has it.
+    pub fires: Fires,
+    /// Made by CREATE CONSTRAINT TRIGGER.
+    pub is_constraint: bool,
+}
+
+/// In which sessions a trigger fires, by `session_replication_role`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fires {
+    /// In all but those of role `replica`.
+    Origin,
+    Always,
+    /// Only in those of role `replica`.
+    Replica,
+    Never,
+}
+
+impl Fires {
+    fn of_catalog(letter: &str) -> Self {
+        match letter {
+            "A" => Self::Always,
+            "R" => Self::Replica,
+            "D" => Self::Never,
+            _ => Self::Origin,
+        }
+    }
+
+    /// What ALTER TABLE says before `TRIGGER` to have it so; `None` for what CREATE TRIGGER makes.
+    pub fn clause(self) -> Option<&'static str> {
+        match self {
+            Self::Origin => None,
+            Self::Always => Some("ENABLE ALWAYS"),
+            Self::Replica => Some("ENABLE REPLICA"),
+            Self::Never => Some("DISABLE"),
+        }
+    }
+}
+
+impl Trigger {
+    /// The server that it names.
+    pub fn server(&self) -> Option<&str> {
+        self.args.first().map(String::as_str)
+    }
+}
+
+/// The triggers of a table, or of all tables, in the order of tables and names.
+///
+/// # Errors
+/// What the catalogs report.
+pub fn triggers(home: &Home, rel: Option<Oid>) -> Result<Vec<Trigger>> {
+    let rel = rel.map(|rel| rel.to_u32().to_string());
+    // Arguments are stored one after the other, each with a zero byte behind it.
+    let of = |condition: &str| {
+        format!(
+            "SELECT t.tgrelid, t.tgname, a.args, \
+                    (t.tgtype OPERATOR(pg_catalog.&) 1::pg_catalog.int2) \
+                      OPERATOR(pg_catalog.<>) 0::pg_catalog.int2, \
+                    t.tgenabled, t.tgconstraint OPERATOR(pg_catalog.<>) 0::pg_catalog.oid \
+             FROM pg_catalog.pg_trigger t \
+             JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+             CROSS JOIN LATERAL (SELECT pg_catalog.array_to_json(pg_catalog.array_agg( \
+                 pg_catalog.convert_from(pg_catalog.decode(u.piece, 'hex'), \
+                   pg_catalog.getdatabaseencoding()) ORDER BY u.n)) \
+               FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
+                 pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
+                 WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
+             WHERE {condition} AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+               AND n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+               AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+             ORDER BY t.tgrelid, t.tgname"
+        )
+    };
+    let rows = match &rel {
+        Some(rel) => spi::read(
+            home,
+            &of("t.tgrelid OPERATOR(pg_catalog.=) $2::pg_catalog.oid"),
+            &[Some(&home.schema), Some(rel)],
+        ),
+        None => spi::read(home, &of("true"), &[Some(&home.schema)]),
+    };
+    rows?.into_iter().map(trigger).collect()
+}
+
+fn trigger(mut row: Row) -> Result<Trigger> {
+    let args = match row.get_mut(2).and_then(Option::take) {
+        Some(text) => serde_json::from_str(&text)
+            .map_err(|_| Error::internal("malformed arguments of a trigger"))?,
+        None => Vec::new(),
+    };
+    Ok(Trigger {
+        relation: oid(&required(&mut row, 0)?)?,
+        name: required(&mut row, 1)?,
+        args,
+        is_row_level: required(&mut row, 3)? == "t",
+        fires: Fires::of_catalog(&required(&mut row, 4)?),
+        is_constraint: required(&mut row, 5)? == "t",
+    })
+}
+
+/// A table and a target that it is sent to, by one trigger or several.
+pub struct Attachment {
+    pub relation: Oid,
+    pub server: String,
+    /// What the triggers' arguments say.
+    pub arguments: Result<Arguments>,
+    /// The strictest of the triggers' modes.
+    pub mode: Mode,
+    /// The options as the trigger has them.
+    pub options: String,
+    /// All of its triggers fire in ordinary sessions.
+    pub is_enabled: bool,
+}
+
+/// What is attached, in the order of tables. Triggers that send a table to the same target are one attachment; where
+/// their options differ, those of the first for rows are told.
+///
+/// # Errors
+/// What the catalogs report.
+pub fn all(home: &Home) -> Result<Vec<Attachment>> {
+    let mut groups: Vec<Vec<Trigger>> = Vec::new();
+    let place = |trigger: &Trigger| {
+        (trigger.relation, trigger.args.iter().take(3).cloned().collect::<Vec<_>>())
+    };
+    for trigger in triggers(home, None)? {
+        let same = |group: &&mut Vec<Trigger>| {
+            group.first().is_some_and(|first| place(first) == place(&trigger))
+        };
+        // Those of one table follow each other.
+        match groups
+            .iter_mut()
+            .rev()
+            .take_while(|group| group[0].relation == trigger.relation)
+            .find(same)
+        {
+            Some(group) => group.push(trigger),
+            None => groups.push(vec![trigger]),
+        }
+    }
+    Ok(groups.iter().filter_map(|group| attachment(group)).collect())
+}
+
+fn attachment(group: &[Trigger]) -> Option<Attachment> {
+    let told = group.iter().find(|trigger| trigger.is_row_level).or(group.first())?;
+    let parsed: Vec<_> = group.iter().map(|trigger| Arguments::parse(&trigger.args)).collect();
+    let of_rows = group.iter().zip(&parsed).filter(|(trigger, _)| trigger.is_row_level);
+    let modes = of_rows.filter_map(|(_, parsed)| parsed.as_ref().ok());
+    let mode = modes.map(|arguments| arguments.options.mode).max();
+    // One that fails fails its statement, whatever the others say.
+    let arguments = match parsed.into_iter().find(Result::is_err) {
+        Some(failed) => failed,
+        None => Arguments::parse(&told.args),
+    };
+    Some(Attachment {
+        relation: told.relation,
+        server: told.server().unwrap_or_default().to_owned(),
+        mode: mode.or(arguments.as_ref().ok().map(|own| own.options.mode)).unwrap_or_default(),
+        arguments,
+        options: told.args.get(3).cloned().unwrap_or_else(|| "{}".to_owned()),
+        is_enabled: group.iter().all(|t| matches!(t.fires, Fires::Origin | Fires::Always)),
+    })
+}
