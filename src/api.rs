@@ -7,14 +7,16 @@ use crate::capture::descriptor::Arguments;
 use crate::change::Stamp;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::args::{Args, result};
+use crate::pg::json::{Jsonb, TextArray};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
 use crate::pg::trigger::with_event;
 use crate::queue::pause;
+use crate::sql::quote::ArrayLiteral;
 use crate::versions::{Arrived, Shape};
 use crate::{
-    admin, arrival, attached, drain, fdw, identity, queue, stats, transaction, trigger, versions,
-    worker,
+    admin, arrival, attached, drain, fdw, identity, queue, stats, transaction, trigger, verify,
+    versions, worker,
 };
 use pgrx::prelude::*;
 
@@ -494,6 +496,68 @@ fn detach_sync(args: Args<'_>) {
     let detach =
         || admin::detach(&Home::find()?, args.oid(0, "rel")?, &args.required(1, "server")?);
     or_raise(detach());
+}
+
+/// Compares a table with its target on a server. See [`verify::verify`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION verify_sync(rel regclass, server text, options jsonb DEFAULT '{}') RETURNS TABLE (
+    difference text, key jsonb, columns text[], local_row jsonb, remote_row jsonb
+) VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'verify_sync_wrapper';
+"#)]
+#[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
+fn verify_sync(
+    args: Args<'_>,
+) -> TableIterator<
+    'static,
+    (
+        name!(difference, &'static str),
+        name!(key, Jsonb),
+        name!(columns, TextArray),
+        name!(local_row, Option<Jsonb>),
+        name!(remote_row, Option<Jsonb>),
+    ),
+> {
+    let verify = || -> Result<Vec<verify::Difference>> {
+        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        let options = args.text(2)?.unwrap_or_else(|| "{}".to_owned());
+        verify::verify(&Home::find()?, rel, &server, &options)
+    };
+    TableIterator::new(or_raise(verify()).into_iter().map(|found| {
+        let mut columns = ArrayLiteral::default();
+        found.columns.iter().for_each(|name| columns.push(Some(name)));
+        (
+            found.kind.name(),
+            Jsonb(found.key),
+            TextArray(columns.into_text()),
+            found.here.map(Jsonb),
+            found.there.map(Jsonb),
+        )
+    }))
+}
+
+/// Makes a table and its target on a server equal. See [`verify::repair`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION repair_sync(rel regclass, server text, options jsonb DEFAULT '{}') RETURNS TABLE (
+    difference text, key jsonb, action text
+) VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'repair_sync_wrapper';
+"#)]
+#[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
+fn repair_sync(
+    args: Args<'_>,
+) -> TableIterator<
+    'static,
+    (name!(difference, &'static str), name!(key, Jsonb), name!(action, &'static str)),
+> {
+    let repair = || {
+        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        let options = args.text(2)?.unwrap_or_else(|| "{}".to_owned());
+        verify::repair(&Home::find()?, rel, &server, &options)
+    };
+    TableIterator::new(
+        or_raise(repair())
+            .into_iter()
+            .map(|(found, action)| (found.kind.name(), Jsonb(found.key), action.name())),
+    )
 }
 
 /// Checks the options of CREATE and ALTER SERVER and USER MAPPING. See [`fdw::validate`].

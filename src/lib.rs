@@ -34,6 +34,7 @@ mod stats;
 mod timestamp;
 mod transaction;
 mod trigger;
+mod verify;
 mod versions;
 mod worker;
 

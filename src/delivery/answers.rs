@@ -48,6 +48,8 @@ pub struct Answers {
     kept: Vec<Vec<Option<String>>>,
     kept_rows: usize,
     kept_bytes: usize,
+    /// Bytes of rows that are kept, where that is not [`MOST_BYTES`].
+    room: Option<usize>,
     failure: Option<RemoteError>,
     /// What the connection had heard at the last look after which an answer was complete and others were not,
     /// or at the first look; none before.
@@ -55,6 +57,11 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// Empty ones of which so many bytes of rows are kept.
+    pub fn with_room(room: Option<usize>) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     /// A statement was sent, whose answer tells conflicts in this way.
     pub fn push_expected(&mut self, conflicts: Conflicts) {
         self.expected.push_back(Expected::Conflicts(conflicts));
@@ -198,7 +205,7 @@ impl Answers {
         }
         self.kept_rows += 1;
         self.kept_bytes += row.as_ref().map_or(0, String::len);
-        if self.kept_rows > MOST_ROWS || self.kept_bytes > MOST_BYTES {
+        if self.kept_rows > MOST_ROWS || self.kept_bytes > self.room.unwrap_or(MOST_BYTES) {
             return;
         }
         match self.kept.last_mut().filter(|_| self.keeping) {

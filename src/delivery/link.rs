@@ -91,6 +91,10 @@ pub struct Link<'f> {
     ahead: Option<Vec<Statement>>,
     ending: Ending,
     answers: Answers,
+    /// See [`Answers::with_room`].
+    room: Option<usize>,
+    /// How long a server may take for an answer, where that is not `pg_rowsync.delivery_timeout`.
+    patience: Option<Duration>,
     /// What the server is being asked, before the run.
     questions: Option<Questions>,
     /// The end of the pipeline was handed to libpq.
@@ -169,6 +173,8 @@ impl<'f> Link<'f> {
             ahead: None,
             ending: Ending::Open,
             answers: Answers::default(),
+            room: None,
+            patience: None,
             questions: None,
             ended: false,
             commit_sent: false,
@@ -199,7 +205,7 @@ impl<'f> Link<'f> {
     fn rewind(&mut self) {
         self.ahead = None;
         self.begins = false;
-        self.answers = Answers::default();
+        self.answers = Answers::with_room(self.room);
         self.ended = false;
         self.commit_sent = false;
         self.write_blocked = false;
@@ -224,7 +230,7 @@ impl<'f> Link<'f> {
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             // Within a transaction, the server knows what it needs.
             self.begins = session.connection.is_idle();
-            self.answers = Answers::default();
+            self.answers = Answers::with_room(self.room);
             self.went_on();
             self.state = State::Running(session);
         }
@@ -370,8 +376,14 @@ impl<'f> Link<'f> {
     pub fn deadline(&self) -> Instant {
         match &self.state {
             State::Connecting { since, .. } => *since + guc::connect_timeout(),
-            _ => self.progress + guc::delivery_timeout(),
+            _ => self.progress + self.patience.unwrap_or_else(guc::delivery_timeout),
         }
+    }
+
+    /// Gives the server this long for each answer, and keeps so many bytes of rows.
+    pub fn expect_much(&mut self, patience: Duration, room: usize) {
+        self.patience = Some(patience);
+        self.room = Some(room);
     }
 
     /// Whether the link may go on after its deadline, with a server that is sending: the caller may have
@@ -385,7 +397,10 @@ impl<'f> Link<'f> {
         let server = self.server().to_owned();
         let (what, limit): (_, Duration) = match &self.state {
             State::Connecting { .. } => ("connecting", guc::connect_timeout()),
-            _ => ("waiting for the server", guc::delivery_timeout()),
+            _ => {
+                let limit = self.patience.unwrap_or_else(guc::delivery_timeout);
+                ("waiting for the server", limit)
+            }
         };
         let millis = limit.as_millis() as i64;
         if self.commit_sent {

@@ -189,7 +189,7 @@ unsafe fn plan(sql: &str, source: &std::ffi::CString, args: usize) -> pg_sys::SP
 ///
 /// # Safety
 /// SPI must be connected and a statement have been run.
-unsafe fn rows() -> Result<Vec<Row>> {
+pub(super) unsafe fn rows() -> Result<Vec<Row>> {
     // SAFETY: SPI_tuptable is null or holds numvals tuples of tupdesc.
     unsafe {
         let table = pg_sys::SPI_tuptable;

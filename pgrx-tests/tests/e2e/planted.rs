@@ -124,6 +124,7 @@ fn what_is_planted_is_called_by_nobody() {
                 run(&mut admin, "select public.deal_sync_err_rec(100, null)");
             }
             assert_eq!(records(&bed), [""; 0], "{policy} {mode}");
+            run(&mut admin, &format!("select public.verify_sync('{user}.t', 'dst')"));
             run(&mut admin, "select * from public.sync_status");
             run(&mut admin, "select * from public.sync_conflicts");
             run(&mut admin, "select * from public.sync_conflict_counts");

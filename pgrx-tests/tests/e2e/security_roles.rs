@@ -22,6 +22,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("pause_sync(text)", "execute", "execute"),
     ("pg_rowsync", "", ""),
     ("pg_rowsync_fdw_validator(text[],oid)", "execute", "execute"),
+    ("repair_sync(regclass,text,jsonb)", "execute", "execute"),
     ("resolve_sync_prepared(text)", "", ""),
     ("resume_sync(text)", "execute", "execute"),
     ("retry_sync_err_rec(bigint)", "", "execute"),
@@ -69,6 +70,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_status", "", "select"),
     ("sync_tables", "select", "select"),
     ("sync_worker_state()", "execute", "execute"),
+    ("verify_sync(regclass,text,jsonb)", "execute", "execute"),
     ("wait_sync(text,interval)", "execute", "execute"),
 ];
 

@@ -1,0 +1,439 @@
+//! From the whole table to rows that differ.
+
+use super::difference::{Difference, Kind};
+use super::in_flight::{self, UnderWay};
+use super::parts::{self, Full, Listed, Part, State, Sum, Wanted};
+use super::sides::{Side, Sides};
+use super::subject::Subject;
+use crate::error::Result;
+use crate::pg::report;
+use std::collections::BTreeMap;
+
+/// Parts that are summed up in one question.
+const PARTS: usize = 16;
+/// Rows of each when a table is walked through in the order of its key.
+const ROWS: u64 = 8_192;
+/// Parts with more rows than this on a side are cut.
+const LIST: u64 = 512;
+/// The same of buckets, which cost a scan each: as many as an answer holds with ease.
+const LIST_OF_BUCKETS: u64 = 16_384;
+/// Bits of the hash by which a table without an order is cut, at first and then each time.
+const BITS: [u32; 2] = [8, 4];
+/// Bits of the hash that are looked at at most.
+const MAX_BITS: u32 = 40;
+/// A range that was cut so often has rows that cannot be told apart by their key.
+const MAX_CUTS: usize = 24;
+/// Rows that are looked at again together.
+const CANDIDATES: usize = 1_000;
+/// Rows that are fetched together with all that is told of them.
+const LOOKED_UP: usize = 64;
+/// Bytes of text of a row that is fetched together with others, and of one that is fetched alone.
+const MAX_ROW_BYTES: [usize; 2] = [24 * 1024, 1_500 * 1024];
+/// How often a row is looked at that another write has changed in between each time.
+const MAX_LOOKS: usize = 8;
+
+/// A row that differs at first sight.
+#[derive(Clone, Debug)]
+struct Candidate {
+    listed: Listed,
+    here: Option<State>,
+    there: Option<State>,
+}
+
+impl Candidate {
+    fn new((here, there): (Option<Listed>, Option<Listed>)) -> Option<Self> {
+        let listed = here.as_ref().or(there.as_ref())?.clone();
+        let state = |row: Option<Listed>| row.map(|row| row.state);
+        Some(Self { listed, here: state(here), there: state(there) })
+    }
+
+    fn kind(&self) -> Kind {
+        match (&self.here, &self.there) {
+            (Some(_), None) => Kind::Missing,
+            (None, _) => Kind::Extra,
+            (Some(_), Some(_)) => Kind::Differs,
+        }
+    }
+}
+
+/// See the module's head.
+pub struct Comparison<'s> {
+    subject: &'s Subject,
+    sides: Sides,
+    /// The comparison ends when it has found so many.
+    max_differences: usize,
+    wanted: fn(usize) -> Wanted,
+    candidates: Vec<Candidate>,
+    found: Vec<Difference>,
+    /// Rows of which it could not be told.
+    undecided: usize,
+    cut_short: bool,
+}
+
+impl<'s> Comparison<'s> {
+    /// Of a subject, whose sides are connected. `wanted`: what is asked of rows that differ, which are no longer than
+    /// that.
+    pub fn new(
+        subject: &'s Subject,
+        sides: Sides,
+        max_differences: usize,
+        wanted: fn(usize) -> Wanted,
+    ) -> Self {
+        Self {
+            subject,
+            sides,
+            max_differences,
+            wanted,
+            candidates: Vec::new(),
+            found: Vec::new(),
+            undecided: 0,
+            cut_short: false,
+        }
+    }
+
+    /// Whether it ended before all was compared.
+    pub fn is_cut_short(&self) -> bool {
+        self.cut_short
+    }
+
+    /// What was found.
+    pub fn into_differences(self) -> Vec<Difference> {
+        self.found
+    }
+
+    /// Compares.
+    ///
+    /// # Errors
+    /// What either side reports.
+    pub fn run(&mut self) -> Result<()> {
+        match self.subject.expressions.is_ordered() {
+            true => self.walk()?,
+            false => {
+                let whole = Part::Buckets { bits: 0, values: Vec::new() };
+                self.compare_buckets(&whole, BITS[0])?;
+            }
+        }
+        if !self.is_full() {
+            self.look_again()?;
+        }
+        if self.undecided > 0 {
+            report::advise(
+                &format!("{} rows are left out: changes of them are under way", self.undecided),
+                "They wait in the queue, or are written all the time. Compare again later.",
+            );
+        }
+        self.sides.close();
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.cut_short
+    }
+
+    /// Goes through the local table in the order of its key, many ranges at a time.
+    fn walk(&mut self) -> Result<()> {
+        let mut after = None;
+        loop {
+            let rest = Part::Range { after: after.clone(), upto: None };
+            let limit = Some(ROWS * PARTS as u64);
+            let question = parts::bounds(&self.subject.expressions, &rest, Side::Here, ROWS, limit);
+            let bounds = parts::read_bounds(&self.sides.ask_one(Side::Here, &question)?)?;
+            let is_last = bounds.len() < PARTS;
+            let mut ranges = Vec::with_capacity(PARTS);
+            for bound in bounds {
+                let upto = Some(bound);
+                ranges.push(Part::Range { after: after.clone(), upto: upto.clone() });
+                after = upto;
+            }
+            if is_last {
+                ranges.push(Part::Range { after: after.clone(), upto: None });
+            }
+            self.compare_ranges(ranges, 0)?;
+            if is_last || self.is_full() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn compare_ranges(&mut self, ranges: Vec<Part>, cuts: usize) -> Result<()> {
+        let expressions = &self.subject.expressions;
+        let question = |side| parts::sums_of_ranges(expressions, &ranges, side);
+        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        let here = parts::read_sums(&here, ranges.len())?;
+        let there = parts::read_sums(&there, ranges.len())?;
+        for ((range, here), there) in ranges.into_iter().zip(here).zip(there) {
+            if here != there && !self.is_full() {
+                self.resolve_range(range, &here, &there, cuts)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts a range that differs, or lists its rows.
+    fn resolve_range(&mut self, range: Part, here: &Sum, there: &Sum, cuts: usize) -> Result<()> {
+        let (rows, side) = match here.rows >= there.rows {
+            true => (here.rows, Side::Here),
+            false => (there.rows, Side::There),
+        };
+        if rows <= LIST || cuts >= MAX_CUTS {
+            return self.list(&range);
+        }
+        let step = rows.div_ceil(PARTS as u64).max(LIST / 2);
+        let question = parts::bounds(&self.subject.expressions, &range, side, step, None);
+        let bounds = parts::read_bounds(&self.sides.ask_one(side, &question)?)?;
+        let Part::Range { after, upto } = range else { return Ok(()) };
+        let mut after = after;
+        let mut ranges = Vec::with_capacity(bounds.len() + 1);
+        for bound in bounds {
+            let bound = Some(bound);
+            ranges.push(Part::Range { after, upto: bound.clone() });
+            after = bound;
+        }
+        ranges.push(Part::Range { after, upto });
+        self.compare_ranges(ranges, cuts + 1)
+    }
+
+    /// Compares the buckets of `bits` bits within a part; lists small ones that differ together, and cuts others.
+    fn compare_buckets(&mut self, within: &Part, bits: u32) -> Result<()> {
+        let expressions = &self.subject.expressions;
+        let question = |side| parts::sums_of_buckets(expressions, within, bits, side);
+        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        let mut sums: BTreeMap<u64, [Sum; 2]> = BTreeMap::new();
+        for (at, answer) in [here, there].iter().enumerate() {
+            for (bucket, sum) in parts::read_buckets(answer)? {
+                sums.entry(bucket).or_default()[at] = sum;
+            }
+        }
+        let is_equal = |[here, there]: &[Sum; 2]| here == there;
+        let size = |[here, there]: &[Sum; 2]| here.rows.max(there.rows);
+        let differing: Vec<(u64, u64)> = (sums.iter())
+            .filter(|(_, sums)| !is_equal(sums))
+            .map(|(bucket, sums)| (*bucket, size(sums)))
+            .collect();
+        let (mut small, mut rows) = (Vec::new(), 0);
+        for (bucket, size) in differing {
+            if self.is_full() {
+                return Ok(());
+            }
+            if size > LIST_OF_BUCKETS && bits < MAX_BITS {
+                let one = Part::Buckets { bits, values: vec![bucket] };
+                self.compare_buckets(&one, bits + BITS[1])?;
+                continue;
+            }
+            if rows + size > LIST_OF_BUCKETS && !small.is_empty() {
+                self.list(&Part::Buckets { bits, values: std::mem::take(&mut small) })?;
+                rows = 0;
+            }
+            small.push(bucket);
+            rows += size;
+        }
+        if !small.is_empty() && !self.is_full() {
+            self.list(&Part::Buckets { bits, values: small })?;
+        }
+        Ok(())
+    }
+
+    /// Lists a part's rows on both sides and notes those that differ.
+    fn list(&mut self, part: &Part) -> Result<()> {
+        let expressions = &self.subject.expressions;
+        let question = |side| parts::list(expressions, part, side);
+        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        let (here, there) = (parts::read_list(&here)?, parts::read_list(&there)?);
+        self.candidates.extend(unequal(here, there).into_iter().filter_map(Candidate::new));
+        if self.candidates.len() >= CANDIDATES {
+            self.look_again()?;
+        }
+        Ok(())
+    }
+
+    /// Looks at all rows that differ at first sight once more, when what was under way then has arrived: what is
+    /// the same difference is told, what is another one is looked at once more.
+    fn look_again(&mut self) -> Result<()> {
+        let mut looks = 0;
+        while !self.candidates.is_empty() && !self.is_full() {
+            let under_way = in_flight::wait(self.subject, &mut self.sides)?;
+            let candidates = std::mem::take(&mut self.candidates);
+            looks += 1;
+            for some in candidates.chunks(LOOKED_UP) {
+                if self.is_full() {
+                    break;
+                }
+                self.look_at(some, &under_way)?;
+            }
+            if looks == MAX_LOOKS {
+                self.undecided += std::mem::take(&mut self.candidates).len();
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything about the rows of these candidates.
+    fn look_up(&mut self, candidates: &[Candidate], wanted: Wanted) -> Result<[Vec<Full>; 2]> {
+        let expressions = &self.subject.expressions;
+        let mut keys: Vec<&Listed> = candidates.iter().map(|one| &one.listed).collect();
+        keys.dedup_by(|one, other| one.matched == other.matched);
+        let question = |side| parts::look_up(expressions, &keys, wanted, side);
+        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        Ok([parts::read_full(&here)?, parts::read_full(&there)?])
+    }
+
+    fn look_at(&mut self, candidates: &[Candidate], under_way: &UnderWay) -> Result<()> {
+        let [here, there] = self.look_up(candidates, (self.wanted)(MAX_ROW_BYTES[0]))?;
+        let mut before: Vec<&Candidate> = candidates.iter().collect();
+        for (here, there) in unequal(here, there) {
+            let state = |full: &Option<Full>| full.as_ref().map(|full| full.listed.state.clone());
+            let Some(full) = here.as_ref().or(there.as_ref()) else { continue };
+            let matched = &full.listed.matched;
+            let same = before.iter().position(|before| {
+                before.listed.matched == *matched
+                    && before.here == state(&here)
+                    && before.there == state(&there)
+            });
+            let Some(same) = same else {
+                let known = candidates.iter().find(|one| one.listed.matched == *matched);
+                let listed = known.map_or(&full.listed, |known| &known.listed).clone();
+                let (here, there) = (state(&here), state(&there));
+                self.candidates.push(Candidate { listed, here, there });
+                continue;
+            };
+            let candidate = before.swap_remove(same);
+            if under_way.concerns(&candidate.listed.key) {
+                self.undecided += 1;
+            } else if self.found.len() == self.max_differences {
+                self.cut_short = true;
+                return Ok(());
+            } else {
+                let (here, there) = self.with_values(candidate, here, there)?;
+                self.found.push(self.difference(candidate, here, there));
+            }
+        }
+        Ok(())
+    }
+
+    /// The values of a row that was too long to be fetched together with others; not so if it has changed meanwhile.
+    fn with_values(
+        &mut self,
+        candidate: &Candidate,
+        here: Option<Full>,
+        there: Option<Full>,
+    ) -> Result<(Option<Full>, Option<Full>)> {
+        let lacks = |full: &Option<Full>| {
+            full.as_ref().is_some_and(|full| full.row_json.is_none() && full.texts.is_none())
+        };
+        let wanted = (self.wanted)(MAX_ROW_BYTES[1]);
+        if matches!(wanted, Wanted::Nothing) || !(lacks(&here) || lacks(&there)) {
+            return Ok((here, there));
+        }
+        let [now_here, now_there] = self.look_up(std::slice::from_ref(candidate), wanted)?;
+        let again = |rows: Vec<Full>, before: Option<Full>| {
+            let is_same = |full: &Full| {
+                before.as_ref().is_some_and(|before| full.listed.state == before.listed.state)
+            };
+            rows.into_iter().find(is_same).or_else(|| before.clone())
+        };
+        Ok((again(now_here, here), again(now_there, there)))
+    }
+
+    fn difference(
+        &self,
+        candidate: &Candidate,
+        here: Option<Full>,
+        there: Option<Full>,
+    ) -> Difference {
+        let columns = match (&here, &there) {
+            (Some(here), Some(there)) => (self.subject.expressions.columns().iter())
+                .zip(here.columns.iter().zip(&there.columns))
+                .filter(|(_, (here, there))| here != there)
+                .map(|(column, _)| column.name.clone())
+                .collect(),
+            _ => Vec::new(),
+        };
+        let full = here.as_ref().or(there.as_ref());
+        let key = full.map(|full| full.key_json.clone());
+        let key_texts = full.map(|full| full.listed.key.clone());
+        Difference {
+            kind: candidate.kind(),
+            key: key.unwrap_or_default(),
+            columns,
+            key_texts: key_texts.unwrap_or_default(),
+            hash: here.as_ref().map(|full| full.listed.state.hash.clone()),
+            texts: there.as_ref().and_then(|full| full.texts.clone()),
+            here: here.and_then(|full| full.row_json),
+            there: there.and_then(|full| full.row_json),
+        }
+    }
+}
+
+/// What is known of a row.
+trait Known {
+    fn listed(&self) -> &Listed;
+}
+
+impl Known for Listed {
+    fn listed(&self) -> &Listed {
+        self
+    }
+}
+
+impl Known for Full {
+    fn listed(&self) -> &Listed {
+        &self.listed
+    }
+}
+
+/// Rows of both sides that are not the same. Rows with equal keys are paired, the same ones first: a target without
+/// a unique key may have several.
+fn unequal<R: Known>(here: Vec<R>, there: Vec<R>) -> Vec<(Option<R>, Option<R>)> {
+    let mut by_key: BTreeMap<Vec<Option<String>>, [Vec<R>; 2]> = BTreeMap::new();
+    for (at, rows) in [here, there].into_iter().enumerate() {
+        for row in rows {
+            let of_key = by_key.entry(row.listed().matched.clone());
+            of_key.or_insert_with(|| [Vec::new(), Vec::new()])[at].push(row);
+        }
+    }
+    let mut found = Vec::new();
+    for mut sides in by_key.into_values() {
+        // The same rows are paired whenever they are looked at.
+        for side in &mut sides {
+            side.sort_by(|one, other| one.listed().state.cmp(&other.listed().state));
+        }
+        let [mut here, mut there] = sides;
+        here.retain(|own| {
+            let hash = &own.listed().state.hash;
+            let same = there.iter().position(|other| other.listed().state.hash == *hash);
+            same.map(|at| there.remove(at)).is_none()
+        });
+        let both = here.len().max(there.len());
+        let (mut here, mut there) = (here.into_iter(), there.into_iter());
+        found.extend((0..both).map(|_| (here.next(), there.next())));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(key: &str, hash: &str) -> Listed {
+        let value = serde_json::json!([[[key], [key], hash, "7", null]]);
+        parts::read_list(&value).unwrap_or_default().remove(0)
+    }
+
+    fn told(here: &[(&str, &str)], there: &[(&str, &str)]) -> Vec<(String, Kind)> {
+        let rows = |side: &[(&str, &str)]| side.iter().map(|(k, h)| row(k, h)).collect::<Vec<_>>();
+        (unequal(rows(here), rows(there)).into_iter())
+            .filter_map(Candidate::new)
+            .map(|one| (one.listed.matched[0].clone().unwrap_or_default(), one.kind()))
+            .collect()
+    }
+
+    #[test]
+    fn rows_are_paired_by_their_key_and_equal_ones_first() {
+        assert_eq!(told(&[("a", "1"), ("b", "2")], &[("b", "2"), ("a", "1")]), []);
+        let differs = told(&[("a", "1"), ("b", "2")], &[("b", "3"), ("c", "4")]);
+        let expected = [("a", Kind::Missing), ("b", Kind::Differs), ("c", Kind::Extra)];
+        assert_eq!(differs, expected.map(|(key, kind)| (key.to_owned(), kind)));
+        let twice = told(&[("a", "1")], &[("a", "2"), ("a", "1")]);
+        assert_eq!(twice, [("a".to_owned(), Kind::Extra)]);
+    }
+}

@@ -1,0 +1,525 @@
+//! The SQL of rows, hashes and keys, for either side. Pure.
+//!
+//! Both sides' rows are read under the name `new`, columns by their local names, so that a condition of a trigger
+//! or of the caller means the same on both. Operators and functions are PostgreSQL's own, whatever the search
+//! path, except in such a condition.
+
+use super::facts::{ColumnFacts, Facts};
+use super::sides::Side;
+use crate::capture::table::Table;
+use crate::change::{Relation, Route};
+use crate::sql::quote::{ArrayLiteral, ident, literal, literal_or_null, relation};
+
+/// A column that is compared.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// The local name.
+    pub name: String,
+    /// The server's name.
+    there: String,
+    here_type: ColumnFacts,
+    there_type: ColumnFacts,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug)]
+pub struct Expressions {
+    here: String,
+    there: String,
+    columns: Vec<Column>,
+    /// Positions in `columns`.
+    key: Vec<usize>,
+    /// How a hash is taken.
+    hash: Hash,
+    /// Rows can be found by ranges of the key on both sides.
+    ordered: bool,
+    /// Which rows count, here and there.
+    filter: [Option<String>; 2],
+}
+
+/// A function from text to a number of 64 bits that both sides compute alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hash {
+    /// `hashtextextended`.
+    Fast,
+    /// The first half of the md5 of the text in UTF-8; `converts`: some side has another encoding.
+    Md5 { converts: bool },
+}
+
+/// Values of the key's columns as text, or NULL.
+pub type KeyText = Vec<Option<String>>;
+
+const EQ: &str = "OPERATOR(pg_catalog.=)";
+const UTF8: &str = "UTF8";
+
+impl Expressions {
+    /// For a table, its route, and what both sides' catalogs say. `filter`: which rows count.
+    pub fn new(
+        table: &Table,
+        route: &Route,
+        here: &Facts,
+        there: &Facts,
+        filter: Option<String>,
+    ) -> Self {
+        let columns: Vec<Column> = (route.columns.iter())
+            .map(|column| {
+                let name = column.local.as_ref().unwrap_or(&column.name).clone();
+                let facts = |facts: &Facts, name: &str| facts.column(name).cloned();
+                Column {
+                    here_type: facts(here, &name).unwrap_or_default(),
+                    there_type: facts(there, &column.name).unwrap_or_default(),
+                    there: column.name.clone(),
+                    name,
+                }
+            })
+            .collect();
+        let converts = [here, there].iter().any(|side| side.encoding != UTF8);
+        let hash = match here.probe == there.probe && !converts {
+            true => Hash::Fast,
+            false => Hash::Md5 { converts },
+        };
+        let names_here: Vec<&str> = route.key.iter().map(|at| &*columns[*at].name).collect();
+        let names_there: Vec<&str> = route.key.iter().map(|at| &*columns[*at].there).collect();
+        let alike = |at: &usize| {
+            let column = &columns[*at];
+            sort_alike(&column.here_type, &column.there_type, [here, there])
+        };
+        let ordered = route.key.iter().all(alike)
+            && here.has_index_on(&names_here)
+            && there.has_index_on(&names_there);
+        Self {
+            here: source_here(table, here),
+            there: source_there(&route.target, &columns, there),
+            key: route.key.clone(),
+            columns,
+            hash,
+            ordered,
+            filter: [filter.clone(), filter],
+        }
+    }
+
+    /// Whether rows can be found by ranges of the key on both sides.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
+    /// Whether some rows do not count.
+    pub fn has_filter(&self) -> bool {
+        self.filter[0].is_some()
+    }
+
+    /// The same with all rows of the server.
+    pub fn filtered_here_only(mut self) -> Self {
+        self.filter[1] = None;
+        self
+    }
+
+    /// A question that fails where the condition cannot be used on the server.
+    pub fn try_filter(&self) -> String {
+        let rows = self.rows(Side::There, &[]);
+        format!("SELECT pg_catalog.json_agg(1) FROM (SELECT 1 {rows} LIMIT 0) AS nothing")
+    }
+
+    /// The columns that are compared, in order.
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// FROM and WHERE for the rows of a side that count and for which these conditions hold.
+    pub fn rows(&self, side: Side, conditions: &[&str]) -> String {
+        let (source, filter) = match side {
+            Side::Here => (&self.here, &self.filter[0]),
+            Side::There => (&self.there, &self.filter[1]),
+        };
+        let mut all: Vec<String> = conditions.iter().map(|one| format!("({one})")).collect();
+        // On a line of its own: a comment in it ends there.
+        all.extend(filter.as_ref().map(|filter| format!("({filter}\n)")));
+        match all.is_empty() {
+            true => format!("FROM {source}"),
+            false => format!("FROM {source} WHERE {}", all.join(" AND ")),
+        }
+    }
+
+    /// Rows without the filter: where ranges of them begin does not depend on it.
+    pub fn all_rows(&self, side: Side, condition: &str) -> String {
+        let source = if side == Side::Here { &self.here } else { &self.there };
+        match condition.is_empty() {
+            true => format!("FROM {source}"),
+            false => format!("FROM {source} WHERE {condition}"),
+        }
+    }
+
+    /// The hash of a row.
+    pub fn row_hash(&self, side: Side) -> String {
+        let values: Vec<String> = self.columns.iter().map(|column| column.value(side)).collect();
+        self.hash_of(&format!("ROW({})::pg_catalog.text", values.join(", ")))
+    }
+
+    /// The hash of a row's key.
+    pub fn key_hash(&self, side: Side) -> String {
+        self.hash_of(&format!("ROW({})::pg_catalog.text", self.key_matches(side).join(", ")))
+    }
+
+    /// The texts by which keys of both sides are held against each other: the same for keys that are equal.
+    pub fn key_matches(&self, side: Side) -> Vec<String> {
+        self.key.iter().map(|at| self.columns[*at].matched(side)).collect()
+    }
+
+    /// The texts of the key's values, which either side reads as its own.
+    pub fn key_texts(&self) -> Vec<String> {
+        self.key.iter().map(|at| text_of(&column(&self.columns[*at].name))).collect()
+    }
+
+    /// The key's columns, for ORDER BY.
+    pub fn key_order(&self) -> String {
+        self.key_columns().join(", ")
+    }
+
+    fn key_columns(&self) -> Vec<String> {
+        self.key.iter().map(|at| column(&self.columns[*at].name)).collect()
+    }
+
+    /// Whether a row's key lies on one side of another: `operator` is one of those that order.
+    pub fn key_compared(&self, operator: &str, to: &[Option<String>]) -> String {
+        let to: Vec<String> =
+            to.iter().map(|text| literal(text.as_deref().unwrap_or(""))).collect();
+        match (self.key_columns().as_slice(), to.as_slice()) {
+            ([column], [to]) => format!("{column} OPERATOR(pg_catalog.{operator}) {to}"),
+            (columns, to) => format!(
+                "ROW({}) OPERATOR(pg_catalog.{operator}) ROW({})",
+                columns.join(", "),
+                to.join(", ")
+            ),
+        }
+    }
+
+    /// Whether a row's key is one of these.
+    pub fn key_is_one_of(&self, keys: &[&[Option<String>]]) -> String {
+        let columns = self.key_columns();
+        // Of arrays there are no arrays.
+        let is_array = |at: &usize| self.columns[*at].here_type.base.starts_with('_');
+        if let [column] = columns.as_slice()
+            && !self.key.iter().any(is_array)
+        {
+            let mut array = ArrayLiteral::default();
+            keys.iter().for_each(|key| array.push(key.first().and_then(Option::as_deref)));
+            return format!("{column} {EQ} ANY ({})", literal(&array.into_text()));
+        }
+        let one = |key: &&[Option<String>]| {
+            let parts = columns.iter().zip(*key).map(|(column, text)| {
+                format!("{column} {EQ} {}", literal(text.as_deref().unwrap_or("")))
+            });
+            format!("({})", parts.collect::<Vec<_>>().join(" AND "))
+        };
+        keys.iter().map(one).collect::<Vec<_>>().join(" OR ")
+    }
+
+    /// Whether the value here of a column that orders versions is smaller than one from the other side. NULL is the
+    /// smallest.
+    pub fn is_smaller(&self, at: usize, collated: bool, than: &str) -> String {
+        let (value, than) = (column(&self.columns[at].name), literal(than));
+        let collate = if collated { " COLLATE pg_catalog.\"C\"" } else { "" };
+        format!("COALESCE({value}{collate} OPERATOR(pg_catalog.<) {than}, true)")
+    }
+
+    /// A text as a value of a column's type here.
+    pub fn typed(&self, at: usize, text: Option<&str>) -> String {
+        format!("CAST({} AS {})", literal_or_null(text), self.columns[at].here_type.declared)
+    }
+
+    /// Hashes of each column's value.
+    pub fn column_hashes(&self, side: Side) -> String {
+        let hashes: Vec<String> = (self.columns.iter())
+            .map(|column| {
+                let text = format!("ROW({})::pg_catalog.text", column.value(side));
+                format!("pg_catalog.md5({})", self.bytes_of(&text))
+            })
+            .collect();
+        // A function takes 100 arguments at most.
+        let chunks: Vec<String> =
+            hashes.chunks(50).map(|some| format!("ARRAY[{}]", some.join(", "))).collect();
+        chunks.join(" OPERATOR(pg_catalog.||) ")
+    }
+
+    /// The key as JSON object, as text.
+    pub fn key_json(&self) -> String {
+        json_of(self.key.iter().map(|at| &self.columns[*at]))
+    }
+
+    /// The row as JSON object, as text; NULL where it has more bytes than `limit`.
+    pub fn row_json(&self, limit: usize) -> String {
+        self.unless_longer(limit, &json_of(self.columns.iter()))
+    }
+
+    /// The texts of all values, as JSON array; NULL where they have more bytes than `limit`.
+    pub fn row_texts(&self, limit: usize) -> String {
+        let texts: Vec<String> = (self.columns.iter())
+            .map(|own| {
+                let value = column(&own.name);
+                let text = text_of(&value);
+                // Not IS NULL, which holds for a composite value of nothing but NULL.
+                format!("CASE WHEN pg_catalog.num_nulls({value}) {EQ} 0 THEN {text} END")
+            })
+            .collect();
+        // A function takes 100 arguments at most.
+        let chunks: Vec<String> =
+            texts.chunks(50).map(|some| format!("ARRAY[{}]", some.join(", "))).collect();
+        let all = chunks.join(" OPERATOR(pg_catalog.||) ");
+        self.unless_longer(limit, &format!("pg_catalog.to_json({all})"))
+    }
+
+    fn unless_longer(&self, limit: usize, value: &str) -> String {
+        let values: Vec<String> = self.columns.iter().map(|own| column(&own.name)).collect();
+        format!(
+            "CASE WHEN pg_catalog.octet_length(ROW({})::pg_catalog.text) \
+             OPERATOR(pg_catalog.<=) {limit} THEN {value} END",
+            values.join(", ")
+        )
+    }
+
+    fn hash_of(&self, text: &str) -> String {
+        match self.hash {
+            Hash::Fast => {
+                format!("pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", 0)")
+            }
+            Hash::Md5 { .. } => format!(
+                "('x' OPERATOR(pg_catalog.||) pg_catalog.substr(pg_catalog.md5({}), 1, 16))\
+                 ::pg_catalog.bit(64)::pg_catalog.int8",
+                self.bytes_of(text)
+            ),
+        }
+    }
+
+    /// The text, or its bytes in UTF-8 where the database has them in another encoding.
+    fn bytes_of(&self, text: &str) -> String {
+        match self.hash {
+            Hash::Md5 { converts: true } => format!("pg_catalog.convert_to({text}, 'UTF8')"),
+            _ => text.to_owned(),
+        }
+    }
+}
+
+fn column(name: &str) -> String {
+    format!("new.{}", ident(name))
+}
+
+/// What an output function writes of a value that is not NULL.
+fn text_of(value: &str) -> String {
+    format!("pg_catalog.format('%s', {value})")
+}
+
+fn json_of<'c>(columns: impl Iterator<Item = &'c Column>) -> String {
+    let columns: Vec<String> =
+        columns.map(|own| format!("{} AS {}", column(&own.name), ident(&own.name))).collect();
+    format!(
+        "(SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM (SELECT {}) AS r)",
+        columns.join(", ")
+    )
+}
+
+/// Which version of the row it is; views have none to tell.
+fn version(kind: Option<&str>) -> &'static str {
+    match kind {
+        Some("r" | "p" | "m") => "t.xmin::pg_catalog.text",
+        _ => "''::pg_catalog.text",
+    }
+}
+
+/// The name of the column that tells a row's version. No user's column can be called so.
+pub const VERSION: &str = "new.xmin";
+
+fn source_here(table: &Table, facts: &Facts) -> String {
+    let only = if table.partitioned { "" } else { "ONLY " };
+    let version = version(facts.kind.as_deref());
+    format!("(SELECT t.*, {version} AS xmin FROM {only}{} AS t) AS new", relation(&table.name))
+}
+
+fn source_there(target: &Relation, columns: &[Column], facts: &Facts) -> String {
+    let columns: Vec<String> = columns
+        .iter()
+        .map(|own| format!("t.{} AS {}", ident(&own.there), ident(&own.name)))
+        .collect();
+    let version = version(facts.kind.as_deref());
+    format!(
+        "(SELECT {}, {version} AS xmin FROM {} AS t) AS new",
+        columns.join(", "),
+        relation(target)
+    )
+}
+
+/// Types whose order is the same everywhere; of those with a collation, where that is.
+const ORDERED: [&str; 22] = [
+    "bool",
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "numeric",
+    "float4",
+    "float8",
+    "uuid",
+    "bytea",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "inet",
+    "macaddr",
+    "text",
+    "varchar",
+    "bpchar",
+    "name",
+];
+
+/// Types that are in one order together.
+const NUMBERS: [&str; 4] = ["int2", "int4", "int8", "numeric"];
+
+/// Whether values of both types are in the same order. Where that is not quite so, more is compared than need be.
+fn sort_alike(here: &ColumnFacts, there: &ColumnFacts, facts: [&Facts; 2]) -> bool {
+    let is_number = |column: &ColumnFacts| NUMBERS.contains(&&*column.base);
+    let same_type = here.base == there.base || (is_number(here) && is_number(there));
+    let sorts_by = |column: &ColumnFacts, facts: &Facts| match column.collation.as_str() {
+        "default" => facts.default_collation.clone(),
+        other => other.to_owned(),
+    };
+    let same_order = sorts_by(here, facts[0]) == sorts_by(there, facts[1])
+        && (here.collation.is_empty() || facts[0].encoding == facts[1].encoding);
+    here.own
+        && there.own
+        && same_type
+        && ORDERED.contains(&&*here.base)
+        && here.deterministic
+        && there.deterministic
+        && same_order
+}
+
+impl Column {
+    /// The value as it stands there, or would stand there if it were sent.
+    fn value(&self, side: Side) -> String {
+        let raw = column(&self.name);
+        let (here, there) = (&self.here_type, &self.there_type);
+        if side == Side::There || here.declared == there.declared || !there.own {
+            return raw;
+        }
+        let text = text_of(&raw);
+        let unless_null = |value: String| format!("CASE WHEN {raw} IS NOT NULL THEN {value} END");
+        // Of these, the modifier is the length and four bytes.
+        let length = there.modifier - 4;
+        match there.base.as_str() {
+            // An assignment takes spaces off that are too many, and nothing else.
+            "varchar" if length > 0 => unless_null(format!(
+                "CASE WHEN pg_catalog.rtrim(pg_catalog.substr({text}, {length} OPERATOR(pg_catalog.+) 1), ' ') {EQ} '' \
+                 THEN pg_catalog.substr({text}, 1, {length}) ELSE {text} END"
+            )),
+            "bpchar" if length > 0 => unless_null(format!(
+                "CASE WHEN pg_catalog.char_length(pg_catalog.rtrim({text}, ' ')) OPERATOR(pg_catalog.<=) {length} \
+                 THEN pg_catalog.rpad(pg_catalog.rtrim({text}, ' '), {length}, ' ') ELSE {text} END"
+            )),
+            "text" | "varchar" | "bpchar" | "name" | "char" => raw,
+            base if is_readable(base) => unless_null(format!("CAST({text} AS {})", there.declared)),
+            _ => raw,
+        }
+    }
+
+    /// The text by which the value is held against that of the other side, in a key.
+    fn matched(&self, side: Side) -> String {
+        let value = self.value(side);
+        let is_converted = value != column(&self.name);
+        let (here, there) = (&self.here_type, &self.there_type);
+        let of = if side == Side::There || is_converted { there } else { here };
+        if !of.own {
+            let text = text_of(&value);
+            return if of.base == "citext" { format!("pg_catalog.lower({text})") } else { text };
+        }
+        match of.base.as_str() {
+            "numeric" => text_of(&format!("pg_catalog.trim_scale({value})")),
+            "float4" | "float8" => {
+                format!("CASE WHEN {value} {EQ} '0' THEN '0' ELSE {} END", text_of(&value))
+            }
+            "bpchar" => format!("pg_catalog.rtrim({}, ' ')", text_of(&value)),
+            _ => text_of(&value),
+        }
+    }
+}
+
+/// Types that text is read into the same way on both sides.
+fn is_readable(base: &str) -> bool {
+    const READABLE: [&str; 22] = [
+        "bool",
+        "int2",
+        "int4",
+        "int8",
+        "float4",
+        "float8",
+        "numeric",
+        "date",
+        "time",
+        "timetz",
+        "timestamp",
+        "timestamptz",
+        "interval",
+        "json",
+        "jsonb",
+        "uuid",
+        "inet",
+        "cidr",
+        "macaddr",
+        "bit",
+        "varbit",
+        "bytea",
+    ];
+    READABLE.contains(&base.strip_prefix('_').unwrap_or(base))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(base: &str, declared: &str, modifier: i32) -> ColumnFacts {
+        let (base, declared) = (base.to_owned(), declared.to_owned());
+        ColumnFacts {
+            base,
+            declared,
+            modifier,
+            own: true,
+            deterministic: true,
+            ..Default::default()
+        }
+    }
+
+    fn both(here: ColumnFacts, there: ColumnFacts) -> Column {
+        Column { name: "a".into(), there: "b".into(), here_type: here, there_type: there }
+    }
+
+    #[test]
+    fn a_value_is_read_as_the_type_that_it_gets_there() {
+        let number = facts("numeric", "numeric(10,2)", 655_366);
+        let same = both(number.clone(), number.clone());
+        assert_eq!(same.value(Side::Here), "new.\"a\"");
+        let other = both(facts("int4", "integer", -1), number);
+        let value = other.value(Side::Here);
+        assert!(value.contains("AS numeric(10,2))"), "{value}");
+        assert_eq!(other.value(Side::There), "new.\"a\"");
+        let text = both(facts("int4", "integer", -1), facts("text", "text", -1));
+        assert_eq!(text.value(Side::Here), "new.\"a\"");
+    }
+
+    #[test]
+    fn only_types_that_sort_alike_are_cut_into_ranges() {
+        let sides = [&Facts::default(), &Facts::default()];
+        let (int4, int8) = (facts("int4", "integer", -1), facts("int8", "bigint", -1));
+        assert!(sort_alike(&int4, &int8, sides));
+        assert!(!sort_alike(&int4, &facts("text", "text", -1), sides));
+        assert!(!sort_alike(&facts("jsonb", "jsonb", -1), &facts("jsonb", "jsonb", -1), sides));
+        let text = |collation: &str| ColumnFacts {
+            collation: collation.to_owned(),
+            ..facts("text", "text", -1)
+        };
+        assert!(sort_alike(&text("c C"), &text("c C"), sides));
+        assert!(!sort_alike(&text("c C"), &text("c de_DE"), sides));
+        let german = Facts { default_collation: "c de_DE".into(), ..Facts::default() };
+        assert!(!sort_alike(&text("default"), &text("default"), [&Facts::default(), &german]));
+    }
+}

@@ -1,0 +1,412 @@
+//! Makes both sides equal: `repair_sync`.
+//!
+//! What goes to the server goes as changes of the local transaction, captured under the lock of the row: its later
+//! changes come after, and earlier ones have been delivered or queued before. A row that only the server has can be
+//! locked nowhere; while such rows are deleted nobody writes the table. What comes from the server is written here
+//! under the guard's name, so that it is not sent back, and only over the row that was compared.
+
+use super::compare::Comparison;
+use super::difference::{Difference, Kind};
+use super::expressions::KeyText;
+use super::options::{Direction, RepairOptions};
+use super::parts::Wanted;
+use super::sides::Side;
+use super::subject::Subject;
+use crate::capture::row::Captured;
+use crate::change::{Change, Op, Policy, Route, RowStorage};
+use crate::error::{Error, Result, SqlState};
+use crate::pg::spi::{Home, Row, required};
+use crate::pg::text::to_server;
+use crate::pg::{Oid, query};
+use crate::sql::quote::{ident, literal_or_null, relation};
+use crate::{guc, identity, transaction};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Rows that are locked and read together.
+const LOCKED: usize = 64;
+/// All rows of a repair are written by one command of the transaction, and may be true only together.
+const COMMAND: u32 = u32::MAX;
+
+/// What is done about a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The row here is sent.
+    WriteThere,
+    DeleteThere,
+    /// The row there is written here.
+    WriteHere,
+    DeleteHere,
+    /// Nothing: options say so, or the row was written meanwhile.
+    Leave,
+}
+
+impl Action {
+    /// As users see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WriteThere => "write there",
+            Self::DeleteThere => "delete there",
+            Self::WriteHere => "write here",
+            Self::DeleteHere => "delete here",
+            Self::Leave => "left",
+        }
+    }
+}
+
+/// Compares, and makes equal what differs; what was done about each difference. See the module's head.
+///
+/// # Errors
+/// As for [`super::verify`]; 55000 in a copy of a database; what writing reports.
+pub fn repair(
+    home: &Home,
+    rel: Oid,
+    server: &str,
+    options: &str,
+) -> Result<Vec<(Difference, Action)>> {
+    let options = RepairOptions::parse(options)?;
+    identity::check(home)?;
+    let (subject, sides) = Subject::look_up(home, rel, server, options.condition.as_deref())?;
+    subject.check_may_write()?;
+    let is_newest = matches!(subject.descriptor.route.policy, Policy::Newest(_));
+    if options.direction == Some(Direction::Newest) && !is_newest {
+        return Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            "option \"direction\": \"newest\" needs a table with \"on_conflict\": \"newest\"",
+        )
+        .with_hint("Say which side is right: \"to_server\" or \"from_server\"."));
+    }
+    let mut comparison = Comparison::new(&subject, sides, options.max_differences, Wanted::Texts);
+    comparison.run()?;
+    let repair = Repair { subject: &subject, options: &options };
+    let planned: Vec<(Difference, Action)> = comparison
+        .into_differences()
+        .into_iter()
+        .map(|difference| repair.plan(&difference).map(|action| (difference, action)))
+        .collect::<Result<_>>()?;
+    match options.dry_run {
+        true => Ok(planned),
+        false => repair.carry_out(planned),
+    }
+}
+
+struct Repair<'s> {
+    subject: &'s Subject,
+    options: &'s RepairOptions,
+}
+
+impl Repair<'_> {
+    fn route(&self) -> &Rc<Route> {
+        &self.subject.descriptor.route
+    }
+
+    fn direction(&self) -> Direction {
+        let newest = matches!(self.route().policy, Policy::Newest(_));
+        let default = if newest { Direction::Newest } else { Direction::ToServer };
+        self.options.direction.unwrap_or(default)
+    }
+
+    fn plan(&self, difference: &Difference) -> Result<Action> {
+        let deletes = self.options.delete_extra;
+        Ok(match (self.direction(), difference.kind) {
+            (Direction::ToServer, Kind::Missing | Kind::Differs) => Action::WriteThere,
+            (Direction::ToServer, Kind::Extra) if deletes => Action::DeleteThere,
+            (Direction::FromServer, Kind::Extra | Kind::Differs) => Action::WriteHere,
+            (Direction::FromServer, Kind::Missing) if deletes => Action::DeleteHere,
+            (Direction::ToServer | Direction::FromServer, _) => Action::Leave,
+            // The server knows whether it has deleted the row later.
+            (Direction::Newest, Kind::Missing) => Action::WriteThere,
+            (Direction::Newest, Kind::Extra) if self.was_deleted_later(difference)? => {
+                Action::DeleteThere
+            }
+            (Direction::Newest, Kind::Extra) => Action::WriteHere,
+            (Direction::Newest, Kind::Differs) if self.is_newer_there(difference)? => {
+                Action::WriteHere
+            }
+            (Direction::Newest, Kind::Differs) => Action::WriteThere,
+        })
+    }
+
+    fn there(&self, difference: &Difference, at: usize) -> Option<String> {
+        difference.texts.as_ref().and_then(|texts| texts.get(at).cloned()).flatten()
+    }
+
+    /// Whether the row there has a larger version than the one here; of equal ones the one here stays.
+    fn is_newer_there(&self, difference: &Difference) -> Result<bool> {
+        let Some(at) = self.route().version() else { return Ok(false) };
+        let expressions = &self.subject.expressions;
+        let Some(version) = self.there(difference, at) else { return Ok(false) };
+        let condition = expressions.key_is_one_of(&[&difference.key_texts]);
+        let newer = expressions.is_smaller(at, self.route().columns[at].collated, &version);
+        let sql = format!("SELECT {newer} {}", expressions.rows(Side::Here, &[&condition]));
+        let rows = query::read_as(self.subject.table.owner, &sql)?;
+        Ok(rows.first().and_then(|row| row.first()).is_some_and(|is| is.as_deref() == Some("t")))
+    }
+
+    /// Whether it is remembered here that the row was deleted, by something newer than the row there.
+    fn was_deleted_later(&self, difference: &Difference) -> Result<bool> {
+        let Some(at) = self.route().version() else { return Ok(false) };
+        let expressions = &self.subject.expressions;
+        let named = self.route().named_key();
+        let key: Vec<String> = named
+            .iter()
+            .map(|at| expressions.typed(*at, self.there(difference, *at).as_deref()))
+            .collect();
+        let sql = format!(
+            "SELECT {}.sync_deleted_later({}::pg_catalog.oid::pg_catalog.regclass, \
+               pg_catalog.hash_record_extended(ROW({}), 0), \
+               pg_catalog.pg_typeof({}), {}::pg_catalog.text, 0)",
+            ident(&self.subject.home.schema),
+            self.subject.table.oid.to_u32(),
+            key.join(", "),
+            expressions.typed(at, None),
+            literal_or_null(self.there(difference, at).as_deref()),
+        );
+        let rows = query::read_as(self.subject.table.owner, &sql)?;
+        Ok(rows.first().and_then(|row| row.first()).is_some_and(|is| is.as_deref() == Some("t")))
+    }
+
+    fn carry_out(
+        &self,
+        mut planned: Vec<(Difference, Action)>,
+    ) -> Result<Vec<(Difference, Action)>> {
+        // Before any row is locked: who holds one may wait for the table.
+        if planned.iter().any(|(_, action)| *action == Action::DeleteThere) {
+            self.lock_table()?;
+        }
+        for chunk in planned.chunks_mut(LOCKED) {
+            self.delete_there(chunk)?;
+        }
+        for chunk in planned.chunks_mut(LOCKED) {
+            self.write_there(chunk)?;
+        }
+        // Rows that go make room for the unique values of those that come.
+        for (difference, action) in &mut planned {
+            if *action == Action::DeleteHere && !self.delete_here(difference)? {
+                *action = Action::Leave;
+            }
+        }
+        for (difference, action) in &mut planned {
+            if *action == Action::WriteHere && !self.write_here(difference)? {
+                *action = Action::Leave;
+            }
+        }
+        Ok(planned)
+    }
+
+    /// Waits for those who write the table, and keeps others from it.
+    fn lock_table(&self) -> Result<()> {
+        let name = relation(&self.subject.table.name);
+        let sql = format!("LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE");
+        query::lock_as(self.subject.table.owner, &sql).map(|_| ())
+    }
+
+    /// The rows here with the keys of some differences, locked.
+    fn locked(&self, some: &[&Difference]) -> Result<BTreeMap<KeyText, KeyText>> {
+        let expressions = &self.subject.expressions;
+        let keys: Vec<&[Option<String>]> =
+            some.iter().map(|difference| difference.key_texts.as_slice()).collect();
+        let condition = expressions.key_is_one_of(&keys);
+        let sql = format!(
+            "SELECT pg_catalog.json_build_array({}), {} {} ORDER BY {} FOR NO KEY UPDATE",
+            expressions.key_texts().join(", "),
+            expressions.row_texts(i32::MAX as usize),
+            expressions.rows(Side::Here, &[&condition]),
+            expressions.key_order()
+        );
+        let rows = query::lock_as(self.subject.table.owner, &sql)?;
+        rows.into_iter().map(|mut row| Ok((texts(&mut row, 0)?, texts(&mut row, 1)?))).collect()
+    }
+
+    fn write_there(&self, planned: &mut [(Difference, Action)]) -> Result<()> {
+        let some: Vec<&Difference> = planned
+            .iter()
+            .filter(|(_, action)| *action == Action::WriteThere)
+            .map(|(difference, _)| difference)
+            .collect();
+        if some.is_empty() {
+            return Ok(());
+        }
+        let rows = self.locked(&some)?;
+        let overwriting = self.overwriting();
+        for (difference, action) in planned.iter_mut() {
+            if *action != Action::WriteThere {
+                continue;
+            }
+            let Some(row) = rows.get(&difference.key_texts) else {
+                *action = Action::Leave;
+                continue;
+            };
+            // Under newest the server may know of a later deletion.
+            let asks = self.direction() == Direction::Newest && difference.kind == Kind::Missing;
+            let route = if asks { self.route() } else { &overwriting };
+            let row: Vec<Option<&str>> = row.iter().map(Option::as_deref).collect();
+            let replaces = |column: &crate::change::Column| {
+                let name = column.local.as_ref().unwrap_or(&column.name);
+                column.fixed && difference.columns.contains(name)
+            };
+            let place = next_place();
+            if difference.kind == Kind::Differs && route.columns.iter().any(replaces) {
+                self.push(route, self.deletion(difference, place))?;
+                self.push(route, change(Op::Insert, row, (0, place)))?;
+            } else if difference.kind == Kind::Differs {
+                self.push(route, change(Op::Update, row, (place, place)))?;
+            } else {
+                self.push(route, change(Op::Insert, row, (0, place)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_there(&self, planned: &mut [(Difference, Action)]) -> Result<()> {
+        let some: Vec<&Difference> = planned
+            .iter()
+            .filter(|(_, action)| *action == Action::DeleteThere)
+            .map(|(difference, _)| difference)
+            .collect();
+        if some.is_empty() {
+            return Ok(());
+        }
+        let rows = self.locked(&some)?;
+        let route = self.overwriting();
+        for (difference, action) in planned.iter_mut() {
+            if *action != Action::DeleteThere {
+                continue;
+            }
+            let is_null = difference.key_texts.iter().any(Option::is_none);
+            if is_null || rows.contains_key(&difference.key_texts) {
+                *action = Action::Leave;
+                continue;
+            }
+            self.push(&route, self.deletion(difference, next_place()))?;
+        }
+        Ok(())
+    }
+
+    /// The route by which the row here wins; a target that takes no ON CONFLICT is left to its own policy.
+    fn overwriting(&self) -> Rc<Route> {
+        match self.route().policy {
+            Policy::Overwrite | Policy::Error => self.route().clone(),
+            Policy::Skip | Policy::Newest(_) => {
+                Rc::new(Route { policy: Policy::Overwrite, ..(**self.route()).clone() })
+            }
+        }
+    }
+
+    fn deletion<'d>(&self, difference: &'d Difference, place: u64) -> Change<&'d str> {
+        let key = difference.key_texts.iter().map(Option::as_deref).collect();
+        Change { key, ..change(Op::Delete, Vec::new(), (place, 0)) }
+    }
+
+    fn push(&self, route: &Rc<Route>, change: Change<&str>) -> Result<()> {
+        let captured: Captured<'_> = change.into();
+        transaction::add_change(&self.subject.descriptor, route, &captured)
+    }
+
+    /// Whether the row that was compared is still here, and is gone now.
+    fn delete_here(&self, difference: &Difference) -> Result<bool> {
+        let sql =
+            format!("DELETE FROM {} {} RETURNING 1", self.target(), self.unchanged(difference));
+        self.write_guarded(&sql)
+    }
+
+    /// Whether the row there could be written here.
+    fn write_here(&self, difference: &Difference) -> Result<bool> {
+        let Some(texts) = &difference.texts else { return Ok(false) };
+        let expressions = &self.subject.expressions;
+        let columns = expressions.columns();
+        let key = &self.route().key;
+        let named = |at: usize| ident(&columns[at].name);
+        let value = |at: usize| literal_or_null(texts.get(at).and_then(Option::as_deref));
+        let all: Vec<usize> = (0..columns.len()).collect();
+        let list = |what: &dyn Fn(usize) -> String| -> String {
+            all.iter().map(|at| what(*at)).collect::<Vec<_>>().join(", ")
+        };
+        let sql = match difference.kind {
+            Kind::Differs => {
+                let sets: Vec<String> = all
+                    .iter()
+                    .filter(|at| !key.contains(at) && !self.route().columns[**at].fixed)
+                    .map(|at| format!("{} = {}", named(*at), value(*at)))
+                    .collect();
+                if sets.is_empty() {
+                    return Ok(false);
+                }
+                format!(
+                    "UPDATE {} SET {} {} RETURNING 1",
+                    self.target(),
+                    sets.join(", "),
+                    self.unchanged(difference)
+                )
+            }
+            // No ON CONFLICT: a constraint of the table may be deferrable. Who inserts the row at the same time
+            // fails this with 23505.
+            Kind::Missing | Kind::Extra => format!(
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} \
+                 WHERE NOT EXISTS (SELECT FROM {} WHERE {}) RETURNING 1",
+                relation(&self.subject.table.name),
+                list(&named),
+                list(&|at| expressions.typed(at, texts.get(at).and_then(Option::as_deref))),
+                self.target(),
+                expressions.key_is_one_of(&[&difference.key_texts])
+            ),
+        };
+        self.write_guarded(&sql)
+    }
+
+    fn target(&self) -> String {
+        let only = if self.subject.table.partitioned { "" } else { "ONLY " };
+        format!("{only}{} AS new", relation(&self.subject.table.name))
+    }
+
+    /// The row as it was compared.
+    fn unchanged(&self, difference: &Difference) -> String {
+        let expressions = &self.subject.expressions;
+        let hash = difference.hash.as_deref().unwrap_or("0");
+        format!(
+            "WHERE ({}) AND {} OPERATOR(pg_catalog.=) ({hash})::pg_catalog.int8",
+            expressions.key_is_one_of(&[&difference.key_texts]),
+            expressions.row_hash(Side::Here)
+        )
+    }
+
+    /// Runs a statement as the caller under the guard's name; whether it has written a row.
+    fn write_guarded(&self, sql: &str) -> Result<bool> {
+        let guard = match &self.subject.descriptor.guard {
+            Some(guard) => guard.clone(),
+            None => to_server(&guc::application_name())?,
+        };
+        let rows = query::write_under(&[(c"application_name", &guard)], sql)?;
+        Ok(!rows.is_empty())
+    }
+}
+
+/// Tells rows apart where the key is deferrable: no two changes that a session repairs by have the same one.
+fn next_place() -> u64 {
+    thread_local! {
+        static LAST: Cell<u64> = const { Cell::new(0) };
+    }
+    LAST.set(LAST.get() + 1);
+    LAST.get()
+}
+
+fn change(op: Op, row: Vec<Option<&str>>, (before, after): (u64, u64)) -> Change<&str> {
+    Change {
+        op,
+        command: COMMAND,
+        key: Vec::new(),
+        row,
+        stamp: None,
+        gone: None,
+        unchanged: Vec::new(),
+        // No row of the table is stored in this file.
+        stored: RowStorage { before, after, file: 0 },
+    }
+}
+
+/// A JSON array of texts.
+fn texts(row: &mut Row, at: usize) -> Result<KeyText> {
+    serde_json::from_str(&required(row, at)?)
+        .map_err(|_| Error::internal("malformed row of a table"))
+}
