@@ -30,7 +30,7 @@ const MAX_NAME: usize = 63;
 ///
 /// # Errors
 /// As a trigger's first fire, but before anything is changed; 22023 for a malformed target; 42710 for a trigger of
-/// another kind under a name that it takes.
+/// another kind under a name that it takes; 42804 for a key or version column that is coarser there.
 pub fn attach(
     home: &Home,
     rel: Oid,
@@ -46,9 +46,9 @@ pub fn attach(
     let found = attach_table(home, &table, server, target, options, &mut |account, route| {
         check::look(home, account, &table.name, route)
     })?;
-    for Finding { severity, problem } in &found {
+    for Finding { severity, problem, .. } in &found {
         match severity {
-            Severity::Error => report::caution(problem),
+            Severity::Error | Severity::Warning => report::caution(problem),
             Severity::Notice => {
                 report::advise(&problem.to_string(), &problem.hint().unwrap_or_default());
             }
@@ -84,6 +84,9 @@ fn attach_table(
         true => look(&descriptor.account, &descriptor.route)?,
         false => Vec::new(),
     };
+    if let Some(refused) = found.iter().find(|finding| finding.refuses) {
+        return Err(refused.problem.clone());
+    }
     let twice = already_sent_by(home, table, &arguments)?;
     let existing = attached::triggers(home, Some(table.oid))?;
     let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
@@ -110,11 +113,11 @@ fn attach_table(
             "table \"{}\" is already sent to the same target by trigger \"{trigger}\"",
             table.name.table
         );
-        Finding {
-            severity: Severity::Error,
-            problem: Error::local(SqlState::new("42710"), problem)
-                .with_hint("Every change is delivered twice. Drop one of the triggers."),
-        }
+        Finding::error(
+            SqlState::new("42710"),
+            problem,
+            "Every change is delivered twice. Drop one of the triggers.",
+        )
     });
     Ok(twice.into_iter().chain(found).collect())
 }

@@ -6,7 +6,7 @@ use crate::atomic::resolver;
 use crate::capture::descriptor::Arguments;
 use crate::change::Stamp;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::args::{Args, result};
+use crate::pg::args::{Args, Name, result};
 use crate::pg::json::{Jsonb, TextArray};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Home;
@@ -15,8 +15,8 @@ use crate::queue::pause;
 use crate::sql::quote::ArrayLiteral;
 use crate::versions::{Arrived, Shape};
 use crate::{
-    admin, arrival, attached, drain, fdw, identity, queue, stats, transaction, trigger, verify,
-    versions, worker,
+    admin, arrival, attached, check, drain, fdw, identity, queue, stats, transaction, trigger,
+    verify, versions, worker,
 };
 use pgrx::prelude::*;
 
@@ -370,6 +370,44 @@ fn attach_sync(args: Args<'_>) {
         admin::attach(&Home::find()?, rel, &server, args.text(2)?.as_deref(), &options)
     };
     or_raise(attach());
+}
+
+/// Says what is wrong between tables here and their targets. See [`check::check`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION check_sync(rel regclass DEFAULT NULL, server text DEFAULT NULL) RETURNS TABLE (
+    rel regclass, server name, severity text, problem text, hint text
+) VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'check_sync_wrapper';
+"#)]
+#[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
+fn check_sync(
+    args: Args<'_>,
+) -> TableIterator<
+    'static,
+    (
+        name!(rel, Option<pg_sys::Oid>),
+        name!(server, Option<Name>),
+        name!(severity, &'static str),
+        name!(problem, Vec<u8>),
+        name!(hint, Vec<u8>),
+    ),
+> {
+    let check = || -> Result<Vec<_>> {
+        let table = args.text(0)?.is_some().then(|| args.oid(0, "rel")).transpose()?;
+        check::check(&Home::find()?, table, args.text(1)?.as_deref())?
+            .into_iter()
+            .map(|row| {
+                let server = row.server.as_deref().map(Name::new).transpose()?;
+                Ok((
+                    row.table,
+                    server,
+                    row.severity.name(),
+                    result(&row.problem)?,
+                    result(&row.hint)?,
+                ))
+            })
+            .collect()
+    };
+    TableIterator::new(or_raise(check()))
 }
 
 /// Attaches the tables of a schema. See [`admin::attach_schema`].

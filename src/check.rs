@@ -1,23 +1,65 @@
-//! What is wrong between a table here and its target on a server: looked at in one exchange over a connection
-//! of the table owner's, with nothing but the other side's catalogs. `question` asks, `judge` decides.
+//! What is wrong between tables here and their targets on servers: `check_sync`, and what `attach_sync` says of
+//! the one that it attaches.
+//!
+//! Looked at with nothing but the catalogs of both sides, which are asked the same `question`; all servers at
+//! once (`ask`), each over a connection of the table owner's. What `judge` finds keeps changes from arriving and
+//! is said by `attach_sync` too; `types` says what becomes of values. What else is found, `check_sync` alone
+//! says: `surprises` of the target, `server` of the server and the role there, `attached` of the triggers here,
+//! `mesh` of what is to be seen of several together, `state` of what waits.
 
+mod ask;
+mod attached;
+mod facts;
+mod finding;
 mod judge;
+mod mesh;
 mod question;
+mod server;
+mod state;
+mod surprises;
+mod types;
 
-pub use self::judge::{Finding, Severity};
+pub use self::finding::{Finding, Severity};
 
+use self::ask::{Answer, Question};
+use self::attached::{Attached, Caller};
+use self::facts::{ServerFacts, Target, TargetFacts};
 use self::judge::Subject;
+use self::mesh::Pair;
+use self::question::Asked;
+use self::server::Reached;
+use crate::capture::descriptor::{Arguments, Descriptor};
+use crate::capture::mentioned;
+use crate::capture::table::Table;
 use crate::change::{Relation, Route};
-use crate::delivery::drive;
-use crate::delivery::endpoint::{Account, Endpoint};
-use crate::delivery::feed::Fixed;
-use crate::delivery::link::{Ending, Link};
-use crate::delivery::session;
-use crate::error::{Error, Result};
-use crate::guc;
-use crate::pg::interrupt;
+use crate::delivery::endpoint::{Account, AccountKey, Endpoint, server_oid};
+use crate::error::{Error, Result, SqlState};
+use crate::options::Mode;
 use crate::pg::spi::{self, Home, required};
-use std::time::Instant;
+use crate::pg::{Oid, context};
+use crate::{identity, worker};
+use std::rc::Rc;
+
+/// One row of `check_sync`.
+pub struct Problem {
+    pub table: Option<Oid>,
+    pub server: Option<String>,
+    pub severity: Severity,
+    pub problem: String,
+    pub hint: String,
+}
+
+impl Problem {
+    fn new(table: Option<Oid>, server: Option<&str>, finding: &Finding) -> Self {
+        Self {
+            table,
+            server: server.map(str::to_owned),
+            severity: finding.severity,
+            problem: finding.problem.one_line(),
+            hint: finding.problem.hint().unwrap_or_default(),
+        }
+    }
+}
 
 /// Looks at the target of a route, for `pg_rowsync.connect_timeout` at most. What is in the way of looking is
 /// a finding too. A request to cancel is raised.
@@ -30,22 +72,34 @@ pub fn look(
     local: &Relation,
     route: &Route,
 ) -> Result<Vec<Finding>> {
-    let database = database(home)?;
-    let asked = Endpoint::resolve(home, account).and_then(|endpoint| {
-        let version = route.version().map(|at| route.columns[at].name.as_str());
-        let answer = ask(Link::open(&endpoint)?, &question::about(&route.target, version))?;
-        Ok((endpoint.application_name.clone(), answer))
-    });
     let server = &account.server_name;
-    Ok(match asked {
-        Ok((name, Some(facts))) => {
-            let guard = route.application_name.as_ref().unwrap_or(&name);
-            judge::findings(&Subject { server, database: &database, local, route, guard }, &facts)
-        }
-        // No answer that an honest server gives.
-        Ok((_, None)) => Vec::new(),
-        Err(error) => vec![judge::not_asked(server, &error)],
-    })
+    let endpoint = match Endpoint::resolve(home, account) {
+        Ok(endpoint) => endpoint,
+        Err(error) => return Ok(vec![judge::not_asked(server, &error)]),
+    };
+    let guard = route.application_name.clone();
+    let guard = guard.unwrap_or_else(|| endpoint.application_name.clone());
+    let relations = vec![asked(route)];
+    let answer = ask::ask(&[Question { endpoint, relations }])?.into_iter().next();
+    let Answer { server: facts, mut targets, .. } = match answer {
+        Some(Ok(answer)) => answer,
+        Some(Err(error)) => return Ok(vec![judge::not_asked(server, &error)]),
+        None => return Ok(Vec::new()),
+    };
+    let mut found: Vec<Finding> = judge::in_recovery(server, &facts).into_iter().collect();
+    if let Some(target) = targets.pop().flatten() {
+        let here = relations_here(home, &[local])?.pop().and_then(|here| here.table);
+        let (database, here) = (database(home)?, here.as_ref());
+        let subject = Subject { server, database: &database, local, route, guard: &guard, here };
+        found.extend(judge::findings(&subject, &facts, &target));
+    }
+    Ok(found)
+}
+
+/// What a server is asked about a route.
+fn asked(route: &Route) -> Asked<'_> {
+    let version = route.version().map(|at| route.columns[at].name.as_str());
+    Asked { relation: &route.target, version }
 }
 
 /// What is in the way of asking anything over an account, if something is; for `pg_rowsync.connect_timeout` at most. A
@@ -54,9 +108,12 @@ pub fn look(
 /// # Errors
 /// What the local catalogs report.
 pub fn unreachable(home: &Home, account: &Account) -> Result<Option<Finding>> {
-    let asked = Endpoint::resolve(home, account)
-        .and_then(|endpoint| ask(Link::open(&endpoint)?, "SELECT 1").map(drop));
-    Ok(asked.err().map(|error| judge::not_asked(&account.server_name, &error)))
+    let answer = match Endpoint::resolve(home, account) {
+        Ok(endpoint) => ask::ask(&[Question { endpoint, relations: Vec::new() }])?.pop(),
+        Err(error) => Some(Err(error)),
+    };
+    let failure = answer.and_then(Result::err);
+    Ok(failure.map(|error| judge::not_asked(&account.server_name, &error)))
 }
 
 /// The current database's name.
@@ -65,27 +122,229 @@ fn database(home: &Home) -> Result<String> {
     required(&mut rows.into_iter().next().unwrap_or_default(), 0)
 }
 
-/// The server's answer, if it is one.
-fn ask(mut link: Link<'_>, sql: &str) -> Result<Option<question::Facts>> {
-    let limit = guc::connect_timeout();
-    let deadline = Instant::now() + limit;
-    link.run(Fixed::new([sql]), Ending::Open);
-    while !link.is_done() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let asked = interrupt::pending();
-        if asked || left.is_zero() {
-            let server = link.endpoint().account.server_name.clone();
-            // Closes the connection, before a request to cancel is raised.
-            drop(link);
-            interrupt::check();
-            let millis = limit.as_millis() as i64;
-            return Err(Error::Timeout { server, what: "asking the server", millis });
-        }
-        drive::drive_for(std::slice::from_mut(&mut link), left);
+/// What the current database says of relations.
+fn relations_here(home: &Home, relations: &[&Relation]) -> Result<Vec<TargetFacts>> {
+    let mut facts = Vec::new();
+    let asked: Vec<Asked<'_>> =
+        relations.iter().map(|relation| Asked { relation, version: None }).collect();
+    for some in asked.chunks(question::RELATIONS_AT_ONCE) {
+        let parameter = question::parameter(some);
+        let rows = spi::read(home, &question::about_relations(), &[Some(&parameter)])?;
+        let text = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
+        let answer: Vec<TargetFacts> =
+            serde_json::from_str(&text).map_err(|_| Error::internal("malformed answer"))?;
+        facts.extend(answer);
     }
-    link.result()?;
-    let text = link.answers().iter().flatten().flatten().next();
-    let facts: Option<question::Facts> = text.and_then(|text| serde_json::from_str(text).ok());
-    link.into_session().into_iter().for_each(session::put_back);
-    Ok(facts.filter(question::Facts::is_sound))
+    Ok(facts)
+}
+
+/// What the current database says of itself.
+fn server_here(home: &Home) -> Result<ServerFacts> {
+    let rows = spi::read(home, question::ABOUT_SERVER, &[])?;
+    let text = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
+    serde_json::from_str(&text).map_err(|_| Error::internal("malformed answer"))
+}
+
+/// A table that is attached, as far as it can be delivered.
+struct Delivered {
+    attached: Attached,
+    account: Account,
+    mode: Mode,
+    route: Rc<Route>,
+}
+
+/// Looks at everything that is attached and is the caller's to look at, or one table, or what is sent to one
+/// server; the gravest problems first. A request to cancel is raised.
+///
+/// # Errors
+/// 42501 for a table that is not the caller's, 42704 for a server that is not there.
+pub fn check(home: &Home, table: Option<Oid>, server: Option<&str>) -> Result<Vec<Problem>> {
+    if let Some(server) = server {
+        server_oid(home, server)?;
+    }
+    let caller = Caller::current(home, context::user())?;
+    let all = attached::list(home, &caller, table, server)?;
+    let mut found = Vec::new();
+    if all.is_empty() {
+        let what = if table.is_some() { "this table" } else { "no table" };
+        let problem = match (table, server) {
+            (Some(_), Some(server)) => format!("{what} is not sent to server \"{server}\""),
+            (Some(_), None) => format!("{what} is not attached"),
+            (None, Some(server)) => format!("{what} of yours is sent to server \"{server}\""),
+            (None, None) => return of_database(home, &caller, &[]),
+        };
+        let finding = Finding::notice(problem, "attach_sync attaches tables.");
+        return Ok(vec![Problem::new(table, server, &finding)]);
+    }
+    let mut delivered = Vec::new();
+    for attached in all {
+        let (table, server) = (Some(attached.table), attached.server().to_owned());
+        let findings = attached.findings();
+        found.extend(findings.iter().map(|one| Problem::new(table, Some(&server), one)));
+        match describe(home, attached) {
+            Ok(one) => delivered.push(one),
+            Err(error) => {
+                found.push(Problem::new(table, Some(&server), &Finding::failure(error)));
+            }
+        }
+    }
+    let servers: Vec<String> =
+        delivered.iter().map(|one| one.attached.server().to_owned()).collect();
+    found.extend(of_servers(home, delivered)?);
+    found.extend(of_database(home, &caller, &servers)?);
+    found.sort_by(|one, other| {
+        let order = |problem: &Problem| {
+            let table = problem.table.map(|oid| oid.to_u32());
+            (problem.severity, problem.server.clone(), table)
+        };
+        order(one).cmp(&order(other))
+    });
+    found.dedup_by(|one, other| {
+        (one.table, &one.server, &one.problem) == (other.table, &other.server, &other.problem)
+    });
+    Ok(found)
+}
+
+/// What a trigger's first fire would make of the table.
+fn describe(home: &Home, attached: Attached) -> Result<Delivered> {
+    let table = Table::read(home, attached.table)?;
+    let mut arguments = Arguments::parse(&attached.args)?;
+    if let Some(trigger) = attached.row_trigger() {
+        mentioned::follow_renames(home, &table, trigger.oid, &mut arguments.options)?;
+    }
+    let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
+    let Descriptor { account, mode, route, .. } = descriptor;
+    Ok(Delivered { attached, account, mode, route })
+}
+
+/// Tables that one account sends.
+struct Group {
+    key: AccountKey,
+    endpoint: Rc<Endpoint>,
+    members: Vec<Delivered>,
+}
+
+/// Asks all servers, and judges.
+fn of_servers(home: &Home, delivered: Vec<Delivered>) -> Result<Vec<Problem>> {
+    let mut found = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for one in delivered {
+        let key = one.account.key();
+        if let Some(group) = groups.iter_mut().find(|group| group.key == key) {
+            group.members.push(one);
+            continue;
+        }
+        match Endpoint::resolve(home, &one.account) {
+            Ok(endpoint) => groups.push(Group { key, endpoint, members: vec![one] }),
+            Err(error) => {
+                let (table, server) = (Some(one.attached.table), Some(one.attached.server()));
+                found.push(Problem::new(table, server, &Finding::failure(error)));
+            }
+        }
+    }
+    let questions: Vec<Question<'_>> = groups
+        .iter()
+        .map(|group| Question {
+            endpoint: group.endpoint.clone(),
+            relations: group.members.iter().map(|one| asked(&one.route)).collect(),
+        })
+        .collect();
+    let answers = ask::ask(&questions)?;
+    let (here, database) = (server_here(home)?, database(home)?);
+    for (group, answer) in groups.iter().zip(answers) {
+        let server = &group.endpoint.account.server_name;
+        match answer {
+            Ok(answer) => found.extend(of_group(home, group, &answer, &here, &database)?),
+            Err(error) => {
+                let finding = judge::not_asked(server, &error);
+                found.push(Problem::new(None, Some(server), &finding));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn of_group(
+    home: &Home,
+    group: &Group,
+    answer: &Answer,
+    here: &ServerFacts,
+    database: &str,
+) -> Result<Vec<Problem>> {
+    let account = &group.endpoint.account;
+    let server = account.server_name.as_str();
+    let modes = group.members.iter().map(|one| one.mode);
+    let reached = Reached {
+        server,
+        owner: &role_name(home, account.owner)?,
+        peer: answer.peer,
+        pooled: group.endpoint.pooled,
+        clock_ahead: answer.clock_ahead,
+        mode: modes.max().unwrap_or_default(),
+        by_newest: group.members.iter().any(|one| one.route.version().is_some()),
+    };
+    let of_server = server::findings(&reached, here, &answer.server);
+    let mut found: Vec<Problem> =
+        of_server.iter().map(|one| Problem::new(None, Some(server), one)).collect();
+    let names: Vec<&Relation> = group.members.iter().map(|one| &one.attached.name).collect();
+    let tables_here = relations_here(home, &names)?;
+    let targets = state::targets_of(home, server)?;
+    for ((one, target), local) in group.members.iter().zip(&answer.targets).zip(&tables_here) {
+        let Some(facts) = target else { continue };
+        let route = &*one.route;
+        let guard = route.application_name.as_ref().unwrap_or(&group.endpoint.application_name);
+        let (local_name, here) = (&one.attached.name, local.table.as_ref());
+        let subject = Subject { server, database, local: local_name, route, guard, here };
+        let mut findings = judge::findings(&subject, &answer.server, facts);
+        if let Some(target) = &facts.table {
+            findings.extend(surprises::findings(&subject, target));
+            let pair = Pair { subject: &subject, target };
+            findings.extend(mesh::parents(&pair, &targets));
+            findings.extend(mesh::gap(&pair, other_servers(here, server)));
+        }
+        let table = Some(one.attached.table);
+        found.extend(findings.iter().map(|one| Problem::new(table, Some(server), one)));
+    }
+    Ok(found)
+}
+
+/// How many servers besides this one a table is sent to.
+fn other_servers(here: Option<&Target>, server: &str) -> usize {
+    let mut names: Vec<&String> = (here.into_iter())
+        .flat_map(Target::active_triggers)
+        .filter_map(|trigger| trigger.args.first())
+        .filter(|name| *name != server)
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names.len()
+}
+
+fn role_name(home: &Home, role: Oid) -> Result<String> {
+    let sql = "SELECT pg_catalog.pg_get_userbyid($1::pg_catalog.oid)";
+    let rows = spi::read(home, sql, &[Some(&role.to_u32().to_string())])?;
+    required(&mut rows.into_iter().next().unwrap_or_default(), 0)
+}
+
+/// What there is to be said of the current database, and of what waits for servers.
+fn of_database(home: &Home, caller: &Caller, servers: &[String]) -> Result<Vec<Problem>> {
+    let mut found = Vec::new();
+    if identity::is_copy()? {
+        let problem = "this database is a copy of the one that pg_rowsync was set up in: its changes are neither \
+                       captured nor sent";
+        let finding = Finding::error(
+            SqlState::OBJECT_NOT_READY,
+            problem,
+            "adopt_sync() makes it a database of its own; detach_sync ends its part.",
+        );
+        found.push(Problem::new(None, None, &finding));
+    }
+    if !servers.is_empty() {
+        let finding = state::of_worker(worker::state(home)?);
+        found.extend(finding.iter().map(|finding| Problem::new(None, None, finding)));
+    }
+    for (table, server, finding) in state::of_queue(home, caller)? {
+        found.push(Problem::new(table, Some(&server), &finding));
+    }
+    Ok(found)
 }

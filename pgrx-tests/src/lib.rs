@@ -20,6 +20,7 @@ pub mod setup;
 pub mod side;
 pub mod testbed;
 pub mod tls;
+pub mod type_pairs;
 
 pub use cluster::{Cluster, Shutdown};
 pub use hostile::Hostile;

@@ -14,6 +14,7 @@ const WRITTEN: &[&str] = &[
     "README.md",
     "SECURITY.md",
     "doc/atomic.md",
+    "doc/check.md",
     "doc/commit.md",
     "doc/comparison.md",
     "doc/conflicts.md",

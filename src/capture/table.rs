@@ -231,14 +231,15 @@ impl Table {
         .collect()
     }
 
-    /// The key's columns, each with whether the index is checked at once.
+    /// The key's columns, each with whether the index is checked at once. Not those of a key WITHOUT OVERLAPS, which
+    /// newer majors have: no ON CONFLICT can rely on it.
     fn key(home: &Home, args: &[Option<&str>]) -> Result<Vec<(String, bool)>> {
         spi::read(
             home,
             "SELECT a.attname, i.indimmediate FROM ( \
                SELECT i.indrelid, i.indkey, i.indnkeyatts, i.indimmediate FROM pg_catalog.pg_index i \
                WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND i.indisvalid \
-                 AND (i.indisprimary OR i.indisreplident) \
+                 AND (i.indisprimary OR i.indisreplident) AND NOT i.indisexclusion \
                ORDER BY i.indisprimary DESC LIMIT 1) i, \
              LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(num, ord) \
              JOIN pg_catalog.pg_attribute a ON a.attnum OPERATOR(pg_catalog.=) k.num \

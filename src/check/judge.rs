@@ -1,38 +1,12 @@
-//! From what a server says of a target to what will not work there. Pure.
+//! From what a server says of a target to what will not work there: what `attach_sync` says too. Pure.
 
-use super::question::{Facts, Target, Trigger};
-use crate::change::{Policy, Relation, Route};
+use super::facts::{Flags, ServerFacts, Target, TargetFacts, Trigger, is_same_set};
+use super::finding::{Finding, quoted};
+use super::types::{self, Fidelity, Verdict};
+use crate::change::{Column, Policy, Relation, Route};
 use crate::connect::settings::settings_in;
 use crate::error::{Error, SqlState};
 use crate::options::{MAX_NAME, OnConflict, Options};
-
-/// How much a finding matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    /// Changes will not arrive, or not stop.
-    Error,
-    /// Something may surprise.
-    Notice,
-}
-
-/// One thing that was found. The error's message is the problem, its hint the way out.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    pub severity: Severity,
-    pub problem: Error,
-}
-
-impl Finding {
-    fn error(sqlstate: SqlState, problem: String, hint: impl Into<String>) -> Self {
-        let problem = Error::local(sqlstate, problem).with_hint(hint);
-        Self { severity: Severity::Error, problem }
-    }
-
-    fn notice(problem: String, hint: impl Into<String>) -> Self {
-        let problem = Error::local(SqlState::new("00000"), problem).with_hint(hint);
-        Self { severity: Severity::Notice, problem }
-    }
-}
 
 /// What is looked at.
 pub struct Subject<'s> {
@@ -43,6 +17,8 @@ pub struct Subject<'s> {
     pub route: &'s Route,
     /// The `application_name` under which changes arrive there.
     pub guard: &'s str,
+    /// What the current database says of the local table, if it was asked.
+    pub here: Option<&'s Target>,
 }
 
 const CONVERGE: &str = "Use \"on_conflict\": \"newest\" with a \"version_column\" on both sides, or let \
@@ -55,9 +31,6 @@ const GENERATED: &str = "428C9";
 /// Kinds of relations that rows can be sent to, if need be: tables, partitioned ones, views, foreign tables.
 const TABLE_LIKE: [&str; 4] = ["r", "p", "v", "f"];
 
-/// Columns that a finding names.
-const MOST_NAMED: usize = 8;
-
 /// The server could not be asked.
 pub fn not_asked(server: &str, error: &Error) -> Finding {
     let problem =
@@ -68,15 +41,22 @@ pub fn not_asked(server: &str, error: &Error) -> Finding {
     Finding::error(error.sqlstate(), problem, hint)
 }
 
-/// Everything that can be seen.
-pub fn findings(subject: &Subject<'_>, facts: &Facts) -> Vec<Finding> {
+/// The server takes no changes.
+pub fn in_recovery(server: &str, facts: &ServerFacts) -> Option<Finding> {
+    let problem = format!("server \"{server}\" is in recovery and takes no changes");
+    let hint =
+        "Changes are queued until it is promoted; or let the server's options lead to its primary.";
+    facts.in_recovery.then(|| Finding::error(SqlState::new(READ_ONLY), problem, hint))
+}
+
+/// What keeps changes from arriving, or makes them go round.
+pub fn findings(
+    subject: &Subject<'_>,
+    server_facts: &ServerFacts,
+    facts: &TargetFacts,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     let server = subject.server;
-    if facts.in_recovery {
-        let problem = format!("server \"{server}\" is in recovery and takes no changes");
-        let hint = "Changes are queued until it is promoted; or let the server's options lead to its primary.";
-        found.push(Finding::error(SqlState::new(READ_ONLY), problem, hint));
-    }
     let Relation { schema, table } = &subject.route.target;
     let Some(target) = &facts.table else {
         let (problem, hint) = match facts.usage {
@@ -94,29 +74,46 @@ pub fn findings(subject: &Subject<'_>, facts: &Facts) -> Vec<Finding> {
         found.push(Finding::error(state, problem, hint));
         return found;
     };
-    let of_target = OfTarget { subject, facts, target };
+    let of_target = OfTarget { subject, facts: server_facts, usage: facts.usage, target };
     found.extend(of_target.kind());
     if !TABLE_LIKE.contains(&target.kind.as_str()) {
         return found;
     }
     found.extend(of_target.privileges());
     found.extend(of_target.columns());
+    found.extend(of_target.types());
     found.extend(of_target.arbiter());
     found.extend(of_target.way_back());
     found.extend(of_target.replaced_versions());
     found
 }
 
+impl Subject<'_> {
+    /// The target, for messages.
+    pub fn target_name(&self) -> String {
+        let Relation { schema, table } = &self.route.target;
+        format!("\"{schema}.{table}\" on server \"{}\"", self.server)
+    }
+
+    /// Whether a trigger there sends to the local table. Hosts are not compared: the same server goes by many
+    /// names.
+    pub fn is_back(&self, trigger: &Trigger) -> bool {
+        let [_, schema, table, ..] = trigger.args.as_slice() else { return false };
+        let dbname = trigger.server.get("dbname").map_or(self.database, String::as_str);
+        (schema, table) == (&self.local.schema, &self.local.table) && dbname == self.database
+    }
+}
+
 struct OfTarget<'s> {
     subject: &'s Subject<'s>,
-    facts: &'s Facts,
+    facts: &'s ServerFacts,
+    usage: Option<bool>,
     target: &'s Target,
 }
 
 impl OfTarget<'_> {
     fn name(&self) -> String {
-        let Relation { schema, table } = &self.subject.route.target;
-        format!("\"{schema}.{table}\" on server \"{}\"", self.subject.server)
+        self.subject.target_name()
     }
 
     fn is_view(&self) -> bool {
@@ -161,7 +158,7 @@ impl OfTarget<'_> {
             Finding::error(SqlState::INSUFFICIENT_PRIVILEGE, problem, hint)
         };
         let mut found = Vec::new();
-        if self.facts.usage == Some(false) {
+        if self.usage == Some(false) {
             let schema = &route.target.schema;
             found.push(denied(
                 format!("role \"{role}\" may not use schema \"{schema}\" on server \"{server}\""),
@@ -172,8 +169,7 @@ impl OfTarget<'_> {
         let all = |letter: char, positions: Vec<usize>| {
             positions.into_iter().all(|at| {
                 let name = &route.columns[at].name;
-                let column = target.columns.iter().find(|(there, _)| there == name);
-                column.is_none_or(|(_, flags)| flags.has(letter))
+                target.column(name).is_none_or(|column| column.1.has(letter))
             })
         };
         let every: Vec<usize> = (0..route.columns.len()).collect();
@@ -211,38 +207,29 @@ impl OfTarget<'_> {
     fn columns(&self) -> Vec<Finding> {
         let (route, target) = (self.subject.route, self.target);
         let mut found = Vec::new();
-        let quoted = |names: Vec<&str>| -> String {
-            let shown = names.iter().take(MOST_NAMED);
-            let mut list: Vec<String> = shown.map(|name| format!("\"{name}\"")).collect();
-            if names.len() > MOST_NAMED {
-                list.push(format!("and {} more", names.len() - MOST_NAMED));
-            }
-            list.join(", ")
-        };
         let sent = |name: &str| route.columns.iter().any(|column| column.name == name);
-        let is_there = |name: &str| target.columns.iter().any(|(there, _)| there == name);
         let missing: Vec<&str> = route
             .columns
             .iter()
             .map(|column| column.name.as_str())
-            .filter(|name| !is_there(name))
+            .filter(|name| target.column(name).is_none())
             .collect();
         if !missing.is_empty() {
             found.push(Finding::error(
                 SqlState::UNDEFINED_COLUMN,
-                format!("{} has no column {}", self.name(), quoted(missing)),
+                format!("{} has no column {}", self.name(), quoted(&missing)),
                 "Add it there, or leave it out with \"exclude\", or name it otherwise with \"rename\".",
             ));
         }
-        let named = |test: &dyn Fn(&str, &super::question::Flags) -> bool| -> Vec<&str> {
-            let columns = target.columns.iter().filter(|(name, flags)| test(name, flags));
-            columns.map(|(name, _)| name.as_str()).collect()
+        let named = |test: &dyn Fn(&str, &Flags) -> bool| -> Vec<&str> {
+            let columns = target.columns.iter().filter(|column| test(&column.0, &column.1));
+            columns.map(|column| column.0.as_str()).collect()
         };
         let generated = named(&|name, flags| sent(name) && flags.has('g'));
         if !generated.is_empty() {
             found.push(Finding::error(
                 SqlState::new(GENERATED),
-                format!("{} generates column {} itself", self.name(), quoted(generated)),
+                format!("{} generates column {} itself", self.name(), quoted(&generated)),
                 "Leave it out with \"exclude\".",
             ));
         }
@@ -253,12 +240,77 @@ impl OfTarget<'_> {
                 format!(
                     "{} needs a value for column {}, which is not sent",
                     self.name(),
-                    quoted(unfilled)
+                    quoted(&unfilled)
                 ),
                 "Give it a default there, or let it be null.",
             ));
         }
         found
+    }
+
+    /// Columns whose values do not arrive as they are.
+    fn types(&self) -> Vec<Finding> {
+        let (route, Some(here)) = (self.subject.route, self.subject.here) else {
+            return Vec::new();
+        };
+        let judged = |(at, column): (usize, &Column)| {
+            let name = column.local.as_ref().unwrap_or(&column.name);
+            let (local, remote) = (here.column(name)?, self.target.column(&column.name)?);
+            let from = (local.2, local.3);
+            let to = (remote.2, remote.3);
+            let mut verdict = types::compare(&here.types, from, &self.target.types, to);
+            if verdict.fidelity == Fidelity::Equal && remote.1.has('c') && !local.1.has('c') {
+                let why = "other texts are equal there by the column's collation".to_owned();
+                verdict = Verdict { fidelity: Fidelity::Merging, why };
+            }
+            self.judged(at, name, [&local.4, &remote.4], &verdict)
+        };
+        route.columns.iter().enumerate().filter_map(judged).collect()
+    }
+
+    /// What there is to be said of a column with such types.
+    fn judged(
+        &self,
+        at: usize,
+        name: &str,
+        shown: [&str; 2],
+        verdict: &Verdict,
+    ) -> Option<Finding> {
+        let route = self.subject.route;
+        let (is_key, is_version) = (route.key.contains(&at), route.version() == Some(at));
+        let [here, there] = shown;
+        let Verdict { fidelity, why } = verdict;
+        let types = format!(
+            "column \"{name}\" is of type {here} here and of type {there} in {}",
+            self.name()
+        );
+        let state = SqlState::DATATYPE_MISMATCH;
+        let as_here = format!("Give it the type {here} there, or a wider one.");
+        if (is_key || is_version) && fidelity.is_coarser_key() {
+            let role = if is_key { "key" } else { "version" };
+            let harm = match is_key {
+                true => "rows that differ here may be one there, and changes miss their row",
+                false => "newer changes may be taken for older ones",
+            };
+            let problem = format!("{role} {types}: {why}, so that {harm}");
+            return Some(Finding::error(state, problem, as_here).refusing());
+        }
+        let problem = format!("{types}: {why}");
+        let or_leave_out = format!("{as_here} Or leave it out with \"exclude\".");
+        match fidelity {
+            Fidelity::Equal | Fidelity::Merging => None,
+            Fidelity::Never => Some(Finding::error(state, problem, or_leave_out)),
+            Fidelity::Narrower | Fidelity::Rewritten | Fidelity::Coarser => {
+                Some(Finding::warning(state, problem, or_leave_out))
+            }
+            Fidelity::Unknown if is_key || is_version => {
+                Some(Finding::warning(state, problem, as_here))
+            }
+            Fidelity::Unknown => Some(Finding::notice(
+                problem,
+                "Values travel as text. Try some of each kind before relying on it.",
+            )),
+        }
     }
 
     /// Whether there is what ON CONFLICT needs.
@@ -270,12 +322,8 @@ impl OfTarget<'_> {
         let mut key: Vec<&str> =
             route.key.iter().map(|at| route.columns[*at].name.as_str()).collect();
         key.sort_unstable();
-        let fitting = |(columns, _): &&(Vec<String>, bool)| {
-            let mut columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-            columns.sort_unstable();
-            columns == key
-        };
-        let fitting: Vec<_> = self.target.unique.iter().filter(fitting).collect();
+        let fitting: Vec<_> =
+            self.target.unique.iter().filter(|(columns, _)| is_same_set(columns, &key)).collect();
         let columns = key.join(", ");
         if fitting.is_empty() {
             return Some(Finding::error(
@@ -301,9 +349,8 @@ impl OfTarget<'_> {
     /// decides by the newest as well, what was sent is kept there.
     fn replaced_versions(&self) -> Option<Finding> {
         let Policy::Newest(at) = self.subject.route.policy else { return None };
-        let keeps = self.target.triggers.iter().any(|trigger| {
-            let options = trigger.args.get(3).and_then(|options| Options::parse(options).ok());
-            options.is_some_and(|options| options.on_conflict == OnConflict::Newest)
+        let keeps = self.target.active_triggers().any(|trigger| {
+            trigger.options().is_some_and(|options| options.on_conflict == OnConflict::Newest)
         });
         if keeps || !self.target.sets_version {
             return None;
@@ -326,20 +373,15 @@ impl OfTarget<'_> {
     fn way_back(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut diverges = false;
-        for trigger in &self.target.triggers {
-            let [server, schema, table, options @ ..] = trigger.args.as_slice() else { continue };
-            let options =
-                options.first().map_or_else(|| Ok(Options::default()), |o| Options::parse(o));
-            let Ok(options) = options else { continue };
-            let local = self.subject.local;
-            // Hosts are not compared: the same server goes by many names.
-            let dbname = trigger.server.get("dbname").map_or(self.subject.database, String::as_str);
-            let leads_back =
-                (schema, table) == (&local.schema, &local.table) && dbname == self.subject.database;
+        for trigger in self.target.active_triggers() {
+            let [server, ..] = trigger.args.as_slice() else { continue };
+            let Some(options) = trigger.options() else { continue };
+            let leads_back = self.subject.is_back(trigger);
             if leads_back {
                 let policy = self.subject.route.policy;
                 diverges |= !matches!(policy, Policy::Newest(_))
-                    || options.on_conflict != OnConflict::Newest;
+                    || options.on_conflict != OnConflict::Newest
+                    || !self.is_same_version(&options);
             }
             found.extend(self.guard(trigger, &options, server, leads_back));
         }
@@ -352,6 +394,12 @@ impl OfTarget<'_> {
             found.push(Finding::notice(problem, CONVERGE));
         }
         found
+    }
+
+    /// Whether both sides decide by the same column.
+    fn is_same_version(&self, theirs: &Options) -> bool {
+        let ours = self.subject.route.version().map(|at| &self.subject.route.columns[at].name);
+        ours == theirs.version_column.as_ref()
     }
 
     /// Whether a trigger there takes what arrives from here for its own changes.
@@ -441,33 +489,37 @@ mod tests {
     }
 
     fn states(policy: Policy, facts: &str) -> Vec<String> {
-        let facts: Facts = serde_json::from_str(facts).expect("facts");
+        let server_facts: ServerFacts = serde_json::from_str(SERVER).expect("facts");
+        let facts: TargetFacts = serde_json::from_str(facts).expect("facts");
         let route = route(policy);
         let (server, database, guard) = ("dst", "db", "pg_rowsync");
-        let subject = Subject { server, database, local: &route.source, route: &route, guard };
-        let found = findings(&subject, &facts).into_iter();
+        let (local, here) = (&route.source, None);
+        let subject = Subject { server, database, local, route: &route, guard, here };
+        let found = findings(&subject, &server_facts, &facts).into_iter();
         found.map(|finding| finding.problem.sqlstate().to_string()).collect()
     }
 
     const SERVER: &str =
-        r#""role": "r", "roles": ["r"], "in_recovery": false, "guard": "pg_rowsync""#;
+        r#"{"role": "r", "roles": ["r"], "in_recovery": false, "guard": "pg_rowsync"}"#;
     const TABLE: &str = r#""kind": "r", "row_security": false, "delete": true, "truncate": true,
-        "changes_rows": false, "columns": [["id", "nius"], ["v", "ius"]], "unique": [[["id"], true]]"#;
+        "changes_rows": false, "columns": [["id", "nius", 1, -1, ""], ["v", "ius", 1, -1, ""]],
+        "unique": [[["id"], true]]"#;
 
     #[test]
     fn an_answer_with_nothing_wrong_gives_no_finding() {
-        let facts = format!(r#"{{{SERVER}, "usage": true, "table": {{{TABLE}, "triggers": []}}}}"#);
+        let facts = format!(r#"{{"usage": true, "table": {{{TABLE}, "triggers": []}}}}"#);
         assert_eq!(states(Policy::Overwrite, &facts), [""; 0]);
-        let none = format!(r#"{{{SERVER}, "usage": null, "table": null}}"#);
-        assert_eq!(states(Policy::Overwrite, &none), ["3F000"]);
+        let none = r#"{"usage": null, "table": null}"#;
+        assert_eq!(states(Policy::Overwrite, none), ["3F000"]);
     }
 
     #[test]
     fn a_trigger_there_is_held_against_the_name_that_changes_carry() {
         let with = |options: &str, server: &str| {
-            let trigger =
-                format!(r#"{{"args": ["back", "s", "t", {options}], "server": {{{server}}}}}"#);
-            format!(r#"{{{SERVER}, "usage": true, "table": {{{TABLE}, "triggers": [{trigger}]}}}}"#)
+            let trigger = format!(
+                r#"{{"enabled": "O", "args": ["back", "s", "t", {options}], "server": {{{server}}}}}"#
+            );
+            format!(r#"{{"usage": true, "table": {{{TABLE}, "triggers": [{trigger}]}}}}"#)
         };
         // That the policies may diverge is noted of both.
         assert_eq!(states(Policy::Overwrite, &with(r#""{}""#, "")), ["00000"]);

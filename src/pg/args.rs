@@ -5,12 +5,14 @@ use super::Oid;
 use super::rows_of_key::Key;
 use super::text;
 use crate::error::{Error, Result, SqlState};
-use pgrx::callconv::{Arg, ArgAbi};
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::Datum;
 use pgrx::fcinfo::{pg_arg_is_null, pg_getarg_datum_raw};
-use pgrx::pg_sys;
 use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
+use pgrx::{IntoDatum, pg_sys};
+use std::ffi::CString;
 use std::marker::PhantomData;
 
 /// The arguments of the running call: what a SQL function here takes, made by pgrx from the call that PostgreSQL
@@ -114,6 +116,60 @@ impl<'call> Args<'call> {
             Ok(Key::new(pg_getarg_datum_raw(self.0, number)))
         }
     }
+}
+
+/// A result of type `name`.
+pub struct Name(CString);
+
+/// `NAMEDATALEN`.
+const NAME_BYTES: usize = pg_sys::NAMEDATALEN as usize;
+
+impl Name {
+    /// From a name that the catalogs have: a longer one is cut.
+    ///
+    /// # Errors
+    /// PostgreSQL raises what the database's encoding cannot hold.
+    pub fn new(text: &str) -> Result<Self> {
+        Ok(Self(text::to_server(text)?))
+    }
+}
+
+impl IntoDatum for Name {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let bytes = self.0.as_bytes();
+        let length = bytes.len().min(NAME_BYTES - 1);
+        // SAFETY: a name is so many bytes, filled up with zeroes; one at least stays.
+        Some(unsafe {
+            let name = pg_sys::palloc0(NAME_BYTES).cast::<u8>();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), name, length);
+            pg_sys::Datum::from(name)
+        })
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::NAMEOID
+    }
+}
+
+// SAFETY: returns the datum that it makes.
+unsafe impl BoxRet for Name {
+    unsafe fn box_into<'fcx>(self, info: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        match self.into_datum() {
+            // SAFETY: the datum is a `name` in memory of the call.
+            Some(datum) => unsafe { info.return_raw_datum(datum) },
+            None => info.return_null(),
+        }
+    }
+}
+
+// SAFETY: what it makes is a `name`; the declarations stand beside the functions.
+unsafe impl SqlTranslatable for Name {
+    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(Name);
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: std::result::Result<SqlMappingRef, ArgumentError> =
+        Ok(SqlMappingRef::As("name"));
+    const RETURN_SQL: std::result::Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::As("name")));
 }
 
 /// The bytes of a `text` result: declared `text` in SQL, which is stored as these bytes are.

@@ -63,6 +63,11 @@ pub fn now() -> i64 {
 /// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
 const TO_2000: i64 = 946_684_800 * 1_000_000;
 
+/// The time, in microseconds since 1970.
+pub fn clock() -> i64 {
+    now() + TO_2000
+}
+
 /// When the cluster was started, in microseconds since 1970.
 pub fn cluster_start() -> i64 {
     // SAFETY: a variable that the postmaster sets before there is another process.

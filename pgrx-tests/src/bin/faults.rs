@@ -1,4 +1,4 @@
-//! `cargo faults rounds|atomic|whole|converge|outage|flapping|leaks|points`: breaks things on purpose, at a size that is too large for
+//! `cargo faults rounds|atomic|whole|converge|outage|flapping|leaks|points|types`: breaks things on purpose, at a size that is too large for
 //! every run of the tests. Sets the machine up first, as the other commands do.
 
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
 use rowsync_harness::faults::{convergence, flapping, leaks, outage, points, rounds, whole};
-use rowsync_harness::setup;
+use rowsync_harness::{Testbed, setup, type_pairs};
 
 const USAGE: &str = "usage:
   cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|atomic|all]
@@ -34,7 +34,9 @@ const USAGE: &str = "usage:
       one backend, a fifth of its transactions failing
   cargo faults points [--case NAME|all] [--write]
       everything that can go wrong at every named point of the extension, in every mode and by drains;
-      --write puts what was seen into doc/failures.md";
+      --write puts what was seen into doc/failures.md
+  cargo faults types [--write]
+      what becomes of values between every pair of types; --write puts it into doc/types.md";
 
 fn main() -> ExitCode {
     exit_code(run())
@@ -53,6 +55,7 @@ fn run() -> Result<()> {
         "flapping" => run_flapping(&mut options),
         "leaks" => run_leaks(&mut options),
         "points" => run_points(&mut options),
+        "types" => run_types(&mut options),
         _ => bail!("{USAGE}"),
     }
 }
@@ -203,6 +206,22 @@ fn run_points(options: &mut Arguments) -> Result<()> {
         let mut whole = points::Table::of(&document);
         whole.extend(table);
         std::fs::write(&file, whole.put_into(&document)?)?;
+    }
+    Ok(())
+}
+
+fn run_types(options: &mut Arguments) -> Result<()> {
+    let writes = options.flag("write");
+    options.end(USAGE)?;
+    setup::prepare_with_faults()?;
+    let bed = Testbed::new("types");
+    bed.link(&bed.left, &bed.right, "dst", &[]);
+    let rows = type_pairs::observe(&bed)?;
+    println!("{}", type_pairs::render(&rows));
+    if writes {
+        let file = setup::root().join(type_pairs::DOCUMENT);
+        let document = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, type_pairs::put_into(&document, &rows)?)?;
     }
     Ok(())
 }

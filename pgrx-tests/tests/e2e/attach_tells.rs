@@ -117,7 +117,13 @@ fn columns_that_do_not_fit_are_told() {
     );
     bed.left.exec("select detach_sync('t', 'dst')");
     let renamed = r#"{"rename": {"n": "g", "v": "extra"}}"#;
-    assert_told(&told(&bed, "t", renamed), &[("428C9", "generates column \"g\"", "\"exclude\"")]);
+    assert_told(
+        &told(&bed, "t", renamed),
+        &[
+            ("428C9", "generates column \"g\"", "\"exclude\""),
+            ("42804", "column \"v\" is of type text here and of type integer", "Give it the type"),
+        ],
+    );
     bed.left.exec("select detach_sync('t', 'dst')");
     // A domain may forbid NULL, and a trigger may fill it in.
     bed.right.exec(

@@ -17,8 +17,9 @@ fn coarser(label: &str, pair: (&str, &str, &str, &str), options: &str) -> Testbe
     let (here, there, one, other) = pair;
     let bed = linked(label);
     bed.left.exec(&format!("create table t (k {here} primary key, v int, ver int)"));
-    bed.right.exec(&format!("create table t (k {there} primary key, v int, ver int)"));
+    // Before the target is there: with such a key it would be refused.
     attach(&bed, "t", options);
+    bed.right.exec(&format!("create table t (k {there} primary key, v int, ver int)"));
     bed.left.exec(&format!("insert into t values ({one}, 0, 0), ({other}, 0, 0)"));
     bed
 }

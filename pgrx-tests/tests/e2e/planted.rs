@@ -129,6 +129,7 @@ fn what_is_planted_is_called_by_nobody() {
             run(&mut admin, "select * from public.sync_conflicts");
             run(&mut admin, "select * from public.sync_conflict_counts");
             run(&mut admin, "select public.sync_connections(), public.sync_counters()");
+            run(&mut writer, "select public.check_sync()");
             run(&mut admin, "select public.sync_disconnect(null)");
             run(&mut writer, "select public.sync_disconnect(null)");
             run(&mut admin, &format!("truncate {user}.t"));

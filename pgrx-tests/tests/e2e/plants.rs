@@ -110,7 +110,7 @@ const FUNCTIONS: &str = "
         'pg_backend_pid()', 'pg_try_advisory_xact_lock_shared(int8)', 'json_agg(text)',
         'current_setting(text, bool)', 'pg_has_role(oid, text)', 'pg_terminate_backend(int4, int8)',
         'sync_worker_state()', 'hash_record_extended(record, int8)',
-        'adopt_sync()', 'sync_is_copy()', 'regexp_replace(text, text, text)', 'right(text, int4)',
+        'adopt_sync()', 'check_sync(regclass, text)', 'sync_is_copy()', 'regexp_replace(text, text, text)', 'right(text, int4)',
         'obj_description(oid, name)', 'sync_change_sql(text, text)',
         'sync_attachments()', 'pg_partition_tree(regclass)', 'format(text, text, text)',
         'has_table_privilege(oid, text)', 'has_function_privilege(oid, text, text)', 'sum(int8)',

@@ -17,6 +17,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("adopt_sync()", "", ""),
     ("attach_sync(regclass,text,text,jsonb)", "execute", "execute"),
     ("attach_sync_schema(text,text,text,jsonb,boolean)", "execute", "execute"),
+    ("check_sync(regclass,text)", "execute", "execute"),
     ("deal_sync_err_rec(integer,text)", "", "execute"),
     ("detach_sync(regclass,text)", "execute", "execute"),
     ("pause_sync(text)", "execute", "execute"),

@@ -1,0 +1,293 @@
+//! What is attached: the triggers of the extension, table by table, and what can be said of them without
+//! asking anybody.
+
+use super::finding::{Finding, quoted};
+use crate::change::Relation;
+use crate::delivery::endpoint::oid;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::spi::{self, Home, required};
+use crate::sql::quote::ident;
+
+/// One of the triggers.
+#[derive(Clone, Debug)]
+pub struct AttachedTrigger {
+    pub oid: Oid,
+    name: String,
+    /// `pg_trigger.tgenabled`.
+    enabled: String,
+    /// `pg_trigger.tgtype`.
+    kind: u16,
+    deferrable: bool,
+    /// Columns of UPDATE OF.
+    columns: Vec<String>,
+}
+
+/// A table and a target: the triggers that send the one to the other.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    pub table: Oid,
+    pub name: Relation,
+    /// Arguments of the triggers: server, schema, table and, if there are any, options.
+    pub args: Vec<String>,
+    /// Partitioned or with a trigger that its partitions share.
+    persistence: String,
+    pub triggers: Vec<AttachedTrigger>,
+}
+
+/// Whom the caller may look at: as `user` what he owns, and everything where `everything` is so.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    pub user: Oid,
+    pub everything: bool,
+}
+
+impl Caller {
+    /// The current user. Superusers and members of `pg_monitor` see everything.
+    ///
+    /// # Errors
+    /// What the catalogs report.
+    pub fn current(home: &Home, user: Oid) -> Result<Self> {
+        let sql = "SELECT r.rolsuper OR pg_catalog.pg_has_role(r.oid, 'pg_monitor'::pg_catalog.name, 'USAGE') \
+             FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid";
+        let rows = spi::read(home, sql, &[Some(&user.to_u32().to_string())])?;
+        let everything = rows.into_iter().flatten().flatten().next().as_deref() == Some("t");
+        Ok(Self { user, everything })
+    }
+
+    /// As arguments of SQL.
+    pub fn args(&self) -> [String; 2] {
+        [self.user.to_u32().to_string(), self.everything.to_string()]
+    }
+}
+
+/// Bits of `pg_trigger.tgtype`.
+mod bit {
+    pub const ROW: u16 = 1;
+    pub const BEFORE: u16 = 2;
+    pub const INSERT: u16 = 4;
+    pub const DELETE: u16 = 8;
+    pub const UPDATE: u16 = 16;
+    pub const TRUNCATE: u16 = 32;
+    pub const INSTEAD: u16 = 64;
+}
+
+/// What the caller may see of what is attached, of one table or all, to one server or all, in the order of
+/// their names.
+///
+/// # Errors
+/// 42501 for a table that is named and is not the caller's.
+pub fn list(
+    home: &Home,
+    caller: &Caller,
+    table: Option<Oid>,
+    server: Option<&str>,
+) -> Result<Vec<Attached>> {
+    if let Some(table) = table {
+        check_owner(home, caller, table)?;
+    }
+    let table = table.map(|oid| oid.to_u32().to_string());
+    let [user, everything] = caller.args();
+    // A partition's triggers are those of the table to which it belongs, unless it is asked for itself.
+    let sql = "SELECT t.oid, t.tgname, t.tgenabled, t.tgtype, t.tgdeferrable, \
+            pg_catalog.to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a \
+              WHERE a.attrelid OPERATOR(pg_catalog.=) t.tgrelid \
+                AND a.attnum OPERATOR(pg_catalog.=) ANY (t.tgattr::pg_catalog.int2[]))), \
+            pg_catalog.to_json(a.args), c.oid, n.nspname, c.relname, c.relpersistence \
+         FROM pg_catalog.pg_trigger t \
+         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+          AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+         JOIN pg_catalog.pg_namespace h ON h.oid OPERATOR(pg_catalog.=) p.pronamespace \
+          AND h.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
+             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
+           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
+             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
+             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
+         WHERE ($2::pg_catalog.oid IS NULL \
+                AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+             OR t.tgrelid OPERATOR(pg_catalog.=) $2::pg_catalog.oid) \
+           AND ($3 IS NULL OR a.args[1] OPERATOR(pg_catalog.=) $3) \
+           AND ($5::pg_catalog.bool OR pg_catalog.pg_has_role($4::pg_catalog.oid, c.relowner, 'USAGE')) \
+         ORDER BY n.nspname, c.relname, a.args, t.tgname";
+    let args =
+        [Some(home.schema.as_str()), table.as_deref(), server, Some(&user), Some(&everything)];
+    let mut found: Vec<Attached> = Vec::new();
+    for mut row in spi::read(home, sql, &args)? {
+        let texts =
+            |json: String| -> Vec<String> { serde_json::from_str(&json).unwrap_or_default() };
+        let trigger = AttachedTrigger {
+            oid: oid(&required(&mut row, 0)?)?,
+            name: required(&mut row, 1)?,
+            enabled: required(&mut row, 2)?,
+            kind: required(&mut row, 3)?
+                .parse()
+                .map_err(|_| Error::internal("malformed tgtype"))?,
+            deferrable: required(&mut row, 4)? == "t",
+            columns: texts(required(&mut row, 5)?),
+        };
+        let (args, table) = (texts(required(&mut row, 6)?), oid(&required(&mut row, 7)?)?);
+        match found.last_mut().filter(|last| last.table == table && last.args == args) {
+            Some(last) => last.triggers.push(trigger),
+            None => found.push(Attached {
+                table,
+                args,
+                name: Relation { schema: required(&mut row, 8)?, table: required(&mut row, 9)? },
+                persistence: required(&mut row, 10)?,
+                triggers: vec![trigger],
+            }),
+        }
+    }
+    Ok(joined(found))
+}
+
+/// A TRUNCATE trigger that is given no options goes with the trigger that has some.
+fn joined(found: Vec<Attached>) -> Vec<Attached> {
+    let (mut whole, parts): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|one| one.triggers.iter().any(AttachedTrigger::is_of_rows));
+    for part in parts {
+        let same = |one: &&mut Attached| {
+            one.table == part.table && one.args.iter().take(3).eq(part.args.iter().take(3))
+        };
+        match whole.iter_mut().find(same) {
+            Some(one) => one.triggers.extend(part.triggers),
+            None => whole.push(part),
+        }
+    }
+    whole
+}
+
+fn check_owner(home: &Home, caller: &Caller, table: Oid) -> Result<()> {
+    let [user, everything] = caller.args();
+    let sql = "SELECT c.relname, $3::pg_catalog.bool \
+            OR pg_catalog.pg_has_role($2::pg_catalog.oid, c.relowner, 'USAGE') \
+         FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid";
+    let args = [Some(table.to_u32().to_string()), Some(user), Some(everything)];
+    let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
+    let Some(mut row) = spi::read(home, sql, &args)?.into_iter().next() else {
+        return Err(Error::local(SqlState::UNDEFINED_TABLE, "relation does not exist"));
+    };
+    match required(&mut row, 1)?.as_str() {
+        "t" => Ok(()),
+        _ => Err(Error::local(
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of table {}", required(&mut row, 0)?),
+        )
+        .with_hint("Superusers and members of pg_monitor may check every table.")),
+    }
+}
+
+impl AttachedTrigger {
+    fn has(&self, bits: u16) -> bool {
+        self.kind & bits != 0
+    }
+
+    fn is_of_rows(&self) -> bool {
+        self.has(bit::INSERT | bit::UPDATE | bit::DELETE)
+    }
+
+    /// Whether the trigger function takes it, and it fires for what people write.
+    fn is_active(&self) -> bool {
+        self.is_well_formed() && matches!(self.enabled.as_str(), "O" | "A")
+    }
+
+    fn is_well_formed(&self) -> bool {
+        let level = self.has(bit::ROW) == self.is_of_rows()
+            && !(self.is_of_rows() && self.has(bit::TRUNCATE));
+        level && !self.has(bit::BEFORE | bit::INSTEAD) && !self.deferrable
+    }
+
+    /// What is wrong with it.
+    fn finding(&self, table: &str) -> Option<Finding> {
+        let name = &self.name;
+        let enable = format!("ALTER TABLE {} ENABLE TRIGGER {}.", ident(table), ident(name));
+        let state = SqlState::OBJECT_NOT_READY;
+        if !self.is_well_formed() {
+            let problem = format!("trigger \"{name}\" has a timing or level that sync_dml refuses");
+            let hint = "Use AFTER, FOR EACH ROW for INSERT, UPDATE and DELETE, FOR EACH STATEMENT for \
+                        TRUNCATE, and not DEFERRABLE; attach_sync makes such triggers.";
+            return Some(Finding::error(SqlState::TRIGGER_PROTOCOL, problem, hint));
+        }
+        match self.enabled.as_str() {
+            "D" => {
+                let problem =
+                    format!("trigger \"{name}\" is disabled: what it should capture is not sent");
+                Some(Finding::error(state, problem, enable))
+            }
+            "R" => {
+                let problem = format!(
+                    "trigger \"{name}\" fires only for what replication applies: what people write is not sent"
+                );
+                Some(Finding::error(state, problem, enable))
+            }
+            "A" => Some(Finding::notice(
+                format!("trigger \"{name}\" also fires for what replication applies"),
+                format!("Unless that is meant: {enable}"),
+            )),
+            _ if !self.columns.is_empty() => {
+                let columns = quoted(&self.columns);
+                let problem = format!(
+                    "trigger \"{name}\" fires only for updates that name column {columns}: others are not sent"
+                );
+                let hint = "Make it without a list of columns, as attach_sync does.";
+                Some(Finding::warning(state, problem, hint))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Attached {
+    /// The server's name.
+    pub fn server(&self) -> &str {
+        self.args.first().map_or("", String::as_str)
+    }
+
+    /// The trigger that captures rows.
+    pub fn row_trigger(&self) -> Option<&AttachedTrigger> {
+        self.triggers.iter().find(|trigger| trigger.is_of_rows())
+    }
+
+    /// What is wrong with the triggers, and with the table as far as that matters everywhere.
+    pub fn findings(&self) -> Vec<Finding> {
+        let table = &self.name.table;
+        let of_each = self.triggers.iter().filter_map(|trigger| trigger.finding(table));
+        let mut found: Vec<Finding> = of_each.collect();
+        let captured = |event: u16| {
+            self.triggers.iter().any(|trigger| trigger.is_active() && trigger.has(event))
+        };
+        let events = [
+            ("INSERT", bit::INSERT),
+            ("UPDATE", bit::UPDATE),
+            ("DELETE", bit::DELETE),
+            ("TRUNCATE", bit::TRUNCATE),
+        ];
+        let missing: Vec<&str> = events
+            .into_iter()
+            .filter(|(_, event)| !captured(*event))
+            .map(|(name, _)| name)
+            .collect();
+        // Those that are disabled have been named.
+        if !missing.is_empty() && self.triggers.iter().all(AttachedTrigger::is_active) {
+            let missing = missing.join(", ");
+            found.push(Finding::warning(
+                SqlState::OBJECT_NOT_READY,
+                format!(
+                    "no trigger sends {missing} of table \"{table}\" to server \"{}\"",
+                    self.server()
+                ),
+                "Unless that is meant: detach_sync, then attach_sync, which makes triggers for all.",
+            ));
+        }
+        if self.persistence == "u" {
+            found.push(Finding::warning(
+                SqlState::OBJECT_NOT_READY,
+                format!("table \"{table}\" is unlogged: a crash empties it here and not there"),
+                format!("ALTER TABLE {} SET LOGGED.", ident(table)),
+            ));
+        }
+        found
+    }
+}

@@ -1,0 +1,150 @@
+//! What waits here, and who is to deliver it. Of records only SQLSTATEs are shown: messages may quote values.
+
+use super::attached::Caller;
+use super::finding::Finding;
+use crate::change::Relation;
+use crate::delivery::endpoint::oid;
+use crate::error::{Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::spi::{self, Home, required};
+use crate::sql::quote::ident;
+
+/// What is told of the worker in this state, see [`crate::worker::state`].
+pub fn of_worker(state: &str) -> Option<Finding> {
+    let object_not_ready = SqlState::OBJECT_NOT_READY;
+    match state {
+        "none" => Some(Finding::warning(
+            object_not_ready,
+            "no worker replays what is queued: pg_rowsync is not in shared_preload_libraries",
+            "Preload it and restart; until then call start_sync_worker(), or deal_sync_err_rec() by a schedule.",
+        )),
+        "stopped" => Some(Finding::warning(
+            object_not_ready,
+            "the worker of this database was stopped: what is queued waits",
+            "SELECT start_sync_worker().",
+        )),
+        "no slot" => Some(Finding::warning(
+            SqlState::new("53000"),
+            "the worker of this database has no slot: what is queued waits",
+            "Raise max_worker_processes and restart.",
+        )),
+        _ => None,
+    }
+}
+
+/// The relations that tables here are sent to over a server, whosever they are.
+///
+/// # Errors
+/// What the catalogs report.
+pub fn targets_of(home: &Home, server: &str) -> Result<Vec<Relation>> {
+    let sql = "SELECT DISTINCT a.args[2], a.args[3] FROM pg_catalog.pg_trigger t \
+         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+          AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+         JOIN pg_catalog.pg_namespace h ON h.oid OPERATOR(pg_catalog.=) p.pronamespace \
+          AND h.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
+             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
+           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
+             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
+             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
+         WHERE a.args[1] OPERATOR(pg_catalog.=) $2 AND t.tgnargs OPERATOR(pg_catalog.>) 2::pg_catalog.int2";
+    spi::read(home, sql, &[Some(&home.schema), Some(server)])?
+        .into_iter()
+        .map(|mut row| {
+            Ok(Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? })
+        })
+        .collect()
+}
+
+/// What is to be said of records that the caller may know of: table, server and finding.
+///
+/// # Errors
+/// What reading the tables reports.
+pub fn of_queue(home: &Home, caller: &Caller) -> Result<Vec<(Option<Oid>, String, Finding)>> {
+    let schema = ident(&home.schema);
+    let args = caller.args();
+    let args = [Some(args[0].as_str()), Some(args[1].as_str())];
+    let mine = |owner: &str| {
+        format!(
+            "($2::pg_catalog.bool OR pg_catalog.pg_has_role($1::pg_catalog.oid, {owner}::pg_catalog.oid, 'USAGE'))"
+        )
+    };
+    let mut found = Vec::new();
+    let failed = format!(
+        "SELECT c.oid, q.dst_server, pg_catalog.count(*), pg_catalog.min(q.id), \
+            COALESCE(pg_catalog.min(q.sqlstate), '') \
+         FROM {schema}.sync_queue q \
+         LEFT JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) q.nsp_name \
+         LEFT JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
+          AND c.relname OPERATOR(pg_catalog.=) q.table_name \
+         WHERE q.status OPERATOR(pg_catalog.=) 'failed' AND {} GROUP BY 1, 2",
+        mine("q.owner")
+    );
+    for mut row in spi::read(home, &failed, &args)? {
+        let table = row.first_mut().and_then(Option::take).map(|text| oid(&text)).transpose()?;
+        let (server, count) = (required(&mut row, 1)?, required(&mut row, 2)?);
+        let (first, state) = (required(&mut row, 3)?, required(&mut row, 4)?);
+        let problem = format!(
+            "{count} records for server \"{server}\" have failed, the first of them {first} with SQLSTATE {state}"
+        );
+        let hint = "See sync_err_rec. Remove the cause and call retry_sync_err_rec(id), or delete the record \
+                    there, which discards the change.";
+        found.push((table, server, Finding::error(SqlState::new(&state), problem, hint)));
+    }
+    let pending = format!(
+        "SELECT s.dst_server, p.id, COALESCE(w.last_sqlstate, '') FROM ( \
+           SELECT f.srvname::pg_catalog.text FROM pg_catalog.pg_foreign_server f) s(dst_server) \
+         CROSS JOIN LATERAL (SELECT q.id, q.create_time FROM {schema}.sync_queue q \
+           WHERE q.dst_server OPERATOR(pg_catalog.=) s.dst_server \
+             AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} ORDER BY q.id LIMIT 1) p \
+         LEFT JOIN {schema}.sync_server_state w \
+           ON w.dst_server OPERATOR(pg_catalog.=) s.dst_server AND w.failures OPERATOR(pg_catalog.>) 0 \
+         WHERE p.create_time OPERATOR(pg_catalog.<) \
+           (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval)",
+        mine("q.owner")
+    );
+    for mut row in spi::read(home, &pending, &args)? {
+        let (server, first) = (required(&mut row, 0)?, required(&mut row, 1)?);
+        let state = required(&mut row, 2)?;
+        let last = match state.is_empty() {
+            true => String::new(),
+            false => format!("; the last attempt failed with SQLSTATE {state}"),
+        };
+        let problem = format!(
+            "changes for server \"{server}\" have been pending for more than a minute, from record {first} on{last}"
+        );
+        let hint = "See sync_status for the last error and when it is tried again.";
+        found.push((None, server, Finding::warning(SqlState::OBJECT_NOT_READY, problem, hint)));
+    }
+    let blocked = format!(
+        "SELECT w.dst_server, w.owner, COALESCE(w.last_sqlstate, '') FROM {schema}.sync_owner_state w \
+         WHERE w.failures OPERATOR(pg_catalog.>) 0 AND {} \
+           AND EXISTS (SELECT FROM {schema}.sync_queue q \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) w.dst_server \
+               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid \
+               AND q.status OPERATOR(pg_catalog.=) 'pending')",
+        mine("w.owner")
+    );
+    for mut row in spi::read(home, &blocked, &args)? {
+        let (server, owner) = (required(&mut row, 0)?, required(&mut row, 1)?);
+        let state = required(&mut row, 2)?;
+        let problem = format!(
+            "server \"{server}\" does not take the changes of owner {owner}: SQLSTATE {state}"
+        );
+        let hint = "See the column blocked of sync_status; others' changes do not wait for them.";
+        found.push((None, server, Finding::error(SqlState::new(&state), problem, hint)));
+    }
+    let lost = format!(
+        "SELECT l.dst_server, pg_catalog.count(*) FROM {schema}.sync_lost_session l WHERE {} GROUP BY 1",
+        mine("l.owner")
+    );
+    for mut row in spi::read(home, &lost, &args)? {
+        let (server, count) = (required(&mut row, 0)?, required(&mut row, 1)?);
+        let problem = format!(
+            "{count} sessions on server \"{server}\" whose connections were lost may still commit: newer changes wait"
+        );
+        let hint = "They are ended by the next drain; if that cannot, by an administrator there.";
+        found.push((None, server, Finding::warning(SqlState::OBJECT_IN_USE, problem, hint)));
+    }
+    Ok(found)
+}
