@@ -70,6 +70,13 @@ CREATE TRIGGER sync_queue_discarded AFTER DELETE ON @extschema@.sync_queue
     FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) 'failed')
     EXECUTE FUNCTION @extschema@.sync_queue_discarded();
 
+CREATE TABLE @extschema@.sync_queue_floor (
+    dst_server text CONSTRAINT sync_queue_floor_pkey PRIMARY KEY,
+    id bigint NOT NULL
+);
+COMMENT ON TABLE @extschema@.sync_queue_floor IS
+    'ids of sync_queue up to which no record is pending for a server: looks begin behind them';
+
 CREATE TABLE @extschema@.sync_server_state (
     dst_server text CONSTRAINT sync_server_state_pkey PRIMARY KEY,
     failures integer NOT NULL DEFAULT 0,
@@ -104,7 +111,9 @@ CREATE TABLE @extschema@.sync_lost_session (
     backend_start timestamptz,
     token bigint,
     not_after timestamptz,
-    lost_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    lost_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    remote_xact bigint,
+    xact pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id()
 );
 COMMENT ON TABLE @extschema@.sync_lost_session IS
     'server sessions of connections lost with a COMMIT on its way; nothing is applied before they are gone';
@@ -112,6 +121,8 @@ COMMENT ON COLUMN @extschema@.sync_lost_session.token IS
     'where the process was not known for certain: the advisory lock that the lost transaction takes first';
 COMMENT ON COLUMN @extschema@.sync_lost_session.not_after IS
     'by the server''s clock: a transaction that has not begun by then never will';
+COMMENT ON COLUMN @extschema@.sync_lost_session.remote_xact IS
+    'the transaction there, where it was asked for: it tells whether it was committed';
 CREATE INDEX sync_lost_session_server ON @extschema@.sync_lost_session (dst_server);
 
 CREATE TABLE @extschema@.sync_prepared_transaction (
@@ -212,6 +223,9 @@ ALTER TABLE @extschema@.sync_queue ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_pause
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_pause ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_queue_floor
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_queue_floor ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_server_state
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_server_state ENABLE REPLICA TRIGGER sync_not_replicated;

@@ -90,7 +90,8 @@ pub struct Route {
     pub target: Relation,
     /// The columns of [`Change::row`], in its order.
     pub columns: Vec<Column>,
-    /// The key, as positions in `columns`; its order is that of [`Change::key`].
+    /// The key, as positions in `columns`; its order is that of [`Change::key`]. Empty where rows are only inserted
+    /// and nothing tells them apart, see [`Route::is_keyless`].
     pub key: Vec<usize>,
     /// The local key's constraint is deferrable: the remote's may be too, so no ON CONFLICT may
     /// rely on it, and within a transaction two rows may hold the same key.
@@ -125,11 +126,18 @@ impl Policy {
 }
 
 impl Route {
-    /// Whether its positions are those of columns that it has, and it has a key: not so in a route that
-    /// was not written by capture.
+    /// Whether its positions are those of columns that it has, and it has a key or need not have one: not so in a
+    /// route that was not written by capture.
     pub fn is_sound(&self) -> bool {
         let known = |at| at < self.columns.len();
-        !self.key.is_empty() && self.key.iter().copied().chain(self.version()).all(known)
+        let has_key = !self.is_keyless() || self.policy == Policy::Error;
+        has_key && self.key.iter().copied().chain(self.version()).all(known)
+    }
+
+    /// Whether nothing tells rows apart: they are inserted, and whether that has happened cannot be seen by looking
+    /// at them. Its policy is [`Policy::Error`].
+    pub fn is_keyless(&self) -> bool {
+        self.key.is_empty()
     }
 
     /// Positions of the key columns that an UPDATE may set.
@@ -280,8 +288,8 @@ impl<S> Change<S> {
         let row = self.row.len() == route.columns.len();
         match self.op {
             Op::Insert => no_key && row,
-            Op::Update => (no_key || key) && row,
-            Op::Delete => key && no_row,
+            Op::Update => (no_key || key) && row && !route.is_keyless(),
+            Op::Delete => key && no_row && !route.is_keyless(),
             Op::Truncate => no_key && no_row,
         }
     }

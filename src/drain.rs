@@ -11,6 +11,7 @@
 
 mod batch;
 mod met;
+mod outcome;
 mod replay;
 
 use self::batch::{Batch, Trial};
@@ -29,7 +30,7 @@ use crate::pg::spi::Home;
 use crate::pg::{Oid, interrupt, lock, report};
 use crate::queue::claim::Claims;
 use crate::queue::lanes::{self, Lane};
-use crate::queue::{self, aside, pause, state};
+use crate::queue::{self, aside, floor, pause, state};
 use crate::transaction::{self, Drained};
 use crate::versions;
 use crate::{conflicts, identity, loops};
@@ -327,12 +328,14 @@ struct Work {
     applied: Vec<i64>,
     /// Records that were set aside before and get another chance.
     retried: Vec<String>,
-    /// Records that were applied have been removed from the queue already.
-    flushed: bool,
+    /// Records that were applied and have been removed from the queue already.
+    flushed: Vec<i64>,
     /// The conflicts of records that were set aside.
     set_aside: Tally,
     /// See [`Trial::noted_until`].
     noted: i64,
+    /// See [`outcome::settle`].
+    refuted: Option<i64>,
 }
 
 /// Whether the remote transaction is new or that of an earlier call in the local one.
@@ -516,6 +519,8 @@ impl<'h> Drain<'h> {
                 None => {}
             }
         }
+        // What was removed here is gone if this transaction commits, and so is the floor raised.
+        floor::raise(home, &name)?;
         // Where the server let others in, it is this one that does not get in.
         let is_refused = |error: &Error| {
             error.is_about_owner() || (was_there && matches!(error, Error::Connect { .. }))
@@ -578,28 +583,44 @@ impl<'h> Drain<'h> {
             Ok(link) => link,
             Err(error) => return stopped(error),
         };
+        let mut link = link;
+        let refuted = match first {
+            true => match outcome::settle(self.home, &self.server_name, &lane.owner, &mut link) {
+                Ok(refuted) => refuted,
+                Err(error) => return stopped(error),
+            },
+            false => None,
+        };
         let server = link.endpoint().account.server;
         let replay = Replay::new(link, !first);
         let served = Served::default();
         let (applied, retried, set_aside) = (Vec::new(), Vec::new(), Tally::default());
-        let (flushed, noted) = (false, 0);
-        let mut work = Work { replay, served, applied, retried, flushed, set_aside, noted };
+        let (flushed, noted) = (Vec::new(), 0);
+        let mut work =
+            Work { replay, served, applied, retried, flushed, set_aside, noted, refuted };
         let bound = if lane.apart.is_some() { i64::MAX } else { self.bound };
         let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
         let bound = limits.map(|(_, last)| *last).fold(bound, i64::min);
         self.apply(lane, bound, others, &mut work)?;
-        let Work { mut replay, mut served, applied, retried, flushed, set_aside, noted } = work;
+        let Work { mut replay, mut served, applied, retried, flushed, set_aside, noted, .. } = work;
         let (home, changes) = (self.home.clone(), served.changes);
         let held_back = replay.held_back();
         loops::not_sent(server, &self.server_name, held_back);
         let sent = changes.saturating_sub(held_back);
         let drained = Drained { home, changes: sent, conflicts: replay.take_conflicts() };
+        let xact = replay.transaction();
         match replay.into_link() {
             Some(link) if first && changes == 0 => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
-                if let Some(last) = applied.iter().max().filter(|last| **last > noted) {
-                    batch::note_replay(self.home, *last)?;
+                let last = applied.iter().max().copied();
+                if let Some(last) = last.filter(|last| *last > noted) {
+                    batch::note_replay(self.home, last)?;
+                }
+                if let Some(xact) = xact {
+                    let (ids, until) = ([&*flushed, &*applied].concat(), last.max(Some(noted)));
+                    let until = until.unwrap_or_default();
+                    outcome::note(&self.server_name, &lane.owner, xact, &ids, until);
                 }
                 queue::remove(self.home, &applied)?;
                 fault_point!(Removed);
@@ -608,7 +629,7 @@ impl<'h> Drain<'h> {
                 transaction::keep_drain(&self.server_name, session, drained);
             }
             // What had been applied before is gone, its records too.
-            None if !first || (flushed && changes > 0) => {
+            None if !first || (!flushed.is_empty() && changes > 0) => {
                 return Err(served.stop.unwrap_or(Error::internal("drain lost its session")));
             }
             None => {
@@ -645,7 +666,7 @@ impl<'h> Drain<'h> {
             ..Trial::default()
         };
         // Else it is that of another lane, and what it hides of this one is not known.
-        if let Some(noted) = noted.filter(|noted| *noted <= last)
+        if let Some(noted) = noted.filter(|noted| *noted <= last && work.refuted != Some(*noted))
             && queue::is_pending(self.home, noted)?
         {
             trial.replayed_until = Some(noted);
@@ -666,8 +687,8 @@ impl<'h> Drain<'h> {
             let units = claims.next(left.min(at_once))?;
             if units.is_empty() {
                 // What waited for records that were applied; then those set aside before.
-                queue::remove(self.home, &std::mem::take(&mut work.applied))?;
-                work.flushed = true;
+                queue::remove(self.home, &work.applied)?;
+                work.flushed.append(&mut work.applied);
                 if !aside::release(self.home, name)? {
                     again.truncate(left.min(i64::from(i32::MAX)) as usize);
                     if again.is_empty() {
@@ -721,6 +742,11 @@ impl<'h> Drain<'h> {
         for one in queue::lost(self.home, &self.server_name)? {
             if one.owner == mine {
                 link = lost::end(link, &one.session)?;
+                if let Some(xact) = one.session.xact
+                    && let Some(committed) = lost::outcome(&mut link, xact)?
+                {
+                    queue::settle_lost(self.home, &self.server_name, &one, committed)?;
+                }
                 queue::forget_lost(self.home, &one)?;
             }
         }

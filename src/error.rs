@@ -18,6 +18,7 @@ impl SqlState {
     pub const CONNECTION_FAILURE: Self = Self::new("08006");
     pub const CANNOT_CONNECT: Self = Self::new("08001");
     pub const RESOLUTION_UNKNOWN: Self = Self::new("08007");
+    pub const COMPLETION_UNKNOWN: Self = Self::new("40003");
     pub const REJECTED_CONNECTION: Self = Self::new("08004");
     pub const PROTOCOL_VIOLATION: Self = Self::new("08P01");
     pub const DATATYPE_MISMATCH: Self = Self::new("42804");
@@ -475,14 +476,17 @@ impl Error {
     }
 
     /// The same with the server's own message, which may quote a value: for our tables, and for the
-    /// client whose changes they are. Its DETAIL, which quotes keys, is left out.
+    /// client whose changes they are. Its DETAIL is left out where it may quote keys; the table that it was about,
+    /// which a lock timeout tells in the CONTEXT only, is not.
     pub fn in_full(&self) -> String {
-        match self {
-            Self::Remote(e) => match e.advice() {
-                Some(advice) => format!("{}. {advice}", e.message),
-                None => e.message.clone(),
-            },
-            _ => self.one_line(),
+        let Self::Remote(e) = self else { return self.one_line() };
+        let place = e.context.as_ref().filter(|_| e.is_plain()).and_then(|c| c.lines().next());
+        let place = place.map(|place| format!(" {place}")).unwrap_or_default();
+        let detail = e.told_detail().map(|detail| format!(": {}", detail.trim_end()));
+        let told = format!("{}{place}{}", e.message, detail.unwrap_or_default());
+        match e.advice() {
+            Some(advice) => format!("{told}. {advice}"),
+            None => told,
         }
     }
 }
@@ -501,6 +505,35 @@ mod tests {
         assert_eq!(SqlState::of_failure("23505").as_str(), "23505");
         for odd in ["00000", "2350", "23\n05", "23\u{e9}5", ""] {
             assert_eq!(SqlState::of_failure(odd), SqlState::INTERNAL, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_has_the_place_and_a_detail_that_quotes_nothing() {
+        let stored = |sqlstate: &str, message: &str, detail: &str, context: Option<&str>| {
+            Error::Remote(Box::new(RemoteError {
+                server: "dst".to_owned(),
+                sqlstate: SqlState::new(sqlstate),
+                message: message.to_owned(),
+                detail: Some(detail.to_owned()).filter(|detail| !detail.is_empty()),
+                hint: None,
+                context: context.map(str::to_owned),
+                schema: None,
+                table: None,
+                column: None,
+                constraint: None,
+            }))
+            .in_full()
+        };
+        let place = "while updating tuple (0,1) in relation \"t\"";
+        for (sqlstate, detail, context, expected) in [
+            ("55P03", "", Some(place), format!("m {place}")),
+            ("40P01", "Process 1 waits.", Some(place), format!("m {place}: Process 1 waits.")),
+            ("23505", "Key (id)=(1) already exists.", None, "m".to_owned()),
+            ("22012", "secret", Some("PL/pgSQL function f(text)"), "m".to_owned()),
+            ("42501", "It quotes secret.", Some("SQL statement \"x\""), "m".to_owned()),
+        ] {
+            assert_eq!(stored(sqlstate, "m", detail, context), expected, "{sqlstate}");
         }
     }
 

@@ -76,6 +76,8 @@ pub struct Options {
     pub rename: BTreeMap<String, String>,
     /// Local key columns; the primary key by default, else the replica identity index.
     pub key: Option<Vec<String>>,
+    /// The table's rows are inserted and never changed: it needs no key, and UPDATE and DELETE are refused.
+    pub insert_only: bool,
     /// Loop-guard name of this trigger and `application_name` of what it delivers.
     pub application_name: Option<String>,
     /// Role whose members are believed when their session carries the loop guard's name; everybody by
@@ -101,7 +103,8 @@ impl Options {
                         .with_detail(sentence(&e.to_string()))
                         .with_hint(
                             "Options are a JSON object with mode, on_conflict, version_column, \
-                         columns, exclude, rename, key, application_name, guard_role.",
+                         columns, exclude, rename, key, insert_only, application_name, \
+                         guard_role.",
                         )
                 })?;
         options.check()?;
@@ -190,13 +193,14 @@ mod tests {
     fn every_option_is_read() {
         let options = Options::parse(
             r#"{"mode": "sync", "on_conflict": "newest", "version_column": "v",
-                "columns": ["id", "v"], "rename": {"v": "w"}, "key": ["id"],
+                "columns": ["id", "v"], "rename": {"v": "w"}, "key": ["id"], "insert_only": true,
                 "application_name": "guard", "guard_role": "peers"}"#,
         )
         .expect("valid");
         assert_eq!(options.mode, Mode::Sync);
         assert_eq!(options.version_column.as_deref(), Some("v"));
         assert_eq!(options.rename["v"], "w");
+        assert!(options.insert_only);
         assert_eq!(options.guard_role.as_deref(), Some("peers"));
     }
 

@@ -10,6 +10,7 @@
 pub mod aside;
 pub mod claim;
 mod enqueue;
+pub mod floor;
 pub mod footprint;
 pub mod lanes;
 pub mod pause;
@@ -18,6 +19,7 @@ pub mod state;
 pub use self::enqueue::enqueue;
 
 use self::aside::Blockers;
+use self::floor::Owners;
 use self::footprint::Footprint;
 use crate::atomic::decision::{self, Decision};
 use crate::atomic::done;
@@ -27,7 +29,7 @@ use crate::change::{Change, Route};
 use crate::connect::lost_session::LostSession;
 use crate::delivery::endpoint::Account;
 use crate::delivery::feed::Source;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::pg::lookup::{self, Is, Place, Status, View};
 use crate::pg::spi::{self, Home, required};
 use crate::pg::{context, sequence};
@@ -53,10 +55,7 @@ pub enum Standing {
 }
 
 const PAUSED: Place = Place { table: "sync_pause", column: 1, status: Status::Any };
-const PENDING: Place = Place { table: "sync_queue", column: 2, status: Status::Pending };
-const ASIDE: Place = Place { table: "sync_queue", column: 2, status: Status::NotPending };
 const RECORD: Place = Place { table: "sync_queue", column: 1, status: Status::Pending };
-const LOST: Place = Place { table: "sync_lost_session", column: 2, status: Status::Any };
 
 /// What the queue has for a server.
 ///
@@ -68,21 +67,24 @@ pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
 
 /// The same, and whether transactions that are prepared there may not have been committed yet.
 fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
-    let places = [PAUSED, LOST, PENDING, ASIDE, decision::OF_SERVER];
-    View::look(home, &places.each_ref().map(|place| place.table), |view| {
-        let has = |place: &Place| {
-            view.has(place.table, &[(place.column, Is::Text(server_name))], place.status)
-        };
-        let standing = if has(&PAUSED)? {
+    let decisions = decision::OF_SERVER;
+    let tables = [PAUSED.table, "sync_lost_session", "sync_queue", floor::TABLE, decisions.table];
+    View::look(home, &tables, |view| {
+        let server = [(2, Is::Text(server_name))];
+        let paused = [(PAUSED.column, Is::Text(server_name))];
+        let standing = if view.has(PAUSED.table, &paused, PAUSED.status)? {
             Standing::Paused
-        } else if has(&LOST)? || has(&PENDING)? {
+        } else if view.has("sync_lost_session", &server, Status::Any)?
+            || Owners::of(view, server_name).next()?.is_some()
+        {
             Standing::Pending
-        } else if has(&ASIDE)? {
+        } else if view.has("sync_queue", &server, Status::NotPending)? {
             Standing::Aside
         } else {
             Standing::Free
         };
-        Ok((standing, has(&decision::OF_SERVER)?))
+        let decided = [(decisions.column, Is::Text(server_name))];
+        Ok((standing, view.has(decisions.table, &decided, decisions.status)?))
     })
 }
 
@@ -91,7 +93,9 @@ fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
 /// # Errors
 /// What reading the queue reports.
 pub fn has_aside(home: &Home, server_name: &str) -> Result<bool> {
-    Ok(lookup::first_with(home, server_name, &[ASIDE])?.is_some())
+    View::look(home, &["sync_queue"], |view| {
+        view.has("sync_queue", &[(2, Is::Text(server_name))], Status::NotPending)
+    })
 }
 
 /// What a change set must wait for.
@@ -220,10 +224,10 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
     let _writable = context::Writable::new();
     let sql = format!(
         "INSERT INTO {}.sync_lost_session \
-           (dst_server, owner, backend_pid, backend_start, token, not_after, id) \
+           (dst_server, owner, backend_pid, backend_start, token, not_after, id, remote_xact) \
            OVERRIDING SYSTEM VALUE \
          VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {}, \
-           $7::pg_catalog.int8)",
+           $7::pg_catalog.int8, $8::pg_catalog.int8)",
         ident(&set.home.schema),
         time("$4"),
         time("$6")
@@ -237,6 +241,7 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
         number(lost.token),
         number(lost.not_after),
         number(Some(sequence::draw(&set.home, "sync_lost_session_id_seq", 1)?)),
+        number(lost.xact),
     ];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
     spi::write(&set.home, &sql, &args)?;
@@ -293,33 +298,28 @@ pub fn remove(home: &Home, ids: &[i64]) -> Result<()> {
 /// What reading the queue reports.
 pub fn servers(home: &Home, with_failed: bool) -> Result<Vec<String>> {
     let queue = format!("{}.sync_queue", ident(&home.schema));
-    // Hops over each index from name to name: the queue may be long, servers are few.
-    let hops = |name: &str, condition: &str| {
-        format!(
-            "{name}(server) AS (SELECT pg_catalog.min(dst_server) FROM {queue} \
-                WHERE status OPERATOR(pg_catalog.{condition}) 'pending' \
-              UNION ALL SELECT (SELECT pg_catalog.min(q.dst_server) FROM {queue} q \
-                WHERE q.status OPERATOR(pg_catalog.{condition}) 'pending' \
-                  AND q.dst_server OPERATOR(pg_catalog.>) {name}.server) \
-              FROM {name} WHERE {name}.server IS NOT NULL)"
-        )
-    };
+    let mut pending = ArrayLiteral::default();
+    floor::servers(home)?.iter().for_each(|server| pending.push(Some(server)));
+    // Hops over the index from name to name: the queue may be long, servers are few.
     let sql = format!(
-        "WITH RECURSIVE {}, {} \
-         SELECT server FROM pending WHERE server IS NOT NULL \
+        "WITH RECURSIVE aside(server) AS (SELECT pg_catalog.min(dst_server) FROM {queue} \
+                WHERE status OPERATOR(pg_catalog.<>) 'pending' \
+              UNION ALL SELECT (SELECT pg_catalog.min(q.dst_server) FROM {queue} q \
+                WHERE q.status OPERATOR(pg_catalog.<>) 'pending' \
+                  AND q.dst_server OPERATOR(pg_catalog.>) aside.server) \
+              FROM aside WHERE aside.server IS NOT NULL) \
+         SELECT pg_catalog.unnest($2::pg_catalog.text[]) \
          UNION SELECT server FROM aside WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
            OR EXISTS ({}) OR EXISTS (SELECT FROM {queue} q \
              WHERE q.dst_server OPERATOR(pg_catalog.=) aside.server \
                AND q.status OPERATOR(pg_catalog.=) 'failed' \
                AND q.next_attempt_at IS NOT NULL)) \
          UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
-        hops("pending", "="),
-        hops("aside", "<>"),
         aside::released(&queue, "aside.server"),
         ident(&home.schema)
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(home, &sql, &[Some(with_failed)])?
+    spi::read(home, &sql, &[Some(with_failed), Some(&pending.into_text())])?
         .into_iter()
         .map(|mut row| required(&mut row, 0))
         .collect()
@@ -330,6 +330,8 @@ pub struct Lost {
     id: String,
     pub owner: String,
     pub session: LostSession,
+    /// The local transaction that has queued what was on its way.
+    xact: String,
 }
 
 /// The lost sessions of a server.
@@ -338,7 +340,8 @@ pub struct Lost {
 /// What reading the table reports.
 pub fn lost(home: &Home, server_name: &str) -> Result<Vec<Lost>> {
     let sql = format!(
-        "SELECT id, owner::pg_catalog.oid, backend_pid, {}, token, {} FROM {}.sync_lost_session \
+        "SELECT id, owner::pg_catalog.oid, backend_pid, {}, token, {}, remote_xact, xact \
+         FROM {}.sync_lost_session \
          WHERE dst_server OPERATOR(pg_catalog.=) $1 ORDER BY lost_at",
         micros("backend_start"),
         micros("not_after"),
@@ -357,10 +360,39 @@ pub fn lost(home: &Home, server_name: &str) -> Result<Vec<Lost>> {
                 backend_start: number(3)?,
                 token: number(4)?,
                 not_after: number(5)?,
+                xact: number(6)?,
             };
-            Ok(Lost { id: required(&mut row, 0)?, owner: required(&mut row, 1)?, session })
+            let (id, owner) = (required(&mut row, 0)?, required(&mut row, 1)?);
+            Ok(Lost { id, owner, session, xact: required(&mut row, 7)? })
         })
         .collect()
+}
+
+/// Removes the records of what a lost session has committed, or lets them count as not delivered: what became of
+/// its transaction is known.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn settle_lost(home: &Home, server_name: &str, lost: &Lost, committed: bool) -> Result<()> {
+    let schema = ident(&home.schema);
+    let what = match committed {
+        true => format!("DELETE FROM {schema}.sync_queue q"),
+        false => format!(
+            "UPDATE {schema}.sync_queue q SET sqlstate = '{}'",
+            SqlState::CONNECTION_FAILURE
+        ),
+    };
+    let sql = format!(
+        "{what} WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+           AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
+           AND q.xact OPERATOR(pg_catalog.=) $3::pg_catalog.xid8 \
+           AND q.sqlstate OPERATOR(pg_catalog.=) '{}'",
+        floor::above(&schema, "$1"),
+        SqlState::RESOLUTION_UNKNOWN
+    );
+    spi::write(home, &sql, &[server_name, &lost.owner, &lost.xact].map(Some))?;
+    Ok(())
 }
 
 /// Forgets a lost session that is gone.

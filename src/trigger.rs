@@ -27,6 +27,7 @@ pub fn fire(event: &Event<'_>) -> Result<()> {
         stats::guarded(descriptor.account.server);
         return Ok(());
     }
+    descriptor.check_event(op)?;
     let Some(route) = descriptor.route_of_session() else {
         loops::not_captured(descriptor.account.server, &descriptor.account.server_name);
         return Ok(());

@@ -13,6 +13,7 @@ const WRITTEN: &[&str] = &[
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
+    "doc/append-only.md",
     "doc/atomic.md",
     "doc/check.md",
     "doc/commit.md",

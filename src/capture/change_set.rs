@@ -145,6 +145,11 @@ impl ChangeSet {
         &self.routes
     }
 
+    /// Whether rows of some table cannot be told apart on the server.
+    pub fn is_keyless(&self) -> bool {
+        self.routes.iter().any(|route| route.is_keyless())
+    }
+
     /// Those of them over which upserts are sent.
     pub fn upsert_routes(&self) -> impl Iterator<Item = &Rc<Route>> {
         self.routes.iter().zip(&self.upserts).filter(|(_, upserts)| **upserts).map(|(r, _)| r)

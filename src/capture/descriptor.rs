@@ -4,7 +4,7 @@
 use super::mentioned;
 use super::origin::Origin;
 use super::table::{Table, TableColumn};
-use crate::change::{Binary, Column, Policy, Relation, Route};
+use crate::change::{Binary, Column, Op, Policy, Relation, Route};
 use crate::delivery::endpoint::{Account, Endpoint, oid};
 use crate::error::{Error, Result, SqlState};
 use crate::options::{Mode, OnConflict, Options};
@@ -70,6 +70,8 @@ pub struct Descriptor {
     pub guard: Option<CString>,
     /// Only sessions of this role's members are believed to be ours.
     guard_role: Option<Oid>,
+    /// UPDATE and DELETE are refused.
+    insert_only: bool,
     /// Of changes that originate here.
     pub route: Rc<Route>,
     /// The columns that the route's values are read from.
@@ -152,6 +154,29 @@ impl Descriptor {
         named && self.believes_session()
     }
 
+    /// Refuses what does not travel.
+    ///
+    /// # Errors
+    /// 55000 for an UPDATE or DELETE of a table that is only appended to.
+    pub fn check_event(&self, op: Op) -> Result<()> {
+        if !self.insert_only || !matches!(op, Op::Update | Op::Delete) {
+            return Ok(());
+        }
+        let (verb, table) = (op.keyword().to_lowercase(), &self.route.source.table);
+        let (from, server) =
+            (if op == Op::Delete { " from" } else { "" }, &self.account.server_name);
+        Err(Error::local(
+            SqlState::OBJECT_NOT_READY,
+            format!(
+                "cannot {verb}{from} table \"{table}\", which is sent to server \"{server}\" with option \
+                 \"insert_only\""
+            ),
+        )
+        .with_hint(
+            "Give the table a key and attach it without the option, or detach it for the time. TRUNCATE travels.",
+        ))
+    }
+
     /// Anyone may take the guard's name, or a path: where a role is given, only its members may.
     fn believes_session(&self) -> bool {
         let believed = |role| context::is_member(context::session_user(), role);
@@ -220,6 +245,7 @@ impl Descriptor {
             mode: options.mode,
             guard: guard.as_deref().map(to_server).transpose()?,
             guard_role,
+            insert_only: options.insert_only,
             row: RefCell::new(RowReader::new(&all)),
             key: RefCell::new(RowReader::new(&key)),
             output: columns.iter().map(|c| c.output).fold(OutputNeeds::default(), OutputNeeds::and),
@@ -300,8 +326,20 @@ const GENERATED_KEY: &str = "Generated columns are never sent, so a row cannot b
 /// The route of a trigger.
 fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Result<Route> {
     let options = &arguments.options;
-    let key = options.key.as_ref().unwrap_or(&table.key);
-    if key.is_empty() {
+    let is_sent = |name: &String| columns.iter().any(|column| column.name == *name);
+    let keyless = options.insert_only
+        && options.key.is_none()
+        && (table.key.is_empty() || !table.key.iter().all(is_sent));
+    let none = Vec::new();
+    let key = if keyless { &none } else { options.key.as_ref().unwrap_or(&table.key) };
+    if keyless && !matches!(options.on_conflict, OnConflict::Overwrite | OnConflict::Error) {
+        return Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("\"on_conflict\" of table \"{}\" needs a key", table.name.table),
+        )
+        .with_hint("Rows without a key meet no others: leave \"on_conflict\" out."));
+    }
+    if key.is_empty() && !keyless {
         return Err(Error::local(
             SqlState::OBJECT_NOT_READY,
             format!(
@@ -309,7 +347,10 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
                 table.name.table
             ),
         )
-        .with_hint("Add one, or name the columns that identify a row in the option \"key\"."));
+        .with_hint(
+            "Add one, or name the columns that identify a row in the option \"key\"; or set \"insert_only\", if its \
+             rows are never changed.",
+        ));
     }
     let is_generated = |name: &String| table.columns.iter().any(|c| c.generated && c.name == *name);
     if let Some(name) = key.iter().find(|name| is_generated(name)) {
@@ -330,6 +371,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
     };
     let key = key.iter().map(|name| position(name, "key")).collect::<Result<Vec<_>>>()?;
     let policy = match (options.on_conflict, &options.version_column) {
+        _ if keyless => Policy::Error,
         (OnConflict::Overwrite, _) => Policy::Overwrite,
         (OnConflict::Error, _) => Policy::Error,
         (OnConflict::Skip, _) => Policy::Skip,
@@ -367,6 +409,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         policy,
         key_exact,
         key_deferrable: table.key_deferrable
+            && !keyless
             && options
                 .key
                 .as_ref()

@@ -180,8 +180,8 @@ impl OfTarget<'_> {
         let missing: Vec<&str> = [
             ("SELECT", all('s', read)),
             ("INSERT", all('i', every)),
-            ("UPDATE", all('u', route.settable().collect())),
-            ("DELETE", target.delete),
+            ("UPDATE", route.is_keyless() || all('u', route.settable().collect())),
+            ("DELETE", route.is_keyless() || target.delete),
             ("TRUNCATE", target.truncate || self.is_view()),
         ]
         .into_iter()

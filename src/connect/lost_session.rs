@@ -15,6 +15,8 @@ pub struct LostSession {
     /// In microseconds since 1970, by the server's clock. `None` once the transaction is known to have
     /// begun.
     pub not_after: Option<i64>,
+    /// The transaction's full id there, where that was asked for before it was committed.
+    pub xact: Option<i64>,
 }
 
 /// What became of a lost session.

@@ -49,6 +49,8 @@ struct Delivery<'s> {
     link: Link<'s>,
     /// See [`Link::take_conflicts`]; known once the changes have been applied.
     conflicts: Tally,
+    /// The transaction there, where its outcome must be known.
+    xact: Option<i64>,
 }
 
 /// What to queue, with the reason if delivery was tried, and the session that may still act.
@@ -117,7 +119,10 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
                 queued.push(Queued { behind: Some(blockers), ..Queued::new(set, None, None) });
             }
             Gate::Deliver(endpoint) => match Link::open(&endpoint) {
-                Ok(link) => deliveries.push(Delivery { set, link, conflicts: Tally::default() }),
+                Ok(link) => {
+                    let conflicts = Tally::default();
+                    deliveries.push(Delivery { set, link, conflicts, xact: None });
+                }
                 Err(error) => {
                     blocked.push(server.clone());
                     queued.push(failed(set, error, None)?);
@@ -135,7 +140,8 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     fault_point!(BeforeSend if !deliveries.is_empty() || !drains.is_empty());
     match (deliveries.len(), drains.is_empty()) {
         (0, true) => write_queue(queued),
-        (1, true) => {
+        // What cannot be told by rows is told by its transaction, which is to be known before it is committed.
+        (1, true) if !deliveries.iter().any(|delivery| delivery.set.is_keyless()) => {
             write_queue(queued)?;
             deliveries.into_iter().try_for_each(|delivery| write_queue(at_once(delivery)?))
         }
@@ -342,7 +348,7 @@ impl Close {
 /// Applies and commits, or prepares, in one exchange, or in a second one if the first was too trusting or
 /// what it relied on is out of date.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, link, conflicts } = &mut delivery;
+    let Delivery { set, link, conflicts, .. } = &mut delivery;
     let mut close = Close::of(set)?;
     let mut trust = first_trust(set, link);
     let mut interrupted = close.run(feed_of(set, link, trust), link)?;
@@ -436,7 +442,7 @@ fn settle_commit(
     interrupted: bool,
     committed: bool,
 ) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, mut link, conflicts } = delivery;
+    let Delivery { set, mut link, conflicts, xact } = delivery;
     match link.result() {
         Ok(()) => {
             let Account { server, server_name, .. } = &set.account;
@@ -448,7 +454,7 @@ fn settle_commit(
             Ok(None)
         }
         Err(error @ Error::InDoubt { .. }) => {
-            let lost = link.lost_session().clone();
+            let lost = LostSession { xact, ..link.lost_session().clone() };
             if set.mode.is_strict() {
                 lost::end_or_remember(link.endpoint(), &lost);
             } else {
@@ -476,7 +482,7 @@ fn settle_commit(
 /// # Errors
 /// Whatever it failed over.
 fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
-    let Delivery { set, mut link, conflicts } = delivery;
+    let Delivery { set, mut link, conflicts, .. } = delivery;
     let endpoint = link.endpoint().clone();
     if let Err(error) = link.result() {
         release::note_refusal(&endpoint, &error);
@@ -504,7 +510,7 @@ fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
 /// The first failure, after all have answered: the abort of the local transaction rolls the others back.
 fn prepare_all(deliveries: Vec<Delivery<'_>>) -> Result<()> {
     let (mut sets, mut links, mut gids) = (Vec::new(), Vec::new(), Vec::new());
-    for Delivery { set, mut link, conflicts } in deliveries {
+    for Delivery { set, mut link, conflicts, .. } in deliveries {
         let gid = Gid::new(set.account.owner)?;
         link.run(Fixed::new([phases::prepare(&gid)]), Ending::Prepares);
         sets.push((set, conflicts));
@@ -518,7 +524,7 @@ fn prepare_all(deliveries: Vec<Delivery<'_>>) -> Result<()> {
     finish_prepare(&mut links, &gids)?;
     let mut all = Ok(());
     for (((set, conflicts), link), gid) in sets.into_iter().zip(links).zip(gids) {
-        let settled = settle_prepare(Delivery { set, link, conflicts }, gid);
+        let settled = settle_prepare(Delivery { set, link, conflicts, xact: None }, gid);
         all = all.and(settled);
     }
     all
@@ -622,6 +628,19 @@ fn in_two_steps<'s>(
     }
     finish(&mut links)?;
     for (set, link) in sets.iter().zip(&mut links) {
+        // The server had ended the idle session: a new one is as good.
+        let stale = link.was_kept() && matches!(link.result(), Err(Error::Lost { .. }));
+        if stale {
+            *link = Link::connect(link.endpoint())?;
+        }
+        if stale || link.was_late() {
+            let open: &[&str] = if stale || link.is_idle() { &[] } else { &["ROLLBACK"] };
+            let begin = [open, &BEGIN].concat();
+            link.run(feed_of(set, link, Trust::LargeColumns).between(&begin, &[]), Ending::Open);
+        }
+    }
+    finish(&mut links)?;
+    for (set, link) in sets.iter().zip(&mut links) {
         if was_betrayed(set, link, Trust::LargeColumns) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
             link.run(feed_of(set, link, Trust::Nothing).between(&again, &[]), Ending::Open);
@@ -660,11 +679,15 @@ fn in_two_steps<'s>(
         }
         finish(&mut links)?;
     }
+    let tallies: Vec<Tally> = links.iter_mut().map(Link::take_conflicts).collect();
+    let xacts = transactions_of(&sets, &mut links)?;
     let (mut atomic, mut strict, mut lenient) = (Vec::new(), Vec::new(), Vec::new());
     let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
     let failed_now = sets.iter().zip(&links).filter(|(_, link)| link.result().is_err());
     failing.extend(failed_now.map(|(set, _)| set.account.server));
-    for (set, mut link) in sets.into_iter().zip(links) {
+    for ((set, link), (conflicts, xact)) in
+        sets.into_iter().zip(links).zip(tallies.into_iter().zip(xacts))
+    {
         match link.result() {
             // The failed transaction goes with its connection: the next use makes a new one.
             Err(error) => queued.push(failed(set, error, None)?),
@@ -678,8 +701,7 @@ fn in_two_steps<'s>(
                     Mode::Sync => &mut strict,
                     Mode::Async | Mode::Queue => &mut lenient,
                 };
-                let conflicts = link.take_conflicts();
-                to.push(Delivery { set, link, conflicts });
+                to.push(Delivery { set, link, conflicts, xact });
             }
         }
     }
@@ -692,6 +714,21 @@ fn in_two_steps<'s>(
     commit_all(lenient, Vec::new(), committed)
 }
 
+/// Asks for the transactions whose outcome rows would not tell, of the links that are well.
+fn transactions_of(sets: &[&ChangeSet], links: &mut [Link<'_>]) -> Result<Vec<Option<i64>>> {
+    let asked = |set: &ChangeSet, link: &Link<'_>| set.is_keyless() && link.result().is_ok();
+    let asked: Vec<bool> = sets.iter().zip(&*links).map(|(set, link)| asked(set, link)).collect();
+    for (link, _) in links.iter_mut().zip(&asked).filter(|(_, asked)| **asked) {
+        link.run(Fixed::new([lost::CURRENT_TRANSACTION]), Ending::Open);
+    }
+    if asked.contains(&true) {
+        finish(links)?;
+    }
+    let told =
+        |(link, asked): (&Link<'_>, bool)| if asked { lost::transaction_of(link) } else { None };
+    Ok(links.iter().zip(asked).map(told).collect())
+}
+
 /// Sends COMMIT to all and settles each. A drain that cannot be committed fails the local
 /// transaction, so that its records stay. `committed`: servers have committed before, and a request
 /// to cancel comes too late.
@@ -702,7 +739,7 @@ fn commit_all(
 ) -> Result<()> {
     let (drains, drained): (Vec<_>, Vec<_>) = drains.into_iter().unzip();
     let (sets, links): (Vec<_>, Vec<_>) = (deliveries.into_iter())
-        .map(|Delivery { set, link, conflicts }| ((set, conflicts), link))
+        .map(|Delivery { set, link, conflicts, xact }| ((set, conflicts, xact), link))
         .unzip();
     if !drains.is_empty() {
         transaction::commits_drains();
@@ -729,8 +766,8 @@ fn commit_all(
         }
     }
     failure?;
-    for ((set, conflicts), link) in sets.into_iter().zip(links) {
-        let delivery = Delivery { set, link, conflicts };
+    for ((set, conflicts, xact), link) in sets.into_iter().zip(links) {
+        let delivery = Delivery { set, link, conflicts, xact };
         write_queue(settle_commit(delivery, interrupted, committed)?)?;
     }
     Ok(())

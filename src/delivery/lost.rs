@@ -104,6 +104,43 @@ fn finish<'f>(link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
     }
 }
 
+/// Asks for the full id of the transaction that is open, before it is committed: [`outcome`] is told by it.
+pub const CURRENT_TRANSACTION: &str = "SELECT pg_catalog.pg_current_xact_id()";
+
+/// The answer to [`CURRENT_TRANSACTION`], if the server has given it.
+pub fn transaction_of(link: &Link<'_>) -> Option<i64> {
+    let answer = link.answers().first().and_then(|rows| rows.first()).cloned().flatten();
+    answer.and_then(|text| text.parse().ok())
+}
+
+/// Whether a transaction was committed there; `None` where the server does not know any more.
+///
+/// # Errors
+/// A transient error while it is under way; what the link reports, where it cannot go on.
+pub fn outcome(link: &mut Link<'_>, xact: i64) -> Result<Option<bool>> {
+    let sql = format!("SELECT pg_catalog.pg_xact_status('{xact}'::pg_catalog.xid8)");
+    link.run(Fixed::new([sql]), Ending::Open);
+    match run(link) {
+        Ok(()) => {}
+        // Of a transaction that it has not come to: it has lost what it had.
+        Err(Error::Remote(_)) if link.is_up() => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let answer = link.answers().first().and_then(|rows| rows.first()).cloned().flatten();
+    Ok(match answer.as_deref() {
+        Some("committed") => Some(true),
+        Some("aborted") => Some(false),
+        Some("in progress") => {
+            return Err(Error::Lingering {
+                server: link.endpoint().account.server_name.clone(),
+                reason: format!("There, transaction {xact} has not ended yet."),
+                hint: "It is waited for.",
+            });
+        }
+        _ => None,
+    })
+}
+
 /// How long the server waits for a backend to end, in milliseconds.
 fn patience() -> u128 {
     (guc::delivery_timeout().as_millis() / 2).clamp(1, BACKEND_EXIT_TIMEOUT_MS)

@@ -171,7 +171,7 @@ impl Planner {
                     && open.bytes() < MAX_BYTES
                     && open.unchanged == change.unchanged
                     && open.after_cascade == joins_those
-                    && !self.keys.contains(&key)
+                    && (route.is_keyless() || !self.keys.contains(&key))
             }
         });
         if !joins {
@@ -402,6 +402,18 @@ mod tests {
         }
         planner.finish();
         std::iter::from_fn(|| planner.pop()).map(|b| (b.kind, first_array(b))).collect()
+    }
+
+    #[test]
+    fn rows_without_a_key_share_a_batch_whatever_they_look_like() {
+        let keyless = Route { key: Vec::new(), policy: Policy::Error, ..(*route()).clone() };
+        let (mut planner, keyless) = (Planner::default(), Rc::new(keyless));
+        for _ in 0..3 {
+            planner.push(&keyless, &insert("1")).expect("unambiguous");
+        }
+        planner.finish();
+        assert_eq!(planner.pop().map(|batch| batch.rows), Some(3));
+        assert!(planner.pop().is_none());
     }
 
     #[test]

@@ -75,6 +75,10 @@ impl Whole {
             self.holders.clear();
             return;
         }
+        if route.is_keyless() {
+            self.rows.push(Row { route: route.clone(), before: None, last: change.owned() });
+            return;
+        }
         let (from, to) = (identity(route, change, true), identity(route, change, false));
         let known = match change.op {
             // A row that was deleted, and is there again.
@@ -304,6 +308,15 @@ mod tests {
             ]),
             ["INSERT :1b", "UPDATE :2d", "UPDATE :4e", "DELETE 5:"]
         );
+    }
+
+    #[test]
+    fn rows_without_a_key_are_as_many_as_were_inserted() {
+        let keyless = Route { key: Vec::new(), policy: Policy::Error, ..(*route("t")).clone() };
+        let keyless = Rc::new(keyless);
+        let mut whole = Whole::default();
+        (0..3).for_each(|_| whole.push(&keyless, &change(Op::Insert, &[], &["1", "a"])));
+        assert_eq!(whole.net().map(|net| net.len()), Some(3));
     }
 
     #[test]

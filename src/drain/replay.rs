@@ -44,6 +44,8 @@ pub struct Replay {
     held_back: u64,
     /// Rows move in waves, see [`Changes::in_waves`].
     in_waves: bool,
+    /// Rows were inserted that nothing tells apart.
+    keyless: bool,
 }
 
 impl Replay {
@@ -57,7 +59,19 @@ impl Replay {
             conflicts: Default::default(),
             held_back: 0,
             in_waves: false,
+            keyless: false,
         }
+    }
+
+    /// The open transaction's full id there, where rows do not tell whether it was committed. A link that fails is
+    /// given up.
+    pub fn transaction(&mut self) -> Option<i64> {
+        let mut link = self.link.take_if(|_| self.keyless)?;
+        link.run(Fixed::new([lost::CURRENT_TRANSACTION]), Ending::Open);
+        lost::run(&mut link).ok()?;
+        let xact = lost::transaction_of(&link);
+        self.link = Some(link);
+        xact
     }
 
     /// The link, unless it was lost. With a transaction that has failed it is: a COMMIT would roll it back
@@ -272,6 +286,7 @@ impl Replay {
         let mut link = Link::over(session);
         let records = || units.iter().flat_map(|unit| &unit.records);
         let bytes = || records().map(|record| record.change.encoded_size() as u64).sum();
+        self.keyless |= units.iter().any(|unit| unit.is_keyless());
         let many = trust == Trust::Rows && trust::are_many(records().count(), bytes());
         let changes = Changes::new(Records(records()), &name)
             .optimistic(trust == Trust::Rows)

@@ -5,7 +5,7 @@ use crate::error::SqlState;
 use crate::options::{MAX_NAME, Options, check_guard};
 use proptest::prelude::*;
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "mode",
     "on_conflict",
     "version_column",
@@ -15,6 +15,7 @@ const NAMES: [&str; 15] = [
     "key",
     "application_name",
     "guard_role",
+    "insert_only",
     "sync",
     "queue",
     "newest",

@@ -47,6 +47,15 @@ pub unsafe fn addin_shmem_init_lock() -> *mut pg_sys::LWLock {
     unsafe { &raw mut (*pg_sys::MainLWLockArray.add(NUMBER)).lock }
 }
 
+/// A transaction's virtual id, of which 17 has renamed the first part.
+pub fn transaction_of(id: &pg_sys::VirtualTransactionId) -> (i32, u32) {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    let process = id.backendId;
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    let process = id.procNumber;
+    (process, id.localTransactionId)
+}
+
 /// A column of a row's description, by its position: 18 has put others before these.
 ///
 /// # Safety

@@ -2,6 +2,7 @@
 //! can take them, and DROP SERVER waits for them.
 
 use super::Oid;
+use super::compat;
 use super::context::Settings;
 use super::database::current;
 use super::lock_tag::object_tag;
@@ -80,6 +81,30 @@ pub fn is_undecided(number: u64) -> bool {
 fn undecided(number: u64) -> pg_sys::LOCKTAG {
     let object = Oid::from(number as u32);
     object_tag(current(), pg_sys::DatabaseRelationId, object, (number >> 32) as u16)
+}
+
+/// A transaction under way.
+pub type Writer = (i32, u32);
+
+/// The transactions of others that hold a lock of a table under which they may write to it, prepared ones among them.
+pub fn writers(table: Oid) -> Vec<Writer> {
+    xact::demand();
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: current().to_u32(),
+        locktag_field2: table.to_u32(),
+        locktag_field3: 0,
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    };
+    let mut count = 0;
+    // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_RELATION does it, in a transaction; the array, which the current
+    // memory context frees, has as many elements as is said.
+    unsafe {
+        let found = pg_sys::GetLockConflicts(&tag, pg_sys::ShareLock as i32, &mut count);
+        let found = std::slice::from_raw_parts(found, count as usize);
+        found.iter().map(compat::transaction_of).collect()
+    }
 }
 
 /// Which of a server's locks, and how.

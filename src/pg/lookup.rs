@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
-/// Rows of a table: those that have a value in a column, a text or a `bigint`.
+/// Rows of a table: those that have a value in a column, a `bigint`.
 pub struct Place {
     pub table: &'static str,
     /// Its number in the table, from 1 on.
@@ -56,10 +56,14 @@ pub type Key<'k> = (i16, Is<'k>);
 #[derive(Clone, Copy)]
 pub enum Is<'k> {
     Text(&'k str),
+    /// In the order of the database's collation: any text at all comes after the empty one, or is it.
+    TextFrom(&'k str),
+    TextBelow(&'k str),
     Oid(Oid),
     /// Smaller than this.
     OidBelow(Oid),
     Int8(i64),
+    Int8Above(i64),
 }
 
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
@@ -173,7 +177,8 @@ impl<'h> View<'h> {
         Ok(found)
     }
 
-    /// The largest value of a column of such rows, an `oid`. Cheap where the column follows the keys in an index.
+    /// The largest value of a column, an `oid`, among such rows, also those that are gone while anybody may see them:
+    /// however many these are, the first entry of the index tells. The last of the keys is about the column.
     ///
     /// # Errors
     /// As for [`View::has`].
@@ -185,14 +190,45 @@ impl<'h> View<'h> {
         column: i16,
     ) -> Result<Option<Oid>> {
         let mut last: Option<u32> = None;
-        let any = [keys, &[(column, Is::OidBelow(Oid::from(u32::MAX)))]].concat();
-        let keys = if keys.iter().any(|key| key.0 == column) { keys } else { &any };
         let is_ordered = self.is_ordered(table, keys, status)?;
-        self.each(table, keys, status, false, |tuple, shape, _| {
+        self.each(table, keys, status, true, |tuple, shape, _| {
             last = last.max(oid(tuple, shape, column).map(|oid| oid.to_u32()));
             !is_ordered
         })?;
         Ok(last.map(Oid::from))
+    }
+
+    /// As [`View::last_oid`], of a column that is a text: one of the values where no index has their order, which is
+    /// not the largest one then.
+    ///
+    /// # Errors
+    /// As for [`View::has`], and for text that is not UTF-8.
+    pub fn last_text(
+        &self,
+        table: &str,
+        keys: &[Key<'_>],
+        status: Status,
+        column: i16,
+    ) -> Result<Option<String>> {
+        let mut last = None;
+        self.each(table, keys, status, true, |tuple, shape, _| {
+            last = Some(value(tuple, shape, column));
+            false
+        })?;
+        Ok(last.transpose()?.flatten())
+    }
+
+    /// What such a row has in a column, a `bigint`.
+    ///
+    /// # Errors
+    /// As for [`View::has`].
+    pub fn int8(&self, table: &str, keys: &[Key<'_>], column: i16) -> Result<Option<i64>> {
+        let mut found = None;
+        self.each(table, keys, Status::Any, false, |tuple, shape, _| {
+            found = int8(tuple, shape, column);
+            false
+        })?;
+        Ok(found)
     }
 
     /// What such rows have in a column, an `oid`.
@@ -252,15 +288,21 @@ impl<'h> View<'h> {
 
 fn scan_keys(keys: &[Key<'_>]) -> Result<Vec<pg_sys::ScanKeyData>> {
     let (equal, less) = (pg_sys::BTEqualStrategyNumber, pg_sys::BTLessStrategyNumber);
+    let (from, above) = (pg_sys::BTGreaterEqualStrategyNumber, pg_sys::BTGreaterStrategyNumber);
     let (none, collation) = (pg_sys::InvalidOid, pg_sys::DEFAULT_COLLATION_OID);
     keys.iter()
         .map(|(column, is)| {
             // Texts as the columns are declared: the index is ordered by it.
             let (strategy, collation, function, value) = match *is {
                 Is::Text(text) => (equal, collation, pg_sys::F_TEXTEQ, text::to_datum(text)?),
+                Is::TextFrom(text) => (from, collation, pg_sys::F_TEXT_GE, text::to_datum(text)?),
+                Is::TextBelow(text) => (less, collation, pg_sys::F_TEXT_LT, text::to_datum(text)?),
                 Is::Oid(oid) => (equal, none, pg_sys::F_OIDEQ, oid.into()),
                 Is::OidBelow(oid) => (less, none, pg_sys::F_OIDLT, oid.into()),
                 Is::Int8(number) => (equal, none, pg_sys::F_INT8EQ, pg_sys::Datum::from(number)),
+                Is::Int8Above(number) => {
+                    (above, none, pg_sys::F_INT8GT, pg_sys::Datum::from(number))
+                }
             };
             let mut key = pg_sys::ScanKeyData::default();
             // SAFETY: plain data; the function is there.
@@ -297,6 +339,14 @@ fn oid(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Optio
     // SAFETY: as for value(); a plain read.
     let value = unsafe { pg_sys::SPI_getbinval(tuple, shape, column.into(), &mut is_null) };
     (!is_null).then(|| Oid::from(value.value() as u32))
+}
+
+/// A column of a row, a `bigint`.
+fn int8(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Option<i64> {
+    let mut is_null = true;
+    // SAFETY: as for value(); eight bytes are passed by value.
+    let value = unsafe { pg_sys::SPI_getbinval(tuple, shape, column.into(), &mut is_null) };
+    (!is_null).then(|| value.value() as i64)
 }
 
 /// Sees to it that a table can be written until the end of the transaction, without a wait for who changes or

@@ -6,8 +6,8 @@
 //! its turn.
 
 use super::footprint::Footprint;
-use super::{lanes, to_ids};
-use crate::error::{Error, Result};
+use super::{floor, lanes, to_ids};
+use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
 use crate::pg::lookup::View;
@@ -292,16 +292,19 @@ pub fn release(home: &Home, server_name: &str) -> Result<bool> {
         "WITH u AS (UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
            WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
              AND q.status OPERATOR(pg_catalog.=) 'waiting' \
-             AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) RETURNING 1) \
-         SELECT pg_catalog.count(*) FROM u",
+             AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) RETURNING q.id) \
+         SELECT pg_catalog.min(id) FROM u",
         released(&queue, "$1")
     );
     let row = spi::write(home, &sql, &[Some(server_name)])?.into_iter().next();
-    Ok(required(&mut row.unwrap_or_default(), 0)? != "0")
+    let Some(first) = row.and_then(|mut row| row.pop()).flatten() else { return Ok(false) };
+    let first = first.parse().map_err(|_| Error::internal("malformed record id"))?;
+    floor::lower(home, server_name, first)?;
+    Ok(true)
 }
 
 /// An owner's records that are set aside for a server until a person does something, those first that were
-/// tried longest ago, at most so many.
+/// tried longest ago, at most so many. Not those that may be there already, which must not be tried unasked.
 ///
 /// # Errors
 /// What reading the queue reports.
@@ -311,8 +314,10 @@ pub fn oldest(home: &Home, server_name: &str, owner: Oid, limit: usize) -> Resul
          AND status OPERATOR(pg_catalog.=) 'failed' \
          AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
          AND next_attempt_at IS NULL \
+         AND COALESCE(sqlstate OPERATOR(pg_catalog.<>) '{}', true) \
          ORDER BY last_attempt_at NULLS FIRST, id LIMIT $3::pg_catalog.int8",
-        ident(&home.schema)
+        ident(&home.schema),
+        SqlState::COMPLETION_UNKNOWN
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
     spi::read(home, &sql, &[Some(server_name), Some(&owner), Some(&limit)])?
@@ -341,7 +346,12 @@ pub fn server_of(home: &Home, id: i64) -> Result<Option<String>> {
 /// # Errors
 /// What writing the queue reports.
 pub fn retry(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
-    turn(home, server_name, ids, ["failed", "pending"], ["waiting", "pending"])
+    turn(home, server_name, ids, ["failed", "pending"], ["waiting", "pending"])?;
+    // What waited for them is newer.
+    match ids.iter().filter_map(|id| id.parse().ok()).min() {
+        Some(first) => floor::lower(home, server_name, first),
+        None => Ok(()),
+    }
 }
 
 /// Sets aside again those of them that have not been tried, and lets what waited behind those that are

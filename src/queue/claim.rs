@@ -9,6 +9,7 @@
 //! Transactions that commit at the same time may mix their ids. Such transactions do not depend on
 //! each other, so a unit may take its records together at the place of its first.
 
+use super::floor;
 use super::footprint::Footprint;
 use super::{from_json, to_change, to_route};
 use crate::change::{Change, Op, Route, RowStorage};
@@ -33,6 +34,8 @@ pub struct Record {
     pub change: Change<String>,
     /// It was queued because nobody knows whether the server has committed it.
     pub in_doubt: bool,
+    /// It was set aside for that, and somebody has asked for it to be delivered.
+    pub is_decided: bool,
 }
 
 /// Records that are applied together or not at all. Never empty.
@@ -63,6 +66,12 @@ impl Unit {
     /// Numbers the command that made it, among those of its claims.
     pub fn command(&self) -> u32 {
         self.records.first().map_or(0, |record| record.change.command)
+    }
+
+    /// Whether it inserts rows that nothing tells apart.
+    pub fn is_keyless(&self) -> bool {
+        let inserts = |record: &Record| record.change.op == Op::Insert;
+        self.records.iter().any(|record| record.route.is_keyless() && inserts(record))
     }
 
     /// Whether it was queued because nobody knows whether the server has committed it.
@@ -104,7 +113,7 @@ impl<'h> Claims<'h> {
             home,
             server_name: server_name.to_owned(),
             snapshot: required(&mut row.unwrap_or_default(), 0)?,
-            after: 0,
+            after: floor::of(home, server_name)?,
             taken: HashSet::new(),
             owner: owner.to_u32().to_string(),
             bound,
@@ -284,12 +293,9 @@ impl<'h> Claims<'h> {
             None => "AND $6::pg_catalog.text IS NOT NULL",
         };
         let sql = format!(
-            "SELECT q.id, q.route_id, q.change, q.xact, \
-                q.sqlstate OPERATOR(pg_catalog.=) '{}' \
-             FROM {}.sync_queue q \
+            "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate FROM {}.sync_queue q \
              WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 AND {condition} \
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
-            SqlState::RESOLUTION_UNKNOWN,
             ident(&self.home.schema)
         );
         let (after, bound, some) =
@@ -316,8 +322,11 @@ impl<'h> Claims<'h> {
         };
         let RowStorage { before, after, file } = change.stored;
         change.stored = RowStorage { before: tag(before), after: tag(after), file };
-        let in_doubt = row.get(4).is_some_and(|told| told.as_deref() == Some("t"));
-        Ok(Record { id, transaction, route, change, in_doubt })
+        let failed_with =
+            |state: SqlState| row.get(4).is_some_and(|own| own.as_deref() == Some(state.as_str()));
+        let in_doubt = failed_with(SqlState::RESOLUTION_UNKNOWN);
+        let is_decided = failed_with(SqlState::COMPLETION_UNKNOWN);
+        Ok(Record { id, transaction, route, change, in_doubt, is_decided })
     }
 
     /// A route by its id; each is read once.
@@ -505,7 +514,8 @@ mod tests {
             (vec![Some("2".to_owned())], RowStorage { before: 1, after: 2, file: 1 });
         let (stamp, gone, unchanged) = (None, None, Vec::new());
         let change = Change { op, command, key, row, stamp, gone, unchanged, stored };
-        Record { id: 1, transaction, route: route.clone(), change, in_doubt: false }
+        let (in_doubt, is_decided) = (false, false);
+        Record { id: 1, transaction, route: route.clone(), change, in_doubt, is_decided }
     }
 
     fn sizes(records: Vec<Record>) -> Vec<usize> {

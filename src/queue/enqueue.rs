@@ -108,6 +108,8 @@ impl<'s> Writer<'s> {
             (reason.sqlstate().to_string(), tellable(&reason.in_full()), constraint)
         });
         let routes = RouteIds { home: &set.home, owner: set.account.owner, known: Vec::new() };
+        // As long as the lock is held, floors stay below what is drawn.
+        lookup::reserve(&set.home, "sync_queue")?;
         let next_id = sequence::draw(&set.home, "sync_queue_id_seq", set.len() as i64)?;
         let rows = if waiting { Status::Any } else { Status::Pending };
         let records = Appender::open(&set.home, "sync_queue", rows)?;

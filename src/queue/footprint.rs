@@ -3,7 +3,8 @@
 //!
 //! A change depends on an older one if both concern the same row of the same target table: its key
 //! before or after the change. TRUNCATE concerns every row, and so does a change of a table whose
-//! keys may be equal without having the same text. Rows that depend on each other through a foreign
+//! keys may be equal without having the same text. Rows of a table without a key concern nothing but TRUNCATE.
+//! Rows that depend on each other through a foreign
 //! key are not found here; the target's own constraint finds them.
 //!
 //! A footprint is made of hashes that the queue stores, so they must be the same in every version:
@@ -27,6 +28,10 @@ impl Footprint {
     pub fn of<S: AsRef<str>>(route: &Route, change: &Change<S>) -> Self {
         if change.op == Op::Truncate || !route.key_exact {
             return Self::of_table(route);
+        }
+        if route.is_keyless() {
+            // Rows have nothing to do with each other.
+            return Self { marks: vec![anything_of(route)], checks: vec![all_of(route)] };
         }
         let mut rows = vec![row(route, &change.old_key(route))];
         if change.moves() {
@@ -171,6 +176,15 @@ mod tests {
             assert!(waits(&table, &row(true)) && waits(&row(true), &table));
             assert!(waits(&table, &table));
         }
+    }
+
+    #[test]
+    fn rows_without_a_key_are_tied_by_truncate_only() {
+        let keyless = Route { key: Vec::new(), policy: Policy::Error, ..route("t", true) };
+        let insert = Footprint::of(&keyless, &change(Op::Insert, &[], &["1"]));
+        let truncate = Footprint::of(&keyless, &change(Op::Truncate, &[], &[]));
+        assert!(!waits(&insert, &insert));
+        assert!(waits(&truncate, &insert) && waits(&insert, &truncate));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! owners it is only as long as one of them is apart, and what the target's foreign keys then refuse is tried
 //! again.
 
-use super::aside;
+use super::floor::Owners;
+use super::{aside, floor};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::lookup::{Is, Status, View};
@@ -75,16 +76,11 @@ pub fn hops(queue: &str) -> String {
 pub fn all(home: &Home, server_name: &str, with_failed: bool) -> Result<Vec<Lane>> {
     let schema = ident(&home.schema);
     let queue = format!("{schema}.sync_queue");
-    let edge = |order: &str| {
-        format!(
-            "(SELECT q.id FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) hop.owner \
-                AND q.status OPERATOR(pg_catalog.=) 'pending' ORDER BY q.id {order} LIMIT 1)"
-        )
-    };
+    let owners = floor::owners(home, server_name)?;
     let sql = format!(
-        "WITH RECURSIVE {}, work(owner, first, last) AS ( \
-             SELECT hop.owner, {}, {} FROM hop WHERE hop.owner IS NOT NULL \
+        "WITH work(owner, first, last) AS ( \
+             SELECT o.owner, a.id, z.id FROM pg_catalog.unnest($3::pg_catalog.oid[]) AS o(owner) \
+                CROSS JOIN LATERAL ({}) a CROSS JOIN LATERAL ({}) z \
            UNION ALL SELECT q.owner::pg_catalog.oid, NULL, NULL FROM {queue} q \
               WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                 AND q.status OPERATOR(pg_catalog.=) 'waiting' \
@@ -107,13 +103,12 @@ pub fn all(home: &Home, server_name: &str, with_failed: bool) -> Result<Vec<Lane
           AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner \
          GROUP BY w.owner, s.failures, s.next_attempt_at \
          ORDER BY s.failures IS NOT NULL, pg_catalog.min(w.first), w.owner",
-        hops(&queue),
-        edge(""),
-        edge("DESC"),
+        floor::edge(&schema, "o.owner", ""),
+        floor::edge(&schema, "o.owner", "DESC"),
         aside::released(&queue, "$1"),
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(home, &sql, &[Some(server_name), Some(with_failed)])?
+    spi::read(home, &sql, &[Some(server_name), Some(with_failed), Some(&owners)])?
         .into_iter()
         .map(|mut row| {
             let owner = required(&mut row, 0)?;
@@ -142,10 +137,11 @@ pub fn bound(home: &Home, server_name: &str, owners: &[&str], limit: i64) -> Res
            FROM pg_catalog.unnest($2::pg_catalog.oid[]) AS o(owner) CROSS JOIN LATERAL ( \
              SELECT q.id FROM {}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) o.owner \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' \
+               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
              ORDER BY q.id LIMIT $3::pg_catalog.int8) r \
            ORDER BY r.id LIMIT $3::pg_catalog.int8) s",
-        ident(&home.schema)
+        ident(&home.schema),
+        floor::above(&ident(&home.schema), "$1")
     );
     let (owners, limit) = (array.into_text(), limit.to_string());
     let args = [server_name, &owners, &limit].map(Some);
@@ -155,7 +151,7 @@ pub fn bound(home: &Home, server_name: &str, owners: &[&str], limit: i64) -> Res
 }
 
 /// What [`goes_before`] looks at.
-pub const TABLES: [&str; 3] = ["sync_queue", "sync_lost_session", "sync_owner_state"];
+pub const TABLES: [&str; 4] = ["sync_queue", floor::TABLE, "sync_lost_session", "sync_owner_state"];
 
 /// Whether something of a server's is to be sent before the changes of an owner, as its own or as that of a lane
 /// that is not apart. The view is of [`TABLES`].
@@ -168,15 +164,10 @@ pub fn goes_before(view: &View<'_>, server_name: &str, owner: Oid) -> Result<boo
         let apart = [(1, server), (2, Is::Oid(other))];
         Ok(other == owner || !view.has("sync_owner_state", &apart, Status::Any)?)
     };
-    // From one owner to the next in the index.
-    let mut above = None;
-    loop {
-        let bound = above.map(|above| (3, Is::OidBelow(above)));
-        let keys: Vec<_> = std::iter::once((2, server)).chain(bound).collect();
-        match view.last_oid("sync_queue", &keys, Status::Pending, 3)? {
-            Some(other) if counts(other)? => return Ok(true),
-            Some(other) => above = Some(other),
-            None => break,
+    let mut owners = Owners::of(view, server_name);
+    while let Some(other) = owners.next()? {
+        if counts(other)? {
+            return Ok(true);
         }
     }
     for lost in view.oids("sync_lost_session", &[(2, server)], 3)? {
@@ -202,8 +193,9 @@ fn share_target(schema: &str) -> String {
         format!(
             "EXISTS (SELECT FROM {schema}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) {route}.owner::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' \
-               AND q.route_id OPERATOR(pg_catalog.=) {route}.id)"
+               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
+               AND q.route_id OPERATOR(pg_catalog.=) {route}.id)",
+            floor::above(schema, "$1")
         )
     };
     format!(
@@ -255,12 +247,13 @@ pub fn apart_before(
          CROSS JOIN LATERAL (SELECT pg_catalog.max(q.id) FROM {schema}.sync_queue q \
              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' \
+               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
                AND q.route_id OPERATOR(pg_catalog.=) r.id) q(last) \
          WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
            AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.<>) $2::pg_catalog.oid \
            AND (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') \
-             OPERATOR(pg_catalog.=) ANY ($3::pg_catalog.text[]) AND q.last IS NOT NULL"
+             OPERATOR(pg_catalog.=) ANY ($3::pg_catalog.text[]) AND q.last IS NOT NULL",
+        floor::above(&schema, "$1")
     );
     let targets = array.into_text();
     let args = [server_name, owner, &targets].map(Some);
@@ -340,9 +333,10 @@ pub fn served(home: &Home, server_name: &str, owner: &str) -> Result<()> {
         "WITH d AS (DELETE FROM {schema}.sync_owner_state s WHERE {these} AND NOT EXISTS ( \
              SELECT FROM {schema}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending') RETURNING 1) \
+               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {}) RETURNING 1) \
          UPDATE {schema}.sync_owner_state s SET failures = 0, next_attempt_at = NULL \
-          WHERE {these} AND NOT EXISTS (SELECT FROM d)"
+          WHERE {these} AND NOT EXISTS (SELECT FROM d)",
+        floor::above(&schema, "$1")
     );
     spi::write(home, &sql, &[Some(server_name), Some(owner)])?;
     Ok(())
@@ -374,10 +368,11 @@ pub fn join_idle(home: &Home, server_name: &str) -> Result<()> {
            AND NOT EXISTS (SELECT FROM {schema}.sync_queue q \
              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
                AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending') \
+               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {}) \
            AND NOT EXISTS (SELECT FROM {schema}.sync_lost_session l \
              WHERE l.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid)"
+               AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid)",
+        floor::above(&schema, "$1")
     );
     spi::write(home, &sql, &[Some(server_name)])?;
     Ok(())

@@ -132,6 +132,7 @@ fn named_like_ours(schema: &str) -> String {
     let mut sql = String::new();
     for table in [
         "sync_queue",
+        "sync_queue_floor",
         "sync_route",
         "sync_err_rec",
         "sync_status",

@@ -61,6 +61,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_prepared_transaction", "", ""),
     ("sync_queue", "", ""),
     ("sync_queue_discarded()", "", ""),
+    ("sync_queue_floor", "", ""),
     ("sync_queue_id_seq", "", ""),
     ("sync_replay_seq", "", ""),
     ("sync_route", "", ""),

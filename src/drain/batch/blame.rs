@@ -189,6 +189,7 @@ impl Batch<'_> {
     fn blame(&mut self, replay: &mut Replay, at: usize, error: Error) {
         let first = &self.units[at].records[0];
         let is_there = error.sqlstate() == SqlState::UNIQUE_VIOLATION
+            && !first.route.is_keyless()
             && replay.finds(&first.route, &first.change);
         self.fail(at, error, is_there);
     }

@@ -5,6 +5,9 @@
 //! nothing is written. Otherwise they are applied as they are; if that is refused, their net effect is,
 //! which shows no state that they have left behind. What is refused then is looked at like any other
 //! record, but for rows that the server has already.
+//!
+//! Rows without a key tell nothing. What became of their transaction is asked where its id is known, before this,
+//! see [`crate::drain::outcome`]; what is still in doubt then is set aside for a person to decide.
 
 use super::{Batch, Fate};
 use crate::change::{Change, Op, Relation, Route};
@@ -46,6 +49,7 @@ impl Batch<'_> {
             }
             self.add(more)?;
         }
+        self.refuse_untold(until);
         if let Err(error) = replay.whole(&[], || ()) {
             return self.lost(error);
         }
@@ -57,6 +61,30 @@ impl Batch<'_> {
             self.settle_until(replay, until)?;
         }
         Ok(())
+    }
+
+    /// Fails what may have been applied before and rows do not tell of: applied again, rows would be there twice.
+    fn refuse_untold(&mut self, until: Option<i64>) {
+        for at in 0..self.units.len() {
+            let unit = &self.units[at];
+            let is_decided = unit.records.iter().all(|record| record.is_decided);
+            let is_untold = unit.is_in_doubt() || until.is_some_and(|until| unit.id() <= until);
+            if !is_untold
+                || is_decided
+                || !unit.is_keyless()
+                || !matches!(self.fates[at], Fate::Open)
+            {
+                continue;
+            }
+            let message = format!(
+                "row of \"{}\" may have been delivered before, and has no key to tell",
+                unit.records[0].route.source.table
+            );
+            let error = Error::local(SqlState::COMPLETION_UNKNOWN, message).with_hint(
+                "If it is there, discard the change. If not, call retry_sync_err_rec(), which delivers it.",
+            );
+            self.fail(at, error, false);
+        }
     }
 
     /// Settles the records up to one, which may have been applied before.
@@ -79,7 +107,8 @@ impl Batch<'_> {
 
     /// Settles units that may have been applied before, all of them or none.
     fn settle_replayed(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
-        let units = self.sift(units);
+        let mut units = self.sift(units);
+        units.retain(|at| !self.units[*at].is_keyless());
         if units.is_empty() || self.stop.is_some() {
             return Ok(());
         }
