@@ -77,6 +77,63 @@ CREATE TABLE @extschema@.sync_queue_floor (
 COMMENT ON TABLE @extschema@.sync_queue_floor IS
     'ids of sync_queue up to which no record is pending for a server: looks begin behind them';
 
+-- Copies under way. What goes to such a table waits in the queue: waits_for is the copy's number, negative.
+CREATE TABLE @extschema@.sync_copy (
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_copy_pkey PRIMARY KEY,
+    dst_server text NOT NULL,
+    target_schema text NOT NULL,
+    target_table text NOT NULL,
+    marks bigint[] NOT NULL,
+    grp bigint NOT NULL,
+    relation pg_catalog.oid NOT NULL,
+    owner pg_catalog.oid NOT NULL,
+    existing text NOT NULL,
+    state text NOT NULL DEFAULT 'pending',
+    prepared boolean NOT NULL DEFAULT false,
+    "position" text,
+    complete boolean NOT NULL DEFAULT false,
+    step_xact text,
+    step_snapshot text,
+    step_position text,
+    step_complete boolean NOT NULL DEFAULT false,
+    step_emptied boolean NOT NULL DEFAULT false,
+    step_rows bigint NOT NULL DEFAULT 0,
+    step_bytes bigint NOT NULL DEFAULT 0,
+    rows_total bigint,
+    rows_done bigint NOT NULL DEFAULT 0,
+    bytes_done bigint NOT NULL DEFAULT 0,
+    registered_by pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+    started_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    attempts integer NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz,
+    sqlstate text,
+    message text,
+    CONSTRAINT sync_copy_target UNIQUE (dst_server, target_schema, target_table)
+);
+COMMENT ON TABLE @extschema@.sync_copy IS
+    'tables that are being copied to servers, and how far; see the view sync_progress';
+COMMENT ON COLUMN @extschema@.sync_copy.grp IS
+    'copies that foreign keys tie together: they reach the server as of the same moments, and end together';
+COMMENT ON COLUMN @extschema@.sync_copy."position" IS 'key of the last row that the server has, as JSON';
+COMMENT ON COLUMN @extschema@.sync_copy.step_xact IS
+    'transaction on the server that was about to be committed: its fate tells whether the step was done';
+COMMENT ON COLUMN @extschema@.sync_copy.step_snapshot IS
+    'what that step has seen: records of the queue that it has seen are done with it';
+
+CREATE TABLE @extschema@.sync_copy_log (
+    id bigint CONSTRAINT sync_copy_log_pkey PRIMARY KEY,
+    relation pg_catalog.oid NOT NULL,
+    dst_server text NOT NULL,
+    state text NOT NULL,
+    rows_done bigint NOT NULL,
+    bytes_done bigint NOT NULL,
+    started_at timestamptz NOT NULL,
+    ended_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    sqlstate text,
+    message text
+);
+COMMENT ON TABLE @extschema@.sync_copy_log IS 'copies that have ended, for a day';
+
 CREATE TABLE @extschema@.sync_server_state (
     dst_server text CONSTRAINT sync_server_state_pkey PRIMARY KEY,
     failures integer NOT NULL DEFAULT 0,
@@ -226,6 +283,12 @@ ALTER TABLE @extschema@.sync_pause ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_queue_floor
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_queue_floor ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_copy
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_copy ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_copy_log
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_copy_log ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_server_state
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_server_state ENABLE REPLICA TRIGGER sync_not_replicated;

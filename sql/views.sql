@@ -198,3 +198,31 @@ COMMENT ON VIEW @extschema@.sync_prepared IS
 COMMENT ON COLUMN @extschema@.sync_prepared.decision IS
     'commit, rollback; NULL: it cannot be told here, a person decides on the server';
 COMMENT ON COLUMN @extschema@.sync_prepared.place IS 'where it was prepared, and as whom';
+
+CREATE VIEW @extschema@.sync_progress AS
+    SELECT c.id, 'copy'::text AS command, c.relation::pg_catalog.regclass AS relation,
+           c.dst_server::pg_catalog.name AS server, c.state, c.rows_total, c.rows_done, c.bytes_done,
+           c.started_at, NULL::timestamptz AS ended_at,
+           CASE WHEN c.state OPERATOR(pg_catalog.=) 'copying' AND c.rows_done OPERATOR(pg_catalog.>) 0
+                     AND c.rows_total OPERATOR(pg_catalog.>=) c.rows_done
+                THEN c.started_at OPERATOR(pg_catalog.+) (
+                     (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) c.started_at)
+                     OPERATOR(pg_catalog.*) (c.rows_total::pg_catalog.float8
+                     OPERATOR(pg_catalog./) c.rows_done::pg_catalog.float8)) END AS eta,
+           (SELECT pg_catalog.count(*)::integer FROM pg_catalog.pg_locks l
+             WHERE l.locktype OPERATOR(pg_catalog.=) 'object'
+               AND l.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+               AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d
+                     WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+               AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) c.grp
+               AND l.objsubid OPERATOR(pg_catalog.=) 2::pg_catalog.int2 AND l.granted) AS workers,
+           c.sqlstate, c.message
+      FROM @extschema@.sync_copy c
+    UNION ALL
+    SELECT e.id, 'copy', e.relation::pg_catalog.regclass, e.dst_server::pg_catalog.name, e.state,
+           e.rows_done, e.rows_done, e.bytes_done, e.started_at, e.ended_at, NULL, 0, e.sqlstate, e.message
+      FROM @extschema@.sync_copy_log e
+     WHERE e.ended_at OPERATOR(pg_catalog.>)
+           (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 day'::interval);
+COMMENT ON VIEW @extschema@.sync_progress IS
+    'copies that are under way or have ended within a day; rows_total is an estimate';

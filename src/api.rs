@@ -15,7 +15,7 @@ use crate::queue::pause;
 use crate::sql::quote::ArrayLiteral;
 use crate::versions::{Arrived, Shape};
 use crate::{
-    admin, arrival, attached, check, drain, fdw, identity, queue, stats, transaction, trigger,
+    admin, arrival, attached, check, copy, drain, fdw, identity, queue, stats, transaction, trigger,
     verify, versions, worker,
 };
 use pgrx::prelude::*;
@@ -357,17 +357,24 @@ fn sync_conflict_counters() -> TableIterator<
     )
 }
 
-/// Makes both triggers on a table. See [`admin::attach`].
+/// Makes both triggers on a table, and registers a copy of its rows if `copy_data` says so. See
+/// [`admin::attach`] and [`copy::start`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION attach_sync(
-    rel regclass, server text, target text DEFAULT NULL, options jsonb DEFAULT '{}'
+    rel regclass, server text, target text DEFAULT NULL, options jsonb DEFAULT '{}',
+    copy_data boolean DEFAULT false
 ) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'attach_sync_wrapper';
 "#)]
 fn attach_sync(args: Args<'_>) {
     let attach = || -> Result<()> {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
         let options = args.text(3)?.unwrap_or_else(|| "{}".to_owned());
-        admin::attach(&Home::find()?, rel, &server, args.text(2)?.as_deref(), &options)
+        let home = Home::find()?;
+        admin::attach(&home, rel, &server, args.text(2)?.as_deref(), &options)?;
+        match args.text(4)?.as_deref() {
+            Some("t") => copy::start(&home, rel, &server, "error").map(drop),
+            _ => Ok(()),
+        }
     };
     or_raise(attach());
 }
@@ -525,14 +532,30 @@ fn wait_sync(args: Args<'_>) -> bool {
     or_raise(wait())
 }
 
+/// Registers a copy of a table's rows to a server that it is sent to; gives its number. See [`copy::start`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION copy_sync(rel regclass, server text, existing text DEFAULT 'error') RETURNS bigint
+    VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'copy_sync_wrapper';
+"#)]
+fn copy_sync(args: Args<'_>) -> i64 {
+    let start = || {
+        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        copy::start(&Home::find()?, rel, &server, &args.required(2, "existing")?)
+    };
+    or_raise(start())
+}
+
 /// Drops the triggers that send a table to a server. See [`admin::detach`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION detach_sync(rel regclass, server text) RETURNS void
     LANGUAGE c AS 'MODULE_PATHNAME', 'detach_sync_wrapper';
 "#)]
 fn detach_sync(args: Args<'_>) {
-    let detach =
-        || admin::detach(&Home::find()?, args.oid(0, "rel")?, &args.required(1, "server")?);
+    let detach = || {
+        let (home, rel, server) = (Home::find()?, args.oid(0, "rel")?, args.required(1, "server")?);
+        admin::detach(&home, rel, &server)?;
+        copy::cancel(&home, rel, &server)
+    };
     or_raise(detach());
 }
 

@@ -662,7 +662,8 @@ impl<'h> Drain<'h> {
             isolates: self.failures >= PATIENT_TRIES,
             beside_others: others,
             may_pass: aside::until_next_attempt(self.home, name)?.is_some()
-                || lanes::any_apart(self.home, name)?,
+                || lanes::any_apart(self.home, name)?
+                || aside::is_copying(self.home, name)?,
             ..Trial::default()
         };
         // Else it is that of another lane, and what it hides of this one is not known.

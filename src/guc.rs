@@ -19,6 +19,7 @@ static IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600_000);
 static MAX_SERVERS: GucSetting<i32> = GucSetting::<i32>::new(128);
 static RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static COPY_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static LOG_CONFLICTS: GucSetting<LogConflicts> = GucSetting::<LogConflicts>::new(LogConflicts::Log);
 static CONFLICT_LOG_SIZE: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static CONFLICT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(WEEK);
@@ -138,6 +139,16 @@ pub fn define() {
         GucFlags::UNIT_KB,
     );
     define_conflict_settings();
+    GucRegistry::define_int_guc(
+        c"pg_rowsync.copy_workers",
+        c"Processes that copy tables of a database at once.",
+        c"Each takes one of max_worker_processes while it copies.",
+        &COPY_WORKERS,
+        1,
+        64,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     GucRegistry::define_int_guc(
         c"pg_rowsync.max_servers",
         c"Servers of all databases that have counters.",
@@ -270,6 +281,11 @@ pub fn retry_interval() -> Duration {
 /// `pg_rowsync.max_retry_interval`.
 pub fn max_retry_interval() -> Duration {
     millis(&MAX_RETRY_INTERVAL)
+}
+
+/// `pg_rowsync.copy_workers`.
+pub fn copy_workers() -> usize {
+    COPY_WORKERS.get().max(1) as usize
 }
 
 /// `pg_rowsync.log_conflicts`.

@@ -14,6 +14,7 @@ mod check;
 mod conflict;
 mod conflicts;
 mod connect;
+mod copy;
 mod delivery;
 mod drain;
 mod error;
@@ -77,6 +78,7 @@ pgrx::extension_sql_file!(
         api::stop_sync_worker,
         api::adopt_sync,
         api::resolve_sync_prepared,
+        api::copy_sync,
     ]
 );
 pgrx::extension_sql_file!(

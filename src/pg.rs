@@ -39,6 +39,7 @@ pub mod shmem;
 pub mod slot;
 pub mod snapshot;
 pub mod spi;
+pub mod stream;
 pub mod subtransaction;
 pub mod temp_file;
 pub mod text;

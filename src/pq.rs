@@ -5,6 +5,7 @@
 //! names.
 
 pub mod connection;
+mod copy;
 mod environment;
 pub mod keywords;
 mod memory;
@@ -15,4 +16,4 @@ mod text;
 pub use connection::{Connection, Polling};
 #[cfg(feature = "faults")]
 pub use memory::size as address_space;
-pub use reply::Status;
+pub use reply::{Reply, Status};

@@ -9,6 +9,7 @@
 
 pub mod aside;
 pub mod claim;
+pub mod copies;
 mod enqueue;
 pub mod floor;
 pub mod footprint;
@@ -48,6 +49,8 @@ pub enum Standing {
     /// Only records that are set aside, and what waits behind them: what does not depend on them may
     /// be sent.
     Aside,
+    /// Only copies under way: what does not go to a table that is being copied may be sent.
+    Copying,
     /// Records that are to be sent first, or a lost backend that may still act.
     Pending,
     /// Nothing may be sent, whatever there is.
@@ -67,11 +70,19 @@ pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
 
 /// The same, and whether transactions that are prepared there may not have been committed yet.
 fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
-    let decisions = decision::OF_SERVER;
-    let tables = [PAUSED.table, "sync_lost_session", "sync_queue", floor::TABLE, decisions.table];
+    let (copies, decisions) = (copies::OF_SERVER, decision::OF_SERVER);
+    let tables = [
+        PAUSED.table,
+        "sync_lost_session",
+        "sync_queue",
+        floor::TABLE,
+        copies.table,
+        decisions.table,
+    ];
     View::look(home, &tables, |view| {
         let server = [(2, Is::Text(server_name))];
         let paused = [(PAUSED.column, Is::Text(server_name))];
+        let copied = [(copies.column, Is::Text(server_name))];
         let standing = if view.has(PAUSED.table, &paused, PAUSED.status)? {
             Standing::Paused
         } else if view.has("sync_lost_session", &server, Status::Any)?
@@ -80,6 +91,8 @@ fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
             Standing::Pending
         } else if view.has("sync_queue", &server, Status::NotPending)? {
             Standing::Aside
+        } else if view.has(copies.table, &copied, copies.status)? {
+            Standing::Copying
         } else {
             Standing::Free
         };
@@ -88,13 +101,15 @@ fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
     })
 }
 
-/// Whether something is set aside for a server, or waits.
+/// Whether something is set aside for a server, or waits, or is being copied.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn has_aside(home: &Home, server_name: &str) -> Result<bool> {
-    View::look(home, &["sync_queue"], |view| {
-        view.has("sync_queue", &[(2, Is::Text(server_name))], Status::NotPending)
+    let copies = copies::OF_SERVER;
+    View::look(home, &["sync_queue", copies.table], |view| {
+        Ok(view.has("sync_queue", &[(2, Is::Text(server_name))], Status::NotPending)?
+            || view.has(copies.table, &[(copies.column, Is::Text(server_name))], copies.status)?)
     })
 }
 
@@ -146,7 +161,8 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
                 }
             }
         }
-        Standing::Aside => {}
+        Standing::Copying if !copies::concern(set)? => return Ok(Way::Free),
+        Standing::Aside | Standing::Copying => {}
     }
     let checks = checks_of(set)?;
     let Account { server_name, owner, .. } = &set.account;
@@ -416,6 +432,22 @@ pub fn describe(route: &str, change: &str) -> Result<String> {
     let route = Rc::new(to_route(route)?);
     let change = to_change(&route, change)?;
     Ok(crate::sql::literal::of_change(&route, &change))
+}
+
+/// A route as a record has it.
+///
+/// # Errors
+/// When the JSON is not that of a route.
+pub fn route_of(text: &str) -> Result<Route> {
+    to_route(text)
+}
+
+/// A record's change, by its route.
+///
+/// # Errors
+/// When the JSON is not that of such a change.
+pub fn change_of(route: &Route, text: &str) -> Result<Change<String>> {
+    to_change(route, text)
 }
 
 /// Numbers as an array literal.

@@ -156,6 +156,22 @@ fn counts_as(
     }
 }
 
+/// What a row counts as whose version column has `there`, and of which a stamp is kept with the version as it was
+/// stored.
+///
+/// # Errors
+/// 42883 for a type without an order.
+pub fn counts_as_stored(
+    version_type: Oid,
+    stamp: Stamp<String>,
+    shown: Option<&str>,
+    there: Option<&str>,
+) -> Result<Stamp<String>> {
+    let shown = shown.map(str::to_owned);
+    let kept = Kept { stamp, deleted: false, shown, by_event: false };
+    counts_as(&Comparable::new(version_type)?, Some(&kept), there)
+}
+
 /// What anything counts as that was written with knowledge of this.
 fn next(stamp: Stamp<String>) -> Stamp<String> {
     Stamp { rank: stamp.rank.saturating_add(1), ..stamp }

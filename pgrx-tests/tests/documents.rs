@@ -20,6 +20,7 @@ const WRITTEN: &[&str] = &[
     "doc/comparison.md",
     "doc/conflicts.md",
     "doc/connections.md",
+    "doc/copy.md",
     "doc/development.md",
     "doc/glossary.md",
     "doc/install.md",

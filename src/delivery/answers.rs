@@ -177,7 +177,7 @@ impl Answers {
                 self.begun = false;
             }
             // The answer to something else, or one that our statements cannot have.
-            Status::Row | Status::Done | Status::Synced | Status::Unexpected => {
+            Status::Row | Status::Done | Status::Synced | Status::CopyIn | Status::Unexpected => {
                 return Err(BROKE_PROTOCOL.to_owned());
             }
         }

@@ -237,6 +237,8 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
     match (way, set.mode) {
         (Way::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
         (Way::Free, _) => {}
+        // Both sides differ until the copy ends: what is synchronous is so from then on.
+        (Way::Blocked(blockers), _) if blockers.are_copies() => return Ok(Gate::Wait(blockers)),
         (Way::Paused, mode) if mode.is_strict() => {
             return Err(Error::Paused { server: server.clone() });
         }

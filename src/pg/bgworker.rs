@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 const LIBRARY: &str = "pg_rowsync";
 const LAUNCHER: &str = "pg_rowsync launcher";
 const WORKER: &str = "pg_rowsync worker";
+const COPIER: &str = "pg_rowsync copier";
 /// After a crash of its own.
 const RESTART: Duration = Duration::from_secs(5);
 /// How often a worker looks whether its database is wanted by someone else.
@@ -115,7 +116,27 @@ pub fn start_worker(database: Oid, restart: bool) -> Option<Handle> {
         .set_argument(Some(pg_sys::Datum::from(database.to_u32())))
         // SAFETY: plain read of a variable of this process.
         .set_notify_pid(unsafe { pg_sys::MyProcPid });
-    let mut worker = pg_sys::BackgroundWorker::from(&builder);
+    register(&builder)
+}
+
+/// Asks the postmaster for a copier; `None` when it has no slot free. This process is woken when it has ended.
+pub fn start_copier(database: Oid) -> Option<Handle> {
+    let name = format!("{COPIER} for database {}", database.to_u32());
+    let builder = BackgroundWorkerBuilder::new(&name)
+        .set_type(COPIER)
+        .set_library(LIBRARY)
+        .set_function("pg_rowsync_copier_main")
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(None)
+        .set_argument(Some(pg_sys::Datum::from(database.to_u32())))
+        // SAFETY: plain read of a variable of this process.
+        .set_notify_pid(unsafe { pg_sys::MyProcPid });
+    register(&builder)
+}
+
+fn register(builder: &BackgroundWorkerBuilder) -> Option<Handle> {
+    let mut worker = pg_sys::BackgroundWorker::from(builder);
     let mut handle = std::ptr::null_mut();
     // SAFETY: both live across the call; on success the handle is palloc'd.
     let registered = unsafe {
@@ -124,6 +145,32 @@ pub fn start_worker(database: Oid, restart: bool) -> Option<Handle> {
     };
     registered.then(|| Handle(handle))
 }
+
+/// Takes a group of copies for this process; false when another has it. Until [`leave_copy`] or the end of the
+/// process.
+pub fn take_copy(group: i64) -> bool {
+    let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+    // SAFETY: a plain lock tag.
+    let got = unsafe { pg_sys::LockAcquire(&copy_tag(group), mode, true, true) };
+    got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+}
+
+/// Gives up what [`take_copy`] took.
+pub fn leave_copy(group: i64) {
+    let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+    // SAFETY: a plain lock tag; the lock is held, else PostgreSQL warns.
+    unsafe { pg_sys::LockRelease(&copy_tag(group), mode, true) };
+}
+
+/// As [`worker_tag`], with the number of the group as that of the object.
+fn copy_tag(group: i64) -> pg_sys::LOCKTAG {
+    let group = Oid::from(group as u32);
+    let tag = object_tag(database::current(), pg_sys::ExtensionRelationId, group, COPY_LOCK);
+    pg_sys::LOCKTAG { locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8, ..tag }
+}
+
+/// `pg_locks.objsubid` of a copy's lock, beside class `pg_extension` and the number of its group.
+const COPY_LOCK: u16 = 2;
 
 /// Takes over the signals of this process, a background worker, and lets them in.
 pub fn handle_signals() {

@@ -16,3 +16,10 @@ pub extern "C-unwind" fn pg_rowsync_launcher_main(_arg: pg_sys::Datum) {
 pub extern "C-unwind" fn pg_rowsync_worker_main(database: pg_sys::Datum) {
     crate::worker::run_worker(Oid::from(database.value() as u32));
 }
+
+/// Entry point of a copier; the argument is the database's OID.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn pg_rowsync_copier_main(database: pg_sys::Datum) {
+    crate::copy::copier::run(Oid::from(database.value() as u32));
+}

@@ -19,6 +19,11 @@ pub(super) fn server_speaks_utf8() -> bool {
     KNOWN.get()
 }
 
+/// Whether the database's encoding is UTF-8.
+pub fn is_utf8() -> bool {
+    server_speaks_utf8()
+}
+
 /// A server string as UTF-8. The result lives as long as the memory context of `text`, or the
 /// current one where it had to be converted.
 ///

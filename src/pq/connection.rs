@@ -75,7 +75,7 @@ impl Connection {
         }
     }
 
-    fn raw(&self) -> *mut PGconn {
+    pub(super) fn raw(&self) -> *mut PGconn {
         self.conn.as_ptr()
     }
 

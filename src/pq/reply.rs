@@ -25,7 +25,9 @@ pub enum Status {
     Skipped,
     /// The end of the pipeline was reached.
     Synced,
-    /// Something that our statements cannot give (COPY and the like).
+    /// A COPY takes data.
+    CopyIn,
+    /// Something that our statements cannot give.
     Unexpected,
 }
 
@@ -56,6 +58,7 @@ impl Reply {
             }
             ExecStatusType::PGRES_PIPELINE_ABORTED => Status::Skipped,
             ExecStatusType::PGRES_PIPELINE_SYNC => Status::Synced,
+            ExecStatusType::PGRES_COPY_IN => Status::CopyIn,
             _ => Status::Unexpected,
         }
     }

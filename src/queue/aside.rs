@@ -6,7 +6,7 @@
 //! its turn.
 
 use super::footprint::Footprint;
-use super::{floor, lanes, to_ids};
+use super::{copies, floor, lanes, to_ids};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
@@ -59,10 +59,18 @@ impl Blockers {
                AND q.status OPERATOR(pg_catalog.<>) 'pending' \
                AND q.blocks OPERATOR(pg_catalog.&&) \
                  ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
-             GROUP BY m.mark"
+             GROUP BY m.mark \
+             UNION ALL SELECT m.mark, OPERATOR(pg_catalog.-) c.id, OPERATOR(pg_catalog.-) c.id \
+             FROM {copies} c CROSS JOIN LATERAL pg_catalog.unnest(c.marks) AS m(mark) \
+             WHERE c.dst_server OPERATOR(pg_catalog.=) $1 \
+               AND m.mark OPERATOR(pg_catalog.=) \
+                 ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])))",
+            copies = table_of_copies(home)
         );
         let checks = to_ids(checks);
-        let (pending, rows) = View::look(home, &lanes::TABLES, |view| {
+        let [queue, floor, lost, owners] = lanes::TABLES;
+        let tables = [queue, floor, lost, owners, copies::TABLE];
+        let (pending, rows) = View::look(home, &tables, |view| {
             let pending = lanes::goes_before(view, server_name, owner)?;
             Ok((pending, view.read(&sql, &[Some(server_name), Some(&checks)])?))
         })?;
@@ -110,21 +118,45 @@ impl Blockers {
         self.marks.values().map(|origin| origin.root).min()
     }
 
+    /// Whether all there is to wait for are copies.
+    pub fn are_copies(&self) -> bool {
+        self.marks.values().all(|origin| copies::is_copy(origin.root))
+    }
+
     /// Whether there is nothing to wait for.
     pub fn is_empty(&self) -> bool {
         self.marks.is_empty()
     }
 }
 
-/// Whether any of a server's records is set aside or waits.
+/// The table of copies under way, for a statement.
+fn table_of_copies(home: &Home) -> String {
+    format!("{}.{}", ident(&home.schema), copies::TABLE)
+}
+
+/// Whether any of a server's tables is being copied.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn is_copying(home: &Home, server_name: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        table_of_copies(home)
+    );
+    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+}
+
+/// Whether any of a server's records is set aside or waits, or is to wait for a copy.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn exist(home: &Home, server_name: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-         AND status OPERATOR(pg_catalog.<>) 'pending' LIMIT 1",
-        ident(&home.schema)
+         AND status OPERATOR(pg_catalog.<>) 'pending' \
+         UNION ALL SELECT 1 FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        ident(&home.schema),
+        table_of_copies(home)
     );
     Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
 }
@@ -259,7 +291,8 @@ pub fn set_waiting(home: &Home, records: &[Waiting]) -> Result<()> {
 /// A subquery for the records of a server that others wait for and that neither are set aside any more nor wait
 /// themselves for an owner who cannot be served. From one to the next in the index: few are waited for, by very many perhaps.
 pub fn released(queue: &str, server: &str) -> String {
-    let owners = format!("{}sync_owner_state", queue.trim_end_matches("sync_queue"));
+    let schema = queue.trim_end_matches("sync_queue");
+    let (owners, copies) = (format!("{schema}sync_owner_state"), format!("{schema}sync_copy"));
     let next = |after: &str| {
         format!(
             "SELECT pg_catalog.min(w.waits_for) FROM {queue} w \
@@ -271,6 +304,8 @@ pub fn released(queue: &str, server: &str) -> String {
         "WITH RECURSIVE r(root) AS ({} UNION ALL \
            SELECT ({}) FROM r WHERE r.root IS NOT NULL) \
          SELECT r.root FROM r WHERE r.root IS NOT NULL \
+           AND NOT EXISTS (SELECT FROM {copies} c \
+             WHERE c.id OPERATOR(pg_catalog.=) (OPERATOR(pg_catalog.-) r.root)) \
            AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) r.root \
              AND (f.status OPERATOR(pg_catalog.=) 'failed' \
                OR f.status OPERATOR(pg_catalog.=) 'pending' AND EXISTS ( \

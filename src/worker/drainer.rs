@@ -8,6 +8,7 @@
 use super::pace::Pace;
 use super::resolver::{Account, Resolver};
 use super::schedule::{Intervals, Schedule};
+use crate::copy::copier;
 use crate::delivery::drive;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
@@ -15,7 +16,7 @@ use crate::drain::{self, Approach, Visit};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::guc;
-use crate::pg::bgworker::{self, End};
+use crate::pg::bgworker::{self, End, Handle, Startup};
 use crate::pg::spi::Home;
 use crate::pg::turn::{caught, turn};
 use crate::pg::{Oid, board, context, database, interrupt, report, wait};
@@ -36,6 +37,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const SLOT_TIME: Duration = Duration::from_secs(5);
 /// Looking at the queue takes at most this part of the time, however often the worker is woken.
 const LOOK_SHARE: u32 = 10;
+/// Pause when the server has no slot for a copier.
+const NO_SLOT: Duration = Duration::from_secs(1);
 /// Longest time that a change waits for that.
 const LOOK_GAP: Duration = Duration::from_millis(500);
 
@@ -105,6 +108,10 @@ struct Drainer {
     has_looked: bool,
     /// There are prepared transactions in the database.
     has_prepared: bool,
+    /// There are copies to be done, now or later.
+    has_copies: bool,
+    /// Processes that copy.
+    copiers: Vec<Handle>,
     shown: String,
     complained: Option<(String, Instant)>,
     /// It was told that the database is a copy.
@@ -164,6 +171,8 @@ impl Drainer {
             busy_at: now,
             has_looked: false,
             has_prepared: false,
+            has_copies: false,
+            copiers: Vec::new(),
             resumes: board::clear(database::current(), board::mark::YIELDED) != 0,
             shown: String::new(),
             complained: None,
@@ -189,6 +198,11 @@ impl Drainer {
             if wait::take_woken() || is_told() {
                 self.look_at = self.look_at.min(self.looked + self.look_gap);
                 self.resolver.wake();
+            }
+            let before = self.copiers.len();
+            self.copiers.retain(|copier| copier.state() != Startup::Ended);
+            if self.copiers.len() < before {
+                self.look_at = self.look_at.min(self.looked + self.look_gap);
             }
             if self.look_at <= Instant::now()
                 && let Err(Gone) = self.look()
@@ -226,7 +240,7 @@ impl Drainer {
             false => due.is_none() && now.duration_since(self.busy_at) >= IDLE_TIMEOUT,
         };
         // What is prepared is queued when it is committed, which wakes nobody.
-        if !makes_room || self.has_prepared {
+        if !makes_room || self.has_prepared || self.has_copies {
             return false;
         }
         let due =
@@ -272,7 +286,7 @@ impl Drainer {
                     Ok((server, wait))
                 });
                 let waits = waits.collect::<Result<Vec<_>>>()?;
-                Ok(Some(Some((waits, queue::has_prepared(&home)?))))
+                Ok(Some(Some((waits, queue::has_prepared(&home)?, copier::due(&home)?))))
             }
             None => Ok(None),
         });
@@ -288,13 +302,14 @@ impl Drainer {
                     );
                 }
                 self.told_copy = found.is_none();
-                let (waits, has_prepared) = found.unwrap_or_default();
+                let (waits, has_prepared, copies) = found.unwrap_or_default();
                 (self.has_looked, self.has_prepared) = (true, has_prepared);
                 let names: Vec<&String> = waits.iter().map(|(name, _)| name).collect();
                 if tidy {
                     self.tidied = Some(self.looked);
                 }
                 self.look_at = self.looked + guc::max_retry_interval();
+                self.copy(copies);
                 let visited: Vec<&str> = self.visitors.iter().map(|v| v.server.as_str()).collect();
                 self.servers
                     .retain(|name, _| names.contains(&name) || visited.contains(&name.as_str()));
@@ -316,6 +331,23 @@ impl Drainer {
             }
         }
         Ok(())
+    }
+
+    /// Starts processes for groups of copies that are to be done now; `later`: others are then.
+    fn copy(&mut self, (now, later): (usize, Option<Duration>)) {
+        self.has_copies = now > 0 || later.is_some();
+        if let Some(later) = later {
+            self.look_at = self.look_at.min(self.looked + later);
+        }
+        while self.copiers.len() < now.min(guc::copy_workers()) {
+            match bgworker::start_copier(database::current()) {
+                Some(copier) => self.copiers.push(copier),
+                None => {
+                    self.look_at = self.look_at.min(self.looked + NO_SLOT);
+                    return;
+                }
+            }
+        }
     }
 
     /// Sets out for what is prepared.

@@ -32,6 +32,7 @@ mod contended_masters;
 mod convergence;
 mod copies;
 mod copies_by_replication;
+mod copy;
 mod counters;
 mod deferred_drains;
 mod dice;

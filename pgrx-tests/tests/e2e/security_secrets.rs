@@ -60,6 +60,7 @@ fn a_password_is_never_shown() {
         "select * from sync_route",
         "select * from sync_server_state",
         "select * from sync_conflicts",
+        "select * from sync_progress",
         "select * from sync_lost_session",
         "select pid, query, application_name, wait_event, usename from pg_stat_activity",
         "select * from pg_prepared_statements",

@@ -1,0 +1,121 @@
+//! The process that copies: takes one group of copies after the other, as long as there are any to be done now.
+
+use super::registry;
+use super::steps::{Outcome, Steps};
+use crate::error::{Error, Outlook, Result, SqlState};
+use crate::pg::bgworker;
+use crate::pg::spi::Home;
+use crate::pg::turn::{caught, turn};
+use crate::pg::{Oid, database, interrupt, report, wait};
+use crate::transaction;
+use std::time::{Duration, Instant};
+
+/// Attempts after which a constraint that looks at other rows is not taken to hold some day.
+const MOST_REFUSALS: i32 = 6;
+
+/// Main function of a copier.
+pub fn run(database: Oid) {
+    bgworker::handle_signals();
+    if !database::has_files(database) {
+        return;
+    }
+    let connected = caught(|| {
+        bgworker::connect(database);
+        bgworker::neutral_settings();
+        Ok(())
+    });
+    if bgworker::ending().is_some() {
+        return;
+    }
+    report::or_raise(connected);
+    while bgworker::ending().is_none() {
+        interrupt::pending();
+        bgworker::forget_cancel();
+        bgworker::reload();
+        let due = turn(|| match Home::look_up()? {
+            Some(home) => Ok(registry::due(&home)?.0),
+            None => Ok(Vec::new()),
+        });
+        let due = match due {
+            Ok(due) => due,
+            Err(error) => return report::log("the copies could not be read", Some(&error)),
+        };
+        let Some(group) = due.into_iter().find(|group| bgworker::take_copy(*group)) else { return };
+        copy(group);
+        bgworker::leave_copy(group);
+    }
+}
+
+/// Copies a group until it has arrived or an attempt fails.
+fn copy(group: i64) {
+    let mut steps = Steps::new(group);
+    loop {
+        bgworker::show(true, &format!("pg_rowsync: copy {group}"));
+        interrupt::pending();
+        if bgworker::ending().is_some() {
+            return;
+        }
+        match steps.step() {
+            Ok(Outcome::Done) => return bgworker::report_statistics(true),
+            Ok(Outcome::More) => {}
+            Ok(Outcome::Wait(time)) => pause(time),
+            Err(_) if bgworker::ending().is_some() => return,
+            Err(error) if steps.tries_otherwise(&error) => {}
+            Err(error) => return failed(group, &error),
+        }
+        bgworker::report_statistics(false);
+    }
+}
+
+/// Waits, whatever wakes the process meanwhile, but not for longer than it is to live.
+fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now())
+        && bgworker::ending().is_none()
+    {
+        wait::wait(&[], left.max(Duration::from_millis(1)));
+        interrupt::pending();
+        bgworker::forget_cancel();
+    }
+}
+
+fn failed(group: i64, error: &Error) {
+    interrupt::nothing_committed();
+    let noted = turn(|| {
+        let home = Home::find()?;
+        let copies = registry::group(&home, group)?;
+        let attempts = copies.iter().map(|copy| copy.attempts).max().unwrap_or_default();
+        let lasts = lasts(error, attempts);
+        if lasts {
+            report::log(&format!("copy {group} has failed"), Some(error));
+        }
+        // The worker comes again when it is time.
+        transaction::wake_worker();
+        registry::fail(&home, group, error, lasts)
+    });
+    if let Err(own) = noted {
+        report::log(&format!("copy {group} failed, which could not be noted"), Some(&own));
+    }
+}
+
+/// Whether a failure lasts until a person does something.
+fn lasts(error: &Error, attempts: i32) -> bool {
+    match error {
+        Error::Remote(_) if error.is_about_others() => attempts >= MOST_REFUSALS,
+        Error::Remote(remote) => remote.sqlstate.outlook() == Outlook::Lasts,
+        Error::Local { sqlstate, .. } => {
+            sqlstate.outlook() == Outlook::Lasts && *sqlstate != SqlState::INTERNAL
+                || (*sqlstate == SqlState::INTERNAL && attempts >= MOST_REFUSALS)
+        }
+        _ => false,
+    }
+}
+
+/// Groups with something to do, and how long it is until there is more.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn due(home: &Home) -> Result<(usize, Option<Duration>)> {
+    let (due, wait) = registry::due(home)?;
+    Ok((due.len(), wait))
+}

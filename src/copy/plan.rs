@@ -1,0 +1,361 @@
+//! What of a table is copied, where to and how it is read: worked out from its trigger and the catalogs, anew for
+//! each step, since either may be altered in between.
+
+use crate::capture::descriptor::{Arguments, Descriptor};
+use crate::capture::table::Table;
+use crate::change::{Policy, Relation, Route};
+use crate::delivery::endpoint::Account;
+use crate::error::{Error, Result, SqlState};
+use crate::options::Mode;
+use crate::pg::Oid;
+use crate::pg::spi::{self, Home, required};
+use crate::pg::text;
+use crate::sql::quote::{ident, literal_or_null, relation};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A key, as text in the order of the route's key.
+pub type Key = Vec<Option<String>>;
+
+/// See the module's head.
+pub struct Plan {
+    pub table: Table,
+    pub route: Rc<Route>,
+    pub mode: Mode,
+    descriptor: Descriptor,
+    /// The key's columns here, in the order of the route's key: name, type, whether its equality is PostgreSQL's.
+    key: Vec<(String, String, bool)>,
+    /// An index has the rows in the order of the key, so that they can be read range by range.
+    pub in_ranges: bool,
+    home: Home,
+}
+
+impl Plan {
+    /// The plan of a table that a trigger sends to a server; where several do, to this target.
+    ///
+    /// # Errors
+    /// 42704 where none does, or it is disabled; 42725 where several do to different targets; 0A000 for a trigger
+    /// with a WHEN condition; what [`Table::read`] and [`Descriptor::new`] report.
+    pub fn new(home: &Home, rel: Oid, server: &str, target: Option<&Relation>) -> Result<Self> {
+        let table = Table::read(home, rel)?;
+        let arguments = arguments_of(home, &table, server, target)?;
+        let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
+        let route = descriptor.route.clone();
+        let local = |at: &usize| {
+            let column = &route.columns[*at];
+            column.local.as_ref().unwrap_or(&column.name).clone()
+        };
+        let names: Vec<String> = route.key.iter().map(local).collect();
+        let types = types_of(home, rel, &names)?;
+        let is_plain = |name: &String| {
+            table.columns.iter().any(|column| column.name == *name && !column.own_equality)
+        };
+        let key = names.iter().map(|name| {
+            let type_name = types.get(name).cloned().ok_or(Error::internal("key without type"))?;
+            Ok((name.clone(), type_name, is_plain(name)))
+        });
+        let key = key.collect::<Result<Vec<_>>>()?;
+        let in_ranges = key.iter().all(|(_, _, plain)| *plain) && has_index(home, rel, &names)?;
+        let (mode, home) = (descriptor.mode, home.clone());
+        Ok(Self { table, route, mode, descriptor, key, in_ranges, home })
+    }
+
+    /// Whose connection it takes.
+    pub fn account(&self) -> &Account {
+        &self.descriptor.account
+    }
+
+    /// The same route for what is written without a look at what is there, but for what counts as newer.
+    pub fn overwriting(&self) -> Rc<Route> {
+        match self.route.policy {
+            Policy::Overwrite | Policy::Newest(_) => self.route.clone(),
+            Policy::Error | Policy::Skip => {
+                Rc::new(Route { policy: Policy::Overwrite, ..(*self.route).clone() })
+            }
+        }
+    }
+
+    /// Refuses records whose key is another one.
+    ///
+    /// # Errors
+    /// 55000.
+    pub fn check_key(&self, route: &Route) -> Result<()> {
+        let names = |route: &Route| {
+            let mut names: Vec<String> = names_of_key(route);
+            names.sort();
+            names
+        };
+        match names(route) == names(&self.route) {
+            true => Ok(()),
+            false => Err(Error::local(
+                SqlState::OBJECT_NOT_READY,
+                format!(
+                    "the key of table \"{}\" was changed during its copy",
+                    self.table.name.table
+                ),
+            )
+            .with_hint("Call copy_sync() again.")),
+        }
+    }
+
+    /// A key of another route over the same columns, in the order of this one's.
+    pub fn in_own_order(&self, route: &Route, key: Key) -> Key {
+        let theirs = names_of_key(route);
+        let place = |(name, _, _): &(String, String, bool)| theirs.iter().position(|n| n == name);
+        let value = |at: usize| key.get(at).cloned().flatten();
+        self.key.iter().map(|column| place(column).and_then(value)).collect()
+    }
+
+    /// The columns as the target names them, for COPY.
+    pub fn target_columns(&self) -> String {
+        let names = self.route.columns.iter().map(|column| ident(&column.name));
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Types of the columns, by the names on the target.
+    pub fn types(&self) -> impl Iterator<Item = (&str, u32)> + '_ {
+        self.route.columns.iter().map(|column| {
+            let local = column.local.as_ref().unwrap_or(&column.name);
+            let found = self.table.columns.iter().find(|own| own.name == *local);
+            (column.name.as_str(), found.map_or(0, |own| own.attribute.type_oid.to_u32()))
+        })
+    }
+
+    fn columns(&self) -> String {
+        let local =
+            self.route.columns.iter().map(|column| {
+                format!("r.{}", ident(column.local.as_ref().unwrap_or(&column.name)))
+            });
+        local.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The table with what tells what its rows count as; three more columns under `newest`: version, rank, and the
+    /// version as it was stored.
+    fn source(&self) -> (String, &'static str) {
+        let only = if self.table.partitioned { "" } else { "ONLY " };
+        let from = format!("{only}{} AS r", relation(&self.table.name));
+        if self.route.version().is_none() {
+            return (from, "");
+        }
+        let mut key: Vec<&String> = self.key.iter().map(|(name, _, _)| name).collect();
+        key.sort();
+        let key: Vec<String> = key.iter().map(|name| format!("r.{}", ident(name))).collect();
+        let from = format!(
+            "{from} LEFT JOIN {}.sync_row_version AS v \
+               ON v.relation OPERATOR(pg_catalog.=) {}::pg_catalog.oid \
+              AND v.key_hash OPERATOR(pg_catalog.=) pg_catalog.hash_record_extended(ROW({}), 0) \
+              AND NOT v.deleted",
+            ident(&self.home.schema),
+            self.table.root.to_u32(),
+            key.join(", ")
+        );
+        (from, ", v.version, v.rank, v.shown")
+    }
+
+    /// The query for rows that come after a key, in order if they are read in ranges.
+    pub fn rows_after(&self, position: Option<&Key>) -> String {
+        let (from, stamp) = self.source();
+        let after = position
+            .map_or(String::new(), |position| format!(" WHERE {}", self.compared(">", position)));
+        let order = match self.in_ranges {
+            true => {
+                let key: Vec<_> =
+                    self.key.iter().map(|(name, _, _)| format!("r.{}", ident(name))).collect();
+                format!(" ORDER BY {}", key.join(", "))
+            }
+            false => String::new(),
+        };
+        format!("SELECT {}{stamp} FROM {from}{after}{order}", self.columns())
+    }
+
+    /// The query for the rows with some keys: the number of the key, whether the row is among those up to the
+    /// position, and the row.
+    pub fn rows_of(&self, keys: &[Key], position: Option<&Key>, complete: bool) -> String {
+        let from = format!("{} AS r", self.name());
+        let values = keys.iter().enumerate().map(|(at, key)| {
+            let values = key.iter().zip(&self.key).map(|(value, (_, type_name, plain))| {
+                let type_name = if *plain { type_name } else { "pg_catalog.text" };
+                format!("{}::{type_name}", literal_or_null(value.as_deref()))
+            });
+            format!("({at}, {})", values.collect::<Vec<_>>().join(", "))
+        });
+        let names = (0..self.key.len()).map(|at| format!("k{at}"));
+        let on = self.key.iter().enumerate().map(|(at, (name, _, plain))| {
+            let cast = if *plain { "" } else { "::pg_catalog.text" };
+            format!("r.{}{cast} OPERATOR(pg_catalog.=) k.k{at}", ident(name))
+        });
+        let is_there = match (position, complete) {
+            (_, true) => "true".to_owned(),
+            (None, false) => "false".to_owned(),
+            (Some(position), false) => self.compared("<=", position),
+        };
+        format!(
+            "SELECT k.n, {is_there}, {} FROM (VALUES {}) AS k(n, {}) JOIN {from} ON {}",
+            self.columns(),
+            values.collect::<Vec<_>>().join(", "),
+            names.collect::<Vec<_>>().join(", "),
+            on.collect::<Vec<_>>().join(" AND ")
+        )
+    }
+
+    fn name(&self) -> String {
+        let only = if self.table.partitioned { "" } else { "ONLY " };
+        format!("{only}{}", relation(&self.table.name))
+    }
+
+    /// Compares rows' keys to one.
+    fn compared(&self, operator: &str, key: &Key) -> String {
+        let names = self.key.iter().map(|(name, _, _)| format!("r.{}", ident(name)));
+        let values = key.iter().zip(&self.key).map(|(value, (_, type_name, _))| {
+            format!("{}::{type_name}", literal_or_null(value.as_deref()))
+        });
+        let (names, values) = (names.collect::<Vec<_>>(), values.collect::<Vec<_>>());
+        match (names.as_slice(), values.as_slice()) {
+            ([name], [value]) => format!("{name} OPERATOR(pg_catalog.{operator}) {value}"),
+            _ => format!(
+                "ROW({}) OPERATOR(pg_catalog.{operator}) ROW({})",
+                names.join(", "),
+                values.join(", ")
+            ),
+        }
+    }
+
+    /// Whether rows can go as they are, in binary form, to a table whose columns have these types.
+    pub fn fits_binary(&self, types: &HashMap<String, u32>) -> bool {
+        text::is_utf8()
+            && self
+                .types()
+                .all(|(name, own)| STABLE_BINARY.contains(&own) && types.get(name) == Some(&own))
+    }
+}
+
+/// Types whose binary form is the same in all supported majors: bool, bytea, int8, int2, int4, text, json, float4,
+/// float8, macaddr, inet, cidr, bpchar, varchar, date, time, timestamp, timestamptz, interval, timetz, bit, varbit,
+/// numeric, uuid, jsonb.
+const STABLE_BINARY: [u32; 25] = [
+    16, 17, 20, 21, 23, 25, 114, 700, 701, 829, 869, 650, 1042, 1043, 1082, 1083, 1114, 1184, 1186,
+    1266, 1560, 1562, 1700, 2950, 3802,
+];
+
+fn names_of_key(route: &Route) -> Vec<String> {
+    let local = |at: &usize| {
+        let column = &route.columns[*at];
+        column.local.as_ref().unwrap_or(&column.name).clone()
+    };
+    route.key.iter().map(local).collect()
+}
+
+/// The arguments of the trigger that sends a table's rows to a server.
+fn arguments_of(
+    home: &Home,
+    table: &Table,
+    server: &str,
+    target: Option<&Relation>,
+) -> Result<Arguments> {
+    let rows = spi::read(
+        home,
+        "SELECT pg_catalog.to_json(a.args), t.tgenabled OPERATOR(pg_catalog.=) ANY ('{O,A}'), \
+            t.tgqual IS NOT NULL FROM pg_catalog.pg_trigger t \
+         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
+             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
+           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
+             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
+             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
+         WHERE t.tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+           AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
+           AND n.nspname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
+           AND (t.tgtype OPERATOR(pg_catalog.&) 1::pg_catalog.int2) \
+                 OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
+           AND a.args[1] OPERATOR(pg_catalog.=) $3 ORDER BY t.tgname",
+        &[Some(&table.oid.to_u32().to_string()), Some(&home.schema), Some(server)],
+    )?;
+    let name = &table.name.table;
+    let missing = |what: &str| {
+        let message = format!("table \"{name}\" has no {what} that sends to server \"{server}\"");
+        Err(Error::local(SqlState::UNDEFINED_OBJECT, message).with_hint(
+            "Call attach_sync() first: what is written during the copy is captured by it.",
+        ))
+    };
+    let mut found: Option<Arguments> = None;
+    for mut row in rows {
+        let args: Vec<String> = serde_json::from_str(&required(&mut row, 0)?)
+            .map_err(|_| Error::internal("malformed arguments of a trigger"))?;
+        let arguments = Arguments::parse(&args)?;
+        if target.is_some_and(|target| *target != arguments.target) {
+            continue;
+        }
+        if required(&mut row, 1)? != "t" {
+            return missing("enabled trigger");
+        }
+        if required(&mut row, 2)? == "t" {
+            let message = format!("the trigger that sends table \"{name}\" has a WHEN condition");
+            return Err(Error::local(SqlState::FEATURE_NOT_SUPPORTED, message)
+                .with_hint("A copy brings all rows. Copy those that it lets pass by hand."));
+        }
+        if found.as_ref().is_some_and(|found| found.target != arguments.target) {
+            let message =
+                format!("table \"{name}\" is sent to several tables of server \"{server}\"");
+            return Err(Error::local(SqlState::new("42725"), message));
+        }
+        found.get_or_insert(arguments);
+    }
+    match found {
+        Some(found) => Ok(found),
+        None => missing("trigger"),
+    }
+}
+
+/// The types of a table's columns, as SQL.
+fn types_of(home: &Home, rel: Oid, names: &[String]) -> Result<HashMap<String, String>> {
+    let rows = spi::read(
+        home,
+        "SELECT a.attname, CASE WHEN a.atttypmod OPERATOR(pg_catalog.=) -1 \
+              THEN pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) '.' \
+                OPERATOR(pg_catalog.||) pg_catalog.quote_ident(t.typname) \
+              ELSE pg_catalog.format_type(a.atttypid, a.atttypmod) END \
+         FROM pg_catalog.pg_attribute a \
+         JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
+         WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+           AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
+        &[Some(&rel.to_u32().to_string())],
+    )?;
+    let mut types = HashMap::new();
+    for mut row in rows {
+        let name = required(&mut row, 0)?;
+        if names.contains(&name) {
+            types.insert(name, required(&mut row, 1)?);
+        }
+    }
+    Ok(types)
+}
+
+/// Whether an index has all of a table's rows in the order of these columns.
+fn has_index(home: &Home, rel: Oid, names: &[String]) -> Result<bool> {
+    let rows = spi::read(
+        home,
+        "SELECT (SELECT pg_catalog.json_agg(a.attname ORDER BY k.ord) \
+              FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(num, ord) \
+              JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid \
+               AND a.attnum OPERATOR(pg_catalog.=) k.num \
+              WHERE k.ord OPERATOR(pg_catalog.<=) i.indnkeyatts) \
+         FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid \
+         JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) c.relam \
+         WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND i.indisvalid \
+           AND i.indpred IS NULL AND i.indexprs IS NULL \
+           AND m.amname OPERATOR(pg_catalog.=) 'btree' \
+           AND NOT (0::pg_catalog.int2 OPERATOR(pg_catalog.<>) ANY (i.indoption::pg_catalog.int2[]))",
+        &[Some(&rel.to_u32().to_string())],
+    )?;
+    for mut row in rows {
+        let columns: Vec<String> = serde_json::from_str(&required(&mut row, 0)?)
+            .map_err(|_| Error::internal("malformed columns of an index"))?;
+        if columns.starts_with(names) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,646 @@
+//! The table `sync_copy`: which copies are under way and how far they are; and of the queue what waits for them.
+
+use super::plan::{Key, Plan};
+use crate::change::{Change, Op, Relation, Route};
+use crate::error::{Error, Result, SqlState};
+use crate::guc;
+use crate::pg::snapshot::Snapshot;
+use crate::pg::spi::{self, Home, Row, required};
+use crate::pg::text::tellable;
+use crate::pg::{Oid, sequence};
+use crate::queue::{self, copies};
+use crate::sql::quote::{ArrayLiteral, ident};
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What becomes of rows that the target has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// There must be none.
+    Error,
+    /// They are removed.
+    Truncate,
+    /// They stay, or give way as the trigger's policy says.
+    Merge,
+}
+
+impl Existing {
+    /// From the word that users write.
+    ///
+    /// # Errors
+    /// 22023.
+    pub fn parse(word: &str) -> Result<Self> {
+        Ok(match word {
+            "error" => Self::Error,
+            "truncate" => Self::Truncate,
+            "merge" => Self::Merge,
+            _ => {
+                let message = format!("invalid value for \"existing\": \"{word}\"");
+                return Err(Error::local(SqlState::INVALID_PARAMETER, message)
+                    .with_hint("Use error, truncate or merge."));
+            }
+        })
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Truncate => "truncate",
+            Self::Merge => "merge",
+        }
+    }
+}
+
+/// A copy under way.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    pub id: i64,
+    pub server: String,
+    pub target: Relation,
+    pub relation: Oid,
+    pub existing: Existing,
+    /// The target was emptied, or found empty.
+    pub prepared: bool,
+    /// The key of the last row that the target has; `None` before the first.
+    pub position: Option<Key>,
+    /// The target has all rows.
+    pub complete: bool,
+    /// The step that was about to be committed on the server: its transaction there, and what it has seen.
+    pub step: Option<(String, String)>,
+    pub state: String,
+    pub attempts: i32,
+}
+
+/// What a step has brought to one table.
+#[derive(Clone, Debug, Default)]
+pub struct Brought {
+    pub position: Option<Key>,
+    pub complete: bool,
+    /// The table was emptied there.
+    pub emptied: bool,
+    pub rows: i64,
+    pub bytes: i64,
+}
+
+fn table(home: &Home) -> String {
+    format!("{}.{}", ident(&home.schema), copies::TABLE)
+}
+
+fn number(text: String) -> Result<i64> {
+    text.parse().map_err(|_| Error::internal("malformed number"))
+}
+
+fn oid_of(text: String) -> Result<Oid> {
+    Ok(Oid::from(text.parse::<u32>().map_err(|_| Error::internal("malformed oid"))?))
+}
+
+/// Registers a copy, or begins one anew that has failed, and gives its number.
+///
+/// # Errors
+/// 55006 for a table that is being copied to that target; what writing the table reports.
+pub fn register(home: &Home, plan: &Plan, existing: Existing) -> Result<i64> {
+    let (server, route) = (&plan.account().server_name, &plan.route);
+    let Relation { schema, table: name } = &route.target;
+    let sql = format!(
+        "SELECT id, relation, state, prepared FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 \
+           AND target_schema OPERATOR(pg_catalog.=) $2 AND target_table OPERATOR(pg_catalog.=) $3 \
+         FOR UPDATE",
+        table(home)
+    );
+    let place = [server.as_str(), schema, name].map(Some);
+    let relation = plan.table.oid.to_u32().to_string();
+    let owner = plan.table.owner.to_u32().to_string();
+    if let Some(mut row) = spi::write(home, &sql, &place)?.into_iter().next() {
+        let (id, of) = (required(&mut row, 0)?, required(&mut row, 1)?);
+        if required(&mut row, 2)? != "failed" {
+            let message = if of == relation {
+                format!(
+                    "table \"{}\" is being copied to server \"{server}\"",
+                    plan.table.name.table
+                )
+            } else {
+                format!(
+                    "another table is being copied to \"{schema}.{name}\" of server \"{server}\""
+                )
+            };
+            return Err(Error::local(SqlState::OBJECT_IN_USE, message)
+                .with_hint("See sync_progress. Wait for its end, or end it with detach_sync()."));
+        }
+        // What is there is what it has brought itself.
+        let is_own = required(&mut row, 3)? == "t" && existing == Existing::Error;
+        let existing = if is_own { Existing::Truncate } else { existing };
+        let sql = format!(
+            "UPDATE {} SET state = 'pending', existing = $2, relation = $3::pg_catalog.oid, \
+               owner = $4::pg_catalog.oid, prepared = false, \"position\" = NULL, complete = false, \
+               step_xact = NULL, rows_done = 0, bytes_done = 0, attempts = 0, \
+               next_attempt_at = NULL, sqlstate = NULL, message = NULL, \
+               started_at = pg_catalog.clock_timestamp(), grp = id, \
+               registered_by = pg_catalog.pg_current_xact_id() \
+             WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+            table(home)
+        );
+        let args = [id.as_str(), existing.word(), &relation, &owner].map(Some);
+        spi::write(home, &sql, &args)?;
+        join_group(home, &id)?;
+        return number(id);
+    }
+    let id = sequence::draw(home, "sync_copy_id_seq", 1)?;
+    let sql = format!(
+        "INSERT INTO {} (id, dst_server, target_schema, target_table, marks, grp, relation, owner, \
+            existing, rows_total) OVERRIDING SYSTEM VALUE \
+         VALUES ($1::pg_catalog.int8, $2, $3, $4, $5::pg_catalog.int8[], $1::pg_catalog.int8, \
+            $6::pg_catalog.oid, $7::pg_catalog.oid, $8, (SELECT pg_catalog.sum(GREATEST( \
+              c.reltuples, 0::pg_catalog.float4))::pg_catalog.int8 \
+            FROM pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' \
+              AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY({}))))",
+        table(home),
+        tree("$6::pg_catalog.oid")
+    );
+    let mut marks = ArrayLiteral::default();
+    copies::marks(route).iter().for_each(|mark| marks.push(Some(&mark.to_string())));
+    let (number, marks) = (id.to_string(), marks.into_text());
+    let args = [&number, server, schema, name, &marks, &relation, &owner, existing.word()];
+    spi::write(home, &sql, &args.map(Some))?;
+    join_group(home, &number)?;
+    Ok(id)
+}
+
+/// A query for a table and its partitions.
+fn tree(relation: &str) -> String {
+    format!(
+        "SELECT {relation} UNION SELECT p.relid::pg_catalog.oid \
+         FROM pg_catalog.pg_partition_tree({relation}::pg_catalog.regclass) p"
+    )
+}
+
+/// Puts a copy into one group with those that this transaction has registered before and that foreign keys tie
+/// to it.
+fn join_group(home: &Home, id: &str) -> Result<()> {
+    let copies = table(home);
+    let sql = format!(
+        "WITH own AS (SELECT * FROM {copies} WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8), \
+           tied AS (SELECT c.grp FROM {copies} c, own \
+             WHERE c.registered_by OPERATOR(pg_catalog.=) own.registered_by \
+               AND c.dst_server OPERATOR(pg_catalog.=) own.dst_server \
+               AND c.owner OPERATOR(pg_catalog.=) own.owner \
+               AND (c.id OPERATOR(pg_catalog.=) own.id OR EXISTS (SELECT FROM pg_catalog.pg_constraint f \
+                 WHERE f.contype OPERATOR(pg_catalog.=) 'f' \
+                   AND (f.conrelid OPERATOR(pg_catalog.=) c.relation \
+                     AND f.confrelid OPERATOR(pg_catalog.=) own.relation \
+                     OR f.conrelid OPERATOR(pg_catalog.=) own.relation \
+                     AND f.confrelid OPERATOR(pg_catalog.=) c.relation)))) \
+         UPDATE {copies} c SET grp = (SELECT pg_catalog.min(t.grp) FROM tied t) \
+          WHERE c.grp OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT t.grp FROM tied t))"
+    );
+    spi::write(home, &sql, &[Some(id)])?;
+    Ok(())
+}
+
+/// Ends the copies of a table to a server, and says whether there were any.
+///
+/// # Errors
+/// What writing the tables reports.
+pub fn cancel(home: &Home, relation: Oid, server: &str) -> Result<bool> {
+    let sql = format!(
+        "WITH gone AS (DELETE FROM {} WHERE relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+             AND dst_server OPERATOR(pg_catalog.=) $2 RETURNING *) \
+         INSERT INTO {}.sync_copy_log (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
+         SELECT id, relation, dst_server, 'cancelled', rows_done, bytes_done, started_at FROM gone \
+         RETURNING id",
+        table(home),
+        ident(&home.schema)
+    );
+    let relation = relation.to_u32().to_string();
+    Ok(!spi::write(home, &sql, &[Some(&relation), Some(server)])?.is_empty())
+}
+
+/// Groups of copies with something to do now, the oldest first; and how long it is until the next of the others.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn due(home: &Home) -> Result<(Vec<i64>, Option<Duration>)> {
+    let sql = format!(
+        "SELECT grp, pg_catalog.ceil(pg_catalog.extract('epoch', pg_catalog.max(next_attempt_at) \
+            OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
+            OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
+         FROM {} GROUP BY grp \
+         HAVING pg_catalog.bool_and(state OPERATOR(pg_catalog.<>) 'failed') ORDER BY grp",
+        table(home)
+    );
+    let (mut due, mut wait) = (Vec::new(), None);
+    for mut row in spi::read(home, &sql, &[])? {
+        let group = number(required(&mut row, 0)?)?;
+        let millis = row.pop().flatten().map(number).transpose()?.unwrap_or_default();
+        match u64::try_from(millis) {
+            Ok(millis @ 1..) => {
+                let own = Duration::from_millis(millis);
+                wait = Some(wait.map_or(own, |wait: Duration| wait.min(own)));
+            }
+            _ => due.push(group),
+        }
+    }
+    Ok((due, wait))
+}
+
+/// The copies of a group, those first to whose rows others refer; locked, so that nobody ends them meanwhile.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn group(home: &Home, group: i64) -> Result<Vec<Copy>> {
+    let sql = format!(
+        "SELECT id, dst_server, target_schema, target_table, relation, existing, prepared, \"position\", \
+            complete, step_xact, step_snapshot, state, attempts \
+         FROM {} WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 ORDER BY id FOR UPDATE",
+        table(home)
+    );
+    let mut copies = spi::write(home, &sql, &[Some(&group.to_string())])?
+        .into_iter()
+        .map(read)
+        .collect::<Result<Vec<_>>>()?;
+    if copies.iter().any(|copy| copy.state == "failed") {
+        return Ok(Vec::new());
+    }
+    if copies.len() > 1 {
+        let refers = references(home, &copies)?;
+        let mut sorted: Vec<Copy> = Vec::new();
+        while !copies.is_empty() {
+            let is_free = |copy: &Copy| {
+                let waits =
+                    |of: &Copy| of.id != copy.id && refers.contains(&(copy.relation, of.relation));
+                !copies.iter().any(waits)
+            };
+            // In a circle, the oldest.
+            let at = copies.iter().position(is_free).unwrap_or(0);
+            sorted.push(copies.remove(at));
+        }
+        copies = sorted;
+    }
+    Ok(copies)
+}
+
+fn references(home: &Home, copies: &[Copy]) -> Result<HashSet<(Oid, Oid)>> {
+    let mut relations = ArrayLiteral::default();
+    copies.iter().for_each(|copy| relations.push(Some(&copy.relation.to_u32().to_string())));
+    let sql = "SELECT conrelid, confrelid FROM pg_catalog.pg_constraint \
+         WHERE contype OPERATOR(pg_catalog.=) 'f' \
+           AND conrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) \
+           AND confrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[])";
+    spi::read(home, sql, &[Some(&relations.into_text())])?
+        .into_iter()
+        .map(|mut row| Ok((oid_of(required(&mut row, 0)?)?, oid_of(required(&mut row, 1)?)?)))
+        .collect()
+}
+
+fn read(mut row: Row) -> Result<Copy> {
+    let position = row[7].take().map(|text| {
+        serde_json::from_str(&text).map_err(|_| Error::internal("malformed position of a copy"))
+    });
+    let step = row[9].take().zip(row[10].take());
+    Ok(Copy {
+        id: number(required(&mut row, 0)?)?,
+        server: required(&mut row, 1)?,
+        target: Relation { schema: required(&mut row, 2)?, table: required(&mut row, 3)? },
+        relation: oid_of(required(&mut row, 4)?)?,
+        existing: Existing::parse(&required(&mut row, 5)?)?,
+        prepared: required(&mut row, 6)? == "t",
+        position: position.transpose()?,
+        complete: required(&mut row, 8)? == "t",
+        step,
+        state: required(&mut row, 11)?,
+        attempts: number(required(&mut row, 12)?)? as i32,
+    })
+}
+
+/// Notes how a group is doing.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn set_state(home: &Home, group: i64, state: &str) -> Result<()> {
+    let sql = format!(
+        "UPDATE {} SET state = $2, sqlstate = NULL, message = NULL, next_attempt_at = NULL, attempts = 0 \
+         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        table(home)
+    );
+    spi::write(home, &sql, &[Some(&group.to_string()), Some(state)])?;
+    Ok(())
+}
+
+/// The targets of a group have been prepared.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn set_prepared(home: &Home, group: i64) -> Result<()> {
+    let sql = format!(
+        "UPDATE {} SET prepared = true, state = 'copying', sqlstate = NULL, message = NULL, \
+           \"position\" = NULL, complete = false, step_xact = NULL, rows_done = 0, bytes_done = 0 \
+         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        table(home)
+    );
+    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    Ok(())
+}
+
+/// A group is to begin anew: nobody knows any more what became of a step.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn begin_anew(home: &Home, group: i64) -> Result<()> {
+    let sql = format!(
+        "UPDATE {} SET prepared = false, step_xact = NULL, existing = CASE existing \
+           WHEN 'error' THEN 'truncate' ELSE existing END \
+         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        table(home)
+    );
+    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    Ok(())
+}
+
+/// A step is about to be committed on the server.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn note_step(home: &Home, step: (&str, &str), brought: &[(i64, Brought)]) -> Result<()> {
+    let sql = format!(
+        "UPDATE {} SET step_xact = $2, step_snapshot = $3, step_position = $4, \
+           step_complete = $5::pg_catalog.bool, step_emptied = $6::pg_catalog.bool, \
+           step_rows = $7::pg_catalog.int8, step_bytes = $8::pg_catalog.int8 \
+         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        table(home)
+    );
+    for (id, one) in brought {
+        let position = one.position.as_ref().map(serde_json::to_string).transpose();
+        let position =
+            position.map_err(|e| Error::internal(format!("could not write JSON: {e}")))?;
+        let flag = |value: bool| if value { "true" } else { "false" };
+        let (id, rows, bytes) = (id.to_string(), one.rows.to_string(), one.bytes.to_string());
+        let args = [
+            Some(id.as_str()),
+            Some(step.0),
+            Some(step.1),
+            position.as_deref(),
+            Some(flag(one.complete)),
+            Some(flag(one.emptied)),
+            Some(&rows),
+            Some(&bytes),
+        ];
+        spi::write(home, &sql, &args)?;
+    }
+    Ok(())
+}
+
+/// The step that was about to be committed on the server was rolled back there.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn forget_step(home: &Home, group: i64) -> Result<()> {
+    let sql = format!(
+        "UPDATE {} SET step_xact = NULL WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        table(home)
+    );
+    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    Ok(())
+}
+
+/// The step is committed on the server: it is where the group stands now, and the records that it has seen are
+/// done with.
+///
+/// # Errors
+/// What writing the tables reports.
+pub fn settle_step(home: &Home, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
+    let sql = format!(
+        "UPDATE {} SET \"position\" = step_position, complete = step_complete, step_xact = NULL, \
+           rows_done = CASE WHEN step_emptied THEN 0 ELSE rows_done OPERATOR(pg_catalog.+) step_rows END, \
+           bytes_done = bytes_done OPERATOR(pg_catalog.+) step_bytes, \
+           existing = CASE WHEN step_emptied THEN 'truncate' ELSE existing END, \
+           state = 'copying', attempts = 0, next_attempt_at = NULL, sqlstate = NULL, message = NULL \
+         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        table(home)
+    );
+    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    plans.iter().try_for_each(|plan| forget_records(home, plan, seen))
+}
+
+/// The condition that a record `q` of server `$1` is one of a copy's: its route is one of those whose numbers are
+/// `$2`, and the snapshot `$3` has seen it. A transaction whose number is yet to come here is another cluster's.
+const OF_COPY: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
+    AND q.route_id OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.int8[]) \
+    AND (pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $3::pg_catalog.pg_snapshot)) \
+      OR q.xact OPERATOR(pg_catalog.>=) \
+         (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))";
+
+fn forget_records(home: &Home, plan: &Plan, seen: &str) -> Result<()> {
+    let Some(routes) = routes(home, plan)? else { return Ok(()) };
+    let sql = format!("DELETE FROM {}.sync_queue q WHERE {OF_COPY}", ident(&home.schema));
+    spi::write(home, &sql, &[Some(&plan.account().server_name), Some(&routes), Some(seen)])?;
+    Ok(())
+}
+
+/// The numbers of the routes from the table, or a partition of it, to the target; none if there are none. What was
+/// captured under a name that no other table has now is taken for the table's own.
+fn routes(home: &Home, plan: &Plan) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT pg_catalog.array_agg(r.id) FROM {}.sync_route r \
+         WHERE (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') OPERATOR(pg_catalog.=) $1 \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+             WHERE n.nspname::pg_catalog.text OPERATOR(pg_catalog.=) \
+                 (r.body::pg_catalog.json OPERATOR(pg_catalog.#>>) '{{source,schema}}') \
+               AND c.relname::pg_catalog.text OPERATOR(pg_catalog.=) \
+                 (r.body::pg_catalog.json OPERATOR(pg_catalog.#>>) '{{source,table}}') \
+               AND c.oid OPERATOR(pg_catalog.<>) ALL (ARRAY({})))",
+        ident(&home.schema),
+        tree("$2::pg_catalog.oid")
+    );
+    let target = serde_json::to_string(&plan.route.target)
+        .map_err(|e| Error::internal(format!("could not write JSON: {e}")))?;
+    let relation = plan.table.oid.to_u32().to_string();
+    let row = spi::read(home, &sql, &[Some(&target), Some(&relation)])?.into_iter().next();
+    Ok(row.and_then(|mut row| row.pop()).flatten())
+}
+
+/// What has become of a copied table since the step before, as far as a moment has seen.
+#[derive(Default)]
+pub struct Dirty {
+    /// Keys of rows that were written, before and after.
+    pub keys: Vec<Key>,
+    /// Under `newest`: the changes themselves, which bring what they count as.
+    pub changes: Vec<(Rc<Route>, Change<String>)>,
+    /// The table was emptied.
+    pub emptied: bool,
+}
+
+impl Dirty {
+    /// Whether nothing has become of it.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.changes.is_empty() && !self.emptied
+    }
+}
+
+/// Records read at once.
+const CHUNK: usize = 5_000;
+
+/// What the queue has of a copied table, as of a moment whose snapshot reads `seen`.
+///
+/// # Errors
+/// What reading the queue reports; 55000 where the key was another one then.
+pub fn dirty(home: &Home, moment: &Snapshot, plan: &Plan, seen: &str) -> Result<Dirty> {
+    let mut dirty = Dirty::default();
+    let Some(routes) = routes(home, plan)? else { return Ok(dirty) };
+    let sql = format!(
+        "SELECT q.id, r.body, q.change FROM {schema}.sync_queue q \
+         JOIN {schema}.sync_route r ON r.id OPERATOR(pg_catalog.=) q.route_id \
+         WHERE {OF_COPY} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 \
+         ORDER BY q.id LIMIT {CHUNK}",
+        schema = ident(&home.schema)
+    );
+    let keeps_changes = plan.route.version().is_some();
+    let (mut after, mut keys) = ("0".to_owned(), HashSet::new());
+    let mut bodies: Vec<(String, Rc<Route>)> = Vec::new();
+    loop {
+        let args = [&*plan.account().server_name, &routes, seen, &after].map(Some);
+        let rows = spi::read_as_of(home, moment, &sql, &args)?;
+        let count = rows.len();
+        for mut row in rows {
+            after = required(&mut row, 0)?;
+            let (body, change) = (required(&mut row, 1)?, required(&mut row, 2)?);
+            let known = bodies.iter().find(|(known, _)| *known == body).map(|(_, r)| r.clone());
+            let route = match known {
+                Some(route) => route,
+                None => {
+                    let route = Rc::new(queue::route_of(&body)?);
+                    plan.check_key(&route)?;
+                    bodies.push((body, route.clone()));
+                    route
+                }
+            };
+            let change = queue::change_of(&route, &change)?;
+            if change.op == Op::Truncate {
+                dirty = Dirty { emptied: true, ..Dirty::default() };
+                keys.clear();
+                continue;
+            }
+            if keeps_changes {
+                dirty.changes.push((route, change));
+                continue;
+            }
+            for key in [change.old_key(&route), change.new_key(&route)] {
+                if !key.is_empty() {
+                    let owned = |value: &Option<&str>| value.map(str::to_owned);
+                    keys.insert(plan.in_own_order(&route, key.iter().map(owned).collect()));
+                }
+            }
+        }
+        if count < CHUNK {
+            dirty.keys = keys.into_iter().collect();
+            return Ok(dirty);
+        }
+    }
+}
+
+/// A group has arrived: its records that the snapshot `seen` has seen are done with, and nothing waits for it any
+/// more.
+///
+/// # Errors
+/// What writing the tables reports.
+pub fn finish(home: &Home, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
+    plans.iter().try_for_each(|plan| forget_records(home, plan, seen))?;
+    let schema = ident(&home.schema);
+    let sql = format!(
+        "WITH gone AS (DELETE FROM {} WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING *), \
+           old AS (DELETE FROM {schema}.sync_copy_log WHERE ended_at OPERATOR(pg_catalog.<) \
+             (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 day'::pg_catalog.interval)), \
+           new AS (INSERT INTO {schema}.sync_copy_log \
+             (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
+             SELECT id, relation, dst_server, 'done', rows_done, bytes_done, started_at FROM gone \
+             ON CONFLICT (id) DO UPDATE SET state = excluded.state, rows_done = excluded.rows_done, \
+               bytes_done = excluded.bytes_done, started_at = excluded.started_at, sqlstate = NULL, \
+               message = NULL, ended_at = pg_catalog.clock_timestamp() RETURNING *) \
+         SELECT {} FROM new n",
+        table(home),
+        announce("n", "'done'")
+    );
+    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    Ok(())
+}
+
+/// Tells who listens what became of copies.
+fn announce(row: &str, state: &str) -> String {
+    format!(
+        "pg_catalog.pg_notify('pg_rowsync', pg_catalog.json_build_object('copy', {row}.id, \
+           'relation', {row}.relation::pg_catalog.regclass::pg_catalog.text, 'server', {row}.dst_server, \
+           'state', {state}, 'sqlstate', {row}.sqlstate, \
+           'message', pg_catalog.left({row}.message, 1000))::pg_catalog.text)"
+    )
+}
+
+/// An attempt has failed: the group is tried again after a while that doubles with each time, or, if `lasts`, stays
+/// where it is until a person does something.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn fail(home: &Home, group: i64, reason: &Error, lasts: bool) -> Result<()> {
+    let sql = format!(
+        "WITH c AS (UPDATE {} SET attempts = attempts OPERATOR(pg_catalog.+) 1, sqlstate = $2, message = $3, \
+             state = CASE WHEN $4::pg_catalog.bool THEN 'failed' ELSE 'waiting' END, \
+             next_attempt_at = CASE WHEN NOT $4::pg_catalog.bool THEN pg_catalog.clock_timestamp() \
+               OPERATOR(pg_catalog.+) LEAST($5::pg_catalog.interval OPERATOR(pg_catalog.*) \
+                 pg_catalog.power(2, LEAST(attempts, 20)), $6::pg_catalog.interval) END \
+           WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING *) \
+         SELECT CASE WHEN c.state OPERATOR(pg_catalog.=) 'failed' THEN {} END FROM c",
+        table(home),
+        announce("c", "'failed'")
+    );
+    let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
+    let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
+    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
+    let lasts = if lasts { "true" } else { "false" };
+    let group = group.to_string();
+    let args = [&*group, &state, &message, lasts, &first, &longest].map(Some);
+    spi::write(home, &sql, &args)?;
+    Ok(())
+}
+
+/// The table of a copy is gone: so is the copy.
+///
+/// # Errors
+/// What writing the tables reports.
+pub fn drop_without_table(home: &Home, group: i64) -> Result<bool> {
+    let sql = format!(
+        "WITH gone AS (DELETE FROM {} c WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
+             AND NOT EXISTS (SELECT FROM pg_catalog.pg_class r \
+               WHERE r.oid OPERATOR(pg_catalog.=) c.relation) RETURNING *) \
+         INSERT INTO {}.sync_copy_log (id, relation, dst_server, state, rows_done, bytes_done, started_at, \
+           sqlstate, message) \
+         SELECT id, relation, dst_server, 'failed', rows_done, bytes_done, started_at, '42P01', \
+           'the table was dropped' FROM gone RETURNING id",
+        table(home),
+        ident(&home.schema)
+    );
+    Ok(!spi::write(home, &sql, &[Some(&group.to_string())])?.is_empty())
+}
+
+/// Transactions that write one of the tables, as `pg_locks` names them, but for this one.
+///
+/// # Errors
+/// What reading the locks reports.
+pub fn writers(home: &Home, copies: &[Copy]) -> Result<HashSet<String>> {
+    let sql = format!(
+        "SELECT DISTINCT l.virtualtransaction FROM pg_catalog.pg_locks l \
+         WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
+           AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() \
+           AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+             WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+           AND l.mode OPERATOR(pg_catalog.=) ANY (ARRAY['RowExclusiveLock', 'ShareRowExclusiveLock', \
+             'ExclusiveLock', 'AccessExclusiveLock']) \
+           AND l.relation OPERATOR(pg_catalog.=) ANY (ARRAY({}))",
+        tree("$1::pg_catalog.oid")
+    );
+    let mut found = HashSet::new();
+    for copy in copies {
+        for mut row in spi::read(home, &sql, &[Some(&copy.relation.to_u32().to_string())])? {
+            found.insert(required(&mut row, 0)?);
+        }
+    }
+    Ok(found)
+}

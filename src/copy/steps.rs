@@ -1,0 +1,775 @@
+//! The steps of a group of copies, see [`crate::copy`]. Each ends with the group standing further on both sides, or
+//! where it stood.
+
+use super::plan::{Key, Plan};
+use super::registry::{self, Brought, Copy, Dirty, Existing};
+use super::target::{CopyIn, Target};
+use crate::change::{Change, Op, Policy, Route, Stamp};
+use crate::delivery::endpoint::Endpoint;
+use crate::delivery::link::Link;
+use crate::delivery::lost;
+use crate::delivery::session;
+use crate::error::{Error, Result, SqlState};
+use crate::identity;
+use crate::options::Mode;
+use crate::pg::context::Settings;
+use crate::pg::snapshot::Snapshot;
+use crate::pg::spi::{self, Home, required};
+use crate::pg::stream::{self, Row};
+use crate::pg::turn::turn;
+use crate::pg::{Oid, bgworker, ddl, interrupt, lock};
+use crate::queue::{self, copies};
+use crate::sql::quote::{literal, relation};
+use crate::{transaction, versions};
+use serde::Deserialize;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How long a step reads rows: about as long as its snapshot lives.
+const SLICE: Duration = Duration::from_millis(350);
+/// Rows after which it is looked how long that was.
+const LOOK_EVERY: i64 = 16;
+/// Rows that are sent as one batch of changes.
+const BATCH: usize = 2_000;
+/// Keys whose rows are read at once.
+const KEYS: usize = 500;
+/// How many changed rows may be brought while the table is locked.
+const FEW: usize = 300;
+/// Attempts to lock the tables of a group, after which the queue is left to bring the rest.
+const MOST_LOCKS: u32 = 30;
+/// Longest time to wait for the lock, and to bring what is left under it.
+const LOCK_TIMEOUT: &std::ffi::CStr = c"60ms";
+const LIVE_TIMEOUT: &std::ffi::CStr = c"120ms";
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a step has come to.
+pub enum Outcome {
+    /// There is more to do.
+    More,
+    /// There is more to do after a while.
+    Wait(Duration),
+    /// The group has arrived, or is gone.
+    Done,
+}
+
+/// What is known of a target.
+#[derive(Clone, Deserialize)]
+struct Facts {
+    kind: String,
+    columns: HashMap<String, u32>,
+    /// Rows of other tables are changed where rows are deleted.
+    cascades: bool,
+}
+
+/// A group under way.
+pub struct Steps {
+    group: i64,
+    facts: HashMap<i64, Facts>,
+    /// Transactions that may not have seen the copies when they began to deliver.
+    writers: Option<HashSet<String>>,
+    /// Rows go as changes: COPY has met some that were there.
+    as_changes: bool,
+    locks: u32,
+}
+
+/// What the local transaction of a step hands on.
+enum Begun {
+    Gone,
+    Unsettled(Vec<Copy>),
+    Unprepared(Vec<Copy>),
+    /// Applied on the server, to be committed there.
+    Step(Box<Target>, String),
+    /// Little is left to do.
+    Complete,
+}
+
+impl Steps {
+    /// Of this group.
+    pub fn new(group: i64) -> Self {
+        Self { group, facts: HashMap::new(), writers: None, as_changes: false, locks: 0 }
+    }
+
+    /// Does the next step.
+    ///
+    /// # Errors
+    /// What either side reports.
+    pub fn step(&mut self) -> Result<Outcome> {
+        match turn(|| self.begin())? {
+            Begun::Gone => Ok(Outcome::Done),
+            Begun::Unsettled(copies) => self.settle(&copies),
+            Begun::Unprepared(copies) => self.prepare(&copies),
+            Begun::Complete => self.go_live(),
+            Begun::Step(target, seen) => {
+                let committed = target.commit();
+                interrupt::nothing_committed();
+                committed?;
+                self.settled(&seen)?;
+                self.as_changes = false;
+                Ok(Outcome::More)
+            }
+        }
+    }
+
+    fn begin(&mut self) -> Result<Begun> {
+        let home = Home::find()?;
+        identity::check(&home)?;
+        if registry::drop_without_table(&home, self.group)? {
+            transaction::wake_worker();
+            return Ok(Begun::Gone);
+        }
+        let copies = registry::group(&home, self.group)?;
+        if copies.is_empty() {
+            return Ok(Begun::Gone);
+        }
+        if copies.iter().any(|copy| copy.step.is_some()) {
+            return Ok(Begun::Unsettled(copies));
+        }
+        if copies.iter().any(|copy| !copy.prepared) {
+            return Ok(Begun::Unprepared(copies));
+        }
+        let plans = plans_of(&home, &copies)?;
+        let (target, xact) = self.open(&home, &copies, &plans, &[])?;
+        let moment = Snapshot::latest();
+        let seen = seen_by(&home, &moment)?;
+        let dirty = dirty_of(&home, &moment, &plans, &seen)?;
+        let is_over = copies.iter().all(|copy| copy.complete);
+        if is_over && amount(&dirty) <= FEW {
+            moment.release();
+            target.roll_back()?;
+            return Ok(Begun::Complete);
+        }
+        let (target, brought) = self.bring(target, &moment, &copies, &plans, dirty)?;
+        moment.release();
+        let target = checked(target)?;
+        let brought: Vec<_> = copies.iter().map(|copy| copy.id).zip(brought).collect();
+        registry::note_step(&home, (&xact, &seen), &brought)?;
+        Ok(Begun::Step(Box::new(target), seen))
+    }
+
+    /// Begins a transaction on the server, alone of all steps that concern these targets; gives its number.
+    fn open(
+        &mut self,
+        home: &Home,
+        copies: &[Copy],
+        plans: &[Plan],
+        more: &[&str],
+    ) -> Result<(Target, String)> {
+        let account = plans.first().map(Plan::account).ok_or(Error::internal("no copies"))?;
+        let endpoint = Endpoint::resolve(home, account)?;
+        let mut locks: Vec<i64> =
+            plans.iter().filter_map(|plan| copies::marks(&plan.route).first().copied()).collect();
+        locks.sort_unstable();
+        let locks =
+            locks.iter().map(|key| format!("SELECT pg_catalog.pg_advisory_xact_lock({key})"));
+        let mut statements = vec![
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".to_owned(),
+            "SET CONSTRAINTS ALL DEFERRED".to_owned(),
+            "SET LOCAL statement_timeout = 0".to_owned(),
+        ];
+        statements.extend(more.iter().map(|text| (*text).to_owned()));
+        statements.extend(locks);
+        let unknown: Vec<(&Copy, &Plan)> = copies
+            .iter()
+            .zip(plans)
+            .filter(|(copy, _)| !self.facts.contains_key(&copy.id))
+            .collect();
+        statements.extend(unknown.iter().map(|(_, plan)| ask_facts(&plan.route)));
+        if let Some(name) = &plans[0].route.application_name {
+            statements.push(format!(
+                "SELECT pg_catalog.set_config('application_name', {}, true)",
+                literal(name)
+            ));
+        }
+        statements.push("SELECT pg_catalog.pg_current_xact_id()".to_owned());
+        let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
+        let (target, answers) = Target::begin(&endpoint, &statements)?;
+        let mut values = answers.into_iter().map(|rows| rows.into_iter().next().flatten());
+        values.by_ref().take(plans.len()).for_each(drop);
+        for (copy, _) in unknown {
+            let told = values.next().flatten().unwrap_or_default();
+            let facts = serde_json::from_str(&told)
+                .map_err(|_| Error::internal("malformed description of a target"))?;
+            self.facts.insert(copy.id, facts);
+        }
+        let xact = values.next_back().flatten().ok_or(Error::internal("no transaction there"))?;
+        Ok((target, xact))
+    }
+
+    /// Brings what has become of the ranges so far, and the next range.
+    fn bring(
+        &self,
+        mut target: Target,
+        moment: &Snapshot,
+        copies: &[Copy],
+        plans: &[Plan],
+        dirty: Vec<Dirty>,
+    ) -> Result<(Target, Vec<Brought>)> {
+        let mut brought: Vec<Brought> = copies
+            .iter()
+            .map(|copy| Brought {
+                position: copy.position.clone(),
+                complete: copy.complete,
+                ..Brought::default()
+            })
+            .collect();
+        let emptied: Vec<usize> = (0..plans.len()).filter(|at| dirty[*at].emptied).collect();
+        if !emptied.is_empty() {
+            self.empty(&mut target, copies, plans, &emptied)?;
+            for at in &emptied {
+                brought[*at] = Brought { emptied: true, ..Brought::default() };
+            }
+        }
+        let mut changed: Vec<Changed> = Vec::with_capacity(plans.len());
+        for (at, dirty) in dirty.into_iter().enumerate() {
+            changed.push(match dirty.emptied {
+                true => Changed::default(),
+                false => Changed::read(moment, &copies[at], &plans[at], dirty)?,
+            });
+        }
+        // Those who refer to rows go before the rows, and come after them.
+        for at in (0..plans.len()).rev() {
+            let removed = std::mem::take(&mut changed[at].removed);
+            target.apply(deletions(&plans[at], removed))?;
+        }
+        for (at, changed) in changed.into_iter().enumerate() {
+            for chunk in in_chunks(changed.changes) {
+                target.apply(chunk)?;
+            }
+            target = self.write(target, &copies[at], &plans[at], changed.written)?;
+        }
+        if emptied.is_empty()
+            && let Some(at) = copies.iter().position(|copy| !copy.complete)
+        {
+            (target, brought[at]) = self.range(target, moment, &copies[at], &plans[at])?;
+        }
+        Ok((target, brought))
+    }
+
+    /// Writes rows, whatever of them is there.
+    fn write(
+        &self,
+        mut target: Target,
+        copy: &Copy,
+        plan: &Plan,
+        rows: Vec<Vec<Option<String>>>,
+    ) -> Result<Target> {
+        if rows.is_empty() {
+            return Ok(target);
+        }
+        let mut rows = rows;
+        if !plan.route.key_deferrable {
+            let route = plan.overwriting();
+            loop {
+                let (before, mut refused) = (rows.len(), Refused::default());
+                for chunk in rows.chunks(BATCH) {
+                    upsert(&mut target, &route, chunk, &mut refused)?;
+                }
+                rows = refused.rows;
+                let Some(error) = refused.error else { return Ok(target) };
+                // Who takes over a value finds it free once the other has given it up.
+                if rows.len() < before {
+                    continue;
+                }
+                if self.facts.get(&copy.id).is_none_or(|facts| facts.cascades) {
+                    return Err(error);
+                }
+                // Values go round in a circle: all give theirs up first.
+                break;
+            }
+        }
+        let keys = rows.iter().map(|row| key_of(&plan.route, row)).collect();
+        target.apply(deletions(plan, keys))?;
+        let mut into = target.copy(&copy_sql(plan, false))?;
+        for row in &rows {
+            into.put_texts(row)?;
+        }
+        Ok(into.finish(false)?.0)
+    }
+
+    /// Brings the next range of a table.
+    fn range(
+        &self,
+        target: Target,
+        moment: &Snapshot,
+        copy: &Copy,
+        plan: &Plan,
+    ) -> Result<(Target, Brought)> {
+        let fits = |facts: &Facts| plan.fits_binary(&facts.columns);
+        let binary = self.facts.get(&copy.id).is_some_and(fits);
+        let query = plan.rows_after(copy.position.as_ref());
+        let mut reading = Reading::new(plan);
+        if copy.existing != Existing::Merge && plan.route.version().is_none() && !self.as_changes {
+            let columns = plan.route.columns.len();
+            let mut into: CopyIn = target.copy(&copy_sql(plan, binary))?;
+            if binary {
+                into.begin_binary();
+            }
+            stream::each(moment, &query, &mut |row| {
+                into.put(row, columns, binary)?;
+                reading.goes_on(row)
+            })?;
+            let (target, bytes) = into.finish(binary)?;
+            return Ok((target, reading.brought(bytes as i64)));
+        }
+        let route = match copy.existing {
+            Existing::Merge => plan.route.clone(),
+            Existing::Error | Existing::Truncate => plan.overwriting(),
+        };
+        let mut target = Some(target);
+        let mut batch: Vec<(Rc<Route>, Change<String>)> = Vec::new();
+        let mut bytes = 0;
+        let mut send = |batch: Vec<(Rc<Route>, Change<String>)>| -> Result<()> {
+            let Some(mut there) = target.take() else {
+                return Err(Error::internal("copy goes on without a connection"));
+            };
+            bytes += batch.iter().map(|(_, change)| change.encoded_size() as i64).sum::<i64>();
+            if plan.route.key_deferrable && plan.route.version().is_none() {
+                let rows = batch.into_iter().map(|(_, change)| change.row).collect();
+                there = self.write(there, copy, plan, rows)?;
+            } else {
+                there.apply(batch)?;
+            }
+            target = Some(there);
+            Ok(())
+        };
+        stream::each(moment, &query, &mut |row| {
+            batch.push((route.clone(), stamped(plan, row)?));
+            if batch.len() >= BATCH {
+                send(std::mem::take(&mut batch))?;
+            }
+            reading.goes_on(row)
+        })?;
+        send(batch)?;
+        let target = target.ok_or(Error::internal("copy goes on without a connection"))?;
+        Ok((target, reading.brought(bytes)))
+    }
+
+    /// Empties targets.
+    fn empty(
+        &self,
+        target: &mut Target,
+        copies: &[Copy],
+        plans: &[Plan],
+        which: &[usize],
+    ) -> Result<()> {
+        if which.is_empty() {
+            return Ok(());
+        }
+        let name = |at: &usize| {
+            let kind = self.facts.get(&copies[*at].id).map_or("", |facts| &facts.kind);
+            let only = if kind == "p" { "" } else { "ONLY " };
+            format!("{only}{}", relation(&plans[*at].route.target))
+        };
+        let all: Vec<String> = which.iter().map(name).collect();
+        let truncate = format!("TRUNCATE {}", all.join(", "));
+        let tried = target.run(&["SAVEPOINT copy", &truncate, "RELEASE SAVEPOINT copy"]);
+        match tried {
+            // Other tables refer to it, or the right is missing: what is there may be deleted all the same.
+            Err(Error::Remote(error))
+                if [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INSUFFICIENT_PRIVILEGE]
+                    .contains(&error.sqlstate) =>
+            {
+                target.run(&["ROLLBACK TO SAVEPOINT copy"])?;
+                for name in all.iter().rev() {
+                    target.run(&[&format!("DELETE FROM {name}")])?;
+                }
+                Ok(())
+            }
+            result => result.map(drop),
+        }
+    }
+
+    /// Waits for those who may deliver directly, then sees to the targets' rows.
+    fn prepare(&mut self, copies: &[Copy]) -> Result<Outcome> {
+        let group = self.group;
+        let waits = turn(|| {
+            let home = Home::find()?;
+            let now = registry::writers(&home, copies)?;
+            let writers = self.writers.get_or_insert_with(|| now.clone());
+            writers.retain(|writer| now.contains(writer));
+            if !writers.is_empty() {
+                if copies.iter().any(|copy| copy.state != "starting") {
+                    registry::set_state(&home, group, "starting")?;
+                }
+                return Ok(true);
+            }
+            let plans = plans_of(&home, copies)?;
+            let account = plans[0].account();
+            // A drain that has begun before may not have seen the copies.
+            if !lock::try_drain(account.server) {
+                return Ok(true);
+            }
+            let owner = account.owner.to_u32().to_string();
+            for one in queue::lost(&home, &account.server_name)? {
+                if one.owner == owner {
+                    let endpoint = Endpoint::resolve(&home, account)?;
+                    let mut link = Link::open(&endpoint)?;
+                    lost::run(&mut link)?;
+                    let link = lost::end(link, &one.session)?;
+                    link.into_session().into_iter().for_each(session::put_back);
+                    queue::forget_lost(&home, &one)?;
+                }
+            }
+            Ok(false)
+        })?;
+        if waits {
+            return Ok(Outcome::Wait(PAUSE));
+        }
+        let prepared = turn(|| {
+            let home = Home::find()?;
+            let copies = registry::group(&home, group)?;
+            if copies.is_empty() {
+                return Ok(None);
+            }
+            let plans = plans_of(&home, &copies)?;
+            let (mut target, _) = self.open(&home, &copies, &plans, &[])?;
+            for (copy, plan) in copies.iter().zip(&plans) {
+                if copy.existing == Existing::Error {
+                    let there = relation(&plan.route.target);
+                    let ask = format!("SELECT EXISTS (SELECT FROM {there})");
+                    let answer = target.run(&[&ask])?;
+                    if answer.first().and_then(|rows| rows.first()).cloned().flatten().as_deref()
+                        != Some("f")
+                    {
+                        let name = &plan.route.target.table;
+                        let message =
+                            format!("table \"{name}\" of server \"{}\" is not empty", copy.server);
+                        return Err(Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(
+                            "Call copy_sync() again with existing => 'truncate' or 'merge'.",
+                        ));
+                    }
+                }
+            }
+            let is_emptied = |at: &usize| copies[*at].existing == Existing::Truncate;
+            let which: Vec<usize> = (0..copies.len()).filter(is_emptied).collect();
+            self.empty(&mut target, &copies, &plans, &which)?;
+            Ok(Some(target))
+        })?;
+        let Some(target) = prepared else { return Ok(Outcome::Done) };
+        let committed = target.commit();
+        interrupt::nothing_committed();
+        committed?;
+        turn(|| registry::set_prepared(&Home::find()?, group))?;
+        Ok(Outcome::More)
+    }
+
+    /// Asks what became of the step that was about to be committed.
+    fn settle(&mut self, copies: &[Copy]) -> Result<Outcome> {
+        let step = copies.iter().find_map(|copy| copy.step.clone());
+        let Some((xact, seen)) = step else { return Ok(Outcome::More) };
+        let group = self.group;
+        let status = turn(|| {
+            let home = Home::find()?;
+            let plans = plans_of(&home, copies)?;
+            let (mut target, _) = self.open(&home, copies, &plans, &[])?;
+            let ask =
+                format!("SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)", literal(&xact));
+            let answer = match target.run(&[&ask]) {
+                Ok(answer) => answer.into_iter().next().and_then(|rows| rows.into_iter().next()),
+                // A number that the server has not given yet: it is another one, or an older state of it.
+                Err(Error::Remote(error)) if error.sqlstate == SqlState::INVALID_PARAMETER => None,
+                Err(error) => return Err(error),
+            };
+            target.roll_back()?;
+            Ok(answer.flatten())
+        })?;
+        match status.as_deref() {
+            Some("committed") => self.settled(&seen)?,
+            Some("aborted") => turn(|| registry::forget_step(&Home::find()?, group))?,
+            Some(_) => return Ok(Outcome::Wait(PAUSE)),
+            None => turn(|| registry::begin_anew(&Home::find()?, group))?,
+        }
+        Ok(Outcome::More)
+    }
+
+    fn settled(&self, seen: &str) -> Result<()> {
+        let group = self.group;
+        turn(|| {
+            let home = Home::find()?;
+            let copies = registry::group(&home, group)?;
+            if copies.is_empty() {
+                return Ok(());
+            }
+            registry::settle_step(&home, group, &plans_of(&home, &copies)?, seen)
+        })
+    }
+
+    /// Brings what is left while nobody writes the tables, and ends the copies: what is written from then on is
+    /// delivered directly.
+    fn go_live(&mut self) -> Result<Outcome> {
+        let group = self.group;
+        let locks = self.locks < MOST_LOCKS;
+        let result = turn(|| {
+            let home = Home::find()?;
+            let copies = registry::group(&home, group)?;
+            if copies.is_empty() || copies.iter().any(|copy| !copy.complete) {
+                return Ok(Some(Outcome::More));
+            }
+            let plans = plans_of(&home, &copies)?;
+            let is_sync = plans.iter().any(|plan| plan.mode == Mode::Sync);
+            let limits = ["SET LOCAL statement_timeout = 100", "SET LOCAL lock_timeout = 50"];
+            let (target, _) = self.open(&home, &copies, &plans, &limits)?;
+            let _patience = Settings::set(&[(c"pg_rowsync.delivery_timeout", LIVE_TIMEOUT)]);
+            if locks || is_sync {
+                let _lock = Settings::set(&[(c"lock_timeout", LOCK_TIMEOUT)]);
+                for plan in &plans {
+                    let only = if plan.table.partitioned { "" } else { "ONLY " };
+                    let name = relation(&plan.table.name);
+                    ddl::run(&format!("LOCK TABLE {only}{name} IN SHARE ROW EXCLUSIVE MODE"))?;
+                }
+            }
+            let moment = Snapshot::latest();
+            let seen = seen_by(&home, &moment)?;
+            let dirty = dirty_of(&home, &moment, &plans, &seen)?;
+            // A few have come since it was found that there are few.
+            let is_much = amount(&dirty) > 2 * FEW;
+            if is_much {
+                moment.release();
+                return Ok(Some(Outcome::More));
+            }
+            let is_clean = dirty.iter().all(Dirty::is_empty);
+            let (target, _) = self.bring(target, &moment, &copies, &plans, dirty)?;
+            moment.release();
+            transaction::wake_worker();
+            match is_clean {
+                true => target.roll_back()?,
+                false => {
+                    checked(target)?.commit()?;
+                    interrupt::committed();
+                }
+            }
+            registry::finish(&home, group, &plans, &seen)?;
+            Ok(None)
+        });
+        match result {
+            Ok(None) => Ok(Outcome::Done),
+            Ok(Some(outcome)) => {
+                self.locks += 1;
+                Ok(outcome)
+            }
+            // Somebody writes the tables, or the server takes longer than writers may wait.
+            Err(error)
+                if bgworker::ending().is_none()
+                    && (error.is_transient()
+                        || error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE)
+                    && self.locks < 10 * MOST_LOCKS =>
+            {
+                interrupt::nothing_committed();
+                self.locks += 1;
+                Ok(Outcome::Wait(PAUSE * self.locks.min(25)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// After a failure: whether the step is to be tried in another way.
+    pub fn tries_otherwise(&mut self, error: &Error) -> bool {
+        let met = matches!(error, Error::Remote(e) if e.sqlstate == SqlState::UNIQUE_VIOLATION);
+        met && !std::mem::replace(&mut self.as_changes, met)
+    }
+}
+
+/// What has become of a table since the step before.
+#[derive(Default)]
+struct Changed {
+    removed: Vec<Key>,
+    written: Vec<Vec<Option<String>>>,
+    /// Under `newest`.
+    changes: Vec<(Rc<Route>, Change<String>)>,
+}
+
+impl Changed {
+    /// Reads the rows that the queue has changes of.
+    fn read(moment: &Snapshot, copy: &Copy, plan: &Plan, dirty: Dirty) -> Result<Self> {
+        let mut changed = Self { changes: dirty.changes, ..Self::default() };
+        // Merged with rows that are there, every change counts; else those of the ranges so far.
+        let everywhere = copy.complete || copy.existing == Existing::Merge;
+        if copy.position.is_none() && !everywhere {
+            return Ok(changed);
+        }
+        let columns = plan.route.columns.len();
+        for keys in dirty.keys.chunks(KEYS) {
+            let mut there = vec![false; keys.len()];
+            let query = plan.rows_of(keys, copy.position.as_ref(), everywhere);
+            stream::each(moment, &query, &mut |row: &mut Row<'_>| {
+                let mut values = row.texts(0..columns + 2)?;
+                let at = values[0].as_deref().and_then(|at| at.parse::<usize>().ok());
+                let is_theirs = values[1].as_deref() == Some("t");
+                if let Some(found) = at.and_then(|at| there.get_mut(at)) {
+                    *found = true;
+                }
+                if is_theirs {
+                    changed.written.push(values.split_off(2));
+                }
+                Ok(true)
+            })?;
+            let gone = keys.iter().zip(there).filter(|(_, there)| !there);
+            changed.removed.extend(gone.map(|(key, _)| key.clone()));
+        }
+        Ok(changed)
+    }
+}
+
+/// Reading a range.
+struct Reading<'p> {
+    plan: &'p Plan,
+    began: Instant,
+    rows: i64,
+    position: Option<Key>,
+}
+
+impl<'p> Reading<'p> {
+    fn new(plan: &'p Plan) -> Self {
+        Self { plan, began: Instant::now(), rows: 0, position: None }
+    }
+
+    /// Whether to go on after this row.
+    fn goes_on(&mut self, row: &mut Row<'_>) -> Result<bool> {
+        self.rows += 1;
+        let is_enough =
+            self.plan.in_ranges && self.rows % LOOK_EVERY == 0 && self.began.elapsed() >= SLICE;
+        if is_enough {
+            self.position = Some(row.texts(self.plan.route.key.iter().copied())?);
+        }
+        Ok(!is_enough)
+    }
+
+    fn brought(self, bytes: i64) -> Brought {
+        let complete = self.position.is_none();
+        Brought { position: self.position, complete, emptied: false, rows: self.rows, bytes }
+    }
+}
+
+/// Rows that constraints have refused that look at other rows.
+#[derive(Default)]
+struct Refused {
+    rows: Vec<Vec<Option<String>>>,
+    /// The last refusal.
+    error: Option<Error>,
+}
+
+/// Writes rows, all but those that are refused even by themselves.
+fn upsert(
+    target: &mut Target,
+    route: &Rc<Route>,
+    rows: &[Vec<Option<String>>],
+    refused: &mut Refused,
+) -> Result<()> {
+    let inserts = rows.iter().map(|row| (route.clone(), insertion(row.clone(), None)));
+    match target.apply(inserts.collect()) {
+        Err(error) if error.is_about_others() => {
+            if let [row] = rows {
+                refused.rows.push(row.clone());
+                refused.error = Some(error);
+                return Ok(());
+            }
+            let (one, other) = rows.split_at(rows.len() / 2);
+            upsert(target, route, one, refused)?;
+            upsert(target, route, other, refused)
+        }
+        result => result,
+    }
+}
+
+fn plans_of(home: &Home, copies: &[Copy]) -> Result<Vec<Plan>> {
+    let plan = |copy: &Copy| Plan::new(home, copy.relation, &copy.server, Some(&copy.target));
+    copies.iter().map(plan).collect()
+}
+
+fn seen_by(home: &Home, moment: &Snapshot) -> Result<String> {
+    let sql = "SELECT pg_catalog.pg_current_snapshot()";
+    let row = spi::read_as_of(home, moment, sql, &[])?.into_iter().next();
+    required(&mut row.unwrap_or_default(), 0)
+}
+
+fn dirty_of(home: &Home, moment: &Snapshot, plans: &[Plan], seen: &str) -> Result<Vec<Dirty>> {
+    plans.iter().map(|plan| registry::dirty(home, moment, plan, seen)).collect()
+}
+
+/// How many changes there are; very many where a table was emptied.
+fn amount(dirty: &[Dirty]) -> usize {
+    let of =
+        |one: &Dirty| if one.emptied { usize::MAX } else { one.keys.len() + one.changes.len() };
+    dirty.iter().map(of).fold(0, usize::saturating_add)
+}
+
+/// What could be deferred is checked before the commit, where it can still be told.
+fn checked(mut target: Target) -> Result<Target> {
+    target.run(&["SET CONSTRAINTS ALL IMMEDIATE"])?;
+    Ok(target)
+}
+
+fn ask_facts(route: &Route) -> String {
+    let target = literal(&relation(&route.target));
+    format!(
+        "SELECT pg_catalog.json_build_object('kind', c.relkind, 'columns', \
+           (SELECT pg_catalog.json_object_agg(a.attname, a.atttypid::pg_catalog.int8) \
+              FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid \
+               AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped), \
+           'cascades', EXISTS (SELECT FROM pg_catalog.pg_constraint f \
+              WHERE f.confrelid OPERATOR(pg_catalog.=) c.oid \
+                AND f.contype OPERATOR(pg_catalog.=) 'f' \
+                AND f.confdeltype OPERATOR(pg_catalog.=) ANY ('{{c,n,d}}'))) \
+         FROM pg_catalog.pg_class c \
+         WHERE c.oid OPERATOR(pg_catalog.=) {target}::pg_catalog.regclass::pg_catalog.oid"
+    )
+}
+
+fn copy_sql(plan: &Plan, binary: bool) -> String {
+    let (target, columns) = (relation(&plan.route.target), plan.target_columns());
+    let format = if binary { " (FORMAT binary)" } else { "" };
+    format!("COPY {target} ({columns}) FROM STDIN{format}")
+}
+
+fn key_of(route: &Route, row: &[Option<String>]) -> Key {
+    route.key.iter().map(|at| row.get(*at).cloned().flatten()).collect()
+}
+
+fn insertion(row: Vec<Option<String>>, stamp: Option<Stamp<String>>) -> Change<String> {
+    Change { op: Op::Insert, row, stamp, ..Change::truncation() }
+}
+
+/// Changes that delete the rows with these keys.
+fn deletions(plan: &Plan, keys: Vec<Key>) -> Vec<(Rc<Route>, Change<String>)> {
+    let route = Rc::new(Route {
+        policy: Policy::Overwrite,
+        key_deferrable: false,
+        ..(*plan.route).clone()
+    });
+    let deletion = |key| Change { op: Op::Delete, key, ..Change::truncation() };
+    keys.into_iter().map(|key| (route.clone(), deletion(key))).collect()
+}
+
+fn in_chunks(
+    changes: Vec<(Rc<Route>, Change<String>)>,
+) -> impl Iterator<Item = Vec<(Rc<Route>, Change<String>)>> {
+    let mut changes = changes.into_iter().peekable();
+    std::iter::from_fn(move || {
+        changes.peek()?;
+        Some(changes.by_ref().take(BATCH).collect())
+    })
+}
+
+/// A row as an insertion, under `newest` with what it counts as.
+fn stamped(plan: &Plan, row: &mut Row<'_>) -> Result<Change<String>> {
+    let columns = plan.route.columns.len();
+    let Some(at) = plan.route.version() else {
+        return Ok(insertion(row.texts(0..columns)?, None));
+    };
+    let mut values = row.texts(0..columns + 3)?;
+    let mut kept = values.split_off(columns).into_iter();
+    let (version, rank, shown) =
+        (kept.next().flatten(), kept.next().flatten(), kept.next().flatten());
+    let Some(rank) = rank else { return Ok(insertion(values, None)) };
+    let rank = rank.parse().map_err(|_| Error::internal("malformed rank"))?;
+    let name = &plan.route.columns[at].name;
+    let type_oid = plan.types().find(|(own, _)| own == name).map_or(0, |(_, oid)| oid);
+    let stamp = versions::counts_as_stored(
+        Oid::from(type_oid),
+        Stamp { version, rank },
+        shown.as_deref(),
+        values[at].as_deref(),
+    )?;
+    Ok(insertion(values, Some(stamp)))
+}

@@ -1,0 +1,48 @@
+//! Copies under way, as far as the queue has to know of them: what goes to a table that is being copied to a
+//! server waits in the queue, behind the copy.
+//!
+//! A copy counts as a record that is older than all others: its number there is that of the copy, negative.
+
+use super::footprint::Footprint;
+use crate::capture::change_set::ChangeSet;
+use crate::change::{Relation, Route};
+use crate::error::Result;
+use crate::pg::lookup::{Is, Place, Status, View};
+use std::rc::Rc;
+
+/// The table of copies under way.
+pub const TABLE: &str = "sync_copy";
+
+/// Copies to a server.
+pub const OF_SERVER: Place = Place { table: TABLE, column: 2, status: Status::Any };
+
+/// Whether a copy goes on to a table to which the set's changes go.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn concern(set: &ChangeSet) -> Result<bool> {
+    View::look(&set.home, &[TABLE], |view| {
+        for route in set.routes() {
+            if is_copied(view, &set.account.server_name, &route.target)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
+}
+
+fn is_copied(view: &View<'_>, server_name: &str, target: &Relation) -> Result<bool> {
+    let keys =
+        [(2, Is::Text(server_name)), (3, Is::Text(&target.schema)), (4, Is::Text(&target.table))];
+    view.has(TABLE, &keys, Status::Any)
+}
+
+/// What waits behind a copy that takes this route leaves these marks.
+pub fn marks(route: &Rc<Route>) -> Vec<i64> {
+    Footprint::of_table(route).marks
+}
+
+/// Whether a record of this number is a copy.
+pub fn is_copy(root: i64) -> bool {
+    root < 0
+}
