@@ -5,7 +5,7 @@
 use crate::atomic::resolver;
 use crate::capture::descriptor::Arguments;
 use crate::change::Stamp;
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::pg::args::{Args, Name, result};
 use crate::pg::json::{Jsonb, TextArray};
 use crate::pg::report::or_raise;
@@ -15,8 +15,8 @@ use crate::queue::pause;
 use crate::sql::quote::ArrayLiteral;
 use crate::versions::{Arrived, Shape};
 use crate::{
-    admin, arrival, attached, check, copy, drain, fdw, identity, queue, stats, transaction, trigger,
-    verify, versions, worker,
+    admin, arrival, attached, check, copy, drain, fdw, identity, queue, stats, transaction,
+    trigger, verify, versions, worker,
 };
 use pgrx::prelude::*;
 
@@ -436,11 +436,9 @@ fn attach_sync_schema(
         let (schema, server) = (args.required(0, "schema")?, args.required(1, "server")?);
         let (target, options) = (args.text(2)?, args.text(3)?);
         let options = options.unwrap_or_else(|| "{}".to_owned());
-        if args.text(4)?.as_deref() == Some("t") {
-            let message = "existing rows cannot be copied yet";
-            return Err(Error::local(SqlState::FEATURE_NOT_SUPPORTED, message));
-        }
-        admin::attach_schema(&Home::find()?, &schema, &server, target.as_deref(), &options)?
+        let copy_data = args.text(4)?.as_deref() == Some("t");
+        let (home, target) = (Home::find()?, target.as_deref());
+        admin::attach_schema(&home, &schema, &server, target, &options, copy_data)?
             .into_iter()
             .map(|one| Ok((one.rel, one.attached, one.reason.as_deref().map(result).transpose()?)))
             .collect()

@@ -42,20 +42,37 @@ use crate::{identity, transaction, worker};
 /// 42501 for who does not own the table; 55000 in a copy of a database; what [`Plan::new`] and
 /// [`registry::register`] report; 22023 for another word than error, truncate or merge.
 pub fn start(home: &Home, rel: Oid, server: &str, existing: &str) -> Result<i64> {
+    let id = register(home, rel, server, existing)?;
+    advise(home, &format!("copy {id} waits"))?;
+    Ok(id)
+}
+
+/// As [`start`], without a look for a worker.
+///
+/// # Errors
+/// As for [`start`].
+pub fn register(home: &Home, rel: Oid, server: &str, existing: &str) -> Result<i64> {
     identity::check(home)?;
     let existing = Existing::parse(existing)?;
     check_owner(home, rel)?;
     let plan = Plan::new(home, rel, server, None)?;
     let id = registry::register(home, &plan, existing)?;
     transaction::wake_worker();
-    let state = worker::state(home)?;
-    if matches!(state, "none" | "stopped") {
+    Ok(id)
+}
+
+/// Tells what waits for a worker, if there is none.
+///
+/// # Errors
+/// What [`worker::state`] reports.
+pub fn advise(home: &Home, what: &str) -> Result<()> {
+    if matches!(worker::state(home)?, "none" | "stopped") {
         report::advise(
-            &format!("copy {id} waits for a worker, of which there is none"),
+            &format!("{what} for a worker, of which there is none"),
             "Call start_sync_worker(), or put pg_rowsync into shared_preload_libraries.",
         );
     }
-    Ok(id)
+    Ok(())
 }
 
 /// Ends the copies of a table to a server.

@@ -8,6 +8,7 @@ use super::{Look, attach_table};
 use crate::capture::table::Table;
 use crate::change::Relation;
 use crate::check::{self, Finding, Severity};
+use crate::copy;
 use crate::delivery::endpoint::{AccountKey, oid, server_oid};
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
@@ -37,6 +38,7 @@ pub fn attach_schema(
     server: &str,
     target_schema: Option<&str>,
     options: &str,
+    copy_data: bool,
 ) -> Result<Vec<Outcome>> {
     server_oid(home, server)?;
     Options::parse(options)?;
@@ -65,7 +67,11 @@ pub fn attach_schema(
                         None => check::look(home, account, &table.name, route),
                     }
                 };
-                attach_table(home, &table, server, target, options, look)
+                let found = attach_table(home, &table, server, target, options, look)?;
+                if copy_data {
+                    copy::register(home, rel, server, "error")?;
+                }
+                Ok(found)
             }),
         };
         outcomes.push(match done {
@@ -73,6 +79,9 @@ pub fn attach_schema(
             Err(error) if error.sqlstate() == SqlState::QUERY_CANCELED => return Err(error),
             Err(error) => Outcome { rel, attached: false, reason: Some(in_words(&error)) },
         });
+    }
+    if copy_data && outcomes.iter().any(|outcome| outcome.attached) {
+        copy::advise(home, "the copies wait")?;
     }
     if identity::is_copy()? {
         identity::tell_anew();

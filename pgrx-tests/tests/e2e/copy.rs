@@ -107,6 +107,23 @@ fn rows_that_are_there_are_brought_when_a_table_is_attached() {
 }
 
 #[test]
+fn the_tables_of_a_schema_are_copied_as_they_are_attached() {
+    let bed = bed("schema");
+    create(&bed, "p", "id int primary key, v text");
+    create(&bed, "c", "id int primary key, p int references p");
+    create(&bed, "nokey", "v text");
+    bed.left.exec("insert into p select i, 'p' from generate_series(1, 200) i");
+    bed.left.exec("insert into c select i, 1 + i % 200 from generate_series(1, 500) i");
+    let attach = format!(
+        "select rel::text, attached from attach_sync_schema('{}', 'dst', '{}', copy_data => true)",
+        bed.left.user, bed.right.user
+    );
+    assert_eq!(query(&mut bed.left.client(), &attach), ["c|t", "nokey|f", "p|t"]);
+    await_done(&bed);
+    assert_eq!((same(&bed, "p").len(), same(&bed, "c").len()), (200, 500));
+}
+
+#[test]
 fn what_becomes_of_rows_that_the_target_has_is_said() {
     let bed = bed("existing");
     create(&bed, "t", "id int primary key, v text");
@@ -177,7 +194,7 @@ fn write(
                     let (a, b, c) = (one(), one(), one());
                     let sql = match a % 12 {
                         0 | 1 => format!("insert into t values ({}, 'n', null) on conflict do nothing", 3000 + a),
-                        2 | 3 | 4 => format!("update t set v = v || 'u' where id in ({a}, {b})"),
+                        2..=4 => format!("update t set v = v || 'u' where id in ({a}, {b})"),
                         5 => format!("delete from t where id = {a}"),
                         6 => format!("update t set id = id + 3000 where id = {a} and not exists (select from t x where x.id = {a} + 3000)"),
                         // A value passed on from a row to one far away.
