@@ -161,7 +161,11 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
                 }
             }
         }
-        Standing::Copying if !copies::concern(set)? => return Ok(Way::Free),
+        Standing::Copying
+            if !copies::concern(&set.home, &set.account.server_name, set.routes())? =>
+        {
+            return Ok(Way::Free);
+        }
         Standing::Aside | Standing::Copying => {}
     }
     let checks = checks_of(set)?;

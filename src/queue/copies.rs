@@ -4,10 +4,10 @@
 //! A copy counts as a record that is older than all others: its number there is that of the copy, negative.
 
 use super::footprint::Footprint;
-use crate::capture::change_set::ChangeSet;
 use crate::change::{Relation, Route};
 use crate::error::Result;
 use crate::pg::lookup::{Is, Place, Status, View};
+use crate::pg::spi::Home;
 use std::rc::Rc;
 
 /// The table of copies under way.
@@ -16,14 +16,18 @@ pub const TABLE: &str = "sync_copy";
 /// Copies to a server.
 pub const OF_SERVER: Place = Place { table: TABLE, column: 2, status: Status::Any };
 
-/// Whether a copy goes on to a table to which the set's changes go.
+/// Whether a copy goes on to the target of one of these routes.
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn concern(set: &ChangeSet) -> Result<bool> {
-    View::look(&set.home, &[TABLE], |view| {
-        for route in set.routes() {
-            if is_copied(view, &set.account.server_name, &route.target)? {
+pub fn concern<'r>(
+    home: &Home,
+    server_name: &str,
+    routes: impl IntoIterator<Item = &'r Rc<Route>>,
+) -> Result<bool> {
+    View::look(home, &[TABLE], |view| {
+        for route in routes {
+            if is_copied(view, server_name, &route.target)? {
                 return Ok(true);
             }
         }

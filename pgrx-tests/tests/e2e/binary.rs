@@ -65,8 +65,9 @@ fn settings_of_the_writer_make_no_difference() {
 fn twice(bed: &Testbed, columns: &str, change: &str) {
     for table in ["t", "first"] {
         bed.left.exec(&format!("create table {table} ({columns})"));
-        bed.right.exec(&format!("create table {table} ({columns}); alter table {table} {change}"));
+        // Before its target is there: some of these keys are coarser, and refused.
         crate::common::attach(bed, table, "{}");
+        bed.right.exec(&format!("create table {table} ({columns}); alter table {table} {change}"));
     }
 }
 

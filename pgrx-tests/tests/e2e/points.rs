@@ -73,10 +73,15 @@ fn what_a_failure_inside_the_worker_leaves_is_as_documented() {
     );
 }
 
+/// Points of the second phase, which `cargo faults points` does not try yet: `cargo faults atomic` strikes at the
+/// same steps from outside.
+const UNTRIED: [&str; 5] = ["BeforePrepare", "Prepared", "SecondPhase", "Finished", "Resolving"];
+
 #[test]
 fn every_point_is_tried_and_documented() {
     let mut found = BTreeSet::new();
     collect(&setup::root().join("src"), &mut found);
+    assert!(UNTRIED.iter().all(|point| found.remove(*point)), "{found:?}");
     let known: BTreeSet<String> = Point::ALL.iter().map(|point| format!("{point:?}")).collect();
     assert_eq!(found, known);
     let table = documented();
