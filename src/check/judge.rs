@@ -261,7 +261,7 @@ impl OfTarget<'_> {
             let mut verdict = types::compare(&here.types, from, &self.target.types, to);
             if verdict.fidelity == Fidelity::Equal && remote.1.has('c') && !local.1.has('c') {
                 let why = "other texts are equal there by the column's collation".to_owned();
-                verdict = Verdict { fidelity: Fidelity::Merging, why };
+                verdict = Verdict { fidelity: Fidelity::Folding, why };
             }
             self.judged(at, name, [&local.4, &remote.4], &verdict)
         };
@@ -295,10 +295,15 @@ impl OfTarget<'_> {
             let problem = format!("{role} {types}: {why}, so that {harm}");
             return Some(Finding::error(state, problem, as_here).refusing());
         }
+        if is_key && *fidelity == Fidelity::Folding {
+            let problem =
+                format!("key {types}: {why}, so that rows that differ here may be one there");
+            return Some(Finding::warning(state, problem, as_here));
+        }
         let problem = format!("{types}: {why}");
         let or_leave_out = format!("{as_here} Or leave it out with \"exclude\".");
         match fidelity {
-            Fidelity::Equal | Fidelity::Merging => None,
+            Fidelity::Equal | Fidelity::Folding | Fidelity::Merging => None,
             Fidelity::Never => Some(Finding::error(state, problem, or_leave_out)),
             Fidelity::Narrower | Fidelity::Rewritten | Fidelity::Coarser => {
                 Some(Finding::warning(state, problem, or_leave_out))

@@ -13,6 +13,8 @@ use std::collections::HashMap;
 pub enum Fidelity {
     /// Each arrives as it is.
     Equal,
+    /// Each arrives as it is and reads the same, but the equality there is a looser one.
+    Folding,
     /// Each arrives as it is, but some that differ here are equal there.
     Merging,
     /// Some are refused there with an error; the others arrive as they are.
@@ -292,7 +294,7 @@ const CUT_TO_TIME: &str = "values arrive without the date";
 
 /// The rules for types that are not made of others.
 fn plain(from: &Kind, to: &Kind) -> Verdict {
-    use Fidelity::{Coarser, Equal, Merging, Narrower, Never, Rewritten};
+    use Fidelity::{Coarser, Equal, Folding, Merging, Narrower, Never, Rewritten};
     use Kind::*;
     let spaces = "values that differ only in spaces at the end are equal there";
     match (from, to) {
@@ -328,7 +330,7 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
             verdict(Narrower, "what is none of its labels is refused there")
         }
         (_, Other { name, own: false, .. }) if from.is_text() && name == "citext" => {
-            verdict(Merging, "values that differ only in case are equal there")
+            verdict(Folding, "values that differ only in case are equal there")
         }
         (_, Other { own: false, .. }) if from.is_text() => unknown(),
         (_, _) if from.is_text() => verdict(
