@@ -50,7 +50,8 @@ pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Res
     identity::check(home)?;
     let timeout = timeout.map(|timeout| duration(home, timeout)).transpose()?;
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mark = newest(home)?;
+    let mark = newest(home, "sync_queue")?.unwrap_or_default();
+    let copies = newest(home, "sync_copy")?.unwrap_or_default();
     let servers = match server {
         Some(name) => {
             if !queue::knows(home, name)? {
@@ -58,9 +59,12 @@ pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Res
             }
             vec![name.to_owned()]
         }
-        None => queue::servers(home, true)?,
+        None => {
+            let mut servers = queue::servers(home, true)?;
+            servers.extend(copied_to(home)?);
+            servers
+        }
     };
-    let Some(mark) = mark else { return Ok(true) };
     let mut awaited: Vec<_> = servers
         .into_iter()
         .map(|server_name| Awaited { server_name, low: i64::MIN, told: Vec::new() })
@@ -73,6 +77,8 @@ pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Res
         for one in awaited {
             if let Some(low) = oldest(home, &one.server_name, one.low, mark)? {
                 left.push(Awaited { low, ..one });
+            } else if is_copied_to(home, &one.server_name, copies, "true")? {
+                left.push(one);
             }
         }
         awaited = left;
@@ -85,7 +91,7 @@ pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Res
         }
         if obstacles_at <= now {
             for one in &mut awaited {
-                tell_obstacles(home, one, mark)?;
+                tell_obstacles(home, one, mark, copies)?;
             }
             obstacles_at = now + OBSTACLE_PAUSE;
         }
@@ -107,10 +113,10 @@ fn duration(home: &Home, interval: &str) -> Result<Duration> {
     Ok(Duration::from_millis(millis.max(0) as u64))
 }
 
-/// The largest id of a record, if there is any.
-fn newest(home: &Home) -> Result<Option<i64>> {
+/// The largest id of a record, or of a copy, if there is any.
+fn newest(home: &Home, table: &str) -> Result<Option<i64>> {
     let sql =
-        format!("SELECT q.id FROM {}.sync_queue q ORDER BY q.id DESC LIMIT 1", ident(&home.schema));
+        format!("SELECT q.id FROM {}.{table} q ORDER BY q.id DESC LIMIT 1", ident(&home.schema));
     number(spi::read(home, &sql, &[])?.into_iter().next())
 }
 
@@ -141,6 +147,25 @@ fn oldest(home: &Home, server_name: &str, low: i64, mark: i64) -> Result<Option<
     number(spi::read(home, &sql, &[server_name, &low, &mark].map(Some))?.into_iter().next())
 }
 
+/// Servers to which tables are being copied.
+fn copied_to(home: &Home) -> Result<Vec<String>> {
+    let sql = format!("SELECT DISTINCT c.dst_server FROM {}.sync_copy c", ident(&home.schema));
+    spi::read(home, &sql, &[])?.into_iter().map(|mut row| spi::required(&mut row, 0)).collect()
+}
+
+/// Whether copies to a server up to one, of which the condition holds, are under way. Not those that the calling
+/// transaction has registered: nobody sees them before it has ended.
+fn is_copied_to(home: &Home, server_name: &str, until: i64, condition: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_copy c WHERE c.dst_server OPERATOR(pg_catalog.=) $1 \
+           AND c.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 AND {condition} \
+           AND NOT COALESCE(c.registered_by OPERATOR(pg_catalog.=) \
+             pg_catalog.pg_current_xact_id_if_assigned(), false) LIMIT 1",
+        ident(&home.schema)
+    );
+    Ok(!spi::read(home, &sql, &[Some(server_name), Some(&until.to_string())])?.is_empty())
+}
+
 fn number(row: Option<spi::Row>) -> Result<Option<i64>> {
     let text = row.and_then(|mut row| row.pop()).flatten();
     let number = text.map(|text| text.parse::<i64>()).transpose();
@@ -148,7 +173,7 @@ fn number(row: Option<spi::Row>) -> Result<Option<i64>> {
 }
 
 /// Tells, once each, what keeps a server's records from being delivered until somebody does something.
-fn tell_obstacles(home: &Home, awaited: &mut Awaited, mark: i64) -> Result<()> {
+fn tell_obstacles(home: &Home, awaited: &mut Awaited, mark: i64, copies: i64) -> Result<()> {
     let name = &awaited.server_name;
     let mut tell = |what: &'static str, message: String, hint: &str| {
         if !awaited.told.contains(&what) {
@@ -166,6 +191,13 @@ fn tell_obstacles(home: &Home, awaited: &mut Awaited, mark: i64) -> Result<()> {
             format!("changes for server \"{name}\" are set aside: they are waited for"),
             "See sync_err_rec. Remove the cause and call retry_sync_err_rec(), or discard them by deleting \
              their rows there.",
+        );
+    }
+    if is_copied_to(home, name, copies, "c.state OPERATOR(pg_catalog.=) 'failed'")? {
+        tell(
+            "copy",
+            format!("a copy to server \"{name}\" has failed: it is waited for"),
+            "See sync_progress. Remove the cause and call copy_sync() again, or detach_sync().",
         );
     }
     let state = worker::state(home)?;

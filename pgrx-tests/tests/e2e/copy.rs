@@ -119,7 +119,8 @@ fn the_tables_of_a_schema_are_copied_as_they_are_attached() {
         bed.left.user, bed.right.user
     );
     assert_eq!(query(&mut bed.left.client(), &attach), ["c|t", "nokey|f", "p|t"]);
-    await_done(&bed);
+    let arrived = "select wait_sync('dst', timeout => '2 min')";
+    assert_eq!(query(&mut bed.left.client(), arrived), ["t"]);
     assert_eq!((same(&bed, "p").len(), same(&bed, "c").len()), (200, 500));
 }
 
@@ -137,6 +138,8 @@ fn what_becomes_of_rows_that_the_target_has_is_said() {
     assert!(
         await_failed(&bed).starts_with("failed|55000|table \"t\" of server \"dst\" is not empty")
     );
+    let arrived = "select wait_sync(timeout => '300 ms')";
+    assert_eq!(query(&mut bed.left.client(), arrived), ["f"], "a copy that has failed");
     // What is written goes on waiting behind it.
     run(&mut client, "insert into t values (200, 'later')");
     assert_eq!(queued(&bed), 1);
