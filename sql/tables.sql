@@ -31,7 +31,7 @@ CREATE TABLE @extschema@.sync_queue (
         CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'failed', 'waiting'])),
     waits_for bigint,
     blocks bigint[],
-    times_aside integer NOT NULL DEFAULT 0,
+    times_failed integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz
 );
 -- Looked at by every commit that delivers, like the queue.
@@ -50,14 +50,14 @@ COMMENT ON SEQUENCE @extschema@.sync_replay_seq IS
     'last record of sync_queue that a drain was about to commit on its server';
 COMMENT ON TABLE @extschema@.sync_queue IS 'changes not yet delivered; see the view sync_err_rec';
 COMMENT ON COLUMN @extschema@.sync_queue.status IS
-    'pending; failed: set aside; waiting: behind the record that waits_for names';
+    'pending; failed: refused as things are; waiting: behind the record that waits_for names';
 COMMENT ON COLUMN @extschema@.sync_queue.blocks IS
-    'hashes of what a record that is set aside or waits has touched: later changes that meet one wait';
+    'hashes of what a failed record or waits has touched: later changes that meet one wait';
 COMMENT ON COLUMN @extschema@.sync_queue.next_attempt_at IS
     'failed over something that may pass by itself: when it is tried again';
 CREATE INDEX sync_queue_pending ON @extschema@.sync_queue (dst_server, owner, id)
     WHERE status OPERATOR(pg_catalog.=) 'pending';
-CREATE INDEX sync_queue_aside ON @extschema@.sync_queue (dst_server, status, id)
+CREATE INDEX sync_queue_failed ON @extschema@.sync_queue (dst_server, status, id)
     WHERE status OPERATOR(pg_catalog.<>) 'pending';
 CREATE INDEX sync_queue_retries ON @extschema@.sync_queue (dst_server, next_attempt_at)
     WHERE status OPERATOR(pg_catalog.=) 'failed' AND next_attempt_at IS NOT NULL;
@@ -83,7 +83,7 @@ CREATE TABLE @extschema@.sync_copy (
     dst_server text NOT NULL,
     target_schema text NOT NULL,
     target_table text NOT NULL,
-    marks bigint[] NOT NULL,
+    writes bigint[] NOT NULL,
     grp bigint NOT NULL,
     relation pg_catalog.oid NOT NULL,
     owner pg_catalog.oid NOT NULL,
@@ -190,7 +190,7 @@ CREATE TABLE @extschema@.sync_prepared_transaction (
     decision text CHECK (decision OPERATOR(pg_catalog.=) ANY (ARRAY['commit', 'rollback'])),
     xact pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
     prepared_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    marks bigint[],
+    writes bigint[],
     attempts integer NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
     sqlstate text,
@@ -200,7 +200,7 @@ COMMENT ON TABLE @extschema@.sync_prepared_transaction IS
     'what was prepared on servers in mode atomic, until it is known to be finished there; see the view sync_prepared';
 COMMENT ON COLUMN @extschema@.sync_prepared_transaction.decision IS
     'commit: written by the transaction that decides it; NULL: a person decides';
-COMMENT ON COLUMN @extschema@.sync_prepared_transaction.marks IS
+COMMENT ON COLUMN @extschema@.sync_prepared_transaction.writes IS
     'hashes of what it has touched, NULL for all: later changes that meet one wait';
 CREATE INDEX sync_prepared_transaction_server ON @extschema@.sync_prepared_transaction (dst_server);
 

@@ -161,7 +161,7 @@ CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
 COMMENT ON VIEW @extschema@.sync_tables IS
     'what is attached: a row for each table and target, to its owner and to whoever may see sync_status';
 COMMENT ON COLUMN @extschema@.sync_tables.state IS
-    'live; queueing: behind records of the server; failed: records are set aside; paused; disabled: a trigger is; invalid: its arguments are, see problem; database copy';
+    'live; queueing: behind records of the server; failed: records are marked failed; paused; disabled: a trigger is; invalid: its arguments are, see problem; database copy';
 
 CREATE VIEW @extschema@.sync_conflicts AS
     SELECT c.id, c.logged_at, c.server, c.nsp_name, c.table_name, c.type, c.decision, c.key,
@@ -173,7 +173,7 @@ COMMENT ON COLUMN @extschema@.sync_conflicts.nsp_name IS 'schema of the local ta
 COMMENT ON COLUMN @extschema@.sync_conflicts.type IS
     'insert_exists, update_missing, update_exists, update_origin_differs, delete_missing, delete_origin_differs, multiple_unique_conflicts';
 COMMENT ON COLUMN @extschema@.sync_conflicts.decision IS
-    'applied: the server''s row is what the change says; skipped: the server keeps what it has; set aside: the change waits in sync_err_rec';
+    'applied: the server''s row is what the change says; skipped: the server keeps what it has; marked failed: the change waits in sync_err_rec';
 COMMENT ON COLUMN @extschema@.sync_conflicts.key IS
     'key of the change, columns by their names on the server';
 COMMENT ON COLUMN @extschema@.sync_conflicts.server_key IS 'key of the row that was met';

@@ -10,11 +10,11 @@ use crate::capture::mentioned;
 use crate::capture::table::Table;
 use crate::change::{Relation, Route};
 use crate::check::{self, Finding, Severity};
-use crate::delivery::endpoint::{Account, Endpoint, server_oid};
-use crate::delivery::session;
+use crate::connect::endpoint::{Account, Endpoint, server_oid};
+use crate::connect::session;
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context, ddl, report};
 use crate::sql::quote::{ident, literal, relation};
 use siphasher::sip::SipHasher13;
@@ -23,28 +23,29 @@ use std::hash::Hasher;
 /// The longest name PostgreSQL keeps.
 const MAX_NAME: usize = 63;
 
-/// Checks everything that can be checked here, then makes both triggers as the caller, who needs
-/// what CREATE TRIGGER asks for; those that it has made before for the table and the server it replaces in place, so that
-/// target and options change between two transactions of the table's writers. Tells what will not work on the other side,
-/// or may surprise, see [`check::look`], and that the database is a copy.
+/// Checks everything that can be checked here, then makes both triggers as the caller, who needs what CREATE
+/// TRIGGER asks for; those that it has made before for the table and the server it replaces in place, so that
+/// target and options change between two transactions of the table's writers. Tells what will not work on the
+/// other side, or may surprise, see [`check::look`], and that the database is a copy.
 ///
 /// # Errors
-/// As a trigger's first fire, but before anything is changed; 22023 for a malformed target; 42710 for a trigger of
-/// another kind under a name that it takes; 42804 for a key or version column that is coarser there.
+/// As a trigger's first fire, but before anything is changed; 22023 for a malformed target; 42710 for a
+/// trigger of another kind under a name that it takes; 42804 for a key or version column that is coarser
+/// there.
 pub fn attach(
-    home: &Home,
+    extension: &Extension,
     rel: Oid,
     server: &str,
     target: Option<&str>,
     options: &str,
 ) -> Result<()> {
-    let table = Table::read(home, rel)?;
+    let table = Table::read(extension, rel)?;
     let target = match target {
-        Some(target) => parse_target(home, &table.name, target)?,
+        Some(target) => parse_target(extension, &table.name, target)?,
         None => table.name.clone(),
     };
-    let found = attach_table(home, &table, server, target, options, &mut |account, route| {
-        check::look(home, account, &table.name, route)
+    let found = attach_table(extension, &table, server, target, options, &mut |account, route| {
+        check::look(extension, account, &table.name, route)
     })?;
     for Finding { severity, problem, .. } in &found {
         match severity {
@@ -55,7 +56,7 @@ pub fn attach(
         }
     }
     if identity::is_copy()? {
-        identity::tell_anew();
+        identity::warn_again();
     }
     Ok(())
 }
@@ -65,7 +66,7 @@ type Look<'l> = &'l mut dyn FnMut(&Account, &Route) -> Result<Vec<Finding>>;
 
 /// Makes the triggers of a table, and gives what is to be told.
 fn attach_table(
-    home: &Home,
+    extension: &Extension,
     table: &Table,
     server: &str,
     target: Relation,
@@ -77,20 +78,20 @@ fn attach_table(
         args.push(options.to_owned());
     }
     let arguments = Arguments::parse(&args)?;
-    let descriptor = Descriptor::new(home.clone(), table, &arguments)?;
+    let descriptor = Descriptor::new(extension.clone(), table, &arguments)?;
     // Before the triggers are made: writers must not wait behind their lock for another server. Only for
     // who may make them: it connects with the owner's mapping.
-    let found = match may_attach(home, table.oid)? {
+    let found = match may_attach(extension, table.oid)? {
         true => look(&descriptor.account, &descriptor.route)?,
         false => Vec::new(),
     };
     if let Some(refused) = found.iter().find(|finding| finding.refuses) {
         return Err(refused.problem.clone());
     }
-    let twice = already_sent_by(home, table, &arguments)?;
-    let existing = attached::triggers(home, Some(table.oid))?;
+    let twice = already_sent_by(extension, table, &arguments)?;
+    let existing = attached::triggers(extension, Some(table.oid))?;
     let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
-    let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&home.schema)));
+    let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&extension.schema)));
     let args = args.join(", ");
     for (suffix, events) in TRIGGERS {
         let name = trigger_name(server, suffix);
@@ -106,7 +107,7 @@ fn attach_table(
         if let Some(clause) = own.and_then(|trigger| trigger.fires.clause()) {
             ddl::run(&format!("ALTER TABLE {on} {clause} TRIGGER {name_there}"))?;
         }
-        mentioned::depend(home, table, &name, &arguments.options)?;
+        mentioned::depend(extension, table, &name, &arguments.options)?;
     }
     let twice = twice.map(|trigger| {
         let problem = format!(
@@ -128,9 +129,13 @@ const TRIGGERS: [(&str, &str); 2] = [
     ("truncate", "AFTER TRUNCATE ON {} FOR EACH STATEMENT"),
 ];
 
-/// Another trigger that sends the table to the same target, not one that is to be replaced: over the same server, or one
-/// that by its options leads to the same place. Hosts are compared by name only.
-fn already_sent_by(home: &Home, table: &Table, arguments: &Arguments) -> Result<Option<String>> {
+/// Another trigger that sends the table to the same target, not one that is to be replaced: over the same
+/// server, or one that by its options leads to the same place. Hosts are compared by name only.
+fn already_sent_by(
+    extension: &Extension,
+    table: &Table,
+    arguments: &Arguments,
+) -> Result<Option<String>> {
     let place = |server: &str| {
         format!(
             "(SELECT pg_catalog.array_agg(o.option_name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) \
@@ -143,7 +148,7 @@ fn already_sent_by(home: &Home, table: &Table, arguments: &Arguments) -> Result<
     let (theirs, ours) = (place("a.args[1]"), place("$3"));
     let Relation { schema, table: name } = &arguments.target;
     let rows = spi::read(
-        home,
+        extension,
         &format!(
             "SELECT t.tgname FROM pg_catalog.pg_trigger t \
              JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
@@ -165,7 +170,7 @@ fn already_sent_by(home: &Home, table: &Table, arguments: &Arguments) -> Result<
         ),
         &[
             Some(&table.oid.to_u32().to_string()),
-            Some(&home.schema),
+            Some(&extension.schema),
             Some(&arguments.server),
             Some(schema),
             Some(name),
@@ -176,9 +181,9 @@ fn already_sent_by(home: &Home, table: &Table, arguments: &Arguments) -> Result<
 }
 
 /// Whether the current user may make triggers on the table.
-fn may_attach(home: &Home, rel: Oid) -> Result<bool> {
+fn may_attach(extension: &Extension, rel: Oid) -> Result<bool> {
     let rows = spi::read(
-        home,
+        extension,
         "SELECT pg_catalog.has_table_privilege($1::pg_catalog.oid, $2::pg_catalog.oid, 'TRIGGER')",
         &[Some(&context::user().to_u32().to_string()), Some(&rel.to_u32().to_string())],
     )?;
@@ -189,9 +194,9 @@ fn may_attach(home: &Home, rel: Oid) -> Result<bool> {
 ///
 /// # Errors
 /// 42704 when there is none.
-pub fn detach(home: &Home, rel: Oid, server: &str) -> Result<()> {
-    let table = Table::read(home, rel)?;
-    let triggers = attached::triggers(home, Some(rel))?;
+pub fn detach(extension: &Extension, rel: Oid, server: &str) -> Result<()> {
+    let table = Table::read(extension, rel)?;
+    let triggers = attached::triggers(extension, Some(rel))?;
     let of_server: Vec<&Trigger> =
         triggers.iter().filter(|trigger| trigger.server() == Some(server)).collect();
     if of_server.is_empty() {
@@ -225,9 +230,9 @@ fn trigger_name(server: &str, suffix: &str) -> String {
 }
 
 /// `table` or `schema.table`, quoted where needed; without a schema, that of the local table.
-fn parse_target(home: &Home, local: &Relation, target: &str) -> Result<Relation> {
+fn parse_target(extension: &Extension, local: &Relation, target: &str) -> Result<Relation> {
     let mut parts: Vec<String> = spi::read(
-        home,
+        extension,
         "SELECT p FROM pg_catalog.unnest(pg_catalog.parse_ident($1)) p",
         &[Some(target)],
     )?
@@ -262,21 +267,21 @@ pub struct ConnectionRow {
 ///
 /// # Errors
 /// What the catalogs report.
-pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
+pub fn connections(extension: &Extension) -> Result<Vec<ConnectionRow>> {
     session::list()
         .into_iter()
         .map(|listed| {
             let account = &listed.endpoint.account;
             let role = account.owner.to_u32().to_string();
             let rows = spi::read(
-                home,
+                extension,
                 "SELECT rolname FROM pg_catalog.pg_roles \
                  WHERE oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
                 &[Some(&role)],
             )?;
             let user = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
             // Its mapping may be gone, which is not the caller's fault.
-            let current = Endpoint::resolve(home, account);
+            let current = Endpoint::resolve(extension, account);
             let valid = listed.alive && current.is_ok_and(|current| current == listed.endpoint);
             Ok(ConnectionRow {
                 server: account.server_name.clone(),
@@ -294,9 +299,9 @@ pub fn connections(home: &Home) -> Result<Vec<ConnectionRow>> {
 ///
 /// # Errors
 /// 42704 when there is no such server.
-pub fn disconnect(home: &Home, server: Option<&str>) -> Result<bool> {
+pub fn disconnect(extension: &Extension, server: Option<&str>) -> Result<bool> {
     let Some(name) = server else { return Ok(session::close(None) > 0) };
-    Ok(session::close(Some(server_oid(home, name)?)) > 0)
+    Ok(session::close(Some(server_oid(extension, name)?)) > 0)
 }
 
 #[cfg(test)]

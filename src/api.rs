@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::pg::args::{Args, Name, result};
 use crate::pg::json::{Jsonb, TextArray};
 use crate::pg::report::or_raise;
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use crate::pg::trigger::with_event;
 use crate::queue::pause;
 use crate::sql::quote::ArrayLiteral;
@@ -40,12 +40,12 @@ fn deal_sync_err_rec(args: Args<'_>) -> bool {
     let deal = || -> Result<bool> {
         let limit = args.text(0)?.map(|n| n.parse::<i32>()).transpose();
         let limit = limit.map_err(|_| Error::internal("malformed integer"))?;
-        drain::deal(&Home::find()?, limit, args.text(1)?.as_deref())
+        drain::deal(&Extension::find()?, limit, args.text(1)?.as_deref())
     };
     or_raise(deal())
 }
 
-/// Retries a record that was set aside. See [`drain::retry`].
+/// Retries a failed record. See [`drain::retry`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION retry_sync_err_rec(i_id bigint) RETURNS boolean
     VOLATILE STRICT PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'retry_sync_err_rec_wrapper';
@@ -53,7 +53,7 @@ CREATE FUNCTION retry_sync_err_rec(i_id bigint) RETURNS boolean
 fn retry_sync_err_rec(args: Args<'_>) -> bool {
     let retry = || -> Result<bool> {
         let id = args.required(0, "i_id")?.parse();
-        drain::retry(&Home::find()?, id.map_err(|_| Error::internal("malformed bigint"))?)
+        drain::retry(&Extension::find()?, id.map_err(|_| Error::internal("malformed bigint"))?)
     };
     or_raise(retry())
 }
@@ -64,7 +64,7 @@ CREATE FUNCTION resolve_sync_prepared(server text DEFAULT NULL) RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'resolve_sync_prepared_wrapper';
 "#)]
 fn resolve_sync_prepared(args: Args<'_>) -> bool {
-    let resolve = || resolver::resolve_all(&Home::find()?, args.text(0)?.as_deref());
+    let resolve = || resolver::resolve_all(&Extension::find()?, args.text(0)?.as_deref());
     or_raise(resolve())
 }
 
@@ -74,7 +74,7 @@ CREATE FUNCTION start_sync_worker() RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'start_sync_worker_wrapper';
 "#)]
 fn start_sync_worker() -> bool {
-    let start = || worker::start(&Home::find()?);
+    let start = || worker::start(&Extension::find()?);
     or_raise(start())
 }
 
@@ -84,7 +84,7 @@ CREATE FUNCTION stop_sync_worker() RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'stop_sync_worker_wrapper';
 "#)]
 fn stop_sync_worker() -> bool {
-    let stop = || worker::stop(&Home::find()?);
+    let stop = || worker::stop(&Extension::find()?);
     or_raise(stop())
 }
 
@@ -95,11 +95,11 @@ CREATE FUNCTION sync_worker_state() RETURNS text
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_worker_state_wrapper';
 "#)]
 fn sync_worker_state() -> &'static str {
-    let state = || worker::state(&Home::find()?);
+    let state = || worker::state(&Extension::find()?);
     or_raise(state())
 }
 
-/// Trigger of the queue: a record that was set aside has been discarded, and the worker may go on with
+/// Trigger of the queue: a failed record has been discarded, and the worker may go on with
 /// what waited behind it.
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_queue_discarded() RETURNS trigger
@@ -117,7 +117,7 @@ CREATE FUNCTION adopt_sync() RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'adopt_sync_wrapper';
 "#)]
 fn adopt_sync() -> bool {
-    let adopt = || identity::adopt(&Home::find()?);
+    let adopt = || identity::adopt(&Extension::find()?);
     or_raise(adopt())
 }
 
@@ -190,7 +190,7 @@ fn sync_connections() -> TableIterator<
     ),
 > {
     let list = || -> Result<Vec<_>> {
-        admin::connections(&Home::find()?)?
+        admin::connections(&Extension::find()?)?
             .into_iter()
             .map(|row| {
                 let user = row.user.as_deref().map(result).transpose()?;
@@ -208,7 +208,7 @@ CREATE FUNCTION sync_disconnect(server text DEFAULT NULL) RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_disconnect_wrapper';
 "#)]
 fn sync_disconnect(args: Args<'_>) -> bool {
-    let disconnect = || admin::disconnect(&Home::find()?, args.text(0)?.as_deref());
+    let disconnect = || admin::disconnect(&Extension::find()?, args.text(0)?.as_deref());
     or_raise(disconnect())
 }
 
@@ -259,8 +259,9 @@ CREATE FUNCTION sync_compare_versions(
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_compare_versions_wrapper';
 "#)]
 fn sync_compare_versions(args: Args<'_>) -> i32 {
-    let compare =
-        || arrived(&args)?.compare(&versions::home_of(args.function())?, args.text(5)?.as_deref());
+    let compare = || {
+        arrived(&args)?.compare(&versions::extension_of(args.function())?, args.text(5)?.as_deref())
+    };
     or_raise(compare()) as i32
 }
 
@@ -273,13 +274,13 @@ CREATE FUNCTION sync_deleted_later(
     LANGUAGE c AS 'MODULE_PATHNAME', 'sync_deleted_later_wrapper';
 "#)]
 fn sync_deleted_later(args: Args<'_>) -> bool {
-    let is_deleted = || arrived(&args)?.is_deleted_later(&versions::home_of(args.function())?);
+    let is_deleted = || arrived(&args)?.is_deleted_later(&versions::extension_of(args.function())?);
     or_raise(is_deleted())
 }
 
-/// Keeps what a change that was applied counts as, where the row does not show it: `shown` is the version of the
-/// row as it was stored, `key` its key, the columns in the order of their names. Called as those above; false. See
-/// [`Arrived::keep`].
+/// Keeps what a change that was applied counts as, where the row does not show it: `shown` is the version of
+/// the row as it was stored, `key` its key, the columns in the order of their names. Called as those above;
+/// false. See [`Arrived::keep`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_keep_version(
     relation regclass, key record, version_type regtype, version text, rank bigint,
@@ -289,28 +290,28 @@ CREATE FUNCTION sync_keep_version(
 "#)]
 fn sync_keep_version(args: Args<'_>) -> bool {
     let keep = || {
-        let (shown, met) = (args.text(7)?, args.required(6, "met")? == "t");
+        let (shown, found) = (args.text(7)?, args.required(6, "met")? == "t");
         let shape = match args.required(5, "deleted")? == "t" {
             true => Shape::Deletion,
             false => Shape::Row(shown.as_deref()),
         };
-        let (home, key) = (versions::home_of(args.function())?, args.key(1, "key")?);
-        arrived_with(&args, key.hash())?.keep(&home, key, shape, met)
+        let (extension, key) = (versions::extension_of(args.function())?, args.key(1, "key")?);
+        arrived_with(&args, key.hash())?.keep(&extension, key, shape, found)
     };
     or_raise(keep());
     false
 }
 
-/// Whether a row with a key has come since the running statement began, which could not write it. Called as those
-/// above. See [`versions::has_come`].
+/// Whether a row with a key has come since the running statement began, which could not write it. Called as
+/// those above. See [`versions::has_come`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_row_has_come(relation regclass, key record) RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_row_has_come_wrapper';
 "#)]
 fn sync_row_has_come(args: Args<'_>) -> bool {
     let has_come = || {
-        let home = versions::home_of(args.function())?;
-        versions::has_come(&home, args.oid(0, "relation")?, args.key(1, "key")?)
+        let extension = versions::extension_of(args.function())?;
+        versions::has_come(&extension, args.oid(0, "relation")?, args.key(1, "key")?)
     };
     or_raise(has_come())
 }
@@ -369,10 +370,10 @@ fn attach_sync(args: Args<'_>) {
     let attach = || -> Result<()> {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
         let options = args.text(3)?.unwrap_or_else(|| "{}".to_owned());
-        let home = Home::find()?;
-        admin::attach(&home, rel, &server, args.text(2)?.as_deref(), &options)?;
+        let extension = Extension::find()?;
+        admin::attach(&extension, rel, &server, args.text(2)?.as_deref(), &options)?;
         match args.text(4)?.as_deref() {
-            Some("t") => copy::start(&home, rel, &server, "error").map(drop),
+            Some("t") => copy::start(&extension, rel, &server, "error").map(drop),
             _ => Ok(()),
         }
     };
@@ -400,7 +401,7 @@ fn check_sync(
 > {
     let check = || -> Result<Vec<_>> {
         let table = args.text(0)?.is_some().then(|| args.oid(0, "rel")).transpose()?;
-        check::check(&Home::find()?, table, args.text(1)?.as_deref())?
+        check::check(&Extension::find()?, table, args.text(1)?.as_deref())?
             .into_iter()
             .map(|row| {
                 let server = row.server.as_deref().map(Name::new).transpose()?;
@@ -437,8 +438,8 @@ fn attach_sync_schema(
         let (target, options) = (args.text(2)?, args.text(3)?);
         let options = options.unwrap_or_else(|| "{}".to_owned());
         let copy_data = args.text(4)?.as_deref() == Some("t");
-        let (home, target) = (Home::find()?, target.as_deref());
-        admin::attach_schema(&home, &schema, &server, target, &options, copy_data)?
+        let (extension, target) = (Extension::find()?, target.as_deref());
+        admin::attach_schema(&extension, &schema, &server, target, &options, copy_data)?
             .into_iter()
             .map(|one| Ok((one.rel, one.attached, one.reason.as_deref().map(result).transpose()?)))
             .collect()
@@ -446,8 +447,8 @@ fn attach_sync_schema(
     TableIterator::new(or_raise(attach()))
 }
 
-/// What is attached, from the triggers' arguments, for the view `sync_tables`. Open to everyone, as the catalogs are
-/// that it reads. See [`attached::all`].
+/// What is attached, from the triggers' arguments, for the view `sync_tables`. Open to everyone, as the
+/// catalogs are that it reads. See [`attached::all`].
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_attachments() RETURNS TABLE (
     relation regclass, server text, target_schema text, target_table text, mode text, policy text,
@@ -470,7 +471,7 @@ fn sync_attachments() -> TableIterator<
     ),
 > {
     let list = || -> Result<Vec<_>> {
-        attached::all(&Home::find()?)?
+        attached::all(&Extension::find()?)?
             .into_iter()
             .map(|one| {
                 let (server, relation, enabled) =
@@ -504,7 +505,7 @@ CREATE FUNCTION pause_sync(server text) RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'pause_sync_wrapper';
 "#)]
 fn pause_sync(args: Args<'_>) -> bool {
-    let pause = || pause::pause(&Home::find()?, &args.required(0, "server")?);
+    let pause = || pause::pause(&Extension::find()?, &args.required(0, "server")?);
     or_raise(pause())
 }
 
@@ -514,7 +515,7 @@ CREATE FUNCTION resume_sync(server text) RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'resume_sync_wrapper';
 "#)]
 fn resume_sync(args: Args<'_>) -> bool {
-    let resume = || pause::resume(&Home::find()?, &args.required(0, "server")?);
+    let resume = || pause::resume(&Extension::find()?, &args.required(0, "server")?);
     or_raise(resume())
 }
 
@@ -525,8 +526,9 @@ CREATE FUNCTION wait_sync(server text DEFAULT NULL, timeout interval DEFAULT NUL
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'wait_sync_wrapper';
 "#)]
 fn wait_sync(args: Args<'_>) -> bool {
-    let wait =
-        || arrival::wait_for(&Home::find()?, args.text(0)?.as_deref(), args.text(1)?.as_deref());
+    let wait = || {
+        arrival::wait_for(&Extension::find()?, args.text(0)?.as_deref(), args.text(1)?.as_deref())
+    };
     or_raise(wait())
 }
 
@@ -538,7 +540,7 @@ CREATE FUNCTION copy_sync(rel regclass, server text, existing text DEFAULT 'erro
 fn copy_sync(args: Args<'_>) -> i64 {
     let start = || {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
-        copy::start(&Home::find()?, rel, &server, &args.required(2, "existing")?)
+        copy::start(&Extension::find()?, rel, &server, &args.required(2, "existing")?)
     };
     or_raise(start())
 }
@@ -550,9 +552,10 @@ CREATE FUNCTION detach_sync(rel regclass, server text) RETURNS void
 "#)]
 fn detach_sync(args: Args<'_>) {
     let detach = || {
-        let (home, rel, server) = (Home::find()?, args.oid(0, "rel")?, args.required(1, "server")?);
-        admin::detach(&home, rel, &server)?;
-        copy::cancel(&home, rel, &server)
+        let (extension, rel, server) =
+            (Extension::find()?, args.oid(0, "rel")?, args.required(1, "server")?);
+        admin::detach(&extension, rel, &server)?;
+        copy::cancel(&extension, rel, &server)
     };
     or_raise(detach());
 }
@@ -579,7 +582,7 @@ fn verify_sync(
     let verify = || -> Result<Vec<verify::Difference>> {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
         let options = args.text(2)?.unwrap_or_else(|| "{}".to_owned());
-        verify::verify(&Home::find()?, rel, &server, &options)
+        verify::verify(&Extension::find()?, rel, &server, &options)
     };
     TableIterator::new(or_raise(verify()).into_iter().map(|found| {
         let mut columns = ArrayLiteral::default();
@@ -610,7 +613,7 @@ fn repair_sync(
     let repair = || {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
         let options = args.text(2)?.unwrap_or_else(|| "{}".to_owned());
-        verify::repair(&Home::find()?, rel, &server, &options)
+        verify::repair(&Extension::find()?, rel, &server, &options)
     };
     TableIterator::new(
         or_raise(repair())

@@ -1,16 +1,17 @@
 //! `wait_sync`: waits until what was committed before the call is on the servers.
 //!
-//! What a commit has not delivered itself is in the queue when it returns, under ids that it has drawn before. So
-//! the largest id that is seen at the call bounds what is waited for: it is there once no record up to that id is left.
-//! Records leave the queue with the transaction that has applied them on the server, after the server's commit. What
-//! is queued later does not count, nor what the calling transaction itself has changed.
+//! What a commit has not delivered itself is in the queue when it returns, under ids that it has drawn
+//! before. So the largest id that is seen at the call bounds what is waited for: it is there once no record
+//! up to that id is left. Records leave the queue with the transaction that has applied them on the server,
+//! after the server's commit. What is queued later does not count, nor what the calling transaction itself
+//! has changed.
 //!
-//! The queue is looked at again and again, at a pace that follows from what a look costs: whoever removes records
-//! knows nothing of those who wait. A person who has to do something is told so and waited for.
+//! The queue is looked at again and again, at a pace that follows from what a look costs: whoever removes
+//! records knows nothing of those who wait. A person who has to do something is told so and waited for.
 
-use crate::delivery::endpoint::server_oid;
+use crate::connect::endpoint::server_oid;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::spi::{self, Home};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{interrupt, report, wait};
 use crate::queue::{lanes, pause};
 use crate::sql::quote::ident;
@@ -35,33 +36,37 @@ struct Awaited {
     told: Vec<&'static str>,
 }
 
-/// Waits until everything that was committed before is on a server, or on all of them. False if it is not within the
-/// `timeout`, an interval; without one it waits for ever.
+/// Waits until everything that was committed before is on a server, or on all of them. False if it is not
+/// within the `timeout`, an interval; without one it waits for ever.
 ///
 /// # Errors
-/// 55000 in a copy and in a transaction that has drained; 42704 for a server that neither exists nor has records;
-/// 57014 for a request to cancel; what reading the queue reports.
-pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Result<bool> {
+/// 55000 in a copy and in a transaction that has drained; 42704 for a server that neither exists nor has
+/// records; 57014 for a request to cancel; what reading the queue reports.
+pub fn wait_for(
+    extension: &Extension,
+    server: Option<&str>,
+    timeout: Option<&str>,
+) -> Result<bool> {
     if transaction::has_drained() {
         let message = "cannot wait in a transaction that has called deal_sync_err_rec";
         return Err(Error::local(SqlState::OBJECT_NOT_READY, message)
             .with_hint("What it has drained is committed on the servers when it commits."));
     }
-    identity::check(home)?;
-    let timeout = timeout.map(|timeout| duration(home, timeout)).transpose()?;
+    identity::check(extension)?;
+    let timeout = timeout.map(|timeout| duration(extension, timeout)).transpose()?;
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mark = newest(home, "sync_queue")?.unwrap_or_default();
-    let copies = newest(home, "sync_copy")?.unwrap_or_default();
+    let mark = newest(extension, "sync_queue")?.unwrap_or_default();
+    let copies = newest(extension, "sync_copy")?.unwrap_or_default();
     let servers = match server {
         Some(name) => {
-            if !queue::knows(home, name)? {
-                server_oid(home, name)?;
+            if !queue::knows(extension, name)? {
+                server_oid(extension, name)?;
             }
             vec![name.to_owned()]
         }
         None => {
-            let mut servers = queue::servers(home, true)?;
-            servers.extend(copied_to(home)?);
+            let mut servers = queue::servers(extension, true)?;
+            servers.extend(copied_to(extension)?);
             servers
         }
     };
@@ -75,9 +80,9 @@ pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Res
         let began = Instant::now();
         let mut left = Vec::with_capacity(awaited.len());
         for one in awaited {
-            if let Some(low) = oldest(home, &one.server_name, one.low, mark)? {
+            if let Some(low) = oldest(extension, &one.server_name, one.low, mark)? {
                 left.push(Awaited { low, ..one });
-            } else if is_copied_to(home, &one.server_name, copies, "true")? {
+            } else if is_copied_to(extension, &one.server_name, copies, "true")? {
                 left.push(one);
             }
         }
@@ -91,7 +96,7 @@ pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Res
         }
         if obstacles_at <= now {
             for one in &mut awaited {
-                tell_obstacles(home, one, mark, copies)?;
+                tell_obstacles(extension, one, mark, copies)?;
             }
             obstacles_at = now + OBSTACLE_PAUSE;
         }
@@ -105,25 +110,27 @@ pub fn wait_for(home: &Home, server: Option<&str>, timeout: Option<&str>) -> Res
 }
 
 /// An interval as a time to wait; none that has passed.
-fn duration(home: &Home, interval: &str) -> Result<Duration> {
+fn duration(extension: &Extension, interval: &str) -> Result<Duration> {
     let sql = "SELECT (LEAST(GREATEST(pg_catalog.extract('epoch', $1::pg_catalog.interval), 0), 1e9) \
                  OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8";
-    let row = spi::read(home, sql, &[Some(interval)])?.into_iter().next();
+    let row = spi::read(extension, sql, &[Some(interval)])?.into_iter().next();
     let millis = number(row)?.unwrap_or_default();
     Ok(Duration::from_millis(millis.max(0) as u64))
 }
 
 /// The largest id of a record, or of a copy, if there is any.
-fn newest(home: &Home, table: &str) -> Result<Option<i64>> {
-    let sql =
-        format!("SELECT q.id FROM {}.{table} q ORDER BY q.id DESC LIMIT 1", ident(&home.schema));
-    number(spi::read(home, &sql, &[])?.into_iter().next())
+fn newest(extension: &Extension, table: &str) -> Result<Option<i64>> {
+    let sql = format!(
+        "SELECT q.id FROM {}.{table} q ORDER BY q.id DESC LIMIT 1",
+        ident(&extension.schema)
+    );
+    number(spi::read(extension, &sql, &[])?.into_iter().next())
 }
 
-/// The smallest id of a server's record between two, if there is any. Each part by an index: as many newer ones there
-/// may be.
-fn oldest(home: &Home, server_name: &str, low: i64, mark: i64) -> Result<Option<i64>> {
-    let queue = format!("{}.sync_queue", ident(&home.schema));
+/// The smallest id of a server's record between two, if there is any. Each part by an index: as many newer
+/// ones there may be.
+fn oldest(extension: &Extension, server_name: &str, low: i64, mark: i64) -> Result<Option<i64>> {
+    let queue = format!("{}.sync_queue", ident(&extension.schema));
     let first = |condition: &str| {
         format!(
             "(SELECT q.id FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND {condition} \
@@ -144,26 +151,31 @@ fn oldest(home: &Home, server_name: &str, low: i64, mark: i64) -> Result<Option<
         first("q.status OPERATOR(pg_catalog.=) 'waiting'"),
     );
     let (low, mark) = (low.to_string(), mark.to_string());
-    number(spi::read(home, &sql, &[server_name, &low, &mark].map(Some))?.into_iter().next())
+    number(spi::read(extension, &sql, &[server_name, &low, &mark].map(Some))?.into_iter().next())
 }
 
 /// Servers to which tables are being copied.
-fn copied_to(home: &Home) -> Result<Vec<String>> {
-    let sql = format!("SELECT DISTINCT c.dst_server FROM {}.sync_copy c", ident(&home.schema));
-    spi::read(home, &sql, &[])?.into_iter().map(|mut row| spi::required(&mut row, 0)).collect()
+fn copied_to(extension: &Extension) -> Result<Vec<String>> {
+    let sql = format!("SELECT DISTINCT c.dst_server FROM {}.sync_copy c", ident(&extension.schema));
+    spi::read(extension, &sql, &[])?.into_iter().map(|mut row| spi::required(&mut row, 0)).collect()
 }
 
-/// Whether copies to a server up to one, of which the condition holds, are under way. Not those that the calling
-/// transaction has registered: nobody sees them before it has ended.
-fn is_copied_to(home: &Home, server_name: &str, until: i64, condition: &str) -> Result<bool> {
+/// Whether copies to a server up to one, of which the condition holds, are under way. Not those that the
+/// calling transaction has registered: nobody sees them before it has ended.
+fn is_copied_to(
+    extension: &Extension,
+    server_name: &str,
+    until: i64,
+    condition: &str,
+) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_copy c WHERE c.dst_server OPERATOR(pg_catalog.=) $1 \
            AND c.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 AND {condition} \
            AND NOT COALESCE(c.registered_by OPERATOR(pg_catalog.=) \
              pg_catalog.pg_current_xact_id_if_assigned(), false) LIMIT 1",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    Ok(!spi::read(home, &sql, &[Some(server_name), Some(&until.to_string())])?.is_empty())
+    Ok(!spi::read(extension, &sql, &[Some(server_name), Some(&until.to_string())])?.is_empty())
 }
 
 fn number(row: Option<spi::Row>) -> Result<Option<i64>> {
@@ -173,7 +185,12 @@ fn number(row: Option<spi::Row>) -> Result<Option<i64>> {
 }
 
 /// Tells, once each, what keeps a server's records from being delivered until somebody does something.
-fn tell_obstacles(home: &Home, awaited: &mut Awaited, mark: i64, copies: i64) -> Result<()> {
+fn tell_obstacles(
+    extension: &Extension,
+    awaited: &mut Awaited,
+    mark: i64,
+    copies: i64,
+) -> Result<()> {
     let name = &awaited.server_name;
     let mut tell = |what: &'static str, message: String, hint: &str| {
         if !awaited.told.contains(&what) {
@@ -181,26 +198,26 @@ fn tell_obstacles(home: &Home, awaited: &mut Awaited, mark: i64, copies: i64) ->
             report::caution(&Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(hint));
         }
     };
-    if pause::is_paused(home, name)? {
+    if pause::is_paused(extension, name)? {
         let message = format!("server \"{name}\" is paused: what is queued for it waits");
         tell("paused", message, "resume_sync() lets it have its changes again.");
     }
-    if has_failed(home, name, mark)? {
+    if has_failed(extension, name, mark)? {
         tell(
             "failed",
-            format!("changes for server \"{name}\" are set aside: they are waited for"),
+            format!("changes for server \"{name}\" are marked failed: they are waited for"),
             "See sync_err_rec. Remove the cause and call retry_sync_err_rec(), or discard them by deleting \
              their rows there.",
         );
     }
-    if is_copied_to(home, name, copies, "c.state OPERATOR(pg_catalog.=) 'failed'")? {
+    if is_copied_to(extension, name, copies, "c.state OPERATOR(pg_catalog.=) 'failed'")? {
         tell(
             "copy",
             format!("a copy to server \"{name}\" has failed: it is waited for"),
             "See sync_progress. Remove the cause and call copy_sync() again, or detach_sync().",
         );
     }
-    let state = worker::state(home)?;
+    let state = worker::state(extension)?;
     if state != "running" && state != "idle" {
         tell(
             "worker",
@@ -211,13 +228,13 @@ fn tell_obstacles(home: &Home, awaited: &mut Awaited, mark: i64, copies: i64) ->
     Ok(())
 }
 
-/// Whether records up to this one are set aside until a person does something.
-fn has_failed(home: &Home, server_name: &str, mark: i64) -> Result<bool> {
+/// Whether records up to this one are marked failed until a person does something.
+fn has_failed(extension: &Extension, server_name: &str, mark: i64) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
            AND q.status OPERATOR(pg_catalog.=) 'failed' AND q.next_attempt_at IS NULL \
            AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 LIMIT 1",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    Ok(!spi::read(home, &sql, &[Some(server_name), Some(&mark.to_string())])?.is_empty())
+    Ok(!spi::read(extension, &sql, &[Some(server_name), Some(&mark.to_string())])?.is_empty())
 }

@@ -1,13 +1,14 @@
-//! What is attached: the triggers that call `sync_dml`, as the catalogs have them, and what their arguments say.
+//! What is attached: the triggers that call `sync_dml`, as the catalogs have them, and what their arguments
+//! say.
 //!
 //! Triggers of partitions that belong to one of the partitioned table are that one's and not listed.
 
 use crate::capture::descriptor::Arguments;
-use crate::delivery::endpoint::oid;
+use crate::connect::endpoint::oid;
 use crate::error::{Error, Result};
 use crate::options::Mode;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Home, Row, required};
+use crate::pg::spi::{self, Extension, Row, required};
 
 /// A trigger that calls `sync_dml`.
 #[derive(Clone, Debug)]
@@ -67,7 +68,7 @@ impl Trigger {
 ///
 /// # Errors
 /// What the catalogs report.
-pub fn triggers(home: &Home, rel: Option<Oid>) -> Result<Vec<Trigger>> {
+pub fn triggers(extension: &Extension, rel: Option<Oid>) -> Result<Vec<Trigger>> {
     let rel = rel.map(|rel| rel.to_u32().to_string());
     // Arguments are stored one after the other, each with a zero byte behind it.
     let of = |condition: &str| {
@@ -93,11 +94,11 @@ pub fn triggers(home: &Home, rel: Option<Oid>) -> Result<Vec<Trigger>> {
     };
     let rows = match &rel {
         Some(rel) => spi::read(
-            home,
+            extension,
             &of("t.tgrelid OPERATOR(pg_catalog.=) $2::pg_catalog.oid"),
-            &[Some(&home.schema), Some(rel)],
+            &[Some(&extension.schema), Some(rel)],
         ),
-        None => spi::read(home, &of("true"), &[Some(&home.schema)]),
+        None => spi::read(extension, &of("true"), &[Some(&extension.schema)]),
     };
     rows?.into_iter().map(trigger).collect()
 }
@@ -132,17 +133,17 @@ pub struct Attachment {
     pub is_enabled: bool,
 }
 
-/// What is attached, in the order of tables. Triggers that send a table to the same target are one attachment; where
-/// their options differ, those of the first for rows are told.
+/// What is attached, in the order of tables. Triggers that send a table to the same target are one
+/// attachment; where their options differ, those of the first for rows are told.
 ///
 /// # Errors
 /// What the catalogs report.
-pub fn all(home: &Home) -> Result<Vec<Attachment>> {
+pub fn all(extension: &Extension) -> Result<Vec<Attachment>> {
     let mut groups: Vec<Vec<Trigger>> = Vec::new();
     let place = |trigger: &Trigger| {
         (trigger.relation, trigger.args.iter().take(3).cloned().collect::<Vec<_>>())
     };
-    for trigger in triggers(home, None)? {
+    for trigger in triggers(extension, None)? {
         let same = |group: &&mut Vec<Trigger>| {
             group.first().is_some_and(|first| place(first) == place(&trigger))
         };
@@ -161,7 +162,7 @@ pub fn all(home: &Home) -> Result<Vec<Attachment>> {
 }
 
 fn attachment(group: &[Trigger]) -> Option<Attachment> {
-    let told = group.iter().find(|trigger| trigger.is_row_level).or(group.first())?;
+    let shown = group.iter().find(|trigger| trigger.is_row_level).or(group.first())?;
     let parsed: Vec<_> = group.iter().map(|trigger| Arguments::parse(&trigger.args)).collect();
     let of_rows = group.iter().zip(&parsed).filter(|(trigger, _)| trigger.is_row_level);
     let modes = of_rows.filter_map(|(_, parsed)| parsed.as_ref().ok());
@@ -169,14 +170,14 @@ fn attachment(group: &[Trigger]) -> Option<Attachment> {
     // One that fails fails its statement, whatever the others say.
     let arguments = match parsed.into_iter().find(Result::is_err) {
         Some(failed) => failed,
-        None => Arguments::parse(&told.args),
+        None => Arguments::parse(&shown.args),
     };
     Some(Attachment {
-        relation: told.relation,
-        server: told.server().unwrap_or_default().to_owned(),
+        relation: shown.relation,
+        server: shown.server().unwrap_or_default().to_owned(),
         mode: mode.or(arguments.as_ref().ok().map(|own| own.options.mode)).unwrap_or_default(),
         arguments,
-        options: told.args.get(3).cloned().unwrap_or_else(|| "{}".to_owned()),
+        options: shown.args.get(3).cloned().unwrap_or_else(|| "{}".to_owned()),
         is_enabled: group.iter().all(|t| matches!(t.fires, Fires::Origin | Fires::Always)),
     })
 }

@@ -1,9 +1,10 @@
 //! The settings under which a value and its text are one thing. Pure.
 //!
-//! A value travels as the text that its type's output function writes here, and that the input function of the
-//! column's type reads there. Whatever can alter what either of them does, or how what was read is converted into
-//! another type, is pinned by this list on both sides: while a row is captured, and in every remote session, where
-//! it is also asked whether it is so. A test holds the list against all settings that the server has for clients.
+//! A value travels as the text that its type's output function writes here, and that the input function of
+//! the column's type reads there. Whatever can alter what either of them does, or how what was read is
+//! converted into another type, is pinned by this list on both sides: while a row is captured, and in every
+//! remote session, where it is also asked whether it is so. A test holds the list against all settings that
+//! the server has for clients.
 
 use std::ffi::CStr;
 

@@ -90,8 +90,8 @@ pub struct Route {
     pub target: Relation,
     /// The columns of [`Change::row`], in its order.
     pub columns: Vec<Column>,
-    /// The key, as positions in `columns`; its order is that of [`Change::key`]. Empty where rows are only inserted
-    /// and nothing tells them apart, see [`Route::is_keyless`].
+    /// The key, as positions in `columns`; its order is that of [`Change::key`]. Empty where rows are only
+    /// inserted and nothing tells them apart, see [`Route::is_keyless`].
     pub key: Vec<usize>,
     /// The local key's constraint is deferrable: the remote's may be too, so no ON CONFLICT may
     /// rely on it, and within a transaction two rows may hold the same key.
@@ -126,16 +126,16 @@ impl Policy {
 }
 
 impl Route {
-    /// Whether its positions are those of columns that it has, and it has a key or need not have one: not so in a
-    /// route that was not written by capture.
+    /// Whether its positions are those of columns that it has, and it has a key or need not have one: not so
+    /// in a route that was not written by capture.
     pub fn is_sound(&self) -> bool {
         let known = |at| at < self.columns.len();
         let has_key = !self.is_keyless() || self.policy == Policy::Error;
         has_key && self.key.iter().copied().chain(self.version()).all(known)
     }
 
-    /// Whether nothing tells rows apart: they are inserted, and whether that has happened cannot be seen by looking
-    /// at them. Its policy is [`Policy::Error`].
+    /// Whether nothing tells rows apart: they are inserted, and whether that has happened cannot be seen by
+    /// looking at them. Its policy is [`Policy::Error`].
     pub fn is_keyless(&self) -> bool {
         self.key.is_empty()
     }
@@ -248,7 +248,7 @@ pub struct Change<S> {
     pub stamp: Option<Stamp<S>>,
     /// DELETE, and UPDATE that changes the key, under [`Policy::Newest`]: what the deletion of the row with
     /// the old key counts as.
-    pub gone: Option<Stamp<S>>,
+    pub tombstone: Option<Stamp<S>>,
     /// UPDATE: positions in `row` of large values that it left untouched. They need not be sent to
     /// a server that has the row.
     #[serde(default)]
@@ -258,8 +258,8 @@ pub struct Change<S> {
     pub stored: RowStorage,
 }
 
-/// Where a row was stored before and after a change, 0 for nowhere. A place means something within its file only:
-/// whatever rewrites the table, or puts another one into its place, stores the rows in another file.
+/// Where a row was stored before and after a change, 0 for nowhere. A place means something within its file
+/// only: whatever rewrites the table, or puts another one into its place, stores the rows in another file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(u64, u64, u32)", into = "(u64, u64, u32)")]
 pub struct RowStorage {
@@ -302,7 +302,7 @@ impl<S> Change<S> {
             key: Vec::new(),
             row: Vec::new(),
             stamp: None,
-            gone: None,
+            tombstone: None,
             unchanged: Vec::new(),
             stored: RowStorage::default(),
         }
@@ -319,7 +319,7 @@ impl<S: AsRef<str>> Change<S> {
     pub fn encoded_size(&self) -> usize {
         /// Length and presence of a value, as variable-length integers.
         const PER_VALUE: usize = 11;
-        let stamps = [&self.stamp, &self.gone].into_iter().flatten();
+        let stamps = [&self.stamp, &self.tombstone].into_iter().flatten();
         let versions = stamps.map(|stamp| &stamp.version);
         let values = self.key.iter().chain(&self.row).chain(versions);
         let size = |v: &Option<S>| PER_VALUE + v.as_ref().map_or(0, |s| s.as_ref().len());
@@ -342,7 +342,7 @@ impl<S: AsRef<str>> Change<S> {
             key: all(&self.key),
             row: all(&self.row),
             stamp: self.stamp.as_ref().map(Stamp::borrowed),
-            gone: self.gone.as_ref().map(Stamp::borrowed),
+            tombstone: self.tombstone.as_ref().map(Stamp::borrowed),
             unchanged: self.unchanged.clone(),
             stored: self.stored,
         }
@@ -359,7 +359,7 @@ impl<S: AsRef<str>> Change<S> {
             key: all(&self.key),
             row: all(&self.row),
             stamp: self.stamp.as_ref().map(Stamp::owned),
-            gone: self.gone.as_ref().map(Stamp::owned),
+            tombstone: self.tombstone.as_ref().map(Stamp::owned),
             unchanged: self.unchanged.clone(),
             stored: self.stored,
         }
@@ -368,7 +368,7 @@ impl<S: AsRef<str>> Change<S> {
     /// The version that the change counts as, where the newest wins.
     pub fn version(&self, route: &Route) -> Option<&str> {
         let at = route.version()?;
-        let stamp = self.stamp.as_ref().or(self.gone.as_ref().filter(|_| self.row.is_empty()));
+        let stamp = self.stamp.as_ref().or(self.tombstone.as_ref().filter(|_| self.row.is_empty()));
         let version = match stamp {
             Some(stamp) => stamp.version.as_ref(),
             None => self.row.get(at).and_then(Option::as_ref),

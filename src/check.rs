@@ -2,10 +2,10 @@
 //! the one that it attaches.
 //!
 //! Looked at with nothing but the catalogs of both sides, which are asked the same `question`; all servers at
-//! once (`ask`), each over a connection of the table owner's. What `judge` finds keeps changes from arriving and
-//! is said by `attach_sync` too; `types` says what becomes of values. What else is found, `check_sync` alone
-//! says: `surprises` of the target, `server` of the server and the role there, `attached` of the triggers here,
-//! `mesh` of what is to be seen of several together, `state` of what waits.
+//! once (`ask`), each over a connection of the table owner's. What `judge` finds keeps changes from arriving
+//! and is said by `attach_sync` too; `types` says what becomes of values. What else is found, `check_sync`
+//! alone says: `surprises` of the target, `server` of the server and the role there, `attached` of the
+//! triggers here, `mesh` of what is to be seen of several together, `state` of what waits.
 
 mod ask;
 mod attached;
@@ -32,10 +32,10 @@ use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::mentioned;
 use crate::capture::table::Table;
 use crate::change::{Relation, Route};
-use crate::delivery::endpoint::{Account, AccountKey, Endpoint, server_oid};
+use crate::connect::endpoint::{Account, AccountKey, Endpoint, server_oid};
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context};
 use crate::{identity, worker};
 use std::rc::Rc;
@@ -67,13 +67,13 @@ impl Problem {
 /// # Errors
 /// What the local catalogs report.
 pub fn look(
-    home: &Home,
+    extension: &Extension,
     account: &Account,
     local: &Relation,
     route: &Route,
 ) -> Result<Vec<Finding>> {
     let server = &account.server_name;
-    let endpoint = match Endpoint::resolve(home, account) {
+    let endpoint = match Endpoint::resolve(extension, account) {
         Ok(endpoint) => endpoint,
         Err(error) => return Ok(vec![judge::not_asked(server, &error)]),
     };
@@ -88,8 +88,8 @@ pub fn look(
     };
     let mut found: Vec<Finding> = judge::in_recovery(server, &facts).into_iter().collect();
     if let Some(target) = targets.pop().flatten() {
-        let here = relations_here(home, &[local])?.pop().and_then(|here| here.table);
-        let (database, here) = (database(home)?, here.as_ref());
+        let here = relations_here(extension, &[local])?.pop().and_then(|here| here.table);
+        let (database, here) = (database(extension)?, here.as_ref());
         let subject = Subject { server, database: &database, local, route, guard: &guard, here };
         found.extend(judge::findings(&subject, &facts, &target));
     }
@@ -102,13 +102,13 @@ fn asked(route: &Route) -> Asked<'_> {
     Asked { relation: &route.target, version }
 }
 
-/// What is in the way of asking anything over an account, if something is; for `pg_rowsync.connect_timeout` at most. A
-/// request to cancel is raised.
+/// What is in the way of asking anything over an account, if something is; for `pg_rowsync.connect_timeout`
+/// at most. A request to cancel is raised.
 ///
 /// # Errors
 /// What the local catalogs report.
-pub fn unreachable(home: &Home, account: &Account) -> Result<Option<Finding>> {
-    let answer = match Endpoint::resolve(home, account) {
+pub fn unreachable(extension: &Extension, account: &Account) -> Result<Option<Finding>> {
+    let answer = match Endpoint::resolve(extension, account) {
         Ok(endpoint) => ask::ask(&[Question { endpoint, relations: Vec::new() }])?.pop(),
         Err(error) => Some(Err(error)),
     };
@@ -117,19 +117,19 @@ pub fn unreachable(home: &Home, account: &Account) -> Result<Option<Finding>> {
 }
 
 /// The current database's name.
-fn database(home: &Home) -> Result<String> {
-    let rows = spi::read(home, "SELECT pg_catalog.current_database()", &[])?;
+fn database(extension: &Extension) -> Result<String> {
+    let rows = spi::read(extension, "SELECT pg_catalog.current_database()", &[])?;
     required(&mut rows.into_iter().next().unwrap_or_default(), 0)
 }
 
 /// What the current database says of relations.
-fn relations_here(home: &Home, relations: &[&Relation]) -> Result<Vec<TargetFacts>> {
+fn relations_here(extension: &Extension, relations: &[&Relation]) -> Result<Vec<TargetFacts>> {
     let mut facts = Vec::new();
     let asked: Vec<Asked<'_>> =
         relations.iter().map(|relation| Asked { relation, version: None }).collect();
     for some in asked.chunks(question::RELATIONS_AT_ONCE) {
         let parameter = question::parameter(some);
-        let rows = spi::read(home, &question::about_relations(), &[Some(&parameter)])?;
+        let rows = spi::read(extension, &question::about_relations(), &[Some(&parameter)])?;
         let text = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
         let answer: Vec<TargetFacts> =
             serde_json::from_str(&text).map_err(|_| Error::internal("malformed answer"))?;
@@ -139,8 +139,8 @@ fn relations_here(home: &Home, relations: &[&Relation]) -> Result<Vec<TargetFact
 }
 
 /// What the current database says of itself.
-fn server_here(home: &Home) -> Result<ServerFacts> {
-    let rows = spi::read(home, question::ABOUT_SERVER, &[])?;
+fn server_here(extension: &Extension) -> Result<ServerFacts> {
+    let rows = spi::read(extension, question::ABOUT_SERVER, &[])?;
     let text = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
     serde_json::from_str(&text).map_err(|_| Error::internal("malformed answer"))
 }
@@ -158,12 +158,16 @@ struct Delivered {
 ///
 /// # Errors
 /// 42501 for a table that is not the caller's, 42704 for a server that is not there.
-pub fn check(home: &Home, table: Option<Oid>, server: Option<&str>) -> Result<Vec<Problem>> {
+pub fn check(
+    extension: &Extension,
+    table: Option<Oid>,
+    server: Option<&str>,
+) -> Result<Vec<Problem>> {
     if let Some(server) = server {
-        server_oid(home, server)?;
+        server_oid(extension, server)?;
     }
-    let caller = Caller::current(home, context::user())?;
-    let all = attached::list(home, &caller, table, server)?;
+    let caller = Caller::current(extension, context::user())?;
+    let all = attached::list(extension, &caller, table, server)?;
     let mut found = Vec::new();
     if all.is_empty() {
         let what = if table.is_some() { "this table" } else { "no table" };
@@ -171,7 +175,7 @@ pub fn check(home: &Home, table: Option<Oid>, server: Option<&str>) -> Result<Ve
             (Some(_), Some(server)) => format!("{what} is not sent to server \"{server}\""),
             (Some(_), None) => format!("{what} is not attached"),
             (None, Some(server)) => format!("{what} of yours is sent to server \"{server}\""),
-            (None, None) => return of_database(home, &caller, &[]),
+            (None, None) => return of_database(extension, &caller, &[]),
         };
         let finding = Finding::notice(problem, "attach_sync attaches tables.");
         return Ok(vec![Problem::new(table, server, &finding)]);
@@ -181,7 +185,7 @@ pub fn check(home: &Home, table: Option<Oid>, server: Option<&str>) -> Result<Ve
         let (table, server) = (Some(attached.table), attached.server().to_owned());
         let findings = attached.findings();
         found.extend(findings.iter().map(|one| Problem::new(table, Some(&server), one)));
-        match describe(home, attached) {
+        match describe(extension, attached) {
             Ok(one) => delivered.push(one),
             Err(error) => {
                 found.push(Problem::new(table, Some(&server), &Finding::failure(error)));
@@ -190,8 +194,8 @@ pub fn check(home: &Home, table: Option<Oid>, server: Option<&str>) -> Result<Ve
     }
     let servers: Vec<String> =
         delivered.iter().map(|one| one.attached.server().to_owned()).collect();
-    found.extend(of_servers(home, delivered)?);
-    found.extend(of_database(home, &caller, &servers)?);
+    found.extend(of_servers(extension, delivered)?);
+    found.extend(of_database(extension, &caller, &servers)?);
     found.sort_by(|one, other| {
         let order = |problem: &Problem| {
             let table = problem.table.map(|oid| oid.to_u32());
@@ -206,13 +210,13 @@ pub fn check(home: &Home, table: Option<Oid>, server: Option<&str>) -> Result<Ve
 }
 
 /// What a trigger's first fire would make of the table.
-fn describe(home: &Home, attached: Attached) -> Result<Delivered> {
-    let table = Table::read(home, attached.table)?;
+fn describe(extension: &Extension, attached: Attached) -> Result<Delivered> {
+    let table = Table::read(extension, attached.table)?;
     let mut arguments = Arguments::parse(&attached.args)?;
     if let Some(trigger) = attached.row_trigger() {
-        mentioned::follow_renames(home, &table, trigger.oid, &mut arguments.options)?;
+        mentioned::follow_renames(extension, &table, trigger.oid, &mut arguments.options)?;
     }
-    let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
+    let descriptor = Descriptor::new(extension.clone(), &table, &arguments)?;
     let Descriptor { account, mode, route, .. } = descriptor;
     Ok(Delivered { attached, account, mode, route })
 }
@@ -225,7 +229,7 @@ struct Group {
 }
 
 /// Asks all servers, and judges.
-fn of_servers(home: &Home, delivered: Vec<Delivered>) -> Result<Vec<Problem>> {
+fn of_servers(extension: &Extension, delivered: Vec<Delivered>) -> Result<Vec<Problem>> {
     let mut found = Vec::new();
     let mut groups: Vec<Group> = Vec::new();
     for one in delivered {
@@ -234,7 +238,7 @@ fn of_servers(home: &Home, delivered: Vec<Delivered>) -> Result<Vec<Problem>> {
             group.members.push(one);
             continue;
         }
-        match Endpoint::resolve(home, &one.account) {
+        match Endpoint::resolve(extension, &one.account) {
             Ok(endpoint) => groups.push(Group { key, endpoint, members: vec![one] }),
             Err(error) => {
                 let (table, server) = (Some(one.attached.table), Some(one.attached.server()));
@@ -250,11 +254,11 @@ fn of_servers(home: &Home, delivered: Vec<Delivered>) -> Result<Vec<Problem>> {
         })
         .collect();
     let answers = ask::ask(&questions)?;
-    let (here, database) = (server_here(home)?, database(home)?);
+    let (here, database) = (server_here(extension)?, database(extension)?);
     for (group, answer) in groups.iter().zip(answers) {
         let server = &group.endpoint.account.server_name;
         match answer {
-            Ok(answer) => found.extend(of_group(home, group, &answer, &here, &database)?),
+            Ok(answer) => found.extend(of_group(extension, group, &answer, &here, &database)?),
             Err(error) => {
                 let finding = judge::not_asked(server, &error);
                 found.push(Problem::new(None, Some(server), &finding));
@@ -265,7 +269,7 @@ fn of_servers(home: &Home, delivered: Vec<Delivered>) -> Result<Vec<Problem>> {
 }
 
 fn of_group(
-    home: &Home,
+    extension: &Extension,
     group: &Group,
     answer: &Answer,
     here: &ServerFacts,
@@ -276,7 +280,7 @@ fn of_group(
     let modes = group.members.iter().map(|one| one.mode);
     let reached = Reached {
         server,
-        owner: &role_name(home, account.owner)?,
+        owner: &role_name(extension, account.owner)?,
         peer: answer.peer,
         pooled: group.endpoint.pooled,
         clock_ahead: answer.clock_ahead,
@@ -287,8 +291,8 @@ fn of_group(
     let mut found: Vec<Problem> =
         of_server.iter().map(|one| Problem::new(None, Some(server), one)).collect();
     let names: Vec<&Relation> = group.members.iter().map(|one| &one.attached.name).collect();
-    let tables_here = relations_here(home, &names)?;
-    let targets = state::targets_of(home, server)?;
+    let tables_here = relations_here(extension, &names)?;
+    let targets = state::targets_of(extension, server)?;
     for ((one, target), local) in group.members.iter().zip(&answer.targets).zip(&tables_here) {
         let Some(facts) = target else { continue };
         let route = &*one.route;
@@ -320,14 +324,14 @@ fn other_servers(here: Option<&Target>, server: &str) -> usize {
     names.len()
 }
 
-fn role_name(home: &Home, role: Oid) -> Result<String> {
+fn role_name(extension: &Extension, role: Oid) -> Result<String> {
     let sql = "SELECT pg_catalog.pg_get_userbyid($1::pg_catalog.oid)";
-    let rows = spi::read(home, sql, &[Some(&role.to_u32().to_string())])?;
+    let rows = spi::read(extension, sql, &[Some(&role.to_u32().to_string())])?;
     required(&mut rows.into_iter().next().unwrap_or_default(), 0)
 }
 
 /// What there is to be said of the current database, and of what waits for servers.
-fn of_database(home: &Home, caller: &Caller, servers: &[String]) -> Result<Vec<Problem>> {
+fn of_database(extension: &Extension, caller: &Caller, servers: &[String]) -> Result<Vec<Problem>> {
     let mut found = Vec::new();
     if identity::is_copy()? {
         let problem = "this database is a copy of the one that pg_rowsync was set up in: its changes are neither \
@@ -340,10 +344,10 @@ fn of_database(home: &Home, caller: &Caller, servers: &[String]) -> Result<Vec<P
         found.push(Problem::new(None, None, &finding));
     }
     if !servers.is_empty() {
-        let finding = state::of_worker(worker::state(home)?);
+        let finding = state::of_worker(worker::state(extension)?);
         found.extend(finding.iter().map(|finding| Problem::new(None, None, finding)));
     }
-    for (table, server, finding) in state::of_queue(home, caller)? {
+    for (table, server, finding) in state::of_queue(extension, caller)? {
         found.push(Problem::new(table, Some(&server), &finding));
     }
     Ok(found)

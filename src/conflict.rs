@@ -60,8 +60,8 @@ pub enum Decision {
     /// The change was dropped; the server keeps what it has.
     Skipped,
     /// The change cannot be applied; its record waits in the queue for someone.
-    #[serde(rename = "set aside")]
-    SetAside,
+    #[serde(rename = "failed")]
+    Failed,
 }
 
 impl Decision {
@@ -70,7 +70,7 @@ impl Decision {
         match self {
             Self::Applied => "applied",
             Self::Skipped => "skipped",
-            Self::SetAside => "set aside",
+            Self::Failed => "failed",
         }
     }
 }
@@ -207,16 +207,16 @@ mod tests {
             assert_eq!(kind as usize, at);
             assert_eq!(serde_json::to_value(kind).expect("JSON"), kind.name());
         }
-        for decision in [Decision::Applied, Decision::Skipped, Decision::SetAside] {
+        for decision in [Decision::Applied, Decision::Skipped, Decision::Failed] {
             assert_eq!(serde_json::to_value(decision).expect("JSON"), decision.name());
         }
     }
 
     #[test]
     fn a_conflict_is_read_without_what_is_not_known() {
-        let text = r#"{"kind": "update_exists", "decision": "set aside", "constraint": "t_pkey"}"#;
+        let text = r#"{"kind": "update_exists", "decision": "failed", "constraint": "t_pkey"}"#;
         let read: Conflict = serde_json::from_str(text).expect("a conflict");
-        assert_eq!((read.kind, read.decision), (ConflictType::UpdateExists, Decision::SetAside));
+        assert_eq!((read.kind, read.decision), (ConflictType::UpdateExists, Decision::Failed));
         assert_eq!((read.constraint.as_deref(), read.key), (Some("t_pkey"), None));
     }
 

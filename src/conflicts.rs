@@ -9,16 +9,16 @@ use crate::conflict::Tally;
 use crate::error::{Error, Result};
 use crate::guc::{self, LogConflicts};
 use crate::pg::context::{self, Settings, Writable};
-use crate::pg::spi::{self, Home};
+use crate::pg::spi::{self, Extension};
 use crate::pg::subtransaction::attempt;
-use crate::pg::text::tellable;
+use crate::pg::text::displayable;
 use crate::pg::{Oid, interrupt, report, sequence};
 use crate::sql::quote::{ArrayLiteral, ident};
 use crate::stats;
 
 /// Counts and logs the conflicts of a delivery, or of what was drained. For a pre-commit callback, after
 /// the server has committed: never raises, what fails is a WARNING.
-pub fn record(home: &Home, server: Oid, server_name: &str, tally: &Tally) {
+pub fn record(extension: &Extension, server: Oid, server_name: &str, tally: &Tally) {
     if tally.is_empty() {
         return;
     }
@@ -38,20 +38,20 @@ pub fn record(home: &Home, server: Oid, server_name: &str, tally: &Tally) {
         }
     };
     if stats::are_kept() {
-        warn("counted by table", attempt(|| count(home, server, tally)));
+        warn("counted by table", attempt(|| count(extension, server, tally)));
     }
     if wanted == LogConflicts::Log {
-        match attempt(|| write(home, server_name, tally)) {
-            Ok(ids) => warn("purged", purge_after(home, ids)),
+        match attempt(|| write(extension, server_name, tally)) {
+            Ok(ids) => warn("purged", purge_after(extension, ids)),
             Err(error) => warn("logged", Err(error)),
         }
     }
 }
 
-fn count(home: &Home, server: Oid, tally: &Tally) -> Result<()> {
+fn count(extension: &Extension, server: Oid, tally: &Tally) -> Result<()> {
     let mut tables: Vec<&Relation> = tally.counts().map(|(table, ..)| table).collect();
     tables.dedup();
-    let oids = oids(home, &tables)?;
+    let oids = oids(extension, &tables)?;
     for (table, kind, changes) in tally.counts() {
         let known = tables.iter().position(|known| *known == table).and_then(|at| oids[at]);
         if let Some(oid) = known {
@@ -62,14 +62,14 @@ fn count(home: &Home, server: Oid, tally: &Tally) -> Result<()> {
 }
 
 /// The tables as they are now; `None` for one that was dropped.
-fn oids(home: &Home, tables: &[&Relation]) -> Result<Vec<Option<Oid>>> {
+fn oids(extension: &Extension, tables: &[&Relation]) -> Result<Vec<Option<Oid>>> {
     let (mut schemas, mut names) = (ArrayLiteral::default(), ArrayLiteral::default());
     for table in tables {
         schemas.push(Some(&table.schema));
         names.push(Some(&table.table));
     }
     let rows = spi::read(
-        home,
+        extension,
         "SELECT c.oid FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.name[]), \
             pg_catalog.unnest($2::pg_catalog.name[])) WITH ORDINALITY AS v(nsp, tab, ord) \
          LEFT JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) v.nsp \
@@ -86,10 +86,10 @@ fn oids(home: &Home, tables: &[&Relation]) -> Result<Vec<Option<Oid>>> {
 }
 
 /// Appends to the log, and gives the first and the last id of what it appended; `None` for nothing.
-fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i64)>> {
+fn write(extension: &Extension, server_name: &str, tally: &Tally) -> Result<Option<(i64, i64)>> {
     // A lock that cannot be had is an error: while interrupts are held, nothing ends a wait for it.
-    let log = format!("{}.sync_conflict_log", ident(&home.schema));
-    spi::write(home, &format!("LOCK TABLE ONLY {log} IN ROW EXCLUSIVE MODE NOWAIT"), &[])?;
+    let log = format!("{}.sync_conflict_log", ident(&extension.schema));
+    spi::write(extension, &format!("LOCK TABLE ONLY {log} IN ROW EXCLUSIVE MODE NOWAIT"), &[])?;
     let mut columns: [ArrayLiteral; 9] = Default::default();
     let rows = tally.details().count() as i64;
     if rows == 0 {
@@ -110,7 +110,7 @@ fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i
         ];
         for (column, value) in columns.iter_mut().zip(values) {
             // What the server's encoding knows and this database's lacks is no reason to lose the rest.
-            column.push(value.map(|value| tellable(&value)).as_deref());
+            column.push(value.map(|value| displayable(&value)).as_deref());
         }
     }
     let sql = format!(
@@ -127,7 +127,7 @@ fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i
             WITH ORDINALITY AS v(nsp, tab, type, decision, key, server_key, version, \
                server_version, constraint_name, ord)"
     );
-    let first = sequence::draw(home, "sync_conflict_log_id_seq", rows)?;
+    let first = sequence::draw(extension, "sync_conflict_log_id_seq", rows)?;
     let before = (first - 1).to_string();
     let columns = columns.map(ArrayLiteral::into_text);
     let columns = columns.iter().map(String::as_str);
@@ -135,7 +135,7 @@ fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i
         [server_name].into_iter().chain(columns).chain([&*before]).map(Some).collect();
     // Most of these are NULL somewhere.
     let _settings = Settings::set(&[(c"array_nulls", c"on")]);
-    spi::write(home, &sql, &args)?;
+    spi::write(extension, &sql, &args)?;
     Ok(Some((first, first + rows - 1)))
 }
 
@@ -144,7 +144,7 @@ fn write(home: &Home, server_name: &str, tally: &Tally) -> Result<Option<(i64, i
 const PURGE_ROWS: i64 = 100;
 
 /// Purges after rows were written, if this transaction is one to do it.
-fn purge_after(home: &Home, ids: Option<(i64, i64)>) -> Result<()> {
+fn purge_after(extension: &Extension, ids: Option<(i64, i64)>) -> Result<()> {
     let Some((first, last)) = ids else { return Ok(()) };
     // What a SERIALIZABLE transaction has read of the log, other transactions then write: those at their
     // commits too would be in each other's way over it. So only one in many looks at the log.
@@ -152,7 +152,7 @@ fn purge_after(home: &Home, ids: Option<(i64, i64)>) -> Result<()> {
     if context::is_serializable() && turn(first - 1) == turn(last) {
         return Ok(());
     }
-    match attempt(|| purge(home, last, 2 * (last - first + 1 + PURGE_ROWS))) {
+    match attempt(|| purge(extension, last, 2 * (last - first + 1 + PURGE_ROWS))) {
         // Others have removed the rows since the snapshot.
         Err(error) if error.sqlstate().as_str() == "40001" => Ok(()),
         result => result,
@@ -161,7 +161,7 @@ fn purge_after(home: &Home, ids: Option<(i64, i64)>) -> Result<()> {
 
 /// Removes those of the oldest rows that the log is not to keep. Its size is that of the range of ids: what
 /// was rolled back counts too, and no row need be counted. What another session is removing is passed over.
-fn purge(home: &Home, last: i64, rows: i64) -> Result<()> {
+fn purge(extension: &Extension, last: i64, rows: i64) -> Result<()> {
     let sql = format!(
         "DELETE FROM ONLY {log} WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
            SELECT l.id FROM ONLY {log} l \
@@ -171,10 +171,10 @@ fn purge(home: &Home, last: i64, rows: i64) -> Result<()> {
                OR l.logged_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() \
                   OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $3::pg_catalog.float8))) \
            FOR UPDATE SKIP LOCKED))",
-        log = format_args!("{}.sync_conflict_log", ident(&home.schema))
+        log = format_args!("{}.sync_conflict_log", ident(&extension.schema))
     );
     let beyond = last - i64::from(guc::conflict_log_size());
     let args = [rows, beyond, guc::conflict_retention().as_secs() as i64].map(|n| n.to_string());
-    spi::write(home, &sql, &args.each_ref().map(|arg| Some(arg.as_str())))?;
+    spi::write(extension, &sql, &args.each_ref().map(|arg| Some(arg.as_str())))?;
     Ok(())
 }

@@ -2,7 +2,11 @@
 //! through a pooler (`peer`), and which remote transaction may still end after its connection was lost
 //! (`lost_session`). `release` gives connections back that stand in the way.
 
+pub mod endpoint;
 pub mod lost_session;
 pub mod peer;
+pub mod prepared;
+pub mod privileges;
 pub mod release;
+pub mod session;
 pub mod settings;

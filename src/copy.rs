@@ -6,11 +6,12 @@
 //! step takes a snapshot of its own, looks which rows the queue has changes of, and in one transaction on the
 //! server brings these to what the snapshot shows (written, or removed if they are not there), then adds the
 //! next range as the snapshot shows it. So after every step the target has exactly the rows of the ranges so
-//! far as of one moment: a part of a state that the source has had, under whatever constraints. The records that
-//! the snapshot has seen are done with. Nothing is replayed, so nothing comes back and nothing overtakes.
+//! far as of one moment: a part of a state that the source has had, under whatever constraints. The records
+//! that the snapshot has seen are done with. Nothing is replayed, so nothing comes back and nothing
+//! overtakes.
 //!
-//! Tables tied by foreign keys that are registered in one transaction share their steps: those that are referred
-//! to come first, and all of them are caught up in every step.
+//! Tables tied by foreign keys that are registered in one transaction share their steps: those that are
+//! referred to come first, and all of them are caught up in every step.
 //!
 //! # What could go wrong
 //! - A transaction that has looked at the queue before the copy was seen delivers directly. The copy begins when
@@ -31,7 +32,7 @@ mod target;
 use self::plan::Plan;
 use self::registry::Existing;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::spi::{self, Home};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, context, report};
 use crate::{identity, transaction, worker};
 
@@ -41,9 +42,9 @@ use crate::{identity, transaction, worker};
 /// # Errors
 /// 42501 for who does not own the table; 55000 in a copy of a database; what [`Plan::new`] and
 /// [`registry::register`] report; 22023 for another word than error, truncate or merge.
-pub fn start(home: &Home, rel: Oid, server: &str, existing: &str) -> Result<i64> {
-    let id = register(home, rel, server, existing)?;
-    advise(home, &format!("copy {id} waits"))?;
+pub fn start(extension: &Extension, rel: Oid, server: &str, existing: &str) -> Result<i64> {
+    let id = register(extension, rel, server, existing)?;
+    advise(extension, &format!("copy {id} waits"))?;
     Ok(id)
 }
 
@@ -51,12 +52,12 @@ pub fn start(home: &Home, rel: Oid, server: &str, existing: &str) -> Result<i64>
 ///
 /// # Errors
 /// As for [`start`].
-pub fn register(home: &Home, rel: Oid, server: &str, existing: &str) -> Result<i64> {
-    identity::check(home)?;
+pub fn register(extension: &Extension, rel: Oid, server: &str, existing: &str) -> Result<i64> {
+    identity::check(extension)?;
     let existing = Existing::parse(existing)?;
-    check_owner(home, rel)?;
-    let plan = Plan::new(home, rel, server, None)?;
-    let id = registry::register(home, &plan, existing)?;
+    check_owner(extension, rel)?;
+    let plan = Plan::new(extension, rel, server, None)?;
+    let id = registry::register(extension, &plan, existing)?;
     transaction::wake_worker();
     Ok(id)
 }
@@ -65,8 +66,8 @@ pub fn register(home: &Home, rel: Oid, server: &str, existing: &str) -> Result<i
 ///
 /// # Errors
 /// What [`worker::state`] reports.
-pub fn advise(home: &Home, what: &str) -> Result<()> {
-    if matches!(worker::state(home)?, "none" | "stopped") {
+pub fn advise(extension: &Extension, what: &str) -> Result<()> {
+    if matches!(worker::state(extension)?, "none" | "stopped") {
         report::advise(
             &format!("{what} for a worker, of which there is none"),
             "Call start_sync_worker(), or put pg_rowsync into shared_preload_libraries.",
@@ -79,17 +80,17 @@ pub fn advise(home: &Home, what: &str) -> Result<()> {
 ///
 /// # Errors
 /// What [`registry::cancel`] reports.
-pub fn cancel(home: &Home, rel: Oid, server: &str) -> Result<()> {
-    if registry::cancel(home, rel, server)? {
+pub fn cancel(extension: &Extension, rel: Oid, server: &str) -> Result<()> {
+    if registry::cancel(extension, rel, server)? {
         transaction::wake_worker();
     }
     Ok(())
 }
 
 /// A copy may empty the target, over the owner's account.
-fn check_owner(home: &Home, rel: Oid) -> Result<()> {
+fn check_owner(extension: &Extension, rel: Oid) -> Result<()> {
     let rows = spi::read(
-        home,
+        extension,
         "SELECT pg_catalog.pg_has_role($1::pg_catalog.oid, c.relowner, 'USAGE') \
          FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid",
         &[Some(&context::user().to_u32().to_string()), Some(&rel.to_u32().to_string())],

@@ -3,24 +3,20 @@
 //! `plan` cuts changes into batches (`waves` and `collapse` order what changes keys, `truncations` what empties
 //! tables), `whole` puts together what is true only together, `feed` turns them into statements, `link` carries
 //! them over one connection, `answers` holds what comes back against
-//! what was asked, `drive` waits for several links at once, `commit` decides what becomes of a
+//! what was asked, `event_loop` waits for several links at once, `commit` decides what becomes of a
 //! transaction. `endpoint`, `standing` and `session` own where to connect, what for the server account
 //! may be used, and the connections that are kept, with what was `prepared` over them.
 
 pub mod answers;
+pub mod assumption;
 pub mod collapse;
 pub mod commit;
-pub mod drive;
-pub mod endpoint;
+pub mod event_loop;
 pub mod feed;
 pub mod handover;
 pub mod link;
 pub mod lost;
 pub mod plan;
-pub mod prepared;
-pub mod session;
-pub mod standing;
 pub mod truncations;
-pub mod trust;
 pub mod waves;
 pub mod whole;

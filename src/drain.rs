@@ -6,11 +6,11 @@
 //! stand or fall together.
 //!
 //! A failure that says something about the moment (the server, a lock) stops the work on that server
-//! and is noted for it. One that says something about a record sets that record aside, and only what
+//! and is noted for it. One that says something about a record marks that record failed, and only what
 //! depends on it waits.
 
 mod batch;
-mod met;
+mod classify;
 mod outcome;
 mod replay;
 
@@ -18,50 +18,51 @@ use self::batch::{Batch, Trial};
 use self::replay::Replay;
 use crate::atomic::resolver;
 use crate::conflict::Tally;
+use crate::connect::endpoint::{Account, Endpoint, oid, server_oid};
 use crate::connect::release;
+use crate::connect::session;
 use crate::delivery::commit;
-use crate::delivery::drive::{self, Stop};
-use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
+use crate::delivery::event_loop::{self, Stop};
 use crate::delivery::link::Link;
-use crate::delivery::{lost, session};
+use crate::delivery::lost;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use crate::pg::{Oid, interrupt, lock, report};
 use crate::queue::claim::Claims;
 use crate::queue::lanes::{self, Lane};
-use crate::queue::{self, aside, floor, pause, state};
+use crate::queue::{self, failed, floor, pause, state};
 use crate::transaction::{self, Drained};
 use crate::versions;
 use crate::{conflicts, identity, loops};
 use std::time::Duration;
 
-/// Records set aside in one call, after which it leaves the rest for the next: each costs several
+/// Failed records in one call, after which it leaves the rest for the next: each costs several
 /// exchanges.
-const MAX_ASIDE: usize = 100;
+const MAX_FAILED: usize = 100;
 
 /// So many attempts in a row stop at a failure that may pass by itself. Then the record that fails is looked
-/// for, and set aside until its own next attempt.
+/// for, and marked failed until its own next attempt.
 const PATIENT_TRIES: u32 = 3;
 
 /// Records in a batch, at most, while such a record is looked for: each trial may take as long as a lock is
-/// waited for. Once twice as many attempts have failed, records are tried one by one: a connection that is given
-/// up over one takes the others' changes with it.
+/// waited for. Once twice as many attempts have failed, records are tried one by one: a connection that is
+/// given up over one takes the others' changes with it.
 const ISOLATED: i64 = 64;
 
 /// Records that a retry applies along, at most: the one retried and what waited behind it.
 const RETRY_LIMIT: i64 = 10_000;
 
 /// Applies at most `limit` of the oldest records of each server in turn, or of one; then, with what is
-/// left of the limit, those that were set aside before. True when nothing it tried failed, also when
+/// left of the limit, those that were marked failed before. True when nothing it tried failed, also when
 /// another session is draining, or the server is paused, and nothing was tried.
 ///
 /// # Errors
-/// 55000 in a copy; 22023 for a limit that is NULL or not positive; 42704 for a server that neither exists nor has
-/// records; what the queue reports. Failures of servers and records are no errors: they are noted,
+/// 55000 in a copy; 22023 for a limit that is NULL or not positive; 42704 for a server that neither exists
+/// nor has records; what the queue reports. Failures of servers and records are no errors: they are noted,
 /// warned of, and make the answer false.
-pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<bool> {
-    identity::check(home)?;
+pub fn deal(extension: &Extension, limit: Option<i32>, server: Option<&str>) -> Result<bool> {
+    identity::check(extension)?;
     let limit = limit.filter(|n| *n > 0).ok_or_else(|| {
         Error::local(SqlState::INVALID_PARAMETER, "limit must be a positive number")
             .with_hint("It is the number of records to apply: deal_sync_err_rec(1000).")
@@ -70,38 +71,43 @@ pub fn deal(home: &Home, limit: Option<i32>, server: Option<&str>) -> Result<boo
         Some(name) => {
             // A name without records: a mistyped one must not pass for "all well".
             let name = name.to_owned();
-            if !queue::knows(home, &name)? {
-                server_oid(home, &name)?;
+            if !queue::knows(extension, &name)? {
+                server_oid(extension, &name)?;
             }
             vec![name]
         }
-        None => queue::servers(home, true)?,
+        None => queue::servers(extension, true)?,
     };
-    versions::forget_old(home)?;
-    drain_all(home, servers, i64::from(limit), true)
+    versions::forget_old(extension)?;
+    drain_all(extension, servers, i64::from(limit), true)
 }
 
-/// Makes a record that is set aside pending again and drains its server: the record, and what waited
+/// Makes a failed record pending again and drains its server: the record, and what waited
 /// behind it. True when nothing it tried failed.
 ///
 /// # Errors
 /// 55000 in a copy; what the queue reports.
-pub fn retry(home: &Home, id: i64) -> Result<bool> {
-    identity::check(home)?;
-    let Some(server) = aside::server_of(home, id)? else {
-        report::notice(&format!("there is no record {id} that is set aside"));
+pub fn retry(extension: &Extension, id: i64) -> Result<bool> {
+    identity::check(extension)?;
+    let Some(server) = failed::server_of(extension, id)? else {
+        report::notice(&format!("there is no record {id} that is marked failed"));
         return Ok(false);
     };
     transaction::note_drain();
     // Waits for a drain that is under way: it must not pass the record.
-    lock::drain(server_oid(home, &server)?);
-    aside::retry(home, &server, &[id.to_string()])?;
+    lock::drain(server_oid(extension, &server)?);
+    failed::retry(extension, &server, &[id.to_string()])?;
     // In case that more is left than is done here.
     transaction::wake_worker();
-    drain_all(home, vec![server], RETRY_LIMIT, false)
+    drain_all(extension, vec![server], RETRY_LIMIT, false)
 }
 
-fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -> Result<bool> {
+fn drain_all(
+    extension: &Extension,
+    servers: Vec<String>,
+    limit: i64,
+    with_failed: bool,
+) -> Result<bool> {
     transaction::note_drain();
     let mut all_well = true;
     let mut drains: Vec<Drain<'_>> = Vec::new();
@@ -109,7 +115,7 @@ fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -
     // For each link, its drain and its place there.
     let mut places: Vec<(usize, usize)> = Vec::new();
     for name in servers {
-        let mut drain = Drain::new(home, name, limit, with_failed);
+        let mut drain = Drain::new(extension, name, limit, with_failed);
         let begun = drain.begin().and_then(|_| drain.open(None));
         match begun {
             Ok(opened) => {
@@ -127,7 +133,8 @@ fn drain_all(home: &Home, servers: Vec<String>, limit: i64, with_failed: bool) -
     }
     while !links.is_empty() {
         // Over a session that was kept, a link is up from the start.
-        if !links.iter().any(Link::is_done) && drive::drive_any(&mut links) == Stop::Interrupted {
+        if !links.iter().any(Link::is_done) && event_loop::run_any(&mut links) == Stop::Interrupted
+        {
             interrupt::check();
             return Err(Error::Canceled);
         }
@@ -149,7 +156,7 @@ pub enum Visit {
     /// Nothing is left that can be delivered now.
     Done,
     /// There is more: about so many records are left, so many were applied.
-    More { left: i64, done: u64 },
+    More { remaining: i64, done: u64 },
     /// Another session drains the server, or has its records.
     Busy,
     /// The server could not be reached or could not take the changes now.
@@ -173,19 +180,19 @@ pub enum Approach {
 ///
 /// # Errors
 /// Missing objects; what the catalogs report.
-pub fn approach(home: &Home, server_name: &str) -> Result<Approach> {
-    if pause::is_paused(home, server_name)? {
+pub fn approach(extension: &Extension, server_name: &str) -> Result<Approach> {
+    if pause::is_paused(extension, server_name)? {
         return Ok(Approach::Nothing);
     }
-    let lanes = lanes::all(home, server_name, false)?;
+    let lanes = lanes::all(extension, server_name, false)?;
     let mut refused = None;
     for lane in lanes.iter().filter(|lane| lane.is_due()) {
-        let link = Account::look_up(home, server_name, oid(&lane.owner)?)
-            .and_then(|account| Link::open(&Endpoint::resolve(home, &account)?));
+        let link = Account::look_up(extension, server_name, oid(&lane.owner)?)
+            .and_then(|account| Link::open(&Endpoint::resolve(extension, &account)?));
         match link {
             Ok(link) => return Ok(Approach::Link(Box::new(link))),
-            Err(error) if error.is_about_owner() && server_oid(home, server_name).is_ok() => {
-                lanes::set_apart(home, server_name, &lane.owner, &error)?;
+            Err(error) if error.is_about_owner() && server_oid(extension, server_name).is_ok() => {
+                lanes::set_apart(extension, server_name, &lane.owner, &error)?;
                 refused.get_or_insert(error);
             }
             Err(error) => return Err(error),
@@ -195,7 +202,7 @@ pub fn approach(home: &Home, server_name: &str) -> Result<Approach> {
         return Ok(Approach::Refused(error));
     }
     let waits = lanes.iter().filter_map(|lane| lane.apart.map(|apart| apart.wait));
-    let wait = waits.chain(aside::until_next_attempt(home, server_name)?).min();
+    let wait = waits.chain(failed::until_next_attempt(extension, server_name)?).min();
     Ok(wait.map_or(Approach::Nothing, Approach::Later))
 }
 
@@ -206,18 +213,18 @@ pub fn approach(home: &Home, server_name: &str) -> Result<Approach> {
 /// # Errors
 /// What the queue reports; 55P03 when the queue could not be closed; 57014 for a request to cancel.
 pub fn visit(
-    home: &Home,
+    extension: &Extension,
     server_name: &str,
     link: Link<'static>,
     limit: i64,
     closed: bool,
 ) -> Result<Visit> {
-    let server = server_oid(home, server_name)?;
+    let server = server_oid(extension, server_name)?;
     if !lock::try_drain(server) {
         return Ok(Visit::Busy);
     }
     // Perhaps since the link was opened.
-    if pause::is_paused(home, server_name)? {
+    if pause::is_paused(extension, server_name)? {
         if link.is_up()
             && let Some(session) = link.into_session()
         {
@@ -228,13 +235,13 @@ pub fn visit(
     if closed {
         lock::close(server);
     }
-    let mut drain = Drain::new(home, server_name.to_owned(), limit, false);
+    let mut drain = Drain::new(extension, server_name.to_owned(), limit, false);
     drain.find_lanes()?;
     let opened = drain.open(Some(link))?;
     let (places, mut links): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
     // The server has just answered: others' links are up soon.
     while !links.iter().all(Link::is_done) {
-        if drive::drive_any(&mut links) == Stop::Interrupted {
+        if event_loop::run_any(&mut links) == Stop::Interrupted {
             interrupt::check();
             return Err(Error::Canceled);
         }
@@ -244,13 +251,14 @@ pub fn visit(
     if let Some(error) = served.stop {
         return Ok(Visit::Failed(error));
     }
-    let left = lanes::all(home, server_name, false)?;
-    let left = left.iter().filter(|lane| lane.is_served()).filter_map(|lane| lane.pending);
-    let span = left.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+    let remaining = lanes::all(extension, server_name, false)?;
+    let remaining =
+        remaining.iter().filter(|lane| lane.is_served()).filter_map(|lane| lane.pending);
+    let span = remaining.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
     Ok(match span {
         None => Visit::Done,
         Some((first, last)) if served.moved => {
-            Visit::More { left: last - first + 1, done: served.changes }
+            Visit::More { remaining: last - first + 1, done: served.changes }
         }
         // What is there cannot be taken yet.
         Some(_) => Visit::Busy,
@@ -261,12 +269,17 @@ pub fn visit(
 ///
 /// # Errors
 /// What writing the state reports.
-pub fn note_owner(home: &Home, server_name: &str, owner: Oid, failure: &Error) -> Result<()> {
+pub fn note_owner(
+    extension: &Extension,
+    server_name: &str,
+    owner: Oid,
+    failure: &Error,
+) -> Result<()> {
     if failure.is_about_owner()
-        && let Ok(server) = server_oid(home, server_name)
+        && let Ok(server) = server_oid(extension, server_name)
         && lock::try_drain(server)
     {
-        lanes::set_apart(home, server_name, &owner.to_u32().to_string(), failure)?;
+        lanes::set_apart(extension, server_name, &owner.to_u32().to_string(), failure)?;
     }
     Ok(())
 }
@@ -276,22 +289,27 @@ pub fn note_owner(home: &Home, server_name: &str, owner: Oid, failure: &Error) -
 ///
 /// # Errors
 /// What writing the state reports.
-pub fn note(home: &Home, server_name: &str, failure: &Error, next: Duration) -> Result<()> {
+pub fn note(
+    extension: &Extension,
+    server_name: &str,
+    failure: &Error,
+    next: Duration,
+) -> Result<()> {
     // A server that has been dropped has no lock, and nobody drains it.
-    if let Ok(server) = server_oid(home, server_name)
+    if let Ok(server) = server_oid(extension, server_name)
         && !lock::try_drain(server)
     {
         return Ok(());
     }
-    release::ask_if_refused(home, server_name, failure)?;
-    state::failed(home, server_name, failure, Some(next))
+    release::ask_if_refused(extension, server_name, failure)?;
+    state::failed(extension, server_name, failure, Some(next))
 }
 
 /// What serving one lane came to.
 #[derive(Default)]
 struct Served {
-    /// Records that were set aside.
-    aside: Vec<(i64, Error)>,
+    /// Failed records.
+    failed: Vec<(i64, Error)>,
     /// Why no more was tried.
     stop: Option<Error>,
     /// Records that were applied.
@@ -303,35 +321,35 @@ struct Served {
 
 /// What serving one server came to.
 #[derive(Default)]
-struct Turn {
+struct VisitResult {
     /// Why the server takes nothing more for now.
     stop: Option<Error>,
     /// Something failed that is noted elsewhere.
     failed: bool,
-    /// Records were applied or set aside.
+    /// Records were applied or marked failed.
     moved: bool,
     /// Records that were applied.
     changes: u64,
 }
 
-impl Turn {
+impl VisitResult {
     fn is_well(&self) -> bool {
         self.stop.is_none() && !self.failed
     }
 }
 
 /// Serving one lane, under way.
-struct Work {
+struct DrainState {
     replay: Replay,
     served: Served,
     /// Ids of records applied and not removed from the queue yet.
     applied: Vec<i64>,
-    /// Records that were set aside before and get another chance.
+    /// Failed records before and get another chance.
     retried: Vec<String>,
     /// Records that were applied and have been removed from the queue already.
     flushed: Vec<i64>,
-    /// The conflicts of records that were set aside.
-    set_aside: Tally,
+    /// The conflicts of failed records.
+    failed_conflicts: Tally,
     /// See [`Trial::noted_until`].
     noted: i64,
     /// See [`outcome::settle`].
@@ -346,7 +364,7 @@ enum Part {
 }
 
 /// How far a lane's link is.
-enum Way {
+enum LaneLink {
     Connecting,
     /// Connected, or failed to.
     Arrived(Box<Link<'static>>),
@@ -358,14 +376,14 @@ enum Way {
 
 /// One server's turn.
 struct Drain<'h> {
-    home: &'h Home,
+    extension: &'h Extension,
     server_name: String,
     limit: i64,
-    /// Try records again that were set aside, once nothing else is left.
+    /// Try records again that were marked failed, once nothing else is left.
     with_failed: bool,
     /// By the worker.
     is_visit: bool,
-    lanes: Vec<(Lane, Part, Way)>,
+    lanes: Vec<(Lane, Part, LaneLink)>,
     /// The last record that is taken of lanes that are not apart.
     bound: i64,
     /// The last record that is taken of these owners', since then another's go to the same table.
@@ -375,21 +393,31 @@ struct Drain<'h> {
 }
 
 impl<'h> Drain<'h> {
-    fn new(home: &'h Home, server_name: String, limit: i64, with_failed: bool) -> Self {
+    fn new(extension: &'h Extension, server_name: String, limit: i64, with_failed: bool) -> Self {
         let (is_visit, lanes, bound, failures) = (false, Vec::new(), i64::MAX, 0);
         let limits = Vec::new();
-        Self { home, server_name, limit, with_failed, is_visit, lanes, bound, limits, failures }
+        Self {
+            extension,
+            server_name,
+            limit,
+            with_failed,
+            is_visit,
+            lanes,
+            bound,
+            limits,
+            failures,
+        }
     }
 
-    /// Locks the server against other drains and finds its lanes: none where another session has the lock, or the
-    /// server is paused.
+    /// Locks the server against other drains and finds its lanes: none where another session has the lock, or
+    /// the server is paused.
     fn begin(&mut self) -> Result<()> {
         let name = &self.server_name;
-        if !lock::try_drain(server_oid(self.home, name)?) {
+        if !lock::try_drain(server_oid(self.extension, name)?) {
             report::notice(&format!("server \"{name}\" is being drained by another session"));
             return Ok(());
         }
-        if pause::is_paused(self.home, name)? {
+        if pause::is_paused(self.extension, name)? {
             report::advise(
                 &format!("server \"{name}\" is paused: its changes stay in the queue"),
                 "resume_sync() lets it have them again.",
@@ -401,19 +429,19 @@ impl<'h> Drain<'h> {
 
     /// Under the drain lock: what another drain has just committed is seen.
     fn find_lanes(&mut self) -> Result<()> {
-        let (home, name) = (self.home, &self.server_name);
-        aside::release(home, name)?;
-        lanes::join_idle(home, name)?;
-        self.failures = state::failures(home, name)?;
-        let lanes = lanes::all(home, name, self.with_failed)?;
+        let (extension, name) = (self.extension, &self.server_name);
+        failed::release(extension, name)?;
+        lanes::join_idle(extension, name)?;
+        self.failures = state::failures(extension, name)?;
+        let lanes = lanes::all(extension, name, self.with_failed)?;
         let together = lanes.iter().filter(|lane| lane.apart.is_none() && lane.pending.is_some());
         let together: Vec<&str> = together.map(|lane| lane.owner.as_str()).collect();
         if together.len() > 1 {
-            self.bound = lanes::bound(home, name, &together, self.limit)?;
+            self.bound = lanes::bound(extension, name, &together, self.limit)?;
         }
         let sharing = match lanes.iter().filter(|lane| lane.pending.is_some()).count() {
             0 | 1 => Vec::new(),
-            _ => lanes::sharing(home, name)?,
+            _ => lanes::sharing(extension, name)?,
         };
         // Of those that share a table, only the one with the oldest record, up to where another's begin.
         let first = |owner: &String| {
@@ -431,21 +459,21 @@ impl<'h> Drain<'h> {
         }
         let is_held = |lane: &Lane| held.iter().any(|owner| **owner == lane.owner);
         let free = lanes.into_iter().filter(|lane| !is_held(lane));
-        self.lanes = free.map(|lane| (lane, Part::First, Way::None)).collect();
+        self.lanes = free.map(|lane| (lane, Part::First, LaneLink::None)).collect();
         Ok(())
     }
 
-    /// Opens the lanes' links, but for one that is there; each with its place among the lanes. A visit leaves out
-    /// what is apart and waits for its next attempt.
+    /// Opens the lanes' links, but for one that is there; each with its place among the lanes. A visit leaves
+    /// out what is apart and waits for its next attempt.
     fn open(&mut self, had: Option<Link<'static>>) -> Result<Vec<(usize, Link<'static>)>> {
-        let (home, name, bound) = (self.home, &self.server_name, self.bound);
+        let (extension, name, bound) = (self.extension, &self.server_name, self.bound);
         self.is_visit = had.is_some();
         let (is_visit, mut had) = (self.is_visit, had);
         let mut opened = Vec::new();
         for (at, (lane, part, way)) in self.lanes.iter_mut().enumerate() {
             let owner = oid(&lane.owner)?;
             if let Some(link) = had.take_if(|link| link.endpoint().account.owner == owner) {
-                *way = Way::Connecting;
+                *way = LaneLink::Connecting;
                 opened.push((at, link));
                 continue;
             }
@@ -454,8 +482,8 @@ impl<'h> Drain<'h> {
             if is_visit && !lane.is_due() || beyond {
                 continue;
             }
-            let link = Account::look_up(home, name, owner).and_then(|account| {
-                let endpoint = Endpoint::resolve(home, &account)?;
+            let link = Account::look_up(extension, name, owner).and_then(|account| {
+                let endpoint = Endpoint::resolve(extension, &account)?;
                 lost::settle(&endpoint)?;
                 // A second call in one transaction goes on where the first one left the server.
                 match transaction::take_drain(name, owner) {
@@ -469,11 +497,11 @@ impl<'h> Drain<'h> {
             });
             match link {
                 Ok(Some(link)) => {
-                    *way = Way::Connecting;
+                    *way = LaneLink::Connecting;
                     opened.push((at, link));
                 }
                 Ok(None) => {}
-                Err(error) => *way = Way::Failed(error),
+                Err(error) => *way = LaneLink::Failed(error),
             }
         }
         // Another session has drained it meanwhile.
@@ -484,74 +512,75 @@ impl<'h> Drain<'h> {
     }
 
     fn arrived(&mut self, at: usize, link: Link<'static>) {
-        self.lanes[at].2 = Way::Arrived(Box::new(link));
+        self.lanes[at].2 = LaneLink::Arrived(Box::new(link));
     }
 
     fn is_connecting(&self) -> bool {
-        self.lanes.iter().any(|(_, _, way)| matches!(way, Way::Connecting))
+        self.lanes.iter().any(|(_, _, way)| matches!(way, LaneLink::Connecting))
     }
 
     /// Serves the lanes, and notes what came of it: of an owner's trouble with its lane, of the server's with
     /// the server.
-    fn serve(&mut self) -> Result<Turn> {
-        let (home, name) = (self.home, self.server_name.clone());
-        let mut turn = Turn::default();
+    fn serve(&mut self) -> Result<VisitResult> {
+        let (extension, name) = (self.extension, self.server_name.clone());
+        let mut visit = VisitResult::default();
         let mut failures: Vec<(Lane, Error)> = Vec::new();
         let mut was_there = false;
         for (lane, part, way) in std::mem::take(&mut self.lanes) {
             let error = match way {
-                Way::Arrived(link) => {
+                LaneLink::Arrived(link) => {
                     let others = transaction::has_other_drain(&name, oid(&lane.owner)?)
-                        || turn.stop.is_some();
+                        || visit.stop.is_some();
                     let served = self.serve_lane(&lane, *link, part, others)?;
-                    turn.changes += served.changes;
-                    turn.moved |= served.changes > 0 || !served.aside.is_empty() || served.deferred;
-                    turn.failed |= !served.aside.is_empty();
+                    visit.changes += served.changes;
+                    visit.moved |=
+                        served.changes > 0 || !served.failed.is_empty() || served.deferred;
+                    visit.failed |= !served.failed.is_empty();
                     was_there |= served.stop.is_none();
                     served.stop
                 }
-                Way::Failed(error) => Some(error),
-                Way::Connecting | Way::None => continue,
+                LaneLink::Failed(error) => Some(error),
+                LaneLink::Connecting | LaneLink::None => continue,
             };
             match error {
                 Some(error) => failures.push((lane, error)),
-                None if lane.apart.is_some() => lanes::served(home, &name, &lane.owner)?,
+                None if lane.apart.is_some() => lanes::served(extension, &name, &lane.owner)?,
                 None => {}
             }
         }
         // What was removed here is gone if this transaction commits, and so is the floor raised.
-        floor::raise(home, &name)?;
+        floor::raise(extension, &name)?;
         // Where the server let others in, it is this one that does not get in.
         let is_refused = |error: &Error| {
             error.is_about_owner() || (was_there && matches!(error, Error::Connect { .. }))
         };
         let (refused, stopped): (Vec<_>, Vec<_>) =
             failures.into_iter().partition(|(_, error)| is_refused(error));
-        turn.stop = stopped.into_iter().next().map(|(_, error)| error);
+        visit.stop = stopped.into_iter().next().map(|(_, error)| error);
         for (lane, error) in &refused {
-            lanes::set_apart(home, &name, &lane.owner, error)?;
+            lanes::set_apart(extension, &name, &lane.owner, error)?;
         }
-        if turn.stop.is_none() && was_there {
-            state::succeeded(home, &name)?;
-            turn.failed |= !refused.is_empty();
-        } else if turn.stop.is_none() {
-            turn.stop = refused.first().map(|(_, error)| error.clone());
+        if visit.stop.is_none() && was_there {
+            state::succeeded(extension, &name)?;
+            visit.failed |= !refused.is_empty();
+        } else if visit.stop.is_none() {
+            visit.stop = refused.first().map(|(_, error)| error.clone());
         }
         if self.is_visit {
             // The worker notes it: it knows when it comes again.
-            return Ok(turn);
+            return Ok(visit);
         }
-        match &turn.stop {
-            Some(error) => turn.failed |= !self.stopped(error)?,
+        match &visit.stop {
+            Some(error) => visit.failed |= !self.stopped(error)?,
             None => refused.iter().for_each(|(_, error)| self.warn_stopped(error)),
         }
-        Ok(turn)
+        Ok(visit)
     }
 
     /// Notes and warns that work on the server has stopped. False, for the answer.
     fn stopped(&self, error: &Error) -> Result<bool> {
-        state::failed(self.home, &self.server_name, error, None)?;
-        release::ask_if_refused(self.home, &self.server_name, error)?;
+        state::failed(self.extension, &self.server_name, error, None)?;
+        release::ask_if_refused(self.extension, &self.server_name, error)?;
         self.warn_stopped(error);
         Ok(false)
     }
@@ -576,7 +605,7 @@ impl<'h> Drain<'h> {
             return stopped(error);
         }
         // What is prepared there is older.
-        if first && let Err(error) = resolver::settle_server(self.home, &self.server_name) {
+        if first && let Err(error) = resolver::settle_server(self.extension, &self.server_name) {
             return stopped(error);
         }
         let link = match if first { self.settle_lost(link) } else { Ok(link) } {
@@ -585,29 +614,48 @@ impl<'h> Drain<'h> {
         };
         let mut link = link;
         let refuted = match first {
-            true => match outcome::settle(self.home, &self.server_name, &lane.owner, &mut link) {
-                Ok(refuted) => refuted,
-                Err(error) => return stopped(error),
-            },
+            true => {
+                match outcome::settle(self.extension, &self.server_name, &lane.owner, &mut link) {
+                    Ok(refuted) => refuted,
+                    Err(error) => return stopped(error),
+                }
+            }
             false => None,
         };
         let server = link.endpoint().account.server;
         let replay = Replay::new(link, !first);
         let served = Served::default();
-        let (applied, retried, set_aside) = (Vec::new(), Vec::new(), Tally::default());
+        let (applied, retried, failed_conflicts) = (Vec::new(), Vec::new(), Tally::default());
         let (flushed, noted) = (Vec::new(), 0);
-        let mut work =
-            Work { replay, served, applied, retried, flushed, set_aside, noted, refuted };
+        let mut progress = DrainState {
+            replay,
+            served,
+            applied,
+            retried,
+            flushed,
+            failed_conflicts,
+            noted,
+            refuted,
+        };
         let bound = if lane.apart.is_some() { i64::MAX } else { self.bound };
         let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
         let bound = limits.map(|(_, last)| *last).fold(bound, i64::min);
-        self.apply(lane, bound, others, &mut work)?;
-        let Work { mut replay, mut served, applied, retried, flushed, set_aside, noted, .. } = work;
-        let (home, changes) = (self.home.clone(), served.changes);
+        self.apply(lane, bound, others, &mut progress)?;
+        let DrainState {
+            mut replay,
+            mut served,
+            applied,
+            retried,
+            flushed,
+            failed_conflicts,
+            noted,
+            ..
+        } = progress;
+        let (extension, changes) = (self.extension.clone(), served.changes);
         let held_back = replay.held_back();
         loops::not_sent(server, &self.server_name, held_back);
         let sent = changes.saturating_sub(held_back);
-        let drained = Drained { home, changes: sent, conflicts: replay.take_conflicts() };
+        let drained = Drained { extension, changes: sent, conflicts: replay.take_conflicts() };
         let xact = replay.transaction();
         match replay.into_link() {
             Some(link) if first && changes == 0 => commit::roll_back(link),
@@ -615,18 +663,18 @@ impl<'h> Drain<'h> {
             Some(link) => {
                 let last = applied.iter().max().copied();
                 if let Some(last) = last.filter(|last| *last > noted) {
-                    batch::note_replay(self.home, last)?;
+                    batch::note_replay(self.extension, last)?;
                 }
                 if let Some(xact) = xact {
                     let (ids, until) = ([&*flushed, &*applied].concat(), last.max(Some(noted)));
                     let until = until.unwrap_or_default();
                     outcome::note(&self.server_name, &lane.owner, xact, &ids, until);
                 }
-                queue::remove(self.home, &applied)?;
+                queue::remove(self.extension, &applied)?;
                 fault_point!(Removed);
                 let session =
                     link.into_session().ok_or(Error::internal("drain without session"))?;
-                transaction::keep_drain(&self.server_name, session, drained);
+                transaction::add_drain(&self.server_name, session, drained);
             }
             // What had been applied before is gone, its records too.
             None if !first || (!flushed.is_empty() && changes > 0) => {
@@ -637,85 +685,95 @@ impl<'h> Drain<'h> {
                 served.stop.get_or_insert(Error::internal("drain lost its transaction"));
             }
         }
-        aside::give_back(self.home, &self.server_name, &retried)?;
-        conflicts::record(self.home, server, &self.server_name, &set_aside);
-        if let Some((id, error)) = served.aside.first() {
-            self.warn_aside(*id, served.aside.len(), error);
+        failed::give_back(self.extension, &self.server_name, &retried)?;
+        conflicts::record(self.extension, server, &self.server_name, &failed_conflicts);
+        if let Some((id, error)) = served.failed.first() {
+            self.warn_failed(*id, served.failed.len(), error);
         }
         Ok(served)
     }
 
     /// Batch by batch. Records that were applied stay in the queue until the connection is seen to
     /// have lived through it all.
-    fn apply(&self, lane: &Lane, bound: i64, others: bool, work: &mut Work) -> Result<()> {
+    fn apply(
+        &self,
+        lane: &Lane,
+        bound: i64,
+        others: bool,
+        progress: &mut DrainState,
+    ) -> Result<()> {
         let (name, owner) = (&self.server_name, oid(&lane.owner)?);
-        let mut left = self.limit;
-        // Known before any is set aside here.
+        let mut remaining = self.limit;
+        // Known before any is marked failed here.
         let mut again = match self.with_failed {
-            true => aside::oldest(self.home, name, owner, MAX_ASIDE)?,
+            true => failed::oldest(self.extension, name, owner, MAX_FAILED)?,
             false => Vec::new(),
         };
         let (first, last) = lane.pending.unwrap_or((i64::MAX, 0));
-        let noted = batch::noted_replay(self.home)?.filter(|noted| *noted >= first);
+        let noted = batch::noted_replay(self.extension)?.filter(|noted| *noted >= first);
         let mut trial = Trial {
             maybe_until: noted.unwrap_or_default(),
             isolates: self.failures >= PATIENT_TRIES,
             beside_others: others,
-            may_pass: aside::until_next_attempt(self.home, name)?.is_some()
-                || lanes::any_apart(self.home, name)?
-                || aside::is_copying(self.home, name)?,
+            may_pass: failed::until_next_attempt(self.extension, name)?.is_some()
+                || lanes::any_apart(self.extension, name)?
+                || failed::is_copying(self.extension, name)?,
             ..Trial::default()
         };
         // Else it is that of another lane, and what it hides of this one is not known.
-        if let Some(noted) = noted.filter(|noted| *noted <= last && work.refuted != Some(*noted))
-            && queue::is_pending(self.home, noted)?
+        if let Some(noted) =
+            noted.filter(|noted| *noted <= last && progress.refuted != Some(*noted))
+            && queue::is_pending(self.extension, noted)?
         {
             trial.replayed_until = Some(noted);
         }
         if !others {
-            let due = aside::due(self.home, name, owner, self.with_failed, MAX_ASIDE)?;
-            aside::retry(self.home, name, &due)?;
+            let due = failed::due(self.extension, name, owner, self.with_failed, MAX_FAILED)?;
+            failed::retry(self.extension, name, &due)?;
             trial.alone = due.iter().filter_map(|id| id.parse().ok()).collect();
-            work.retried = due;
+            progress.retried = due;
         }
         let at_once = match self.failures {
             failures if failures >= 2 * PATIENT_TRIES => 1,
             failures if failures >= PATIENT_TRIES => ISOLATED,
             _ => i64::MAX,
         };
-        let mut claims = Claims::begin(self.home, name, owner, bound)?;
-        while left > 0 && work.served.stop.is_none() && work.served.aside.len() < MAX_ASIDE {
-            let units = claims.next(left.min(at_once))?;
+        let mut claims = Claims::begin(self.extension, name, owner, bound)?;
+        while remaining > 0
+            && progress.served.stop.is_none()
+            && progress.served.failed.len() < MAX_FAILED
+        {
+            let units = claims.next(remaining.min(at_once))?;
             if units.is_empty() {
-                // What waited for records that were applied; then those set aside before.
-                queue::remove(self.home, &work.applied)?;
-                work.flushed.append(&mut work.applied);
-                if !aside::release(self.home, name)? {
-                    again.truncate(left.min(i64::from(i32::MAX)) as usize);
+                // What waited for records that were applied; then those marked failed before.
+                queue::remove(self.extension, &progress.applied)?;
+                progress.flushed.append(&mut progress.applied);
+                if !failed::release(self.extension, name)? {
+                    again.truncate(remaining.min(i64::from(i32::MAX)) as usize);
                     if again.is_empty() {
                         break;
                     }
-                    aside::retry(self.home, name, &again)?;
-                    work.retried.append(&mut again);
+                    failed::retry(self.extension, name, &again)?;
+                    progress.retried.append(&mut again);
                 }
-                claims = Claims::begin(self.home, name, owner, bound)?;
+                claims = Claims::begin(self.extension, name, owner, bound)?;
                 continue;
             }
             fault_point!(Claimed);
-            left -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
-            let budget = MAX_ASIDE - work.served.aside.len();
-            let mut batch = Batch::new(self.home, name, owner, units, budget, &mut trial)?;
-            batch.apply(&mut work.replay, &mut claims, left.min(at_once))?;
+            remaining -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
+            let budget = MAX_FAILED - progress.served.failed.len();
+            let mut batch = Batch::new(self.extension, name, owner, units, budget, &mut trial)?;
+            batch.apply(&mut progress.replay, &mut claims, remaining.min(at_once))?;
             let noted = batch.noted();
             let outcome = batch.settle()?;
             fault_point!(Applied);
-            work.served.changes += outcome.applied.len() as u64;
-            work.applied.extend(outcome.applied);
-            work.served.aside.extend(outcome.aside);
-            work.set_aside.merge(outcome.conflicts);
-            work.served.stop = outcome.stop;
-            work.served.deferred = outcome.deferred;
-            work.noted = noted;
+            progress.served.changes += outcome.applied.len() as u64;
+            progress.applied.extend(outcome.applied);
+            progress.served.failed.extend(outcome.failed);
+            progress.failed_conflicts.merge(outcome.conflicts);
+            progress.served.stop = outcome.stop;
+            progress.served.deferred = outcome.deferred;
+            progress.noted = noted;
             if outcome.deferred {
                 break;
             }
@@ -723,12 +781,14 @@ impl<'h> Drain<'h> {
         Ok(())
     }
 
-    fn warn_aside(&self, id: i64, count: usize, error: &Error) {
+    fn warn_failed(&self, id: i64, count: usize, error: &Error) {
         let name = &self.server_name;
         let message = match count {
-            1 => format!("change {id} could not be applied on server \"{name}\" and was set aside"),
+            1 => format!(
+                "change {id} could not be applied on server \"{name}\" and was marked failed"
+            ),
             _ => format!(
-                "{count} changes could not be applied on server \"{name}\" and were set aside, the \
+                "{count} changes could not be applied on server \"{name}\" and were marked failed, the \
                  first is {id}"
             ),
         };
@@ -740,15 +800,15 @@ impl<'h> Drain<'h> {
     /// Before anything is applied: the owner's backends of connections lost in doubt must be gone.
     fn settle_lost(&self, mut link: Link<'static>) -> Result<Link<'static>> {
         let mine = link.endpoint().account.owner.to_u32().to_string();
-        for one in queue::lost(self.home, &self.server_name)? {
+        for one in queue::lost(self.extension, &self.server_name)? {
             if one.owner == mine {
                 link = lost::end(link, &one.session)?;
                 if let Some(xact) = one.session.xact
                     && let Some(committed) = lost::outcome(&mut link, xact)?
                 {
-                    queue::settle_lost(self.home, &self.server_name, &one, committed)?;
+                    queue::settle_lost(self.extension, &self.server_name, &one, committed)?;
                 }
-                queue::forget_lost(self.home, &one)?;
+                queue::forget_lost(self.extension, &one)?;
             }
         }
         Ok(link)

@@ -63,8 +63,8 @@ impl SqlState {
     /// The state of a failure as a server tells it, which may be anything: `XX000` for what is none,
     /// or is that of a success.
     pub fn of_failure(code: &str) -> Self {
-        let told = code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
-        if told && !code.starts_with("00") { Self::new(code) } else { Self::INTERNAL }
+        let redacted = code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+        if redacted && !code.starts_with("00") { Self::new(code) } else { Self::INTERNAL }
     }
 
     /// The five characters.
@@ -210,7 +210,7 @@ impl RemoteError {
     }
 
     /// The message, or words of our own for one that may quote values.
-    fn told(&self) -> String {
+    fn redacted(&self) -> String {
         if self.is_plain() {
             return self.message.clone();
         }
@@ -236,7 +236,7 @@ impl RemoteError {
     }
 
     /// The DETAIL, unless it may quote values: that of a constraint shows the key or the row.
-    fn told_detail(&self) -> Option<&String> {
+    fn redacted_detail(&self) -> Option<&String> {
         let violation = self.sqlstate.as_str().starts_with("23");
         self.detail.as_ref().filter(|_| self.is_plain() && !violation)
     }
@@ -246,7 +246,7 @@ impl RemoteError {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// A statement failed on the server, which is otherwise well.
-    #[error("{}", .0.told())]
+    #[error("{}", .0.redacted())]
     Remote(Box<RemoteError>),
 
     /// No connection could be made. `sqlstate` is the server's own where it gave one.
@@ -377,7 +377,7 @@ impl Error {
     /// The DETAIL line, if there is one.
     pub fn detail(&self) -> Option<String> {
         match self {
-            Self::Remote(e) => e.told_detail().cloned(),
+            Self::Remote(e) => e.redacted_detail().cloned(),
             Self::Connect { reason, .. } | Self::Lost { reason, .. } => Some(reason.clone()),
             Self::InDoubt { reason, .. } | Self::Lingering { reason, .. } => Some(reason.clone()),
             Self::Timeout { what, millis, .. } => {
@@ -462,7 +462,7 @@ impl Error {
     /// What the server said, if a part of it must not be logged.
     pub fn withheld(&self) -> Option<&RemoteError> {
         match self {
-            Self::Remote(e) if !e.is_plain() || e.told_detail() != e.detail.as_ref() => Some(e),
+            Self::Remote(e) if !e.is_plain() || e.redacted_detail() != e.detail.as_ref() => Some(e),
             _ => None,
         }
     }
@@ -475,18 +475,18 @@ impl Error {
         }
     }
 
-    /// The same with the server's own message, which may quote a value: for our tables, and for the
-    /// client whose changes they are. Its DETAIL is left out where it may quote keys; the table that it was about,
+    /// The same with the server's own message, which may quote a value: for our tables, and for the client
+    /// whose changes they are. Its DETAIL is left out where it may quote keys; the table that it was about,
     /// which a lock timeout tells in the CONTEXT only, is not.
     pub fn in_full(&self) -> String {
         let Self::Remote(e) = self else { return self.one_line() };
         let place = e.context.as_ref().filter(|_| e.is_plain()).and_then(|c| c.lines().next());
         let place = place.map(|place| format!(" {place}")).unwrap_or_default();
-        let detail = e.told_detail().map(|detail| format!(": {}", detail.trim_end()));
-        let told = format!("{}{place}{}", e.message, detail.unwrap_or_default());
+        let detail = e.redacted_detail().map(|detail| format!(": {}", detail.trim_end()));
+        let redacted = format!("{}{place}{}", e.message, detail.unwrap_or_default());
         match e.advice() {
-            Some(advice) => format!("{told}. {advice}"),
-            None => told,
+            Some(advice) => format!("{redacted}. {advice}"),
+            None => redacted,
         }
     }
 }
@@ -539,7 +539,7 @@ mod tests {
 
     #[test]
     fn a_name_without_a_schema_that_is_not_found_is_told_with_the_path() {
-        for (sqlstate, message, is_told) in [
+        for (sqlstate, message, is_said) in [
             ("42883", "function norm(text) does not exist", true),
             ("42883", "function app.norm(text, pg_catalog.int4) does not exist", false),
             ("42P01", "relation \"settings\" does not exist", true),
@@ -560,8 +560,8 @@ mod tests {
                 constraint: None,
             }));
             let is_in = |text: String| text.contains("search_path=pg_catalog");
-            assert_eq!(error.hint().is_some_and(is_in), is_told, "{message}");
-            assert_eq!(is_in(error.in_full()), is_told, "{message}");
+            assert_eq!(error.hint().is_some_and(is_in), is_said, "{message}");
+            assert_eq!(is_in(error.in_full()), is_said, "{message}");
         }
     }
 
@@ -664,8 +664,11 @@ mod tests {
             ("ZZ999", None),
         ] {
             let error = remote(state, context);
-            let told = [Some(error.to_string()), error.detail(), error.hint()];
-            assert!(told.iter().flatten().all(|text| !text.contains("4711")), "{state} {told:?}");
+            let redacted = [Some(error.to_string()), error.detail(), error.hint()];
+            assert!(
+                redacted.iter().flatten().all(|text| !text.contains("4711")),
+                "{state} {redacted:?}"
+            );
             assert!(!error.one_line().contains("4711") && error.one_line().contains(state));
             assert!(error.withheld().is_some() && error.in_full() == "about 4711");
         }

@@ -1,8 +1,8 @@
 //! Points at which a test can make something go wrong: `fault_point!(Answered)`, perhaps only
 //! `fault_point!(CommitSent if was_sent)`.
 //!
-//! Only in a build with the feature `faults`. In any other, which is what people install, a point is no code at all,
-//! and the names of the points and all that acts there are left out.
+//! Only in a build with the feature `faults`. In any other, which is what people install, a point is no code
+//! at all, and the names of the points and all that acts there are left out.
 
 /// Does here what a test has asked for. May raise an ERROR, end the process, or leave it without what it needs.
 #[cfg(feature = "faults")]

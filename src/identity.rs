@@ -3,8 +3,8 @@
 //!
 //! The table `sync_home` says whose the extension's tables are: a node, which is a random number, with the
 //! cluster's system identifier and the database's oid. The node is also in the table `sync_node` and in the
-//! extension's comment: of all that a dump carries, a table's rows are left out of one of the schema alone, and a
-//! comment of one of the rows alone. A copy shows by what it has brought along:
+//! extension's comment: of all that a dump carries, a table's rows are left out of one of the schema alone,
+//! and a comment of one of the rows alone. A copy shows by what it has brought along:
 //!
 //! - a dump: the node of its origin, in `sync_node` besides its own, in the comment instead of it;
 //! - CREATE DATABASE ... TEMPLATE: another oid;
@@ -17,7 +17,7 @@
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context::Settings;
 use crate::pg::invalidation::{self, Epoch};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context, database, lookup, report};
 use crate::sql::quote::{ident, literal};
 use crate::{queue, transaction};
@@ -25,7 +25,7 @@ use std::cell::Cell;
 
 /// What `sync_home` and `sync_node` say of the current database.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum Identity {
     Itself,
     /// The database itself, of which `sync_home` has an older major version.
     Upgraded,
@@ -34,9 +34,9 @@ enum Standing {
 
 thread_local! {
     /// The last answer, and when it was true.
-    static KNOWN: Cell<Option<(Epoch, Standing)>> = const { Cell::new(None) };
+    static CACHED: Cell<Option<(Epoch, Identity)>> = const { Cell::new(None) };
     /// The session was told that it writes into a copy.
-    static TOLD: Cell<bool> = const { Cell::new(false) };
+    static WARNED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether the current database is a copy. Cheap enough to be asked for every row.
@@ -45,21 +45,21 @@ thread_local! {
 /// 42704 when the extension is not installed; what reading its tables reports.
 pub fn is_copy() -> Result<bool> {
     let now = invalidation::now();
-    if let Some((_, standing)) = KNOWN.get().filter(|(then, _)| *then == now) {
-        return Ok(standing == Standing::Copy);
+    if let Some((_, identity)) = CACHED.get().filter(|(then, _)| *then == now) {
+        return Ok(identity == Identity::Copy);
     }
-    Ok(look(&Home::find()?)? == Standing::Copy)
+    Ok(look(&Extension::find()?)? == Identity::Copy)
 }
 
 /// Makes sure that the database is no copy, before anything is delivered from its queue.
 ///
 /// # Errors
 /// 55000 for a copy, and as for [`is_copy`].
-pub fn check(home: &Home) -> Result<()> {
-    match look(home)? {
-        Standing::Itself => Ok(()),
-        Standing::Upgraded => renew(home),
-        Standing::Copy => Err(copy()),
+pub fn check(extension: &Extension) -> Result<()> {
+    match look(extension)? {
+        Identity::Itself => Ok(()),
+        Identity::Upgraded => renew(extension),
+        Identity::Copy => Err(copy()),
     }
 }
 
@@ -73,29 +73,29 @@ const HINT: &str = "adopt_sync() makes it a database of its own: its changes are
                     what is in its queue is delivered.";
 
 /// Tells, once a session, that a change was not captured. Not those that bring changes from other nodes.
-pub fn tell() {
-    if !TOLD.replace(true) {
+pub fn warn() {
+    if !WARNED.replace(true) {
         report::warn("changes of this database are neither captured nor sent", &copy(), Some(HINT));
     }
 }
 
 /// Tells it again, to who has just asked for changes to be captured.
-pub fn tell_anew() {
-    TOLD.set(false);
-    tell();
+pub fn warn_again() {
+    WARNED.set(false);
+    warn();
 }
 
 /// Looks anew, unless nothing has changed since the last time.
-fn look(home: &Home) -> Result<Standing> {
+fn look(extension: &Extension) -> Result<Identity> {
     // Looked up first, which also watches them: what changes while they are read must not go unseen.
     for table in ["sync_home", "sync_node"] {
-        lookup::table(home, table)?;
+        lookup::table(extension, table)?;
     }
     let now = invalidation::now();
-    if let Some((_, standing)) = KNOWN.get().filter(|(then, _)| *then == now) {
-        return Ok(standing);
+    if let Some((_, identity)) = CACHED.get().filter(|(then, _)| *then == now) {
+        return Ok(identity);
     }
-    let schema = ident(&home.schema);
+    let schema = ident(&extension.schema);
     // Without a node of its own, a database that has triggers is a copy as well. As everywhere, each table by
     // an index.
     let sql = format!(
@@ -115,17 +115,17 @@ fn look(home: &Home) -> Result<Standing> {
                    (h.node::pg_catalog.text OPERATOR(pg_catalog.||) ')'))"
     );
     let here = Here::new();
-    let row = spi::read(home, &sql, &here.args())?.into_iter().next();
-    let standing = match row.and_then(|mut row| row.pop()).flatten().as_deref() {
-        Some("t") => Standing::Itself,
-        Some(_) => Standing::Upgraded,
-        None => Standing::Copy,
+    let row = spi::read(extension, &sql, &here.args())?.into_iter().next();
+    let identity = match row.and_then(|mut row| row.pop()).flatten().as_deref() {
+        Some("t") => Identity::Itself,
+        Some(_) => Identity::Upgraded,
+        None => Identity::Copy,
     };
-    if standing != Standing::Copy {
-        TOLD.set(false);
+    if identity != Identity::Copy {
+        WARNED.set(false);
     }
-    KNOWN.set(Some((now, standing)));
-    Ok(standing)
+    CACHED.set(Some((now, identity)));
+    Ok(identity)
 }
 
 /// Makes a copy the database itself: it captures and delivers from now on, and the queue that it has brought
@@ -133,19 +133,23 @@ fn look(home: &Home) -> Result<Standing> {
 ///
 /// # Errors
 /// What writing the tables reports.
-pub fn adopt(home: &Home) -> Result<bool> {
-    let schema = ident(&home.schema);
+pub fn adopt(extension: &Extension) -> Result<bool> {
+    let schema = ident(&extension.schema);
     // What has no condition is read whole, which is made to look dear, and would be compiled for that.
     let _settings = Settings::set(&[(c"jit", c"off")]);
     // One at a time; whoever comes second finds that it is done.
-    spi::write(home, &format!("LOCK TABLE {schema}.sync_home IN SHARE ROW EXCLUSIVE MODE"), &[])?;
-    match look(home)? {
-        Standing::Itself => return Ok(false),
-        Standing::Upgraded => return renew(home).map(|()| false),
-        Standing::Copy => {}
+    spi::write(
+        extension,
+        &format!("LOCK TABLE {schema}.sync_home IN SHARE ROW EXCLUSIVE MODE"),
+        &[],
+    )?;
+    match look(extension)? {
+        Identity::Itself => return Ok(false),
+        Identity::Upgraded => return renew(extension).map(|()| false),
+        Identity::Copy => {}
     }
     for table in ["sync_home", "sync_node"] {
-        spi::write(home, &format!("DELETE FROM {schema}.{table}"), &[])?;
+        spi::write(extension, &format!("DELETE FROM {schema}.{table}"), &[])?;
     }
     let sql = format!(
         "WITH home AS ( \
@@ -153,37 +157,37 @@ pub fn adopt(home: &Home) -> Result<bool> {
            VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3::pg_catalog.int4) RETURNING node) \
          INSERT INTO {schema}.sync_node SELECT node FROM home RETURNING node"
     );
-    let row = spi::write(home, &sql, &Here::new().args())?.into_iter().next();
-    comment(home, &required(&mut row.unwrap_or_default(), 0)?)?;
-    if !queue::servers(home, false)?.is_empty() {
+    let row = spi::write(extension, &sql, &Here::new().args())?.into_iter().next();
+    comment(extension, &required(&mut row.unwrap_or_default(), 0)?)?;
+    if !queue::servers(extension, false)?.is_empty() {
         transaction::wake_worker();
     }
     Ok(true)
 }
 
 /// Adds the node to the extension's comment, at its end, instead of another.
-fn comment(home: &Home, node: &str) -> Result<()> {
+fn comment(extension: &Extension, node: &str) -> Result<()> {
     let sql = "SELECT pg_catalog.regexp_replace(COALESCE( \
                  pg_catalog.obj_description(e.oid, 'pg_extension'), ''), $1, '') \
                FROM pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'";
-    let row = spi::read(home, sql, &[Some(r" \(node [^)]*\)$")])?.into_iter().next();
+    let row = spi::read(extension, sql, &[Some(r" \(node [^)]*\)$")])?.into_iter().next();
     let words = required(&mut row.unwrap_or_default(), 0)?;
     let comment = literal(&format!("{words} (node {node})"));
-    spi::write(home, &format!("COMMENT ON EXTENSION pg_rowsync IS {comment}"), &[])?;
+    spi::write(extension, &format!("COMMENT ON EXTENSION pg_rowsync IS {comment}"), &[])?;
     // A comment is not seen to change.
-    invalidation::announce(lookup::table(home, "sync_home")?);
+    invalidation::announce(lookup::table(extension, "sync_home")?);
     Ok(())
 }
 
 /// After pg_upgrade: the same node, with the system identifier that it has now.
-fn renew(home: &Home) -> Result<()> {
+fn renew(extension: &Extension) -> Result<()> {
     let sql = format!(
         "UPDATE {}.sync_home SET system_identifier = $2::pg_catalog.int8, \
                 server_major = $3::pg_catalog.int4 \
          WHERE database OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    spi::write(home, &sql, &Here::new().args())?;
+    spi::write(extension, &sql, &Here::new().args())?;
     Ok(())
 }
 

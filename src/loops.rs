@@ -15,7 +15,7 @@ const HINT: &str = "The loop guards of the two sides go by different names. Give
 
 thread_local! {
     /// Servers of which the session was told.
-    static TOLD: RefCell<HashSet<u32>> = RefCell::default();
+    static NOTIFIED: RefCell<HashSet<u32>> = RefCell::default();
 }
 
 /// So many changes were not sent to a server, because they have been there.
@@ -35,7 +35,7 @@ pub fn not_captured(server: Oid, server_name: &str) {
 
 fn note(server: Oid, changes: u64, message: &str) {
     stats::looped(server, changes);
-    if TOLD.with_borrow_mut(|told| told.insert(server.to_u32())) {
+    if NOTIFIED.with_borrow_mut(|told| told.insert(server.to_u32())) {
         let reason =
             Error::local(SqlState::OBJECT_NOT_READY, "They would circle between the databases");
         report::warn(message, &reason, Some(HINT));

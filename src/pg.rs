@@ -8,7 +8,6 @@
 pub mod append;
 pub mod args;
 pub mod bgworker;
-pub mod board;
 pub mod callbacks;
 pub mod compare;
 pub mod compat;
@@ -45,10 +44,11 @@ pub mod temp_file;
 pub mod text;
 pub mod timer;
 pub mod trigger;
-pub mod turn;
 pub mod utility;
 pub mod wait;
 pub mod wal;
+pub mod worker_registry;
+pub mod worker_transaction;
 pub mod xact;
 
 /// Object identifier of the server's catalogs.

@@ -4,35 +4,35 @@
 //! at pre-commit, while the transaction still holds its row locks, so of two changes that depend on
 //! each other the older has the smaller id.
 //!
-//! A record is `pending`, `failed` (set aside: it can never apply as things are) or `waiting` (behind one
-//! that is set aside, see [`aside`]).
+//! A record is `pending`, `failed` (marked failed: it can never apply as things are) or `waiting` (behind one
+//! that is marked failed, see [`failed`]).
 
-pub mod aside;
 pub mod claim;
 pub mod copies;
 mod enqueue;
+pub mod failed;
 pub mod floor;
-pub mod footprint;
 pub mod lanes;
 pub mod pause;
 pub mod state;
+pub mod writeset;
 
 pub use self::enqueue::enqueue;
 
-use self::aside::Blockers;
+use self::failed::Blockers;
 use self::floor::Owners;
-use self::footprint::Footprint;
+use self::writeset::Writeset;
 use crate::atomic::decision::{self, Decision};
 use crate::atomic::done;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
 use crate::change::{Change, Route};
+use crate::connect::endpoint::Account;
 use crate::connect::lost_session::LostSession;
-use crate::delivery::endpoint::Account;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::lookup::{self, Is, Place, Status, View};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::lookup::{self, IndexRef, Is, Status, View};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::{context, sequence};
 use crate::sql::micros;
 use crate::sql::quote::{ArrayLiteral, ident};
@@ -43,12 +43,12 @@ const CHUNK_ROWS: usize = 5_000;
 
 /// What the queue has for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum QueueStatus {
     /// Nothing: changes may be sent.
     Free,
-    /// Only records that are set aside, and what waits behind them: what does not depend on them may
+    /// Only failed records, and what waits behind them: what does not depend on them may
     /// be sent.
-    Aside,
+    Failed,
     /// Only copies under way: what does not go to a table that is being copied may be sent.
     Copying,
     /// Records that are to be sent first, or a lost backend that may still act.
@@ -57,19 +57,19 @@ pub enum Standing {
     Paused,
 }
 
-const PAUSED: Place = Place { table: "sync_pause", column: 1, status: Status::Any };
-const RECORD: Place = Place { table: "sync_queue", column: 1, status: Status::Pending };
+const PAUSED: IndexRef = IndexRef { table: "sync_pause", column: 1, status: Status::Any };
+const RECORD: IndexRef = IndexRef { table: "sync_queue", column: 1, status: Status::Pending };
 
 /// What the queue has for a server.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn standing(home: &Home, server_name: &str) -> Result<Standing> {
-    Ok(look(home, server_name)?.0)
+pub fn status(extension: &Extension, server_name: &str) -> Result<QueueStatus> {
+    Ok(look(extension, server_name)?.0)
 }
 
 /// The same, and whether transactions that are prepared there may not have been committed yet.
-fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
+fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)> {
     let (copies, decisions) = (copies::OF_SERVER, decision::OF_SERVER);
     let tables = [
         PAUSED.table,
@@ -79,47 +79,47 @@ fn look(home: &Home, server_name: &str) -> Result<(Standing, bool)> {
         copies.table,
         decisions.table,
     ];
-    View::look(home, &tables, |view| {
+    View::look(extension, &tables, |view| {
         let server = [(2, Is::Text(server_name))];
         let paused = [(PAUSED.column, Is::Text(server_name))];
         let copied = [(copies.column, Is::Text(server_name))];
-        let standing = if view.has(PAUSED.table, &paused, PAUSED.status)? {
-            Standing::Paused
+        let status = if view.has(PAUSED.table, &paused, PAUSED.status)? {
+            QueueStatus::Paused
         } else if view.has("sync_lost_session", &server, Status::Any)?
             || Owners::of(view, server_name).next()?.is_some()
         {
-            Standing::Pending
+            QueueStatus::Pending
         } else if view.has("sync_queue", &server, Status::NotPending)? {
-            Standing::Aside
+            QueueStatus::Failed
         } else if view.has(copies.table, &copied, copies.status)? {
-            Standing::Copying
+            QueueStatus::Copying
         } else {
-            Standing::Free
+            QueueStatus::Free
         };
         let decided = [(decisions.column, Is::Text(server_name))];
-        Ok((standing, view.has(decisions.table, &decided, decisions.status)?))
+        Ok((status, view.has(decisions.table, &decided, decisions.status)?))
     })
 }
 
-/// Whether something is set aside for a server, or waits, or is being copied.
+/// Whether something is marked failed for a server, or waits, or is being copied.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn has_aside(home: &Home, server_name: &str) -> Result<bool> {
+pub fn has_failed(extension: &Extension, server_name: &str) -> Result<bool> {
     let copies = copies::OF_SERVER;
-    View::look(home, &["sync_queue", copies.table], |view| {
+    View::look(extension, &["sync_queue", copies.table], |view| {
         Ok(view.has("sync_queue", &[(2, Is::Text(server_name))], Status::NotPending)?
             || view.has(copies.table, &[(copies.column, Is::Text(server_name))], copies.status)?)
     })
 }
 
 /// What a change set must wait for.
-pub enum Way {
+pub enum Admission {
     /// Nothing: it may be sent.
     Free,
     /// Records that are to be sent first.
     Pending,
-    /// Records that are set aside, or that wait themselves.
+    /// Failed records, or that wait themselves.
     Blocked(Blockers),
     /// Older transactions that are prepared on the server, and cannot be seen there before they are committed.
     Undecided(Vec<Decision>),
@@ -131,22 +131,22 @@ pub enum Way {
 ///
 /// # Errors
 /// What reading the queue or the change set reports.
-pub fn way(set: &ChangeSet) -> Result<Way> {
+pub fn admit(set: &ChangeSet) -> Result<Admission> {
     let mut blockers = Blockers::default();
-    let (standing, has_decisions) = look(&set.home, &set.account.server_name)?;
-    if has_decisions && !matches!(standing, Standing::Pending | Standing::Paused) {
-        let met = decisions_before(set)?;
-        if !met.is_empty() {
-            return Ok(Way::Undecided(met));
+    let (status, has_decisions) = look(&set.extension, &set.account.server_name)?;
+    if has_decisions && !matches!(status, QueueStatus::Pending | QueueStatus::Paused) {
+        let found = decisions_before(set)?;
+        if !found.is_empty() {
+            return Ok(Admission::Undecided(found));
         }
     }
-    match standing {
-        Standing::Free => return Ok(Way::Free),
-        Standing::Paused => return Ok(Way::Paused),
-        Standing::Pending => {
+    match status {
+        QueueStatus::Free => return Ok(Admission::Free),
+        QueueStatus::Paused => return Ok(Admission::Paused),
+        QueueStatus::Pending => {
             let server = &set.account.server_name;
-            if lanes::must_wait(&set.home, server, set.account.owner)? {
-                return Ok(Way::Pending);
+            if lanes::must_wait(&set.extension, server, set.account.owner)? {
+                return Ok(Admission::Pending);
             }
             let owner = set.account.owner.to_u32().to_string();
             // What is pending is of lanes apart.
@@ -154,86 +154,86 @@ pub fn way(set: &ChangeSet) -> Result<Way> {
             for route in set.routes() {
                 targets.push(to_json(&route.target)?);
             }
-            for (target, last) in lanes::apart_before(&set.home, server, &owner, &targets)? {
-                let places = targets.iter().zip(set.routes()).filter(|(own, _)| **own == target);
-                for (_, route) in places {
-                    blockers.add(last, last, &Footprint::of_table(route).marks);
+            for (target, last) in lanes::apart_before(&set.extension, server, &owner, &targets)? {
+                let routes = targets.iter().zip(set.routes()).filter(|(own, _)| **own == target);
+                for (_, route) in routes {
+                    blockers.add(last, last, &Writeset::of_table(route).writes);
                 }
             }
         }
-        Standing::Copying
-            if !copies::concern(&set.home, &set.account.server_name, set.routes())? =>
+        QueueStatus::Copying
+            if !copies::concern(&set.extension, &set.account.server_name, set.routes())? =>
         {
-            return Ok(Way::Free);
+            return Ok(Admission::Free);
         }
-        Standing::Aside | Standing::Copying => {}
+        QueueStatus::Failed | QueueStatus::Copying => {}
     }
-    let checks = checks_of(set)?;
+    let depends_on = depends_on(set)?;
     let Account { server_name, owner, .. } = &set.account;
-    let pending = blockers.load(&set.home, server_name, *owner, &checks)?;
+    let pending = blockers.load(&set.extension, server_name, *owner, &depends_on)?;
     Ok(match (pending, blockers.is_empty()) {
-        (true, _) => Way::Pending,
-        (false, true) => Way::Free,
-        (false, false) => Way::Blocked(blockers),
+        (true, _) => Admission::Pending,
+        (false, true) => Admission::Free,
+        (false, false) => Admission::Blocked(blockers),
     })
 }
 
 /// Decisions of others that a change set must wait for.
 fn decisions_before(set: &ChangeSet) -> Result<Vec<Decision>> {
-    let checks = checks_of(set)?;
-    decision::met_by(&set.home, &set.account.server_name, &checks, &done::all())
+    let depends_on = depends_on(set)?;
+    decision::conflicting_with(&set.extension, &set.account.server_name, &depends_on, &done::all())
 }
 
 /// Hashes that a prepared transaction leaves, at most; one with more concerns everything on its server.
-const MAX_MARKS: usize = 1_000;
+const MAX_WRITES: usize = 1_000;
 
 /// What a change set leaves, which later ones must not meet; `None` for too much.
 ///
 /// # Errors
 /// What reading the change set reports.
-pub fn marks_of(set: &ChangeSet) -> Result<Option<Vec<i64>>> {
-    if set.len() > MAX_MARKS {
+pub fn writes_of(set: &ChangeSet) -> Result<Option<Vec<i64>>> {
+    if set.len() > MAX_WRITES {
         return Ok(None);
     }
-    let mut marks = Vec::new();
+    let mut writes = Vec::new();
     let mut changes = set.changes(Rows::Keys);
     while changes.next(&mut |route, change| {
-        marks.extend(Footprint::of(route, change).marks);
+        writes.extend(Writeset::of(route, change).writes);
     })? {}
-    marks.sort_unstable();
-    marks.dedup();
-    Ok((marks.len() <= MAX_MARKS).then_some(marks))
+    writes.sort_unstable();
+    writes.dedup();
+    Ok((writes.len() <= MAX_WRITES).then_some(writes))
 }
 
-/// What a change set must not meet among the marks of older changes.
-fn checks_of(set: &ChangeSet) -> Result<Vec<i64>> {
-    let mut checks = Vec::new();
+/// What a change set must not meet among the writes of older changes.
+fn depends_on(set: &ChangeSet) -> Result<Vec<i64>> {
+    let mut depends_on = Vec::new();
     let mut changes = set.changes(Rows::Keys);
     while changes.next(&mut |route, change| {
-        checks.extend(Footprint::of(route, change).checks);
+        depends_on.extend(Writeset::of(route, change).depends_on);
     })? {}
-    checks.sort_unstable();
-    checks.dedup();
-    Ok(checks)
+    depends_on.sort_unstable();
+    depends_on.dedup();
+    Ok(depends_on)
 }
 
 /// Whether there is a pending record with this id.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn is_pending(home: &Home, id: i64) -> Result<bool> {
-    lookup::has_id(home, &RECORD, id)
+pub fn is_pending(extension: &Extension, id: i64) -> Result<bool> {
+    lookup::has_id(extension, &RECORD, id)
 }
 
-/// Sees to it that changes can be queued until the end of the transaction without a wait for who alters or locks
-/// the queue's tables.
+/// Sees to it that changes can be queued until the end of the transaction without a wait for who alters or
+/// locks the queue's tables.
 ///
 /// # Errors
 /// When they are not there. PostgreSQL raises what a wait ends with.
-pub fn reserve(home: &Home) -> Result<()> {
+pub fn reserve(extension: &Extension) -> Result<()> {
     ["sync_queue", "sync_route", "sync_lost_session"]
         .iter()
-        .try_for_each(|table| lookup::reserve(home, table))
+        .try_for_each(|table| lookup::reserve(extension, table))
 }
 
 /// Remembers the session of a connection lost in doubt, until a drain has seen it gone.
@@ -248,7 +248,7 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
            OVERRIDING SYSTEM VALUE \
          VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {}, \
            $7::pg_catalog.int8, $8::pg_catalog.int8)",
-        ident(&set.home.schema),
+        ident(&set.extension.schema),
         time("$4"),
         time("$6")
     );
@@ -260,11 +260,11 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
         number(lost.backend_start),
         number(lost.token),
         number(lost.not_after),
-        number(Some(sequence::draw(&set.home, "sync_lost_session_id_seq", 1)?)),
+        number(Some(sequence::draw(&set.extension, "sync_lost_session_id_seq", 1)?)),
         number(lost.xact),
     ];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
-    spi::write(&set.home, &sql, &args)?;
+    spi::write(&set.extension, &sql, &args)?;
     Ok(())
 }
 
@@ -280,8 +280,8 @@ fn time(micros: &str) -> String {
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn knows(home: &Home, server_name: &str) -> Result<bool> {
-    Ok(standing(home, server_name)? != Standing::Free)
+pub fn knows(extension: &Extension, server_name: &str) -> Result<bool> {
+    Ok(status(extension, server_name)? != QueueStatus::Free)
 }
 
 /// Whether the database has prepared transactions, which queue what they have changed when they are
@@ -289,57 +289,57 @@ pub fn knows(home: &Home, server_name: &str) -> Result<bool> {
 ///
 /// # Errors
 /// What reading the view reports.
-pub fn has_prepared(home: &Home) -> Result<bool> {
+pub fn has_prepared(extension: &Extension) -> Result<bool> {
     let sql = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
          WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1";
-    Ok(!spi::read(home, sql, &[])?.is_empty())
+    Ok(!spi::read(extension, sql, &[])?.is_empty())
 }
 
 /// Removes delivered records.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn remove(home: &Home, ids: &[i64]) -> Result<()> {
+pub fn remove(extension: &Extension, ids: &[i64]) -> Result<()> {
     for chunk in ids.chunks(CHUNK_ROWS) {
         let sql = format!(
             "DELETE FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) \
              ANY (ARRAY(SELECT pg_catalog.unnest($1::pg_catalog.int8[])))",
-            ident(&home.schema)
+            ident(&extension.schema)
         );
-        spi::write(home, &sql, &[Some(&to_ids(chunk))])?;
+        spi::write(extension, &sql, &[Some(&to_ids(chunk))])?;
     }
     Ok(())
 }
 
 /// Servers with anything to do: pending records, records that need not wait any more, lost backends, records
-/// set aside that are tried again by themselves; and, if asked for, others that are set aside.
+/// marked failed that are tried again by themselves; and, if asked for, others that are marked failed.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn servers(home: &Home, with_failed: bool) -> Result<Vec<String>> {
-    let queue = format!("{}.sync_queue", ident(&home.schema));
+pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> {
+    let queue = format!("{}.sync_queue", ident(&extension.schema));
     let mut pending = ArrayLiteral::default();
-    floor::servers(home)?.iter().for_each(|server| pending.push(Some(server)));
+    floor::servers(extension)?.iter().for_each(|server| pending.push(Some(server)));
     // Hops over the index from name to name: the queue may be long, servers are few.
     let sql = format!(
-        "WITH RECURSIVE aside(server) AS (SELECT pg_catalog.min(dst_server) FROM {queue} \
+        "WITH RECURSIVE failed(server) AS (SELECT pg_catalog.min(dst_server) FROM {queue} \
                 WHERE status OPERATOR(pg_catalog.<>) 'pending' \
               UNION ALL SELECT (SELECT pg_catalog.min(q.dst_server) FROM {queue} q \
                 WHERE q.status OPERATOR(pg_catalog.<>) 'pending' \
-                  AND q.dst_server OPERATOR(pg_catalog.>) aside.server) \
-              FROM aside WHERE aside.server IS NOT NULL) \
+                  AND q.dst_server OPERATOR(pg_catalog.>) failed.server) \
+              FROM failed WHERE failed.server IS NOT NULL) \
          SELECT pg_catalog.unnest($2::pg_catalog.text[]) \
-         UNION SELECT server FROM aside WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
+         UNION SELECT server FROM failed WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
            OR EXISTS ({}) OR EXISTS (SELECT FROM {queue} q \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) aside.server \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) failed.server \
                AND q.status OPERATOR(pg_catalog.=) 'failed' \
                AND q.next_attempt_at IS NOT NULL)) \
          UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
-        aside::released(&queue, "aside.server"),
-        ident(&home.schema)
+        failed::released(&queue, "failed.server"),
+        ident(&extension.schema)
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(home, &sql, &[Some(with_failed), Some(&pending.into_text())])?
+    spi::read(extension, &sql, &[Some(with_failed), Some(&pending.into_text())])?
         .into_iter()
         .map(|mut row| required(&mut row, 0))
         .collect()
@@ -358,16 +358,16 @@ pub struct Lost {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn lost(home: &Home, server_name: &str) -> Result<Vec<Lost>> {
+pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<Lost>> {
     let sql = format!(
         "SELECT id, owner::pg_catalog.oid, backend_pid, {}, token, {}, remote_xact, xact \
          FROM {}.sync_lost_session \
          WHERE dst_server OPERATOR(pg_catalog.=) $1 ORDER BY lost_at",
         micros("backend_start"),
         micros("not_after"),
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    spi::read(home, &sql, &[Some(server_name)])?
+    spi::read(extension, &sql, &[Some(server_name)])?
         .into_iter()
         .map(|mut row| {
             let mut number = |at: usize| -> Result<Option<i64>> {
@@ -388,13 +388,18 @@ pub fn lost(home: &Home, server_name: &str) -> Result<Vec<Lost>> {
         .collect()
 }
 
-/// Removes the records of what a lost session has committed, or lets them count as not delivered: what became of
-/// its transaction is known.
+/// Removes the records of what a lost session has committed, or lets them count as not delivered: what became
+/// of its transaction is known.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn settle_lost(home: &Home, server_name: &str, lost: &Lost, committed: bool) -> Result<()> {
-    let schema = ident(&home.schema);
+pub fn settle_lost(
+    extension: &Extension,
+    server_name: &str,
+    lost: &Lost,
+    committed: bool,
+) -> Result<()> {
+    let schema = ident(&extension.schema);
     let what = match committed {
         true => format!("DELETE FROM {schema}.sync_queue q"),
         false => format!(
@@ -411,7 +416,7 @@ pub fn settle_lost(home: &Home, server_name: &str, lost: &Lost, committed: bool)
         floor::above(&schema, "$1"),
         SqlState::RESOLUTION_UNKNOWN
     );
-    spi::write(home, &sql, &[server_name, &lost.owner, &lost.xact].map(Some))?;
+    spi::write(extension, &sql, &[server_name, &lost.owner, &lost.xact].map(Some))?;
     Ok(())
 }
 
@@ -419,12 +424,12 @@ pub fn settle_lost(home: &Home, server_name: &str, lost: &Lost, committed: bool)
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn forget_lost(home: &Home, lost: &Lost) -> Result<()> {
+pub fn forget_lost(extension: &Extension, lost: &Lost) -> Result<()> {
     let sql = format!(
         "DELETE FROM {}.sync_lost_session WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    spi::write(home, &sql, &[Some(&lost.id)])?;
+    spi::write(extension, &sql, &[Some(&lost.id)])?;
     Ok(())
 }
 

@@ -33,7 +33,7 @@ pub use param::Param;
 pub use reached::reached;
 pub use render::of_batch;
 pub use session::{
-    AS_LOGGED_IN, HOME, Introduce, NODE, end_session, introduce, micros, named, on_path,
+    AS_LOGGED_IN, Introduce, NODE, REMOTE_SCHEMA, end_session, introduce, micros, named, on_path,
     own_schemas, with_type_schemas,
 };
 pub use statement::{Statement, Verb};

@@ -9,11 +9,11 @@ use crate::capture::descriptor::Descriptor;
 use crate::capture::row::Captured;
 use crate::change::Route;
 use crate::conflict::Tally;
-use crate::delivery::session::{self, Session};
+use crate::connect::session::{self, Session};
 use crate::error::Result;
 use crate::fault::fault_point;
 use crate::pg::callbacks::{self, Handlers};
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use crate::pg::{Oid, context, interrupt, invalidation, utility};
 use crate::{stats, worker};
 use std::cell::{Cell, RefCell};
@@ -24,7 +24,7 @@ use std::sync::OnceLock;
 /// How much a drain has applied.
 #[derive(Debug)]
 pub struct Drained {
-    pub home: Home,
+    pub extension: Extension,
     pub changes: u64,
     pub conflicts: Tally,
 }
@@ -43,7 +43,7 @@ pub struct OpenDrain {
 
 /// See the module's head.
 #[derive(Default)]
-pub struct Work {
+pub struct TransactionState {
     pub sets: Vec<ChangeSet>,
     pub drains: Vec<OpenDrain>,
     /// Tried to drain: holds locks that a prepared transaction must not keep.
@@ -74,7 +74,7 @@ pub fn init(ends: Ends) {
 thread_local! {
     /// Sessions are to be woken once the transaction has committed.
     static NUDGE: Cell<bool> = const { Cell::new(false) };
-    static WORK: RefCell<Work> = RefCell::default();
+    static STATE: RefCell<TransactionState> = RefCell::default();
     /// The last record that a drain of this session has applied, while no server was told to commit one.
     static UNCOMMITTED: Cell<Option<i64>> = const { Cell::new(None) };
 }
@@ -102,11 +102,11 @@ pub fn add_change(
 ) -> Result<()> {
     fault_point!(Capture);
     listen();
-    if !captured.left.is_empty() {
-        utility::before_storage_changes(read_left);
+    if !captured.unread.is_empty() {
+        utility::before_storage_changes(read_unread);
     }
     let subtransaction = context::subtransaction();
-    WORK.with_borrow_mut(|work| {
+    STATE.with_borrow_mut(|work| {
         let account = &descriptor.account;
         // Owners may share PUBLIC's mapping, but not what it lets each of them do.
         let same = |set: &ChangeSet| set.account.key() == account.key();
@@ -120,51 +120,51 @@ pub fn add_change(
 }
 
 /// Reads what changes left where it is stored, before a statement that may take that away.
-fn read_left() -> Result<()> {
-    let needed = WORK.with_borrow(|work| work.sets.iter().any(ChangeSet::has_left));
+fn read_unread() -> Result<()> {
+    let needed = STATE.with_borrow(|work| work.sets.iter().any(ChangeSet::has_unread));
     if !needed {
         return Ok(());
     }
     let mut out = SetsOut::take();
-    out.0.iter_mut().filter(|set| set.has_left()).try_for_each(ChangeSet::read_left)
+    out.0.iter_mut().filter(|set| set.has_unread()).try_for_each(ChangeSet::read_unread)
 }
 
-/// The change sets while they are not in [`Work`]; put back on drop, also on unwinding.
+/// The change sets while they are not in [`TransactionState`]; put back on drop, also on unwinding.
 struct SetsOut(Vec<ChangeSet>);
 
 impl SetsOut {
     fn take() -> Self {
-        Self(WORK.with_borrow_mut(|work| std::mem::take(&mut work.sets)))
+        Self(STATE.with_borrow_mut(|work| std::mem::take(&mut work.sets)))
     }
 }
 
 impl Drop for SetsOut {
     fn drop(&mut self) {
         let sets = std::mem::take(&mut self.0);
-        WORK.with_borrow_mut(|work| work.sets = sets);
+        STATE.with_borrow_mut(|work| work.sets = sets);
     }
 }
 
 /// Remembers that a row version has been replaced inside a trigger, and that captured.
 pub fn note_superseded(trigger: Oid, stored: u64) {
     listen();
-    WORK.with_borrow_mut(|work| work.superseded.insert((trigger.to_u32(), stored)));
+    STATE.with_borrow_mut(|work| work.superseded.insert((trigger.to_u32(), stored)));
 }
 
 /// Whether [`note_superseded`] was told of a row version.
 pub fn was_superseded(trigger: Oid, stored: u64) -> bool {
-    WORK.with_borrow(|work| work.superseded.contains(&(trigger.to_u32(), stored)))
+    STATE.with_borrow(|work| work.superseded.contains(&(trigger.to_u32(), stored)))
 }
 
 /// Remembers that the transaction has begun to drain.
 pub fn note_drain() {
     listen();
-    WORK.with_borrow_mut(|work| work.has_drained = true);
+    STATE.with_borrow_mut(|work| work.has_drained = true);
 }
 
 /// Whether the transaction has begun to drain.
 pub fn has_drained() -> bool {
-    WORK.with_borrow(|work| work.has_drained)
+    STATE.with_borrow(|work| work.has_drained)
 }
 
 /// Remembers that a drain is about to apply records up to this one.
@@ -183,14 +183,14 @@ pub fn commits_drains() {
 }
 
 /// Takes out everything; the transaction is about to end.
-pub fn take_all() -> Work {
-    WORK.with_borrow_mut(std::mem::take)
+pub fn take_all() -> TransactionState {
+    STATE.with_borrow_mut(std::mem::take)
 }
 
-/// Takes the session of an open drain of an owner's records, to go on with it; `Some(None)` when it is lost. The
-/// drain itself stays here: if its session never comes back, the transaction cannot be committed.
+/// Takes the session of an open drain of an owner's records, to go on with it; `Some(None)` when it is lost.
+/// The drain itself stays here: if its session never comes back, the transaction cannot be committed.
 pub fn take_drain(server_name: &str, owner: Oid) -> Option<Option<Session>> {
-    WORK.with_borrow_mut(|work| {
+    STATE.with_borrow_mut(|work| {
         let is = |d: &&mut OpenDrain| d.server_name == server_name && d.owner == owner;
         let drain = work.drains.iter_mut().find(is)?;
         Some(drain.session.take())
@@ -200,15 +200,15 @@ pub fn take_drain(server_name: &str, owner: Oid) -> Option<Option<Session>> {
 /// Whether a drain of this server's that is not this owner's is open.
 pub fn has_other_drain(server_name: &str, owner: Oid) -> bool {
     let is = |drain: &OpenDrain| drain.server_name == server_name && drain.owner != owner;
-    WORK.with_borrow(|work| work.drains.iter().any(is))
+    STATE.with_borrow(|work| work.drains.iter().any(is))
 }
 
 /// Keeps a drain's remote transaction, which has applied so much more, until the local one ends.
-pub fn keep_drain(server_name: &str, session: Session, more: Drained) {
+pub fn add_drain(server_name: &str, session: Session, more: Drained) {
     listen();
     let current = context::subtransaction();
     let owner = session.endpoint.account.owner;
-    WORK.with_borrow_mut(|work| {
+    STATE.with_borrow_mut(|work| {
         let is = |d: &OpenDrain| d.server_name == server_name && d.owner == owner;
         let drain = match work.drains.iter().position(is) {
             Some(at) => {
@@ -252,7 +252,7 @@ fn end(committed: bool) {
     worker::transaction_ended(committed);
     // Nothing is left after a commit; after an abort the open drains' connections are closed,
     // which rolls them back.
-    drop(WORK.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));
+    drop(STATE.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));
     session::close_changed(&invalidation::take_changed());
     session::close_idle();
     if NUDGE.replace(false) && committed {
@@ -262,7 +262,7 @@ fn end(committed: bool) {
 }
 
 fn subtransaction_abort(id: u32) {
-    let closed = WORK.with(|work| {
+    let closed = STATE.with(|work| {
         let mut work = work.try_borrow_mut().ok()?;
         work.sets.iter_mut().for_each(|set| set.abort(id));
         let mut closed = Vec::new();
@@ -280,7 +280,7 @@ fn subtransaction_abort(id: u32) {
 }
 
 fn subtransaction_commit(id: u32, parent: u32) {
-    WORK.with(|work| {
+    STATE.with(|work| {
         let Ok(mut work) = work.try_borrow_mut() else { return };
         work.sets.iter_mut().for_each(|set| set.commit(id, parent));
         for drain in &mut work.drains {

@@ -18,7 +18,7 @@ pub fn fire(event: &Event<'_>) -> Result<()> {
     if identity::is_copy()? {
         // A connection that brings changes need not know.
         if guc::is_path(c"") {
-            identity::tell();
+            identity::warn();
         }
         return Ok(());
     }

@@ -1,13 +1,14 @@
 //! Both sides of an attached table compared: `verify_sync`, and made equal: `repair_sync`.
 //!
-//! Each side is asked for counts and sums of hashes of its rows, in parts of the table; parts that differ are cut
-//! up until their rows can be fetched as key and hash. Only then are values fetched, of rows that differ. What is
-//! hashed is what a delivery would write there, as text under the settings of [`crate::canonical`]. A sum of
-//! hashes does not depend on the order of rows, and unlike XOR two rows that are alike do not cancel out.
+//! Each side is asked for counts and sums of hashes of its rows, in parts of the table; parts that differ are
+//! cut up until their rows can be fetched as key and hash. Only then are values fetched, of rows that differ.
+//! What is hashed is what a delivery would write there, as text under the settings of [`crate::canonical`]. A
+//! sum of hashes does not depend on the order of rows, and unlike XOR two rows that are alike do not cancel
+//! out.
 //!
 //! Parts are ranges of the key where both sides have an index in that order, else what hashes of keys have in
-//! common. That both sides sort alike is not needed for a right answer: a row that one side has in another range
-//! is looked up by its key in the end.
+//! common. That both sides sort alike is not needed for a right answer: a row that one side has in another
+//! range is looked up by its key in the end.
 //!
 //! Nothing is held between two questions: no snapshot, no lock. So what differs is looked at again by its key,
 //! after what was under way has arrived; see [`in_flight`]. Only what is then the same difference is told.
@@ -46,7 +47,7 @@ use self::subject::Subject;
 use crate::error::Result;
 use crate::pg::Oid;
 use crate::pg::report;
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 
 /// Compares an attached table with its target on a server. See the module's head.
 ///
@@ -54,9 +55,14 @@ use crate::pg::spi::Home;
 /// 22023 for options; 42704 for a table that is not sent to the server; 42501 for a caller who may not read the
 /// table, or names a condition without being its owner; what connecting to the server and reading either side
 /// report.
-pub fn verify(home: &Home, rel: Oid, server: &str, options: &str) -> Result<Vec<Difference>> {
+pub fn verify(
+    extension: &Extension,
+    rel: Oid,
+    server: &str,
+    options: &str,
+) -> Result<Vec<Difference>> {
     let options = VerifyOptions::parse(options)?;
-    let (subject, sides) = Subject::look_up(home, rel, server, options.condition.as_deref())?;
+    let (subject, sides) = Subject::look_up(extension, rel, server, options.condition.as_deref())?;
     let wanted = match options.values {
         true => Wanted::Json,
         false => |_| Wanted::Nothing,

@@ -3,31 +3,31 @@
 //! `sync_row_version` of every database that has triggers under `newest`; a row that is not in it counts as
 //! the version in its column.
 //!
-//! Written by the trigger for local changes, and for those that arrive by the statements that apply
-//! them, through the functions here. Always after the row itself, whose lock keeps two writers of a key
-//! apart. Where a deletion arrives for a key that has no row, there is none to lock: whoever inserts a row looks
-//! for what is kept only then, and waits for a transaction under way that keeps something; whoever keeps a
+//! Written by the trigger for local changes, and for those that arrive by the statements that apply them,
+//! through the functions here. Always after the row itself, whose lock keeps two writers of a key apart.
+//! Where a deletion arrives for a key that has no row, there is none to lock: whoever inserts a row looks for
+//! what is kept only then, and waits for a transaction under way that keeps something; whoever keeps a
 //! deletion looks for rows only then, committed or not. So one of two that are at it at once sees the other.
 //!
-//! A stamp goes with the row as it was stored with it. A row that was written since without being captured (under
-//! the guard's name, with its trigger disabled) counts as its version, if that is larger. A trigger of the table's
-//! own that replaces the version of a row that arrives does not change what the row counts as: the version that
-//! was sent.
+//! A stamp goes with the row as it was stored with it. A row that was written since without being captured
+//! (under the guard's name, with its trigger disabled) counts as its version, if that is larger. A trigger of
+//! the table's own that replaces the version of a row that arrives does not change what the row counts as:
+//! the version that was sent.
 
-mod kept;
+mod stored;
 
-pub use self::kept::Shape;
-use self::kept::{Kept, Place};
+pub use self::stored::Shape;
+use self::stored::{StoredVersion, VersionKey};
 use crate::capture::table::Table;
 use crate::change::Stamp;
-use crate::delivery::endpoint::oid;
+use crate::connect::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::options::{OnConflict, Options};
 use crate::pg::compare::{Comparable, KeyHash};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::rows_of_key::{self, Holders, Key};
 use crate::pg::slot::{Attribute, Slot};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::trigger;
 use crate::pg::{Oid, context};
 use crate::sql::quote::ident;
@@ -36,7 +36,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-pub use self::kept::forget_old;
+pub use self::stored::forget_old;
 
 /// What a trigger under `newest` needs to know to tell and keep versions.
 pub struct Versioned {
@@ -71,41 +71,41 @@ impl Versioned {
     /// What writing the table reports.
     pub fn written(
         &self,
-        home: &Home,
+        extension: &Extension,
         row: Slot<'_>,
         version: Option<&str>,
         replaced: Option<Option<&str>>,
     ) -> Result<Option<Stamp<String>>> {
-        let (place, stored) = (self.place(home, row)?, row.stored());
+        let (version_key, stored) = (self.version_key(extension, row)?, row.stored());
         let found = match replaced {
-            None => place.settled(stored)?,
-            Some(_) => place.find(stored)?,
+            None => version_key.settled(stored)?,
+            Some(_) => version_key.find(stored)?,
         };
-        let mut kept = match found {
-            Some(kept) if kept.by_event && !kept.deleted => return Ok(Some(kept.stamp)),
+        let mut known = match found {
+            Some(known) if known.by_event && !known.deleted => return Ok(Some(known.stamp)),
             None if replaced.is_none() => return Ok(None),
             None => None,
-            Some(_) => place.lock()?,
+            Some(_) => version_key.lock()?,
         };
         loop {
             let before = match replaced {
-                Some(replaced) => counts_as(&self.version, kept.as_ref(), replaced)?,
-                None => match &kept {
-                    Some(kept) => kept.stamp.clone(),
+                Some(replaced) => counts_as(&self.version, known.as_ref(), replaced)?,
+                None => match &known {
+                    Some(known) => known.stamp.clone(),
                     None => return Ok(None),
                 },
             };
             if self.version.compare(version, before.version.as_deref())? == Ordering::Greater {
-                if kept.is_some() {
-                    place.clear()?;
+                if known.is_some() {
+                    version_key.clear()?;
                 }
                 return Ok(None);
             }
             let stamp = next(before);
-            if place.put(&stamp, Shape::Row(version), stored, kept.is_some())? {
+            if version_key.put(&stamp, Shape::Row(version), stored, known.is_some())? {
                 return Ok(Some(stamp));
             }
-            kept = place.lock()?;
+            known = version_key.lock()?;
         }
     }
 
@@ -115,49 +115,49 @@ impl Versioned {
     /// What writing the table reports.
     pub fn deleted(
         &self,
-        home: &Home,
+        extension: &Extension,
         row: Slot<'_>,
         version: Option<&str>,
         gives_up: bool,
     ) -> Result<Stamp<String>> {
-        let (place, stored) = (self.place(home, row)?, row.stored());
-        let mut kept = match place.find(stored)? {
-            Some(kept) if kept.by_event && kept.deleted => return Ok(kept.stamp),
+        let (version_key, stored) = (self.version_key(extension, row)?, row.stored());
+        let mut known = match version_key.find(stored)? {
+            Some(known) if known.by_event && known.deleted => return Ok(known.stamp),
             None => None,
-            Some(_) => place.lock()?,
+            Some(_) => version_key.lock()?,
         };
         loop {
-            let stamp = next(counts_as(&self.version, kept.as_ref(), version)?);
-            if !gives_up || place.put(&stamp, Shape::Deletion, stored, kept.is_some())? {
+            let stamp = next(counts_as(&self.version, known.as_ref(), version)?);
+            if !gives_up || version_key.put(&stamp, Shape::Deletion, stored, known.is_some())? {
                 return Ok(stamp);
             }
-            kept = place.lock()?;
+            known = version_key.lock()?;
         }
     }
 
-    fn place<'h>(&self, home: &'h Home, row: Slot<'_>) -> Result<Place<'h>> {
-        Ok(Place { home, relation: self.relation, hash: self.hash(row)? })
+    fn version_key<'h>(&self, extension: &'h Extension, row: Slot<'_>) -> Result<VersionKey<'h>> {
+        Ok(VersionKey { extension, relation: self.relation, hash: self.hash(row)? })
     }
 }
 
 /// What a row that is there counts as. See the module's head.
 fn counts_as(
     order: &Comparable,
-    kept: Option<&Kept>,
+    known: Option<&StoredVersion>,
     version: Option<&str>,
 ) -> Result<Stamp<String>> {
     let of_row = Stamp { version: version.map(str::to_owned), rank: 0 };
-    let Some(kept) = kept.filter(|kept| !kept.deleted) else { return Ok(of_row) };
-    let is_as_stored = order.compare(version, kept.shown.as_deref())? == Ordering::Equal;
-    let kept_version = kept.stamp.version.as_deref();
+    let Some(known) = known.filter(|known| !known.deleted) else { return Ok(of_row) };
+    let is_as_stored = order.compare(version, known.shown.as_deref())? == Ordering::Equal;
+    let kept_version = known.stamp.version.as_deref();
     match !is_as_stored && order.compare(version, kept_version)? == Ordering::Greater {
         true => Ok(of_row),
-        false => Ok(kept.stamp.clone()),
+        false => Ok(known.stamp.clone()),
     }
 }
 
-/// What a row counts as whose version column has `there`, and of which a stamp is kept with the version as it was
-/// stored.
+/// What a row counts as whose version column has `there`, and of which a stamp is kept with the version as it
+/// was stored.
 ///
 /// # Errors
 /// 42883 for a type without an order.
@@ -168,8 +168,8 @@ pub fn counts_as_stored(
     there: Option<&str>,
 ) -> Result<Stamp<String>> {
     let shown = shown.map(str::to_owned);
-    let kept = Kept { stamp, deleted: false, shown, by_event: false };
-    counts_as(&Comparable::new(version_type)?, Some(&kept), there)
+    let known = StoredVersion { stamp, deleted: false, shown, by_event: false };
+    counts_as(&Comparable::new(version_type)?, Some(&known), there)
 }
 
 /// What anything counts as that was written with knowledge of this.
@@ -191,9 +191,9 @@ impl Arrived {
     ///
     /// # Errors
     /// 42501 for a user who may not write the table; what reading reports.
-    pub fn compare(&self, home: &Home, there: Option<&str>) -> Result<Ordering> {
-        let kept = self.kept(home)?;
-        let there = counts_as(&Comparable::new(self.version_type)?, kept.as_ref(), there)?;
+    pub fn compare(&self, extension: &Extension, there: Option<&str>) -> Result<Ordering> {
+        let known = self.known(extension)?;
+        let there = counts_as(&Comparable::new(self.version_type)?, known.as_ref(), there)?;
         self.order(&there)
     }
 
@@ -201,25 +201,31 @@ impl Arrived {
     ///
     /// # Errors
     /// As for [`Arrived::compare`].
-    pub fn is_deleted_later(&self, home: &Home) -> Result<bool> {
-        match self.kept(home)?.filter(|kept| kept.deleted) {
-            Some(kept) => Ok(self.order(&kept.stamp)? == Ordering::Less),
+    pub fn is_deleted_later(&self, extension: &Extension) -> Result<bool> {
+        match self.known(extension)?.filter(|known| known.deleted) {
+            Some(known) => Ok(self.order(&known.stamp)? == Ordering::Less),
             None => Ok(false),
         }
     }
 
-    /// Keeps it, where the row does not show it and nothing counts for more. `met`: a row was there.
+    /// Keeps it, where the row does not show it and nothing counts for more. `was_found`: a row was there.
     ///
     /// # Errors
-    /// 40001 when another session has deleted the row meanwhile, unseen, or inserts it; 42501 as above, and for
-    /// who has not written the row, or may not delete one; 22023 for a key of other columns than the table's; what
-    /// writing reports.
-    pub fn keep(&self, home: &Home, key: Key<'_>, shape: Shape<'_>, met: bool) -> Result<()> {
-        let keeping = self.keeping(home)?;
+    /// 40001 when another session has deleted the row meanwhile, unseen, or inserts it; 42501 as above, and
+    /// for who has not written the row, or may not delete one; 22023 for a key of other columns than the
+    /// table's; what writing reports.
+    pub fn keep(
+        &self,
+        extension: &Extension,
+        key: Key<'_>,
+        shape: Shape<'_>,
+        was_found: bool,
+    ) -> Result<()> {
+        let keeping = self.keeping(extension)?;
         if !keeping.keeps {
             return Ok(());
         }
-        let place = Place { home, relation: keeping.relation, hash: self.hash };
+        let version_key = VersionKey { extension, relation: keeping.relation, hash: self.hash };
         let order = Comparable::new(keeping.version_type.unwrap_or(self.version_type))?;
         let (deleted, is_shown) = match shape {
             Shape::Deletion => (true, false),
@@ -229,59 +235,60 @@ impl Arrived {
                 (false, self.stamp.rank == 0 && is_same)
             }
         };
-        let found = if deleted || met { place.find(0)? } else { place.settled(0)? };
+        let found =
+            if deleted || was_found { version_key.find(0)? } else { version_key.settled(0)? };
         if is_shown && found.is_none() {
             return Ok(());
         }
-        self.check_right(&keeping, home, key, deleted)?;
+        self.check_right(&keeping, extension, key, deleted)?;
         self.stamp.version.as_deref().map_or(Ok(()), |version| order.check(version))?;
-        let unseen = deleted && !met;
+        let unseen = deleted && !was_found;
         if unseen {
-            while let Some(writer) = keeping.holders(home, self.relation, key)?.writer {
+            while let Some(writer) = keeping.holders(extension, self.relation, key)?.writer {
                 writer.await_end();
             }
         }
-        let mut kept = match found {
-            Some(_) => place.lock()?,
+        let mut known = match found {
+            Some(_) => version_key.lock()?,
             None => None,
         };
         loop {
-            if let Some(kept) = &kept
-                && self.is_beaten_by(kept, deleted)?
+            if let Some(known) = &known
+                && self.is_beaten_by(known, deleted)?
             {
-                match kept.deleted && !deleted {
+                match known.deleted && !deleted {
                     false => return Ok(()),
-                    true if !met => return Err(deleted_meanwhile()),
+                    true if !was_found => return Err(deleted_meanwhile()),
                     // A row that was there, and its deletion not the last word.
                     true => {}
                 }
             }
-            let done = match (&kept, is_shown) {
+            let done = match (&known, is_shown) {
                 (None, true) => true,
-                (Some(_), true) => place.clear().map(|()| true)?,
-                (_, false) => place.put(&self.stamp, shape, 0, kept.is_some())?,
+                (Some(_), true) => version_key.clear().map(|()| true)?,
+                (_, false) => version_key.put(&self.stamp, shape, 0, known.is_some())?,
             };
             if done {
                 break;
             }
-            kept = place.lock()?;
+            known = version_key.lock()?;
         }
-        if unseen && keeping.holders(home, self.relation, key)?.writer.is_some() {
+        if unseen && keeping.holders(extension, self.relation, key)?.writer.is_some() {
             return Err(inserted_meanwhile());
         }
         Ok(())
     }
 
-    /// Stamps are written only by who may write the row: who has, in this transaction; those of deletions also by
-    /// who might delete it.
+    /// Stamps are written only by who may write the row: who has, in this transaction; those of deletions
+    /// also by who might delete it.
     fn check_right(
         &self,
         keeping: &Keeping,
-        home: &Home,
+        extension: &Extension,
         key: Key<'_>,
         deleted: bool,
     ) -> Result<()> {
-        let holders = || keeping.holders(home, self.relation, key);
+        let holders = || keeping.holders(extension, self.relation, key);
         if deleted {
             return match context::check_may_delete(self.relation) {
                 Err(_) if holders()?.is_deleted => Ok(()),
@@ -298,18 +305,18 @@ impl Arrived {
     }
 
     /// Whether what is kept counts for more; of equal stamps a row does.
-    fn is_beaten_by(&self, kept: &Kept, deleted: bool) -> Result<bool> {
-        Ok(match self.order(&kept.stamp)? {
+    fn is_beaten_by(&self, known: &StoredVersion, deleted: bool) -> Result<bool> {
+        Ok(match self.order(&known.stamp)? {
             Ordering::Less => true,
-            Ordering::Equal => deleted && !kept.deleted,
+            Ordering::Equal => deleted && !known.deleted,
             Ordering::Greater => false,
         })
     }
 
-    fn kept(&self, home: &Home) -> Result<Option<Kept>> {
-        let keeping = self.keeping(home)?;
+    fn known(&self, extension: &Extension) -> Result<Option<StoredVersion>> {
+        let keeping = self.keeping(extension)?;
         match keeping.keeps {
-            true => Place { home, relation: keeping.relation, hash: self.hash }.find(0),
+            true => VersionKey { extension, relation: keeping.relation, hash: self.hash }.find(0),
             false => Ok(None),
         }
     }
@@ -320,8 +327,8 @@ impl Arrived {
         Ok(versions.then(self.stamp.rank.cmp(&other.rank)))
     }
 
-    fn keeping(&self, home: &Home) -> Result<Rc<Keeping>> {
-        Keeping::of(home, self.relation)
+    fn keeping(&self, extension: &Extension) -> Result<Rc<Keeping>> {
+        Keeping::of(extension, self.relation)
     }
 }
 
@@ -330,9 +337,9 @@ impl Arrived {
 ///
 /// # Errors
 /// 42501 for a user who may not write the table; what reading reports.
-pub fn has_come(home: &Home, relation: Oid, key: Key<'_>) -> Result<bool> {
-    let keeping = Keeping::of(home, relation)?;
-    match keeping.holders(home, relation, key) {
+pub fn has_come(extension: &Extension, relation: Oid, key: Key<'_>) -> Result<bool> {
+    let keeping = Keeping::of(extension, relation)?;
+    match keeping.holders(extension, relation, key) {
         Ok(holders) => Ok(holders.has_come || holders.writer.is_some()),
         // Another key than the table's own: nothing is known.
         Err(error) if error.sqlstate() == SqlState::INVALID_PARAMETER => Ok(true),
@@ -358,7 +365,7 @@ impl Keeping {
     ///
     /// # Errors
     /// 42501; what reading the catalogs reports.
-    fn of(home: &Home, relation: Oid) -> Result<Rc<Self>> {
+    fn of(extension: &Extension, relation: Oid) -> Result<Rc<Self>> {
         context::check_may_write(relation)?;
         let now = invalidation::now();
         let known = KEEPING.with_borrow(|known| known.get(&relation.to_u32()).cloned());
@@ -367,13 +374,13 @@ impl Keeping {
         }
         invalidation::watch(relation);
         let epoch = invalidation::now();
-        let keeping = Rc::new(Self::read(home, relation)?);
+        let keeping = Rc::new(Self::read(extension, relation)?);
         KEEPING.with_borrow_mut(|known| known.insert(relation.to_u32(), (epoch, keeping.clone())));
         Ok(keeping)
     }
 
-    fn read(home: &Home, relation: Oid) -> Result<Self> {
-        let table = match Table::read(home, relation) {
+    fn read(extension: &Extension, relation: Oid) -> Result<Self> {
+        let table = match Table::read(extension, relation) {
             Ok(table) => table,
             // A view, for one.
             Err(error) if error.sqlstate() == SqlState::FEATURE_NOT_SUPPORTED => {
@@ -382,9 +389,9 @@ impl Keeping {
             }
             Err(error) => return Err(error),
         };
-        let function = format!("{}.sync_dml()", ident(&home.schema));
+        let function = format!("{}.sync_dml()", ident(&extension.schema));
         let sql = "SELECT $1::pg_catalog.regprocedure::pg_catalog.oid";
-        let row = spi::read(home, sql, &[Some(&function)])?.into_iter().next();
+        let row = spi::read(extension, sql, &[Some(&function)])?.into_iter().next();
         let function = oid(&required(&mut row.unwrap_or_default(), 0)?)?;
         let triggers = trigger::arguments_of(relation, function)?;
         let options = triggers.iter().filter_map(|args| args.get(3).map(|o| Options::parse(o)));
@@ -404,7 +411,7 @@ impl Keeping {
     }
 
     /// See [`rows_of_key::holders`].
-    fn holders(&self, home: &Home, relation: Oid, key: Key<'_>) -> Result<Holders> {
+    fn holders(&self, extension: &Extension, relation: Oid, key: Key<'_>) -> Result<Holders> {
         if !self.is_partitioned {
             return rows_of_key::holders(&[relation], &self.key, key);
         }
@@ -412,7 +419,7 @@ impl Keeping {
              FROM pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) AS t \
              JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid \
              WHERE t.isleaf AND c.relkind OPERATOR(pg_catalog.=) 'r'";
-        let rows = spi::read(home, sql, &[Some(&relation.to_u32().to_string())])?;
+        let rows = spi::read(extension, sql, &[Some(&relation.to_u32().to_string())])?;
         let leaves = rows.into_iter().map(|mut row| oid(&required(&mut row, 0)?));
         rows_of_key::holders(&leaves.collect::<Result<Vec<_>>>()?, &self.key, key)
     }
@@ -421,21 +428,21 @@ impl Keeping {
 /// Where the extension of a function lives that is called for every row.
 ///
 /// # Errors
-/// As for [`Home::find`].
-pub fn home_of(function: Oid) -> Result<Home> {
-    if let Some((_, home)) =
-        HOME_OF.with_borrow(Clone::clone).filter(|(known, _)| *known == function)
+/// As for [`Extension::find`].
+pub fn extension_of(function: Oid) -> Result<Extension> {
+    if let Some((_, extension)) =
+        EXTENSION_OF.with_borrow(Clone::clone).filter(|(known, _)| *known == function)
     {
-        return Ok(home);
+        return Ok(extension);
     }
-    let home = Home::find()?;
-    HOME_OF.set(Some((function, home.clone())));
-    Ok(home)
+    let extension = Extension::find()?;
+    EXTENSION_OF.set(Some((function, extension.clone())));
+    Ok(extension)
 }
 
 thread_local! {
-    /// What [`home_of`] has found last.
-    static HOME_OF: RefCell<Option<(Oid, Home)>> = const { RefCell::new(None) };
+    /// What [`extension_of`] has found last.
+    static EXTENSION_OF: RefCell<Option<(Oid, Extension)>> = const { RefCell::new(None) };
     /// What [`Keeping::of`] has found, and when that was true.
     static KEEPING: RefCell<HashMap<u32, (Epoch, Rc<Keeping>)>> = RefCell::default();
 }

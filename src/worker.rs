@@ -14,12 +14,12 @@ pub use control::{
 pub use drainer::run as run_worker;
 pub use launcher::run as run_launcher;
 
-use crate::pg::{bgworker, board};
+use crate::pg::{bgworker, worker_registry};
 
 /// Called when the library is loaded: at server start, registers the launcher.
 pub fn init() {
     if bgworker::preloading() {
-        board::reserve();
+        worker_registry::reserve();
         bgworker::register_launcher();
     }
 }

@@ -1,7 +1,6 @@
 //! What breaks things on purpose, at random and under load, and judges what is left afterwards.
 
 pub mod convergence;
-pub mod dice;
 pub mod fault;
 pub mod flapping;
 pub mod leaks;
@@ -9,6 +8,7 @@ pub mod outage;
 pub mod pgbench;
 pub mod points;
 pub mod rig;
+pub mod rng;
 pub mod rounds;
 pub mod verdict;
 pub mod whole;

@@ -79,7 +79,8 @@ pub fn prepare() -> Result<Postgres> {
     prepare_with("")
 }
 
-/// The same with an extension at whose named points a test can make something go wrong. One build serves all tests.
+/// The same with an extension at whose named points a test can make something go wrong. One build serves all
+/// tests.
 pub fn prepare_with_faults() -> Result<Postgres> {
     prepare_with(",faults")
 }

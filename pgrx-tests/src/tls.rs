@@ -38,7 +38,8 @@ impl Authority {
         self.dir.join("root.crt")
     }
 
-    /// A certificate for a common name, or for `others` where there are any, given as `DNS:name` or `IP:address`.
+    /// A certificate for a common name, or for `others` where there are any, given as `DNS:name` or
+    /// `IP:address`.
     pub fn certify(&self, common_name: &str, others: &[&str]) -> Result<Certificate> {
         let (root, key) = (self.root(), self.dir.join("root.key"));
         let mut arguments = vec!["-days", "2", "-CA", path(&root)?, "-CAkey", path(&key)?];

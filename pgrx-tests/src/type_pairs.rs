@@ -1,5 +1,5 @@
-//! Every pair of types between which PostgreSQL converts by itself, and more: what the extension says of it, and
-//! what becomes of values that are delivered. Written into `doc/types.md`.
+//! Every pair of types between which PostgreSQL converts by itself, and more: what the extension says of it,
+//! and what becomes of values that are delivered. Written into `doc/types.md`.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -7,7 +7,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result, ensure};
 use postgres::{Client, SimpleQueryMessage};
 
-use crate::testbed::Testbed;
+use crate::fixture::Fixture;
 
 /// The document, from the repository's root.
 pub const DOCUMENT: &str = "doc/types.md";
@@ -293,8 +293,8 @@ struct Seen {
 ///
 /// # Errors
 /// The pairs of which something untrue was said.
-pub fn observe(bed: &Testbed) -> Result<Vec<Row>> {
-    let (mut left, mut right) = (bed.left.connect()?, bed.right.connect()?);
+pub fn observe(fixture: &Fixture) -> Result<Vec<Row>> {
+    let (mut left, mut right) = (fixture.left.connect()?, fixture.right.connect()?);
     for (here, there) in OWN_TYPES {
         left.batch_execute(here)?;
         right.batch_execute(there)?;
@@ -304,14 +304,14 @@ pub fn observe(bed: &Testbed) -> Result<Vec<Row>> {
            $$ declare found text; begin execute call into found; return found; exception when others then return null; end $$",
     )?;
     let pairs = pairs(&mut left)?;
-    prepare(bed, &mut left, &mut right, &pairs)?;
+    prepare(fixture, &mut left, &mut right, &pairs)?;
     let said = said(&mut left)?;
     let (mut rows, mut untrue) = (Vec::new(), Vec::new());
     for (number, (from, to)) in pairs.iter().enumerate() {
         let seen = deliver(&mut left, &mut right, number, from, to)?;
         let verdict =
             said.get(&format!("p{number}")).cloned().unwrap_or_else(|| "equal".to_owned());
-        let as_key = as_key(bed, &mut left, &mut right, number, from, to)?;
+        let as_key = as_key(fixture, &mut left, &mut right, number, from, to)?;
         let row = Row { from: from.clone(), to: to.clone(), verdict, as_key };
         if let Some(why) = contradiction(&row, &seen) {
             untrue.push(format!(
@@ -375,7 +375,7 @@ fn pairs(client: &mut Client) -> Result<Vec<(String, String)>> {
 
 /// A table of each pair on both sides, the left one sent by a trigger of its own making, which refuses nothing.
 fn prepare(
-    bed: &Testbed,
+    fixture: &Fixture,
     left: &mut Client,
     right: &mut Client,
     pairs: &[(String, String)],
@@ -389,7 +389,7 @@ fn prepare(
                execute function sync_dml('dst', '{0}', 'p{number}', '{{\"mode\": \"sync\"}}');
              create trigger empty after truncate on p{number}
                execute function sync_dml('dst', '{0}', 'p{number}', '{{\"mode\": \"sync\"}}');",
-            bed.right.user
+            fixture.right.user
         )?;
         write!(there, "create table p{number} (id int primary key, v {to});")?;
     }
@@ -478,7 +478,7 @@ fn deliver(
 
 /// Whether a key of these types is taken.
 fn as_key(
-    bed: &Testbed,
+    fixture: &Fixture,
     left: &mut Client,
     right: &mut Client,
     number: usize,
@@ -491,7 +491,8 @@ fn as_key(
             return Ok("-".to_owned());
         }
     }
-    let attach = format!("select attach_sync('k{number}', 'dst', '{}.k{number}')", bed.right.user);
+    let attach =
+        format!("select attach_sync('k{number}', 'dst', '{}.k{number}')", fixture.right.user);
     match left.batch_execute(&attach) {
         Ok(()) => Ok("equal".to_owned()),
         Err(error) if error.code().is_some_and(|code| code.code() == "42804") => {

@@ -1,20 +1,20 @@
 //! `attach_sync_schema`: a schema's tables, each as `attach_sync` does it.
 //!
-//! Each table has a subtransaction, so that one which cannot be attached keeps nothing of the attempt and stops no
-//! other. Every target is looked at, in one exchange each over a connection that is kept; an account over which nothing
-//! can be asked is tried once.
+//! Each table has a subtransaction, so that one which cannot be attached keeps nothing of the attempt and
+//! stops no other. Every target is looked at, in one exchange each over a connection that is kept; an account
+//! over which nothing can be asked is tried once.
 
 use super::{Look, attach_table};
 use crate::capture::table::Table;
 use crate::change::Relation;
 use crate::check::{self, Finding, Severity};
+use crate::connect::endpoint::{AccountKey, oid, server_oid};
 use crate::copy;
-use crate::delivery::endpoint::{AccountKey, oid, server_oid};
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
 use crate::options::Options;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::subtransaction::attempt_interruptibly;
 use std::collections::HashMap;
 
@@ -26,32 +26,32 @@ pub struct Outcome {
     pub reason: Option<String>,
 }
 
-/// Attaches every ordinary and partitioned table of a schema, in the order of their names; what is attached already is
-/// changed. Partitions go with their table, and the extension's own tables are left out.
+/// Attaches every ordinary and partitioned table of a schema, in the order of their names; what is attached
+/// already is changed. Partitions go with their table, and the extension's own tables are left out.
 ///
 /// # Errors
-/// 3F000 for a schema that is not there, 42704 for a server, 22023 for options that no table can have; 57014 for a
-/// request to cancel.
+/// 3F000 for a schema that is not there, 42704 for a server, 22023 for options that no table can have; 57014
+/// for a request to cancel.
 pub fn attach_schema(
-    home: &Home,
+    extension: &Extension,
     schema: &str,
     server: &str,
     target_schema: Option<&str>,
     options: &str,
     copy_data: bool,
 ) -> Result<Vec<Outcome>> {
-    server_oid(home, server)?;
+    server_oid(extension, server)?;
     Options::parse(options)?;
     let mut refusals: HashMap<AccountKey, Option<Finding>> = HashMap::new();
     let mut outcomes = Vec::new();
-    for Member { rel, partition_of } in members(home, schema)? {
+    for Member { rel, partition_of } in members(extension, schema)? {
         let done = match partition_of {
             Some(root) => Err(Error::local(
                 SqlState::OBJECT_NOT_READY,
                 format!("it is a partition of {root}: attach that table"),
             )),
             None => attempt_interruptibly(|| {
-                let table = Table::read(home, rel)?;
+                let table = Table::read(extension, rel)?;
                 let target = Relation {
                     schema: target_schema.unwrap_or(schema).to_owned(),
                     table: table.name.table.clone(),
@@ -59,17 +59,17 @@ pub fn attach_schema(
                 let look: Look<'_> = &mut |account, route| {
                     let refusal = match refusals.get(&account.key()) {
                         Some(known) => known.clone(),
-                        None => check::unreachable(home, account)?,
+                        None => check::unreachable(extension, account)?,
                     };
                     refusals.insert(account.key(), refusal.clone());
                     match refusal {
                         Some(refusal) => Ok(vec![refusal]),
-                        None => check::look(home, account, &table.name, route),
+                        None => check::look(extension, account, &table.name, route),
                     }
                 };
-                let found = attach_table(home, &table, server, target, options, look)?;
+                let found = attach_table(extension, &table, server, target, options, look)?;
                 if copy_data {
-                    copy::register(home, rel, server, "error")?;
+                    copy::register(extension, rel, server, "error")?;
                 }
                 Ok(found)
             }),
@@ -81,10 +81,10 @@ pub fn attach_schema(
         });
     }
     if copy_data && outcomes.iter().any(|outcome| outcome.attached) {
-        copy::advise(home, "the copies wait")?;
+        copy::advise(extension, "the copies wait")?;
     }
     if identity::is_copy()? {
-        identity::tell_anew();
+        identity::warn_again();
     }
     Ok(outcomes)
 }
@@ -111,9 +111,9 @@ struct Member {
     partition_of: Option<String>,
 }
 
-fn members(home: &Home, schema: &str) -> Result<Vec<Member>> {
+fn members(extension: &Extension, schema: &str) -> Result<Vec<Member>> {
     let found = spi::read(
-        home,
+        extension,
         "SELECT oid FROM pg_catalog.pg_namespace \
          WHERE nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
         &[Some(schema)],
@@ -123,7 +123,7 @@ fn members(home: &Home, schema: &str) -> Result<Vec<Member>> {
         return Err(Error::local(SqlState::new("3F000"), message));
     };
     spi::read(
-        home,
+        extension,
         "SELECT c.oid, CASE WHEN c.relispartition \
                   THEN pg_catalog.format('%I.%I', rn.nspname, r.relname) END \
          FROM pg_catalog.pg_class c \

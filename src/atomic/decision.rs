@@ -8,15 +8,15 @@
 use super::gid::Gid;
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
-use crate::pg::lookup::{Place, Status};
-use crate::pg::spi::{self, Home, Row, required};
-use crate::pg::text::tellable;
+use crate::pg::lookup::{IndexRef, Status};
+use crate::pg::spi::{self, Extension, Row, required};
+use crate::pg::text::displayable;
 use crate::pg::{Oid, context};
 use crate::sql::quote::{ArrayLiteral, ident};
 
 pub const TABLE: &str = "sync_prepared_transaction";
 /// Rows of a server.
-pub const OF_SERVER: Place = Place { table: TABLE, column: 2, status: Status::Any };
+pub const OF_SERVER: IndexRef = IndexRef { table: TABLE, column: 2, status: Status::Any };
 
 /// What is to become of a transaction that is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +71,15 @@ const COLUMNS: &str = "d.gid, d.owner::pg_catalog.oid, d.place, d.decision, d.xa
 
 /// The current transaction decides that what was prepared on a server, for an owner and at a place, is to be
 /// committed, if it is committed itself. Its commit waits for the disk, whatever `synchronous_commit` says.
-/// `marks`: hashes of what it has touched, `None` for everything.
+/// `writes`: hashes of what it has touched, `None` for everything.
 ///
 /// # Errors
 /// What writing the table reports.
 pub fn write(
-    home: &Home,
+    extension: &Extension,
     (server_name, owner, place): (&str, Oid, &str),
     gid: &Gid,
-    marks: Option<&[i64]>,
+    writes: Option<&[i64]>,
 ) -> Result<()> {
     let gid = gid.to_string();
     let mut values = vec![
@@ -92,11 +92,11 @@ pub fn write(
         ("prepared_at", Value::Time(context::now())),
         ("attempts", Value::Int4(0)),
     ];
-    if let Some(marks) = marks {
-        values.push(("marks", Value::Int8s(marks)));
+    if let Some(writes) = writes {
+        values.push(("writes", Value::Int8s(writes)));
     }
     let _writable = context::Writable::new();
-    let mut appender = Appender::open(home, TABLE, Status::Any)?;
+    let mut appender = Appender::open(extension, TABLE, Status::Any)?;
     appender.append(&values)?;
     appender.close();
     context::force_flush();
@@ -108,23 +108,23 @@ pub fn write(
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn met_by(
-    home: &Home,
+pub fn conflicting_with(
+    extension: &Extension,
     server_name: &str,
-    checks: &[i64],
+    depends_on: &[i64],
     done: &[String],
 ) -> Result<Vec<Decision>> {
     let mut array = ArrayLiteral::default();
-    checks.iter().for_each(|check| array.push(Some(&check.to_string())));
+    depends_on.iter().for_each(|check| array.push(Some(&check.to_string())));
     let sql = format!(
         "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server OPERATOR(pg_catalog.=) $1 \
            AND d.decision OPERATOR(pg_catalog.=) 'commit' \
-           AND (d.marks IS NULL OR d.marks OPERATOR(pg_catalog.&&) \
+           AND (d.writes IS NULL OR d.writes OPERATOR(pg_catalog.&&) \
              ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[]))) \
          ORDER BY d.xact",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let rows = spi::read(home, &sql, &[Some(server_name), Some(&array.into_text())])?;
+    let rows = spi::read(extension, &sql, &[Some(server_name), Some(&array.into_text())])?;
     let all = rows.into_iter().map(Decision::of).collect::<Result<Vec<_>>>()?;
     Ok(all.into_iter().filter(|one| !done.contains(&one.gid)).collect())
 }
@@ -133,26 +133,26 @@ pub fn met_by(
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn of_server(home: &Home, server_name: &str) -> Result<Vec<Decision>> {
+pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<Decision>> {
     let sql = format!(
         "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server OPERATOR(pg_catalog.=) $1 \
          ORDER BY d.xact",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    spi::read(home, &sql, &[Some(server_name)])?.into_iter().map(Decision::of).collect()
+    spi::read(extension, &sql, &[Some(server_name)])?.into_iter().map(Decision::of).collect()
 }
 
 /// Whether there is a decision with this name, as of now.
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn exists(home: &Home, gid: &str) -> Result<bool> {
+pub fn exists(extension: &Extension, gid: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.{TABLE} d WHERE d.gid OPERATOR(pg_catalog.=) $1 \
            AND d.decision OPERATOR(pg_catalog.=) 'commit'",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    Ok(!spi::read(home, &sql, &[Some(gid)])?.is_empty())
+    Ok(!spi::read(extension, &sql, &[Some(gid)])?.is_empty())
 }
 
 /// Removes rows of transactions that are prepared no more. Those that another session is about to remove
@@ -160,13 +160,13 @@ pub fn exists(home: &Home, gid: &str) -> Result<bool> {
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn remove(home: &Home, gids: &[String]) -> Result<()> {
+pub fn remove(extension: &Extension, gids: &[String]) -> Result<()> {
     if gids.is_empty() {
         return Ok(());
     }
     let mut array = ArrayLiteral::default();
     gids.iter().for_each(|gid| array.push(Some(gid)));
-    let table = format!("{}.{TABLE}", ident(&home.schema));
+    let table = format!("{}.{TABLE}", ident(&extension.schema));
     let sql = format!(
         "DELETE FROM {table} WHERE gid OPERATOR(pg_catalog.=) ANY (ARRAY( \
            SELECT d.gid FROM {table} d WHERE d.gid OPERATOR(pg_catalog.=) \
@@ -174,7 +174,7 @@ pub fn remove(home: &Home, gids: &[String]) -> Result<()> {
            FOR UPDATE SKIP LOCKED))"
     );
     let _writable = context::Writable::new();
-    spi::write(home, &sql, &[Some(&array.into_text())])?;
+    spi::write(extension, &sql, &[Some(&array.into_text())])?;
     Ok(())
 }
 
@@ -183,7 +183,7 @@ pub fn remove(home: &Home, gids: &[String]) -> Result<()> {
 /// # Errors
 /// What writing the table reports.
 pub fn note_failure(
-    home: &Home,
+    extension: &Extension,
     (server_name, owner, place): (&str, u32, &str),
     gid: &str,
     verdict: Option<Verdict>,
@@ -196,10 +196,10 @@ pub fn note_failure(
          ON CONFLICT (gid) DO UPDATE SET attempts = d.attempts OPERATOR(pg_catalog.+) 1, \
             last_attempt_at = excluded.last_attempt_at, sqlstate = excluded.sqlstate, \
             message = excluded.message",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
     let (owner, state) = (owner.to_string(), reason.sqlstate().to_string());
-    let message = tellable(&reason.in_full());
+    let message = displayable(&reason.in_full());
     let verdict = verdict.map(|verdict| verdict.verb().to_lowercase());
     let args = [
         Some(gid),
@@ -210,6 +210,6 @@ pub fn note_failure(
         Some(&*state),
         Some(&*message),
     ];
-    spi::write(home, &sql, &args)?;
+    spi::write(extension, &sql, &args)?;
     Ok(())
 }

@@ -4,7 +4,7 @@
 use super::decision;
 use crate::error::Result;
 use crate::pg::context;
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use std::cell::RefCell;
 
 thread_local! {
@@ -34,13 +34,13 @@ pub fn all() -> Vec<String> {
 ///
 /// # Errors
 /// As for [`decision::remove`].
-pub fn remove(home: &Home) -> Result<()> {
+pub fn remove(extension: &Extension) -> Result<()> {
     if DONE.with_borrow(Vec::is_empty) || !context::is_read_committed() {
         return Ok(());
     }
     let removed = REMOVED.with_borrow(Clone::clone);
     let gids: Vec<String> = all().into_iter().filter(|gid| !removed.contains(gid)).collect();
-    decision::remove(home, &gids)?;
+    decision::remove(extension, &gids)?;
     REMOVED.with_borrow_mut(|all| all.extend(gids));
     Ok(())
 }

@@ -8,16 +8,16 @@ use super::decision::{self, Decision, Verdict};
 use super::gid::Gid;
 use super::{done, resolver};
 use crate::capture::change_set::ChangeSet;
+use crate::connect::endpoint::{AccountKey, Endpoint};
 use crate::connect::lost_session::LostSession;
-use crate::delivery::drive;
-use crate::delivery::endpoint::{AccountKey, Endpoint};
+use crate::connect::session::{self, Session};
+use crate::delivery::event_loop;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
-use crate::delivery::session::{self, Session};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
-use crate::pg::turn::caught;
+use crate::pg::worker_transaction::caught;
 use crate::pg::{Oid, bgworker, interrupt, lookup, report};
 use crate::{queue, stats, worker};
 use std::cell::{Cell, RefCell};
@@ -73,8 +73,8 @@ pub fn hold(set: &ChangeSet, session: Session, gid: Gid, changes: u64) -> Result
     worker::wake_at_end();
     let account = &set.account;
     let (owner, place) = (account.owner, endpoint.place());
-    let marks = queue::marks_of(set)?;
-    decision::write(&set.home, (&account.server_name, owner, &place), &gid, marks.as_deref())
+    let writes = queue::writes_of(set)?;
+    decision::write(&set.extension, (&account.server_name, owner, &place), &gid, writes.as_deref())
 }
 
 /// A transaction may have been prepared, and its outcome is not known. It is rolled back when the session
@@ -121,8 +121,8 @@ fn roll_back_left(endpoint: &Rc<Endpoint>, left: &[Leftover]) -> Result<()> {
 /// # Errors
 /// As for [`resolver::settle`].
 pub fn settle(set: &ChangeSet, decisions: &[Decision]) -> Result<()> {
-    resolver::settle(&set.home, &set.account.server_name, decisions)?;
-    done::remove(&set.home)
+    resolver::settle(&set.extension, &set.account.server_name, decisions)?;
+    done::remove(&set.extension)
 }
 
 /// The same for all decisions for its server, after something that the change set needs was not found
@@ -132,11 +132,11 @@ pub fn settle(set: &ChangeSet, decisions: &[Decision]) -> Result<()> {
 /// As for [`settle`].
 pub fn settle_others(set: &ChangeSet) -> Result<bool> {
     let server_name = &set.account.server_name;
-    if lookup::first_with(&set.home, server_name, &[decision::OF_SERVER])?.is_none() {
+    if lookup::first_with(&set.extension, server_name, &[decision::OF_SERVER])?.is_none() {
         return Ok(false);
     }
     let done = done::all();
-    let mut decisions = decision::of_server(&set.home, server_name)?;
+    let mut decisions = decision::of_server(&set.extension, server_name)?;
     decisions.retain(|one| !done.contains(&one.gid));
     settle(set, &decisions)?;
     Ok(!decisions.is_empty())
@@ -184,7 +184,7 @@ fn second_phase(held: Vec<Held>, verdict: Verdict) -> bool {
         owed.push((gid, server, changes));
     }
     fault_point!(SecondPhase);
-    drive::drive(&mut links);
+    event_loop::run(&mut links);
     fault_point!(Finished);
     let mut all = true;
     for (link, (gid, server, changes)) in links.into_iter().zip(owed) {

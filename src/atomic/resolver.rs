@@ -8,14 +8,15 @@
 use super::decision::{self, Decision, Verdict};
 use super::done;
 use super::gid::{Gid, own_prefix};
-use crate::delivery::endpoint::{Account, Endpoint, oid, server_oid};
+use crate::connect::endpoint::{Account, Endpoint, oid, server_oid};
+use crate::connect::session;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
-use crate::delivery::{lost, session};
+use crate::delivery::lost;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, lock, lookup, report, wal, xact};
 use crate::sql::quote::{ident, literal};
 
@@ -83,7 +84,7 @@ pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
 ///
 /// # Errors
 /// Missing objects; what the links report; 55000 where the server is another one by now.
-pub fn settle(home: &Home, server_name: &str, decisions: &[Decision]) -> Result<()> {
+pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) -> Result<()> {
     let decided: Vec<_> =
         decisions.iter().filter(|one| one.verdict == Some(Verdict::Commit)).collect();
     decided.iter().for_each(|one| xact::await_end(one.transaction));
@@ -91,8 +92,8 @@ pub fn settle(home: &Home, server_name: &str, decisions: &[Decision]) -> Result<
     owners.sort_unstable();
     owners.dedup();
     for owner in owners {
-        let account = Account::look_up(home, server_name, Oid::from(owner))?;
-        let endpoint = Endpoint::resolve(home, &account)?;
+        let account = Account::look_up(extension, server_name, Oid::from(owner))?;
+        let endpoint = Endpoint::resolve(extension, &account)?;
         let own = decided.iter().filter(|one| one.owner == owner);
         let own: Vec<&&Decision> = own.collect();
         let mut link = Link::open(&endpoint)?;
@@ -116,21 +117,21 @@ pub fn settle(home: &Home, server_name: &str, decisions: &[Decision]) -> Result<
 ///
 /// # Errors
 /// As for [`settle`].
-pub fn settle_server(home: &Home, server_name: &str) -> Result<()> {
-    if lookup::first_with(home, server_name, &[decision::OF_SERVER])?.is_none() {
+pub fn settle_server(extension: &Extension, server_name: &str) -> Result<()> {
+    if lookup::first_with(extension, server_name, &[decision::OF_SERVER])?.is_none() {
         return Ok(());
     }
     let done = done::all();
-    let mut decisions = decision::of_server(home, server_name)?;
+    let mut decisions = decision::of_server(extension, server_name)?;
     decisions.retain(|one| !done.contains(&one.gid));
-    settle(home, server_name, &decisions)
+    settle(extension, server_name, &decisions)
 }
 
 /// Accounts over which something may be prepared: server and owner.
 ///
 /// # Errors
 /// What the catalogs and the table report.
-pub fn accounts(home: &Home) -> Result<Vec<(String, Oid)>> {
+pub fn accounts(extension: &Extension) -> Result<Vec<(String, Oid)>> {
     let sql = format!(
         "SELECT a.args[1], c.relowner FROM pg_catalog.pg_trigger t \
          JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
@@ -146,10 +147,10 @@ pub fn accounts(home: &Home) -> Result<Vec<(String, Oid)>> {
            AND t.tgnargs OPERATOR(pg_catalog.>) 3::pg_catalog.int2 \
            AND pg_catalog.strpos(a.args[4], '\"atomic\"') OPERATOR(pg_catalog.>) 0 \
          UNION SELECT d.dst_server, d.owner::pg_catalog.oid FROM {}.{} d",
-        ident(&home.schema),
+        ident(&extension.schema),
         decision::TABLE
     );
-    let rows = spi::read(home, &sql, &[Some(&home.schema)])?;
+    let rows = spi::read(extension, &sql, &[Some(&extension.schema)])?;
     rows.into_iter()
         .map(|mut row| Ok((required(&mut row, 0)?, oid(&required(&mut row, 1)?)?)))
         .collect()
@@ -159,29 +160,29 @@ pub fn accounts(home: &Home) -> Result<Vec<(String, Oid)>> {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn has_decisions(home: &Home) -> Result<bool> {
-    let sql = format!("SELECT 1 FROM {}.{} LIMIT 1", ident(&home.schema), decision::TABLE);
-    Ok(!spi::read(home, &sql, &[])?.is_empty())
+pub fn has_decisions(extension: &Extension) -> Result<bool> {
+    let sql = format!("SELECT 1 FROM {}.{} LIMIT 1", ident(&extension.schema), decision::TABLE);
+    Ok(!spi::read(extension, &sql, &[])?.is_empty())
 }
 
 /// A link over which an account's prepared transactions are to be [resolved](resolve).
 ///
 /// # Errors
 /// Missing objects, which are noted in the rows of the account.
-pub fn approach(home: &Home, server_name: &str, owner: Oid) -> Result<Link<'static>> {
-    Account::look_up(home, server_name, owner)
-        .and_then(|account| Link::open(&Endpoint::resolve(home, &account)?))
+pub fn approach(extension: &Extension, server_name: &str, owner: Oid) -> Result<Link<'static>> {
+    Account::look_up(extension, server_name, owner)
+        .and_then(|account| Link::open(&Endpoint::resolve(extension, &account)?))
 }
 
 /// The account's rows cannot be looked after.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn note(home: &Home, server_name: &str, owner: Oid, reason: &Error) -> Result<()> {
-    for one in decision::of_server(home, server_name)? {
+pub fn note(extension: &Extension, server_name: &str, owner: Oid, reason: &Error) -> Result<()> {
+    for one in decision::of_server(extension, server_name)? {
         if one.owner == owner.to_u32() {
             let of = (server_name, one.owner, &*one.place);
-            decision::note_failure(home, of, &one.gid, one.verdict, reason)?;
+            decision::note_failure(extension, of, &one.gid, one.verdict, reason)?;
         }
     }
     Ok(())
@@ -191,40 +192,42 @@ pub fn note(home: &Home, server_name: &str, owner: Oid, reason: &Error) -> Resul
 ///
 /// # Errors
 /// 55000 in a copy; what the link and the table report.
-pub fn resolve(home: &Home, mut link: Link<'static>) -> Result<u64> {
-    identity::check(home)?;
+pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
+    identity::check(extension)?;
     let account = link.endpoint().account.clone();
     let (place, server) = (link.endpoint().place(), &*account.server_name);
     let owner = account.owner.to_u32();
     // Before the server is asked: what it then has not got is finished.
-    let known: Vec<Decision> =
-        decision::of_server(home, server)?.into_iter().filter(|one| one.owner == owner).collect();
+    let known: Vec<Decision> = decision::of_server(extension, server)?
+        .into_iter()
+        .filter(|one| one.owner == owner)
+        .collect();
     let listed = list(&mut link)?;
     fault_point!(Resolving);
     let (mut left, mut finished) = (0, Vec::new());
     for gid in &listed.all {
-        let fate = match known.iter().find(|one| one.gid == *gid) {
+        let finding = match known.iter().find(|one| one.gid == *gid) {
             // The session that has decided it is about to finish it.
-            Some(one) if xact::is_under_way(one.transaction) => Fate::Waits,
-            Some(Decision { verdict: Some(Verdict::Commit), .. }) => Fate::Is(Verdict::Commit),
-            _ => fate_of(home, gid)?,
+            Some(one) if xact::is_under_way(one.transaction) => Finding::Waits,
+            Some(Decision { verdict: Some(Verdict::Commit), .. }) => Finding::Is(Verdict::Commit),
+            _ => finding_of(extension, gid)?,
         };
-        let outcome = match &fate {
-            Fate::Waits => Ok(false),
-            Fate::Is(verdict) => finish(&mut link, *verdict, gid).map(|()| true),
-            Fate::Unknown(reason) => Err(reason.clone()),
+        let outcome = match &finding {
+            Finding::Waits => Ok(false),
+            Finding::Is(verdict) => finish(&mut link, *verdict, gid).map(|()| true),
+            Finding::Unknown(reason) => Err(reason.clone()),
         };
         match outcome {
             Ok(true) => finished.push(gid.clone()),
             Ok(false) => left += 1,
             Err(reason) => {
                 left += 1;
-                let verdict = match fate {
-                    Fate::Is(verdict) => Some(verdict),
+                let verdict = match finding {
+                    Finding::Is(verdict) => Some(verdict),
                     _ => None,
                 };
                 let of = (server, owner, &*place);
-                decision::note_failure(home, of, gid, verdict, &reason)?;
+                decision::note_failure(extension, of, gid, verdict, &reason)?;
                 if !link.is_up() {
                     return Err(reason);
                 }
@@ -235,18 +238,18 @@ pub fn resolve(home: &Home, mut link: Link<'static>) -> Result<u64> {
         if one.place != place {
             left += 1;
             let (of, reason) = ((server, owner, &*one.place), moved(server, &one.place));
-            decision::note_failure(home, of, &one.gid, one.verdict, &reason)?;
+            decision::note_failure(extension, of, &one.gid, one.verdict, &reason)?;
         } else if listed.is_complete {
             finished.push(one.gid.clone());
         }
     }
-    decision::remove(home, &finished)?;
+    decision::remove(extension, &finished)?;
     link.into_session().into_iter().for_each(session::put_back);
     Ok(left)
 }
 
 /// What is to become of a prepared transaction.
-enum Fate {
+enum Finding {
     Is(Verdict),
     /// Its local transaction is under way.
     Waits,
@@ -254,11 +257,11 @@ enum Fate {
 }
 
 /// What is to become of one that had no decision when its server was asked.
-fn fate_of(home: &Home, gid: &str) -> Result<Fate> {
-    let Some(parsed) = Gid::parse(gid) else { return Ok(Fate::Waits) };
+fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
+    let Some(parsed) = Gid::parse(gid) else { return Ok(Finding::Waits) };
     let unknown = |detail: &str| {
         let message = format!("transaction \"{gid}\" cannot be decided by this database");
-        Ok(Fate::Unknown(
+        Ok(Finding::Unknown(
             Error::local(SqlState::OBJECT_NOT_READY, message).with_detail(detail).with_hint(
                 "Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there.",
             ),
@@ -272,11 +275,11 @@ fn fate_of(home: &Home, gid: &str) -> Result<Fate> {
     }
     // First whether it is over, then whether it has decided: the other way round, it might do so in between.
     if lock::is_undecided(parsed.token) {
-        return Ok(Fate::Waits);
+        return Ok(Finding::Waits);
     }
-    match decision::exists(home, gid)? {
-        true => Ok(Fate::Is(Verdict::Commit)),
-        false => Ok(Fate::Is(Verdict::Rollback)),
+    match decision::exists(extension, gid)? {
+        true => Ok(Finding::Is(Verdict::Commit)),
+        false => Ok(Finding::Is(Verdict::Rollback)),
     }
 }
 
@@ -293,24 +296,25 @@ fn moved(server_name: &str, place: &str) -> Error {
 /// # Errors
 /// 55000 in a copy; 42704 for a server that neither exists nor has rows; what the tables report. Failures of
 /// servers are no errors: they are noted, warned of, and make the answer false.
-pub fn resolve_all(home: &Home, server_name: Option<&str>) -> Result<bool> {
-    identity::check(home)?;
-    let mut accounts = accounts(home)?;
+pub fn resolve_all(extension: &Extension, server_name: Option<&str>) -> Result<bool> {
+    identity::check(extension)?;
+    let mut accounts = accounts(extension)?;
     if let Some(name) = server_name {
         accounts.retain(|(server, _)| server == name);
         if accounts.is_empty() {
-            server_oid(home, name)?;
+            server_oid(extension, name)?;
         }
     }
     let mut all = true;
     for (server, owner) in accounts {
-        let resolved = approach(home, &server, owner).and_then(|link| resolve(home, link));
+        let resolved =
+            approach(extension, &server, owner).and_then(|link| resolve(extension, link));
         match resolved {
             Ok(left) => all &= left == 0,
             Err(Error::Canceled) => return Err(Error::Canceled),
             Err(error) => {
                 all = false;
-                note(home, &server, owner, &error)?;
+                note(extension, &server, owner, &error)?;
                 let message =
                     format!("what is prepared on server \"{server}\" could not be finished");
                 report::warn(&message, &error, None);

@@ -5,15 +5,15 @@ use super::log::{ChangeLog, Reader, Rows};
 use super::origin::{Altered, Origin, narrowed};
 use super::row::Captured;
 use crate::change::{Change, Op, Route};
-use crate::delivery::endpoint::Account;
+use crate::connect::endpoint::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::context::TOP_SUBTRANSACTION;
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use std::rc::Rc;
 
 /// Where a subtransaction's changes begin, and what the set was like before them.
-struct Mark {
+struct Savepoint {
     subtransaction: u32,
     bytes: u64,
     large: u64,
@@ -23,7 +23,7 @@ struct Mark {
 
 /// See the module's head.
 pub struct ChangeSet {
-    pub home: Home,
+    pub extension: Extension,
     pub account: Account,
     /// The strictest mode among the triggers that contributed.
     pub mode: Mode,
@@ -34,7 +34,7 @@ pub struct ChangeSet {
     /// Some change is a TRUNCATE.
     has_truncates: bool,
     /// Some change's row was left where it is stored, in part.
-    has_left: bool,
+    has_unread: bool,
     /// Bytes of what was left so and is to be sent.
     large: u64,
     routes: Vec<Rc<Route>>,
@@ -43,26 +43,26 @@ pub struct ChangeSet {
     /// Of each route, whether a change is among the set that is sent as an upsert when nothing is
     /// taken for granted.
     upserts: Vec<bool>,
-    marks: Vec<Mark>,
+    savepoints: Vec<Savepoint>,
 }
 
 impl ChangeSet {
     /// An empty change set for a descriptor's account.
     pub fn new(descriptor: &Descriptor) -> Self {
         Self {
-            home: descriptor.home.clone(),
+            extension: descriptor.extension.clone(),
             account: descriptor.account.clone(),
             mode: Mode::Queue,
             log: ChangeLog::default(),
             count: 0,
             has_unsent: false,
             has_truncates: false,
-            has_left: false,
+            has_unread: false,
             large: 0,
             routes: Vec::new(),
             origins: Vec::new(),
             upserts: Vec::new(),
-            marks: Vec::new(),
+            savepoints: Vec::new(),
         }
     }
 
@@ -78,18 +78,24 @@ impl ChangeSet {
         subtransaction: u32,
     ) -> Result<()> {
         let change = &captured.change;
-        let innermost = self.marks.last().map_or(TOP_SUBTRANSACTION, |m| m.subtransaction);
+        let innermost = self.savepoints.last().map_or(TOP_SUBTRANSACTION, |m| m.subtransaction);
         if innermost != subtransaction {
             let (bytes, large, count) = (self.log.len(), self.large, self.count);
-            self.marks.push(Mark { subtransaction, bytes, large, count, mode: self.mode });
+            self.savepoints.push(Savepoint {
+                subtransaction,
+                bytes,
+                large,
+                count,
+                mode: self.mode,
+            });
         }
         let route = self.number_of(route, &descriptor.origin);
         self.log.append(route, captured)?;
         self.mode = self.mode.max(descriptor.mode);
         self.has_unsent |= !change.unchanged.is_empty();
         self.has_truncates |= change.op == Op::Truncate;
-        self.has_left |= !captured.left.is_empty();
-        let sent = captured.left.iter().filter(|(at, _)| !change.unchanged.contains(at));
+        self.has_unread |= !captured.unread.is_empty();
+        let sent = captured.unread.iter().filter(|(at, _)| !change.unchanged.contains(at));
         self.large += sent.map(|(_, stored)| stored.size()).sum::<u64>();
         self.upserts[route as usize] |= change.is_upsert();
         self.count += 1;
@@ -161,20 +167,20 @@ impl ChangeSet {
     }
 
     /// Whether the storage of tables is still needed to read the changes.
-    pub fn has_left(&self) -> bool {
-        self.has_left
+    pub fn has_unread(&self) -> bool {
+        self.has_unread
     }
 
     /// Reads what was left where it is stored, which may go away now.
     ///
     /// # Errors
     /// As for [`ChangeLog::append`]; PostgreSQL raises what cannot be read. The set is as it was then.
-    pub fn read_left(&mut self) -> Result<()> {
+    pub fn read_unread(&mut self) -> Result<()> {
         let mut log = ChangeLog::default();
         let mut reader = self.log.read(&self.routes, Rows::Whole);
-        let mut starts = Vec::with_capacity(self.marks.len());
+        let mut starts = Vec::with_capacity(self.savepoints.len());
         loop {
-            while self.marks.get(starts.len()).is_some_and(|m| m.bytes == reader.position()) {
+            while self.savepoints.get(starts.len()).is_some_and(|m| m.bytes == reader.position()) {
                 starts.push(log.len());
             }
             if !reader.copy_to(&mut log)? {
@@ -183,10 +189,10 @@ impl ChangeSet {
         }
         drop(reader);
         std::mem::replace(&mut self.log, log).close();
-        for (mark, start) in self.marks.iter_mut().zip(starts) {
+        for (mark, start) in self.savepoints.iter_mut().zip(starts) {
             (mark.bytes, mark.large) = (start, 0);
         }
-        (self.has_left, self.has_unsent, self.large) = (false, false, 0);
+        (self.has_unread, self.has_unsent, self.large) = (false, false, 0);
         Ok(())
     }
 
@@ -195,18 +201,18 @@ impl ChangeSet {
     /// that they have now.
     ///
     /// # Errors
-    /// 55000 if the extension is gone; as for [`Origin::look_again`] and [`ChangeSet::read_left`].
+    /// 55000 if the extension is gone; as for [`Origin::look_again`] and [`ChangeSet::read_unread`].
     pub fn follow_alterations(&mut self) -> Result<()> {
         if self.origins.iter().all(|origin| origin.is_current()) {
             return Ok(());
         }
-        self.home = Home::look_up()?.ok_or_else(|| {
+        self.extension = Extension::look_up()?.ok_or_else(|| {
             let message = "extension \"pg_rowsync\" was dropped by a transaction whose changes it is to deliver";
             Error::local(SqlState::OBJECT_NOT_READY, message)
                 .with_hint("Drop it in a transaction of its own.")
         })?;
         let look =
-            |(route, origin): (&Rc<Route>, &Rc<Origin>)| origin.look_again(&self.home, route);
+            |(route, origin): (&Rc<Route>, &Rc<Origin>)| origin.look_again(&self.extension, route);
         let altered: Vec<_> =
             self.routes.iter().zip(&self.origins).map(look).collect::<Result<_>>()?;
         let rewrites = |altered: &Option<Altered>| {
@@ -225,7 +231,7 @@ impl ChangeSet {
 
     /// Writes the log anew without what is gone.
     fn rewrite(&mut self, altered: &[Option<Altered>]) -> Result<()> {
-        self.read_left()?;
+        self.read_unread()?;
         let (mut log, mut count) = (ChangeLog::default(), 0);
         let mut reader = self.log.read(&self.routes, Rows::Whole);
         let mut append = |route: u32, change: &Change<&str>| {
@@ -242,7 +248,7 @@ impl ChangeSet {
         std::mem::replace(&mut self.log, log).close();
         self.count = count;
         // Subtransactions cannot be rolled back any more.
-        self.marks.clear();
+        self.savepoints.clear();
         Ok(())
     }
 
@@ -253,13 +259,13 @@ impl ChangeSet {
 
     /// A subtransaction was rolled back: forgets its changes and those of its children.
     pub fn abort(&mut self, subtransaction: u32) {
-        if let Some(at) = self.marks.iter().position(|m| m.subtransaction == subtransaction) {
-            let mark = &self.marks[at];
+        if let Some(at) = self.savepoints.iter().position(|m| m.subtransaction == subtransaction) {
+            let mark = &self.savepoints[at];
             self.log.truncate(mark.bytes);
             self.large = mark.large;
             self.count = mark.count;
             self.mode = mark.mode;
-            self.marks.truncate(at);
+            self.savepoints.truncate(at);
             // Which routes the remaining changes take is not known; none is the safe answer.
             self.upserts.fill(false);
         }
@@ -267,17 +273,18 @@ impl ChangeSet {
 
     /// A subtransaction became part of its parent.
     pub fn commit(&mut self, subtransaction: u32, parent: u32) {
-        let Some(at) = self.marks.iter().rposition(|m| m.subtransaction == subtransaction) else {
+        let Some(at) = self.savepoints.iter().rposition(|m| m.subtransaction == subtransaction)
+        else {
             return;
         };
         let outer = match at {
             0 => TOP_SUBTRANSACTION,
-            _ => self.marks[at - 1].subtransaction,
+            _ => self.savepoints[at - 1].subtransaction,
         };
         if outer == parent {
-            self.marks.remove(at);
+            self.savepoints.remove(at);
         } else {
-            self.marks[at].subtransaction = parent;
+            self.savepoints[at].subtransaction = parent;
         }
     }
 }

@@ -5,14 +5,14 @@ use super::mentioned;
 use super::origin::Origin;
 use super::table::{Table, TableColumn};
 use crate::change::{Binary, Column, Op, Policy, Relation, Route};
-use crate::delivery::endpoint::{Account, Endpoint, oid};
+use crate::connect::endpoint::{Account, Endpoint, oid};
 use crate::error::{Error, Result, SqlState};
 use crate::options::{Mode, OnConflict, Options};
 use crate::path::Path;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::output::OutputNeeds;
 use crate::pg::row::RowReader;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::text::to_server;
 use crate::pg::trigger::Event;
 use crate::pg::{Oid, context};
@@ -63,7 +63,7 @@ impl Arguments {
 
 /// See the module's head.
 pub struct Descriptor {
-    pub home: Home,
+    pub extension: Extension,
     pub account: Account,
     pub mode: Mode,
     /// Sessions with this `application_name` capture nothing; `None` stands for the setting.
@@ -87,8 +87,8 @@ pub struct Descriptor {
     pub versioned: Option<Versioned>,
     /// What the columns' output depends on besides the usual settings.
     pub output: OutputNeeds,
-    /// Whether what an UPDATE leaves alone is what the target got before: not so where rows are written that the
-    /// trigger does not see.
+    /// Whether what an UPDATE leaves alone is what the target got before: not so where rows are written that
+    /// the trigger does not see.
     pub sees_every_row: bool,
 }
 
@@ -126,15 +126,15 @@ fn look_up(event: &Event<'_>, trigger: u32, now: Epoch) -> Result<Rc<Descriptor>
     match known {
         Some((epoch, descriptor)) if epoch == now => Ok(descriptor),
         _ => {
-            let home = Home::find()?;
+            let extension = Extension::find()?;
             let mut arguments = Arguments::parse(&event.args()?)?;
             // Watched first: what changes while the catalogs are read must not go unseen.
             invalidation::watch(event.relation_oid());
             let epoch = invalidation::now();
-            let table = Table::read(&home, event.relation_oid())?;
+            let table = Table::read(&extension, event.relation_oid())?;
             let options = &mut arguments.options;
-            mentioned::follow_renames(&home, &table, event.trigger_oid(), options)?;
-            let mut descriptor = Descriptor::new(home, &table, &arguments)?;
+            mentioned::follow_renames(&extension, &table, event.trigger_oid(), options)?;
+            let mut descriptor = Descriptor::new(extension, &table, &arguments)?;
             descriptor.sees_every_row = event.sees_every_row();
             let descriptor = Rc::new(descriptor);
             KNOWN.with_borrow_mut(|known| known.insert(trigger, (epoch, descriptor.clone())));
@@ -211,17 +211,17 @@ impl Descriptor {
     /// together (key not sent, generated column named, two columns renamed alike); 55000 for a
     /// table without a key; 42704 for a guard role that does not exist; what [`Account::look_up`] and
     /// [`Endpoint::resolve`] report.
-    pub fn new(home: Home, table: &Table, arguments: &Arguments) -> Result<Self> {
+    pub fn new(extension: Extension, table: &Table, arguments: &Arguments) -> Result<Self> {
         let options = &arguments.options;
         let columns = chosen(table, options)?;
         let route = Rc::new(route(table, arguments, &columns)?);
-        let account = Account::look_up(&home, &arguments.server, table.owner)?;
+        let account = Account::look_up(&extension, &arguments.server, table.owner)?;
         let guard = match &options.application_name {
             Some(name) => Some(name.clone()),
-            None => Endpoint::resolve(&home, &account)?.own_name.clone(),
+            None => Endpoint::resolve(&extension, &account)?.own_name.clone(),
         };
         let guard_role =
-            options.guard_role.as_deref().map(|role| role_oid(&home, role)).transpose()?;
+            options.guard_role.as_deref().map(|role| role_oid(&extension, role)).transpose()?;
         let attribute = |at: &usize| columns[*at].attribute;
         let mut key: Vec<_> = route.key.iter().map(attribute).collect();
         if let Policy::Newest(at) = route.policy {
@@ -253,15 +253,15 @@ impl Descriptor {
             route,
             origin: Rc::new(origin),
             forwarded: RefCell::default(),
-            home,
+            extension,
         })
     }
 }
 
 /// The OID of the role that a guard is tied to. Without it nobody could be told from anybody.
-fn role_oid(home: &Home, name: &str) -> Result<Oid> {
+fn role_oid(extension: &Extension, name: &str) -> Result<Oid> {
     let rows = spi::read(
-        home,
+        extension,
         "SELECT oid FROM pg_catalog.pg_roles \
          WHERE rolname::pg_catalog.text OPERATOR(pg_catalog.=) $1",
         &[Some(name)],

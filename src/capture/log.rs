@@ -5,7 +5,7 @@
 //! of it was left where it is stored, in postcard's encoding. Cutting the log back after a rolled-back
 //! subtransaction touches no file: what lies behind the new end is overwritten by the next write.
 
-use super::row::{Captured, Left};
+use super::row::{Captured, Unread};
 use crate::change::{Change, Route};
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result, SqlState};
@@ -36,8 +36,8 @@ impl ChangeLog {
     /// # Errors
     /// 53200 when memory is out. PostgreSQL raises what writing the file does.
     pub fn append(&mut self, route: u32, captured: &Captured<'_>) -> Result<()> {
-        let Captured { change, left } = captured;
-        let size = HEADER + change.encoded_size() + left.len() * size_of_val(&left[..]);
+        let Captured { change, unread } = captured;
+        let size = HEADER + change.encoded_size() + unread.len() * size_of_val(&unread[..]);
         // Any other allocation that fails would end the session.
         if !memory::try_reserve(&mut self.tail, size) {
             return Err(Error::local(SqlState::new("53200"), "out of memory")
@@ -47,7 +47,7 @@ impl ChangeLog {
         let start = self.tail.len();
         let mut tail = std::mem::take(&mut self.tail);
         tail.extend_from_slice(&[0; HEADER]);
-        self.tail = postcard::to_extend(&(route, change, left), tail)
+        self.tail = postcard::to_extend(&(route, change, unread), tail)
             .map_err(|e| Error::internal(format!("could not encode a change: {e}")))?;
         let length = u32::try_from(self.tail.len() - start - HEADER)
             .map_err(|_| Error::local(SqlState::new("54000"), "row is too large"))?;
@@ -182,14 +182,14 @@ impl Reader<'_> {
         }
         let rows = self.rows;
         let mut values = std::mem::take(&mut self.values);
-        let (route, mut change, left) =
-            postcard::from_bytes::<(u32, Change<&str>, Left)>(self.entry()?)
+        let (route, mut change, unread) =
+            postcard::from_bytes::<(u32, Change<&str>, Unread)>(self.entry()?)
                 .map_err(|e| Error::internal(format!("could not decode a change: {e}")))?;
         if rows == Rows::Whole {
             change.unchanged.clear();
         }
         let reads = rows != Rows::Keys;
-        let needed = || left.iter().filter(|(at, _)| reads && !change.unchanged.contains(at));
+        let needed = || unread.iter().filter(|(at, _)| reads && !change.unchanged.contains(at));
         if needed().next().is_some() {
             let texts = values.read(needed().map(|(_, stored)| *stored))?;
             for (at, text) in needed().map(|(at, _)| *at).zip(texts) {

@@ -7,7 +7,7 @@
 use super::table::Table;
 use crate::error::Result;
 use crate::options::Options;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, ddl};
 use std::collections::BTreeSet;
 
@@ -21,7 +21,12 @@ fn names(options: &Options) -> BTreeSet<&String> {
 ///
 /// # Errors
 /// What the catalogs report; PostgreSQL raises what recording does.
-pub fn depend(home: &Home, table: &Table, trigger: &str, options: &Options) -> Result<()> {
+pub fn depend(
+    extension: &Extension,
+    table: &Table,
+    trigger: &str,
+    options: &Options,
+) -> Result<()> {
     let mentioned = names(options);
     let columns = table.columns.iter().filter(|column| mentioned.contains(&column.name));
     let numbers: Vec<i16> = columns.map(|column| column.attribute.number).collect();
@@ -29,14 +34,14 @@ pub fn depend(home: &Home, table: &Table, trigger: &str, options: &Options) -> R
         return Ok(());
     }
     let rows = spi::read(
-        home,
+        extension,
         "SELECT oid FROM pg_catalog.pg_trigger \
          WHERE tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
            AND tgname OPERATOR(pg_catalog.=) $2::pg_catalog.name",
         &[Some(&table.oid.to_u32().to_string()), Some(trigger)],
     )?;
     for mut row in rows {
-        let trigger = crate::delivery::endpoint::oid(&required(&mut row, 0)?)?;
+        let trigger = crate::connect::endpoint::oid(&required(&mut row, 0)?)?;
         ddl::depend_on_columns(trigger, table.oid, &numbers);
     }
     Ok(())
@@ -47,7 +52,7 @@ pub fn depend(home: &Home, table: &Table, trigger: &str, options: &Options) -> R
 /// # Errors
 /// What the catalogs report.
 pub fn follow_renames(
-    home: &Home,
+    extension: &Extension,
     table: &Table,
     trigger: Oid,
     options: &mut Options,
@@ -58,9 +63,10 @@ pub fn follow_renames(
     if missing.is_empty() {
         return Ok(());
     }
-    // A partition's trigger has been made of the table's to which it belongs, whose columns have the same names.
+    // A partition's trigger has been made of the table's to which it belongs, whose columns have the same
+    // names.
     let rows = spi::read(
-        home,
+        extension,
         "WITH RECURSIVE made AS ( \
            SELECT t.oid, t.tgparentid FROM pg_catalog.pg_trigger t \
              WHERE t.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
@@ -88,8 +94,8 @@ pub fn follow_renames(
     Ok(())
 }
 
-/// Which of the names that are missing stands for which column; `None` if that cannot be told. In a list that says
-/// no more than which columns are in it, their order means nothing.
+/// Which of the names that are missing stands for which column; `None` if that cannot be told. In a list that
+/// says no more than which columns are in it, their order means nothing.
 fn pairs(
     options: &Options,
     missing: &[String],

@@ -8,7 +8,7 @@ use crate::change::{Change, Column, Route};
 use crate::error::{Error, Result};
 use crate::pg::Oid;
 use crate::pg::invalidation::{self, Epoch};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use std::collections::HashMap;
 
 /// See the module's head.
@@ -47,12 +47,12 @@ impl Origin {
     ///
     /// # Errors
     /// What the catalogs report.
-    pub fn look_again(&self, home: &Home, route: &Route) -> Result<Option<Altered>> {
+    pub fn look_again(&self, extension: &Extension, route: &Route) -> Result<Option<Altered>> {
         if self.is_current() {
             return Ok(None);
         }
         let rows = spi::read(
-            home,
+            extension,
             "SELECT a.attnum, a.attname FROM pg_catalog.pg_attribute a \
              WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
                AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
@@ -117,7 +117,7 @@ pub fn narrowed<'c>(change: &Change<&'c str>, kept: &[usize]) -> Change<&'c str>
         row,
         key: change.key.clone(),
         stamp: change.stamp.clone(),
-        gone: change.gone.clone(),
+        tombstone: change.tombstone.clone(),
         unchanged: Vec::new(),
         ..*change
     }
@@ -191,7 +191,7 @@ mod tests {
             key: Vec::new(),
             row: vec![Some("x"), Some("1"), None],
             stamp: None,
-            gone: None,
+            tombstone: None,
             unchanged: vec![0],
             stored: RowStorage::default(),
         };

@@ -12,15 +12,15 @@ use crate::pg::trigger::Event;
 /// that was not read.
 pub struct Captured<'call> {
     pub change: Change<&'call str>,
-    pub left: Left,
+    pub unread: Unread,
 }
 
 /// Positions of columns, and the values that were left where they are stored.
-pub type Left = Vec<(u32, Stored)>;
+pub type Unread = Vec<(u32, Stored)>;
 
 impl<'call> From<Change<&'call str>> for Captured<'call> {
     fn from(change: Change<&'call str>) -> Self {
-        Self { change, left: Vec::new() }
+        Self { change, unread: Vec::new() }
     }
 }
 
@@ -73,23 +73,23 @@ fn inserted<'call>(
     event: &Event<'call>,
     row: Slot<'call>,
 ) -> Result<Captured<'call>> {
-    let left = left_of(descriptor, row)?;
-    let mut insert = change(Op::Insert, row.command()?, read_row_but(descriptor, row, &left)?);
+    let unread = unread_of(descriptor, row)?;
+    let mut insert = change(Op::Insert, row.command()?, read_row_but(descriptor, row, &unread)?);
     insert.stamp = stamp_of(descriptor, event, row, &insert, None)?;
-    Ok(Captured { change: insert, left })
+    Ok(Captured { change: insert, unread })
 }
 
 fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
     let (key, version) = read_key(descriptor, event.row()?)?;
-    let gone = gone(descriptor, event, version, true)?;
+    let tombstone = tombstone(descriptor, event, version, true)?;
     let command = event.row()?.ending_command()?;
-    Ok(Change { key, gone, ..change(Op::Delete, command, Vec::new()) })
+    Ok(Change { key, tombstone, ..change(Op::Delete, command, Vec::new()) })
 }
 
 fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captured<'call>> {
     let new = event.new_row()?;
-    let left = left_of(descriptor, new)?;
-    let row = read_row_but(descriptor, new, &left)?;
+    let unread = unread_of(descriptor, new)?;
+    let row = read_row_but(descriptor, new, &unread)?;
     let mut update = change(Op::Update, new.command()?, row);
     let (key, version) = read_key(descriptor, event.row()?)?;
     let moves = update.new_key(&descriptor.route) != key;
@@ -101,7 +101,7 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
             // A key that is only written differently is still the row's.
             let stays = !moves || versioned.hash(event.row()?)? == versioned.hash(new)?;
             if moves {
-                update.gone = gone(descriptor, event, version, !stays)?;
+                update.tombstone = tombstone(descriptor, event, version, !stays)?;
             }
             let replaced = stays.then_some(version);
             update.stamp = stamp_of(descriptor, event, new, &update, replaced)?;
@@ -112,7 +112,7 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
         // What a row is moved to may be inserted, and what the target has may be older.
         None => {}
     }
-    Ok(Captured { change: update, left })
+    Ok(Captured { change: update, unread })
 }
 
 /// What a new row counts as, where that is not its version. `replaced`: the version of the row it was.
@@ -128,19 +128,19 @@ fn stamp_of<'call>(
     };
     check_key(descriptor, change)?;
     let version = change.row.get(at).copied().flatten();
-    let stamp = versioned.written(&descriptor.home, row, version, replaced)?;
+    let stamp = versioned.written(&descriptor.extension, row, version, replaced)?;
     Ok(stamp.map(|stamp| keep(event, &stamp)))
 }
 
 /// What the deletion of the old row counts as; `gives_up`: its key is nobody's now.
-fn gone<'call>(
+fn tombstone<'call>(
     descriptor: &Descriptor,
     event: &Event<'call>,
     version: Option<&str>,
     gives_up: bool,
 ) -> Result<Option<Stamp<&'call str>>> {
     let Some(versioned) = &descriptor.versioned else { return Ok(None) };
-    let stamp = versioned.deleted(&descriptor.home, event.row()?, version, gives_up)?;
+    let stamp = versioned.deleted(&descriptor.extension, event.row()?, version, gives_up)?;
     Ok(Some(keep(event, &stamp)))
 }
 
@@ -167,7 +167,7 @@ fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
         key,
         row,
         stamp: None,
-        gone: None,
+        tombstone: None,
         unchanged,
         stored: RowStorage::default(),
     }
@@ -175,7 +175,7 @@ fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
 
 /// Columns outside the key whose large value need not be read now. None under `newest`, which compares
 /// whole rows; and all are read where changes of a row are merged.
-fn left_of(descriptor: &Descriptor, row: Slot<'_>) -> Result<Left> {
+fn unread_of(descriptor: &Descriptor, row: Slot<'_>) -> Result<Unread> {
     if descriptor.versioned.is_some() || descriptor.route.key_deferrable {
         return Ok(Vec::new());
     }
@@ -194,10 +194,10 @@ fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<Vec<u32>> {
 fn read_row_but<'call>(
     descriptor: &Descriptor,
     slot: Slot<'call>,
-    left: &[(u32, Stored)],
+    unread: &[(u32, Stored)],
 ) -> Result<Vec<Option<&'call str>>> {
     let mut reader = descriptor.row.try_borrow_mut().map_err(|_| reentered())?;
-    reader.read_but(slot, |at| left.iter().any(|(left, _)| *left as usize == at))
+    reader.read_but(slot, |at| unread.iter().any(|(unread, _)| *unread as usize == at))
 }
 
 fn read_row<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Vec<Option<&'call str>>> {

@@ -1,13 +1,13 @@
 //! A local table as the catalogs describe it.
 
 use crate::change::{Carrier, Relation};
-use crate::delivery::endpoint::oid;
+use crate::connect::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::output::OutputNeeds;
 use crate::pg::slot::Attribute;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 
 /// A column that can be sent.
 #[derive(Clone, Debug)]
@@ -54,12 +54,12 @@ impl Table {
     ///
     /// # Errors
     /// 42P01 when there is no such relation, 0A000 when it is not a table or one of the extension's own.
-    pub fn read(home: &Home, table: Oid) -> Result<Self> {
+    pub fn read(extension: &Extension, table: Oid) -> Result<Self> {
         let epoch = invalidation::now();
         let relation = table.to_u32().to_string();
         let args = [Some(relation.as_str())];
         let rows = spi::read(
-            home,
+            extension,
             "SELECT n.nspname, c.relname, c.relowner, c.relkind, \
                 COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid), \
                 EXISTS (SELECT FROM pg_catalog.pg_depend d \
@@ -97,12 +97,12 @@ impl Table {
             .with_hint("Its own tables are each database's own and are never sent."));
         }
         let (key, immediate): (Vec<String>, Vec<bool>) =
-            Self::key(home, &args)?.into_iter().unzip();
+            Self::key(extension, &args)?.into_iter().unzip();
         Ok(Self {
             oid: table,
             epoch,
-            columns: Self::columns(home, &args)?,
-            cascades_from: Self::cascades_from(home, &args)?,
+            columns: Self::columns(extension, &args)?,
+            cascades_from: Self::cascades_from(extension, &args)?,
             key_deferrable: immediate.contains(&false),
             key,
             partitioned: kind == "p",
@@ -112,13 +112,13 @@ impl Table {
         })
     }
 
-    fn columns(home: &Home, args: &[Option<&str>]) -> Result<Vec<TableColumn>> {
+    fn columns(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<TableColumn>> {
         // Carrier: composites (and domains over them) go through the row type; true arrays by the
         // name of their type where it is PostgreSQL's own; box, whose arrays are written with
         // semicolons, like composites; everything else as array elements.
         // Exact: only types of which this is certain; numeric where its scale is fixed.
         spi::read(
-            home,
+            extension,
             "SELECT a.attname, a.attnum, a.atttypid, \
                     a.attgenerated OPERATOR(pg_catalog.<>) '', \
                     CASE WHEN t.typcategory OPERATOR(pg_catalog.=) 'C' \
@@ -212,9 +212,9 @@ impl Table {
         .collect()
     }
 
-    fn cascades_from(home: &Home, args: &[Option<&str>]) -> Result<Vec<Relation>> {
+    fn cascades_from(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<Relation>> {
         spi::read(
-            home,
+            extension,
             "SELECT DISTINCT n.nspname, c.relname FROM pg_catalog.pg_constraint f \
              CROSS JOIN LATERAL (SELECT f.confrelid UNION SELECT p.relid::pg_catalog.oid \
                FROM pg_catalog.pg_partition_tree(f.confrelid::pg_catalog.regclass) p) AS t(id) \
@@ -231,11 +231,11 @@ impl Table {
         .collect()
     }
 
-    /// The key's columns, each with whether the index is checked at once. Not those of a key WITHOUT OVERLAPS, which
-    /// newer majors have: no ON CONFLICT can rely on it.
-    fn key(home: &Home, args: &[Option<&str>]) -> Result<Vec<(String, bool)>> {
+    /// The key's columns, each with whether the index is checked at once. Not those of a key WITHOUT
+    /// OVERLAPS, which newer majors have: no ON CONFLICT can rely on it.
+    fn key(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<(String, bool)>> {
         spi::read(
-            home,
+            extension,
             "SELECT a.attname, i.indimmediate FROM ( \
                SELECT i.indrelid, i.indkey, i.indnkeyatts, i.indimmediate FROM pg_catalog.pg_index i \
                WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND i.indisvalid \

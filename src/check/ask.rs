@@ -2,11 +2,11 @@
 
 use super::facts::{ServerFacts, TargetFacts};
 use super::question::{self, Asked, RELATIONS_AT_ONCE};
+use crate::connect::endpoint::Endpoint;
 use crate::connect::peer::PeerKind;
-use crate::delivery::endpoint::Endpoint;
+use crate::connect::session;
 use crate::delivery::feed;
 use crate::delivery::link::{Ending, Link};
-use crate::delivery::session;
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::wait::{self, Interest};

@@ -3,10 +3,10 @@
 
 use super::finding::{Finding, quoted};
 use crate::change::Relation;
-use crate::delivery::endpoint::oid;
+use crate::connect::endpoint::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::sql::quote::ident;
 
 /// One of the triggers.
@@ -47,10 +47,10 @@ impl Caller {
     ///
     /// # Errors
     /// What the catalogs report.
-    pub fn current(home: &Home, user: Oid) -> Result<Self> {
+    pub fn current(extension: &Extension, user: Oid) -> Result<Self> {
         let sql = "SELECT r.rolsuper OR pg_catalog.pg_has_role(r.oid, 'pg_monitor'::pg_catalog.name, 'USAGE') \
              FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid";
-        let rows = spi::read(home, sql, &[Some(&user.to_u32().to_string())])?;
+        let rows = spi::read(extension, sql, &[Some(&user.to_u32().to_string())])?;
         let everything = rows.into_iter().flatten().flatten().next().as_deref() == Some("t");
         Ok(Self { user, everything })
     }
@@ -78,13 +78,13 @@ mod bit {
 /// # Errors
 /// 42501 for a table that is named and is not the caller's.
 pub fn list(
-    home: &Home,
+    extension: &Extension,
     caller: &Caller,
     table: Option<Oid>,
     server: Option<&str>,
 ) -> Result<Vec<Attached>> {
     if let Some(table) = table {
-        check_owner(home, caller, table)?;
+        check_owner(extension, caller, table)?;
     }
     let table = table.map(|oid| oid.to_u32().to_string());
     let [user, everything] = caller.args();
@@ -113,9 +113,9 @@ pub fn list(
            AND ($5::pg_catalog.bool OR pg_catalog.pg_has_role($4::pg_catalog.oid, c.relowner, 'USAGE')) \
          ORDER BY n.nspname, c.relname, a.args, t.tgname";
     let args =
-        [Some(home.schema.as_str()), table.as_deref(), server, Some(&user), Some(&everything)];
+        [Some(extension.schema.as_str()), table.as_deref(), server, Some(&user), Some(&everything)];
     let mut found: Vec<Attached> = Vec::new();
-    for mut row in spi::read(home, sql, &args)? {
+    for mut row in spi::read(extension, sql, &args)? {
         let texts =
             |json: String| -> Vec<String> { serde_json::from_str(&json).unwrap_or_default() };
         let trigger = AttachedTrigger {
@@ -159,14 +159,14 @@ fn joined(found: Vec<Attached>) -> Vec<Attached> {
     whole
 }
 
-fn check_owner(home: &Home, caller: &Caller, table: Oid) -> Result<()> {
+fn check_owner(extension: &Extension, caller: &Caller, table: Oid) -> Result<()> {
     let [user, everything] = caller.args();
     let sql = "SELECT c.relname, $3::pg_catalog.bool \
             OR pg_catalog.pg_has_role($2::pg_catalog.oid, c.relowner, 'USAGE') \
          FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid";
     let args = [Some(table.to_u32().to_string()), Some(user), Some(everything)];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
-    let Some(mut row) = spi::read(home, sql, &args)?.into_iter().next() else {
+    let Some(mut row) = spi::read(extension, sql, &args)?.into_iter().next() else {
         return Err(Error::local(SqlState::UNDEFINED_TABLE, "relation does not exist"));
     };
     match required(&mut row, 1)?.as_str() {

@@ -112,8 +112,8 @@ pub fn is_same_set<S: AsRef<str>>(one: &[S], other: &[&str]) -> bool {
 }
 
 /// Letters of what holds for a column: `n` NOT NULL, `d` has a default, `g` generated, `a` identity that is
-/// always generated, `c` compared by a collation for which other texts may be equal; `i`, `u`, `s`: the role may
-/// insert, update, select.
+/// always generated, `c` compared by a collation for which other texts may be equal; `i`, `u`, `s`: the role
+/// may insert, update, select.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(transparent)]
 pub struct Flags(String);

@@ -1,5 +1,5 @@
-//! What is to be seen of several tables or several servers together: parents that are left out, and masters that
-//! do not reach all others. Pure.
+//! What is to be seen of several tables or several servers together: parents that are left out, and masters
+//! that do not reach all others. Pure.
 
 use super::facts::Target;
 use super::finding::Finding;
@@ -13,8 +13,8 @@ pub struct Pair<'s> {
     pub target: &'s Target,
 }
 
-/// Foreign keys there whose parents get nothing from here. `targets`: all relations that are sent to the server,
-/// whether the caller may see them or not.
+/// Foreign keys there whose parents get nothing from here. `targets`: all relations that are sent to the
+/// server, whether the caller may see them or not.
 pub fn parents(pair: &Pair<'_>, targets: &[Relation]) -> Vec<Finding> {
     let own = &pair.subject.route.target;
     let is_sent = |(schema, table): &&(String, String)| {

@@ -3,10 +3,10 @@
 use super::attached::Caller;
 use super::finding::Finding;
 use crate::change::Relation;
-use crate::delivery::endpoint::oid;
+use crate::connect::endpoint::oid;
 use crate::error::{Result, SqlState};
 use crate::pg::Oid;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::sql::quote::ident;
 
 /// What is told of the worker in this state, see [`crate::worker::state`].
@@ -36,7 +36,7 @@ pub fn of_worker(state: &str) -> Option<Finding> {
 ///
 /// # Errors
 /// What the catalogs report.
-pub fn targets_of(home: &Home, server: &str) -> Result<Vec<Relation>> {
+pub fn targets_of(extension: &Extension, server: &str) -> Result<Vec<Relation>> {
     let sql = "SELECT DISTINCT a.args[2], a.args[3] FROM pg_catalog.pg_trigger t \
          JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
           AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
@@ -48,7 +48,7 @@ pub fn targets_of(home: &Home, server: &str) -> Result<Vec<Relation>> {
              pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
              WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
          WHERE a.args[1] OPERATOR(pg_catalog.=) $2 AND t.tgnargs OPERATOR(pg_catalog.>) 2::pg_catalog.int2";
-    spi::read(home, sql, &[Some(&home.schema), Some(server)])?
+    spi::read(extension, sql, &[Some(&extension.schema), Some(server)])?
         .into_iter()
         .map(|mut row| {
             Ok(Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? })
@@ -60,8 +60,11 @@ pub fn targets_of(home: &Home, server: &str) -> Result<Vec<Relation>> {
 ///
 /// # Errors
 /// What reading the tables reports.
-pub fn of_queue(home: &Home, caller: &Caller) -> Result<Vec<(Option<Oid>, String, Finding)>> {
-    let schema = ident(&home.schema);
+pub fn of_queue(
+    extension: &Extension,
+    caller: &Caller,
+) -> Result<Vec<(Option<Oid>, String, Finding)>> {
+    let schema = ident(&extension.schema);
     let args = caller.args();
     let args = [Some(args[0].as_str()), Some(args[1].as_str())];
     let mine = |owner: &str| {
@@ -80,7 +83,7 @@ pub fn of_queue(home: &Home, caller: &Caller) -> Result<Vec<(Option<Oid>, String
          WHERE q.status OPERATOR(pg_catalog.=) 'failed' AND {} GROUP BY 1, 2",
         mine("q.owner")
     );
-    for mut row in spi::read(home, &failed, &args)? {
+    for mut row in spi::read(extension, &failed, &args)? {
         let table = row.first_mut().and_then(Option::take).map(|text| oid(&text)).transpose()?;
         let (server, count) = (required(&mut row, 1)?, required(&mut row, 2)?);
         let (first, state) = (required(&mut row, 3)?, required(&mut row, 4)?);
@@ -103,7 +106,7 @@ pub fn of_queue(home: &Home, caller: &Caller) -> Result<Vec<(Option<Oid>, String
            (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval)",
         mine("q.owner")
     );
-    for mut row in spi::read(home, &pending, &args)? {
+    for mut row in spi::read(extension, &pending, &args)? {
         let (server, first) = (required(&mut row, 0)?, required(&mut row, 1)?);
         let state = required(&mut row, 2)?;
         let last = match state.is_empty() {
@@ -125,7 +128,7 @@ pub fn of_queue(home: &Home, caller: &Caller) -> Result<Vec<(Option<Oid>, String
                AND q.status OPERATOR(pg_catalog.=) 'pending')",
         mine("w.owner")
     );
-    for mut row in spi::read(home, &blocked, &args)? {
+    for mut row in spi::read(extension, &blocked, &args)? {
         let (server, owner) = (required(&mut row, 0)?, required(&mut row, 1)?);
         let state = required(&mut row, 2)?;
         let problem = format!(
@@ -138,7 +141,7 @@ pub fn of_queue(home: &Home, caller: &Caller) -> Result<Vec<(Option<Oid>, String
         "SELECT l.dst_server, pg_catalog.count(*) FROM {schema}.sync_lost_session l WHERE {} GROUP BY 1",
         mine("l.owner")
     );
-    for mut row in spi::read(home, &lost, &args)? {
+    for mut row in spi::read(extension, &lost, &args)? {
         let (server, count) = (required(&mut row, 0)?, required(&mut row, 1)?);
         let problem = format!(
             "{count} sessions on server \"{server}\" whose connections were lost may still commit: newer changes wait"

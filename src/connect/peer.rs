@@ -59,14 +59,14 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Takes in what the server said. `told`: the process ID that libpq was told; `pooled`: the user says
+    /// Takes in what the server said. `reported`: the process ID that libpq was told; `pooled`: the user says
     /// that there is a pooler.
-    pub fn introduce(&mut self, said: Introduction, told: i32, pooled: bool) {
+    pub fn introduce(&mut self, said: Introduction, reported: i32, pooled: bool) {
         self.clock = Some((said.clock, Instant::now()));
         self.pid = Some(said.pid);
         self.started = said.started.or(self.started);
         // Once pooled, always: a later transaction may meet the one process by chance.
-        let is_pooled = pooled || said.pid != told || self.kind == PeerKind::Pooled;
+        let is_pooled = pooled || said.pid != reported || self.kind == PeerKind::Pooled;
         let is_unset = said.unset.is_some_and(|unset| !unset.is_empty());
         self.kind = match (is_pooled, is_unset || self.kind == PeerKind::Unset) {
             (true, _) => PeerKind::Pooled,
@@ -107,8 +107,8 @@ impl Peer {
 
     /// What the server's clock shows now, in microseconds since 1970, as far as is known.
     pub fn clock(&self) -> Option<i64> {
-        let (clock, told) = self.clock?;
-        Some(clock.saturating_add(told.elapsed().as_micros() as i64))
+        let (clock, reported) = self.clock?;
+        Some(clock.saturating_add(reported.elapsed().as_micros() as i64))
     }
 
     /// The server's clock was told.

@@ -5,11 +5,11 @@
 //! announced, and wakes the sessions of the database: each closes what it holds idle. Who was refused one
 //! does not ask again for a moment.
 
-use crate::delivery::endpoint::{AccountKey, Endpoint, server_oid};
-use crate::delivery::session;
+use crate::connect::endpoint::{AccountKey, Endpoint, server_oid};
+use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::pg::invalidation;
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use crate::transaction;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -28,10 +28,10 @@ thread_local! {
 ///
 /// # Errors
 /// What the catalogs report.
-pub fn ask_if_refused(home: &Home, server_name: &str, failure: &Error) -> Result<()> {
+pub fn ask_if_refused(extension: &Extension, server_name: &str, failure: &Error) -> Result<()> {
     if failure.is_connection_refusal() {
         // One that has been dropped has no connections either.
-        if let Ok(server) = server_oid(home, server_name) {
+        if let Ok(server) = server_oid(extension, server_name) {
             session::close(Some(server));
             invalidation::announce_server(server);
             transaction::nudge_sessions();
@@ -56,7 +56,7 @@ pub fn note_refusal(endpoint: &Endpoint, failure: &Error) {
 /// The refusal.
 pub fn check(endpoint: &Endpoint) -> Result<()> {
     let key = endpoint.account.key();
-    if session::is_kept(&key) {
+    if session::is_idle(&key) {
         return Ok(());
     }
     REFUSED.with_borrow_mut(|refused| match refused.get(&key) {

@@ -4,8 +4,8 @@ use super::registry;
 use super::steps::{Outcome, Steps};
 use crate::error::{Error, Outlook, Result, SqlState};
 use crate::pg::bgworker;
-use crate::pg::spi::Home;
-use crate::pg::turn::{caught, turn};
+use crate::pg::spi::Extension;
+use crate::pg::worker_transaction::{caught, run_in_transaction};
 use crate::pg::{Oid, database, interrupt, report, wait};
 use crate::transaction;
 use std::time::{Duration, Instant};
@@ -32,8 +32,8 @@ pub fn run(database: Oid) {
         interrupt::pending();
         bgworker::forget_cancel();
         bgworker::reload();
-        let due = turn(|| match Home::look_up()? {
-            Some(home) => Ok(registry::due(&home)?.0),
+        let due = run_in_transaction(|| match Extension::look_up()? {
+            Some(extension) => Ok(registry::due(&extension)?.0),
             None => Ok(Vec::new()),
         });
         let due = match due {
@@ -81,9 +81,9 @@ fn pause(time: Duration) {
 
 fn failed(group: i64, error: &Error) {
     interrupt::nothing_committed();
-    let noted = turn(|| {
-        let home = Home::find()?;
-        let copies = registry::group(&home, group)?;
+    let noted = run_in_transaction(|| {
+        let extension = Extension::find()?;
+        let copies = registry::group(&extension, group)?;
         let attempts = copies.iter().map(|copy| copy.attempts).max().unwrap_or_default();
         let lasts = lasts(error, attempts);
         if lasts {
@@ -91,7 +91,7 @@ fn failed(group: i64, error: &Error) {
         }
         // The worker comes again when it is time.
         transaction::wake_worker();
-        registry::fail(&home, group, error, lasts)
+        registry::fail(&extension, group, error, lasts)
     });
     if let Err(own) = noted {
         report::log(&format!("copy {group} failed, which could not be noted"), Some(&own));
@@ -115,7 +115,7 @@ fn lasts(error: &Error, attempts: i32) -> bool {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn due(home: &Home) -> Result<(usize, Option<Duration>)> {
-    let (due, wait) = registry::due(home)?;
+pub fn due(extension: &Extension) -> Result<(usize, Option<Duration>)> {
+    let (due, wait) = registry::due(extension)?;
     Ok((due.len(), wait))
 }

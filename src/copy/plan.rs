@@ -1,14 +1,14 @@
-//! What of a table is copied, where to and how it is read: worked out from its trigger and the catalogs, anew for
-//! each step, since either may be altered in between.
+//! What of a table is copied, where to and how it is read: worked out from its trigger and the catalogs, anew
+//! for each step, since either may be altered in between.
 
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::{Policy, Relation, Route};
-use crate::delivery::endpoint::Account;
+use crate::connect::endpoint::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::text;
 use crate::sql::quote::{ident, literal_or_null, relation};
 use std::collections::HashMap;
@@ -23,30 +23,36 @@ pub struct Plan {
     pub route: Rc<Route>,
     pub mode: Mode,
     descriptor: Descriptor,
-    /// The key's columns here, in the order of the route's key: name, type, whether its equality is PostgreSQL's.
+    /// The key's columns here, in the order of the route's key: name, type, whether its equality is
+    /// PostgreSQL's.
     key: Vec<(String, String, bool)>,
     /// An index has the rows in the order of the key, so that they can be read range by range.
     pub in_ranges: bool,
-    home: Home,
+    extension: Extension,
 }
 
 impl Plan {
     /// The plan of a table that a trigger sends to a server; where several do, to this target.
     ///
     /// # Errors
-    /// 42704 where none does, or it is disabled; 42725 where several do to different targets; 0A000 for a trigger
-    /// with a WHEN condition; what [`Table::read`] and [`Descriptor::new`] report.
-    pub fn new(home: &Home, rel: Oid, server: &str, target: Option<&Relation>) -> Result<Self> {
-        let table = Table::read(home, rel)?;
-        let arguments = arguments_of(home, &table, server, target)?;
-        let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
+    /// 42704 where none does, or it is disabled; 42725 where several do to different targets; 0A000 for a
+    /// trigger with a WHEN condition; what [`Table::read`] and [`Descriptor::new`] report.
+    pub fn new(
+        extension: &Extension,
+        rel: Oid,
+        server: &str,
+        target: Option<&Relation>,
+    ) -> Result<Self> {
+        let table = Table::read(extension, rel)?;
+        let arguments = arguments_of(extension, &table, server, target)?;
+        let descriptor = Descriptor::new(extension.clone(), &table, &arguments)?;
         let route = descriptor.route.clone();
         let local = |at: &usize| {
             let column = &route.columns[*at];
             column.local.as_ref().unwrap_or(&column.name).clone()
         };
         let names: Vec<String> = route.key.iter().map(local).collect();
-        let types = types_of(home, rel, &names)?;
+        let types = types_of(extension, rel, &names)?;
         let is_plain = |name: &String| {
             table.columns.iter().any(|column| column.name == *name && !column.own_equality)
         };
@@ -55,9 +61,10 @@ impl Plan {
             Ok((name.clone(), type_name, is_plain(name)))
         });
         let key = key.collect::<Result<Vec<_>>>()?;
-        let in_ranges = key.iter().all(|(_, _, plain)| *plain) && has_index(home, rel, &names)?;
-        let (mode, home) = (descriptor.mode, home.clone());
-        Ok(Self { table, route, mode, descriptor, key, in_ranges, home })
+        let in_ranges =
+            key.iter().all(|(_, _, plain)| *plain) && has_index(extension, rel, &names)?;
+        let (mode, extension) = (descriptor.mode, extension.clone());
+        Ok(Self { table, route, mode, descriptor, key, in_ranges, extension })
     }
 
     /// Whose connection it takes.
@@ -129,8 +136,8 @@ impl Plan {
         local.collect::<Vec<_>>().join(", ")
     }
 
-    /// The table with what tells what its rows count as; three more columns under `newest`: version, rank, and the
-    /// version as it was stored.
+    /// The table with what tells what its rows count as; three more columns under `newest`: version, rank,
+    /// and the version as it was stored.
     fn source(&self) -> (String, &'static str) {
         let only = if self.table.partitioned { "" } else { "ONLY " };
         let from = format!("{only}{} AS r", relation(&self.table.name));
@@ -145,7 +152,7 @@ impl Plan {
                ON v.relation OPERATOR(pg_catalog.=) {}::pg_catalog.oid \
               AND v.key_hash OPERATOR(pg_catalog.=) pg_catalog.hash_record_extended(ROW({}), 0) \
               AND NOT v.deleted",
-            ident(&self.home.schema),
+            ident(&self.extension.schema),
             self.table.root.to_u32(),
             key.join(", ")
         );
@@ -229,9 +236,9 @@ impl Plan {
     }
 }
 
-/// Types whose binary form is the same in all supported majors: bool, bytea, int8, int2, int4, text, json, float4,
-/// float8, macaddr, inet, cidr, bpchar, varchar, date, time, timestamp, timestamptz, interval, timetz, bit, varbit,
-/// numeric, uuid, jsonb.
+/// Types whose binary form is the same in all supported majors: bool, bytea, int8, int2, int4, text, json,
+/// float4, float8, macaddr, inet, cidr, bpchar, varchar, date, time, timestamp, timestamptz, interval,
+/// timetz, bit, varbit, numeric, uuid, jsonb.
 const STABLE_BINARY: [u32; 25] = [
     16, 17, 20, 21, 23, 25, 114, 700, 701, 829, 869, 650, 1042, 1043, 1082, 1083, 1114, 1184, 1186,
     1266, 1560, 1562, 1700, 2950, 3802,
@@ -247,13 +254,13 @@ fn names_of_key(route: &Route) -> Vec<String> {
 
 /// The arguments of the trigger that sends a table's rows to a server.
 fn arguments_of(
-    home: &Home,
+    extension: &Extension,
     table: &Table,
     server: &str,
     target: Option<&Relation>,
 ) -> Result<Arguments> {
     let rows = spi::read(
-        home,
+        extension,
         "SELECT pg_catalog.to_json(a.args), t.tgenabled OPERATOR(pg_catalog.=) ANY ('{O,A}'), \
             t.tgqual IS NOT NULL FROM pg_catalog.pg_trigger t \
          JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
@@ -269,7 +276,7 @@ fn arguments_of(
            AND (t.tgtype OPERATOR(pg_catalog.&) 1::pg_catalog.int2) \
                  OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
            AND a.args[1] OPERATOR(pg_catalog.=) $3 ORDER BY t.tgname",
-        &[Some(&table.oid.to_u32().to_string()), Some(&home.schema), Some(server)],
+        &[Some(&table.oid.to_u32().to_string()), Some(&extension.schema), Some(server)],
     )?;
     let name = &table.name.table;
     let missing = |what: &str| {
@@ -308,9 +315,9 @@ fn arguments_of(
 }
 
 /// The types of a table's columns, as SQL.
-fn types_of(home: &Home, rel: Oid, names: &[String]) -> Result<HashMap<String, String>> {
+fn types_of(extension: &Extension, rel: Oid, names: &[String]) -> Result<HashMap<String, String>> {
     let rows = spi::read(
-        home,
+        extension,
         "SELECT a.attname, CASE WHEN a.atttypmod OPERATOR(pg_catalog.=) -1 \
               THEN pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) '.' \
                 OPERATOR(pg_catalog.||) pg_catalog.quote_ident(t.typname) \
@@ -333,9 +340,9 @@ fn types_of(home: &Home, rel: Oid, names: &[String]) -> Result<HashMap<String, S
 }
 
 /// Whether an index has all of a table's rows in the order of these columns.
-fn has_index(home: &Home, rel: Oid, names: &[String]) -> Result<bool> {
+fn has_index(extension: &Extension, rel: Oid, names: &[String]) -> Result<bool> {
     let rows = spi::read(
-        home,
+        extension,
         "SELECT (SELECT pg_catalog.json_agg(a.attname ORDER BY k.ord) \
               FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(num, ord) \
               JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid \

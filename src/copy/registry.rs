@@ -1,12 +1,13 @@
-//! The table `sync_copy`: which copies are under way and how far they are; and of the queue what waits for them.
+//! The table `sync_copy`: which copies are under way and how far they are; and of the queue what waits for
+//! them.
 
 use super::plan::{Key, Plan};
 use crate::change::{Change, Op, Relation, Route};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::snapshot::Snapshot;
-use crate::pg::spi::{self, Home, Row, required};
-use crate::pg::text::tellable;
+use crate::pg::spi::{self, Extension, Row, required};
+use crate::pg::text::displayable;
 use crate::pg::{Oid, sequence};
 use crate::queue::{self, copies};
 use crate::sql::quote::{ArrayLiteral, ident};
@@ -83,8 +84,8 @@ pub struct Brought {
     pub bytes: i64,
 }
 
-fn table(home: &Home) -> String {
-    format!("{}.{}", ident(&home.schema), copies::TABLE)
+fn table(extension: &Extension) -> String {
+    format!("{}.{}", ident(&extension.schema), copies::TABLE)
 }
 
 fn number(text: String) -> Result<i64> {
@@ -99,19 +100,19 @@ fn oid_of(text: String) -> Result<Oid> {
 ///
 /// # Errors
 /// 55006 for a table that is being copied to that target; what writing the table reports.
-pub fn register(home: &Home, plan: &Plan, existing: Existing) -> Result<i64> {
+pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Result<i64> {
     let (server, route) = (&plan.account().server_name, &plan.route);
     let Relation { schema, table: name } = &route.target;
     let sql = format!(
         "SELECT id, relation, state, prepared FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 \
            AND target_schema OPERATOR(pg_catalog.=) $2 AND target_table OPERATOR(pg_catalog.=) $3 \
          FOR UPDATE",
-        table(home)
+        table(extension)
     );
     let place = [server.as_str(), schema, name].map(Some);
     let relation = plan.table.oid.to_u32().to_string();
     let owner = plan.table.owner.to_u32().to_string();
-    if let Some(mut row) = spi::write(home, &sql, &place)?.into_iter().next() {
+    if let Some(mut row) = spi::write(extension, &sql, &place)?.into_iter().next() {
         let (id, of) = (required(&mut row, 0)?, required(&mut row, 1)?);
         if required(&mut row, 2)? != "failed" {
             let message = if of == relation {
@@ -138,31 +139,31 @@ pub fn register(home: &Home, plan: &Plan, existing: Existing) -> Result<i64> {
                started_at = pg_catalog.clock_timestamp(), grp = id, \
                registered_by = pg_catalog.pg_current_xact_id() \
              WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-            table(home)
+            table(extension)
         );
         let args = [id.as_str(), existing.word(), &relation, &owner].map(Some);
-        spi::write(home, &sql, &args)?;
-        join_group(home, &id)?;
+        spi::write(extension, &sql, &args)?;
+        join_group(extension, &id)?;
         return number(id);
     }
-    let id = sequence::draw(home, "sync_copy_id_seq", 1)?;
+    let id = sequence::draw(extension, "sync_copy_id_seq", 1)?;
     let sql = format!(
-        "INSERT INTO {} (id, dst_server, target_schema, target_table, marks, grp, relation, owner, \
+        "INSERT INTO {} (id, dst_server, target_schema, target_table, writes, grp, relation, owner, \
             existing, rows_total) OVERRIDING SYSTEM VALUE \
          VALUES ($1::pg_catalog.int8, $2, $3, $4, $5::pg_catalog.int8[], $1::pg_catalog.int8, \
             $6::pg_catalog.oid, $7::pg_catalog.oid, $8, (SELECT pg_catalog.sum(GREATEST( \
               c.reltuples, 0::pg_catalog.float4))::pg_catalog.int8 \
             FROM pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' \
               AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY({}))))",
-        table(home),
+        table(extension),
         tree("$6::pg_catalog.oid")
     );
-    let mut marks = ArrayLiteral::default();
-    copies::marks(route).iter().for_each(|mark| marks.push(Some(&mark.to_string())));
-    let (number, marks) = (id.to_string(), marks.into_text());
-    let args = [&number, server, schema, name, &marks, &relation, &owner, existing.word()];
-    spi::write(home, &sql, &args.map(Some))?;
-    join_group(home, &number)?;
+    let mut writes = ArrayLiteral::default();
+    copies::writes(route).iter().for_each(|mark| writes.push(Some(&mark.to_string())));
+    let (number, writes) = (id.to_string(), writes.into_text());
+    let args = [&number, server, schema, name, &writes, &relation, &owner, existing.word()];
+    spi::write(extension, &sql, &args.map(Some))?;
+    join_group(extension, &number)?;
     Ok(id)
 }
 
@@ -176,8 +177,8 @@ fn tree(relation: &str) -> String {
 
 /// Puts a copy into one group with those that this transaction has registered before and that foreign keys tie
 /// to it.
-fn join_group(home: &Home, id: &str) -> Result<()> {
-    let copies = table(home);
+fn join_group(extension: &Extension, id: &str) -> Result<()> {
+    let copies = table(extension);
     let sql = format!(
         "WITH own AS (SELECT * FROM {copies} WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8), \
            tied AS (SELECT c.grp FROM {copies} c, own \
@@ -193,7 +194,7 @@ fn join_group(home: &Home, id: &str) -> Result<()> {
          UPDATE {copies} c SET grp = (SELECT pg_catalog.min(t.grp) FROM tied t) \
           WHERE c.grp OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT t.grp FROM tied t))"
     );
-    spi::write(home, &sql, &[Some(id)])?;
+    spi::write(extension, &sql, &[Some(id)])?;
     Ok(())
 }
 
@@ -201,35 +202,36 @@ fn join_group(home: &Home, id: &str) -> Result<()> {
 ///
 /// # Errors
 /// What writing the tables reports.
-pub fn cancel(home: &Home, relation: Oid, server: &str) -> Result<bool> {
+pub fn cancel(extension: &Extension, relation: Oid, server: &str) -> Result<bool> {
     let sql = format!(
         "WITH gone AS (DELETE FROM {} WHERE relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
              AND dst_server OPERATOR(pg_catalog.=) $2 RETURNING *) \
          INSERT INTO {}.sync_copy_log (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
          SELECT id, relation, dst_server, 'cancelled', rows_done, bytes_done, started_at FROM gone \
          RETURNING id",
-        table(home),
-        ident(&home.schema)
+        table(extension),
+        ident(&extension.schema)
     );
     let relation = relation.to_u32().to_string();
-    Ok(!spi::write(home, &sql, &[Some(&relation), Some(server)])?.is_empty())
+    Ok(!spi::write(extension, &sql, &[Some(&relation), Some(server)])?.is_empty())
 }
 
-/// Groups of copies with something to do now, the oldest first; and how long it is until the next of the others.
+/// Groups of copies with something to do now, the oldest first; and how long it is until the next of the
+/// others.
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn due(home: &Home) -> Result<(Vec<i64>, Option<Duration>)> {
+pub fn due(extension: &Extension) -> Result<(Vec<i64>, Option<Duration>)> {
     let sql = format!(
         "SELECT grp, pg_catalog.ceil(pg_catalog.extract('epoch', pg_catalog.max(next_attempt_at) \
             OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
             OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
          FROM {} GROUP BY grp \
          HAVING pg_catalog.bool_and(state OPERATOR(pg_catalog.<>) 'failed') ORDER BY grp",
-        table(home)
+        table(extension)
     );
     let (mut due, mut wait) = (Vec::new(), None);
-    for mut row in spi::read(home, &sql, &[])? {
+    for mut row in spi::read(extension, &sql, &[])? {
         let group = number(required(&mut row, 0)?)?;
         let millis = row.pop().flatten().map(number).transpose()?.unwrap_or_default();
         match u64::try_from(millis) {
@@ -247,14 +249,14 @@ pub fn due(home: &Home) -> Result<(Vec<i64>, Option<Duration>)> {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn group(home: &Home, group: i64) -> Result<Vec<Copy>> {
+pub fn group(extension: &Extension, group: i64) -> Result<Vec<Copy>> {
     let sql = format!(
         "SELECT id, dst_server, target_schema, target_table, relation, existing, prepared, \"position\", \
             complete, step_xact, step_snapshot, state, attempts \
          FROM {} WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 ORDER BY id FOR UPDATE",
-        table(home)
+        table(extension)
     );
-    let mut copies = spi::write(home, &sql, &[Some(&group.to_string())])?
+    let mut copies = spi::write(extension, &sql, &[Some(&group.to_string())])?
         .into_iter()
         .map(read)
         .collect::<Result<Vec<_>>>()?;
@@ -262,7 +264,7 @@ pub fn group(home: &Home, group: i64) -> Result<Vec<Copy>> {
         return Ok(Vec::new());
     }
     if copies.len() > 1 {
-        let refers = references(home, &copies)?;
+        let refers = references(extension, &copies)?;
         let mut sorted: Vec<Copy> = Vec::new();
         while !copies.is_empty() {
             let is_free = |copy: &Copy| {
@@ -279,14 +281,14 @@ pub fn group(home: &Home, group: i64) -> Result<Vec<Copy>> {
     Ok(copies)
 }
 
-fn references(home: &Home, copies: &[Copy]) -> Result<HashSet<(Oid, Oid)>> {
+fn references(extension: &Extension, copies: &[Copy]) -> Result<HashSet<(Oid, Oid)>> {
     let mut relations = ArrayLiteral::default();
     copies.iter().for_each(|copy| relations.push(Some(&copy.relation.to_u32().to_string())));
     let sql = "SELECT conrelid, confrelid FROM pg_catalog.pg_constraint \
          WHERE contype OPERATOR(pg_catalog.=) 'f' \
            AND conrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) \
            AND confrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[])";
-    spi::read(home, sql, &[Some(&relations.into_text())])?
+    spi::read(extension, sql, &[Some(&relations.into_text())])?
         .into_iter()
         .map(|mut row| Ok((oid_of(required(&mut row, 0)?)?, oid_of(required(&mut row, 1)?)?)))
         .collect()
@@ -316,13 +318,13 @@ fn read(mut row: Row) -> Result<Copy> {
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn set_state(home: &Home, group: i64, state: &str) -> Result<()> {
+pub fn set_state(extension: &Extension, group: i64, state: &str) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET state = $2, sqlstate = NULL, message = NULL, next_attempt_at = NULL, attempts = 0 \
          WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-        table(home)
+        table(extension)
     );
-    spi::write(home, &sql, &[Some(&group.to_string()), Some(state)])?;
+    spi::write(extension, &sql, &[Some(&group.to_string()), Some(state)])?;
     Ok(())
 }
 
@@ -330,14 +332,14 @@ pub fn set_state(home: &Home, group: i64, state: &str) -> Result<()> {
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn set_prepared(home: &Home, group: i64) -> Result<()> {
+pub fn set_prepared(extension: &Extension, group: i64) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET prepared = true, state = 'copying', sqlstate = NULL, message = NULL, \
            \"position\" = NULL, complete = false, step_xact = NULL, rows_done = 0, bytes_done = 0 \
          WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-        table(home)
+        table(extension)
     );
-    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    spi::write(extension, &sql, &[Some(&group.to_string())])?;
     Ok(())
 }
 
@@ -345,14 +347,14 @@ pub fn set_prepared(home: &Home, group: i64) -> Result<()> {
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn begin_anew(home: &Home, group: i64) -> Result<()> {
+pub fn begin_anew(extension: &Extension, group: i64) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET prepared = false, step_xact = NULL, existing = CASE existing \
            WHEN 'error' THEN 'truncate' ELSE existing END \
          WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-        table(home)
+        table(extension)
     );
-    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    spi::write(extension, &sql, &[Some(&group.to_string())])?;
     Ok(())
 }
 
@@ -360,13 +362,17 @@ pub fn begin_anew(home: &Home, group: i64) -> Result<()> {
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn note_step(home: &Home, step: (&str, &str), brought: &[(i64, Brought)]) -> Result<()> {
+pub fn note_step(
+    extension: &Extension,
+    step: (&str, &str),
+    brought: &[(i64, Brought)],
+) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET step_xact = $2, step_snapshot = $3, step_position = $4, \
            step_complete = $5::pg_catalog.bool, step_emptied = $6::pg_catalog.bool, \
            step_rows = $7::pg_catalog.int8, step_bytes = $8::pg_catalog.int8 \
          WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-        table(home)
+        table(extension)
     );
     for (id, one) in brought {
         let position = one.position.as_ref().map(serde_json::to_string).transpose();
@@ -384,7 +390,7 @@ pub fn note_step(home: &Home, step: (&str, &str), brought: &[(i64, Brought)]) ->
             Some(&rows),
             Some(&bytes),
         ];
-        spi::write(home, &sql, &args)?;
+        spi::write(extension, &sql, &args)?;
     }
     Ok(())
 }
@@ -393,12 +399,12 @@ pub fn note_step(home: &Home, step: (&str, &str), brought: &[(i64, Brought)]) ->
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn forget_step(home: &Home, group: i64) -> Result<()> {
+pub fn forget_step(extension: &Extension, group: i64) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET step_xact = NULL WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-        table(home)
+        table(extension)
     );
-    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    spi::write(extension, &sql, &[Some(&group.to_string())])?;
     Ok(())
 }
 
@@ -407,7 +413,7 @@ pub fn forget_step(home: &Home, group: i64) -> Result<()> {
 ///
 /// # Errors
 /// What writing the tables reports.
-pub fn settle_step(home: &Home, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
+pub fn settle_step(extension: &Extension, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET \"position\" = step_position, complete = step_complete, step_xact = NULL, \
            rows_done = CASE WHEN step_emptied THEN 0 ELSE rows_done OPERATOR(pg_catalog.+) step_rows END, \
@@ -415,30 +421,31 @@ pub fn settle_step(home: &Home, group: i64, plans: &[Plan], seen: &str) -> Resul
            existing = CASE WHEN step_emptied THEN 'truncate' ELSE existing END, \
            state = 'copying', attempts = 0, next_attempt_at = NULL, sqlstate = NULL, message = NULL \
          WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-        table(home)
+        table(extension)
     );
-    spi::write(home, &sql, &[Some(&group.to_string())])?;
-    plans.iter().try_for_each(|plan| forget_records(home, plan, seen))
+    spi::write(extension, &sql, &[Some(&group.to_string())])?;
+    plans.iter().try_for_each(|plan| forget_records(extension, plan, seen))
 }
 
-/// The condition that a record `q` of server `$1` is one of a copy's: its route is one of those whose numbers are
-/// `$2`, and the snapshot `$3` has seen it. A transaction whose number is yet to come here is another cluster's.
+/// The condition that a record `q` of server `$1` is one of a copy's: its route is one of those whose numbers
+/// are `$2`, and the snapshot `$3` has seen it. A transaction whose number is yet to come here is another
+/// cluster's.
 const OF_COPY: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
     AND q.route_id OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.int8[]) \
     AND (pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $3::pg_catalog.pg_snapshot)) \
       OR q.xact OPERATOR(pg_catalog.>=) \
          (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))";
 
-fn forget_records(home: &Home, plan: &Plan, seen: &str) -> Result<()> {
-    let Some(routes) = routes(home, plan)? else { return Ok(()) };
-    let sql = format!("DELETE FROM {}.sync_queue q WHERE {OF_COPY}", ident(&home.schema));
-    spi::write(home, &sql, &[Some(&plan.account().server_name), Some(&routes), Some(seen)])?;
+fn forget_records(extension: &Extension, plan: &Plan, seen: &str) -> Result<()> {
+    let Some(routes) = routes(extension, plan)? else { return Ok(()) };
+    let sql = format!("DELETE FROM {}.sync_queue q WHERE {OF_COPY}", ident(&extension.schema));
+    spi::write(extension, &sql, &[Some(&plan.account().server_name), Some(&routes), Some(seen)])?;
     Ok(())
 }
 
-/// The numbers of the routes from the table, or a partition of it, to the target; none if there are none. What was
-/// captured under a name that no other table has now is taken for the table's own.
-fn routes(home: &Home, plan: &Plan) -> Result<Option<String>> {
+/// The numbers of the routes from the table, or a partition of it, to the target; none if there are none.
+/// What was captured under a name that no other table has now is taken for the table's own.
+fn routes(extension: &Extension, plan: &Plan) -> Result<Option<String>> {
     let sql = format!(
         "SELECT pg_catalog.array_agg(r.id) FROM {}.sync_route r \
          WHERE (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') OPERATOR(pg_catalog.=) $1 \
@@ -449,13 +456,13 @@ fn routes(home: &Home, plan: &Plan) -> Result<Option<String>> {
                AND c.relname::pg_catalog.text OPERATOR(pg_catalog.=) \
                  (r.body::pg_catalog.json OPERATOR(pg_catalog.#>>) '{{source,table}}') \
                AND c.oid OPERATOR(pg_catalog.<>) ALL (ARRAY({})))",
-        ident(&home.schema),
+        ident(&extension.schema),
         tree("$2::pg_catalog.oid")
     );
     let target = serde_json::to_string(&plan.route.target)
         .map_err(|e| Error::internal(format!("could not write JSON: {e}")))?;
     let relation = plan.table.oid.to_u32().to_string();
-    let row = spi::read(home, &sql, &[Some(&target), Some(&relation)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(&target), Some(&relation)])?.into_iter().next();
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
@@ -484,22 +491,22 @@ const CHUNK: usize = 5_000;
 ///
 /// # Errors
 /// What reading the queue reports; 55000 where the key was another one then.
-pub fn dirty(home: &Home, moment: &Snapshot, plan: &Plan, seen: &str) -> Result<Dirty> {
+pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) -> Result<Dirty> {
     let mut dirty = Dirty::default();
-    let Some(routes) = routes(home, plan)? else { return Ok(dirty) };
+    let Some(routes) = routes(extension, plan)? else { return Ok(dirty) };
     let sql = format!(
         "SELECT q.id, r.body, q.change FROM {schema}.sync_queue q \
          JOIN {schema}.sync_route r ON r.id OPERATOR(pg_catalog.=) q.route_id \
          WHERE {OF_COPY} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 \
          ORDER BY q.id LIMIT {CHUNK}",
-        schema = ident(&home.schema)
+        schema = ident(&extension.schema)
     );
     let keeps_changes = plan.route.version().is_some();
     let (mut after, mut keys) = ("0".to_owned(), HashSet::new());
     let mut bodies: Vec<(String, Rc<Route>)> = Vec::new();
     loop {
         let args = [&*plan.account().server_name, &routes, seen, &after].map(Some);
-        let rows = spi::read_as_of(home, moment, &sql, &args)?;
+        let rows = spi::read_as_of(extension, moment, &sql, &args)?;
         let count = rows.len();
         for mut row in rows {
             after = required(&mut row, 0)?;
@@ -538,14 +545,14 @@ pub fn dirty(home: &Home, moment: &Snapshot, plan: &Plan, seen: &str) -> Result<
     }
 }
 
-/// A group has arrived: its records that the snapshot `seen` has seen are done with, and nothing waits for it any
-/// more.
+/// A group has arrived: its records that the snapshot `seen` has seen are done with, and nothing waits for it
+/// any more.
 ///
 /// # Errors
 /// What writing the tables reports.
-pub fn finish(home: &Home, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
-    plans.iter().try_for_each(|plan| forget_records(home, plan, seen))?;
-    let schema = ident(&home.schema);
+pub fn finish(extension: &Extension, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
+    plans.iter().try_for_each(|plan| forget_records(extension, plan, seen))?;
+    let schema = ident(&extension.schema);
     let sql = format!(
         "WITH gone AS (DELETE FROM {} WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING *), \
            old AS (DELETE FROM {schema}.sync_copy_log WHERE ended_at OPERATOR(pg_catalog.<) \
@@ -557,10 +564,10 @@ pub fn finish(home: &Home, group: i64, plans: &[Plan], seen: &str) -> Result<()>
                bytes_done = excluded.bytes_done, started_at = excluded.started_at, sqlstate = NULL, \
                message = NULL, ended_at = pg_catalog.clock_timestamp() RETURNING *) \
          SELECT {} FROM new n",
-        table(home),
+        table(extension),
         announce("n", "'done'")
     );
-    spi::write(home, &sql, &[Some(&group.to_string())])?;
+    spi::write(extension, &sql, &[Some(&group.to_string())])?;
     Ok(())
 }
 
@@ -574,12 +581,12 @@ fn announce(row: &str, state: &str) -> String {
     )
 }
 
-/// An attempt has failed: the group is tried again after a while that doubles with each time, or, if `lasts`, stays
-/// where it is until a person does something.
+/// An attempt has failed: the group is tried again after a while that doubles with each time, or, if `lasts`,
+/// stays where it is until a person does something.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn fail(home: &Home, group: i64, reason: &Error, lasts: bool) -> Result<()> {
+pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> Result<()> {
     let sql = format!(
         "WITH c AS (UPDATE {} SET attempts = attempts OPERATOR(pg_catalog.+) 1, sqlstate = $2, message = $3, \
              state = CASE WHEN $4::pg_catalog.bool THEN 'failed' ELSE 'waiting' END, \
@@ -588,16 +595,16 @@ pub fn fail(home: &Home, group: i64, reason: &Error, lasts: bool) -> Result<()> 
                  pg_catalog.power(2, LEAST(attempts, 20)), $6::pg_catalog.interval) END \
            WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING *) \
          SELECT CASE WHEN c.state OPERATOR(pg_catalog.=) 'failed' THEN {} END FROM c",
-        table(home),
+        table(extension),
         announce("c", "'failed'")
     );
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
     let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
-    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
+    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
     let lasts = if lasts { "true" } else { "false" };
     let group = group.to_string();
     let args = [&*group, &state, &message, lasts, &first, &longest].map(Some);
-    spi::write(home, &sql, &args)?;
+    spi::write(extension, &sql, &args)?;
     Ok(())
 }
 
@@ -605,7 +612,7 @@ pub fn fail(home: &Home, group: i64, reason: &Error, lasts: bool) -> Result<()> 
 ///
 /// # Errors
 /// What writing the tables reports.
-pub fn drop_without_table(home: &Home, group: i64) -> Result<bool> {
+pub fn drop_without_table(extension: &Extension, group: i64) -> Result<bool> {
     let sql = format!(
         "WITH gone AS (DELETE FROM {} c WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
              AND NOT EXISTS (SELECT FROM pg_catalog.pg_class r \
@@ -614,17 +621,17 @@ pub fn drop_without_table(home: &Home, group: i64) -> Result<bool> {
            sqlstate, message) \
          SELECT id, relation, dst_server, 'failed', rows_done, bytes_done, started_at, '42P01', \
            'the table was dropped' FROM gone RETURNING id",
-        table(home),
-        ident(&home.schema)
+        table(extension),
+        ident(&extension.schema)
     );
-    Ok(!spi::write(home, &sql, &[Some(&group.to_string())])?.is_empty())
+    Ok(!spi::write(extension, &sql, &[Some(&group.to_string())])?.is_empty())
 }
 
 /// Transactions that write one of the tables, as `pg_locks` names them, but for this one.
 ///
 /// # Errors
 /// What reading the locks reports.
-pub fn writers(home: &Home, copies: &[Copy]) -> Result<HashSet<String>> {
+pub fn writers(extension: &Extension, copies: &[Copy]) -> Result<HashSet<String>> {
     let sql = format!(
         "SELECT DISTINCT l.virtualtransaction FROM pg_catalog.pg_locks l \
          WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
@@ -638,7 +645,7 @@ pub fn writers(home: &Home, copies: &[Copy]) -> Result<HashSet<String>> {
     );
     let mut found = HashSet::new();
     for copy in copies {
-        for mut row in spi::read(home, &sql, &[Some(&copy.relation.to_u32().to_string())])? {
+        for mut row in spi::read(extension, &sql, &[Some(&copy.relation.to_u32().to_string())])? {
             found.insert(required(&mut row, 0)?);
         }
     }

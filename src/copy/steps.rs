@@ -1,22 +1,22 @@
-//! The steps of a group of copies, see [`crate::copy`]. Each ends with the group standing further on both sides, or
-//! where it stood.
+//! The steps of a group of copies, see [`crate::copy`]. Each ends with the group standing further on both
+//! sides, or where it stood.
 
 use super::plan::{Key, Plan};
 use super::registry::{self, Brought, Copy, Dirty, Existing};
 use super::target::{CopyIn, Target};
 use crate::change::{Change, Op, Policy, Route, Stamp};
-use crate::delivery::endpoint::Endpoint;
+use crate::connect::endpoint::Endpoint;
+use crate::connect::session;
 use crate::delivery::link::Link;
 use crate::delivery::lost;
-use crate::delivery::session;
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
 use crate::options::Mode;
 use crate::pg::context::Settings;
 use crate::pg::snapshot::Snapshot;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::stream::{self, Row};
-use crate::pg::turn::turn;
+use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, bgworker, ddl, interrupt, lock};
 use crate::queue::{self, copies};
 use crate::sql::quote::{literal, relation};
@@ -95,7 +95,7 @@ impl Steps {
     /// # Errors
     /// What either side reports.
     pub fn step(&mut self) -> Result<Outcome> {
-        match turn(|| self.begin())? {
+        match run_in_transaction(|| self.begin())? {
             Begun::Gone => Ok(Outcome::Done),
             Begun::Unsettled(copies) => self.settle(&copies),
             Begun::Unprepared(copies) => self.prepare(&copies),
@@ -112,13 +112,13 @@ impl Steps {
     }
 
     fn begin(&mut self) -> Result<Begun> {
-        let home = Home::find()?;
-        identity::check(&home)?;
-        if registry::drop_without_table(&home, self.group)? {
+        let extension = Extension::find()?;
+        identity::check(&extension)?;
+        if registry::drop_without_table(&extension, self.group)? {
             transaction::wake_worker();
             return Ok(Begun::Gone);
         }
-        let copies = registry::group(&home, self.group)?;
+        let copies = registry::group(&extension, self.group)?;
         if copies.is_empty() {
             return Ok(Begun::Gone);
         }
@@ -128,11 +128,11 @@ impl Steps {
         if copies.iter().any(|copy| !copy.prepared) {
             return Ok(Begun::Unprepared(copies));
         }
-        let plans = plans_of(&home, &copies)?;
-        let (target, xact) = self.open(&home, &copies, &plans, &[])?;
+        let plans = plans_of(&extension, &copies)?;
+        let (target, xact) = self.open(&extension, &copies, &plans, &[])?;
         let moment = Snapshot::latest();
-        let seen = seen_by(&home, &moment)?;
-        let dirty = dirty_of(&home, &moment, &plans, &seen)?;
+        let seen = seen_by(&extension, &moment)?;
+        let dirty = dirty_of(&extension, &moment, &plans, &seen)?;
         let is_over = copies.iter().all(|copy| copy.complete);
         if is_over && amount(&dirty) <= FEW {
             moment.release();
@@ -143,22 +143,22 @@ impl Steps {
         moment.release();
         let target = checked(target)?;
         let brought: Vec<_> = copies.iter().map(|copy| copy.id).zip(brought).collect();
-        registry::note_step(&home, (&xact, &seen), &brought)?;
+        registry::note_step(&extension, (&xact, &seen), &brought)?;
         Ok(Begun::Step(Box::new(target), seen))
     }
 
     /// Begins a transaction on the server, alone of all steps that concern these targets; gives its number.
     fn open(
         &mut self,
-        home: &Home,
+        extension: &Extension,
         copies: &[Copy],
         plans: &[Plan],
         more: &[&str],
     ) -> Result<(Target, String)> {
         let account = plans.first().map(Plan::account).ok_or(Error::internal("no copies"))?;
-        let endpoint = Endpoint::resolve(home, account)?;
+        let endpoint = Endpoint::resolve(extension, account)?;
         let mut locks: Vec<i64> =
-            plans.iter().filter_map(|plan| copies::marks(&plan.route).first().copied()).collect();
+            plans.iter().filter_map(|plan| copies::writes(&plan.route).first().copied()).collect();
         locks.sort_unstable();
         let locks =
             locks.iter().map(|key| format!("SELECT pg_catalog.pg_advisory_xact_lock({key})"));
@@ -383,32 +383,32 @@ impl Steps {
     /// Waits for those who may deliver directly, then sees to the targets' rows.
     fn prepare(&mut self, copies: &[Copy]) -> Result<Outcome> {
         let group = self.group;
-        let waits = turn(|| {
-            let home = Home::find()?;
-            let now = registry::writers(&home, copies)?;
+        let waits = run_in_transaction(|| {
+            let extension = Extension::find()?;
+            let now = registry::writers(&extension, copies)?;
             let writers = self.writers.get_or_insert_with(|| now.clone());
             writers.retain(|writer| now.contains(writer));
             if !writers.is_empty() {
                 if copies.iter().any(|copy| copy.state != "starting") {
-                    registry::set_state(&home, group, "starting")?;
+                    registry::set_state(&extension, group, "starting")?;
                 }
                 return Ok(true);
             }
-            let plans = plans_of(&home, copies)?;
+            let plans = plans_of(&extension, copies)?;
             let account = plans[0].account();
             // A drain that has begun before may not have seen the copies.
             if !lock::try_drain(account.server) {
                 return Ok(true);
             }
             let owner = account.owner.to_u32().to_string();
-            for one in queue::lost(&home, &account.server_name)? {
+            for one in queue::lost(&extension, &account.server_name)? {
                 if one.owner == owner {
-                    let endpoint = Endpoint::resolve(&home, account)?;
+                    let endpoint = Endpoint::resolve(&extension, account)?;
                     let mut link = Link::open(&endpoint)?;
                     lost::run(&mut link)?;
                     let link = lost::end(link, &one.session)?;
                     link.into_session().into_iter().for_each(session::put_back);
-                    queue::forget_lost(&home, &one)?;
+                    queue::forget_lost(&extension, &one)?;
                 }
             }
             Ok(false)
@@ -416,14 +416,14 @@ impl Steps {
         if waits {
             return Ok(Outcome::Wait(PAUSE));
         }
-        let prepared = turn(|| {
-            let home = Home::find()?;
-            let copies = registry::group(&home, group)?;
+        let prepared = run_in_transaction(|| {
+            let extension = Extension::find()?;
+            let copies = registry::group(&extension, group)?;
             if copies.is_empty() {
                 return Ok(None);
             }
-            let plans = plans_of(&home, &copies)?;
-            let (mut target, _) = self.open(&home, &copies, &plans, &[])?;
+            let plans = plans_of(&extension, &copies)?;
+            let (mut target, _) = self.open(&extension, &copies, &plans, &[])?;
             for (copy, plan) in copies.iter().zip(&plans) {
                 if copy.existing == Existing::Error {
                     let there = relation(&plan.route.target);
@@ -450,7 +450,7 @@ impl Steps {
         let committed = target.commit();
         interrupt::nothing_committed();
         committed?;
-        turn(|| registry::set_prepared(&Home::find()?, group))?;
+        run_in_transaction(|| registry::set_prepared(&Extension::find()?, group))?;
         Ok(Outcome::More)
     }
 
@@ -459,10 +459,10 @@ impl Steps {
         let step = copies.iter().find_map(|copy| copy.step.clone());
         let Some((xact, seen)) = step else { return Ok(Outcome::More) };
         let group = self.group;
-        let status = turn(|| {
-            let home = Home::find()?;
-            let plans = plans_of(&home, copies)?;
-            let (mut target, _) = self.open(&home, copies, &plans, &[])?;
+        let status = run_in_transaction(|| {
+            let extension = Extension::find()?;
+            let plans = plans_of(&extension, copies)?;
+            let (mut target, _) = self.open(&extension, copies, &plans, &[])?;
             let ask =
                 format!("SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)", literal(&xact));
             let answer = match target.run(&[&ask]) {
@@ -476,22 +476,24 @@ impl Steps {
         })?;
         match status.as_deref() {
             Some("committed") => self.settled(&seen)?,
-            Some("aborted") => turn(|| registry::forget_step(&Home::find()?, group))?,
+            Some("aborted") => {
+                run_in_transaction(|| registry::forget_step(&Extension::find()?, group))?
+            }
             Some(_) => return Ok(Outcome::Wait(PAUSE)),
-            None => turn(|| registry::begin_anew(&Home::find()?, group))?,
+            None => run_in_transaction(|| registry::begin_anew(&Extension::find()?, group))?,
         }
         Ok(Outcome::More)
     }
 
     fn settled(&self, seen: &str) -> Result<()> {
         let group = self.group;
-        turn(|| {
-            let home = Home::find()?;
-            let copies = registry::group(&home, group)?;
+        run_in_transaction(|| {
+            let extension = Extension::find()?;
+            let copies = registry::group(&extension, group)?;
             if copies.is_empty() {
                 return Ok(());
             }
-            registry::settle_step(&home, group, &plans_of(&home, &copies)?, seen)
+            registry::settle_step(&extension, group, &plans_of(&extension, &copies)?, seen)
         })
     }
 
@@ -500,16 +502,16 @@ impl Steps {
     fn go_live(&mut self) -> Result<Outcome> {
         let group = self.group;
         let locks = self.locks < MOST_LOCKS;
-        let result = turn(|| {
-            let home = Home::find()?;
-            let copies = registry::group(&home, group)?;
+        let result = run_in_transaction(|| {
+            let extension = Extension::find()?;
+            let copies = registry::group(&extension, group)?;
             if copies.is_empty() || copies.iter().any(|copy| !copy.complete) {
                 return Ok(Some(Outcome::More));
             }
-            let plans = plans_of(&home, &copies)?;
+            let plans = plans_of(&extension, &copies)?;
             let is_sync = plans.iter().any(|plan| plan.mode == Mode::Sync);
             let limits = ["SET LOCAL statement_timeout = 100", "SET LOCAL lock_timeout = 50"];
-            let (target, _) = self.open(&home, &copies, &plans, &limits)?;
+            let (target, _) = self.open(&extension, &copies, &plans, &limits)?;
             let _patience = Settings::set(&[(c"pg_rowsync.delivery_timeout", LIVE_TIMEOUT)]);
             if locks || is_sync {
                 let _lock = Settings::set(&[(c"lock_timeout", LOCK_TIMEOUT)]);
@@ -520,8 +522,8 @@ impl Steps {
                 }
             }
             let moment = Snapshot::latest();
-            let seen = seen_by(&home, &moment)?;
-            let dirty = dirty_of(&home, &moment, &plans, &seen)?;
+            let seen = seen_by(&extension, &moment)?;
+            let dirty = dirty_of(&extension, &moment, &plans, &seen)?;
             // A few have come since it was found that there are few.
             let is_much = amount(&dirty) > 2 * FEW;
             if is_much {
@@ -539,7 +541,7 @@ impl Steps {
                     interrupt::committed();
                 }
             }
-            registry::finish(&home, group, &plans, &seen)?;
+            registry::finish(&extension, group, &plans, &seen)?;
             Ok(None)
         });
         match result {
@@ -565,8 +567,8 @@ impl Steps {
 
     /// After a failure: whether the step is to be tried in another way.
     pub fn tries_otherwise(&mut self, error: &Error) -> bool {
-        let met = matches!(error, Error::Remote(e) if e.sqlstate == SqlState::UNIQUE_VIOLATION);
-        met && !std::mem::replace(&mut self.as_changes, met)
+        let found = matches!(error, Error::Remote(e) if e.sqlstate == SqlState::UNIQUE_VIOLATION);
+        found && !std::mem::replace(&mut self.as_changes, found)
     }
 }
 
@@ -604,8 +606,8 @@ impl Changed {
                 }
                 Ok(true)
             })?;
-            let gone = keys.iter().zip(there).filter(|(_, there)| !there);
-            changed.removed.extend(gone.map(|(key, _)| key.clone()));
+            let removed = keys.iter().zip(there).filter(|(_, there)| !there);
+            changed.removed.extend(removed.map(|(key, _)| key.clone()));
         }
         Ok(changed)
     }
@@ -672,19 +674,24 @@ fn upsert(
     }
 }
 
-fn plans_of(home: &Home, copies: &[Copy]) -> Result<Vec<Plan>> {
-    let plan = |copy: &Copy| Plan::new(home, copy.relation, &copy.server, Some(&copy.target));
+fn plans_of(extension: &Extension, copies: &[Copy]) -> Result<Vec<Plan>> {
+    let plan = |copy: &Copy| Plan::new(extension, copy.relation, &copy.server, Some(&copy.target));
     copies.iter().map(plan).collect()
 }
 
-fn seen_by(home: &Home, moment: &Snapshot) -> Result<String> {
+fn seen_by(extension: &Extension, moment: &Snapshot) -> Result<String> {
     let sql = "SELECT pg_catalog.pg_current_snapshot()";
-    let row = spi::read_as_of(home, moment, sql, &[])?.into_iter().next();
+    let row = spi::read_as_of(extension, moment, sql, &[])?.into_iter().next();
     required(&mut row.unwrap_or_default(), 0)
 }
 
-fn dirty_of(home: &Home, moment: &Snapshot, plans: &[Plan], seen: &str) -> Result<Vec<Dirty>> {
-    plans.iter().map(|plan| registry::dirty(home, moment, plan, seen)).collect()
+fn dirty_of(
+    extension: &Extension,
+    moment: &Snapshot,
+    plans: &[Plan],
+    seen: &str,
+) -> Result<Vec<Dirty>> {
+    plans.iter().map(|plan| registry::dirty(extension, moment, plan, seen)).collect()
 }
 
 /// How many changes there are; very many where a table was emptied.

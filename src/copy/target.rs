@@ -1,13 +1,13 @@
-//! The server's side of a copy: one connection, over which transactions are begun, fed by changes and by COPY, and
-//! committed.
+//! The server's side of a copy: one connection, over which transactions are begun, fed by changes and by
+//! COPY, and committed.
 
 use crate::change::{Change, Route};
-use crate::delivery::drive::{self, Stop};
-use crate::delivery::endpoint::Endpoint;
+use crate::connect::endpoint::Endpoint;
+use crate::connect::session::{self, Session};
+use crate::delivery::event_loop::{self, Stop};
 use crate::delivery::feed::{Changes, Fixed, Source};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
-use crate::delivery::session::{self, Session};
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::interrupt;
@@ -34,10 +34,10 @@ impl Target {
     /// What the link reports.
     pub fn begin(endpoint: &Rc<Endpoint>, statements: &[&str]) -> Result<(Self, Answers)> {
         let mut target = Self { link: Link::open(endpoint)? };
-        let was_kept = target.link.was_kept();
+        let was_idle = target.link.was_idle();
         match target.run(statements) {
             // The server had ended the idle session: a new one is as good.
-            Err(Error::Lost { .. }) if was_kept => {
+            Err(Error::Lost { .. }) if was_idle => {
                 let mut target = Self { link: Link::connect(endpoint)? };
                 let answers = target.run(statements)?;
                 Ok((target, answers))
@@ -105,12 +105,13 @@ impl Target {
     /// What the link reports; where the outcome is not known, 08007.
     pub fn commit(mut self) -> Result<()> {
         self.link.run(Fixed::new(["COMMIT"]), Ending::Commits);
-        let interrupted = drive::drive(std::slice::from_mut(&mut self.link)) == Stop::Interrupted;
+        let interrupted =
+            event_loop::run(std::slice::from_mut(&mut self.link)) == Stop::Interrupted;
         if interrupted {
             if !self.link.commit_sent() {
                 return Err(Error::Canceled);
             }
-            drive::cancel(std::slice::from_mut(&mut self.link));
+            event_loop::cancel(std::slice::from_mut(&mut self.link));
         }
         self.link.result()?;
         if !interrupted {

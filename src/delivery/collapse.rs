@@ -23,7 +23,7 @@ struct Row {
     /// Its key before the group; `None` for a row that the group inserted.
     before: Option<Key>,
     /// What leaving that key counts as.
-    gone: Option<Stamp<String>>,
+    tombstone: Option<Stamp<String>>,
     /// Its last change.
     last: Change<String>,
 }
@@ -86,13 +86,13 @@ impl Collapse {
                 if let Some(key) = &before {
                     self.check_holder(route, key, from)?;
                 }
-                self.rows.push(Row { before, gone: None, last: change.owned() });
+                self.rows.push(Row { before, tombstone: None, last: change.owned() });
                 self.rows.len() - 1
             }
         };
         let row = &mut self.rows[at];
         row.last = change.owned();
-        row.gone = row.gone.take().or_else(|| row.last.gone.clone());
+        row.tombstone = row.tombstone.take().or_else(|| row.last.tombstone.clone());
         if known.is_some() {
             // An earlier change of the group may have touched what this one left alone.
             row.last.unchanged.clear();
@@ -126,8 +126,8 @@ impl Collapse {
             self.holders.insert((Rc::as_ptr(&route) as usize, key), (self.file, stored));
         }
         let mut net = Net::default();
-        for Row { before, gone, mut last } in self.rows.drain(..) {
-            last.gone = gone;
+        for Row { before, tombstone, mut last } in self.rows.drain(..) {
+            last.tombstone = tombstone;
             match (before, last.op) {
                 // Inserted and deleted again: nothing happened.
                 (None, Op::Delete) => {}

@@ -11,14 +11,14 @@
 //! No user-defined code runs here. Any error returned fails the local transaction; connections
 //! still in flight are closed by unwinding, which rolls back what they had not committed.
 
-use super::drive::{self, Stop};
-use super::endpoint::{Account, Endpoint};
+use super::assumption::{
+    self, Assume, assumption_failed, feed_of, first_assumption, is_twice_one_row,
+};
+use super::event_loop::{self, Stop};
 use super::feed::{Changes, Fixed};
 use super::handover;
 use super::link::{Ending, Link};
 use super::lost;
-use super::session;
-use super::trust::{self, Trust, feed_of, first_trust, met_itself, was_betrayed};
 use super::whole::Span;
 use crate::atomic::gid::Gid;
 use crate::atomic::{done, phases};
@@ -26,15 +26,17 @@ use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Reader;
 use crate::change::Relation;
 use crate::conflict::Tally;
+use crate::connect::endpoint::{Account, Endpoint};
 use crate::connect::lost_session::LostSession;
 use crate::connect::release;
+use crate::connect::session;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::options::Mode;
 use crate::pg::{context, interrupt, lock, report, wal};
-use crate::queue::aside::Blockers;
-use crate::queue::{self, Way, lanes};
-use crate::transaction::{self, Drained, OpenDrain, Work};
+use crate::queue::failed::Blockers;
+use crate::queue::{self, Admission, lanes};
+use crate::transaction::{self, Drained, OpenDrain, TransactionState};
 use crate::{conflicts, loops, stats};
 use std::rc::Rc;
 
@@ -58,7 +60,7 @@ struct Queued<'s> {
     set: &'s ChangeSet,
     reason: Option<Error>,
     lost: Option<LostSession>,
-    /// Records set aside that the set must wait for.
+    /// Failed records that the set must wait for.
     behind: Option<Blockers>,
 }
 
@@ -73,7 +75,7 @@ impl<'s> Queued<'s> {
 /// # Errors
 /// What fails the local transaction: see the module's head.
 pub fn pre_commit() -> Result<()> {
-    let Work { mut sets, drains, .. } = transaction::take_all();
+    let TransactionState { mut sets, drains, .. } = transaction::take_all();
     sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
     let mut sets = strictest_per_server(sets);
     let has_work = !sets.is_empty() || !drains.is_empty();
@@ -81,7 +83,7 @@ pub fn pre_commit() -> Result<()> {
         fail_early(&mut sets)?;
     }
     if let Some(set) = sets.iter().find(|set| !set.is_empty()) {
-        done::remove(&set.home)?;
+        done::remove(&set.extension)?;
     }
     deliver(&sets, drains)?;
     sets.into_iter().for_each(ChangeSet::close);
@@ -94,7 +96,7 @@ pub fn pre_commit() -> Result<()> {
 fn fail_early(sets: &mut [ChangeSet]) -> Result<()> {
     if context::uses_temporary_tables() {
         // They may be emptied or dropped now.
-        sets.iter_mut().filter(|set| set.has_left()).try_for_each(ChangeSet::read_left)?;
+        sets.iter_mut().filter(|set| set.has_unread()).try_for_each(ChangeSet::read_unread)?;
         context::run_on_commit_actions();
     }
     context::check_serializable();
@@ -134,7 +136,7 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     for Delivery { set, link, .. } in
         deliveries.extract_if(.., |d| blocked.contains(&d.set.account.server_name))
     {
-        keep(link, false);
+        release(link, false);
         queued.push(Queued::new(set, None, None));
     }
     fault_point!(BeforeSend if !deliveries.is_empty() || !drains.is_empty());
@@ -169,7 +171,7 @@ fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
 /// # Errors
 /// 0A000 for `sync` changes and for drained records.
 pub fn pre_prepare() -> Result<()> {
-    let Work { mut sets, has_drained, .. } = transaction::take_all();
+    let TransactionState { mut sets, has_drained, .. } = transaction::take_all();
     let refuse = |what: &str| {
         Err(Error::local(
             SqlState::FEATURE_NOT_SUPPORTED,
@@ -185,9 +187,11 @@ pub fn pre_prepare() -> Result<()> {
     }
     sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
     for set in sets.iter().filter(|set| !set.is_empty()) {
-        let behind = match queue::way(set)? {
-            Way::Blocked(blockers) => Some(blockers),
-            Way::Free | Way::Pending | Way::Paused | Way::Undecided(_) => None,
+        let behind = match queue::admit(set)? {
+            Admission::Blocked(blockers) => Some(blockers),
+            Admission::Free | Admission::Pending | Admission::Paused | Admission::Undecided(_) => {
+                None
+            }
         };
         queue::enqueue(set, None, behind)?;
     }
@@ -197,7 +201,7 @@ pub fn pre_prepare() -> Result<()> {
 
 enum Gate {
     Queue(Option<Error>),
-    /// Behind records that are set aside.
+    /// Behind failed records.
     Wait(Blockers),
     Deliver(Rc<Endpoint>),
 }
@@ -205,48 +209,54 @@ enum Gate {
 /// Whether a change set may be sent. With records pending it would overtake them; seen under a
 /// fresh snapshot that is enough without a lock, since a change that depends on a queued one could
 /// only be made after that one's transaction had committed its record. For the same reason it passes
-/// records that are set aside if it touches none of their rows.
+/// failed records if it touches none of their rows.
 /// `blocked` names servers whose older changes this very transaction drains or queues.
 /// `alone`: nothing else is delivered, so that who enters the queue is out of it again at once.
 fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
     let server = &set.account.server_name;
-    let mut way = match blocked.contains(server) {
-        true => Way::Pending,
+    let mut admission = match blocked.contains(server) {
+        true => Admission::Pending,
         // Who queues in any case need only know whether to wait.
-        false if set.mode == Mode::Queue && !queue::has_aside(&set.home, server)? => Way::Pending,
-        false => queue::way(set)?,
+        false if set.mode == Mode::Queue && !queue::has_failed(&set.extension, server)? => {
+            Admission::Pending
+        }
+        false => queue::admit(set)?,
     };
-    if let Way::Undecided(decisions) = &way
+    if let Admission::Undecided(decisions) = &admission
         && set.mode != Mode::Queue
     {
         if let Err(error) = phases::settle(set, decisions) {
             return not_sent(set, error);
         }
-        way = queue::way(set)?;
+        admission = queue::admit(set)?;
     }
-    if matches!(way, Way::Pending)
+    if matches!(admission, Admission::Pending)
         && set.mode == Mode::Async
         && alone
         && handover::enter(set.account.server)?
     {
-        way = queue::way(set)?;
-        if matches!(way, Way::Free) {
+        admission = queue::admit(set)?;
+        if matches!(admission, Admission::Free) {
             lock::leave(set.account.server);
         }
     }
-    match (way, set.mode) {
-        (Way::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
-        (Way::Free, _) => {}
+    match (admission, set.mode) {
+        (Admission::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
+        (Admission::Free, _) => {}
         // Both sides differ until the copy ends: what is synchronous is so from then on.
-        (Way::Blocked(blockers), _) if blockers.are_copies() => return Ok(Gate::Wait(blockers)),
-        (Way::Paused, mode) if mode.is_strict() => {
+        (Admission::Blocked(blockers), _) if blockers.are_copies() => {
+            return Ok(Gate::Wait(blockers));
+        }
+        (Admission::Paused, mode) if mode.is_strict() => {
             return Err(Error::Paused { server: server.clone() });
         }
         (_, mode) if mode.is_strict() => return Err(Error::Pending { server: server.clone() }),
-        (Way::Pending | Way::Paused | Way::Undecided(_), _) => return Ok(Gate::Queue(None)),
-        (Way::Blocked(blockers), _) => return Ok(Gate::Wait(blockers)),
+        (Admission::Pending | Admission::Paused | Admission::Undecided(_), _) => {
+            return Ok(Gate::Queue(None));
+        }
+        (Admission::Blocked(blockers), _) => return Ok(Gate::Wait(blockers)),
     }
-    let endpoint = Endpoint::resolve(&set.home, &set.account);
+    let endpoint = Endpoint::resolve(&set.extension, &set.account);
     let ready = |endpoint: Rc<Endpoint>| {
         // Who must not queue asks whatever was answered a moment ago.
         if !set.mode.is_strict() {
@@ -299,7 +309,7 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
             let Account { server, server_name, owner, .. } = &set.account;
             let _writable = context::Writable::new();
             let (server, owner) = ((*server, &**server_name), owner.to_u32().to_string());
-            lanes::note_refused(&set.home, server, &owner, &reason)?;
+            lanes::note_refused(&set.extension, server, &owner, &reason)?;
         }
         if let Some(lost) = lost {
             queue::remember_lost(set, &lost)?;
@@ -352,9 +362,9 @@ impl Close {
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link, conflicts, .. } = &mut delivery;
     let mut close = Close::of(set)?;
-    let mut trust = first_trust(set, link);
-    let mut interrupted = close.run(feed_of(set, link, trust), link)?;
-    if !interrupted && link.was_kept() && matches!(link.result(), Err(Error::Lost { .. })) {
+    let mut assumption = first_assumption(set, link);
+    let mut interrupted = close.run(feed_of(set, link, assumption), link)?;
+    if !interrupted && link.was_idle() && matches!(link.result(), Err(Error::Lost { .. })) {
         // The server had ended the idle session: a new one is as good.
         if let Close::Prepare(gid) = std::mem::replace(&mut close, Close::of(set)?) {
             // Its name must not be met by a decision that is not its own.
@@ -362,31 +372,31 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
             phases::settle_left(link.endpoint())?;
         }
         *link = Link::connect(link.endpoint())?;
-        trust = first_trust(set, link);
-        interrupted = close.run(feed_of(set, link, trust), link)?;
+        assumption = first_assumption(set, link);
+        interrupted = close.run(feed_of(set, link, assumption), link)?;
     }
     if !interrupted && link.was_late() {
-        interrupted = close.run(feed_of(set, link, trust), link)?;
+        interrupted = close.run(feed_of(set, link, assumption), link)?;
     }
     // Both are asked: each forgets what it finds to be wrong.
-    let again = was_betrayed(set, link, trust) | link.was_outdated();
+    let again = assumption_failed(set, link, assumption) | link.was_outdated();
     // What is tried as a whole takes nothing for granted either.
     let as_whole = may_hold_as_whole(set, link) && !link.result().is_err_and(is_taken);
     if !interrupted && again && !as_whole {
-        interrupted = close.run(feed_of(set, link, Trust::Nothing), link)?;
+        interrupted = close.run(feed_of(set, link, Assume::Nothing), link)?;
     }
     let at_once = refused_at_once(set, link);
     if !interrupted && !at_once.is_empty() {
-        let feed = feed_of(set, link, Trust::Nothing).in_waves(true);
+        let feed = feed_of(set, link, Assume::Nothing).in_waves(true);
         interrupted = close.run(feed, link)?;
         move_in_waves(link, at_once);
     }
-    if !interrupted && met_itself(link) {
-        interrupted = close.run(feed_of(set, link, Trust::NotKeys), link)?;
+    if !interrupted && is_twice_one_row(link) {
+        interrupted = close.run(feed_of(set, link, Assume::NotKeys), link)?;
     }
     for span in [Span::Command, Span::All] {
         if !interrupted && may_hold_as_whole(set, link) {
-            let feed = feed_of(set, link, Trust::Nothing).whole(Some(span));
+            let feed = feed_of(set, link, Assume::Nothing).whole(Some(span));
             interrupted = close.run(feed, link)?;
         }
     }
@@ -395,12 +405,12 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         && link.result().is_err_and(|error| error.is_about_others())
         && phases::settle_others(set)?
     {
-        interrupted = close.run(feed_of(set, link, Trust::Nothing), link)?;
+        interrupted = close.run(feed_of(set, link, Assume::Nothing), link)?;
     }
     if link.result().is_ok()
         && let Some(session) = link.session()
     {
-        session.prove(set.upsert_routes());
+        session.set_accepted(set.upsert_routes());
     }
     *conflicts = link.take_conflicts();
     match close {
@@ -409,10 +419,10 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     }
 }
 
-/// See [`trust::moved_at_once`].
+/// See [`assumption::moved_at_once`].
 fn refused_at_once(set: &ChangeSet, link: &mut Link<'_>) -> Vec<Relation> {
     match link.result() {
-        Err(error @ Error::Remote(_)) => trust::moved_at_once(set.routes(), link, &error),
+        Err(error @ Error::Remote(_)) => assumption::moved_at_once(set.routes(), link, &error),
         _ => Vec::new(),
     }
 }
@@ -451,8 +461,8 @@ fn settle_commit(
             let held_back = link.take_held_back();
             loops::not_sent(*server, server_name, held_back);
             stats::delivered(*server, (set.len() as u64).saturating_sub(held_back));
-            conflicts::record(&set.home, *server, server_name, &conflicts);
-            keep(link, interrupted);
+            conflicts::record(&set.extension, *server, server_name, &conflicts);
+            release(link, interrupted);
             Ok(None)
         }
         Err(error @ Error::InDoubt { .. }) => {
@@ -502,7 +512,7 @@ fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
     let changes = (set.len() as u64).saturating_sub(held_back);
     phases::hold(set, session, gid, changes)?;
     loops::not_sent(*server, server_name, held_back);
-    conflicts::record(&set.home, *server, server_name, &conflicts);
+    conflicts::record(&set.extension, *server, server_name, &conflicts);
     Ok(())
 }
 
@@ -535,10 +545,10 @@ fn prepare_all(deliveries: Vec<Delivery<'_>>) -> Result<()> {
 /// Drives links that prepare to their end. Nothing is committed by them, so a request to cancel is raised;
 /// what may be prepared all the same is left to be rolled back.
 fn finish_prepare(links: &mut [Link<'_>], gids: &[Gid]) -> Result<()> {
-    if drive::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
+    if event_loop::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
         wal::flush_ahead();
     }
-    if drive::drive(links) == Stop::Interrupted {
+    if event_loop::run(links) == Stop::Interrupted {
         for (link, gid) in links.iter_mut().zip(gids) {
             if !link.is_done() {
                 link.in_doubt("A request to cancel came first");
@@ -554,7 +564,7 @@ fn finish_prepare(links: &mut [Link<'_>], gids: &[Gid]) -> Result<()> {
 }
 
 /// Puts the session back, unless a cancel request may still be on its way to it.
-fn keep(link: Link<'_>, interrupted: bool) {
+fn release(link: Link<'_>, interrupted: bool) {
     if !interrupted {
         link.into_session().into_iter().for_each(session::put_back);
     }
@@ -565,28 +575,28 @@ fn keep(link: Link<'_>, interrupted: bool) {
 pub fn roll_back(mut link: Link<'_>) {
     if link.is_up() && !link.is_idle() {
         link.run(Fixed::new(["ROLLBACK"]), Ending::Open);
-        if drive::drive(std::slice::from_mut(&mut link)) == Stop::Interrupted {
+        if event_loop::run(std::slice::from_mut(&mut link)) == Stop::Interrupted {
             return;
         }
     }
-    keep(link, false);
+    release(link, false);
 }
 
 /// Drives links to their end, and says whether they were asked to cancel. A request to cancel is
 /// raised if nothing can have been committed; else the servers are asked to cancel and their answers
 /// followed. Once a server has committed, no request counts any more, see [`interrupt::committed`].
 fn finish(links: &mut [Link<'_>]) -> Result<bool> {
-    if drive::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
+    if event_loop::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
         // The servers have their work: time for some of ours.
         wal::flush_ahead();
     }
-    let interrupted = drive::drive(links) == Stop::Interrupted;
+    let interrupted = event_loop::run(links) == Stop::Interrupted;
     if interrupted {
         if !links.iter().any(Link::commit_sent) {
             interrupt::check();
             return Err(Error::Canceled);
         }
-        drive::cancel(links);
+        event_loop::cancel(links);
     }
     if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
         interrupt::committed();
@@ -626,26 +636,26 @@ fn in_two_steps<'s>(
     let (sets, mut links): (Vec<_>, Vec<_>) =
         deliveries.into_iter().map(|Delivery { set, link, .. }| (set, link)).unzip();
     for (set, link) in sets.iter().zip(&mut links) {
-        link.run(feed_of(set, link, Trust::LargeColumns).between(&BEGIN, &[]), Ending::Open);
+        link.run(feed_of(set, link, Assume::LargeColumns).between(&BEGIN, &[]), Ending::Open);
     }
     finish(&mut links)?;
     for (set, link) in sets.iter().zip(&mut links) {
         // The server had ended the idle session: a new one is as good.
-        let stale = link.was_kept() && matches!(link.result(), Err(Error::Lost { .. }));
+        let stale = link.was_idle() && matches!(link.result(), Err(Error::Lost { .. }));
         if stale {
             *link = Link::connect(link.endpoint())?;
         }
         if stale || link.was_late() {
             let open: &[&str] = if stale || link.is_idle() { &[] } else { &["ROLLBACK"] };
             let begin = [open, &BEGIN].concat();
-            link.run(feed_of(set, link, Trust::LargeColumns).between(&begin, &[]), Ending::Open);
+            link.run(feed_of(set, link, Assume::LargeColumns).between(&begin, &[]), Ending::Open);
         }
     }
     finish(&mut links)?;
     for (set, link) in sets.iter().zip(&mut links) {
-        if was_betrayed(set, link, Trust::LargeColumns) {
+        if assumption_failed(set, link, Assume::LargeColumns) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
-            link.run(feed_of(set, link, Trust::Nothing).between(&again, &[]), Ending::Open);
+            link.run(feed_of(set, link, Assume::Nothing).between(&again, &[]), Ending::Open);
         }
     }
     finish(&mut links)?;
@@ -656,7 +666,7 @@ fn in_two_steps<'s>(
             let targets = refused_at_once(set, link);
             if !targets.is_empty() {
                 let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
-                let feed = feed_of(set, link, Trust::Nothing).in_waves(true);
+                let feed = feed_of(set, link, Assume::Nothing).in_waves(true);
                 link.run(feed.between(&again, &[]), Ending::Open);
             }
             targets
@@ -665,9 +675,9 @@ fn in_two_steps<'s>(
     finish(&mut links)?;
     links.iter_mut().zip(refused).for_each(|(link, targets)| move_in_waves(link, targets));
     for (set, link) in sets.iter().zip(&mut links) {
-        if met_itself(link) {
+        if is_twice_one_row(link) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
-            link.run(feed_of(set, link, Trust::NotKeys).between(&again, &[]), Ending::Open);
+            link.run(feed_of(set, link, Assume::NotKeys).between(&again, &[]), Ending::Open);
         }
     }
     finish(&mut links)?;
@@ -675,7 +685,7 @@ fn in_two_steps<'s>(
         for (set, link) in sets.iter().zip(&mut links) {
             if may_hold_as_whole(set, link) {
                 let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
-                let feed = feed_of(set, link, Trust::Nothing).whole(Some(span));
+                let feed = feed_of(set, link, Assume::Nothing).whole(Some(span));
                 link.run(feed.between(&again, &[]), Ending::Open);
             }
         }
@@ -710,7 +720,7 @@ fn in_two_steps<'s>(
     write_queue(queued)?;
     prepare_all(atomic)?;
     // What cannot be committed everywhere is queued then, when it must not fail any more.
-    lenient.iter().try_for_each(|delivery| queue::reserve(&delivery.set.home))?;
+    lenient.iter().try_for_each(|delivery| queue::reserve(&delivery.set.extension))?;
     let committed = !strict.is_empty() || !drains.is_empty();
     commit_all(strict, drains, false)?;
     commit_all(lenient, Vec::new(), committed)
@@ -761,8 +771,8 @@ fn commit_all(
             Ok(()) => {
                 let Account { server, server_name, .. } = &link.endpoint().account;
                 stats::delivered(*server, drained.changes);
-                conflicts::record(&drained.home, *server, server_name, &drained.conflicts);
-                keep(link, interrupted);
+                conflicts::record(&drained.extension, *server, server_name, &drained.conflicts);
+                release(link, interrupted);
             }
             Err(error) => failure = failure.and(Err(error)),
         }

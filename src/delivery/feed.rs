@@ -2,10 +2,10 @@
 //! server's work and memory holds one batch.
 
 use super::plan::{InWaves, Planner};
-use super::session::Session;
 use super::truncations::Truncations;
 use super::whole::{Span, Whole};
 use crate::change::{Change, Route};
+use crate::connect::session::Session;
 use crate::error::Result;
 use crate::identity;
 use crate::path::Path;
@@ -21,8 +21,8 @@ pub trait Feed {
     /// When the source cannot be read.
     fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Statement>>>;
 
-    /// Whether the statements depend on [`Session::home`].
-    fn needs_home(&self) -> bool {
+    /// Whether the statements depend on [`Session::extension`].
+    fn needs_remote_schema(&self) -> bool {
         false
     }
 
@@ -105,7 +105,7 @@ pub struct Changes<S> {
     after: Vec<Statement>,
     /// What begins and ends a transaction block, until it is known whether one is needed.
     block: Option<[Vec<Statement>; 2]>,
-    needs_home: bool,
+    needs_remote_schema: bool,
     /// Some of it has come from other nodes.
     is_forwarded: bool,
     /// The path that the session has inside the transaction, but for the own name at its end.
@@ -140,7 +140,7 @@ impl<S> Changes<S> {
             before: Vec::new(),
             after: Vec::new(),
             block: None,
-            needs_home: false,
+            needs_remote_schema: false,
             is_forwarded: false,
             path: Path::default(),
             held_back: 0,
@@ -210,7 +210,7 @@ impl<S> Changes<S> {
 
     /// The same; `newest`: some of it is under [`Policy::Newest`](crate::change::Policy::Newest).
     pub fn newest(mut self, newest: bool) -> Self {
-        self.needs_home = newest;
+        self.needs_remote_schema = newest;
         self
     }
 
@@ -221,8 +221,8 @@ impl<S> Changes<S> {
     }
 
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
-        // Where no ON CONFLICT can be, nothing tells that there is a unique index: the rows are looked for. Rows that a
-        // cascade has taken are not as expected.
+        // Where no ON CONFLICT can be, nothing tells that there is a unique index: the rows are looked for.
+        // Rows that a cascade has taken are not as expected.
         batch.optimistic = self.optimistic
             && !batch.after_cascade
             && !(batch.kind == BatchKind::Insert && batch.route.key_deferrable);
@@ -240,7 +240,7 @@ impl<S> Changes<S> {
             None if batch.kind == BatchKind::Truncate && session.asks_kinds => {
                 plain([sql::truncate_by_kind(&batch.truncated)])
             }
-            None => sql::of_batch(batch, session.home()),
+            None => sql::of_batch(batch, session.remote_schema()),
         };
         if after_cascade {
             for statement in &mut about_rows {
@@ -399,8 +399,8 @@ impl<S: Source> Changes<S> {
 }
 
 impl<S: Source> Feed for Changes<S> {
-    fn needs_home(&self) -> bool {
-        self.needs_home
+    fn needs_remote_schema(&self) -> bool {
+        self.needs_remote_schema
     }
 
     fn needs_node(&self) -> bool {

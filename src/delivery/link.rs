@@ -1,17 +1,17 @@
 //! One server in one exchange: connects if need be, feeds statements into a pipeline while reading
-//! its answers, and says in the end what took effect. A state machine that never waits; `drive`
+//! its answers, and says in the end what took effect. A state machine that never waits; `event_loop`
 //! waits for several of them.
 //!
 //! What decides between "lost" and "in doubt" is whether the end of a pipeline that commits had
 //! been handed to libpq: from then on its bytes may be anywhere.
 
 use super::answers::{Answers, BROKE_PROTOCOL, SENDS_TOO_MUCH};
-use super::endpoint::Endpoint;
 use super::feed::Feed;
-use super::session::{self, Session};
 use crate::conflict::Tally;
+use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::LostSession;
 use crate::connect::peer::PeerKind;
+use crate::connect::session::{self, Session};
 use crate::error::{Error, RemoteError, Result, SqlState};
 use crate::fault::fault_point;
 use crate::guc;
@@ -19,7 +19,7 @@ use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling};
 use crate::sql::marks::SESSION_MARK;
-use crate::sql::{HOME, NODE, Statement};
+use crate::sql::{NODE, REMOTE_SCHEMA, Statement};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -50,10 +50,11 @@ pub enum Ending {
 }
 
 /// What a server is asked in an exchange of its own before the run. A new connection is introduced in it, so
-/// that nothing is sent to whoever should not get it, and who runs a transaction is known before it can be lost.
+/// that nothing is sent to whoever should not get it, and who runs a transaction is known before it can be
+/// lost.
 struct Questions {
     /// The schema of its extension.
-    home: bool,
+    extension: bool,
     /// Its name in the paths of changes.
     node: bool,
     sent: bool,
@@ -62,7 +63,9 @@ struct Questions {
 impl Questions {
     /// The statements, once.
     fn take_statements(&mut self) -> Option<Vec<Statement>> {
-        let asked = [(self.home, HOME), (self.node, NODE)].into_iter().filter(|(asks, _)| *asks);
+        let asked = [(self.extension, REMOTE_SCHEMA), (self.node, NODE)]
+            .into_iter()
+            .filter(|(asks, _)| *asks);
         let statements = asked.map(|(_, text)| Statement::plain(text)).collect();
         (!std::mem::replace(&mut self.sent, true)).then_some(statements)
     }
@@ -114,7 +117,7 @@ pub struct Link<'f> {
     /// How the transaction can be known whose outcome is.
     lost: LostSession,
     /// The session was there before the link.
-    was_kept: bool,
+    was_idle: bool,
     /// The server's clock was so far ahead that it refused to begin.
     was_late: bool,
     /// What was run had been prepared, if only in part.
@@ -129,7 +132,7 @@ impl<'f> Link<'f> {
     /// 2F003 for a missing password, 53000 when the backend has no descriptor to spare.
     pub fn open(endpoint: &Rc<Endpoint>) -> Result<Self> {
         match session::take(endpoint) {
-            Some(session) => Ok(Self { was_kept: true, ..Self::over(session) }),
+            Some(session) => Ok(Self { was_idle: true, ..Self::over(session) }),
             None => Self::connect(endpoint),
         }
     }
@@ -184,7 +187,7 @@ impl<'f> Link<'f> {
             write_blocked: false,
             begins: false,
             lost: LostSession::default(),
-            was_kept: false,
+            was_idle: false,
             was_late: false,
             was_prepared: false,
             failure: None,
@@ -221,12 +224,12 @@ impl<'f> Link<'f> {
     fn start(&mut self) {
         let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else { return };
         let questions = Questions {
-            home: feed.needs_home() && !session.knows_home(),
+            extension: feed.needs_remote_schema() && !session.knows_remote_schema(),
             node: feed.needs_node() && session.node().is_none(),
             sent: false,
         };
         let is_new = session.peer.kind() == PeerKind::Unknown;
-        self.questions = (is_new || questions.home || questions.node).then_some(questions);
+        self.questions = (is_new || questions.extension || questions.node).then_some(questions);
         if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
             // Within a transaction, the server knows what it needs.
             self.begins = session.connection.is_idle();
@@ -279,8 +282,8 @@ impl<'f> Link<'f> {
     }
 
     /// Whether the session was there before the link.
-    pub fn was_kept(&self) -> bool {
-        self.was_kept
+    pub fn was_idle(&self) -> bool {
+        self.was_idle
     }
 
     /// Whether the server refused to begin since its clock was not known well enough. It is now.
@@ -545,8 +548,8 @@ impl<'f> Link<'f> {
             }
             let mut answers =
                 self.answers.rows().iter().map(|rows| rows.first().cloned().flatten());
-            if questions.home {
-                session.set_home(answers.next().flatten());
+            if questions.extension {
+                session.set_remote_schema(answers.next().flatten());
             }
             if questions.node {
                 session.set_node(answers.next().flatten());
@@ -557,7 +560,7 @@ impl<'f> Link<'f> {
         }
         if self.failure.as_ref().is_some_and(|e| e.sqlstate() == SqlState::UNDEFINED_FUNCTION) {
             // Its extension may be another by now.
-            session.forget_home();
+            session.forget_remote_schema();
         }
         self.was_prepared = session.prepared.settle(self.failure.is_none());
         if matches!(self.failure, Some(Error::Connect { .. })) {
@@ -733,9 +736,9 @@ fn refusal(error: &RemoteError) -> Option<Refusal> {
     if error.sqlstate != SqlState::INVALID_TEXT {
         return None;
     }
-    let (_, told) = error.message.split_once(SESSION_MARK)?;
-    let told = told.trim_end_matches(['"', '\u{bb}', '\u{201d}', '\u{201c}', '\'']);
-    let (why, number) = told.split_once(' ').unwrap_or((told, ""));
+    let (_, message) = error.message.split_once(SESSION_MARK)?;
+    let message = message.trim_end_matches(['"', '\u{bb}', '\u{201d}', '\u{201c}', '\'']);
+    let (why, number) = message.split_once(' ').unwrap_or((message, ""));
     let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
     Some(match why {
         "late" => Refusal::Late { clock: digits.parse().ok()? },

@@ -5,11 +5,12 @@
 //! that is there and may be it is not taken for gone, whichever role it has, and one that may not be ended
 //! is waited for.
 
-use super::endpoint::Endpoint;
+use super::event_loop;
 use super::feed::Fixed;
 use super::link::{Ending, Link};
-use super::{drive, session};
+use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::{LostSession, LostState};
+use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::interrupt;
@@ -57,9 +58,9 @@ pub fn settle(endpoint: &Rc<Endpoint>) -> Result<()> {
 /// [`end`], but a request to cancel is left pending.
 fn end_unless_asked(mut link: Link<'static>, lost: &LostSession) -> Result<Link<'static>> {
     begin(&mut link, lost);
-    match drive::drive(std::slice::from_mut(&mut link)) {
-        drive::Stop::Done => finish(link, lost),
-        drive::Stop::Interrupted => Err(Error::Canceled),
+    match event_loop::run(std::slice::from_mut(&mut link)) {
+        event_loop::Stop::Done => finish(link, lost),
+        event_loop::Stop::Interrupted => Err(Error::Canceled),
     }
 }
 
@@ -151,7 +152,7 @@ fn patience() -> u128 {
 /// # Errors
 /// What the link reports; a request to cancel is raised.
 pub fn run(link: &mut Link<'_>) -> Result<()> {
-    if drive::drive(std::slice::from_mut(link)) == drive::Stop::Interrupted {
+    if event_loop::run(std::slice::from_mut(link)) == event_loop::Stop::Interrupted {
         interrupt::check();
         return Err(Error::Canceled);
     }

@@ -361,7 +361,7 @@ mod tests {
             key: vec![],
             row,
             stamp: None,
-            gone: None,
+            tombstone: None,
             unchanged: vec![],
             stored: RowStorage::default(),
         }
@@ -375,7 +375,7 @@ mod tests {
             key,
             row: vec![Some(to), Some(from)],
             stamp: None,
-            gone: None,
+            tombstone: None,
             unchanged: vec![],
             stored: RowStorage::default(),
         }
@@ -388,7 +388,7 @@ mod tests {
             key: vec![Some(id)],
             row: vec![],
             stamp: None,
-            gone: None,
+            tombstone: None,
             unchanged: vec![],
             stored: RowStorage::default(),
         }

@@ -1,9 +1,9 @@
 //! Where a TRUNCATE goes among the changes before it. Pure.
 //!
 //! Constraints of the target that can wait do so to the end, and a server refuses to empty a table of which
-//! something is still to be checked (55006), though the source was right to. But what a TRUNCATE takes away need
-//! not be sent: it is sent where the first change of its tables would be, and those before it are left out. Tables
-//! that are emptied together stay together, since foreign keys may tie them.
+//! something is still to be checked (55006), though the source was right to. But what a TRUNCATE takes away
+//! need not be sent: it is sent where the first change of its tables would be, and those before it are left
+//! out. Tables that are emptied together stay together, since foreign keys may tie them.
 //!
 //! Under `newest` deletions leave something behind, so those tables stay as they are where rows are deleted or
 //! moved before.

@@ -14,8 +14,9 @@ pub fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(BatchKind, Vec<usi
     in_place.into_iter().chain(waves.into_iter().map(|wave| (BatchKind::Move, wave))).collect()
 }
 
-/// The moves of one command in groups of which each may be one statement, where the server checks keys at the end of
-/// the transaction: the keys that a group gives up are held by no row that a group before it has moved.
+/// The moves of one command in groups of which each may be one statement, where the server checks keys at the
+/// end of the transaction: the keys that a group gives up are held by no row that a group before it has
+/// moved.
 pub fn groups(route: &Route, moves: &[Change<String>]) -> Vec<Vec<usize>> {
     let Order { mut cycles, waves } = Order::of(route, moves);
     cycles.extend(waves.into_iter().flatten().map(|at| vec![at]));

@@ -21,8 +21,8 @@ pub enum Span {
     All,
 }
 
-/// What tells a row from others: the target and its key; or, where keys are deferrable, the local table and its place,
-/// as long as its transaction lasts. When that ends no two rows have the same key any more.
+/// What tells a row from others: the target and its key; or, where keys are deferrable, the local table and
+/// its place, as long as its transaction lasts. When that ends no two rows have the same key any more.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Identity {
     Key(Relation, Key),
@@ -213,9 +213,12 @@ impl Whole {
                     if deleted.contains(&place) {
                         // The row that held the key before takes over what moves there.
                         taken_over.insert(place);
-                        let (row, gone) = (Vec::new(), last.gone.take());
+                        let (row, tombstone) = (Vec::new(), last.tombstone.take());
                         let op = Op::Delete;
-                        net.push((route.clone(), Change { op, key, row, gone, ..last.clone() }));
+                        net.push((
+                            route.clone(),
+                            Change { op, key, row, tombstone, ..last.clone() },
+                        ));
                         (last.op, last.key) = (Op::Update, Vec::new());
                     } else {
                         (last.op, last.key) = (Op::Update, key);
@@ -279,8 +282,8 @@ mod tests {
     fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
         let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
         let (key, row) = (all(key), all(row));
-        let (stamp, gone, unchanged, stored) = (None, None, Vec::new(), Default::default());
-        Change { op, command: 1, key, row, stamp, gone, unchanged, stored }
+        let (stamp, tombstone, unchanged, stored) = (None, None, Vec::new(), Default::default());
+        Change { op, command: 1, key, row, stamp, tombstone, unchanged, stored }
     }
 
     fn net(changes: &[Change<&str>]) -> Vec<String> {

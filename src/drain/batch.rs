@@ -1,29 +1,29 @@
-//! What becomes of the units of a batch: applied, set aside, made to wait, or left for later.
+//! What becomes of the units of a batch: applied, marked failed, made to wait, or left for later.
 //!
 //! A batch is first applied whole. If that fails over a record, the units that cannot be applied are
-//! found by halving, see [`blame`]; each is set aside, what depends on it waits, and the rest is applied
+//! found by halving, see [`bisect`]; each is marked failed, what depends on it waits, and the rest is applied
 //! without them. What may have been applied before is looked at first, see [`doubt`].
 
-mod blame;
+mod bisect;
 mod doubt;
 
-use self::blame::Postponed;
-use super::met::conflict_of;
+use self::bisect::Postponed;
+use super::classify::conflict_of;
 use super::replay::Replay;
 use crate::change::Relation;
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use crate::pg::{Oid, sequence};
-use crate::queue::aside::{self, Blockers, Waiting};
 use crate::queue::claim::{Claims, Unit};
-use crate::queue::footprint::Footprint;
+use crate::queue::failed::{self, Blockers, Waiting};
+use crate::queue::writeset::Writeset;
 use crate::transaction;
 use std::collections::HashSet;
 
 /// What becomes of a unit.
-enum Fate {
+enum UnitState {
     /// Not known yet; in the end: left pending.
     Open,
     Applied,
@@ -37,28 +37,28 @@ enum Fate {
 
 /// Units of a source transaction that break a deferred constraint.
 #[derive(Default)]
-struct Guilty {
+struct Culprits {
     units: Vec<(usize, Error)>,
     /// Which of them is not certain.
     together: bool,
 }
 
 /// Units of a source transaction that are suspected one by one.
-const MAX_SUSPECTS: usize = 4;
+const MAX_CANDIDATES: usize = 4;
 
 /// How records are tried, and what the batches of a lane have met so far.
 #[derive(Default)]
 pub struct Trial {
-    /// A record that fails over something that may pass by itself is set aside, too.
+    /// A record that fails over something that may pass by itself is marked failed, too.
     pub isolates: bool,
-    /// Records that were set aside over such a thing: each is tried by itself.
+    /// Failed records over such a thing: each is tried by itself.
     pub alone: HashSet<i64>,
     /// What fails may do so over other lanes' changes, which are not committed or applied yet.
     pub beside_others: bool,
-    /// Records are apart or set aside that may be applied later by themselves: what refers to their rows can
-    /// wait for that.
+    /// Records are apart or marked failed that may be applied later by themselves: what refers to their rows
+    /// can wait for that.
     pub may_pass: bool,
-    /// Targets of records that were set aside over something that may pass by itself.
+    /// Targets of failed records over something that may pass by itself.
     pub busy: Vec<Relation>,
     /// An earlier drain was about to commit records up to this one, and did so or not.
     pub replayed_until: Option<i64>,
@@ -71,25 +71,25 @@ pub struct Trial {
 /// Units by which a batch is completed, at most, but for those of its last command.
 const MAX_COMPLETED: usize = 20_000;
 
-/// Records set aside over something that may pass by itself in one turn: each may take as long as a lock is
+/// Failed records over something that may pass by itself in one turn: each may take as long as a lock is
 /// waited for.
 const MAX_BUSY: usize = 4;
 
 /// See the module's head.
 pub struct Batch<'h> {
-    home: &'h Home,
+    extension: &'h Extension,
     server_name: &'h str,
     owner: Oid,
     trial: &'h mut Trial,
     /// Units whose tables are at fault, whatever the failure says.
     whole_tables: HashSet<usize>,
     units: Vec<Unit>,
-    fates: Vec<Fate>,
-    /// Marks of older records that are set aside or wait, and of those in the batch.
+    states: Vec<UnitState>,
+    /// Marks of older failed records or wait, and of those in the batch.
     blockers: Blockers,
     /// The server has such older records.
-    has_aside: bool,
-    /// Units that may still be set aside.
+    has_failed: bool,
+    /// Units that may still be marked failed.
     budget: usize,
     /// Why nothing more is tried on the server.
     stop: Option<Error>,
@@ -102,9 +102,9 @@ pub struct Batch<'h> {
 pub struct Outcome {
     /// Ids of records that were applied.
     pub applied: Vec<i64>,
-    /// How many units were set aside, and why the first.
-    pub aside: Vec<(i64, Error)>,
-    /// The conflicts that set them aside, each for the first time.
+    /// How many units were marked failed, and why the first.
+    pub failed: Vec<(i64, Error)>,
+    /// The conflicts that marks them failed, each for the first time.
     pub conflicts: Tally,
     /// Why nothing more is to be tried on the server.
     pub stop: Option<Error>,
@@ -113,29 +113,29 @@ pub struct Outcome {
 }
 
 impl<'h> Batch<'h> {
-    /// A batch of units, of which at most `budget` are set aside.
+    /// A batch of units, of which at most `budget` are marked failed.
     ///
     /// # Errors
     /// What reading the queue reports.
     pub fn new(
-        home: &'h Home,
+        extension: &'h Extension,
         server_name: &'h str,
         owner: Oid,
         units: Vec<Unit>,
         budget: usize,
         trial: &'h mut Trial,
     ) -> Result<Self> {
-        let has_aside = aside::exist(home, server_name)?;
+        let has_failed = failed::exist(extension, server_name)?;
         let mut batch = Self {
-            home,
+            extension,
             server_name,
             owner,
             trial,
             whole_tables: HashSet::new(),
             units: Vec::new(),
-            fates: Vec::new(),
+            states: Vec::new(),
             blockers: Blockers::default(),
-            has_aside,
+            has_failed,
             budget,
             stop: None,
             deferred: false,
@@ -146,14 +146,14 @@ impl<'h> Batch<'h> {
     }
 
     fn add(&mut self, units: Vec<Unit>) -> Result<()> {
-        if self.has_aside {
-            let mut checks: Vec<i64> =
-                units.iter().flat_map(|unit| unit.footprint().checks).collect();
-            checks.sort_unstable();
-            checks.dedup();
-            self.blockers.load(self.home, self.server_name, self.owner, &checks)?;
+        if self.has_failed {
+            let mut depends_on: Vec<i64> =
+                units.iter().flat_map(|unit| unit.writeset().depends_on).collect();
+            depends_on.sort_unstable();
+            depends_on.dedup();
+            self.blockers.load(self.extension, self.server_name, self.owner, &depends_on)?;
         }
-        self.fates.extend(units.iter().map(|_| Fate::Open));
+        self.states.extend(units.iter().map(|_| UnitState::Open));
         self.units.extend(units);
         Ok(())
     }
@@ -166,7 +166,7 @@ impl<'h> Batch<'h> {
     pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>, left: i64) -> Result<()> {
         self.refuse_unplannable();
         self.settle_doubt(replay, claims)?;
-        let open = self.sift(0..self.units.len());
+        let open = self.admit(0..self.units.len());
         if open.is_empty() || self.stop.is_some() {
             return Ok(());
         }
@@ -175,10 +175,10 @@ impl<'h> Batch<'h> {
         if !alone.is_empty() {
             return self.apply_alone_first(replay, claims, alone);
         }
-        let (home, last, mut noted) = (self.home, self.last_id(), Ok(()));
+        let (extension, last, mut noted) = (self.extension, self.last_id(), Ok(()));
         let meanwhile = || {
             claims.read_ahead(left);
-            noted = note_replay(home, last);
+            noted = note_replay(extension, last);
         };
         let result = replay.whole(&self.chosen(&open), meanwhile);
         noted?;
@@ -226,8 +226,8 @@ impl<'h> Batch<'h> {
         self.units.last().map(|unit| (unit.transaction(), unit.command()))
     }
 
-    /// Applies units, some of them each by itself before the others: these have failed before over something that
-    /// may not have passed.
+    /// Applies units, some of them each by itself before the others: these have failed before over something
+    /// that may not have passed.
     fn apply_alone_first(
         &mut self,
         replay: &mut Replay,
@@ -240,7 +240,7 @@ impl<'h> Batch<'h> {
         self.complete(claims)?;
         self.postpone();
         for at in alone {
-            self.narrow(replay, vec![at])?;
+            self.bisect(replay, vec![at])?;
         }
         self.settle_postponed(replay)?;
         self.apply_in_parts(replay)?;
@@ -256,7 +256,8 @@ impl<'h> Batch<'h> {
                 && error.sqlstate() != SqlState::QUERY_CANCELED)
     }
 
-    /// The connection was given up over these units. If that goes on, the one that is tried by itself is to blame.
+    /// The connection was given up over these units. If that goes on, the one that is tried by itself is to
+    /// blame.
     fn lost_over(&mut self, units: Vec<usize>, error: Error) -> Result<()> {
         let too_slow = matches!(error, Error::Timeout { .. }) && self.trial.isolates;
         self.lost(error.clone())?;
@@ -266,8 +267,8 @@ impl<'h> Batch<'h> {
         Ok(())
     }
 
-    /// Sets a unit aside that failed by itself over something that may pass, if that is to be done. A second one
-    /// of a table tells that it is the table.
+    /// Sets a unit aside that failed by itself over something that may pass, if that is to be done. A second
+    /// one of a table tells that it is the table.
     fn fail_for_now(&mut self, at: usize, error: Error) {
         let again = self.trial.alone.contains(&self.units[at].id());
         if self.trial.busy.len() >= MAX_BUSY && again {
@@ -285,11 +286,11 @@ impl<'h> Batch<'h> {
         self.fail(at, error, false);
     }
 
-    /// Checks deferred constraints, and sets aside what breaks them.
+    /// Checks deferred constraints, and marks failed what breaks them.
     ///
     /// They hold at the end of every source transaction, or it would not have been committed. So the
     /// batch is completed to such an end first, and blame is sought among whole transactions; then among
-    /// the units of the one to blame, and if that is not certain, all of it is set aside.
+    /// the units of the one to blame, and if that is not certain, all of it is marked failed.
     fn check(&mut self, replay: &mut Replay, claims: &mut Claims<'_>) -> Result<()> {
         let mut complete = false;
         while !self.applied().is_empty() {
@@ -301,13 +302,13 @@ impl<'h> Batch<'h> {
                 Err(error) if is_to_blame(replay, &error) => error,
                 Err(error) => return self.give_up(replay, error),
             };
-            let mut guilty = Guilty::default();
+            let mut culprits = Culprits::default();
             if !complete {
                 self.complete(claims)?;
                 complete = true;
             } else {
-                guilty = match self.judge(replay, error) {
-                    Ok(guilty) => guilty,
+                culprits = match self.find_culprits(replay, error) {
+                    Ok(culprits) => culprits,
                     Err(error) => return self.give_up(replay, error),
                 };
             }
@@ -315,7 +316,7 @@ impl<'h> Batch<'h> {
                 return self.give_up(replay, error);
             }
             self.reopen();
-            let Guilty { units, together } = guilty;
+            let Culprits { units, together } = culprits;
             match together {
                 true => self.fail_together(units),
                 false => units.into_iter().for_each(|(at, why)| self.fail(at, why, false)),
@@ -353,21 +354,21 @@ impl<'h> Batch<'h> {
     ///
     /// # Errors
     /// What says nothing about the units.
-    fn judge(&self, replay: &mut Replay, error: Error) -> Result<Guilty> {
+    fn find_culprits(&self, replay: &mut Replay, error: Error) -> Result<Culprits> {
         let parts = self.by_transaction(self.applied());
         let (found, error) = self.first_bad(replay, &[], &parts, error)?;
         let base = parts[..found].concat();
         let mut rest = parts[found].clone();
-        let mut suspects: Vec<(usize, Error)> = Vec::new();
+        let mut candidates: Vec<(usize, Error)> = Vec::new();
         let mut why = error.clone();
         loop {
-            if suspects.len() >= MAX_SUSPECTS || rest.is_empty() {
+            if candidates.len() >= MAX_CANDIDATES || rest.is_empty() {
                 let whole = parts[found].iter().map(|at| (*at, error.clone())).collect();
-                return Ok(Guilty { units: whole, together: true });
+                return Ok(Culprits { units: whole, together: true });
             }
             let single: Vec<Vec<usize>> = rest.iter().map(|at| vec![*at]).collect();
             let (at, reason) = self.first_bad(replay, &base, &single, why)?;
-            suspects.push((rest.remove(at), reason));
+            candidates.push((rest.remove(at), reason));
             match replay.instead(&self.chosen(&[&base[..], &rest[..]].concat())) {
                 Ok(()) => break,
                 Err(broken) if is_to_blame(replay, &broken) => why = broken,
@@ -376,7 +377,7 @@ impl<'h> Batch<'h> {
         }
         // One that does no harm among all the others only stood before what it needs.
         let mut units = Vec::new();
-        for (at, reason) in suspects {
+        for (at, reason) in candidates {
             let mut with = rest.clone();
             with.push(at);
             with.sort_unstable();
@@ -389,7 +390,7 @@ impl<'h> Batch<'h> {
         // All cleared: the server's rows have changed meanwhile.
         match units.is_empty() {
             true => Err(error),
-            false => Ok(Guilty { units, together: false }),
+            false => Ok(Culprits { units, together: false }),
         }
     }
 
@@ -419,7 +420,7 @@ impl<'h> Batch<'h> {
         Ok((good, error))
     }
 
-    /// No more may be set aside: nothing of a batch that still breaks a constraint stays.
+    /// No more may be marked failed: nothing of a batch that still breaks a constraint stays.
     fn take_back_if_broken(&mut self, replay: &mut Replay) -> Result<()> {
         match replay.check() {
             Ok(()) => return Ok(()),
@@ -453,7 +454,7 @@ impl<'h> Batch<'h> {
                 let mut records = self.units[at].records.iter();
                 records.try_for_each(|r| planner.push(&r.route, &r.change.borrowed()))
             };
-            if matches!(self.fates[at], Fate::Open)
+            if matches!(self.states[at], UnitState::Open)
                 && let Err(error) = push(&mut planner)
             {
                 self.fail(at, error, false);
@@ -464,29 +465,29 @@ impl<'h> Batch<'h> {
     }
 
     /// Of units not decided yet, those that need not wait; the others do from now on.
-    fn sift(&mut self, units: impl IntoIterator<Item = usize>) -> Vec<usize> {
+    fn admit(&mut self, units: impl IntoIterator<Item = usize>) -> Vec<usize> {
         let mut free = Vec::new();
         for at in units {
-            if !matches!(self.fates[at], Fate::Open) {
+            if !matches!(self.states[at], UnitState::Open) {
                 continue;
             }
             if !self.blockers.is_empty() {
-                let (id, footprint) = (self.units[at].id(), self.units[at].footprint());
-                if let Some(root) = self.blockers.find(id, &footprint) {
-                    self.blockers.add(id, root, &footprint.marks);
-                    self.fates[at] = Fate::Waits(root);
+                let (id, writeset) = (self.units[at].id(), self.units[at].writeset());
+                if let Some(root) = self.blockers.find(id, &writeset) {
+                    self.blockers.add(id, root, &writeset.writes);
+                    self.states[at] = UnitState::Waits(root);
                     continue;
                 }
             }
             free.push(at);
         }
-        self.sift_postponed(free)
+        self.admit_beside_postponed(free)
     }
 
     fn fail(&mut self, at: usize, error: Error, is_there: bool) {
         let id = self.units[at].id();
-        self.blockers.add(id, id, &self.marks(at, &error));
-        self.fates[at] = Fate::Failed(error, is_there);
+        self.blockers.add(id, id, &self.writes(at, &error));
+        self.states[at] = UnitState::Failed(error, is_there);
         self.budget = self.budget.saturating_sub(1);
     }
 
@@ -497,19 +498,19 @@ impl<'h> Batch<'h> {
         self.fail(first, error, false);
         let root = self.units[first].id();
         for (at, _) in units {
-            self.blockers.add(self.units[at].id(), root, &self.units[at].footprint().marks);
-            self.fates[at] = Fate::Waits(root);
+            self.blockers.add(self.units[at].id(), root, &self.units[at].writeset().writes);
+            self.states[at] = UnitState::Waits(root);
         }
     }
 
     /// What a unit that failed leaves: if its table is at fault, nothing of the table goes on.
-    fn marks(&self, at: usize, error: &Error) -> Vec<i64> {
-        let mut footprint = self.units[at].footprint();
+    fn writes(&self, at: usize, error: &Error) -> Vec<i64> {
+        let mut writeset = self.units[at].writeset();
         if error.is_about_table() || self.whole_tables.contains(&at) {
             let records = self.units[at].records.iter();
-            records.for_each(|r| footprint.join(Footprint::of_table(&r.route)));
+            records.for_each(|r| writeset.join(Writeset::of_table(&r.route)));
         }
-        footprint.marks
+        writeset.writes
     }
 
     fn chosen(&self, units: &[usize]) -> Vec<&Unit> {
@@ -517,16 +518,16 @@ impl<'h> Batch<'h> {
     }
 
     fn applied(&self) -> Vec<usize> {
-        let applied = |at: &usize| matches!(self.fates[*at], Fate::Applied);
+        let applied = |at: &usize| matches!(self.states[*at], UnitState::Applied);
         (0..self.units.len()).filter(applied).collect()
     }
 
     fn set_applied(&mut self, units: &[usize]) {
-        units.iter().for_each(|at| self.fates[*at] = Fate::Applied);
+        units.iter().for_each(|at| self.states[*at] = UnitState::Applied);
     }
 
     fn reopen(&mut self) {
-        self.applied().into_iter().for_each(|at| self.fates[at] = Fate::Open);
+        self.applied().into_iter().for_each(|at| self.states[at] = UnitState::Open);
     }
 
     /// Nothing of the batch stays.
@@ -541,45 +542,50 @@ impl<'h> Batch<'h> {
         }
     }
 
-    /// Writes to the queue what was set aside and what waits. What was applied stays in it until the
+    /// Writes to the queue what was marked failed and what waits. What was applied stays in it until the
     /// caller removes it.
     ///
     /// # Errors
     /// What writing the queue reports.
     pub fn settle(self) -> Result<Outcome> {
-        let (applied, aside, conflicts) = (Vec::new(), Vec::new(), Tally::default());
+        let (applied, failed, conflicts) = (Vec::new(), Vec::new(), Tally::default());
         let mut outcome =
-            Outcome { applied, aside, conflicts, stop: None, deferred: self.deferred };
+            Outcome { applied, failed, conflicts, stop: None, deferred: self.deferred };
         let mut waiting = Vec::new();
         for at in 0..self.units.len() {
             let ids = || self.units[at].records.iter().map(|record| record.id);
             let wait = |root| {
                 self.units[at].records.iter().map(move |r| {
-                    let marks = Footprint::of(&r.route, &r.change).marks;
-                    Waiting { id: r.id, root, marks }
+                    let writes = Writeset::of(&r.route, &r.change).writes;
+                    Waiting { id: r.id, root, writes }
                 })
             };
-            match &self.fates[at] {
-                Fate::Open => {}
-                Fate::Applied | Fate::Settled => outcome.applied.extend(ids()),
-                Fate::Waits(root) => waiting.extend(wait(*root)),
-                Fate::Failed(error, is_there) => {
+            match &self.states[at] {
+                UnitState::Open => {}
+                UnitState::Applied | UnitState::Settled => outcome.applied.extend(ids()),
+                UnitState::Waits(root) => waiting.extend(wait(*root)),
+                UnitState::Failed(error, is_there) => {
                     let id = self.units[at].id();
                     let first = &self.units[at].records[0];
                     let passes = error.is_transient()
                         || (self.trial.may_pass
                             && error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION);
-                    if aside::set_aside(self.home, id, &self.marks(at, error), error, passes)?
-                        && let Some(conflict) = conflict_of(first, error, *is_there)
+                    if failed::set_failed(
+                        self.extension,
+                        id,
+                        &self.writes(at, error),
+                        error,
+                        passes,
+                    )? && let Some(conflict) = conflict_of(first, error, *is_there)
                     {
                         outcome.conflicts.add(&first.route, conflict);
                     }
                     waiting.extend(wait(id).skip(1));
-                    outcome.aside.push((id, error.clone()));
+                    outcome.failed.push((id, error.clone()));
                 }
             }
         }
-        aside::set_waiting(self.home, &waiting)?;
+        failed::set_waiting(self.extension, &waiting)?;
         outcome.stop = self.stop;
         Ok(outcome)
     }
@@ -590,9 +596,9 @@ impl<'h> Batch<'h> {
 ///
 /// # Errors
 /// When the sequence is not there.
-pub fn note_replay(home: &Home, last: i64) -> Result<()> {
+pub fn note_replay(extension: &Extension, last: i64) -> Result<()> {
     transaction::note_replay(last);
-    sequence::raise(home, REPLAYED, last)
+    sequence::raise(extension, REPLAYED, last)
 }
 
 /// The last record that a drain was about to commit; `None` also if that was one of this session, which knows
@@ -600,8 +606,8 @@ pub fn note_replay(home: &Home, last: i64) -> Result<()> {
 ///
 /// # Errors
 /// When the sequence is not there.
-pub fn noted_replay(home: &Home) -> Result<Option<i64>> {
-    Ok(sequence::last(home, REPLAYED)?.filter(|last| !transaction::has_not_committed(*last)))
+pub fn noted_replay(extension: &Extension) -> Result<Option<i64>> {
+    Ok(sequence::last(extension, REPLAYED)?.filter(|last| !transaction::has_not_committed(*last)))
 }
 
 /// The sequence that has the number of that record: it is not rolled back with the drain.

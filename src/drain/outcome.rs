@@ -1,14 +1,14 @@
-//! What became of a drain whose COMMIT was not answered, where rows do not tell: rows of a table without a key look
-//! alike whether they were inserted once or twice.
+//! What became of a drain whose COMMIT was not answered, where rows do not tell: rows of a table without a
+//! key look alike whether they were inserted once or twice.
 //!
-//! Before such a drain commits, it asks for the transaction's id there, and the session remembers it with the records
-//! that it has applied. The next drain of the session asks the server what became of it. A session that ends in
-//! between takes that with it: then a person decides, see [`super::batch`].
+//! Before such a drain commits, it asks for the transaction's id there, and the session remembers it with the
+//! records that it has applied. The next drain of the session asks the server what became of it. A session
+//! that ends in between takes that with it: then a person decides, see [`super::batch`].
 
 use crate::delivery::link::Link;
 use crate::delivery::lost;
 use crate::error::Result;
-use crate::pg::spi::Home;
+use crate::pg::spi::Extension;
 use crate::queue;
 use std::cell::RefCell;
 
@@ -45,13 +45,13 @@ pub fn note(server_name: &str, owner: &str, xact: i64, ids: &[i64], until: i64) 
     });
 }
 
-/// Settles what the session remembers of a lane: records that are known to have been applied are removed. Gives the
-/// record up to which they are known not to have been.
+/// Settles what the session remembers of a lane: records that are known to have been applied are removed.
+/// Gives the record up to which they are known not to have been.
 ///
 /// # Errors
 /// What the link or the queue reports; a transient error while the transaction is under way there.
 pub fn settle(
-    home: &Home,
+    extension: &Extension,
     server_name: &str,
     owner: &str,
     link: &mut Link<'static>,
@@ -61,7 +61,7 @@ pub fn settle(
         return Ok(None);
     };
     let is_open = match noted.ids.last() {
-        Some(last) => queue::is_pending(home, *last)?,
+        Some(last) => queue::is_pending(extension, *last)?,
         None => false,
     };
     if !is_open {
@@ -69,7 +69,7 @@ pub fn settle(
         return Ok(None);
     }
     match lost::outcome(link, noted.xact)? {
-        Some(true) => queue::remove(home, &noted.ids).map(|()| None),
+        Some(true) => queue::remove(extension, &noted.ids).map(|()| None),
         Some(false) => Ok(Some(noted.until)),
         None => Ok(None),
     }

@@ -4,17 +4,17 @@
 //! tried. Constraints that can wait do so within a batch.
 //!
 //! A batch is first sent as a delivery is that takes the server's rows to be as expected, see
-//! [`crate::delivery::trust`]; once they were not, batches are sent without that to the end of the drain.
+//! [`crate::delivery::assume`]; once they were not, batches are sent without that to the end of the drain.
 
 use crate::change::{Change, Op, Route};
 use crate::conflict::Tally;
+use crate::delivery::assumption::{self, Assume};
 use crate::delivery::commit::BEGIN;
-use crate::delivery::drive::{self, Stop};
+use crate::delivery::event_loop::{self, Stop};
 use crate::delivery::feed::{Asked, Changes, Fixed, Source};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
 use crate::delivery::truncations::Truncations;
-use crate::delivery::trust::{self, Trust};
 use crate::delivery::whole::Span;
 use crate::error::{Error, Result, SqlState};
 use crate::queue::claim::{Record, Unit};
@@ -63,8 +63,8 @@ impl Replay {
         }
     }
 
-    /// The open transaction's full id there, where rows do not tell whether it was committed. A link that fails is
-    /// given up.
+    /// The open transaction's full id there, where rows do not tell whether it was committed. A link that
+    /// fails is given up.
     pub fn transaction(&mut self) -> Option<i64> {
         let mut link = self.link.take_if(|_| self.keyless)?;
         link.run(Fixed::new([lost::CURRENT_TRANSACTION]), Ending::Open);
@@ -123,17 +123,17 @@ impl Replay {
         };
         self.begun = true;
         self.keep_conflicts();
-        let trust = self.trust(units);
-        let error = match self.attempt(units, begin, &[CHECK], (trust, None), meanwhile) {
+        let assume = self.assume(units);
+        let error = match self.attempt(units, begin, &[CHECK], (assume, None), meanwhile) {
             Err(error) if self.can_go_on(&error) => error,
             result => return result,
         };
         let mut again = self.must_ask_kinds(units, &error);
-        if trust == Trust::Rows && !error.is_transient() {
+        if assume == Assume::Rows && !error.is_transient() {
             again = true;
             self.trusting = false;
             if let Some(link) = &mut self.link {
-                trust::distrust(link, &error);
+                assumption::set_text_only(link, &error);
             }
         }
         let result = if again { self.instead(units) } else { Err(error) };
@@ -144,7 +144,9 @@ impl Replay {
     fn again_one_by_one(&mut self, units: &[&Unit], result: Result<()>) -> Result<()> {
         match result {
             Err(error)
-                if trust::is_of_one_row(&error) && !self.one_by_one && self.can_go_on(&error) =>
+                if assumption::is_of_one_row(&error)
+                    && !self.one_by_one
+                    && self.can_go_on(&error) =>
             {
                 self.one_by_one = true;
                 self.instead(units)
@@ -155,16 +157,17 @@ impl Replay {
 
     /// Whether the server has refused a TRUNCATE for what the session asks from now on.
     fn must_ask_kinds(&mut self, units: &[&Unit], error: &Error) -> bool {
-        empties(units) && self.link.as_mut().is_some_and(|link| trust::must_ask_kinds(link, error))
+        empties(units)
+            && self.link.as_mut().is_some_and(|link| assumption::must_ask_kinds(link, error))
     }
 
     /// How a batch is tried first.
-    fn trust(&mut self, units: &[&Unit]) -> Trust {
+    fn assume(&mut self, units: &[&Unit]) -> Assume {
         let routes = routes(units, |_| true);
         let session = self.link.as_mut().and_then(Link::session);
-        match self.trusting && session.is_some_and(|session| session.has_proven(&routes)) {
-            true => Trust::Rows,
-            false => Trust::Nothing,
+        match self.trusting && session.is_some_and(|session| session.has_accepted(&routes)) {
+            true => Assume::Rows,
+            false => Assume::Nothing,
         }
     }
 
@@ -194,7 +197,7 @@ impl Replay {
 
     fn part_as(&mut self, units: &[&Unit], span: Option<Span>, after: &[&str]) -> Result<()> {
         const AGAIN: [&str; 1] = ["ROLLBACK TO SAVEPOINT unit"];
-        let how = (Trust::Nothing, span);
+        let how = (Assume::Nothing, span);
         let mut result = self.attempt(units, &["SAVEPOINT unit"], after, how, || ());
         if let Err(error) = &result
             && self.can_go_on(error)
@@ -207,7 +210,7 @@ impl Replay {
         {
             let routes = routes(units, |record| record.change.moves());
             let targets = match &mut self.link {
-                Some(link) => trust::moved_at_once(&routes, link, error),
+                Some(link) => assumption::moved_at_once(&routes, link, error),
                 None => Vec::new(),
             };
             if !targets.is_empty() {
@@ -248,7 +251,7 @@ impl Replay {
     pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
         self.conflicts.1 = Tally::default();
         let again = ["ROLLBACK TO SAVEPOINT drain", BEGIN[1]];
-        self.attempt(units, &again, &[CHECK], (Trust::Nothing, None), || ())
+        self.attempt(units, &again, &[CHECK], (Assume::Nothing, None), || ())
     }
 
     /// Takes back the batch.
@@ -274,22 +277,22 @@ impl Replay {
         units: &[&Unit],
         before: &[&str],
         after: &[&str],
-        (trust, span): (Trust, Option<Span>),
+        (assume, span): (Assume, Option<Span>),
         meanwhile: impl FnOnce(),
     ) -> Result<()> {
         if units.is_empty() {
             return self.statements(&[before, after].concat());
         }
-        let session = self.link.take().and_then(Link::into_session).ok_or_else(gone)?;
+        let session = self.link.take().and_then(Link::into_session).ok_or_else(connection_gone)?;
         let name = session.endpoint.application_name.clone();
         // A link of its own: it borrows the records.
         let mut link = Link::over(session);
         let records = || units.iter().flat_map(|unit| &unit.records);
         let bytes = || records().map(|record| record.change.encoded_size() as u64).sum();
         self.keyless |= units.iter().any(|unit| unit.is_keyless());
-        let many = trust == Trust::Rows && trust::are_many(records().count(), bytes());
+        let many = assume == Assume::Rows && assumption::are_many(records().count(), bytes());
         let changes = Changes::new(Records(records()), &name)
-            .optimistic(trust == Trust::Rows)
+            .optimistic(assume == Assume::Rows)
             .one_by_one(self.one_by_one)
             .in_binary(many && link.takes_binary())
             .in_waves(self.in_waves)
@@ -305,7 +308,7 @@ impl Replay {
             .whole(span)
             .between(before, after);
         link.run(changes, Ending::Open);
-        if drive::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
+        if event_loop::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
             meanwhile();
         }
         let result = lost::run(&mut link);
@@ -315,7 +318,7 @@ impl Replay {
             self.conflicts.1.merge(link.take_conflicts());
             self.held_back += link.take_held_back();
             if let Some(session) = link.session() {
-                session.prove(routes(units, |record| record.change.is_upsert()).iter());
+                session.set_accepted(routes(units, |record| record.change.is_upsert()).iter());
             }
         }
         self.link = link.into_session().map(Link::over);
@@ -350,7 +353,7 @@ impl Replay {
             places.push(at);
         }
         for (batch, places) in batches {
-            let mut link = self.link.take().ok_or_else(gone)?;
+            let mut link = self.link.take().ok_or_else(connection_gone)?;
             let mut statements = vec![Statement::plain("SAVEPOINT unit")];
             if batch.route.compared().next().is_some()
                 && let Some(session) = link.session()
@@ -368,8 +371,8 @@ impl Replay {
             match result {
                 Ok(()) => {
                     let answer = answer.unwrap_or_default();
-                    let told = answer.bytes().map(|byte| byte == b'1');
-                    places.iter().zip(told).for_each(|(at, told)| reached[*at] = told);
+                    let answers = answer.bytes().map(|byte| byte == b'1');
+                    places.iter().zip(answers).for_each(|(at, answers)| reached[*at] = answers);
                 }
                 Err(error) if self.can_go_on(&error) => {
                     self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])?;
@@ -392,7 +395,7 @@ impl Replay {
 
     /// Runs plain statements.
     fn statements(&mut self, texts: &[&str]) -> Result<()> {
-        let mut link = self.link.take().ok_or_else(gone)?;
+        let mut link = self.link.take().ok_or_else(connection_gone)?;
         link.run(Fixed::new(texts.iter().copied()), Ending::Open);
         let result = lost::run(&mut link);
         self.link = Some(link).filter(Link::is_up);
@@ -417,7 +420,7 @@ fn empties(units: &[&Unit]) -> bool {
     records.any(|record| record.change.op == Op::Truncate)
 }
 
-fn gone() -> Error {
+fn connection_gone() -> Error {
     Error::internal("drain goes on without a connection")
 }
 

@@ -25,7 +25,7 @@ fn any_code_is_a_sqlstate_of_a_failure() {
 }
 
 /// What is taken for a conflict is one that can be kept and shown. Says whether it was.
-fn told(answer: &str) -> Result<bool, TestCaseError> {
+fn is_accepted(answer: &str) -> Result<bool, TestCaseError> {
     let mut tally = Tally::default();
     let conflicts = Conflicts::Rows(route(Policy::Overwrite));
     prop_assert!(conflicts.take_row(Some(answer), &mut tally));
@@ -43,11 +43,11 @@ fn told(answer: &str) -> Result<bool, TestCaseError> {
     Ok(!tally.is_empty())
 }
 
-const NAMES: [&str; 5] = ["update_missing", "insert_exists", "applied", "set aside", "id"];
+const NAMES: [&str; 5] = ["update_missing", "insert_exists", "applied", "failed", "id"];
 
 #[test]
 fn any_answer_about_conflicts_is_read_or_ignored() {
-    check(800, &json(&NAMES), |answer| told(&answer).map(drop));
+    check(800, &json(&NAMES), |answer| is_accepted(&answer).map(drop));
     let valid = r#"["update_missing", "applied", {"id": "1"}, {"id": "1", "b": null}, "7", null]"#;
     let mut tally = Tally::default();
     assert!(Conflicts::Rows(route(Policy::Skip)).take_row(Some(valid), &mut tally));
@@ -55,20 +55,19 @@ fn any_answer_about_conflicts_is_read_or_ignored() {
         tally.details().map(|(_, c)| c.kind).collect::<Vec<_>>(),
         [ConflictType::UpdateMissing]
     );
-    check(1_500, &edits(), |edits| told(&edited(valid, &edits)).map(drop));
+    check(1_500, &edits(), |edits| is_accepted(&edited(valid, &edits)).map(drop));
 }
 
 #[test]
 fn an_answer_of_the_right_shape_is_a_conflict_whatever_its_keys() {
-    let names =
-        (select(ConflictType::ALL.to_vec()), select(vec!["applied", "skipped", "set aside"]));
+    let names = (select(ConflictType::ALL.to_vec()), select(vec!["applied", "skipped", "failed"]));
     let version = || prop_oneof![Just(Value::Null), text().prop_map(Value::from)];
     let answers = (names, json(&NAMES), json(&NAMES), version(), version());
-    check(800, &answers, |((kind, decision), key, met, one, other)| {
-        let answer = format!("[{:?}, {decision:?}, {key}, {met}, {one}, {other}]", kind.name());
+    check(800, &answers, |((kind, decision), key, found, one, other)| {
+        let answer = format!("[{:?}, {decision:?}, {key}, {found}, {one}, {other}]", kind.name());
         // Not JSON at all, or nested too deep where it is put.
         let is_json = serde_json::from_str::<Value>(&answer).is_ok();
-        prop_assert_eq!(told(&answer)?, is_json, "{}", answer);
+        prop_assert_eq!(is_accepted(&answer)?, is_json, "{}", answer);
         Ok(())
     });
 }

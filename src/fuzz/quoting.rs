@@ -140,9 +140,9 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
     };
     let (key, row) = (values(keys), values(row));
     let stamp = |version| shape.stamped.then_some(Stamp { version, rank: 1 });
-    let (stamp, gone) = (stamp(values(1).remove(0)), stamp(values(1).remove(0)));
+    let (stamp, tombstone) = (stamp(values(1).remove(0)), stamp(values(1).remove(0)));
     let (unchanged, stored) = (Vec::new(), RowStorage::default());
-    (route, Change { op: shape.op, command: 1, key, row, stamp, gone, unchanged, stored })
+    (route, Change { op: shape.op, command: 1, key, row, stamp, tombstone, unchanged, stored })
 }
 
 /// All SQL about a change.

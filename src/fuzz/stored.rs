@@ -18,13 +18,13 @@ fn change() -> impl Strategy<Value = Change<String>> {
         || maybe((maybe(text()), any::<i64>()).prop_map(|(version, rank)| Stamp { version, rank }));
     let numbers = (any::<u32>(), vec(any::<u32>(), 0..4), any::<(u64, u64, u32)>());
     (op, values(), values(), stamp(), stamp(), numbers).prop_map(
-        |(op, key, row, stamp, gone, (command, unchanged, stored))| Change {
+        |(op, key, row, stamp, tombstone, (command, unchanged, stored))| Change {
             op,
             command,
             key,
             row,
             stamp,
-            gone,
+            tombstone,
             unchanged,
             stored: stored.into(),
         },

@@ -1,12 +1,12 @@
 //! Rows appended to one of the extension's tables, several times cheaper than by SQL: without a plan, and
-//! without the values being written as text and read again. What an administrator has added to the table is seen to
-//! as for any INSERT: indexes, triggers, constraints, columns with defaults. As in [`super::spi`], whatever the
-//! user's rights, and in a pre-commit callback too.
+//! without the values being written as text and read again. What an administrator has added to the table is
+//! seen to as for any INSERT: indexes, triggers, constraints, columns with defaults. As in [`super::spi`],
+//! whatever the user's rights, and in a pre-commit callback too.
 
 use super::Oid;
 use super::context::{AsUser, Settings};
 use super::lookup::{Status, Table};
-use super::spi::Home;
+use super::spi::Extension;
 use super::text;
 use super::xact::Transaction;
 use crate::error::{Error, Result};
@@ -66,19 +66,19 @@ struct Triggers {
 }
 
 impl Appender {
-    /// Begins to append. What is not closed in the end is left to the transaction's abort. `rows`: the status that
-    /// all rows have; indexes that get no entry of such rows are not even opened, which costs as much as to write a
-    /// row.
+    /// Begins to append. What is not closed in the end is left to the transaction's abort. `rows`: the status
+    /// that all rows have; indexes that get no entry of such rows are not even opened, which costs as much as
+    /// to write a row.
     ///
     /// # Errors
     /// When there is no such table.
-    pub fn open(home: &Home, table: &str, rows: Status) -> Result<Self> {
-        let table = Table::open(home, table, pg_sys::RowExclusiveLock as i32)?;
+    pub fn open(extension: &Extension, table: &str, rows: Status) -> Result<Self> {
+        let table = Table::open(extension, table, pg_sys::RowExclusiveLock as i32)?;
         let without = match rows {
             Status::Pending => table.indexes_without_pending(),
             Status::Any | Status::NotPending => Vec::new(),
         };
-        let user = AsUser::switch(home.owner);
+        let user = AsUser::switch(extension.owner);
         let relation = table.relation();
         // SAFETY: calls in their order, as the server's own worker for logical replication makes them;
         // what they raise unwinds, and the transaction's abort cleans up.
@@ -155,8 +155,8 @@ impl Appender {
     /// They live in the current memory context.
     unsafe fn fill(&mut self, values: &[(&str, Value<'_>)]) -> Result<()> {
         for at in 0..self.columns.len() {
-            // SAFETY: a name that ends with a zero byte; the slot has a value and a flag for each of the table's
-            // columns.
+            // SAFETY: a name that ends with a zero byte; the slot has a value and a flag for each of the
+            // table's columns.
             unsafe {
                 let column = CStr::from_ptr(self.columns[at].name.data.as_ptr()).to_bytes();
                 let given = values.iter().find(|(name, _)| name.as_bytes() == column);
@@ -171,7 +171,8 @@ impl Appender {
         Ok(())
     }
 
-    /// The default of a column, by its position; `None` for NULL. Generated columns are worked out by the insert.
+    /// The default of a column, by its position; `None` for NULL. Generated columns are worked out by the
+    /// insert.
     ///
     /// # Safety
     /// The value lives until the next row.
@@ -246,8 +247,8 @@ impl Appender {
     }
 }
 
-/// Whether some trigger would fire for an INSERT. The extension's own, which are for replication, fire only where
-/// `session_replication_role` says so.
+/// Whether some trigger would fire for an INSERT. The extension's own, which are for replication, fire only
+/// where `session_replication_role` says so.
 ///
 /// # Safety
 /// Null or the triggers of an open relation.

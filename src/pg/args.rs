@@ -15,8 +15,8 @@ use pgrx::{IntoDatum, pg_sys};
 use std::ffi::CString;
 use std::marker::PhantomData;
 
-/// The arguments of the running call: what a SQL function here takes, made by pgrx from the call that PostgreSQL
-/// makes and by nobody else.
+/// The arguments of the running call: what a SQL function here takes, made by pgrx from the call that
+/// PostgreSQL makes and by nobody else.
 pub struct Args<'call>(pg_sys::FunctionCallInfo, PhantomData<&'call ()>);
 
 // SAFETY: stands for the call itself, as pgrx's own type for it does, and lives no longer.

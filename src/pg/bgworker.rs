@@ -8,7 +8,7 @@
 
 use super::large::Inside;
 use super::lock_tag::object_tag;
-use super::{Oid, board, compat, context, database, text};
+use super::{Oid, compat, context, database, text, worker_registry};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -226,7 +226,7 @@ pub fn longest_wait() -> Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// SIGTERM.
-    Told,
+    Requested,
     /// Someone wants the database for itself.
     Evicted,
     /// It makes room for another database's.
@@ -253,7 +253,11 @@ pub fn neutral_settings() {
 
 /// Whether this process is to end.
 pub fn ending() -> Option<End> {
-    if STOP.load(SeqCst) { Some(End::Told) } else { EVICTED.load(SeqCst).then_some(End::Evicted) }
+    if STOP.load(SeqCst) {
+        Some(End::Requested)
+    } else {
+        EVICTED.load(SeqCst).then_some(End::Evicted)
+    }
 }
 
 /// In a worker, once in a while: looks whether someone waits for it to leave the database, and if
@@ -318,7 +322,7 @@ pub fn become_worker() -> bool {
     if got {
         // SAFETY: a function of this library, which is never unloaded.
         unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(0usize)) }
-        board::set(database::current(), board::mark::WORKING);
+        worker_registry::set(database::current(), worker_registry::flag::WORKING);
     }
     got
 }
@@ -326,9 +330,9 @@ pub fn become_worker() -> bool {
 /// Tells the launcher, however the worker ends. Neither waits nor fails.
 unsafe extern "C-unwind" fn at_exit(_code: i32, _arg: pg_sys::Datum) {
     let database = database::current();
-    board::clear(database, board::mark::WORKING);
+    worker_registry::clear(database, worker_registry::flag::WORKING);
     if !YIELDED.load(SeqCst) {
-        board::set(database, board::mark::ENDED);
+        worker_registry::set(database, worker_registry::flag::ENDED);
     }
 }
 
@@ -337,13 +341,13 @@ unsafe extern "C-unwind" fn at_exit(_code: i32, _arg: pg_sys::Datum) {
 /// that there is no worker at work, or is seen here.
 pub fn try_yield(due: Option<i64>) -> bool {
     let database = database::current();
-    board::clear(database, board::mark::WORKING);
-    if board::has(database, board::mark::TOLD) {
-        board::set(database, board::mark::WORKING);
+    worker_registry::clear(database, worker_registry::flag::WORKING);
+    if worker_registry::has(database, worker_registry::flag::NOTIFIED) {
+        worker_registry::set(database, worker_registry::flag::WORKING);
         return false;
     }
     YIELDED.store(true, SeqCst);
-    board::yield_until(database, due.unwrap_or(0));
+    worker_registry::yield_until(database, due.unwrap_or(0));
     true
 }
 

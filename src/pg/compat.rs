@@ -119,8 +119,8 @@ pub unsafe fn forget_transaction_timeout() {
     }
 }
 
-/// The number that this process has given to its current transaction, other than all it gave before; 0 outside of
-/// transactions.
+/// The number that this process has given to its current transaction, other than all it gave before; 0
+/// outside of transactions.
 pub fn local_transaction() -> u32 {
     // SAFETY: null, or this process's entry in shared memory, of which it alone writes the number.
     unsafe {

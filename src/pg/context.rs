@@ -109,14 +109,14 @@ pub fn uses_temporary_tables() -> bool {
     unsafe { pg_sys::MyXactFlags as u32 & pg_sys::XACT_FLAGS_ACCESSEDTEMPNAMESPACE != 0 }
 }
 
-/// Empties and drops temporary tables as their ON COMMIT says, which the server does a moment later in any case.
-/// It may fail: over a foreign key between tables that are emptied and others that are not, for one. A second time
-/// finds nothing left to do.
+/// Empties and drops temporary tables as their ON COMMIT says, which the server does a moment later in any
+/// case. It may fail: over a foreign key between tables that are emptied and others that are not, for one. A
+/// second time finds nothing left to do.
 pub fn run_on_commit_actions() {
     xact::demand();
-    // SAFETY: in a transaction, in which the server lets it be called again and again: subtransactions see to the
-    // rest of their list. In a pre-commit callback the deferred triggers have fired and portals are closed, as where
-    // the server calls it. What it raises unwinds.
+    // SAFETY: in a transaction, in which the server lets it be called again and again: subtransactions see to
+    // the rest of their list. In a pre-commit callback the deferred triggers have fired and portals are
+    // closed, as where the server calls it. What it raises unwinds.
     unsafe { pg_sys::PreCommit_on_commit_actions() }
 }
 
@@ -129,8 +129,8 @@ pub fn check_serializable() {
         fn PreCommit_CheckForSerializationFailure();
     }
     xact::demand();
-    // SAFETY: in a transaction; in a pre-commit callback PostgreSQL itself is about to call it. It may raise, and the
-    // guard turns that into unwinding.
+    // SAFETY: in a transaction; in a pre-commit callback PostgreSQL itself is about to call it. It may raise,
+    // and the guard turns that into unwinding.
     unsafe {
         if is_serializable() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| PreCommit_CheckForSerializationFailure());

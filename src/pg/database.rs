@@ -22,8 +22,8 @@ pub fn server_major() -> u32 {
     pg_sys::PG_VERSION_NUM / 10_000
 }
 
-/// The databases that can be connected to. In a process that is connected to none, SQL is not to be
-/// had, so this reads the shared catalog as autovacuum's launcher does. In a transaction, else this raises 25P01.
+/// The databases that can be connected to. In a process that is connected to none, SQL is not to be had, so
+/// this reads the shared catalog as autovacuum's launcher does. In a transaction, else this raises 25P01.
 pub fn connectable() -> Vec<Oid> {
     xact::demand();
     let mut found = Vec::new();

@@ -27,8 +27,8 @@ pub fn run(sql: &str) -> Result<()> {
     Ok(())
 }
 
-/// Records that a trigger depends on columns of a table, which then are not dropped without CASCADE. For a trigger
-/// that this transaction has made.
+/// Records that a trigger depends on columns of a table, which then are not dropped without CASCADE. For a
+/// trigger that this transaction has made.
 pub fn depend_on_columns(trigger: Oid, table: Oid, columns: &[i16]) {
     let address = |class: Oid, object: Oid, part: i16| pg_sys::ObjectAddress {
         classId: class,

@@ -1,12 +1,12 @@
-//! Faults that a test asks for, at the points that [`fault_point`](crate::fault) names. Not part of a build that
-//! people install.
+//! Faults that a test asks for, at the points that [`fault_point`](crate::fault) names. Not part of a build
+//! that people install.
 //!
-//! A test asks through files, so that no setting, function or memory of the server knows of it, and so that it can
-//! ask from outside of every session. Where the data directory holds the directory `pg_rowsync.faults`, a process
-//! that comes to a point looks there for a file named after its database's OID, which holds three words: the point,
-//! what is to happen, and `session` or `worker`. The process that finds itself meant renames the file, so that no
-//! other is, and waits for the renamed one to be removed: until then the test can do what is to happen meanwhile.
-//! Then it does what was asked for.
+//! A test asks through files, so that no setting, function or memory of the server knows of it, and so that
+//! it can ask from outside of every session. Where the data directory holds the directory
+//! `pg_rowsync.faults`, a process that comes to a point looks there for a file named after its database's
+//! OID, which holds three words: the point, what is to happen, and `session` or `worker`. The process that
+//! finds itself meant renames the file, so that no other is, and waits for the renamed one to be removed:
+//! until then the test can do what is to happen meanwhile. Then it does what was asked for.
 
 use super::report;
 use crate::error::{Error, SqlState};
@@ -50,8 +50,8 @@ pub enum Point {
     BeforePrepare,
     /// A server has prepared its transaction; nothing of that is known here but in memory.
     Prepared,
-    /// The local transaction has ended, and the end of what it has prepared is about to be sent. Nothing can be raised
-    /// here.
+    /// The local transaction has ended, and the end of what it has prepared is about to be sent. Nothing can
+    /// be raised here.
     SecondPhase,
     /// The servers have answered that. Nothing can be raised here.
     Finished,
@@ -157,7 +157,8 @@ thread_local! {
 fn limit(resource: libc::__rlimit_resource_t, most: Option<u64>) {
     let Some(most) = most else { return };
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a plain struct to be filled in; the callback is a function of this library, which is never unloaded.
+    // SAFETY: a plain struct to be filled in; the callback is a function of this library, which is never
+    // unloaded.
     unsafe {
         libc::getrlimit(resource, &mut before);
         pg_sys::RegisterXactCallback(Some(lift), std::ptr::null_mut());

@@ -2,7 +2,8 @@
 //!
 //! From the moment in which a commit is sent to another server, interrupts are held (`HOLD_INTERRUPTS`) until
 //! its outcome is known, and if it took effect, until the local transaction has ended. An ERROR sets the
-//! server's counter to zero, whoever holds interrupts, so nothing here subtracts what may not be there any more.
+//! server's counter to zero, whoever holds interrupts, so nothing here subtracts what may not be there any
+//! more.
 
 use super::compat;
 use pgrx::pg_sys;
@@ -78,8 +79,8 @@ pub fn check() {
 }
 
 /// A commit has been sent to another server. Until its outcome is known, and from then to the end of the
-/// transaction if it took effect, interrupts are held: requests to cancel and to end, timeouts, a client that has
-/// gone.
+/// transaction if it took effect, interrupts are held: requests to cancel and to end, timeouts, a client that
+/// has gone.
 pub fn commit_sent() {
     if STAGE.get() == Stage::Open {
         // SAFETY: a counter of this backend.
@@ -97,9 +98,9 @@ pub fn nothing_committed() {
     }
 }
 
-/// The transaction is committed on another server, or may be and the queue sees to the rest. A pending request
-/// to cancel comes too late and is dropped, as PostgreSQL drops one that arrives after its own commit point; one
-/// to end the backend waits for the end of the transaction.
+/// The transaction is committed on another server, or may be and the queue sees to the rest. A pending
+/// request to cancel comes too late and is dropped, as PostgreSQL drops one that arrives after its own commit
+/// point; one to end the backend waits for the end of the transaction.
 pub fn committed() {
     commit_sent();
     if let Stage::Sent { outer } = STAGE.get() {
@@ -132,8 +133,8 @@ pub fn transaction_ended(committed: bool) {
     renew_timeouts();
 }
 
-/// Timeouts that ran out meanwhile: that of a lock is over. That of a statement goes on where the statement does,
-/// which only a procedure's does: for others the server has stopped it before it commits.
+/// Timeouts that ran out meanwhile: that of a lock is over. That of a statement goes on where the statement
+/// does, which only a procedure's does: for others the server has stopped it before it commits.
 fn renew_timeouts() {
     // From utils/timeout.h: pgrx binds none of it. The numbers are the same in all supported majors.
     const LOCK_TIMEOUT: i32 = 2;

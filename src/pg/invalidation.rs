@@ -28,8 +28,8 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// What a later change of this server or mapping will be reported as. Looks at the catalogs: raises 25P01 outside
-    /// of a transaction.
+    /// What a later change of this server or mapping will be reported as. Looks at the catalogs: raises 25P01
+    /// outside of a transaction.
     pub fn of_account(server: Oid, mapping: Oid) -> [Self; 2] {
         xact::demand();
         let of = |cache: pg_sys::SysCacheIdentifier::Type, oid: Oid| {

@@ -86,7 +86,8 @@ impl Values {
     /// read.
     ///
     /// # Errors
-    /// For text that is not UTF-8; XX000 for what is no pointer to a stored value; 25P01 outside of a transaction.
+    /// For text that is not UTF-8; XX000 for what is no pointer to a stored value; 25P01 outside of a
+    /// transaction.
     pub fn read(&mut self, stored: impl Iterator<Item = Stored>) -> Result<Vec<&str>> {
         xact::require()?;
         self.0.take_if(|(of, _)| of.is_over());

@@ -1,5 +1,5 @@
-//! One drainer per server at a time, and the entry to a server's queue. Object locks and not advisory ones: no user
-//! can take them, and DROP SERVER waits for them.
+//! One drainer per server at a time, and the entry to a server's queue. Object locks and not advisory ones:
+//! no user can take them, and DROP SERVER waits for them.
 
 use super::Oid;
 use super::compat;
@@ -50,8 +50,8 @@ pub fn try_note(server: Oid) -> bool {
     acquire(server, NOTE, true)
 }
 
-/// Says of a number, until the end of the transaction, that the transaction has not ended: not before all is done
-/// that its session does at its end. A crash ends it as well.
+/// Says of a number, until the end of the transaction, that the transaction has not ended: not before all is
+/// done that its session does at its end. A crash ends it as well.
 pub fn hold_undecided(number: u64) {
     xact::demand();
     // SAFETY: a plain lock tag; the transaction owns the lock.
@@ -86,7 +86,8 @@ fn undecided(number: u64) -> pg_sys::LOCKTAG {
 /// A transaction under way.
 pub type Writer = (i32, u32);
 
-/// The transactions of others that hold a lock of a table under which they may write to it, prepared ones among them.
+/// The transactions of others that hold a lock of a table under which they may write to it, prepared ones
+/// among them.
 pub fn writers(table: Oid) -> Vec<Writer> {
     xact::demand();
     let tag = pg_sys::LOCKTAG {
@@ -98,8 +99,8 @@ pub fn writers(table: Oid) -> Vec<Writer> {
         locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
     };
     let mut count = 0;
-    // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_RELATION does it, in a transaction; the array, which the current
-    // memory context frees, has as many elements as is said.
+    // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_RELATION does it, in a transaction; the array, which
+    // the current memory context frees, has as many elements as is said.
     unsafe {
         let found = pg_sys::GetLockConflicts(&tag, pg_sys::ShareLock as i32, &mut count);
         let found = std::slice::from_raw_parts(found, count as usize);

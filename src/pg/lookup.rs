@@ -2,17 +2,17 @@
 //! change: several times cheaper than SQL. As [`super::spi`] does, under a fresh snapshot and whatever
 //! the user's rights.
 //!
-//! Tables and indexes are remembered, but only believed under a lock of the table: taking it shows what others
-//! have committed, and from then on no index that was found goes away or stops getting entries (REINDEX
-//! CONCURRENTLY waits for those who hold the lock before it does either). An index is known by its definition and
-//! not by its name, which anybody may give to another. Snapshots are taken under the lock, too: an older one sees
-//! nothing in a table that was rewritten meanwhile.
+//! Tables and indexes are remembered, but only believed under a lock of the table: taking it shows what
+//! others have committed, and from then on no index that was found goes away or stops getting entries
+//! (REINDEX CONCURRENTLY waits for those who hold the lock before it does either). An index is known by its
+//! definition and not by its name, which anybody may give to another. Snapshots are taken under the lock,
+//! too: an older one sees nothing in a table that was rewritten meanwhile.
 
 use super::Oid;
 use super::invalidation::{self, Epoch};
 use super::rows_of_key::{Transaction, writer_under_way};
 use super::snapshot::{Scanned, Snapshot};
-use super::spi::{self, Home, Row};
+use super::spi::{self, Extension, Row};
 use super::text;
 use super::xact;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use pgrx::pg_sys;
 use std::cell::RefCell;
 
 /// Rows of a table: those that have a value in a column, a `bigint`.
-pub struct Place {
+pub struct IndexRef {
     pub table: &'static str,
     /// Its number in the table, from 1 on.
     pub column: i16,
@@ -72,13 +72,13 @@ pub enum Is<'k> {
 /// # Errors
 /// When there is no such table, or text is not UTF-8.
 pub fn by_key(
-    home: &Home,
+    extension: &Extension,
     table: &'static str,
     key: (Oid, i64),
     columns: i16,
 ) -> Result<(Option<Row>, Option<Transaction>)> {
     let keys = [(1, Is::Oid(key.0)), (2, Is::Int8(key.1))];
-    View::look(home, &[table], |view| {
+    View::look(extension, &[table], |view| {
         let (mut row, mut writer) = (None, None);
         view.each(table, &keys, Status::Any, true, |tuple, shape, is_seen| {
             // SAFETY: a row that the scan holds.
@@ -96,9 +96,13 @@ pub fn by_key(
 ///
 /// # Errors
 /// When there is no such table.
-pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<usize>> {
+pub fn first_with(
+    extension: &Extension,
+    value: &str,
+    places: &[IndexRef],
+) -> Result<Option<usize>> {
     let tables: Vec<_> = places.iter().map(|place| place.table).collect();
-    View::look(home, &tables, |view| {
+    View::look(extension, &tables, |view| {
         for (at, place) in places.iter().enumerate() {
             if view.has(place.table, &[(place.column, Is::Text(value))], place.status)? {
                 return Ok(Some(at));
@@ -112,18 +116,18 @@ pub fn first_with(home: &Home, value: &str, places: &[Place]) -> Result<Option<u
 ///
 /// # Errors
 /// When there is no such table.
-pub fn has_id(home: &Home, place: &Place, id: i64) -> Result<bool> {
+pub fn has_id(extension: &Extension, place: &IndexRef, id: i64) -> Result<bool> {
     let keys = [(place.column, Is::Int8(id))];
-    View::look(home, &[place.table], |view| view.has(place.table, &keys, place.status))
+    View::look(extension, &[place.table], |view| view.has(place.table, &keys, place.status))
 }
 
 /// Tables of the extension's as of one moment.
 ///
 /// What is read takes no part in the conflicts of SERIALIZABLE transactions: see [`Snapshot`].
 pub struct View<'h> {
-    home: &'h Home,
-    /// Each with its name and whether it has no pages: most of the time there is nothing in the queue, and VACUUM has
-    /// given back the pages of what there was.
+    extension: &'h Extension,
+    /// Each with its name and whether it has no pages: most of the time there is nothing in the queue, and
+    /// VACUUM has given back the pages of what there was.
     tables: Vec<(&'static str, (Table, bool))>,
     snapshot: Snapshot,
 }
@@ -134,11 +138,11 @@ impl<'h> View<'h> {
     /// # Errors
     /// When one is not there; what `look` reports.
     pub fn look<T>(
-        home: &'h Home,
+        extension: &'h Extension,
         tables: &[&'static str],
         look: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<T> {
-        let view = Self::open(home, tables)?;
+        let view = Self::open(extension, tables)?;
         let result = look(&view);
         view.snapshot.release();
         view.tables.into_iter().for_each(|(_, (table, _))| table.close());
@@ -147,11 +151,11 @@ impl<'h> View<'h> {
 
     /// Locks tables and takes the moment. What PostgreSQL raises before the view is closed leaves it to the
     /// transaction's abort.
-    fn open(home: &'h Home, names: &[&'static str]) -> Result<Self> {
+    fn open(extension: &'h Extension, names: &[&'static str]) -> Result<Self> {
         let mut tables: Vec<(&str, Table)> = Vec::with_capacity(names.len());
         for name in names {
             if !tables.iter().any(|(known, _)| known == name) {
-                tables.push((name, Table::open(home, name, READ)?));
+                tables.push((name, Table::open(extension, name, READ)?));
             }
         }
         let snapshot = Snapshot::latest();
@@ -160,11 +164,11 @@ impl<'h> View<'h> {
             let is_vacant = unsafe { pages(table.relation) } == 0;
             (name, (table, is_vacant))
         };
-        Ok(Self { home, tables: tables.into_iter().map(with_vacancy).collect(), snapshot })
+        Ok(Self { extension, tables: tables.into_iter().map(with_vacancy).collect(), snapshot })
     }
 
-    /// Whether a table has such a row. Looked for from the end of the index, since of a queue that is being drained it
-    /// is the first entries whose rows are gone.
+    /// Whether a table has such a row. Looked for from the end of the index, since of a queue that is being
+    /// drained it is the first entries whose rows are gone.
     ///
     /// # Errors
     /// XX000 for a table that is not of the view.
@@ -177,8 +181,9 @@ impl<'h> View<'h> {
         Ok(found)
     }
 
-    /// The largest value of a column, an `oid`, among such rows, also those that are gone while anybody may see them:
-    /// however many these are, the first entry of the index tells. The last of the keys is about the column.
+    /// The largest value of a column, an `oid`, among such rows, also those that are gone while anybody may
+    /// see them: however many these are, the first entry of the index tells. The last of the keys is about
+    /// the column.
     ///
     /// # Errors
     /// As for [`View::has`].
@@ -198,8 +203,8 @@ impl<'h> View<'h> {
         Ok(last.map(Oid::from))
     }
 
-    /// As [`View::last_oid`], of a column that is a text: one of the values where no index has their order, which is
-    /// not the largest one then.
+    /// As [`View::last_oid`], of a column that is a text: one of the values where no index has their order,
+    /// which is not the largest one then.
     ///
     /// # Errors
     /// As for [`View::has`], and for text that is not UTF-8.
@@ -249,7 +254,7 @@ impl<'h> View<'h> {
     /// # Errors
     /// As for [`spi::read`].
     pub fn read(&self, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
-        spi::read_as_of(self.home, &self.snapshot, sql, args)
+        spi::read_as_of(self.extension, &self.snapshot, sql, args)
     }
 
     fn table(&self, name: &str) -> Result<&(Table, bool)> {
@@ -354,9 +359,9 @@ fn int8(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Opti
 ///
 /// # Errors
 /// When there is no such table. PostgreSQL raises what a wait ends with.
-pub fn reserve(home: &Home, table: &str) -> Result<()> {
+pub fn reserve(extension: &Extension, table: &str) -> Result<()> {
     // The lock stays.
-    Table::open(home, table, pg_sys::RowExclusiveLock as i32)?.close_locked();
+    Table::open(extension, table, pg_sys::RowExclusiveLock as i32)?.close_locked();
     Ok(())
 }
 
@@ -385,7 +390,8 @@ struct WithoutPending {
 }
 
 thread_local! {
-    /// Relations that were found; with the next change of one they are looked for again, as are the others here.
+    /// Relations that were found; with the next change of one they are looked for again, as are the others
+    /// here.
     static FOUND: RefCell<Vec<Found>> = const { RefCell::new(Vec::new()) };
     static CHOICES: RefCell<Vec<Choice>> = const { RefCell::new(Vec::new()) };
     static WITHOUT_PENDING: RefCell<Vec<WithoutPending>> = const { RefCell::new(Vec::new()) };
@@ -395,18 +401,18 @@ thread_local! {
 ///
 /// # Errors
 /// When it is not there; 25P01 outside of a transaction.
-pub fn table(home: &Home, name: &str) -> Result<Oid> {
+pub fn table(extension: &Extension, name: &str) -> Result<Oid> {
     let at = invalidation::now();
     let known = FOUND.with_borrow(|found| {
-        let is = |f: &&Found| f.at == at && f.name == name && f.schema == home.schema;
+        let is = |f: &&Found| f.at == at && f.name == name && f.schema == extension.schema;
         found.iter().find(is).map(|found| found.oid)
     });
     if let Some(known) = known {
         return Ok(known);
     }
-    let oid = find(home, name)?;
+    let oid = find(extension, name)?;
     invalidation::watch(oid);
-    let found = Found { schema: home.schema.clone(), name: name.to_owned(), oid, at };
+    let found = Found { schema: extension.schema.clone(), name: name.to_owned(), oid, at };
     FOUND.with_borrow_mut(|all| {
         all.retain(|found| found.at == at);
         all.push(found);
@@ -414,9 +420,9 @@ pub fn table(home: &Home, name: &str) -> Result<Oid> {
     Ok(oid)
 }
 
-fn find(home: &Home, name: &str) -> Result<Oid> {
+fn find(extension: &Extension, name: &str) -> Result<Oid> {
     xact::require()?;
-    let [schema, relation] = [home.schema.as_str(), name].map(text::to_server);
+    let [schema, relation] = [extension.schema.as_str(), name].map(text::to_server);
     let (schema, relation) = (schema?, relation?);
     // SAFETY: look-ups by C strings, in a transaction.
     let found = unsafe {
@@ -442,15 +448,16 @@ impl Table {
     /// Locks the table of this name.
     ///
     /// # Errors
-    /// When there is none; 25P01 outside of a transaction. PostgreSQL raises what a wait for the lock ends with.
-    pub fn open(home: &Home, name: &str, lock: i32) -> Result<Self> {
+    /// When there is none; 25P01 outside of a transaction. PostgreSQL raises what a wait for the lock ends
+    /// with.
+    pub fn open(extension: &Extension, name: &str, lock: i32) -> Result<Self> {
         xact::require()?;
-        let mut oid = table(home, name)?;
+        let mut oid = table(extension, name)?;
         loop {
             // SAFETY: locks may be taken on what is not there any more; what has the name under the lock is.
             unsafe {
                 pg_sys::LockRelationOid(oid, lock);
-                let now = table(home, name);
+                let now = table(extension, name);
                 if now.as_ref().is_ok_and(|now| *now == oid) {
                     let relation = pg_sys::table_open(oid, pg_sys::NoLock as i32);
                     return Ok(Self { relation, lock });
@@ -511,8 +518,8 @@ impl Table {
         indexes
     }
 
-    /// Shows rows that the keys find, that have this status and that the snapshot sees, while `visit` wants more. Or
-    /// the `whole` of them, with whether it sees them.
+    /// Shows rows that the keys find, that have this status and that the snapshot sees, while `visit` wants
+    /// more. Or the `whole` of them, with whether it sees them.
     ///
     /// # Safety
     /// The keys must fit columns of the table; what they point to must live on.

@@ -1,6 +1,6 @@
-//! The memory of the Rust side, for when there is no more of it: where the system does not overcommit, `malloc` says
-//! so. Rust's own answer is to abort the process, at which PostgreSQL restarts every session of the cluster. Here the
-//! session ends and no other.
+//! The memory of the Rust side, for when there is no more of it: where the system does not overcommit,
+//! `malloc` says so. Rust's own answer is to abort the process, at which PostgreSQL restarts every session of
+//! the cluster. Here the session ends and no other.
 //!
 //! Not with an ERROR: an allocator must not unwind. FATAL does not, it leaves.
 
@@ -62,7 +62,7 @@ mod allocator {
         memory
     }
 
-    /// Ends the session. What the server needs for that, it has set aside.
+    /// Ends the session. What the server needs for that, it has marked failed.
     #[cold]
     fn end() {
         let mut data = pg_sys::ErrorData {

@@ -4,7 +4,7 @@
 //! Whatever may quote a value of a row goes to the client only, never to the log.
 
 use super::context::Settings;
-use super::text::{outside_transaction, tellable, to_server};
+use super::text::{displayable, outside_transaction, to_server};
 use crate::error::{Error, RemoteError};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
@@ -16,7 +16,7 @@ use std::ffi::{CString, c_char, c_void};
 /// nor for text in another encoding than UTF-8.
 pub fn raise(error: &Error) -> ! {
     if let Some(remote) = error.withheld() {
-        tell_client(remote);
+        send_to_client(remote);
     }
     FIELDS.with(|fields| fields.replace(Some(Fields::of(error))));
     NODE.with(|node| {
@@ -32,15 +32,15 @@ pub fn raise(error: &Error) -> ! {
     unreachable!("ereport(ERROR) does not return")
 }
 
-/// From now on no backtrace is taken in this process: pgrx would send it to the client as the DETAIL of every error
-/// that passes through here, wherever somebody has left `RUST_BACKTRACE` in the server's environment. Called once,
-/// from _PG_init.
+/// From now on no backtrace is taken in this process: pgrx would send it to the client as the DETAIL of every
+/// error that passes through here, wherever somebody has left `RUST_BACKTRACE` in the server's environment.
+/// Called once, from _PG_init.
 pub fn without_backtraces() {
     const VARIABLE: &str = "RUST_LIB_BACKTRACE";
     let before = std::env::var_os(VARIABLE);
-    // SAFETY: the process has one thread. The standard library looks at the variable when the first backtrace is
-    // asked for and never again, so it is what it was when this returns. Each library has its own copy of that: no
-    // other is concerned.
+    // SAFETY: the process has one thread. The standard library looks at the variable when the first backtrace
+    // is asked for and never again, so it is what it was when this returns. Each library has its own copy of
+    // that: no other is concerned.
     unsafe {
         std::env::set_var(VARIABLE, "0");
         drop(std::backtrace::Backtrace::capture());
@@ -140,7 +140,7 @@ fn c_text(text: &str) -> CString {
     if clean.is_ascii() {
         CString::new(clean).unwrap_or_default()
     } else {
-        to_server(&tellable(&clean)).unwrap_or_default()
+        to_server(&displayable(&clean)).unwrap_or_default()
     }
 }
 
@@ -157,17 +157,17 @@ pub fn or_raise<T>(result: crate::error::Result<T>) -> T {
 /// A WARNING under the error's SQLSTATE, with a message of its own and the error as DETAIL, which the log
 /// gets in words that quote no value.
 pub fn warn(message: &str, error: &Error, hint: Option<&str>) {
-    let told = |reason: &str| {
-        let told = Error::local(error.sqlstate(), message).with_detail(sentence(reason));
-        hint.map_or(told.clone(), |hint| told.with_hint(hint))
+    let report = |reason: &str| {
+        let report = Error::local(error.sqlstate(), message).with_detail(sentence(reason));
+        hint.map_or(report.clone(), |hint| report.with_hint(hint))
     };
     let (logged, full) = (error.one_line(), error.in_full());
     if logged == full {
-        return emit(WARNING, &told(&full), None);
+        return emit(WARNING, &report(&full), None);
     }
-    emit(CLIENT_ONLY, &told(&full), None);
+    emit(CLIENT_ONLY, &report(&full), None);
     let _not_twice = Settings::set(&[(c"client_min_messages", c"error")]);
-    emit(WARNING, &told(&logged), None);
+    emit(WARNING, &report(&logged), None);
 }
 
 /// A WARNING that says what an error would. For those that quote no value.
@@ -176,36 +176,36 @@ pub fn caution(error: &Error) {
 }
 
 /// What a server said, for the client and not for the log.
-fn tell_client(remote: &RemoteError) {
-    let told = Error::Local {
+fn send_to_client(remote: &RemoteError) {
+    let report = Error::Local {
         sqlstate: remote.sqlstate,
         message: format!("server \"{}\" reported: {}", remote.server, remote.message),
         detail: remote.detail.clone(),
         hint: remote.hint.clone(),
     };
-    emit(CLIENT_ONLY, &told, remote.context.as_deref());
+    emit(CLIENT_ONLY, &report, remote.context.as_deref());
 }
 
 /// A NOTICE.
 pub fn notice(message: &str) {
-    let told = Error::local(crate::error::SqlState::new("00000"), message);
-    emit(pg_sys::NOTICE, &told, None);
+    let report = Error::local(crate::error::SqlState::new("00000"), message);
+    emit(pg_sys::NOTICE, &report, None);
 }
 
 /// A NOTICE with a HINT.
 pub fn advise(message: &str, hint: &str) {
-    let told = Error::local(crate::error::SqlState::new("00000"), message).with_hint(hint);
-    emit(pg_sys::NOTICE, &told, None);
+    let report = Error::local(crate::error::SqlState::new("00000"), message).with_hint(hint);
+    emit(pg_sys::NOTICE, &report, None);
 }
 
 /// A line for the server's log, also outside of transactions.
 pub fn log(message: &str, error: Option<&Error>) {
     let state = error.map_or(crate::error::SqlState::new("00000"), Error::sqlstate);
-    let mut told = Error::local(state, outside_transaction(message));
+    let mut report = Error::local(state, outside_transaction(message));
     if let Some(error) = error {
-        told = told.with_detail(sentence(&outside_transaction(&error.one_line())));
+        report = report.with_detail(sentence(&outside_transaction(&error.one_line())));
     }
-    emit(pg_sys::LOG, &told, None);
+    emit(pg_sys::LOG, &report, None);
 }
 
 fn sentence(text: &str) -> String {
@@ -214,18 +214,18 @@ fn sentence(text: &str) -> String {
 }
 
 /// Emits something that is not an error and therefore returns.
-fn emit(level: u32, told: &Error, context: Option<&str>) {
+fn emit(level: u32, report: &Error, context: Option<&str>) {
     let some = |text: Option<String>| text.map(|t| c_text(&t));
-    let message = c_text(&told.to_string());
-    let detail = some(told.detail().map(|d| sentence(&d)));
-    let hint = some(told.hint());
+    let message = c_text(&report.to_string());
+    let detail = some(report.detail().map(|d| sentence(&d)));
+    let hint = some(report.hint());
     let context = context.map(c_text);
     let ptr = |text: &Option<CString>| -> *mut c_char {
         text.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut())
     };
     let mut data = pg_sys::ErrorData {
         elevel: level as i32,
-        sqlerrcode: told.sqlstate().packed(),
+        sqlerrcode: report.sqlstate().packed(),
         message: message.as_ptr().cast_mut(),
         detail: ptr(&detail),
         hint: ptr(&hint),

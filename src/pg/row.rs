@@ -26,8 +26,8 @@ struct Column {
 }
 
 impl RowReader {
-    /// A reader of the given columns, in the given order. PostgreSQL raises what it cannot find; 25P01 outside of a
-    /// transaction.
+    /// A reader of the given columns, in the given order. PostgreSQL raises what it cannot find; 25P01
+    /// outside of a transaction.
     pub fn new(attributes: &[Attribute]) -> Self {
         xact::demand();
         // SAFETY: the context lives until drop; FmgrInfo is plain data whose extras live in it.

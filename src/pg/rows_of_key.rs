@@ -1,6 +1,7 @@
-//! The rows of a user's table that have a key, whoever has written them and whether that is committed or not: what
-//! an ordinary look does not show. As [`super::lookup`] does, whatever the user's rights, and without taking part in
-//! the conflicts of SERIALIZABLE transactions; what is found decides about waiting and failing only.
+//! The rows of a user's table that have a key, whoever has written them and whether that is committed or not:
+//! what an ordinary look does not show. As [`super::lookup`] does, whatever the user's rights, and without
+//! taking part in the conflicts of SERIALIZABLE transactions; what is found decides about waiting and failing
+//! only.
 
 use super::Oid;
 use super::compat;
@@ -38,7 +39,8 @@ impl Key<'_> {
 
     /// The values, each with its type.
     fn values(&self) -> Vec<(Oid, Option<pg_sys::Datum>)> {
-        // SAFETY: a whole record, whose header tells its type; the description is a copy in this memory context.
+        // SAFETY: a whole record, whose header tells its type; the description is a copy in this memory
+        // context.
         unsafe {
             let about = (*self.0).t_choice.t_datum;
             let shape = pg_sys::lookup_rowtype_tupdesc_copy(about.datum_typeid, about.datum_typmod);
@@ -100,8 +102,8 @@ pub fn holders(tables: &[Oid], columns: &[String], key: Key<'_>) -> Result<Holde
     }
     let mut holders = Holders::default();
     for table in tables {
-        // SAFETY: a table or partition; null if it is gone. What PostgreSQL raises before it is closed leaves it to
-        // the transaction's abort.
+        // SAFETY: a table or partition; null if it is gone. What PostgreSQL raises before it is closed leaves
+        // it to the transaction's abort.
         unsafe {
             let lock = pg_sys::AccessShareLock as i32;
             let relation = pg_sys::try_relation_open(*table, lock);
@@ -293,7 +295,8 @@ unsafe fn is_own(row: pg_sys::HeapTupleHeader) -> bool {
     }
 }
 
-/// Whether the current transaction has deleted or replaced a row version. Locks are no change, whoever has them.
+/// Whether the current transaction has deleted or replaced a row version. Locks are no change, whoever has
+/// them.
 ///
 /// # Safety
 /// The row's buffer is held.

@@ -1,12 +1,12 @@
-//! Numbers from a sequence, without a trace in the session: `nextval` would make ours the sequence that `lastval()`
-//! tells of, which clients take for the key of the row they have inserted.
+//! Numbers from a sequence, without a trace in the session: `nextval` would make ours the sequence that
+//! `lastval()` tells of, which clients take for the key of the row they have inserted.
 
 use super::Oid;
 use super::context::AsUser;
 use super::database::current;
 use super::lock_tag::object_tag;
 use super::lookup;
-use super::spi::{self, Home, required};
+use super::spi::{self, Extension, required};
 use super::xact;
 use crate::error::{Error, Result, SqlState};
 use crate::sql::quote::ident;
@@ -19,15 +19,15 @@ use pgrx::{direct_function_call, pg_sys};
 ///
 /// # Errors
 /// When there is no such sequence, or it has come to its end; 25P01 outside of a transaction.
-pub fn draw(home: &Home, name: &str, count: i64) -> Result<i64> {
+pub fn draw(extension: &Extension, name: &str, count: i64) -> Result<i64> {
     xact::require()?;
-    let sequence = lookup::table(home, name)?;
-    let _user = AsUser::switch(home.owner);
+    let sequence = lookup::table(extension, name)?;
+    let _user = AsUser::switch(extension.owner);
     let tag = object_tag(current(), pg_sys::RelationRelationId, sequence, NUMBER);
     let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
     // SAFETY: a plain lock tag; what is raised in between releases it with the transaction.
     unsafe { pg_sys::LockAcquire(&tag, mode, false, false) };
-    let first = next(home, name, sequence)?;
+    let first = next(extension, name, sequence)?;
     let last = first.checked_add(count.max(1) - 1).ok_or_else(|| {
         let message = format!("sequence \"{name}\" has come to its end");
         Error::local(SqlState::new("2200H"), message)
@@ -46,9 +46,9 @@ pub fn draw(home: &Home, name: &str, count: i64) -> Result<i64> {
 ///
 /// # Errors
 /// When there is no such sequence.
-pub fn raise(home: &Home, name: &str, to: i64) -> Result<()> {
-    let sequence = lookup::table(home, name)?;
-    let _user = AsUser::switch(home.owner);
+pub fn raise(extension: &Extension, name: &str, to: i64) -> Result<()> {
+    let sequence = lookup::table(extension, name)?;
+    let _user = AsUser::switch(extension.owner);
     let tag = object_tag(current(), pg_sys::RelationRelationId, sequence, NUMBER);
     let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
     // SAFETY: a plain lock tag; what is raised in between releases it with the transaction. The server's own
@@ -69,9 +69,9 @@ pub fn raise(home: &Home, name: &str, to: i64) -> Result<()> {
 ///
 /// # Errors
 /// When there is no such sequence.
-pub fn last(home: &Home, name: &str) -> Result<Option<i64>> {
-    let sequence = lookup::table(home, name)?;
-    let _user = AsUser::switch(home.owner);
+pub fn last(extension: &Extension, name: &str) -> Result<Option<i64>> {
+    let sequence = lookup::table(extension, name)?;
+    let _user = AsUser::switch(extension.owner);
     Ok(last_of(sequence))
 }
 
@@ -87,12 +87,12 @@ fn last_of(sequence: Oid) -> Option<i64> {
 const NUMBER: u16 = 1;
 
 /// The number that comes next, while the sequence is locked.
-fn next(home: &Home, name: &str, sequence: Oid) -> Result<i64> {
+fn next(extension: &Extension, name: &str, sequence: Oid) -> Result<i64> {
     if let Some(last) = last_of(sequence) {
         return Ok(last.saturating_add(1));
     }
-    let sql = format!("SELECT last_value FROM {}.{}", ident(&home.schema), ident(name));
-    let row = spi::read(home, &sql, &[])?.into_iter().next();
+    let sql = format!("SELECT last_value FROM {}.{}", ident(&extension.schema), ident(name));
+    let row = spi::read(extension, &sql, &[])?.into_iter().next();
     let first = required(&mut row.unwrap_or_default(), 0)?;
     first.parse().map_err(|_| Error::internal("malformed number of a sequence"))
 }

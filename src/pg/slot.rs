@@ -52,13 +52,13 @@ impl<'call> Slot<'call> {
     /// The value of a column; `None` is NULL.
     ///
     /// # Errors
-    /// XX000 where the row has no such column or one of another type: it is of another table, or of the table as it
-    /// was.
+    /// XX000 where the row has no such column or one of another type: it is of another table, or of the table
+    /// as it was.
     pub(super) fn datum(&self, column: &Attribute) -> Result<Option<pg_sys::Datum>> {
         let number = column.number;
         let position = usize::try_from(number.wrapping_sub(1)).unwrap_or(usize::MAX);
-        // SAFETY: the slot is the server's, and has a row for the call; it is filled up to the column, which its
-        // description has.
+        // SAFETY: the slot is the server's, and has a row for the call; it is filled up to the column, which
+        // its description has.
         unsafe {
             let shape = (*self.slot).tts_tupleDescriptor;
             if position >= (*shape).natts as usize

@@ -1,11 +1,11 @@
 //! What is committed at a moment, for reading the extension's own tables.
 //!
 //! These tables stay out of the conflicts by which PostgreSQL finds serialization failures. A SERIALIZABLE
-//! transaction asks at its commit what the queue holds, and then writes there: seen as reads and writes of the user's,
-//! any two such transactions at once would conflict, whatever rows they are about. No anomaly follows from leaving
-//! them out. Nothing that a transaction reads there finds its way into a user's table or to a client: it decides when
-//! and in which order changes are sent, and that order is kept by locks (ids are drawn under the row locks, see
-//! [`crate::queue`]), not by the isolation of transactions.
+//! transaction asks at its commit what the queue holds, and then writes there: seen as reads and writes of
+//! the user's, any two such transactions at once would conflict, whatever rows they are about. No anomaly
+//! follows from leaving them out. Nothing that a transaction reads there finds its way into a user's table or
+//! to a client: it decides when and in which order changes are sent, and that order is kept by locks (ids are
+//! drawn under the row locks, see [`crate::queue`]), not by the isolation of transactions.
 
 use super::{context, xact};
 use pgrx::pg_sys;
@@ -14,8 +14,8 @@ use pgrx::pg_sys;
 pub struct Snapshot(pg_sys::Snapshot);
 
 impl Snapshot {
-    /// To be taken when the tables that are read are locked: an older one sees nothing in a table that was rewritten
-    /// meanwhile. Raises 25P01 outside of a transaction.
+    /// To be taken when the tables that are read are locked: an older one sees nothing in a table that was
+    /// rewritten meanwhile. Raises 25P01 outside of a transaction.
     pub fn latest() -> Self {
         xact::demand();
         // SAFETY: in a transaction.
@@ -33,8 +33,8 @@ impl Snapshot {
         unsafe { pg_sys::UnregisterSnapshot(self.0) }
     }
 
-    /// What to scan a table by, whose rows are then asked about with [`Snapshot::sees`]. `whole`: rows that it does
-    /// not see are to be found, too.
+    /// What to scan a table by, whose rows are then asked about with [`Snapshot::sees`]. `whole`: rows that
+    /// it does not see are to be found, too.
     ///
     /// # Safety
     /// The relation is open and locked, and stays so for the scan.

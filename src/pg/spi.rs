@@ -1,10 +1,11 @@
 //! SQL against the local database: the extension's own tables and the system catalogs.
 //!
-//! Always as the extension's owner (writers need no right on the queue) and always under a fresh
-//! snapshot, whatever the isolation level: what another transaction queued and committed must be
-//! seen even by a REPEATABLE READ transaction that began earlier. Works in a pre-commit callback,
-//! where no snapshot is active. Statements must qualify every name; all arguments and results are
-//! text. Outside of a transaction everything here is an error and reads nothing. Plans are kept for the life of the backend and re-made by the plan cache when needed.
+//! Always as the extension's owner (writers need no right on the queue) and always under a fresh snapshot,
+//! whatever the isolation level: what another transaction queued and committed must be seen even by a
+//! REPEATABLE READ transaction that began earlier. Works in a pre-commit callback, where no snapshot is
+//! active. Statements must qualify every name; all arguments and results are text. Outside of a transaction
+//! everything here is an error and reads nothing. Plans are kept for the life of the backend and re-made by
+//! the plan cache when needed.
 
 use super::Oid;
 use super::context::{AsUser, Settings};
@@ -23,12 +24,12 @@ pub type Row = Vec<Option<String>>;
 /// Where the extension's objects live and who owns them, so that nothing depends on the session's
 /// search_path or rights.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Home {
+pub struct Extension {
     pub schema: String,
     pub owner: Oid,
 }
 
-impl Home {
+impl Extension {
     /// Looks the extension up.
     ///
     /// # Errors
@@ -71,8 +72,8 @@ thread_local! {
 ///
 /// # Errors
 /// For text that is not UTF-8; everything else PostgreSQL raises.
-pub fn read(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
-    run(Some(home.owner), None, sql, args, true)
+pub fn read(extension: &Extension, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
+    run(Some(extension.owner), None, sql, args, true)
 }
 
 /// The same as of a moment.
@@ -80,20 +81,20 @@ pub fn read(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
 /// # Errors
 /// As for [`read`].
 pub fn read_as_of(
-    home: &Home,
+    extension: &Extension,
     moment: &Snapshot,
     sql: &str,
     args: &[Option<&str>],
 ) -> Result<Vec<Row>> {
-    run(Some(home.owner), Some(moment), sql, args, true)
+    run(Some(extension.owner), Some(moment), sql, args, true)
 }
 
 /// Runs a statement that may change something; the rows are those of its RETURNING.
 ///
 /// # Errors
 /// As for [`read`].
-pub fn write(home: &Home, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
-    run(Some(home.owner), None, sql, args, false)
+pub fn write(extension: &Extension, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
+    run(Some(extension.owner), None, sql, args, false)
 }
 
 /// `user`: whose rights count, the current user's if `None`. `moment`: the current one if `None`.

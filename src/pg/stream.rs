@@ -198,9 +198,9 @@ pub fn each(moment: &Snapshot, sql: &str, take: Take<'_>) -> Result<()> {
         (c"jit", c"off"),
         (c"row_security", c"off"),
     ]);
-    // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then cleans up SPI,
-    // the snapshot stack and the memory, so only the successful path ends them here. The receiver lives through
-    // the call that is told of it.
+    // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then cleans up
+    // SPI, the snapshot stack and the memory, so only the successful path ends them here. The receiver lives
+    // through the call that is told of it.
     unsafe {
         pg_sys::PushActiveSnapshot(moment.get());
         if pg_sys::SPI_connect() != pg_sys::SPI_OK_CONNECT as i32 {
@@ -263,8 +263,8 @@ unsafe extern "C-unwind" fn receive(
     slot: *mut pg_sys::TupleTableSlot,
     this: *mut pg_sys::DestReceiver,
 ) -> bool {
-    // SAFETY: the receiver that each() has handed to the executor, which has no other reference to it; a slot of
-    // the query's, whose arrays have an element for each of its columns.
+    // SAFETY: the receiver that each() has handed to the executor, which has no other reference to it; a slot
+    // of the query's, whose arrays have an element for each of its columns.
     unsafe {
         let receiver = &mut *this.cast::<Receiver<'_>>();
         pg_sys::slot_getallattrs(slot);

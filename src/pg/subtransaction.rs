@@ -1,7 +1,7 @@
 //! Work that may fail without failing the transaction.
 
 use super::interrupt::Hold;
-use super::turn::caught;
+use super::worker_transaction::caught;
 use super::xact;
 use crate::error::Result;
 use pgrx::pg_sys;
@@ -10,9 +10,9 @@ use pgrx::pg_sys;
 /// rolls back what it has done and is returned; what raises nothing is kept. Also in a pre-commit
 /// callback, where PostgreSQL still begins subtransactions.
 ///
-/// There are two of them, one in the other: PostgreSQL rolls back a subtransaction of its own making only where the
-/// transaction around it goes on, and one that a COMMIT is about to end does not. The one around it, which does nothing,
-/// does.
+/// There are two of them, one in the other: PostgreSQL rolls back a subtransaction of its own making only
+/// where the transaction around it goes on, and one that a COMMIT is about to end does not. The one around
+/// it, which does nothing, does.
 ///
 /// Interrupts are held: what was asked for from outside must be no failure of the body. So nothing in
 /// there may wait for other sessions.
@@ -23,8 +23,8 @@ pub fn attempt<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     within(Some(Hold::new()), body)
 }
 
-/// As [`attempt`], for a body that may wait: interrupts are served, so a request to cancel is one of the things that
-/// fail it (57014), and the caller is not to go on then.
+/// As [`attempt`], for a body that may wait: interrupts are served, so a request to cancel is one of the
+/// things that fail it (57014), and the caller is not to go on then.
 ///
 /// # Errors
 /// As for [`attempt`].

@@ -124,7 +124,7 @@ pub fn outside_transaction(text: &str) -> String {
 
 /// Text that is told and not kept, in the database's encoding: `?` for what that lacks, and outside of a
 /// transaction, where the conversion cannot be looked up, for all that is not ASCII.
-pub fn tellable(text: &str) -> String {
+pub fn displayable(text: &str) -> String {
     if !xact::in_progress() {
         return outside_transaction(text);
     }
@@ -147,16 +147,16 @@ pub fn tellable(text: &str) -> String {
         pg_sys::pg_do_encoding_conversion_buf(procedure, utf8, server, from, len, to, room, true)
             as usize
     };
-    let mut told = String::with_capacity(text.len());
+    let mut cleaned = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
         let fits = (0..=convertible(rest)).rev().find(|at| rest.is_char_boundary(*at)).unwrap_or(0);
-        told.push_str(&rest[..fits]);
+        cleaned.push_str(&rest[..fits]);
         rest = &rest[fits..];
         if let Some(lacking) = rest.chars().next() {
-            told.push('?');
+            cleaned.push('?');
             rest = &rest[lacking.len_utf8()..];
         }
     }
-    told
+    cleaned
 }

@@ -102,8 +102,8 @@ impl<'call> Event<'call> {
     /// What happened, if the trigger's timing and level are the supported ones.
     ///
     /// # Errors
-    /// 39P01 for BEFORE and INSTEAD OF, for what can be deferred, for statement level with rows and row level with
-    /// TRUNCATE.
+    /// 39P01 for BEFORE and INSTEAD OF, for what can be deferred, for statement level with rows and row level
+    /// with TRUNCATE.
     pub fn op(&self) -> Result<Op> {
         let event = self.data().tg_event;
         let refuse = |what: &str| {
@@ -135,8 +135,8 @@ impl<'call> Event<'call> {
         }
     }
 
-    /// Whether every row that is inserted or updated comes to the trigger: it has neither a condition nor a list of
-    /// columns, and fires for INSERT, or another trigger like it does that has the same arguments.
+    /// Whether every row that is inserted or updated comes to the trigger: it has neither a condition nor a
+    /// list of columns, and fires for INSERT, or another trigger like it does that has the same arguments.
     pub fn sees_every_row(&self) -> bool {
         let trigger = self.trigger();
         if !trigger.tgqual.is_null() || trigger.tgnattr > 0 {

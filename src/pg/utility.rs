@@ -73,8 +73,8 @@ unsafe extern "C-unwind" fn handle() {
 }
 
 /// The hook. What the statement raises passes over it: PostgreSQL's own functions are called without pgrx's
-/// guard, which would catch an ERROR and raise it again with few of its fields. So this function has nothing on its
-/// frame that would have to be dropped.
+/// guard, which would catch an ERROR and raise it again with few of its fields. So this function has nothing
+/// on its frame that would have to be dropped.
 #[allow(clippy::too_many_arguments)] // as the server calls it
 unsafe extern "C-unwind" fn process(
     statement: *mut pg_sys::PlannedStmt,

@@ -1,7 +1,8 @@
 //! Waiting for sockets on the process latch, so that signals end the wait.
 //!
-//! Nothing here fails for want of a descriptor: an ERROR while the outcome of a commit is awaited would undo here
-//! what the server has committed. Where no set of events can be had, sockets are looked at again and again.
+//! Nothing here fails for want of a descriptor: an ERROR while the outcome of a commit is awaited would undo
+//! here what the server has committed. Where no set of events can be had, sockets are looked at again and
+//! again.
 
 use super::fd::ExternalFd;
 use super::{bgworker, compat};

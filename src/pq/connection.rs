@@ -175,7 +175,7 @@ impl Connection {
     pub fn message(&self) -> String {
         // SAFETY: a live connection; the message is a C string, copied at once.
         let message = unsafe { CStr::from_ptr(PQerrorMessage(self.raw())) };
-        text::told(message)
+        text::sanitize(message)
     }
 
     /// Why connecting failed: the server's SQLSTATE if it gave one, and the message.
@@ -375,10 +375,10 @@ mod tests {
         let code = prop_oneof!["[0-9A-Z]{5}", "00[0-9]{3}", "[ -~]{5}", fuzz::text()];
         let message = (fuzz::text(), code, fuzz::text());
         fuzz::check(2_000, &message, |(before, code, after)| {
-            let told = format!("{before}FATAL:  {code}: {after}\nLOCATION:  auth.c");
-            let (state, text) = split_verbose(&told);
-            prop_assert_eq!(SqlState::of_failure(state.as_str()), state, "{}", told);
-            prop_assert!(text.len() <= told.len());
+            let sanitize = format!("{before}FATAL:  {code}: {after}\nLOCATION:  auth.c");
+            let (state, text) = split_verbose(&sanitize);
+            prop_assert_eq!(SqlState::of_failure(state.as_str()), state, "{}", sanitize);
+            prop_assert!(text.len() <= sanitize.len());
             Ok(())
         });
     }

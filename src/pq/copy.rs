@@ -1,5 +1,5 @@
-//! COPY ... FROM STDIN over a connection that is otherwise pipelined: libpq allows no COPY in a pipeline, so it is
-//! left for as long as the COPY takes. Nothing here waits.
+//! COPY ... FROM STDIN over a connection that is otherwise pipelined: libpq allows no COPY in a pipeline, so
+//! it is left for as long as the COPY takes. Nothing here waits.
 
 use super::connection::Connection;
 use super::reply::Reply;

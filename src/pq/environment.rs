@@ -1,13 +1,14 @@
 //! What libpq sees of the process's environment while it connects.
 //!
 //! The variables of a server process are those of whoever started the postmaster: a container's PGTZ or
-//! PGDATESTYLE, a shell's PGSSLMODE. libpq takes each connection option that is not given from one of them, some
-//! settings of the session besides, and treats an option that is given as empty like one that is not. So it is
-//! shown an environment of its own, without them.
+//! PGDATESTYLE, a shell's PGSSLMODE. libpq takes each connection option that is not given from one of them,
+//! some settings of the session besides, and treats an option that is given as empty like one that is not. So
+//! it is shown an environment of its own, without them.
 //!
-//! Nothing is written to the environment itself. The process's pointer to it is exchanged while libpq is called,
-//! in one thread and without a wait, and put back after: whoever reads variables at any other time finds all of
-//! them, and another thread that reads them meanwhile finds an array and strings that are never freed.
+//! Nothing is written to the environment itself. The process's pointer to it is exchanged while libpq is
+//! called, in one thread and without a wait, and put back after: whoever reads variables at any other time
+//! finds all of them, and another thread that reads them meanwhile finds an array and strings that are never
+//! freed.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
@@ -15,8 +16,8 @@ use std::ffi::{CStr, c_char};
 /// libpq reads no variable of another prefix, but for those that say where the account's files are.
 const PREFIX: &[u8] = b"PG";
 
-/// Variables that name no option's value but the place of a file of the server account's: as `HOME` does, which
-/// stays too. What is in these files is used where a superuser says so.
+/// Variables that name no option's value but the place of a file of the server account's: as `REMOTE_SCHEMA`
+/// does, which stays too. What is in these files is used where a superuser says so.
 const PLACES: [&str; 3] = ["PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR"];
 
 /// Ends with null.
@@ -40,7 +41,8 @@ struct Restore {
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        // SAFETY: a pointer that was the environment's a moment ago. One that somebody has put there since stays.
+        // SAFETY: a pointer that was the environment's a moment ago. One that somebody has put there since
+        // stays.
         unsafe {
             if std::ptr::eq(environ, self.shown) {
                 environ = self.before;

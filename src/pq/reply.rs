@@ -105,18 +105,18 @@ impl Reply {
     /// The error, field by field, each cut to a length fit for a log. A result without a SQLSTATE was made
     /// by libpq itself, over a connection that broke: 08006.
     pub fn error(&self, server: &str) -> RemoteError {
-        let read = |code: u8, told: fn(&CStr) -> String| -> Option<String> {
+        let read = |code: u8, sanitize: fn(&CStr) -> String| -> Option<String> {
             // SAFETY: a live result; the field is null or a C string that lives with it.
             unsafe {
                 let value = PQresultErrorField(self.raw(), i32::from(code));
-                (!value.is_null()).then(|| told(CStr::from_ptr(value)))
+                (!value.is_null()).then(|| sanitize(CStr::from_ptr(value)))
             }
         };
-        let field = |code| read(code, text::told);
+        let field = |code| read(code, text::sanitize);
         let name = |code| read(code, text::name);
         let message = field(PG_DIAG_MESSAGE_PRIMARY).unwrap_or_else(|| {
             // SAFETY: a live result; the message is a C string that lives with it.
-            text::told(unsafe { CStr::from_ptr(PQresultErrorMessage(self.raw())) })
+            text::sanitize(unsafe { CStr::from_ptr(PQresultErrorMessage(self.raw())) })
         });
         RemoteError {
             server: server.to_owned(),

@@ -10,7 +10,7 @@ const NAME: usize = 255;
 const CUT: &str = "...";
 
 /// A message, without its trailing newline.
-pub fn told(text: &CStr) -> String {
+pub fn sanitize(text: &CStr) -> String {
     cut(text.to_bytes(), TEXT).trim_end().to_owned()
 }
 
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn a_short_text_stays_as_it_is() {
-        assert_eq!(told(c"failed\n"), "failed");
+        assert_eq!(sanitize(c"failed\n"), "failed");
         assert_eq!(name(c"t_pkey"), "t_pkey");
         assert_eq!(cut("x".repeat(9).as_bytes(), 9), "x".repeat(9));
     }

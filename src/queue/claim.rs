@@ -10,14 +10,14 @@
 //! each other, so a unit may take its records together at the place of its first.
 
 use super::floor;
-use super::footprint::Footprint;
+use super::writeset::Writeset;
 use super::{from_json, to_change, to_route};
 use crate::change::{Change, Op, Route, RowStorage};
 use crate::delivery::collapse::TRANSACTION_SHIFT;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Home, Row, required};
+use crate::pg::spi::{self, Extension, Row, required};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -34,7 +34,7 @@ pub struct Record {
     pub change: Change<String>,
     /// It was queued because nobody knows whether the server has committed it.
     pub in_doubt: bool,
-    /// It was set aside for that, and somebody has asked for it to be delivered.
+    /// It was marked failed for that, and somebody has asked for it to be delivered.
     pub is_decided: bool,
 }
 
@@ -45,10 +45,10 @@ pub struct Unit {
 
 impl Unit {
     /// What all its records touch.
-    pub fn footprint(&self) -> Footprint {
-        let mut whole = Footprint::default();
+    pub fn writeset(&self) -> Writeset {
+        let mut whole = Writeset::default();
         for record in &self.records {
-            whole.join(Footprint::of(&record.route, &record.change));
+            whole.join(Writeset::of(&record.route, &record.change));
         }
         whole
     }
@@ -86,7 +86,7 @@ impl Unit {
 /// All batches see the queue as it was at the first: a record that becomes visible in between may have
 /// a smaller id than one already taken, and what depends on it must not be taken before it.
 pub struct Claims<'h> {
-    home: &'h Home,
+    extension: &'h Extension,
     server_name: String,
     snapshot: String,
     after: i64,
@@ -106,14 +106,19 @@ impl<'h> Claims<'h> {
     ///
     /// # Errors
     /// What reading it reports.
-    pub fn begin(home: &'h Home, server_name: &str, owner: Oid, bound: i64) -> Result<Self> {
+    pub fn begin(
+        extension: &'h Extension,
+        server_name: &str,
+        owner: Oid,
+        bound: i64,
+    ) -> Result<Self> {
         let sql = "SELECT pg_catalog.pg_current_snapshot()";
-        let row = spi::read(home, sql, &[])?.into_iter().next();
+        let row = spi::read(extension, sql, &[])?.into_iter().next();
         Ok(Self {
-            home,
+            extension,
             server_name: server_name.to_owned(),
             snapshot: required(&mut row.unwrap_or_default(), 0)?,
-            after: floor::of(home, server_name)?,
+            after: floor::of(extension, server_name)?,
             taken: HashSet::new(),
             owner: owner.to_u32().to_string(),
             bound,
@@ -184,11 +189,11 @@ impl<'h> Claims<'h> {
         let sql = format!(
             "SELECT q.xact, q.change FROM {}.sync_queue q WHERE {PENDING} \
                AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 ORDER BY q.id LIMIT 1",
-            ident(&self.home.schema)
+            ident(&self.extension.schema)
         );
         let after = self.after.to_string();
         let args = [&*self.server_name, &*self.snapshot, &*self.owner, &*after].map(Some);
-        let Some(mut row) = spi::read(self.home, &sql, &args)?.into_iter().next() else {
+        let Some(mut row) = spi::read(self.extension, &sql, &args)?.into_iter().next() else {
             return Ok(false);
         };
         let (own, change) = (required(&mut row, 0)?, required(&mut row, 1)?);
@@ -264,7 +269,7 @@ impl<'h> Claims<'h> {
                    AND q.id OPERATOR(pg_catalog.<=) $7::pg_catalog.int8 \
                  ORDER BY q.id LIMIT $5::pg_catalog.int8) s) w \
              WHERE total OPERATOR(pg_catalog.-) size OPERATOR(pg_catalog.<) $6::pg_catalog.int8",
-            ident(&self.home.schema)
+            ident(&self.extension.schema)
         );
         let args = [
             Some(self.server_name.clone()),
@@ -277,7 +282,7 @@ impl<'h> Claims<'h> {
             Some(self.bound.to_string()),
         ];
         let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
-        let row = spi::read(self.home, &sql, &args)?.into_iter().next();
+        let row = spi::read(self.extension, &sql, &args)?.into_iter().next();
         row.and_then(|mut row| row.pop()).flatten().map(|id| number(&id)).transpose()
     }
 
@@ -296,13 +301,13 @@ impl<'h> Claims<'h> {
             "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate FROM {}.sync_queue q \
              WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 AND {condition} \
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
-            ident(&self.home.schema)
+            ident(&self.extension.schema)
         );
         let (after, bound, some) =
             (self.after.to_string(), bound.to_string(), transactions.into_text());
         let args = [&*self.server_name, &*self.snapshot, &*self.owner, &*after, &*bound, &*some];
         let args = args.map(Some);
-        spi::write(self.home, &sql, &args)
+        spi::write(self.extension, &sql, &args)
     }
 
     /// A row as a record. Commands and transactions are numbered anew: their own numbers mean something
@@ -336,9 +341,9 @@ impl<'h> Claims<'h> {
         }
         let sql = format!(
             "SELECT body FROM {}.sync_route WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
-            ident(&self.home.schema)
+            ident(&self.extension.schema)
         );
-        let row = spi::read(self.home, &sql, &[Some(&id)])?.into_iter().next();
+        let row = spi::read(self.extension, &sql, &[Some(&id)])?.into_iter().next();
         let route = Rc::new(to_route(&required(&mut row.unwrap_or_default(), 0)?)?);
         self.routes.insert(id, route.clone());
         Ok(route)
@@ -512,8 +517,8 @@ mod tests {
         let key = if moves { vec![Some("1".to_owned())] } else { Vec::new() };
         let (row, stored) =
             (vec![Some("2".to_owned())], RowStorage { before: 1, after: 2, file: 1 });
-        let (stamp, gone, unchanged) = (None, None, Vec::new());
-        let change = Change { op, command, key, row, stamp, gone, unchanged, stored };
+        let (stamp, tombstone, unchanged) = (None, None, Vec::new());
+        let change = Change { op, command, key, row, stamp, tombstone, unchanged, stored };
         let (in_doubt, is_decided) = (false, false);
         Record { id: 1, transaction, route: route.clone(), change, in_doubt, is_decided }
     }

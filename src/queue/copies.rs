@@ -3,29 +3,29 @@
 //!
 //! A copy counts as a record that is older than all others: its number there is that of the copy, negative.
 
-use super::footprint::Footprint;
+use super::writeset::Writeset;
 use crate::change::{Relation, Route};
 use crate::error::Result;
-use crate::pg::lookup::{Is, Place, Status, View};
-use crate::pg::spi::Home;
+use crate::pg::lookup::{IndexRef, Is, Status, View};
+use crate::pg::spi::Extension;
 use std::rc::Rc;
 
 /// The table of copies under way.
 pub const TABLE: &str = "sync_copy";
 
 /// Copies to a server.
-pub const OF_SERVER: Place = Place { table: TABLE, column: 2, status: Status::Any };
+pub const OF_SERVER: IndexRef = IndexRef { table: TABLE, column: 2, status: Status::Any };
 
 /// Whether a copy goes on to the target of one of these routes.
 ///
 /// # Errors
 /// What reading the table reports.
 pub fn concern<'r>(
-    home: &Home,
+    extension: &Extension,
     server_name: &str,
     routes: impl IntoIterator<Item = &'r Rc<Route>>,
 ) -> Result<bool> {
-    View::look(home, &[TABLE], |view| {
+    View::look(extension, &[TABLE], |view| {
         for route in routes {
             if is_copied(view, server_name, &route.target)? {
                 return Ok(true);
@@ -41,9 +41,9 @@ fn is_copied(view: &View<'_>, server_name: &str, target: &Relation) -> Result<bo
     view.has(TABLE, &keys, Status::Any)
 }
 
-/// What waits behind a copy that takes this route leaves these marks.
-pub fn marks(route: &Rc<Route>) -> Vec<i64> {
-    Footprint::of_table(route).marks
+/// What waits behind a copy that takes this route leaves these writes.
+pub fn writes(route: &Rc<Route>) -> Vec<i64> {
+    Writeset::of_table(route).writes
 }
 
 /// Whether a record of this number is a copy.

@@ -1,7 +1,7 @@
 //! Writes change sets into the queue.
 
-use super::aside::Blockers;
-use super::footprint::Footprint;
+use super::failed::Blockers;
+use super::writeset::Writeset;
 use super::{claim, to_json};
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::pg::append::{Appender, Value};
 use crate::pg::invalidation::{self, Epoch};
-use crate::pg::lookup::{self, Place, Status};
-use crate::pg::spi::{self, Home};
-use crate::pg::text::tellable;
+use crate::pg::lookup::{self, IndexRef, Status};
+use crate::pg::spi::{self, Extension};
+use crate::pg::text::displayable;
 use crate::pg::{Oid, context, sequence};
 use crate::sql::quote::ident;
 use crate::{stats, transaction};
@@ -94,8 +94,8 @@ struct Writer<'s> {
     /// Why it was not delivered, if that was tried: SQLSTATE, message, constraint.
     reason: Option<(String, String, Option<String>)>,
     routes: RouteIds<'s>,
-    /// The id of the next record. Those of a change set follow each other, and were drawn when all its rows were
-    /// locked: what depends on it draws later.
+    /// The id of the next record. Those of a change set follow each other, and were drawn when all its rows
+    /// were locked: what depends on it draws later.
     next_id: i64,
     records: Appender,
 }
@@ -104,19 +104,20 @@ impl<'s> Writer<'s> {
     /// `waiting`: some of them may have to wait behind others.
     fn open(set: &'s ChangeSet, reason: Option<&Error>, waiting: bool) -> Result<Self> {
         let reason = reason.map(|reason| {
-            let constraint = reason.constraint().map(tellable);
-            (reason.sqlstate().to_string(), tellable(&reason.in_full()), constraint)
+            let constraint = reason.constraint().map(displayable);
+            (reason.sqlstate().to_string(), displayable(&reason.in_full()), constraint)
         });
-        let routes = RouteIds { home: &set.home, owner: set.account.owner, known: Vec::new() };
+        let routes =
+            RouteIds { extension: &set.extension, owner: set.account.owner, cached: Vec::new() };
         // As long as the lock is held, floors stay below what is drawn.
-        lookup::reserve(&set.home, "sync_queue")?;
-        let next_id = sequence::draw(&set.home, "sync_queue_id_seq", set.len() as i64)?;
+        lookup::reserve(&set.extension, "sync_queue")?;
+        let next_id = sequence::draw(&set.extension, "sync_queue_id_seq", set.len() as i64)?;
         let rows = if waiting { Status::Any } else { Status::Pending };
-        let records = Appender::open(&set.home, "sync_queue", rows)?;
+        let records = Appender::open(&set.extension, "sync_queue", rows)?;
         Ok(Self { set, reason, routes, next_id, records })
     }
 
-    /// `behind`: the record it waits for, and its marks.
+    /// `behind`: the record it waits for, and its writes.
     fn write(
         &mut self,
         route: &Rc<Route>,
@@ -138,7 +139,7 @@ impl<'s> Writer<'s> {
             ("create_time", Value::Time(context::now())),
             ("status", Value::Text(if behind.is_some() { "waiting" } else { "pending" })),
             ("attempts", Value::Int4(self.reason.is_some().into())),
-            ("times_aside", Value::Int4(0)),
+            ("times_failed", Value::Int4(0)),
         ];
         if let Some((state, message, constraint)) = &self.reason {
             row.push(("sqlstate", Value::Text(state)));
@@ -146,9 +147,9 @@ impl<'s> Writer<'s> {
             row.extend(constraint.as_deref().map(|name| ("constraint_name", Value::Text(name))));
             row.push(("last_attempt_at", Value::Time(context::now())));
         }
-        if let Some((root, marks)) = &behind {
+        if let Some((root, writes)) = &behind {
             row.push(("waits_for", Value::Int8(*root)));
-            row.push(("blocks", Value::Int8s(marks)));
+            row.push(("blocks", Value::Int8s(writes)));
         }
         self.next_id += 1;
         self.records.append(&row)?;
@@ -162,28 +163,28 @@ impl<'s> Writer<'s> {
 
     fn write_run(&mut self, run: &Run, behind: &mut Blockers) -> Result<()> {
         let unit = run.changes.iter().any(|(route, change)| claim::makes_unit(route, change));
-        let mut whole = Footprint::default();
+        let mut whole = Writeset::default();
         if unit && run.forced.is_none() {
-            run.changes.iter().for_each(|(route, change)| whole.join(Footprint::of(route, change)));
+            run.changes.iter().for_each(|(route, change)| whole.join(Writeset::of(route, change)));
         }
         let together = match run.forced {
             None if unit => behind.join(&whole),
             forced => forced,
         };
         for (route, change) in run.changes.iter().skip(usize::from(run.written)) {
-            let footprint = Footprint::of(route, change);
-            let root = if unit || together.is_some() { together } else { behind.join(&footprint) };
+            let writeset = Writeset::of(route, change);
+            let root = if unit || together.is_some() { together } else { behind.join(&writeset) };
             if let Some(root) = together {
-                behind.mark(root, &footprint);
+                behind.mark(root, &writeset);
             }
-            self.write(route, &change.borrowed(), root.map(|root| (root, footprint.marks)))?;
+            self.write(route, &change.borrowed(), root.map(|root| (root, writeset.writes)))?;
         }
         Ok(())
     }
 }
 
 /// A route's id in a table `sync_route`.
-struct Known {
+struct CachedRoute {
     route: Rc<Route>,
     /// Whose changes take it.
     owner: Oid,
@@ -196,55 +197,58 @@ struct Known {
 }
 
 thread_local! {
-    static KNOWN: RefCell<Vec<Known>> = RefCell::default();
+    static ROUTES: RefCell<Vec<CachedRoute>> = RefCell::default();
 }
 
-const ROUTE: Place = Place { table: "sync_route", column: 1, status: Status::Any };
+const ROUTE: IndexRef = IndexRef { table: "sync_route", column: 1, status: Status::Any };
 
 /// So many routes are remembered at most.
 const MOST_KNOWN: usize = 256;
 
 /// Ids of routes in `sync_route`, each looked up or inserted once.
 struct RouteIds<'h> {
-    home: &'h Home,
+    extension: &'h Extension,
     owner: Oid,
-    known: Vec<(Rc<Route>, i64)>,
+    cached: Vec<(Rc<Route>, i64)>,
 }
 
 impl RouteIds<'_> {
     fn id_of(&mut self, route: &Rc<Route>) -> Result<i64> {
-        if let Some((_, id)) = self.known.iter().find(|(known, _)| Rc::ptr_eq(known, route)) {
+        if let Some((_, id)) = self.cached.iter().find(|(cached, _)| Rc::ptr_eq(cached, route)) {
             return Ok(*id);
         }
         let id = match self.remembered(route)? {
             Some(id) => id,
             None => self.find_or_insert(route)?,
         };
-        self.known.push((route.clone(), id));
+        self.cached.push((route.clone(), id));
         Ok(id)
     }
 
     /// The id that an earlier transaction of the session found, if it is still there: that one may have
     /// been rolled back, and the extension be another.
     fn remembered(&self, route: &Rc<Route>) -> Result<Option<i64>> {
-        let table = lookup::table(self.home, "sync_route")?;
+        let table = lookup::table(self.extension, "sync_route")?;
         let owner = self.owner;
-        let is =
-            |known: &Known| known.table == table && known.owner == owner && known.route == *route;
-        let found = KNOWN.with_borrow(|all| {
-            all.iter().find(|known| is(known)).map(|known| (known.id, known.by, known.settled))
+        let is = |cached: &CachedRoute| {
+            cached.table == table && cached.owner == owner && cached.route == *route
+        };
+        let found = ROUTES.with_borrow(|all| {
+            all.iter()
+                .find(|cached| is(cached))
+                .map(|cached| (cached.id, cached.by, cached.settled))
         });
         let Some((id, by, settled)) = found else { return Ok(None) };
         let now = invalidation::now();
         if settled == Some(now) {
             return Ok(Some(id));
         }
-        if !lookup::has_id(self.home, &ROUTE, id)? {
+        if !lookup::has_id(self.extension, &ROUTE, id)? {
             return Ok(None);
         }
         if by != context::transaction() {
-            KNOWN.with_borrow_mut(|all| {
-                all.iter_mut().filter(|known| is(known)).for_each(|k| k.settled = Some(now));
+            ROUTES.with_borrow_mut(|all| {
+                all.iter_mut().filter(|cached| is(cached)).for_each(|k| k.settled = Some(now));
             });
         }
         Ok(Some(id))
@@ -254,7 +258,7 @@ impl RouteIds<'_> {
     /// that insert the same one at once give it two ids, which does no harm.
     fn find_or_insert(&self, route: &Rc<Route>) -> Result<i64> {
         let body = to_json(&**route)?;
-        let table = format!("{}.sync_route", ident(&self.home.schema));
+        let table = format!("{}.sync_route", ident(&self.extension.schema));
         let find = format!(
             "SELECT id FROM {table} WHERE pg_catalog.md5(body) OPERATOR(pg_catalog.=) \
              pg_catalog.md5($1) AND body OPERATOR(pg_catalog.=) $1 \
@@ -266,22 +270,23 @@ impl RouteIds<'_> {
              VALUES ($1::pg_catalog.int8, $2, $3::pg_catalog.oid)"
         );
         let owner = self.owner.to_u32().to_string();
-        let found = spi::read(self.home, &find, &[Some(&body), Some(&owner)])?.into_iter().next();
+        let found =
+            spi::read(self.extension, &find, &[Some(&body), Some(&owner)])?.into_iter().next();
         let id = match found.and_then(|mut row| row.pop()).flatten() {
             Some(id) => id.parse().map_err(|_| Error::internal("malformed id of a route"))?,
             None => {
-                let id = sequence::draw(self.home, "sync_route_id_seq", 1)?;
+                let id = sequence::draw(self.extension, "sync_route_id_seq", 1)?;
                 let args = [Some(&*id.to_string()), Some(&*body), Some(&*owner)];
-                spi::write(self.home, &insert, &args)?;
+                spi::write(self.extension, &insert, &args)?;
                 id
             }
         };
-        let (table, by) = (lookup::table(self.home, "sync_route")?, context::transaction());
-        KNOWN.with_borrow_mut(|known| {
-            known.retain(|known| known.route != *route || known.owner != self.owner);
-            known.truncate(MOST_KNOWN - 1);
+        let (table, by) = (lookup::table(self.extension, "sync_route")?, context::transaction());
+        ROUTES.with_borrow_mut(|cached| {
+            cached.retain(|cached| cached.route != *route || cached.owner != self.owner);
+            cached.truncate(MOST_KNOWN - 1);
             let (route, owner) = (route.clone(), self.owner);
-            known.push(Known { route, owner, table, id, by, settled: None });
+            cached.push(CachedRoute { route, owner, table, id, by, settled: None });
         });
         Ok(id)
     }

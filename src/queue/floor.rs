@@ -1,20 +1,20 @@
 //! Where in a server's queue to begin to look for what is pending.
 //!
-//! What was delivered leaves dead entries in the index. VACUUM cannot remove them as long as any snapshot is held that
-//! is older, and whoever looks for a pending record of an empty queue would walk over all of them. So the drains
-//! keep a *floor* for each server: none of its records up to that id is pending, and none will be. Looks begin
-//! above it.
+//! What was delivered leaves dead entries in the index. VACUUM cannot remove them as long as any snapshot is
+//! held that is older, and whoever looks for a pending record of an empty queue would walk over all of them.
+//! So the drains keep a *floor* for each server: none of its records up to that id is pending, and none will
+//! be. Looks begin above it.
 //!
-//! Ids grow, but a transaction may commit long after it has drawn one. A floor therefore never passes an id that a
-//! transaction under way may have drawn: who draws holds a lock of the queue until its end, see
-//! [`lock::writers`]. A record that was set aside gets pending again under its old id: who sees to that lowers the
-//! floor in the same transaction. Both are done under the server's drain lock.
+//! Ids grow, but a transaction may commit long after it has drawn one. A floor therefore never passes an id
+//! that a transaction under way may have drawn: who draws holds a lock of the queue until its end, see
+//! [`lock::writers`]. A failed record gets pending again under its old id: who sees to that lowers the floor
+//! in the same transaction. Both are done under the server's drain lock.
 //!
 //! Rows of `sync_queue_floor` leave dead versions too: a floor is raised by [`STEP`] records at least.
 
 use crate::error::{Error, Result};
 use crate::pg::lookup::{self, Is, Key, Status, View};
-use crate::pg::spi::{self, Home, Row};
+use crate::pg::spi::{self, Extension, Row};
 use crate::pg::{Oid, lock, sequence};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::cell::RefCell;
@@ -36,8 +36,8 @@ thread_local! {
     static CANDIDATES: RefCell<Vec<Candidate>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A condition on the ids of a server's records that a query `q` is about: those above the floor. `server` is the
-/// server's name in SQL.
+/// A condition on the ids of a server's records that a query `q` is about: those above the floor. `server` is
+/// the server's name in SQL.
 pub fn above(schema: &str, server: &str) -> String {
     format!(
         "q.id OPERATOR(pg_catalog.>) COALESCE((SELECT f.id FROM {schema}.{TABLE} f \
@@ -45,7 +45,8 @@ pub fn above(schema: &str, server: &str) -> String {
     )
 }
 
-/// The owners that have pending records for a server, one after the other, from the view of [`TABLE`] and the queue.
+/// The owners that have pending records for a server, one after the other, from the view of [`TABLE`] and the
+/// queue.
 pub struct Owners<'v> {
     view: &'v View<'v>,
     server: Is<'v>,
@@ -90,8 +91,8 @@ impl<'v> Owners<'v> {
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn servers(home: &Home) -> Result<Vec<String>> {
-    View::look(home, &["sync_queue", TABLE], |view| {
+pub fn servers(extension: &Extension) -> Result<Vec<String>> {
+    View::look(extension, &["sync_queue", TABLE], |view| {
         let mut servers = Vec::new();
         let mut below: Option<String> = None;
         loop {
@@ -112,9 +113,9 @@ pub fn servers(home: &Home) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn owners(home: &Home, server_name: &str) -> Result<String> {
+pub fn owners(extension: &Extension, server_name: &str) -> Result<String> {
     let mut owners = ArrayLiteral::default();
-    View::look(home, &["sync_queue", TABLE], |view| {
+    View::look(extension, &["sync_queue", TABLE], |view| {
         let mut found = Owners::of(view, server_name);
         while let Some(owner) = found.next()? {
             owners.push(Some(&owner.to_u32().to_string()));
@@ -135,14 +136,14 @@ pub fn edge(schema: &str, owner: &str, order: &str) -> String {
 }
 
 /// The oldest pending record of a server.
-fn first_pending(home: &Home, server_name: &str) -> Result<Option<i64>> {
-    let owners = owners(home, server_name)?;
+fn first_pending(extension: &Extension, server_name: &str) -> Result<Option<i64>> {
+    let owners = owners(extension, server_name)?;
     let sql = format!(
         "SELECT pg_catalog.min(r.id) FROM pg_catalog.unnest($2::pg_catalog.oid[]) AS o(owner) \
          CROSS JOIN LATERAL ({}) r",
-        edge(&ident(&home.schema), "o.owner", "")
+        edge(&ident(&extension.schema), "o.owner", "")
     );
-    let row = spi::read(home, &sql, &[Some(server_name), Some(&owners)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(server_name), Some(&owners)])?.into_iter().next();
     let first = row.and_then(|mut row| row.pop()).flatten();
     let first = first.map(|text| text.parse()).transpose();
     first.map_err(|_| Error::internal("malformed record id"))
@@ -152,33 +153,33 @@ fn first_pending(home: &Home, server_name: &str) -> Result<Option<i64>> {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn of(home: &Home, server_name: &str) -> Result<i64> {
+pub fn of(extension: &Extension, server_name: &str) -> Result<i64> {
     let sql = format!(
         "SELECT id FROM {}.{TABLE} WHERE dst_server OPERATOR(pg_catalog.=) $1",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    Ok(number(spi::read(home, &sql, &[Some(server_name)])?)?.unwrap_or(0))
+    Ok(number(spi::read(extension, &sql, &[Some(server_name)])?)?.unwrap_or(0))
 }
 
 /// Raises a server's floor if that is worth it. Under the server's drain lock.
 ///
 /// # Errors
 /// What reading the queue or writing the table reports.
-pub fn raise(home: &Home, server_name: &str) -> Result<()> {
-    let floor = of(home, server_name)?;
+pub fn raise(extension: &Extension, server_name: &str) -> Result<()> {
+    let floor = of(extension, server_name)?;
     // Before the writers: who draws later has greater ids.
-    let drawn = sequence::last(home, "sync_queue_id_seq")?.unwrap_or(0);
+    let drawn = sequence::last(extension, "sync_queue_id_seq")?.unwrap_or(0);
     if floor > drawn {
         // Somebody has set the sequence back: ids are not what they were.
-        return lower(home, server_name, 1);
+        return lower(extension, server_name, 1);
     }
     if drawn - floor < STEP {
         return Ok(());
     }
-    let writers = lock::writers(lookup::table(home, "sync_queue")?);
+    let writers = lock::writers(lookup::table(extension, "sync_queue")?);
     let Some(settled) = settled(server_name, drawn, writers) else { return Ok(()) };
     // As of now, after all that is settled has ended.
-    let first = first_pending(home, server_name)?;
+    let first = first_pending(extension, server_name)?;
     let until = first.map_or(settled, |first| settled.min(first - 1));
     if until - floor < STEP {
         return Ok(());
@@ -186,14 +187,14 @@ pub fn raise(home: &Home, server_name: &str) -> Result<()> {
     let sql = format!(
         "INSERT INTO {}.{TABLE} AS f (dst_server, id) VALUES ($1, $2::pg_catalog.int8) \
          ON CONFLICT (dst_server) DO UPDATE SET id = excluded.id",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    spi::write(home, &sql, &[Some(server_name), Some(&until.to_string())])?;
+    spi::write(extension, &sql, &[Some(server_name), Some(&until.to_string())])?;
     Ok(())
 }
 
-/// An id up to which no transaction under way has drawn any: of those drawn by now if nobody writes, else of those
-/// drawn at an earlier look, whose writers have ended.
+/// An id up to which no transaction under way has drawn any: of those drawn by now if nobody writes, else of
+/// those drawn at an earlier look, whose writers have ended.
 fn settled(server_name: &str, drawn: i64, writers: Vec<lock::Writer>) -> Option<i64> {
     CANDIDATES.with_borrow_mut(|all| {
         let at = all.iter().position(|one| one.server_name == server_name);
@@ -215,19 +216,19 @@ fn settled(server_name: &str, drawn: i64, writers: Vec<lock::Writer>) -> Option<
     })
 }
 
-/// A record with this id becomes pending again, and perhaps later ones. Under the server's drain lock, in the transaction
-/// that makes it so.
+/// A record with this id becomes pending again, and perhaps later ones. Under the server's drain lock, in the
+/// transaction that makes it so.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn lower(home: &Home, server_name: &str, id: i64) -> Result<()> {
+pub fn lower(extension: &Extension, server_name: &str, id: i64) -> Result<()> {
     let sql = format!(
         "UPDATE {}.{TABLE} SET id = $2::pg_catalog.int8 OPERATOR(pg_catalog.-) 1 \
          WHERE dst_server OPERATOR(pg_catalog.=) $1 \
            AND id OPERATOR(pg_catalog.>=) $2::pg_catalog.int8",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    spi::write(home, &sql, &[Some(server_name), Some(&id.to_string())])?;
+    spi::write(extension, &sql, &[Some(server_name), Some(&id.to_string())])?;
     Ok(())
 }
 

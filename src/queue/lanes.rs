@@ -1,21 +1,21 @@
 //! Lanes: what of a server's queue goes over one owner's account.
 //!
-//! The records of a server are one order, whoever owns their tables: a visit takes the oldest of all owners, and
-//! who is about to send waits for everybody's. That ends where an owner cannot be served (a password, a right, a
-//! mapping, a session of that owner that may still commit) while the server takes what is others': such a lane
-//! is *apart*. Nobody waits for it, and it has its own attempts, until all of its records are delivered. Order
-//! within a lane is never given up, nor between lanes that have records for the same table there; else between
-//! owners it is only as long as one of them is apart, and what the target's foreign keys then refuse is tried
-//! again.
+//! The records of a server are one order, whoever owns their tables: a visit takes the oldest of all owners,
+//! and who is about to send waits for everybody's. That ends where an owner cannot be served (a password, a
+//! right, a mapping, a session of that owner that may still commit) while the server takes what is others':
+//! such a lane is *apart*. Nobody waits for it, and it has its own attempts, until all of its records are
+//! delivered. Order within a lane is never given up, nor between lanes that have records for the same table
+//! there; else between owners it is only as long as one of them is apart, and what the target's foreign keys
+//! then refuse is tried again.
 
 use super::floor::Owners;
-use super::{aside, floor};
+use super::{failed, floor};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::lookup::{Is, Status, View};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::subtransaction::attempt;
-use crate::pg::text::tellable;
+use crate::pg::text::displayable;
 use crate::pg::{Oid, lock};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::time::Duration;
@@ -68,15 +68,15 @@ pub fn hops(queue: &str) -> String {
     )
 }
 
-/// The lanes of a server that have something to do, those apart last, else the one with the oldest record first.
-/// `with_failed`: also those that only have records set aside.
+/// The lanes of a server that have something to do, those apart last, else the one with the oldest record
+/// first. `with_failed`: also those that only have failed records.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn all(home: &Home, server_name: &str, with_failed: bool) -> Result<Vec<Lane>> {
-    let schema = ident(&home.schema);
+pub fn all(extension: &Extension, server_name: &str, with_failed: bool) -> Result<Vec<Lane>> {
+    let schema = ident(&extension.schema);
     let queue = format!("{schema}.sync_queue");
-    let owners = floor::owners(home, server_name)?;
+    let owners = floor::owners(extension, server_name)?;
     let sql = format!(
         "WITH work(owner, first, last) AS ( \
              SELECT o.owner, a.id, z.id FROM pg_catalog.unnest($3::pg_catalog.oid[]) AS o(owner) \
@@ -105,10 +105,10 @@ pub fn all(home: &Home, server_name: &str, with_failed: bool) -> Result<Vec<Lane
          ORDER BY s.failures IS NOT NULL, pg_catalog.min(w.first), w.owner",
         floor::edge(&schema, "o.owner", ""),
         floor::edge(&schema, "o.owner", "DESC"),
-        aside::released(&queue, "$1"),
+        failed::released(&queue, "$1"),
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(home, &sql, &[Some(server_name), Some(with_failed), Some(&owners)])?
+    spi::read(extension, &sql, &[Some(server_name), Some(with_failed), Some(&owners)])?
         .into_iter()
         .map(|mut row| {
             let owner = required(&mut row, 0)?;
@@ -129,7 +129,7 @@ pub fn all(home: &Home, server_name: &str, with_failed: bool) -> Result<Vec<Lane
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn bound(home: &Home, server_name: &str, owners: &[&str], limit: i64) -> Result<i64> {
+pub fn bound(extension: &Extension, server_name: &str, owners: &[&str], limit: i64) -> Result<i64> {
     let mut array = ArrayLiteral::default();
     owners.iter().for_each(|owner| array.push(Some(owner)));
     let sql = format!(
@@ -140,12 +140,12 @@ pub fn bound(home: &Home, server_name: &str, owners: &[&str], limit: i64) -> Res
                AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
              ORDER BY q.id LIMIT $3::pg_catalog.int8) r \
            ORDER BY r.id LIMIT $3::pg_catalog.int8) s",
-        ident(&home.schema),
-        floor::above(&ident(&home.schema), "$1")
+        ident(&extension.schema),
+        floor::above(&ident(&extension.schema), "$1")
     );
     let (owners, limit) = (array.into_text(), limit.to_string());
     let args = [server_name, &owners, &limit].map(Some);
-    let row = spi::read(home, &sql, &args)?.into_iter().next();
+    let row = spi::read(extension, &sql, &args)?.into_iter().next();
     let id = required(&mut row.unwrap_or_default(), 0)?;
     id.parse().map_err(|_| Error::internal("malformed record id"))
 }
@@ -153,8 +153,8 @@ pub fn bound(home: &Home, server_name: &str, owners: &[&str], limit: i64) -> Res
 /// What [`goes_before`] looks at.
 pub const TABLES: [&str; 4] = ["sync_queue", floor::TABLE, "sync_lost_session", "sync_owner_state"];
 
-/// Whether something of a server's is to be sent before the changes of an owner, as its own or as that of a lane
-/// that is not apart. The view is of [`TABLES`].
+/// Whether something of a server's is to be sent before the changes of an owner, as its own or as that of a
+/// lane that is not apart. The view is of [`TABLES`].
 ///
 /// # Errors
 /// What reading the queue reports.
@@ -182,12 +182,12 @@ pub fn goes_before(view: &View<'_>, server_name: &str, owner: Oid) -> Result<boo
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn must_wait(home: &Home, server_name: &str, owner: Oid) -> Result<bool> {
-    View::look(home, &TABLES, |view| goes_before(view, server_name, owner))
+pub fn must_wait(extension: &Extension, server_name: &str, owner: Oid) -> Result<bool> {
+    View::look(extension, &TABLES, |view| goes_before(view, server_name, owner))
 }
 
-/// A condition: owners `a` and `b` both have pending records for server `$1` that go to the same table there, by
-/// the routes `r` of one and `o` of the other. Routes are few, so they are looked at first.
+/// A condition: owners `a` and `b` both have pending records for server `$1` that go to the same table there,
+/// by the routes `r` of one and `o` of the other. Routes are few, so they are looked at first.
 fn share_target(schema: &str) -> String {
     let pending = |route: &str| {
         format!(
@@ -213,33 +213,33 @@ fn share_target(schema: &str) -> String {
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn sharing(home: &Home, server_name: &str) -> Result<Vec<(String, String)>> {
-    let schema = ident(&home.schema);
+pub fn sharing(extension: &Extension, server_name: &str) -> Result<Vec<(String, String)>> {
+    let schema = ident(&extension.schema);
     let sql = format!(
         "SELECT DISTINCT r.owner::pg_catalog.oid, o.owner::pg_catalog.oid \
          FROM {schema}.sync_route r JOIN {schema}.sync_route o ON {}",
         share_target(&schema)
     );
-    spi::read(home, &sql, &[Some(server_name)])?
+    spi::read(extension, &sql, &[Some(server_name)])?
         .into_iter()
         .map(|mut row| Ok((required(&mut row, 0)?, required(&mut row, 1)?)))
         .collect()
 }
 
-/// Of these tables of the server, each as a route's JSON has it, those for which lanes apart of other owners' have
-/// pending records, and the newest of these: they go first all the same.
+/// Of these tables of the server, each as a route's JSON has it, those for which lanes apart of other owners'
+/// have pending records, and the newest of these: they go first all the same.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn apart_before(
-    home: &Home,
+    extension: &Extension,
     server_name: &str,
     owner: &str,
     targets: &[String],
 ) -> Result<Vec<(String, i64)>> {
     let mut array = ArrayLiteral::default();
     targets.iter().for_each(|target| array.push(Some(target)));
-    let schema = ident(&home.schema);
+    let schema = ident(&extension.schema);
     let sql = format!(
         "SELECT r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target', q.last \
          FROM {schema}.sync_owner_state s JOIN {schema}.sync_route r \
@@ -257,7 +257,7 @@ pub fn apart_before(
     );
     let targets = array.into_text();
     let args = [server_name, owner, &targets].map(Some);
-    spi::read(home, &sql, &args)?
+    spi::read(extension, &sql, &args)?
         .into_iter()
         .map(|mut row| {
             let last = required(&mut row, 1)?.parse();
@@ -271,7 +271,12 @@ pub fn apart_before(
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn set_apart(home: &Home, server_name: &str, owner: &str, reason: &Error) -> Result<()> {
+pub fn set_apart(
+    extension: &Extension,
+    server_name: &str,
+    owner: &str,
+    reason: &Error,
+) -> Result<()> {
     let sql = format!(
         "INSERT INTO {}.sync_owner_state AS s (dst_server, owner, failures, last_error, \
             last_sqlstate, last_error_at, next_attempt_at) \
@@ -283,24 +288,24 @@ pub fn set_apart(home: &Home, server_name: &str, owner: &str, reason: &Error) ->
             next_attempt_at = excluded.last_error_at OPERATOR(pg_catalog.+) LEAST( \
               $5::pg_catalog.interval OPERATOR(pg_catalog.*) \
                 pg_catalog.power(2, LEAST(s.failures, 20)), $6::pg_catalog.interval)",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
+    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
     let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
     let args = [server_name, owner, &message, &state, &first, &longest].map(Some);
-    spi::write(home, &sql, &args)?;
+    spi::write(extension, &sql, &args)?;
     Ok(())
 }
 
 /// A commit found that an owner cannot be served: unless that is known, its lane is apart from now on, and
-/// nobody waits for what the commit queues. Waits for no one: whoever else finds the same at that moment leaves it to the
-/// first.
+/// nobody waits for what the commit queues. Waits for no one: whoever else finds the same at that moment
+/// leaves it to the first.
 ///
 /// # Errors
 /// What writing the table reports.
 pub fn note_refused(
-    home: &Home,
+    extension: &Extension,
     (server, server_name): (Oid, &str),
     owner: &str,
     reason: &Error,
@@ -308,13 +313,13 @@ pub fn note_refused(
     let sql = format!(
         "SELECT 1 FROM {}.sync_owner_state WHERE dst_server OPERATOR(pg_catalog.=) $1 \
          AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let is_known = !spi::read(home, &sql, &[Some(server_name), Some(owner)])?.is_empty();
+    let is_known = !spi::read(extension, &sql, &[Some(server_name), Some(owner)])?.is_empty();
     if is_known || !lock::try_note(server) {
         return Ok(());
     }
-    match attempt(|| set_apart(home, server_name, owner, reason)) {
+    match attempt(|| set_apart(extension, server_name, owner, reason)) {
         // Noted by a transaction that the snapshot of this one does not see.
         Err(error) if error.sqlstate() == SqlState::SERIALIZATION_FAILURE => Ok(()),
         result => result,
@@ -325,8 +330,8 @@ pub fn note_refused(
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn served(home: &Home, server_name: &str, owner: &str) -> Result<()> {
-    let schema = ident(&home.schema);
+pub fn served(extension: &Extension, server_name: &str, owner: &str) -> Result<()> {
+    let schema = ident(&extension.schema);
     let these = "s.dst_server OPERATOR(pg_catalog.=) $1 \
         AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid";
     let sql = format!(
@@ -338,7 +343,7 @@ pub fn served(home: &Home, server_name: &str, owner: &str) -> Result<()> {
           WHERE {these} AND NOT EXISTS (SELECT FROM d)",
         floor::above(&schema, "$1")
     );
-    spi::write(home, &sql, &[Some(server_name), Some(owner)])?;
+    spi::write(extension, &sql, &[Some(server_name), Some(owner)])?;
     Ok(())
 }
 
@@ -346,23 +351,23 @@ pub fn served(home: &Home, server_name: &str, owner: &str) -> Result<()> {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn any_apart(home: &Home, server_name: &str) -> Result<bool> {
+pub fn any_apart(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_owner_state WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+    Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
 }
 
 /// Lanes of a server's that are apart and have nothing to be sent any more join the others.
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn join_idle(home: &Home, server_name: &str) -> Result<()> {
-    if !any_apart(home, server_name)? {
+pub fn join_idle(extension: &Extension, server_name: &str) -> Result<()> {
+    if !any_apart(extension, server_name)? {
         return Ok(());
     }
-    let schema = ident(&home.schema);
+    let schema = ident(&extension.schema);
     let sql = format!(
         "DELETE FROM {schema}.sync_owner_state s WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
            AND NOT EXISTS (SELECT FROM {schema}.sync_queue q \
@@ -374,6 +379,6 @@ pub fn join_idle(home: &Home, server_name: &str) -> Result<()> {
                AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid)",
         floor::above(&schema, "$1")
     );
-    spi::write(home, &sql, &[Some(server_name)])?;
+    spi::write(extension, &sql, &[Some(server_name)])?;
     Ok(())
 }

@@ -1,14 +1,14 @@
 //! Servers that are paused: nothing is sent to them, at commit or from the queue, until somebody resumes them.
 //!
-//! A row of `sync_pause` each. Admission looks at it in the view that it has of the queue anyway, so a pause holds for
-//! every commit that begins to deliver after it was committed. What is on its way then arrives.
+//! A row of `sync_pause` each. Admission looks at it in the view that it has of the queue anyway, so a pause
+//! holds for every commit that begins to deliver after it was committed. What is on its way then arrives.
 
 use super::PAUSED;
-use crate::delivery::endpoint::server_oid;
+use crate::connect::endpoint::server_oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context;
 use crate::pg::lookup;
-use crate::pg::spi::{self, Home};
+use crate::pg::spi::{self, Extension};
 use crate::sql::quote::ident;
 use crate::transaction;
 
@@ -16,56 +16,57 @@ use crate::transaction;
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn is_paused(home: &Home, server_name: &str) -> Result<bool> {
-    Ok(lookup::first_with(home, server_name, &[PAUSED])?.is_some())
+pub fn is_paused(extension: &Extension, server_name: &str) -> Result<bool> {
+    Ok(lookup::first_with(extension, server_name, &[PAUSED])?.is_some())
 }
 
 /// Pauses a server. False if it was paused.
 ///
 /// # Errors
 /// 42704 for a server that is not there, 42501 for who may not; what writing the table reports.
-pub fn pause(home: &Home, server_name: &str) -> Result<bool> {
-    check_may(home, server_name)?;
-    server_oid(home, server_name)?;
+pub fn pause(extension: &Extension, server_name: &str) -> Result<bool> {
+    check_may(extension, server_name)?;
+    server_oid(extension, server_name)?;
     let sql = format!(
         "INSERT INTO {}.sync_pause (dst_server, paused_by) \
          VALUES ($1, pg_catalog.pg_get_userbyid($2::pg_catalog.oid)) \
          ON CONFLICT (dst_server) DO NOTHING RETURNING 1",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
     let user = context::user().to_u32().to_string();
-    Ok(!spi::write(home, &sql, &[Some(server_name), Some(&user)])?.is_empty())
+    Ok(!spi::write(extension, &sql, &[Some(server_name), Some(&user)])?.is_empty())
 }
 
-/// Lets a server have its changes again: once the transaction has committed, the worker sends what is queued. False if
-/// it was not paused. One that has been dropped can be resumed as well, so that no other inherits its pause.
+/// Lets a server have its changes again: once the transaction has committed, the worker sends what is queued.
+/// False if it was not paused. One that has been dropped can be resumed as well, so that no other inherits
+/// its pause.
 ///
 /// # Errors
 /// As for [`pause`].
-pub fn resume(home: &Home, server_name: &str) -> Result<bool> {
-    check_may(home, server_name)?;
+pub fn resume(extension: &Extension, server_name: &str) -> Result<bool> {
+    check_may(extension, server_name)?;
     let sql = format!(
         "DELETE FROM {}.sync_pause WHERE dst_server OPERATOR(pg_catalog.=) $1 RETURNING 1",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let was_paused = !spi::write(home, &sql, &[Some(server_name)])?.is_empty();
+    let was_paused = !spi::write(extension, &sql, &[Some(server_name)])?.is_empty();
     if was_paused {
         transaction::wake_worker();
     } else {
-        server_oid(home, server_name)?;
+        server_oid(extension, server_name)?;
     }
     Ok(was_paused)
 }
 
 /// Whether the current user may hold a server's changes: its owner, and whoever may drain the queue.
-fn check_may(home: &Home, server_name: &str) -> Result<()> {
+fn check_may(extension: &Extension, server_name: &str) -> Result<()> {
     let sql = "SELECT pg_catalog.has_function_privilege($1::pg_catalog.oid, $3, 'EXECUTE') \
              OR EXISTS (SELECT FROM pg_catalog.pg_foreign_server s \
                   WHERE s.srvname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
                     AND pg_catalog.pg_has_role($1::pg_catalog.oid, s.srvowner, 'USAGE'))";
     let user = context::user().to_u32().to_string();
-    let drain = format!("{}.deal_sync_err_rec(integer,text)", ident(&home.schema));
-    let rows = spi::read(home, sql, &[Some(&user), Some(server_name), Some(&drain)])?;
+    let drain = format!("{}.deal_sync_err_rec(integer,text)", ident(&extension.schema));
+    let rows = spi::read(extension, sql, &[Some(&user), Some(server_name), Some(&drain)])?;
     match rows.first().and_then(|row| row.first()) {
         Some(Some(may)) if may == "t" => Ok(()),
         _ => Err(Error::local(

@@ -3,8 +3,8 @@
 //! for each other.
 
 use crate::error::{Error, Result};
-use crate::pg::spi::{self, Home, required};
-use crate::pg::text::tellable;
+use crate::pg::spi::{self, Extension, required};
+use crate::pg::text::displayable;
 use crate::sql::quote::ident;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const CHANNEL: &str = "pg_rowsync";
 /// # Errors
 /// What writing the table reports.
 pub fn failed(
-    home: &Home,
+    extension: &Extension,
     server_name: &str,
     reason: &Error,
     next: Option<Duration>,
@@ -31,16 +31,16 @@ pub fn failed(
             unreachable = s.unreachable OR excluded.unreachable, last_error = excluded.last_error, \
             last_sqlstate = excluded.last_sqlstate, last_error_at = excluded.last_error_at, \
             next_attempt_at = excluded.next_attempt_at",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let was = is_unreachable(home, server_name)?;
-    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
+    let was = is_unreachable(extension, server_name)?;
+    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
     let next = next.map(|time| format!("{} milliseconds", time.as_millis()));
     let args = [Some(server_name), Some(flag(unreachable)), Some(&*message), Some(&*state)];
     let args: Vec<_> = args.into_iter().chain([next.as_deref()]).collect();
-    spi::write(home, &sql, &args)?;
+    spi::write(extension, &sql, &args)?;
     if unreachable && !was {
-        announce(home, server_name, "unreachable", Some(reason))?;
+        announce(extension, server_name, "unreachable", Some(reason))?;
     }
     Ok(())
 }
@@ -49,18 +49,18 @@ pub fn failed(
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn succeeded(home: &Home, server_name: &str) -> Result<()> {
+pub fn succeeded(extension: &Extension, server_name: &str) -> Result<()> {
     let sql = format!(
         "INSERT INTO {}.sync_server_state (dst_server, last_success_at) \
          VALUES ($1, pg_catalog.clock_timestamp()) \
          ON CONFLICT (dst_server) DO UPDATE SET failures = 0, unreachable = false, \
             last_success_at = excluded.last_success_at, next_attempt_at = NULL",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let was = is_unreachable(home, server_name)?;
-    spi::write(home, &sql, &[Some(server_name)])?;
+    let was = is_unreachable(extension, server_name)?;
+    spi::write(extension, &sql, &[Some(server_name)])?;
     if was {
-        announce(home, server_name, "reachable", None)?;
+        announce(extension, server_name, "reachable", None)?;
     }
     Ok(())
 }
@@ -70,16 +70,19 @@ pub fn succeeded(home: &Home, server_name: &str) -> Result<()> {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn until_next_attempt(home: &Home, server_name: &str) -> Result<Option<(u32, Duration)>> {
+pub fn until_next_attempt(
+    extension: &Extension,
+    server_name: &str,
+) -> Result<Option<(u32, Duration)>> {
     let sql = format!(
         "SELECT failures, (pg_catalog.extract('epoch', next_attempt_at OPERATOR(pg_catalog.-) \
             pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
          FROM {}.sync_server_state WHERE dst_server OPERATOR(pg_catalog.=) $1 \
            AND failures OPERATOR(pg_catalog.>) 0 \
            AND next_attempt_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let Some(mut row) = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next() else {
+    let Some(mut row) = spi::read(extension, &sql, &[Some(server_name)])?.into_iter().next() else {
         return Ok(None);
     };
     let mut number = |at| -> Result<u64> {
@@ -92,25 +95,25 @@ pub fn until_next_attempt(home: &Home, server_name: &str) -> Result<Option<(u32,
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn failures(home: &Home, server_name: &str) -> Result<u32> {
+pub fn failures(extension: &Extension, server_name: &str) -> Result<u32> {
     let sql = format!(
         "SELECT failures FROM {}.sync_server_state WHERE dst_server OPERATOR(pg_catalog.=) $1",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(server_name)])?.into_iter().next();
     let failures = row.map(|mut row| {
         required(&mut row, 0)?.parse::<u32>().map_err(|_| Error::internal("malformed number"))
     });
     Ok(failures.transpose()?.unwrap_or_default())
 }
 
-fn is_unreachable(home: &Home, server_name: &str) -> Result<bool> {
+fn is_unreachable(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_server_state \
          WHERE dst_server OPERATOR(pg_catalog.=) $1 AND unreachable",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+    Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
 }
 
 fn flag(value: bool) -> &'static str {
@@ -118,15 +121,20 @@ fn flag(value: bool) -> &'static str {
 }
 
 /// NOTIFY at the end of the transaction.
-fn announce(home: &Home, server_name: &str, state: &str, reason: Option<&Error>) -> Result<()> {
+fn announce(
+    extension: &Extension,
+    server_name: &str,
+    state: &str,
+    reason: Option<&Error>,
+) -> Result<()> {
     let payload = serde_json::json!({
         "server": server_name,
         "state": state,
         "sqlstate": reason.map(|e| e.sqlstate().to_string()),
         // A payload has less than 8,000 bytes.
-        "message": reason.map(|e| tellable(&e.one_line()).chars().take(1_000).collect::<String>()),
+        "message": reason.map(|e| displayable(&e.one_line()).chars().take(1_000).collect::<String>()),
     });
     let sql = "SELECT pg_catalog.pg_notify($1, $2)";
-    spi::write(home, sql, &[Some(CHANNEL), Some(&payload.to_string())])?;
+    spi::write(extension, sql, &[Some(CHANNEL), Some(&payload.to_string())])?;
     Ok(())
 }

@@ -99,7 +99,7 @@ pub struct Batch {
     /// Under [`Policy::Newest`]: what the new rows count as, versions and ranks.
     pub stamp: Option<[ArrayLiteral; 2]>,
     /// The same of the deletions of the old keys.
-    pub gone: Option<[ArrayLiteral; 2]>,
+    pub tombstone: Option<[ArrayLiteral; 2]>,
     /// Its only row, if it has but one.
     pub single: Option<Single>,
     /// UPDATE: positions of columns that are not sent.
@@ -131,7 +131,7 @@ impl Batch {
             new: vec![Elements::default(); new],
             old: vec![Elements::default(); old],
             stamp: (is_newest && new > 0).then(Default::default),
-            gone: (is_newest && old > 0).then(Default::default),
+            tombstone: (is_newest && old > 0).then(Default::default),
             rows: 0,
             single: None,
             unchanged: Vec::new(),
@@ -202,9 +202,11 @@ impl Batch {
             versions.push(stamp.version);
             ranks.push(Some(&stamp.rank.to_string()));
         }
-        if let Some([versions, ranks]) = &mut self.gone {
-            versions.push(change.gone.as_ref().and_then(|gone| gone.version));
-            ranks.push(Some(&change.gone.as_ref().map_or(0, |gone| gone.rank).to_string()));
+        if let Some([versions, ranks]) = &mut self.tombstone {
+            versions.push(change.tombstone.as_ref().and_then(|tombstone| tombstone.version));
+            ranks.push(Some(
+                &change.tombstone.as_ref().map_or(0, |tombstone| tombstone.rank).to_string(),
+            ));
         }
     }
 
@@ -230,7 +232,7 @@ impl Batch {
 
     /// Size of the parameters, in bytes.
     pub fn bytes(&self) -> usize {
-        let stamps = self.stamp.iter().chain(&self.gone).flatten();
+        let stamps = self.stamp.iter().chain(&self.tombstone).flatten();
         let arrays = self.new.iter().chain(&self.old).map(Elements::len);
         let single = self.single.iter().flat_map(|single| &single.params).flatten();
         arrays.sum::<usize>().max(single.map(String::len).sum())

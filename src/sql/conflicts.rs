@@ -1,8 +1,8 @@
 //! How the answers to statements tell of conflicts, rows that are not as a change expects.
 //!
-//! A statement over arrays answers with a row per conflict: a JSON array, see [`ConflictReport::answer`]. What it
-//! finds before it changes anything decides, as of its beginning. For a single row over plain parameters the
-//! command tag does.
+//! A statement over arrays answers with a row per conflict: a JSON array, see [`ConflictReport::answer`].
+//! What it finds before it changes anything decides, as of its beginning. For a single row over plain
+//! parameters the command tag does.
 
 use super::batch::BatchKind;
 use super::quote::{ident, literal};

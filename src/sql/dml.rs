@@ -43,8 +43,8 @@ fn is_there(value: &str) -> String {
     )
 }
 
-/// For an INSERT that is to fail over a row that is there. It would do so by itself, as long as there is a unique
-/// index; but only where the key is named does the server say that there is none any more.
+/// For an INSERT that is to fail over a row that is there. It would do so by itself, as long as there is a
+/// unique index; but only where the key is named does the server say that there is none any more.
 pub(super) fn fail_on_conflict(route: &Route) -> String {
     let Some(set) = route.settable().next().or_else(|| route.settable_key().next()) else {
         return String::new();
@@ -65,8 +65,8 @@ pub fn needs_key(batch: &Batch) -> bool {
     is_plain && (batch.rows > MOST_NAMED || fail_on_conflict(&batch.route).is_empty())
 }
 
-/// Fails with 42P10 unless there is a unique index on the key, and keeps it to the end of the transaction. Nothing is
-/// executed, which would fire triggers.
+/// Fails with 42P10 unless there is a unique index on the key, and keeps it to the end of the transaction.
+/// Nothing is executed, which would fire triggers.
 pub fn ask_key(route: &Route) -> Statement {
     Statement::plain(format!(
         "EXPLAIN INSERT INTO {} ({key}) OVERRIDING SYSTEM VALUE \

@@ -30,7 +30,7 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
         .version()
         .map(|at| Stamp { version: borrowed.row.get(at).copied().flatten(), rank: 0 });
     let stamp = borrowed.stamp.as_ref().or(own.as_ref()).map(stamp_of);
-    let gone = borrowed.gone.as_ref().map(stamp_of);
+    let tombstone = borrowed.tombstone.as_ref().map(stamp_of);
     let (any_old, any_new, unchanged) = (Vec::new(), Vec::new(), Vec::new());
     let (from, rows, optimistic, literal) = (None, 1, false, true);
     let values = Values {
@@ -39,7 +39,7 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
         any_old,
         any_new,
         stamp,
-        gone,
+        tombstone,
         from,
         rows,
         unchanged,

@@ -1,5 +1,5 @@
-//! Beginnings of texts by whose cast into another type a statement fails on purpose: the only way to fail a pipeline
-//! from plain SQL. Delivery knows them again in the server's message.
+//! Beginnings of texts by whose cast into another type a statement fails on purpose: the only way to fail a
+//! pipeline from plain SQL. Delivery knows them again in the server's message.
 
 /// Begins the text of the cast error that an `error` policy provokes when rows are missing; the
 /// only way to fail a pipeline from plain SQL. Delivery turns it into P0002.
@@ -9,8 +9,8 @@ pub const MISSING_MARK: &str = "pg_rowsync: rows found: ";
 /// their keys differ here and are equal there. Delivery turns it into 21000 and sends them one by one.
 pub const TWICE_MARK: &str = "pg_rowsync: changes of one row: ";
 
-/// Begins the text of the cast error that an INSERT provokes which takes it that a row is not there. Delivery turns it
-/// into 23505.
+/// Begins the text of the cast error that an INSERT provokes which takes it that a row is not there. Delivery
+/// turns it into 23505.
 pub const EXISTS_MARK: &str = "pg_rowsync: row exists: ";
 
 /// Begins the text of the cast error by which a statement fails whose row was there for nobody and yet in

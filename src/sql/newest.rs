@@ -25,15 +25,15 @@ use std::rc::Rc;
 /// The version of a row as it is stored, in what the changes return. A name beside those of the key's columns.
 const STORED: &str = "\"pg_rowsync stored\"";
 
-/// The statements for a batch, or for people. `home`: the schema of the server's own extension, if it
+/// The statements for a batch, or for people. `extension`: the schema of the server's own extension, if it
 /// keeps stamps.
 pub(super) fn statements(
     route: &Rc<Route>,
     kind: BatchKind,
     values: &Values,
-    home: Option<&str>,
+    extension: Option<&str>,
 ) -> Vec<(String, Conflicts)> {
-    let newest = Newest { route, kind, values, home, new_key: key_of(route, &values.new) };
+    let newest = Newest { route, kind, values, extension, new_key: key_of(route, &values.new) };
     let mut changes = newest.changes();
     // People are shown what is done; the last of it needs no name.
     let last = if values.literal { changes.pop() } else { None };
@@ -58,7 +58,7 @@ struct Newest<'a> {
     route: &'a Route,
     kind: BatchKind,
     values: &'a Values,
-    home: Option<&'a str>,
+    extension: Option<&'a str>,
     new_key: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl Newest<'_> {
     fn changes(&self) -> Vec<(&'static str, String)> {
         let (route, values, target) = (self.route, self.values, self.target());
         let (can_update, deferrable) = (route.can_update(), route.key_deferrable);
-        let gone = || self.wins(values.gone.as_ref(), &values.old, false);
+        let tombstone = || self.wins(values.tombstone.as_ref(), &values.old, false);
         let mut changes = Vec::new();
         let mut not_done = String::new();
         let done = |name: &str, not_done: &mut String| {
@@ -116,7 +116,7 @@ impl Newest<'_> {
         if self.kind == BatchKind::Move && can_update {
             let free = format!(
                 " AND {} AND NOT {} AND NOT {} RETURNING v.ord{stored}",
-                gone(),
+                tombstone(),
                 taken(route, values),
                 self.beaten()
             );
@@ -157,9 +157,10 @@ impl Newest<'_> {
         changes
     }
 
-    /// The version of the row as it is stored now, for RETURNING: a trigger of the table's own may have replaced it.
+    /// The version of the row as it is stored now, for RETURNING: a trigger of the table's own may have
+    /// replaced it.
     fn stored(&self) -> String {
-        match (self.home, self.route.version()) {
+        match (self.extension, self.route.version()) {
             (Some(_), Some(at)) => {
                 format!(", t.{} AS {STORED}", ident(&self.route.columns[at].name))
             }
@@ -170,7 +171,7 @@ impl Newest<'_> {
     /// Deletes again: a row may have been inserted unseen, by a session that keeping the deletion then waited
     /// for.
     fn once_more(&self) -> Option<(String, Conflicts)> {
-        self.home.filter(|_| self.has_old())?;
+        self.extension.filter(|_| self.has_old())?;
         let with = with_v(self.route, self.values);
         let delete = self.deletion("");
         let with = with.trim_end_matches(", ");
@@ -188,7 +189,7 @@ impl Newest<'_> {
             "DELETE FROM {} AS t USING v WHERE {}{stays} AND {}{tail}",
             self.target(),
             same_key(route, "t", &values.old),
-            self.wins(values.gone.as_ref(), &values.old, false)
+            self.wins(values.tombstone.as_ref(), &values.old, false)
         )
     }
 
@@ -230,13 +231,14 @@ impl Newest<'_> {
         };
         let (applied, skipped) = (decision(Decision::Applied), decision(Decision::Skipped));
         let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
-        let (stamp, gone) = (values.stamp.as_ref(), values.gone.as_ref());
+        let (stamp, tombstone) = (values.stamp.as_ref(), values.tombstone.as_ref());
         let (new, old) = (&self.new_key[..], &values.old[..]);
-        // Another session's row; where none has come, a trigger of the table's own keeps this one from being written.
-        let raced = match self.home {
-            Some(home) => format!(
+        // Another session's row; where none has come, a trigger of the table's own keeps this one from being
+        // written.
+        let raced = match self.extension {
+            Some(extension) => format!(
                 "CASE WHEN {}.sync_row_has_come({}, {}) THEN {} END",
-                ident(home),
+                ident(extension),
                 self.regclass(),
                 self.record(new),
                 failing_with(RACE_MARK)
@@ -266,8 +268,8 @@ impl Newest<'_> {
             ),
             BatchKind::Delete => format!(
                 "WHEN p.ord IS NULL THEN {} WHEN d.ord IS NULL THEN {}",
-                by(None, old, gone, ConflictType::DeleteMissing, &skipped),
-                by(Some("p"), old, gone, ConflictType::DeleteOriginDiffers, &skipped),
+                by(None, old, tombstone, ConflictType::DeleteMissing, &skipped),
+                by(Some("p"), old, tombstone, ConflictType::DeleteOriginDiffers, &skipped),
             ),
             BatchKind::Move => format!(
                 "{}{} WHEN NOT {won} AND q.ord IS NULL AND NOT {} THEN {race} \
@@ -298,7 +300,7 @@ impl Newest<'_> {
                 false => "true".to_owned(),
             };
             let existing = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
-            kept.extend(self.keep(gone, old, (true, &existing, "NULL"), &condition));
+            kept.extend(self.keep(tombstone, old, (true, &existing, "NULL"), &condition));
         }
         if self.writes() {
             let existing = match can_update {
@@ -327,8 +329,8 @@ impl Newest<'_> {
     }
 
     /// Whether a change wins over the row `t`. Of equal stamps a row wins over a deletion, and of two rows
-    /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share, the version last:
-    /// that may differ where a trigger replaces it.
+    /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share, the version
+    /// last: that may differ where a trigger replaces it.
     fn wins(&self, stamp: Option<&StampOf>, key: &[String], alive: bool) -> String {
         let Some(at) = self.route.version() else { return "true".to_owned() };
         let there = format!("t.{}", ident(&self.route.columns[at].name));
@@ -357,11 +359,11 @@ impl Newest<'_> {
         let collate =
             if self.route.columns[at].collated { " COLLATE pg_catalog.\"C\"" } else { "" };
         let StampOf { version, rank } = stamp;
-        match self.home {
-            Some(home) => format!(
+        match self.extension {
+            Some(extension) => format!(
                 "CASE {}.sync_compare_versions({}, {}, {}, {}, {rank}, {}) \
                  WHEN 1 THEN true WHEN 0 THEN {equal} ELSE false END",
-                ident(home),
+                ident(extension),
                 self.regclass(),
                 self.hash(key),
                 self.version_type(at),
@@ -429,10 +431,10 @@ impl Newest<'_> {
 
     /// Whether the new key was deleted by something newer.
     fn beaten(&self) -> String {
-        match (self.home, self.route.version(), &self.values.stamp) {
-            (Some(home), Some(at), Some(StampOf { version, rank })) => format!(
+        match (self.extension, self.route.version(), &self.values.stamp) {
+            (Some(extension), Some(at), Some(StampOf { version, rank })) => format!(
                 "{}.sync_deleted_later({}, {}, {}, {}, {rank})",
-                ident(home),
+                ident(extension),
                 self.regclass(),
                 self.hash(&self.new_key),
                 self.version_type(at),
@@ -451,12 +453,12 @@ impl Newest<'_> {
         (deleted, existing, shown): (bool, &str, &str),
         condition: &str,
     ) -> Option<String> {
-        let (home, at) = (self.home?, self.route.version()?);
+        let (extension, at) = (self.extension?, self.route.version()?);
         let StampOf { version, rank } = stamp?;
         Some(format!(
             "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, {}, {rank}, {deleted}, {existing}, \
              {shown}) ELSE false END",
-            ident(home),
+            ident(extension),
             self.regclass(),
             self.record(key),
             self.version_type(at),

@@ -14,9 +14,9 @@ use super::values::Values;
 use crate::change::{Policy, Route};
 use std::rc::Rc;
 
-/// The statements that apply a batch, in order. `home`: the schema of the server's own extension, see
+/// The statements that apply a batch, in order. `extension`: the schema of the server's own extension, see
 /// [`super::newest`].
-pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
+pub fn of_batch(batch: Batch, extension: Option<&str>) -> Vec<Statement> {
     if batch.kind == BatchKind::Truncate {
         return vec![Statement::plain(truncate(&batch.truncated))];
     }
@@ -25,12 +25,12 @@ pub fn of_batch(batch: Batch, home: Option<&str>) -> Vec<Statement> {
         let key: Vec<Option<&str>> = key.iter().map(Option::as_deref).collect();
         let params: Vec<Param> = params.into_iter().map(Param::from).collect();
         let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
-        let texts = texts(&batch.route, batch.kind, &values, home);
+        let texts = texts(&batch.route, batch.kind, &values, extension);
         let single =
             |(text, conflicts)| (text, by_command_tag(&batch.route, batch.kind, conflicts, &key));
         return texts.into_iter().map(single).map(statement).collect();
     }
-    let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch), home);
+    let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch), extension);
     let params = params(batch);
     // Only a move has several statements; all read the same arrays.
     let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
@@ -43,7 +43,7 @@ pub(super) fn params(batch: Batch) -> Vec<Param> {
     let sent =
         |(at, array): (usize, Elements)| (!unchanged.contains(&(at as u32))).then_some(array);
     let new = batch.new.into_iter().enumerate().filter_map(sent);
-    let stamps = batch.stamp.into_iter().chain(batch.gone);
+    let stamps = batch.stamp.into_iter().chain(batch.tombstone);
     let (versions, ranks): (Vec<_>, Vec<_>) = stamps.map(|[version, rank]| (version, rank)).unzip();
     let stamps = versions.into_iter().chain(ranks).map(|array| Param::Text(array.into_text()));
     new.chain(batch.old).map(Elements::into_param).chain(stamps).collect()
@@ -54,13 +54,13 @@ pub(super) fn texts(
     route: &Rc<Route>,
     kind: BatchKind,
     values: &Values,
-    home: Option<&str>,
+    extension: Option<&str>,
 ) -> Vec<(String, Conflicts)> {
     let rows = Conflicts::Rows(route.clone());
     let failing = |text| vec![(text, Conflicts::Never)];
     match (kind, route.policy) {
         (BatchKind::Truncate, _) => Vec::new(),
-        (_, Policy::Newest(_)) => newest::statements(route, kind, values, home),
+        (_, Policy::Newest(_)) => newest::statements(route, kind, values, extension),
         (BatchKind::Insert, Policy::Overwrite) if values.optimistic => {
             failing(insert_unless_there(route, values))
         }

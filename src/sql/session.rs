@@ -12,7 +12,7 @@ use crate::connect::settings::Setting;
 
 /// Asks a server for the schema of its extension: one whose functions can be called, or must be
 /// because it sends changes of its own; see [`crate::versions`].
-pub const HOME: &str = "SELECT (SELECT n.nspname FROM pg_catalog.pg_extension e \
+pub const REMOTE_SCHEMA: &str = "SELECT (SELECT n.nspname FROM pg_catalog.pg_extension e \
      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \
        AND (pg_catalog.has_schema_privilege(n.oid, 'USAGE') OR EXISTS ( \

@@ -52,7 +52,7 @@ fn change<'a>(op: Op, key: &[&'a str], row: &[Option<&'a str>]) -> Change<&'a st
         key,
         row: row.to_vec(),
         stamp: None,
-        gone: None,
+        tombstone: None,
         unchanged: vec![],
         stored: RowStorage::default(),
     }

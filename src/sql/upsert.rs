@@ -68,8 +68,8 @@ pub(super) fn update_then_insert(
     (with, format!("{insert}{}", on_conflict(route)))
 }
 
-/// An INSERT under another policy than `newest`, with the caller's FROM. Where the remote's key may be deferrable
-/// no ON CONFLICT can rely on it: rows that are there are looked for instead.
+/// An INSERT under another policy than `newest`, with the caller's FROM. Where the remote's key may be
+/// deferrable no ON CONFLICT can rely on it: rows that are there are looked for instead.
 pub(super) fn insert(route: &Route, values: &Values, from: &str) -> String {
     match route.policy {
         _ if !route.key_deferrable => {

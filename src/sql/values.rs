@@ -19,7 +19,7 @@ pub struct Values {
     /// Under [`Policy::Newest`]: what the new row counts as.
     pub stamp: Option<StampOf>,
     /// The same of the deletion of the row with the old key.
-    pub gone: Option<StampOf>,
+    pub tombstone: Option<StampOf>,
     /// The FROM item that the expressions read, named `v`, its rows numbered as `ord`; `None` without
     /// arrays.
     pub from: Option<String>,
@@ -78,7 +78,7 @@ impl Values {
             Some(take(column, format!("{name}v"), None))
         };
         let stamp = versions(batch.stamp.is_some(), "s");
-        let gone = versions(batch.gone.is_some(), "g");
+        let tombstone = versions(batch.tombstone.is_some(), "g");
         let mut ranks = |version: Option<String>, name: &str| {
             version.map(|version| {
                 let number = params + sets.len() + 1;
@@ -86,7 +86,7 @@ impl Values {
                 StampOf { version, rank: format!("{item}.{name}r") }
             })
         };
-        let (stamp, gone) = (ranks(stamp, "s"), ranks(gone, "g"));
+        let (stamp, tombstone) = (ranks(stamp, "s"), ranks(tombstone, "g"));
         sets.push(format!("pg_catalog.generate_series(1, {}) AS ord", batch.rows));
         // Not ROWS FROM: that stores the values of each array away before it makes rows of them.
         let from = format!("(SELECT {}) AS {item}", sets.join(", "));
@@ -102,7 +102,19 @@ impl Values {
         let rows = batch.rows;
         let optimistic = batch.optimistic;
         let (from, literal) = (Some(from), false);
-        Self { new, old, any_old, any_new, stamp, gone, from, rows, unchanged, optimistic, literal }
+        Self {
+            new,
+            old,
+            any_old,
+            any_new,
+            stamp,
+            tombstone,
+            from,
+            rows,
+            unchanged,
+            optimistic,
+            literal,
+        }
     }
 
     /// The same for a batch of one row, a parameter for each value, of the type that the server gives it
@@ -126,7 +138,7 @@ impl Values {
         let old: Vec<String> = (0..batch.old.len()).map(|_| next()).collect();
         let old = if old.is_empty() { key_of(&batch.route, &new) } else { old };
         let (unchanged, optimistic) = (batch.unchanged.clone(), batch.optimistic);
-        let (any_old, any_new, stamp, gone) = (Vec::new(), Vec::new(), None, None);
+        let (any_old, any_new, stamp, tombstone) = (Vec::new(), Vec::new(), None, None);
         let (from, rows, literal) = (None, 1, false);
         Some(Self {
             new,
@@ -134,7 +146,7 @@ impl Values {
             any_old,
             any_new,
             stamp,
-            gone,
+            tombstone,
             from,
             rows,
             unchanged,
@@ -182,8 +194,8 @@ fn array_param(route: &Route, column: &Column, number: usize, is_text: bool) -> 
     }
 }
 
-/// The value of a column in the current row of the values. `others`: columns of the same row, of which those of a
-/// domain may have to be there for a value to be read through the row type.
+/// The value of a column in the current row of the values. `others`: columns of the same row, of which those
+/// of a domain may have to be there for a value to be read through the row type.
 fn element(
     route: &Route,
     column: &Column,

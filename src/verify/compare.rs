@@ -71,8 +71,8 @@ pub struct Comparison<'s> {
 }
 
 impl<'s> Comparison<'s> {
-    /// Of a subject, whose sides are connected. `wanted`: what is asked of rows that differ, which are no longer than
-    /// that.
+    /// Of a subject, whose sides are connected. `wanted`: what is asked of rows that differ, which are no
+    /// longer than that.
     pub fn new(
         subject: &'s Subject,
         sides: Sides,
@@ -193,7 +193,8 @@ impl<'s> Comparison<'s> {
         self.compare_ranges(ranges, cuts + 1)
     }
 
-    /// Compares the buckets of `bits` bits within a part; lists small ones that differ together, and cuts others.
+    /// Compares the buckets of `bits` bits within a part; lists small ones that differ together, and cuts
+    /// others.
     fn compare_buckets(&mut self, within: &Part, bits: u32) -> Result<()> {
         let expressions = &self.subject.expressions;
         let question = |side| parts::sums_of_buckets(expressions, within, bits, side);
@@ -246,8 +247,8 @@ impl<'s> Comparison<'s> {
         Ok(())
     }
 
-    /// Looks at all rows that differ at first sight once more, when what was under way then has arrived: what is
-    /// the same difference is told, what is another one is looked at once more.
+    /// Looks at all rows that differ at first sight once more, when what was under way then has arrived: what
+    /// is the same difference is told, what is another one is looked at once more.
     fn look_again(&mut self) -> Result<()> {
         let mut looks = 0;
         while !self.candidates.is_empty() && !self.is_full() {
@@ -310,7 +311,8 @@ impl<'s> Comparison<'s> {
         Ok(())
     }
 
-    /// The values of a row that was too long to be fetched together with others; not so if it has changed meanwhile.
+    /// The values of a row that was too long to be fetched together with others; not so if it has changed
+    /// meanwhile.
     fn with_values(
         &mut self,
         candidate: &Candidate,
@@ -365,25 +367,25 @@ impl<'s> Comparison<'s> {
 }
 
 /// What is known of a row.
-trait Known {
+trait HasKey {
     fn listed(&self) -> &Listed;
 }
 
-impl Known for Listed {
+impl HasKey for Listed {
     fn listed(&self) -> &Listed {
         self
     }
 }
 
-impl Known for Full {
+impl HasKey for Full {
     fn listed(&self) -> &Listed {
         &self.listed
     }
 }
 
-/// Rows of both sides that are not the same. Rows with equal keys are paired, the same ones first: a target without
-/// a unique key may have several.
-fn unequal<R: Known>(here: Vec<R>, there: Vec<R>) -> Vec<(Option<R>, Option<R>)> {
+/// Rows of both sides that are not the same. Rows with equal keys are paired, the same ones first: a target
+/// without a unique key may have several.
+fn unequal<R: HasKey>(here: Vec<R>, there: Vec<R>) -> Vec<(Option<R>, Option<R>)> {
     let mut by_key: BTreeMap<Vec<Option<String>>, [Vec<R>; 2]> = BTreeMap::new();
     for (at, rows) in [here, there].into_iter().enumerate() {
         for row in rows {
@@ -419,7 +421,7 @@ mod tests {
         parts::read_list(&value).unwrap_or_default().remove(0)
     }
 
-    fn told(here: &[(&str, &str)], there: &[(&str, &str)]) -> Vec<(String, Kind)> {
+    fn compared(here: &[(&str, &str)], there: &[(&str, &str)]) -> Vec<(String, Kind)> {
         let rows = |side: &[(&str, &str)]| side.iter().map(|(k, h)| row(k, h)).collect::<Vec<_>>();
         (unequal(rows(here), rows(there)).into_iter())
             .filter_map(Candidate::new)
@@ -429,11 +431,11 @@ mod tests {
 
     #[test]
     fn rows_are_paired_by_their_key_and_equal_ones_first() {
-        assert_eq!(told(&[("a", "1"), ("b", "2")], &[("b", "2"), ("a", "1")]), []);
-        let differs = told(&[("a", "1"), ("b", "2")], &[("b", "3"), ("c", "4")]);
+        assert_eq!(compared(&[("a", "1"), ("b", "2")], &[("b", "2"), ("a", "1")]), []);
+        let differs = compared(&[("a", "1"), ("b", "2")], &[("b", "3"), ("c", "4")]);
         let expected = [("a", Kind::Missing), ("b", Kind::Differs), ("c", Kind::Extra)];
         assert_eq!(differs, expected.map(|(key, kind)| (key.to_owned(), kind)));
-        let twice = told(&[("a", "1")], &[("a", "2"), ("a", "1")]);
+        let twice = compared(&[("a", "1")], &[("a", "2"), ("a", "1")]);
         assert_eq!(twice, [("a".to_owned(), Kind::Extra)]);
     }
 }

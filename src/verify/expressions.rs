@@ -1,8 +1,8 @@
 //! The SQL of rows, hashes and keys, for either side. Pure.
 //!
-//! Both sides' rows are read under the name `new`, columns by their local names, so that a condition of a trigger
-//! or of the caller means the same on both. Operators and functions are PostgreSQL's own, whatever the search
-//! path, except in such a condition.
+//! Both sides' rows are read under the name `new`, columns by their local names, so that a condition of a
+//! trigger or of the caller means the same on both. Operators and functions are PostgreSQL's own, whatever
+//! the search path, except in such a condition.
 
 use super::facts::{ColumnFacts, Facts};
 use super::sides::Side;
@@ -214,8 +214,8 @@ impl Expressions {
         keys.iter().map(one).collect::<Vec<_>>().join(" OR ")
     }
 
-    /// Whether the value here of a column that orders versions is smaller than one from the other side. NULL is the
-    /// smallest.
+    /// Whether the value here of a column that orders versions is smaller than one from the other side. NULL
+    /// is the smallest.
     pub fn is_smaller(&self, at: usize, collated: bool, than: &str) -> String {
         let (value, than) = (column(&self.columns[at].name), literal(than));
         let collate = if collated { " COLLATE pg_catalog.\"C\"" } else { "" };
@@ -376,7 +376,8 @@ const ORDERED: [&str; 22] = [
 /// Types that are in one order together.
 const NUMBERS: [&str; 4] = ["int2", "int4", "int8", "numeric"];
 
-/// Whether values of both types are in the same order. Where that is not quite so, more is compared than need be.
+/// Whether values of both types are in the same order. Where that is not quite so, more is compared than need
+/// be.
 fn sort_alike(here: &ColumnFacts, there: &ColumnFacts, facts: [&Facts; 2]) -> bool {
     let is_number = |column: &ColumnFacts| NUMBERS.contains(&&*column.base);
     let same_type = here.base == there.base || (is_number(here) && is_number(there));

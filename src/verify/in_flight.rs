@@ -1,9 +1,10 @@
 //! Waits until what was under way has arrived.
 //!
-//! A delivery is committed on the server a moment before the local transaction: whoever looks in between sees two
-//! different rows, and so does whoever looks while a change waits in the queue. So between the two looks at a row
-//! this waits for the transactions that have written the table, on either side, and for the records of the table
-//! that are pending. A transaction that is idle has not begun to commit: nothing of it is to be seen on any side.
+//! A delivery is committed on the server a moment before the local transaction: whoever looks in between sees
+//! two different rows, and so does whoever looks while a change waits in the queue. So between the two looks
+//! at a row this waits for the transactions that have written the table, on either side, and for the records
+//! of the table that are pending. A transaction that is idle has not begun to commit: nothing of it is to be
+//! seen on any side.
 
 use super::sides::{Side, Sides};
 use super::subject::Subject;
@@ -124,7 +125,7 @@ fn ask_writers(sides: &mut Sides, [here, there]: &[String; 2]) -> Result<[BTreeS
 
 /// Which records of the queue are about the table.
 fn of_table(subject: &Subject) -> (String, [String; 1]) {
-    let queue = format!("{}.sync_queue", ident(&subject.home.schema));
+    let queue = format!("{}.sync_queue", ident(&subject.extension.schema));
     let sql = format!(
         "FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
            AND q.status OPERATOR(pg_catalog.=) 'pending'"
@@ -132,12 +133,12 @@ fn of_table(subject: &Subject) -> (String, [String; 1]) {
     (sql, [subject.descriptor.account.server_name.clone()])
 }
 
-/// The last record that is pending for the server, if there is one. Records of other tables come before it in the
-/// queue, and what is behind one waits for it.
+/// The last record that is pending for the server, if there is one. Records of other tables come before it in
+/// the queue, and what is behind one waits for it.
 fn last_record(subject: &Subject) -> Result<Option<i64>> {
     let (from, [server]) = of_table(subject);
     let sql = format!("SELECT pg_catalog.max(q.id) {from}");
-    let rows = spi::read(&subject.home, &sql, &[Some(&server)])?;
+    let rows = spi::read(&subject.extension, &sql, &[Some(&server)])?;
     let id = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
     id.map(|id| id.parse().map_err(|_| Error::internal("malformed bigint"))).transpose()
 }
@@ -148,7 +149,7 @@ fn records_up_to(subject: &Subject, last: i64) -> Result<u64> {
         "SELECT pg_catalog.count(*) {from} \
            AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8"
     );
-    let rows = spi::read(&subject.home, &sql, &[Some(&server), Some(&last.to_string())])?;
+    let rows = spi::read(&subject.extension, &sql, &[Some(&server), Some(&last.to_string())])?;
     let count = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
     count.parse().map_err(|_| Error::internal("malformed bigint"))
 }
@@ -156,13 +157,13 @@ fn records_up_to(subject: &Subject, last: i64) -> Result<u64> {
 /// The keys of what waits for the target.
 fn keys_up_to(subject: &Subject, last: i64) -> Result<UnderWay> {
     let (from, [server]) = of_table(subject);
-    let schema = ident(&subject.home.schema);
+    let schema = ident(&subject.extension.schema);
     let sql = format!(
         "SELECT (SELECT r.body FROM {schema}.sync_route r \
                   WHERE r.id OPERATOR(pg_catalog.=) q.route_id), q.change {from} \
            AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 ORDER BY q.id LIMIT {MAX_RECORDS}"
     );
-    let rows = spi::read(&subject.home, &sql, &[Some(&server), Some(&last.to_string())])?;
+    let rows = spi::read(&subject.extension, &sql, &[Some(&server), Some(&last.to_string())])?;
     let mut under_way = UnderWay { everything: rows.len() == MAX_RECORDS, ..Default::default() };
     for mut row in rows {
         let route = serde_json::from_str::<Route>(&required(&mut row, 0)?);

@@ -1,9 +1,10 @@
 //! Makes both sides equal: `repair_sync`.
 //!
-//! What goes to the server goes as changes of the local transaction, captured under the lock of the row: its later
-//! changes come after, and earlier ones have been delivered or queued before. A row that only the server has can be
-//! locked nowhere; while such rows are deleted nobody writes the table. What comes from the server is written here
-//! under the guard's name, so that it is not sent back, and only over the row that was compared.
+//! What goes to the server goes as changes of the local transaction, captured under the lock of the row: its
+//! later changes come after, and earlier ones have been delivered or queued before. A row that only the
+//! server has can be locked nowhere; while such rows are deleted nobody writes the table. What comes from the
+//! server is written here under the guard's name, so that it is not sent back, and only over the row that was
+//! compared.
 
 use super::compare::Comparison;
 use super::difference::{Difference, Kind};
@@ -15,7 +16,7 @@ use super::subject::Subject;
 use crate::capture::row::Captured;
 use crate::change::{Change, Op, Policy, Route, RowStorage};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::spi::{Home, Row, required};
+use crate::pg::spi::{Extension, Row, required};
 use crate::pg::text::to_server;
 use crate::pg::{Oid, query};
 use crate::sql::quote::{ident, literal_or_null, relation};
@@ -60,14 +61,14 @@ impl Action {
 /// # Errors
 /// As for [`super::verify`]; 55000 in a copy of a database; what writing reports.
 pub fn repair(
-    home: &Home,
+    extension: &Extension,
     rel: Oid,
     server: &str,
     options: &str,
 ) -> Result<Vec<(Difference, Action)>> {
     let options = RepairOptions::parse(options)?;
-    identity::check(home)?;
-    let (subject, sides) = Subject::look_up(home, rel, server, options.condition.as_deref())?;
+    identity::check(extension)?;
+    let (subject, sides) = Subject::look_up(extension, rel, server, options.condition.as_deref())?;
     subject.check_may_write()?;
     let is_newest = matches!(subject.descriptor.route.policy, Policy::Newest(_));
     if options.direction == Some(Direction::Newest) && !is_newest {
@@ -157,7 +158,7 @@ impl Repair<'_> {
             "SELECT {}.sync_deleted_later({}::pg_catalog.oid::pg_catalog.regclass, \
                pg_catalog.hash_record_extended(ROW({}), 0), \
                pg_catalog.pg_typeof({}), {}::pg_catalog.text, 0)",
-            ident(&self.subject.home.schema),
+            ident(&self.subject.extension.schema),
             self.subject.table.oid.to_u32(),
             key.join(", "),
             expressions.typed(at, None),
@@ -398,7 +399,7 @@ fn change(op: Op, row: Vec<Option<&str>>, (before, after): (u64, u64)) -> Change
         key: Vec::new(),
         row,
         stamp: None,
-        gone: None,
+        tombstone: None,
         unchanged: Vec::new(),
         // No row of the table is stored in this file.
         stored: RowStorage { before, after, file: 0 },

@@ -1,11 +1,11 @@
 //! Asks both sides at once: the server is sent its question, the local one is answered meanwhile, then the
 //! server's answer is read. Each question is a transaction of its own that changes nothing.
 
-use crate::delivery::drive;
-use crate::delivery::endpoint::Endpoint;
+use crate::connect::endpoint::Endpoint;
+use crate::connect::session;
+use crate::delivery::event_loop;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
-use crate::delivery::session;
 use crate::error::{Error, Result};
 use crate::pg::spi::Row;
 use crate::pg::{Oid, interrupt, query};
@@ -91,7 +91,7 @@ impl Sides {
     fn begin_over(mut link: Link<'static>, sql: &str) -> Result<Link<'static>> {
         link.expect_much(PATIENCE, MAX_ANSWER_BYTES);
         link.run(Fixed::new([BEGIN, LIMITS, sql, "COMMIT"]), Ending::Open);
-        if drive::send(std::slice::from_mut(&mut link)) == drive::Stop::Interrupted {
+        if event_loop::send(std::slice::from_mut(&mut link)) == event_loop::Stop::Interrupted {
             return Err(canceled(link));
         }
         Ok(link)
@@ -99,7 +99,7 @@ impl Sides {
 
     fn finish(&mut self, mut link: Link<'static>, sql: &str) -> Result<Value> {
         link = await_end(link)?;
-        if link.was_kept() && matches!(link.result(), Err(Error::Lost { .. })) {
+        if link.was_idle() && matches!(link.result(), Err(Error::Lost { .. })) {
             // The server had ended the idle session: a new one is as good.
             link = await_end(Self::begin_over(Link::connect(&self.endpoint)?, sql)?)?;
         }
@@ -126,7 +126,7 @@ fn await_end(mut link: Link<'static>) -> Result<Link<'static>> {
         if interrupt::pending() {
             return Err(canceled(link));
         }
-        drive::drive_for(std::slice::from_mut(&mut link), LOOK_EVERY);
+        event_loop::run_for(std::slice::from_mut(&mut link), LOOK_EVERY);
     }
     Ok(link)
 }

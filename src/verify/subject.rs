@@ -7,17 +7,17 @@ use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::mentioned;
 use crate::capture::table::Table;
 use crate::change::Relation;
-use crate::delivery::endpoint::{Endpoint, oid};
+use crate::connect::endpoint::{Endpoint, oid};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::query;
 use crate::pg::report;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context};
 use crate::sql::quote::{literal, relation};
 
 /// See the module's head.
 pub struct Subject {
-    pub home: Home,
+    pub extension: Extension,
     pub table: Table,
     pub descriptor: Descriptor,
     pub expressions: Expressions,
@@ -39,13 +39,13 @@ impl Subject {
     /// # Errors
     /// See [`super::verify`].
     pub fn look_up(
-        home: &Home,
+        extension: &Extension,
         rel: Oid,
         server: &str,
         condition: Option<&str>,
     ) -> Result<(Self, Sides)> {
-        let table = Table::read(home, rel)?;
-        let senders = senders(home, &table, server)?;
+        let table = Table::read(extension, rel)?;
+        let senders = senders(extension, &table, server)?;
         let Some(first) = senders.first() else {
             return Err(Error::local(
                 SqlState::UNDEFINED_OBJECT,
@@ -67,13 +67,13 @@ impl Subject {
             .with_hint("Use a server of its own for each target."));
         }
         let mut arguments = Arguments::parse(&first.args)?;
-        mentioned::follow_renames(home, &table, first.oid, &mut arguments.options)?;
-        let descriptor = Descriptor::new(home.clone(), &table, &arguments)?;
+        mentioned::follow_renames(extension, &table, first.oid, &mut arguments.options)?;
+        let descriptor = Descriptor::new(extension.clone(), &table, &arguments)?;
         let sent: Vec<&str> = (descriptor.route.columns.iter())
             .map(|column| column.local.as_deref().unwrap_or(&column.name))
             .collect();
-        check_rights(home, &table, &sent, condition.is_some())?;
-        let endpoint = Endpoint::resolve(home, &descriptor.account)?;
+        check_rights(extension, &table, &sent, condition.is_some())?;
+        let endpoint = Endpoint::resolve(extension, &descriptor.account)?;
         let mut sides = Sides::new(table.owner, endpoint);
         let there = literal(&relation(&descriptor.route.target));
         let [here, there] = sides.ask(
@@ -90,7 +90,7 @@ impl Subject {
         if condition.is_none() && expressions.has_filter() {
             expressions = usable_there(expressions, &mut sides)?;
         }
-        Ok((Self { home: home.clone(), table, descriptor, expressions }, sides))
+        Ok((Self { extension: extension.clone(), table, descriptor, expressions }, sides))
     }
 }
 
@@ -101,7 +101,7 @@ impl Subject {
     /// 42501.
     pub fn check_may_write(&self) -> Result<()> {
         let rows = spi::read(
-            &self.home,
+            &self.extension,
             "SELECT pg_catalog.bool_and(pg_catalog.has_table_privilege($1::pg_catalog.oid, $2::pg_catalog.oid, p)) \
              FROM pg_catalog.unnest('{INSERT,UPDATE,DELETE}'::pg_catalog.text[]) p",
             &[
@@ -170,9 +170,14 @@ fn check_target(
     }
 }
 
-/// The caller's rights: to read all that is compared, and to have a condition carried out on the server under the
-/// mapping of the table's owner.
-fn check_rights(home: &Home, table: &Table, sent: &[&str], own_condition: bool) -> Result<()> {
+/// The caller's rights: to read all that is compared, and to have a condition carried out on the server under
+/// the mapping of the table's owner.
+fn check_rights(
+    extension: &Extension,
+    table: &Table,
+    sent: &[&str],
+    own_condition: bool,
+) -> Result<()> {
     let user = context::user().to_u32().to_string();
     let columns: Vec<String> = sent
         .iter()
@@ -184,7 +189,7 @@ fn check_rights(home: &Home, table: &Table, sent: &[&str], own_condition: bool) 
         })
         .collect();
     let rows = spi::read(
-        home,
+        extension,
         &format!(
             "SELECT pg_catalog.has_table_privilege($1::pg_catalog.oid, $2::pg_catalog.oid, 'SELECT') \
                     OR ({}), \
@@ -220,10 +225,10 @@ fn check_rights(home: &Home, table: &Table, sent: &[&str], own_condition: bool) 
 }
 
 /// Triggers for rows of the table that send to the server.
-fn senders(home: &Home, table: &Table, server: &str) -> Result<Vec<Sender>> {
+fn senders(extension: &Extension, table: &Table, server: &str) -> Result<Vec<Sender>> {
     const EQ: &str = "OPERATOR(pg_catalog.=)";
     let rows = spi::read(
-        home,
+        extension,
         &format!(
             "SELECT t.oid, pg_catalog.array_to_json(a.args), \
                     (t.tgtype OPERATOR(pg_catalog.&) 4::pg_catalog.int2) \
@@ -245,7 +250,7 @@ fn senders(home: &Home, table: &Table, server: &str) -> Result<Vec<Sender>> {
                AND t.tgenabled OPERATOR(pg_catalog.<>) 'D' \
                AND a.args[1] {EQ} $3 ORDER BY t.tgname"
         ),
-        &[Some(&table.oid.to_u32().to_string()), Some(&home.schema), Some(server)],
+        &[Some(&table.oid.to_u32().to_string()), Some(&extension.schema), Some(server)],
     )?;
     rows.into_iter()
         .map(|mut row| {

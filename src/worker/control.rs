@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result, SqlState};
 use crate::pg::bgworker::{self, Process, Startup, WORKER_LOCK};
-use crate::pg::board::{self, mark};
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
+use crate::pg::worker_registry::{self, flag};
 use crate::pg::{database, interrupt, wait};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -17,25 +17,25 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// 55000 where none can run, 53400 when the server has no slot for it.
-pub fn start(home: &Home) -> Result<bool> {
+pub fn start(extension: &Extension) -> Result<bool> {
     if let Some(reason) = bgworker::unable() {
         let message = format!("cannot start a worker: {reason}");
         return Err(Error::local(SqlState::OBJECT_NOT_READY, message));
     }
     let database = database::current();
-    board::clear(database, mark::PAUSED);
-    if holder(home)?.is_some() {
+    worker_registry::clear(database, flag::PAUSED);
+    if holder(extension)?.is_some() {
         return Ok(false);
     }
     // With a launcher, it is the launcher that starts it again.
-    let Some(worker) = bgworker::start_worker(database, !board::exists()) else {
+    let Some(worker) = bgworker::start_worker(database, !worker_registry::exists()) else {
         return Err(Error::local(SqlState::CONFIGURATION_LIMIT, "out of background worker slots")
             .with_hint("You might need to increase max_worker_processes."));
     };
     let deadline = Instant::now() + PATIENCE;
     loop {
         let state = worker.state();
-        match (holder(home)?, state) {
+        match (holder(extension)?, state) {
             (Some(pid), Startup::Running(own)) if pid == own => return Ok(true),
             (Some(_), _) => return Ok(false),
             (None, Startup::Ended) => break,
@@ -52,16 +52,16 @@ pub fn start(home: &Home) -> Result<bool> {
 ///
 /// # Errors
 /// 55006 when it does not end in time.
-pub fn stop(home: &Home) -> Result<bool> {
+pub fn stop(extension: &Extension) -> Result<bool> {
     let database = database::current();
-    if board::exists() && !board::set(database, mark::PAUSED) {
+    if worker_registry::exists() && !worker_registry::set(database, flag::PAUSED) {
         let message = "too many databases to remember that this one is to have no worker";
         return Err(Error::local(SqlState::CONFIGURATION_LIMIT, message));
     }
-    let Some(pid) = holder(home)? else { return Ok(false) };
+    let Some(pid) = holder(extension)? else { return Ok(false) };
     bgworker::terminate(pid);
     let deadline = Instant::now() + PATIENCE;
-    while holder(home)? == Some(pid) {
+    while holder(extension)? == Some(pid) {
         if Instant::now() >= deadline {
             let message = format!("the worker (PID {pid}) did not end in time");
             return Err(Error::local(SqlState::OBJECT_IN_USE, message));
@@ -77,15 +77,15 @@ pub fn stop(home: &Home) -> Result<bool> {
 ///
 /// # Errors
 /// What reading the locks reports.
-pub fn state(home: &Home) -> Result<&'static str> {
+pub fn state(extension: &Extension) -> Result<&'static str> {
     let database = database::current();
-    Ok(if holder(home)?.is_some() {
+    Ok(if holder(extension)?.is_some() {
         "running"
-    } else if board::has(database, mark::PAUSED) {
+    } else if worker_registry::has(database, flag::PAUSED) {
         "stopped"
-    } else if board::has(database, mark::NO_SLOT) {
+    } else if worker_registry::has(database, flag::NO_SLOT) {
         "no slot"
-    } else if board::exists() {
+    } else if worker_registry::exists() {
         "idle"
     } else {
         "none"
@@ -98,7 +98,7 @@ fn pause() {
 }
 
 /// The process that is the worker of the current database.
-fn holder(home: &Home) -> Result<Option<i32>> {
+fn holder(extension: &Extension) -> Result<Option<i32>> {
     let sql = "SELECT pid FROM pg_catalog.pg_locks \
          WHERE locktype OPERATOR(pg_catalog.=) 'object' \
          AND database OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
@@ -106,7 +106,7 @@ fn holder(home: &Home) -> Result<Option<i32>> {
          AND objid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
          AND objsubid OPERATOR(pg_catalog.=) $2::pg_catalog.int2 AND granted";
     let (database, lock) = (database::current().to_u32().to_string(), WORKER_LOCK.to_string());
-    let row = spi::read(home, sql, &[Some(&database), Some(&lock)])?.into_iter().next();
+    let row = spi::read(extension, sql, &[Some(&database), Some(&lock)])?.into_iter().next();
     row.map(|mut row| {
         required(&mut row, 0)?.parse().map_err(|_| Error::internal("malformed process ID"))
     })
@@ -144,17 +144,17 @@ pub fn let_sleep() {
 
 fn whom() -> Option<Wake> {
     let database = database::current();
-    if board::has(database, mark::PAUSED) {
+    if worker_registry::has(database, flag::PAUSED) {
         return None;
     }
     match bgworker::find(database) {
         Some(worker) => Some(Wake::Worker(worker)),
-        None => board::exists().then_some(Wake::Launcher),
+        None => worker_registry::exists().then_some(Wake::Launcher),
     }
 }
 
-/// Wakes the worker now, for what may have been queued by someone who woke nobody. What the commit of the current
-/// transaction does stays as it is.
+/// Wakes the worker now, for what may have been queued by someone who woke nobody. What the commit of the
+/// current transaction does stays as it is.
 pub fn wake_now() {
     let at_commit = WAKE.take();
     wake_at_commit();
@@ -170,15 +170,15 @@ pub fn transaction_ended(committed: bool) {
     let at_work = match wake {
         // One that has just found no extension here is about to end.
         Wake::Worker(worker) => {
-            let before = board::note(database, mark::TOLD);
+            let before = worker_registry::note(database, flag::NOTIFIED);
             // Woken by another commit, it will see what this one has queued.
-            let told = before.is_some_and(|marks| marks & mark::TOLD != 0);
-            let there = if told { worker.is_there() } else { worker.wake() };
-            there && before.is_none_or(|marks| marks & mark::WORKING != 0)
+            let notified = before.is_some_and(|flags| flags & flag::NOTIFIED != 0);
+            let there = if notified { worker.is_there() } else { worker.wake() };
+            there && before.is_none_or(|flags| flags & flag::WORKING != 0)
         }
         Wake::Launcher => false,
     };
     if !at_work {
-        board::set(database, mark::WANTED);
+        worker_registry::set(database, flag::WANTED);
     }
 }

@@ -9,7 +9,7 @@ use super::pace::Pace;
 use super::resolver::{Account, Resolver};
 use super::schedule::{Intervals, Schedule};
 use crate::copy::copier;
-use crate::delivery::drive;
+use crate::delivery::event_loop;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
 use crate::drain::{self, Approach, Visit};
@@ -17,9 +17,9 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::guc;
 use crate::pg::bgworker::{self, End, Handle, Startup};
-use crate::pg::spi::Home;
-use crate::pg::turn::{caught, turn};
-use crate::pg::{Oid, board, context, database, interrupt, report, wait};
+use crate::pg::spi::Extension;
+use crate::pg::worker_transaction::{caught, run_in_transaction};
+use crate::pg::{Oid, context, database, interrupt, report, wait, worker_registry};
 use crate::queue::state;
 use crate::{identity, queue, versions};
 use std::collections::BTreeMap;
@@ -55,12 +55,12 @@ pub fn run(database: Oid) {
         bgworker::neutral_settings();
         Ok(())
     });
-    if bgworker::ending() == Some(End::Told) {
+    if bgworker::ending() == Some(End::Requested) {
         return;
     }
     report::or_raise(connected);
     let begun = begin(database);
-    board::set(database, board::mark::SETTLED);
+    worker_registry::set(database, worker_registry::flag::SETTLED);
     if report::or_raise(begun) {
         finish(Drainer::new().run());
     }
@@ -68,10 +68,11 @@ pub fn run(database: Oid) {
 
 /// Whether this process is to be the worker.
 fn begin(database: Oid) -> Result<bool> {
-    match turn(Home::look_up) {
+    match run_in_transaction(Extension::look_up) {
         Ok(None) => Ok(false),
         // The mark last: who sets it either sees the worker then or is seen.
-        Ok(Some(_)) => Ok(bgworker::become_worker() && !board::has(database, board::mark::PAUSED)),
+        Ok(Some(_)) => Ok(bgworker::become_worker()
+            && !worker_registry::has(database, worker_registry::flag::PAUSED)),
         // Told to end meanwhile.
         Err(_) if bgworker::ending().is_some() => Ok(false),
         Err(error) => Err(error),
@@ -81,7 +82,7 @@ fn begin(database: Oid) -> Result<bool> {
 fn finish(end: End) {
     // The launcher starts it again if the database is still there. Without one the postmaster does
     // that, after exit code 1.
-    if end == End::Evicted && !board::exists() {
+    if end == End::Evicted && !worker_registry::exists() {
         bgworker::exit(1);
     }
 }
@@ -115,7 +116,7 @@ struct Drainer {
     shown: String,
     complained: Option<(String, Instant)>,
     /// It was told that the database is a copy.
-    told_copy: bool,
+    warned_copy: bool,
 }
 
 struct Server {
@@ -148,12 +149,12 @@ struct Visitor {
 }
 
 /// Whether something was queued since the last look.
-fn is_told() -> bool {
-    board::has(database::current(), board::mark::TOLD)
+fn is_notified() -> bool {
+    worker_registry::has(database::current(), worker_registry::flag::NOTIFIED)
 }
 
 /// The database has nothing to do for a worker any more.
-struct Gone;
+struct Dropped;
 
 impl Drainer {
     fn new() -> Self {
@@ -173,10 +174,11 @@ impl Drainer {
             has_prepared: false,
             has_copies: false,
             copiers: Vec::new(),
-            resumes: board::clear(database::current(), board::mark::YIELDED) != 0,
+            resumes: worker_registry::clear(database::current(), worker_registry::flag::YIELDED)
+                != 0,
             shown: String::new(),
             complained: None,
-            told_copy: false,
+            warned_copy: false,
         }
     }
 
@@ -195,7 +197,7 @@ impl Drainer {
                 waiting.for_each(|server| server.schedule.adopt(intervals));
                 self.look_at = self.look_at.min(Instant::now() + intervals.max);
             }
-            if wait::take_woken() || is_told() {
+            if wait::take_woken() || is_notified() {
                 self.look_at = self.look_at.min(self.looked + self.look_gap);
                 self.resolver.wake();
             }
@@ -205,9 +207,9 @@ impl Drainer {
                 self.look_at = self.look_at.min(self.looked + self.look_gap);
             }
             if self.look_at <= Instant::now()
-                && let Err(Gone) = self.look()
+                && let Err(Dropped) = self.look()
             {
-                return End::Told;
+                return End::Requested;
             }
             self.approach();
             self.resolve();
@@ -218,7 +220,7 @@ impl Drainer {
             bgworker::report_statistics(false);
             self.show_idle();
             let next = self.next().saturating_duration_since(Instant::now());
-            drive::drive_for(&mut self.links, next);
+            event_loop::run_for(&mut self.links, next);
         }
     }
 
@@ -231,11 +233,11 @@ impl Drainer {
             self.busy_at = now;
         }
         // Without a launcher nobody would start one again.
-        if !board::exists() || !self.links.is_empty() || !self.has_looked {
+        if !worker_registry::exists() || !self.links.is_empty() || !self.has_looked {
             return false;
         }
         let waits = due.is_none_or(|due| due > now);
-        let makes_room = match board::slots_are_wanted() {
+        let makes_room = match worker_registry::slots_are_wanted() {
             true => waits || now.duration_since(self.began) >= SLOT_TIME,
             false => due.is_none() && now.duration_since(self.busy_at) >= IDLE_TIMEOUT,
         };
@@ -253,9 +255,9 @@ impl Drainer {
         let due = self.servers.iter().filter(|(name, _)| !self.is_visited(name));
         let due = due.filter_map(|(_, server)| server.schedule.due());
         // Waits that are not ours may have taken the latch's sign.
-        let told = is_told().then(|| self.looked + self.look_gap);
-        let prepared = (self.has_looked && !self.told_copy).then(|| self.resolver.next());
-        due.chain(told).chain(prepared).fold(self.look_at, Instant::min)
+        let notified = is_notified().then(|| self.looked + self.look_gap);
+        let prepared = (self.has_looked && !self.warned_copy).then(|| self.resolver.next());
+        due.chain(notified).chain(prepared).fold(self.look_at, Instant::min)
     }
 
     fn is_visited(&self, server: &str) -> bool {
@@ -263,45 +265,45 @@ impl Drainer {
     }
 
     /// Looks which servers have work.
-    fn look(&mut self) -> std::result::Result<(), Gone> {
+    fn look(&mut self) -> std::result::Result<(), Dropped> {
         let began = Instant::now();
         // What is queued from now on may not be seen.
-        board::clear(database::current(), board::mark::TOLD);
+        worker_registry::clear(database::current(), worker_registry::flag::NOTIFIED);
         let tidy = self.tidied.is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
         let resumes = std::mem::take(&mut self.resumes);
-        let found = turn(|| match Home::look_up()? {
+        let found = run_in_transaction(|| match Extension::look_up()? {
             Some(_) if identity::is_copy()? => Ok(Some(None)),
-            Some(home) => {
-                identity::check(&home)?;
+            Some(extension) => {
+                identity::check(&extension)?;
                 if tidy {
-                    versions::forget_old(&home)?;
+                    versions::forget_old(&extension)?;
                 }
-                let servers = queue::servers(&home, false)?;
+                let servers = queue::servers(&extension, false)?;
                 fault_point!(LookUp);
                 let waits = servers.into_iter().map(|server| {
                     let wait = match resumes {
-                        true => state::until_next_attempt(&home, &server)?,
+                        true => state::until_next_attempt(&extension, &server)?,
                         false => None,
                     };
                     Ok((server, wait))
                 });
                 let waits = waits.collect::<Result<Vec<_>>>()?;
-                Ok(Some(Some((waits, queue::has_prepared(&home)?, copier::due(&home)?))))
+                Ok(Some(Some((waits, queue::has_prepared(&extension)?, copier::due(&extension)?))))
             }
             None => Ok(None),
         });
         self.looked = Instant::now();
         self.look_gap = ((self.looked - began) * LOOK_SHARE).min(LOOK_GAP);
         match found {
-            Ok(None) => return Err(Gone),
+            Ok(None) => return Err(Dropped),
             Ok(Some(found)) => {
-                if found.is_none() && !self.told_copy {
+                if found.is_none() && !self.warned_copy {
                     report::log(
                         "the database is a copy: nothing is sent from it before adopt_sync() is called",
                         None,
                     );
                 }
-                self.told_copy = found.is_none();
+                self.warned_copy = found.is_none();
                 let (waits, has_prepared, copies) = found.unwrap_or_default();
                 (self.has_looked, self.has_prepared) = (true, has_prepared);
                 let names: Vec<&String> = waits.iter().map(|(name, _)| name).collect();
@@ -352,7 +354,7 @@ impl Drainer {
 
     /// Sets out for what is prepared.
     fn resolve(&mut self) {
-        if self.told_copy || !self.has_looked {
+        if self.warned_copy || !self.has_looked {
             return;
         }
         if let Err(error) = self.resolver.look() {
@@ -378,7 +380,7 @@ impl Drainer {
             .collect();
         let alone = self.servers.len() == 1;
         for name in due {
-            let link = turn(|| drain::approach(&Home::find()?, &name));
+            let link = run_in_transaction(|| drain::approach(&Extension::find()?, &name));
             let Some(server) = self.servers.get_mut(&name) else { continue };
             match link {
                 Ok(Approach::Link(mut link)) => {
@@ -433,13 +435,14 @@ impl Drainer {
         let limit = (VISIT >> (2 * failures).min(12)).max(1);
         let began = Instant::now();
         let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(began));
-        let visit = turn(|| drain::visit(&Home::find()?, name, link, limit, closes));
+        let visit =
+            run_in_transaction(|| drain::visit(&Extension::find()?, name, link, limit, closes));
         let now = Instant::now();
         // Waits inside of the visit that are not ours may have taken the latch's sign.
         self.look_at = self.look_at.min(now + LOOK_GAP);
-        let (left, done) = match visit {
+        let (remaining, done) = match visit {
             Ok(Visit::Done) => (0, 0),
-            Ok(Visit::More { left, done }) => (left, done),
+            Ok(Visit::More { remaining, done }) => (remaining, done),
             // Not the server's fault: someone holds the queue, or its records.
             Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
                 if let Some(server) = self.servers.get_mut(name) {
@@ -461,8 +464,8 @@ impl Drainer {
         };
         let Some(server) = self.servers.get_mut(name) else { return };
         let failures = server.schedule.failures();
-        server.pace.left(left, done, now - began, now);
-        server.schedule.succeed(left > 0, now);
+        server.pace.remaining(remaining, done, now - began, now);
+        server.schedule.succeed(remaining > 0, now);
         server.answered = Some(now);
         if failures > 0 {
             report::log(&format!("server \"{name}\" is reached again"), None);
@@ -499,8 +502,8 @@ impl Drainer {
         if bgworker::ending().is_some() || !failure.is_about_owner() {
             return;
         }
-        let noted = turn(|| match Home::look_up()? {
-            Some(home) => drain::note_owner(&home, name, owner, failure),
+        let noted = run_in_transaction(|| match Extension::look_up()? {
+            Some(extension) => drain::note_owner(&extension, name, owner, failure),
             None => Ok(()),
         });
         if let Err(error) = noted {
@@ -509,8 +512,8 @@ impl Drainer {
     }
 
     fn note(&mut self, name: &str, failure: &Error, next_attempt: Duration) {
-        let noted = turn(|| match Home::look_up()? {
-            Some(home) => drain::note(&home, name, failure, next_attempt),
+        let noted = run_in_transaction(|| match Extension::look_up()? {
+            Some(extension) => drain::note(&extension, name, failure, next_attempt),
             None => Ok(()),
         });
         if let Err(error) = noted {
@@ -525,8 +528,8 @@ impl Drainer {
             return;
         }
         let text = format!("{what} {}", error.one_line());
-        let told = self.complained.as_ref();
-        if told.is_some_and(|(before, at)| *before == text && at.elapsed() < AGAIN) {
+        let notified = self.complained.as_ref();
+        if notified.is_some_and(|(before, at)| *before == text && at.elapsed() < AGAIN) {
             return;
         }
         report::log(what, Some(error));

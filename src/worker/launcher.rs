@@ -6,8 +6,8 @@
 //! in between, a session that queues a change and finds no worker asks for one.
 
 use crate::pg::bgworker::{self, Handle, Startup};
-use crate::pg::board::{self, mark};
-use crate::pg::turn::turn;
+use crate::pg::worker_registry::{self, flag};
+use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, context, database, interrupt, report, wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -30,19 +30,19 @@ const LOOK_GAP: Duration = Duration::from_secs(10);
 pub fn run() -> ! {
     bgworker::handle_signals();
     bgworker::connect_to_none();
-    board::announce_launcher();
+    worker_registry::announce_launcher();
     bgworker::show(false, "pg_rowsync: waiting for databases that want a worker");
     let mut launcher = Launcher {
         wanted: BTreeMap::new(),
         starting: None,
         look_at: Instant::now(),
         looked: Instant::now(),
-        told_no_slot: false,
+        warned_no_slot: false,
         without_slot: BTreeSet::new(),
         try_at: Instant::now(),
     };
     while bgworker::ending().is_none() {
-        launcher.turn();
+        launcher.run_in_transaction();
     }
     // The postmaster would not start it again after exit code 0; at shutdown it does not anyway.
     bgworker::exit(1)
@@ -65,7 +65,7 @@ struct Launcher {
     starting: Option<(Oid, Handle, Instant)>,
     look_at: Instant,
     looked: Instant,
-    told_no_slot: bool,
+    warned_no_slot: bool,
     /// Databases for whose workers there was no slot.
     without_slot: BTreeSet<u32>,
     /// Nothing is started before, since there was no slot.
@@ -73,11 +73,11 @@ struct Launcher {
 }
 
 impl Launcher {
-    fn turn(&mut self) {
+    fn run_in_transaction(&mut self) {
         interrupt::pending();
         bgworker::forget_cancel();
         bgworker::reload();
-        if board::take_look_everywhere() {
+        if worker_registry::take_look_everywhere() {
             self.look_at = self.look_at.min(self.looked + LOOK_GAP);
         }
         if self.look_at <= Instant::now() {
@@ -103,11 +103,11 @@ impl Launcher {
         let now = Instant::now();
         self.look_at = now + LOOK_EVERYWHERE;
         self.looked = now;
-        self.told_no_slot = false;
+        self.warned_no_slot = false;
         let Some(databases) = databases() else { return };
-        board::keep_only(&databases);
+        worker_registry::keep_only(&databases);
         self.without_slot.retain(|own| databases.contains(&Oid::from(*own)));
-        board::want_slots(!self.without_slot.is_empty());
+        worker_registry::want_slots(!self.without_slot.is_empty());
         for database in databases {
             self.wanted.entry(database.to_u32()).or_insert(now);
         }
@@ -115,18 +115,18 @@ impl Launcher {
 
     fn take_requests(&mut self) {
         let now = Instant::now();
-        for database in board::marked() {
-            let marks = board::clear(database, mark::ENDED | mark::WANTED);
-            if let Some(due) = board::take_due(database) {
+        for database in worker_registry::flagged() {
+            let flags = worker_registry::clear(database, flag::ENDED | flag::WANTED);
+            if let Some(due) = worker_registry::take_due(database) {
                 let wait = u64::try_from(due - context::now()).unwrap_or(0);
                 let due = now + Duration::from_micros(wait);
                 let wanted = self.wanted.entry(database.to_u32()).or_insert(due);
                 *wanted = due.min(*wanted);
             }
-            if marks & mark::ENDED != 0 {
+            if flags & flag::ENDED != 0 {
                 self.wanted.insert(database.to_u32(), now + RESTART);
             }
-            if marks & mark::WANTED != 0 {
+            if flags & flag::WANTED != 0 {
                 let wanted = self.wanted.entry(database.to_u32()).or_insert(now);
                 *wanted = now.min(*wanted);
             }
@@ -139,8 +139,8 @@ impl Launcher {
         let (now, database) = (Instant::now(), *database);
         // Asked in this order: a worker marks first and ends then.
         let ended = handle.state() == Startup::Ended;
-        let settled = board::has(database, mark::SETTLED);
-        if ended && !settled && board::marks(database).is_some() {
+        let settled = worker_registry::has(database, flag::SETTLED);
+        if ended && !settled && worker_registry::flags(database).is_some() {
             self.wanted.insert(database.to_u32(), now + RESTART);
         }
         if ended || settled || *until <= now {
@@ -171,11 +171,11 @@ impl Launcher {
         let now = Instant::now();
         for (database, _) in self.wanted.iter().filter(|(_, due)| **due <= now) {
             self.without_slot.insert(*database);
-            board::set(Oid::from(*database), mark::NO_SLOT);
+            worker_registry::set(Oid::from(*database), flag::NO_SLOT);
         }
-        board::want_slots(true);
-        for other in board::marked() {
-            if board::has(other, mark::WORKING)
+        worker_registry::want_slots(true);
+        for other in worker_registry::flagged() {
+            if worker_registry::has(other, flag::WORKING)
                 && let Some(worker) = bgworker::find(other)
             {
                 worker.wake();
@@ -185,8 +185,8 @@ impl Launcher {
 
     fn got_slot(&mut self, database: Oid) {
         self.without_slot.remove(&database.to_u32());
-        board::clear(database, mark::NO_SLOT);
-        board::want_slots(!self.without_slot.is_empty());
+        worker_registry::clear(database, flag::NO_SLOT);
+        worker_registry::want_slots(!self.without_slot.is_empty());
     }
 
     fn next_due(&self) -> Option<u32> {
@@ -198,13 +198,13 @@ impl Launcher {
 
     /// Starts a worker.
     fn start(&mut self, database: Oid) -> Start {
-        if board::has(database, mark::PAUSED | mark::WORKING) {
+        if worker_registry::has(database, flag::PAUSED | flag::WORKING) {
             self.got_slot(database);
             return Start::Done;
         }
         if bgworker::find(database).is_some() {
             // One without a place on the board is at work, as far as can be told.
-            return board::marks(database).map_or(Start::Done, |_| Start::Later(CLOSED));
+            return worker_registry::flags(database).map_or(Start::Done, |_| Start::Later(CLOSED));
         }
         if !database::is_open(database) {
             return Start::Later(CLOSED);
@@ -214,13 +214,13 @@ impl Launcher {
             self.got_slot(database);
             return Start::Done;
         }
-        board::clear(database, mark::SETTLED);
+        worker_registry::clear(database, flag::SETTLED);
         if let Some(handle) = bgworker::start_worker(database, false) {
             self.starting = Some((database, handle, Instant::now() + SETTLE));
             self.got_slot(database);
             return Start::Done;
         }
-        if !std::mem::replace(&mut self.told_no_slot, true) {
+        if !std::mem::replace(&mut self.warned_no_slot, true) {
             let message = "pg_rowsync cannot start a worker: max_worker_processes is too low";
             report::log(message, None);
         }
@@ -229,7 +229,7 @@ impl Launcher {
 }
 
 fn databases() -> Option<Vec<Oid>> {
-    match turn(|| Ok(database::connectable())) {
+    match run_in_transaction(|| Ok(database::connectable())) {
         Ok(databases) => Some(databases),
         Err(error) => {
             if bgworker::ending().is_none() {

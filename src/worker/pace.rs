@@ -27,7 +27,7 @@ impl Pace {
     }
 
     /// A visit has applied `done` records within `took`, and left so many.
-    pub fn left(&mut self, backlog: i64, done: u64, took: Duration, now: Instant) {
+    pub fn remaining(&mut self, backlog: i64, done: u64, took: Duration, now: Instant) {
         if backlog == 0 {
             *self = Self::default();
             return;
@@ -60,22 +60,22 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let second = Duration::from_secs(1);
         let mut pace = Pace::default();
-        pace.left(100_000, 5_000, second, at(0));
-        pace.left(98_000, 5_000, second, at(5));
+        pace.remaining(100_000, 5_000, second, at(0));
+        pace.remaining(98_000, 5_000, second, at(5));
         assert!(!pace.closes(at(5)));
-        pace.left(97_000, 5_000, second, at(10));
+        pace.remaining(97_000, 5_000, second, at(10));
         assert!(pace.closes(at(10)), "it shrinks too slowly");
-        pace.left(60_000, 5_000, second, at(20));
+        pace.remaining(60_000, 5_000, second, at(20));
         assert!(!pace.closes(at(20)), "it shrinks");
-        pace.left(4_000, 5_000, second, at(21));
+        pace.remaining(4_000, 5_000, second, at(21));
         assert!(!pace.closes(at(21)), "commits would wait too long");
-        pace.left(1_000, 50, second, at(22));
+        pace.remaining(1_000, 50, second, at(22));
         assert!(!pace.closes(at(22)));
-        pace.left(200, 50, second, at(22));
+        pace.remaining(200, 50, second, at(22));
         assert!(pace.closes(at(22)), "it is short");
         pace.could_not_close(at(22));
         assert!(!pace.closes(at(22)) && pace.closes(at(23)));
-        pace.left(0, 200, second, at(24));
+        pace.remaining(0, 200, second, at(24));
         assert!(!pace.closes(at(30)));
     }
 }

@@ -7,8 +7,8 @@ use crate::atomic::resolver;
 use crate::delivery::link::Link;
 use crate::error::{Error, Result};
 use crate::guc;
-use crate::pg::spi::Home;
-use crate::pg::turn::turn;
+use crate::pg::spi::Extension;
+use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, bgworker, report};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -55,8 +55,10 @@ impl Resolver {
         }
         self.looked = now;
         self.look_at = now + guc::max_retry_interval();
-        let found = turn(|| match Home::look_up()? {
-            Some(home) => Ok((resolver::accounts(&home)?, resolver::has_decisions(&home)?)),
+        let found = run_in_transaction(|| match Extension::look_up()? {
+            Some(extension) => {
+                Ok((resolver::accounts(&extension)?, resolver::has_decisions(&extension)?))
+            }
             None => Ok((Vec::new(), false)),
         });
         let (accounts, has_decisions) = found?;
@@ -85,7 +87,9 @@ impl Resolver {
         for (account, schedule) in due {
             schedule.try_now();
             let (server, owner) = account;
-            match turn(|| resolver::approach(&Home::find()?, server, Oid::from(*owner))) {
+            match run_in_transaction(|| {
+                resolver::approach(&Extension::find()?, server, Oid::from(*owner))
+            }) {
                 Ok(link) => links.push((account.clone(), link)),
                 Err(error) => failed.push((account.clone(), error)),
             }
@@ -96,15 +100,16 @@ impl Resolver {
 
     /// A link is up, or has failed to come up.
     pub fn serve(&mut self, account: &Account, link: Link<'static>) {
-        let resolved =
-            link.result().and_then(|()| turn(|| resolver::resolve(&Home::find()?, link)));
+        let resolved = link
+            .result()
+            .and_then(|()| run_in_transaction(|| resolver::resolve(&Extension::find()?, link)));
         match resolved {
-            Ok(left) => {
+            Ok(remaining) => {
                 let now = Instant::now();
                 if let Some(schedule) = self.accounts.get_mut(account) {
                     schedule.succeed(false, now);
                 }
-                if left > 0 {
+                if remaining > 0 {
                     self.look_at = self.look_at.min(now + LOOK_GAP);
                 }
             }
@@ -127,8 +132,8 @@ impl Resolver {
             &format!("what is prepared on server \"{server}\" could not be finished"),
             Some(error),
         );
-        let noted = turn(|| match Home::look_up()? {
-            Some(home) => resolver::note(&home, server, Oid::from(*owner), error),
+        let noted = run_in_transaction(|| match Extension::look_up()? {
+            Some(extension) => resolver::note(&extension, server, Oid::from(*owner), error),
             None => Ok(()),
         });
         if let Err(error) = noted {

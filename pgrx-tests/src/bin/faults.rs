@@ -1,5 +1,6 @@
-//! `cargo faults rounds|atomic|whole|converge|outage|flapping|leaks|points|types`: breaks things on purpose, at a size that is too large for
-//! every run of the tests. Sets the machine up first, as the other commands do.
+//! `cargo faults rounds|atomic|whole|converge|outage|flapping|leaks|points|types`: breaks things on purpose,
+//! at a size that is too large for every run of the tests. Sets the machine up first, as the other commands
+//! do.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -8,7 +9,7 @@ use anyhow::{Result, bail};
 use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
 use rowsync_harness::faults::{convergence, flapping, leaks, outage, points, rounds, whole};
-use rowsync_harness::{Testbed, setup, type_pairs};
+use rowsync_harness::{Fixture, setup, type_pairs};
 
 const USAGE: &str = "usage:
   cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|atomic|all]
@@ -19,7 +20,7 @@ const USAGE: &str = "usage:
       have the same transactions after each, and nothing prepared
   cargo faults whole [--rounds 100] [--seed S] [--from 0]
       random schemas with constraints between rows, random transactions and faults; compared after
-      each round, in which nothing may be set aside that the target would take
+      each round, in which nothing may be marked failed that the target would take
   cargo faults converge [--masters 2] [--version clock|frozen|skewed|null|all] [--rounds 10]
                         [--seconds 5] [--seed S] [--mode async|queue] [--drain worker|calls|both]
       two or three masters under policy newest, eight clients on each, trouble on every link; the
@@ -192,9 +193,9 @@ fn run_points(options: &mut Arguments) -> Result<()> {
         if cases.is_empty() {
             continue;
         }
-        let mut bed = points::Bed::start(drain)?;
+        let mut fixture = points::Bed::start(drain)?;
         for case in cases {
-            table.extend(points::run(&mut bed, case, &mut |trial, seen| {
+            table.extend(points::run(&mut fixture, case, &mut |trial, seen| {
                 println!("{trial}: {seen:?}")
             })?);
         }
@@ -214,9 +215,9 @@ fn run_types(options: &mut Arguments) -> Result<()> {
     let writes = options.flag("write");
     options.end(USAGE)?;
     setup::prepare_with_faults()?;
-    let bed = Testbed::new("types");
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    let rows = type_pairs::observe(&bed)?;
+    let fixture = Fixture::new("types");
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    let rows = type_pairs::observe(&fixture)?;
     println!("{}", type_pairs::render(&rows));
     if writes {
         let file = setup::root().join(type_pairs::DOCUMENT);

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::dice::Dice;
 use super::rig::{Drain, Mode};
+use super::rng::Rng;
 use load::{Tally, Writer};
 use mesh::{DELIVERY_TIMEOUT, Mesh, WRITERS, join};
 pub use tables::Version;
@@ -112,7 +112,7 @@ impl fmt::Display for Report {
 /// Runs all rounds, on clusters made for them.
 ///
 /// # Errors
-/// A client's error, a record set aside, masters that differ, or a run in which nothing was at stake.
+/// A client's error, a failed record, masters that differ, or a run in which nothing was at stake.
 pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Report> {
     ensure!(!plan.mode.is_strict(), "in strict modes clients notice every trouble");
     let mesh = Mesh::start(plan.masters, plan.version, plan.mode, plan.drain)?;
@@ -122,8 +122,8 @@ pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Report> {
         if number >= plan.rounds && total.missing(plan).is_none() {
             break;
         }
-        let mut dice = Dice::new(plan.seed, number);
-        let report = round(&mesh, number, plan.time, &mut dice).map_err(|error| {
+        let mut rng = Rng::new(plan.seed, number);
+        let report = round(&mesh, number, plan.time, &mut rng).map_err(|error| {
             anyhow!("{plan}, round {number}: {error:#}{}", mesh.describe_logs())
         })?;
         say(&format!("{plan}, round {number}: {report}, {} rows", report.rows));
@@ -143,9 +143,9 @@ pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Report> {
     }
 }
 
-fn round(mesh: &Mesh, number: u64, time: Duration, dice: &mut Dice) -> Result<Report> {
+fn round(mesh: &Mesh, number: u64, time: Duration, rng: &mut Rng) -> Result<Report> {
     let before = mesh.counts()?;
-    let (tallies, troubles) = play(mesh, number, time, dice)?;
+    let (tallies, troubles) = play(mesh, number, time, rng)?;
     let start = Instant::now();
     mesh.await_drained()?;
     let drained = start.elapsed();
@@ -168,10 +168,10 @@ fn round(mesh: &Mesh, number: u64, time: Duration, dice: &mut Dice) -> Result<Re
 
 /// The load, with trouble on every link all the time; without trouble when it returns. The tallies of
 /// the writers, and how many troubles there were.
-fn play(mesh: &Mesh, round: u64, time: Duration, dice: &mut Dice) -> Result<(Vec<Tally>, u64)> {
+fn play(mesh: &Mesh, round: u64, time: Duration, rng: &mut Rng) -> Result<(Vec<Tally>, u64)> {
     let end = Instant::now() + time;
     let done = AtomicBool::new(false);
-    let (done, mut chance) = (&done, |stream| Dice::new(dice.roll(1 << 40), stream));
+    let (done, mut chance) = (&done, |stream| Rng::new(rng.roll(1 << 40), stream));
     thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS * mesh.nodes.len() as u64)
             .map(|number| {
@@ -184,8 +184,8 @@ fn play(mesh: &Mesh, round: u64, time: Duration, dice: &mut Dice) -> Result<(Vec
             .iter()
             .zip(0..)
             .map(|(link, number)| {
-                let mut dice = chance(number);
-                scope.spawn(move || trouble::run(link, &mut dice, end))
+                let mut rng = chance(number);
+                scope.spawn(move || trouble::run(link, &mut rng, end))
             })
             .collect();
         let drains: Vec<_> = mesh

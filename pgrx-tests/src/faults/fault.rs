@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use postgres::Client;
 
-use super::dice::Dice;
 use super::rig::{Mode, PAST_TIMEOUT, PATIENCE, Rig};
+use super::rng::Rng;
 use super::workload::{Stage, Touch};
 use crate::cluster::Shutdown;
 use crate::proxy::{Direction, Strike};
@@ -105,15 +105,15 @@ impl FromStr for Fault {
 impl Fault {
     /// One of those that the rig can have. Cuts in the middle of a delivery come in the greatest
     /// variety, so they come most often.
-    pub fn choose(dice: &mut Dice, rig: &Rig) -> Fault {
-        if rig.mode == Mode::Atomic && dice.chance(50) {
-            return *dice.pick(&STRIKES);
+    pub fn choose(rng: &mut Rng, rig: &Rig) -> Fault {
+        if rig.mode == Mode::Atomic && rng.chance(50) {
+            return *rng.pick(&STRIKES);
         }
-        match dice.roll(10) {
+        match rng.roll(10) {
             0 => Fault::CutSending,
             1 => Fault::CutAnswer,
-            2..6 => *dice.pick(&REMOTE),
-            _ => match *dice.pick(&LOCAL) {
+            2..6 => *rng.pick(&REMOTE),
+            _ => match *rng.pick(&LOCAL) {
                 // In mode `sync` nothing is queued, so no worker is wanted.
                 Fault::KillWorker if !rig.drain.has_worker() || rig.mode.is_strict() => {
                     Fault::KillLocalBackend
@@ -139,38 +139,38 @@ impl Fault {
     }
 
     /// Lets it happen and puts it right again.
-    pub fn run(self, rig: &Rig, stage: &Stage, dice: &mut Dice) -> Result<()> {
+    pub fn run(self, rig: &Rig, stage: &Stage, rng: &mut Rng) -> Result<()> {
         // A slow network makes most of a transaction's time its commit, where it matters most.
         if self.touch() != Touch::Nothing {
-            rig.proxy.set_delay(dice.millis(0, 8));
+            rig.proxy.set_delay(rng.millis(0, 8));
         }
-        let result = self.act(rig, stage, dice);
+        let result = self.act(rig, stage, rng);
         self.heal(rig)?;
         result
     }
 
-    fn act(self, rig: &Rig, stage: &Stage, dice: &mut Dice) -> Result<()> {
+    fn act(self, rig: &Rig, stage: &Stage, rng: &mut Rng) -> Result<()> {
         let (left, right) = (&rig.left.cluster, &rig.right.cluster);
         // Longer and shorter than the timeouts.
-        let outage = dice.millis(200, 1800);
-        let frozen = PAST_TIMEOUT + dice.millis(0, 600);
+        let outage = rng.millis(200, 1800);
+        let frozen = PAST_TIMEOUT + rng.millis(0, 600);
         match self {
-            Fault::Reset => repeat(dice, 6, |_| {
+            Fault::Reset => repeat(rng, 6, |_| {
                 rig.proxy.cut();
                 Ok(())
             })?,
-            Fault::CutSending => repeat(dice, 8, |dice| {
-                rig.proxy.cut_after(dice.roll(4000), Direction::ToServer);
+            Fault::CutSending => repeat(rng, 8, |rng| {
+                rig.proxy.cut_after(rng.roll(4000), Direction::ToServer);
                 Ok(())
             })?,
-            Fault::CutAnswer => repeat(dice, 8, |dice| {
-                rig.proxy.cut_after(dice.roll(700), Direction::ToClient);
+            Fault::CutAnswer => repeat(rng, 8, |rng| {
+                rig.proxy.cut_after(rng.roll(700), Direction::ToClient);
                 Ok(())
             })?,
             Fault::Blackhole | Fault::BlackholeThenCut => {
                 rig.proxy.freeze();
                 sleep(outage);
-                calm(stage, dice);
+                calm(stage, rng);
                 if self == Fault::BlackholeThenCut {
                     rig.proxy.cut();
                 }
@@ -195,18 +195,18 @@ impl Fault {
                 let pid = delivering(&mut rig.right.connect_superuser()?)?;
                 right.signal_backend(pid, Signal::SIGSTOP)?;
                 sleep(frozen);
-                calm(stage, dice);
+                calm(stage, rng);
                 right.signal_backend(pid, Signal::SIGCONT)?;
             }
             Fault::StopRemote => {
                 right.freeze()?;
                 sleep(frozen);
-                calm(stage, dice);
+                calm(stage, rng);
                 right.thaw()?;
             }
             Fault::TerminateRemoteBackend => {
                 let mut admin = rig.right.connect_superuser()?;
-                repeat(dice, 6, |_| {
+                repeat(rng, 6, |_| {
                     let pid = delivering(&mut admin)?;
                     admin.execute("select pg_terminate_backend($1)", &[&pid])?;
                     Ok(())
@@ -218,8 +218,8 @@ impl Fault {
                     Fault::CancelLocal => (30, "select pg_cancel_backend($1)"),
                     _ => (10, "select pg_terminate_backend($1)"),
                 };
-                repeat(dice, times, |dice| {
-                    let pid = dice.pick(&stage.backends).load(Ordering::Relaxed);
+                repeat(rng, times, |rng| {
+                    let pid = rng.pick(&stage.backends).load(Ordering::Relaxed);
                     if pid != 0 {
                         admin.execute(sql, &[&pid])?;
                     }
@@ -233,26 +233,26 @@ impl Fault {
                         rig.proxy.cut();
                         worker(&mut rig.left.connect_superuser()?)?
                     }
-                    _ => writer(stage, dice)?,
+                    _ => writer(stage, rng)?,
                 };
                 left.crash_backend(pid)?;
             }
-            Fault::Strike => repeat(dice, 6, |dice| {
-                strike(rig, dice);
-                dice.pause(50, 300);
+            Fault::Strike => repeat(rng, 6, |rng| {
+                strike(rig, rng);
+                rng.pause(50, 300);
                 rig.proxy.cut();
                 rig.proxy.thaw();
                 Ok(())
             })?,
             Fault::StrikeAndKillLocal => {
-                strike(rig, dice);
+                strike(rig, rng);
                 left.kill()?;
                 rig.proxy.cut();
                 rig.proxy.thaw();
                 left.start_again()?;
             }
             Fault::StrikeAndCrashRemote => {
-                strike(rig, dice);
+                strike(rig, rng);
                 right.stop(Shutdown::Immediate)?;
                 rig.proxy.thaw();
                 sleep(outage / 2);
@@ -301,32 +301,32 @@ impl Fault {
 }
 
 /// Waits for one of the statements of mode `atomic` to come by, and lets something happen to it.
-fn strike(rig: &Rig, dice: &mut Dice) {
-    let text = *dice.pick(&["PREPARE TRANSACTION '", "COMMIT PREPARED '"]);
-    let strike = *dice.pick(&[Strike::LoseRequest, Strike::LoseAnswer, Strike::Silence]);
+fn strike(rig: &Rig, rng: &mut Rng) {
+    let text = *rng.pick(&["PREPARE TRANSACTION '", "COMMIT PREPARED '"]);
+    let strike = *rng.pick(&[Strike::LoseRequest, Strike::LoseAnswer, Strike::Silence]);
     rig.proxy.strike(text, strike);
     let start = Instant::now();
     while !rig.proxy.has_struck() && start.elapsed() < Duration::from_secs(5) {
         sleep(Duration::from_millis(1));
     }
-    dice.pause(0, 5);
+    rng.pause(0, 5);
 }
 
 /// Does it several times, with pauses in between, and one afterwards.
-fn repeat(dice: &mut Dice, times: u32, mut act: impl FnMut(&mut Dice) -> Result<()>) -> Result<()> {
+fn repeat(rng: &mut Rng, times: u32, mut act: impl FnMut(&mut Rng) -> Result<()>) -> Result<()> {
     for _ in 0..times {
-        act(dice)?;
-        dice.pause(5, 120);
+        act(rng)?;
+        rng.pause(5, 120);
     }
     Ok(())
 }
 
 /// Ends the load, most of the time, before something frozen wakes up: what it still does then must not
 /// be covered by newer changes of the same rows.
-fn calm(stage: &Stage, dice: &mut Dice) {
-    if dice.chance(60) {
+fn calm(stage: &Stage, rng: &mut Rng) {
+    if rng.chance(60) {
         stage.stop.store(true, Ordering::Relaxed);
-        dice.pause(100, 500);
+        rng.pause(100, 500);
     }
 }
 
@@ -357,10 +357,10 @@ fn worker(observer: &mut Client) -> Result<i32> {
     }
 }
 
-fn writer(stage: &Stage, dice: &mut Dice) -> Result<i32> {
+fn writer(stage: &Stage, rng: &mut Rng) -> Result<i32> {
     let start = Instant::now();
     loop {
-        let pid = dice.pick(&stage.backends).load(Ordering::Relaxed);
+        let pid = rng.pick(&stage.backends).load(Ordering::Relaxed);
         if pid != 0 {
             return Ok(pid);
         }

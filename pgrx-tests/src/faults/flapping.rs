@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 
-use super::dice::Dice;
 use super::rig::{Mode, Rig};
+use super::rng::Rng;
 
 const CLIENTS: u64 = 8;
 const ROWS: u64 = 20;
@@ -39,7 +39,7 @@ pub fn run(rig: &Rig, seed: u64, time: Duration) -> Result<Report> {
             let done = &done;
             scope.spawn(move || rig.call_drain(limit, || done.load(Ordering::Relaxed)));
         }
-        let outages = flap(rig, &mut Dice::new(seed, CLIENTS), end);
+        let outages = flap(rig, &mut Rng::new(seed, CLIENTS), end);
         let committed = clients
             .into_iter()
             .map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
@@ -67,37 +67,37 @@ pub fn run(rig: &Rig, seed: u64, time: Duration) -> Result<Report> {
 /// Every update appends to what was there, so a lost or overtaken one cannot go unseen.
 fn update(rig: &Rig, seed: u64, who: u64, end: Instant) -> Result<u64> {
     let mut client = rig.left.connect()?;
-    let mut dice = Dice::new(seed, who);
+    let mut rng = Rng::new(seed, who);
     let mut committed = 0;
     while Instant::now() < end {
-        let (id, other) = (1 + dice.roll(ROWS), 1 + dice.roll(ROWS));
+        let (id, other) = (1 + rng.roll(ROWS), 1 + rng.roll(ROWS));
         // In the order of the keys, so that sessions do not wait for each other in a circle.
         let rows = [id.min(other), id.max(other)];
         let update = rows.map(|id| {
             format!("update t set v = right(v || '{who}.{committed};', 60) where id = {id}; ")
         });
-        let count = 1 + dice.roll(2) as usize;
+        let count = 1 + rng.roll(2) as usize;
         client.batch_execute(&format!("begin; {}commit", update[..count].concat()))?;
         committed += 1;
-        dice.pause(0, 2);
+        rng.pause(0, 2);
     }
     Ok(committed)
 }
 
 /// Away for up to a second, back for up to a second, again and again; back in the end.
-fn flap(rig: &Rig, dice: &mut Dice, end: Instant) -> Result<u64> {
+fn flap(rig: &Rig, rng: &mut Rng, end: Instant) -> Result<u64> {
     let mut outages = 0;
     while Instant::now() < end {
-        dice.pause(200, 1000);
-        if dice.chance(30) {
+        rng.pause(200, 1000);
+        if rng.chance(30) {
             rig.proxy.freeze();
-            dice.pause(1000, 1500);
+            rng.pause(1000, 1500);
             rig.proxy.cut();
             rig.proxy.thaw();
         } else {
             rig.proxy.refuse();
             rig.proxy.cut();
-            dice.pause(300, 1000);
+            rng.pause(300, 1000);
             rig.proxy.accept()?;
         }
         outages += 1;

@@ -1,9 +1,10 @@
 //! Faults inside: every named point of the extension × everything that can go wrong there, in every mode and by
 //! drains, one transaction each; both sides compared afterwards, and again once the queue has been drained.
 //!
-//! Needs an extension built with the feature `faults`, see its `src/pg/fault.rs` for what is asked of it and how.
+//! Needs an extension built with the feature `faults`, see its `src/pg/fault.rs` for what is asked of it and
+//! how.
 
-mod bed;
+mod fixture;
 mod table;
 
 use std::fmt;
@@ -12,7 +13,7 @@ use anyhow::{Result, ensure};
 
 use super::rig::Drain;
 
-pub use self::bed::Bed;
+pub use self::fixture::Bed;
 pub use self::table::Table;
 
 /// Where the tables are.
@@ -293,18 +294,18 @@ impl Seen {
 ///
 /// # Errors
 /// What must not be, or what keeps it from being tried.
-pub fn run(bed: &mut Bed, case: Case, report: &mut dyn FnMut(&Trial, &Seen)) -> Result<Table> {
+pub fn run(fixture: &mut Bed, case: Case, report: &mut dyn FnMut(&Trial, &Seen)) -> Result<Table> {
     let mut table = Table::default();
     for point in Point::ALL {
         let nothing = Trial { case, point, what: What::Nothing };
-        let seen = bed.run(&nothing)?;
+        let seen = fixture.run(&nothing)?;
         seen.check(&nothing)?;
         if !seen.reached {
             continue;
         }
         for what in What::ALL.into_iter().filter(|what| what.is_possible(point)) {
             let trial = Trial { case, point, what };
-            let seen = bed.run(&trial)?;
+            let seen = fixture.run(&trial)?;
             report(&trial, &seen);
             ensure!(seen.reached, "{trial}: the point was not reached");
             seen.check(&trial)?;
@@ -318,8 +319,8 @@ pub fn run(bed: &mut Bed, case: Case, report: &mut dyn FnMut(&Trial, &Seen)) -> 
 ///
 /// # Errors
 /// What must not be, or is not as the table says.
-pub fn check_against(bed: &mut Bed, table: &Table, trial: &Trial) -> Result<()> {
-    let seen = bed.run(trial)?;
+pub fn check_against(fixture: &mut Bed, table: &Table, trial: &Trial) -> Result<()> {
+    let seen = fixture.run(trial)?;
     ensure!(seen.reached, "{trial}: the point was not reached");
     seen.check(trial)?;
     let (found, told) = (seen.describe(trial), table.get(trial));

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::dice::Dice;
 use super::fault::Fault;
 use super::rig::{Drain, Mode, PATIENCE, Rig};
+use super::rng::Rng;
 use super::verdict;
 use super::workload::{Stage, TABLES, Tally, Writer};
 use crate::pooler::PoolMode;
@@ -97,13 +97,13 @@ pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Summary> {
     let mut unknown = BTreeSet::new();
     let mut next_tag = 1;
     for number in plan.from..plan.from + plan.rounds {
-        let mut dice = Dice::new(plan.seed, number);
-        let chosen = Fault::choose(&mut dice, &rig);
+        let mut rng = Rng::new(plan.seed, number);
+        let chosen = Fault::choose(&mut rng, &rig);
         let fault = plan.fault.unwrap_or(chosen);
         let start = Instant::now();
         let stage = Stage::new(fault.touch(), WRITERS);
         stage.tags.store(next_tag, Ordering::Relaxed);
-        let (tally, drained, ghosts) = round(&rig, &stage, fault, &mut dice, &mut unknown)
+        let (tally, drained, ghosts) = round(&rig, &stage, fault, &mut rng, &mut unknown)
             .with_context(|| {
                 let Plan { seed, mode, .. } = plan;
                 format!(
@@ -141,10 +141,10 @@ fn round(
     rig: &Rig,
     stage: &Stage,
     fault: Fault,
-    dice: &mut Dice,
+    rng: &mut Rng,
     unknown: &mut BTreeSet<i64>,
 ) -> Result<(Tally, Duration, usize)> {
-    let tally = play(rig, stage, fault, dice)?;
+    let tally = play(rig, stage, fault, rng)?;
     let drained = rig.await_drained()?;
     rig.await_sessions_gone(if rig.drain.has_worker() { 1 } else { 0 })?;
     match rig.mode {
@@ -160,16 +160,15 @@ fn round(
 }
 
 /// The load, with the fault in its middle.
-fn play(rig: &Rig, stage: &Stage, fault: Fault, dice: &mut Dice) -> Result<Tally> {
-    let dices: Vec<Dice> =
-        (0..WRITERS).map(|who| Dice::new(dice.roll(1 << 40), who as u64)).collect();
-    let limit = 1 + dice.roll(300) as u32;
+fn play(rig: &Rig, stage: &Stage, fault: Fault, rng: &mut Rng) -> Result<Tally> {
+    let dices: Vec<Rng> = (0..WRITERS).map(|who| Rng::new(rng.roll(1 << 40), who as u64)).collect();
+    let limit = 1 + rng.roll(300) as u32;
     thread::scope(|scope| {
         let mut writers: Vec<_> = dices
             .into_iter()
             .enumerate()
-            .map(|(number, dice)| {
-                let writer = Writer::new(rig, stage, number, dice);
+            .map(|(number, rng)| {
+                let writer = Writer::new(rig, stage, number, rng);
                 scope.spawn(move || writer.run())
             })
             .collect();
@@ -177,11 +176,11 @@ fn play(rig: &Rig, stage: &Stage, fault: Fault, dice: &mut Dice) -> Result<Tally
             scope.spawn(move || rig.call_drain(limit, || stage.is_over()));
         }
         let failed = await_begun(stage).and_then(|()| {
-            dice.pause(30, 150);
-            fault.run(rig, stage, dice)
+            rng.pause(30, 150);
+            fault.run(rig, stage, rng)
         });
         // Some load after it as well: direct delivery comes back and meets the last of the queue.
-        dice.pause(50, 250);
+        rng.pause(50, 250);
         stage.stop.store(true, Ordering::Relaxed);
         let end = Instant::now() + PATIENCE;
         while writers.iter().any(|writer| !writer.is_finished()) {

@@ -1,6 +1,6 @@
 //! Random schemas with constraints between rows, random transactions over them, and faults where they
 //! hurt: answers lost, drains whose second commit fails, rows refused for a while, small limits and
-//! buffers. Afterwards both sides are equal, and nothing was set aside that the target would have taken
+//! buffers. Afterwards both sides are equal, and nothing was marked failed that the target would have taken
 //! if it had come with its statement.
 
 use std::thread::sleep;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
 
-use super::dice::Dice;
+use super::rng::Rng;
+use crate::fixture::{Fixture, clusters};
 use crate::proxy::{Direction, Proxy};
 use crate::side::{Side, describe};
-use crate::testbed::{Testbed, clusters};
 
 /// Which rounds are played.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +66,8 @@ struct Table {
 }
 
 struct Round {
-    dice: Dice,
-    bed: Testbed,
+    rng: Rng,
+    fixture: Fixture,
     proxy: Proxy,
     mode: &'static str,
     policy: &'static str,
@@ -82,23 +82,23 @@ struct Round {
 
 impl Round {
     fn begin(seed: u64, number: u64) -> Result<Round> {
-        let mut dice = Dice::new(seed, number);
+        let mut rng = Rng::new(seed, number);
         let proxy = Proxy::start(clusters().1.port())?;
-        let bed = Testbed::new("whole");
-        bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-        let mode = *dice.pick(&["async", "async", "queue", "queue", "sync"]);
-        let policy = *dice.pick(&["overwrite", "overwrite", "error", "skip"]);
-        let count = 2 + dice.roll(4) as usize;
+        let fixture = Fixture::new("whole");
+        fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+        let mode = *rng.pick(&["async", "async", "queue", "queue", "sync"]);
+        let policy = *rng.pick(&["overwrite", "overwrite", "error", "skip"]);
+        let count = 2 + rng.roll(4) as usize;
         let mut tables: Vec<Table> = Vec::new();
         for number in 0..count {
-            let table = Table::random(&mut dice, number, &tables);
+            let table = Table::random(&mut rng, number, &tables);
             tables.push(table);
         }
         let (history, is_gated, was_gated) = (Vec::new(), false, false);
         let (doubts, committed) = (0, 0);
         let mut round = Round {
-            dice,
-            bed,
+            rng,
+            fixture,
             proxy,
             mode,
             policy,
@@ -115,7 +115,7 @@ impl Round {
 
     fn build(&mut self) -> Result<()> {
         let options = format!(r#"{{"mode": "{}", "on_conflict": "{}"}}"#, self.mode, self.policy);
-        let schema = self.bed.right.user.clone();
+        let schema = self.fixture.right.user.clone();
         for table in &self.tables {
             let name = &table.name;
             let create = format!(
@@ -123,11 +123,11 @@ impl Round {
                 table.columns
             );
             self.history.push(create.clone());
-            for side in [&self.bed.left, &self.bed.right] {
+            for side in [&self.fixture.left, &self.fixture.right] {
                 side.connect()?.batch_execute(&create).map_err(told)?;
             }
         }
-        let mut right = self.bed.right.connect()?;
+        let mut right = self.fixture.right.connect()?;
         let guard = format!(
             "create table gate (id int); create function guard() returns trigger language plpgsql as $$
              begin
@@ -143,7 +143,7 @@ impl Round {
                 "create trigger guard before insert or update or delete on {name}
                    for each row execute function guard()"
             ))?;
-            self.bed.left.connect()?.batch_execute(&format!(
+            self.fixture.left.connect()?.batch_execute(&format!(
                 "select attach_sync('{name}', 'dst', '{schema}.{name}', '{options}')"
             ))?;
         }
@@ -163,14 +163,14 @@ impl Round {
     }
 
     fn play(&mut self) -> Result<()> {
-        let mut client = self.bed.left.connect()?;
+        let mut client = self.fixture.left.connect()?;
         client.batch_execute(QUICK)?;
-        for _ in 0..8 + self.dice.roll(12) {
+        for _ in 0..8 + self.rng.roll(12) {
             self.transact(&mut client)?;
-            if self.dice.chance(15) {
+            if self.rng.chance(15) {
                 self.turn_gate()?;
             }
-            if self.dice.chance(30) {
+            if self.rng.chance(30) {
                 self.drain()?;
             }
         }
@@ -180,9 +180,9 @@ impl Round {
     /// A transaction, perhaps with a fault when it commits.
     fn transact(&mut self, client: &mut Client) -> Result<()> {
         let mut statements = Vec::new();
-        for _ in 0..1 + self.dice.roll(4) {
+        for _ in 0..1 + self.rng.roll(4) {
             let statement = self.statement();
-            match self.dice.roll(10) {
+            match self.rng.roll(10) {
                 0 => statements.push(format!("savepoint s; {statement}; rollback to s")),
                 1 => statements.push(format!("savepoint s; {statement}; release s")),
                 _ => statements.push(statement),
@@ -227,14 +227,14 @@ impl Round {
 
     /// Something that happens when a transaction commits.
     fn fault(&mut self) -> Option<&'static str> {
-        match (self.dice.roll(12), self.mode) {
+        match (self.rng.roll(12), self.mode) {
             (0 | 1, "async") => {
                 self.proxy.cut_after(0, Direction::ToClient);
                 self.doubts += 1;
                 Some("answer lost")
             }
             (2, "async") => {
-                self.proxy.cut_after(self.dice.roll(3_000), Direction::ToServer);
+                self.proxy.cut_after(self.rng.roll(3_000), Direction::ToServer);
                 Some("cut on the way")
             }
             (3, "async" | "sync") => {
@@ -247,15 +247,15 @@ impl Round {
     }
 
     fn turn_gate(&mut self) -> Result<()> {
-        let mut right = self.bed.right.superuser();
-        let gate = format!("{}.gate", self.bed.right.user);
+        let mut right = self.fixture.right.superuser();
+        let reject_values = format!("{}.gate", self.fixture.right.user);
         if self.is_gated || self.mode == "sync" {
-            right.batch_execute(&format!("delete from {gate}"))?;
+            right.batch_execute(&format!("delete from {reject_values}"))?;
             self.is_gated = false;
             self.history.push("-- gate opened".to_owned());
         } else {
-            let id = 1 + self.dice.roll(60);
-            right.batch_execute(&format!("insert into {gate} values ({id})"))?;
+            let id = 1 + self.rng.roll(60);
+            right.batch_execute(&format!("insert into {reject_values} values ({id})"))?;
             (self.is_gated, self.was_gated) = (true, true);
             self.history.push(format!("-- gate closed for {id}"));
         }
@@ -264,13 +264,13 @@ impl Round {
 
     /// Drains a part, perhaps so that the second commit fails.
     fn drain(&mut self) -> Result<()> {
-        let mut session = self.bed.left.superuser();
-        let limit = *self.dice.pick(&[1, 7, 100, 1_000, 100_000]);
-        let buffer = *self.dice.pick(&["64kB", "256kB", "16MB"]);
+        let mut session = self.fixture.left.superuser();
+        let limit = *self.rng.pick(&[1, 7, 100, 1_000, 100_000]);
+        let buffer = *self.rng.pick(&["64kB", "256kB", "16MB"]);
         session.batch_execute(QUICK)?;
         session.batch_execute(&format!("set pg_rowsync.buffer_size = '{buffer}'; begin"))?;
         let drained = session.query_one(&format!("select deal_sync_err_rec({limit})"), &[]);
-        let is_cut = self.dice.chance(40);
+        let is_cut = self.rng.chance(40);
         if is_cut {
             self.proxy.cut_after(0, Direction::ToClient);
         }
@@ -298,7 +298,7 @@ impl Round {
                         from (select status, count(*) n, min(id) first, max(id) last
                                 from sync_err_rec group by status order by 3) q),
                      (select last_value from sync_replay_seq))";
-        Ok(self.bed.left.superuser().query_one(sql, &[])?.get(0))
+        Ok(self.fixture.left.superuser().query_one(sql, &[])?.get(0))
     }
 
     fn nobody_is_blamed(&self) -> Result<()> {
@@ -306,7 +306,7 @@ impl Round {
             return Ok(());
         }
         let failed = self.failed("status = 'failed'")?;
-        ensure!(failed.is_empty(), "set aside:\n{}", failed.join("\n"));
+        ensure!(failed.is_empty(), "marked failed:\n{}", failed.join("\n"));
         Ok(())
     }
 
@@ -315,18 +315,18 @@ impl Round {
             "select concat_ws(' ', id, table_name, op, status, sqlstate, message, left(dst_query, 200))
                from sync_err_rec where {condition} order by id limit 20"
         );
-        let rows = self.bed.left.superuser().query(&sql, &[])?;
+        let rows = self.fixture.left.superuser().query(&sql, &[])?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Nothing hinders any more: everything arrives, and both sides are equal.
     fn settle(&mut self) -> Result<()> {
         self.proxy.accept()?;
-        self.bed
+        self.fixture
             .right
             .superuser()
-            .batch_execute(&format!("delete from {}.gate", self.bed.right.user))?;
-        let mut session = self.bed.left.superuser();
+            .batch_execute(&format!("delete from {}.gate", self.fixture.right.user))?;
+        let mut session = self.fixture.left.superuser();
         session.batch_execute(QUICK)?;
         for _ in 0..20 {
             let done: bool = session.query_one("select deal_sync_err_rec(100000)", &[])?.get(0);
@@ -351,7 +351,7 @@ impl Round {
                 let sql = format!("select t::text from {name} t order by id, t::text");
                 Ok(side.connect()?.query(&sql, &[])?.iter().map(|row| row.get(0)).collect())
             };
-            let (left, right) = (rows(&self.bed.left)?, rows(&self.bed.right)?);
+            let (left, right) = (rows(&self.fixture.left)?, rows(&self.fixture.right)?);
             let differ: Vec<_> =
                 left.iter().zip(&right).filter(|(left, right)| left != right).take(5).collect();
             ensure!(
@@ -365,16 +365,16 @@ impl Round {
     }
 
     fn statement(&mut self) -> String {
-        let at = self.dice.roll(self.tables.len() as u64) as usize;
-        let rows = match self.dice.roll(40) {
-            0 => 6_000 + self.dice.roll(2) * 14_000,
+        let at = self.rng.roll(self.tables.len() as u64) as usize;
+        let rows = match self.rng.roll(40) {
+            0 => 6_000 + self.rng.roll(2) * 14_000,
             1..4 => 600,
             4..12 => 40,
-            _ => 1 + self.dice.roll(4),
+            _ => 1 + self.rng.roll(4),
         };
         let some = self.some_ids(at);
         let name = self.tables[at].name.clone();
-        match self.dice.roll(12) {
+        match self.rng.roll(12) {
             0..4 => self.insert(at, rows),
             4 => self.insert_family(at, rows),
             5 => format!("update {name} set u = u + 1000000 where id in ({some})"),
@@ -382,7 +382,7 @@ impl Round {
             7 => format!("update {name} set up = null, r = null where id in ({some})"),
             8 => format!("update {name} set id = id + 5000000 where id in ({some})"),
             9 => format!("delete from {name} where id in ({some})"),
-            10 if self.dice.chance(30) => format!("delete from {name}"),
+            10 if self.rng.chance(30) => format!("delete from {name}"),
             10 => self.delete_family(at),
             _ => self.replace(at),
         }
@@ -391,15 +391,15 @@ impl Round {
     /// Ids that are there, or were.
     fn some_ids(&mut self, at: usize) -> String {
         let last = self.tables[at].last.max(1);
-        let ids: Vec<String> = (0..1 + self.dice.roll(6))
-            .map(|_| (1 + self.dice.roll(last.min(80))).to_string())
+        let ids: Vec<String> = (0..1 + self.rng.roll(6))
+            .map(|_| (1 + self.rng.roll(last.min(80))).to_string())
             .collect();
         ids.join(", ")
     }
 
     /// New rows that refer to each other, in a chain or a circle.
     fn insert(&mut self, at: usize, rows: u64) -> String {
-        let shape = self.dice.roll(3);
+        let shape = self.rng.roll(3);
         let table = &mut self.tables[at];
         let first = table.last + 1;
         table.last += rows;
@@ -451,7 +451,7 @@ impl Round {
 
     /// A row gives up its unique value and its range, a new one takes them.
     fn pass_on(&mut self, at: usize) -> String {
-        let id = 1 + self.dice.roll(self.tables[at].last.clamp(1, 80));
+        let id = 1 + self.rng.roll(self.tables[at].last.clamp(1, 80));
         self.tables[at].last += 1;
         let (new, name) = (self.tables[at].last, &self.tables[at].name);
         format!(
@@ -463,7 +463,7 @@ impl Round {
 
     /// A row is deleted and there again.
     fn replace(&mut self, at: usize) -> String {
-        let id = 1 + self.dice.roll(self.tables[at].last.clamp(1, 80));
+        let id = 1 + self.rng.roll(self.tables[at].last.clamp(1, 80));
         let name = &self.tables[at].name;
         format!(
             "delete from {name} where id = {id}; insert into {name} \
@@ -474,28 +474,28 @@ impl Round {
 }
 
 impl Table {
-    fn random(dice: &mut Dice, number: usize, others: &[Table]) -> Table {
+    fn random(rng: &mut Rng, number: usize, others: &[Table]) -> Table {
         let name = format!("t{number}");
-        let is_unique = dice.chance(50);
-        let is_exclusive = dice.chance(20);
-        let is_tree = dice.chance(50);
+        let is_unique = rng.chance(50);
+        let is_exclusive = rng.chance(20);
+        let is_tree = rng.chance(50);
         let referable = |table: &Table| !table.columns.contains("primary key deferrable");
         let parents: Vec<usize> = (0..others.len()).filter(|at| referable(&others[*at])).collect();
-        let parent = (!parents.is_empty() && dice.chance(75)).then(|| *dice.pick(&parents));
+        let parent = (!parents.is_empty() && rng.chance(75)).then(|| *rng.pick(&parents));
         let key = match is_tree {
-            false => *dice.pick(&["primary key", "primary key", "primary key deferrable"]),
+            false => *rng.pick(&["primary key", "primary key", "primary key deferrable"]),
             true => "primary key",
         };
         let unique = match is_unique {
-            true => *dice.pick(&[" unique", " unique", " unique deferrable initially deferred"]),
+            true => *rng.pick(&[" unique", " unique", " unique deferrable initially deferred"]),
             false => "",
         };
         let up = match is_tree {
-            true => format!(" references {name} {}", dice.pick(&ENDINGS)),
+            true => format!(" references {name} {}", rng.pick(&ENDINGS)),
             false => String::new(),
         };
         let r = parent.map_or(String::new(), |parent| {
-            format!(" references {} {}", others[parent].name, dice.pick(&ENDINGS))
+            format!(" references {} {}", others[parent].name, rng.pick(&ENDINGS))
         });
         let exclusion = match is_exclusive {
             true => ", exclude using gist (d with &&)",

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use postgres::Client;
 
-use super::dice::Dice;
 use super::rig::{Mode, PATIENCE, Rig};
+use super::rng::Rng;
 use crate::side::describe;
 
 /// The tables that [`Writer`] writes.
@@ -95,7 +95,7 @@ pub struct Writer<'a> {
     rig: &'a Rig,
     stage: &'a Stage,
     number: usize,
-    dice: Dice,
+    rng: Rng,
     tally: Tally,
 }
 
@@ -113,8 +113,8 @@ struct Transaction {
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(rig: &'a Rig, stage: &'a Stage, number: usize, dice: Dice) -> Writer<'a> {
-        Writer { rig, stage, number, dice, tally: Tally::default() }
+    pub fn new(rig: &'a Rig, stage: &'a Stage, number: usize, rng: Rng) -> Writer<'a> {
+        Writer { rig, stage, number, rng, tally: Tally::default() }
     }
 
     /// Writes until the stage is over; an error when an application would have seen what it must
@@ -143,7 +143,7 @@ impl<'a> Writer<'a> {
                 true => self.stage.backends[self.number].store(0, Ordering::Relaxed),
                 false => session = Some(client),
             }
-            self.dice.pause(0, 3);
+            self.rng.pause(0, 3);
         }
         Ok(self.tally)
     }
@@ -172,12 +172,12 @@ impl<'a> Writer<'a> {
 
     fn make(&mut self) -> Transaction {
         let tag = self.stage.tags.fetch_add(1, Ordering::Relaxed);
-        let dice = &mut self.dice;
+        let rng = &mut self.rng;
         let mut keys = BTreeSet::new();
-        let mut statements: Vec<String> = (0..=dice.roll(4))
+        let mut statements: Vec<String> = (0..=rng.roll(4))
             .map(|_| {
-                let sql = statement(dice, tag, &mut keys);
-                match dice.roll(6) {
+                let sql = statement(rng, tag, &mut keys);
+                match rng.roll(6) {
                     0 => format!("savepoint s; {sql}; rollback to s"),
                     1 => format!("savepoint s; {sql}; release s"),
                     _ => sql,
@@ -189,18 +189,18 @@ impl<'a> Writer<'a> {
         // does no harm that could be seen.
         let strict = self.rig.mode == Mode::Queue
             || (self.rig.mode == Mode::Async && self.stage.touch == Touch::Nothing);
-        let tagged = !(strict && dice.chance(60));
+        let tagged = !(strict && rng.chance(60));
         if tagged {
             let keys: Vec<String> = keys.iter().map(u64::to_string).collect();
             let sql = format!("insert into tx values ({tag}, '{{{}}}')", keys.join(","));
-            let at = dice.roll(statements.len() as u64 + 1) as usize;
+            let at = rng.roll(statements.len() as u64 + 1) as usize;
             statements.insert(at, sql);
         }
-        Transaction { statements, tag: tagged.then_some(tag), commit: !dice.chance(12) }
+        Transaction { statements, tag: tagged.then_some(tag), commit: !rng.chance(12) }
     }
 
     fn play(&mut self, client: &mut Client, transaction: &Transaction) -> Result<Outcome> {
-        let level = *self.dice.pick(&["read committed", "repeatable read"]);
+        let level = *self.rng.pick(&["read committed", "repeatable read"]);
         let begin = format!("begin isolation level {level}");
         for sql in std::iter::once(&begin).chain(&transaction.statements) {
             if let Err(error) = client.batch_execute(sql) {
@@ -276,13 +276,13 @@ fn is_transient(code: &str) -> bool {
 }
 
 /// A random statement; adds the keys that it may touch.
-fn statement(dice: &mut Dice, tag: i64, keys: &mut BTreeSet<u64>) -> String {
-    let (id, other) = (dice.roll(KEYS), dice.roll(KEYS));
+fn statement(rng: &mut Rng, tag: i64, keys: &mut BTreeSet<u64>) -> String {
+    let (id, other) = (rng.roll(KEYS), rng.roll(KEYS));
     let (low, high) = (id.min(other), id.max(other));
     // Most rows are small; some make a delivery long enough to be cut in its middle.
-    let filler = *dice.pick(&[0, 0, 0, 0, 100, 100, 3000]);
-    let value = format!("'{tag}.{}' || repeat('x', {filler})", dice.roll(1000));
-    let kind = dice.roll(9);
+    let filler = *rng.pick(&[0, 0, 0, 0, 100, 100, 3000]);
+    let value = format!("'{tag}.{}' || repeat('x', {filler})", rng.roll(1000));
+    let kind = rng.roll(9);
     match kind {
         3 | 6 | 8 => keys.extend(low..=high),
         _ => keys.extend([id, other]),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rowsync_harness::{Proxy, Side, Testbed};
+use rowsync_harness::{Fixture, Proxy, Side};
 
 use crate::common::{closed_port, link_with, refused, rows, run, table};
 
@@ -11,13 +11,13 @@ const COLUMNS: &str = "id int primary key, v text, ver int";
 const NEWEST: &str = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
 
 /// Servers `dst` and tables `t` on both sides; nothing is attached.
-fn opposed(label: &str) -> Testbed {
-    let bed = Testbed::new(label);
-    for (side, other) in [(&bed.left, &bed.right), (&bed.right, &bed.left)] {
-        bed.link(side, other, "dst", &[]);
+fn opposed(label: &str) -> Fixture {
+    let fixture = Fixture::new(label);
+    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+        fixture.link(side, other, "dst", &[]);
         side.exec(&format!("create table t ({COLUMNS})"));
     }
-    bed
+    fixture
 }
 
 /// Attaches `t` and says what was said about it: messages and hints of level NOTICE. Warnings are told in
@@ -53,35 +53,35 @@ fn the_second_master_hears_of_a_policy_that_need_not_converge() {
     for options in
         ["{}", r#"{"on_conflict": "skip"}"#, r#"{"on_conflict": "error", "mode": "sync"}"#]
     {
-        let bed = opposed("second");
-        assert_eq!(attach(&bed.left, &bed.right, options), [], "{options}");
-        warned(&attach(&bed.right, &bed.left, options));
+        let fixture = opposed("second");
+        assert_eq!(attach(&fixture.left, &fixture.right, options), [], "{options}");
+        warned(&attach(&fixture.right, &fixture.left, options));
         // The triggers are there all the same.
-        bed.right.exec("insert into t values (1, 'x', 1)");
-        assert_eq!(table(&bed.left, "t"), ["1|x|1"]);
+        fixture.right.exec("insert into t values (1, 'x', 1)");
+        assert_eq!(table(&fixture.left, "t"), ["1|x|1"]);
     }
 }
 
 #[test]
 fn it_is_heard_whatever_backslashes_mean_there() {
-    let bed = opposed("strings");
-    attach(&bed.left, &bed.right, "{}");
-    for side in [&bed.left, &bed.right] {
+    let fixture = opposed("strings");
+    attach(&fixture.left, &fixture.right, "{}");
+    for side in [&fixture.left, &fixture.right] {
         let user = &side.user;
         side.exec_superuser(&format!("alter role {user} set standard_conforming_strings = off"));
     }
-    warned(&attach(&bed.right, &bed.left, "{}"));
+    warned(&attach(&fixture.right, &fixture.left, "{}"));
     // Nor here.
-    for side in [&bed.right, &bed.left] {
+    for side in [&fixture.right, &fixture.left] {
         side.exec("select detach_sync('t', 'dst')");
     }
 }
 
 #[test]
 fn nothing_is_said_where_both_sides_decide_by_newest() {
-    let bed = opposed("newestboth");
-    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
-    assert_eq!(attach(&bed.right, &bed.left, NEWEST), []);
+    let fixture = opposed("newestboth");
+    assert_eq!(attach(&fixture.left, &fixture.right, NEWEST), []);
+    assert_eq!(attach(&fixture.right, &fixture.left, NEWEST), []);
 }
 
 /// A trigger as frameworks have it, without and with a condition; and one that does something else.
@@ -93,12 +93,12 @@ fn a_trigger_that_replaces_the_version_is_told_where_nothing_is_kept() {
                $$ begin {set}; return new; end $$"
         )
     };
-    let bed = opposed("noticetouch");
-    bed.right.exec(&format!(
+    let fixture = opposed("noticetouch");
+    fixture.right.exec(&format!(
         "{}; create trigger touch before insert or update on t for each row execute function touch()",
         touch("new.ver := 100")
     ));
-    let told = attach(&bed.left, &bed.right, NEWEST);
+    let told = attach(&fixture.left, &fixture.right, NEWEST);
     assert_eq!(told.len(), 1, "{told:?}");
     let (message, hint) = &told[0];
     let hint = hint.as_deref().unwrap_or_default();
@@ -106,107 +106,107 @@ fn a_trigger_that_replaces_the_version_is_told_where_nothing_is_kept() {
     // The line that mends it does.
     let when = "WHEN (current_setting('application_name') <> 'pg_rowsync')";
     assert!(hint.contains(when), "{hint}");
-    bed.left.exec("select detach_sync('t', 'dst')");
+    fixture.left.exec("select detach_sync('t', 'dst')");
     let mended = format!(
         "drop trigger touch on t; create trigger touch before insert or update on t for each row {when}
            execute function touch()"
     );
-    bed.right.exec(&mended);
-    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
-    bed.left.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec(&mended);
+    assert_eq!(attach(&fixture.left, &fixture.right, NEWEST), []);
+    fixture.left.exec("select detach_sync('t', 'dst')");
     // Others have nothing to do with it.
-    bed.right.exec(&format!("{}; {}", touch("new.id := new.id"), mended.replace(when, "")));
-    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
-    bed.left.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec(&format!("{}; {}", touch("new.id := new.id"), mended.replace(when, "")));
+    assert_eq!(attach(&fixture.left, &fixture.right, NEWEST), []);
+    fixture.left.exec("select detach_sync('t', 'dst')");
     // Where the table sends as well, what was sent is kept.
-    bed.right.exec(&touch("new.ver := 100"));
-    assert_eq!(attach(&bed.right, &bed.left, NEWEST), []);
-    assert_eq!(attach(&bed.left, &bed.right, NEWEST), []);
+    fixture.right.exec(&touch("new.ver := 100"));
+    assert_eq!(attach(&fixture.right, &fixture.left, NEWEST), []);
+    assert_eq!(attach(&fixture.left, &fixture.right, NEWEST), []);
 }
 
 #[test]
 fn one_side_with_newest_is_not_enough() {
     for (first, second) in [("{}", NEWEST), (NEWEST, "{}")] {
-        let bed = opposed("newestone");
-        assert_eq!(attach(&bed.left, &bed.right, first), []);
-        warned(&attach(&bed.right, &bed.left, second));
+        let fixture = opposed("newestone");
+        assert_eq!(attach(&fixture.left, &fixture.right, first), []);
+        warned(&attach(&fixture.right, &fixture.left, second));
     }
 }
 
 #[test]
 fn triggers_there_that_lead_elsewhere_are_not_meant() {
-    let bed = opposed("elsewhere");
-    let (left, right) = (&bed.left.user, &bed.right.user);
-    bed.right.exec(&format!(
+    let fixture = opposed("elsewhere");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    fixture.right.exec(&format!(
         "create table u ({COLUMNS}); select attach_sync('u', 'dst', '{left}.t');
          select attach_sync('t', 'dst', '{left}.u')"
     ));
-    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
+    assert_eq!(attach(&fixture.left, &fixture.right, "{}"), []);
     // Of the same table's name, in another database.
-    bed.left.exec("select detach_sync('t', 'dst')");
-    bed.right.exec("select detach_sync('t', 'dst')");
-    bed.right.exec(&format!(
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec(&format!(
         "create server third foreign data wrapper pg_rowsync options (dbname 'third');
          create user mapping for current_user server third options (user 'x', password 'x');
          select attach_sync('t', 'third', '{left}.t')"
     ));
-    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
+    assert_eq!(attach(&fixture.left, &fixture.right, "{}"), []);
     // Disabled, and then not.
-    bed.left.exec("select detach_sync('t', 'dst')");
-    bed.right.exec(&format!(
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec(&format!(
         "select attach_sync('t', 'dst', '{left}.t'); alter table t disable trigger user"
     ));
-    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
-    bed.left.exec("select detach_sync('t', 'dst')");
-    bed.right.exec("alter table t enable trigger user");
-    warned(&attach_as(&bed.left, &format!("select attach_sync('t', 'dst', '{right}.t')")));
+    assert_eq!(attach(&fixture.left, &fixture.right, "{}"), []);
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec("alter table t enable trigger user");
+    warned(&attach_as(&fixture.left, &format!("select attach_sync('t', 'dst', '{right}.t')")));
 }
 
 #[test]
 fn a_function_of_the_same_name_is_not_meant() {
-    let bed = opposed("samename");
-    let left = &bed.left.user;
-    bed.right.exec(&format!(
+    let fixture = opposed("samename");
+    let left = &fixture.left.user;
+    fixture.right.exec(&format!(
         "create function sync_dml() returns trigger language plpgsql as 'begin return null; end';
          create trigger own after insert on t for each row
            execute function {}.sync_dml('dst', '{left}', 't')",
-        bed.right.user
+        fixture.right.user
     ));
-    assert_eq!(attach(&bed.left, &bed.right, "{}"), []);
+    assert_eq!(attach(&fixture.left, &fixture.right, "{}"), []);
 }
 
 #[test]
 fn a_server_that_cannot_be_reached_keeps_nobody_from_attaching() {
-    let bed = opposed("unreached");
-    bed.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", bed.left.user));
-    link_with(&bed, "closed", closed_port(), &bed.right.password);
-    link_with(&bed, "wrong", bed.right.cluster.port(), "not the password");
+    let fixture = opposed("unreached");
+    fixture.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.left.user));
+    link_with(&fixture, "closed", closed_port(), &fixture.right.password);
+    link_with(&fixture, "wrong", fixture.right.cluster.port(), "not the password");
     for server in ["closed", "wrong"] {
-        assert_eq!(attach_as(&bed.left, &format!("select attach_sync('t', '{server}')")), []);
+        assert_eq!(attach_as(&fixture.left, &format!("select attach_sync('t', '{server}')")), []);
     }
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "silent", &[]);
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "silent", &[]);
     proxy.freeze();
     let since = Instant::now();
     // The library must be loaded for its settings to be known.
     let sql = "select sync_disconnect(); set pg_rowsync.connect_timeout = 300;
                select attach_sync('t', 'silent')";
-    assert_eq!(attach_as(&bed.left, sql), []);
+    assert_eq!(attach_as(&fixture.left, sql), []);
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     let triggers = "select count(*) from pg_trigger where tgrelid = 't'::regclass";
-    assert_eq!(rows(&bed.left, triggers), ["6"]);
+    assert_eq!(rows(&fixture.left, triggers), ["6"]);
 }
 
 #[test]
 fn a_silent_server_is_asked_no_longer_than_connecting_may_take() {
-    let bed = Testbed::new("silentlink");
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-    for side in [&bed.left, &bed.right] {
+    let fixture = Fixture::new("silentlink");
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table t ({COLUMNS}); create table u ({COLUMNS})"));
     }
-    let mut client = bed.left.client();
-    let schema = &bed.right.user;
+    let mut client = fixture.left.client();
+    let schema = &fixture.right.user;
     run(&mut client, &format!("select attach_sync('t', 'dst', '{schema}.t')"));
     run(&mut client, "set pg_rowsync.connect_timeout = 300");
     // Over the connection that the first call has left.
@@ -216,58 +216,61 @@ fn a_silent_server_is_asked_no_longer_than_connecting_may_take() {
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     proxy.thaw();
     run(&mut client, "insert into u values (1, 'x', 1)");
-    assert_eq!(table(&bed.right, "u"), ["1|x|1"]);
+    assert_eq!(table(&fixture.right, "u"), ["1|x|1"]);
 }
 
 #[test]
 fn no_transaction_is_left_open_there() {
-    let bed = opposed("leftopen");
-    bed.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", bed.left.user));
-    let mut client = bed.left.client();
-    run(&mut client, &format!("begin; select attach_sync('t', 'dst', '{}.t')", bed.right.user));
+    let fixture = opposed("leftopen");
+    fixture.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.left.user));
+    let mut client = fixture.left.client();
+    run(&mut client, &format!("begin; select attach_sync('t', 'dst', '{}.t')", fixture.right.user));
     let open = format!(
         "select count(*) from pg_stat_activity
           where usename = '{}' and (state <> 'idle' or backend_xmin is not null)",
-        bed.right.user
+        fixture.right.user
     );
-    assert_eq!(rows(&bed.right, &open), ["0"]);
+    assert_eq!(rows(&fixture.right, &open), ["0"]);
     run(&mut client, "insert into t values (1, 'x', 1); rollback");
-    assert_eq!(table(&bed.right, "t"), [""; 0]);
-    assert_eq!(rows(&bed.left, "select * from pg_trigger where tgrelid = 't'::regclass"), [""; 0]);
+    assert_eq!(table(&fixture.right, "t"), [""; 0]);
+    assert_eq!(
+        rows(&fixture.left, "select * from pg_trigger where tgrelid = 't'::regclass"),
+        [""; 0]
+    );
 }
 
 #[test]
 fn who_may_not_attach_makes_no_connection() {
-    let bed = opposed("maynot");
-    let (left, right) = (&bed.left.user, &bed.right.user);
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "watched", &[]);
-    bed.left.exec_superuser(&format!(
+    let fixture = opposed("maynot");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "watched", &[]);
+    fixture.left.exec_superuser(&format!(
         "create role {left}_other; grant {left}_other to {left}; grant usage on schema {left} to {left}_other"
     ));
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, &format!("set role {left}_other"));
     let sql = format!("select attach_sync('{left}.t', 'watched', '{right}.t')");
     refused(&mut client, &sql, "42501");
     assert_eq!(proxy.connections_total(), 0);
     drop(client);
-    bed.left.exec_superuser(&format!("drop owned by {left}_other; drop role {left}_other"));
+    fixture.left.exec_superuser(&format!("drop owned by {left}_other; drop role {left}_other"));
 }
 
 #[test]
 fn names_in_another_encoding_are_compared() {
-    let bed = Testbed::new("noticeenc");
-    let left = Side { db: format!("{}_e", bed.left.db), ..bed.left.clone() };
+    let fixture = Fixture::new("noticeenc");
+    let left = Side { db: format!("{}_e", fixture.left.db), ..fixture.left.clone() };
     let (db, user) = (&left.db, &left.user);
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' owner {user}"
     ));
     left.exec_superuser(&format!(
         "create schema authorization {user}; create extension pg_rowsync schema public;
          grant usage on foreign data wrapper pg_rowsync to {user}"
     ));
-    for (side, other) in [(&left, &bed.right), (&bed.right, &left)] {
-        bed.link(side, other, "dst", &[]);
+    for (side, other) in [(&left, &fixture.right), (&fixture.right, &left)] {
+        fixture.link(side, other, "dst", &[]);
         side.exec(r#"create table "t'ä\" (id int primary key)"#);
     }
     let to = |other: &Side| {
@@ -276,10 +279,10 @@ fn names_in_another_encoding_are_compared() {
             other.user
         )
     };
-    assert_eq!(attach_as(&left, &to(&bed.right)), []);
-    assert_eq!(attach_as(&bed.right, &to(&left)).len(), 1);
+    assert_eq!(attach_as(&left, &to(&fixture.right)), []);
+    assert_eq!(attach_as(&fixture.right, &to(&left)).len(), 1);
     left.exec(r#"select detach_sync('"t''ä\"', 'dst')"#);
-    assert_eq!(attach_as(&left, &to(&bed.right)).len(), 1);
+    assert_eq!(attach_as(&left, &to(&fixture.right)).len(), 1);
     let mut client = left.cluster.superuser("postgres").expect("a session");
     run(&mut client, &format!("drop database {db} with (force)"));
 }

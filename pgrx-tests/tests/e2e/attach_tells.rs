@@ -1,7 +1,7 @@
 //! What `attach_sync` says of a target that cannot work, as WARNINGs, and that it attaches all the same.
 
 use postgres::error::DbError;
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{
     Role, attach_sql, closed_port, link_with, linked, rows, run, superuser_with_notices, warnings,
@@ -11,8 +11,8 @@ use crate::common::{
 type Told = (&'static str, &'static str, &'static str);
 
 /// What is said when `t` is attached to the right side's table of that name, under these options.
-fn told(bed: &Testbed, table: &str, options: &str) -> Vec<DbError> {
-    told_by(&bed.left, &attach_sql(bed, table, options))
+fn told(fixture: &Fixture, table: &str, options: &str) -> Vec<DbError> {
+    told_by(&fixture.left, &attach_sql(fixture, table, options))
 }
 
 fn told_by(side: &Side, sql: &str) -> Vec<DbError> {
@@ -32,18 +32,19 @@ fn assert_told(said: &[DbError], expected: &[Told]) {
 }
 
 /// A bed whose left table `t` is this; nothing is on the right.
-fn local(label: &str, columns: &str) -> Testbed {
-    let bed = linked(label);
-    bed.left.exec(&format!("create table t ({columns})"));
-    bed
+fn local(label: &str, columns: &str) -> Fixture {
+    let fixture = linked(label);
+    fixture.left.exec(&format!("create table t ({columns})"));
+    fixture
 }
 
 const COLUMNS: &str = "id int primary key, v text, n int";
 
 #[test]
 fn nothing_is_said_where_all_is_well() {
-    let bed = local("well", COLUMNS);
-    bed.right
+    let fixture = local("well", COLUMNS);
+    fixture
+        .right
         .exec(&format!("create table t ({COLUMNS}, more text not null default 'x', free int)"));
     for options in [
         "{}",
@@ -51,32 +52,32 @@ fn nothing_is_said_where_all_is_well() {
         r#"{"on_conflict": "skip", "exclude": ["n"]}"#,
         r#"{"on_conflict": "newest", "version_column": "n"}"#,
     ] {
-        assert_told(&told(&bed, "t", options), &[]);
-        bed.left.exec("select detach_sync('t', 'dst')");
+        assert_told(&told(&fixture, "t", options), &[]);
+        fixture.left.exec("select detach_sync('t', 'dst')");
     }
 }
 
 #[test]
 fn a_target_that_is_not_there_is_told() {
-    let bed = local("nottable", COLUMNS);
-    let said = told(&bed, "t", "{}");
+    let fixture = local("nottable", COLUMNS);
+    let said = told(&fixture, "t", "{}");
     assert_told(&said, &[("42P01", "does not exist on server \"dst\"", "Create it there")]);
-    assert!(said[0].message().contains(&format!("\"{}.t\"", bed.right.user)), "{said:?}");
-    bed.left.exec("select detach_sync('t', 'dst')");
-    let said = told_by(&bed.left, "select attach_sync('t', 'dst', 'nowhere.t')");
+    assert!(said[0].message().contains(&format!("\"{}.t\"", fixture.right.user)), "{said:?}");
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    let said = told_by(&fixture.left, "select attach_sync('t', 'dst', 'nowhere.t')");
     assert_told(&said, &[("3F000", "schema \"nowhere\" does not exist", "same schema and name")]);
     // It is attached, and works once the table is there.
-    bed.left.exec("select detach_sync('t', 'dst')");
-    told(&bed, "t", "{}");
-    bed.right.exec(&format!("create table t ({COLUMNS})"));
-    bed.left.exec("insert into t values (1, 'x', 1)");
-    assert_eq!(crate::common::table(&bed.right, "t"), ["1|x|1"]);
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    told(&fixture, "t", "{}");
+    fixture.right.exec(&format!("create table t ({COLUMNS})"));
+    fixture.left.exec("insert into t values (1, 'x', 1)");
+    assert_eq!(crate::common::table(&fixture.right, "t"), ["1|x|1"]);
 }
 
 #[test]
 fn what_is_no_table_is_told() {
-    let bed = local("kinds", COLUMNS);
-    bed.right.exec(&format!(
+    let fixture = local("kinds", COLUMNS);
+    fixture.right.exec(&format!(
         "create table base ({COLUMNS}); create sequence s; create materialized view m as select * from base;
          create view plain as select * from base;
          create view instead as select * from base;
@@ -90,58 +91,58 @@ fn what_is_no_table_is_told() {
         ("instead", Some(("42P10", "INSTEAD OF", "\"error\""))),
     ];
     for (target, expected) in kinds {
-        let sql = format!("select attach_sync('t', 'dst', '{}.{target}')", bed.right.user);
-        assert_told(&told_by(&bed.left, &sql), expected.as_slice());
-        bed.left.exec("select detach_sync('t', 'dst')");
+        let sql = format!("select attach_sync('t', 'dst', '{}.{target}')", fixture.right.user);
+        assert_told(&told_by(&fixture.left, &sql), expected.as_slice());
+        fixture.left.exec("select detach_sync('t', 'dst')");
     }
     let sql = format!(
         r#"select attach_sync('t', 'dst', '{}.instead', '{{"on_conflict": "error"}}')"#,
-        bed.right.user
+        fixture.right.user
     );
-    assert_told(&told_by(&bed.left, &sql), &[]);
+    assert_told(&told_by(&fixture.left, &sql), &[]);
 }
 
 #[test]
 fn columns_that_do_not_fit_are_told() {
-    let bed = local("fit", COLUMNS);
-    bed.right.exec(
+    let fixture = local("fit", COLUMNS);
+    fixture.right.exec(
         "create table t (id int primary key, v text, extra int not null, here int not null default 1,
            domained text, g int generated always as (id) stored)",
     );
     assert_told(
-        &told(&bed, "t", "{}"),
+        &told(&fixture, "t", "{}"),
         &[
             ("42703", "has no column \"n\"", "\"exclude\""),
             ("23502", "needs a value for column \"extra\"", "default"),
         ],
     );
-    bed.left.exec("select detach_sync('t', 'dst')");
+    fixture.left.exec("select detach_sync('t', 'dst')");
     let renamed = r#"{"rename": {"n": "g", "v": "extra"}}"#;
     assert_told(
-        &told(&bed, "t", renamed),
+        &told(&fixture, "t", renamed),
         &[
             ("428C9", "generates column \"g\"", "\"exclude\""),
             ("42804", "column \"v\" is of type text here and of type integer", "Give it the type"),
         ],
     );
-    bed.left.exec("select detach_sync('t', 'dst')");
+    fixture.left.exec("select detach_sync('t', 'dst')");
     // A domain may forbid NULL, and a trigger may fill it in.
-    bed.right.exec(
+    fixture.right.exec(
         "create domain filled as text not null; drop table t;
          create table t (id int primary key, v text, n int, d filled)",
     );
-    assert_told(&told(&bed, "t", "{}"), &[("23502", "column \"d\"", "")]);
-    bed.left.exec("select detach_sync('t', 'dst')");
-    bed.right.exec(
+    assert_told(&told(&fixture, "t", "{}"), &[("23502", "column \"d\"", "")]);
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec(
         "create function fill() returns trigger language plpgsql as $$ begin new.d = 'x'; return new; end $$;
          create trigger fill before insert on t for each row execute function fill()",
     );
-    assert_told(&told(&bed, "t", "{}"), &[]);
+    assert_told(&told(&fixture, "t", "{}"), &[]);
 }
 
 #[test]
 fn a_key_that_on_conflict_cannot_use_is_told() {
-    let bed = local("arbiter", COLUMNS);
+    let fixture = local("arbiter", COLUMNS);
     for (table, expected) in [
         (
             "id int, v text, n int",
@@ -154,26 +155,26 @@ fn a_key_that_on_conflict_cannot_use_is_told() {
         ),
         ("id int, v text, n int, unique (id)", None),
     ] {
-        bed.right.exec(&format!("drop table if exists t; create table t ({table})"));
-        assert_told(&told(&bed, "t", "{}"), expected.as_slice());
-        bed.left.exec("select detach_sync('t', 'dst')");
-        assert_told(&told(&bed, "t", r#"{"on_conflict": "error"}"#), &[]);
-        bed.left.exec("select detach_sync('t', 'dst')");
+        fixture.right.exec(&format!("drop table if exists t; create table t ({table})"));
+        assert_told(&told(&fixture, "t", "{}"), expected.as_slice());
+        fixture.left.exec("select detach_sync('t', 'dst')");
+        assert_told(&told(&fixture, "t", r#"{"on_conflict": "error"}"#), &[]);
+        fixture.left.exec("select detach_sync('t', 'dst')");
     }
-    bed.right.exec("drop table t; create table t (id int, v text, n int); create unique index on t (id) where n > 0");
-    assert_told(&told(&bed, "t", "{}"), &[("42P10", "no unique index", "")]);
+    fixture.right.exec("drop table t; create table t (id int, v text, n int); create unique index on t (id) where n > 0");
+    assert_told(&told(&fixture, "t", "{}"), &[("42P10", "no unique index", "")]);
     // The order of the columns does not matter, nor that it is partitioned.
-    bed.left.exec("create table p (a int, b int, primary key (a, b))");
-    bed.right.exec("create table p (a int, b int, primary key (b, a)) partition by list (a)");
-    assert_told(&told(&bed, "p", "{}"), &[]);
+    fixture.left.exec("create table p (a int, b int, primary key (a, b))");
+    fixture.right.exec("create table p (a int, b int, primary key (b, a)) partition by list (a)");
+    assert_told(&told(&fixture, "p", "{}"), &[]);
 }
 
 /// A server `few` on the left, whose mapping is a role of the right side's that has no privileges yet.
-fn with_few_rights(bed: &Testbed) -> Role {
-    let role = Role::create(&bed.right, "few", "");
-    let Side { db, cluster, user, .. } = &bed.right;
-    bed.right.exec_superuser(&format!("revoke all on schema {user} from {}", role.name));
-    bed.left.exec(&format!(
+fn with_few_rights(fixture: &Fixture) -> Role {
+    let role = Role::create(&fixture.right, "few", "");
+    let Side { db, cluster, user, .. } = &fixture.right;
+    fixture.right.exec_superuser(&format!("revoke all on schema {user} from {}", role.name));
+    fixture.left.exec(&format!(
         "create server few foreign data wrapper pg_rowsync
            options (host '127.0.0.1', port '{}', dbname '{db}');
          create user mapping for current_user server few options (user '{n}', password '{n}')",
@@ -185,15 +186,15 @@ fn with_few_rights(bed: &Testbed) -> Role {
 
 #[test]
 fn privileges_that_are_missing_are_told() {
-    let bed = local("rights", COLUMNS);
-    bed.right.exec(&format!("create table t ({COLUMNS})"));
-    let role = with_few_rights(&bed);
-    let (schema, name) = (&bed.right.user, &role.name);
+    let fixture = local("rights", COLUMNS);
+    fixture.right.exec(&format!("create table t ({COLUMNS})"));
+    let role = with_few_rights(&fixture);
+    let (schema, name) = (&fixture.right.user, &role.name);
     let attach = |options: &str| {
         let sql = format!(
             "select attach_sync('t', 'few', '{schema}.t', '{options}'); select detach_sync('t', 'few')"
         );
-        told_by(&bed.left, &sql)
+        told_by(&fixture.left, &sql)
     };
     let said = attach("{}");
     assert_told(
@@ -204,18 +205,18 @@ fn privileges_that_are_missing_are_told() {
         ],
     );
     assert!(said[0].message().contains(name) && said[0].message().contains("\"few\""), "{said:?}");
-    bed.right.exec(&format!(
+    fixture.right.exec(&format!(
         "grant usage on schema {schema} to {name}; grant select, insert, delete on t to {name}"
     ));
     assert_told(&attach("{}"), &[("42501", "lacks UPDATE, TRUNCATE on", "GRANT UPDATE, TRUNCATE")]);
     // Of single columns, those that are used.
-    bed.right.exec(&format!(
+    fixture.right.exec(&format!(
         "grant truncate on t to {name}; revoke select on t from {name};
          grant select (id), update (v, n) on t to {name}"
     ));
     assert_told(&attach("{}"), &[("42501", "lacks SELECT on", "")]);
     assert_told(&attach(r#"{"on_conflict": "skip"}"#), &[]);
-    bed.right.exec(&format!(
+    fixture.right.exec(&format!(
         "grant select on t to {name}; alter table t enable row level security;
          create policy none on t using (false)"
     ));
@@ -224,34 +225,35 @@ fn privileges_that_are_missing_are_told() {
 
 #[test]
 fn a_server_that_cannot_be_asked_is_told() {
-    let bed = local("unasked", COLUMNS);
-    link_with(&bed, "closed", closed_port(), &bed.right.password);
-    link_with(&bed, "wrong", bed.right.cluster.port(), "not the password");
-    let attach = |server: &str| told_by(&bed.left, &format!("select attach_sync('t', '{server}')"));
+    let fixture = local("unasked", COLUMNS);
+    link_with(&fixture, "closed", closed_port(), &fixture.right.password);
+    link_with(&fixture, "wrong", fixture.right.cluster.port(), "not the password");
+    let attach =
+        |server: &str| told_by(&fixture.left, &format!("select attach_sync('t', '{server}')"));
     assert_told(&attach("closed"), &[("08001", "server \"closed\" could not be asked", "queued")]);
     assert_told(&attach("wrong"), &[("28P01", "server \"wrong\" could not be asked", "queued")]);
-    bed.left.exec(&format!(
+    fixture.left.exec(&format!(
         "create server nodb foreign data wrapper pg_rowsync
            options (host '127.0.0.1', port '{}', dbname 'none such');
          create user mapping for current_user server nodb options (user '{}', password '{}')",
-        bed.right.cluster.port(),
-        bed.right.user,
-        bed.right.password
+        fixture.right.cluster.port(),
+        fixture.right.user,
+        fixture.right.password
     ));
     assert_told(&attach("nodb"), &[("3D000", "\"none such\" does not exist", "")]);
     let triggers = "select count(*) from pg_trigger where tgrelid = 't'::regclass";
-    assert_eq!(rows(&bed.left, triggers), ["6"]);
+    assert_eq!(rows(&fixture.left, triggers), ["6"]);
 }
 
 /// Each side's server leads to the other; `t` is on both.
-fn opposed(label: &str, left: &[(&str, &str)], right: &[(&str, &str)]) -> Testbed {
-    let bed = Testbed::new(label);
-    bed.link(&bed.left, &bed.right, "dst", left);
-    bed.link(&bed.right, &bed.left, "dst", right);
-    for side in [&bed.left, &bed.right] {
+fn opposed(label: &str, left: &[(&str, &str)], right: &[(&str, &str)]) -> Fixture {
+    let fixture = Fixture::new(label);
+    fixture.link(&fixture.left, &fixture.right, "dst", left);
+    fixture.link(&fixture.right, &fixture.left, "dst", right);
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table t ({COLUMNS})"));
     }
-    bed
+    fixture
 }
 
 fn attach_one(side: &Side, other: &Side, options: &str) -> Vec<DbError> {
@@ -270,49 +272,49 @@ fn guard_names_that_differ_are_told_by_both_names() {
         (NAMED, NAMED, "{}", trigger, "site_a", "site_c"),
     ];
     for (left, right, of_left, of_right, ours, theirs) in cases {
-        let bed = opposed("guards", left, right);
-        assert_told(&attach_one(&bed.right, &bed.left, of_right), &[]);
-        let said = attach_one(&bed.left, &bed.right, of_left);
+        let fixture = opposed("guards", left, right);
+        assert_told(&attach_one(&fixture.right, &fixture.left, of_right), &[]);
+        let said = attach_one(&fixture.left, &fixture.right, of_left);
         assert_told(&said, &[("55000", "would come back", "same application_name")]);
         for name in [ours, theirs] {
             assert!(said[0].message().contains(&format!("\"{name}\"")), "{said:?}");
         }
     }
     for (options, trigger) in [(NAMED, "{}"), (IN_OPTIONS, "{}"), (&[] as &[_], trigger)] {
-        let bed = opposed("sameguards", options, options);
-        assert_told(&attach_one(&bed.right, &bed.left, trigger), &[]);
-        assert_told(&attach_one(&bed.left, &bed.right, trigger), &[]);
+        let fixture = opposed("sameguards", options, options);
+        assert_told(&attach_one(&fixture.right, &fixture.left, trigger), &[]);
+        assert_told(&attach_one(&fixture.left, &fixture.right, trigger), &[]);
     }
 }
 
 #[test]
 fn a_guard_role_that_does_not_know_us_is_told() {
-    let bed = opposed("guardrole", &[], &[]);
-    let peers = Role::create(&bed.right, "peers", "");
+    let fixture = opposed("guardrole", &[], &[]);
+    let peers = Role::create(&fixture.right, "peers", "");
     let options = format!(r#"{{"guard_role": "{}"}}"#, peers.name);
-    assert_told(&attach_one(&bed.right, &bed.left, &options), &[]);
-    let said = attach_one(&bed.left, &bed.right, "{}");
+    assert_told(&attach_one(&fixture.right, &fixture.left, &options), &[]);
+    let said = attach_one(&fixture.left, &fixture.right, "{}");
     assert_told(&said, &[("55000", "believes members of role", "GRANT")]);
-    bed.left.exec("select detach_sync('t', 'dst')");
-    bed.right.exec_superuser(&format!("grant {} to {}", peers.name, bed.right.user));
-    assert_told(&attach_one(&bed.left, &bed.right, "{}"), &[]);
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    fixture.right.exec_superuser(&format!("grant {} to {}", peers.name, fixture.right.user));
+    assert_told(&attach_one(&fixture.left, &fixture.right, "{}"), &[]);
 }
 
 #[test]
 fn a_trigger_that_sends_on_under_another_guard_is_noted() {
-    let bed = opposed("chain", &[("application_name", "hop")], &[]);
-    let Side { user, db, .. } = &bed.right;
-    bed.right.exec(&format!(
+    let fixture = opposed("chain", &[("application_name", "hop")], &[]);
+    let Side { user, db, .. } = &fixture.right;
+    fixture.right.exec(&format!(
         "create server third foreign data wrapper pg_rowsync options (dbname 'third');
          create user mapping for current_user server third options (user '{user}', password 'x');
          select attach_sync('t', 'third')"
     ));
-    let (mut client, notices) = superuser_with_notices(&bed.left);
+    let (mut client, notices) = superuser_with_notices(&fixture.left);
     run(
         &mut client,
         &format!(
             "set search_path = {}, public; select attach_sync('t', 'dst', '{user}.t')",
-            bed.left.user
+            fixture.left.user
         ),
     );
     let said = notices.lock().expect("notices").clone();
@@ -324,10 +326,10 @@ fn a_trigger_that_sends_on_under_another_guard_is_noted() {
 
 #[test]
 fn a_copy_is_told() {
-    let bed = local("copytold", COLUMNS);
-    bed.right.exec(&format!("create table t ({COLUMNS})"));
-    bed.left.exec_superuser("insert into sync_node values (gen_random_uuid())");
-    let said = told(&bed, "t", "{}");
+    let fixture = local("copytold", COLUMNS);
+    fixture.right.exec(&format!("create table t ({COLUMNS})"));
+    fixture.left.exec_superuser("insert into sync_node values (gen_random_uuid())");
+    let said = told(&fixture, "t", "{}");
     assert_told(&said, &[("55000", "neither captured nor sent", "adopt_sync()")]);
 }
 
@@ -337,15 +339,15 @@ fn a_target_in_recovery_is_told() {
         std::sync::Arc::new(rowsync_harness::Cluster::start("attachstandby").expect("a cluster"));
     let right = Side::create(&own, "remote_standby").expect("a database");
     let left =
-        Side::create(rowsync_harness::testbed::clusters().0, "local_standby").expect("a database");
-    let bed = Testbed { left, right };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    for side in [&bed.left, &bed.right] {
+        Side::create(rowsync_harness::fixture::clusters().0, "local_standby").expect("a database");
+    let fixture = Fixture { left, right };
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table t ({COLUMNS})"));
     }
     own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
     std::fs::write(own.dir().join("data").join("standby.signal"), "").expect("a file");
     own.start_again().expect("a standby");
-    let said = told(&bed, "t", "{}");
+    let said = told(&fixture, "t", "{}");
     assert_told(&said, &[("25006", "is in recovery", "promoted")]);
 }

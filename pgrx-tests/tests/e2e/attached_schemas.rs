@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use rowsync_harness::{Testbed, await_until};
+use rowsync_harness::{Fixture, await_until};
 
 use crate::common::{Role, closed_port, link_with, linked, queued, refused, rows, run, table};
 
 const COLUMNS: &str = "id int primary key, v text";
 
 /// What `attach_sync_schema` says of the left owner's schema, as its owner.
-fn attach(bed: &Testbed, server: &str, more: &str) -> Vec<String> {
-    let (from, to) = (&bed.left.user, &bed.right.user);
-    let mut client = bed.left.client();
+fn attach(fixture: &Fixture, server: &str, more: &str) -> Vec<String> {
+    let (from, to) = (&fixture.left.user, &fixture.right.user);
+    let mut client = fixture.left.client();
     crate::common::query(
         &mut client,
         &format!(
@@ -20,9 +20,9 @@ fn attach(bed: &Testbed, server: &str, more: &str) -> Vec<String> {
     )
 }
 
-fn triggers(bed: &Testbed) -> Vec<String> {
+fn triggers(fixture: &Fixture) -> Vec<String> {
     rows(
-        &bed.left,
+        &fixture.left,
         "select tgrelid::regclass::text, count(*) from pg_trigger where tgname like '00_pg_rowsync%'
           group by 1 order by tgrelid::regclass::text collate \"C\"",
     )
@@ -30,11 +30,13 @@ fn triggers(bed: &Testbed) -> Vec<String> {
 
 #[test]
 fn every_table_is_attached_or_says_why_not() {
-    let bed = linked("schema");
-    let other = Role::create(&bed.left, "other", "");
-    let schema = &bed.left.user;
-    bed.left.exec_superuser(&format!("grant create on database {} to {schema}", bed.left.db));
-    bed.left.exec(&format!(
+    let fixture = linked("schema");
+    let other = Role::create(&fixture.left, "other", "");
+    let schema = &fixture.left.user;
+    fixture
+        .left
+        .exec_superuser(&format!("grant create on database {} to {schema}", fixture.left.db));
+    fixture.left.exec(&format!(
         "create table b ({COLUMNS}); create unlogged table a ({COLUMNS});
          create table nokey (v text);
          create table onlyhere ({COLUMNS});
@@ -46,12 +48,12 @@ fn every_table_is_attached_or_says_why_not() {
          create table stray partition of elsewhere.parent for values from (0) to (10)"
     ));
     run(&mut other.client(), &format!("create table {schema}.theirs ({COLUMNS})"));
-    bed.right.exec(&format!(
+    fixture.right.exec(&format!(
         "create table a ({COLUMNS}); create table b ({COLUMNS}); create table parts ({COLUMNS});
          create table theirs ({COLUMNS})"
     ));
-    let said = attach(&bed, "dst", "");
-    let to = &bed.right.user;
+    let said = attach(&fixture, "dst", "");
+    let to = &fixture.right.user;
     let expected = [
         ("a|t|~".to_owned(), true),
         ("b|t|~".to_owned(), true),
@@ -67,45 +69,47 @@ fn every_table_is_attached_or_says_why_not() {
         assert!(fits, "{said} for {expected}");
     }
     assert!(said[6].contains("user mapping") || said[6].contains("permission"), "{}", said[6]);
-    assert_eq!(triggers(&bed), ["a|2", "b|2", "onlyhere|2", "parts|2", "parts1|1"]);
-    bed.left.exec(
+    assert_eq!(triggers(&fixture), ["a|2", "b|2", "onlyhere|2", "parts|2", "parts1|1"]);
+    fixture.left.exec(
         "insert into a values (1, 'a'); insert into b values (1, 'b'); insert into parts values (1, 'p')",
     );
     for (name, value) in [("a", "1|a"), ("b", "1|b"), ("parts", "1|p")] {
-        assert_eq!(table(&bed.right, name), [value]);
+        assert_eq!(table(&fixture.right, name), [value]);
     }
     // Again: what has come since is attached, what was is changed.
-    bed.left.exec("drop table nokey, onlyhere, stray");
-    bed.left.exec(&format!("create table late ({COLUMNS})"));
-    bed.right.exec(&format!("create table late ({COLUMNS})"));
-    bed.left.exec_superuser(&format!("drop table {schema}.theirs"));
-    let said = attach(&bed, "dst", r#", '{"mode": "queue"}'"#);
+    fixture.left.exec("drop table nokey, onlyhere, stray");
+    fixture.left.exec(&format!("create table late ({COLUMNS})"));
+    fixture.right.exec(&format!("create table late ({COLUMNS})"));
+    fixture.left.exec_superuser(&format!("drop table {schema}.theirs"));
+    let said = attach(&fixture, "dst", r#", '{"mode": "queue"}'"#);
     assert_eq!(said, ["a|t|~", "b|t|~", "late|t|~", "parts|t|~"]);
-    bed.left.exec("insert into late values (1, 'l'); insert into a values (2, 'a')");
-    assert_eq!(queued(&bed), 2);
-    assert_eq!(rows(&bed.left, "select distinct mode from sync_tables"), ["queue"]);
-    bed.left.exec("drop schema elsewhere cascade");
+    fixture.left.exec("insert into late values (1, 'l'); insert into a values (2, 'a')");
+    assert_eq!(queued(&fixture), 2);
+    assert_eq!(rows(&fixture.left, "select distinct mode from sync_tables"), ["queue"]);
+    fixture.left.exec("drop schema elsewhere cascade");
 }
 
 #[test]
 fn without_a_target_schema_it_is_that_of_the_same_name() {
-    let bed = linked("samename");
-    let schema = &bed.left.user;
-    bed.right.exec_superuser(&format!("create schema {schema} authorization {}", bed.right.user));
-    bed.left.exec(&format!("create table t ({COLUMNS})"));
-    bed.right.exec(&format!("create table {schema}.t ({COLUMNS})"));
-    let mut client = bed.left.client();
+    let fixture = linked("samename");
+    let schema = &fixture.left.user;
+    fixture
+        .right
+        .exec_superuser(&format!("create schema {schema} authorization {}", fixture.right.user));
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
+    fixture.right.exec(&format!("create table {schema}.t ({COLUMNS})"));
+    let mut client = fixture.left.client();
     run(&mut client, &format!("select attach_sync_schema('{schema}', 'dst')"));
     run(&mut client, "insert into t values (1, 'a')");
-    assert_eq!(rows(&bed.right, &format!("select * from {schema}.t")), ["1|a"]);
+    assert_eq!(rows(&fixture.right, &format!("select * from {schema}.t")), ["1|a"]);
 }
 
 #[test]
 fn what_is_wrong_for_all_is_an_error() {
-    let bed = linked("schemaerr");
-    bed.left.exec(&format!("create table t ({COLUMNS})"));
-    let mut client = bed.left.client();
-    let schema = &bed.left.user;
+    let fixture = linked("schemaerr");
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
+    let mut client = fixture.left.client();
+    let schema = &fixture.left.user;
     for (call, sqlstate) in [
         ("'nowhere', 'dst'".to_owned(), "3F000"),
         (format!("'{schema}', 'nowhere'"), "42704"),
@@ -115,17 +119,17 @@ fn what_is_wrong_for_all_is_an_error() {
     ] {
         refused(&mut client, &format!("select attach_sync_schema({call})"), sqlstate);
     }
-    assert_eq!(triggers(&bed), [""; 0]);
+    assert_eq!(triggers(&fixture), [""; 0]);
 }
 
 #[test]
 fn a_server_that_cannot_be_reached_is_asked_once() {
-    let bed = linked("schemaaway");
-    link_with(&bed, "away", closed_port(), &bed.right.password);
+    let fixture = linked("schemaaway");
+    link_with(&fixture, "away", closed_port(), &fixture.right.password);
     for n in 0..5 {
-        bed.left.exec(&format!("create table t{n} ({COLUMNS})"));
+        fixture.left.exec(&format!("create table t{n} ({COLUMNS})"));
     }
-    let said = attach(&bed, "away", "");
+    let said = attach(&fixture, "away", "");
     assert_eq!(said.len(), 5);
     for (n, said) in said.iter().enumerate() {
         let start = format!("t{n}|t|server \"away\" could not be asked about the target");
@@ -135,39 +139,39 @@ fn a_server_that_cannot_be_reached_is_asked_once() {
 
 #[test]
 fn a_table_that_is_locked_keeps_no_other_from_being_attached() {
-    let bed = linked("schemalock");
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("schemalock");
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table a ({COLUMNS}); create table b ({COLUMNS})"));
     }
-    let mut writer = bed.left.client();
+    let mut writer = fixture.left.client();
     run(&mut writer, "begin; insert into a values (1, 'a')");
-    let (from, to) = (&bed.left.user, &bed.right.user);
+    let (from, to) = (&fixture.left.user, &fixture.right.user);
     let call =
         format!("select rel, attached, reason from attach_sync_schema('{from}', 'dst', '{to}')");
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "set lock_timeout = '200ms'");
     let said = crate::common::query(&mut client, &call);
     assert_eq!(said, ["a|f|canceling statement due to lock timeout", "b|t|~"]);
-    assert_eq!(triggers(&bed), ["b|2"]);
+    assert_eq!(triggers(&fixture), ["b|2"]);
     // A request to cancel ends all of it.
     run(
         &mut client,
         "select detach_sync('b', 'dst'); set lock_timeout = 0; set statement_timeout = '300ms'",
     );
     refused(&mut client, &call, "57014");
-    assert_eq!(triggers(&bed), [""; 0]);
+    assert_eq!(triggers(&fixture), [""; 0]);
     run(&mut writer, "commit");
     run(&mut client, "set statement_timeout = 0");
     assert_eq!(crate::common::query(&mut client, &call), ["a|t|~", "b|t|~"]);
     run(&mut writer, "update a set v = 'b'");
-    assert_eq!(table(&bed.right, "a"), ["1|b"]);
+    assert_eq!(table(&fixture.right, "a"), ["1|b"]);
 }
 
 #[test]
 fn a_thousand_tables_are_attached_in_seconds() {
     const TABLES: usize = 1_000;
-    let bed = linked("thousand");
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("thousand");
+    for side in [&fixture.left, &fixture.right] {
         let mut client = side.client();
         run(
             &mut client,
@@ -179,23 +183,23 @@ fn a_thousand_tables_are_attached_in_seconds() {
             ),
         );
     }
-    let (from, to) = (&bed.left.user, &bed.right.user);
+    let (from, to) = (&fixture.left.user, &fixture.right.user);
     let start = Instant::now();
     let count = format!(
         "select count(*), count(*) filter (where attached and reason is null)
            from attach_sync_schema('{from}', 'dst', '{to}')"
     );
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     assert_eq!(crate::common::query(&mut client, &count), [format!("{TABLES}|{TABLES}")]);
     let took = start.elapsed();
     println!("{TABLES} tables attached in {took:?}");
     assert!(took < Duration::from_secs(60), "{took:?}");
     let start = Instant::now();
     let live = "select count(*) from sync_tables where state = 'live'";
-    assert_eq!(rows(&bed.left, live), [TABLES.to_string()]);
+    assert_eq!(rows(&fixture.left, live), [TABLES.to_string()]);
     println!("and shown in {:?}", start.elapsed());
     run(&mut client, "insert into t1 values (1, 'a'); insert into t1000 values (1, 'a')");
     await_until(Duration::from_secs(5), "both rows", || {
-        rows(&bed.right, "select v from t1 union all select v from t1000") == ["a", "a"]
+        rows(&fixture.right, "select v from t1 union all select v from t1000") == ["a", "a"]
     });
 }

@@ -1,34 +1,34 @@
 //! `sync_tables`: what is attached, and in which state.
 
 use crate::common::{Role, attach, deal, linked, mirror, one_way, query, rows, run};
-use crate::gate;
+use crate::reject_values;
 
 const COLUMNS: &str = "id int primary key, v text";
 const QUEUE: &str = r#"{"mode": "queue"}"#;
 
 #[test]
 fn it_has_the_columns_of_the_contract() {
-    let bed = linked("tablescols");
+    let fixture = linked("tablescols");
     let columns = "select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum)
                      from pg_attribute where attrelid = 'sync_tables'::regclass and attnum > 0";
     let expected = "relation regclass, server name, target text, mode text, policy text, state text, \
          pending bigint, failed bigint, waiting bigint, options jsonb, problem text";
-    assert_eq!(rows(&bed.left, columns), [expected]);
+    assert_eq!(rows(&fixture.left, columns), [expected]);
 }
 
 #[test]
 fn each_table_has_a_row_for_each_target() {
-    let bed = linked("tablesrows");
-    bed.link(&bed.left, &bed.right, "also", &[]);
-    let schema = &bed.right.user;
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("tablesrows");
+    fixture.link(&fixture.left, &fixture.right, "also", &[]);
+    let schema = &fixture.right.user;
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!(
             "create table t ({COLUMNS}); create table \"T.2\" (id int primary key, version int);
              create table parts ({COLUMNS}) partition by range (id);
              create table parts1 partition of parts for values from (0) to (10)"
         ));
     }
-    bed.left.exec(&format!(
+    fixture.left.exec(&format!(
         r#"select attach_sync('t', 'dst', '{schema}.t');
            select attach_sync('t', 'also', '{schema}."T.2"', '{{"mode": "sync", "on_conflict": "skip"}}');
            select attach_sync('"T.2"', 'dst', '{schema}."T.2"',
@@ -40,7 +40,7 @@ fn each_table_has_a_row_for_each_target() {
              execute function sync_dml('dst', '{schema}', 'other', '{{"mode": "sync", "on_conflict": "error"}}')"#
     ));
     let found = rows(
-        &bed.left,
+        &fixture.left,
         "select relation, server, target, mode, policy, state, options->>'on_conflict' from sync_tables
           order by relation::text collate \"C\", server, target",
     );
@@ -56,59 +56,65 @@ fn each_table_has_a_row_for_each_target() {
 
 #[test]
 fn the_state_is_what_a_commit_would_find() {
-    let bed = one_way("tablesstate", COLUMNS, "{}");
-    mirror(&bed, "other", COLUMNS, QUEUE);
-    gate::build(&bed);
+    let fixture = one_way("tablesstate", COLUMNS, "{}");
+    mirror(&fixture, "other", COLUMNS, QUEUE);
+    reject_values::build(&fixture);
     let state =
         "select relation, state, pending, failed, waiting from sync_tables order by relation::text";
-    assert_eq!(rows(&bed.left, state), ["other|live|0|0|0", "t|live|0|0|0"]);
-    bed.left.exec("insert into other values (1, 'a')");
-    assert_eq!(rows(&bed.left, state), ["other|queueing|1|0|0", "t|queueing|0|0|0"]);
-    assert!(deal(&bed, "10"));
-    gate::close(&bed, "bad", "23514", None);
-    bed.left.exec("insert into t values (1, 'bad')");
-    assert!(!deal(&bed, "10"));
-    bed.left.exec("update t set v = 'good'");
-    assert_eq!(rows(&bed.left, state), ["other|live|0|0|0", "t|failed|0|1|1"]);
-    bed.left.exec("alter table other disable trigger \"00_pg_rowsync_dst_dml\"");
-    assert_eq!(rows(&bed.left, state), ["other|disabled|0|0|0", "t|failed|0|1|1"]);
-    bed.left.exec("alter table other enable trigger all");
-    bed.left.exec("create trigger wrong after insert on other for each row execute function sync_dml('dst', 's')");
+    assert_eq!(rows(&fixture.left, state), ["other|live|0|0|0", "t|live|0|0|0"]);
+    fixture.left.exec("insert into other values (1, 'a')");
+    assert_eq!(rows(&fixture.left, state), ["other|queueing|1|0|0", "t|queueing|0|0|0"]);
+    assert!(deal(&fixture, "10"));
+    reject_values::close(&fixture, "bad", "23514", None);
+    fixture.left.exec("insert into t values (1, 'bad')");
+    assert!(!deal(&fixture, "10"));
+    fixture.left.exec("update t set v = 'good'");
+    assert_eq!(rows(&fixture.left, state), ["other|live|0|0|0", "t|failed|0|1|1"]);
+    fixture.left.exec("alter table other disable trigger \"00_pg_rowsync_dst_dml\"");
+    assert_eq!(rows(&fixture.left, state), ["other|disabled|0|0|0", "t|failed|0|1|1"]);
+    fixture.left.exec("alter table other enable trigger all");
+    fixture.left.exec("create trigger wrong after insert on other for each row execute function sync_dml('dst', 's')");
     let problem = "select state, mode, options, problem from sync_tables where state = 'invalid'";
-    assert_eq!(rows(&bed.left, problem), ["invalid|~|~|sync_dml takes 3 or 4 arguments, not 2"]);
-    bed.left.exec(
+    assert_eq!(
+        rows(&fixture.left, problem),
+        ["invalid|~|~|sync_dml takes 3 or 4 arguments, not 2"]
+    );
+    fixture.left.exec(
         "drop trigger wrong on other; create trigger wrong after insert on other for each row
          execute function sync_dml('dst', 's', 't', '{\"moed\": 1}')",
     );
-    assert_eq!(rows(&bed.left, "select count(*) from sync_tables where state = 'invalid'"), ["1"]);
+    assert_eq!(
+        rows(&fixture.left, "select count(*) from sync_tables where state = 'invalid'"),
+        ["1"]
+    );
 }
 
 #[test]
 fn partitions_records_are_their_tables() {
-    let bed = linked("tablesparts");
-    bed.left.exec(&format!(
+    let fixture = linked("tablesparts");
+    fixture.left.exec(&format!(
         "create table t ({COLUMNS}) partition by range (id);
          create table t1 partition of t for values from (0) to (10);
          create table t2 partition of t for values from (10) to (20)"
     ));
-    bed.right.exec(&format!("create table t ({COLUMNS})"));
-    attach(&bed, "t", QUEUE);
-    bed.left.exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
+    fixture.right.exec(&format!("create table t ({COLUMNS})"));
+    attach(&fixture, "t", QUEUE);
+    fixture.left.exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
     assert_eq!(
-        rows(&bed.left, "select relation, state, pending from sync_tables"),
+        rows(&fixture.left, "select relation, state, pending from sync_tables"),
         ["t|queueing|3"]
     );
 }
 
 #[test]
 fn who_owns_a_table_sees_it_and_who_watches_sees_all() {
-    let bed = one_way("tablesrights", COLUMNS, "{}");
+    let fixture = one_way("tablesrights", COLUMNS, "{}");
     let (outsider, watcher) =
-        (Role::create(&bed.left, "outsider", ""), Role::create(&bed.left, "watcher", ""));
-    bed.left.exec_superuser(&format!("grant select on sync_status to {}", watcher.name));
+        (Role::create(&fixture.left, "outsider", ""), Role::create(&fixture.left, "watcher", ""));
+    fixture.left.exec_superuser(&format!("grant select on sync_status to {}", watcher.name));
     let all = "select relation, state from sync_tables";
-    assert_eq!(query(&mut bed.left.client(), all), ["t|live"]);
+    assert_eq!(query(&mut fixture.left.client(), all), ["t|live"]);
     assert_eq!(query(&mut watcher.client(), all), ["t|live"]);
     assert_eq!(query(&mut outsider.client(), all), [""; 0]);
-    run(&mut bed.left.superuser(), "select * from sync_tables");
+    run(&mut fixture.left.superuser(), "select * from sync_tables");
 }

@@ -6,14 +6,14 @@ use crate::common::{
 
 #[test]
 fn a_second_trigger_to_the_same_target_is_told() {
-    let bed = linked("twice");
-    bed.link(&bed.left, &bed.right, "again", &[]);
-    let (schema, user) = (&bed.right.user, &bed.left.user);
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("twice");
+    fixture.link(&fixture.left, &fixture.right, "again", &[]);
+    let (schema, user) = (&fixture.right.user, &fixture.left.user);
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key); create table u (id int primary key)");
     }
-    attach(&bed, "t", "{}");
-    let (mut client, notices) = superuser_with_notices(&bed.left);
+    attach(&fixture, "t", "{}");
+    let (mut client, notices) = superuser_with_notices(&fixture.left);
     run(&mut client, &format!("set search_path = {user}, public"));
     // By another name of the same server; another table there is another target.
     run(&mut client, &format!("select attach_sync('t', 'again', '{schema}.t')"));
@@ -32,29 +32,29 @@ fn a_second_trigger_to_the_same_target_is_told() {
             "create trigger mine after insert on t for each row execute function sync_dml('dst', '{schema}', 't')"
         ),
     );
-    run(&mut client, &attach_sql(&bed, "t", "{}"));
+    run(&mut client, &attach_sql(&fixture, "t", "{}"));
     let told = warnings(&notices);
     assert!(told.iter().any(|told| told.message().contains("\"mine\"")), "{told:?}");
 }
 
 #[test]
 fn a_generated_key_is_told_with_the_way_out() {
-    let bed = linked("generatedkey");
+    let fixture = linked("generatedkey");
     let columns = "tenant int not null, no int not null, v text, \
          id int generated always as (tenant * 1000 + no) stored primary key, unique (tenant, no)";
-    for side in [&bed.left, &bed.right] {
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table t ({columns})"));
     }
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     for options in ["{}", r#"{"columns": ["tenant", "no", "id", "v"]}"#, r#"{"key": ["id"]}"#] {
-        let error = refused(&mut client, &attach_sql(&bed, "t", options), "22023");
+        let error = refused(&mut client, &attach_sql(&fixture, "t", options), "22023");
         assert!(error.message().contains("generated"), "{options}: {error:?}");
         assert!(error.hint().is_some_and(|hint| hint.contains("\"key\"")), "{options}: {error:?}");
     }
-    run(&mut client, &attach_sql(&bed, "t", r#"{"key": ["tenant", "no"], "mode": "sync"}"#));
+    run(&mut client, &attach_sql(&fixture, "t", r#"{"key": ["tenant", "no"], "mode": "sync"}"#));
     run(
         &mut client,
         "insert into t (tenant, no, v) values (1, 2, 'a'); update t set v = 'b', no = 3",
     );
-    both_have(&bed, "t", &["1|3|b|1003"]);
+    both_have(&fixture, "t", &["1|3|b|1003"]);
 }

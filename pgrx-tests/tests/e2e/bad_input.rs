@@ -3,27 +3,27 @@
 
 use postgres::Client;
 use postgres::error::DbError;
-use rowsync_harness::{Testbed, fails};
+use rowsync_harness::{Fixture, fails};
 
 use crate::common::{attach, linked, records, refused, rows, run, table};
 
 /// What the tests below trip over, on the left.
-fn arrange(label: &str) -> Testbed {
-    let bed = linked(label);
-    let user = &bed.left.user;
-    for side in [&bed.left, &bed.right] {
+fn arrange(label: &str) -> Fixture {
+    let fixture = linked(label);
+    let user = &fixture.left.user;
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text, w int)");
         side.exec("create table keyless (id int, v text)");
     }
-    bed.left.exec(
+    fixture.left.exec(
         "create server unmapped foreign data wrapper pg_rowsync;
          create view v as select * from t",
     );
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "create server forbidden foreign data wrapper pg_rowsync options (host '127.0.0.1');
          create user mapping for {user} server forbidden options (user 'x', password 'x')"
     ));
-    bed
+    fixture
 }
 
 /// Checks an error: SQLSTATE, a part of message or detail, and that there is a hint.
@@ -54,8 +54,8 @@ const WRONG: [(&str, &str, &str, &str, &str); 14] = [
 
 #[test]
 fn attach_refuses_a_wrong_definition_and_makes_no_trigger() {
-    let bed = arrange("attach");
-    let mut client = bed.left.client();
+    let fixture = arrange("attach");
+    let mut client = fixture.left.client();
     for (name, server, options, sqlstate, text) in WRONG {
         let sql = format!("select attach_sync('{name}', '{server}', 's.t', '{options}')");
         check(&sql, &fails(client.batch_execute(&sql)), sqlstate, text);
@@ -69,7 +69,7 @@ fn attach_refuses_a_wrong_definition_and_makes_no_trigger() {
     check("view", &fails(client.batch_execute("select attach_sync('v', 'dst')")), "0A000", "\"v\"");
     refused(&mut client, "select detach_sync('t', 'dst')", "42704");
     assert_eq!(
-        rows(&bed.left, "select tgname from pg_trigger where tgfoid = 'sync_dml'::regproc"),
+        rows(&fixture.left, "select tgname from pg_trigger where tgfoid = 'sync_dml'::regproc"),
         [""; 0]
     );
 }
@@ -84,8 +84,8 @@ fn with_trigger(client: &mut Client, head: &str, arguments: &str, work: impl FnO
 
 #[test]
 fn the_first_fire_of_a_wrong_definition_fails_the_statement() {
-    let bed = arrange("fire");
-    let mut client = bed.left.client();
+    let fixture = arrange("fire");
+    let mut client = fixture.left.client();
     let malformed =
         [("t", "dst", r#"{"mode": "sync""#, "22023", "EOF"), ("t", "dst", "", "22023", "")];
     for (name, server, options, sqlstate, text) in WRONG.into_iter().chain(malformed) {
@@ -95,15 +95,15 @@ fn the_first_fire_of_a_wrong_definition_fails_the_statement() {
             let sql = format!("insert into {name} values (1, 'a')");
             check(&arguments, &fails(client.batch_execute(&sql)), sqlstate, text);
         });
-        assert_eq!(table(&bed.left, name), [""; 0]);
+        assert_eq!(table(&fixture.left, name), [""; 0]);
     }
-    assert_eq!(records(&bed), [""; 0]);
+    assert_eq!(records(&fixture), [""; 0]);
 }
 
 #[test]
 fn a_wrong_number_of_arguments_is_refused() {
-    let bed = arrange("arguments");
-    let mut client = bed.left.client();
+    let fixture = arrange("arguments");
+    let mut client = fixture.left.client();
     for (arguments, text) in [
         ("", "3 or 4 arguments, not 0"),
         ("'dst'", "3 or 4 arguments, not 1"),
@@ -116,13 +116,13 @@ fn a_wrong_number_of_arguments_is_refused() {
             check(arguments, &error, "22023", text);
         });
     }
-    assert_eq!(table(&bed.left, "t"), [""; 0]);
+    assert_eq!(table(&fixture.left, "t"), [""; 0]);
 }
 
 #[test]
 fn a_trigger_of_the_wrong_kind_is_refused() {
-    let bed = arrange("kind");
-    let mut client = bed.left.client();
+    let fixture = arrange("kind");
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1)");
     for (head, sql, text) in [
         ("before insert on t for each row", "insert into t values (2)", "BEFORE"),
@@ -136,19 +136,19 @@ fn a_trigger_of_the_wrong_kind_is_refused() {
             check(head, &fails(client.batch_execute(sql)), "39P01", text);
         });
     }
-    assert_eq!(table(&bed.left, "t"), ["1|~|~"]);
+    assert_eq!(table(&fixture.left, "t"), ["1|~|~"]);
 }
 
 #[test]
 fn a_call_outside_of_a_trigger_is_refused() {
-    let bed = linked("call");
-    refused(&mut bed.left.client(), "select sync_dml()", "39P01");
+    let fixture = linked("call");
+    refused(&mut fixture.left.client(), "select sync_dml()", "39P01");
 }
 
 #[test]
 fn an_empty_statement_does_not_hide_a_wrong_kind() {
-    let bed = arrange("nothing");
-    let mut client = bed.left.client();
+    let fixture = arrange("nothing");
+    let mut client = fixture.left.client();
     let head = "after delete on t for each statement";
     with_trigger(&mut client, head, "'dst', 's', 't'", |client| {
         check(head, &fails(client.batch_execute("delete from t")), "39P01", "STATEMENT");
@@ -165,12 +165,12 @@ const BAD_TARGETS: [(&str, &str, &str); 3] = [
 #[test]
 fn async_keeps_changes_for_an_unfit_target_with_the_reason() {
     for (damage, sqlstate, text) in BAD_TARGETS {
-        let bed = arrange("unfit");
-        attach(&bed, "t", "{}");
-        bed.right.exec(damage);
-        bed.left.exec("insert into t values (1, 'a', 1), (2, 'b', 2)");
-        assert_eq!(table(&bed.left, "t"), ["1|a|1", "2|b|2"]);
-        let kept = rows(&bed.left, "select sqlstate, message from sync_err_rec");
+        let fixture = arrange("unfit");
+        attach(&fixture, "t", "{}");
+        fixture.right.exec(damage);
+        fixture.left.exec("insert into t values (1, 'a', 1), (2, 'b', 2)");
+        assert_eq!(table(&fixture.left, "t"), ["1|a|1", "2|b|2"]);
+        let kept = rows(&fixture.left, "select sqlstate, message from sync_err_rec");
         assert_eq!(kept.len(), 2, "{damage}");
         assert!(kept[0].starts_with(sqlstate) && kept[0].contains(text), "{damage}: {kept:?}");
     }
@@ -179,45 +179,46 @@ fn async_keeps_changes_for_an_unfit_target_with_the_reason() {
 #[test]
 fn sync_fails_for_an_unfit_target() {
     for (damage, sqlstate, text) in BAD_TARGETS {
-        let bed = arrange("unfits");
-        attach(&bed, "t", r#"{"mode": "sync"}"#);
-        bed.right.exec(damage);
-        let error = refused(&mut bed.left.client(), "insert into t values (1, 'a', 1)", sqlstate);
+        let fixture = arrange("unfits");
+        attach(&fixture, "t", r#"{"mode": "sync"}"#);
+        fixture.right.exec(damage);
+        let error =
+            refused(&mut fixture.left.client(), "insert into t values (1, 'a', 1)", sqlstate);
         assert!(error.message().contains(text), "{damage}: {error:?}");
-        assert_eq!(table(&bed.left, "t"), [""; 0]);
-        assert_eq!(records(&bed), [""; 0]);
+        assert_eq!(table(&fixture.left, "t"), [""; 0]);
+        assert_eq!(records(&fixture), [""; 0]);
     }
 }
 
 #[test]
 fn a_definition_that_goes_wrong_later_loses_no_committed_change() {
-    let bed = arrange("later");
-    attach(&bed, "t", "{}");
-    let mut client = bed.left.client();
+    let fixture = arrange("later");
+    attach(&fixture, "t", "{}");
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'sent', 1)");
     run(&mut client, "drop user mapping for current_user server dst");
     check("mapping", &fails(client.batch_execute("insert into t values (2)")), "42704", "mapping");
     // Triggers depend on no server, so nothing keeps it from being dropped.
     run(&mut client, "drop server dst");
     check("server", &fails(client.batch_execute("delete from t")), "42704", "\"dst\"");
-    assert_eq!(table(&bed.left, "t"), ["1|sent|1"]);
-    assert_eq!(table(&bed.right, "t"), ["1|sent|1"]);
+    assert_eq!(table(&fixture.left, "t"), ["1|sent|1"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|sent|1"]);
 }
 
 #[test]
 fn null_in_a_key_column_is_refused() {
-    let bed = arrange("nullkey");
-    attach(&bed, "keyless", r#"{"key": ["id"]}"#);
-    let mut client = bed.left.client();
+    let fixture = arrange("nullkey");
+    attach(&fixture, "keyless", r#"{"key": ["id"]}"#);
+    let mut client = fixture.left.client();
     let error = fails(client.batch_execute("insert into keyless values (null, 'a')"));
     check("null key", &error, "23502", "key column \"id\"");
-    assert_eq!(table(&bed.left, "keyless"), [""; 0]);
+    assert_eq!(table(&fixture.left, "keyless"), [""; 0]);
 }
 
 #[test]
 fn a_limit_that_is_no_positive_number_is_refused() {
-    let bed = linked("limit");
-    let mut client = bed.left.superuser();
+    let fixture = linked("limit");
+    let mut client = fixture.left.superuser();
     for limit in ["null", "0", "-1"] {
         let sql = format!("select deal_sync_err_rec({limit})");
         check(&sql, &fails(client.batch_execute(&sql)), "22023", "positive");

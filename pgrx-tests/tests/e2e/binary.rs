@@ -1,7 +1,7 @@
 //! Many rows travel in binary form where a type allows it. What arrives must be what the text says.
 
 use postgres::Client;
-use rowsync_harness::testbed::Testbed;
+use rowsync_harness::fixture::Fixture;
 
 use crate::common::{linked, one_way, queued, rows, run, same};
 
@@ -25,20 +25,20 @@ const ROWS: &str = "insert into t select g,
   insert into t select g, null, null, null, null, null from generate_series(3001, 3700) g";
 
 /// A client whose next deliveries trust the remote.
-fn trusting(bed: &Testbed) -> Client {
-    let mut client = bed.left.client();
+fn trusting(fixture: &Fixture) -> Client {
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t (id) values (-1)");
     client
 }
 
 #[test]
 fn every_value_arrives_whatever_the_time_zone() {
-    let bed = one_way("binary", COLUMNS, "{}");
-    let mut client = trusting(&bed);
+    let fixture = one_way("binary", COLUMNS, "{}");
+    let mut client = trusting(&fixture);
     // Offsets of hours, of half an hour, and before 1935 of seconds.
     for zone in ["UTC", "America/St_Johns", "Asia/Kathmandu", "Pacific/Kiritimati"] {
         run(&mut client, &format!("set timezone = '{zone}'; delete from t where id > 0; {ROWS}"));
-        assert_eq!(same(&bed, "t").len(), 3701, "{zone}");
+        assert_eq!(same(&fixture, "t").len(), 3701, "{zone}");
         run(
             &mut client,
             "update t set small = -small - 1, at = at + interval '1 us' where id > 1000",
@@ -46,40 +46,42 @@ fn every_value_arrives_whatever_the_time_zone() {
         run(&mut client, "update t set atz = atz + interval '1 month', v = 'new' where id > 1000");
         run(&mut client, "update t set id = id + 10000 where id between 1 and 900");
         run(&mut client, "delete from t where id between 1500 and 2700");
-        same(&bed, "t");
+        same(&fixture, "t");
     }
-    assert_eq!(queued(&bed), 0);
+    assert_eq!(queued(&fixture), 0);
 }
 
 #[test]
 fn settings_of_the_writer_make_no_difference() {
-    let bed = one_way("settings", COLUMNS, "{}");
-    let mut client = trusting(&bed);
+    let fixture = one_way("settings", COLUMNS, "{}");
+    let mut client = trusting(&fixture);
     run(&mut client, "set datestyle = 'German, DMY'; set intervalstyle = 'iso_8601'");
     run(&mut client, ROWS);
-    same(&bed, "t");
-    assert_eq!(queued(&bed), 0);
+    same(&fixture, "t");
+    assert_eq!(queued(&fixture), 0);
 }
 
 /// Tables `t` and `first`, changed in this way on the right side.
-fn twice(bed: &Testbed, columns: &str, change: &str) {
+fn twice(fixture: &Fixture, columns: &str, change: &str) {
     for table in ["t", "first"] {
-        bed.left.exec(&format!("create table {table} ({columns})"));
+        fixture.left.exec(&format!("create table {table} ({columns})"));
         // Before its target is there: some of these keys are coarser, and refused.
-        crate::common::attach(bed, table, "{}");
-        bed.right.exec(&format!("create table {table} ({columns}); alter table {table} {change}"));
+        crate::common::attach(fixture, table, "{}");
+        fixture
+            .right
+            .exec(&format!("create table {table} ({columns}); alter table {table} {change}"));
     }
 }
 
 /// What has come to `t` is what has come to `first`, and nothing is missing.
 #[track_caller]
-fn assert_like_first(bed: &Testbed, change: &str) {
-    assert_eq!(queued(bed), 0, "{change}");
+fn assert_like_first(fixture: &Fixture, change: &str) {
+    assert_eq!(queued(fixture), 0, "{change}");
     let differ = "select count(*) from ((select t::text from t except select f::text from first f)
           union all (select f::text from first f except select t::text from t)) d";
-    assert_eq!(rows(&bed.right, differ), ["0"], "{change}");
+    assert_eq!(rows(&fixture.right, differ), ["0"], "{change}");
     let count = "select count(*), count(v) from t";
-    assert_eq!(rows(&bed.right, count), rows(&bed.left, count), "{change}");
+    assert_eq!(rows(&fixture.right, count), rows(&fixture.left, count), "{change}");
 }
 
 /// Where the remote's columns are of other types, it is as if texts had been sent: the same rows by a
@@ -97,22 +99,22 @@ fn other_types_get_what_the_text_says() {
     .into_iter()
     .enumerate()
     {
-        let bed = linked(&format!("other_{number}"));
-        twice(&bed, COLUMNS, change);
+        let fixture = linked(&format!("other_{number}"));
+        twice(&fixture, COLUMNS, change);
         // What no type but the column's own can say is left out.
         let usual = ROWS.split(';').nth(1).expect("the second statement");
-        let mut client = trusting(&bed);
+        let mut client = trusting(&fixture);
         run(&mut client, usual);
         run(&mut client, "update t set v = 'new', at = at + interval '1 day', small = 7");
         run(&mut client, "delete from t where id % 7 = 0");
         // One transaction by a session that has proven nothing: the text.
         let usual = usual.replace("into t ", "into first ");
-        bed.left.exec(&format!(
+        fixture.left.exec(&format!(
             "begin; insert into first (id) values (-1); {usual};
              update first set v = 'new', at = at + interval '1 day', small = 7;
              delete from first where id % 7 = 0; commit"
         ));
-        assert_like_first(&bed, change);
+        assert_like_first(&fixture, change);
     }
 }
 
@@ -138,11 +140,11 @@ fn texts_are_what_they_would_be_as_text() {
     .into_iter()
     .enumerate()
     {
-        let bed = linked(&format!("texts_{number}"));
+        let fixture = linked(&format!("texts_{number}"));
         let columns = "k text primary key, v text, w varchar(8)";
-        bed.right.exec("create domain label as text check (value <> 'none')");
-        twice(&bed, columns, change);
-        let mut client = bed.left.client();
+        fixture.right.exec("create domain label as text check (value <> 'none')");
+        twice(&fixture, columns, change);
+        let mut client = fixture.left.client();
         run(&mut client, "insert into t (k) values ('warm')");
         let changes = [
             TEXTS,
@@ -153,8 +155,10 @@ fn texts_are_what_they_would_be_as_text() {
         changes.iter().for_each(|change| run(&mut client, change));
         // One transaction by a session that has proven nothing: the text.
         let as_text = changes.map(|change| change.replacen(" t ", " first ", 1)).join(";");
-        bed.left.exec(&format!("begin; insert into first (k) values ('warm'); {as_text}; commit"));
-        assert_like_first(&bed, change);
+        fixture
+            .left
+            .exec(&format!("begin; insert into first (k) values ('warm'); {as_text}; commit"));
+        assert_like_first(&fixture, change);
     }
 }
 
@@ -162,28 +166,28 @@ fn texts_are_what_they_would_be_as_text() {
 #[test]
 fn large_texts_arrive_where_types_are_the_same_and_where_not() {
     for change in ["alter v type text", "alter v type json using v::json"] {
-        let bed = one_way("large_texts", "id int primary key, v text", "{}");
-        bed.right.exec(&format!("alter table t {change}"));
-        let mut client = bed.left.client();
+        let fixture = one_way("large_texts", "id int primary key, v text", "{}");
+        fixture.right.exec(&format!("alter table t {change}"));
+        let mut client = fixture.left.client();
         run(&mut client, "insert into t values (-1, '1')");
         let large = "select g, to_json(repeat(md5(g::text), 3000))::text from generate_series";
         run(&mut client, &format!("insert into t {large}(1, 40) g"));
         run(&mut client, "update t set v = v where id > 20; update t set v = '2' where id = 1");
-        same(&bed, "t");
-        assert_eq!(queued(&bed), 0, "{change}");
+        same(&fixture, "t");
+        assert_eq!(queued(&fixture), 0, "{change}");
     }
 }
 
 /// A type of the remote's own would read the bytes in its own way.
 #[test]
 fn domains_and_own_types_are_never_sent_bytes_of_another() {
-    let bed = one_way("domains", "id int primary key, big bigint, at timestamp", "{}");
-    bed.right.exec(
+    let fixture = one_way("domains", "id int primary key, big bigint, at timestamp", "{}");
+    fixture.right.exec(
         "create domain number as float8;
          create domain moment as timestamp; create domain key as int;
          alter table t alter big type number, alter at type moment, alter id type key",
     );
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (-1, 1, now())");
     for first in [1, 2001, 4001] {
         run(
@@ -195,6 +199,6 @@ fn domains_and_own_types_are_never_sent_bytes_of_another() {
         );
         run(&mut client, "update t set big = big + 1");
     }
-    same(&bed, "t");
-    assert_eq!(queued(&bed), 0);
+    same(&fixture, "t");
+    assert_eq!(queued(&fixture), 0);
 }

@@ -1,13 +1,13 @@
 //! Rows that go with those of another table, there and here.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{attach, deal, linked, queued, rows, run, same};
 
 /// Parents, their children and grandchildren, whose foreign keys pass deletions and changes of keys on.
-fn family(label: &str, options: &str) -> Testbed {
-    let bed = linked(label);
-    for side in [&bed.left, &bed.right] {
+fn family(label: &str, options: &str) -> Fixture {
+    let fixture = linked(label);
+    for side in [&fixture.left, &fixture.right] {
         side.exec(
             "create table p (id int primary key, ver int default 1);
              create table c (pid int references p on delete cascade on update cascade, n int, ver int default 1,
@@ -17,15 +17,15 @@ fn family(label: &str, options: &str) -> Testbed {
         );
     }
     for table in ["p", "c", "g"] {
-        attach(&bed, table, options);
+        attach(&fixture, table, options);
     }
-    bed.left.exec(
+    fixture.left.exec(
         "insert into p select generate_series(1, 50);
          insert into c select p, n from generate_series(1, 50) p, generate_series(1, 20) n;
          insert into g select pid, n, m from c, generate_series(1, 2) m where n < 4",
     );
-    assert!(deal(&bed, "100000"));
-    bed
+    assert!(deal(&fixture, "100000"));
+    fixture
 }
 
 const CONFLICTS: &str =
@@ -39,8 +39,8 @@ fn a_cascade_that_both_sides_have_is_no_conflict() {
         ("cascskip", r#"{"mode": "sync", "on_conflict": "skip"}"#),
         ("cascnewest", r#"{"mode": "sync", "on_conflict": "newest", "version_column": "ver"}"#),
     ] {
-        let bed = family(label, options);
-        let mut client = bed.left.client();
+        let fixture = family(label, options);
+        let mut client = fixture.left.client();
         for statement in [
             "delete from p where id <= 25",
             "delete from p where id = 31",
@@ -50,25 +50,30 @@ fn a_cascade_that_both_sides_have_is_no_conflict() {
         ] {
             run(&mut client, statement);
         }
-        assert!(deal(&bed, "100000"), "{:?}", rows(&bed.left, "select message from sync_err_rec"));
-        assert_eq!(queued(&bed), 0);
+        assert!(
+            deal(&fixture, "100000"),
+            "{:?}",
+            rows(&fixture.left, "select message from sync_err_rec")
+        );
+        assert_eq!(queued(&fixture), 0);
         for table in ["p", "c", "g"] {
-            same(&bed, table);
+            same(&fixture, table);
         }
-        assert_eq!(rows(&bed.left, CONFLICTS), [""; 0], "{label}");
+        assert_eq!(rows(&fixture.left, CONFLICTS), [""; 0], "{label}");
     }
 }
 
 #[test]
 fn a_row_that_somebody_has_deleted_there_is_one_still() {
-    let bed = family("casctrue", r#"{"mode": "sync"}"#);
-    bed.right.exec("delete from c where pid in (1, 2) and n = 1");
-    bed.left.exec("delete from c where pid = 1 and n = 1");
+    let fixture = family("casctrue", r#"{"mode": "sync"}"#);
+    fixture.right.exec("delete from c where pid in (1, 2) and n = 1");
+    fixture.left.exec("delete from c where pid = 1 and n = 1");
     // Beside it rows of a parent that goes: the row was deleted before its parent was.
-    bed.left
+    fixture
+        .left
         .exec("begin; delete from c where pid = 2 and n = 1; delete from p where id = 2; commit");
     let found = rows(
-        &bed.left,
+        &fixture.left,
         "select type, decision, key::text from sync_conflicts where table_name = 'c' order by id",
     );
     assert_eq!(found.len(), 2, "{found:?}");

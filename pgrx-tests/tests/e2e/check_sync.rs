@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use postgres::Client;
-use rowsync_harness::{Proxy, Side, Testbed};
+use rowsync_harness::{Fixture, Proxy, Side};
 
 use crate::common::{
     Role, attach, attach_sql, closed_port, link_with, linked, query, refused, rows, run,
@@ -38,22 +38,22 @@ fn assert_found(found: &[String], expected: &[(&str, &str)]) {
 
 #[test]
 fn no_row_means_that_all_is_well() {
-    let bed = linked("checkwell");
+    let fixture = linked("checkwell");
     for (table, options) in [("a", "{}"), ("b", r#"{"mode": "sync"}"#), ("c", NEWEST)] {
-        crate::common::mirror(&bed, table, COLUMNS, options);
+        crate::common::mirror(&fixture, table, COLUMNS, options);
     }
-    assert_found(&checked(&bed.left, ""), &[]);
-    assert_found(&checked(&bed.left, "'a'"), &[]);
-    assert_found(&checked(&bed.left, "server => 'dst'"), &[]);
+    assert_found(&checked(&fixture.left, ""), &[]);
+    assert_found(&checked(&fixture.left, "'a'"), &[]);
+    assert_found(&checked(&fixture.left, "server => 'dst'"), &[]);
     // But for the worker, and who is to be told of what is not attached.
-    let all = query(&mut bed.left.client(), "select * from check_sync()");
+    let all = query(&mut fixture.left.client(), "select * from check_sync()");
     assert!(all.len() == 1 && all[0].starts_with("~|~|warning|no worker replays"), "{all:?}");
-    bed.left.exec("create table d (id int primary key)");
-    assert_found(&checked(&bed.left, "'d'"), &[("d|~|notice|", "is not attached")]);
-    bed.left.exec("create server other foreign data wrapper pg_rowsync");
-    let nothing = checked(&bed.left, "server => 'other'");
+    fixture.left.exec("create table d (id int primary key)");
+    assert_found(&checked(&fixture.left, "'d'"), &[("d|~|notice|", "is not attached")]);
+    fixture.left.exec("create server other foreign data wrapper pg_rowsync");
+    let nothing = checked(&fixture.left, "server => 'other'");
     assert_found(&nothing, &[("~|other|notice|", "no table of yours is sent to server")]);
-    refused(&mut bed.left.client(), "select check_sync(server => 'none')", "42704");
+    refused(&mut fixture.left.client(), "select check_sync(server => 'none')", "42704");
 }
 
 /// What is on either side besides the columns, and what is found.
@@ -147,20 +147,20 @@ const TARGETS: &[(&str, &str, &str, &str, &str)] = &[
 
 #[test]
 fn every_trouble_of_a_target_is_found() {
-    let bed = linked("checktargets");
+    let fixture = linked("checktargets");
     for (table, here, there, _, _) in TARGETS.iter().copied() {
-        crate::common::mirror(&bed, table, COLUMNS, "{}");
-        bed.left.exec(here);
-        bed.right.exec(there);
+        crate::common::mirror(&fixture, table, COLUMNS, "{}");
+        fixture.left.exec(here);
+        fixture.right.exec(there);
     }
     for (table, _, _, severity, part) in TARGETS.iter().copied() {
-        let found = checked(&bed.left, &format!("'{table}'"));
+        let found = checked(&fixture.left, &format!("'{table}'"));
         let begin = format!("{table}|dst|{severity}|");
         let expected = [(begin.as_str(), part)];
         assert_found(&found, if part.is_empty() { &[] } else { &expected });
     }
     // All of it together, the gravest first.
-    let all = checked(&bed.left, "");
+    let all = checked(&fixture.left, "");
     assert_eq!(all.len(), TARGETS.iter().filter(|one| !one.4.is_empty()).count(), "{all:#?}");
     let severity = |row: &String| row.split('|').nth(2).map(str::to_owned);
     let severities: Vec<_> = all.iter().filter_map(severity).collect();
@@ -168,52 +168,57 @@ fn every_trouble_of_a_target_is_found() {
     sorted.sort_by_key(|one| ["error", "warning", "notice"].iter().position(|name| name == one));
     assert_eq!(severities, sorted);
     // A parent that is sent is no trouble, whoever attached it.
-    bed.left.exec("create table parent (id int primary key)");
-    attach(&bed, "parent", "{}");
-    assert_found(&checked(&bed.left, "'child'"), &[]);
+    fixture.left.exec("create table parent (id int primary key)");
+    attach(&fixture, "parent", "{}");
+    assert_found(&checked(&fixture.left, "'child'"), &[]);
 }
 
 #[test]
 fn kinds_of_targets_and_their_triggers_are_looked_at() {
-    let bed = linked("checkkinds");
-    bed.left.exec(&format!("create table part ({COLUMNS}); create table fires ({COLUMNS})"));
-    bed.right.exec(&format!(
+    let fixture = linked("checkkinds");
+    fixture.left.exec(&format!("create table part ({COLUMNS}); create table fires ({COLUMNS})"));
+    fixture.right.exec(&format!(
         "create table part ({COLUMNS}) partition by range (id);
          create table part_1 partition of part for values from (0) to (10);
          create table fires ({COLUMNS})"
     ));
-    for side in [&bed.left, &bed.right] {
+    for side in [&fixture.left, &fixture.right] {
         side.exec(
             "create function f() returns trigger language plpgsql as 'begin return new; end';
              create trigger audit after insert on fires for each row execute function f()",
         );
     }
-    attach(&bed, "part", "{}");
-    attach(&bed, "fires", "{}");
-    assert_found(&checked(&bed.left, "'part'"), &[("part|dst|warning|", "no DEFAULT partition")]);
-    bed.right.exec("create table part_d partition of part default");
-    assert_found(&checked(&bed.left, "'part'"), &[]);
+    attach(&fixture, "part", "{}");
+    attach(&fixture, "fires", "{}");
+    assert_found(
+        &checked(&fixture.left, "'part'"),
+        &[("part|dst|warning|", "no DEFAULT partition")],
+    );
+    fixture.right.exec("create table part_d partition of part default");
+    assert_found(&checked(&fixture.left, "'part'"), &[]);
     let twice = ("fires|dst|notice|", "trigger \"audit\" fires here and again");
-    assert_found(&checked(&bed.left, "'fires'"), &[twice]);
-    bed.right.exec("alter table fires enable replica trigger audit");
+    assert_found(&checked(&fixture.left, "'fires'"), &[twice]);
+    fixture.right.exec("alter table fires enable replica trigger audit");
     let replica = ("fires|dst|notice|", "fires only for what replication applies");
-    assert_found(&checked(&bed.left, "'fires'"), &[replica]);
-    bed.right.exec(
+    assert_found(&checked(&fixture.left, "'fires'"), &[replica]);
+    fixture.right.exec(
         "alter table fires disable trigger audit; create table p (id int primary key);
          alter table fires add foreign key (n) references p",
     );
-    bed.right.exec_superuser(&format!("alter table {}.fires disable trigger all", bed.right.user));
-    let found = checked(&bed.left, "'fires'");
+    fixture
+        .right
+        .exec_superuser(&format!("alter table {}.fires disable trigger all", fixture.right.user));
+    let found = checked(&fixture.left, "'fires'");
     let unchecked = ("fires|dst|warning|", "triggers of foreign keys");
     assert_found(&found, &[unchecked, ("fires|dst|warning|", "which is not sent there")]);
 }
 
 #[test]
 fn triggers_here_that_do_not_fire_as_they_should_are_found() {
-    let bed = linked("checkhere");
+    let fixture = linked("checkhere");
     let (dml, truncate) = ("\"00_pg_rowsync_dst_dml\"", "\"00_pg_rowsync_dst_truncate\"");
-    let sync_dml = format!("execute function sync_dml('dst', '{}', 't')", bed.right.user);
-    crate::common::mirror(&bed, "t", COLUMNS, "{}");
+    let sync_dml = format!("execute function sync_dml('dst', '{}', 't')", fixture.right.user);
+    crate::common::mirror(&fixture, "t", COLUMNS, "{}");
     for (change, begin, part, undo) in [
         (
             format!("alter table t disable trigger {dml}"),
@@ -272,28 +277,28 @@ fn triggers_here_that_do_not_fire_as_they_should_are_found() {
             "alter table t set logged".into(),
         ),
     ] {
-        bed.left.exec(&change);
-        let found = checked(&bed.left, "");
+        fixture.left.exec(&change);
+        let found = checked(&fixture.left, "");
         assert!(found[0].starts_with(&format!("t|dst|{begin}|")), "{change}: {found:#?}");
         assert!(found[0].contains(part), "{change}: {found:#?}");
         assert!(found.len() == 1 || part == "timing or level", "{change}: {found:#?}");
-        bed.left.exec(&undo);
+        fixture.left.exec(&undo);
     }
-    assert_found(&checked(&bed.left, ""), &[]);
+    assert_found(&checked(&fixture.left, ""), &[]);
     // What a trigger's first fire would say.
-    bed.left.exec("drop user mapping for current_user server dst");
-    assert_found(&checked(&bed.left, ""), &[("t|dst|error|", "user mapping not found")]);
-    bed.left.exec("alter table t drop constraint t_pkey");
-    assert_found(&checked(&bed.left, ""), &[("t|dst|error|", "neither a primary key")]);
+    fixture.left.exec("drop user mapping for current_user server dst");
+    assert_found(&checked(&fixture.left, ""), &[("t|dst|error|", "user mapping not found")]);
+    fixture.left.exec("alter table t drop constraint t_pkey");
+    assert_found(&checked(&fixture.left, ""), &[("t|dst|error|", "neither a primary key")]);
 }
 
 #[test]
 fn settings_of_the_server_and_the_role_there_are_found() {
-    let bed = linked("checkrole");
-    crate::common::mirror(&bed, "t", COLUMNS, "{}");
-    let (user, db) = (&bed.right.user, &bed.right.db);
-    let other = Role::create(&bed.right, "other", "");
-    bed.right.exec_superuser(&format!("grant {} to {user}", other.name));
+    let fixture = linked("checkrole");
+    crate::common::mirror(&fixture, "t", COLUMNS, "{}");
+    let (user, db) = (&fixture.right.user, &fixture.right.db);
+    let other = Role::create(&fixture.right, "other", "");
+    fixture.right.exec_superuser(&format!("grant {} to {user}", other.name));
     for (change, severity, part, undo) in [
         (
             format!("alter role {user} set session_replication_role = replica"),
@@ -321,109 +326,111 @@ fn settings_of_the_server_and_the_role_there_are_found() {
         ),
         (format!("alter role {user} valid until '{}'", "2999-01-01"), "", "", String::new()),
     ] {
-        bed.right.exec_superuser(&change);
-        let found = checked(&bed.left, "");
+        fixture.right.exec_superuser(&change);
+        let found = checked(&fixture.left, "");
         let begin = format!("~|dst|{severity}|");
         let expected = [(begin.as_str(), part)];
         assert_found(&found, if part.is_empty() { &[] } else { &expected });
-        bed.right.exec_superuser(&undo);
+        fixture.right.exec_superuser(&undo);
     }
-    let soon: String = bed.right.query_one("select (now() + interval '3 days 1 hour')::text");
-    bed.right.exec_superuser(&format!("alter role {user} valid until '{soon}'"));
-    assert_found(&checked(&bed.left, ""), &[("~|dst|warning|", "is good for 3 days more")]);
-    bed.right.exec_superuser(&format!("alter role {user} valid until 'infinity'"));
+    let soon: String = fixture.right.query_one("select (now() + interval '3 days 1 hour')::text");
+    fixture.right.exec_superuser(&format!("alter role {user} valid until '{soon}'"));
+    assert_found(&checked(&fixture.left, ""), &[("~|dst|warning|", "is good for 3 days more")]);
+    fixture.right.exec_superuser(&format!("alter role {user} valid until 'infinity'"));
     // Another role by a setting: its privileges count.
-    bed.right.exec_superuser(&format!("alter role {user} set role = {}", other.name));
-    let found = checked(&bed.left, "");
+    fixture.right.exec_superuser(&format!("alter role {user} set role = {}", other.name));
+    let found = checked(&fixture.left, "");
     let acts = ("~|dst|notice|", "acts as role");
     assert_found(
         &found,
         &[acts, ("t|dst|error|", "lacks SELECT, INSERT, UPDATE, DELETE, TRUNCATE")],
     );
-    bed.right.exec_superuser(&format!("alter role {user} reset role"));
+    fixture.right.exec_superuser(&format!("alter role {user} reset role"));
     // Deletions under "newest" want the extension there.
-    bed.left.exec("select detach_sync('t', 'dst')");
-    attach(&bed, "t", NEWEST);
-    bed.right.exec_superuser("drop extension pg_rowsync cascade");
-    assert_found(&checked(&bed.left, ""), &[("~|dst|notice|", "has no extension pg_rowsync")]);
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    attach(&fixture, "t", NEWEST);
+    fixture.right.exec_superuser("drop extension pg_rowsync cascade");
+    assert_found(&checked(&fixture.left, ""), &[("~|dst|notice|", "has no extension pg_rowsync")]);
 }
 
 #[test]
 fn encodings_that_lack_characters_are_found() {
-    let bed = Testbed::new("checkenc");
+    let fixture = Fixture::new("checkenc");
     for (encoding, severity, part) in [
         ("LATIN1", "warning", "characters that it lacks"),
         ("SQL_ASCII", "notice", "not looked at"),
     ] {
-        let there =
-            Side { db: format!("{}_{encoding}", bed.right.db).to_lowercase(), ..bed.right.clone() };
+        let there = Side {
+            db: format!("{}_{encoding}", fixture.right.db).to_lowercase(),
+            ..fixture.right.clone()
+        };
         let Side { db, user, .. } = &there;
-        bed.right.exec_superuser(&format!(
+        fixture.right.exec_superuser(&format!(
             "create database {db} template template0 encoding '{encoding}' lc_collate 'C' lc_ctype 'C' owner {user}"
         ));
         there.exec(&format!("create schema authorization {user}; create table t ({COLUMNS})"));
-        bed.left.exec(&format!("create table if not exists t ({COLUMNS})"));
+        fixture.left.exec(&format!("create table if not exists t ({COLUMNS})"));
         let server = encoding.to_lowercase();
-        bed.link(&bed.left, &there, &server, &[]);
-        bed.left.exec(&format!("select attach_sync('t', '{server}', '{user}.t')"));
+        fixture.link(&fixture.left, &there, &server, &[]);
+        fixture.left.exec(&format!("select attach_sync('t', '{server}', '{user}.t')"));
         let begin = format!("~|{server}|{severity}|");
-        let found = checked(&bed.left, &format!("server => '{server}'"));
+        let found = checked(&fixture.left, &format!("server => '{server}'"));
         assert_found(&found, &[(&begin, part)]);
-        run(&mut bed.right.superuser(), &format!("drop database {db} with (force)"));
-        bed.left.exec(&format!("select detach_sync('t', '{server}')"));
+        run(&mut fixture.right.superuser(), &format!("drop database {db} with (force)"));
+        fixture.left.exec(&format!("select detach_sync('t', '{server}')"));
     }
 }
 
 #[test]
 fn masters_that_do_not_reach_all_others_are_found() {
-    let bed = linked("checkmesh");
-    let (left, right) = (&bed.left.user, &bed.right.user);
-    bed.link(&bed.left, &bed.right, "third", &[]);
-    bed.link(&bed.right, &bed.left, "back", &[]);
-    bed.link(&bed.right, &bed.left, "onward", &[]);
-    bed.left.exec(&format!("create table t ({COLUMNS})"));
-    bed.right.exec(&format!("create table t ({COLUMNS}); create table t3 ({COLUMNS})"));
-    bed.left.exec(&format!(
+    let fixture = linked("checkmesh");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    fixture.link(&fixture.left, &fixture.right, "third", &[]);
+    fixture.link(&fixture.right, &fixture.left, "back", &[]);
+    fixture.link(&fixture.right, &fixture.left, "onward", &[]);
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
+    fixture.right.exec(&format!("create table t ({COLUMNS}); create table t3 ({COLUMNS})"));
+    fixture.left.exec(&format!(
         "select attach_sync('t', 'dst', '{right}.t', '{NEWEST}');
          select attach_sync('t', 'third', '{right}.t3', '{NEWEST}')"
     ));
-    assert_found(&checked(&bed.left, ""), &[]);
-    bed.right.exec(&format!("select attach_sync('t', 'back', '{left}.t', '{NEWEST}')"));
+    assert_found(&checked(&fixture.left, ""), &[]);
+    fixture.right.exec(&format!("select attach_sync('t', 'back', '{left}.t', '{NEWEST}')"));
     let gap = ("t|dst|warning|", "sends it to 0 other servers, while it is sent to 1 others");
-    assert_found(&checked(&bed.left, ""), &[gap]);
-    bed.right.exec(&format!("select attach_sync('t', 'onward', '{left}.other', '{NEWEST}')"));
-    assert_found(&checked(&bed.left, ""), &[]);
+    assert_found(&checked(&fixture.left, ""), &[gap]);
+    fixture.right.exec(&format!("select attach_sync('t', 'onward', '{left}.other', '{NEWEST}')"));
+    assert_found(&checked(&fixture.left, ""), &[]);
     // Both decide by the newest, but by different columns.
-    bed.right.exec("select detach_sync('t', 'back')");
-    bed.right.exec(&format!(
+    fixture.right.exec("select detach_sync('t', 'back')");
+    fixture.right.exec(&format!(
         r#"select attach_sync('t', 'back', '{left}.t', '{{"on_conflict": "newest", "version_column": "id"}}')"#
     ));
     let diverges = ("t|dst|notice|", "concurrent changes may not converge");
-    assert_found(&checked(&bed.left, "'t', 'dst'"), &[diverges]);
-    bed.right.exec("alter table t disable trigger \"00_pg_rowsync_back_dml\"");
+    assert_found(&checked(&fixture.left, "'t', 'dst'"), &[diverges]);
+    fixture.right.exec("alter table t disable trigger \"00_pg_rowsync_back_dml\"");
     let idle = ("t|dst|warning|", "is disabled, or fires only for what replication applies");
-    assert_found(&checked(&bed.left, "'t', 'dst'"), &[idle]);
+    assert_found(&checked(&fixture.left, "'t', 'dst'"), &[idle]);
 }
 
 #[test]
 fn what_waits_or_has_failed_is_found_without_its_values() {
-    let bed = linked("checkqueue");
-    crate::common::mirror(&bed, "t", COLUMNS, "{}");
-    bed.right.exec("alter table t add constraint no check (v <> 'secret')");
-    bed.left.exec("insert into t values (1, 'secret', 1)");
-    crate::common::deal(&bed, "10");
-    let found = checked(&bed.left, "");
+    let fixture = linked("checkqueue");
+    crate::common::mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.right.exec("alter table t add constraint no check (v <> 'secret')");
+    fixture.left.exec("insert into t values (1, 'secret', 1)");
+    crate::common::deal(&fixture, "10");
+    let found = checked(&fixture.left, "");
     assert_found(&found, &[("t|dst|error|", "1 records for server \"dst\" have failed")]);
     assert!(found[0].contains("23514") && !found[0].contains("secret"), "{found:?}");
-    bed.left.exec_superuser("delete from sync_err_rec");
-    crate::common::outage(&bed.right);
-    bed.left.exec("insert into t values (2, 'x', 1)");
-    bed.left.exec_superuser(
+    fixture.left.exec_superuser("delete from sync_err_rec");
+    crate::common::outage(&fixture.right);
+    fixture.left.exec("insert into t values (2, 'x', 1)");
+    fixture.left.exec_superuser(
         "update sync_queue set create_time = now() - interval '2 minutes';
          insert into sync_lost_session (dst_server, owner, backend_pid)
            select dst_server, owner, 1 from sync_queue limit 1",
     );
-    let found = checked(&bed.left, "");
+    let found = checked(&fixture.left, "");
     assert_found(
         &found,
         &[
@@ -433,23 +440,23 @@ fn what_waits_or_has_failed_is_found_without_its_values() {
             ("~|dst|warning|", "whose connections were lost may still commit"),
         ],
     );
-    bed.left.exec_superuser("delete from sync_lost_session; delete from sync_err_rec");
-    crate::common::recover(&bed.right);
-    bed.left.exec_superuser("insert into sync_node values (gen_random_uuid())");
-    assert_found(&checked(&bed.left, ""), &[("~|~|error|", "is a copy")]);
+    fixture.left.exec_superuser("delete from sync_lost_session; delete from sync_err_rec");
+    crate::common::recover(&fixture.right);
+    fixture.left.exec_superuser("insert into sync_node values (gen_random_uuid())");
+    assert_found(&checked(&fixture.left, ""), &[("~|~|error|", "is a copy")]);
 }
 
 #[test]
 fn owners_check_their_own_tables_and_monitors_all() {
-    let bed = linked("checkrights");
-    crate::common::mirror(&bed, "t", COLUMNS, "{}");
-    bed.right.exec("drop table t");
-    let outsider = Role::create(&bed.left, "outsider", "");
-    let monitor = Role::create(&bed.left, "monitor", "");
-    let member = Role::create(&bed.left, "member", "");
-    bed.left.exec_superuser(&format!(
+    let fixture = linked("checkrights");
+    crate::common::mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.right.exec("drop table t");
+    let outsider = Role::create(&fixture.left, "outsider", "");
+    let monitor = Role::create(&fixture.left, "monitor", "");
+    let member = Role::create(&fixture.left, "member", "");
+    fixture.left.exec_superuser(&format!(
         "grant pg_monitor to {}; grant {} to {}",
-        monitor.name, bed.left.user, member.name
+        monitor.name, fixture.left.user, member.name
     ));
     let gone = [("t|dst|error|", "does not exist on server")];
     assert_found(&checked_by(&mut outsider.client(), ""), &[]);
@@ -459,28 +466,30 @@ fn owners_check_their_own_tables_and_monitors_all() {
         assert_found(&checked_by(&mut role.client(), ""), &gone);
         assert_found(&checked_by(&mut role.client(), "'t'"), &gone);
     }
-    let mut superuser = bed.left.superuser();
-    run(&mut superuser, &format!("set search_path = {}, public", bed.left.user));
+    let mut superuser = fixture.left.superuser();
+    run(&mut superuser, &format!("set search_path = {}, public", fixture.left.user));
     assert_found(&checked_by(&mut superuser, ""), &gone);
     // Rows of the queue that are another owner's are not told either.
-    bed.left.exec("insert into t values (1, 'x', 1)");
+    fixture.left.exec("insert into t values (1, 'x', 1)");
     assert_found(&checked_by(&mut outsider.client(), ""), &[]);
 }
 
 #[test]
 fn servers_that_do_not_answer_cost_their_time_once_and_a_cancel_works() {
-    let bed = linked("checktime");
+    let fixture = linked("checktime");
     let proxies: Vec<Proxy> =
-        (0..4).map(|_| Proxy::start(bed.right.cluster.port()).expect("a proxy")).collect();
-    crate::common::mirror(&bed, "t", COLUMNS, "{}");
+        (0..4).map(|_| Proxy::start(fixture.right.cluster.port()).expect("a proxy")).collect();
+    crate::common::mirror(&fixture, "t", COLUMNS, "{}");
     for (number, proxy) in proxies.iter().enumerate() {
-        bed.link_via(proxy, &bed.left, &bed.right, &format!("slow{number}"), &[]);
-        bed.left.exec(&attach_sql(&bed, "t", "{}").replace("'dst'", &format!("'slow{number}'")));
+        fixture.link_via(proxy, &fixture.left, &fixture.right, &format!("slow{number}"), &[]);
+        fixture
+            .left
+            .exec(&attach_sql(&fixture, "t", "{}").replace("'dst'", &format!("'slow{number}'")));
         proxy.freeze();
     }
-    link_with(&bed, "closed", closed_port(), &bed.right.password);
-    bed.left.exec(&attach_sql(&bed, "t", "{}").replace("'dst'", "'closed'"));
-    let mut client = bed.left.client();
+    link_with(&fixture, "closed", closed_port(), &fixture.right.password);
+    fixture.left.exec(&attach_sql(&fixture, "t", "{}").replace("'dst'", "'closed'"));
+    let mut client = fixture.left.client();
     run(&mut client, "set pg_rowsync.connect_timeout = 1500");
     let since = Instant::now();
     let found = checked_by(&mut client, "");
@@ -501,7 +510,7 @@ fn servers_that_do_not_answer_cost_their_time_once_and_a_cancel_works() {
 
 #[test]
 fn many_tables_are_asked_about_in_parts_and_wide_ones_alone() {
-    let bed = linked("checkmany");
+    let fixture = linked("checkmany");
     let wide: Vec<String> =
         (0..500).map(|number| format!("a_rather_long_column_name_{number} int")).collect();
     let wide = wide.join(", ");
@@ -510,30 +519,30 @@ fn many_tables_are_asked_about_in_parts_and_wide_ones_alone() {
         let more = if number < 6 { format!(", {wide}") } else { String::new() };
         all.push_str(&format!("create table m{number} ({COLUMNS}{more});"));
     }
-    for side in [&bed.left, &bed.right] {
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&all);
     }
     for number in 0..20 {
-        attach(&bed, &format!("m{number}"), "{}");
+        attach(&fixture, &format!("m{number}"), "{}");
     }
-    assert_found(&checked(&bed.left, ""), &[]);
-    bed.right.exec("drop table m3; drop table m7; drop table m19");
-    let found = checked(&bed.left, "");
+    assert_found(&checked(&fixture.left, ""), &[]);
+    fixture.right.exec("drop table m3; drop table m7; drop table m19");
+    let found = checked(&fixture.left, "");
     let gone = "does not exist on server";
     assert_found(&found, &[("m3|", gone), ("m7|", gone), ("m19|", gone)]);
 }
 
 #[test]
 fn a_check_changes_nothing_and_leaves_nothing_open() {
-    let bed = linked("checkidle");
-    crate::common::mirror(&bed, "t", COLUMNS, "{}");
-    let mut client = bed.left.client();
+    let fixture = linked("checkidle");
+    crate::common::mirror(&fixture, "t", COLUMNS, "{}");
+    let mut client = fixture.left.client();
     run(&mut client, "begin read only; select * from check_sync()");
     let open = format!(
         "select count(*) from pg_stat_activity where usename = '{}' and (state <> 'idle' or backend_xmin is not null)",
-        bed.right.user
+        fixture.right.user
     );
-    assert_eq!(rows(&bed.right, &open), ["0"]);
+    assert_eq!(rows(&fixture.right, &open), ["0"]);
     run(&mut client, "rollback");
 }
 
@@ -568,36 +577,36 @@ const COARSER: &[(&str, &str, &str, &str)] = &[
 
 #[test]
 fn a_key_or_version_that_is_coarser_there_is_refused_at_attach() {
-    let bed = linked("checkcoarser");
+    let fixture = linked("checkcoarser");
     for (here, there, options, part) in COARSER.iter().copied() {
-        bed.left.exec(&format!("create table t ({here})"));
-        bed.right.exec(&format!("create table t ({there})"));
-        let mut client = bed.left.client();
-        let error = refused(&mut client, &attach_sql(&bed, "t", options), "42804");
+        fixture.left.exec(&format!("create table t ({here})"));
+        fixture.right.exec(&format!("create table t ({there})"));
+        let mut client = fixture.left.client();
+        let error = refused(&mut client, &attach_sql(&fixture, "t", options), "42804");
         assert!(error.message().contains(part), "{error:?}");
         assert!(error.hint().is_some_and(|hint| hint.contains("Give it the type")), "{error:?}");
         let triggers = "select count(*) from pg_trigger where tgrelid = 't'::regclass";
-        assert_eq!(rows(&bed.left, triggers), ["0"], "{here}");
+        assert_eq!(rows(&fixture.left, triggers), ["0"], "{here}");
         // The other way round all is well, but for what is too long.
-        for (side, columns) in [(&bed.left, there), (&bed.right, here)] {
+        for (side, columns) in [(&fixture.left, there), (&fixture.right, here)] {
             side.exec(&format!("drop table t; create table t ({columns})"));
         }
-        attach(&bed, "t", options);
-        bed.left.exec("drop table t");
-        bed.right.exec("drop table t");
+        attach(&fixture, "t", options);
+        fixture.left.exec("drop table t");
+        fixture.right.exec("drop table t");
     }
 }
 
 #[test]
 fn a_key_whose_equality_is_looser_there_is_told_at_attach() {
-    let bed = linked("checkloose");
-    bed.left.exec("create table t (k text primary key)");
-    bed.right.exec(
+    let fixture = linked("checkloose");
+    fixture.left.exec("create table t (k text primary key)");
+    fixture.right.exec(
         "create collation loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
          create table t (k text collate loose primary key)",
     );
-    let (mut client, notices) = bed.left.client_with_notices();
-    run(&mut client, &attach_sql(&bed, "t", "{}"));
+    let (mut client, notices) = fixture.left.client_with_notices();
+    run(&mut client, &attach_sql(&fixture, "t", "{}"));
     let said = notices.lock().unwrap();
     let is_told = |one: &postgres::error::DbError| {
         one.code().code() == "42804" && one.message().contains("by the column's collation")
@@ -607,11 +616,11 @@ fn a_key_whose_equality_is_looser_there_is_told_at_attach() {
 
 #[test]
 fn types_under_which_values_change_are_told_at_attach() {
-    let bed = linked("checktold");
-    bed.left.exec("create table t (id int primary key, at timestamptz, n numeric, ok int)");
-    bed.right.exec("create table t (id bigint primary key, at date, n int, ok text)");
-    let (mut client, notices) = bed.left.client_with_notices();
-    run(&mut client, &attach_sql(&bed, "t", "{}"));
+    let fixture = linked("checktold");
+    fixture.left.exec("create table t (id int primary key, at timestamptz, n numeric, ok int)");
+    fixture.right.exec("create table t (id bigint primary key, at date, n int, ok text)");
+    let (mut client, notices) = fixture.left.client_with_notices();
+    run(&mut client, &attach_sql(&fixture, "t", "{}"));
     let said = crate::common::warnings(&notices);
     let messages: Vec<&str> = said.iter().map(|one| one.message()).collect();
     assert_eq!(messages.len(), 2, "{messages:?}");
@@ -628,7 +637,7 @@ fn types_under_which_values_change_are_told_at_attach() {
         messages[1].contains("column \"n\"") && messages[1].contains("refused there"),
         "{messages:?}"
     );
-    let found = checked(&bed.left, "'t'");
+    let found = checked(&fixture.left, "'t'");
     assert_found(
         &found,
         &[("t|dst|warning|", "column \"at\""), ("t|dst|warning|", "column \"n\"")],

@@ -1,7 +1,7 @@
 //! Steps and looks that several tests share. Failures are panics.
 
 use rowsync_harness::side::{Notices, describe};
-use rowsync_harness::{Cluster, Side, Testbed, fails};
+use rowsync_harness::{Cluster, Fixture, Side, fails};
 
 use postgres::error::DbError;
 use postgres::{Client, SimpleQueryMessage};
@@ -13,68 +13,68 @@ pub fn closed_port() -> u16 {
 }
 
 /// A test bed whose left side has a server `dst` that leads to the right one.
-pub fn linked(label: &str) -> Testbed {
-    let bed = Testbed::new(label);
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    bed
+pub fn linked(label: &str) -> Fixture {
+    let fixture = Fixture::new(label);
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    fixture
 }
 
 /// The same as [`linked`], with a table `t` on both sides and changes of the left one sent.
-pub fn one_way(label: &str, columns: &str, options: &str) -> Testbed {
-    let bed = linked(label);
-    mirror(&bed, "t", columns, options);
-    bed
+pub fn one_way(label: &str, columns: &str, options: &str) -> Fixture {
+    let fixture = linked(label);
+    mirror(&fixture, "t", columns, options);
+    fixture
 }
 
 /// A table on both sides; changes of the left one go to `dst`.
-pub fn mirror(bed: &Testbed, table: &str, columns: &str, options: &str) {
-    bed.left.exec(&format!("create table {table} ({columns})"));
-    bed.right.exec(&format!("create table {table} ({columns})"));
-    attach(bed, table, options);
+pub fn mirror(fixture: &Fixture, table: &str, columns: &str, options: &str) {
+    fixture.left.exec(&format!("create table {table} ({columns})"));
+    fixture.right.exec(&format!("create table {table} ({columns})"));
+    attach(fixture, table, options);
 }
 
 /// Sends the left table to the right one of the same name.
-pub fn attach(bed: &Testbed, table: &str, options: &str) {
-    bed.left.exec(&attach_sql(bed, table, options));
+pub fn attach(fixture: &Fixture, table: &str, options: &str) {
+    fixture.left.exec(&attach_sql(fixture, table, options));
 }
 
 /// Two databases, of which the right one lets its role in as told by [`Cluster::set_authentication`]; the
 /// left one has a server `dst` of its role's that leads there with a mapping for PUBLIC, without a password.
-pub fn passwordless(label: &str, method: &str) -> Testbed {
+pub fn passwordless(label: &str, method: &str) -> Fixture {
     let right = std::sync::Arc::new(Cluster::start(label).expect("a cluster"));
     right.set_authentication(method).expect("a rule");
     let create = |cluster, name: String| Side::create(cluster, &name).expect("a database");
-    let bed = Testbed {
-        left: create(rowsync_harness::testbed::clusters().0, format!("local_{label}")),
+    let fixture = Fixture {
+        left: create(rowsync_harness::fixture::clusters().0, format!("local_{label}")),
         right: create(&right, format!("remote_{label}")),
     };
-    let (Side { db, user, .. }, port) = (&bed.right, right.port());
-    bed.left.exec(&format!(
+    let (Side { db, user, .. }, port) = (&fixture.right, right.port());
+    fixture.left.exec(&format!(
         "create server dst foreign data wrapper pg_rowsync
            options (host '127.0.0.1', port '{port}', dbname '{db}');
          create user mapping for public server dst options (user '{user}')"
     ));
-    bed
+    fixture
 }
 
 /// The server `dst` becomes a superuser's, whose tables may then use it without a password.
-pub fn hand_to_superuser(bed: &Testbed) {
-    bed.left.exec_superuser(&format!(
+pub fn hand_to_superuser(fixture: &Fixture) {
+    fixture.left.exec_superuser(&format!(
         "alter server dst owner to postgres; grant usage on foreign server dst to {}",
-        bed.left.user
+        fixture.left.user
     ));
 }
 
 /// The call that [`attach`] makes.
-pub fn attach_sql(bed: &Testbed, table: &str, options: &str) -> String {
-    let schema = &bed.right.user;
+pub fn attach_sql(fixture: &Fixture, table: &str, options: &str) -> String {
+    let schema = &fixture.right.user;
     format!("select attach_sync('{table}', 'dst', '{schema}.{table}', '{options}')")
 }
 
 /// A server on the left that leads to the right under other options: `port`, `password`.
-pub fn link_with(bed: &Testbed, server: &str, port: u16, password: &str) {
-    let Side { db, user, .. } = &bed.right;
-    bed.left.exec(&format!(
+pub fn link_with(fixture: &Fixture, server: &str, port: u16, password: &str) {
+    let Side { db, user, .. } = &fixture.right;
+    fixture.left.exec(&format!(
         "create server {server} foreign data wrapper pg_rowsync
            options (host '127.0.0.1', port '{port}', dbname '{db}');
          create user mapping for current_user server {server}
@@ -123,31 +123,31 @@ pub fn table(side: &Side, name: &str) -> Vec<String> {
 
 /// The rows of a table, after checking that they are the same on both sides.
 #[track_caller]
-pub fn same(bed: &Testbed, name: &str) -> Vec<String> {
-    let left = table(&bed.left, name);
-    assert_eq!(left, table(&bed.right, name), "\"{name}\" differs, right is the remote");
+pub fn same(fixture: &Fixture, name: &str) -> Vec<String> {
+    let left = table(&fixture.left, name);
+    assert_eq!(left, table(&fixture.right, name), "\"{name}\" differs, right is the remote");
     left
 }
 
 /// [`same`], and what the rows must be.
 #[track_caller]
-pub fn both_have(bed: &Testbed, name: &str, expected: &[&str]) {
-    assert_eq!(same(bed, name), expected);
+pub fn both_have(fixture: &Fixture, name: &str, expected: &[&str]) {
+    assert_eq!(same(fixture, name), expected);
 }
 
 /// `op|sqlstate|attempts|status` of the records on the left, oldest first.
-pub fn records(bed: &Testbed) -> Vec<String> {
-    rows(&bed.left, "select op, sqlstate, attempts, status from sync_err_rec order by id")
+pub fn records(fixture: &Fixture) -> Vec<String> {
+    rows(&fixture.left, "select op, sqlstate, attempts, status from sync_err_rec order by id")
 }
 
 /// How many changes wait on the left.
-pub fn queued(bed: &Testbed) -> i64 {
-    bed.left.queued().unwrap_or_else(|error| panic!("no queue: {}", describe(&error)))
+pub fn queued(fixture: &Fixture) -> i64 {
+    fixture.left.queued().unwrap_or_else(|error| panic!("no queue: {}", describe(&error)))
 }
 
 /// `deal_sync_err_rec` on the left, as the superuser.
-pub fn deal(bed: &Testbed, args: &str) -> bool {
-    bed.left.query_one(&format!("select deal_sync_err_rec({args})"))
+pub fn deal(fixture: &Fixture, args: &str) -> bool {
+    fixture.left.query_one(&format!("select deal_sync_err_rec({args})"))
 }
 
 /// A further login role on a side, which may use the side's schema. Dropped, it takes with it what it

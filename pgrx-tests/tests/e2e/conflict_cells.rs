@@ -1,14 +1,14 @@
 //! Runs the cells of the table policy x conflict: what is on the server afterwards, what is counted,
-//! logged and set aside. Each for one row and for 1,000 of which ten conflict, delivered at commit, at
+//! logged and marked failed. Each for one row and for 1,000 of which ten conflict, delivered at commit, at
 //! commit over a session that trusts the server, and by the worker.
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{attach, queued, rows, run, table};
-use crate::conflict_view::{bed, counted, logged, total};
+use crate::conflict_view::{counted, fixture, logged, total};
+use crate::failed::ever_queued;
 use crate::preloaded::await_drained;
-use crate::set_aside::ever_queued;
 
 /// By how much a key moves.
 pub const MOVED: i64 = 10_000;
@@ -25,7 +25,7 @@ pub struct Seen {
     pub server_key: Option<i64>,
     pub version: Option<&'static str>,
     pub server_version: Option<&'static str>,
-    /// The SQLSTATE of the record set aside.
+    /// The SQLSTATE of the failed record.
     pub sqlstate: &'static str,
 }
 
@@ -44,7 +44,7 @@ impl Seen {
     }
 
     pub const fn aside(kind: &'static str, sqlstate: &'static str) -> Option<Seen> {
-        Some(Seen { sqlstate, ..Seen::of(kind, "set aside") })
+        Some(Seen { sqlstate, ..Seen::of(kind, "failed") })
     }
 
     /// The log's line for a row, as [`logged`] gives it.
@@ -136,9 +136,9 @@ pub fn run_batches(policy: &str, shape: Shape, cells: &[Cell]) {
 const BATCH: (i64, &str) = (1000, "id % 100 = 50");
 
 fn run_over(policy: &str, shape: Shape, cells: &[Cell], sizes: &[(i64, &str)], ways: &[Way]) {
-    let bed = bed();
+    let fixture = fixture();
     // Where the remote tables have triggers of their own, what these queue stays.
-    bed.right.exec(
+    fixture.right.exec(
         "create server back foreign data wrapper pg_rowsync options (host '127.0.0.1', port '1');
          create user mapping for current_user server back options (user 'x', password 'x')",
     );
@@ -149,7 +149,7 @@ fn run_over(policy: &str, shape: Shape, cells: &[Cell], sizes: &[(i64, &str)], w
                 number += 1;
                 println!("{policy}, {rows} rows, {way:?}: {} / {}", cell.there, cell.here);
                 let table = format!("t{number}");
-                Run { bed: &bed, policy, shape, cell, way, table, rows, bad }.run();
+                Run { fixture: &fixture, policy, shape, cell, way, table, rows, bad }.run();
             }
         }
     }
@@ -157,7 +157,7 @@ fn run_over(policy: &str, shape: Shape, cells: &[Cell], sizes: &[(i64, &str)], w
 
 /// A cell, run with so many rows in a certain way.
 struct Run<'a> {
-    bed: &'a Testbed,
+    fixture: &'a Fixture,
     policy: &'a str,
     shape: Shape,
     cell: &'a Cell,
@@ -169,34 +169,39 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(&self) {
-        let Run { bed, cell, .. } = self;
+        let Run { fixture, cell, .. } = self;
         let mut client = self.begin();
-        let (before, queued_before) = (total(bed), ever_queued(bed));
+        let (before, queued_before) = (total(fixture), ever_queued(fixture));
         run(&mut client, &self.fill(cell.here));
-        let aside = cell.seen.is_some_and(|seen| seen.decision == "set aside");
+        let aside = cell.seen.is_some_and(|seen| seen.decision == "failed");
         if self.way != Way::Queue && !aside {
-            assert_eq!(ever_queued(bed), queued_before, "queued: {:?}", rows(&bed.left, QUEUED));
+            assert_eq!(
+                ever_queued(fixture),
+                queued_before,
+                "queued: {:?}",
+                rows(&fixture.left, QUEUED)
+            );
         }
-        await_drained(bed);
+        await_drained(fixture);
         let here = (1..=self.rows).map(|id| (id, cell.good));
-        assert_eq!(table(&bed.left, &self.table), expected(here));
+        assert_eq!(table(&fixture.left, &self.table), expected(here));
         let of = |id| if self.is_bad(id) { cell.bad } else { cell.good };
         assert_eq!(
-            table(&bed.right, &self.table),
+            table(&fixture.right, &self.table),
             expected((1..=self.rows).map(|id| (id, of(id))))
         );
-        self.look(total(bed) - before);
-        bed.left.exec_superuser("delete from sync_err_rec");
+        self.look(total(fixture) - before);
+        fixture.left.exec_superuser("delete from sync_err_rec");
     }
 
     /// Makes the tables what they are before the change, and gives the session that makes it.
     fn begin(&self) -> Client {
-        let Run { bed, policy, table, .. } = self;
+        let Run { fixture, policy, table, .. } = self;
         let mode = if self.way == Way::Queue { "queue" } else { "async" };
-        bed.left.exec(&self.fill(self.shape.here));
-        bed.right.exec(&self.fill(self.shape.there));
-        attach(bed, table, &format!(r#"{{"mode": "{mode}", {policy}}}"#));
-        let mut client = bed.left.client();
+        fixture.left.exec(&self.fill(self.shape.here));
+        fixture.right.exec(&self.fill(self.shape.there));
+        attach(fixture, table, &format!(r#"{{"mode": "{mode}", {policy}}}"#));
+        let mut client = fixture.left.client();
         if self.way == Way::Trusting {
             run(&mut client, &self.fill("insert into {t} values (0, 'w', 0)"));
             run(&mut client, &self.fill("update {t} set v = 'x'"));
@@ -204,31 +209,31 @@ impl Run<'_> {
         }
         if self.cell.here != INSERT {
             let base = "insert into {t} select id, 'l', 5 from generate_series(1, {n}) id";
-            run(&mut bed.left.client_named("pg_rowsync"), &self.fill(base));
-            bed.right.exec(&self.fill(base));
+            run(&mut fixture.left.client_named("pg_rowsync"), &self.fill(base));
+            fixture.right.exec(&self.fill(base));
         }
-        bed.right.exec(&self.fill(self.cell.there));
+        fixture.right.exec(&self.fill(self.cell.there));
         client
     }
 
     /// Checks what is counted, logged and queued; `counted_now` of all conflicts are new.
     fn look(&self, counted_now: i64) {
-        let Run { bed, table, .. } = self;
+        let Run { fixture, table, .. } = self;
         let Some(seen) = self.cell.seen else {
             assert_eq!(counted_now, 0);
-            assert_eq!(logged(bed, table), [""; 0]);
-            assert_eq!(queued(bed), 0);
+            assert_eq!(logged(fixture, table), [""; 0]);
+            assert_eq!(queued(fixture), 0);
             return;
         };
         let bad: Vec<i64> = (1..=self.rows).filter(|id| self.is_bad(*id)).collect();
         let number = bad.len();
         assert_eq!(counted_now, number as i64);
-        assert_eq!(counted(bed, table), [format!("{}|{number}", seen.kind)]);
+        assert_eq!(counted(fixture, table), [format!("{}|{number}", seen.kind)]);
         let log: Vec<String> = bad.iter().map(|id| seen.line(*id, table)).collect();
-        assert_eq!(logged(bed, table), log);
+        assert_eq!(logged(fixture, table), log);
         let failed = format!("{}|failed|{number}", seen.sqlstate);
-        let aside = seen.decision == "set aside";
-        assert_eq!(rows(&bed.left, QUEUED), if aside { vec![failed] } else { vec![] });
+        let aside = seen.decision == "failed";
+        assert_eq!(rows(&fixture.left, QUEUED), if aside { vec![failed] } else { vec![] });
     }
 
     fn fill(&self, sql: &str) -> String {

@@ -5,7 +5,7 @@ use crate::conflict_cells::{
     CHANGED, Cell, DELETE, GONE_AHEAD, INSERT, MISSING, MOVE, MOVE_EACH, MOVED, NEW, NEW_MOVED,
     NONE, PLAIN, PRESENT, Row, Seen, Shape, TAKEN, UPDATE, run_batches, run_cells,
 };
-use crate::conflict_view::{bed, counted, logged, total};
+use crate::conflict_view::{counted, fixture, logged, total};
 
 const THEIRS: &[Row] = &[(0, "r", 1)];
 const THEIRS_AHEAD: &[Row] = &[(MOVED, "r", 1)];
@@ -225,15 +225,15 @@ fn overwrite_and_skip_work_where_the_target_is_partitioned() {
 
 #[test]
 fn a_conflict_that_fails_the_local_transaction_is_not_counted() {
-    let bed = bed();
+    let fixture = fixture();
     let columns = "id int primary key, v text, ver int";
-    mirror(&bed, "t", columns, r#"{"mode": "sync", "on_conflict": "error"}"#);
-    bed.right.exec("insert into t values (1, 'r', 1)");
-    let mut client = bed.left.client();
+    mirror(&fixture, "t", columns, r#"{"mode": "sync", "on_conflict": "error"}"#);
+    fixture.right.exec("insert into t values (1, 'r', 1)");
+    let mut client = fixture.left.client();
     refused(&mut client, "insert into t values (1, 'l', 5), (2, 'l', 5)", "23505");
-    assert_eq!(table(&bed.left, "t"), [""; 0]);
-    assert_eq!(table(&bed.right, "t"), ["1|r|1"]);
-    assert_eq!(total(&bed), 0);
-    assert_eq!(counted(&bed, "t"), [""; 0]);
-    assert_eq!(logged(&bed, "t"), [""; 0]);
+    assert_eq!(table(&fixture.left, "t"), [""; 0]);
+    assert_eq!(table(&fixture.right, "t"), ["1|r|1"]);
+    assert_eq!(total(&fixture), 0);
+    assert_eq!(counted(&fixture, "t"), [""; 0]);
+    assert_eq!(logged(&fixture, "t"), [""; 0]);
 }

@@ -1,12 +1,12 @@
 //! Conflicts with another unique constraint than the key's: no policy decides over the row that is in
-//! the way, so the change is set aside, by the constraint's name, and everything else flows.
+//! the way, so the change is marked failed, by the constraint's name, and everything else flows.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{attach, rows, run, same};
-use crate::conflict_view::{bed, counted, logged, total};
+use crate::conflict_view::{counted, fixture, logged, total};
+use crate::failed::{failed, retry};
 use crate::preloaded::await_drained;
-use crate::set_aside::{failed, retry};
 
 const POLICIES: [&str; 4] = [
     r#""on_conflict": "overwrite""#,
@@ -18,20 +18,20 @@ const POLICIES: [&str; 4] = [
 const COLUMNS: &str = "id int primary key, v text, ver int, code text";
 
 /// Tables of which the remote one has the further constraint; `there` are rows only it has.
-fn tables(bed: &Testbed, name: &str, options: &str, there: &str) {
-    bed.left.exec(&format!("create table {name} ({COLUMNS})"));
-    bed.right.exec(&format!(
+fn tables(fixture: &Fixture, name: &str, options: &str, there: &str) {
+    fixture.left.exec(&format!("create table {name} ({COLUMNS})"));
+    fixture.right.exec(&format!(
         "create table {name} ({COLUMNS}, constraint {name}_code_once unique (code));
          insert into {name} values {there}"
     ));
-    attach(bed, name, options);
+    attach(fixture, name, options);
 }
 
-/// `sqlstate|constraint_name` of all records; they must be set aside.
-fn aside(bed: &Testbed) -> Vec<String> {
+/// `sqlstate|constraint_name` of all records; they must be marked failed.
+fn aside(fixture: &Fixture) -> Vec<String> {
     let sql = "select sqlstate, constraint_name, nullif(status, 'failed') as wrong
                  from sync_err_rec order by id";
-    let records = rows(&bed.left, sql);
+    let records = rows(&fixture.left, sql);
     records.iter().map(|record| record.trim_end_matches("|~").to_owned()).collect()
 }
 
@@ -46,46 +46,46 @@ fn each(
     keys: &[&str],
     mend: &str,
 ) {
-    let bed = bed();
+    let fixture = fixture();
     for (at, policy) in policies.iter().enumerate() {
         for mode in ["async", "queue"] {
             let name = format!("{mode}_{at}");
-            tables(&bed, &name, &format!(r#"{{"mode": "{mode}", {policy}}}"#), there);
+            tables(&fixture, &name, &format!(r#"{{"mode": "{mode}", {policy}}}"#), there);
             let fill = |sql: &str| sql.replace("{t}", &name);
-            run(&mut bed.left.client_named("pg_rowsync"), &fill(base));
-            bed.right.exec(&fill(base));
-            let before = total(&bed);
-            bed.left.exec(&fill(here));
-            await_drained(&bed);
+            run(&mut fixture.left.client_named("pg_rowsync"), &fill(base));
+            fixture.right.exec(&fill(base));
+            let before = total(&fixture);
+            fixture.left.exec(&fill(here));
+            await_drained(&fixture);
             let count = keys.len();
-            assert_eq!(aside(&bed), vec![format!("23505|{name}_code_once"); count]);
+            assert_eq!(aside(&fixture), vec![format!("23505|{name}_code_once"); count]);
             let others = format!(
                 "select * from {name} where id <= 1000 and id not in ({}) order by id",
                 keys.join(", ")
             );
-            let arrived = rows(&bed.right, &others);
+            let arrived = rows(&fixture.right, &others);
             assert_eq!(arrived.len(), 1000 - count, "{policy}, {mode}");
-            assert_eq!(arrived, rows(&bed.left, &others), "{policy}, {mode}");
+            assert_eq!(arrived, rows(&fixture.left, &others), "{policy}, {mode}");
             let version = if policy.contains("newest") { "6" } else { "~" };
             let log: Vec<String> = keys
                 .iter()
-                .map(|id| format!("{kind}|set aside|{id}|~|{version}|~|{name}_code_once"))
+                .map(|id| format!("{kind}|failed|{id}|~|{version}|~|{name}_code_once"))
                 .collect();
-            assert_eq!(logged(&bed, &name), log, "{policy}, {mode}");
-            assert_eq!(counted(&bed, &name), [format!("{kind}|{count}")]);
-            assert_eq!(total(&bed) - before, count as i64);
+            assert_eq!(logged(&fixture, &name), log, "{policy}, {mode}");
+            assert_eq!(counted(&fixture, &name), [format!("{kind}|{count}")]);
+            assert_eq!(total(&fixture) - before, count as i64);
             // A retry that fails again is no further conflict.
-            for id in failed(&bed) {
-                assert!(!retry(&bed, id));
+            for id in failed(&fixture) {
+                assert!(!retry(&fixture, id));
             }
-            assert_eq!(total(&bed) - before, count as i64);
-            assert_eq!(logged(&bed, &name), log, "{policy}, {mode}");
-            bed.right.exec(&fill(mend));
-            for id in failed(&bed) {
-                assert!(retry(&bed, id), "{policy}, {mode}");
+            assert_eq!(total(&fixture) - before, count as i64);
+            assert_eq!(logged(&fixture, &name), log, "{policy}, {mode}");
+            fixture.right.exec(&fill(mend));
+            for id in failed(&fixture) {
+                assert!(retry(&fixture, id), "{policy}, {mode}");
             }
-            assert_eq!(aside(&bed), [""; 0]);
-            same(&bed, &name);
+            assert_eq!(aside(&fixture), [""; 0]);
+            same(&fixture, &name);
         }
     }
 }
@@ -94,7 +94,7 @@ const INSERT: &str =
     "insert into {t} select id, 'n', 6, 'c' || id from generate_series(1, 1000) id";
 
 #[test]
-fn an_insert_that_meets_another_unique_constraint_is_set_aside() {
+fn an_insert_that_meets_another_unique_constraint_is_failed() {
     each(
         &POLICIES,
         "(5007, 'r', 9, 'c7'), (5500, 'r', 9, 'c500')",
@@ -107,7 +107,7 @@ fn an_insert_that_meets_another_unique_constraint_is_set_aside() {
 }
 
 #[test]
-fn an_update_that_meets_another_unique_constraint_is_set_aside() {
+fn an_update_that_meets_another_unique_constraint_is_failed() {
     each(
         &POLICIES,
         "(5007, 'r', 9, 'n7'), (5500, 'r', 9, 'n500')",

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
-use rowsync_harness::{Side, Testbed, await_until};
+use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::common::{rows, run, same};
-use crate::dice::Dice;
 use crate::preloaded::{EAGER, WORKING};
+use crate::rng::Rng;
 
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 /// What would end a deadlock that the lock timeout does not break.
@@ -22,10 +22,10 @@ const ROWS: u64 = 5;
 const LOAD: Duration = Duration::from_secs(6);
 
 /// A table `t` that either side sends to the other; the row with the latest time wins.
-fn masters(bed: &Testbed) {
+fn masters(fixture: &Fixture) {
     let columns = "id int primary key, v text, version timestamptz not null";
-    for (side, other) in [(&bed.left, &bed.right), (&bed.right, &bed.left)] {
-        bed.link(side, other, "dst", &[]);
+    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+        fixture.link(side, other, "dst", &[]);
         side.exec(&format!(
             "create table t ({columns});
              create function stamp() returns trigger language plpgsql as $$
@@ -48,17 +48,18 @@ fn masters(bed: &Testbed) {
             DELIVERY_TIMEOUT.as_secs()
         ));
     }
-    bed.left
+    fixture
+        .left
         .exec(&format!("insert into t select i, 'first', now() from generate_series(1, {ROWS}) i"));
-    assert_eq!(same(bed, "t").len(), ROWS as usize);
+    assert_eq!(same(fixture, "t").len(), ROWS as usize);
 }
 
 /// Updates random rows for a while; how often, and the longest time one took.
 fn update(side: &Side, who: u64) -> (u32, Duration) {
-    let (mut client, mut dice) = (side.client(), Dice::new(who));
+    let (mut client, mut rng) = (side.client(), Rng::new(who));
     let (end, mut times, mut longest) = (Instant::now() + LOAD, 0, Duration::ZERO);
     while Instant::now() < end {
-        let id = 1 + dice.roll(ROWS);
+        let id = 1 + rng.roll(ROWS);
         let start = Instant::now();
         run(&mut client, &format!("update t set v = '{who}: {times}' where id = {id}"));
         longest = longest.max(start.elapsed());
@@ -68,16 +69,16 @@ fn update(side: &Side, who: u64) -> (u32, Duration) {
 }
 
 /// Loads both sides; `drain` goes on meanwhile.
-fn contend(bed: &Testbed, drain: impl Fn(&Side) + Sync) {
+fn contend(fixture: &Fixture, drain: impl Fn(&Side) + Sync) {
     let done = AtomicBool::new(false);
     let results: Vec<_> = thread::scope(|scope| {
         let clients: Vec<_> = (0..2 * CLIENTS)
             .map(|who| {
-                let side = if who % 2 == 0 { &bed.left } else { &bed.right };
+                let side = if who % 2 == 0 { &fixture.left } else { &fixture.right };
                 scope.spawn(move || update(side, who + 1))
             })
             .collect();
-        for side in [&bed.left, &bed.right] {
+        for side in [&fixture.left, &fixture.right] {
             let (done, drain) = (&done, &drain);
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
@@ -101,31 +102,31 @@ fn contend(bed: &Testbed, drain: impl Fn(&Side) + Sync) {
     assert!(longest < DELIVERY_TIMEOUT / 2, "{longest:?}: {results:?}");
 }
 
-fn settle(bed: &Testbed) {
-    for side in [&bed.left, &bed.right] {
+fn settle(fixture: &Fixture) {
+    for side in [&fixture.left, &fixture.right] {
         assert_eq!(rows(side, "select * from sync_err_rec where status <> 'pending'"), [""; 0]);
     }
-    assert_eq!(same(bed, "t").len(), ROWS as usize);
+    assert_eq!(same(fixture, "t").len(), ROWS as usize);
 }
 
-fn both_empty(bed: &Testbed) -> bool {
-    [&bed.left, &bed.right].iter().all(|side| side.queued().expect("a queue") == 0)
+fn both_empty(fixture: &Fixture) -> bool {
+    [&fixture.left, &fixture.right].iter().all(|side| side.queued().expect("a queue") == 0)
 }
 
 #[test]
 fn eight_clients_on_five_rows_of_two_masters_end_with_equal_tables() {
-    let bed = Testbed::new("contend");
-    masters(&bed);
-    contend(&bed, |side| {
+    let fixture = Fixture::new("contend");
+    masters(&fixture);
+    contend(&fixture, |side| {
         side.query_one::<bool>("select deal_sync_err_rec(1000)");
     });
     await_until(WORKING, "both queues to drain", || {
-        for side in [&bed.left, &bed.right] {
+        for side in [&fixture.left, &fixture.right] {
             side.query_one::<bool>("select deal_sync_err_rec(100000)");
         }
-        both_empty(&bed)
+        both_empty(&fixture)
     });
-    settle(&bed);
+    settle(&fixture);
 }
 
 #[test]
@@ -135,9 +136,9 @@ fn the_workers_of_two_contended_masters_end_with_equal_tables() {
         let own = Arc::new(Cluster::start_with(name, &settings).expect("a cluster"));
         Side::create(&own, name).expect("a database")
     };
-    let bed = Testbed { left: start("contend_one"), right: start("contend_two") };
-    masters(&bed);
-    contend(&bed, |_| {});
-    await_until(WORKING, "both queues to drain", || both_empty(&bed));
-    settle(&bed);
+    let fixture = Fixture { left: start("contend_one"), right: start("contend_two") };
+    masters(&fixture);
+    contend(&fixture, |_| {});
+    await_until(WORKING, "both queues to drain", || both_empty(&fixture));
+    settle(&fixture);
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rowsync_harness::{Cluster, Side, Testbed, await_until};
+use rowsync_harness::{Cluster, Fixture, Side, await_until};
 
 use crate::common::{
     attach, closed_port, link_with, linked, mirror, query, refused, rows, run, table,
@@ -19,32 +19,32 @@ fn preloaded(more: &[(&str, &str)]) -> Arc<Cluster> {
 }
 
 /// Two databases of one preloaded cluster; the left one has a server `dst` that leads to the right.
-fn bed_on(cluster: &Arc<Cluster>) -> Testbed {
+fn bed_on(cluster: &Arc<Cluster>) -> Fixture {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let create = |prefix| Side::create(cluster, &format!("{prefix}_{number}")).expect("a database");
-    let bed = Testbed { left: create("local"), right: create("remote") };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    bed
+    let fixture = Fixture { left: create("local"), right: create("remote") };
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    fixture
 }
 
 /// The same on a cluster that the tests of this file share.
-fn bed() -> Testbed {
+fn fixture() -> Fixture {
     static SHARED: OnceLock<Arc<Cluster>> = OnceLock::new();
     bed_on(SHARED.get_or_init(|| preloaded(&[])))
 }
 
 /// `delivered_transactions|delivered_changes|queued|conflicts|guarded` of a server on the left.
-fn counters(bed: &Testbed, server: &str) -> String {
+fn counters(fixture: &Fixture, server: &str) -> String {
     let sql = format!(
         "select delivered_transactions, delivered_changes, queued, conflicts, guarded
            from sync_status where server = '{server}'"
     );
-    rows(&bed.left, &sql).remove(0)
+    rows(&fixture.left, &sql).remove(0)
 }
 
-fn conflicts(bed: &Testbed, server: &str) -> i64 {
-    bed.left.query_one(&format!("select conflicts from sync_status where server = '{server}'"))
+fn conflicts(fixture: &Fixture, server: &str) -> i64 {
+    fixture.left.query_one(&format!("select conflicts from sync_status where server = '{server}'"))
 }
 
 /// What is done on either side, and how many of the changes are conflicts under `overwrite`, `skip`
@@ -82,22 +82,22 @@ const STEPS: [(&str, &str, [i64; 3]); 13] = [
 
 /// Runs the steps over one session, which comes to trust the server, or each over a new one.
 fn count_steps(at: usize, options: &str, columns: &str, trusting: bool) {
-    let bed = bed();
-    mirror(&bed, "t", columns, options);
-    let mut guarded = bed.left.client_named("pg_rowsync");
+    let fixture = fixture();
+    mirror(&fixture, "t", columns, options);
+    let mut guarded = fixture.left.client_named("pg_rowsync");
     run(&mut guarded, "insert into t select i, 'l', 5 from generate_series(1, 20) i");
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     for (there, here, expected) in STEPS {
-        bed.right.exec(there);
-        let before = conflicts(&bed, "dst");
+        fixture.right.exec(there);
+        let before = conflicts(&fixture, "dst");
         if !trusting {
-            client = bed.left.client();
+            client = fixture.left.client();
         }
         run(&mut client, here);
-        let found = conflicts(&bed, "dst") - before;
+        let found = conflicts(&fixture, "dst") - before;
         assert_eq!(found, expected[at], "{options} {columns}, {trusting}: {here}");
     }
-    assert_eq!(rows(&bed.left, "select queued, guarded from sync_status"), ["0|20"]);
+    assert_eq!(rows(&fixture.left, "select queued, guarded from sync_status"), ["0|20"]);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn what_a_policy_lets_pass_is_counted() {
 
 #[test]
 fn conflicts_are_counted_where_the_target_is_a_view_or_partitioned() {
-    let bed = bed();
+    let fixture = fixture();
     for (name, target) in [
         ("v", "create table v_base (id int primary key, v text); create view v as table v_base"),
         (
@@ -126,111 +126,111 @@ fn conflicts_are_counted_where_the_target_is_a_view_or_partitioned() {
              create table p_high partition of p default",
         ),
     ] {
-        bed.left.exec(&format!("create table {name} (id int primary key, v text)"));
-        bed.right.exec(target);
-        attach(&bed, name, r#"{"mode": "sync"}"#);
-        bed.right.exec(&format!("insert into {name} values (1, 'r'), (101, 'r')"));
-        let before = conflicts(&bed, "dst");
-        bed.left.exec(&format!("insert into {name} values (1, 'l'), (2, 'l'), (101, 'l')"));
-        assert_eq!(table(&bed.right, name), ["1|l", "101|l", "2|l"]);
-        assert_eq!(conflicts(&bed, "dst") - before, 2, "{name}");
+        fixture.left.exec(&format!("create table {name} (id int primary key, v text)"));
+        fixture.right.exec(target);
+        attach(&fixture, name, r#"{"mode": "sync"}"#);
+        fixture.right.exec(&format!("insert into {name} values (1, 'r'), (101, 'r')"));
+        let before = conflicts(&fixture, "dst");
+        fixture.left.exec(&format!("insert into {name} values (1, 'l'), (2, 'l'), (101, 'l')"));
+        assert_eq!(table(&fixture.right, name), ["1|l", "101|l", "2|l"]);
+        assert_eq!(conflicts(&fixture, "dst") - before, 2, "{name}");
     }
 }
 
 #[test]
 fn a_transaction_to_two_servers_counts_for_each() {
-    let bed = bed();
-    bed.link(&bed.left, &bed.right, "other", &[]);
-    mirror(&bed, "t", COLUMNS, r#"{"mode": "sync"}"#);
-    let schema = &bed.right.user;
-    bed.right.exec(&format!("create table u ({COLUMNS}); insert into u values (1, 'r', 1)"));
-    bed.left.exec(&format!("create table u ({COLUMNS})"));
-    bed.left.exec(&format!("select attach_sync('u', 'other', '{schema}.u')"));
-    bed.right.exec("insert into t values (1, 'r', 1), (2, 'r', 1)");
-    bed.left.exec(
+    let fixture = fixture();
+    fixture.link(&fixture.left, &fixture.right, "other", &[]);
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "sync"}"#);
+    let schema = &fixture.right.user;
+    fixture.right.exec(&format!("create table u ({COLUMNS}); insert into u values (1, 'r', 1)"));
+    fixture.left.exec(&format!("create table u ({COLUMNS})"));
+    fixture.left.exec(&format!("select attach_sync('u', 'other', '{schema}.u')"));
+    fixture.right.exec("insert into t values (1, 'r', 1), (2, 'r', 1)");
+    fixture.left.exec(
         "begin; insert into t values (1, 'l', 1), (2, 'l', 1), (3, 'l', 1);
          insert into u values (1, 'l', 1); commit",
     );
-    assert_eq!(counters(&bed, "dst"), "1|3|0|2|0");
-    assert_eq!(counters(&bed, "other"), "1|1|0|1|0");
+    assert_eq!(counters(&fixture, "dst"), "1|3|0|2|0");
+    assert_eq!(counters(&fixture, "other"), "1|1|0|1|0");
 }
 
 #[test]
 fn deliveries_are_counted_once_the_server_has_committed() {
-    let bed = bed();
-    mirror(&bed, "t", COLUMNS, r#"{"mode": "sync", "on_conflict": "error"}"#);
-    assert_eq!(counters(&bed, "dst"), "0|0|0|0|0");
-    let mut client = bed.left.client();
+    let fixture = fixture();
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "sync", "on_conflict": "error"}"#);
+    assert_eq!(counters(&fixture, "dst"), "0|0|0|0|0");
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
     run(&mut client, "update t set v = 'u' where id = 1");
-    assert_eq!(counters(&bed, "dst"), "2|4|0|0|0");
+    assert_eq!(counters(&fixture, "dst"), "2|4|0|0|0");
     run(&mut client, "begin; update t set v = 'w'; rollback");
     run(&mut client, "begin; savepoint a; update t set v = 'w'; rollback to a; commit");
-    bed.right.exec("delete from t where id = 3");
+    fixture.right.exec("delete from t where id = 3");
     refused(&mut client, "update t set v = 'x'", "P0002");
-    assert_eq!(counters(&bed, "dst"), "2|4|0|0|0");
+    assert_eq!(counters(&fixture, "dst"), "2|4|0|0|0");
     let recent = "select bool_and(now() - last_success between '-1 min' and '1 min')
                     from sync_counters() where server is not null";
-    assert!(bed.left.query_one::<bool>(recent));
+    assert!(fixture.left.query_one::<bool>(recent));
 }
 
 #[test]
 fn what_is_queued_is_counted_when_the_transaction_commits() {
-    let bed = bed();
-    bed.left.exec(&format!("create table t ({COLUMNS})"));
-    link_with(&bed, "away", closed_port(), &bed.right.password);
-    bed.left.exec("select attach_sync('t', 'away')");
-    let mut client = bed.left.client();
+    let fixture = fixture();
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
+    link_with(&fixture, "away", closed_port(), &fixture.right.password);
+    fixture.left.exec("select attach_sync('t', 'away')");
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
-    assert_eq!(counters(&bed, "away"), "0|0|3|0|0");
+    assert_eq!(counters(&fixture, "away"), "0|0|3|0|0");
     run(&mut client, "begin; update t set v = 'u'; rollback");
     run(&mut client, "begin; update t set v = 'u' where id < 3; commit");
-    assert_eq!(counters(&bed, "away"), "0|0|5|0|0");
+    assert_eq!(counters(&fixture, "away"), "0|0|5|0|0");
     // Another server's refusal, met after the queue was written, takes the records back.
-    mirror(&bed, "u", COLUMNS, r#"{"mode": "sync", "on_conflict": "error"}"#);
-    bed.right.exec("insert into u values (1, 'r', 1)");
+    mirror(&fixture, "u", COLUMNS, r#"{"mode": "sync", "on_conflict": "error"}"#);
+    fixture.right.exec("insert into u values (1, 'r', 1)");
     let both = "begin; update t set v = 'w'; insert into u values (1, 'l', 1); commit";
     refused(&mut client, both, "23505");
-    assert_eq!(counters(&bed, "away"), "0|0|5|0|0");
+    assert_eq!(counters(&fixture, "away"), "0|0|5|0|0");
 }
 
 #[test]
 fn what_is_drained_is_counted() {
-    let bed = bed();
-    mirror(&bed, "t", COLUMNS, r#"{"mode": "queue"}"#);
-    bed.right.exec("insert into t values (1, 'r', 1)");
-    bed.left.exec("insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    let fixture = fixture();
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
+    fixture.right.exec("insert into t values (1, 'r', 1)");
+    fixture.left.exec("insert into t select i, 'l', 1 from generate_series(1, 3) i");
     // The worker may be first; nothing is counted twice.
-    bed.left.exec_superuser("select deal_sync_err_rec(100)");
+    fixture.left.exec_superuser("select deal_sync_err_rec(100)");
     let sql = "select delivered_changes, queued, conflicts from sync_status";
-    await_until(Duration::from_secs(30), "the drain", || rows(&bed.left, sql) == ["3|3|1"]);
-    assert_eq!(table(&bed.right, "t"), ["1|l|1", "2|l|1", "3|l|1"]);
+    await_until(Duration::from_secs(30), "the drain", || rows(&fixture.left, sql) == ["3|3|1"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|l|1", "2|l|1", "3|l|1"]);
 }
 
 #[test]
 fn changes_under_the_guards_name_are_counted() {
-    let bed = bed();
-    mirror(&bed, "t", COLUMNS, r#"{"application_name": "mine"}"#);
-    let mut guarded = bed.left.client_named("mine");
+    let fixture = fixture();
+    mirror(&fixture, "t", COLUMNS, r#"{"application_name": "mine"}"#);
+    let mut guarded = fixture.left.client_named("mine");
     run(&mut guarded, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
     run(&mut guarded, "begin; delete from t; rollback");
-    assert_eq!(counters(&bed, "dst"), "0|0|0|0|6");
-    let mut other = bed.left.client_named("pg_rowsync");
+    assert_eq!(counters(&fixture, "dst"), "0|0|0|0|6");
+    let mut other = fixture.left.client_named("pg_rowsync");
     run(&mut other, "update t set v = 'u' where id = 1");
-    assert_eq!(counters(&bed, "dst"), "1|1|0|1|6");
+    assert_eq!(counters(&fixture, "dst"), "1|1|0|1|6");
 }
 
 #[test]
 fn databases_are_kept_apart() {
     // A copy of a database has the same server under the same number.
-    let bed = bed();
-    mirror(&bed, "t", COLUMNS, r#"{"mode": "sync"}"#);
-    let copy = format!("{}_copy", bed.left.db);
-    let mut client = bed.left.cluster.superuser("postgres").expect("a session");
-    run(&mut client, &format!("create database {copy} template {}", bed.left.db));
-    bed.left.exec("insert into t values (1, 'l', 1)");
-    assert_eq!(counters(&bed, "dst"), "1|1|0|0|0");
-    let mut copied = bed.left.cluster.superuser(&copy).expect("a session");
+    let fixture = fixture();
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "sync"}"#);
+    let copy = format!("{}_copy", fixture.left.db);
+    let mut client = fixture.left.cluster.superuser("postgres").expect("a session");
+    run(&mut client, &format!("create database {copy} template {}", fixture.left.db));
+    fixture.left.exec("insert into t values (1, 'l', 1)");
+    assert_eq!(counters(&fixture, "dst"), "1|1|0|0|0");
+    let mut copied = fixture.left.cluster.superuser(&copy).expect("a session");
     let sql = "select srvname, delivered_changes
                  from sync_status join pg_foreign_server on srvname = server";
     assert_eq!(query(&mut copied, sql), ["dst|0"]);
@@ -241,59 +241,60 @@ fn databases_are_kept_apart() {
 #[test]
 fn more_servers_than_slots_go_uncounted_and_unharmed() {
     let cluster = preloaded(&[("pg_rowsync.max_servers", "2")]);
-    let bed = bed_on(&cluster);
-    let schema = &bed.right.user;
+    let fixture = bed_on(&cluster);
+    let schema = &fixture.right.user;
     for name in ["a", "b", "c"] {
-        bed.link(&bed.left, &bed.right, name, &[]);
-        for side in [&bed.left, &bed.right] {
+        fixture.link(&fixture.left, &fixture.right, name, &[]);
+        for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("create table {name} ({COLUMNS})"));
         }
-        bed.left.exec(&format!("select attach_sync('{name}', '{name}', '{schema}.{name}')"));
+        fixture.left.exec(&format!("select attach_sync('{name}', '{name}', '{schema}.{name}')"));
     }
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     for name in ["a", "b", "c", "c", "a"] {
         run(
             &mut client,
             &format!("insert into {name} select coalesce(max(id), 0) + 1, 'l', 1 from {name}"),
         );
     }
-    assert_eq!(table(&bed.right, "c"), ["1|l|1", "2|l|1"]);
+    assert_eq!(table(&fixture.right, "c"), ["1|l|1", "2|l|1"]);
     let sql = "select server, delivered_transactions from sync_status order by server";
-    assert_eq!(rows(&bed.left, sql), ["a|2", "b|1", "c|~"]);
+    assert_eq!(rows(&fixture.left, sql), ["a|2", "b|1", "c|~"]);
 }
 
 #[test]
 fn a_crash_of_the_cluster_sets_the_counters_to_zero() {
     let cluster = preloaded(&[]);
-    let bed = bed_on(&cluster);
-    mirror(&bed, "t", COLUMNS, "{}");
-    bed.left.exec("insert into t values (1, 'l', 1)");
-    assert_eq!(counters(&bed, "dst"), "1|1|0|0|0");
-    let mut victim = bed.left.client();
+    let fixture = bed_on(&cluster);
+    mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.left.exec("insert into t values (1, 'l', 1)");
+    assert_eq!(counters(&fixture, "dst"), "1|1|0|0|0");
+    let mut victim = fixture.left.client();
     let pid: i32 = victim.query_one("select pg_backend_pid()", &[]).expect("a pid").get(0);
     cluster.crash_backend(pid).expect("a crash and recovery");
-    assert_eq!(counters(&bed, "dst"), "0|0|0|0|0");
-    bed.left.exec("insert into t values (2, 'l', 1)");
-    assert_eq!(counters(&bed, "dst"), "1|1|0|0|0");
+    assert_eq!(counters(&fixture, "dst"), "0|0|0|0|0");
+    fixture.left.exec("insert into t values (2, 'l', 1)");
+    assert_eq!(counters(&fixture, "dst"), "1|1|0|0|0");
 }
 
 #[test]
 fn whoever_may_read_the_view_sees_the_counters() {
-    let bed = bed();
-    mirror(&bed, "t", COLUMNS, "{}");
-    bed.left.exec("insert into t values (1, 'l', 1)");
-    bed.left.exec_superuser(&format!("grant select on sync_status to {}", bed.left.user));
-    let seen = query(&mut bed.left.client(), "select server, delivered_changes from sync_status");
+    let fixture = fixture();
+    mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.left.exec("insert into t values (1, 'l', 1)");
+    fixture.left.exec_superuser(&format!("grant select on sync_status to {}", fixture.left.user));
+    let seen =
+        query(&mut fixture.left.client(), "select server, delivered_changes from sync_status");
     assert_eq!(seen, ["dst|1"]);
 }
 
 #[test]
 fn without_preload_counters_are_null() {
-    let bed = linked("uncounted");
-    mirror(&bed, "t", COLUMNS, "{}");
-    bed.left.exec("insert into t values (1, 'l', 1)");
-    assert_eq!(counters(&bed, "dst"), "~|~|~|~|~");
-    assert_eq!(rows(&bed.left, "select * from sync_counters()"), [""; 0]);
+    let fixture = linked("uncounted");
+    mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.left.exec("insert into t values (1, 'l', 1)");
+    assert_eq!(counters(&fixture, "dst"), "~|~|~|~|~");
+    assert_eq!(rows(&fixture.left, "select * from sync_counters()"), [""; 0]);
     // A configuration may hold the setting all the same.
-    assert_eq!(rows(&bed.left, "load 'pg_rowsync'; show pg_rowsync.max_servers"), ["128"]);
+    assert_eq!(rows(&fixture.left, "load 'pg_rowsync'; show pg_rowsync.max_servers"), ["128"]);
 }

@@ -1,6 +1,6 @@
 //! A local database in another encoding than the remote's.
 
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{outage, query, recover, rows, run};
 
@@ -8,31 +8,31 @@ const COLUMNS: &str = r#""schlüssel" int primary key, v text, j jsonb, a text[]
 
 /// A second database on the left in LATIN1, and the right side; the table of either has this name.
 struct Mixed {
-    bed: Testbed,
+    fixture: Fixture,
     left: Side,
 }
 
 impl Mixed {
     fn new(label: &str, table: &str) -> Mixed {
-        let bed = Testbed::new(label);
-        let left = Side { db: format!("{}_e", bed.left.db), ..bed.left.clone() };
+        let fixture = Fixture::new(label);
+        let left = Side { db: format!("{}_e", fixture.left.db), ..fixture.left.clone() };
         let (db, user) = (&left.db, &left.user);
-        bed.left.exec_superuser(&format!(
+        fixture.left.exec_superuser(&format!(
             "create database {db} template template0 encoding 'LATIN1' owner {user}"
         ));
         left.exec_superuser(&format!(
             "create schema authorization {user}; create extension pg_rowsync schema public;
              grant usage on foreign data wrapper pg_rowsync to {user}"
         ));
-        bed.link(&left, &bed.right, "dst", &[]);
-        for side in [&left, &bed.right] {
+        fixture.link(&left, &fixture.right, "dst", &[]);
+        for side in [&left, &fixture.right] {
             side.exec(&format!("create table {table} ({COLUMNS})"));
         }
-        Mixed { bed, left }
+        Mixed { fixture, left }
     }
 
     fn equal(&self, table: &str, expected: &[&str]) {
-        for side in [&self.left, &self.bed.right] {
+        for side in [&self.left, &self.fixture.right] {
             assert_eq!(rows(side, &format!("select * from {table} order by 1")), expected);
         }
     }
@@ -51,15 +51,15 @@ impl Drop for Mixed {
 #[test]
 fn values_cross_between_encodings() {
     let mixed = Mixed::new("encval", "t");
-    let Mixed { bed, left } = &mixed;
-    left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", bed.right.user));
+    let Mixed { fixture, left } = &mixed;
+    left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.right.user));
     let mut client = left.client();
     run(&mut client, r#"insert into t values (1, 'Größe', '{"ä": "ÿ"}', '{ö,"ß ×"}')"#);
     let expected = r#"1|Größe|{"ä": "ÿ"}|{ö,"ß ×"}"#;
     mixed.equal("t", &[expected]);
-    outage(&bed.right);
+    outage(&fixture.right);
     run(&mut client, "update t set v = v || ' ¼'; insert into t values (2, 'é')");
-    recover(&bed.right);
+    recover(&fixture.right);
     assert!(left.query_one::<bool>("select deal_sync_err_rec(10)"));
     mixed.equal("t", &[&expected.replace("Größe", "Größe ¼"), "2|é|~|~"]);
 }
@@ -67,21 +67,21 @@ fn values_cross_between_encodings() {
 #[test]
 fn the_queue_is_readable_in_another_encoding() {
     let mixed = Mixed::new("encview", "t");
-    let Mixed { bed, left } = &mixed;
-    let schema = &bed.right.user;
+    let Mixed { fixture, left } = &mixed;
+    let schema = &fixture.right.user;
     left.exec(&format!(r#"select attach_sync('t', 'dst', '{schema}.t', '{{"mode": "queue"}}')"#));
     left.exec("insert into t values (2, 'é')");
     let queries = query(&mut left.superuser(), "select dst_query from sync_err_rec");
     assert!(queries[0].contains("'é'") && queries[0].contains("schlüssel"), "{queries:?}");
-    bed.right.exec(&queries[0]);
+    fixture.right.exec(&queries[0]);
     mixed.equal("t", &["2|é|~|~"]);
 }
 
 #[test]
 fn names_of_tables_cross_between_encodings() {
     let mixed = Mixed::new("encname", r#""täble""#);
-    let Mixed { bed, left } = &mixed;
-    let schema = &bed.right.user;
+    let Mixed { fixture, left } = &mixed;
+    let schema = &fixture.right.user;
     left.exec(&format!(r#"select attach_sync('"täble"', 'dst', '{schema}."täble"')"#));
     left.exec(r#"insert into "täble" values (1, 'ü'); select detach_sync('"täble"', 'dst')"#);
     mixed.equal(r#""täble""#, &["1|ü|~|~"]);

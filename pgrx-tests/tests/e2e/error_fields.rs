@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use postgres::Client;
 use postgres::error::{DbError, ErrorPosition};
-use rowsync_harness::{Cluster, Side, Testbed, fails};
+use rowsync_harness::{Cluster, Fixture, Side, fails};
 
 use crate::common::{linked, mirror, one_way, query, refused, run};
 
@@ -64,9 +64,9 @@ fn failures(client: &mut Client) -> Vec<Vec<String>> {
 
 #[test]
 fn errors_of_utility_statements_keep_all_fields_after_a_large_value() {
-    let bed = one_way("fields", "id int primary key", "{}");
-    mirror(&bed, "doc", "id int primary key, body text", "{}");
-    bed.left.exec(
+    let fixture = one_way("fields", "id int primary key", "{}");
+    mirror(&fixture, "doc", "id int primary key, body text", "{}");
+    fixture.left.exec(
         "create domain posint as int check (value > 0);
          create table e1 (a int primary key, c int constraint cc check (c > 0));
          insert into e1 values (1, 1), (2, 2);
@@ -74,7 +74,7 @@ fn errors_of_utility_statements_keep_all_fields_after_a_large_value() {
          create table e1child (a int references e1parent);
          create procedure pp() language plpgsql as $$ begin insert into e1 values (1, 5); end $$",
     );
-    let (mut client, notices) = bed.left.client_with_notices();
+    let (mut client, notices) = fixture.left.client_with_notices();
     let before = failures(&mut client);
     assert_eq!(before[0][11], "e1_a");
     assert!(before[2][6].contains("PL/pgSQL function pp()"), "{:?}", before[2]);
@@ -98,21 +98,21 @@ fn errors_of_utility_statements_keep_all_fields_after_a_large_value() {
         end $$";
     run(&mut client, stacked);
     assert_eq!(query(&mut client, "select pg_temp.name()"), ["e1_a of e1"]);
-    assert_eq!(bed.checksum(&bed.right, "doc").1, 1);
+    assert_eq!(fixture.checksum(&fixture.right, "doc").1, 1);
 }
 
 #[test]
 fn values_are_still_read_before_a_statement_takes_their_table_away() {
-    let bed = linked("hooked");
-    mirror(&bed, "doc", "id int primary key, body text", "{}");
-    mirror(&bed, "other", "id int primary key, body text", "{}");
-    let mut client = bed.left.client();
+    let fixture = linked("hooked");
+    mirror(&fixture, "doc", "id int primary key, body text", "{}");
+    mirror(&fixture, "other", "id int primary key, body text", "{}");
+    let mut client = fixture.left.client();
     run(&mut client, &format!("begin; {LARGE}; alter table doc alter id type bigint; commit"));
-    assert_eq!(bed.checksum(&bed.right, "doc").1, 1);
+    assert_eq!(fixture.checksum(&fixture.right, "doc").1, 1);
     run(&mut client, "begin");
     refused(&mut client, "drop table nosuch", "42P01");
     run(&mut client, "rollback; insert into other values (1, 'x')");
-    assert_eq!(bed.checksum(&bed.right, "other").1, 1);
+    assert_eq!(fixture.checksum(&fixture.right, "other").1, 1);
 }
 
 #[test]
@@ -122,9 +122,9 @@ fn backtraces_are_for_nobody() {
     cluster.set_environment(&[("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "1")]);
     cluster.start_again().expect("a start");
     let create = |name| Side::create(&cluster, name).expect("a database");
-    let bed = Testbed { left: create("trace_left"), right: create("trace_right") };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    let mut client = bed.left.client();
+    let fixture = Fixture { left: create("trace_left"), right: create("trace_right") };
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    let mut client = fixture.left.client();
     run(&mut client, "create table t (id int primary key)");
     // Raised by the extension itself, by the server below it, and as a Rust panic would be.
     for (sql, state) in [
@@ -141,5 +141,5 @@ fn backtraces_are_for_nobody() {
     let log = cluster.log();
     assert!(!log.contains("stack backtrace") && !log.contains("pgrx"), "{log}");
     drop(client);
-    drop(bed);
+    drop(fixture);
 }

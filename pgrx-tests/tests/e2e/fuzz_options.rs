@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 
 use crate::common::{linked, query, run, table};
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 const CASES: usize = 150;
 
-fn dice() -> (u64, Dice) {
+fn rng() -> (u64, Rng) {
     let seed = std::env::var("ROWSYNC_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    (seed, Dice::new(seed))
+    (seed, Rng::new(seed))
 }
 
 const PIECES: [&str; 27] = [
@@ -48,12 +48,12 @@ const PIECES: [&str; 27] = [
 ];
 
 /// A text that begins as JSON of ours, with some of it replaced.
-fn damaged(dice: &mut Dice, text: &str) -> String {
+fn damaged(rng: &mut Rng, text: &str) -> String {
     let mut chars: Vec<char> = text.chars().collect();
-    for _ in 0..dice.roll(3) {
-        let at = dice.roll(chars.len() as u64 + 1) as usize;
-        let end = (at + dice.roll(4) as usize).min(chars.len());
-        let piece = dice.of(&PIECES).repeat(1 + dice.roll(8).saturating_sub(6) as usize * 400);
+    for _ in 0..rng.roll(3) {
+        let at = rng.roll(chars.len() as u64 + 1) as usize;
+        let end = (at + rng.roll(4) as usize).min(chars.len());
+        let piece = rng.of(&PIECES).repeat(1 + rng.roll(8).saturating_sub(6) as usize * 400);
         chars.splice(at..end, piece.chars());
     }
     chars.into_iter().collect()
@@ -76,21 +76,21 @@ fn may_fail(client: &mut Client, sql: &str, with: &[&str], about: u64) -> bool {
 
 #[test]
 fn triggers_with_random_options_work_or_fail_with_a_documented_state() {
-    let (seed, mut dice) = dice();
-    let bed = linked("fuzzoptions");
-    for side in [&bed.left, &bed.right] {
+    let (seed, mut rng) = rng();
+    let fixture = linked("fuzzoptions");
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text, w text)");
     }
-    let (mut client, schema) = (bed.left.client(), &bed.right.user);
-    let mut admin = bed.left.superuser();
+    let (mut client, schema) = (fixture.left.client(), &fixture.right.user);
+    let mut admin = fixture.left.superuser();
     run(&mut client, "set escape_string_warning = off");
     let valid = r#"{"mode": "queue", "on_conflict": "skip", "columns": ["id", "v"],
         "rename": {"v": "w"}, "key": ["id"], "application_name": "g", "guard_role": "pg_monitor"}"#;
     let plain = "{\"mode\": \"sync\"}";
     let mut worked = 0;
     for number in 0..CASES {
-        let base = dice.of(&[valid, plain, "{}"]);
-        let options = damaged(&mut dice, base);
+        let base = rng.of(&[valid, plain, "{}"]);
+        let options = damaged(&mut rng, base);
         let create = format!(
             "create trigger fuzz after insert on t for each row
                execute function sync_dml('dst', '{schema}', 't', {})",
@@ -111,17 +111,17 @@ fn triggers_with_random_options_work_or_fail_with_a_documented_state() {
             run(&mut client, "select detach_sync('t', 'dst')");
         }
     }
-    assert_eq!(table(&bed.left, "t").len(), worked);
+    assert_eq!(table(&fixture.left, "t").len(), worked);
     assert!(worked > 5, "seed {seed}: only {worked} were valid");
 }
 
 #[test]
 fn servers_and_mappings_with_random_options_are_made_or_refused() {
-    let (seed, mut dice) = dice();
-    let bed = linked("fuzzservers");
-    let mut client = bed.left.client();
+    let (seed, mut rng) = rng();
+    let fixture = linked("fuzzservers");
+    let mut client = fixture.left.client();
     for _ in 0..CASES {
-        let name = dice.of(&[
+        let name = rng.of(&[
             "host",
             "port",
             "dbname",
@@ -136,9 +136,9 @@ fn servers_and_mappings_with_random_options_are_made_or_refused() {
             "nonsense",
             "hots",
         ]);
-        let name = if dice.roll(3) == 0 { damaged(&mut dice, name) } else { name.to_owned() };
+        let name = if rng.roll(3) == 0 { damaged(&mut rng, name) } else { name.to_owned() };
         let name = format!("\"{}\"", name.replace('"', "\"\""));
-        let value = literal(&damaged(&mut dice, "on"));
+        let value = literal(&damaged(&mut rng, "on"));
         // An option that is unknown or misplaced, without a name, a boolean that is none, one for superusers.
         let states = ["HV00D", "42601", "22023", "42501"];
         let (of_server, of_mapping) = (
@@ -166,16 +166,18 @@ fn shown_as(record: &[String; 2]) -> String {
 
 #[test]
 fn what_is_no_record_is_refused_by_the_function_that_shows_it() {
-    let (seed, mut dice) = dice();
-    let bed = linked("fuzzrecords");
-    for side in [&bed.left, &bed.right] {
+    let (seed, mut rng) = rng();
+    let fixture = linked("fuzzrecords");
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text)");
     }
-    crate::common::attach(&bed, "t", r#"{"mode": "queue"}"#);
-    bed.left.exec("insert into t values (1, 'v'); update t set id = 2; delete from t; truncate t");
+    crate::common::attach(&fixture, "t", r#"{"mode": "queue"}"#);
+    fixture
+        .left
+        .exec("insert into t values (1, 'v'); update t set id = 2; delete from t; truncate t");
     let select =
         "select body, change from sync_queue q join sync_route r on r.id = route_id order by q.id";
-    let records = bed.left.superuser().simple_query(select).expect("records");
+    let records = fixture.left.superuser().simple_query(select).expect("records");
     let records: Vec<[String; 2]> = records
         .iter()
         .filter_map(|message| match message {
@@ -187,12 +189,12 @@ fn what_is_no_record_is_refused_by_the_function_that_shows_it() {
         .collect();
     assert_eq!(records.len(), 4);
     // Anyone may call it.
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     let mut shown = 0;
     for _ in 0..CASES {
-        let mut record = records[dice.roll(4) as usize].clone();
-        let which = dice.roll(2) as usize;
-        record[which] = damaged(&mut dice, &record[which]);
+        let mut record = records[rng.roll(4) as usize].clone();
+        let which = rng.roll(2) as usize;
+        record[which] = damaged(&mut rng, &record[which]);
         let sql = shown_as(&record);
         shown += usize::from(may_fail(&mut client, &sql, &["XX000", "22021"], seed));
     }

@@ -9,11 +9,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use postgres::Client;
 use rowsync_harness::side::describe;
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{query, rows, run};
-use crate::dice::Dice;
 use crate::fuzz_values::{KINDS, Kind, TYPES};
+use crate::rng::Rng;
 
 const TRANSACTIONS: usize = 14;
 const POLICIES: [&str; 4] = ["overwrite", "error", "skip", "newest"];
@@ -47,11 +47,11 @@ const SETTINGS: [&[&str]; 12] = [
 ];
 
 /// Some of the settings.
-fn settings(dice: &mut Dice, of: &[&[&str]]) -> String {
+fn settings(rng: &mut Rng, of: &[&[&str]]) -> String {
     let mut chosen = vec!["escape_string_warning = off"];
     for values in of {
-        if dice.roll(2) == 0 {
-            chosen.push(dice.of(values));
+        if rng.roll(2) == 0 {
+            chosen.push(rng.of(values));
         }
     }
     chosen.iter().map(|setting| format!("set {setting}; ")).collect()
@@ -68,14 +68,14 @@ struct Columns {
 const ENDINGS: [&str; 9] = ["", "'", "\"\"", "\\", "; --", " $1", "{\"\"}", "\n", " E'\\'"];
 
 impl Columns {
-    fn random(dice: &mut Dice) -> Columns {
+    fn random(rng: &mut Rng) -> Columns {
         let keys: Vec<&Kind> = KINDS.iter().filter(|kind| kind.is_key).collect();
         let all: Vec<&Kind> = KINDS.iter().collect();
-        let key = 1 + dice.roll(3) as usize;
+        let key = 1 + rng.roll(3) as usize;
         let columns = (0..key + 12)
             .map(|at| {
-                let kind = dice.of(if at < key { &keys } else { &all });
-                (format!("\"c{at}{}\"", dice.of(&ENDINGS)), kind)
+                let kind = rng.of(if at < key { &keys } else { &all });
+                (format!("\"c{at}{}\"", rng.of(&ENDINGS)), kind)
             })
             .collect();
         Columns { columns, key }
@@ -91,26 +91,26 @@ impl Columns {
         )
     }
 
-    fn row(&self, dice: &mut Dice, number: u64) -> String {
+    fn row(&self, rng: &mut Rng, number: u64) -> String {
         let value = |(at, (_, kind)): (usize, &(String, &Kind))| match at < self.key {
-            true => kind.key(dice),
-            false => kind.value(dice),
+            true => kind.key(rng),
+            false => kind.value(rng),
         };
         let values: Vec<String> = self.columns.iter().enumerate().map(value).collect();
         format!("({number}, {number}, {})", values.join(", "))
     }
 
     /// New values of some columns.
-    fn assignments(&self, dice: &mut Dice, of_key: bool) -> String {
+    fn assignments(&self, rng: &mut Rng, of_key: bool) -> String {
         let (first, last) = if of_key { (0, self.key) } else { (self.key, self.columns.len()) };
         let mut set = Vec::new();
         for (at, (name, kind)) in self.columns.iter().enumerate().take(last).skip(first) {
-            if of_key && (set.is_empty() || dice.roll(2) == 0) || dice.roll(4) == 0 {
-                let large = kind.name == "text" && at >= self.key && dice.roll(4) == 0;
+            if of_key && (set.is_empty() || rng.roll(2) == 0) || rng.roll(4) == 0 {
+                let large = kind.name == "text" && at >= self.key && rng.roll(4) == 0;
                 let value = match large {
-                    true => format!("repeat({} || md5('{at}'), 200)", kind.key(dice)),
-                    false if at < self.key => kind.key(dice),
-                    false => kind.value(dice),
+                    true => format!("repeat({} || md5('{at}'), 200)", kind.key(rng)),
+                    false if at < self.key => kind.key(rng),
+                    false => kind.value(rng),
                 };
                 set.push(format!(", {name} = {value}"));
             }
@@ -130,59 +130,56 @@ impl Columns {
 }
 
 /// A random statement; many fail for a duplicate key.
-fn statement(dice: &mut Dice, table: &str, columns: &Columns, number: &mut u64) -> String {
+fn statement(rng: &mut Rng, table: &str, columns: &Columns, number: &mut u64) -> String {
     *number += 10;
     let at = *number;
-    let some = match dice.roll(3) {
-        0 => format!("n = (select n from {table} offset {} limit 1)", dice.roll(12)),
-        _ => format!("n % 4 = {}", dice.roll(4)),
+    let some = match rng.roll(3) {
+        0 => format!("n = (select n from {table} offset {} limit 1)", rng.roll(12)),
+        _ => format!("n % 4 = {}", rng.roll(4)),
     };
-    match dice.roll(14) {
+    match rng.roll(14) {
         0..=4 => {
             let rows: Vec<String> =
-                (0..1 + dice.roll(4)).map(|i| columns.row(dice, at + i)).collect();
+                (0..1 + rng.roll(4)).map(|i| columns.row(rng, at + i)).collect();
             format!("insert into {table} values {}", rows.join(", "))
         }
         5..=7 => {
-            format!(
-                "update {table} set ver = {at}{} where {some}",
-                columns.assignments(dice, false)
-            )
+            format!("update {table} set ver = {at}{} where {some}", columns.assignments(rng, false))
         }
         8 => {
-            let (key, rest) = (columns.assignments(dice, true), columns.assignments(dice, false));
+            let (key, rest) = (columns.assignments(rng, true), columns.assignments(rng, false));
             format!(
                 "update {table} set ver = {at}{key}{rest}
                    where n = (select n from {table} offset {} limit 1)",
-                dice.roll(12)
+                rng.roll(12)
             )
         }
         9 => {
-            format!("update {table} set ver = {at}{} where {some}", columns.assignments(dice, true))
+            format!("update {table} set ver = {at}{} where {some}", columns.assignments(rng, true))
         }
         10 => format!("delete from {table} where {some}"),
         11 => format!("insert into kept select * from {table} where {some}"),
         12 => format!(
             "update kept set n = n + {at}, ver = {at}; insert into {table} select * from kept"
         ),
-        _ if dice.roll(3) == 0 => format!("truncate {table}"),
-        _ => format!("delete from {table} where n % 7 = {}", dice.roll(7)),
+        _ if rng.roll(3) == 0 => format!("truncate {table}"),
+        _ => format!("delete from {table} where n % 7 = {}", rng.roll(7)),
     }
 }
 
 /// One random transaction; the statements as they were run.
 fn transaction(
     client: &mut Client,
-    dice: &mut Dice,
+    rng: &mut Rng,
     table: &str,
     columns: &Columns,
     number: &mut u64,
 ) -> Vec<String> {
     let mut done =
-        vec![format!("begin; {}", settings(dice, &SETTINGS).replace("set ", "set local "))];
+        vec![format!("begin; {}", settings(rng, &SETTINGS).replace("set ", "set local "))];
     run(client, &done[0]);
-    for _ in 0..1 + dice.roll(6) {
-        let sql = statement(dice, table, columns, number);
+    for _ in 0..1 + rng.roll(6) {
+        let sql = statement(rng, table, columns, number);
         run(client, "savepoint try");
         let code = client.batch_execute(&sql).err().map(|error| describe(&error));
         let end = if code.is_some() { "rollback to try" } else { "release try" };
@@ -207,29 +204,29 @@ fn image(side: &Side, columns: &Columns, table: &str) -> Vec<u8> {
 }
 
 /// Runs what the view shows for the server `hand`, under settings of the one who does, and discards it.
-fn by_hand(bed: &Testbed, dice: &mut Dice) {
-    let mut client = bed.right.client();
-    run(&mut client, &settings(dice, &SETTINGS[..6]));
+fn by_hand(fixture: &Fixture, rng: &mut Rng) {
+    let mut client = fixture.right.client();
+    run(&mut client, &settings(rng, &SETTINGS[..6]));
     let queries = "select dst_query from sync_err_rec where dst_server = 'hand' order by id";
-    for sql in rows(&bed.left, queries) {
+    for sql in rows(&fixture.left, queries) {
         run(&mut client, &sql);
     }
-    bed.left.exec_superuser("delete from sync_err_rec where dst_server = 'hand'");
+    fixture.left.exec_superuser("delete from sync_err_rec where dst_server = 'hand'");
 }
 
 /// A table on the left, and one on the right for each of the ways to it.
-fn tables(bed: &Testbed, columns: &Columns, policy: &str) -> String {
-    for side in [&bed.left, &bed.right] {
+fn tables(fixture: &Fixture, columns: &Columns, policy: &str) -> String {
+    for side in [&fixture.left, &fixture.right] {
         side.exec_superuser(
             "create extension citext schema public; create extension hstore schema public",
         );
         side.exec(TYPES);
     }
-    let (mut client, schema) = (bed.left.client(), &bed.right.user);
+    let (mut client, schema) = (fixture.left.client(), &fixture.right.user);
     run(&mut client, &format!("create table t ({})", columns.definition()));
     for (way, mode) in WAYS {
-        bed.link(&bed.left, &bed.right, way, &[]);
-        bed.right.exec(&format!("create table {way} ({})", columns.definition()));
+        fixture.link(&fixture.left, &fixture.right, way, &[]);
+        fixture.right.exec(&format!("create table {way} ({})", columns.definition()));
         let options = |policy: &str| {
             let version = if policy == "newest" { r#", "version_column": "ver""# } else { "" };
             format!(
@@ -244,36 +241,38 @@ fn tables(bed: &Testbed, columns: &Columns, policy: &str) -> String {
             run(&mut client, &options("skip"));
         }
     }
-    format!("{}.t", bed.left.user)
+    format!("{}.t", fixture.left.user)
 }
 
 fn play(seed: u64) {
-    let mut dice = Dice::new(seed);
-    let columns = Columns::random(&mut dice);
-    let bed = Testbed::new("fuzz");
-    let table = tables(&bed, &columns, POLICIES[(seed % 4) as usize]);
-    let mut client = bed.left.client();
+    let mut rng = Rng::new(seed);
+    let columns = Columns::random(&mut rng);
+    let fixture = Fixture::new("fuzz");
+    let table = tables(&fixture, &columns, POLICIES[(seed % 4) as usize]);
+    let mut client = fixture.left.client();
     run(&mut client, &format!("create temp table kept as select * from {table}"));
     let (mut number, mut states) = (0, 0);
     let mut before = Vec::new();
     for _ in 0..TRANSACTIONS {
         run(&mut client, "truncate kept");
-        let done = transaction(&mut client, &mut dice, &table, &columns, &mut number);
+        let done = transaction(&mut client, &mut rng, &table, &columns, &mut number);
         let about = || format!("seed {seed}: {done:#?}");
-        by_hand(&bed, &mut dice);
-        let deal = query(&mut bed.left.superuser(), "select deal_sync_err_rec(100000)");
+        by_hand(&fixture, &mut rng);
+        let deal = query(&mut fixture.left.superuser(), "select deal_sync_err_rec(100000)");
         assert_eq!(
             deal,
             ["t"],
             "{:?} {}",
-            rows(&bed.left, "select message from sync_err_rec"),
+            rows(&fixture.left, "select message from sync_err_rec"),
             about()
         );
-        let expected = image(&bed.left, &columns, "t");
+        let expected = image(&fixture.left, &columns, "t");
         for (way, _) in WAYS {
-            if image(&bed.right, &columns, way) != expected {
-                let (left, right) =
-                    (rows(&bed.left, &columns.image("t")), rows(&bed.right, &columns.image(way)));
+            if image(&fixture.right, &columns, way) != expected {
+                let (left, right) = (
+                    rows(&fixture.left, &columns.image("t")),
+                    rows(&fixture.right, &columns.image(way)),
+                );
                 panic!("{left:#?} is {right:#?} in \"{way}\", {}", about());
             }
         }

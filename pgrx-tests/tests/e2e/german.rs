@@ -1,4 +1,5 @@
-//! Errors in another language and encoding than English and UTF-8, where nothing may be looked up to convert them.
+//! Errors in another language and encoding than English and UTF-8, where nothing may be looked up to convert
+//! them.
 
 use std::process::Command;
 use std::sync::Arc;

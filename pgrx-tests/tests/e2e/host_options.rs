@@ -2,37 +2,37 @@
 
 use std::time::{Duration, Instant};
 
-use rowsync_harness::{Hostile, Side, Testbed, fails};
+use rowsync_harness::{Fixture, Hostile, Side, fails};
 
 use crate::common::{attach, both_have, closed_port, one_way, refused, rows, run};
 
 const COLUMNS: &str = "id int primary key, v text";
 const SYNC: &str = r#"{"mode": "sync"}"#;
 
-fn set(bed: &Testbed, options: &[(&str, &str)]) {
+fn set(fixture: &Fixture, options: &[(&str, &str)]) {
     for (name, value) in options {
-        bed.left.exec(&format!("alter server dst options (set {name} '{value}')"));
+        fixture.left.exec(&format!("alter server dst options (set {name} '{value}')"));
     }
 }
 
 /// A name that libpq would read as a connection string, to another place, if it were let.
 #[test]
 fn a_database_name_is_a_name_whatever_it_looks_like() {
-    let bed = one_way("dbname", COLUMNS, SYNC);
+    let fixture = one_way("dbname", COLUMNS, SYNC);
     let closed = closed_port();
     for name in [
         format!("host=127.0.0.1 port={closed} dbname=elsewhere"),
         format!("postgresql://127.0.0.1:{closed}/elsewhere"),
     ] {
-        set(&bed, &[("dbname", &name)]);
-        let mut client = bed.left.client();
+        set(&fixture, &[("dbname", &name)]);
+        let mut client = fixture.left.client();
         let error = refused(&mut client, "insert into t values (1, 'a')", "3D000");
         let expected = format!("database \"{name}\" does not exist");
         assert!(error.detail().is_some_and(|text| text.contains(&expected)), "{error:?}");
-        let Side { cluster, user, .. } = &bed.right;
+        let Side { cluster, user, .. } = &fixture.right;
         let mut admin = cluster.superuser("postgres").expect("a session");
         run(&mut admin, &format!("create database \"{name}\" owner {user}"));
-        let there = Side { db: name.clone(), ..bed.right.clone() };
+        let there = Side { db: name.clone(), ..fixture.right.clone() };
         there.exec(&format!("create schema {user}; create table {user}.t ({COLUMNS})"));
         run(&mut client, "insert into t values (1, 'a')");
         assert_eq!(rows(&there, "select * from t"), ["1|a"]);
@@ -43,15 +43,15 @@ fn a_database_name_is_a_name_whatever_it_looks_like() {
 
 #[test]
 fn of_several_hosts_the_first_that_answers_is_used_within_one_deadline() {
-    let bed = one_way("hosts", COLUMNS, SYNC);
-    let (closed, open) = (closed_port(), bed.right.cluster.port());
-    set(&bed, &[("host", "127.0.0.1,127.0.0.1"), ("port", &format!("{closed},{open}"))]);
-    let mut client = bed.left.client();
+    let fixture = one_way("hosts", COLUMNS, SYNC);
+    let (closed, open) = (closed_port(), fixture.right.cluster.port());
+    set(&fixture, &[("host", "127.0.0.1,127.0.0.1"), ("port", &format!("{closed},{open}"))]);
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
-    both_have(&bed, "t", &["1|a"]);
+    both_have(&fixture, "t", &["1|a"]);
     let silent = Hostile::start(|wire| wire.silence()).expect("a silent server");
     let ports = [silent.port(); 3].map(|port| port.to_string()).join(",");
-    set(&bed, &[("host", "127.0.0.1,127.0.0.1,127.0.0.1"), ("port", &ports)]);
+    set(&fixture, &[("host", "127.0.0.1,127.0.0.1,127.0.0.1"), ("port", &ports)]);
     run(&mut client, "set pg_rowsync.connect_timeout = 700");
     let start = Instant::now();
     let error = fails(client.batch_execute("insert into t values (2, 'b')"));
@@ -63,12 +63,12 @@ fn of_several_hosts_the_first_that_answers_is_used_within_one_deadline() {
 /// system user that the local server runs as.
 #[test]
 fn a_local_socket_is_a_host_like_any_other() {
-    let bed = one_way("socket", COLUMNS, SYNC);
-    let Side { cluster, user, .. } = &bed.right;
-    set(&bed, &[("host", cluster.dir().to_str().expect("a path"))]);
-    let mut client = bed.left.client();
+    let fixture = one_way("socket", COLUMNS, SYNC);
+    let Side { cluster, user, .. } = &fixture.right;
+    set(&fixture, &[("host", cluster.dir().to_str().expect("a path"))]);
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
-    both_have(&bed, "t", &["1|a"]);
+    both_have(&fixture, "t", &["1|a"]);
     // A server that lets the system user in, whatever password it has.
     let trusting = rowsync_harness::Cluster::start("trusting").expect("a cluster");
     let hba = trusting.dir().join("data/pg_hba.conf");
@@ -83,11 +83,11 @@ fn a_local_socket_is_a_host_like_any_other() {
     let mut admin = trusting.superuser("postgres").expect("a session");
     run(&mut admin, &format!("create role {user} login superuser; select pg_reload_conf()"));
     let (dir, port) = (trusting.dir().to_str().expect("a path"), trusting.port().to_string());
-    set(&bed, &[("host", dir), ("port", &port), ("dbname", "postgres")]);
+    set(&fixture, &[("host", dir), ("port", &port), ("dbname", "postgres")]);
     refused(&mut client, "insert into t values (2, 'b')", "2F003");
     // And so for one who asks for async: nothing is sent.
-    bed.left.exec("select detach_sync('t', 'dst')");
-    attach(&bed, "t", "{}");
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    attach(&fixture, "t", "{}");
     run(&mut client, "insert into t values (2, 'b')");
-    assert_eq!(crate::common::records(&bed), ["INSERT|2F003|1|pending"]);
+    assert_eq!(crate::common::records(&fixture), ["INSERT|2F003|1|pending"]);
 }

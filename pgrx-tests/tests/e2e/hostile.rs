@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 use rowsync_harness::hostile::{Hostile, Wire, message, parameter, report};
 use rowsync_harness::side::Notices;
-use rowsync_harness::{Side, Testbed, fails};
+use rowsync_harness::{Fixture, Side, fails};
 
 use crate::common::{both_have, deal, one_way, query, records, rows, run, warnings};
 
@@ -24,7 +24,7 @@ pub const MOST_GROWTH: i64 = 32 * 1024;
 
 /// A test bed whose left side is sent from one hostile server to the next.
 pub struct Victim {
-    pub bed: Testbed,
+    pub fixture: Fixture,
     pub timeout: Duration,
     /// Whether it meets them behind a local socket, of which the kernel does not tell how much was read.
     pub local: bool,
@@ -43,8 +43,8 @@ pub struct Met {
 
 impl Victim {
     pub fn new(label: &str) -> Victim {
-        let bed = one_way(label, "id int primary key, v text", "{}");
-        Victim { bed, timeout: TIMEOUT, local: false, next: 0 }
+        let fixture = one_way(label, "id int primary key, v text", "{}");
+        Victim { fixture, timeout: TIMEOUT, local: false, next: 0 }
     }
 
     /// Lets a new session send an insert to a server that behaves so. Checks time and memory.
@@ -55,14 +55,14 @@ impl Victim {
         behaviour: impl Fn(&mut Wire) -> Result<()> + Send + Sync + 'static,
     ) -> Met {
         let hostile = Hostile::start(behaviour).expect("a hostile server");
-        lead(&self.bed.left, hostile.port());
+        lead(&self.fixture.left, hostile.port());
         if self.local {
-            let directory = relay(&self.bed.left, hostile.port()).expect("a local socket");
-            self.bed.left.exec(&format!("alter server dst options (set host '{directory}')"));
+            let directory = relay(&self.fixture.left, hostile.port()).expect("a local socket");
+            self.fixture.left.exec(&format!("alter server dst options (set host '{directory}')"));
         }
         self.next += 1;
         let id = self.next;
-        let (mut client, notices) = self.bed.left.client_with_notices();
+        let (mut client, notices) = self.fixture.left.client_with_notices();
         let timeout = self.timeout.as_millis();
         run(
             &mut client,
@@ -80,7 +80,7 @@ impl Victim {
         assert!(took < LONGEST, "{what}: took {took:?}");
         assert!(growth < MOST_GROWTH, "{what}: grew by {growth} kB");
         println!("{what}: {took:?}, {growth} kB");
-        Met { client, notices, records: records(&self.bed), id }
+        Met { client, notices, records: records(&self.fixture), id }
     }
 
     /// [`Victim::meet`], after which the change is in the queue under this SQLSTATE, and told of in a
@@ -103,16 +103,16 @@ impl Victim {
     /// The same session, led to the honest server: what was queued arrives, and what it writes next.
     #[track_caller]
     pub fn recovers(&mut self, mut met: Met) {
-        lead(&self.bed.left, self.bed.right.cluster.port());
-        assert!(deal(&self.bed, "10"), "after {}", met.id);
+        lead(&self.fixture.left, self.fixture.right.cluster.port());
+        assert!(deal(&self.fixture, "10"), "after {}", met.id);
         run(&mut met.client, &format!("update t set v = 'b' where id = {}", met.id));
         let expected: Vec<String> = (1..=met.id).map(|id| format!("{id}|b")).collect();
-        assert_eq!(rows(&self.bed.right, "select * from t order by id"), expected);
+        assert_eq!(rows(&self.fixture.right, "select * from t order by id"), expected);
         let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         if expected.len() < 10 {
-            both_have(&self.bed, "t", &expected);
+            both_have(&self.fixture, "t", &expected);
         }
-        assert_eq!(records(&self.bed), [""; 0]);
+        assert_eq!(records(&self.fixture), [""; 0]);
     }
 }
 
@@ -176,9 +176,9 @@ fn a_synchronous_commit_fails_in_time() {
         wire.flood(&message(b'N', &report(&[(b'M', b"x")])))
     });
     let hostile = hostile.expect("a hostile server");
-    crate::common::mirror(&victim.bed, "u", "id int primary key", r#"{"mode": "sync"}"#);
-    lead(&victim.bed.left, hostile.port());
-    let mut client = victim.bed.left.client();
+    crate::common::mirror(&victim.fixture, "u", "id int primary key", r#"{"mode": "sync"}"#);
+    lead(&victim.fixture.left, hostile.port());
+    let mut client = victim.fixture.left.client();
     run(&mut client, "set pg_rowsync.delivery_timeout = 500");
     run(&mut client, "set pg_rowsync.connect_timeout = 500");
     let start = Instant::now();
@@ -186,7 +186,7 @@ fn a_synchronous_commit_fails_in_time() {
     assert!(start.elapsed() < 2 * LONGEST, "took {:?}", start.elapsed());
     assert_eq!(error.code().code(), "08007", "{error:?}");
     assert_eq!(query(&mut client, "select * from u"), [""; 0]);
-    assert_eq!(records(&victim.bed), [""; 0]);
+    assert_eq!(records(&victim.fixture), [""; 0]);
     drop(hostile);
     let met = victim.meet("closes", |wire| wire.startup().map(drop));
     victim.recovers(met);
@@ -209,10 +209,10 @@ fn a_session_that_is_flooded_can_be_cancelled() {
             wire.drip(&notice.repeat(100_000), Duration::from_micros(100))
         });
         let hostile = hostile.expect("a hostile server");
-        lead(&victim.bed.left, hostile.port());
-        let (mut client, _) = victim.bed.left.client_with_notices();
+        lead(&victim.fixture.left, hostile.port());
+        let (mut client, _) = victim.fixture.left.client_with_notices();
         let pid = query(&mut client, "select pg_backend_pid()").remove(0);
-        let left = victim.bed.left.clone();
+        let left = victim.fixture.left.clone();
         let canceller = thread::spawn(move || {
             thread::sleep(Duration::from_millis(500));
             left.exec(&format!("select pg_cancel_backend({pid})"));
@@ -226,11 +226,11 @@ fn a_session_that_is_flooded_can_be_cancelled() {
         match greeted {
             false => assert_eq!(fails(result).code().code(), "57014"),
             // It may have been committed there.
-            true => assert_eq!(records(&victim.bed), ["INSERT|08007|1|pending"]),
+            true => assert_eq!(records(&victim.fixture), ["INSERT|08007|1|pending"]),
         }
     }
     victim.next = 1;
-    let client = victim.bed.left.client();
-    let (records, notices) = (records(&victim.bed), Notices::default());
+    let client = victim.fixture.left.client();
+    let (records, notices) = (records(&victim.fixture), Notices::default());
     victim.recovers(Met { client, notices, records, id: 1 });
 }

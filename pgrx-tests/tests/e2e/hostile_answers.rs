@@ -181,8 +181,8 @@ fn what_comes_with_good_answers_does_not_pile_up() {
         }
     });
     let hostile = hostile.expect("a hostile server");
-    lead(&victim.bed.left, hostile.port());
-    let mut client = victim.bed.left.client();
+    lead(&victim.fixture.left, hostile.port());
+    let mut client = victim.fixture.left.client();
     run(&mut client, "select sync_disconnect()");
     let pid = query(&mut client, "select pg_backend_pid()").remove(0);
     let before = memory(&pid, "VmRSS");
@@ -191,7 +191,7 @@ fn what_comes_with_good_answers_does_not_pile_up() {
     }
     let growth = memory(&pid, "VmHWM") - before;
     assert!(growth < MOST_GROWTH, "grew by {growth} kB");
-    assert_eq!(records(&victim.bed), [""; 0]);
+    assert_eq!(records(&victim.fixture), [""; 0]);
     // What libpq does not free goes with the connection.
     assert_eq!(hostile.connections(), 2);
 }
@@ -229,13 +229,13 @@ fn what_an_error_says_is_cut_and_cleaned() {
         let kept =
             "select octet_length(coalesce(message, '') || coalesce(constraint_name, '')) < 20000
                       from sync_queue";
-        assert_eq!(rows(&victim.bed.left, kept), ["t"], "{what}");
+        assert_eq!(rows(&victim.fixture.left, kept), ["t"], "{what}");
         let told = warnings(&met.notices);
         assert!(told[0].detail().is_some_and(|text| text.len() < 20_000), "{what}");
         victim.recovers(met);
     }
     // Other tests write to the same log.
-    let log = victim.bed.left.cluster.log();
+    let log = victim.fixture.left.cluster.log();
     let mut told = log.lines().filter(|line| line.contains("\u{fffd}\u{fffd}\u{fffd}"));
     assert!(told.all(|line| line.len() < 100_000), "the log has it all");
 }

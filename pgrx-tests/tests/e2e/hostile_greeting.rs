@@ -46,10 +46,10 @@ fn a_server_that_never_lets_in_is_given_up() {
 #[test]
 fn passwords_that_nobody_reads_are_not_waited_for() {
     let mut victim = Victim::new("hunread");
-    let (user, long) = (&victim.bed.left.user, "x".repeat(5_000));
-    let Side { password, .. } = &victim.bed.right;
+    let (user, long) = (&victim.fixture.left.user, "x".repeat(5_000));
+    let Side { password, .. } = &victim.fixture.right;
     let mapping = format!("alter user mapping for {user} server dst options");
-    victim.bed.left.exec(&format!(
+    victim.fixture.left.exec(&format!(
         "alter server dst options (add tcp_user_timeout '0'); {mapping} (set password '{long}')"
     ));
     let honest = format!("{mapping} (set password '{password}')");
@@ -60,7 +60,7 @@ fn passwords_that_nobody_reads_are_not_waited_for() {
         Ok(())
     });
     assert_eq!(met.records, ["INSERT|08001|1|pending"]);
-    victim.bed.left.exec(&honest);
+    victim.fixture.left.exec(&honest);
     victim.recovers(met);
 }
 
@@ -168,12 +168,12 @@ fn what_a_server_says_of_itself_is_not_believed() {
         // It says that it has the row, and there is no way to know better.
         assert_eq!(met.records, [""; 0]);
         assert_eq!(
-            rows(&victim.bed.right, &format!("select * from t where id = {}", met.id)),
+            rows(&victim.fixture.right, &format!("select * from t where id = {}", met.id)),
             [""; 0]
         );
         victim.recovers(met);
     }
-    assert_eq!(table(&victim.bed.right, "t").len(), 4);
+    assert_eq!(table(&victim.fixture.right, "t").len(), 4);
 }
 
 /// What was said before a connection failed is cut before it is kept or logged.
@@ -187,6 +187,6 @@ fn long_last_words_are_cut() {
     });
     assert_eq!(met.records, ["INSERT|28000|1|pending"]);
     let length = "select octet_length(message) between 1000 and 5000 from sync_err_rec";
-    assert_eq!(rows(&victim.bed.left, length), ["t"]);
+    assert_eq!(rows(&victim.fixture.left, length), ["t"]);
     victim.recovers(met);
 }

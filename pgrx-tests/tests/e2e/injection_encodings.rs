@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use rowsync_harness::setup::Postgres;
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{linked, mirror, query, records, refused, rows, run, same, table};
 
@@ -69,16 +69,16 @@ fn attach(right: &Side, mode: &str) -> String {
 
 #[test]
 fn bytes_that_are_no_text_are_refused() {
-    let bed = Testbed::new("injbytes");
-    let ascii = Encoded::new(&bed.left, "SQL_ASCII");
-    let there = Encoded::new(&bed.right, "SQL_ASCII");
+    let fixture = Fixture::new("injbytes");
+    let ascii = Encoded::new(&fixture.left, "SQL_ASCII");
+    let there = Encoded::new(&fixture.right, "SQL_ASCII");
     let left = &ascii.0;
     left.exec(&format!("create table t ({COLUMNS})"));
     let mut client = left.client();
     let backend = query(&mut client, "select pg_backend_pid()");
-    for right in [&bed.right, &there.0] {
+    for right in [&fixture.right, &there.0] {
         right.exec(&format!("create table t ({COLUMNS})"));
-        bed.link(left, right, "dst", &[]);
+        fixture.link(left, right, "dst", &[]);
         for mode in ["async", "sync", "queue"] {
             run(&mut client, &attach(right, mode));
             run(&mut client, "truncate t; insert into t values ('there', 'é', '{ü}', '\\xbf27')");
@@ -112,10 +112,10 @@ fn bytes_that_are_no_text_are_refused() {
 
 #[test]
 fn names_that_are_no_text_are_refused() {
-    let bed = Testbed::new("injnotext");
-    let ascii = Encoded::new(&bed.left, "SQL_ASCII");
+    let fixture = Fixture::new("injnotext");
+    let ascii = Encoded::new(&fixture.left, "SQL_ASCII");
     let left = &ascii.0;
-    bed.link(left, &bed.right, "dst", &[]);
+    fixture.link(left, &fixture.right, "dst", &[]);
     let mut client = left.client();
     for bytes in NO_TEXT {
         let name = format!("convert_from('\\x{bytes}', 'SQL_ASCII')");
@@ -154,16 +154,16 @@ fn names_that_are_no_text_are_refused() {
 
 #[test]
 fn characters_that_the_other_side_lacks_are_not_replaced() {
-    let bed = linked("injlacks");
+    let fixture = linked("injlacks");
     let values = ["ソ'表\\能", "\u{ff07}; --", "Ё'\\", "é'\\", "中'\\", "ʼ'", "\u{1f600}'"];
     for encoding in ["EUC_JP", "EUC_CN", "EUC_KR", "LATIN1", "WIN1252", "KOI8R", "SQL_ASCII"] {
-        let there = Encoded::new(&bed.right, encoding);
+        let there = Encoded::new(&fixture.right, encoding);
         there.0.exec(&format!("create table t ({COLUMNS}, ascii text)"));
-        bed.left.exec("drop server dst cascade; drop table if exists t");
-        bed.link(&bed.left, &there.0, "dst", &[]);
-        bed.left.exec(&format!("create table t ({COLUMNS}, ascii text)"));
-        bed.left.exec(&attach(&there.0, "sync"));
-        let mut client = bed.left.client();
+        fixture.left.exec("drop server dst cascade; drop table if exists t");
+        fixture.link(&fixture.left, &there.0, "dst", &[]);
+        fixture.left.exec(&format!("create table t ({COLUMNS}, ascii text)"));
+        fixture.left.exec(&attach(&there.0, "sync"));
+        let mut client = fixture.left.client();
         let mut arrived = 0;
         for value in values {
             let value = value.replace('\'', "''");
@@ -175,7 +175,7 @@ fn characters_that_the_other_side_lacks_are_not_replaced() {
             }
         }
         // Each database has an order of its own.
-        let [found, there] = [&bed.left, &there.0].map(|side| {
+        let [found, there] = [&fixture.left, &there.0].map(|side| {
             let mut found = table(side, "t");
             found.sort();
             found
@@ -216,9 +216,9 @@ const CLIENTS: [(&str, &[u8], &[u8]); 6] = [
 
 #[test]
 fn characters_that_end_in_a_backslash_break_out_of_nothing() {
-    let bed = linked("injclient");
-    mirror(&bed, "t", "k text primary key, v text", r#"{"mode": "queue"}"#);
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("injclient");
+    mirror(&fixture, "t", "k text primary key, v text", r#"{"mode": "queue"}"#);
+    for side in [&fixture.left, &fixture.right] {
         side.exec_superuser(
             "create table public.victim (v text); insert into public.victim values ('alive')",
         );
@@ -235,21 +235,24 @@ fn characters_that_end_in_a_backslash_break_out_of_nothing() {
             statement(&[characters, b"', E'\\\\", characters]);
             // Not a character: refused before anything is read from it.
             statement(&[b"bad", lead, b"', '; drop table public.victim; --"]);
-            psql(&bed.left, encoding, &script);
-            assert_eq!(table(&bed.left, "t").len(), 2, "{encoding} {strings}");
+            psql(&fixture.left, encoding, &script);
+            assert_eq!(table(&fixture.left, "t").len(), 2, "{encoding} {strings}");
             // Read and run by hand in that encoding.
-            let shown =
-                psql(&bed.left, encoding, b"select dst_query || ';' from sync_err_rec order by id");
+            let shown = psql(
+                &fixture.left,
+                encoding,
+                b"select dst_query || ';' from sync_err_rec order by id",
+            );
             let mut hand = format!("set standard_conforming_strings = {strings};\n").into_bytes();
             hand.extend(&shown);
-            psql(&bed.right, encoding, &hand);
-            same(&bed, "t");
-            bed.right.exec("truncate t");
-            assert!(crate::common::deal(&bed, "100"), "{encoding}: {:?}", records(&bed));
-            same(&bed, "t");
-            bed.left.exec("truncate t");
-            assert!(crate::common::deal(&bed, "100"));
-            for side in [&bed.left, &bed.right] {
+            psql(&fixture.right, encoding, &hand);
+            same(&fixture, "t");
+            fixture.right.exec("truncate t");
+            assert!(crate::common::deal(&fixture, "100"), "{encoding}: {:?}", records(&fixture));
+            same(&fixture, "t");
+            fixture.left.exec("truncate t");
+            assert!(crate::common::deal(&fixture, "100"));
+            for side in [&fixture.left, &fixture.right] {
                 assert_eq!(rows(side, "select * from public.victim"), ["alive"], "{encoding}");
             }
         }
@@ -258,22 +261,22 @@ fn characters_that_end_in_a_backslash_break_out_of_nothing() {
 
 #[test]
 fn a_target_that_turns_its_session_to_another_encoding_spoils_no_later_change() {
-    let bed = linked("injturned");
+    let fixture = linked("injturned");
     for table in ["t", "other"] {
-        mirror(&bed, table, "k text primary key, v text", "{}");
+        mirror(&fixture, table, "k text primary key, v text", "{}");
     }
-    let user = &bed.right.user;
-    bed.right.exec(&format!(
+    let user = &fixture.right.user;
+    fixture.right.exec(&format!(
         "create function turn() returns trigger language plpgsql as $f$ begin
            perform set_config('client_encoding', 'LATIN1', false); return new; end $f$;
          create trigger turn before insert on t for each row execute function {user}.turn()"
     ));
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "insert into other values ('ä', 'é')");
     run(&mut client, "insert into t values ('a', 'b')");
     run(&mut client, "insert into other values ('ö', 'ü'); update t set v = 'Größe'");
     run(&mut client, "delete from other where k = 'ä'");
-    assert_eq!(records(&bed), [""; 0]);
-    assert_eq!(same(&bed, "t"), ["a|Größe"]);
-    assert_eq!(same(&bed, "other"), ["ö|ü"]);
+    assert_eq!(records(&fixture), [""; 0]);
+    assert_eq!(same(&fixture, "t"), ["a|Größe"]);
+    assert_eq!(same(&fixture, "other"), ["ö|ü"]);
 }

@@ -2,7 +2,7 @@
 //! sessions, whatever either side makes of backslashes in strings.
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{deal, linked, query, queued, refused, rows, run};
 
@@ -34,23 +34,23 @@ fn literal(text: &str) -> String {
 
 /// A table on either side that the names are after, and backslashes that mean something in the strings of
 /// the remote's sessions.
-fn with_victims(bed: &Testbed) {
-    for side in [&bed.left, &bed.right] {
+fn with_victims(fixture: &Fixture) {
+    for side in [&fixture.left, &fixture.right] {
         side.exec_superuser(&format!(
             "create table public.victim (v text); insert into public.victim values ('alive');
              alter table public.victim owner to {0}; alter role {0} set backslash_quote = on",
             side.user
         ));
     }
-    bed.right.exec_superuser(&format!(
+    fixture.right.exec_superuser(&format!(
         "alter role {} set standard_conforming_strings = off",
-        bed.right.user
+        fixture.right.user
     ));
 }
 
 #[track_caller]
-fn victims_live(bed: &Testbed) {
-    for side in [&bed.left, &bed.right] {
+fn victims_live(fixture: &Fixture) {
+    for side in [&fixture.left, &fixture.right] {
         assert_eq!(rows(side, "select * from public.victim"), ["alive"]);
     }
 }
@@ -60,12 +60,12 @@ fn strings(client: &mut Client, standard: bool) {
 }
 
 /// Server, both schemas, tables, types and labels, the local key and the remote payload have this name.
-fn create(bed: &Testbed, name: &str) {
+fn create(fixture: &Fixture, name: &str) {
     let (n, label) = (ident(name), literal(name));
-    bed.link(&bed.left, &bed.right, &n, &[]);
+    fixture.link(&fixture.left, &fixture.right, &n, &[]);
     for (side, table, kind, [key, value]) in [
-        (&bed.left, n.clone(), format!("{n}.{n}"), [n.as_str(), "v"]),
-        (&bed.right, format!("{n}.{n}"), n.clone(), ["k", n.as_str()]),
+        (&fixture.left, n.clone(), format!("{n}.{n}"), [n.as_str(), "v"]),
+        (&fixture.right, format!("{n}.{n}"), n.clone(), ["k", n.as_str()]),
     ] {
         side.exec_superuser(&format!("create schema {n} authorization {}", side.user));
         // A table brings a type of its name: the enum is in the other schema.
@@ -112,11 +112,11 @@ fn write(client: &mut Client, name: &str, policy: &str) {
 
 #[test]
 fn names_that_carry_sql_stay_names() {
-    let bed = Testbed::new("injnames");
-    with_victims(&bed);
-    let mut client = bed.left.client();
+    let fixture = Fixture::new("injnames");
+    with_victims(&fixture);
+    let mut client = fixture.left.client();
     for (at, name) in NAMES.iter().enumerate() {
-        create(&bed, name);
+        create(&fixture, name);
         let (t, target) = (ident(name), format!("{0}.{0}", ident(name)));
         let all = |table: &str| format!("select t::text from {table} t order by 1");
         // Over all names, each mode meets each policy.
@@ -126,22 +126,22 @@ fn names_that_carry_sql_stay_names() {
                 strings(&mut client, (at / POLICIES.len() + turn).is_multiple_of(2));
                 attach(&mut client, name, mode, policy);
                 // A row that is met: conflicts are told by the names as well.
-                bed.right.exec(&format!(
+                fixture.right.exec(&format!(
                     "truncate {target};
                      insert into {target} values ('z', 'b', 'met', 0), ('y', 'b', 'met', 0)"
                 ));
                 run(&mut client, &format!("truncate {t}"));
                 write(&mut client, name, policy);
                 if mode == "queue" {
-                    by_hand(&bed, name);
-                    assert!(deal(&bed, "1000"), "{name} {policy}");
+                    by_hand(&fixture, name);
+                    assert!(deal(&fixture, "1000"), "{name} {policy}");
                 }
-                assert_eq!(queued(&bed), 0, "{name} {policy} {mode}");
-                let found = rows(&bed.left, &all(&t));
-                assert_eq!(found, rows(&bed.right, &all(&target)), "{name} {policy} {mode}");
+                assert_eq!(queued(&fixture), 0, "{name} {policy} {mode}");
+                let found = rows(&fixture.left, &all(&t));
+                assert_eq!(found, rows(&fixture.right, &all(&target)), "{name} {policy} {mode}");
                 assert!(found.len() >= 2);
                 let known = query(
-                    &mut bed.left.superuser(),
+                    &mut fixture.left.superuser(),
                     &format!("select count(*) from sync_status where server = {}", literal(name)),
                 );
                 assert_eq!(known, ["1"], "{name}");
@@ -151,45 +151,45 @@ fn names_that_carry_sql_stay_names() {
                     .unwrap_or_else(|error| panic!("{name}: {error:?}"));
             }
         }
-        victims_live(&bed);
+        victims_live(&fixture);
     }
 }
 
 /// What waits is run by hand, by clients of either kind, and arrives as it is here.
-fn by_hand(bed: &Testbed, name: &str) {
+fn by_hand(fixture: &Fixture, name: &str) {
     let (t, target) = (ident(name), format!("{0}.{0}", ident(name)));
     let all = |table: &str| format!("select t::text from {table} t order by 1");
-    let mut reader = bed.left.superuser();
-    let mut hand = bed.right.client();
+    let mut reader = fixture.left.superuser();
+    let mut hand = fixture.right.client();
     for standard in [true, false] {
         strings(&mut reader, standard);
         strings(&mut hand, standard);
         for sql in query(&mut reader, "select dst_query from sync_err_rec order by id") {
             run(&mut hand, &sql);
         }
-        assert_eq!(rows(&bed.left, &all(&t)), rows(&bed.right, &all(&target)), "{name}");
+        assert_eq!(rows(&fixture.left, &all(&t)), rows(&fixture.right, &all(&target)), "{name}");
     }
-    victims_live(bed);
+    victims_live(fixture);
 }
 
 #[test]
 fn names_of_guards_and_roles_that_carry_sql_stay_names() {
-    let bed = linked("injguard");
-    with_victims(&bed);
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("injguard");
+    with_victims(&fixture);
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text); create table seen (name text)");
     }
     // The target's own trigger sees what the remote transaction is called.
-    let remote = &bed.right.user;
-    bed.right.exec(&format!(
+    let remote = &fixture.right.user;
+    fixture.right.exec(&format!(
         "create function note() returns trigger language plpgsql as $f$ begin
            insert into {remote}.seen values (current_setting('application_name')); return null; end $f$;
          create trigger note after insert on t for each row execute function note()"
     ));
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     for (at, name) in NAMES.iter().enumerate() {
         let role = format!("{at}{}", name.chars().take(30).collect::<String>());
-        bed.left.exec_superuser(&format!("create role {}", ident(&role)));
+        fixture.left.exec_superuser(&format!("create role {}", ident(&role)));
         strings(&mut client, at.is_multiple_of(2));
         let attach = "select attach_sync('t', 'dst', $1, jsonb_build_object('mode', 'sync',
             'application_name', $2::text, 'guard_role', $3::text))";
@@ -199,12 +199,12 @@ fn names_of_guards_and_roles_that_carry_sql_stay_names() {
             run(&mut client, &format!("insert into t values ({at}, {})", literal(name)));
             run(&mut client, "select detach_sync('t', 'dst')");
         }
-        bed.left.exec_superuser(&format!("drop role {}", ident(&role)));
+        fixture.left.exec_superuser(&format!("drop role {}", ident(&role)));
     }
     let mut names: Vec<&str> = NAMES.into_iter().filter(|name| is_printable(name)).collect();
     names.sort();
-    assert_eq!(rows(&bed.right, "select name from seen order by name collate \"C\""), names);
-    victims_live(&bed);
+    assert_eq!(rows(&fixture.right, "select name from seen order by name collate \"C\""), names);
+    victims_live(&fixture);
 }
 
 fn is_printable(name: &str) -> bool {
@@ -213,10 +213,10 @@ fn is_printable(name: &str) -> bool {
 
 #[test]
 fn a_target_that_is_more_than_a_name_is_refused() {
-    let bed = linked("injtarget");
-    with_victims(&bed);
-    bed.left.exec("create table t (id int primary key)");
-    let mut client = bed.left.client();
+    let fixture = linked("injtarget");
+    with_victims(&fixture);
+    fixture.left.exec("create table t (id int primary key)");
+    let mut client = fixture.left.client();
     for standard in [true, false] {
         strings(&mut client, standard);
         for target in [
@@ -244,8 +244,8 @@ fn a_target_that_is_more_than_a_name_is_refused() {
             refused(&mut client, &format!("select detach_sync('t', {server})"), "42704");
             refused(&mut client, &format!("select sync_disconnect({server})"), "42704");
             let deal = format!("select deal_sync_err_rec(1, {server})");
-            refused(&mut bed.left.superuser(), &deal, "42704");
+            refused(&mut fixture.left.superuser(), &deal, "42704");
         }
     }
-    victims_live(&bed);
+    victims_live(&fixture);
 }

@@ -1,8 +1,8 @@
 //! Values that carry SQL stay values: as keys and payload of every carrier, in every mode and policy, on the
-//! way through the queue, set aside, retried and by hand.
+//! way through the queue, marked failed, retried and by hand.
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{attach, both_have, deal, linked, query, queued, records, rows, run, same};
 
@@ -32,10 +32,10 @@ fn literal(text: &str) -> String {
 }
 
 /// Tables whose keys and payload are of every carrier, and one that the values are after.
-fn arrange(label: &str) -> Testbed {
-    let bed = linked(label);
+fn arrange(label: &str) -> Fixture {
+    let fixture = linked(label);
     let labels: Vec<String> = VALUES.iter().map(|value| literal(value)).collect();
-    for side in [&bed.left, &bed.right] {
+    for side in [&fixture.left, &fixture.right] {
         side.exec_superuser(&format!(
             "create table public.victim (v text); insert into public.victim values ('alive');
              alter table public.victim owner to {}",
@@ -51,7 +51,7 @@ fn arrange(label: &str) -> Testbed {
             labels.join(", ")
         ));
     }
-    bed
+    fixture
 }
 
 /// The value in every column; the columns of the key may be told apart by `key`.
@@ -81,17 +81,17 @@ fn write(client: &mut Client) {
 }
 
 #[track_caller]
-fn unharmed(bed: &Testbed) {
-    for side in [&bed.left, &bed.right] {
+fn unharmed(fixture: &Fixture) {
+    for side in [&fixture.left, &fixture.right] {
         assert_eq!(rows(side, "select * from public.victim"), ["alive"]);
     }
 }
 
-fn remote_strings(bed: &Testbed, standard: &str) {
-    bed.right.exec_superuser(&format!(
+fn remote_strings(fixture: &Fixture, standard: &str) {
+    fixture.right.exec_superuser(&format!(
         "alter role {0} set standard_conforming_strings = {standard};
          alter database {0} set backslash_quote = {standard}",
-        bed.right.user
+        fixture.right.user
     ));
 }
 
@@ -102,48 +102,50 @@ fn options(mode: &str, policy: &str) -> String {
 
 #[test]
 fn values_that_carry_sql_arrive_as_they_are() {
-    let bed = arrange("injvalues");
+    let fixture = arrange("injvalues");
     for (step, policy) in POLICIES.iter().enumerate() {
         for (turn, mode) in ["async", "sync", "queue"].iter().enumerate() {
-            remote_strings(&bed, ["on", "off"][(step + turn) % 2]);
-            let mut client = bed.left.client();
+            remote_strings(&fixture, ["on", "off"][(step + turn) % 2]);
+            let mut client = fixture.left.client();
             run(
                 &mut client,
                 &format!("set standard_conforming_strings = {}", ["off", "on"][turn % 2]),
             );
-            attach(&bed, "t", &options(mode, policy));
+            attach(&fixture, "t", &options(mode, policy));
             run(&mut client, "truncate t");
             write(&mut client);
             if *mode == "queue" {
-                assert!(deal(&bed, "10000"));
+                assert!(deal(&fixture, "10000"));
             }
-            assert_eq!(records(&bed), [""; 0], "{mode} {policy}");
-            let found = same(&bed, "t");
+            assert_eq!(records(&fixture), [""; 0], "{mode} {policy}");
+            let found = same(&fixture, "t");
             assert!(found.len() > VALUES.len(), "{mode} {policy}: {}", found.len());
             // Met by what is there already, and missed.
             if *policy != "error" {
-                bed.right.exec("update t set n = -1, v = 'met'; delete from t where e::text < 'A'");
-                let mut writer = bed.left.client();
+                fixture
+                    .right
+                    .exec("update t set n = -1, v = 'met'; delete from t where e::text < 'A'");
+                let mut writer = fixture.left.client();
                 run(&mut writer, "update t set v = k, n = 6; delete from t where k like '%many'");
             }
-            bed.left.exec_superuser("delete from sync_err_rec");
-            unharmed(&bed);
-            bed.left.exec("select detach_sync('t', 'dst'); truncate t");
-            bed.right.exec("truncate t");
+            fixture.left.exec_superuser("delete from sync_err_rec");
+            unharmed(&fixture);
+            fixture.left.exec("select detach_sync('t', 'dst'); truncate t");
+            fixture.right.exec("truncate t");
         }
     }
     let kinds = "select count(distinct type) > 1 from sync_conflicts where key is not null";
-    assert_eq!(rows(&bed.left, kinds), ["t"]);
+    assert_eq!(rows(&fixture.left, kinds), ["t"]);
 }
 
 #[test]
 fn dst_query_of_values_that_carry_sql_is_run_by_hand() {
-    let bed = arrange("injhand");
+    let fixture = arrange("injhand");
     for policy in POLICIES {
-        attach(&bed, "t", &options("queue", policy));
-        write(&mut bed.left.client());
-        let mut reader = bed.left.superuser();
-        let mut hand = bed.right.client();
+        attach(&fixture, "t", &options("queue", policy));
+        write(&mut fixture.left.client());
+        let mut reader = fixture.left.superuser();
+        let mut hand = fixture.right.client();
         for [shown, standard, encoding] in
             [["on", "on", "UTF8"], ["off", "off", "UTF8"], ["on", "off", "UTF8"]]
         {
@@ -158,47 +160,47 @@ fn dst_query_of_values_that_carry_sql_is_run_by_hand() {
             for sql in query(&mut reader, "select dst_query from sync_err_rec order by id") {
                 run(&mut hand, &sql);
             }
-            same(&bed, "t");
+            same(&fixture, "t");
         }
         run(&mut hand, "truncate t");
-        assert!(deal(&bed, "10000"));
-        same(&bed, "t");
-        unharmed(&bed);
-        bed.left.exec("select detach_sync('t', 'dst'); truncate t");
-        bed.right.exec("truncate t");
+        assert!(deal(&fixture, "10000"));
+        same(&fixture, "t");
+        unharmed(&fixture);
+        fixture.left.exec("select detach_sync('t', 'dst'); truncate t");
+        fixture.right.exec("truncate t");
     }
 }
 
 #[test]
-fn values_that_carry_sql_are_set_aside_and_retried() {
-    let bed = arrange("injaside");
-    remote_strings(&bed, "off");
-    attach(&bed, "u", &options("async", "overwrite"));
+fn values_that_carry_sql_are_failed_and_retried() {
+    let fixture = arrange("injaside");
+    remote_strings(&fixture, "off");
+    attach(&fixture, "u", &options("async", "overwrite"));
     let constraint = r#""no'\; drop table public.victim; --""#;
-    bed.right.exec(&format!("alter table u add constraint {constraint} check (n <> 3)"));
-    let mut client = bed.left.client();
+    fixture.right.exec(&format!("alter table u add constraint {constraint} check (n <> 3)"));
+    let mut client = fixture.left.client();
     let many: Vec<String> = VALUES.iter().map(|value| row(value, "many")).collect();
     run(&mut client, &format!("insert into u values {}", many.join(", ")));
     run(&mut client, "update u set n = 3, v = v || k");
-    assert_eq!(queued(&bed), VALUES.len() as i64);
-    assert!(!deal(&bed, "1000"));
-    // These wait behind what is set aside.
+    assert_eq!(queued(&fixture), VALUES.len() as i64);
+    assert!(!deal(&fixture, "1000"));
+    // These wait behind what is marked failed.
     run(&mut client, "update u set d = v || d");
     let aside = "select distinct constraint_name, status from sync_err_rec where status = 'failed'";
-    assert_eq!(rows(&bed.left, aside), [r"no'\; drop table public.victim; --|failed"]);
+    assert_eq!(rows(&fixture.left, aside), [r"no'\; drop table public.victim; --|failed"]);
     let ids = "select id from sync_err_rec where status = 'failed' order by id";
-    let ids = query(&mut bed.left.superuser(), ids);
+    let ids = query(&mut fixture.left.superuser(), ids);
     assert_eq!(ids.len(), VALUES.len());
-    bed.right.exec(&format!("alter table u drop constraint {constraint}"));
+    fixture.right.exec(&format!("alter table u drop constraint {constraint}"));
     for id in ids {
-        let mut session = bed.left.superuser();
+        let mut session = fixture.left.superuser();
         run(&mut session, "set standard_conforming_strings = off");
         run(&mut session, &format!("select retry_sync_err_rec({id})"));
     }
-    assert!(deal(&bed, "1000"));
-    assert_eq!(records(&bed), [""; 0]);
-    assert_eq!(same(&bed, "u").len(), VALUES.len());
+    assert!(deal(&fixture, "1000"));
+    assert_eq!(records(&fixture), [""; 0]);
+    assert_eq!(same(&fixture, "u").len(), VALUES.len());
     run(&mut client, "truncate u");
-    both_have(&bed, "u", &[]);
-    unharmed(&bed);
+    both_have(&fixture, "u", &[]);
+    unharmed(&fixture);
 }

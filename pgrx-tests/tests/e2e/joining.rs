@@ -1,4 +1,5 @@
-//! What the chapter on attaching says of a master that joins, and of a target that is restored, while the others write.
+//! What the chapter on attaching says of a master that joins, and of a target that is restored, while the
+//! others write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,7 @@
 //! Rows that take each other's keys in one statement: they move, with all they have, and do not change their
 //! values for each other's.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{attach, deal, linked, queued, records, rows, run, same};
 
@@ -9,28 +9,28 @@ const SYNC: &str = r#"{"mode": "sync"}"#;
 const MODES: [(&str, &str); 2] = [("sync", SYNC), ("queue", r#"{"mode": "queue"}"#)];
 
 /// A list here, and there with a column of its own.
-fn list(label: &str, columns: &str, options: &str) -> Testbed {
-    let bed = linked(label);
-    for side in [&bed.left, &bed.right] {
+fn list(label: &str, columns: &str, options: &str) -> Fixture {
+    let fixture = linked(label);
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table t ({columns})"));
     }
-    attach(&bed, "t", options);
-    bed.right.exec("alter table t add own text");
-    bed
+    attach(&fixture, "t", options);
+    fixture.right.exec("alter table t add own text");
+    fixture
 }
 
 #[track_caller]
-fn drain(bed: &Testbed) {
-    deal(bed, "100000");
-    assert_eq!(queued(bed), 0, "{:?}", records(bed));
+fn drain(fixture: &Fixture) {
+    deal(fixture, "100000");
+    assert_eq!(queued(fixture), 0, "{:?}", records(fixture));
 }
 
 /// The rows that both sides have, and the column of the right's own.
 #[track_caller]
-fn arrived(bed: &Testbed, expected: &[&str]) {
-    let left = rows(&bed.left, "select pos, item from t order by pos");
-    assert_eq!(left, rows(&bed.right, "select pos, item from t order by pos"));
-    assert_eq!(rows(&bed.right, "select pos, item, own from t order by pos"), expected);
+fn arrived(fixture: &Fixture, expected: &[&str]) {
+    let left = rows(&fixture.left, "select pos, item from t order by pos");
+    assert_eq!(left, rows(&fixture.right, "select pos, item from t order by pos"));
+    assert_eq!(rows(&fixture.right, "select pos, item, own from t order by pos"), expected);
 }
 
 #[test]
@@ -40,20 +40,23 @@ fn rows_that_swap_keys_beside_a_second_unique_column_move_whole() {
             ("exact", "pos int primary key deferrable, item int not null unique"),
             ("inexact", "pos numeric primary key deferrable, item int not null unique"),
         ] {
-            let bed = list(&format!("swap_{label}_{mode}"), columns, options);
-            bed.left.exec("insert into t values (1, 100), (2, 200), (3, 300), (4, 400)");
-            drain(&bed);
-            bed.right.exec("update t set own = 'own ' || item");
-            bed.left.exec("update t set pos = 3 - pos where pos < 3");
-            drain(&bed);
-            arrived(&bed, &["1|200|own 200", "2|100|own 100", "3|300|own 300", "4|400|own 400"]);
+            let fixture = list(&format!("swap_{label}_{mode}"), columns, options);
+            fixture.left.exec("insert into t values (1, 100), (2, 200), (3, 300), (4, 400)");
+            drain(&fixture);
+            fixture.right.exec("update t set own = 'own ' || item");
+            fixture.left.exec("update t set pos = 3 - pos where pos < 3");
+            drain(&fixture);
+            arrived(
+                &fixture,
+                &["1|200|own 200", "2|100|own 100", "3|300|own 300", "4|400|own 400"],
+            );
             run(
-                &mut bed.left.client(),
+                &mut fixture.left.client(),
                 "begin; update t set pos = case pos when 4 then 1 else pos + 1 end;
                  delete from t where item = 300; insert into t values (4, 500); commit",
             );
-            drain(&bed);
-            arrived(&bed, &["1|400|own 400", "2|200|own 200", "3|100|own 100", "4|500|~"]);
+            drain(&fixture);
+            arrived(&fixture, &["1|400|own 400", "2|200|own 200", "3|100|own 100", "4|500|~"]);
         }
     }
 }
@@ -62,23 +65,23 @@ fn rows_that_swap_keys_beside_a_second_unique_column_move_whole() {
 fn positions_that_shift_by_one_take_a_few_statements() {
     for (mode, options) in MODES {
         let columns = "pos int primary key deferrable, item int not null unique";
-        let bed = list(&format!("shift_{mode}"), columns, options);
-        bed.left.exec("insert into t select i, -i from generate_series(1, 12000) i");
-        drain(&bed);
-        bed.right.exec(&format!(
+        let fixture = list(&format!("shift_{mode}"), columns, options);
+        fixture.left.exec("insert into t select i, -i from generate_series(1, 12000) i");
+        drain(&fixture);
+        fixture.right.exec(&format!(
             "update t set own = item::text;
              create table seen (n int generated always as identity primary key);
              create function note() returns trigger language plpgsql as
                $$ begin insert into {}.seen default values; return null; end $$;
              create trigger note after update on t for each statement execute function note()",
-            bed.right.user
+            fixture.right.user
         ));
-        bed.left.exec("update t set pos = pos + 1");
-        drain(&bed);
+        fixture.left.exec("update t set pos = pos + 1");
+        drain(&fixture);
         let moved = "select count(*), min(pos), max(pos), bool_and(own = item::text and pos = 1 - item) from t";
-        assert_eq!(rows(&bed.right, moved), ["12000|2|12001|t"], "{mode}");
+        assert_eq!(rows(&fixture.right, moved), ["12000|2|12001|t"], "{mode}");
         let statements: i64 =
-            rows(&bed.right, "select count(*) from seen")[0].parse().expect("a number");
+            rows(&fixture.right, "select count(*) from seen")[0].parse().expect("a number");
         assert!(statements <= 12, "{mode}: {statements} statements");
     }
 }
@@ -86,24 +89,24 @@ fn positions_that_shift_by_one_take_a_few_statements() {
 #[test]
 fn a_target_that_checks_each_row_gets_the_values_instead() {
     for (mode, options) in MODES {
-        let bed = linked(&format!("strict_{mode}"));
-        bed.left.exec("create table t (pos int primary key deferrable, item int)");
-        bed.right.exec("create table t (pos int primary key, item int)");
-        attach(&bed, "t", options);
-        let mut client = bed.left.client();
+        let fixture = linked(&format!("strict_{mode}"));
+        fixture.left.exec("create table t (pos int primary key deferrable, item int)");
+        fixture.right.exec("create table t (pos int primary key, item int)");
+        attach(&fixture, "t", options);
+        let mut client = fixture.left.client();
         run(&mut client, "insert into t values (1, 100), (2, 200), (3, 300)");
-        drain(&bed);
+        drain(&fixture);
         // Once the session knows, too.
         for _ in 0..3 {
             run(&mut client, "update t set pos = case pos when 3 then 1 else pos + 1 end");
-            drain(&bed);
-            same(&bed, "t");
+            drain(&fixture);
+            same(&fixture, "t");
             run(&mut client, "update t set pos = pos + 1");
             run(&mut client, "update t set pos = pos - 1");
-            drain(&bed);
-            same(&bed, "t");
+            drain(&fixture);
+            same(&fixture, "t");
         }
-        assert_eq!(same(&bed, "t").len(), 3);
+        assert_eq!(same(&fixture, "t").len(), 3);
     }
 }
 
@@ -115,32 +118,32 @@ fn moves_that_have_been_made_there_before_lead_to_the_same_rows() {
         ("ring", "update t set pos = case pos when 3 then 1 else pos + 1 end"),
         ("part", "update t set pos = pos + 1 where pos > 1; insert into t values (2, 200)"),
     ] {
-        let bed = linked(&format!("again_{label}"));
+        let fixture = linked(&format!("again_{label}"));
         let columns = "pos int primary key deferrable, item int";
-        for side in [&bed.left, &bed.right] {
+        for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("create table t ({columns})"));
         }
-        attach(&bed, "t", SYNC);
-        bed.left.exec("insert into t values (1, 10), (2, 20), (3, 30)");
-        bed.right.exec(&format!("begin; {change}; commit"));
-        bed.left.exec(&format!("begin; {change}; commit"));
-        same(&bed, "t");
+        attach(&fixture, "t", SYNC);
+        fixture.left.exec("insert into t values (1, 10), (2, 20), (3, 30)");
+        fixture.right.exec(&format!("begin; {change}; commit"));
+        fixture.left.exec(&format!("begin; {change}; commit"));
+        same(&fixture, "t");
     }
 }
 
 #[test]
 fn a_violation_that_is_one_is_not_taken_for_a_key_that_is_in_the_way() {
     let columns = "pos int primary key deferrable, item int not null unique";
-    let bed = list("genuine", columns, r#"{"mode": "queue"}"#);
-    bed.left.exec("insert into t values (1, 100), (2, 200)");
-    drain(&bed);
-    bed.right.exec("insert into t values (9, 900)");
-    bed.left.exec("insert into t values (5, 900)");
-    bed.left.exec("update t set pos = 3 - pos where pos < 3");
-    deal(&bed, "1000");
-    assert_eq!(records(&bed), ["INSERT|23505|1|failed"]);
+    let fixture = list("genuine", columns, r#"{"mode": "queue"}"#);
+    fixture.left.exec("insert into t values (1, 100), (2, 200)");
+    drain(&fixture);
+    fixture.right.exec("insert into t values (9, 900)");
+    fixture.left.exec("insert into t values (5, 900)");
+    fixture.left.exec("update t set pos = 3 - pos where pos < 3");
+    deal(&fixture, "1000");
+    assert_eq!(records(&fixture), ["INSERT|23505|1|failed"]);
     assert_eq!(
-        rows(&bed.right, "select pos, item from t order by pos"),
+        rows(&fixture.right, "select pos, item from t order by pos"),
         ["1|200", "2|100", "9|900"]
     );
 }

@@ -1,29 +1,29 @@
 //! Two masters: a change crosses once, and the loop guard by whatever name.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{both_have, queued, rows, run, same, table};
 
 const COLUMNS: &str = "id int primary key, v text, touched int not null default 0";
 
 /// Servers of the given names and options on both sides, and a table `t` that either sends.
-fn masters(label: &str, server: &[(&str, &str)], trigger: &str) -> Testbed {
-    let bed = Testbed::new(label);
-    for (side, other) in [(&bed.left, &bed.right), (&bed.right, &bed.left)] {
-        bed.link(side, other, "dst", server);
+fn masters(label: &str, server: &[(&str, &str)], trigger: &str) -> Fixture {
+    let fixture = Fixture::new(label);
+    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+        fixture.link(side, other, "dst", server);
         side.exec(&format!("create table t ({COLUMNS})"));
         let target = &other.user;
         side.exec(&format!("select attach_sync('t', 'dst', '{target}.t', '{trigger}')"));
     }
-    bed
+    fixture
 }
 
 /// What a row version is known by: an echo would write a new one.
 const VERSIONS: &str = "select id, ctid, xmin from t order by id";
 
 /// Changes on either side cross, and each is applied once.
-fn crosses_once(bed: &Testbed) {
-    for (here, there) in [(&bed.left, &bed.right), (&bed.right, &bed.left)] {
+fn crosses_once(fixture: &Fixture) {
+    for (here, there) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
         // Counts every write of a row on the side that receives, and logs it.
         for side in [here, there] {
             side.exec(&format!(
@@ -49,7 +49,7 @@ fn crosses_once(bed: &Testbed) {
             assert_eq!(rows(there, "select op, id from log"), log, "{sql} on the other side");
             // What comes after must find the rows as the first commit left them.
             assert_eq!(rows(here, VERSIONS), before);
-            same(bed, "t");
+            same(fixture, "t");
         };
         crossed("insert into t values (1, 'a'), (2, 'b')", &["INSERT|1", "INSERT|2"]);
         crossed("update t set v = 'c', touched = touched + 1 where id = 1", &["UPDATE|1"]);
@@ -87,60 +87,62 @@ fn no_echo_under_a_name_in_the_triggers_options() {
 
 #[test]
 fn each_row_version_is_written_once() {
-    let bed = masters("version", &[], "{}");
-    bed.left.exec("insert into t select i, 'x' from generate_series(1, 100) i");
-    let (left, right) = (rows(&bed.left, VERSIONS), rows(&bed.right, VERSIONS));
-    bed.right.exec("update t set touched = touched + 1 where id > 50");
-    assert_eq!(rows(&bed.left, VERSIONS)[..50], left[..50]);
-    assert_eq!(rows(&bed.right, VERSIONS)[..50], right[..50]);
+    let fixture = masters("version", &[], "{}");
+    fixture.left.exec("insert into t select i, 'x' from generate_series(1, 100) i");
+    let (left, right) = (rows(&fixture.left, VERSIONS), rows(&fixture.right, VERSIONS));
+    fixture.right.exec("update t set touched = touched + 1 where id > 50");
+    assert_eq!(rows(&fixture.left, VERSIONS)[..50], left[..50]);
+    assert_eq!(rows(&fixture.right, VERSIONS)[..50], right[..50]);
     let writers = "select count(distinct xmin::text), max(touched) from t where id > 50";
-    assert_eq!(rows(&bed.left, writers), ["1|1"]);
-    assert_eq!(rows(&bed.right, writers), ["1|1"]);
-    same(&bed, "t");
+    assert_eq!(rows(&fixture.left, writers), ["1|1"]);
+    assert_eq!(rows(&fixture.right, writers), ["1|1"]);
+    same(&fixture, "t");
 }
 
 /// A session under the guard's name changes its own side only; under another name, both.
-fn only_this_name_guards(bed: &Testbed, name: &str, others: &[&str]) {
-    let mut guarded = bed.left.client_named(name);
+fn only_this_name_guards(fixture: &Fixture, name: &str, others: &[&str]) {
+    let mut guarded = fixture.left.client_named(name);
     run(&mut guarded, "insert into t values (1, 'guarded'); truncate t");
     run(&mut guarded, "insert into t values (1, 'guarded'); update t set v = 'still'");
-    assert_eq!(table(&bed.right, "t"), [""; 0]);
-    assert_eq!(queued(bed), 0);
+    assert_eq!(table(&fixture.right, "t"), [""; 0]);
+    assert_eq!(queued(fixture), 0);
     run(&mut guarded, "delete from t");
     for (at, other) in others.iter().enumerate() {
-        let mut client = bed.left.client_named(other);
+        let mut client = fixture.left.client_named(other);
         run(&mut client, &format!("insert into t values ({at}, 'sent')"));
-        assert_eq!(same(bed, "t").len(), at + 1, "under the name \"{other}\"");
+        assert_eq!(same(fixture, "t").len(), at + 1, "under the name \"{other}\"");
     }
     // The name of the moment counts.
     run(&mut guarded, "set application_name = 'anyone'; delete from t");
-    both_have(bed, "t", &[]);
+    both_have(fixture, "t", &[]);
     run(&mut guarded, &format!("set application_name = '{name}'; insert into t values (1, 'x')"));
-    assert_eq!(table(&bed.right, "t"), [""; 0]);
+    assert_eq!(table(&fixture.right, "t"), [""; 0]);
 }
 
 #[test]
 fn the_setting_names_the_guard() {
-    let bed = masters("guard", &[], "{}");
-    only_this_name_guards(&bed, "pg_rowsync", &["", "psql", "pg_rowsync2"]);
-    bed.left.exec("delete from t where false");
-    let db = &bed.left.db;
-    bed.left.exec_superuser(&format!("alter database {db} set pg_rowsync.application_name = 'g'"));
-    bed.left.exec("truncate t");
-    only_this_name_guards(&bed, "g", &["pg_rowsync2", "G"]);
+    let fixture = masters("guard", &[], "{}");
+    only_this_name_guards(&fixture, "pg_rowsync", &["", "psql", "pg_rowsync2"]);
+    fixture.left.exec("delete from t where false");
+    let db = &fixture.left.db;
+    fixture
+        .left
+        .exec_superuser(&format!("alter database {db} set pg_rowsync.application_name = 'g'"));
+    fixture.left.exec("truncate t");
+    only_this_name_guards(&fixture, "g", &["pg_rowsync2", "G"]);
 }
 
 #[test]
 fn the_servers_options_name_the_guard() {
-    let bed = masters("server", &[("application_name", "direct")], "{}");
-    only_this_name_guards(&bed, "direct", &["pg_rowsync", "psql"]);
-    let bed = masters("inside", &[("options", "-c application_name=inside")], "{}");
-    only_this_name_guards(&bed, "inside", &["pg_rowsync", "psql"]);
+    let fixture = masters("server", &[("application_name", "direct")], "{}");
+    only_this_name_guards(&fixture, "direct", &["pg_rowsync", "psql"]);
+    let fixture = masters("inside", &[("options", "-c application_name=inside")], "{}");
+    only_this_name_guards(&fixture, "inside", &["pg_rowsync", "psql"]);
 }
 
 #[test]
 fn the_triggers_options_name_the_guard_before_all_others() {
     let option = r#"{"application_name": "of trigger"}"#;
-    let bed = masters("first", &[("application_name", "of server")], option);
-    only_this_name_guards(&bed, "of trigger", &["of server", "pg_rowsync"]);
+    let fixture = masters("first", &[("application_name", "of server")], option);
+    only_this_name_guards(&fixture, "of trigger", &["of server", "pg_rowsync"]);
 }

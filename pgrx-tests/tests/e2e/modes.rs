@@ -1,7 +1,7 @@
 //! `sync`, `async` and `queue`, and what each makes of a delivery that fails.
 
 use postgres::error::DbError;
-use rowsync_harness::{Proxy, Testbed};
+use rowsync_harness::{Fixture, Proxy};
 
 use crate::common::{
     both_have, closed_port, deal, link_with, linked, mirror, one_way, outage, queued, records,
@@ -14,19 +14,19 @@ const COLUMNS: &str = "id int primary key, v text";
 struct Failure {
     name: &'static str,
     server: &'static str,
-    prepare: fn(&Testbed),
+    prepare: fn(&Fixture),
     sqlstate: &'static str,
     message: &'static str,
     constraint: Option<&'static str>,
 }
 
-const NOTHING: fn(&Testbed) = |_| ();
+const NOTHING: fn(&Fixture) = |_| ();
 
 const FAILURES: [Failure; 5] = [
     Failure {
         name: "unique",
         server: "dst",
-        prepare: |bed| bed.right.exec("alter table t add constraint v_once unique (v)"),
+        prepare: |fixture| fixture.right.exec("alter table t add constraint v_once unique (v)"),
         sqlstate: "23505",
         message: "duplicate key value violates unique constraint \"v_once\"",
         constraint: Some("v_once"),
@@ -34,7 +34,9 @@ const FAILURES: [Failure; 5] = [
     Failure {
         name: "check",
         server: "dst",
-        prepare: |bed| bed.right.exec("alter table t add constraint v_short check (v <> 'same')"),
+        prepare: |fixture| {
+            fixture.right.exec("alter table t add constraint v_short check (v <> 'same')")
+        },
         sqlstate: "23514",
         message: "violates check constraint \"v_short\"",
         constraint: Some("v_short"),
@@ -42,7 +44,7 @@ const FAILURES: [Failure; 5] = [
     Failure {
         name: "missing",
         server: "dst",
-        prepare: |bed| bed.right.exec("drop table t"),
+        prepare: |fixture| fixture.right.exec("drop table t"),
         sqlstate: "42P01",
         message: "does not exist",
         constraint: None,
@@ -67,19 +69,19 @@ const FAILURES: [Failure; 5] = [
 
 impl Failure {
     /// A table `t` that fails in this way in this mode, and one that does not, `good`.
-    fn arrange(&self, mode: &str) -> Testbed {
-        let bed = linked(&format!("{}_{mode}", self.name));
-        link_with(&bed, "closed", closed_port(), &bed.right.password);
-        link_with(&bed, "wrong", bed.right.cluster.port(), "not the password");
-        bed.left.exec(&format!("create table t ({COLUMNS})"));
-        bed.right.exec(&format!("create table t ({COLUMNS})"));
-        (self.prepare)(&bed);
-        let (schema, server) = (&bed.right.user, self.server);
-        bed.left.exec(&format!(
+    fn arrange(&self, mode: &str) -> Fixture {
+        let fixture = linked(&format!("{}_{mode}", self.name));
+        link_with(&fixture, "closed", closed_port(), &fixture.right.password);
+        link_with(&fixture, "wrong", fixture.right.cluster.port(), "not the password");
+        fixture.left.exec(&format!("create table t ({COLUMNS})"));
+        fixture.right.exec(&format!("create table t ({COLUMNS})"));
+        (self.prepare)(&fixture);
+        let (schema, server) = (&fixture.right.user, self.server);
+        fixture.left.exec(&format!(
             r#"select attach_sync('t', '{server}', '{schema}.t', '{{"mode": "{mode}"}}')"#
         ));
-        mirror(&bed, "good", COLUMNS, r#"{"mode": "sync"}"#);
-        bed
+        mirror(&fixture, "good", COLUMNS, r#"{"mode": "sync"}"#);
+        fixture
     }
 
     fn check(&self, error: &DbError) {
@@ -89,9 +91,9 @@ impl Failure {
     }
 
     /// What the remote must hold: nothing, or no such table at all.
-    fn remote_is_empty(&self, bed: &Testbed) {
+    fn remote_is_empty(&self, fixture: &Fixture) {
         if self.name != "missing" {
-            assert_eq!(table(&bed.right, "t"), [""; 0], "{}", self.name);
+            assert_eq!(table(&fixture.right, "t"), [""; 0], "{}", self.name);
         }
     }
 }
@@ -101,37 +103,37 @@ const TWO_ROWS: &str = "insert into t values (1, 'same'), (2, 'same')";
 #[test]
 fn sync_fails_the_commit_with_the_error_of_the_remote() {
     for failure in &FAILURES {
-        let bed = failure.arrange("sync");
-        let mut client = bed.left.client();
+        let fixture = failure.arrange("sync");
+        let mut client = fixture.left.client();
         run(&mut client, &format!("begin; {TWO_ROWS}"));
         let error = rowsync_harness::fails(client.batch_execute("commit"));
         failure.check(&error);
         assert_eq!(error.constraint(), failure.constraint, "{}: {error:?}", failure.name);
-        assert_eq!(table(&bed.left, "t"), [""; 0], "{}", failure.name);
-        failure.remote_is_empty(&bed);
-        assert_eq!(queued(&bed), 0, "{}", failure.name);
+        assert_eq!(table(&fixture.left, "t"), [""; 0], "{}", failure.name);
+        failure.remote_is_empty(&fixture);
+        assert_eq!(queued(&fixture), 0, "{}", failure.name);
         // Without a block too, and the session goes on.
         failure.check(&rowsync_harness::fails(client.batch_execute(TWO_ROWS)));
         run(&mut client, "insert into good values (1, 'works')");
-        both_have(&bed, "good", &["1|works"]);
+        both_have(&fixture, "good", &["1|works"]);
     }
 }
 
 #[test]
 fn async_commits_and_queues_with_the_error_of_the_remote() {
     for failure in &FAILURES {
-        let bed = failure.arrange("async");
-        let (mut client, notices) = bed.left.client_with_notices();
+        let fixture = failure.arrange("async");
+        let (mut client, notices) = fixture.left.client_with_notices();
         run(&mut client, TWO_ROWS);
         let said = warnings(&notices);
         assert_eq!(said.len(), 1, "{}: {said:?}", failure.name);
         failure.check(&said[0]);
         assert!(said[0].message().starts_with("2 changes for server"), "{said:?}");
         assert!(said[0].hint().is_some_and(|hint| hint.contains("deal_sync_err_rec")), "{said:?}");
-        assert_eq!(table(&bed.left, "t"), ["1|same", "2|same"]);
-        failure.remote_is_empty(&bed);
+        assert_eq!(table(&fixture.left, "t"), ["1|same", "2|same"]);
+        failure.remote_is_empty(&fixture);
         let kept = rows(
-            &bed.left,
+            &fixture.left,
             "select op, dst_server, sqlstate, attempts, message from sync_err_rec order by id",
         );
         assert_eq!(kept.len(), 2, "{}", failure.name);
@@ -145,9 +147,9 @@ fn async_commits_and_queues_with_the_error_of_the_remote() {
 
 #[test]
 fn ten_thousand_failures_are_as_many_records_and_one_warning() {
-    let bed = one_way("many", COLUMNS, "{}");
-    outage(&bed.right);
-    let (mut client, notices) = bed.left.client_with_notices();
+    let fixture = one_way("many", COLUMNS, "{}");
+    outage(&fixture.right);
+    let (mut client, notices) = fixture.left.client_with_notices();
     run(&mut client, "insert into t select i, 'v' || i from generate_series(1, 10000) i");
     let said = warnings(&notices);
     assert_eq!(said.len(), 1, "{said:?}");
@@ -155,85 +157,85 @@ fn ten_thousand_failures_are_as_many_records_and_one_warning() {
     assert_eq!(said[0].code().code(), "28000", "{said:?}");
     let kept = "select count(*), count(distinct id), count(message), min(sqlstate), max(sqlstate)
                 from sync_err_rec";
-    assert_eq!(rows(&bed.left, kept), ["10000|10000|10000|28000|28000"]);
+    assert_eq!(rows(&fixture.left, kept), ["10000|10000|10000|28000|28000"]);
     // With records pending nothing is tried, so there is nothing to warn of.
     run(&mut client, "update t set v = 'w' where id <= 5");
     assert_eq!(warnings(&notices), []);
-    assert_eq!(queued(&bed), 10_005);
-    recover(&bed.right);
-    assert!(deal(&bed, "20000"));
-    assert_eq!(same(&bed, "t").len(), 10_000);
-    assert_eq!(queued(&bed), 0);
+    assert_eq!(queued(&fixture), 10_005);
+    recover(&fixture.right);
+    assert!(deal(&fixture, "20000"));
+    assert_eq!(same(&fixture, "t").len(), 10_000);
+    assert_eq!(queued(&fixture), 0);
 }
 
 #[test]
 fn queue_makes_no_connection_and_a_drain_delivers() {
-    let bed = Testbed::new("queue");
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, r#"{"mode": "queue"}"#);
+    let fixture = Fixture::new("queue");
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
     // That of attach_sync.
     assert_eq!(proxy.connections_total(), 1);
-    let (mut client, notices) = bed.left.client_with_notices();
+    let (mut client, notices) = fixture.left.client_with_notices();
     run(&mut client, "insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1");
     run(&mut client, "delete from t where id = 2");
     assert_eq!(proxy.connections_total(), 1);
     assert_eq!(warnings(&notices), []);
-    assert_eq!(table(&bed.right, "t"), [""; 0]);
+    assert_eq!(table(&fixture.right, "t"), [""; 0]);
     let expected = ["INSERT|~|0|pending", "INSERT|~|0|pending", "UPDATE|~|0|pending"];
-    assert_eq!(records(&bed)[..3], expected);
-    assert!(deal(&bed, "100"));
-    both_have(&bed, "t", &["1|c"]);
-    assert_eq!(queued(&bed), 0);
+    assert_eq!(records(&fixture)[..3], expected);
+    assert!(deal(&fixture, "100"));
+    both_have(&fixture, "t", &["1|c"]);
+    assert_eq!(queued(&fixture), 0);
     assert_eq!(proxy.connections_total(), 2);
 }
 
 #[test]
 fn the_strictest_mode_of_a_transaction_wins() {
-    let bed = linked("strict");
+    let fixture = linked("strict");
     for mode in ["queue", "async", "sync"] {
-        mirror(&bed, mode, COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
+        mirror(&fixture, mode, COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
     }
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "begin; insert into queue values (1, 'a'); insert into async values (1, 'a')");
     run(&mut client, "commit");
-    both_have(&bed, "queue", &["1|a"]);
-    outage(&bed.right);
+    both_have(&fixture, "queue", &["1|a"]);
+    outage(&fixture.right);
     run(&mut client, "begin; insert into sync values (1, 'a'); insert into queue values (2, 'b')");
     refused(&mut client, "commit", "28000");
-    recover(&bed.right);
-    both_have(&bed, "queue", &["1|a"]);
-    both_have(&bed, "sync", &[]);
-    assert_eq!(queued(&bed), 0);
+    recover(&fixture.right);
+    both_have(&fixture, "queue", &["1|a"]);
+    both_have(&fixture, "sync", &[]);
+    assert_eq!(queued(&fixture), 0);
 }
 
 #[test]
 fn sync_with_records_pending_is_refused_until_they_are_drained() {
-    let bed = one_way("pending", COLUMNS, r#"{"mode": "sync"}"#);
-    mirror(&bed, "q", COLUMNS, r#"{"mode": "queue"}"#);
-    let mut client = bed.left.client();
+    let fixture = one_way("pending", COLUMNS, r#"{"mode": "sync"}"#);
+    mirror(&fixture, "q", COLUMNS, r#"{"mode": "queue"}"#);
+    let mut client = fixture.left.client();
     run(&mut client, "insert into q values (1, 'a')");
     let error = refused(&mut client, "insert into t values (1, 'a')", "55000");
     assert_eq!(error.message(), "server \"dst\" has pending changes");
     assert!(error.hint().is_some_and(|hint| hint.contains("deal_sync_err_rec()")), "{error:?}");
-    both_have(&bed, "t", &[]);
-    assert_eq!(queued(&bed), 1);
-    assert!(deal(&bed, "10"));
+    both_have(&fixture, "t", &[]);
+    assert_eq!(queued(&fixture), 1);
+    assert!(deal(&fixture, "10"));
     run(&mut client, "insert into t values (1, 'a')");
-    both_have(&bed, "t", &["1|a"]);
-    both_have(&bed, "q", &["1|a"]);
+    both_have(&fixture, "t", &["1|a"]);
+    both_have(&fixture, "q", &["1|a"]);
 }
 
 #[test]
 fn a_constraint_that_the_remote_checks_at_its_commit_counts_as_well() {
     for (mode, waiting) in [("sync", 0), ("async", 2)] {
-        let bed = one_way("late", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
-        bed.right.exec(
+        let fixture = one_way("late", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
+        fixture.right.exec(
             "create table allowed (id int primary key); insert into allowed values (1);
              alter table t add constraint is_allowed foreign key (id) references allowed
                deferrable initially deferred",
         );
-        let mut client = bed.left.client();
+        let mut client = fixture.left.client();
         run(&mut client, "insert into t values (1, 'a')");
         let sql = "insert into t values (2, 'b'), (3, 'c')";
         if mode == "sync" {
@@ -242,12 +244,12 @@ fn a_constraint_that_the_remote_checks_at_its_commit_counts_as_well() {
         } else {
             run(&mut client, sql);
         }
-        assert_eq!(table(&bed.right, "t"), ["1|a"]);
-        assert_eq!(queued(&bed), waiting);
+        assert_eq!(table(&fixture.right, "t"), ["1|a"]);
+        assert_eq!(queued(&fixture), waiting);
         // The connection is as good as before.
         run(&mut client, "delete from t where id = 2; update t set v = 'd' where id = 1");
-        bed.right.exec("insert into allowed values (2), (3)");
-        assert!(deal(&bed, "100"));
-        same(&bed, "t");
+        fixture.right.exec("insert into allowed values (2), (3)");
+        assert!(deal(&fixture, "100"));
+        same(&fixture, "t");
     }
 }

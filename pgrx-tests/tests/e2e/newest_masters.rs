@@ -1,7 +1,7 @@
 //! Two masters under `newest`: what they have written without knowing of each other ends equal on both,
 //! whoever hears of it first.
 
-use rowsync_harness::{Side, Testbed, await_until};
+use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::common::{attach, both_have, linked, mirror, rows, run, same};
 use crate::conflict_view::{bed_on, counting};
@@ -10,10 +10,10 @@ use crate::preloaded::{EAGER, WORKING};
 const COLUMNS: &str = "id int primary key, v text, ver int";
 
 /// A table `t` on both sides that either queues for the other, of the given columns.
-fn masters_of(label: &str, left: &str, right: &str) -> Testbed {
-    let bed = Testbed::new(label);
-    link(&bed.left, &bed.right, left, right);
-    bed
+fn masters_of(label: &str, left: &str, right: &str) -> Fixture {
+    let fixture = Fixture::new(label);
+    link(&fixture.left, &fixture.right, left, right);
+    fixture
 }
 
 fn link(left: &Side, right: &Side, left_columns: &str, right_columns: &str) {
@@ -30,7 +30,7 @@ fn link(left: &Side, right: &Side, left_columns: &str, right_columns: &str) {
     }
 }
 
-pub fn masters(label: &str) -> Testbed {
+pub fn masters(label: &str) -> Fixture {
     masters_of(label, COLUMNS, COLUMNS)
 }
 
@@ -41,30 +41,36 @@ fn send(side: &Side) {
 }
 
 /// Row 1 on both sides, each of which knows that the other has it.
-pub fn agreed(bed: &Testbed) {
-    bed.left.exec("insert into t values (1, 'a', 5)");
-    send(&bed.left);
-    assert_eq!(same(bed, "t"), ["1|a|5"]);
+pub fn agreed(fixture: &Fixture) {
+    fixture.left.exec("insert into t values (1, 'a', 5)");
+    send(&fixture.left);
+    assert_eq!(same(fixture, "t"), ["1|a|5"]);
 }
 
 /// Runs what either side writes without knowing of the other, lets either send first, and compares.
-fn meet(label: &str, begin: fn(&Testbed), left: &str, right: &str, expected: &[&str]) {
+fn meet(label: &str, begin: fn(&Fixture), left: &str, right: &str, expected: &[&str]) {
     for left_first in [true, false] {
-        let bed = masters(label);
-        begin(&bed);
-        bed.left.exec(left);
-        bed.right.exec(right);
-        let (first, second) =
-            if left_first { (&bed.left, &bed.right) } else { (&bed.right, &bed.left) };
+        let fixture = masters(label);
+        begin(&fixture);
+        fixture.left.exec(left);
+        fixture.right.exec(right);
+        let (first, second) = if left_first {
+            (&fixture.left, &fixture.right)
+        } else {
+            (&fixture.right, &fixture.left)
+        };
         send(first);
         send(second);
-        both_have(&bed, "t", expected);
+        both_have(&fixture, "t", expected);
         // What has arrived is not sent on.
-        assert_eq!(bed.left.queued().expect("a queue") + bed.right.queued().expect("a queue"), 0);
+        assert_eq!(
+            fixture.left.queued().expect("a queue") + fixture.right.queued().expect("a queue"),
+            0
+        );
     }
 }
 
-fn nothing(_: &Testbed) {}
+fn nothing(_: &Fixture) {}
 
 #[test]
 fn of_two_inserts_the_larger_version_stays() {
@@ -156,24 +162,24 @@ fn a_version_that_stands_still_decides_by_who_knew_whom() {
 
 #[test]
 fn who_has_seen_the_other_row_wins_with_a_smaller_version() {
-    let bed = masters("lagging");
-    agreed(&bed);
-    bed.right.exec("update t set v = 'r', ver = 100");
-    send(&bed.right);
-    bed.left.exec("update t set v = 'later', ver = 6");
-    send(&bed.left);
-    both_have(&bed, "t", &["1|later|6"]);
-    bed.right.exec("update t set v = 'latest', ver = null");
-    send(&bed.right);
-    both_have(&bed, "t", &["1|latest|~"]);
-    bed.left.exec("delete from t");
-    send(&bed.left);
-    both_have(&bed, "t", &[]);
+    let fixture = masters("lagging");
+    agreed(&fixture);
+    fixture.right.exec("update t set v = 'r', ver = 100");
+    send(&fixture.right);
+    fixture.left.exec("update t set v = 'later', ver = 6");
+    send(&fixture.left);
+    both_have(&fixture, "t", &["1|later|6"]);
+    fixture.right.exec("update t set v = 'latest', ver = null");
+    send(&fixture.right);
+    both_have(&fixture, "t", &["1|latest|~"]);
+    fixture.left.exec("delete from t");
+    send(&fixture.left);
+    both_have(&fixture, "t", &[]);
 }
 
 #[test]
 fn ties_are_decided_alike_between_databases_of_different_collation() {
-    let bed = Testbed::new("collations");
+    let fixture = Fixture::new("collations");
     let own = |side: &Side, name: &str, locale: &str| {
         let other = Side { db: format!("{}_{name}", side.db), ..side.clone() };
         side.exec_superuser(&format!(
@@ -187,13 +193,13 @@ fn ties_are_decided_alike_between_databases_of_different_collation() {
         ));
         other
     };
-    let left = own(&bed.left, "c", "lc_collate 'C' lc_ctype 'C'");
+    let left = own(&fixture.left, "c", "lc_collate 'C' lc_ctype 'C'");
     // A server built without ICU cannot tell more than one without it.
-    let icu = bed.right.query_one::<bool>(
+    let icu = fixture.right.query_one::<bool>(
         "select exists (select from pg_collation where collprovider = 'i' and collname = 'en-US-x-icu')",
     );
     let locale = if icu { "locale_provider icu icu_locale 'en-US'" } else { "lc_ctype 'C'" };
-    let right = own(&bed.right, "icu", locale);
+    let right = own(&fixture.right, "icu", locale);
     link(&left, &right, COLUMNS, COLUMNS);
     let pairs = [("a", "B"), ("B", "a"), ("z", "é"), ("ä", "Z"), ("a-b", "ab"), ("co-op", "coop")];
     for (id, (one, other)) in pairs.iter().enumerate() {
@@ -235,19 +241,19 @@ fn ties_are_decided_alike_between_databases_of_different_collation() {
 
 #[test]
 fn ties_are_decided_alike_whatever_the_order_of_the_columns() {
-    let bed = masters_of(
+    let fixture = masters_of(
         "colorder",
         "id int primary key, ver int, a text, b text",
         "b text, a text, gone int, id int primary key, ver int",
     );
-    bed.right.exec("alter table t drop column gone");
-    bed.left.exec("insert into t (id, ver, a, b) values (1, 5, 'x', 'y'), (2, 5, 'y', 'x')");
-    bed.right.exec("insert into t (id, ver, a, b) values (1, 5, 'y', 'x'), (2, 5, 'x', 'y')");
-    send(&bed.left);
-    send(&bed.right);
+    fixture.right.exec("alter table t drop column gone");
+    fixture.left.exec("insert into t (id, ver, a, b) values (1, 5, 'x', 'y'), (2, 5, 'y', 'x')");
+    fixture.right.exec("insert into t (id, ver, a, b) values (1, 5, 'y', 'x'), (2, 5, 'x', 'y')");
+    send(&fixture.left);
+    send(&fixture.right);
     let all = "select id, ver, a, b from t order by id";
-    let left = rows(&bed.left, all);
-    assert_eq!(left, rows(&bed.right, all));
+    let left = rows(&fixture.left, all);
+    assert_eq!(left, rows(&fixture.right, all));
     // One of the rows that were written, whole.
     for row in left {
         assert!(row.ends_with("|x|y") || row.ends_with("|y|x"), "{row}");
@@ -267,23 +273,23 @@ fn versions_are_compared_by_their_type() {
         ("text", "a", "b"),
     ] {
         let columns = format!("id int primary key, v text, ver {kind}");
-        let bed = masters_of("vertypes", &columns, &columns);
-        bed.left.exec(&format!(
+        let fixture = masters_of("vertypes", &columns, &columns);
+        fixture.left.exec(&format!(
             "insert into t values (1, 'older', '{older}'), (2, 'newer', '{newer}'), (3, 'newer', '{newer}')"
         ));
-        bed.right.exec(&format!(
+        fixture.right.exec(&format!(
             "insert into t values (1, 'newer', '{newer}'), (2, 'older', '{older}'), (3, 'null', null)"
         ));
-        send(&bed.left);
-        send(&bed.right);
-        same(&bed, "t");
-        let kept = rows(&bed.left, "select v from t order by id");
+        send(&fixture.left);
+        send(&fixture.right);
+        same(&fixture, "t");
+        let kept = rows(&fixture.left, "select v from t order by id");
         assert_eq!(kept, ["newer"; 3], "{kind}: {older} and {newer}");
         // And when the newer one has been seen, by a write with the older.
-        bed.left.exec(&format!("update t set v = 'last', ver = '{older}'"));
-        send(&bed.left);
-        same(&bed, "t");
-        assert_eq!(rows(&bed.right, "select distinct v from t"), ["last"], "{kind}");
+        fixture.left.exec(&format!("update t set v = 'last', ver = '{older}'"));
+        send(&fixture.left);
+        same(&fixture, "t");
+        assert_eq!(rows(&fixture.right, "select distinct v from t"), ["last"], "{kind}");
     }
 }
 
@@ -291,12 +297,12 @@ fn versions_are_compared_by_their_type() {
 fn equal_versions_of_different_scale_are_a_tie() {
     let columns = "id int primary key, v text, ver numeric";
     for (left, right) in [("1.0", "1.00"), ("1.00", "1.0")] {
-        let bed = masters_of("scale", columns, columns);
-        bed.left.exec(&format!("insert into t values (1, 'l', {left})"));
-        bed.right.exec(&format!("insert into t values (1, 'r', {right})"));
-        send(&bed.left);
-        send(&bed.right);
-        let kept = same(&bed, "t");
+        let fixture = masters_of("scale", columns, columns);
+        fixture.left.exec(&format!("insert into t values (1, 'l', {left})"));
+        fixture.right.exec(&format!("insert into t values (1, 'r', {right})"));
+        send(&fixture.left);
+        send(&fixture.right);
+        let kept = same(&fixture, "t");
         assert!(kept[0].starts_with("1|"), "{kept:?}");
     }
 }
@@ -304,21 +310,21 @@ fn equal_versions_of_different_scale_are_a_tie() {
 #[test]
 fn deletions_are_forgotten_after_the_retention() {
     let cluster = counting(&[&[("pg_rowsync.tombstone_retention", "2s")], EAGER].concat());
-    let bed = bed_on(&cluster);
-    mirror(&bed, "t", COLUMNS, r#"{"on_conflict": "newest", "version_column": "ver"}"#);
-    let mut client = bed.left.client();
+    let fixture = bed_on(&cluster);
+    mirror(&fixture, "t", COLUMNS, r#"{"on_conflict": "newest", "version_column": "ver"}"#);
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t select i, 'a', 5 from generate_series(1, 20) i; delete from t");
     let deleted = "select count(*) from sync_row_version where deleted";
-    assert_eq!(bed.left.query_one::<i64>(deleted), 20);
-    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+    assert_eq!(fixture.left.query_one::<i64>(deleted), 20);
+    assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
     await_until(WORKING, "the deletions to be forgotten", || {
-        bed.left.query_one::<i64>(deleted) == 0
+        fixture.left.query_one::<i64>(deleted) == 0
     });
 }
 
 /// Gives either side a second server, whose trigger fires after that of `dst`.
-fn with_another_server(bed: &Testbed) {
-    for side in [&bed.left, &bed.right] {
+fn with_another_server(fixture: &Fixture) {
+    for side in [&fixture.left, &fixture.right] {
         side.link(side, 1, "later", &[]).expect("a server");
         side.exec(
             r#"select attach_sync('t', 'later', 'x.t',
@@ -339,14 +345,14 @@ fn a_change_for_several_servers_counts_the_same_everywhere() {
         ("delete from t", "update t set v = 'r'", vec!["1|r|5"]),
         ("delete from t; insert into t values (1, 'b', 5)", "update t set v = 'r'", vec!["1|b|5"]),
     ] {
-        let bed = masters("several");
-        agreed(&bed);
-        with_another_server(&bed);
-        bed.left.exec(left);
-        bed.right.exec(right);
-        send_to_dst(&bed.left);
-        send_to_dst(&bed.right);
-        both_have(&bed, "t", &expected);
+        let fixture = masters("several");
+        agreed(&fixture);
+        with_another_server(&fixture);
+        fixture.left.exec(left);
+        fixture.right.exec(right);
+        send_to_dst(&fixture.left);
+        send_to_dst(&fixture.right);
+        both_have(&fixture, "t", &expected);
     }
 }
 
@@ -354,49 +360,49 @@ fn a_change_for_several_servers_counts_the_same_everywhere() {
 fn deletions_are_found_by_keys_listed_in_another_order() {
     for (left, right) in [("a, b", "b, a"), ("b, a", "a, b")] {
         let table = |key: &str| format!("a int, b int, v text, ver int, primary key ({key})");
-        let bed = masters_of("keyorder", &table(left), &table(right));
-        bed.left.exec("insert into t values (1, 2, 'a', 5)");
-        send(&bed.left);
-        assert_eq!(same(&bed, "t"), ["1|2|a|5"]);
-        bed.left.exec("update t set ver = 7");
-        bed.right.exec("update t set ver = 8; delete from t");
+        let fixture = masters_of("keyorder", &table(left), &table(right));
+        fixture.left.exec("insert into t values (1, 2, 'a', 5)");
+        send(&fixture.left);
+        assert_eq!(same(&fixture, "t"), ["1|2|a|5"]);
+        fixture.left.exec("update t set ver = 7");
+        fixture.right.exec("update t set ver = 8; delete from t");
         // The older update meets the deletion.
-        send(&bed.left);
-        send(&bed.right);
-        both_have(&bed, "t", &[]);
+        send(&fixture.left);
+        send(&fixture.right);
+        both_have(&fixture, "t", &[]);
     }
 }
 
 #[test]
 fn a_server_without_the_extension_compares_text_alike() {
-    let bed = linked("plaincollate");
-    let icu = bed.right.query_one::<bool>(
+    let fixture = linked("plaincollate");
+    let icu = fixture.right.query_one::<bool>(
         "select exists (select from pg_collation where collprovider = 'i' and collname = 'en-US-x-icu')",
     );
     let collate = if icu { r#" collate "en-US-x-icu""# } else { "" };
-    bed.right.exec_superuser("drop extension pg_rowsync cascade");
-    bed.left.exec("create table t (id int primary key, v text, ver text)");
-    bed.right.exec(&format!(
+    fixture.right.exec_superuser("drop extension pg_rowsync cascade");
+    fixture.left.exec("create table t (id int primary key, v text, ver text)");
+    fixture.right.exec(&format!(
         "create table t (id int primary key, v text, ver text{collate});
          insert into t values (1, 'r', 'B'), (2, 'r', 'a')"
     ));
-    attach(&bed, "t", r#"{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}"#);
-    bed.left.exec("insert into t values (1, 'l', 'a'), (2, 'l', 'B')");
-    send(&bed.left);
-    let kept = rows(&bed.right, "select v from t order by id");
+    attach(&fixture, "t", r#"{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}"#);
+    fixture.left.exec("insert into t values (1, 'l', 'a'), (2, 'l', 'B')");
+    send(&fixture.left);
+    let kept = rows(&fixture.right, "select v from t order by id");
     assert_eq!(kept, ["l", "r"]);
 }
 
 #[test]
 fn a_row_inserted_after_a_deletion_that_arrived_outlives_it() {
     for version in ["5", "1", "null"] {
-        let bed = masters("arrived");
-        agreed(&bed);
-        bed.left.exec("delete from t");
-        send(&bed.left);
-        both_have(&bed, "t", &[]);
-        bed.right.exec(&format!("insert into t values (1, 'back', {version})"));
-        send(&bed.right);
-        both_have(&bed, "t", &[&format!("1|back|{}", version.replace("null", "~"))]);
+        let fixture = masters("arrived");
+        agreed(&fixture);
+        fixture.left.exec("delete from t");
+        send(&fixture.left);
+        both_have(&fixture, "t", &[]);
+        fixture.right.exec(&format!("insert into t values (1, 'back', {version})"));
+        send(&fixture.right);
+        both_have(&fixture, "t", &[&format!("1|back|{}", version.replace("null", "~"))]);
     }
 }

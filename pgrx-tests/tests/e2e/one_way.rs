@@ -5,29 +5,29 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use postgres::Client;
+use rowsync_harness::fixture::{Fixture, await_until};
 use rowsync_harness::proxy::Proxy;
 use rowsync_harness::side::Side;
-use rowsync_harness::testbed::{Testbed, await_until};
 
 /// How long a condition may take to come true.
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// Tables with rows 1 to 3 on both sides and a trigger with these options on the left.
-pub fn one_way(label: &str, proxy: Option<&Proxy>, options: &str) -> Testbed {
-    let bed = Testbed::new(label);
-    for side in [&bed.left, &bed.right] {
+pub fn one_way(label: &str, proxy: Option<&Proxy>, options: &str) -> Fixture {
+    let fixture = Fixture::new(label);
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text)");
     }
     match proxy {
-        Some(proxy) => bed.link_via(proxy, &bed.left, &bed.right, "dst", &[]),
-        None => bed.link(&bed.left, &bed.right, "dst", &[]),
+        Some(proxy) => fixture.link_via(proxy, &fixture.left, &fixture.right, "dst", &[]),
+        None => fixture.link(&fixture.left, &fixture.right, "dst", &[]),
     }
-    let target = format!("{}.t", bed.right.user);
-    bed.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{options}')"));
-    bed.left.exec("insert into t values (1, 'old'), (2, 'old'), (3, 'old')");
-    assert!(drain(&bed), "what mode queue has not sent by itself");
-    assert_equal(&bed);
-    bed
+    let target = format!("{}.t", fixture.right.user);
+    fixture.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{options}')"));
+    fixture.left.exec("insert into t values (1, 'old'), (2, 'old'), (3, 'old')");
+    assert!(drain(&fixture), "what mode queue has not sent by itself");
+    assert_equal(&fixture);
+    fixture
 }
 
 /// The value of a row, as the side's own superuser sees it.
@@ -37,18 +37,18 @@ pub fn value(side: &Side, id: i32) -> Option<String> {
 }
 
 /// Both tables hold the same.
-pub fn assert_equal(bed: &Testbed) {
-    assert_eq!(bed.checksum(&bed.left, "t"), bed.checksum(&bed.right, "t"));
+pub fn assert_equal(fixture: &Fixture) {
+    assert_eq!(fixture.checksum(&fixture.left, "t"), fixture.checksum(&fixture.right, "t"));
 }
 
 /// Changes waiting on the left.
-pub fn queued(bed: &Testbed) -> i64 {
-    bed.left.queued().expect("the queue")
+pub fn queued(fixture: &Fixture) -> i64 {
+    fixture.left.queued().expect("the queue")
 }
 
 /// Replays everything; what `deal_sync_err_rec` said.
-pub fn drain(bed: &Testbed) -> bool {
-    bed.left.query_one("select deal_sync_err_rec(100000)")
+pub fn drain(fixture: &Fixture) -> bool {
+    fixture.left.query_one("select deal_sync_err_rec(100000)")
 }
 
 /// The process ID behind a client.
@@ -81,15 +81,15 @@ pub fn await_blocked(side: &Side) -> i32 {
 }
 
 /// Locks row 1 of the right side until the client is dropped or rolls back.
-pub fn lock_row(bed: &Testbed) -> Client {
-    let mut locker = bed.right.client();
+pub fn lock_row(fixture: &Fixture) -> Client {
+    let mut locker = fixture.right.client();
     locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
     locker
 }
 
 /// A client on the left that waits long for locks on the right.
-pub fn patient_client(bed: &Testbed) -> Client {
-    let mut client = bed.left.client();
+pub fn patient_client(fixture: &Fixture) -> Client {
+    let mut client = fixture.left.client();
     client
         .batch_execute(
             "set pg_rowsync.lock_timeout = '60s'; set pg_rowsync.delivery_timeout = '60s'",

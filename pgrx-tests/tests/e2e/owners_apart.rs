@@ -2,19 +2,19 @@
 
 use crate::common::{Role, deal, linked, mirror, queued, rows, run, same, table};
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 /// Tables `good` and `strict` (mode `sync`) of the side's role, and `mine` of another role's, whose mapping has
 /// this password.
-fn two_owners(label: &str, password: &str) -> (Testbed, Role) {
-    let bed = linked(label);
+fn two_owners(label: &str, password: &str) -> (Fixture, Role) {
+    let fixture = linked(label);
     let columns = "id int primary key, v text";
-    mirror(&bed, "good", columns, "{}");
-    mirror(&bed, "strict", columns, r#"{"mode": "sync"}"#);
-    let other = Role::create(&bed.left, "other", "");
-    let (left, right, name) = (&bed.left.user, &bed.right, &other.name);
+    mirror(&fixture, "good", columns, "{}");
+    mirror(&fixture, "strict", columns, r#"{"mode": "sync"}"#);
+    let other = Role::create(&fixture.left, "other", "");
+    let (left, right, name) = (&fixture.left.user, &fixture.right, &other.name);
     right.exec(&format!("create table mine ({columns})"));
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "grant usage on foreign server dst to {name};
          create user mapping for {name} server dst
            options (user '{}', password '{password}');
@@ -22,12 +22,12 @@ fn two_owners(label: &str, password: &str) -> (Testbed, Role) {
          select attach_sync('{left}.mine', 'dst', '{}.mine')",
         right.user, right.user
     ));
-    (bed, other)
+    (fixture, other)
 }
 
-fn writer(bed: &Testbed) -> Client {
-    let mut client = bed.left.superuser();
-    run(&mut client, &format!("set search_path = {}, public", bed.left.user));
+fn writer(fixture: &Fixture) -> Client {
+    let mut client = fixture.left.superuser();
+    run(&mut client, &format!("set search_path = {}, public", fixture.left.user));
     client
 }
 
@@ -36,91 +36,91 @@ const STATUS: &str = "select pending, failed, consecutive_failures > 0, last_sql
 
 #[test]
 fn one_owners_wrong_password_is_no_others() {
-    let (bed, other) = two_owners("wrong_password", "wrong");
-    let mut client = writer(&bed);
+    let (fixture, other) = two_owners("wrong_password", "wrong");
+    let mut client = writer(&fixture);
     run(&mut client, "insert into mine values (1, 'a')");
     // At once, before any drain has found out.
     run(&mut client, "insert into strict values (1, 'a'); insert into good values (1, 'a')");
-    assert_eq!(table(&bed.right, "strict"), ["1|a"]);
-    assert_eq!(table(&bed.right, "good"), ["1|a"]);
-    assert_eq!(rows(&bed.left, STATUS), ["1|0|t|28P01|t"]);
-    assert!(!deal(&bed, "100"));
+    assert_eq!(table(&fixture.right, "strict"), ["1|a"]);
+    assert_eq!(table(&fixture.right, "good"), ["1|a"]);
+    assert_eq!(rows(&fixture.left, STATUS), ["1|0|t|28P01|t"]);
+    assert!(!deal(&fixture, "100"));
     run(&mut client, "insert into strict values (2, 'a')");
-    let blocked = rows(&bed.left, "select blocked from sync_status");
+    let blocked = rows(&fixture.left, "select blocked from sync_status");
     assert!(blocked[0].contains(&other.name), "{blocked:?}");
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "alter user mapping for {} server dst options (set password '{}')",
-        other.name, bed.right.password
+        other.name, fixture.right.password
     ));
-    assert!(deal(&bed, "100"));
-    assert_eq!(table(&bed.right, "mine"), ["1|a"]);
-    assert_eq!(queued(&bed), 0);
-    assert_eq!(rows(&bed.left, "select blocked is null from sync_status"), ["t"]);
+    assert!(deal(&fixture, "100"));
+    assert_eq!(table(&fixture.right, "mine"), ["1|a"]);
+    assert_eq!(queued(&fixture), 0);
+    assert_eq!(rows(&fixture.left, "select blocked is null from sync_status"), ["t"]);
     run(&mut client, "insert into mine values (2, 'a')");
-    same(&bed, "mine");
+    same(&fixture, "mine");
 }
 
 #[test]
 fn one_owners_missing_usage_is_no_others() {
-    let (bed, other) = two_owners("missing_usage", "wrong");
-    let mut client = writer(&bed);
+    let (fixture, other) = two_owners("missing_usage", "wrong");
+    let mut client = writer(&fixture);
     run(&mut client, "insert into mine values (1, 'a')");
-    bed.left.exec_superuser(&format!("revoke usage on foreign server dst from {}", other.name));
-    assert!(!deal(&bed, "100"));
+    fixture.left.exec_superuser(&format!("revoke usage on foreign server dst from {}", other.name));
+    assert!(!deal(&fixture, "100"));
     run(&mut client, "insert into strict values (1, 'a'); insert into good values (1, 'a')");
-    assert_eq!(table(&bed.right, "strict"), ["1|a"]);
-    assert_eq!(table(&bed.right, "good"), ["1|a"]);
-    let blocked = rows(&bed.left, "select last_sqlstate, blocked from sync_status");
+    assert_eq!(table(&fixture.right, "strict"), ["1|a"]);
+    assert_eq!(table(&fixture.right, "good"), ["1|a"]);
+    let blocked = rows(&fixture.left, "select last_sqlstate, blocked from sync_status");
     assert!(blocked[0].starts_with("42501|"), "{blocked:?}");
     assert!(blocked[0].contains(&other.name), "{blocked:?}");
 }
 
 #[test]
 fn owners_whose_commits_alternate_are_drained_together() {
-    let (bed, other) = two_owners("alternate", "x");
-    let (left, right) = (&bed.left.user, &bed.right.user);
+    let (fixture, other) = two_owners("alternate", "x");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
     let queue = r#"{"mode": "queue"}"#;
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "alter user mapping for {} server dst options (set password '{}');
          select detach_sync('{left}.mine', 'dst'), detach_sync('{left}.good', 'dst');
          select attach_sync('{left}.mine', 'dst', '{right}.mine', '{queue}'),
                 attach_sync('{left}.good', 'dst', '{right}.good', '{queue}')",
-        other.name, bed.right.password
+        other.name, fixture.right.password
     ));
-    let mut client = writer(&bed);
+    let mut client = writer(&fixture);
     run(
         &mut client,
         "do $$ begin for i in 1..50 loop
            insert into good values (i); commit; insert into mine values (i); commit;
          end loop; end $$",
     );
-    assert!(deal(&bed, "40"));
-    assert_eq!(queued(&bed), 60, "the oldest 40 of both");
-    assert_eq!((rows_of(&bed, "good"), rows_of(&bed, "mine")), (20, 20));
-    assert!(deal(&bed, "1000"));
-    assert_eq!(queued(&bed), 0);
-    same(&bed, "good");
-    same(&bed, "mine");
+    assert!(deal(&fixture, "40"));
+    assert_eq!(queued(&fixture), 60, "the oldest 40 of both");
+    assert_eq!((rows_of(&fixture, "good"), rows_of(&fixture, "mine")), (20, 20));
+    assert!(deal(&fixture, "1000"));
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "good");
+    same(&fixture, "mine");
 }
 
-fn rows_of(bed: &Testbed, name: &str) -> usize {
-    table(&bed.right, name).len()
+fn rows_of(fixture: &Fixture, name: &str) -> usize {
+    table(&fixture.right, name).len()
 }
 
 #[test]
 fn what_refers_to_another_owners_rows_comes_after_them() {
-    let (bed, other) = two_owners("refers", "x");
-    let (left, right) = (&bed.left.user, &bed.right.user);
+    let (fixture, other) = two_owners("refers", "x");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
     let queue = r#"{"mode": "queue"}"#;
-    bed.right.exec("alter table mine add foreign key (id) references good (id)");
-    bed.left.exec_superuser(&format!(
+    fixture.right.exec("alter table mine add foreign key (id) references good (id)");
+    fixture.left.exec_superuser(&format!(
         "alter user mapping for {} server dst options (set password '{}');
          select detach_sync('{left}.mine', 'dst'), detach_sync('{left}.good', 'dst');
          select attach_sync('{left}.mine', 'dst', '{right}.mine', '{queue}'),
                 attach_sync('{left}.good', 'dst', '{right}.good', '{queue}')",
-        other.name, bed.right.password
+        other.name, fixture.right.password
     ));
-    let mut client = writer(&bed);
+    let mut client = writer(&fixture);
     for id in 1..=3 {
         run(
             &mut client,
@@ -129,11 +129,11 @@ fn what_refers_to_another_owners_rows_comes_after_them() {
     }
     // The second drain finds the first one's rows committed; nobody is to blame.
     for _ in 0..3 {
-        assert!(deal(&bed, "100"));
+        assert!(deal(&fixture, "100"));
         let failed = "select count(*) from sync_err_rec where status <> 'pending'";
-        assert_eq!(rows(&bed.left, failed), ["0"]);
+        assert_eq!(rows(&fixture.left, failed), ["0"]);
     }
-    assert_eq!(queued(&bed), 0);
-    same(&bed, "good");
-    same(&bed, "mine");
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "good");
+    same(&fixture, "mine");
 }

@@ -123,31 +123,32 @@ fn reason(name: &str) -> Option<&'static str> {
 
 #[test]
 fn what_can_alter_a_value_there_is_pinned_whatever_the_role_has() {
-    let bed = linked("pinnedthere");
-    let Side { user, .. } = &bed.right;
-    bed.left.exec("create table t (id int primary key)");
-    bed.right
+    let fixture = linked("pinnedthere");
+    let Side { user, .. } = &fixture.right;
+    fixture.left.exec("create table t (id int primary key)");
+    fixture
+        .right
         .exec("create table t (id int primary key); create table seen (name text, setting text)");
-    attach(&bed, "t", r#"{"mode": "sync"}"#);
-    bed.right.exec(&format!(
+    attach(&fixture, "t", r#"{"mode": "sync"}"#);
+    fixture.right.exec(&format!(
         "create function see() returns trigger language plpgsql as $$ begin
            insert into {user}.seen select name, setting from pg_catalog.pg_settings;
            return null; end $$;
          create trigger see after insert on t for each statement execute function see();
          alter table t enable always trigger see"
     ));
-    let mut admin = bed.right.superuser();
+    let mut admin = fixture.right.superuser();
     run(&mut admin, &format!("grant pg_read_all_settings to {user}"));
     let others = others(&mut admin);
     for (name, other) in &others {
         run(&mut admin, &format!("alter role {user} set {name} = '{other}'"));
     }
-    bed.left.exec("insert into t values (1)");
+    fixture.left.exec("insert into t values (1)");
     // As the role has them, whatever they are shown as.
-    let shown = rows(&bed.right, "select name || '=' || setting from seen");
+    let shown = rows(&fixture.right, "select name || '=' || setting from seen");
     let shown: BTreeMap<&str, &str> =
         shown.iter().filter_map(|line| line.split_once('=')).collect();
-    let mut role = bed.right.client();
+    let mut role = fixture.right.client();
     for name in others.keys() {
         let own =
             query(&mut role, &format!("select setting from pg_settings where name = '{name}'"));
@@ -167,14 +168,14 @@ const COLUMNS: &str = r#"id timestamptz primary key, b bool, i8 int8, f4 float4,
 
 #[test]
 fn what_is_captured_is_one_text_whatever_the_session_has() {
-    let bed = linked("pinnedhere");
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("pinnedhere");
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create type pair as (a timestamptz, b bytea, c interval); create domain span as tstzrange");
         side.exec(&format!("create table t ({COLUMNS})"));
         side.exec_superuser("create table public.\"Odd\" (id int)");
     }
-    attach(&bed, "t", r#"{"mode": "queue"}"#);
-    bed.left.exec(&format!(
+    attach(&fixture, "t", r#"{"mode": "queue"}"#);
+    fixture.left.exec(&format!(
         r#"create table v ({COLUMNS});
         insert into v values ('2024-02-03 04:05:06.789+00', true, 1, 0.1::float4 + 0.2::float4, 1/3::float8, 1.50, 'ab',
           'n', 'text', '\x00ff5c27', '2024-02-03', '01:02:03', '23:59:59.5+05:30', '2024-02-03 04:05:06.789',
@@ -188,16 +189,16 @@ fn what_is_captured_is_one_text_whatever_the_session_has() {
         insert into v (id, tsz) values ('infinity', '-infinity'), ('0044-03-15 12:00+00 BC', '12345-01-01 01:00+00'),
           ('0001-12-31 23:59:59.9+00', '9999-12-31 23:59:59+00')"#,
     ));
-    let mut client = bed.left.superuser();
-    run(&mut client, &format!("set search_path = {}, public", bed.left.user));
+    let mut client = fixture.left.superuser();
+    run(&mut client, &format!("set search_path = {}, public", fixture.left.user));
     let others = others(&mut client);
     let mut capture = |setting: &str| {
         run(&mut client, &format!("begin; {setting}; insert into t select * from v; commit"));
-        let queued = rows(&bed.left, "select dst_query from sync_err_rec order by id");
+        let queued = rows(&fixture.left, "select dst_query from sync_err_rec order by id");
         // Drained, they are the same rows there as here.
-        bed.left.exec_superuser(&format!(
+        fixture.left.exec_superuser(&format!(
             "delete from sync_err_rec; set session_replication_role = replica; delete from {}.t",
-            bed.left.user
+            fixture.left.user
         ));
         queued
     };
@@ -218,8 +219,8 @@ fn what_is_captured_is_one_text_whatever_the_session_has() {
     assert_eq!(capture(&everything.join("; ")), usual);
     run(&mut client, "set timezone = 'America/New_York'; set bytea_output = 'escape'");
     run(&mut client, "insert into t select * from v");
-    assert!(deal(&bed, "100"), "{:?}", rows(&bed.left, "select message from sync_err_rec"));
-    crate::common::same(&bed, "t");
+    assert!(deal(&fixture, "100"), "{:?}", rows(&fixture.left, "select message from sync_err_rec"));
+    crate::common::same(&fixture, "t");
 }
 
 /// Pairs of types in which a point in time would take the writer's zone with it, as `to`, and as what it is.
@@ -233,11 +234,11 @@ fn an_instant_arrives_as_one_value_whoever_writes_it_and_in_whatever_number() {
         ("instvc", "varchar(40)"),
         ("insttimetz", "timetz"),
     ] {
-        let bed = linked(label);
-        bed.left.exec("create table t (id int primary key, at timestamptz, v int)");
-        bed.right.exec(&format!("create table t (id int primary key, at {to}, v int)"));
-        attach(&bed, "t", "{}");
-        let mut client = bed.left.client();
+        let fixture = linked(label);
+        fixture.left.exec("create table t (id int primary key, at timestamptz, v int)");
+        fixture.right.exec(&format!("create table t (id int primary key, at {to}, v int)"));
+        attach(&fixture, "t", "{}");
+        let mut client = fixture.left.client();
         for (at, zone) in ["UTC", "Asia/Tokyo", "America/New_York"].into_iter().enumerate() {
             let from = at * 10_000;
             run(&mut client, &format!("set timezone = '{zone}'"));
@@ -253,9 +254,9 @@ fn an_instant_arrives_as_one_value_whoever_writes_it_and_in_whatever_number() {
                 run(&mut client, &statement);
             }
         }
-        assert_eq!(rows(&bed.left, "select message from sync_err_rec"), [""; 0], "{to}");
+        assert_eq!(rows(&fixture.left, "select message from sync_err_rec"), [""; 0], "{to}");
         assert_eq!(
-            rows(&bed.right, "select count(*), count(distinct at) from t"),
+            rows(&fixture.right, "select count(*), count(distinct at) from t"),
             ["3003|1"],
             "{to}"
         );
@@ -270,17 +271,17 @@ fn a_row_is_found_by_a_point_in_time_whoever_writes_it() {
         ("keyrange", "tstzrange", "tsrange"),
         ("keybytes", "bytea", "text"),
     ] {
-        let bed = linked(label);
-        bed.left.exec(&format!("create table t (k {from} primary key, v int)"));
-        bed.right.exec(&format!("create table t (k {to} primary key, v int)"));
-        attach(&bed, "t", r#"{"mode": "queue"}"#);
+        let fixture = linked(label);
+        fixture.left.exec(&format!("create table t (k {from} primary key, v int)"));
+        fixture.right.exec(&format!("create table t (k {to} primary key, v int)"));
+        attach(&fixture, "t", r#"{"mode": "queue"}"#);
         let value = |n: i32| match from {
             "bytea" => format!(r"'\x00ff0{n}'::bytea"),
             "tstzrange" => format!("tstzrange('2024-07-0{n} 23:30+00', '2024-08-01 00:00+00')"),
             _ => format!("'2024-07-0{n} 23:30+00'::timestamptz"),
         };
         let (one, two) = (value(1), value(2));
-        let mut client = bed.left.client();
+        let mut client = fixture.left.client();
         run(
             &mut client,
             &format!("set timezone = 'Asia/Tokyo'; insert into t values ({one}, 1), ({two}, 1)"),
@@ -293,57 +294,57 @@ fn a_row_is_found_by_a_point_in_time_whoever_writes_it() {
             ),
         );
         assert!(
-            deal(&bed, "100"),
+            deal(&fixture, "100"),
             "{from}: {:?}",
-            rows(&bed.left, "select message from sync_err_rec")
+            rows(&fixture.left, "select message from sync_err_rec")
         );
-        assert_eq!(rows(&bed.right, "select v from t"), ["2"], "{from} into {to}");
+        assert_eq!(rows(&fixture.right, "select v from t"), ["2"], "{from} into {to}");
     }
 }
 
 /// The version as text: `2024-07-02 08:00+09` is larger than `2024-07-01 23:30+00`, and older.
 #[test]
 fn the_newest_is_the_newest_whatever_zone_its_writer_has() {
-    let bed = linked("newestzone");
-    bed.left.exec("create table t (id int primary key, v text, at timestamptz)");
-    bed.right.exec("create table t (id int primary key, v text, at timestamp)");
-    attach(&bed, "t", r#"{"mode": "sync", "on_conflict": "newest", "version_column": "at"}"#);
-    let mut client = bed.left.client();
+    let fixture = linked("newestzone");
+    fixture.left.exec("create table t (id int primary key, v text, at timestamptz)");
+    fixture.right.exec("create table t (id int primary key, v text, at timestamp)");
+    attach(&fixture, "t", r#"{"mode": "sync", "on_conflict": "newest", "version_column": "at"}"#);
+    let mut client = fixture.left.client();
     run(
         &mut client,
         "set timezone = 'Asia/Tokyo'; insert into t values (1, 'older', '2024-07-01 23:00+00')",
     );
     run(&mut client, "set timezone = 'UTC'; update t set v = 'newer', at = '2024-07-01 23:30+00'");
-    assert_eq!(rows(&bed.right, "select v, at from t"), ["newer|2024-07-01 23:30:00"]);
+    assert_eq!(rows(&fixture.right, "select v, at from t"), ["newer|2024-07-01 23:30:00"]);
 }
 
 /// Of equal versions the larger row as text wins, which must be one text on both sides.
 #[test]
 fn two_rows_of_one_version_are_told_apart_alike_on_both_sides() {
-    let bed = linked("ties");
-    bed.link(&bed.right, &bed.left, "dst", &[]);
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("ties");
+    fixture.link(&fixture.right, &fixture.left, "dst", &[]);
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, b bytea, at timestamptz, ver int)");
     }
-    for (side, other) in [(&bed.left, &bed.right), (&bed.right, &bed.left)] {
+    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
         side.exec(&format!(
             r#"select attach_sync('t', 'dst', '{}.t',
                  '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
             other.user
         ));
     }
-    let (user, db) = (&bed.right.user, &bed.right.db);
-    bed.right.exec_superuser(&format!(
+    let (user, db) = (&fixture.right.user, &fixture.right.db);
+    fixture.right.exec_superuser(&format!(
         "alter role {user} set bytea_output = 'escape'; alter database {db} set timezone = 'Asia/Tokyo';
          alter role {user} set quote_all_identifiers = on"
     ));
     // As hexadecimal digits the first is smaller, as escapes the larger one.
-    bed.left.exec(r"insert into t values (1, '\x5a', '2024-07-01 00:00+00', 5)");
-    bed.right.exec(r"insert into t values (1, '\xff', '2024-07-01 00:00+00', 5)");
-    bed.left.exec(r"insert into t values (2, '\x61', '2024-07-01 20:00+00', 5)");
-    bed.right.exec(r"insert into t values (2, '\x61', '2024-07-02 01:00+00', 5)");
-    assert!(deal(&bed, "100"));
-    assert!(bed.right.query_one::<bool>("select deal_sync_err_rec(100)"));
+    fixture.left.exec(r"insert into t values (1, '\x5a', '2024-07-01 00:00+00', 5)");
+    fixture.right.exec(r"insert into t values (1, '\xff', '2024-07-01 00:00+00', 5)");
+    fixture.left.exec(r"insert into t values (2, '\x61', '2024-07-01 20:00+00', 5)");
+    fixture.right.exec(r"insert into t values (2, '\x61', '2024-07-02 01:00+00', 5)");
+    assert!(deal(&fixture, "100"));
+    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(100)"));
     let all = "select id, encode(b, 'hex'), extract(epoch from at) from t order by 1";
-    assert_eq!(rows(&bed.left, all), rows(&bed.right, all));
+    assert_eq!(rows(&fixture.left, all), rows(&fixture.right, all));
 }

@@ -16,10 +16,10 @@ fn documented() -> Table {
 
 fn are_as_documented(drain: Drain, trials: &[(Case, Point, What)]) {
     let table = documented();
-    let mut bed = Bed::start(drain).unwrap_or_else(|error| panic!("no bed: {error:#}"));
+    let mut fixture = Bed::start(drain).unwrap_or_else(|error| panic!("no bed: {error:#}"));
     for (case, point, what) in trials.iter().copied() {
         let trial = Trial { case, point, what };
-        check_against(&mut bed, &table, &trial).unwrap_or_else(|error| panic!("{error:#}"));
+        check_against(&mut fixture, &table, &trial).unwrap_or_else(|error| panic!("{error:#}"));
     }
 }
 
@@ -73,8 +73,8 @@ fn what_a_failure_inside_the_worker_leaves_is_as_documented() {
     );
 }
 
-/// Points of the second phase, which `cargo faults points` does not try yet: `cargo faults atomic` strikes at the
-/// same steps from outside.
+/// Points of the second phase, which `cargo faults points` does not try yet: `cargo faults atomic` strikes at
+/// the same steps from outside.
 const UNTRIED: [&str; 5] = ["BeforePrepare", "Prepared", "SecondPhase", "Finished", "Resolving"];
 
 #[test]

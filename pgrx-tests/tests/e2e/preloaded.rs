@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
-use rowsync_harness::testbed::clusters;
-use rowsync_harness::{Side, Testbed, await_until};
+use rowsync_harness::fixture::clusters;
+use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::common::mirror;
 
@@ -22,12 +22,12 @@ pub const EAGER: &[(&str, &str)] =
     &[("pg_rowsync.retry_interval", "100ms"), ("pg_rowsync.max_retry_interval", "300ms")];
 
 /// Two databases without a server; the right one is on the shared cluster.
-pub fn preloaded(label: &str, settings: &[(&str, &str)]) -> Testbed {
+pub fn preloaded(label: &str, settings: &[(&str, &str)]) -> Fixture {
     let settings =
         [TEST_SETTINGS, &[("shared_preload_libraries", "pg_rowsync")], settings].concat();
     let own = Arc::new(Cluster::start_with(label, &settings).expect("a cluster that preloads"));
     let create = |cluster, name: String| Side::create(cluster, &name).expect("a database");
-    Testbed {
+    Fixture {
         left: create(&own, format!("local_{label}")),
         right: create(clusters().1, format!("remote_{label}")),
     }
@@ -39,26 +39,27 @@ pub fn preloaded_one_way(
     settings: &[(&str, &str)],
     columns: &str,
     options: &str,
-) -> Testbed {
-    let bed = preloaded(label, settings);
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", columns, options);
-    bed
+) -> Fixture {
+    let fixture = preloaded(label, settings);
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", columns, options);
+    fixture
 }
 
 /// The process ID of the worker of the left database, once there is one.
-pub fn worker(bed: &Testbed) -> i32 {
+pub fn worker(fixture: &Fixture) -> i32 {
     let mut pid = 0;
     await_until(Duration::from_secs(20), "a worker", || {
-        pid = bed.left.query_one(WORKER);
+        pid = fixture.left.query_one(WORKER);
         pid != 0
     });
     pid
 }
 
-/// Waits until the worker has left only records that are set aside or wait behind them.
-pub fn await_drained(bed: &Testbed) {
+/// Waits until the worker has left only failed records or wait behind them.
+pub fn await_drained(fixture: &Fixture) {
     await_until(WORKING, "the worker to deliver what is pending", || {
-        bed.left.query_one::<i64>("select count(*) from sync_err_rec where status = 'pending'") == 0
+        fixture.left.query_one::<i64>("select count(*) from sync_err_rec where status = 'pending'")
+            == 0
     });
 }

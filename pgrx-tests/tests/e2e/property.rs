@@ -5,14 +5,14 @@
 //! names its seed and the last transaction's statements.
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 use rowsync_harness::side::describe;
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::common::{attach, linked, query};
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// Name and definition. The sides start equal, so under every policy they must end equal.
 const TABLES: [(&str, &str); 5] = [
@@ -26,11 +26,11 @@ const POLICIES: [&str; 3] = ["overwrite", "error", "skip"];
 const TRANSACTIONS: usize = 60;
 
 /// A random statement on one or more tables; many fail for a duplicate key.
-fn statement(dice: &mut Dice, table: &str) -> String {
-    let (i, j) = (dice.roll(24), dice.roll(24));
+fn statement(rng: &mut Rng, table: &str) -> String {
+    let (i, j) = (rng.roll(24), rng.roll(24));
     let (low, high) = (i.min(j), i.max(j));
-    let v = dice.roll(1000);
-    let step = dice.of(&["1", "2", "7", "-1", "-3"]);
+    let v = rng.roll(1000);
+    let step = rng.of(&["1", "2", "7", "-1", "-3"]);
     let extra = match table {
         "c" => ", k".to_owned(),
         "d" => ", big".to_owned(),
@@ -50,9 +50,9 @@ fn statement(dice: &mut Dice, table: &str) -> String {
         "c" => ("(id, k)", true),
         _ => ("(id)", true),
     };
-    match dice.roll(19) {
+    match rng.roll(19) {
         0 => insert(0),
-        1 | 2 | 16 | 17 => insert(dice.roll(6)),
+        1 | 2 | 16 | 17 => insert(rng.roll(6)),
         3 if upsert => {
             format!("{} on conflict {key} do update set v = excluded.v || '!'", insert(4))
         }
@@ -69,8 +69,8 @@ fn statement(dice: &mut Dice, table: &str) -> String {
         ),
         11 => format!("delete from {table} where id = {i}"),
         12 => format!("delete from {table} where id between {low} and {low} + 5"),
-        13 if dice.roll(4) == 0 => {
-            format!("truncate {}", dice.of(&[table, table, "a, c", "e, b, d"]))
+        13 if rng.roll(4) == 0 => {
+            format!("truncate {}", rng.of(&[table, table, "a, c", "e, b, d"]))
         }
         13 | 14 => match table {
             "c" => format!("update c set k = k || 'x' where id between {low} and {high}"),
@@ -78,7 +78,7 @@ fn statement(dice: &mut Dice, table: &str) -> String {
             _ => format!("update {table} set v = upper(v) || id % 2, id = id where id <> {i}"),
         },
         _ => {
-            let other = dice.of(&["a", "d", "e"]);
+            let other = rng.of(&["a", "d", "e"]);
             format!(
                 "with gone as (delete from {table} where id between {low} and {high} returning id, v),
                       new as (insert into {other} (id, v) select distinct on (id) id + 3, v from gone
@@ -90,7 +90,7 @@ fn statement(dice: &mut Dice, table: &str) -> String {
 }
 
 /// One random transaction; the statements as they were run.
-fn transaction(client: &mut Client, dice: &mut Dice) -> Vec<String> {
+fn transaction(client: &mut Client, rng: &mut Rng) -> Vec<String> {
     let mut done = Vec::new();
     let mut savepoints: Vec<String> = Vec::new();
     let mut step = |client: &mut Client, sql: String| {
@@ -103,30 +103,30 @@ fn transaction(client: &mut Client, dice: &mut Dice) -> Vec<String> {
     };
     step(client, "begin".to_owned());
     // Two rows hold one key between statements only where no other table comes between.
-    let late = dice.roll(8) == 0;
+    let late = rng.roll(8) == 0;
     if late {
         step(client, "set constraints all deferred".to_owned());
     }
-    for _ in 0..1 + dice.roll(9) {
-        match dice.roll(10) {
+    for _ in 0..1 + rng.roll(9) {
+        match rng.roll(10) {
             0 | 1 => {
                 let name = format!("s{}", savepoints.len());
                 step(client, format!("savepoint {name}"));
                 savepoints.push(name);
             }
             2 if !savepoints.is_empty() => {
-                let at = dice.roll(savepoints.len() as u64) as usize;
+                let at = rng.roll(savepoints.len() as u64) as usize;
                 step(client, format!("rollback to {}", savepoints[at]));
                 savepoints.truncate(at + 1);
             }
             3 if !savepoints.is_empty() => {
-                let at = dice.roll(savepoints.len() as u64) as usize;
+                let at = rng.roll(savepoints.len() as u64) as usize;
                 step(client, format!("release {}", savepoints[at]));
                 savepoints.truncate(at);
             }
             _ => {
-                let table = if late { "b" } else { dice.of(&["a", "b", "c", "d", "e"]) };
-                let sql = statement(dice, table);
+                let table = if late { "b" } else { rng.of(&["a", "b", "c", "d", "e"]) };
+                let sql = statement(rng, table);
                 if late && (sql.starts_with("with") || sql.contains(", b, ")) {
                     continue;
                 }
@@ -136,7 +136,7 @@ fn transaction(client: &mut Client, dice: &mut Dice) -> Vec<String> {
             }
         }
     }
-    let end = if dice.roll(5) == 0 { "rollback" } else { "commit" };
+    let end = if rng.roll(5) == 0 { "rollback" } else { "commit" };
     step(client, end.to_owned());
     done
 }
@@ -149,8 +149,8 @@ const SUMS: &str = "
     union all select 'd', count(*), md5(string_agg(t::text, '|' order by id)) from d t
     union all select 'e', count(*), md5(string_agg(t::text, '|' order by id)) from e t order by 1";
 
-fn tables(bed: &Testbed, mode: &str, policy: &str) {
-    for (side, parts) in [(&bed.left, [8, 16]), (&bed.right, [5, 20])] {
+fn tables(fixture: &Fixture, mode: &str, policy: &str) {
+    for (side, parts) in [(&fixture.left, [8, 16]), (&fixture.right, [5, 20])] {
         for (name, columns) in TABLES {
             side.exec(&format!("create table {name} {columns}"));
         }
@@ -164,27 +164,27 @@ fn tables(bed: &Testbed, mode: &str, policy: &str) {
         ));
     }
     for (name, _) in TABLES {
-        attach(bed, name, &format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#));
+        attach(fixture, name, &format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#));
     }
 }
 
 /// Plays one history and says how many states of tables it went through.
 fn play(mode: &str, seed: u64) -> usize {
-    let mut dice = Dice::new(seed);
+    let mut rng = Rng::new(seed);
     let policy = POLICIES[(seed % 3) as usize];
-    let bed = linked("property");
-    tables(&bed, mode, policy);
+    let fixture = linked("property");
+    tables(&fixture, mode, policy);
     let (mut left, mut right, mut admin) =
-        (bed.left.client(), bed.right.client(), bed.left.superuser());
+        (fixture.left.client(), fixture.right.client(), fixture.left.superuser());
     let mut states = HashSet::new();
     for number in 0..TRANSACTIONS {
-        let statements = transaction(&mut left, &mut dice);
+        let statements = transaction(&mut left, &mut rng);
         let about =
             || format!("mode {mode}, {policy}, seed {seed}, transaction {number}: {statements:#?}");
-        let deal = format!("select deal_sync_err_rec({})", 1 + dice.roll(300));
-        if mode == "queue" && dice.roll(3) > 0 && number + 1 < TRANSACTIONS {
+        let deal = format!("select deal_sync_err_rec({})", 1 + rng.roll(300));
+        if mode == "queue" && rng.roll(3) > 0 && number + 1 < TRANSACTIONS {
             // A few more records on the heap, or a part of them off it.
-            if dice.roll(2) == 0 {
+            if rng.roll(2) == 0 {
                 assert_eq!(query(&mut admin, &deal), ["t"], "{}", about());
             }
             continue;

@@ -1,7 +1,7 @@
 //! What the reference lists is what there is: settings with their defaults and ranges, functions, columns of
 //! views, options.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{fails_with, query, rows, run};
 
@@ -56,8 +56,8 @@ fn amount(text: &str, unit: &str) -> i64 {
 
 #[test]
 fn settings_have_the_defaults_ranges_and_contexts_that_the_reference_tells() {
-    let bed = Testbed::new("reference_settings");
-    let mut client = bed.left.superuser();
+    let fixture = Fixture::new("reference_settings");
+    let mut client = fixture.left.superuser();
     run(&mut client, "load 'pg_rowsync'");
     for item in items("Settings") {
         let name = names(&item)[0].to_owned();
@@ -104,9 +104,9 @@ fn settings_have_the_defaults_ranges_and_contexts_that_the_reference_tells() {
 
 #[test]
 fn functions_and_columns_of_the_reference_exist() {
-    let bed = Testbed::new("reference_objects");
+    let fixture = Fixture::new("reference_objects");
     let parts = rows(
-        &bed.left,
+        &fixture.left,
         "select p.proname from pg_depend d join pg_proc p on p.oid = d.objid
           where d.classid = 'pg_proc'::regclass and d.deptype = 'e'",
     );
@@ -118,7 +118,7 @@ fn functions_and_columns_of_the_reference_exist() {
     }
     // The columns of both views, whose lists follow each other.
     let columns = rows(
-        &bed.left,
+        &fixture.left,
         "select a.attname, format_type(a.atttypid, null) from pg_attribute a
           where a.attrelid in ('sync_err_rec'::regclass, 'sync_status'::regclass) and a.attnum > 0",
     );
@@ -135,12 +135,13 @@ fn functions_and_columns_of_the_reference_exist() {
 
 #[test]
 fn options_of_the_reference_are_known() {
-    let bed = Testbed::new("reference_options");
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    bed.left.exec("create table t (id int primary key)");
+    let fixture = Fixture::new("reference_options");
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    fixture.left.exec("create table t (id int primary key)");
     let attach = |options: &str| format!("select attach_sync('t', 'dst', null, '{options}')");
-    let sql = format!("set search_path = {}, public; {}", bed.left.user, attach("{\"moed\": 1}"));
-    let hint = fails_with(&bed.left, &sql, "22023").hint().unwrap_or_default().to_owned();
+    let sql =
+        format!("set search_path = {}, public; {}", fixture.left.user, attach("{\"moed\": 1}"));
+    let hint = fails_with(&fixture.left, &sql, "22023").hint().unwrap_or_default().to_owned();
     for item in items("Trigger arguments and options") {
         let name = names(&item)[0].to_owned();
         assert!(hint.contains(&name), "{name}: {hint}");

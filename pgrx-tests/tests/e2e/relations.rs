@@ -1,6 +1,6 @@
 //! Kinds of tables on this side, and what constraints, triggers and policies on the other side do.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{
     attach, attach_sql, both_have, deal, linked, mirror, one_way, queued, records, refused, rows,
@@ -13,12 +13,12 @@ const SYNC: &str = r#"{"mode": "sync"}"#;
 #[test]
 fn null_in_a_named_key_column_is_refused_at_capture() {
     for mode in ["sync", "async", "queue"] {
-        let bed = linked("nullkey");
-        for side in [&bed.left, &bed.right] {
+        let fixture = linked("nullkey");
+        for side in [&fixture.left, &fixture.right] {
             side.exec("create table t (a int, b text, v text, unique (a, b))");
         }
-        attach(&bed, "t", &format!(r#"{{"mode": "{mode}", "key": ["a", "b"]}}"#));
-        let mut client = bed.left.client();
+        attach(&fixture, "t", &format!(r#"{{"mode": "{mode}", "key": ["a", "b"]}}"#));
+        let mut client = fixture.left.client();
         run(&mut client, "insert into t values (1, 'a', 'x')");
         let error = refused(&mut client, "insert into t values (2, null, 'x')", "23502");
         assert!(error.message().contains("\"b\""), "{error:?}");
@@ -32,8 +32,8 @@ fn null_in_a_named_key_column_is_refused_at_capture() {
         refused(&mut client, "update t set a = 3 where b = 'n'", "23502");
         refused(&mut client, "delete from t where b = 'n'", "23502");
         run(&mut client, "update t set v = 'y' where a = 1");
-        assert!(deal(&bed, "10"));
-        assert_eq!(table(&bed.right, "t"), ["1|a|y"]);
+        assert!(deal(&fixture, "10"));
+        assert_eq!(table(&fixture.right, "t"), ["1|a|y"]);
     }
 }
 
@@ -42,24 +42,24 @@ fn null_in_a_named_key_column_is_refused_at_capture() {
 #[test]
 fn rows_enter_and_leave_a_filter() {
     for mode in ["sync", "queue"] {
-        let bed = linked("whenrow");
-        for side in [&bed.left, &bed.right] {
+        let fixture = linked("whenrow");
+        for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("create table t ({COLUMNS})"));
         }
         let call = format!(
             r#"execute function sync_dml('dst', '{}', 't', '{{"mode": "{mode}"}}')"#,
-            bed.right.user
+            fixture.right.user
         );
-        bed.left.exec(&format!(
+        fixture.left.exec(&format!(
             "create trigger i after insert on t for each row when (new.v like 'p%') {call};
              create trigger u after update on t for each row when (new.v like 'p%') {call};
              create trigger d after delete on t for each row when (old.v like 'p%') {call}"
         ));
-        let mut client = bed.left.client();
+        let mut client = fixture.left.client();
         let step = |client: &mut postgres::Client, sql: &str, expected: &[&str]| {
             run(client, sql);
-            assert!(deal(&bed, "10"));
-            assert_eq!(table(&bed.right, "t"), expected, "{sql}");
+            assert!(deal(&fixture, "10"));
+            assert_eq!(table(&fixture.right, "t"), expected, "{sql}");
         };
         step(
             &mut client,
@@ -86,39 +86,39 @@ fn rows_enter_and_leave_a_filter() {
 
 #[test]
 fn unlogged_tables_are_synchronised() {
-    let bed = linked("unlogged");
-    bed.left.exec(&format!("create unlogged table t ({COLUMNS})"));
-    bed.right.exec(&format!("create unlogged table t ({COLUMNS})"));
-    attach(&bed, "t", SYNC);
-    bed.left.exec("insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1");
-    bed.left.exec("delete from t where id = 2");
-    both_have(&bed, "t", &["1|c"]);
+    let fixture = linked("unlogged");
+    fixture.left.exec(&format!("create unlogged table t ({COLUMNS})"));
+    fixture.right.exec(&format!("create unlogged table t ({COLUMNS})"));
+    attach(&fixture, "t", SYNC);
+    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1");
+    fixture.left.exec("delete from t where id = 2");
+    both_have(&fixture, "t", &["1|c"]);
 }
 
 #[test]
 fn temporary_tables_are_synchronised_while_they_last() {
-    let bed = linked("temp");
-    bed.right.exec(&format!("create table t ({COLUMNS})"));
-    let mut client = bed.left.client();
+    let fixture = linked("temp");
+    fixture.right.exec(&format!("create table t ({COLUMNS})"));
+    let mut client = fixture.left.client();
     run(&mut client, &format!("create temp table t ({COLUMNS}) on commit drop"));
     run(&mut client, &format!("create temp table t ({COLUMNS})"));
-    run(&mut client, &attach_sql(&bed, "t", "{}"));
+    run(&mut client, &attach_sql(&fixture, "t", "{}"));
     run(&mut client, "insert into t values (1, 'a')");
-    if queued(&bed) == 0 {
-        assert_eq!(table(&bed.right, "t"), ["1|a"]);
+    if queued(&fixture) == 0 {
+        assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     }
 }
 
 #[test]
 fn foreign_tables_views_and_materialized_views_are_refused() {
-    let bed = linked("kindsno");
-    let (db, user) = (&bed.left.db, &bed.left.user);
-    bed.left.exec_superuser(&format!(
+    let fixture = linked("kindsno");
+    let (db, user) = (&fixture.left.db, &fixture.left.user);
+    fixture.left.exec_superuser(&format!(
         "create extension postgres_fdw;
          create server here foreign data wrapper postgres_fdw options (dbname '{db}');
          grant usage on foreign server here to {user}"
     ));
-    bed.left.exec(
+    fixture.left.exec(
         &format!(
             "create table t ({COLUMNS});
          create foreign table f ({COLUMNS}) server here options (table_name 't');
@@ -126,9 +126,9 @@ fn foreign_tables_views_and_materialized_views_are_refused() {
         )
         .replace("f (id int primary key", "f (id int"),
     );
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     for kind in ["f", "w", "m"] {
-        refused(&mut client, &attach_sql(&bed, kind, "{}"), "0A000");
+        refused(&mut client, &attach_sql(&fixture, kind, "{}"), "0A000");
     }
     // By hand PostgreSQL takes the trigger; the first row is refused.
     run(
@@ -136,12 +136,12 @@ fn foreign_tables_views_and_materialized_views_are_refused() {
         &format!(
             "create trigger s after insert on f for each row
                execute function sync_dml('dst', '{}', 't')",
-            bed.right.user
+            fixture.right.user
         ),
     );
     let sql =
         format!("create user mapping for {user} server here options (password_required 'false')");
-    bed.left.exec_superuser(&sql);
+    fixture.left.exec_superuser(&sql);
     refused(
         &mut client,
         "create trigger s instead of insert on w for each row
@@ -153,9 +153,9 @@ fn foreign_tables_views_and_materialized_views_are_refused() {
 #[test]
 fn partitions_come_and_go_and_rows_move_between_them() {
     for mode in ["sync", "queue"] {
-        let bed = linked("parts");
+        let fixture = linked("parts");
         for (side, columns) in
-            [(&bed.left, "v text, id int, r text"), (&bed.right, "id int, r text, v text")]
+            [(&fixture.left, "v text, id int, r text"), (&fixture.right, "id int, r text, v text")]
         {
             side.exec(&format!(
                 "create table t ({columns}, primary key (r, id)) partition by list (r);
@@ -167,17 +167,17 @@ fn partitions_come_and_go_and_rows_move_between_them() {
                  create table t_b partition of t for values in ('b')"
             ));
         }
-        attach(&bed, "t", &format!(r#"{{"mode": "{mode}"}}"#));
+        attach(&fixture, "t", &format!(r#"{{"mode": "{mode}"}}"#));
         let step = |sql: &str| {
-            bed.left.exec(sql);
+            fixture.left.exec(sql);
             assert!(
-                deal(&bed, "1000"),
+                deal(&fixture, "1000"),
                 "{:?}",
-                rows(&bed.left, "select message from sync_err_rec")
+                rows(&fixture.left, "select message from sync_err_rec")
             );
             let all = "select id, r, v from t order by 1, 2";
-            let left = rows(&bed.left, all);
-            assert_eq!(left, rows(&bed.right, all), "{sql}");
+            let left = rows(&fixture.left, all);
+            assert_eq!(left, rows(&fixture.right, all), "{sql}");
             left.len()
         };
         step(
@@ -191,12 +191,12 @@ fn partitions_come_and_go_and_rows_move_between_them() {
               update t set r = 'b' where id = 50; delete from t where id = 1; commit");
         // Through the partition's own name; detached it is on its own, attached it is back.
         step("insert into t_b (v, id, r) values ('own', 60, 'b'); update t_a2 set v = 'own'");
-        bed.left.exec("alter table t detach partition t_b");
-        bed.right.exec("alter table t detach partition t_b");
+        fixture.left.exec("alter table t detach partition t_b");
+        fixture.right.exec("alter table t detach partition t_b");
         step("insert into t_b (v, id, r) values ('not sent', 61, 'b')");
-        assert!(!rows(&bed.right, "select id from t_b").contains(&"61".to_owned()));
-        bed.left.exec("delete from t_b where id = 61");
-        for side in [&bed.left, &bed.right] {
+        assert!(!rows(&fixture.right, "select id from t_b").contains(&"61".to_owned()));
+        fixture.left.exec("delete from t_b where id = 61");
+        for side in [&fixture.left, &fixture.right] {
             side.exec("alter table t attach partition t_b for values in ('b')");
         }
         assert!(
@@ -204,42 +204,42 @@ fn partitions_come_and_go_and_rows_move_between_them() {
                 > 10
         );
         assert_eq!(step("truncate t_a1; truncate t"), 0);
-        assert_eq!(queued(&bed), 0);
+        assert_eq!(queued(&fixture), 0);
     }
 }
 
 #[test]
 fn a_partition_may_be_sent_on_its_own() {
-    let bed = linked("onepart");
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("onepart");
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!(
             "create table t ({COLUMNS}) partition by range (id);
              create table t_a partition of t for values from (0) to (10);
              create table t_b partition of t for values from (10) to (20)"
         ));
     }
-    attach(&bed, "t_a", SYNC);
-    bed.left.exec("insert into t values (1, 'a'), (2, 'b'), (11, 'not sent')");
-    bed.left.exec("update t set id = 12 where id = 2; update t set v = 'c' where id = 1");
-    bed.left.exec("update t set id = 3 where id = 11");
-    assert_eq!(table(&bed.right, "t"), ["1|c", "3|not sent"]);
-    bed.left.exec("truncate t_a");
-    both_have(&bed, "t_a", &[]);
+    attach(&fixture, "t_a", SYNC);
+    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (11, 'not sent')");
+    fixture.left.exec("update t set id = 12 where id = 2; update t set v = 'c' where id = 1");
+    fixture.left.exec("update t set id = 3 where id = 11");
+    assert_eq!(table(&fixture.right, "t"), ["1|c", "3|not sent"]);
+    fixture.left.exec("truncate t_a");
+    both_have(&fixture, "t_a", &[]);
 }
 
 /// What a policy hides would look missing, so a role that policies apply to is refused altogether.
 #[test]
 fn row_security_of_the_remote_is_never_silent() {
-    let bed = linked("rls");
+    let fixture = linked("rls");
     for policy in ["overwrite", "skip", "error"] {
         let (options, name) = (format!(r#"{{"on_conflict": "{policy}"}}"#), format!("t_{policy}"));
-        mirror(&bed, &name, COLUMNS, &options);
-        bed.left.exec(&format!("insert into {name} values (1, 'a'), (2, 'b'), (3, 'c')"));
-        bed.right.exec(&format!(
+        mirror(&fixture, &name, COLUMNS, &options);
+        fixture.left.exec(&format!("insert into {name} values (1, 'a'), (2, 'b'), (3, 'c')"));
+        fixture.right.exec(&format!(
             "alter table {name} enable row level security, force row level security;
              create policy few on {name} using (id < 3) with check (id < 3)"
         ));
-        let before = bed.checksum(&bed.right, &name);
+        let before = fixture.checksum(&fixture.right, &name);
         for sql in [
             "update TABLE set v = 'x' where id = 1",
             "insert into TABLE values (10, 'y')",
@@ -247,52 +247,56 @@ fn row_security_of_the_remote_is_never_silent() {
             "update TABLE set v = 'z' where id = 3",
             "delete from TABLE where id = 3",
         ] {
-            bed.left.exec(&sql.replace("TABLE", &name));
-            let kept =
-                rows(&bed.left, "select distinct sqlstate from sync_err_rec where attempts > 0");
+            fixture.left.exec(&sql.replace("TABLE", &name));
+            let kept = rows(
+                &fixture.left,
+                "select distinct sqlstate from sync_err_rec where attempts > 0",
+            );
             assert_eq!(kept, ["42501"], "{policy}: {sql}");
-            assert_eq!(bed.checksum(&bed.right, &name), before, "{policy}: {sql}");
+            assert_eq!(fixture.checksum(&fixture.right, &name), before, "{policy}: {sql}");
         }
         // A role that policies do not apply to gets everything.
-        let role = bed.right.user.clone();
-        bed.right.exec_superuser(&format!("alter role {role} bypassrls"));
-        assert!(bed.left.query_one::<bool>("select deal_sync_err_rec(100)"), "{policy}");
-        same(&bed, &name);
-        bed.right.exec_superuser(&format!("alter role {role} nobypassrls"));
+        let role = fixture.right.user.clone();
+        fixture.right.exec_superuser(&format!("alter role {role} bypassrls"));
+        assert!(fixture.left.query_one::<bool>("select deal_sync_err_rec(100)"), "{policy}");
+        same(&fixture, &name);
+        fixture.right.exec_superuser(&format!("alter role {role} nobypassrls"));
     }
 }
 
-fn family(bed: &Testbed, left: &str, right: &str) {
-    for (side, reference) in [(&bed.left, left), (&bed.right, right)] {
+fn family(fixture: &Fixture, left: &str, right: &str) {
+    for (side, reference) in [(&fixture.left, left), (&fixture.right, right)] {
         side.exec(&format!(
             "create table p ({COLUMNS});
              create table c (id int primary key, p int references p {reference}, v text)"
         ));
     }
-    attach(bed, "p", SYNC);
-    attach(bed, "c", SYNC);
-    bed.left.exec("insert into p values (1, 'a'), (2, 'b'); insert into c values (10, 1), (20, 2)");
+    attach(fixture, "p", SYNC);
+    attach(fixture, "c", SYNC);
+    fixture
+        .left
+        .exec("insert into p values (1, 'a'), (2, 'b'); insert into c values (10, 1), (20, 2)");
 }
 
 #[test]
 fn cascades_on_both_sides_do_not_disturb_each_other() {
     for action in ["on delete cascade on update cascade", "on delete set null on update cascade"] {
         for late in ["", "deferrable initially deferred"] {
-            let bed = linked("cascades");
-            family(&bed, &format!("{action} {late}"), &format!("{action} {late}"));
-            let mut client = bed.left.client();
+            let fixture = linked("cascades");
+            family(&fixture, &format!("{action} {late}"), &format!("{action} {late}"));
+            let mut client = fixture.left.client();
             run(&mut client, "update p set id = id + 2; update p set v = 'x' where id = 3");
             run(&mut client, "begin; delete from p where id = 3; insert into p values (1, 'new')");
             run(
                 &mut client,
                 "insert into c values (30, 1); update p set id = 9 where id = 4; commit",
             );
-            same(&bed, "c");
-            both_have(&bed, "p", &["1|new", "9|b"]);
+            same(&fixture, "c");
+            both_have(&fixture, "p", &["1|new", "9|b"]);
             run(&mut client, "delete from p");
-            both_have(&bed, "p", &[]);
-            same(&bed, "c");
-            assert_eq!(queued(&bed), 0);
+            both_have(&fixture, "p", &[]);
+            same(&fixture, "c");
+            assert_eq!(queued(&fixture), 0);
         }
     }
 }
@@ -300,42 +304,44 @@ fn cascades_on_both_sides_do_not_disturb_each_other() {
 #[test]
 fn a_remote_foreign_key_that_is_missing_its_parent_says_so() {
     for late in ["", "deferrable initially deferred"] {
-        let bed = linked("orphan");
-        bed.left.exec("create table c (id int primary key, p int)");
-        bed.right.exec(&format!(
+        let fixture = linked("orphan");
+        fixture.left.exec("create table c (id int primary key, p int)");
+        fixture.right.exec(&format!(
             "create table p (id int primary key);
              create table c (id int primary key, p int references p {late})"
         ));
-        bed.left.exec(&attach_sql(&bed, "c", SYNC));
-        let mut client = bed.left.client();
+        fixture.left.exec(&attach_sql(&fixture, "c", SYNC));
+        let mut client = fixture.left.client();
         let error = refused(&mut client, "insert into c values (1, 1)", "23503");
         assert_eq!(error.constraint(), Some("c_p_fkey"));
         run(&mut client, "select detach_sync('c', 'dst')");
-        run(&mut client, &attach_sql(&bed, "c", "{}"));
+        run(&mut client, &attach_sql(&fixture, "c", "{}"));
         run(&mut client, "insert into c values (1, 1)");
-        assert_eq!(records(&bed), ["INSERT|23503|1|pending"]);
-        bed.right.exec("insert into p values (1)");
-        assert!(deal(&bed, "10"));
-        both_have(&bed, "c", &["1|1"]);
+        assert_eq!(records(&fixture), ["INSERT|23503|1|pending"]);
+        fixture.right.exec("insert into p values (1)");
+        assert!(deal(&fixture, "10"));
+        both_have(&fixture, "c", &["1|1"]);
     }
 }
 
 #[test]
 fn children_before_parents_need_a_deferred_key_on_both_sides() {
-    let bed = linked("childfirst");
+    let fixture = linked("childfirst");
     let late = "deferrable initially deferred";
-    family(&bed, late, late);
-    bed.left.exec("begin; insert into c values (30, 3); insert into p values (3, 'late'); commit");
-    bed.left.exec("begin; delete from p where id = 1; update c set p = 2 where p = 1; commit");
-    both_have(&bed, "p", &["2|b", "3|late"]);
-    both_have(&bed, "c", &["10|2|~", "20|2|~", "30|3|~"]);
+    family(&fixture, late, late);
+    fixture
+        .left
+        .exec("begin; insert into c values (30, 3); insert into p values (3, 'late'); commit");
+    fixture.left.exec("begin; delete from p where id = 1; update c set p = 2 where p = 1; commit");
+    both_have(&fixture, "p", &["2|b", "3|late"]);
+    both_have(&fixture, "c", &["10|2|~", "20|2|~", "30|3|~"]);
 }
 
 #[test]
 fn triggers_that_fire_on_cascades_are_followed() {
-    let bed = linked("cascadetrigger");
-    family(&bed, "on delete cascade", "on delete cascade");
-    bed.left.exec(
+    let fixture = linked("cascadetrigger");
+    family(&fixture, "on delete cascade", "on delete cascade");
+    fixture.left.exec(
         "create function note() returns trigger language plpgsql as $$
          begin
            insert into p values (old.id + 100, 'gone: ' || old.id);
@@ -349,15 +355,15 @@ fn triggers_that_fire_on_cascades_are_followed() {
          end $$;
          create trigger k before delete on c for each row execute function keep()",
     );
-    bed.left.exec("delete from p where id = 1");
-    both_have(&bed, "p", &["110|gone: 10", "2|b+"]);
-    both_have(&bed, "c", &["20|2|~"]);
+    fixture.left.exec("delete from p where id = 1");
+    both_have(&fixture, "p", &["110|gone: 10", "2|b+"]);
+    both_have(&fixture, "c", &["20|2|~"]);
 }
 
 #[test]
 fn remote_triggers_run_and_their_errors_come_back() {
-    let bed = one_way("rtrigger", COLUMNS, SYNC);
-    bed.right.exec(
+    let fixture = one_way("rtrigger", COLUMNS, SYNC);
+    fixture.right.exec(
         "create function b() returns trigger language plpgsql as $$
          begin
            if new.v = 'no' then raise exception 'refused' using errcode = 'P0077'; end if;
@@ -367,9 +373,9 @@ fn remote_triggers_run_and_their_errors_come_back() {
          end $$;
          create trigger b before insert or update on t for each row execute function b()",
     );
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a'); update t set v = 'b'");
-    assert_eq!(table(&bed.right, "t"), ["1|B"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|B"]);
     refused(&mut client, "update t set v = 'no'", "P0077");
-    assert_eq!(table(&bed.left, "t"), ["1|b"]);
+    assert_eq!(table(&fixture.left, "t"), ["1|b"]);
 }

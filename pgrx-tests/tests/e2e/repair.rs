@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use postgres::Client;
-use rowsync_harness::testbed::{Testbed, await_until};
+use rowsync_harness::fixture::{Fixture, await_until};
 
 use crate::common::{Role, both_have, linked, mirror, one_way, query, queued, refused, run, table};
-use crate::dice::Dice;
 use crate::one_way::SOON;
+use crate::rng::Rng;
 
 /// `difference|key|action` of a repair.
 fn repaired(client: &mut Client, table: &str, options: &str) -> Vec<String> {
@@ -21,10 +21,10 @@ fn repaired(client: &mut Client, table: &str, options: &str) -> Vec<String> {
 }
 
 /// Three rows on both sides, then one that is missing there, one that is extra, one that differs.
-fn apart(bed: &Testbed) {
-    bed.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
-    both_have(bed, "t", &["1|a", "2|b", "3|c"]);
-    bed.right.exec(
+fn apart(fixture: &Fixture) {
+    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+    both_have(fixture, "t", &["1|a", "2|b", "3|c"]);
+    fixture.right.exec(
         "set application_name = 'pg_rowsync';
          delete from t where id = 1; update t set v = 'B' where id = 2; insert into t values (9, 'z')",
     );
@@ -35,47 +35,47 @@ fn this_side_is_right_unless_told_otherwise_in_every_mode_and_policy() {
     for mode in ["async", "sync", "queue"] {
         for policy in ["overwrite", "skip", "error"] {
             let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
-            let bed = one_way("repair", "id int primary key, v text", &options);
-            let mut client = bed.left.client();
-            bed.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
-            let _: bool = bed.left.query_one("select deal_sync_err_rec(100)");
-            apart_again(&bed);
+            let fixture = one_way("repair", "id int primary key, v text", &options);
+            let mut client = fixture.left.client();
+            fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+            let _: bool = fixture.left.query_one("select deal_sync_err_rec(100)");
+            apart_again(&fixture);
             let expected = [
                 r#"differs|{"id": 2}|write there"#,
                 r#"extra|{"id": 9}|delete there"#,
                 r#"missing|{"id": 1}|write there"#,
             ];
             assert_eq!(repaired(&mut client, "t", r#"{"dry_run": true}"#), expected);
-            assert_eq!(table(&bed.right, "t"), ["2|B", "3|c", "9|z"], "only said");
+            assert_eq!(table(&fixture.right, "t"), ["2|B", "3|c", "9|z"], "only said");
             assert_eq!(repaired(&mut client, "t", "{}"), expected, "{options}");
-            let _: bool = bed.left.query_one("select deal_sync_err_rec(100)");
-            both_have(&bed, "t", &["1|a", "2|b", "3|c"]);
+            let _: bool = fixture.left.query_one("select deal_sync_err_rec(100)");
+            both_have(&fixture, "t", &["1|a", "2|b", "3|c"]);
             assert_eq!(repaired(&mut client, "t", "{}"), [""; 0]);
         }
     }
 }
 
-fn apart_again(bed: &Testbed) {
-    bed.right.exec(
+fn apart_again(fixture: &Fixture) {
+    fixture.right.exec(
         "delete from t where id = 1; update t set v = 'B' where id = 2; insert into t values (9, 'z')",
     );
 }
 
 #[test]
 fn rows_that_only_one_side_has_may_stay() {
-    let bed = one_way("stay", "id int primary key, v text", "{}");
-    apart(&bed);
-    let mut client = bed.left.client();
+    let fixture = one_way("stay", "id int primary key, v text", "{}");
+    apart(&fixture);
+    let mut client = fixture.left.client();
     let seen = repaired(&mut client, "t", r#"{"delete_extra": false}"#);
     assert_eq!(seen[1], r#"extra|{"id": 9}|left"#);
-    assert_eq!(table(&bed.right, "t"), ["1|a", "2|b", "3|c", "9|z"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|a", "2|b", "3|c", "9|z"]);
 }
 
 #[test]
 fn the_other_side_may_be_right_and_nothing_goes_back() {
-    let bed = one_way("from", "id int primary key, v text", "{}");
-    apart(&bed);
-    let mut client = bed.left.client();
+    let fixture = one_way("from", "id int primary key, v text", "{}");
+    apart(&fixture);
+    let mut client = fixture.left.client();
     let seen = repaired(&mut client, "t", r#"{"direction": "from_server"}"#);
     assert_eq!(
         seen,
@@ -85,43 +85,43 @@ fn the_other_side_may_be_right_and_nothing_goes_back() {
             r#"missing|{"id": 1}|delete here"#
         ]
     );
-    both_have(&bed, "t", &["2|B", "3|c", "9|z"]);
+    both_have(&fixture, "t", &["2|B", "3|c", "9|z"]);
     let connections = "select count(*) from sync_err_rec";
-    let waiting: i64 = bed.left.query_one(connections);
+    let waiting: i64 = fixture.left.query_one(connections);
     assert_eq!(waiting, 0);
     run(&mut client, "insert into t values (10, 'on')");
-    both_have(&bed, "t", &["10|on", "2|B", "3|c", "9|z"]);
+    both_have(&fixture, "t", &["10|on", "2|B", "3|c", "9|z"]);
 }
 
 #[test]
 fn a_repair_that_is_rolled_back_has_done_nothing() {
-    let bed = one_way("undone", "id int primary key, v text", "{}");
-    apart(&bed);
-    let mut client = bed.left.client();
+    let fixture = one_way("undone", "id int primary key, v text", "{}");
+    apart(&fixture);
+    let mut client = fixture.left.client();
     run(&mut client, "begin; select repair_sync('t', 'dst'); rollback");
-    assert_eq!(table(&bed.right, "t"), ["2|B", "3|c", "9|z"]);
+    assert_eq!(table(&fixture.right, "t"), ["2|B", "3|c", "9|z"]);
     run(&mut client, "begin; savepoint s; select repair_sync('t', 'dst'); rollback to s; commit");
-    assert_eq!(table(&bed.right, "t"), ["2|B", "3|c", "9|z"]);
+    assert_eq!(table(&fixture.right, "t"), ["2|B", "3|c", "9|z"]);
 }
 
 #[test]
 fn under_newest_the_row_with_the_larger_version_stays_on_both_sides() {
-    let bed = linked("newest");
+    let fixture = linked("newest");
     mirror(
-        &bed,
+        &fixture,
         "t",
         "id int primary key, v text, ver int",
         r#"{"on_conflict": "newest", "version_column": "ver"}"#,
     );
-    bed.left.exec("insert into t values (1, 'a', 1), (2, 'b', 1), (3, 'c', 1), (4, 'd', 5)");
-    bed.right.exec(
+    fixture.left.exec("insert into t values (1, 'a', 1), (2, 'b', 1), (3, 'c', 1), (4, 'd', 5)");
+    fixture.right.exec(
         "update t set v = 'B', ver = 2 where id = 2; update t set v = 'C', ver = 0 where id = 3;
          delete from t where id = 1; insert into t values (9, 'z', 1)",
     );
     // It is remembered here that this one was deleted later.
-    bed.left.exec("delete from t where id = 4");
-    bed.right.exec("insert into t values (4, 'd', 5)");
-    let mut client = bed.left.client();
+    fixture.left.exec("delete from t where id = 4");
+    fixture.right.exec("insert into t values (4, 'd', 5)");
+    let mut client = fixture.left.client();
     let seen = repaired(&mut client, "t", "{}");
     assert_eq!(
         seen,
@@ -133,32 +133,35 @@ fn under_newest_the_row_with_the_larger_version_stays_on_both_sides() {
             r#"missing|{"id": 1}|write there"#,
         ]
     );
-    both_have(&bed, "t", &["1|a|1", "2|B|2", "3|c|1", "9|z|1"]);
+    both_have(&fixture, "t", &["1|a|1", "2|B|2", "3|c|1", "9|z|1"]);
     refused(&mut client, r#"select repair_sync('t', 'dst', '{"direction": "up"}')"#, "22023");
 }
 
 #[test]
 fn identity_columns_renamed_columns_and_deferrable_keys_are_repaired() {
-    let bed = linked("shapes");
-    bed.left.exec(
+    let fixture = linked("shapes");
+    fixture.left.exec(
         "create table t (id int generated always as identity primary key deferrable, v text,
            n int generated always as (id * 2) stored)",
     );
-    bed.right.exec("create table u (id int primary key deferrable, w text)");
-    let schema = &bed.right.user;
-    bed.left.exec(&format!(
+    fixture.right.exec("create table u (id int primary key deferrable, w text)");
+    let schema = &fixture.right.user;
+    fixture.left.exec(&format!(
         r#"select attach_sync('t', 'dst', '{schema}.u', '{{"rename": {{"v": "w"}}}}')"#
     ));
-    bed.left.exec("insert into t (v) select 'v' || n from generate_series(1, 300) n");
+    fixture.left.exec("insert into t (v) select 'v' || n from generate_series(1, 300) n");
     let spoil = "delete from u where id % 7 = 0; update u set w = 'x' where id % 5 = 0;
                  insert into u select n, 'extra' from generate_series(301, 320) n";
-    bed.right.exec(spoil);
-    let mut client = bed.left.client();
+    fixture.right.exec(spoil);
+    let mut client = fixture.left.client();
     assert_eq!(repaired(&mut client, "t", "{}").len(), 42 + 52 + 20);
     let look = "select md5(string_agg(id || ' ' || w, ',' order by id)), count(*) from u";
-    let there = crate::common::rows(&bed.right, look);
-    assert_eq!(there, crate::common::rows(&bed.left, &look.replace('w', "v").replace(" u", " t")));
-    bed.right.exec(spoil);
+    let there = crate::common::rows(&fixture.right, look);
+    assert_eq!(
+        there,
+        crate::common::rows(&fixture.left, &look.replace('w', "v").replace(" u", " t"))
+    );
+    fixture.right.exec(spoil);
     assert_eq!(repaired(&mut client, "t", r#"{"direction": "from_server"}"#).len(), 42 + 52 + 20);
     assert_eq!(query(&mut client, "select verify_sync('t', 'dst')"), [""; 0]);
     assert_eq!(query(&mut client, "select count(*) from t"), ["278"]);
@@ -166,15 +169,16 @@ fn identity_columns_renamed_columns_and_deferrable_keys_are_repaired() {
 
 #[test]
 fn parents_come_first_and_children_go_first() {
-    let bed = linked("families");
-    mirror(&bed, "p", "id int primary key, up int references p", "{}");
-    mirror(&bed, "c", "id int primary key, p int not null references p", "{}");
-    bed.left
+    let fixture = linked("families");
+    mirror(&fixture, "p", "id int primary key, up int references p", "{}");
+    mirror(&fixture, "c", "id int primary key, p int not null references p", "{}");
+    fixture
+        .left
         .exec("insert into p values (1, 1), (3, 2), (2, 1); insert into c values (1, 1), (2, 3)");
-    bed.right.exec(
+    fixture.right.exec(
         "truncate p cascade; insert into p values (8, 8), (9, 8); insert into c values (7, 9)",
     );
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     for call in [
         r#"select repair_sync('p', 'dst', '{"delete_extra": false}')"#,
         r#"select repair_sync('c', 'dst', '{"delete_extra": false}')"#,
@@ -183,38 +187,38 @@ fn parents_come_first_and_children_go_first() {
     ] {
         run(&mut client, call);
     }
-    assert_eq!(queued(&bed), 0);
-    both_have(&bed, "p", &["1|1", "2|1", "3|2"]);
-    both_have(&bed, "c", &["1|1", "2|3"]);
+    assert_eq!(queued(&fixture), 0);
+    both_have(&fixture, "p", &["1|1", "2|1", "3|2"]);
+    both_have(&fixture, "c", &["1|1", "2|3"]);
 }
 
 #[test]
 fn who_may_not_write_the_table_may_not_repair_it() {
-    let bed = one_way("denied", "id int primary key, v text", "{}");
-    apart(&bed);
-    let role = Role::create(&bed.left, "reader", "");
-    bed.left.exec(&format!("grant select, insert, update on t to {}", role.name));
+    let fixture = one_way("denied", "id int primary key, v text", "{}");
+    apart(&fixture);
+    let role = Role::create(&fixture.left, "reader", "");
+    fixture.left.exec(&format!("grant select, insert, update on t to {}", role.name));
     let mut client = role.client();
     refused(&mut client, "select repair_sync('t', 'dst')", "42501");
-    bed.left.exec(&format!("grant delete on t to {}", role.name));
+    fixture.left.exec(&format!("grant delete on t to {}", role.name));
     run(&mut client, "select repair_sync('t', 'dst')");
-    both_have(&bed, "t", &["1|a", "2|b", "3|c"]);
+    both_have(&fixture, "t", &["1|a", "2|b", "3|c"]);
 }
 
 #[test]
 fn rows_that_are_written_meanwhile_are_never_set_back() {
-    let bed = one_way("meanwhile", "id int primary key, v int", "{}");
-    bed.left.exec("insert into t select n, 0 from generate_series(1, 400) n");
+    let fixture = one_way("meanwhile", "id int primary key, v int", "{}");
+    fixture.left.exec("insert into t select n, 0 from generate_series(1, 400) n");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for who in 0..4 {
-            let (bed, stop) = (&bed, &stop);
+            let (fixture, stop) = (&fixture, &stop);
             scope.spawn(move || {
-                let mut client = bed.left.client();
-                let mut dice = Dice::new(who);
+                let mut client = fixture.left.client();
+                let mut rng = Rng::new(who);
                 while !stop.load(Ordering::Relaxed) {
-                    let id = 1 + dice.roll(400);
-                    let sql = match dice.roll(4) {
+                    let id = 1 + rng.roll(400);
+                    let sql = match rng.roll(4) {
                         0 => format!("delete from t where id = {id}"),
                         1 => format!("insert into t values ({id}, 1) on conflict (id) do nothing"),
                         _ => format!("update t set v = v + 1 where id = {id}"),
@@ -223,10 +227,10 @@ fn rows_that_are_written_meanwhile_are_never_set_back() {
                 }
             });
         }
-        let mut client = bed.left.client();
+        let mut client = fixture.left.client();
         for round in 0..4 {
             // Someone spoils the target, and the repair runs beside the writers.
-            bed.right.exec(&format!(
+            fixture.right.exec(&format!(
                 "delete from t where id % 40 = {round};
                  insert into t select n, -1 from generate_series(1000, 1005) n on conflict do nothing"
             ));
@@ -239,12 +243,12 @@ fn rows_that_are_written_meanwhile_are_never_set_back() {
         stop.store(true, Ordering::Relaxed);
     });
     await_until(SOON, "the queue", || {
-        let _: bool = bed.left.query_one("select deal_sync_err_rec(1000)");
-        queued(&bed) == 0
+        let _: bool = fixture.left.query_one("select deal_sync_err_rec(1000)");
+        queued(&fixture) == 0
     });
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "select repair_sync('t', 'dst')");
-    assert_eq!(table(&bed.left, "t"), table(&bed.right, "t"));
+    assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
     assert_eq!(query(&mut client, "select verify_sync('t', 'dst')"), [""; 0]);
 }
 
@@ -258,22 +262,22 @@ fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
         ("k jsonb", "k", "jsonb_build_array(n)"),
     ];
     for seed in 0..4u64 {
-        let mut dice = Dice::new(100 + seed);
+        let mut rng = Rng::new(100 + seed);
         let (columns, key, value) = kinds[seed as usize % kinds.len()];
-        let bed = linked("random");
-        mirror(&bed, "t", &format!("{columns}, n int, v text, primary key ({key})"), "{}");
-        let rows = dice.roll(12_000);
+        let fixture = linked("random");
+        mirror(&fixture, "t", &format!("{columns}, n int, v text, primary key ({key})"), "{}");
+        let rows = rng.roll(12_000);
         let fill = format!(
             "insert into t select {value}, n, nullif(repeat('v', n % 50), '') from generate_series(1, {rows}) n"
         );
-        bed.left.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
-        bed.right.exec(&fill);
+        fixture.left.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
+        fixture.right.exec(&fill);
         // Each row once at the most.
-        let every = 2 + dice.roll(200);
+        let every = 2 + rng.roll(200);
         let mut expected = Vec::new();
         let (mut there, mut here) = (String::new(), String::new());
         for n in (1..=rows).filter(|n| n % every == 0) {
-            match dice.roll(4) {
+            match rng.roll(4) {
                 0 => {
                     there.push_str(&format!("delete from t where n = {n};"));
                     expected.push(format!("missing|{n}"));
@@ -296,22 +300,22 @@ fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
             }
         }
         let index = "create index on t (n)";
-        bed.left.exec(&format!("{index}; set application_name = 'pg_rowsync'; {here}"));
-        bed.right.exec(&format!("{index}; {there}"));
-        let mut client = bed.left.client();
+        fixture.left.exec(&format!("{index}; set application_name = 'pg_rowsync'; {here}"));
+        fixture.right.exec(&format!("{index}; {there}"));
+        let mut client = fixture.left.client();
         let verify = r#"select difference || '|' || (coalesce(local_row, remote_row) ->> 'n')
                           from verify_sync('t', 'dst', '{"max_differences": 100000}')"#;
         let mut seen = query(&mut client, verify);
         seen.sort();
         expected.sort();
         assert_eq!(seen, expected, "seed {seed}, {columns}, {rows} rows");
-        let direction = dice.of(&["to_server", "from_server"]);
+        let direction = rng.of(&["to_server", "from_server"]);
         run(
             &mut client,
             &format!(r#"select repair_sync('t', 'dst', '{{"direction": "{direction}"}}')"#),
         );
-        assert_eq!(queued(&bed), 0);
+        assert_eq!(queued(&fixture), 0);
         assert_eq!(query(&mut client, verify), [""; 0], "seed {seed}, {direction}");
-        assert_eq!(table(&bed.left, "t"), table(&bed.right, "t"));
+        assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
     }
 }

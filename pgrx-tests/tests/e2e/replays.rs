@@ -2,9 +2,9 @@
 //! answer to a delivery was lost, or the local side ended between the two commits of a drain.
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
+use rowsync_harness::fixture::{clusters, fails};
 use rowsync_harness::proxy::{Direction, Proxy};
-use rowsync_harness::testbed::{clusters, fails};
 
 use crate::common::{deal, mirror, queued, records, rows, run, same};
 
@@ -88,46 +88,49 @@ const CASES: [Case; 6] = [
 const POLICIES: [&str; 3] = ["overwrite", "error", "skip"];
 
 /// The case's tables on both sides, sent through a proxy.
-fn begin(case: &Case, label: &str, mode: &str, policy: &str) -> (Testbed, Proxy, Client) {
+fn begin(case: &Case, label: &str, mode: &str, policy: &str) -> (Fixture, Proxy, Client) {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let bed = Testbed::new(&format!("replay_{}_{label}_{policy}", case.name));
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
+    let fixture = Fixture::new(&format!("replay_{}_{label}_{policy}", case.name));
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
     let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
     for (name, columns) in case.tables {
-        mirror(&bed, name, columns, &options);
+        mirror(&fixture, name, columns, &options);
     }
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, case.before);
-    deal(&bed, "1000");
-    equal(case, &bed);
-    (bed, proxy, client)
+    deal(&fixture, "1000");
+    equal(case, &fixture);
+    (fixture, proxy, client)
 }
 
-fn equal(case: &Case, bed: &Testbed) {
-    case.tables.iter().for_each(|(name, _)| drop(same(bed, name)));
+fn equal(case: &Case, fixture: &Fixture) {
+    case.tables.iter().for_each(|(name, _)| drop(same(fixture, name)));
 }
 
-fn needs_no_one(case: &Case, bed: &Testbed) {
-    assert!(deal(bed, "1000"), "{:?}", standing(bed));
-    assert_eq!(records(bed), Vec::<String>::new(), "{}", case.name);
-    assert_eq!(queued(bed), 0);
-    equal(case, bed);
+fn needs_no_one(case: &Case, fixture: &Fixture) {
+    assert!(deal(fixture, "1000"), "{:?}", standing(fixture));
+    assert_eq!(records(fixture), Vec::<String>::new(), "{}", case.name);
+    assert_eq!(queued(fixture), 0);
+    equal(case, fixture);
 }
 
-fn standing(bed: &Testbed) -> Vec<String> {
-    rows(&bed.left, "select op, status, sqlstate, message, dst_query from sync_err_rec order by id")
+fn standing(fixture: &Fixture) -> Vec<String> {
+    rows(
+        &fixture.left,
+        "select op, status, sqlstate, message, dst_query from sync_err_rec order by id",
+    )
 }
 
 #[test]
 fn a_delivery_that_was_committed_in_doubt_is_replayed_without_harm() {
     for case in &CASES {
         for policy in POLICIES {
-            let (bed, proxy, mut client) = begin(case, "lost", "async", policy);
+            let (fixture, proxy, mut client) = begin(case, "lost", "async", policy);
             proxy.cut_after(0, Direction::ToClient);
             run(&mut client, &format!("begin; {}; commit", case.steps.join("; ")));
-            assert_eq!(queued(&bed), case.steps.len() as i64);
-            equal(case, &bed);
-            needs_no_one(case, &bed);
+            assert_eq!(queued(&fixture), case.steps.len() as i64);
+            equal(case, &fixture);
+            needs_no_one(case, &fixture);
         }
     }
 }
@@ -136,15 +139,15 @@ fn a_delivery_that_was_committed_in_doubt_is_replayed_without_harm() {
 fn a_drain_whose_second_commit_fails_is_repeated_without_harm() {
     for case in &CASES {
         for policy in POLICIES {
-            let (bed, proxy, mut client) = begin(case, "drain", "queue", policy);
+            let (fixture, proxy, mut client) = begin(case, "drain", "queue", policy);
             case.steps.iter().for_each(|step| run(&mut client, step));
-            let mut drain = bed.left.superuser();
+            let mut drain = fixture.left.superuser();
             run(&mut drain, "begin; select deal_sync_err_rec(1000)");
             proxy.cut_after(0, Direction::ToClient);
             let error = fails(drain.batch_execute("commit"));
             assert_eq!(error.code().code(), "08007");
-            assert_eq!(queued(&bed), case.steps.len() as i64);
-            needs_no_one(case, &bed);
+            assert_eq!(queued(&fixture), case.steps.len() as i64);
+            needs_no_one(case, &fixture);
         }
     }
 }
@@ -154,17 +157,17 @@ fn a_drain_whose_second_commit_fails_is_repeated_without_harm() {
 fn a_delivery_that_was_not_committed_in_doubt_is_replayed() {
     for case in &CASES {
         for policy in POLICIES {
-            let (bed, _proxy, mut client) = begin(case, "none", "async", policy);
+            let (fixture, _proxy, mut client) = begin(case, "none", "async", policy);
             // The transaction waits for the row lock, and is ended before it can commit.
             let table = case.tables[0].0;
-            let mut locker = bed.right.client();
+            let mut locker = fixture.right.client();
             run(&mut locker, &format!("begin; lock table {table} in access exclusive mode"));
             let steps = case.steps.join("; ");
             let sql = format!("set pg_rowsync.delivery_timeout = '1s'; begin; {steps}; commit");
             run(&mut client, &sql);
             run(&mut locker, "rollback");
-            assert_eq!(queued(&bed), case.steps.len() as i64);
-            needs_no_one(case, &bed);
+            assert_eq!(queued(&fixture), case.steps.len() as i64);
+            needs_no_one(case, &fixture);
         }
     }
 }
@@ -173,19 +176,19 @@ fn a_delivery_that_was_not_committed_in_doubt_is_replayed() {
 #[test]
 fn a_replay_takes_away_nothing_that_was_added_since() {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let bed = Testbed::new("replay_cascade");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "p", "id int primary key, v text", "{}");
-    bed.right.exec("create table child (p int references p on delete cascade)");
-    let mut client = bed.left.client();
+    let fixture = Fixture::new("replay_cascade");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "p", "id int primary key, v text", "{}");
+    fixture.right.exec("create table child (p int references p on delete cascade)");
+    let mut client = fixture.left.client();
     run(&mut client, "insert into p values (1, 'old')");
     proxy.cut_after(0, Direction::ToClient);
     run(&mut client, "begin; delete from p; insert into p values (1, 'new'); commit");
-    bed.right.exec("insert into child values (1)");
-    assert!(deal(&bed, "1000"));
+    fixture.right.exec("insert into child values (1)");
+    assert!(deal(&fixture, "1000"));
     assert_eq!(
-        rows(&bed.right, "select v, count(*) from p join child on p = id group by 1"),
+        rows(&fixture.right, "select v, count(*) from p join child on p = id group by 1"),
         ["new|1"]
     );
-    assert_eq!(queued(&bed), 0);
+    assert_eq!(queued(&fixture), 0);
 }

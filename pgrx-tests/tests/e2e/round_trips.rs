@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use postgres::Client;
+use rowsync_harness::fixture::{Fixture, clusters};
 use rowsync_harness::proxy::Proxy;
-use rowsync_harness::testbed::{Testbed, clusters};
 
 const DELAY: Duration = Duration::from_millis(50);
 
@@ -23,16 +23,16 @@ fn shortest(client: &mut Client, sql: &str) -> Duration {
 #[test]
 fn one_row_many_rows_and_many_tables_take_one_round_trip() {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let bed = Testbed::new("trips");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
+    let fixture = Fixture::new("trips");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
     for n in 1..=5 {
         let table = format!("create table t{n} (id int primary key, v text)");
-        bed.right.exec(&table);
-        let target = bed.right.user.clone();
-        bed.left.exec(&format!("{table}; select attach_sync('t{n}', 'dst', '{target}.t{n}')"));
+        fixture.right.exec(&table);
+        let target = fixture.right.user.clone();
+        fixture.left.exec(&format!("{table}; select attach_sync('t{n}', 'dst', '{target}.t{n}')"));
     }
-    bed.left.exec("insert into t1 select g, 'x' from generate_series(1, 10000) g");
-    let mut client = bed.left.client();
+    fixture.left.exec("insert into t1 select g, 'x' from generate_series(1, 10000) g");
+    let mut client = fixture.left.client();
     let touch_five: String =
         (1..=5).map(|n| format!("insert into t{n} values (-1, '') ;")).collect();
     let clear: String = (1..=5).map(|n| format!("delete from t{n} where id = -1;")).collect();
@@ -52,7 +52,11 @@ fn one_row_many_rows_and_many_tables_take_one_round_trip() {
     proxy.set_delay(Duration::ZERO);
     for n in 1..=5 {
         let table = format!("t{n}");
-        assert_eq!(bed.checksum(&bed.left, &table), bed.checksum(&bed.right, &table), "{table}");
+        assert_eq!(
+            fixture.checksum(&fixture.left, &table),
+            fixture.checksum(&fixture.right, &table),
+            "{table}"
+        );
     }
-    assert_eq!(bed.left.queued().expect("the queue"), 0);
+    assert_eq!(fixture.left.queued().expect("the queue"), 0);
 }

@@ -1,8 +1,8 @@
 //! What deletions and rows count as under `newest`, where the version column does not show it: kept by
 //! key, on every node.
 
-use rowsync_harness::testbed::{clusters, fails};
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::fixture::{clusters, fails};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{both_have, rows, run, table};
 
@@ -19,16 +19,16 @@ fn send_to(from: &Side, to: &Side, server: &str) {
     ));
 }
 
-fn masters(label: &str, left: &str, right: &str) -> Testbed {
-    let bed = Testbed::new(label);
-    bed.left.exec(left);
-    bed.right.exec(right);
-    send_to(&bed.left, &bed.right, "dst");
-    send_to(&bed.right, &bed.left, "dst");
-    bed
+fn masters(label: &str, left: &str, right: &str) -> Fixture {
+    let fixture = Fixture::new(label);
+    fixture.left.exec(left);
+    fixture.right.exec(right);
+    send_to(&fixture.left, &fixture.right, "dst");
+    send_to(&fixture.right, &fixture.left, "dst");
+    fixture
 }
 
-fn plain(label: &str) -> Testbed {
+fn plain(label: &str) -> Fixture {
     let sql = format!("create table t ({COLUMNS})");
     masters(label, &sql, &sql)
 }
@@ -73,16 +73,16 @@ fn a_partition_keeps_under_the_name_of_its_table() {
     );
     let plain = format!("create table t ({COLUMNS})");
     for (label, left, right) in [("parta", &partitioned, &plain), ("partb", &plain, &partitioned)] {
-        let bed = masters(label, left, right);
-        bed.left.exec("insert into t values (1, 'a', 5), (150, 'a', 5)");
-        drain(&bed.left, "dst");
+        let fixture = masters(label, left, right);
+        fixture.left.exec("insert into t values (1, 'a', 5), (150, 'a', 5)");
+        drain(&fixture.left, "dst");
         // Older than the deletion, and not known to it.
-        bed.right.exec("update t set v = 'r', ver = 6");
-        bed.left.exec("update t set ver = 7; delete from t");
-        drain(&bed.right, "dst");
-        drain(&bed.left, "dst");
-        both_have(&bed, "t", &[]);
-        for side in [&bed.left, &bed.right] {
+        fixture.right.exec("update t set v = 'r', ver = 6");
+        fixture.left.exec("update t set ver = 7; delete from t");
+        drain(&fixture.right, "dst");
+        drain(&fixture.left, "dst");
+        both_have(&fixture, "t", &[]);
+        for side in [&fixture.left, &fixture.right] {
             assert_eq!(rows(side, KEPT), ["7|1|t", "7|1|t"]);
             let relation = "select distinct relation::regclass from sync_row_version";
             assert_eq!(rows(side, relation), ["t"]);
@@ -92,25 +92,25 @@ fn a_partition_keeps_under_the_name_of_its_table() {
 
 #[test]
 fn what_was_rolled_back_is_not_kept() {
-    let bed = plain("rolledback");
-    let mut client = bed.left.client();
+    let fixture = plain("rolledback");
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a', 5)");
     run(
         &mut client,
         "begin; savepoint s; delete from t; rollback to s; update t set ver = 6; commit",
     );
-    assert_eq!(rows(&bed.left, KEPT), [""; 0]);
+    assert_eq!(rows(&fixture.left, KEPT), [""; 0]);
     run(&mut client, "begin; update t set v = 'b'; savepoint s; update t set v = 'c'");
     run(&mut client, "rollback to s; commit");
-    assert_eq!(rows(&bed.left, KEPT), ["6|1|f"]);
-    drain(&bed.left, "dst");
-    both_have(&bed, "t", &["1|b|6"]);
-    assert_eq!(rows(&bed.right, KEPT), ["6|1|f"]);
+    assert_eq!(rows(&fixture.left, KEPT), ["6|1|f"]);
+    drain(&fixture.left, "dst");
+    both_have(&fixture, "t", &["1|b|6"]);
+    assert_eq!(rows(&fixture.right, KEPT), ["6|1|f"]);
     // A version that grows needs no help any more.
     run(&mut client, "update t set ver = 7");
-    drain(&bed.left, "dst");
-    both_have(&bed, "t", &["1|b|7"]);
-    for side in [&bed.left, &bed.right] {
+    drain(&fixture.left, "dst");
+    both_have(&fixture, "t", &["1|b|7"]);
+    for side in [&fixture.left, &fixture.right] {
         assert_eq!(rows(side, KEPT), [""; 0]);
     }
 }
@@ -118,32 +118,32 @@ fn what_was_rolled_back_is_not_kept() {
 #[test]
 fn keys_that_are_equal_and_written_differently_are_one() {
     let sql = "create table t (id numeric primary key, v text, ver int)";
-    let bed = masters("numerickeys", sql, sql);
-    bed.left.exec("insert into t values (1.0, 'a', 5)");
-    drain(&bed.left, "dst");
-    bed.left.exec("update t set id = 1.00, v = 'b'");
-    assert_eq!(rows(&bed.left, KEPT), ["5|1|f"]);
-    drain(&bed.left, "dst");
-    assert_eq!(rows(&bed.right, "select id = 1, v, ver from t"), ["t|b|5"]);
-    assert_eq!(rows(&bed.right, KEPT), ["5|1|f"]);
-    bed.right.exec("delete from t");
-    drain(&bed.right, "dst");
-    both_have(&bed, "t", &[]);
-    assert_eq!(rows(&bed.left, KEPT), ["5|2|t"]);
+    let fixture = masters("numerickeys", sql, sql);
+    fixture.left.exec("insert into t values (1.0, 'a', 5)");
+    drain(&fixture.left, "dst");
+    fixture.left.exec("update t set id = 1.00, v = 'b'");
+    assert_eq!(rows(&fixture.left, KEPT), ["5|1|f"]);
+    drain(&fixture.left, "dst");
+    assert_eq!(rows(&fixture.right, "select id = 1, v, ver from t"), ["t|b|5"]);
+    assert_eq!(rows(&fixture.right, KEPT), ["5|1|f"]);
+    fixture.right.exec("delete from t");
+    drain(&fixture.right, "dst");
+    both_have(&fixture, "t", &[]);
+    assert_eq!(rows(&fixture.left, KEPT), ["5|2|t"]);
 }
 
 #[test]
 fn the_functions_are_for_those_who_may_write_the_table() {
-    let bed = plain("strangers");
-    let (left, right) = (&bed.left.user, &bed.right.user);
-    bed.left.exec_superuser(&format!(
+    let fixture = plain("strangers");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    fixture.left.exec_superuser(&format!(
         "create role stranger_{left} login password 'x';
          grant usage on schema \"{left}\" to stranger_{left}; grant select on {left}.t to stranger_{left}"
     ));
-    let mut stranger = bed
+    let mut stranger = fixture
         .left
         .cluster
-        .connect_as(&bed.left.db, &format!("stranger_{left}"), "x", "psql")
+        .connect_as(&fixture.left.db, &format!("stranger_{left}"), "x", "psql")
         .expect("a session");
     let args = format!("'{left}.t', 1, 'int', '5', 0");
     for call in [
@@ -157,31 +157,33 @@ fn the_functions_are_for_those_who_may_write_the_table() {
     }
     let error = fails(stranger.batch_execute("select * from sync_row_version"));
     assert_eq!(error.code().code(), "42501");
-    assert_eq!(rows(&bed.left, KEPT), [""; 0]);
+    assert_eq!(rows(&fixture.left, KEPT), [""; 0]);
     // Nothing is kept for a table that sends nothing.
-    bed.right.exec(&format!(
+    fixture.right.exec(&format!(
         "create table own ({COLUMNS}); 
          select sync_keep_version('{right}.own', row(1), 'int', '5', 1, true, true, null)"
     ));
-    assert_eq!(rows(&bed.right, KEPT), [""; 0]);
+    assert_eq!(rows(&fixture.right, KEPT), [""; 0]);
     drop(stranger);
-    bed.left.exec_superuser(&format!("drop owned by stranger_{left}; drop role stranger_{left}"));
+    fixture
+        .left
+        .exec_superuser(&format!("drop owned by stranger_{left}; drop role stranger_{left}"));
 }
 
 #[test]
 fn types_without_order_or_hash_are_refused() {
-    let bed = Testbed::new("untyped");
-    bed.link(&bed.left, &bed.right, "dst", &[]);
+    let fixture = Fixture::new("untyped");
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     for (columns, what) in [
         ("id bit(3) primary key, ver int", "type bit has no hash function"),
         ("id int primary key, ver json", "type json has no order"),
     ] {
-        bed.left.exec(&format!("create table t ({columns})"));
+        fixture.left.exec(&format!("create table t ({columns})"));
         let attach = r#"select attach_sync('t', 'dst', 't',
                           '{"on_conflict": "newest", "version_column": "ver"}')"#;
-        let error = fails(bed.left.client().batch_execute(attach));
+        let error = fails(fixture.left.client().batch_execute(attach));
         assert_eq!((error.code().code(), error.message()), ("42883", what));
         assert!(error.hint().is_some());
-        bed.left.exec("drop table t");
+        fixture.left.exec("drop table t");
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use rowsync_harness::tls::{Authority, Certificate};
-use rowsync_harness::{Cluster, Side, Testbed, reaper};
+use rowsync_harness::{Cluster, Fixture, Side, reaper};
 
 use crate::common::{
     Role, attach_sql, both_have, hand_to_superuser, passwordless, query, refused, run,
@@ -17,7 +17,7 @@ const SYNC: &str = r#"{"mode": "sync"}"#;
 /// A server that asks for the mapping's password and a certificate of its authority besides, and a
 /// client of that authority.
 struct Guarded {
-    bed: Testbed,
+    fixture: Fixture,
     certificate: Certificate,
 }
 
@@ -27,28 +27,28 @@ fn guarded(label: &str) -> Guarded {
     let certificate = authority.certify("account", &[]).expect("a certificate");
     let there = Arc::new(authority.cluster(&format!("{label}_there"), &own).expect("a cluster"));
     let here = Arc::new(Cluster::start(label).expect("a cluster"));
-    let bed = Testbed {
+    let fixture = Fixture {
         left: Side::create(&here, &format!("local_{label}")).expect("a database"),
         right: Side::create(&there, &format!("remote_{label}")).expect("a database"),
     };
     there
         .set_rule("hostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-ca")
         .expect("a rule");
-    Guarded { bed, certificate }
+    Guarded { fixture, certificate }
 }
 
 impl Guarded {
     /// The SQLSTATE with which a row of `table`, which is there on both sides, cannot be sent.
     fn insert(&self, table: &str) -> Option<String> {
-        let sql = format!("insert into {}.{table} values (1)", self.bed.left.user);
-        let result = self.bed.left.superuser().batch_execute(&sql);
+        let sql = format!("insert into {}.{table} values (1)", self.fixture.left.user);
+        let result = self.fixture.left.superuser().batch_execute(&sql);
         let code = result.err().and_then(|e| e.code().map(|code| code.code().to_owned()));
-        let sql = format!("delete from {}.{table} returning id", self.bed.right.user);
-        let there = query(&mut self.bed.right.superuser(), &sql);
+        let sql = format!("delete from {}.{table} returning id", self.fixture.right.user);
+        let there = query(&mut self.fixture.right.superuser(), &sql);
         assert_eq!(there.len(), usize::from(code.is_none()), "{table}");
-        self.bed.left.exec_superuser(&format!(
+        self.fixture.left.exec_superuser(&format!(
             "set session_replication_role = replica; delete from {}.{table}",
-            self.bed.left.user
+            self.fixture.left.user
         ));
         code
     }
@@ -57,11 +57,12 @@ impl Guarded {
 #[test]
 fn the_accounts_certificate_is_nobodys_but_a_superusers() {
     let guarded = guarded("account");
-    let Guarded { bed, certificate } = &guarded;
-    let (user, Side { user: there, password, db, cluster, .. }) = (&bed.left.user, &bed.right);
+    let Guarded { fixture, certificate } = &guarded;
+    let (user, Side { user: there, password, db, cluster, .. }) =
+        (&fixture.left.user, &fixture.right);
     let port = cluster.port();
     let options = format!("host '127.0.0.1', port '{port}', dbname '{db}', sslmode 'require'");
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "create extension postgres_fdw; create foreign data wrapper bare validator postgresql_fdw_validator;
          grant usage on foreign data wrapper pg_rowsync, postgres_fdw, bare to {user};
          create server waived foreign data wrapper pg_rowsync options ({options});
@@ -76,7 +77,7 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
         ("theirs", "postgres_fdw", format!(", sslcert '{file}', sslkey '{key}'")),
         ("bare", "bare", String::new()),
     ] {
-        bed.left.exec(&format!(
+        fixture.left.exec(&format!(
             "create server {server} foreign data wrapper {wrapper} options ({options}{more});
              create user mapping for current_user server {server}
                options (user '{there}', password '{password}')"
@@ -84,17 +85,17 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
     }
     let servers = ["ours", "service", "theirs", "bare", "waived"];
     for server in servers {
-        for side in [&bed.left, &bed.right] {
+        for side in [&fixture.left, &fixture.right] {
             side.exec_superuser(&format!(
                 "create table {0}.{server} ({COLUMNS}); alter table {0}.{server} owner to {0}",
                 side.user
             ));
         }
-        bed.left.exec(&format!(
+        fixture.left.exec(&format!(
             "select attach_sync('{server}', '{server}', '{there}.{server}', '{SYNC}')"
         ));
     }
-    let home = bed.left.cluster.dir().join("home");
+    let home = fixture.left.cluster.dir().join("home");
     let hidden = home.join(".postgresql");
     fs::create_dir_all(&hidden).expect("a directory");
     for (from, to) in
@@ -104,7 +105,7 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
         fs::copy(from, &to).expect("a copy");
         reaper::hand_over(&to).expect("its owner");
     }
-    let services = bed.left.cluster.dir().join("services");
+    let services = fixture.left.cluster.dir().join("services");
     fs::write(&services, format!("[it]\nsslcert={file}\nsslkey={key}\n")).expect("a file");
     let (home, services) = (home.display().to_string(), services.display().to_string());
     let (file, key) = (file.to_string(), key.to_string());
@@ -113,8 +114,8 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
         &[("PGSSLCERT", &file), ("PGSSLKEY", &key), ("PGSERVICEFILE", &services)],
         &[("PGSERVICE", "it"), ("PGSERVICEFILE", &services)],
     ] {
-        bed.left.cluster.set_environment(variables);
-        bed.left.cluster.restart().expect("a restart");
+        fixture.left.cluster.set_environment(variables);
+        fixture.left.cluster.restart().expect("a restart");
         for server in servers {
             // Nor does a variable tell where one is: only a home has its usual places.
             let is_found = server == "waived" && variables[0].0 == "HOME";
@@ -123,7 +124,7 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
         }
     }
     // A superuser's, in the mapping, is shown.
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "alter user mapping for {user} server ours options (add sslcert '{file}', add sslkey '{key}')"
     ));
     assert_eq!(guarded.insert("ours"), None);
@@ -132,37 +133,38 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
 #[test]
 fn a_certificate_in_a_server_counts_where_it_is_a_superusers() {
     let guarded = guarded("watched");
-    let Guarded { bed, certificate } = &guarded;
-    let (user, Side { user: there, password, db, cluster, .. }) = (&bed.left.user, &bed.right);
+    let Guarded { fixture, certificate } = &guarded;
+    let (user, Side { user: there, password, db, cluster, .. }) =
+        (&fixture.left.user, &fixture.right);
     let (file, key) = (certificate.certificate.display(), certificate.key.display());
     let shown = format!("sslcert '{file}', sslkey '{key}'");
     let mapping = format!(
         "create user mapping for current_user server dst options (user '{there}', password '{password}'"
     );
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "create foreign data wrapper bare; grant usage on foreign data wrapper bare to {user}"
     ));
-    bed.left.exec(&format!(
+    fixture.left.exec(&format!(
         "create server dst foreign data wrapper bare
            options (host '127.0.0.1', port '{}', dbname '{db}', sslmode 'require');
          {mapping}, {shown}); create table t ({COLUMNS})",
         cluster.port()
     ));
-    bed.right.exec_superuser(&format!(
+    fixture.right.exec_superuser(&format!(
         "create table {there}.t ({COLUMNS}); alter table {there}.t owner to {there}"
     ));
-    bed.left.exec(&attach_sql(bed, "t", SYNC));
+    fixture.left.exec(&attach_sql(fixture, "t", SYNC));
     // What an owner sets does not count, be the server a superuser's or not.
     assert_eq!(guarded.insert("t").as_deref(), Some("28000"));
-    hand_to_superuser(bed);
+    hand_to_superuser(fixture);
     assert_eq!(guarded.insert("t").as_deref(), Some("28000"));
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "alter server dst options (add {})",
         shown.replace(", ", ", add ")
     ));
-    bed.left.exec(&format!("drop user mapping for current_user server dst; {mapping})"));
+    fixture.left.exec(&format!("drop user mapping for current_user server dst; {mapping})"));
     assert_eq!(guarded.insert("t"), None);
-    bed.left.exec_superuser(&format!("alter server dst owner to {user}"));
+    fixture.left.exec_superuser(&format!("alter server dst owner to {user}"));
     assert_eq!(guarded.insert("t").as_deref(), Some("28000"));
 }
 
@@ -170,28 +172,28 @@ fn a_certificate_in_a_server_counts_where_it_is_a_superusers() {
 /// to the local socket, say, where nobody asks for a password.
 #[test]
 fn a_superusers_table_lends_its_rights_to_nobodys_server() {
-    let bed = passwordless("lent", "trust");
-    let attacker = Role::create(&bed.left, "attacker", "");
-    let (user, name) = (&bed.left.user, &attacker.name);
-    bed.right.exec(&format!("create table t ({COLUMNS})"));
-    bed.left.exec_superuser(&format!(
+    let fixture = passwordless("lent", "trust");
+    let attacker = Role::create(&fixture.left, "attacker", "");
+    let (user, name) = (&fixture.left.user, &attacker.name);
+    fixture.right.exec(&format!("create table t ({COLUMNS})"));
+    fixture.left.exec_superuser(&format!(
         "create table {user}.t ({COLUMNS}); grant all on {user}.t to {name};
          alter server dst owner to {user}; grant {user} to {name};
          create user mapping for postgres server dst options (user '{}')",
-        bed.right.user
+        fixture.right.user
     ));
     let mut client = attacker.client();
-    run(&mut client, &attach_sql(&bed, "t", SYNC));
+    run(&mut client, &attach_sql(&fixture, "t", SYNC));
     refused(&mut client, "insert into t values (1)", "2F003");
-    let mut superuser = bed.left.superuser();
+    let mut superuser = fixture.left.superuser();
     refused(&mut superuser, &format!("insert into {user}.t values (2)"), "2F003");
-    both_have(&bed, "t", &[]);
+    both_have(&fixture, "t", &[]);
     // A superuser's server is another matter: its owner says where it leads.
-    hand_to_superuser(&bed);
+    hand_to_superuser(&fixture);
     run(&mut client, "insert into t values (3)");
-    assert_eq!(query(&mut bed.right.client(), "select id from t"), ["3"]);
+    assert_eq!(query(&mut fixture.right.client(), "select id from t"), ["3"]);
     // And back again: the next transaction counts.
-    bed.left.exec_superuser(&format!("alter server dst owner to {user}"));
+    fixture.left.exec_superuser(&format!("alter server dst owner to {user}"));
     refused(&mut client, "insert into t values (4)", "2F003");
-    assert_eq!(query(&mut bed.right.client(), "select id from t"), ["3"]);
+    assert_eq!(query(&mut fixture.right.client(), "select id from t"), ["3"]);
 }

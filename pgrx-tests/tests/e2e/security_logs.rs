@@ -5,7 +5,7 @@ use std::thread;
 use postgres::Client;
 use rowsync_harness::cluster::TEST_SETTINGS;
 use rowsync_harness::side::Notices;
-use rowsync_harness::{Cluster, Side, Testbed, await_until, fails};
+use rowsync_harness::{Cluster, Fixture, Side, await_until, fails};
 
 use crate::common::{
     Role, linked, mirror, query, queued, records, refused, rows, run, superuser_with_notices,
@@ -73,10 +73,10 @@ const RAISING: &str = "create function raising(state text) returns void language
         create trigger no before insert or update on t for each row execute function no();
     end $f$";
 
-fn attach_as(bed: &Testbed, options: &str) -> String {
+fn attach_as(fixture: &Fixture, options: &str) -> String {
     format!(
         "select detach_sync('t', 'dst'); select attach_sync('t', 'dst', '{}.t', '{options}')",
-        bed.right.user
+        fixture.right.user
     )
 }
 
@@ -86,13 +86,16 @@ fn told(notices: &Notices) -> String {
 }
 
 /// Writes that fail there, by every way on which changes get there.
-fn quote(bed: &Testbed, state: &str, damage: &str, client: &mut Client, notices: &Notices) {
-    bed.left.exec(&format!("create table t ({COLUMNS})"));
-    bed.right.exec(&format!("create table t ({COLUMNS}); {RAISING}"));
-    bed.right.exec(damage);
-    run(client, &format!("select attach_sync('t', 'dst', '{}.t', '{{}}')", bed.right.user));
+fn quote(fixture: &Fixture, state: &str, damage: &str, client: &mut Client, notices: &Notices) {
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
+    fixture.right.exec(&format!("create table t ({COLUMNS}); {RAISING}"));
+    fixture.right.exec(damage);
+    run(client, &format!("select attach_sync('t', 'dst', '{}.t', '{{}}')", fixture.right.user));
     for policy in ["overwrite", "error"] {
-        run(client, &attach_as(bed, &format!(r#"{{"mode": "sync", "on_conflict": "{policy}"}}"#)));
+        run(
+            client,
+            &attach_as(fixture, &format!(r#"{{"mode": "sync", "on_conflict": "{policy}"}}"#)),
+        );
         let insert = format!("insert into t values ('{SECRET}', '{SECRET}')");
         told(notices);
         let error = refused(client, &insert, state);
@@ -103,77 +106,79 @@ fn quote(bed: &Testbed, state: &str, damage: &str, client: &mut Client, notices:
         // Several rows travel in another way.
         refused(client, &format!("begin; {insert}, ('b{SECRET}', '{SECRET}'); commit"), state);
         run(client, "rollback");
-        run(client, &attach_as(bed, &format!(r#"{{"on_conflict": "{policy}"}}"#)));
+        run(client, &attach_as(fixture, &format!(r#"{{"on_conflict": "{policy}"}}"#)));
         told(notices);
         run(client, &insert);
         assert_eq!(warnings(notices).len(), 1, "{damage}");
-        assert!(records(bed)[0].contains(state), "{damage}");
+        assert!(records(fixture)[0].contains(state), "{damage}");
         // By a call, then by the worker.
         run(client, "select deal_sync_err_rec(10); select deal_sync_err_rec(10)");
         run(client, "update t set v = v || '0'");
         run(client, "select retry_sync_err_rec(id) from sync_err_rec limit 1");
         run(client, "update sync_queue set status = 'pending', waits_for = null, blocks = null");
         run(client, "select start_sync_worker()");
-        worker(bed);
+        worker(fixture);
         match state {
             // These say something about the moment: the worker tries again and again.
             "40001" | "57014" => {
-                let logged = || bed.left.cluster.log().contains("next attempt in");
+                let logged = || fixture.left.cluster.log().contains("next attempt in");
                 await_until(WORKING, "the worker's complaint", logged);
             }
-            _ => await_drained(bed),
+            _ => await_drained(fixture),
         }
         let shown = "select query, application_name from pg_stat_activity";
-        for side in [&bed.left, &bed.right] {
+        for side in [&fixture.left, &fixture.right] {
             assert!(!rows(side, shown).concat().contains(SECRET), "{damage}");
         }
         run(client, "select stop_sync_worker()");
         run(client, "set application_name = 'pg_rowsync'; delete from t; reset application_name");
         run(client, "delete from sync_err_rec");
         // What was refused may have come in the end, together with the update.
-        bed.right.exec_superuser(&format!(
+        fixture.right.exec_superuser(&format!(
             "set session_replication_role = replica; delete from \"{}\".t where t::text like '%{SECRET}%'
                and t::text not like '%(a,%'",
-            bed.right.user
+            fixture.right.user
         ));
     }
     run(client, "drop table t");
-    bed.right.exec(&format!("drop schema {0} cascade; create schema {0}", bed.right.user));
+    fixture.right.exec(&format!("drop schema {0} cascade; create schema {0}", fixture.right.user));
 }
 
 #[test]
 fn what_another_server_quotes_is_not_logged() {
-    let bed = preloaded("quoted", &[TALKATIVE, EAGER].concat());
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    let (mut client, notices) = superuser_with_notices(&bed.left);
-    let user = &bed.left.user;
+    let fixture = preloaded("quoted", &[TALKATIVE, EAGER].concat());
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    let (mut client, notices) = superuser_with_notices(&fixture.left);
+    let user = &fixture.left.user;
     run(&mut client, &format!("set search_path = {user}, public; select stop_sync_worker()"));
     let mapping = format!(
         "create user mapping for postgres server dst options (user '{}', password '{}')",
-        bed.right.user, bed.right.password
+        fixture.right.user, fixture.right.password
     );
     run(&mut client, &mapping);
-    bed.right.exec_superuser(&format!("grant create on database {0} to {0}", bed.right.user));
+    fixture
+        .right
+        .exec_superuser(&format!("grant create on database {0} to {0}", fixture.right.user));
     for (state, damage) in QUOTING {
-        quote(&bed, state, damage, &mut client, &notices);
+        quote(&fixture, state, damage, &mut client, &notices);
     }
-    let log = bed.left.cluster.log();
+    let log = fixture.left.cluster.log();
     for line in log.lines() {
-        assert!(!line.contains(SECRET) && !line.contains(&bed.right.password), "{line}");
+        assert!(!line.contains(SECRET) && !line.contains(&fixture.right.password), "{line}");
     }
-    for part in ["(SQLSTATE 22P02)", "was set aside", "next attempt in", "were queued"] {
+    for part in ["(SQLSTATE 22P02)", "was marked failed", "next attempt in", "were queued"] {
         assert!(log.contains(part), "{part} was not logged");
     }
 }
 
 #[test]
 fn a_queue_that_cannot_be_read_is_not_quoted() {
-    let bed = preloaded("unreadable", &[TALKATIVE, EAGER].concat());
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, r#"{"mode": "queue"}"#);
-    let mut client = bed.left.superuser();
+    let fixture = preloaded("unreadable", &[TALKATIVE, EAGER].concat());
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
+    let mut client = fixture.left.superuser();
     run(&mut client, "select stop_sync_worker()");
-    bed.left.exec("insert into t values ('1', 'a')");
+    fixture.left.exec("insert into t values ('1', 'a')");
     for damaged in [
         format!(r#""{SECRET}""#),
         format!(r#"{{"{SECRET}": 1}}"#),
@@ -186,11 +191,11 @@ fn a_queue_that_cannot_be_read_is_not_quoted() {
         run(&mut client, "select start_sync_worker()");
         await_until(WORKING, "an attempt", || {
             let attempts = "select coalesce(max(failures), 0) from sync_server_state";
-            bed.left.query_one::<i32>(attempts) > 0
+            fixture.left.query_one::<i32>(attempts) > 0
         });
         run(&mut client, "select stop_sync_worker(); delete from sync_server_state");
     }
-    let log = bed.left.cluster.log();
+    let log = fixture.left.cluster.log();
     assert!(log.contains("could not read a queued change") && !log.contains(SECRET));
 }
 
@@ -200,24 +205,26 @@ fn statements_that_fail_there_are_logged_there_without_values() {
     let settings = [("log_error_verbosity", "verbose"), ("log_min_error_statement", "error")];
     let cluster = Cluster::start_with("logging", &[TEST_SETTINGS, &settings].concat());
     let there = std::sync::Arc::new(cluster.expect("a cluster"));
-    let bed = Testbed {
-        left: Side::create(rowsync_harness::testbed::clusters().0, "local_logging")
+    let fixture = Fixture {
+        left: Side::create(rowsync_harness::fixture::clusters().0, "local_logging")
             .expect("a side"),
         right: Side::create(&there, "remote_logging").expect("a side"),
     };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", &format!("{COLUMNS}, n timestamptz"), "{}");
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", &format!("{COLUMNS}, n timestamptz"), "{}");
     let shown = |which: &str| {
         let sessions = "select query from pg_stat_activity where application_name = 'pg_rowsync'";
-        rows(&bed.right, &format!("{sessions} {which}")).concat()
+        rows(&fixture.right, &format!("{sessions} {which}")).concat()
     };
     for policy in ["overwrite", "error", "skip", "newest"] {
         let version = if policy == "newest" { r#", "version_column": "n""# } else { "" };
-        bed.left.exec(&attach_as(&bed, &format!(r#"{{"on_conflict": "{policy}"{version}}}"#)));
+        fixture
+            .left
+            .exec(&attach_as(&fixture, &format!(r#"{{"on_conflict": "{policy}"{version}}}"#)));
         for rows in [format!("('{SECRET}', 'x')"), format!("('a', '{SECRET}'), ('b', '{SECRET}')")]
         {
             // A statement is shown while it runs.
-            let (mut holder, mut writer) = (bed.right.client(), bed.left.client());
+            let (mut holder, mut writer) = (fixture.right.client(), fixture.left.client());
             run(&mut holder, "begin; lock t in exclusive mode");
             let insert = format!("insert into t (id, v) values {rows}");
             let writing = thread::spawn(move || run(&mut writer, &insert));
@@ -227,22 +234,22 @@ fn statements_that_fail_there_are_logged_there_without_values() {
             run(&mut holder, "commit");
             writing.join().expect("a commit");
         }
-        bed.left.exec("delete from t");
+        fixture.left.exec("delete from t");
         let options = format!(r#"{{"mode": "queue", "on_conflict": "{policy}"{version}}}"#);
-        bed.left.exec(&attach_as(&bed, &options));
-        bed.left.exec(&format!(
+        fixture.left.exec(&attach_as(&fixture, &options));
+        fixture.left.exec(&format!(
             "insert into t values ('{SECRET}', 'x', now());
              begin; insert into t select '{SECRET}' || i, '{SECRET}', now() from generate_series(1, 3) i;
              update t set v = '{SECRET}'; update t set id = id || 'k'; delete from t; commit"
         ));
-        bed.right.exec("alter table t rename to elsewhere");
-        let mut client = bed.left.superuser();
+        fixture.right.exec("alter table t rename to elsewhere");
+        let mut client = fixture.left.superuser();
         for _ in 0..3 {
             run(&mut client, "select deal_sync_err_rec(100)");
             assert!(!shown("").contains(SECRET));
         }
-        assert!(queued(&bed) > 0);
-        bed.right.exec("alter table elsewhere rename to t");
+        assert!(queued(&fixture) > 0);
+        fixture.right.exec("alter table elsewhere rename to t");
         run(&mut client, "delete from sync_err_rec");
     }
     let log = there.log();
@@ -253,20 +260,20 @@ fn statements_that_fail_there_are_logged_there_without_values() {
 /// The queue's rows are for those who were granted them; a message in it quotes values as they do.
 #[test]
 fn only_who_may_read_the_queue_reads_what_it_holds() {
-    let bed = linked("readers");
-    mirror(&bed, "t", COLUMNS, "{}");
-    bed.right.exec("alter table t alter v type uuid using null");
+    let fixture = linked("readers");
+    mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.right.exec("alter table t alter v type uuid using null");
     let (reader, watcher) =
-        (Role::create(&bed.left, "reader", ""), Role::create(&bed.left, "watcher", ""));
-    bed.left.exec_superuser(&format!(
+        (Role::create(&fixture.left, "reader", ""), Role::create(&fixture.left, "watcher", ""));
+    fixture.left.exec_superuser(&format!(
         "grant select on sync_err_rec to {}; grant select on sync_status to {}",
         reader.name, watcher.name
     ));
-    bed.left.exec(&format!("insert into t values ('1', '{SECRET}')"));
-    assert!(!crate::common::deal(&bed, "10"));
+    fixture.left.exec(&format!("insert into t values ('1', '{SECRET}')"));
+    assert!(!crate::common::deal(&fixture, "10"));
     let looked = query(&mut reader.client(), "select dst_query, message from sync_err_rec");
     assert_eq!(looked.concat().matches(SECRET).count(), 2, "{looked:?}");
-    for mut client in [watcher.client(), bed.left.client()] {
+    for mut client in [watcher.client(), fixture.left.client()] {
         for sql in ["select dst_query from sync_err_rec", "select change from sync_queue"] {
             refused(&mut client, sql, "42501");
         }
@@ -283,22 +290,22 @@ fn the_other_servers_log_can_be_kept_free_of_values() {
     ];
     let cluster = Cluster::start_with("logs_all", &[TEST_SETTINGS, &all].concat());
     let there = std::sync::Arc::new(cluster.expect("a cluster"));
-    let bed = Testbed {
-        left: Side::create(rowsync_harness::testbed::clusters().0, "local_logs_all")
+    let fixture = Fixture {
+        left: Side::create(rowsync_harness::fixture::clusters().0, "local_logs_all")
             .expect("a side"),
         right: Side::create(&there, "remote_logs_all").expect("a side"),
     };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, "{}");
-    bed.right.exec("alter table t add check (v::int > 0)");
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.right.exec("alter table t add check (v::int > 0)");
     let writes = |value: &str| {
-        bed.left.exec(&format!(
+        fixture.left.exec(&format!(
             "insert into t values ('ok{value}', '1'); begin; insert into t values ('{value}', '{value}');
              insert into t values ('more{value}', '{value}'); commit"
         ));
-        assert_eq!(queued(&bed), 3);
-        assert!(!crate::common::deal(&bed, "10"));
-        bed.left.exec_superuser("delete from sync_err_rec");
+        assert_eq!(queued(&fixture), 3);
+        assert!(!crate::common::deal(&fixture, "10"));
+        fixture.left.exec_superuser("delete from sync_err_rec");
     };
     writes("shown47114711");
     assert!(there.log().matches("shown47114711").count() > 3);
@@ -306,9 +313,9 @@ fn the_other_servers_log_can_be_kept_free_of_values() {
     let lines =
         chapter.lines().map(str::trim).filter(|line| line.starts_with("ALTER ROLE sync_in"));
     let settings: Vec<String> =
-        lines.map(|line| line.replace("sync_in", &bed.right.user)).collect();
+        lines.map(|line| line.replace("sync_in", &fixture.right.user)).collect();
     assert_eq!(settings.len(), 1);
-    bed.right.exec_superuser(&settings.concat());
+    fixture.right.exec_superuser(&settings.concat());
     writes(SECRET);
     assert!(!there.log().contains(SECRET), "{}", there.log());
 }

@@ -1,7 +1,7 @@
 //! What those may do who only write to a table that is sent, and how they may write.
 
 use postgres::Client;
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{
     Role, attach_sql, both_have, linked, mirror, one_way, outage, query, queued, recover, refused,
@@ -12,23 +12,23 @@ const COLUMNS: &str = "id int primary key, v text";
 const SYNC: &str = r#"{"mode": "sync"}"#;
 
 /// A role that may write the table `t` of the side, and a session of it.
-fn writer(bed: &Testbed) -> (Role, Client) {
-    let role = Role::create(&bed.left, "writer", "");
-    bed.left.exec(&format!("grant all on t to {0}; revoke trigger on t from {0}", role.name));
+fn writer(fixture: &Fixture) -> (Role, Client) {
+    let role = Role::create(&fixture.left, "writer", "");
+    fixture.left.exec(&format!("grant all on t to {0}; revoke trigger on t from {0}", role.name));
     let client = role.client();
     (role, client)
 }
 
 #[test]
 fn a_writer_sees_and_touches_nothing_of_the_extensions() {
-    let bed = one_way("outsider", COLUMNS, "{}");
-    let (_role, mut client) = writer(&bed);
-    outage(&bed.right);
+    let fixture = one_way("outsider", COLUMNS, "{}");
+    let (_role, mut client) = writer(&fixture);
+    outage(&fixture.right);
     run(&mut client, "insert into t values (1, 'a')");
-    recover(&bed.right);
-    assert_eq!(queued(&bed), 1);
+    recover(&fixture.right);
+    assert_eq!(queued(&fixture), 1);
     let relations = rows(
-        &bed.left,
+        &fixture.left,
         "select c.oid::regclass from pg_depend d join pg_class c on c.oid = d.objid
           where d.classid = 'pg_class'::regclass and d.deptype = 'e' and c.relkind in ('r', 'v')
             and d.refobjid = (select oid from pg_extension where extname = 'pg_rowsync')
@@ -80,18 +80,18 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
     refused(&mut client, "alter server dst options (set port '1')", "42501");
     refused(&mut client, "set pg_rowsync.application_name = 'x'", "42501");
     refused(&mut client, "set pg_rowsync.log_conflicts = 'off'", "42501");
-    assert_eq!(queued(&bed), 1);
+    assert_eq!(queued(&fixture), 1);
 }
 
 #[test]
 fn rows_are_sent_whoever_writes_them_and_however() {
-    let bed = one_way("however", COLUMNS, SYNC);
-    let (role, mut client) = writer(&bed);
-    let (user, name) = (&bed.left.user, &role.name);
+    let fixture = one_way("however", COLUMNS, SYNC);
+    let (role, mut client) = writer(&fixture);
+    let (user, name) = (&fixture.left.user, &role.name);
     run(&mut client, "insert into t values (1, 'a')");
     // Under a role that the session has set, and under one that may do nothing else at all.
-    bed.left.exec_superuser(&format!("grant {name} to {user}"));
-    let mut owner = bed.left.client();
+    fixture.left.exec_superuser(&format!("grant {name} to {user}"));
+    let mut owner = fixture.left.client();
     run(&mut owner, &format!("set search_path = {user}"));
     run(&mut owner, &format!("set role {name}; insert into t values (2, 'b'); reset role"));
     run(
@@ -107,12 +107,12 @@ fn rows_are_sent_whoever_writes_them_and_however() {
     };
     run(&mut owner, &definer("as_owner", 4));
     run(&mut client, &definer("as_writer", 5));
-    let other = Role::create(&bed.left, "caller", "");
+    let other = Role::create(&fixture.left, "caller", "");
     let mut caller = other.client();
     refused(&mut caller, "insert into t values (6, 'x')", "42501");
     run(&mut caller, "select as_owner(); select as_writer()");
     // Where the role changes between writing and commit.
-    let mut superuser = bed.left.superuser();
+    let mut superuser = fixture.left.superuser();
     run(
         &mut superuser,
         &format!(
@@ -124,21 +124,21 @@ fn rows_are_sent_whoever_writes_them_and_however() {
     let sessions = format!(
         "select distinct usename from pg_stat_activity
           where application_name = 'pg_rowsync' and datname = '{}'",
-        bed.right.db
+        fixture.right.db
     );
-    assert_eq!(rows(&bed.right, &sessions), [bed.right.user.as_str()]);
-    both_have(&bed, "t", &["1|a", "2|b", "3|c", "4|f", "5|f", "6|g"]);
-    assert_eq!(queued(&bed), 0);
+    assert_eq!(rows(&fixture.right, &sessions), [fixture.right.user.as_str()]);
+    both_have(&fixture, "t", &["1|a", "2|b", "3|c", "4|f", "5|f", "6|g"]);
+    assert_eq!(queued(&fixture), 0);
 }
 
 /// Row security decides which rows a writer reaches. What has been written is sent as it is.
 #[test]
 fn row_security_here_hides_nothing_from_the_other_side() {
     for mode in ["sync", "queue"] {
-        let bed = one_way("source_rls", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
-        let (role, mut client) = writer(&bed);
-        run(&mut bed.left.client(), "insert into t values (1, 'a'), (2, 'b'), (3, 'b')");
-        bed.left.exec(&format!(
+        let fixture = one_way("source_rls", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
+        let (role, mut client) = writer(&fixture);
+        run(&mut fixture.left.client(), "insert into t values (1, 'a'), (2, 'b'), (3, 'b')");
+        fixture.left.exec(&format!(
             "alter table t enable row level security, force row level security;
              create policy reach on t to {} using (id < 3);
              create policy put on t for insert to {0} with check (true)",
@@ -152,60 +152,62 @@ fn row_security_here_hides_nothing_from_the_other_side() {
         assert_eq!(query(&mut client, "select * from t"), ["1|y"]);
         run(&mut client, "delete from t where id in (3, 10)");
         // The owner sees nothing at all, and what a cascade or a superuser does is sent all the same.
-        run(&mut bed.left.client(), "update t set v = 'z'; delete from t");
-        bed.left.exec_superuser(&format!("update {}.t set v = 'w' where id = 3", bed.left.user));
+        run(&mut fixture.left.client(), "update t set v = 'z'; delete from t");
+        fixture
+            .left
+            .exec_superuser(&format!("update {}.t set v = 'w' where id = 3", fixture.left.user));
         if mode == "queue" {
-            assert!(crate::common::deal(&bed, "100"));
+            assert!(crate::common::deal(&fixture, "100"));
         }
-        both_have(&bed, "t", &["1|y", "10|x", "3|w"]);
+        both_have(&fixture, "t", &["1|y", "10|x", "3|w"]);
     }
 }
 
 #[test]
 fn attaching_takes_the_trigger_right_and_the_owners_usage() {
-    let bed = linked("attaching");
-    let user = bed.left.user.clone();
+    let fixture = linked("attaching");
+    let user = fixture.left.user.clone();
     let (holder, stranger) =
-        (Role::create(&bed.left, "holder", ""), Role::create(&bed.left, "stranger", ""));
-    for side in [&bed.left, &bed.right] {
+        (Role::create(&fixture.left, "holder", ""), Role::create(&fixture.left, "stranger", ""));
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table t ({COLUMNS}); create table u ({COLUMNS})"));
     }
-    bed.left.exec(&format!("grant trigger on t, u to {}", holder.name));
-    bed.left.exec_superuser(&format!("alter table {user}.u owner to {}", stranger.name));
-    bed.left.exec_superuser(&format!("grant trigger on {user}.u to {}", holder.name));
-    refused(&mut stranger.client(), &attach_sql(&bed, "t", SYNC), "42501");
+    fixture.left.exec(&format!("grant trigger on t, u to {}", holder.name));
+    fixture.left.exec_superuser(&format!("alter table {user}.u owner to {}", stranger.name));
+    fixture.left.exec_superuser(&format!("grant trigger on {user}.u to {}", holder.name));
+    refused(&mut stranger.client(), &attach_sql(&fixture, "t", SYNC), "42501");
     let mut client = holder.client();
     // Whose rows they are must be allowed to use the server: not who attaches.
-    let error = refused(&mut client, &attach_sql(&bed, "u", SYNC), "42501");
+    let error = refused(&mut client, &attach_sql(&fixture, "u", SYNC), "42501");
     assert!(error.hint().is_some_and(|hint| hint.contains(&stranger.name)), "{error:?}");
-    run(&mut client, &attach_sql(&bed, "t", SYNC));
+    run(&mut client, &attach_sql(&fixture, "t", SYNC));
     // Nor may an owner's table be sent by CREATE TRIGGER where attach_sync refuses.
     run(
         &mut client,
         &format!(
             "create trigger s after insert on {user}.u for each row
                execute function sync_dml('dst', '{}', 'u')",
-            bed.right.user
+            fixture.right.user
         ),
     );
     let error = refused(&mut stranger.client(), "insert into u values (1, 'a')", "42501");
     assert_eq!(error.message(), "permission denied for foreign server dst");
-    bed.left.exec("insert into t values (1, 'a')");
-    both_have(&bed, "t", &["1|a"]);
-    assert_eq!(table(&bed.right, "u"), [""; 0]);
+    fixture.left.exec("insert into t values (1, 'a')");
+    both_have(&fixture, "t", &["1|a"]);
+    assert_eq!(table(&fixture.right, "u"), [""; 0]);
     refused(&mut stranger.client(), "select detach_sync('t', 'dst')", "42501");
     refused(&mut client, "select detach_sync('t', 'dst')", "42501");
 }
 
 #[test]
 fn the_queue_is_written_for_a_writer_and_not_by_him() {
-    let bed = linked("for_writer");
-    mirror(&bed, "t", COLUMNS, r#"{"mode": "queue"}"#);
-    let (role, mut client) = writer(&bed);
+    let fixture = linked("for_writer");
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
+    let (role, mut client) = writer(&fixture);
     run(&mut client, "begin; insert into t values (1, 'a'); set local role none; commit");
     // What he defines is not met on the way there.
     let name = &role.name;
-    bed.left.exec_superuser(&format!("grant create on database {} to {name}", bed.left.db));
+    fixture.left.exec_superuser(&format!("grant create on database {} to {name}", fixture.left.db));
     run(
         &mut client,
         &format!(
@@ -220,16 +222,16 @@ fn the_queue_is_written_for_a_writer_and_not_by_him() {
              create operator {name}_evil.= (function = no, leftarg = text, rightarg = text);
              create temp table sync_route (id int); create temp table pg_foreign_server (oid oid);
              insert into {user}.t values (2, 'b')",
-            user = bed.left.user
+            user = fixture.left.user
         ),
     );
-    assert_eq!(rows(&bed.left, "select op from public.sync_err_rec"), ["INSERT", "INSERT"]);
-    assert!(crate::common::deal(&bed, "10"));
-    assert_eq!(same(&bed, "t"), ["1|a", "2|b"]);
+    assert_eq!(rows(&fixture.left, "select op from public.sync_err_rec"), ["INSERT", "INSERT"]);
+    assert!(crate::common::deal(&fixture, "10"));
+    assert_eq!(same(&fixture, "t"), ["1|a", "2|b"]);
     // And what reaches the other side is that of the owner's mapping.
-    let Side { user, .. } = &bed.right;
+    let Side { user, .. } = &fixture.right;
     let owners = rows(
-        &bed.right,
+        &fixture.right,
         &format!(
             "select tableowner from pg_tables where tablename = 't' and schemaname = '{user}'"
         ),

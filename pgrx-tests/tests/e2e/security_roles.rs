@@ -1,7 +1,7 @@
 //! What each role may do with each object of the extension, and that nobody lends his rights to another.
 
 use postgres::Client;
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{
     Role, attach_sql, both_have, deal, linked, mirror, one_way, outage, query, queued, records,
@@ -117,63 +117,66 @@ fn rights(side: &Side, role: &str) -> Vec<String> {
 }
 
 /// The statements that the documentation gives for a role that looks after the queue.
-fn operator(bed: &Testbed) -> Role {
+fn operator(fixture: &Fixture) -> Role {
     let chapter = include_str!("../../../doc/security.md");
     let (_, grants) = chapter.split_once("CREATE ROLE sync_operator LOGIN;").expect("the role");
     let (grants, _) = grants.split_once("```").expect("the end of its grants");
-    let role = Role::create(&bed.left, "operator", "");
-    bed.left.exec_superuser(&grants.replace("sync_operator", &role.name));
+    let role = Role::create(&fixture.left, "operator", "");
+    fixture.left.exec_superuser(&grants.replace("sync_operator", &role.name));
     role
 }
 
 #[test]
 fn what_a_role_may_do_has_been_decided_for_every_object() {
-    let bed = linked("matrix");
-    let (operator, outsider) = (operator(&bed), Role::create(&bed.left, "outsider", ""));
+    let fixture = linked("matrix");
+    let (operator, outsider) = (operator(&fixture), Role::create(&fixture.left, "outsider", ""));
     let expected = |what: fn(&(&'static str, &'static str, &'static str)) -> &'static str| {
         MATRIX.iter().map(|row| format!("{}|{}", row.0, what(row))).collect::<Vec<_>>()
     };
-    assert_eq!(rights(&bed.left, "public"), expected(|row| row.1));
-    assert_eq!(rights(&bed.left, &outsider.name), expected(|row| row.1));
-    assert_eq!(rights(&bed.left, &operator.name), expected(|row| row.2));
+    assert_eq!(rights(&fixture.left, "public"), expected(|row| row.1));
+    assert_eq!(rights(&fixture.left, &outsider.name), expected(|row| row.1));
+    assert_eq!(rights(&fixture.left, &operator.name), expected(|row| row.2));
     // Who owns tables that are sent may, beyond that, make servers, if that was granted.
     let mut owners = expected(|row| row.1);
     owners.iter_mut().filter(|row| *row == "pg_rowsync|").for_each(|row| row.push_str("usage"));
-    assert_eq!(rights(&bed.left, &bed.left.user), owners);
-    assert!(rights(&bed.left, "postgres").iter().all(|row| !row.ends_with('|')));
+    assert_eq!(rights(&fixture.left, &fixture.left.user), owners);
+    assert!(rights(&fixture.left, "postgres").iter().all(|row| !row.ends_with('|')));
     let definers = "select p.oid::regprocedure from pg_depend d join pg_proc p on p.oid = d.objid
                      where d.classid = 'pg_proc'::regclass and d.deptype = 'e' and p.prosecdef";
-    assert_eq!(rows(&bed.left, definers), [""; 0]);
+    assert_eq!(rows(&fixture.left, definers), [""; 0]);
 }
 
 #[test]
 fn an_operator_does_what_the_documentation_says_and_nothing_else() {
-    let bed = one_way("operator", COLUMNS, "{}");
-    let operator = operator(&bed);
+    let fixture = one_way("operator", COLUMNS, "{}");
+    let operator = operator(&fixture);
     let mut client = operator.client();
-    bed.right.exec("alter table t add constraint small check (id < 10)");
-    bed.left.exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
+    fixture.right.exec("alter table t add constraint small check (id < 10)");
+    fixture.left.exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
     // It finds its way with no help of the search path, under any role it may set.
     run(&mut client, "set search_path = public");
     assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["f"]);
-    assert_eq!(table(&bed.right, "t"), ["1|a"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     let look = "select status, dst_query like '%INSERT%' from sync_err_rec order by id";
     assert_eq!(query(&mut client, look), ["failed|t", "failed|t"]);
     assert_eq!(query(&mut client, "select failed from sync_status"), ["2"]);
     for view in ["sync_conflicts", "sync_conflict_counts"] {
         query(&mut client, &format!("select * from {view}"));
     }
-    bed.right.exec("alter table t drop constraint small");
+    fixture.right.exec("alter table t drop constraint small");
     let retry = "select retry_sync_err_rec(max(id)) from sync_err_rec";
     assert_eq!(query(&mut client, retry), ["t"]);
     run(&mut client, "delete from sync_err_rec");
-    assert_eq!((table(&bed.right, "t"), queued(&bed)), (vec!["1|a".into(), "12|c".into()], 0));
+    assert_eq!(
+        (table(&fixture.right, "t"), queued(&fixture)),
+        (vec!["1|a".into(), "12|c".into()], 0)
+    );
     assert_eq!(query(&mut client, "select start_sync_worker()"), ["t"]);
     assert_eq!(query(&mut client, "select stop_sync_worker()"), ["t"]);
-    bed.left.exec_superuser("alter table sync_queue disable trigger user");
-    outage(&bed.right);
-    bed.left.exec("insert into t values (2, 'b')");
-    recover(&bed.right);
+    fixture.left.exec_superuser("alter table sync_queue disable trigger user");
+    outage(&fixture.right);
+    fixture.left.exec("insert into t values (2, 'b')");
+    recover(&fixture.right);
     for sql in [
         "select change from sync_queue",
         "select owner from sync_queue",
@@ -200,15 +203,15 @@ fn an_operator_does_what_the_documentation_says_and_nothing_else() {
         "table t",
         "create trigger sync_queue after insert on sync_queue for each row execute function sync_dml()",
     ] {
-        run(&mut client, &format!("set search_path = public, {}", bed.left.user));
+        run(&mut client, &format!("set search_path = public, {}", fixture.left.user));
         refused(&mut client, sql, "42501");
     }
-    let mapping = format!("user mapping for {} server dst", bed.left.user);
+    let mapping = format!("user mapping for {} server dst", fixture.left.user);
     refused(&mut client, &format!("drop {mapping}"), "42501");
     refused(&mut client, &format!("alter {mapping} options (set password 'x')"), "42501");
     let options = "select umoptions from pg_user_mappings where srvname = 'dst'";
     assert_eq!(query(&mut client, options), ["~"]);
-    assert_eq!(records(&bed), ["INSERT|28000|1|pending"]);
+    assert_eq!(records(&fixture), ["INSERT|28000|1|pending"]);
 }
 
 /// What a session finds first: things of its own under the names of ours and of the server's.
@@ -234,30 +237,30 @@ fn lure(client: &mut Client, name: &str, user: &str) {
 
 #[test]
 fn nothing_in_a_callers_search_path_is_called() {
-    let bed = one_way("lured", COLUMNS, "{}");
-    let operator = operator(&bed);
-    bed.left.exec_superuser(&format!(
+    let fixture = one_way("lured", COLUMNS, "{}");
+    let operator = operator(&fixture);
+    fixture.left.exec_superuser(&format!(
         "grant create on database {} to {}; grant {2} to {1}",
-        bed.left.db, operator.name, bed.left.user
+        fixture.left.db, operator.name, fixture.left.user
     ));
-    outage(&bed.right);
-    bed.left.exec("insert into t values (1, 'a')");
-    recover(&bed.right);
-    bed.right.exec("alter table t add constraint small check (id < 10)");
+    outage(&fixture.right);
+    fixture.left.exec("insert into t values (1, 'a')");
+    recover(&fixture.right);
+    fixture.right.exec("alter table t add constraint small check (id < 10)");
     let mut client = operator.client();
-    lure(&mut client, &operator.name, &bed.left.user);
+    lure(&mut client, &operator.name, &fixture.left.user);
     assert_eq!(query(&mut client, "select public.deal_sync_err_rec(10)"), ["t"]);
     run(&mut client, "insert into t values (2, 'a'), (11, 'a')");
     assert_eq!(query(&mut client, "select public.deal_sync_err_rec(10)"), ["f"]);
-    let id = rows(&bed.left, "select id from public.sync_err_rec").remove(0);
+    let id = rows(&fixture.left, "select id from public.sync_err_rec").remove(0);
     assert_eq!(query(&mut client, &format!("select public.retry_sync_err_rec({id})")), ["f"]);
     assert_eq!(query(&mut client, "select count(*) from public.sync_status"), ["1"]);
     run(&mut client, "select public.sync_connections(); select public.sync_disconnect('dst')");
     run(&mut client, "select public.start_sync_worker(); select public.stop_sync_worker()");
     run(&mut client, "select public.detach_sync('t', 'dst')");
-    run(&mut client, &attach_sql(&bed, "t", SYNC));
+    run(&mut client, &attach_sql(&fixture, "t", SYNC));
     run(&mut client, "delete from t where id = 2");
-    assert_eq!(table(&bed.right, "t"), ["1|a"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     run(
         &mut client,
         &format!("delete from public.sync_err_rec where id operator(pg_catalog.=) {id}"),
@@ -269,23 +272,23 @@ fn nothing_in_a_callers_search_path_is_called() {
 /// A superuser's maintenance runs functions that others wrote: as those, and with nothing of the superuser's.
 #[test]
 fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
-    let bed = linked("maintained");
-    let user = bed.left.user.clone();
-    let Side { user: there, password, .. } = &bed.right;
-    let attacker = Role::create(&bed.left, "attacker", "");
-    mirror(&bed, "t", COLUMNS, "{}");
-    bed.right.exec(&format!("create table s ({COLUMNS}); create table o ({COLUMNS})"));
-    bed.left.exec_superuser(&format!(
+    let fixture = linked("maintained");
+    let user = fixture.left.user.clone();
+    let Side { user: there, password, .. } = &fixture.right;
+    let attacker = Role::create(&fixture.left, "attacker", "");
+    mirror(&fixture, "t", COLUMNS, "{}");
+    fixture.right.exec(&format!("create table s ({COLUMNS}); create table o ({COLUMNS})"));
+    fixture.left.exec_superuser(&format!(
         "create user mapping for postgres server dst options (user '{there}', password '{password}');
          grant usage on foreign server dst to {};
          create table {user}.s ({COLUMNS});
          select attach_sync('{user}.s', 'dst', '{there}.s', '{SYNC}')",
         attacker.name
     ));
-    outage(&bed.right);
-    bed.left.exec("insert into t values (1, 'queued')");
-    recover(&bed.right);
-    let id = rows(&bed.left, "select id from sync_err_rec").remove(0);
+    outage(&fixture.right);
+    fixture.left.exec("insert into t values (1, 'queued')");
+    recover(&fixture.right);
+    let id = rows(&fixture.left, "select id from sync_err_rec").remove(0);
     let mut theirs = attacker.client();
     run(
         &mut theirs,
@@ -324,7 +327,7 @@ fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
             "42704",
         ),
     ];
-    let mut superuser = bed.left.superuser();
+    let mut superuser = fixture.left.superuser();
     for (call, sqlstate) in &calls {
         run(&mut theirs, &format!("truncate bait; insert into bait values ($${call}$$)"));
         for sql in ["reindex table {}.bait", "vacuum full {}.bait", "analyze {}.bait"] {
@@ -334,10 +337,10 @@ fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
         run(&mut theirs, &format!("create materialized view view as select baited($${call}$$)"));
         refused(&mut superuser, &format!("refresh materialized view {user}.view"), sqlstate);
     }
-    assert_eq!(table(&bed.right, "s"), [""; 0]);
-    assert_eq!(table(&bed.right, "o"), [""; 0]);
-    assert_eq!(records(&bed).len(), 1);
-    assert!(deal(&bed, "10"));
+    assert_eq!(table(&fixture.right, "s"), [""; 0]);
+    assert_eq!(table(&fixture.right, "o"), [""; 0]);
+    assert_eq!(records(&fixture).len(), 1);
+    assert!(deal(&fixture, "10"));
     // Nor is the superuser's session, once it goes on, one that is not captured.
     let taken = "select set_config('application_name', 'pg_rowsync', false)";
     run(&mut theirs, &format!("truncate bait; insert into bait values ($${taken}$$)"));
@@ -345,5 +348,5 @@ fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
         &mut superuser,
         &format!("reindex table {user}.bait; insert into {user}.s values (1, 'a')"),
     );
-    both_have(&bed, "s", &["1|a"]);
+    both_have(&fixture, "s", &["1|a"]);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use postgres::Client;
 use rowsync_harness::cluster::TEST_SETTINGS;
-use rowsync_harness::{Cluster, Side, Testbed, reaper};
+use rowsync_harness::{Cluster, Fixture, Side, reaper};
 
 use crate::common::{
     attach, both_have, closed_port, mirror, outage, query, queued, recover, superuser_with_notices,
@@ -41,17 +41,17 @@ fn told(client: &mut Client, sql: &str) -> String {
 #[test]
 fn a_password_is_never_shown() {
     let (left, right) = (talkative("secrets"), talkative("secrets_there"));
-    let bed = Testbed {
+    let fixture = Fixture {
         left: Side::create(&left, "local_secrets").expect("a database"),
         right: Side::create(&right, "remote_secrets").expect("a database"),
     };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, "{}");
-    let password = bed.right.password.clone();
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, "{}");
+    let password = fixture.right.password.clone();
     let wrong = reaper::random_hex().expect("a password");
     let mut shown = Vec::new();
-    let (mut client, notices) = superuser_with_notices(&bed.left);
-    shown.push(told(&mut client, &format!("set search_path = {}, public", bed.left.user)));
+    let (mut client, notices) = superuser_with_notices(&fixture.left);
+    shown.push(told(&mut client, &format!("set search_path = {}, public", fixture.left.user)));
     let looks = [
         "select * from sync_connections()",
         "select * from sync_status",
@@ -66,11 +66,11 @@ fn a_password_is_never_shown() {
         "select * from pg_prepared_statements",
         "select * from pg_cursors",
     ];
-    let mapping = format!("user mapping for {} server dst", bed.left.user);
-    let (there, closed) = (bed.right.cluster.port(), closed_port());
+    let mapping = format!("user mapping for {} server dst", fixture.left.user);
+    let (there, closed) = (fixture.right.cluster.port(), closed_port());
     let as_it_was = [
         format!("alter {mapping} options (set password '{password}')"),
-        format!("alter server dst options (set port '{there}', set dbname '{}')", bed.right.db),
+        format!("alter server dst options (set port '{there}', set dbname '{}')", fixture.right.db),
     ];
     for (id, broken) in [
         "select 1".to_owned(),
@@ -87,27 +87,27 @@ fn a_password_is_never_shown() {
         for (more, mode) in ["sync", "async"].into_iter().enumerate() {
             let id = 2 * id + more;
             let options = format!(r#"{{"mode": "{mode}"}}"#);
-            bed.left.exec("select detach_sync('t', 'dst')");
-            attach(&bed, "t", &options);
+            fixture.left.exec("select detach_sync('t', 'dst')");
+            attach(&fixture, "t", &options);
             shown.push(told(&mut client, broken));
             shown.push(told(&mut client, &format!("insert into t values ({id}, '{mode}')")));
             shown.push(told(&mut client, "select deal_sync_err_rec(10)"));
             shown.extend(looks.iter().flat_map(|sql| query(&mut client, sql)));
-            shown.extend(query(&mut bed.right.superuser(), looks[8]));
+            shown.extend(query(&mut fixture.right.superuser(), looks[8]));
             for sql in &as_it_was {
                 shown.push(told(&mut client, sql));
             }
-            let user = format!("alter {mapping} options (set user '{}')", bed.right.user);
+            let user = format!("alter {mapping} options (set user '{}')", fixture.right.user);
             shown.push(told(&mut client, &user));
-            while queued(&bed) > 0 {
+            while queued(&fixture) > 0 {
                 assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
             }
         }
     }
     // A session that is lost, and a password that libpq cannot pass on.
-    outage(&bed.right);
+    outage(&fixture.right);
     shown.push(told(&mut client, "insert into t values (100, 'x')"));
-    recover(&bed.right);
+    recover(&fixture.right);
     assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
     shown.extend(notices.lock().expect("notices").iter().map(|notice| format!("{notice:?}")));
     shown.extend([left.log(), right.log()]);
@@ -119,8 +119,8 @@ fn a_password_is_never_shown() {
         assert!(shown.iter().any(|text| text.contains(part)), "{part}");
     }
     both_have(
-        &bed,
+        &fixture,
         "t",
-        &crate::common::table(&bed.left, "t").iter().map(String::as_str).collect::<Vec<_>>(),
+        &crate::common::table(&fixture.left, "t").iter().map(String::as_str).collect::<Vec<_>>(),
     );
 }

@@ -2,34 +2,34 @@
 
 use std::sync::Arc;
 
-use rowsync_harness::testbed::clusters;
-use rowsync_harness::{Cluster, Side, Testbed};
+use rowsync_harness::fixture::clusters;
+use rowsync_harness::{Cluster, Fixture, Side};
 
 use crate::common::{attach, both_have, deal, link_with, queued, rows, run};
 
 const SYNC: &str = r#"{"mode": "sync"}"#;
 
 /// The left side is a cluster of its own, not yet started with any variables.
-fn bed(label: &str) -> Testbed {
+fn fixture(label: &str) -> Fixture {
     let left = Arc::new(Cluster::start(label).expect("a cluster"));
-    let bed = Testbed {
+    let fixture = Fixture {
         left: Side::create(&left, &format!("local_{label}")).expect("a database"),
         right: Side::create(clusters().1, &format!("remote_{label}")).expect("a database"),
     };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    bed
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    fixture
 }
 
-fn restart_with(bed: &Testbed, variables: &[(&str, &str)]) {
-    bed.left.cluster.set_environment(variables);
-    bed.left.cluster.restart().expect("a restart");
+fn restart_with(fixture: &Fixture, variables: &[(&str, &str)]) {
+    fixture.left.cluster.set_environment(variables);
+    fixture.left.cluster.restart().expect("a restart");
 }
 
 #[test]
 fn what_a_container_sets_alters_no_value_and_no_session_of_the_target() {
-    let bed = bed("container");
-    bed.left.exec("create table t (id int primary key, at timestamp, d date)");
-    bed.right.exec(
+    let fixture = fixture("container");
+    fixture.left.exec("create table t (id int primary key, at timestamp, d date)");
+    fixture.right.exec(
         "create table t (id int primary key, at timestamptz, d text);
          create table seen (settings text);
          create function see() returns trigger language plpgsql as $$ begin
@@ -38,17 +38,17 @@ fn what_a_container_sets_alters_no_value_and_no_session_of_the_target() {
            return new; end $$;
          create trigger see before insert or update on t for each row execute function see()",
     );
-    attach(&bed, "t", SYNC);
-    let schema = &bed.right.user;
-    bed.right.exec_superuser(&format!(
+    attach(&fixture, "t", SYNC);
+    let schema = &fixture.right.user;
+    fixture.right.exec_superuser(&format!(
         "alter function {schema}.see() set search_path = {schema}, pg_catalog"
     ));
     let insert = |id: i32| {
-        bed.left.exec(&format!("insert into t values ({id}, '2024-07-01 12:00', '2024-07-20')"))
+        fixture.left.exec(&format!("insert into t values ({id}, '2024-07-01 12:00', '2024-07-20')"))
     };
     insert(1);
     restart_with(
-        &bed,
+        &fixture,
         &[
             ("PGTZ", "Asia/Tokyo"),
             ("PGDATESTYLE", "German"),
@@ -58,19 +58,19 @@ fn what_a_container_sets_alters_no_value_and_no_session_of_the_target() {
     );
     insert(2);
     // Without the start-up parameter of ours nothing hides one of theirs.
-    bed.left.exec("alter server dst options (add pooled 'on')");
+    fixture.left.exec("alter server dst options (add pooled 'on')");
     insert(3);
-    assert_eq!(rows(&bed.right, "select count(distinct (at, d)) from t"), ["1"]);
+    assert_eq!(rows(&fixture.right, "select count(distinct (at, d)) from t"), ["1"]);
     assert_eq!(
-        rows(&bed.right, "select count(*), count(distinct settings), max(settings) from seen"),
+        rows(&fixture.right, "select count(*), count(distinct settings), max(settings) from seen"),
         ["3|1|DateStyle=ISO, MDY TimeZone=UTC enable_sort=on geqo=on"]
     );
 }
 
 #[test]
 fn no_connection_option_comes_from_a_variable() {
-    let bed = bed("variables");
-    crate::common::mirror(&bed, "t", "id int primary key, v text", SYNC);
+    let fixture = fixture("variables");
+    crate::common::mirror(&fixture, "t", "id int primary key, v text", SYNC);
     // Each by itself fails a connection, or leads it elsewhere.
     for (id, variable) in [
         ("PGHOSTADDR", "192.0.2.1"),
@@ -85,17 +85,22 @@ fn no_connection_option_comes_from_a_variable() {
     .into_iter()
     .enumerate()
     {
-        restart_with(&bed, &[variable]);
-        bed.left.exec(&format!("insert into t values ({id}, 'a')"));
-        assert_eq!(rows(&bed.right, "select max(id) from t"), [id.to_string()], "{}", variable.0);
+        restart_with(&fixture, &[variable]);
+        fixture.left.exec(&format!("insert into t values ({id}, 'a')"));
+        assert_eq!(
+            rows(&fixture.right, "select max(id) from t"),
+            [id.to_string()],
+            "{}",
+            variable.0
+        );
     }
 }
 
 #[test]
 fn a_drain_and_a_check_go_where_the_server_says_whatever_the_variables() {
-    let bed = bed("drained");
+    let fixture = fixture("drained");
     restart_with(
-        &bed,
+        &fixture,
         &[
             ("PGSERVICE", "missing"),
             ("PGHOSTADDR", "192.0.2.1"),
@@ -103,13 +108,18 @@ fn a_drain_and_a_check_go_where_the_server_says_whatever_the_variables() {
             ("PGTZ", "Asia/Tokyo"),
         ],
     );
-    crate::common::mirror(&bed, "t", "id int primary key, at timestamp", r#"{"mode": "queue"}"#);
-    bed.left.exec("insert into t values (1, '2024-07-01 12:00')");
-    assert!(deal(&bed, "100"));
-    assert_eq!(queued(&bed), 0);
-    both_have(&bed, "t", &["1|2024-07-01 12:00:00"]);
+    crate::common::mirror(
+        &fixture,
+        "t",
+        "id int primary key, at timestamp",
+        r#"{"mode": "queue"}"#,
+    );
+    fixture.left.exec("insert into t values (1, '2024-07-01 12:00')");
+    assert!(deal(&fixture, "100"));
+    assert_eq!(queued(&fixture), 0);
+    both_have(&fixture, "t", &["1|2024-07-01 12:00:00"]);
     // Nor is an option valid only while no variable spoils the rest.
-    link_with(&bed, "other", bed.right.cluster.port(), "x");
-    let mut client = bed.left.client();
+    link_with(&fixture, "other", fixture.right.cluster.port(), "x");
+    let mut client = fixture.left.client();
     run(&mut client, "alter server other options (add sslmode 'disable', add connect_timeout '3')");
 }

@@ -1,15 +1,15 @@
 //! Stamps under `newest`: who may write them, for which row they count, and what writing them locks.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{Role, both_have, refused, rows, run, same};
 use crate::newest_masters::{agreed, masters};
 
 const KEPT: &str = "select version, rank, deleted, shown from sync_row_version order by 1, 2, 3";
 
-fn send(bed: &Testbed) {
-    assert!(bed.left.query_one::<bool>("select deal_sync_err_rec(10000)"));
-    assert_eq!(bed.left.queued().expect("a queue"), 0);
+fn send(fixture: &Fixture) {
+    assert!(fixture.left.query_one::<bool>("select deal_sync_err_rec(10000)"));
+    assert_eq!(fixture.left.queued().expect("a queue"), 0);
 }
 
 /// A call that keeps a stamp for a key.
@@ -19,11 +19,11 @@ fn keep(id: &str, version: &str, deleted: bool, shown: &str) -> String {
 
 #[test]
 fn only_who_has_written_a_row_writes_its_stamp() {
-    let bed = masters("stampsrights");
-    bed.left.exec("insert into t values (1, 'owner', 1), (2, 'owner', 1)");
-    send(&bed);
-    let role = Role::create(&bed.left, "inserter", "");
-    bed.left.exec(&format!("grant insert on t to {}", role.name));
+    let fixture = masters("stampsrights");
+    fixture.left.exec("insert into t values (1, 'owner', 1), (2, 'owner', 1)");
+    send(&fixture);
+    let role = Role::create(&fixture.left, "inserter", "");
+    fixture.left.exec(&format!("grant insert on t to {}", role.name));
     let mut client = role.client_named("psql");
     let largest = "'int', '2147483647'";
     // Rows of others, keys of nobody, deletions.
@@ -40,46 +40,48 @@ fn only_who_has_written_a_row_writes_its_stamp() {
         run(&mut client, "rollback to s");
     }
     run(&mut client, "rollback");
-    assert_eq!(rows(&bed.left, KEPT), [""; 0]);
+    assert_eq!(rows(&fixture.left, KEPT), [""; 0]);
     // Nobody is in the way of the owner and of the other master.
-    bed.right.exec("update t set v = 'right', ver = 2 where id = 2");
-    assert!(bed.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
-    bed.left
+    fixture.right.exec("update t set v = 'right', ver = 2 where id = 2");
+    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
+    fixture
+        .left
         .exec("update t set v = 'left', ver = 3 where id = 1; insert into t values (8, 'o', 1)");
-    send(&bed);
-    both_have(&bed, "t", &["1|left|3", "2|right|2", "8|o|1"]);
+    send(&fixture);
+    both_have(&fixture, "t", &["1|left|3", "2|right|2", "8|o|1"]);
 }
 
 #[test]
 fn stamps_of_deletions_are_for_who_may_delete_and_of_the_columns_type() {
-    let bed = masters("stampsdelete");
-    bed.left.exec("insert into t values (1, 'owner', 1)");
-    send(&bed);
-    let [deleter, updater] = ["deleter", "updater"].map(|name| Role::create(&bed.left, name, ""));
-    bed.left.exec(&format!("grant select, delete on t to {}", deleter.name));
-    bed.left.exec(&format!("grant select, update on t to {}", updater.name));
+    let fixture = masters("stampsdelete");
+    fixture.left.exec("insert into t values (1, 'owner', 1)");
+    send(&fixture);
+    let [deleter, updater] =
+        ["deleter", "updater"].map(|name| Role::create(&fixture.left, name, ""));
+    fixture.left.exec(&format!("grant select, delete on t to {}", deleter.name));
+    fixture.left.exec(&format!("grant select, update on t to {}", updater.name));
     let mut client = deleter.client_named("pg_rowsync");
     refused(&mut client, &keep("7", "'text', 'garbage'", true, "null"), "22P02");
     run(&mut client, &keep("7", "'int', '4'", true, "null"));
-    assert_eq!(rows(&bed.left, KEPT), ["4|5|t|~"]);
+    assert_eq!(rows(&fixture.left, KEPT), ["4|5|t|~"]);
     // Who may only update may keep what an old key counts as once the row has moved from it.
     let mut client = updater.client_named("pg_rowsync");
     refused(&mut client, &keep("1", "'int', '4'", true, "null"), "42501");
     let moved = keep("1", "'int', '3'", true, "null");
     run(&mut client, &format!("begin; update t set id = 2; {moved}; commit"));
-    assert_eq!(rows(&bed.left, KEPT), ["3|5|t|~", "4|5|t|~"]);
+    assert_eq!(rows(&fixture.left, KEPT), ["3|5|t|~", "4|5|t|~"]);
 }
 
 /// A row whose stamp is kept on both sides, rank 1.
-fn stamped(label: &str) -> Testbed {
-    let bed = masters(label);
-    agreed(&bed);
-    bed.left.exec("update t set v = 'stamped'");
-    send(&bed);
-    for side in [&bed.left, &bed.right] {
+fn stamped(label: &str) -> Fixture {
+    let fixture = masters(label);
+    agreed(&fixture);
+    fixture.left.exec("update t set v = 'stamped'");
+    send(&fixture);
+    for side in [&fixture.left, &fixture.right] {
         assert_eq!(rows(side, KEPT), ["5|1|f|5"]);
     }
-    bed
+    fixture
 }
 
 #[test]
@@ -93,9 +95,9 @@ fn a_row_that_was_rewritten_without_capture_counts_as_its_larger_version() {
         ),
     ];
     for (at, (how, sql)) in rewrites.into_iter().enumerate() {
-        let bed = stamped(&format!("rewritten{at}"));
-        bed.left.exec("update t set v = 'older', ver = 7");
-        for side in [&bed.left, &bed.right] {
+        let fixture = stamped(&format!("rewritten{at}"));
+        fixture.left.exec("update t set v = 'older', ver = 7");
+        for side in [&fixture.left, &fixture.right] {
             let write = "update t set v = 'mended', ver = 9";
             side.exec_superuser(&format!(
                 "set search_path = {}, public; {}",
@@ -103,38 +105,38 @@ fn a_row_that_was_rewritten_without_capture_counts_as_its_larger_version() {
                 sql.replace("{}", write)
             ));
         }
-        send(&bed);
-        assert_eq!(same(&bed, "t"), ["1|mended|9"], "{how}");
+        send(&fixture);
+        assert_eq!(same(&fixture, "t"), ["1|mended|9"], "{how}");
         // What is written with knowledge of it wins.
-        bed.right.exec("update t set v = 'a'");
-        assert!(bed.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
-        assert_eq!(same(&bed, "t"), ["1|a|9"], "{how}");
-        assert_eq!(rows(&bed.left, KEPT), ["9|1|f|9"], "{how}");
+        fixture.right.exec("update t set v = 'a'");
+        assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
+        assert_eq!(same(&fixture, "t"), ["1|a|9"], "{how}");
+        assert_eq!(rows(&fixture.left, KEPT), ["9|1|f|9"], "{how}");
     }
 }
 
 #[test]
 fn a_row_that_was_rewritten_with_a_smaller_version_counts_as_before() {
-    let bed = stamped("rewrittenless");
-    run(&mut bed.right.client_named("pg_rowsync"), "update t set v = 'less', ver = 2");
-    bed.left.exec("update t set v = 'newer', ver = 6");
-    bed.right.exec("update t set v = 'again', ver = 3");
+    let fixture = stamped("rewrittenless");
+    run(&mut fixture.right.client_named("pg_rowsync"), "update t set v = 'less', ver = 2");
+    fixture.left.exec("update t set v = 'newer', ver = 6");
+    fixture.right.exec("update t set v = 'again', ver = 3");
     // It was written with knowledge of the kept stamp.
-    assert_eq!(rows(&bed.right, KEPT), ["5|2|f|3"]);
-    send(&bed);
-    assert!(bed.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
-    both_have(&bed, "t", &["1|newer|6"]);
+    assert_eq!(rows(&fixture.right, KEPT), ["5|2|f|3"]);
+    send(&fixture);
+    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
+    both_have(&fixture, "t", &["1|newer|6"]);
 }
 
 #[test]
 fn many_inserts_take_no_lock_for_each_row() {
-    let bed = masters("stampslocks");
-    bed.left.exec("create table u (like t including all)");
-    bed.left.exec(
+    let fixture = masters("stampslocks");
+    fixture.left.exec("create table u (like t including all)");
+    fixture.left.exec(
         r#"select attach_sync('u', 'dst', options => '{"mode": "queue", "on_conflict": "newest",
                       "version_column": "ver", "key": ["id"]}')"#,
     );
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "begin");
     for table in ["t", "u"] {
         let insert =
@@ -149,13 +151,13 @@ fn many_inserts_take_no_lock_for_each_row() {
 
 /// A deletion arrives for a row that is not there, while others insert rows of other keys.
 fn deletion_beside_a_load(label: &str, columns: &str) {
-    let bed = masters(label);
-    for side in [&bed.left, &bed.right] {
+    let fixture = masters(label);
+    for side in [&fixture.left, &fixture.right] {
         side.exec(&format!(
             "drop table t cascade; {columns}; create table other (id int primary key)"
         ));
     }
-    for (side, other) in [(&bed.left, &bed.right), (&bed.right, &bed.left)] {
+    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
         side.exec(&format!(
             r#"select attach_sync('t', 'dst', '{0}.t',
                  '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}');
@@ -163,19 +165,19 @@ fn deletion_beside_a_load(label: &str, columns: &str) {
             other.user
         ));
     }
-    bed.left.exec("insert into t values (1, 'a', 1), (2, 'a', 1)");
-    send(&bed);
-    run(&mut bed.right.client_named("pg_rowsync"), "delete from t where id = 1");
-    let mut load = bed.right.client();
+    fixture.left.exec("insert into t values (1, 'a', 1), (2, 'a', 1)");
+    send(&fixture);
+    run(&mut fixture.right.client_named("pg_rowsync"), "delete from t where id = 1");
+    let mut load = fixture.right.client();
     run(&mut load, "begin; insert into t select g, 'load', 1 from generate_series(10000, 13000) g");
-    bed.left.exec("delete from t; insert into other values (1)");
-    send(&bed);
-    assert_eq!(rows(&bed.right, "select id from other"), ["1"]);
-    assert_eq!(rows(&bed.right, "select count(*) from t"), ["0"]);
+    fixture.left.exec("delete from t; insert into other values (1)");
+    send(&fixture);
+    assert_eq!(rows(&fixture.right, "select id from other"), ["1"]);
+    assert_eq!(rows(&fixture.right, "select count(*) from t"), ["0"]);
     run(&mut load, "commit");
-    assert_eq!(rows(&bed.right, "select count(*) from sync_row_version where deleted"), ["2"]);
-    assert!(bed.right.query_one::<bool>("select deal_sync_err_rec(100000)"));
-    assert_eq!(same(&bed, "t").len(), 3_001);
+    assert_eq!(rows(&fixture.right, "select count(*) from sync_row_version where deleted"), ["2"]);
+    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(100000)"));
+    assert_eq!(same(&fixture, "t").len(), 3_001);
 }
 
 #[test]

@@ -4,151 +4,151 @@ use std::time::Duration;
 
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
-use rowsync_harness::{Proxy, Testbed, await_until};
+use rowsync_harness::{Fixture, Proxy, await_until};
 
 use crate::common::{
     closed_port, deal, link_with, linked, mirror, one_way, query, rows, run, same,
 };
-use crate::gate;
+use crate::failed::{retry, the_failed};
 use crate::preloaded::{EAGER, WORKING, preloaded};
-use crate::set_aside::{retry, the_failed};
+use crate::reject_values;
 
 const COLUMNS: &str = "id int primary key, v text";
 const QUEUE: &str = r#"{"mode": "queue"}"#;
 
 #[test]
 fn the_status_has_the_columns_of_the_contract() {
-    let bed = linked("statuscols");
+    let fixture = linked("statuscols");
     let columns = "select string_agg(attname, ', ' order by attnum) from pg_attribute
                     where attrelid = 'sync_status'::regclass and attnum > 0";
     let expected = "server, pending, failed, waiting, oldest, last_error, last_sqlstate, \
          last_attempt_at, last_success_at, next_attempt_at, consecutive_failures, blocked, \
          lost_sessions, connected, delivered_transactions, delivered_changes, queued, conflicts, guarded, looped, \
          home, worker, paused_since";
-    assert_eq!(rows(&bed.left, columns), [expected]);
+    assert_eq!(rows(&fixture.left, columns), [expected]);
 }
 
 #[test]
 fn pending_failed_and_waiting_are_counted_apart() {
-    let bed = one_way("apart", COLUMNS, QUEUE);
-    gate::build(&bed);
+    let fixture = one_way("apart", COLUMNS, QUEUE);
+    reject_values::build(&fixture);
     let counted =
         "select pending, failed, waiting,
                             oldest = (select min(create_time) from sync_err_rec where status = 'pending')
                      from sync_status";
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a'), (2, 'bad'), (3, 'c')");
-    assert_eq!(rows(&bed.left, counted), ["3|0|0|t"]);
-    gate::close(&bed, "bad", "23514", None);
-    assert!(!deal(&bed, "100"));
-    assert_eq!(rows(&bed.left, counted), ["0|1|0|~"]);
+    assert_eq!(rows(&fixture.left, counted), ["3|0|0|t"]);
+    reject_values::close(&fixture, "bad", "23514", None);
+    assert!(!deal(&fixture, "100"));
+    assert_eq!(rows(&fixture.left, counted), ["0|1|0|~"]);
     run(&mut client, "update t set v = 'x' where id > 1");
-    assert!(!deal(&bed, "100"));
+    assert!(!deal(&fixture, "100"));
     run(&mut client, "insert into t values (4, 'd'), (5, 'e')");
-    assert_eq!(rows(&bed.left, counted), ["2|1|1|t"]);
-    gate::open(&bed, "bad");
-    assert!(deal(&bed, "100"));
-    assert_eq!(rows(&bed.left, counted), ["0|0|0|~"]);
+    assert_eq!(rows(&fixture.left, counted), ["2|1|1|t"]);
+    reject_values::open(&fixture, "bad");
+    assert!(deal(&fixture, "100"));
+    assert_eq!(rows(&fixture.left, counted), ["0|0|0|~"]);
 }
 
 #[test]
 fn failures_in_a_row_are_counted_until_one_attempt_succeeds() {
-    let bed = Testbed::new("inarow");
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, QUEUE);
+    let fixture = Fixture::new("inarow");
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, QUEUE);
     let before =
         "select last_error, last_sqlstate, last_success_at, coalesce(consecutive_failures, 0)
                     from sync_status";
-    assert_eq!(rows(&bed.left, before), ["~|~|~|0"]);
+    assert_eq!(rows(&fixture.left, before), ["~|~|~|0"]);
     proxy.refuse();
     for n in 1..=3 {
-        bed.left.exec(&format!("insert into t values ({n}, 'v')"));
-        assert!(!deal(&bed, "100"));
+        fixture.left.exec(&format!("insert into t values ({n}, 'v')"));
+        assert!(!deal(&fixture, "100"));
         let failing = "select pending, failed, last_sqlstate, consecutive_failures,
                          last_attempt_at > now() - interval '10 s', last_success_at,
                          last_error like '%could not connect to server \"dst\"%' from sync_status";
-        assert_eq!(rows(&bed.left, failing), [format!("{n}|0|08001|{n}|t|~|t")]);
+        assert_eq!(rows(&fixture.left, failing), [format!("{n}|0|08001|{n}|t|~|t")]);
     }
     // An attempt that its caller rolls back has not been.
-    run(&mut bed.left.superuser(), "begin; select deal_sync_err_rec(1); rollback");
-    assert_eq!(rows(&bed.left, "select consecutive_failures from sync_status"), ["3"]);
+    run(&mut fixture.left.superuser(), "begin; select deal_sync_err_rec(1); rollback");
+    assert_eq!(rows(&fixture.left, "select consecutive_failures from sync_status"), ["3"]);
     proxy.accept().expect("listening again");
-    assert!(deal(&bed, "100"));
-    same(&bed, "t");
+    assert!(deal(&fixture, "100"));
+    same(&fixture, "t");
     let well = "select pending, consecutive_failures, last_success_at >= last_attempt_at
                        or last_attempt_at is null from sync_status";
-    assert_eq!(rows(&bed.left, well), ["0|0|t"]);
+    assert_eq!(rows(&fixture.left, well), ["0|0|t"]);
     proxy.refuse();
     proxy.cut();
-    bed.left.exec("insert into t values (9, 'v')");
-    assert!(!deal(&bed, "100"));
-    assert_eq!(rows(&bed.left, "select consecutive_failures from sync_status"), ["1"]);
+    fixture.left.exec("insert into t values (9, 'v')");
+    assert!(!deal(&fixture, "100"));
+    assert_eq!(rows(&fixture.left, "select consecutive_failures from sync_status"), ["1"]);
 }
 
 #[test]
-fn a_record_set_aside_is_no_failure_of_the_server() {
-    let bed = one_way("noserver", COLUMNS, QUEUE);
-    gate::build(&bed);
-    gate::close(&bed, "bad", "23514", None);
-    bed.left.exec("insert into t values (1, 'bad'), (2, 'good')");
-    assert!(!deal(&bed, "100"));
+fn a_record_failed_is_no_failure_of_the_server() {
+    let fixture = one_way("noserver", COLUMNS, QUEUE);
+    reject_values::build(&fixture);
+    reject_values::close(&fixture, "bad", "23514", None);
+    fixture.left.exec("insert into t values (1, 'bad'), (2, 'good')");
+    assert!(!deal(&fixture, "100"));
     let status =
         "select failed, consecutive_failures, last_success_at is not null from sync_status";
-    assert_eq!(rows(&bed.left, status), ["1|0|t"]);
-    gate::open(&bed, "bad");
-    assert!(retry(&bed, the_failed(&bed)));
-    assert_eq!(rows(&bed.left, status), ["0|0|t"]);
+    assert_eq!(rows(&fixture.left, status), ["1|0|t"]);
+    reject_values::open(&fixture, "bad");
+    assert!(retry(&fixture, the_failed(&fixture)));
+    assert_eq!(rows(&fixture.left, status), ["0|0|t"]);
 }
 
 #[test]
 fn each_server_has_failures_of_its_own() {
-    let bed = one_way("ownfail", COLUMNS, QUEUE);
-    link_with(&bed, "down", closed_port(), &bed.right.password);
-    let schema = &bed.right.user;
-    bed.left.exec(&format!("select attach_sync('t', 'down', '{schema}.t', '{QUEUE}')"));
-    bed.left.exec("insert into t values (1, 'a')");
-    assert!(!deal(&bed, "100"));
+    let fixture = one_way("ownfail", COLUMNS, QUEUE);
+    link_with(&fixture, "down", closed_port(), &fixture.right.password);
+    let schema = &fixture.right.user;
+    fixture.left.exec(&format!("select attach_sync('t', 'down', '{schema}.t', '{QUEUE}')"));
+    fixture.left.exec("insert into t values (1, 'a')");
+    assert!(!deal(&fixture, "100"));
     let status = "select server, pending, consecutive_failures, last_sqlstate from sync_status
                    order by 1";
-    assert_eq!(rows(&bed.left, status), ["down|1|1|08001", "dst|0|0|~"]);
+    assert_eq!(rows(&fixture.left, status), ["down|1|1|08001", "dst|0|0|~"]);
 }
 
 #[test]
 fn without_preload_the_counters_of_shared_memory_are_unknown() {
-    let bed = one_way("nocounters", COLUMNS, "{}");
-    bed.left.exec("insert into t values (1, 'a')");
+    let fixture = one_way("nocounters", COLUMNS, "{}");
+    fixture.left.exec("insert into t values (1, 'a')");
     let counters = "select delivered_transactions, delivered_changes, queued, conflicts, guarded
                       from sync_status";
-    assert_eq!(rows(&bed.left, counters), ["~|~|~|~|~"]);
+    assert_eq!(rows(&fixture.left, counters), ["~|~|~|~|~"]);
 }
 
 #[test]
 fn the_worker_says_when_it_will_try_again() {
     let settings =
         [("pg_rowsync.retry_interval", "200ms"), ("pg_rowsync.max_retry_interval", "2s")];
-    let bed = preloaded("nextattempt", &settings);
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, QUEUE);
+    let fixture = preloaded("nextattempt", &settings);
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, QUEUE);
     proxy.refuse();
-    bed.left.exec("insert into t values (1, 'a')");
+    fixture.left.exec("insert into t values (1, 'a')");
     let failures = "select coalesce(max(consecutive_failures), 0)::bigint from sync_status";
-    await_until(WORKING, "five failures", || bed.left.query_one::<i64>(failures) >= 5);
+    await_until(WORKING, "five failures", || fixture.left.query_one::<i64>(failures) >= 5);
     // By now the pace is the slowest; the jitter is part of it.
     let next = "select next_attempt_at > last_attempt_at,
                   next_attempt_at - last_attempt_at < interval '4 s', failed from sync_status";
-    assert_eq!(rows(&bed.left, next), ["t|t|0"]);
+    assert_eq!(rows(&fixture.left, next), ["t|t|0"]);
     proxy.accept().expect("listening again");
     await_until(Duration::from_secs(20), "the row to arrive", || {
-        rows(&bed.right, "select v from t") == ["a"]
+        rows(&fixture.right, "select v from t") == ["a"]
     });
     let well = "select pending, consecutive_failures, last_success_at is not null from sync_status";
-    await_until(WORKING, "the status to tell", || rows(&bed.left, well) == ["0|0|t"]);
+    await_until(WORKING, "the status to tell", || rows(&fixture.left, well) == ["0|0|t"]);
 }
 
-fn listen(bed: &Testbed) -> Client {
-    let mut client = bed.left.client();
+fn listen(fixture: &Fixture) -> Client {
+    let mut client = fixture.left.client();
     run(&mut client, "listen pg_rowsync");
     client
 }
@@ -175,25 +175,25 @@ fn notified(client: &mut Client) -> Vec<String> {
 
 #[test]
 fn a_listener_hears_once_that_a_server_has_gone_and_once_that_it_is_back() {
-    let bed = Testbed::new("listen");
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, QUEUE);
-    let mut listener = listen(&bed);
-    bed.left.exec("insert into t values (1, 'a')");
-    assert!(deal(&bed, "100"));
+    let fixture = Fixture::new("listen");
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, QUEUE);
+    let mut listener = listen(&fixture);
+    fixture.left.exec("insert into t values (1, 'a')");
+    assert!(deal(&fixture, "100"));
     assert_eq!(notified(&mut listener), [""; 0], "nothing has changed");
     for _ in 0..2 {
         proxy.refuse();
         proxy.cut();
-        bed.left.exec("insert into t values (2, 'b'); delete from t where id = 2");
+        fixture.left.exec("insert into t values (2, 'b'); delete from t where id = 2");
         for _ in 0..3 {
-            assert!(!deal(&bed, "100"));
+            assert!(!deal(&fixture, "100"));
         }
         assert_eq!(notified(&mut listener), ["dst|unreachable|08001"]);
         proxy.accept().expect("listening again");
-        assert!(deal(&bed, "100"));
-        assert!(deal(&bed, "100"));
+        assert!(deal(&fixture, "100"));
+        assert!(deal(&fixture, "100"));
         let back = notified(&mut listener);
         assert_eq!(back.len(), 1, "{back:?}");
         assert!(back[0].starts_with("dst|reachable|"), "{back:?}");
@@ -202,15 +202,15 @@ fn a_listener_hears_once_that_a_server_has_gone_and_once_that_it_is_back() {
 
 #[test]
 fn a_listener_hears_of_an_outage_that_only_the_worker_saw() {
-    let bed = preloaded("listenwork", EAGER);
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "dst", &[]);
-    mirror(&bed, "t", COLUMNS, QUEUE);
-    let mut listener = listen(&bed);
+    let fixture = preloaded("listenwork", EAGER);
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, QUEUE);
+    let mut listener = listen(&fixture);
     proxy.refuse();
-    bed.left.exec("insert into t values (1, 'a')");
+    fixture.left.exec("insert into t values (1, 'a')");
     let failures = "select coalesce(max(consecutive_failures), 0)::bigint from sync_status";
-    await_until(WORKING, "four failures", || bed.left.query_one::<i64>(failures) >= 4);
+    await_until(WORKING, "four failures", || fixture.left.query_one::<i64>(failures) >= 4);
     assert_eq!(notified(&mut listener), ["dst|unreachable|08001"]);
     proxy.accept().expect("listening again");
     let mut back = Vec::new();
@@ -218,10 +218,10 @@ fn a_listener_hears_of_an_outage_that_only_the_worker_saw() {
         back.extend(notified(&mut listener));
         !back.is_empty()
     });
-    assert_eq!(rows(&bed.right, "select v from t"), ["a"]);
-    bed.left.exec("insert into t values (2, 'b')");
+    assert_eq!(rows(&fixture.right, "select v from t"), ["a"]);
+    fixture.left.exec("insert into t values (2, 'b')");
     await_until(WORKING, "the second row to arrive", || {
-        rows(&bed.right, "select count(*) from t") == ["2"]
+        rows(&fixture.right, "select count(*) from t") == ["2"]
     });
     back.extend(notified(&mut listener));
     assert_eq!(back.len(), 1, "{back:?}");
@@ -229,14 +229,14 @@ fn a_listener_hears_of_an_outage_that_only_the_worker_saw() {
 }
 
 #[test]
-fn a_poison_is_no_outage() {
-    let bed = one_way("noalarm", COLUMNS, QUEUE);
-    gate::build(&bed);
-    gate::close(&bed, "bad", "23514", None);
-    let mut listener = listen(&bed);
-    bed.left.exec("insert into t values (1, 'bad'), (2, 'good')");
-    assert!(!deal(&bed, "100"));
-    gate::open(&bed, "bad");
-    assert!(deal(&bed, "100"));
+fn a_failing_is_no_outage() {
+    let fixture = one_way("noalarm", COLUMNS, QUEUE);
+    reject_values::build(&fixture);
+    reject_values::close(&fixture, "bad", "23514", None);
+    let mut listener = listen(&fixture);
+    fixture.left.exec("insert into t values (1, 'bad'), (2, 'good')");
+    assert!(!deal(&fixture, "100"));
+    reject_values::open(&fixture, "bad");
+    assert!(deal(&fixture, "100"));
     assert_eq!(notified(&mut listener), [""; 0]);
 }

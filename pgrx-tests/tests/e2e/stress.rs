@@ -5,23 +5,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use postgres::Client;
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{linked, mirror, one_way, outage, recover, run, same};
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// Makes a random statement for the session of this number.
-type Statements = fn(&mut Dice, u64) -> String;
+type Statements = fn(&mut Rng, u64) -> String;
 
 /// Over few keys, so that sessions meet; only keys of this remainder modulo 2, or all.
-fn rows_of(dice: &mut Dice, who: u64, parity: Option<u64>) -> String {
+fn rows_of(rng: &mut Rng, who: u64, parity: Option<u64>) -> String {
     let mut key = || match parity {
-        Some(parity) => dice.roll(12) * 2 + parity,
-        None => dice.roll(25),
+        Some(parity) => rng.roll(12) * 2 + parity,
+        None => rng.roll(25),
     };
     let (id, other) = (key(), key());
-    let value = dice.roll(1_000_000);
-    match dice.roll(6) {
+    let value = rng.roll(1_000_000);
+    match rng.roll(6) {
         0 | 1 => {
             format!("insert into t values ({id}, '{who}:{value}') on conflict (id) do nothing")
         }
@@ -36,9 +36,9 @@ fn rows_of(dice: &mut Dice, who: u64, parity: Option<u64>) -> String {
 }
 
 /// Parents and children that refer to them, on both sides.
-fn family(dice: &mut Dice, who: u64) -> String {
-    let (id, p, value) = (dice.roll(20), dice.roll(6), dice.roll(1_000_000));
-    match dice.roll(7) {
+fn family(rng: &mut Rng, who: u64) -> String {
+    let (id, p, value) = (rng.roll(20), rng.roll(6), rng.roll(1_000_000));
+    match rng.roll(7) {
         0 => format!("insert into t values ({p}, '{who}:{value}') on conflict (id) do nothing"),
         1 => format!("update t set v = '{who}:{value}' where id = {p}"),
         2 => format!("delete from t where id = {p} and not exists (select from c where p = {p})"),
@@ -51,13 +51,13 @@ fn family(dice: &mut Dice, who: u64) -> String {
 }
 
 /// A transaction; conflicts between sessions and their deadlocks roll it back.
-fn transaction(client: &mut Client, dice: &mut Dice, who: u64, statements: Statements) {
-    let level = ["read committed", "repeatable read"][dice.roll(2) as usize];
+fn transaction(client: &mut Client, rng: &mut Rng, who: u64, statements: Statements) {
+    let level = ["read committed", "repeatable read"][rng.roll(2) as usize];
     run(client, &format!("begin isolation level {level}"));
-    for _ in 0..=dice.roll(4) {
-        let nested = dice.roll(3) == 0;
-        let sql = statements(dice, who);
-        let sql = match (nested, dice.roll(2)) {
+    for _ in 0..=rng.roll(4) {
+        let nested = rng.roll(3) == 0;
+        let sql = statements(rng, who);
+        let sql = match (nested, rng.roll(2)) {
             (true, 0) => format!("savepoint s; {sql}; rollback to s"),
             (true, _) => format!("savepoint s; {sql}; release s"),
             _ => sql,
@@ -68,7 +68,7 @@ fn transaction(client: &mut Client, dice: &mut Dice, who: u64, statements: State
             return run(client, "rollback");
         }
     }
-    let end = if dice.roll(5) == 0 { "rollback" } else { "commit" };
+    let end = if rng.roll(5) == 0 { "rollback" } else { "commit" };
     run(client, end);
 }
 
@@ -78,7 +78,7 @@ fn deal(side: &Side, limit: u64) -> bool {
 
 /// Two sessions for each list of statements on its side, and drains of it; the right side goes down
 /// and comes back.
-fn play(bed: &Testbed, sides: &[(&Side, Statements)]) {
+fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
     let done = AtomicBool::new(false);
     let end = Instant::now() + Duration::from_secs(6);
     thread::scope(|scope| {
@@ -86,24 +86,24 @@ fn play(bed: &Testbed, sides: &[(&Side, Statements)]) {
             .map(|who: u64| {
                 let (side, statements) = sides[who as usize % sides.len()];
                 scope.spawn(move || {
-                    let (mut client, mut dice) = (side.client(), Dice::new(who));
+                    let (mut client, mut rng) = (side.client(), Rng::new(who));
                     while Instant::now() < end {
-                        transaction(&mut client, &mut dice, who, statements);
+                        transaction(&mut client, &mut rng, who, statements);
                     }
                 })
             })
             .collect();
         scope.spawn(|| {
-            let mut dice = Dice::new(77);
+            let mut rng = Rng::new(77);
             while !done.load(Ordering::Relaxed) {
                 // Writers of the right side would be thrown out by its outages.
-                if sides.len() == 1 && dice.roll(3) == 0 {
-                    outage(&bed.right);
-                    thread::sleep(Duration::from_millis(dice.roll(150)));
-                    recover(&bed.right);
+                if sides.len() == 1 && rng.roll(3) == 0 {
+                    outage(&fixture.right);
+                    thread::sleep(Duration::from_millis(rng.roll(150)));
+                    recover(&fixture.right);
                 }
                 for (side, _) in sides {
-                    deal(side, 1 + dice.roll(200));
+                    deal(side, 1 + rng.roll(200));
                 }
             }
         });
@@ -111,8 +111,8 @@ fn play(bed: &Testbed, sides: &[(&Side, Statements)]) {
         done.store(true, Ordering::Relaxed);
         assert!(results.iter().all(Result::is_ok), "a writer failed");
     });
-    recover(&bed.right);
-    let queued: i64 = bed.left.query_one("select last_value from sync_queue_id_seq");
+    recover(&fixture.right);
+    let queued: i64 = fixture.left.query_one("select last_value from sync_queue_id_seq");
     assert!(sides.len() > 1 || queued > 100, "the outages came to nothing");
     for (side, _) in sides {
         while side.queued().expect("a queue") > 0 {
@@ -125,29 +125,29 @@ const COLUMNS: &str = "id int primary key, v text";
 
 #[test]
 fn random_transactions_and_outages_end_with_equal_sides() {
-    let bed = one_way("stress", COLUMNS, "{}");
-    play(&bed, &[(&bed.left, |dice, who| rows_of(dice, who, None))]);
-    assert!(!same(&bed, "t").is_empty());
+    let fixture = one_way("stress", COLUMNS, "{}");
+    play(&fixture, &[(&fixture.left, |rng, who| rows_of(rng, who, None))]);
+    assert!(!same(&fixture, "t").is_empty());
 }
 
 #[test]
 fn foreign_keys_on_both_sides_hold_through_outages() {
-    let bed = linked("stressfk");
-    mirror(&bed, "t", COLUMNS, "{}");
-    mirror(&bed, "c", "id int primary key, p int not null references t", "{}");
-    play(&bed, &[(&bed.left, family)]);
-    assert!(!same(&bed, "t").is_empty());
-    same(&bed, "c");
+    let fixture = linked("stressfk");
+    mirror(&fixture, "t", COLUMNS, "{}");
+    mirror(&fixture, "c", "id int primary key, p int not null references t", "{}");
+    play(&fixture, &[(&fixture.left, family)]);
+    assert!(!same(&fixture, "t").is_empty());
+    same(&fixture, "c");
 }
 
 #[test]
 fn two_masters_that_write_rows_of_their_own_stay_equal() {
-    let bed = one_way("stressmm", COLUMNS, "{}");
-    bed.link(&bed.right, &bed.left, "dst", &[]);
-    let target = &bed.left.user;
-    bed.right.exec(&format!("select attach_sync('t', 'dst', '{target}.t')"));
-    let even: Statements = |dice, who| rows_of(dice, who, Some(0));
-    let odd: Statements = |dice, who| rows_of(dice, who, Some(1));
-    play(&bed, &[(&bed.left, even), (&bed.right, odd)]);
-    assert!(!same(&bed, "t").is_empty());
+    let fixture = one_way("stressmm", COLUMNS, "{}");
+    fixture.link(&fixture.right, &fixture.left, "dst", &[]);
+    let target = &fixture.left.user;
+    fixture.right.exec(&format!("select attach_sync('t', 'dst', '{target}.t')"));
+    let even: Statements = |rng, who| rows_of(rng, who, Some(0));
+    let odd: Statements = |rng, who| rows_of(rng, who, Some(1));
+    play(&fixture, &[(&fixture.left, even), (&fixture.right, odd)]);
+    assert!(!same(&fixture, "t").is_empty());
 }

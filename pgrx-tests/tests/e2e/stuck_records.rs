@@ -5,11 +5,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rowsync_harness::cluster::TEST_SETTINGS;
-use rowsync_harness::testbed::clusters;
-use rowsync_harness::{Cluster, Side, Testbed, await_until};
+use rowsync_harness::fixture::clusters;
+use rowsync_harness::{Cluster, Fixture, Side, await_until};
 
 use crate::common::{queued, rows, run, table};
-use crate::gate;
+use crate::reject_values;
 
 /// The worker tries a few times before it takes the record for the one to blame.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -21,7 +21,7 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Tables `t`, with a gate before its target, and `u` on both sides; a worker drains.
-fn bed(label: &str) -> Testbed {
+fn fixture(label: &str) -> Fixture {
     static CLUSTER: OnceLock<Arc<Cluster>> = OnceLock::new();
     let left = CLUSTER.get_or_init(|| {
         let settings = [TEST_SETTINGS, SETTINGS].concat();
@@ -31,47 +31,47 @@ fn bed(label: &str) -> Testbed {
     let create = |cluster, prefix| {
         Side::create(cluster, &format!("{prefix}_{label}_stuck")).expect("a database")
     };
-    let bed = Testbed { left: create(left, "local"), right: create(right, "remote") };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
+    let fixture = Fixture { left: create(left, "local"), right: create(right, "remote") };
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     for name in ["t", "u"] {
-        for side in [&bed.left, &bed.right] {
+        for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("create table {name} (id int primary key, v text)"));
         }
-        let target = format!("{}.{name}", bed.right.user);
-        bed.left.exec(&format!("select attach_sync('{name}', 'dst', '{target}')"));
+        let target = format!("{}.{name}", fixture.right.user);
+        fixture.left.exec(&format!("select attach_sync('{name}', 'dst', '{target}')"));
     }
-    gate::build(&bed);
-    bed
+    reject_values::build(&fixture);
+    fixture
 }
 
 const STATUS: &str = "select failed, waiting, pending from sync_status";
 
 /// One row is refused with this state for as long as the gate is closed.
 fn others_flow(label: &str, state: &str) {
-    let bed = bed(label);
-    gate::close(&bed, "stuck", state, None);
-    let mut client = bed.left.client();
+    let fixture = fixture(label);
+    reject_values::close(&fixture, "stuck", state, None);
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a'), (2, 'stuck'), (3, 'c')");
     run(&mut client, "insert into u select n, 'x' from generate_series(1, 5) n");
     run(&mut client, "update t set v = 'later' where id = 2");
     await_until(PATIENCE, "the other rows and tables", || {
-        table(&bed.right, "u").len() == 5 && table(&bed.right, "t") == ["1|a", "3|c"]
+        table(&fixture.right, "u").len() == 5 && table(&fixture.right, "t") == ["1|a", "3|c"]
     });
     await_until(PATIENCE, "the record to be blamed and what depends on it to wait", || {
-        rows(&bed.left, STATUS) == ["1|1|0"]
+        rows(&fixture.left, STATUS) == ["1|1|0"]
     });
     let blamed = "select table_name, sqlstate from sync_err_rec where status = 'failed'";
-    assert_eq!(rows(&bed.left, blamed), [format!("t|{state}")]);
+    assert_eq!(rows(&fixture.left, blamed), [format!("t|{state}")]);
     // Directly, while it goes on being tried.
     for id in 11..=30 {
         run(&mut client, &format!("insert into u values ({id}, 'direct')"));
-        assert_eq!(table(&bed.right, "u").len(), id as usize - 5, "not direct");
+        assert_eq!(table(&fixture.right, "u").len(), id as usize - 5, "not direct");
     }
-    assert_eq!(gate::passed(&bed), ["1:a", "3:c"]);
-    gate::open(&bed, "stuck");
-    await_until(PATIENCE, "the record to arrive by itself", || queued(&bed) == 0);
-    assert_eq!(gate::passed(&bed), ["2:stuck", "2:later"]);
-    assert_eq!(table(&bed.left, "t"), table(&bed.right, "t"));
+    assert_eq!(reject_values::passed(&fixture), ["1:a", "3:c"]);
+    reject_values::open(&fixture, "stuck");
+    await_until(PATIENCE, "the record to arrive by itself", || queued(&fixture) == 0);
+    assert_eq!(reject_values::passed(&fixture), ["2:stuck", "2:later"]);
+    assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
 }
 
 #[test]
@@ -101,15 +101,15 @@ fn a_record_whose_trigger_never_reaches_a_third_server_stops_no_other() {
 
 #[test]
 fn a_server_that_is_read_only_for_a_while_blames_no_record() {
-    let bed = bed("readonly");
-    gate::close(&bed, gate::ANY, "25006", None);
-    let mut client = bed.left.client();
+    let fixture = fixture("readonly");
+    reject_values::close(&fixture, reject_values::ANY, "25006", None);
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a'); insert into t values (2, 'b')");
     let tried = "select coalesce(max(consecutive_failures), 0) from sync_status";
-    await_until(PATIENCE, "some attempts", || bed.left.query_one::<i32>(tried) > 8);
+    await_until(PATIENCE, "some attempts", || fixture.left.query_one::<i32>(tried) > 8);
     let status = "select failed, waiting, pending, last_sqlstate from sync_status";
-    assert_eq!(rows(&bed.left, status), ["0|0|2|25006"]);
-    gate::open(&bed, gate::ANY);
-    await_until(PATIENCE, "all to arrive by itself", || queued(&bed) == 0);
-    assert_eq!(gate::passed(&bed), ["1:a", "2:b"]);
+    assert_eq!(rows(&fixture.left, status), ["0|0|2|25006"]);
+    reject_values::open(&fixture, reject_values::ANY);
+    await_until(PATIENCE, "all to arrive by itself", || queued(&fixture) == 0);
+    assert_eq!(reject_values::passed(&fixture), ["1:a", "2:b"]);
 }

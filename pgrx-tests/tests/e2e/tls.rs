@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use postgres::error::DbError;
 use rowsync_harness::tls::{Authority, Certificate};
-use rowsync_harness::{Cluster, Hostile, Side, Testbed, await_until};
+use rowsync_harness::{Cluster, Fixture, Hostile, Side, await_until};
 
 use crate::common::{query, refused, rows, run};
 
@@ -39,22 +39,22 @@ fn world() -> &'static World {
 
 /// A table here whose changes go, in mode `sync`, to one of the same name in a cluster with TLS.
 struct Case {
-    bed: Testbed,
+    fixture: Fixture,
     remote: Side,
     next: AtomicU32,
 }
 
 impl Case {
     fn new(label: &str) -> Case {
-        let bed = Testbed::new(label);
-        let name = format!("{}_tls", bed.left.user);
+        let fixture = Fixture::new(label);
+        let name = format!("{}_tls", fixture.left.user);
         let remote = Side::create(&world().cluster, &name).expect("a database with TLS");
-        for side in [&bed.left, &remote] {
+        for side in [&fixture.left, &remote] {
             side.exec("create table t (id int primary key)");
         }
-        bed.link(&bed.left, &remote, "dst", &[]);
-        bed.left.exec(&format!("select attach_sync('t', 'dst', '{name}.t', '{SYNC}')"));
-        Case { bed, remote, next: AtomicU32::new(1) }
+        fixture.link(&fixture.left, &remote, "dst", &[]);
+        fixture.left.exec(&format!("select attach_sync('t', 'dst', '{name}.t', '{SYNC}')"));
+        Case { fixture, remote, next: AtomicU32::new(1) }
     }
 
     /// Options of the server, all of them.
@@ -67,8 +67,8 @@ impl Case {
         for (name, value) in options {
             list.push_str(&format!(", {name} '{value}'"));
         }
-        let left = &self.bed.left.user;
-        self.bed.left.exec_superuser(&format!(
+        let left = &self.fixture.left.user;
+        self.fixture.left.exec_superuser(&format!(
             "drop server dst cascade;
              create server dst foreign data wrapper pg_rowsync options ({list});
              grant usage on foreign server dst to {left};
@@ -91,7 +91,7 @@ impl Case {
     fn arrives(&self) {
         let count = "select count(*) from t";
         let before: i64 = rows(&self.remote, count)[0].parse().expect("a number");
-        run(&mut self.bed.left.client(), &self.insert());
+        run(&mut self.fixture.left.client(), &self.insert());
         assert_eq!(rows(&self.remote, count), [(before + 1).to_string()]);
     }
 
@@ -103,7 +103,7 @@ impl Case {
 
     #[track_caller]
     fn is_refused(&self, sqlstate: &str, reason: &str) -> DbError {
-        let error = refused(&mut self.bed.left.client(), &self.insert(), sqlstate);
+        let error = refused(&mut self.fixture.left.client(), &self.insert(), sqlstate);
         assert!(error.detail().is_some_and(|text| text.contains(reason)), "{error:?}");
         error
     }
@@ -131,7 +131,7 @@ fn the_servers_certificate_is_verified_as_asked() {
     case.fails(&named(NAME, "verify-ca", wrong), "certificate verify failed");
     case.fails(&named(NAME, "verify-full", "/nowhere"), "does not exist");
     // The clusters that other tests share have no TLS.
-    let plain = case.bed.right.cluster.port().to_string();
+    let plain = case.fixture.right.cluster.port().to_string();
     let options = [("host", "127.0.0.1"), ("port", &plain), ("sslmode", "require")];
     case.fails(&options, "server does not support SSL");
 }
@@ -150,7 +150,7 @@ fn a_password_may_be_bound_to_the_channel() {
     assert!(!told.load(Ordering::Relaxed), "the password was told");
     // Without it, it does: the reason for encryption and for this option.
     case.set(&[("host", "127.0.0.1"), ("port", &port)]);
-    refused(&mut case.bed.left.client(), &case.insert(), "08001");
+    refused(&mut case.fixture.left.client(), &case.insert(), "08001");
     assert!(told.load(Ordering::Relaxed));
 }
 
@@ -176,7 +176,7 @@ fn ways_to_log_in_may_be_restricted_where_libpq_can() {
     let told = Arc::new(AtomicBool::new(false));
     let (_hostile, port) = thief(&told);
     let options = [("host", "127.0.0.1"), ("port", &port), ("require_auth", "scram-sha-256")];
-    let known = case.bed.left.client().batch_execute(
+    let known = case.fixture.left.client().batch_execute(
         "create server probe foreign data wrapper pg_rowsync options (require_auth 'password')",
     );
     match known {
@@ -215,8 +215,8 @@ fn a_clients_certificate_reaches_the_server() {
     case.set(&[("host", "127.0.0.1"), ("sslmode", "require")]);
     case.is_refused("28000", "requires a valid client certificate");
     let (certificate, key) = (client.certificate.display(), client.key.display());
-    let left = &case.bed.left.user;
-    case.bed.left.exec_superuser(&format!(
+    let left = &case.fixture.left.user;
+    case.fixture.left.exec_superuser(&format!(
         "alter user mapping for {left} server dst
            options (add sslcert '{certificate}', add sslkey '{key}')"
     ));
@@ -226,12 +226,12 @@ fn a_clients_certificate_reaches_the_server() {
 #[test]
 fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
     let case = Case::new("tlscert");
-    let (left, there) = (&case.bed.left.user, &case.remote.user);
+    let (left, there) = (&case.fixture.left.user, &case.remote.user);
     let own = world().authority.certify(there, &[]).expect("a certificate");
     let (certificate, key) = (own.certificate.display(), own.key.display());
     admit(&case, "cert");
     case.set(&[("host", "127.0.0.1"), ("sslmode", "require")]);
-    let owner = || case.bed.left.client();
+    let owner = || case.fixture.left.client();
     let mapping = format!("alter user mapping for {left} server dst options");
     case.is_refused("28000", "requires a valid client certificate");
     // Nobody else says which certificate it is, wherever he says it.
@@ -243,7 +243,7 @@ fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
         refused(&mut owner(), &server, "42501");
     }
     let files = format!("sslcert '{certificate}', sslkey '{key}'");
-    case.bed.left.exec_superuser(&format!(
+    case.fixture.left.exec_superuser(&format!(
         "{mapping} (add {}, add sslkey '{key}'); alter user mapping for {left} server dst
            options (drop password)",
         files.split(", ").next().unwrap_or_default()
@@ -251,19 +251,19 @@ fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
     // It opens the door, which is not enough: with no password, and with one that nobody asks for.
     let required = "Non-superusers must provide a password in the user mapping.";
     case.is_refused("2F003", required);
-    case.bed.left.exec_superuser(&format!("{mapping} (add password 'x')"));
+    case.fixture.left.exec_superuser(&format!("{mapping} (add password 'x')"));
     let asked = "Non-superuser cannot connect if the server does not request a password.";
     case.is_refused("2F003", asked);
     assert_eq!(rows(&case.remote, "select * from t"), [""; 0]);
     for change in ["set password 'y'", "add password_required 'true'", "set sslkey 'x'"] {
         refused(&mut owner(), &format!("{mapping} ({change})"), "42501");
     }
-    case.bed.left.exec_superuser(&format!("{mapping} (add password_required 'false')"));
+    case.fixture.left.exec_superuser(&format!("{mapping} (add password_required 'false')"));
     case.arrives();
-    case.bed.left.exec_superuser(&format!("{mapping} (set password_required 'true')"));
+    case.fixture.left.exec_superuser(&format!("{mapping} (set password_required 'true')"));
     case.is_refused("2F003", asked);
     // A superuser's table needs neither password nor waiver.
-    case.bed.left.exec_superuser(&format!(
+    case.fixture.left.exec_superuser(&format!(
         "create user mapping for postgres server dst options (user '{there}', {files});
          alter table {left}.t owner to postgres; grant all on {left}.t to {left}"
     ));
@@ -274,9 +274,9 @@ fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
 #[test]
 fn a_certificate_that_anybody_may_have_named_is_not_shown() {
     let (World { client, .. }, case) = (world(), Case::new("tlsunwatched"));
-    let (left, Side { user, password, db, .. }) = (&case.bed.left.user, &case.remote);
+    let (left, Side { user, password, db, .. }) = (&case.fixture.left.user, &case.remote);
     admit(&case, "scram-sha-256 clientcert=verify-ca");
-    case.bed.left.exec_superuser(&format!(
+    case.fixture.left.exec_superuser(&format!(
         "create foreign data wrapper anything; grant usage on foreign data wrapper anything to {left};
          drop server dst cascade"
     ));
@@ -293,11 +293,11 @@ fn a_certificate_that_anybody_may_have_named_is_not_shown() {
         )
     };
     for sql in [make(&format!(", {files}"), ""), make("", &format!(", {files}"))] {
-        case.bed.left.exec(&sql);
+        case.fixture.left.exec(&sql);
         case.is_refused("28000", "requires a valid client certificate");
     }
     // It is shown for a superuser, who could read it.
-    case.bed.left.exec_superuser(&format!(
+    case.fixture.left.exec_superuser(&format!(
         "create user mapping for postgres server dst
            options (user '{user}', password '{password}', {files});
          alter server dst owner to postgres;

@@ -2,7 +2,7 @@
 //! transaction may have done anything to the table.
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 use rowsync_harness::side::Side;
 
 use crate::common::{deal, one_way, outage, queued, recover, rows, run};
@@ -23,13 +23,13 @@ fn fill(client: &mut Client, rows: u32) {
 }
 
 /// A table whose rows the other side does not have any more, so that what arrives is whole.
-fn stripped(label: &str, count: u32, options: &str) -> (Testbed, Client) {
-    let bed = one_way(label, "id int primary key, v text, big text", options);
-    let mut client = bed.left.client();
+fn stripped(label: &str, count: u32, options: &str) -> (Fixture, Client) {
+    let fixture = one_way(label, "id int primary key, v text, big text", options);
+    let mut client = fixture.left.client();
     fill(&mut client, count);
-    assert!(deal(&bed, "1000"));
-    bed.right.exec("truncate t");
-    (bed, client)
+    assert!(deal(&fixture, "1000"));
+    fixture.right.exec("truncate t");
+    (fixture, client)
 }
 
 fn sums(side: &Side) -> Vec<String> {
@@ -49,11 +49,11 @@ fn what_the_transaction_does_to_the_table_takes_no_value_away() {
         "savepoint a; truncate t; release a",
         "savepoint a; update t set v = 'c'; truncate t; rollback to a",
     ] {
-        let (bed, mut client) = stripped("toastdone", 2, QUEUE);
+        let (fixture, mut client) = stripped("toastdone", 2, QUEUE);
         run(&mut client, &format!("begin; update t set v = 'b'; {what}; commit"));
         let found = "select row from sync_queue, json_to_record(change) as c(row json) \
              where op = 'UPDATE' and row->>1 = 'b'";
-        let values = rows(&bed.left, &format!("select length(row->>2) from ({found}) f"));
+        let values = rows(&fixture.left, &format!("select length(row->>2) from ({found}) f"));
         assert_eq!(values, [LENGTH.to_string(), LENGTH.to_string()], "{what}");
     }
 }
@@ -61,7 +61,7 @@ fn what_the_transaction_does_to_the_table_takes_no_value_away() {
 #[test]
 fn a_savepoint_cuts_back_changes_whose_values_were_read_in_it() {
     for buffer in ["64kB", "16MB"] {
-        let (bed, mut client) = stripped("toastcut", 6, QUEUE);
+        let (fixture, mut client) = stripped("toastcut", 6, QUEUE);
         run(&mut client, &format!("set pg_rowsync.buffer_size = '{buffer}'"));
         run(
             &mut client,
@@ -73,47 +73,47 @@ fn a_savepoint_cuts_back_changes_whose_values_were_read_in_it() {
              savepoint c; cluster t using t_pkey; update t set v = 'g' where id = 6; rollback to c;
              commit",
         );
-        assert!(deal(&bed, "100"));
+        assert!(deal(&fixture, "100"));
         let sent = ["1", "2", "5"];
         let left: Vec<_> =
-            sums(&bed.left).into_iter().filter(|r| sent.contains(&&r[..1])).collect();
-        assert_eq!(left, sums(&bed.right), "{buffer}");
+            sums(&fixture.left).into_iter().filter(|r| sent.contains(&&r[..1])).collect();
+        assert_eq!(left, sums(&fixture.right), "{buffer}");
         assert!(left[2].starts_with(&format!("5|f|{LENGTH}")), "{}", left[2]);
     }
 }
 
 #[test]
 fn a_prepared_transaction_keeps_the_values() {
-    let (bed, mut client) = stripped("toastprep", 2, "{}");
+    let (fixture, mut client) = stripped("toastprep", 2, "{}");
     run(&mut client, "begin; update t set v = 'b'; prepare transaction 'p'");
     run(&mut client, "commit prepared 'p'");
     run(&mut client, "alter table t alter id type bigint");
-    assert!(deal(&bed, "100"));
-    assert_eq!(sums(&bed.left), sums(&bed.right));
+    assert!(deal(&fixture, "100"));
+    assert_eq!(sums(&fixture.left), sums(&fixture.right));
 }
 
 #[test]
 fn values_that_could_not_be_delivered_are_kept() {
-    let (bed, mut client) = stripped("toastdown", 3, "{}");
-    outage(&bed.right);
+    let (fixture, mut client) = stripped("toastdown", 3, "{}");
+    outage(&fixture.right);
     run(&mut client, "begin; update t set v = 'b'; update t set v = 'c' where id = 2; commit");
-    assert_eq!(queued(&bed), 4);
+    assert_eq!(queued(&fixture), 4);
     run(&mut client, "update t set big = 'short' where id = 3");
-    recover(&bed.right);
-    assert!(deal(&bed, "100"));
-    assert_eq!(sums(&bed.left), sums(&bed.right));
+    recover(&fixture.right);
+    assert!(deal(&fixture, "100"));
+    assert_eq!(sums(&fixture.left), sums(&fixture.right));
 }
 
 #[test]
 fn large_values_of_all_types_are_read_late() {
     let columns = "id int primary key, v text, a text, b varchar(70000), c char(70000), d bytea, \
          e json, f jsonb, g xml, h name_of_it, i text[], j int[]";
-    let bed = crate::common::linked("toasttypes");
-    for side in [&bed.left, &bed.right] {
+    let fixture = crate::common::linked("toasttypes");
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create domain name_of_it as text check (length(value) > 5)");
     }
-    crate::common::mirror(&bed, "t", columns, QUEUE);
-    let mut client = bed.left.client();
+    crate::common::mirror(&fixture, "t", columns, QUEUE);
+    let mut client = fixture.left.client();
     let hash = "select string_agg(md5(n::text), '') h from generate_series(1, 2000) n";
     run(
         &mut client,
@@ -123,8 +123,8 @@ fn large_values_of_all_types_are_read_late() {
                (select array_agg(hashint4(n)) from generate_series(1, 20000) n) from ({hash}) x"
         ),
     );
-    assert!(deal(&bed, "10"));
-    bed.right.exec("truncate t");
+    assert!(deal(&fixture, "10"));
+    fixture.right.exec("truncate t");
     run(
         &mut client,
         "begin; set bytea_output = 'escape'; set xmloption = document; update t set v = 'b'; commit",
@@ -137,10 +137,10 @@ fn large_values_of_all_types_are_read_late() {
     );
     let wide =
         "select count(*) from sync_queue where op = 'UPDATE' and length(change::text) > 800000";
-    assert_eq!(rows(&bed.left, wide), ["2"]);
-    let before = rows(&bed.left, "select id from sync_queue where op = 'TRUNCATE'");
-    bed.left.exec_superuser(&format!("delete from sync_queue where id = {}", before[0]));
-    assert!(deal(&bed, "10"));
+    assert_eq!(rows(&fixture.left, wide), ["2"]);
+    let before = rows(&fixture.left, "select id from sync_queue where op = 'TRUNCATE'");
+    fixture.left.exec_superuser(&format!("delete from sync_queue where id = {}", before[0]));
+    assert!(deal(&fixture, "10"));
     let found = "select v, md5(a), md5(b), md5(c), md5(d), md5(e::text), md5(f::text), md5(g::text), \
          md5(h), md5(i::text), md5(j::text) from t";
     let expected = format!(
@@ -150,7 +150,7 @@ fn large_values_of_all_types_are_read_late() {
            md5((select array_agg(hashint4(n)) from generate_series(1, 20000) n)::text)
          from ({hash}) x"
     );
-    assert_eq!(rows(&bed.right, found), rows(&bed.left, &expected));
+    assert_eq!(rows(&fixture.right, found), rows(&fixture.left, &expected));
 }
 
 /// A large value that is another one for every row.
@@ -167,8 +167,8 @@ fn what_the_transaction_does_takes_no_new_value_away() {
         "savepoint a; truncate t; release a",
         "savepoint a; truncate t; rollback to a",
     ] {
-        let bed = one_way("toastnew", "id int primary key, v text, big text", QUEUE);
-        let mut client = bed.left.client();
+        let fixture = one_way("toastnew", "id int primary key, v text, big text", QUEUE);
+        let mut client = fixture.left.client();
         run(
             &mut client,
             &format!(
@@ -178,8 +178,8 @@ fn what_the_transaction_does_takes_no_new_value_away() {
         );
         let found = "select op, md5(row->>2) from sync_queue, json_to_record(change) as c(row json) \
              where row->>1 = 'b' and row->>2 <> 'short' order by id";
-        let expected = rows(&bed.left, &format!("select md5({BIG})"))[0].clone();
-        let values = rows(&bed.left, found);
+        let expected = rows(&fixture.left, &format!("select md5({BIG})"))[0].clone();
+        let values = rows(&fixture.left, found);
         assert_eq!(values, ["INSERT", "UPDATE"].map(|op| format!("{op}|{expected}")), "{what}");
     }
 }
@@ -188,8 +188,8 @@ fn what_the_transaction_does_takes_no_new_value_away() {
 fn new_values_of_a_savepoint_go_with_it() {
     for mode in ["sync", "queue"] {
         let options = format!(r#"{{"mode": "{mode}"}}"#);
-        let bed = one_way("toastback", "id int primary key, v text, big text", &options);
-        let mut client = bed.left.client();
+        let fixture = one_way("toastback", "id int primary key, v text, big text", &options);
+        let mut client = fixture.left.client();
         run(
             &mut client,
             &format!(
@@ -200,16 +200,17 @@ fn new_values_of_a_savepoint_go_with_it() {
                  insert into t values (3, 'd', {BIG}); commit"
             ),
         );
-        assert!(deal(&bed, "100"));
-        assert_eq!(sums(&bed.left).len(), 3);
-        assert_eq!(sums(&bed.left), sums(&bed.right), "{mode}");
+        assert!(deal(&fixture, "100"));
+        assert_eq!(sums(&fixture.left).len(), 3);
+        assert_eq!(sums(&fixture.left), sums(&fixture.right), "{mode}");
     }
 }
 
 #[test]
 fn new_values_are_not_kept_twice() {
-    let bed = one_way("toastonce", "id int primary key, v text, big text", r#"{"mode": "sync"}"#);
-    let mut client = bed.left.client();
+    let fixture =
+        one_way("toastonce", "id int primary key, v text, big text", r#"{"mode": "sync"}"#);
+    let mut client = fixture.left.client();
     let spilled = |client: &mut Client| -> i64 {
         let flushed = "select pg_stat_force_next_flush()";
         client.batch_execute(flushed).expect("statistics");
@@ -221,7 +222,7 @@ fn new_values_are_not_kept_twice() {
     fill(&mut client, 10);
     run(&mut client, &format!("update t set big = {BIG} || id where id < 5"));
     assert_eq!(spilled(&mut client), before);
-    assert_eq!(sums(&bed.left), sums(&bed.right));
+    assert_eq!(sums(&fixture.left), sums(&fixture.right));
     // Values of the row itself are, and that shows.
     run(
         &mut client,

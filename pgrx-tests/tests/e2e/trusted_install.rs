@@ -2,11 +2,11 @@
 //! of the extension, and nothing of it is called.
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 use rowsync_harness::side::describe;
 
 use crate::common::{attach_sql, query, rows, run, same};
-use crate::plants::{PATH, Plants, disguise};
+use crate::trojan_objects::{PATH, Plants, disguise};
 
 /// What belongs to the extension, and whether it or a part of it is another's than the superuser's.
 const MEMBERS: &str = "
@@ -30,40 +30,40 @@ fn install(client: &mut Client, schema: &str) -> Result<(), postgres::Error> {
 
 /// The extension works, under the policy that uses all of its tables.
 #[track_caller]
-fn works(bed: &Testbed, schema: &str) {
-    let user = &bed.left.user;
-    bed.left.exec_superuser(&format!(
+fn works(fixture: &Fixture, schema: &str) {
+    let user = &fixture.left.user;
+    fixture.left.exec_superuser(&format!(
         "grant usage on foreign data wrapper pg_rowsync to {user};
          grant usage on schema {schema} to {user}"
     ));
-    bed.link(&bed.left, &bed.right, "dst", &[]);
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     let options = r#"{"on_conflict": "newest", "version_column": "n", "mode": "queue"}"#;
-    bed.left.exec(
-        &attach_sql(bed, "t", options).replace("attach_sync", &format!("{schema}.attach_sync")),
+    fixture.left.exec(
+        &attach_sql(fixture, "t", options).replace("attach_sync", &format!("{schema}.attach_sync")),
     );
-    bed.left.exec(
+    fixture.left.exec(
         "insert into t values (1, 1), (2, 1); update t set n = 1; delete from t where id = 1",
     );
-    assert!(bed.left.query_one::<bool>(&format!("select {schema}.deal_sync_err_rec(100)")));
-    assert_eq!(same(bed, "t").len(), 1);
-    rows(&bed.left, &format!("select * from {schema}.sync_status, {schema}.sync_err_rec"));
+    assert!(fixture.left.query_one::<bool>(&format!("select {schema}.deal_sync_err_rec(100)")));
+    assert_eq!(same(fixture, "t").len(), 1);
+    rows(&fixture.left, &format!("select * from {schema}.sync_status, {schema}.sync_err_rec"));
 }
 
-fn tables(bed: &Testbed) {
-    for side in [&bed.left, &bed.right] {
+fn tables(fixture: &Fixture) {
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, n int)");
     }
 }
 
 #[test]
 fn what_has_a_name_of_the_extensions_stops_its_creation() {
-    let bed = Testbed::new("trustclash");
-    tables(&bed);
-    let plants = Plants::new(&bed.left);
-    let members = rows(&bed.left, MEMBERS);
-    let mut parts = rows(&bed.left, PARTS);
-    bed.left.exec_superuser("drop extension pg_rowsync cascade; drop schema planted cascade");
-    let mut admin = bed.left.superuser();
+    let fixture = Fixture::new("trustclash");
+    tables(&fixture);
+    let plants = Plants::new(&fixture.left);
+    let members = rows(&fixture.left, MEMBERS);
+    let mut parts = rows(&fixture.left, PARTS);
+    fixture.left.exec_superuser("drop extension pg_rowsync cascade; drop schema planted cascade");
+    let mut admin = fixture.left.superuser();
     let mut objects = Vec::new();
     for member in &members {
         let [_, class, _, name, arguments] =
@@ -105,10 +105,10 @@ fn what_has_a_name_of_the_extensions_stops_its_creation() {
                                  where d.objid = c.oid and d.deptype in ('e', 'i')
                                    and d.refclassid = 'pg_extension'::regclass)";
                 assert_eq!(query(&mut admin, taken), [""; 0], "{object}");
-                works(&bed, "s");
-                bed.right.exec("truncate t");
+                works(&fixture, "s");
+                fixture.right.exec("truncate t");
                 run(&mut admin, "drop extension pg_rowsync cascade");
-                bed.left.exec("truncate t");
+                fixture.left.exec("truncate t");
             }
         }
         assert_eq!(plants.calls(), [""; 0], "{object}");
@@ -118,10 +118,10 @@ fn what_has_a_name_of_the_extensions_stops_its_creation() {
 
 #[test]
 fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
-    let bed = Testbed::new("trustbuiltin");
-    tables(&bed);
-    let plants = Plants::new(&bed.left);
-    bed.left.exec_superuser("drop extension pg_rowsync cascade");
+    let fixture = Fixture::new("trustbuiltin");
+    tables(&fixture);
+    let plants = Plants::new(&fixture.left);
+    fixture.left.exec_superuser("drop extension pg_rowsync cascade");
     let mut planter = plants.planter();
     // Those that have the names of the extension's would stop it.
     for kind in ["table", "function"] {
@@ -143,7 +143,7 @@ fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
          create function planted.pg_rowsync_fdw_validator(text[], oid, int default 0) returns void
            language plpgsql as 'begin perform planted.spy(''validator''); end'",
     );
-    let mut admin = bed.left.superuser();
+    let mut admin = fixture.left.superuser();
     disguise(&mut admin);
     for settings in ["standard_conforming_strings = off", "check_function_bodies = off"] {
         plants.expose(&mut admin, PATH);
@@ -163,21 +163,22 @@ fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
              left join pg_type t on t.oid = a.type or t.oid = p.prorettype
              where t.typnamespace <> 'pg_catalog'::regnamespace or p.prosecdef";
         assert_eq!(query(&mut admin, wrong), [""; 0]);
-        works(&bed, "planted");
+        works(&fixture, "planted");
         assert_eq!(plants.calls(), [""; 0], "{settings}");
         run(&mut admin, "drop extension pg_rowsync cascade");
-        bed.left.exec("truncate t");
-        bed.right.exec("truncate t");
+        fixture.left.exec("truncate t");
+        fixture.right.exec("truncate t");
     }
 }
 
 #[test]
 fn schemas_whose_names_carry_sql_are_refused_or_only_names() {
-    let bed = Testbed::new("trustschema");
-    tables(&bed);
-    bed.left
+    let fixture = Fixture::new("trustschema");
+    tables(&fixture);
+    fixture
+        .left
         .exec_superuser("drop extension pg_rowsync cascade; create table public.victim (v int)");
-    let mut admin = bed.left.superuser();
+    let mut admin = fixture.left.superuser();
     let mut works_in = 0;
     for name in [
         "a; drop table public.victim; select (",
@@ -201,10 +202,10 @@ fn schemas_whose_names_carry_sql_are_refused_or_only_names() {
             }
             Ok(()) => {
                 works_in += 1;
-                works(&bed, &schema);
+                works(&fixture, &schema);
                 run(&mut admin, "drop extension pg_rowsync cascade");
-                bed.left.exec("truncate t");
-                bed.right.exec("truncate t");
+                fixture.left.exec("truncate t");
+                fixture.right.exec("truncate t");
             }
         }
         assert_eq!(query(&mut admin, "select count(*) from public.victim"), ["0"], "{name}");

@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use postgres::Client;
-use rowsync_harness::{Proxy, Testbed, await_until};
+use rowsync_harness::{Fixture, Proxy, await_until};
 
 use crate::common::{deal, linked, mirror, query, queued, rows, run, same, table};
+use crate::failed::ever_queued;
 use crate::preloaded::{EAGER, WORKING, preloaded};
-use crate::set_aside::ever_queued;
 
 const COLUMNS: &str = "id int primary key, v text";
 
@@ -21,14 +21,14 @@ enum State {
 
 /// A table `t` that goes to `t` over `dst`, and through a proxy to `copy` over `other`. Without
 /// triggers on it yet.
-fn arrange(bed: &Testbed, mode: &str) -> Proxy {
-    let proxy = Proxy::start(bed.right.cluster.port()).expect("a proxy");
-    bed.link_via(&proxy, &bed.left, &bed.right, "other", &[]);
-    bed.right.exec(&format!("create table copy ({COLUMNS})"));
+fn arrange(fixture: &Fixture, mode: &str) -> Proxy {
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "other", &[]);
+    fixture.right.exec(&format!("create table copy ({COLUMNS})"));
     let options = format!(r#"{{"mode": "{mode}"}}"#);
-    mirror(bed, "t", COLUMNS, &options);
-    let schema = &bed.right.user;
-    bed.left.exec(&format!("select attach_sync('t', 'other', '{schema}.copy', '{options}')"));
+    mirror(fixture, "t", COLUMNS, &options);
+    let schema = &fixture.right.user;
+    fixture.left.exec(&format!("select attach_sync('t', 'other', '{schema}.copy', '{options}')"));
     proxy
 }
 
@@ -68,18 +68,18 @@ fn commit(client: &mut Client, id: i32) -> Duration {
 }
 
 /// Both copies are as the source.
-fn complete(bed: &Testbed) {
-    let rows = same(bed, "t");
-    assert_eq!(table(&bed.right, "copy"), rows);
+fn complete(fixture: &Fixture) {
+    let rows = same(fixture, "t");
+    assert_eq!(table(&fixture.right, "copy"), rows);
 }
 
 #[test]
 fn commits_go_to_the_server_that_is_up_at_their_usual_pace() {
     let mut medians = Vec::new();
     for state in [State::Up, State::Refusing, State::Silent] {
-        let bed = linked("pace");
-        let proxy = arrange(&bed, "async");
-        let mut client = bed.left.client();
+        let fixture = linked("pace");
+        let proxy = arrange(&fixture, "async");
+        let mut client = fixture.left.client();
         run(&mut client, "set pg_rowsync.connect_timeout = '1s'");
         run(&mut client, "set pg_rowsync.delivery_timeout = '1s'");
         for id in 1..=20 {
@@ -90,13 +90,13 @@ fn commits_go_to_the_server_that_is_up_at_their_usual_pace() {
         commit(&mut client, 21);
         let (median, longest) = summary((100..300).map(|id| commit(&mut client, id)).collect());
         println!("commits, the other server {state:?}: median {median:?}, longest {longest:?}");
-        assert_eq!(same(&bed, "t").len(), 221, "all directly, {state:?}");
-        assert_eq!(queued(&bed) > 0, state != State::Up);
+        assert_eq!(same(&fixture, "t").len(), 221, "all directly, {state:?}");
+        assert_eq!(queued(&fixture) > 0, state != State::Up);
         medians.push(median);
         assert!(longest < Duration::from_millis(900), "{state:?}: {longest:?}");
         leave(&proxy, state);
-        await_until(WORKING, "the drain to succeed", || deal(&bed, "10000"));
-        complete(&bed);
+        await_until(WORKING, "the drain to succeed", || deal(&fixture, "10000"));
+        complete(&fixture);
     }
     let bound = medians[0] * 3 + Duration::from_millis(5);
     assert!(medians.iter().all(|median| *median < bound), "{medians:?}");
@@ -104,20 +104,21 @@ fn commits_go_to_the_server_that_is_up_at_their_usual_pace() {
 
 /// Time for a drain of 5,000 changes for each server, and of 5,000 for `dst` alone.
 fn drains(state: State) -> (Duration, Duration) {
-    let bed = linked("drains");
-    let proxy = arrange(&bed, "queue");
-    let mut admin = bed.left.superuser();
+    let fixture = linked("drains");
+    let proxy = arrange(&fixture, "queue");
+    let mut admin = fixture.left.superuser();
     run(&mut admin, "set pg_rowsync.connect_timeout = '2s'");
     run(&mut admin, "set pg_rowsync.delivery_timeout = '2s'");
     let mut batch = |args: &str, first: i32, well: bool| {
         let values = format!("select i, 'v' from generate_series({first}, {first} + 4999) i");
-        bed.left.exec(&format!("insert into t {values}"));
+        fixture.left.exec(&format!("insert into t {values}"));
         let start = Instant::now();
         let done = query(&mut admin, &format!("select deal_sync_err_rec({args})"));
         let elapsed = start.elapsed();
-        let status = rows(&bed.left, "select server, last_sqlstate, last_error from sync_status");
+        let status =
+            rows(&fixture.left, "select server, last_sqlstate, last_error from sync_status");
         assert_eq!(done, [if well { "t" } else { "f" }], "{state:?}: {status:?}");
-        same(&bed, "t");
+        same(&fixture, "t");
         elapsed
     };
     batch("100000", 1, true);
@@ -128,8 +129,8 @@ fn drains(state: State) -> (Duration, Duration) {
         "5,000 changes, the other server {state:?}: all {all:?}, only the one that is up {one:?}"
     );
     leave(&proxy, state);
-    await_until(WORKING, "the drain to succeed", || deal(&bed, "100000"));
-    complete(&bed);
+    await_until(WORKING, "the drain to succeed", || deal(&fixture, "100000"));
+    complete(&fixture);
     (all, one)
 }
 
@@ -152,10 +153,10 @@ fn a_drain_serves_the_server_that_is_up_without_delay() {
 #[test]
 fn the_worker_serves_the_server_that_is_up_at_its_usual_pace() {
     let settings = [EAGER, &[("pg_rowsync.connect_timeout", "3s")]].concat();
-    let bed = preloaded("workpace", &settings);
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    let proxy = arrange(&bed, "queue");
-    let (mut client, mut there) = (bed.left.client(), bed.right.client());
+    let fixture = preloaded("workpace", &settings);
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    let proxy = arrange(&fixture, "queue");
+    let (mut client, mut there) = (fixture.left.client(), fixture.right.client());
     // From the commit here to the row there.
     let mut arrival = |id: i32| {
         let start = Instant::now();
@@ -175,10 +176,10 @@ fn the_worker_serves_the_server_that_is_up_at_its_usual_pace() {
         medians.push(median);
         assert!(longest < Duration::from_millis(2_500), "{state:?}: waited for the other one");
         leave(&proxy, state);
-        await_until(WORKING, "the other one to catch up", || queued(&bed) == 0);
+        await_until(WORKING, "the other one to catch up", || queued(&fixture) == 0);
     }
-    assert!(ever_queued(&bed) >= 2 * 130, "not through the queue");
+    assert!(ever_queued(&fixture) >= 2 * 130, "not through the queue");
     let bound = medians[0] * 3 + Duration::from_millis(100);
     assert!(medians.iter().all(|median| *median < bound), "{medians:?}");
-    complete(&bed);
+    complete(&fixture);
 }

@@ -1,6 +1,6 @@
 //! The edges of every built-in type, alone and in arrays, under settings that would change them.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{deal, linked, mirror, queued, records, refused, rows, run, table};
 
@@ -171,10 +171,10 @@ const SETTINGS: [&str; 4] = [
 ];
 
 /// What is not equal, or was not carried.
-fn differences(bed: &Testbed, name: &str, what: &str) -> Vec<String> {
-    let reasons = rows(&bed.left, "select op, sqlstate, message from sync_err_rec");
-    let (left, right) = (table(&bed.left, name), table(&bed.right, name));
-    bed.left.exec_superuser("delete from sync_err_rec");
+fn differences(fixture: &Fixture, name: &str, what: &str) -> Vec<String> {
+    let reasons = rows(&fixture.left, "select op, sqlstate, message from sync_err_rec");
+    let (left, right) = (table(&fixture.left, name), table(&fixture.right, name));
+    fixture.left.exec_superuser("delete from sync_err_rec");
     if reasons.is_empty() && left == right {
         return Vec::new();
     }
@@ -183,15 +183,15 @@ fn differences(bed: &Testbed, name: &str, what: &str) -> Vec<String> {
 }
 
 fn every_edge(label: &str, mode: &str) {
-    let bed = linked(label);
+    let fixture = linked(label);
     let mut wrong = Vec::new();
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     for (at, (kind, values)) in EDGES.iter().enumerate() {
         let name = format!("t{at}");
         // PostgreSQL makes no arrays of these in expressions.
         let element = if ["oidvector", "int2vector"].contains(kind) { "text" } else { kind };
         mirror(
-            &bed,
+            &fixture,
             &name,
             &format!("id int primary key, v {kind}, a {element}[]"),
             &mode_of(mode),
@@ -204,7 +204,7 @@ fn every_edge(label: &str, mode: &str) {
         for value in &quoted {
             run(&mut client, &format!("insert into v (v) values ({value})"));
         }
-        let user = &bed.left.user;
+        let user = &fixture.left.user;
         for (setting, sql) in SETTINGS.iter().enumerate() {
             run(&mut client, sql);
             let base = setting * 100;
@@ -221,12 +221,12 @@ fn every_edge(label: &str, mode: &str) {
         }
         run(&mut client, "drop table v");
         if mode == "queue" {
-            deal(&bed, "10000");
+            deal(&fixture, "10000");
         }
-        wrong.extend(differences(&bed, &name, kind));
+        wrong.extend(differences(&fixture, &name, kind));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert_eq!(queued(&bed), 0);
+    assert_eq!(queued(&fixture), 0);
 }
 
 fn mode_of(mode: &str) -> String {
@@ -246,21 +246,27 @@ fn the_edges_of_every_type_arrive_through_the_queue() {
 /// Made by initdb, as PostgreSQL's own types are, but in another schema.
 #[test]
 fn types_of_the_information_schema_arrive() {
-    let bed = linked("infoschema");
+    let fixture = linked("infoschema");
     let (number, word) = ("information_schema.cardinal_number", "information_schema.yes_or_no");
     let columns = format!("id int primary key, n {number}, w {word}, ns {number}[], ws {word}[]");
-    mirror(&bed, "t", &columns, "{}");
-    bed.left
+    mirror(&fixture, "t", &columns, "{}");
+    fixture
+        .left
         .exec("insert into t values (1, 0, 'YES', '{1,NULL}', '{NO}'); insert into t values (2)");
-    assert_eq!(rows(&bed.left, "select sqlstate, message from sync_err_rec"), [""; 0]);
-    assert_eq!(crate::common::same(&bed, "t").len(), 2);
+    assert_eq!(rows(&fixture.left, "select sqlstate, message from sync_err_rec"), [""; 0]);
+    assert_eq!(crate::common::same(&fixture, "t").len(), 2);
 }
 
 #[test]
 fn numbers_of_full_precision_arrive() {
-    let bed = linked("precision");
-    mirror(&bed, "t", "id int primary key, n numeric, f float8, r float4", r#"{"mode": "sync"}"#);
-    bed.left.exec(
+    let fixture = linked("precision");
+    mirror(
+        &fixture,
+        "t",
+        "id int primary key, n numeric, f float8, r float4",
+        r#"{"mode": "sync"}"#,
+    );
+    fixture.left.exec(
         "insert into t values
            (1, (repeat('9', 131072) || '.' || repeat('7', 16383))::numeric, 1/3::float8, 1/3::float4),
            (2, ('0.' || repeat('0', 16382) || '1')::numeric, 2 ^ 0.5, 1e-40);
@@ -269,14 +275,14 @@ fn numbers_of_full_precision_arrive() {
     );
     let exact = "select id, md5(n::text), scale(n), encode(float8send(f), 'hex'),
                    encode(float4send(r), 'hex') from t order by id";
-    assert_eq!(rows(&bed.left, exact), rows(&bed.right, exact));
+    assert_eq!(rows(&fixture.left, exact), rows(&fixture.right, exact));
 }
 
 #[test]
 fn arrays_keep_their_bounds_and_dimensions() {
     for mode in ["sync", "queue"] {
-        let bed = linked("bounds");
-        for side in [&bed.left, &bed.right] {
+        let fixture = linked("bounds");
+        for side in [&fixture.left, &fixture.right] {
             side.exec(
                 "create domain grid as int[] check (array_ndims(value) <= 2);
                  create domain word as varchar(9);
@@ -287,8 +293,8 @@ fn arrays_keep_their_bounds_and_dimensions() {
         let columns =
             "id int primary key, i int[], t text[], g grid, gs grid[], ws word[], ps pair[],
                        sp spots, bx box[], j jsonb[]";
-        mirror(&bed, "t", columns, &mode_of(mode));
-        bed.left.exec(
+        mirror(&fixture, "t", columns, &mode_of(mode));
+        fixture.left.exec(
             r#"insert into t values
                  (1, '[0:2]={1,NULL,3}', '[-1:0]={"NULL",null}', '[2:3][5:6]={{1,2},{3,4}}',
                   '{"{1,2}",NULL,"{}"}', '[3:4]={a,"b c"}',
@@ -299,46 +305,52 @@ fn arrays_keep_their_bounds_and_dimensions() {
                   null, '{(1,1),(0,0);(2,2),(1,1)}', '{NULL}');
                update t set i = '[7:7]={1}' where id = 2; update t set id = id + 10"#,
         );
-        assert!(deal(&bed, "100"), "{:?}", rows(&bed.left, "select message from sync_err_rec"));
-        assert_eq!(crate::common::same(&bed, "t").len(), 3);
-        assert_eq!(queued(&bed), 0);
+        assert!(
+            deal(&fixture, "100"),
+            "{:?}",
+            rows(&fixture.left, "select message from sync_err_rec")
+        );
+        assert_eq!(crate::common::same(&fixture, "t").len(), 3);
+        assert_eq!(queued(&fixture), 0);
     }
 }
 
 #[test]
 fn what_the_remote_encoding_lacks_is_an_error() {
-    let bed = Testbed::new("lacks");
-    let latin = rowsync_harness::Side { db: format!("{}_l", bed.right.db), ..bed.right.clone() };
+    let fixture = Fixture::new("lacks");
+    let latin =
+        rowsync_harness::Side { db: format!("{}_l", fixture.right.db), ..fixture.right.clone() };
     let (db, user) = (&latin.db, &latin.user);
-    bed.right.exec_superuser(&format!(
+    fixture.right.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' owner {user}"
     ));
     latin.exec_superuser(&format!("create schema authorization {user}"));
-    bed.link(&bed.left, &latin, "dst", &[]);
-    bed.left
+    fixture.link(&fixture.left, &latin, "dst", &[]);
+    fixture
+        .left
         .exec("create table t (id int primary key, v text); create table s (like t including all)");
     latin
         .exec("create table t (id int primary key, v text); create table s (like t including all)");
-    bed.left.exec(&format!(
+    fixture.left.exec(&format!(
         r#"select attach_sync('t', 'dst', '{user}.t', '{{"mode": "sync"}}');
            select attach_sync('s', 'dst', '{user}.s')"#
     ));
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'Größe ÿ'); insert into s values (1, 'é')");
     refused(&mut client, "insert into t values (2, '✓')", "22P05");
     run(&mut client, "insert into s values (2, '✓'), (3, 'plain')");
-    assert_eq!(records(&bed), ["INSERT|22P05|1|pending", "INSERT|22P05|1|pending"]);
+    assert_eq!(records(&fixture), ["INSERT|22P05|1|pending", "INSERT|22P05|1|pending"]);
     assert_eq!(table(&latin, "t"), ["1|Größe ÿ"]);
     assert_eq!(table(&latin, "s"), ["1|é"]);
-    assert_eq!(table(&bed.left, "s").len(), 3);
+    assert_eq!(table(&fixture.left, "s").len(), 3);
     drop(client);
-    bed.right.exec_superuser(&format!("drop database {db} with (force)"));
+    fixture.right.exec_superuser(&format!("drop database {db} with (force)"));
 }
 
 #[test]
 fn a_domain_that_refuses_null_goes_beside_a_composite() {
-    let bed = linked("beside");
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("beside");
+    for side in [&fixture.left, &fixture.right] {
         side.exec(
             "create type pair as (a int, b text);
              create domain given as int check (value is not null);
@@ -348,18 +360,18 @@ fn a_domain_that_refuses_null_goes_beside_a_composite() {
     for mode in ["async", "queue"] {
         let name = format!("t_{mode}");
         let options = format!(r#"{{"mode": "{mode}"}}"#);
-        mirror(&bed, &name, "id int primary key, g given, w word, p pair, ps pair[]", &options);
+        mirror(&fixture, &name, "id int primary key, g given, w word, p pair, ps pair[]", &options);
         run(
-            &mut bed.left.client(),
+            &mut fixture.left.client(),
             &format!(
                 "insert into {name} values (1, 5, 'x', '(1,x)', '{{\"(2,y)\"}}');
                  insert into {name} select n, n, 'y', '(3,z)', null from generate_series(2, 4) n;
                  update {name} set p = '(4,)' where id > 2"
             ),
         );
-        deal(&bed, "100");
-        assert_eq!(records(&bed), [""; 0], "{mode}");
-        let found = rows(&bed.right, &format!("select * from {name} order by id"));
+        deal(&fixture, "100");
+        assert_eq!(records(&fixture), [""; 0], "{mode}");
+        let found = rows(&fixture.right, &format!("select * from {name} order by id"));
         let expected = ["1|5|x|(1,x)|{\"(2,y)\"}", "2|2|y|(3,z)|~", "3|3|y|(4,)|~", "4|4|y|(4,)|~"];
         assert_eq!(found, expected, "{mode}");
     }

@@ -1,16 +1,16 @@
 //! Names and values of every kind arrive as they are.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::{deal, linked, queued, rows, run, same, table};
 
 #[test]
 fn odd_names_of_schema_table_column_and_server() {
-    let bed = Testbed::new("names");
+    let fixture = Fixture::new("names");
     for server in [r#""a server""#, r#""it's ""quoted""""#, r#""punkt.dot""#, r#""Größe ✓""#] {
-        bed.link(&bed.left, &bed.right, server, &[]);
+        fixture.link(&fixture.left, &fixture.right, server, &[]);
     }
-    for (side, schema) in [(&bed.left, r#"Sch "e" ma."#), (&bed.right, "autre schéma's")] {
+    for (side, schema) in [(&fixture.left, r#"Sch "e" ma."#), (&fixture.right, "autre schéma's")] {
         let schema = quoted(schema);
         let user = &side.user;
         side.exec_superuser(&format!("create schema {schema} authorization {user}"));
@@ -21,7 +21,7 @@ fn odd_names_of_schema_table_column_and_server() {
     }
     let left = r#""Sch ""e"" ma."."my.table's ""x""""#;
     let right = r#""autre schéma's"."my.table's ""x""""#;
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     let servers = ["a server", r#"it's "quoted""#, "punkt.dot", "Größe ✓"];
     for (at, server) in servers.iter().enumerate() {
         for mode in ["sync", "queue"] {
@@ -44,20 +44,20 @@ fn odd_names_of_schema_table_column_and_server() {
             if mode == "queue" {
                 // By hand first: the text must be runnable under these names as well.
                 let queries = "select dst_query from sync_err_rec order by id";
-                for query in rows(&bed.left, queries) {
-                    bed.right.exec(&query);
+                for query in rows(&fixture.left, queries) {
+                    fixture.right.exec(&query);
                 }
-                assert!(deal(&bed, "100"));
+                assert!(deal(&fixture, "100"));
             }
             let all = |name: &str| format!("select t::text from {name} t order by 1");
-            let found = rows(&bed.left, &all(left));
-            assert_eq!(found, rows(&bed.right, &all(right)), "{server}");
+            let found = rows(&fixture.left, &all(left));
+            assert_eq!(found, rows(&fixture.right, &all(right)), "{server}");
             assert_eq!(found.len(), 2);
-            assert_eq!(queued(&bed), 0);
+            assert_eq!(queued(&fixture), 0);
             client
                 .execute("select detach_sync($1::text::regclass, $2)", &[&left, server])
                 .unwrap_or_else(|error| panic!("{server}: {error:?}"));
-            bed.right.exec(&format!("truncate {right}"));
+            fixture.right.exec(&format!("truncate {right}"));
         }
     }
 }
@@ -113,21 +113,21 @@ const ODD_SETTINGS: &str = "
     set lc_monetary = 'C'; set quote_all_identifiers = on";
 
 /// A table of every type on both sides, the left one sent in this mode.
-fn every_type(label: &str, mode: &str) -> Testbed {
-    let bed = linked(label);
-    for side in [&bed.left, &bed.right] {
+fn every_type(label: &str, mode: &str) -> Fixture {
+    let fixture = linked(label);
+    for side in [&fixture.left, &fixture.right] {
         side.exec(TYPES);
         side.exec(&format!("create table t ({COLUMNS})"));
     }
-    crate::common::attach(&bed, "t", &format!(r#"{{"mode": "{mode}"}}"#));
-    bed
+    crate::common::attach(&fixture, "t", &format!(r#"{{"mode": "{mode}"}}"#));
+    fixture
 }
 
 #[test]
 fn every_type_arrives_whatever_the_sessions_settings() {
     for mode in ["sync", "queue"] {
-        let bed = every_type("types", mode);
-        let mut client = bed.left.client();
+        let fixture = every_type("types", mode);
+        let mut client = fixture.left.client();
         run(&mut client, ODD_SETTINGS);
         run(&mut client, "begin");
         for values in VALUES {
@@ -140,55 +140,59 @@ fn every_type_arrives_whatever_the_sessions_settings() {
         }
         run(&mut client, "commit");
         if mode == "queue" {
-            assert!(deal(&bed, "1"), "{:?}", rows(&bed.left, "select message from sync_err_rec"));
-            assert!(deal(&bed, "100"));
+            assert!(
+                deal(&fixture, "1"),
+                "{:?}",
+                rows(&fixture.left, "select message from sync_err_rec")
+            );
+            assert!(deal(&fixture, "100"));
         }
-        assert_eq!(same(&bed, "t").len(), 3);
+        assert_eq!(same(&fixture, "t").len(), 3);
         // Binary equality too, and the session's own settings are as they were.
         let binary =
             "select id, f4::text, encode(float8send(f8), 'hex'), scale(n), n2 from t order by 1";
-        assert_eq!(rows(&bed.left, binary), rows(&bed.right, binary));
+        assert_eq!(rows(&fixture.left, binary), rows(&fixture.right, binary));
         let settings = "select current_setting('datestyle'), current_setting('intervalstyle'),
                           current_setting('extra_float_digits'), current_setting('bytea_output')";
         let kept = crate::common::query(&mut client, settings);
         assert_eq!(kept, ["SQL, DMY|sql_standard|0|escape"]);
         run(&mut client, "update t set t = 'changed', tsz = tsz + '1 hour', iv = iv * 2");
         run(&mut client, "delete from t where id = 2; update t set id = 30 where id = 3");
-        assert!(deal(&bed, "100"));
-        assert_eq!(same(&bed, "t").len(), 2);
+        assert!(deal(&fixture, "100"));
+        assert_eq!(same(&fixture, "t").len(), 2);
     }
 }
 
 /// Arrays of boxes are written with semicolons between them, alone among PostgreSQL's types.
 #[test]
 fn boxes_arrive_though_their_arrays_look_different() {
-    let bed = crate::common::one_way("box", "id int primary key, b box, bs box[]", "{}");
-    bed.left.exec(
+    let fixture = crate::common::one_way("box", "id int primary key, b box, bs box[]", "{}");
+    fixture.left.exec(
         "insert into t values (1, '(1.5,2),(3,4)', '{(1,1),(0,0);(2,2),(1,1)}'), (2, null, '{}'),
            (3, '(1,1),(0,0)', null);
          update t set b = '(5,5),(0,0)' where id = 3",
     );
-    assert_eq!(rows(&bed.left, "select op, message from sync_err_rec"), [""; 0]);
-    assert_eq!(same(&bed, "t").len(), 3);
+    assert_eq!(rows(&fixture.left, "select op, message from sync_err_rec"), [""; 0]);
+    assert_eq!(same(&fixture, "t").len(), 3);
 }
 
 #[test]
 fn every_type_can_be_run_by_hand() {
-    let bed = every_type("typehand", "queue");
+    let fixture = every_type("typehand", "queue");
     for values in VALUES {
-        bed.left.exec(&format!("insert into t values ({values})"));
+        fixture.left.exec(&format!("insert into t values ({values})"));
     }
-    bed.left.exec("update t set id = id + 10 where id > 1; update t set t = 'x' where id = 1");
-    for query in rows(&bed.left, "select dst_query from sync_err_rec order by id") {
-        bed.right.exec(&query);
+    fixture.left.exec("update t set id = id + 10 where id > 1; update t set t = 'x' where id = 1");
+    for query in rows(&fixture.left, "select dst_query from sync_err_rec order by id") {
+        fixture.right.exec(&query);
     }
-    assert_eq!(same(&bed, "t").len(), 3);
+    assert_eq!(same(&fixture, "t").len(), 3);
 }
 
 #[test]
 fn keys_of_any_type_find_their_row() {
-    let bed = linked("keys");
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("keys");
+    for side in [&fixture.left, &fixture.right] {
         side.exec(TYPES);
     }
     for (at, (kind, one, other)) in [
@@ -211,24 +215,24 @@ fn keys_of_any_type_find_their_row() {
     .enumerate()
     {
         let name = format!("k{at}");
-        crate::common::mirror(&bed, &name, &format!("k {kind} primary key, v text"), "{}");
-        let mut client = bed.left.client();
+        crate::common::mirror(&fixture, &name, &format!("k {kind} primary key, v text"), "{}");
+        let mut client = fixture.left.client();
         run(&mut client, ODD_SETTINGS);
         run(&mut client, "set datestyle = 'ISO, YMD'");
         run(&mut client, &format!("insert into {name} values ({one}, 'a'), ({other}, 'b')"));
         run(&mut client, "set datestyle = 'SQL, DMY'");
         run(&mut client, &format!("update {name} set v = 'c' where v = 'a'"));
         run(&mut client, &format!("delete from {name} where v = 'b'"));
-        assert_eq!(same(&bed, &name).len(), 1, "{kind}");
-        assert!(table(&bed.right, &name)[0].ends_with("|c"), "{kind}");
+        assert_eq!(same(&fixture, &name).len(), 1, "{kind}");
+        assert!(table(&fixture.right, &name)[0].ends_with("|c"), "{kind}");
     }
-    assert_eq!(rows(&bed.left, "select op, message from sync_err_rec"), [""; 0]);
+    assert_eq!(rows(&fixture.left, "select op, message from sync_err_rec"), [""; 0]);
 }
 
 #[test]
 fn types_of_extensions_in_another_schema_arrive() {
-    let bed = linked("contrib");
-    for (side, schema) in [(&bed.left, "public"), (&bed.right, "types")] {
+    let fixture = linked("contrib");
+    for (side, schema) in [(&fixture.left, "public"), (&fixture.right, "types")] {
         side.exec_superuser(&format!("create schema if not exists {schema}"));
         for extension in ["citext", "hstore", "ltree"] {
             side.exec_superuser(&format!("create extension {extension} schema {schema}"));
@@ -242,15 +246,20 @@ fn types_of_extensions_in_another_schema_arrive() {
     let columns = "c citext, h hstore, l ltree, cs citext[], hs hstore[]";
     for key in ["c", "l"] {
         let name = format!("by_{key}");
-        crate::common::mirror(&bed, &name, &format!("{columns}, v int, primary key ({key})"), "{}");
-        bed.left.exec(&format!(
+        crate::common::mirror(
+            &fixture,
+            &name,
+            &format!("{columns}, v int, primary key ({key})"),
+            "{}",
+        );
+        fixture.left.exec(&format!(
             r#"insert into {name} values
                  ('Abc', '"a b"=>"c,d", e=>NULL', 'a.b', '{{x,"Y,z"}}', array['a=>b'::hstore]),
                  ('def', '', 'a.c', null, '{{}}'), ('ghi', null, 'b', null, null);
                update {name} set v = 1 where c = 'ABC'; update {name} set h = h || 'n=>1';
                update {name} set c = 'ABC', l = 'z.z' where c = 'abc'; delete from {name} where l = 'b'"#
         ));
-        assert_eq!(rows(&bed.left, "select op, message from sync_err_rec"), [""; 0], "{name}");
-        assert_eq!(same(&bed, &name).len(), 2);
+        assert_eq!(rows(&fixture.left, "select op, message from sync_err_rec"), [""; 0], "{name}");
+        assert_eq!(same(&fixture, &name).len(), 2);
     }
 }

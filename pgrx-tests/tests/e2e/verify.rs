@@ -1,7 +1,7 @@
 //! `verify_sync`: what differs between a table and its target is found, exactly, and nothing else.
 
 use postgres::Client;
-use rowsync_harness::testbed::Testbed;
+use rowsync_harness::fixture::Fixture;
 use rowsync_harness::{IGNORE_OPTIONS, PoolMode, Pooler, Side};
 
 use crate::common::{
@@ -20,8 +20,8 @@ fn told(client: &mut Client, table: &str, options: &str) -> Vec<String> {
 }
 
 /// The same with the default options, for the owner.
-fn found(bed: &Testbed, table: &str) -> Vec<String> {
-    told(&mut bed.left.client(), table, "{}")
+fn found(fixture: &Fixture, table: &str) -> Vec<String> {
+    told(&mut fixture.left.client(), table, "{}")
 }
 
 /// Every type with two values that are nearly the same.
@@ -52,20 +52,20 @@ const SUBTLE: [(&str, &str, &str); 22] = [
 
 #[test]
 fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
-    let bed = linked("subtle");
+    let fixture = linked("subtle");
     let columns: Vec<String> =
         SUBTLE.iter().enumerate().map(|(at, (kind, _, _))| format!("c{at} {kind}")).collect();
-    mirror(&bed, "t", &format!("id int primary key, {}", columns.join(", ")), "{}");
+    mirror(&fixture, "t", &format!("id int primary key, {}", columns.join(", ")), "{}");
     let values: Vec<&str> = SUBTLE.iter().map(|(_, one, _)| *one).collect();
-    bed.left.exec(&format!(
+    fixture.left.exec(&format!(
         "insert into t select n, {} from generate_series(0, 25) n",
         values.join(", ")
     ));
-    assert_eq!(found(&bed, "t"), [""; 0]);
+    assert_eq!(found(&fixture, "t"), [""; 0]);
     for (at, (_, _, other)) in SUBTLE.iter().enumerate() {
-        bed.right.exec(&format!("update t set c{at} = {other} where id = {at}"));
+        fixture.right.exec(&format!("update t set c{at} = {other} where id = {at}"));
     }
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     // A session's own settings change nothing of it.
     run(
         &mut client,
@@ -82,12 +82,14 @@ fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
 
 #[test]
 fn missing_and_extra_rows_are_told_with_their_values() {
-    let bed = one_way("values", "id int primary key, v text, n numeric", "{}");
-    bed.left.exec("insert into t values (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)");
-    bed.right.exec("delete from t where id = 1; insert into t values (9, 'z', 9.50)");
-    bed.right.exec("update t set v = 'B', n = 2.0 where id = 2");
-    let rows =
-        query(&mut bed.left.client(), "select * from verify_sync('t', 'dst') order by difference");
+    let fixture = one_way("values", "id int primary key, v text, n numeric", "{}");
+    fixture.left.exec("insert into t values (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)");
+    fixture.right.exec("delete from t where id = 1; insert into t values (9, 'z', 9.50)");
+    fixture.right.exec("update t set v = 'B', n = 2.0 where id = 2");
+    let rows = query(
+        &mut fixture.left.client(),
+        "select * from verify_sync('t', 'dst') order by difference",
+    );
     assert_eq!(
         rows,
         [
@@ -97,7 +99,7 @@ fn missing_and_extra_rows_are_told_with_their_values() {
         ]
     );
     let rows = query(
-        &mut bed.left.client(),
+        &mut fixture.left.client(),
         r#"select difference, local_row, remote_row from verify_sync('t', 'dst', '{"values": false}')"#,
     );
     assert_eq!(rows.len(), 3);
@@ -122,24 +124,24 @@ const KEYS: [(&str, &str, &str); 12] = [
 
 #[test]
 fn rows_are_found_by_keys_of_every_kind() {
-    let bed = linked("kinds");
+    let fixture = linked("kinds");
     for (at, (columns, key, value)) in KEYS.iter().enumerate() {
         let table = format!("t{at}");
-        mirror(&bed, &table, &format!("{columns}, v int, primary key ({key})"), "{}");
+        mirror(&fixture, &table, &format!("{columns}, v int, primary key ({key})"), "{}");
         let fill = format!("insert into {table} select {value}, n from generate_series(1, 6000) n");
-        for side in [&bed.left, &bed.right] {
+        for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
         }
-        assert_eq!(found(&bed, &table), [""; 0], "{columns}");
-        bed.right.exec(&format!(
+        assert_eq!(found(&fixture, &table), [""; 0], "{columns}");
+        fixture.right.exec(&format!(
             "delete from {table} where v in (1, 3000);
              update {table} set v = -v where v in (2, 4096, 6000)"
         ));
-        bed.left.exec(&format!(
+        fixture.left.exec(&format!(
             "set application_name = 'pg_rowsync'; delete from {table} where v in (17, 5000)"
         ));
         let seen = query(
-            &mut bed.left.client(),
+            &mut fixture.left.client(),
             &format!(
                 "select difference, coalesce(local_row, remote_row) ->> 'v'
                    from verify_sync('{table}', 'dst') order by 1, 2"
@@ -160,50 +162,50 @@ fn rows_are_found_by_keys_of_every_kind() {
 
 #[test]
 fn what_a_delivery_would_write_there_is_what_is_compared() {
-    let bed = linked("written");
-    bed.left.exec(
+    let fixture = linked("written");
+    fixture.left.exec(
         "create type mood as enum ('good', 'bad');
          create table t (id int primary key, a int, b numeric, c timestamptz, d text, e mood,
            secret text, g int generated always as (id * 2) stored)",
     );
-    bed.right.exec(
+    fixture.right.exec(
         "create table u (id bigint primary key, x numeric(10,2), b numeric(10,1), c timestamp,
            d varchar(4), e text, own text default 'own', g int)",
     );
-    let schema = &bed.right.user;
-    bed.left.exec(&format!(
+    let schema = &fixture.right.user;
+    fixture.left.exec(&format!(
         r#"select attach_sync('t', 'dst', '{schema}.u',
              '{{"exclude": ["secret"], "rename": {{"a": "x"}}}}')"#
     ));
-    bed.left.exec(
+    fixture.left.exec(
         "insert into t values (1, 5, 1.25, '2024-01-01 12:00+02', 'ab', 'good', 's'),
                               (2, null, null, null, null, null, null),
                               (3, 7, 1, 'infinity', 'ab    ', 'bad', 's')",
     );
-    bed.right.exec("update u set own = 'other', g = 4 where id = 1");
-    assert_eq!(found(&bed, "t"), [""; 0]);
-    bed.right.exec("update u set x = 5.01 where id = 1; update u set c = 'epoch' where id = 2");
-    assert_eq!(found(&bed, "t"), [r#"differs|{"id": 1}|{a}"#, r#"differs|{"id": 2}|{c}"#]);
+    fixture.right.exec("update u set own = 'other', g = 4 where id = 1");
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+    fixture.right.exec("update u set x = 5.01 where id = 1; update u set c = 'epoch' where id = 2");
+    assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{a}"#, r#"differs|{"id": 2}|{c}"#]);
 }
 
 #[test]
 fn partitions_and_tables_without_a_unique_key_there_are_compared() {
-    let bed = linked("parts");
-    bed.left.exec(
+    let fixture = linked("parts");
+    fixture.left.exec(
         "create table t (id int primary key, v text) partition by range (id);
          create table t1 partition of t for values from (0) to (10);
          create table t2 partition of t default",
     );
-    bed.right.exec("create table t (id int, v text)");
-    attach(&bed, "t", r#"{"on_conflict": "error"}"#);
-    bed.left.exec("insert into t select n, 'v' from generate_series(1, 20) n");
-    assert_eq!(found(&bed, "t"), [""; 0]);
-    bed.right.exec(
+    fixture.right.exec("create table t (id int, v text)");
+    attach(&fixture, "t", r#"{"on_conflict": "error"}"#);
+    fixture.left.exec("insert into t select n, 'v' from generate_series(1, 20) n");
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+    fixture.right.exec(
         "insert into t values (3, 'v'), (3, 'v'); update t set v = 'w' where id = 12;
          delete from t where id = 5",
     );
     assert_eq!(
-        found(&bed, "t"),
+        found(&fixture, "t"),
         [
             r#"differs|{"id": 12}|{v}"#,
             r#"extra|{"id": 3}|{}"#,
@@ -215,26 +217,28 @@ fn partitions_and_tables_without_a_unique_key_there_are_compared() {
 
 #[test]
 fn rows_that_a_filter_leaves_out_do_not_count_on_either_side() {
-    let bed = linked("filter");
-    for side in [&bed.left, &bed.right] {
+    let fixture = linked("filter");
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, region text, v int)");
     }
-    let schema = &bed.right.user;
+    let schema = &fixture.right.user;
     for (event, row) in [("insert", "new"), ("update", "new"), ("delete", "old")] {
-        bed.left.exec(&format!(
+        fixture.left.exec(&format!(
             "create trigger s_{event} after {event} on t for each row
                when ({row}.region = 'eu' and {row}.v > 0)
                execute function sync_dml('dst', '{schema}', 't')"
         ));
     }
-    bed.left.exec("insert into t values (1, 'eu', 1), (2, 'us', 1), (3, 'eu', -1), (4, 'eu', 4)");
-    bed.right.exec("insert into t values (10, 'us', 1)");
-    assert_eq!(found(&bed, "t"), [""; 0]);
-    bed.right.exec("insert into t values (11, 'eu', 1); update t set v = 5 where id = 4");
+    fixture
+        .left
+        .exec("insert into t values (1, 'eu', 1), (2, 'us', 1), (3, 'eu', -1), (4, 'eu', 4)");
+    fixture.right.exec("insert into t values (10, 'us', 1)");
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+    fixture.right.exec("insert into t values (11, 'eu', 1); update t set v = 5 where id = 4");
     let expected = [r#"differs|{"id": 4}|{v}"#, r#"extra|{"id": 11}|{}"#];
-    assert_eq!(found(&bed, "t"), expected);
+    assert_eq!(found(&fixture, "t"), expected);
     // A condition of the caller's own takes the place of the trigger's.
-    let mut client = bed.left.client();
+    let mut client = fixture.left.client();
     let told_where = told(&mut client, "t", r#"{"where": "v = 4 or v = 5"}"#);
     assert_eq!(told_where, [r#"differs|{"id": 4}|{v}"#]);
     refused(&mut client, r#"select verify_sync('t', 'dst', '{"where": "v ="}')"#, "42601");
@@ -242,50 +246,50 @@ fn rows_that_a_filter_leaves_out_do_not_count_on_either_side() {
 
 #[test]
 fn who_may_read_the_table_may_compare_it_and_conditions_are_its_owners() {
-    let bed = one_way("rights", "id int primary key, v text", "{}");
-    bed.left.exec("insert into t values (1, 'a')");
-    bed.right.exec("update t set v = 'b'");
-    let role = Role::create(&bed.left, "reader", "");
+    let fixture = one_way("rights", "id int primary key, v text", "{}");
+    fixture.left.exec("insert into t values (1, 'a')");
+    fixture.right.exec("update t set v = 'b'");
+    let role = Role::create(&fixture.left, "reader", "");
     let mut client = role.client();
     let plain = "select verify_sync('t', 'dst')";
     refused(&mut client, plain, "42501");
-    bed.left.exec(&format!("grant select (id) on t to {}", role.name));
+    fixture.left.exec(&format!("grant select (id) on t to {}", role.name));
     refused(&mut client, plain, "42501");
-    bed.left.exec(&format!("grant select on t to {}", role.name));
+    fixture.left.exec(&format!("grant select on t to {}", role.name));
     assert_eq!(told(&mut client, "t", "{}"), [r#"differs|{"id": 1}|{v}"#]);
     refused(&mut client, r#"select verify_sync('t', 'dst', '{"where": "true"}')"#, "42501");
-    bed.left.exec("alter table t enable row level security; create policy p on t using (true)");
+    fixture.left.exec("alter table t enable row level security; create policy p on t using (true)");
     refused(&mut client, plain, "42501");
-    assert_eq!(found(&bed, "t"), [r#"differs|{"id": 1}|{v}"#]);
+    assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{v}"#]);
     // It needs no more there than to read.
-    let there = &bed.right.user;
-    bed.right.exec(&format!("revoke all on t from {there}; grant select on t to {there}"));
-    assert_eq!(found(&bed, "t"), [r#"differs|{"id": 1}|{v}"#]);
-    bed.right.exec(&format!("revoke all on t from {there}"));
-    refused(&mut bed.left.client(), plain, "42501");
+    let there = &fixture.right.user;
+    fixture.right.exec(&format!("revoke all on t from {there}; grant select on t to {there}"));
+    assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{v}"#]);
+    fixture.right.exec(&format!("revoke all on t from {there}"));
+    refused(&mut fixture.left.client(), plain, "42501");
 }
 
 #[test]
 fn what_cannot_be_compared_is_refused_with_its_reason() {
-    let bed = one_way("reasons", "id int primary key, v text", "{}");
-    let mut client = bed.left.client();
+    let fixture = one_way("reasons", "id int primary key, v text", "{}");
+    let mut client = fixture.left.client();
     run(&mut client, "create table u (id int primary key)");
     refused(&mut client, "select verify_sync('u', 'dst')", "42704");
     refused(&mut client, "select verify_sync('t', 'nowhere')", "42704");
     refused(&mut client, r#"select verify_sync('t', 'dst', '{"wher": 1}')"#, "22023");
     refused(&mut client, r#"select verify_sync('t', 'dst', '{"max_differences": 0}')"#, "22023");
-    bed.right.exec("alter table t drop column v");
+    fixture.right.exec("alter table t drop column v");
     refused(&mut client, "select verify_sync('t', 'dst')", "42703");
-    bed.right.exec("drop table t");
+    fixture.right.exec("drop table t");
     refused(&mut client, "select verify_sync('t', 'dst')", "42P01");
 }
 
 #[test]
 fn a_comparison_ends_with_as_many_differences_as_were_asked_for() {
-    let bed = one_way("limit", "id int primary key, v int", "{}");
-    bed.left.exec("insert into t select n, n from generate_series(1, 3000) n");
-    bed.right.exec("delete from t where id % 2 = 0");
-    let (mut client, notices) = bed.left.client_with_notices();
+    let fixture = one_way("limit", "id int primary key, v int", "{}");
+    fixture.left.exec("insert into t select n, n from generate_series(1, 3000) n");
+    fixture.right.exec("delete from t where id % 2 = 0");
+    let (mut client, notices) = fixture.left.client_with_notices();
     let some = told(&mut client, "t", r#"{"max_differences": 10}"#);
     assert_eq!(some.len(), 10);
     let said: Vec<String> =
@@ -297,16 +301,16 @@ fn a_comparison_ends_with_as_many_differences_as_were_asked_for() {
 }
 
 #[test]
-fn what_waits_in_the_queue_is_no_difference_and_what_was_set_aside_is_one() {
-    let bed = one_way("waiting", "id int primary key, v int", r#"{"mode": "queue"}"#);
-    bed.right.exec("alter table t add check (v < 100); insert into t values (7, 7)");
-    bed.left.exec("insert into t values (1, 1), (2, 200)");
-    let (mut client, notices) = bed.left.client_with_notices();
+fn what_waits_in_the_queue_is_no_difference_and_what_was_failed_is_one() {
+    let fixture = one_way("waiting", "id int primary key, v int", r#"{"mode": "queue"}"#);
+    fixture.right.exec("alter table t add check (v < 100); insert into t values (7, 7)");
+    fixture.left.exec("insert into t values (1, 1), (2, 200)");
+    let (mut client, notices) = fixture.left.client_with_notices();
     assert_eq!(told(&mut client, "t", "{}"), [r#"extra|{"id": 7}|{}"#]);
     let said: Vec<String> =
         notices.lock().expect("notices").drain(..).map(|one| one.message().to_owned()).collect();
     assert_eq!(said, ["2 rows are left out: changes of them are under way"]);
-    let _: bool = bed.left.query_one("select deal_sync_err_rec(10)");
+    let _: bool = fixture.left.query_one("select deal_sync_err_rec(10)");
     let expected = [r#"extra|{"id": 7}|{}"#, r#"missing|{"id": 2}|{}"#];
     assert_eq!(told(&mut client, "t", "{}"), expected);
     assert_eq!(warnings(&notices).len(), 0);
@@ -316,24 +320,24 @@ fn what_waits_in_the_queue_is_no_difference_and_what_was_set_aside_is_one() {
 fn eight_writers_make_no_false_report_and_hide_no_difference() {
     for mode in ["async", "queue"] {
         let options = format!(r#"{{"mode": "{mode}"}}"#);
-        let bed = one_way("writers", "id int primary key, v int, w text", &options);
+        let fixture = one_way("writers", "id int primary key, v int, w text", &options);
         if mode == "queue" {
-            let _: bool = bed.left.query_one("select start_sync_worker()");
+            let _: bool = fixture.left.query_one("select start_sync_worker()");
         }
-        bed.left.exec("insert into t select n, 0, 'w' from generate_series(1, 2000) n");
-        let drained = || crate::common::queued(&bed) == 0;
-        rowsync_harness::testbed::await_until(crate::one_way::SOON, "the queue", drained);
-        bed.right.exec("update t set w = 'x' where id = 2000; delete from t where id = 1999");
+        fixture.left.exec("insert into t select n, 0, 'w' from generate_series(1, 2000) n");
+        let drained = || crate::common::queued(&fixture) == 0;
+        rowsync_harness::fixture::await_until(crate::one_way::SOON, "the queue", drained);
+        fixture.right.exec("update t set w = 'x' where id = 2000; delete from t where id = 1999");
         let stop = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             for who in 0..8 {
-                let (bed, stop) = (&bed, &stop);
+                let (fixture, stop) = (&fixture, &stop);
                 scope.spawn(move || {
-                    let mut client = bed.left.client();
-                    let mut dice = crate::dice::Dice::new(who);
+                    let mut client = fixture.left.client();
+                    let mut rng = crate::rng::Rng::new(who);
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        let id = 1 + dice.roll(1900);
-                        let sql = match dice.roll(4) {
+                        let id = 1 + rng.roll(1900);
+                        let sql = match rng.roll(4) {
                             0 => format!("delete from t where id = {id}"),
                             1 => format!(
                                 "insert into t values ({id}, 1, 'n') on conflict (id) do nothing"
@@ -346,7 +350,7 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
                     }
                 });
             }
-            let mut client = bed.left.client();
+            let mut client = fixture.left.client();
             let expected = [r#"differs|{"id": 2000}|{w}"#, r#"missing|{"id": 1999}|{}"#];
             let seen: Vec<Vec<String>> = (0..2).map(|_| told(&mut client, "t", "{}")).collect();
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -355,7 +359,7 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
             }
         });
         if mode == "queue" {
-            let _: bool = bed.left.query_one("select stop_sync_worker()");
+            let _: bool = fixture.left.query_one("select stop_sync_worker()");
         }
     }
 }
@@ -363,46 +367,46 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
 #[test]
 fn a_comparison_goes_through_a_pooler() {
     for mode in [PoolMode::Transaction, PoolMode::Session] {
-        let bed = Testbed::new("verifypool");
-        let pooler = Pooler::start(&[&bed.right], mode, &[IGNORE_OPTIONS]).expect("a pooler");
-        link_with(&bed, "dst", pooler.port(), &bed.right.password);
-        mirror(&bed, "t", "id int primary key, c timestamptz", "{}");
-        bed.right.exec_superuser(&format!(
+        let fixture = Fixture::new("verifypool");
+        let pooler = Pooler::start(&[&fixture.right], mode, &[IGNORE_OPTIONS]).expect("a pooler");
+        link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
+        mirror(&fixture, "t", "id int primary key, c timestamptz", "{}");
+        fixture.right.exec_superuser(&format!(
             "alter role {} set timezone = 'Asia/Tokyo'; alter role {0} set statement_timeout = 1",
-            bed.right.user
+            fixture.right.user
         ));
-        bed.left.exec("insert into t select n, now() from generate_series(1, 3000) n");
-        assert_eq!(found(&bed, "t"), [""; 0]);
-        bed.left.exec("set application_name = 'pg_rowsync'; delete from t where id = 5");
-        assert_eq!(found(&bed, "t"), [r#"extra|{"id": 5}|{}"#]);
+        fixture.left.exec("insert into t select n, now() from generate_series(1, 3000) n");
+        assert_eq!(found(&fixture, "t"), [""; 0]);
+        fixture.left.exec("set application_name = 'pg_rowsync'; delete from t where id = 5");
+        assert_eq!(found(&fixture, "t"), [r#"extra|{"id": 5}|{}"#]);
     }
 }
 
 #[test]
 fn databases_of_other_encodings_and_collations_are_compared() {
-    let bed = linked("encoded");
-    let left = Side { db: format!("{}_e", bed.left.db), ..bed.left.clone() };
+    let fixture = linked("encoded");
+    let left = Side { db: format!("{}_e", fixture.left.db), ..fixture.left.clone() };
     let (db, user) = (&left.db, &left.user);
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' locale 'C' owner {user}"
     ));
     left.exec_superuser(&format!(
         "create schema authorization {user}; create extension pg_rowsync schema public;
          grant usage on foreign data wrapper pg_rowsync to {user}"
     ));
-    bed.link(&left, &bed.right, "dst", &[]);
-    for side in [&left, &bed.right] {
+    fixture.link(&left, &fixture.right, "dst", &[]);
+    for side in [&left, &fixture.right] {
         side.exec("create table t (k text primary key, v text)");
     }
-    left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", bed.right.user));
+    left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.right.user));
     left.exec("insert into t select 'ö' || n || 'é', 'ÿ' from generate_series(1, 2000) n");
     let mut client = left.client();
     assert_eq!(told(&mut client, "t", "{}"), [""; 0]);
-    bed.right.exec("update t set v = 'y' where k = 'ö7é'; insert into t values ('€', 'a')");
+    fixture.right.exec("update t set v = 'y' where k = 'ö7é'; insert into t values ('€', 'a')");
     // What this database cannot hold cannot be told.
     refused(&mut client, "select verify_sync('t', 'dst')", "22P05");
-    bed.right.exec("delete from t where k = '€'");
+    fixture.right.exec("delete from t where k = '€'");
     assert_eq!(told(&mut client, "t", "{}"), [r#"differs|{"k": "ö7é"}|{v}"#]);
     drop(client);
-    bed.left.exec_superuser(&format!("drop database {db} with (force)"));
+    fixture.left.exec_superuser(&format!("drop database {db} with (force)"));
 }

@@ -1,5 +1,5 @@
-//! Rounds of random schemas and transactions with fixed seeds; see [`rowsync_harness::faults::whole`]. `cargo faults
-//! whole` plays more of them.
+//! Rounds of random schemas and transactions with fixed seeds; see [`rowsync_harness::faults::whole`]. `cargo
+//! faults whole` plays more of them.
 
 use rowsync_harness::faults::whole::{self, Plan};
 

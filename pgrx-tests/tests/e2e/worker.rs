@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
+use rowsync_harness::fixture::{Fixture, await_until, clusters, fails};
 use rowsync_harness::proxy::Proxy;
 use rowsync_harness::side::Side;
-use rowsync_harness::testbed::{Testbed, await_until, clusters, fails};
 
 use crate::one_way::{SOON, assert_equal, queued, spawn, value};
 
@@ -32,39 +32,39 @@ fn preloaded() -> &'static Arc<Cluster> {
 }
 
 /// Databases on this cluster and on the shared right one.
-fn sides(cluster: &Arc<Cluster>, label: &str) -> Testbed {
+fn sides(cluster: &Arc<Cluster>, label: &str) -> Fixture {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let create = |cluster, prefix| {
         Side::create(cluster, &format!("{prefix}_{label}_w{number}"))
             .unwrap_or_else(|error| panic!("no database for \"{label}\": {error:#}"))
     };
-    Testbed { left: create(cluster, "local"), right: create(clusters().1, "remote") }
+    Fixture { left: create(cluster, "local"), right: create(clusters().1, "remote") }
 }
 
 /// Table `t` on both sides; the left one goes to server `dst` in mode `queue`.
-fn queue_bed(cluster: &Arc<Cluster>, label: &str, port: u16) -> Testbed {
-    let bed = sides(cluster, label);
-    for side in [&bed.left, &bed.right] {
+fn queue_bed(cluster: &Arc<Cluster>, label: &str, port: u16) -> Fixture {
+    let fixture = sides(cluster, label);
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text)");
     }
-    bed.left.link(&bed.right, port, "dst", &[]).expect("a server");
-    attach(&bed);
-    bed
+    fixture.left.link(&fixture.right, port, "dst", &[]).expect("a server");
+    attach(&fixture);
+    fixture
 }
 
-fn attach(bed: &Testbed) {
-    let target = format!("{}.t", bed.right.user);
-    bed.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{QUEUE}')"));
+fn attach(fixture: &Fixture) {
+    let target = format!("{}.t", fixture.right.user);
+    fixture.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{QUEUE}')"));
 }
 
 fn right_port() -> u16 {
     clusters().1.port()
 }
 
-fn await_delivered(bed: &Testbed) {
-    await_until(SOON, "the worker to deliver", || queued(bed) == 0);
-    assert_equal(bed);
+fn await_delivered(fixture: &Fixture) {
+    await_until(SOON, "the worker to deliver", || queued(fixture) == 0);
+    assert_equal(fixture);
 }
 
 /// The process that is the worker of a side's database.
@@ -110,44 +110,44 @@ fn await_query(side: &Side, text: &str) {
 
 #[test]
 fn preloaded_it_delivers_what_queue_mode_queues_without_being_called() {
-    let bed = queue_bed(preloaded(), "alone", right_port());
-    bed.left.exec("insert into t select n, 'new' from generate_series(1, 100) n");
-    await_delivered(&bed);
+    let fixture = queue_bed(preloaded(), "alone", right_port());
+    fixture.left.exec("insert into t select n, 'new' from generate_series(1, 100) n");
+    await_delivered(&fixture);
     // Woken by the commit, not by its timer: a hundred times, a second each would show.
     let start = Instant::now();
     for n in 0..20 {
-        bed.left.exec(&format!("update t set v = 'v{n}' where id = 1"));
+        fixture.left.exec(&format!("update t set v = 'v{n}' where id = 1"));
         let wanted = format!("v{n}");
-        await_until(SOON, "the update", || value(&bed.right, 1).as_deref() == Some(&wanted));
+        await_until(SOON, "the update", || value(&fixture.right, 1).as_deref() == Some(&wanted));
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 #[test]
 fn it_shows_itself_and_holds_nothing_while_it_waits() {
-    let bed = queue_bed(preloaded(), "shows", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    await_delivered(&bed);
-    await_query(&bed.left, "waiting for changes");
-    let (state, _, holds) = activity(&bed.left).expect("a worker");
+    let fixture = queue_bed(preloaded(), "shows", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
+    await_query(&fixture.left, "waiting for changes");
+    let (state, _, holds) = activity(&fixture.left).expect("a worker");
     assert_eq!((state.as_str(), holds), ("idle", false));
     let launcher =
         "select count(*) from pg_stat_activity where backend_type = 'pg_rowsync launcher'";
-    assert_eq!(bed.left.query_one::<i64>(launcher), 1);
+    assert_eq!(fixture.left.query_one::<i64>(launcher), 1);
     let seen = "select coalesce(sum(n_tup_del), 0)::bigint from pg_stat_all_tables \
                 where relname = 'sync_queue'";
-    await_until(SOON, "its statistics", || bed.left.query_one::<i64>(seen) == 1);
+    await_until(SOON, "its statistics", || fixture.left.query_one::<i64>(seen) == 1);
 }
 
 #[test]
 fn every_database_of_the_cluster_has_its_own() {
-    let beds: Vec<Testbed> =
+    let fixtures: Vec<Fixture> =
         (0..3).map(|n| queue_bed(preloaded(), &format!("several{n}"), right_port())).collect();
-    for bed in &beds {
-        bed.left.exec("insert into t values (1, 'a'), (2, 'b')");
+    for fixture in &fixtures {
+        fixture.left.exec("insert into t values (1, 'a'), (2, 'b')");
     }
-    beds.iter().for_each(await_delivered);
-    let mut pids: Vec<i32> = beds.iter().map(|bed| await_worker(&bed.left)).collect();
+    fixtures.iter().for_each(await_delivered);
+    let mut pids: Vec<i32> = fixtures.iter().map(|fixture| await_worker(&fixture.left)).collect();
     pids.dedup();
     assert_eq!(pids.len(), 3);
 }
@@ -155,43 +155,43 @@ fn every_database_of_the_cluster_has_its_own() {
 #[test]
 fn it_is_there_after_a_restart_of_the_server_before_anything_is_queued() {
     let own = cluster("restarted", PRELOADED);
-    let bed = queue_bed(&own, "restarted", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    await_delivered(&bed);
+    let fixture = queue_bed(&own, "restarted", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
     own.restart().expect("a restart");
-    await_worker(&bed.left);
+    await_worker(&fixture.left);
     // Databases without the extension have none.
     let others = "select count(*) from pg_stat_activity where backend_type = 'pg_rowsync worker'";
-    assert_eq!(bed.left.query_one::<i64>(others), 1);
+    assert_eq!(fixture.left.query_one::<i64>(others), 1);
 }
 
 #[test]
 fn without_preload_it_is_started_and_stopped_by_hand() {
-    let bed = queue_bed(&clusters().0.clone(), "by_hand", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    assert!(worker(&bed.left).is_none());
-    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
-    assert!(!bed.left.query_one::<bool>("select start_sync_worker()"));
-    await_delivered(&bed);
-    bed.left.exec("insert into t values (2, 'b')");
+    let fixture = queue_bed(&clusters().0.clone(), "by_hand", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    assert!(worker(&fixture.left).is_none());
+    assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
+    assert!(!fixture.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&fixture);
+    fixture.left.exec("insert into t values (2, 'b')");
     await_until(Duration::from_secs(5), "a delivery sooner than the timer's", || {
-        value(&bed.right, 2).is_some()
+        value(&fixture.right, 2).is_some()
     });
-    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
-    assert!(worker(&bed.left).is_none());
-    assert!(!bed.left.query_one::<bool>("select stop_sync_worker()"));
-    bed.left.exec("insert into t values (3, 'c')");
-    assert_eq!(queued(&bed), 1);
-    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
-    await_delivered(&bed);
+    assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(worker(&fixture.left).is_none());
+    assert!(!fixture.left.query_one::<bool>("select stop_sync_worker()"));
+    fixture.left.exec("insert into t values (3, 'c')");
+    assert_eq!(queued(&fixture), 1);
+    assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&fixture);
 }
 
 #[test]
 fn two_that_start_it_at_once_start_one() {
-    let bed = queue_bed(&clusters().0.clone(), "at_once", right_port());
+    let fixture = queue_bed(&clusters().0.clone(), "at_once", right_port());
     let starts: Vec<_> = (0..4)
         .map(|_| {
-            let mut client = bed.left.superuser();
+            let mut client = fixture.left.superuser();
             std::thread::spawn(move || {
                 client
                     .query_one("select start_sync_worker()", &[])
@@ -202,22 +202,22 @@ fn two_that_start_it_at_once_start_one() {
         .collect();
     let started = starts.into_iter().map(|t| t.join().expect("a thread"));
     assert_eq!(started.filter(|one| *one).count(), 1);
-    await_worker(&bed.left);
+    await_worker(&fixture.left);
 }
 
 #[test]
 fn stopped_it_stays_stopped_though_the_library_is_preloaded() {
-    let bed = queue_bed(preloaded(), "paused", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    await_delivered(&bed);
-    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
-    bed.left.exec("insert into t values (2, 'b')");
+    let fixture = queue_bed(preloaded(), "paused", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
+    assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
+    fixture.left.exec("insert into t values (2, 'b')");
     // The launcher would start one that has ended after five seconds, one that is asked for at once.
     std::thread::sleep(Duration::from_secs(7));
-    assert!(worker(&bed.left).is_none());
-    assert_eq!(queued(&bed), 1);
-    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
-    await_delivered(&bed);
+    assert!(worker(&fixture.left).is_none());
+    assert_eq!(queued(&fixture), 1);
+    assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&fixture);
 }
 
 #[test]
@@ -225,68 +225,70 @@ fn the_launcher_comes_back_too() {
     let own = cluster("launcher", PRELOADED);
     let launcher = "select coalesce(min(pid), 0) from pg_stat_activity \
                     where backend_type = 'pg_rowsync launcher'";
-    let bed = queue_bed(&own, "launcher", right_port());
-    let before: i32 = bed.left.query_one(launcher);
-    bed.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
-    await_until(SOON, "another launcher", || ![0, before].contains(&bed.left.query_one(launcher)));
-    bed.left.exec("insert into t values (1, 'a')");
-    await_delivered(&bed);
+    let fixture = queue_bed(&own, "launcher", right_port());
+    let before: i32 = fixture.left.query_one(launcher);
+    fixture.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
+    await_until(SOON, "another launcher", || {
+        ![0, before].contains(&fixture.left.query_one(launcher))
+    });
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
 }
 
 #[test]
 fn terminated_by_anyone_else_it_comes_back() {
-    let bed = queue_bed(preloaded(), "back", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    await_delivered(&bed);
-    let before = await_worker(&bed.left);
-    bed.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
-    await_until(SOON, "another one", || worker(&bed.left).is_some_and(|pid| pid != before));
+    let fixture = queue_bed(preloaded(), "back", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
+    let before = await_worker(&fixture.left);
+    fixture.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
+    await_until(SOON, "another one", || worker(&fixture.left).is_some_and(|pid| pid != before));
 }
 
 #[test]
 fn only_those_who_were_granted_it_may_start_and_stop_it() {
-    let bed = sides(preloaded(), "rights");
+    let fixture = sides(preloaded(), "rights");
     for function in ["start_sync_worker", "stop_sync_worker"] {
-        let error = fails(bed.left.client().batch_execute(&format!("select {function}()")));
+        let error = fails(fixture.left.client().batch_execute(&format!("select {function}()")));
         assert_eq!(error.code().code(), "42501");
     }
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "grant execute on function stop_sync_worker() to {}",
-        bed.left.user
+        fixture.left.user
     ));
-    bed.left.exec("select stop_sync_worker()");
+    fixture.left.exec("select stop_sync_worker()");
 }
 
 #[test]
 fn an_unreachable_server_keeps_no_other_waiting() {
     let frozen = Proxy::start(right_port()).expect("a proxy");
-    let bed = queue_bed(preloaded(), "other", right_port());
-    bed.left.exec("create table u (id int primary key, v text)");
-    bed.right.exec("create table u (id int primary key, v text)");
-    bed.left.link(&bed.right, frozen.port(), "away", &[]).expect("a server");
-    let schema = bed.right.user.clone();
-    bed.left.exec(&format!("select attach_sync('u', 'away', '{schema}.u', '{QUEUE}')"));
+    let fixture = queue_bed(preloaded(), "other", right_port());
+    fixture.left.exec("create table u (id int primary key, v text)");
+    fixture.right.exec("create table u (id int primary key, v text)");
+    fixture.left.link(&fixture.right, frozen.port(), "away", &[]).expect("a server");
+    let schema = fixture.right.user.clone();
+    fixture.left.exec(&format!("select attach_sync('u', 'away', '{schema}.u', '{QUEUE}')"));
     // Once with a cached connection that then falls silent, and then with attempts to connect.
-    bed.left.exec("insert into u values (1, 'a')");
-    await_delivered(&bed);
+    fixture.left.exec("insert into u values (1, 'a')");
+    await_delivered(&fixture);
     frozen.freeze();
     std::thread::sleep(Duration::from_millis(1100));
-    bed.left.exec("insert into u values (2, 'b')");
-    await_query(&bed.left, "server \"away\"");
+    fixture.left.exec("insert into u values (2, 'b')");
+    await_query(&fixture.left, "server \"away\"");
     let mut slowest = Duration::ZERO;
     for n in 1..=30 {
         let start = Instant::now();
-        bed.left.exec(&format!("insert into t values ({n}, 'x')"));
-        await_until(SOON, "the other server's change", || value(&bed.right, n).is_some());
+        fixture.left.exec(&format!("insert into t values ({n}, 'x')"));
+        await_until(SOON, "the other server's change", || value(&fixture.right, n).is_some());
         slowest = slowest.max(start.elapsed());
     }
     // The silent one takes its ten seconds meanwhile.
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    assert_eq!(queued(&bed), 1);
+    assert_eq!(queued(&fixture), 1);
     frozen.cut();
     frozen.thaw();
-    await_delivered(&bed);
-    assert_eq!(bed.checksum(&bed.left, "u"), bed.checksum(&bed.right, "u"));
+    await_delivered(&fixture);
+    assert_eq!(fixture.checksum(&fixture.left, "u"), fixture.checksum(&fixture.right, "u"));
 }
 
 #[test]
@@ -301,21 +303,21 @@ fn a_server_that_refuses_is_tried_ever_more_rarely() {
             ("pg_rowsync.max_retry_interval", "1h"),
         ],
     );
-    let bed = queue_bed(&own, "rarely", proxy.port());
-    bed.left.exec("insert into t values (1, 'a')");
+    let fixture = queue_bed(&own, "rarely", proxy.port());
+    fixture.left.exec("insert into t values (1, 'a')");
     // 0.2 + 0.4 + 0.8 + 1.6 s: by now it waits at least 1.28 s more.
-    await_query(&bed.left, "next attempt in 2 s");
-    await_query(&bed.left, "next attempt in 4 s");
-    assert_eq!(bed.left.cluster.log().matches("server \"dst\" failed").count(), 1);
+    await_query(&fixture.left, "next attempt in 2 s");
+    await_query(&fixture.left, "next attempt in 4 s");
+    assert_eq!(fixture.left.cluster.log().matches("server \"dst\" failed").count(), 1);
     proxy.accept().expect("the proxy's port");
     // The reload ends the long wait.
-    bed.left.exec_superuser("alter system set pg_rowsync.retry_interval = '10ms'");
-    bed.left.exec_superuser("alter system set pg_rowsync.max_retry_interval = '10ms'");
-    bed.left.exec_superuser("select pg_reload_conf()");
-    await_until(Duration::from_secs(2), "the next attempt", || queued(&bed) == 0);
-    assert_equal(&bed);
+    fixture.left.exec_superuser("alter system set pg_rowsync.retry_interval = '10ms'");
+    fixture.left.exec_superuser("alter system set pg_rowsync.max_retry_interval = '10ms'");
+    fixture.left.exec_superuser("select pg_reload_conf()");
+    await_until(Duration::from_secs(2), "the next attempt", || queued(&fixture) == 0);
+    assert_equal(&fixture);
     await_until(SOON, "a line in the log", || {
-        bed.left.cluster.log().contains("server \"dst\" is reached again")
+        fixture.left.cluster.log().contains("server \"dst\" is reached again")
     });
 }
 
@@ -323,52 +325,52 @@ fn a_server_that_refuses_is_tried_ever_more_rarely() {
 fn it_ends_at_once_while_it_waits_for_the_network() {
     let proxy = Proxy::start(right_port()).expect("a proxy");
     proxy.freeze();
-    let bed = queue_bed(preloaded(), "sigterm", proxy.port());
-    bed.left.exec("insert into t values (1, 'a')");
-    await_query(&bed.left, "connecting");
+    let fixture = queue_bed(preloaded(), "sigterm", proxy.port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_query(&fixture.left, "connecting");
     let start = Instant::now();
-    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     // In the middle of a drain: its batch waits for a lock on the right, for a minute if nobody ends
     // it. That also shows that settings of the database count.
     proxy.thaw();
-    let db = &bed.left.db;
-    bed.left.exec_superuser(&format!(
+    let db = &fixture.left.db;
+    fixture.left.exec_superuser(&format!(
         "alter database {db} set pg_rowsync.lock_timeout = '60s'; \
          alter database {db} set pg_rowsync.delivery_timeout = '60s'; \
          alter database {db} set default_transaction_read_only = on"
     ));
-    bed.right.exec("insert into t values (1, 'theirs')");
-    let mut locker = bed.right.client();
+    fixture.right.exec("insert into t values (1, 'theirs')");
+    let mut locker = fixture.right.client();
     locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
-    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
-    await_query(&bed.left, "draining");
+    assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
+    await_query(&fixture.left, "draining");
     let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
                    and datname = current_database()";
-    await_until(SOON, "the batch to wait", || bed.right.query_one::<i64>(blocked) == 1);
+    await_until(SOON, "the batch to wait", || fixture.right.query_one::<i64>(blocked) == 1);
     std::thread::sleep(Duration::from_millis(1500));
     let start = Instant::now();
-    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     drop(locker);
-    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
-    await_delivered(&bed);
+    assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
+    await_delivered(&fixture);
 }
 
 #[test]
 fn it_ends_at_once_while_it_waits_for_a_local_lock() {
-    let bed = queue_bed(&clusters().0.clone(), "local_lock", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    let mut locker = bed.left.superuser();
+    let fixture = queue_bed(&clusters().0.clone(), "local_lock", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    let mut locker = fixture.left.superuser();
     locker.batch_execute("begin; lock table sync_queue").expect("a lock");
-    let client = bed.left.superuser();
+    let client = fixture.left.superuser();
     let starter = spawn(client, "select start_sync_worker()");
     starter.join().expect("a thread").1.expect("a start");
-    let pid = await_worker(&bed.left);
+    let pid = await_worker(&fixture.left);
     let waits = format!("select wait_event_type = 'Lock' from pg_stat_activity where pid = {pid}");
-    await_until(SOON, "the worker to wait", || bed.left.query_one::<bool>(&waits));
+    await_until(SOON, "the worker to wait", || fixture.left.query_one::<bool>(&waits));
     let start = Instant::now();
-    assert!(bed.left.query_one::<bool>("select stop_sync_worker()"));
+    assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
@@ -403,44 +405,44 @@ fn it_leaves_a_database_that_is_to_be_dropped() {
 
 #[test]
 fn it_leaves_a_database_in_the_middle_of_a_drain() {
-    let bed = queue_bed(preloaded(), "middle", right_port());
-    bed.right.exec("insert into t values (1, 'theirs')");
-    let mut locker = bed.right.client();
+    let fixture = queue_bed(preloaded(), "middle", right_port());
+    fixture.right.exec("insert into t values (1, 'theirs')");
+    let mut locker = fixture.right.client();
     locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "alter database {} set pg_rowsync.lock_timeout = '60s'; \
          alter database {} set pg_rowsync.delivery_timeout = '60s'",
-        bed.left.db, bed.left.db
+        fixture.left.db, fixture.left.db
     ));
-    bed.left.exec("insert into t values (1, 'a')");
+    fixture.left.exec("insert into t values (1, 'a')");
     let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
                    and datname = current_database()";
-    await_until(SOON, "the batch to wait", || bed.right.query_one::<i64>(blocked) == 1);
-    drop_database(&bed.left);
+    await_until(SOON, "the batch to wait", || fixture.right.query_one::<i64>(blocked) == 1);
+    drop_database(&fixture.left);
 }
 
 #[test]
 fn it_comes_back_to_a_database_that_was_only_renamed() {
     for cluster in [preloaded(), clusters().0] {
-        let bed = queue_bed(cluster, "renamed", right_port());
-        if !bed
+        let fixture = queue_bed(cluster, "renamed", right_port());
+        if !fixture
             .left
             .query_one::<bool>("select current_setting('shared_preload_libraries') = 'pg_rowsync'")
         {
-            bed.left.query_one::<bool>("select start_sync_worker()");
+            fixture.left.query_one::<bool>("select start_sync_worker()");
         }
-        bed.left.exec("insert into t values (1, 'a')");
-        await_delivered(&bed);
+        fixture.left.exec("insert into t values (1, 'a')");
+        await_delivered(&fixture);
         let mut admin = cluster.superuser("postgres").expect("a session");
-        let new = format!("{}_new", bed.left.db);
+        let new = format!("{}_new", fixture.left.db);
         admin
-            .batch_execute(&format!("alter database {} rename to {new}", bed.left.db))
+            .batch_execute(&format!("alter database {} rename to {new}", fixture.left.db))
             .expect("the worker has left");
-        let mut renamed = bed.left.clone();
+        let mut renamed = fixture.left.clone();
         renamed.db = new.clone();
         await_worker(&renamed);
         renamed.exec("insert into t values (2, 'b')");
-        await_until(SOON, "the delivery", || value(&bed.right, 2).is_some());
+        await_until(SOON, "the delivery", || value(&fixture.right, 2).is_some());
         admin.batch_execute(&format!("drop database {new}")).expect("the worker has left again");
     }
 }
@@ -448,9 +450,9 @@ fn it_comes_back_to_a_database_that_was_only_renamed() {
 #[test]
 fn started_by_hand_it_does_not_haunt_a_dropped_database() {
     let own = cluster("haunted", &[]);
-    let bed = queue_bed(&own, "haunted", right_port());
-    assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
-    drop_database(&bed.left);
+    let fixture = queue_bed(&own, "haunted", right_port());
+    assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
+    drop_database(&fixture.left);
     // The postmaster starts it again once, five seconds later.
     std::thread::sleep(Duration::from_secs(12));
     let log = own.log();
@@ -460,24 +462,24 @@ fn started_by_hand_it_does_not_haunt_a_dropped_database() {
 
 #[test]
 fn it_ends_with_the_extension_and_begins_with_the_next() {
-    let bed = queue_bed(preloaded(), "extension", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    await_delivered(&bed);
-    let first = await_worker(&bed.left);
+    let fixture = queue_bed(preloaded(), "extension", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
+    let first = await_worker(&fixture.left);
     let start = Instant::now();
-    bed.left.exec_superuser("drop extension pg_rowsync cascade");
+    fixture.left.exec_superuser("drop extension pg_rowsync cascade");
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-    await_no_worker(&bed.left);
-    bed.left.exec_superuser(&format!(
+    await_no_worker(&fixture.left);
+    fixture.left.exec_superuser(&format!(
         "create extension pg_rowsync schema public; \
          grant usage on foreign data wrapper pg_rowsync to {}",
-        bed.left.user
+        fixture.left.user
     ));
-    bed.left.link(&bed.right, right_port(), "dst", &[]).expect("a server");
-    attach(&bed);
-    bed.left.exec("insert into t values (2, 'b')");
-    await_delivered(&bed);
-    assert_ne!(await_worker(&bed.left), first);
+    fixture.left.link(&fixture.right, right_port(), "dst", &[]).expect("a server");
+    attach(&fixture);
+    fixture.left.exec("insert into t values (2, 'b')");
+    await_delivered(&fixture);
+    assert_ne!(await_worker(&fixture.left), first);
 }
 
 #[test]
@@ -486,45 +488,45 @@ fn it_survives_its_own_crash_and_the_queue_drains() {
         let own = cluster("crashed", settings);
         let proxy = Proxy::start(right_port()).expect("a proxy");
         proxy.refuse();
-        let bed = queue_bed(&own, "crashed", proxy.port());
-        bed.left.exec("insert into t values (1, 'a')");
+        let fixture = queue_bed(&own, "crashed", proxy.port());
+        fixture.left.exec("insert into t values (1, 'a')");
         if settings.is_empty() {
-            assert!(bed.left.query_one::<bool>("select start_sync_worker()"));
+            assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
         }
-        let pid = await_worker(&bed.left);
+        let pid = await_worker(&fixture.left);
         own.crash_backend(pid).expect("a crash and recovery");
         proxy.accept().expect("the proxy's port");
-        await_delivered(&bed);
-        assert_ne!(await_worker(&bed.left), pid);
+        await_delivered(&fixture);
+        assert_ne!(await_worker(&fixture.left), pid);
     }
 }
 
 #[test]
 fn on_a_standby_it_starts_with_the_promotion() {
     let own = cluster("standby", PRELOADED);
-    let bed = queue_bed(&own, "standby", right_port());
-    bed.left.exec("select 1");
-    bed.left.query_one::<bool>("select stop_sync_worker()");
-    bed.left.exec("insert into t values (1, 'a')");
+    let fixture = queue_bed(&own, "standby", right_port());
+    fixture.left.exec("select 1");
+    fixture.left.query_one::<bool>("select stop_sync_worker()");
+    fixture.left.exec("insert into t values (1, 'a')");
     own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
     std::fs::write(own.dir().join("data").join("standby.signal"), "").expect("a file");
     own.start_again().expect("a standby");
-    assert!(bed.left.query_one::<bool>("select pg_is_in_recovery()"));
+    assert!(fixture.left.query_one::<bool>("select pg_is_in_recovery()"));
     let ours = "select count(*) from pg_stat_activity where backend_type like 'pg_rowsync%'";
-    assert_eq!(bed.left.query_one::<i64>(ours), 0);
-    let error = fails(bed.left.superuser().batch_execute("select start_sync_worker()"));
+    assert_eq!(fixture.left.query_one::<i64>(ours), 0);
+    let error = fails(fixture.left.superuser().batch_execute("select start_sync_worker()"));
     assert_eq!(error.code().code(), "55000");
     assert_eq!(error.message(), "cannot start a worker: recovery is in progress");
-    bed.left.exec_superuser("select pg_promote()");
-    await_delivered(&bed);
+    fixture.left.exec_superuser("select pg_promote()");
+    await_delivered(&fixture);
 }
 
 #[test]
 fn without_a_free_slot_start_says_so_and_the_launcher_tries_again_quietly() {
     let own = cluster("slots", &[("max_worker_processes", "1")]);
-    let bed = queue_bed(&own, "slots", right_port());
+    let fixture = queue_bed(&own, "slots", right_port());
     // The logical replication launcher has the only one.
-    let error = fails(bed.left.superuser().batch_execute("select start_sync_worker()"));
+    let error = fails(fixture.left.superuser().batch_execute("select start_sync_worker()"));
     assert_eq!(error.code().code(), "53400");
     assert_eq!(error.hint(), Some("You might need to increase max_worker_processes."));
     own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
@@ -532,31 +534,31 @@ fn without_a_free_slot_start_says_so_and_the_launcher_tries_again_quietly() {
     let text = "max_worker_processes = 2\nshared_preload_libraries = 'pg_rowsync'\n";
     std::fs::write(conf, text).expect("settings");
     own.start_again().expect("a start");
-    bed.left.exec("insert into t values (1, 'a')");
+    fixture.left.exec("insert into t values (1, 'a')");
     await_until(SOON, "a word of it", || own.log().contains("max_worker_processes is too low"));
     for n in 2..20 {
-        bed.left.exec(&format!("insert into t values ({n}, 'a')"));
+        fixture.left.exec(&format!("insert into t values ({n}, 'a')"));
     }
     assert_eq!(own.log().matches("max_worker_processes is too low").count(), 1);
 }
 
 #[test]
 fn an_unusable_mapping_is_a_failure_and_not_an_end() {
-    let bed = queue_bed(preloaded(), "mapping", right_port());
-    bed.left.exec("insert into t values (1, 'a')");
-    await_delivered(&bed);
-    let pid = await_worker(&bed.left);
-    bed.left.exec("drop user mapping for current_user server dst");
-    let user = bed.right.user.clone();
-    let password = bed.right.password.clone();
-    bed.left.exec(&format!(
+    let fixture = queue_bed(preloaded(), "mapping", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
+    let pid = await_worker(&fixture.left);
+    fixture.left.exec("drop user mapping for current_user server dst");
+    let user = fixture.right.user.clone();
+    let password = fixture.right.password.clone();
+    fixture.left.exec(&format!(
         "create user mapping for current_user server dst options (user '{user}', password 'wrong')"
     ));
-    bed.left.exec("insert into t values (2, 'b')");
-    await_query(&bed.left, "not reachable");
-    bed.left.exec(&format!(
+    fixture.left.exec("insert into t values (2, 'b')");
+    await_query(&fixture.left, "not reachable");
+    fixture.left.exec(&format!(
         "alter user mapping for current_user server dst options (set password '{password}')"
     ));
-    await_delivered(&bed);
-    assert_eq!(worker(&bed.left), Some(pid));
+    await_delivered(&fixture);
+    assert_eq!(worker(&fixture.left), Some(pid));
 }

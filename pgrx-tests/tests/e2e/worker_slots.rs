@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
-use rowsync_harness::testbed::{await_until, clusters};
-use rowsync_harness::{Side, Testbed};
+use rowsync_harness::fixture::{await_until, clusters};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{attach, closed_port, same};
 use crate::one_way::SOON;
@@ -19,7 +19,7 @@ const FEW: [(&str, &str); 4] = [
 ];
 
 /// Databases of one cluster, each of which queues for a target of its own.
-fn many(label: &str, number: usize) -> Vec<Testbed> {
+fn many(label: &str, number: usize) -> Vec<Fixture> {
     let cluster = Cluster::start_with(label, &[TEST_SETTINGS, &FEW].concat()).expect("a cluster");
     let cluster = Arc::new(cluster);
     (0..number)
@@ -27,63 +27,66 @@ fn many(label: &str, number: usize) -> Vec<Testbed> {
             let create = |cluster, side| {
                 Side::create(cluster, &format!("{side}_{label}_{at}")).expect("a database")
             };
-            let bed =
-                Testbed { left: create(&cluster, "local"), right: create(clusters().1, "remote") };
-            bed.link(&bed.left, &bed.right, "dst", &[]);
-            for side in [&bed.left, &bed.right] {
+            let fixture =
+                Fixture { left: create(&cluster, "local"), right: create(clusters().1, "remote") };
+            fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+            for side in [&fixture.left, &fixture.right] {
                 side.exec("create table t (id int primary key)");
             }
-            attach(&bed, "t", r#"{"mode": "queue"}"#);
-            bed
+            attach(&fixture, "t", r#"{"mode": "queue"}"#);
+            fixture
         })
         .collect()
 }
 
-fn workers(bed: &Testbed) -> i64 {
-    bed.left
+fn workers(fixture: &Fixture) -> i64 {
+    fixture
+        .left
         .query_one("select count(*) from pg_stat_activity where backend_type = 'pg_rowsync worker'")
 }
 
 #[test]
 fn every_database_is_served_whoever_was_first() {
-    let beds = many("slots", 5);
+    let fixtures = many("slots", 5);
     for round in 0..3 {
-        for bed in &beds {
-            bed.left.exec(&format!("insert into t values ({round})"));
+        for fixture in &fixtures {
+            fixture.left.exec(&format!("insert into t values ({round})"));
         }
-        for bed in &beds {
+        for fixture in &fixtures {
             await_until(SOON, "a database to be served", || {
-                bed.left.queued().expect("a queue") == 0
+                fixture.left.queued().expect("a queue") == 0
             });
-            assert_eq!(same(bed, "t").len(), round + 1);
+            assert_eq!(same(fixture, "t").len(), round + 1);
         }
-        assert!(workers(&beds[0]) <= 2);
+        assert!(workers(&fixtures[0]) <= 2);
     }
 }
 
 #[test]
 fn databases_whose_target_is_away_leave_their_slots_to_others() {
-    let beds = many("away", 4);
+    let fixtures = many("away", 4);
     let port = closed_port();
-    for bed in &beds[..3] {
-        bed.left.exec(&format!("alter server dst options (set port '{port}')"));
-        bed.left.exec("insert into t values (1)");
+    for fixture in &fixtures[..3] {
+        fixture.left.exec(&format!("alter server dst options (set port '{port}')"));
+        fixture.left.exec("insert into t values (1)");
     }
     for id in 1..=3 {
-        beds[3].left.exec(&format!("insert into t values ({id})"));
+        fixtures[3].left.exec(&format!("insert into t values ({id})"));
         await_until(SOON, "the last one to be served", || {
-            beds[3].left.queued().expect("a queue") == 0
+            fixtures[3].left.queued().expect("a queue") == 0
         });
     }
-    assert_eq!(same(&beds[3], "t").len(), 3);
+    assert_eq!(same(&fixtures[3], "t").len(), 3);
     // They are served once their targets are back.
-    for bed in &beds[..3] {
-        let port = bed.right.cluster.port();
-        bed.left.exec(&format!("alter server dst options (set port '{port}')"));
+    for fixture in &fixtures[..3] {
+        let port = fixture.right.cluster.port();
+        fixture.left.exec(&format!("alter server dst options (set port '{port}')"));
     }
-    for bed in &beds[..3] {
-        await_until(SOON, "a database to be served", || bed.left.queued().expect("a queue") == 0);
-        assert_eq!(same(bed, "t").len(), 1);
+    for fixture in &fixtures[..3] {
+        await_until(SOON, "a database to be served", || {
+            fixture.left.queued().expect("a queue") == 0
+        });
+        assert_eq!(same(fixture, "t").len(), 1);
     }
 }
 
@@ -101,24 +104,24 @@ fn the_status_says_whether_there_is_a_worker() {
         .expect("a cluster"),
     );
     let create = |cluster, name| Side::create(cluster, name).expect("a database");
-    let bed = Testbed {
+    let fixture = Fixture {
         left: create(&cluster, "local_noslot"),
         right: create(clusters().1, "remote_noslot"),
     };
-    bed.link(&bed.left, &bed.right, "dst", &[]);
-    for side in [&bed.left, &bed.right] {
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key)");
     }
-    attach(&bed, "t", r#"{"mode": "queue"}"#);
-    bed.left.exec("insert into t values (1)");
-    let worker = || bed.left.query_one::<String>("select worker from sync_status");
+    attach(&fixture, "t", r#"{"mode": "queue"}"#);
+    fixture.left.exec("insert into t values (1)");
+    let worker = || fixture.left.query_one::<String>("select worker from sync_status");
     await_until(SOON, "the status to say that there is no slot", || worker() == "no slot");
     await_until(Duration::from_secs(5), "the log to say so", || {
         cluster.log().contains("max_worker_processes is too low")
     });
-    assert_eq!(bed.left.query_one::<i64>("select pending from sync_status"), 1);
-    bed.left.exec_superuser("select stop_sync_worker()");
+    assert_eq!(fixture.left.query_one::<i64>("select pending from sync_status"), 1);
+    fixture.left.exec_superuser("select stop_sync_worker()");
     assert_eq!(worker(), "stopped");
-    bed.left.exec_superuser("select deal_sync_err_rec(10)");
-    assert_eq!(same(&bed, "t").len(), 1);
+    fixture.left.exec_superuser("select deal_sync_err_rec(10)");
+    assert_eq!(same(&fixture, "t").len(), 1);
 }

@@ -6,10 +6,10 @@
 //! which shows no state that they have left behind. What is refused then is looked at like any other
 //! record, but for rows that the server has already.
 //!
-//! Rows without a key tell nothing. What became of their transaction is asked where its id is known, before this,
-//! see [`crate::drain::outcome`]; what is still in doubt then is set aside for a person to decide.
+//! Rows without a key tell nothing. What became of their transaction is asked where its id is known, before
+//! this, see [`crate::drain::outcome`]; what is still in doubt then is marked failed for a person to decide.
 
-use super::{Batch, Fate};
+use super::{Batch, UnitState};
 use crate::change::{Change, Op, Relation, Route};
 use crate::delivery::whole::{Span, Whole};
 use crate::drain::replay::Replay;
@@ -49,7 +49,7 @@ impl Batch<'_> {
             }
             self.add(more)?;
         }
-        self.refuse_untold(until);
+        self.refuse_undecidable(until);
         if let Err(error) = replay.whole(&[], || ()) {
             return self.lost(error);
         }
@@ -63,16 +63,18 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Fails what may have been applied before and rows do not tell of: applied again, rows would be there twice.
-    fn refuse_untold(&mut self, until: Option<i64>) {
+    /// Fails what may have been applied before and rows do not tell of: applied again, rows would be there
+    /// twice.
+    fn refuse_undecidable(&mut self, until: Option<i64>) {
         for at in 0..self.units.len() {
             let unit = &self.units[at];
             let is_decided = unit.records.iter().all(|record| record.is_decided);
-            let is_untold = unit.is_in_doubt() || until.is_some_and(|until| unit.id() <= until);
-            if !is_untold
+            let is_undecidable =
+                unit.is_in_doubt() || until.is_some_and(|until| unit.id() <= until);
+            if !is_undecidable
                 || is_decided
                 || !unit.is_keyless()
-                || !matches!(self.fates[at], Fate::Open)
+                || !matches!(self.states[at], UnitState::Open)
             {
                 continue;
             }
@@ -107,7 +109,7 @@ impl Batch<'_> {
 
     /// Settles units that may have been applied before, all of them or none.
     fn settle_replayed(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
-        let mut units = self.sift(units);
+        let mut units = self.admit(units);
         units.retain(|at| !self.units[*at].is_keyless());
         if units.is_empty() || self.stop.is_some() {
             return Ok(());
@@ -160,8 +162,8 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// What the server has once units are applied, key by key; `None` where that cannot be told. Whether it holds
-    /// for each key by itself, too: not if one row may have come under several texts of its key.
+    /// What the server has once units are applied, key by key; `None` where that cannot be told. Whether it
+    /// holds for each key by itself, too: not if one row may have come under several texts of its key.
     fn facts(&self, units: &[usize]) -> Option<(Vec<Outcome>, bool)> {
         let mut whole = Whole::default();
         for record in units.iter().flat_map(|at| &self.units[*at].records) {
@@ -172,8 +174,8 @@ impl Batch<'_> {
         for (route, mut change) in whole.net()? {
             if change.moves() {
                 let (key, row) = (std::mem::take(&mut change.key), Vec::new());
-                let left = Change { op: Op::Delete, key, row, ..change.clone() };
-                facts.push((route.clone(), left));
+                let remaining = Change { op: Op::Delete, key, row, ..change.clone() };
+                facts.push((route.clone(), remaining));
             }
             facts.push((route, change));
         }
@@ -181,7 +183,7 @@ impl Batch<'_> {
     }
 
     fn set_settled(&mut self, units: &[usize]) {
-        units.iter().for_each(|at| self.fates[*at] = Fate::Settled);
+        units.iter().for_each(|at| self.states[*at] = UnitState::Settled);
     }
 }
 

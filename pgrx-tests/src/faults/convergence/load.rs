@@ -13,7 +13,7 @@ use postgres::{Client, SimpleQueryMessage};
 
 use super::mesh::Mesh;
 use super::tables::{TABLES, Table};
-use crate::faults::dice::Dice;
+use crate::faults::rng::Rng;
 use crate::side::describe;
 
 /// What a writer came to.
@@ -62,7 +62,7 @@ pub struct Writer<'a> {
     mesh: &'a Mesh,
     round: u64,
     number: usize,
-    dice: Dice,
+    rng: Rng,
     /// How many values it has made in the round.
     values: u64,
     tally: Tally,
@@ -77,22 +77,22 @@ enum Outcome {
 
 impl<'a> Writer<'a> {
     /// `number` counts the writers of all masters.
-    pub fn new(mesh: &'a Mesh, round: u64, number: usize, dice: Dice) -> Writer<'a> {
-        Writer { mesh, round, number, dice, values: 0, tally: Tally::default() }
+    pub fn new(mesh: &'a Mesh, round: u64, number: usize, rng: Rng) -> Writer<'a> {
+        Writer { mesh, round, number, rng, values: 0, tally: Tally::default() }
     }
 
     pub fn run(mut self, end: Instant) -> Result<Tally> {
         let home = self.mesh.home(self.number);
         let mut client = self.mesh.nodes[home].connect()?;
         let start = Instant::now();
-        self.dice.pause(0, 300);
+        self.rng.pause(0, 300);
         while Instant::now() < end {
             let transaction = self.make();
             self.play(&mut client, transaction, start)?;
             // In a rhythm of all clients: at first calm, so that commits deliver themselves. While
             // they hurry, everything is queued behind deliveries that waited too long for a row.
             let calm = (start.elapsed().as_millis() / 500).is_multiple_of(2);
-            self.dice.pause(0, if calm { 500 } else { 20 });
+            self.rng.pause(0, if calm { 500 } else { 20 });
         }
         Ok(self.tally)
     }
@@ -116,11 +116,11 @@ impl<'a> Writer<'a> {
                 "savepoint s" => before = changes,
                 "rollback to s" => changes = before,
                 // Time for others to want what it holds.
-                _ if self.dice.chance(10) => self.dice.pause(0, 10),
+                _ if self.rng.chance(10) => self.rng.pause(0, 10),
                 _ => {}
             }
         }
-        if self.dice.chance(8) {
+        if self.rng.chance(8) {
             return self.send(client, "rollback").map(drop);
         }
         self.send(client, "commit")?;
@@ -162,26 +162,26 @@ impl<'a> Writer<'a> {
 
     fn make(&mut self) -> Transaction {
         let mut keys = BTreeSet::new();
-        for _ in 0..=self.dice.roll(4) {
-            let table = usize::from(self.dice.chance(30));
-            keys.insert((table, 1 + self.dice.roll(TABLES[table].keys)));
+        for _ in 0..=self.rng.roll(4) {
+            let table = usize::from(self.rng.chance(30));
+            keys.insert((table, 1 + self.rng.roll(TABLES[table].keys)));
         }
         let named = keys.iter().map(|(table, key)| (TABLES[*table].name, *key)).collect();
         let mut transaction = Transaction { keys: named, ..Transaction::default() };
         let mut keys = keys.into_iter().peekable();
         while let Some((table, key)) = keys.next() {
             let mut step = Vec::new();
-            let next = keys.next_if(|(other, _)| *other == table && self.dice.chance(30));
+            let next = keys.next_if(|(other, _)| *other == table && self.rng.chance(30));
             match next {
                 Some((_, other)) => step.extend(self.exchange(&TABLES[table], key, other)),
                 None => {
-                    for _ in 0..=u64::from(self.dice.chance(25)) {
+                    for _ in 0..=u64::from(self.rng.chance(25)) {
                         step.push(self.write(&TABLES[table], key));
                     }
                 }
             }
-            if self.dice.chance(25) {
-                let end = *self.dice.pick(&["rollback to s", "release s"]);
+            if self.rng.chance(25) {
+                let end = *self.rng.pick(&["rollback to s", "release s"]);
                 step.insert(0, "savepoint s".to_owned());
                 step.push(end.to_owned());
             }
@@ -192,7 +192,7 @@ impl<'a> Writer<'a> {
 
     /// Writes one row.
     fn write(&mut self, table: &Table, key: u64) -> String {
-        let kind = self.dice.roll(10);
+        let kind = self.rng.roll(10);
         let (v, n) = self.value();
         let Table { name, key: columns, value, .. } = table;
         let key = value(key);
@@ -212,7 +212,7 @@ impl<'a> Writer<'a> {
         let Table { name, key: columns, value, .. } = table;
         let (v, n) = self.value();
         let (low, high) = (value(low), value(high));
-        let part = match self.dice.chance(50) {
+        let part = match self.rng.chance(50) {
             true => format!(", v = {v}"),
             false => String::new(),
         };
@@ -222,7 +222,7 @@ impl<'a> Writer<'a> {
                  and not exists (select from {name} where ({columns}) = ({to}))"
             )
         };
-        match self.dice.chance(60) {
+        match self.rng.chance(60) {
             true => vec![change(&low, &high)],
             // The lower key has to be taken and vacated before the higher row is.
             false => vec![
@@ -240,6 +240,6 @@ impl<'a> Writer<'a> {
     fn value(&mut self) -> (String, u64) {
         self.values += 1;
         let Writer { round, number, values, .. } = self;
-        (format!("'{round}.{number}.{values}'"), self.dice.roll(1000))
+        (format!("'{round}.{number}.{values}'"), self.rng.roll(1000))
     }
 }

@@ -98,7 +98,7 @@ impl Mesh {
     /// Waits until nothing is left to replay on any master.
     ///
     /// # Errors
-    /// Records that are set aside: whatever clients did, there is none that another master could not
+    /// Failed records: whatever clients did, there is none that another master could not
     /// apply.
     pub fn await_drained(&self) -> Result<()> {
         let start = Instant::now();
@@ -111,12 +111,12 @@ impl Mesh {
                         .query_one("select deal_sync_err_rec(100000)", &[])
                         .map_err(|error| anyhow!("drain of {number}: {}", describe(&error)))?;
                 }
-                let set_aside: i64 = client
+                let failed: i64 = client
                     .query_one("select count(*) from sync_err_rec where status = 'failed'", &[])?
                     .get(0);
                 ensure!(
-                    set_aside == 0,
-                    "{set_aside} records of master {number} are set aside:{}",
+                    failed == 0,
+                    "{failed} records of master {number} are marked failed:{}",
                     ask(
                         node,
                         "select to_jsonb(r) from sync_err_rec r where status = 'failed' limit 5"

@@ -1,4 +1,4 @@
-//! What a queued change touches, so that what waits behind a record that was set aside can be told
+//! What a queued change touches, so that what waits behind a failed record can be told
 //! from what does not depend on it. Pure.
 //!
 //! A change depends on an older one if both concern the same row of the same target table: its key
@@ -16,14 +16,14 @@ use std::hash::Hasher;
 
 /// See the module's head. Hashes are stored as `bigint`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Footprint {
-    /// What a change leaves when it is set aside or waits.
-    pub marks: Vec<i64>,
-    /// What a change must not meet among the marks of older ones.
-    pub checks: Vec<i64>,
+pub struct Writeset {
+    /// What a change leaves when it is marked failed or waits.
+    pub writes: Vec<i64>,
+    /// What a change must not meet among the writes of older ones.
+    pub depends_on: Vec<i64>,
 }
 
-impl Footprint {
+impl Writeset {
     /// The footprint of a change.
     pub fn of<S: AsRef<str>>(route: &Route, change: &Change<S>) -> Self {
         if change.op == Op::Truncate || !route.key_exact {
@@ -31,7 +31,7 @@ impl Footprint {
         }
         if route.is_keyless() {
             // Rows have nothing to do with each other.
-            return Self { marks: vec![anything_of(route)], checks: vec![all_of(route)] };
+            return Self { writes: vec![anything_of(route)], depends_on: vec![all_of(route)] };
         }
         let mut rows = vec![row(route, &change.old_key(route))];
         if change.moves() {
@@ -39,18 +39,20 @@ impl Footprint {
         }
         rows.dedup();
         let with = |first| std::iter::once(first).chain(rows.iter().copied()).collect();
-        Self { marks: with(anything_of(route)), checks: with(all_of(route)) }
+        Self { writes: with(anything_of(route)), depends_on: with(all_of(route)) }
     }
 
     /// The footprint of something that concerns every row.
     pub fn of_table(route: &Route) -> Self {
         let any = anything_of(route);
-        Self { marks: vec![any, all_of(route)], checks: vec![any] }
+        Self { writes: vec![any, all_of(route)], depends_on: vec![any] }
     }
 
     /// Adds another change's.
     pub fn join(&mut self, other: Self) {
-        for (own, more) in [(&mut self.marks, other.marks), (&mut self.checks, other.checks)] {
+        for (own, more) in
+            [(&mut self.writes, other.writes), (&mut self.depends_on, other.depends_on)]
+        {
             own.extend(more);
             own.sort_unstable();
             own.dedup();
@@ -128,21 +130,21 @@ mod tests {
 
     fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
         let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
-        let (stamp, gone, unchanged) = (None, None, Vec::new());
+        let (stamp, tombstone, unchanged) = (None, None, Vec::new());
         Change {
             op,
             command: 1,
             key: all(key),
             row: all(row),
             stamp,
-            gone,
+            tombstone,
             unchanged,
             stored: RowStorage::default(),
         }
     }
 
-    fn waits(later: &Footprint, earlier: &Footprint) -> bool {
-        later.checks.iter().any(|check| earlier.marks.contains(check))
+    fn waits(later: &Writeset, earlier: &Writeset) -> bool {
+        later.depends_on.iter().any(|check| earlier.writes.contains(check))
     }
 
     #[test]
@@ -151,28 +153,28 @@ mod tests {
         let (insert, update) = (change(Op::Insert, &[], &["1"]), change(Op::Update, &[], &["1"]));
         let (delete, other) = (change(Op::Delete, &["1"], &[]), change(Op::Insert, &[], &["2"]));
         let [insert, update, delete, other] =
-            [insert, update, delete, other].map(|c| Footprint::of(&t, &c));
+            [insert, update, delete, other].map(|c| Writeset::of(&t, &c));
         assert!(waits(&update, &insert) && waits(&delete, &update) && waits(&insert, &delete));
         assert!(!waits(&other, &insert) && !waits(&insert, &other));
-        let elsewhere = Footprint::of(&route("u", true), &change(Op::Insert, &[], &["1"]));
+        let elsewhere = Writeset::of(&route("u", true), &change(Op::Insert, &[], &["1"]));
         assert!(!waits(&elsewhere, &insert));
     }
 
     #[test]
     fn a_row_that_moves_ties_both_keys() {
         let t = route("t", true);
-        let moved = Footprint::of(&t, &change(Op::Update, &["1"], &["2"]));
+        let moved = Writeset::of(&t, &change(Op::Update, &["1"], &["2"]));
         for key in ["1", "2"] {
-            let delete = Footprint::of(&t, &change(Op::Delete, &[key], &[]));
+            let delete = Writeset::of(&t, &change(Op::Delete, &[key], &[]));
             assert!(waits(&delete, &moved) && waits(&moved, &delete), "{key}");
         }
     }
 
     #[test]
     fn what_concerns_the_whole_table_ties_every_row() {
-        let row = |exact| Footprint::of(&route("t", exact), &change(Op::Insert, &[], &["1"]));
-        let truncate = Footprint::of(&route("t", true), &change(Op::Truncate, &[], &[]));
-        for table in [truncate, row(false), Footprint::of_table(&route("t", true))] {
+        let row = |exact| Writeset::of(&route("t", exact), &change(Op::Insert, &[], &["1"]));
+        let truncate = Writeset::of(&route("t", true), &change(Op::Truncate, &[], &[]));
+        for table in [truncate, row(false), Writeset::of_table(&route("t", true))] {
             assert!(waits(&table, &row(true)) && waits(&row(true), &table));
             assert!(waits(&table, &table));
         }
@@ -181,15 +183,15 @@ mod tests {
     #[test]
     fn rows_without_a_key_are_tied_by_truncate_only() {
         let keyless = Route { key: Vec::new(), policy: Policy::Error, ..route("t", true) };
-        let insert = Footprint::of(&keyless, &change(Op::Insert, &[], &["1"]));
-        let truncate = Footprint::of(&keyless, &change(Op::Truncate, &[], &[]));
+        let insert = Writeset::of(&keyless, &change(Op::Insert, &[], &["1"]));
+        let truncate = Writeset::of(&keyless, &change(Op::Truncate, &[], &[]));
         assert!(!waits(&insert, &insert));
         assert!(waits(&truncate, &insert) && waits(&insert, &truncate));
     }
 
     #[test]
     fn stored_hashes_never_change() {
-        let footprint = Footprint::of(&route("t", true), &change(Op::Insert, &[], &["1"]));
-        assert_eq!(footprint.marks, [-8354673576315553261, -4106621434464324438]);
+        let writeset = Writeset::of(&route("t", true), &change(Op::Insert, &[], &["1"]));
+        assert_eq!(writeset.writes, [-8354673576315553261, -4106621434464324438]);
     }
 }

@@ -1,14 +1,14 @@
 //! Dice for random tests: reproducible, and good enough to mix things up (xorshift64).
 
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
-    pub fn new(seed: u64) -> Dice {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         for _ in 0..8 {
-            dice.roll(2);
+            rng.roll(2);
         }
-        dice
+        rng
     }
 
     pub fn roll(&mut self, sides: u64) -> u64 {

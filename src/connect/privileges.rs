@@ -4,14 +4,14 @@
 use super::endpoint::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::fdw::SUPERUSER_ONLY;
-use crate::pg::spi::{self, Home};
+use crate::pg::spi::{self, Extension};
 
 /// A path that cannot be there. Without one, libpq looks for a certificate in the account's home.
 pub const NO_CERTIFICATE: &str = "/dev/null/none";
 
 /// Where an option comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum OptionScope {
     Wrapper,
     Server,
     Mapping,
@@ -29,20 +29,20 @@ enum Validator {
 }
 
 /// What is known of those behind an account.
-pub struct Standing {
+pub struct Privileges {
     owner_is_superuser: bool,
     server_is_superusers: bool,
     validator: Validator,
 }
 
-impl Standing {
+impl Privileges {
     /// Looks them up.
     ///
     /// # Errors
     /// 42704 when the mapping is gone.
-    pub fn of(home: &Home, account: &Account) -> Result<Self> {
+    pub fn of(extension: &Extension, account: &Account) -> Result<Self> {
         let rows = spi::read(
-            home,
+            extension,
             "SELECT (SELECT r.rolsuper FROM pg_catalog.pg_roles r \
                       WHERE r.oid OPERATOR(pg_catalog.=) $3::pg_catalog.oid), \
                     (SELECT r.rolsuper FROM pg_catalog.pg_roles r \
@@ -89,7 +89,7 @@ impl Standing {
 
     /// Whether no password is required: of a superuser's table, over a superuser's server. Whose the
     /// server is says where it leads, and who else may have made the mapping.
-    pub fn is_trusted(&self) -> bool {
+    pub fn may_omit_password(&self) -> bool {
         self.owner_is_superuser && self.server_is_superusers
     }
 
@@ -100,12 +100,12 @@ impl Standing {
 
     /// Whether an option counts that was set there: one that uses a file of the server account only if a
     /// superuser must have set it. Only superusers own wrappers.
-    pub fn may_set(&self, option: &str, place: Place) -> bool {
-        let watched = match place {
-            Place::Wrapper => true,
-            Place::Server => self.server_is_superusers || self.validator == Validator::Ours,
-            Place::Mapping => self.validator != Validator::Unknown,
+    pub fn may_set(&self, option: &str, scope: OptionScope) -> bool {
+        let watched = match scope {
+            OptionScope::Wrapper => true,
+            OptionScope::Server => self.server_is_superusers || self.validator == Validator::Ours,
+            OptionScope::Mapping => self.validator != Validator::Unknown,
         };
-        watched || self.is_trusted() || !SUPERUSER_ONLY.contains(&option)
+        watched || self.may_omit_password() || !SUPERUSER_ONLY.contains(&option)
     }
 }

@@ -9,7 +9,7 @@ use crate::pg::wait::{self, Interest};
 use crate::sql::AS_LOGGED_IN;
 use std::time::{Duration, Instant};
 
-/// Why [`drive`] returned.
+/// Why [`run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// All links are done.
@@ -20,23 +20,23 @@ pub enum Stop {
 
 /// Runs the links until all are done. A request to cancel is not acted upon here: what it means
 /// depends on what has been sent.
-pub fn drive(links: &mut [Link<'_>]) -> Stop {
-    drive_until(links, |links| links.iter().all(Link::is_done))
+pub fn run(links: &mut [Link<'_>]) -> Stop {
+    run_until(links, |links| links.iter().all(Link::is_done))
 }
 
 /// Runs the links until one of them is done that was not, or all are.
-pub fn drive_any(links: &mut [Link<'_>]) -> Stop {
+pub fn run_any(links: &mut [Link<'_>]) -> Stop {
     let done = |links: &[Link<'_>]| links.iter().filter(|l| l.is_done()).count();
     let before = done(links);
-    drive_until(links, |links| done(links) > before || done(links) == links.len())
+    run_until(links, |links| done(links) > before || done(links) == links.len())
 }
 
 /// Runs links until all that they have to say has left, or they are done.
 pub fn send(links: &mut [Link<'_>]) -> Stop {
-    drive_until(links, |links| links.iter().all(Link::has_sent))
+    run_until(links, |links| links.iter().all(Link::has_sent))
 }
 
-fn drive_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop {
+fn run_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop {
     loop {
         links.iter_mut().for_each(Link::step);
         if links.iter().any(Link::commit_sent) {
@@ -55,7 +55,7 @@ fn drive_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> St
 
 /// Runs the links for a while: until one of them is done, something wakes this process, or the time
 /// is up.
-pub fn drive_for(links: &mut [Link<'_>], longest: Duration) {
+pub fn run_for(links: &mut [Link<'_>], longest: Duration) {
     links.iter_mut().for_each(Link::step);
     if !links.iter().any(Link::is_done) && !interrupt::pending() {
         pause(links, longest);

@@ -3,17 +3,17 @@
 use super::feed::{Changes, Source};
 use super::link::Link;
 use super::plan::{FIRST_ROWS, moves_at_once};
-use super::session::Session;
 use super::truncations::Truncations;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::{Reader, Rows};
 use crate::change::{Policy, Relation, Route};
+use crate::connect::session::Session;
 use crate::error::{Error, SqlState};
 use std::rc::Rc;
 
 /// How much is taken for granted of the server's rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Trust {
+pub enum Assume {
     /// Rows are as expected: plain INSERT and UPDATE, untouched large columns left out.
     Rows,
     /// Rows that are updated have the large columns that the UPDATE left alone.
@@ -26,17 +26,17 @@ pub enum Trust {
 
 /// How a change set is tried first. A server whose upserts have not been seen to work is not trusted:
 /// without the unique index that they need, a plain INSERT would double a row.
-pub fn first_trust(set: &ChangeSet, link: &mut Link<'_>) -> Trust {
-    let proven = |session: &mut Session| session.has_proven(set.routes());
-    match link.session().is_some_and(proven) {
-        true => Trust::Rows,
-        false => Trust::LargeColumns,
+pub fn first_assumption(set: &ChangeSet, link: &mut Link<'_>) -> Assume {
+    let accepted = |session: &mut Session| session.has_accepted(set.routes());
+    match link.session().is_some_and(accepted) {
+        true => Assume::Rows,
+        false => Assume::LargeColumns,
     }
 }
 
 /// Whether the failure may be that the trust was misplaced: a row was missing or there already, or what
 /// the server checks at the end of a statement was asked of too few rows at once.
-pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool {
+pub fn assumption_failed(set: &ChangeSet, link: &mut Link<'_>, assume: Assume) -> bool {
     if let Some(error) = link.result().err()
         && set.has_truncates()
         && must_ask_kinds(link, &error)
@@ -44,25 +44,25 @@ pub fn was_betrayed(set: &ChangeSet, link: &mut Link<'_>, trust: Trust) -> bool 
         return true;
     }
     let refused = |e: &Error| matches!(e, Error::Remote(_)) && !e.is_transient();
-    if is_large(set, trust)
+    if is_large(set, assume)
         && let Some(error) = link.result().err().filter(refused)
     {
-        distrust(link, &error);
+        set_text_only(link, &error);
         return true;
     }
     let unexpected = |e: Error| {
         let state = e.sqlstate();
         state == SqlState::NO_DATA_FOUND
-            || (state == SqlState::UNIQUE_VIOLATION && trust == Trust::Rows)
+            || (state == SqlState::UNIQUE_VIOLATION && assume == Assume::Rows)
     };
     let overwrites = set.routes().iter().any(|route| route.policy == Policy::Overwrite);
-    let trusted = trust == Trust::Rows || (trust == Trust::LargeColumns && set.has_unsent());
-    trusted && overwrites && link.result().err().is_some_and(unexpected)
+    let assumed = assume == Assume::Rows || (assume == Assume::LargeColumns && set.has_unsent());
+    assumed && overwrites && link.result().err().is_some_and(unexpected)
 }
 
 /// Whether a statement has failed since keys that differ here are equal there, so that two of its changes were
 /// of one row.
-pub fn met_itself(link: &mut Link<'_>) -> bool {
+pub fn is_twice_one_row(link: &mut Link<'_>) -> bool {
     link.result().err().is_some_and(|error| is_of_one_row(&error))
 }
 
@@ -71,7 +71,8 @@ pub fn is_of_one_row(error: &Error) -> bool {
     matches!(error, Error::Remote(_)) && error.sqlstate() == SqlState::CARDINALITY_VIOLATION
 }
 
-/// A set with a TRUNCATE was refused, maybe for a table that is partitioned there. From now on the session asks.
+/// A set with a TRUNCATE was refused, maybe for a table that is partitioned there. From now on the session
+/// asks.
 pub fn must_ask_kinds(link: &mut Link<'_>, refusal: &Error) -> bool {
     let refused =
         matches!(refusal, Error::Remote(_)) && refusal.sqlstate() == SqlState::WRONG_OBJECT_TYPE;
@@ -101,7 +102,7 @@ pub fn moved_at_once<'r>(
 }
 
 /// What was sent in batches that grow and in binary form was refused.
-pub fn distrust(link: &mut Link<'_>, refusal: &Error) {
+pub fn set_text_only(link: &mut Link<'_>, refusal: &Error) {
     if refusal.sqlstate().is_about_table()
         && let Some(session) = link.session()
     {
@@ -119,20 +120,20 @@ pub fn are_many(changes: usize, bytes: u64) -> bool {
 }
 
 /// Whether a set is sent in batches that grow and in binary form.
-fn is_large(set: &ChangeSet, trust: Trust) -> bool {
-    trust == Trust::Rows && are_many(set.len(), set.size())
+fn is_large(set: &ChangeSet, assume: Assume) -> bool {
+    assume == Assume::Rows && are_many(set.len(), set.size())
 }
 
 /// The changes of a set as a feed for a link.
-pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, trust: Trust) -> Changes<Reader<'s>> {
-    let rows = match trust {
-        Trust::Rows | Trust::LargeColumns => Rows::Lean,
-        Trust::Nothing | Trust::NotKeys => Rows::Whole,
+pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, assume: Assume) -> Changes<Reader<'s>> {
+    let rows = match assume {
+        Assume::Rows | Assume::LargeColumns => Rows::Lean,
+        Assume::Nothing | Assume::NotKeys => Rows::Whole,
     };
     Changes::new(set.changes(rows), &link.endpoint().application_name)
-        .optimistic(trust == Trust::Rows)
-        .one_by_one(trust == Trust::NotKeys)
-        .in_binary(is_large(set, trust) && link.takes_binary())
+        .optimistic(assume == Assume::Rows)
+        .one_by_one(assume == Assume::NotKeys)
+        .in_binary(is_large(set, assume) && link.takes_binary())
         .truncating(match set.has_truncates() {
             true => {
                 let mut changes = set.changes(Rows::Keys);

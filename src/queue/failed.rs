@@ -1,18 +1,18 @@
-//! Records that are set aside because they can never apply as things are, and what waits behind them.
+//! Failed records because they can never apply as things are, and what waits behind them.
 //!
-//! A record set aside (`failed`) and those that wait behind it (`waiting`) leave the marks of their
-//! [`Footprint`] in the queue. A later change that meets a mark waits too; everything else flows. What
+//! A failed record (`failed`) and those that wait behind it (`waiting`) leave the writes of their
+//! [`Writeset`] in the queue. A later change that meets a mark waits too; everything else flows. What
 //! waits is released when the record that it waits for is gone or pending again, and looked at anew in
 //! its turn.
 
-use super::footprint::Footprint;
+use super::writeset::Writeset;
 use super::{copies, floor, lanes, to_ids};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
 use crate::pg::lookup::View;
-use crate::pg::spi::{self, Home, required};
-use crate::pg::text::tellable;
+use crate::pg::spi::{self, Extension, required};
+use crate::pg::text::displayable;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,32 +22,32 @@ use std::time::Duration;
 struct Origin {
     /// The oldest record that left it.
     id: i64,
-    /// The record set aside that it is, or waits for.
+    /// the failed record that it is, or waits for.
     root: i64,
 }
 
-/// Marks of records that were set aside or wait.
+/// Marks of failed records or wait.
 #[derive(Default)]
 pub struct Blockers {
-    marks: HashMap<i64, Origin>,
+    writes: HashMap<i64, Origin>,
 }
 
 impl Blockers {
-    /// Adds from the queue what a server's records have left of these marks. Says whether records are
-    /// pending too that an owner's changes must wait for, as of the same moment: who asks whether to wait must not miss one that changed from
-    /// one to the other in between.
+    /// Adds from the queue what a server's records have left of these writes. Says whether records are
+    /// pending too that an owner's changes must wait for, as of the same moment: who asks whether to wait
+    /// must not miss one that changed from one to the other in between.
     ///
     /// # Errors
     /// What reading the queue reports.
     pub fn load(
         &mut self,
-        home: &Home,
+        extension: &Extension,
         server_name: &str,
         owner: Oid,
-        checks: &[i64],
+        depends_on: &[i64],
     ) -> Result<bool> {
-        let queue = format!("{}.sync_queue", ident(&home.schema));
-        // Over the index of marks only: the others would lead through everything that waits, so the
+        let queue = format!("{}.sync_queue", ident(&extension.schema));
+        // Over the index of writes only: the others would lead through everything that waits, so the
         // server's name is disguised from them.
         let sql = format!(
             "SELECT m.mark, pg_catalog.min(q.id), \
@@ -61,18 +61,18 @@ impl Blockers {
                  ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
              GROUP BY m.mark \
              UNION ALL SELECT m.mark, OPERATOR(pg_catalog.-) c.id, OPERATOR(pg_catalog.-) c.id \
-             FROM {copies} c CROSS JOIN LATERAL pg_catalog.unnest(c.marks) AS m(mark) \
+             FROM {copies} c CROSS JOIN LATERAL pg_catalog.unnest(c.writes) AS m(mark) \
              WHERE c.dst_server OPERATOR(pg_catalog.=) $1 \
                AND m.mark OPERATOR(pg_catalog.=) \
                  ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])))",
-            copies = table_of_copies(home)
+            copies = table_of_copies(extension)
         );
-        let checks = to_ids(checks);
+        let depends_on = to_ids(depends_on);
         let [queue, floor, lost, owners] = lanes::TABLES;
         let tables = [queue, floor, lost, owners, copies::TABLE];
-        let (pending, rows) = View::look(home, &tables, |view| {
+        let (pending, rows) = View::look(extension, &tables, |view| {
             let pending = lanes::goes_before(view, server_name, owner)?;
-            Ok((pending, view.read(&sql, &[Some(server_name), Some(&checks)])?))
+            Ok((pending, view.read(&sql, &[Some(server_name), Some(&depends_on)])?))
         })?;
         for mut row in rows {
             let mut number = |at| {
@@ -84,92 +84,92 @@ impl Blockers {
         Ok(pending)
     }
 
-    /// A record leaves marks; `root` is the one set aside that it is or waits for.
-    pub fn add(&mut self, id: i64, root: i64, marks: &[i64]) {
-        for mark in marks {
-            let origin = self.marks.entry(*mark).or_insert(Origin { id, root });
+    /// A record leaves writes; `root` is the one marked failed that it is or waits for.
+    pub fn add(&mut self, id: i64, root: i64, writes: &[i64]) {
+        for mark in writes {
+            let origin = self.writes.entry(*mark).or_insert(Origin { id, root });
             if id < origin.id {
                 *origin = Origin { id, root };
             }
         }
     }
 
-    /// The record set aside that a change must wait for. Only records older than `id` count.
-    pub fn find(&self, id: i64, footprint: &Footprint) -> Option<i64> {
-        let met = footprint.checks.iter().filter_map(|check| self.marks.get(check));
-        met.filter(|origin| origin.id < id).map(|origin| origin.root).min()
+    /// the failed record that a change must wait for. Only records older than `id` count.
+    pub fn find(&self, id: i64, writeset: &Writeset) -> Option<i64> {
+        let found = writeset.depends_on.iter().filter_map(|check| self.writes.get(check));
+        found.filter(|origin| origin.id < id).map(|origin| origin.root).min()
     }
 
     /// Changes about to be queued that belong together: if they must wait, what for. They leave their
-    /// marks then, which those queued after them meet.
-    pub fn join(&mut self, footprint: &Footprint) -> Option<i64> {
-        let root = self.find(i64::MAX, footprint)?;
-        self.mark(root, footprint);
+    /// writes then, which those queued after them meet.
+    pub fn join(&mut self, writeset: &Writeset) -> Option<i64> {
+        let root = self.find(i64::MAX, writeset)?;
+        self.mark(root, writeset);
         Some(root)
     }
 
-    /// A change about to be queued waits for this record, and leaves its marks.
-    pub fn mark(&mut self, root: i64, footprint: &Footprint) {
-        self.add(0, root, &footprint.marks);
+    /// A change about to be queued waits for this record, and leaves its writes.
+    pub fn mark(&mut self, root: i64, writeset: &Writeset) {
+        self.add(0, root, &writeset.writes);
     }
 
     /// The oldest record that others wait for.
     pub fn oldest(&self) -> Option<i64> {
-        self.marks.values().map(|origin| origin.root).min()
+        self.writes.values().map(|origin| origin.root).min()
     }
 
     /// Whether all there is to wait for are copies.
     pub fn are_copies(&self) -> bool {
-        self.marks.values().all(|origin| copies::is_copy(origin.root))
+        self.writes.values().all(|origin| copies::is_copy(origin.root))
     }
 
     /// Whether there is nothing to wait for.
     pub fn is_empty(&self) -> bool {
-        self.marks.is_empty()
+        self.writes.is_empty()
     }
 }
 
 /// The table of copies under way, for a statement.
-fn table_of_copies(home: &Home) -> String {
-    format!("{}.{}", ident(&home.schema), copies::TABLE)
+fn table_of_copies(extension: &Extension) -> String {
+    format!("{}.{}", ident(&extension.schema), copies::TABLE)
 }
 
 /// Whether any of a server's tables is being copied.
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn is_copying(home: &Home, server_name: &str) -> Result<bool> {
+pub fn is_copying(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
-        table_of_copies(home)
+        table_of_copies(extension)
     );
-    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+    Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
 }
 
-/// Whether any of a server's records is set aside or waits, or is to wait for a copy.
+/// Whether any of a server's records is marked failed or waits, or is to wait for a copy.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn exist(home: &Home, server_name: &str) -> Result<bool> {
+pub fn exist(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
          AND status OPERATOR(pg_catalog.<>) 'pending' \
          UNION ALL SELECT 1 FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
-        ident(&home.schema),
-        table_of_copies(home)
+        ident(&extension.schema),
+        table_of_copies(extension)
     );
-    Ok(!spi::read(home, &sql, &[Some(server_name)])?.is_empty())
+    Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
 }
 
-/// Sets a record aside. Says whether for the first time. `passes`: what it failed over may pass by itself, so it
-/// is tried again, after a while that doubles with each time.
+/// Sets a record aside. Says whether for the first time. `passes`: what it failed over may pass by itself, so
+/// it is tried again, after a while that doubles with each time.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn set_aside(
-    home: &Home,
+pub fn set_failed(
+    extension: &Extension,
     id: i64,
-    marks: &[i64],
+    writes: &[i64],
     reason: &Error,
     passes: bool,
 ) -> Result<bool> {
@@ -180,20 +180,20 @@ pub fn set_aside(
             last_attempt_at = pg_catalog.clock_timestamp(), \
             next_attempt_at = CASE WHEN $6::pg_catalog.bool THEN pg_catalog.clock_timestamp() \
               OPERATOR(pg_catalog.+) LEAST($7::pg_catalog.interval OPERATOR(pg_catalog.*) \
-                pg_catalog.power(2, LEAST(times_aside, 20)), $8::pg_catalog.interval) END, \
-            times_aside = times_aside OPERATOR(pg_catalog.+) 1 \
-         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING times_aside",
-        ident(&home.schema)
+                pg_catalog.power(2, LEAST(times_failed, 20)), $8::pg_catalog.interval) END, \
+            times_failed = times_failed OPERATOR(pg_catalog.+) 1 \
+         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING times_failed",
+        ident(&extension.schema)
     );
-    let (id, marks) = (id.to_string(), to_ids(marks));
-    let (state, message) = (reason.sqlstate().to_string(), tellable(&reason.in_full()));
+    let (id, writes) = (id.to_string(), to_ids(writes));
+    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
     let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
     let passes = if passes { "true" } else { "false" };
-    let constraint = reason.constraint().map(tellable);
+    let constraint = reason.constraint().map(displayable);
     let args = [
         Some(&*id),
-        Some(&*marks),
+        Some(&*writes),
         Some(&*state),
         Some(&*message),
         constraint.as_deref(),
@@ -201,17 +201,17 @@ pub fn set_aside(
         Some(&*first),
         Some(&*longest),
     ];
-    let row = spi::write(home, &sql, &args)?.into_iter().next();
+    let row = spi::write(extension, &sql, &args)?.into_iter().next();
     Ok(row.is_some_and(|row| row == [Some("1".to_owned())]))
 }
 
-/// An owner's records that are set aside for a server over something that may pass by itself, and whose time
+/// An owner's failed records for a server over something that may pass by itself, and whose time
 /// has come to be tried again, or `all` of them.
 ///
 /// # Errors
 /// What reading the queue reports.
 pub fn due(
-    home: &Home,
+    extension: &Extension,
     server_name: &str,
     owner: Oid,
     all: bool,
@@ -224,72 +224,73 @@ pub fn due(
            AND next_attempt_at OPERATOR(pg_catalog.<=) CASE WHEN $4::pg_catalog.bool \
              THEN 'infinity' ELSE pg_catalog.clock_timestamp() END \
          ORDER BY next_attempt_at, id LIMIT $3::pg_catalog.int8",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
     let all = if all { "true" } else { "false" };
-    spi::read(home, &sql, &[server_name, &owner, &limit, all].map(Some))?
+    spi::read(extension, &sql, &[server_name, &owner, &limit, all].map(Some))?
         .into_iter()
         .map(|mut row| required(&mut row, 0))
         .collect()
 }
 
-/// How long it is until a record that is set aside is tried again.
+/// How long it is until a failed record is tried again.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn until_next_attempt(home: &Home, server_name: &str) -> Result<Option<Duration>> {
+pub fn until_next_attempt(extension: &Extension, server_name: &str) -> Result<Option<Duration>> {
     let sql = format!(
         "SELECT pg_catalog.ceil(pg_catalog.extract('epoch', pg_catalog.min(next_attempt_at) \
              OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
              OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
          FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
            AND status OPERATOR(pg_catalog.=) 'failed' AND next_attempt_at IS NOT NULL",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let row = spi::read(home, &sql, &[Some(server_name)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(server_name)])?.into_iter().next();
     let millis = row.and_then(|mut row| row.pop()).flatten();
     let millis = millis.map(|text| text.parse::<i64>()).transpose();
     let millis = millis.map_err(|_| Error::internal("malformed number"))?;
     Ok(millis.map(|millis| Duration::from_millis(millis.max(0) as u64)))
 }
 
-/// A record that waits: its id, the record it waits for, the marks it leaves.
+/// A record that waits: its id, the record it waits for, the writes it leaves.
 pub struct Waiting {
     pub id: i64,
     pub root: i64,
-    pub marks: Vec<i64>,
+    pub writes: Vec<i64>,
 }
 
 /// Makes records wait.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn set_waiting(home: &Home, records: &[Waiting]) -> Result<()> {
+pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
     let sql = format!(
         "UPDATE {}.sync_queue q SET status = 'waiting', waits_for = v.root::pg_catalog.int8, \
-            blocks = v.marks::pg_catalog.int8[] \
+            blocks = v.writes::pg_catalog.int8[] \
          FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), \
             pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[])) \
-            AS v(id, root, marks) \
+            AS v(id, root, writes) \
          WHERE q.id OPERATOR(pg_catalog.=) v.id::pg_catalog.int8",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
     for chunk in records.chunks(super::CHUNK_ROWS) {
         let mut columns: [ArrayLiteral; 3] = Default::default();
         for one in chunk {
             columns[0].push(Some(&one.id.to_string()));
             columns[1].push(Some(&one.root.to_string()));
-            columns[2].push(Some(&to_ids(&one.marks)));
+            columns[2].push(Some(&to_ids(&one.writes)));
         }
         let columns = columns.map(ArrayLiteral::into_text);
-        spi::write(home, &sql, &[Some(&*columns[0]), Some(&*columns[1]), Some(&*columns[2])])?;
+        spi::write(extension, &sql, &[Some(&*columns[0]), Some(&*columns[1]), Some(&*columns[2])])?;
     }
     Ok(())
 }
 
-/// A subquery for the records of a server that others wait for and that neither are set aside any more nor wait
-/// themselves for an owner who cannot be served. From one to the next in the index: few are waited for, by very many perhaps.
+/// A subquery for the records of a server that others wait for and that neither are marked failed any more
+/// nor wait themselves for an owner who cannot be served. From one to the next in the index: few are waited
+/// for, by very many perhaps.
 pub fn released(queue: &str, server: &str) -> String {
     let schema = queue.trim_end_matches("sync_queue");
     let (owners, copies) = (format!("{schema}sync_owner_state"), format!("{schema}sync_copy"));
@@ -321,8 +322,8 @@ pub fn released(queue: &str, server: &str) -> String {
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn release(home: &Home, server_name: &str) -> Result<bool> {
-    let queue = format!("{}.sync_queue", ident(&home.schema));
+pub fn release(extension: &Extension, server_name: &str) -> Result<bool> {
+    let queue = format!("{}.sync_queue", ident(&extension.schema));
     let sql = format!(
         "WITH u AS (UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
            WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
@@ -331,19 +332,24 @@ pub fn release(home: &Home, server_name: &str) -> Result<bool> {
          SELECT pg_catalog.min(id) FROM u",
         released(&queue, "$1")
     );
-    let row = spi::write(home, &sql, &[Some(server_name)])?.into_iter().next();
+    let row = spi::write(extension, &sql, &[Some(server_name)])?.into_iter().next();
     let Some(first) = row.and_then(|mut row| row.pop()).flatten() else { return Ok(false) };
     let first = first.parse().map_err(|_| Error::internal("malformed record id"))?;
-    floor::lower(home, server_name, first)?;
+    floor::lower(extension, server_name, first)?;
     Ok(true)
 }
 
-/// An owner's records that are set aside for a server until a person does something, those first that were
+/// An owner's failed records for a server until a person does something, those first that were
 /// tried longest ago, at most so many. Not those that may be there already, which must not be tried unasked.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn oldest(home: &Home, server_name: &str, owner: Oid, limit: usize) -> Result<Vec<String>> {
+pub fn oldest(
+    extension: &Extension,
+    server_name: &str,
+    owner: Oid,
+    limit: usize,
+) -> Result<Vec<String>> {
     let sql = format!(
         "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
          AND status OPERATOR(pg_catalog.=) 'failed' \
@@ -351,57 +357,57 @@ pub fn oldest(home: &Home, server_name: &str, owner: Oid, limit: usize) -> Resul
          AND next_attempt_at IS NULL \
          AND COALESCE(sqlstate OPERATOR(pg_catalog.<>) '{}', true) \
          ORDER BY last_attempt_at NULLS FIRST, id LIMIT $3::pg_catalog.int8",
-        ident(&home.schema),
+        ident(&extension.schema),
         SqlState::COMPLETION_UNKNOWN
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
-    spi::read(home, &sql, &[Some(server_name), Some(&owner), Some(&limit)])?
+    spi::read(extension, &sql, &[Some(server_name), Some(&owner), Some(&limit)])?
         .into_iter()
         .map(|mut row| required(&mut row, 0))
         .collect()
 }
 
-/// The server of a record that is set aside.
+/// The server of a failed record.
 ///
 /// # Errors
 /// What reading the queue reports.
-pub fn server_of(home: &Home, id: i64) -> Result<Option<String>> {
+pub fn server_of(extension: &Extension, id: i64) -> Result<Option<String>> {
     let sql = format!(
         "SELECT dst_server FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
          AND status OPERATOR(pg_catalog.=) 'failed'",
-        ident(&home.schema)
+        ident(&extension.schema)
     );
-    let row = spi::read(home, &sql, &[Some(&id.to_string())])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(&id.to_string())])?.into_iter().next();
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
-/// Makes records that are set aside pending again, and what their transactions have waiting behind them:
+/// Makes failed records pending again, and what their transactions have waiting behind them:
 /// they may be units. Nothing else that waits. Under the server's drain lock only, as [`release`].
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn retry(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
-    turn(home, server_name, ids, ["failed", "pending"], ["waiting", "pending"])?;
+pub fn retry(extension: &Extension, server_name: &str, ids: &[String]) -> Result<()> {
+    change_status(extension, server_name, ids, ["failed", "pending"], ["waiting", "pending"])?;
     // What waited for them is newer.
     match ids.iter().filter_map(|id| id.parse().ok()).min() {
-        Some(first) => floor::lower(home, server_name, first),
+        Some(first) => floor::lower(extension, server_name, first),
         None => Ok(()),
     }
 }
 
-/// Sets aside again those of them that have not been tried, and lets what waited behind those that are
+/// Marks failed again those of them that have not been tried, and lets what waited behind those that are
 /// still there wait again.
 ///
 /// # Errors
 /// What writing the queue reports.
-pub fn give_back(home: &Home, server_name: &str, ids: &[String]) -> Result<()> {
-    turn(home, server_name, ids, ["pending", "failed"], ["pending", "waiting"])
+pub fn give_back(extension: &Extension, server_name: &str, ids: &[String]) -> Result<()> {
+    change_status(extension, server_name, ids, ["pending", "failed"], ["pending", "waiting"])
 }
 
 /// Gives records another status, and those of the same transactions that wait for them; also for those
 /// that have it already.
-fn turn(
-    home: &Home,
+fn change_status(
+    extension: &Extension,
     server_name: &str,
     ids: &[String],
     own: [&str; 2],
@@ -412,7 +418,7 @@ fn turn(
     }
     let mut array = ArrayLiteral::default();
     ids.iter().for_each(|id| array.push(Some(id)));
-    let queue = format!("{}.sync_queue", ident(&home.schema));
+    let queue = format!("{}.sync_queue", ident(&extension.schema));
     let these = "dst_server OPERATOR(pg_catalog.=) $1 AND id OPERATOR(pg_catalog.=) \
         ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])))";
     let sql = format!(
@@ -427,6 +433,6 @@ fn turn(
     );
     let array = array.into_text();
     let args = [server_name, &array, own[0], own[1], others[0], others[1]].map(Some);
-    spi::write(home, &sql, &args)?;
+    spi::write(extension, &sql, &args)?;
     Ok(())
 }

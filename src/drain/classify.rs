@@ -1,4 +1,4 @@
-//! The conflict that a record was set aside over. Pure.
+//! The conflict that a record was marked failed over. Pure.
 
 use crate::change::{Op, Policy};
 use crate::conflict::{Conflict, ConflictType, Decision};
@@ -28,9 +28,5 @@ pub fn conflict_of(record: &Record, error: &Error, is_there: bool) -> Option<Con
     };
     let constraint = error.constraint().map(str::to_owned);
     let version = change.version(route).map(str::to_owned);
-    Some(Conflict {
-        constraint,
-        version,
-        ..sql::conflict_of(route, kind, Decision::SetAside, &key)
-    })
+    Some(Conflict { constraint, version, ..sql::conflict_of(route, kind, Decision::Failed, &key) })
 }

@@ -10,7 +10,7 @@ use super::Batch;
 use crate::delivery::whole::Span;
 use crate::drain::replay::Replay;
 use crate::error::{Error, Result, SqlState};
-use crate::queue::aside::Blockers;
+use crate::queue::failed::Blockers;
 use std::collections::HashMap;
 
 /// Units of a transaction that are tried one by one after the others. Of more, the first is blamed.
@@ -22,15 +22,15 @@ pub(super) struct Postponed {
     /// With the failure, unless they were not tried because they concern rows of others.
     units: Vec<(usize, Option<Error>)>,
     /// What they touch.
-    marks: Blockers,
+    writes: Blockers,
     /// Units are postponed.
     is_on: bool,
 }
 
 impl Postponed {
-    fn add(&mut self, batch_unit: (usize, i64), marks: &[i64], error: Option<Error>) {
+    fn add(&mut self, batch_unit: (usize, i64), writes: &[i64], error: Option<Error>) {
         let (at, id) = batch_unit;
-        self.marks.add(id, id, marks);
+        self.writes.add(id, id, writes);
         self.units.push((at, error));
     }
 
@@ -45,9 +45,9 @@ impl Batch<'_> {
     /// # Errors
     /// As for [`Batch::apply`].
     pub(super) fn apply_in_parts(&mut self, replay: &mut Replay) -> Result<()> {
-        let units = self.sift(0..self.units.len());
+        let units = self.admit(0..self.units.len());
         let transactions = self.by_transaction(units);
-        self.narrow_transactions(replay, &transactions)
+        self.bisect_transactions(replay, &transactions)
     }
 
     /// Units by source transaction, in the order of their beginnings.
@@ -74,23 +74,23 @@ impl Batch<'_> {
         groups
     }
 
-    fn narrow_transactions(
+    fn bisect_transactions(
         &mut self,
         replay: &mut Replay,
         transactions: &[Vec<usize>],
     ) -> Result<()> {
-        let units = self.sift(transactions.concat());
+        let units = self.admit(transactions.concat());
         if units.is_empty() || self.is_over() {
             return Ok(());
         }
         let Some(error) = self.refusal(replay, &units)? else { return Ok(()) };
         if transactions.len() > 1 && !self.ends_attempt(&units, &error) {
             let (first, second) = transactions.split_at(transactions.len() / 2);
-            self.narrow_transactions(replay, first)?;
-            return self.narrow_transactions(replay, second);
+            self.bisect_transactions(replay, first)?;
+            return self.bisect_transactions(replay, second);
         }
         if units.len() == 1 || error.is_transient() {
-            return self.narrow_refused(replay, units, error);
+            return self.bisect_refused(replay, units, error);
         }
         let commands = self.by_command(units.clone());
         if commands.len() > 1 && error.is_about_others() {
@@ -102,11 +102,11 @@ impl Batch<'_> {
         }
         self.postpone();
         match commands.len() {
-            1 => self.narrow_command(replay, units, error)?,
+            1 => self.bisect_command(replay, units, error)?,
             _ => {
                 let (first, second) = commands.split_at(commands.len() / 2);
-                self.narrow_commands(replay, first)?;
-                self.narrow_commands(replay, second)?;
+                self.bisect_commands(replay, first)?;
+                self.bisect_commands(replay, second)?;
             }
         }
         self.settle_postponed(replay)
@@ -117,22 +117,22 @@ impl Batch<'_> {
         self.postponed = Postponed { is_on: true, ..Postponed::default() };
     }
 
-    fn narrow_commands(&mut self, replay: &mut Replay, commands: &[Vec<usize>]) -> Result<()> {
-        let units = self.sift(commands.concat());
+    fn bisect_commands(&mut self, replay: &mut Replay, commands: &[Vec<usize>]) -> Result<()> {
+        let units = self.admit(commands.concat());
         if units.is_empty() || self.is_over() || self.postpone_rest(&units) {
             return Ok(());
         }
         let Some(error) = self.refusal(replay, &units)? else { return Ok(()) };
         if commands.len() > 1 && !self.ends_attempt(&units, &error) {
             let (first, second) = commands.split_at(commands.len() / 2);
-            self.narrow_commands(replay, first)?;
-            return self.narrow_commands(replay, second);
+            self.bisect_commands(replay, first)?;
+            return self.bisect_commands(replay, second);
         }
-        self.narrow_command(replay, units, error)
+        self.bisect_command(replay, units, error)
     }
 
     /// Units of one command that were refused together.
-    fn narrow_command(
+    fn bisect_command(
         &mut self,
         replay: &mut Replay,
         units: Vec<usize>,
@@ -144,7 +144,7 @@ impl Batch<'_> {
         if is_whole || self.is_over() {
             return Ok(());
         }
-        self.narrow_refused(replay, units, error)
+        self.bisect_refused(replay, units, error)
     }
 
     /// Applies units; of those that fail together, the first half is tried alone, until the one that
@@ -152,18 +152,18 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// As for [`Batch::apply`].
-    pub(super) fn narrow(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
-        let units = self.sift(units);
+    pub(super) fn bisect(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
+        let units = self.admit(units);
         if units.is_empty() || self.is_over() || self.postpone_rest(&units) {
             return Ok(());
         }
         match self.refusal(replay, &units)? {
-            Some(error) => self.narrow_refused(replay, units, error),
+            Some(error) => self.bisect_refused(replay, units, error),
             None => Ok(()),
         }
     }
 
-    fn narrow_refused(
+    fn bisect_refused(
         &mut self,
         replay: &mut Replay,
         units: Vec<usize>,
@@ -173,14 +173,14 @@ impl Batch<'_> {
             [one] if error.is_transient() && !error.is_away() => self.fail_for_now(*one, error),
             _ if self.stops(&error) => self.stop = Some(error),
             [one] if self.postponed.is_on && error.is_about_others() => {
-                let (id, footprint) = (self.units[*one].id(), self.units[*one].footprint());
-                self.postponed.add((*one, id), &footprint.marks, Some(error));
+                let (id, writeset) = (self.units[*one].id(), self.units[*one].writeset());
+                self.postponed.add((*one, id), &writeset.writes, Some(error));
             }
             [one] => self.blame(replay, *one, error),
             several => {
                 let (first, second) = several.split_at(several.len() / 2);
-                self.narrow(replay, first.to_vec())?;
-                self.narrow(replay, second.to_vec())?;
+                self.bisect(replay, first.to_vec())?;
+                self.bisect(replay, second.to_vec())?;
             }
         }
         Ok(())
@@ -239,23 +239,23 @@ impl Batch<'_> {
             return false;
         }
         for at in units {
-            let (id, footprint) = (self.units[*at].id(), self.units[*at].footprint());
-            self.postponed.add((*at, id), &footprint.marks, None);
+            let (id, writeset) = (self.units[*at].id(), self.units[*at].writeset());
+            self.postponed.add((*at, id), &writeset.writes, None);
         }
         true
     }
 
-    /// Of units that need not wait for what was set aside, postpones those that concern rows of
+    /// Of units that need not wait for what was marked failed, postpones those that concern rows of
     /// postponed ones.
-    pub(super) fn sift_postponed(&mut self, units: Vec<usize>) -> Vec<usize> {
+    pub(super) fn admit_beside_postponed(&mut self, units: Vec<usize>) -> Vec<usize> {
         if !self.postponed.is_on || self.postponed.units.is_empty() {
             return units;
         }
         let mut free = Vec::new();
         for at in units {
-            let (id, footprint) = (self.units[at].id(), self.units[at].footprint());
-            match self.postponed.marks.find(id, &footprint) {
-                Some(_) => self.postponed.add((at, id), &footprint.marks, None),
+            let (id, writeset) = (self.units[at].id(), self.units[at].writeset());
+            match self.postponed.writes.find(id, &writeset) {
+                Some(_) => self.postponed.add((at, id), &writeset.writes, None),
                 None => free.push(at),
             }
         }
@@ -270,41 +270,43 @@ impl Batch<'_> {
     pub(super) fn settle_postponed(&mut self, replay: &mut Replay) -> Result<()> {
         let mut before = usize::MAX;
         loop {
-            let mut left = std::mem::take(&mut self.postponed).units;
-            left.sort_by_key(|(at, _)| *at);
-            left.dedup_by_key(|(at, _)| *at);
-            if left.is_empty() || self.is_over() {
+            let mut remaining = std::mem::take(&mut self.postponed).units;
+            remaining.sort_by_key(|(at, _)| *at);
+            remaining.dedup_by_key(|(at, _)| *at);
+            if remaining.is_empty() || self.is_over() {
                 return Ok(());
             }
-            let units: Vec<usize> = left.iter().map(|(at, _)| *at).collect();
+            let units: Vec<usize> = remaining.iter().map(|(at, _)| *at).collect();
             if units.len() > 1 && self.fits_whole(replay, &units, Span::All)? || self.is_over() {
                 return Ok(());
             }
             // Only what was applied since can have made a difference.
             if units.len() >= before.min(MAX_POSTPONED) {
-                return self.blame_postponed(replay, left);
+                return self.blame_postponed(replay, remaining);
             }
             before = units.len();
             self.postponed.is_on = true;
-            self.narrow(replay, units)?;
+            self.bisect(replay, units)?;
         }
     }
 
     fn blame_postponed(
         &mut self,
         replay: &mut Replay,
-        left: Vec<(usize, Option<Error>)>,
+        remaining: Vec<(usize, Option<Error>)>,
     ) -> Result<()> {
-        if left.len() >= MAX_POSTPONED.min(self.budget) {
-            let Some(why) = left.iter().find_map(|(_, error)| error.clone()) else { return Ok(()) };
-            self.fail_together(left.into_iter().map(|(at, _)| (at, why.clone())).collect());
+        if remaining.len() >= MAX_POSTPONED.min(self.budget) {
+            let Some(why) = remaining.iter().find_map(|(_, error)| error.clone()) else {
+                return Ok(());
+            };
+            self.fail_together(remaining.into_iter().map(|(at, _)| (at, why.clone())).collect());
             return Ok(());
         }
-        for (at, error) in left {
-            match (self.sift([at]).is_empty(), error) {
+        for (at, error) in remaining {
+            match (self.admit([at]).is_empty(), error) {
                 (false, Some(error)) => self.blame(replay, at, error),
                 // What it was postponed for has been blamed, or is there now.
-                (false, None) => self.narrow(replay, vec![at])?,
+                (false, None) => self.bisect(replay, vec![at])?,
                 (true, _) => {}
             }
         }

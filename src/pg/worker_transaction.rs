@@ -12,7 +12,7 @@ use std::panic::AssertUnwindSafe;
 ///
 /// # Errors
 /// What `body` returns, and everything that is raised.
-pub fn turn<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn run_in_transaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     bgworker::forget_cancel();
     if bgworker::ending().is_some() {
         return Err(Error::Canceled);

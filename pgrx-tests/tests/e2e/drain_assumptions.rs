@@ -3,7 +3,7 @@
 //! the time it takes.
 
 use postgres::Client;
-use rowsync_harness::testbed::Testbed;
+use rowsync_harness::fixture::Fixture;
 
 use crate::common::{one_way, queued, rows, same};
 
@@ -18,25 +18,25 @@ fn drain(client: &mut Client, limit: i64) {
 }
 
 /// A table `t` with rows 1 to 3 on both sides, and a session whose next drains trust the remote.
-fn trusting(label: &str, columns: &str) -> (Testbed, Client) {
-    let bed = one_way(label, columns, QUEUE);
-    bed.left.exec("insert into t (id, v) values (1, 'old'), (2, 'old'), (3, 'old')");
-    let mut admin = bed.left.superuser();
+fn trusting(label: &str, columns: &str) -> (Fixture, Client) {
+    let fixture = one_way(label, columns, QUEUE);
+    fixture.left.exec("insert into t (id, v) values (1, 'old'), (2, 'old'), (3, 'old')");
+    let mut admin = fixture.left.superuser();
     drain(&mut admin, 10);
-    same(&bed, "t");
-    (bed, admin)
+    same(&fixture, "t");
+    (fixture, admin)
 }
 
 /// The conflicts logged so far, oldest first: type and key.
-fn conflicts(bed: &Testbed) -> Vec<String> {
-    rows(&bed.left, "select type, key ->> 'id' from sync_conflicts order by id")
+fn conflicts(fixture: &Fixture) -> Vec<String> {
+    rows(&fixture.left, "select type, key ->> 'id' from sync_conflicts order by id")
 }
 
 #[test]
 fn single_rows_are_prepared_and_executed_often() {
-    let (bed, mut admin) = trusting("prepared", COLUMNS);
-    let user = bed.right.user.clone();
-    bed.right.exec(&format!(
+    let (fixture, mut admin) = trusting("prepared", COLUMNS);
+    let user = fixture.right.user.clone();
+    fixture.right.exec(&format!(
         "create table seen (executions bigint);
          create function look() returns trigger language plpgsql as $$ begin
            insert into seen select coalesce(sum(generic_plans + custom_plans), 0)
@@ -47,13 +47,13 @@ fn single_rows_are_prepared_and_executed_often() {
            execute function look()"
     ));
     for n in 10..15 {
-        bed.left.exec(&format!("insert into t values ({n}, 'new')"));
+        fixture.left.exec(&format!("insert into t values ({n}, 'new')"));
         drain(&mut admin, 10);
-        bed.left.exec(&format!("update t set v = 'changed' where id = {n}"));
+        fixture.left.exec(&format!("update t set v = 'changed' where id = {n}"));
         drain(&mut admin, 10);
     }
-    assert_eq!(rows(&bed.right, "select max(executions) >= 10 from seen"), ["t"]);
-    same(&bed, "t");
+    assert_eq!(rows(&fixture.right, "select max(executions) >= 10 from seen"), ["t"]);
+    same(&fixture, "t");
 }
 
 #[test]
@@ -94,16 +94,16 @@ fn conflicts_are_overwritten_and_told_whatever_was_expected() {
         ),
     ];
     for (number, (before, there, here, expected)) in met.into_iter().enumerate() {
-        let (bed, mut admin) = trusting(&format!("met{number}"), COLUMNS);
-        bed.left.exec(before);
+        let (fixture, mut admin) = trusting(&format!("met{number}"), COLUMNS);
+        fixture.left.exec(before);
         drain(&mut admin, 10_000);
-        bed.right.exec(there);
-        bed.left.exec(here);
+        fixture.right.exec(there);
+        fixture.left.exec(here);
         drain(&mut admin, 10_000);
-        assert_eq!(queued(&bed), 0, "{here}");
-        same(&bed, "t");
+        assert_eq!(queued(&fixture), 0, "{here}");
+        same(&fixture, "t");
         // Once, although it was tried twice.
-        assert_eq!(conflicts(&bed), expected, "{here}");
+        assert_eq!(conflicts(&fixture), expected, "{here}");
     }
 }
 
@@ -118,60 +118,60 @@ fn rows_arrive_where_columns_are_of_other_types() {
     .into_iter()
     .enumerate()
     {
-        let (bed, mut admin) = trusting(&format!("types{number}"), columns);
-        bed.right.exec(&format!("update t set v = null; alter table t {change}"));
-        bed.left.exec(
+        let (fixture, mut admin) = trusting(&format!("types{number}"), columns);
+        fixture.right.exec(&format!("update t set v = null; alter table t {change}"));
+        fixture.left.exec(
             "insert into t select g, g * 1000, timestamptz '2001-01-01 00:00:00+00' + g * interval '1 hour', g
                from generate_series(10, 1200) g",
         );
         drain(&mut admin, 10_000);
-        assert_eq!(queued(&bed), 0, "{change}");
+        assert_eq!(queued(&fixture), 0, "{change}");
         let all = "select id, n, v from t where id >= 10 order by id::int";
-        assert_eq!(rows(&bed.right, all), rows(&bed.left, all), "{change}");
+        assert_eq!(rows(&fixture.right, all), rows(&fixture.left, all), "{change}");
     }
 }
 
-/// What makes the remote refuse a row is found, and the row alone is set aside.
+/// What makes the remote refuse a row is found, and the row alone is marked failed.
 #[test]
 fn a_row_that_is_refused_stops_no_other() {
-    let (bed, mut admin) = trusting("refused", COLUMNS);
-    bed.right.exec("alter table t add check (v <> 'bad')");
-    bed.left.exec(
+    let (fixture, mut admin) = trusting("refused", COLUMNS);
+    fixture.right.exec("alter table t add check (v <> 'bad')");
+    fixture.left.exec(
         "insert into t select g, case g when 777 then 'bad' else 'good' end
            from generate_series(10, 1500) g",
     );
     let dealt = admin.query_one("select deal_sync_err_rec(10000)", &[]).expect("a drain");
     assert!(!dealt.get::<_, bool>(0));
-    let records = rows(&bed.left, "select op, sqlstate, status from sync_err_rec");
+    let records = rows(&fixture.left, "select op, sqlstate, status from sync_err_rec");
     assert_eq!(records, ["INSERT|23514|failed"]);
-    assert_eq!(rows(&bed.right, "select count(*) from t where id >= 10"), ["1490"]);
+    assert_eq!(rows(&fixture.right, "select count(*) from t where id >= 10"), ["1490"]);
     // And over a table that takes it, it arrives.
-    bed.right.exec("alter table t drop constraint t_v_check");
+    fixture.right.exec("alter table t drop constraint t_v_check");
     drain(&mut admin, 10);
-    same(&bed, "t");
+    same(&fixture, "t");
 }
 
 /// The batch that was read ahead is no part of what a call may apply beyond its limit, nor is it lost.
 #[test]
 fn a_limit_is_kept_over_several_batches() {
-    let (bed, mut admin) = trusting("limit", COLUMNS);
-    bed.left.exec("insert into t select g, 'many' from generate_series(1001, 13000) g");
+    let (fixture, mut admin) = trusting("limit", COLUMNS);
+    fixture.left.exec("insert into t select g, 'many' from generate_series(1001, 13000) g");
     for (limit, left) in [(5_000, 7_000), (6_000, 1_000), (1, 999), (5_000, 0)] {
         drain(&mut admin, limit);
-        assert_eq!(queued(&bed), left);
-        let arrived = rows(&bed.right, "select count(*), max(id) from t where id > 1000");
+        assert_eq!(queued(&fixture), left);
+        let arrived = rows(&fixture.right, "select count(*), max(id) from t where id > 1000");
         let so_far = 12_000 - left;
         assert_eq!(arrived, [format!("{so_far}|{}", 1000 + so_far)]);
     }
-    same(&bed, "t");
+    same(&fixture, "t");
 }
 
 /// Several batches of changes that depend on each other, of which the remote contradicts one.
 #[test]
 fn a_batch_read_ahead_is_applied_after_one_that_is_tried_twice() {
-    let (bed, mut admin) = trusting("ahead", COLUMNS);
-    bed.right.exec("insert into t values (4000, 'theirs')");
-    bed.left.exec(
+    let (fixture, mut admin) = trusting("ahead", COLUMNS);
+    fixture.right.exec("insert into t values (4000, 'theirs')");
+    fixture.left.exec(
         "insert into t select g, 'first' from generate_series(10, 6000) g;
          update t set v = 'second' where id between 3000 and 6000;
          update t set id = id + 10000 where id between 3500 and 4500;
@@ -179,9 +179,9 @@ fn a_batch_read_ahead_is_applied_after_one_that_is_tried_twice() {
          insert into t select g, 'again' from generate_series(3500, 4500) g",
     );
     drain(&mut admin, 100_000);
-    assert_eq!(queued(&bed), 0);
-    same(&bed, "t");
-    assert_eq!(conflicts(&bed), ["insert_exists|4000"]);
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "t");
+    assert_eq!(conflicts(&fixture), ["insert_exists|4000"]);
 }
 
 /// The other side ends the session, or falls silent, over a batch while the one after it is being read.
@@ -190,26 +190,26 @@ fn a_connection_lost_over_a_later_batch_loses_nothing() {
     for (label, act) in
         [("ends", "pg_terminate_backend(pg_backend_pid())"), ("silent", "pg_sleep(3)")]
     {
-        let (bed, mut admin) = trusting(label, COLUMNS);
-        let user = bed.right.user.clone();
-        bed.right.exec_superuser(&format!(
+        let (fixture, mut admin) = trusting(label, COLUMNS);
+        let user = fixture.right.user.clone();
+        fixture.right.exec_superuser(&format!(
             "create function {user}.act() returns trigger language plpgsql security definer
                set search_path = pg_catalog as $$ begin perform {act}; return null; end $$;
              create trigger act after insert on {user}.t for each row when (new.id = 7000)
                execute function {user}.act()"
         ));
-        bed.left.exec("insert into t select g, 'many' from generate_series(1001, 17000) g");
+        fixture.left.exec("insert into t select g, 'many' from generate_series(1001, 17000) g");
         admin.batch_execute("set pg_rowsync.delivery_timeout = '500ms'").expect("a setting");
         let dealt = admin.query_one("select deal_sync_err_rec(100000)", &[]).expect("a drain");
         assert!(!dealt.get::<_, bool>(0), "{label}");
-        assert_eq!(queued(&bed), 16_000, "{label}");
-        assert_eq!(rows(&bed.left, "select distinct status from sync_err_rec"), ["pending"]);
-        let arrived = || rows(&bed.right, "select count(*) from t where id > 1000");
+        assert_eq!(queued(&fixture), 16_000, "{label}");
+        assert_eq!(rows(&fixture.left, "select distinct status from sync_err_rec"), ["pending"]);
+        let arrived = || rows(&fixture.right, "select count(*) from t where id > 1000");
         assert_eq!(arrived(), ["0"], "{label}");
-        bed.right.exec_superuser(&format!("drop function {user}.act() cascade"));
+        fixture.right.exec_superuser(&format!("drop function {user}.act() cascade"));
         admin.batch_execute("reset pg_rowsync.delivery_timeout").expect("a setting");
         drain(&mut admin, 100_000);
-        assert_eq!(queued(&bed), 0, "{label}");
-        same(&bed, "t");
+        assert_eq!(queued(&fixture), 0, "{label}");
+        same(&fixture, "t");
     }
 }

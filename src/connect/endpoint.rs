@@ -1,6 +1,6 @@
 //! Where to connect and as whom: a foreign server and a user mapping, turned into libpq options.
 
-use super::standing::{NO_CERTIFICATE, Place, Standing};
+use super::privileges::{NO_CERTIFICATE, OptionScope, Privileges};
 use crate::connect::settings::{
     KEEPALIVES_COUNT, KEEPALIVES_IDLE, KEEPALIVES_INTERVAL, Limits, Pooled, SessionSettings,
     settings_in,
@@ -8,7 +8,7 @@ use crate::connect::settings::{
 use crate::error::{Error, Result, SqlState};
 use crate::options::check_guard;
 use crate::pg::invalidation::Changed;
-use crate::pg::spi::{self, Home, required};
+use crate::pg::spi::{self, Extension, required};
 use crate::pg::text::c_string;
 use crate::pg::{Oid, invalidation};
 use crate::pq::keywords;
@@ -41,10 +41,10 @@ impl Account {
     ///
     /// # Errors
     /// 42704 for a missing server or mapping, 42501 for missing USAGE.
-    pub fn look_up(home: &Home, server_name: &str, owner: Oid) -> Result<Self> {
+    pub fn look_up(extension: &Extension, server_name: &str, owner: Oid) -> Result<Self> {
         let owner_text = owner.to_u32().to_string();
         let rows = spi::read(
-            home,
+            extension,
             "SELECT s.oid, pg_catalog.has_server_privilege($2::pg_catalog.oid, s.oid, 'USAGE'), \
                     pg_catalog.pg_get_userbyid($2::pg_catalog.oid), m.oid \
              FROM pg_catalog.pg_foreign_server s \
@@ -88,9 +88,9 @@ impl Account {
 ///
 /// # Errors
 /// 42704 when there is none of that name.
-pub fn server_oid(home: &Home, name: &str) -> Result<Oid> {
+pub fn server_oid(extension: &Extension, name: &str) -> Result<Oid> {
     let rows = spi::read(
-        home,
+        extension,
         "SELECT oid FROM pg_catalog.pg_foreign_server \
          WHERE srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
         &[Some(name)],
@@ -162,7 +162,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// 42704 when the mapping is gone; 22021 for an option that cannot be passed on.
-    pub fn resolve(home: &Home, account: &Account) -> Result<Rc<Self>> {
+    pub fn resolve(extension: &Extension, account: &Account) -> Result<Rc<Self>> {
         let key = account.key();
         let now = (invalidation::servers(), guc::guard(), limits());
         let known = KNOWN.with_borrow(|known| known.get(&key).cloned());
@@ -170,15 +170,15 @@ impl Endpoint {
         {
             return Ok(endpoint);
         }
-        let endpoint = Rc::new(Self::read(home, account)?);
+        let endpoint = Rc::new(Self::read(extension, account)?);
         KNOWN.with_borrow_mut(|known| known.insert(key, (now, endpoint.clone())));
         Ok(endpoint)
     }
 
     /// Reads the options of wrapper, server and mapping, the later ones winning.
-    fn read(home: &Home, account: &Account) -> Result<Self> {
+    fn read(extension: &Extension, account: &Account) -> Result<Self> {
         let rows = spi::read(
-            home,
+            extension,
             "SELECT o.place, o.name, o.value FROM ( \
                SELECT 1, o.option_name, o.option_value FROM pg_catalog.pg_foreign_server s \
                  JOIN pg_catalog.pg_foreign_data_wrapper f \
@@ -199,38 +199,38 @@ impl Endpoint {
                 Some(&account.mapping.to_u32().to_string()),
             ],
         )?;
-        let standing = Standing::of(home, account)?;
+        let privileges = Privileges::of(extension, account)?;
         let mut options: Vec<(String, String)> = Vec::new();
         let (mut waived, mut has_password) = (false, false);
         let (mut pooled, mut keep_connections) = (Pooled::Auto, true);
         let mut schemas: Vec<String> = Vec::new();
         for mut row in rows {
             let place = match required(&mut row, 0)?.as_str() {
-                "1" => Place::Wrapper,
-                "2" => Place::Server,
-                _ => Place::Mapping,
+                "1" => OptionScope::Wrapper,
+                "2" => OptionScope::Server,
+                _ => OptionScope::Mapping,
             };
             let (name, value) = (required(&mut row, 1)?, required(&mut row, 2)?);
-            if place == Place::Server && name == fdw::POOLED {
+            if place == OptionScope::Server && name == fdw::POOLED {
                 pooled = fdw::pooled(&value)?;
-            } else if place == Place::Server && name == fdw::KEEP_CONNECTIONS {
+            } else if place == OptionScope::Server && name == fdw::KEEP_CONNECTIONS {
                 keep_connections = fdw::boolean(&name, &value)?;
-            } else if place == Place::Server && name == fdw::SEARCH_PATH_APPEND {
+            } else if place == OptionScope::Server && name == fdw::SEARCH_PATH_APPEND {
                 schemas = fdw::schemas(&value)?;
             }
             if name == "password" {
-                has_password = place == Place::Mapping && !value.is_empty();
+                has_password = place == OptionScope::Mapping && !value.is_empty();
             }
-            if name == fdw::PASSWORD_REQUIRED && place == Place::Mapping {
-                waived = standing.may_waive() && fdw::boolean(&name, &value).is_ok_and(|b| !b);
+            if name == fdw::PASSWORD_REQUIRED && place == OptionScope::Mapping {
+                waived = privileges.may_waive() && fdw::boolean(&name, &value).is_ok_and(|b| !b);
             } else if keywords::find(&name).is_some_and(|k| !k.debug)
-                && standing.may_set(&name, place)
+                && privileges.may_set(&name, place)
             {
                 options.retain(|(n, _)| *n != name);
                 options.push((name, value));
             }
         }
-        let password_required = !standing.is_trusted() && !waived;
+        let password_required = !privileges.may_omit_password() && !waived;
         if password_required && !options.iter().any(|(name, _)| name == "sslcert") {
             options.push(("sslcert".into(), NO_CERTIFICATE.into()));
         }

@@ -6,14 +6,14 @@ use crate::sql::{Batch, BatchKind, Statement, prepared};
 use std::rc::Rc;
 
 /// Statements that a session keeps at most; more are sent as they are.
-const MOST: usize = 64;
+const MAX_STATEMENTS: usize = 64;
 /// After so many failures a statement is not prepared any more: each may have left one on the server.
-const PATIENCE: u8 = 8;
+const MAX_FAILURES: u8 = 8;
 
 /// See the module's head.
 #[derive(Default)]
 pub struct Prepared {
-    known: Vec<Known>,
+    statements: Vec<PreparedStatement>,
     /// Begins the names: they are no other session's, should one process ever serve both.
     prefix: Option<String>,
     /// Number of the next name: none is used twice, since a failure leaves open what the server has.
@@ -22,7 +22,7 @@ pub struct Prepared {
     used: bool,
 }
 
-struct Known {
+struct PreparedStatement {
     route: Rc<Route>,
     kind: BatchKind,
     unchanged: Vec<u32>,
@@ -41,12 +41,12 @@ impl Prepared {
             return None;
         }
         let at = self.find_or_add(batch)?;
-        let known = &mut self.known[at];
-        if known.failures >= PATIENCE {
+        let statements = &mut self.statements[at];
+        if statements.failures >= MAX_FAILURES {
             return None;
         }
         self.used = true;
-        if let Some(name) = known.name.as_ref().or(known.sent.as_ref()) {
+        if let Some(name) = statements.name.as_ref().or(statements.sent.as_ref()) {
             return Some((None, name.clone()));
         }
         let prefix = match &self.prefix {
@@ -56,34 +56,42 @@ impl Prepared {
         let name: Rc<str> = format!("{prefix}_{}", self.next).into();
         let prepare = prepared::prepare(batch, &name)?;
         self.next += 1;
-        known.sent = Some(name.clone());
+        statements.sent = Some(name.clone());
         Some((Some(prepare), name))
     }
 
     fn find_or_add(&mut self, batch: &Batch) -> Option<usize> {
-        let same = |known: &Known| {
-            known.kind == batch.kind
-                && known.unchanged == batch.unchanged
-                && known.route == batch.route
+        let same = |statements: &PreparedStatement| {
+            statements.kind == batch.kind
+                && statements.unchanged == batch.unchanged
+                && statements.route == batch.route
         };
-        if let Some(at) = self.known.iter().position(same) {
+        if let Some(at) = self.statements.iter().position(same) {
             return Some(at);
         }
-        if self.known.len() >= MOST {
+        if self.statements.len() >= MAX_STATEMENTS {
             return None;
         }
         let (route, kind, unchanged) = (batch.route.clone(), batch.kind, batch.unchanged.clone());
-        self.known.push(Known { route, kind, unchanged, name: None, sent: None, failures: 0 });
-        Some(self.known.len() - 1)
+        self.statements.push(PreparedStatement {
+            route,
+            kind,
+            unchanged,
+            name: None,
+            sent: None,
+            failures: 0,
+        });
+        Some(self.statements.len() - 1)
     }
 
     /// The run has ended, in success or not. Says whether it has executed any.
     pub fn settle(&mut self, succeeded: bool) -> bool {
-        for known in self.known.iter_mut().filter(|known| known.sent.is_some()) {
-            let sent = known.sent.take();
+        for statements in self.statements.iter_mut().filter(|statements| statements.sent.is_some())
+        {
+            let sent = statements.sent.take();
             match succeeded {
-                true => known.name = sent,
-                false => known.failures += 1,
+                true => statements.name = sent,
+                false => statements.failures += 1,
             }
         }
         std::mem::take(&mut self.used)
@@ -91,9 +99,9 @@ impl Prepared {
 
     /// What was prepared is of no use any more.
     pub fn forget(&mut self) {
-        for known in &mut self.known {
-            if known.name.take().is_some() {
-                known.failures += 1;
+        for statements in &mut self.statements {
+            if statements.name.take().is_some() {
+                statements.failures += 1;
             }
         }
     }

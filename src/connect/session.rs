@@ -31,10 +31,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// A connection over which so many bytes have come is not kept: libpq never frees what a server says of
 /// its parameters, and a server may say it for ever.
-const MOST_HEARD: u64 = 64 * 1024 * 1024;
+const MAX_RECEIVED_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Routes of which it is known that the server accepts upserts over them; of more, the oldest are forgotten.
-const MOST_PROVEN: usize = 256;
+const MAX_ACCEPTED: usize = 256;
 
 /// How often it is looked how much has come over a connection: every so many times that it is put back. A
 /// run that is over with one look at the connection has read no more than libpq's buffer holds.
@@ -45,9 +45,9 @@ pub struct Session {
     pub endpoint: Rc<Endpoint>,
     /// Routes whose upserts the server has accepted, the latest first: its table has the unique index that
     /// they need, so a plain INSERT meets a row that is there instead of doubling it.
-    proven: VecDeque<Rc<Route>>,
+    accepted: VecDeque<Rc<Route>>,
     /// The schema of the server's own extension, and when the server was asked.
-    home: Option<(Option<String>, Instant)>,
+    remote_schema: Option<(Option<String>, Instant)>,
     /// What the server is called in the paths of changes, once it was asked.
     node: Option<String>,
     /// Changes of the last run that were not sent because they have been there.
@@ -79,8 +79,8 @@ impl Session {
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
         Self {
             endpoint,
-            proven: VecDeque::new(),
-            home: None,
+            accepted: VecDeque::new(),
+            remote_schema: None,
             node: None,
             held_back: 0,
             prepared: Prepared::default(),
@@ -115,9 +115,9 @@ impl Session {
         }
         let token = context::random()?;
         // Whoever waits for the answer has given up by then.
-        let patience = guc::delivery_timeout().as_micros() as i64;
+        let timeout = guc::delivery_timeout().as_micros() as i64;
         let clock = self.peer.clock().filter(|_| commits);
-        let not_after = clock.map(|clock| clock.saturating_add(patience));
+        let not_after = clock.map(|clock| clock.saturating_add(timeout));
         self.transaction = LostSession { token: Some(token), not_after, ..LostSession::default() };
         let endpoint = &self.endpoint;
         let only_direct = (endpoint.pooled == Pooled::Off).then(|| self.connection.backend_pid());
@@ -177,20 +177,20 @@ impl Session {
     }
 
     /// The schema of the server's own extension, as far as is known; see [`crate::versions`].
-    pub fn home(&self) -> Option<&str> {
-        self.home.as_ref().and_then(|(home, _)| home.as_deref())
+    pub fn remote_schema(&self) -> Option<&str> {
+        self.remote_schema.as_ref().and_then(|(remote_schema, _)| remote_schema.as_deref())
     }
 
     /// Whether the server was asked for it. One that has none may get one.
-    pub fn knows_home(&self) -> bool {
-        self.home
-            .as_ref()
-            .is_some_and(|(home, asked)| home.is_some() || asked.elapsed() < ASK_AGAIN)
+    pub fn knows_remote_schema(&self) -> bool {
+        self.remote_schema.as_ref().is_some_and(|(remote_schema, asked)| {
+            remote_schema.is_some() || asked.elapsed() < ASK_AGAIN
+        })
     }
 
     /// The server has answered.
-    pub fn set_home(&mut self, home: Option<String>) {
-        self.home = Some((home, Instant::now()));
+    pub fn set_remote_schema(&mut self, remote_schema: Option<String>) {
+        self.remote_schema = Some((remote_schema, Instant::now()));
     }
 
     /// The server's name in the paths of changes, where it was asked for it.
@@ -204,25 +204,25 @@ impl Session {
     }
 
     /// The server is to be asked again.
-    pub fn forget_home(&mut self) {
-        self.home = None;
+    pub fn forget_remote_schema(&mut self) {
+        self.remote_schema = None;
     }
 
     /// Whether upserts over all these routes have succeeded here before.
-    pub fn has_proven(&self, routes: &[Rc<Route>]) -> bool {
-        routes.iter().all(|route| self.is_proven(route))
+    pub fn has_accepted(&self, routes: &[Rc<Route>]) -> bool {
+        routes.iter().all(|route| self.is_accepted(route))
     }
 
-    fn is_proven(&self, route: &Rc<Route>) -> bool {
-        self.proven.iter().any(|proven| Rc::ptr_eq(proven, route) || proven == route)
+    fn is_accepted(&self, route: &Rc<Route>) -> bool {
+        self.accepted.iter().any(|accepted| Rc::ptr_eq(accepted, route) || accepted == route)
     }
 
     /// Upserts over these routes have succeeded.
-    pub fn prove<'r>(&mut self, routes: impl Iterator<Item = &'r Rc<Route>>) {
+    pub fn set_accepted<'r>(&mut self, routes: impl Iterator<Item = &'r Rc<Route>>) {
         for route in routes {
-            if !self.is_proven(route) {
-                self.proven.truncate(MOST_PROVEN - 1);
-                self.proven.push_front(route.clone());
+            if !self.is_accepted(route) {
+                self.accepted.truncate(MAX_ACCEPTED - 1);
+                self.accepted.push_front(route.clone());
             }
         }
     }
@@ -258,7 +258,10 @@ pub fn put_back(mut session: Session) {
     if session.uses.is_multiple_of(LOOK_EVERY) {
         connection.heard();
     }
-    if !connection.is_idle() || connection.had_heard() > MOST_HEARD || !connection.speaks_utf8() {
+    if !connection.is_idle()
+        || connection.had_heard() > MAX_RECEIVED_BYTES
+        || !connection.speaks_utf8()
+    {
         return;
     }
     if !session.endpoint.keep_connections {
@@ -271,7 +274,7 @@ pub fn put_back(mut session: Session) {
 }
 
 /// Whether an idle session of the account is kept.
-pub fn is_kept(account: &AccountKey) -> bool {
+pub fn is_idle(account: &AccountKey) -> bool {
     IDLE.with_borrow(|idle| idle.contains_key(account))
 }
 

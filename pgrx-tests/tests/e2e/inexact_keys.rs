@@ -8,10 +8,10 @@ fn rows_move_to_keys_that_others_have_left_under_another_spelling() {
     for mode in ["sync", "queue"] {
         for key in ["primary key", "primary key deferrable"] {
             let options = format!(r#"{{"mode": "{mode}"}}"#);
-            let bed = one_way("loose", &format!("id numeric {key}, v text"), &options);
-            let mut client = bed.left.client();
+            let fixture = one_way("loose", &format!("id numeric {key}, v text"), &options);
+            let mut client = fixture.left.client();
             run(&mut client, "insert into t values (9, 'a'), (10, 'b'), (11.0, 'c')");
-            assert!(deal(&bed, "100"));
+            assert!(deal(&fixture, "100"));
             for sql in [
                 // Each takes the place of the one before: what becomes 10.0 that of 10.
                 "update t set id = id - 1",
@@ -22,8 +22,8 @@ fn rows_move_to_keys_that_others_have_left_under_another_spelling() {
                 "begin; delete from t where id = 9; insert into t values (9, 'f'); commit",
             ] {
                 run(&mut client, sql);
-                assert!(deal(&bed, "100"));
-                assert_eq!(same(&bed, "t").len(), 3, "{mode}, {key}: {sql}");
+                assert!(deal(&fixture, "100"));
+                assert_eq!(same(&fixture, "t").len(), 3, "{mode}, {key}: {sql}");
             }
         }
     }

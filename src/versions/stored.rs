@@ -5,21 +5,22 @@ use crate::change::Stamp;
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::rows_of_key::Transaction;
-use crate::pg::spi::{self, Home, Row, required};
+use crate::pg::spi::{self, Extension, Row, required};
 use crate::pg::{Oid, context, lookup};
 use crate::sql::quote::ident;
 
 /// What is kept of a key.
-pub struct Kept {
+pub struct StoredVersion {
     pub stamp: Stamp<String>,
     pub deleted: bool,
-    /// The version of the row as it was stored with the stamp; a trigger may have replaced the one that was sent.
+    /// The version of the row as it was stored with the stamp; a trigger may have replaced the one that was
+    /// sent.
     pub shown: Option<String>,
     /// By the very event that asks: another trigger has seen it before.
     pub by_event: bool,
 }
 
-impl Kept {
+impl StoredVersion {
     /// From the columns version, rank, deleted and shown.
     fn read(mut row: Row, first: usize, by_event: bool) -> Result<Self> {
         let rank = required(&mut row, first + 1)?.parse();
@@ -40,8 +41,8 @@ pub enum Shape<'v> {
 }
 
 /// Where something is kept.
-pub struct Place<'h> {
-    pub home: &'h Home,
+pub struct VersionKey<'h> {
+    pub extension: &'h Extension,
     /// The table, of a partition the topmost one.
     pub relation: Oid,
     /// See [`KeyHash`](crate::pg::compare::KeyHash).
@@ -52,13 +53,13 @@ pub struct Place<'h> {
 const HERE: &str = "relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
      AND key_hash OPERATOR(pg_catalog.=) $2::pg_catalog.int8";
 
-impl Place<'_> {
+impl VersionKey<'_> {
     /// What is kept, for an event about a row that is stored there.
     ///
     /// # Errors
     /// What reading reports.
-    pub fn find(&self, stored: u64) -> Result<Option<Kept>> {
-        self.look(stored).map(|(kept, _)| kept)
+    pub fn find(&self, stored: u64) -> Result<Option<StoredVersion>> {
+        self.look(stored).map(|(known, _)| known)
     }
 
     /// What is kept of the key of a row that has just been inserted. Waits for those who keep a deletion of it
@@ -66,36 +67,37 @@ impl Place<'_> {
     ///
     /// # Errors
     /// What reading reports.
-    pub fn settled(&self, stored: u64) -> Result<Option<Kept>> {
+    pub fn settled(&self, stored: u64) -> Result<Option<StoredVersion>> {
         loop {
             match self.look(stored)? {
                 (_, Some(writer)) => writer.await_end(),
-                (kept, None) => return Ok(kept),
+                (known, None) => return Ok(known),
             }
         }
     }
 
-    fn look(&self, stored: u64) -> Result<(Option<Kept>, Option<Transaction>)> {
+    fn look(&self, stored: u64) -> Result<(Option<StoredVersion>, Option<Transaction>)> {
         let key = (self.relation, self.hash);
-        let (found, writer) = lookup::by_key(self.home, "sync_row_version", key, 8)?;
+        let (found, writer) = lookup::by_key(self.extension, "sync_row_version", key, 8)?;
         let Some(mut row) = found else { return Ok((None, writer)) };
         let mut number = |at| required(&mut row, at).map(|n| n.parse::<u64>().ok());
         let (place, by) = (number(6)?, number(7)?);
         let by_event = place == Some(stored) && by == Some(context::transaction());
-        Ok((Some(Kept::read(row, 2, by_event)?), writer))
+        Ok((Some(StoredVersion::read(row, 2, by_event)?), writer))
     }
 
     /// What is kept, locked until the end of the transaction.
     ///
     /// # Errors
     /// What reading reports.
-    pub fn lock(&self) -> Result<Option<Kept>> {
+    pub fn lock(&self) -> Result<Option<StoredVersion>> {
         let sql = format!(
             "SELECT version, rank, deleted, shown FROM {} WHERE {HERE} FOR UPDATE",
             self.table()
         );
-        let row = spi::write(self.home, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
-        row.into_iter().next().map(|row| Kept::read(row, 0, false)).transpose()
+        let row =
+            spi::write(self.extension, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
+        row.into_iter().next().map(|row| StoredVersion::read(row, 0, false)).transpose()
     }
 
     /// Keeps something, in place of what is there and locked, or where there is nothing. False when another
@@ -143,11 +145,11 @@ impl Place<'_> {
             Some(stored.as_str()),
             shown,
         ];
-        let done = !spi::write(self.home, &sql, &args)?.is_empty();
+        let done = !spi::write(self.extension, &sql, &args)?.is_empty();
         // What a SERIALIZABLE transaction reads of others' deletions would count among its conflicts.
         let may_forget = self.hash % FORGET_EVERY == 0 && !context::is_serializable();
         if matches!(shape, Shape::Deletion) && may_forget {
-            forget_old(self.home)?;
+            forget_old(self.extension)?;
         }
         Ok(done)
     }
@@ -158,12 +160,12 @@ impl Place<'_> {
     /// What writing reports.
     pub fn clear(&self) -> Result<()> {
         let sql = format!("DELETE FROM {} WHERE {HERE}", self.table());
-        spi::write(self.home, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
+        spi::write(self.extension, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
         Ok(())
     }
 
     fn table(&self) -> String {
-        format!("{}.sync_row_version", ident(&self.home.schema))
+        format!("{}.sync_row_version", ident(&self.extension.schema))
     }
 
     fn args(&self) -> [String; 2] {
@@ -181,8 +183,8 @@ const FORGET_EVERY: i64 = 256;
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn forget_old(home: &Home) -> Result<()> {
-    let table = format!("{}.sync_row_version", ident(&home.schema));
+pub fn forget_old(extension: &Extension) -> Result<()> {
+    let table = format!("{}.sync_row_version", ident(&extension.schema));
     let sql = format!(
         "WITH o AS (SELECT relation, key_hash FROM {table} \
            WHERE deleted AND changed_at OPERATOR(pg_catalog.<) \
@@ -192,6 +194,6 @@ pub fn forget_old(home: &Home) -> Result<()> {
            AND k.key_hash OPERATOR(pg_catalog.=) o.key_hash",
     );
     let age = format!("{} s", guc::tombstone_retention().as_secs());
-    spi::write(home, &sql, &[Some(&age)])?;
+    spi::write(extension, &sql, &[Some(&age)])?;
     Ok(())
 }

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use rowsync_harness::{Testbed, await_until};
+use rowsync_harness::{Fixture, await_until};
 
 use crate::common::{attach, deal, linked, records, run, same};
-use crate::plants::{PATH, Plants, disguise};
+use crate::trojan_objects::{PATH, Plants, disguise};
 
 const COLUMNS: &str =
     "k varchar(9), m mood, d phrase, v text, n int, ver varchar(9), primary key (k, m, d)";
@@ -14,9 +14,9 @@ const COLUMNS: &str =
 const POLICIES: [&str; 4] = ["overwrite", "error", "skip", "newest"];
 
 /// Tables whose keys are of the types that comparisons are planted for, and of types that the planter owns.
-fn arrange(label: &str) -> (Testbed, [Plants; 2]) {
-    let bed = linked(label);
-    let plants = [&bed.left, &bed.right].map(|side| {
+fn arrange(label: &str) -> (Fixture, [Plants; 2]) {
+    let fixture = linked(label);
+    let plants = [&fixture.left, &fixture.right].map(|side| {
         let plants = Plants::new(side);
         run(
             &mut plants.planter(),
@@ -44,7 +44,7 @@ fn arrange(label: &str) -> (Testbed, [Plants; 2]) {
         side.exec(&format!("create table t ({COLUMNS})"));
         plants
     });
-    (bed, plants)
+    (fixture, plants)
 }
 
 fn options(mode: &str, policy: &str) -> String {
@@ -74,15 +74,15 @@ fn write(table: &str) -> [String; 8] {
 
 #[test]
 fn what_is_planted_is_called_by_nobody() {
-    let (bed, [here, there]) = arrange("planted");
-    let (user, schema) = (&bed.left.user, &bed.right.user);
-    bed.left.exec(&format!("grant all on {user}.t to {}", here.role));
-    bed.right.exec_superuser(&format!(
+    let (fixture, [here, there]) = arrange("planted");
+    let (user, schema) = (&fixture.left.user, &fixture.right.user);
+    fixture.left.exec(&format!("grant all on {user}.t to {}", here.role));
+    fixture.right.exec_superuser(&format!(
         "alter role {schema} set search_path = pg_temp, planted, public, pg_catalog;
          alter database {schema} set search_path = planted, public, pg_catalog"
     ));
     let mut writer = here.planter();
-    let mut admin = bed.left.superuser();
+    let mut admin = fixture.left.superuser();
     for client in [&mut writer, &mut admin] {
         disguise(client);
         here.expose(client, PATH);
@@ -101,11 +101,11 @@ fn what_is_planted_is_called_by_nobody() {
                 run(&mut admin, "select * from public.sync_err_rec");
                 run(&mut admin, "select public.deal_sync_err_rec(100, null)");
             }
-            assert_eq!(records(&bed), [""; 0], "{policy} {mode}");
-            assert_eq!(same(&bed, "t").len(), 2, "{policy} {mode}");
+            assert_eq!(records(&fixture), [""; 0], "{policy} {mode}");
+            assert_eq!(same(&fixture, "t").len(), 2, "{policy} {mode}");
             if policy != "error" {
                 // Rows that are met, and rows that are missed, by single rows and by many.
-                bed.right.exec_superuser(&format!(
+                fixture.right.exec_superuser(&format!(
                     "set search_path = pg_catalog; delete from {schema}.t;
                      insert into {schema}.t select 'm' || i, 'a', 'm', 'met', 0, '0' from generate_series(1, 4) i"
                 ));
@@ -123,7 +123,7 @@ fn what_is_planted_is_called_by_nobody() {
                 run(&mut admin, &format!("set search_path = {PATH}"));
                 run(&mut admin, "select public.deal_sync_err_rec(100, null)");
             }
-            assert_eq!(records(&bed), [""; 0], "{policy} {mode}");
+            assert_eq!(records(&fixture), [""; 0], "{policy} {mode}");
             run(&mut admin, &format!("select public.verify_sync('{user}.t', 'dst')"));
             run(&mut admin, "select * from public.sync_status");
             run(&mut admin, "select * from public.sync_conflicts");
@@ -135,7 +135,7 @@ fn what_is_planted_is_called_by_nobody() {
             run(&mut admin, &format!("truncate {user}.t"));
             run(&mut admin, "select public.deal_sync_err_rec(100, null)");
             run(&mut admin, &format!("select public.detach_sync('{user}.t', 'dst')"));
-            bed.right.exec_superuser(&format!("truncate {schema}.t"));
+            fixture.right.exec_superuser(&format!("truncate {schema}.t"));
             // What the tests themselves compare by name is not counted: it is qualified.
             assert_eq!(here.calls(), [""; 0], "{policy} {mode}");
             assert_eq!(there.calls(), [""; 0], "{policy} {mode}");
@@ -145,17 +145,17 @@ fn what_is_planted_is_called_by_nobody() {
 
 #[test]
 fn what_is_planted_is_not_called_by_retries_and_the_worker() {
-    let (bed, [here, there]) = arrange("plantedworker");
-    let (user, schema) = (&bed.left.user, &bed.right.user);
-    attach(&bed, "t", &options("queue", "overwrite"));
-    bed.right.exec_superuser(&format!(
+    let (fixture, [here, there]) = arrange("plantedworker");
+    let (user, schema) = (&fixture.left.user, &fixture.right.user);
+    attach(&fixture, "t", &options("queue", "overwrite"));
+    fixture.right.exec_superuser(&format!(
         "alter table {schema}.t add constraint c check (n is distinct from 13)"
     ));
-    bed.left.exec_superuser(&format!(
+    fixture.left.exec_superuser(&format!(
         "alter database {user} set search_path = planted, public, pg_catalog;
          alter role {user} set search_path = planted, public, pg_catalog"
     ));
-    let mut admin = bed.left.superuser();
+    let mut admin = fixture.left.superuser();
     disguise(&mut admin);
     here.expose(&mut admin, PATH);
     let insert = format!("insert into {user}.t values");
@@ -165,33 +165,33 @@ fn what_is_planted_is_not_called_by_retries_and_the_worker() {
     );
     run(&mut admin, "select public.start_sync_worker()");
     await_until(Duration::from_secs(30), "the worker", || {
-        records(&bed)[0] == "INSERT|23514|1|failed"
+        records(&fixture)[0] == "INSERT|23514|1|failed"
     });
     run(&mut admin, &format!("update {user}.t set v = 'y'"));
-    bed.right.exec_superuser(&format!("alter table {schema}.t drop constraint c"));
+    fixture.right.exec_superuser(&format!("alter table {schema}.t drop constraint c"));
     let retry = "select public.retry_sync_err_rec(id) from public.sync_err_rec
                   where status operator(pg_catalog.=) 'failed'";
     await_until(Duration::from_secs(30), "the rest", || {
         run(&mut admin, retry);
-        records(&bed).is_empty()
+        records(&fixture).is_empty()
     });
     run(&mut admin, "select public.stop_sync_worker()");
-    assert_eq!(same(&bed, "t").len(), 2);
+    assert_eq!(same(&fixture, "t").len(), 2);
     assert_eq!(here.calls(), [""; 0]);
     assert_eq!(there.calls(), [""; 0]);
 }
 
 #[test]
 fn dst_query_finds_nothing_that_was_planted() {
-    let (bed, [_here, there]) = arrange("plantedhand");
-    let mut admin = bed.right.superuser();
+    let (fixture, [_here, there]) = arrange("plantedhand");
+    let mut admin = fixture.right.superuser();
     for policy in POLICIES {
-        attach(&bed, "t", &options("queue", policy));
-        let mut owner = bed.left.client();
-        run(&mut owner, &format!("set search_path = pg_catalog, {}", bed.left.user));
+        attach(&fixture, "t", &options("queue", policy));
+        let mut owner = fixture.left.client();
+        run(&mut owner, &format!("set search_path = pg_catalog, {}", fixture.left.user));
         write("t").iter().for_each(|sql| run(&mut owner, sql));
         let queries =
-            crate::common::rows(&bed.left, "select dst_query from sync_err_rec order by id");
+            crate::common::rows(&fixture.left, "select dst_query from sync_err_rec order by id");
         assert!(queries.len() > 10);
         for path in ["public", "planted, public", "pg_temp, planted, public, pg_catalog"] {
             run(&mut admin, "reset search_path");
@@ -200,15 +200,15 @@ fn dst_query_finds_nothing_that_was_planted() {
                 run(&mut admin, sql);
             }
             assert_eq!(there.calls(), [""; 0], "{policy} {path}");
-            same(&bed, "t");
-            run(&mut admin, &format!("truncate {}.t", bed.right.user));
+            same(&fixture, "t");
+            run(&mut admin, &format!("truncate {}.t", fixture.right.user));
         }
-        assert!(deal(&bed, "100"));
-        same(&bed, "t");
-        bed.left.exec_superuser(&format!(
+        assert!(deal(&fixture, "100"));
+        same(&fixture, "t");
+        fixture.left.exec_superuser(&format!(
             "select detach_sync('{0}.t', 'dst'); truncate {0}.t",
-            bed.left.user
+            fixture.left.user
         ));
-        bed.right.exec_superuser(&format!("truncate {}.t", bed.right.user));
+        fixture.right.exec_superuser(&format!("truncate {}.t", fixture.right.user));
     }
 }

@@ -2,19 +2,19 @@
 //! discards in between: nothing older ever lands on something newer, and once nothing is refused any
 //! more and all is retried, both sides are equal.
 //!
-//! The seeds are fixed; `ROWSYNC_SEEDS=100 cargo test-all poison_random` tries as many others,
+//! The seeds are fixed; `ROWSYNC_SEEDS=100 cargo test-all failing_random` tries as many others,
 //! and `ROWSYNC_SEED=5` one again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use postgres::Client;
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 use rowsync_harness::side::describe;
 
 use crate::common::{linked, mirror, query, run};
-use crate::dice::Dice;
-use crate::set_aside::retry_all;
+use crate::failed::retry_all;
+use crate::rng::Rng;
 
 const STEPS: usize = 150;
 const KEYS: u64 = 12;
@@ -24,12 +24,12 @@ const KEYS: u64 = 12;
 const TYPES: [&str; 3] = ["int primary key", "int primary key deferrable", "numeric primary key"];
 
 /// The table, and on the right a list of what was written, in its order.
-fn arrange(key: &str, mode: &str) -> Testbed {
-    let bed = linked("random");
+fn arrange(key: &str, mode: &str) -> Fixture {
+    let fixture = linked("random");
     let options = format!(r#"{{"mode": "{mode}"}}"#);
-    mirror(&bed, "t", &format!("id {key}, n int not null, bad boolean not null"), &options);
-    let schema = &bed.right.user;
-    bed.right.exec(&format!(
+    mirror(&fixture, "t", &format!("id {key}, n int not null, bad boolean not null"), &options);
+    let schema = &fixture.right.user;
+    fixture.right.exec(&format!(
         "alter table t add constraint is_sound check (not bad);
          create table written (at bigserial, id int, n int);
          create function note() returns trigger language plpgsql as $$
@@ -39,19 +39,19 @@ fn arrange(key: &str, mode: &str) -> Testbed {
          end $$;
          create trigger note after insert or update on t for each row execute function note()"
     ));
-    bed
+    fixture
 }
 
 /// One to three statements; every row they write carries the number `n`.
-fn transaction(dice: &mut Dice, n: usize, key: &str) -> Vec<String> {
-    (0..1 + dice.roll(3))
+fn transaction(rng: &mut Rng, n: usize, key: &str) -> Vec<String> {
+    (0..1 + rng.roll(3))
         .map(|_| {
-            let (a, b) = (dice.roll(KEYS), dice.roll(KEYS));
-            let bad = dice.roll(7) == 0;
+            let (a, b) = (rng.roll(KEYS), rng.roll(KEYS));
+            let bad = rng.roll(7) == 0;
             // The same key, but with another text.
-            let a = if key.starts_with("numeric") { format!("{a}{}", dice.of(&["", ".0", ".00"])) } else { a.to_string() };
+            let a = if key.starts_with("numeric") { format!("{a}{}", rng.of(&["", ".0", ".00"])) } else { a.to_string() };
             let set = format!("n = {n}, bad = {bad}");
-            match dice.roll(12) {
+            match rng.roll(12) {
                 0..=3 if key.contains("deferrable") => format!(
                     "insert into t select {a}, {n}, {bad} where not exists (select from t where id = {a})"
                 ),
@@ -62,7 +62,7 @@ fn transaction(dice: &mut Dice, n: usize, key: &str) -> Vec<String> {
                 7 => format!("update t set {set} where id between {a} and {b}"),
                 8 => format!("update t set id = {b}, {set} where id = {a}"),
                 9 => format!("update t set id = id - 1, {set} where id > {a} and id < {KEYS}"),
-                10 if dice.roll(12) == 0 => "truncate t".to_owned(),
+                10 if rng.roll(12) == 0 => "truncate t".to_owned(),
                 _ => format!("delete from t where id = {a}"),
             }
         })
@@ -71,16 +71,16 @@ fn transaction(dice: &mut Dice, n: usize, key: &str) -> Vec<String> {
 
 /// Sessions that a play keeps, and its tables.
 struct Stage {
-    bed: Testbed,
+    fixture: Fixture,
     admin: Client,
     there: Client,
 }
 
 impl Stage {
     fn build(key: &str, mode: &str) -> Stage {
-        let bed = arrange(key, mode);
-        let (admin, there) = (bed.left.superuser(), bed.right.client());
-        Stage { bed, admin, there }
+        let fixture = arrange(key, mode);
+        let (admin, there) = (fixture.left.superuser(), fixture.right.client());
+        Stage { fixture, admin, there }
     }
 
     fn ids(&mut self, condition: &str) -> Vec<i64> {
@@ -101,12 +101,12 @@ impl Stage {
     }
 
     /// Discards a record at random, and says which keys it may have concerned: every number in it.
-    fn discard_one(&mut self, dice: &mut Dice, done: &mut Vec<String>) -> Vec<i64> {
+    fn discard_one(&mut self, rng: &mut Rng, done: &mut Vec<String>) -> Vec<i64> {
         let candidates = self.ids("status in ('failed', 'waiting') and op <> 'TRUNCATE'");
         if candidates.is_empty() {
             return Vec::new();
         }
-        let id = dice.of(&candidates);
+        let id = rng.of(&candidates);
         let sql = format!("select dst_query from sync_err_rec where id = {id}");
         let record = query(&mut self.admin, &sql);
         let sql = format!(
@@ -120,7 +120,7 @@ impl Stage {
         keys.iter().map(|key| key.parse().expect("a key")).collect()
     }
 
-    /// For a moment nothing is refused, and what was set aside is tried again.
+    /// For a moment nothing is refused, and what was marked failed is tried again.
     fn repair(&mut self) {
         run(&mut self.there, "alter table t drop constraint is_sound");
         for id in self.failed() {
@@ -151,32 +151,32 @@ fn step(client: &mut Client, statements: &[String]) -> Result<(), String> {
     if said.starts_with("23505") { Ok(()) } else { Err(said) }
 }
 
-/// How many records were ever set aside, so that a test can tell whether it tested anything.
+/// How many records were ever marked failed, so that a test can tell whether it tested anything.
 fn play(seed: u64) -> usize {
     let key = TYPES[(seed % 3) as usize];
     let mode = ["async", "queue"][(seed / 3 % 2) as usize];
     // What is left of changes that make sense only together is anyone's guess.
     let discards = seed % 2 == 1 && !key.contains("deferrable");
-    let mut dice = Dice::new(seed);
+    let mut rng = Rng::new(seed);
     let mut stage = Stage::build(key, mode);
-    let mut client = stage.bed.left.client();
+    let mut client = stage.fixture.left.client();
     let (mut seen, mut tainted) = (BTreeSet::new(), BTreeSet::new());
     let about = format!("seed {seed}, {key}, {mode}");
     let mut done = Vec::new();
     for n in 1..=STEPS {
-        let statements = transaction(&mut dice, n + 1000, key);
+        let statements = transaction(&mut rng, n + 1000, key);
         step(&mut client, &statements)
             .unwrap_or_else(|error| panic!("{about}: {error}: {statements:?}"));
         done.push(statements.join("; "));
-        match dice.roll(8) {
+        match rng.roll(8) {
             what @ 0..=2 => {
-                let limit = if what == 2 { 1000 } else { 1 + dice.roll(30) };
+                let limit = if what == 2 { 1000 } else { 1 + rng.roll(30) };
                 done.push(format!("-- drains {limit}: {}", stage.deal(limit)));
             }
             3 => {
                 let failed = stage.failed();
                 if !failed.is_empty() {
-                    let id = dice.of(&failed);
+                    let id = rng.of(&failed);
                     done.push(format!("-- retries {id}: {}", stage.retry(id)));
                 }
             }
@@ -184,8 +184,8 @@ fn play(seed: u64) -> usize {
                 stage.repair();
                 done.push("-- repairs".to_owned());
             }
-            5 if discards && dice.roll(4) == 0 => {
-                tainted.extend(stage.discard_one(&mut dice, &mut done));
+            5 if discards && rng.roll(4) == 0 => {
+                tainted.extend(stage.discard_one(&mut rng, &mut done));
             }
             _ => {}
         }
@@ -195,7 +195,7 @@ fn play(seed: u64) -> usize {
         }
     }
     run(&mut stage.there, "alter table t drop constraint is_sound");
-    retry_all(&stage.bed);
+    retry_all(&stage.fixture);
     nothing_passed(&mut stage.there, &about);
     let all = "select id::int, n, bad from t order by id";
     let [left, right] = [&mut client, &mut stage.there].map(|client| -> Vec<String> {
@@ -211,22 +211,22 @@ fn play(seed: u64) -> usize {
 }
 
 fn play_fixed(seeds: std::ops::RangeInclusive<u64>) {
-    let set_aside: usize = seeds.map(play).sum();
-    assert!(set_aside > 30, "only {set_aside} records were set aside");
+    let failed: usize = seeds.map(play).sum();
+    assert!(failed > 30, "only {failed} records were marked failed");
 }
 
 #[test]
-fn random_poisons_end_with_equal_tables() {
+fn random_failures_end_with_equal_tables() {
     play_fixed(1..=3);
 }
 
 #[test]
-fn more_random_poisons_end_with_equal_tables() {
+fn more_random_failures_end_with_equal_tables() {
     play_fixed(4..=6);
 }
 
 #[test]
-fn random_poisons_of_other_seeds_end_with_equal_tables() {
+fn random_failures_of_other_seeds_end_with_equal_tables() {
     let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     if let Some(seed) = number("ROWSYNC_SEED") {
         play(seed);

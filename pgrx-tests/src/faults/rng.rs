@@ -4,14 +4,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 /// A generator that gives the same numbers for the same seed (xorshift64 behind splitmix64).
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// Seeds that differ in one bit, and streams of one seed, have nothing in common.
-    pub fn new(seed: u64, stream: u64) -> Dice {
+    pub fn new(seed: u64, stream: u64) -> Rng {
         let mixed = mix(mix(seed).wrapping_add(stream));
         // Zero is the one state that xorshift never leaves.
-        Dice(mixed.max(1))
+        Rng(mixed.max(1))
     }
 
     /// 0 to `sides` - 1.

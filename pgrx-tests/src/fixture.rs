@@ -16,14 +16,14 @@ use crate::proxy::Proxy;
 use crate::side::{self, Side};
 
 /// Dropped, it takes both databases and roles with it, whatever sessions they have.
-pub struct Testbed {
+pub struct Fixture {
     pub left: Side,
     pub right: Side,
 }
 
-impl Testbed {
+impl Fixture {
     /// `label` becomes part of the names: a short plain lower-case identifier.
-    pub fn new(label: &str) -> Testbed {
+    pub fn new(label: &str) -> Fixture {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let create = |cluster, prefix| {
@@ -31,7 +31,7 @@ impl Testbed {
                 .unwrap_or_else(|error| panic!("no database for \"{label}\": {error:#}"))
         };
         let (left, right) = clusters();
-        Testbed { left: create(left, "local"), right: create(right, "remote") }
+        Fixture { left: create(left, "local"), right: create(right, "remote") }
     }
 
     /// On `from`, a server with a user mapping that lead to `to`.
@@ -73,7 +73,7 @@ impl Testbed {
     }
 }
 
-impl Drop for Testbed {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = self.left.drop();
         let _ = self.right.drop();

@@ -1,7 +1,7 @@
 //! A gate before a remote table `t`: it refuses the values that a test names, with the SQLSTATE the
 //! test wants, and keeps a list of the changes it let through, in their order.
 
-use rowsync_harness::Testbed;
+use rowsync_harness::Fixture;
 
 use crate::common::rows;
 
@@ -9,9 +9,9 @@ use crate::common::rows;
 pub const ANY: &str = "*";
 
 /// Puts a gate, open, before the right table `t`, which has the columns `id` and `v`.
-pub fn build(bed: &Testbed) {
-    let schema = &bed.right.user;
-    bed.right.exec(&format!(
+pub fn build(fixture: &Fixture) {
+    let schema = &fixture.right.user;
+    fixture.right.exec(&format!(
         "create table gate (value text primary key, state text not null, rule text);
          create table passed (n bigserial, change text);
          create function guard() returns trigger language plpgsql as $$
@@ -45,19 +45,19 @@ pub fn build(bed: &Testbed) {
 
 /// From now on this value (or [`ANY`]) is refused with this SQLSTATE, and as a violation of this
 /// constraint.
-pub fn close(bed: &Testbed, value: &str, state: &str, constraint: Option<&str>) {
+pub fn close(fixture: &Fixture, value: &str, state: &str, constraint: Option<&str>) {
     let sql = "insert into gate values ($1, $2, $3)";
-    bed.right.client().execute(sql, &[&value, &state, &constraint]).expect("a gate");
+    fixture.right.client().execute(sql, &[&value, &state, &constraint]).expect("a gate");
 }
 
 /// The value passes again.
-pub fn open(bed: &Testbed, value: &str) {
-    bed.right.client().execute("delete from gate where value = $1", &[&value]).expect("a gate");
+pub fn open(fixture: &Fixture, value: &str) {
+    fixture.right.client().execute("delete from gate where value = $1", &[&value]).expect("a gate");
 }
 
 /// Takes out what has passed: `id:v` for a row written, `-id` for one deleted, `-*` for TRUNCATE.
-pub fn passed(bed: &Testbed) -> Vec<String> {
-    let changes = rows(&bed.right, "select change from passed order by n");
-    bed.right.exec("truncate passed");
+pub fn passed(fixture: &Fixture) -> Vec<String> {
+    let changes = rows(&fixture.right, "select change from passed order by n");
+    fixture.right.exec("truncate passed");
     changes
 }
