@@ -9,7 +9,7 @@
 //! The queue is looked at again and again, at a pace that follows from what a look costs: whoever removes
 //! records knows nothing of those who wait. A person who has to do something is told so and waited for.
 
-use crate::connect::endpoint::server_oid;
+use crate::connect::account::server_oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Extension};
 use crate::pg::{interrupt, report, wait};

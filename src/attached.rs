@@ -4,7 +4,7 @@
 //! Triggers of partitions that belong to one of the partitioned table are that one's and not listed.
 
 use crate::capture::descriptor::Arguments;
-use crate::connect::endpoint::oid;
+use crate::connect::account::oid;
 use crate::error::{Error, Result};
 use crate::options::Mode;
 use crate::pg::Oid;

@@ -2,6 +2,7 @@
 //! through a pooler (`peer`), and which remote transaction may still end after its connection was lost
 //! (`lost_session`). `release` gives connections back that stand in the way.
 
+pub mod account;
 pub mod endpoint;
 pub mod lost_session;
 pub mod peer;

@@ -27,7 +27,7 @@ use crate::atomic::done;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
 use crate::change::{Change, Route};
-use crate::connect::endpoint::Account;
+use crate::connect::account::Account;
 use crate::connect::lost_session::LostSession;
 use crate::delivery::feed::Source;
 use crate::error::{Error, Result, SqlState};

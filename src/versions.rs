@@ -20,7 +20,7 @@ pub use self::stored::Shape;
 use self::stored::{StoredVersion, VersionKey};
 use crate::capture::table::Table;
 use crate::change::Stamp;
-use crate::connect::endpoint::oid;
+use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::options::{OnConflict, Options};
 use crate::pg::compare::{Comparable, KeyHash};

@@ -8,7 +8,7 @@ use super::{Look, attach_table};
 use crate::capture::table::Table;
 use crate::change::Relation;
 use crate::check::{self, Finding, Severity};
-use crate::connect::endpoint::{AccountKey, oid, server_oid};
+use crate::connect::account::{AccountKey, oid, server_oid};
 use crate::copy;
 use crate::error::{Error, Result, SqlState};
 use crate::identity;

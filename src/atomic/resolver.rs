@@ -8,7 +8,8 @@
 use super::decision::{self, Decision, Verdict};
 use super::done;
 use super::gid::{Gid, own_prefix};
-use crate::connect::endpoint::{Account, Endpoint, oid, server_oid};
+use crate::connect::account::{Account, oid, server_oid};
+use crate::connect::endpoint::Endpoint;
 use crate::connect::session;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};

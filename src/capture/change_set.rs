@@ -5,7 +5,7 @@ use super::log::{ChangeLog, Reader, Rows};
 use super::origin::{Altered, Origin, narrowed};
 use super::row::Captured;
 use crate::change::{Change, Op, Route};
-use crate::connect::endpoint::Account;
+use crate::connect::account::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::context::TOP_SUBTRANSACTION;

@@ -41,7 +41,7 @@ pub fn depend(
         &[Some(&table.oid.to_u32().to_string()), Some(trigger)],
     )?;
     for mut row in rows {
-        let trigger = crate::connect::endpoint::oid(&required(&mut row, 0)?)?;
+        let trigger = crate::connect::account::oid(&required(&mut row, 0)?)?;
         ddl::depend_on_columns(trigger, table.oid, &numbers);
     }
     Ok(())

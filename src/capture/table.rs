@@ -1,7 +1,7 @@
 //! A local table as the catalogs describe it.
 
 use crate::change::{Carrier, Relation};
-use crate::connect::endpoint::oid;
+use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::invalidation::{self, Epoch};

@@ -3,7 +3,7 @@
 
 use super::finding::{Finding, quoted};
 use crate::change::Relation;
-use crate::connect::endpoint::oid;
+use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::spi::{self, Extension, required};

@@ -1,7 +1,7 @@
 //! What a connection may use of the server account's own: whether it must show a password of the
 //! mapping's, and whose options count that open files as the operating-system user.
 
-use super::endpoint::Account;
+use super::account::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::fdw::SUPERUSER_ONLY;
 use crate::pg::spi::{self, Extension};

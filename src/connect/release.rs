@@ -5,7 +5,8 @@
 //! announced, and wakes the sessions of the database: each closes what it holds idle. Who was refused one
 //! does not ask again for a moment.
 
-use crate::connect::endpoint::{AccountKey, Endpoint, server_oid};
+use crate::connect::account::{AccountKey, server_oid};
+use crate::connect::endpoint::Endpoint;
 use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::pg::invalidation;

@@ -4,7 +4,8 @@
 //! an error or the end of the process while it waits leaves nothing behind: dropping it closes the
 //! connection, and the server rolls back what was not committed.
 
-use super::endpoint::{AccountKey, Endpoint};
+use super::account::AccountKey;
+use super::endpoint::Endpoint;
 use super::prepared::Prepared;
 use crate::change::{Relation, Route};
 use crate::connect::lost_session::LostSession;

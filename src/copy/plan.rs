@@ -4,7 +4,7 @@
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::{Policy, Relation, Route};
-use crate::connect::endpoint::Account;
+use crate::connect::account::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::Oid;

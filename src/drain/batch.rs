@@ -267,7 +267,7 @@ impl<'h> Batch<'h> {
         Ok(())
     }
 
-    /// Sets a unit aside that failed by itself over something that may pass, if that is to be done. A second
+    /// Marks a unit failed that failed by itself over something that may pass, if that is to be done. A second
     /// one of a table tells that it is the table.
     fn fail_for_now(&mut self, at: usize, error: Error) {
         let again = self.trial.alone.contains(&self.units[at].id());
@@ -491,7 +491,7 @@ impl<'h> Batch<'h> {
         self.budget = self.budget.saturating_sub(1);
     }
 
-    /// Sets the first unit aside, and lets the others wait for it.
+    /// Marks the first unit failed, and lets the others wait for it.
     fn fail_together(&mut self, units: Vec<(usize, Error)>) {
         let mut units = units.into_iter();
         let Some((first, error)) = units.next() else { return };

@@ -161,7 +161,7 @@ pub fn exist(extension: &Extension, server_name: &str) -> Result<bool> {
     Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
 }
 
-/// Sets a record aside. Says whether for the first time. `passes`: what it failed over may pass by itself, so
+/// Marks a record failed. Says whether for the first time. `passes`: what it failed over may pass by itself, so
 /// it is tried again, after a while that doubles with each time.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 //! holds for every commit that begins to deliver after it was committed. What is on its way then arrives.
 
 use super::PAUSED;
-use crate::connect::endpoint::server_oid;
+use crate::connect::account::server_oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context;
 use crate::pg::lookup;

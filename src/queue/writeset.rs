@@ -7,7 +7,7 @@
 //! Rows that depend on each other through a foreign
 //! key are not found here; the target's own constraint finds them.
 //!
-//! A footprint is made of hashes that the queue stores, so they must be the same in every version:
+//! A writeset is made of hashes that the queue stores, so they must be the same in every version:
 //! SipHash 1-3 over bytes that are written out here. A collision makes a change wait for nothing.
 
 use crate::change::{Change, Op, Relation, Route};
@@ -24,7 +24,7 @@ pub struct Writeset {
 }
 
 impl Writeset {
-    /// The footprint of a change.
+    /// The writeset of a change.
     pub fn of<S: AsRef<str>>(route: &Route, change: &Change<S>) -> Self {
         if change.op == Op::Truncate || !route.key_exact {
             return Self::of_table(route);
@@ -42,7 +42,7 @@ impl Writeset {
         Self { writes: with(anything_of(route)), depends_on: with(all_of(route)) }
     }
 
-    /// The footprint of something that concerns every row.
+    /// The writeset of something that concerns every row.
     pub fn of_table(route: &Route) -> Self {
         let any = anything_of(route);
         Self { writes: vec![any, all_of(route)], depends_on: vec![any] }

@@ -43,7 +43,7 @@ impl Seen {
         Some(Seen::of(kind, "skipped"))
     }
 
-    pub const fn aside(kind: &'static str, sqlstate: &'static str) -> Option<Seen> {
+    pub const fn failed(kind: &'static str, sqlstate: &'static str) -> Option<Seen> {
         Some(Seen { sqlstate, ..Seen::of(kind, "failed") })
     }
 
@@ -173,8 +173,8 @@ impl Run<'_> {
         let mut client = self.begin();
         let (before, queued_before) = (total(fixture), ever_queued(fixture));
         run(&mut client, &self.fill(cell.here));
-        let aside = cell.seen.is_some_and(|seen| seen.decision == "failed");
-        if self.way != Way::Queue && !aside {
+        let is_failed = cell.seen.is_some_and(|seen| seen.decision == "failed");
+        if self.way != Way::Queue && !is_failed {
             assert_eq!(
                 ever_queued(fixture),
                 queued_before,
@@ -232,8 +232,8 @@ impl Run<'_> {
         let log: Vec<String> = bad.iter().map(|id| seen.line(*id, table)).collect();
         assert_eq!(logged(fixture, table), log);
         let failed = format!("{}|failed|{number}", seen.sqlstate);
-        let aside = seen.decision == "failed";
-        assert_eq!(rows(&fixture.left, QUEUED), if aside { vec![failed] } else { vec![] });
+        let is_failed = seen.decision == "failed";
+        assert_eq!(rows(&fixture.left, QUEUED), if is_failed { vec![failed] } else { vec![] });
     }
 
     fn fill(&self, sql: &str) -> String {

@@ -136,42 +136,42 @@ const ERROR: &[Cell] = &[
         here: INSERT,
         good: NEW,
         bad: THEIRS,
-        seen: Seen::aside("insert_exists", "23505"),
+        seen: Seen::failed("insert_exists", "23505"),
     },
     Cell {
         there: MISSING,
         here: UPDATE,
         good: NEW,
         bad: NONE,
-        seen: Seen::aside("update_missing", "P0002"),
+        seen: Seen::failed("update_missing", "P0002"),
     },
     Cell {
         there: MISSING,
         here: MOVE_EACH,
         good: NEW_MOVED,
         bad: NONE,
-        seen: Seen::aside("update_missing", "P0002"),
+        seen: Seen::failed("update_missing", "P0002"),
     },
     Cell {
         there: GONE_AHEAD,
         here: MOVE_EACH,
         good: NEW_MOVED,
         bad: THEIRS_AHEAD,
-        seen: Seen::aside("update_missing", "P0002"),
+        seen: Seen::failed("update_missing", "P0002"),
     },
     Cell {
         there: TAKEN,
         here: MOVE_EACH,
         good: NEW_MOVED,
         bad: BOTH,
-        seen: Seen::aside("update_exists", "23505"),
+        seen: Seen::failed("update_exists", "23505"),
     },
     Cell {
         there: MISSING,
         here: DELETE,
         good: NONE,
         bad: NONE,
-        seen: Seen::aside("delete_missing", "P0002"),
+        seen: Seen::failed("delete_missing", "P0002"),
     },
     Cell { there: CHANGED, here: UPDATE, good: NEW, bad: NEW, seen: None },
     Cell { there: CHANGED, here: DELETE, good: NONE, bad: NONE, seen: None },
@@ -188,7 +188,7 @@ fn skip_leaves_and_logs_what_it_meets() {
 }
 
 #[test]
-fn error_sets_aside_what_it_meets_and_nothing_else() {
+fn error_fails_what_it_meets_and_nothing_else() {
     run_cells(r#""on_conflict": "error""#, ERROR);
 }
 

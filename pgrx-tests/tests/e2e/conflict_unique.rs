@@ -28,7 +28,7 @@ fn tables(fixture: &Fixture, name: &str, options: &str, there: &str) {
 }
 
 /// `sqlstate|constraint_name` of all records; they must be marked failed.
-fn aside(fixture: &Fixture) -> Vec<String> {
+fn failed_constraints(fixture: &Fixture) -> Vec<String> {
     let sql = "select sqlstate, constraint_name, nullif(status, 'failed') as wrong
                  from sync_err_rec order by id";
     let records = rows(&fixture.left, sql);
@@ -58,7 +58,10 @@ fn each(
             fixture.left.exec(&fill(here));
             await_drained(&fixture);
             let count = keys.len();
-            assert_eq!(aside(&fixture), vec![format!("23505|{name}_code_once"); count]);
+            assert_eq!(
+                failed_constraints(&fixture),
+                vec![format!("23505|{name}_code_once"); count]
+            );
             let others = format!(
                 "select * from {name} where id <= 1000 and id not in ({}) order by id",
                 keys.join(", ")
@@ -84,7 +87,7 @@ fn each(
             for id in failed(&fixture) {
                 assert!(retry(&fixture, id), "{policy}, {mode}");
             }
-            assert_eq!(aside(&fixture), [""; 0]);
+            assert_eq!(failed_constraints(&fixture), [""; 0]);
             same(&fixture, &name);
         }
     }

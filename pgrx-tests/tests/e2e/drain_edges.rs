@@ -314,8 +314,8 @@ fn a_connection_that_is_kept_need_not_wait_for_another_server() {
 }
 
 #[test]
-fn records_failed_stay_aside_when_a_call_fails_over_them() {
-    let fixture = one_way("aside", COLUMNS, "{}");
+fn failed_records_stay_failed_when_a_call_fails_over_them() {
+    let fixture = one_way("stay", COLUMNS, "{}");
     fixture.right.exec("alter table t add constraint is_sound check (v <> 'bad')");
     let mut client = fixture.left.client();
     run(&mut client, "insert into t select i, 'bad' from generate_series(1, 150) i");

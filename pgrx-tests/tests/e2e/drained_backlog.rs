@@ -119,8 +119,8 @@ fn a_record_that_is_pending_again_under_its_old_id_is_not_passed() {
     for round in 0..2 {
         backlog(&fixture, round * SIZE + 1);
     }
-    let aside = "select id from sync_err_rec where status = 'failed'";
-    let id = crate::common::rows(&fixture.left, aside).remove(0);
+    let failed_records = "select id from sync_err_rec where status = 'failed'";
+    let id = crate::common::rows(&fixture.left, failed_records).remove(0);
     fixture.right.exec("alter table q drop constraint small");
     // Pending again, and not delivered: the server is away.
     outage(&fixture.right);

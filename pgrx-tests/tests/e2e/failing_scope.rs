@@ -152,7 +152,7 @@ const UNFIT: [(&str, &str, &str); 4] = [
 ];
 
 #[test]
-fn an_unfit_table_sets_one_record_aside_and_keeps_no_other_table_waiting() {
+fn an_unfit_table_fails_one_record_and_keeps_no_other_table_waiting() {
     for (damage, repair, state) in UNFIT {
         let fixture = one_way("unfit", COLUMNS, "{}");
         mirror(&fixture, "u", COLUMNS, "{}");

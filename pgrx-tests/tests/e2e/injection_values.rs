@@ -173,7 +173,7 @@ fn dst_query_of_values_that_carry_sql_is_run_by_hand() {
 
 #[test]
 fn values_that_carry_sql_are_failed_and_retried() {
-    let fixture = arrange("injaside");
+    let fixture = arrange("injfailed");
     remote_strings(&fixture, "off");
     attach(&fixture, "u", &options("async", "overwrite"));
     let constraint = r#""no'\; drop table public.victim; --""#;
@@ -186,8 +186,9 @@ fn values_that_carry_sql_are_failed_and_retried() {
     assert!(!deal(&fixture, "1000"));
     // These wait behind what is marked failed.
     run(&mut client, "update u set d = v || d");
-    let aside = "select distinct constraint_name, status from sync_err_rec where status = 'failed'";
-    assert_eq!(rows(&fixture.left, aside), [r"no'\; drop table public.victim; --|failed"]);
+    let failed_records =
+        "select distinct constraint_name, status from sync_err_rec where status = 'failed'";
+    assert_eq!(rows(&fixture.left, failed_records), [r"no'\; drop table public.victim; --|failed"]);
     let ids = "select id from sync_err_rec where status = 'failed' order by id";
     let ids = query(&mut fixture.left.superuser(), ids);
     assert_eq!(ids.len(), VALUES.len());

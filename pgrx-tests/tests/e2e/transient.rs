@@ -139,7 +139,7 @@ const PERMANENT: [(&str, Option<&str>); 10] = [
 ];
 
 #[test]
-fn a_failure_of_the_change_sets_its_record_aside() {
+fn a_failure_of_the_change_fails_its_record() {
     let fixture = gated("permanent", QUEUE);
     for (base, (state, constraint)) in (0..).step_by(10).zip(PERMANENT) {
         reject_values::close(&fixture, "failing record", state, constraint);
@@ -172,7 +172,7 @@ fn a_failure_of_the_change_sets_its_record_aside() {
 }
 
 #[test]
-fn a_missing_right_sets_one_record_aside_and_the_table_waits() {
+fn a_missing_right_fails_one_record_and_the_table_waits() {
     let fixture = gated("rights42", QUEUE);
     reject_values::close(&fixture, "failing record", "42501", None);
     fixture

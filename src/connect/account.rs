@@ -1,0 +1,99 @@
+//! A server and the user mapping that is used for the owner of a table: who connects where.
+
+use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::spi::{self, Extension, required};
+
+/// A server and the mapping used for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Account {
+    pub server: Oid,
+    pub server_name: String,
+    pub mapping: Oid,
+    /// The role whose mapping it is looked up for: the table's owner.
+    pub owner: Oid,
+}
+
+/// What tells accounts apart: user mapping and owner.
+pub type AccountKey = (u32, u32);
+
+impl Account {
+    /// Not the mapping alone: PUBLIC's serves several owners, of whom some need no password.
+    pub fn key(&self) -> AccountKey {
+        (self.mapping.to_u32(), self.owner.to_u32())
+    }
+
+    /// Looks up the server by name, the owner's USAGE on it and the owner's mapping, else PUBLIC's.
+    ///
+    /// # Errors
+    /// 42704 for a missing server or mapping, 42501 for missing USAGE.
+    pub fn look_up(extension: &Extension, server_name: &str, owner: Oid) -> Result<Self> {
+        let owner_text = owner.to_u32().to_string();
+        let rows = spi::read(
+            extension,
+            "SELECT s.oid, pg_catalog.has_server_privilege($2::pg_catalog.oid, s.oid, 'USAGE'), \
+                    pg_catalog.pg_get_userbyid($2::pg_catalog.oid), m.oid \
+             FROM pg_catalog.pg_foreign_server s \
+             LEFT JOIN LATERAL (SELECT u.oid FROM pg_catalog.pg_user_mapping u \
+                  WHERE u.umserver OPERATOR(pg_catalog.=) s.oid \
+                    AND u.umuser OPERATOR(pg_catalog.=) \
+                        ANY (ARRAY[$2::pg_catalog.oid, 0::pg_catalog.oid]) \
+                  ORDER BY u.umuser DESC LIMIT 1) m ON true \
+             WHERE s.srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+            &[Some(server_name), Some(&owner_text)],
+        )?;
+        let Some(mut row) = rows.into_iter().next() else {
+            return Err(no_server(server_name));
+        };
+        let role = required(&mut row, 2)?;
+        if required(&mut row, 1)? != "t" {
+            return Err(Error::local(
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for foreign server {server_name}"),
+            )
+            .with_hint(format!(
+                "The table's owner \"{role}\" needs USAGE on the server: GRANT USAGE ON FOREIGN \
+                 SERVER."
+            )));
+        }
+        let server = oid(&required(&mut row, 0)?)?;
+        let Some(mapping) = row.get_mut(3).and_then(Option::take) else {
+            return Err(Error::local(
+                SqlState::UNDEFINED_OBJECT,
+                format!("user mapping not found for user \"{role}\", server \"{server_name}\""),
+            )
+            .with_hint(
+                "The mapping of the table's owner is used: CREATE USER MAPPING FOR that role.",
+            ));
+        };
+        Ok(Self { server, server_name: server_name.to_owned(), mapping: oid(&mapping)?, owner })
+    }
+}
+
+/// The OID of a server.
+///
+/// # Errors
+/// 42704 when there is none of that name.
+pub fn server_oid(extension: &Extension, name: &str) -> Result<Oid> {
+    let rows = spi::read(
+        extension,
+        "SELECT oid FROM pg_catalog.pg_foreign_server \
+         WHERE srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+        &[Some(name)],
+    )?;
+    let mut row = rows.into_iter().next().ok_or_else(|| no_server(name))?;
+    oid(&required(&mut row, 0)?)
+}
+
+fn no_server(name: &str) -> Error {
+    Error::local(SqlState::UNDEFINED_OBJECT, format!("server \"{name}\" does not exist"))
+        .with_hint("Create it with CREATE SERVER ... FOREIGN DATA WRAPPER pg_rowsync.")
+}
+
+/// An OID from its text.
+///
+/// # Errors
+/// When it is none.
+pub fn oid(text: &str) -> Result<Oid> {
+    text.parse::<u32>().map(Oid::from).map_err(|_| Error::internal("malformed oid"))
+}
