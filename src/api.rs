@@ -117,7 +117,14 @@ CREATE FUNCTION adopt_sync() RETURNS boolean
     VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'adopt_sync_wrapper';
 "#)]
 fn adopt_sync() -> bool {
-    let adopt = || identity::adopt(&Extension::find()?);
+    let adopt = || {
+        let extension = Extension::find()?;
+        let was_copy = identity::adopt(&extension)?;
+        if was_copy && !queue::servers(&extension, false)?.is_empty() {
+            transaction::wake_worker();
+        }
+        Ok(was_copy)
+    };
     or_raise(adopt())
 }
 

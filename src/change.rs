@@ -4,8 +4,10 @@
 //! store it, `sql` renders it, delivery and drain send it. All text is UTF-8: values are the output
 //! of the type's output function, converted from the database's encoding where that differs.
 
+use crate::error::Result;
 use crate::path::Path;
 use serde::{Deserialize, Serialize};
+use std::rc::Rc;
 
 /// A schema-qualified name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -394,4 +396,13 @@ impl<S: AsRef<str>> Change<S> {
             .map(|v| v.as_ref().map(AsRef::as_ref))
             .collect()
     }
+}
+
+/// A source of changes, in order.
+pub trait Source {
+    /// Hands the next change to `take`; false at the end.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool>;
 }

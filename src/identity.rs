@@ -20,7 +20,6 @@ use crate::pg::invalidation::{self, Epoch};
 use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context, database, lookup, report};
 use crate::sql::quote::{ident, literal};
-use crate::{queue, transaction};
 use std::cell::Cell;
 
 /// What `sync_home` and `sync_node` say of the current database.
@@ -159,9 +158,6 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
     );
     let row = spi::write(extension, &sql, &Here::new().args())?.into_iter().next();
     comment(extension, &required(&mut row.unwrap_or_default(), 0)?)?;
-    if !queue::servers(extension, false)?.is_empty() {
-        transaction::wake_worker();
-    }
     Ok(true)
 }
 

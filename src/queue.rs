@@ -15,21 +15,23 @@ pub mod floor;
 pub mod lanes;
 pub mod pause;
 pub mod state;
+pub mod stored;
+mod waiting;
 pub mod writeset;
 
 pub use self::enqueue::enqueue;
 
 use self::failed::Blockers;
 use self::floor::Owners;
+use self::stored::{CHUNK_ROWS, to_change, to_ids, to_json, to_route};
 use self::writeset::Writeset;
 use crate::atomic::decision::{self, Decision};
 use crate::atomic::done;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
-use crate::change::{Change, Route};
+use crate::change::Source;
 use crate::connect::account::Account;
 use crate::connect::lost_session::LostSession;
-use crate::delivery::feed::Source;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::lookup::{self, IndexRef, Is, Status, View};
 use crate::pg::spi::{self, Extension, required};
@@ -37,9 +39,6 @@ use crate::pg::{context, sequence};
 use crate::sql::micros;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
-
-/// Records handed to the database in one statement.
-const CHUNK_ROWS: usize = 5_000;
 
 /// What the queue has for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,7 +334,7 @@ pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> 
                AND q.status OPERATOR(pg_catalog.=) 'failed' \
                AND q.next_attempt_at IS NOT NULL)) \
          UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
-        failed::released(&queue, "failed.server"),
+        waiting::released(&queue, "failed.server"),
         ident(&extension.schema)
     );
     let with_failed = if with_failed { "true" } else { "false" };
@@ -441,50 +440,4 @@ pub fn describe(route: &str, change: &str) -> Result<String> {
     let route = Rc::new(to_route(route)?);
     let change = to_change(&route, change)?;
     Ok(crate::sql::literal::of_change(&route, &change))
-}
-
-/// A route as a record has it.
-///
-/// # Errors
-/// When the JSON is not that of a route.
-pub fn route_of(text: &str) -> Result<Route> {
-    to_route(text)
-}
-
-/// A record's change, by its route.
-///
-/// # Errors
-/// When the JSON is not that of such a change.
-pub fn change_of(route: &Route, text: &str) -> Result<Change<String>> {
-    to_change(route, text)
-}
-
-/// Numbers as an array literal.
-fn to_ids(ids: &[i64]) -> String {
-    let mut array = ArrayLiteral::default();
-    ids.iter().for_each(|id| array.push(Some(&id.to_string())));
-    array.into_text()
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| Error::internal(format!("could not write JSON: {e}")))
-}
-
-/// A route from its JSON, which anyone may hand to [`describe`].
-fn to_route(text: &str) -> Result<Route> {
-    from_json(text, Route::is_sound)
-}
-
-/// A change by this route from its JSON. Its row is whole, whatever else it may say.
-fn to_change(route: &Route, text: &str) -> Result<Change<String>> {
-    let change = from_json(text, |change: &Change<String>| change.fits(route))?;
-    Ok(Change { unchanged: Vec::new(), ..change })
-}
-
-fn from_json<T: serde::de::DeserializeOwned>(text: &str, fits: impl Fn(&T) -> bool) -> Result<T> {
-    let unreadable = |why: &str| Error::internal(format!("could not read a queued change: {why}"));
-    // Not the parser's own words, which quote what it has met.
-    let value = serde_json::from_str(text)
-        .map_err(|e| unreadable(&format!("{:?} error at byte {}", e.classify(), e.column())))?;
-    if fits(&value) { Ok(value) } else { Err(unreadable("it does not fit its route")) }
 }

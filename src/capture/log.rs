@@ -6,8 +6,7 @@
 //! subtransaction touches no file: what lies behind the new end is overwritten by the next write.
 
 use super::row::{Captured, Unread};
-use crate::change::{Change, Route};
-use crate::delivery::feed::Source;
+use crate::change::{Change, Route, Source};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::large::Values;

@@ -515,13 +515,13 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
             let route = match known {
                 Some(route) => route,
                 None => {
-                    let route = Rc::new(queue::route_of(&body)?);
+                    let route = Rc::new(queue::stored::to_route(&body)?);
                     plan.check_key(&route)?;
                     bodies.push((body, route.clone()));
                     route
                 }
             };
-            let change = queue::change_of(&route, &change)?;
+            let change = queue::stored::to_change(&route, &change)?;
             if change.op == Op::Truncate {
                 dirty = Dirty { emptied: true, ..Dirty::default() };
                 keys.clear();

@@ -1,11 +1,11 @@
 //! The server's side of a copy: one connection, over which transactions are begun, fed by changes and by
 //! COPY, and committed.
 
-use crate::change::{Change, Route};
+use crate::change::{Change, Route, Source};
 use crate::connect::endpoint::Endpoint;
 use crate::connect::session::{self, Session};
 use crate::delivery::event_loop::{self, Stop};
-use crate::delivery::feed::{Changes, Fixed, Source};
+use crate::delivery::feed::{Changes, Fixed};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
 use crate::error::{Error, Result};

@@ -1,12 +1,12 @@
 //! What the first try of a delivery takes for granted, to be cheap, and when to try again without.
 
-use super::feed::{Changes, Source};
+use super::feed::Changes;
 use super::link::Link;
 use super::plan::{FIRST_ROWS, moves_at_once};
 use super::truncations::Truncations;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::{Reader, Rows};
-use crate::change::{Policy, Relation, Route};
+use crate::change::{Policy, Relation, Route, Source};
 use crate::connect::session::Session;
 use crate::error::{Error, SqlState};
 use std::rc::Rc;

@@ -4,7 +4,7 @@
 use super::plan::{InWaves, Planner};
 use super::truncations::Truncations;
 use super::whole::{Span, Whole};
-use crate::change::{Change, Route};
+use crate::change::{Change, Route, Source};
 use crate::connect::session::Session;
 use crate::error::Result;
 use crate::identity;
@@ -71,15 +71,6 @@ impl Feed for Asked {
 
 /// Bytes of changes that are put together, at most: as far as they go, they are held in memory.
 const MAX_SPAN_BYTES: usize = 64 * 1024 * 1024;
-
-/// A source of changes, in order.
-pub trait Source {
-    /// Hands the next change to `take`; false at the end.
-    ///
-    /// # Errors
-    /// When the source cannot be read.
-    fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool>;
-}
 
 /// Changes, planned into batches as they are asked for.
 pub struct Changes<S> {

@@ -6,8 +6,9 @@
 
 mod bisect;
 mod doubt;
+mod postponed;
 
-use self::bisect::Postponed;
+use self::postponed::Postponed;
 use super::classify::conflict_of;
 use super::replay::Replay;
 use crate::change::Relation;

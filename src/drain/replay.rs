@@ -6,12 +6,12 @@
 //! A batch is first sent as a delivery is that takes the server's rows to be as expected, see
 //! [`crate::delivery::assume`]; once they were not, batches are sent without that to the end of the drain.
 
-use crate::change::{Change, Op, Route};
+use crate::change::{Change, Op, Route, Source};
 use crate::conflict::Tally;
 use crate::delivery::assumption::{self, Assume};
 use crate::delivery::commit::BEGIN;
 use crate::delivery::event_loop::{self, Stop};
-use crate::delivery::feed::{Asked, Changes, Fixed, Source};
+use crate::delivery::feed::{Asked, Changes, Fixed};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
 use crate::delivery::truncations::Truncations;

@@ -10,8 +10,8 @@
 //! each other, so a unit may take its records together at the place of its first.
 
 use super::floor;
+use super::stored::{from_json, to_change, to_route};
 use super::writeset::Writeset;
-use super::{from_json, to_change, to_route};
 use crate::change::{Change, Op, Route, RowStorage};
 use crate::delivery::collapse::TRANSACTION_SHIFT;
 use crate::error::{Error, Result, SqlState};

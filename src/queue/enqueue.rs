@@ -1,12 +1,12 @@
 //! Writes change sets into the queue.
 
+use super::claim;
 use super::failed::Blockers;
+use super::stored::to_json;
 use super::writeset::Writeset;
-use super::{claim, to_json};
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
-use crate::change::{Change, Route};
-use crate::delivery::feed::Source;
+use crate::change::{Change, Route, Source};
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::pg::append::{Appender, Value};

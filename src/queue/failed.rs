@@ -5,8 +5,9 @@
 //! waits is released when the record that it waits for is gone or pending again, and looked at anew in
 //! its turn.
 
+use super::stored::{CHUNK_ROWS, to_ids};
 use super::writeset::Writeset;
-use super::{copies, floor, lanes, to_ids};
+use super::{copies, floor, lanes, waiting};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
@@ -275,7 +276,7 @@ pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
          WHERE q.id OPERATOR(pg_catalog.=) v.id::pg_catalog.int8",
         ident(&extension.schema)
     );
-    for chunk in records.chunks(super::CHUNK_ROWS) {
+    for chunk in records.chunks(CHUNK_ROWS) {
         let mut columns: [ArrayLiteral; 3] = Default::default();
         for one in chunk {
             columns[0].push(Some(&one.id.to_string()));
@@ -286,35 +287,6 @@ pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
         spi::write(extension, &sql, &[Some(&*columns[0]), Some(&*columns[1]), Some(&*columns[2])])?;
     }
     Ok(())
-}
-
-/// A subquery for the records of a server that others wait for and that neither are marked failed any more
-/// nor wait themselves for an owner who cannot be served. From one to the next in the index: few are waited
-/// for, by very many perhaps.
-pub fn released(queue: &str, server: &str) -> String {
-    let schema = queue.trim_end_matches("sync_queue");
-    let (owners, copies) = (format!("{schema}sync_owner_state"), format!("{schema}sync_copy"));
-    let next = |after: &str| {
-        format!(
-            "SELECT pg_catalog.min(w.waits_for) FROM {queue} w \
-             WHERE w.dst_server OPERATOR(pg_catalog.=) {server} \
-               AND w.status OPERATOR(pg_catalog.=) 'waiting'{after}"
-        )
-    };
-    format!(
-        "WITH RECURSIVE r(root) AS ({} UNION ALL \
-           SELECT ({}) FROM r WHERE r.root IS NOT NULL) \
-         SELECT r.root FROM r WHERE r.root IS NOT NULL \
-           AND NOT EXISTS (SELECT FROM {copies} c \
-             WHERE c.id OPERATOR(pg_catalog.=) (OPERATOR(pg_catalog.-) r.root)) \
-           AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) r.root \
-             AND (f.status OPERATOR(pg_catalog.=) 'failed' \
-               OR f.status OPERATOR(pg_catalog.=) 'pending' AND EXISTS ( \
-                 SELECT FROM {owners} s WHERE s.dst_server OPERATOR(pg_catalog.=) f.dst_server \
-                   AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) f.owner::pg_catalog.oid)))",
-        next(""),
-        next(" AND w.waits_for OPERATOR(pg_catalog.>) r.root")
-    )
 }
 
 /// Makes what waits for nothing any more pending, and says whether there was any. Under the server's drain
@@ -330,7 +302,7 @@ pub fn release(extension: &Extension, server_name: &str) -> Result<bool> {
              AND q.status OPERATOR(pg_catalog.=) 'waiting' \
              AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) RETURNING q.id) \
          SELECT pg_catalog.min(id) FROM u",
-        released(&queue, "$1")
+        waiting::released(&queue, "$1")
     );
     let row = spi::write(extension, &sql, &[Some(server_name)])?.into_iter().next();
     let Some(first) = row.and_then(|mut row| row.pop()).flatten() else { return Ok(false) };

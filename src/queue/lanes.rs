@@ -9,7 +9,7 @@
 //! then refuse is tried again.
 
 use super::floor::Owners;
-use super::{failed, floor};
+use super::{floor, waiting};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::lookup::{Is, Status, View};
@@ -105,7 +105,7 @@ pub fn all(extension: &Extension, server_name: &str, with_failed: bool) -> Resul
          ORDER BY s.failures IS NOT NULL, pg_catalog.min(w.first), w.owner",
         floor::edge(&schema, "o.owner", ""),
         floor::edge(&schema, "o.owner", "DESC"),
-        failed::released(&queue, "$1"),
+        waiting::released(&queue, "$1"),
     );
     let with_failed = if with_failed { "true" } else { "false" };
     spi::read(extension, &sql, &[Some(server_name), Some(with_failed), Some(&owners)])?

@@ -7,37 +7,11 @@
 //! it, before it is blamed.
 
 use super::Batch;
+use super::postponed::{MAX_POSTPONED, Postponed};
 use crate::delivery::whole::Span;
 use crate::drain::replay::Replay;
 use crate::error::{Error, Result, SqlState};
-use crate::queue::failed::Blockers;
 use std::collections::HashMap;
-
-/// Units of a transaction that are tried one by one after the others. Of more, the first is blamed.
-const MAX_POSTPONED: usize = 100;
-
-/// Units of the transaction under way that were refused, and may not be once others are applied.
-#[derive(Default)]
-pub(super) struct Postponed {
-    /// With the failure, unless they were not tried because they concern rows of others.
-    units: Vec<(usize, Option<Error>)>,
-    /// What they touch.
-    writes: Blockers,
-    /// Units are postponed.
-    is_on: bool,
-}
-
-impl Postponed {
-    fn add(&mut self, batch_unit: (usize, i64), writes: &[i64], error: Option<Error>) {
-        let (at, id) = batch_unit;
-        self.writes.add(id, id, writes);
-        self.units.push((at, error));
-    }
-
-    fn is_full(&self) -> bool {
-        self.is_on && self.units.len() >= MAX_POSTPONED
-    }
-}
 
 impl Batch<'_> {
     /// Applies what can be applied of the units that are open.

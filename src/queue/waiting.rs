@@ -1,0 +1,30 @@
+//! Records that others wait for.
+
+/// A subquery for the records of a server that others wait for and that neither are marked failed any more
+/// nor wait themselves for an owner who cannot be served. From one to the next in the index: few are waited
+/// for, by very many perhaps.
+pub fn released(queue: &str, server: &str) -> String {
+    let schema = queue.trim_end_matches("sync_queue");
+    let (owners, copies) = (format!("{schema}sync_owner_state"), format!("{schema}sync_copy"));
+    let next = |after: &str| {
+        format!(
+            "SELECT pg_catalog.min(w.waits_for) FROM {queue} w \
+             WHERE w.dst_server OPERATOR(pg_catalog.=) {server} \
+               AND w.status OPERATOR(pg_catalog.=) 'waiting'{after}"
+        )
+    };
+    format!(
+        "WITH RECURSIVE r(root) AS ({} UNION ALL \
+           SELECT ({}) FROM r WHERE r.root IS NOT NULL) \
+         SELECT r.root FROM r WHERE r.root IS NOT NULL \
+           AND NOT EXISTS (SELECT FROM {copies} c \
+             WHERE c.id OPERATOR(pg_catalog.=) (OPERATOR(pg_catalog.-) r.root)) \
+           AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) r.root \
+             AND (f.status OPERATOR(pg_catalog.=) 'failed' \
+               OR f.status OPERATOR(pg_catalog.=) 'pending' AND EXISTS ( \
+                 SELECT FROM {owners} s WHERE s.dst_server OPERATOR(pg_catalog.=) f.dst_server \
+                   AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) f.owner::pg_catalog.oid)))",
+        next(""),
+        next(" AND w.waits_for OPERATOR(pg_catalog.>) r.root")
+    )
+}
