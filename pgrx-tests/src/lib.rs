@@ -12,6 +12,7 @@ pub mod bench;
 pub mod cluster;
 pub mod faults;
 pub mod fixture;
+pub mod flag;
 pub mod hostile;
 pub mod pooler;
 pub mod proxy;
@@ -24,6 +25,7 @@ pub mod type_pairs;
 
 pub use cluster::{Cluster, Shutdown};
 pub use fixture::{Fixture, await_until, fails};
+pub use flag::Flag;
 pub use hostile::Hostile;
 pub use pooler::{IGNORE_OPTIONS, PoolMode, Pooler};
 pub use proxy::{Direction, Proxy, Strike};

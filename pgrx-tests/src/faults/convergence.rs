@@ -9,7 +9,6 @@ mod trouble;
 mod verdict;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::rig::{Drain, Mode};
 use super::rng::Rng;
+use crate::flag::Flag;
 use load::{Tally, Writer};
 use mesh::{DELIVERY_TIMEOUT, Mesh, WRITERS, join};
 pub use tables::Version;
@@ -170,9 +170,10 @@ fn round(mesh: &Mesh, number: u64, time: Duration, rng: &mut Rng) -> Result<Repo
 /// the writers, and how many troubles there were.
 fn play(mesh: &Mesh, round: u64, time: Duration, rng: &mut Rng) -> Result<(Vec<Tally>, u64)> {
     let end = Instant::now() + time;
-    let done = AtomicBool::new(false);
+    let done = Flag::default();
     let (done, mut chance) = (&done, |stream| Rng::new(rng.roll(1 << 40), stream));
     thread::scope(|scope| {
+        let _end = done.set_at_end();
         let writers: Vec<_> = (0..WRITERS * mesh.nodes.len() as u64)
             .map(|number| {
                 let writer = Writer::new(mesh, round, number as usize, chance(number));
@@ -201,7 +202,7 @@ fn play(mesh: &Mesh, round: u64, time: Duration, rng: &mut Rng) -> Result<(Vec<T
         // Everything ends, whatever fails, before any of it is judged.
         let troubles: Result<u64> = links.into_iter().map(join).sum();
         let hung = await_all(mesh, &writers);
-        done.store(true, Ordering::Relaxed);
+        done.set();
         let tallies: Result<Vec<Tally>> = writers.into_iter().map(join).collect();
         let drained: Result<()> = drains.into_iter().try_for_each(join);
         hung?;

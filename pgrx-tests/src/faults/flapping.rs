@@ -1,7 +1,6 @@
 //! Many sessions that update the same few rows while the other side comes and goes, and several
 //! drainers at once: a change that overtook an older one would leave its row different.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::rig::{Mode, Rig};
 use super::rng::Rng;
+use crate::flag::Flag;
 
 const CLIENTS: u64 = 8;
 const ROWS: u64 = 20;
@@ -31,20 +31,21 @@ pub fn run(rig: &Rig, seed: u64, time: Duration) -> Result<Report> {
         .connect()?
         .batch_execute(&format!("insert into t select g, '' from generate_series(1, {ROWS}) g"))?;
     let end = Instant::now() + time;
-    let done = AtomicBool::new(false);
+    let done = Flag::default();
     let (committed, outages) = thread::scope(|scope| {
+        let _end = done.set_at_end();
         let clients: Vec<_> =
             (0..CLIENTS).map(|who| scope.spawn(move || update(rig, seed, who, end))).collect();
         for limit in [50, 1000] {
             let done = &done;
-            scope.spawn(move || rig.call_drain(limit, || done.load(Ordering::Relaxed)));
+            scope.spawn(move || rig.call_drain(limit, || done.is_set()));
         }
         let outages = flap(rig, &mut Rng::new(seed, CLIENTS), end);
         let committed = clients
             .into_iter()
             .map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
             .sum::<Result<u64>>();
-        done.store(true, Ordering::Relaxed);
+        done.set();
         Ok::<_, anyhow::Error>((committed?, outages?))
     })?;
     rig.await_drained()?;

@@ -12,6 +12,7 @@ use postgres::Client;
 use super::pgbench::{self, Load, Sample};
 use super::rig::{Drain, Mode, Rig};
 use crate::cluster::Shutdown;
+use crate::flag::Flag;
 
 /// In what way the right side is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,15 +164,16 @@ pub fn run(plan: Plan) -> Result<Report> {
 fn measure(rig: &Rig, plan: Plan) -> Result<Report> {
     let time = plan.before + plan.outage + plan.after;
     let mut load = Load::start(&rig.left, plan.clients, time, plan.rate)?;
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let stopped = || stop.load(std::sync::atomic::Ordering::Relaxed);
+    let stop = Flag::default();
+    let stopped = || stop.is_set();
     let (moments, samples) = thread::scope(|scope| {
+        let _end = stop.set_at_end();
         if plan.drain.has_calls() {
             scope.spawn(|| rig.call_drain(5000, stopped));
         }
         let watched = watch(rig, plan, &mut load);
         let samples = watched.and_then(|moments| Ok((moments, load.finish()?)));
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.set();
         samples
     })?;
     let requeued = ever_queued(&mut rig.left.connect_superuser()?)? - moments.queued;

@@ -1,9 +1,9 @@
 //! `wait_sync`: true once what was committed before the call is on the server, and not a moment earlier.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use rowsync_harness::flag::Flag;
 use rowsync_harness::{Fixture, Proxy, await_until};
 
 use crate::common::{
@@ -55,15 +55,16 @@ fn what_the_worker_delivers_is_there_when_it_says_so() {
 #[test]
 fn what_comes_later_is_not_waited_for() {
     let fixture = preloaded_one_way("arrivelater", EAGER, COLUMNS, QUEUE);
-    let over = AtomicBool::new(false);
+    let over = Flag::default();
     thread::scope(|scope| {
+        let _end = over.set_at_end();
         // The queue is never seen empty.
         for writer in 0..2 {
             let (fixture, over) = (&fixture, &over);
             scope.spawn(move || {
                 let mut client = fixture.left.client();
                 let mut n = 0;
-                while !over.load(Ordering::Relaxed) {
+                while !over.is_set() {
                     n += 2;
                     let id = n + writer;
                     run(
@@ -82,7 +83,7 @@ fn what_comes_later_is_not_waited_for() {
             let there = format!("select v from t where id = -{n}");
             assert_eq!(rows(&fixture.right, &there), ["mine"]);
         }
-        over.store(true, Ordering::Relaxed);
+        over.set();
     });
 }
 

@@ -1,11 +1,12 @@
 //! `attach_sync` on a table that is attached: target and options change in one step, between two transactions
 //! of its writers.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 use postgres::Client;
 use rowsync_harness::Fixture;
+use rowsync_harness::flag::Flag;
 
 use crate::common::{
     attach_sql, deal, linked, query, queued, refused, rows, run, superuser_with_notices, table,
@@ -69,12 +70,13 @@ fn writers_lose_nothing_and_send_nothing_twice() {
         let fixture = two_targets(&format!("gap_{mode}"));
         let options = format!(r#"{{"mode": "{mode}"}}"#);
         run(&mut fixture.left.client(), &to(&fixture, "t", &options));
-        let (over, next) = (AtomicBool::new(false), AtomicI32::new(0));
+        let (over, next) = (Flag::default(), AtomicI32::new(0));
         thread::scope(|scope| {
+            let _end = over.set_at_end();
             for _ in 0..3 {
                 scope.spawn(|| {
                     let mut client = fixture.left.client();
-                    while !over.load(Ordering::Relaxed) {
+                    while !over.is_set() {
                         let id = next.fetch_add(1, Ordering::Relaxed);
                         run(&mut client, &format!("insert into t values ({id}, 'x')"));
                     }
@@ -85,7 +87,7 @@ fn writers_lose_nothing_and_send_nothing_twice() {
                 let target = if round % 2 == 0 { "u" } else { "t" };
                 run(&mut admin, &to(&fixture, target, &options));
             }
-            over.store(true, Ordering::Relaxed);
+            over.set();
         });
         while queued(&fixture) > 0 {
             assert!(deal(&fixture, "100000"));

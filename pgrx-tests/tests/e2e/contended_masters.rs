@@ -3,11 +3,11 @@
 //! sides end equal.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
+use rowsync_harness::flag::Flag;
 use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::common::{rows, run, same};
@@ -70,8 +70,9 @@ fn update(side: &Side, who: u64) -> (u32, Duration) {
 
 /// Loads both sides; `drain` goes on meanwhile.
 fn contend(fixture: &Fixture, drain: impl Fn(&Side) + Sync) {
-    let done = AtomicBool::new(false);
+    let done = Flag::default();
     let results: Vec<_> = thread::scope(|scope| {
+        let _end = done.set_at_end();
         let clients: Vec<_> = (0..2 * CLIENTS)
             .map(|who| {
                 let side = if who % 2 == 0 { &fixture.left } else { &fixture.right };
@@ -81,14 +82,14 @@ fn contend(fixture: &Fixture, drain: impl Fn(&Side) + Sync) {
         for side in [&fixture.left, &fixture.right] {
             let (done, drain) = (&done, &drain);
             scope.spawn(move || {
-                while !done.load(Ordering::Relaxed) {
+                while !done.is_set() {
                     drain(side);
                     thread::sleep(Duration::from_millis(100));
                 }
             });
         }
         let results = clients.into_iter().map(|client| client.join()).collect();
-        done.store(true, Ordering::Relaxed);
+        done.set();
         results
     });
     let results: Vec<_> =

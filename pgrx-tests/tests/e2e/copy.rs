@@ -1,12 +1,13 @@
 //! Copies: the rows that are there when a table is attached, brought over while it is written.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use rowsync_harness::cluster::{Cluster, Shutdown, TEST_SETTINGS};
 use rowsync_harness::fixture::{Fixture, await_until, clusters};
+use rowsync_harness::flag::Flag;
 use rowsync_harness::proxy::Proxy;
 use rowsync_harness::side::Side;
 
@@ -186,7 +187,7 @@ fn merging_leaves_what_the_policy_leaves() {
 /// children, and now and then roll back or empty the table, until they are told to stop.
 fn write(
     side: &Side,
-    stop: &Arc<AtomicBool>,
+    stop: &Arc<Flag>,
     truncates: bool,
     seed: u64,
 ) -> Vec<thread::JoinHandle<u64>> {
@@ -197,7 +198,7 @@ fn write(
                 let mut rng = Rng::new(seed * 100 + number);
                 let mut client = side.client();
                 let mut done = 0;
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     // They are to meet the copy, not to keep the machine busy.
                     thread::sleep(Duration::from_millis(3));
                     let mut one = || rng.roll(3000) as i64 + 1;
@@ -264,7 +265,8 @@ fn copied_while_written(
     seed: u64,
     trouble: impl FnOnce(),
 ) {
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(Flag::default());
+    let _end = stop.set_at_end();
     let mut client = fixture.left.client();
     let (t, child) =
         (attach_sql(fixture, "t", options, true), attach_sql(fixture, "child", options, true));
@@ -282,7 +284,7 @@ fn copied_while_written(
     }
     let told = state(fixture);
     thread::sleep(Duration::from_millis(300));
-    stop.store(true, Ordering::Relaxed);
+    stop.set();
     let done: u64 = writers.into_iter().map(|one| one.join().expect("a writer")).sum();
     assert!(told.starts_with("done"), "seed {seed}: {told}");
     assert!(done > 50, "{done}");

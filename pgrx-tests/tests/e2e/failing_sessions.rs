@@ -2,10 +2,10 @@
 //! moment, while someone drains, retries and discards: per row, no older change ever lands on a newer
 //! one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rowsync_harness::flag::Flag;
 use rowsync_harness::{Fixture, await_until};
 
 use crate::common::{deal, one_way, query, queued, rows, run, same};
@@ -47,8 +47,9 @@ const PASSED: &str = "select id, n, before from
 
 /// Sessions that count rows up, one change in thirty bad; an operator who does what operators do.
 fn play(fixture: &Fixture, drains: bool) {
-    let done = AtomicBool::new(false);
+    let done = Flag::default();
     let updates: u32 = thread::scope(|scope| {
+        let _end = done.set_at_end();
         let clients: Vec<_> = (1..=4)
             .map(|who| {
                 scope.spawn(move || {
@@ -66,7 +67,7 @@ fn play(fixture: &Fixture, drains: bool) {
             .collect();
         scope.spawn(|| {
             let mut rng = Rng::new(77);
-            while !done.load(Ordering::Relaxed) {
+            while !done.is_set() {
                 match rng.roll(13) {
                     0 => fixture.right.exec("insert into moment values (true)"),
                     1..=3 => fixture.right.exec("truncate moment"),
@@ -86,7 +87,7 @@ fn play(fixture: &Fixture, drains: bool) {
             }
         });
         let results: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
-        done.store(true, Ordering::Relaxed);
+        done.set();
         results.into_iter().map(|times| times.expect("a client saw an error")).sum()
     });
     let written: i64 =

@@ -2,12 +2,12 @@
 //! others write.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use postgres::Client;
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
+use rowsync_harness::flag::Flag;
 use rowsync_harness::{Side, await_until};
 
 use crate::common::{query, rows, run, table};
@@ -94,13 +94,14 @@ fn a_master_joins_while_the_others_write() {
     }
     attach_all(&a, &b, "b", newest);
     attach_all(&b, &a, "a", newest);
-    let over = AtomicBool::new(false);
+    let over = Flag::default();
     thread::scope(|scope| {
+        let _end = over.set_at_end();
         for side in [&a, &b, &a, &b] {
             let over = &over;
             scope.spawn(move || {
                 let mut client = side.client();
-                while !over.load(Ordering::Relaxed) {
+                while !over.is_set() {
                     write(&mut client);
                 }
             });
@@ -119,7 +120,7 @@ fn a_master_joins_while_the_others_write() {
         }
         write(&mut c.client());
         thread::sleep(Duration::from_secs(1));
-        over.store(true, Ordering::Relaxed);
+        over.set();
     });
     for side in [&a, &b, &c] {
         assert!(side.query_one::<bool>("select wait_sync(timeout => '2 min')"), "{}", side.db);
@@ -135,12 +136,13 @@ fn a_target_is_restored_while_the_source_writes() {
     let (_cluster, [source, target]) = sides("restoring", "id int primary key, v int not null");
     link(&source, &target, "report");
     attach_all(&source, &target, "report", "{}");
-    let over = AtomicBool::new(false);
+    let over = Flag::default();
     thread::scope(|scope| {
+        let _end = over.set_at_end();
         for _ in 0..3 {
             scope.spawn(|| {
                 let mut client = source.client();
-                while !over.load(Ordering::Relaxed) {
+                while !over.is_set() {
                     run(&mut client, WRITE);
                 }
             });
@@ -154,7 +156,7 @@ fn a_target_is_restored_while_the_source_writes() {
         copy(&source, &target);
         assert!(source.query_one::<bool>("select resume_sync('report')"));
         thread::sleep(Duration::from_secs(1));
-        over.store(true, Ordering::Relaxed);
+        over.set();
     });
     arrived(&source, "report");
     assert_eq!(rows(&source, "select status from sync_err_rec"), [""; 0]);

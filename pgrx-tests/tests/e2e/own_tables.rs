@@ -1,10 +1,10 @@
 //! What administrators do to the extension's own tables while changes are queued: no error, no change that
 //! overtakes another, no rule of theirs passed over.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rowsync_harness::fails;
+use rowsync_harness::flag::Flag;
 
 use crate::common::{
     deal, one_way, outage, query, queued, recover, refused, rows, run, same, warnings,
@@ -96,15 +96,16 @@ fn without_the_indexes_nothing_overtakes_either() {
 #[test]
 fn tables_are_rewritten_and_rebuilt_under_load() {
     let fixture = one_way("rewrite", COLUMNS, r#"{"mode": "queue"}"#);
-    let over = AtomicBool::new(false);
+    let over = Flag::default();
     thread::scope(|scope| {
+        let _end = over.set_at_end();
         let writers = [0, 1].map(|writer| {
             let (fixture, over) = (&fixture, &over);
             scope.spawn(move || {
                 let mut client = fixture.left.client();
                 run(&mut client, &format!("insert into t values ({writer}, '0')"));
                 let mut count = 0;
-                while !over.load(Ordering::Relaxed) {
+                while !over.is_set() {
                     count += 1;
                     run(&mut client, &format!("update t set v = '{count}' where id = {writer}"));
                 }
@@ -131,7 +132,7 @@ fn tables_are_rewritten_and_rebuilt_under_load() {
             );
             assert!(deal(&fixture, "100000"));
         }
-        over.store(true, Ordering::Relaxed);
+        over.set();
         for writer in writers {
             assert!(writer.join().expect("a writer") > 0);
         }

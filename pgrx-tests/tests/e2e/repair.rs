@@ -1,9 +1,8 @@
 //! `repair_sync`: both sides are equal afterwards, and no row that was written meanwhile is set back.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use postgres::Client;
 use rowsync_harness::fixture::{Fixture, await_until};
+use rowsync_harness::flag::Flag;
 
 use crate::common::{Role, both_have, linked, mirror, one_way, query, queued, refused, run, table};
 use crate::one_way::SOON;
@@ -209,14 +208,15 @@ fn who_may_not_write_the_table_may_not_repair_it() {
 fn rows_that_are_written_meanwhile_are_never_set_back() {
     let fixture = one_way("meanwhile", "id int primary key, v int", "{}");
     fixture.left.exec("insert into t select n, 0 from generate_series(1, 400) n");
-    let stop = AtomicBool::new(false);
+    let stop = Flag::default();
     std::thread::scope(|scope| {
+        let _end = stop.set_at_end();
         for who in 0..4 {
             let (fixture, stop) = (&fixture, &stop);
             scope.spawn(move || {
                 let mut client = fixture.left.client();
                 let mut rng = Rng::new(who);
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     let id = 1 + rng.roll(400);
                     let sql = match rng.roll(4) {
                         0 => format!("delete from t where id = {id}"),
@@ -240,7 +240,7 @@ fn rows_that_are_written_meanwhile_are_never_set_back() {
                 assert_eq!(state.as_deref(), Some("40P01"), "{error}");
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        stop.set();
     });
     await_until(SOON, "the queue", || {
         let _: bool = fixture.left.query_one("select deal_sync_err_rec(1000)");

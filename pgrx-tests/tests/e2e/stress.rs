@@ -1,10 +1,10 @@
 //! Many sessions, rollbacks and outages at random: in the end both sides are equal.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use postgres::Client;
+use rowsync_harness::flag::Flag;
 use rowsync_harness::{Fixture, Side};
 
 use crate::common::{linked, mirror, one_way, outage, recover, run, same};
@@ -79,9 +79,10 @@ fn deal(side: &Side, limit: u64) -> bool {
 /// Two sessions for each list of statements on its side, and drains of it; the right side goes down
 /// and comes back.
 fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
-    let done = AtomicBool::new(false);
+    let done = Flag::default();
     let end = Instant::now() + Duration::from_secs(6);
     thread::scope(|scope| {
+        let _end = done.set_at_end();
         let writers: Vec<_> = (1..=4)
             .map(|who: u64| {
                 let (side, statements) = sides[who as usize % sides.len()];
@@ -95,7 +96,7 @@ fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
             .collect();
         scope.spawn(|| {
             let mut rng = Rng::new(77);
-            while !done.load(Ordering::Relaxed) {
+            while !done.is_set() {
                 // Writers of the right side would be thrown out by its outages.
                 if sides.len() == 1 && rng.roll(3) == 0 {
                     outage(&fixture.right);
@@ -108,7 +109,7 @@ fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
             }
         });
         let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
-        done.store(true, Ordering::Relaxed);
+        done.set();
         assert!(results.iter().all(Result::is_ok), "a writer failed");
     });
     recover(&fixture.right);

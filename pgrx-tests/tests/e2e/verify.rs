@@ -2,6 +2,7 @@
 
 use postgres::Client;
 use rowsync_harness::fixture::Fixture;
+use rowsync_harness::flag::Flag;
 use rowsync_harness::{IGNORE_OPTIONS, PoolMode, Pooler, Side};
 
 use crate::common::{
@@ -328,14 +329,15 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
         let drained = || crate::common::queued(&fixture) == 0;
         rowsync_harness::fixture::await_until(crate::one_way::SOON, "the queue", drained);
         fixture.right.exec("update t set w = 'x' where id = 2000; delete from t where id = 1999");
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = Flag::default();
         std::thread::scope(|scope| {
+            let _end = stop.set_at_end();
             for who in 0..8 {
                 let (fixture, stop) = (&fixture, &stop);
                 scope.spawn(move || {
                     let mut client = fixture.left.client();
                     let mut rng = crate::rng::Rng::new(who);
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    while !stop.is_set() {
                         let id = 1 + rng.roll(1900);
                         let sql = match rng.roll(4) {
                             0 => format!("delete from t where id = {id}"),
@@ -353,7 +355,7 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
             let mut client = fixture.left.client();
             let expected = [r#"differs|{"id": 2000}|{w}"#, r#"missing|{"id": 1999}|{}"#];
             let seen: Vec<Vec<String>> = (0..2).map(|_| told(&mut client, "t", "{}")).collect();
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            stop.set();
             for one in seen {
                 assert_eq!(one, expected, "{mode}");
             }

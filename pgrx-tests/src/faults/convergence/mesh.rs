@@ -1,7 +1,6 @@
 //! The masters, on a cluster each, and a link with a proxy from each to every other.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use super::tables::{TABLES, Table, Version};
 use crate::cluster::{Cluster, TEST_SETTINGS};
 use crate::faults::rig::{Drain, Mode, PATIENCE, WORKER};
+use crate::flag::Flag;
 use crate::proxy::Proxy;
 use crate::side::{Side, describe};
 
@@ -181,10 +181,10 @@ impl Mesh {
 
 /// Calls `deal_sync_err_rec` again and again until told to stop. Other servers come and go, which is
 /// no error of such a call, unless one goes while it commits.
-pub fn call_drain(node: &Side, limit: u64, done: &AtomicBool) -> Result<()> {
+pub fn call_drain(node: &Side, limit: u64, done: &Flag) -> Result<()> {
     let mut client = node.connect_superuser()?;
     let sql = format!("select deal_sync_err_rec({limit})");
-    while !done.load(Ordering::Relaxed) {
+    while !done.is_set() {
         let all_done = match client.query_one(&sql, &[]) {
             Ok(row) => row.get(0),
             Err(error) if error.code().is_some_and(|code| code.code().starts_with("08")) => false,
