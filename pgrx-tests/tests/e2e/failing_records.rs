@@ -40,7 +40,7 @@ fn failing(fixture: &Fixture, client: &mut Client, value: &str, sql: &str) -> i6
 
 #[test]
 fn one_change_among_ten_thousand_keeps_only_its_own_row_waiting() {
-    let fixture = one_way("failing record", COLUMNS, "{}");
+    let fixture = one_way("failing", COLUMNS, "{}");
     fixture.right.exec("alter table t add constraint is_sound check (v <> 'bad')");
     let mut client = fixture.left.client();
     outage(&fixture.right);

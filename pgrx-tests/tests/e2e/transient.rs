@@ -142,10 +142,10 @@ const PERMANENT: [(&str, Option<&str>); 10] = [
 fn a_failure_of_the_change_fails_its_record() {
     let fixture = gated("permanent", QUEUE);
     for (base, (state, constraint)) in (0..).step_by(10).zip(PERMANENT) {
-        reject_values::close(&fixture, "failing record", state, constraint);
+        reject_values::close(&fixture, "failing", state, constraint);
         let ids: Vec<_> = (1..=5).map(|n| base + n).collect();
         for id in &ids {
-            let v = if *id == base + 3 { "failing record" } else { "fine" };
+            let v = if *id == base + 3 { "failing" } else { "fine" };
             fixture.left.exec(&format!("insert into t values ({id}, '{v}')"));
         }
         assert!(!deal(&fixture, "100"), "{state}: a failure must show");
@@ -163,7 +163,7 @@ fn a_failure_of_the_change_fails_its_record() {
         let failing = the_failed(&fixture);
         assert!(!retry(&fixture, failing), "{state}");
         assert_eq!(records(&fixture), [format!("INSERT|{state}|2|failed")]);
-        reject_values::open(&fixture, "failing record");
+        reject_values::open(&fixture, "failing");
         assert!(retry(&fixture, failing), "{state}");
         same(&fixture, "t");
         assert_eq!(queued(&fixture), 0, "{state}");
@@ -174,7 +174,7 @@ fn a_failure_of_the_change_fails_its_record() {
 #[test]
 fn a_missing_right_fails_one_record_and_the_table_waits() {
     let fixture = gated("rights42", QUEUE);
-    reject_values::close(&fixture, "failing record", "42501", None);
+    reject_values::close(&fixture, "failing", "42501", None);
     fixture
         .left
         .exec("insert into t values (1, 'a'), (2, 'b'), (3, 'failing record'), (4, 'd'), (5, 'e')");
@@ -183,7 +183,7 @@ fn a_missing_right_fails_one_record_and_the_table_waits() {
     assert_eq!(reject_values::passed(&fixture), ["1:a", "2:b"]);
     let waiting = format!("INSERT|waiting|{failing}");
     assert_eq!(standing(&fixture), ["INSERT|failed|~", &waiting, &waiting]);
-    reject_values::open(&fixture, "failing record");
+    reject_values::open(&fixture, "failing");
     assert!(retry(&fixture, failing));
     assert_eq!(reject_values::passed(&fixture), ["3:failing record", "4:d", "5:e"]);
     same(&fixture, "t");
