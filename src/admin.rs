@@ -18,6 +18,7 @@ use crate::identity;
 use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context, ddl, report};
 use crate::sql::quote::{ident, literal, relation};
+use crate::sql::triggers;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
@@ -151,23 +152,15 @@ fn already_sent_by(
     let rows = spi::read(
         extension,
         &format!(
-            "SELECT t.tgname FROM pg_catalog.pg_trigger t \
-             JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
-             CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
-                 pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
-               FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
-                 pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
-                 WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
+            "SELECT t.tgname FROM {} \
              WHERE t.tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-               AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-               AND n.nspname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
                AND (t.tgtype OPERATOR(pg_catalog.&) 28::pg_catalog.int2) \
                      OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
                AND t.tgname::pg_catalog.text OPERATOR(pg_catalog.<>) $6 \
                AND a.args[2] OPERATOR(pg_catalog.=) $4 AND a.args[3] OPERATOR(pg_catalog.=) $5 \
                AND (a.args[1] OPERATOR(pg_catalog.=) $3 OR {theirs} OPERATOR(pg_catalog.=) {ours}) \
-             ORDER BY t.tgname LIMIT 1"
+             ORDER BY t.tgname LIMIT 1",
+            triggers::sending("$2")
         ),
         &[
             Some(&table.oid.to_u32().to_string()),

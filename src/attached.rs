@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::options::Mode;
 use crate::pg::Oid;
 use crate::pg::spi::{self, Extension, Row, required};
+use crate::sql::triggers;
 
 /// A trigger that calls `sync_dml`.
 #[derive(Clone, Debug)]
@@ -70,26 +71,16 @@ impl Trigger {
 /// What the catalogs report.
 pub fn triggers(extension: &Extension, rel: Option<Oid>) -> Result<Vec<Trigger>> {
     let rel = rel.map(|rel| rel.to_u32().to_string());
-    // Arguments are stored one after the other, each with a zero byte behind it.
     let of = |condition: &str| {
         format!(
-            "SELECT t.tgrelid, t.tgname, a.args, \
+            "SELECT t.tgrelid, t.tgname, pg_catalog.to_json(a.args), \
                     (t.tgtype OPERATOR(pg_catalog.&) 1::pg_catalog.int2) \
                       OPERATOR(pg_catalog.<>) 0::pg_catalog.int2, \
                     t.tgenabled, t.tgconstraint OPERATOR(pg_catalog.<>) 0::pg_catalog.oid \
-             FROM pg_catalog.pg_trigger t \
-             JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
-             CROSS JOIN LATERAL (SELECT pg_catalog.array_to_json(pg_catalog.array_agg( \
-                 pg_catalog.convert_from(pg_catalog.decode(u.piece, 'hex'), \
-                   pg_catalog.getdatabaseencoding()) ORDER BY u.n)) \
-               FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
-                 pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
-                 WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
-             WHERE {condition} AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-               AND n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+             FROM {} WHERE {condition} \
                AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
-             ORDER BY t.tgrelid, t.tgname"
+             ORDER BY t.tgrelid, t.tgname",
+            triggers::sending("$1")
         )
     };
     let rows = match &rel {

@@ -20,6 +20,7 @@ mod statement;
 #[cfg(test)]
 pub mod tests;
 mod tolerant;
+pub mod triggers;
 mod truncate;
 mod upsert;
 mod values;

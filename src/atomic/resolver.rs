@@ -20,6 +20,7 @@ use crate::identity;
 use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, lock, lookup, report, wal, xact};
 use crate::sql::quote::{ident, literal};
+use crate::sql::triggers;
 
 /// Names that a server is asked for, at most.
 const MAX_LISTED: usize = 900;
@@ -134,20 +135,12 @@ pub fn settle_server(extension: &Extension, server_name: &str) -> Result<()> {
 /// What the catalogs and the table report.
 pub fn accounts(extension: &Extension) -> Result<Vec<(String, Oid)>> {
     let sql = format!(
-        "SELECT a.args[1], c.relowner FROM pg_catalog.pg_trigger t \
-         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+        "SELECT a.args[1], c.relowner FROM {} \
          JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid \
-         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
-             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
-           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
-             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
-             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
-         WHERE p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-           AND n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
-           AND t.tgnargs OPERATOR(pg_catalog.>) 3::pg_catalog.int2 \
+         WHERE t.tgnargs OPERATOR(pg_catalog.>) 3::pg_catalog.int2 \
            AND pg_catalog.strpos(a.args[4], '\"atomic\"') OPERATOR(pg_catalog.>) 0 \
          UNION SELECT d.dst_server, d.owner::pg_catalog.oid FROM {}.{} d",
+        triggers::sending("$1"),
         ident(&extension.schema),
         decision::TABLE
     );

@@ -8,6 +8,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::spi::{self, Extension, required};
 use crate::sql::quote::ident;
+use crate::sql::triggers;
 
 /// One of the triggers.
 #[derive(Clone, Debug)]
@@ -89,33 +90,27 @@ pub fn list(
     let table = table.map(|oid| oid.to_u32().to_string());
     let [user, everything] = caller.args();
     // A partition's triggers are those of the table to which it belongs, unless it is asked for itself.
-    let sql = "SELECT t.oid, t.tgname, t.tgenabled, t.tgtype, t.tgdeferrable, \
+    let sql = format!(
+        "SELECT t.oid, t.tgname, t.tgenabled, t.tgtype, t.tgdeferrable, \
             pg_catalog.to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a \
               WHERE a.attrelid OPERATOR(pg_catalog.=) t.tgrelid \
                 AND a.attnum OPERATOR(pg_catalog.=) ANY (t.tgattr::pg_catalog.int2[]))), \
             pg_catalog.to_json(a.args), c.oid, n.nspname, c.relname, c.relpersistence \
-         FROM pg_catalog.pg_trigger t \
-         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-          AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-         JOIN pg_catalog.pg_namespace h ON h.oid OPERATOR(pg_catalog.=) p.pronamespace \
-          AND h.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+         FROM {} \
          JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid \
          JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
-             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
-           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
-             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
-             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
          WHERE ($2::pg_catalog.oid IS NULL \
                 AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
              OR t.tgrelid OPERATOR(pg_catalog.=) $2::pg_catalog.oid) \
            AND ($3 IS NULL OR a.args[1] OPERATOR(pg_catalog.=) $3) \
            AND ($5::pg_catalog.bool OR pg_catalog.pg_has_role($4::pg_catalog.oid, c.relowner, 'USAGE')) \
-         ORDER BY n.nspname, c.relname, a.args, t.tgname";
+         ORDER BY n.nspname, c.relname, a.args, t.tgname",
+        triggers::sending("$1")
+    );
     let args =
         [Some(extension.schema.as_str()), table.as_deref(), server, Some(&user), Some(&everything)];
     let mut found: Vec<Attached> = Vec::new();
-    for mut row in spi::read(extension, sql, &args)? {
+    for mut row in spi::read(extension, &sql, &args)? {
         let texts =
             |json: String| -> Vec<String> { serde_json::from_str(&json).unwrap_or_default() };
         let trigger = AttachedTrigger {

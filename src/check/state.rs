@@ -8,6 +8,7 @@ use crate::error::{Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::spi::{self, Extension, required};
 use crate::sql::quote::ident;
+use crate::sql::triggers;
 
 /// What is told of the worker in this state, see [`crate::worker::state`].
 pub fn of_worker(state: &str) -> Option<Finding> {
@@ -37,18 +38,12 @@ pub fn of_worker(state: &str) -> Option<Finding> {
 /// # Errors
 /// What the catalogs report.
 pub fn targets_of(extension: &Extension, server: &str) -> Result<Vec<Relation>> {
-    let sql = "SELECT DISTINCT a.args[2], a.args[3] FROM pg_catalog.pg_trigger t \
-         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-          AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-         JOIN pg_catalog.pg_namespace h ON h.oid OPERATOR(pg_catalog.=) p.pronamespace \
-          AND h.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
-         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
-             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
-           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
-             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
-             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
-         WHERE a.args[1] OPERATOR(pg_catalog.=) $2 AND t.tgnargs OPERATOR(pg_catalog.>) 2::pg_catalog.int2";
-    spi::read(extension, sql, &[Some(&extension.schema), Some(server)])?
+    let sql = format!(
+        "SELECT DISTINCT a.args[2], a.args[3] FROM {} \
+         WHERE a.args[1] OPERATOR(pg_catalog.=) $2 AND t.tgnargs OPERATOR(pg_catalog.>) 2::pg_catalog.int2",
+        triggers::sending("$1")
+    );
+    spi::read(extension, &sql, &[Some(&extension.schema), Some(server)])?
         .into_iter()
         .map(|mut row| {
             Ok(Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? })
