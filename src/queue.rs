@@ -7,6 +7,7 @@
 //! A record is `pending`, `failed` (marked failed: it can never apply as things are) or `waiting` (behind one
 //! that is marked failed, see [`failed`]).
 
+pub mod admission;
 pub mod claim;
 pub mod copies;
 mod enqueue;
@@ -21,200 +22,19 @@ pub mod writeset;
 
 pub use self::enqueue::enqueue;
 
-use self::failed::Blockers;
-use self::floor::Owners;
-use self::stored::{CHUNK_ROWS, to_change, to_ids, to_json, to_route};
-use self::writeset::Writeset;
-use crate::atomic::decision::{self, Decision};
-use crate::atomic::done;
+use self::admission::QueueStatus;
+use self::stored::{CHUNK_ROWS, to_change, to_ids, to_route};
 use crate::capture::change_set::ChangeSet;
-use crate::capture::log::Rows;
-use crate::change::Source;
-use crate::connect::account::Account;
 use crate::connect::lost_session::LostSession;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::lookup::{self, IndexRef, Is, Status, View};
+use crate::pg::lookup::{self, IndexRef, Status};
 use crate::pg::spi::{self, Extension, required};
 use crate::pg::{context, sequence};
 use crate::sql::micros;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
 
-/// What the queue has for a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueStatus {
-    /// Nothing: changes may be sent.
-    Free,
-    /// Only failed records, and what waits behind them: what does not depend on them may
-    /// be sent.
-    Failed,
-    /// Only copies under way: what does not go to a table that is being copied may be sent.
-    Copying,
-    /// Records that are to be sent first, or a lost backend that may still act.
-    Pending,
-    /// Nothing may be sent, whatever there is.
-    Paused,
-}
-
-const PAUSED: IndexRef = IndexRef { table: "sync_pause", column: 1, status: Status::Any };
 const RECORD: IndexRef = IndexRef { table: "sync_queue", column: 1, status: Status::Pending };
-
-/// What the queue has for a server.
-///
-/// # Errors
-/// What reading the queue reports.
-pub fn status(extension: &Extension, server_name: &str) -> Result<QueueStatus> {
-    Ok(look(extension, server_name)?.0)
-}
-
-/// The same, and whether transactions that are prepared there may not have been committed yet.
-fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)> {
-    let (copies, decisions) = (copies::OF_SERVER, decision::OF_SERVER);
-    let tables = [
-        PAUSED.table,
-        "sync_lost_session",
-        "sync_queue",
-        floor::TABLE,
-        copies.table,
-        decisions.table,
-    ];
-    View::look(extension, &tables, |view| {
-        let server = [(2, Is::Text(server_name))];
-        let paused = [(PAUSED.column, Is::Text(server_name))];
-        let copied = [(copies.column, Is::Text(server_name))];
-        let status = if view.has(PAUSED.table, &paused, PAUSED.status)? {
-            QueueStatus::Paused
-        } else if view.has("sync_lost_session", &server, Status::Any)?
-            || Owners::of(view, server_name).next()?.is_some()
-        {
-            QueueStatus::Pending
-        } else if view.has("sync_queue", &server, Status::NotPending)? {
-            QueueStatus::Failed
-        } else if view.has(copies.table, &copied, copies.status)? {
-            QueueStatus::Copying
-        } else {
-            QueueStatus::Free
-        };
-        let decided = [(decisions.column, Is::Text(server_name))];
-        Ok((status, view.has(decisions.table, &decided, decisions.status)?))
-    })
-}
-
-/// Whether something is marked failed for a server, or waits, or is being copied.
-///
-/// # Errors
-/// What reading the queue reports.
-pub fn has_failed(extension: &Extension, server_name: &str) -> Result<bool> {
-    let copies = copies::OF_SERVER;
-    View::look(extension, &["sync_queue", copies.table], |view| {
-        Ok(view.has("sync_queue", &[(2, Is::Text(server_name))], Status::NotPending)?
-            || view.has(copies.table, &[(copies.column, Is::Text(server_name))], copies.status)?)
-    })
-}
-
-/// What a change set must wait for.
-pub enum Admission {
-    /// Nothing: it may be sent.
-    Free,
-    /// Records that are to be sent first.
-    Pending,
-    /// Failed records, or that wait themselves.
-    Blocked(Blockers),
-    /// Older transactions that are prepared on the server, and cannot be seen there before they are committed.
-    Undecided(Vec<Decision>),
-    /// Somebody who resumes the server.
-    Paused,
-}
-
-/// Whether a change set may pass the records of its server.
-///
-/// # Errors
-/// What reading the queue or the change set reports.
-pub fn admit(set: &ChangeSet) -> Result<Admission> {
-    let mut blockers = Blockers::default();
-    let (status, has_decisions) = look(&set.extension, &set.account.server_name)?;
-    if has_decisions && !matches!(status, QueueStatus::Pending | QueueStatus::Paused) {
-        let found = decisions_before(set)?;
-        if !found.is_empty() {
-            return Ok(Admission::Undecided(found));
-        }
-    }
-    match status {
-        QueueStatus::Free => return Ok(Admission::Free),
-        QueueStatus::Paused => return Ok(Admission::Paused),
-        QueueStatus::Pending => {
-            let server = &set.account.server_name;
-            if lanes::must_wait(&set.extension, server, set.account.owner)? {
-                return Ok(Admission::Pending);
-            }
-            let owner = set.account.owner.to_u32().to_string();
-            // What is pending is of lanes apart.
-            let mut targets = Vec::new();
-            for route in set.routes() {
-                targets.push(to_json(&route.target)?);
-            }
-            for (target, last) in lanes::apart_before(&set.extension, server, &owner, &targets)? {
-                let routes = targets.iter().zip(set.routes()).filter(|(own, _)| **own == target);
-                for (_, route) in routes {
-                    blockers.add(last, last, &Writeset::of_table(route).writes);
-                }
-            }
-        }
-        QueueStatus::Copying
-            if !copies::concern(&set.extension, &set.account.server_name, set.routes())? =>
-        {
-            return Ok(Admission::Free);
-        }
-        QueueStatus::Failed | QueueStatus::Copying => {}
-    }
-    let depends_on = depends_on(set)?;
-    let Account { server_name, owner, .. } = &set.account;
-    let pending = blockers.load(&set.extension, server_name, *owner, &depends_on)?;
-    Ok(match (pending, blockers.is_empty()) {
-        (true, _) => Admission::Pending,
-        (false, true) => Admission::Free,
-        (false, false) => Admission::Blocked(blockers),
-    })
-}
-
-/// Decisions of others that a change set must wait for.
-fn decisions_before(set: &ChangeSet) -> Result<Vec<Decision>> {
-    let depends_on = depends_on(set)?;
-    decision::conflicting_with(&set.extension, &set.account.server_name, &depends_on, &done::all())
-}
-
-/// Hashes that a prepared transaction leaves, at most; one with more concerns everything on its server.
-const MAX_WRITES: usize = 1_000;
-
-/// What a change set leaves, which later ones must not meet; `None` for too much.
-///
-/// # Errors
-/// What reading the change set reports.
-pub fn writes_of(set: &ChangeSet) -> Result<Option<Vec<i64>>> {
-    if set.len() > MAX_WRITES {
-        return Ok(None);
-    }
-    let mut writes = Vec::new();
-    let mut changes = set.changes(Rows::Keys);
-    while changes.next(&mut |route, change| {
-        writes.extend(Writeset::of(route, change).writes);
-    })? {}
-    writes.sort_unstable();
-    writes.dedup();
-    Ok((writes.len() <= MAX_WRITES).then_some(writes))
-}
-
-/// What a change set must not meet among the writes of older changes.
-fn depends_on(set: &ChangeSet) -> Result<Vec<i64>> {
-    let mut depends_on = Vec::new();
-    let mut changes = set.changes(Rows::Keys);
-    while changes.next(&mut |route, change| {
-        depends_on.extend(Writeset::of(route, change).depends_on);
-    })? {}
-    depends_on.sort_unstable();
-    depends_on.dedup();
-    Ok(depends_on)
-}
 
 /// Whether there is a pending record with this id.
 ///
@@ -280,7 +100,7 @@ fn time(micros: &str) -> String {
 /// # Errors
 /// What reading the queue reports.
 pub fn knows(extension: &Extension, server_name: &str) -> Result<bool> {
-    Ok(status(extension, server_name)? != QueueStatus::Free)
+    Ok(admission::status(extension, server_name)? != QueueStatus::Free)
 }
 
 /// Whether the database has prepared transactions, which queue what they have changed when they are

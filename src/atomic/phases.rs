@@ -20,7 +20,8 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::pg::worker_transaction::caught;
 use crate::pg::{Oid, bgworker, interrupt, lookup, report};
-use crate::{queue, stats, worker};
+use crate::queue::admission;
+use crate::{stats, worker};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -74,7 +75,7 @@ pub fn hold(set: &ChangeSet, session: Session, gid: Gid, changes: u64) -> Result
     worker::wake_at_end();
     let account = &set.account;
     let (owner, place) = (account.owner, endpoint.place());
-    let writes = queue::writes_of(set)?;
+    let writes = admission::writes_of(set)?;
     decision::write(&set.extension, (&account.server_name, owner, &place), &gid, writes.as_deref())
 }
 

@@ -35,8 +35,9 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::options::Mode;
 use crate::pg::{context, interrupt, lock, report, wal};
+use crate::queue::admission::{self, Admission};
 use crate::queue::failed::Blockers;
-use crate::queue::{self, Admission, lanes};
+use crate::queue::{self, lanes};
 use crate::transaction::{self, Drained, OpenDrain, TransactionState};
 use crate::{conflicts, loops, stats};
 use std::rc::Rc;
@@ -188,7 +189,7 @@ pub fn pre_prepare() -> Result<()> {
     }
     sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
     for set in sets.iter().filter(|set| !set.is_empty()) {
-        let behind = match queue::admit(set)? {
+        let behind = match admission::admit(set)? {
             Admission::Blocked(blockers) => Some(blockers),
             Admission::Free | Admission::Pending | Admission::Paused | Admission::Undecided(_) => {
                 None
@@ -215,33 +216,33 @@ enum Gate {
 /// `alone`: nothing else is delivered, so that who enters the queue is out of it again at once.
 fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
     let server = &set.account.server_name;
-    let mut admission = match blocked.contains(server) {
+    let mut admitted = match blocked.contains(server) {
         true => Admission::Pending,
         // Who queues in any case need only know whether to wait.
-        false if set.mode == Mode::Queue && !queue::has_failed(&set.extension, server)? => {
+        false if set.mode == Mode::Queue && !admission::has_failed(&set.extension, server)? => {
             Admission::Pending
         }
-        false => queue::admit(set)?,
+        false => admission::admit(set)?,
     };
-    if let Admission::Undecided(decisions) = &admission
+    if let Admission::Undecided(decisions) = &admitted
         && set.mode != Mode::Queue
     {
         if let Err(error) = phases::settle(set, decisions) {
             return not_sent(set, error);
         }
-        admission = queue::admit(set)?;
+        admitted = admission::admit(set)?;
     }
-    if matches!(admission, Admission::Pending)
+    if matches!(admitted, Admission::Pending)
         && set.mode == Mode::Async
         && alone
         && handover::enter(set.account.server)?
     {
-        admission = queue::admit(set)?;
-        if matches!(admission, Admission::Free) {
+        admitted = admission::admit(set)?;
+        if matches!(admitted, Admission::Free) {
             lock::leave(set.account.server);
         }
     }
-    match (admission, set.mode) {
+    match (admitted, set.mode) {
         (Admission::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
         (Admission::Free, _) => {}
         // Both sides differ until the copy ends: what is synchronous is so from then on.

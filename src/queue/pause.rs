@@ -3,21 +3,23 @@
 //! A row of `sync_pause` each. Admission looks at it in the view that it has of the queue anyway, so a pause
 //! holds for every commit that begins to deliver after it was committed. What is on its way then arrives.
 
-use super::PAUSED;
 use crate::connect::account::server_oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context;
-use crate::pg::lookup;
+use crate::pg::lookup::{self, IndexRef, Status};
 use crate::pg::spi::{self, Extension};
 use crate::sql::quote::ident;
 use crate::transaction;
+
+/// The pause of a server.
+pub const OF_SERVER: IndexRef = IndexRef { table: "sync_pause", column: 1, status: Status::Any };
 
 /// Whether a server is paused.
 ///
 /// # Errors
 /// What reading the table reports.
 pub fn is_paused(extension: &Extension, server_name: &str) -> Result<bool> {
-    Ok(lookup::first_with(extension, server_name, &[PAUSED])?.is_some())
+    Ok(lookup::first_with(extension, server_name, &[OF_SERVER])?.is_some())
 }
 
 /// Pauses a server. False if it was paused.

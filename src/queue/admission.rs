@@ -1,0 +1,188 @@
+//! Whether a change set may be sent, or what of its server's records it must wait for.
+
+use super::failed::Blockers;
+use super::floor::{self, Owners};
+use super::stored::to_json;
+use super::writeset::Writeset;
+use super::{copies, lanes, pause};
+use crate::atomic::decision::{self, Decision};
+use crate::atomic::done;
+use crate::capture::change_set::ChangeSet;
+use crate::capture::log::Rows;
+use crate::change::Source;
+use crate::connect::account::Account;
+use crate::error::Result;
+use crate::pg::lookup::{IndexRef, Is, Status, View};
+use crate::pg::spi::Extension;
+
+/// What the queue has for a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueStatus {
+    /// Nothing: changes may be sent.
+    Free,
+    /// Only failed records, and what waits behind them: what does not depend on them may
+    /// be sent.
+    Failed,
+    /// Only copies under way: what does not go to a table that is being copied may be sent.
+    Copying,
+    /// Records that are to be sent first, or a lost backend that may still act.
+    Pending,
+    /// Nothing may be sent, whatever there is.
+    Paused,
+}
+
+/// What the queue has for a server.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn status(extension: &Extension, server_name: &str) -> Result<QueueStatus> {
+    Ok(look(extension, server_name)?.0)
+}
+
+/// Sessions that may still commit on a server.
+const LOST: IndexRef = IndexRef { table: "sync_lost_session", column: 2, status: Status::Any };
+/// Records of a server that are marked failed or wait.
+const NOT_PENDING: IndexRef =
+    IndexRef { table: "sync_queue", column: 2, status: Status::NotPending };
+
+/// Whether a view has rows of a server.
+fn has(view: &View<'_>, rows: &IndexRef, server_name: &str) -> Result<bool> {
+    view.has(rows.table, &[(rows.column, Is::Text(server_name))], rows.status)
+}
+
+/// As [`status`], and whether transactions that are prepared there may not have been committed yet.
+fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)> {
+    let (paused, copies, decisions) = (pause::OF_SERVER, copies::OF_SERVER, decision::OF_SERVER);
+    let tables =
+        [paused.table, LOST.table, NOT_PENDING.table, floor::TABLE, copies.table, decisions.table];
+    View::look(extension, &tables, |view| {
+        let status = if has(view, &paused, server_name)? {
+            QueueStatus::Paused
+        } else if has(view, &LOST, server_name)? || Owners::of(view, server_name).next()?.is_some()
+        {
+            QueueStatus::Pending
+        } else if has(view, &NOT_PENDING, server_name)? {
+            QueueStatus::Failed
+        } else if has(view, &copies, server_name)? {
+            QueueStatus::Copying
+        } else {
+            QueueStatus::Free
+        };
+        Ok((status, has(view, &decisions, server_name)?))
+    })
+}
+
+/// Whether records of a server are marked failed or wait, or tables of it are being copied.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn has_failed(extension: &Extension, server_name: &str) -> Result<bool> {
+    let copies = copies::OF_SERVER;
+    View::look(extension, &[NOT_PENDING.table, copies.table], |view| {
+        Ok(has(view, &NOT_PENDING, server_name)? || has(view, &copies, server_name)?)
+    })
+}
+
+/// What a change set must wait for.
+pub enum Admission {
+    /// Nothing: it may be sent.
+    Free,
+    /// Records that are to be sent first.
+    Pending,
+    /// Failed records, or that wait themselves.
+    Blocked(Blockers),
+    /// Older transactions that are prepared on the server, and cannot be seen there before they are committed.
+    Undecided(Vec<Decision>),
+    /// Somebody who resumes the server.
+    Paused,
+}
+
+/// Whether a change set may pass the records of its server.
+///
+/// # Errors
+/// What reading the queue or the change set reports.
+pub fn admit(set: &ChangeSet) -> Result<Admission> {
+    let mut blockers = Blockers::default();
+    let (status, has_decisions) = look(&set.extension, &set.account.server_name)?;
+    if has_decisions && !matches!(status, QueueStatus::Pending | QueueStatus::Paused) {
+        let found = decisions_before(set)?;
+        if !found.is_empty() {
+            return Ok(Admission::Undecided(found));
+        }
+    }
+    match status {
+        QueueStatus::Free => return Ok(Admission::Free),
+        QueueStatus::Paused => return Ok(Admission::Paused),
+        QueueStatus::Pending => {
+            let server = &set.account.server_name;
+            if lanes::must_wait(&set.extension, server, set.account.owner)? {
+                return Ok(Admission::Pending);
+            }
+            let owner = set.account.owner.to_u32().to_string();
+            // What is pending is of lanes apart.
+            let mut targets = Vec::new();
+            for route in set.routes() {
+                targets.push(to_json(&route.target)?);
+            }
+            for (target, last) in lanes::apart_before(&set.extension, server, &owner, &targets)? {
+                let routes = targets.iter().zip(set.routes()).filter(|(own, _)| **own == target);
+                for (_, route) in routes {
+                    blockers.add(last, last, &Writeset::of_table(route).writes);
+                }
+            }
+        }
+        QueueStatus::Copying
+            if !copies::concern(&set.extension, &set.account.server_name, set.routes())? =>
+        {
+            return Ok(Admission::Free);
+        }
+        QueueStatus::Failed | QueueStatus::Copying => {}
+    }
+    let depends_on = depends_on(set)?;
+    let Account { server_name, owner, .. } = &set.account;
+    let pending = blockers.load(&set.extension, server_name, *owner, &depends_on)?;
+    Ok(match (pending, blockers.is_empty()) {
+        (true, _) => Admission::Pending,
+        (false, true) => Admission::Free,
+        (false, false) => Admission::Blocked(blockers),
+    })
+}
+
+/// Decisions of others that a change set must wait for.
+fn decisions_before(set: &ChangeSet) -> Result<Vec<Decision>> {
+    let depends_on = depends_on(set)?;
+    decision::conflicting_with(&set.extension, &set.account.server_name, &depends_on, &done::all())
+}
+
+/// Hashes that a prepared transaction leaves, at most; one with more concerns everything on its server.
+const MAX_WRITES: usize = 1_000;
+
+/// What a change set leaves, which later ones must not meet; `None` for too much.
+///
+/// # Errors
+/// What reading the change set reports.
+pub fn writes_of(set: &ChangeSet) -> Result<Option<Vec<i64>>> {
+    if set.len() > MAX_WRITES {
+        return Ok(None);
+    }
+    let mut writes = Vec::new();
+    let mut changes = set.changes(Rows::Keys);
+    while changes.next(&mut |route, change| {
+        writes.extend(Writeset::of(route, change).writes);
+    })? {}
+    writes.sort_unstable();
+    writes.dedup();
+    Ok((writes.len() <= MAX_WRITES).then_some(writes))
+}
+
+/// What a change set must not meet among the writes of older changes.
+fn depends_on(set: &ChangeSet) -> Result<Vec<i64>> {
+    let mut depends_on = Vec::new();
+    let mut changes = set.changes(Rows::Keys);
+    while changes.next(&mut |route, change| {
+        depends_on.extend(Writeset::of(route, change).depends_on);
+    })? {}
+    depends_on.sort_unstable();
+    depends_on.dedup();
+    Ok(depends_on)
+}
