@@ -1,4 +1,4 @@
-//! The SQL functions: the edges, where an [`Error`](crate::error::Error) is raised. Text arguments
+//! The SQL functions: the edges, where an [`crate::error::Error`] is raised. Text arguments
 //! and results go through [`Args`], so that they are right in every database encoding; the SQL
 //! declarations stand beside them.
 

@@ -287,7 +287,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A local failure with its state and message; see [`Error::detail_of`] and [`Error::hint_of`].
+    /// A local failure with its state and message; see [`Error::with_detail`] and [`Error::with_hint`].
     pub fn local(sqlstate: SqlState, message: impl Into<String>) -> Self {
         Self::Local { sqlstate, message: message.into(), detail: None, hint: None }
     }

@@ -4,6 +4,8 @@
 //! libpq is linked dynamically: a static copy would bind to the server's own symbols of the same
 //! names.
 
+#![allow(unsafe_code)] // an island: each block says why it holds
+
 pub mod connection;
 mod copy;
 mod environment;

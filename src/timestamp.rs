@@ -6,7 +6,7 @@ const DAY: i64 = 86_400 * SECOND;
 /// Days from 0000-03-01, where 400 years begin, to 2000-01-01.
 const TO_2000: i64 = 730_425;
 
-/// Characters of the longest text that [`write`] gives.
+/// Characters of the longest text that [`write()`] gives.
 pub const LONGEST: usize = 26;
 
 /// `2024-02-29 23:59:59.123456` in microseconds since 2000, and what follows.

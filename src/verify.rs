@@ -23,7 +23,7 @@
 //! | [`compare`] | from the whole table to rows that differ |
 //! | [`difference`] | a row that differs |
 //! | [`in_flight`] | waits for what is under way |
-//! | [`repair`] | makes both sides equal |
+//! | [`mod@repair`] | makes both sides equal |
 //! | [`options`] | the JSON options of both functions |
 
 mod compare;

@@ -2,7 +2,7 @@
 //! local commit, and the way back after an abort.
 //!
 //! Both run in callbacks in which an ERROR would take the server down: nothing there raises, requests to
-//! cancel and to end stop the waiting, and what is not finished is left to the [`resolver`](super::resolver).
+//! cancel and to end stop the waiting, and what is not finished is left to the [`resolver`].
 
 use super::decision::{self, Decision, Verdict};
 use super::gid::Gid;

@@ -21,7 +21,7 @@ pub trait Feed {
     /// When the source cannot be read.
     fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Statement>>>;
 
-    /// Whether the statements depend on [`Session::extension`].
+    /// Whether the statements depend on [`Session::remote_schema`].
     fn needs_remote_schema(&self) -> bool {
         false
     }

@@ -4,7 +4,7 @@
 //! tried. Constraints that can wait do so within a batch.
 //!
 //! A batch is first sent as a delivery is that takes the server's rows to be as expected, see
-//! [`crate::delivery::assume`]; once they were not, batches are sent without that to the end of the drain.
+//! [`crate::delivery::assumption`]; once they were not, batches are sent without that to the end of the drain.
 
 use crate::change::{Change, Op, Route, Source};
 use crate::conflict::Tally;

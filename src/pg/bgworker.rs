@@ -301,8 +301,8 @@ pub fn reload() -> bool {
 
 /// Ends the process with an exit code, without unwinding.
 pub fn exit(code: i32) -> ! {
-    // SAFETY: runs the server's exit callbacks and leaves.
     #[allow(unreachable_code)] // not every major's declaration says that it does not return
+    // SAFETY: runs the server's exit callbacks and leaves.
     unsafe {
         pg_sys::proc_exit(code);
         unreachable!("proc_exit does not return")

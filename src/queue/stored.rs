@@ -18,7 +18,7 @@ pub fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::internal(format!("could not write JSON: {e}")))
 }
 
-/// A route from its JSON, which anyone may hand to [`describe`].
+/// A route from its JSON, which anyone may hand to [`super::describe`].
 pub fn to_route(text: &str) -> Result<Route> {
     from_json(text, Route::is_sound)
 }

@@ -123,7 +123,7 @@ pub struct ConflictReport<'a> {
 
 impl ConflictReport<'_> {
     /// An expression for the answer: kind, decision, the change's key, the key of the row it existing, and
-    /// the versions of both. Its reader is [`Conflicts::take`].
+    /// the versions of both. Its reader is [`Conflicts::take_row`].
     pub fn answer(&self, kind: ConflictType, decision: &str) -> String {
         let route = self.route;
         let object = |values: Vec<String>| {

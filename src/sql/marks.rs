@@ -20,5 +20,5 @@ pub const RACE_MARK: &str = "pg_rowsync: row is being changed: ";
 /// Begins the text of the cast error that other types provoke. Delivery turns it into 42804.
 pub const TYPES_MARK: &str = "pg_rowsync: column types changed: ";
 
-/// Begins the text of the cast error by which a session refuses to go on, see [`introduce`].
+/// Begins the text of the cast error by which a session refuses to go on, see [`super::session::introduce`].
 pub const SESSION_MARK: &str = "pg_rowsync: session: ";

@@ -11,7 +11,7 @@ use crate::conflict::Decision;
 use std::rc::Rc;
 
 /// How a statement over the parameters of a single row tells: it has one conflict or none, and where
-/// [`texts`] lets it, the command tag says which.
+/// [`super::render::texts`] lets it, the command tag says which.
 pub(super) fn by_command_tag(
     route: &Rc<Route>,
     kind: BatchKind,
