@@ -42,6 +42,14 @@ impl Arguments {
         at.map(|at| self.0.remove(at)).is_some()
     }
 
+    /// What is left and is no `--name`.
+    pub fn rest(&mut self) -> Vec<String> {
+        let (rest, named) =
+            std::mem::take(&mut self.0).into_iter().partition(|word| !word.starts_with("--"));
+        self.0 = named;
+        rest
+    }
+
     /// Refuses what nobody has taken.
     pub fn end(&self, usage: &str) -> Result<()> {
         if !self.0.is_empty() {

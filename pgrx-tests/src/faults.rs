@@ -7,6 +7,7 @@ pub mod leaks;
 pub mod outage;
 pub mod pgbench;
 pub mod points;
+pub mod regress;
 pub mod rig;
 pub mod rng;
 pub mod rounds;

@@ -1,14 +1,17 @@
-//! `cargo faults rounds|atomic|whole|converge|outage|flapping|leaks|points|types`: breaks things on purpose,
-//! at a size that is too large for every run of the tests. Sets the machine up first, as the other commands
-//! do.
+//! `cargo faults rounds|atomic|whole|converge|outage|flapping|leaks|points|regress|types`: breaks things on
+//! purpose, at a size that is too large for every run of the tests. Sets the machine up first, as the other
+//! commands do.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
-use rowsync_harness::faults::{convergence, flapping, leaks, outage, points, rounds, whole};
+use rowsync_harness::faults::{
+    convergence, flapping, leaks, outage, points, regress, rounds, whole,
+};
 use rowsync_harness::{Fixture, setup, type_pairs};
 
 const USAGE: &str = "usage:
@@ -36,6 +39,10 @@ const USAGE: &str = "usage:
   cargo faults points [--case NAME|all] [--write]
       everything that can go wrong at every named point of the extension, in every mode and by drains;
       --write puts what was seen into doc/failures.md
+  cargo faults regress --files PATH [--mode async|sync|queue|all] [--results PATH] [--keep]
+                       [--installed] [FILE...]
+      PostgreSQL's regression files (src/test/regress of its source), every table attached; both sides
+      compared after each statement that writes, outputs with those of a run without the extension
   cargo faults types [--write]
       what becomes of values between every pair of types; --write puts it into doc/types.md";
 
@@ -56,6 +63,7 @@ fn run() -> Result<()> {
         "flapping" => run_flapping(&mut options),
         "leaks" => run_leaks(&mut options),
         "points" => run_points(&mut options),
+        "regress" => run_regress(&mut options),
         "types" => run_types(&mut options),
         _ => bail!("{USAGE}"),
     }
@@ -208,6 +216,42 @@ fn run_points(options: &mut Arguments) -> Result<()> {
         whole.extend(table);
         std::fs::write(&file, whole.put_into(&document)?)?;
     }
+    Ok(())
+}
+
+fn run_regress(options: &mut Arguments) -> Result<()> {
+    let files: PathBuf =
+        options.take("files")?.with_context(|| format!("--files PATH\n{USAGE}"))?;
+    let mode: Option<String> = options.take("mode")?;
+    let modes = match mode.as_deref() {
+        None | Some("all") => vec![Mode::Sync, Mode::Async, Mode::Queue],
+        Some(one) => vec![one.parse()?],
+    };
+    let results = options.take("results")?.unwrap_or_else(regress::default_results);
+    let keeps = options.flag("keep");
+    let is_installed = options.flag("installed");
+    let only = options.rest();
+    options.end(USAGE)?;
+    if !is_installed {
+        setup::prepare_with_faults()?;
+    }
+    let plan = regress::Plan { files: files.canonicalize()?, only, modes, results, keeps };
+    let tallies = regress::run(&plan, &mut |line| println!("{line}"))?;
+    let mut is_clean = true;
+    for (mode, tally) in &tallies {
+        println!("\nmode {mode}: {tally}");
+        for one in &tally.different {
+            println!("different: {one}");
+        }
+        for regress::Hunk { file, lines } in &tally.hunks {
+            println!("output of {file}:\n{lines}");
+        }
+        for (table, why) in &tally.refused {
+            println!("not attached: {table}: {why}");
+        }
+        is_clean &= tally.is_clean();
+    }
+    ensure!(is_clean, "there are differences that nothing explains");
     Ok(())
 }
 

@@ -98,6 +98,7 @@ mod queue_view;
 mod queue_writes;
 mod recipe;
 mod reference;
+mod regress;
 mod reject_values;
 mod relations;
 mod repair;
