@@ -86,6 +86,8 @@ BEGIN
             ELSE
                 EXECUTE format('CREATE TRIGGER rowsync_note AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
                     'FOR EACH STATEMENT EXECUTE FUNCTION rowsync.note()', one.rel);
+                -- Whatever the session's role in replication: what the extension does not see is compared too.
+                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER rowsync_note', one.rel);
             END IF;
             EXECUTE format('CREATE TRIGGER rowsync_dml AFTER INSERT OR UPDATE OR DELETE ON %s '
                 'FOR EACH ROW EXECUTE FUNCTION rowsync.sync_dml(%L, %L, %L, %L)',
