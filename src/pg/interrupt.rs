@@ -5,7 +5,7 @@
 //! server's counter to zero, whoever holds interrupts, so nothing here subtracts what may not be there any
 //! more.
 
-use super::compat;
+use super::{compat, wait};
 use pgrx::pg_sys;
 use std::cell::Cell;
 
@@ -67,7 +67,8 @@ fn serve_barrier() {
 fn requested() -> bool {
     // SAFETY: plain reads of flags that signal handlers set.
     unsafe {
-        pg_sys::QueryCancelPending != 0
+        wait::is_orphaned()
+            || pg_sys::QueryCancelPending != 0
             || pg_sys::ProcDiePending != 0
             || compat::transaction_timed_out()
     }

@@ -2,7 +2,8 @@
 //!
 //! Nothing here fails for want of a descriptor: an ERROR while the outcome of a commit is awaited would undo
 //! here what the server has committed. Where no set of events can be had, sockets are looked at again and
-//! again.
+//! again. Nor does a wait end the process when the postmaster is gone while interrupts are held: a transaction
+//! that is committed, here or there, would be aborted on the way out.
 
 use super::fd::ExternalFd;
 use super::{bgworker, compat};
@@ -13,11 +14,18 @@ use std::time::{Duration, Instant};
 thread_local! {
     /// The latch was set since [`take_woken`].
     static WOKEN: Cell<bool> = const { Cell::new(false) };
+    /// A wait has found the postmaster gone.
+    static ORPHANED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether a wait since the last call has seen the latch set.
 pub fn take_woken() -> bool {
     WOKEN.replace(false)
+}
+
+/// Whether a wait has found the postmaster gone, so that this process is to end as soon as it can.
+pub fn is_orphaned() -> bool {
+    ORPHANED.get()
 }
 
 /// A socket and what to wait for on it.
@@ -37,7 +45,7 @@ impl Interest {
 }
 
 /// Waits until a socket is ready, the latch is set or the time is up; which one does not matter,
-/// callers look at their state again. Ends the process when the postmaster is gone. Sockets with
+/// callers look at their state again. Ends the process when the postmaster is gone and interrupts are not held. Sockets with
 /// nothing to wait for are passed over. A background worker waits a moment at most, so that it looks
 /// for requests that no signal announces.
 pub fn wait(interests: &[Interest], timeout: Duration) {
@@ -121,12 +129,15 @@ fn wait_without_set(interests: &[&Interest], timeout: Duration) {
     loop {
         let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
         let step = if interests.is_empty() { left } else { left.min(LOOK_EVERY) };
-        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_POSTMASTER_DEATH;
         // SAFETY: the latch of this process, with a set of events that every process has from its start.
         let occurred = unsafe {
             let millis = milliseconds(step);
             pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, pg_sys::PG_WAIT_EXTENSION)
         };
+        if occurred as u32 & pg_sys::WL_POSTMASTER_DEATH != 0 {
+            return postmaster_gone();
+        }
         if occurred as u32 & pg_sys::WL_LATCH_SET != 0 {
             return note_latch();
         }
@@ -143,6 +154,21 @@ fn note_latch() {
     unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) }
 }
 
+/// The postmaster is gone: so is this process, unless what is under way has to come to its end first. Every wait
+/// says so from now on, so none of them may return at once.
+fn postmaster_gone() {
+    const STEP: Duration = Duration::from_millis(5);
+    // SAFETY: a counter and a flag of this process.
+    unsafe {
+        if pg_sys::InterruptHoldoffCount == 0 {
+            bgworker::exit(1);
+        }
+        ORPHANED.set(true);
+        pg_sys::InterruptPending = 1;
+    }
+    std::thread::sleep(STEP);
+}
+
 /// Rounded up: a wait of less than a millisecond must not spin.
 fn milliseconds(time: Duration) -> i64 {
     time.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64
@@ -151,7 +177,7 @@ fn milliseconds(time: Duration) -> i64 {
 struct EventSet(*mut pg_sys::WaitEventSet);
 
 impl EventSet {
-    /// The process latch, and the postmaster's death, which ends the process.
+    /// The process latch, and the postmaster's death.
     ///
     /// # Safety
     /// In a backend; the set has room.
@@ -162,7 +188,7 @@ impl EventSet {
         unsafe {
             let latch = pg_sys::MyLatch;
             pg_sys::AddWaitEventToSet(self.0, pg_sys::WL_LATCH_SET, no_socket, latch, no_data);
-            let death = pg_sys::WL_EXIT_ON_PM_DEATH;
+            let death = pg_sys::WL_POSTMASTER_DEATH;
             pg_sys::AddWaitEventToSet(self.0, death, no_socket, no_latch, no_data);
         }
     }
@@ -187,7 +213,9 @@ impl EventSet {
             let millis = milliseconds(timeout);
             pg_sys::WaitEventSetWait(self.0, millis, &mut occurred, 1, pg_sys::PG_WAIT_EXTENSION);
         }
-        if occurred.events & pg_sys::WL_LATCH_SET != 0 {
+        if occurred.events & pg_sys::WL_POSTMASTER_DEATH != 0 {
+            postmaster_gone();
+        } else if occurred.events & pg_sys::WL_LATCH_SET != 0 {
             note_latch();
         }
     }

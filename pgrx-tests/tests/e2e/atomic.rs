@@ -1,9 +1,13 @@
 //! Mode `atomic`: both databases have a transaction, or neither has, whatever happens in between.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use postgres::Client;
+use rowsync_harness::cluster::Cluster;
+use rowsync_harness::fixture::clusters;
 use rowsync_harness::proxy::{Proxy, Strike};
 use rowsync_harness::{Fixture, Side, await_until};
 
@@ -305,6 +309,36 @@ fn a_request_to_cancel_ends_the_wait_for_the_second_phase_and_not_the_transactio
         resolve(&fixture);
         both_have(&fixture, "t", &[&format!("1|{request}")]);
     }
+}
+
+#[test]
+fn a_postmaster_that_dies_during_the_second_phase_aborts_nothing_that_is_committed() {
+    let left = Arc::new(Cluster::start("orphaned").expect("a cluster"));
+    let right = clusters().1;
+    let side = |cluster, name| Side::create(cluster, name).expect("a database");
+    let fixture =
+        Fixture { left: side(&left, "local_orphaned"), right: side(right, "remote_orphaned") };
+    let proxy = Proxy::start(right.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::Silence);
+    let waiting = thread::spawn(move || client.batch_execute("update t set v = 'b'"));
+    await_until(SOON, "the silence", || proxy.has_struck());
+    kill(left.pid().expect("a postmaster"), Signal::SIGKILL).expect("a signal");
+    // The session may hear of its commit, or lose its connection; nothing else.
+    let heard = waiting.join().expect("a session");
+    let state = heard.err().and_then(|error| error.code().map(|state| state.code().to_owned()));
+    assert!(state.as_deref().is_none_or(|state| state == "57P01"), "{state:?}: {}", left.log());
+    await_until(SOON, "the others to end", || left.processes().is_empty());
+    assert!(!left.log().contains("PANIC"), "{}", left.log());
+    left.kill().expect("the end of the postmaster");
+    left.start_again().expect("a start");
+    proxy.cut();
+    proxy.thaw();
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|b"]);
 }
 
 #[test]
