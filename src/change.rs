@@ -49,6 +49,17 @@ pub struct Column {
     /// Its values may also travel so. Not kept in the queue.
     #[serde(skip)]
     pub binary: Option<Binary>,
+    /// Of key and version: what is asked of the server's column before the first change. `None` where the
+    /// type is none of PostgreSQL's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_type: Option<OwnType>,
+}
+
+/// A type of PostgreSQL's own: its name and modifier; of a domain, those of what it is over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OwnType {
+    pub name: String,
+    pub modifier: i32,
 }
 
 /// A type whose binary form is known here, see [`crate::sql::binary`].

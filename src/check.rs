@@ -17,7 +17,7 @@ mod question;
 mod server;
 mod state;
 mod surprises;
-mod types;
+pub mod types;
 
 pub use self::finding::{Finding, Severity};
 

@@ -382,7 +382,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         }
     };
     let key_exact = key.iter().all(|at| columns[*at].exact);
-    let columns: Vec<Column> = columns
+    let mut sent: Vec<Column> = columns
         .iter()
         .map(|c| Column {
             name: options.rename.get(&c.name).unwrap_or(&c.name).clone(),
@@ -392,8 +392,17 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             collated: c.collated,
             local: options.rename.contains_key(&c.name).then(|| c.name.clone()),
             binary: Binary::of_type(c.attribute.type_oid.to_u32()),
+            own_type: None,
         })
         .collect();
+    let version = match policy {
+        Policy::Newest(at) => Some(at),
+        _ => None,
+    };
+    for at in key.iter().copied().chain(version) {
+        sent[at].own_type.clone_from(&columns[at].own_type);
+    }
+    let columns = sent;
     let mut seen = BTreeSet::new();
     if let Some(twice) = columns.iter().find(|c| !seen.insert(&c.name)) {
         return Err(Error::local(

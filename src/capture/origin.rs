@@ -138,6 +138,7 @@ mod tests {
             collated: false,
             local: local.map(str::to_owned),
             binary: None,
+            own_type: None,
         }
     }
 

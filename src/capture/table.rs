@@ -1,6 +1,6 @@
 //! A local table as the catalogs describe it.
 
-use crate::change::{Carrier, Relation};
+use crate::change::{Carrier, OwnType, Relation};
 use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
@@ -27,6 +27,8 @@ pub struct TableColumn {
     pub output: OutputNeeds,
     /// Its values have a collation.
     pub collated: bool,
+    /// What it is of, if that is one of PostgreSQL's own types.
+    pub own_type: Option<OwnType>,
 }
 
 /// A table and what matters of it here.
@@ -173,8 +175,19 @@ impl Table {
                                  AND l.collisdeterministic)) \
                     OR a.atttypmod OPERATOR(pg_catalog.<>) -1 \
                        AND t.oid OPERATOR(pg_catalog.=) 'pg_catalog.numeric'::pg_catalog.regtype, \
-                    a.attcollation OPERATOR(pg_catalog.<>) 0::pg_catalog.oid \
+                    a.attcollation OPERATOR(pg_catalog.<>) 0::pg_catalog.oid, \
+                    own.name, own.modifier \
              FROM pg_catalog.pg_attribute a \
+             LEFT JOIN LATERAL (WITH RECURSIVE base(id, modifier) AS ( \
+                   SELECT a.atttypid, a.atttypmod \
+                   UNION ALL SELECT d.typbasetype, d.typtypmod FROM base JOIN pg_catalog.pg_type d \
+                     ON d.oid OPERATOR(pg_catalog.=) base.id \
+                     WHERE d.typtype OPERATOR(pg_catalog.=) 'd') \
+                 SELECT d.typname, base.modifier FROM base JOIN pg_catalog.pg_type d \
+                   ON d.oid OPERATOR(pg_catalog.=) base.id \
+                  AND d.typtype OPERATOR(pg_catalog.=) 'b' \
+                  AND d.typnamespace OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace) \
+               AS own(name, modifier) ON true \
              JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
              WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
                AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
@@ -207,6 +220,10 @@ impl Table {
                     bytea: needs == "bytea",
                 },
                 collated: required(&mut row, 10)? == "t",
+                own_type: row[11].take().zip(row[12].take()).and_then(|(name, modifier)| {
+                    let modifier = modifier.parse().ok()?;
+                    Some(OwnType { name, modifier })
+                }),
             })
         })
         .collect()

@@ -476,6 +476,7 @@ mod tests {
             collated: false,
             local: None,
             binary: None,
+            own_type: None,
         };
         let relation = || Relation { schema: "s".into(), table: "t".into() };
         Route {

@@ -274,6 +274,109 @@ impl Kind {
     }
 }
 
+/// How much a key or version column must be able to hold, by type, so as not to be
+/// [coarser](Fidelity::is_coarser_key).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needed {
+    /// Of `pg_catalog`.
+    pub name: &'static str,
+    /// The least [`measure`]; `None`: no column of the type will do.
+    pub least: Option<i32>,
+}
+
+/// What holds for columns there, of any type of which something is known, where one here is of
+/// the type and modifier.
+pub fn needed(name: &str, modifier: i32) -> Vec<Needed> {
+    let type_of = |name: &str| TypeFacts {
+        schema: "pg_catalog".to_owned(),
+        name: name.to_owned(),
+        kind: "b".to_owned(),
+        ..TypeFacts::default()
+    };
+    let here = type_of(name);
+    let from = Kind::of(&here, modifier, has_zone(&Types::default(), &here, MAX_DEPTH));
+    let needed = |name: &'static str| {
+        let there = type_of(name);
+        let too_coarse = |measure: &i32| {
+            let to = Kind::of(&there, modifier_of(name, *measure), false);
+            plain(&from, &to).fidelity.is_coarser_key()
+        };
+        let measures: Vec<i32> = match name {
+            "numeric" => (-1000..=1000).chain([i32::MAX]).collect(),
+            "varchar" | "bpchar" => {
+                [1].into_iter().chain(from.longest()).chain([i32::MAX]).collect()
+            }
+            "time" | "timetz" | "timestamp" | "timestamptz" => (0..=6).collect(),
+            _ => vec![0],
+        };
+        let least = measures[measures.partition_point(too_coarse)..].first().copied();
+        (least != measures.first().copied()).then_some(Needed { name, least })
+    };
+    PLAIN_TYPES.into_iter().filter_map(needed).collect()
+}
+
+/// Types of which [`plain`] knows something, but for those whose modifiers are not a matter of
+/// more or less.
+const PLAIN_TYPES: [&str; 28] = [
+    "text",
+    "varchar",
+    "bpchar",
+    "name",
+    "char",
+    "int2",
+    "int4",
+    "int8",
+    "float4",
+    "float8",
+    "numeric",
+    "money",
+    "oid",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "bool",
+    "uuid",
+    "bytea",
+    "inet",
+    "cidr",
+    "macaddr",
+    "macaddr8",
+    "json",
+    "jsonb",
+    "tsvector",
+];
+
+/// SQL for how much a column can hold, from what are expressions for its type's name and
+/// modifier: digits after the point, or of a second, or characters.
+pub fn measure(name: &str, modifier: &str) -> String {
+    let packed = format!("({modifier} OPERATOR(pg_catalog.-) 4)");
+    let unlimited = i32::MAX;
+    format!(
+        "CASE WHEN {name} OPERATOR(pg_catalog.=) 'numeric' AND {modifier} OPERATOR(pg_catalog.>=) 4 \
+           THEN (({packed} OPERATOR(pg_catalog.&) 2047) OPERATOR(pg_catalog.#) 1024) \
+             OPERATOR(pg_catalog.-) 1024 \
+         WHEN {name} OPERATOR(pg_catalog.=) ANY ('{{varchar,bpchar}}'::pg_catalog.name[]) \
+              AND {modifier} OPERATOR(pg_catalog.>=) 4 THEN {packed} \
+         WHEN {modifier} OPERATOR(pg_catalog.>=) 0 THEN {modifier} \
+         WHEN {name} OPERATOR(pg_catalog.=) \
+              ANY ('{{time,timetz,timestamp,timestamptz}}'::pg_catalog.name[]) THEN 6 \
+         ELSE {unlimited} END"
+    )
+}
+
+/// The modifier of a type that can hold so much.
+fn modifier_of(name: &str, measure: i32) -> i32 {
+    match (name, measure) {
+        (_, i32::MAX) => -1,
+        ("numeric", scale) => (1000 << 16 | scale & 0x7ff) + 4,
+        ("varchar" | "bpchar", length) => length + 4,
+        ("time" | "timetz" | "timestamp" | "timestamptz", digits) => digits,
+        _ => -1,
+    }
+}
+
 fn verdict(fidelity: Fidelity, why: impl Into<String>) -> Verdict {
     Verdict { fidelity, why: why.into() }
 }
@@ -517,6 +620,32 @@ mod tests {
             (("text", -1), ("bpchar", -1), Merging),
         ] {
             assert_eq!(between(from, to), expected, "{from:?} {to:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_key_must_be_able_to_hold_follows_from_what_becomes_of_its_values() {
+        let least = |from: (&str, i32), name: &str| {
+            let all = needed(from.0, from.1);
+            all.into_iter().find(|one| one.name == name).map(|one| one.least)
+        };
+        for (from, name, expected) in [
+            (("timestamptz", -1), "timestamptz", Some(Some(6))),
+            (("timestamptz", 3), "timestamptz", Some(Some(3))),
+            (("timestamptz", 0), "timestamptz", None),
+            (("timestamptz", -1), "date", Some(None)),
+            (("numeric", of(10, 2)), "numeric", Some(Some(2))),
+            (("numeric", -1), "numeric", Some(Some(i32::MAX))),
+            (("int4", -1), "numeric", Some(Some(0))),
+            (("int4", -1), "int8", None),
+            (("int8", -1), "int4", None),
+            (("text", -1), "varchar", Some(Some(i32::MAX))),
+            (("varchar", 24), "varchar", Some(Some(20))),
+            (("text", -1), "bpchar", Some(None)),
+            (("text", -1), "uuid", Some(None)),
+            (("uuid", -1), "uuid", None),
+        ] {
+            assert_eq!(least(from, name), expected, "{from:?} {name}");
         }
     }
 

@@ -37,6 +37,9 @@ const MAX_RECEIVED_BYTES: u64 = 64 * 1024 * 1024;
 /// Routes of which it is known that the server accepts upserts over them; of more, the oldest are forgotten.
 const MAX_ACCEPTED: usize = 256;
 
+/// How long the types of a target's key are taken to be as they were.
+const ASK_TYPES_AGAIN: Duration = Duration::from_secs(60);
+
 /// How often it is looked how much has come over a connection: every so many times that it is put back. A
 /// run that is over with one look at the connection has read no more than libpq's buffer holds.
 const LOOK_EVERY: u32 = 256;
@@ -47,6 +50,10 @@ pub struct Session {
     /// Routes whose upserts the server has accepted, the latest first: its table has the unique index that
     /// they need, so a plain INSERT meets a row that is there instead of doubling it.
     accepted: VecDeque<Rc<Route>>,
+    /// Routes whose keys are not coarser on the server, the latest first, and when that was asked.
+    typed: VecDeque<(Rc<Route>, Instant)>,
+    /// Those that the run under way asks about.
+    asked_types: Vec<Rc<Route>>,
     /// The schema of the server's own extension, and when the server was asked.
     remote_schema: Option<(Option<String>, Instant)>,
     /// What the server is called in the paths of changes, once it was asked.
@@ -81,6 +88,8 @@ impl Session {
         Self {
             endpoint,
             accepted: VecDeque::new(),
+            typed: VecDeque::new(),
+            asked_types: Vec::new(),
             remote_schema: None,
             node: None,
             held_back: 0,
@@ -225,6 +234,28 @@ impl Session {
                 self.accepted.truncate(MAX_ACCEPTED - 1);
                 self.accepted.push_front(route.clone());
             }
+        }
+    }
+
+    /// Whether the server is to be asked, in the run under way, if the route's key is coarser there. Says so
+    /// once.
+    pub fn asks_types(&mut self, route: &Rc<Route>) -> bool {
+        let same = |other: &Rc<Route>| Rc::ptr_eq(other, route) || other == route;
+        let known = self.typed.iter().find(|(other, _)| same(other));
+        let asks = known.is_none_or(|(_, asked)| asked.elapsed() >= ASK_TYPES_AGAIN)
+            && !self.asked_types.iter().any(same);
+        if asks {
+            self.asked_types.push(route.clone());
+        }
+        asks
+    }
+
+    /// The run is over.
+    pub fn settle_types(&mut self, succeeded: bool) {
+        for route in std::mem::take(&mut self.asked_types).into_iter().filter(|_| succeeded) {
+            self.typed.retain(|(other, _)| *other != route);
+            self.typed.truncate(MAX_ACCEPTED - 1);
+            self.typed.push_front((route, Instant::now()));
         }
     }
 

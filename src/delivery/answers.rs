@@ -5,7 +5,9 @@ use crate::conflict::Tally;
 use crate::error::{RemoteError, SqlState};
 use crate::pq::{Connection, Status};
 use crate::sql::Conflicts;
-use crate::sql::marks::{EXISTS_MARK, MISSING_MARK, RACE_MARK, TWICE_MARK, TYPES_MARK};
+use crate::sql::marks::{
+    COARSER_MARK, EXISTS_MARK, MISSING_MARK, RACE_MARK, TWICE_MARK, TYPES_MARK,
+};
 use std::collections::VecDeque;
 
 /// What a server may send without completing an answer. The longest honest ones tell of 5,000 conflicts,
@@ -231,6 +233,17 @@ fn explained(mut error: RemoteError) -> RemoteError {
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(TYPES_MARK) {
         error.sqlstate = SqlState::DATATYPE_MISMATCH;
         error.message = format!("column types have changed on server \"{}\"", error.server);
+        error.context = None;
+    }
+    if error.sqlstate == SqlState::INVALID_TEXT
+        && let Some((_, columns)) = error.message.split_once(COARSER_MARK)
+    {
+        let columns = columns.strip_suffix('"').unwrap_or(columns);
+        error.message = format!(
+            "key or version of the target is coarser than here on server \"{}\": {columns}",
+            error.server
+        );
+        error.sqlstate = SqlState::DATATYPE_MISMATCH;
         error.context = None;
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(EXISTS_MARK) {

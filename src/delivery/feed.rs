@@ -247,7 +247,9 @@ impl<S> Changes<S> {
             self.after = commit;
         }
         let ask = asks.then(|| sql::ask_key(&route));
-        self.framed(&route, ask.into_iter().chain(about_rows).collect(), session)
+        let types = session.asks_types(&route).then(|| sql::ask_types(&route)).flatten();
+        let asked = types.into_iter().chain(ask);
+        self.framed(&route, asked.chain(about_rows).collect(), session)
     }
 
     /// Statements about rows of a route, after what they need.

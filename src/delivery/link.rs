@@ -563,6 +563,7 @@ impl<'f> Link<'f> {
             session.forget_remote_schema();
         }
         self.was_prepared = session.prepared.settle(self.failure.is_none());
+        session.settle_types(self.failure.is_none());
         if matches!(self.failure, Some(Error::Connect { .. })) {
             // The session was refused, and is of no use.
             return;

@@ -325,6 +325,7 @@ mod tests {
             collated: false,
             local: None,
             binary: None,
+            own_type: None,
         };
         Rc::new(Route {
             source: name("l"),

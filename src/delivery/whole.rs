@@ -263,6 +263,7 @@ mod tests {
             collated: false,
             local: None,
             binary: None,
+            own_type: None,
         };
         Rc::new(Route {
             source: name.clone(),

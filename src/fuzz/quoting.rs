@@ -112,6 +112,7 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
             collated: *collated,
             local: None,
             binary: None,
+            own_type: None,
         })
         .collect();
     let [key_deferrable, truncate_children] = shape.flags;

@@ -116,6 +116,7 @@ mod tests {
                 collated,
                 local,
                 binary: None,
+                own_type: None,
             }],
             key: vec![0],
             key_deferrable: false,

@@ -22,3 +22,7 @@ pub const TYPES_MARK: &str = "pg_rowsync: column types changed: ";
 
 /// Begins the text of the cast error by which a session refuses to go on, see [`super::session::introduce`].
 pub const SESSION_MARK: &str = "pg_rowsync: session: ";
+
+/// Begins the text of the cast error by which a session refuses key or version columns that are coarser
+/// there. Columns and their types follow. Delivery turns it into 42804.
+pub const COARSER_MARK: &str = "pg_rowsync: coarser there: ";

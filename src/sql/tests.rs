@@ -20,6 +20,7 @@ fn column(name: &str, carrier: Carrier) -> Column {
         collated: false,
         local: None,
         binary: None,
+        own_type: None,
     }
 }
 

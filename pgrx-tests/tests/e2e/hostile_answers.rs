@@ -96,6 +96,8 @@ fn what_is_against_the_protocol_ends_the_connection() {
     let mut survives = |what: &str, bytes: Vec<u8>| {
         victim.survives(what, IN_DOUBT, move |wire| {
             begin(wire)?;
+            // To the question about the key's types.
+            wire.done("SELECT 1")?;
             wire.raw(&bytes)?;
             wire.silence()
         });
@@ -126,6 +128,7 @@ fn what_is_against_the_protocol_ends_the_connection() {
     }
     victim.survives("closes within a message", IN_DOUBT, move |wire| {
         begin(wire)?;
+        wire.done("SELECT 1")?;
         wire.raw(&done[..done.len() - 3])
     });
 }
@@ -156,6 +159,8 @@ fn answers_of_other_shapes_do_no_harm() {
     ] {
         let met = victim.meet(what, move |wire| {
             begin(wire)?;
+            // To the question about the key's types.
+            wire.done("SELECT 1")?;
             wire.raw(&answer)?;
             wire.serve()
         });
@@ -173,6 +178,11 @@ fn what_comes_with_good_answers_does_not_pile_up() {
         wire.greet()?;
         let notification = [&PID.to_be_bytes()[..], &text("channel"), &text("payload")].concat();
         let many = message(b'A', &notification).repeat(7_500_000 / (notification.len() + 5));
+        wire.asked()?;
+        // To the question about the key's types.
+        wire.done("SELECT 1")?;
+        wire.done("INSERT 0 1")?;
+        wire.ready(b'I')?;
         loop {
             wire.asked()?;
             wire.raw(&many)?;

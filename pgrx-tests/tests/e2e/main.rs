@@ -18,6 +18,7 @@ mod busy_records;
 mod cascades;
 mod check_sync;
 mod circles;
+mod coarser_keys;
 mod columns;
 mod common;
 mod conflict_cells;
