@@ -18,7 +18,7 @@ use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
-use crate::pg::worker_transaction::caught;
+use crate::pg::report::caught;
 use crate::pg::{Oid, bgworker, interrupt, lookup, report};
 use crate::queue::admission;
 use crate::{stats, worker};

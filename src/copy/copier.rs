@@ -5,8 +5,8 @@ use super::steps::{Outcome, Steps};
 use crate::error::{Error, Outlook, Result, SqlState};
 use crate::pg::bgworker;
 use crate::pg::spi::Extension;
-use crate::pg::worker_transaction::{caught, run_in_transaction};
-use crate::pg::{Oid, database, interrupt, report, wait};
+use crate::pg::worker_transaction::run_in_transaction;
+use crate::pg::{Oid, interrupt, report, wait};
 use crate::transaction;
 use std::time::{Duration, Instant};
 
@@ -15,19 +15,9 @@ const MOST_REFUSALS: i32 = 6;
 
 /// Main function of a copier.
 pub fn run(database: Oid) {
-    bgworker::handle_signals();
-    if !database::has_files(database) {
+    if !bgworker::enter(database) {
         return;
     }
-    let connected = caught(|| {
-        bgworker::connect(database);
-        bgworker::neutral_settings();
-        Ok(())
-    });
-    if bgworker::ending().is_some() {
-        return;
-    }
-    report::or_raise(connected);
     while bgworker::ending().is_none() {
         interrupt::pending();
         bgworker::forget_cancel();

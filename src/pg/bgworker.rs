@@ -8,7 +8,8 @@
 
 use super::large::Inside;
 use super::lock_tag::object_tag;
-use super::{Oid, compat, context, database, text, worker_registry};
+use super::{Oid, compat, context, database, report, text, worker_registry};
+use crate::error::{Error, Result};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -173,7 +174,7 @@ fn copy_tag(group: i64) -> pg_sys::LOCKTAG {
 const COPY_LOCK: u16 = 2;
 
 /// Takes over the signals of this process, a background worker, and lets them in.
-pub fn handle_signals() {
+fn handle_signals() {
     LAST_CHECK.set(Some(Instant::now()));
     // SAFETY: the handlers set flags and the latch, nothing else.
     unsafe {
@@ -201,17 +202,52 @@ unsafe extern "C-unwind" fn on_reload(signal: i32) {
     unsafe { SignalHandlerForConfigReload(signal) }
 }
 
-/// Connects this process to a database, as the bootstrap superuser. FATAL when it does not exist.
-pub fn connect(database: Oid) {
-    // SAFETY: called once, at the start of a background worker.
-    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0) }
+/// This process, a background worker that has just begun, enters a database, as the bootstrap superuser.
+/// False when it has nothing to do there: the database is gone, or the process is to end. Raises what keeps
+/// it from connecting.
+pub fn enter(database: Oid) -> bool {
+    handle_signals();
+    // Started again after a crash, while the database was dropped: connecting would be FATAL, and again with
+    // every new start.
+    if !database::has_files(database) {
+        return false;
+    }
+    let connected = report::caught(|| {
+        connect(Some(database))?;
+        neutral_settings();
+        Ok(())
+    });
+    if ending().is_some() {
+        return false;
+    }
+    report::or_raise(connected);
+    true
 }
 
-/// Connects this process to the shared catalogs only.
-pub fn connect_to_none() {
-    let none = std::ptr::null();
-    // SAFETY: called once, at the start of a background worker.
-    unsafe { pg_sys::BackgroundWorkerInitializeConnection(none, none, 0) }
+/// As [`enter`], with the catalogs that all databases share and no others.
+pub fn enter_none() {
+    handle_signals();
+    report::or_raise(connect(None));
+}
+
+fn connect(database: Option<Oid>) -> Result<()> {
+    // SAFETY: in a background worker, which is what is looked at first. PostgreSQL refuses a second time.
+    unsafe {
+        if pg_sys::MyBgworkerEntry.is_null() {
+            return Err(Error::internal("not a background worker"));
+        }
+        match database {
+            Some(database) => {
+                let user = pg_sys::InvalidOid;
+                pg_sys::BackgroundWorkerInitializeConnectionByOid(database, user, 0);
+            }
+            None => {
+                let none = std::ptr::null();
+                pg_sys::BackgroundWorkerInitializeConnection(none, none, 0);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Longest time this process may wait without looking whether it is to leave its database.
@@ -235,7 +271,7 @@ pub enum End {
 
 /// Undoes what the configuration of a database may ask of its sessions and would keep a worker from
 /// its work.
-pub fn neutral_settings() {
+fn neutral_settings() {
     for (name, value) in [
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_isolation", c"read committed"),
@@ -429,8 +465,11 @@ pub fn terminate(pid: i32) {
     unsafe extern "C" {
         fn kill(pid: i32, signal: i32) -> i32;
     }
-    // SAFETY: a system call. One that has just ended is as good as told.
-    unsafe { kill(pid, pg_sys::SIGTERM as i32) };
+    // Others than one process are meant by what is no process's number.
+    if pid > 0 {
+        // SAFETY: a system call. One that has just ended is as good as told.
+        unsafe { kill(pid, pg_sys::SIGTERM as i32) };
+    }
 }
 
 /// Shows in `pg_stat_activity` what this process does.

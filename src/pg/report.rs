@@ -1,15 +1,16 @@
 //! From [`Error`] to the server's error machinery, with every field and any SQLSTATE (pgrx's own
-//! report knows only the states that PostgreSQL names).
+//! report knows only the states that PostgreSQL names), and back.
 //!
 //! Whatever may quote a value of a row goes to the client only, never to the log.
 
 use super::context::Settings;
 use super::text::{displayable, outside_transaction, to_server};
-use crate::error::{Error, RemoteError};
-use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
+use crate::error::{Error, RemoteError, Result, SqlState};
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder, pg_sys};
 use std::cell::{RefCell, UnsafeCell};
 use std::ffi::{CString, c_char, c_void};
+use std::panic::AssertUnwindSafe;
 
 /// Raises an error: unwinds as pgrx's report does, so that values are dropped on the way, and says at
 /// the end what is to be said (see [`fill_in`]); pgrx's report has no place for most of the fields,
@@ -145,12 +146,39 @@ fn c_text(text: &str) -> CString {
 }
 
 /// Forgets an error that was raised and caught before it was reported.
-pub fn forget() {
+fn forget() {
     FIELDS.with(RefCell::take);
 }
 
+/// Runs `body`; what it raises becomes an error.
+///
+/// # Errors
+/// What `body` returns, and everything that is raised.
+pub fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: plain read; put back below, since whoever raised may have added to it.
+    let contexts = unsafe { pg_sys::error_context_stack };
+    let result = PgTryBuilder::new(AssertUnwindSafe(body))
+        .catch_others(|caught| {
+            let report = match &caught {
+                CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+                CaughtError::RustPanic { ereport, .. } => ereport,
+            };
+            let state = SqlState::unpacked(report.sql_error_code() as i32);
+            let error = Error::local(state, report.message());
+            Err(match report.detail() {
+                Some(detail) => error.with_detail(detail),
+                None => error,
+            })
+        })
+        .execute();
+    // SAFETY: the stack as it was when nothing had been raised.
+    unsafe { pg_sys::error_context_stack = contexts };
+    forget();
+    result
+}
+
 /// Unwraps at an edge: raises what is an error.
-pub fn or_raise<T>(result: crate::error::Result<T>) -> T {
+pub fn or_raise<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|e| raise(&e))
 }
 
@@ -188,19 +216,19 @@ fn send_to_client(remote: &RemoteError) {
 
 /// A NOTICE.
 pub fn notice(message: &str) {
-    let report = Error::local(crate::error::SqlState::new("00000"), message);
+    let report = Error::local(SqlState::new("00000"), message);
     emit(pg_sys::NOTICE, &report, None);
 }
 
 /// A NOTICE with a HINT.
 pub fn advise(message: &str, hint: &str) {
-    let report = Error::local(crate::error::SqlState::new("00000"), message).with_hint(hint);
+    let report = Error::local(SqlState::new("00000"), message).with_hint(hint);
     emit(pg_sys::NOTICE, &report, None);
 }
 
 /// A line for the server's log, also outside of transactions.
 pub fn log(message: &str, error: Option<&Error>) {
-    let state = error.map_or(crate::error::SqlState::new("00000"), Error::sqlstate);
+    let state = error.map_or(SqlState::new("00000"), Error::sqlstate);
     let mut report = Error::local(state, outside_transaction(message));
     if let Some(error) = error {
         report = report.with_detail(sentence(&outside_transaction(&error.one_line())));

@@ -1,7 +1,7 @@
 //! Work that may fail without failing the transaction.
 
 use super::interrupt::Hold;
-use super::worker_transaction::caught;
+use super::report::caught;
 use super::xact;
 use crate::error::Result;
 use pgrx::pg_sys;

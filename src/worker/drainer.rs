@@ -18,7 +18,7 @@ use crate::fault::fault_point;
 use crate::guc;
 use crate::pg::bgworker::{self, End, Handle, Startup};
 use crate::pg::spi::Extension;
-use crate::pg::worker_transaction::{caught, run_in_transaction};
+use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, context, database, interrupt, report, wait, worker_registry};
 use crate::queue::state;
 use crate::{identity, queue, versions};
@@ -44,21 +44,9 @@ const LOOK_GAP: Duration = Duration::from_millis(500);
 
 /// Main function of the worker of a database.
 pub fn run(database: Oid) {
-    bgworker::handle_signals();
-    // Started again after a crash, while the database was dropped: connecting would be FATAL, and
-    // again with every new start.
-    if !database::has_files(database) {
+    if !bgworker::enter(database) {
         return;
     }
-    let connected = caught(|| {
-        bgworker::connect(database);
-        bgworker::neutral_settings();
-        Ok(())
-    });
-    if bgworker::ending() == Some(End::Requested) {
-        return;
-    }
-    report::or_raise(connected);
     let begun = begin(database);
     worker_registry::set(database, worker_registry::flag::SETTLED);
     if report::or_raise(begun) {

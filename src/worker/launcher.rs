@@ -28,8 +28,7 @@ const LOOK_GAP: Duration = Duration::from_secs(10);
 
 /// Main function of the launcher.
 pub fn run() -> ! {
-    bgworker::handle_signals();
-    bgworker::connect_to_none();
+    bgworker::enter_none();
     worker_registry::announce_launcher();
     bgworker::show(false, "pg_rowsync: waiting for databases that want a worker");
     let mut launcher = Launcher {
