@@ -31,10 +31,10 @@ impl Gid {
     /// [undecided](lock::is_undecided).
     ///
     /// # Errors
-    /// As for [`context::random`].
+    /// As for [`context::random`] and [`wal::place`].
     pub fn new(owner: Oid) -> Result<Self> {
         let transaction = context::assigned_transaction();
-        let (timeline, position) = wal::place();
+        let (timeline, position) = wal::place()?;
         let token = context::random()? as u64;
         // Its number is not enough: of one that a crash has ended, it may be used again.
         lock::hold_undecided(token);

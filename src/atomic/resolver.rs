@@ -261,7 +261,7 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
             ),
         ))
     };
-    if !wal::is_in_history(parsed.timeline, parsed.position) {
+    if !wal::is_in_history(parsed.timeline, parsed.position)? {
         return unknown(
             "It was prepared at a time that this database does not know of, after the backup \
              from which it was restored.",

@@ -113,6 +113,10 @@ impl<'call> Args<'call> {
             if number >= (*self.0).nargs as usize || pg_arg_is_null(self.0, number) {
                 self.required(number, name)?;
             }
+            let type_oid = pg_sys::get_fn_expr_argtype((*self.0).flinfo, number as i32);
+            if type_oid != pg_sys::RECORDOID && !pg_sys::type_is_rowtype(type_oid) {
+                return Err(Error::internal(format!("argument \"{name}\" is not a record")));
+            }
             Ok(Key::new(pg_getarg_datum_raw(self.0, number)))
         }
     }

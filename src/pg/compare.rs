@@ -36,10 +36,12 @@ impl Comparable {
     /// Reads a value, which the type's input function refuses by raising if it is none of the type.
     ///
     /// # Errors
-    /// 22021 for text that the database cannot hold.
+    /// 22021 for text that the database cannot hold; 25P01 outside of a transaction.
     pub fn check(&self, value: &str) -> Result<()> {
+        xact::require()?;
         let value = text::to_server(value)?;
-        // SAFETY: the type is there, or the look-up raises; its input function takes C strings.
+        // SAFETY: inside a transaction; the type is there, or the look-up raises; its input function takes C
+        // strings.
         unsafe {
             let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
             pg_sys::getTypeInputInfo(self.type_oid, &mut function, &mut parameter);
@@ -53,7 +55,8 @@ impl Comparable {
     /// raise.
     ///
     /// # Errors
-    /// 22021 for text that the database cannot hold; 42883 when the order has been dropped.
+    /// 22021 for text that the database cannot hold; 42883 when the order has been dropped; 25P01 outside of a
+    /// transaction.
     pub fn compare(&self, one: Option<&str>, other: Option<&str>) -> Result<Ordering> {
         let (one, other) = match (one, other) {
             (Some(one), Some(other)) if one != other => (one, other),
@@ -115,6 +118,7 @@ impl KeyHash {
     /// # Errors
     /// XX000 for a row of another table; 42883 when the hash function has been dropped.
     pub fn of(&self, row: Slot<'_>) -> Result<i64> {
+        xact::require()?;
         let mut hash: u64 = 0;
         for column in &self.columns {
             let element = match row.datum(column)? {

@@ -159,7 +159,7 @@ pub fn assigned_transaction() -> u64 {
 
 /// The current transaction, with its epoch; 0 before it has a number.
 pub fn transaction() -> u64 {
-    // SAFETY: plain call inside a transaction.
+    // SAFETY: a plain read of a variable of this backend.
     unsafe { pg_sys::GetTopFullTransactionIdIfAny().value }
 }
 

@@ -28,8 +28,9 @@ pub fn run(sql: &str) -> Result<()> {
 }
 
 /// Records that a trigger depends on columns of a table, which then are not dropped without CASCADE. For a
-/// trigger that this transaction has made.
+/// trigger that this transaction has made. Raises 25P01 outside of a transaction.
 pub fn depend_on_columns(trigger: Oid, table: Oid, columns: &[i16]) {
+    xact::demand();
     let address = |class: Oid, object: Oid, part: i16| pg_sys::ObjectAddress {
         classId: class,
         objectId: object,
@@ -38,8 +39,8 @@ pub fn depend_on_columns(trigger: Oid, table: Oid, columns: &[i16]) {
     let trigger = address(pg_sys::TriggerRelationId, trigger, 0);
     for column in columns {
         let column = address(pg_sys::RelationRelationId, table, *column);
-        // SAFETY: both addresses are read before the call returns; it inserts a row of pg_depend, inside the
-        // transaction of the SQL function that has run CREATE TRIGGER.
+        // SAFETY: both addresses are read before the call returns; it inserts a row of pg_depend, inside a
+        // transaction.
         unsafe {
             pg_sys::recordDependencyOn(
                 &trigger,

@@ -402,6 +402,7 @@ thread_local! {
 /// # Errors
 /// When it is not there; 25P01 outside of a transaction.
 pub fn table(extension: &Extension, name: &str) -> Result<Oid> {
+    xact::require()?;
     let at = invalidation::now();
     let known = FOUND.with_borrow(|found| {
         let is = |f: &&Found| f.at == at && f.name == name && f.schema == extension.schema;
@@ -421,7 +422,6 @@ pub fn table(extension: &Extension, name: &str) -> Result<Oid> {
 }
 
 fn find(extension: &Extension, name: &str) -> Result<Oid> {
-    xact::require()?;
     let [schema, relation] = [extension.schema.as_str(), name].map(text::to_server);
     let (schema, relation) = (schema?, relation?);
     // SAFETY: look-ups by C strings, in a transaction.
@@ -451,7 +451,6 @@ impl Table {
     /// When there is none; 25P01 outside of a transaction. PostgreSQL raises what a wait for the lock ends
     /// with.
     pub fn open(extension: &Extension, name: &str, lock: i32) -> Result<Self> {
-        xact::require()?;
         let mut oid = table(extension, name)?;
         loop {
             // SAFETY: locks may be taken on what is not there any more; what has the name under the lock is.

@@ -82,11 +82,7 @@ pub struct Transaction(pg_sys::TransactionId);
 impl Transaction {
     /// Waits until it has ended. PostgreSQL raises lock_timeout, deadlocks and requests to cancel.
     pub fn await_end(self) {
-        // SAFETY: waits for the lock that each transaction holds on itself; without a row to tell of.
-        unsafe {
-            let (none, no_row) = (std::ptr::null_mut(), std::ptr::null_mut());
-            pg_sys::XactLockTableWait(self.0, none, no_row, pg_sys::XLTW_Oper::XLTW_None);
-        }
+        xact::await_end(self.0.into_inner());
     }
 }
 
@@ -132,14 +128,13 @@ unsafe fn look(
             // NULL is in no key.
             let Some(value) = value else { return Ok(()) };
             let number = pg_sys::get_attnum((*relation).rd_id, text::to_server(name)?.as_ptr());
+            // An index has 0 where it has an expression.
+            if number <= 0 {
+                return Err(no_index());
+            }
             key.push((number, *type_oid, *value));
         }
-        let Some(index) = index_on(relation, &key) else {
-            return Err(Error::local(
-                SqlState::INVALID_COLUMN_REFERENCE,
-                "there is no unique index on the key",
-            ));
-        };
+        let index = index_on(relation, &key).ok_or_else(no_index)?;
         let lock = pg_sys::AccessShareLock as i32;
         let index = pg_sys::index_open(index, lock);
         let mut keys = scan_keys(relation, index, &key);
@@ -175,6 +170,10 @@ unsafe fn look(
     }
 }
 
+fn no_index() -> Error {
+    Error::local(SqlState::INVALID_COLUMN_REFERENCE, "there is no unique index on the key")
+}
+
 /// A unique index on these columns, for all rows.
 ///
 /// # Safety
@@ -207,7 +206,7 @@ unsafe fn index_on(relation: pg_sys::Relation, key: &[(i16, Oid, pg_sys::Datum)]
 /// What finds the key in an index on its columns.
 ///
 /// # Safety
-/// Both must be open; what the values point to must outlive the scan.
+/// Both must be open, and the index one on columns; what the values point to must outlive the scan.
 unsafe fn scan_keys(
     relation: pg_sys::Relation,
     index: pg_sys::Relation,

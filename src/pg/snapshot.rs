@@ -7,11 +7,17 @@
 //! to a client: it decides when and in which order changes are sent, and that order is kept by locks (ids are
 //! drawn under the row locks, see [`crate::queue`]), not by the isolation of transactions.
 
-use super::{context, xact};
+use super::context;
+use super::xact::{self, Transaction};
+use crate::error::{Error, Result};
 use pgrx::pg_sys;
 
 /// What is committed now. One that is not released in the end is left to the transaction's abort.
-pub struct Snapshot(pg_sys::Snapshot);
+pub struct Snapshot {
+    registered: pg_sys::Snapshot,
+    /// With its end the snapshot is gone.
+    of: Transaction,
+}
 
 impl Snapshot {
     /// To be taken when the tables that are read are locked: an older one sees nothing in a table that was
@@ -19,28 +25,37 @@ impl Snapshot {
     pub fn latest() -> Self {
         xact::demand();
         // SAFETY: in a transaction.
-        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
+        let registered = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) };
+        Self { registered, of: Transaction::current() }
     }
 
     /// The server's own; it lives until it is released.
-    pub(super) fn get(&self) -> pg_sys::Snapshot {
-        self.0
+    ///
+    /// # Errors
+    /// XX000 when its transaction is over.
+    pub(super) fn get(&self) -> Result<pg_sys::Snapshot> {
+        match self.of.is_over() {
+            true => Err(Error::internal("the snapshot is one of another transaction")),
+            false => Ok(self.registered),
+        }
     }
 
     /// Ends it.
     pub fn release(self) {
-        // SAFETY: registered by latest(), once.
-        unsafe { pg_sys::UnregisterSnapshot(self.0) }
+        if !self.of.is_over() {
+            // SAFETY: registered by latest(), once.
+            unsafe { pg_sys::UnregisterSnapshot(self.registered) }
+        }
     }
 
     /// What to scan a table by, whose rows are then asked about with [`Snapshot::sees`]. `whole`: rows that
     /// it does not see are to be found, too.
     ///
     /// # Safety
-    /// The relation is open and locked, and stays so for the scan.
+    /// The relation is open and locked, and stays so for the scan; the transaction is that of the snapshot.
     pub(super) unsafe fn scanned(&self, relation: pg_sys::Relation, whole: bool) -> Scanned {
         if !whole && !context::is_serializable() {
-            return Scanned::ByItself(self.0);
+            return Scanned::ByItself(self.registered);
         }
         // Scans by a snapshot of another kind than that of transactions take no predicate locks and look for no
         // conflicts. This one passes over what nobody can see any more, so that scans mark its index entries.
@@ -56,14 +71,14 @@ impl Snapshot {
     /// Whether the snapshot sees a row that a scan has found.
     ///
     /// # Safety
-    /// The slot has the row, of this relation, and holds its buffer.
+    /// The slot has the row, of this relation, and holds its buffer; the transaction is that of the snapshot.
     pub(super) unsafe fn sees(
         &self,
         relation: pg_sys::Relation,
         slot: *mut pg_sys::TupleTableSlot,
     ) -> bool {
         // SAFETY: by the caller.
-        unsafe { is_seen(relation, slot, self.0) }
+        unsafe { is_seen(relation, slot, self.registered) }
     }
 
     /// Whether the statement that runs sees it.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 
 /// A result row: every column as text, `None` for NULL.
 pub type Row = Vec<Option<String>>;
@@ -64,8 +64,8 @@ impl Extension {
 }
 
 thread_local! {
-    /// Statement text to saved plan.
-    static PLANS: RefCell<HashMap<String, pg_sys::SPIPlanPtr>> = RefCell::default();
+    /// Statement text to saved plan, and how many arguments that takes.
+    static PLANS: RefCell<HashMap<String, (pg_sys::SPIPlanPtr, usize)>> = RefCell::default();
 }
 
 /// Runs a query that changes nothing.
@@ -109,7 +109,8 @@ fn run(
     // Converted before anything is begun, so that no early return leaves SPI connected.
     let args =
         args.iter().map(|arg| arg.map(text::to_server).transpose()).collect::<Result<Vec<_>>>()?;
-    let source = text::to_server(sql)?;
+    let (source, kept) = (text::to_server(sql)?, kept_plan(sql, args.len())?);
+    let moment = moment.map(Snapshot::get).transpose()?;
     let _identity = user.map(AsUser::switch);
     // Names that a statement leaves to the search path, the equality of CASE and NULLIF for one, must
     // not be found in a schema of the user's. And every statement here has its index: a plan made while
@@ -123,9 +124,7 @@ fn run(
     // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then
     // cleans up SPI and the snapshot stack, so only the successful path ends them here.
     unsafe {
-        pg_sys::PushActiveSnapshot(
-            moment.map_or_else(|| pg_sys::GetLatestSnapshot(), Snapshot::get),
-        );
+        pg_sys::PushActiveSnapshot(moment.unwrap_or_else(|| pg_sys::GetLatestSnapshot()));
         if pg_sys::SPI_connect() != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }
@@ -141,7 +140,7 @@ fn run(
                 None => pg_sys::Datum::from(0usize),
             });
         }
-        let plan = plan(sql, &source, args.len());
+        let plan = kept.unwrap_or_else(|| make_plan(sql, &source, args.len()));
         let code = pg_sys::SPI_execute_snapshot(
             plan,
             values.as_mut_ptr(),
@@ -163,14 +162,24 @@ fn run(
     }
 }
 
-/// The kept plan of a statement, made at its first use.
+/// The kept plan of a statement, if it was made before.
+///
+/// # Errors
+/// XX000 where the statement had another number of arguments then.
+fn kept_plan(sql: &str, args: usize) -> Result<Option<pg_sys::SPIPlanPtr>> {
+    match PLANS.with_borrow(|plans| plans.get(sql).copied()) {
+        Some((_, takes)) if takes != args => {
+            Err(Error::internal(format!("{args} arguments for a statement that takes {takes}")))
+        }
+        known => Ok(known.map(|(plan, _)| plan)),
+    }
+}
+
+/// Makes the plan of a statement and keeps it.
 ///
 /// # Safety
 /// SPI must be connected.
-unsafe fn plan(sql: &str, source: &std::ffi::CString, args: usize) -> pg_sys::SPIPlanPtr {
-    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
-        return plan;
-    }
+unsafe fn make_plan(sql: &str, source: &CStr, args: usize) -> pg_sys::SPIPlanPtr {
     let mut types = vec![pg_sys::TEXTOID; args];
     // SAFETY: SPI is connected; the plan is kept, so it outlives SPI_finish.
     let plan = unsafe {
@@ -182,7 +191,7 @@ unsafe fn plan(sql: &str, source: &std::ffi::CString, args: usize) -> pg_sys::SP
         pg_sys::SPI_keepplan(plan);
         plan
     };
-    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
+    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), (plan, args)));
     plan
 }
 

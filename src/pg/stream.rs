@@ -187,7 +187,7 @@ struct Receiver<'t> {
 /// What `take` reports; 25P01 outside of a transaction. PostgreSQL raises what the query does.
 pub fn each(moment: &Snapshot, sql: &str, take: Take<'_>) -> Result<()> {
     xact::require()?;
-    let source = text::to_server(sql)?;
+    let (source, snapshot) = (text::to_server(sql)?, moment.get()?);
     let _text = output::pinned();
     let _settings = Settings::set(&[
         (c"search_path", c"pg_catalog, pg_temp"),
@@ -202,7 +202,7 @@ pub fn each(moment: &Snapshot, sql: &str, take: Take<'_>) -> Result<()> {
     // SPI, the snapshot stack and the memory, so only the successful path ends them here. The receiver lives
     // through the call that is told of it.
     unsafe {
-        pg_sys::PushActiveSnapshot(moment.get());
+        pg_sys::PushActiveSnapshot(snapshot);
         if pg_sys::SPI_connect() != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }

@@ -9,7 +9,7 @@ use super::xact;
 use crate::change::Op;
 use crate::error::{Error, Result, SqlState};
 use pgrx::{PgTrigger, pg_sys};
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 /// One call of the trigger function.
 pub struct Event<'call> {
@@ -48,9 +48,10 @@ pub fn with_event<T>(
 pub fn arguments_of(table: Oid, function: Oid) -> Result<Vec<Vec<String>>> {
     xact::require()?;
     let lock = pg_sys::AccessShareLock as i32;
-    // SAFETY: null if the table is gone. The list is as long as it says, as are those of arguments, which are C
-    // strings; all live while the table is open.
-    unsafe {
+    // SAFETY: null if the table is gone. The list is as long as it says, as are those of arguments, which are
+    // C strings. All may be made anew with any look at the catalogs, which a conversion is: so they are
+    // copied before.
+    let found: Vec<Vec<CString>> = unsafe {
         let relation = pg_sys::try_relation_open(table, lock);
         if relation.is_null() {
             return Ok(Vec::new());
@@ -63,14 +64,16 @@ pub fn arguments_of(table: Oid, function: Oid) -> Result<Vec<Vec<String>>> {
                 trigger.tgfoid == function && kind & pg_sys::TRIGGER_TYPE_ROW != 0
             })
             .map(|trigger| {
-                (0..trigger.tgnargs as usize)
-                    .map(|at| Ok(text::to_string(*trigger.tgargs.add(at))?.unwrap_or_default()))
-                    .collect()
+                let args = (0..trigger.tgnargs as usize).map(|at| *trigger.tgargs.add(at));
+                args.map(|arg| CStr::from_ptr(arg).to_owned()).collect()
             })
             .collect();
         pg_sys::relation_close(relation, lock);
         found
-    }
+    };
+    // SAFETY: a C string, which is copied.
+    let told = |arg: CString| unsafe { Ok(text::to_string(arg.as_ptr())?.unwrap_or_default()) };
+    found.into_iter().map(|args| args.into_iter().map(told).collect()).collect()
 }
 
 impl<'call> Event<'call> {

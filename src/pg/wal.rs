@@ -1,5 +1,6 @@
 //! The write-ahead log: flushed ahead of the commit that would wait for it, and where it is.
 
+use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 
 /// Bytes for which it is worth another flush.
@@ -20,23 +21,35 @@ pub fn flush_ahead() {
 }
 
 /// Timeline, and the position up to which it is on disk: no crash takes the server back to before that.
-pub fn place() -> (u32, u64) {
-    // SAFETY: reads shared memory, in a process that may write, so that recovery is over.
-    unsafe { (pg_sys::GetWALInsertionTimeLine(), pg_sys::GetFlushRecPtr(std::ptr::null_mut())) }
+///
+/// # Errors
+/// 25006 while recovery goes on: a standby has neither.
+pub fn place() -> Result<(u32, u64)> {
+    // SAFETY: reads shared memory; recovery is over.
+    unsafe {
+        if pg_sys::RecoveryInProgress() {
+            let message = "recovery is in progress";
+            return Err(Error::local(SqlState::new("25006"), message));
+        }
+        Ok((pg_sys::GetWALInsertionTimeLine(), pg_sys::GetFlushRecPtr(std::ptr::null_mut())))
+    }
 }
 
 /// Whether a place is in the past of this server: it was at that position of that timeline. Of a server
 /// that has gone on from a backup, or from a standby that was behind, it may not be.
-pub fn is_in_history(timeline: u32, position: u64) -> bool {
-    let (current, end) = place();
+///
+/// # Errors
+/// As for [`place`].
+pub fn is_in_history(timeline: u32, position: u64) -> Result<bool> {
+    let (current, end) = place()?;
     if timeline == current {
-        return position <= end;
+        return Ok(position <= end);
     }
     // The working directory of every server process is the data directory.
     let file = format!("pg_wal/{current:08X}.history");
     let history = std::fs::read_to_string(file).unwrap_or_default();
     let left = switch_points(&history).find(|(parent, _)| *parent == timeline);
-    left.is_some_and(|(_, end)| position <= end)
+    Ok(left.is_some_and(|(_, end)| position <= end))
 }
 
 /// The timelines of a history file, each with the position at which it was left.

@@ -56,14 +56,22 @@ impl Transaction {
     }
 }
 
-/// Waits until a transaction of any session has ended. PostgreSQL raises requests to cancel, `lock_timeout`
-/// and deadlocks.
+/// Waits until a transaction of another session has ended; for one of this session not at all. PostgreSQL
+/// raises requests to cancel, `lock_timeout` and deadlocks.
 pub fn await_end(number: u32) {
     demand();
     let number = pg_sys::TransactionId::from(number);
     let (none, no_row) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: inside a transaction, which is another one.
-    unsafe { pg_sys::XactLockTableWait(number, none, no_row, pg_sys::XLTW_Oper::XLTW_None) }
+    // SAFETY: inside a transaction. The server waits for ever for this very one, and takes numbers that are no
+    // transaction's for a mistake.
+    unsafe {
+        if number < pg_sys::FirstNormalTransactionId
+            || pg_sys::TransactionIdIsCurrentTransactionId(number)
+        {
+            return;
+        }
+        pg_sys::XactLockTableWait(number, none, no_row, pg_sys::XLTW_Oper::XLTW_None)
+    }
 }
 
 /// Whether another transaction has not ended, which it has not before all is done that its session does at
