@@ -36,7 +36,7 @@ const USAGE: &str = "usage:
       going
   cargo faults leaks [--transactions 100000]
       one backend, a fifth of its transactions failing
-  cargo faults points [--case NAME|all] [--write]
+  cargo faults points [--case NAME,NAME|all] [--write]
       everything that can go wrong at every named point of the extension, in every mode and by drains;
       --write puts what was seen into doc/failures.md
   cargo faults regress --files PATH [--mode async|sync|queue|all] [--results PATH] [--keep]
@@ -196,8 +196,10 @@ fn run_points(options: &mut Arguments) -> Result<()> {
     let mut table = points::Table::default();
     for drain in [Drain::Calls, Drain::Worker] {
         let cases = points::Case::ALL.into_iter().filter(|case| case.drain() == drain);
-        let cases: Vec<_> =
-            cases.filter(|case| only == "all" || only == case.to_string()).collect();
+        let is_asked = |case: &points::Case| {
+            only == "all" || only.split(',').any(|name| name == case.to_string())
+        };
+        let cases: Vec<_> = cases.filter(is_asked).collect();
         if cases.is_empty() {
             continue;
         }

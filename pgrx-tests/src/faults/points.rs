@@ -35,23 +35,33 @@ pub enum Point {
     Applied,
     Removed,
     LookUp,
+    BeforePrepare,
+    Prepared,
+    SecondPhase,
+    Finished,
+    Resolving,
 }
 
 impl Point {
-    pub const ALL: [Point; 13] = [
+    pub const ALL: [Point; 18] = [
         Point::Capture,
         Point::Connect,
         Point::BeforeSend,
+        Point::BeforePrepare,
+        Point::Prepared,
         Point::CommitSent,
         Point::Answered,
         Point::BeforeCommit,
         Point::AfterCommit,
+        Point::SecondPhase,
+        Point::Finished,
         Point::QueueWrite,
         Point::Queued,
         Point::Claimed,
         Point::Applied,
         Point::Removed,
         Point::LookUp,
+        Point::Resolving,
     ];
 
     /// For people.
@@ -70,6 +80,11 @@ impl Point {
             Point::Applied => "after a batch was applied",
             Point::Removed => "after records were removed from the queue",
             Point::LookUp => "when the worker has looked for work",
+            Point::BeforePrepare => "before PREPARE TRANSACTION is sent",
+            Point::Prepared => "after a server has said that it has prepared",
+            Point::SecondPhase => "before COMMIT PREPARED is sent",
+            Point::Finished => "after COMMIT PREPARED was answered",
+            Point::Resolving => "when it is known what a server has prepared",
         }
     }
 }
@@ -128,9 +143,16 @@ impl What {
         }
     }
 
-    /// Whether it can be had at that point: where a transaction has committed, nothing can be raised.
+    /// Whether it can be had at that point: where a transaction has committed, nothing can be raised. What is
+    /// done in the second phase needs too little memory to find that there is none.
     pub fn is_possible(self, point: Point) -> bool {
-        point != Point::AfterCommit || !matches!(self, What::Error | What::Fatal)
+        match point {
+            Point::AfterCommit => !matches!(self, What::Error | What::Fatal),
+            Point::SecondPhase | Point::Finished => {
+                !matches!(self, What::Error | What::Fatal | What::Memory)
+            }
+            _ => true,
+        }
     }
 }
 
@@ -145,26 +167,84 @@ pub enum Case {
     Sync,
     /// A transaction in mode `queue`.
     Queue,
+    /// A transaction in mode `async` whose changes go to two servers.
+    Pair,
+    /// The same, where one of the two cannot be reached.
+    Half,
+    /// A transaction in mode `atomic`.
+    Atomic,
+    /// The same with two servers.
+    AtomicPair,
     /// A call of `deal_sync_err_rec`.
     Call,
     /// A visit of the worker.
     Worker,
+    /// A call of `resolve_sync_prepared` after the connection was lost in the second phase.
+    Resolve,
+    /// The worker, after the same.
+    Resolver,
 }
 
 impl Case {
-    pub const ALL: [Case; 6] =
-        [Case::Async, Case::Away, Case::Sync, Case::Queue, Case::Call, Case::Worker];
+    pub const ALL: [Case; 12] = [
+        Case::Async,
+        Case::Away,
+        Case::Sync,
+        Case::Queue,
+        Case::Pair,
+        Case::Half,
+        Case::Atomic,
+        Case::AtomicPair,
+        Case::Call,
+        Case::Worker,
+        Case::Resolve,
+        Case::Resolver,
+    ];
 
     /// Who drains the queue meanwhile.
     pub fn drain(self) -> Drain {
-        if self == Case::Worker { Drain::Worker } else { Drain::Calls }
+        if self.is_by_worker() { Drain::Worker } else { Drain::Calls }
+    }
+
+    /// Whether it is the worker that comes to the points.
+    fn is_by_worker(self) -> bool {
+        matches!(self, Case::Worker | Case::Resolver)
+    }
+
+    /// Whether the call of a function comes to the points.
+    fn is_call(self) -> bool {
+        matches!(self, Case::Call | Case::Resolve)
+    }
+
+    /// Whether what comes to the points finishes what a lost second phase has left.
+    fn resolves(self) -> bool {
+        matches!(self, Case::Resolve | Case::Resolver)
+    }
+
+    fn is_atomic(self) -> bool {
+        matches!(self, Case::Atomic | Case::AtomicPair) || self.resolves()
+    }
+
+    /// Whether the changes go to two servers.
+    fn has_two(self) -> bool {
+        matches!(self, Case::Pair | Case::Half | Case::AtomicPair)
+    }
+
+    /// The server that cannot be reached meanwhile.
+    fn away(self) -> Option<&'static str> {
+        match self {
+            Case::Away => Some("dst"),
+            Case::Half => Some("dst2"),
+            _ => None,
+        }
     }
 
     fn mode(self) -> &'static str {
         match self {
-            Case::Async | Case::Away => "async",
+            Case::Async | Case::Away | Case::Pair | Case::Half => "async",
             Case::Sync => "sync",
             Case::Queue | Case::Call | Case::Worker => "queue",
+            Case::Atomic | Case::AtomicPair | Case::Resolve | Case::Resolver => "atomic",
         }
     }
 
@@ -175,8 +255,14 @@ impl Case {
             Case::Away => "Mode `async`, the server cannot be reached",
             Case::Sync => "Mode `sync`",
             Case::Queue => "Mode `queue`",
+            Case::Pair => "Mode `async`, two servers",
+            Case::Half => "Mode `async`, two servers, one of which cannot be reached",
+            Case::Atomic => "Mode `atomic`",
+            Case::AtomicPair => "Mode `atomic`, two servers",
             Case::Call => "`deal_sync_err_rec`",
             Case::Worker => "The worker",
+            Case::Resolve => "`resolve_sync_prepared`",
+            Case::Resolver => "The worker, in mode `atomic`",
         }
     }
 }
@@ -214,6 +300,15 @@ pub enum Told {
     Nothing,
 }
 
+/// Of the servers that a transaction's changes go to, which have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum There {
+    None,
+    /// One of two.
+    One,
+    All,
+}
+
 /// What came of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -225,10 +320,12 @@ pub struct Seen {
     /// The local transaction has committed.
     pub here: bool,
     /// Its changes are on the other side.
-    pub there: bool,
+    pub there: There,
     /// Its changes are in the queue.
     pub queued: bool,
-    /// Both sides are equal once the queue has been drained.
+    /// Something is prepared on the other side.
+    pub prepared: bool,
+    /// Both sides are equal once the queue has been drained and what is prepared was resolved.
     pub equal: bool,
 }
 
@@ -238,21 +335,27 @@ impl Seen {
     /// # Errors
     /// What must not be.
     pub fn check(&self, trial: &Trial) -> Result<()> {
-        let Seen { told, here, there, queued, equal, .. } = *self;
-        let direct = !matches!(trial.case, Case::Call | Case::Worker);
+        let Seen { told, here, there, queued, prepared, equal, .. } = *self;
+        let case = trial.case;
+        let direct = !case.is_call() && !case.is_by_worker();
         let never = |wrong: bool, why: &str| -> Result<()> {
             ensure!(!wrong, "{trial}: {why}: {self:?}");
             Ok(())
         };
+        let is_there = there == There::All;
         never(direct && told == Told::Success && !here, "told to be committed, and is not")?;
         never(direct && told == Told::Error && here, "told to have failed, and has not")?;
-        never(here && !there && !queued, "a change is lost")?;
-        never(trial.case == Case::Sync && here && !there, "sync, but not there")?;
-        never(trial.case == Case::Sync && queued, "sync, but queued")?;
+        never(here && !is_there && !queued && !prepared, "a change is lost")?;
+        never(case == Case::Sync && here && !is_there, "sync, but not there")?;
+        never(case == Case::Sync && queued, "sync, but queued")?;
+        never(case.is_atomic() && queued, "atomic, but queued")?;
+        never(case.is_atomic() && !here && there != There::None, "atomic, but only there")?;
+        never(case.is_atomic() && !equal, "atomic, but not both or neither")?;
+        never(!case.is_atomic() && prepared, "not atomic, but prepared")?;
         // The one window that a single phase leaves: it is committed there, and not here yet.
         let late = [Point::CommitSent, Point::Answered, Point::BeforeCommit];
-        let window =
-            matches!(trial.case, Case::Async | Case::Sync) && late.contains(&trial.point) && !here;
+        let single = matches!(case, Case::Async | Case::Sync | Case::Pair | Case::Half);
+        let window = single && late.contains(&trial.point) && !here;
         never(!equal && !window, "both sides differ")?;
         let harmless = matches!(trial.what, What::Nothing | What::Cancel);
         never(harmless && !equal, "both sides differ over nothing")?;
@@ -262,29 +365,42 @@ impl Seen {
 
     /// For people.
     fn describe(&self, &Trial { case, what, .. }: &Trial) -> String {
-        if case == Case::Worker {
+        if case.is_by_worker() {
             let restarts = if self.crashed { "server restarts, " } else { "" };
-            return format!("{restarts}{}", if self.equal { "drained" } else { "**not drained**" });
+            return format!(
+                "{restarts}{}",
+                match (self.equal, case.resolves()) {
+                    (true, true) => "finished",
+                    (true, false) => "drained",
+                    (false, _) => "**not drained**",
+                }
+            );
         }
         let told = match self.told {
             _ if self.crashed => "server restarts",
             // Whether the client is told before its session ends is a matter of moments.
             Told::Success | Told::Nothing if what == What::Terminate => "session ends",
-            Told::Success if case == Case::Call => "true",
+            Told::Success if case.is_call() => "true",
             Told::Success => "commits",
             Told::False => "false",
             Told::Error => "fails",
             Told::Nothing => "session ends",
         };
-        let became = match (case == Case::Call, self.here, self.there, self.queued) {
-            (true, _, true, true) => "applied, and applied again later",
-            (true, _, true, false) => "applied",
-            (true, _, false, _) => "still queued",
-            (false, true, true, true) => "delivered and queued",
-            (false, true, true, false) => "delivered",
-            (false, true, false, _) => "queued",
-            (false, false, true, _) => "**only there**",
-            (false, false, false, _) => "nothing",
+        let became = match (case, self.here, self.there, self.queued || self.prepared) {
+            (Case::Call, _, There::All, true) => "applied, and applied again later",
+            (Case::Call, _, There::All, false) => "applied",
+            (Case::Call, ..) => "still queued",
+            (Case::Resolve, _, There::All, _) => "finished",
+            (Case::Resolve, ..) => "still prepared",
+            (_, true, There::All, true) => "delivered and queued",
+            (_, true, There::All, false) => "delivered",
+            (_, true, _, _) if case.is_atomic() => "delivered later",
+            (_, true, There::One, _) => "delivered to one, queued for the other",
+            (_, true, There::None, _) => "queued",
+            (_, false, There::None, true) if self.prepared => "nothing, once it is resolved",
+            (_, false, There::None, _) => "nothing",
+            (_, false, There::One, _) => "**only there**, on one",
+            (_, false, There::All, _) => "**only there**",
         };
         format!("{told}, {became}")
     }

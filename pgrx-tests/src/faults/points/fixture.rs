@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail, ensure};
 use postgres::Client;
 
-use super::{Case, Point, Seen, Told, Trial, What};
+use super::{Case, Point, Seen, There, Told, Trial, What};
 use crate::faults::rig::{Drain, Mode, PATIENCE, Rig};
 use crate::reaper;
 use crate::side::Side;
@@ -25,9 +25,11 @@ const MUCH: &str =
 /// How long a crash may take to be noticed by the postmaster, where there may be none.
 const CRASH: Duration = Duration::from_millis(300);
 
-/// The two sides, and the directory through which faults are asked for.
+/// The sides, and the directory through which faults are asked for.
 pub struct Bed {
     rig: Rig,
+    /// Another database of the right cluster, which server `dst2` leads to.
+    second: Side,
     directory: PathBuf,
     database: u32,
     trials: u32,
@@ -40,6 +42,8 @@ impl Bed {
     /// What keeps the clusters from starting, or an extension built without the feature `faults`.
     pub fn start(drain: Drain) -> Result<Bed> {
         let rig = Rig::start(&format!("points_{drain}"), Mode::Queue, drain)?;
+        let second = Side::create(&rig.right.cluster, "second")?;
+        rig.left.link(&second, second.cluster.port(), "dst2", &[])?;
         let directory = rig.left.cluster.dir().join("data/pg_rowsync.faults");
         fs::create_dir(&directory)?;
         reaper::hand_over(&directory)?;
@@ -47,7 +51,7 @@ impl Bed {
         rig.left.cluster.restart()?;
         let oid = "select oid from pg_database where datname = current_database()";
         let database: u32 = rig.left_session()?.query_one(oid, &[])?.get(0);
-        Ok(Bed { rig, directory, database, trials: 0 })
+        Ok(Bed { rig, second, directory, database, trials: 0 })
     }
 
     /// Tries something in a transaction, or a drain of one.
@@ -59,38 +63,51 @@ impl Bed {
         let table = format!("t{}", self.trials);
         let much = if trial.what == What::Memory { MUCH } else { "" };
         let work = format!("{WORK}{much}").replace("$t", &table);
-        let Rig { left, right, .. } = &self.rig;
-        for side in [left, right] {
+        let left = &self.rig.left;
+        let targets = self.targets(trial.case);
+        for side in targets.iter().copied().chain([left]) {
             side.connect()?.batch_execute(&format!(
                 "create table {table} (id int primary key, v text);
                  insert into {table} select n, 'old' from generate_series(1, 4) n"
             ))?;
         }
-        let (mode, schema) = (trial.case.mode(), &right.user);
-        left.connect()?.batch_execute(&format!(
-            r#"select attach_sync('{table}', 'dst', '{schema}.{table}', '{{"mode": "{mode}"}}')"#
-        ))?;
-        if trial.case == Case::Away {
-            self.lead_to(1)?;
+        let mode = trial.case.mode();
+        for (side, server) in targets.iter().zip(["dst", "dst2"]) {
+            let schema = &side.user;
+            left.connect()?.batch_execute(&format!(
+                r#"select attach_sync('{table}', '{server}', '{schema}.{table}',
+                     '{{"mode": "{mode}"}}')"#
+            ))?;
+        }
+        if let Some(server) = trial.case.away() {
+            self.lead_to(server, 1)?;
         }
         if trial.case == Case::Call {
             left.connect()?.batch_execute(&work)?;
         }
+        if trial.case.resolves() {
+            self.leave_prepared(&work)?;
+        }
         let mut witness = left.connect_superuser()?;
         let worker = self.worker(&mut witness, trial.case)?;
-        let mut session = match trial.case {
-            Case::Call => left.connect_superuser()?,
-            _ => left.connect()?,
+        let mut session = match trial.case.is_call() {
+            true => left.connect_superuser()?,
+            false => left.connect()?,
         };
         let pid: i32 = session.query_one("select pg_backend_pid()", &[])?.get(0);
-        self.ask(trial)?;
-        let is_call = trial.case == Case::Call;
-        let running = thread::spawn(move || match is_call {
-            true => call(&mut session),
-            false => told(session.batch_execute(&work)),
+        self.ask(trial.point, trial.what, trial.case.is_by_worker())?;
+        if trial.case.resolves() {
+            self.rig.proxy.accept()?;
+        }
+        let case = trial.case;
+        let running = thread::spawn(move || match case {
+            Case::Call => call(&mut session, "deal_sync_err_rec(10000)"),
+            Case::Resolve => call(&mut session, "resolve_sync_prepared()"),
+            Case::Resolver => Told::Success,
+            _ => told(session.batch_execute(&work)),
         });
         let is_over = || match worker {
-            Some(_) => running.is_finished() && self.is_drained(),
+            Some(_) => running.is_finished() && self.is_settled(),
             None => running.is_finished(),
         };
         let reached = self.await_taken(is_over)?;
@@ -102,19 +119,66 @@ impl Bed {
         drop(witness);
         self.await_quiet()?;
         let mut observer = self.rig.left_session()?;
-        if trial.case == Case::Away {
-            self.lead_to(self.rig.proxy.port())?;
+        match trial.case.away() {
+            Some("dst") => self.lead_to("dst", self.rig.proxy.port())?,
+            Some(server) => self.lead_to(server, self.second.cluster.port())?,
+            None => {}
         }
         // First the queue: what is not there any more is on the other side by then.
-        let queued = self.rig.backlog(&mut observer)? > 0;
-        let here = rows(&self.rig.left, &table)? == NEW;
-        let there = rows(&self.rig.right, &table)? == NEW;
-        self.rig.await_drained()?;
-        let equal = all(&self.rig.left, &table)? == all(&self.rig.right, &table)?;
-        for side in [&self.rig.left, &self.rig.right] {
+        let waits = "select (select count(*) from sync_queue)
+                          + (select count(*) from sync_lost_session)";
+        let queued = observer.query_one(waits, &[])?.get::<_, i64>(0) > 0;
+        let prepared = self.prepared()? > 0;
+        let here = rows(left, &table)? == NEW;
+        let mut there = Vec::new();
+        for side in &targets {
+            there.push(rows(side, &table)? == NEW);
+        }
+        let there = match there.iter().filter(|is_there| **is_there).count() {
+            0 => There::None,
+            some if some < there.len() => There::One,
+            _ => There::All,
+        };
+        self.await_settled()?;
+        let mut equal = true;
+        for side in &targets {
+            equal &= all(left, &table)? == all(side, &table)?;
+        }
+        for side in targets.iter().copied().chain([left]) {
             side.connect()?.batch_execute(&format!("drop table {table}"))?;
         }
-        Ok(Seen { reached, told, crashed, here, there, queued, equal })
+        Ok(Seen { reached, told, crashed, here, there, queued, prepared, equal })
+    }
+
+    /// Where the changes go.
+    fn targets(&self, case: Case) -> Vec<&Side> {
+        match case.has_two() {
+            true => vec![&self.rig.right, &self.second],
+            false => vec![&self.rig.right],
+        }
+    }
+
+    /// A transaction that is committed here and only prepared there. The server cannot be reached afterwards.
+    fn leave_prepared(&self, work: &str) -> Result<()> {
+        let mut session = self.rig.left.connect()?;
+        self.ask(Point::SecondPhase, What::Nothing, false)?;
+        let work = work.to_owned();
+        let running = thread::spawn(move || told(session.batch_execute(&work)));
+        let is_there = self.await_taken(|| running.is_finished())?;
+        ensure!(is_there, "nobody comes to the second phase");
+        self.rig.proxy.refuse();
+        self.rig.proxy.cut();
+        fs::remove_file(self.taken())?;
+        let told = running.join().map_err(|_| anyhow!("the session panicked"))?;
+        ensure!(told == Told::Success, "the transaction is not committed: {told:?}");
+        ensure!(self.prepared()? == 1, "nothing is prepared");
+        Ok(())
+    }
+
+    /// How much is prepared on the other side.
+    fn prepared(&self) -> Result<i64> {
+        let sql = "select count(*) from pg_prepared_xacts";
+        Ok(self.rig.right.connect_superuser()?.query_one(sql, &[])?.get(0))
     }
 
     fn file(&self) -> PathBuf {
@@ -126,10 +190,10 @@ impl Bed {
     }
 
     /// Asks for a fault. The file is written elsewhere first, so that nobody reads half of it.
-    fn ask(&self, trial: &Trial) -> Result<()> {
-        let who = if trial.case == Case::Worker { "worker" } else { "session" };
+    fn ask(&self, point: Point, what: What, of_worker: bool) -> Result<()> {
+        let who = if of_worker { "worker" } else { "session" };
         let draft = self.directory.join("draft");
-        fs::write(&draft, format!("{:?} {} {who}", trial.point, trial.what.word()))?;
+        fs::write(&draft, format!("{point:?} {} {who}", what.word()))?;
         Ok(fs::rename(draft, self.file())?)
     }
 
@@ -153,9 +217,15 @@ impl Bed {
     fn meanwhile(&self, trial: &Trial, table: &str, pid: i32) -> Result<()> {
         if trial.point == Point::CommitSent && trial.case != Case::Call {
             // What was sent arrives, whatever becomes of who sent it.
+            let mut targets = self.targets(trial.case);
+            if trial.case == Case::Half {
+                targets.pop();
+            }
             let start = Instant::now();
-            while rows(&self.rig.right, table)? != NEW && start.elapsed() < PATIENCE {
-                sleep(Duration::from_millis(2));
+            for side in targets {
+                while rows(side, table)? != NEW && start.elapsed() < PATIENCE {
+                    sleep(Duration::from_millis(2));
+                }
             }
         }
         let request = match trial.what {
@@ -201,13 +271,32 @@ impl Bed {
         Ok(())
     }
 
-    fn is_drained(&self) -> bool {
+    /// Whether nothing is queued any more, and nothing prepared.
+    fn is_settled(&self) -> bool {
         let client = self.rig.left.connect_superuser();
         client.and_then(|mut one| self.rig.backlog(&mut one)).is_ok_and(|left| left == 0)
+            && self.prepared().is_ok_and(|prepared| prepared == 0)
+    }
+
+    /// Waits for that. Without a worker, calls do it.
+    fn await_settled(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            self.rig.await_drained()?;
+            if self.prepared()? == 0 {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "something stays prepared");
+            if self.rig.drain == Drain::Calls {
+                let sql = "select resolve_sync_prepared()";
+                self.rig.left.connect_superuser()?.query_one(sql, &[])?;
+            }
+            sleep(Duration::from_millis(10));
+        }
     }
 
     fn worker(&self, observer: &mut Client, case: Case) -> Result<Option<i32>> {
-        if case != Case::Worker {
+        if !case.is_by_worker() {
             return Ok(None);
         }
         let sql = "select pid from pg_stat_activity where datname = current_database()
@@ -222,8 +311,8 @@ impl Bed {
         }
     }
 
-    fn lead_to(&self, port: u16) -> Result<()> {
-        let sql = format!("alter server dst options (set port '{port}')");
+    fn lead_to(&self, server: &str, port: u16) -> Result<()> {
+        let sql = format!("alter server {server} options (set port '{port}')");
         Ok(self.rig.left.connect()?.batch_execute(&sql)?)
     }
 }
@@ -238,8 +327,8 @@ fn told<T>(result: Result<T, postgres::Error>) -> Told {
     }
 }
 
-fn call(session: &mut Client) -> Told {
-    let done = session.query_one("select deal_sync_err_rec(10000)", &[]);
+fn call(session: &mut Client, function: &str) -> Told {
+    let done = session.query_one(&format!("select {function}"), &[]);
     match done.as_ref().map(|row| row.get(0)) {
         Ok(false) => Told::False,
         _ => told(done),
