@@ -34,6 +34,7 @@ impl SqlState {
     pub const NO_TRANSACTION: Self = Self::new("25P01");
     pub const NOT_NULL_VIOLATION: Self = Self::new("23502");
     pub const NO_DATA_FOUND: Self = Self::new("P0002");
+    pub const INVALID_STATEMENT_NAME: Self = Self::new("26000");
     pub const LOCK_NOT_AVAILABLE: Self = Self::new("55P03");
     pub const OUT_OF_MEMORY: Self = Self::new("53200");
     pub const OBJECT_IN_USE: Self = Self::new("55006");

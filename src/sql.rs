@@ -17,6 +17,7 @@ mod reached;
 mod render;
 mod reporting;
 mod session;
+pub mod shared;
 mod statement;
 #[cfg(test)]
 pub mod tests;
@@ -36,8 +37,8 @@ pub use param::Param;
 pub use reached::reached;
 pub use render::of_batch;
 pub use session::{
-    AS_LOGGED_IN, Introduce, NODE, REMOTE_SCHEMA, end_session, introduce, micros, named, on_path,
-    own_schemas, with_type_schemas,
+    AS_LOGGED_IN, Introduce, NODE, REMOTE_SCHEMA, cancel, end_session, introduce, introduced,
+    micros, named, on_path, own_schemas, with_type_schemas,
 };
 pub use statement::{Statement, Verb};
 pub use truncate::truncate_by_kind;

@@ -7,6 +7,7 @@
 use super::account::AccountKey;
 use super::endpoint::Endpoint;
 use super::prepared::Prepared;
+use super::shared::SharedStatements;
 use crate::change::{Relation, Route};
 use crate::connect::lost_session::LostSession;
 use crate::connect::peer::{Introduction, Peer, PeerKind};
@@ -21,7 +22,7 @@ use crate::pg::invalidation::Changed;
 use crate::pg::timer;
 use crate::pg::wait::{self, Interest, Waiter};
 use crate::pq::Connection;
-use crate::sql::{self, Introduce, Statement};
+use crate::sql::{self, Conflicts, Introduce, Statement};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -61,6 +62,12 @@ pub struct Session {
     /// Changes of the last run that were not sent because they have been there.
     pub held_back: u64,
     pub prepared: Prepared,
+    /// What it executes by name behind a pooler.
+    pub shared: SharedStatements,
+    /// Introduces all transactions but the first, once that is known.
+    introduction: Option<String>,
+    /// Transactions must begin in a block, since by themselves they begin otherwise than ours do.
+    pub must_begin: bool,
     /// The server has refused values in binary form.
     pub only_text: bool,
     /// The server has refused TRUNCATE ONLY: which tables are partitioned is asked with each.
@@ -94,6 +101,9 @@ impl Session {
             node: None,
             held_back: 0,
             prepared: Prepared::default(),
+            shared: SharedStatements::default(),
+            introduction: None,
+            must_begin: false,
             only_text: false,
             asks_kinds: false,
             moves_in_waves: Vec::new(),
@@ -108,11 +118,11 @@ impl Session {
     }
 
     /// Begins a transaction: gives the statement that introduces it to the server, where that is needed.
-    /// `commits`: it ends with the run, whose answer may be lost.
+    /// `commits`: it ends with the run, whose answer may be lost; `in_block`: it has begun as it must.
     ///
     /// # Errors
     /// As for [`context::random`].
-    pub fn begin(&mut self, commits: bool) -> Result<Option<Statement>> {
+    pub fn begin(&mut self, commits: bool, in_block: bool) -> Result<Option<Statement>> {
         if let Some((pid, started)) = self.peer.process()
             && !self.peer.must_introduce()
         {
@@ -129,16 +139,30 @@ impl Session {
         let clock = self.peer.clock().filter(|_| commits);
         let not_after = clock.map(|clock| clock.saturating_add(timeout));
         self.transaction = LostSession { token: Some(token), not_after, ..LostSession::default() };
+        let params = sql::introduced(token, not_after, commits && !in_block);
+        if self.peer.asks_settings() {
+            let text = self.introduction(true);
+            return Ok(Some(Statement::query(text, params, Conflicts::Never)));
+        }
+        let text = self.introduction.take().unwrap_or_else(|| self.introduction(false));
+        let name = self.shared.name_of_introduction(|| text.clone());
+        let text = self.introduction.insert(text);
+        Ok(Some(match name {
+            Some(name) => Statement::execute(name, params),
+            None => Statement::query(text.clone(), params, Conflicts::Never),
+        }))
+    }
+
+    fn introduction(&self, is_first: bool) -> String {
         let endpoint = &self.endpoint;
         let only_direct = (endpoint.pooled == Pooled::Off).then(|| self.connection.backend_pid());
-        Ok(Some(sql::introduce(&Introduce {
-            settings: &endpoint.settings.of_transaction(),
-            expected: if self.peer.asks_settings() { endpoint.settings.pinned() } else { &[] },
-            token,
-            not_after,
+        sql::introduce(&Introduce {
+            own: &endpoint.settings.own(),
+            pinned: endpoint.settings.pinned(),
+            is_first,
             only_direct,
             local: (database::current().to_u32(), context::cluster_start()),
-        })))
+        })
     }
 
     /// The server has answered to what [`Session::begin`] gave.

@@ -127,15 +127,9 @@ impl SessionSettings {
         &self.pinned
     }
 
-    /// What a transaction sets where the start-up parameters did not arrive: the user's own, then ours, but for
-    /// those that mean nothing within a transaction that has begun as ours do.
-    pub fn of_transaction(&self) -> Vec<(String, String)> {
-        let counts = |(name, _): &&Setting| {
-            !name.starts_with("default_transaction_") && *name != "idle_session_timeout"
-        };
-        let pinned = self.pinned.iter().filter(counts);
-        let pinned = pinned.map(|(name, value)| ((*name).to_owned(), value.clone()));
-        settings_in(&self.own).into_iter().chain(pinned).collect()
+    /// The user's own: what is pinned wins over them.
+    pub fn own(&self) -> Vec<(String, String)> {
+        settings_in(&self.own)
     }
 }
 
@@ -231,7 +225,7 @@ mod tests {
                 _ => assert_eq!(sent, Some(value), "{name}"),
             }
         }
-        assert!(settings.of_transaction().contains(&("geqo".to_owned(), "off".to_owned())));
+        assert_eq!(settings.own(), [("geqo".to_owned(), "off".to_owned())]);
     }
 
     #[test]

@@ -38,6 +38,7 @@ use crate::pg::{context, interrupt, lock, report, wal};
 use crate::queue::admission::{self, Admission};
 use crate::queue::failed::Blockers;
 use crate::queue::{self, lanes};
+use crate::sql::shared::WHAT_IS_THERE;
 use crate::transaction::{self, Drained, OpenDrain, TransactionState};
 use crate::{conflicts, loops, stats};
 use std::rc::Rc;
@@ -365,7 +366,18 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     let Delivery { set, link, conflicts, .. } = &mut delivery;
     let mut close = Close::of(set)?;
     let mut assumption = first_assumption(set, link);
-    let mut interrupted = close.run(feed_of(set, link, assumption), link)?;
+    let mut interrupted = if matches!(close, Close::Commit) && wants_to_ask(link) {
+        run_asking(set, link, assumption, &close)?
+    } else {
+        allow_shared(link);
+        close.run(feed_of(set, link, assumption), link)?
+    };
+    if !interrupted && link.was_missing() {
+        interrupted = match close {
+            Close::Commit => run_asking(set, link, assumption, &close)?,
+            Close::Prepare(_) => close.run(feed_of(set, link, assumption), link)?,
+        };
+    }
     if !interrupted && link.was_idle() && matches!(link.result(), Err(Error::Lost { .. })) {
         // The server had ended the idle session: a new one is as good.
         if let Close::Prepare(gid) = std::mem::replace(&mut close, Close::of(set)?) {
@@ -377,7 +389,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         assumption = first_assumption(set, link);
         interrupted = close.run(feed_of(set, link, assumption), link)?;
     }
-    if !interrupted && link.was_late() {
+    if !interrupted && (link.was_late() || link.was_unlike()) {
         interrupted = close.run(feed_of(set, link, assumption), link)?;
     }
     // Both are asked: each forgets what it finds to be wrong.
@@ -419,6 +431,49 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         Close::Commit => settle_commit(delivery, interrupted, false),
         Close::Prepare(gid) => settle_prepare(delivery, gid).map(|()| None),
     }
+}
+
+/// What processes of a pool have had may be executed by name: who allows it tries again if one has not got it.
+fn allow_shared(link: &mut Link<'_>) {
+    if let Some(session) = link.session() {
+        session.shared.allow();
+    }
+}
+
+/// Whether the process that serves the transaction is to be asked what it has.
+fn wants_to_ask(link: &mut Link<'_>) -> bool {
+    link.session().is_some_and(|session| session.shared.wants_to_ask())
+}
+
+/// Applies and commits in two exchanges: in the first the process that serves the transaction is asked what it
+/// has, so that what it has not can be prepared there.
+fn run_asking<'s>(
+    set: &'s ChangeSet,
+    link: &mut Link<'s>,
+    assumption: Assume,
+    close: &Close,
+) -> Result<bool> {
+    let open: &[&str] = if link.is_up() && !link.is_idle() { &["ROLLBACK"] } else { &[] };
+    let begin = [open, &BEGIN, &[WHAT_IS_THERE]].concat();
+    link.run(Fixed::new(begin), Ending::Open);
+    finish(std::slice::from_mut(link))?;
+    match link.result() {
+        Ok(()) => {}
+        Err(Error::Remote(_)) => {
+            if let Some(session) = link.session() {
+                session.shared.pause();
+            }
+            return close.run(feed_of(set, link, assumption), link);
+        }
+        Err(_) => return Ok(false),
+    }
+    let answer: Vec<String> = link.answers().iter().flatten().flatten().cloned().collect();
+    let prepare = (link.session())
+        .map(|session| session.shared.asked(answer.iter().map(String::as_str)))
+        .unwrap_or_default();
+    let feed = feed_of(set, link, assumption).in_open_block(prepare, "COMMIT");
+    link.run(feed, Ending::Commits);
+    finish(std::slice::from_mut(link))
 }
 
 /// See [`assumption::moved_at_once`].

@@ -6,7 +6,7 @@ use crate::fault::fault_point;
 use crate::guc;
 use crate::pg::interrupt;
 use crate::pg::wait::{self, Interest};
-use crate::sql::AS_LOGGED_IN;
+use crate::sql::{self, AS_LOGGED_IN};
 use std::time::{Duration, Instant};
 
 /// Why [`run`] returned.
@@ -73,10 +73,8 @@ pub fn cancel(links: &mut [Link<'_>]) {
         .iter()
         .filter(|link| !link.is_done() && link.commit_sent())
         .filter_map(|link| {
-            // Of a transaction that has not introduced itself, nobody knows who will run it.
-            let pid = link.backend_pid()?;
+            let sql = sql::cancel(link.transaction()?)?;
             let mut helper = Link::connect(link.endpoint()).ok()?;
-            let sql = format!("SELECT pg_catalog.pg_cancel_backend({pid})");
             helper.run(Fixed::new([AS_LOGGED_IN.to_owned(), sql]), Ending::Open);
             Some(helper)
         })

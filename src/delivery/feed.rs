@@ -192,6 +192,13 @@ impl<S> Changes<S> {
         self
     }
 
+    /// The same in a transaction that is open, after these statements, up to its end.
+    pub fn in_open_block(mut self, before: Vec<Statement>, commit: &str) -> Self {
+        self.before = before;
+        self.after = plain([commit]);
+        self
+    }
+
     /// The same in a transaction block, unless all of it is one statement about rows: the end of the
     /// pipeline commits that as well.
     pub fn in_block(mut self, begin: &[&str], commit: &[&str]) -> Self {
@@ -222,9 +229,12 @@ impl<S> Changes<S> {
             self.asked.push(batch.route.clone());
         }
         let (route, after_cascade) = (batch.route.clone(), batch.after_cascade);
-        // Where another process may serve the next transaction, a name means nothing.
-        let named = session.peer.keeps_session().then(|| session.prepared.name_for(&batch));
-        let mut about_rows: Vec<Statement> = match named.flatten() {
+        // Where another process may serve the next transaction, a name of the session's own means nothing.
+        let named = match session.peer.must_introduce() {
+            true => session.shared.name_for(&batch).map(|name| (None, name)),
+            false => session.prepared.name_for(&batch),
+        };
+        let mut about_rows: Vec<Statement> = match named {
             Some((prepare, name)) => {
                 prepare.into_iter().chain([prepared::execute(batch, &name)]).collect()
             }
@@ -239,7 +249,7 @@ impl<S> Changes<S> {
             }
         }
         if let Some([begin, commit]) = self.block.take()
-            && (session.peer.must_introduce()
+            && (session.must_begin
                 || about_rows.iter().filter(|one| one.is_executed()).count() > 1
                 || self.planner.holds_more())
         {

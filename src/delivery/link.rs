@@ -12,6 +12,7 @@ use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::LostSession;
 use crate::connect::peer::PeerKind;
 use crate::connect::session::{self, Session};
+use crate::connect::shared::is_missing;
 use crate::error::{Error, RemoteError, Result, SqlState};
 use crate::fault::fault_point;
 use crate::guc;
@@ -19,7 +20,7 @@ use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
 use crate::pq::{Connection, Polling};
 use crate::sql::marks::SESSION_MARK;
-use crate::sql::{NODE, REMOTE_SCHEMA, Statement};
+use crate::sql::{NODE, REMOTE_SCHEMA, Statement, Verb};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,10 @@ pub struct Link<'f> {
     was_late: bool,
     /// What was run had been prepared, if only in part.
     was_prepared: bool,
+    /// The process that served the run did not have what it was to execute by name.
+    was_missing: bool,
+    /// The server refused to begin otherwise than in a block.
+    was_unlike: bool,
     failure: Option<Error>,
 }
 
@@ -190,6 +195,8 @@ impl<'f> Link<'f> {
             was_idle: false,
             was_late: false,
             was_prepared: false,
+            was_missing: false,
+            was_unlike: false,
             failure: None,
         }
     }
@@ -200,6 +207,8 @@ impl<'f> Link<'f> {
         self.ending = ending;
         self.failure = None;
         self.was_late = false;
+        self.was_missing = false;
+        self.was_unlike = false;
         self.rewind();
         self.start();
     }
@@ -268,10 +277,10 @@ impl<'f> Link<'f> {
         self.commit_sent
     }
 
-    /// Process ID of the server's backend that runs the transaction, as far as is known.
-    pub fn backend_pid(&self) -> Option<i32> {
+    /// How the transaction under way can be known.
+    pub fn transaction(&self) -> Option<&LostSession> {
         match &self.state {
-            State::Running(session) | State::Resting(session) => session.transaction().backend_pid,
+            State::Running(session) | State::Resting(session) => Some(session.transaction()),
             State::Connecting { .. } | State::Closed => None,
         }
     }
@@ -291,6 +300,16 @@ impl<'f> Link<'f> {
         self.was_late
     }
 
+    /// Whether the process that served the run did not have what it was to execute by name.
+    pub fn was_missing(&self) -> bool {
+        self.was_missing
+    }
+
+    /// Whether the server refused to begin otherwise than in a block. The next run has one.
+    pub fn was_unlike(&self) -> bool {
+        self.was_unlike
+    }
+
     /// What became of the run.
     ///
     /// # Errors
@@ -306,6 +325,7 @@ impl<'f> Link<'f> {
             && matches!(&self.failure, Some(Error::Remote(error)) if error.sqlstate.may_be_outdated());
         if let (true, State::Resting(session)) = (outdated, &mut self.state) {
             session.prepared.forget();
+            session.shared.suspect();
         }
         outdated
     }
@@ -562,8 +582,12 @@ impl<'f> Link<'f> {
             // Its extension may be another by now.
             session.forget_remote_schema();
         }
-        self.was_prepared = session.prepared.settle(self.failure.is_none());
-        session.settle_types(self.failure.is_none());
+        let failure = self.failure.as_ref();
+        let (named, shared) =
+            (session.prepared.settle(failure.is_none()), session.shared.settle(failure));
+        self.was_prepared = named || shared;
+        self.was_missing = shared && failure.is_some_and(is_missing);
+        session.settle_types(failure.is_none());
         if matches!(self.failure, Some(Error::Connect { .. })) {
             // The session was refused, and is of no use.
             return;
@@ -624,17 +648,18 @@ impl<'f> Link<'f> {
         // A connection that is new is introduced even if nothing else is asked.
         if self.begins
             && self.questions.is_some()
-            && let Err(error) = self.introduce()?
+            && let Err(error) = self.introduce(false)?
         {
             return Ok(Err(error));
         }
+        let mut in_block = false;
         for statement in statements {
             let begins_block = statement.begins_block();
             // Its settings are to be those of the transaction.
             if self.begins
                 && !begins_block
                 && self.ending != Ending::Resolves
-                && let Err(error) = self.introduce()?
+                && let Err(error) = self.introduce(in_block)?
             {
                 return Ok(Err(error));
             }
@@ -642,22 +667,28 @@ impl<'f> Link<'f> {
             session.connection.send(statement)?;
             self.answers.push_expected(statement.conflicts.clone());
             bytes += statement.size();
-            self.begins |= begins_block;
+            self.begins |= begins_block || statement.rolls_back();
+            in_block |= begins_block;
         }
         Ok(Ok(bytes))
     }
 
     /// A transaction begins: sends the statement that introduces it, where that is needed, and asks for its
-    /// answer to be sent at once: should all others be lost, it tells who ran them.
-    fn introduce(&mut self) -> std::result::Result<Result<()>, String> {
+    /// answer to be sent at once: should all others be lost, it tells who ran them. One that is executed by
+    /// name begins a short transaction, of which its lock tells as much: an answer of its own would cost all
+    /// who pass it on as much as the transaction's.
+    fn introduce(&mut self, in_block: bool) -> std::result::Result<Result<()>, String> {
         self.begins = false;
         let State::Running(session) = &mut self.state else { return Ok(Ok(())) };
         let commits = matches!(self.ending, Ending::Commits | Ending::Prepares);
-        match session.begin(commits && self.questions.is_none()) {
+        match session.begin(commits && self.questions.is_none(), in_block) {
             Ok(Some(statement)) => {
+                let is_named = matches!(statement.verb, Verb::Execute(_));
                 session.connection.send(&statement)?;
                 self.answers.push_introduction();
-                session.connection.request_flush()?;
+                if !is_named {
+                    session.connection.request_flush()?;
+                }
             }
             Ok(None) => {}
             Err(error) => return Ok(Err(error)),
@@ -689,6 +720,11 @@ impl<'f> Link<'f> {
                     self.was_late = true;
                     let (server, millis) = (server.clone(), 0);
                     Error::Timeout { server, what: "beginning a transaction there", millis }
+                }
+                Some(Refusal::Unlike) => {
+                    session.must_begin = true;
+                    self.was_unlike = true;
+                    Error::Remote(Box::new(error))
                 }
                 Some(Refusal::Connection { sqlstate, reason }) => {
                     Error::Connect { server: server.clone(), sqlstate, reason }
@@ -727,6 +763,8 @@ enum Refusal {
     Late {
         clock: i64,
     },
+    /// Transactions begin otherwise than ours do.
+    Unlike,
     Connection {
         sqlstate: SqlState,
         reason: String,
@@ -743,6 +781,7 @@ fn refusal(error: &RemoteError) -> Option<Refusal> {
     let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
     Some(match why {
         "late" => Refusal::Late { clock: digits.parse().ok()? },
+        "unlike" => Refusal::Unlike,
         "itself" => Refusal::Connection {
             sqlstate: SqlState::REJECTED_CONNECTION,
             reason: "The server leads back to this database itself.".to_owned(),

@@ -29,9 +29,7 @@ pub fn can_last(batch: &Batch) -> bool {
 
 /// Prepares the statement for batches like this one, for which [`can_last`] holds.
 pub fn prepare(batch: &Batch, name: &Rc<str>) -> Option<Statement> {
-    let text = text(batch)?;
-    let (params, conflicts) = (Vec::new(), Conflicts::Never);
-    Some(Statement { verb: Verb::Prepare(name.clone()), text, params, conflicts })
+    Some(Statement::prepare(text(batch)?, name.clone()))
 }
 
 /// Executes it.
@@ -50,7 +48,8 @@ pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
     Statement { verb: Verb::Execute(name.clone()), text, params, conflicts }
 }
 
-fn text(batch: &Batch) -> Option<String> {
+/// The text that is prepared.
+pub fn text(batch: &Batch) -> Option<String> {
     let (route, kind) = (&batch.route, batch.kind);
     let mut values = Values::of_params(batch)?;
     let column = |at: usize| {

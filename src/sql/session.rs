@@ -74,52 +74,51 @@ pub fn with_type_schemas(route: &Route, search_path: &str) -> String {
     )
 }
 
-/// What the first statement of a transaction asks for and sets.
+/// What the first statement of a transaction asks for and sets. Its text is the same for all transactions of a
+/// session but the first.
 pub struct Introduce<'a> {
-    /// What is set for the transaction.
-    pub settings: &'a [(String, String)],
-    /// What the session should have been found with, if that is asked.
-    pub expected: &'a [Setting],
-    /// The transaction's advisory lock.
-    pub token: i64,
-    /// It must begin before that, in microseconds since 1970 by the server's clock.
-    pub not_after: Option<i64>,
+    /// What is set for the transaction: the user's own.
+    pub own: &'a [(String, String)],
+    /// The same: what a delivery needs. As SHOW writes it.
+    pub pinned: &'a [Setting],
+    /// Where the session leads to is asked, and how it was found.
+    pub is_first: bool,
     /// The process ID that the server gave to libpq, if the server must be reached directly.
     pub only_direct: Option<i32>,
     /// The database from which the changes come: its OID, and when its cluster was started.
     pub local: (u32, i64),
 }
 
-/// Introduces a transaction and the server to each other: the only row's first column is a JSON object, see
+/// Introduces a transaction and the server to each other: the only row's only column is a JSON object, see
 /// [`crate::connect::peer::Introduction`]. Whoever answers may have any search_path, so every name is
-/// qualified.
+/// qualified; and any settings, so that the text has neither backslashes nor anything but ASCII where the
+/// user's options have none. The parameters are those of [`introduced`].
 ///
-/// The lock is taken before the clock is read, which [`end_session`] relies on.
-pub fn introduce(with: &Introduce<'_>) -> Statement {
+/// The lock is taken before the clock is read, which [`end_session`] relies on. What is in force already is not
+/// set again, which would cost more than to look at it.
+pub fn introduce(with: &Introduce<'_>) -> String {
     // With something that is not known before it is executed: else it fails when it is planned.
     let fail = |why: &str, number: &str| {
         let mark = literal(&format!("{SESSION_MARK}{why} "));
         format!("pg_catalog.concat({mark}, {number})::pg_catalog.bool::pg_catalog.text")
     };
     const BACKEND: &str = "pg_catalog.pg_backend_pid()";
-    let token = with.token;
+    const CLOCK: &str = "pg_catalog.clock_timestamp()";
     let mut cases = format!(
-        "WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared({token}) THEN {} ",
-        fail("ended", BACKEND)
+        "WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared($1::pg_catalog.int8) THEN {} \
+         WHEN pg_catalog.date_part('epoch', {CLOCK}) OPERATOR(pg_catalog.>) $2::pg_catalog.float8 \
+         THEN {} \
+         WHEN $3::pg_catalog.bool AND ( \
+             pg_catalog.current_setting('transaction_isolation') \
+               OPERATOR(pg_catalog.<>) 'read committed' \
+             OR pg_catalog.current_setting('transaction_read_only') \
+               OPERATOR(pg_catalog.<>) 'off') \
+         THEN {} ",
+        fail("ended", BACKEND),
+        fail("late", &micros(CLOCK)),
+        fail("unlike", BACKEND)
     );
-    if let Some(not_after) = with.not_after {
-        // Microseconds differ in seconds of this type until the year 2255.
-        const CLOCK: &str = "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())";
-        let late = fail("late", &micros("pg_catalog.clock_timestamp()"));
-        let (seconds, micros) = (not_after.div_euclid(1_000_000), not_after.rem_euclid(1_000_000));
-        cases.push_str(&format!(
-            "WHEN {CLOCK} OPERATOR(pg_catalog.>) '{seconds}.{micros:06}'::pg_catalog.float8 \
-             THEN {late} "
-        ));
-    }
-    // Where a connection leads is asked once.
-    let is_first = !with.expected.is_empty();
-    if is_first {
+    if with.is_first {
         let (database, started) = with.local;
         cases.push_str(&format!(
             "WHEN (SELECT d.oid FROM pg_catalog.pg_database d \
@@ -136,12 +135,9 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
             fail("pooled", BACKEND)
         ));
     }
-    let mut answer = format!(
-        "'{{\"pid\":', {BACKEND}, ',\"clock\":', {}",
-        micros("pg_catalog.clock_timestamp()")
-    );
-    if is_first {
-        let rows: Vec<String> = (with.expected.iter())
+    let mut answer = format!("'{{\"pid\":', {BACKEND}, ',\"clock\":', {}", micros(CLOCK));
+    if with.is_first {
+        let rows: Vec<String> = (with.pinned.iter())
             .map(|(name, value)| format!("({}, {})", literal(name), literal(value)))
             .collect();
         // The last one is a limit of newer majors, which would end a session in the middle of a delivery.
@@ -159,16 +155,48 @@ pub fn introduce(with: &Introduce<'_>) -> Statement {
             rows.join(", ")
         ));
     }
-    let answer = format!("pg_catalog.concat({answer}, '}}')");
-    let set: String = (with.settings.iter())
-        .map(|(name, value)| {
-            format!(", pg_catalog.set_config({}, {}, true)", literal(name), literal(value))
-        })
-        .collect();
-    let limit = ", CASE WHEN pg_catalog.current_setting('transaction_timeout', true) \
-                 OPERATOR(pg_catalog.<>) '0' \
-                 THEN pg_catalog.set_config('transaction_timeout', '0', true) END";
-    Statement::plain(format!("SELECT CASE {cases}ELSE {answer} END{set}{limit}"))
+    answer.push_str(&format!(", ',\"set\":', {}", set_for_transaction(with)));
+    format!("SELECT CASE {cases}ELSE pg_catalog.concat({answer}, '}}') END")
+}
+
+/// Sets what is not so already, in this order, and counts it. The user's own is set whatever it was: it may be
+/// written in another form than it is shown in. One expression for each setting would cost more: whoever
+/// executes a function first looks up who may.
+fn set_for_transaction(with: &Introduce<'_>) -> String {
+    let row = |name: &str, value: &str, always: bool| {
+        format!("({}, {}, {always})", literal(name), literal(value))
+    };
+    let own = with.own.iter().map(|(name, value)| row(name, value, true));
+    let pinned = with.pinned.iter().filter(|(name, _)| counts(name));
+    let rows: Vec<String> =
+        own.chain(pinned.map(|(name, value)| row(name, value, false))).collect();
+    // The last one is a limit of newer majors, which need not be there.
+    format!(
+        "(SELECT pg_catalog.count(pg_catalog.set_config(w.name, w.value, true)) \
+          FROM (VALUES {}, ('transaction_timeout', '0', false)) AS w(name, value, always) \
+          WHERE w.always OR COALESCE(pg_catalog.current_setting(w.name, true) \
+            OPERATOR(pg_catalog.<>) w.value, \
+            w.name OPERATOR(pg_catalog.<>) 'transaction_timeout'))",
+        rows.join(", ")
+    )
+}
+
+/// Whether a setting means anything within a transaction that has begun as ours do.
+fn counts(name: &str) -> bool {
+    !name.starts_with("default_transaction_") && name != "idle_session_timeout"
+}
+
+/// The parameters of [`introduce`]: the transaction's advisory lock; when it must have begun, in microseconds
+/// since 1970 by the server's clock; whether it is to be refused where transactions begin otherwise than ours
+/// do.
+pub fn introduced(token: i64, not_after: Option<i64>, unlike: bool) -> Vec<Param> {
+    // Microseconds differ in seconds of the server's type until the year 2255.
+    let seconds = |time: i64| {
+        Param::Text(format!("{}.{:06}", time.div_euclid(1_000_000), time.rem_euclid(1_000_000)))
+    };
+    let refused = if unlike { "t" } else { "f" };
+    let not_after = not_after.map_or(Param::Null, seconds);
+    vec![Param::Text(token.to_string()), not_after, Param::Text(refused.to_owned())]
 }
 
 /// A time as microseconds since 1970, exactly.
@@ -193,16 +221,11 @@ pub fn end_session(lost: &LostSession, wait: u128) -> String {
          ELSE 'other ' OPERATOR(pg_catalog.||) COALESCE(a.usename::pg_catalog.text, '') END"
     );
     if let Some(token) = lost.token {
-        let (upper, lower) = ((token >> 32) as u32, token as u32);
         let holder = format!(
             "(SELECT {end} FROM pg_catalog.pg_locks l \
               JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid \
-              WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' \
-                AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
-                  WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
-                AND l.classid OPERATOR(pg_catalog.=) {upper}::pg_catalog.oid \
-                AND l.objid OPERATOR(pg_catalog.=) {lower}::pg_catalog.oid \
-                AND l.objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2 LIMIT 1)"
+              WHERE {} LIMIT 1)",
+            is_lock(token)
         );
         let Some(not_after) = lost.not_after else {
             return format!("SELECT COALESCE({holder}, 'gone')");
@@ -226,6 +249,30 @@ pub fn end_session(lost: &LostSession, wait: u128) -> String {
            {other_start}ELSE {end} END \
          FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) {pid}), 'gone')"
     )
+}
+
+/// Whether `l` of pg_locks is a transaction's advisory lock.
+fn is_lock(token: i64) -> String {
+    let (upper, lower) = ((token >> 32) as u32, token as u32);
+    format!(
+        "l.locktype OPERATOR(pg_catalog.=) 'advisory' \
+         AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+           WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+         AND l.classid OPERATOR(pg_catalog.=) {upper}::pg_catalog.oid \
+         AND l.objid OPERATOR(pg_catalog.=) {lower}::pg_catalog.oid \
+         AND l.objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2"
+    )
+}
+
+/// Asks the process that runs a transaction to cancel it; `None` if there is no telling which that is.
+pub fn cancel(transaction: &LostSession) -> Option<String> {
+    if let Some(pid) = transaction.backend_pid {
+        return Some(format!("SELECT pg_catalog.pg_cancel_backend({pid})"));
+    }
+    let lock = is_lock(transaction.token?);
+    Some(format!(
+        "SELECT pg_catalog.pg_cancel_backend(l.pid) FROM pg_catalog.pg_locks l WHERE {lock}"
+    ))
 }
 
 /// Undoes a role that was set for the session, for the transaction.

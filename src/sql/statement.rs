@@ -37,9 +37,26 @@ impl Statement {
         Self { verb: Verb::Query, text, params, conflicts }
     }
 
+    /// One that is prepared under a name, with parameters of the types that its text gives them.
+    pub fn prepare(text: String, name: Rc<str>) -> Self {
+        let (params, conflicts) = (Vec::new(), Conflicts::Never);
+        Self { verb: Verb::Prepare(name), text, params, conflicts }
+    }
+
+    /// One that was prepared and answers without telling conflicts.
+    pub fn execute(name: Rc<str>, params: Vec<Param>) -> Self {
+        let (text, conflicts) = (String::new(), Conflicts::Never);
+        Self { verb: Verb::Execute(name), text, params, conflicts }
+    }
+
     /// Whether it begins a transaction block.
     pub fn begins_block(&self) -> bool {
         self.text.starts_with("BEGIN")
+    }
+
+    /// Whether it ends a transaction that has failed: another begins with the next statement.
+    pub fn rolls_back(&self) -> bool {
+        self.text == "ROLLBACK"
     }
 
     /// Whether it is executed, and not only prepared.

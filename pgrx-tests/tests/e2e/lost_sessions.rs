@@ -333,3 +333,26 @@ fn nothing_is_sent_over_a_connection_before_it_is_known_who_serves_it() {
     assert_equal(&fixture);
     assert_eq!((value(&fixture.right, 1).as_deref(), lost(&fixture)), (Some("second"), 0));
 }
+
+/// Whoever publishes all tables publishes those of the extension, whose rows must be deleted for the queue to
+/// drain.
+#[test]
+fn a_lost_session_is_settled_beside_a_publication_for_all_tables() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let fixture = one_way("published", Some(&proxy), "{}");
+    fixture.left.exec_superuser("create publication everything for all tables");
+    let mut client = fixture.left.client();
+    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    for value in ["new", "newer"] {
+        proxy.cut_after(0, Direction::ToClient);
+        client
+            .batch_execute(&format!("update t set v = '{value}' where id = 1"))
+            .expect("the local commit");
+        assert_eq!((queued(&fixture), lost(&fixture)), (1, 1));
+        await_until(SOON, "the queue to drain", || drain(&fixture));
+        assert_equal(&fixture);
+        assert_eq!((queued(&fixture), lost(&fixture)), (0, 0));
+        client.batch_execute("update t set v = 'direct' where id = 2").expect("an update");
+    }
+    assert_equal(&fixture);
+}

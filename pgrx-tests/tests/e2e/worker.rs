@@ -562,3 +562,20 @@ fn an_unusable_mapping_is_a_failure_and_not_an_end() {
     await_delivered(&fixture);
     assert_eq!(worker(&fixture.left), Some(pid));
 }
+
+#[test]
+fn a_server_on_which_a_row_is_locked_is_not_shown_as_unreachable() {
+    let fixture = queue_bed(preloaded(), "lockedthere", right_port());
+    fixture.left.exec("insert into t values (1, 'a')");
+    await_delivered(&fixture);
+    let mut locker = fixture.right.client();
+    locker.batch_execute("begin; update t set v = 'held' where id = 1").expect("a lock");
+    fixture.left.exec("update t set v = 'b' where id = 1");
+    await_query(&fixture.left, "busy");
+    let (_, query, _) = activity(&fixture.left).expect("a worker");
+    assert!(!query.contains("not reachable"), "{query}");
+    let error: String = fixture.left.query_one("select last_sqlstate from sync_status");
+    assert_eq!(error, "55P03");
+    locker.batch_execute("rollback").expect("a rollback");
+    await_delivered(&fixture);
+}
