@@ -279,16 +279,19 @@ pub struct RowStorage {
     pub before: u64,
     pub after: u64,
     pub file: u32,
+    /// Numbers the local transaction among those that are read together: a place is used anew by the next
+    /// one. Not kept in the queue, which knows of each record which transaction made it.
+    pub transaction: u32,
 }
 
 impl From<(u64, u64, u32)> for RowStorage {
     fn from((before, after, file): (u64, u64, u32)) -> Self {
-        Self { before, after, file }
+        Self { before, after, file, transaction: 0 }
     }
 }
 
 impl From<RowStorage> for (u64, u64, u32) {
-    fn from(RowStorage { before, after, file }: RowStorage) -> Self {
+    fn from(RowStorage { before, after, file, .. }: RowStorage) -> Self {
         (before, after, file)
     }
 }

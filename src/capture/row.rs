@@ -61,7 +61,7 @@ pub fn changes_of(
                 Op::Update => (event.row()?.stored(), event.new_row()?.stored()),
                 Op::Delete | Op::Truncate => (event.row()?.stored(), 0),
             };
-            change.stored = RowStorage { before, after, file: event.file() };
+            change.stored = RowStorage { before, after, file: event.file(), transaction: 0 };
         }
         take(one)?;
     }

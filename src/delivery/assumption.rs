@@ -9,6 +9,7 @@ use crate::capture::log::{Reader, Rows};
 use crate::change::{Policy, Relation, Route, Source};
 use crate::connect::session::Session;
 use crate::error::{Error, SqlState};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 /// How much is taken for granted of the server's rows.
@@ -81,24 +82,27 @@ pub fn must_ask_kinds(link: &mut Link<'_>, refusal: &Error) -> bool {
         .is_some_and(|session| !std::mem::replace(&mut session.asks_kinds, true))
 }
 
-/// Targets of rows that may have been refused for having been moved at once: they are moved in waves then.
+/// Routes of rows that may have been refused for having been moved at once: they are moved in waves then.
 pub fn moved_at_once<'r>(
     routes: impl IntoIterator<Item = &'r Rc<Route>>,
     link: &mut Link<'_>,
     refusal: &Error,
-) -> Vec<Relation> {
+) -> Vec<Rc<Route>> {
     if refusal.sqlstate() != SqlState::UNIQUE_VIOLATION {
         return Vec::new();
     }
     let Some(session) = link.session() else { return Vec::new() };
-    let mut targets: Vec<Relation> = Vec::new();
-    for route in routes.into_iter().filter(|route| moves_at_once(route)) {
-        let target = &route.target;
-        if !session.moves_in_waves.contains(target) && !targets.contains(target) {
-            targets.push(target.clone());
-        }
-    }
-    targets
+    let known = |route: &&Rc<Route>| session.moves_in_waves.contains(&route.target);
+    routes.into_iter().filter(|route| moves_at_once(route) && !known(route)).cloned().collect()
+}
+
+/// Rows of these have been moved in waves, which has worked: they are from now on. Not under a policy that
+/// lets a row stay for one that is in its way: that may have been why, and the next time none is.
+pub fn keep_in_waves(session: &mut Session, routes: &[Rc<Route>]) {
+    let known: HashSet<Relation> = session.moves_in_waves.drain(..).collect();
+    let kept = routes.iter().filter(|route| route.policy != Policy::Skip);
+    let all: HashSet<Relation> = known.into_iter().chain(kept.map(|r| r.target.clone())).collect();
+    session.moves_in_waves.extend(all);
 }
 
 /// What was sent in batches that grow and in binary form was refused.

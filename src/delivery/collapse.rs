@@ -13,9 +13,6 @@ use crate::error::{Error, Result, SqlState};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Bits of the places in [`Change::stored`] that number the transaction; the others are block and offset.
-pub const TRANSACTION_SHIFT: u32 = 48;
-
 type Key = Vec<Option<String>>;
 
 /// A row that the group touches.
@@ -37,7 +34,7 @@ pub struct Collapse {
     stored: HashMap<u64, usize>,
     /// Of groups done before in the same transaction: who holds a key, as file and place.
     holders: HashMap<(usize, Key), (u32, u64)>,
-    transaction: u64,
+    transaction: u32,
     /// The file in which the group's rows are stored.
     file: u32,
 }
@@ -62,7 +59,7 @@ impl Collapse {
     pub fn continues(&self, route: &Rc<Route>, change: &Change<&str>) -> bool {
         self.route.as_ref().is_none_or(|own| Rc::ptr_eq(own, route))
             && (self.rows.is_empty()
-                || (self.transaction, self.file) == (transaction_of(change), change.stored.file))
+                || (self.transaction, self.file) == (change.stored.transaction, change.stored.file))
     }
 
     /// Adds a change to the group.
@@ -71,12 +68,12 @@ impl Collapse {
     /// 0A000 when an earlier group of the transaction left its key to another row: which of the two
     /// the remote's row is cannot be told.
     pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) -> Result<()> {
-        if self.transaction != transaction_of(change) {
-            self.transaction = transaction_of(change);
+        let RowStorage { before: from, after: to, file, transaction } = change.stored;
+        if self.transaction != transaction {
+            self.transaction = transaction;
             self.holders.clear();
         }
         self.route = Some(route.clone());
-        let RowStorage { before: from, after: to, file } = change.stored;
         self.file = file;
         let known = self.stored.remove(&from).filter(|_| change.op != Op::Insert);
         let at = match known {
@@ -153,10 +150,6 @@ impl Collapse {
         }
         Some((route, net))
     }
-}
-
-fn transaction_of(change: &Change<&str>) -> u64 {
-    change.stored.before.max(change.stored.after) >> TRANSACTION_SHIFT
 }
 
 fn owned(key: &[Option<&str>]) -> Key {

@@ -24,7 +24,7 @@ use crate::atomic::gid::Gid;
 use crate::atomic::{done, phases};
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Reader;
-use crate::change::Relation;
+use crate::change::Route;
 use crate::conflict::Tally;
 use crate::connect::account::Account;
 use crate::connect::endpoint::Endpoint;
@@ -403,7 +403,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
     if !interrupted && !at_once.is_empty() {
         let feed = feed_of(set, link, Assume::Nothing).in_waves(true);
         interrupted = close.run(feed, link)?;
-        move_in_waves(link, at_once);
+        keep_in_waves(link, &at_once);
     }
     if !interrupted && is_twice_one_row(link) {
         interrupted = close.run(feed_of(set, link, Assume::NotKeys), link)?;
@@ -477,19 +477,19 @@ fn run_asking<'s>(
 }
 
 /// See [`assumption::moved_at_once`].
-fn refused_at_once(set: &ChangeSet, link: &mut Link<'_>) -> Vec<Relation> {
+fn refused_at_once(set: &ChangeSet, link: &mut Link<'_>) -> Vec<Rc<Route>> {
     match link.result() {
         Err(error @ Error::Remote(_)) => assumption::moved_at_once(set.routes(), link, &error),
         _ => Vec::new(),
     }
 }
 
-/// Rows of these targets have been moved in waves: if that has worked, they are from now on.
-fn move_in_waves(link: &mut Link<'_>, targets: Vec<Relation>) {
+/// Rows of these have been moved in waves, see [`assumption::keep_in_waves`].
+fn keep_in_waves(link: &mut Link<'_>, routes: &[Rc<Route>]) {
     if link.result().is_ok()
         && let Some(session) = link.session()
     {
-        session.moves_in_waves.extend(targets);
+        assumption::keep_in_waves(session, routes);
     }
 }
 
@@ -716,21 +716,21 @@ fn in_two_steps<'s>(
         }
     }
     finish(&mut links)?;
-    let refused: Vec<Vec<Relation>> = sets
+    let refused: Vec<Vec<Rc<Route>>> = sets
         .iter()
         .zip(&mut links)
         .map(|(set, link)| {
-            let targets = refused_at_once(set, link);
-            if !targets.is_empty() {
+            let routes = refused_at_once(set, link);
+            if !routes.is_empty() {
                 let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
                 let feed = feed_of(set, link, Assume::Nothing).in_waves(true);
                 link.run(feed.between(&again, &[]), Ending::Open);
             }
-            targets
+            routes
         })
         .collect();
     finish(&mut links)?;
-    links.iter_mut().zip(refused).for_each(|(link, targets)| move_in_waves(link, targets));
+    links.iter_mut().zip(refused).for_each(|(link, routes)| keep_in_waves(link, &routes));
     for (set, link) in sets.iter().zip(&mut links) {
         if is_twice_one_row(link) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];

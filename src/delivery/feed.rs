@@ -105,8 +105,8 @@ pub struct Changes<S> {
     held_back: u64,
     /// What is put together in one statement, where that is so.
     span: Option<Span>,
-    /// The first change after the last span.
-    ahead: Option<Owned>,
+    /// What comes first after the last span.
+    ahead: Vec<Owned>,
     /// Batches of a span that are statements of their own.
     ready: VecDeque<Batch>,
 }
@@ -136,7 +136,7 @@ impl<S> Changes<S> {
             path: Path::default(),
             held_back: 0,
             span: None,
-            ahead: None,
+            ahead: Vec::new(),
             ready: VecDeque::new(),
         }
     }
@@ -302,10 +302,8 @@ impl<S: Source> Changes<S> {
         let truncations = self.truncations.as_ref().map_err(Clone::clone)?;
         let at = self.taken;
         self.taken += 1;
-        if at == 0 && self.in_waves {
-            planner.in_waves(InWaves::All);
-        } else if at == 0 && !session.moves_in_waves.is_empty() {
-            planner.in_waves(InWaves::Of(session.moves_in_waves.clone()));
+        if at == 0 {
+            planner.in_waves(in_waves(self.in_waves, session));
         }
         let mut pushed = Ok(());
         let more = self.source.next(&mut |route, change| {
@@ -328,6 +326,15 @@ impl<S: Source> Changes<S> {
     }
 }
 
+/// Whose rows move in waves; `all`: everybody's.
+fn in_waves(all: bool, session: &Session) -> InWaves {
+    match &*session.moves_in_waves {
+        _ if all => InWaves::All,
+        [] => InWaves::None,
+        some => InWaves::Of(some.to_vec()),
+    }
+}
+
 /// Whether what takes this route has been at the session's server.
 fn has_been(route: &Route, session: &Session) -> bool {
     session.node().is_some_and(|node| route.path.contains(node))
@@ -336,31 +343,47 @@ fn has_been(route: &Route, session: &Session) -> bool {
 impl<S: Source> Changes<S> {
     /// The changes of the next span; none at the end.
     fn next_span(&mut self, session: &mut Session, span: Span) -> Result<Vec<Owned>> {
-        let mut changes: Vec<Owned> = self.ahead.take().into_iter().collect();
+        let mut changes: Vec<Owned> = std::mem::take(&mut self.ahead);
         let mut bytes = 0;
         while !self.done {
-            let (mut next, held_back) = (None, &mut self.held_back);
-            let more = self.source.next(&mut |route, change| match has_been(route, session) {
-                true => *held_back += 1,
-                false => next = Some((route.clone(), change.owned())),
-            })?;
-            if !more {
-                self.done = true;
-                session.held_back = self.held_back;
-            }
-            let Some(next) = next else { continue };
-            let ends = |last: &Owned| span == Span::Command && last.1.command != next.1.command;
-            bytes += next.1.encoded_size();
+            let next = self.next_owned(session)?;
+            let Some((_, first)) = next.first() else { continue };
+            let ends = |last: &Owned| span == Span::Command && last.1.command != first.command;
+            bytes += next.iter().map(|(_, change)| change.encoded_size()).sum::<usize>();
             if changes.last().is_some_and(|last| ends(last) || bytes > MAX_SPAN_BYTES) {
-                self.ahead = Some(next);
+                self.ahead = next;
                 break;
             }
-            changes.push(next);
+            changes.extend(next);
         }
         Ok(changes)
     }
 
-    /// Statements for the next span: one for all of it where it can be one, else one a batch.
+    /// The next change, after the TRUNCATEs that go before it and count as of its command; none where it is not
+    /// sent.
+    fn next_owned(&mut self, session: &mut Session) -> Result<Vec<Owned>> {
+        let truncations = self.truncations.as_ref().map_err(Clone::clone)?;
+        let (at, held_back, mut next) = (self.taken, &mut self.held_back, Vec::new());
+        self.taken += 1;
+        let more = self.source.next(&mut |route, change| {
+            let emptied = truncations.before(at).iter().filter(|route| !has_been(route, session));
+            let truncation = Change { command: change.command, ..Change::truncation() };
+            next.extend(emptied.map(|route| (route.clone(), truncation.clone())));
+            match has_been(route, session) {
+                true => *held_back += 1,
+                false if truncations.includes(at, route) => {}
+                false => next.push((route.clone(), change.owned())),
+            }
+        })?;
+        if !more {
+            self.done = true;
+            session.held_back = self.held_back;
+        }
+        Ok(next)
+    }
+
+    /// Statements for the next span: one for all of it where it can be one, after a TRUNCATE if there is one;
+    /// else one a batch.
     fn next_whole(&mut self, session: &mut Session, span: Span) -> Result<Option<Vec<Statement>>> {
         loop {
             if let Some([begin, commit]) = self.block.take() {
@@ -377,6 +400,7 @@ impl<S: Source> Changes<S> {
                 return Ok(Some(last).filter(|statements| !statements.is_empty()));
             };
             let mut planner = Planner::default();
+            planner.in_waves(in_waves(self.in_waves, session));
             let planned = changes.iter().try_for_each(|(r, c)| planner.push(r, &c.borrowed()));
             planner.finish();
             self.ready = std::iter::from_fn(|| planner.pop()).collect();
@@ -391,9 +415,22 @@ impl<S: Source> Changes<S> {
                 changes.iter().for_each(|(route, change)| whole.push(route, &change.borrowed()));
                 let compared = |(route, _): &&Owned| route.compared().next().is_some();
                 let route = changes.iter().find(compared).map_or(first, |(route, _)| route).clone();
-                if let Some(statement) = whole.finish().and_then(sql::joined) {
-                    self.ready.clear();
-                    return Ok(Some(self.framed(&route, vec![statement], session)));
+                match whole.finish() {
+                    // They come to nothing else.
+                    Some((truncated, batches)) if batches.is_empty() => {
+                        self.ready = truncated.into_iter().collect();
+                        continue;
+                    }
+                    Some((truncated, batches)) => {
+                        if let Some(joined) = sql::joined(batches, session.remote_schema()) {
+                            self.ready.clear();
+                            let emptied = truncated.map(|batch| self.render(batch, session));
+                            let mut statements = emptied.unwrap_or_default();
+                            statements.extend(self.framed(&route, joined, session));
+                            return Ok(Some(statements));
+                        }
+                    }
+                    None => {}
                 }
             }
             planned?;

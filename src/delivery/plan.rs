@@ -66,7 +66,7 @@ impl InWaves {
 
 /// Whether rows that move over a route are moved at once, where the server's key allows it.
 pub fn moves_at_once(route: &Route) -> bool {
-    route.key_deferrable && matches!(route.policy, Policy::Overwrite | Policy::Error)
+    route.key_deferrable && !matches!(route.policy, Policy::Newest(_))
 }
 
 impl Default for Planner {
@@ -529,7 +529,7 @@ mod tests {
         change: Change<&'static str>,
         (before, after): (u64, u64),
     ) -> Change<&'static str> {
-        Change { stored: RowStorage { before, after, file }, ..change }
+        Change { stored: RowStorage { before, after, file, transaction: 1 }, ..change }
     }
 
     fn plan_deferrable(changes: &[Change<&str>]) -> Result<Vec<(BatchKind, String)>> {
@@ -574,7 +574,7 @@ mod tests {
             let row = vec![Some(pair[1].as_str()), None];
             let key = vec![Some(pair[0].as_str())];
             let at = at as u64 + 1;
-            let places = RowStorage { before: at, after: at + 100_000, file: 1 };
+            let places = RowStorage { before: at, after: at + 100_000, file: 1, transaction: 1 };
             let change = Change { row, key, stored: places, ..update(1, "1", "2") };
             planner.push(&route, &change).expect("unambiguous");
         }

@@ -4,7 +4,6 @@
 //! changes leave behind again are never made, and what is written does not depend on an order: deletions
 //! come first, then what stays, then what is new.
 
-use super::collapse::TRANSACTION_SHIFT;
 use crate::change::{Change, Op, Policy, Relation, Route, RowStorage};
 use crate::sql::{Batch, BatchKind};
 use std::collections::{HashMap, HashSet};
@@ -43,12 +42,16 @@ struct Row {
 pub struct Whole {
     rows: Vec<Row>,
     holders: HashMap<Identity, usize>,
-    /// Some change is of a kind that no other can be joined with.
+    /// Rows cannot be told apart.
     refused: bool,
-    /// Commands that the changes are of.
-    commands: HashSet<u32>,
+    /// Under `newest` rows leave their keys: what that counts as is not told of a row that goes on.
+    leaves_keys: bool,
+    /// Tables that are emptied before all else.
+    truncated: Vec<Rc<Route>>,
+    /// Commands that the changes are of, each with its transaction.
+    commands: HashSet<(u32, u32)>,
     /// The file and the transaction in which places of a local table's rows mean something.
-    storage: HashMap<Relation, (u32, u64)>,
+    storage: HashMap<Relation, (u32, u32)>,
     /// Keys of some table may be the same without having the same text.
     inexact: bool,
 }
@@ -56,11 +59,11 @@ pub struct Whole {
 impl Whole {
     /// Adds a change.
     pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) {
-        self.commands.insert(change.command);
+        self.commands.insert((change.stored.transaction, change.command));
         self.inexact |= !route.key_exact;
         if route.key_deferrable && change.op != Op::Truncate {
-            let RowStorage { before, after, file } = change.stored;
-            let storage = (file, before.max(after) >> TRANSACTION_SHIFT);
+            let RowStorage { file, transaction, .. } = change.stored;
+            let storage = (file, transaction);
             let known = *self.storage.entry(route.source.clone()).or_insert(storage);
             if known.1 != storage.1 {
                 self.end_transaction(route);
@@ -69,10 +72,17 @@ impl Whole {
                 self.refused |= known.0 != storage.0;
             }
         }
-        self.refused |= change.op == Op::Truncate;
+        self.leaves_keys |= matches!(route.policy, Policy::Newest(_)) && change.moves();
+        if change.op == Op::Truncate {
+            // What it takes away is left out before, where it can be: see `truncations`.
+            self.refused |= self.rows.iter().any(|row| row.route.target == route.target);
+            self.truncated.push(route.clone());
+        }
         if self.refused {
             self.rows.clear();
             self.holders.clear();
+        }
+        if self.refused || change.op == Op::Truncate {
             return;
         }
         if route.is_keyless() {
@@ -146,12 +156,20 @@ impl Whole {
         self.inexact && self.commands.len() > 1
     }
 
-    /// The batches, in their order. `None` where the changes cannot be one statement.
-    pub fn finish(self) -> Option<Vec<Batch>> {
-        if self.is_inexact() {
+    /// Tables to be emptied first, and the batches, in their order. `None` where the changes cannot be one
+    /// statement.
+    pub fn finish(mut self) -> Option<(Option<Batch>, Vec<Batch>)> {
+        if self.is_inexact() || self.leaves_keys {
             return None;
         }
         let mut batches: Vec<Batch> = Vec::new();
+        let mut emptied: Option<Batch> = None;
+        for route in std::mem::take(&mut self.truncated) {
+            let new = || Batch::new(route.clone(), BatchKind::Truncate);
+            let batch = emptied.get_or_insert_with(new);
+            batch.push(&Change::truncation());
+            batch.truncated.push(route);
+        }
         let rows = self.net()?;
         for kind in [BatchKind::Delete, BatchKind::Update, BatchKind::Move, BatchKind::Insert] {
             let first = batches.len();
@@ -169,12 +187,12 @@ impl Whole {
                 }
             }
         }
-        Some(batches)
+        Some((emptied, batches))
     }
 
-    /// What each row comes to; `None` where rows cannot be told apart.
+    /// What each row comes to; `None` where that cannot be told, or is not all: tables are emptied.
     pub fn net(self) -> Option<Vec<(Rc<Route>, Change<String>)>> {
-        if self.refused {
+        if self.refused || !self.truncated.is_empty() {
             return None;
         }
         let deleted: HashSet<(Relation, Key)> = (self.rows.iter())
@@ -341,23 +359,36 @@ mod tests {
         whole.push(&p, &change(Op::Insert, &[], &["1", "a"]));
         whole.push(&p, &change(Op::Update, &[], &["2", "a"]));
         whole.push(&c, &change(Op::Delete, &["2"], &[]));
-        let batches = whole.finish().expect("batches");
+        let (_, batches) = whole.finish().expect("batches");
         let kinds: Vec<BatchKind> = batches.iter().map(|batch| batch.kind).collect();
         assert_eq!(
             kinds,
             [BatchKind::Delete, BatchKind::Update, BatchKind::Insert, BatchKind::Insert]
         );
-        let statement = crate::sql::joined(batches).expect("a statement");
+        let statements = crate::sql::joined(batches, None).expect("statements");
+        assert_eq!(statements.len(), 1);
+        let statement = &statements[0];
         assert_eq!(statement.params.len(), 1 + 2 + 2 + 2);
         assert!(statement.text.contains("$7") && !statement.text.contains("$8"));
     }
 
     #[test]
-    fn truncate_and_keys_that_are_not_exact_are_not_put_together() {
+    fn tables_are_emptied_first_unless_they_have_been_written() {
         let mut whole = Whole::default();
+        whole.push(&route("u"), &change(Op::Insert, &[], &["1", "a"]));
         whole.push(&route("t"), &change(Op::Truncate, &[], &[]));
         whole.push(&route("t"), &change(Op::Insert, &[], &["1", "a"]));
-        assert!(whole.net().is_none());
+        let (emptied, batches) = whole.finish().expect("batches");
+        assert_eq!(emptied.map(|batch| batch.truncated.len()), Some(1));
+        assert_eq!(batches.len(), 2);
+        let mut whole = Whole::default();
+        whole.push(&route("t"), &change(Op::Insert, &[], &["1", "a"]));
+        whole.push(&route("t"), &change(Op::Truncate, &[], &[]));
+        assert!(whole.finish().is_none());
+    }
+
+    #[test]
+    fn changes_of_keys_that_are_not_exact_are_not_put_together() {
         let inexact = Rc::new(Route { key_exact: false, ..(*route("t")).clone() });
         let mut whole = Whole::default();
         whole.push(&inexact, &change(Op::Insert, &[], &["1", "a"]));
@@ -365,16 +396,35 @@ mod tests {
         whole.push(&inexact, &later);
         assert!(whole.finish().is_none());
     }
+
+    #[test]
+    fn commands_of_two_transactions_are_two_whatever_their_numbers() {
+        let inexact = Rc::new(Route { key_exact: false, ..(*route("t")).clone() });
+        let mut whole = Whole::default();
+        whole.push(&inexact, &stored(1, 0, 11, change(Op::Insert, &[], &["1", "a"])));
+        whole.push(&inexact, &stored(2, 11, 12, change(Op::Update, &[], &["1.0", "b"])));
+        assert!(whole.is_inexact());
+    }
+
+    #[test]
+    fn places_mean_nothing_in_another_transaction_however_many_lie_between() {
+        let route = Rc::new(Route { key_deferrable: true, ..(*route("t")).clone() });
+        let mut whole = Whole::default();
+        whole.push(&route, &stored(1, 0, 11, change(Op::Insert, &[], &["1", "a"])));
+        // Another row is where that one was.
+        let moved = change(Op::Update, &["2"], &["3", "b"]);
+        let change = stored(1 + (1 << 16), 11, 12, moved);
+        whole.push(&route, &change);
+        assert_eq!(whole.net().map(|net| net.len()), Some(2));
+    }
+
     fn stored(
-        transaction: u64,
+        transaction: u32,
         before: u64,
         after: u64,
         change: Change<&'static str>,
     ) -> Change<&'static str> {
-        let place =
-            |place: u64| if place == 0 { 0 } else { place | transaction << TRANSACTION_SHIFT };
-        let stored =
-            RowStorage { before: place(before), after: place(after), file: transaction as u32 };
+        let stored = RowStorage { before, after, file: 1, transaction };
         Change { stored, ..change }
     }
 

@@ -209,18 +209,18 @@ impl Replay {
             && self.can_go_on(error)
         {
             let routes = routes(units, |record| record.change.moves());
-            let targets = match &mut self.link {
+            let moved = match &mut self.link {
                 Some(link) => assumption::moved_at_once(&routes, link, error),
                 None => Vec::new(),
             };
-            if !targets.is_empty() {
+            if !moved.is_empty() {
                 self.in_waves = true;
                 let done = self.attempt(units, &AGAIN, after, how, || ());
                 self.in_waves = false;
                 if done.is_ok() {
                     result = done;
                     let session = self.link.as_mut().and_then(Link::session);
-                    session.into_iter().for_each(|s| s.moves_in_waves.extend(targets.clone()));
+                    session.into_iter().for_each(|s| assumption::keep_in_waves(s, &moved));
                 }
             }
         }

@@ -12,8 +12,7 @@
 use super::floor;
 use super::stored::{from_json, to_change, to_route};
 use super::writeset::Writeset;
-use crate::change::{Change, Op, Route, RowStorage};
-use crate::delivery::collapse::TRANSACTION_SHIFT;
+use crate::change::{Change, Op, Route};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
@@ -320,13 +319,7 @@ impl<'h> Claims<'h> {
         let transaction = self.numbers.transaction(&own);
         reading.transactions.insert(own, transaction);
         change.command = self.numbers.command(transaction, change.command);
-        // As many bits as there are; within a batch they do not come round.
-        let tag = |stored: u64| match stored {
-            0 => 0,
-            _ => stored | u64::from(transaction as u16) << TRANSACTION_SHIFT,
-        };
-        let RowStorage { before, after, file } = change.stored;
-        change.stored = RowStorage { before: tag(before), after: tag(after), file };
+        change.stored.transaction = transaction;
         let failed_with =
             |state: SqlState| row.get(4).is_some_and(|own| own.as_deref() == Some(state.as_str()));
         let in_doubt = failed_with(SqlState::RESOLUTION_UNKNOWN);
@@ -485,7 +478,7 @@ pub fn makes_unit<S>(route: &Route, change: &Change<S>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Carrier, Column, Policy, Relation};
+    use crate::change::{Carrier, Column, Policy, Relation, RowStorage};
 
     fn route(key_deferrable: bool) -> Rc<Route> {
         let name = || Relation { schema: "s".into(), table: "t".into() };
@@ -517,7 +510,7 @@ mod tests {
     fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u32) -> Record {
         let key = if moves { vec![Some("1".to_owned())] } else { Vec::new() };
         let (row, stored) =
-            (vec![Some("2".to_owned())], RowStorage { before: 1, after: 2, file: 1 });
+            (vec![Some("2".to_owned())], RowStorage { before: 1, after: 2, file: 1, transaction });
         let (stamp, tombstone, unchanged) = (None, None, Vec::new());
         let change = Change { op, command, key, row, stamp, tombstone, unchanged, stored };
         let (in_doubt, is_decided) = (false, false);

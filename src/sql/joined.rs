@@ -10,18 +10,18 @@ use super::batch::{Batch, BatchKind};
 use super::conflicts::Conflicts;
 use super::dml::{delete, exists_new, insert_from, on_conflict, update};
 use super::marks::MISSING_MARK;
+use super::newest;
 use super::quote::literal;
 use super::render::params;
 use super::statement::Statement;
 use super::values::Values;
 use crate::change::{Policy, Route};
 
-/// The statement that applies batches at once. `None` where that cannot be one: TRUNCATE, tables
-/// under `newest`, or more than one table whose keys are compared with operators of their own types.
-pub fn joined(batches: Vec<Batch>) -> Option<Statement> {
-    let is_simple = |batch: &Batch| {
-        batch.kind != BatchKind::Truncate && !matches!(batch.route.policy, Policy::Newest(_))
-    };
+/// The statement that applies batches at once, and what is to follow it. `None` where that cannot be one:
+/// TRUNCATE, or more than one table whose keys are compared with operators of their own types. `extension`:
+/// see [`super::newest`].
+pub fn joined(batches: Vec<Batch>, extension: Option<&str>) -> Option<Vec<Statement>> {
+    let is_simple = |batch: &Batch| batch.kind != BatchKind::Truncate;
     let compared = |batch: &&Batch| batch.route.compared().next().is_some();
     let mut own = batches.iter().filter(compared).map(|batch| &batch.route.target);
     let first = own.next();
@@ -29,7 +29,26 @@ pub fn joined(batches: Vec<Batch>) -> Option<Statement> {
         return None;
     }
     let (mut with, mut checks, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let mut following = Vec::new();
     for (at, batch) in batches.into_iter().enumerate() {
+        if matches!(batch.route.policy, Policy::Newest(_)) {
+            let values = Values::of_arrays_as(&batch, "v", all.len());
+            let (items, outcome, _) = newest::parts(&batch.route, batch.kind, &values, extension);
+            let changes = format!("v AS MATERIALIZED (SELECT * FROM {})", values.from.as_ref()?);
+            with.extend([changes].into_iter().chain(items).map(|item| numbered(&item, at)));
+            with.push(format!("c{at} AS MATERIALIZED ({})", numbered(&outcome, at)));
+            checks
+                .push(format!("(SELECT pg_catalog.count(*) FROM c{at}) OPERATOR(pg_catalog.>=) 0"));
+            let own = Values::of_arrays(&batch);
+            let (_, _, once_more) = newest::parts(&batch.route, batch.kind, &own, extension);
+            let params = params(batch);
+            following.extend(
+                once_more
+                    .map(|(text, conflicts)| Statement::query(text, params.clone(), conflicts)),
+            );
+            all.extend(params);
+            continue;
+        }
         let item = format!("v{at}");
         let values = Values::of_arrays_as(&batch, &item, all.len());
         with.push(format!("{item} AS MATERIALIZED (SELECT * FROM {})", values.from.as_ref()?));
@@ -49,7 +68,46 @@ pub fn joined(batches: Vec<Batch>) -> Option<Statement> {
         checks.join(" AND "),
         literal(MISSING_MARK)
     );
-    Some(Statement::query(text, all, Conflicts::Never))
+    let statement = Statement::query(text, all, Conflicts::Never);
+    Some([statement].into_iter().chain(following).collect())
+}
+
+/// The items of a statement under `newest`.
+const ITEMS: [&str; 7] = ["v", "p", "q", "u", "d", "n", "i"];
+
+/// A text of which these items have a number more in their names: as words that are neither quoted nor a
+/// column's.
+fn numbered(text: &str, at: usize) -> String {
+    let mut out = String::with_capacity(text.len() + text.len() / 8);
+    let (mut quote, mut word) = (None, String::new());
+    let mut is_column = false;
+    let end = |word: &mut String, out: &mut String, is_column: bool| {
+        out.push_str(word);
+        if !is_column && ITEMS.contains(&word.as_str()) {
+            out.push_str(&at.to_string());
+        }
+        word.clear();
+    };
+    for letter in text.chars() {
+        let is_word = letter.is_ascii_alphanumeric() || matches!(letter, '_' | '$');
+        if quote.is_none() && is_word {
+            if word.is_empty() {
+                is_column = out.ends_with('.');
+            }
+            word.push(letter);
+            continue;
+        }
+        end(&mut word, &mut out, is_column);
+        match quote {
+            // One that is doubled opens at once again what it has closed.
+            Some(open) if open == letter => quote = None,
+            None if matches!(letter, '\'' | '"') => quote = Some(letter),
+            _ => {}
+        }
+        out.push(letter);
+    }
+    end(&mut word, &mut out, is_column);
+    out
 }
 
 /// What a batch does, and whether it must find all its rows. Items that it needs go to `with`.
@@ -90,5 +148,18 @@ fn text(
             (insert_from(route, values, &free), false)
         }
         _ => (format!("{}{}", insert_from(route, values, &from), on_conflict(route)), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_numbered_and_nothing_else_is() {
+        assert_eq!(
+            numbered(r#"SELECT v.ord, t."v", 'v '' v', v.n0, i."p" FROM v JOIN p ON $1 = t.v"#, 7),
+            r#"SELECT v7.ord, t."v", 'v '' v', v7.n0, i7."p" FROM v7 JOIN p7 ON $1 = t.v"#
+        );
     }
 }

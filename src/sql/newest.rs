@@ -54,6 +54,20 @@ pub(super) fn statements(
     }
 }
 
+/// A batch as a part of one statement with others: items of its WITH after `v`, the SELECT that notes the
+/// stamps and must be read to its end, and what is to follow in a statement of its own.
+pub(super) fn parts(
+    route: &Rc<Route>,
+    kind: BatchKind,
+    values: &Values,
+    extension: Option<&str>,
+) -> (Vec<String>, String, Option<(String, Conflicts)>) {
+    let newest = Newest { route, kind, values, extension, new_key: key_of(route, &values.new) };
+    let named = newest.changes().into_iter().map(|(name, text)| format!("{name} AS ({text})"));
+    let items = newest.looks().into_iter().chain(named).collect();
+    (items, newest.outcome(), newest.once_more())
+}
+
 struct Newest<'a> {
     route: &'a Route,
     kind: BatchKind,

@@ -2,8 +2,11 @@
 
 use super::batch::BatchKind;
 use super::conflicts::{ConflictReport, decision};
-use super::dml::{delete, exists, failing_with, from_v, is_shared, taken, update, using_v};
-use super::marks::TWICE_MARK;
+use super::dml::{
+    delete, exists, failing_with, from_v, is_shared, same_key, taken, update, using_v,
+};
+use super::marks::{EXISTS_MARK, TWICE_MARK};
+use super::quote::relation;
 use super::reporting::{beside_v, look, reporting, v_without};
 use super::upsert::{insert, update_then_insert};
 use super::values::{Values, key_of};
@@ -51,9 +54,14 @@ pub(super) fn insert_missing(route: &Route, values: &Values) -> String {
     reporting(route, values, &[look], ("i", format!("{insert} RETURNING 1")), &conflicts)
 }
 
-/// UPDATE of the rows that are there, each to a key that is free.
+/// UPDATE of the rows that are there, each to a key that is free. Where the key is deferrable that may be one
+/// that another of the rows gives up.
 pub(super) fn update_existing(route: &Route, kind: BatchKind, values: &Values) -> String {
+    let at_once = kind == BatchKind::Move && route.key_deferrable && !values.any_old.is_empty();
     let free = match kind {
+        BatchKind::Move if at_once => {
+            " AND NOT EXISTS (SELECT FROM x WHERE x.ord OPERATOR(pg_catalog.=) v.ord)".to_owned()
+        }
         BatchKind::Move => format!(" AND NOT {}", taken(route, values)),
         _ => String::new(),
     };
@@ -78,14 +86,38 @@ pub(super) fn update_existing(route: &Route, kind: BatchKind, values: &Values) -
         let conflicts = format!("SELECT CASE {twice} ELSE {missing} END{}", v_without(values, "u"));
         return reporting(route, values, &[], ("u", update), &conflicts);
     }
+    // A row that stays where another one of them was to go: they are moved one after the other then.
+    let blocks = match at_once {
+        true => format!(
+            " WHEN {} AND {} THEN {}",
+            exists(route, &values.old),
+            is_shared(route, &values.old, &values.any_new),
+            failing_with(EXISTS_MARK)
+        ),
+        false => String::new(),
+    };
     let conflicts = format!(
-        "SELECT CASE {twice} WHEN {} THEN {} ELSE {} END FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord \
+        "SELECT CASE {twice}{blocks} WHEN {} THEN {} ELSE {} END FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord \
          WHERE NOT EXISTS (SELECT FROM u WHERE u.ord OPERATOR(pg_catalog.=) v.ord)",
         exists(route, &values.old),
         by(Some("p"), &values.old[..], ConflictType::UpdateExists),
         by(Some("p"), &values.old[..], ConflictType::UpdateMissing)
     );
-    reporting(route, values, &[look(route, values, &new)], ("u", update), &conflicts)
+    let mut with = vec![look(route, values, &new)];
+    with.extend(at_once.then(|| in_the_way(route, values, &new)));
+    reporting(route, values, &with, ("u", update), &conflicts)
+}
+
+/// The changes whose new keys are held by rows that none of the changes moves, `x`.
+fn in_the_way(route: &Route, values: &Values, new: &[String]) -> String {
+    format!(
+        "x AS MATERIALIZED (SELECT v.ord FROM v JOIN {} AS t ON {} WHERE NOT ({}) \
+         AND NOT EXISTS (SELECT FROM v AS w WHERE {}))",
+        relation(&route.target),
+        same_key(route, "t", new),
+        same_key(route, "t", &values.old),
+        same_key(route, "t", &values.any_old)
+    )
 }
 
 /// DELETE that tells of the rows that were not there.

@@ -402,7 +402,7 @@ fn change(op: Op, row: Vec<Option<&str>>, (before, after): (u64, u64)) -> Change
         tombstone: None,
         unchanged: Vec::new(),
         // No row of the table is stored in this file.
-        stored: RowStorage { before, after, file: 0 },
+        stored: RowStorage { before, after, ..RowStorage::default() },
     }
 }
 

@@ -4,7 +4,7 @@
 //! if it had come with its statement.
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
@@ -26,6 +26,13 @@ pub struct Plan {
 /// Settings of every session that delivers.
 const QUICK: &str = "set pg_rowsync.connect_timeout = '1s'; set pg_rowsync.delivery_timeout = '3s'; \
      set pg_rowsync.lock_timeout = '500ms'; set client_min_messages = error; ";
+
+/// The same once nothing hinders, however busy the machine is.
+const CALM: &str = "set pg_rowsync.connect_timeout = '20s'; set pg_rowsync.delivery_timeout = '60s'; \
+     set client_min_messages = error; ";
+
+/// How long everything may take to arrive once nothing hinders it.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Ends of foreign keys.
 const ENDINGS: [&str; 6] = [
@@ -72,12 +79,25 @@ struct Round {
     mode: &'static str,
     policy: &'static str,
     tables: Vec<Table>,
+    /// The names of those that are another role's.
+    others: Vec<String>,
     /// A row is refused by the target.
     is_gated: bool,
     was_gated: bool,
     doubts: u32,
     committed: u32,
     history: Vec<String>,
+}
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        if !self.others.is_empty()
+            && let Ok(mut client) = self.fixture.left.connect_superuser()
+        {
+            let role = self.other_role();
+            let _ = client.batch_execute(&format!("drop owned by {role}; drop role {role}"));
+        }
+    }
 }
 
 impl Round {
@@ -94,7 +114,7 @@ impl Round {
             let table = Table::random(&mut rng, number, &tables);
             tables.push(table);
         }
-        let (history, is_gated, was_gated) = (Vec::new(), false, false);
+        let (history, others, is_gated, was_gated) = (Vec::new(), Vec::new(), false, false);
         let (doubts, committed) = (0, 0);
         let mut round = Round {
             rng,
@@ -103,6 +123,7 @@ impl Round {
             mode,
             policy,
             tables,
+            others,
             is_gated,
             was_gated,
             doubts,
@@ -147,13 +168,51 @@ impl Round {
                 "select attach_sync('{name}', 'dst', '{schema}.{name}', '{options}')"
             ))?;
         }
-        Ok(())
+        match self.rng.chance(40) {
+            true => self.share(),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives tables that no foreign key ties to others to another role, whose changes have a connection of
+    /// their own.
+    fn share(&mut self) -> Result<()> {
+        let is_tied = |at: usize| {
+            self.tables[at].parent.is_some()
+                || self.tables.iter().any(|other| other.parent == Some(at))
+        };
+        let all = self.tables.iter().enumerate();
+        self.others =
+            all.filter(|(at, _)| !is_tied(*at)).map(|(_, table)| table.name.clone()).collect();
+        if self.others.is_empty() {
+            return Ok(());
+        }
+        let (role, right) = (self.other_role(), &self.fixture.right);
+        let own = &self.fixture.left.user;
+        let mut sql = format!(
+            "create role {role}; grant usage, create on schema {own} to {role};
+             grant usage on foreign server dst to {role};
+             create user mapping for {role} server dst options (user '{}', password '{}');",
+            right.user, right.password
+        );
+        for name in &self.others {
+            sql.push_str(&format!(
+                "alter table {own}.{name} owner to {role}; grant all on {own}.{name} to {own};"
+            ));
+        }
+        self.history.push(format!("-- another role's: {}", self.others.join(", ")));
+        self.fixture.left.superuser().batch_execute(&sql).map_err(told)
+    }
+
+    fn other_role(&self) -> String {
+        format!("{}_other", self.fixture.left.user)
     }
 
     fn summary(&self) -> String {
         format!(
-            "{} tables, mode {}, policy {}, {} committed, {} in doubt{}",
+            "{} tables, {} of another role, mode {}, policy {}, {} committed, {} in doubt{}",
             self.tables.len(),
+            self.others.len(),
             self.mode,
             self.policy,
             self.committed,
@@ -327,8 +386,9 @@ impl Round {
             .superuser()
             .batch_execute(&format!("delete from {}.gate", self.fixture.right.user))?;
         let mut session = self.fixture.left.superuser();
-        session.batch_execute(QUICK)?;
-        for _ in 0..20 {
+        session.batch_execute(CALM)?;
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
             let done: bool = session.query_one("select deal_sync_err_rec(100000)", &[])?.get(0);
             let left: i64 = session
                 .query_one(
@@ -342,7 +402,11 @@ impl Round {
             }
             sleep(Duration::from_millis(50));
         }
-        bail!("still queued:\n{}", self.failed("true")?.join("\n"))
+        let why =
+            "select string_agg(concat_ws(' ', last_sqlstate, last_error), '; ') from sync_status";
+        let why: Option<String> = session.query_one(why, &[])?.get(0);
+        let records = self.failed("true")?.join("\n");
+        bail!("still queued, {}:\n{records}", why.unwrap_or_default())
     }
 
     fn compare(&self) -> Result<()> {

@@ -63,9 +63,12 @@ fn rows_that_swap_keys_beside_a_second_unique_column_move_whole() {
 
 #[test]
 fn positions_that_shift_by_one_take_a_few_statements() {
-    for (mode, options) in MODES {
+    let skip =
+        MODES.map(|(mode, options)| (mode, options.replace('}', r#", "on_conflict": "skip"}"#)));
+    let all = MODES.map(|(mode, options)| (mode, options.to_owned())).into_iter().chain(skip);
+    for (at, (mode, options)) in all.enumerate() {
         let columns = "pos int primary key deferrable, item int not null unique";
-        let fixture = list(&format!("shift_{mode}"), columns, options);
+        let fixture = list(&format!("shift_{mode}{at}"), columns, &options);
         fixture.left.exec("insert into t select i, -i from generate_series(1, 12000) i");
         drain(&fixture);
         fixture.right.exec(&format!(
@@ -86,13 +89,42 @@ fn positions_that_shift_by_one_take_a_few_statements() {
     }
 }
 
+/// Where the other side's rows win: a row that is in the way stays, and so do those that would have followed.
+#[test]
+fn rows_of_a_list_stay_where_one_is_in_their_way() {
+    for (mode, options) in MODES {
+        let options = options.replace('}', r#", "on_conflict": "skip"}"#);
+        let fixture =
+            list(&format!("stays_{mode}"), "pos int primary key deferrable, item int", &options);
+        fixture.left.exec("insert into t select i, i from generate_series(1, 5) i");
+        drain(&fixture);
+        fixture.right.exec("insert into t values (6, 600)");
+        fixture.left.exec("update t set pos = pos + 1");
+        drain(&fixture);
+        let there = ["1|1", "2|2", "3|3", "4|4", "5|5", "6|600"];
+        assert_eq!(rows(&fixture.right, "select pos, item from t order by pos"), there, "{mode}");
+        // Those whose new keys are free move, and are what they are here.
+        fixture.right.exec("delete from t where pos in (3, 6)");
+        fixture.left.exec("update t set pos = pos + 1");
+        drain(&fixture);
+        assert_eq!(
+            rows(&fixture.right, "select pos, item from t order by pos"),
+            ["1|1", "3|1", "5|3", "6|4"],
+            "{mode}"
+        );
+    }
+}
+
 #[test]
 fn a_target_that_checks_each_row_gets_the_values_instead() {
-    for (mode, options) in MODES {
-        let fixture = linked(&format!("strict_{mode}"));
+    let skip =
+        MODES.map(|(mode, options)| (mode, options.replace('}', r#", "on_conflict": "skip"}"#)));
+    let all = MODES.map(|(mode, options)| (mode, options.to_owned())).into_iter().chain(skip);
+    for (at, (mode, options)) in all.enumerate() {
+        let fixture = linked(&format!("strict_{mode}{at}"));
         fixture.left.exec("create table t (pos int primary key deferrable, item int)");
         fixture.right.exec("create table t (pos int primary key, item int)");
-        attach(&fixture, "t", options);
+        attach(&fixture, "t", &options);
         let mut client = fixture.left.client();
         run(&mut client, "insert into t values (1, 100), (2, 200), (3, 300)");
         drain(&fixture);

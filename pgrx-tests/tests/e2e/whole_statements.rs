@@ -24,12 +24,16 @@ fn a_statement_that_writes_a_parent_and_its_child_arrives_in_every_mode() {
     for (mode, policy) in [
         ("sync", "overwrite"),
         ("sync", "error"),
+        ("sync", "newest\", \"version_column\": \"id"),
         ("async", "overwrite"),
         ("async", "skip"),
+        ("async", "newest\", \"version_column\": \"id"),
         ("queue", "overwrite"),
         ("queue", "error"),
+        ("queue", "newest\", \"version_column\": \"id"),
     ] {
         let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
+        let policy = &policy[..4];
         let fixture = family(&format!("family_{mode}_{policy}"), &options);
         let mut client = fixture.left.client();
         run(&mut client, "with n as (insert into p values (10)) insert into c values (1, 10)");
@@ -72,8 +76,14 @@ fn a_statement_of_many_rows_and_tables_arrives_with_values_of_all_kinds() {
 
 #[test]
 fn a_large_tree_is_deleted_by_one_statement() {
-    for mode in ["sync", "async", "queue"] {
-        let fixture = one_way(&format!("tree_{mode}"), TREE, &format!(r#"{{"mode": "{mode}"}}"#));
+    let newest = r#", "on_conflict": "newest", "version_column": "id""#;
+    for (at, (mode, more)) in
+        [("sync", ""), ("async", ""), ("queue", ""), ("sync", newest), ("queue", newest)]
+            .into_iter()
+            .enumerate()
+    {
+        let options = format!(r#"{{"mode": "{mode}"{more}}}"#);
+        let fixture = one_way(&format!("tree_{mode}{at}"), TREE, &options);
         for side in [&fixture.left, &fixture.right] {
             side.exec("create index on t (next)");
         }
@@ -162,6 +172,69 @@ fn limits_and_small_buffers_tear_no_statement() {
     run(&mut drain, "select deal_sync_err_rec(299)");
     assert_eq!(standing(&fixture), Vec::<String>::new());
     same(&fixture, "t");
+}
+
+/// A TRUNCATE is no reason for the others to come one by one; nor is it that nothing is left in the end.
+#[test]
+fn a_transaction_in_the_wrong_order_arrives_whole_beside_a_truncate() {
+    for mode in ["sync", "queue"] {
+        for policy in ["overwrite", "error"] {
+            let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
+            let fixture = family(&format!("emptied_{mode}_{policy}"), &options);
+            mirror(&fixture, "log", "id int primary key", &options);
+            fixture
+                .left
+                .exec("alter table c alter constraint c_p_fkey deferrable initially deferred");
+            let mut client = fixture.left.client();
+            run(&mut client, "insert into log values (1)");
+            run(
+                &mut client,
+                "begin; insert into c values (1, 10); insert into log values (2); truncate log;
+                 insert into log values (3); insert into p values (10); commit",
+            );
+            assert!(deal(&fixture, "1000"), "{:?}", standing(&fixture));
+            assert_eq!(standing(&fixture), Vec::<String>::new());
+            assert_eq!(same(&fixture, "c"), ["1|10"]);
+            assert_eq!(same(&fixture, "log"), ["3"]);
+            run(
+                &mut client,
+                "begin; insert into c values (2, 20); delete from c where id = 2; commit",
+            );
+            assert!(deal(&fixture, "1000"), "{:?}", standing(&fixture));
+            assert_eq!(standing(&fixture), Vec::<String>::new());
+            assert_eq!(same(&fixture, "c"), ["1|10"]);
+        }
+    }
+}
+
+/// Where the newest wins, what is true together comes together too, and stamps are kept of all of it.
+#[test]
+fn a_tree_arrives_whole_where_the_newest_wins() {
+    for mode in ["sync", "queue"] {
+        let options =
+            format!(r#"{{"mode": "{mode}", "on_conflict": "newest", "version_column": "ver"}}"#);
+        let columns = "id int primary key, next int references t, ver int";
+        let fixture = linked(&format!("newest_{mode}"));
+        fixture.link(&fixture.right, &fixture.left, "dst", &[]);
+        for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+            side.exec(&format!("create table t ({columns})"));
+            side.exec(&format!("select attach_sync('t', 'dst', '{}.t', '{options}')", other.user));
+        }
+        let mut client = fixture.left.client();
+        run(&mut client, "insert into t values (0, 0, 1)");
+        run(
+            &mut client,
+            "insert into t select i, (i + 1) % 12000, 1 from generate_series(1, 11999) i",
+        );
+        assert!(deal(&fixture, "100000"), "{:?}", standing(&fixture));
+        assert_eq!(standing(&fixture), Vec::<String>::new());
+        assert_eq!(same(&fixture, "t").len(), 12_000);
+        // What is written there with knowledge of it wins here.
+        fixture.right.exec("update t set next = 5, ver = 0 where id = 7");
+        run(&mut fixture.right.superuser(), "select deal_sync_err_rec(1000)");
+        assert_eq!(same(&fixture, "t").len(), 12_000);
+        assert_eq!(rows(&fixture.left, "select next, ver from t where id = 7"), ["5|0"]);
+    }
 }
 
 /// The source checks at the end of the transaction, the target at once.

@@ -166,6 +166,8 @@ impl Batch<'_> {
     /// holds for each key by itself, too: not if one row may have come under several texts of its key.
     fn facts(&self, units: &[usize]) -> Option<(Vec<Outcome>, bool)> {
         let mut whole = Whole::default();
+        // Transactions that mix their ids do not depend on each other.
+        let units = self.by_transaction(units.to_vec()).concat();
         for record in units.iter().flat_map(|at| &self.units[*at].records) {
             whole.push(&record.route, &record.change.borrowed());
         }
