@@ -124,7 +124,8 @@ CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
                 WHEN @extschema@.sync_is_copy() THEN 'database copy'
                 WHEN EXISTS (SELECT FROM @extschema@.sync_pause h
                               WHERE h.dst_server OPERATOR(pg_catalog.=) a.server) THEN 'paused'
-                WHEN o.failed OPERATOR(pg_catalog.>) 0 THEN 'failed'
+                WHEN o.failed OPERATOR(pg_catalog.>) 0 OR k.state OPERATOR(pg_catalog.=) 'failed' THEN 'failed'
+                WHEN k.state IS NOT NULL THEN 'copying'
                 -- As a commit would find it: others' records count, but for owners who cannot be served.
                 WHEN EXISTS (SELECT FROM q
                               WHERE q.dst_server OPERATOR(pg_catalog.=) a.server
@@ -156,12 +157,16 @@ CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
              JOIN q ON q.nsp_name OPERATOR(pg_catalog.=) n.nspname
               AND q.table_name OPERATOR(pg_catalog.=) r.relname
               AND q.dst_server OPERATOR(pg_catalog.=) a.server) o ON true
+      LEFT JOIN @extschema@.sync_copy k
+        ON k.dst_server OPERATOR(pg_catalog.=) a.server
+       AND k.target_schema OPERATOR(pg_catalog.=) a.target_schema
+       AND k.target_table OPERATOR(pg_catalog.=) a.target_table
      WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE')
         OR pg_catalog.has_table_privilege('@extschema@.sync_status'::pg_catalog.regclass, 'SELECT');
 COMMENT ON VIEW @extschema@.sync_tables IS
     'what is attached: a row for each table and target, to its owner and to whoever may see sync_status';
 COMMENT ON COLUMN @extschema@.sync_tables.state IS
-    'live; queueing: behind records of the server; failed: records are marked failed; paused; disabled: a trigger is; invalid: its arguments are, see problem; database copy';
+    'live; queueing: behind records of the server; copying; failed: records are marked failed, or the copy has failed; paused; disabled: a trigger is; invalid: its arguments are, see problem; database copy';
 
 CREATE VIEW @extschema@.sync_conflicts AS
     SELECT c.id, c.logged_at, c.server, c.nsp_name, c.table_name, c.type, c.decision, c.key,

@@ -5,6 +5,7 @@
 //! `log`, `origin` tells what DDL of the same transaction has made of their tables since.
 
 pub mod change_set;
+pub mod condition;
 pub mod descriptor;
 pub mod log;
 pub mod mentioned;

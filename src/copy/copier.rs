@@ -46,7 +46,10 @@ fn copy(group: i64) {
             return;
         }
         match steps.step() {
-            Ok(Outcome::Done) => return bgworker::report_statistics(true),
+            Ok(Outcome::Done) => {
+                encourage();
+                return bgworker::report_statistics(true);
+            }
             Ok(Outcome::More) => {}
             Ok(Outcome::Wait(time)) => pause(time),
             Err(_) if bgworker::ending().is_some() => return,
@@ -54,6 +57,17 @@ fn copy(group: i64) {
             Err(error) => return failed(group, &error),
         }
         bgworker::report_statistics(false);
+    }
+}
+
+/// Copies whose rows refer to what was missing are tried again now: it may have come.
+fn encourage() {
+    let noted = run_in_transaction(|| {
+        transaction::wake_worker();
+        Extension::look_up()?.map_or(Ok(()), |extension| registry::encourage(&extension))
+    });
+    if let Err(error) = noted {
+        report::log("copies that wait could not be told of one that is done", Some(&error));
     }
 }
 
@@ -75,7 +89,10 @@ fn failed(group: i64, error: &Error) {
         let extension = Extension::find()?;
         let copies = registry::group(&extension, group)?;
         let attempts = copies.iter().map(|copy| copy.attempts).max().unwrap_or_default();
-        let lasts = lasts(error, attempts);
+        // What is referred to may come with another copy.
+        let may_come = error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION
+            && registry::has_others(&extension, group)?;
+        let lasts = lasts(error, attempts) && !may_come;
         if lasts {
             report::log(&format!("copy {group} has failed"), Some(error));
         }

@@ -1,6 +1,7 @@
 //! What of a table is copied, where to and how it is read: worked out from its trigger and the catalogs, anew
 //! for each step, since either may be altered in between.
 
+use crate::capture::condition;
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::{Policy, Relation, Route};
@@ -26,6 +27,8 @@ pub struct Plan {
     /// The key's columns here, in the order of the route's key: name, type, whether its equality is
     /// PostgreSQL's.
     key: Vec<(String, String, bool)>,
+    /// Which rows are sent, as a condition on the row `new`; `None` for all.
+    filter: Option<String>,
     /// An index has the rows in the order of the key, so that they can be read range by range.
     pub in_ranges: bool,
     extension: Extension,
@@ -36,7 +39,7 @@ impl Plan {
     ///
     /// # Errors
     /// 42704 where none does, or it is disabled; 42725 where several do to different targets; 0A000 for a
-    /// trigger with a WHEN condition; what [`Table::read`] and [`Descriptor::new`] report.
+    /// trigger with a WHEN condition under `newest`; what [`Table::read`] and [`Descriptor::new`] report.
     pub fn new(
         extension: &Extension,
         rel: Oid,
@@ -44,9 +47,17 @@ impl Plan {
         target: Option<&Relation>,
     ) -> Result<Self> {
         let table = Table::read(extension, rel)?;
-        let arguments = arguments_of(extension, &table, server, target)?;
+        let (arguments, filter) = arguments_of(extension, &table, server, target)?;
         let descriptor = Descriptor::new(extension.clone(), &table, &arguments)?;
         let route = descriptor.route.clone();
+        if filter.is_some() && route.version().is_some() {
+            let message = format!(
+                "the trigger that sends table \"{}\" has a WHEN condition, under policy \"newest\"",
+                table.name.table
+            );
+            return Err(Error::local(SqlState::FEATURE_NOT_SUPPORTED, message)
+                .with_hint("Copy the rows that it lets pass by hand."));
+        }
         let local = |at: &usize| {
             let column = &route.columns[*at];
             column.local.as_ref().unwrap_or(&column.name).clone()
@@ -64,12 +75,17 @@ impl Plan {
         let in_ranges =
             key.iter().all(|(_, _, plain)| *plain) && has_index(extension, rel, &names)?;
         let (mode, extension) = (descriptor.mode, extension.clone());
-        Ok(Self { table, route, mode, descriptor, key, in_ranges, extension })
+        Ok(Self { table, route, mode, descriptor, key, filter, in_ranges, extension })
     }
 
     /// Whose connection it takes.
     pub fn account(&self) -> &Account {
         &self.descriptor.account
+    }
+
+    /// As whom rows are read: a condition is the table owner's, and may call functions of theirs.
+    pub fn reader(&self) -> Option<Oid> {
+        self.filter.as_ref().map(|_| self.table.owner)
     }
 
     /// The same route for what is written without a look at what is there, but for what counts as newer.
@@ -131,7 +147,7 @@ impl Plan {
     fn columns(&self) -> String {
         let local =
             self.route.columns.iter().map(|column| {
-                format!("r.{}", ident(column.local.as_ref().unwrap_or(&column.name)))
+                format!("new.{}", ident(column.local.as_ref().unwrap_or(&column.name)))
             });
         local.collect::<Vec<_>>().join(", ")
     }
@@ -140,13 +156,13 @@ impl Plan {
     /// and the version as it was stored.
     fn source(&self) -> (String, &'static str) {
         let only = if self.table.partitioned { "" } else { "ONLY " };
-        let from = format!("{only}{} AS r", relation(&self.table.name));
+        let from = format!("{only}{} AS new", relation(&self.table.name));
         if self.route.version().is_none() {
             return (from, "");
         }
         let mut key: Vec<&String> = self.key.iter().map(|(name, _, _)| name).collect();
         key.sort();
-        let key: Vec<String> = key.iter().map(|name| format!("r.{}", ident(name))).collect();
+        let key: Vec<String> = key.iter().map(|name| format!("new.{}", ident(name))).collect();
         let from = format!(
             "{from} LEFT JOIN {}.sync_row_version AS v \
                ON v.relation OPERATOR(pg_catalog.=) {}::pg_catalog.oid \
@@ -162,23 +178,33 @@ impl Plan {
     /// The query for rows that come after a key, in order if they are read in ranges.
     pub fn rows_after(&self, position: Option<&Key>) -> String {
         let (from, stamp) = self.source();
-        let after = position
-            .map_or(String::new(), |position| format!(" WHERE {}", self.compared(">", position)));
+        let after = position.map(|position| self.compared(">", position));
+        let conditions: Vec<String> = after.into_iter().chain(self.filtered()).collect();
+        let filter = match conditions.is_empty() {
+            true => String::new(),
+            false => format!(" WHERE {}", conditions.join(" AND ")),
+        };
         let order = match self.in_ranges {
             true => {
                 let key: Vec<_> =
-                    self.key.iter().map(|(name, _, _)| format!("r.{}", ident(name))).collect();
+                    self.key.iter().map(|(name, _, _)| format!("new.{}", ident(name))).collect();
                 format!(" ORDER BY {}", key.join(", "))
             }
             false => String::new(),
         };
-        format!("SELECT {}{stamp} FROM {from}{after}{order}", self.columns())
+        format!("SELECT {}{stamp} FROM {from}{filter}{order}", self.columns())
     }
 
-    /// The query for the rows with some keys: the number of the key, whether the row is among those up to the
-    /// position, and the row.
+    /// The condition on rows, if there is one.
+    fn filtered(&self) -> Option<String> {
+        // On a line of its own: a comment in it ends there.
+        self.filter.as_ref().map(|filter| format!("({filter}\n)"))
+    }
+
+    /// The query for the rows with some keys, of those that are sent: the number of the key, whether the row
+    /// is among those up to the position, and the row.
     pub fn rows_of(&self, keys: &[Key], position: Option<&Key>, complete: bool) -> String {
-        let from = format!("{} AS r", self.name());
+        let from = format!("{} AS new", self.name());
         let values = keys.iter().enumerate().map(|(at, key)| {
             let values = key.iter().zip(&self.key).map(|(value, (_, type_name, plain))| {
                 let type_name = if *plain { type_name } else { "pg_catalog.text" };
@@ -189,8 +215,9 @@ impl Plan {
         let names = (0..self.key.len()).map(|at| format!("k{at}"));
         let on = self.key.iter().enumerate().map(|(at, (name, _, plain))| {
             let cast = if *plain { "" } else { "::pg_catalog.text" };
-            format!("r.{}{cast} OPERATOR(pg_catalog.=) k.k{at}", ident(name))
+            format!("new.{}{cast} OPERATOR(pg_catalog.=) k.k{at}", ident(name))
         });
+        let on: Vec<String> = on.chain(self.filtered()).collect();
         let is_there = match (position, complete) {
             (_, true) => "true".to_owned(),
             (None, false) => "false".to_owned(),
@@ -201,7 +228,7 @@ impl Plan {
             self.columns(),
             values.collect::<Vec<_>>().join(", "),
             names.collect::<Vec<_>>().join(", "),
-            on.collect::<Vec<_>>().join(" AND ")
+            on.join(" AND ")
         )
     }
 
@@ -212,7 +239,7 @@ impl Plan {
 
     /// Compares rows' keys to one.
     fn compared(&self, operator: &str, key: &Key) -> String {
-        let names = self.key.iter().map(|(name, _, _)| format!("r.{}", ident(name)));
+        let names = self.key.iter().map(|(name, _, _)| format!("new.{}", ident(name)));
         let values = key.iter().zip(&self.key).map(|(value, (_, type_name, _))| {
             format!("{}::{type_name}", literal_or_null(value.as_deref()))
         });
@@ -252,17 +279,20 @@ fn names_of_key(route: &Route) -> Vec<String> {
     route.key.iter().map(local).collect()
 }
 
-/// The arguments of the trigger that sends a table's rows to a server.
+/// The arguments of the trigger that sends a table's rows to a server, and which rows are sent.
 fn arguments_of(
     extension: &Extension,
     table: &Table,
     server: &str,
     target: Option<&Relation>,
-) -> Result<Arguments> {
+) -> Result<(Arguments, Option<String>)> {
     let rows = spi::read(
         extension,
         "SELECT pg_catalog.to_json(a.args), t.tgenabled OPERATOR(pg_catalog.=) ANY ('{O,A}'), \
-            t.tgqual IS NOT NULL FROM pg_catalog.pg_trigger t \
+            CASE WHEN t.tgqual IS NOT NULL THEN pg_catalog.pg_get_triggerdef(t.oid) END, \
+            (t.tgtype OPERATOR(pg_catalog.&) 4::pg_catalog.int2) \
+              OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
+         FROM pg_catalog.pg_trigger t \
          JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
          JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
          CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
@@ -286,6 +316,7 @@ fn arguments_of(
         ))
     };
     let mut found: Option<Arguments> = None;
+    let mut inserting: Vec<Option<String>> = Vec::new();
     for mut row in rows {
         let args: Vec<String> = serde_json::from_str(&required(&mut row, 0)?)
             .map_err(|_| Error::internal("malformed arguments of a trigger"))?;
@@ -296,10 +327,9 @@ fn arguments_of(
         if required(&mut row, 1)? != "t" {
             return missing("enabled trigger");
         }
-        if required(&mut row, 2)? == "t" {
-            let message = format!("the trigger that sends table \"{name}\" has a WHEN condition");
-            return Err(Error::local(SqlState::FEATURE_NOT_SUPPORTED, message)
-                .with_hint("A copy brings all rows. Copy those that it lets pass by hand."));
+        if required(&mut row, 3)? == "t" {
+            let definition = row.get_mut(2).and_then(Option::take);
+            inserting.push(definition.as_deref().and_then(condition::in_definition));
         }
         if found.as_ref().is_some_and(|found| found.target != arguments.target) {
             let message =
@@ -309,7 +339,7 @@ fn arguments_of(
         found.get_or_insert(arguments);
     }
     match found {
-        Some(found) => Ok(found),
+        Some(found) => Ok((found, condition::of_rows(inserting.iter().map(Option::as_deref)))),
         None => missing("trigger"),
     }
 }

@@ -608,6 +608,37 @@ pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> R
     Ok(())
 }
 
+/// Whether copies of other groups to the same server are under way.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM {copies} o WHERE o.grp OPERATOR(pg_catalog.<>) $1::pg_catalog.int8 \
+            AND o.state OPERATOR(pg_catalog.<>) 'failed' \
+            AND o.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT c.dst_server FROM {copies} c \
+              WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8)))",
+        copies = table(extension)
+    );
+    let row = spi::read(extension, &sql, &[Some(&group.to_string())])?.into_iter().next();
+    Ok(required(&mut row.unwrap_or_default(), 0)? == "t")
+}
+
+/// Copies that wait because rows were missing to which theirs refer are due now.
+///
+/// # Errors
+/// What writing the table reports.
+pub fn encourage(extension: &Extension) -> Result<()> {
+    let sql = format!(
+        "UPDATE {copies} SET next_attempt_at = NULL WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+           SELECT c.id FROM {copies} c WHERE c.state OPERATOR(pg_catalog.=) 'waiting' \
+             AND c.sqlstate OPERATOR(pg_catalog.=) '23503' FOR UPDATE SKIP LOCKED))",
+        copies = table(extension)
+    );
+    spi::write(extension, &sql, &[])?;
+    Ok(())
+}
+
 /// The table of a copy is gone: so is the copy.
 ///
 /// # Errors

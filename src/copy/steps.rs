@@ -60,6 +60,8 @@ struct Facts {
     columns: HashMap<String, u32>,
     /// Rows of other tables are changed where rows are deleted.
     cascades: bool,
+    /// Columns of constraints between rows that may be null: a row may give up what it has of them.
+    yields: Vec<String>,
 }
 
 /// A group under way.
@@ -260,6 +262,7 @@ impl Steps {
         let mut rows = rows;
         if !plan.route.key_deferrable {
             let route = plan.overwriting();
+            let mut has_yielded = false;
             loop {
                 let (before, mut refused) = (rows.len(), Refused::default());
                 for chunk in rows.chunks(BATCH) {
@@ -271,10 +274,14 @@ impl Steps {
                 if rows.len() < before {
                     continue;
                 }
+                // Values go round in a circle: all give theirs up first. Whose cannot be null are deleted.
+                if !std::mem::replace(&mut has_yielded, true) {
+                    target.apply(self.yielding(copy, plan, &rows))?;
+                    continue;
+                }
                 if self.facts.get(&copy.id).is_none_or(|facts| facts.cascades) {
                     return Err(error);
                 }
-                // Values go round in a circle: all give theirs up first.
                 break;
             }
         }
@@ -285,6 +292,31 @@ impl Steps {
             into.put_texts(row)?;
         }
         Ok(into.finish(false)?.0)
+    }
+
+    /// Changes by which rows that are there give up what other rows may want to have.
+    fn yielding(
+        &self,
+        copy: &Copy,
+        plan: &Plan,
+        rows: &[Vec<Option<String>>],
+    ) -> Vec<(Rc<Route>, Change<String>)> {
+        let own = &plan.route;
+        let yields = self.facts.get(&copy.id).map_or(&[][..], |facts| &facts.yields);
+        let may = |at: &usize| !own.key.contains(at) && yields.contains(&own.columns[*at].name);
+        let given_up: Vec<usize> = (0..own.columns.len()).filter(may).collect();
+        if given_up.is_empty() {
+            return Vec::new();
+        }
+        let columns = own.key.iter().chain(&given_up).map(|at| own.columns[*at].clone()).collect();
+        let (key, policy) = ((0..own.key.len()).collect(), Policy::Skip);
+        let route = Rc::new(Route { columns, key, policy, ..(**own).clone() });
+        let change = |row: &Vec<Option<String>>| {
+            let key = own.key.iter().map(|at| row[*at].clone());
+            let row = key.chain(given_up.iter().map(|_| None)).collect();
+            (route.clone(), Change { op: Op::Update, row, ..Change::truncation() })
+        };
+        rows.iter().map(change).collect()
     }
 
     /// Brings the next range of a table.
@@ -305,7 +337,7 @@ impl Steps {
             if binary {
                 into.begin_binary();
             }
-            stream::each(moment, &query, &mut |row| {
+            stream::each(moment, plan.reader(), &query, &mut |row| {
                 into.put(row, columns, binary)?;
                 reading.goes_on(row)
             })?;
@@ -324,16 +356,23 @@ impl Steps {
                 return Err(Error::internal("copy goes on without a connection"));
             };
             bytes += batch.iter().map(|(_, change)| change.encoded_size() as i64).sum::<i64>();
-            if plan.route.key_deferrable && plan.route.version().is_none() {
+            let in_doubt = route.policy == Policy::Overwrite && !batch.is_empty();
+            let found = match in_doubt && plan.route.key_deferrable {
+                true => true,
+                false => match there.apply(batch.clone()) {
+                    // Rows that are there have what others are to have.
+                    Err(error) if in_doubt && may_be_taken(&error) => true,
+                    result => result.map(|()| false)?,
+                },
+            };
+            if found {
                 let rows = batch.into_iter().map(|(_, change)| change.row).collect();
                 there = self.write(there, copy, plan, rows)?;
-            } else {
-                there.apply(batch)?;
             }
             target = Some(there);
             Ok(())
         };
-        stream::each(moment, &query, &mut |row| {
+        stream::each(moment, plan.reader(), &query, &mut |row| {
             batch.push((route.clone(), stamped(plan, row)?));
             if batch.len() >= BATCH {
                 send(std::mem::take(&mut batch))?;
@@ -594,7 +633,7 @@ impl Changed {
         for keys in dirty.keys.chunks(KEYS) {
             let mut there = vec![false; keys.len()];
             let query = plan.rows_of(keys, copy.position.as_ref(), everywhere);
-            stream::each(moment, &query, &mut |row: &mut Row<'_>| {
+            stream::each(moment, plan.reader(), &query, &mut |row: &mut Row<'_>| {
                 let mut values = row.texts(0..columns + 2)?;
                 let at = values[0].as_deref().and_then(|at| at.parse::<usize>().ok());
                 let is_theirs = values[1].as_deref() == Some("t");
@@ -674,6 +713,11 @@ fn upsert(
     }
 }
 
+/// Whether rows were refused for what other rows have.
+fn may_be_taken(error: &Error) -> bool {
+    error.is_about_others() && error.sqlstate() != SqlState::FOREIGN_KEY_VIOLATION
+}
+
 fn plans_of(extension: &Extension, copies: &[Copy]) -> Result<Vec<Plan>> {
     let plan = |copy: &Copy| Plan::new(extension, copy.relation, &copy.server, Some(&copy.target));
     copies.iter().map(plan).collect()
@@ -717,7 +761,13 @@ fn ask_facts(route: &Route) -> String {
            'cascades', EXISTS (SELECT FROM pg_catalog.pg_constraint f \
               WHERE f.confrelid OPERATOR(pg_catalog.=) c.oid \
                 AND f.contype OPERATOR(pg_catalog.=) 'f' \
-                AND f.confdeltype OPERATOR(pg_catalog.=) ANY ('{{c,n,d}}'))) \
+                AND f.confdeltype OPERATOR(pg_catalog.=) ANY ('{{c,n,d}}')), \
+           'yields', (SELECT COALESCE(pg_catalog.json_agg(a.attname), '[]'::pg_catalog.json) \
+              FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid \
+               AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND NOT a.attnotnull \
+               AND EXISTS (SELECT FROM pg_catalog.pg_index i \
+                 WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND (i.indisunique OR i.indisexclusion) \
+                   AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey::pg_catalog.int2[])))) \
          FROM pg_catalog.pg_class c \
          WHERE c.oid OPERATOR(pg_catalog.=) {target}::pg_catalog.regclass::pg_catalog.oid"
     )

@@ -4,8 +4,9 @@
 //! them on, and may wait for that. What is raised meanwhile, by the query or by an output function, unwinds
 //! as everything does that the server raises.
 
+use super::Oid;
 use super::compat;
-use super::context::Settings;
+use super::context::{AsUser, Settings};
 use super::large::Inside;
 use super::output;
 use super::snapshot::Snapshot;
@@ -180,13 +181,15 @@ struct Receiver<'t> {
     context: pg_sys::MemoryContext,
 }
 
-/// Runs a query as of a moment, as the current user, and hands its rows to `take` until that wants no more.
-/// Plans of the query use the indexes that there are and sort nothing that an index has in order.
+/// Runs a query as of a moment and hands its rows to `take` until that wants no more: as the current user, or
+/// as `reader`, with the restrictions of a security-definer operation. Plans of the query use the indexes
+/// that there are and sort nothing that an index has in order.
 ///
 /// # Errors
 /// What `take` reports; 25P01 outside of a transaction. PostgreSQL raises what the query does.
-pub fn each(moment: &Snapshot, sql: &str, take: Take<'_>) -> Result<()> {
+pub fn each(moment: &Snapshot, reader: Option<Oid>, sql: &str, take: Take<'_>) -> Result<()> {
     xact::require()?;
+    let _identity = reader.map(AsUser::switch);
     let (source, snapshot) = (text::to_server(sql)?, moment.get()?);
     let _text = output::pinned();
     let _settings = Settings::set(&[

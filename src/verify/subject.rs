@@ -3,6 +3,7 @@
 use super::expressions::Expressions;
 use super::facts::{Facts, about};
 use super::sides::{Side, Sides};
+use crate::capture::condition;
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::mentioned;
 use crate::capture::table::Table;
@@ -85,7 +86,9 @@ impl Subject {
         check_target(server, &descriptor.route.target, &there, &descriptor)?;
         let filter = match condition {
             Some(condition) => Some(condition.to_owned()),
-            None => filter(&senders),
+            None => condition::of_rows(
+                (senders.iter()).filter(|one| one.inserts).map(|one| one.condition.as_deref()),
+            ),
         };
         let mut expressions = Expressions::new(&table, &descriptor.route, &here, &there, filter);
         if condition.is_none() && expressions.has_filter() {
@@ -261,77 +264,8 @@ fn senders(extension: &Extension, table: &Table, server: &str) -> Result<Vec<Sen
                 oid: oid(&required(&mut row, 0)?)?,
                 args: args.map_err(|_| Error::internal("malformed trigger arguments"))?,
                 inserts: required(&mut row, 2)? == "t",
-                condition: definition.as_deref().and_then(condition_in),
+                condition: definition.as_deref().and_then(condition::in_definition),
             })
         })
         .collect()
-}
-
-/// Which rows are sent: those that the triggers for INSERT let through; `None` for all.
-fn filter(senders: &[Sender]) -> Option<String> {
-    let inserting: Vec<&Sender> = senders.iter().filter(|sender| sender.inserts).collect();
-    let conditions: Option<Vec<String>> = inserting
-        .iter()
-        .map(|sender| sender.condition.as_ref().map(|condition| format!("({condition})")))
-        .collect();
-    conditions.filter(|list| !list.is_empty()).map(|list| list.join(" OR "))
-}
-
-/// The condition in a trigger's definition as `pg_get_triggerdef` writes it.
-fn condition_in(definition: &str) -> Option<String> {
-    const BEGINS: &str = " FOR EACH ROW WHEN (";
-    let bytes = definition.as_bytes();
-    let (mut quote, mut depth, mut start) = (None, 0usize, None);
-    for (at, byte) in bytes.iter().enumerate() {
-        match (quote, byte) {
-            (Some(open), byte) if open == *byte => quote = None,
-            (Some(_), _) => {}
-            // A quote inside is doubled, and so opens at once again what it has closed.
-            (None, b'\'' | b'"') => quote = Some(*byte),
-            (None, b'(') => {
-                let opens = definition[..=at].ends_with(BEGINS);
-                if start.is_none() && opens {
-                    start = Some(at + 1);
-                    depth = 0;
-                } else {
-                    depth += 1;
-                }
-            }
-            (None, b')') => match start {
-                Some(start) if depth == 0 => return Some(definition[start..at].to_owned()),
-                _ => depth = depth.saturating_sub(1),
-            },
-            (None, _) => {}
-        }
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_condition_of_a_trigger_is_found_whatever_is_quoted_around_it() {
-        let definition = |name: &str, condition: &str, args: &str| {
-            format!(
-                "CREATE TRIGGER {name} AFTER INSERT ON public.t FOR EACH ROW WHEN ({condition}) \
-                 EXECUTE FUNCTION public.sync_dml({args})"
-            )
-        };
-        for condition in [
-            "(new.region = 'eu'::text)",
-            "((new.a > 1) AND (new.b = ')('::text))",
-            "(new.\")\" = 'it''s ('::text)",
-        ] {
-            for name in ["plain", "\" FOR EACH ROW WHEN (\""] {
-                let text = definition(name, condition, "'dst', ') EXECUTE FUNCTION x('");
-                assert_eq!(condition_in(&text).as_deref(), Some(condition), "{text}");
-            }
-        }
-        assert_eq!(
-            condition_in("CREATE TRIGGER a AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION f('(')"),
-            None
-        );
-    }
 }

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use postgres::Notification;
+use postgres::fallible_iterator::FallibleIterator;
 use rowsync_harness::cluster::{Cluster, Shutdown, TEST_SETTINGS};
 use rowsync_harness::fixture::{Fixture, await_until, clusters};
 use rowsync_harness::flag::Flag;
@@ -375,6 +377,8 @@ fn other_tables_of_the_server_flow_on_and_the_copied_one_is_queued() {
     let mut client = fixture.left.client();
     run(&mut client, "select copy_sync('t', 'dst', 'truncate')");
     await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
+    let states = "select relation, state from sync_tables order by relation::text";
+    assert_eq!(rows(&fixture.left, states), ["other|live", "t|copying"]);
     run(&mut client, "insert into other values (1, 'now')");
     run(&mut client, "update t set v = 'b' where id = 2");
     assert_eq!(table(&fixture.right, "other"), ["1|now"]);
@@ -385,7 +389,134 @@ fn other_tables_of_the_server_flow_on_and_the_copied_one_is_queued() {
     );
     run(&mut holder, "commit");
     await_done(&fixture);
+    assert_eq!(rows(&fixture.left, states), ["other|live", "t|live"]);
     assert_eq!(same(&fixture, "t").len(), 1000);
+}
+
+/// Of a table of which not all rows are sent, those that are.
+#[test]
+fn rows_that_the_condition_of_the_triggers_lets_pass_are_copied() {
+    let fixture = fixture("condition");
+    create(&fixture, "t", "id int primary key, region text, v text");
+    fixture.left.exec(&format!(
+        "insert into t select i, case when i % 2 = 0 then 'eu' else 'us' end, repeat('x', 300)
+           from generate_series(1, 20000) i;
+         create function is_ours(region text) returns boolean language plpgsql as
+           $$ begin
+                if (select rolsuper from pg_roles where rolname = current_user) then
+                  raise 'called with more rights than the owner has';
+                end if;
+                return region = 'eu';
+              end $$;
+         create trigger \"00_sent\" after insert or update on t for each row
+           when (is_ours(new.region)) execute function sync_dml('dst', '{0}', 't');
+         create trigger \"00_gone\" after delete on t for each row
+           execute function sync_dml('dst', '{0}', 't')",
+        fixture.right.user
+    ));
+    let mut client = fixture.left.client();
+    // A transaction that has written the table keeps the copy from beginning.
+    let mut holder = fixture.left.client();
+    run(&mut holder, "begin; update t set v = 'held' where id = 2");
+    run(&mut client, "select copy_sync('t', 'dst')");
+    await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
+    run(&mut client, "update t set region = 'us', v = 'left' where id between 100 and 200");
+    run(&mut client, "update t set v = 'sent' where id between 150 and 160");
+    run(&mut holder, "commit");
+    for from in [300, 5_000, 19_000] {
+        run(
+            &mut client,
+            &format!(
+                "update t set v = 'new' where id between {from} and {from} + 20;
+                 update t set region = 'eu' where id between {from} + 30 and {from} + 40;
+                 delete from t where id between {from} + 70 and {from} + 80"
+            ),
+        );
+    }
+    await_done(&fixture);
+    let ours = "select * from t where region = 'eu' order by id";
+    assert_eq!(rows(&fixture.right, ours), rows(&fixture.left, ours));
+    let theirs = "select count(*) from t where region <> 'eu'";
+    assert_eq!(rows(&fixture.right, theirs), ["0"]);
+}
+
+/// Values that go round among rows that others refer to, whose rows would be lost with them.
+#[test]
+fn unique_values_that_change_places_take_no_rows_of_others_with_them() {
+    let fixture = fixture("circle");
+    create(&fixture, "t", "id int primary key, v text, u int unique");
+    create(&fixture, "child", "id int primary key, parent int references t on delete cascade");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t select i, 'a', i from generate_series(1, 100) i");
+    run(&mut client, &attach_sql(&fixture, "t", "{}", true));
+    await_done(&fixture);
+    fixture.right.exec("insert into child values (1, 1), (2, 2), (3, 3)");
+    fixture.right.exec("alter table t add own text default 'own'");
+    // Another copy, which finds the rows there and their values in another order.
+    let mut holder = fixture.left.client();
+    run(&mut holder, "begin; update t set v = 'held' where id = 50");
+    run(&mut client, "select copy_sync('t', 'dst', 'merge')");
+    await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
+    run(
+        &mut client,
+        "begin; update t set u = null where id = 1; update t set u = 1 where id = 3;
+         update t set u = 3 where id = 2; update t set u = 2 where id = 1; commit",
+    );
+    run(&mut holder, "commit");
+    await_done(&fixture);
+    let u = "select id, v, u from t order by id";
+    assert_eq!(rows(&fixture.right, u), rows(&fixture.left, u));
+    assert_eq!(rows(&fixture.right, "select count(*) from child"), ["3"]);
+    assert_eq!(rows(&fixture.right, "select count(*) from t where own is null"), ["0"]);
+}
+
+/// A child that is registered before its parents waits for them, however long they take.
+#[test]
+fn rows_whose_parents_come_with_a_later_copy_are_tried_until_they_are_there() {
+    let fixture = fixture("later");
+    create(&fixture, "p", "id int primary key");
+    create(&fixture, "c", "id int primary key, p int references p");
+    fixture.left.exec("insert into p values (1); insert into c values (1, 1)");
+    let mut client = fixture.left.client();
+    run(&mut client, &attach_sql(&fixture, "p", "{}", false));
+    let mut holder = fixture.left.client();
+    run(&mut holder, "begin; insert into p values (2)");
+    run(&mut client, "select copy_sync('p', 'dst')");
+    run(&mut client, &attach_sql(&fixture, "c", "{}", true));
+    await_until(LONG, "many tries", || {
+        rows(&fixture.left, "select attempts >= 8 from sync_copy order by id desc limit 1") == ["t"]
+    });
+    assert!(state(&fixture).starts_with("waiting|23503"), "{}", state(&fixture));
+    run(&mut holder, "commit");
+    await_done(&fixture);
+    same(&fixture, "c");
+}
+
+#[test]
+fn who_listens_is_told_when_a_copy_ends_or_fails() {
+    let fixture = fixture("told");
+    create(&fixture, "t", "id int primary key, v text");
+    fixture.left.exec("insert into t values (1, 'a')");
+    fixture.right.exec("insert into t values (2, 'b')");
+    let mut listener = fixture.left.client();
+    run(&mut listener, "listen pg_rowsync");
+    let mut next = |what: &str| {
+        let mut told = String::new();
+        await_until(LONG, "a notification", || {
+            run(&mut listener, "select 1");
+            let arrived: Vec<_> = listener.notifications().iter().collect().expect("notifications");
+            let of_copies = |one: &&Notification| one.payload().contains("\"copy\"");
+            if let Some(one) = arrived.iter().rfind(of_copies) {
+                told = one.payload().to_owned();
+            }
+            !told.is_empty()
+        });
+        assert!(told.contains(what), "{told}");
+    };
+    fixture.left.exec(&attach_sql(&fixture, "t", "{}", true));
+    next("\"state\" : \"failed\", \"sqlstate\" : \"55000\"");
+    fixture.left.exec("select copy_sync('t', 'dst', 'truncate')");
+    next("\"state\" : \"done\"");
 }
 
 #[test]
