@@ -4,6 +4,7 @@ pub mod bucardo;
 pub mod bytes;
 pub mod chart;
 pub mod contender;
+pub mod copy;
 pub mod distance;
 pub mod down;
 pub mod drain;

@@ -1,6 +1,7 @@
 //! What breaks things on purpose, at random and under load, and judges what is left afterwards.
 
 pub mod convergence;
+pub mod copy;
 pub mod fault;
 pub mod flapping;
 pub mod leaks;

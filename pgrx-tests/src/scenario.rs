@@ -3,6 +3,7 @@
 //!
 //! Every step compares number and checksum of the rows of both sides, through sessions of its own.
 
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,8 @@ pub type Checksum = (i64, i64);
 pub enum Event<'a> {
     /// A step done, with what it left behind and how long the statement took.
     Step { name: &'a str, left: Checksum, right: Checksum, queued: i64, took: Duration },
+    /// How far a copy is, as `sync_progress` says.
+    Progress { rows: i64, of: Option<i64>, bytes: i64, state: String },
     /// A remark on the step before.
     Note(String),
 }
@@ -38,6 +41,9 @@ struct Expect {
 
 /// Rows per call of `deal_sync_err_rec`, as in the recipe.
 const BATCH: i64 = 1000;
+
+/// The longest that a copy may take.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 impl Scenario<'_> {
     /// Runs it to the end or to the first step that does not leave what it should.
@@ -122,6 +128,56 @@ impl Scenario<'_> {
             }
             Ok(())
         })
+    }
+
+    /// A table with so many rows is attached on the local side, and copied while it is written.
+    ///
+    /// # Errors
+    /// What either side reports, a copy that fails or takes minutes, and sides that differ.
+    pub fn copy(&self, rows: i64, report: &mut dyn FnMut(Event)) -> Result<()> {
+        let columns = "id bigint primary key, info text, crt_time timestamptz";
+        for side in [self.left, self.right] {
+            side.connect()?.batch_execute(&format!("create table copied ({columns})"))?;
+        }
+        let mut client = self.left.connect()?;
+        client.batch_execute(&format!(
+            "insert into copied select i, md5(i::text), now() from generate_series(1, {rows}) i;
+             analyze copied"
+        ))?;
+        let mut admin = self.left.connect_superuser()?;
+        admin.batch_execute("select start_sync_worker()")?;
+        let start = Instant::now();
+        client.batch_execute(&format!(
+            "select attach_sync('copied', 'dst', '{}.copied', copy_data => true)",
+            self.right.user
+        ))?;
+        for at in 1.. {
+            client.batch_execute(&format!(
+                "update copied set info = 'changed' where id = {at};
+                 delete from copied where id = {rows} - {at};
+                 insert into copied values ({rows} + {at}, 'new', now())"
+            ))?;
+            let sql = "select rows_done, rows_total, bytes_done, state, message from sync_progress";
+            let row = admin.query_one(sql, &[])?;
+            let (state, message): (String, Option<String>) = (row.get(3), row.get(4));
+            let (done, of, bytes) = (row.get(0), row.get(1), row.get(2));
+            report(Event::Progress { rows: done, of, bytes, state: state.clone() });
+            if state == "done" {
+                break;
+            }
+            ensure!(state != "failed", "the copy has failed: {}", message.unwrap_or_default());
+            ensure!(start.elapsed() < PATIENCE, "the copy takes too long: {state}");
+            sleep(Duration::from_millis(20));
+        }
+        let took = start.elapsed();
+        let arrived = "select wait_sync('dst', timeout => '1 min')";
+        ensure!(admin.query_one(arrived, &[])?.get::<_, bool>(0), "not everything has arrived");
+        let (left, right) = (self.left.checksum("copied")?, self.right.checksum("copied")?);
+        let queued = self.left.queued()?;
+        let name = format!("local: {rows} rows copied while they are written");
+        report(Event::Step { name: &name, left, right, queued, took });
+        ensure!(left == right, "after the copy both sides differ");
+        Ok(())
     }
 
     fn insert(&self, table: &str) -> String {

@@ -6,12 +6,12 @@ use anyhow::{Result, ensure};
 
 use super::run::Run;
 use super::shape::Shape;
-use super::{bytes, distance, down, drain, guard, statements, transactions};
+use super::{bytes, copy, distance, down, drain, guard, statements, transactions};
 
 type Group = (&'static str, fn(&mut Run) -> Result<()>);
 
 /// By the names that `--only` looks for.
-const GROUPS: [Group; 10] = [
+const GROUPS: [Group; 11] = [
     ("narrow", |run| statements::run(run, Shape::Narrow)),
     ("wide", |run| statements::run(run, Shape::Wide)),
     ("toast", |run| statements::run(run, Shape::Toast)),
@@ -22,6 +22,7 @@ const GROUPS: [Group; 10] = [
     ("guard", guard::run),
     ("drain", drain::run),
     ("down", down::run),
+    ("copy", copy::run),
 ];
 
 pub fn group_names() -> Vec<&'static str> {

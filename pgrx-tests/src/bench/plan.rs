@@ -16,6 +16,12 @@ pub struct Plan {
     pub toast_rows: u32,
     /// Of a large statement.
     pub many: u32,
+    /// Rows of a large table that is copied; those of a smaller one are [`Plan::many`].
+    #[serde(default)]
+    pub large: u32,
+    /// Small tables that are copied.
+    #[serde(default)]
+    pub tables: u32,
     /// Rows among which transactions update one.
     pub updated: u32,
     /// Records that are drained.
@@ -47,6 +53,8 @@ impl Plan {
             rows: 10_000,
             toast_rows: 200,
             many: 1_000_000,
+            large: 5_000_000,
+            tables: 1_000,
             updated: 2_000,
             backlog: 100_000,
             delays: vec![0, 1, 5, 20],
@@ -65,6 +73,8 @@ impl Plan {
             rows: 500,
             toast_rows: 20,
             many: 5_000,
+            large: 10_000,
+            tables: 20,
             updated: 200,
             backlog: 5_000,
             delays: vec![0, 5],

@@ -10,7 +10,7 @@ use super::measure::Figures;
 use super::number::grouped;
 use super::plan::{Plan, distance, down, round_trip, transactions, updates};
 use super::shape::{Operation, Shape};
-use super::{drain, guard};
+use super::{copy, drain, guard};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bound {
@@ -92,6 +92,7 @@ pub fn judge(figures: &Figures, plan: &Plan) -> Vec<Verdict> {
     judge.distance();
     judge.many();
     judge.queue();
+    judge.copies();
     judge.verdicts
 }
 
@@ -212,6 +213,34 @@ impl Judge<'_> {
         let found = self.figures.median(&drain, Queue);
         self.push(drain, Bound::AtLeast, 50_000.0, " records/s", found);
         self.cost(&guard::title(self.plan), 1.1);
+    }
+}
+
+impl Judge<'_> {
+    fn copies(&mut self) {
+        for rows in [self.plan.many, self.plan.large] {
+            let title = copy::title(rows);
+            let found = self.figures.better(&title, Async, Native);
+            self.push(format!("{title}: faster than native"), Bound::AtLeast, 1.0, " times", found);
+        }
+        let title = copy::title_small(self.plan);
+        let found = self.figures.better(&title, Native, Async);
+        self.push(format!("{title}: time of native"), Bound::AtMost, 2.0, " times", found);
+        for (is_copied, limit) in [(true, 0.8), (false, 0.95)] {
+            let rate =
+                |meanwhile| self.figures.median(&copy::title_rate(is_copied, meanwhile), Async);
+            let found = rate(true).zip(rate(false)).map(|(during, without)| during / without);
+            let title = copy::title_rate(is_copied, true);
+            self.push(format!("{title}: of the rate without"), Bound::AtLeast, limit, "", found);
+        }
+        for (title, limit, unit) in [
+            (copy::LONGEST_COMMIT, 200.0, " ms"),
+            (copy::SNAPSHOT, 1_000.0, " ms"),
+            (copy::MEMORY, 64.0, " MB"),
+        ] {
+            let found = self.figures.median(title, Async);
+            self.push(title.to_owned(), Bound::AtMost, limit, unit, found);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! `cargo demo --keep` then leaves the clusters running until Enter or Ctrl-C.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -44,7 +45,8 @@ fn run() -> Result<()> {
         "queued",
         "time",
     ]);
-    let outcome = Scenario { left: &local, right: &remote, rows: 10_000 }.run(&mut print);
+    let scenario = Scenario { left: &local, right: &remote, rows: 10_000 };
+    let outcome = scenario.run(&mut print).and_then(|()| scenario.copy(100_000, &mut print));
     if outcome.is_ok() {
         println!("\nevery step left what it should, and both sides are equal");
     }
@@ -76,6 +78,15 @@ fn print(event: Event) {
             let queued = queued.to_string();
             let time = format!("{:.1} ms", took.as_secs_f64() * 1000.0);
             print_line([name, &rows, &sum, &other_rows, &other_sum, equal, &queued, &time]);
+        }
+        Event::Progress { rows, of, bytes, state } => {
+            let of = of.map(|of| format!(" of about {of}")).unwrap_or_default();
+            let line = format!("    copy: {state}, {rows}{of} rows, {} kB", bytes / 1024);
+            match std::io::stdout().is_terminal() {
+                // One line, written over and over.
+                true => print!("{line:<80}\r"),
+                false => println!("{line}"),
+            }
         }
         Event::Note(text) => println!("    {text}"),
     }

@@ -35,6 +35,7 @@ mod convergence;
 mod copies;
 mod copies_by_replication;
 mod copy;
+mod copy_rounds;
 mod counters;
 mod deferred_drains;
 mod documents;
