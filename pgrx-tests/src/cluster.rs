@@ -53,6 +53,7 @@ pub struct Cluster {
 }
 
 struct Template {
+    bindir: PathBuf,
     dir: PathBuf,
     password: String,
 }
@@ -66,8 +67,13 @@ impl Cluster {
     /// A running cluster with these settings on top of the common ones, and fsync on unless they say
     /// otherwise.
     pub fn start_with(name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
+        Cluster::start_of(&Postgres::find()?, name, settings)
+    }
+
+    /// The same of another installation than the one that is tested.
+    pub fn start_of(postgres: &Postgres, name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let postgres = Postgres::find()?;
+        let postgres = postgres.clone();
         let (template, password) = template(&postgres)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = reaper::base()?.join(format!("{name}-{number}"));
@@ -90,6 +96,38 @@ impl Cluster {
             }
         }
         Ok(cluster)
+    }
+
+    /// This cluster, which must be stopped, taken to a newer major by `pg_upgrade`, and started there
+    /// with these settings. The new one has a data directory of its own, and this one's port and
+    /// passwords.
+    pub fn upgrade(&self, to: &Postgres, name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
+        ensure!(self.child().is_none(), "the cluster is still running");
+        let dir = reaper::base()?.join(name);
+        fs::create_dir(&dir).with_context(|| format!("could not create \"{}\"", dir.display()))?;
+        reaper::hand_over(&dir)?;
+        let data = dir.join("data");
+        // Both must agree, and before 18 the default was to have none.
+        let checksums: &[&str] = if to.major >= 18 { &["--no-data-checksums"] } else { &[] };
+        initdb(to, &dir, &data, &self.password, checksums)?;
+        let (environment, child) = (Mutex::default(), Mutex::new(None));
+        let (password, postgres) = (self.password.clone(), to.clone());
+        let new = Cluster { dir, data, port: self.port, password, postgres, environment, child };
+        new.configure(settings)?;
+        run(reaper::server_command(to.program("pg_upgrade"))?
+            .arg("--old-bindir")
+            .arg(&self.postgres.bindir)
+            .arg("--new-bindir")
+            .arg(&to.bindir)
+            .arg("--old-datadir")
+            .arg(&self.data)
+            .arg("--new-datadir")
+            .arg(&new.data)
+            .args(["--username", "postgres"])
+            .env("PGPASSWORD", &self.password)
+            .current_dir(&new.dir))?;
+        new.start_again()?;
+        Ok(new)
     }
 
     pub fn port(&self) -> u16 {
@@ -375,28 +413,43 @@ impl Drop for Cluster {
     }
 }
 
-/// The data directory that all clusters are copied from, and the superuser's password in it.
+/// The data directory that all clusters of an installation are copied from, and the superuser's
+/// password in it.
 fn template(postgres: &Postgres) -> Result<(PathBuf, String)> {
-    static TEMPLATE: Mutex<Option<Template>> = Mutex::new(None);
-    let mut template = TEMPLATE.lock().unwrap_or_else(|broken| broken.into_inner());
-    if template.is_none() {
-        let base = reaper::base()?;
-        let (dir, password) = (base.join("template"), reaper::random_hex()?);
-        let password_file = base.join("password");
-        fs::write(&password_file, &password)?;
-        reaper::hand_over(&password_file)?;
-        run(reaper::server_command(postgres.program("initdb"))?
-            .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"])
-            .arg("--no-sync")
-            .arg(format!("--pwfile={}", password_file.display()))
-            .arg("--pgdata")
-            .arg(&dir)
-            .current_dir(&base))?;
-        fs::remove_file(&password_file)?;
-        *template = Some(Template { dir, password });
+    static TEMPLATES: Mutex<Vec<Template>> = Mutex::new(Vec::new());
+    let mut templates = TEMPLATES.lock().unwrap_or_else(|broken| broken.into_inner());
+    if let Some(known) = templates.iter().find(|known| known.bindir == postgres.bindir) {
+        return Ok((known.dir.clone(), known.password.clone()));
     }
-    let template = template.as_ref().context("no template")?;
-    Ok((template.dir.clone(), template.password.clone()))
+    let base = reaper::base()?;
+    let dir = base.join(format!("template-{}", templates.len()));
+    let password = reaper::random_hex()?;
+    initdb(postgres, &base, &dir, &password, &[])?;
+    let bindir = postgres.bindir.clone();
+    templates.push(Template { bindir, dir: dir.clone(), password: password.clone() });
+    Ok((dir, password))
+}
+
+/// A new data directory; `base` is a directory of the servers' user.
+fn initdb(
+    postgres: &Postgres,
+    base: &Path,
+    dir: &Path,
+    password: &str,
+    arguments: &[&str],
+) -> Result<()> {
+    let password_file = base.join("password");
+    fs::write(&password_file, password)?;
+    reaper::hand_over(&password_file)?;
+    run(reaper::server_command(postgres.program("initdb"))?
+        .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"])
+        .arg("--no-sync")
+        .args(arguments)
+        .arg(format!("--pwfile={}", password_file.display()))
+        .arg("--pgdata")
+        .arg(dir)
+        .current_dir(base))?;
+    Ok(fs::remove_file(&password_file)?)
 }
 
 /// A port that is free now, and that no one else is given as long as this process lives, whatever stops and
@@ -446,7 +499,8 @@ fn reserve_port(port: u16) -> Result<bool> {
 fn run(command: &mut std::process::Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("could not run \"{program}\""))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "\"{program}\" failed ({}):\n{said}", output.status);
+    let (out, said) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+    let out = String::from_utf8_lossy(&out);
+    ensure!(output.status.success(), "\"{program}\" failed ({}):\n{out}{said}", output.status);
     Ok(())
 }

@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::{AccessFlags, access, geteuid};
 
+use crate::releases;
+
 /// Must be the version of the `pgrx` dependency of the extension.
 const PGRX_VERSION: &str = "0.18.1";
 
@@ -19,7 +21,11 @@ const PGRX_VERSION: &str = "0.18.1";
 const FAULTS: &[u8] = b"pg_rowsync.faults";
 
 /// In order of preference: the default feature of the extension first.
-const MAJORS: [u32; 4] = [15, 16, 17, 18];
+pub const MAJORS: [u32; 4] = [15, 16, 17, 18];
+
+/// The variable that names the `pg_config` of each installation that carries the extension, for tests
+/// among majors.
+pub const AMONG: &str = "ROWSYNC_AMONG";
 
 /// A PostgreSQL installation with server headers.
 #[derive(Clone, Debug)]
@@ -33,29 +39,37 @@ impl Postgres {
     /// The installation that `PG_CONFIG` names, or else the first suitable one of the distribution.
     pub fn find() -> Result<Postgres> {
         if let Some(chosen) = std::env::var_os("PG_CONFIG") {
-            return Postgres::at(Path::new(&chosen));
+            let postgres = Postgres::at(Path::new(&chosen))?;
+            ensure!(postgres.is_supported(), "PostgreSQL {} is not supported", postgres.major);
+            return Ok(postgres);
         }
         MAJORS
             .iter()
             .map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config")))
-            .find_map(|pg_config| Postgres::at(&pg_config).ok())
+            .filter_map(|pg_config| Postgres::at(&pg_config).ok())
+            .find(Postgres::is_supported)
             .context(
                 "found no PostgreSQL with server headers; run \"cargo test-all\" or set PG_CONFIG",
             )
     }
 
-    fn at(pg_config: &Path) -> Result<Postgres> {
+    /// The installation that a `pg_config` tells of, of whatever major.
+    pub fn at(pg_config: &Path) -> Result<Postgres> {
         let version = ask(pg_config, "--version")?;
         let number = version.split_whitespace().nth(1).unwrap_or_default();
         let major = number.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
         let major = major.parse().with_context(|| format!("unknown version \"{version}\""))?;
-        ensure!(MAJORS.contains(&major), "PostgreSQL {major} is not supported");
         let bindir = PathBuf::from(ask(pg_config, "--bindir")?);
         let include = PathBuf::from(ask(pg_config, "--includedir-server")?);
         for file in [bindir.join("postgres"), bindir.join("initdb"), include.join("postgres.h")] {
             ensure!(file.exists(), "\"{}\" is missing", file.display());
         }
         Ok(Postgres { pg_config: pg_config.to_owned(), bindir, major })
+    }
+
+    /// Whether the extension can be built for it. Others can still be targets.
+    fn is_supported(&self) -> bool {
+        MAJORS.contains(&self.major)
     }
 
     pub fn program(&self, name: &str) -> PathBuf {
@@ -72,36 +86,191 @@ impl Postgres {
         let path = self.pg_config.as_os_str();
         [("PGRX_PG_CONFIG_PATH", path), ("PG_CONFIG", path)]
     }
+
+    /// Where the extension is built for it: installations below the target directory have folders
+    /// of their own there, so that going from one major to another builds nothing anew.
+    pub fn build_dir(&self) -> PathBuf {
+        if releases::is_ours(&self.pg_config) {
+            target().join(format!("pg{}", self.major))
+        } else {
+            target()
+        }
+    }
+
+    /// Where its loadable libraries are.
+    pub fn libraries(&self) -> Result<PathBuf> {
+        Ok(PathBuf::from(ask(&self.pg_config, "--pkglibdir")?))
+    }
+
+    /// Where the scripts of extensions are.
+    pub fn extensions(&self) -> Result<PathBuf> {
+        Ok(PathBuf::from(ask(&self.pg_config, "--sharedir")?).join("extension"))
+    }
+
+    /// A copy below `folder` that nothing else uses, without headers: PostgreSQL finds its files by
+    /// where its programs are, as long as they are placed to each other as before.
+    pub fn copy_to(&self, folder: &Path) -> Result<Postgres> {
+        let share = PathBuf::from(ask(&self.pg_config, "--sharedir")?);
+        let parts = [self.bindir.clone(), self.libraries()?, share];
+        let common = self.bindir.ancestors().find(|dir| parts.iter().all(|p| p.starts_with(dir)));
+        let common = common.context("the installation has no folder of its own")?;
+        let place = |part: &Path| Ok::<_, anyhow::Error>(folder.join(part.strip_prefix(common)?));
+        for part in &parts {
+            let copy = place(part)?;
+            fs::create_dir_all(copy.parent().context("a folder")?)?;
+            run(Command::new("cp").arg("--archive").arg(part).arg(&copy))?;
+        }
+        let bindir = place(&self.bindir)?;
+        let copy = Postgres { pg_config: bindir.join("pg_config"), bindir, major: self.major };
+        ensure!(copy.libraries()? == place(&parts[1])?, "the copy looks for libraries elsewhere");
+        Ok(copy)
+    }
+
+    fn has_extension(&self, features: &str) -> Result<bool> {
+        let library = fs::read(self.libraries()?.join("pg_rowsync.so"))?;
+        let has_faults = library.windows(FAULTS.len()).any(|part| part == FAULTS);
+        Ok(has_faults != features.is_empty())
+    }
 }
 
 /// Does everything, and returns the installation that now carries the extension, as people get it.
 pub fn prepare() -> Result<Postgres> {
-    prepare_with("")
+    install_packages()?;
+    let postgres = Postgres::find()?;
+    install(&postgres, "", Profile::Release)?;
+    Ok(postgres)
 }
 
 /// The same with an extension at whose named points a test can make something go wrong. One build serves all
 /// tests.
 pub fn prepare_with_faults() -> Result<Postgres> {
-    prepare_with(",faults")
-}
-
-fn prepare_with(features: &str) -> Result<Postgres> {
     install_packages()?;
     let postgres = Postgres::find()?;
+    install(&postgres, ",faults", Profile::Release)?;
+    Ok(postgres)
+}
+
+/// How the extension is compiled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As people get it.
+    Release,
+    /// In much less time, and with checks of overflow. The lints use what it has compiled.
+    Dev,
+}
+
+/// The same for a PostgreSQL of this major, which is brought below the target directory.
+pub fn prepare_major_with_faults(major: u32, profile: Profile) -> Result<Postgres> {
+    ensure!(MAJORS.contains(&major), "PostgreSQL {major} is not supported");
+    install_packages()?;
+    let postgres = releases::installation(major)?;
+    install(&postgres, ",faults", profile)?;
+    Ok(postgres)
+}
+
+fn install(postgres: &Postgres, features: &str, profile: Profile) -> Result<()> {
     let cargo_pgrx = cargo_pgrx()?;
     let mut install = cleaned(Command::new(cargo_pgrx));
-    install.args(["pgrx", "install", "--release", "--pg-config"]).arg(&postgres.pg_config);
+    install.args(["pgrx", "install", "--pg-config"]).arg(&postgres.pg_config);
+    if profile == Profile::Release {
+        install.arg("--release");
+    }
     let [switch, name, major] = postgres.features();
     install.args([switch, name, major + features]).envs(postgres.env()).current_dir(root());
-    let destination = ask(&postgres.pg_config, "--pkglibdir")?;
-    if access(Path::new(&destination), AccessFlags::W_OK).is_err() {
+    install.env("CARGO_TARGET_DIR", postgres.build_dir());
+    let library = postgres.libraries()?.join("pg_rowsync.so");
+    let sudo = access(&postgres.libraries()?, AccessFlags::W_OK).is_err();
+    if sudo {
         install.arg("--sudo");
     }
+    if library.exists() {
+        take_from_processes(&library, sudo)?;
+    }
     run(&mut install).context("could not build and install the extension")?;
-    let library = fs::read(Path::new(&destination).join("pg_rowsync.so"))?;
-    let has_faults = library.windows(FAULTS.len()).any(|part| part == FAULTS);
-    ensure!(has_faults != features.is_empty(), "the installed library is of another build");
-    Ok(postgres)
+    ensure!(postgres.has_extension(features)?, "the installed library is of another build");
+    Ok(())
+}
+
+/// What building a package needs, and, if it is to be tried, installing it into a clean root.
+pub fn install_for_packages(to_try: bool) -> Result<()> {
+    install_packages()?;
+    let needed = [("dpkg-dev", "dpkg-shlibdeps", true), ("debootstrap", "debootstrap", to_try)];
+    let missing = |(_, program, wanted): &&(&str, &str, bool)| {
+        *wanted && on_path(program).is_none() && !Path::new("/usr/sbin").join(program).exists()
+    };
+    let missing: Vec<_> = needed.iter().filter(missing).map(|(package, ..)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let root = geteuid().is_root();
+    apt(root, &["update"])?;
+    apt(root, &[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat())
+}
+
+/// What people get, as `cargo pgrx package` lays it out below `folder`. It will run with the libpq of
+/// the distribution.
+pub fn package(postgres: &Postgres, folder: &Path) -> Result<()> {
+    let mut package = cleaned(Command::new(cargo_pgrx()?));
+    package.args(["pgrx", "package", "--pg-config"]).arg(&postgres.pg_config);
+    package.arg("--out-dir").arg(folder).args(postgres.features()).envs(postgres.env());
+    package.env("CARGO_TARGET_DIR", postgres.build_dir()).env("ROWSYNC_SYSTEM_LIBPQ", "1");
+    run(package.current_dir(root())).context("could not build the extension")
+}
+
+/// The release of the same major as the machine's own PostgreSQL, with the extension that is installed
+/// there: `pg_upgrade` goes from a release to the next, and not from every minor version that a
+/// distribution has.
+pub fn like_the_machines() -> Result<Postgres> {
+    let own = prepare_with_faults()?;
+    let release = releases::installation(own.major)?;
+    let library = release.libraries()?.join("pg_rowsync.so");
+    if library.exists() {
+        take_from_processes(&library, false)?;
+    }
+    fs::copy(own.libraries()?.join("pg_rowsync.so"), &library)?;
+    for entry in fs::read_dir(own.extensions()?)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("pg_rowsync") {
+            fs::copy(entry.path(), release.extensions()?.join(entry.file_name()))?;
+        }
+    }
+    Ok(release)
+}
+
+/// cargo-pgrx writes into the file that is there. Processes that have loaded it would find themselves
+/// in the middle of other code, so they keep the file, and a copy takes its name.
+fn take_from_processes(library: &Path, sudo: bool) -> Result<()> {
+    let copy = library.with_extension("so.new");
+    for (program, from, to) in [("cp", library, &*copy), ("mv", &*copy, library)] {
+        let mut command = Command::new(if sudo { "sudo" } else { program });
+        if sudo {
+            command.arg(program);
+        }
+        run(command.arg(from).arg(to))?;
+    }
+    Ok(())
+}
+
+/// Hashes of the released scripts, beside them.
+pub const SUMS: &str = "SHA256SUMS";
+
+/// Scripts of the versions that were released, as they were.
+pub fn released_scripts() -> PathBuf {
+    root().join("sql/released")
+}
+
+/// The versions that were released, oldest first.
+pub fn released_versions() -> Result<Vec<String>> {
+    let mut versions = Vec::new();
+    for entry in fs::read_dir(released_scripts())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let version = name.strip_prefix("pg_rowsync--").and_then(|rest| rest.strip_suffix(".sql"));
+        versions.extend(version.map(str::to_owned));
+    }
+    versions.sort_by_key(|version| {
+        version.split('.').map(|part| part.parse::<u32>().unwrap_or(0)).collect::<Vec<_>>()
+    });
+    Ok(versions)
 }
 
 /// Bucardo and PL/Perl, which the benchmark compares with if it is asked to.
@@ -206,6 +375,7 @@ fn missing_packages() -> Vec<String> {
         ("libclang-dev", has_libclang()),
         ("openssl", works("openssl", &["version"])),
         ("pgbouncer", pgbouncer().is_some()),
+        ("python3-pip", works("python3", &["-m", "pip", "--version"])),
     ];
     if installed_cargo_pgrx().is_none() {
         needed.push(("libssl-dev", offers("openssl")));

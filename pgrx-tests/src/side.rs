@@ -34,19 +34,25 @@ impl Side {
     /// Creates role, database, schema and the extension (in schema `public`). The name must be a
     /// plain lower-case identifier.
     pub fn create(cluster: &Arc<Cluster>, name: &str) -> Result<Side> {
+        let side = Side::create_without_extension(cluster, name)?;
+        side.connect_superuser()?
+            .batch_execute(&format!(
+                "create extension pg_rowsync schema public;
+                 grant usage on foreign data wrapper pg_rowsync to {name}"
+            ))
+            .context("could not create the extension pg_rowsync")?;
+        Ok(side)
+    }
+
+    /// The same without the extension, which a mere target does not need.
+    pub fn create_without_extension(cluster: &Arc<Cluster>, name: &str) -> Result<Side> {
         let password = random_hex()?;
         let mut client = cluster.superuser("postgres")?;
         client.batch_execute(&format!("create role {name} login password '{password}'"))?;
         client.batch_execute(&format!("create database {name}"))?;
         let (db, user) = (name.to_owned(), name.to_owned());
         let side = Side { cluster: cluster.clone(), db, user, password };
-        side.connect_superuser()?
-            .batch_execute(&format!(
-                "create schema authorization {name};
-                 create extension pg_rowsync schema public;
-                 grant usage on foreign data wrapper pg_rowsync to {name}"
-            ))
-            .context("could not create the extension pg_rowsync")?;
+        side.connect_superuser()?.batch_execute(&format!("create schema authorization {name}"))?;
         Ok(side)
     }
 

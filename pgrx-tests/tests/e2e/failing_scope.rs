@@ -2,6 +2,8 @@
 //! together, foreign keys, a table that is not as it should be, and keys of types whose text does
 //! not tell whether two of them are equal.
 
+use std::io::Write;
+
 use postgres::Client;
 use rowsync_harness::Fixture;
 
@@ -245,7 +247,8 @@ fn prepare(fixture: &Fixture, twofold: &Twofold) -> bool {
     for side in [&fixture.left, &fixture.right] {
         let sql = format!("set search_path = \"{}\", public; {}", side.user, twofold.prepare);
         if let Err(error) = side.superuser().batch_execute(&sql) {
-            println!("no test with a key of {}: {error}", twofold.what);
+            let why = format!("no test with a key of {}: {error}", twofold.what);
+            let _ = writeln!(std::io::stderr(), "{why}");
             return false;
         }
     }

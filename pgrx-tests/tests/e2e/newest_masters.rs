@@ -3,7 +3,7 @@
 
 use rowsync_harness::{Fixture, Side, await_until};
 
-use crate::common::{attach, both_have, linked, mirror, rows, run, same};
+use crate::common::{attach, both_have, has_icu, linked, mirror, rows, run, same};
 use crate::conflict_view::{bed_on, counting};
 use crate::preloaded::{EAGER, WORKING};
 
@@ -195,9 +195,7 @@ fn ties_are_decided_alike_between_databases_of_different_collation() {
     };
     let left = own(&fixture.left, "c", "lc_collate 'C' lc_ctype 'C'");
     // A server built without ICU cannot tell more than one without it.
-    let icu = fixture.right.query_one::<bool>(
-        "select exists (select from pg_collation where collprovider = 'i' and collname = 'en-US-x-icu')",
-    );
+    let icu = has_icu(&fixture.right);
     let locale = if icu { "locale_provider icu icu_locale 'en-US'" } else { "lc_ctype 'C'" };
     let right = own(&fixture.right, "icu", locale);
     link(&left, &right, COLUMNS, COLUMNS);
@@ -376,9 +374,7 @@ fn deletions_are_found_by_keys_listed_in_another_order() {
 #[test]
 fn a_server_without_the_extension_compares_text_alike() {
     let fixture = linked("plaincollate");
-    let icu = fixture.right.query_one::<bool>(
-        "select exists (select from pg_collation where collprovider = 'i' and collname = 'en-US-x-icu')",
-    );
+    let icu = has_icu(&fixture.right);
     let collate = if icu { r#" collate "en-US-x-icu""# } else { "" };
     fixture.right.exec_superuser("drop extension pg_rowsync cascade");
     fixture.left.exec("create table t (id int primary key, v text, ver text)");

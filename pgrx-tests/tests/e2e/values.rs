@@ -115,52 +115,61 @@ const ODD_SETTINGS: &str = "
 /// A table of every type on both sides, the left one sent in this mode.
 fn every_type(label: &str, mode: &str) -> Fixture {
     let fixture = linked(label);
+    attach_every_type(&fixture, mode);
+    fixture
+}
+
+fn attach_every_type(fixture: &Fixture, mode: &str) {
     for side in [&fixture.left, &fixture.right] {
         side.exec(TYPES);
         side.exec(&format!("create table t ({COLUMNS})"));
     }
-    crate::common::attach(&fixture, "t", &format!(r#"{{"mode": "{mode}"}}"#));
-    fixture
+    crate::common::attach(fixture, "t", &format!(r#"{{"mode": "{mode}"}}"#));
 }
 
 #[test]
 fn every_type_arrives_whatever_the_sessions_settings() {
     for mode in ["sync", "queue"] {
-        let fixture = every_type("types", mode);
-        let mut client = fixture.left.client();
-        run(&mut client, ODD_SETTINGS);
-        run(&mut client, "begin");
-        for values in VALUES {
-            // Literals above are in ISO style: read them so, capture under the odd settings.
-            run(&mut client, "set local datestyle = 'ISO, YMD'");
-            run(&mut client, "create temp table v as select * from t with no data");
-            run(&mut client, &format!("insert into v values ({values})"));
-            run(&mut client, "set local datestyle = 'SQL, DMY'; insert into t select * from v");
-            run(&mut client, "drop table v");
-        }
-        run(&mut client, "commit");
-        if mode == "queue" {
-            assert!(
-                deal(&fixture, "1"),
-                "{:?}",
-                rows(&fixture.left, "select message from sync_err_rec")
-            );
-            assert!(deal(&fixture, "100"));
-        }
-        assert_eq!(same(&fixture, "t").len(), 3);
-        // Binary equality too, and the session's own settings are as they were.
-        let binary =
-            "select id, f4::text, encode(float8send(f8), 'hex'), scale(n), n2 from t order by 1";
-        assert_eq!(rows(&fixture.left, binary), rows(&fixture.right, binary));
-        let settings = "select current_setting('datestyle'), current_setting('intervalstyle'),
-                          current_setting('extra_float_digits'), current_setting('bytea_output')";
-        let kept = crate::common::query(&mut client, settings);
-        assert_eq!(kept, ["SQL, DMY|sql_standard|0|escape"]);
-        run(&mut client, "update t set t = 'changed', tsz = tsz + '1 hour', iv = iv * 2");
-        run(&mut client, "delete from t where id = 2; update t set id = 30 where id = 3");
-        assert!(deal(&fixture, "100"));
-        assert_eq!(same(&fixture, "t").len(), 2);
+        every_type_arrives(&linked("types"), mode);
     }
+}
+
+/// Values of every type, over a server `dst` of the left side.
+pub fn every_type_arrives(fixture: &Fixture, mode: &str) {
+    attach_every_type(fixture, mode);
+    let mut client = fixture.left.client();
+    run(&mut client, ODD_SETTINGS);
+    run(&mut client, "begin");
+    for values in VALUES {
+        // Literals above are in ISO style: read them so, capture under the odd settings.
+        run(&mut client, "set local datestyle = 'ISO, YMD'");
+        run(&mut client, "create temp table v as select * from t with no data");
+        run(&mut client, &format!("insert into v values ({values})"));
+        run(&mut client, "set local datestyle = 'SQL, DMY'; insert into t select * from v");
+        run(&mut client, "drop table v");
+    }
+    run(&mut client, "commit");
+    if mode == "queue" {
+        assert!(
+            deal(fixture, "1"),
+            "{:?}",
+            rows(&fixture.left, "select message from sync_err_rec")
+        );
+        assert!(deal(fixture, "100"));
+    }
+    assert_eq!(same(fixture, "t").len(), 3);
+    // Binary equality too, and the session's own settings are as they were.
+    let binary =
+        "select id, f4::text, encode(float8send(f8), 'hex'), scale(n), n2 from t order by 1";
+    assert_eq!(rows(&fixture.left, binary), rows(&fixture.right, binary));
+    let settings = "select current_setting('datestyle'), current_setting('intervalstyle'),
+                      current_setting('extra_float_digits'), current_setting('bytea_output')";
+    let kept = crate::common::query(&mut client, settings);
+    assert_eq!(kept, ["SQL, DMY|sql_standard|0|escape"]);
+    run(&mut client, "update t set t = 'changed', tsz = tsz + '1 hour', iv = iv * 2");
+    run(&mut client, "delete from t where id = 2; update t set id = 30 where id = 3");
+    assert!(deal(fixture, "100"));
+    assert_eq!(same(fixture, "t").len(), 2);
 }
 
 /// Arrays of boxes are written with semicolons between them, alone among PostgreSQL's types.
