@@ -5,7 +5,8 @@
 pub struct Explained {
     /// The file's name without its ending; `*` for all.
     pub file: &'static str,
-    /// A part of the statement, or of the output around the difference, in lower case.
+    /// A part of the statement or of why it failed there, or of the output around the difference, in
+    /// lower case.
     pub part: &'static str,
     pub reason: &'static str,
 }
@@ -14,6 +15,10 @@ const fn known(file: &'static str, part: &'static str, reason: &'static str) -> 
     Explained { file, part, reason }
 }
 
+const REFERENCED: &str = "cannot truncate a table referenced in a foreign key constraint";
+const ONE_BY_ONE: &str = "partitions are attached one by one: the partitioned table that refers to \
+                          another is not among those that are emptied together";
+
 /// Rows that differ after a statement.
 const ROWS: &[Explained] = &[
     known(
@@ -21,6 +26,7 @@ const ROWS: &[Explained] = &[
         "session_replication_role",
         "no trigger of the usual kind fires in a session that replicates",
     ),
+    known("truncate", REFERENCED, ONE_BY_ONE),
     known("*", "disable trigger", "a trigger that is disabled sees nothing"),
 ];
 
@@ -31,12 +37,7 @@ const OUTPUTS: &[Explained] = &[
         "pg_rowsync",
         "the wrapper has a validator, and its server options that lead to the other side",
     ),
-    known(
-        "truncate",
-        "cannot truncate a table referenced in a foreign key constraint",
-        "partitions are attached one by one: the partitioned table that refers to another is not \
-         among those that are emptied together",
-    ),
+    known("truncate", REFERENCED, ONE_BY_ONE),
 ];
 
 fn find(list: &[Explained], file: &str, text: &str) -> Option<&'static str> {
@@ -46,9 +47,9 @@ fn find(list: &[Explained], file: &str, text: &str) -> Option<&'static str> {
     found.map(|one| one.reason)
 }
 
-/// Why rows may differ after a statement, if that is known.
-pub fn of_rows(file: &str, statement: &str) -> Option<&'static str> {
-    find(ROWS, file, statement)
+/// Why rows may differ, if that is known. `text` has the statement and what failed.
+pub fn of_rows(file: &str, text: &str) -> Option<&'static str> {
+    find(ROWS, file, text)
 }
 
 /// Why a part of an output may differ, if that is known.

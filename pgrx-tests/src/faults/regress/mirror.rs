@@ -456,7 +456,7 @@ impl Mirror {
         };
         {
             let mut state = self.run.state();
-            match explained::of_rows(&state.file, statement) {
+            match explained::of_rows(&state.file, &format!("{statement}\n{what}")) {
                 Some(reason) => *state.tally.explained.entry(reason).or_default() += 1,
                 None => {
                     let (file, statement) = (state.file.clone(), statement.to_owned());
