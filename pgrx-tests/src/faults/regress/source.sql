@@ -46,6 +46,7 @@ BEGIN
         SELECT * FROM (
             SELECT c.oid, c.oid::regclass::text AS rel, n.nspname, c.relname, c.relkind, a.attnum AS key_at,
                 t.oid IS NOT NULL AS attached,
+                EXISTS (SELECT FROM pg_trigger w WHERE w.tgrelid = c.oid AND w.tgname = 'rowsync_note') AS noted,
                 EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_primary,
                 a.attnotnull AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique
                     AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
@@ -60,7 +61,7 @@ BEGIN
                 AND NOT EXISTS (SELECT FROM rowsync.refused r WHERE r.rel = c.oid)
         ) all_tables
         WHERE CASE relkind
-            WHEN 'p' THEN key_at IS NULL AND NOT has_primary
+            WHEN 'p' THEN NOT noted OR key_at IS NULL AND NOT has_primary
             ELSE NOT attached OR args[3] IS DISTINCT FROM encode(convert_to(relname, 'UTF8'), 'escape')
                 OR args[2] IS DISTINCT FROM encode(convert_to(nspname, 'UTF8'), 'escape')
                 OR CASE WHEN args[4] LIKE '%rowsync_key%' THEN has_key IS NOT TRUE ELSE NOT has_primary END
@@ -75,6 +76,12 @@ BEGIN
                 EXECUTE format('ALTER TABLE %s ALTER COLUMN rowsync_key SET NOT NULL, '
                     'ALTER COLUMN rowsync_key SET DEFAULT nextval(%L)', one.rel, 'rowsync.key');
             END IF;
+            IF NOT one.noted THEN
+                EXECUTE format('CREATE TRIGGER rowsync_note AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
+                    'FOR EACH STATEMENT EXECUTE FUNCTION rowsync.note()', one.rel);
+                -- Whatever the session's role in replication: what the extension does not see is compared too.
+                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER rowsync_note', one.rel);
+            END IF;
             CONTINUE WHEN one.relkind = 'p';
             IF NOT one.has_primary AND one.has_key IS NOT TRUE THEN
                 EXECUTE format('ALTER TABLE %s ADD UNIQUE (rowsync_key)', one.rel);
@@ -83,11 +90,6 @@ BEGIN
             IF one.attached THEN
                 EXECUTE format('DROP TRIGGER rowsync_dml ON %s', one.rel);
                 EXECUTE format('DROP TRIGGER rowsync_truncate ON %s', one.rel);
-            ELSE
-                EXECUTE format('CREATE TRIGGER rowsync_note AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
-                    'FOR EACH STATEMENT EXECUTE FUNCTION rowsync.note()', one.rel);
-                -- Whatever the session's role in replication: what the extension does not see is compared too.
-                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER rowsync_note', one.rel);
             END IF;
             EXECUTE format('CREATE TRIGGER rowsync_dml AFTER INSERT OR UPDATE OR DELETE ON %s '
                 'FOR EACH ROW EXECUTE FUNCTION rowsync.sync_dml(%L, %L, %L, %L)',
