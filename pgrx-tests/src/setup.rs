@@ -67,6 +67,14 @@ impl Postgres {
         Ok(Postgres { pg_config: pg_config.to_owned(), bindir, major })
     }
 
+    /// The installation of a major that a package registry has, brought here if need be.
+    ///
+    /// # Errors
+    /// A major that is not known, or that cannot be brought.
+    pub fn release(major: u32) -> Result<Postgres> {
+        Postgres::at(&releases::installation(&target(), major)?)
+    }
+
     /// Whether the extension can be built for it. Others can still be targets.
     fn is_supported(&self) -> bool {
         MAJORS.contains(&self.major)
@@ -90,7 +98,7 @@ impl Postgres {
     /// Where the extension is built for it: installations below the target directory have folders
     /// of their own there, so that going from one major to another builds nothing anew.
     pub fn build_dir(&self) -> PathBuf {
-        if releases::is_ours(&self.pg_config) {
+        if releases::is_ours(&target(), &self.pg_config) {
             target().join(format!("pg{}", self.major))
         } else {
             target()
@@ -163,7 +171,7 @@ pub enum Profile {
 pub fn prepare_major_with_faults(major: u32, profile: Profile) -> Result<Postgres> {
     ensure!(MAJORS.contains(&major), "PostgreSQL {major} is not supported");
     install_packages()?;
-    let postgres = releases::installation(major)?;
+    let postgres = Postgres::release(major)?;
     install(&postgres, ",faults", profile)?;
     Ok(postgres)
 }
@@ -222,7 +230,7 @@ pub fn package(postgres: &Postgres, folder: &Path) -> Result<()> {
 /// distribution has.
 pub fn like_the_machines() -> Result<Postgres> {
     let own = prepare_with_faults()?;
-    let release = releases::installation(own.major)?;
+    let release = Postgres::release(own.major)?;
     let library = release.libraries()?.join("pg_rowsync.so");
     if library.exists() {
         take_from_processes(&library, false)?;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use rowsync_harness::arguments::exit_code;
-use rowsync_harness::{package, releases, setup};
+use rowsync_harness::package;
+use rowsync_harness::setup::{self, Postgres};
 
 fn main() -> ExitCode {
     exit_code(run())
@@ -25,7 +26,7 @@ fn run() -> Result<()> {
     setup::install_for_packages(suite.is_some())?;
     let postgres = match major {
         None => setup::Postgres::find()?,
-        Some(major) => releases::installation(major)?,
+        Some(major) => Postgres::release(major)?,
     };
     let file = package::build(&postgres)?;
     println!("{}", file.display());

@@ -12,7 +12,6 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
-use rowsync_harness::releases;
 use rowsync_harness::setup::{self, Postgres, Profile};
 
 /// What `--part` runs: values, statements, transactions, the queue and the worker, `newest`,
@@ -61,7 +60,7 @@ fn run() -> Result<ExitCode> {
     if run.arguments == ["--env"] {
         let postgres = match run.majors[..] {
             [] => Postgres::find()?,
-            [major] => releases::installation(major)?,
+            [major] => Postgres::release(major)?,
             _ => bail!("--env is for one major"),
         };
         println!("export PGRX_PG_CONFIG_PATH='{}'", postgres.pg_config.display());

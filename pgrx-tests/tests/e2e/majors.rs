@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use rowsync_harness::cluster::{Cluster, Shutdown, TEST_SETTINGS};
 use rowsync_harness::setup::{self, Postgres};
-use rowsync_harness::{Fixture, Side, releases};
+use rowsync_harness::{Fixture, Side};
 
 use crate::common::{attach, both_have, deal, outage, query, queued, recover, rows, run, same};
 use crate::lived_in::LivedIn;
@@ -138,7 +138,7 @@ fn everything_arrives(fixture: &Fixture) {
 
 /// A target of this major that has never heard of the extension.
 fn as_target(major: u32) {
-    let there = releases::installation(major).expect("a release of PostgreSQL");
+    let there = Postgres::release(major).expect("a release of PostgreSQL");
     for source in sources() {
         let name = fresh(&format!("to{major}"));
         let right = Side::create_without_extension(&cluster(&there), &name).expect("a database");
