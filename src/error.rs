@@ -31,6 +31,7 @@ impl SqlState {
     pub const INVALID_COLUMN_REFERENCE: Self = Self::new("42P10");
     pub const INVALID_PARAMETER: Self = Self::new("22023");
     pub const INVALID_TEXT: Self = Self::new("22P02");
+    pub const READ_ONLY: Self = Self::new("25006");
     pub const NO_TRANSACTION: Self = Self::new("25P01");
     pub const NOT_NULL_VIOLATION: Self = Self::new("23502");
     pub const NO_DATA_FOUND: Self = Self::new("P0002");

@@ -24,6 +24,8 @@ pub const SENDS_TOO_MUCH: &str = "The server sends more than it was asked for.";
 enum Expected {
     /// How it tells conflicts.
     Conflicts(Conflicts),
+    /// A transaction that may write begins.
+    Begin,
     Introduction,
 }
 
@@ -67,6 +69,12 @@ impl Answers {
     /// A statement was sent, whose answer tells conflicts in this way.
     pub fn push_expected(&mut self, conflicts: Conflicts) {
         self.expected.push_back(Expected::Conflicts(conflicts));
+        self.outstanding += 1;
+    }
+
+    /// A statement was sent that begins a transaction.
+    pub fn push_begin(&mut self) {
+        self.expected.push_back(Expected::Begin);
         self.outstanding += 1;
     }
 
@@ -172,7 +180,14 @@ impl Answers {
             Status::Skipped => {}
             Status::Failed => {
                 self.refused |= self.outstanding > 1 && reply.is_refusal();
-                self.failure.get_or_insert(explained(reply.error(server)));
+                let mut error = explained(reply.error(server));
+                // A standby refuses to begin before it could refuse to write.
+                if matches!(self.expected.front(), Some(Expected::Begin))
+                    && error.sqlstate == SqlState::FEATURE_NOT_SUPPORTED
+                {
+                    error.sqlstate = SqlState::READ_ONLY;
+                }
+                self.failure.get_or_insert(error);
             }
             Status::Synced if at_end => {
                 self.complete();

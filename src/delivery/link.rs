@@ -665,7 +665,11 @@ impl<'f> Link<'f> {
             }
             let State::Running(session) = &mut self.state else { return Ok(Ok(bytes)) };
             session.connection.send(statement)?;
-            self.answers.push_expected(statement.conflicts.clone());
+            if begins_block {
+                self.answers.push_begin();
+            } else {
+                self.answers.push_expected(statement.conflicts.clone());
+            }
             bytes += statement.size();
             self.begins |= begins_block || statement.rolls_back();
             in_block |= begins_block;

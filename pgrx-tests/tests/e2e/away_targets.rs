@@ -90,9 +90,9 @@ fn lazy(label: &str) -> Fixture {
     let (db, user) = (&fixture.right.db, &fixture.right.user);
     fixture.right.exec_superuser(&format!(
         "alter database {db} set synchronous_commit = off;
-         alter role {user} set synchronous_commit = off;
-         alter system set wal_writer_delay = '10s'"
+         alter role {user} set synchronous_commit = off"
     ));
+    fixture.right.exec_superuser("alter system set wal_writer_delay = '10s'");
     fixture.right.cluster.restart().expect("a restart");
     fixture
 }
