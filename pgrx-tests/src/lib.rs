@@ -14,7 +14,6 @@ pub mod faults;
 pub mod fixture;
 pub mod flag;
 pub mod hostile;
-pub mod package;
 pub mod pooler;
 pub mod proxy;
 pub mod reaper;
