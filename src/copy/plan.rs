@@ -83,6 +83,12 @@ impl Plan {
         &self.descriptor.account
     }
 
+    /// Whether a range brings a row as it is then, whatever was brought of it before.
+    pub fn comes_again(&self) -> bool {
+        let policy = self.route.policy;
+        matches!(policy, Policy::Overwrite | Policy::Newest(_)) && !self.route.key_deferrable
+    }
+
     /// As whom rows are read: a condition is the table owner's, and may call functions of theirs.
     pub fn reader(&self) -> Option<Oid> {
         self.filter.as_ref().map(|_| self.table.owner)

@@ -235,10 +235,23 @@ impl Steps {
             target.apply(deletions(&plans[at], removed))?;
         }
         for (at, changed) in changed.into_iter().enumerate() {
-            for chunk in in_chunks(changed.changes) {
+            let (copy, plan) = (&copies[at], &plans[at]);
+            let Changed { mut changes, mut written, .. } = changed;
+            // Of a table of which no range was brought, some rows may refer to what is still to come: those come with
+            // their ranges.
+            if copy.position.is_none() && !copy.complete && plan.comes_again() {
+                let route = plan.overwriting();
+                let rows = std::mem::take(&mut written).into_iter();
+                changes.extend(rows.map(|row| (route.clone(), insertion(row, None))));
+                for chunk in in_chunks(changes) {
+                    apply_some(&mut target, &chunk)?;
+                }
+                continue;
+            }
+            for chunk in in_chunks(changes) {
                 target.apply(chunk)?;
             }
-            target = self.write(target, &copies[at], &plans[at], changed.written)?;
+            target = self.write(target, copy, plan, written)?;
         }
         if emptied.is_empty()
             && let Some(at) = copies.iter().position(|copy| !copy.complete)
@@ -688,6 +701,21 @@ struct Refused {
     rows: Vec<Vec<Option<String>>>,
     /// The last refusal.
     error: Option<Error>,
+}
+
+/// Applies changes, all but those that are refused even by themselves for what other rows have or want.
+fn apply_some(target: &mut Target, changes: &[(Rc<Route>, Change<String>)]) -> Result<()> {
+    match target.apply(changes.to_vec()) {
+        Err(error) if error.is_about_others() => {
+            if changes.len() < 2 {
+                return Ok(());
+            }
+            let (one, other) = changes.split_at(changes.len() / 2);
+            apply_some(target, one)?;
+            apply_some(target, other)
+        }
+        result => result,
+    }
 }
 
 /// Writes rows, all but those that are refused even by themselves.

@@ -492,6 +492,32 @@ fn rows_whose_parents_come_with_a_later_copy_are_tried_until_they_are_there() {
     same(&fixture, "c");
 }
 
+/// Rows that are written while their parents are still to come are not brought before these.
+#[test]
+fn children_that_are_written_before_a_merge_come_after_their_parents() {
+    for options in ["{}", r#"{"on_conflict": "newest", "version_column": "ver"}"#] {
+        let fixture = fixture("before");
+        create(&fixture, "p", "id int primary key, ver int");
+        create(&fixture, "c", "id int primary key, p int references p, ver int");
+        fixture.left.exec("insert into p select i, 1 from generate_series(1, 100) i");
+        let mut client = fixture.left.client();
+        run(&mut client, &attach_sql(&fixture, "p", options, false));
+        run(&mut client, &attach_sql(&fixture, "c", options, false));
+        let mut holder = fixture.left.client();
+        run(&mut holder, "begin; update p set ver = 2 where id = 1");
+        run(
+            &mut client,
+            "begin; select copy_sync('p', 'dst', 'merge'); select copy_sync('c', 'dst', 'merge'); commit",
+        );
+        await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
+        run(&mut client, "insert into c values (1, 50, 1), (2, 60, 1)");
+        run(&mut holder, "commit");
+        await_done(&fixture);
+        assert_eq!(same(&fixture, "c").len(), 2);
+        assert_eq!(same(&fixture, "p").len(), 100);
+    }
+}
+
 #[test]
 fn who_listens_is_told_when_a_copy_ends_or_fails() {
     let fixture = fixture("told");
