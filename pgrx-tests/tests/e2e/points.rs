@@ -99,7 +99,6 @@ fn what_a_failure_inside_the_worker_leaves_is_as_documented() {
             (Worker, BeforeCommit, Cancel),
             (Resolver, Resolving, Fatal),
             (Resolver, Resolving, Kill),
-            (Resolver, BeforeCommit, Error),
         ],
     );
 }
