@@ -89,7 +89,7 @@ fn failed(group: i64, error: &Error) {
         let extension = Extension::find()?;
         let copies = registry::group(&extension, group)?;
         let attempts = copies.iter().map(|copy| copy.attempts).max().unwrap_or_default();
-        // What is referred to may come with another copy, or from the queue.
+        // What is referred to may come with another copy.
         let may_come = error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION
             && registry::has_others(&extension, group)?;
         let lasts = lasts(error, attempts) && !may_come;

@@ -608,21 +608,17 @@ pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> R
     Ok(())
 }
 
-/// Whether there is more on its way to the same server: copies of other groups, or records of other tables.
+/// Whether copies of other groups to the same server are under way.
 ///
 /// # Errors
-/// What reading the tables reports.
+/// What reading the table reports.
 pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
     let sql = format!(
-        "WITH own AS (SELECT c.dst_server FROM {copies} c \
-            WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8) \
-         SELECT EXISTS (SELECT FROM {copies} o WHERE o.grp OPERATOR(pg_catalog.<>) $1::pg_catalog.int8 \
-              AND o.state OPERATOR(pg_catalog.<>) 'failed' \
-              AND o.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT own.dst_server FROM own))) \
-           OR EXISTS (SELECT FROM {schema}.sync_queue q WHERE q.status OPERATOR(pg_catalog.=) 'pending' \
-              AND q.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT own.dst_server FROM own)))",
-        copies = table(extension),
-        schema = ident(&extension.schema)
+        "SELECT EXISTS (SELECT FROM {copies} o WHERE o.grp OPERATOR(pg_catalog.<>) $1::pg_catalog.int8 \
+            AND o.state OPERATOR(pg_catalog.<>) 'failed' \
+            AND o.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT c.dst_server FROM {copies} c \
+              WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8)))",
+        copies = table(extension)
     );
     let row = spi::read(extension, &sql, &[Some(&group.to_string())])?.into_iter().next();
     Ok(required(&mut row.unwrap_or_default(), 0)? == "t")
@@ -634,7 +630,7 @@ pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
 /// What writing the table reports.
 pub fn encourage(extension: &Extension) -> Result<()> {
     let sql = format!(
-        "UPDATE {copies} SET next_attempt_at = NULL, attempts = 0 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+        "UPDATE {copies} SET next_attempt_at = NULL WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
            SELECT c.id FROM {copies} c WHERE c.state OPERATOR(pg_catalog.=) 'waiting' \
              AND c.sqlstate OPERATOR(pg_catalog.=) '23503' FOR UPDATE SKIP LOCKED))",
         copies = table(extension)

@@ -9,11 +9,6 @@ fn play(seed: u64) {
 }
 
 #[test]
-fn tables_are_equal_after_copies_in_trouble_in_some_rounds() {
-    play(1);
-}
-
-#[test]
-fn tables_are_equal_after_copies_in_trouble_in_other_rounds() {
+fn tables_are_equal_after_copies_in_trouble() {
     play(20);
 }
