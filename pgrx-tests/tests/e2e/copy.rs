@@ -350,7 +350,7 @@ fn copiers_that_are_ended_and_a_target_that_crashes_lead_to_no_wrong_end() {
 }
 
 #[test]
-#[ignore = "now and then the children's copy ends failed (23503) and must be called again"]
+#[ignore = "now and then the tables differ: whether over the window of mode async is not known yet"]
 fn a_source_that_crashes_goes_on_with_its_copies() {
     let left = preloaded("crashing");
     let fixture = bed_on(&left, clusters().1, "source", clusters().1.port());
