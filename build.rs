@@ -15,12 +15,20 @@ fn main() {
     if std::env::var_os("ROWSYNC_SYSTEM_LIBPQ").is_some() {
         return;
     }
-    let Some(pg_config) = std::env::var_os("PGRX_PG_CONFIG_PATH") else { return };
-    println!("cargo::rerun-if-changed={}", Path::new(&pg_config).display());
-    let Ok(output) = Command::new(pg_config).arg("--libdir").output() else { return };
+    let Some(pg_config) = std::env::var_os("PGRX_PG_CONFIG_PATH") else {
+        return;
+    };
+    println!(
+        "cargo::rerun-if-changed={}",
+        Path::new(&pg_config).display()
+    );
+    let Ok(output) = Command::new(pg_config).arg("--libdir").output() else {
+        return;
+    };
     let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let found_anyway =
-        ["/lib", "/usr/lib"].iter().any(|dir| Path::new(&directory).starts_with(dir));
+    let found_anyway = ["/lib", "/usr/lib"]
+        .iter()
+        .any(|dir| Path::new(&directory).starts_with(dir));
     if !found_anyway && Path::new(&directory).join("libpq.so.5").exists() {
         println!("cargo::rustc-link-arg-cdylib=-Wl,-rpath,{directory}");
     }

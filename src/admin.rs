@@ -46,10 +46,18 @@ pub fn attach(
         Some(target) => parse_target(extension, &table.name, target)?,
         None => table.name.clone(),
     };
-    let found = attach_table(extension, &table, server, target, options, &mut |account, route| {
-        check::look(extension, account, &table.name, route)
-    })?;
-    for Finding { severity, problem, .. } in &found {
+    let found = attach_table(
+        extension,
+        &table,
+        server,
+        target,
+        options,
+        &mut |account, route| check::look(extension, account, &table.name, route),
+    )?;
+    for Finding {
+        severity, problem, ..
+    } in &found
+    {
         match severity {
             Severity::Error | Severity::Warning => report::caution(problem),
             Severity::Notice => {
@@ -93,7 +101,10 @@ fn attach_table(
     let twice = already_sent_by(extension, table, &arguments)?;
     let existing = attached::triggers(extension, Some(table.oid))?;
     let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
-    let (on, function) = (relation(&table.name), format!("{}.sync_dml", ident(&extension.schema)));
+    let (on, function) = (
+        relation(&table.name),
+        format!("{}.sync_dml", ident(&extension.schema)),
+    );
     let args = args.join(", ");
     for (suffix, events) in TRIGGERS {
         let name = trigger_name(server, suffix);
@@ -101,7 +112,11 @@ fn attach_table(
         let own = existing.iter().find(|trigger| trigger.name == name);
         let own = own.filter(|trigger| !trigger.is_constraint && trigger.server() == Some(server));
         // Anything else of the name is left alone: CREATE TRIGGER refuses it.
-        let create = if own.is_some() { "CREATE OR REPLACE" } else { "CREATE" };
+        let create = if own.is_some() {
+            "CREATE OR REPLACE"
+        } else {
+            "CREATE"
+        };
         let name_there = ident(&name);
         ddl::run(&format!(
             "{create} TRIGGER {name_there} {events} EXECUTE FUNCTION {function}({args})"
@@ -148,7 +163,10 @@ fn already_sent_by(
         )
     };
     let (theirs, ours) = (place("a.args[1]"), place("$3"));
-    let Relation { schema, table: name } = &arguments.target;
+    let Relation {
+        schema,
+        table: name,
+    } = &arguments.target;
     let rows = spi::read(
         extension,
         &format!(
@@ -171,7 +189,10 @@ fn already_sent_by(
             Some(&trigger_name(&arguments.server, "dml")),
         ],
     )?;
-    rows.into_iter().next().map(|mut row| required(&mut row, 0)).transpose()
+    rows.into_iter()
+        .next()
+        .map(|mut row| required(&mut row, 0))
+        .transpose()
 }
 
 /// Whether the current user may make triggers on the table.
@@ -179,9 +200,15 @@ fn may_attach(extension: &Extension, rel: Oid) -> Result<bool> {
     let rows = spi::read(
         extension,
         "SELECT pg_catalog.has_table_privilege($1::pg_catalog.oid, $2::pg_catalog.oid, 'TRIGGER')",
-        &[Some(&context::user().to_u32().to_string()), Some(&rel.to_u32().to_string())],
+        &[
+            Some(&context::user().to_u32().to_string()),
+            Some(&rel.to_u32().to_string()),
+        ],
     )?;
-    Ok(rows.first().and_then(|row| row.first()).is_some_and(|may| may.as_deref() == Some("t")))
+    Ok(rows
+        .first()
+        .and_then(|row| row.first())
+        .is_some_and(|may| may.as_deref() == Some("t")))
 }
 
 /// Drops, as the caller, every trigger that sends the table to the server, whatever its name.
@@ -191,8 +218,10 @@ fn may_attach(extension: &Extension, rel: Oid) -> Result<bool> {
 pub fn detach(extension: &Extension, rel: Oid, server: &str) -> Result<()> {
     let table = Table::read(extension, rel)?;
     let triggers = attached::triggers(extension, Some(rel))?;
-    let of_server: Vec<&Trigger> =
-        triggers.iter().filter(|trigger| trigger.server() == Some(server)).collect();
+    let of_server: Vec<&Trigger> = triggers
+        .iter()
+        .filter(|trigger| trigger.server() == Some(server))
+        .collect();
     if of_server.is_empty() {
         return Err(Error::local(
             SqlState::UNDEFINED_OBJECT,
@@ -203,7 +232,11 @@ pub fn detach(extension: &Extension, rel: Oid, server: &str) -> Result<()> {
         ));
     }
     for Trigger { name, .. } in of_server {
-        ddl::run(&format!("DROP TRIGGER {} ON {}", ident(name), relation(&table.name)))?;
+        ddl::run(&format!(
+            "DROP TRIGGER {} ON {}",
+            ident(name),
+            relation(&table.name)
+        ))?;
     }
     Ok(())
 }
@@ -234,11 +267,15 @@ fn parse_target(extension: &Extension, local: &Relation, target: &str) -> Result
     .map(|mut row| required(&mut row, 0))
     .collect::<Result<_>>()?;
     match (parts.pop(), parts.pop(), parts.is_empty()) {
-        (Some(table), schema, true) => {
-            Ok(Relation { schema: schema.unwrap_or_else(|| local.schema.clone()), table })
-        }
-        _ => Err(Error::local(SqlState::INVALID_PARAMETER, format!("invalid target \"{target}\""))
-            .with_hint("Use table or schema.table.")),
+        (Some(table), schema, true) => Ok(Relation {
+            schema: schema.unwrap_or_else(|| local.schema.clone()),
+            table,
+        }),
+        _ => Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("invalid target \"{target}\""),
+        )
+        .with_hint("Use table or schema.table.")),
     }
 }
 
@@ -273,7 +310,11 @@ pub fn connections(extension: &Extension) -> Result<Vec<ConnectionRow>> {
                  WHERE oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
                 &[Some(&role)],
             )?;
-            let user = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
+            let user = rows
+                .into_iter()
+                .next()
+                .and_then(|mut row| row.pop())
+                .flatten();
             // Its mapping may be gone, which is not the caller's fault.
             let current = Endpoint::resolve(extension, account);
             let valid = listed.alive && current.is_ok_and(|current| current == listed.endpoint);
@@ -294,7 +335,9 @@ pub fn connections(extension: &Extension) -> Result<Vec<ConnectionRow>> {
 /// # Errors
 /// 42704 when there is no such server.
 pub fn disconnect(extension: &Extension, server: Option<&str>) -> Result<bool> {
-    let Some(name) = server else { return Ok(session::close(None) > 0) };
+    let Some(name) = server else {
+        return Ok(session::close(None) > 0);
+    };
     Ok(session::close(Some(server_oid(extension, name)?)) > 0)
 }
 
@@ -309,6 +352,9 @@ mod tests {
         assert!(trigger_name(&one, "truncate").len() <= MAX_NAME);
         assert_ne!(trigger_name(&one, "dml"), trigger_name(&two, "dml"));
         // What is attached must be found again by every version.
-        assert_eq!(trigger_name(&"x".repeat(63), "dml"), "00_pg_rowsync_f67e21935a5e13a4_dml");
+        assert_eq!(
+            trigger_name(&"x".repeat(63), "dml"),
+            "00_pg_rowsync_f67e21935a5e13a4_dml"
+        );
     }
 }

@@ -53,7 +53,10 @@ CREATE FUNCTION retry_sync_err_rec(i_id bigint) RETURNS boolean
 fn retry_sync_err_rec(args: Args<'_>) -> bool {
     let retry = || -> Result<bool> {
         let id = args.required(0, "i_id")?.parse();
-        drain::retry(&Extension::find()?, id.map_err(|_| Error::internal("malformed bigint"))?)
+        drain::retry(
+            &Extension::find()?,
+            id.map_err(|_| Error::internal("malformed bigint"))?,
+        )
     };
     or_raise(retry())
 }
@@ -161,7 +164,11 @@ CREATE FUNCTION sync_not_replicated() RETURNS trigger
 fn sync_not_replicated(call: Args<'_>) -> i64 {
     // By the trigger protocol: a null pointer leaves the row out.
     or_raise(with_event(&call, "sync_not_replicated", |event| {
-        Ok(if identity::is_foreign_row() { 0 } else { event.row_to_write() })
+        Ok(if identity::is_foreign_row() {
+            0
+        } else {
+            event.row_to_write()
+        })
     }))
 }
 
@@ -172,7 +179,10 @@ CREATE FUNCTION sync_change_sql(route text, change text) RETURNS text
 "#)]
 fn sync_change_sql(args: Args<'_>) -> Vec<u8> {
     let describe = || -> Result<Vec<u8>> {
-        result(&queue::describe(&args.required(0, "route")?, &args.required(1, "change")?)?)
+        result(&queue::describe(
+            &args.required(0, "route")?,
+            &args.required(1, "change")?,
+        )?)
     };
     or_raise(describe())
 }
@@ -202,7 +212,14 @@ fn sync_connections() -> TableIterator<
             .map(|row| {
                 let user = row.user.as_deref().map(result).transpose()?;
                 let since = row.idle_since.try_into().ok();
-                Ok((result(&row.server)?, user, row.pid, row.valid, row.pooled, since))
+                Ok((
+                    result(&row.server)?,
+                    user,
+                    row.pid,
+                    row.valid,
+                    row.pooled,
+                    since,
+                ))
             })
             .collect()
     };
@@ -267,7 +284,10 @@ CREATE FUNCTION sync_compare_versions(
 "#)]
 fn sync_compare_versions(args: Args<'_>) -> i32 {
     let compare = || {
-        arrived(&args)?.compare(&versions::extension_of(args.function())?, args.text(5)?.as_deref())
+        arrived(&args)?.compare(
+            &versions::extension_of(args.function())?,
+            args.text(5)?.as_deref(),
+        )
     };
     or_raise(compare()) as i32
 }
@@ -302,7 +322,10 @@ fn sync_keep_version(args: Args<'_>) -> bool {
             true => Shape::Deletion,
             false => Shape::Row(shown.as_deref()),
         };
-        let (extension, key) = (versions::extension_of(args.function())?, args.key(1, "key")?);
+        let (extension, key) = (
+            versions::extension_of(args.function())?,
+            args.key(1, "key")?,
+        );
         arrived_with(&args, key.hash())?.keep(&extension, key, shape, found)
     };
     or_raise(keep());
@@ -333,12 +356,17 @@ fn arrived_with(args: &Args<'_>, hash: i64) -> Result<Arrived> {
         relation: args.oid(0, "relation")?,
         hash,
         version_type: args.oid(2, "version_type")?,
-        stamp: Stamp { version: args.text(3)?, rank: number(args, 4, "rank")? },
+        stamp: Stamp {
+            version: args.text(3)?,
+            rank: number(args, 4, "rank")?,
+        },
     })
 }
 
 fn number(args: &Args<'_>, at: usize, name: &str) -> Result<i64> {
-    args.required(at, name)?.parse().map_err(|_| Error::internal("malformed bigint"))
+    args.required(at, name)?
+        .parse()
+        .map_err(|_| Error::internal("malformed bigint"))
 }
 
 /// The conflicts of the current database's tables with its servers, by kind; what has not occurred is
@@ -358,11 +386,14 @@ fn sync_conflict_counters() -> TableIterator<
         name!(conflicts, i64),
     ),
 > {
-    TableIterator::new(
-        stats::conflict_counts()
-            .into_iter()
-            .map(|count| (count.server, count.relation, count.kind.name(), count.conflicts as i64)),
-    )
+    TableIterator::new(stats::conflict_counts().into_iter().map(|count| {
+        (
+            count.server,
+            count.relation,
+            count.kind.name(),
+            count.conflicts as i64,
+        )
+    }))
 }
 
 /// Makes both triggers on a table, and registers a copy of its rows if `copy_data` says so. See
@@ -407,7 +438,11 @@ fn check_sync(
     ),
 > {
     let check = || -> Result<Vec<_>> {
-        let table = args.text(0)?.is_some().then(|| args.oid(0, "rel")).transpose()?;
+        let table = args
+            .text(0)?
+            .is_some()
+            .then(|| args.oid(0, "rel"))
+            .transpose()?;
         check::check(&Extension::find()?, table, args.text(1)?.as_deref())?
             .into_iter()
             .map(|row| {
@@ -438,7 +473,11 @@ fn attach_sync_schema(
     args: Args<'_>,
 ) -> TableIterator<
     'static,
-    (name!(rel, pg_sys::Oid), name!(attached, bool), name!(reason, Option<Vec<u8>>)),
+    (
+        name!(rel, pg_sys::Oid),
+        name!(attached, bool),
+        name!(reason, Option<Vec<u8>>),
+    ),
 > {
     let attach = || -> Result<Vec<_>> {
         let (schema, server) = (args.required(0, "schema")?, args.required(1, "server")?);
@@ -448,7 +487,13 @@ fn attach_sync_schema(
         let (extension, target) = (Extension::find()?, target.as_deref());
         admin::attach_schema(&extension, &schema, &server, target, &options, copy_data)?
             .into_iter()
-            .map(|one| Ok((one.rel, one.attached, one.reason.as_deref().map(result).transpose()?)))
+            .map(|one| {
+                Ok((
+                    one.rel,
+                    one.attached,
+                    one.reason.as_deref().map(result).transpose()?,
+                ))
+            })
             .collect()
     };
     TableIterator::new(or_raise(attach()))
@@ -484,7 +529,9 @@ fn sync_attachments() -> TableIterator<
                 let (server, relation, enabled) =
                     (result(&one.server)?, one.relation, one.is_enabled);
                 Ok(match one.arguments {
-                    Ok(Arguments { target, options, .. }) => (
+                    Ok(Arguments {
+                        target, options, ..
+                    }) => (
                         relation,
                         server,
                         Some(result(&target.schema)?),
@@ -497,7 +544,9 @@ fn sync_attachments() -> TableIterator<
                     ),
                     Err(error) => {
                         let problem = Some(result(&error.one_line())?);
-                        (relation, server, None, None, None, None, None, enabled, problem)
+                        (
+                            relation, server, None, None, None, None, None, enabled, problem,
+                        )
                     }
                 })
             })
@@ -534,7 +583,11 @@ CREATE FUNCTION wait_sync(server text DEFAULT NULL, timeout interval DEFAULT NUL
 "#)]
 fn wait_sync(args: Args<'_>) -> bool {
     let wait = || {
-        arrival::wait_for(&Extension::find()?, args.text(0)?.as_deref(), args.text(1)?.as_deref())
+        arrival::wait_for(
+            &Extension::find()?,
+            args.text(0)?.as_deref(),
+            args.text(1)?.as_deref(),
+        )
     };
     or_raise(wait())
 }
@@ -547,7 +600,12 @@ CREATE FUNCTION copy_sync(rel regclass, server text, existing text DEFAULT 'erro
 fn copy_sync(args: Args<'_>) -> i64 {
     let start = || {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
-        copy::start(&Extension::find()?, rel, &server, &args.required(2, "existing")?)
+        copy::start(
+            &Extension::find()?,
+            rel,
+            &server,
+            &args.required(2, "existing")?,
+        )
     };
     or_raise(start())
 }
@@ -559,8 +617,11 @@ CREATE FUNCTION detach_sync(rel regclass, server text) RETURNS void
 "#)]
 fn detach_sync(args: Args<'_>) {
     let detach = || {
-        let (extension, rel, server) =
-            (Extension::find()?, args.oid(0, "rel")?, args.required(1, "server")?);
+        let (extension, rel, server) = (
+            Extension::find()?,
+            args.oid(0, "rel")?,
+            args.required(1, "server")?,
+        );
         admin::detach(&extension, rel, &server)?;
         copy::cancel(&extension, rel, &server)
     };
@@ -593,7 +654,10 @@ fn verify_sync(
     };
     TableIterator::new(or_raise(verify()).into_iter().map(|found| {
         let mut columns = ArrayLiteral::default();
-        found.columns.iter().for_each(|name| columns.push(Some(name)));
+        found
+            .columns
+            .iter()
+            .for_each(|name| columns.push(Some(name)));
         (
             found.kind.name(),
             Jsonb(found.key),
@@ -615,7 +679,11 @@ fn repair_sync(
     args: Args<'_>,
 ) -> TableIterator<
     'static,
-    (name!(difference, &'static str), name!(key, Jsonb), name!(action, &'static str)),
+    (
+        name!(difference, &'static str),
+        name!(key, Jsonb),
+        name!(action, &'static str),
+    ),
 > {
     let repair = || {
         let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);

@@ -53,7 +53,9 @@ pub fn wait_for(
             .with_hint("What it has drained is committed on the servers when it commits."));
     }
     identity::check(extension)?;
-    let timeout = timeout.map(|timeout| duration(extension, timeout)).transpose()?;
+    let timeout = timeout
+        .map(|timeout| duration(extension, timeout))
+        .transpose()?;
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mark = newest(extension, "sync_queue")?.unwrap_or_default();
     let copies = newest(extension, "sync_copy")?.unwrap_or_default();
@@ -72,7 +74,11 @@ pub fn wait_for(
     };
     let mut awaited: Vec<_> = servers
         .into_iter()
-        .map(|server_name| Awaited { server_name, low: i64::MIN, told: Vec::new() })
+        .map(|server_name| Awaited {
+            server_name,
+            low: i64::MIN,
+            told: Vec::new(),
+        })
         .collect();
     worker::wake_now();
     let (mut pause, mut obstacles_at) = (FIRST_PAUSE, Instant::now());
@@ -101,8 +107,9 @@ pub fn wait_for(
             obstacles_at = now + OBSTACLE_PAUSE;
         }
         let step = pause.max((now - began) * LOOK_SHARE);
-        let step =
-            deadline.map_or(step, |deadline| step.min(deadline.saturating_duration_since(now)));
+        let step = deadline.map_or(step, |deadline| {
+            step.min(deadline.saturating_duration_since(now))
+        });
         wait::wait(&[], step);
         interrupt::check();
         pause = pause.mul_f32(1.5).min(LONGEST_PAUSE);
@@ -113,7 +120,9 @@ pub fn wait_for(
 fn duration(extension: &Extension, interval: &str) -> Result<Duration> {
     let sql = "SELECT (LEAST(GREATEST(pg_catalog.extract('epoch', $1::pg_catalog.interval), 0), 1e9) \
                  OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8";
-    let row = spi::read(extension, sql, &[Some(interval)])?.into_iter().next();
+    let row = spi::read(extension, sql, &[Some(interval)])?
+        .into_iter()
+        .next();
     let millis = number(row)?.unwrap_or_default();
     Ok(Duration::from_millis(millis.max(0) as u64))
 }
@@ -151,13 +160,23 @@ fn oldest(extension: &Extension, server_name: &str, low: i64, mark: i64) -> Resu
         first("q.status OPERATOR(pg_catalog.=) 'waiting'"),
     );
     let (low, mark) = (low.to_string(), mark.to_string());
-    number(spi::read(extension, &sql, &[server_name, &low, &mark].map(Some))?.into_iter().next())
+    number(
+        spi::read(extension, &sql, &[server_name, &low, &mark].map(Some))?
+            .into_iter()
+            .next(),
+    )
 }
 
 /// Servers to which tables are being copied.
 fn copied_to(extension: &Extension) -> Result<Vec<String>> {
-    let sql = format!("SELECT DISTINCT c.dst_server FROM {}.sync_copy c", ident(&extension.schema));
-    spi::read(extension, &sql, &[])?.into_iter().map(|mut row| spi::required(&mut row, 0)).collect()
+    let sql = format!(
+        "SELECT DISTINCT c.dst_server FROM {}.sync_copy c",
+        ident(&extension.schema)
+    );
+    spi::read(extension, &sql, &[])?
+        .into_iter()
+        .map(|mut row| spi::required(&mut row, 0))
+        .collect()
 }
 
 /// Whether copies to a server up to one, of which the condition holds, are under way. Not those that the
@@ -175,7 +194,12 @@ fn is_copied_to(
              pg_catalog.pg_current_xact_id_if_assigned(), false) LIMIT 1",
         ident(&extension.schema)
     );
-    Ok(!spi::read(extension, &sql, &[Some(server_name), Some(&until.to_string())])?.is_empty())
+    Ok(!spi::read(
+        extension,
+        &sql,
+        &[Some(server_name), Some(&until.to_string())],
+    )?
+    .is_empty())
 }
 
 fn number(row: Option<spi::Row>) -> Result<Option<i64>> {
@@ -200,7 +224,11 @@ fn tell_obstacles(
     };
     if pause::is_paused(extension, name)? {
         let message = format!("server \"{name}\" is paused: what is queued for it waits");
-        tell("paused", message, "resume_sync() lets it have its changes again.");
+        tell(
+            "paused",
+            message,
+            "resume_sync() lets it have its changes again.",
+        );
     }
     if has_failed(extension, name, mark)? {
         tell(
@@ -210,7 +238,12 @@ fn tell_obstacles(
              their rows there.",
         );
     }
-    if is_copied_to(extension, name, copies, "c.state OPERATOR(pg_catalog.=) 'failed'")? {
+    if is_copied_to(
+        extension,
+        name,
+        copies,
+        "c.state OPERATOR(pg_catalog.=) 'failed'",
+    )? {
         tell(
             "copy",
             format!("a copy to server \"{name}\" has failed: it is waited for"),
@@ -236,5 +269,10 @@ fn has_failed(extension: &Extension, server_name: &str, mark: i64) -> Result<boo
            AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 LIMIT 1",
         ident(&extension.schema)
     );
-    Ok(!spi::read(extension, &sql, &[Some(server_name), Some(&mark.to_string())])?.is_empty())
+    Ok(!spi::read(
+        extension,
+        &sql,
+        &[Some(server_name), Some(&mark.to_string())],
+    )?
+    .is_empty())
 }

@@ -132,11 +132,16 @@ pub struct Attachment {
 pub fn all(extension: &Extension) -> Result<Vec<Attachment>> {
     let mut groups: Vec<Vec<Trigger>> = Vec::new();
     let place = |trigger: &Trigger| {
-        (trigger.relation, trigger.args.iter().take(3).cloned().collect::<Vec<_>>())
+        (
+            trigger.relation,
+            trigger.args.iter().take(3).cloned().collect::<Vec<_>>(),
+        )
     };
     for trigger in triggers(extension, None)? {
         let same = |group: &&mut Vec<Trigger>| {
-            group.first().is_some_and(|first| place(first) == place(&trigger))
+            group
+                .first()
+                .is_some_and(|first| place(first) == place(&trigger))
         };
         // Those of one table follow each other.
         match groups
@@ -149,13 +154,25 @@ pub fn all(extension: &Extension) -> Result<Vec<Attachment>> {
             None => groups.push(vec![trigger]),
         }
     }
-    Ok(groups.iter().filter_map(|group| attachment(group)).collect())
+    Ok(groups
+        .iter()
+        .filter_map(|group| attachment(group))
+        .collect())
 }
 
 fn attachment(group: &[Trigger]) -> Option<Attachment> {
-    let shown = group.iter().find(|trigger| trigger.is_row_level).or(group.first())?;
-    let parsed: Vec<_> = group.iter().map(|trigger| Arguments::parse(&trigger.args)).collect();
-    let of_rows = group.iter().zip(&parsed).filter(|(trigger, _)| trigger.is_row_level);
+    let shown = group
+        .iter()
+        .find(|trigger| trigger.is_row_level)
+        .or(group.first())?;
+    let parsed: Vec<_> = group
+        .iter()
+        .map(|trigger| Arguments::parse(&trigger.args))
+        .collect();
+    let of_rows = group
+        .iter()
+        .zip(&parsed)
+        .filter(|(trigger, _)| trigger.is_row_level);
     let modes = of_rows.filter_map(|(_, parsed)| parsed.as_ref().ok());
     let mode = modes.map(|arguments| arguments.options.mode).max();
     // One that fails fails its statement, whatever the others say.
@@ -166,9 +183,17 @@ fn attachment(group: &[Trigger]) -> Option<Attachment> {
     Some(Attachment {
         relation: shown.relation,
         server: shown.server().unwrap_or_default().to_owned(),
-        mode: mode.or(arguments.as_ref().ok().map(|own| own.options.mode)).unwrap_or_default(),
+        mode: mode
+            .or(arguments.as_ref().ok().map(|own| own.options.mode))
+            .unwrap_or_default(),
         arguments,
-        options: shown.args.get(3).cloned().unwrap_or_else(|| "{}".to_owned()),
-        is_enabled: group.iter().all(|t| matches!(t.fires, Fires::Origin | Fires::Always)),
+        options: shown
+            .args
+            .get(3)
+            .cloned()
+            .unwrap_or_else(|| "{}".to_owned()),
+        is_enabled: group
+            .iter()
+            .all(|t| matches!(t.fires, Fires::Origin | Fires::Always)),
     })
 }

@@ -155,7 +155,10 @@ impl Route {
 
     /// Positions of the key columns that an UPDATE may set.
     pub fn settable_key(&self) -> impl Iterator<Item = usize> + '_ {
-        self.key.iter().copied().filter(|at| !self.columns[*at].fixed)
+        self.key
+            .iter()
+            .copied()
+            .filter(|at| !self.columns[*at].fixed)
     }
 
     /// Whether there is anything that an UPDATE may set.
@@ -234,12 +237,18 @@ pub struct Stamp<S> {
 
 impl<S: AsRef<str>> Stamp<S> {
     fn borrowed(&self) -> Stamp<&str> {
-        Stamp { version: self.version.as_ref().map(AsRef::as_ref), rank: self.rank }
+        Stamp {
+            version: self.version.as_ref().map(AsRef::as_ref),
+            rank: self.rank,
+        }
     }
 
     fn owned(&self) -> Stamp<String> {
         let version = self.version.as_ref().map(|v| v.as_ref().to_owned());
-        Stamp { version, rank: self.rank }
+        Stamp {
+            version,
+            rank: self.rank,
+        }
     }
 }
 
@@ -286,12 +295,24 @@ pub struct RowStorage {
 
 impl From<(u64, u64, u32)> for RowStorage {
     fn from((before, after, file): (u64, u64, u32)) -> Self {
-        Self { before, after, file, transaction: 0 }
+        Self {
+            before,
+            after,
+            file,
+            transaction: 0,
+        }
     }
 }
 
 impl From<RowStorage> for (u64, u64, u32) {
-    fn from(RowStorage { before, after, file, .. }: RowStorage) -> Self {
+    fn from(
+        RowStorage {
+            before,
+            after,
+            file,
+            ..
+        }: RowStorage,
+    ) -> Self {
         (before, after, file)
     }
 }
@@ -350,7 +371,10 @@ impl<S: AsRef<str>> Change<S> {
     /// The same change with borrowed text.
     pub fn borrowed(&self) -> Change<&str> {
         fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<&str>> {
-            values.iter().map(|v| v.as_ref().map(AsRef::as_ref)).collect()
+            values
+                .iter()
+                .map(|v| v.as_ref().map(AsRef::as_ref))
+                .collect()
         }
         Change {
             op: self.op,
@@ -367,7 +391,10 @@ impl<S: AsRef<str>> Change<S> {
     /// The same change with text of its own.
     pub fn owned(&self) -> Change<String> {
         fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<String>> {
-            values.iter().map(|v| v.as_ref().map(|s| s.as_ref().to_owned())).collect()
+            values
+                .iter()
+                .map(|v| v.as_ref().map(|s| s.as_ref().to_owned()))
+                .collect()
         }
         Change {
             op: self.op,
@@ -384,7 +411,10 @@ impl<S: AsRef<str>> Change<S> {
     /// The version that the change counts as, where the newest wins.
     pub fn version(&self, route: &Route) -> Option<&str> {
         let at = route.version()?;
-        let stamp = self.stamp.as_ref().or(self.tombstone.as_ref().filter(|_| self.row.is_empty()));
+        let stamp = self
+            .stamp
+            .as_ref()
+            .or(self.tombstone.as_ref().filter(|_| self.row.is_empty()));
         let version = match stamp {
             Some(stamp) => stamp.version.as_ref(),
             None => self.row.get(at).and_then(Option::as_ref),
@@ -397,7 +427,10 @@ impl<S: AsRef<str>> Change<S> {
         if self.key.is_empty() {
             self.new_key(route)
         } else {
-            self.key.iter().map(|v| v.as_ref().map(AsRef::as_ref)).collect()
+            self.key
+                .iter()
+                .map(|v| v.as_ref().map(AsRef::as_ref))
+                .collect()
         }
     }
 

@@ -81,17 +81,35 @@ pub fn look(
     let guard = route.application_name.clone();
     let guard = guard.unwrap_or_else(|| endpoint.application_name.clone());
     let relations = vec![asked(route)];
-    let answer = ask::ask(&[Question { endpoint, relations }])?.into_iter().next();
-    let Answer { server: facts, mut targets, .. } = match answer {
+    let answer = ask::ask(&[Question {
+        endpoint,
+        relations,
+    }])?
+    .into_iter()
+    .next();
+    let Answer {
+        server: facts,
+        mut targets,
+        ..
+    } = match answer {
         Some(Ok(answer)) => answer,
         Some(Err(error)) => return Ok(vec![judge::not_asked(server, &error)]),
         None => return Ok(Vec::new()),
     };
     let mut found: Vec<Finding> = judge::in_recovery(server, &facts).into_iter().collect();
     if let Some(target) = targets.pop().flatten() {
-        let here = relations_here(extension, &[local])?.pop().and_then(|here| here.table);
+        let here = relations_here(extension, &[local])?
+            .pop()
+            .and_then(|here| here.table);
         let (database, here) = (database(extension)?, here.as_ref());
-        let subject = Subject { server, database: &database, local, route, guard: &guard, here };
+        let subject = Subject {
+            server,
+            database: &database,
+            local,
+            route,
+            guard: &guard,
+            here,
+        };
         found.extend(judge::findings(&subject, &facts, &target));
     }
     Ok(found)
@@ -100,7 +118,10 @@ pub fn look(
 /// What a server is asked about a route.
 fn asked(route: &Route) -> Asked<'_> {
     let version = route.version().map(|at| route.columns[at].name.as_str());
-    Asked { relation: &route.target, version }
+    Asked {
+        relation: &route.target,
+        version,
+    }
 }
 
 /// What is in the way of asking anything over an account, if something is; for `pg_rowsync.connect_timeout`
@@ -110,7 +131,11 @@ fn asked(route: &Route) -> Asked<'_> {
 /// What the local catalogs report.
 pub fn unreachable(extension: &Extension, account: &Account) -> Result<Option<Finding>> {
     let answer = match Endpoint::resolve(extension, account) {
-        Ok(endpoint) => ask::ask(&[Question { endpoint, relations: Vec::new() }])?.pop(),
+        Ok(endpoint) => ask::ask(&[Question {
+            endpoint,
+            relations: Vec::new(),
+        }])?
+        .pop(),
         Err(error) => Some(Err(error)),
     };
     let failure = answer.and_then(Result::err);
@@ -126,8 +151,13 @@ fn database(extension: &Extension) -> Result<String> {
 /// What the current database says of relations.
 fn relations_here(extension: &Extension, relations: &[&Relation]) -> Result<Vec<TargetFacts>> {
     let mut facts = Vec::new();
-    let asked: Vec<Asked<'_>> =
-        relations.iter().map(|relation| Asked { relation, version: None }).collect();
+    let asked: Vec<Asked<'_>> = relations
+        .iter()
+        .map(|relation| Asked {
+            relation,
+            version: None,
+        })
+        .collect();
     for some in asked.chunks(question::RELATIONS_AT_ONCE) {
         let parameter = question::parameter(some);
         let rows = spi::read(extension, &question::about_relations(), &[Some(&parameter)])?;
@@ -171,7 +201,11 @@ pub fn check(
     let all = attached::list(extension, &caller, table, server)?;
     let mut found = Vec::new();
     if all.is_empty() {
-        let what = if table.is_some() { "this table" } else { "no table" };
+        let what = if table.is_some() {
+            "this table"
+        } else {
+            "no table"
+        };
         let problem = match (table, server) {
             (Some(_), Some(server)) => format!("{what} is not sent to server \"{server}\""),
             (Some(_), None) => format!("{what} is not attached"),
@@ -185,7 +219,11 @@ pub fn check(
     for attached in all {
         let (table, server) = (Some(attached.table), attached.server().to_owned());
         let findings = attached.findings();
-        found.extend(findings.iter().map(|one| Problem::new(table, Some(&server), one)));
+        found.extend(
+            findings
+                .iter()
+                .map(|one| Problem::new(table, Some(&server), one)),
+        );
         match describe(extension, attached) {
             Ok(one) => delivered.push(one),
             Err(error) => {
@@ -193,8 +231,10 @@ pub fn check(
             }
         }
     }
-    let servers: Vec<String> =
-        delivered.iter().map(|one| one.attached.server().to_owned()).collect();
+    let servers: Vec<String> = delivered
+        .iter()
+        .map(|one| one.attached.server().to_owned())
+        .collect();
     found.extend(of_servers(extension, delivered)?);
     found.extend(of_database(extension, &caller, &servers)?);
     found.sort_by(|one, other| {
@@ -218,8 +258,18 @@ fn describe(extension: &Extension, attached: Attached) -> Result<Delivered> {
         mentioned::follow_renames(extension, &table, trigger.oid, &mut arguments.options)?;
     }
     let descriptor = Descriptor::new(extension.clone(), &table, &arguments)?;
-    let Descriptor { account, mode, route, .. } = descriptor;
-    Ok(Delivered { attached, account, mode, route })
+    let Descriptor {
+        account,
+        mode,
+        route,
+        ..
+    } = descriptor;
+    Ok(Delivered {
+        attached,
+        account,
+        mode,
+        route,
+    })
 }
 
 /// Tables that one account sends.
@@ -240,7 +290,11 @@ fn of_servers(extension: &Extension, delivered: Vec<Delivered>) -> Result<Vec<Pr
             continue;
         }
         match Endpoint::resolve(extension, &one.account) {
-            Ok(endpoint) => groups.push(Group { key, endpoint, members: vec![one] }),
+            Ok(endpoint) => groups.push(Group {
+                key,
+                endpoint,
+                members: vec![one],
+            }),
             Err(error) => {
                 let (table, server) = (Some(one.attached.table), Some(one.attached.server()));
                 found.push(Problem::new(table, server, &Finding::failure(error)));
@@ -286,29 +340,51 @@ fn of_group(
         pooled: group.endpoint.pooled,
         clock_ahead: answer.clock_ahead,
         mode: modes.max().unwrap_or_default(),
-        by_newest: group.members.iter().any(|one| one.route.version().is_some()),
+        by_newest: group
+            .members
+            .iter()
+            .any(|one| one.route.version().is_some()),
     };
     let of_server = server::findings(&reached, here, &answer.server);
-    let mut found: Vec<Problem> =
-        of_server.iter().map(|one| Problem::new(None, Some(server), one)).collect();
+    let mut found: Vec<Problem> = of_server
+        .iter()
+        .map(|one| Problem::new(None, Some(server), one))
+        .collect();
     let names: Vec<&Relation> = group.members.iter().map(|one| &one.attached.name).collect();
     let tables_here = relations_here(extension, &names)?;
     let targets = state::targets_of(extension, server)?;
     for ((one, target), local) in group.members.iter().zip(&answer.targets).zip(&tables_here) {
         let Some(facts) = target else { continue };
         let route = &*one.route;
-        let guard = route.application_name.as_ref().unwrap_or(&group.endpoint.application_name);
+        let guard = route
+            .application_name
+            .as_ref()
+            .unwrap_or(&group.endpoint.application_name);
         let (local_name, here) = (&one.attached.name, local.table.as_ref());
-        let subject = Subject { server, database, local: local_name, route, guard, here };
+        let subject = Subject {
+            server,
+            database,
+            local: local_name,
+            route,
+            guard,
+            here,
+        };
         let mut findings = judge::findings(&subject, &answer.server, facts);
         if let Some(target) = &facts.table {
             findings.extend(surprises::findings(&subject, target));
-            let pair = Pair { subject: &subject, target };
+            let pair = Pair {
+                subject: &subject,
+                target,
+            };
             findings.extend(mesh::parents(&pair, &targets));
             findings.extend(mesh::gap(&pair, other_servers(here, server)));
         }
         let table = Some(one.attached.table);
-        found.extend(findings.iter().map(|one| Problem::new(table, Some(server), one)));
+        found.extend(
+            findings
+                .iter()
+                .map(|one| Problem::new(table, Some(server), one)),
+        );
     }
     Ok(found)
 }
@@ -346,7 +422,11 @@ fn of_database(extension: &Extension, caller: &Caller, servers: &[String]) -> Re
     }
     if !servers.is_empty() {
         let finding = state::of_worker(worker::state(extension)?);
-        found.extend(finding.iter().map(|finding| Problem::new(None, None, finding)));
+        found.extend(
+            finding
+                .iter()
+                .map(|finding| Problem::new(None, None, finding)),
+        );
     }
     for (table, server, finding) in state::of_queue(extension, caller)? {
         found.push(Problem::new(table, Some(&server), &finding));

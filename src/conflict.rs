@@ -135,24 +135,34 @@ impl Tally {
     /// How many there are, by local table and kind; each only where there are any.
     pub fn counts(&self) -> impl Iterator<Item = (&Relation, ConflictType, u64)> {
         self.tables.iter().flat_map(|(route, counts)| {
-            let counts = ConflictType::ALL.into_iter().zip(counts).filter(|(_, count)| **count > 0);
+            let counts = ConflictType::ALL
+                .into_iter()
+                .zip(counts)
+                .filter(|(_, count)| **count > 0);
             counts.map(|(kind, count)| (&route.source, kind, *count))
         })
     }
 
     /// The first conflicts, with their local tables.
     pub fn details(&self) -> impl Iterator<Item = (&Relation, &Conflict)> {
-        self.details.iter().map(|(route, conflict)| (&route.source, conflict))
+        self.details
+            .iter()
+            .map(|(route, conflict)| (&route.source, conflict))
     }
 
     /// The counts of a route's local table. Several triggers may send one table, each by a route of its
     /// own; there are few tables.
     fn counts_of(&mut self, route: &Rc<Route>) -> &mut [u64; ConflictType::ALL.len()] {
         let same = |known: &Rc<Route>| Rc::ptr_eq(known, route) || known.source == route.source;
-        let at = self.tables.iter().position(|(known, _)| same(known)).unwrap_or_else(|| {
-            self.tables.push((route.clone(), [0; ConflictType::ALL.len()]));
-            self.tables.len() - 1
-        });
+        let at = self
+            .tables
+            .iter()
+            .position(|(known, _)| same(known))
+            .unwrap_or_else(|| {
+                self.tables
+                    .push((route.clone(), [0; ConflictType::ALL.len()]));
+                self.tables.len() - 1
+            });
         &mut self.tables[at].1
     }
 
@@ -169,7 +179,10 @@ mod tests {
     use crate::change::Policy;
 
     fn route(table: &str, target: &str) -> Rc<Route> {
-        let relation = |table: &str| Relation { schema: "s".into(), table: table.into() };
+        let relation = |table: &str| Relation {
+            schema: "s".into(),
+            table: table.into(),
+        };
         Rc::new(Route {
             source: relation(table),
             target: relation(target),
@@ -198,7 +211,10 @@ mod tests {
     }
 
     fn counts(tally: &Tally) -> Vec<(&str, &'static str, u64)> {
-        tally.counts().map(|(table, kind, n)| (table.table.as_str(), kind.name(), n)).collect()
+        tally
+            .counts()
+            .map(|(table, kind, n)| (table.table.as_str(), kind.name(), n))
+            .collect()
     }
 
     #[test]
@@ -208,7 +224,10 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).expect("JSON"), kind.name());
         }
         for decision in [Decision::Applied, Decision::Skipped, Decision::Failed] {
-            assert_eq!(serde_json::to_value(decision).expect("JSON"), decision.name());
+            assert_eq!(
+                serde_json::to_value(decision).expect("JSON"),
+                decision.name()
+            );
         }
     }
 
@@ -216,8 +235,14 @@ mod tests {
     fn a_conflict_is_read_without_what_is_not_known() {
         let text = r#"{"kind": "update_exists", "decision": "failed", "constraint": "t_pkey"}"#;
         let read: Conflict = serde_json::from_str(text).expect("a conflict");
-        assert_eq!((read.kind, read.decision), (ConflictType::UpdateExists, Decision::Failed));
-        assert_eq!((read.constraint.as_deref(), read.key), (Some("t_pkey"), None));
+        assert_eq!(
+            (read.kind, read.decision),
+            (ConflictType::UpdateExists, Decision::Failed)
+        );
+        assert_eq!(
+            (read.constraint.as_deref(), read.key),
+            (Some("t_pkey"), None)
+        );
     }
 
     #[test]
@@ -231,10 +256,16 @@ mod tests {
         tally.add(&a, conflict(ConflictType::UpdateMissing, 4));
         assert!(!tally.is_empty());
         assert_eq!(tally.total(), 4);
-        let expected =
-            [("a", "update_missing", 1), ("a", "delete_missing", 2), ("b", "insert_exists", 1)];
+        let expected = [
+            ("a", "update_missing", 1),
+            ("a", "delete_missing", 2),
+            ("b", "insert_exists", 1),
+        ];
         assert_eq!(counts(&tally), expected);
-        let details: Vec<_> = tally.details().map(|(table, c)| (&*table.table, c.kind)).collect();
+        let details: Vec<_> = tally
+            .details()
+            .map(|(table, c)| (&*table.table, c.kind))
+            .collect();
         let expected = [
             ("a", ConflictType::DeleteMissing),
             ("b", ConflictType::InsertExists),
@@ -253,7 +284,10 @@ mod tests {
         assert_eq!(tally.total(), MAX_DETAILS as u64 + 5);
         assert_eq!(tally.details().count(), MAX_DETAILS);
         let last = tally.details().last().and_then(|(_, c)| c.key.clone());
-        assert_eq!(last, Some(serde_json::json!({ "id": (MAX_DETAILS - 1).to_string() })));
+        assert_eq!(
+            last,
+            Some(serde_json::json!({ "id": (MAX_DETAILS - 1).to_string() }))
+        );
     }
 
     #[test]
@@ -267,9 +301,15 @@ mod tests {
         two.add(&a, conflict(ConflictType::InsertExists, 2));
         one.merge(two);
         one.merge(Tally::default());
-        let expected = [("a", "insert_exists", 2), ("b", "update_missing", MAX_DETAILS as u64)];
+        let expected = [
+            ("a", "insert_exists", 2),
+            ("b", "update_missing", MAX_DETAILS as u64),
+        ];
         assert_eq!(counts(&one), expected);
         assert_eq!(one.details().count(), MAX_DETAILS);
-        assert_eq!(one.details().next().map(|(table, _)| &*table.table), Some("a"));
+        assert_eq!(
+            one.details().next().map(|(table, _)| &*table.table),
+            Some("a")
+        );
     }
 }

@@ -38,7 +38,10 @@ pub fn record(extension: &Extension, server: Oid, server_name: &str, tally: &Tal
         }
     };
     if stats::are_kept() {
-        warn("counted by table", attempt(|| count(extension, server, tally)));
+        warn(
+            "counted by table",
+            attempt(|| count(extension, server, tally)),
+        );
     }
     if wanted == LogConflicts::Log {
         match attempt(|| write(extension, server_name, tally)) {
@@ -53,7 +56,10 @@ fn count(extension: &Extension, server: Oid, tally: &Tally) -> Result<()> {
     tables.dedup();
     let oids = oids(extension, &tables)?;
     for (table, kind, changes) in tally.counts() {
-        let known = tables.iter().position(|known| *known == table).and_then(|at| oids[at]);
+        let known = tables
+            .iter()
+            .position(|known| *known == table)
+            .and_then(|at| oids[at]);
         if let Some(oid) = known {
             stats::conflicts_of(server, oid, kind, changes);
         }
@@ -78,10 +84,15 @@ fn oids(extension: &Extension, tables: &[&Relation]) -> Result<Vec<Option<Oid>>>
         &[Some(&schemas.into_text()), Some(&names.into_text())],
     )?;
     let oid = |row: spi::Row| row.into_iter().next().flatten()?.parse::<u32>().ok();
-    let found: Vec<_> = rows.into_iter().map(|row| oid(row).map(Oid::from)).collect();
+    let found: Vec<_> = rows
+        .into_iter()
+        .map(|row| oid(row).map(Oid::from))
+        .collect();
     match found.len() == tables.len() {
         true => Ok(found),
-        false => Err(Error::internal("tables of conflicts were not all looked up")),
+        false => Err(Error::internal(
+            "tables of conflicts were not all looked up",
+        )),
     }
 }
 
@@ -89,7 +100,11 @@ fn oids(extension: &Extension, tables: &[&Relation]) -> Result<Vec<Option<Oid>>>
 fn write(extension: &Extension, server_name: &str, tally: &Tally) -> Result<Option<(i64, i64)>> {
     // A lock that cannot be had is an error: while interrupts are held, nothing ends a wait for it.
     let log = format!("{}.sync_conflict_log", ident(&extension.schema));
-    spi::write(extension, &format!("LOCK TABLE ONLY {log} IN ROW EXCLUSIVE MODE NOWAIT"), &[])?;
+    spi::write(
+        extension,
+        &format!("LOCK TABLE ONLY {log} IN ROW EXCLUSIVE MODE NOWAIT"),
+        &[],
+    )?;
     let mut columns: [ArrayLiteral; 9] = Default::default();
     let rows = tally.details().count() as i64;
     if rows == 0 {
@@ -131,8 +146,12 @@ fn write(extension: &Extension, server_name: &str, tally: &Tally) -> Result<Opti
     let before = (first - 1).to_string();
     let columns = columns.map(ArrayLiteral::into_text);
     let columns = columns.iter().map(String::as_str);
-    let args: Vec<_> =
-        [server_name].into_iter().chain(columns).chain([&*before]).map(Some).collect();
+    let args: Vec<_> = [server_name]
+        .into_iter()
+        .chain(columns)
+        .chain([&*before])
+        .map(Some)
+        .collect();
     // Most of these are NULL somewhere.
     let _settings = Settings::set(&[(c"array_nulls", c"on")]);
     spi::write(extension, &sql, &args)?;
@@ -145,7 +164,9 @@ const PURGE_ROWS: i64 = 100;
 
 /// Purges after rows were written, if this transaction is one to do it.
 fn purge_after(extension: &Extension, ids: Option<(i64, i64)>) -> Result<()> {
-    let Some((first, last)) = ids else { return Ok(()) };
+    let Some((first, last)) = ids else {
+        return Ok(());
+    };
     // What a SERIALIZABLE transaction has read of the log, other transactions then write: those at their
     // commits too would be in each other's way over it. So only one in many looks at the log.
     let turn = |id: i64| id / PURGE_ROWS;
@@ -175,6 +196,10 @@ fn purge(extension: &Extension, last: i64, rows: i64) -> Result<()> {
     );
     let beyond = last - i64::from(guc::conflict_log_size());
     let args = [rows, beyond, guc::conflict_retention().as_secs() as i64].map(|n| n.to_string());
-    spi::write(extension, &sql, &args.each_ref().map(|arg| Some(arg.as_str())))?;
+    spi::write(
+        extension,
+        &sql,
+        &args.each_ref().map(|arg| Some(arg.as_str())),
+    )?;
     Ok(())
 }

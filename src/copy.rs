@@ -93,9 +93,16 @@ fn check_owner(extension: &Extension, rel: Oid) -> Result<()> {
         extension,
         "SELECT pg_catalog.pg_has_role($1::pg_catalog.oid, c.relowner, 'USAGE') \
          FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid",
-        &[Some(&context::user().to_u32().to_string()), Some(&rel.to_u32().to_string())],
+        &[
+            Some(&context::user().to_u32().to_string()),
+            Some(&rel.to_u32().to_string()),
+        ],
     )?;
-    if rows.first().and_then(|row| row.first()).is_none_or(|may| may.as_deref() == Some("t")) {
+    if rows
+        .first()
+        .and_then(|row| row.first())
+        .is_none_or(|may| may.as_deref() == Some("t"))
+    {
         return Ok(());
     }
     let message = "only the owner of a table may copy it to a server";

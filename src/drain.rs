@@ -65,8 +65,11 @@ const RETRY_LIMIT: i64 = 10_000;
 pub fn deal(extension: &Extension, limit: Option<i32>, server: Option<&str>) -> Result<bool> {
     identity::check(extension)?;
     let limit = limit.filter(|n| *n > 0).ok_or_else(|| {
-        Error::local(SqlState::INVALID_PARAMETER, "limit must be a positive number")
-            .with_hint("It is the number of records to apply: deal_sync_err_rec(1000).")
+        Error::local(
+            SqlState::INVALID_PARAMETER,
+            "limit must be a positive number",
+        )
+        .with_hint("It is the number of records to apply: deal_sync_err_rec(1000).")
     })?;
     let servers = match server {
         Some(name) => {
@@ -202,8 +205,12 @@ pub fn approach(extension: &Extension, server_name: &str) -> Result<Approach> {
     if let Some(error) = refused {
         return Ok(Approach::Refused(error));
     }
-    let waits = lanes.iter().filter_map(|lane| lane.apart.map(|apart| apart.wait));
-    let wait = waits.chain(failed::until_next_attempt(extension, server_name)?).min();
+    let waits = lanes
+        .iter()
+        .filter_map(|lane| lane.apart.map(|apart| apart.wait));
+    let wait = waits
+        .chain(failed::until_next_attempt(extension, server_name)?)
+        .min();
     Ok(wait.map_or(Approach::Nothing, Approach::Later))
 }
 
@@ -247,20 +254,26 @@ pub fn visit(
             return Err(Error::Canceled);
         }
     }
-    places.into_iter().zip(links).for_each(|(at, link)| drain.arrived(at, link));
+    places
+        .into_iter()
+        .zip(links)
+        .for_each(|(at, link)| drain.arrived(at, link));
     let served = drain.serve()?;
     if let Some(error) = served.stop {
         return Ok(Visit::Failed(error));
     }
     let remaining = lanes::all(extension, server_name, false)?;
-    let remaining =
-        remaining.iter().filter(|lane| lane.is_served()).filter_map(|lane| lane.pending);
+    let remaining = remaining
+        .iter()
+        .filter(|lane| lane.is_served())
+        .filter_map(|lane| lane.pending);
     let span = remaining.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
     Ok(match span {
         None => Visit::Done,
-        Some((first, last)) if served.moved => {
-            Visit::More { remaining: last - first + 1, done: served.changes }
-        }
+        Some((first, last)) if served.moved => Visit::More {
+            remaining: last - first + 1,
+            done: served.changes,
+        },
         // What is there cannot be taken yet.
         Some(_) => Visit::Busy,
     })
@@ -415,7 +428,9 @@ impl<'h> Drain<'h> {
     fn begin(&mut self) -> Result<()> {
         let name = &self.server_name;
         if !lock::try_drain(server_oid(self.extension, name)?) {
-            report::notice(&format!("server \"{name}\" is being drained by another session"));
+            report::notice(&format!(
+                "server \"{name}\" is being drained by another session"
+            ));
             return Ok(());
         }
         if pause::is_paused(self.extension, name)? {
@@ -435,7 +450,9 @@ impl<'h> Drain<'h> {
         lanes::join_idle(extension, name)?;
         self.failures = state::failures(extension, name)?;
         let lanes = lanes::all(extension, name, self.with_failed)?;
-        let together = lanes.iter().filter(|lane| lane.apart.is_none() && lane.pending.is_some());
+        let together = lanes
+            .iter()
+            .filter(|lane| lane.apart.is_none() && lane.pending.is_some());
         let together: Vec<&str> = together.map(|lane| lane.owner.as_str()).collect();
         if together.len() > 1 {
             self.bound = lanes::bound(extension, name, &together, self.limit)?;
@@ -460,7 +477,9 @@ impl<'h> Drain<'h> {
         }
         let is_held = |lane: &Lane| held.iter().any(|owner| **owner == lane.owner);
         let free = lanes.into_iter().filter(|lane| !is_held(lane));
-        self.lanes = free.map(|lane| (lane, Part::First, LaneLink::None)).collect();
+        self.lanes = free
+            .map(|lane| (lane, Part::First, LaneLink::None))
+            .collect();
         Ok(())
     }
 
@@ -517,7 +536,9 @@ impl<'h> Drain<'h> {
     }
 
     fn is_connecting(&self) -> bool {
-        self.lanes.iter().any(|(_, _, way)| matches!(way, LaneLink::Connecting))
+        self.lanes
+            .iter()
+            .any(|(_, _, way)| matches!(way, LaneLink::Connecting))
     }
 
     /// Serves the lanes, and notes what came of it: of an owner's trouble with its lane, of the server's with
@@ -555,8 +576,9 @@ impl<'h> Drain<'h> {
         let is_refused = |error: &Error| {
             error.is_about_owner() || (was_there && matches!(error, Error::Connect { .. }))
         };
-        let (refused, stopped): (Vec<_>, Vec<_>) =
-            failures.into_iter().partition(|(_, error)| is_refused(error));
+        let (refused, stopped): (Vec<_>, Vec<_>) = failures
+            .into_iter()
+            .partition(|(_, error)| is_refused(error));
         visit.stop = stopped.into_iter().next().map(|(_, error)| error);
         for (lane, error) in &refused {
             lanes::set_apart(extension, &name, &lane.owner, error)?;
@@ -573,7 +595,9 @@ impl<'h> Drain<'h> {
         }
         match &visit.stop {
             Some(error) => visit.failed |= !self.stopped(error)?,
-            None => refused.iter().for_each(|(_, error)| self.warn_stopped(error)),
+            None => refused
+                .iter()
+                .for_each(|(_, error)| self.warn_stopped(error)),
         }
         Ok(visit)
     }
@@ -588,7 +612,11 @@ impl<'h> Drain<'h> {
 
     fn warn_stopped(&self, error: &Error) {
         let name = &self.server_name;
-        report::warn(&format!("changes for server \"{name}\" could not be replayed"), error, None);
+        report::warn(
+            &format!("changes for server \"{name}\" could not be replayed"),
+            error,
+            None,
+        );
     }
 
     /// Applies what a lane has over a link that is connected or has failed to. `others`: changes of other lanes
@@ -601,7 +629,12 @@ impl<'h> Drain<'h> {
         others: bool,
     ) -> Result<Served> {
         let first = part == Part::First;
-        let stopped = |error| Ok(Served { stop: Some(error), ..Served::default() });
+        let stopped = |error| {
+            Ok(Served {
+                stop: Some(error),
+                ..Served::default()
+            })
+        };
         if let Err(error) = link.result() {
             return stopped(error);
         }
@@ -609,7 +642,11 @@ impl<'h> Drain<'h> {
         if first && let Err(error) = resolver::settle_server(self.extension, &self.server_name) {
             return stopped(error);
         }
-        let link = match if first { self.settle_lost(link) } else { Ok(link) } {
+        let link = match if first {
+            self.settle_lost(link)
+        } else {
+            Ok(link)
+        } {
             Ok(link) => link,
             Err(error) => return stopped(error),
         };
@@ -638,7 +675,11 @@ impl<'h> Drain<'h> {
             noted,
             refuted,
         };
-        let bound = if lane.apart.is_some() { i64::MAX } else { self.bound };
+        let bound = if lane.apart.is_some() {
+            i64::MAX
+        } else {
+            self.bound
+        };
         let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
         let bound = limits.map(|(_, last)| *last).fold(bound, i64::min);
         self.apply(lane, bound, others, &mut progress)?;
@@ -656,7 +697,11 @@ impl<'h> Drain<'h> {
         let held_back = replay.held_back();
         loops::not_sent(server, &self.server_name, held_back);
         let sent = changes.saturating_sub(held_back);
-        let drained = Drained { extension, changes: sent, conflicts: replay.take_conflicts() };
+        let drained = Drained {
+            extension,
+            changes: sent,
+            conflicts: replay.take_conflicts(),
+        };
         let xact = replay.transaction();
         match replay.into_link() {
             Some(link) if first && changes == 0 => commit::roll_back(link),
@@ -673,17 +718,22 @@ impl<'h> Drain<'h> {
                 }
                 queue::remove(self.extension, &applied)?;
                 fault_point!(Removed);
-                let session =
-                    link.into_session().ok_or(Error::internal("drain without session"))?;
+                let session = link
+                    .into_session()
+                    .ok_or(Error::internal("drain without session"))?;
                 transaction::add_drain(&self.server_name, session, drained);
             }
             // What had been applied before is gone, its records too.
             None if !first || (!flushed.is_empty() && changes > 0) => {
-                return Err(served.stop.unwrap_or(Error::internal("drain lost its session")));
+                return Err(served
+                    .stop
+                    .unwrap_or(Error::internal("drain lost its session")));
             }
             None => {
                 served.changes = 0;
-                served.stop.get_or_insert(Error::internal("drain lost its transaction"));
+                served
+                    .stop
+                    .get_or_insert(Error::internal("drain lost its transaction"));
             }
         }
         failed::give_back(self.extension, &self.server_name, &retried)?;
@@ -761,7 +811,10 @@ impl<'h> Drain<'h> {
                 continue;
             }
             fault_point!(Claimed);
-            remaining -= units.iter().map(|unit| unit.records.len() as i64).sum::<i64>();
+            remaining -= units
+                .iter()
+                .map(|unit| unit.records.len() as i64)
+                .sum::<i64>();
             let budget = MAX_FAILED - progress.served.failed.len();
             let mut batch = Batch::new(self.extension, name, owner, units, budget, &mut trial)?;
             batch.apply(&mut progress.replay, &mut claims, remaining.min(at_once))?;

@@ -59,14 +59,24 @@ impl SqlState {
     /// what it cannot classify.
     pub const fn new(code: &str) -> Self {
         let b = code.as_bytes();
-        if b.len() == 5 { Self([b[0], b[1], b[2], b[3], b[4]]) } else { Self(*b"XX000") }
+        if b.len() == 5 {
+            Self([b[0], b[1], b[2], b[3], b[4]])
+        } else {
+            Self(*b"XX000")
+        }
     }
 
     /// The state of a failure as a server tells it, which may be anything: `XX000` for what is none,
     /// or is that of a success.
     pub fn of_failure(code: &str) -> Self {
-        let redacted = code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
-        if redacted && !code.starts_with("00") { Self::new(code) } else { Self::INTERNAL }
+        let redacted = code
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+        if redacted && !code.starts_with("00") {
+            Self::new(code)
+        } else {
+            Self::INTERNAL
+        }
     }
 
     /// The five characters.
@@ -76,15 +86,16 @@ impl SqlState {
 
     /// PostgreSQL's packed form (`MAKE_SQLSTATE` in `utils/elog.h`): six bits a character.
     pub fn packed(&self) -> i32 {
-        self.0
-            .iter()
-            .enumerate()
-            .fold(0, |acc, (i, c)| acc | ((i32::from(*c) - i32::from(b'0')) & 0x3f) << (6 * i))
+        self.0.iter().enumerate().fold(0, |acc, (i, c)| {
+            acc | ((i32::from(*c) - i32::from(b'0')) & 0x3f) << (6 * i)
+        })
     }
 
     /// The state behind PostgreSQL's packed form.
     pub fn unpacked(code: i32) -> Self {
-        Self(std::array::from_fn(|i| (((code >> (6 * i)) & 0x3f) as u8) + b'0'))
+        Self(std::array::from_fn(|i| {
+            (((code >> (6 * i)) & 0x3f) as u8) + b'0'
+        }))
     }
 
     /// What a failure with this state, of a statement on a server that is otherwise there, says of the change:
@@ -110,14 +121,18 @@ impl SqlState {
     /// do not fit types of then, other objects, types or schemas that are gone, which the server may call an
     /// internal error, or a statement that it has not got any more.
     pub fn may_be_outdated(&self) -> bool {
-        ["0A", "22", "26", "3F", "42", "XX"].iter().any(|class| self.as_str().starts_with(class))
+        ["0A", "22", "26", "3F", "42", "XX"]
+            .iter()
+            .any(|class| self.as_str().starts_with(class))
     }
 
     /// Whether the server's own messages with this state name objects, limits and other sessions, and
     /// quote no values. Those of syntax errors quote what is near them.
     fn names_only_objects(&self) -> bool {
         let s = self.as_str();
-        let class = ["08", "0A", "23", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"];
+        let class = [
+            "08", "0A", "23", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57",
+        ];
         (class.iter().any(|class| s.starts_with(class)) && s != "42601")
             || *self == Self::NO_DATA_FOUND
     }
@@ -149,29 +164,85 @@ pub enum Outlook {
 /// SQLSTATEs and classes of them, the first that fits counts. Whoever ends the session itself (25P03, 25P04,
 /// 57P05 and shutdowns) closes the connection, which is away whatever the state.
 const OUTLOOKS: [(&str, Outlook, &str); 19] = [
-    ("08P01", Outlook::Lasts, "a message that one side does not understand it never will"),
-    ("08", Outlook::Passes, "a connection that a function there makes, to a third server"),
-    ("25006", Outlook::Away, "a standby, or a server that is read-only for a while"),
-    ("25P03", Outlook::Passes, "a session that was ended for being idle: the next one is not"),
-    ("25P04", Outlook::Passes, "a transaction that took too long: the next one is smaller"),
-    ("40002", Outlook::Lasts, "a constraint, which looks at the rows"),
+    (
+        "08P01",
+        Outlook::Lasts,
+        "a message that one side does not understand it never will",
+    ),
+    (
+        "08",
+        Outlook::Passes,
+        "a connection that a function there makes, to a third server",
+    ),
+    (
+        "25006",
+        Outlook::Away,
+        "a standby, or a server that is read-only for a while",
+    ),
+    (
+        "25P03",
+        Outlook::Passes,
+        "a session that was ended for being idle: the next one is not",
+    ),
+    (
+        "25P04",
+        Outlook::Passes,
+        "a transaction that took too long: the next one is smaller",
+    ),
+    (
+        "40002",
+        Outlook::Lasts,
+        "a constraint, which looks at the rows",
+    ),
     (
         "40",
         Outlook::Passes,
         "serialization failures and deadlocks, which depend on who else is there",
     ),
-    ("53", Outlook::Passes, "disk, memory and connections come back"),
-    ("55006", Outlook::Passes, "an object in use, by a DDL command for one, is let go"),
+    (
+        "53",
+        Outlook::Passes,
+        "disk, memory and connections come back",
+    ),
+    (
+        "55006",
+        Outlook::Passes,
+        "an object in use, by a DDL command for one, is let go",
+    ),
     ("55P03", Outlook::Passes, "a lock is released"),
-    ("57014", Outlook::Passes, "canceled by an administrator, or too slow this time"),
-    ("57P01", Outlook::Passes, "a shutdown that a function there met on a third server"),
+    (
+        "57014",
+        Outlook::Passes,
+        "canceled by an administrator, or too slow this time",
+    ),
+    (
+        "57P01",
+        Outlook::Passes,
+        "a shutdown that a function there met on a third server",
+    ),
     ("57P02", Outlook::Passes, "a crash there, as above"),
     ("57P03", Outlook::Passes, "a start there, as above"),
     ("57P05", Outlook::Passes, "an idle session there, as above"),
-    ("58P", Outlook::Lasts, "a file that is missing or doubled does not come by itself"),
-    ("58", Outlook::Passes, "errors of the operating system and of input and output"),
-    ("72000", Outlook::Passes, "a snapshot that was too old: the next one is new"),
-    ("HV00N", Outlook::Passes, "a foreign server of a function there that cannot be reached"),
+    (
+        "58P",
+        Outlook::Lasts,
+        "a file that is missing or doubled does not come by itself",
+    ),
+    (
+        "58",
+        Outlook::Passes,
+        "errors of the operating system and of input and output",
+    ),
+    (
+        "72000",
+        Outlook::Passes,
+        "a snapshot that was too old: the next one is new",
+    ),
+    (
+        "HV00N",
+        Outlook::Passes,
+        "a foreign server of a function there that cannot be reached",
+    ),
 ];
 
 impl fmt::Display for SqlState {
@@ -217,15 +288,23 @@ impl RemoteError {
             return self.message.clone();
         }
         let (server, state) = (&self.server, self.sqlstate);
-        format!("server \"{server}\" reported: {} (SQLSTATE {state})", state.subject())
+        format!(
+            "server \"{server}\" reported: {} (SQLSTATE {state})",
+            state.subject()
+        )
     }
 
     /// What to do about a name without a schema that was not found there: statements of ours have none.
     fn advice(&self) -> Option<String> {
-        let of_objects =
-            [SqlState::UNDEFINED_FUNCTION, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_OBJECT];
+        let of_objects = [
+            SqlState::UNDEFINED_FUNCTION,
+            SqlState::UNDEFINED_TABLE,
+            SqlState::UNDEFINED_OBJECT,
+        ];
         let kinds = ["function ", "procedure ", "relation ", "type "];
-        let rest = kinds.iter().find_map(|kind| self.message.strip_prefix(kind))?;
+        let rest = kinds
+            .iter()
+            .find_map(|kind| self.message.strip_prefix(kind))?;
         let name = rest.split(['(', ' ']).next().unwrap_or_default();
         (of_objects.contains(&self.sqlstate) && !name.contains('.')).then(|| {
             format!(
@@ -240,7 +319,9 @@ impl RemoteError {
     /// The DETAIL, unless it may quote values: that of a constraint shows the key or the row.
     fn redacted_detail(&self) -> Option<&String> {
         let violation = self.sqlstate.as_str().starts_with("23");
-        self.detail.as_ref().filter(|_| self.is_plain() && !violation)
+        self.detail
+            .as_ref()
+            .filter(|_| self.is_plain() && !violation)
     }
 }
 
@@ -253,7 +334,11 @@ pub enum Error {
 
     /// No connection could be made. `sqlstate` is the server's own where it gave one.
     #[error("could not connect to server \"{server}\"")]
-    Connect { server: String, sqlstate: SqlState, reason: String },
+    Connect {
+        server: String,
+        sqlstate: SqlState,
+        reason: String,
+    },
 
     /// The connection broke before the commit had been asked for: nothing took effect.
     #[error("connection to server \"{server}\" was lost")]
@@ -265,11 +350,19 @@ pub enum Error {
 
     /// One of our own deadlines passed before the commit had been asked for.
     #[error("server \"{server}\" did not answer in time")]
-    Timeout { server: String, what: &'static str, millis: i64 },
+    Timeout {
+        server: String,
+        what: &'static str,
+        millis: i64,
+    },
 
     /// A session whose connection was lost may still commit an earlier delivery.
     #[error("an earlier delivery to server \"{server}\" may still be committed")]
-    Lingering { server: String, reason: String, hint: &'static str },
+    Lingering {
+        server: String,
+        reason: String,
+        hint: &'static str,
+    },
 
     /// The user asked for a cancel while we waited, and nothing took effect on the server.
     #[error("canceling statement due to user request")]
@@ -285,13 +378,23 @@ pub enum Error {
 
     /// A failure that is not about a server: bad arguments, missing objects or rights.
     #[error("{message}")]
-    Local { sqlstate: SqlState, message: String, detail: Option<String>, hint: Option<String> },
+    Local {
+        sqlstate: SqlState,
+        message: String,
+        detail: Option<String>,
+        hint: Option<String>,
+    },
 }
 
 impl Error {
     /// A local failure with its state and message; see [`Error::with_detail`] and [`Error::with_hint`].
     pub fn local(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self::Local { sqlstate, message: message.into(), detail: None, hint: None }
+        Self::Local {
+            sqlstate,
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
     }
 
     /// Something that cannot happen unless the server or this code is broken.
@@ -351,7 +454,9 @@ impl Error {
     /// Whether the server, or a pooler on the way, grants no more connections.
     pub fn is_connection_refusal(&self) -> bool {
         match self {
-            Self::Connect { sqlstate, reason, .. } => {
+            Self::Connect {
+                sqlstate, reason, ..
+            } => {
                 sqlstate.as_str().starts_with("53")
                     || reason.contains("no more connections allowed")
             }
@@ -481,10 +586,18 @@ impl Error {
     /// whose changes they are. Its DETAIL is left out where it may quote keys; the table that it was about,
     /// which a lock timeout tells in the CONTEXT only, is not.
     pub fn in_full(&self) -> String {
-        let Self::Remote(e) = self else { return self.one_line() };
-        let place = e.context.as_ref().filter(|_| e.is_plain()).and_then(|c| c.lines().next());
+        let Self::Remote(e) = self else {
+            return self.one_line();
+        };
+        let place = e
+            .context
+            .as_ref()
+            .filter(|_| e.is_plain())
+            .and_then(|c| c.lines().next());
         let place = place.map(|place| format!(" {place}")).unwrap_or_default();
-        let detail = e.redacted_detail().map(|detail| format!(": {}", detail.trim_end()));
+        let detail = e
+            .redacted_detail()
+            .map(|detail| format!(": {}", detail.trim_end()));
         let redacted = format!("{}{place}{}", e.message, detail.unwrap_or_default());
         match e.advice() {
             Some(advice) => format!("{redacted}. {advice}"),
@@ -530,12 +643,36 @@ mod tests {
         let place = "while updating tuple (0,1) in relation \"t\"";
         for (sqlstate, detail, context, expected) in [
             ("55P03", "", Some(place), format!("m {place}")),
-            ("40P01", "Process 1 waits.", Some(place), format!("m {place}: Process 1 waits.")),
-            ("23505", "Key (id)=(1) already exists.", None, "m".to_owned()),
-            ("22012", "secret", Some("PL/pgSQL function f(text)"), "m".to_owned()),
-            ("42501", "It quotes secret.", Some("SQL statement \"x\""), "m".to_owned()),
+            (
+                "40P01",
+                "Process 1 waits.",
+                Some(place),
+                format!("m {place}: Process 1 waits."),
+            ),
+            (
+                "23505",
+                "Key (id)=(1) already exists.",
+                None,
+                "m".to_owned(),
+            ),
+            (
+                "22012",
+                "secret",
+                Some("PL/pgSQL function f(text)"),
+                "m".to_owned(),
+            ),
+            (
+                "42501",
+                "It quotes secret.",
+                Some("SQL statement \"x\""),
+                "m".to_owned(),
+            ),
         ] {
-            assert_eq!(stored(sqlstate, "m", detail, context), expected, "{sqlstate}");
+            assert_eq!(
+                stored(sqlstate, "m", detail, context),
+                expected,
+                "{sqlstate}"
+            );
         }
     }
 
@@ -543,7 +680,11 @@ mod tests {
     fn a_name_without_a_schema_that_is_not_found_is_told_with_the_path() {
         for (sqlstate, message, is_said) in [
             ("42883", "function norm(text) does not exist", true),
-            ("42883", "function app.norm(text, pg_catalog.int4) does not exist", false),
+            (
+                "42883",
+                "function app.norm(text, pg_catalog.int4) does not exist",
+                false,
+            ),
             ("42P01", "relation \"settings\" does not exist", true),
             ("42P01", "relation \"s.settings\" does not exist", false),
             ("42704", "type \"mood\" does not exist", true),
@@ -602,8 +743,13 @@ mod tests {
         for (at, (prefix, outlook, reason)) in OUTLOOKS.iter().enumerate() {
             assert!(!reason.is_empty(), "{prefix}");
             let before = &OUTLOOKS[..at];
-            assert!(!before.iter().any(|row| prefix.starts_with(row.0)), "{prefix} is hidden");
-            let general = OUTLOOKS[at + 1..].iter().find(|row| prefix.starts_with(row.0));
+            assert!(
+                !before.iter().any(|row| prefix.starts_with(row.0)),
+                "{prefix} is hidden"
+            );
+            let general = OUTLOOKS[at + 1..]
+                .iter()
+                .find(|row| prefix.starts_with(row.0));
             assert_ne!(
                 general.map_or(Outlook::Lasts, |row| row.1),
                 *outlook,
@@ -660,7 +806,10 @@ mod tests {
             ("22P02", None),
             ("P0001", Some("PL/pgSQL function f() line 3 at RAISE")),
             ("42P01", Some("PL/pgSQL function f() line 3 at RAISE")),
-            ("40001", Some("while locking tuple (0,1) in relation \"t\"\nSQL function \"f\"")),
+            (
+                "40001",
+                Some("while locking tuple (0,1) in relation \"t\"\nSQL function \"f\""),
+            ),
             ("42601", None),
             ("XX000", None),
             ("ZZ999", None),
@@ -683,7 +832,10 @@ mod tests {
         assert!(error.detail().is_some() && error.hint().as_deref() == Some("Not 4711."));
         // The message of a violation names the constraint, its DETAIL shows the key.
         let error = remote("23505", None);
-        assert_eq!((error.to_string().as_str(), error.detail()), ("about 4711", None));
+        assert_eq!(
+            (error.to_string().as_str(), error.detail()),
+            ("about 4711", None)
+        );
         assert!(error.withheld().is_some());
     }
 }

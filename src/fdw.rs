@@ -12,7 +12,11 @@ const MAPPING_CATALOG: u32 = 1418;
 
 /// libpq options that are not users' to set: text always crosses as UTF-8, and a replication
 /// connection takes no SQL.
-const NOT_OURS: [&str; 3] = ["client_encoding", "replication", "fallback_application_name"];
+const NOT_OURS: [&str; 3] = [
+    "client_encoding",
+    "replication",
+    "fallback_application_name",
+];
 /// Options that open files which only the server account can read, and show who it is.
 pub const SUPERUSER_ONLY: [&str; 2] = ["sslcert", "sslkey"];
 /// The server's option that says whether there is a pooler in between.
@@ -62,7 +66,9 @@ fn check(name: &str, value: &str, catalog: u32) -> Result<()> {
 
 /// The options of a catalog, in libpq's order.
 fn allowed(catalog: u32) -> Vec<&'static str> {
-    let ours = keywords::all().iter().filter(|k| !k.debug && !NOT_OURS.contains(&k.name.as_str()));
+    let ours = keywords::all()
+        .iter()
+        .filter(|k| !k.debug && !NOT_OURS.contains(&k.name.as_str()));
     let personal = |k: &keywords::Keyword| k.secret || k.name == "user";
     match catalog {
         SERVER_CATALOG => ours
@@ -80,7 +86,10 @@ fn allowed(catalog: u32) -> Vec<&'static str> {
 }
 
 fn refused(name: &str, catalog: u32, allowed: &[&str]) -> Error {
-    let error = Error::local(SqlState::FDW_INVALID_OPTION, format!("invalid option \"{name}\""));
+    let error = Error::local(
+        SqlState::FDW_INVALID_OPTION,
+        format!("invalid option \"{name}\""),
+    );
     let elsewhere = match catalog {
         SERVER_CATALOG => self::allowed(MAPPING_CATALOG).contains(&name),
         _ => self::allowed(SERVER_CATALOG).contains(&name),
@@ -217,7 +226,11 @@ mod tests {
     fn an_unknown_option_is_answered_with_the_nearest() {
         let error = refused("hots", SERVER_CATALOG, &allowed(SERVER_CATALOG));
         assert_eq!(error.sqlstate(), SqlState::FDW_INVALID_OPTION);
-        assert!(error.hint().is_some_and(|h| h.contains("\"host\"")), "{:?}", error.hint());
+        assert!(
+            error.hint().is_some_and(|h| h.contains("\"host\"")),
+            "{:?}",
+            error.hint()
+        );
     }
 
     #[test]
@@ -228,7 +241,9 @@ mod tests {
             read(" App , \"My \"\"own\"\", s\" "),
             Ok(vec!["app".into(), "My \"own\", s".into()])
         );
-        for text in ["$user", "a,,b", "a,", "\"a", "a b", "pg_temp", "\"a\" b", ","] {
+        for text in [
+            "$user", "a,,b", "a,", "\"a", "a b", "pg_temp", "\"a\" b", ",",
+        ] {
             assert_eq!(read(text), Err(SqlState::INVALID_PARAMETER), "{text}");
         }
     }
@@ -240,8 +255,10 @@ mod tests {
     }
     #[test]
     fn any_option_is_taken_or_refused_with_a_hint() {
-        let known: Vec<&str> =
-            keywords::all().iter().map(|keyword| keyword.name.as_str()).collect();
+        let known: Vec<&str> = keywords::all()
+            .iter()
+            .map(|keyword| keyword.name.as_str())
+            .collect();
         let name = prop_oneof![
             select(known.clone()).prop_map(str::to_owned),
             (select(known), fuzz::edits()).prop_map(|(name, edits)| fuzz::edited(name, &edits)),
@@ -250,19 +267,29 @@ mod tests {
         ];
         // Among others those of wrappers and of tables.
         let catalog = select(vec![2328, SERVER_CATALOG, MAPPING_CATALOG, 1259]);
-        fuzz::check(1_500, &(name, fuzz::text(), catalog), |(name, value, catalog)| {
-            let allowed = allowed(catalog);
-            if !allowed.contains(&name.as_str()) {
-                let error = refused(&name, catalog, &allowed);
-                prop_assert_eq!(error.sqlstate(), SqlState::FDW_INVALID_OPTION);
-                prop_assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{}", error);
-            }
-            let is_one = |word: &&str| word.eq_ignore_ascii_case(&value);
-            match boolean(&name, &value) {
-                Ok(value) => prop_assert_eq!(value, ["true", "on", "yes", "1"].iter().any(is_one)),
-                Err(error) => prop_assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER),
-            }
-            Ok(())
-        });
+        fuzz::check(
+            1_500,
+            &(name, fuzz::text(), catalog),
+            |(name, value, catalog)| {
+                let allowed = allowed(catalog);
+                if !allowed.contains(&name.as_str()) {
+                    let error = refused(&name, catalog, &allowed);
+                    prop_assert_eq!(error.sqlstate(), SqlState::FDW_INVALID_OPTION);
+                    prop_assert!(
+                        error.hint().is_some_and(|hint| !hint.is_empty()),
+                        "{}",
+                        error
+                    );
+                }
+                let is_one = |word: &&str| word.eq_ignore_ascii_case(&value);
+                match boolean(&name, &value) {
+                    Ok(value) => {
+                        prop_assert_eq!(value, ["true", "on", "yes", "1"].iter().any(is_one))
+                    }
+                    Err(error) => prop_assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER),
+                }
+                Ok(())
+            },
+        );
     }
 }

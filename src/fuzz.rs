@@ -86,8 +86,14 @@ pub fn json(names: &'static [&'static str]) -> impl Strategy<Value = String> {
         any::<bool>().prop_map(|b| b.to_string()),
         any::<i64>().prop_map(|n| n.to_string()),
         (0..3u8).prop_map(|n| n.to_string()),
-        proptest::sample::select(vec!["-0", "1e400", "-1e-400", "0.1", "1e99999999999999999999"])
-            .prop_map(str::to_owned),
+        proptest::sample::select(vec![
+            "-0",
+            "1e400",
+            "-1e-400",
+            "0.1",
+            "1e99999999999999999999"
+        ])
+        .prop_map(str::to_owned),
         (1..400usize).prop_map(|digits| "9".repeat(digits)),
         json_text(),
         name.clone(),
@@ -104,7 +110,14 @@ pub fn json(names: &'static [&'static str]) -> impl Strategy<Value = String> {
 
 fn json_text() -> impl Strategy<Value = String> {
     let written = text().prop_map(|text| serde_json::Value::from(text).to_string());
-    let odd = [r#""\u0000""#, r#""\ud800""#, r#""\ud83d\ude00""#, "\"\"", r#""\x""#, "\"\u{1}\""];
+    let odd = [
+        r#""\u0000""#,
+        r#""\ud800""#,
+        r#""\ud83d\ude00""#,
+        "\"\"",
+        r#""\x""#,
+        "\"\u{1}\"",
+    ];
     prop_oneof![
         4 => written,
         1 => proptest::sample::select(odd.to_vec()).prop_map(str::to_owned),
@@ -130,8 +143,11 @@ pub fn edits() -> impl Strategy<Value = Vec<Edit>> {
         Just("18446744073709551615".to_owned()),
         Just("-1".to_owned()),
     ];
-    let edit =
-        (any::<u16>(), 0..6u8, with).prop_map(|(place, length, with)| Edit { place, length, with });
+    let edit = (any::<u16>(), 0..6u8, with).prop_map(|(place, length, with)| Edit {
+        place,
+        length,
+        with,
+    });
     proptest::collection::vec(edit, 1..4)
 }
 

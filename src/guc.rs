@@ -63,7 +63,16 @@ pub fn define() {
     );
     let time = |name, short, long, setting, max| {
         let flags = GucFlags::UNIT_MS;
-        GucRegistry::define_int_guc(name, short, long, setting, 1, max, GucContext::Userset, flags);
+        GucRegistry::define_int_guc(
+            name,
+            short,
+            long,
+            setting,
+            1,
+            max,
+            GucContext::Userset,
+            flags,
+        );
     };
     const HOUR: i32 = 3_600_000;
     time(
@@ -114,7 +123,16 @@ pub fn define() {
     // The worker's: every session must see the same, so they come from the configuration.
     let interval = |name, short, long, setting| {
         let flags = GucFlags::UNIT_MS;
-        GucRegistry::define_int_guc(name, short, long, setting, 1, HOUR, GucContext::Sighup, flags);
+        GucRegistry::define_int_guc(
+            name,
+            short,
+            long,
+            setting,
+            1,
+            HOUR,
+            GucContext::Sighup,
+            flags,
+        );
     };
     interval(
         c"pg_rowsync.retry_interval",

@@ -74,7 +74,11 @@ const HINT: &str = "adopt_sync() makes it a database of its own: its changes are
 /// Tells, once a session, that a change was not captured. Not those that bring changes from other nodes.
 pub fn warn() {
     if !WARNED.replace(true) {
-        report::warn("changes of this database are neither captured nor sent", &copy(), Some(HINT));
+        report::warn(
+            "changes of this database are neither captured nor sent",
+            &copy(),
+            Some(HINT),
+        );
     }
 }
 
@@ -156,7 +160,9 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
            VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3::pg_catalog.int4) RETURNING node) \
          INSERT INTO {schema}.sync_node SELECT node FROM home RETURNING node"
     );
-    let row = spi::write(extension, &sql, &Here::new().args())?.into_iter().next();
+    let row = spi::write(extension, &sql, &Here::new().args())?
+        .into_iter()
+        .next();
     comment(extension, &required(&mut row.unwrap_or_default(), 0)?)?;
     Ok(true)
 }
@@ -166,10 +172,16 @@ fn comment(extension: &Extension, node: &str) -> Result<()> {
     let sql = "SELECT pg_catalog.regexp_replace(COALESCE( \
                  pg_catalog.obj_description(e.oid, 'pg_extension'), ''), $1, '') \
                FROM pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'";
-    let row = spi::read(extension, sql, &[Some(r" \(node [^)]*\)$")])?.into_iter().next();
+    let row = spi::read(extension, sql, &[Some(r" \(node [^)]*\)$")])?
+        .into_iter()
+        .next();
     let words = required(&mut row.unwrap_or_default(), 0)?;
     let comment = literal(&format!("{words} (node {node})"));
-    spi::write(extension, &format!("COMMENT ON EXTENSION pg_rowsync IS {comment}"), &[])?;
+    spi::write(
+        extension,
+        &format!("COMMENT ON EXTENSION pg_rowsync IS {comment}"),
+        &[],
+    )?;
     // A comment is not seen to change.
     invalidation::announce(lookup::table(extension, "sync_home")?);
     Ok(())
@@ -218,5 +230,9 @@ pub fn is_foreign_row() -> bool {
 /// What this database is called in the paths of changes, see [`crate::path`]. Not the node of `sync_home`: the
 /// other side must know its own name without the extension's tables.
 pub fn name() -> String {
-    format!("{}.{}", database::system_identifier(), database::current().to_u32())
+    format!(
+        "{}.{}",
+        database::system_identifier(),
+        database::current().to_u32()
+    )
 }

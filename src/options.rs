@@ -137,13 +137,19 @@ impl Options {
             );
         }
         if self.columns.as_ref().is_some_and(Vec::is_empty) {
-            return refuse("option \"columns\" is empty", "Name at least the key columns.");
+            return refuse(
+                "option \"columns\" is empty",
+                "Name at least the key columns.",
+            );
         }
         if self.key.as_ref().is_some_and(Vec::is_empty) {
             return refuse("option \"key\" is empty", "Name at least one column.");
         }
         if self.guard_role.as_deref() == Some("") {
-            return refuse("option \"guard_role\" is empty", "Name a role, or leave it out.");
+            return refuse(
+                "option \"guard_role\" is empty",
+                "Name a role, or leave it out.",
+            );
         }
         self.application_name.as_deref().map_or(Ok(()), check_guard)
     }
@@ -173,7 +179,10 @@ pub fn check_guard(name: &str) -> Result<()> {
 /// serde's message as a DETAIL sentence.
 fn sentence(text: &str) -> String {
     let mut chars = text.chars();
-    let first: String = chars.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+    let first: String = chars
+        .next()
+        .map(|c| c.to_uppercase().to_string())
+        .unwrap_or_default();
     format!("{first}{}.", chars.as_str())
 }
 

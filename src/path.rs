@@ -20,7 +20,11 @@ impl Path {
     pub fn parse(text: &str) -> Self {
         let mut names = text.split(',');
         let sound = names.by_ref().take(MOST_NODES).all(is_name) && names.next().is_none();
-        Self(if sound { text.to_owned() } else { String::new() })
+        Self(if sound {
+            text.to_owned()
+        } else {
+            String::new()
+        })
     }
 
     /// Whether the change originates here.
@@ -47,7 +51,8 @@ fn is_name(text: &str) -> bool {
     let is_number = |text: &str, digits: usize| {
         (1..=digits).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
     };
-    text.split_once('.').is_some_and(|(one, two)| is_number(one, 20) && is_number(two, 10))
+    text.split_once('.')
+        .is_some_and(|(one, two)| is_number(one, 20) && is_number(two, 10))
 }
 
 #[cfg(test)]
@@ -66,7 +71,9 @@ mod tests {
     #[test]
     fn what_is_no_path_counts_as_none() {
         let long = vec!["1.2"; MOST_NODES + 1].join(",");
-        for text in ["", ",", "1.2,", "1", "1.", ".1", "1.2.3", "-1.2", "1.2, 3.4", "x.1", &long] {
+        for text in [
+            "", ",", "1.2,", "1", "1.", ".1", "1.2.3", "-1.2", "1.2, 3.4", "x.1", &long,
+        ] {
             assert!(Path::parse(text).is_empty(), "{text}");
         }
         assert!(!Path::parse(&vec!["1.2"; MOST_NODES].join(",")).is_empty());

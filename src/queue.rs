@@ -34,7 +34,11 @@ use crate::sql::micros;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::rc::Rc;
 
-const RECORD: IndexRef = IndexRef { table: "sync_queue", column: 1, status: Status::Pending };
+const RECORD: IndexRef = IndexRef {
+    table: "sync_queue",
+    column: 1,
+    status: Status::Pending,
+};
 
 /// Whether there is a pending record with this id.
 ///
@@ -79,7 +83,11 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
         number(lost.backend_start),
         number(lost.token),
         number(lost.not_after),
-        number(Some(sequence::draw(&set.extension, "sync_lost_session_id_seq", 1)?)),
+        number(Some(sequence::draw(
+            &set.extension,
+            "sync_lost_session_id_seq",
+            1,
+        )?)),
         number(lost.xact),
     ];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
@@ -138,7 +146,9 @@ pub fn remove(extension: &Extension, ids: &[i64]) -> Result<()> {
 pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> {
     let queue = format!("{}.sync_queue", ident(&extension.schema));
     let mut pending = ArrayLiteral::default();
-    floor::servers(extension)?.iter().for_each(|server| pending.push(Some(server)));
+    floor::servers(extension)?
+        .iter()
+        .for_each(|server| pending.push(Some(server)));
     // Hops over the index from name to name: the queue may be long, servers are few.
     let sql = format!(
         "WITH RECURSIVE failed(server) AS (SELECT pg_catalog.min(dst_server) FROM {queue} \
@@ -158,10 +168,14 @@ pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> 
         ident(&extension.schema)
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(extension, &sql, &[Some(with_failed), Some(&pending.into_text())])?
-        .into_iter()
-        .map(|mut row| required(&mut row, 0))
-        .collect()
+    spi::read(
+        extension,
+        &sql,
+        &[Some(with_failed), Some(&pending.into_text())],
+    )?
+    .into_iter()
+    .map(|mut row| required(&mut row, 0))
+    .collect()
 }
 
 /// A lost session and the owner over whose account it was.
@@ -202,7 +216,12 @@ pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<Lost>> {
                 xact: number(6)?,
             };
             let (id, owner) = (required(&mut row, 0)?, required(&mut row, 1)?);
-            Ok(Lost { id, owner, session, xact: required(&mut row, 7)? })
+            Ok(Lost {
+                id,
+                owner,
+                session,
+                xact: required(&mut row, 7)?,
+            })
         })
         .collect()
 }
@@ -235,7 +254,11 @@ pub fn settle_lost(
         floor::above(&schema, "$1"),
         SqlState::RESOLUTION_UNKNOWN
     );
-    spi::write(extension, &sql, &[server_name, &lost.owner, &lost.xact].map(Some))?;
+    spi::write(
+        extension,
+        &sql,
+        &[server_name, &lost.owner, &lost.xact].map(Some),
+    )?;
     Ok(())
 }
 

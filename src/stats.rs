@@ -150,17 +150,21 @@ fn pair(upper: u32, lower: u32) -> u64 {
 fn find(slots: &[impl Keyed], key: u64) -> Option<usize> {
     // Spreads neighbouring numbers; the upper half of the product is the better mixed one.
     let first = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize;
-    (0..slots.len()).map(|step| first.wrapping_add(step) % slots.len()).find(|at| {
-        match slots[*at].key().compare_exchange(0, key, Relaxed, Relaxed) {
-            Ok(_) => true,
-            Err(holder) => holder == key,
-        }
-    })
+    (0..slots.len())
+        .map(|step| first.wrapping_add(step) % slots.len())
+        .find(
+            |at| match slots[*at].key().compare_exchange(0, key, Relaxed, Relaxed) {
+                Ok(_) => true,
+                Err(holder) => holder == key,
+            },
+        )
 }
 
 fn read(slots: &[Slot], database: Oid) -> Vec<Counts> {
     let keys = slots.iter().map(|slot| (slot, slot.key.load(Relaxed)));
-    let own = keys.clone().filter(|(_, key)| key >> 32 == u64::from(database.to_u32()));
+    let own = keys
+        .clone()
+        .filter(|(_, key)| key >> 32 == u64::from(database.to_u32()));
     let rest = keys.clone().any(|(_, key)| key == 0).then(Counts::default);
     own.map(|(slot, key)| Counts {
         server: Some(Oid::from(key as u32)),
@@ -183,7 +187,9 @@ fn read_conflicts(slots: &[ConflictSlot], servers: &[Slot], database: Oid) -> Ve
         // A key that was seen says where the server's slot is, but another processor may show that one's
         // later: then it is free still, and of no database.
         let place = ((key >> 32) as usize).checked_sub(1);
-        let Some(server) = place.and_then(|at| servers.get(at)) else { continue };
+        let Some(server) = place.and_then(|at| servers.get(at)) else {
+            continue;
+        };
         let owner = server.key.load(Relaxed);
         if owner >> 32 != u64::from(database.to_u32()) {
             continue;
@@ -192,7 +198,12 @@ fn read_conflicts(slots: &[ConflictSlot], servers: &[Slot], database: Oid) -> Ve
             let conflicts = count.load(Relaxed);
             if conflicts > 0 {
                 let (server, relation) = (Oid::from(owner as u32), Oid::from(key as u32));
-                found.push(ConflictCount { server, relation, kind, conflicts });
+                found.push(ConflictCount {
+                    server,
+                    relation,
+                    kind,
+                    conflicts,
+                });
             }
         }
     }
@@ -218,7 +229,9 @@ mod tests {
     #[test]
     fn a_server_keeps_its_slot_and_shares_it_with_no_other() {
         let slots: Vec<Slot> = slots(8);
-        let keys: Vec<u64> = (1..=8).map(|n| key_of(oid(n % 2 + 1), oid(100 + n))).collect();
+        let keys: Vec<u64> = (1..=8)
+            .map(|n| key_of(oid(n % 2 + 1), oid(100 + n)))
+            .collect();
         for round in 1..=3 {
             for key in &keys {
                 slot(&slots, *key).queued.fetch_add(1, Relaxed);
@@ -235,14 +248,22 @@ mod tests {
         slot(&slots, key_of(oid(1), oid(11)));
         assert!(find(&slots, key_of(oid(1), oid(12))).is_none());
         assert!(find(&slots, key_of(oid(1), oid(10))).is_some());
-        assert!(read(&slots, oid(1)).iter().all(|counts| counts.server.is_some()));
+        assert!(
+            read(&slots, oid(1))
+                .iter()
+                .all(|counts| counts.server.is_some())
+        );
     }
 
     #[test]
     fn a_database_sees_its_own_servers() {
         let slots: Vec<Slot> = slots(8);
-        slot(&slots, key_of(oid(1), oid(10))).guarded.fetch_add(3, Relaxed);
-        slot(&slots, key_of(oid(2), oid(10))).guarded.fetch_add(4, Relaxed);
+        slot(&slots, key_of(oid(1), oid(10)))
+            .guarded
+            .fetch_add(3, Relaxed);
+        slot(&slots, key_of(oid(2), oid(10)))
+            .guarded
+            .fetch_add(4, Relaxed);
         let counts = read(&slots, oid(2));
         assert_eq!(counts.len(), 2);
         assert_eq!((counts[0].server, counts[0].guarded), (Some(oid(10)), 4));
@@ -263,7 +284,9 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for n in 1..=64 {
-                        slot(&slots, key_of(oid(1), oid(n))).queued.fetch_add(1, Relaxed);
+                        slot(&slots, key_of(oid(1), oid(n)))
+                            .queued
+                            .fetch_add(1, Relaxed);
                     }
                 });
             }
@@ -287,10 +310,25 @@ mod tests {
         count(2, 10, 100, ConflictType::UpdateMissing, 7);
         let mut found: Vec<_> = read_conflicts(&conflicts, &servers, oid(1))
             .into_iter()
-            .map(|c| (c.server.to_u32(), c.relation.to_u32(), c.kind as usize, c.conflicts))
+            .map(|c| {
+                (
+                    c.server.to_u32(),
+                    c.relation.to_u32(),
+                    c.kind as usize,
+                    c.conflicts,
+                )
+            })
             .collect();
         found.sort_unstable();
-        assert_eq!(found, [(10, 100, 0, 4), (10, 100, 6, 1), (10, 101, 4, 2), (11, 100, 4, 5)]);
+        assert_eq!(
+            found,
+            [
+                (10, 100, 0, 4),
+                (10, 100, 6, 1),
+                (10, 101, 4, 2),
+                (11, 100, 4, 5)
+            ]
+        );
         assert_eq!(read_conflicts(&conflicts, &servers, oid(2)).len(), 1);
     }
 

@@ -14,7 +14,9 @@ pub fn read(text: &str) -> Option<(i64, &str)> {
     let bytes = text.as_bytes();
     let number = |from: usize, to: usize| {
         bytes.get(from..to)?.iter().try_fold(0i64, |number, digit| {
-            digit.is_ascii_digit().then(|| number * 10 + i64::from(digit - b'0'))
+            digit
+                .is_ascii_digit()
+                .then(|| number * 10 + i64::from(digit - b'0'))
         })
     };
     let signs = [(4, b'-'), (7, b'-'), (10, b' '), (13, b':'), (16, b':')];
@@ -30,7 +32,10 @@ pub fn read(text: &str) -> Option<(i64, &str)> {
     let mut end = 19;
     let mut fraction = 0;
     if bytes.get(end) == Some(&b'.') {
-        let digits = bytes[end + 1..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let digits = bytes[end + 1..]
+            .iter()
+            .take_while(|b| b.is_ascii_digit())
+            .count();
         if !(1..=6).contains(&digits) {
             return None;
         }
@@ -44,7 +49,11 @@ pub fn read(text: &str) -> Option<(i64, &str)> {
 /// Days from 2000-01-01 in the Gregorian calendar, as PostgreSQL reckons at all times.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     // Years that begin in March have their leap day at the end.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
     let before = year * 365 + year / 4 - year / 100 + year / 400;
     before + (month * 153 + 2) / 5 + day - 1 - TO_2000
 }
@@ -104,13 +113,20 @@ pub fn write(time: i64, to: &mut [u8; LONGEST]) -> Option<usize> {
 /// Year, month and day of so many days after 2000-01-01; the inverse of [`days`].
 fn date(days: i64) -> (i64, i64, i64) {
     const ERA: i64 = 146_097;
-    let (era, day) = ((days + TO_2000).div_euclid(ERA), (days + TO_2000).rem_euclid(ERA));
+    let (era, day) = (
+        (days + TO_2000).div_euclid(ERA),
+        (days + TO_2000).rem_euclid(ERA),
+    );
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (year * 365 + year / 4 - year / 100);
     let month = (day * 5 + 2) / 153;
     let day = day - (month * 153 + 2) / 5 + 1;
     let year = era * 400 + year;
-    if month < 10 { (year, month + 3, day) } else { (year + 1, month - 9, day) }
+    if month < 10 {
+        (year, month + 3, day)
+    } else {
+        (year + 1, month - 9, day)
+    }
 }
 
 #[cfg(test)]
@@ -150,7 +166,10 @@ mod tests {
         let first = days(1, 1, 1) * DAY;
         let last = days(10_000, 1, 1) * DAY - 1;
         // An odd step comes by all times of the day.
-        for time in (first..=last).step_by(10_800_000_123_457).chain([first, last, -1, 0, 1]) {
+        for time in (first..=last)
+            .step_by(10_800_000_123_457)
+            .chain([first, last, -1, 0, 1])
+        {
             let written = text(time).expect("within the years");
             assert_eq!(read(&written), Some((time, "")), "{written}");
         }

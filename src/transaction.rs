@@ -126,7 +126,10 @@ fn read_unread() -> Result<()> {
         return Ok(());
     }
     let mut out = SetsOut::take();
-    out.0.iter_mut().filter(|set| set.has_unread()).try_for_each(ChangeSet::read_unread)
+    out.0
+        .iter_mut()
+        .filter(|set| set.has_unread())
+        .try_for_each(ChangeSet::read_unread)
 }
 
 /// The change sets while they are not in [`TransactionState`]; put back on drop, also on unwinding.
@@ -220,7 +223,13 @@ pub fn add_drain(server_name: &str, session: Session, more: Drained) {
             None => {
                 let (server_name, subtransactions) = (server_name.to_owned(), Vec::new());
                 let (session, drained) = (None, more);
-                let drain = OpenDrain { server_name, owner, session, drained, subtransactions };
+                let drain = OpenDrain {
+                    server_name,
+                    owner,
+                    session,
+                    drained,
+                    subtransactions,
+                };
                 work.drains.push_mut(drain)
             }
         };
@@ -252,7 +261,11 @@ fn end(committed: bool) {
     worker::transaction_ended(committed);
     // Nothing is left after a commit; after an abort the open drains' connections are closed,
     // which rolls them back.
-    drop(STATE.with(|work| work.try_borrow_mut().ok().map(|mut w| std::mem::take(&mut *w))));
+    drop(STATE.with(|work| {
+        work.try_borrow_mut()
+            .ok()
+            .map(|mut w| std::mem::take(&mut *w))
+    }));
     session::close_changed(&invalidation::take_changed());
     session::close_idle();
     if NUDGE.replace(false) && committed {
@@ -273,7 +286,8 @@ fn subtransaction_abort(id: u32) {
             }
         }
         // A drain of which nothing is left has done nothing.
-        work.drains.retain(|drain| !drain.subtransactions.is_empty());
+        work.drains
+            .retain(|drain| !drain.subtransactions.is_empty());
         Some(closed)
     });
     drop(closed);
@@ -281,7 +295,9 @@ fn subtransaction_abort(id: u32) {
 
 fn subtransaction_commit(id: u32, parent: u32) {
     STATE.with(|work| {
-        let Ok(mut work) = work.try_borrow_mut() else { return };
+        let Ok(mut work) = work.try_borrow_mut() else {
+            return;
+        };
         work.sets.iter_mut().for_each(|set| set.commit(id, parent));
         for drain in &mut work.drains {
             if drain.subtransactions.last() == Some(&id) {

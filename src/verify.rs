@@ -71,7 +71,10 @@ pub fn verify(
     comparison.run()?;
     if comparison.is_cut_short() {
         report::advise(
-            &format!("comparison stopped at {} differences", options.max_differences),
+            &format!(
+                "comparison stopped at {} differences",
+                options.max_differences
+            ),
             "There may be more: raise the option \"max_differences\".",
         );
     }

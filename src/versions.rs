@@ -53,7 +53,11 @@ impl Versioned {
     /// 42883 for types that cannot be hashed or have no order.
     pub fn new(relation: Oid, key: &[Attribute], version: Attribute) -> Result<Self> {
         let version = Comparable::new(version.type_oid)?;
-        Ok(Self { relation, key: KeyHash::new(key)?, version })
+        Ok(Self {
+            relation,
+            key: KeyHash::new(key)?,
+            version,
+        })
     }
 
     /// The hash of a row's key.
@@ -136,7 +140,11 @@ impl Versioned {
     }
 
     fn version_key<'h>(&self, extension: &'h Extension, row: Slot<'_>) -> Result<VersionKey<'h>> {
-        Ok(VersionKey { extension, relation: self.relation, hash: self.hash(row)? })
+        Ok(VersionKey {
+            extension,
+            relation: self.relation,
+            hash: self.hash(row)?,
+        })
     }
 }
 
@@ -146,8 +154,13 @@ fn counts_as(
     known: Option<&StoredVersion>,
     version: Option<&str>,
 ) -> Result<Stamp<String>> {
-    let of_row = Stamp { version: version.map(str::to_owned), rank: 0 };
-    let Some(known) = known.filter(|known| !known.deleted) else { return Ok(of_row) };
+    let of_row = Stamp {
+        version: version.map(str::to_owned),
+        rank: 0,
+    };
+    let Some(known) = known.filter(|known| !known.deleted) else {
+        return Ok(of_row);
+    };
     let is_as_stored = order.compare(version, known.shown.as_deref())? == Ordering::Equal;
     let kept_version = known.stamp.version.as_deref();
     match !is_as_stored && order.compare(version, kept_version)? == Ordering::Greater {
@@ -168,13 +181,21 @@ pub fn counts_as_stored(
     there: Option<&str>,
 ) -> Result<Stamp<String>> {
     let shown = shown.map(str::to_owned);
-    let known = StoredVersion { stamp, deleted: false, shown, by_event: false };
+    let known = StoredVersion {
+        stamp,
+        deleted: false,
+        shown,
+        by_event: false,
+    };
     counts_as(&Comparable::new(version_type)?, Some(&known), there)
 }
 
 /// What anything counts as that was written with knowledge of this.
 fn next(stamp: Stamp<String>) -> Stamp<String> {
-    Stamp { rank: stamp.rank.saturating_add(1), ..stamp }
+    Stamp {
+        rank: stamp.rank.saturating_add(1),
+        ..stamp
+    }
 }
 
 /// A stamp that has arrived with a change, and the key it is for: the arguments of the functions that
@@ -225,7 +246,11 @@ impl Arrived {
         if !keeping.keeps {
             return Ok(());
         }
-        let version_key = VersionKey { extension, relation: keeping.relation, hash: self.hash };
+        let version_key = VersionKey {
+            extension,
+            relation: keeping.relation,
+            hash: self.hash,
+        };
         let order = Comparable::new(keeping.version_type.unwrap_or(self.version_type))?;
         let (deleted, is_shown) = match shape {
             Shape::Deletion => (true, false),
@@ -235,13 +260,19 @@ impl Arrived {
                 (false, self.stamp.rank == 0 && is_same)
             }
         };
-        let found =
-            if deleted || was_found { version_key.find(0)? } else { version_key.settled(0)? };
+        let found = if deleted || was_found {
+            version_key.find(0)?
+        } else {
+            version_key.settled(0)?
+        };
         if is_shown && found.is_none() {
             return Ok(());
         }
         self.check_right(&keeping, extension, key, deleted)?;
-        self.stamp.version.as_deref().map_or(Ok(()), |version| order.check(version))?;
+        self.stamp
+            .version
+            .as_deref()
+            .map_or(Ok(()), |version| order.check(version))?;
         let unseen = deleted && !was_found;
         if unseen {
             while let Some(writer) = keeping.holders(extension, self.relation, key)?.writer {
@@ -273,7 +304,12 @@ impl Arrived {
             }
             known = version_key.lock()?;
         }
-        if unseen && keeping.holders(extension, self.relation, key)?.writer.is_some() {
+        if unseen
+            && keeping
+                .holders(extension, self.relation, key)?
+                .writer
+                .is_some()
+        {
             return Err(inserted_meanwhile());
         }
         Ok(())
@@ -316,7 +352,12 @@ impl Arrived {
     fn known(&self, extension: &Extension) -> Result<Option<StoredVersion>> {
         let keeping = self.keeping(extension)?;
         match keeping.keeps {
-            true => VersionKey { extension, relation: keeping.relation, hash: self.hash }.find(0),
+            true => VersionKey {
+                extension,
+                relation: keeping.relation,
+                hash: self.hash,
+            }
+            .find(0),
             false => Ok(None),
         }
     }
@@ -385,21 +426,35 @@ impl Keeping {
             // A view, for one.
             Err(error) if error.sqlstate() == SqlState::FEATURE_NOT_SUPPORTED => {
                 let (keeps, is_partitioned, key, version_type) = (false, false, Vec::new(), None);
-                return Ok(Self { relation, keeps, is_partitioned, key, version_type });
+                return Ok(Self {
+                    relation,
+                    keeps,
+                    is_partitioned,
+                    key,
+                    version_type,
+                });
             }
             Err(error) => return Err(error),
         };
         let function = format!("{}.sync_dml()", ident(&extension.schema));
         let sql = "SELECT $1::pg_catalog.regprocedure::pg_catalog.oid";
-        let row = spi::read(extension, sql, &[Some(&function)])?.into_iter().next();
+        let row = spi::read(extension, sql, &[Some(&function)])?
+            .into_iter()
+            .next();
         let function = oid(&required(&mut row.unwrap_or_default(), 0)?)?;
         let triggers = trigger::arguments_of(relation, function)?;
-        let options = triggers.iter().filter_map(|args| args.get(3).map(|o| Options::parse(o)));
+        let options = triggers
+            .iter()
+            .filter_map(|args| args.get(3).map(|o| Options::parse(o)));
         let options = options.collect::<Result<Vec<_>>>()?;
-        let newest = options.iter().find(|options| options.on_conflict == OnConflict::Newest);
+        let newest = options
+            .iter()
+            .find(|options| options.on_conflict == OnConflict::Newest);
         let version = newest.and_then(|options| options.version_column.as_ref());
         let version = version.and_then(|name| table.columns.iter().find(|c| c.name == *name));
-        let mut key = newest.and_then(|options| options.key.clone()).unwrap_or(table.key);
+        let mut key = newest
+            .and_then(|options| options.key.clone())
+            .unwrap_or(table.key);
         key.sort();
         Ok(Self {
             relation: table.root,
@@ -430,8 +485,9 @@ impl Keeping {
 /// # Errors
 /// As for [`Extension::find`].
 pub fn extension_of(function: Oid) -> Result<Extension> {
-    if let Some((_, extension)) =
-        EXTENSION_OF.with_borrow(Clone::clone).filter(|(known, _)| *known == function)
+    if let Some((_, extension)) = EXTENSION_OF
+        .with_borrow(Clone::clone)
+        .filter(|(known, _)| *known == function)
     {
         return Ok(extension);
     }

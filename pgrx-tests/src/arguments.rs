@@ -29,11 +29,19 @@ impl Arguments {
     where
         T::Err: std::fmt::Display,
     {
-        let Some(at) = self.position(name) else { return Ok(None) };
-        let value = self.0.get(at + 1).with_context(|| format!("--{name} needs a value"))?.clone();
+        let Some(at) = self.position(name) else {
+            return Ok(None);
+        };
+        let value = self
+            .0
+            .get(at + 1)
+            .with_context(|| format!("--{name} needs a value"))?
+            .clone();
         self.0.drain(at..at + 2);
         let value = T::from_str(&value);
-        value.map(Some).map_err(|error| anyhow!("--{name}: {error}"))
+        value
+            .map(Some)
+            .map_err(|error| anyhow!("--{name}: {error}"))
     }
 
     /// Whether `--name` is given.
@@ -44,8 +52,9 @@ impl Arguments {
 
     /// What is left and is no `--name`.
     pub fn rest(&mut self) -> Vec<String> {
-        let (rest, named) =
-            std::mem::take(&mut self.0).into_iter().partition(|word| !word.starts_with("--"));
+        let (rest, named) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|word| !word.starts_with("--"));
         self.0 = named;
         rest
     }
@@ -59,7 +68,9 @@ impl Arguments {
     }
 
     fn position(&self, name: &str) -> Option<usize> {
-        self.0.iter().position(|word| word.strip_prefix("--") == Some(name))
+        self.0
+            .iter()
+            .position(|word| word.strip_prefix("--") == Some(name))
     }
 }
 
@@ -85,7 +96,10 @@ mod tests {
     fn what_is_not_understood_is_refused() {
         assert!(arguments("--rounds").take::<u32>("rounds").is_err());
         assert!(arguments("--rounds many").take::<u32>("rounds").is_err());
-        let refused = arguments("--what 1").end("usage: so").unwrap_err().to_string();
+        let refused = arguments("--what 1")
+            .end("usage: so")
+            .unwrap_err()
+            .to_string();
         assert_eq!(refused, "--what 1: not understood\nusage: so");
     }
 }

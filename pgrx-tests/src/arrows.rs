@@ -32,13 +32,17 @@ struct Contents {
 pub fn circles(sources: &Path) -> Result<Vec<Vec<String>>> {
     let mut files = BTreeMap::new();
     read_into(&mut files, sources, &[])?;
-    let arrows: BTreeMap<Module, BTreeSet<Module>> =
-        files.keys().map(|from| (from.clone(), arrows_of(&files, from))).collect();
+    let arrows: BTreeMap<Module, BTreeSet<Module>> = files
+        .keys()
+        .map(|from| (from.clone(), arrows_of(&files, from)))
+        .collect();
     let mut found = BTreeSet::new();
     for start in arrows.keys() {
         let reached = reached_from(&arrows, start);
         if reached.contains(start) {
-            let circle = reached.iter().filter(|to| reached_from(&arrows, to).contains(start));
+            let circle = reached
+                .iter()
+                .filter(|to| reached_from(&arrows, to).contains(start));
             found.insert(circle.map(|module| module.join("::")).collect::<Vec<_>>());
         }
     }
@@ -52,7 +56,11 @@ fn read_into(
 ) -> Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let module: Module = match stem.as_str() {
             "lib" => Vec::new(),
             _ => above.iter().cloned().chain([stem]).collect(),
@@ -95,7 +103,10 @@ impl Contents {
                 before.pop();
             }
             UseTree::Group(group) => {
-                group.items.iter().for_each(|tree| self.read_use(tree, before, is_public));
+                group
+                    .items
+                    .iter()
+                    .for_each(|tree| self.read_use(tree, before, is_public));
             }
             UseTree::Name(name) => self.add(before, name.ident.to_string(), None, is_public),
             UseTree::Rename(name) => {
@@ -161,7 +172,10 @@ fn arrows_of(files: &BTreeMap<Module, Contents>, from: &Module) -> BTreeSet<Modu
     let Some(contents) = files.get(from).filter(|_| !from.is_empty()) else {
         return BTreeSet::new();
     };
-    let used = contents.paths.iter().filter_map(|path| defined_in(files, from, path, 0));
+    let used = contents
+        .paths
+        .iter()
+        .filter_map(|path| defined_in(files, from, path, 0));
     used.filter(|to| to != from && !to.is_empty()).collect()
 }
 
@@ -192,9 +206,13 @@ fn defined_in(
         }
     };
     let full: Module = base.iter().chain(rest).cloned().collect();
-    let length = (0..=full.len()).rev().find(|length| files.contains_key(&full[..*length]))?;
+    let length = (0..=full.len())
+        .rev()
+        .find(|length| files.contains_key(&full[..*length]))?;
     let (module, names) = full.split_at(length);
-    let re_export = names.first().and_then(|name| files.get(module)?.re_exports.get(name));
+    let re_export = names
+        .first()
+        .and_then(|name| files.get(module)?.re_exports.get(name));
     match re_export {
         // No circle of re-exports is followed for ever.
         Some(path) if depth < 8 => defined_in(files, &module.to_vec(), path, depth + 1),
@@ -241,7 +259,10 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
         write("lib.rs", "mod room; mod other;");
         write("room.rs", "mod one; mod two; pub use one::f;");
-        write("room/one.rs", "pub fn f() { println!(\"{}\", super::two::g()); }");
+        write(
+            "room/one.rs",
+            "pub fn f() { println!(\"{}\", super::two::g()); }",
+        );
         write("room/two.rs", "use super::f; pub fn g() -> u32 { f(); 1 }");
         write(
             "other.rs",

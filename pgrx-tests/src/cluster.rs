@@ -80,9 +80,20 @@ impl Cluster {
         fs::create_dir(&dir).with_context(|| format!("could not create \"{}\"", dir.display()))?;
         reaper::hand_over(&dir)?;
         let data = dir.join("data");
-        run(reaper::server_command("cp")?.arg("-a").arg(&template).arg(&data))?;
+        run(reaper::server_command("cp")?
+            .arg("-a")
+            .arg(&template)
+            .arg(&data))?;
         let (environment, child) = (Mutex::default(), Mutex::new(None));
-        let mut cluster = Cluster { dir, data, port: 0, password, postgres, environment, child };
+        let mut cluster = Cluster {
+            dir,
+            data,
+            port: 0,
+            password,
+            postgres,
+            environment,
+            child,
+        };
         for attempt in 1.. {
             cluster.port = free_port()?;
             cluster.configure(settings)?;
@@ -108,11 +119,23 @@ impl Cluster {
         reaper::hand_over(&dir)?;
         let data = dir.join("data");
         // Both must agree, and before 18 the default was to have none.
-        let checksums: &[&str] = if to.major >= 18 { &["--no-data-checksums"] } else { &[] };
+        let checksums: &[&str] = if to.major >= 18 {
+            &["--no-data-checksums"]
+        } else {
+            &[]
+        };
         initdb(to, &dir, &data, &self.password, checksums)?;
         let (environment, child) = (Mutex::default(), Mutex::new(None));
         let (password, postgres) = (self.password.clone(), to.clone());
-        let new = Cluster { dir, data, port: self.port, password, postgres, environment, child };
+        let new = Cluster {
+            dir,
+            data,
+            port: self.port,
+            password,
+            postgres,
+            environment,
+            child,
+        };
         new.configure(settings)?;
         run(reaper::server_command(to.program("pg_upgrade"))?
             .arg("--old-bindir")
@@ -136,8 +159,13 @@ impl Cluster {
 
     /// Variables for the server's environment from its next start on, instead of those set before.
     pub fn set_environment(&self, variables: &[(&str, &str)]) {
-        let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        *self.environment.lock().unwrap_or_else(|broken| broken.into_inner()) = variables.collect();
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()));
+        *self
+            .environment
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner()) = variables.collect();
     }
 
     /// How roles other than the superuser's are let in from now on: a method of pg_hba.conf.
@@ -156,12 +184,19 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         // A session learns of a reload from the postmaster, which lets nobody in before it has read the
         // file too.
-        while client.query_one(loaded, &[])?.get::<_, std::time::SystemTime>(0) == before {
+        while client
+            .query_one(loaded, &[])?
+            .get::<_, std::time::SystemTime>(0)
+            == before
+        {
             ensure!(Instant::now() < deadline, "pg_hba.conf was not read");
             sleep(Duration::from_millis(5));
         }
         let wrong = "select count(*) from pg_hba_file_rules where error is not null";
-        ensure!(client.query_one(wrong, &[])?.get::<_, i64>(0) == 0, "not a rule: {rule}");
+        ensure!(
+            client.query_one(wrong, &[])?.get::<_, i64>(0) == 0,
+            "not a rule: {rule}"
+        );
         Ok(())
     }
 
@@ -179,8 +214,10 @@ impl Cluster {
 
     /// All that the server has logged so far.
     pub fn log(&self) -> String {
-        fs::read(self.log_file())
-            .map_or_else(|_| String::new(), |log| String::from_utf8_lossy(&log).into())
+        fs::read(self.log_file()).map_or_else(
+            |_| String::new(),
+            |log| String::from_utf8_lossy(&log).into(),
+        )
     }
 
     pub fn superuser_password(&self) -> &str {
@@ -202,13 +239,20 @@ impl Cluster {
         password: &str,
         application_name: &str,
     ) -> Result<Client, postgres::Error> {
-        self.config(db, user, password).application_name(application_name).connect(NoTls)
+        self.config(db, user, password)
+            .application_name(application_name)
+            .connect(NoTls)
     }
 
     /// For connections that need more than the methods above offer.
     pub fn config(&self, db: &str, user: &str, password: &str) -> Config {
         let mut config = Config::new();
-        config.host("127.0.0.1").port(self.port).dbname(db).user(user).password(password);
+        config
+            .host("127.0.0.1")
+            .port(self.port)
+            .dbname(db)
+            .user(user)
+            .password(password);
         config.connect_timeout(Duration::from_secs(10));
         config
     }
@@ -223,7 +267,16 @@ impl Cluster {
         input: &str,
     ) -> Result<String> {
         let mut child = Command::new(self.postgres.program(program))
-            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string(), "-d", db])
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+                "-p",
+                &self.port.to_string(),
+                "-d",
+                db,
+            ])
             .args(arguments)
             .env("PGPASSWORD", &self.password)
             .stdin(Stdio::piped())
@@ -284,8 +337,14 @@ impl Cluster {
     /// Starts a stopped or killed cluster on the same port and data, and waits until it is ready.
     pub fn start_again(&self) -> Result<()> {
         ensure!(self.child().is_none(), "the cluster is already running");
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
-        let environment = self.environment.lock().unwrap_or_else(|broken| broken.into_inner());
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())?;
+        let environment = self
+            .environment
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         let child = reaper::server_command(self.postgres.program("postgres"))?
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .arg("-D")
@@ -307,7 +366,10 @@ impl Cluster {
     /// Signals one server process of this cluster, given by `pg_backend_pid()`.
     pub fn signal_backend(&self, pid: i32, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(pid);
-        ensure!(self.processes().contains(&pid), "process {pid} does not belong to this cluster");
+        ensure!(
+            self.processes().contains(&pid),
+            "process {pid} does not belong to this cluster"
+        );
         Ok(kill(pid, signal)?)
     }
 
@@ -318,7 +380,10 @@ impl Cluster {
         self.signal_backend(pid, Signal::SIGKILL)?;
         let deadline = Instant::now() + PATIENCE;
         while witness.simple_query("select 1").is_ok() {
-            ensure!(Instant::now() < deadline, "the server did not notice the crash");
+            ensure!(
+                Instant::now() < deadline,
+                "the server did not notice the crash"
+            );
             sleep(Duration::from_millis(5));
         }
         self.wait_ready()
@@ -363,7 +428,11 @@ impl Cluster {
                 return Ok(());
             }
             drop(child);
-            ensure!(Instant::now() < deadline, "the server did not stop:\n{}", self.log_end());
+            ensure!(
+                Instant::now() < deadline,
+                "the server did not stop:\n{}",
+                self.log_end()
+            );
             sleep(Duration::from_millis(5));
         }
     }
@@ -390,7 +459,9 @@ impl Cluster {
     }
 
     fn child(&self) -> MutexGuard<'_, Option<Child>> {
-        self.child.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.child
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     fn log_file(&self) -> PathBuf {
@@ -417,8 +488,13 @@ impl Drop for Cluster {
 /// password in it.
 fn template(postgres: &Postgres) -> Result<(PathBuf, String)> {
     static TEMPLATES: Mutex<Vec<Template>> = Mutex::new(Vec::new());
-    let mut templates = TEMPLATES.lock().unwrap_or_else(|broken| broken.into_inner());
-    if let Some(known) = templates.iter().find(|known| known.bindir == postgres.bindir) {
+    let mut templates = TEMPLATES
+        .lock()
+        .unwrap_or_else(|broken| broken.into_inner());
+    if let Some(known) = templates
+        .iter()
+        .find(|known| known.bindir == postgres.bindir)
+    {
         return Ok((known.dir.clone(), known.password.clone()));
     }
     let base = reaper::base()?;
@@ -426,7 +502,11 @@ fn template(postgres: &Postgres) -> Result<(PathBuf, String)> {
     let password = reaper::random_hex()?;
     initdb(postgres, &base, &dir, &password, &[])?;
     let bindir = postgres.bindir.clone();
-    templates.push(Template { bindir, dir: dir.clone(), password: password.clone() });
+    templates.push(Template {
+        bindir,
+        dir: dir.clone(),
+        password: password.clone(),
+    });
     Ok((dir, password))
 }
 
@@ -442,7 +522,12 @@ fn initdb(
     fs::write(&password_file, password)?;
     reaper::hand_over(&password_file)?;
     run(reaper::server_command(postgres.program("initdb"))?
-        .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"])
+        .args([
+            "--username=postgres",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+        ])
         .arg("--no-sync")
         .args(arguments)
         .arg(format!("--pwfile={}", password_file.display()))
@@ -462,7 +547,10 @@ pub(crate) fn free_port() -> Result<u16> {
     let start = std::process::id() % span * 31;
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        ensure!(u32::from(step) < span, "found no free port between {PORTS:?}");
+        ensure!(
+            u32::from(step) < span,
+            "found no free port between {PORTS:?}"
+        );
         let port = PORTS.start + ((start + u32::from(step)) % span) as u16;
         if reserve_port(port)? && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return Ok(port);
@@ -498,9 +586,15 @@ fn reserve_port(port: u16) -> Result<bool> {
 
 fn run(command: &mut std::process::Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("could not run \"{program}\""))?;
+    let output = command
+        .output()
+        .with_context(|| format!("could not run \"{program}\""))?;
     let (out, said) = (output.stdout, String::from_utf8_lossy(&output.stderr));
     let out = String::from_utf8_lossy(&out);
-    ensure!(output.status.success(), "\"{program}\" failed ({}):\n{out}{said}", output.status);
+    ensure!(
+        output.status.success(),
+        "\"{program}\" failed ({}):\n{out}{said}",
+        output.status
+    );
     Ok(())
 }

@@ -31,7 +31,10 @@ impl Fixture {
                 .unwrap_or_else(|error| panic!("no database for \"{label}\": {error:#}"))
         };
         let (left, right) = clusters();
-        Fixture { left: create(left, "local"), right: create(right, "remote") }
+        Fixture {
+            left: create(left, "local"),
+            right: create(right, "remote"),
+        }
     }
 
     /// On `from`, a server with a user mapping that lead to `to`.
@@ -101,7 +104,10 @@ pub fn clusters() -> (&'static Arc<Cluster>, &'static Arc<Cluster>) {
 pub fn await_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + deadline;
     while !condition() {
-        assert!(Instant::now() < end, "gave up after {deadline:?} waiting for: {what}");
+        assert!(
+            Instant::now() < end,
+            "gave up after {deadline:?} waiting for: {what}"
+        );
         sleep(Duration::from_millis(10));
     }
 }
@@ -111,8 +117,9 @@ pub fn await_until(deadline: Duration, what: &str, mut condition: impl FnMut() -
 pub fn fails<T>(result: Result<T, postgres::Error>) -> DbError {
     match result {
         Ok(_) => panic!("expected an error, but it succeeded"),
-        Err(error) => {
-            error.as_db_error().cloned().unwrap_or_else(|| panic!("not a server error: {error}"))
-        }
+        Err(error) => error
+            .as_db_error()
+            .cloned()
+            .unwrap_or_else(|| panic!("not a server error: {error}")),
     }
 }

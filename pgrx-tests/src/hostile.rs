@@ -51,10 +51,19 @@ impl Hostile {
                     return;
                 }
                 known.connections.fetch_add(1, Ordering::Relaxed);
-                let Ok(copy) = stream.try_clone() else { continue };
-                known.live.lock().unwrap_or_else(|broken| broken.into_inner()).push(copy);
+                let Ok(copy) = stream.try_clone() else {
+                    continue;
+                };
+                known
+                    .live
+                    .lock()
+                    .unwrap_or_else(|broken| broken.into_inner())
+                    .push(copy);
                 let behaviour = behaviour.clone();
-                let mut wire = Wire { stream, shared: known.clone() };
+                let mut wire = Wire {
+                    stream,
+                    shared: known.clone(),
+                };
                 // A client that hangs up is what is to be expected.
                 thread::spawn(move || {
                     let _ = behaviour(&mut wire);
@@ -62,7 +71,12 @@ impl Hostile {
                 });
             }
         });
-        Ok(Hostile { port, shared, listener, acceptor: Some(acceptor) })
+        Ok(Hostile {
+            port,
+            shared,
+            listener,
+            acceptor: Some(acceptor),
+        })
     }
 
     pub fn port(&self) -> u16 {
@@ -80,7 +94,13 @@ impl Drop for Hostile {
         self.shared.closing.store(true, Ordering::Release);
         let fd = std::os::fd::AsRawFd::as_raw_fd(&*self.listener);
         let _ = socket::shutdown(fd, socket::Shutdown::Both);
-        for stream in self.shared.live.lock().unwrap_or_else(|broken| broken.into_inner()).iter() {
+        for stream in self
+            .shared
+            .live
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+            .iter()
+        {
             let _ = stream.shutdown(Shutdown::Both);
         }
         if let Some(acceptor) = self.acceptor.take() {
@@ -147,9 +167,11 @@ impl Wire {
 
     /// What an honest server of that version says of itself, once the client is in.
     pub fn welcome(&mut self, version: &str) -> io::Result<()> {
-        for (name, value) in
-            [("server_version", version), ("client_encoding", "UTF8"), ("DateStyle", "ISO")]
-        {
+        for (name, value) in [
+            ("server_version", version),
+            ("client_encoding", "UTF8"),
+            ("DateStyle", "ISO"),
+        ] {
             self.send(b'S', &parameter(name, value))?;
         }
         self.send(b'K', &[PID.to_be_bytes(), 7i32.to_be_bytes()].concat())?;
@@ -282,13 +304,21 @@ pub fn parameter(name: &str, value: &str) -> Vec<u8> {
 
 /// The body of an ErrorResponse or a NoticeResponse.
 pub fn report(fields: &[(u8, &[u8])]) -> Vec<u8> {
-    let fields = fields.iter().flat_map(|(code, value)| [&[*code], *value, &[0]].concat());
+    let fields = fields
+        .iter()
+        .flat_map(|(code, value)| [&[*code], *value, &[0]].concat());
     fields.chain([0]).collect()
 }
 
 /// The body of a RowDescription with so many columns of type text.
 pub fn columns(count: u16) -> Vec<u8> {
-    let one = [text("c"), vec![0; 6], 25u32.to_be_bytes().to_vec(), vec![0xff; 6], vec![0; 2]];
+    let one = [
+        text("c"),
+        vec![0; 6],
+        25u32.to_be_bytes().to_vec(),
+        vec![0xff; 6],
+        vec![0; 2],
+    ];
     [&count.to_be_bytes()[..], &one.concat().repeat(count.into())].concat()
 }
 
@@ -296,6 +326,8 @@ pub fn columns(count: u16) -> Vec<u8> {
 pub fn row(values: &[&[u8]]) -> Vec<u8> {
     let count = (values.len() as u16).to_be_bytes();
     let length = |value: &[u8]| (value.len() as u32).to_be_bytes();
-    let values = values.iter().flat_map(|value| [&length(value)[..], *value].concat());
+    let values = values
+        .iter()
+        .flat_map(|value| [&length(value)[..], *value].concat());
     count.into_iter().chain(values).collect()
 }

@@ -76,8 +76,10 @@ impl Pooler {
             PoolMode::Session => "session",
             PoolMode::Transaction => "transaction",
         };
-        let users: String =
-            sides.iter().map(|side| format!("\"{}\" \"{}\"\n", side.user, side.password)).collect();
+        let users: String = sides
+            .iter()
+            .map(|side| format!("\"{}\" \"{}\"\n", side.user, side.password))
+            .collect();
         let mut config = format!(
             "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\n\
@@ -103,7 +105,11 @@ impl Pooler {
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             let ended = pooler.child.try_wait()?;
             ensure!(ended.is_none(), "pgbouncer ended: {}", pooler.log());
-            ensure!(Instant::now() < deadline, "pgbouncer does not listen: {}", pooler.log());
+            ensure!(
+                Instant::now() < deadline,
+                "pgbouncer does not listen: {}",
+                pooler.log()
+            );
             sleep(Duration::from_millis(10));
         }
         Ok(pooler)

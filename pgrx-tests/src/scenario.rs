@@ -17,9 +17,20 @@ pub type Checksum = (i64, i64);
 /// What is told as it happens.
 pub enum Event<'a> {
     /// A step done, with what it left behind and how long the statement took.
-    Step { name: &'a str, left: Checksum, right: Checksum, queued: i64, took: Duration },
+    Step {
+        name: &'a str,
+        left: Checksum,
+        right: Checksum,
+        queued: i64,
+        took: Duration,
+    },
     /// How far a copy is, as `sync_progress` says.
-    Progress { rows: i64, of: Option<i64>, bytes: i64, state: String },
+    Progress {
+        rows: i64,
+        of: Option<i64>,
+        bytes: i64,
+        state: String,
+    },
     /// A remark on the step before.
     Note(String),
 }
@@ -66,8 +77,16 @@ impl Scenario<'_> {
     ) -> Result<()> {
         let deleted = BATCH - 1;
         let steps = [
-            (format!("insert {} rows", self.rows), self.insert(table), self.rows),
-            ("update all rows".into(), format!("update {table} set info = pk2"), self.rows),
+            (
+                format!("insert {} rows", self.rows),
+                self.insert(table),
+                self.rows,
+            ),
+            (
+                "update all rows".into(),
+                format!("update {table} set info = pk2"),
+                self.rows,
+            ),
             (
                 format!("delete {deleted} rows"),
                 format!("delete from {table} where pk1 < {BATCH}"),
@@ -76,7 +95,11 @@ impl Scenario<'_> {
             ("truncate".into(), format!("truncate {table}"), 0),
         ];
         for (name, sql, rows) in steps {
-            let expect = Expect { left: rows, right: rows, queued: 0 };
+            let expect = Expect {
+                left: rows,
+                right: rows,
+                queued: 0,
+            };
             self.step(&format!("{side}: {name}"), expect, report, || {
                 Ok(client.batch_execute(&sql)?)
             })?;
@@ -91,7 +114,11 @@ impl Scenario<'_> {
         let mut admin = self.left.connect_superuser()?;
         let mut remote_admin = self.right.connect_superuser()?;
 
-        let empty = Expect { left: 0, right: 0, queued: 0 };
+        let empty = Expect {
+            left: 0,
+            right: 0,
+            queued: 0,
+        };
         self.step("remote: login revoked, sessions ended", empty, report, || {
             remote_admin.batch_execute(&format!("alter role {user} nologin"))?;
             let end =
@@ -101,7 +128,11 @@ impl Scenario<'_> {
         })?;
 
         let sql = self.insert(RECIPE_TABLES[0]);
-        let queued = Expect { left: rows, right: 0, queued: rows };
+        let queued = Expect {
+            left: rows,
+            right: 0,
+            queued: rows,
+        };
         let name = format!("local: insert {rows} rows, queued");
         self.step(&name, queued, report, || Ok(left.batch_execute(&sql)?))?;
         let why = "select sqlstate, message, count(*) from sync_err_rec group by 1, 2 order by 3 desc limit 1";
@@ -113,14 +144,26 @@ impl Scenario<'_> {
             why.get::<_, i64>(2)
         )));
 
-        let same = Expect { left: rows, right: 0, queued: rows };
+        let same = Expect {
+            left: rows,
+            right: 0,
+            queued: rows,
+        };
         self.step("remote: login restored", same, report, || {
             Ok(remote_admin.batch_execute(&format!("alter role {user} login"))?)
         })?;
-        let first = Expect { left: rows, right: BATCH, queued: rows - BATCH };
+        let first = Expect {
+            left: rows,
+            right: BATCH,
+            queued: rows - BATCH,
+        };
         let name = format!("local: deal_sync_err_rec({BATCH}), once");
         self.step(&name, first, report, || deal(&mut admin))?;
-        let equal = Expect { left: rows, right: rows, queued: 0 };
+        let equal = Expect {
+            left: rows,
+            right: rows,
+            queued: 0,
+        };
         let name = format!("local: deal_sync_err_rec({BATCH}), until empty");
         self.step(&name, equal, report, || {
             for _ in 1..(rows + BATCH - 1) / BATCH {
@@ -137,7 +180,8 @@ impl Scenario<'_> {
     pub fn copy(&self, rows: i64, report: &mut dyn FnMut(Event)) -> Result<()> {
         let columns = "id bigint primary key, info text, crt_time timestamptz";
         for side in [self.left, self.right] {
-            side.connect()?.batch_execute(&format!("create table copied ({columns})"))?;
+            side.connect()?
+                .batch_execute(&format!("create table copied ({columns})"))?;
         }
         let mut client = self.left.connect()?;
         client.batch_execute(&format!(
@@ -161,21 +205,45 @@ impl Scenario<'_> {
             let row = admin.query_one(sql, &[])?;
             let (state, message): (String, Option<String>) = (row.get(3), row.get(4));
             let (done, of, bytes) = (row.get(0), row.get(1), row.get(2));
-            report(Event::Progress { rows: done, of, bytes, state: state.clone() });
+            report(Event::Progress {
+                rows: done,
+                of,
+                bytes,
+                state: state.clone(),
+            });
             if state == "done" {
                 break;
             }
-            ensure!(state != "failed", "the copy has failed: {}", message.unwrap_or_default());
-            ensure!(start.elapsed() < PATIENCE, "the copy takes too long: {state}");
+            ensure!(
+                state != "failed",
+                "the copy has failed: {}",
+                message.unwrap_or_default()
+            );
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "the copy takes too long: {state}"
+            );
             sleep(Duration::from_millis(20));
         }
         let took = start.elapsed();
         let arrived = "select wait_sync('dst', timeout => '1 min')";
-        ensure!(admin.query_one(arrived, &[])?.get::<_, bool>(0), "not everything has arrived");
-        let (left, right) = (self.left.checksum("copied")?, self.right.checksum("copied")?);
+        ensure!(
+            admin.query_one(arrived, &[])?.get::<_, bool>(0),
+            "not everything has arrived"
+        );
+        let (left, right) = (
+            self.left.checksum("copied")?,
+            self.right.checksum("copied")?,
+        );
         let queued = self.left.queued()?;
         let name = format!("local: {rows} rows copied while they are written");
-        report(Event::Step { name: &name, left, right, queued, took });
+        report(Event::Step {
+            name: &name,
+            left,
+            right,
+            queued,
+            took,
+        });
         ensure!(left == right, "after the copy both sides differ");
         Ok(())
     }
@@ -201,22 +269,36 @@ impl Scenario<'_> {
         let left = self.left.checksum(RECIPE_TABLES[0])?;
         let right = self.right.checksum(RECIPE_TABLES[1])?;
         let queued = self.left.queued()? + self.right.queued()?;
-        report(Event::Step { name, left, right, queued, took });
+        report(Event::Step {
+            name,
+            left,
+            right,
+            queued,
+            took,
+        });
         for (what, found, expected) in [
             ("rows on the local side", left.1, expect.left),
             ("rows on the remote side", right.1, expect.right),
             ("changes in the queue", queued, expect.queued),
         ] {
-            ensure!(found == expected, "step \"{name}\": {found} {what}, expected {expected}");
+            ensure!(
+                found == expected,
+                "step \"{name}\": {found} {what}, expected {expected}"
+            );
         }
         let comparable = expect.left == expect.right;
-        ensure!(!comparable || left == right, "step \"{name}\": checksums differ");
+        ensure!(
+            !comparable || left == right,
+            "step \"{name}\": checksums differ"
+        );
         Ok(())
     }
 }
 
 fn deal(admin: &mut Client) -> Result<()> {
-    let done: bool = admin.query_one(&format!("select deal_sync_err_rec({BATCH})"), &[])?.get(0);
+    let done: bool = admin
+        .query_one(&format!("select deal_sync_err_rec({BATCH})"), &[])?
+        .get(0);
     ensure!(done, "deal_sync_err_rec({BATCH}) returned false");
     Ok(())
 }

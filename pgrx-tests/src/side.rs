@@ -51,8 +51,14 @@ impl Side {
         client.batch_execute(&format!("create role {name} login password '{password}'"))?;
         client.batch_execute(&format!("create database {name}"))?;
         let (db, user) = (name.to_owned(), name.to_owned());
-        let side = Side { cluster: cluster.clone(), db, user, password };
-        side.connect_superuser()?.batch_execute(&format!("create schema authorization {name}"))?;
+        let side = Side {
+            cluster: cluster.clone(),
+            db,
+            user,
+            password,
+        };
+        side.connect_superuser()?
+            .batch_execute(&format!("create schema authorization {name}"))?;
         Ok(side)
     }
 
@@ -122,7 +128,8 @@ impl Side {
     /// The first column of the only row, as the superuser sees it.
     pub fn query_one<T: FromSqlOwned>(&self, sql: &str) -> T {
         let row = self.superuser().query_one(sql, &[]);
-        row.unwrap_or_else(|error| panic!("{}: {sql}", describe(&error))).get(0)
+        row.unwrap_or_else(|error| panic!("{}: {sql}", describe(&error)))
+            .get(0)
     }
 
     /// Sum of the rows' hashes and their number, for a table in the owner's schema. As superuser, so
@@ -138,7 +145,10 @@ impl Side {
 
     /// How many changes wait here for delivery.
     pub fn queued(&self) -> Result<i64, postgres::Error> {
-        Ok(self.connect_superuser()?.query_one("select count(*) from sync_err_rec", &[])?.get(0))
+        Ok(self
+            .connect_superuser()?
+            .query_one("select count(*) from sync_err_rec", &[])?
+            .get(0))
     }
 
     /// A server of that name, owned by this side's role, that leads to `port`, with a user mapping
@@ -171,9 +181,10 @@ pub fn create_recipe_tables(left: &Side, right: &Side) -> Result<()> {
 /// Triggers on both recipe tables, so that each side is a master. Each has a server `server`.
 pub fn create_recipe_triggers(left: &Side, right: &Side, server: &str) -> Result<()> {
     let [left_table, right_table] = RECIPE_TABLES;
-    for (side, table, to, target) in
-        [(left, left_table, right, right_table), (right, right_table, left, left_table)]
-    {
+    for (side, table, to, target) in [
+        (left, left_table, right, right_table),
+        (right, right_table, left, left_table),
+    ] {
         let schema = &to.user;
         side.connect()?.batch_execute(&format!(
             r#"create trigger {table}_sync_dml after insert or update or delete on {table}

@@ -64,16 +64,29 @@ impl Authority {
 
     fn issue(&self, name: &str, subject: &str, arguments: &[&str]) -> Result<Certificate> {
         let file = |ending: &str| self.dir.join(format!("{name}.{ending}"));
-        let made = Certificate { certificate: file("crt"), key: file("key") };
+        let made = Certificate {
+            certificate: file("crt"),
+            key: file("key"),
+        };
         let output = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+            ])
             .args(["-nodes", "-subj", subject, "-keyout", path(&made.key)?])
             .args(["-out", path(&made.certificate)?])
             .args(arguments)
             .output()
             .context("could not run \"openssl\"")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "no certificate \"{name}\":\n{said}");
+        ensure!(
+            output.status.success(),
+            "no certificate \"{name}\":\n{said}"
+        );
         for (file, mode) in [(&made.certificate, 0o644), (&made.key, 0o600)] {
             fs::set_permissions(file, Permissions::from_mode(mode))?;
             reaper::hand_over(file)?;

@@ -17,15 +17,31 @@ const BEGIN: &str = "<!-- seen by `cargo faults types`: -->";
 const END: &str = "<!-- end -->";
 
 /// Types that no value of can be made, and those that only the server writes.
-const WITHOUT_VALUES: [&str; 4] =
-    ["pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list"];
+const WITHOUT_VALUES: [&str; 4] = [
+    "pg_node_tree",
+    "pg_ndistinct",
+    "pg_dependencies",
+    "pg_mcv_list",
+];
 
 /// Types made for the pairs below, on both sides; `{0}` is different there.
 const OWN_TYPES: [(&str, &str); 4] = [
-    ("create type mood as enum ('sad', 'ok')", "create type mood as enum ('ok', 'sad', 'new')"),
-    ("create type weather as enum ('rain', 'sun')", "create type weather as enum ('sun')"),
-    ("create domain price as numeric(6,2)", "create domain price as numeric(6,1)"),
-    ("create type pair as (x int, y text)", "create type pair as (x smallint, y text)"),
+    (
+        "create type mood as enum ('sad', 'ok')",
+        "create type mood as enum ('ok', 'sad', 'new')",
+    ),
+    (
+        "create type weather as enum ('rain', 'sun')",
+        "create type weather as enum ('sun')",
+    ),
+    (
+        "create domain price as numeric(6,2)",
+        "create domain price as numeric(6,1)",
+    ),
+    (
+        "create type pair as (x int, y text)",
+        "create type pair as (x smallint, y text)",
+    ),
 ];
 
 /// Pairs that are in no catalog: lengths and precisions, arrays, ranges, types of one's own, spellings.
@@ -150,7 +166,16 @@ fn values(of: &str) -> Vec<String> {
             "Infinity",
         ],
         "numeric" if of == "numeric(8,0)" => &["0", "-1", "99999999", "NaN"],
-        "numeric" => &["0", "1.5", "-1.25", "9999.99", "1234567.89", "0.01", "99999999.99", "NaN"],
+        "numeric" => &[
+            "0",
+            "1.5",
+            "-1.25",
+            "9999.99",
+            "1234567.89",
+            "0.01",
+            "99999999.99",
+            "NaN",
+        ],
         "price" => &["0", "1.25", "9999.99"],
         "money" => &["0", "1.25", "-100", "92233720368547758.07"],
         "text" | "varchar" | "character varying" => &[
@@ -221,7 +246,13 @@ fn values(of: &str) -> Vec<String> {
             "1999-12-31 23:59:59.999999+00",
             "infinity",
         ],
-        "interval" => &["0", "02:00:00", "1 day 02:00:00.5", "-02:00:00", "1 year 2 mons"],
+        "interval" => &[
+            "0",
+            "02:00:00",
+            "1 day 02:00:00.5",
+            "-02:00:00",
+            "1 year 2 mons",
+        ],
         "bit" | "\"bit\"" => &["1", "101", "101010"],
         "bit varying" => &["", "1", "101", "10101", "1010101"],
         "bytea" => &["", "\\x00ff"],
@@ -309,10 +340,17 @@ pub fn observe(fixture: &Fixture) -> Result<Vec<Row>> {
     let (mut rows, mut untrue) = (Vec::new(), Vec::new());
     for (number, (from, to)) in pairs.iter().enumerate() {
         let seen = deliver(&mut left, &mut right, number, from, to)?;
-        let verdict =
-            said.get(&format!("p{number}")).cloned().unwrap_or_else(|| "equal".to_owned());
+        let verdict = said
+            .get(&format!("p{number}"))
+            .cloned()
+            .unwrap_or_else(|| "equal".to_owned());
         let as_key = as_key(fixture, &mut left, &mut right, number, from, to)?;
-        let row = Row { from: from.clone(), to: to.clone(), verdict, as_key };
+        let row = Row {
+            from: from.clone(),
+            to: to.clone(),
+            verdict,
+            as_key,
+        };
         if let Some(why) = contradiction(&row, &seen) {
             untrue.push(format!(
                 "{from} into {to}: said {:?} and {:?}, {why}: {seen:?}",
@@ -363,9 +401,14 @@ fn pairs(client: &mut Client) -> Result<Vec<(String, String)>> {
             found.push((row.get(0), row.get(1)));
         }
     }
-    found.extend(MORE.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())));
+    found.extend(
+        MORE.iter()
+            .map(|(from, to)| ((*from).to_owned(), (*to).to_owned())),
+    );
     found.retain(|(from, to)| {
-        ![from, to].iter().any(|name| WITHOUT_VALUES.contains(&name.as_str()))
+        ![from, to]
+            .iter()
+            .any(|name| WITHOUT_VALUES.contains(&name.as_str()))
     });
     found.retain(|(from, _)| !values(from).is_empty());
     found.sort();
@@ -391,7 +434,10 @@ fn prepare(
                execute function sync_dml('dst', '{0}', 'p{number}', '{{\"mode\": \"sync\"}}');",
             fixture.right.user
         )?;
-        write!(there, "create table p{number} (id int primary key, v {to});")?;
+        write!(
+            there,
+            "create table p{number} (id int primary key, v {to});"
+        )?;
     }
     left.batch_execute(&here)?;
     right.batch_execute(&there)?;
@@ -405,8 +451,9 @@ fn said(left: &mut Client) -> Result<HashMap<String, String>> {
     for row in left.query(sql, &[])? {
         let (table, severity, problem): (String, String, String) =
             (row.get(0), row.get(1), row.get(2));
-        let (_, why) =
-            problem.split_once("on server \"dst\": ").with_context(|| problem.clone())?;
+        let (_, why) = problem
+            .split_once("on server \"dst\": ")
+            .with_context(|| problem.clone())?;
         found.insert(table, format!("{severity}: {why}"));
     }
     Ok(found)
@@ -439,38 +486,56 @@ fn deliver(
     for (id, value) in values(from).iter().enumerate() {
         let literal = quoted(value);
         // What the type does not hold at all is no value of it.
-        if left.simple_query(&format!("select {literal}::{from}")).is_err() {
+        if left
+            .simple_query(&format!("select {literal}::{from}"))
+            .is_err()
+        {
             continue;
         }
-        match left.batch_execute(&format!("insert into p{number} values ({id}, {literal}::{from})"))
-        {
+        match left.batch_execute(&format!(
+            "insert into p{number} values ({id}, {literal}::{from})"
+        )) {
             Ok(()) => seen.delivered += 1,
             Err(_) => seen.refused.push(value.clone()),
         }
     }
     let look = format!("select id, v from p{number}");
     let (sources, arrived) = (texts(left, &look)?, texts(right, &look)?);
-    ensure!(sources.len() == arrived.len(), "{from} into {to}: rows are missing");
+    ensure!(
+        sources.len() == arrived.len(),
+        "{from} into {to}: rows are missing"
+    );
     for (id, source) in &sources {
-        let (Some(source), Some(Some(there))) = (source, arrived.get(id)) else { continue };
+        let (Some(source), Some(Some(there))) = (source, arrived.get(id)) else {
+            continue;
+        };
         if source == there {
             continue;
         }
         // Written otherwise, but the same if it comes back by a cast, and is what SQL makes of it.
         let call = |value: &str, by: &str, cast: &str| {
-            quoted(&format!("select format('%s', ({}::{by})::{cast})", quoted(value)))
+            quoted(&format!(
+                "select format('%s', ({}::{by})::{cast})",
+                quoted(value)
+            ))
         };
         let (back, forth) = (call(there, to, from), call(source, from, to));
         // The left side's types count for what the value is; those that are another there have the same name.
-        let back = texts(right, &format!("select 1, try({back})"))?.remove("1").flatten();
-        let forth = texts(right, &format!("select 1, try({forth})"))?.remove("1").flatten();
+        let back = texts(right, &format!("select 1, try({back})"))?
+            .remove("1")
+            .flatten();
+        let forth = texts(right, &format!("select 1, try({forth})"))?
+            .remove("1")
+            .flatten();
         if back.as_ref() != Some(source) || forth.as_ref() != Some(there) {
             seen.changed.push(format!("{source} arrived as {there}"));
         }
     }
     let distinct = format!("select count(distinct v) from p{number}");
-    if let (Ok(one), Ok(other)) = (left.query_one(&distinct, &[]), right.query_one(&distinct, &[]))
-    {
+    if let (Ok(one), Ok(other)) = (
+        left.query_one(&distinct, &[]),
+        right.query_one(&distinct, &[]),
+    ) {
         seen.merged = other.get::<_, i64>(0) < one.get::<_, i64>(0);
     }
     Ok(seen)
@@ -486,13 +551,17 @@ fn as_key(
     to: &str,
 ) -> Result<String> {
     for (client, kind) in [(&mut *left, from), (&mut *right, to)] {
-        if client.batch_execute(&format!("create table k{number} (v {kind} primary key)")).is_err()
+        if client
+            .batch_execute(&format!("create table k{number} (v {kind} primary key)"))
+            .is_err()
         {
             return Ok("-".to_owned());
         }
     }
-    let attach =
-        format!("select attach_sync('k{number}', 'dst', '{}.k{number}')", fixture.right.user);
+    let attach = format!(
+        "select attach_sync('k{number}', 'dst', '{}.k{number}')",
+        fixture.right.user
+    );
     match left.batch_execute(&attach) {
         Ok(()) => Ok("equal".to_owned()),
         Err(error) if error.code().is_some_and(|code| code.code() == "42804") => {
@@ -506,7 +575,13 @@ fn as_key(
 pub fn render(rows: &[Row]) -> String {
     let mut text =
         String::from("| here | there | values | as key or version |\n|---|---|---|---|\n");
-    for Row { from, to, verdict, as_key } in rows {
+    for Row {
+        from,
+        to,
+        verdict,
+        as_key,
+    } in rows
+    {
         let as_key = if as_key == "equal" { "taken" } else { as_key };
         let verdict = verdict.replace('|', "\\|");
         let _ = writeln!(text, "| {from} | {to} | {verdict} | {as_key} |");
@@ -519,7 +594,9 @@ pub fn render(rows: &[Row]) -> String {
 /// # Errors
 /// When it has no place for it.
 pub fn put_into(document: &str, rows: &[Row]) -> Result<String> {
-    let (before, rest) = document.split_once(BEGIN).context("no place for the table")?;
+    let (before, rest) = document
+        .split_once(BEGIN)
+        .context("no place for the table")?;
     let (_, after) = rest.split_once(END).context("no end of the table")?;
     Ok(format!("{before}{BEGIN}\n\n{}\n{END}{after}", render(rows)))
 }

@@ -14,7 +14,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[test]
 fn it_starts_and_leaves_nothing_when_dropped() {
     let cluster = Cluster::start("plain").unwrap();
-    let row = cluster.superuser("postgres").unwrap().query_one("show fsync", &[]).unwrap();
+    let row = cluster
+        .superuser("postgres")
+        .unwrap()
+        .query_one("show fsync", &[])
+        .unwrap();
     assert_eq!(row.get::<_, &str>(0), "off");
     let (dir, data) = (cluster.dir().to_owned(), cluster.dir().join("data"));
     assert!(!cluster.processes().is_empty());
@@ -38,7 +42,9 @@ fn it_survives_stops_kills_and_a_lost_backend_on_the_same_port() {
     let cluster = Cluster::start("stops").unwrap();
     let port = cluster.port();
     let mut client = cluster.superuser("postgres").unwrap();
-    client.batch_execute("create table kept as select 42 as answer; checkpoint").unwrap();
+    client
+        .batch_execute("create table kept as select 42 as answer; checkpoint")
+        .unwrap();
     drop(client);
     for how in [Shutdown::Smart, Shutdown::Fast, Shutdown::Immediate] {
         cluster.stop(how).unwrap();
@@ -52,12 +58,18 @@ fn it_survives_stops_kills_and_a_lost_backend_on_the_same_port() {
     cluster.restart().unwrap();
 
     let mut client = cluster.superuser("postgres").unwrap();
-    let backend: i32 = client.query_one("select pg_backend_pid()", &[]).unwrap().get(0);
+    let backend: i32 = client
+        .query_one("select pg_backend_pid()", &[])
+        .unwrap()
+        .get(0);
     cluster.crash_backend(backend).unwrap();
     assert!(client.simple_query("select 1").is_err());
     assert!(cluster.signal_backend(1, Signal::SIGKILL).is_err());
 
-    let row = cluster.superuser("postgres").unwrap().query_one("select answer from kept", &[]);
+    let row = cluster
+        .superuser("postgres")
+        .unwrap()
+        .query_one("select answer from kept", &[]);
     assert_eq!(row.unwrap().get::<_, i32>(0), 42);
     assert_eq!(cluster.port(), port);
     assert!(cluster.log().contains("database system is ready"));
@@ -69,11 +81,16 @@ fn a_frozen_cluster_goes_on_when_thawed_and_can_be_dropped_frozen() {
     let mut client = cluster.superuser("postgres").unwrap();
     let state = |pid: Pid| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().and_then(|rest| rest.chars().next())
+        stat.rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next())
     };
     cluster.freeze().unwrap();
     await_until(PATIENCE, "all stopped", || {
-        cluster.processes().into_iter().all(|pid| state(pid) == Some('T'))
+        cluster
+            .processes()
+            .into_iter()
+            .all(|pid| state(pid) == Some('T'))
     });
     cluster.thaw().unwrap();
     client.batch_execute("select 1").unwrap();
@@ -112,9 +129,14 @@ fn nothing_is_left_when_the_process_is_killed() {
         .map(|entry| entry.path().join("data"))
         .filter(|data| data.exists())
         .collect();
-    let alive = || data.iter().any(|data| !reaper::processes_in(data).is_empty());
+    let alive = || {
+        data.iter()
+            .any(|data| !reaper::processes_in(data).is_empty())
+    };
     assert!(data.len() == 2 && alive());
     kill(Pid::from_raw(victim.id() as i32), Signal::SIGKILL).unwrap();
     victim.wait().unwrap();
-    await_until(PATIENCE, "the watchdog", || !Path::new(&base).exists() && !alive());
+    await_until(PATIENCE, "the watchdog", || {
+        !Path::new(&base).exists() && !alive()
+    });
 }

@@ -38,8 +38,14 @@ const WRITTEN: &[&str] = &[
 /// The Markdown files of the top, of `doc/` and of the benchmark, with their texts.
 fn documents() -> HashMap<PathBuf, String> {
     let root = setup::root().canonicalize().expect("the root");
-    let folders = [root.clone(), root.join("doc"), root.join("pgrx-tests/bench")];
-    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).expect("a folder"));
+    let folders = [
+        root.clone(),
+        root.join("doc"),
+        root.join("pgrx-tests/bench"),
+    ];
+    let entries = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).expect("a folder"));
     let paths = entries.map(|entry| entry.expect("an entry").path());
     paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
@@ -69,17 +75,26 @@ fn anchors(text: &str) -> Vec<String> {
         let name: String = title.trim().to_lowercase().chars().filter(kept).collect();
         let name = name.replace(' ', "-");
         let before = found.iter().filter(|other| **other == name).count();
-        found.push(if before == 0 { name } else { format!("{name}-{before}") });
+        found.push(if before == 0 {
+            name
+        } else {
+            format!("{name}-{before}")
+        });
     }
     found
 }
 
 /// Where the links of a document lead.
 fn links(text: &str) -> Vec<String> {
-    let prose: Vec<&str> =
-        lines(text).filter(|(_, is_code)| !is_code).map(|(line, _)| line).collect();
+    let prose: Vec<&str> = lines(text)
+        .filter(|(_, is_code)| !is_code)
+        .map(|(line, _)| line)
+        .collect();
     let prose = prose.join("\n");
-    let targets = prose.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    let targets = prose
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'));
     targets.map(|(target, _)| target.to_owned()).collect()
 }
 
@@ -89,9 +104,13 @@ fn flaw(from: &Path, link: &str, documents: &HashMap<PathBuf, String>) -> Option
         return None;
     }
     let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-    let Some(target) = target(from, file) else { return Some("no such file".to_owned()) };
+    let Some(target) = target(from, file) else {
+        return Some("no such file".to_owned());
+    };
     let is_there = anchor.is_empty()
-        || documents.get(&target).is_some_and(|text| anchors(text).iter().any(|a| a == anchor));
+        || documents
+            .get(&target)
+            .is_some_and(|text| anchors(text).iter().any(|a| a == anchor));
     (!is_there).then(|| format!("no heading \"{anchor}\""))
 }
 
@@ -129,22 +148,36 @@ fn every_chapter_can_be_reached_from_the_readme() {
     let mut at = 0;
     while let Some(path) = seen.get(at).cloned() {
         at += 1;
-        for link in documents.get(&path).map(|text| links(text)).unwrap_or_default() {
+        for link in documents
+            .get(&path)
+            .map(|text| links(text))
+            .unwrap_or_default()
+        {
             let file = link.split('#').next().unwrap_or_default();
             seen.extend(target(&path, file).filter(|target| !seen.contains(target)));
         }
     }
-    let lost: Vec<_> = WRITTEN.iter().filter(|name| !seen.contains(&root.join(name))).collect();
+    let lost: Vec<_> = WRITTEN
+        .iter()
+        .filter(|name| !seen.contains(&root.join(name)))
+        .collect();
     assert!(lost.is_empty(), "{lost:?}");
 }
 
 #[test]
 fn the_readme_is_short_and_begins_with_the_two_commands() {
     let readme = fs::read_to_string(setup::root().join("README.md")).expect("the README");
-    assert!(readme.lines().count() <= 150, "{} lines", readme.lines().count());
+    assert!(
+        readme.lines().count() <= 150,
+        "{} lines",
+        readme.lines().count()
+    );
     let first_screen: Vec<&str> = readme.lines().take(25).collect();
     for command in ["cargo demo", "cargo test-all"] {
-        assert!(first_screen.iter().any(|line| line.starts_with(command)), "{command}");
+        assert!(
+            first_screen.iter().any(|line| line.starts_with(command)),
+            "{command}"
+        );
     }
 }
 

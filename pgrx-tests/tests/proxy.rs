@@ -26,7 +26,9 @@ fn proxy() -> Proxy {
 fn connect(proxy: &Proxy) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
     stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
     stream
 }
 
@@ -39,7 +41,10 @@ fn echo(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn is_reset(result: std::io::Result<()>) -> bool {
-    matches!(result.unwrap_err().kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+    matches!(
+        result.unwrap_err().kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
 }
 
 #[test]
@@ -49,7 +54,9 @@ fn bytes_pass_and_are_counted() {
     for _ in 0..3 {
         echo(&mut stream, b"hello").unwrap();
     }
-    await_until(Duration::from_secs(5), "the count", || proxy.bytes(Direction::ToClient) == 15);
+    await_until(Duration::from_secs(5), "the count", || {
+        proxy.bytes(Direction::ToClient) == 15
+    });
     assert_eq!(proxy.bytes(Direction::ToServer), 15);
     assert_eq!(proxy.connections_total(), 1);
     assert_eq!(proxy.exchanges(), 3);
@@ -95,7 +102,11 @@ fn a_delay_does_not_throttle() {
     stream.read_exact(&mut back).unwrap();
     assert_eq!(back, sender.join().unwrap());
     // 512 chunks, each delayed by itself, would take a minute.
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -106,13 +117,20 @@ fn frozen_connections_stay_open_and_silent_until_thawed() {
     proxy.freeze();
     let mut late = connect(&proxy);
     for stream in [&mut stream, &mut late] {
-        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
         stream.write_all(b"anyone?").unwrap();
-        assert_eq!(stream.read(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(
+            stream.read(&mut [0; 16]).unwrap_err().kind(),
+            ErrorKind::WouldBlock
+        );
     }
     proxy.thaw();
     for stream in [&mut stream, &mut late] {
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         let mut back = [0; 7];
         stream.read_exact(&mut back).unwrap();
         assert_eq!(&back, b"anyone?");
@@ -126,7 +144,9 @@ fn a_frozen_sender_sees_its_buffers_fill() {
     let mut stream = connect(&proxy);
     echo(&mut stream, b"warm").unwrap();
     proxy.freeze();
-    stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    stream
+        .set_write_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
     let result = stream.write_all(&vec![0; 64 << 20]);
     assert_eq!(result.unwrap_err().kind(), ErrorKind::WouldBlock);
 }
@@ -172,7 +192,9 @@ fn a_cut_by_bytes_lets_exactly_so_many_through() {
     echo(&mut stream, b"warm").unwrap();
     proxy.cut_after(3, Direction::ToClient);
     stream.write_all(b"hello").unwrap();
-    await_until(Duration::from_secs(5), "the request", || proxy.bytes(Direction::ToServer) == 9);
+    await_until(Duration::from_secs(5), "the request", || {
+        proxy.bytes(Direction::ToServer) == 9
+    });
     assert!(is_reset(stream.read_exact(&mut [0; 5])));
     assert_eq!(proxy.bytes(Direction::ToClient), 4 + 3);
 }

@@ -18,14 +18,23 @@ fn released_scripts_are_as_they_were() {
         .output()
         .expect("sha256sum");
     let said = String::from_utf8_lossy(&check.stdout);
-    assert!(check.status.success(), "a released script was changed: {said}");
+    assert!(
+        check.status.success(),
+        "a released script was changed: {said}"
+    );
     let sums = fs::read_to_string(folder.join(setup::SUMS)).expect("the sums");
     for version in &versions {
-        assert!(sums.contains(&format!("  pg_rowsync--{version}.sql\n")), "no sum of {version}");
+        assert!(
+            sums.contains(&format!("  pg_rowsync--{version}.sql\n")),
+            "no sum of {version}"
+        );
     }
     // Each leads to the next, up to the current one, which is not released.
     let current = env!("CARGO_PKG_VERSION").to_owned();
-    assert!(!versions.contains(&current), "{current} is released: cargo freeze names a next one");
+    assert!(
+        !versions.contains(&current),
+        "{current} is released: cargo freeze names a next one"
+    );
     for (from, to) in versions.iter().zip(versions[1..].iter().chain([&current])) {
         let script = format!("sql/pg_rowsync--{from}--{to}.sql");
         assert!(setup::root().join(&script).exists(), "{script} is missing");
@@ -49,9 +58,16 @@ fn pgxn_is_told_of_the_current_version() {
         assert!(setup::root().join(file).exists(), "{file}");
     }
     for name in ["name", "abstract", "maintainer"] {
-        assert!(meta[name].as_str().is_some_and(|text| !text.is_empty()), "{name}");
+        assert!(
+            meta[name].as_str().is_some_and(|text| !text.is_empty()),
+            "{name}"
+        );
     }
     assert_eq!(meta["license"], "postgresql");
     assert_eq!(meta["meta-spec"]["version"], "1.0.0");
-    assert!(["stable", "testing", "unstable"].map(Into::into).contains(&meta["release_status"]));
+    assert!(
+        ["stable", "testing", "unstable"]
+            .map(Into::into)
+            .contains(&meta["release_status"])
+    );
 }

@@ -75,9 +75,17 @@ pub fn attach_schema(
             }),
         };
         outcomes.push(match done {
-            Ok(found) => Outcome { rel, attached: true, reason: reason(&found) },
+            Ok(found) => Outcome {
+                rel,
+                attached: true,
+                reason: reason(&found),
+            },
             Err(error) if error.sqlstate() == SqlState::QUERY_CANCELED => return Err(error),
-            Err(error) => Outcome { rel, attached: false, reason: Some(in_words(&error)) },
+            Err(error) => Outcome {
+                rel,
+                attached: false,
+                reason: Some(in_words(&error)),
+            },
         });
     }
     if copy_data && outcomes.iter().any(|outcome| outcome.attached) {
@@ -91,7 +99,9 @@ pub fn attach_schema(
 
 /// What will not work, in one text.
 fn reason(found: &[Finding]) -> Option<String> {
-    let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
+    let errors = found
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error);
     let words: Vec<String> = errors.map(|finding| in_words(&finding.problem)).collect();
     (!words.is_empty()).then(|| words.join("\n"))
 }
@@ -149,7 +159,10 @@ fn members(extension: &Extension, schema: &str) -> Result<Vec<Member>> {
     .into_iter()
     .map(|mut row| {
         let rel = oid(&required(&mut row, 0)?)?;
-        Ok(Member { rel, partition_of: row.get_mut(1).and_then(Option::take) })
+        Ok(Member {
+            rel,
+            partition_of: row.get_mut(1).and_then(Option::take),
+        })
     })
     .collect()
 }

@@ -16,7 +16,11 @@ use crate::sql::quote::{ArrayLiteral, ident};
 
 pub const TABLE: &str = "sync_prepared_transaction";
 /// Rows of a server.
-pub const OF_SERVER: IndexRef = IndexRef { table: TABLE, column: 2, status: Status::Any };
+pub const OF_SERVER: IndexRef = IndexRef {
+    table: TABLE,
+    column: 2,
+    status: Status::Any,
+};
 
 /// What is to become of a transaction that is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +119,9 @@ pub fn conflicting_with(
     done: &[String],
 ) -> Result<Vec<Decision>> {
     let mut array = ArrayLiteral::default();
-    depends_on.iter().for_each(|check| array.push(Some(&check.to_string())));
+    depends_on
+        .iter()
+        .for_each(|check| array.push(Some(&check.to_string())));
     let sql = format!(
         "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server OPERATOR(pg_catalog.=) $1 \
            AND d.decision OPERATOR(pg_catalog.=) 'commit' \
@@ -124,9 +130,19 @@ pub fn conflicting_with(
          ORDER BY d.xact",
         ident(&extension.schema)
     );
-    let rows = spi::read(extension, &sql, &[Some(server_name), Some(&array.into_text())])?;
-    let all = rows.into_iter().map(Decision::of).collect::<Result<Vec<_>>>()?;
-    Ok(all.into_iter().filter(|one| !done.contains(&one.gid)).collect())
+    let rows = spi::read(
+        extension,
+        &sql,
+        &[Some(server_name), Some(&array.into_text())],
+    )?;
+    let all = rows
+        .into_iter()
+        .map(Decision::of)
+        .collect::<Result<Vec<_>>>()?;
+    Ok(all
+        .into_iter()
+        .filter(|one| !done.contains(&one.gid))
+        .collect())
 }
 
 /// All rows of a server.
@@ -139,7 +155,10 @@ pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<Decisio
          ORDER BY d.xact",
         ident(&extension.schema)
     );
-    spi::read(extension, &sql, &[Some(server_name)])?.into_iter().map(Decision::of).collect()
+    spi::read(extension, &sql, &[Some(server_name)])?
+        .into_iter()
+        .map(Decision::of)
+        .collect()
 }
 
 /// Whether there is a decision with this name, as of now.

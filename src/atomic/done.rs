@@ -39,7 +39,10 @@ pub fn remove(extension: &Extension) -> Result<()> {
         return Ok(());
     }
     let removed = REMOVED.with_borrow(Clone::clone);
-    let gids: Vec<String> = all().into_iter().filter(|gid| !removed.contains(gid)).collect();
+    let gids: Vec<String> = all()
+        .into_iter()
+        .filter(|gid| !removed.contains(gid))
+        .collect();
     decision::remove(extension, &gids)?;
     REMOVED.with_borrow_mut(|all| all.extend(gids));
     Ok(())
@@ -47,7 +50,10 @@ pub fn remove(extension: &Extension) -> Result<()> {
 
 /// The local transaction has ended. Cannot fail.
 pub fn end(committed: bool) {
-    let removed = REMOVED.with(|all| all.try_borrow_mut().map(|mut all| std::mem::take(&mut *all)));
+    let removed = REMOVED.with(|all| {
+        all.try_borrow_mut()
+            .map(|mut all| std::mem::take(&mut *all))
+    });
     let removed = removed.unwrap_or_default();
     if committed && !removed.is_empty() {
         DONE.with(|done| {

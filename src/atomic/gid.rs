@@ -70,7 +70,15 @@ impl Gid {
 
 impl fmt::Display for Gid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { system, database, timeline, position, transaction, owner, token } = self;
+        let Self {
+            system,
+            database,
+            timeline,
+            position,
+            transaction,
+            owner,
+            token,
+        } = self;
         write!(
             f,
             "{PREFIX}{system}.{database}:{timeline:X}/{position:X}:{transaction}:{owner}:{token:016x}"
@@ -80,7 +88,11 @@ impl fmt::Display for Gid {
 
 /// How the names of all that the current database has prepared begin.
 pub fn own_prefix() -> String {
-    format!("{PREFIX}{}.{}:", database::system_identifier(), database::current().to_u32())
+    format!(
+        "{PREFIX}{}.{}:",
+        database::system_identifier(),
+        database::current().to_u32()
+    )
 }
 
 #[cfg(test)]

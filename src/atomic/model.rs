@@ -118,7 +118,10 @@ impl State {
         self.session(protocol, &mut all);
         self.network(&mut all);
         // One server at a time: what it reads of one says nothing of another.
-        let busy = self.resolver.iter().position(|reading| *reading != Reading::Idle);
+        let busy = self
+            .resolver
+            .iter()
+            .position(|reading| *reading != Reading::Idle);
         for server in 0..self.servers() {
             if busy.is_none_or(|busy| busy == server) {
                 self.resolve(server, protocol, &mut all);
@@ -226,10 +229,19 @@ impl State {
         }
         let over = self.here != Here::Running;
         all.push(match self.resolver[server] {
-            Reading::Idle => to(Reading::Rows { row: self.row[server] }),
-            Reading::Rows { row } => to(Reading::Listed { row, there: self.there[server] }),
+            Reading::Idle => to(Reading::Rows {
+                row: self.row[server],
+            }),
+            Reading::Rows { row } => to(Reading::Listed {
+                row,
+                there: self.there[server],
+            }),
             Reading::Listed { there, .. } if protocol == Protocol::RowBeforeStatus => {
-                to(Reading::Status { row: self.row[server], there, over: false })
+                to(Reading::Status {
+                    row: self.row[server],
+                    there,
+                    over: false,
+                })
             }
             Reading::Listed { row, there } => to(Reading::Status { row, there, over }),
             Reading::Status { row, there, over } => {
@@ -248,7 +260,11 @@ impl State {
                             s.there[server] = There::RolledBack;
                         }
                     }
-                    let seen = if protocol == Protocol::RemovesUnseen { now } else { row };
+                    let seen = if protocol == Protocol::RemovesUnseen {
+                        now
+                    } else {
+                        row
+                    };
                     if there != There::Prepared && seen {
                         s.row[server] = false;
                     }
@@ -292,7 +308,10 @@ impl State {
         let end = self.resolved();
         let expected = match end.here {
             Here::Committed => end.there.iter().all(|there| *there == There::Committed),
-            _ => end.there.iter().all(|t| matches!(t, There::Nothing | There::RolledBack)),
+            _ => end
+                .there
+                .iter()
+                .all(|t| matches!(t, There::Nothing | There::RolledBack)),
         };
         expected && !end.row.contains(&true)
     }

@@ -69,14 +69,24 @@ pub fn hold(set: &ChangeSet, session: Session, gid: Gid, changes: u64) -> Result
     fault_point!(Prepared);
     let endpoint = session.endpoint.clone();
     let server = set.account.server;
-    let held = Held { gid: gid.clone(), session, server, changes };
+    let held = Held {
+        gid: gid.clone(),
+        session,
+        server,
+        changes,
+    };
     // Before anything that may fail: from here on the abort sees to it.
     HELD.with_borrow_mut(|all| all.push(held));
     worker::wake_at_end();
     let account = &set.account;
     let (owner, place) = (account.owner, endpoint.place());
     let writes = admission::writes_of(set)?;
-    decision::write(&set.extension, (&account.server_name, owner, &place), &gid, writes.as_deref())
+    decision::write(
+        &set.extension,
+        (&account.server_name, owner, &place),
+        &gid,
+        writes.as_deref(),
+    )
 }
 
 /// A transaction may have been prepared, and its outcome is not known. It is rolled back when the session
@@ -84,7 +94,11 @@ pub fn hold(set: &ChangeSet, session: Session, gid: Gid, changes: u64) -> Result
 pub fn leave(endpoint: &Rc<Endpoint>, gid: Gid, lost: Option<LostSession>) {
     worker::wake_at_end();
     UNFINISHED.set(true);
-    let left = Leftover { endpoint: endpoint.clone(), gid, lost };
+    let left = Leftover {
+        endpoint: endpoint.clone(),
+        gid,
+        lost,
+    };
     LEFT.with_borrow_mut(|all| all.entry(endpoint.account.key()).or_default().push(left));
 }
 
@@ -94,7 +108,9 @@ pub fn leave(endpoint: &Rc<Endpoint>, gid: Gid, lost: Option<LostSession>) {
 /// What the link reports; a transient error when a session will not go.
 pub fn settle_left(endpoint: &Rc<Endpoint>) -> Result<()> {
     let key = endpoint.account.key();
-    let Some(left) = LEFT.with_borrow_mut(|all| all.remove(&key)) else { return Ok(()) };
+    let Some(left) = LEFT.with_borrow_mut(|all| all.remove(&key)) else {
+        return Ok(());
+    };
     let result = roll_back_left(endpoint, &left);
     if result.is_err() {
         LEFT.with_borrow_mut(|all| all.entry(key).or_default().extend(left));
@@ -104,7 +120,10 @@ pub fn settle_left(endpoint: &Rc<Endpoint>) -> Result<()> {
 
 fn roll_back_left(endpoint: &Rc<Endpoint>, left: &[Leftover]) -> Result<()> {
     // What was prepared elsewhere, before the server was altered, is the resolver's.
-    let left: Vec<_> = left.iter().filter(|one| one.endpoint.place() == endpoint.place()).collect();
+    let left: Vec<_> = left
+        .iter()
+        .filter(|one| one.endpoint.place() == endpoint.place())
+        .collect();
     let lost = left.iter().filter_map(|one| one.lost.as_ref());
     let mut link = lost.fold(Link::open(endpoint), |link, lost| lost::end(link?, lost))?;
     let listed = resolver::list(&mut link)?;
@@ -148,13 +167,19 @@ pub fn settle_others(set: &ChangeSet) -> Result<bool> {
 pub fn end(committed: bool) {
     done::end(committed);
     let held = HELD.with(|held| {
-        held.try_borrow_mut().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default()
+        held.try_borrow_mut()
+            .map(|mut all| std::mem::take(&mut *all))
+            .unwrap_or_default()
     });
     let mut unfinished = UNFINISHED.replace(false);
     if !held.is_empty() {
         // Nothing in here is meant to raise. Should it, that ends here.
         let hold = interrupt::Hold::new();
-        let verdict = if committed { Verdict::Commit } else { Verdict::Rollback };
+        let verdict = if committed {
+            Verdict::Commit
+        } else {
+            Verdict::Rollback
+        };
         let finished = caught(|| Ok(second_phase(held, verdict)));
         hold.renew();
         unfinished |= !finished.unwrap_or(false);
@@ -166,7 +191,9 @@ pub fn end(committed: bool) {
         bgworker::forget_cancel();
     }
     let now = Instant::now();
-    let is_due = WOKEN.get().is_none_or(|at| now.duration_since(at) >= WAKE_EVERY);
+    let is_due = WOKEN
+        .get()
+        .is_none_or(|at| now.duration_since(at) >= WAKE_EVERY);
     if unfinished || (committed && is_due) {
         WOKEN.set(Some(now));
     } else {
@@ -178,7 +205,13 @@ pub fn end(committed: bool) {
 fn second_phase(held: Vec<Held>, verdict: Verdict) -> bool {
     let mut links = Vec::with_capacity(held.len());
     let mut owed = Vec::with_capacity(held.len());
-    for Held { gid, session, server, changes } in held {
+    for Held {
+        gid,
+        session,
+        server,
+        changes,
+    } in held
+    {
         let mut link = Link::over(session);
         let text = format!("{} PREPARED '{gid}'", verdict.verb());
         link.run(Fixed::new([text]), Ending::Resolves);
@@ -227,7 +260,9 @@ const HINT: &str = "The worker finishes it, or resolve_sync_prepared().";
 
 /// The error of a transaction that a server did not prepare, with what to do about it there.
 pub fn explained(error: Error) -> Error {
-    let Error::Remote(mut remote) = error else { return error };
+    let Error::Remote(mut remote) = error else {
+        return error;
+    };
     let hint = match remote.sqlstate {
         SqlState::OBJECT_NOT_READY => {
             "Mode \"atomic\" needs max_prepared_transactions on the server: as many as there are \

@@ -70,12 +70,17 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
 /// # Errors
 /// What the link reports; a transient error while another session is at it.
 pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
-    link.run(Fixed::new([format!("{} PREPARED '{gid}'", verdict.verb())]), Ending::Resolves);
+    link.run(
+        Fixed::new([format!("{} PREPARED '{gid}'", verdict.verb())]),
+        Ending::Resolves,
+    );
     match lost::run(link) {
         Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(()),
         // It is busy.
         Err(Error::Remote(error)) if error.sqlstate == SqlState::OBJECT_NOT_READY => {
-            Err(Error::Pending { server: error.server })
+            Err(Error::Pending {
+                server: error.server,
+            })
         }
         result => result,
     }
@@ -87,9 +92,13 @@ pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
 /// # Errors
 /// Missing objects; what the links report; 55000 where the server is another one by now.
 pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) -> Result<()> {
-    let decided: Vec<_> =
-        decisions.iter().filter(|one| one.verdict == Some(Verdict::Commit)).collect();
-    decided.iter().for_each(|one| xact::await_end(one.transaction));
+    let decided: Vec<_> = decisions
+        .iter()
+        .filter(|one| one.verdict == Some(Verdict::Commit))
+        .collect();
+    decided
+        .iter()
+        .for_each(|one| xact::await_end(one.transaction));
     let mut owners: Vec<u32> = decided.iter().map(|one| one.owner).collect();
     owners.sort_unstable();
     owners.dedup();
@@ -155,7 +164,11 @@ pub fn accounts(extension: &Extension) -> Result<Vec<(String, Oid)>> {
 /// # Errors
 /// What reading the table reports.
 pub fn has_decisions(extension: &Extension) -> Result<bool> {
-    let sql = format!("SELECT 1 FROM {}.{} LIMIT 1", ident(&extension.schema), decision::TABLE);
+    let sql = format!(
+        "SELECT 1 FROM {}.{} LIMIT 1",
+        ident(&extension.schema),
+        decision::TABLE
+    );
     Ok(!spi::read(extension, &sql, &[])?.is_empty())
 }
 
@@ -203,7 +216,10 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
         let finding = match known.iter().find(|one| one.gid == *gid) {
             // The session that has decided it is about to finish it.
             Some(one) if xact::is_under_way(one.transaction) => Finding::Waits,
-            Some(Decision { verdict: Some(Verdict::Commit), .. }) => Finding::Is(Verdict::Commit),
+            Some(Decision {
+                verdict: Some(Verdict::Commit),
+                ..
+            }) => Finding::Is(Verdict::Commit),
             _ => finding_of(extension, gid)?,
         };
         let outcome = match &finding {
@@ -252,13 +268,17 @@ enum Finding {
 
 /// What is to become of one that had no decision when its server was asked.
 fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
-    let Some(parsed) = Gid::parse(gid) else { return Ok(Finding::Waits) };
+    let Some(parsed) = Gid::parse(gid) else {
+        return Ok(Finding::Waits);
+    };
     let unknown = |detail: &str| {
         let message = format!("transaction \"{gid}\" cannot be decided by this database");
         Ok(Finding::Unknown(
-            Error::local(SqlState::OBJECT_NOT_READY, message).with_detail(detail).with_hint(
-                "Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there.",
-            ),
+            Error::local(SqlState::OBJECT_NOT_READY, message)
+                .with_detail(detail)
+                .with_hint(
+                    "Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there.",
+                ),
         ))
     };
     if !wal::is_in_history(parsed.timeline, parsed.position)? {

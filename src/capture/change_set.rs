@@ -78,7 +78,10 @@ impl ChangeSet {
         subtransaction: u32,
     ) -> Result<()> {
         let change = &captured.change;
-        let innermost = self.savepoints.last().map_or(TOP_SUBTRANSACTION, |m| m.subtransaction);
+        let innermost = self
+            .savepoints
+            .last()
+            .map_or(TOP_SUBTRANSACTION, |m| m.subtransaction);
         if innermost != subtransaction {
             let (bytes, large, count) = (self.log.len(), self.large, self.count);
             self.savepoints.push(Savepoint {
@@ -95,7 +98,10 @@ impl ChangeSet {
         self.has_unsent |= !change.unchanged.is_empty();
         self.has_truncates |= change.op == Op::Truncate;
         self.has_unread |= !captured.unread.is_empty();
-        let sent = captured.unread.iter().filter(|(at, _)| !change.unchanged.contains(at));
+        let sent = captured
+            .unread
+            .iter()
+            .filter(|(at, _)| !change.unchanged.contains(at));
         self.large += sent.map(|(_, stored)| stored.size()).sum::<u64>();
         self.upserts[route as usize] |= change.is_upsert();
         self.count += 1;
@@ -158,7 +164,11 @@ impl ChangeSet {
 
     /// Those of them over which upserts are sent.
     pub fn upsert_routes(&self) -> impl Iterator<Item = &Rc<Route>> {
-        self.routes.iter().zip(&self.upserts).filter(|(_, upserts)| **upserts).map(|(r, _)| r)
+        self.routes
+            .iter()
+            .zip(&self.upserts)
+            .filter(|(_, upserts)| **upserts)
+            .map(|(r, _)| r)
     }
 
     /// The changes in order, with their routes.
@@ -180,7 +190,11 @@ impl ChangeSet {
         let mut reader = self.log.read(&self.routes, Rows::Whole);
         let mut starts = Vec::with_capacity(self.savepoints.len());
         loop {
-            while self.savepoints.get(starts.len()).is_some_and(|m| m.bytes == reader.position()) {
+            while self
+                .savepoints
+                .get(starts.len())
+                .is_some_and(|m| m.bytes == reader.position())
+            {
                 starts.push(log.len());
             }
             if !reader.copy_to(&mut log)? {
@@ -213,8 +227,12 @@ impl ChangeSet {
         })?;
         let look =
             |(route, origin): (&Rc<Route>, &Rc<Origin>)| origin.look_again(&self.extension, route);
-        let altered: Vec<_> =
-            self.routes.iter().zip(&self.origins).map(look).collect::<Result<_>>()?;
+        let altered: Vec<_> = self
+            .routes
+            .iter()
+            .zip(&self.origins)
+            .map(look)
+            .collect::<Result<_>>()?;
         let rewrites = |altered: &Option<Altered>| {
             matches!(altered, Some(Altered::Dropped | Altered::Narrowed(..)))
         };
@@ -259,7 +277,11 @@ impl ChangeSet {
 
     /// A subtransaction was rolled back: forgets its changes and those of its children.
     pub fn abort(&mut self, subtransaction: u32) {
-        if let Some(at) = self.savepoints.iter().position(|m| m.subtransaction == subtransaction) {
+        if let Some(at) = self
+            .savepoints
+            .iter()
+            .position(|m| m.subtransaction == subtransaction)
+        {
             let mark = &self.savepoints[at];
             self.log.truncate(mark.bytes);
             self.large = mark.large;
@@ -273,7 +295,10 @@ impl ChangeSet {
 
     /// A subtransaction became part of its parent.
     pub fn commit(&mut self, subtransaction: u32, parent: u32) {
-        let Some(at) = self.savepoints.iter().rposition(|m| m.subtransaction == subtransaction)
+        let Some(at) = self
+            .savepoints
+            .iter()
+            .rposition(|m| m.subtransaction == subtransaction)
         else {
             return;
         };

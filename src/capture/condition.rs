@@ -2,9 +2,12 @@
 
 /// Which rows are sent: those that the triggers for INSERT let through, by their conditions; `None` for all.
 pub fn of_rows<'c>(inserting: impl Iterator<Item = Option<&'c str>>) -> Option<String> {
-    let conditions: Option<Vec<String>> =
-        inserting.map(|condition| condition.map(|text| format!("({text})"))).collect();
-    conditions.filter(|list| !list.is_empty()).map(|list| list.join(" OR "))
+    let conditions: Option<Vec<String>> = inserting
+        .map(|condition| condition.map(|text| format!("({text})")))
+        .collect();
+    conditions
+        .filter(|list| !list.is_empty())
+        .map(|list| list.join(" OR "))
 }
 
 /// The condition in a trigger's definition as `pg_get_triggerdef` writes it.

@@ -39,22 +39,33 @@ impl Arguments {
     /// 22023 for a wrong number of them or an empty one, and what [`Options::parse`] refuses.
     pub fn parse(args: &[String]) -> Result<Self> {
         let refuse = |message: String| {
-            Err(Error::local(SqlState::INVALID_PARAMETER, message).with_hint(
-                "Use sync_dml(server, target_schema, target_table [, options as JSON]).",
-            ))
+            Err(
+                Error::local(SqlState::INVALID_PARAMETER, message).with_hint(
+                    "Use sync_dml(server, target_schema, target_table [, options as JSON]).",
+                ),
+            )
         };
         let [server, schema, table, options @ ..] = args else {
-            return refuse(format!("sync_dml takes 3 or 4 arguments, not {}", args.len()));
+            return refuse(format!(
+                "sync_dml takes 3 or 4 arguments, not {}",
+                args.len()
+            ));
         };
         if options.len() > 1 {
-            return refuse(format!("sync_dml takes 3 or 4 arguments, not {}", args.len()));
+            return refuse(format!(
+                "sync_dml takes 3 or 4 arguments, not {}",
+                args.len()
+            ));
         }
         if [server, schema, table].iter().any(|name| name.is_empty()) {
             return refuse("sync_dml arguments must not be empty".to_owned());
         }
         Ok(Self {
             server: server.clone(),
-            target: Relation { schema: schema.clone(), table: table.clone() },
+            target: Relation {
+                schema: schema.clone(),
+                table: table.clone(),
+            },
             options: options
                 .first()
                 .map_or_else(|| Ok(Options::default()), |o| Options::parse(o))?,
@@ -164,8 +175,10 @@ impl Descriptor {
             return Ok(());
         }
         let (verb, table) = (op.keyword().to_lowercase(), &self.route.source.table);
-        let (from, server) =
-            (if op == Op::Delete { " from" } else { "" }, &self.account.server_name);
+        let (from, server) = (
+            if op == Op::Delete { " from" } else { "" },
+            &self.account.server_name,
+        );
         Err(Error::local(
             SqlState::OBJECT_NOT_READY,
             format!(
@@ -199,7 +212,10 @@ impl Descriptor {
         let route = match path.is_empty() {
             true => Some(self.route.clone()),
             false if path.contains(&identity::name()) => None,
-            false => Some(Rc::new(Route { path, ..(*self.route).clone() })),
+            false => Some(Rc::new(Route {
+                path,
+                ..(*self.route).clone()
+            })),
         };
         *last = Some((text, route.clone()));
         route
@@ -221,8 +237,11 @@ impl Descriptor {
             Some(name) => Some(name.clone()),
             None => Endpoint::resolve(&extension, &account)?.own_name.clone(),
         };
-        let guard_role =
-            options.guard_role.as_deref().map(|role| role_oid(&extension, role)).transpose()?;
+        let guard_role = options
+            .guard_role
+            .as_deref()
+            .map(|role| role_oid(&extension, role))
+            .transpose()?;
         let attribute = |at: &usize| columns[*at].attribute;
         let mut key: Vec<_> = route.key.iter().map(attribute).collect();
         if let Policy::Newest(at) = route.policy {
@@ -249,7 +268,10 @@ impl Descriptor {
             insert_only: options.insert_only,
             row: RefCell::new(RowReader::new(&all)),
             key: RefCell::new(RowReader::new(&key)),
-            output: columns.iter().map(|c| c.output).fold(OutputNeeds::default(), OutputNeeds::and),
+            output: columns
+                .iter()
+                .map(|c| c.output)
+                .fold(OutputNeeds::default(), OutputNeeds::and),
             sees_every_row: false,
             route,
             origin: Rc::new(origin),
@@ -286,7 +308,9 @@ fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn
     };
     let (only, without) = (named(&options.columns), named(&options.exclude));
     let mentioned = only.iter().chain(&without).flatten();
-    let mentioned = mentioned.chain(options.rename.keys()).chain(options.key.iter().flatten());
+    let mentioned = mentioned
+        .chain(options.rename.keys())
+        .chain(options.key.iter().flatten());
     for name in mentioned.chain(&options.version_column) {
         if !table.columns.iter().any(|c| c.name == *name) {
             return Err(Error::local(
@@ -306,17 +330,25 @@ fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn
             SqlState::INVALID_PARAMETER,
             format!("column \"{}\" is a generated column", column.name),
         )
-        .with_hint(match table.key.contains(&column.name) && options.key.is_none() {
-            true => GENERATED_KEY.to_owned(),
-            false => "Generated columns are never sent; leave it out of \"columns\".".to_owned(),
-        }));
+        .with_hint(
+            match table.key.contains(&column.name) && options.key.is_none() {
+                true => GENERATED_KEY.to_owned(),
+                false => {
+                    "Generated columns are never sent; leave it out of \"columns\".".to_owned()
+                }
+            },
+        ));
     }
     Ok(table
         .columns
         .iter()
         .filter(|c| !c.generated)
         .filter(|c| only.as_ref().is_none_or(|names| names.contains(&c.name)))
-        .filter(|c| without.as_ref().is_none_or(|names| !names.contains(&c.name)))
+        .filter(|c| {
+            without
+                .as_ref()
+                .is_none_or(|names| !names.contains(&c.name))
+        })
         .collect())
 }
 
@@ -332,11 +364,23 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         && options.key.is_none()
         && (table.key.is_empty() || !table.key.iter().all(is_sent));
     let none = Vec::new();
-    let key = if keyless { &none } else { options.key.as_ref().unwrap_or(&table.key) };
-    if keyless && !matches!(options.on_conflict, OnConflict::Overwrite | OnConflict::Error) {
+    let key = if keyless {
+        &none
+    } else {
+        options.key.as_ref().unwrap_or(&table.key)
+    };
+    if keyless
+        && !matches!(
+            options.on_conflict,
+            OnConflict::Overwrite | OnConflict::Error
+        )
+    {
         return Err(Error::local(
             SqlState::INVALID_PARAMETER,
-            format!("\"on_conflict\" of table \"{}\" needs a key", table.name.table),
+            format!(
+                "\"on_conflict\" of table \"{}\" needs a key",
+                table.name.table
+            ),
         )
         .with_hint("Rows without a key meet no others: leave \"on_conflict\" out."));
     }
@@ -370,7 +414,10 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
             .with_hint("Name it in \"columns\", or do not name it in \"exclude\".")
         })
     };
-    let key = key.iter().map(|name| position(name, "key")).collect::<Result<Vec<_>>>()?;
+    let key = key
+        .iter()
+        .map(|name| position(name, "key"))
+        .collect::<Result<Vec<_>>>()?;
     let policy = match (options.on_conflict, &options.version_column) {
         _ if keyless => Policy::Error,
         (OnConflict::Overwrite, _) => Policy::Overwrite,

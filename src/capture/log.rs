@@ -85,7 +85,15 @@ impl ChangeLog {
     /// Reads from the start.
     pub fn read<'l>(&'l self, routes: &'l [Rc<Route>], rows: Rows) -> Reader<'l> {
         let (position, chunk, chunk_start) = (0, Vec::new(), 0);
-        Reader { log: self, routes, rows, position, chunk, chunk_start, values: Values::default() }
+        Reader {
+            log: self,
+            routes,
+            rows,
+            position,
+            chunk,
+            chunk_start,
+            values: Values::default(),
+        }
     }
 
     /// Gives the file back, at the end of a transaction that commits.
@@ -133,7 +141,10 @@ impl Reader<'_> {
             self.chunk.clear();
             self.chunk.resize(length.max(READ_AHEAD).min(rest), 0);
             self.chunk_start = position;
-            log.file.as_ref().ok_or_else(damaged)?.read_at(position, &mut self.chunk)?;
+            log.file
+                .as_ref()
+                .ok_or_else(damaged)?
+                .read_at(position, &mut self.chunk)?;
         }
         let at = (position - self.chunk_start) as usize;
         self.chunk.get(at..at + length).ok_or_else(damaged)
@@ -142,7 +153,10 @@ impl Reader<'_> {
     /// The next entry.
     fn entry(&mut self) -> Result<&[u8]> {
         let start = self.position;
-        let header: [u8; HEADER] = self.bytes(start, HEADER)?.try_into().map_err(|_| damaged())?;
+        let header: [u8; HEADER] = self
+            .bytes(start, HEADER)?
+            .try_into()
+            .map_err(|_| damaged())?;
         let length = u32::from_le_bytes(header) as usize;
         self.position = start + (HEADER + length) as u64;
         self.bytes(start + HEADER as u64, length)
@@ -188,7 +202,11 @@ impl Reader<'_> {
             change.unchanged.clear();
         }
         let reads = rows != Rows::Keys;
-        let needed = || unread.iter().filter(|(at, _)| reads && !change.unchanged.contains(at));
+        let needed = || {
+            unread
+                .iter()
+                .filter(|(at, _)| reads && !change.unchanged.contains(at))
+        };
         if needed().next().is_some() {
             let texts = values.read(needed().map(|(_, stored)| *stored))?;
             for (at, text) in needed().map(|(at, _)| *at).zip(texts) {

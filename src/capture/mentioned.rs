@@ -13,8 +13,14 @@ use std::collections::BTreeSet;
 
 /// All names of columns in the options.
 fn names(options: &Options) -> BTreeSet<&String> {
-    let lists = [&options.columns, &options.exclude, &options.key].into_iter().flatten().flatten();
-    lists.chain(options.rename.keys()).chain(&options.version_column).collect()
+    let lists = [&options.columns, &options.exclude, &options.key]
+        .into_iter()
+        .flatten()
+        .flatten();
+    lists
+        .chain(options.rename.keys())
+        .chain(&options.version_column)
+        .collect()
 }
 
 /// Makes a trigger of the table depend on the columns that its options mention.
@@ -28,7 +34,10 @@ pub fn depend(
     options: &Options,
 ) -> Result<()> {
     let mentioned = names(options);
-    let columns = table.columns.iter().filter(|column| mentioned.contains(&column.name));
+    let columns = table
+        .columns
+        .iter()
+        .filter(|column| mentioned.contains(&column.name));
     let numbers: Vec<i16> = columns.map(|column| column.attribute.number).collect();
     if numbers.is_empty() {
         return Ok(());
@@ -58,8 +67,11 @@ pub fn follow_renames(
     options: &mut Options,
 ) -> Result<()> {
     let is_there = |name: &String| table.columns.iter().any(|column| column.name == *name);
-    let missing: Vec<String> =
-        names(options).into_iter().filter(|name| !is_there(name)).cloned().collect();
+    let missing: Vec<String> = names(options)
+        .into_iter()
+        .filter(|name| !is_there(name))
+        .cloned()
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -82,10 +94,14 @@ pub fn follow_renames(
          WHERE NOT a.attisdropped ORDER BY a.attnum",
         &[Some(&trigger.to_u32().to_string())],
     )?;
-    let known: Vec<String> =
-        rows.into_iter().map(|mut row| required(&mut row, 0)).collect::<Result<_>>()?;
-    let unnamed: Vec<String> =
-        known.into_iter().filter(|name| !names(options).contains(name)).collect();
+    let known: Vec<String> = rows
+        .into_iter()
+        .map(|mut row| required(&mut row, 0))
+        .collect::<Result<_>>()?;
+    let unnamed: Vec<String> = known
+        .into_iter()
+        .filter(|name| !names(options).contains(name))
+        .collect();
     if let Some(renamed) = pairs(options, &missing, &unnamed) {
         for (from, to) in renamed {
             rename(options, &from, &to);
@@ -102,7 +118,8 @@ fn pairs(
     unnamed: &[String],
 ) -> Option<Vec<(String, String)>> {
     let listed = |list: &Option<Vec<String>>| {
-        list.as_ref().is_some_and(|list| missing.iter().all(|name| list.contains(name)))
+        list.as_ref()
+            .is_some_and(|list| missing.iter().all(|name| list.contains(name)))
     };
     let has_meaning = |name: &String| {
         options.rename.contains_key(name)
@@ -112,13 +129,25 @@ fn pairs(
     let are_alike =
         (listed(&options.exclude) || listed(&options.columns)) && !missing.iter().any(has_meaning);
     let can_be_told = missing.len() == unnamed.len() && (missing.len() == 1 || are_alike);
-    can_be_told.then(|| missing.iter().cloned().zip(unnamed.iter().cloned()).collect())
+    can_be_told.then(|| {
+        missing
+            .iter()
+            .cloned()
+            .zip(unnamed.iter().cloned())
+            .collect()
+    })
 }
 
 fn rename(options: &mut Options, from: &str, to: &str) {
     let lists = [&mut options.columns, &mut options.exclude, &mut options.key];
-    let names = lists.into_iter().flatten().flatten().chain(&mut options.version_column);
-    names.filter(|name| *name == from).for_each(|name| *name = to.to_owned());
+    let names = lists
+        .into_iter()
+        .flatten()
+        .flatten()
+        .chain(&mut options.version_column);
+    names
+        .filter(|name| *name == from)
+        .for_each(|name| *name = to.to_owned());
     if let Some(other_side) = options.rename.remove(from) {
         options.rename.insert(to.to_owned(), other_side);
     }
@@ -133,14 +162,22 @@ mod tests {
     }
 
     fn pairs_of(text: &str, missing: &[&str], unnamed: &[&str]) -> Option<usize> {
-        let owned =
-            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let owned = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
         pairs(&options(text), &owned(missing), &owned(unnamed)).map(|pairs| pairs.len())
     }
 
     #[test]
     fn one_name_stands_for_one_column_whatever_it_means() {
-        for text in [r#"{"exclude": ["a"]}"#, r#"{"rename": {"a": "x"}}"#, r#"{"key": ["a"]}"#] {
+        for text in [
+            r#"{"exclude": ["a"]}"#,
+            r#"{"rename": {"a": "x"}}"#,
+            r#"{"key": ["a"]}"#,
+        ] {
             assert_eq!(pairs_of(text, &["a"], &["b"]), Some(1), "{text}");
             assert_eq!(pairs_of(text, &["a"], &[]), None, "{text}");
             assert_eq!(pairs_of(text, &["a"], &["b", "c"]), None, "{text}");
@@ -150,8 +187,14 @@ mod tests {
     #[test]
     fn several_can_be_told_where_they_all_mean_the_same() {
         let (missing, unnamed) = (["a", "b"], ["c", "d"]);
-        assert_eq!(pairs_of(r#"{"exclude": ["a", "b"]}"#, &missing, &unnamed), Some(2));
-        assert_eq!(pairs_of(r#"{"columns": ["id", "a", "b"]}"#, &missing, &unnamed), Some(2));
+        assert_eq!(
+            pairs_of(r#"{"exclude": ["a", "b"]}"#, &missing, &unnamed),
+            Some(2)
+        );
+        assert_eq!(
+            pairs_of(r#"{"columns": ["id", "a", "b"]}"#, &missing, &unnamed),
+            Some(2)
+        );
         for text in [
             r#"{"rename": {"a": "x", "b": "y"}}"#,
             r#"{"columns": ["a", "b"], "rename": {"a": "x"}}"#,

@@ -60,8 +60,9 @@ impl Origin {
         )?;
         let mut names = HashMap::with_capacity(rows.len());
         for mut row in rows {
-            let number: i16 =
-                required(&mut row, 0)?.parse().map_err(|_| Error::internal("malformed attnum"))?;
+            let number: i16 = required(&mut row, 0)?
+                .parse()
+                .map_err(|_| Error::internal("malformed attnum"))?;
             names.insert(number, required(&mut row, 1)?);
         }
         Ok(altered(route, &self.attributes, &names))
@@ -76,12 +77,19 @@ fn altered(route: &Route, attributes: &[i16], names: &HashMap<i16, String>) -> O
     let current: Vec<Option<&String>> = attributes.iter().map(|number| names.get(number)).collect();
     // Its changes can be found by their keys only. If these are gone, the server has the last word.
     let needed = route.key.iter().copied().chain(route.version());
-    if needed.into_iter().any(|at| current.get(at).is_none_or(Option::is_none)) {
+    if needed
+        .into_iter()
+        .any(|at| current.get(at).is_none_or(Option::is_none))
+    {
         return None;
     }
-    let kept: Vec<usize> = (0..route.columns.len()).filter(|at| current[*at].is_some()).collect();
-    let columns: Vec<Column> =
-        kept.iter().filter_map(|at| Some(renamed(&route.columns[*at], current[*at]?))).collect();
+    let kept: Vec<usize> = (0..route.columns.len())
+        .filter(|at| current[*at].is_some())
+        .collect();
+    let columns: Vec<Column> = kept
+        .iter()
+        .filter_map(|at| Some(renamed(&route.columns[*at], current[*at]?)))
+        .collect();
     let is_narrower = columns.len() < route.columns.len();
     if columns == route.columns {
         return None;
@@ -102,8 +110,14 @@ fn altered(route: &Route, attributes: &[i16], names: &HashMap<i16, String>) -> O
 /// The column under the name it has now. The other side's name stays where the trigger gives one.
 fn renamed(column: &Column, name: &str) -> Column {
     match column.local {
-        Some(_) => Column { local: Some(name.to_owned()), ..column.clone() },
-        None => Column { name: name.to_owned(), ..column.clone() },
+        Some(_) => Column {
+            local: Some(name.to_owned()),
+            ..column.clone()
+        },
+        None => Column {
+            name: name.to_owned(),
+            ..column.clone()
+        },
     }
 }
 
@@ -111,7 +125,10 @@ fn renamed(column: &Column, name: &str) -> Column {
 pub fn narrowed<'c>(change: &Change<&'c str>, kept: &[usize]) -> Change<&'c str> {
     let row = match change.row.is_empty() {
         true => Vec::new(),
-        false => kept.iter().map(|at| change.row.get(*at).copied().flatten()).collect(),
+        false => kept
+            .iter()
+            .map(|at| change.row.get(*at).copied().flatten())
+            .collect(),
     };
     Change {
         row,
@@ -144,11 +161,18 @@ mod tests {
 
     /// Columns 1 `a`, 2 `id` and 3 `v`, which is `w` on the other side.
     fn route() -> Route {
-        let table = Relation { schema: "s".to_owned(), table: "t".to_owned() };
+        let table = Relation {
+            schema: "s".to_owned(),
+            table: "t".to_owned(),
+        };
         Route {
             source: table.clone(),
             target: table,
-            columns: vec![column("a", None), column("id", None), column("w", Some("v"))],
+            columns: vec![
+                column("a", None),
+                column("id", None),
+                column("w", Some("v")),
+            ],
             key: vec![1],
             key_deferrable: false,
             key_exact: true,
@@ -161,7 +185,10 @@ mod tests {
     }
 
     fn after(names: &[(i16, &str)]) -> Option<Altered> {
-        let names = names.iter().map(|(number, name)| (*number, (*name).to_owned())).collect();
+        let names = names
+            .iter()
+            .map(|(number, name)| (*number, (*name).to_owned()))
+            .collect();
         altered(&route(), &[1, 2, 3], &names)
     }
 
@@ -185,7 +212,10 @@ mod tests {
         let Some(Altered::Narrowed(now, kept)) = after(&[(2, "id"), (3, "v")]) else {
             panic!("not narrowed")
         };
-        assert_eq!((now.key, now.policy, &kept[..]), (vec![0], Policy::Newest(1), &[1, 2][..]));
+        assert_eq!(
+            (now.key, now.policy, &kept[..]),
+            (vec![0], Policy::Newest(1), &[1, 2][..])
+        );
         let change = Change {
             op: Op::Update,
             command: 3,
@@ -197,7 +227,10 @@ mod tests {
             stored: RowStorage::default(),
         };
         let narrow = narrowed(&change, &kept);
-        assert_eq!((narrow.row, narrow.unchanged), (vec![Some("1"), None], Vec::new()));
+        assert_eq!(
+            (narrow.row, narrow.unchanged),
+            (vec![Some("1"), None], Vec::new())
+        );
     }
 
     #[test]

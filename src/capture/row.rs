@@ -20,7 +20,10 @@ pub type Unread = Vec<(u32, Stored)>;
 
 impl<'call> From<Change<&'call str>> for Captured<'call> {
     fn from(change: Change<&'call str>) -> Self {
-        Self { change, unread: Vec::new() }
+        Self {
+            change,
+            unread: Vec::new(),
+        }
     }
 }
 
@@ -61,7 +64,12 @@ pub fn changes_of(
                 Op::Update => (event.row()?.stored(), event.new_row()?.stored()),
                 Op::Delete | Op::Truncate => (event.row()?.stored(), 0),
             };
-            change.stored = RowStorage { before, after, file: event.file(), transaction: 0 };
+            change.stored = RowStorage {
+                before,
+                after,
+                file: event.file(),
+                transaction: 0,
+            };
         }
         take(one)?;
     }
@@ -74,16 +82,27 @@ fn inserted<'call>(
     row: Slot<'call>,
 ) -> Result<Captured<'call>> {
     let unread = unread_of(descriptor, row)?;
-    let mut insert = change(Op::Insert, row.command()?, read_row_but(descriptor, row, &unread)?);
+    let mut insert = change(
+        Op::Insert,
+        row.command()?,
+        read_row_but(descriptor, row, &unread)?,
+    );
     insert.stamp = stamp_of(descriptor, event, row, &insert, None)?;
-    Ok(Captured { change: insert, unread })
+    Ok(Captured {
+        change: insert,
+        unread,
+    })
 }
 
 fn deleted<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Change<&'call str>> {
     let (key, version) = read_key(descriptor, event.row()?)?;
     let tombstone = tombstone(descriptor, event, version, true)?;
     let command = event.row()?.ending_command()?;
-    Ok(Change { key, tombstone, ..change(Op::Delete, command, Vec::new()) })
+    Ok(Change {
+        key,
+        tombstone,
+        ..change(Op::Delete, command, Vec::new())
+    })
 }
 
 fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captured<'call>> {
@@ -112,7 +131,10 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
         // What a row is moved to may be inserted, and what the target has may be older.
         None => {}
     }
-    Ok(Captured { change: update, unread })
+    Ok(Captured {
+        change: update,
+        unread,
+    })
 }
 
 /// What a new row counts as, where that is not its version. `replaced`: the version of the row it was.
@@ -139,14 +161,19 @@ fn tombstone<'call>(
     version: Option<&str>,
     gives_up: bool,
 ) -> Result<Option<Stamp<&'call str>>> {
-    let Some(versioned) = &descriptor.versioned else { return Ok(None) };
+    let Some(versioned) = &descriptor.versioned else {
+        return Ok(None);
+    };
     let stamp = versioned.deleted(&descriptor.extension, event.row()?, version, gives_up)?;
     Ok(Some(keep(event, &stamp)))
 }
 
 fn keep<'call>(event: &Event<'call>, stamp: &Stamp<String>) -> Stamp<&'call str> {
     let version = stamp.version.as_deref().map(|version| event.keep(version));
-    Stamp { version, rank: stamp.rank }
+    Stamp {
+        version,
+        rank: stamp.rank,
+    }
 }
 
 /// Whether an UPDATE changed a column that no UPDATE may set on the other side.
@@ -155,8 +182,14 @@ fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
     if !columns.iter().any(|column| column.fixed) {
         return Ok(false);
     }
-    let (old, new) = (read_row(descriptor, event.row()?)?, read_row(descriptor, event.new_row()?)?);
-    Ok(columns.iter().zip(old.iter().zip(&new)).any(|(c, (old, new))| c.fixed && old != new))
+    let (old, new) = (
+        read_row(descriptor, event.row()?)?,
+        read_row(descriptor, event.new_row()?)?,
+    );
+    Ok(columns
+        .iter()
+        .zip(old.iter().zip(&new))
+        .any(|(c, (old, new))| c.fixed && old != new))
 }
 
 fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
@@ -180,15 +213,25 @@ fn unread_of(descriptor: &Descriptor, row: Slot<'_>) -> Result<Unread> {
         return Ok(Vec::new());
     }
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let stored = reader.stored(row)?.into_iter().map(|(at, stored)| (at as u32, stored));
-    Ok(stored.filter(|(at, _)| !descriptor.route.key.contains(&(*at as usize))).collect())
+    let stored = reader
+        .stored(row)?
+        .into_iter()
+        .map(|(at, stored)| (at as u32, stored));
+    Ok(stored
+        .filter(|(at, _)| !descriptor.route.key.contains(&(*at as usize)))
+        .collect())
 }
 
 /// Columns outside the key whose large value the UPDATE left where it was.
 fn untouched(descriptor: &Descriptor, event: &Event<'_>) -> Result<Vec<u32>> {
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let same = reader.untouched(event.row()?, event.new_row()?)?.into_iter();
-    Ok(same.filter(|at| !descriptor.route.key.contains(at)).map(|at| at as u32).collect())
+    let same = reader
+        .untouched(event.row()?, event.new_row()?)?
+        .into_iter();
+    Ok(same
+        .filter(|at| !descriptor.route.key.contains(at))
+        .map(|at| at as u32)
+        .collect())
 }
 
 fn read_row_but<'call>(
@@ -197,7 +240,9 @@ fn read_row_but<'call>(
     unread: &[(u32, Stored)],
 ) -> Result<Vec<Option<&'call str>>> {
     let mut reader = descriptor.row.try_borrow_mut().map_err(|_| reentered())?;
-    reader.read_but(slot, |at| unread.iter().any(|(unread, _)| *unread as usize == at))
+    reader.read_but(slot, |at| {
+        unread.iter().any(|(unread, _)| *unread as usize == at)
+    })
 }
 
 fn read_row<'call>(descriptor: &Descriptor, slot: Slot<'call>) -> Result<Vec<Option<&'call str>>> {

@@ -78,9 +78,15 @@ impl Table {
             &args,
         )?;
         let Some(mut row) = rows.into_iter().next() else {
-            return Err(Error::local(SqlState::UNDEFINED_TABLE, "relation does not exist"));
+            return Err(Error::local(
+                SqlState::UNDEFINED_TABLE,
+                "relation does not exist",
+            ));
         };
-        let name = Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? };
+        let name = Relation {
+            schema: required(&mut row, 0)?,
+            table: required(&mut row, 1)?,
+        };
         let owner = oid(&required(&mut row, 2)?)?;
         let kind = required(&mut row, 3)?;
         let root = oid(&required(&mut row, 4)?)?;
@@ -202,7 +208,9 @@ impl Table {
             Ok(TableColumn {
                 name: required(&mut row, 0)?,
                 attribute: Attribute {
-                    number: number.parse().map_err(|_| Error::internal("malformed attnum"))?,
+                    number: number
+                        .parse()
+                        .map_err(|_| Error::internal("malformed attnum"))?,
                     type_oid: oid(&required(&mut row, 2)?)?,
                 },
                 generated: required(&mut row, 3)? == "t",
@@ -220,10 +228,13 @@ impl Table {
                     bytea: needs == "bytea",
                 },
                 collated: required(&mut row, 10)? == "t",
-                own_type: row[11].take().zip(row[12].take()).and_then(|(name, modifier)| {
-                    let modifier = modifier.parse().ok()?;
-                    Some(OwnType { name, modifier })
-                }),
+                own_type: row[11]
+                    .take()
+                    .zip(row[12].take())
+                    .and_then(|(name, modifier)| {
+                        let modifier = modifier.parse().ok()?;
+                        Some(OwnType { name, modifier })
+                    }),
             })
         })
         .collect()

@@ -88,8 +88,10 @@ pub fn ask(questions: &[Question<'_>]) -> Result<Vec<Result<Answer>>> {
             }
         }
         if let Some(next) = running.iter().map(|asking| asking.deadline).min() {
-            let interests: Vec<Interest> =
-                running.iter().filter_map(|asking| asking.link.interest()).collect();
+            let interests: Vec<Interest> = running
+                .iter()
+                .filter_map(|asking| asking.link.interest())
+                .collect();
             wait::wait(&interests, next.saturating_duration_since(Instant::now()));
         }
     }
@@ -142,18 +144,28 @@ impl<'f, 'q> Asking<'f, 'q> {
         if self.link.result().is_err() {
             return false;
         }
-        let mut texts =
-            self.link.answers().iter().map(|rows| rows.first().and_then(Option::as_deref));
+        let mut texts = self
+            .link
+            .answers()
+            .iter()
+            .map(|rows| rows.first().and_then(Option::as_deref));
         if self.server.is_none() {
-            let facts = texts.next().flatten().and_then(|text| serde_json::from_str(text).ok());
-            let Some(facts) = facts.filter(ServerFacts::is_sound) else { return false };
+            let facts = texts
+                .next()
+                .flatten()
+                .and_then(|text| serde_json::from_str(text).ok());
+            let Some(facts) = facts.filter(ServerFacts::is_sound) else {
+                return false;
+            };
             let (ahead, behind) = (facts.clock - context::clock(), self.clock - facts.clock);
             self.clock_ahead = if ahead > 0 { ahead } else { -behind.max(0) };
             self.server = Some(facts);
         }
         let expected = self.current().len();
-        let told: Option<Vec<TargetFacts>> =
-            texts.next().flatten().and_then(|text| serde_json::from_str(text).ok());
+        let told: Option<Vec<TargetFacts>> = texts
+            .next()
+            .flatten()
+            .and_then(|text| serde_json::from_str(text).ok());
         match told.filter(|told| told.len() == expected) {
             Some(told) => {
                 let sound = |facts: TargetFacts| facts.is_sound().then_some(facts);
@@ -169,7 +181,11 @@ impl<'f, 'q> Asking<'f, 'q> {
     fn late(&self) -> Error {
         let server = self.link.endpoint().account.server_name.clone();
         let millis = guc::connect_timeout().as_millis() as i64;
-        Error::Timeout { server, what: "asking the server", millis }
+        Error::Timeout {
+            server,
+            what: "asking the server",
+            millis,
+        }
     }
 
     /// The answer of a server that is not asked for more.
@@ -177,13 +193,23 @@ impl<'f, 'q> Asking<'f, 'q> {
         self.link.result()?;
         let server_name = self.link.endpoint().account.server_name.clone();
         let session = self.link.into_session();
-        let peer = session.as_ref().map_or(PeerKind::Unknown, |session| session.peer.kind());
+        let peer = session
+            .as_ref()
+            .map_or(PeerKind::Unknown, |session| session.peer.kind());
         session.into_iter().for_each(session::put_back);
         let Some(server) = self.server else {
             // No answer that an honest server gives.
             let reason = "The server's answer makes no sense.".to_owned();
-            return Err(Error::Lost { server: server_name, reason });
+            return Err(Error::Lost {
+                server: server_name,
+                reason,
+            });
         };
-        Ok(Answer { server, targets: self.targets, peer, clock_ahead: self.clock_ahead })
+        Ok(Answer {
+            server,
+            targets: self.targets,
+            peer,
+            clock_ahead: self.clock_ahead,
+        })
     }
 }

@@ -107,8 +107,13 @@ pub fn list(
          ORDER BY n.nspname, c.relname, a.args, t.tgname",
         triggers::sending("$1")
     );
-    let args =
-        [Some(extension.schema.as_str()), table.as_deref(), server, Some(&user), Some(&everything)];
+    let args = [
+        Some(extension.schema.as_str()),
+        table.as_deref(),
+        server,
+        Some(&user),
+        Some(&everything),
+    ];
     let mut found: Vec<Attached> = Vec::new();
     for mut row in spi::read(extension, &sql, &args)? {
         let texts =
@@ -124,12 +129,18 @@ pub fn list(
             columns: texts(required(&mut row, 5)?),
         };
         let (args, table) = (texts(required(&mut row, 6)?), oid(&required(&mut row, 7)?)?);
-        match found.last_mut().filter(|last| last.table == table && last.args == args) {
+        match found
+            .last_mut()
+            .filter(|last| last.table == table && last.args == args)
+        {
             Some(last) => last.triggers.push(trigger),
             None => found.push(Attached {
                 table,
                 args,
-                name: Relation { schema: required(&mut row, 8)?, table: required(&mut row, 9)? },
+                name: Relation {
+                    schema: required(&mut row, 8)?,
+                    table: required(&mut row, 9)?,
+                },
                 persistence: required(&mut row, 10)?,
                 triggers: vec![trigger],
             }),
@@ -140,8 +151,9 @@ pub fn list(
 
 /// A TRUNCATE trigger that is given no options goes with the trigger that has some.
 fn joined(found: Vec<Attached>) -> Vec<Attached> {
-    let (mut whole, parts): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|one| one.triggers.iter().any(AttachedTrigger::is_of_rows));
+    let (mut whole, parts): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|one| one.triggers.iter().any(AttachedTrigger::is_of_rows));
     for part in parts {
         let same = |one: &&mut Attached| {
             one.table == part.table && one.args.iter().take(3).eq(part.args.iter().take(3))
@@ -159,10 +171,17 @@ fn check_owner(extension: &Extension, caller: &Caller, table: Oid) -> Result<()>
     let sql = "SELECT c.relname, $3::pg_catalog.bool \
             OR pg_catalog.pg_has_role($2::pg_catalog.oid, c.relowner, 'USAGE') \
          FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid";
-    let args = [Some(table.to_u32().to_string()), Some(user), Some(everything)];
+    let args = [
+        Some(table.to_u32().to_string()),
+        Some(user),
+        Some(everything),
+    ];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
     let Some(mut row) = spi::read(extension, sql, &args)?.into_iter().next() else {
-        return Err(Error::local(SqlState::UNDEFINED_TABLE, "relation does not exist"));
+        return Err(Error::local(
+            SqlState::UNDEFINED_TABLE,
+            "relation does not exist",
+        ));
     };
     match required(&mut row, 1)?.as_str() {
         "t" => Ok(()),
@@ -197,7 +216,11 @@ impl AttachedTrigger {
     /// What is wrong with it.
     fn finding(&self, table: &str) -> Option<Finding> {
         let name = &self.name;
-        let enable = format!("ALTER TABLE {} ENABLE TRIGGER {}.", ident(table), ident(name));
+        let enable = format!(
+            "ALTER TABLE {} ENABLE TRIGGER {}.",
+            ident(table),
+            ident(name)
+        );
         let state = SqlState::OBJECT_NOT_READY;
         if !self.is_well_formed() {
             let problem = format!("trigger \"{name}\" has a timing or level that sync_dml refuses");
@@ -248,10 +271,15 @@ impl Attached {
     /// What is wrong with the triggers, and with the table as far as that matters everywhere.
     pub fn findings(&self) -> Vec<Finding> {
         let table = &self.name.table;
-        let of_each = self.triggers.iter().filter_map(|trigger| trigger.finding(table));
+        let of_each = self
+            .triggers
+            .iter()
+            .filter_map(|trigger| trigger.finding(table));
         let mut found: Vec<Finding> = of_each.collect();
         let captured = |event: u16| {
-            self.triggers.iter().any(|trigger| trigger.is_active() && trigger.has(event))
+            self.triggers
+                .iter()
+                .any(|trigger| trigger.is_active() && trigger.has(event))
         };
         let events = [
             ("INSERT", bit::INSERT),

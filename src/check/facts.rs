@@ -146,7 +146,10 @@ impl Trigger {
 
     /// Its options, if they are any that are known here.
     pub fn options(&self) -> Option<Options> {
-        self.args.get(3).map_or_else(|| Some(Options::default()), |text| Options::parse(text).ok())
+        self.args.get(3).map_or_else(
+            || Some(Options::default()),
+            |text| Options::parse(text).ok(),
+        )
     }
 }
 
@@ -161,8 +164,16 @@ fn is_name(name: &str) -> bool {
 impl ServerFacts {
     /// Whether an honest server may have said so.
     pub fn is_sound(&self) -> bool {
-        let names = [&self.role, &self.guard, &self.encoding, &self.replication_role];
-        let more = [&self.log_statement].into_iter().chain(&self.acts_as).chain(&self.extension);
+        let names = [
+            &self.role,
+            &self.guard,
+            &self.encoding,
+            &self.replication_role,
+        ];
+        let more = [&self.log_statement]
+            .into_iter()
+            .chain(&self.acts_as)
+            .chain(&self.extension);
         names.into_iter().chain(more).all(|name| is_name(name))
     }
 }
@@ -171,14 +182,28 @@ impl TargetFacts {
     /// Whether an honest server may have said so.
     pub fn is_sound(&self) -> bool {
         self.table.iter().all(|target| {
-            let args = target.triggers.iter().flat_map(|trigger| trigger.args.iter().take(3));
-            let triggers = target.triggers.iter().map(|trigger| &trigger.name).chain(args);
+            let args = target
+                .triggers
+                .iter()
+                .flat_map(|trigger| trigger.args.iter().take(3));
+            let triggers = target
+                .triggers
+                .iter()
+                .map(|trigger| &trigger.name)
+                .chain(args);
             let columns = target.columns.iter().map(|column| &column.0);
             let is_shown = |column: &TargetColumn| column.4.chars().count() <= MAX_SHOWN_TYPE;
             let unique = target.unique.iter().flat_map(|(columns, _)| columns);
-            let parents = target.parents.iter().flat_map(|(schema, table)| [schema, table]);
+            let parents = target
+                .parents
+                .iter()
+                .flat_map(|(schema, table)| [schema, table]);
             let named = target.row_triggers.iter().chain(&target.replica_triggers);
-            let mut all = triggers.chain(columns).chain(unique).chain(parents).chain(named);
+            let mut all = triggers
+                .chain(columns)
+                .chain(unique)
+                .chain(parents)
+                .chain(named);
             all.all(|name| is_name(name))
                 && target.columns.iter().all(is_shown)
                 && target.exclusions.iter().all(|name| is_name(name))

@@ -50,17 +50,30 @@ impl Finding {
 
     /// Of severity `notice`.
     pub fn notice(problem: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::of(Severity::Notice, SqlState::new("00000"), problem.into(), hint.into())
+        Self::of(
+            Severity::Notice,
+            SqlState::new("00000"),
+            problem.into(),
+            hint.into(),
+        )
     }
 
     /// The error that something ended with.
     pub fn failure(problem: Error) -> Self {
-        Self { severity: Severity::Error, problem, refuses: false }
+        Self {
+            severity: Severity::Error,
+            problem,
+            refuses: false,
+        }
     }
 
     fn of(severity: Severity, sqlstate: SqlState, problem: String, hint: String) -> Self {
         let problem = Error::local(sqlstate, problem).with_hint(hint);
-        Self { severity, problem, refuses: false }
+        Self {
+            severity,
+            problem,
+            refuses: false,
+        }
     }
 
     /// The same, for which `attach_sync` refuses to attach.

@@ -33,8 +33,10 @@ const TABLE_LIKE: [&str; 4] = ["r", "p", "v", "f"];
 
 /// The server could not be asked.
 pub fn not_asked(server: &str, error: &Error) -> Finding {
-    let problem =
-        format!("server \"{server}\" could not be asked about the target: {}", error.one_line());
+    let problem = format!(
+        "server \"{server}\" could not be asked about the target: {}",
+        error.one_line()
+    );
     let hint = error.hint().unwrap_or_else(|| {
         "Until changes can be delivered they are queued, or in mode \"sync\" fail the transaction.".to_owned()
     });
@@ -46,7 +48,9 @@ pub fn in_recovery(server: &str, facts: &ServerFacts) -> Option<Finding> {
     let problem = format!("server \"{server}\" is in recovery and takes no changes");
     let hint =
         "Changes are queued until it is promoted; or let the server's options lead to its primary.";
-    facts.in_recovery.then(|| Finding::error(SqlState::new(READ_ONLY), problem, hint))
+    facts
+        .in_recovery
+        .then(|| Finding::error(SqlState::new(READ_ONLY), problem, hint))
 }
 
 /// What keeps changes from arriving, or makes them go round.
@@ -69,12 +73,20 @@ pub fn findings(
                 "Without \"target\" it is the table of the same schema and name.",
             ),
         };
-        let state =
-            if facts.usage.is_some() { SqlState::UNDEFINED_TABLE } else { SqlState::new("3F000") };
+        let state = if facts.usage.is_some() {
+            SqlState::UNDEFINED_TABLE
+        } else {
+            SqlState::new("3F000")
+        };
         found.push(Finding::error(state, problem, hint));
         return found;
     };
-    let of_target = OfTarget { subject, facts: server_facts, usage: facts.usage, target };
+    let of_target = OfTarget {
+        subject,
+        facts: server_facts,
+        usage: facts.usage,
+        target,
+    };
     found.extend(of_target.kind());
     if !TABLE_LIKE.contains(&target.kind.as_str()) {
         return found;
@@ -98,8 +110,13 @@ impl Subject<'_> {
     /// Whether a trigger there sends to the local table. Hosts are not compared: the same server goes by many
     /// names.
     pub fn is_back(&self, trigger: &Trigger) -> bool {
-        let [_, schema, table, ..] = trigger.args.as_slice() else { return false };
-        let dbname = trigger.server.get("dbname").map_or(self.database, String::as_str);
+        let [_, schema, table, ..] = trigger.args.as_slice() else {
+            return false;
+        };
+        let dbname = trigger
+            .server
+            .get("dbname")
+            .map_or(self.database, String::as_str);
         (schema, table) == (&self.local.schema, &self.local.table) && dbname == self.database
     }
 }
@@ -169,7 +186,9 @@ impl OfTarget<'_> {
         let all = |letter: char, positions: Vec<usize>| {
             positions.into_iter().all(|at| {
                 let name = &route.columns[at].name;
-                target.column(name).is_none_or(|column| column.1.has(letter))
+                target
+                    .column(name)
+                    .is_none_or(|column| column.1.has(letter))
             })
         };
         let every: Vec<usize> = (0..route.columns.len()).collect();
@@ -180,7 +199,10 @@ impl OfTarget<'_> {
         let missing: Vec<&str> = [
             ("SELECT", all('s', read)),
             ("INSERT", all('i', every)),
-            ("UPDATE", route.is_keyless() || all('u', route.settable().collect())),
+            (
+                "UPDATE",
+                route.is_keyless() || all('u', route.settable().collect()),
+            ),
             ("DELETE", route.is_keyless() || target.delete),
             ("TRUNCATE", target.truncate || self.is_view()),
         ]
@@ -222,14 +244,21 @@ impl OfTarget<'_> {
             ));
         }
         let named = |test: &dyn Fn(&str, &Flags) -> bool| -> Vec<&str> {
-            let columns = target.columns.iter().filter(|column| test(&column.0, &column.1));
+            let columns = target
+                .columns
+                .iter()
+                .filter(|column| test(&column.0, &column.1));
             columns.map(|column| column.0.as_str()).collect()
         };
         let generated = named(&|name, flags| sent(name) && flags.has('g'));
         if !generated.is_empty() {
             found.push(Finding::error(
                 SqlState::new(GENERATED),
-                format!("{} generates column {} itself", self.name(), quoted(&generated)),
+                format!(
+                    "{} generates column {} itself",
+                    self.name(),
+                    quoted(&generated)
+                ),
                 "Leave it out with \"exclude\".",
             ));
         }
@@ -261,11 +290,19 @@ impl OfTarget<'_> {
             let mut verdict = types::compare(&here.types, from, &self.target.types, to);
             if verdict.fidelity == Fidelity::Equal && remote.1.has('c') && !local.1.has('c') {
                 let why = "other texts are equal there by the column's collation".to_owned();
-                verdict = Verdict { fidelity: Fidelity::Folding, why };
+                verdict = Verdict {
+                    fidelity: Fidelity::Folding,
+                    why,
+                };
             }
             self.judged(at, name, [&local.4, &remote.4], &verdict)
         };
-        route.columns.iter().enumerate().filter_map(judged).collect()
+        route
+            .columns
+            .iter()
+            .enumerate()
+            .filter_map(judged)
+            .collect()
     }
 
     /// What there is to be said of a column with such types.
@@ -324,11 +361,18 @@ impl OfTarget<'_> {
         if !self.needs_arbiter() || !matches!(self.target.kind.as_str(), "r" | "p") {
             return None;
         }
-        let mut key: Vec<&str> =
-            route.key.iter().map(|at| route.columns[*at].name.as_str()).collect();
+        let mut key: Vec<&str> = route
+            .key
+            .iter()
+            .map(|at| route.columns[*at].name.as_str())
+            .collect();
         key.sort_unstable();
-        let fitting: Vec<_> =
-            self.target.unique.iter().filter(|(columns, _)| is_same_set(columns, &key)).collect();
+        let fitting: Vec<_> = self
+            .target
+            .unique
+            .iter()
+            .filter(|(columns, _)| is_same_set(columns, &key))
+            .collect();
         let columns = key.join(", ");
         if fitting.is_empty() {
             return Some(Finding::error(
@@ -344,7 +388,10 @@ impl OfTarget<'_> {
         (!at_once).then(|| {
             Finding::error(
                 SqlState::OBJECT_NOT_READY,
-                format!("the unique constraint of {} on ({columns}) is deferrable", self.name()),
+                format!(
+                    "the unique constraint of {} on ({columns}) is deferrable",
+                    self.name()
+                ),
                 "Let it be NOT DEFERRABLE there, or use \"on_conflict\": \"error\".",
             )
         })
@@ -353,9 +400,13 @@ impl OfTarget<'_> {
     /// Whether rows may count there as newer than they were sent. Where the table is sent on by a trigger that
     /// decides by the newest as well, what was sent is kept there.
     fn replaced_versions(&self) -> Option<Finding> {
-        let Policy::Newest(at) = self.subject.route.policy else { return None };
+        let Policy::Newest(at) = self.subject.route.policy else {
+            return None;
+        };
         let keeps = self.target.active_triggers().any(|trigger| {
-            trigger.options().is_some_and(|options| options.on_conflict == OnConflict::Newest)
+            trigger
+                .options()
+                .is_some_and(|options| options.on_conflict == OnConflict::Newest)
         });
         if keeps || !self.target.sets_version {
             return None;
@@ -379,8 +430,12 @@ impl OfTarget<'_> {
         let mut found = Vec::new();
         let mut diverges = false;
         for trigger in self.target.active_triggers() {
-            let [server, ..] = trigger.args.as_slice() else { continue };
-            let Some(options) = trigger.options() else { continue };
+            let [server, ..] = trigger.args.as_slice() else {
+                continue;
+            };
+            let Some(options) = trigger.options() else {
+                continue;
+            };
             let leads_back = self.subject.is_back(trigger);
             if leads_back {
                 let policy = self.subject.route.policy;
@@ -403,7 +458,11 @@ impl OfTarget<'_> {
 
     /// Whether both sides decide by the same column.
     fn is_same_version(&self, theirs: &Options) -> bool {
-        let ours = self.subject.route.version().map(|at| &self.subject.route.columns[at].name);
+        let ours = self
+            .subject
+            .route
+            .version()
+            .map(|at| &self.subject.route.columns[at].name);
         ours == theirs.version_column.as_ref()
     }
 
@@ -415,17 +474,29 @@ impl OfTarget<'_> {
         server: &str,
         leads_back: bool,
     ) -> Option<Finding> {
-        let Subject { server: here, guard, .. } = self.subject;
+        let Subject {
+            server: here,
+            guard,
+            ..
+        } = self.subject;
         let of_options = || {
             let settings = settings_in(trigger.server.get("options")?).into_iter();
-            settings.rev().find(|(name, _)| name == "application_name").map(|(_, value)| value)
+            settings
+                .rev()
+                .find(|(name, _)| name == "application_name")
+                .map(|(_, value)| value)
         };
         let theirs = options.application_name.clone();
         let theirs = theirs.or_else(|| trigger.server.get("application_name").cloned());
-        let theirs = theirs.or_else(of_options).unwrap_or_else(|| self.facts.guard.clone());
+        let theirs = theirs
+            .or_else(of_options)
+            .unwrap_or_else(|| self.facts.guard.clone());
         // A longer one is none.
         let theirs: String = theirs.chars().take(MAX_NAME).collect();
-        let doubted = options.guard_role.as_ref().filter(|role| !self.facts.roles.contains(role));
+        let doubted = options
+            .guard_role
+            .as_ref()
+            .filter(|role| !self.facts.roles.contains(role));
         let (problem, hint) = if theirs != *guard {
             (
                 format!(
@@ -478,7 +549,10 @@ mod tests {
             binary: None,
             own_type: None,
         };
-        let relation = || Relation { schema: "s".into(), table: "t".into() };
+        let relation = || Relation {
+            schema: "s".into(),
+            table: "t".into(),
+        };
         Route {
             source: relation(),
             target: relation(),
@@ -500,9 +574,18 @@ mod tests {
         let route = route(policy);
         let (server, database, guard) = ("dst", "db", "pg_rowsync");
         let (local, here) = (&route.source, None);
-        let subject = Subject { server, database, local, route: &route, guard, here };
+        let subject = Subject {
+            server,
+            database,
+            local,
+            route: &route,
+            guard,
+            here,
+        };
         let found = findings(&subject, &server_facts, &facts).into_iter();
-        found.map(|finding| finding.problem.sqlstate().to_string()).collect()
+        found
+            .map(|finding| finding.problem.sqlstate().to_string())
+            .collect()
     }
 
     const SERVER: &str =
@@ -530,9 +613,15 @@ mod tests {
         // That the policies may diverge is noted of both.
         assert_eq!(states(Policy::Overwrite, &with(r#""{}""#, "")), ["00000"]);
         let named = r#""application_name": "other""#;
-        assert_eq!(states(Policy::Overwrite, &with(r#""{}""#, named)), ["55000", "00000"]);
+        assert_eq!(
+            states(Policy::Overwrite, &with(r#""{}""#, named)),
+            ["55000", "00000"]
+        );
         let elsewhere = r#""application_name": "other", "dbname": "elsewhere""#;
-        assert_eq!(states(Policy::Overwrite, &with(r#""{}""#, elsewhere)), ["00000"]);
+        assert_eq!(
+            states(Policy::Overwrite, &with(r#""{}""#, elsewhere)),
+            ["00000"]
+        );
         let own = r#""{\"application_name\": \"pg_rowsync\"}""#;
         assert_eq!(states(Policy::Overwrite, &with(own, named)), ["00000"]);
     }

@@ -18,7 +18,9 @@ pub struct Pair<'s> {
 pub fn parents(pair: &Pair<'_>, targets: &[Relation]) -> Vec<Finding> {
     let own = &pair.subject.route.target;
     let is_sent = |(schema, table): &&(String, String)| {
-        targets.iter().any(|one| one.schema == *schema && one.table == *table)
+        targets
+            .iter()
+            .any(|one| one.schema == *schema && one.table == *table)
             || (&own.schema, &own.table) == (schema, table)
     };
     let left_out = pair.target.parents.iter().filter(|parent| !is_sent(parent));
@@ -41,8 +43,13 @@ pub fn parents(pair: &Pair<'_>, targets: &[Relation]) -> Vec<Finding> {
 /// `others`: how many those are.
 pub fn gap(pair: &Pair<'_>, others: usize) -> Option<Finding> {
     let Pair { subject, target } = pair;
-    let is_master = target.active_triggers().any(|trigger| subject.is_back(trigger));
-    let reached = target.active_triggers().filter(|trigger| !subject.is_back(trigger)).count();
+    let is_master = target
+        .active_triggers()
+        .any(|trigger| subject.is_back(trigger));
+    let reached = target
+        .active_triggers()
+        .filter(|trigger| !subject.is_back(trigger))
+        .count();
     (is_master && reached < others).then(|| {
         let (server, table) = (subject.server, &subject.local.table);
         Finding::warning(

@@ -44,7 +44,10 @@ pub fn findings(reached: &Reached<'_>, here: &ServerFacts, there: &ServerFacts) 
     if there.version > 0 && there.version < OLDEST_VERSION {
         found.push(Finding::error(
             SqlState::FEATURE_NOT_SUPPORTED,
-            format!("server \"{server}\" is PostgreSQL {}", there.version / 10_000),
+            format!(
+                "server \"{server}\" is PostgreSQL {}",
+                there.version / 10_000
+            ),
             "PostgreSQL 14 or later is needed there.",
         ));
     }
@@ -120,7 +123,10 @@ fn role(reached: &Reached<'_>, there: &ServerFacts) -> Vec<Finding> {
             format!("ALTER ROLE {role} SET log_statement = 'ddl' there, as a superuser."),
         ));
     }
-    if let Some(limit) = there.connection_limit.filter(|limit| *limit < FEW_CONNECTIONS) {
+    if let Some(limit) = there
+        .connection_limit
+        .filter(|limit| *limit < FEW_CONNECTIONS)
+    {
         found.push(Finding::warning(
             SqlState::new("53300"),
             format!("server \"{server}\" lets role \"{role}\" or its database have {limit} connections only"),
@@ -128,7 +134,10 @@ fn role(reached: &Reached<'_>, there: &ServerFacts) -> Vec<Finding> {
              the server's option \"keep_connections\" to off.",
         ));
     }
-    if let Some(left) = there.password_expires.filter(|left| *left < PASSWORD_NOTICE) {
+    if let Some(left) = there
+        .password_expires
+        .filter(|left| *left < PASSWORD_NOTICE)
+    {
         found.push(Finding::warning(
             SqlState::new("28P01"),
             format!(
@@ -168,7 +177,11 @@ fn newest(reached: &Reached<'_>, here: &ServerFacts, there: &ServerFacts) -> Vec
     if reached.clock_ahead.abs() > CLOCK_TOLERANCE {
         let (seconds, way) = (
             reached.clock_ahead.abs() / 1_000_000,
-            if reached.clock_ahead > 0 { "ahead" } else { "behind" },
+            if reached.clock_ahead > 0 {
+                "ahead"
+            } else {
+                "behind"
+            },
         );
         found.push(Finding::warning(
             SqlState::OBJECT_NOT_READY,

@@ -46,7 +46,10 @@ pub fn targets_of(extension: &Extension, server: &str) -> Result<Vec<Relation>> 
     spi::read(extension, &sql, &[Some(&extension.schema), Some(server)])?
         .into_iter()
         .map(|mut row| {
-            Ok(Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? })
+            Ok(Relation {
+                schema: required(&mut row, 0)?,
+                table: required(&mut row, 1)?,
+            })
         })
         .collect()
 }
@@ -79,7 +82,11 @@ pub fn of_queue(
         mine("q.owner")
     );
     for mut row in spi::read(extension, &failed, &args)? {
-        let table = row.first_mut().and_then(Option::take).map(|text| oid(&text)).transpose()?;
+        let table = row
+            .first_mut()
+            .and_then(Option::take)
+            .map(|text| oid(&text))
+            .transpose()?;
         let (server, count) = (required(&mut row, 1)?, required(&mut row, 2)?);
         let (first, state) = (required(&mut row, 3)?, required(&mut row, 4)?);
         let problem = format!(
@@ -87,7 +94,11 @@ pub fn of_queue(
         );
         let hint = "See sync_err_rec. Remove the cause and call retry_sync_err_rec(id), or delete the record \
                     there, which discards the change.";
-        found.push((table, server, Finding::error(SqlState::new(&state), problem, hint)));
+        found.push((
+            table,
+            server,
+            Finding::error(SqlState::new(&state), problem, hint),
+        ));
     }
     let pending = format!(
         "SELECT s.dst_server, p.id, COALESCE(w.last_sqlstate, '') FROM ( \
@@ -112,7 +123,11 @@ pub fn of_queue(
             "changes for server \"{server}\" have been pending for more than a minute, from record {first} on{last}"
         );
         let hint = "See sync_status for the last error and when it is tried again.";
-        found.push((None, server, Finding::warning(SqlState::OBJECT_NOT_READY, problem, hint)));
+        found.push((
+            None,
+            server,
+            Finding::warning(SqlState::OBJECT_NOT_READY, problem, hint),
+        ));
     }
     let blocked = format!(
         "SELECT w.dst_server, w.owner, COALESCE(w.last_sqlstate, '') FROM {schema}.sync_owner_state w \
@@ -130,7 +145,11 @@ pub fn of_queue(
             "server \"{server}\" does not take the changes of owner {owner}: SQLSTATE {state}"
         );
         let hint = "See the column blocked of sync_status; others' changes do not wait for them.";
-        found.push((None, server, Finding::error(SqlState::new(&state), problem, hint)));
+        found.push((
+            None,
+            server,
+            Finding::error(SqlState::new(&state), problem, hint),
+        ));
     }
     let lost = format!(
         "SELECT l.dst_server, pg_catalog.count(*) FROM {schema}.sync_lost_session l WHERE {} GROUP BY 1",
@@ -142,7 +161,11 @@ pub fn of_queue(
             "{count} sessions on server \"{server}\" whose connections were lost may still commit: newer changes wait"
         );
         let hint = "They are ended by the next drain; if that cannot, by an administrator there.";
-        found.push((None, server, Finding::warning(SqlState::OBJECT_IN_USE, problem, hint)));
+        found.push((
+            None,
+            server,
+            Finding::warning(SqlState::OBJECT_IN_USE, problem, hint),
+        ));
     }
     Ok(found)
 }

@@ -64,16 +64,28 @@ impl Surprise<'_> {
 
     /// Columns that are sent, by their names here and there.
     fn sent(&self) -> impl Iterator<Item = (usize, &str, &str)> {
-        self.subject.route.columns.iter().enumerate().map(|(at, column)| {
-            (at, column.local.as_deref().unwrap_or(&column.name), column.name.as_str())
-        })
+        self.subject
+            .route
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(at, column)| {
+                (
+                    at,
+                    column.local.as_deref().unwrap_or(&column.name),
+                    column.name.as_str(),
+                )
+            })
     }
 
     fn nulls(&self) -> Option<Finding> {
         let here = self.subject.here?;
         let refused = |(at, local, remote): (usize, &str, &str)| {
             let is_nullable = here.column(local).is_some_and(|column| !column.1.has('n'));
-            let is_not_null = self.target.column(remote).is_some_and(|column| column.1.has('n'));
+            let is_not_null = self
+                .target
+                .column(remote)
+                .is_some_and(|column| column.1.has('n'));
             let is_key = self.subject.route.key.contains(&at);
             (is_nullable && is_not_null && !is_key).then(|| remote.to_owned())
         };
@@ -94,7 +106,10 @@ impl Surprise<'_> {
     fn identities(&self) -> Option<Finding> {
         let route = self.subject.route;
         let refused = |(at, _, remote): (usize, &str, &str)| {
-            let is_always = self.target.column(remote).is_some_and(|column| column.1.has('a'));
+            let is_always = self
+                .target
+                .column(remote)
+                .is_some_and(|column| column.1.has('a'));
             let is_set = !route.key.contains(&at) && !route.columns[at].fixed;
             (is_always && is_set).then(|| remote.to_owned())
         };
@@ -114,7 +129,9 @@ impl Surprise<'_> {
 
     /// Unique indexes and exclusion constraints that only the target has.
     fn more_constraints(&self) -> Vec<Finding> {
-        let (Some(here), target) = (self.subject.here, self.target) else { return Vec::new() };
+        let (Some(here), target) = (self.subject.here, self.target) else {
+            return Vec::new();
+        };
         let mut found = Vec::new();
         let local_name = |remote: &String| {
             let column = self.sent().find(|(_, _, name)| name == remote);
@@ -143,8 +160,11 @@ impl Surprise<'_> {
                 ));
             }
         }
-        let only_there: Vec<&String> =
-            target.exclusions.iter().filter(|name| !here.exclusions.contains(name)).collect();
+        let only_there: Vec<&String> = target
+            .exclusions
+            .iter()
+            .filter(|name| !here.exclusions.contains(name))
+            .collect();
         if !only_there.is_empty() {
             found.push(Finding::warning(
                 SqlState::EXCLUSION_VIOLATION,
@@ -163,8 +183,12 @@ impl Surprise<'_> {
     fn triggers(&self) -> Vec<Finding> {
         let (name, target) = (self.name(), self.target);
         let mut found = Vec::new();
-        let idle: Vec<&String> =
-            target.triggers.iter().filter(|one| !one.is_active()).map(|one| &one.name).collect();
+        let idle: Vec<&String> = target
+            .triggers
+            .iter()
+            .filter(|one| !one.is_active())
+            .map(|one| &one.name)
+            .collect();
         if !idle.is_empty() {
             found.push(Finding::warning(
                 SqlState::OBJECT_NOT_READY,
@@ -196,7 +220,9 @@ impl Surprise<'_> {
         }
         let both: Vec<&String> = (self.subject.here.iter())
             .flat_map(|here| {
-                here.row_triggers.iter().filter(|one| target.row_triggers.contains(one))
+                here.row_triggers
+                    .iter()
+                    .filter(|one| target.row_triggers.contains(one))
             })
             .collect();
         if !both.is_empty() {

@@ -113,14 +113,20 @@ fn within(here: &Types, from: (u32, i32), there: &Types, to: (u32, i32), depth: 
     };
     let inner = |from, to| within(here, from, there, to, depth - 1);
     if source.element != 0 && target.element != 0 {
-        return inner((source.element, from_modifier), (target.element, to_modifier));
+        return inner(
+            (source.element, from_modifier),
+            (target.element, to_modifier),
+        );
     }
     let kinds = (source.kind.as_str(), target.kind.as_str());
     match kinds {
         ("e", "e") => return enums(&source.labels, &target.labels),
         ("r", "r") | ("m", "m") => return inner((source.subtype, -1), (target.subtype, -1)),
         ("c", "c") if source.fields.len() != target.fields.len() => {
-            return verdict(Fidelity::Never, "the two have not the same number of fields");
+            return verdict(
+                Fidelity::Never,
+                "the two have not the same number of fields",
+            );
         }
         ("c", "c") => {
             let pairs = source.fields.iter().zip(&target.fields);
@@ -139,7 +145,10 @@ fn enums(here: &[String], there: &[String]) -> Verdict {
         true => equal(),
         false => {
             let missing = super::finding::quoted(&missing);
-            verdict(Fidelity::Narrower, format!("labels {missing} are not there"))
+            verdict(
+                Fidelity::Narrower,
+                format!("labels {missing} are not there"),
+            )
         }
     }
 }
@@ -199,7 +208,12 @@ enum Kind {
 impl Kind {
     fn of(facts: &TypeFacts, modifier: i32, has_zone: bool) -> Self {
         let own = facts.schema == "pg_catalog";
-        let other = || Self::Other { name: facts.name.clone(), own, modifier, has_zone };
+        let other = || Self::Other {
+            name: facts.name.clone(),
+            own,
+            modifier,
+            has_zone,
+        };
         if facts.kind == "e" {
             return Self::Enum;
         }
@@ -239,7 +253,10 @@ impl Kind {
     }
 
     fn is_text(&self) -> bool {
-        matches!(self, Self::Text | Self::Varchar(_) | Self::Bpchar(_) | Self::Name | Self::Byte)
+        matches!(
+            self,
+            Self::Text | Self::Varchar(_) | Self::Bpchar(_) | Self::Name | Self::Byte
+        )
     }
 
     fn is_other(&self, wanted: &str) -> bool {
@@ -257,8 +274,12 @@ impl Kind {
             Self::Integer(_) => 20,
             Self::Oid => 10,
             Self::Bit(length) | Self::Varbit(length) => (*length)?,
-            Self::Other { name, own: true, .. } if name == "bool" => 1,
-            Self::Other { name, own: true, .. } if name == "uuid" => 36,
+            Self::Other {
+                name, own: true, ..
+            } if name == "bool" => 1,
+            Self::Other {
+                name, own: true, ..
+            } if name == "uuid" => 36,
             _ => return None,
         })
     }
@@ -294,7 +315,11 @@ pub fn needed(name: &str, modifier: i32) -> Vec<Needed> {
         ..TypeFacts::default()
     };
     let here = type_of(name);
-    let from = Kind::of(&here, modifier, has_zone(&Types::default(), &here, MAX_DEPTH));
+    let from = Kind::of(
+        &here,
+        modifier,
+        has_zone(&Types::default(), &here, MAX_DEPTH),
+    );
     let needed = |name: &'static str| {
         let there = type_of(name);
         let too_coarse = |measure: &i32| {
@@ -303,13 +328,17 @@ pub fn needed(name: &str, modifier: i32) -> Vec<Needed> {
         };
         let measures: Vec<i32> = match name {
             "numeric" => (-1000..=1000).chain([i32::MAX]).collect(),
-            "varchar" | "bpchar" => {
-                [1].into_iter().chain(from.longest()).chain([i32::MAX]).collect()
-            }
+            "varchar" | "bpchar" => [1]
+                .into_iter()
+                .chain(from.longest())
+                .chain([i32::MAX])
+                .collect(),
             "time" | "timetz" | "timestamp" | "timestamptz" => (0..=6).collect(),
             _ => vec![0],
         };
-        let least = measures[measures.partition_point(too_coarse)..].first().copied();
+        let least = measures[measures.partition_point(too_coarse)..]
+            .first()
+            .copied();
         (least != measures.first().copied()).then_some(Needed { name, least })
     };
     PLAIN_TYPES.into_iter().filter_map(needed).collect()
@@ -378,7 +407,10 @@ fn modifier_of(name: &str, measure: i32) -> i32 {
 }
 
 fn verdict(fidelity: Fidelity, why: impl Into<String>) -> Verdict {
-    Verdict { fidelity, why: why.into() }
+    Verdict {
+        fidelity,
+        why: why.into(),
+    }
 }
 
 fn equal() -> Verdict {
@@ -386,7 +418,10 @@ fn equal() -> Verdict {
 }
 
 fn unknown() -> Verdict {
-    verdict(Fidelity::Unknown, "what becomes of its values is not known here")
+    verdict(
+        Fidelity::Unknown,
+        "what becomes of its values is not known here",
+    )
 }
 
 const TOO_LARGE: &str = "values that are too large for it are refused there";
@@ -432,7 +467,12 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
         (_, Enum) if from.is_text() => {
             verdict(Narrower, "what is none of its labels is refused there")
         }
-        (_, Other { name, own: false, .. }) if from.is_text() && name == "citext" => {
+        (
+            _,
+            Other {
+                name, own: false, ..
+            },
+        ) if from.is_text() && name == "citext" => {
             verdict(Folding, "values that differ only in case are equal there")
         }
         (_, Other { own: false, .. }) if from.is_text() => unknown(),
@@ -448,7 +488,10 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
         (Integer(_), Numeric(None)) => equal(),
         (Integer(_), Numeric(Some((_, scale)))) if *scale < 0 => verdict(Coarser, ROUNDED),
         (Integer(_), Numeric(Some((precision, scale)))) => {
-            match from.digits().is_some_and(|digits| digits <= precision - scale) {
+            match from
+                .digits()
+                .is_some_and(|digits| digits <= precision - scale)
+            {
                 true => equal(),
                 false => verdict(Narrower, TOO_LARGE),
             }
@@ -465,9 +508,10 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
             "the shortest decimal that stands for a value arrives, not its exact binary value",
         ),
         (Float(_), Float(_)) => verdict(Coarser, ROUNDED),
-        (Float(_), Integer(_)) => {
-            verdict(Rewritten, "fractions and large values are refused there, and -0 becomes 0")
-        }
+        (Float(_), Integer(_)) => verdict(
+            Rewritten,
+            "fractions and large values are refused there, and -0 becomes 0",
+        ),
         (Float(_), Numeric(None)) => verdict(Rewritten, "-0 becomes 0"),
         (Float(_), Numeric(_)) => verdict(Coarser, ROUNDED),
         (Numeric(Some((precision, scale))), Float(bytes))
@@ -476,9 +520,10 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
             equal()
         }
         (Numeric(_), Float(_)) => verdict(Coarser, ROUNDED),
-        (Numeric(_), Integer(_)) => {
-            verdict(Narrower, "fractions, NaN and large values are refused there")
-        }
+        (Numeric(_), Integer(_)) => verdict(
+            Narrower,
+            "fractions, NaN and large values are refused there",
+        ),
         (Numeric(_), Numeric(None)) => equal(),
         (Numeric(Some((p, s))), Numeric(Some((q, t)))) if s <= t => match p - s <= q - t {
             true => equal(),
@@ -486,16 +531,18 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
         },
         (Numeric(_), Numeric(_)) => verdict(Coarser, ROUNDED),
         (Numeric(_) | Float(_), Money) => verdict(Coarser, ROUNDED),
-        (Money, Integer(_) | Float(_) | Numeric(_)) => {
-            verdict(Never, "amounts are written with their currency, which is no number")
-        }
+        (Money, Integer(_) | Float(_) | Numeric(_)) => verdict(
+            Never,
+            "amounts are written with their currency, which is no number",
+        ),
         (Oid, Integer(8)) | (Oid, Object(_)) => equal(),
         (Oid, Integer(_)) => verdict(Narrower, TOO_LARGE),
         (Object(one), Object(other)) if one == other => equal(),
         (Object(_), Oid | Integer(_)) => verdict(Narrower, "names of objects are no numbers"),
-        (Object(_), Object(_)) => {
-            verdict(Narrower, "names of other kinds of objects are refused there")
-        }
+        (Object(_), Object(_)) => verdict(
+            Narrower,
+            "names of other kinds of objects are refused there",
+        ),
         // Strings of bits.
         (Bit(_) | Varbit(_), Bit(None) | Varbit(None)) => equal(),
         (Bit(one), Bit(other)) if one == other => equal(),
@@ -545,18 +592,27 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
             verdict(Never, "eight bytes are no six")
         }
         _ if from.is_other("cidr") && to.is_other("inet") => equal(),
-        _ if from.is_other("inet") && to.is_other("cidr") => {
-            verdict(Narrower, "addresses with bits to the right of the mask are refused there")
-        }
+        _ if from.is_other("inet") && to.is_other("cidr") => verdict(
+            Narrower,
+            "addresses with bits to the right of the mask are refused there",
+        ),
         _ if from.is_other("jsonb") && to.is_other("json") => equal(),
-        _ if from.is_other("json") && to.is_other("jsonb") => {
-            verdict(Coarser, "spaces, the order of keys and keys given twice are lost")
-        }
-        (Other { name: one, modifier: a, .. }, Other { name: other, modifier: b, .. })
-            if one == other && (a == b || *b == -1) =>
-        {
-            equal()
-        }
+        _ if from.is_other("json") && to.is_other("jsonb") => verdict(
+            Coarser,
+            "spaces, the order of keys and keys given twice are lost",
+        ),
+        (
+            Other {
+                name: one,
+                modifier: a,
+                ..
+            },
+            Other {
+                name: other,
+                modifier: b,
+                ..
+            },
+        ) if one == other && (a == b || *b == -1) => equal(),
         (Money, Money) | (Oid, Oid) => equal(),
         _ => unknown(),
     }
@@ -564,7 +620,11 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
 
 /// Whether no text is longer than 63 bytes.
 fn fits_name(from: &Kind, length: i32) -> bool {
-    let bytes_of_character = if matches!(from, Kind::Varchar(_) | Kind::Bpchar(_)) { 4 } else { 1 };
+    let bytes_of_character = if matches!(from, Kind::Varchar(_) | Kind::Bpchar(_)) {
+        4
+    } else {
+        1
+    };
     length * bytes_of_character <= 63
 }
 
@@ -627,7 +687,9 @@ mod tests {
     fn what_a_key_must_be_able_to_hold_follows_from_what_becomes_of_its_values() {
         let least = |from: (&str, i32), name: &str| {
             let all = needed(from.0, from.1);
-            all.into_iter().find(|one| one.name == name).map(|one| one.least)
+            all.into_iter()
+                .find(|one| one.name == name)
+                .map(|one| one.least)
         };
         for (from, name, expected) in [
             (("timestamptz", -1), "timestamptz", Some(Some(6))),
@@ -674,9 +736,21 @@ mod tests {
         let judged = |from: u32, to: u32| compare(&here, (from, -1), &there, (to, -1));
         assert_eq!(judged(1, 1).fidelity, Narrower);
         assert!(judged(1, 1).why.contains("\"a\""), "{:?}", judged(1, 1));
-        assert_eq!((judged(2, 3).fidelity, judged(2, 2).fidelity), (Equal, Coarser));
-        assert_eq!((judged(4, 8).fidelity, judged(5, 5).fidelity), (Coarser, Coarser));
-        assert_eq!((judged(6, 1).fidelity, judged(8, 5).fidelity), (Narrower, Never));
-        assert_eq!((judged(7, 3).fidelity, judged(3, 77).fidelity), (Unknown, Unknown));
+        assert_eq!(
+            (judged(2, 3).fidelity, judged(2, 2).fidelity),
+            (Equal, Coarser)
+        );
+        assert_eq!(
+            (judged(4, 8).fidelity, judged(5, 5).fidelity),
+            (Coarser, Coarser)
+        );
+        assert_eq!(
+            (judged(6, 1).fidelity, judged(8, 5).fidelity),
+            (Narrower, Never)
+        );
+        assert_eq!(
+            (judged(7, 3).fidelity, judged(3, 77).fidelity),
+            (Unknown, Unknown)
+        );
     }
 }

@@ -66,7 +66,12 @@ impl Account {
                 "The mapping of the table's owner is used: CREATE USER MAPPING FOR that role.",
             ));
         };
-        Ok(Self { server, server_name: server_name.to_owned(), mapping: oid(&mapping)?, owner })
+        Ok(Self {
+            server,
+            server_name: server_name.to_owned(),
+            mapping: oid(&mapping)?,
+            owner,
+        })
     }
 }
 
@@ -86,8 +91,11 @@ pub fn server_oid(extension: &Extension, name: &str) -> Result<Oid> {
 }
 
 fn no_server(name: &str) -> Error {
-    Error::local(SqlState::UNDEFINED_OBJECT, format!("server \"{name}\" does not exist"))
-        .with_hint("Create it with CREATE SERVER ... FOREIGN DATA WRAPPER pg_rowsync.")
+    Error::local(
+        SqlState::UNDEFINED_OBJECT,
+        format!("server \"{name}\" does not exist"),
+    )
+    .with_hint("Create it with CREATE SERVER ... FOREIGN DATA WRAPPER pg_rowsync.")
 }
 
 /// An OID from its text.
@@ -95,5 +103,7 @@ fn no_server(name: &str) -> Error {
 /// # Errors
 /// When it is none.
 pub fn oid(text: &str) -> Result<Oid> {
-    text.parse::<u32>().map(Oid::from).map_err(|_| Error::internal("malformed oid"))
+    text.parse::<u32>()
+        .map(Oid::from)
+        .map_err(|_| Error::internal("malformed oid"))
 }

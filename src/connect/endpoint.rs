@@ -141,9 +141,18 @@ impl Endpoint {
         if password_required && !options.iter().any(|(name, _)| name == "sslcert") {
             options.push(("sslcert".into(), NO_CERTIFICATE.into()));
         }
-        let endpoint =
-            Self::of_options(account.clone(), options, &schemas, password_required, has_password)?;
-        Ok(Self { pooled, keep_connections, ..endpoint })
+        let endpoint = Self::of_options(
+            account.clone(),
+            options,
+            &schemas,
+            password_required,
+            has_password,
+        )?;
+        Ok(Self {
+            pooled,
+            keep_connections,
+            ..endpoint
+        })
     }
 
     fn of_options(
@@ -160,12 +169,19 @@ impl Endpoint {
         let own = take("options").unwrap_or_default();
         let own_name = take("application_name").or_else(|| {
             let settings = settings_in(&own);
-            settings.into_iter().rfind(|(name, _)| name == "application_name").map(|(_, v)| v)
+            settings
+                .into_iter()
+                .rfind(|(name, _)| name == "application_name")
+                .map(|(_, v)| v)
         });
         let application_name = own_name.clone().unwrap_or_else(guc::application_name);
         check_guard(&application_name)?;
         // The server's encoding is none of the mapping's business, nor is the protocol's kind.
-        for name in ["client_encoding", "replication", "fallback_application_name"] {
+        for name in [
+            "client_encoding",
+            "replication",
+            "fallback_application_name",
+        ] {
             take(name);
         }
         for (name, value) in dead_peer_options() {
@@ -204,9 +220,14 @@ impl Endpoint {
         let names = ["service", "host", "hostaddr", "port", "dbname", "user"];
         let value = |name: &str| {
             let of = |(known, _): &&(CString, CString)| known.to_bytes() == name.as_bytes();
-            self.params.iter().rfind(of).map(|(_, value)| value.to_string_lossy().into_owned())
+            self.params
+                .iter()
+                .rfind(of)
+                .map(|(_, value)| value.to_string_lossy().into_owned())
         };
-        let words = names.iter().filter_map(|name| Some(format!("{name}={}", value(name)?)));
+        let words = names
+            .iter()
+            .filter_map(|name| Some(format!("{name}={}", value(name)?)));
         words.collect::<Vec<_>>().join(" ")
     }
 
@@ -247,7 +268,9 @@ impl Endpoint {
     /// Keyword and value pairs for libpq; without `options` where a pooler is known or said to be.
     pub fn params(&self) -> impl Iterator<Item = &(CString, CString)> {
         let bare = self.is_bare();
-        self.params.iter().filter(move |(name, _)| !bare || name.to_bytes() != OPTIONS.as_bytes())
+        self.params
+            .iter()
+            .filter(move |(name, _)| !bare || name.to_bytes() != OPTIONS.as_bytes())
     }
 
     /// Whether connections are made without the start-up parameter `options`.
@@ -281,6 +304,9 @@ fn dead_peer_options() -> [(&'static str, String); 4] {
         ("keepalives_idle", KEEPALIVES_IDLE.to_string()),
         ("keepalives_interval", KEEPALIVES_INTERVAL.to_string()),
         ("keepalives_count", KEEPALIVES_COUNT.to_string()),
-        ("tcp_user_timeout", guc::delivery_timeout().as_millis().to_string()),
+        (
+            "tcp_user_timeout",
+            guc::delivery_timeout().as_millis().to_string(),
+        ),
     ]
 }

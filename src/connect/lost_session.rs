@@ -52,7 +52,10 @@ mod tests {
     fn only_what_is_said_to_be_gone_is_gone() {
         assert_eq!(LostState::parse("gone"), LostState::Gone);
         assert_eq!(LostState::parse("early"), LostState::MayBegin);
-        assert_eq!(LostState::parse("other a b"), LostState::OfOther("a b".into()));
+        assert_eq!(
+            LostState::parse("other a b"),
+            LostState::OfOther("a b".into())
+        );
         for text in ["", "ending", "gone ", "f"] {
             assert_eq!(LostState::parse(text), LostState::Ending, "{text:?}");
         }

@@ -29,7 +29,9 @@ pub struct Introduction {
 impl Introduction {
     /// Reads the answer; `None` for one that is malformed.
     pub fn parse(text: &str) -> Option<Self> {
-        (text.len() <= MAX_ANSWER_BYTES).then(|| serde_json::from_str(text).ok()).flatten()
+        (text.len() <= MAX_ANSWER_BYTES)
+            .then(|| serde_json::from_str(text).ok())
+            .flatten()
     }
 }
 
@@ -102,7 +104,9 @@ impl Peer {
 
     /// The process of a connection that leads to one process only, and when it started.
     pub fn process(&self) -> Option<(i32, Option<i64>)> {
-        self.pid.filter(|_| self.keeps_session()).map(|pid| (pid, self.started))
+        self.pid
+            .filter(|_| self.keeps_session())
+            .map(|pid| (pid, self.started))
     }
 
     /// What the server's clock shows now, in microseconds since 1970, as far as is known.
@@ -123,7 +127,12 @@ mod tests {
 
     fn said(pid: i32, unset: &[&str]) -> Introduction {
         let unset = Some(unset.iter().map(|name| (*name).to_owned()).collect());
-        Introduction { pid, started: Some(7), clock: 1_000, unset }
+        Introduction {
+            pid,
+            started: Some(7),
+            clock: 1_000,
+            unset,
+        }
     }
 
     #[test]
@@ -160,9 +169,19 @@ mod tests {
     #[test]
     fn an_answer_is_read_or_left() {
         let text = r#"{"pid": 5, "started": null, "clock": 3, "unset": null}"#;
-        let expected = Introduction { pid: 5, started: None, clock: 3, unset: None };
+        let expected = Introduction {
+            pid: 5,
+            started: None,
+            clock: 3,
+            unset: None,
+        };
         assert_eq!(Introduction::parse(text), Some(expected));
-        for text in ["", "5", r#"{"pid": "x"}"#, &format!("{text}{}", " ".repeat(20_000))] {
+        for text in [
+            "",
+            "5",
+            r#"{"pid": "x"}"#,
+            &format!("{text}{}", " ".repeat(20_000)),
+        ] {
             assert_eq!(Introduction::parse(text), None);
         }
     }

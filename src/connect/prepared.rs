@@ -51,7 +51,9 @@ impl Prepared {
         }
         let prefix = match &self.prefix {
             Some(prefix) => prefix,
-            None => self.prefix.insert(format!("rs_{:x}", context::random().ok()? as u32)),
+            None => self
+                .prefix
+                .insert(format!("rs_{:x}", context::random().ok()? as u32)),
         };
         let name: Rc<str> = format!("{prefix}_{}", self.next).into();
         let prepare = prepared::prepare(batch, &name)?;
@@ -86,7 +88,10 @@ impl Prepared {
 
     /// The run has ended, in success or not. Says whether it has executed any.
     pub fn settle(&mut self, succeeded: bool) -> bool {
-        for statements in self.statements.iter_mut().filter(|statements| statements.sent.is_some())
+        for statements in self
+            .statements
+            .iter_mut()
+            .filter(|statements| statements.sent.is_some())
         {
             let sent = statements.sent.take();
             match succeeded {

@@ -71,7 +71,10 @@ impl Privileges {
         let Some(mut row) = rows.into_iter().next() else {
             return Err(Error::local(
                 SqlState::UNDEFINED_OBJECT,
-                format!("user mapping for server \"{}\" was dropped", account.server_name),
+                format!(
+                    "user mapping for server \"{}\" was dropped",
+                    account.server_name
+                ),
             ));
         };
         let is = |column: Option<String>| column.as_deref() == Some("t");

@@ -138,13 +138,20 @@ impl Session {
         let timeout = guc::delivery_timeout().as_micros() as i64;
         let clock = self.peer.clock().filter(|_| commits);
         let not_after = clock.map(|clock| clock.saturating_add(timeout));
-        self.transaction = LostSession { token: Some(token), not_after, ..LostSession::default() };
+        self.transaction = LostSession {
+            token: Some(token),
+            not_after,
+            ..LostSession::default()
+        };
         let params = sql::introduced(token, not_after, commits && !in_block);
         if self.peer.asks_settings() {
             let text = self.introduction(true);
             return Ok(Some(Statement::query(text, params, Conflicts::Never)));
         }
-        let text = self.introduction.take().unwrap_or_else(|| self.introduction(false));
+        let text = self
+            .introduction
+            .take()
+            .unwrap_or_else(|| self.introduction(false));
         let name = self.shared.name_of_introduction(|| text.clone());
         let text = self.introduction.insert(text);
         Ok(Some(match name {
@@ -167,9 +174,12 @@ impl Session {
 
     /// The server has answered to what [`Session::begin`] gave.
     pub fn introduce(&mut self, answer: &str) {
-        let Some(said) = Introduction::parse(answer) else { return };
+        let Some(said) = Introduction::parse(answer) else {
+            return;
+        };
         let pooled = self.endpoint.pooled == Pooled::On;
-        self.peer.introduce(said, self.connection.backend_pid(), pooled);
+        self.peer
+            .introduce(said, self.connection.backend_pid(), pooled);
         self.transaction = match self.peer.process() {
             Some((pid, started)) => LostSession {
                 backend_pid: Some(pid),
@@ -192,7 +202,11 @@ impl Session {
 
     /// What to wait for while something runs.
     pub fn interest(&self, write: bool) -> Interest {
-        Interest { socket: self.connection.socket(), read: true, write }
+        Interest {
+            socket: self.connection.socket(),
+            read: true,
+            write,
+        }
     }
 
     /// Waits for that, for the process latch, or for a time.
@@ -212,14 +226,18 @@ impl Session {
 
     /// The schema of the server's own extension, as far as is known; see [`crate::versions`].
     pub fn remote_schema(&self) -> Option<&str> {
-        self.remote_schema.as_ref().and_then(|(remote_schema, _)| remote_schema.as_deref())
+        self.remote_schema
+            .as_ref()
+            .and_then(|(remote_schema, _)| remote_schema.as_deref())
     }
 
     /// Whether the server was asked for it. One that has none may get one.
     pub fn knows_remote_schema(&self) -> bool {
-        self.remote_schema.as_ref().is_some_and(|(remote_schema, asked)| {
-            remote_schema.is_some() || asked.elapsed() < ASK_AGAIN
-        })
+        self.remote_schema
+            .as_ref()
+            .is_some_and(|(remote_schema, asked)| {
+                remote_schema.is_some() || asked.elapsed() < ASK_AGAIN
+            })
     }
 
     /// The server has answered.
@@ -248,7 +266,9 @@ impl Session {
     }
 
     fn is_accepted(&self, route: &Rc<Route>) -> bool {
-        self.accepted.iter().any(|accepted| Rc::ptr_eq(accepted, route) || accepted == route)
+        self.accepted
+            .iter()
+            .any(|accepted| Rc::ptr_eq(accepted, route) || accepted == route)
     }
 
     /// Upserts over these routes have succeeded.
@@ -276,7 +296,10 @@ impl Session {
 
     /// The run is over.
     pub fn settle_types(&mut self, succeeded: bool) {
-        for route in std::mem::take(&mut self.asked_types).into_iter().filter(|_| succeeded) {
+        for route in std::mem::take(&mut self.asked_types)
+            .into_iter()
+            .filter(|_| succeeded)
+        {
             self.typed.retain(|(other, _)| *other != route);
             self.typed.truncate(MAX_ACCEPTED - 1);
             self.typed.push_front((route, Instant::now()));
@@ -337,7 +360,9 @@ pub fn is_idle(account: &AccountKey) -> bool {
 /// At the end of a transaction: closes sessions that have been idle for `pg_rowsync.idle_timeout`, and sees
 /// to it that this is looked at again in time. Cannot fail.
 pub fn close_idle() {
-    let Some(timeout) = guc::idle_timeout() else { return };
+    let Some(timeout) = guc::idle_timeout() else {
+        return;
+    };
     let expired = |session: &Session| session.idle_since.elapsed() >= timeout;
     if timer::take_fired() {
         close_where(expired);
@@ -369,7 +394,10 @@ pub fn list() -> Vec<Listed> {
         idle.values_mut()
             .map(|session| Listed {
                 endpoint: session.endpoint.clone(),
-                pid: session.peer.pid().unwrap_or(session.connection.backend_pid()),
+                pid: session
+                    .peer
+                    .pid()
+                    .unwrap_or(session.connection.backend_pid()),
                 alive: session.is_alive(),
                 pooled: match session.peer.kind() {
                     PeerKind::Unknown => None,
@@ -390,17 +418,25 @@ pub fn close(server: Option<Oid>) -> usize {
 pub fn close_changed(changed: &[Changed]) {
     if !changed.is_empty() {
         close_where(|session| {
-            changed
-                .iter()
-                .any(|change| session.endpoint.identity.iter().any(|own| change.concerns(own)))
+            changed.iter().any(|change| {
+                session
+                    .endpoint
+                    .identity
+                    .iter()
+                    .any(|own| change.concerns(own))
+            })
         });
     }
 }
 
 fn close_where(test: impl Fn(&Session) -> bool) -> usize {
     let closed: Vec<Session> = IDLE.with(|idle| {
-        let Ok(mut idle) = idle.try_borrow_mut() else { return Vec::new() };
-        idle.extract_if(|_, session| test(session)).map(|(_, s)| s).collect()
+        let Ok(mut idle) = idle.try_borrow_mut() else {
+            return Vec::new();
+        };
+        idle.extract_if(|_, session| test(session))
+            .map(|(_, s)| s)
+            .collect()
     });
     closed.len()
 }

@@ -67,9 +67,13 @@ impl SessionSettings {
             ("synchronous_commit", flushing(own)),
         ];
         let text = |text: &'static CStr| text.to_str().unwrap_or_default();
-        let of_text = TEXT_SETTINGS.iter().map(|(name, value)| (text(name), text(value)));
-        let mut pinned: Vec<Setting> =
-            of_text.chain(fixed).map(|(name, value)| (name, value.to_owned())).collect();
+        let of_text = TEXT_SETTINGS
+            .iter()
+            .map(|(name, value)| (text(name), text(value)));
+        let mut pinned: Vec<Setting> = of_text
+            .chain(fixed)
+            .map(|(name, value)| (name, value.to_owned()))
+            .collect();
         pinned.push(("statement_timeout", shown(limits.statement)));
         pinned.push(("lock_timeout", shown(limits.lock)));
         // A transaction whose other end has vanished must not hold its row locks for hours.
@@ -77,7 +81,10 @@ impl SessionSettings {
         pinned.push(("idle_in_transaction_session_timeout", idle));
         pinned.push(("client_encoding", "UTF8".to_owned()));
         pinned.push(("application_name", application_name.to_owned()));
-        Self { own: own.to_owned(), pinned }
+        Self {
+            own: own.to_owned(),
+            pinned,
+        }
     }
 
     /// The same with another one.
@@ -96,7 +103,10 @@ impl SessionSettings {
             ("tcp_keepalives_count", KEEPALIVES_COUNT.to_string()),
         ];
         let parameters = ["client_encoding", "application_name"];
-        let pinned = self.pinned.iter().filter(|(name, _)| !parameters.contains(name));
+        let pinned = self
+            .pinned
+            .iter()
+            .filter(|(name, _)| !parameters.contains(name));
         for (name, value) in pinned.chain(&probes) {
             options.push_str(&format!(
                 " -c {name}={}",
@@ -110,7 +120,9 @@ impl SessionSettings {
     pub fn with_schemas(mut self, schemas: &[String]) -> Self {
         for (name, value) in &mut self.pinned {
             if *name == "search_path" {
-                schemas.iter().for_each(|schema| value.push_str(&format!(", {}", ident(schema))));
+                schemas
+                    .iter()
+                    .for_each(|schema| value.push_str(&format!(", {}", ident(schema))));
             }
         }
         self
@@ -135,10 +147,14 @@ impl SessionSettings {
 
 /// The user's own choice of `synchronous_commit`, unless it lets the server answer before it has flushed.
 fn flushing(own: &str) -> &'static str {
-    let chosen = settings_in(own).into_iter().rfind(|(name, _)| name == "synchronous_commit");
+    let chosen = settings_in(own)
+        .into_iter()
+        .rfind(|(name, _)| name == "synchronous_commit");
     let chosen = chosen.map(|(_, value)| value.to_ascii_lowercase());
     let safe = ["local", "remote_write", "remote_apply"];
-    safe.into_iter().find(|safe| chosen.as_deref() == Some(*safe)).unwrap_or("on")
+    safe.into_iter()
+        .find(|safe| chosen.as_deref() == Some(*safe))
+        .unwrap_or("on")
 }
 
 /// A time as SHOW writes it: in the largest unit that leaves no rest.
@@ -147,8 +163,16 @@ fn shown(time: Duration) -> String {
     if millis == 0 {
         return "0".to_owned();
     }
-    let units = [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1)];
-    let unit = units.into_iter().find(|(_, size)| millis.is_multiple_of(*size));
+    let units = [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("min", 60_000),
+        ("s", 1_000),
+        ("ms", 1),
+    ];
+    let unit = units
+        .into_iter()
+        .find(|(_, size)| millis.is_multiple_of(*size));
     let (unit, size) = unit.unwrap_or(("ms", 1));
     format!("{}{unit}", millis / size)
 }
@@ -177,7 +201,10 @@ pub fn settings_in(options: &str) -> Vec<(String, String)> {
             None => continue,
         };
         if let Some((name, value)) = setting.split_once('=') {
-            found.push((name.replace('-', "_").to_ascii_lowercase(), value.to_owned()));
+            found.push((
+                name.replace('-', "_").to_ascii_lowercase(),
+                value.to_owned(),
+            ));
         }
     }
     found
@@ -207,7 +234,10 @@ mod tests {
         let settings = SessionSettings::new("", "guard", LIMITS);
         assert_eq!(setting(&settings, "statement_timeout"), "10s");
         assert_eq!(setting(&settings, "lock_timeout"), "1500ms");
-        assert_eq!(setting(&settings, "idle_in_transaction_session_timeout"), "1min");
+        assert_eq!(
+            setting(&settings, "idle_in_transaction_session_timeout"),
+            "1min"
+        );
         assert_eq!(shown(Duration::ZERO), "0");
         assert_eq!(shown(Duration::from_secs(7_200)), "2h");
         assert_eq!(shown(Duration::from_secs(172_800)), "2d");
@@ -219,7 +249,10 @@ mod tests {
         let read = settings_in(&settings.startup_options());
         assert_eq!(read[0], ("geqo".to_owned(), "off".to_owned()));
         for (name, value) in settings.pinned() {
-            let sent = read.iter().rfind(|(own, _)| own == name).map(|(_, value)| value);
+            let sent = read
+                .iter()
+                .rfind(|(own, _)| own == name)
+                .map(|(_, value)| value);
             match *name {
                 "client_encoding" | "application_name" => assert_eq!(sent, None),
                 _ => assert_eq!(sent, Some(value), "{name}"),
@@ -235,7 +268,10 @@ mod tests {
             ("-c synchronous_commit=off", "on"),
             ("-c synchronous_commit=remote_apply", "remote_apply"),
             ("--synchronous-commit=LOCAL", "local"),
-            ("-c synchronous_commit=local -c synchronous_commit=off", "on"),
+            (
+                "-c synchronous_commit=local -c synchronous_commit=off",
+                "on",
+            ),
         ] {
             let settings = SessionSettings::new(own, "guard", LIMITS);
             assert_eq!(setting(&settings, "synchronous_commit"), expected, "{own}");
@@ -244,7 +280,10 @@ mod tests {
 
     fn guard_in(options: &str) -> Option<String> {
         let settings = settings_in(options);
-        settings.into_iter().rfind(|(name, _)| name == "application_name").map(|(_, value)| value)
+        settings
+            .into_iter()
+            .rfind(|(name, _)| name == "application_name")
+            .map(|(_, value)| value)
     }
 
     #[test]
@@ -262,8 +301,17 @@ mod tests {
 
     #[test]
     fn the_guard_name_in_any_options_is_the_last_that_the_server_would_read() {
-        let name = select(vec!["application_name", "Application-Name", "geqo", "application"]);
-        let setting = (select(vec!["-c ", "-c", "--", "-c\t ", "-c\u{b}"]), name, fuzz::text());
+        let name = select(vec![
+            "application_name",
+            "Application-Name",
+            "geqo",
+            "application",
+        ]);
+        let setting = (
+            select(vec!["-c ", "-c", "--", "-c\t ", "-c\u{b}"]),
+            name,
+            fuzz::text(),
+        );
         fuzz::check(2_000, &vec(setting, 0..4), |settings| {
             let (mut options, mut expected) = (String::new(), None);
             for (prefix, name, value) in settings {

@@ -74,13 +74,23 @@ struct Entry {
 #[derive(PartialEq, Eq)]
 enum What {
     Introduction,
-    Batch { route: Rc<Route>, kind: BatchKind, unchanged: Vec<u32> },
+    Batch {
+        route: Rc<Route>,
+        kind: BatchKind,
+        unchanged: Vec<u32>,
+    },
 }
 
 impl Default for SharedStatements {
     fn default() -> Self {
         let (entries, run) = (Vec::new(), Run::Nothing);
-        Self { entries, run, is_carried: false, credit: FIRST_CREDIT, paused_until: None }
+        Self {
+            entries,
+            run,
+            is_carried: false,
+            credit: FIRST_CREDIT,
+            paused_until: None,
+        }
     }
 }
 
@@ -98,7 +108,9 @@ impl SharedStatements {
     }
 
     fn is_paused(&mut self) -> bool {
-        let is_over = self.paused_until.is_some_and(|until| Instant::now() >= until);
+        let is_over = self
+            .paused_until
+            .is_some_and(|until| Instant::now() >= until);
         if is_over {
             (self.paused_until, self.credit) = (None, COST_OF_FAILURE);
         }
@@ -168,15 +180,24 @@ impl SharedStatements {
             return None;
         }
         let same = |entry: &Entry| match &entry.what {
-            What::Batch { route, kind, unchanged } => {
-                *kind == batch.kind && *unchanged == batch.unchanged && *route == batch.route
-            }
+            What::Batch {
+                route,
+                kind,
+                unchanged,
+            } => *kind == batch.kind && *unchanged == batch.unchanged && *route == batch.route,
             What::Introduction => false,
         };
         let what = || {
             let (route, kind, unchanged) =
                 (batch.route.clone(), batch.kind, batch.unchanged.clone());
-            Some((What::Batch { route, kind, unchanged }, prepared::text(batch)?))
+            Some((
+                What::Batch {
+                    route,
+                    kind,
+                    unchanged,
+                },
+                prepared::text(batch)?,
+            ))
         };
         self.name_of(same, what)
     }
@@ -323,7 +344,8 @@ impl Entry {
             return self.give_up();
         }
         if self.generation > 1 {
-            self.text.truncate(self.text.rfind(" /* ").unwrap_or(self.text.len()));
+            self.text
+                .truncate(self.text.rfind(" /* ").unwrap_or(self.text.len()));
         }
         self.text.push_str(&format!(" /* {} */", self.generation));
         self.name = shared::name_of(&self.text);
@@ -399,7 +421,14 @@ mod tests {
         name(&mut shared);
         shared.settle(Some(&failure("26000")));
         assert!(shared.wants_to_ask());
-        assert_eq!(ask(&mut shared, &[&format!("right {}", shared::name_of(TEXT))], None), 0);
+        assert_eq!(
+            ask(
+                &mut shared,
+                &[&format!("right {}", shared::name_of(TEXT))],
+                None
+            ),
+            0
+        );
         shared.allow();
         assert!(name(&mut shared).is_some());
         // Nothing is executed by name where that was not allowed.
@@ -410,7 +439,14 @@ mod tests {
     #[test]
     fn what_somebody_else_has_prepared_under_the_name_is_never_executed() {
         let mut shared = wanting();
-        assert_eq!(ask(&mut shared, &[&format!("wrong {}", shared::name_of(TEXT))], None), 0);
+        assert_eq!(
+            ask(
+                &mut shared,
+                &[&format!("wrong {}", shared::name_of(TEXT))],
+                None
+            ),
+            0
+        );
         for _ in 0..5 {
             assert!(!shared.wants_to_ask());
             shared.allow();

@@ -30,7 +30,9 @@ pub fn run(database: Oid) {
             Ok(due) => due,
             Err(error) => return report::log("the copies could not be read", Some(&error)),
         };
-        let Some(group) = due.into_iter().find(|group| bgworker::take_copy(*group)) else { return };
+        let Some(group) = due.into_iter().find(|group| bgworker::take_copy(*group)) else {
+            return;
+        };
         copy(group);
         bgworker::leave_copy(group);
     }
@@ -67,7 +69,10 @@ fn encourage() {
         Extension::look_up()?.map_or(Ok(()), |extension| registry::encourage(&extension))
     });
     if let Err(error) = noted {
-        report::log("copies that wait could not be told of one that is done", Some(&error));
+        report::log(
+            "copies that wait could not be told of one that is done",
+            Some(&error),
+        );
     }
 }
 
@@ -88,7 +93,11 @@ fn failed(group: i64, error: &Error) {
     let noted = run_in_transaction(|| {
         let extension = Extension::find()?;
         let copies = registry::group(&extension, group)?;
-        let attempts = copies.iter().map(|copy| copy.attempts).max().unwrap_or_default();
+        let attempts = copies
+            .iter()
+            .map(|copy| copy.attempts)
+            .max()
+            .unwrap_or_default();
         // What is referred to may come with another copy.
         let may_come = error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION
             && registry::has_others(&extension, group)?;
@@ -101,7 +110,10 @@ fn failed(group: i64, error: &Error) {
         registry::fail(&extension, group, error, lasts)
     });
     if let Err(own) = noted {
-        report::log(&format!("copy {group} failed, which could not be noted"), Some(&own));
+        report::log(
+            &format!("copy {group} failed, which could not be noted"),
+            Some(&own),
+        );
     }
 }
 

@@ -65,17 +65,32 @@ impl Plan {
         let names: Vec<String> = route.key.iter().map(local).collect();
         let types = types_of(extension, rel, &names)?;
         let is_plain = |name: &String| {
-            table.columns.iter().any(|column| column.name == *name && !column.own_equality)
+            table
+                .columns
+                .iter()
+                .any(|column| column.name == *name && !column.own_equality)
         };
         let key = names.iter().map(|name| {
-            let type_name = types.get(name).cloned().ok_or(Error::internal("key without type"))?;
+            let type_name = types
+                .get(name)
+                .cloned()
+                .ok_or(Error::internal("key without type"))?;
             Ok((name.clone(), type_name, is_plain(name)))
         });
         let key = key.collect::<Result<Vec<_>>>()?;
         let in_ranges =
             key.iter().all(|(_, _, plain)| *plain) && has_index(extension, rel, &names)?;
         let (mode, extension) = (descriptor.mode, extension.clone());
-        Ok(Self { table, route, mode, descriptor, key, filter, in_ranges, extension })
+        Ok(Self {
+            table,
+            route,
+            mode,
+            descriptor,
+            key,
+            filter,
+            in_ranges,
+            extension,
+        })
     }
 
     /// Whose connection it takes.
@@ -98,9 +113,10 @@ impl Plan {
     pub fn overwriting(&self) -> Rc<Route> {
         match self.route.policy {
             Policy::Overwrite | Policy::Newest(_) => self.route.clone(),
-            Policy::Error | Policy::Skip => {
-                Rc::new(Route { policy: Policy::Overwrite, ..(*self.route).clone() })
-            }
+            Policy::Error | Policy::Skip => Rc::new(Route {
+                policy: Policy::Overwrite,
+                ..(*self.route).clone()
+            }),
         }
     }
 
@@ -132,7 +148,10 @@ impl Plan {
         let theirs = names_of_key(route);
         let place = |(name, _, _): &(String, String, bool)| theirs.iter().position(|n| n == name);
         let value = |at: usize| key.get(at).cloned().flatten();
-        self.key.iter().map(|column| place(column).and_then(value)).collect()
+        self.key
+            .iter()
+            .map(|column| place(column).and_then(value))
+            .collect()
     }
 
     /// The columns as the target names them, for COPY.
@@ -146,15 +165,20 @@ impl Plan {
         self.route.columns.iter().map(|column| {
             let local = column.local.as_ref().unwrap_or(&column.name);
             let found = self.table.columns.iter().find(|own| own.name == *local);
-            (column.name.as_str(), found.map_or(0, |own| own.attribute.type_oid.to_u32()))
+            (
+                column.name.as_str(),
+                found.map_or(0, |own| own.attribute.type_oid.to_u32()),
+            )
         })
     }
 
     fn columns(&self) -> String {
-        let local =
-            self.route.columns.iter().map(|column| {
-                format!("new.{}", ident(column.local.as_ref().unwrap_or(&column.name)))
-            });
+        let local = self.route.columns.iter().map(|column| {
+            format!(
+                "new.{}",
+                ident(column.local.as_ref().unwrap_or(&column.name))
+            )
+        });
         local.collect::<Vec<_>>().join(", ")
     }
 
@@ -168,7 +192,10 @@ impl Plan {
         }
         let mut key: Vec<&String> = self.key.iter().map(|(name, _, _)| name).collect();
         key.sort();
-        let key: Vec<String> = key.iter().map(|name| format!("new.{}", ident(name))).collect();
+        let key: Vec<String> = key
+            .iter()
+            .map(|name| format!("new.{}", ident(name)))
+            .collect();
         let from = format!(
             "{from} LEFT JOIN {}.sync_row_version AS v \
                ON v.relation OPERATOR(pg_catalog.=) {}::pg_catalog.oid \
@@ -192,13 +219,19 @@ impl Plan {
         };
         let order = match self.in_ranges {
             true => {
-                let key: Vec<_> =
-                    self.key.iter().map(|(name, _, _)| format!("new.{}", ident(name))).collect();
+                let key: Vec<_> = self
+                    .key
+                    .iter()
+                    .map(|(name, _, _)| format!("new.{}", ident(name)))
+                    .collect();
                 format!(" ORDER BY {}", key.join(", "))
             }
             false => String::new(),
         };
-        format!("SELECT {}{stamp} FROM {from}{filter}{order}", self.columns())
+        format!(
+            "SELECT {}{stamp} FROM {from}{filter}{order}",
+            self.columns()
+        )
     }
 
     /// The condition on rows, if there is one.
@@ -212,10 +245,13 @@ impl Plan {
     pub fn rows_of(&self, keys: &[Key], position: Option<&Key>, complete: bool) -> String {
         let from = format!("{} AS new", self.name());
         let values = keys.iter().enumerate().map(|(at, key)| {
-            let values = key.iter().zip(&self.key).map(|(value, (_, type_name, plain))| {
-                let type_name = if *plain { type_name } else { "pg_catalog.text" };
-                format!("{}::{type_name}", literal_or_null(value.as_deref()))
-            });
+            let values = key
+                .iter()
+                .zip(&self.key)
+                .map(|(value, (_, type_name, plain))| {
+                    let type_name = if *plain { type_name } else { "pg_catalog.text" };
+                    format!("{}::{type_name}", literal_or_null(value.as_deref()))
+                });
             format!("({at}, {})", values.collect::<Vec<_>>().join(", "))
         });
         let names = (0..self.key.len()).map(|at| format!("k{at}"));
@@ -245,7 +281,10 @@ impl Plan {
 
     /// Compares rows' keys to one.
     fn compared(&self, operator: &str, key: &Key) -> String {
-        let names = self.key.iter().map(|(name, _, _)| format!("new.{}", ident(name)));
+        let names = self
+            .key
+            .iter()
+            .map(|(name, _, _)| format!("new.{}", ident(name)));
         let values = key.iter().zip(&self.key).map(|(value, (_, type_name, _))| {
             format!("{}::{type_name}", literal_or_null(value.as_deref()))
         });
@@ -312,7 +351,11 @@ fn arguments_of(
            AND (t.tgtype OPERATOR(pg_catalog.&) 1::pg_catalog.int2) \
                  OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
            AND a.args[1] OPERATOR(pg_catalog.=) $3 ORDER BY t.tgname",
-        &[Some(&table.oid.to_u32().to_string()), Some(&extension.schema), Some(server)],
+        &[
+            Some(&table.oid.to_u32().to_string()),
+            Some(&extension.schema),
+            Some(server),
+        ],
     )?;
     let name = &table.name.table;
     let missing = |what: &str| {
@@ -337,7 +380,10 @@ fn arguments_of(
             let definition = row.get_mut(2).and_then(Option::take);
             inserting.push(definition.as_deref().and_then(condition::in_definition));
         }
-        if found.as_ref().is_some_and(|found| found.target != arguments.target) {
+        if found
+            .as_ref()
+            .is_some_and(|found| found.target != arguments.target)
+        {
             let message =
                 format!("table \"{name}\" is sent to several tables of server \"{server}\"");
             return Err(Error::local(SqlState::new("42725"), message));
@@ -345,7 +391,10 @@ fn arguments_of(
         found.get_or_insert(arguments);
     }
     match found {
-        Some(found) => Ok((found, condition::of_rows(inserting.iter().map(Option::as_deref)))),
+        Some(found) => Ok((
+            found,
+            condition::of_rows(inserting.iter().map(Option::as_deref)),
+        )),
         None => missing("trigger"),
     }
 }

@@ -89,11 +89,15 @@ fn table(extension: &Extension) -> String {
 }
 
 fn number(text: String) -> Result<i64> {
-    text.parse().map_err(|_| Error::internal("malformed number"))
+    text.parse()
+        .map_err(|_| Error::internal("malformed number"))
 }
 
 fn oid_of(text: String) -> Result<Oid> {
-    Ok(Oid::from(text.parse::<u32>().map_err(|_| Error::internal("malformed oid"))?))
+    Ok(Oid::from(
+        text.parse::<u32>()
+            .map_err(|_| Error::internal("malformed oid"))?,
+    ))
 }
 
 /// Registers a copy, or begins one anew that has failed, and gives its number.
@@ -102,7 +106,10 @@ fn oid_of(text: String) -> Result<Oid> {
 /// 55006 for a table that is being copied to that target; what writing the table reports.
 pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Result<i64> {
     let (server, route) = (&plan.account().server_name, &plan.route);
-    let Relation { schema, table: name } = &route.target;
+    let Relation {
+        schema,
+        table: name,
+    } = &route.target;
     let sql = format!(
         "SELECT id, relation, state, prepared FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 \
            AND target_schema OPERATOR(pg_catalog.=) $2 AND target_table OPERATOR(pg_catalog.=) $3 \
@@ -159,9 +166,20 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
         tree("$6::pg_catalog.oid")
     );
     let mut writes = ArrayLiteral::default();
-    copies::writes(route).iter().for_each(|mark| writes.push(Some(&mark.to_string())));
+    copies::writes(route)
+        .iter()
+        .for_each(|mark| writes.push(Some(&mark.to_string())));
     let (number, writes) = (id.to_string(), writes.into_text());
-    let args = [&number, server, schema, name, &writes, &relation, &owner, existing.word()];
+    let args = [
+        &number,
+        server,
+        schema,
+        name,
+        &writes,
+        &relation,
+        &owner,
+        existing.word(),
+    ];
     spi::write(extension, &sql, &args.map(Some))?;
     join_group(extension, &number)?;
     Ok(id)
@@ -233,7 +251,12 @@ pub fn due(extension: &Extension) -> Result<(Vec<i64>, Option<Duration>)> {
     let (mut due, mut wait) = (Vec::new(), None);
     for mut row in spi::read(extension, &sql, &[])? {
         let group = number(required(&mut row, 0)?)?;
-        let millis = row.pop().flatten().map(number).transpose()?.unwrap_or_default();
+        let millis = row
+            .pop()
+            .flatten()
+            .map(number)
+            .transpose()?
+            .unwrap_or_default();
         match u64::try_from(millis) {
             Ok(millis @ 1..) => {
                 let own = Duration::from_millis(millis);
@@ -283,14 +306,21 @@ pub fn group(extension: &Extension, group: i64) -> Result<Vec<Copy>> {
 
 fn references(extension: &Extension, copies: &[Copy]) -> Result<HashSet<(Oid, Oid)>> {
     let mut relations = ArrayLiteral::default();
-    copies.iter().for_each(|copy| relations.push(Some(&copy.relation.to_u32().to_string())));
+    copies
+        .iter()
+        .for_each(|copy| relations.push(Some(&copy.relation.to_u32().to_string())));
     let sql = "SELECT conrelid, confrelid FROM pg_catalog.pg_constraint \
          WHERE contype OPERATOR(pg_catalog.=) 'f' \
            AND conrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) \
            AND confrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[])";
     spi::read(extension, sql, &[Some(&relations.into_text())])?
         .into_iter()
-        .map(|mut row| Ok((oid_of(required(&mut row, 0)?)?, oid_of(required(&mut row, 1)?)?)))
+        .map(|mut row| {
+            Ok((
+                oid_of(required(&mut row, 0)?)?,
+                oid_of(required(&mut row, 1)?)?,
+            ))
+        })
         .collect()
 }
 
@@ -302,7 +332,10 @@ fn read(mut row: Row) -> Result<Copy> {
     Ok(Copy {
         id: number(required(&mut row, 0)?)?,
         server: required(&mut row, 1)?,
-        target: Relation { schema: required(&mut row, 2)?, table: required(&mut row, 3)? },
+        target: Relation {
+            schema: required(&mut row, 2)?,
+            table: required(&mut row, 3)?,
+        },
         relation: oid_of(required(&mut row, 4)?)?,
         existing: Existing::parse(&required(&mut row, 5)?)?,
         prepared: required(&mut row, 6)? == "t",
@@ -424,7 +457,9 @@ pub fn settle_step(extension: &Extension, group: i64, plans: &[Plan], seen: &str
         table(extension)
     );
     spi::write(extension, &sql, &[Some(&group.to_string())])?;
-    plans.iter().try_for_each(|plan| forget_records(extension, plan, seen))
+    plans
+        .iter()
+        .try_for_each(|plan| forget_records(extension, plan, seen))
 }
 
 /// The condition that a record `q` of server `$1` is one of a copy's: its route is one of those whose numbers
@@ -437,9 +472,18 @@ const OF_COPY: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
          (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))";
 
 fn forget_records(extension: &Extension, plan: &Plan, seen: &str) -> Result<()> {
-    let Some(routes) = routes(extension, plan)? else { return Ok(()) };
-    let sql = format!("DELETE FROM {}.sync_queue q WHERE {OF_COPY}", ident(&extension.schema));
-    spi::write(extension, &sql, &[Some(&plan.account().server_name), Some(&routes), Some(seen)])?;
+    let Some(routes) = routes(extension, plan)? else {
+        return Ok(());
+    };
+    let sql = format!(
+        "DELETE FROM {}.sync_queue q WHERE {OF_COPY}",
+        ident(&extension.schema)
+    );
+    spi::write(
+        extension,
+        &sql,
+        &[Some(&plan.account().server_name), Some(&routes), Some(seen)],
+    )?;
     Ok(())
 }
 
@@ -462,7 +506,9 @@ fn routes(extension: &Extension, plan: &Plan) -> Result<Option<String>> {
     let target = serde_json::to_string(&plan.route.target)
         .map_err(|e| Error::internal(format!("could not write JSON: {e}")))?;
     let relation = plan.table.oid.to_u32().to_string();
-    let row = spi::read(extension, &sql, &[Some(&target), Some(&relation)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(&target), Some(&relation)])?
+        .into_iter()
+        .next();
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
@@ -493,7 +539,9 @@ const CHUNK: usize = 5_000;
 /// What reading the queue reports; 55000 where the key was another one then.
 pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) -> Result<Dirty> {
     let mut dirty = Dirty::default();
-    let Some(routes) = routes(extension, plan)? else { return Ok(dirty) };
+    let Some(routes) = routes(extension, plan)? else {
+        return Ok(dirty);
+    };
     let sql = format!(
         "SELECT q.id, r.body, q.change FROM {schema}.sync_queue q \
          JOIN {schema}.sync_route r ON r.id OPERATOR(pg_catalog.=) q.route_id \
@@ -511,7 +559,10 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
         for mut row in rows {
             after = required(&mut row, 0)?;
             let (body, change) = (required(&mut row, 1)?, required(&mut row, 2)?);
-            let known = bodies.iter().find(|(known, _)| *known == body).map(|(_, r)| r.clone());
+            let known = bodies
+                .iter()
+                .find(|(known, _)| *known == body)
+                .map(|(_, r)| r.clone());
             let route = match known {
                 Some(route) => route,
                 None => {
@@ -523,7 +574,10 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
             };
             let change = queue::stored::to_change(&route, &change)?;
             if change.op == Op::Truncate {
-                dirty = Dirty { emptied: true, ..Dirty::default() };
+                dirty = Dirty {
+                    emptied: true,
+                    ..Dirty::default()
+                };
                 keys.clear();
                 continue;
             }
@@ -551,7 +605,9 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
 /// # Errors
 /// What writing the tables reports.
 pub fn finish(extension: &Extension, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
-    plans.iter().try_for_each(|plan| forget_records(extension, plan, seen))?;
+    plans
+        .iter()
+        .try_for_each(|plan| forget_records(extension, plan, seen))?;
     let schema = ident(&extension.schema);
     let sql = format!(
         "WITH gone AS (DELETE FROM {} WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING *), \
@@ -599,8 +655,14 @@ pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> R
         announce("c", "'failed'")
     );
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
-    let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
-    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
+    let (first, longest) = (
+        millis(guc::retry_interval()),
+        millis(guc::max_retry_interval()),
+    );
+    let (state, message) = (
+        reason.sqlstate().to_string(),
+        displayable(&reason.in_full()),
+    );
     let lasts = if lasts { "true" } else { "false" };
     let group = group.to_string();
     let args = [&*group, &state, &message, lasts, &first, &longest].map(Some);
@@ -620,7 +682,9 @@ pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
               WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8)))",
         copies = table(extension)
     );
-    let row = spi::read(extension, &sql, &[Some(&group.to_string())])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(&group.to_string())])?
+        .into_iter()
+        .next();
     Ok(required(&mut row.unwrap_or_default(), 0)? == "t")
 }
 
@@ -676,7 +740,11 @@ pub fn writers(extension: &Extension, copies: &[Copy]) -> Result<HashSet<String>
     );
     let mut found = HashSet::new();
     for copy in copies {
-        for mut row in spi::read(extension, &sql, &[Some(&copy.relation.to_u32().to_string())])? {
+        for mut row in spi::read(
+            extension,
+            &sql,
+            &[Some(&copy.relation.to_u32().to_string())],
+        )? {
             found.insert(required(&mut row, 0)?);
         }
     }

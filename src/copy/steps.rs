@@ -89,7 +89,13 @@ enum Begun {
 impl Steps {
     /// Of this group.
     pub fn new(group: i64) -> Self {
-        Self { group, facts: HashMap::new(), writers: None, as_changes: false, locks: 0 }
+        Self {
+            group,
+            facts: HashMap::new(),
+            writers: None,
+            as_changes: false,
+            locks: 0,
+        }
     }
 
     /// Does the next step.
@@ -157,13 +163,19 @@ impl Steps {
         plans: &[Plan],
         more: &[&str],
     ) -> Result<(Target, String)> {
-        let account = plans.first().map(Plan::account).ok_or(Error::internal("no copies"))?;
+        let account = plans
+            .first()
+            .map(Plan::account)
+            .ok_or(Error::internal("no copies"))?;
         let endpoint = Endpoint::resolve(extension, account)?;
-        let mut locks: Vec<i64> =
-            plans.iter().filter_map(|plan| copies::writes(&plan.route).first().copied()).collect();
+        let mut locks: Vec<i64> = plans
+            .iter()
+            .filter_map(|plan| copies::writes(&plan.route).first().copied())
+            .collect();
         locks.sort_unstable();
-        let locks =
-            locks.iter().map(|key| format!("SELECT pg_catalog.pg_advisory_xact_lock({key})"));
+        let locks = locks
+            .iter()
+            .map(|key| format!("SELECT pg_catalog.pg_advisory_xact_lock({key})"));
         let mut statements = vec![
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".to_owned(),
             "SET CONSTRAINTS ALL DEFERRED".to_owned(),
@@ -186,7 +198,9 @@ impl Steps {
         statements.push("SELECT pg_catalog.pg_current_xact_id()".to_owned());
         let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
         let (target, answers) = Target::begin(&endpoint, &statements)?;
-        let mut values = answers.into_iter().map(|rows| rows.into_iter().next().flatten());
+        let mut values = answers
+            .into_iter()
+            .map(|rows| rows.into_iter().next().flatten());
         values.by_ref().take(plans.len()).for_each(drop);
         for (copy, _) in unknown {
             let told = values.next().flatten().unwrap_or_default();
@@ -194,7 +208,10 @@ impl Steps {
                 .map_err(|_| Error::internal("malformed description of a target"))?;
             self.facts.insert(copy.id, facts);
         }
-        let xact = values.next_back().flatten().ok_or(Error::internal("no transaction there"))?;
+        let xact = values
+            .next_back()
+            .flatten()
+            .ok_or(Error::internal("no transaction there"))?;
         Ok((target, xact))
     }
 
@@ -219,7 +236,10 @@ impl Steps {
         if !emptied.is_empty() {
             self.empty(&mut target, copies, plans, &emptied)?;
             for at in &emptied {
-                brought[*at] = Brought { emptied: true, ..Brought::default() };
+                brought[*at] = Brought {
+                    emptied: true,
+                    ..Brought::default()
+                };
             }
         }
         let mut changed: Vec<Changed> = Vec::with_capacity(plans.len());
@@ -236,7 +256,11 @@ impl Steps {
         }
         for (at, changed) in changed.into_iter().enumerate() {
             let (copy, plan) = (&copies[at], &plans[at]);
-            let Changed { mut changes, mut written, .. } = changed;
+            let Changed {
+                mut changes,
+                mut written,
+                ..
+            } = changed;
             // Of a table of which no range was brought, some rows may refer to what is still to come: those come with
             // their ranges.
             if copy.position.is_none() && !copy.complete && plan.comes_again() {
@@ -282,7 +306,9 @@ impl Steps {
                     upsert(&mut target, &route, chunk, &mut refused)?;
                 }
                 rows = refused.rows;
-                let Some(error) = refused.error else { return Ok(target) };
+                let Some(error) = refused.error else {
+                    return Ok(target);
+                };
                 // Who takes over a value finds it free once the other has given it up.
                 if rows.len() < before {
                     continue;
@@ -315,19 +341,39 @@ impl Steps {
         rows: &[Vec<Option<String>>],
     ) -> Vec<(Rc<Route>, Change<String>)> {
         let own = &plan.route;
-        let yields = self.facts.get(&copy.id).map_or(&[][..], |facts| &facts.yields);
+        let yields = self
+            .facts
+            .get(&copy.id)
+            .map_or(&[][..], |facts| &facts.yields);
         let may = |at: &usize| !own.key.contains(at) && yields.contains(&own.columns[*at].name);
         let given_up: Vec<usize> = (0..own.columns.len()).filter(may).collect();
         if given_up.is_empty() {
             return Vec::new();
         }
-        let columns = own.key.iter().chain(&given_up).map(|at| own.columns[*at].clone()).collect();
+        let columns = own
+            .key
+            .iter()
+            .chain(&given_up)
+            .map(|at| own.columns[*at].clone())
+            .collect();
         let (key, policy) = ((0..own.key.len()).collect(), Policy::Skip);
-        let route = Rc::new(Route { columns, key, policy, ..(**own).clone() });
+        let route = Rc::new(Route {
+            columns,
+            key,
+            policy,
+            ..(**own).clone()
+        });
         let change = |row: &Vec<Option<String>>| {
             let key = own.key.iter().map(|at| row[*at].clone());
             let row = key.chain(given_up.iter().map(|_| None)).collect();
-            (route.clone(), Change { op: Op::Update, row, ..Change::truncation() })
+            (
+                route.clone(),
+                Change {
+                    op: Op::Update,
+                    row,
+                    ..Change::truncation()
+                },
+            )
         };
         rows.iter().map(change).collect()
     }
@@ -368,7 +414,10 @@ impl Steps {
             let Some(mut there) = target.take() else {
                 return Err(Error::internal("copy goes on without a connection"));
             };
-            bytes += batch.iter().map(|(_, change)| change.encoded_size() as i64).sum::<i64>();
+            bytes += batch
+                .iter()
+                .map(|(_, change)| change.encoded_size() as i64)
+                .sum::<i64>();
             let in_doubt = route.policy == Policy::Overwrite && !batch.is_empty();
             let found = match in_doubt && plan.route.key_deferrable {
                 true => true,
@@ -409,7 +458,10 @@ impl Steps {
             return Ok(());
         }
         let name = |at: &usize| {
-            let kind = self.facts.get(&copies[*at].id).map_or("", |facts| &facts.kind);
+            let kind = self
+                .facts
+                .get(&copies[*at].id)
+                .map_or("", |facts| &facts.kind);
             let only = if kind == "p" { "" } else { "ONLY " };
             format!("{only}{}", relation(&plans[*at].route.target))
         };
@@ -419,8 +471,11 @@ impl Steps {
         match tried {
             // Other tables refer to it, or the right is missing: what is there may be deleted all the same.
             Err(Error::Remote(error))
-                if [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INSUFFICIENT_PRIVILEGE]
-                    .contains(&error.sqlstate) =>
+                if [
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    SqlState::INSUFFICIENT_PRIVILEGE,
+                ]
+                .contains(&error.sqlstate) =>
             {
                 target.run(&["ROLLBACK TO SAVEPOINT copy"])?;
                 for name in all.iter().rev() {
@@ -481,12 +536,19 @@ impl Steps {
                     let there = relation(&plan.route.target);
                     let ask = format!("SELECT EXISTS (SELECT FROM {there})");
                     let answer = target.run(&[&ask])?;
-                    if answer.first().and_then(|rows| rows.first()).cloned().flatten().as_deref()
+                    if answer
+                        .first()
+                        .and_then(|rows| rows.first())
+                        .cloned()
+                        .flatten()
+                        .as_deref()
                         != Some("f")
                     {
                         let name = &plan.route.target.table;
-                        let message =
-                            format!("table \"{name}\" of server \"{}\" is not empty", copy.server);
+                        let message = format!(
+                            "table \"{name}\" of server \"{}\" is not empty",
+                            copy.server
+                        );
                         return Err(Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(
                             "Call copy_sync() again with existing => 'truncate' or 'merge'.",
                         ));
@@ -498,7 +560,9 @@ impl Steps {
             self.empty(&mut target, &copies, &plans, &which)?;
             Ok(Some(target))
         })?;
-        let Some(target) = prepared else { return Ok(Outcome::Done) };
+        let Some(target) = prepared else {
+            return Ok(Outcome::Done);
+        };
         let committed = target.commit();
         interrupt::nothing_committed();
         committed?;
@@ -509,16 +573,23 @@ impl Steps {
     /// Asks what became of the step that was about to be committed.
     fn settle(&mut self, copies: &[Copy]) -> Result<Outcome> {
         let step = copies.iter().find_map(|copy| copy.step.clone());
-        let Some((xact, seen)) = step else { return Ok(Outcome::More) };
+        let Some((xact, seen)) = step else {
+            return Ok(Outcome::More);
+        };
         let group = self.group;
         let status = run_in_transaction(|| {
             let extension = Extension::find()?;
             let plans = plans_of(&extension, copies)?;
             let (mut target, _) = self.open(&extension, copies, &plans, &[])?;
-            let ask =
-                format!("SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)", literal(&xact));
+            let ask = format!(
+                "SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)",
+                literal(&xact)
+            );
             let answer = match target.run(&[&ask]) {
-                Ok(answer) => answer.into_iter().next().and_then(|rows| rows.into_iter().next()),
+                Ok(answer) => answer
+                    .into_iter()
+                    .next()
+                    .and_then(|rows| rows.into_iter().next()),
                 // A number that the server has not given yet: it is another one, or an older state of it.
                 Err(Error::Remote(error)) if error.sqlstate == SqlState::INVALID_PARAMETER => None,
                 Err(error) => return Err(error),
@@ -562,7 +633,10 @@ impl Steps {
             }
             let plans = plans_of(&extension, &copies)?;
             let is_sync = plans.iter().any(|plan| plan.mode == Mode::Sync);
-            let limits = ["SET LOCAL statement_timeout = 100", "SET LOCAL lock_timeout = 50"];
+            let limits = [
+                "SET LOCAL statement_timeout = 100",
+                "SET LOCAL lock_timeout = 50",
+            ];
             let (target, _) = self.open(&extension, &copies, &plans, &limits)?;
             let _patience = Settings::set(&[(c"pg_rowsync.delivery_timeout", LIVE_TIMEOUT)]);
             if locks || is_sync {
@@ -570,7 +644,9 @@ impl Steps {
                 for plan in &plans {
                     let only = if plan.table.partitioned { "" } else { "ONLY " };
                     let name = relation(&plan.table.name);
-                    ddl::run(&format!("LOCK TABLE {only}{name} IN SHARE ROW EXCLUSIVE MODE"))?;
+                    ddl::run(&format!(
+                        "LOCK TABLE {only}{name} IN SHARE ROW EXCLUSIVE MODE"
+                    ))?;
                 }
             }
             let moment = Snapshot::latest();
@@ -636,7 +712,10 @@ struct Changed {
 impl Changed {
     /// Reads the rows that the queue has changes of.
     fn read(moment: &Snapshot, copy: &Copy, plan: &Plan, dirty: Dirty) -> Result<Self> {
-        let mut changed = Self { changes: dirty.changes, ..Self::default() };
+        let mut changed = Self {
+            changes: dirty.changes,
+            ..Self::default()
+        };
         // Merged with rows that are there, every change counts; else those of the ranges so far.
         let everywhere = copy.complete || copy.existing == Existing::Merge;
         if copy.position.is_none() && !everywhere {
@@ -675,7 +754,12 @@ struct Reading<'p> {
 
 impl<'p> Reading<'p> {
     fn new(plan: &'p Plan) -> Self {
-        Self { plan, began: Instant::now(), rows: 0, position: None }
+        Self {
+            plan,
+            began: Instant::now(),
+            rows: 0,
+            position: None,
+        }
     }
 
     /// Whether to go on after this row.
@@ -691,7 +775,13 @@ impl<'p> Reading<'p> {
 
     fn brought(self, bytes: i64) -> Brought {
         let complete = self.position.is_none();
-        Brought { position: self.position, complete, emptied: false, rows: self.rows, bytes }
+        Brought {
+            position: self.position,
+            complete,
+            emptied: false,
+            rows: self.rows,
+            bytes,
+        }
     }
 }
 
@@ -725,7 +815,9 @@ fn upsert(
     rows: &[Vec<Option<String>>],
     refused: &mut Refused,
 ) -> Result<()> {
-    let inserts = rows.iter().map(|row| (route.clone(), insertion(row.clone(), None)));
+    let inserts = rows
+        .iter()
+        .map(|row| (route.clone(), insertion(row.clone(), None)));
     match target.apply(inserts.collect()) {
         Err(error) if error.is_about_others() => {
             if let [row] = rows {
@@ -753,7 +845,9 @@ fn plans_of(extension: &Extension, copies: &[Copy]) -> Result<Vec<Plan>> {
 
 fn seen_by(extension: &Extension, moment: &Snapshot) -> Result<String> {
     let sql = "SELECT pg_catalog.pg_current_snapshot()";
-    let row = spi::read_as_of(extension, moment, sql, &[])?.into_iter().next();
+    let row = spi::read_as_of(extension, moment, sql, &[])?
+        .into_iter()
+        .next();
     required(&mut row.unwrap_or_default(), 0)
 }
 
@@ -763,13 +857,21 @@ fn dirty_of(
     plans: &[Plan],
     seen: &str,
 ) -> Result<Vec<Dirty>> {
-    plans.iter().map(|plan| registry::dirty(extension, moment, plan, seen)).collect()
+    plans
+        .iter()
+        .map(|plan| registry::dirty(extension, moment, plan, seen))
+        .collect()
 }
 
 /// How many changes there are; very many where a table was emptied.
 fn amount(dirty: &[Dirty]) -> usize {
-    let of =
-        |one: &Dirty| if one.emptied { usize::MAX } else { one.keys.len() + one.changes.len() };
+    let of = |one: &Dirty| {
+        if one.emptied {
+            usize::MAX
+        } else {
+            one.keys.len() + one.changes.len()
+        }
+    };
     dirty.iter().map(of).fold(0, usize::saturating_add)
 }
 
@@ -808,11 +910,20 @@ fn copy_sql(plan: &Plan, binary: bool) -> String {
 }
 
 fn key_of(route: &Route, row: &[Option<String>]) -> Key {
-    route.key.iter().map(|at| row.get(*at).cloned().flatten()).collect()
+    route
+        .key
+        .iter()
+        .map(|at| row.get(*at).cloned().flatten())
+        .collect()
 }
 
 fn insertion(row: Vec<Option<String>>, stamp: Option<Stamp<String>>) -> Change<String> {
-    Change { op: Op::Insert, row, stamp, ..Change::truncation() }
+    Change {
+        op: Op::Insert,
+        row,
+        stamp,
+        ..Change::truncation()
+    }
 }
 
 /// Changes that delete the rows with these keys.
@@ -822,8 +933,14 @@ fn deletions(plan: &Plan, keys: Vec<Key>) -> Vec<(Rc<Route>, Change<String>)> {
         key_deferrable: false,
         ..(*plan.route).clone()
     });
-    let deletion = |key| Change { op: Op::Delete, key, ..Change::truncation() };
-    keys.into_iter().map(|key| (route.clone(), deletion(key))).collect()
+    let deletion = |key| Change {
+        op: Op::Delete,
+        key,
+        ..Change::truncation()
+    };
+    keys.into_iter()
+        .map(|key| (route.clone(), deletion(key)))
+        .collect()
 }
 
 fn in_chunks(
@@ -844,12 +961,22 @@ fn stamped(plan: &Plan, row: &mut Row<'_>) -> Result<Change<String>> {
     };
     let mut values = row.texts(0..columns + 3)?;
     let mut kept = values.split_off(columns).into_iter();
-    let (version, rank, shown) =
-        (kept.next().flatten(), kept.next().flatten(), kept.next().flatten());
-    let Some(rank) = rank else { return Ok(insertion(values, None)) };
-    let rank = rank.parse().map_err(|_| Error::internal("malformed rank"))?;
+    let (version, rank, shown) = (
+        kept.next().flatten(),
+        kept.next().flatten(),
+        kept.next().flatten(),
+    );
+    let Some(rank) = rank else {
+        return Ok(insertion(values, None));
+    };
+    let rank = rank
+        .parse()
+        .map_err(|_| Error::internal("malformed rank"))?;
     let name = &plan.route.columns[at].name;
-    let type_oid = plan.types().find(|(own, _)| own == name).map_or(0, |(_, oid)| oid);
+    let type_oid = plan
+        .types()
+        .find(|(own, _)| own == name)
+        .map_or(0, |(_, oid)| oid);
     let stamp = versions::counts_as_stored(
         Oid::from(type_oid),
         Stamp { version, rank },

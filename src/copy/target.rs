@@ -33,12 +33,16 @@ impl Target {
     /// # Errors
     /// What the link reports.
     pub fn begin(endpoint: &Rc<Endpoint>, statements: &[&str]) -> Result<(Self, Answers)> {
-        let mut target = Self { link: Link::open(endpoint)? };
+        let mut target = Self {
+            link: Link::open(endpoint)?,
+        };
         let was_idle = target.link.was_idle();
         match target.run(statements) {
             // The server had ended the idle session: a new one is as good.
             Err(Error::Lost { .. }) if was_idle => {
-                let mut target = Self { link: Link::connect(endpoint)? };
+                let mut target = Self {
+                    link: Link::connect(endpoint)?,
+                };
                 let answers = target.run(statements)?;
                 Ok((target, answers))
             }
@@ -51,7 +55,8 @@ impl Target {
     /// # Errors
     /// What the link reports.
     pub fn run(&mut self, statements: &[&str]) -> Result<Answers> {
-        self.link.run(Fixed::new(statements.iter().copied()), Ending::Open);
+        self.link
+            .run(Fixed::new(statements.iter().copied()), Ending::Open);
         lost::run(&mut self.link)?;
         Ok(self.link.answers().to_vec())
     }
@@ -89,8 +94,16 @@ impl Target {
         let server = self.link.endpoint().account.server_name.clone();
         let session = self.link.into_session();
         let session = session.ok_or(Error::internal("copy goes on without a connection"))?;
-        let mut copy = CopyIn { session, server, buffer: Vec::with_capacity(2 * PARCEL), bytes: 0 };
-        copy.session.connection.begin_copy(sql).map_err(|reason| copy.lost(reason))?;
+        let mut copy = CopyIn {
+            session,
+            server,
+            buffer: Vec::with_capacity(2 * PARCEL),
+            bytes: 0,
+        };
+        copy.session
+            .connection
+            .begin_copy(sql)
+            .map_err(|reason| copy.lost(reason))?;
         let reply = copy.answer()?;
         match reply.as_ref().map(Reply::status) {
             Some(Status::CopyIn) => Ok(copy),
@@ -115,7 +128,10 @@ impl Target {
         }
         self.link.result()?;
         if !interrupted {
-            self.link.into_session().into_iter().for_each(session::put_back);
+            self.link
+                .into_session()
+                .into_iter()
+                .for_each(session::put_back);
         }
         Ok(())
     }
@@ -126,7 +142,10 @@ impl Target {
     /// What the link reports.
     pub fn roll_back(mut self) -> Result<()> {
         self.run(&["ROLLBACK"])?;
-        self.link.into_session().into_iter().for_each(session::put_back);
+        self.link
+            .into_session()
+            .into_iter()
+            .for_each(session::put_back);
         Ok(())
     }
 }
@@ -136,7 +155,9 @@ struct Owned(std::vec::IntoIter<(Rc<Route>, Change<String>)>);
 
 impl Source for Owned {
     fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool> {
-        let Some((route, change)) = self.0.next() else { return Ok(false) };
+        let Some((route, change)) = self.0.next() else {
+            return Ok(false);
+        };
         take(&route, &change.borrowed());
         Ok(true)
     }
@@ -167,7 +188,11 @@ impl CopyIn {
             true => row.put_binary(columns, &mut self.buffer)?,
             false => row.put_text(columns, &mut self.buffer)?,
         }
-        if self.buffer.len() >= PARCEL { self.send() } else { Ok(()) }
+        if self.buffer.len() >= PARCEL {
+            self.send()
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds a row in text form.
@@ -194,7 +219,11 @@ impl CopyIn {
             }
         }
         self.buffer.push(b'\n');
-        if self.buffer.len() >= PARCEL { self.send() } else { Ok(()) }
+        if self.buffer.len() >= PARCEL {
+            self.send()
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the COPY; how many bytes it had.
@@ -206,7 +235,10 @@ impl CopyIn {
             self.buffer.extend((-1i16).to_be_bytes());
         }
         self.send()?;
-        self.session.connection.end_copy().map_err(|reason| self.lost(reason))?;
+        self.session
+            .connection
+            .end_copy()
+            .map_err(|reason| self.lost(reason))?;
         self.flush()?;
         let reply = self.answer()?;
         match reply.as_ref().map(Reply::status) {
@@ -218,7 +250,12 @@ impl CopyIn {
             return Err(self.lost("The server broke the protocol.".to_owned()));
         }
         let bytes = self.bytes;
-        Ok((Target { link: Link::over(self.session) }, bytes))
+        Ok((
+            Target {
+                link: Link::over(self.session),
+            },
+            bytes,
+        ))
     }
 
     fn send(&mut self) -> Result<()> {
@@ -232,7 +269,12 @@ impl CopyIn {
     /// Until all that libpq has was sent.
     fn flush(&mut self) -> Result<()> {
         let deadline = Instant::now() + guc::delivery_timeout();
-        while !self.session.connection.flush().map_err(|reason| self.lost(reason))? {
+        while !self
+            .session
+            .connection
+            .flush()
+            .map_err(|reason| self.lost(reason))?
+        {
             self.wait(true, deadline)?;
             // What the server says meanwhile must not keep it from reading.
             if !self.session.connection.consume() {
@@ -262,16 +304,26 @@ impl CopyIn {
         }
         let now = Instant::now();
         if now >= deadline {
-            let (server, millis) =
-                (self.server.clone(), guc::delivery_timeout().as_millis() as i64);
-            return Err(Error::Timeout { server, what: "copying", millis });
+            let (server, millis) = (
+                self.server.clone(),
+                guc::delivery_timeout().as_millis() as i64,
+            );
+            return Err(Error::Timeout {
+                server,
+                what: "copying",
+                millis,
+            });
         }
-        self.session.wait(write, (deadline - now).min(Duration::from_secs(1)));
+        self.session
+            .wait(write, (deadline - now).min(Duration::from_secs(1)));
         Ok(())
     }
 
     fn lost(&self, reason: String) -> Error {
-        Error::Lost { server: self.server.clone(), reason }
+        Error::Lost {
+            server: self.server.clone(),
+            reason,
+        }
     }
 
     fn refused(&self, reply: Option<Reply>) -> Error {

@@ -63,7 +63,10 @@ pub struct Answers {
 impl Answers {
     /// Empty ones of which so many bytes of rows are kept.
     pub fn with_room(room: Option<usize>) -> Self {
-        Self { room, ..Self::default() }
+        Self {
+            room,
+            ..Self::default()
+        }
     }
 
     /// A statement was sent, whose answer tells conflicts in this way.
@@ -242,7 +245,10 @@ fn explained(mut error: RemoteError) -> RemoteError {
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(TWICE_MARK) {
         error.sqlstate = SqlState::CARDINALITY_VIOLATION;
-        error.message = format!("keys that differ here are equal on server \"{}\"", error.server);
+        error.message = format!(
+            "keys that differ here are equal on server \"{}\"",
+            error.server
+        );
         error.context = None;
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(TYPES_MARK) {
@@ -263,13 +269,18 @@ fn explained(mut error: RemoteError) -> RemoteError {
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(EXISTS_MARK) {
         error.sqlstate = SqlState::UNIQUE_VIOLATION;
-        error.message = format!("row to insert is there already on server \"{}\"", error.server);
+        error.message = format!(
+            "row to insert is there already on server \"{}\"",
+            error.server
+        );
         error.context = None;
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {
         error.sqlstate = SqlState::NO_DATA_FOUND;
-        error.message =
-            format!("row to update or delete was not found on server \"{}\"", error.server);
+        error.message = format!(
+            "row to update or delete was not found on server \"{}\"",
+            error.server
+        );
         error.context = None;
     }
     error

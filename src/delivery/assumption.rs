@@ -56,7 +56,10 @@ pub fn assumption_failed(set: &ChangeSet, link: &mut Link<'_>, assume: Assume) -
         state == SqlState::NO_DATA_FOUND
             || (state == SqlState::UNIQUE_VIOLATION && assume == Assume::Rows)
     };
-    let overwrites = set.routes().iter().any(|route| route.policy == Policy::Overwrite);
+    let overwrites = set
+        .routes()
+        .iter()
+        .any(|route| route.policy == Policy::Overwrite);
     let assumed = assume == Assume::Rows || (assume == Assume::LargeColumns && set.has_unsent());
     assumed && overwrites && link.result().err().is_some_and(unexpected)
 }
@@ -64,7 +67,9 @@ pub fn assumption_failed(set: &ChangeSet, link: &mut Link<'_>, assume: Assume) -
 /// Whether a statement has failed since keys that differ here are equal there, so that two of its changes were
 /// of one row.
 pub fn is_twice_one_row(link: &mut Link<'_>) -> bool {
-    link.result().err().is_some_and(|error| is_of_one_row(&error))
+    link.result()
+        .err()
+        .is_some_and(|error| is_of_one_row(&error))
 }
 
 /// Whether a failure says so.
@@ -91,9 +96,15 @@ pub fn moved_at_once<'r>(
     if refusal.sqlstate() != SqlState::UNIQUE_VIOLATION {
         return Vec::new();
     }
-    let Some(session) = link.session() else { return Vec::new() };
+    let Some(session) = link.session() else {
+        return Vec::new();
+    };
     let known = |route: &&Rc<Route>| session.moves_in_waves.contains(&route.target);
-    routes.into_iter().filter(|route| moves_at_once(route) && !known(route)).cloned().collect()
+    routes
+        .into_iter()
+        .filter(|route| moves_at_once(route) && !known(route))
+        .cloned()
+        .collect()
 }
 
 /// Rows of these have been moved in waves, which has worked: they are from now on. Not under a policy that
@@ -101,7 +112,10 @@ pub fn moved_at_once<'r>(
 pub fn keep_in_waves(session: &mut Session, routes: &[Rc<Route>]) {
     let known: HashSet<Relation> = session.moves_in_waves.drain(..).collect();
     let kept = routes.iter().filter(|route| route.policy != Policy::Skip);
-    let all: HashSet<Relation> = known.into_iter().chain(kept.map(|r| r.target.clone())).collect();
+    let all: HashSet<Relation> = known
+        .into_iter()
+        .chain(kept.map(|r| r.target.clone()))
+        .collect();
     session.moves_in_waves.extend(all);
 }
 

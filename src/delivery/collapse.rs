@@ -68,14 +68,22 @@ impl Collapse {
     /// 0A000 when an earlier group of the transaction left its key to another row: which of the two
     /// the remote's row is cannot be told.
     pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) -> Result<()> {
-        let RowStorage { before: from, after: to, file, transaction } = change.stored;
+        let RowStorage {
+            before: from,
+            after: to,
+            file,
+            transaction,
+        } = change.stored;
         if self.transaction != transaction {
             self.transaction = transaction;
             self.holders.clear();
         }
         self.route = Some(route.clone());
         self.file = file;
-        let known = self.stored.remove(&from).filter(|_| change.op != Op::Insert);
+        let known = self
+            .stored
+            .remove(&from)
+            .filter(|_| change.op != Op::Insert);
         let at = match known {
             Some(at) => at,
             None => {
@@ -83,7 +91,11 @@ impl Collapse {
                 if let Some(key) = &before {
                     self.check_holder(route, key, from)?;
                 }
-                self.rows.push(Row { before, tombstone: None, last: change.owned() });
+                self.rows.push(Row {
+                    before,
+                    tombstone: None,
+                    last: change.owned(),
+                });
                 self.rows.len() - 1
             }
         };
@@ -120,10 +132,16 @@ impl Collapse {
         let route = self.route.take()?;
         for (stored, at) in self.stored.drain() {
             let key = owned(&self.rows[at].last.new_key(&route));
-            self.holders.insert((Rc::as_ptr(&route) as usize, key), (self.file, stored));
+            self.holders
+                .insert((Rc::as_ptr(&route) as usize, key), (self.file, stored));
         }
         let mut net = Net::default();
-        for Row { before, tombstone, mut last } in self.rows.drain(..) {
+        for Row {
+            before,
+            tombstone,
+            mut last,
+        } in self.rows.drain(..)
+        {
             last.tombstone = tombstone;
             match (before, last.op) {
                 // Inserted and deleted again: nothing happened.

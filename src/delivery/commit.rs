@@ -45,8 +45,10 @@ use std::rc::Rc;
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
 /// not be true after each batch.
-pub const BEGIN: [&str; 2] =
-    ["BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", "SET CONSTRAINTS ALL DEFERRED"];
+pub const BEGIN: [&str; 2] = [
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+    "SET CONSTRAINTS ALL DEFERRED",
+];
 
 /// A change set on its way, or why it is not.
 struct Delivery<'s> {
@@ -69,7 +71,12 @@ struct Queued<'s> {
 
 impl<'s> Queued<'s> {
     fn new(set: &'s ChangeSet, reason: Option<Error>, lost: Option<LostSession>) -> Self {
-        Self { set, reason, lost, behind: None }
+        Self {
+            set,
+            reason,
+            lost,
+            behind: None,
+        }
     }
 }
 
@@ -78,8 +85,11 @@ impl<'s> Queued<'s> {
 /// # Errors
 /// What fails the local transaction: see the module's head.
 pub fn pre_commit() -> Result<()> {
-    let TransactionState { mut sets, drains, .. } = transaction::take_all();
-    sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
+    let TransactionState {
+        mut sets, drains, ..
+    } = transaction::take_all();
+    sets.iter_mut()
+        .try_for_each(ChangeSet::follow_alterations)?;
     let mut sets = strictest_per_server(sets);
     let has_work = !sets.is_empty() || !drains.is_empty();
     if has_work {
@@ -99,7 +109,9 @@ pub fn pre_commit() -> Result<()> {
 fn fail_early(sets: &mut [ChangeSet]) -> Result<()> {
     if context::uses_temporary_tables() {
         // They may be emptied or dropped now.
-        sets.iter_mut().filter(|set| set.has_unread()).try_for_each(ChangeSet::read_unread)?;
+        sets.iter_mut()
+            .filter(|set| set.has_unread())
+            .try_for_each(ChangeSet::read_unread)?;
         context::run_on_commit_actions();
     }
     context::check_serializable();
@@ -108,7 +120,10 @@ fn fail_early(sets: &mut [ChangeSet]) -> Result<()> {
 
 fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     let mut blocked: Vec<String> = drains.iter().map(|d| d.server_name.clone()).collect();
-    let drains = drains.into_iter().map(drain_link).collect::<Result<Vec<_>>>()?;
+    let drains = drains
+        .into_iter()
+        .map(drain_link)
+        .collect::<Result<Vec<_>>>()?;
     let mut deliveries = Vec::new();
     let mut queued = Vec::new();
     let alone = drains.is_empty() && sets.iter().filter(|set| !set.is_empty()).count() == 1;
@@ -121,12 +136,20 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
             }
             Gate::Wait(blockers) => {
                 blocked.push(server.clone());
-                queued.push(Queued { behind: Some(blockers), ..Queued::new(set, None, None) });
+                queued.push(Queued {
+                    behind: Some(blockers),
+                    ..Queued::new(set, None, None)
+                });
             }
             Gate::Deliver(endpoint) => match Link::open(&endpoint) {
                 Ok(link) => {
                     let conflicts = Tally::default();
-                    deliveries.push(Delivery { set, link, conflicts, xact: None });
+                    deliveries.push(Delivery {
+                        set,
+                        link,
+                        conflicts,
+                        xact: None,
+                    });
                 }
                 Err(error) => {
                     blocked.push(server.clone());
@@ -148,7 +171,9 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
         // What cannot be told by rows is told by its transaction, which is to be known before it is committed.
         (1, true) if !deliveries.iter().any(|delivery| delivery.set.is_keyless()) => {
             write_queue(queued)?;
-            deliveries.into_iter().try_for_each(|delivery| write_queue(at_once(delivery)?))
+            deliveries
+                .into_iter()
+                .try_for_each(|delivery| write_queue(at_once(delivery)?))
         }
         _ => in_two_steps(deliveries, drains, queued),
     }
@@ -161,10 +186,16 @@ fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
         .iter()
         .map(|set| {
             let same = |other: &&ChangeSet| other.account.server == set.account.server;
-            sets.iter().filter(same).map(|other| other.mode).max().unwrap_or(set.mode)
+            sets.iter()
+                .filter(same)
+                .map(|other| other.mode)
+                .max()
+                .unwrap_or(set.mode)
         })
         .collect();
-    sets.iter_mut().zip(modes).for_each(|(set, mode)| set.mode = mode);
+    sets.iter_mut()
+        .zip(modes)
+        .for_each(|(set, mode)| set.mode = mode);
     sets
 }
 
@@ -174,7 +205,11 @@ fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
 /// # Errors
 /// 0A000 for `sync` changes and for drained records.
 pub fn pre_prepare() -> Result<()> {
-    let TransactionState { mut sets, has_drained, .. } = transaction::take_all();
+    let TransactionState {
+        mut sets,
+        has_drained,
+        ..
+    } = transaction::take_all();
     let refuse = |what: &str| {
         Err(Error::local(
             SqlState::FEATURE_NOT_SUPPORTED,
@@ -184,11 +219,17 @@ pub fn pre_prepare() -> Result<()> {
     if has_drained {
         return refuse("has called deal_sync_err_rec");
     }
-    if let Some(set) = sets.iter().find(|set| !set.is_empty() && set.mode.is_strict()) {
+    if let Some(set) = sets
+        .iter()
+        .find(|set| !set.is_empty() && set.mode.is_strict())
+    {
         let mode = set.mode.name();
-        return refuse(&format!("has changed a table synchronised in mode \"{mode}\""));
+        return refuse(&format!(
+            "has changed a table synchronised in mode \"{mode}\""
+        ));
     }
-    sets.iter_mut().try_for_each(ChangeSet::follow_alterations)?;
+    sets.iter_mut()
+        .try_for_each(ChangeSet::follow_alterations)?;
     for set in sets.iter().filter(|set| !set.is_empty()) {
         let behind = match admission::admit(set)? {
             Admission::Blocked(blockers) => Some(blockers),
@@ -251,9 +292,15 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
             return Ok(Gate::Wait(blockers));
         }
         (Admission::Paused, mode) if mode.is_strict() => {
-            return Err(Error::Paused { server: server.clone() });
+            return Err(Error::Paused {
+                server: server.clone(),
+            });
         }
-        (_, mode) if mode.is_strict() => return Err(Error::Pending { server: server.clone() }),
+        (_, mode) if mode.is_strict() => {
+            return Err(Error::Pending {
+                server: server.clone(),
+            });
+        }
         (Admission::Pending | Admission::Paused | Admission::Undecided(_), _) => {
             return Ok(Gate::Queue(None));
         }
@@ -295,7 +342,11 @@ fn failed(set: &ChangeSet, error: Error, lost: Option<LostSession>) -> Result<Qu
 
 fn warn_queued(set: &ChangeSet, error: &Error) {
     report::warn(
-        &format!("{} changes for server \"{}\" were queued", set.len(), set.account.server_name),
+        &format!(
+            "{} changes for server \"{}\" were queued",
+            set.len(),
+            set.account.server_name
+        ),
         error,
         Some("deal_sync_err_rec() replays them once the cause is gone; see sync_err_rec."),
     );
@@ -306,10 +357,21 @@ fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<()> {
     // In the order in which the transaction began them, which is that of the slice they are in: what
     // refers to another owner's rows comes after these.
     queued.sort_by_key(|queued| std::ptr::from_ref(queued.set));
-    for Queued { set, reason, lost, behind } in queued {
+    for Queued {
+        set,
+        reason,
+        lost,
+        behind,
+    } in queued
+    {
         queue::enqueue(set, reason.as_ref(), behind)?;
         if let Some(reason) = reason.filter(Error::is_about_owner) {
-            let Account { server, server_name, owner, .. } = &set.account;
+            let Account {
+                server,
+                server_name,
+                owner,
+                ..
+            } = &set.account;
             let _writable = context::Writable::new();
             let (server, owner) = ((*server, &**server_name), owner.to_u32().to_string());
             lanes::note_refused(&set.extension, server, &owner, &reason)?;
@@ -363,7 +425,12 @@ impl Close {
 /// Applies and commits, or prepares, in one exchange, or in a second one if the first was too trusting or
 /// what it relied on is out of date.
 fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, link, conflicts, .. } = &mut delivery;
+    let Delivery {
+        set,
+        link,
+        conflicts,
+        ..
+    } = &mut delivery;
     let mut close = Close::of(set)?;
     let mut assumption = first_assumption(set, link);
     let mut interrupted = if matches!(close, Close::Commit) && wants_to_ask(link) {
@@ -442,7 +509,8 @@ fn allow_shared(link: &mut Link<'_>) {
 
 /// Whether the process that serves the transaction is to be asked what it has.
 fn wants_to_ask(link: &mut Link<'_>) -> bool {
-    link.session().is_some_and(|session| session.shared.wants_to_ask())
+    link.session()
+        .is_some_and(|session| session.shared.wants_to_ask())
 }
 
 /// Applies and commits in two exchanges: in the first the process that serves the transaction is asked what it
@@ -453,7 +521,11 @@ fn run_asking<'s>(
     assumption: Assume,
     close: &Close,
 ) -> Result<bool> {
-    let open: &[&str] = if link.is_up() && !link.is_idle() { &["ROLLBACK"] } else { &[] };
+    let open: &[&str] = if link.is_up() && !link.is_idle() {
+        &["ROLLBACK"]
+    } else {
+        &[]
+    };
     let begin = [open, &BEGIN, &[WHAT_IS_THERE]].concat();
     link.run(Fixed::new(begin), Ending::Open);
     finish(std::slice::from_mut(link))?;
@@ -511,10 +583,19 @@ fn settle_commit(
     interrupted: bool,
     committed: bool,
 ) -> Result<Option<Queued<'_>>> {
-    let Delivery { set, mut link, conflicts, xact } = delivery;
+    let Delivery {
+        set,
+        mut link,
+        conflicts,
+        xact,
+    } = delivery;
     match link.result() {
         Ok(()) => {
-            let Account { server, server_name, .. } = &set.account;
+            let Account {
+                server,
+                server_name,
+                ..
+            } = &set.account;
             let held_back = link.take_held_back();
             loops::not_sent(*server, server_name, held_back);
             stats::delivered(*server, (set.len() as u64).saturating_sub(held_back));
@@ -523,7 +604,10 @@ fn settle_commit(
             Ok(None)
         }
         Err(error @ Error::InDoubt { .. }) => {
-            let lost = LostSession { xact, ..link.lost_session().clone() };
+            let lost = LostSession {
+                xact,
+                ..link.lost_session().clone()
+            };
             if set.mode.is_strict() {
                 lost::end_or_remember(link.endpoint(), &lost);
             } else {
@@ -551,7 +635,12 @@ fn settle_commit(
 /// # Errors
 /// Whatever it failed over.
 fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
-    let Delivery { set, mut link, conflicts, .. } = delivery;
+    let Delivery {
+        set,
+        mut link,
+        conflicts,
+        ..
+    } = delivery;
     let endpoint = link.endpoint().clone();
     if let Err(error) = link.result() {
         release::note_refusal(&endpoint, &error);
@@ -561,7 +650,11 @@ fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
         roll_back(link);
         return Err(phases::explained(error));
     }
-    let Account { server, server_name, .. } = &set.account;
+    let Account {
+        server,
+        server_name,
+        ..
+    } = &set.account;
     let held_back = link.take_held_back();
     let Some(session) = link.into_session() else {
         return Err(Error::internal("prepared without a session"));
@@ -579,7 +672,13 @@ fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
 /// The first failure, after all have answered: the abort of the local transaction rolls the others back.
 fn prepare_all(deliveries: Vec<Delivery<'_>>) -> Result<()> {
     let (mut sets, mut links, mut gids) = (Vec::new(), Vec::new(), Vec::new());
-    for Delivery { set, mut link, conflicts, .. } in deliveries {
+    for Delivery {
+        set,
+        mut link,
+        conflicts,
+        ..
+    } in deliveries
+    {
         let gid = Gid::new(set.account.owner)?;
         link.run(Fixed::new([phases::prepare(&gid)]), Ending::Prepares);
         sets.push((set, conflicts));
@@ -593,7 +692,15 @@ fn prepare_all(deliveries: Vec<Delivery<'_>>) -> Result<()> {
     finish_prepare(&mut links, &gids)?;
     let mut all = Ok(());
     for (((set, conflicts), link), gid) in sets.into_iter().zip(links).zip(gids) {
-        let settled = settle_prepare(Delivery { set, link, conflicts, xact: None }, gid);
+        let settled = settle_prepare(
+            Delivery {
+                set,
+                link,
+                conflicts,
+                xact: None,
+            },
+            gid,
+        );
         all = all.and(settled);
     }
     all
@@ -609,7 +716,11 @@ fn finish_prepare(links: &mut [Link<'_>], gids: &[Gid]) -> Result<()> {
         for (link, gid) in links.iter_mut().zip(gids) {
             if !link.is_done() {
                 link.in_doubt("A request to cancel came first");
-                phases::leave(link.endpoint(), gid.clone(), Some(link.lost_session().clone()));
+                phases::leave(
+                    link.endpoint(),
+                    gid.clone(),
+                    Some(link.lost_session().clone()),
+                );
             } else if link.result().is_ok() {
                 phases::leave(link.endpoint(), gid.clone(), None);
             }
@@ -655,7 +766,10 @@ fn finish(links: &mut [Link<'_>]) -> Result<bool> {
         }
         event_loop::cancel(links);
     }
-    if links.iter().any(|link| link.commit_sent() && link.result().is_ok()) {
+    if links
+        .iter()
+        .any(|link| link.commit_sent() && link.result().is_ok())
+    {
         interrupt::committed();
         fault_point!(Answered);
     } else if !links.iter().any(may_have_committed) {
@@ -690,10 +804,15 @@ fn in_two_steps<'s>(
     drains: Vec<(Link<'s>, Drained)>,
     mut queued: Vec<Queued<'s>>,
 ) -> Result<()> {
-    let (sets, mut links): (Vec<_>, Vec<_>) =
-        deliveries.into_iter().map(|Delivery { set, link, .. }| (set, link)).unzip();
+    let (sets, mut links): (Vec<_>, Vec<_>) = deliveries
+        .into_iter()
+        .map(|Delivery { set, link, .. }| (set, link))
+        .unzip();
     for (set, link) in sets.iter().zip(&mut links) {
-        link.run(feed_of(set, link, Assume::LargeColumns).between(&BEGIN, &[]), Ending::Open);
+        link.run(
+            feed_of(set, link, Assume::LargeColumns).between(&BEGIN, &[]),
+            Ending::Open,
+        );
     }
     finish(&mut links)?;
     for (set, link) in sets.iter().zip(&mut links) {
@@ -703,16 +822,26 @@ fn in_two_steps<'s>(
             *link = Link::connect(link.endpoint())?;
         }
         if stale || link.was_late() {
-            let open: &[&str] = if stale || link.is_idle() { &[] } else { &["ROLLBACK"] };
+            let open: &[&str] = if stale || link.is_idle() {
+                &[]
+            } else {
+                &["ROLLBACK"]
+            };
             let begin = [open, &BEGIN].concat();
-            link.run(feed_of(set, link, Assume::LargeColumns).between(&begin, &[]), Ending::Open);
+            link.run(
+                feed_of(set, link, Assume::LargeColumns).between(&begin, &[]),
+                Ending::Open,
+            );
         }
     }
     finish(&mut links)?;
     for (set, link) in sets.iter().zip(&mut links) {
         if assumption_failed(set, link, Assume::LargeColumns) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
-            link.run(feed_of(set, link, Assume::Nothing).between(&again, &[]), Ending::Open);
+            link.run(
+                feed_of(set, link, Assume::Nothing).between(&again, &[]),
+                Ending::Open,
+            );
         }
     }
     finish(&mut links)?;
@@ -730,11 +859,17 @@ fn in_two_steps<'s>(
         })
         .collect();
     finish(&mut links)?;
-    links.iter_mut().zip(refused).for_each(|(link, routes)| keep_in_waves(link, &routes));
+    links
+        .iter_mut()
+        .zip(refused)
+        .for_each(|(link, routes)| keep_in_waves(link, &routes));
     for (set, link) in sets.iter().zip(&mut links) {
         if is_twice_one_row(link) {
             let again = ["ROLLBACK", BEGIN[0], BEGIN[1]];
-            link.run(feed_of(set, link, Assume::NotKeys).between(&again, &[]), Ending::Open);
+            link.run(
+                feed_of(set, link, Assume::NotKeys).between(&again, &[]),
+                Ending::Open,
+            );
         }
     }
     finish(&mut links)?;
@@ -752,10 +887,15 @@ fn in_two_steps<'s>(
     let xacts = transactions_of(&sets, &mut links)?;
     let (mut atomic, mut strict, mut lenient) = (Vec::new(), Vec::new(), Vec::new());
     let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
-    let failed_now = sets.iter().zip(&links).filter(|(_, link)| link.result().is_err());
+    let failed_now = sets
+        .iter()
+        .zip(&links)
+        .filter(|(_, link)| link.result().is_err());
     failing.extend(failed_now.map(|(set, _)| set.account.server));
-    for ((set, link), (conflicts, xact)) in
-        sets.into_iter().zip(links).zip(tallies.into_iter().zip(xacts))
+    for ((set, link), (conflicts, xact)) in sets
+        .into_iter()
+        .zip(links)
+        .zip(tallies.into_iter().zip(xacts))
     {
         match link.result() {
             // The failed transaction goes with its connection: the next use makes a new one.
@@ -770,14 +910,21 @@ fn in_two_steps<'s>(
                     Mode::Sync => &mut strict,
                     Mode::Async | Mode::Queue => &mut lenient,
                 };
-                to.push(Delivery { set, link, conflicts, xact });
+                to.push(Delivery {
+                    set,
+                    link,
+                    conflicts,
+                    xact,
+                });
             }
         }
     }
     write_queue(queued)?;
     prepare_all(atomic)?;
     // What cannot be committed everywhere is queued then, when it must not fail any more.
-    lenient.iter().try_for_each(|delivery| queue::reserve(&delivery.set.extension))?;
+    lenient
+        .iter()
+        .try_for_each(|delivery| queue::reserve(&delivery.set.extension))?;
     let committed = !strict.is_empty() || !drains.is_empty();
     commit_all(strict, drains, false)?;
     commit_all(lenient, Vec::new(), committed)
@@ -786,15 +933,24 @@ fn in_two_steps<'s>(
 /// Asks for the transactions whose outcome rows would not tell, of the links that are well.
 fn transactions_of(sets: &[&ChangeSet], links: &mut [Link<'_>]) -> Result<Vec<Option<i64>>> {
     let asked = |set: &ChangeSet, link: &Link<'_>| set.is_keyless() && link.result().is_ok();
-    let asked: Vec<bool> = sets.iter().zip(&*links).map(|(set, link)| asked(set, link)).collect();
+    let asked: Vec<bool> = sets
+        .iter()
+        .zip(&*links)
+        .map(|(set, link)| asked(set, link))
+        .collect();
     for (link, _) in links.iter_mut().zip(&asked).filter(|(_, asked)| **asked) {
         link.run(Fixed::new([lost::CURRENT_TRANSACTION]), Ending::Open);
     }
     if asked.contains(&true) {
         finish(links)?;
     }
-    let told =
-        |(link, asked): (&Link<'_>, bool)| if asked { lost::transaction_of(link) } else { None };
+    let told = |(link, asked): (&Link<'_>, bool)| {
+        if asked {
+            lost::transaction_of(link)
+        } else {
+            None
+        }
+    };
     Ok(links.iter().zip(asked).map(told).collect())
 }
 
@@ -808,7 +964,14 @@ fn commit_all(
 ) -> Result<()> {
     let (drains, drained): (Vec<_>, Vec<_>) = drains.into_iter().unzip();
     let (sets, links): (Vec<_>, Vec<_>) = (deliveries.into_iter())
-        .map(|Delivery { set, link, conflicts, xact }| ((set, conflicts, xact), link))
+        .map(
+            |Delivery {
+                 set,
+                 link,
+                 conflicts,
+                 xact,
+             }| ((set, conflicts, xact), link),
+        )
         .unzip();
     if !drains.is_empty() {
         transaction::commits_drains();
@@ -826,7 +989,11 @@ fn commit_all(
         // nothing newer can be applied to them before; no need to remember the backend.
         match link.result() {
             Ok(()) => {
-                let Account { server, server_name, .. } = &link.endpoint().account;
+                let Account {
+                    server,
+                    server_name,
+                    ..
+                } = &link.endpoint().account;
                 stats::delivered(*server, drained.changes);
                 conflicts::record(&drained.extension, *server, server_name, &drained.conflicts);
                 release(link, interrupted);
@@ -836,7 +1003,12 @@ fn commit_all(
     }
     failure?;
     for ((set, conflicts, xact), link) in sets.into_iter().zip(links) {
-        let delivery = Delivery { set, link, conflicts, xact };
+        let delivery = Delivery {
+            set,
+            link,
+            conflicts,
+            xact,
+        };
         write_queue(settle_commit(delivery, interrupted, committed)?)?;
     }
     Ok(())

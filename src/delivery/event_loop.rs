@@ -28,7 +28,9 @@ pub fn run(links: &mut [Link<'_>]) -> Stop {
 pub fn run_any(links: &mut [Link<'_>]) -> Stop {
     let done = |links: &[Link<'_>]| links.iter().filter(|l| l.is_done()).count();
     let before = done(links);
-    run_until(links, |links| done(links) > before || done(links) == links.len())
+    run_until(links, |links| {
+        done(links) > before || done(links) == links.len()
+    })
 }
 
 /// Runs links until all that they have to say has left, or they are done.
@@ -81,8 +83,10 @@ pub fn cancel(links: &mut [Link<'_>]) {
         .collect();
     loop {
         links.iter_mut().chain(&mut helpers).for_each(Link::step);
-        let mut waiting: Vec<&mut Link<'_>> =
-            links.iter_mut().filter(|l| !l.is_done() && l.commit_sent()).collect();
+        let mut waiting: Vec<&mut Link<'_>> = links
+            .iter_mut()
+            .filter(|l| !l.is_done() && l.commit_sent())
+            .collect();
         if waiting.is_empty() {
             return;
         }
@@ -99,7 +103,10 @@ pub fn cancel(links: &mut [Link<'_>]) {
             .chain(&helpers)
             .filter_map(Link::interest)
             .collect();
-        wait::wait(&interests, deadline.saturating_duration_since(Instant::now()));
+        wait::wait(
+            &interests,
+            deadline.saturating_duration_since(Instant::now()),
+        );
     }
 }
 
@@ -108,7 +115,10 @@ fn pause(links: &mut [Link<'_>], longest: Duration) {
     let now = Instant::now();
     let mut expired = false;
     let answered = |link: &Link<'_>| link.interest().is_some_and(|i| wait::is_ready(&i));
-    for link in links.iter_mut().filter(|l| !l.is_done() && l.deadline() <= now) {
+    for link in links
+        .iter_mut()
+        .filter(|l| !l.is_done() && l.deadline() <= now)
+    {
         if answered(link) && link.may_be_late(now) {
             continue;
         }
@@ -120,7 +130,9 @@ fn pause(links: &mut [Link<'_>], longest: Duration) {
     }
     let running = || links.iter().filter(|l| !l.is_done());
     let until = running().map(Link::deadline).min();
-    let time = until.map_or(longest, |t| t.saturating_duration_since(now)).min(longest);
+    let time = until
+        .map_or(longest, |t| t.saturating_duration_since(now))
+        .min(longest);
     let mut waiting = links.iter_mut().filter(|l| !l.is_done());
     if let (Some(alone), None) = (waiting.next(), waiting.next()) {
         return alone.wait(time);

@@ -235,9 +235,10 @@ impl<S> Changes<S> {
             false => session.prepared.name_for(&batch),
         };
         let mut about_rows: Vec<Statement> = match named {
-            Some((prepare, name)) => {
-                prepare.into_iter().chain([prepared::execute(batch, &name)]).collect()
-            }
+            Some((prepare, name)) => prepare
+                .into_iter()
+                .chain([prepared::execute(batch, &name)])
+                .collect(),
             None if batch.kind == BatchKind::Truncate && session.asks_kinds => {
                 plain([sql::truncate_by_kind(&batch.truncated)])
             }
@@ -257,7 +258,10 @@ impl<S> Changes<S> {
             self.after = commit;
         }
         let ask = asks.then(|| sql::ask_key(&route));
-        let types = session.asks_types(&route).then(|| sql::ask_types(&route)).flatten();
+        let types = session
+            .asks_types(&route)
+            .then(|| sql::ask_types(&route))
+            .flatten();
         let asked = types.into_iter().chain(ask);
         self.framed(&route, asked.chain(about_rows).collect(), session)
     }
@@ -307,9 +311,14 @@ impl<S: Source> Changes<S> {
         }
         let mut pushed = Ok(());
         let more = self.source.next(&mut |route, change| {
-            let emptied = truncations.before(at).iter().filter(|route| !has_been(route, session));
+            let emptied = truncations
+                .before(at)
+                .iter()
+                .filter(|route| !has_been(route, session));
             let truncation = Change::truncation();
-            pushed = emptied.into_iter().try_for_each(|route| planner.push(route, &truncation));
+            pushed = emptied
+                .into_iter()
+                .try_for_each(|route| planner.push(route, &truncation));
             match has_been(route, session) {
                 true => *held_back += 1,
                 false if pushed.is_err() || truncations.includes(at, route) => {}
@@ -347,10 +356,18 @@ impl<S: Source> Changes<S> {
         let mut bytes = 0;
         while !self.done {
             let next = self.next_owned(session)?;
-            let Some((_, first)) = next.first() else { continue };
+            let Some((_, first)) = next.first() else {
+                continue;
+            };
             let ends = |last: &Owned| span == Span::Command && last.1.command != first.command;
-            bytes += next.iter().map(|(_, change)| change.encoded_size()).sum::<usize>();
-            if changes.last().is_some_and(|last| ends(last) || bytes > MAX_SPAN_BYTES) {
+            bytes += next
+                .iter()
+                .map(|(_, change)| change.encoded_size())
+                .sum::<usize>();
+            if changes
+                .last()
+                .is_some_and(|last| ends(last) || bytes > MAX_SPAN_BYTES)
+            {
                 self.ahead = next;
                 break;
             }
@@ -366,8 +383,14 @@ impl<S: Source> Changes<S> {
         let (at, held_back, mut next) = (self.taken, &mut self.held_back, Vec::new());
         self.taken += 1;
         let more = self.source.next(&mut |route, change| {
-            let emptied = truncations.before(at).iter().filter(|route| !has_been(route, session));
-            let truncation = Change { command: change.command, ..Change::truncation() };
+            let emptied = truncations
+                .before(at)
+                .iter()
+                .filter(|route| !has_been(route, session));
+            let truncation = Change {
+                command: change.command,
+                ..Change::truncation()
+            };
             next.extend(emptied.map(|route| (route.clone(), truncation.clone())));
             match has_been(route, session) {
                 true => *held_back += 1,
@@ -401,7 +424,9 @@ impl<S: Source> Changes<S> {
             };
             let mut planner = Planner::default();
             planner.in_waves(in_waves(self.in_waves, session));
-            let planned = changes.iter().try_for_each(|(r, c)| planner.push(r, &c.borrowed()));
+            let planned = changes
+                .iter()
+                .try_for_each(|(r, c)| planner.push(r, &c.borrowed()));
             planner.finish();
             self.ready = std::iter::from_fn(|| planner.pop()).collect();
             if planned.is_ok() && self.ready.len() < 2 {
@@ -412,9 +437,15 @@ impl<S: Source> Changes<S> {
                 route.application_name == first.application_name && route.path == first.path
             };
             if changes.iter().all(alike) {
-                changes.iter().for_each(|(route, change)| whole.push(route, &change.borrowed()));
+                changes
+                    .iter()
+                    .for_each(|(route, change)| whole.push(route, &change.borrowed()));
                 let compared = |(route, _): &&Owned| route.compared().next().is_some();
-                let route = changes.iter().find(compared).map_or(first, |(route, _)| route).clone();
+                let route = changes
+                    .iter()
+                    .find(compared)
+                    .map_or(first, |(route, _)| route)
+                    .clone();
                 match whole.finish() {
                     // They come to nothing else.
                     Some((truncated, batches)) if batches.is_empty() => {

@@ -137,7 +137,10 @@ impl<'f> Link<'f> {
     /// 2F003 for a missing password, 53000 when the backend has no descriptor to spare.
     pub fn open(endpoint: &Rc<Endpoint>) -> Result<Self> {
         match session::take(endpoint) {
-            Some(session) => Ok(Self { was_idle: true, ..Self::over(session) }),
+            Some(session) => Ok(Self {
+                was_idle: true,
+                ..Self::over(session)
+            }),
             None => Self::connect(endpoint),
         }
     }
@@ -148,7 +151,10 @@ impl<'f> Link<'f> {
     /// As for [`Link::open`].
     pub fn connect(endpoint: &Rc<Endpoint>) -> Result<Self> {
         endpoint.check_before()?;
-        Ok(Self::with(endpoint.clone(), Self::begin_to_connect(endpoint)?))
+        Ok(Self::with(
+            endpoint.clone(),
+            Self::begin_to_connect(endpoint)?,
+        ))
     }
 
     fn begin_to_connect(endpoint: &Endpoint) -> Result<State> {
@@ -164,8 +170,17 @@ impl<'f> Link<'f> {
             Connection::start(endpoint.params()).ok_or_else(|| refused("Out of memory."))?;
         // libpq's protocol: after the start wait for writing, then poll; unless it has failed already,
         // over a name that does not resolve or a socket that is not there.
-        let polling = if connection.has_failed() { Polling::Failed } else { Polling::Write };
-        Ok(State::Connecting { connection, fd, polling, since: Instant::now() })
+        let polling = if connection.has_failed() {
+            Polling::Failed
+        } else {
+            Polling::Write
+        };
+        Ok(State::Connecting {
+            connection,
+            fd,
+            polling,
+            since: Instant::now(),
+        })
     }
 
     /// A link over a session that is at rest.
@@ -231,7 +246,9 @@ impl<'f> Link<'f> {
     }
 
     fn start(&mut self) {
-        let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else { return };
+        let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else {
+            return;
+        };
         let questions = Questions {
             extension: feed.needs_remote_schema() && !session.knows_remote_schema(),
             node: feed.needs_node() && session.node().is_none(),
@@ -343,7 +360,8 @@ impl<'f> Link<'f> {
 
     /// Takes out how many changes of what was run were not sent because they have been there.
     pub fn take_held_back(&mut self) -> u64 {
-        self.session().map_or(0, |session| std::mem::take(&mut session.held_back))
+        self.session()
+            .map_or(0, |session| std::mem::take(&mut session.held_back))
     }
 
     /// Whether the server has rolled back by itself, or there is nothing to roll back.
@@ -375,9 +393,11 @@ impl<'f> Link<'f> {
     /// What to wait for.
     pub fn interest(&self) -> Option<Interest> {
         match &self.state {
-            State::Connecting { connection, polling, .. } => {
-                Some(connecting_interest(connection, *polling))
-            }
+            State::Connecting {
+                connection,
+                polling,
+                ..
+            } => Some(connecting_interest(connection, *polling)),
             State::Running(session) => {
                 // Writing is waited for only when flush left something.
                 Some(session.interest(self.write_blocked))
@@ -429,7 +449,11 @@ impl<'f> Link<'f> {
         if self.commit_sent {
             self.in_doubt(&format!("No answer for {millis} ms"));
         } else {
-            self.close(Error::Timeout { server, what, millis });
+            self.close(Error::Timeout {
+                server,
+                what,
+                millis,
+            });
         }
     }
 
@@ -461,7 +485,14 @@ impl<'f> Link<'f> {
 
     fn step_connecting(&mut self) {
         let deadline = self.deadline();
-        let State::Connecting { connection, polling, .. } = &mut self.state else { return };
+        let State::Connecting {
+            connection,
+            polling,
+            ..
+        } = &mut self.state
+        else {
+            return;
+        };
         // PQconnectPoll must not be called before the socket is ready.
         let mut polls = 0;
         while matches!(polling, Polling::Read | Polling::Write) {
@@ -477,11 +508,19 @@ impl<'f> Link<'f> {
             if connection.heard() > LONGEST_GREETING || connection.is_swollen() {
                 let (server, reason) = (self.server().to_owned(), SENDS_TOO_MUCH.to_owned());
                 let sqlstate = SqlState::CANNOT_CONNECT;
-                return self.close(Error::Connect { server, sqlstate, reason });
+                return self.close(Error::Connect {
+                    server,
+                    sqlstate,
+                    reason,
+                });
             }
         }
-        let State::Connecting { mut connection, fd, polling, since } =
-            std::mem::replace(&mut self.state, State::Closed)
+        let State::Connecting {
+            mut connection,
+            fd,
+            polling,
+            since,
+        } = std::mem::replace(&mut self.state, State::Closed)
         else {
             return;
         };
@@ -493,7 +532,11 @@ impl<'f> Link<'f> {
                 return self.connect_again(since);
             }
             let server = self.server().to_owned();
-            return self.close(Error::Connect { server, sqlstate, reason });
+            return self.close(Error::Connect {
+                server,
+                sqlstate,
+                reason,
+            });
         }
         if let Err(error) = self.endpoint.check_after(connection.used_password()) {
             return self.close(error);
@@ -505,8 +548,18 @@ impl<'f> Link<'f> {
     /// Begins anew within the time that began then.
     fn connect_again(&mut self, since: Instant) {
         match Self::begin_to_connect(&self.endpoint) {
-            Ok(State::Connecting { connection, fd, polling, .. }) => {
-                self.state = State::Connecting { connection, fd, polling, since };
+            Ok(State::Connecting {
+                connection,
+                fd,
+                polling,
+                ..
+            }) => {
+                self.state = State::Connecting {
+                    connection,
+                    fd,
+                    polling,
+                    since,
+                };
             }
             Ok(_) => {}
             Err(error) => self.close(error),
@@ -538,7 +591,9 @@ impl<'f> Link<'f> {
     }
 
     fn flush(&mut self) -> std::result::Result<(), String> {
-        let State::Running(session) = &mut self.state else { return Ok(()) };
+        let State::Running(session) = &mut self.state else {
+            return Ok(());
+        };
         self.write_blocked = !session.connection.flush()?;
         if !self.write_blocked {
             self.progress = self.progress.max(self.fed_at);
@@ -566,8 +621,11 @@ impl<'f> Link<'f> {
                 self.state = State::Running(session);
                 return self.broken(BROKE_PROTOCOL);
             }
-            let mut answers =
-                self.answers.rows().iter().map(|rows| rows.first().cloned().flatten());
+            let mut answers = self
+                .answers
+                .rows()
+                .iter()
+                .map(|rows| rows.first().cloned().flatten());
             if questions.extension {
                 session.set_remote_schema(answers.next().flatten());
             }
@@ -578,13 +636,19 @@ impl<'f> Link<'f> {
             self.rewind();
             return self.start();
         }
-        if self.failure.as_ref().is_some_and(|e| e.sqlstate() == SqlState::UNDEFINED_FUNCTION) {
+        if self
+            .failure
+            .as_ref()
+            .is_some_and(|e| e.sqlstate() == SqlState::UNDEFINED_FUNCTION)
+        {
             // Its extension may be another by now.
             session.forget_remote_schema();
         }
         let failure = self.failure.as_ref();
-        let (named, shared) =
-            (session.prepared.settle(failure.is_none()), session.shared.settle(failure));
+        let (named, shared) = (
+            session.prepared.settle(failure.is_none()),
+            session.shared.settle(failure),
+        );
         self.was_prepared = named || shared;
         self.was_missing = shared && failure.is_some_and(is_missing);
         session.settle_types(failure.is_none());
@@ -606,7 +670,10 @@ impl<'f> Link<'f> {
         // a parcel at a time.
         let mut parcel = 0;
         while parcel < PARCEL {
-            let current = self.ahead.take().map_or_else(|| self.fetch(), |s| Ok(Some(s)));
+            let current = self
+                .ahead
+                .take()
+                .map_or_else(|| self.fetch(), |s| Ok(Some(s)));
             let sent = match current {
                 Ok(statements) => self.send(&statements.unwrap_or_default())?,
                 Err(error) => Err(error),
@@ -626,7 +693,9 @@ impl<'f> Link<'f> {
                 break;
             }
         }
-        let State::Running(session) = &mut self.state else { return Ok(()) };
+        let State::Running(session) = &mut self.state else {
+            return Ok(());
+        };
         if self.ahead.is_some() {
             // Answers along the way show progress and fill no buffer on the server.
             session.connection.request_flush()?;
@@ -663,7 +732,9 @@ impl<'f> Link<'f> {
             {
                 return Ok(Err(error));
             }
-            let State::Running(session) = &mut self.state else { return Ok(Ok(bytes)) };
+            let State::Running(session) = &mut self.state else {
+                return Ok(Ok(bytes));
+            };
             session.connection.send(statement)?;
             if begins_block {
                 self.answers.push_begin();
@@ -683,7 +754,9 @@ impl<'f> Link<'f> {
     /// who pass it on as much as the transaction's.
     fn introduce(&mut self, in_block: bool) -> std::result::Result<Result<()>, String> {
         self.begins = false;
-        let State::Running(session) = &mut self.state else { return Ok(Ok(())) };
+        let State::Running(session) = &mut self.state else {
+            return Ok(Ok(()));
+        };
         let commits = matches!(self.ending, Ending::Commits | Ending::Prepares);
         match session.begin(commits && self.questions.is_none(), in_block) {
             Ok(Some(statement)) => {
@@ -701,15 +774,21 @@ impl<'f> Link<'f> {
     }
 
     fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
-        let State::Running(session) = &mut self.state else { return Ok(None) };
+        let State::Running(session) = &mut self.state else {
+            return Ok(None);
+        };
         if let Some(questions) = &mut self.questions {
             return Ok(questions.take_statements());
         }
-        self.feed.as_mut().map_or(Ok(None), |feed| feed.next(session))
+        self.feed
+            .as_mut()
+            .map_or(Ok(None), |feed| feed.next(session))
     }
 
     fn read_answers(&mut self) -> std::result::Result<(), String> {
-        let State::Running(session) = &mut self.state else { return Ok(()) };
+        let State::Running(session) = &mut self.state else {
+            return Ok(());
+        };
         let server = &self.endpoint.account.server_name;
         let read = self.answers.read(&mut session.connection, server);
         if let Some(answer) = self.answers.take_introduction() {
@@ -723,16 +802,22 @@ impl<'f> Link<'f> {
                     session.peer.set_clock(clock);
                     self.was_late = true;
                     let (server, millis) = (server.clone(), 0);
-                    Error::Timeout { server, what: "beginning a transaction there", millis }
+                    Error::Timeout {
+                        server,
+                        what: "beginning a transaction there",
+                        millis,
+                    }
                 }
                 Some(Refusal::Unlike) => {
                     session.must_begin = true;
                     self.was_unlike = true;
                     Error::Remote(Box::new(error))
                 }
-                Some(Refusal::Connection { sqlstate, reason }) => {
-                    Error::Connect { server: server.clone(), sqlstate, reason }
-                }
+                Some(Refusal::Connection { sqlstate, reason }) => Error::Connect {
+                    server: server.clone(),
+                    sqlstate,
+                    reason,
+                },
                 None => Error::Remote(Box::new(error)),
             });
         }
@@ -784,7 +869,9 @@ fn refusal(error: &RemoteError) -> Option<Refusal> {
     let (why, number) = message.split_once(' ').unwrap_or((message, ""));
     let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
     Some(match why {
-        "late" => Refusal::Late { clock: digits.parse().ok()? },
+        "late" => Refusal::Late {
+            clock: digits.parse().ok()?,
+        },
         "unlike" => Refusal::Unlike,
         "itself" => Refusal::Connection {
             sqlstate: SqlState::REJECTED_CONNECTION,
@@ -803,5 +890,9 @@ fn refusal(error: &RemoteError) -> Option<Refusal> {
 
 fn connecting_interest(connection: &Connection, polling: Polling) -> Interest {
     let read = polling == Polling::Read;
-    Interest { socket: connection.socket(), read, write: !read }
+    Interest {
+        socket: connection.socket(),
+        read,
+        write: !read,
+    }
 }

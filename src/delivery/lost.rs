@@ -45,7 +45,9 @@ pub fn end_or_remember(endpoint: &Rc<Endpoint>, lost: &LostSession) {
 /// A transient error when a session will not go, and what connecting reports.
 pub fn settle(endpoint: &Rc<Endpoint>) -> Result<()> {
     let mapping = endpoint.account.mapping.to_u32();
-    let remembered = LOST.with_borrow(|lost| lost.get(&mapping).cloned()).unwrap_or_default();
+    let remembered = LOST
+        .with_borrow(|lost| lost.get(&mapping).cloned())
+        .unwrap_or_default();
     if remembered.is_empty() {
         return Ok(());
     }
@@ -75,15 +77,27 @@ pub fn end<'f>(mut link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
 }
 
 fn begin(link: &mut Link<'_>, lost: &LostSession) {
-    let texts = ["BEGIN", AS_LOGGED_IN, &end_session(lost, patience()), "COMMIT"];
+    let texts = [
+        "BEGIN",
+        AS_LOGGED_IN,
+        &end_session(lost, patience()),
+        "COMMIT",
+    ];
     link.run(Fixed::new(texts), Ending::Open);
 }
 
 fn finish<'f>(link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
     link.result()?;
-    let answer = link.answers().get(1).and_then(|rows| rows.first()).cloned().flatten();
+    let answer = link
+        .answers()
+        .get(1)
+        .and_then(|rows| rows.first())
+        .cloned()
+        .flatten();
     let server = link.endpoint().account.server_name.clone();
-    let pid = lost.backend_pid.map_or("the backend".to_owned(), |pid| format!("backend {pid}"));
+    let pid = lost
+        .backend_pid
+        .map_or("the backend".to_owned(), |pid| format!("backend {pid}"));
     match LostState::parse(answer.as_deref().unwrap_or_default()) {
         LostState::Gone => Ok(link),
         LostState::Ending => Err(Error::Timeout {
@@ -110,7 +124,12 @@ pub const CURRENT_TRANSACTION: &str = "SELECT pg_catalog.pg_current_xact_id()";
 
 /// The answer to [`CURRENT_TRANSACTION`], if the server has given it.
 pub fn transaction_of(link: &Link<'_>) -> Option<i64> {
-    let answer = link.answers().first().and_then(|rows| rows.first()).cloned().flatten();
+    let answer = link
+        .answers()
+        .first()
+        .and_then(|rows| rows.first())
+        .cloned()
+        .flatten();
     answer.and_then(|text| text.parse().ok())
 }
 
@@ -127,7 +146,12 @@ pub fn outcome(link: &mut Link<'_>, xact: i64) -> Result<Option<bool>> {
         Err(Error::Remote(_)) if link.is_up() => return Ok(None),
         Err(error) => return Err(error),
     }
-    let answer = link.answers().first().and_then(|rows| rows.first()).cloned().flatten();
+    let answer = link
+        .answers()
+        .first()
+        .and_then(|rows| rows.first())
+        .cloned()
+        .flatten();
     Ok(match answer.as_deref() {
         Some("committed") => Some(true),
         Some("aborted") => Some(false),

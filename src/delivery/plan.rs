@@ -91,12 +91,19 @@ impl Planner {
     /// soon, while most rows are still to be encoded. But what a constraint checks at the end of a
     /// statement, rows that refer to each other for one, may be true of the larger batch only.
     pub fn growing() -> Self {
-        Self { most_rows: FIRST_ROWS, ..Self::default() }
+        Self {
+            most_rows: FIRST_ROWS,
+            ..Self::default()
+        }
     }
 
     /// Each row a batch of its own: for keys that differ here and are equal there.
     pub fn singly() -> Self {
-        Self { most_rows: 1, limit: 1, ..Self::default() }
+        Self {
+            most_rows: 1,
+            limit: 1,
+            ..Self::default()
+        }
     }
 
     /// Appends a change.
@@ -113,7 +120,10 @@ impl Planner {
             return self.deferrable.push(route, change);
         }
         self.flush_deferrable();
-        let same_command = self.moves.first().is_some_and(|(_, m)| m.command == change.command);
+        let same_command = self
+            .moves
+            .first()
+            .is_some_and(|(_, m)| m.command == change.command);
         // Rows that a command updates in place have nothing to do with those it moves.
         if !(same_command && matches!(kind, BatchKind::Move | BatchKind::Update)) {
             self.flush_moves();
@@ -159,7 +169,10 @@ impl Planner {
         let key = key_hash(&change.old_key(route));
         // What one statement does it does before cascades.
         let follows = |vanished: &HashSet<Relation>| {
-            route.cascades_from.iter().any(|table| vanished.contains(table))
+            route
+                .cascades_from
+                .iter()
+                .any(|table| vanished.contains(table))
         };
         let joins_those = follows(&self.vanished);
         let joins = self.open.as_ref().is_some_and(|open| match kind {
@@ -175,7 +188,11 @@ impl Planner {
             }
         });
         if !joins {
-            if self.open.as_ref().is_some_and(|open| open.rows >= self.most_rows) {
+            if self
+                .open
+                .as_ref()
+                .is_some_and(|open| open.rows >= self.most_rows)
+            {
                 self.most_rows = (self.most_rows * 2).min(self.limit);
             }
             self.close();
@@ -196,8 +213,15 @@ impl Planner {
     fn add(&mut self, route: &Rc<Route>, kind: BatchKind, change: &Change<&str>) -> &mut Batch {
         let batch = self.open.get_or_insert_with(|| {
             let batch = Batch::new(route.clone(), kind);
-            let batch = if self.binary { batch.in_binary() } else { batch };
-            Batch { unchanged: change.unchanged.clone(), ..batch }
+            let batch = if self.binary {
+                batch.in_binary()
+            } else {
+                batch
+            };
+            Batch {
+                unchanged: change.unchanged.clone(),
+                ..batch
+            }
         });
         batch.push(change);
         batch
@@ -273,7 +297,9 @@ impl Planner {
 
     /// What a group comes to: first what goes, then what moves or stays, then what is new.
     fn flush_deferrable(&mut self) {
-        let Some((route, mut net)) = self.deferrable.take() else { return };
+        let Some((route, mut net)) = self.deferrable.take() else {
+            return;
+        };
         let at_once = moves_at_once(&route)
             && !self.in_waves.includes(&route.target)
             && self.limit > 1
@@ -282,8 +308,17 @@ impl Planner {
             // As for other moves, but no order is known to work: all leave, then all arrive.
             for mut moved in std::mem::take(&mut net.moves) {
                 let key = std::mem::take(&mut moved.key);
-                net.deletes.push(Change { op: Op::Delete, key, row: Vec::new(), ..moved.clone() });
-                net.inserts.push(Change { op: Op::Insert, unchanged: Vec::new(), ..moved });
+                net.deletes.push(Change {
+                    op: Op::Delete,
+                    key,
+                    row: Vec::new(),
+                    ..moved.clone()
+                });
+                net.inserts.push(Change {
+                    op: Op::Insert,
+                    unchanged: Vec::new(),
+                    ..moved
+                });
             }
         }
         for delete in &net.deletes {
@@ -316,7 +351,10 @@ mod tests {
     use crate::sql::batch::Elements;
 
     fn route() -> Rc<Route> {
-        let name = |t: &str| Relation { schema: "s".into(), table: t.into() };
+        let name = |t: &str| Relation {
+            schema: "s".into(),
+            table: t.into(),
+        };
         let column = |n: &str| Column {
             name: n.into(),
             carrier: Carrier::Element,
@@ -343,7 +381,9 @@ mod tests {
     }
 
     fn first_array(batch: Batch) -> String {
-        if let Some(Some(value)) = batch.single.and_then(|single| single.params.into_iter().next())
+        if let Some(Some(value)) = batch
+            .single
+            .and_then(|single| single.params.into_iter().next())
         {
             return format!(r#"{{"{value}"}}"#);
         }
@@ -402,12 +442,18 @@ mod tests {
             planner.push(&route, change).expect("unambiguous");
         }
         planner.finish();
-        std::iter::from_fn(|| planner.pop()).map(|b| (b.kind, first_array(b))).collect()
+        std::iter::from_fn(|| planner.pop())
+            .map(|b| (b.kind, first_array(b)))
+            .collect()
     }
 
     #[test]
     fn rows_without_a_key_share_a_batch_whatever_they_look_like() {
-        let keyless = Route { key: Vec::new(), policy: Policy::Error, ..(*route()).clone() };
+        let keyless = Route {
+            key: Vec::new(),
+            policy: Policy::Error,
+            ..(*route()).clone()
+        };
         let (mut planner, keyless) = (Planner::default(), Rc::new(keyless));
         for _ in 0..3 {
             planner.push(&keyless, &insert("1")).expect("unambiguous");
@@ -419,7 +465,13 @@ mod tests {
 
     #[test]
     fn a_run_of_one_kind_is_one_batch() {
-        let batches = plan(&[insert("1"), insert("2"), delete("1"), delete("2"), insert("3")]);
+        let batches = plan(&[
+            insert("1"),
+            insert("2"),
+            delete("1"),
+            delete("2"),
+            insert("3"),
+        ]);
         assert_eq!(
             batches,
             [
@@ -446,24 +498,38 @@ mod tests {
     #[test]
     fn rows_that_go_with_those_of_another_table_are_known_to_do_so() {
         let parent = route();
-        let name = Relation { schema: "l".into(), table: "c".into() };
+        let name = Relation {
+            schema: "l".into(),
+            table: "c".into(),
+        };
         let cascades_from = vec![parent.source.clone()];
-        let child = Rc::new(Route { source: name, cascades_from, ..(*parent).clone() });
+        let child = Rc::new(Route {
+            source: name,
+            cascades_from,
+            ..(*parent).clone()
+        });
         let mut planner = Planner::default();
-        for (route, change) in
-            [(&child, delete("1")), (&parent, delete("1")), (&child, delete("2"))]
-        {
+        for (route, change) in [
+            (&child, delete("1")),
+            (&parent, delete("1")),
+            (&child, delete("2")),
+        ] {
             planner.push(route, &change).expect("unambiguous");
         }
         planner.finish();
-        let after: Vec<bool> =
-            std::iter::from_fn(|| planner.pop()).map(|b| b.after_cascade).collect();
+        let after: Vec<bool> = std::iter::from_fn(|| planner.pop())
+            .map(|b| b.after_cascade)
+            .collect();
         assert_eq!(after, [false, false, true]);
     }
 
     #[test]
     fn a_chain_of_moves_goes_from_its_end() {
-        let batches = plan(&[update(1, "1", "2"), update(1, "2", "3"), update(1, "3", "4")]);
+        let batches = plan(&[
+            update(1, "1", "2"),
+            update(1, "2", "3"),
+            update(1, "3", "4"),
+        ]);
         let keys: Vec<&str> = batches.iter().map(|(_, k)| k.as_str()).collect();
         assert_eq!(keys, [r#"{"4"}"#, r#"{"3"}"#, r#"{"2"}"#]);
         assert!(batches.iter().all(|(kind, _)| *kind == BatchKind::Move));
@@ -471,19 +537,33 @@ mod tests {
 
     #[test]
     fn moves_that_do_not_meet_are_one_batch() {
-        let batches = plan(&[update(1, "1", "11"), update(1, "2", "12"), update(1, "3", "3")]);
+        let batches = plan(&[
+            update(1, "1", "11"),
+            update(1, "2", "12"),
+            update(1, "3", "3"),
+        ]);
         assert_eq!(
             batches,
-            [(BatchKind::Update, r#"{"3"}"#.into()), (BatchKind::Move, r#"{"11","12"}"#.into())]
+            [
+                (BatchKind::Update, r#"{"3"}"#.into()),
+                (BatchKind::Move, r#"{"11","12"}"#.into())
+            ]
         );
     }
 
     #[test]
     fn a_swap_is_written_in_place_and_feeds_no_chain_before_it() {
-        let batches = plan(&[update(1, "1", "2"), update(1, "2", "1"), update(1, "5", "6")]);
+        let batches = plan(&[
+            update(1, "1", "2"),
+            update(1, "2", "1"),
+            update(1, "5", "6"),
+        ]);
         assert_eq!(
             batches,
-            [(BatchKind::Update, r#"{"2","1"}"#.into()), (BatchKind::Move, r#"{"6"}"#.into())]
+            [
+                (BatchKind::Update, r#"{"2","1"}"#.into()),
+                (BatchKind::Move, r#"{"6"}"#.into())
+            ]
         );
     }
 
@@ -500,16 +580,23 @@ mod tests {
         let (mut planner, route) = (Planner::growing(), route());
         for id in &ids {
             let row = vec![Some(id.as_str()), None];
-            planner.push(&route, &Change { row, ..insert("") }).expect("unambiguous");
+            planner
+                .push(&route, &Change { row, ..insert("") })
+                .expect("unambiguous");
         }
         planner.finish();
-        let rows: Vec<usize> = std::iter::from_fn(|| planner.pop()).map(|b| b.rows).collect();
+        let rows: Vec<usize> = std::iter::from_fn(|| planner.pop())
+            .map(|b| b.rows)
+            .collect();
         assert_eq!(rows, [500, 1_000, 2_000, 4_000, 5_000, 5_000, 2_500]);
     }
 
     #[test]
     fn truncates_in_a_row_become_one() {
-        let truncate = Change { op: Op::Truncate, ..delete("1") };
+        let truncate = Change {
+            op: Op::Truncate,
+            ..delete("1")
+        };
         let (mut planner, one, two) = (Planner::default(), route(), route());
         planner.push(&one, &truncate).expect("unambiguous");
         planner.push(&two, &truncate).expect("unambiguous");
@@ -529,7 +616,15 @@ mod tests {
         change: Change<&'static str>,
         (before, after): (u64, u64),
     ) -> Change<&'static str> {
-        Change { stored: RowStorage { before, after, file, transaction: 1 }, ..change }
+        Change {
+            stored: RowStorage {
+                before,
+                after,
+                file,
+                transaction: 1,
+            },
+            ..change
+        }
     }
 
     fn plan_deferrable(changes: &[Change<&str>]) -> Result<Vec<(BatchKind, String)>> {
@@ -540,13 +635,20 @@ mod tests {
         in_waves: InWaves,
         changes: &[Change<&str>],
     ) -> Result<Vec<(BatchKind, String)>> {
-        let route = Rc::new(Route { key_deferrable: true, ..(*route()).clone() });
+        let route = Rc::new(Route {
+            key_deferrable: true,
+            ..(*route()).clone()
+        });
         let other = self::route();
         let mut planner = Planner::default();
         planner.in_waves(in_waves);
         for change in changes {
             // A TRUNCATE here stands for any change of another table.
-            let route = if change.op == Op::Truncate { &other } else { &route };
+            let route = if change.op == Op::Truncate {
+                &other
+            } else {
+                &route
+            };
             planner.push(route, change)?;
         }
         planner.finish();
@@ -558,24 +660,48 @@ mod tests {
 
     #[test]
     fn two_commands_may_swap_keys_that_are_deferrable() {
-        let swap = [stored(update(1, "1", "2"), (11, 13)), stored(update(2, "2", "1"), (12, 14))];
+        let swap = [
+            stored(update(1, "1", "2"), (11, 13)),
+            stored(update(2, "2", "1"), (12, 14)),
+        ];
         let batches = plan_deferrable(&swap);
-        assert_eq!(batches.expect("a plan"), [(BatchKind::Move, r#"{"2","1"}"#.into())]);
+        assert_eq!(
+            batches.expect("a plan"),
+            [(BatchKind::Move, r#"{"2","1"}"#.into())]
+        );
         let batches = plan_deferrable_in(InWaves::All, &swap);
-        assert_eq!(batches.expect("a plan"), [(BatchKind::Update, r#"{"2","1"}"#.into())]);
+        assert_eq!(
+            batches.expect("a plan"),
+            [(BatchKind::Update, r#"{"2","1"}"#.into())]
+        );
     }
 
     #[test]
     fn rows_move_at_once_those_whose_keys_others_need_first() {
-        let ids: Vec<String> = (0..=MAX_ROWS as u64 + 10).map(|id| id.to_string()).collect();
-        let route = Rc::new(Route { key_deferrable: true, ..(*route()).clone() });
+        let ids: Vec<String> = (0..=MAX_ROWS as u64 + 10)
+            .map(|id| id.to_string())
+            .collect();
+        let route = Rc::new(Route {
+            key_deferrable: true,
+            ..(*route()).clone()
+        });
         let mut planner = Planner::default();
         for (at, pair) in ids.windows(2).enumerate() {
             let row = vec![Some(pair[1].as_str()), None];
             let key = vec![Some(pair[0].as_str())];
             let at = at as u64 + 1;
-            let places = RowStorage { before: at, after: at + 100_000, file: 1, transaction: 1 };
-            let change = Change { row, key, stored: places, ..update(1, "1", "2") };
+            let places = RowStorage {
+                before: at,
+                after: at + 100_000,
+                file: 1,
+                transaction: 1,
+            };
+            let change = Change {
+                row,
+                key,
+                stored: places,
+                ..update(1, "1", "2")
+            };
             planner.push(&route, &change).expect("unambiguous");
         }
         planner.finish();
@@ -597,7 +723,10 @@ mod tests {
         ]);
         assert_eq!(
             batches.expect("a plan"),
-            [(BatchKind::Delete, r#"{"7"}"#.into()), (BatchKind::Insert, r#"{"2"}"#.into())]
+            [
+                (BatchKind::Delete, r#"{"7"}"#.into()),
+                (BatchKind::Insert, r#"{"2"}"#.into())
+            ]
         );
     }
 
@@ -611,13 +740,19 @@ mod tests {
         ]);
         assert_eq!(
             batches.expect("a plan"),
-            [(BatchKind::Insert, r#"{"1"}"#.into()), (BatchKind::Update, r#"{"2","1"}"#.into())]
+            [
+                (BatchKind::Insert, r#"{"1"}"#.into()),
+                (BatchKind::Update, r#"{"2","1"}"#.into())
+            ]
         );
     }
 
     #[test]
     fn a_key_held_twice_across_another_table_is_refused() {
-        let other = Change { op: Op::Truncate, ..delete("1") };
+        let other = Change {
+            op: Op::Truncate,
+            ..delete("1")
+        };
         let refused = plan_deferrable(&[
             stored(update(1, "1", "2"), (11, 13)),
             other,

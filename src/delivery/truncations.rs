@@ -74,7 +74,10 @@ impl Truncations {
 
     fn from_found(tables: HashMap<Table, Found>) -> Self {
         let mut groups: HashMap<usize, Vec<(Table, Found)>> = HashMap::new();
-        for (name, table) in tables.into_iter().filter(|(_, table)| table.truncated.is_some()) {
+        for (name, table) in tables
+            .into_iter()
+            .filter(|(_, table)| table.truncated.is_some())
+        {
             groups.entry(table.group).or_default().push((name, table));
         }
         let mut truncations = Self::default();
@@ -84,12 +87,16 @@ impl Truncations {
                 let truncated = table.truncated.as_ref().map(|(at, _)| *at);
                 table.lasts.is_some_and(|lasts| Some(lasts) < truncated)
             };
-            let Some(first) = group.first().map(|(_, table)| table.first) else { continue };
+            let Some(first) = group.first().map(|(_, table)| table.first) else {
+                continue;
+            };
             if group.iter().any(|(_, table)| stays(table)) {
                 continue;
             }
             for (name, table) in group {
-                let Some((last, route)) = table.truncated else { continue };
+                let Some((last, route)) = table.truncated else {
+                    continue;
+                };
                 truncations.last.insert(name, last);
                 truncations.at.entry(first).or_default().push(route);
             }
@@ -104,7 +111,11 @@ impl Truncations {
 
     /// Whether a change is not sent: it is taken away, or sent earlier.
     pub fn includes(&self, at: usize, route: &Route) -> bool {
-        !self.last.is_empty() && self.last.get(&table_of(route)).is_some_and(|last| at <= *last)
+        !self.last.is_empty()
+            && self
+                .last
+                .get(&table_of(route))
+                .is_some_and(|last| at <= *last)
     }
 }
 
@@ -117,7 +128,10 @@ mod tests {
     use super::*;
 
     fn route(table: char, policy: Policy) -> Rc<Route> {
-        let name = |table: String| Relation { schema: "s".into(), table };
+        let name = |table: String| Relation {
+            schema: "s".into(),
+            table,
+        };
         Rc::new(Route {
             source: name("l".into()),
             target: name(table.into()),
@@ -149,15 +163,26 @@ mod tests {
             .collect();
         let mut rest = changes.iter();
         let truncations = Truncations::of(|take| {
-            let Some((route, op)) = rest.next() else { return Ok(false) };
-            take(route, &Change { op: *op, ..Change::truncation() });
+            let Some((route, op)) = rest.next() else {
+                return Ok(false);
+            };
+            take(
+                route,
+                &Change {
+                    op: *op,
+                    ..Change::truncation()
+                },
+            );
             Ok(true)
         });
         let truncations = truncations.expect("readable");
         let mut sent = Vec::new();
         for (at, (route, op)) in changes.iter().enumerate() {
-            let mut emptied: Vec<String> =
-                truncations.before(at).iter().map(|r| format!("0{}", r.target.table)).collect();
+            let mut emptied: Vec<String> = truncations
+                .before(at)
+                .iter()
+                .map(|r| format!("0{}", r.target.table))
+                .collect();
             emptied.sort();
             sent.extend(emptied);
             if !truncations.includes(at, route) {

@@ -11,7 +11,10 @@ pub fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(BatchKind, Vec<usi
     let Order { cycles, waves } = Order::of(route, moves);
     let cyclic = cycles.concat();
     let in_place = (!cyclic.is_empty()).then_some((BatchKind::Update, cyclic));
-    in_place.into_iter().chain(waves.into_iter().map(|wave| (BatchKind::Move, wave))).collect()
+    in_place
+        .into_iter()
+        .chain(waves.into_iter().map(|wave| (BatchKind::Move, wave)))
+        .collect()
 }
 
 /// The moves of one command in groups of which each may be one statement, where the server checks keys at the
@@ -34,8 +37,11 @@ struct Order {
 impl Order {
     fn of(route: &Route, moves: &[Change<String>]) -> Self {
         const OPEN: usize = usize::MAX;
-        let holder: HashMap<_, usize> =
-            moves.iter().enumerate().map(|(i, m)| (m.old_key(route), i)).collect();
+        let holder: HashMap<_, usize> = moves
+            .iter()
+            .enumerate()
+            .map(|(i, m)| (m.old_key(route), i))
+            .collect();
         // The move that must go before move i, because it vacates i's new key.
         let before: Vec<Option<usize>> = moves
             .iter()
@@ -74,7 +80,10 @@ impl Order {
             }
             by_depth[*depth].push(i);
         }
-        let waves = by_depth.into_iter().filter(|wave| !wave.is_empty()).collect();
+        let waves = by_depth
+            .into_iter()
+            .filter(|wave| !wave.is_empty())
+            .collect();
         Self { cycles, waves }
     }
 }

@@ -59,10 +59,13 @@ pub struct Whole {
 impl Whole {
     /// Adds a change.
     pub fn push(&mut self, route: &Rc<Route>, change: &Change<&str>) {
-        self.commands.insert((change.stored.transaction, change.command));
+        self.commands
+            .insert((change.stored.transaction, change.command));
         self.inexact |= !route.key_exact;
         if route.key_deferrable && change.op != Op::Truncate {
-            let RowStorage { file, transaction, .. } = change.stored;
+            let RowStorage {
+                file, transaction, ..
+            } = change.stored;
             let storage = (file, transaction);
             let known = *self.storage.entry(route.source.clone()).or_insert(storage);
             if known.1 != storage.1 {
@@ -86,21 +89,41 @@ impl Whole {
             return;
         }
         if route.is_keyless() {
-            self.rows.push(Row { route: route.clone(), before: None, last: change.owned() });
+            self.rows.push(Row {
+                route: route.clone(),
+                before: None,
+                last: change.owned(),
+            });
             return;
         }
-        let (from, to) = (identity(route, change, true), identity(route, change, false));
+        let (from, to) = (
+            identity(route, change, true),
+            identity(route, change, false),
+        );
         let known = match change.op {
             // A row that was deleted, and is there again.
-            Op::Insert => self.holders.get(&to).copied().or_else(|| self.deleted(route, change)),
-            Op::Update => self.holders.remove(&from).or_else(|| self.take_earlier(route, change)),
-            Op::Delete | Op::Truncate => {
-                self.holders.get(&from).copied().or_else(|| self.take_earlier(route, change))
-            }
+            Op::Insert => self
+                .holders
+                .get(&to)
+                .copied()
+                .or_else(|| self.deleted(route, change)),
+            Op::Update => self
+                .holders
+                .remove(&from)
+                .or_else(|| self.take_earlier(route, change)),
+            Op::Delete | Op::Truncate => self
+                .holders
+                .get(&from)
+                .copied()
+                .or_else(|| self.take_earlier(route, change)),
         };
         let at = known.unwrap_or_else(|| {
             let before = (change.op != Op::Insert).then(|| owned(&change.old_key(route)));
-            self.rows.push(Row { route: route.clone(), before, last: change.owned() });
+            self.rows.push(Row {
+                route: route.clone(),
+                before,
+                last: change.owned(),
+            });
             self.rows.len() - 1
         });
         self.rows[at].last = change.owned();
@@ -131,7 +154,8 @@ impl Whole {
                 Op::Delete => last.old_key(route),
                 _ => last.new_key(route),
             };
-            self.holders.insert(Identity::Key(route.target.clone(), owned(&key)), at);
+            self.holders
+                .insert(Identity::Key(route.target.clone(), owned(&key)), at);
         }
     }
 
@@ -144,7 +168,11 @@ impl Whole {
     /// The row that an earlier transaction has deleted, whose key a new one has.
     fn deleted(&mut self, route: &Route, change: &Change<&str>) -> Option<usize> {
         let key = Identity::Key(route.target.clone(), owned(&change.new_key(route)));
-        let at = self.holders.get(&key).copied().filter(|_| route.key_deferrable)?;
+        let at = self
+            .holders
+            .get(&key)
+            .copied()
+            .filter(|_| route.key_deferrable)?;
         (self.rows[at].last.op == Op::Delete).then(|| {
             self.holders.remove(&key);
             at
@@ -171,9 +199,17 @@ impl Whole {
             batch.truncated.push(route);
         }
         let rows = self.net()?;
-        for kind in [BatchKind::Delete, BatchKind::Update, BatchKind::Move, BatchKind::Insert] {
+        for kind in [
+            BatchKind::Delete,
+            BatchKind::Update,
+            BatchKind::Move,
+            BatchKind::Insert,
+        ] {
             let first = batches.len();
-            for (route, change) in rows.iter().filter(|(_, change)| BatchKind::of(change) == kind) {
+            for (route, change) in rows
+                .iter()
+                .filter(|(_, change)| BatchKind::of(change) == kind)
+            {
                 let same =
                     |batch: &&mut Batch| Rc::ptr_eq(&batch.route, route) || batch.route == *route;
                 let change = change.borrowed();
@@ -201,11 +237,21 @@ impl Whole {
             .collect();
         let inserted: HashSet<(Relation, Key)> = (self.rows.iter())
             .filter(|row| row.before.is_none() && row.last.op != Op::Delete)
-            .map(|row| (row.route.target.clone(), owned(&row.last.new_key(&row.route))))
+            .map(|row| {
+                (
+                    row.route.target.clone(),
+                    owned(&row.last.new_key(&row.route)),
+                )
+            })
             .collect();
         let mut taken_over = HashSet::new();
         let mut net = Vec::new();
-        for Row { route, before, mut last } in self.rows {
+        for Row {
+            route,
+            before,
+            mut last,
+        } in self.rows
+        {
             last.unchanged.clear();
             let new = owned(&last.new_key(&route));
             match (before, last.op) {
@@ -235,7 +281,13 @@ impl Whole {
                         let op = Op::Delete;
                         net.push((
                             route.clone(),
-                            Change { op, key, row, tombstone, ..last.clone() },
+                            Change {
+                                op,
+                                key,
+                                row,
+                                tombstone,
+                                ..last.clone()
+                            },
                         ));
                         (last.op, last.key) = (Op::Update, Vec::new());
                     } else {
@@ -255,10 +307,18 @@ impl Whole {
 
 fn identity(route: &Route, change: &Change<&str>, before: bool) -> Identity {
     if route.key_deferrable {
-        let place = if before { change.stored.before } else { change.stored.after };
+        let place = if before {
+            change.stored.before
+        } else {
+            change.stored.after
+        };
         return Identity::Place(route.source.clone(), place);
     }
-    let key = if before { change.old_key(route) } else { change.new_key(route) };
+    let key = if before {
+        change.old_key(route)
+    } else {
+        change.new_key(route)
+    };
     Identity::Key(route.target.clone(), owned(&key))
 }
 
@@ -272,7 +332,10 @@ mod tests {
     use crate::change::{Carrier, Column};
 
     fn route(table: &str) -> Rc<Route> {
-        let name = Relation { schema: "s".into(), table: table.into() };
+        let name = Relation {
+            schema: "s".into(),
+            table: table.into(),
+        };
         let column = |name: &str| Column {
             name: name.into(),
             carrier: Carrier::Element,
@@ -302,7 +365,16 @@ mod tests {
         let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
         let (key, row) = (all(key), all(row));
         let (stamp, tombstone, unchanged, stored) = (None, None, Vec::new(), Default::default());
-        Change { op, command: 1, key, row, stamp, tombstone, unchanged, stored }
+        Change {
+            op,
+            command: 1,
+            key,
+            row,
+            stamp,
+            tombstone,
+            unchanged,
+            stored,
+        }
     }
 
     fn net(changes: &[Change<&str>]) -> Vec<String> {
@@ -334,7 +406,11 @@ mod tests {
 
     #[test]
     fn rows_without_a_key_are_as_many_as_were_inserted() {
-        let keyless = Route { key: Vec::new(), policy: Policy::Error, ..(*route("t")).clone() };
+        let keyless = Route {
+            key: Vec::new(),
+            policy: Policy::Error,
+            ..(*route("t")).clone()
+        };
         let keyless = Rc::new(keyless);
         let mut whole = Whole::default();
         (0..3).for_each(|_| whole.push(&keyless, &change(Op::Insert, &[], &["1", "a"])));
@@ -343,11 +419,15 @@ mod tests {
 
     #[test]
     fn a_key_that_passes_to_another_row_is_written_where_it_is() {
-        let (gives, takes) =
-            (change(Op::Update, &["1"], &["9", "a"]), change(Op::Insert, &[], &["1", "b"]));
+        let (gives, takes) = (
+            change(Op::Update, &["1"], &["9", "a"]),
+            change(Op::Insert, &[], &["1", "b"]),
+        );
         assert_eq!(net(&[gives, takes]), ["UPDATE :9a", "INSERT :1b"]);
-        let (goes, comes) =
-            (change(Op::Delete, &["1"], &[]), change(Op::Update, &["2"], &["1", "b"]));
+        let (goes, comes) = (
+            change(Op::Delete, &["1"], &[]),
+            change(Op::Update, &["2"], &["1", "b"]),
+        );
         assert_eq!(net(&[goes, comes]), ["DELETE 2:", "UPDATE :1b"]);
     }
 
@@ -363,7 +443,12 @@ mod tests {
         let kinds: Vec<BatchKind> = batches.iter().map(|batch| batch.kind).collect();
         assert_eq!(
             kinds,
-            [BatchKind::Delete, BatchKind::Update, BatchKind::Insert, BatchKind::Insert]
+            [
+                BatchKind::Delete,
+                BatchKind::Update,
+                BatchKind::Insert,
+                BatchKind::Insert
+            ]
         );
         let statements = crate::sql::joined(batches, None).expect("statements");
         assert_eq!(statements.len(), 1);
@@ -389,28 +474,49 @@ mod tests {
 
     #[test]
     fn changes_of_keys_that_are_not_exact_are_not_put_together() {
-        let inexact = Rc::new(Route { key_exact: false, ..(*route("t")).clone() });
+        let inexact = Rc::new(Route {
+            key_exact: false,
+            ..(*route("t")).clone()
+        });
         let mut whole = Whole::default();
         whole.push(&inexact, &change(Op::Insert, &[], &["1", "a"]));
-        let later = Change { command: 2, ..change(Op::Update, &[], &["1.0", "b"]) };
+        let later = Change {
+            command: 2,
+            ..change(Op::Update, &[], &["1.0", "b"])
+        };
         whole.push(&inexact, &later);
         assert!(whole.finish().is_none());
     }
 
     #[test]
     fn commands_of_two_transactions_are_two_whatever_their_numbers() {
-        let inexact = Rc::new(Route { key_exact: false, ..(*route("t")).clone() });
+        let inexact = Rc::new(Route {
+            key_exact: false,
+            ..(*route("t")).clone()
+        });
         let mut whole = Whole::default();
-        whole.push(&inexact, &stored(1, 0, 11, change(Op::Insert, &[], &["1", "a"])));
-        whole.push(&inexact, &stored(2, 11, 12, change(Op::Update, &[], &["1.0", "b"])));
+        whole.push(
+            &inexact,
+            &stored(1, 0, 11, change(Op::Insert, &[], &["1", "a"])),
+        );
+        whole.push(
+            &inexact,
+            &stored(2, 11, 12, change(Op::Update, &[], &["1.0", "b"])),
+        );
         assert!(whole.is_inexact());
     }
 
     #[test]
     fn places_mean_nothing_in_another_transaction_however_many_lie_between() {
-        let route = Rc::new(Route { key_deferrable: true, ..(*route("t")).clone() });
+        let route = Rc::new(Route {
+            key_deferrable: true,
+            ..(*route("t")).clone()
+        });
         let mut whole = Whole::default();
-        whole.push(&route, &stored(1, 0, 11, change(Op::Insert, &[], &["1", "a"])));
+        whole.push(
+            &route,
+            &stored(1, 0, 11, change(Op::Insert, &[], &["1", "a"])),
+        );
         // Another row is where that one was.
         let moved = change(Op::Update, &["2"], &["3", "b"]);
         let change = stored(1 + (1 << 16), 11, 12, moved);
@@ -424,13 +530,21 @@ mod tests {
         after: u64,
         change: Change<&'static str>,
     ) -> Change<&'static str> {
-        let stored = RowStorage { before, after, file: 1, transaction };
+        let stored = RowStorage {
+            before,
+            after,
+            file: 1,
+            transaction,
+        };
         Change { stored, ..change }
     }
 
     #[test]
     fn rows_with_deferrable_keys_are_known_by_their_keys_once_their_transaction_has_ended() {
-        let route = Rc::new(Route { key_deferrable: true, ..(*route("t")).clone() });
+        let route = Rc::new(Route {
+            key_deferrable: true,
+            ..(*route("t")).clone()
+        });
         let mut whole = Whole::default();
         for change in [
             // Two rows swap their keys,
@@ -449,7 +563,12 @@ mod tests {
         let text = |values: &[Option<String>]| values.iter().flatten().cloned().collect::<String>();
         let mut net: Vec<String> = (whole.net().expect("rows that can be told apart").iter())
             .map(|(_, change)| {
-                format!("{} {}:{}", change.op.keyword(), text(&change.key), text(&change.row))
+                format!(
+                    "{} {}:{}",
+                    change.op.keyword(),
+                    text(&change.key),
+                    text(&change.row)
+                )
             })
             .collect();
         net.sort();

@@ -148,11 +148,14 @@ impl<'h> Batch<'h> {
 
     fn add(&mut self, units: Vec<Unit>) -> Result<()> {
         if self.has_failed {
-            let mut depends_on: Vec<i64> =
-                units.iter().flat_map(|unit| unit.writeset().depends_on).collect();
+            let mut depends_on: Vec<i64> = units
+                .iter()
+                .flat_map(|unit| unit.writeset().depends_on)
+                .collect();
             depends_on.sort_unstable();
             depends_on.dedup();
-            self.blockers.load(self.extension, self.server_name, self.owner, &depends_on)?;
+            self.blockers
+                .load(self.extension, self.server_name, self.owner, &depends_on)?;
         }
         self.states.extend(units.iter().map(|_| UnitState::Open));
         self.units.extend(units);
@@ -214,7 +217,12 @@ impl<'h> Batch<'h> {
     }
 
     fn last_id(&self) -> i64 {
-        self.units.iter().flat_map(|unit| &unit.records).map(|r| r.id).max().unwrap_or_default()
+        self.units
+            .iter()
+            .flat_map(|unit| &unit.records)
+            .map(|r| r.id)
+            .max()
+            .unwrap_or_default()
     }
 
     /// See [`Trial::noted_until`].
@@ -224,7 +232,9 @@ impl<'h> Batch<'h> {
 
     /// The transaction and the command of its last record.
     fn end(&self) -> Option<(u32, u32)> {
-        self.units.last().map(|unit| (unit.transaction(), unit.command()))
+        self.units
+            .last()
+            .map(|unit| (unit.transaction(), unit.command()))
     }
 
     /// Applies units, some of them each by itself before the others: these have failed before over something
@@ -320,7 +330,9 @@ impl<'h> Batch<'h> {
             let Culprits { units, together } = culprits;
             match together {
                 true => self.fail_together(units),
-                false => units.into_iter().for_each(|(at, why)| self.fail(at, why, false)),
+                false => units
+                    .into_iter()
+                    .for_each(|(at, why)| self.fail(at, why, false)),
             }
             self.refuse_unplannable();
             self.apply_in_parts(replay)?;
@@ -365,7 +377,10 @@ impl<'h> Batch<'h> {
         loop {
             if candidates.len() >= MAX_CANDIDATES || rest.is_empty() {
                 let whole = parts[found].iter().map(|at| (*at, error.clone())).collect();
-                return Ok(Culprits { units: whole, together: true });
+                return Ok(Culprits {
+                    units: whole,
+                    together: true,
+                });
             }
             let single: Vec<Vec<usize>> = rest.iter().map(|at| vec![*at]).collect();
             let (at, reason) = self.first_bad(replay, &base, &single, why)?;
@@ -391,7 +406,10 @@ impl<'h> Batch<'h> {
         // All cleared: the server's rows have changed meanwhile.
         match units.is_empty() {
             true => Err(error),
-            false => Ok(Culprits { units, together: false }),
+            false => Ok(Culprits {
+                units,
+                together: false,
+            }),
         }
     }
 
@@ -495,11 +513,14 @@ impl<'h> Batch<'h> {
     /// Marks the first unit failed, and lets the others wait for it.
     fn fail_together(&mut self, units: Vec<(usize, Error)>) {
         let mut units = units.into_iter();
-        let Some((first, error)) = units.next() else { return };
+        let Some((first, error)) = units.next() else {
+            return;
+        };
         self.fail(first, error, false);
         let root = self.units[first].id();
         for (at, _) in units {
-            self.blockers.add(self.units[at].id(), root, &self.units[at].writeset().writes);
+            self.blockers
+                .add(self.units[at].id(), root, &self.units[at].writeset().writes);
             self.states[at] = UnitState::Waits(root);
         }
     }
@@ -524,11 +545,15 @@ impl<'h> Batch<'h> {
     }
 
     fn set_applied(&mut self, units: &[usize]) {
-        units.iter().for_each(|at| self.states[*at] = UnitState::Applied);
+        units
+            .iter()
+            .for_each(|at| self.states[*at] = UnitState::Applied);
     }
 
     fn reopen(&mut self) {
-        self.applied().into_iter().for_each(|at| self.states[at] = UnitState::Open);
+        self.applied()
+            .into_iter()
+            .for_each(|at| self.states[at] = UnitState::Open);
     }
 
     /// Nothing of the batch stays.
@@ -550,15 +575,24 @@ impl<'h> Batch<'h> {
     /// What writing the queue reports.
     pub fn settle(self) -> Result<Outcome> {
         let (applied, failed, conflicts) = (Vec::new(), Vec::new(), Tally::default());
-        let mut outcome =
-            Outcome { applied, failed, conflicts, stop: None, deferred: self.deferred };
+        let mut outcome = Outcome {
+            applied,
+            failed,
+            conflicts,
+            stop: None,
+            deferred: self.deferred,
+        };
         let mut waiting = Vec::new();
         for at in 0..self.units.len() {
             let ids = || self.units[at].records.iter().map(|record| record.id);
             let wait = |root| {
                 self.units[at].records.iter().map(move |r| {
                     let writes = Writeset::of(&r.route, &r.change).writes;
-                    Waiting { id: r.id, root, writes }
+                    Waiting {
+                        id: r.id,
+                        root,
+                        writes,
+                    }
                 })
             };
             match &self.states[at] {

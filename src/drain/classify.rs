@@ -28,5 +28,9 @@ pub fn conflict_of(record: &Record, error: &Error, is_there: bool) -> Option<Con
     };
     let constraint = error.constraint().map(str::to_owned);
     let version = change.version(route).map(str::to_owned);
-    Some(Conflict { constraint, version, ..sql::conflict_of(route, kind, Decision::Failed, &key) })
+    Some(Conflict {
+        constraint,
+        version,
+        ..sql::conflict_of(route, kind, Decision::Failed, &key)
+    })
 }

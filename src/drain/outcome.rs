@@ -41,7 +41,13 @@ pub fn note(server_name: &str, owner: &str, xact: i64, ids: &[i64], until: i64) 
         }
         all.retain(|one| !is(one));
         let (server_name, owner) = (server_name.to_owned(), owner.to_owned());
-        all.push(Unanswered { server_name, owner, xact, ids: ids.to_vec(), until });
+        all.push(Unanswered {
+            server_name,
+            owner,
+            xact,
+            ids: ids.to_vec(),
+            until,
+        });
     });
 }
 

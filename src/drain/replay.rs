@@ -136,7 +136,11 @@ impl Replay {
                 assumption::set_text_only(link, &error);
             }
         }
-        let result = if again { self.instead(units) } else { Err(error) };
+        let result = if again {
+            self.instead(units)
+        } else {
+            Err(error)
+        };
         self.again_one_by_one(units, result)
     }
 
@@ -158,7 +162,10 @@ impl Replay {
     /// Whether the server has refused a TRUNCATE for what the session asks from now on.
     fn must_ask_kinds(&mut self, units: &[&Unit], error: &Error) -> bool {
         empties(units)
-            && self.link.as_mut().is_some_and(|link| assumption::must_ask_kinds(link, error))
+            && self
+                .link
+                .as_mut()
+                .is_some_and(|link| assumption::must_ask_kinds(link, error))
     }
 
     /// How a batch is tried first.
@@ -220,7 +227,9 @@ impl Replay {
                 if done.is_ok() {
                     result = done;
                     let session = self.link.as_mut().and_then(Link::session);
-                    session.into_iter().for_each(|s| assumption::keep_in_waves(s, &moved));
+                    session
+                        .into_iter()
+                        .for_each(|s| assumption::keep_in_waves(s, &moved));
                 }
             }
         }
@@ -237,7 +246,9 @@ impl Replay {
         }
         if let Err(error) = &result
             && self.can_go_on(error)
-            && self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"]).is_err()
+            && self
+                .statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])
+                .is_err()
         {
             self.give_up();
         }
@@ -283,12 +294,20 @@ impl Replay {
         if units.is_empty() {
             return self.statements(&[before, after].concat());
         }
-        let session = self.link.take().and_then(Link::into_session).ok_or_else(connection_gone)?;
+        let session = self
+            .link
+            .take()
+            .and_then(Link::into_session)
+            .ok_or_else(connection_gone)?;
         let name = session.endpoint.application_name.clone();
         // A link of its own: it borrows the records.
         let mut link = Link::over(session);
         let records = || units.iter().flat_map(|unit| &unit.records);
-        let bytes = || records().map(|record| record.change.encoded_size() as u64).sum();
+        let bytes = || {
+            records()
+                .map(|record| record.change.encoded_size() as u64)
+                .sum()
+        };
         self.keyless |= units.iter().any(|unit| unit.is_keyless());
         let many = assume == Assume::Rows && assumption::are_many(records().count(), bytes());
         let changes = Changes::new(Records(records()), &name)
@@ -366,13 +385,21 @@ impl Replay {
             statements.push(Statement::plain("RELEASE SAVEPOINT unit"));
             link.run(Asked::new(statements), Ending::Open);
             let result = lost::run(&mut link);
-            let answer = link.answers().last().and_then(|rows| rows.first()).cloned().flatten();
+            let answer = link
+                .answers()
+                .last()
+                .and_then(|rows| rows.first())
+                .cloned()
+                .flatten();
             self.link = Some(link).filter(Link::is_up);
             match result {
                 Ok(()) => {
                     let answer = answer.unwrap_or_default();
                     let answers = answer.bytes().map(|byte| byte == b'1');
-                    places.iter().zip(answers).for_each(|(at, answers)| reached[*at] = answers);
+                    places
+                        .iter()
+                        .zip(answers)
+                        .for_each(|(at, answers)| reached[*at] = answers);
                 }
                 Err(error) if self.can_go_on(&error) => {
                     self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])?;
@@ -385,8 +412,12 @@ impl Replay {
 
     /// Whether there is a row with the key that a change gives its row; false where that cannot be told.
     pub fn finds(&mut self, route: &Route, change: &Change<String>) -> bool {
-        let Some(look) = sql::look_for(route, change) else { return false };
-        let Some(mut link) = self.link.take() else { return false };
+        let Some(look) = sql::look_for(route, change) else {
+            return false;
+        };
+        let Some(mut link) = self.link.take() else {
+            return false;
+        };
         link.run(Fixed::new([look]), Ending::Open);
         let found = lost::run(&mut link).is_ok() && !link.answers().is_empty();
         self.link = Some(link).filter(Link::is_up);
@@ -406,7 +437,11 @@ impl Replay {
 /// The routes of those records that are meant.
 fn routes(units: &[&Unit], meant: impl Fn(&Record) -> bool) -> Vec<Rc<Route>> {
     let mut routes: Vec<Rc<Route>> = Vec::new();
-    for record in units.iter().flat_map(|unit| &unit.records).filter(|record| meant(record)) {
+    for record in units
+        .iter()
+        .flat_map(|unit| &unit.records)
+        .filter(|record| meant(record))
+    {
         if !routes.iter().any(|route| Rc::ptr_eq(route, &record.route)) {
             routes.push(record.route.clone());
         }
@@ -429,7 +464,9 @@ struct Records<I>(I);
 
 impl<'r, I: Iterator<Item = &'r Record>> Source for Records<I> {
     fn next(&mut self, take: &mut dyn FnMut(&Rc<Route>, &Change<&str>)) -> Result<bool> {
-        let Some(record) = self.0.next() else { return Ok(false) };
+        let Some(record) = self.0.next() else {
+            return Ok(false);
+        };
         take(&record.route, &record.change.borrowed());
         Ok(true)
     }

@@ -16,7 +16,9 @@ fn any_code_is_a_sqlstate_of_a_failure() {
     check(2_000, &code, |code| {
         let state = SqlState::of_failure(&code);
         let is_one = code.len() == 5
-            && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+            && code
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
             && !code.starts_with("00");
         prop_assert_eq!(state.as_str(), if is_one { &code } else { "XX000" });
         prop_assert_eq!(SqlState::unpacked(state.packed()), state);
@@ -36,7 +38,13 @@ fn is_accepted(answer: &str) -> Result<bool, TestCaseError> {
         // A number in a key, which is none of ours, may lose its last digit.
         let kept = |c: &Conflict| {
             let versions = (c.version.clone(), c.server_version.clone());
-            (c.kind, c.decision, c.key.is_some(), c.server_key.is_some(), versions)
+            (
+                c.kind,
+                c.decision,
+                c.key.is_some(),
+                c.server_key.is_some(),
+                versions,
+            )
         };
         prop_assert_eq!(again.as_ref().map(kept), Some(kept(conflict)));
     }
@@ -55,19 +63,31 @@ fn any_answer_about_conflicts_is_read_or_ignored() {
         tally.details().map(|(_, c)| c.kind).collect::<Vec<_>>(),
         [ConflictType::UpdateMissing]
     );
-    check(1_500, &edits(), |edits| is_accepted(&edited(valid, &edits)).map(drop));
+    check(1_500, &edits(), |edits| {
+        is_accepted(&edited(valid, &edits)).map(drop)
+    });
 }
 
 #[test]
 fn an_answer_of_the_right_shape_is_a_conflict_whatever_its_keys() {
-    let names = (select(ConflictType::ALL.to_vec()), select(vec!["applied", "skipped", "failed"]));
+    let names = (
+        select(ConflictType::ALL.to_vec()),
+        select(vec!["applied", "skipped", "failed"]),
+    );
     let version = || prop_oneof![Just(Value::Null), text().prop_map(Value::from)];
     let answers = (names, json(&NAMES), json(&NAMES), version(), version());
-    check(800, &answers, |((kind, decision), key, found, one, other)| {
-        let answer = format!("[{:?}, {decision:?}, {key}, {found}, {one}, {other}]", kind.name());
-        // Not JSON at all, or nested too deep where it is put.
-        let is_json = serde_json::from_str::<Value>(&answer).is_ok();
-        prop_assert_eq!(is_accepted(&answer)?, is_json, "{}", answer);
-        Ok(())
-    });
+    check(
+        800,
+        &answers,
+        |((kind, decision), key, found, one, other)| {
+            let answer = format!(
+                "[{:?}, {decision:?}, {key}, {found}, {one}, {other}]",
+                kind.name()
+            );
+            // Not JSON at all, or nested too deep where it is put.
+            let is_json = serde_json::from_str::<Value>(&answer).is_ok();
+            prop_assert_eq!(is_accepted(&answer)?, is_json, "{}", answer);
+            Ok(())
+        },
+    );
 }

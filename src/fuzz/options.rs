@@ -51,7 +51,9 @@ fn any_json_is_read_as_options_or_refused() {
 
 #[test]
 fn options_with_some_characters_changed_are_read_or_refused() {
-    check(2_000, &edits(), |edits| read_or_refused(&edited(VALID, &edits)));
+    check(2_000, &edits(), |edits| {
+        read_or_refused(&edited(VALID, &edits))
+    });
 }
 
 #[test]

@@ -15,7 +15,10 @@ fn a_literal_is_read_as_the_text_it_was_made_of() {
     check(3_000, &text(), |text| {
         for conforming in [true, false] {
             // Behind a word, too, which must not become its prefix.
-            let read = tokens(&format!("SELECT{} {}", literal(&text), ident(&text)), conforming);
+            let read = tokens(
+                &format!("SELECT{} {}", literal(&text), ident(&text)),
+                conforming,
+            );
             let expected = [
                 Token::Word("SELECT".into()),
                 Token::Text(text.clone()),
@@ -82,17 +85,40 @@ struct Shape {
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
-    let carrier =
-        select(vec![Carrier::Element, Carrier::Array("_int4".to_owned()), Carrier::Record]);
+    let carrier = select(vec![
+        Carrier::Element,
+        Carrier::Array("_int4".to_owned()),
+        Carrier::Record,
+    ]);
     let columns = vec((carrier, any::<[bool; 3]>()), 1..5);
-    let policies = vec![Policy::Overwrite, Policy::Error, Policy::Skip, Policy::Newest(0)];
+    let policies = vec![
+        Policy::Overwrite,
+        Policy::Error,
+        Policy::Skip,
+        Policy::Newest(0),
+    ];
     let op = select(vec![Op::Insert, Op::Update, Op::Delete, Op::Truncate]);
-    let rest =
-        (any::<[bool; 2]>(), select(policies), op, any::<bool>(), vec(any::<bool>(), 10..11));
+    let rest = (
+        any::<[bool; 2]>(),
+        select(policies),
+        op,
+        any::<bool>(),
+        vec(any::<bool>(), 10..11),
+    );
     (columns, 1..4usize, rest, any::<bool>(), 1..3usize).prop_map(
         |(columns, key, (flags, policy, op, moves, nulls), stamped, rows)| {
             let key = key.min(columns.len());
-            Shape { columns, key, flags, policy, op, moves, nulls, stamped, rows }
+            Shape {
+                columns,
+                key,
+                flags,
+                policy,
+                op,
+                moves,
+                nulls,
+                stamped,
+                rows,
+            }
         },
     )
 }
@@ -101,7 +127,10 @@ fn shape() -> impl Strategy<Value = Shape> {
 fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
     let mut texts = texts.iter().cycle().cloned();
     let mut next = || texts.next().unwrap_or_default();
-    let name = Relation { schema: next(), table: next() };
+    let name = Relation {
+        schema: next(),
+        table: next(),
+    };
     let columns = (shape.columns.iter().enumerate())
         .map(|(at, (carrier, [fixed, own_equality, collated]))| Column {
             // Some statements name columns in the order of their names.
@@ -131,7 +160,9 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
     });
     let mut nulls = shape.nulls.iter().cycle();
     let mut values = |count: usize| -> Vec<Option<String>> {
-        (0..count).map(|_| (!*nulls.next().unwrap_or(&false)).then(&mut next)).collect()
+        (0..count)
+            .map(|_| (!*nulls.next().unwrap_or(&false)).then(&mut next))
+            .collect()
     };
     let (keys, row) = match shape.op {
         Op::Insert => (0, shape.columns.len()),
@@ -143,7 +174,19 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
     let stamp = |version| shape.stamped.then_some(Stamp { version, rank: 1 });
     let (stamp, tombstone) = (stamp(values(1).remove(0)), stamp(values(1).remove(0)));
     let (unchanged, stored) = (Vec::new(), RowStorage::default());
-    (route, Change { op: shape.op, command: 1, key, row, stamp, tombstone, unchanged, stored })
+    (
+        route,
+        Change {
+            op: shape.op,
+            command: 1,
+            key,
+            row,
+            stamp,
+            tombstone,
+            unchanged,
+            stored,
+        },
+    )
 }
 
 /// All SQL about a change.
@@ -154,9 +197,13 @@ fn statements((route, change): &(Rc<Route>, Change<String>), rows: usize) -> Vec
         _ => (0..rows).for_each(|_| batch.push(&change.borrowed())),
     }
     let schema = &route.target.schema;
-    let sent = of_batch(batch, Some(schema)).into_iter().map(|statement| statement.text);
-    let mut all =
-        vec![crate::sql::literal::of_change(route, change), with_type_schemas(route, "pg_catalog")];
+    let sent = of_batch(batch, Some(schema))
+        .into_iter()
+        .map(|statement| statement.text);
+    let mut all = vec![
+        crate::sql::literal::of_change(route, change),
+        with_type_schemas(route, "pg_catalog"),
+    ];
     all.extend(sent.chain(look_for(route, change)));
     all
 }
@@ -176,8 +223,10 @@ fn no_name_and_no_value_changes_what_a_statement_does() {
     let plain = ["p".to_owned()];
     check(800, &(shape(), vec(text(), 6..12)), |(shape, texts)| {
         let (hostile, harmless) = (filled(&shape, &texts), filled(&shape, &plain));
-        let (hostile, harmless) =
-            (statements(&hostile, shape.rows), statements(&harmless, shape.rows));
+        let (hostile, harmless) = (
+            statements(&hostile, shape.rows),
+            statements(&harmless, shape.rows),
+        );
         prop_assert_eq!(hostile.len(), harmless.len());
         for (sql, like) in hostile.iter().zip(&harmless) {
             let expected = skeleton(like, true);
@@ -205,7 +254,11 @@ fn every_value_and_every_name_is_in_the_statement_as_it_is() {
                 prop_assert!(read.contains(&Token::Text(value.clone())), "{:?}", value);
             }
             for column in &route.columns {
-                prop_assert!(read.contains(&Token::Name(column.name.clone())), "{:?}", column);
+                prop_assert!(
+                    read.contains(&Token::Name(column.name.clone())),
+                    "{:?}",
+                    column
+                );
             }
         }
         Ok(())

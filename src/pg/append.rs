@@ -109,12 +109,28 @@ impl Appender {
             let columns = PgTupleDesc::from_pg_unchecked((*relation).rd_att)
                 .iter()
                 .map(|column| match column.attisdropped {
-                    true => Column { name: pg_sys::NameData::default(), default: Default::Null },
-                    false => Column { name: column.attname, default: Default::Unknown },
+                    true => Column {
+                        name: pg_sys::NameData::default(),
+                        default: Default::Null,
+                    },
+                    false => Column {
+                        name: column.attname,
+                        default: Default::Unknown,
+                    },
                 })
                 .collect();
             let of = Transaction::current();
-            Ok(Self { table, state, result, slot, row, columns, triggers, of, _user: user })
+            Ok(Self {
+                table,
+                state,
+                result,
+                slot,
+                row,
+                columns,
+                triggers,
+                of,
+                _user: user,
+            })
         }
     }
 
@@ -185,7 +201,9 @@ impl Appender {
                 known => known,
             };
             self.columns[at].default = default;
-            let Default::Of(expression) = default else { return None };
+            let Default::Of(expression) = default else {
+                return None;
+            };
             let scratch = match (*self.state).es_per_tuple_exprcontext {
                 scratch if scratch.is_null() => pg_sys::MakePerTupleExprContext(self.state),
                 scratch => scratch,
@@ -255,16 +273,20 @@ impl Appender {
 unsafe fn fire_on_insert(triggers: *mut pg_sys::TriggerDesc) -> bool {
     // SAFETY: the list is as long as it says; a plain read of a setting.
     unsafe {
-        let Some(triggers) = triggers.as_ref() else { return false };
+        let Some(triggers) = triggers.as_ref() else {
+            return false;
+        };
         let as_replica =
             pg_sys::SessionReplicationRole == pg_sys::SESSION_REPLICATION_ROLE_REPLICA as i32;
         let silent = if as_replica { b'O' } else { b'R' };
-        (0..triggers.numtriggers as usize).map(|at| &*triggers.triggers.add(at)).any(|trigger| {
-            let enabled = trigger.tgenabled as u8;
-            enabled != b'D'
-                && enabled != silent
-                && u32::from(trigger.tgtype as u16) & pg_sys::TRIGGER_TYPE_INSERT != 0
-        })
+        (0..triggers.numtriggers as usize)
+            .map(|at| &*triggers.triggers.add(at))
+            .any(|trigger| {
+                let enabled = trigger.tgenabled as u8;
+                enabled != b'D'
+                    && enabled != silent
+                    && u32::from(trigger.tgtype as u16) & pg_sys::TRIGGER_TYPE_INSERT != 0
+            })
     }
 }
 

@@ -115,7 +115,9 @@ impl<'call> Args<'call> {
             }
             let type_oid = pg_sys::get_fn_expr_argtype((*self.0).flinfo, number as i32);
             if type_oid != pg_sys::RECORDOID && !pg_sys::type_is_rowtype(type_oid) {
-                return Err(Error::internal(format!("argument \"{name}\" is not a record")));
+                return Err(Error::internal(format!(
+                    "argument \"{name}\" is not a record"
+                )));
             }
             Ok(Key::new(pg_getarg_datum_raw(self.0, number)))
         }

@@ -166,8 +166,16 @@ pub fn leave_copy(group: i64) {
 /// As [`worker_tag`], with the number of the group as that of the object.
 fn copy_tag(group: i64) -> pg_sys::LOCKTAG {
     let group = Oid::from(group as u32);
-    let tag = object_tag(database::current(), pg_sys::ExtensionRelationId, group, COPY_LOCK);
-    pg_sys::LOCKTAG { locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8, ..tag }
+    let tag = object_tag(
+        database::current(),
+        pg_sys::ExtensionRelationId,
+        group,
+        COPY_LOCK,
+    );
+    pg_sys::LOCKTAG {
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        ..tag
+    }
 }
 
 /// `pg_locks.objsubid` of a copy's lock, beside class `pg_extension` and the number of its group.
@@ -281,7 +289,10 @@ fn neutral_settings() {
         (c"lock_timeout", c"1s"),
         (c"session_replication_role", c"origin"),
     ] {
-        let (context, source) = (pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_OVERRIDE);
+        let (context, source) = (
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
         // SAFETY: C strings; outside of transactions, as autovacuum does it.
         unsafe { pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), context, source) }
     }
@@ -390,8 +401,16 @@ pub fn try_yield(due: Option<i64>) -> bool {
 /// What [`become_worker`] locks. With the lock method of advisory locks, whose session locks outlast
 /// an abort, but a tag that no user can lock.
 fn worker_tag(database: Oid) -> pg_sys::LOCKTAG {
-    let tag = object_tag(database, pg_sys::ExtensionRelationId, Oid::INVALID, WORKER_LOCK);
-    pg_sys::LOCKTAG { locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8, ..tag }
+    let tag = object_tag(
+        database,
+        pg_sys::ExtensionRelationId,
+        Oid::INVALID,
+        WORKER_LOCK,
+    );
+    pg_sys::LOCKTAG {
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        ..tag
+    }
 }
 
 /// `pg_locks.objsubid` of a worker's lock, beside class `pg_extension` and object 0.
@@ -453,7 +472,11 @@ fn search(database: Oid) -> Option<Process> {
             }
             let kind = pg_sys::GetBackgroundWorkerTypeByPid(pid);
             if !kind.is_null() && CStr::from_ptr(kind).to_bytes() == WORKER.as_bytes() {
-                return Some(Process { proc, database, pid });
+                return Some(Process {
+                    proc,
+                    database,
+                    pid,
+                });
             }
         }
     }

@@ -24,7 +24,9 @@ impl Comparable {
         // SAFETY: entries of the type cache live as long as the backend.
         let has_order = unsafe {
             let flags = pg_sys::TYPECACHE_CMP_PROC_FINFO as i32;
-            (*pg_sys::lookup_type_cache(type_oid, flags)).cmp_proc_finfo.fn_oid
+            (*pg_sys::lookup_type_cache(type_oid, flags))
+                .cmp_proc_finfo
+                .fn_oid
                 != pg_sys::InvalidOid
         };
         match has_order {
@@ -104,13 +106,18 @@ impl KeyHash {
         xact::require()?;
         for column in columns {
             // SAFETY: as for Comparable.
-            let function =
-                unsafe { (*hash_entry(column.type_oid)).hash_extended_proc_finfo.fn_oid };
+            let function = unsafe {
+                (*hash_entry(column.type_oid))
+                    .hash_extended_proc_finfo
+                    .fn_oid
+            };
             if function == pg_sys::InvalidOid {
                 return Err(no_function(column.type_oid, "hash function"));
             }
         }
-        Ok(Self { columns: columns.to_vec() })
+        Ok(Self {
+            columns: columns.to_vec(),
+        })
     }
 
     /// The hash of a row's key.

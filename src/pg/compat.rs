@@ -144,7 +144,13 @@ pub unsafe fn file_read(file: pg_sys::File, buffer: &mut [u8], offset: i64) -> i
     let event = pg_sys::WaitEventIO::WAIT_EVENT_BUFFILE_READ;
     // SAFETY: forwarded from the caller.
     let read = unsafe {
-        pg_sys::FileRead(file, buffer.as_mut_ptr().cast(), buffer.len() as _, offset, event)
+        pg_sys::FileRead(
+            file,
+            buffer.as_mut_ptr().cast(),
+            buffer.len() as _,
+            offset,
+            event,
+        )
     };
     read as i64
 }

@@ -168,7 +168,10 @@ pub fn transaction() -> u64 {
 /// # Errors
 /// 42501; 25P01 outside of a transaction.
 pub fn check_may_write(relation: Oid) -> Result<()> {
-    check_may(relation, pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE)
+    check_may(
+        relation,
+        pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE,
+    )
 }
 
 /// Checks that the current user may delete rows of a table.
@@ -220,7 +223,10 @@ pub struct AsUser {
 impl AsUser {
     /// Switches to `user`.
     pub fn switch(user: Oid) -> Self {
-        let mut saved = Self { user: Oid::INVALID, context: 0 };
+        let mut saved = Self {
+            user: Oid::INVALID,
+            context: 0,
+        };
         // SAFETY: reads and sets backend-local state.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&mut saved.user, &mut saved.context);

@@ -22,7 +22,9 @@ pub fn run(sql: &str) -> Result<()> {
         code
     };
     if code < 0 {
-        return Err(Error::internal(format!("could not run a statement: code {code}")));
+        return Err(Error::internal(format!(
+            "could not run a statement: code {code}"
+        )));
     }
     Ok(())
 }

@@ -87,10 +87,15 @@ pub fn reach(point: Point) {
     // SAFETY: plain reads of variables that are set when the process begins.
     let (database, is_worker) = unsafe {
         let kind = pg_sys::MyBackendType;
-        (pg_sys::MyDatabaseId.to_u32(), kind == pg_sys::BackendType::B_BG_WORKER)
+        (
+            pg_sys::MyDatabaseId.to_u32(),
+            kind == pg_sys::BackendType::B_BG_WORKER,
+        )
     };
     let asked = format!("{DIRECTORY}/{database}");
-    let Ok(text) = std::fs::read_to_string(&asked) else { return };
+    let Ok(text) = std::fs::read_to_string(&asked) else {
+        return;
+    };
     let process = if is_worker { "worker" } else { "session" };
     let words: Vec<&str> = text.split_whitespace().collect();
     let [name, what, who] = words[..] else { return };
@@ -156,7 +161,10 @@ thread_local! {
 /// Allows the process no more than this to the end of the transaction.
 fn limit(resource: libc::__rlimit_resource_t, most: Option<u64>) {
     let Some(most) = most else { return };
-    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut before = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: a plain struct to be filled in; the callback is a function of this library, which is never
     // unloaded.
     unsafe {
@@ -164,7 +172,10 @@ fn limit(resource: libc::__rlimit_resource_t, most: Option<u64>) {
         pg_sys::RegisterXactCallback(Some(lift), std::ptr::null_mut());
     }
     LIMITED.set(Some((resource, before)));
-    let now = libc::rlimit { rlim_cur: most, ..before };
+    let now = libc::rlimit {
+        rlim_cur: most,
+        ..before
+    };
     // SAFETY: a plain struct.
     unsafe { libc::setrlimit(resource, &now) };
 }
@@ -172,8 +183,10 @@ fn limit(resource: libc::__rlimit_resource_t, most: Option<u64>) {
 #[pg_guard]
 unsafe extern "C-unwind" fn lift(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     use pg_sys::XactEvent::*;
-    if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
-        && let Some((resource, before)) = LIMITED.take()
+    if matches!(
+        event,
+        XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE
+    ) && let Some((resource, before)) = LIMITED.take()
     {
         // SAFETY: a plain struct.
         unsafe { libc::setrlimit(resource, &before) };

@@ -191,7 +191,9 @@ impl Hold {
     /// From now on.
     pub fn new() -> Self {
         // SAFETY: a counter of this backend.
-        let hold = Self { outer: unsafe { pg_sys::InterruptHoldoffCount } };
+        let hold = Self {
+            outer: unsafe { pg_sys::InterruptHoldoffCount },
+        };
         hold.renew();
         hold
     }

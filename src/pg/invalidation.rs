@@ -68,7 +68,10 @@ pub struct Epoch {
 /// Now. What was learnt at an earlier, different moment must be learnt again.
 pub fn now() -> Epoch {
     register();
-    Epoch { relations: RELATIONS.get(), servers: SERVERS.get() }
+    Epoch {
+        relations: RELATIONS.get(),
+        servers: SERVERS.get(),
+    }
 }
 
 /// Counter of changes to servers, user mappings, roles and memberships alone.

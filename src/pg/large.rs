@@ -70,7 +70,11 @@ pub(super) unsafe fn pointer(datum: *const u8) -> Option<Pointer> {
 }
 
 /// The first byte of a pointer to a value that is elsewhere.
-const EXTERNAL: u8 = if cfg!(target_endian = "little") { 0x01 } else { 0x80 };
+const EXTERNAL: u8 = if cfg!(target_endian = "little") {
+    0x01
+} else {
+    0x80
+};
 
 /// Whether bytes begin as a pointer to a stored value does.
 fn is_on_disk(bytes: &[u8]) -> bool {

@@ -80,7 +80,12 @@ pub fn is_undecided(number: u64) -> bool {
 /// No object of the catalogs, nor one of this file's others: databases are none of a database's own.
 fn undecided(number: u64) -> pg_sys::LOCKTAG {
     let object = Oid::from(number as u32);
-    object_tag(current(), pg_sys::DatabaseRelationId, object, (number >> 32) as u16)
+    object_tag(
+        current(),
+        pg_sys::DatabaseRelationId,
+        object,
+        (number >> 32) as u16,
+    )
 }
 
 /// A transaction under way.

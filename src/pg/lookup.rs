@@ -104,7 +104,11 @@ pub fn first_with(
     let tables: Vec<_> = places.iter().map(|place| place.table).collect();
     View::look(extension, &tables, |view| {
         for (at, place) in places.iter().enumerate() {
-            if view.has(place.table, &[(place.column, Is::Text(value))], place.status)? {
+            if view.has(
+                place.table,
+                &[(place.column, Is::Text(value))],
+                place.status,
+            )? {
                 return Ok(Some(at));
             }
         }
@@ -118,7 +122,9 @@ pub fn first_with(
 /// When there is no such table.
 pub fn has_id(extension: &Extension, place: &IndexRef, id: i64) -> Result<bool> {
     let keys = [(place.column, Is::Int8(id))];
-    View::look(extension, &[place.table], |view| view.has(place.table, &keys, place.status))
+    View::look(extension, &[place.table], |view| {
+        view.has(place.table, &keys, place.status)
+    })
 }
 
 /// Tables of the extension's as of one moment.
@@ -145,7 +151,9 @@ impl<'h> View<'h> {
         let view = Self::open(extension, tables)?;
         let result = look(&view);
         view.snapshot.release();
-        view.tables.into_iter().for_each(|(_, (table, _))| table.close());
+        view.tables
+            .into_iter()
+            .for_each(|(_, (table, _))| table.close());
         result
     }
 
@@ -164,7 +172,11 @@ impl<'h> View<'h> {
             let is_vacant = unsafe { pages(table.relation) } == 0;
             (name, (table, is_vacant))
         };
-        Ok(Self { extension, tables: tables.into_iter().map(with_vacancy).collect(), snapshot })
+        Ok(Self {
+            extension,
+            tables: tables.into_iter().map(with_vacancy).collect(),
+            snapshot,
+        })
     }
 
     /// Whether a table has such a row. Looked for from the end of the index, since of a queue that is being
@@ -293,7 +305,10 @@ impl<'h> View<'h> {
 
 fn scan_keys(keys: &[Key<'_>]) -> Result<Vec<pg_sys::ScanKeyData>> {
     let (equal, less) = (pg_sys::BTEqualStrategyNumber, pg_sys::BTLessStrategyNumber);
-    let (from, above) = (pg_sys::BTGreaterEqualStrategyNumber, pg_sys::BTGreaterStrategyNumber);
+    let (from, above) = (
+        pg_sys::BTGreaterEqualStrategyNumber,
+        pg_sys::BTGreaterStrategyNumber,
+    );
     let (none, collation) = (pg_sys::InvalidOid, pg_sys::DEFAULT_COLLATION_OID);
     keys.iter()
         .map(|(column, is)| {
@@ -413,7 +428,12 @@ pub fn table(extension: &Extension, name: &str) -> Result<Oid> {
     }
     let oid = find(extension, name)?;
     invalidation::watch(oid);
-    let found = Found { schema: extension.schema.clone(), name: name.to_owned(), oid, at };
+    let found = Found {
+        schema: extension.schema.clone(),
+        name: name.to_owned(),
+        oid,
+        at,
+    };
     FOUND.with_borrow_mut(|all| {
         all.retain(|found| found.at == at);
         all.push(found);
@@ -494,7 +514,9 @@ impl Table {
     pub fn indexes_without_pending(&self) -> Vec<Oid> {
         let (at, table) = (invalidation::now(), self.oid());
         let known = WITHOUT_PENDING.with_borrow(|all| {
-            let known = all.iter().find(|known| known.table == table && known.at == at);
+            let known = all
+                .iter()
+                .find(|known| known.table == table && known.at == at);
             known.map(|known| known.indexes.clone())
         });
         if let Some(known) = known {
@@ -512,7 +534,11 @@ impl Table {
         };
         WITHOUT_PENDING.with_borrow_mut(|all| {
             all.retain(|known| known.at == at && known.table != table);
-            all.push(WithoutPending { table, indexes: indexes.clone(), at });
+            all.push(WithoutPending {
+                table,
+                indexes: indexes.clone(),
+                at,
+            });
         });
         indexes
     }
@@ -614,11 +640,21 @@ impl Table {
                 has_all && finds(index, keys)
             });
             // The fewer rows it has, the better.
-            fitting.iter().copied().find(|oid| is_partial(*oid)).or(fitting.first().copied())
+            fitting
+                .iter()
+                .copied()
+                .find(|oid| is_partial(*oid))
+                .or(fitting.first().copied())
         };
         CHOICES.with_borrow_mut(|all| {
             all.retain(|known| known.at == at);
-            all.push(Choice { table, columns: columns().collect(), status, index, at });
+            all.push(Choice {
+                table,
+                columns: columns().collect(),
+                status,
+                index,
+                at,
+            });
         });
         index
     }
@@ -632,8 +668,9 @@ impl Table {
         unsafe {
             let list = pg_sys::RelationGetIndexList(self.relation);
             let length = list.as_ref().map_or(0, |list| list.length as usize);
-            let all: Vec<Oid> =
-                (0..length).map(|at| (*(*list).elements.add(at)).oid_value).collect();
+            let all: Vec<Oid> = (0..length)
+                .map(|at| (*(*list).elements.add(at)).oid_value)
+                .collect();
             pg_sys::list_free(list);
             let fits = |oid: &Oid| {
                 let index = pg_sys::index_open(*oid, READ);
@@ -662,7 +699,9 @@ impl Table {
     unsafe fn clauses(&self, status: Status) -> *mut pg_sys::List {
         /// `text <> text` of pg_operator.dat.
         const TEXT_NOT_EQUAL: u32 = 531;
-        let Some(column) = self.status_column(status) else { return std::ptr::null_mut() };
+        let Some(column) = self.status_column(status) else {
+            return std::ptr::null_mut();
+        };
         let operator = match status {
             Status::NotPending => TEXT_NOT_EQUAL,
             Status::Pending | Status::Any => pg_sys::TextEqualOperator,
@@ -710,7 +749,10 @@ unsafe fn finds(index: pg_sys::Relation, keys: &[pg_sys::ScanKeyData]) -> bool {
         let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
         let column = |at: usize| *(*form).indkey.values.as_ptr().add(at);
         let fits = |(at, key): (usize, &pg_sys::ScanKeyData)| {
-            let (family, input) = (*(*index).rd_opfamily.add(at), *(*index).rd_opcintype.add(at));
+            let (family, input) = (
+                *(*index).rd_opfamily.add(at),
+                *(*index).rd_opcintype.add(at),
+            );
             let strategy = key.sk_strategy as i16;
             let operator = pg_sys::get_opfamily_member(family, input, input, strategy);
             column(at) == key.sk_attno

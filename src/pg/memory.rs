@@ -69,7 +69,9 @@ mod allocator {
             elevel: pg_sys::FATAL as i32,
             sqlerrcode: pg_sys::errcodes::PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY as i32,
             message: c"out of memory".as_ptr().cast_mut(),
-            detail: c"pg_rowsync could not get the memory that it needs.".as_ptr().cast_mut(),
+            detail: c"pg_rowsync could not get the memory that it needs."
+                .as_ptr()
+                .cast_mut(),
             ..Default::default()
         };
         // SAFETY: every pointer is null or a C string that lives as long as the program. Does not return.

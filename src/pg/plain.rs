@@ -95,7 +95,12 @@ const LONGEST: usize = timestamp::LONGEST + UTC.len();
 impl<'call> Room<'call> {
     /// Room for so many values of this row; taken when the first of them comes.
     pub fn new(row: Slot<'call>, values: usize) -> Self {
-        Self { row, start: std::ptr::null_mut(), left: 0, values }
+        Self {
+            row,
+            start: std::ptr::null_mut(),
+            left: 0,
+            values,
+        }
     }
 
     /// A copy of ASCII characters.

@@ -78,7 +78,9 @@ unsafe extern "C-unwind" fn fill_in(_arg: *mut c_void) {
         fn errhint(format: *const c_char, ...) -> i32;
         fn errcontext_msg(format: *const c_char, ...) -> i32;
     }
-    let Some(fields) = FIELDS.with(RefCell::take) else { return };
+    let Some(fields) = FIELDS.with(RefCell::take) else {
+        return;
+    };
     // SAFETY: an error report is under way, which is when these may be called; they copy the
     // strings. pg_sys's own wrappers are not used: nothing may be guarded inside errfinish.
     unsafe {
@@ -90,7 +92,11 @@ unsafe extern "C-unwind" fn fill_in(_arg: *mut c_void) {
         if let Some(hint) = &fields.hint {
             errhint(c"%s".as_ptr(), hint.as_ptr());
         }
-        for (code, value) in fields.generic.iter().filter_map(|(c, v)| Some((*c, v.as_ref()?))) {
+        for (code, value) in fields
+            .generic
+            .iter()
+            .filter_map(|(c, v)| Some((*c, v.as_ref()?)))
+        {
             pg_sys::err_generic_string(i32::from(code), value.as_ptr());
         }
         if let Some(context) = &fields.context {
@@ -238,7 +244,11 @@ pub fn log(message: &str, error: Option<&Error>) {
 
 fn sentence(text: &str) -> String {
     let text = text.trim_end();
-    if text.ends_with(['.', '!', '?']) { text.to_owned() } else { format!("{text}.") }
+    if text.ends_with(['.', '!', '?']) {
+        text.to_owned()
+    } else {
+        format!("{text}.")
+    }
 }
 
 /// Emits something that is not an error and therefore returns.
@@ -249,7 +259,8 @@ fn emit(level: u32, report: &Error, context: Option<&str>) {
     let hint = some(report.hint());
     let context = context.map(c_text);
     let ptr = |text: &Option<CString>| -> *mut c_char {
-        text.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut())
+        text.as_ref()
+            .map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut())
     };
     let mut data = pg_sys::ErrorData {
         elevel: level as i32,

@@ -39,7 +39,10 @@ impl RowReader {
                 pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             );
-            let mut reader = Self { columns: Vec::with_capacity(attributes.len()), context };
+            let mut reader = Self {
+                columns: Vec::with_capacity(attributes.len()),
+                context,
+            };
             for attribute in attributes {
                 let mut function = pg_sys::InvalidOid;
                 let mut varlena = false;
@@ -47,7 +50,12 @@ impl RowReader {
                 let mut output = pg_sys::FmgrInfo::default();
                 pg_sys::fmgr_info_cxt(function, &mut output, context);
                 let plain = Plain::of(function);
-                reader.columns.push(Column { attribute: *attribute, output, plain, varlena });
+                reader.columns.push(Column {
+                    attribute: *attribute,
+                    output,
+                    plain,
+                    varlena,
+                });
             }
             reader
         }
@@ -102,7 +110,10 @@ impl RowReader {
 impl RowReader {
     /// Makes the slot's values available, all at once: one by one costs more.
     fn fill(&self, slot: Slot<'_>) -> Result<()> {
-        let last = self.columns.iter().max_by_key(|column| column.attribute.number);
+        let last = self
+            .columns
+            .iter()
+            .max_by_key(|column| column.attribute.number);
         last.map_or(Ok(()), |last| slot.datum(&last.attribute).map(drop))
     }
 

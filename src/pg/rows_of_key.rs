@@ -23,7 +23,10 @@ impl Key<'_> {
     /// It is one, and lives as long as the call.
     pub(super) unsafe fn new(record: pg_sys::Datum) -> Self {
         // SAFETY: by the caller.
-        Self(unsafe { pg_sys::pg_detoast_datum(record.cast_mut_ptr()).cast() }, PhantomData)
+        Self(
+            unsafe { pg_sys::pg_detoast_datum(record.cast_mut_ptr()).cast() },
+            PhantomData,
+        )
     }
 
     /// What `hash_record_extended(key, 0)` gives.
@@ -47,7 +50,10 @@ impl Key<'_> {
             let number = (*shape).natts as usize;
             let mut values = vec![pg_sys::Datum::from(0usize); number];
             let mut nulls = vec![false; number];
-            let mut tuple = pg_sys::HeapTupleData { t_data: self.0, ..Default::default() };
+            let mut tuple = pg_sys::HeapTupleData {
+                t_data: self.0,
+                ..Default::default()
+            };
             pg_sys::heap_deform_tuple(
                 &raw mut tuple,
                 shape,
@@ -55,7 +61,10 @@ impl Key<'_> {
                 nulls.as_mut_ptr(),
             );
             let one = |at: usize| {
-                ((*compat::attribute(shape, at)).atttypid, (!nulls[at]).then_some(values[at]))
+                (
+                    (*compat::attribute(shape, at)).atttypid,
+                    (!nulls[at]).then_some(values[at]),
+                )
             };
             (0..number).map(one).collect()
         }
@@ -94,7 +103,10 @@ pub fn holders(tables: &[Oid], columns: &[String], key: Key<'_>) -> Result<Holde
     xact::require()?;
     let values = key.values();
     if values.len() != columns.len() {
-        return Err(Error::local(SqlState::INVALID_PARAMETER, "key does not have these columns"));
+        return Err(Error::local(
+            SqlState::INVALID_PARAMETER,
+            "key does not have these columns",
+        ));
     }
     let mut holders = Holders::default();
     for table in tables {
@@ -171,7 +183,10 @@ unsafe fn look(
 }
 
 fn no_index() -> Error {
-    Error::local(SqlState::INVALID_COLUMN_REFERENCE, "there is no unique index on the key")
+    Error::local(
+        SqlState::INVALID_COLUMN_REFERENCE,
+        "there is no unique index on the key",
+    )
 }
 
 /// A unique index on these columns, for all rows.
@@ -183,7 +198,9 @@ unsafe fn index_on(relation: pg_sys::Relation, key: &[(i16, Oid, pg_sys::Datum)]
     unsafe {
         let list = pg_sys::RelationGetIndexList(relation);
         let length = list.as_ref().map_or(0, |list| list.length as usize);
-        let all: Vec<Oid> = (0..length).map(|at| (*(*list).elements.add(at)).oid_value).collect();
+        let all: Vec<Oid> = (0..length)
+            .map(|at| (*(*list).elements.add(at)).oid_value)
+            .collect();
         pg_sys::list_free(list);
         let lock = pg_sys::AccessShareLock as i32;
         all.into_iter().find(|oid| {
@@ -218,7 +235,10 @@ unsafe fn scan_keys(
         let one = |at: usize| {
             let column = *(*form).indkey.values.as_ptr().add(at);
             let (_, type_oid, value) = key.iter().find(|(number, ..)| *number == column)?;
-            let (family, input) = (*(*index).rd_opfamily.add(at), *(*index).rd_opcintype.add(at));
+            let (family, input) = (
+                *(*index).rd_opfamily.add(at),
+                *(*index).rd_opcintype.add(at),
+            );
             let equal = pg_sys::BTEqualStrategyNumber;
             let operator = pg_sys::get_opfamily_member(family, input, input, equal as i16);
             let attribute = compat::attribute((*relation).rd_att, (column - 1) as usize);

@@ -91,8 +91,14 @@ fn next(extension: &Extension, name: &str, sequence: Oid) -> Result<i64> {
     if let Some(last) = last_of(sequence) {
         return Ok(last.saturating_add(1));
     }
-    let sql = format!("SELECT last_value FROM {}.{}", ident(&extension.schema), ident(name));
+    let sql = format!(
+        "SELECT last_value FROM {}.{}",
+        ident(&extension.schema),
+        ident(name)
+    );
     let row = spi::read(extension, &sql, &[])?.into_iter().next();
     let first = required(&mut row.unwrap_or_default(), 0)?;
-    first.parse().map_err(|_| Error::internal("malformed number of a sequence"))
+    first
+        .parse()
+        .map_err(|_| Error::internal("malformed number of a sequence"))
 }

@@ -15,5 +15,11 @@ pub fn is(setting: &GucSetting<Option<CString>>, value: &CStr) -> bool {
 /// Null or a C string that lives as long as what is given.
 pub(super) unsafe fn text<'a>(variable: *const c_char) -> &'a CStr {
     // SAFETY: by the caller.
-    unsafe { if variable.is_null() { c"" } else { CStr::from_ptr(variable) } }
+    unsafe {
+        if variable.is_null() {
+            c""
+        } else {
+            CStr::from_ptr(variable)
+        }
+    }
 }

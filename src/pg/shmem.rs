@@ -41,7 +41,11 @@ struct Area<S> {
 impl<S: Shared> Area<S> {
     const fn new(name: &'static CStr) -> Self {
         let at = AtomicPtr::new(std::ptr::null_mut());
-        Self { name, at, length: AtomicUsize::new(0) }
+        Self {
+            name,
+            at,
+            length: AtomicUsize::new(0),
+        }
     }
 
     fn slots(&self) -> &'static [S] {
@@ -88,8 +92,10 @@ pub fn reserve() {
     // SAFETY: the postmaster has one thread and is loading libraries; the hooks are functions of this
     // library, which is never unloaded.
     unsafe {
-        let before =
-            Before { request: pg_sys::shmem_request_hook, startup: pg_sys::shmem_startup_hook };
+        let before = Before {
+            request: pg_sys::shmem_request_hook,
+            startup: pg_sys::shmem_startup_hook,
+        };
         if BEFORE.set(before).is_ok() {
             pg_sys::shmem_request_hook = Some(request);
             pg_sys::shmem_startup_hook = Some(startup);

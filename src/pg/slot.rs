@@ -35,7 +35,12 @@ impl<'call> Slot<'call> {
         if slot.is_null() || tuple.is_null() {
             return Err(Error::internal("the event has no such row"));
         }
-        Ok(Self { slot, tuple, memory, _call: PhantomData })
+        Ok(Self {
+            slot,
+            tuple,
+            memory,
+            _call: PhantomData,
+        })
     }
 
     /// Where the row is stored.
@@ -64,7 +69,9 @@ impl<'call> Slot<'call> {
             if position >= (*shape).natts as usize
                 || (*compat::attribute(shape, position)).atttypid != column.type_oid
             {
-                return Err(Error::internal("row does not have the columns that are expected"));
+                return Err(Error::internal(
+                    "row does not have the columns that are expected",
+                ));
             }
             if (*self.slot).tts_nvalid < number {
                 pg_sys::slot_getsomeattrs_int(self.slot, i32::from(number));
@@ -115,7 +122,9 @@ impl<'call> Slot<'call> {
     /// XX000 for a row that the current transaction has not deleted or replaced.
     pub fn ending_command(&self) -> Result<u32> {
         if !self.is_ended_here() {
-            return Err(Error::internal("the row was deleted by another transaction"));
+            return Err(Error::internal(
+                "the row was deleted by another transaction",
+            ));
         }
         // SAFETY: the tuple is valid for the call and was deleted or replaced by this transaction,
         // which is what HeapTupleHeaderGetCmax asks for.
@@ -128,7 +137,9 @@ impl<'call> Slot<'call> {
     /// XX000 for a row that the current transaction has not written.
     pub fn command(&self) -> Result<u32> {
         if !self.is_own() {
-            return Err(Error::internal("the row was written by another transaction"));
+            return Err(Error::internal(
+                "the row was written by another transaction",
+            ));
         }
         // SAFETY: the tuple is valid for the call and was written by this transaction, which is
         // what HeapTupleHeaderGetCmin asks for.

@@ -26,7 +26,10 @@ impl Snapshot {
         xact::demand();
         // SAFETY: in a transaction.
         let registered = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) };
-        Self { registered, of: Transaction::current() }
+        Self {
+            registered,
+            of: Transaction::current(),
+        }
     }
 
     /// The server's own; it lives until it is released.
@@ -35,7 +38,9 @@ impl Snapshot {
     /// XX000 when its transaction is over.
     pub(super) fn get(&self) -> Result<pg_sys::Snapshot> {
         match self.of.is_over() {
-            true => Err(Error::internal("the snapshot is one of another transaction")),
+            true => Err(Error::internal(
+                "the snapshot is one of another transaction",
+            )),
             false => Ok(self.registered),
         }
     }

@@ -55,11 +55,16 @@ impl Extension {
             &[],
             true,
         )?;
-        let Some(mut row) = rows.into_iter().next() else { return Ok(None) };
+        let Some(mut row) = rows.into_iter().next() else {
+            return Ok(None);
+        };
         let schema = required(&mut row, 0)?;
         let owner = required(&mut row, 1)?.parse::<u32>();
         let owner = owner.map_err(|_| Error::internal("malformed oid"))?;
-        Ok(Some(Self { schema, owner: owner.into() }))
+        Ok(Some(Self {
+            schema,
+            owner: owner.into(),
+        }))
     }
 }
 
@@ -107,8 +112,10 @@ fn run(
 ) -> Result<Vec<Row>> {
     xact::require()?;
     // Converted before anything is begun, so that no early return leaves SPI connected.
-    let args =
-        args.iter().map(|arg| arg.map(text::to_server).transpose()).collect::<Result<Vec<_>>>()?;
+    let args = args
+        .iter()
+        .map(|arg| arg.map(text::to_server).transpose())
+        .collect::<Result<Vec<_>>>()?;
     let (source, kept) = (text::to_server(sql)?, kept_plan(sql, args.len())?);
     let moment = moment.map(Snapshot::get).transpose()?;
     let _identity = user.map(AsUser::switch);
@@ -168,9 +175,9 @@ fn run(
 /// XX000 where the statement had another number of arguments then.
 fn kept_plan(sql: &str, args: usize) -> Result<Option<pg_sys::SPIPlanPtr>> {
     match PLANS.with_borrow(|plans| plans.get(sql).copied()) {
-        Some((_, takes)) if takes != args => {
-            Err(Error::internal(format!("{args} arguments for a statement that takes {takes}")))
-        }
+        Some((_, takes)) if takes != args => Err(Error::internal(format!(
+            "{args} arguments for a statement that takes {takes}"
+        ))),
         known => Ok(known.map(|(plan, _)| plan)),
     }
 }

@@ -97,7 +97,9 @@ impl Row<'_> {
                         pg_sys::fmgr_info_cxt(function, &mut send, self.context);
                         column.send = Some(send);
                     }
-                    let Some(send) = &mut column.send else { continue };
+                    let Some(send) = &mut column.send else {
+                        continue;
+                    };
                     let sent = pg_sys::SendFunctionCall(send, value);
                     let bytes = pgrx::varlena::varlena_to_byte_slice(sent);
                     out.extend((bytes.len() as i32).to_be_bytes());
@@ -123,7 +125,10 @@ impl Row<'_> {
             };
             // SAFETY: a value of the type whose output function this is; the text lives as long as the row.
             let text = unsafe {
-                text::to_utf8(pg_sys::OutputFunctionCall(&mut self.columns[at].output, value))?
+                text::to_utf8(pg_sys::OutputFunctionCall(
+                    &mut self.columns[at].output,
+                    value,
+                ))?
             };
             for byte in text.bytes() {
                 match byte {
@@ -146,10 +151,15 @@ impl Row<'_> {
     pub fn texts(&mut self, columns: impl Iterator<Item = usize>) -> Result<Vec<Option<String>>> {
         columns
             .map(|at| {
-                let Some(value) = self.value(at)? else { return Ok(None) };
+                let Some(value) = self.value(at)? else {
+                    return Ok(None);
+                };
                 // SAFETY: as above; copied at once.
                 let text = unsafe {
-                    text::to_utf8(pg_sys::OutputFunctionCall(&mut self.columns[at].output, value))?
+                    text::to_utf8(pg_sys::OutputFunctionCall(
+                        &mut self.columns[at].output,
+                        value,
+                    ))?
                 };
                 Ok(Some(text.to_owned()))
             })
@@ -281,7 +291,12 @@ unsafe extern "C-unwind" fn receive(
                 let mut output = pg_sys::FmgrInfo::default();
                 pg_sys::fmgr_info_cxt(function, &mut output, receiver.context);
                 let form = Form::of(type_oid);
-                receiver.columns.push(Column { form, output, send: None, type_oid });
+                receiver.columns.push(Column {
+                    form,
+                    output,
+                    send: None,
+                    type_oid,
+                });
             }
         }
         let taken = {

@@ -33,7 +33,10 @@ impl TempFile {
             pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
             let file = pg_sys::OpenTemporaryFile(false);
             pg_sys::CurrentResourceOwner = owner;
-            Self { file, of: Transaction::current() }
+            Self {
+                file,
+                of: Transaction::current(),
+            }
         }
     }
 
@@ -82,7 +85,9 @@ impl TempFile {
 
     fn check(&self) -> Result<()> {
         match self.of.is_over() {
-            true => Err(Error::internal("temporary file of a transaction that is over")),
+            true => Err(Error::internal(
+                "temporary file of a transaction that is over",
+            )),
             false => Ok(()),
         }
     }

@@ -48,8 +48,11 @@ pub unsafe fn to_utf8<'a>(text: *const c_char) -> Result<&'a str> {
         }
     };
     std::str::from_utf8(bytes).map_err(|_| {
-        Error::local(SqlState::new("22021"), "text is not valid in encoding \"UTF8\"")
-            .with_hint("The database has encoding SQL_ASCII; convert the text to UTF-8.")
+        Error::local(
+            SqlState::new("22021"),
+            "text is not valid in encoding \"UTF8\"",
+        )
+        .with_hint("The database has encoding SQL_ASCII; convert the text to UTF-8.")
     })
 }
 
@@ -119,7 +122,9 @@ pub fn outside_transaction(text: &str) -> String {
     // SAFETY: plain read of a variable of this process.
     let utf8 = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32;
     let fits = |c: char| c != '\0' && (utf8 || c.is_ascii());
-    text.chars().map(|c| if fits(c) { c } else { '?' }).collect()
+    text.chars()
+        .map(|c| if fits(c) { c } else { '?' })
+        .collect()
 }
 
 /// Text that is told and not kept, in the database's encoding: `?` for what that lacks, and outside of a
@@ -138,7 +143,11 @@ pub fn displayable(text: &str) -> String {
         }
         let procedure = pg_sys::FindDefaultConversionProc(utf8, server);
         if procedure == pg_sys::InvalidOid {
-            return if server == pg_sys::pg_enc::PG_SQL_ASCII as i32 { rest.len() } else { 0 };
+            return if server == pg_sys::pg_enc::PG_SQL_ASCII as i32 {
+                rest.len()
+            } else {
+                0
+            };
         }
         let mut source = rest.as_bytes().to_vec();
         let mut buffer = vec![0u8; rest.len() * pg_sys::MAX_CONVERSION_GROWTH as usize + 1];
@@ -150,7 +159,10 @@ pub fn displayable(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
-        let fits = (0..=convertible(rest)).rev().find(|at| rest.is_char_boundary(*at)).unwrap_or(0);
+        let fits = (0..=convertible(rest))
+            .rev()
+            .find(|at| rest.is_char_boundary(*at))
+            .unwrap_or(0);
         cleaned.push_str(&rest[..fits]);
         rest = &rest[fits..];
         if let Some(lacking) = rest.chars().next() {

@@ -54,7 +54,9 @@ pub fn fire_by(due: Instant) {
     if is_set {
         return;
     }
-    let delay = due.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let delay = due
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(1));
     let millis = i32::try_from(delay.as_millis()).unwrap_or(i32::MAX);
     DUE.set(Some(due));
     // SAFETY: as above.

@@ -28,11 +28,18 @@ pub fn with_event<T>(
     handle: impl FnOnce(&Event<'_>) -> Result<T>,
 ) -> Result<T> {
     // SAFETY: the server's own call information, valid until the function returns.
-    let trigger = unsafe { call.info().as_ref().map(|info| PgTrigger::from_fcinfo(info)) };
+    let trigger = unsafe {
+        call.info()
+            .as_ref()
+            .map(|info| PgTrigger::from_fcinfo(info))
+    };
     // SAFETY: plain read; the server resets what it made current for the call after the call.
     let memory = unsafe { pg_sys::CurrentMemoryContext };
     match trigger {
-        Some(Ok(trigger)) => handle(&Event { trigger: &trigger, memory }),
+        Some(Ok(trigger)) => handle(&Event {
+            trigger: &trigger,
+            memory,
+        }),
         _ => Err(Error::local(
             SqlState::TRIGGER_PROTOCOL,
             format!("function \"{name}\" was not called by trigger manager"),
@@ -56,7 +63,10 @@ pub fn arguments_of(table: Oid, function: Oid) -> Result<Vec<Vec<String>>> {
         if relation.is_null() {
             return Ok(Vec::new());
         }
-        let number = (*relation).trigdesc.as_ref().map_or(0, |all| all.numtriggers as usize);
+        let number = (*relation)
+            .trigdesc
+            .as_ref()
+            .map_or(0, |all| all.numtriggers as usize);
         let found = (0..number)
             .map(|at| &*(*(*relation).trigdesc).triggers.add(at))
             .filter(|trigger| {
@@ -73,7 +83,10 @@ pub fn arguments_of(table: Oid, function: Oid) -> Result<Vec<Vec<String>>> {
     };
     // SAFETY: a C string, which is copied.
     let told = |arg: CString| unsafe { Ok(text::to_string(arg.as_ptr())?.unwrap_or_default()) };
-    found.into_iter().map(|args| args.into_iter().map(told).collect()).collect()
+    found
+        .into_iter()
+        .map(|args| args.into_iter().map(told).collect())
+        .collect()
 }
 
 impl<'call> Event<'call> {
@@ -196,7 +209,11 @@ impl<'call> Event<'call> {
     pub fn row_to_write(&self) -> i64 {
         let data = self.data();
         let updates = data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_UPDATE;
-        let tuple = if updates { data.tg_newtuple } else { data.tg_trigtuple };
+        let tuple = if updates {
+            data.tg_newtuple
+        } else {
+            data.tg_trigtuple
+        };
         tuple as i64
     }
 

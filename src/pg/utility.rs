@@ -105,6 +105,15 @@ unsafe extern "C-unwind" fn process(
         if !is_harmless((*(*statement).utilityStmt).type_) {
             handle();
         }
-        next(statement, text, read_only, context, params, environment, receiver, completion);
+        next(
+            statement,
+            text,
+            read_only,
+            context,
+            params,
+            environment,
+            receiver,
+            completion,
+        );
     }
 }

@@ -38,8 +38,16 @@ pub struct Interest {
 
 impl Interest {
     fn events(&self) -> u32 {
-        let read = if self.read { pg_sys::WL_SOCKET_READABLE } else { 0 };
-        let write = if self.write { pg_sys::WL_SOCKET_WRITEABLE } else { 0 };
+        let read = if self.read {
+            pg_sys::WL_SOCKET_READABLE
+        } else {
+            0
+        };
+        let write = if self.write {
+            pg_sys::WL_SOCKET_WRITEABLE
+        } else {
+            0
+        };
         read | write
     }
 }
@@ -49,8 +57,10 @@ impl Interest {
 /// nothing to wait for are passed over. A background worker waits a moment at most, so that it looks
 /// for requests that no signal announces.
 pub fn wait(interests: &[Interest], timeout: Duration) {
-    let wanted: Vec<&Interest> =
-        interests.iter().filter(|i| i.events() != 0 && i.socket >= 0).collect();
+    let wanted: Vec<&Interest> = interests
+        .iter()
+        .filter(|i| i.events() != 0 && i.socket >= 0)
+        .collect();
     if wanted.is_empty() || !can_have_descriptor() {
         return wait_without_set(&wanted, timeout);
     }
@@ -104,7 +114,11 @@ impl Waiter {
 pub fn is_ready(interest: &Interest) -> bool {
     let read = if interest.read { libc::POLLIN } else { 0 };
     let write = if interest.write { libc::POLLOUT } else { 0 };
-    let mut one = libc::pollfd { fd: interest.socket, events: read | write, revents: 0 };
+    let mut one = libc::pollfd {
+        fd: interest.socket,
+        events: read | write,
+        revents: 0,
+    };
     // SAFETY: one entry, which lives through the call; a socket that is not open is reported in it. A call that
     // a signal has cut short is as good as one that found nothing.
     interest.socket < 0 || unsafe { libc::poll(&mut one, 1, 0) } > 0
@@ -112,7 +126,9 @@ pub fn is_ready(interest: &Interest) -> bool {
 
 /// Whether a descriptor can be opened now. Asked before a set of events is made, which raises if not.
 fn can_have_descriptor() -> bool {
-    let Some(_counted) = ExternalFd::acquire() else { return false };
+    let Some(_counted) = ExternalFd::acquire() else {
+        return false;
+    };
     const STDIN: i32 = 0;
     // SAFETY: a copy of a descriptor that every server process has open, closed at once.
     unsafe {
@@ -127,13 +143,24 @@ fn wait_without_set(interests: &[&Interest], timeout: Duration) {
     let timeout = timeout.min(bgworker::longest_wait());
     let end = Instant::now().checked_add(timeout);
     loop {
-        let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-        let step = if interests.is_empty() { left } else { left.min(LOOK_EVERY) };
+        let left = end.map_or(Duration::MAX, |end| {
+            end.saturating_duration_since(Instant::now())
+        });
+        let step = if interests.is_empty() {
+            left
+        } else {
+            left.min(LOOK_EVERY)
+        };
         let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_POSTMASTER_DEATH;
         // SAFETY: the latch of this process, with a set of events that every process has from its start.
         let occurred = unsafe {
             let millis = milliseconds(step);
-            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, pg_sys::PG_WAIT_EXTENSION)
+            pg_sys::WaitLatch(
+                pg_sys::MyLatch,
+                events as i32,
+                millis,
+                pg_sys::PG_WAIT_EXTENSION,
+            )
         };
         if occurred as u32 & pg_sys::WL_POSTMASTER_DEATH != 0 {
             return postmaster_gone();

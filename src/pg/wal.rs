@@ -31,7 +31,10 @@ pub fn place() -> Result<(u32, u64)> {
             let message = "recovery is in progress";
             return Err(Error::local(SqlState::new("25006"), message));
         }
-        Ok((pg_sys::GetWALInsertionTimeLine(), pg_sys::GetFlushRecPtr(std::ptr::null_mut())))
+        Ok((
+            pg_sys::GetWALInsertionTimeLine(),
+            pg_sys::GetFlushRecPtr(std::ptr::null_mut()),
+        ))
     }
 }
 
@@ -59,7 +62,10 @@ fn switch_points(history: &str) -> impl Iterator<Item = (u32, u64)> + '_ {
         let timeline = words.next()?.parse().ok()?;
         let (high, low) = words.next()?.split_once('/')?;
         let high = u64::from(u32::from_str_radix(high, 16).ok()?);
-        Some((timeline, high << 32 | u64::from(u32::from_str_radix(low, 16).ok()?)))
+        Some((
+            timeline,
+            high << 32 | u64::from(u32::from_str_radix(low, 16).ok()?),
+        ))
     })
 }
 

@@ -66,7 +66,9 @@ impl Registry {
     }
 
     fn find(&self, database: u32) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.database.load(SeqCst) == database)
+        self.slots
+            .iter()
+            .find(|slot| slot.database.load(SeqCst) == database)
     }
 
     fn find_or_take(&self, database: u32) -> Option<&Slot> {
@@ -107,14 +109,18 @@ fn registry() -> Option<&'static Registry> {
 pub fn announce_launcher() {
     if let Some(registry) = registry() {
         // SAFETY: plain read of a pointer that is set in every process.
-        registry.launcher.store(unsafe { pg_sys::MyLatch } as usize, SeqCst);
+        registry
+            .launcher
+            .store(unsafe { pg_sys::MyLatch } as usize, SeqCst);
     }
 }
 
 /// Sets marks of a database and wakes the launcher. False when there is no room for the database;
 /// one that is wanted then makes the launcher look at all. Neither waits nor fails.
 pub fn set(database: Oid, flags: u32) -> bool {
-    let Some(registry) = registry() else { return false };
+    let Some(registry) = registry() else {
+        return false;
+    };
     let slot = registry.find_or_take(database.to_u32());
     match slot {
         Some(slot) => drop(slot.flags.fetch_or(flags, SeqCst)),
@@ -182,7 +188,10 @@ pub fn want_slots(wanted: bool) {
 
 /// For the launcher: the databases that have marks.
 pub fn flagged() -> Vec<Oid> {
-    let slots = registry().map(|registry| registry.slots.iter()).into_iter().flatten();
+    let slots = registry()
+        .map(|registry| registry.slots.iter())
+        .into_iter()
+        .flatten();
     slots
         .filter(|slot| slot.flags.load(SeqCst) != 0)
         .map(|slot| Oid::from(slot.database.load(SeqCst)))
@@ -197,7 +206,11 @@ pub fn take_look_everywhere() -> bool {
 
 /// For the launcher: frees the slots of databases that are no more.
 pub fn keep_only(databases: &[Oid]) {
-    for slot in registry().map(|registry| registry.slots.iter()).into_iter().flatten() {
+    for slot in registry()
+        .map(|registry| registry.slots.iter())
+        .into_iter()
+        .flatten()
+    {
         let database = slot.database.load(SeqCst);
         if database != 0 && !databases.contains(&Oid::from(database)) {
             slot.flags.store(0, SeqCst);

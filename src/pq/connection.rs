@@ -55,15 +55,20 @@ impl Connection {
     /// it does not. `None` when memory is out.
     pub fn start<'p>(params: impl Iterator<Item = &'p (CString, CString)>) -> Option<Self> {
         let end = std::ptr::null::<c_char>();
-        let (mut keywords, mut values): (Vec<*const c_char>, Vec<*const c_char>) =
-            params.map(|(keyword, value)| (keyword.as_ptr(), value.as_ptr())).unzip();
+        let (mut keywords, mut values): (Vec<*const c_char>, Vec<*const c_char>) = params
+            .map(|(keyword, value)| (keyword.as_ptr(), value.as_ptr()))
+            .unzip();
         keywords.push(end);
         values.push(end);
         // SAFETY: two null-terminated arrays of C strings, which outlive the call that copies them.
         unsafe {
             let conn =
                 without_options(|| PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0));
-            let conn = Self { conn: NonNull::new(conn)?, size: None, heard: 0 };
+            let conn = Self {
+                conn: NonNull::new(conn)?,
+                size: None,
+                heard: 0,
+            };
             PQsetNoticeReceiver(conn.raw(), Some(ignore_notice), std::ptr::null_mut());
             // Makes libpq write the SQLSTATE into the message of a refused connection, the only
             // way to learn it; see connect_error().
@@ -112,7 +117,10 @@ impl Connection {
     /// Whether what was read since [`Connection::watch`] begins a message that is too long to be read.
     pub fn is_swollen(&self) -> bool {
         let grown = |(before, now): (u64, u64)| now.saturating_sub(before);
-        self.size.zip(memory::size()).map(grown).is_some_and(|grown| grown > SWOLLEN)
+        self.size
+            .zip(memory::size())
+            .map(grown)
+            .is_some_and(|grown| grown > SWOLLEN)
     }
 
     /// The socket to wait for, -1 if there is none.
@@ -208,8 +216,9 @@ impl Connection {
             Param::Binary { array, bytes } => (*array, bytes.len() as i32, 1),
             Param::Null | Param::Text(_) => (0, 0, 0),
         });
-        let (types, (lengths, formats)): (Vec<u32>, (Vec<i32>, Vec<i32>)) =
-            binary.map(|(array, length, format)| (array, (length, format))).unzip();
+        let (types, (lengths, formats)): (Vec<u32>, (Vec<i32>, Vec<i32>)) = binary
+            .map(|(array, length, format)| (array, (length, format)))
+            .unzip();
         let (number, values, raw) = (values.len() as i32, values.as_ptr(), self.raw());
         let none = std::ptr::null();
         // SAFETY: C strings, and bytes of the lengths said, that live through the call.
@@ -263,7 +272,11 @@ impl Connection {
     }
 
     fn ok(&self, code: i32) -> Result<(), String> {
-        if code == 1 { Ok(()) } else { Err(self.message()) }
+        if code == 1 {
+            Ok(())
+        } else {
+            Err(self.message())
+        }
     }
 
     /// Sends what it can without waiting; true when nothing is left.
@@ -333,12 +346,17 @@ impl Drop for Connection {
 /// is how libpq writes a server's error in verbose form. Without one the failure is libpq's own:
 /// 08001.
 fn split_verbose(message: &str) -> (SqlState, String) {
-    let lines: Vec<&str> = message.lines().filter(|l| !l.starts_with("LOCATION:")).collect();
+    let lines: Vec<&str> = message
+        .lines()
+        .filter(|l| !l.starts_with("LOCATION:"))
+        .collect();
     let text = lines.join("\n");
     let found = text.match_indices(":  ").find_map(|(at, separator)| {
         let code = text.get(at + separator.len()..at + separator.len() + 5)?;
         let ends = text.get(at + separator.len() + 5..)?.starts_with(": ");
-        let is_code = code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+        let is_code = code
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
         (ends && is_code).then(|| (at + separator.len(), SqlState::of_failure(code)))
     });
     match found {

@@ -28,7 +28,11 @@ impl Connection {
         // SAFETY: a live connection in the middle of a COPY; so many bytes.
         let put = unsafe { PQputCopyData(self.raw(), data.as_ptr().cast(), data.len() as i32) };
         // Only what finds no room to be buffered is not taken.
-        if put == 1 { Ok(()) } else { Err(self.message()) }
+        if put == 1 {
+            Ok(())
+        } else {
+            Err(self.message())
+        }
     }
 
     /// Ends the data.
@@ -38,7 +42,11 @@ impl Connection {
     pub fn end_copy(&mut self) -> Result<(), String> {
         // SAFETY: a live connection in the middle of a COPY.
         let put = unsafe { PQputCopyEnd(self.raw(), std::ptr::null()) };
-        if put == 1 { Ok(()) } else { Err(self.message()) }
+        if put == 1 {
+            Ok(())
+        } else {
+            Err(self.message())
+        }
     }
 
     /// The next reply to the COPY, as [`Connection::reply`].

@@ -84,7 +84,10 @@ fn shown_of(environment: Environment) -> Environment {
 
 /// Whether libpq is not shown a variable, given as `NAME=value`.
 fn is_hidden(variable: &[u8]) -> bool {
-    let name = variable.split(|byte| *byte == b'=').next().unwrap_or_default();
+    let name = variable
+        .split(|byte| *byte == b'=')
+        .next()
+        .unwrap_or_default();
     name.starts_with(PREFIX) && !PLACES.iter().any(|place| place.as_bytes() == name)
 }
 
@@ -100,8 +103,11 @@ mod tests {
     fn defaults() -> Vec<(Option<String>, Option<String>)> {
         let text = |pointer: *const c_char| {
             // SAFETY: null, or a C string of libpq's.
-            (!pointer.is_null())
-                .then(|| unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned())
+            (!pointer.is_null()).then(|| {
+                unsafe { CStr::from_ptr(pointer) }
+                    .to_string_lossy()
+                    .into_owned()
+            })
         };
         let mut found = Vec::new();
         // SAFETY: the array ends with a null keyword, and is freed after it was copied.
@@ -126,13 +132,18 @@ mod tests {
         }
         let named = defaults().into_iter().filter_map(|(variable, _)| variable);
         // A service that is not there spoils the rest; it is looked at in a test with servers.
-        let named: Vec<String> = named.filter(|name| !name.starts_with("PGSERVICE")).collect();
+        let named: Vec<String> = named
+            .filter(|name| !name.starts_with("PGSERVICE"))
+            .collect();
         assert!(named.len() > 20, "{named:?}");
         let child = Command::new(std::env::current_exe().expect("this program"))
             .args([
                 "--exact",
-                concat!(module_path!(), "::no_option_of_this_libpq_comes_from_a_variable")
-                    .trim_start_matches("pg_rowsync::"),
+                concat!(
+                    module_path!(),
+                    "::no_option_of_this_libpq_comes_from_a_variable"
+                )
+                .trim_start_matches("pg_rowsync::"),
             ])
             .envs(named.iter().map(|name| (name, VALUE)))
             .env("PGTZ", "Asia/Tokyo")
@@ -140,7 +151,10 @@ mod tests {
             .output()
             .expect("a process");
         let said = String::from_utf8_lossy(&child.stdout);
-        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+        assert!(
+            child.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
     }
 
     fn look() {
@@ -150,7 +164,10 @@ mod tests {
         assert!(defaults().iter().filter(|option| taken(option)).count() > 20);
         let mut left = without_options(defaults);
         left.retain(taken);
-        let left: Vec<String> = left.into_iter().filter_map(|(variable, _)| variable).collect();
+        let left: Vec<String> = left
+            .into_iter()
+            .filter_map(|(variable, _)| variable)
+            .collect();
         assert_eq!(left, ["PGPASSFILE"]);
         // SAFETY: a C string; the answer is null or lives as long as the variables.
         let has = |name: &CStr| !unsafe { libc::getenv(name.as_ptr()) }.is_null();

@@ -20,7 +20,10 @@ pub fn size() -> Option<u64> {
         }
         let mut text = [0; 32];
         let length = file.as_ref()?.read_at(&mut text, 0).ok()?;
-        let first = std::str::from_utf8(&text[..length]).ok()?.split(' ').next()?;
+        let first = std::str::from_utf8(&text[..length])
+            .ok()?
+            .split(' ')
+            .next()?;
         Some(first.parse::<u64>().ok()? * PAGE)
     })
 }

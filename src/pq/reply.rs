@@ -67,7 +67,11 @@ impl Reply {
     pub fn affected(&self) -> u64 {
         // SAFETY: a live result; the count is a C string that lives with it, empty if there is none.
         let count = unsafe { CStr::from_ptr(PQcmdTuples(self.raw())) };
-        count.to_str().ok().and_then(|n| n.parse().ok()).unwrap_or(0)
+        count
+            .to_str()
+            .ok()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0)
     }
 
     /// The first column of the row; `None` for NULL, and where there is none.
@@ -94,7 +98,10 @@ impl Reply {
             }
         };
         let idle = [c"57P05", c"25P03", c"25P04"];
-        match (field(PG_DIAG_SEVERITY_NONLOCALIZED), field(PG_DIAG_SQLSTATE)) {
+        match (
+            field(PG_DIAG_SEVERITY_NONLOCALIZED),
+            field(PG_DIAG_SQLSTATE),
+        ) {
             (Some(severity), Some(state)) => {
                 severity == c"ERROR" || (severity == c"FATAL" && idle.contains(&state))
             }
@@ -120,8 +127,9 @@ impl Reply {
         });
         RemoteError {
             server: server.to_owned(),
-            sqlstate: field(PG_DIAG_SQLSTATE)
-                .map_or(SqlState::CONNECTION_FAILURE, |code| SqlState::of_failure(&code)),
+            sqlstate: field(PG_DIAG_SQLSTATE).map_or(SqlState::CONNECTION_FAILURE, |code| {
+                SqlState::of_failure(&code)
+            }),
             message,
             detail: field(PG_DIAG_MESSAGE_DETAIL),
             hint: field(PG_DIAG_MESSAGE_HINT),

@@ -37,7 +37,12 @@ pub fn is_quiet(socket: i32) -> bool {
     let mut byte = 0u8;
     // SAFETY: the kernel writes one byte at most.
     let read = unsafe {
-        libc::recv(socket, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+        libc::recv(
+            socket,
+            (&raw mut byte).cast(),
+            1,
+            libc::MSG_PEEK | libc::MSG_DONTWAIT,
+        )
     };
     read < 0 && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock
 }

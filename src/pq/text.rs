@@ -26,7 +26,10 @@ fn cut(bytes: &[u8], longest: usize) -> String {
     }
     // Not within a character, of which the rest has at most three bytes.
     let inside = |at: &usize| bytes[*at] & 0xc0 == 0x80;
-    let end = (longest - 3..=longest).rev().find(|at| !inside(at)).unwrap_or(longest);
+    let end = (longest - 3..=longest)
+        .rev()
+        .find(|at| !inside(at))
+        .unwrap_or(longest);
     String::from_utf8_lossy(&bytes[..end]).into_owned() + CUT
 }
 

@@ -40,21 +40,38 @@ pub fn status(extension: &Extension, server_name: &str) -> Result<QueueStatus> {
 }
 
 /// Sessions that may still commit on a server.
-const LOST: IndexRef = IndexRef { table: "sync_lost_session", column: 2, status: Status::Any };
+const LOST: IndexRef = IndexRef {
+    table: "sync_lost_session",
+    column: 2,
+    status: Status::Any,
+};
 /// Records of a server that are marked failed or wait.
-const NOT_PENDING: IndexRef =
-    IndexRef { table: "sync_queue", column: 2, status: Status::NotPending };
+const NOT_PENDING: IndexRef = IndexRef {
+    table: "sync_queue",
+    column: 2,
+    status: Status::NotPending,
+};
 
 /// Whether a view has rows of a server.
 fn has(view: &View<'_>, rows: &IndexRef, server_name: &str) -> Result<bool> {
-    view.has(rows.table, &[(rows.column, Is::Text(server_name))], rows.status)
+    view.has(
+        rows.table,
+        &[(rows.column, Is::Text(server_name))],
+        rows.status,
+    )
 }
 
 /// As [`status`], and whether transactions that are prepared there may not have been committed yet.
 fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)> {
     let (paused, copies, decisions) = (pause::OF_SERVER, copies::OF_SERVER, decision::OF_SERVER);
-    let tables =
-        [paused.table, LOST.table, NOT_PENDING.table, floor::TABLE, copies.table, decisions.table];
+    let tables = [
+        paused.table,
+        LOST.table,
+        NOT_PENDING.table,
+        floor::TABLE,
+        copies.table,
+        decisions.table,
+    ];
     View::look(extension, &tables, |view| {
         let status = if has(view, &paused, server_name)? {
             QueueStatus::Paused
@@ -125,7 +142,10 @@ pub fn admit(set: &ChangeSet) -> Result<Admission> {
                 targets.push(to_json(&route.target)?);
             }
             for (target, last) in lanes::apart_before(&set.extension, server, &owner, &targets)? {
-                let routes = targets.iter().zip(set.routes()).filter(|(own, _)| **own == target);
+                let routes = targets
+                    .iter()
+                    .zip(set.routes())
+                    .filter(|(own, _)| **own == target);
                 for (_, route) in routes {
                     blockers.add(last, last, &Writeset::of_table(route).writes);
                 }
@@ -139,7 +159,9 @@ pub fn admit(set: &ChangeSet) -> Result<Admission> {
         QueueStatus::Failed | QueueStatus::Copying => {}
     }
     let depends_on = depends_on(set)?;
-    let Account { server_name, owner, .. } = &set.account;
+    let Account {
+        server_name, owner, ..
+    } = &set.account;
     let pending = blockers.load(&set.extension, server_name, *owner, &depends_on)?;
     Ok(match (pending, blockers.is_empty()) {
         (true, _) => Admission::Pending,
@@ -151,7 +173,12 @@ pub fn admit(set: &ChangeSet) -> Result<Admission> {
 /// Decisions of others that a change set must wait for.
 fn decisions_before(set: &ChangeSet) -> Result<Vec<Decision>> {
     let depends_on = depends_on(set)?;
-    decision::conflicting_with(&set.extension, &set.account.server_name, &depends_on, &done::all())
+    decision::conflicting_with(
+        &set.extension,
+        &set.account.server_name,
+        &depends_on,
+        &done::all(),
+    )
 }
 
 /// Hashes that a prepared transaction leaves, at most; one with more concerns everything on its server.

@@ -64,13 +64,17 @@ impl Unit {
 
     /// Numbers the command that made it, among those of its claims.
     pub fn command(&self) -> u32 {
-        self.records.first().map_or(0, |record| record.change.command)
+        self.records
+            .first()
+            .map_or(0, |record| record.change.command)
     }
 
     /// Whether it inserts rows that nothing tells apart.
     pub fn is_keyless(&self) -> bool {
         let inserts = |record: &Record| record.change.op == Op::Insert;
-        self.records.iter().any(|record| record.route.is_keyless() && inserts(record))
+        self.records
+            .iter()
+            .any(|record| record.route.is_keyless() && inserts(record))
     }
 
     /// Whether it was queued because nobody knows whether the server has committed it.
@@ -175,7 +179,10 @@ impl<'h> Claims<'h> {
     /// As for [`Claims::next`].
     pub fn next_while(&mut self, is_next: impl Fn(&Unit) -> bool) -> Result<Vec<Unit>> {
         let mut units = self.next(BATCH)?;
-        let end = units.iter().position(|unit| !is_next(unit)).unwrap_or(units.len());
+        let end = units
+            .iter()
+            .position(|unit| !is_next(unit))
+            .unwrap_or(units.len());
         let rest = units.split_off(end);
         if !rest.is_empty() {
             self.ahead = Some(Ok(rest));
@@ -198,7 +205,10 @@ impl<'h> Claims<'h> {
         let (own, change) = (required(&mut row, 0)?, required(&mut row, 1)?);
         let change: Change<String> = from_json(&change, |_| true)?;
         let transaction = self.numbers.transaction(&own);
-        Ok((transaction, self.numbers.command(transaction, change.command)) == last)
+        Ok((
+            transaction,
+            self.numbers.command(transaction, change.command),
+        ) == last)
     }
 
     /// Reads the next batch now, for [`Claims::next`] to give: at most `limit` records, as above.
@@ -213,7 +223,9 @@ impl<'h> Claims<'h> {
         self.numbers.next_batch();
         // Again if all that a batch has was taken before.
         while reading.runs.is_empty() {
-            let Some(last) = self.boundary(limit.min(BATCH))? else { break };
+            let Some(last) = self.boundary(limit.min(BATCH))? else {
+                break;
+            };
             self.read(&mut reading, last)?;
         }
         Ok(reading.into_units())
@@ -221,7 +233,11 @@ impl<'h> Claims<'h> {
 
     /// Reads a batch.
     fn read(&mut self, reading: &mut Reading, last: i64) -> Result<()> {
-        let rows = self.fetch("q.id OPERATOR(pg_catalog.<=) $5::pg_catalog.int8", last, None)?;
+        let rows = self.fetch(
+            "q.id OPERATOR(pg_catalog.<=) $5::pg_catalog.int8",
+            last,
+            None,
+        )?;
         for row in rows {
             let record = self.parse(reading, row)?;
             if !self.taken.remove(&record.id) {
@@ -240,8 +256,11 @@ impl<'h> Claims<'h> {
             if torn.is_empty() {
                 return Ok(());
             }
-            let rows =
-                self.fetch("q.id OPERATOR(pg_catalog.>) $5::pg_catalog.int8", after, Some(&torn))?;
+            let rows = self.fetch(
+                "q.id OPERATOR(pg_catalog.>) $5::pg_catalog.int8",
+                after,
+                Some(&torn),
+            )?;
             if rows.is_empty() {
                 return Ok(());
             }
@@ -282,7 +301,10 @@ impl<'h> Claims<'h> {
         ];
         let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
         let row = spi::read(self.extension, &sql, &args)?.into_iter().next();
-        row.and_then(|mut row| row.pop()).flatten().map(|id| number(&id)).transpose()
+        row.and_then(|mut row| row.pop())
+            .flatten()
+            .map(|id| number(&id))
+            .transpose()
     }
 
     /// Reads and locks pending records after the last batch, under a condition on `$5`; only those of
@@ -302,9 +324,19 @@ impl<'h> Claims<'h> {
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
             ident(&self.extension.schema)
         );
-        let (after, bound, some) =
-            (self.after.to_string(), bound.to_string(), transactions.into_text());
-        let args = [&*self.server_name, &*self.snapshot, &*self.owner, &*after, &*bound, &*some];
+        let (after, bound, some) = (
+            self.after.to_string(),
+            bound.to_string(),
+            transactions.into_text(),
+        );
+        let args = [
+            &*self.server_name,
+            &*self.snapshot,
+            &*self.owner,
+            &*after,
+            &*bound,
+            &*some,
+        ];
         let args = args.map(Some);
         spi::write(self.extension, &sql, &args)
     }
@@ -320,11 +352,20 @@ impl<'h> Claims<'h> {
         reading.transactions.insert(own, transaction);
         change.command = self.numbers.command(transaction, change.command);
         change.stored.transaction = transaction;
-        let failed_with =
-            |state: SqlState| row.get(4).is_some_and(|own| own.as_deref() == Some(state.as_str()));
+        let failed_with = |state: SqlState| {
+            row.get(4)
+                .is_some_and(|own| own.as_deref() == Some(state.as_str()))
+        };
         let in_doubt = failed_with(SqlState::RESOLUTION_UNKNOWN);
         let is_decided = failed_with(SqlState::COMPLETION_UNKNOWN);
-        Ok(Record { id, transaction, route, change, in_doubt, is_decided })
+        Ok(Record {
+            id,
+            transaction,
+            route,
+            change,
+            in_doubt,
+            is_decided,
+        })
     }
 
     /// A route by its id; each is read once.
@@ -336,7 +377,9 @@ impl<'h> Claims<'h> {
             "SELECT body FROM {}.sync_route WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
             ident(&self.extension.schema)
         );
-        let row = spi::read(self.extension, &sql, &[Some(&id)])?.into_iter().next();
+        let row = spi::read(self.extension, &sql, &[Some(&id)])?
+            .into_iter()
+            .next();
         let route = Rc::new(to_route(&required(&mut row.unwrap_or_default(), 0)?)?);
         self.routes.insert(id, route.clone());
         Ok(route)
@@ -354,7 +397,8 @@ const PENDING: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
          (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))";
 
 fn number(text: &str) -> Result<i64> {
-    text.parse().map_err(|_| Error::internal("malformed record id"))
+    text.parse()
+        .map_err(|_| Error::internal("malformed record id"))
 }
 
 /// Numbers transactions and commands, the same ones alike in batches that follow each other.
@@ -373,11 +417,16 @@ impl Numbers {
     fn next_batch(&mut self) {
         self.before = std::mem::take(&mut self.transactions);
         let kept: HashSet<u32> = self.before.values().copied().collect();
-        self.commands.retain(|transaction, _| kept.contains(transaction));
+        self.commands
+            .retain(|transaction, _| kept.contains(transaction));
     }
 
     fn transaction(&mut self, own: &str) -> u32 {
-        let known = self.transactions.get(own).or_else(|| self.before.get(own)).copied();
+        let known = self
+            .transactions
+            .get(own)
+            .or_else(|| self.before.get(own))
+            .copied();
         let number = known.unwrap_or_else(|| {
             self.transaction += 1;
             self.transaction
@@ -388,7 +437,12 @@ impl Numbers {
 
     fn command(&mut self, transaction: u32, own: u32) -> u32 {
         let next = self.command + 1;
-        let number = *self.commands.entry(transaction).or_default().entry(own).or_insert(next);
+        let number = *self
+            .commands
+            .entry(transaction)
+            .or_default()
+            .entry(own)
+            .or_insert(next);
         self.command = self.command.max(number);
         number
     }
@@ -434,16 +488,25 @@ impl Reading {
     fn torn(&self) -> Vec<String> {
         let torn = |number: u32| {
             !self.closed.contains(&number)
-                && self.last_run(number).is_some_and(|run| run.iter().any(is_entangled))
+                && self
+                    .last_run(number)
+                    .is_some_and(|run| run.iter().any(is_entangled))
         };
         let all = self.transactions.iter();
-        all.filter(|(_, number)| torn(**number)).map(|(own, _)| own.clone()).collect()
+        all.filter(|(_, number)| torn(**number))
+            .map(|(own, _)| own.clone())
+            .collect()
     }
 
     fn into_units(self) -> Vec<Unit> {
         let split = |run: Vec<Record>| match run.iter().any(is_entangled) {
             true => vec![Unit { records: run }],
-            false => run.into_iter().map(|record| Unit { records: vec![record] }).collect(),
+            false => run
+                .into_iter()
+                .map(|record| Unit {
+                    records: vec![record],
+                })
+                .collect(),
         };
         self.runs.into_iter().flat_map(split).collect()
     }
@@ -481,7 +544,10 @@ mod tests {
     use crate::change::{Carrier, Column, Policy, Relation, RowStorage};
 
     fn route(key_deferrable: bool) -> Rc<Route> {
-        let name = || Relation { schema: "s".into(), table: "t".into() };
+        let name = || Relation {
+            schema: "s".into(),
+            table: "t".into(),
+        };
         let (own_equality, fixed, collated, local) = (false, false, false, None);
         Rc::new(Route {
             source: name(),
@@ -508,19 +574,50 @@ mod tests {
     }
 
     fn record(route: &Rc<Route>, op: Op, command: u32, moves: bool, transaction: u32) -> Record {
-        let key = if moves { vec![Some("1".to_owned())] } else { Vec::new() };
-        let (row, stored) =
-            (vec![Some("2".to_owned())], RowStorage { before: 1, after: 2, file: 1, transaction });
+        let key = if moves {
+            vec![Some("1".to_owned())]
+        } else {
+            Vec::new()
+        };
+        let (row, stored) = (
+            vec![Some("2".to_owned())],
+            RowStorage {
+                before: 1,
+                after: 2,
+                file: 1,
+                transaction,
+            },
+        );
         let (stamp, tombstone, unchanged) = (None, None, Vec::new());
-        let change = Change { op, command, key, row, stamp, tombstone, unchanged, stored };
+        let change = Change {
+            op,
+            command,
+            key,
+            row,
+            stamp,
+            tombstone,
+            unchanged,
+            stored,
+        };
         let (in_doubt, is_decided) = (false, false);
-        Record { id: 1, transaction, route: route.clone(), change, in_doubt, is_decided }
+        Record {
+            id: 1,
+            transaction,
+            route: route.clone(),
+            change,
+            in_doubt,
+            is_decided,
+        }
     }
 
     fn sizes(records: Vec<Record>) -> Vec<usize> {
         let mut reading = Reading::default();
         records.into_iter().for_each(|record| reading.push(record));
-        reading.into_units().iter().map(|unit| unit.records.len()).collect()
+        reading
+            .into_units()
+            .iter()
+            .map(|unit| unit.records.len())
+            .collect()
     }
 
     #[test]
@@ -528,7 +625,11 @@ mod tests {
         let route = route(false);
         let one = |op, command| record(&route, op, command, false, 1);
         assert_eq!(
-            sizes(vec![one(Op::Insert, 1), one(Op::Update, 2), one(Op::Update, 2)]),
+            sizes(vec![
+                one(Op::Insert, 1),
+                one(Op::Update, 2),
+                one(Op::Update, 2)
+            ]),
             [1, 1, 1]
         );
     }
@@ -537,14 +638,29 @@ mod tests {
     fn rows_that_a_command_moves_stay_together() {
         let route = route(false);
         let one = |command, moves| record(&route, Op::Update, command, moves, 1);
-        assert_eq!(sizes(vec![one(1, true), one(1, false), one(1, true), one(2, true)]), [3, 1]);
+        assert_eq!(
+            sizes(vec![
+                one(1, true),
+                one(1, false),
+                one(1, true),
+                one(2, true)
+            ]),
+            [3, 1]
+        );
     }
 
     #[test]
     fn a_transactions_changes_under_a_deferrable_key_stay_together() {
         let route = route(true);
         let one = |op, transaction| record(&route, op, 1, false, transaction);
-        assert_eq!(sizes(vec![one(Op::Update, 1), one(Op::Insert, 1), one(Op::Update, 2)]), [2, 1]);
+        assert_eq!(
+            sizes(vec![
+                one(Op::Update, 1),
+                one(Op::Insert, 1),
+                one(Op::Update, 2)
+            ]),
+            [2, 1]
+        );
     }
 
     #[test]

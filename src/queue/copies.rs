@@ -14,7 +14,11 @@ use std::rc::Rc;
 pub const TABLE: &str = "sync_copy";
 
 /// Copies to a server.
-pub const OF_SERVER: IndexRef = IndexRef { table: TABLE, column: 2, status: Status::Any };
+pub const OF_SERVER: IndexRef = IndexRef {
+    table: TABLE,
+    column: 2,
+    status: Status::Any,
+};
 
 /// Whether a copy goes on to the target of one of these routes.
 ///
@@ -36,8 +40,11 @@ pub fn concern<'r>(
 }
 
 fn is_copied(view: &View<'_>, server_name: &str, target: &Relation) -> Result<bool> {
-    let keys =
-        [(2, Is::Text(server_name)), (3, Is::Text(&target.schema)), (4, Is::Text(&target.table))];
+    let keys = [
+        (2, Is::Text(server_name)),
+        (3, Is::Text(&target.schema)),
+        (4, Is::Text(&target.table)),
+    ];
     view.has(TABLE, &keys, Status::Any)
 }
 

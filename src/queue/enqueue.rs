@@ -105,16 +105,33 @@ impl<'s> Writer<'s> {
     fn open(set: &'s ChangeSet, reason: Option<&Error>, waiting: bool) -> Result<Self> {
         let reason = reason.map(|reason| {
             let constraint = reason.constraint().map(displayable);
-            (reason.sqlstate().to_string(), displayable(&reason.in_full()), constraint)
+            (
+                reason.sqlstate().to_string(),
+                displayable(&reason.in_full()),
+                constraint,
+            )
         });
-        let routes =
-            RouteIds { extension: &set.extension, owner: set.account.owner, cached: Vec::new() };
+        let routes = RouteIds {
+            extension: &set.extension,
+            owner: set.account.owner,
+            cached: Vec::new(),
+        };
         // As long as the lock is held, floors stay below what is drawn.
         lookup::reserve(&set.extension, "sync_queue")?;
         let next_id = sequence::draw(&set.extension, "sync_queue_id_seq", set.len() as i64)?;
-        let rows = if waiting { Status::Any } else { Status::Pending };
+        let rows = if waiting {
+            Status::Any
+        } else {
+            Status::Pending
+        };
         let records = Appender::open(&set.extension, "sync_queue", rows)?;
-        Ok(Self { set, reason, routes, next_id, records })
+        Ok(Self {
+            set,
+            reason,
+            routes,
+            next_id,
+            records,
+        })
     }
 
     /// `behind`: the record it waits for, and its writes.
@@ -137,14 +154,25 @@ impl<'s> Writer<'s> {
             ("change", Value::Text(&json)),
             ("xact", Value::Transaction),
             ("create_time", Value::Time(context::now())),
-            ("status", Value::Text(if behind.is_some() { "waiting" } else { "pending" })),
+            (
+                "status",
+                Value::Text(if behind.is_some() {
+                    "waiting"
+                } else {
+                    "pending"
+                }),
+            ),
             ("attempts", Value::Int4(self.reason.is_some().into())),
             ("times_failed", Value::Int4(0)),
         ];
         if let Some((state, message, constraint)) = &self.reason {
             row.push(("sqlstate", Value::Text(state)));
             row.push(("message", Value::Text(message)));
-            row.extend(constraint.as_deref().map(|name| ("constraint_name", Value::Text(name))));
+            row.extend(
+                constraint
+                    .as_deref()
+                    .map(|name| ("constraint_name", Value::Text(name))),
+            );
             row.push(("last_attempt_at", Value::Time(context::now())));
         }
         if let Some((root, writes)) = &behind {
@@ -162,10 +190,15 @@ impl<'s> Writer<'s> {
     }
 
     fn write_run(&mut self, run: &Run, behind: &mut Blockers) -> Result<()> {
-        let unit = run.changes.iter().any(|(route, change)| claim::makes_unit(route, change));
+        let unit = run
+            .changes
+            .iter()
+            .any(|(route, change)| claim::makes_unit(route, change));
         let mut whole = Writeset::default();
         if unit && run.forced.is_none() {
-            run.changes.iter().for_each(|(route, change)| whole.join(Writeset::of(route, change)));
+            run.changes
+                .iter()
+                .for_each(|(route, change)| whole.join(Writeset::of(route, change)));
         }
         let together = match run.forced {
             None if unit => behind.join(&whole),
@@ -173,11 +206,19 @@ impl<'s> Writer<'s> {
         };
         for (route, change) in run.changes.iter().skip(usize::from(run.written)) {
             let writeset = Writeset::of(route, change);
-            let root = if unit || together.is_some() { together } else { behind.join(&writeset) };
+            let root = if unit || together.is_some() {
+                together
+            } else {
+                behind.join(&writeset)
+            };
             if let Some(root) = together {
                 behind.mark(root, &writeset);
             }
-            self.write(route, &change.borrowed(), root.map(|root| (root, writeset.writes)))?;
+            self.write(
+                route,
+                &change.borrowed(),
+                root.map(|root| (root, writeset.writes)),
+            )?;
         }
         Ok(())
     }
@@ -200,7 +241,11 @@ thread_local! {
     static ROUTES: RefCell<Vec<CachedRoute>> = RefCell::default();
 }
 
-const ROUTE: IndexRef = IndexRef { table: "sync_route", column: 1, status: Status::Any };
+const ROUTE: IndexRef = IndexRef {
+    table: "sync_route",
+    column: 1,
+    status: Status::Any,
+};
 
 /// So many routes are remembered at most.
 const MOST_KNOWN: usize = 256;
@@ -214,7 +259,11 @@ struct RouteIds<'h> {
 
 impl RouteIds<'_> {
     fn id_of(&mut self, route: &Rc<Route>) -> Result<i64> {
-        if let Some((_, id)) = self.cached.iter().find(|(cached, _)| Rc::ptr_eq(cached, route)) {
+        if let Some((_, id)) = self
+            .cached
+            .iter()
+            .find(|(cached, _)| Rc::ptr_eq(cached, route))
+        {
             return Ok(*id);
         }
         let id = match self.remembered(route)? {
@@ -238,7 +287,9 @@ impl RouteIds<'_> {
                 .find(|cached| is(cached))
                 .map(|cached| (cached.id, cached.by, cached.settled))
         });
-        let Some((id, by, settled)) = found else { return Ok(None) };
+        let Some((id, by, settled)) = found else {
+            return Ok(None);
+        };
         let now = invalidation::now();
         if settled == Some(now) {
             return Ok(Some(id));
@@ -248,7 +299,9 @@ impl RouteIds<'_> {
         }
         if by != context::transaction() {
             ROUTES.with_borrow_mut(|all| {
-                all.iter_mut().filter(|cached| is(cached)).for_each(|k| k.settled = Some(now));
+                all.iter_mut()
+                    .filter(|cached| is(cached))
+                    .for_each(|k| k.settled = Some(now));
             });
         }
         Ok(Some(id))
@@ -270,10 +323,13 @@ impl RouteIds<'_> {
              VALUES ($1::pg_catalog.int8, $2, $3::pg_catalog.oid)"
         );
         let owner = self.owner.to_u32().to_string();
-        let found =
-            spi::read(self.extension, &find, &[Some(&body), Some(&owner)])?.into_iter().next();
+        let found = spi::read(self.extension, &find, &[Some(&body), Some(&owner)])?
+            .into_iter()
+            .next();
         let id = match found.and_then(|mut row| row.pop()).flatten() {
-            Some(id) => id.parse().map_err(|_| Error::internal("malformed id of a route"))?,
+            Some(id) => id
+                .parse()
+                .map_err(|_| Error::internal("malformed id of a route"))?,
             None => {
                 let id = sequence::draw(self.extension, "sync_route_id_seq", 1)?;
                 let args = [Some(&*id.to_string()), Some(&*body), Some(&*owner)];
@@ -281,12 +337,22 @@ impl RouteIds<'_> {
                 id
             }
         };
-        let (table, by) = (lookup::table(self.extension, "sync_route")?, context::transaction());
+        let (table, by) = (
+            lookup::table(self.extension, "sync_route")?,
+            context::transaction(),
+        );
         ROUTES.with_borrow_mut(|cached| {
             cached.retain(|cached| cached.route != *route || cached.owner != self.owner);
             cached.truncate(MOST_KNOWN - 1);
             let (route, owner) = (route.clone(), self.owner);
-            cached.push(CachedRoute { route, owner, table, id, by, settled: None });
+            cached.push(CachedRoute {
+                route,
+                owner,
+                table,
+                id,
+                by,
+                settled: None,
+            });
         });
         Ok(id)
     }

@@ -73,11 +73,16 @@ impl Blockers {
         let tables = [queue, floor, lost, owners, copies::TABLE];
         let (pending, rows) = View::look(extension, &tables, |view| {
             let pending = lanes::goes_before(view, server_name, owner)?;
-            Ok((pending, view.read(&sql, &[Some(server_name), Some(&depends_on)])?))
+            Ok((
+                pending,
+                view.read(&sql, &[Some(server_name), Some(&depends_on)])?,
+            ))
         })?;
         for mut row in rows {
             let mut number = |at| {
-                required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
+                required(&mut row, at)?
+                    .parse()
+                    .map_err(|_| Error::internal("malformed number"))
             };
             let (mark, id, root) = (number(0)?, number(1)?, number(2)?);
             self.add(id, root, &[mark]);
@@ -97,8 +102,14 @@ impl Blockers {
 
     /// the failed record that a change must wait for. Only records older than `id` count.
     pub fn find(&self, id: i64, writeset: &Writeset) -> Option<i64> {
-        let found = writeset.depends_on.iter().filter_map(|check| self.writes.get(check));
-        found.filter(|origin| origin.id < id).map(|origin| origin.root).min()
+        let found = writeset
+            .depends_on
+            .iter()
+            .filter_map(|check| self.writes.get(check));
+        found
+            .filter(|origin| origin.id < id)
+            .map(|origin| origin.root)
+            .min()
     }
 
     /// Changes about to be queued that belong together: if they must wait, what for. They leave their
@@ -121,7 +132,9 @@ impl Blockers {
 
     /// Whether all there is to wait for are copies.
     pub fn are_copies(&self) -> bool {
-        self.writes.values().all(|origin| copies::is_copy(origin.root))
+        self.writes
+            .values()
+            .all(|origin| copies::is_copy(origin.root))
     }
 
     /// Whether there is nothing to wait for.
@@ -187,9 +200,15 @@ pub fn set_failed(
         ident(&extension.schema)
     );
     let (id, writes) = (id.to_string(), to_ids(writes));
-    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
+    let (state, message) = (
+        reason.sqlstate().to_string(),
+        displayable(&reason.in_full()),
+    );
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
-    let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
+    let (first, longest) = (
+        millis(guc::retry_interval()),
+        millis(guc::max_retry_interval()),
+    );
     let passes = if passes { "true" } else { "false" };
     let constraint = reason.constraint().map(displayable);
     let args = [
@@ -229,10 +248,14 @@ pub fn due(
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
     let all = if all { "true" } else { "false" };
-    spi::read(extension, &sql, &[server_name, &owner, &limit, all].map(Some))?
-        .into_iter()
-        .map(|mut row| required(&mut row, 0))
-        .collect()
+    spi::read(
+        extension,
+        &sql,
+        &[server_name, &owner, &limit, all].map(Some),
+    )?
+    .into_iter()
+    .map(|mut row| required(&mut row, 0))
+    .collect()
 }
 
 /// How long it is until a failed record is tried again.
@@ -248,7 +271,9 @@ pub fn until_next_attempt(extension: &Extension, server_name: &str) -> Result<Op
            AND status OPERATOR(pg_catalog.=) 'failed' AND next_attempt_at IS NOT NULL",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(server_name)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(server_name)])?
+        .into_iter()
+        .next();
     let millis = row.and_then(|mut row| row.pop()).flatten();
     let millis = millis.map(|text| text.parse::<i64>()).transpose();
     let millis = millis.map_err(|_| Error::internal("malformed number"))?;
@@ -284,7 +309,11 @@ pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
             columns[2].push(Some(&to_ids(&one.writes)));
         }
         let columns = columns.map(ArrayLiteral::into_text);
-        spi::write(extension, &sql, &[Some(&*columns[0]), Some(&*columns[1]), Some(&*columns[2])])?;
+        spi::write(
+            extension,
+            &sql,
+            &[Some(&*columns[0]), Some(&*columns[1]), Some(&*columns[2])],
+        )?;
     }
     Ok(())
 }
@@ -304,9 +333,15 @@ pub fn release(extension: &Extension, server_name: &str) -> Result<bool> {
          SELECT pg_catalog.min(id) FROM u",
         waiting::released(&queue, "$1")
     );
-    let row = spi::write(extension, &sql, &[Some(server_name)])?.into_iter().next();
-    let Some(first) = row.and_then(|mut row| row.pop()).flatten() else { return Ok(false) };
-    let first = first.parse().map_err(|_| Error::internal("malformed record id"))?;
+    let row = spi::write(extension, &sql, &[Some(server_name)])?
+        .into_iter()
+        .next();
+    let Some(first) = row.and_then(|mut row| row.pop()).flatten() else {
+        return Ok(false);
+    };
+    let first = first
+        .parse()
+        .map_err(|_| Error::internal("malformed record id"))?;
     floor::lower(extension, server_name, first)?;
     Ok(true)
 }
@@ -333,10 +368,14 @@ pub fn oldest(
         SqlState::COMPLETION_UNKNOWN
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
-    spi::read(extension, &sql, &[Some(server_name), Some(&owner), Some(&limit)])?
-        .into_iter()
-        .map(|mut row| required(&mut row, 0))
-        .collect()
+    spi::read(
+        extension,
+        &sql,
+        &[Some(server_name), Some(&owner), Some(&limit)],
+    )?
+    .into_iter()
+    .map(|mut row| required(&mut row, 0))
+    .collect()
 }
 
 /// The server of a failed record.
@@ -349,7 +388,9 @@ pub fn server_of(extension: &Extension, id: i64) -> Result<Option<String>> {
          AND status OPERATOR(pg_catalog.=) 'failed'",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(&id.to_string())])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(&id.to_string())])?
+        .into_iter()
+        .next();
     Ok(row.and_then(|mut row| row.pop()).flatten())
 }
 
@@ -359,7 +400,13 @@ pub fn server_of(extension: &Extension, id: i64) -> Result<Option<String>> {
 /// # Errors
 /// What writing the queue reports.
 pub fn retry(extension: &Extension, server_name: &str, ids: &[String]) -> Result<()> {
-    change_status(extension, server_name, ids, ["failed", "pending"], ["waiting", "pending"])?;
+    change_status(
+        extension,
+        server_name,
+        ids,
+        ["failed", "pending"],
+        ["waiting", "pending"],
+    )?;
     // What waited for them is newer.
     match ids.iter().filter_map(|id| id.parse().ok()).min() {
         Some(first) => floor::lower(extension, server_name, first),
@@ -373,7 +420,13 @@ pub fn retry(extension: &Extension, server_name: &str, ids: &[String]) -> Result
 /// # Errors
 /// What writing the queue reports.
 pub fn give_back(extension: &Extension, server_name: &str, ids: &[String]) -> Result<()> {
-    change_status(extension, server_name, ids, ["pending", "failed"], ["pending", "waiting"])
+    change_status(
+        extension,
+        server_name,
+        ids,
+        ["pending", "failed"],
+        ["pending", "waiting"],
+    )
 }
 
 /// Gives records another status, and those of the same transactions that wait for them; also for those

@@ -58,7 +58,12 @@ pub struct Owners<'v> {
 impl<'v> Owners<'v> {
     /// Of this server.
     pub fn of(view: &'v View<'v>, server_name: &'v str) -> Self {
-        Self { view, server: Is::Text(server_name), below: Oid::from(u32::MAX), floor: None }
+        Self {
+            view,
+            server: Is::Text(server_name),
+            below: Oid::from(u32::MAX),
+            floor: None,
+        }
     }
 
     /// The next of them.
@@ -70,7 +75,10 @@ impl<'v> Owners<'v> {
         loop {
             // From one owner to the next in the index, also of those whose records are gone.
             let keys = [server, (3, Is::OidBelow(self.below))];
-            let Some(owner) = self.view.last_oid("sync_queue", &keys, Status::Pending, 3)? else {
+            let Some(owner) = self
+                .view
+                .last_oid("sync_queue", &keys, Status::Pending, 3)?
+            else {
                 return Ok(None);
             };
             self.below = owner;
@@ -143,7 +151,9 @@ fn first_pending(extension: &Extension, server_name: &str) -> Result<Option<i64>
          CROSS JOIN LATERAL ({}) r",
         edge(&ident(&extension.schema), "o.owner", "")
     );
-    let row = spi::read(extension, &sql, &[Some(server_name), Some(&owners)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(server_name), Some(&owners)])?
+        .into_iter()
+        .next();
     let first = row.and_then(|mut row| row.pop()).flatten();
     let first = first.map(|text| text.parse()).transpose();
     first.map_err(|_| Error::internal("malformed record id"))
@@ -177,7 +187,9 @@ pub fn raise(extension: &Extension, server_name: &str) -> Result<()> {
         return Ok(());
     }
     let writers = lock::writers(lookup::table(extension, "sync_queue")?);
-    let Some(settled) = settled(server_name, drawn, writers) else { return Ok(()) };
+    let Some(settled) = settled(server_name, drawn, writers) else {
+        return Ok(());
+    };
     // As of now, after all that is settled has ended.
     let first = first_pending(extension, server_name)?;
     let until = first.map_or(settled, |first| settled.min(first - 1));
@@ -189,7 +201,11 @@ pub fn raise(extension: &Extension, server_name: &str) -> Result<()> {
          ON CONFLICT (dst_server) DO UPDATE SET id = excluded.id",
         ident(&extension.schema)
     );
-    spi::write(extension, &sql, &[Some(server_name), Some(&until.to_string())])?;
+    spi::write(
+        extension,
+        &sql,
+        &[Some(server_name), Some(&until.to_string())],
+    )?;
     Ok(())
 }
 
@@ -207,7 +223,11 @@ fn settled(server_name: &str, drawn: i64, writers: Vec<lock::Writer>) -> Option<
             Some(earlier) if !has_ended(&earlier) => (earlier, None),
             earlier => {
                 let server_name = server_name.to_owned();
-                let next = Candidate { server_name, until: drawn, writers: writers.clone() };
+                let next = Candidate {
+                    server_name,
+                    until: drawn,
+                    writers: writers.clone(),
+                };
                 (next, earlier.map(|earlier| earlier.until))
             }
         };
@@ -234,7 +254,11 @@ pub fn lower(extension: &Extension, server_name: &str, id: i64) -> Result<()> {
 
 /// The first column of the first row.
 fn number(rows: Vec<Row>) -> Result<Option<i64>> {
-    let text = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
+    let text = rows
+        .into_iter()
+        .next()
+        .and_then(|mut row| row.pop())
+        .flatten();
     let number = text.map(|text| text.parse()).transpose();
     number.map_err(|_| Error::internal("malformed number"))
 }

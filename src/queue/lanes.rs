@@ -108,21 +108,32 @@ pub fn all(extension: &Extension, server_name: &str, with_failed: bool) -> Resul
         waiting::released(&queue, "$1"),
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(extension, &sql, &[Some(server_name), Some(with_failed), Some(&owners)])?
-        .into_iter()
-        .map(|mut row| {
-            let owner = required(&mut row, 0)?;
-            let mut number = |at: usize| -> Result<Option<i64>> {
-                let text = row.get_mut(at).and_then(Option::take);
-                let number = text.map(|text| text.parse::<i64>()).transpose();
-                number.map_err(|_| Error::internal("malformed number"))
-            };
-            let pending = number(1)?.zip(number(2)?);
-            let wait = Duration::from_millis(number(4)?.unwrap_or_default().max(0) as u64);
-            let apart = number(3)?.map(|failures| Apart { failures: failures as u32, wait });
-            Ok(Lane { owner, pending, apart })
+    spi::read(
+        extension,
+        &sql,
+        &[Some(server_name), Some(with_failed), Some(&owners)],
+    )?
+    .into_iter()
+    .map(|mut row| {
+        let owner = required(&mut row, 0)?;
+        let mut number = |at: usize| -> Result<Option<i64>> {
+            let text = row.get_mut(at).and_then(Option::take);
+            let number = text.map(|text| text.parse::<i64>()).transpose();
+            number.map_err(|_| Error::internal("malformed number"))
+        };
+        let pending = number(1)?.zip(number(2)?);
+        let wait = Duration::from_millis(number(4)?.unwrap_or_default().max(0) as u64);
+        let apart = number(3)?.map(|failures| Apart {
+            failures: failures as u32,
+            wait,
+        });
+        Ok(Lane {
+            owner,
+            pending,
+            apart,
         })
-        .collect()
+    })
+    .collect()
 }
 
 /// The last of the `limit` oldest pending records of these owners' together.
@@ -147,11 +158,17 @@ pub fn bound(extension: &Extension, server_name: &str, owners: &[&str], limit: i
     let args = [server_name, &owners, &limit].map(Some);
     let row = spi::read(extension, &sql, &args)?.into_iter().next();
     let id = required(&mut row.unwrap_or_default(), 0)?;
-    id.parse().map_err(|_| Error::internal("malformed record id"))
+    id.parse()
+        .map_err(|_| Error::internal("malformed record id"))
 }
 
 /// What [`goes_before`] looks at.
-pub const TABLES: [&str; 4] = ["sync_queue", floor::TABLE, "sync_lost_session", "sync_owner_state"];
+pub const TABLES: [&str; 4] = [
+    "sync_queue",
+    floor::TABLE,
+    "sync_lost_session",
+    "sync_owner_state",
+];
 
 /// Whether something of a server's is to be sent before the changes of an owner, as its own or as that of a
 /// lane that is not apart. The view is of [`TABLES`].
@@ -183,7 +200,9 @@ pub fn goes_before(view: &View<'_>, server_name: &str, owner: Oid) -> Result<boo
 /// # Errors
 /// What reading the queue reports.
 pub fn must_wait(extension: &Extension, server_name: &str, owner: Oid) -> Result<bool> {
-    View::look(extension, &TABLES, |view| goes_before(view, server_name, owner))
+    View::look(extension, &TABLES, |view| {
+        goes_before(view, server_name, owner)
+    })
 }
 
 /// A condition: owners `a` and `b` both have pending records for server `$1` that go to the same table there,
@@ -290,9 +309,15 @@ pub fn set_apart(
                 pg_catalog.power(2, LEAST(s.failures, 20)), $6::pg_catalog.interval)",
         ident(&extension.schema)
     );
-    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
+    let (state, message) = (
+        reason.sqlstate().to_string(),
+        displayable(&reason.in_full()),
+    );
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
-    let (first, longest) = (millis(guc::retry_interval()), millis(guc::max_retry_interval()));
+    let (first, longest) = (
+        millis(guc::retry_interval()),
+        millis(guc::max_retry_interval()),
+    );
     let args = [server_name, owner, &message, &state, &first, &longest].map(Some);
     spi::write(extension, &sql, &args)?;
     Ok(())

@@ -12,7 +12,11 @@ use crate::sql::quote::ident;
 use crate::transaction;
 
 /// The pause of a server.
-pub const OF_SERVER: IndexRef = IndexRef { table: "sync_pause", column: 1, status: Status::Any };
+pub const OF_SERVER: IndexRef = IndexRef {
+    table: "sync_pause",
+    column: 1,
+    status: Status::Any,
+};
 
 /// Whether a server is paused.
 ///
@@ -67,8 +71,15 @@ fn check_may(extension: &Extension, server_name: &str) -> Result<()> {
                   WHERE s.srvname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
                     AND pg_catalog.pg_has_role($1::pg_catalog.oid, s.srvowner, 'USAGE'))";
     let user = context::user().to_u32().to_string();
-    let drain = format!("{}.deal_sync_err_rec(integer,text)", ident(&extension.schema));
-    let rows = spi::read(extension, sql, &[Some(&user), Some(server_name), Some(&drain)])?;
+    let drain = format!(
+        "{}.deal_sync_err_rec(integer,text)",
+        ident(&extension.schema)
+    );
+    let rows = spi::read(
+        extension,
+        sql,
+        &[Some(&user), Some(server_name), Some(&drain)],
+    )?;
     match rows.first().and_then(|row| row.first()) {
         Some(Some(may)) if may == "t" => Ok(()),
         _ => Err(Error::local(

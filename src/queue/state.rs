@@ -34,9 +34,17 @@ pub fn failed(
         ident(&extension.schema)
     );
     let was = is_unreachable(extension, server_name)?;
-    let (state, message) = (reason.sqlstate().to_string(), displayable(&reason.in_full()));
+    let (state, message) = (
+        reason.sqlstate().to_string(),
+        displayable(&reason.in_full()),
+    );
     let next = next.map(|time| format!("{} milliseconds", time.as_millis()));
-    let args = [Some(server_name), Some(flag(unreachable)), Some(&*message), Some(&*state)];
+    let args = [
+        Some(server_name),
+        Some(flag(unreachable)),
+        Some(&*message),
+        Some(&*state),
+    ];
     let args: Vec<_> = args.into_iter().chain([next.as_deref()]).collect();
     spi::write(extension, &sql, &args)?;
     if unreachable && !was {
@@ -82,11 +90,16 @@ pub fn until_next_attempt(
            AND next_attempt_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
         ident(&extension.schema)
     );
-    let Some(mut row) = spi::read(extension, &sql, &[Some(server_name)])?.into_iter().next() else {
+    let Some(mut row) = spi::read(extension, &sql, &[Some(server_name)])?
+        .into_iter()
+        .next()
+    else {
         return Ok(None);
     };
     let mut number = |at| -> Result<u64> {
-        required(&mut row, at)?.parse().map_err(|_| Error::internal("malformed number"))
+        required(&mut row, at)?
+            .parse()
+            .map_err(|_| Error::internal("malformed number"))
     };
     Ok(Some((number(0)? as u32, Duration::from_millis(number(1)?))))
 }
@@ -100,9 +113,13 @@ pub fn failures(extension: &Extension, server_name: &str) -> Result<u32> {
         "SELECT failures FROM {}.sync_server_state WHERE dst_server OPERATOR(pg_catalog.=) $1",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(server_name)])?.into_iter().next();
+    let row = spi::read(extension, &sql, &[Some(server_name)])?
+        .into_iter()
+        .next();
     let failures = row.map(|mut row| {
-        required(&mut row, 0)?.parse::<u32>().map_err(|_| Error::internal("malformed number"))
+        required(&mut row, 0)?
+            .parse::<u32>()
+            .map_err(|_| Error::internal("malformed number"))
     });
     Ok(failures.transpose()?.unwrap_or_default())
 }

@@ -26,7 +26,10 @@ pub fn to_route(text: &str) -> Result<Route> {
 /// A change by this route from its JSON. Its row is whole, whatever else it may say.
 pub fn to_change(route: &Route, text: &str) -> Result<Change<String>> {
     let change = from_json(text, |change: &Change<String>| change.fits(route))?;
-    Ok(Change { unchanged: Vec::new(), ..change })
+    Ok(Change {
+        unchanged: Vec::new(),
+        ..change
+    })
 }
 
 pub fn from_json<T: serde::de::DeserializeOwned>(
@@ -37,5 +40,9 @@ pub fn from_json<T: serde::de::DeserializeOwned>(
     // Not the parser's own words, which quote what it has met.
     let value = serde_json::from_str(text)
         .map_err(|e| unreadable(&format!("{:?} error at byte {}", e.classify(), e.column())))?;
-    if fits(&value) { Ok(value) } else { Err(unreadable("it does not fit its route")) }
+    if fits(&value) {
+        Ok(value)
+    } else {
+        Err(unreadable("it does not fit its route"))
+    }
 }

@@ -5,7 +5,10 @@
 /// for, by very many perhaps.
 pub fn released(queue: &str, server: &str) -> String {
     let schema = queue.trim_end_matches("sync_queue");
-    let (owners, copies) = (format!("{schema}sync_owner_state"), format!("{schema}sync_copy"));
+    let (owners, copies) = (
+        format!("{schema}sync_owner_state"),
+        format!("{schema}sync_copy"),
+    );
     let next = |after: &str| {
         format!(
             "SELECT pg_catalog.min(w.waits_for) FROM {queue} w \

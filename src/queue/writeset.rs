@@ -31,7 +31,10 @@ impl Writeset {
         }
         if route.is_keyless() {
             // Rows have nothing to do with each other.
-            return Self { writes: vec![anything_of(route)], depends_on: vec![all_of(route)] };
+            return Self {
+                writes: vec![anything_of(route)],
+                depends_on: vec![all_of(route)],
+            };
         }
         let mut rows = vec![row(route, &change.old_key(route))];
         if change.moves() {
@@ -39,20 +42,27 @@ impl Writeset {
         }
         rows.dedup();
         let with = |first| std::iter::once(first).chain(rows.iter().copied()).collect();
-        Self { writes: with(anything_of(route)), depends_on: with(all_of(route)) }
+        Self {
+            writes: with(anything_of(route)),
+            depends_on: with(all_of(route)),
+        }
     }
 
     /// The writeset of something that concerns every row.
     pub fn of_table(route: &Route) -> Self {
         let any = anything_of(route);
-        Self { writes: vec![any, all_of(route)], depends_on: vec![any] }
+        Self {
+            writes: vec![any, all_of(route)],
+            depends_on: vec![any],
+        }
     }
 
     /// Adds another change's.
     pub fn join(&mut self, other: Self) {
-        for (own, more) in
-            [(&mut self.writes, other.writes), (&mut self.depends_on, other.depends_on)]
-        {
+        for (own, more) in [
+            (&mut self.writes, other.writes),
+            (&mut self.depends_on, other.depends_on),
+        ] {
             own.extend(more);
             own.sort_unstable();
             own.dedup();
@@ -103,7 +113,10 @@ mod tests {
     use crate::change::{Carrier, Column, Policy, RowStorage};
 
     fn route(table: &str, key_exact: bool) -> Route {
-        let name = Relation { schema: "s".into(), table: table.into() };
+        let name = Relation {
+            schema: "s".into(),
+            table: table.into(),
+        };
         let (fixed, own_equality, collated, local) = (false, false, false, None);
         Route {
             source: name.clone(),
@@ -145,14 +158,23 @@ mod tests {
     }
 
     fn waits(later: &Writeset, earlier: &Writeset) -> bool {
-        later.depends_on.iter().any(|check| earlier.writes.contains(check))
+        later
+            .depends_on
+            .iter()
+            .any(|check| earlier.writes.contains(check))
     }
 
     #[test]
     fn changes_of_one_row_wait_for_each_other_and_others_do_not() {
         let t = route("t", true);
-        let (insert, update) = (change(Op::Insert, &[], &["1"]), change(Op::Update, &[], &["1"]));
-        let (delete, other) = (change(Op::Delete, &["1"], &[]), change(Op::Insert, &[], &["2"]));
+        let (insert, update) = (
+            change(Op::Insert, &[], &["1"]),
+            change(Op::Update, &[], &["1"]),
+        );
+        let (delete, other) = (
+            change(Op::Delete, &["1"], &[]),
+            change(Op::Insert, &[], &["2"]),
+        );
         let [insert, update, delete, other] =
             [insert, update, delete, other].map(|c| Writeset::of(&t, &c));
         assert!(waits(&update, &insert) && waits(&delete, &update) && waits(&insert, &delete));
@@ -183,7 +205,11 @@ mod tests {
 
     #[test]
     fn rows_without_a_key_are_tied_by_truncate_only() {
-        let keyless = Route { key: Vec::new(), policy: Policy::Error, ..route("t", true) };
+        let keyless = Route {
+            key: Vec::new(),
+            policy: Policy::Error,
+            ..route("t", true)
+        };
         let insert = Writeset::of(&keyless, &change(Op::Insert, &[], &["1"]));
         let truncate = Writeset::of(&keyless, &change(Op::Truncate, &[], &[]));
         assert!(!waits(&insert, &insert));
@@ -193,6 +219,9 @@ mod tests {
     #[test]
     fn stored_hashes_never_change() {
         let writeset = Writeset::of(&route("t", true), &change(Op::Insert, &[], &["1"]));
-        assert_eq!(writeset.writes, [-8354673576315553261, -4106621434464324438]);
+        assert_eq!(
+            writeset.writes,
+            [-8354673576315553261, -4106621434464324438]
+        );
     }
 }

@@ -64,7 +64,9 @@ impl Elements {
     }
 
     fn len(&self) -> usize {
-        self.text.len().max(self.binary.as_ref().map_or(0, BinaryArray::len))
+        self.text
+            .len()
+            .max(self.binary.as_ref().map_or(0, BinaryArray::len))
     }
 
     /// Whether it will be an array of texts in binary form.
@@ -197,29 +199,46 @@ impl Batch {
         }
         if let (Some([versions, ranks]), Policy::Newest(at)) = (&mut self.stamp, self.route.policy)
         {
-            let own = Stamp { version: change.row.get(at).copied().flatten(), rank: 0 };
+            let own = Stamp {
+                version: change.row.get(at).copied().flatten(),
+                rank: 0,
+            };
             let stamp = change.stamp.as_ref().unwrap_or(&own);
             versions.push(stamp.version);
             ranks.push(Some(&stamp.rank.to_string()));
         }
         if let Some([versions, ranks]) = &mut self.tombstone {
-            versions.push(change.tombstone.as_ref().and_then(|tombstone| tombstone.version));
+            versions.push(
+                change
+                    .tombstone
+                    .as_ref()
+                    .and_then(|tombstone| tombstone.version),
+            );
             ranks.push(Some(
-                &change.tombstone.as_ref().map_or(0, |tombstone| tombstone.rank).to_string(),
+                &change
+                    .tombstone
+                    .as_ref()
+                    .map_or(0, |tombstone| tombstone.rank)
+                    .to_string(),
             ));
         }
     }
 
     fn single_of(&self, change: &Change<&str>) -> Single {
         let sent = |at: &usize| !self.unchanged.contains(&(*at as u32));
-        let row = (0..self.new.len()).filter(sent).filter_map(|at| change.row.get(at));
+        let row = (0..self.new.len())
+            .filter(sent)
+            .filter_map(|at| change.row.get(at));
         let old = change.key.iter().take(self.old.len());
         let owned = |value: &Option<&str>| value.map(str::to_owned);
         let key = match self.kind {
             BatchKind::Delete => change.key.clone(),
             _ => change.new_key(&self.route),
         };
-        Single { params: row.chain(old).map(owned).collect(), key: key.iter().map(owned).collect() }
+        Single {
+            params: row.chain(old).map(owned).collect(),
+            key: key.iter().map(owned).collect(),
+        }
     }
 
     /// Begins the arrays with the first row.
@@ -227,14 +246,20 @@ impl Batch {
         let new = self.new.iter_mut().enumerate();
         let sent = new.filter(|(at, _)| !self.unchanged.contains(&(*at as u32)));
         let arrays = sent.map(|(_, array)| array).chain(&mut self.old);
-        arrays.zip(&single.params).for_each(|(array, value)| array.push(value.as_deref()));
+        arrays
+            .zip(&single.params)
+            .for_each(|(array, value)| array.push(value.as_deref()));
     }
 
     /// Size of the parameters, in bytes.
     pub fn bytes(&self) -> usize {
         let stamps = self.stamp.iter().chain(&self.tombstone).flatten();
         let arrays = self.new.iter().chain(&self.old).map(Elements::len);
-        let single = self.single.iter().flat_map(|single| &single.params).flatten();
+        let single = self
+            .single
+            .iter()
+            .flat_map(|single| &single.params)
+            .flatten();
         arrays.sum::<usize>().max(single.map(String::len).sum())
             + stamps.map(ArrayLiteral::len).sum::<usize>()
     }

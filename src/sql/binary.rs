@@ -29,8 +29,14 @@ impl Binary {
         if oid == VARCHAR {
             return Some(Self::Text);
         }
-        let all =
-            [Self::Text, Self::Int2, Self::Int4, Self::Int8, Self::Timestamp, Self::TimestampTz];
+        let all = [
+            Self::Text,
+            Self::Int2,
+            Self::Int4,
+            Self::Int8,
+            Self::Timestamp,
+            Self::TimestampTz,
+        ];
         all.into_iter().find(|one| one.oids().0 == oid)
     }
 
@@ -75,7 +81,12 @@ pub struct BinaryArray {
 impl BinaryArray {
     /// An array without elements.
     pub fn new(kind: Binary) -> Self {
-        Self { kind, elements: Vec::new(), number: 0, has_nulls: false }
+        Self {
+            kind,
+            elements: Vec::new(),
+            number: 0,
+            has_nulls: false,
+        }
     }
 
     /// Appends an element from its text; `None` is NULL. False when the text has not the form that is
@@ -107,7 +118,11 @@ impl BinaryArray {
     pub fn finish(self) -> (u32, Vec<u8>) {
         let (element, array) = self.kind.oids();
         let head = [1, self.has_nulls.into(), element, self.number, 1u32];
-        let bytes = head.into_iter().flat_map(u32::to_be_bytes).chain(self.elements).collect();
+        let bytes = head
+            .into_iter()
+            .flat_map(u32::to_be_bytes)
+            .chain(self.elements)
+            .collect();
         (array, bytes)
     }
 }
@@ -119,7 +134,9 @@ mod tests {
     fn bytes(kind: Binary, text: &str) -> Option<i64> {
         let mut to = Vec::new();
         kind.append(text, &mut to)?;
-        let value = to[4..].iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+        let value = to[4..]
+            .iter()
+            .fold(0u64, |value, byte| value << 8 | u64::from(*byte));
         Some(value as i64)
     }
 

@@ -33,12 +33,18 @@ impl Conflicts {
         match self {
             Self::Never => false,
             Self::Rows(route) => {
-                row.and_then(read).into_iter().for_each(|conflict| tally.add(route, conflict));
+                row.and_then(read)
+                    .into_iter()
+                    .for_each(|conflict| tally.add(route, conflict));
                 true
             }
             Self::RowsAfterCascade(route) => {
-                let conflict = row.and_then(read).filter(|conflict| !is_by_cascade(conflict.kind));
-                conflict.into_iter().for_each(|conflict| tally.add(route, conflict));
+                let conflict = row
+                    .and_then(read)
+                    .filter(|conflict| !is_by_cascade(conflict.kind));
+                conflict
+                    .into_iter()
+                    .for_each(|conflict| tally.add(route, conflict));
                 true
             }
             Self::Single(..) => true,
@@ -74,12 +80,26 @@ fn is_by_cascade(kind: ConflictType) -> bool {
 
 /// A conflict from an answer.
 fn read(answer: &str) -> Option<Conflict> {
-    type Answer =
-        (ConflictType, Decision, Option<Value>, Option<Value>, Option<String>, Option<String>);
+    type Answer = (
+        ConflictType,
+        Decision,
+        Option<Value>,
+        Option<Value>,
+        Option<String>,
+        Option<String>,
+    );
     let (kind, decision, key, server_key, version, server_version): Answer =
         serde_json::from_str(answer).ok()?;
     let constraint = None;
-    Some(Conflict { kind, decision, key, server_key, version, server_version, constraint })
+    Some(Conflict {
+        kind,
+        decision,
+        key,
+        server_key,
+        version,
+        server_version,
+        constraint,
+    })
 }
 
 /// A conflict of which the change's key is known.
@@ -131,17 +151,26 @@ impl ConflictReport<'_> {
             let pairs = columns
                 .zip(values)
                 .map(|(name, value)| format!("{name}, pg_catalog.concat({value})"));
-            format!("pg_catalog.json_build_object({})", pairs.collect::<Vec<_>>().join(", "))
+            format!(
+                "pg_catalog.json_build_object({})",
+                pairs.collect::<Vec<_>>().join(", ")
+            )
         };
         let column = |table: &str, at: usize| format!("{table}.{}", existing_column(at));
         let existing = self.existing.map_or_else(
             || "NULL".to_owned(),
             |table| {
                 let key: Vec<String> = route.key.iter().map(|at| column(table, *at)).collect();
-                format!("CASE WHEN {} IS NOT NULL THEN {} END", key[0], object(key.clone()))
+                format!(
+                    "CASE WHEN {} IS NOT NULL THEN {} END",
+                    key[0],
+                    object(key.clone())
+                )
             },
         );
-        let version = self.stamp.map_or("NULL".to_owned(), |stamp| text(&stamp.version));
+        let version = self
+            .stamp
+            .map_or("NULL".to_owned(), |stamp| text(&stamp.version));
         let existing_version = match (self.existing, route.version()) {
             (Some(table), Some(at)) => text(&column(table, at)),
             _ => "NULL".to_owned(),
@@ -162,8 +191,13 @@ pub fn existing_column(at: usize) -> String {
 
 /// Columns of the row `t` under those names, for SELECT and RETURNING.
 pub fn existing_columns(route: &Route, at: &[usize]) -> String {
-    let column =
-        |at: &usize| format!("t.{} AS {}", ident(&route.columns[*at].name), existing_column(*at));
+    let column = |at: &usize| {
+        format!(
+            "t.{} AS {}",
+            ident(&route.columns[*at].name),
+            existing_column(*at)
+        )
+    };
     at.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
@@ -189,8 +223,12 @@ mod tests {
     fn an_answer_is_read_as_its_statement_says() {
         let route = route(Policy::Overwrite);
         let mut tally = Tally::default();
-        let conflict =
-            conflict_of(&route, ConflictType::DeleteMissing, Decision::Skipped, &[Some("7")]);
+        let conflict = conflict_of(
+            &route,
+            ConflictType::DeleteMissing,
+            Decision::Skipped,
+            &[Some("7")],
+        );
         let single = Conflicts::Single(route.clone(), Box::new(conflict), false);
         single.take_tag(1, &mut tally);
         assert_eq!(tally.total(), 0);
@@ -209,7 +247,10 @@ mod tests {
         assert!(after.take_row(Some(&other), &mut quiet) && quiet.total() == 1);
         assert_eq!(single.after_cascade(), Conflicts::Never);
         let kinds: Vec<ConflictType> = tally.details().map(|(_, conflict)| conflict.kind).collect();
-        assert_eq!(kinds, [ConflictType::DeleteMissing, ConflictType::UpdateMissing]);
+        assert_eq!(
+            kinds,
+            [ConflictType::DeleteMissing, ConflictType::UpdateMissing]
+        );
         assert_eq!(tally.total(), 2);
     }
 }

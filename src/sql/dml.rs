@@ -12,7 +12,11 @@ use crate::change::{Policy, Route};
 const MOST_NAMED: usize = 16;
 
 pub(super) fn insert_from(route: &Route, values: &Values, from: &str) -> String {
-    format!("{} SELECT {}{from}", insert_into(route), values.new.join(", "))
+    format!(
+        "{} SELECT {}{from}",
+        insert_into(route),
+        values.new.join(", ")
+    )
 }
 
 /// An INSERT of a single row.
@@ -46,7 +50,11 @@ fn is_there(value: &str) -> String {
 /// For an INSERT that is to fail over a row that is there. It would do so by itself, as long as there is a
 /// unique index; but only where the key is named does the server say that there is none any more.
 pub(super) fn fail_on_conflict(route: &Route) -> String {
-    let Some(set) = route.settable().next().or_else(|| route.settable_key().next()) else {
+    let Some(set) = route
+        .settable()
+        .next()
+        .or_else(|| route.settable_key().next())
+    else {
         return String::new();
     };
     let set = ident(&route.columns[set].name);
@@ -78,7 +86,11 @@ pub fn ask_key(route: &Route) -> Statement {
 }
 
 fn key_columns(route: &Route) -> String {
-    let key: Vec<String> = route.key.iter().map(|at| ident(&route.columns[*at].name)).collect();
+    let key: Vec<String> = route
+        .key
+        .iter()
+        .map(|at| ident(&route.columns[*at].name))
+        .collect();
     key.join(", ")
 }
 
@@ -117,19 +129,30 @@ pub(super) fn update(
 
 /// An UPDATE that fails unless it finds every row.
 pub(super) fn update_all(route: &Route, kind: BatchKind, values: &Values) -> String {
-    all_found(route, values, &update(route, kind, values, values.from(), " RETURNING 1"))
+    all_found(
+        route,
+        values,
+        &update(route, kind, values, values.from(), " RETURNING 1"),
+    )
 }
 
 /// What an UPDATE sets.
 pub(super) fn assignments(route: &Route, kind: BatchKind, values: &Values) -> String {
     let at: Vec<usize> = match kind {
-        BatchKind::Move => {
-            (0..route.columns.len()).filter(|at| !route.columns[*at].fixed).collect()
-        }
-        _ => route.settable().filter(|at| !values.unchanged.contains(&(*at as u32))).collect(),
+        BatchKind::Move => (0..route.columns.len())
+            .filter(|at| !route.columns[*at].fixed)
+            .collect(),
+        _ => route
+            .settable()
+            .filter(|at| !values.unchanged.contains(&(*at as u32)))
+            .collect(),
     };
     // A table that is all key has nothing to set; setting its key to itself still finds the row.
-    let at = if at.is_empty() { route.settable_key().collect() } else { at };
+    let at = if at.is_empty() {
+        route.settable_key().collect()
+    } else {
+        at
+    };
     let set: Vec<String> = at
         .into_iter()
         .map(|i| format!("{} = {}", ident(&route.columns[i].name), values.new[i]))
@@ -147,7 +170,11 @@ pub(super) fn delete(route: &Route, values: &Values, using: String, tail: &str) 
 
 /// A DELETE that does.
 pub(super) fn delete_all(route: &Route, values: &Values) -> String {
-    all_found(route, values, &delete(route, values, values.using(), " RETURNING 1"))
+    all_found(
+        route,
+        values,
+        &delete(route, values, values.using(), " RETURNING 1"),
+    )
 }
 
 /// Wraps a data-modifying statement that returns a row per row it found: fails unless it found
@@ -197,7 +224,11 @@ pub(super) fn same_key(route: &Route, table: &str, key: &[String]) -> String {
         .zip(key)
         .map(|(at, value)| {
             let column = &route.columns[*at];
-            format!("{table}.{} {} {value}", ident(&column.name), operator(column, "="))
+            format!(
+                "{table}.{} {} {value}",
+                ident(&column.name),
+                operator(column, "=")
+            )
         })
         .collect();
     terms.join(" AND ")
@@ -218,7 +249,10 @@ pub(super) fn is_shared(route: &Route, key: &[String], others: &[String]) -> Str
 /// An expression of type text that fails with a mark. With something that is not known before it is executed:
 /// else it fails when it is planned.
 pub(super) fn failing_with(mark: &str) -> String {
-    format!("({} OPERATOR(pg_catalog.||) v.ord)::pg_catalog.int4::pg_catalog.text", literal(mark))
+    format!(
+        "({} OPERATOR(pg_catalog.||) v.ord)::pg_catalog.int4::pg_catalog.text",
+        literal(mark)
+    )
 }
 
 /// The first item of a WITH: the table is named before the changes, since one that is missing is to be
@@ -238,9 +272,17 @@ pub(super) fn with_v(route: &Route, values: &Values) -> String {
 }
 
 pub(super) fn from_v(values: &Values) -> String {
-    values.from.as_ref().map(|_| " FROM v".to_owned()).unwrap_or_default()
+    values
+        .from
+        .as_ref()
+        .map(|_| " FROM v".to_owned())
+        .unwrap_or_default()
 }
 
 pub(super) fn using_v(values: &Values) -> String {
-    values.from.as_ref().map(|_| " USING v".to_owned()).unwrap_or_default()
+    values
+        .from
+        .as_ref()
+        .map(|_| " USING v".to_owned())
+        .unwrap_or_default()
 }

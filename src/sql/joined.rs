@@ -23,7 +23,10 @@ use crate::change::{Policy, Route};
 pub fn joined(batches: Vec<Batch>, extension: Option<&str>) -> Option<Vec<Statement>> {
     let is_simple = |batch: &Batch| batch.kind != BatchKind::Truncate;
     let compared = |batch: &&Batch| batch.route.compared().next().is_some();
-    let mut own = batches.iter().filter(compared).map(|batch| &batch.route.target);
+    let mut own = batches
+        .iter()
+        .filter(compared)
+        .map(|batch| &batch.route.target);
     let first = own.next();
     if !batches.iter().all(is_simple) || own.any(|other| Some(other) != first) {
         return None;
@@ -34,11 +37,23 @@ pub fn joined(batches: Vec<Batch>, extension: Option<&str>) -> Option<Vec<Statem
         if matches!(batch.route.policy, Policy::Newest(_)) {
             let values = Values::of_arrays_as(&batch, "v", all.len());
             let (items, outcome, _) = newest::parts(&batch.route, batch.kind, &values, extension);
-            let changes = format!("v AS MATERIALIZED (SELECT * FROM {})", values.from.as_ref()?);
-            with.extend([changes].into_iter().chain(items).map(|item| numbered(&item, at)));
-            with.push(format!("c{at} AS MATERIALIZED ({})", numbered(&outcome, at)));
-            checks
-                .push(format!("(SELECT pg_catalog.count(*) FROM c{at}) OPERATOR(pg_catalog.>=) 0"));
+            let changes = format!(
+                "v AS MATERIALIZED (SELECT * FROM {})",
+                values.from.as_ref()?
+            );
+            with.extend(
+                [changes]
+                    .into_iter()
+                    .chain(items)
+                    .map(|item| numbered(&item, at)),
+            );
+            with.push(format!(
+                "c{at} AS MATERIALIZED ({})",
+                numbered(&outcome, at)
+            ));
+            checks.push(format!(
+                "(SELECT pg_catalog.count(*) FROM c{at}) OPERATOR(pg_catalog.>=) 0"
+            ));
             let own = Values::of_arrays(&batch);
             let (_, _, once_more) = newest::parts(&batch.route, batch.kind, &own, extension);
             let params = params(batch);
@@ -51,7 +66,10 @@ pub fn joined(batches: Vec<Batch>, extension: Option<&str>) -> Option<Vec<Statem
         }
         let item = format!("v{at}");
         let values = Values::of_arrays_as(&batch, &item, all.len());
-        with.push(format!("{item} AS MATERIALIZED (SELECT * FROM {})", values.from.as_ref()?));
+        with.push(format!(
+            "{item} AS MATERIALIZED (SELECT * FROM {})",
+            values.from.as_ref()?
+        ));
         let (text, is_counted) = text(&batch.route, batch.kind, &values, at, &mut with);
         with.push(format!("c{at} AS ({text} RETURNING 1)"));
         let count = format!("(SELECT pg_catalog.count(*) FROM c{at})");
@@ -123,9 +141,10 @@ fn text(
     let is_error = route.policy == Policy::Error;
     let updates = matches!(kind, BatchKind::Update | BatchKind::Move);
     match kind {
-        BatchKind::Delete | BatchKind::Truncate => {
-            (delete(route, values, format!(" USING {item}"), ""), is_error)
-        }
+        BatchKind::Delete | BatchKind::Truncate => (
+            delete(route, values, format!(" USING {item}"), ""),
+            is_error,
+        ),
         _ if updates && route.policy != Policy::Overwrite => {
             (update(route, kind, values, from, ""), is_error)
         }
@@ -134,20 +153,38 @@ fn text(
             && route.policy == Policy::Overwrite
             && (updates || route.key_deferrable) =>
         {
-            let kind = if kind == BatchKind::Move { BatchKind::Move } else { BatchKind::Update };
+            let kind = if kind == BatchKind::Move {
+                BatchKind::Move
+            } else {
+                BatchKind::Update
+            };
             let found = update(route, kind, values, from, &format!(" RETURNING {item}.ord"));
             with.push(format!("u{at} AS ({found})"));
             let missing = format!(
                 " FROM {item} WHERE NOT EXISTS (SELECT FROM u{at} \
                  WHERE u{at}.ord OPERATOR(pg_catalog.=) {item}.ord)"
             );
-            (format!("{}{}", insert_from(route, values, &missing), on_conflict(route)), false)
+            (
+                format!(
+                    "{}{}",
+                    insert_from(route, values, &missing),
+                    on_conflict(route)
+                ),
+                false,
+            )
         }
         _ if route.key_deferrable && !is_error => {
             let free = format!("{from} WHERE NOT {}", exists_new(route, values));
             (insert_from(route, values, &free), false)
         }
-        _ => (format!("{}{}", insert_from(route, values, &from), on_conflict(route)), false),
+        _ => (
+            format!(
+                "{}{}",
+                insert_from(route, values, &from),
+                on_conflict(route)
+            ),
+            false,
+        ),
     }
 }
 
@@ -158,7 +195,10 @@ mod tests {
     #[test]
     fn items_are_numbered_and_nothing_else_is() {
         assert_eq!(
-            numbered(r#"SELECT v.ord, t."v", 'v '' v', v.n0, i."p" FROM v JOIN p ON $1 = t.v"#, 7),
+            numbered(
+                r#"SELECT v.ord, t."v", 'v '' v', v.n0, i."p" FROM v JOIN p ON $1 = t.v"#,
+                7
+            ),
             r#"SELECT v7.ord, t."v", 'v '' v', v7.n0, i7."p" FROM v7 JOIN p7 ON $1 = t.v"#
         );
     }

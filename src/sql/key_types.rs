@@ -12,9 +12,13 @@ pub fn ask_types(route: &Route) -> Option<Statement> {
     let mut wanted = Vec::new();
     for at in route.key.iter().copied().chain(route.version()) {
         let column = &route.columns[at];
-        let Some(own) = &column.own_type else { continue };
+        let Some(own) = &column.own_type else {
+            continue;
+        };
         for one in needed(&own.name, own.modifier) {
-            let least = one.least.map_or("NULL".to_owned(), |least| least.to_string());
+            let least = one
+                .least
+                .map_or("NULL".to_owned(), |least| least.to_string());
             let (name, of) = (literal(&column.name), literal(one.name));
             wanted.push(format!("({name}, {of}, {least}::pg_catalog.int4)"));
         }
@@ -23,8 +27,11 @@ pub fn ask_types(route: &Route) -> Option<Statement> {
         return None;
     }
     let (schema, table) = (literal(&route.target.schema), literal(&route.target.table));
-    let (wanted, measure, mark) =
-        (wanted.join(", "), measure("b.name", "b.modifier"), literal(COARSER_MARK));
+    let (wanted, measure, mark) = (
+        wanted.join(", "),
+        measure("b.name", "b.modifier"),
+        literal(COARSER_MARK),
+    );
     Some(Statement::plain(format!(
         "SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 0 THEN true \
            ELSE ({mark} OPERATOR(pg_catalog.||) pg_catalog.string_agg( \

@@ -17,18 +17,26 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
         return truncate(std::slice::from_ref(route));
     }
     let quote = |values: &[Option<S>]| -> Vec<String> {
-        values.iter().map(|v| literal_or_null(v.as_ref().map(AsRef::as_ref))).collect()
+        values
+            .iter()
+            .map(|v| literal_or_null(v.as_ref().map(AsRef::as_ref)))
+            .collect()
     };
     let new = quote(&change.row);
-    let old = if change.key.is_empty() { key_of(route, &new) } else { quote(&change.key) };
+    let old = if change.key.is_empty() {
+        key_of(route, &new)
+    } else {
+        quote(&change.key)
+    };
     let stamp_of = |stamp: &Stamp<&str>| StampOf {
         version: literal_or_null(stamp.version),
         rank: stamp.rank.to_string(),
     };
     let borrowed = change.borrowed();
-    let own = route
-        .version()
-        .map(|at| Stamp { version: borrowed.row.get(at).copied().flatten(), rank: 0 });
+    let own = route.version().map(|at| Stamp {
+        version: borrowed.row.get(at).copied().flatten(),
+        rank: 0,
+    });
     let stamp = borrowed.stamp.as_ref().or(own.as_ref()).map(stamp_of);
     let tombstone = borrowed.tombstone.as_ref().map(stamp_of);
     let (any_old, any_new, unchanged) = (Vec::new(), Vec::new(), Vec::new());
@@ -46,8 +54,10 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
         optimistic,
         literal,
     };
-    let texts: Vec<String> =
-        texts(route, kind, &values, None).into_iter().map(|(text, _)| text).collect();
+    let texts: Vec<String> = texts(route, kind, &values, None)
+        .into_iter()
+        .map(|(text, _)| text)
+        .collect();
     texts.join("; ")
 }
 
@@ -57,7 +67,14 @@ pub fn look_for<S: AsRef<str>>(route: &Route, change: &Change<S>) -> Option<Stri
     if route.compared().next().is_some() {
         return None;
     }
-    let key: Vec<String> = change.new_key(route).into_iter().map(literal_or_null).collect();
+    let key: Vec<String> = change
+        .new_key(route)
+        .into_iter()
+        .map(literal_or_null)
+        .collect();
     let condition = same_key(route, "t", &key);
-    Some(format!("SELECT 1 FROM {} AS t WHERE {condition}", relation(&route.target)))
+    Some(format!(
+        "SELECT 1 FROM {} AS t WHERE {condition}",
+        relation(&route.target)
+    ))
 }

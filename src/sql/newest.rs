@@ -33,23 +33,41 @@ pub(super) fn statements(
     values: &Values,
     extension: Option<&str>,
 ) -> Vec<(String, Conflicts)> {
-    let newest = Newest { route, kind, values, extension, new_key: key_of(route, &values.new) };
+    let newest = Newest {
+        route,
+        kind,
+        values,
+        extension,
+        new_key: key_of(route, &values.new),
+    };
     let mut changes = newest.changes();
     // People are shown what is done; the last of it needs no name.
     let last = if values.literal { changes.pop() } else { None };
-    let named = changes.into_iter().map(|(name, text)| format!("{name} AS ({text})"));
+    let named = changes
+        .into_iter()
+        .map(|(name, text)| format!("{name} AS ({text})"));
     match last {
         Some((_, last)) => {
-            let items: Vec<String> =
-                std::iter::once("v AS (SELECT 1 AS ord)".to_owned()).chain(named).collect();
-            vec![(format!("WITH {} {last}", items.join(", ")), Conflicts::Never)]
+            let items: Vec<String> = std::iter::once("v AS (SELECT 1 AS ord)".to_owned())
+                .chain(named)
+                .collect();
+            vec![(
+                format!("WITH {} {last}", items.join(", ")),
+                Conflicts::Never,
+            )]
         }
         None => {
             let items: Vec<String> = newest.looks().into_iter().chain(named).collect();
-            let text =
-                format!("WITH {}{} {}", with_v(route, values), items.join(", "), newest.outcome());
+            let text = format!(
+                "WITH {}{} {}",
+                with_v(route, values),
+                items.join(", "),
+                newest.outcome()
+            );
             let reported = (text, Conflicts::Rows(route.clone()));
-            std::iter::once(reported).chain(newest.once_more()).collect()
+            std::iter::once(reported)
+                .chain(newest.once_more())
+                .collect()
         }
     }
 }
@@ -62,8 +80,17 @@ pub(super) fn parts(
     values: &Values,
     extension: Option<&str>,
 ) -> (Vec<String>, String, Option<(String, Conflicts)>) {
-    let newest = Newest { route, kind, values, extension, new_key: key_of(route, &values.new) };
-    let named = newest.changes().into_iter().map(|(name, text)| format!("{name} AS ({text})"));
+    let newest = Newest {
+        route,
+        kind,
+        values,
+        extension,
+        new_key: key_of(route, &values.new),
+    };
+    let named = newest
+        .changes()
+        .into_iter()
+        .map(|(name, text)| format!("{name} AS ({text})"));
     let items = newest.looks().into_iter().chain(named).collect();
     (items, newest.outcome(), newest.once_more())
 }
@@ -93,7 +120,11 @@ impl Newest<'_> {
     fn looks(&self) -> Vec<String> {
         let route = self.route;
         let mut at = route.key.clone();
-        at.extend(route.version().filter(|version| !route.key.contains(version)));
+        at.extend(
+            route
+                .version()
+                .filter(|version| !route.key.contains(version)),
+        );
         let columns = existing_columns(route, &at);
         let look = |name: &str, condition: String| {
             format!(
@@ -105,7 +136,10 @@ impl Newest<'_> {
         let new = same_key(route, "t", &self.new_key);
         match self.kind {
             BatchKind::Move => {
-                vec![look("p", old.clone()), look("q", format!("{new} AND NOT ({old})"))]
+                vec![
+                    look("p", old.clone()),
+                    look("q", format!("{new} AND NOT ({old})")),
+                ]
             }
             BatchKind::Delete => vec![look("p", old)],
             _ => vec![look("p", new)],
@@ -134,7 +168,10 @@ impl Newest<'_> {
                 taken(route, values),
                 self.beaten()
             );
-            changes.push(("u", update(route, BatchKind::Move, values, " FROM v".into(), &free)));
+            changes.push((
+                "u",
+                update(route, BatchKind::Move, values, " FROM v".into(), &free),
+            ));
             done("u", &mut not_done);
         }
         if self.has_old() {
@@ -162,12 +199,21 @@ impl Newest<'_> {
         };
         // Without ON CONFLICT a row that is there and newer must be left out here.
         let (there, on_conflict) = match deferrable {
-            true => (format!(" AND NOT {}", exists_new(route, values)), String::new()),
-            false => (String::new(), format!(" ON CONFLICT ({}) DO NOTHING", keys(""))),
+            true => (
+                format!(" AND NOT {}", exists_new(route, values)),
+                String::new(),
+            ),
+            false => (
+                String::new(),
+                format!(" ON CONFLICT ({}) DO NOTHING", keys("")),
+            ),
         };
         let from = format!(" FROM v WHERE NOT {}{not_done}{there}", self.beaten());
         let insert = insert_from(route, values, &from);
-        changes.push(("i", format!("{insert}{on_conflict} RETURNING {}{stored}", keys("t."))));
+        changes.push((
+            "i",
+            format!("{insert}{on_conflict} RETURNING {}{stored}", keys("t.")),
+        ));
         changes
     }
 
@@ -212,7 +258,9 @@ impl Newest<'_> {
         let (route, values) = (self.route, self.values);
         let mut from = "v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord".to_owned();
         let mut join = |name: &str| {
-            from.push_str(&format!(" LEFT JOIN {name} ON {name}.ord OPERATOR(pg_catalog.=) v.ord"))
+            from.push_str(&format!(
+                " LEFT JOIN {name} ON {name}.ord OPERATOR(pg_catalog.=) v.ord"
+            ))
         };
         let (is_move, can_update) = (self.kind == BatchKind::Move, route.can_update());
         let moved = is_move && can_update;
@@ -229,7 +277,10 @@ impl Newest<'_> {
             join("n");
         }
         if self.writes() {
-            from.push_str(&format!(" LEFT JOIN i ON {}", same_key(route, "i", &self.new_key)));
+            from.push_str(&format!(
+                " LEFT JOIN i ON {}",
+                same_key(route, "i", &self.new_key)
+            ));
         }
         let inserted = format!("i.{} IS NOT NULL", ident(&route.columns[route.key[0]].name));
         let won = match can_update {
@@ -241,7 +292,13 @@ impl Newest<'_> {
                   stamp: Option<&StampOf>,
                   kind: ConflictType,
                   decided: &str| {
-            ConflictReport { route, key, existing, stamp }.answer(kind, decided)
+            ConflictReport {
+                route,
+                key,
+                existing,
+                stamp,
+            }
+            .answer(kind, decided)
         };
         let (applied, skipped) = (decision(Decision::Applied), decision(Decision::Skipped));
         let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
@@ -283,23 +340,45 @@ impl Newest<'_> {
             BatchKind::Delete => format!(
                 "WHEN p.ord IS NULL THEN {} WHEN d.ord IS NULL THEN {}",
                 by(None, old, tombstone, ConflictType::DeleteMissing, &skipped),
-                by(Some("p"), old, tombstone, ConflictType::DeleteOriginDiffers, &skipped),
+                by(
+                    Some("p"),
+                    old,
+                    tombstone,
+                    ConflictType::DeleteOriginDiffers,
+                    &skipped
+                ),
             ),
             BatchKind::Move => format!(
                 "{}{} WHEN NOT {won} AND q.ord IS NULL AND NOT {} THEN {race} \
                  WHEN p.ord IS NULL THEN {} WHEN q.ord IS NOT NULL THEN {} ELSE {}",
-                if moved { "WHEN u.ord IS NOT NULL THEN NULL " } else { "" },
+                if moved {
+                    "WHEN u.ord IS NOT NULL THEN NULL "
+                } else {
+                    ""
+                },
                 replaced("q"),
                 self.beaten(),
                 by(Some("q"), old, stamp, ConflictType::UpdateMissing, &either),
                 by(Some("q"), old, stamp, ConflictType::UpdateExists, &either),
-                by(Some("p"), old, stamp, ConflictType::UpdateOriginDiffers, &either),
+                by(
+                    Some("p"),
+                    old,
+                    stamp,
+                    ConflictType::UpdateOriginDiffers,
+                    &either
+                ),
             ),
             BatchKind::Update | BatchKind::Truncate => format!(
                 "WHEN p.ord IS NOT NULL AND {won} THEN NULL {} WHEN p.ord IS NOT NULL THEN {} \
                  WHEN {won} THEN {} WHEN {} THEN {} ELSE {race}",
                 replaced("p"),
-                by(Some("p"), new, stamp, ConflictType::UpdateOriginDiffers, &skipped),
+                by(
+                    Some("p"),
+                    new,
+                    stamp,
+                    ConflictType::UpdateOriginDiffers,
+                    &skipped
+                ),
                 by(None, new, stamp, ConflictType::UpdateMissing, &applied),
                 self.beaten(),
                 by(None, new, stamp, ConflictType::UpdateMissing, &skipped),
@@ -310,7 +389,11 @@ impl Newest<'_> {
         if self.has_old() {
             // Also where the row there is newer: that counts for more, and so does its deletion.
             let condition = match is_move {
-                true => format!("{} OPERATOR(pg_catalog.<>) {}", self.hash(old), self.hash(new)),
+                true => format!(
+                    "{} OPERATOR(pg_catalog.<>) {}",
+                    self.hash(old),
+                    self.hash(new)
+                ),
                 false => "true".to_owned(),
             };
             let existing = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
@@ -332,9 +415,14 @@ impl Newest<'_> {
                 &format!("({done}{won})"),
             ));
         }
-        let columns: String =
-            kept.iter().enumerate().map(|(at, text)| format!(", {text} AS kept{at}")).collect();
-        let or_kept: String = (0..kept.len()).map(|at| format!(" OR o.kept{at}")).collect();
+        let columns: String = kept
+            .iter()
+            .enumerate()
+            .map(|(at, text)| format!(", {text} AS kept{at}"))
+            .collect();
+        let or_kept: String = (0..kept.len())
+            .map(|at| format!(" OR o.kept{at}"))
+            .collect();
         // OFFSET keeps the functions from being left out.
         format!(
             "SELECT o.report FROM (SELECT CASE {report} END AS report{columns} FROM {from} OFFSET 0) AS o \
@@ -346,15 +434,23 @@ impl Newest<'_> {
     /// the larger as text: in UTF-8, byte by byte, its columns in an order that both sides share, the version
     /// last: that may differ where a trigger replaces it.
     fn wins(&self, stamp: Option<&StampOf>, key: &[String], alive: bool) -> String {
-        let Some(at) = self.route.version() else { return "true".to_owned() };
+        let Some(at) = self.route.version() else {
+            return "true".to_owned();
+        };
         let there = format!("t.{}", ident(&self.route.columns[at].name));
-        let larger = if alive { self.larger() } else { "false".to_owned() };
+        let larger = if alive {
+            self.larger()
+        } else {
+            "false".to_owned()
+        };
         self.compared(stamp, key, &there, &larger)
     }
 
     /// Whether the new row wins by its stamp over the existing row that was seen before.
     fn wins_over_seen(&self, existing: &str) -> String {
-        let Some(at) = self.route.version() else { return "false".to_owned() };
+        let Some(at) = self.route.version() else {
+            return "false".to_owned();
+        };
         let there = format!("{existing}.{}", existing_column(at));
         self.compared(self.values.stamp.as_ref(), &self.new_key, &there, "false")
     }
@@ -370,8 +466,11 @@ impl Newest<'_> {
         let (Some(at), Some(stamp)) = (self.route.version(), stamp) else {
             return "true".to_owned();
         };
-        let collate =
-            if self.route.columns[at].collated { " COLLATE pg_catalog.\"C\"" } else { "" };
+        let collate = if self.route.columns[at].collated {
+            " COLLATE pg_catalog.\"C\""
+        } else {
+            ""
+        };
         let StampOf { version, rank } = stamp;
         match self.extension {
             Some(extension) => format!(
@@ -437,7 +536,11 @@ impl Newest<'_> {
         match self.kind {
             _ if values.any_new.is_empty() => "false".to_owned(),
             BatchKind::Move => {
-                format!("({} OR {})", shared(&values.any_new), shared(&values.any_old))
+                format!(
+                    "({} OR {})",
+                    shared(&values.any_new),
+                    shared(&values.any_old)
+                )
             }
             _ => shared(&values.any_new),
         }
@@ -501,8 +604,11 @@ impl Newest<'_> {
     fn record(&self, key: &[String]) -> String {
         let named = self.route.named_key();
         let place = |at: &usize| self.route.key.iter().position(|k| k == at);
-        let values: Vec<&str> =
-            named.iter().filter_map(|at| key.get(place(at)?)).map(String::as_str).collect();
+        let values: Vec<&str> = named
+            .iter()
+            .filter_map(|at| key.get(place(at)?))
+            .map(String::as_str)
+            .collect();
         format!("ROW({})", values.join(", "))
     }
 }

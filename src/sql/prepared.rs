@@ -45,7 +45,12 @@ pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
     };
     let params = single.params.into_iter().map(Param::from).collect();
     let text = String::new();
-    Statement { verb: Verb::Execute(name.clone()), text, params, conflicts }
+    Statement {
+        verb: Verb::Execute(name.clone()),
+        text,
+        params,
+        conflicts,
+    }
 }
 
 /// The text that is prepared.
@@ -53,17 +58,26 @@ pub fn text(batch: &Batch) -> Option<String> {
     let (route, kind) = (&batch.route, batch.kind);
     let mut values = Values::of_params(batch)?;
     let column = |at: usize| {
-        format!("(NULL::{}).{}", relation(&route.target), ident(&route.columns[at].name))
+        format!(
+            "(NULL::{}).{}",
+            relation(&route.target),
+            ident(&route.columns[at].name)
+        )
     };
     let sent = (0..values.new.len()).filter(|at| !values.unchanged.contains(&(*at as u32)));
-    let mut typed: Vec<(String, String)> =
-        sent.map(|at| (values.new[at].clone(), column(at))).collect();
+    let mut typed: Vec<(String, String)> = sent
+        .map(|at| (values.new[at].clone(), column(at)))
+        .collect();
     let key = match kind {
         BatchKind::Insert | BatchKind::Update => key_of(route, &values.new),
         _ => values.old.clone(),
     };
     if kind == BatchKind::Delete {
-        typed = key.iter().zip(&route.key).map(|(key, at)| (key.clone(), column(*at))).collect();
+        typed = key
+            .iter()
+            .zip(&route.key)
+            .map(|(key, at)| (key.clone(), column(*at)))
+            .collect();
     }
     // An operator may want another type than the column's.
     let of_column = |(key, at): (&String, &usize)| format!("COALESCE({key}, {})", column(*at));

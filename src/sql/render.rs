@@ -26,11 +26,20 @@ pub fn of_batch(batch: Batch, extension: Option<&str>) -> Vec<Statement> {
         let params: Vec<Param> = params.into_iter().map(Param::from).collect();
         let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
         let texts = texts(&batch.route, batch.kind, &values, extension);
-        let single =
-            |(text, conflicts)| (text, by_command_tag(&batch.route, batch.kind, conflicts, &key));
+        let single = |(text, conflicts)| {
+            (
+                text,
+                by_command_tag(&batch.route, batch.kind, conflicts, &key),
+            )
+        };
         return texts.into_iter().map(single).map(statement).collect();
     }
-    let texts = texts(&batch.route, batch.kind, &Values::of_arrays(&batch), extension);
+    let texts = texts(
+        &batch.route,
+        batch.kind,
+        &Values::of_arrays(&batch),
+        extension,
+    );
     let params = params(batch);
     // Only a move has several statements; all read the same arrays.
     let statement = |(text, conflicts)| Statement::query(text, params.clone(), conflicts);
@@ -45,8 +54,14 @@ pub(super) fn params(batch: Batch) -> Vec<Param> {
     let new = batch.new.into_iter().enumerate().filter_map(sent);
     let stamps = batch.stamp.into_iter().chain(batch.tombstone);
     let (versions, ranks): (Vec<_>, Vec<_>) = stamps.map(|[version, rank]| (version, rank)).unzip();
-    let stamps = versions.into_iter().chain(ranks).map(|array| Param::Text(array.into_text()));
-    new.chain(batch.old).map(Elements::into_param).chain(stamps).collect()
+    let stamps = versions
+        .into_iter()
+        .chain(ranks)
+        .map(|array| Param::Text(array.into_text()));
+    new.chain(batch.old)
+        .map(Elements::into_param)
+        .chain(stamps)
+        .collect()
 }
 
 /// The statements for a route and kind over the given values, and how each tells the conflicts.
@@ -80,7 +95,10 @@ pub(super) fn texts(
         }
         (BatchKind::Update, Policy::Overwrite) => vec![(upsert(route, kind, values), rows)],
         (BatchKind::Move, Policy::Overwrite) => {
-            vec![(clear_target(route, values), rows.clone()), (upsert(route, kind, values), rows)]
+            vec![
+                (clear_target(route, values), rows.clone()),
+                (upsert(route, kind, values), rows),
+            ]
         }
         (BatchKind::Update | BatchKind::Move, Policy::Skip) => {
             vec![(update_existing(route, kind, values), rows)]

@@ -47,8 +47,16 @@ pub(super) fn reporting(
     conflicts: &str,
 ) -> String {
     let change = format!("{name} AS ({change})");
-    let items: Vec<&str> = with.iter().map(String::as_str).chain([change.as_str()]).collect();
-    format!("WITH {}{} {conflicts}", with_v(route, values), items.join(", "))
+    let items: Vec<&str> = with
+        .iter()
+        .map(String::as_str)
+        .chain([change.as_str()])
+        .collect();
+    format!(
+        "WITH {}{} {conflicts}",
+        with_v(route, values),
+        items.join(", ")
+    )
 }
 
 /// The rows that are there with a key of the changes, `p`.
@@ -56,8 +64,14 @@ pub(super) fn look(route: &Route, values: &Values, key: &[String]) -> String {
     let columns = existing_columns(route, &route.key);
     let condition = same_key(route, "t", key);
     let (ord, join) = match values.from {
-        Some(_) => ("v.ord, ", format!("v JOIN {} AS t ON {condition}", relation(&route.target))),
-        None => ("", format!("{} AS t WHERE {condition}", relation(&route.target))),
+        Some(_) => (
+            "v.ord, ",
+            format!("v JOIN {} AS t ON {condition}", relation(&route.target)),
+        ),
+        None => (
+            "",
+            format!("{} AS t WHERE {condition}", relation(&route.target)),
+        ),
     };
     format!("p AS MATERIALIZED (SELECT {ord}{columns} FROM {join})")
 }

@@ -30,7 +30,11 @@ pub const NODE: &str = "SELECT c.system_identifier OPERATOR(pg_catalog.||) '.' \
 /// Tells the remote transaction the path of the changes that follow.
 pub fn on_path(path: &str) -> Statement {
     let text = "SELECT pg_catalog.set_config('pg_rowsync.path', $1, true)";
-    Statement::query(text.to_owned(), vec![Param::Text(path.to_owned())], Conflicts::Never)
+    Statement::query(
+        text.to_owned(),
+        vec![Param::Text(path.to_owned())],
+        Conflicts::Never,
+    )
 }
 
 /// Gives the remote transaction another `application_name`.
@@ -45,7 +49,10 @@ pub fn named(application_name: &str) -> Statement {
 
 /// Sets the remote transaction's search_path back to that of the session.
 pub fn own_schemas(search_path: &str) -> String {
-    format!("SELECT pg_catalog.set_config('search_path', {}, true)", literal(search_path))
+    format!(
+        "SELECT pg_catalog.set_config('search_path', {}, true)",
+        literal(search_path)
+    )
 }
 
 /// For a route whose keys are compared with operators that are not PostgreSQL's own: adds the schemas
@@ -55,7 +62,12 @@ pub fn with_type_schemas(route: &Route, search_path: &str) -> String {
     let types: Vec<String> = route
         .compared()
         .map(|at| ident(&route.columns[at].name))
-        .map(|name| format!("pg_catalog.pg_typeof((NULL::{}).{name})", relation(&route.target)))
+        .map(|name| {
+            format!(
+                "pg_catalog.pg_typeof((NULL::{}).{name})",
+                relation(&route.target)
+            )
+        })
         .collect();
     format!(
         "SELECT pg_catalog.set_config('search_path', {} OPERATOR(pg_catalog.||) \
@@ -168,8 +180,9 @@ fn set_for_transaction(with: &Introduce<'_>) -> String {
     };
     let own = with.own.iter().map(|(name, value)| row(name, value, true));
     let pinned = with.pinned.iter().filter(|(name, _)| counts(name));
-    let rows: Vec<String> =
-        own.chain(pinned.map(|(name, value)| row(name, value, false))).collect();
+    let rows: Vec<String> = own
+        .chain(pinned.map(|(name, value)| row(name, value, false)))
+        .collect();
     // The last one is a limit of newer majors, which need not be there.
     format!(
         "(SELECT pg_catalog.count(pg_catalog.set_config(w.name, w.value, true)) \
@@ -192,11 +205,19 @@ fn counts(name: &str) -> bool {
 pub fn introduced(token: i64, not_after: Option<i64>, unlike: bool) -> Vec<Param> {
     // Microseconds differ in seconds of the server's type until the year 2255.
     let seconds = |time: i64| {
-        Param::Text(format!("{}.{:06}", time.div_euclid(1_000_000), time.rem_euclid(1_000_000)))
+        Param::Text(format!(
+            "{}.{:06}",
+            time.div_euclid(1_000_000),
+            time.rem_euclid(1_000_000)
+        ))
     };
     let refused = if unlike { "t" } else { "f" };
     let not_after = not_after.map_or(Param::Null, seconds);
-    vec![Param::Text(token.to_string()), not_after, Param::Text(refused.to_owned())]
+    vec![
+        Param::Text(token.to_string()),
+        not_after,
+        Param::Text(refused.to_owned()),
+    ]
 }
 
 /// A time as microseconds since 1970, exactly.
@@ -237,9 +258,14 @@ pub fn end_session(lost: &LostSession, wait: u128) -> String {
              THEN COALESCE({holder}, 'gone') ELSE COALESCE({holder}, 'early') END"
         );
     }
-    let Some(pid) = lost.backend_pid else { return "SELECT 'gone'".to_owned() };
+    let Some(pid) = lost.backend_pid else {
+        return "SELECT 'gone'".to_owned();
+    };
     let other_start = lost.backend_start.map_or(String::new(), |started| {
-        format!("WHEN {} OPERATOR(pg_catalog.<>) {started} THEN 'gone' ", micros("a.backend_start"))
+        format!(
+            "WHEN {} OPERATOR(pg_catalog.<>) {started} THEN 'gone' ",
+            micros("a.backend_start")
+        )
     });
     format!(
         "SELECT COALESCE((SELECT CASE \

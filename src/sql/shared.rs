@@ -61,7 +61,10 @@ mod tests {
     #[test]
     fn a_name_is_a_hash_of_the_text_as_the_server_computes_it() {
         let name = name_of("abc");
-        assert_eq!(&*name, "pg_rowsync_ba7816bf8f01cfea414140de5dae2223b00361a3");
+        assert_eq!(
+            &*name,
+            "pg_rowsync_ba7816bf8f01cfea414140de5dae2223b00361a3"
+        );
         assert!(name.len() < 64 && WHAT_IS_THERE.contains(&format!("'{PREFIX}'")));
         assert!(WHAT_IS_THERE.contains(&format!(", 1, {DIGITS})")));
         assert_ne!(name, name_of("abd"));

@@ -34,19 +34,34 @@ impl Statement {
 
     /// One that is executed at once.
     pub fn query(text: String, params: Vec<Param>, conflicts: Conflicts) -> Self {
-        Self { verb: Verb::Query, text, params, conflicts }
+        Self {
+            verb: Verb::Query,
+            text,
+            params,
+            conflicts,
+        }
     }
 
     /// One that is prepared under a name, with parameters of the types that its text gives them.
     pub fn prepare(text: String, name: Rc<str>) -> Self {
         let (params, conflicts) = (Vec::new(), Conflicts::Never);
-        Self { verb: Verb::Prepare(name), text, params, conflicts }
+        Self {
+            verb: Verb::Prepare(name),
+            text,
+            params,
+            conflicts,
+        }
     }
 
     /// One that was prepared and answers without telling conflicts.
     pub fn execute(name: Rc<str>, params: Vec<Param>) -> Self {
         let (text, conflicts) = (String::new(), Conflicts::Never);
-        Self { verb: Verb::Execute(name), text, params, conflicts }
+        Self {
+            verb: Verb::Execute(name),
+            text,
+            params,
+            conflicts,
+        }
     }
 
     /// Whether it begins a transaction block.

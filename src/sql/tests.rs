@@ -25,7 +25,10 @@ fn column(name: &str, carrier: Carrier) -> Column {
 }
 
 pub fn route(policy: Policy) -> Rc<Route> {
-    let name = |t: &str| Relation { schema: "s".into(), table: t.into() };
+    let name = |t: &str| Relation {
+        schema: "s".into(),
+        table: t.into(),
+    };
     Rc::new(Route {
         source: name("l"),
         target: name("t"),
@@ -63,7 +66,9 @@ fn change<'a>(op: Op, key: &[&'a str], row: &[Option<&'a str>]) -> Change<&'a st
 fn texts(statement: &Statement) -> Vec<&str> {
     let mut texts = Vec::new();
     for param in &statement.params {
-        let Param::Text(text) = param else { panic!("{param:?}") };
+        let Param::Text(text) = param else {
+            panic!("{param:?}")
+        };
         texts.push(text.as_str());
     }
     texts
@@ -72,7 +77,11 @@ fn texts(statement: &Statement) -> Vec<&str> {
 #[test]
 fn a_batch_of_inserts_is_one_statement_over_typed_arrays() {
     let mut batch = Batch::new(route(Policy::Overwrite), BatchKind::Insert);
-    batch.push(&change(Op::Insert, &[], &[Some("1"), Some("x"), Some("{1,2}")]));
+    batch.push(&change(
+        Op::Insert,
+        &[],
+        &[Some("1"), Some("x"), Some("{1,2}")],
+    ));
     batch.push(&change(Op::Insert, &[], &[Some("2"), None, None]));
     let upsert = of_batch(batch.clone(), None);
     batch.optimistic = true;
@@ -99,7 +108,10 @@ fn a_batch_of_inserts_is_one_statement_over_typed_arrays() {
         assert!(upsert[0].text.contains(&part), "{}", upsert[0].text);
     }
     let params = texts(&upsert[0]);
-    assert_eq!(params, [r#"{"1","2"}"#, r#"{"x",NULL}"#, r#"{"{1,2}",NULL}"#]);
+    assert_eq!(
+        params,
+        [r#"{"1","2"}"#, r#"{"x",NULL}"#, r#"{"{1,2}",NULL}"#]
+    );
     assert_eq!(upsert[0].params, insert[0].params);
 }
 
@@ -116,7 +128,10 @@ fn a_single_row_of_plain_types_needs_no_arrays() {
          INSERT INTO \"s\".\"t\" AS t (\"id\", \"v\") OVERRIDING SYSTEM VALUE SELECT $1, $2 \
          WHERE NOT EXISTS (SELECT FROM u) ON CONFLICT (\"id\") DO UPDATE SET \"v\" = excluded.\"v\""
     );
-    assert_eq!(statements[0].params, [Param::Text("1".to_owned()), Param::Null]);
+    assert_eq!(
+        statements[0].params,
+        [Param::Text("1".to_owned()), Param::Null]
+    );
     batch.push(&change(Op::Update, &[], &[Some("2"), Some("x")]));
     assert!(of_batch(batch, None)[0].text.contains("unnest"));
 }
@@ -127,9 +142,21 @@ fn a_move_clears_its_target_first_and_is_never_a_delete_of_the_row_itself() {
     batch.push(&change(Op::Update, &["1"], &[Some("2"), Some("x"), None]));
     let statements = of_batch(batch, None);
     assert_eq!(statements.len(), 2);
-    assert!(statements[0].text.contains("DELETE FROM \"s\".\"t\" AS t USING v WHERE"));
-    assert!(statements[0].text.contains("AND NOT (t.\"id\" OPERATOR(pg_catalog.=) v.k0)"));
-    assert!(statements[1].text.contains("UPDATE \"s\".\"t\" AS t SET \"id\" = v.n0"));
+    assert!(
+        statements[0]
+            .text
+            .contains("DELETE FROM \"s\".\"t\" AS t USING v WHERE")
+    );
+    assert!(
+        statements[0]
+            .text
+            .contains("AND NOT (t.\"id\" OPERATOR(pg_catalog.=) v.k0)")
+    );
+    assert!(
+        statements[1]
+            .text
+            .contains("UPDATE \"s\".\"t\" AS t SET \"id\" = v.n0")
+    );
     assert_eq!(statements[0].params, statements[1].params);
 }
 
@@ -169,7 +196,10 @@ fn reported(
         Conflicts::Rows(_) | Conflicts::RowsAfterCascade(_) => "rows",
         Conflicts::Single(..) => "tag",
     };
-    of_batch(batch, None).into_iter().map(|s| name(s.conflicts)).collect()
+    of_batch(batch, None)
+        .into_iter()
+        .map(|s| name(s.conflicts))
+        .collect()
 }
 
 #[test]
@@ -183,7 +213,12 @@ fn every_statement_that_lets_conflicts_pass_tells_of_them() {
     for (policy, change, arrays, plain) in [
         (overwrite, &insert, vec!["rows"], vec!["rows"]),
         (overwrite, &update, vec!["rows"], vec!["tag"]),
-        (overwrite, &moved, vec!["rows", "rows"], vec!["rows", "rows"]),
+        (
+            overwrite,
+            &moved,
+            vec!["rows", "rows"],
+            vec!["rows", "rows"],
+        ),
         (overwrite, &delete, vec!["rows"], vec!["tag"]),
         (Policy::Skip, &insert, vec!["rows"], vec!["tag"]),
         (Policy::Skip, &update, vec!["rows"], vec!["tag"]),
@@ -198,12 +233,24 @@ fn every_statement_that_lets_conflicts_pass_tells_of_them() {
         (Policy::Error, &moved, vec!["never"], vec!["never"]),
         (Policy::Error, &delete, vec!["never"], vec!["never"]),
     ] {
-        assert_eq!(reported(policy, change, false, false), arrays, "{policy:?} {change:?}");
-        assert_eq!(reported(policy, change, true, false), plain, "{policy:?} {change:?}");
+        assert_eq!(
+            reported(policy, change, false, false),
+            arrays,
+            "{policy:?} {change:?}"
+        );
+        assert_eq!(
+            reported(policy, change, true, false),
+            plain,
+            "{policy:?} {change:?}"
+        );
     }
     // These fail when the row is not as expected.
     for change in [&insert, &update, &moved, &delete] {
-        assert_eq!(reported(overwrite, change, false, true), ["never"], "{change:?}");
+        assert_eq!(
+            reported(overwrite, change, false, true),
+            ["never"],
+            "{change:?}"
+        );
     }
     assert_eq!(reported(overwrite, &delete, true, true), ["tag"]);
 }
@@ -217,7 +264,12 @@ fn what_people_read_tells_nothing_but_what_is_done() {
         change(Op::Update, &["1"], &row),
         change(Op::Delete, &["1"], &[]),
     ];
-    for policy in [Policy::Overwrite, Policy::Skip, Policy::Newest(1), Policy::Error] {
+    for policy in [
+        Policy::Overwrite,
+        Policy::Skip,
+        Policy::Newest(1),
+        Policy::Error,
+    ] {
         for change in &changes {
             let text = literal::of_change(&route(policy), change);
             assert!(!text.contains("json_build_array"), "{text}");
@@ -231,11 +283,20 @@ fn stamps_travel_with_their_rows() {
     let mut batch = Batch::new(route(Policy::Newest(1)), BatchKind::Update);
     batch.push(&change(Op::Update, &[], &[Some("1"), Some("x"), None]));
     let mut second = change(Op::Update, &[], &[Some("2"), Some("a"), None]);
-    second.stamp = Some(Stamp { version: Some("z"), rank: 3 });
+    second.stamp = Some(Stamp {
+        version: Some("z"),
+        rank: 3,
+    });
     batch.push(&second);
     let statement = of_batch(batch, Some("ext")).remove(0);
     let params = texts(&statement);
-    let arrays = [r#"{"1","2"}"#, r#"{"x","a"}"#, "{NULL,NULL}", r#"{"x","z"}"#, r#"{"0","3"}"#];
+    let arrays = [
+        r#"{"1","2"}"#,
+        r#"{"x","a"}"#,
+        "{NULL,NULL}",
+        r#"{"x","z"}"#,
+        r#"{"0","3"}"#,
+    ];
     assert_eq!(params, arrays);
     assert!(statement.text.contains("\"ext\".sync_compare_versions("));
     assert!(statement.text.contains("\"ext\".sync_keep_version("));

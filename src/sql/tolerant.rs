@@ -24,7 +24,12 @@ pub(super) fn insert_reporting(route: &Route, values: &Values) -> String {
     if values.literal || by_tag && values.from.is_none() {
         return insert(route, values, &values.from());
     }
-    let report = ConflictReport { route, key: &key, existing: Some("p"), stamp: None };
+    let report = ConflictReport {
+        route,
+        key: &key,
+        existing: Some("p"),
+        stamp: None,
+    };
     let answer = report.answer(ConflictType::InsertExists, &decision(decided));
     let conflicts = format!("SELECT {answer}{}", beside_v(values, "p"));
     let mut with = vec![look(route, values, &key)];
@@ -37,13 +42,24 @@ pub(super) fn insert_reporting(route: &Route, values: &Values) -> String {
         }
         _ => insert(route, values, &from_v(values)),
     };
-    reporting(route, values, &with, ("i", format!("{insert} RETURNING 1")), &conflicts)
+    reporting(
+        route,
+        values,
+        &with,
+        ("i", format!("{insert} RETURNING 1")),
+        &conflicts,
+    )
 }
 
 /// An INSERT of rows that should be there, which tells of those that were not.
 pub(super) fn insert_missing(route: &Route, values: &Values) -> String {
     let key = key_of(route, &values.new);
-    let report = ConflictReport { route, key: &key, existing: None, stamp: None };
+    let report = ConflictReport {
+        route,
+        key: &key,
+        existing: None,
+        stamp: None,
+    };
     let answer = report.answer(ConflictType::UpdateMissing, &decision(Decision::Applied));
     if values.literal || values.from.is_none() {
         return insert(route, values, &values.from());
@@ -51,7 +67,13 @@ pub(super) fn insert_missing(route: &Route, values: &Values) -> String {
     let insert = insert(route, values, &from_v(values));
     let conflicts = format!("SELECT {answer}{}", v_without(values, "p"));
     let look = look(route, values, &key);
-    reporting(route, values, &[look], ("i", format!("{insert} RETURNING 1")), &conflicts)
+    reporting(
+        route,
+        values,
+        &[look],
+        ("i", format!("{insert} RETURNING 1")),
+        &conflicts,
+    )
 }
 
 /// UPDATE of the rows that are there, each to a key that is free. Where the key is deferrable that may be one
@@ -68,11 +90,23 @@ pub(super) fn update_existing(route: &Route, kind: BatchKind, values: &Values) -
     if values.literal || values.from.is_none() {
         return update(route, kind, values, values.from(), &free);
     }
-    let update = update(route, kind, values, from_v(values), &format!("{free} RETURNING v.ord"));
+    let update = update(
+        route,
+        kind,
+        values,
+        from_v(values),
+        &format!("{free} RETURNING v.ord"),
+    );
     let skipped = decision(Decision::Skipped);
     let new = key_of(route, &values.new);
     let by = |existing, key, kind| {
-        ConflictReport { route, key, existing, stamp: None }.answer(kind, &skipped)
+        ConflictReport {
+            route,
+            key,
+            existing,
+            stamp: None,
+        }
+        .answer(kind, &skipped)
     };
     // A row that is changed twice by one statement is changed once, by whichever change comes first.
     let twice = format!(
@@ -83,7 +117,10 @@ pub(super) fn update_existing(route: &Route, kind: BatchKind, values: &Values) -
     let twice = format!("WHEN {twice} THEN {}", failing_with(TWICE_MARK));
     if kind == BatchKind::Update {
         let missing = by(None, &values.old[..], ConflictType::UpdateMissing);
-        let conflicts = format!("SELECT CASE {twice} ELSE {missing} END{}", v_without(values, "u"));
+        let conflicts = format!(
+            "SELECT CASE {twice} ELSE {missing} END{}",
+            v_without(values, "u")
+        );
         return reporting(route, values, &[], ("u", update), &conflicts);
     }
     // A row that stays where another one of them was to go: they are moved one after the other then.
@@ -125,7 +162,12 @@ pub(super) fn delete_reporting(route: &Route, values: &Values) -> String {
     if values.literal || values.from.is_none() {
         return delete(route, values, values.using(), "");
     }
-    let report = ConflictReport { route, key: &values.old, existing: None, stamp: None };
+    let report = ConflictReport {
+        route,
+        key: &values.old,
+        existing: None,
+        stamp: None,
+    };
     let missing = report.answer(ConflictType::DeleteMissing, &decision(Decision::Skipped));
     let delete = delete(route, values, using_v(values), " RETURNING v.ord");
     let conflicts = format!("SELECT {missing}{}", v_without(values, "d"));

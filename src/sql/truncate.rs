@@ -36,10 +36,14 @@ pub fn truncate_by_kind(routes: &[Rc<Route>]) -> String {
             tables.push((table, only));
         }
     }
-    let locked: Vec<String> = tables.iter().map(|(table, _)| format!("ONLY {table}")).collect();
+    let locked: Vec<String> = tables
+        .iter()
+        .map(|(table, _)| format!("ONLY {table}"))
+        .collect();
     let concat = " OPERATOR(pg_catalog.||) ";
-    let named: Vec<String> =
-        (tables.iter()).map(|(table, only)| format!("{only}{concat}{}", literal(table))).collect();
+    let named: Vec<String> = (tables.iter())
+        .map(|(table, only)| format!("{only}{concat}{}", literal(table)))
+        .collect();
     let body = format!(
         "BEGIN LOCK TABLE {} IN ACCESS EXCLUSIVE MODE; EXECUTE 'TRUNCATE TABLE '{concat}{}; END",
         locked.join(", "),

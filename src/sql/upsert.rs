@@ -23,17 +23,32 @@ pub(super) fn upsert(route: &Route, kind: BatchKind, values: &Values) -> String 
     let (looks, existing, from) = match kind {
         BatchKind::Move => {
             let look = look(route, values, &key_of(route, &values.new));
-            (vec![look], Some("p"), " FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord")
+            (
+                vec![look],
+                Some("p"),
+                " FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord",
+            )
         }
         _ => (Vec::new(), None, " FROM v"),
     };
-    let report = ConflictReport { route, key: &values.old, existing, stamp: None };
+    let report = ConflictReport {
+        route,
+        key: &values.old,
+        existing,
+        stamp: None,
+    };
     let missing = report.answer(ConflictType::UpdateMissing, &decision(Decision::Applied));
     let conflicts = format!(
         "SELECT {missing}{from} WHERE NOT EXISTS (SELECT FROM u WHERE u.ord OPERATOR(pg_catalog.=) v.ord)"
     );
     let with: Vec<String> = looks.into_iter().chain([with]).collect();
-    reporting(route, values, &with, ("i", format!("{insert} RETURNING 1")), &conflicts)
+    reporting(
+        route,
+        values,
+        &with,
+        ("i", format!("{insert} RETURNING 1")),
+        &conflicts,
+    )
 }
 
 /// The items of an [`upsert`]'s WITH, and its INSERT.
@@ -48,11 +63,14 @@ pub(super) fn update_then_insert(
     let mut missing = v_without(values, "u");
     // Nor may a row be inserted that has moved before: its change is being replayed.
     if kind == BatchKind::Move && route.key_deferrable {
-        let (set, key) =
-            (assignments(route, BatchKind::Update, values), key_of(route, &values.new));
+        let (set, key) = (
+            assignments(route, BatchKind::Update, values),
+            key_of(route, &values.new),
+        );
         let without = |item: &str| {
             let text = v_without(values, item);
-            text.trim_start_matches(" FROM v").replacen(" WHERE", " AND", 1)
+            text.trim_start_matches(" FROM v")
+                .replacen(" WHERE", " AND", 1)
         };
         with.push_str(&format!(
             ", n AS (UPDATE {} AS t SET {set}{} WHERE {}{}{}{returning})",
@@ -116,7 +134,12 @@ pub(super) fn clear_target(route: &Route, values: &Values) -> String {
         return delete;
     }
     let columns = existing_columns(route, &route.key);
-    let report = ConflictReport { route, key: &values.old, existing: Some("d"), stamp: None };
+    let report = ConflictReport {
+        route,
+        key: &values.old,
+        existing: Some("d"),
+        stamp: None,
+    };
     let answer = report.answer(ConflictType::UpdateExists, &decision(Decision::Applied));
     let delete = format!("{delete} RETURNING v.ord, {columns}");
     reporting(

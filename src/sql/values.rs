@@ -82,22 +82,38 @@ impl Values {
         let mut ranks = |version: Option<String>, name: &str| {
             version.map(|version| {
                 let number = params + sets.len() + 1;
-                sets.push(format!("pg_catalog.unnest(${number}::pg_catalog.int8[]) AS {name}r"));
-                StampOf { version, rank: format!("{item}.{name}r") }
+                sets.push(format!(
+                    "pg_catalog.unnest(${number}::pg_catalog.int8[]) AS {name}r"
+                ));
+                StampOf {
+                    version,
+                    rank: format!("{item}.{name}r"),
+                }
             })
         };
         let (stamp, tombstone) = (ranks(stamp, "s"), ranks(tombstone, "g"));
-        sets.push(format!("pg_catalog.generate_series(1, {}) AS ord", batch.rows));
+        sets.push(format!(
+            "pg_catalog.generate_series(1, {}) AS ord",
+            batch.rows
+        ));
         // Not ROWS FROM: that stores the values of each array away before it makes rows of them.
         let from = format!("(SELECT {}) AS {item}", sets.join(", "));
-        let old = if old.is_empty() { key_of(route, &new) } else { old };
+        let old = if old.is_empty() {
+            key_of(route, &new)
+        } else {
+            old
+        };
         let any_new: Vec<String> = (route.key.iter().filter(|_| !new.is_empty()))
             .map(|at| element(route, &route.columns[*at], "w", &format!("n{at}"), &[]))
             .collect();
         let any_old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
             .map(|(i, at)| element(route, &route.columns[*at], "w", &format!("k{i}"), &[]))
             .collect();
-        let any_old = if any_old.is_empty() { any_new.clone() } else { any_old };
+        let any_old = if any_old.is_empty() {
+            any_new.clone()
+        } else {
+            any_old
+        };
         let unchanged = batch.unchanged.clone();
         let rows = batch.rows;
         let optimistic = batch.optimistic;
@@ -136,7 +152,11 @@ impl Values {
             })
             .collect();
         let old: Vec<String> = (0..batch.old.len()).map(|_| next()).collect();
-        let old = if old.is_empty() { key_of(&batch.route, &new) } else { old };
+        let old = if old.is_empty() {
+            key_of(&batch.route, &new)
+        } else {
+            old
+        };
         let (unchanged, optimistic) = (batch.unchanged.clone(), batch.optimistic);
         let (any_old, any_new, stamp, tombstone) = (Vec::new(), Vec::new(), None, None);
         let (from, rows, literal) = (None, 1, false);
@@ -157,12 +177,18 @@ impl Values {
 
     /// `FROM item` or nothing.
     pub fn from(&self) -> String {
-        self.from.as_ref().map(|item| format!(" FROM {item}")).unwrap_or_default()
+        self.from
+            .as_ref()
+            .map(|item| format!(" FROM {item}"))
+            .unwrap_or_default()
     }
 
     /// `USING item` or nothing.
     pub fn using(&self) -> String {
-        self.from.as_ref().map(|item| format!(" USING {item}")).unwrap_or_default()
+        self.from
+            .as_ref()
+            .map(|item| format!(" USING {item}"))
+            .unwrap_or_default()
     }
 }
 
@@ -173,14 +199,22 @@ pub fn single_row(batch: &Batch) -> bool {
 
 /// The key part of a row of expressions.
 pub fn key_of(route: &Route, row: &[String]) -> Vec<String> {
-    route.key.iter().filter_map(|at| row.get(*at).cloned()).collect()
+    route
+        .key
+        .iter()
+        .filter_map(|at| row.get(*at).cloned())
+        .collect()
 }
 
 /// The parameter that carries a column of a batch. For elements the array takes the remote column's
 /// own type, which COALESCE hands to the untyped parameter: no type is named, none can be missing.
 /// One that is declared as an array of text is refused unless the column is of that type, or varchar.
 fn array_param(route: &Route, column: &Column, number: usize, is_text: bool) -> String {
-    let value = format!("(NULL::{}).{}", relation(&route.target), ident(&column.name));
+    let value = format!(
+        "(NULL::{}).{}",
+        relation(&route.target),
+        ident(&column.name)
+    );
     match &column.carrier {
         Carrier::Element if is_text => format!(
             "COALESCE(CASE WHEN pg_catalog.pg_typeof({value}) OPERATOR(pg_catalog.=) ANY (ARRAY[\

@@ -44,7 +44,11 @@ impl Candidate {
     fn new((here, there): (Option<Listed>, Option<Listed>)) -> Option<Self> {
         let listed = here.as_ref().or(there.as_ref())?.clone();
         let state = |row: Option<Listed>| row.map(|row| row.state);
-        Some(Self { listed, here: state(here), there: state(there) })
+        Some(Self {
+            listed,
+            here: state(here),
+            there: state(there),
+        })
     }
 
     fn kind(&self) -> Kind {
@@ -109,7 +113,10 @@ impl<'s> Comparison<'s> {
         match self.subject.expressions.is_ordered() {
             true => self.walk()?,
             false => {
-                let whole = Part::Buckets { bits: 0, values: Vec::new() };
+                let whole = Part::Buckets {
+                    bits: 0,
+                    values: Vec::new(),
+                };
                 self.compare_buckets(&whole, BITS[0])?;
             }
         }
@@ -118,7 +125,10 @@ impl<'s> Comparison<'s> {
         }
         if self.undecided > 0 {
             report::advise(
-                &format!("{} rows are left out: changes of them are under way", self.undecided),
+                &format!(
+                    "{} rows are left out: changes of them are under way",
+                    self.undecided
+                ),
                 "They wait in the queue, or are written all the time. Compare again later.",
             );
         }
@@ -134,7 +144,10 @@ impl<'s> Comparison<'s> {
     fn walk(&mut self) -> Result<()> {
         let mut after = None;
         loop {
-            let rest = Part::Range { after: after.clone(), upto: None };
+            let rest = Part::Range {
+                after: after.clone(),
+                upto: None,
+            };
             let limit = Some(ROWS * PARTS as u64);
             let question = parts::bounds(&self.subject.expressions, &rest, Side::Here, ROWS, limit);
             let bounds = parts::read_bounds(&self.sides.ask_one(Side::Here, &question)?)?;
@@ -142,11 +155,17 @@ impl<'s> Comparison<'s> {
             let mut ranges = Vec::with_capacity(PARTS);
             for bound in bounds {
                 let upto = Some(bound);
-                ranges.push(Part::Range { after: after.clone(), upto: upto.clone() });
+                ranges.push(Part::Range {
+                    after: after.clone(),
+                    upto: upto.clone(),
+                });
                 after = upto;
             }
             if is_last {
-                ranges.push(Part::Range { after: after.clone(), upto: None });
+                ranges.push(Part::Range {
+                    after: after.clone(),
+                    upto: None,
+                });
             }
             self.compare_ranges(ranges, 0)?;
             if is_last || self.is_full() {
@@ -158,7 +177,9 @@ impl<'s> Comparison<'s> {
     fn compare_ranges(&mut self, ranges: Vec<Part>, cuts: usize) -> Result<()> {
         let expressions = &self.subject.expressions;
         let question = |side| parts::sums_of_ranges(expressions, &ranges, side);
-        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        let [here, there] = self
+            .sides
+            .ask(&question(Side::Here), &question(Side::There))?;
         let here = parts::read_sums(&here, ranges.len())?;
         let there = parts::read_sums(&there, ranges.len())?;
         for ((range, here), there) in ranges.into_iter().zip(here).zip(there) {
@@ -181,12 +202,17 @@ impl<'s> Comparison<'s> {
         let step = rows.div_ceil(PARTS as u64).max(LIST / 2);
         let question = parts::bounds(&self.subject.expressions, &range, side, step, None);
         let bounds = parts::read_bounds(&self.sides.ask_one(side, &question)?)?;
-        let Part::Range { after, upto } = range else { return Ok(()) };
+        let Part::Range { after, upto } = range else {
+            return Ok(());
+        };
         let mut after = after;
         let mut ranges = Vec::with_capacity(bounds.len() + 1);
         for bound in bounds {
             let bound = Some(bound);
-            ranges.push(Part::Range { after, upto: bound.clone() });
+            ranges.push(Part::Range {
+                after,
+                upto: bound.clone(),
+            });
             after = bound;
         }
         ranges.push(Part::Range { after, upto });
@@ -198,7 +224,9 @@ impl<'s> Comparison<'s> {
     fn compare_buckets(&mut self, within: &Part, bits: u32) -> Result<()> {
         let expressions = &self.subject.expressions;
         let question = |side| parts::sums_of_buckets(expressions, within, bits, side);
-        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        let [here, there] = self
+            .sides
+            .ask(&question(Side::Here), &question(Side::There))?;
         let mut sums: BTreeMap<u64, [Sum; 2]> = BTreeMap::new();
         for (at, answer) in [here, there].iter().enumerate() {
             for (bucket, sum) in parts::read_buckets(answer)? {
@@ -217,19 +245,28 @@ impl<'s> Comparison<'s> {
                 return Ok(());
             }
             if size > LIST_OF_BUCKETS && bits < MAX_BITS {
-                let one = Part::Buckets { bits, values: vec![bucket] };
+                let one = Part::Buckets {
+                    bits,
+                    values: vec![bucket],
+                };
                 self.compare_buckets(&one, bits + BITS[1])?;
                 continue;
             }
             if rows + size > LIST_OF_BUCKETS && !small.is_empty() {
-                self.list(&Part::Buckets { bits, values: std::mem::take(&mut small) })?;
+                self.list(&Part::Buckets {
+                    bits,
+                    values: std::mem::take(&mut small),
+                })?;
                 rows = 0;
             }
             small.push(bucket);
             rows += size;
         }
         if !small.is_empty() && !self.is_full() {
-            self.list(&Part::Buckets { bits, values: small })?;
+            self.list(&Part::Buckets {
+                bits,
+                values: small,
+            })?;
         }
         Ok(())
     }
@@ -238,9 +275,12 @@ impl<'s> Comparison<'s> {
     fn list(&mut self, part: &Part) -> Result<()> {
         let expressions = &self.subject.expressions;
         let question = |side| parts::list(expressions, part, side);
-        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        let [here, there] = self
+            .sides
+            .ask(&question(Side::Here), &question(Side::There))?;
         let (here, there) = (parts::read_list(&here)?, parts::read_list(&there)?);
-        self.candidates.extend(unequal(here, there).into_iter().filter_map(Candidate::new));
+        self.candidates
+            .extend(unequal(here, there).into_iter().filter_map(Candidate::new));
         if self.candidates.len() >= CANDIDATES {
             self.look_again()?;
         }
@@ -274,7 +314,9 @@ impl<'s> Comparison<'s> {
         let mut keys: Vec<&Listed> = candidates.iter().map(|one| &one.listed).collect();
         keys.dedup_by(|one, other| one.matched == other.matched);
         let question = |side| parts::look_up(expressions, &keys, wanted, side);
-        let [here, there] = self.sides.ask(&question(Side::Here), &question(Side::There))?;
+        let [here, there] = self
+            .sides
+            .ask(&question(Side::Here), &question(Side::There))?;
         Ok([parts::read_full(&here)?, parts::read_full(&there)?])
     }
 
@@ -283,7 +325,9 @@ impl<'s> Comparison<'s> {
         let mut before: Vec<&Candidate> = candidates.iter().collect();
         for (here, there) in unequal(here, there) {
             let state = |full: &Option<Full>| full.as_ref().map(|full| full.listed.state.clone());
-            let Some(full) = here.as_ref().or(there.as_ref()) else { continue };
+            let Some(full) = here.as_ref().or(there.as_ref()) else {
+                continue;
+            };
             let matched = &full.listed.matched;
             let same = before.iter().position(|before| {
                 before.listed.matched == *matched
@@ -294,7 +338,11 @@ impl<'s> Comparison<'s> {
                 let known = candidates.iter().find(|one| one.listed.matched == *matched);
                 let listed = known.map_or(&full.listed, |known| &known.listed).clone();
                 let (here, there) = (state(&here), state(&there));
-                self.candidates.push(Candidate { listed, here, there });
+                self.candidates.push(Candidate {
+                    listed,
+                    here,
+                    there,
+                });
                 continue;
             };
             let candidate = before.swap_remove(same);
@@ -320,7 +368,8 @@ impl<'s> Comparison<'s> {
         there: Option<Full>,
     ) -> Result<(Option<Full>, Option<Full>)> {
         let lacks = |full: &Option<Full>| {
-            full.as_ref().is_some_and(|full| full.row_json.is_none() && full.texts.is_none())
+            full.as_ref()
+                .is_some_and(|full| full.row_json.is_none() && full.texts.is_none())
         };
         let wanted = (self.wanted)(MAX_ROW_BYTES[1]);
         if matches!(wanted, Wanted::Nothing) || !(lacks(&here) || lacks(&there)) {
@@ -329,7 +378,9 @@ impl<'s> Comparison<'s> {
         let [now_here, now_there] = self.look_up(std::slice::from_ref(candidate), wanted)?;
         let again = |rows: Vec<Full>, before: Option<Full>| {
             let is_same = |full: &Full| {
-                before.as_ref().is_some_and(|before| full.listed.state == before.listed.state)
+                before
+                    .as_ref()
+                    .is_some_and(|before| full.listed.state == before.listed.state)
             };
             rows.into_iter().find(is_same).or_else(|| before.clone())
         };
@@ -402,7 +453,9 @@ fn unequal<R: HasKey>(here: Vec<R>, there: Vec<R>) -> Vec<(Option<R>, Option<R>)
         let [mut here, mut there] = sides;
         here.retain(|own| {
             let hash = &own.listed().state.hash;
-            let same = there.iter().position(|other| other.listed().state.hash == *hash);
+            let same = there
+                .iter()
+                .position(|other| other.listed().state.hash == *hash);
             same.map(|at| there.remove(at)).is_none()
         });
         let both = here.len().max(there.len());
@@ -425,15 +478,27 @@ mod tests {
         let rows = |side: &[(&str, &str)]| side.iter().map(|(k, h)| row(k, h)).collect::<Vec<_>>();
         (unequal(rows(here), rows(there)).into_iter())
             .filter_map(Candidate::new)
-            .map(|one| (one.listed.matched[0].clone().unwrap_or_default(), one.kind()))
+            .map(|one| {
+                (
+                    one.listed.matched[0].clone().unwrap_or_default(),
+                    one.kind(),
+                )
+            })
             .collect()
     }
 
     #[test]
     fn rows_are_paired_by_their_key_and_equal_ones_first() {
-        assert_eq!(compared(&[("a", "1"), ("b", "2")], &[("b", "2"), ("a", "1")]), []);
+        assert_eq!(
+            compared(&[("a", "1"), ("b", "2")], &[("b", "2"), ("a", "1")]),
+            []
+        );
         let differs = compared(&[("a", "1"), ("b", "2")], &[("b", "3"), ("c", "4")]);
-        let expected = [("a", Kind::Missing), ("b", Kind::Differs), ("c", Kind::Extra)];
+        let expected = [
+            ("a", Kind::Missing),
+            ("b", Kind::Differs),
+            ("c", Kind::Extra),
+        ];
         assert_eq!(differs, expected.map(|(key, kind)| (key.to_owned(), kind)));
         let twice = compared(&[("a", "1")], &[("a", "2"), ("a", "1")]);
         assert_eq!(twice, [("a".to_owned(), Kind::Extra)]);

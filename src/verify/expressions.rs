@@ -142,7 +142,11 @@ impl Expressions {
 
     /// Rows without the filter: where ranges of them begin does not depend on it.
     pub fn all_rows(&self, side: Side, condition: &str) -> String {
-        let source = if side == Side::Here { &self.here } else { &self.there };
+        let source = if side == Side::Here {
+            &self.here
+        } else {
+            &self.there
+        };
         match condition.is_empty() {
             true => format!("FROM {source}"),
             false => format!("FROM {source} WHERE {condition}"),
@@ -151,23 +155,36 @@ impl Expressions {
 
     /// The hash of a row.
     pub fn row_hash(&self, side: Side) -> String {
-        let values: Vec<String> = self.columns.iter().map(|column| column.value(side)).collect();
+        let values: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| column.value(side))
+            .collect();
         self.hash_of(&format!("ROW({})::pg_catalog.text", values.join(", ")))
     }
 
     /// The hash of a row's key.
     pub fn key_hash(&self, side: Side) -> String {
-        self.hash_of(&format!("ROW({})::pg_catalog.text", self.key_matches(side).join(", ")))
+        self.hash_of(&format!(
+            "ROW({})::pg_catalog.text",
+            self.key_matches(side).join(", ")
+        ))
     }
 
     /// The texts by which keys of both sides are held against each other: the same for keys that are equal.
     pub fn key_matches(&self, side: Side) -> Vec<String> {
-        self.key.iter().map(|at| self.columns[*at].matched(side)).collect()
+        self.key
+            .iter()
+            .map(|at| self.columns[*at].matched(side))
+            .collect()
     }
 
     /// The texts of the key's values, which either side reads as its own.
     pub fn key_texts(&self) -> Vec<String> {
-        self.key.iter().map(|at| text_of(&column(&self.columns[*at].name))).collect()
+        self.key
+            .iter()
+            .map(|at| text_of(&column(&self.columns[*at].name)))
+            .collect()
     }
 
     /// The key's columns, for ORDER BY.
@@ -176,13 +193,18 @@ impl Expressions {
     }
 
     fn key_columns(&self) -> Vec<String> {
-        self.key.iter().map(|at| column(&self.columns[*at].name)).collect()
+        self.key
+            .iter()
+            .map(|at| column(&self.columns[*at].name))
+            .collect()
     }
 
     /// Whether a row's key lies on one side of another: `operator` is one of those that order.
     pub fn key_compared(&self, operator: &str, to: &[Option<String>]) -> String {
-        let to: Vec<String> =
-            to.iter().map(|text| literal(text.as_deref().unwrap_or(""))).collect();
+        let to: Vec<String> = to
+            .iter()
+            .map(|text| literal(text.as_deref().unwrap_or("")))
+            .collect();
         match (self.key_columns().as_slice(), to.as_slice()) {
             ([column], [to]) => format!("{column} OPERATOR(pg_catalog.{operator}) {to}"),
             (columns, to) => format!(
@@ -202,7 +224,8 @@ impl Expressions {
             && !self.key.iter().any(is_array)
         {
             let mut array = ArrayLiteral::default();
-            keys.iter().for_each(|key| array.push(key.first().and_then(Option::as_deref)));
+            keys.iter()
+                .for_each(|key| array.push(key.first().and_then(Option::as_deref)));
             return format!("{column} {EQ} ANY ({})", literal(&array.into_text()));
         }
         let one = |key: &&[Option<String>]| {
@@ -218,13 +241,21 @@ impl Expressions {
     /// is the smallest.
     pub fn is_smaller(&self, at: usize, collated: bool, than: &str) -> String {
         let (value, than) = (column(&self.columns[at].name), literal(than));
-        let collate = if collated { " COLLATE pg_catalog.\"C\"" } else { "" };
+        let collate = if collated {
+            " COLLATE pg_catalog.\"C\""
+        } else {
+            ""
+        };
         format!("COALESCE({value}{collate} OPERATOR(pg_catalog.<) {than}, true)")
     }
 
     /// A text as a value of a column's type here.
     pub fn typed(&self, at: usize, text: Option<&str>) -> String {
-        format!("CAST({} AS {})", literal_or_null(text), self.columns[at].here_type.declared)
+        format!(
+            "CAST({} AS {})",
+            literal_or_null(text),
+            self.columns[at].here_type.declared
+        )
     }
 
     /// Hashes of each column's value.
@@ -236,8 +267,10 @@ impl Expressions {
             })
             .collect();
         // A function takes 100 arguments at most.
-        let chunks: Vec<String> =
-            hashes.chunks(50).map(|some| format!("ARRAY[{}]", some.join(", "))).collect();
+        let chunks: Vec<String> = hashes
+            .chunks(50)
+            .map(|some| format!("ARRAY[{}]", some.join(", ")))
+            .collect();
         chunks.join(" OPERATOR(pg_catalog.||) ")
     }
 
@@ -262,8 +295,10 @@ impl Expressions {
             })
             .collect();
         // A function takes 100 arguments at most.
-        let chunks: Vec<String> =
-            texts.chunks(50).map(|some| format!("ARRAY[{}]", some.join(", "))).collect();
+        let chunks: Vec<String> = texts
+            .chunks(50)
+            .map(|some| format!("ARRAY[{}]", some.join(", ")))
+            .collect();
         let all = chunks.join(" OPERATOR(pg_catalog.||) ");
         self.unless_longer(limit, &format!("pg_catalog.to_json({all})"))
     }
@@ -309,8 +344,9 @@ fn text_of(value: &str) -> String {
 }
 
 fn json_of<'c>(columns: impl Iterator<Item = &'c Column>) -> String {
-    let columns: Vec<String> =
-        columns.map(|own| format!("{} AS {}", column(&own.name), ident(&own.name))).collect();
+    let columns: Vec<String> = columns
+        .map(|own| format!("{} AS {}", column(&own.name), ident(&own.name)))
+        .collect();
     format!(
         "(SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM (SELECT {}) AS r)",
         columns.join(", ")
@@ -331,7 +367,10 @@ pub const VERSION: &str = "new.xmin";
 fn source_here(table: &Table, facts: &Facts) -> String {
     let only = if table.partitioned { "" } else { "ONLY " };
     let version = version(facts.kind.as_deref());
-    format!("(SELECT t.*, {version} AS xmin FROM {only}{} AS t) AS new", relation(&table.name))
+    format!(
+        "(SELECT t.*, {version} AS xmin FROM {only}{} AS t) AS new",
+        relation(&table.name)
+    )
 }
 
 fn source_there(target: &Relation, columns: &[Column], facts: &Facts) -> String {
@@ -429,15 +468,26 @@ impl Column {
         let value = self.value(side);
         let is_converted = value != column(&self.name);
         let (here, there) = (&self.here_type, &self.there_type);
-        let of = if side == Side::There || is_converted { there } else { here };
+        let of = if side == Side::There || is_converted {
+            there
+        } else {
+            here
+        };
         if !of.own {
             let text = text_of(&value);
-            return if of.base == "citext" { format!("pg_catalog.lower({text})") } else { text };
+            return if of.base == "citext" {
+                format!("pg_catalog.lower({text})")
+            } else {
+                text
+            };
         }
         match of.base.as_str() {
             "numeric" => text_of(&format!("pg_catalog.trim_scale({value})")),
             "float4" | "float8" => {
-                format!("CASE WHEN {value} {EQ} '0' THEN '0' ELSE {} END", text_of(&value))
+                format!(
+                    "CASE WHEN {value} {EQ} '0' THEN '0' ELSE {} END",
+                    text_of(&value)
+                )
             }
             "bpchar" => format!("pg_catalog.rtrim({}, ' ')", text_of(&value)),
             _ => text_of(&value),
@@ -491,7 +541,12 @@ mod tests {
     }
 
     fn both(here: ColumnFacts, there: ColumnFacts) -> Column {
-        Column { name: "a".into(), there: "b".into(), here_type: here, there_type: there }
+        Column {
+            name: "a".into(),
+            there: "b".into(),
+            here_type: here,
+            there_type: there,
+        }
     }
 
     #[test]
@@ -513,14 +568,25 @@ mod tests {
         let (int4, int8) = (facts("int4", "integer", -1), facts("int8", "bigint", -1));
         assert!(sort_alike(&int4, &int8, sides));
         assert!(!sort_alike(&int4, &facts("text", "text", -1), sides));
-        assert!(!sort_alike(&facts("jsonb", "jsonb", -1), &facts("jsonb", "jsonb", -1), sides));
+        assert!(!sort_alike(
+            &facts("jsonb", "jsonb", -1),
+            &facts("jsonb", "jsonb", -1),
+            sides
+        ));
         let text = |collation: &str| ColumnFacts {
             collation: collation.to_owned(),
             ..facts("text", "text", -1)
         };
         assert!(sort_alike(&text("c C"), &text("c C"), sides));
         assert!(!sort_alike(&text("c C"), &text("c de_DE"), sides));
-        let german = Facts { default_collation: "c de_DE".into(), ..Facts::default() };
-        assert!(!sort_alike(&text("default"), &text("default"), [&Facts::default(), &german]));
+        let german = Facts {
+            default_collation: "c de_DE".into(),
+            ..Facts::default()
+        };
+        assert!(!sort_alike(
+            &text("default"),
+            &text("default"),
+            [&Facts::default(), &german]
+        ));
     }
 }

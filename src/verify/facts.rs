@@ -92,7 +92,9 @@ pub fn about(relation: &str) -> String {
            AND i.indpred IS NULL AND i.indexprs IS NULL"
     );
     let probe = |text: &str| format!("pg_catalog.hashtextextended({text}, 0)::pg_catalog.text");
-    let probes = ["''", "'a'", "pg_catalog.repeat('pg_rowsync', 50)"].map(probe).join(", ");
+    let probes = ["''", "'a'", "pg_catalog.repeat('pg_rowsync', 50)"]
+        .map(probe)
+        .join(", ");
     format!(
         "SELECT pg_catalog.json_build_object( \
            'encoding', pg_catalog.getdatabaseencoding(), \

@@ -118,7 +118,9 @@ fn writers(subject: &Subject, side: Side) -> String {
 fn ask_writers(sides: &mut Sides, [here, there]: &[String; 2]) -> Result<[BTreeSet<String>; 2]> {
     let names = |value: Value| -> BTreeSet<String> {
         let items = value.as_array().into_iter().flatten();
-        items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+        items
+            .filter_map(|item| item.as_str().map(str::to_owned))
+            .collect()
     };
     Ok(sides.ask(here, there)?.map(names))
 }
@@ -139,8 +141,13 @@ fn last_record(subject: &Subject) -> Result<Option<i64>> {
     let (from, [server]) = of_table(subject);
     let sql = format!("SELECT pg_catalog.max(q.id) {from}");
     let rows = spi::read(&subject.extension, &sql, &[Some(&server)])?;
-    let id = rows.into_iter().next().and_then(|mut row| row.pop()).flatten();
-    id.map(|id| id.parse().map_err(|_| Error::internal("malformed bigint"))).transpose()
+    let id = rows
+        .into_iter()
+        .next()
+        .and_then(|mut row| row.pop())
+        .flatten();
+    id.map(|id| id.parse().map_err(|_| Error::internal("malformed bigint")))
+        .transpose()
 }
 
 fn records_up_to(subject: &Subject, last: i64) -> Result<u64> {
@@ -149,9 +156,15 @@ fn records_up_to(subject: &Subject, last: i64) -> Result<u64> {
         "SELECT pg_catalog.count(*) {from} \
            AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8"
     );
-    let rows = spi::read(&subject.extension, &sql, &[Some(&server), Some(&last.to_string())])?;
+    let rows = spi::read(
+        &subject.extension,
+        &sql,
+        &[Some(&server), Some(&last.to_string())],
+    )?;
     let count = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
-    count.parse().map_err(|_| Error::internal("malformed bigint"))
+    count
+        .parse()
+        .map_err(|_| Error::internal("malformed bigint"))
 }
 
 /// The keys of what waits for the target.
@@ -163,8 +176,15 @@ fn keys_up_to(subject: &Subject, last: i64) -> Result<UnderWay> {
                   WHERE r.id OPERATOR(pg_catalog.=) q.route_id), q.change {from} \
            AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 ORDER BY q.id LIMIT {MAX_RECORDS}"
     );
-    let rows = spi::read(&subject.extension, &sql, &[Some(&server), Some(&last.to_string())])?;
-    let mut under_way = UnderWay { everything: rows.len() == MAX_RECORDS, ..Default::default() };
+    let rows = spi::read(
+        &subject.extension,
+        &sql,
+        &[Some(&server), Some(&last.to_string())],
+    )?;
+    let mut under_way = UnderWay {
+        everything: rows.len() == MAX_RECORDS,
+        ..Default::default()
+    };
     for mut row in rows {
         let route = serde_json::from_str::<Route>(&required(&mut row, 0)?);
         let change = serde_json::from_str::<Change<String>>(&required(&mut row, 1)?);
@@ -176,7 +196,11 @@ fn keys_up_to(subject: &Subject, last: i64) -> Result<UnderWay> {
             continue;
         }
         let names = |route: &Route| -> Vec<String> {
-            route.key.iter().map(|at| route.columns[*at].name.clone()).collect()
+            route
+                .key
+                .iter()
+                .map(|at| route.columns[*at].name.clone())
+                .collect()
         };
         if change.row.is_empty() && change.key.is_empty()
             || !change.fits(&route)
@@ -186,7 +210,11 @@ fn keys_up_to(subject: &Subject, last: i64) -> Result<UnderWay> {
             continue;
         }
         for key in [change.old_key(&route), change.new_key(&route)] {
-            under_way.keys.insert(key.into_iter().map(|text| text.map(str::to_owned)).collect());
+            under_way.keys.insert(
+                key.into_iter()
+                    .map(|text| text.map(str::to_owned))
+                    .collect(),
+            );
         }
     }
     Ok(under_way)

@@ -24,7 +24,11 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { max_differences: MAX_DIFFERENCES, condition: None, values: true }
+        Self {
+            max_differences: MAX_DIFFERENCES,
+            condition: None,
+            values: true,
+        }
     }
 }
 
@@ -142,13 +146,23 @@ mod tests {
         let options = VerifyOptions::parse(text).unwrap_or_default();
         assert_eq!((options.max_differences, options.values), (5, false));
         assert_eq!(options.condition.as_deref(), Some("a > 1"));
-        for text in ["[]", r#"{"wher": "a"}"#, r#"{"max_differences": 0}"#, r#"{"where": " "}"#] {
-            let state = VerifyOptions::parse(text).err().map(|error| error.sqlstate());
+        for text in [
+            "[]",
+            r#"{"wher": "a"}"#,
+            r#"{"max_differences": 0}"#,
+            r#"{"where": " "}"#,
+        ] {
+            let state = VerifyOptions::parse(text)
+                .err()
+                .map(|error| error.sqlstate());
             assert_eq!(state, Some(SqlState::INVALID_PARAMETER), "{text}");
         }
         let text = r#"{"direction": "from_server", "dry_run": true}"#;
         let options = RepairOptions::parse(text).unwrap_or_default();
-        assert_eq!((options.direction, options.dry_run), (Some(Direction::FromServer), true));
+        assert_eq!(
+            (options.direction, options.dry_run),
+            (Some(Direction::FromServer), true)
+        );
         assert!(RepairOptions::parse(r#"{"direction": "up"}"#).is_err());
     }
 }

@@ -10,7 +10,10 @@ use serde_json::Value;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Rows whose key is above `after` and not above `upto`; `None` is open.
-    Range { after: Option<KeyText>, upto: Option<KeyText> },
+    Range {
+        after: Option<KeyText>,
+        upto: Option<KeyText>,
+    },
     /// Rows the lowest `bits` of the hash of whose key are one of these.
     Buckets { bits: u32, values: Vec<u64> },
 }
@@ -33,7 +36,11 @@ impl Part {
             Self::Buckets { bits, values } => Some(format!(
                 "{} OPERATOR(pg_catalog.=) ANY ('{{{}}}'::pg_catalog.int8[])",
                 bucket(expressions, side, *bits),
-                values.iter().map(u64::to_string).collect::<Vec<_>>().join(",")
+                values
+                    .iter()
+                    .map(u64::to_string)
+                    .collect::<Vec<_>>()
+                    .join(",")
             )),
         }
     }
@@ -42,7 +49,10 @@ impl Part {
 /// The lowest bits of the hash of a row's key.
 fn bucket(expressions: &Expressions, side: Side, bits: u32) -> String {
     let mask = (1u64 << bits) - 1;
-    format!("({} OPERATOR(pg_catalog.&) {mask}::pg_catalog.int8)", expressions.key_hash(side))
+    format!(
+        "({} OPERATOR(pg_catalog.&) {mask}::pg_catalog.int8)",
+        expressions.key_hash(side)
+    )
 }
 
 /// How many rows there are in a part, and what their hashes add up to.
@@ -94,7 +104,9 @@ pub fn bounds(
         Some(_) => expressions.all_rows(side, condition.as_deref().unwrap_or("")),
         None => expressions.rows(side, condition.as_deref().as_slice()),
     };
-    let limit = limit.map(|limit| format!(" LIMIT {limit}")).unwrap_or_default();
+    let limit = limit
+        .map(|limit| format!(" LIMIT {limit}"))
+        .unwrap_or_default();
     let (texts, order) = (expressions.key_texts().join(", "), expressions.key_order());
     format!(
         "SELECT pg_catalog.json_agg(p.k ORDER BY p.n) FROM ( \
@@ -212,7 +224,10 @@ fn items(value: &Value) -> Result<&[Value]> {
 }
 
 fn text(value: Option<&Value>) -> Result<String> {
-    value.and_then(Value::as_str).map(str::to_owned).ok_or_else(malformed)
+    value
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .ok_or_else(malformed)
 }
 
 fn number(value: Option<&Value>) -> Result<u64> {
@@ -232,14 +247,23 @@ fn key(value: Option<&Value>) -> Result<KeyText> {
 
 fn sum(rows: Option<&Value>, hashes: Option<&Value>) -> Result<Sum> {
     let hashes = hashes.and_then(Value::as_str).unwrap_or("0").to_owned();
-    Ok(Sum { rows: number(rows)?, hashes })
+    Ok(Sum {
+        rows: number(rows)?,
+        hashes,
+    })
 }
 
 /// The answer to [`sums_of_ranges`].
 pub fn read_sums(value: &Value, parts: usize) -> Result<Vec<Sum>> {
-    let sums: Vec<Sum> =
-        items(value)?.iter().map(|item| sum(item.get(0), item.get(1))).collect::<Result<_>>()?;
-    if sums.len() == parts { Ok(sums) } else { Err(malformed()) }
+    let sums: Vec<Sum> = items(value)?
+        .iter()
+        .map(|item| sum(item.get(0), item.get(1)))
+        .collect::<Result<_>>()?;
+    if sums.len() == parts {
+        Ok(sums)
+    } else {
+        Err(malformed())
+    }
 }
 
 /// The answer to [`sums_of_buckets`].
@@ -257,7 +281,10 @@ fn listed(item: &Value) -> Result<Listed> {
     Ok(Listed {
         matched: key(item.get(0))?,
         key: key(item.get(1))?,
-        state: State { hash: text(item.get(2))?, version: text(item.get(3))? },
+        state: State {
+            hash: text(item.get(2))?,
+            version: text(item.get(3))?,
+        },
         key_hash: item.get(4).and_then(Value::as_str).map(str::to_owned),
     })
 }
@@ -275,7 +302,9 @@ pub fn read_full(value: &Value) -> Result<Vec<Full>> {
             let columns = items(item.get(5).ok_or_else(malformed)?)?.iter();
             Ok(Full {
                 listed: listed(item)?,
-                columns: columns.map(|hash| text(Some(hash))).collect::<Result<_>>()?,
+                columns: columns
+                    .map(|hash| text(Some(hash)))
+                    .collect::<Result<_>>()?,
                 key_json: text(item.get(6))?,
                 row_json: item.get(7).and_then(Value::as_str).map(str::to_owned),
                 texts: item

@@ -80,7 +80,10 @@ pub fn repair(
     }
     let mut comparison = Comparison::new(&subject, sides, options.max_differences, Wanted::Texts);
     comparison.run()?;
-    let repair = Repair { subject: &subject, options: &options };
+    let repair = Repair {
+        subject: &subject,
+        options: &options,
+    };
     let planned: Vec<(Difference, Action)> = comparison
         .into_differences()
         .into_iter()
@@ -104,7 +107,11 @@ impl Repair<'_> {
 
     fn direction(&self) -> Direction {
         let newest = matches!(self.route().policy, Policy::Newest(_));
-        let default = if newest { Direction::Newest } else { Direction::ToServer };
+        let default = if newest {
+            Direction::Newest
+        } else {
+            Direction::ToServer
+        };
         self.options.direction.unwrap_or(default)
     }
 
@@ -130,24 +137,40 @@ impl Repair<'_> {
     }
 
     fn there(&self, difference: &Difference, at: usize) -> Option<String> {
-        difference.texts.as_ref().and_then(|texts| texts.get(at).cloned()).flatten()
+        difference
+            .texts
+            .as_ref()
+            .and_then(|texts| texts.get(at).cloned())
+            .flatten()
     }
 
     /// Whether the row there has a larger version than the one here; of equal ones the one here stays.
     fn is_newer_there(&self, difference: &Difference) -> Result<bool> {
-        let Some(at) = self.route().version() else { return Ok(false) };
+        let Some(at) = self.route().version() else {
+            return Ok(false);
+        };
         let expressions = &self.subject.expressions;
-        let Some(version) = self.there(difference, at) else { return Ok(false) };
+        let Some(version) = self.there(difference, at) else {
+            return Ok(false);
+        };
         let condition = expressions.key_is_one_of(&[&difference.key_texts]);
         let newer = expressions.is_smaller(at, self.route().columns[at].collated, &version);
-        let sql = format!("SELECT {newer} {}", expressions.rows(Side::Here, &[&condition]));
+        let sql = format!(
+            "SELECT {newer} {}",
+            expressions.rows(Side::Here, &[&condition])
+        );
         let rows = query::read_as(self.subject.table.owner, &sql)?;
-        Ok(rows.first().and_then(|row| row.first()).is_some_and(|is| is.as_deref() == Some("t")))
+        Ok(rows
+            .first()
+            .and_then(|row| row.first())
+            .is_some_and(|is| is.as_deref() == Some("t")))
     }
 
     /// Whether it is remembered here that the row was deleted, by something newer than the row there.
     fn was_deleted_later(&self, difference: &Difference) -> Result<bool> {
-        let Some(at) = self.route().version() else { return Ok(false) };
+        let Some(at) = self.route().version() else {
+            return Ok(false);
+        };
         let expressions = &self.subject.expressions;
         let named = self.route().named_key();
         let key: Vec<String> = named
@@ -165,7 +188,10 @@ impl Repair<'_> {
             literal_or_null(self.there(difference, at).as_deref()),
         );
         let rows = query::read_as(self.subject.table.owner, &sql)?;
-        Ok(rows.first().and_then(|row| row.first()).is_some_and(|is| is.as_deref() == Some("t")))
+        Ok(rows
+            .first()
+            .and_then(|row| row.first())
+            .is_some_and(|is| is.as_deref() == Some("t")))
     }
 
     fn carry_out(
@@ -173,7 +199,10 @@ impl Repair<'_> {
         mut planned: Vec<(Difference, Action)>,
     ) -> Result<Vec<(Difference, Action)>> {
         // Before any row is locked: who holds one may wait for the table.
-        if planned.iter().any(|(_, action)| *action == Action::DeleteThere) {
+        if planned
+            .iter()
+            .any(|(_, action)| *action == Action::DeleteThere)
+        {
             self.lock_table()?;
         }
         for chunk in planned.chunks_mut(LOCKED) {
@@ -206,8 +235,10 @@ impl Repair<'_> {
     /// The rows here with the keys of some differences, locked.
     fn locked(&self, some: &[&Difference]) -> Result<BTreeMap<KeyText, KeyText>> {
         let expressions = &self.subject.expressions;
-        let keys: Vec<&[Option<String>]> =
-            some.iter().map(|difference| difference.key_texts.as_slice()).collect();
+        let keys: Vec<&[Option<String>]> = some
+            .iter()
+            .map(|difference| difference.key_texts.as_slice())
+            .collect();
         let condition = expressions.key_is_one_of(&keys);
         let sql = format!(
             "SELECT pg_catalog.json_build_array({}), {} {} ORDER BY {} FOR NO KEY UPDATE",
@@ -217,7 +248,9 @@ impl Repair<'_> {
             expressions.key_order()
         );
         let rows = query::lock_as(self.subject.table.owner, &sql)?;
-        rows.into_iter().map(|mut row| Ok((texts(&mut row, 0)?, texts(&mut row, 1)?))).collect()
+        rows.into_iter()
+            .map(|mut row| Ok((texts(&mut row, 0)?, texts(&mut row, 1)?)))
+            .collect()
     }
 
     fn write_there(&self, planned: &mut [(Difference, Action)]) -> Result<()> {
@@ -289,15 +322,19 @@ impl Repair<'_> {
     fn overwriting(&self) -> Rc<Route> {
         match self.route().policy {
             Policy::Overwrite | Policy::Error => self.route().clone(),
-            Policy::Skip | Policy::Newest(_) => {
-                Rc::new(Route { policy: Policy::Overwrite, ..(**self.route()).clone() })
-            }
+            Policy::Skip | Policy::Newest(_) => Rc::new(Route {
+                policy: Policy::Overwrite,
+                ..(**self.route()).clone()
+            }),
         }
     }
 
     fn deletion<'d>(&self, difference: &'d Difference, place: u64) -> Change<&'d str> {
         let key = difference.key_texts.iter().map(Option::as_deref).collect();
-        Change { key, ..change(Op::Delete, Vec::new(), (place, 0)) }
+        Change {
+            key,
+            ..change(Op::Delete, Vec::new(), (place, 0))
+        }
     }
 
     fn push(&self, route: &Rc<Route>, change: Change<&str>) -> Result<()> {
@@ -307,14 +344,19 @@ impl Repair<'_> {
 
     /// Whether the row that was compared is still here, and is gone now.
     fn delete_here(&self, difference: &Difference) -> Result<bool> {
-        let sql =
-            format!("DELETE FROM {} {} RETURNING 1", self.target(), self.unchanged(difference));
+        let sql = format!(
+            "DELETE FROM {} {} RETURNING 1",
+            self.target(),
+            self.unchanged(difference)
+        );
         self.write_guarded(&sql)
     }
 
     /// Whether the row there could be written here.
     fn write_here(&self, difference: &Difference) -> Result<bool> {
-        let Some(texts) = &difference.texts else { return Ok(false) };
+        let Some(texts) = &difference.texts else {
+            return Ok(false);
+        };
         let expressions = &self.subject.expressions;
         let columns = expressions.columns();
         let key = &self.route().key;
@@ -322,7 +364,10 @@ impl Repair<'_> {
         let value = |at: usize| literal_or_null(texts.get(at).and_then(Option::as_deref));
         let all: Vec<usize> = (0..columns.len()).collect();
         let list = |what: &dyn Fn(usize) -> String| -> String {
-            all.iter().map(|at| what(*at)).collect::<Vec<_>>().join(", ")
+            all.iter()
+                .map(|at| what(*at))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         let sql = match difference.kind {
             Kind::Differs => {
@@ -357,7 +402,11 @@ impl Repair<'_> {
     }
 
     fn target(&self) -> String {
-        let only = if self.subject.table.partitioned { "" } else { "ONLY " };
+        let only = if self.subject.table.partitioned {
+            ""
+        } else {
+            "ONLY "
+        };
         format!("{only}{} AS new", relation(&self.subject.table.name))
     }
 
@@ -402,7 +451,11 @@ fn change(op: Op, row: Vec<Option<&str>>, (before, after): (u64, u64)) -> Change
         tombstone: None,
         unchanged: Vec::new(),
         // No row of the table is stored in this file.
-        stored: RowStorage { before, after, ..RowStorage::default() },
+        stored: RowStorage {
+            before,
+            after,
+            ..RowStorage::default()
+        },
     }
 }
 

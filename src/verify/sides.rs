@@ -47,7 +47,11 @@ pub struct Sides {
 impl Sides {
     /// The local side as the table's owner, and the server over the owner's mapping.
     pub fn new(owner: Oid, endpoint: Rc<Endpoint>) -> Self {
-        Self { owner, endpoint, link: None }
+        Self {
+            owner,
+            endpoint,
+            link: None,
+        }
     }
 
     /// Asks both; each question has one row with one JSON value.
@@ -76,7 +80,13 @@ impl Sides {
 
     fn ask_here(&self, sql: &str) -> Result<Value> {
         let rows: Vec<Row> = query::read_as(self.owner, sql)?;
-        value(rows.into_iter().next().and_then(|mut row| row.pop()).flatten().as_deref())
+        value(
+            rows.into_iter()
+                .next()
+                .and_then(|mut row| row.pop())
+                .flatten()
+                .as_deref(),
+        )
     }
 
     /// Sends a question, as far as that goes.
@@ -107,7 +117,9 @@ impl Sides {
         // The first is that of LIMITS.
         let [_, answer] = link.answers() else {
             let server = &link.endpoint().account.server_name;
-            return Err(Error::internal(format!("unexpected answer of server \"{server}\"")));
+            return Err(Error::internal(format!(
+                "unexpected answer of server \"{server}\""
+            )));
         };
         let answer = value(answer.first().and_then(Option::as_deref));
         self.link = Some(link);
@@ -139,6 +151,8 @@ fn canceled(link: Link<'static>) -> Error {
 }
 
 fn value(text: Option<&str>) -> Result<Value> {
-    let Some(text) = text else { return Ok(Value::Null) };
+    let Some(text) = text else {
+        return Ok(Value::Null);
+    };
     serde_json::from_str(text).map_err(|_| Error::internal("malformed answer to a comparison"))
 }

@@ -58,7 +58,10 @@ impl Subject {
             )
             .with_hint("Attach it with attach_sync()."));
         };
-        if senders.iter().any(|other| other.args.get(1..3) != first.args.get(1..3)) {
+        if senders
+            .iter()
+            .any(|other| other.args.get(1..3) != first.args.get(1..3))
+        {
             return Err(Error::local(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!(
@@ -87,14 +90,24 @@ impl Subject {
         let filter = match condition {
             Some(condition) => Some(condition.to_owned()),
             None => condition::of_rows(
-                (senders.iter()).filter(|one| one.inserts).map(|one| one.condition.as_deref()),
+                (senders.iter())
+                    .filter(|one| one.inserts)
+                    .map(|one| one.condition.as_deref()),
             ),
         };
         let mut expressions = Expressions::new(&table, &descriptor.route, &here, &there, filter);
         if condition.is_none() && expressions.has_filter() {
             expressions = usable_there(expressions, &mut sides)?;
         }
-        Ok((Self { extension: extension.clone(), table, descriptor, expressions }, sides))
+        Ok((
+            Self {
+                extension: extension.clone(),
+                table,
+                descriptor,
+                expressions,
+            },
+            sides,
+        ))
     }
 }
 
@@ -160,7 +173,11 @@ fn check_target(
             format!("relation \"{schema}.{table}\" does not exist on server \"{server}\""),
         ));
     }
-    let missing = descriptor.route.columns.iter().find(|c| there.column(&c.name).is_none());
+    let missing = descriptor
+        .route
+        .columns
+        .iter()
+        .find(|c| there.column(&c.name).is_none());
     match missing {
         None => Ok(()),
         Some(column) => Err(Error::local(
@@ -218,12 +235,16 @@ fn check_rights(
         return Err(denied(format!("must be owner of table {name} to give a condition"))
             .with_hint("It is carried out on the server, too, with the rights of the owner's user mapping."));
     }
-    let is_hidden =
-        format!("SELECT pg_catalog.row_security_active({}::pg_catalog.oid)", table.oid.to_u32());
+    let is_hidden = format!(
+        "SELECT pg_catalog.row_security_active({}::pg_catalog.oid)",
+        table.oid.to_u32()
+    );
     let rows = query::read_as(context::user(), &is_hidden)?;
     if required(&mut rows.into_iter().next().unwrap_or_default(), 0)? == "t" {
-        return Err(denied(format!("row security of table {name} applies to the current user"))
-            .with_hint("Rows that are hidden would look missing."));
+        return Err(denied(format!(
+            "row security of table {name} applies to the current user"
+        ))
+        .with_hint("Rows that are hidden would look missing."));
     }
     Ok(())
 }
@@ -254,7 +275,11 @@ fn senders(extension: &Extension, table: &Table, server: &str) -> Result<Vec<Sen
                AND t.tgenabled OPERATOR(pg_catalog.<>) 'D' \
                AND a.args[1] {EQ} $3 ORDER BY t.tgname"
         ),
-        &[Some(&table.oid.to_u32().to_string()), Some(&extension.schema), Some(server)],
+        &[
+            Some(&table.oid.to_u32().to_string()),
+            Some(&extension.schema),
+            Some(server),
+        ],
     )?;
     rows.into_iter()
         .map(|mut row| {

@@ -28,7 +28,12 @@ impl StoredVersion {
         let deleted = required(&mut row, first + 2)? == "t";
         let mut text = |at: usize| row.get_mut(at).and_then(Option::take);
         let (version, shown) = (text(first), text(first + 3));
-        Ok(Self { stamp: Stamp { version, rank }, deleted, shown, by_event })
+        Ok(Self {
+            stamp: Stamp { version, rank },
+            deleted,
+            shown,
+            by_event,
+        })
     }
 }
 
@@ -79,7 +84,9 @@ impl VersionKey<'_> {
     fn look(&self, stored: u64) -> Result<(Option<StoredVersion>, Option<Transaction>)> {
         let key = (self.relation, self.hash);
         let (found, writer) = lookup::by_key(self.extension, "sync_row_version", key, 8)?;
-        let Some(mut row) = found else { return Ok((None, writer)) };
+        let Some(mut row) = found else {
+            return Ok((None, writer));
+        };
         let mut number = |at| required(&mut row, at).map(|n| n.parse::<u64>().ok());
         let (place, by) = (number(6)?, number(7)?);
         let by_event = place == Some(stored) && by == Some(context::transaction());
@@ -95,9 +102,15 @@ impl VersionKey<'_> {
             "SELECT version, rank, deleted, shown FROM {} WHERE {HERE} FOR UPDATE",
             self.table()
         );
-        let row =
-            spi::write(self.extension, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
-        row.into_iter().next().map(|row| StoredVersion::read(row, 0, false)).transpose()
+        let row = spi::write(
+            self.extension,
+            &sql,
+            &self.args().each_ref().map(|a| Some(a.as_str())),
+        )?;
+        row.into_iter()
+            .next()
+            .map(|row| StoredVersion::read(row, 0, false))
+            .transpose()
     }
 
     /// Keeps something, in place of what is there and locked, or where there is nothing. False when another
@@ -160,7 +173,11 @@ impl VersionKey<'_> {
     /// What writing reports.
     pub fn clear(&self) -> Result<()> {
         let sql = format!("DELETE FROM {} WHERE {HERE}", self.table());
-        spi::write(self.extension, &sql, &self.args().each_ref().map(|a| Some(a.as_str())))?;
+        spi::write(
+            self.extension,
+            &sql,
+            &self.args().each_ref().map(|a| Some(a.as_str())),
+        )?;
         Ok(())
     }
 

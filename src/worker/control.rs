@@ -29,8 +29,11 @@ pub fn start(extension: &Extension) -> Result<bool> {
     }
     // With a launcher, it is the launcher that starts it again.
     let Some(worker) = bgworker::start_worker(database, !worker_registry::exists()) else {
-        return Err(Error::local(SqlState::CONFIGURATION_LIMIT, "out of background worker slots")
-            .with_hint("You might need to increase max_worker_processes."));
+        return Err(Error::local(
+            SqlState::CONFIGURATION_LIMIT,
+            "out of background worker slots",
+        )
+        .with_hint("You might need to increase max_worker_processes."));
     };
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -43,8 +46,10 @@ pub fn start(extension: &Extension) -> Result<bool> {
             (None, _) => pause(),
         }
     }
-    Err(Error::local(SqlState::OBJECT_NOT_READY, "the worker did not start")
-        .with_hint("See the server's log. CREATE EXTENSION must have been committed before."))
+    Err(
+        Error::local(SqlState::OBJECT_NOT_READY, "the worker did not start")
+            .with_hint("See the server's log. CREATE EXTENSION must have been committed before."),
+    )
 }
 
 /// Ends the worker of the current database and waits until it has gone; until [`start`] or a server
@@ -58,7 +63,9 @@ pub fn stop(extension: &Extension) -> Result<bool> {
         let message = "too many databases to remember that this one is to have no worker";
         return Err(Error::local(SqlState::CONFIGURATION_LIMIT, message));
     }
-    let Some(pid) = holder(extension)? else { return Ok(false) };
+    let Some(pid) = holder(extension)? else {
+        return Ok(false);
+    };
     bgworker::terminate(pid);
     let deadline = Instant::now() + PATIENCE;
     while holder(extension)? == Some(pid) {
@@ -105,10 +112,17 @@ fn holder(extension: &Extension) -> Result<Option<i32>> {
          AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
          AND objid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
          AND objsubid OPERATOR(pg_catalog.=) $2::pg_catalog.int2 AND granted";
-    let (database, lock) = (database::current().to_u32().to_string(), WORKER_LOCK.to_string());
-    let row = spi::read(extension, sql, &[Some(&database), Some(&lock)])?.into_iter().next();
+    let (database, lock) = (
+        database::current().to_u32().to_string(),
+        WORKER_LOCK.to_string(),
+    );
+    let row = spi::read(extension, sql, &[Some(&database), Some(&lock)])?
+        .into_iter()
+        .next();
     row.map(|mut row| {
-        required(&mut row, 0)?.parse().map_err(|_| Error::internal("malformed process ID"))
+        required(&mut row, 0)?
+            .parse()
+            .map_err(|_| Error::internal("malformed process ID"))
     })
     .transpose()
 }
@@ -165,7 +179,9 @@ pub fn wake_now() {
 /// The transaction has ended. Cannot fail.
 pub fn transaction_ended(committed: bool) {
     let (at_commit, at_end) = (WAKE.take(), WAKE_AT_END.take());
-    let Some(wake) = at_commit.filter(|_| committed).or(at_end) else { return };
+    let Some(wake) = at_commit.filter(|_| committed).or(at_end) else {
+        return;
+    };
     let database = database::current();
     let at_work = match wake {
         // One that has just found no extension here is about to end.
@@ -173,7 +189,11 @@ pub fn transaction_ended(committed: bool) {
             let before = worker_registry::note(database, flag::NOTIFIED);
             // Woken by another commit, it will see what this one has queued.
             let notified = before.is_some_and(|flags| flags & flag::NOTIFIED != 0);
-            let there = if notified { worker.is_there() } else { worker.wake() };
+            let there = if notified {
+                worker.is_there()
+            } else {
+                worker.wake()
+            };
             there && before.is_none_or(|flags| flags & flag::WORKING != 0)
         }
         Wake::Launcher => false,

@@ -118,13 +118,22 @@ struct Server {
 
 impl Server {
     fn new(now: Instant) -> Self {
-        Self { schedule: Schedule::new(now), pace: Pace::default(), answered: None, trouble: "" }
+        Self {
+            schedule: Schedule::new(now),
+            pace: Pace::default(),
+            answered: None,
+            trouble: "",
+        }
     }
 
     /// One that has failed so many times in a row, to be tried at that time.
     fn failing(failures: u32, due: Instant, now: Instant) -> Self {
         let schedule = Schedule::failing(failures, due, now);
-        Self { schedule, trouble: "failed", ..Self::new(now) }
+        Self {
+            schedule,
+            trouble: "failed",
+            ..Self::new(now)
+        }
     }
 }
 
@@ -190,7 +199,8 @@ impl Drainer {
                 self.resolver.wake();
             }
             let before = self.copiers.len();
-            self.copiers.retain(|copier| copier.state() != Startup::Ended);
+            self.copiers
+                .retain(|copier| copier.state() != Startup::Ended);
             if self.copiers.len() < before {
                 self.look_at = self.look_at.min(self.looked + self.look_gap);
             }
@@ -216,7 +226,11 @@ impl Drainer {
     /// and others wait, or it has had nothing to do for long, or its time is over.
     fn makes_room(&mut self) -> bool {
         let now = Instant::now();
-        let due = self.servers.values().filter_map(|server| server.schedule.due()).min();
+        let due = self
+            .servers
+            .values()
+            .filter_map(|server| server.schedule.due())
+            .min();
         if !self.links.is_empty() || due.is_some_and(|due| due <= now) {
             self.busy_at = now;
         }
@@ -240,16 +254,23 @@ impl Drainer {
 
     /// When something is to be done next.
     fn next(&self) -> Instant {
-        let due = self.servers.iter().filter(|(name, _)| !self.is_visited(name));
+        let due = self
+            .servers
+            .iter()
+            .filter(|(name, _)| !self.is_visited(name));
         let due = due.filter_map(|(_, server)| server.schedule.due());
         // Waits that are not ours may have taken the latch's sign.
         let notified = is_notified().then(|| self.looked + self.look_gap);
         let prepared = (self.has_looked && !self.warned_copy).then(|| self.resolver.next());
-        due.chain(notified).chain(prepared).fold(self.look_at, Instant::min)
+        due.chain(notified)
+            .chain(prepared)
+            .fold(self.look_at, Instant::min)
     }
 
     fn is_visited(&self, server: &str) -> bool {
-        self.visitors.iter().any(|one| one.server == server && one.resolves.is_none())
+        self.visitors
+            .iter()
+            .any(|one| one.server == server && one.resolves.is_none())
     }
 
     /// Looks which servers have work.
@@ -257,7 +278,9 @@ impl Drainer {
         let began = Instant::now();
         // What is queued from now on may not be seen.
         worker_registry::clear(database::current(), worker_registry::flag::NOTIFIED);
-        let tidy = self.tidied.is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
+        let tidy = self
+            .tidied
+            .is_none_or(|at| at.elapsed() >= guc::max_retry_interval());
         let resumes = std::mem::take(&mut self.resumes);
         let found = run_in_transaction(|| match Extension::look_up()? {
             Some(_) if identity::is_copy()? => Ok(Some(None)),
@@ -276,7 +299,11 @@ impl Drainer {
                     Ok((server, wait))
                 });
                 let waits = waits.collect::<Result<Vec<_>>>()?;
-                Ok(Some(Some((waits, queue::has_prepared(&extension)?, copier::due(&extension)?))))
+                Ok(Some(Some((
+                    waits,
+                    queue::has_prepared(&extension)?,
+                    copier::due(&extension)?,
+                ))))
             }
             None => Ok(None),
         });
@@ -351,7 +378,11 @@ impl Drainer {
         for (account, link) in self.resolver.approach() {
             let (server, kept) = (account.0.clone(), link.is_up());
             self.links.push(link);
-            self.visitors.push(Visitor { server, kept, resolves: Some(account) });
+            self.visitors.push(Visitor {
+                server,
+                kept,
+                resolves: Some(account),
+            });
         }
     }
 
@@ -369,7 +400,9 @@ impl Drainer {
         let alone = self.servers.len() == 1;
         for name in due {
             let link = run_in_transaction(|| drain::approach(&Extension::find()?, &name));
-            let Some(server) = self.servers.get_mut(&name) else { continue };
+            let Some(server) = self.servers.get_mut(&name) else {
+                continue;
+            };
             match link {
                 Ok(Approach::Link(mut link)) => {
                     server.schedule.try_now();
@@ -380,7 +413,11 @@ impl Drainer {
                         link.run(Fixed::new(["SELECT 1"]), Ending::Open);
                     }
                     self.links.push(*link);
-                    self.visitors.push(Visitor { server: name, kept, resolves: None });
+                    self.visitors.push(Visitor {
+                        server: name,
+                        kept,
+                        resolves: None,
+                    });
                 }
                 Ok(Approach::Later(wait)) => server.schedule.postpone(now + wait),
                 Ok(Approach::Nothing) => server.schedule.succeed(false, now),
@@ -395,7 +432,11 @@ impl Drainer {
             && bgworker::ending().is_none()
         {
             let link = self.links.swap_remove(at);
-            let Visitor { server: name, kept, resolves } = self.visitors.swap_remove(at);
+            let Visitor {
+                server: name,
+                kept,
+                resolves,
+            } = self.visitors.swap_remove(at);
             if let Some(account) = resolves {
                 self.resolver.serve(&account, link);
                 continue;
@@ -419,7 +460,10 @@ impl Drainer {
     fn drain(&mut self, name: &str, link: Link<'static>) {
         self.show(true, format!("pg_rowsync: draining server \"{name}\""));
         // After a failure with less: a visit may have been too large for the server's time limits.
-        let failures = self.servers.get(name).map_or(0, |server| server.schedule.failures());
+        let failures = self
+            .servers
+            .get(name)
+            .map_or(0, |server| server.schedule.failures());
         let limit = (VISIT >> (2 * failures).min(12)).max(1);
         let began = Instant::now();
         let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(began));
@@ -450,7 +494,9 @@ impl Drainer {
             }
             Ok(Visit::Failed(error)) | Err(error) => return self.fail(name, &error),
         };
-        let Some(server) = self.servers.get_mut(name) else { return };
+        let Some(server) = self.servers.get_mut(name) else {
+            return;
+        };
         let failures = server.schedule.failures();
         server.pace.remaining(remaining, done, now - began, now);
         server.schedule.succeed(remaining > 0, now);
@@ -466,7 +512,9 @@ impl Drainer {
         if bgworker::ending().is_some() {
             return;
         }
-        let Some(server) = self.servers.get_mut(name) else { return };
+        let Some(server) = self.servers.get_mut(name) else {
+            return;
+        };
         let wait = server.schedule.fail(Instant::now(), intervals());
         if error.is_about_owner() {
             server.schedule.keep_awake();
@@ -530,13 +578,26 @@ impl Drainer {
             let text = format!("pg_rowsync: connecting to server \"{}\"", visitor.server);
             return self.show(true, text);
         }
-        let failing = self.servers.iter().find(|(_, server)| server.schedule.failures() > 0);
+        let failing = self
+            .servers
+            .iter()
+            .find(|(_, server)| server.schedule.failures() > 0);
         let text = failing.and_then(|(name, server)| {
-            let seconds = server.schedule.due()?.saturating_duration_since(now).as_secs() + 1;
+            let seconds = server
+                .schedule
+                .due()?
+                .saturating_duration_since(now)
+                .as_secs()
+                + 1;
             let what = server.trouble;
-            Some(format!("pg_rowsync: server \"{name}\" {what}, next attempt in {seconds} s"))
+            Some(format!(
+                "pg_rowsync: server \"{name}\" {what}, next attempt in {seconds} s"
+            ))
         });
-        self.show(false, text.unwrap_or_else(|| "pg_rowsync: waiting for changes".to_owned()));
+        self.show(
+            false,
+            text.unwrap_or_else(|| "pg_rowsync: waiting for changes".to_owned()),
+        );
     }
 
     fn show(&mut self, busy: bool, text: String) {
@@ -558,5 +619,8 @@ fn trouble(error: &Error) -> &'static str {
 }
 
 fn intervals() -> Intervals {
-    Intervals { retry: guc::retry_interval(), max: guc::max_retry_interval() }
+    Intervals {
+        retry: guc::retry_interval(),
+        max: guc::max_retry_interval(),
+    }
 }

@@ -30,7 +30,10 @@ const LOOK_GAP: Duration = Duration::from_secs(10);
 pub fn run() -> ! {
     bgworker::enter_none();
     worker_registry::announce_launcher();
-    bgworker::show(false, "pg_rowsync: waiting for databases that want a worker");
+    bgworker::show(
+        false,
+        "pg_rowsync: waiting for databases that want a worker",
+    );
     let mut launcher = Launcher {
         wanted: BTreeMap::new(),
         starting: None,
@@ -105,7 +108,8 @@ impl Launcher {
         self.warned_no_slot = false;
         let Some(databases) = databases() else { return };
         worker_registry::keep_only(&databases);
-        self.without_slot.retain(|own| databases.contains(&Oid::from(*own)));
+        self.without_slot
+            .retain(|own| databases.contains(&Oid::from(*own)));
         worker_registry::want_slots(!self.without_slot.is_empty());
         for database in databases {
             self.wanted.entry(database.to_u32()).or_insert(now);
@@ -134,7 +138,9 @@ impl Launcher {
 
     /// Whether the worker being started has settled. One that ended before that failed.
     fn settle(&mut self) {
-        let Some((database, handle, until)) = &self.starting else { return };
+        let Some((database, handle, until)) = &self.starting else {
+            return;
+        };
         let (now, database) = (Instant::now(), *database);
         // Asked in this order: a worker marks first and ends then.
         let ended = handle.state() == Startup::Ended;
@@ -192,7 +198,8 @@ impl Launcher {
         let now = Instant::now();
         // Who has waited longest, so that nobody is passed over for ever.
         let due = self.wanted.iter().filter(|(_, due)| **due <= now);
-        due.min_by_key(|(_, due)| **due).map(|(database, _)| *database)
+        due.min_by_key(|(_, due)| **due)
+            .map(|(database, _)| *database)
     }
 
     /// Starts a worker.

@@ -29,7 +29,11 @@ pub struct Resolver {
 
 impl Resolver {
     pub fn new(now: Instant) -> Self {
-        Self { accounts: BTreeMap::new(), look_at: now, looked: now }
+        Self {
+            accounts: BTreeMap::new(),
+            look_at: now,
+            looked: now,
+        }
     }
 
     /// Some session may have left something.
@@ -41,7 +45,10 @@ impl Resolver {
 
     /// When something is to be done next.
     pub fn next(&self) -> Instant {
-        self.accounts.values().filter_map(Schedule::due).fold(self.look_at, Instant::min)
+        self.accounts
+            .values()
+            .filter_map(Schedule::due)
+            .fold(self.look_at, Instant::min)
     }
 
     /// Looks which accounts there are, once it is time; what it failed over.
@@ -56,17 +63,20 @@ impl Resolver {
         self.looked = now;
         self.look_at = now + guc::max_retry_interval();
         let found = run_in_transaction(|| match Extension::look_up()? {
-            Some(extension) => {
-                Ok((resolver::accounts(&extension)?, resolver::has_decisions(&extension)?))
-            }
+            Some(extension) => Ok((
+                resolver::accounts(&extension)?,
+                resolver::has_decisions(&extension)?,
+            )),
             None => Ok((Vec::new(), false)),
         });
         let (accounts, has_decisions) = found?;
         if has_decisions {
             self.look_at = now + LOOK_GAP;
         }
-        let found: Vec<Account> =
-            accounts.into_iter().map(|(server, owner)| (server, owner.to_u32())).collect();
+        let found: Vec<Account> = accounts
+            .into_iter()
+            .map(|(server, owner)| (server, owner.to_u32()))
+            .collect();
         self.accounts.retain(|account, _| found.contains(account));
         for account in found {
             self.accounts
@@ -80,8 +90,10 @@ impl Resolver {
     /// Begins to connect for the accounts whose time has come.
     pub fn approach(&mut self) -> Vec<(Account, Link<'static>)> {
         let now = Instant::now();
-        let due =
-            self.accounts.iter_mut().filter(|(_, one)| one.due().is_some_and(|due| due <= now));
+        let due = self
+            .accounts
+            .iter_mut()
+            .filter(|(_, one)| one.due().is_some_and(|due| due <= now));
         let mut links = Vec::new();
         let mut failed = Vec::new();
         for (account, schedule) in due {
@@ -94,7 +106,9 @@ impl Resolver {
                 Err(error) => failed.push((account.clone(), error)),
             }
         }
-        failed.iter().for_each(|(account, error)| self.fail(account, error));
+        failed
+            .iter()
+            .for_each(|(account, error)| self.fail(account, error));
         links
     }
 
@@ -121,8 +135,13 @@ impl Resolver {
         if bgworker::ending().is_some() {
             return;
         }
-        let Some(schedule) = self.accounts.get_mut(account) else { return };
-        let intervals = Intervals { retry: guc::retry_interval(), max: guc::max_retry_interval() };
+        let Some(schedule) = self.accounts.get_mut(account) else {
+            return;
+        };
+        let intervals = Intervals {
+            retry: guc::retry_interval(),
+            max: guc::max_retry_interval(),
+        };
         schedule.fail(Instant::now(), intervals);
         if schedule.failures() > 1 {
             return;
@@ -137,7 +156,10 @@ impl Resolver {
             None => Ok(()),
         });
         if let Err(error) = noted {
-            report::log("the state of prepared transactions could not be noted", Some(&error));
+            report::log(
+                "the state of prepared transactions could not be noted",
+                Some(&error),
+            );
         }
     }
 }

@@ -36,13 +36,21 @@ enum State {
 impl Schedule {
     /// A server that has something to do.
     pub fn new(now: Instant) -> Self {
-        Self { state: State::Well, due: Some(now) }
+        Self {
+            state: State::Well,
+            due: Some(now),
+        }
     }
 
     /// A server that has failed so many times in a row before `now`, to be tried at that time.
     pub fn failing(failures: u32, due: Instant, now: Instant) -> Self {
         Self {
-            state: State::Failing { failures, since: now, jitter: 1.0, awake: false },
+            state: State::Failing {
+                failures,
+                since: now,
+                jitter: 1.0,
+                awake: false,
+            },
             due: Some(due),
         }
     }
@@ -102,14 +110,26 @@ impl Schedule {
     /// It failed once more. Gives the time until the next attempt.
     pub fn fail(&mut self, now: Instant, intervals: Intervals) -> Duration {
         let failures = self.failures().saturating_add(1);
-        self.state = State::Failing { failures, since: now, jitter: jitter(), awake: false };
+        self.state = State::Failing {
+            failures,
+            since: now,
+            jitter: jitter(),
+            awake: false,
+        };
         self.adopt(intervals);
-        self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
+        self.due
+            .map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
     }
 
     /// The settings have changed.
     pub fn adopt(&mut self, intervals: Intervals) {
-        if let State::Failing { failures, since, jitter, .. } = self.state {
+        if let State::Failing {
+            failures,
+            since,
+            jitter,
+            ..
+        } = self.state
+        {
             self.due = Some(since + backoff(failures, intervals).mul_f64(jitter));
         }
     }
@@ -118,7 +138,10 @@ impl Schedule {
 /// Doubles with each failure, from the first interval to the longest.
 fn backoff(failures: u32, intervals: Intervals) -> Duration {
     let doublings = failures.saturating_sub(1).min(30);
-    intervals.retry.saturating_mul(1 << doublings).min(intervals.max)
+    intervals
+        .retry
+        .saturating_mul(1 << doublings)
+        .min(intervals.max)
 }
 
 /// Between 0.8 and 1.2, so that servers and clusters that failed together are not tried together.
@@ -132,8 +155,10 @@ fn jitter() -> f64 {
 mod tests {
     use super::*;
 
-    const INTERVALS: Intervals =
-        Intervals { retry: Duration::from_secs(1), max: Duration::from_secs(30) };
+    const INTERVALS: Intervals = Intervals {
+        retry: Duration::from_secs(1),
+        max: Duration::from_secs(30),
+    };
 
     #[test]
     fn attempts_become_rarer_up_to_the_longest_interval_and_never_line_up() {
@@ -141,7 +166,10 @@ mod tests {
         let mut schedule = Schedule::new(now);
         for expected in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
             let wait = schedule.fail(now, INTERVALS).as_secs_f64();
-            assert!((expected * 0.8..=expected * 1.2).contains(&wait), "{wait} for {expected}");
+            assert!(
+                (expected * 0.8..=expected * 1.2).contains(&wait),
+                "{wait} for {expected}"
+            );
         }
         let waits: Vec<Duration> = (0..4).map(|_| schedule.fail(now, INTERVALS)).collect();
         assert!(waits.windows(2).any(|pair| pair[0] != pair[1]), "{waits:?}");
@@ -171,8 +199,15 @@ mod tests {
             schedule.fail(now, INTERVALS);
         }
         let short = Duration::from_millis(10);
-        schedule.adopt(Intervals { retry: short, max: short });
-        assert!(schedule.due().is_some_and(|due| due <= now + short.mul_f64(1.2)));
+        schedule.adopt(Intervals {
+            retry: short,
+            max: short,
+        });
+        assert!(
+            schedule
+                .due()
+                .is_some_and(|due| due <= now + short.mul_f64(1.2))
+        );
     }
 
     #[test]

@@ -11,7 +11,9 @@ const VARIABLE: &str = "SLOW_FLUSH_MICROSECONDS";
 fn delay() -> Duration {
     static DELAY: OnceLock<Duration> = OnceLock::new();
     *DELAY.get_or_init(|| {
-        let told = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
+        let told = std::env::var(VARIABLE)
+            .ok()
+            .and_then(|text| text.parse().ok());
         Duration::from_micros(told.unwrap_or(0))
     })
 }

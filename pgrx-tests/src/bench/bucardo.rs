@@ -29,21 +29,35 @@ pub fn start(local: &Side, remote: &Side) -> Result<()> {
         cluster.restart()?;
     }
     let password = cluster.superuser_password();
+    cluster.superuser("postgres")?.batch_execute(&format!(
+        "create role bucardo superuser login password '{password}'"
+    ))?;
     cluster
         .superuser("postgres")?
-        .batch_execute(&format!("create role bucardo superuser login password '{password}'"))?;
-    cluster.superuser("postgres")?.batch_execute("create database bucardo owner bucardo")?;
+        .batch_execute("create database bucardo owner bucardo")?;
 
     let command = |program: &Path| {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("HOME", &dir);
-        command.env("PGPASSWORD", password).current_dir(&dir).stdin(Stdio::null());
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LC_ALL", "C")
+            .env("HOME", &dir);
+        command
+            .env("PGPASSWORD", password)
+            .current_dir(&dir)
+            .stdin(Stdio::null());
         command.envs(modules.iter().map(|modules| ("PERL5LIB", modules)));
         command
     };
     let port = cluster.port().to_string();
     run(command(&postgres.program("psql"))
-        .args(["--no-psqlrc", "--quiet", "--host=127.0.0.1", "--username=postgres"])
+        .args([
+            "--no-psqlrc",
+            "--quiet",
+            "--host=127.0.0.1",
+            "--username=postgres",
+        ])
         .args(["--dbname=bucardo", "--port", &port, "--file"])
         .arg(schema_file(&program)?))?;
     let bucardo = |words: &[&str]| {
@@ -69,7 +83,13 @@ pub fn start(local: &Side, remote: &Side) -> Result<()> {
         let table = schema::table(shape, Contender::Bucardo);
         bucardo(&["add", "table", &table, "db=src", "relgroup=bench"])?;
     }
-    bucardo(&["add", "sync", "bench", "relgroup=bench", "dbs=src:source,dst:target"])?;
+    bucardo(&[
+        "add",
+        "sync",
+        "bench",
+        "relgroup=bench",
+        "dbs=src:source,dst:target",
+    ])?;
     let at = dir.to_string_lossy();
     bucardo(&[
         "set",
@@ -82,7 +102,10 @@ pub fn start(local: &Side, remote: &Side) -> Result<()> {
 
 /// `../share/bucardo/bucardo.schema`, seen from where the program is.
 fn schema_file(program: &Path) -> Result<PathBuf> {
-    let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
+    let prefix = program
+        .parent()
+        .and_then(Path::parent)
+        .unwrap_or(Path::new("/usr"));
     let file = prefix.join("share/bucardo/bucardo.schema");
     ensure!(file.exists(), "\"{}\" is missing", file.display());
     Ok(file)
@@ -90,9 +113,15 @@ fn schema_file(program: &Path) -> Result<PathBuf> {
 
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("could not run \"{program}\""))?;
+    let output = command
+        .output()
+        .with_context(|| format!("could not run \"{program}\""))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let told = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "\"{program}\" failed ({}):\n{told}{said}", output.status);
+    ensure!(
+        output.status.success(),
+        "\"{program}\" failed ({}):\n{told}{said}",
+        output.status
+    );
     Ok(())
 }

@@ -38,7 +38,12 @@ fn turn(figures: &mut Figures, lane: &Lane) -> Result<()> {
         session.batch_execute(&lane.shape.statement(operation, &lane.table, ROWS))?;
         lane.settle().with_context(|| title.clone())?;
         let sent = lane.rig.bytes_sent() - before;
-        figures.add(&title, lane.contender, Unit::Bytes, sent as f64 / f64::from(ROWS));
+        figures.add(
+            &title,
+            lane.contender,
+            Unit::Bytes,
+            sent as f64 / f64::from(ROWS),
+        );
     }
     Ok(())
 }

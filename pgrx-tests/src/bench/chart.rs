@@ -50,7 +50,11 @@ pub fn write(report: &Report, file: &Path) -> Result<()> {
 
 fn render(report: &Report) -> String {
     let groups = groups(report);
-    let most = groups.iter().flat_map(|(_, bars)| bars).map(|bar| bar.cost).fold(10.0, f64::max);
+    let most = groups
+        .iter()
+        .flat_map(|(_, bars)| bars)
+        .map(|bar| bar.cost)
+        .fold(10.0, f64::max);
     let decades = most.log10().ceil().max(1.0);
     let x = |cost: f64| LEFT + cost.max(1.0).log10() / decades * (RIGHT - LEFT);
     let mut body = String::new();
@@ -64,12 +68,26 @@ fn render(report: &Report) -> String {
             let colour = COLOURS.iter().find(|(one, _)| *one == bar.contender);
             let colour = colour.map_or("#888888", |(_, colour)| colour);
             let middle = y + BAR - 3.0;
-            text(&mut body, LEFT - 8.0, middle, "", "end", bar.contender.name());
+            text(
+                &mut body,
+                LEFT - 8.0,
+                middle,
+                "",
+                "end",
+                bar.contender.name(),
+            );
             let _ = writeln!(
                 body,
                 r#"<rect x="{LEFT}" y="{y:.1}" width="{width:.1}" height="{BAR}" rx="2" fill="{colour}"/>"#
             );
-            text(&mut body, LEFT + width + 6.0, middle, "small", "start", &bar.label);
+            text(
+                &mut body,
+                LEFT + width + 6.0,
+                middle,
+                "small",
+                "start",
+                &bar.label,
+            );
             y += STEP;
         }
         y += 12.0;
@@ -83,10 +101,24 @@ fn render(report: &Report) -> String {
             r#"<line x1="{at:.1}" y1="{:.1}" x2="{at:.1}" y2="{y:.1}"/>"#,
             TOP - 4.0
         );
-        text(&mut axis, at, TOP - 9.0, "small", "middle", &format!("{cost}×"));
+        text(
+            &mut axis,
+            at,
+            TOP - 9.0,
+            "small",
+            "middle",
+            &format!("{cost}×"),
+        );
     }
     let mut head = String::new();
-    text(&mut head, 16.0, 24.0, "title", "start", "What it costs to keep a table in step");
+    text(
+        &mut head,
+        16.0,
+        24.0,
+        "title",
+        "start",
+        "What it costs to keep a table in step",
+    );
     let unit =
         "times the cost of no synchronisation, logarithmic; beside the bars the median itself";
     text(&mut head, 16.0, 44.0, "small", "start", unit);
@@ -119,7 +151,11 @@ fn groups(report: &Report) -> Vec<(String, Vec<Bar>)> {
             let figure = report.figures.figure(&workload, contender);
             if let (Some(cost), Some(figure)) = (cost, figure) {
                 let label = format!("{cost:.1}× · {}", with_unit(figure.median, figure.unit));
-                bars.push(Bar { contender, cost, label });
+                bars.push(Bar {
+                    contender,
+                    cost,
+                    label,
+                });
             }
         }
         if !bars.is_empty() {
@@ -146,9 +182,11 @@ mod tests {
 
     fn report() -> Report {
         let mut figures = Figures::default();
-        for (contender, took) in
-            [(Contender::None, 10.0), (Contender::Recipe, 1000.0), (Contender::Async, 20.0)]
-        {
+        for (contender, took) in [
+            (Contender::None, 10.0),
+            (Contender::Recipe, 1000.0),
+            (Contender::Async, 20.0),
+        ] {
             figures.add("insert 10,000 rows", contender, Unit::Milliseconds, took);
         }
         let machine = Machine {
@@ -170,7 +208,8 @@ mod tests {
         let widths: Vec<f64> = drawn
             .lines()
             .filter_map(|line| {
-                line.split_once("<rect").and_then(|(_, rest)| rest.split_once(r#" width=""#))
+                line.split_once("<rect")
+                    .and_then(|(_, rest)| rest.split_once(r#" width=""#))
             })
             .filter_map(|(_, rest)| rest.split('"').next()?.parse().ok())
             .collect();

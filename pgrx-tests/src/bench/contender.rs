@@ -92,7 +92,11 @@ impl Contender {
     /// What it makes of `synchronous_commit`. There is a standby by name only for logical
     /// replication; for the others `local` is what `on` is without one.
     pub fn synchronous_commit(self) -> &'static str {
-        if self == Native { "remote_apply" } else { "local" }
+        if self == Native {
+            "remote_apply"
+        } else {
+            "local"
+        }
     }
 }
 
@@ -106,7 +110,9 @@ impl FromStr for Contender {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> Result<Contender, anyhow::Error> {
-        let found = Contender::ALL.into_iter().find(|contender| contender.name() == name);
+        let found = Contender::ALL
+            .into_iter()
+            .find(|contender| contender.name() == name);
         found.with_context(|| format!("unknown contender \"{name}\""))
     }
 }

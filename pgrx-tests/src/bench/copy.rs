@@ -66,10 +66,21 @@ pub fn title_small(plan: &Plan) -> String {
 }
 
 pub fn title_rate(is_copied: bool, meanwhile: bool) -> String {
-    let which = if is_copied { "on the copied table" } else { "on another table" };
+    let which = if is_copied {
+        "on the copied table"
+    } else {
+        "on another table"
+    };
     let when = if meanwhile { ", during its copy" } else { "" };
-    let when = if meanwhile && !is_copied { ", during a copy" } else { when };
-    format!("transactions of 1 row, {}, {which}{when}", many(CLIENTS, "client"))
+    let when = if meanwhile && !is_copied {
+        ", during a copy"
+    } else {
+        when
+    };
+    format!(
+        "transactions of 1 row, {}, {which}{when}",
+        many(CLIENTS, "client")
+    )
 }
 
 pub const LONGEST_COMMIT: &str =
@@ -90,7 +101,10 @@ fn ensure_equal(rig: &Rig, table: &str) -> Result<()> {
     let sql = format!(
         "select concat(count(*), ' rows ', sum(hashtext(t.*::text)::bigint)) from {table} t"
     );
-    let (here, there) = (rig.ask_here::<String>(&sql)?, rig.ask_there::<String>(&sql)?);
+    let (here, there) = (
+        rig.ask_here::<String>(&sql)?,
+        rig.ask_there::<String>(&sql)?,
+    );
     ensure!(here == there, "\"{table}\": {here} here, {there} there");
     Ok(())
 }
@@ -135,7 +149,10 @@ fn attach(rig: &Rig, table: &str, copies: bool) -> Result<()> {
 }
 
 fn detach(rig: &Rig, table: &str) -> Result<()> {
-    Ok(rig.local.connect()?.batch_execute(&format!("select detach_sync('{table}', 'dst')"))?)
+    Ok(rig
+        .local
+        .connect()?
+        .batch_execute(&format!("select detach_sync('{table}', 'dst')"))?)
 }
 
 fn piped(rig: &Rig, binary: bool) -> Result<()> {
@@ -150,7 +167,9 @@ fn piped(rig: &Rig, binary: bool) -> Result<()> {
             .env("PGPASSWORD", &side.password);
         Ok(command)
     };
-    let mut from = psql(&rig.local, "to stdout")?.stdout(Stdio::piped()).spawn()?;
+    let mut from = psql(&rig.local, "to stdout")?
+        .stdout(Stdio::piped())
+        .spawn()?;
     let rows = from.stdout.take().context("psql without output")?;
     let into = psql(&rig.remote, "from stdin")?.stdin(rows).status()?;
     ensure!(from.wait()?.success() && into.success(), "psql has failed");
@@ -193,7 +212,12 @@ impl Writers {
     fn start(rig: &Rig, table: &'static str) -> Result<Writers> {
         static KEY: AtomicU64 = AtomicU64::new(100_000_000);
         let (stop, done, longest) = (Arc::default(), Arc::default(), Arc::default());
-        let mut writers = Writers { stop, done, longest, threads: Vec::new() };
+        let mut writers = Writers {
+            stop,
+            done,
+            longest,
+            threads: Vec::new(),
+        };
         for _ in 0..CLIENTS {
             let mut client = rig.local.connect()?;
             let stop = writers.stop.clone();
@@ -231,7 +255,10 @@ impl Writers {
     fn end(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.threads.into_iter().map(|thread| {
-            thread.join().map_err(|_| anyhow!("a writer panicked")).and_then(|result| result)
+            thread
+                .join()
+                .map_err(|_| anyhow!("a writer panicked"))
+                .and_then(|result| result)
         });
         ended.collect()
     }
@@ -272,7 +299,10 @@ fn beside(figures: &mut Figures, rig: &Rig, plan: &Plan) -> Result<()> {
             add(SNAPSHOT, Unit::Milliseconds, snapshot);
             add(MEMORY, Unit::Megabytes, memory);
         }
-        rig.await_here("the queue is empty", "select not exists (select from sync_queue)")?;
+        rig.await_here(
+            "the queue is empty",
+            "select not exists (select from sync_queue)",
+        )?;
         ensure_equal(rig, TABLE)?;
         detach(rig, TABLE)?;
         detach(rig, BESIDE)?;
@@ -289,7 +319,10 @@ fn watch(rig: &Rig) -> Result<(f64, f64)> {
     let mut held: Option<(i32, String, Instant)> = None;
     let mut client = rig.local.connect_superuser()?;
     loop {
-        ensure!(start.elapsed() < super::rig::PATIENCE, "the copy takes too long");
+        ensure!(
+            start.elapsed() < super::rig::PATIENCE,
+            "the copy takes too long"
+        );
         let rows = client.query(
             "select pid, coalesce(backend_xmin::text, '') from pg_stat_activity
               where backend_type = 'pg_rowsync copier'",
@@ -300,7 +333,11 @@ fn watch(rig: &Rig) -> Result<(f64, f64)> {
             memory = memory.max(own_memory(pid).unwrap_or_default());
             match &held {
                 Some((of, same, since)) if *of == pid && *same == xmin => {
-                    let lasts = if xmin.is_empty() { 0.0 } else { milliseconds(*since) };
+                    let lasts = if xmin.is_empty() {
+                        0.0
+                    } else {
+                        milliseconds(*since)
+                    };
                     longest = longest.max(lasts);
                 }
                 _ => held = Some((pid, xmin, Instant::now())),
@@ -316,7 +353,9 @@ fn watch(rig: &Rig) -> Result<(f64, f64)> {
 /// MB that a process has for itself alone.
 fn own_memory(pid: i32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let own = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
     Some(own.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 
@@ -359,7 +398,10 @@ fn small(figures: &mut Figures, rig: &Rig, plan: &Plan) -> Result<()> {
         let start = Instant::now();
         let attached: i64 = client.query_one(&attach, &[])?.get(0);
         let attaching = milliseconds(start);
-        ensure!(attached == i64::from(plan.tables), "{attached} tables were attached");
+        ensure!(
+            attached == i64::from(plan.tables),
+            "{attached} tables were attached"
+        );
         let arrived = client.query_one("select wait_sync('dst', timeout => '10 min')", &[])?;
         let took = milliseconds(start);
         ensure!(arrived.get::<_, bool>(0), "the copies have not arrived");
@@ -367,9 +409,9 @@ fn small(figures: &mut Figures, rig: &Rig, plan: &Plan) -> Result<()> {
         let title = format!("{title}: until they are attached");
         figures.add(&title, Contender::Async, Unit::Milliseconds, attaching);
         ensure_equal(rig, &format!("{SMALL}.t{}", plan.tables))?;
-        rig.local
-            .connect()?
-            .batch_execute(&each(&format!("select detach_sync(''{SMALL}.t%s'', ''dst'')")))?;
+        rig.local.connect()?.batch_execute(&each(&format!(
+            "select detach_sync(''{SMALL}.t%s'', ''dst'')"
+        )))?;
         rig.there(&each(&format!("truncate {SMALL}.t%s")))?;
     }
     Ok(())

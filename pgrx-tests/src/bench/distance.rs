@@ -28,7 +28,8 @@ pub fn run(run: &mut Run) -> Result<()> {
             run.rig.go(Via::Proxy(Duration::from_millis(*delay)))?;
             let ping = ping(&run.rig)?;
             let title = round_trip(*delay);
-            run.figures.add(&title, Contender::None, Unit::Milliseconds, ping);
+            run.figures
+                .add(&title, Contender::None, Unit::Milliseconds, ping);
             for contender in run.plan.contenders.iter().filter(|one| one.is_led()) {
                 let lane = Lane::start(&run.rig, *contender, Shape::Narrow)?;
                 turn(&mut run.figures, &lane, &run.plan, *delay)?;
@@ -42,7 +43,11 @@ pub fn run(run: &mut Run) -> Result<()> {
 fn turn(figures: &mut Figures, lane: &Lane, plan: &Plan, delay: u64) -> Result<()> {
     let mut session = lane.session()?;
     let mut hundred = 0.0;
-    for (rows, repeats) in [(1, plan.repeats), (100, plan.repeats.div_ceil(10)), (plan.rows, 1)] {
+    for (rows, repeats) in [
+        (1, plan.repeats),
+        (100, plan.repeats.div_ceil(10)),
+        (plan.rows, 1),
+    ] {
         let title = distance(rows, delay);
         let too_long = hundred * f64::from(rows) / 100.0 / 1e3 > PATIENCE && !plan.slow;
         if too_long || figures.is_left_out(&title, lane.contender) {

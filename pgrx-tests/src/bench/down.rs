@@ -14,8 +14,12 @@ use super::run::Run;
 use super::shape::Shape;
 
 /// The others fail, or wait for ever.
-const SURVIVORS: [Contender; 4] =
-    [Contender::None, Contender::Recipe, Contender::Async, Contender::Queue];
+const SURVIVORS: [Contender; 4] = [
+    Contender::None,
+    Contender::Recipe,
+    Contender::Async,
+    Contender::Queue,
+];
 
 pub fn run(run: &mut Run) -> Result<()> {
     let contenders = run.plan.among(&SURVIVORS);
@@ -46,7 +50,9 @@ fn turn(figures: &mut Figures, lane: &Lane, plan: &Plan, clients: u32) -> Result
 /// By calls: the worker may not look again for a while.
 fn replay(lane: &Lane) -> Result<()> {
     if lane.contender == Contender::Recipe {
-        return Ok(lane.session()?.batch_execute("select bench.recipe_drain('recipe_dst')")?);
+        return Ok(lane
+            .session()?
+            .batch_execute("select bench.recipe_drain('recipe_dst')")?);
     }
     let all = "select deal_sync_err_rec(1000000) and not exists (select from sync_queue)";
     lane.rig.await_here("the queue is empty", all)

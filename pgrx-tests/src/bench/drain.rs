@@ -39,7 +39,9 @@ fn while_others_write(figures: &mut Figures, lane: &Lane, plan: &Plan) -> Result
     let load = Load::start(lane, 1, PRODUCERS, FOREVER)?;
     let start = Instant::now();
     let written = || -> Result<i64> {
-        let all: i64 = lane.rig.ask_here(&format!("select count(*) from {}", lane.table))?;
+        let all: i64 = lane
+            .rig
+            .ask_here(&format!("select count(*) from {}", lane.table))?;
         Ok(all - i64::from(plan.backlog))
     };
     while written()? == 0 {
@@ -75,7 +77,9 @@ fn drain(lane: &Lane, plan: &Plan) -> Result<f64> {
     let left = plan.backlog - 1;
     let mut clean = false;
     let took = time(|| -> Result<()> {
-        clean = lane.rig.ask_here(&format!("select deal_sync_err_rec({left})"))?;
+        clean = lane
+            .rig
+            .ask_here(&format!("select deal_sync_err_rec({left})"))?;
         Ok(())
     })?;
     ensure!(clean, "the drain has met a failure");

@@ -32,8 +32,15 @@ pub fn group_names() -> Vec<&'static str> {
 /// All groups that the plan asks for; says when one begins.
 pub fn all(run: &mut Run, say: &mut dyn FnMut(&str)) -> Result<()> {
     let only = run.plan.only.clone().unwrap_or_default();
-    let groups: Vec<_> = GROUPS.iter().filter(|(name, _)| name.contains(&only)).collect();
-    ensure!(!groups.is_empty(), "--only: one of {}", group_names().join(", "));
+    let groups: Vec<_> = GROUPS
+        .iter()
+        .filter(|(name, _)| name.contains(&only))
+        .collect();
+    ensure!(
+        !groups.is_empty(),
+        "--only: one of {}",
+        group_names().join(", ")
+    );
     for (name, group) in groups {
         let start = Instant::now();
         group(run)?;

@@ -11,8 +11,12 @@ use super::plan::Plan;
 use super::run::Run;
 use super::shape::Shape;
 
-const GUARDED: [Contender; 4] =
-    [Contender::None, Contender::Recipe, Contender::Fdw, Contender::Async];
+const GUARDED: [Contender; 4] = [
+    Contender::None,
+    Contender::Recipe,
+    Contender::Fdw,
+    Contender::Async,
+];
 
 /// So many times the rounds of other groups.
 const TIMES: usize = 5;
@@ -30,12 +34,16 @@ pub fn title(plan: &Plan) -> String {
 fn turn(figures: &mut Figures, lane: &Lane, plan: &Plan) -> Result<()> {
     let side = &lane.rig.remote;
     let name = lane.contender.guard().unwrap_or_default();
-    let mut session = side.cluster.connect_as(&side.db, &side.user, &side.password, name)?;
+    let mut session = side
+        .cluster
+        .connect_as(&side.db, &side.user, &side.password, name)?;
     lane.tidy()?;
     lane.warm(&mut session)?;
     let statement = lane.shape.insert(&lane.table, 1..=plan.rows.into());
     let took = time(|| session.batch_execute(&statement))?;
-    let sent: i64 = lane.rig.ask_here(&format!("select count(*) from {}", lane.table))?;
+    let sent: i64 = lane
+        .rig
+        .ask_here(&format!("select count(*) from {}", lane.table))?;
     ensure!(sent == 0, "\"{}\": {sent} rows have come back", lane.table);
     figures.add(&title(plan), lane.contender, Unit::Milliseconds, took);
     Ok(())

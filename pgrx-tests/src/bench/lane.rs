@@ -32,7 +32,13 @@ impl<'a> Lane<'a> {
             rig.subscribe()?;
         }
         let table = schema::table(shape, contender);
-        Ok(Lane { rig, contender, shape, table, queued: queued(rig)? })
+        Ok(Lane {
+            rig,
+            contender,
+            shape,
+            table,
+            queued: queued(rig)?,
+        })
     }
 
     /// A session whose commits do what the contender's do.
@@ -102,9 +108,15 @@ impl<'a> Lane<'a> {
             "select concat(count(*), ' rows ', sum(hashtext(t.*::text)::bigint)) from {} t",
             self.table
         );
-        let (here, there) =
-            (self.rig.ask_here::<String>(&sql)?, self.rig.ask_there::<String>(&sql)?);
-        ensure!(here == there, "\"{}\": {here} here, {there} there", self.table);
+        let (here, there) = (
+            self.rig.ask_here::<String>(&sql)?,
+            self.rig.ask_there::<String>(&sql)?,
+        );
+        ensure!(
+            here == there,
+            "\"{}\": {here} here, {there} there",
+            self.table
+        );
         Ok(())
     }
 
@@ -121,13 +133,19 @@ impl<'a> Lane<'a> {
 
     /// Nothing was queued that should have been sent.
     fn ensure_direct(&self) -> Result<()> {
-        let failed: Option<String> =
-            self.rig.ask_here("select max(query) from bench.recipe_queue")?;
-        ensure!(failed.is_none(), "the recipe has queued: {}", failed.unwrap_or_default());
+        let failed: Option<String> = self
+            .rig
+            .ask_here("select max(query) from bench.recipe_queue")?;
+        ensure!(
+            failed.is_none(),
+            "the recipe has queued: {}",
+            failed.unwrap_or_default()
+        );
         let queued = queued(self.rig)? - self.queued;
         if queued > 0 {
-            let why: Option<String> =
-                self.rig.ask_here("select max(last_error) from sync_status")?;
+            let why: Option<String> = self
+                .rig
+                .ask_here("select max(last_error) from sync_status")?;
             bail!("{} has queued {queued} changes: {why:?}", self.contender);
         }
         Ok(())

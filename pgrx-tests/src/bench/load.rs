@@ -45,7 +45,10 @@ impl Load {
         let child = pgbench::command(&lane.rig.local)?
             .env(
                 "PGOPTIONS",
-                format!("-csynchronous_commit={}", lane.contender.synchronous_commit()),
+                format!(
+                    "-csynchronous_commit={}",
+                    lane.contender.synchronous_commit()
+                ),
             )
             .args(["--no-vacuum", "--protocol=simple", "--log", "--file"])
             .arg(&script)
@@ -57,7 +60,11 @@ impl Load {
             .stderr(Stdio::piped())
             .spawn()
             .context("could not run pgbench")?;
-        Ok(Load { child, dir, clients })
+        Ok(Load {
+            child,
+            dir,
+            clients,
+        })
     }
 
     /// Waits for its end: transactions a second once it was warm. An error if any client saw one.
@@ -67,8 +74,13 @@ impl Load {
             std::io::Read::read_to_string(pipe, &mut said)?;
         }
         let status = self.child.wait()?;
-        let failed = said.lines().any(|line| line.contains("error:") || line.contains("abort"));
-        ensure!(status.success() && !failed, "pgbench saw errors ({status}):\n{said}");
+        let failed = said
+            .lines()
+            .any(|line| line.contains("error:") || line.contains("abort"));
+        ensure!(
+            status.success() && !failed,
+            "pgbench saw errors ({status}):\n{said}"
+        );
         rate(&samples(&self.dir)?, self.clients)
     }
 }
@@ -93,16 +105,24 @@ fn samples(dir: &Path) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgbench_log")) {
+        if !path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("pgbench_log"))
+        {
             continue;
         }
         for line in fs::read_to_string(&path)?.lines() {
-            let fields: Vec<f64> =
-                line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+            let fields: Vec<f64> = line
+                .split_whitespace()
+                .filter_map(|field| field.parse().ok())
+                .collect();
             let [_, _, latency, _, seconds, microseconds, ..] = fields[..] else {
                 bail!("pgbench logged: {line}")
             };
-            samples.push(Sample { end: seconds + microseconds / 1e6, latency: latency / 1e6 });
+            samples.push(Sample {
+                end: seconds + microseconds / 1e6,
+                latency: latency / 1e6,
+            });
         }
     }
     Ok(samples)
@@ -111,13 +131,23 @@ fn samples(dir: &Path) -> Result<Vec<Sample>> {
 /// Transactions a second, of those that ended once it was warm. With too few for that, of all: as
 /// many as the clients can have had by their latencies.
 fn rate(samples: &[Sample], clients: u32) -> Result<f64> {
-    let warm = samples.iter().map(|one| one.end).fold(f64::INFINITY, f64::min) + WARM as f64;
-    let last = samples.iter().map(|one| one.end).fold(f64::NEG_INFINITY, f64::max);
+    let warm = samples
+        .iter()
+        .map(|one| one.end)
+        .fold(f64::INFINITY, f64::min)
+        + WARM as f64;
+    let last = samples
+        .iter()
+        .map(|one| one.end)
+        .fold(f64::NEG_INFINITY, f64::max);
     let counted = samples.iter().filter(|one| one.end > warm).count();
     if counted >= ENOUGH {
         return Ok(counted as f64 / (last - warm));
     }
-    ensure!(!samples.is_empty(), "pgbench ended no transaction in its time");
+    ensure!(
+        !samples.is_empty(),
+        "pgbench ended no transaction in its time"
+    );
     let busy: f64 = samples.iter().map(|one| one.latency).sum();
     Ok(samples.len() as f64 * f64::from(clients) / busy)
 }

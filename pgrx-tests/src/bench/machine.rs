@@ -32,14 +32,19 @@ impl Machine {
     pub fn look(rig: &Rig) -> Result<Machine> {
         let set = SETTINGS.iter().map(|(name, _)| *name);
         let settings = set.chain(DEFAULTS).map(|name| {
-            Ok((name.to_owned(), rig.ask_here(&format!("select current_setting('{name}')"))?))
+            Ok((
+                name.to_owned(),
+                rig.ask_here(&format!("select current_setting('{name}')"))?,
+            ))
         });
         Ok(Machine {
             processor: field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned()),
             cores: available_parallelism()?.get(),
             memory_gib: memory(),
             flush: flush(rig.local.cluster.dir())?,
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
+                .trim()
+                .to_owned(),
             postgresql: rig.ask_here("select current_setting('server_version')")?,
             pg_rowsync: rig
                 .ask_here("select extversion from pg_extension where extname = 'pg_rowsync'")?,

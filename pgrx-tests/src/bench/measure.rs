@@ -53,7 +53,10 @@ impl Figure {
     }
 
     pub fn max(&self) -> f64 {
-        self.samples.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+        self.samples
+            .iter()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max)
     }
 }
 
@@ -93,7 +96,9 @@ impl Figures {
     }
 
     pub fn is_left_out(&self, workload: &str, contender: Contender) -> bool {
-        self.left_out.iter().any(|one| one.0 == workload && one.1 == contender)
+        self.left_out
+            .iter()
+            .any(|one| one.0 == workload && one.1 == contender)
     }
 
     pub fn median(&self, workload: &str, contender: Contender) -> Option<f64> {
@@ -101,7 +106,9 @@ impl Figures {
     }
 
     pub fn figure(&self, workload: &str, contender: Contender) -> Option<&Figure> {
-        self.measured.iter().find(|one| one.workload == workload && one.contender == contender)
+        self.measured
+            .iter()
+            .find(|one| one.workload == workload && one.contender == contender)
     }
 
     /// How many times better the one is than the other: less time, or more done in it.
@@ -181,8 +188,14 @@ mod tests {
         figures.add("a", Contender::Recipe, Unit::Milliseconds, 1000.0);
         figures.add("b", Contender::Async, Unit::Transactions, 1000.0);
         figures.add("b", Contender::Recipe, Unit::Transactions, 250.0);
-        assert_eq!(figures.better("a", Contender::Async, Contender::Recipe), Some(100.0));
-        assert_eq!(figures.better("b", Contender::Async, Contender::Recipe), Some(4.0));
+        assert_eq!(
+            figures.better("a", Contender::Async, Contender::Recipe),
+            Some(100.0)
+        );
+        assert_eq!(
+            figures.better("b", Contender::Async, Contender::Recipe),
+            Some(4.0)
+        );
         assert_eq!(figures.better("b", Contender::Async, Contender::Fdw), None);
     }
 }

@@ -2,7 +2,11 @@
 
 /// `1,000 rows`, `1 row`.
 pub fn many(number: u32, what: &str) -> String {
-    format!("{} {what}{}", grouped(number.into()), if number == 1 { "" } else { "s" })
+    format!(
+        "{} {what}{}",
+        grouped(number.into()),
+        if number == 1 { "" } else { "s" }
+    )
 }
 
 /// Thousands apart.

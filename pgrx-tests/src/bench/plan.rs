@@ -88,20 +88,34 @@ impl Plan {
     }
 
     pub fn among(&self, some: &[Contender]) -> Vec<Contender> {
-        self.contenders.iter().copied().filter(|one| some.contains(one)).collect()
+        self.contenders
+            .iter()
+            .copied()
+            .filter(|one| some.contains(one))
+            .collect()
     }
 }
 
 pub fn transactions(rows: u32, clients: u32) -> String {
-    format!("transactions of {}, {}", many(rows, "row"), many(clients, "client"))
+    format!(
+        "transactions of {}, {}",
+        many(rows, "row"),
+        many(clients, "client")
+    )
 }
 
 pub fn updates(clients: u32) -> String {
-    format!("transactions that update 1 row, {}", many(clients, "client"))
+    format!(
+        "transactions that update 1 row, {}",
+        many(clients, "client")
+    )
 }
 
 pub fn distance(rows: u32, delay: u64) -> String {
-    format!("insert {} in a transaction, {delay} ms away", many(rows, "row"))
+    format!(
+        "insert {} in a transaction, {delay} ms away",
+        many(rows, "row")
+    )
 }
 
 pub fn round_trip(delay: u64) -> String {
@@ -109,7 +123,10 @@ pub fn round_trip(delay: u64) -> String {
 }
 
 pub fn down(clients: u32) -> String {
-    format!("transactions of 1 row, server down, {}", many(clients, "client"))
+    format!(
+        "transactions of 1 row, server down, {}",
+        many(clients, "client")
+    )
 }
 
 #[cfg(test)]

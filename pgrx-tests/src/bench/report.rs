@@ -25,15 +25,24 @@ pub struct Report {
 impl Report {
     pub fn new(machine: Machine, plan: Plan, figures: Figures) -> Report {
         let targets = targets::judge(&figures, &plan);
-        Report { machine, plan, figures, targets }
+        Report {
+            machine,
+            plan,
+            figures,
+            targets,
+        }
     }
 
     /// What [`Report::write_json`] has written, its figures judged anew.
     pub fn read(file: &Path) -> Result<Report> {
         let text = fs::read_to_string(file)
             .with_context(|| format!("could not read \"{}\"", file.display()))?;
-        let Report { machine, plan, figures, .. } =
-            serde_json::from_str(&text).with_context(|| format!("in \"{}\"", file.display()))?;
+        let Report {
+            machine,
+            plan,
+            figures,
+            ..
+        } = serde_json::from_str(&text).with_context(|| format!("in \"{}\"", file.display()))?;
         Ok(Report::new(machine, plan, figures))
     }
 
@@ -42,8 +51,20 @@ impl Report {
     }
 
     pub fn text(&self) -> Result<String> {
-        let Machine { processor, cores, memory_gib, kernel, flush, .. } = &self.machine;
-        let Machine { postgresql, pg_rowsync, settings, .. } = &self.machine;
+        let Machine {
+            processor,
+            cores,
+            memory_gib,
+            kernel,
+            flush,
+            ..
+        } = &self.machine;
+        let Machine {
+            postgresql,
+            pg_rowsync,
+            settings,
+            ..
+        } = &self.machine;
         let slower = match self.plan.flush {
             0 => String::new(),
             added => format!(", made {} ms longer here", added as f64 / 1000.0),
@@ -53,8 +74,10 @@ impl Report {
              a block written and flushed: {flush:.2} ms{slower}\n\
              PostgreSQL {postgresql}, pg_rowsync {pg_rowsync}; both clusters on this machine, with "
         );
-        let settings: Vec<_> =
-            settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| format!("{name} = {value}"))
+            .collect();
         writeln!(text, "{}", settings.join(", "))?;
         writeln!(
             text,
@@ -71,18 +94,33 @@ impl Report {
              better; -: left out, it would take too long\n"
         )?;
         text.push_str(&table::render(&self.figures));
-        writeln!(text, "\ntargets, of pg_rowsync in mode async unless they say otherwise\n")?;
+        writeln!(
+            text,
+            "\ntargets, of pg_rowsync in mode async unless they say otherwise\n"
+        )?;
         for verdict in &self.targets {
             // Whoever asks for a part knows that the rest is missing.
             if verdict.found.is_some() || self.plan.only.is_none() {
                 writeln!(text, "{verdict}")?;
             }
         }
-        let count = |met| self.targets.iter().filter(|one| one.is_met() == met).count();
+        let count = |met| {
+            self.targets
+                .iter()
+                .filter(|one| one.is_met() == met)
+                .count()
+        };
         let (met, missed, open) = (count(Some(true)), count(Some(false)), count(None));
-        let beyond = self.targets.iter().filter(|one| one.is_out_of_reach()).count();
+        let beyond = self
+            .targets
+            .iter()
+            .filter(|one| one.is_out_of_reach())
+            .count();
         let beyond = format!("{beyond} of them out of reach on this machine");
-        writeln!(text, "\n{met} met, {missed} not met ({beyond}), {open} not measured")?;
+        writeln!(
+            text,
+            "\n{met} met, {missed} not met ({beyond}), {open} not measured"
+        )?;
         Ok(text)
     }
 }

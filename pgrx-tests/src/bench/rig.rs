@@ -62,12 +62,16 @@ pub fn pause(since: Instant) {
 
 /// Makes every flush of a server take so much longer.
 fn slow_down(cluster: &Cluster, delay: Duration) -> Result<()> {
-    let status = setup::cargo().args(["build", "--quiet", "--package", "slow-flush"]).status()?;
+    let status = setup::cargo()
+        .args(["build", "--quiet", "--package", "slow-flush"])
+        .status()?;
     ensure!(status.success(), "it could not be built");
     let library = cluster.dir().join("slow_flush.so");
     fs::copy(setup::target().join("debug/libslow_flush.so"), &library)?;
     reaper::hand_over(&library)?;
-    let library = library.to_str().context("the cluster's directory is not UTF-8")?;
+    let library = library
+        .to_str()
+        .context("the cluster's directory is not UTF-8")?;
     let delay = delay.as_micros().to_string();
     cluster.set_environment(&[("LD_PRELOAD", library), ("SLOW_FLUSH_MICROSECONDS", &delay)]);
     cluster.restart()
@@ -132,8 +136,13 @@ impl Rig {
     /// A session there, on the way that the others take.
     pub fn visit(&self) -> Result<Client> {
         let mut config = Config::new();
-        config.host("127.0.0.1").port(self.port_there()).dbname(&self.remote.db);
-        config.user(&self.remote.user).password(&self.remote.password);
+        config
+            .host("127.0.0.1")
+            .port(self.port_there())
+            .dbname(&self.remote.db);
+        config
+            .user(&self.remote.user)
+            .password(&self.remote.password);
         Ok(config.connect(NoTls)?)
     }
 
@@ -154,12 +163,18 @@ impl Rig {
 
     /// As superuser, on the local side.
     pub fn here(&self, sql: &str) -> Result<()> {
-        self.here.borrow_mut().batch_execute(sql).with_context(|| sql.to_owned())
+        self.here
+            .borrow_mut()
+            .batch_execute(sql)
+            .with_context(|| sql.to_owned())
     }
 
     /// As superuser, on the remote side.
     pub fn there(&self, sql: &str) -> Result<()> {
-        self.there.borrow_mut().batch_execute(sql).with_context(|| sql.to_owned())
+        self.there
+            .borrow_mut()
+            .batch_execute(sql)
+            .with_context(|| sql.to_owned())
     }
 
     pub fn ask_here<T: FromSqlOwned>(&self, sql: &str) -> Result<T> {

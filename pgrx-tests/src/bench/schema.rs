@@ -94,22 +94,34 @@ pub fn create(local: &Side, remote: &Side, contenders: &[Contender]) -> Result<(
         let mut sql = format!("{RECIPE}; create sequence bench.key;");
         for (shape, contender) in each(contenders) {
             let (name, columns) = (table(shape, contender), shape.definition());
-            write!(sql, "create table {name} ({columns}, primary key (pk1, pk2));")?;
+            write!(
+                sql,
+                "create table {name} ({columns}, primary key (pk1, pk2));"
+            )?;
             write!(sql, "{};", shape.adjust(&name))?;
         }
         side.connect()?.batch_execute(&sql)?;
     }
     for (from, to) in [(local, remote), (remote, local)] {
-        from.connect()?.batch_execute(&servers(to)?).context("could not create the servers")?;
+        from.connect()?
+            .batch_execute(&servers(to)?)
+            .context("could not create the servers")?;
         let mut client = from.connect()?;
         for (shape, contender) in each(contenders) {
-            client.batch_execute(&triggers(shape, contender)).with_context(|| {
-                format!("could not create the triggers of \"{}\"", table(shape, contender))
-            })?;
+            client
+                .batch_execute(&triggers(shape, contender))
+                .with_context(|| {
+                    format!(
+                        "could not create the triggers of \"{}\"",
+                        table(shape, contender)
+                    )
+                })?;
         }
     }
     if contenders.contains(&Contender::Native) {
-        let tables = Shape::ALL.map(|shape| table(shape, Contender::Native)).join(", ");
+        let tables = Shape::ALL
+            .map(|shape| table(shape, Contender::Native))
+            .join(", ");
         local.connect_superuser()?.batch_execute(&format!(
             "create publication bench for table {tables} with (publish = 'insert, update, delete')"
         ))?;
@@ -128,10 +140,22 @@ fn servers(to: &Side) -> Result<String> {
     let mut sql = String::new();
     for (server, wrapper, more) in [
         ("dst", "pg_rowsync", String::new()),
-        ("recipe_dst", "dblink_fdw", format!("options '-c application_name={RECIPE_GUARD}'")),
-        ("fdw_dst", "postgres_fdw", format!("application_name '{FDW_GUARD}'")),
+        (
+            "recipe_dst",
+            "dblink_fdw",
+            format!("options '-c application_name={RECIPE_GUARD}'"),
+        ),
+        (
+            "fdw_dst",
+            "postgres_fdw",
+            format!("application_name '{FDW_GUARD}'"),
+        ),
     ] {
-        let more = if more.is_empty() { more } else { format!(", {more}") };
+        let more = if more.is_empty() {
+            more
+        } else {
+            format!(", {more}")
+        };
         write!(
             sql,
             "create server {server} foreign data wrapper {wrapper}
@@ -174,7 +198,10 @@ fn foreign_table(shape: Shape, table: &str) -> String {
     let columns = shape.columns();
     let names: Vec<_> = columns.iter().map(|(name, ..)| name.as_str()).collect();
     let values: Vec<_> = names.iter().map(|name| format!("new.{name}")).collect();
-    let sets: Vec<_> = names.iter().map(|name| format!("{name} = new.{name}")).collect();
+    let sets: Vec<_> = names
+        .iter()
+        .map(|name| format!("{name} = new.{name}"))
+        .collect();
     format!(
         "create foreign table bench.there_{name} ({definition}) server fdw_dst
            options (schema_name 'bench', table_name '{name}_fdw');

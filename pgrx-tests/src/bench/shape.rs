@@ -46,7 +46,11 @@ impl Shape {
             ("pk2".to_owned(), "text", "'digoal' || g".to_owned()),
             ("info".to_owned(), "text", "'test' || g".to_owned()),
             ("crt_time".to_owned(), "timestamp", "now()".to_owned()),
-            ("mod_time".to_owned(), "timestamp", "clock_timestamp()".to_owned()),
+            (
+                "mod_time".to_owned(),
+                "timestamp",
+                "clock_timestamp()".to_owned(),
+            ),
         ];
         match self {
             Shape::Narrow => {}
@@ -55,12 +59,19 @@ impl Shape {
                     0 => ("int", format!("g + {at}")),
                     1 => ("text", format!("'text {at} of ' || g")),
                     2 => ("numeric(14,2)", format!("g + {at}.25")),
-                    _ => ("timestamp", format!("timestamp '2024-01-01' + g * interval '{at} s'")),
+                    _ => (
+                        "timestamp",
+                        format!("timestamp '2024-01-01' + g * interval '{at} s'"),
+                    ),
                 };
                 (format!("c{at}"), kind, content)
             })),
             Shape::Toast => {
-                columns.push(("big".to_owned(), "text", "repeat(md5(g::text), 3125)".to_owned()));
+                columns.push((
+                    "big".to_owned(),
+                    "text",
+                    "repeat(md5(g::text), 3125)".to_owned(),
+                ));
             }
         }
         columns
@@ -84,7 +95,10 @@ impl Shape {
     }
 
     pub fn insert(self, table: &str, rows: std::ops::RangeInclusive<i64>) -> String {
-        self.insert_from(table, &format!("generate_series({}, {}) g", rows.start(), rows.end()))
+        self.insert_from(
+            table,
+            &format!("generate_series({}, {}) g", rows.start(), rows.end()),
+        )
     }
 
     /// What [`Shape::insert`] writes, so many rows under numbers that nobody has had.
@@ -96,8 +110,14 @@ impl Shape {
 
     fn insert_from(self, table: &str, source: &str) -> String {
         let columns = self.columns();
-        let contents: Vec<_> = columns.iter().map(|(_, _, content)| content.as_str()).collect();
-        format!("insert into {table} select {} from {source}", contents.join(", "))
+        let contents: Vec<_> = columns
+            .iter()
+            .map(|(_, _, content)| content.as_str())
+            .collect();
+        format!(
+            "insert into {table} select {} from {source}",
+            contents.join(", ")
+        )
     }
 
     /// All rows, as one statement. Inserts `rows`, updates and deletes what is there.
@@ -120,7 +140,10 @@ impl Shape {
 
     /// Two small transactions that leave nothing behind: a row written, and deleted again.
     pub fn warm(self, table: &str) -> [String; 2] {
-        [self.insert(table, WARM..=WARM), format!("delete from {table} where pk1 = {WARM}")]
+        [
+            self.insert(table, WARM..=WARM),
+            format!("delete from {table} where pk1 = {WARM}"),
+        ]
     }
 
     /// What the report calls such a statement.
@@ -153,7 +176,13 @@ mod tests {
 
     #[test]
     fn a_title_says_what_was_written() {
-        assert_eq!(Shape::Narrow.title(Operation::Insert, 10_000), "insert 10,000 rows");
-        assert_eq!(Shape::Toast.title(Operation::Update, 500), "update 500 rows, 100 kB untouched");
+        assert_eq!(
+            Shape::Narrow.title(Operation::Insert, 10_000),
+            "insert 10,000 rows"
+        );
+        assert_eq!(
+            Shape::Toast.title(Operation::Update, 500),
+            "update 500 rows, 100 kB untouched"
+        );
     }
 }

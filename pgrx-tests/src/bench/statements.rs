@@ -43,11 +43,14 @@ fn measure(
             fast.push(*contender);
         } else {
             for operation in Operation::ALL {
-                run.figures.leave_out(&shape.title(operation, rows), *contender);
+                run.figures
+                    .leave_out(&shape.title(operation, rows), *contender);
             }
         }
     }
-    run.interleave(&fast, shape, |figures, lane, _| turn(figures, lane, rows, memory))
+    run.interleave(&fast, shape, |figures, lane, _| {
+        turn(figures, lane, rows, memory)
+    })
 }
 
 fn turn(figures: &mut Figures, lane: &Lane, rows: u32, memory: bool) -> Result<()> {
@@ -70,7 +73,12 @@ fn turn(figures: &mut Figures, lane: &Lane, rows: u32, memory: bool) -> Result<(
     }
     if memory {
         let title = format!("peak memory of the session, {}", many(rows, "row"));
-        figures.add(&title, lane.contender, Unit::Megabytes, peak_memory(&mut session)?);
+        figures.add(
+            &title,
+            lane.contender,
+            Unit::Megabytes,
+            peak_memory(&mut session)?,
+        );
     }
     Ok(())
 }
@@ -99,6 +107,8 @@ fn peak_memory(session: &mut Client) -> Result<f64> {
     let pid: i32 = session.query_one("select pg_backend_pid()", &[])?.get(0);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = peak.and_then(|text| text.split_whitespace().next()).context("no VmHWM")?;
+    let kilobytes = peak
+        .and_then(|text| text.split_whitespace().next())
+        .context("no VmHWM")?;
     Ok(kilobytes.parse::<f64>()? / 1024.0)
 }

@@ -26,7 +26,12 @@ pub fn render(figures: &Figures) -> String {
 }
 
 fn line(figures: &Figures, figure: &Figure) -> String {
-    let Figure { workload, contender, unit, .. } = figure;
+    let Figure {
+        workload,
+        contender,
+        unit,
+        ..
+    } = figure;
     let of_none = figures
         .figure(workload, Contender::None)
         .map(|none| format!("{:.2}x", figure.median / none.median));
@@ -38,8 +43,12 @@ fn line(figures: &Figures, figure: &Figure) -> String {
         of_none.unwrap_or_default(),
     );
     for (peer, width) in PEERS.into_iter().zip([12, 9, 11]) {
-        let better = figures.better(workload, *contender, peer).filter(|_| peer != *contender);
-        let better = better.map(|better| format!("{better:.2}x")).unwrap_or_default();
+        let better = figures
+            .better(workload, *contender, peer)
+            .filter(|_| peer != *contender);
+        let better = better
+            .map(|better| format!("{better:.2}x"))
+            .unwrap_or_default();
         text.push_str(&format!(" {better:>width$}"));
     }
     text.truncate(text.trim_end().len());
@@ -81,11 +90,20 @@ mod tests {
         figures.leave_out("insert", Contender::Fdw);
         let text = render(&figures);
         let of = |name: &str| {
-            let line = text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+            let line = text
+                .lines()
+                .find(|line| line.trim_start().starts_with(name))
+                .unwrap();
             line.split_whitespace().collect::<Vec<_>>()
         };
-        assert_eq!(of("async"), ["async", "22.0", "ms", "20.0..30.0", "2.00x", "100.00x"]);
-        assert_eq!(of("recipe"), ["recipe", "2,200", "ms", "2,100..2,300", "200.00x"]);
+        assert_eq!(
+            of("async"),
+            ["async", "22.0", "ms", "20.0..30.0", "2.00x", "100.00x"]
+        );
+        assert_eq!(
+            of("recipe"),
+            ["recipe", "2,200", "ms", "2,100..2,300", "200.00x"]
+        );
         assert_eq!(of("fdw"), ["fdw", "-"]);
     }
 }

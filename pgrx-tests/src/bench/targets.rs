@@ -61,7 +61,9 @@ impl fmt::Display for Verdict {
             Some(false) => "NOT MET",
             None => "not measured",
         };
-        let found = self.found.map_or("-".to_owned(), |found| format!("{}{unit}", rounded(found)));
+        let found = self
+            .found
+            .map_or("-".to_owned(), |found| format!("{}{unit}", rounded(found)));
         let wanted = format!("{bound} {}{unit}", rounded(self.limit));
         write!(f, "{met:<12}  {found:>16}  {wanted:<24}  {}", self.what)?;
         match self.reach.filter(|_| self.is_out_of_reach()) {
@@ -72,7 +74,11 @@ impl fmt::Display for Verdict {
 }
 
 fn rounded(number: f64) -> String {
-    if number >= 1000.0 { grouped(number.round() as u64) } else { format!("{number:.2}") }
+    if number >= 1000.0 {
+        grouped(number.round() as u64)
+    } else {
+        format!("{number:.2}")
+    }
 }
 
 struct Judge<'a> {
@@ -82,10 +88,16 @@ struct Judge<'a> {
 }
 
 pub fn judge(figures: &Figures, plan: &Plan) -> Vec<Verdict> {
-    let mut judge = Judge { figures, plan, verdicts: Vec::new() };
-    for (shape, rows) in
-        [(Shape::Narrow, plan.rows), (Shape::Wide, plan.rows), (Shape::Toast, plan.toast_rows)]
-    {
+    let mut judge = Judge {
+        figures,
+        plan,
+        verdicts: Vec::new(),
+    };
+    for (shape, rows) in [
+        (Shape::Narrow, plan.rows),
+        (Shape::Wide, plan.rows),
+        (Shape::Toast, plan.toast_rows),
+    ] {
         judge.statements(shape, rows);
     }
     judge.transactions();
@@ -99,7 +111,14 @@ pub fn judge(figures: &Figures, plan: &Plan) -> Vec<Verdict> {
 impl Judge<'_> {
     fn push(&mut self, what: String, bound: Bound, limit: f64, unit: &str, found: Option<f64>) {
         let unit = unit.to_owned();
-        self.verdicts.push(Verdict { what, bound, limit, unit, found, reach: None });
+        self.verdicts.push(Verdict {
+            what,
+            bound,
+            limit,
+            unit,
+            found,
+            reach: None,
+        });
     }
 
     /// With one client, see [`Verdict::reach`].
@@ -118,9 +137,19 @@ impl Judge<'_> {
     ) {
         let what = format!("{workload}: faster than {other}");
         let found = self.figures.better(workload, Async, other);
-        let reach = self.figures.better(workload, Nobody, other).map(|none| none * share);
+        let reach = self
+            .figures
+            .better(workload, Nobody, other)
+            .map(|none| none * share);
         let unit = " times".to_owned();
-        self.verdicts.push(Verdict { what, bound, limit, unit, found, reach });
+        self.verdicts.push(Verdict {
+            what,
+            bound,
+            limit,
+            unit,
+            found,
+            reach,
+        });
     }
 
     /// Of the time that it takes without synchronisation.
@@ -165,7 +194,13 @@ impl Judge<'_> {
     /// What a delay adds is one round trip, however many rows there are.
     fn distance(&mut self) {
         let median = |title: String, contender| self.figures.median(&title, contender);
-        let far: Vec<u64> = self.plan.delays.iter().copied().filter(|delay| *delay > 0).collect();
+        let far: Vec<u64> = self
+            .plan
+            .delays
+            .iter()
+            .copied()
+            .filter(|delay| *delay > 0)
+            .collect();
         let mut found = Vec::new();
         for delay in far {
             let round_trip =
@@ -179,7 +214,10 @@ impl Judge<'_> {
                 found.push((what, 1.5, " round trips", trips));
             }
             if delay == 20 {
-                let what = format!("{}: what the distance adds", distance(self.plan.rows, delay));
+                let what = format!(
+                    "{}: what the distance adds",
+                    distance(self.plan.rows, delay)
+                );
                 found.push((what, 60.0, " ms", added(self.plan.rows)));
             }
         }
@@ -192,7 +230,9 @@ impl Judge<'_> {
         let (few, many) = (self.plan.rows, self.plan.many);
         for operation in Operation::ALL {
             let [large, small] = [many, few].map(|rows| {
-                let median = self.figures.median(&Shape::Narrow.title(operation, rows), Async)?;
+                let median = self
+                    .figures
+                    .median(&Shape::Narrow.title(operation, rows), Async)?;
                 Some(median / f64::from(rows))
             });
             let what = format!("{}: a row's time", Shape::Narrow.title(operation, many));
@@ -221,17 +261,39 @@ impl Judge<'_> {
         for rows in [self.plan.many, self.plan.large] {
             let title = copy::title(rows);
             let found = self.figures.better(&title, Async, Native);
-            self.push(format!("{title}: faster than native"), Bound::AtLeast, 1.0, " times", found);
+            self.push(
+                format!("{title}: faster than native"),
+                Bound::AtLeast,
+                1.0,
+                " times",
+                found,
+            );
         }
         let title = copy::title_small(self.plan);
         let found = self.figures.better(&title, Native, Async);
-        self.push(format!("{title}: time of native"), Bound::AtMost, 2.0, " times", found);
+        self.push(
+            format!("{title}: time of native"),
+            Bound::AtMost,
+            2.0,
+            " times",
+            found,
+        );
         for (is_copied, limit) in [(true, 0.8), (false, 0.95)] {
-            let rate =
-                |meanwhile| self.figures.median(&copy::title_rate(is_copied, meanwhile), Async);
-            let found = rate(true).zip(rate(false)).map(|(during, without)| during / without);
+            let rate = |meanwhile| {
+                self.figures
+                    .median(&copy::title_rate(is_copied, meanwhile), Async)
+            };
+            let found = rate(true)
+                .zip(rate(false))
+                .map(|(during, without)| during / without);
             let title = copy::title_rate(is_copied, true);
-            self.push(format!("{title}: of the rate without"), Bound::AtLeast, limit, "", found);
+            self.push(
+                format!("{title}: of the rate without"),
+                Bound::AtLeast,
+                limit,
+                "",
+                found,
+            );
         }
         for (title, limit, unit) in [
             (copy::LONGEST_COMMIT, 200.0, " ms"),
@@ -251,7 +313,10 @@ mod tests {
 
     fn verdict(figures: &Figures, what: &str) -> Verdict {
         let verdicts = judge(figures, &Plan::full());
-        let found: Vec<_> = verdicts.iter().filter(|verdict| verdict.what == what).collect();
+        let found: Vec<_> = verdicts
+            .iter()
+            .filter(|verdict| verdict.what == what)
+            .collect();
         assert_eq!(found.len(), 1, "{what}: {verdicts:#?}");
         found[0].clone()
     }
@@ -259,7 +324,12 @@ mod tests {
     #[test]
     fn a_statement_is_held_against_its_peers() {
         let mut figures = Figures::default();
-        for (contender, took) in [(Nobody, 10.0), (Recipe, 3600.0), (Native, 35.0), (Async, 36.0)] {
+        for (contender, took) in [
+            (Nobody, 10.0),
+            (Recipe, 3600.0),
+            (Native, 35.0),
+            (Async, 36.0),
+        ] {
             figures.add("insert 10,000 rows", contender, Unit::Milliseconds, took);
         }
         let met = |what: &str| verdict(&figures, &format!("insert 10,000 rows: {what}")).is_met();
@@ -288,7 +358,10 @@ mod tests {
         let mut figures = Figures::default();
         figures.add(&transactions(1, 8), Nobody, Unit::Transactions, 1000.0);
         figures.add(&transactions(1, 8), Queue, Unit::Transactions, 750.0);
-        let what = format!("{}: queue, of the rate without synchronisation", transactions(1, 8));
+        let what = format!(
+            "{}: queue, of the rate without synchronisation",
+            transactions(1, 8)
+        );
         assert_eq!(verdict(&figures, &what).found, Some(0.75));
         assert_eq!(verdict(&figures, &what).is_met(), Some(true));
     }

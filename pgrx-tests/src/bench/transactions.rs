@@ -28,15 +28,26 @@ pub fn run(run: &mut Run) -> Result<()> {
         })?;
     }
     // The worker and the other side take their part of the processors now.
-    run.interleave(&run.plan.among(&[Contender::Queue]), Shape::Narrow, |figures, lane, plan| {
-        let title = format!("{}, worker draining meanwhile", transactions(1, 8));
-        measure(figures, lane, plan, 1, 8, &title)
-    })
+    run.interleave(
+        &run.plan.among(&[Contender::Queue]),
+        Shape::Narrow,
+        |figures, lane, plan| {
+            let title = format!("{}, worker draining meanwhile", transactions(1, 8));
+            measure(figures, lane, plan, 1, 8, &title)
+        },
+    )
 }
 
 fn turn(figures: &mut Figures, lane: &Lane, plan: &Plan, rows: u32, clients: u32) -> Result<()> {
     lane.hold()?;
-    measure(figures, lane, plan, rows, clients, &transactions(rows, clients))
+    measure(
+        figures,
+        lane,
+        plan,
+        rows,
+        clients,
+        &transactions(rows, clients),
+    )
 }
 
 fn update(figures: &mut Figures, lane: &Lane, plan: &Plan, clients: u32) -> Result<()> {
@@ -59,11 +70,18 @@ fn measure(
     title: &str,
 ) -> Result<()> {
     lane.tidy()?;
-    finish(figures, lane, Load::start(lane, rows, clients, plan.seconds)?, title)
+    finish(
+        figures,
+        lane,
+        Load::start(lane, rows, clients, plan.seconds)?,
+        title,
+    )
 }
 
 fn finish(figures: &mut Figures, lane: &Lane, load: Load, title: &str) -> Result<()> {
-    let rate = load.finish().with_context(|| format!("{title}, {}", lane.contender))?;
+    let rate = load
+        .finish()
+        .with_context(|| format!("{title}, {}", lane.contender))?;
     lane.settle().with_context(|| title.to_owned())?;
     figures.add(title, lane.contender, Unit::Transactions, rate);
     Ok(())

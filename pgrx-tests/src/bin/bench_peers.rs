@@ -53,14 +53,21 @@ fn run() -> Result<()> {
 }
 
 fn measure(arguments: &mut Arguments) -> Result<Report> {
-    let mut plan = if arguments.flag("quick") { Plan::quick() } else { Plan::full() };
+    let mut plan = if arguments.flag("quick") {
+        Plan::quick()
+    } else {
+        Plan::full()
+    };
     plan.rounds = arguments.take("rounds")?.unwrap_or(plan.rounds);
     plan.seconds = arguments.take("seconds")?.unwrap_or(plan.seconds);
     plan.slow = arguments.flag("slow");
     plan.flush = (arguments.take::<f64>("flush")?.unwrap_or(0.0) * 1000.0) as u64;
     plan.only = arguments.take("only")?;
     if let Some(names) = arguments.take::<String>("contenders")? {
-        plan.contenders = names.split(',').map(str::parse).collect::<Result<Vec<Contender>>>()?;
+        plan.contenders = names
+            .split(',')
+            .map(str::parse)
+            .collect::<Result<Vec<Contender>>>()?;
     }
     if arguments.flag("bucardo") {
         plan.contenders.push(Contender::Bucardo);
@@ -69,7 +76,10 @@ fn measure(arguments: &mut Arguments) -> Result<Report> {
     plan.contenders.dedup();
     let json: Option<PathBuf> = arguments.take("json")?;
     arguments.end(&usage())?;
-    ensure!(plan.rounds > 0 && plan.seconds > 0, "--rounds and --seconds: at least 1");
+    ensure!(
+        plan.rounds > 0 && plan.seconds > 0,
+        "--rounds and --seconds: at least 1"
+    );
 
     setup::prepare()?;
     let mut run = Run::start(plan)?;

@@ -25,7 +25,10 @@ fn run() -> Result<()> {
     };
     let postgres = setup::prepare()?;
 
-    println!("\ntwo clusters of PostgreSQL {}, fsync on, password authentication", postgres.major);
+    println!(
+        "\ntwo clusters of PostgreSQL {}, fsync on, password authentication",
+        postgres.major
+    );
     let cluster = |name| Cluster::start_with(name, &[]).map(Arc::new);
     let local = Side::create(&cluster("local")?, "local")?;
     let remote = Side::create(&cluster("remote")?, "remote")?;
@@ -45,8 +48,14 @@ fn run() -> Result<()> {
         "queued",
         "time",
     ]);
-    let scenario = Scenario { left: &local, right: &remote, rows: 10_000 };
-    let outcome = scenario.run(&mut print).and_then(|()| scenario.copy(100_000, &mut print));
+    let scenario = Scenario {
+        left: &local,
+        right: &remote,
+        rows: 10_000,
+    };
+    let outcome = scenario
+        .run(&mut print)
+        .and_then(|()| scenario.copy(100_000, &mut print));
     if outcome.is_ok() {
         println!("\nevery step left what it should, and both sides are equal");
     }
@@ -71,15 +80,35 @@ fn run() -> Result<()> {
 
 fn print(event: Event) {
     match event {
-        Event::Step { name, left, right, queued, took } => {
+        Event::Step {
+            name,
+            left,
+            right,
+            queued,
+            took,
+        } => {
             let show = |sum: Checksum| [sum.1.to_string(), sum.0.to_string()];
             let ([rows, sum], [other_rows, other_sum]) = (show(left), show(right));
             let equal = if left == right { "yes" } else { "no" };
             let queued = queued.to_string();
             let time = format!("{:.1} ms", took.as_secs_f64() * 1000.0);
-            print_line([name, &rows, &sum, &other_rows, &other_sum, equal, &queued, &time]);
+            print_line([
+                name,
+                &rows,
+                &sum,
+                &other_rows,
+                &other_sum,
+                equal,
+                &queued,
+                &time,
+            ]);
         }
-        Event::Progress { rows, of, bytes, state } => {
+        Event::Progress {
+            rows,
+            of,
+            bytes,
+            state,
+        } => {
             let of = of.map(|of| format!(" of about {of}")).unwrap_or_default();
             let line = format!("    copy: {state}, {rows}{of} rows, {} kB", bytes / 1024);
             match std::io::stdout().is_terminal() {

@@ -80,7 +80,9 @@ fn seed(options: &mut Arguments) -> Result<u64> {
 }
 
 fn run_rounds(options: &mut Arguments, only: Option<Mode>) -> Result<()> {
-    let rounds = options.take("rounds")?.unwrap_or(if only.is_some() { 300 } else { 200 });
+    let rounds = options
+        .take("rounds")?
+        .unwrap_or(if only.is_some() { 300 } else { 200 });
     let from = options.take("from")?.unwrap_or(0);
     let seed = seed(options)?;
     let modes = match only {
@@ -98,7 +100,15 @@ fn run_rounds(options: &mut Arguments, only: Option<Mode>) -> Result<()> {
     println!("seed {seed}");
     for mode in modes {
         let start = Instant::now();
-        let plan = rounds::Plan { mode, drain, seed, from, rounds, fault, pooler };
+        let plan = rounds::Plan {
+            mode,
+            drain,
+            seed,
+            from,
+            rounds,
+            fault,
+            pooler,
+        };
         let summary = rounds::run(plan, &mut |line| println!("{line}"))?;
         println!(
             "\nmode {mode}: {rounds} rounds in {:.0} s, both sides equal after each\n{summary}",
@@ -116,7 +126,9 @@ fn run_whole(options: &mut Arguments) -> Result<()> {
     setup::prepare()?;
     println!("seed {seed}");
     let start = Instant::now();
-    whole::run(whole::Plan { seed, from, rounds }, &mut |line| println!("{line}"))?;
+    whole::run(whole::Plan { seed, from, rounds }, &mut |line| {
+        println!("{line}")
+    })?;
     println!(
         "{rounds} rounds in {:.0} s, both sides equal after each",
         start.elapsed().as_secs_f64()
@@ -132,7 +144,9 @@ fn run_copy(options: &mut Arguments) -> Result<()> {
     setup::prepare()?;
     println!("seed {seed}");
     let start = Instant::now();
-    copy::run(copy::Plan { seed, from, rounds }, &mut |line| println!("{line}"))?;
+    copy::run(copy::Plan { seed, from, rounds }, &mut |line| {
+        println!("{line}")
+    })?;
     println!(
         "{rounds} rounds in {:.0} s, both sides equal after each",
         start.elapsed().as_secs_f64()
@@ -159,7 +173,15 @@ fn run_converge(options: &mut Arguments) -> Result<()> {
     setup::prepare_with_faults()?;
     println!("seed {seed}");
     for version in versions {
-        let plan = convergence::Plan { masters, version, mode, drain, seed, rounds, time };
+        let plan = convergence::Plan {
+            masters,
+            version,
+            mode,
+            drain,
+            seed,
+            rounds,
+            time,
+        };
         let report = convergence::run(plan, &mut |line| println!("{line}"))?;
         println!("version {version}, {rounds} rounds: {report}; all masters equal after each");
     }
@@ -193,7 +215,11 @@ fn run_flapping(options: &mut Arguments) -> Result<()> {
     println!("seed {seed}");
     let rig = Rig::start("flapping", Mode::Async, Drain::Both)?;
     let report = flapping::run(&rig, seed, Duration::from_secs(seconds))?;
-    let flapping::Report { committed, outages, queued } = report;
+    let flapping::Report {
+        committed,
+        outages,
+        queued,
+    } = report;
     println!("{committed} committed, {outages} outages, {queued} queued; both sides equal");
     Ok(())
 }
@@ -215,7 +241,9 @@ fn run_points(options: &mut Arguments) -> Result<()> {
     setup::prepare_with_faults()?;
     let mut table = points::Table::default();
     for drain in [Drain::Calls, Drain::Worker] {
-        let cases = points::Case::ALL.into_iter().filter(|case| case.drain() == drain);
+        let cases = points::Case::ALL
+            .into_iter()
+            .filter(|case| case.drain() == drain);
         let is_asked = |case: &points::Case| {
             only == "all" || only.split(',').any(|name| name == case.to_string())
         };
@@ -242,14 +270,17 @@ fn run_points(options: &mut Arguments) -> Result<()> {
 }
 
 fn run_regress(options: &mut Arguments) -> Result<()> {
-    let files: PathBuf =
-        options.take("files")?.with_context(|| format!("--files PATH\n{USAGE}"))?;
+    let files: PathBuf = options
+        .take("files")?
+        .with_context(|| format!("--files PATH\n{USAGE}"))?;
     let mode: Option<String> = options.take("mode")?;
     let modes = match mode.as_deref() {
         None | Some("all") => vec![Mode::Sync, Mode::Async, Mode::Queue],
         Some(one) => vec![one.parse()?],
     };
-    let results = options.take("results")?.unwrap_or_else(regress::default_results);
+    let results = options
+        .take("results")?
+        .unwrap_or_else(regress::default_results);
     let keeps = options.flag("keep");
     let is_installed = options.flag("installed");
     let only = options.rest();
@@ -257,7 +288,13 @@ fn run_regress(options: &mut Arguments) -> Result<()> {
     if !is_installed {
         setup::prepare_with_faults()?;
     }
-    let plan = regress::Plan { files: files.canonicalize()?, only, modes, results, keeps };
+    let plan = regress::Plan {
+        files: files.canonicalize()?,
+        only,
+        modes,
+        results,
+        keeps,
+    };
     let tallies = regress::run(&plan, &mut |line| println!("{line}"))?;
     let mut is_clean = true;
     for (mode, tally) in &tallies {

@@ -23,10 +23,15 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let next = std::env::args().nth(1).context("usage: cargo freeze NEXT-VERSION")?;
+    let next = std::env::args()
+        .nth(1)
+        .context("usage: cargo freeze NEXT-VERSION")?;
     let released = setup::released_scripts();
     let name = format!("pg_rowsync--{VERSION}.sql");
-    ensure!(!released.join(&name).exists(), "version {VERSION} is released already");
+    ensure!(
+        !released.join(&name).exists(),
+        "version {VERSION} is released already"
+    );
     let postgres = setup::prepare()?;
     fs::create_dir_all(&released)?;
     fs::copy(postgres.extensions()?.join(&name), released.join(&name))?;
@@ -37,9 +42,15 @@ fn run() -> Result<()> {
             scripts.push(format!("../{name}"));
         }
     }
-    let sums = Command::new("sha256sum").args(&scripts).current_dir(&released).output()?;
+    let sums = Command::new("sha256sum")
+        .args(&scripts)
+        .current_dir(&released)
+        .output()?;
     ensure!(sums.status.success(), "sha256sum failed");
-    let file = File::options().create(true).append(true).open(released.join(setup::SUMS))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(released.join(setup::SUMS))?;
     (&file).write_all(&sums.stdout)?;
     let update = setup::root().join(format!("sql/pg_rowsync--{VERSION}--{next}.sql"));
     let head = format!(
@@ -48,7 +59,9 @@ fn run() -> Result<()> {
     fs::write(update, head)?;
     replace("Cargo.toml", "version = \"VERSION\"", &next, 1)?;
     replace("META.json", "\"version\": \"VERSION\"", &next, 2)?;
-    let updated = setup::cargo().args(["update", "--workspace", "--offline"]).status()?;
+    let updated = setup::cargo()
+        .args(["update", "--workspace", "--offline"])
+        .status()?;
     ensure!(updated.success(), "could not bring Cargo.lock up to date");
     println!("{VERSION} is released; the current version is {next}");
     Ok(())
@@ -60,6 +73,13 @@ fn replace(file: &str, pattern: &str, next: &str, places: usize) -> Result<()> {
     let text = fs::read_to_string(&file)?;
     let old = pattern.replace("VERSION", VERSION);
     let found = text.matches(&old).count();
-    ensure!(found >= places, "{} has {old} in {found} places", file.display());
-    Ok(fs::write(&file, text.replacen(&old, &pattern.replace("VERSION", next), places))?)
+    ensure!(
+        found >= places,
+        "{} has {old} in {found} places",
+        file.display()
+    );
+    Ok(fs::write(
+        &file,
+        text.replacen(&old, &pattern.replace("VERSION", next), places),
+    )?)
 }

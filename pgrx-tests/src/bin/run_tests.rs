@@ -63,10 +63,16 @@ fn run() -> Result<ExitCode> {
             [major] => Postgres::release(major)?,
             _ => bail!("--env is for one major"),
         };
-        println!("export PGRX_PG_CONFIG_PATH='{}'", postgres.pg_config.display());
+        println!(
+            "export PGRX_PG_CONFIG_PATH='{}'",
+            postgres.pg_config.display()
+        );
         if !run.majors.is_empty() {
             println!("export PG_CONFIG='{}'", postgres.pg_config.display());
-            println!("export CARGO_TARGET_DIR='{}'", postgres.build_dir().display());
+            println!(
+                "export CARGO_TARGET_DIR='{}'",
+                postgres.build_dir().display()
+            );
         }
         println!("FEATURES='{}'", postgres.features().join(" "));
         return Ok(ExitCode::SUCCESS);
@@ -79,12 +85,20 @@ fn run() -> Result<ExitCode> {
         run.each_major(&mut count)?;
     }
     println!("{} passed, {} failed", count.passed, count.failed);
-    Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if count.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 impl Run {
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Run> {
-        let mut run = Run { majors: Vec::new(), part: false, arguments: Vec::new() };
+        let mut run = Run {
+            majors: Vec::new(),
+            part: false,
+            arguments: Vec::new(),
+        };
         let mut arguments = arguments.peekable();
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
@@ -107,7 +121,11 @@ impl Run {
         let mut prepared = Vec::new();
         for major in &self.majors {
             println!("PostgreSQL {major}");
-            let profile = if self.part { Profile::Dev } else { Profile::Release };
+            let profile = if self.part {
+                Profile::Dev
+            } else {
+                Profile::Release
+            };
             let postgres = setup::prepare_major_with_faults(*major, profile)?;
             let mut count = Count::default();
             count.run_suite(&postgres, self)?;
@@ -125,9 +143,16 @@ impl Run {
         if prepared.len() > 1 {
             let mut count = Count::default();
             let arguments = vec![AMONG.to_owned()];
-            let run = Run { majors: Vec::new(), part: false, arguments };
+            let run = Run {
+                majors: Vec::new(),
+                part: false,
+                arguments,
+            };
             count.run_harness(&prepared[0], &run, &prepared)?;
-            lines.push(format!("among majors: {} passed, {} failed", count.passed, count.failed));
+            lines.push(format!(
+                "among majors: {} passed, {} failed",
+                count.passed, count.failed
+            ));
             total.add(&count);
         }
         println!();
@@ -149,7 +174,10 @@ impl Count {
         if !run.part {
             let mut extension = setup::cargo();
             extension.args(["test", "--package", "pg_rowsync", "--lib", "--no-fail-fast"]);
-            extension.args(postgres.features()).args(&run.arguments).envs(postgres.env());
+            extension
+                .args(postgres.features())
+                .args(&run.arguments)
+                .envs(postgres.env());
             self.run(extension.env("CARGO_TARGET_DIR", postgres.build_dir()))?;
         }
         self.run_harness(postgres, run, &[])
@@ -160,7 +188,10 @@ impl Count {
         let mut harness = setup::cargo();
         harness.args(["test", "--package", "pg_rowsync-tests", "--no-fail-fast"]);
         harness.args(&run.arguments).envs(postgres.env());
-        let paths: Vec<_> = among.iter().map(|other| other.pg_config.as_os_str()).collect();
+        let paths: Vec<_> = among
+            .iter()
+            .map(|other| other.pg_config.as_os_str())
+            .collect();
         harness.env(setup::AMONG, paths.join(std::ffi::OsStr::new(":")));
         if run.part {
             harness.args(["--test", "e2e", "--"]).args(PART);
@@ -171,13 +202,18 @@ impl Count {
     /// Runs one `cargo test`, passing its output on. A run that fails without a failed test (it did
     /// not build, or it crashed) counts as one failure.
     fn run(&mut self, command: &mut Command) -> Result<()> {
-        let mut child = command.stdout(Stdio::piped()).spawn().context("could not run cargo")?;
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("could not run cargo")?;
         let output = child.stdout.take().context("no output of cargo")?;
         let before = self.failed;
         for line in BufReader::new(output).lines() {
             let line = line?;
             println!("{line}");
-            let Some(result) = line.strip_prefix("test result: ") else { continue };
+            let Some(result) = line.strip_prefix("test result: ") else {
+                continue;
+            };
             for part in result.split(['.', ';']) {
                 match part.split_whitespace().collect::<Vec<_>>()[..] {
                     [number, "passed"] => self.passed += number.parse::<u64>()?,

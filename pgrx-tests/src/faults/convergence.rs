@@ -48,8 +48,18 @@ pub struct Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { masters, version, mode, drain, seed, .. } = self;
-        write!(f, "{masters} masters, version {version}, mode {mode}, drain {drain}, seed {seed}")
+        let Plan {
+            masters,
+            version,
+            mode,
+            drain,
+            seed,
+            ..
+        } = self;
+        write!(
+            f,
+            "{masters} masters, version {version}, mode {mode}, drain {drain}, seed {seed}"
+        )
     }
 }
 
@@ -81,9 +91,15 @@ impl Report {
         let delivers_directly = plan.mode != Mode::Queue && plan.drain != Drain::Calls;
         [
             (self.troubles == 0 || self.queued == 0, "nothing was queued"),
-            (delivers_directly && self.direct == 0, "nothing was delivered at commit"),
+            (
+                delivers_directly && self.direct == 0,
+                "nothing was delivered at commit",
+            ),
             (self.conflicts == Some(0), "nobody met a conflict"),
-            (self.changes <= MIN_CHANGES * plan.rounds, "hardly anything was written"),
+            (
+                self.changes <= MIN_CHANGES * plan.rounds,
+                "hardly anything was written",
+            ),
             (self.rows == 0, "all masters are empty"),
         ]
         .into_iter()
@@ -93,7 +109,9 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let conflicts = self.conflicts.map_or_else(|| "?".to_owned(), |count| count.to_string());
+        let conflicts = self
+            .conflicts
+            .map_or_else(|| "?".to_owned(), |count| count.to_string());
         write!(
             f,
             "{} committed, {} changes, {} troubles, {} direct, {} queued, {conflicts} conflicts, \
@@ -114,7 +132,10 @@ impl fmt::Display for Report {
 /// # Errors
 /// A client's error, a failed record, masters that differ, or a run in which nothing was at stake.
 pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Report> {
-    ensure!(!plan.mode.is_strict(), "in strict modes clients notice every trouble");
+    ensure!(
+        !plan.mode.is_strict(),
+        "in strict modes clients notice every trouble"
+    );
     let mesh = Mesh::start(plan.masters, plan.version, plan.mode, plan.drain)?;
     let mut total = Report::default();
     // On a machine that is busy with other things, two rounds may pass without all that is to be seen.
@@ -126,13 +147,18 @@ pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Report> {
         let report = round(&mesh, number, plan.time, &mut rng).map_err(|error| {
             anyhow!("{plan}, round {number}: {error:#}{}", mesh.describe_logs())
         })?;
-        say(&format!("{plan}, round {number}: {report}, {} rows", report.rows));
+        say(&format!(
+            "{plan}, round {number}: {report}, {} rows",
+            report.rows
+        ));
         total.committed += report.committed;
         total.changes += report.changes;
         total.troubles += report.troubles;
         total.queued += report.queued;
         total.direct += report.direct;
-        total.conflicts = report.conflicts.map(|count| count + total.conflicts.unwrap_or(0));
+        total.conflicts = report
+            .conflicts
+            .map(|count| count + total.conflicts.unwrap_or(0));
         total.slowest = total.slowest.max(report.slowest);
         total.drained = total.drained.max(report.drained);
         total.rows = report.rows;
@@ -151,11 +177,24 @@ fn round(mesh: &Mesh, number: u64, time: Duration, rng: &mut Rng) -> Result<Repo
     let drained = start.elapsed();
     let after = mesh.counts()?;
     let queued = after.queued - before.queued;
-    let conflicts = after.conflicts.zip(before.conflicts).map(|(after, before)| after - before);
-    let mut report = Report { troubles, queued, conflicts, drained, ..Report::default() };
+    let conflicts = after
+        .conflicts
+        .zip(before.conflicts)
+        .map(|(after, before)| after - before);
+    let mut report = Report {
+        troubles,
+        queued,
+        conflicts,
+        drained,
+        ..Report::default()
+    };
     report.committed = tallies.iter().map(|tally| tally.committed).sum();
     report.changes = tallies.iter().map(|tally| tally.changes).sum();
-    report.slowest = tallies.iter().map(|tally| tally.slowest).max().unwrap_or_default();
+    report.slowest = tallies
+        .iter()
+        .map(|tally| tally.slowest)
+        .max()
+        .unwrap_or_default();
     report.direct = (report.changes * (mesh.nodes.len() as u64 - 1)).saturating_sub(queued);
     let compared = verdict::compare(mesh, &tallies);
     report.rows = compared.with_context(|| format!("{report}"))?;

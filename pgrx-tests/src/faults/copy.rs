@@ -86,7 +86,13 @@ impl Round {
         let right = Side::create(right, &format!("remote_copy_{number}"))?;
         left.link(&right, proxy.port(), "dst", &[])?;
         let rng = Rng::new(seed, number);
-        let mut round = Round { rng, left, right, proxy, history: Vec::new() };
+        let mut round = Round {
+            rng,
+            left,
+            right,
+            proxy,
+            history: Vec::new(),
+        };
         round.build()?;
         Ok(round)
     }
@@ -99,8 +105,12 @@ impl Round {
             "on delete set null",
             "",
         ]);
-        let unique = *self.rng.pick(&["unique", "unique deferrable initially deferred", ""]);
-        let position = *self.rng.pick(&["deferrable", "deferrable initially deferred"]);
+        let unique = *self
+            .rng
+            .pick(&["unique", "unique deferrable initially deferred", ""]);
+        let position = *self
+            .rng
+            .pick(&["deferrable", "deferrable initially deferred"]);
         let tables = format!(
             "create table t (id int primary key, v text, u int {unique});
              create table child (id int primary key, parent int references t {refers}, v text);
@@ -121,7 +131,9 @@ impl Round {
                  analyze"
             ))
             .map_err(told)?;
-        self.history.push(format!("{rows} rows, unique: '{unique}', refers: '{refers}'"));
+        self.history.push(format!(
+            "{rows} rows, unique: '{unique}', refers: '{refers}'"
+        ));
         Ok(())
     }
 
@@ -140,15 +152,25 @@ impl Round {
         stop.store(true, Ordering::Relaxed);
         let mut done = 0;
         for writer in writers {
-            done += writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))?;
+            done += writer
+                .join()
+                .map_err(|_| anyhow::anyhow!("a writer panicked"))?;
         }
         self.history.push(format!("{done} transactions"));
         copied?;
-        self.await_that("the queue is empty", "select count(*) = 0 from sync_err_rec")?;
+        self.await_that(
+            "the queue is empty",
+            "select count(*) = 0 from sync_err_rec",
+        )?;
         for table in TABLES {
             let (left, right) = (self.left.checksum(table), self.right.checksum(table));
             let (left, right) = (left.map_err(told)?, right.map_err(told)?);
-            ensure!(left == right, "{table} differs: {} rows here, {} there", left.1, right.1);
+            ensure!(
+                left == right,
+                "{table} differs: {} rows here, {} there",
+                left.1,
+                right.1
+            );
         }
         Ok(())
     }
@@ -233,13 +255,19 @@ impl Round {
             5..7 => {
                 let end = "select pg_terminate_backend(pid) from pg_stat_activity
                             where backend_type = 'pg_rowsync copier'";
-                self.left.connect_superuser()?.batch_execute(end).map_err(told)?;
+                self.left
+                    .connect_superuser()?
+                    .batch_execute(end)
+                    .map_err(told)?;
                 "copiers ended"
             }
             7 => {
                 let end = "select pg_terminate_backend(pid) from pg_stat_activity
                             where backend_type like 'pg_rowsync%'";
-                self.left.connect_superuser()?.batch_execute(end).map_err(told)?;
+                self.left
+                    .connect_superuser()?
+                    .batch_execute(end)
+                    .map_err(told)?;
                 "workers ended"
             }
             8 => {
@@ -262,7 +290,11 @@ impl Round {
             if client.query_one(sql, &[]).map_err(told)?.get(0) {
                 return Ok(());
             }
-            ensure!(Instant::now() < end, "gave up waiting until {what}: {}", self.records()?);
+            ensure!(
+                Instant::now() < end,
+                "gave up waiting until {what}: {}",
+                self.records()?
+            );
             sleep(Duration::from_millis(50));
         }
     }
@@ -306,7 +338,10 @@ fn transaction(rng: &mut Rng, truncates: bool) -> String {
     let mut one = || rng.roll(6_000) + 1;
     let (a, b, c) = (one(), one(), one());
     match rng.roll(15) {
-        0 | 1 => format!("insert into t values ({}, 'n', null) on conflict do nothing", 40_000 + a),
+        0 | 1 => format!(
+            "insert into t values ({}, 'n', null) on conflict do nothing",
+            40_000 + a
+        ),
         2 | 3 => format!("update t set v = v || 'u' where id in ({a}, {b})"),
         4 => format!("delete from t where id = {a}"),
         5 => format!(

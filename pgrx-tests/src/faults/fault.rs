@@ -61,7 +61,11 @@ pub enum Fault {
 }
 
 /// Those that need what only mode `atomic` sends.
-const STRIKES: [Fault; 3] = [Fault::Strike, Fault::StrikeAndKillLocal, Fault::StrikeAndCrashRemote];
+const STRIKES: [Fault; 3] = [
+    Fault::Strike,
+    Fault::StrikeAndKillLocal,
+    Fault::StrikeAndCrashRemote,
+];
 
 const REMOTE: [Fault; 11] = [
     Fault::Reset,
@@ -135,7 +139,10 @@ impl Fault {
     /// Whether the left side may die between the remote commit and its own.
     pub fn kills_left(self) -> bool {
         use Fault::{KillLocal, KillLocalBackend, KillPostmaster, KillWorker};
-        matches!(self, KillLocal | KillLocalBackend | KillPostmaster | KillWorker)
+        matches!(
+            self,
+            KillLocal | KillLocalBackend | KillPostmaster | KillWorker
+        )
     }
 
     /// Lets it happen and puts it right again.

@@ -27,15 +27,16 @@ pub struct Report {
 pub fn run(rig: &Rig, seed: u64, time: Duration) -> Result<Report> {
     ensure!(rig.mode == Mode::Async, "clients must not notice anything");
     rig.mirror("t", "id int primary key, v text not null")?;
-    rig.left
-        .connect()?
-        .batch_execute(&format!("insert into t select g, '' from generate_series(1, {ROWS}) g"))?;
+    rig.left.connect()?.batch_execute(&format!(
+        "insert into t select g, '' from generate_series(1, {ROWS}) g"
+    ))?;
     let end = Instant::now() + time;
     let done = Flag::default();
     let (committed, outages) = thread::scope(|scope| {
         let _end = done.set_at_end();
-        let clients: Vec<_> =
-            (0..CLIENTS).map(|who| scope.spawn(move || update(rig, seed, who, end))).collect();
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|who| scope.spawn(move || update(rig, seed, who, end)))
+            .collect();
         for limit in [50, 1000] {
             let done = &done;
             scope.spawn(move || rig.call_drain(limit, || done.is_set()));
@@ -50,11 +51,17 @@ pub fn run(rig: &Rig, seed: u64, time: Duration) -> Result<Report> {
     })?;
     rig.await_drained()?;
     let all = |side: &crate::Side| -> Result<Vec<(i32, String)>> {
-        let rows = side.connect()?.query("select id, v from t order by id", &[])?;
+        let rows = side
+            .connect()?
+            .query("select id, v from t order by id", &[])?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     };
     let (left, right) = (all(&rig.left)?, all(&rig.right)?);
-    let differ: Vec<_> = left.iter().zip(&right).filter(|(left, right)| left != right).collect();
+    let differ: Vec<_> = left
+        .iter()
+        .zip(&right)
+        .filter(|(left, right)| left != right)
+        .collect();
     ensure!(
         left.len() == right.len() && differ.is_empty(),
         "seed {seed}: the sides differ in {differ:?}{}",
@@ -62,7 +69,11 @@ pub fn run(rig: &Rig, seed: u64, time: Duration) -> Result<Report> {
     );
     let sql = "select last_value from sync_queue_id_seq";
     let queued = rig.left.connect_superuser()?.query_one(sql, &[])?.get(0);
-    Ok(Report { committed, outages, queued })
+    Ok(Report {
+        committed,
+        outages,
+        queued,
+    })
 }
 
 /// Every update appends to what was there, so a lost or overtaken one cannot go unseen.

@@ -62,7 +62,9 @@ impl fmt::Display for Holdings {
 pub fn run(transactions: u64, say: &mut dyn FnMut(&Holdings)) -> Result<Vec<Holdings>> {
     let rig = Rig::start("leaks", Mode::Sync, Drain::Calls)?;
     rig.mirror("t", "id int primary key, v int, filler text")?;
-    rig.right.connect()?.batch_execute("alter table t add constraint t_v check (v >= 0)")?;
+    rig.right
+        .connect()?
+        .batch_execute("alter table t add constraint t_v check (v >= 0)")?;
     // Nobody listens there, so the transaction fails at once.
     rig.left.link(&rig.right, free_port()?, "nowhere", &[])?;
     rig.left.connect()?.batch_execute(
@@ -89,27 +91,51 @@ pub fn run(transactions: u64, say: &mut dyn FnMut(&Holdings)) -> Result<Vec<Hold
         }
     }
     let (left, right) = (rig.left.checksum("t")?, rig.right.checksum("t")?);
-    ensure!(left == right, "the sides differ: left {left:?}, right {right:?}");
+    ensure!(
+        left == right,
+        "the sides differ: left {left:?}, right {right:?}"
+    );
     judge(&samples)?;
     Ok(samples)
 }
 
 fn judge(samples: &[Holdings]) -> Result<()> {
-    let [first, .., last] = samples else { bail!("too few transactions to compare") };
+    let [first, .., last] = samples else {
+        bail!("too few transactions to compare")
+    };
     let limits = TOLERANCE;
     let grown = [
-        ("resident memory", last.resident_kb - first.resident_kb, limits.resident_kb),
-        ("anonymous memory", last.anonymous_kb - first.anonymous_kb, limits.anonymous_kb),
-        ("memory contexts", last.contexts_kb - first.contexts_kb, limits.contexts_kb),
+        (
+            "resident memory",
+            last.resident_kb - first.resident_kb,
+            limits.resident_kb,
+        ),
+        (
+            "anonymous memory",
+            last.anonymous_kb - first.anonymous_kb,
+            limits.anonymous_kb,
+        ),
+        (
+            "memory contexts",
+            last.contexts_kb - first.contexts_kb,
+            limits.contexts_kb,
+        ),
         (
             "descriptors",
             last.descriptors as i64 - first.descriptors as i64,
             limits.descriptors as i64,
         ),
-        ("remote sessions", last.sessions - first.sessions, limits.sessions),
+        (
+            "remote sessions",
+            last.sessions - first.sessions,
+            limits.sessions,
+        ),
     ];
     for (what, growth, limit) in grown {
-        ensure!(growth <= limit, "{what} grew by {growth}, allowed is {limit}:\n{first}\n{last}");
+        ensure!(
+            growth <= limit,
+            "{what} grew by {growth}, allowed is {limit}:\n{first}\n{last}"
+        );
     }
     Ok(())
 }
@@ -124,21 +150,46 @@ fn transaction(client: &mut Client, n: u64) -> Result<()> {
     let (sql, expected) = match n % 20 {
         7 if n % 500 == 7 => (format!("update t set {large}"), None),
         10 if n % 500 == 10 => (format!("update t set v = -{n}, {large}"), Some("23514")),
-        0 | 10 => (format!("update t set v = -{n} where id = {id}"), Some("23514")),
+        0 | 10 => (
+            format!("update t set v = -{n} where id = {id}"),
+            Some("23514"),
+        ),
         5 if n % 40 == 5 => (format!("begin; {update}; rollback"), None),
-        5 => (format!("{update}; insert into t values ({id}, 0, '')"), Some("23505")),
+        5 => (
+            format!("{update}; insert into t values ({id}, 0, '')"),
+            Some("23505"),
+        ),
         15 => (format!("insert into lost values ({n}, 1)"), Some("08001")),
-        1 => (format!("begin; {update}; savepoint s; delete from t; rollback to s; commit"), None),
-        2 => (format!("update t set v = {v} where id between {id} and {id} + 20"), None),
-        3 => (format!("delete from t where id = {id}; insert into t values ({id}, {v}, '')"), None),
-        4 => (format!("update t set filler = repeat('x', {v}) where id = {id}"), None),
+        1 => (
+            format!("begin; {update}; savepoint s; delete from t; rollback to s; commit"),
+            None,
+        ),
+        2 => (
+            format!("update t set v = {v} where id between {id} and {id} + 20"),
+            None,
+        ),
+        3 => (
+            format!("delete from t where id = {id}; insert into t values ({id}, {v}, '')"),
+            None,
+        ),
+        4 => (
+            format!("update t set filler = repeat('x', {v}) where id = {id}"),
+            None,
+        ),
         _ => (update, None),
     };
     let start = Instant::now();
     let result = client.batch_execute(&sql);
-    let code = result.as_ref().err().and_then(|error| error.code()).map(|code| code.code());
+    let code = result
+        .as_ref()
+        .err()
+        .and_then(|error| error.code())
+        .map(|code| code.code());
     if code != expected || (expected.is_none() && result.is_err()) {
-        bail!("expected {expected:?} of \"{sql}\", but: {result:?} ({:?})", start.elapsed());
+        bail!(
+            "expected {expected:?} of \"{sql}\", but: {result:?} ({:?})",
+            start.elapsed()
+        );
     }
     Ok(())
 }
@@ -148,7 +199,9 @@ fn look(client: &mut Client, observer: &mut Client, pid: i32, n: u64) -> Result<
     let field = |name: &str| -> Result<i64> {
         let line = status.lines().find(|line| line.starts_with(name));
         let number = line.and_then(|line| line.split_whitespace().nth(1));
-        Ok(number.with_context(|| format!("no {name} of the backend"))?.parse()?)
+        Ok(number
+            .with_context(|| format!("no {name} of the backend"))?
+            .parse()?)
     };
     let contexts = "select sum(total_bytes)::bigint / 1024 from pg_backend_memory_contexts";
     let sessions = "select count(*) from pg_stat_activity where application_name = 'pg_rowsync'";
@@ -164,7 +217,9 @@ fn look(client: &mut Client, observer: &mut Client, pid: i32, n: u64) -> Result<
 
 fn descriptors(pid: i32) -> Result<usize> {
     let of_server = |path: &str| {
-        ["/base/", "/global/", "/pg_wal/", "/pg_xact/"].iter().any(|dir| path.contains(dir))
+        ["/base/", "/global/", "/pg_wal/", "/pg_xact/"]
+            .iter()
+            .any(|dir| path.contains(dir))
             && !path.contains("pgsql_tmp")
     };
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?

@@ -137,9 +137,17 @@ impl fmt::Display for Report {
                 phase.slow
             )?;
         }
-        writeln!(f, "last slow transaction {:.1} s into the outage", self.last_slow.as_secs_f64())?;
+        writeln!(
+            f,
+            "last slow transaction {:.1} s into the outage",
+            self.last_slow.as_secs_f64()
+        )?;
         writeln!(f, "records waiting at its end: {}", self.backlog)?;
-        writeln!(f, "queue empty {:.2} s after the outage", self.drained.as_secs_f64())?;
+        writeln!(
+            f,
+            "queue empty {:.2} s after the outage",
+            self.drained.as_secs_f64()
+        )?;
         write!(
             f,
             "direct delivery back {:.2} s after the outage, {} records queued since",
@@ -180,10 +188,21 @@ fn measure(rig: &Rig, plan: Plan) -> Result<Report> {
     rig.await_drained()?;
     for table in pgbench::TABLES {
         let (left, right) = (rig.left.checksum(table)?, rig.right.checksum(table)?);
-        ensure!(left == right, "\"{table}\" differs: left {left:?}, right {right:?}");
+        ensure!(
+            left == right,
+            "\"{table}\" differs: left {left:?}, right {right:?}"
+        );
     }
 
-    let Moments { start, away, back, empty, direct, backlog, .. } = moments;
+    let Moments {
+        start,
+        away,
+        back,
+        empty,
+        direct,
+        backlog,
+        ..
+    } = moments;
     let end = samples.last().map_or(direct, |sample| sample.end);
     let after =
         |moment: SystemTime, from: SystemTime| moment.duration_since(from).unwrap_or_default();
@@ -196,7 +215,9 @@ fn measure(rig: &Rig, plan: Plan) -> Result<Report> {
         during: phase(&samples, away, back),
         draining: phase(&samples, back, direct),
         after: phase(&samples, direct, end),
-        last_slow: slow.max().map_or(Duration::ZERO, |moment| after(moment, away)),
+        last_slow: slow
+            .max()
+            .map_or(Duration::ZERO, |moment| after(moment, away)),
         backlog,
         drained: after(empty, back),
         direct: after(direct, back),
@@ -238,7 +259,11 @@ fn watch(rig: &Rig, plan: Plan, load: &mut Load) -> Result<Moments> {
         ensure!(
             load.is_running()?,
             "the load ended before direct delivery was back; the queue was {} by then",
-            if empty.is_some() { "empty once" } else { "never empty" }
+            if empty.is_some() {
+                "empty once"
+            } else {
+                "never empty"
+            }
         );
         let now = SystemTime::now();
         let look = Look::take(rig, &mut left, &mut right)?;
@@ -249,7 +274,15 @@ fn watch(rig: &Rig, plan: Plan, load: &mut Load) -> Result<Moments> {
             && look.is_direct_since(earlier)
         {
             let (direct, queued) = (*since, look.ever);
-            return Ok(Moments { start, away, back, empty, direct, backlog, queued });
+            return Ok(Moments {
+                start,
+                away,
+                back,
+                empty,
+                direct,
+                backlog,
+                queued,
+            });
         }
         before = Some((now, look));
         sleep(Duration::from_millis(50));
@@ -268,11 +301,18 @@ struct Look {
 impl Look {
     fn take(rig: &Rig, left: &mut Client, right: &mut Client) -> Result<Look> {
         let ever = ever_queued(left)?;
-        let sql = format!("select coalesce(max(id), 0) from {}.pgbench_history", rig.right.user);
+        let sql = format!(
+            "select coalesce(max(id), 0) from {}.pgbench_history",
+            rig.right.user
+        );
         let arrived = right.query_one(&sql, &[])?.get(0);
         // Counting a long queue again and again would slow down what is measured.
         let sql = "select exists (select from sync_queue)";
-        Ok(Look { waiting: left.query_one(sql, &[])?.get(0), ever, arrived })
+        Ok(Look {
+            waiting: left.query_one(sql, &[])?.get(0),
+            ever,
+            arrived,
+        })
     }
 
     /// Nothing was queued in between, and something arrived.
@@ -282,7 +322,9 @@ impl Look {
 }
 
 fn ever_queued(left: &mut Client) -> Result<i64> {
-    Ok(left.query_one("select last_value from sync_queue_id_seq", &[])?.get(0))
+    Ok(left
+        .query_one("select last_value from sync_queue_id_seq", &[])?
+        .get(0))
 }
 
 fn phase(samples: &[Sample], from: SystemTime, to: SystemTime) -> Phase {
@@ -292,7 +334,12 @@ fn phase(samples: &[Sample], from: SystemTime, to: SystemTime) -> Phase {
         .map(|one| one.latency)
         .collect();
     times.sort_unstable();
-    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
+    let at = |percent: usize| {
+        times
+            .get(times.len() * percent / 100)
+            .copied()
+            .unwrap_or_default()
+    };
     let length = to.duration_since(from).unwrap_or_default().as_secs_f64();
     Phase {
         transactions: times.len(),

@@ -15,19 +15,32 @@ use crate::setup::Postgres;
 use crate::side::Side;
 
 /// The tables that the built-in script writes.
-pub const TABLES: [&str; 4] =
-    ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
+pub const TABLES: [&str; 4] = [
+    "pgbench_accounts",
+    "pgbench_branches",
+    "pgbench_tellers",
+    "pgbench_history",
+];
 
 /// Creates the tables on both sides, with equal contents, and attaches the left ones.
 pub fn create(rig: &Rig, scale: u32) -> Result<()> {
     for side in [&rig.left, &rig.right] {
         let scale = scale.to_string();
         let output = command(side)?
-            .args(["--initialize", "--quiet", "--init-steps=dtGp", "--scale", &scale])
+            .args([
+                "--initialize",
+                "--quiet",
+                "--init-steps=dtGp",
+                "--scale",
+                &scale,
+            ])
             .output()
             .context("could not run pgbench")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "pgbench could not create its tables:\n{said}");
+        ensure!(
+            output.status.success(),
+            "pgbench could not create its tables:\n{said}"
+        );
         side.connect()?
             .batch_execute("alter table pgbench_history add id bigserial primary key")?;
         side.connect_superuser()?.batch_execute("vacuum analyze")?;
@@ -77,7 +90,12 @@ impl Load {
             let _ = pipe.read_to_end(&mut bytes);
             String::from_utf8_lossy(&bytes).into_owned()
         });
-        Ok(Load { child, said: Some(said), dir, throttled: rate.is_some() })
+        Ok(Load {
+            child,
+            said: Some(said),
+            dir,
+            throttled: rate.is_some(),
+        })
     }
 
     pub fn is_running(&mut self) -> Result<bool> {
@@ -88,7 +106,9 @@ impl Load {
     pub fn finish(mut self) -> Result<Vec<Sample>> {
         let status = self.child.wait()?;
         let said = self.said.take().context("pgbench was asked before")?;
-        let said = said.join().map_err(|_| anyhow!("reading pgbench's output panicked"))?;
+        let said = said
+            .join()
+            .map_err(|_| anyhow!("reading pgbench's output panicked"))?;
         let errors: Vec<_> = said
             .lines()
             .filter(|line| line.contains("error:") || line.contains("abort"))
@@ -106,8 +126,10 @@ impl Load {
         let mut samples = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             for line in fs::read_to_string(entry?.path())?.lines() {
-                samples
-                    .push(self.sample(line).with_context(|| format!("in pgbench's log: {line}"))?);
+                samples.push(
+                    self.sample(line)
+                        .with_context(|| format!("in pgbench's log: {line}"))?,
+                );
             }
         }
         samples.sort_by_key(|sample| sample.end);
@@ -117,7 +139,10 @@ impl Load {
     /// `client transaction latency script seconds microseconds [lag]`, latency and lag in
     /// microseconds. Throttled, the latency counts from when the transaction was due.
     fn sample(&self, line: &str) -> Result<Sample> {
-        let fields: Vec<u64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let fields: Vec<u64> = line
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()?;
         let field = |at: usize| fields.get(at).copied().context("too few fields");
         let lag = if self.throttled { field(6)? } else { 0 };
         Ok(Sample {

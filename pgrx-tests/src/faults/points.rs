@@ -203,7 +203,11 @@ impl Case {
 
     /// Who drains the queue meanwhile.
     pub fn drain(self) -> Drain {
-        if self.is_by_worker() { Drain::Worker } else { Drain::Calls }
+        if self.is_by_worker() {
+            Drain::Worker
+        } else {
+            Drain::Calls
+        }
     }
 
     /// Whether it is the worker that comes to the points.
@@ -335,7 +339,15 @@ impl Seen {
     /// # Errors
     /// What must not be.
     pub fn check(&self, trial: &Trial) -> Result<()> {
-        let Seen { told, here, there, queued, prepared, equal, .. } = *self;
+        let Seen {
+            told,
+            here,
+            there,
+            queued,
+            prepared,
+            equal,
+            ..
+        } = *self;
         let case = trial.case;
         let direct = !case.is_call() && !case.is_by_worker();
         let never = |wrong: bool, why: &str| -> Result<()> {
@@ -343,14 +355,32 @@ impl Seen {
             Ok(())
         };
         let is_there = there == There::All;
-        never(direct && told == Told::Success && !here, "told to be committed, and is not")?;
-        never(direct && told == Told::Error && here, "told to have failed, and has not")?;
-        never(here && !is_there && !queued && !prepared, "a change is lost")?;
-        never(case == Case::Sync && here && !is_there, "sync, but not there")?;
+        never(
+            direct && told == Told::Success && !here,
+            "told to be committed, and is not",
+        )?;
+        never(
+            direct && told == Told::Error && here,
+            "told to have failed, and has not",
+        )?;
+        never(
+            here && !is_there && !queued && !prepared,
+            "a change is lost",
+        )?;
+        never(
+            case == Case::Sync && here && !is_there,
+            "sync, but not there",
+        )?;
         never(case == Case::Sync && queued, "sync, but queued")?;
         never(case.is_atomic() && queued, "atomic, but queued")?;
-        never(case.is_atomic() && !here && there != There::None, "atomic, but only there")?;
-        never(case.is_atomic() && !equal, "atomic, but not both or neither")?;
+        never(
+            case.is_atomic() && !here && there != There::None,
+            "atomic, but only there",
+        )?;
+        never(
+            case.is_atomic() && !equal,
+            "atomic, but not both or neither",
+        )?;
         never(!case.is_atomic() && prepared, "not atomic, but prepared")?;
         // The one window that a single phase leaves: it is committed there, and not here yet.
         let late = [Point::CommitSent, Point::Answered, Point::BeforeCommit];
@@ -359,14 +389,21 @@ impl Seen {
         never(!equal && !window, "both sides differ")?;
         let harmless = matches!(trial.what, What::Nothing | What::Cancel);
         never(harmless && !equal, "both sides differ over nothing")?;
-        never(trial.what == What::Terminate && !equal, "both sides differ over a request")?;
+        never(
+            trial.what == What::Terminate && !equal,
+            "both sides differ over a request",
+        )?;
         never(self.crashed && trial.what != What::Kill, "a crash")
     }
 
     /// For people.
     fn describe(&self, &Trial { case, what, .. }: &Trial) -> String {
         if case.is_by_worker() {
-            let restarts = if self.crashed { "server restarts, " } else { "" };
+            let restarts = if self.crashed {
+                "server restarts, "
+            } else {
+                ""
+            };
             return format!(
                 "{restarts}{}",
                 match (self.equal, case.resolves()) {
@@ -413,7 +450,11 @@ impl Seen {
 pub fn run(fixture: &mut Bed, case: Case, report: &mut dyn FnMut(&Trial, &Seen)) -> Result<Table> {
     let mut table = Table::default();
     for point in Point::ALL {
-        let nothing = Trial { case, point, what: What::Nothing };
+        let nothing = Trial {
+            case,
+            point,
+            what: What::Nothing,
+        };
         let seen = fixture.run(&nothing)?;
         seen.check(&nothing)?;
         if !seen.reached {
@@ -442,6 +483,9 @@ pub fn check_against(fixture: &mut Bed, table: &Table, trial: &Trial) -> Result<
     let (found, told) = (seen.describe(trial), table.get(trial));
     // How far the memory goes that a process has at hand is not the same every time.
     let varies = trial.what == What::Memory;
-    ensure!(varies || told == Some(&found), "{trial}: documented is {told:?}, seen was {found:?}");
+    ensure!(
+        varies || told == Some(&found),
+        "{trial}: documented is {told:?}, seen was {found:?}"
+    );
     Ok(())
 }

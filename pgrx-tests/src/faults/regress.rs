@@ -83,8 +83,12 @@ pub fn run(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<Vec<(Mode, Tally)>
     let files = files(plan)?;
     let libraries = libraries(plan, told)?;
     fs::create_dir_all(&plan.results)?;
-    let bed_of =
-        |label: &str| Bed { plan, files: &files, libraries: &libraries, label: label.to_owned() };
+    let bed_of = |label: &str| Bed {
+        plan,
+        files: &files,
+        libraries: &libraries,
+        label: label.to_owned(),
+    };
     let without = bed_of("without");
     if !(plan.keeps && without.is_done()) {
         without.run(None, None, told)?;
@@ -115,7 +119,10 @@ fn files(plan: &Plan) -> Result<Vec<String>> {
     if schedule.exists() {
         for line in fs::read_to_string(&schedule)?.lines() {
             all.extend(
-                line.strip_prefix("test:").unwrap_or("").split_whitespace().map(str::to_owned),
+                line.strip_prefix("test:")
+                    .unwrap_or("")
+                    .split_whitespace()
+                    .map(str::to_owned),
             );
         }
     } else {
@@ -123,7 +130,9 @@ fn files(plan: &Plan) -> Result<Vec<String>> {
             fs::read_dir(&sql).with_context(|| format!("no files in \"{}\"", sql.display()))?
         {
             let path = entry?.path();
-            let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            let stem = path
+                .file_stem()
+                .map(|stem| stem.to_string_lossy().into_owned());
             all.extend(stem.filter(|_| path.extension().is_some_and(|end| end == "sql")));
         }
         all.sort();
@@ -155,7 +164,15 @@ fn libraries(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     let source = plan.files.join("regress.c");
     let built = source.exists()
         && Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-w", "-I", &ask("--includedir-server")?, "-o"])
+            .args([
+                "-shared",
+                "-fPIC",
+                "-O1",
+                "-w",
+                "-I",
+                &ask("--includedir-server")?,
+                "-o",
+            ])
             .arg(directory.join("regress.so"))
             .arg(&source)
             .status()
@@ -214,14 +231,22 @@ impl Bed<'_> {
         open_directory(&work)?;
         open_directory(&work.join("results"))?;
         fs::create_dir_all(self.directory())?;
-        let run =
-            Arc::new(Run { here, there, directory: exchange, state: Mutex::new(State::default()) });
+        let run = Arc::new(Run {
+            here,
+            there,
+            directory: exchange,
+            state: Mutex::new(State::default()),
+        });
         let mode_name = match mode.unwrap_or(Mode::Sync) {
             Mode::Async => "async",
             Mode::Queue => "queue",
             Mode::Sync | Mode::Atomic => "sync",
         };
-        let task = Task { run: run.clone(), mode: mode_name, is_mirrored: mode.is_some() };
+        let task = Task {
+            run: run.clone(),
+            mode: mode_name,
+            is_mirrored: mode.is_some(),
+        };
         let relay = Relay::start(task)?;
         let mut open = Vec::new();
         for file in self.files {
@@ -308,31 +333,51 @@ impl Bed<'_> {
         let output = File::create(self.directory().join(format!("{file}.out")))?;
         let postgres = Postgres::find()?;
         let mut psql = Command::new(postgres.program("psql"));
-        psql.args(["-X", "-a", "-q", "-v", "HIDE_TABLEAM=on", "-v", "HIDE_TOAST_COMPRESSION=on"])
-            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &port.to_string(), "-d", DATABASE])
-            .env("PGPASSWORD", run.here.superuser_password())
-            .env("PGSSLMODE", "disable")
-            .env("PGGSSENCMODE", "disable")
-            .env("PGTZ", "PST8PDT")
-            .env("PGDATESTYLE", "Postgres, MDY")
-            .env("PGOPTIONS", "-c intervalstyle=postgres_verbose")
-            .env("PG_ABS_SRCDIR", &self.plan.files)
-            .env("PG_ABS_BUILDDIR", work)
-            .env("PG_LIBDIR", self.libraries)
-            .env("PG_DLSUFFIX", ".so")
-            .env("LC_ALL", "C")
-            .env_remove("LANGUAGE")
-            .current_dir(work)
-            .stdin(File::open(&sql)?)
-            .stdout(output.try_clone()?)
-            .stderr(output);
+        psql.args([
+            "-X",
+            "-a",
+            "-q",
+            "-v",
+            "HIDE_TABLEAM=on",
+            "-v",
+            "HIDE_TOAST_COMPRESSION=on",
+        ])
+        .args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-p",
+            &port.to_string(),
+            "-d",
+            DATABASE,
+        ])
+        .env("PGPASSWORD", run.here.superuser_password())
+        .env("PGSSLMODE", "disable")
+        .env("PGGSSENCMODE", "disable")
+        .env("PGTZ", "PST8PDT")
+        .env("PGDATESTYLE", "Postgres, MDY")
+        .env("PGOPTIONS", "-c intervalstyle=postgres_verbose")
+        .env("PG_ABS_SRCDIR", &self.plan.files)
+        .env("PG_ABS_BUILDDIR", work)
+        .env("PG_LIBDIR", self.libraries)
+        .env("PG_DLSUFFIX", ".so")
+        .env("LC_ALL", "C")
+        .env_remove("LANGUAGE")
+        .current_dir(work)
+        .stdin(File::open(&sql)?)
+        .stdout(output.try_clone()?)
+        .stderr(output);
         let mut child = psql.spawn().context("could not run psql")?;
         let deadline = Instant::now() + FILE_TIMEOUT;
         while child.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                run.state().tally.broken.push(format!("{file}: not done within {FILE_TIMEOUT:?}"));
+                run.state()
+                    .tally
+                    .broken
+                    .push(format!("{file}: not done within {FILE_TIMEOUT:?}"));
                 break;
             }
             sleep(Duration::from_millis(10));
@@ -343,7 +388,10 @@ impl Bed<'_> {
 
 fn open_directory(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)?;
-    Ok(fs::set_permissions(directory, fs::Permissions::from_mode(0o777))?)
+    Ok(fs::set_permissions(
+        directory,
+        fs::Permissions::from_mode(0o777),
+    )?)
 }
 
 /// A part of an output that is not as in another one: lines of the other one, and both texts.
@@ -366,7 +414,10 @@ fn compare_outputs(
     for part in parts {
         match explained::of_output(file, &part.text) {
             Some(reason) => *tally.explained_hunks.entry(reason).or_default() += 1,
-            None => open.push(Open { file: file.to_owned(), part }),
+            None => open.push(Open {
+                file: file.to_owned(),
+                part,
+            }),
         }
     }
     Ok(open)
@@ -382,7 +433,10 @@ fn judge(open: Vec<Open>, without: &Path, again: &Path, tally: &mut Tally) -> Re
         };
         match varying.iter().any(is_near) {
             true => *tally.explained_hunks.entry(VARIES).or_default() += 1,
-            false => tally.hunks.push(Hunk { file, lines: part.text }),
+            false => tally.hunks.push(Hunk {
+                file,
+                lines: part.text,
+            }),
         }
     }
     Ok(())
@@ -410,7 +464,10 @@ fn diff(one: &Path, other: &Path) -> Result<Vec<Part>> {
         .args([normal(one)?, normal(other)?])
         .output()
         .context("could not run diff")?;
-    ensure!(output.status.code().is_some_and(|code| code < 2), "diff failed");
+    ensure!(
+        output.status.code().is_some_and(|code| code < 2),
+        "diff failed"
+    );
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut parts: Vec<Part> = Vec::new();
     for line in text.lines().skip(2) {
@@ -419,7 +476,10 @@ fn diff(one: &Path, other: &Path) -> Result<Vec<Part>> {
                 let numbers = head.split(' ').next().unwrap_or_default();
                 let (start, count) = numbers.split_once(',').unwrap_or((numbers, "1"));
                 let (start, count): (usize, usize) = (start.parse()?, count.parse()?);
-                parts.push(Part { lines: start..start + count, text: String::new() });
+                parts.push(Part {
+                    lines: start..start + count,
+                    text: String::new(),
+                });
             }
             None => {
                 if let Some(part) = parts.last_mut() {

@@ -152,21 +152,32 @@ impl Rig {
         let name = format!("{label}_right");
         let other = thread::spawn(move || Cluster::start(&name));
         let left = Cluster::start_with(&format!("{label}_left"), &settings)?;
-        let right = other.join().map_err(|_| anyhow!("the right cluster panicked"))??;
+        let right = other
+            .join()
+            .map_err(|_| anyhow!("the right cluster panicked"))??;
         let left = Side::create(&Arc::new(left), "local")?;
         let right = Side::create(&Arc::new(right), "remote")?;
-        let pooler =
-            pooler.map(|mode| Pooler::start(&[&right], mode, &[IGNORE_OPTIONS])).transpose()?;
+        let pooler = pooler
+            .map(|mode| Pooler::start(&[&right], mode, &[IGNORE_OPTIONS]))
+            .transpose()?;
         let behind = pooler.as_ref().map_or(right.cluster.port(), Pooler::port);
         let proxy = Proxy::start(behind)?;
         left.link(&right, proxy.port(), "dst", &[])?;
-        Ok(Rig { left, right, proxy, pooler, mode, drain })
+        Ok(Rig {
+            left,
+            right,
+            proxy,
+            pooler,
+            mode,
+            drain,
+        })
     }
 
     /// A table on both sides whose changes on the left are sent.
     pub fn mirror(&self, table: &str, columns: &str) -> Result<()> {
         for side in [&self.left, &self.right] {
-            side.connect()?.batch_execute(&format!("create table {table} ({columns})"))?;
+            side.connect()?
+                .batch_execute(&format!("create table {table} ({columns})"))?;
         }
         self.attach(table)
     }
@@ -224,7 +235,10 @@ impl Rig {
                 let _ = observer.query_one("select resolve_sync_prepared()", &[]);
             }
             if start.elapsed() > PATIENCE {
-                bail!("the queue did not drain within {PATIENCE:?}: {}", self.describe_queue());
+                bail!(
+                    "the queue did not drain within {PATIENCE:?}: {}",
+                    self.describe_queue()
+                );
             }
             sleep(Duration::from_millis(10));
         }
@@ -236,7 +250,11 @@ impl Rig {
     pub fn await_sessions_gone(&self, drainers: i64) -> Result<()> {
         let mut observer = self.right.connect_superuser()?;
         // A pooler keeps its own, idle.
-        let and = if self.pooler.is_some() { "and state <> 'idle'" } else { "" };
+        let and = if self.pooler.is_some() {
+            "and state <> 'idle'"
+        } else {
+            ""
+        };
         let sql = &format!(
             "select count(*) from pg_stat_activity where application_name = 'pg_rowsync' {and}"
         );
@@ -276,10 +294,15 @@ impl Rig {
                 .connect_superuser()?
                 .query_one(sql, &[])
                 .map_err(|error| anyhow!("{}", describe(&error)))?;
-            Ok(row.get::<_, Option<String>>(0).unwrap_or_else(|| "none".to_owned()))
+            Ok(row
+                .get::<_, Option<String>>(0)
+                .unwrap_or_else(|| "none".to_owned()))
         };
         let parts = [
-            ("status", "select string_agg(to_jsonb(s)::text, e'\\n') from sync_status s"),
+            (
+                "status",
+                "select string_agg(to_jsonb(s)::text, e'\\n') from sync_status s",
+            ),
             (
                 "oldest records",
                 "select string_agg(to_jsonb(q)::text, e'\\n')
@@ -289,7 +312,10 @@ impl Rig {
                 "lost sessions",
                 "select string_agg(to_jsonb(l)::text, e'\\n') from sync_lost_session l",
             ),
-            ("prepared", "select string_agg(to_jsonb(p)::text, e'\n') from sync_prepared p"),
+            (
+                "prepared",
+                "select string_agg(to_jsonb(p)::text, e'\n') from sync_prepared p",
+            ),
             (
                 "worker",
                 "select string_agg(concat_ws(' ', pid, backend_type, wait_event, query), e'\\n')
@@ -310,7 +336,10 @@ impl Rig {
         let sql = "select coalesce(string_agg(concat_ws(' ', pid, backend_type, state,
                           wait_event_type, wait_event, now() - query_start, query), e'\\n'), '')
                      from pg_stat_activity where datname = current_database()";
-        let asked = self.left.connect_superuser().and_then(|mut one| one.query_one(sql, &[]));
+        let asked = self
+            .left
+            .connect_superuser()
+            .and_then(|mut one| one.query_one(sql, &[]));
         asked.map_or_else(|error| describe(&error), |row| row.get(0))
     }
 
@@ -321,6 +350,10 @@ impl Rig {
             let lines: Vec<_> = log.lines().collect();
             lines[lines.len().saturating_sub(30)..].join("\n")
         };
-        format!("\nleft log:\n{}\nright log:\n{}", end(&self.left), end(&self.right))
+        format!(
+            "\nleft log:\n{}\nright log:\n{}",
+            end(&self.left),
+            end(&self.right)
+        )
     }
 }

@@ -30,23 +30,48 @@ impl Contents {
 /// there were.
 pub fn settle(rig: &Rig, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usize> {
     let (left, right) = (Contents::read(&rig.left)?, Contents::read(&rig.right)?);
-    let unkept = tally.promised.iter().find(|tag| !left.tags.contains_key(tag));
-    ensure!(unkept.is_none(), "committed, but not on the left: transaction {unkept:?}");
-    let missing: Vec<_> =
-        left.tags.keys().filter(|tag| !right.tags.contains_key(tag)).take(5).collect();
-    ensure!(missing.is_empty(), "lost on the way to the right: transactions {missing:?}");
+    let unkept = tally
+        .promised
+        .iter()
+        .find(|tag| !left.tags.contains_key(tag));
+    ensure!(
+        unkept.is_none(),
+        "committed, but not on the left: transaction {unkept:?}"
+    );
+    let missing: Vec<_> = left
+        .tags
+        .keys()
+        .filter(|tag| !right.tags.contains_key(tag))
+        .take(5)
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "lost on the way to the right: transactions {missing:?}"
+    );
 
-    let ghosts: BTreeMap<_, _> =
-        right.tags.into_iter().filter(|(tag, _)| !left.tags.contains_key(tag)).collect();
-    let inexcusable: Vec<_> = ghosts.keys().filter(|tag| !excusable.contains(tag)).collect();
-    ensure!(inexcusable.is_empty(), "on the right, but not on the left: {inexcusable:?}");
+    let ghosts: BTreeMap<_, _> = right
+        .tags
+        .into_iter()
+        .filter(|(tag, _)| !left.tags.contains_key(tag))
+        .collect();
+    let inexcusable: Vec<_> = ghosts
+        .keys()
+        .filter(|tag| !excusable.contains(tag))
+        .collect();
+    ensure!(
+        inexcusable.is_empty(),
+        "on the right, but not on the left: {inexcusable:?}"
+    );
     let explained: BTreeSet<i32> = ghosts.values().flatten().copied().collect();
     let all: BTreeSet<i32> = left.rows.keys().chain(right.rows.keys()).copied().collect();
-    let differ: Vec<i32> =
-        all.into_iter().filter(|id| left.rows.get(id) != right.rows.get(id)).collect();
+    let differ: Vec<i32> = all
+        .into_iter()
+        .filter(|id| left.rows.get(id) != right.rows.get(id))
+        .collect();
     for id in &differ {
         let show = |rows: &BTreeMap<i32, String>| {
-            rows.get(id).map_or_else(|| "none".to_owned(), |v| v.chars().take(40).collect())
+            rows.get(id)
+                .map_or_else(|| "none".to_owned(), |v| v.chars().take(40).collect())
         };
         ensure!(
             explained.contains(id),
@@ -59,9 +84,15 @@ pub fn settle(rig: &Rig, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usi
     }
     if !ghosts.is_empty() {
         let tags: Vec<i64> = ghosts.keys().copied().collect();
-        rig.right.connect()?.execute("delete from tx where tag = any($1)", &[&tags])?;
-        rig.right.connect()?.execute("delete from t where id = any($1)", &[&differ])?;
-        rig.left.connect()?.execute("update t set v = v where id = any($1)", &[&differ])?;
+        rig.right
+            .connect()?
+            .execute("delete from tx where tag = any($1)", &[&tags])?;
+        rig.right
+            .connect()?
+            .execute("delete from t where id = any($1)", &[&differ])?;
+        rig.left
+            .connect()?
+            .execute("update t set v = v where id = any($1)", &[&differ])?;
         rig.await_drained()?;
         ensure!(
             Contents::read(&rig.left)?.rows == Contents::read(&rig.right)?.rows,

@@ -135,7 +135,10 @@ impl Round {
     }
 
     fn build(&mut self) -> Result<()> {
-        let options = format!(r#"{{"mode": "{}", "on_conflict": "{}"}}"#, self.mode, self.policy);
+        let options = format!(
+            r#"{{"mode": "{}", "on_conflict": "{}"}}"#,
+            self.mode, self.policy
+        );
         let schema = self.fixture.right.user.clone();
         for table in &self.tables {
             let name = &table.name;
@@ -182,8 +185,10 @@ impl Round {
                 || self.tables.iter().any(|other| other.parent == Some(at))
         };
         let all = self.tables.iter().enumerate();
-        self.others =
-            all.filter(|(at, _)| !is_tied(*at)).map(|(_, table)| table.name.clone()).collect();
+        self.others = all
+            .filter(|(at, _)| !is_tied(*at))
+            .map(|(_, table)| table.name.clone())
+            .collect();
         if self.others.is_empty() {
             return Ok(());
         }
@@ -200,8 +205,13 @@ impl Round {
                 "alter table {own}.{name} owner to {role}; grant all on {own}.{name} to {own};"
             ));
         }
-        self.history.push(format!("-- another role's: {}", self.others.join(", ")));
-        self.fixture.left.superuser().batch_execute(&sql).map_err(told)
+        self.history
+            .push(format!("-- another role's: {}", self.others.join(", ")));
+        self.fixture
+            .left
+            .superuser()
+            .batch_execute(&sql)
+            .map_err(told)
     }
 
     fn other_role(&self) -> String {
@@ -249,19 +259,22 @@ impl Round {
         }
         let sql = statements.join("; ");
         if let Err(error) = client.batch_execute(&format!("begin; {sql}")) {
-            self.history.push(format!("-- refused here: {}: {sql}", describe(&error)));
+            self.history
+                .push(format!("-- refused here: {}: {sql}", describe(&error)));
             client.batch_execute("rollback")?;
             return Ok(());
         }
         let fault = self.fault();
-        self.history.push(format!("begin; {sql}; commit -- {}", fault.unwrap_or("")));
+        self.history
+            .push(format!("begin; {sql}; commit -- {}", fault.unwrap_or("")));
         let result = client.batch_execute("commit");
         self.proxy.accept()?;
         match result {
             Ok(()) => self.committed += 1,
             Err(error) => {
                 client.batch_execute("rollback")?;
-                self.history.push(format!("-- failed: {}", describe(&error)));
+                self.history
+                    .push(format!("-- failed: {}", describe(&error)));
                 let local = self.fails_here(client, &sql);
                 let pending = error.code().is_some_and(|code| code.code() == "55000");
                 ensure!(
@@ -293,7 +306,8 @@ impl Round {
                 Some("answer lost")
             }
             (2, "async") => {
-                self.proxy.cut_after(self.rng.roll(3_000), Direction::ToServer);
+                self.proxy
+                    .cut_after(self.rng.roll(3_000), Direction::ToServer);
                 Some("cut on the way")
             }
             (3, "async" | "sync") => {
@@ -340,7 +354,10 @@ impl Round {
         self.doubts += u32::from(is_cut && ended.is_err());
         self.history.push(format!(
             "-- drained {limit} with {buffer}: {:?}, {:?}",
-            drained.as_ref().map(|row| row.get::<_, bool>(0)).map_err(describe),
+            drained
+                .as_ref()
+                .map(|row| row.get::<_, bool>(0))
+                .map_err(describe),
             ended.as_ref().map_err(describe)
         ));
         let queue = self.queue()?;
@@ -389,7 +406,9 @@ impl Round {
         session.batch_execute(CALM)?;
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
-            let done: bool = session.query_one("select deal_sync_err_rec(100000)", &[])?.get(0);
+            let done: bool = session
+                .query_one("select deal_sync_err_rec(100000)", &[])?
+                .get(0);
             let left: i64 = session
                 .query_one(
                     "select (select count(*) from sync_queue) + (select count(*) from sync_lost_session)",
@@ -413,11 +432,20 @@ impl Round {
         for Table { name, .. } in &self.tables {
             let rows = |side: &Side| -> Result<Vec<String>> {
                 let sql = format!("select t::text from {name} t order by id, t::text");
-                Ok(side.connect()?.query(&sql, &[])?.iter().map(|row| row.get(0)).collect())
+                Ok(side
+                    .connect()?
+                    .query(&sql, &[])?
+                    .iter()
+                    .map(|row| row.get(0))
+                    .collect())
             };
             let (left, right) = (rows(&self.fixture.left)?, rows(&self.fixture.right)?);
-            let differ: Vec<_> =
-                left.iter().zip(&right).filter(|(left, right)| left != right).take(5).collect();
+            let differ: Vec<_> = left
+                .iter()
+                .zip(&right)
+                .filter(|(left, right)| left != right)
+                .take(5)
+                .collect();
             ensure!(
                 left == right,
                 "{name} differs: {} rows here, {} there, {differ:?}",
@@ -472,7 +500,11 @@ impl Round {
             1 => format!("case when i + 1 < {rows} then {first} + i + 1 end"),
             _ => "null".to_owned(),
         };
-        let up = if table.is_tree { next } else { "null".to_owned() };
+        let up = if table.is_tree {
+            next
+        } else {
+            "null".to_owned()
+        };
         let parent = table.parent.map(|parent| self.tables[parent].name.clone());
         let r = parent.map_or("null".to_owned(), |parent| {
             format!("(select min(id) from {parent} where id > i % 7)")
@@ -487,7 +519,9 @@ impl Round {
 
     /// A parent and its children in one statement.
     fn insert_family(&mut self, at: usize, rows: u64) -> String {
-        let Some(parent) = self.tables[at].parent else { return self.insert(at, rows) };
+        let Some(parent) = self.tables[at].parent else {
+            return self.insert(at, rows);
+        };
         self.tables[parent].last += 1;
         let (id, other) = (self.tables[parent].last, self.tables[parent].name.clone());
         let first = self.tables[at].last + 1;
@@ -544,14 +578,20 @@ impl Table {
         let is_exclusive = rng.chance(20);
         let is_tree = rng.chance(50);
         let referable = |table: &Table| !table.columns.contains("primary key deferrable");
-        let parents: Vec<usize> = (0..others.len()).filter(|at| referable(&others[*at])).collect();
+        let parents: Vec<usize> = (0..others.len())
+            .filter(|at| referable(&others[*at]))
+            .collect();
         let parent = (!parents.is_empty() && rng.chance(75)).then(|| *rng.pick(&parents));
         let key = match is_tree {
             false => *rng.pick(&["primary key", "primary key", "primary key deferrable"]),
             true => "primary key",
         };
         let unique = match is_unique {
-            true => *rng.pick(&[" unique", " unique", " unique deferrable initially deferred"]),
+            true => *rng.pick(&[
+                " unique",
+                " unique",
+                " unique deferrable initially deferred",
+            ]),
             false => "",
         };
         let up = match is_tree {
@@ -567,7 +607,13 @@ impl Table {
         };
         let columns =
             format!("id int {key}, u int{unique}, d int4range, up int{up}, r int{r}{exclusion}");
-        Table { name, columns, parent, is_tree, last: 0 }
+        Table {
+            name,
+            columns,
+            parent,
+            is_tree,
+            last: 0,
+        }
     }
 }
 

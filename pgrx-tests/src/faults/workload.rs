@@ -16,8 +16,10 @@ use super::rng::Rng;
 use crate::side::describe;
 
 /// The tables that [`Writer`] writes.
-pub const TABLES: [(&str, &str); 2] =
-    [("t", "id int primary key, v text not null"), ("tx", "tag bigint primary key, keys int[]")];
+pub const TABLES: [(&str, &str); 2] = [
+    ("t", "id int primary key, v text not null"),
+    ("tx", "tag bigint primary key, keys int[]"),
+];
 
 /// Keys are 0 to this, less one: so few that sessions meet all the time.
 const KEYS: u64 = 12;
@@ -82,7 +84,13 @@ impl Stage {
     pub fn new(touch: Touch, writers: usize) -> Stage {
         let backends = (0..writers).map(|_| AtomicI32::new(0)).collect();
         let (stop, begun) = (AtomicBool::new(false), AtomicBool::new(false));
-        Stage { touch, stop, backends, tags: AtomicI64::new(0), begun }
+        Stage {
+            touch,
+            stop,
+            backends,
+            tags: AtomicI64::new(0),
+            begun,
+        }
     }
 
     pub fn is_over(&self) -> bool {
@@ -114,7 +122,13 @@ struct Transaction {
 
 impl<'a> Writer<'a> {
     pub fn new(rig: &'a Rig, stage: &'a Stage, number: usize, rng: Rng) -> Writer<'a> {
-        Writer { rig, stage, number, rng, tally: Tally::default() }
+        Writer {
+            rig,
+            stage,
+            number,
+            rng,
+            tally: Tally::default(),
+        }
     }
 
     /// Writes until the stage is over; an error when an application would have seen what it must
@@ -162,7 +176,11 @@ impl<'a> Writer<'a> {
                     return Ok(Some(client));
                 }
                 Err(error) if self.stage.touch == Touch::Nothing || start.elapsed() > PATIENCE => {
-                    bail!("writer {} found no session: {}", self.number, describe(&error))
+                    bail!(
+                        "writer {} found no session: {}",
+                        self.number,
+                        describe(&error)
+                    )
                 }
                 Err(_) => sleep(Duration::from_millis(20)),
             }
@@ -196,7 +214,11 @@ impl<'a> Writer<'a> {
             let at = rng.roll(statements.len() as u64 + 1) as usize;
             statements.insert(at, sql);
         }
-        Transaction { statements, tag: tagged.then_some(tag), commit: !rng.chance(12) }
+        Transaction {
+            statements,
+            tag: tagged.then_some(tag),
+            commit: !rng.chance(12),
+        }
     }
 
     fn play(&mut self, client: &mut Client, transaction: &Transaction) -> Result<Outcome> {
@@ -216,7 +238,9 @@ impl<'a> Writer<'a> {
         let took = start.elapsed();
         self.tally.slowest = self.tally.slowest.max(took);
         self.tally.slow += u64::from(took > SLOW);
-        let Err(error) = result else { return Ok(Outcome::Committed) };
+        let Err(error) = result else {
+            return Ok(Outcome::Committed);
+        };
         self.judge(&error, true)?;
         // What a session that ended had already committed, only a look can tell. A `sync` commit
         // that never heard from the other side says so itself.
@@ -234,7 +258,9 @@ impl<'a> Writer<'a> {
             self.judge(&error, false)?;
             // Cancelled instead of rolled back: a new session is the simplest way out.
             if !client.is_closed() {
-                client.batch_execute("rollback").or_else(|error| self.judge(&error, false))?;
+                client
+                    .batch_execute("rollback")
+                    .or_else(|error| self.judge(&error, false))?;
             }
         }
         Ok(Outcome::RolledBack)
@@ -260,19 +286,29 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         let what = if at_commit { "COMMIT" } else { "a statement" };
-        bail!("writer {} saw {what} fail: {}", self.number, describe(error))
+        bail!(
+            "writer {} saw {what} fail: {}",
+            self.number,
+            describe(error)
+        )
     }
 }
 
 /// The SQLSTATE, or nothing when the server did not say any.
 fn code(error: &postgres::Error) -> String {
-    error.code().map(|code| code.code().to_owned()).unwrap_or_default()
+    error
+        .code()
+        .map(|code| code.code().to_owned())
+        .unwrap_or_default()
 }
 
 /// What a remote failure may make of a commit in mode `sync`: connections, resources, locks, times
 /// and shutdowns, never the change itself.
 fn is_transient(code: &str) -> bool {
-    ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03"
+    ["08", "53", "57", "40"]
+        .iter()
+        .any(|class| code.starts_with(class))
+        || code == "55P03"
 }
 
 /// A random statement; adds the keys that it may touch.
@@ -296,7 +332,10 @@ fn statement(rng: &mut Rng, tag: i64, keys: &mut BTreeSet<u64>) -> String {
                and not exists (select from t where id = {other})"
         ),
         5 => format!("delete from t where id = {id}"),
-        6 => format!("delete from t where id between {low} and {high} and id % 2 = {}", tag % 2),
+        6 => format!(
+            "delete from t where id between {low} and {high} and id % 2 = {}",
+            tag % 2
+        ),
         7 => format!(
             "insert into t values ({id}, {value}) on conflict (id) do update set v = excluded.v"
         ),

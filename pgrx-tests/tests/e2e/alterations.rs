@@ -16,14 +16,24 @@ fn migrate(fixture: &Fixture, sql: &str) {
 
 /// A table on both sides whose left one is attached in this mode, and a migration of both.
 fn migrated(label: &str, mode: &str, migration: &str) -> Fixture {
-    let fixture =
-        one_way(label, "id int primary key, bar int", &format!(r#"{{"mode": "{mode}"}}"#));
-    run(&mut fixture.left.client(), "insert into t values (1, 42), (2, 43)");
+    let fixture = one_way(
+        label,
+        "id int primary key, bar int",
+        &format!(r#"{{"mode": "{mode}"}}"#),
+    );
+    run(
+        &mut fixture.left.client(),
+        "insert into t values (1, 42), (2, 43)",
+    );
     deal(&fixture, "10");
     migrate(&fixture, migration);
     run(&mut fixture.left.client(), "insert into t (id) values (3)");
     deal(&fixture, "10");
-    assert_eq!(records(&fixture), Vec::<String>::new(), "{mode}: {migration}");
+    assert_eq!(
+        records(&fixture),
+        Vec::<String>::new(),
+        "{mode}: {migration}"
+    );
     fixture
 }
 
@@ -67,7 +77,10 @@ fn what_was_written_to_a_table_that_is_gone_at_commit_is_not_sent() {
     let fixture = linked("dropped");
     mirror(&fixture, "t", "id int primary key", "{}");
     mirror(&fixture, "u", "id int primary key", "{}");
-    migrate(&fixture, "insert into t values (1); insert into u values (1); drop table t");
+    migrate(
+        &fixture,
+        "insert into t values (1); insert into u values (1); drop table t",
+    );
     both_have(&fixture, "u", &["1"]);
     assert_eq!(records(&fixture), Vec::<String>::new());
 }
@@ -75,7 +88,9 @@ fn what_was_written_to_a_table_that_is_gone_at_commit_is_not_sent() {
 #[test]
 fn a_column_that_is_gone_takes_its_large_value_along() {
     let fixture = one_way("large", "id int primary key, a text, b text, n int", "{}");
-    fixture.left.exec("alter table t alter a set storage external, alter b set storage external");
+    fixture
+        .left
+        .exec("alter table t alter a set storage external, alter b set storage external");
     run(
         &mut fixture.left.client(),
         "insert into t values (1, repeat('a', 100000), repeat('b', 100000), 0)",
@@ -89,7 +104,10 @@ fn a_column_that_is_gone_takes_its_large_value_along() {
 #[test]
 fn rolled_back_savepoints_count_for_nothing_where_a_column_goes() {
     let fixture = one_way("savepoints", "id int primary key, a int, b int", "{}");
-    run(&mut fixture.left.client(), "insert into t values (1, 1, 1), (2, 2, 2)");
+    run(
+        &mut fixture.left.client(),
+        "insert into t values (1, 1, 1), (2, 2, 2)",
+    );
     fixture.right.exec("alter table t drop a");
     run(
         &mut fixture.left.client(),
@@ -103,12 +121,26 @@ fn rolled_back_savepoints_count_for_nothing_where_a_column_goes() {
 fn the_extension_is_not_dropped_where_it_has_to_deliver() {
     let fixture = one_way("extension", "id int primary key", "{}");
     let mut client = fixture.left.superuser();
-    run(&mut client, &format!("set search_path = \"{}\", public", fixture.left.user));
-    run(&mut client, "begin; insert into t values (1); drop extension pg_rowsync cascade");
+    run(
+        &mut client,
+        &format!("set search_path = \"{}\", public", fixture.left.user),
+    );
+    run(
+        &mut client,
+        "begin; insert into t values (1); drop extension pg_rowsync cascade",
+    );
     let error = refused(&mut client, "commit", "55000");
-    assert!(error.message().contains("\"pg_rowsync\" was dropped by a transaction"), "{error:?}");
+    assert!(
+        error
+            .message()
+            .contains("\"pg_rowsync\" was dropped by a transaction"),
+        "{error:?}"
+    );
     both_have(&fixture, "t", &[]);
-    run(&mut client, "drop extension pg_rowsync cascade; insert into t values (1)");
+    run(
+        &mut client,
+        "drop extension pg_rowsync cascade; insert into t values (1)",
+    );
     assert_eq!(table(&fixture.right, "t"), Vec::<String>::new());
 }
 
@@ -119,7 +151,10 @@ fn the_extensions_own_tables_are_not_attached() {
     for own in ["sync_queue", "sync_conflict_log", "sync_row_version"] {
         let sql = format!("select attach_sync('{own}', 'dst')");
         let error = refused(&mut client, &sql, "0A000");
-        assert!(error.message().contains("belongs to the extension"), "{error:?}");
+        assert!(
+            error.message().contains("belongs to the extension"),
+            "{error:?}"
+        );
     }
 }
 
@@ -138,12 +173,20 @@ fn types_gone(label: &str, mode: &str, before: &str, after: &str) {
     migrate(&fixture, after);
     for id in 4..8 {
         run(&mut client, &format!("insert into t values ({id}, '1')"));
-        run(&mut client, &format!("update t set c = '2' where id = {id}"));
+        run(
+            &mut client,
+            &format!("update t set c = '2' where id = {id}"),
+        );
     }
     assert_eq!(records(&fixture), Vec::<String>::new(), "{mode}");
-    let expected: Vec<String> =
-        (1..8).map(|id| format!("{id}|{}", 1 + i32::from(id > 3))).collect();
-    both_have(&fixture, "t", &expected.iter().map(String::as_str).collect::<Vec<_>>());
+    let expected: Vec<String> = (1..8)
+        .map(|id| format!("{id}|{}", 1 + i32::from(id > 3)))
+        .collect();
+    both_have(
+        &fixture,
+        "t",
+        &expected.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -184,9 +227,17 @@ fn what_was_prepared_under_a_key_type_that_is_gone_is_forgotten() {
 /// The left table, of which the right one lacks a column.
 fn excluding(label: &str) -> Fixture {
     let fixture = linked(label);
-    fixture.left.exec("create table t (id int primary key, v text, secret text, other text)");
-    fixture.right.exec("create table t (id int primary key, v text)");
-    fixture.left.exec(&attach_sql(&fixture, "t", r#"{"exclude": ["secret", "other"]}"#));
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text, secret text, other text)");
+    fixture
+        .right
+        .exec("create table t (id int primary key, v text)");
+    fixture.left.exec(&attach_sql(
+        &fixture,
+        "t",
+        r#"{"exclude": ["secret", "other"]}"#,
+    ));
     fixture
 }
 
@@ -197,7 +248,9 @@ fn a_column_that_options_mention_is_not_dropped_by_itself() {
     run(&mut client, "insert into t values (1, 'a', 'b', 'c')");
     let error = refused(&mut client, "alter table t drop column secret", "2BP01");
     assert!(
-        error.detail().is_some_and(|d| d.contains("trigger 00_pg_rowsync_dst_dml")),
+        error
+            .detail()
+            .is_some_and(|d| d.contains("trigger 00_pg_rowsync_dst_dml")),
         "{error:?}"
     );
     // The way out, in which no write is missed.
@@ -216,15 +269,27 @@ fn a_column_that_options_mention_is_not_dropped_by_itself() {
 fn a_column_that_options_mention_may_be_renamed() {
     let fixture = excluding("rename");
     let mut client = fixture.left.client();
-    run(&mut client, "alter table t rename secret to hush; alter table t rename other to another");
+    run(
+        &mut client,
+        "alter table t rename secret to hush; alter table t rename other to another",
+    );
     run(&mut client, "insert into t values (1, 'a', 'b', 'c')");
     assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     let fixture = linked("rename_to");
-    fixture.left.exec("create table t (id int primary key, v text)");
-    fixture.right.exec("create table t (id int primary key, w text)");
-    fixture.left.exec(&attach_sql(&fixture, "t", r#"{"rename": {"v": "w"}}"#));
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text)");
+    fixture
+        .right
+        .exec("create table t (id int primary key, w text)");
+    fixture
+        .left
+        .exec(&attach_sql(&fixture, "t", r#"{"rename": {"v": "w"}}"#));
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t values (1, 'a'); alter table t rename v to u");
+    run(
+        &mut client,
+        "insert into t values (1, 'a'); alter table t rename v to u",
+    );
     run(&mut client, "insert into t values (2, 'b')");
     assert_eq!(table(&fixture.right, "t"), ["1|a", "2|b"]);
 }
@@ -237,8 +302,14 @@ fn partitions_follow_the_columns_that_their_tables_options_mention() {
          create table p (secret text, id int not null, v text, gap int);
          alter table t attach partition p for values from (0) to (100)",
     );
-    fixture.right.exec("create table t (id int primary key, v text)");
-    fixture.left.exec(&attach_sql(&fixture, "t", r#"{"exclude": ["secret", "gap"]}"#));
+    fixture
+        .right
+        .exec("create table t (id int primary key, v text)");
+    fixture.left.exec(&attach_sql(
+        &fixture,
+        "t",
+        r#"{"exclude": ["secret", "gap"]}"#,
+    ));
     let mut client = fixture.left.client();
     run(&mut client, "alter table t rename secret to hush");
     run(&mut client, "insert into t values (1, 2, 'a', 'b')");
@@ -255,8 +326,17 @@ fn a_column_that_a_trigger_made_by_hand_mentions_is_named_when_it_is_gone() {
         fixture.right.user
     ));
     fixture.left.exec("alter table t drop column v");
-    let error = refused(&mut fixture.left.client(), "insert into t values (1)", "42703");
-    assert!(error.hint().is_some_and(|hint| hint.contains("attach the table again")), "{error:?}");
+    let error = refused(
+        &mut fixture.left.client(),
+        "insert into t values (1)",
+        "42703",
+    );
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("attach the table again")),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -265,14 +345,25 @@ fn an_attached_table_becomes_a_partition_of_one_once_it_is_detached() {
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text)");
     }
-    fixture.left.exec("create table whole (id int primary key, v text) partition by range (id)");
+    fixture
+        .left
+        .exec("create table whole (id int primary key, v text) partition by range (id)");
     let target = attach_sql(&fixture, "t", "{}");
-    run(&mut fixture.left.client(), &format!("{target}; {}", target.replacen("'t'", "'whole'", 1)));
+    run(
+        &mut fixture.left.client(),
+        &format!("{target}; {}", target.replacen("'t'", "'whole'", 1)),
+    );
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
     let attach = "alter table whole attach partition t for values from (0) to (100)";
     refused(&mut client, attach, "42710");
-    run(&mut client, &format!("begin; select detach_sync('t', 'dst'); {attach}; commit"));
-    run(&mut client, "insert into whole values (2, 'b'); update t set v = 'c' where id = 1");
+    run(
+        &mut client,
+        &format!("begin; select detach_sync('t', 'dst'); {attach}; commit"),
+    );
+    run(
+        &mut client,
+        "insert into whole values (2, 'b'); update t set v = 'c' where id = 1",
+    );
     both_have(&fixture, "t", &["1|c", "2|b"]);
 }

@@ -39,15 +39,25 @@ fn waiter<'s>(
 fn what_the_worker_delivers_is_there_when_it_says_so() {
     let fixture = preloaded_one_way("arrive", EAGER, COLUMNS, QUEUE);
     let mut client = fixture.left.client();
-    assert_eq!(query(&mut client, "select wait_sync(), wait_sync('dst')"), ["t|t"]);
+    assert_eq!(
+        query(&mut client, "select wait_sync(), wait_sync('dst')"),
+        ["t|t"]
+    );
     for n in 1..=20 {
         run(
             &mut client,
             &format!("insert into t select {n} * 1000 + i, 'x' from generate_series(1, 500) i"),
         );
-        let call = if n % 2 == 0 { "wait_sync()" } else { "wait_sync('dst', '1 min')" };
+        let call = if n % 2 == 0 {
+            "wait_sync()"
+        } else {
+            "wait_sync('dst', '1 min')"
+        };
         assert_eq!(query(&mut client, &format!("select {call}")), ["t"]);
-        assert_eq!(rows(&fixture.right, "select count(*) from t"), [(n * 500).to_string()]);
+        assert_eq!(
+            rows(&fixture.right, "select count(*) from t"),
+            [(n * 500).to_string()]
+        );
     }
     assert_eq!(queued(&fixture), 0);
 }
@@ -79,7 +89,10 @@ fn what_comes_later_is_not_waited_for() {
         let mut client = fixture.left.client();
         for n in 1..=10 {
             run(&mut client, &format!("insert into t values (-{n}, 'mine')"));
-            assert_eq!(query(&mut client, "select wait_sync('dst', '1 min')"), ["t"]);
+            assert_eq!(
+                query(&mut client, "select wait_sync('dst', '1 min')"),
+                ["t"]
+            );
             let there = format!("select v from t where id = -{n}");
             assert_eq!(rows(&fixture.right, &there), ["mine"]);
         }
@@ -110,9 +123,15 @@ fn a_record_failed_later_does_not_matter_and_one_before_does() {
     assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     let (mut client, notices) = superuser_with_notices(&fixture.left);
     let start = Instant::now();
-    assert_eq!(query(&mut client, "select wait_sync('dst', '1.5 s')"), ["f"]);
+    assert_eq!(
+        query(&mut client, "select wait_sync('dst', '1.5 s')"),
+        ["f"]
+    );
     let took = start.elapsed();
-    assert!((Duration::from_millis(1500)..Duration::from_secs(20)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_millis(1500)..Duration::from_secs(20)).contains(&took),
+        "{took:?}"
+    );
     let told = warnings(&notices);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].code().code(), "55000");
@@ -133,11 +152,22 @@ fn without_a_worker_it_says_what_to_start() {
     fixture.left.exec("insert into t values (1, 'a')");
     let (mut client, notices) = superuser_with_notices(&fixture.left);
     assert_eq!(query(&mut client, "select wait_sync('dst', '0')"), ["f"]);
-    assert_eq!(query(&mut client, "select wait_sync(null, '-1 day')"), ["f"]);
-    assert_eq!(query(&mut client, "select wait_sync(timeout => '1200 ms')"), ["f"]);
+    assert_eq!(
+        query(&mut client, "select wait_sync(null, '-1 day')"),
+        ["f"]
+    );
+    assert_eq!(
+        query(&mut client, "select wait_sync(timeout => '1200 ms')"),
+        ["f"]
+    );
     let told = warnings(&notices);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].hint().is_some_and(|hint| hint.contains("start_sync_worker()")), "{told:?}");
+    assert!(
+        told[0]
+            .hint()
+            .is_some_and(|hint| hint.contains("start_sync_worker()")),
+        "{told:?}"
+    );
     thread::scope(|scope| {
         let waiter = waiter(scope, &fixture, "");
         assert!(!waiter.is_finished());
@@ -150,11 +180,20 @@ fn without_a_worker_it_says_what_to_start() {
 #[test]
 fn a_pause_is_told_and_waited_out() {
     let fixture = one_way("arrivepause", COLUMNS, "{}");
-    fixture.left.exec("select pause_sync('dst'); insert into t values (1, 'a')");
+    fixture
+        .left
+        .exec("select pause_sync('dst'); insert into t values (1, 'a')");
     let (mut client, notices) = superuser_with_notices(&fixture.left);
-    assert_eq!(query(&mut client, "select wait_sync('dst', '50 ms')"), ["f"]);
+    assert_eq!(
+        query(&mut client, "select wait_sync('dst', '50 ms')"),
+        ["f"]
+    );
     let told = warnings(&notices);
-    assert!(told.iter().any(|told| told.message().contains("\"dst\" is paused")), "{told:?}");
+    assert!(
+        told.iter()
+            .any(|told| told.message().contains("\"dst\" is paused")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -162,9 +201,10 @@ fn another_servers_changes_are_not_waited_for() {
     let fixture = one_way("arriveother", COLUMNS, "{}");
     fixture.link(&fixture.left, &fixture.right, "also", &[]);
     fixture.right.exec(&format!("create table u ({COLUMNS})"));
-    fixture
-        .left
-        .exec(&format!("select attach_sync('t', 'also', '{}.u', '{QUEUE}')", fixture.right.user));
+    fixture.left.exec(&format!(
+        "select attach_sync('t', 'also', '{}.u', '{QUEUE}')",
+        fixture.right.user
+    ));
     fixture.left.exec("insert into t values (1, 'a')");
     // One that waits for the other's is of the one's.
     let waits = "select wait_sync('also', '0'), wait_sync(null, '0')";
@@ -193,7 +233,10 @@ fn it_can_be_cancelled_and_refuses_what_it_cannot_answer() {
     assert!(error.message().contains("deal_sync_err_rec"), "{error:?}");
     run(&mut client, "rollback");
     // What was committed while the transaction was under way counts, whatever its isolation.
-    run(&mut client, "begin isolation level repeatable read; select 1");
+    run(
+        &mut client,
+        "begin isolation level repeatable read; select 1",
+    );
     assert!(deal(&fixture, "10"));
     assert_eq!(query(&mut client, "select wait_sync('dst', '0')"), ["t"]);
     fixture.left.exec("insert into t values (2, 'b')");

@@ -40,7 +40,11 @@ fn prepared(side: &Side) -> Vec<String> {
 
 /// Everything that is prepared is finished by the left side.
 fn resolve(fixture: &Fixture) {
-    assert!(fixture.left.query_one::<bool>("select resolve_sync_prepared()"));
+    assert!(
+        fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared()")
+    );
     assert_eq!(prepared(&fixture.right), [""; 0]);
     assert_eq!(rows(&fixture.left, "select * from sync_prepared"), [""; 0]);
 }
@@ -58,17 +62,26 @@ fn a_transaction_is_on_both_sides_when_its_commit_returns() {
          rollback to s; delete from t where id = 2; insert into t values (3, 'd'); commit",
     );
     both_have(&fixture, "t", &["1|c", "3|d"]);
-    run(&mut client, "begin; insert into t values (4, 'e'); rollback");
+    run(
+        &mut client,
+        "begin; insert into t values (4, 'e'); rollback",
+    );
     both_have(&fixture, "t", &["1|c", "3|d"]);
     // The name says whose it was.
-    let row = rows(&fixture.left, "select gid, server, decision, attempts from sync_prepared");
+    let row = rows(
+        &fixture.left,
+        "select gid, server, decision, attempts from sync_prepared",
+    );
     assert_eq!(row.len(), 1, "{row:?}");
     let own = fixture.left.query_one::<String>(
         "select format('pg_rowsync:%s.%s:', system_identifier,
                        (select oid from pg_database where datname = current_database()))
            from pg_control_system()",
     );
-    assert!(row[0].starts_with(&own) && row[0].ends_with("|dst|commit|0"), "{row:?}");
+    assert!(
+        row[0].starts_with(&own) && row[0].ends_with("|dst|commit|0"),
+        "{row:?}"
+    );
     resolve(&fixture);
     run(&mut client, "truncate t");
     both_have(&fixture, "t", &[]);
@@ -77,7 +90,9 @@ fn a_transaction_is_on_both_sides_when_its_commit_returns() {
 #[test]
 fn what_the_server_refuses_fails_the_transaction_and_leaves_nothing() {
     let fixture = one_way("atomic_refused", COLUMNS, ATOMIC);
-    fixture.right.exec("alter table t add constraint short check (v <> 'long')");
+    fixture
+        .right
+        .exec("alter table t add constraint short check (v <> 'long')");
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
     let error = refused(&mut client, "insert into t values (2, 'long')", "23514");
@@ -102,7 +117,10 @@ fn what_cannot_be_prepared_is_refused_with_what_to_do_about_it() {
     );
     let mut client = fixture.left.client();
     let error = refused(&mut client, "insert into t values (1, 'a')", "0A000");
-    assert!(error.hint().is_some_and(|hint| hint.contains("NOTIFY")), "{error:?}");
+    assert!(
+        error.hint().is_some_and(|hint| hint.contains("NOTIFY")),
+        "{error:?}"
+    );
     both_have(&fixture, "t", &[]);
     let error = refused(
         &mut client,
@@ -131,7 +149,9 @@ fn the_strictest_mode_wins_and_pending_records_refuse() {
     for name in ["t", "s", "a", "q"] {
         both_have(&fixture, name, &["1|a"]);
     }
-    fixture.right.exec("alter table t add constraint none check (id < 2)");
+    fixture
+        .right
+        .exec("alter table t add constraint none check (id < 2)");
     run(&mut client, &format!("begin; {}", all(2).concat()));
     refused(&mut client, "commit", "23514");
     for name in ["t", "s", "a", "q"] {
@@ -157,12 +177,18 @@ fn several_servers_have_it_or_none_has() {
             fixture.right.cluster.port(),
             &fixture.right.password,
         );
-        fixture.right.exec(&format!("create table t{n} ({COLUMNS})"));
-        fixture.left.exec(&format!("select attach_sync('t', 's{n}', '{schema}.t{n}', '{ATOMIC}')"));
+        fixture
+            .right
+            .exec(&format!("create table t{n} ({COLUMNS})"));
+        fixture.left.exec(&format!(
+            "select attach_sync('t', 's{n}', '{schema}.t{n}', '{ATOMIC}')"
+        ));
     }
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
-    fixture.right.exec("alter table t2 add constraint none check (id < 2)");
+    fixture
+        .right
+        .exec("alter table t2 add constraint none check (id < 2)");
     refused(&mut client, "insert into t values (2, 'b')", "23514");
     run(&mut client, "update t set v = 'c'");
     for n in 1..=3 {
@@ -195,7 +221,10 @@ fn a_connection_lost_before_the_decision_leaves_neither_side_with_it() {
         assert!(error.message().contains("\"dst\""), "{error:?}");
         assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
         // What the server may have prepared is no obstacle for the session that has left it there.
-        run(&mut client, &format!("update t set v = '{strike:?}' where id = 1"));
+        run(
+            &mut client,
+            &format!("update t set v = '{strike:?}' where id = 1"),
+        );
         both_have(&fixture, "t", &[&format!("1|{strike:?}")]);
         // Nor for one whose connection had been idle, which tries again.
         proxy.strike(PREPARE, strike);
@@ -213,11 +242,19 @@ fn a_connection_lost_after_the_decision_leaves_both_sides_with_it() {
         let (mut client, notices) = fixture.left.client_with_notices();
         run(&mut client, "insert into t values (1, 'a'), (2, 'a')");
         proxy.strike(COMMIT, strike);
-        run(&mut client, "delete from t where id = 1; insert into t values (3, 'b')");
+        run(
+            &mut client,
+            "delete from t where id = 1; insert into t values (3, 'b')",
+        );
         let said = warnings(&notices);
         assert_eq!(said.len(), 1, "{said:?}");
         assert_eq!(said[0].code().code(), "08006");
-        assert!(said[0].message().contains("not yet visible on server \"dst\""), "{said:?}");
+        assert!(
+            said[0]
+                .message()
+                .contains("not yet visible on server \"dst\""),
+            "{said:?}"
+        );
         assert_eq!(table(&fixture.left, "t"), ["2|a", "3|b"]);
         resolve(&fixture);
         both_have(&fixture, "t", &["2|a", "3|b"]);
@@ -287,9 +324,18 @@ fn a_request_to_cancel_ends_the_wait_for_the_second_phase_and_not_the_transactio
     let (fixture, proxy) = behind_proxy("atomic_cancel");
     for request in ["pg_cancel_backend", "pg_terminate_backend"] {
         let mut client = fixture.left.client();
-        run(&mut client, "insert into t values (1, 'a') on conflict (id) do nothing");
-        run(&mut client, "set statement_timeout = '20s'; set pg_rowsync.delivery_timeout = '60s'");
-        let pid: i32 = client.query_one("select pg_backend_pid()", &[]).expect("a pid").get(0);
+        run(
+            &mut client,
+            "insert into t values (1, 'a') on conflict (id) do nothing",
+        );
+        run(
+            &mut client,
+            "set statement_timeout = '20s'; set pg_rowsync.delivery_timeout = '60s'",
+        );
+        let pid: i32 = client
+            .query_one("select pg_backend_pid()", &[])
+            .expect("a pid")
+            .get(0);
         proxy.strike(COMMIT, Strike::Silence);
         let waiting = thread::spawn(move || {
             let done = client.batch_execute(&format!("update t set v = '{request}'"));
@@ -297,9 +343,15 @@ fn a_request_to_cancel_ends_the_wait_for_the_second_phase_and_not_the_transactio
         });
         await_until(SOON, "the silence", || proxy.has_struck());
         let start = Instant::now();
-        fixture.left.query_one::<bool>(&format!("select {request}({pid})"));
+        fixture
+            .left
+            .query_one::<bool>(&format!("select {request}({pid})"));
         let (done, client) = waiting.join().expect("a session");
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            start.elapsed()
+        );
         if request == "pg_cancel_backend" {
             done.expect("the local commit");
         }
@@ -316,8 +368,10 @@ fn a_postmaster_that_dies_during_the_second_phase_aborts_nothing_that_is_committ
     let left = Arc::new(Cluster::start("orphaned").expect("a cluster"));
     let right = clusters().1;
     let side = |cluster, name| Side::create(cluster, name).expect("a database");
-    let fixture =
-        Fixture { left: side(&left, "local_orphaned"), right: side(right, "remote_orphaned") };
+    let fixture = Fixture {
+        left: side(&left, "local_orphaned"),
+        right: side(right, "remote_orphaned"),
+    };
     let proxy = Proxy::start(right.port()).expect("a proxy");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
     mirror(&fixture, "t", COLUMNS, ATOMIC);
@@ -329,8 +383,14 @@ fn a_postmaster_that_dies_during_the_second_phase_aborts_nothing_that_is_committ
     kill(left.pid().expect("a postmaster"), Signal::SIGKILL).expect("a signal");
     // The session may hear of its commit, or lose its connection; nothing else.
     let heard = waiting.join().expect("a session");
-    let state = heard.err().and_then(|error| error.code().map(|state| state.code().to_owned()));
-    assert!(state.as_deref().is_none_or(|state| state == "57P01"), "{state:?}: {}", left.log());
+    let state = heard
+        .err()
+        .and_then(|error| error.code().map(|state| state.code().to_owned()));
+    assert!(
+        state.as_deref().is_none_or(|state| state == "57P01"),
+        "{state:?}: {}",
+        left.log()
+    );
     await_until(SOON, "the others to end", || left.processes().is_empty());
     assert!(!left.log().contains("PANIC"), "{}", left.log());
     left.kill().expect("the end of the postmaster");
@@ -346,7 +406,10 @@ fn a_transaction_that_is_asked_to_cancel_while_it_prepares_leaves_nothing() {
     let (fixture, proxy) = behind_proxy("atomic_cancel_first");
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
-    let pid: i32 = client.query_one("select pg_backend_pid()", &[]).expect("a pid").get(0);
+    let pid: i32 = client
+        .query_one("select pg_backend_pid()", &[])
+        .expect("a pid")
+        .get(0);
     proxy.strike(PREPARE, Strike::Silence);
     let waiting = thread::spawn(move || {
         let error = refused(&mut client, "update t set v = 'b'", "57014");
@@ -354,7 +417,9 @@ fn a_transaction_that_is_asked_to_cancel_while_it_prepares_leaves_nothing() {
     });
     await_until(SOON, "the silence", || proxy.has_struck());
     await_until(SOON, "the end", || {
-        fixture.left.query_one::<bool>(&format!("select pg_cancel_backend({pid})"));
+        fixture
+            .left
+            .query_one::<bool>(&format!("select pg_cancel_backend({pid})"));
         waiting.is_finished()
     });
     let (_, mut client) = waiting.join().expect("a session");
@@ -375,7 +440,10 @@ fn the_worker_finishes_what_sessions_have_left() {
     run(&mut client, "insert into t values (1, 'a')");
     let nothing_left = || {
         prepared(&fixture.right).is_empty()
-            && fixture.left.query_one::<i64>("select count(*) from sync_prepared") == 0
+            && fixture
+                .left
+                .query_one::<i64>("select count(*) from sync_prepared")
+                == 0
     };
     await_until(WORKING, "the worker to remove what is done", nothing_left);
     proxy.strike(COMMIT, Strike::LoseRequest);
@@ -395,7 +463,9 @@ fn the_worker_finishes_what_sessions_have_left() {
     let waiting = thread::spawn(move || client.batch_execute("insert into t values (4, 'd')"));
     await_until(WORKING, "the silence", || proxy.has_struck());
     let decided = "select count(*) from sync_prepared";
-    await_until(WORKING, "the decision", || fixture.left.query_one::<i64>(decided) == 1);
+    await_until(WORKING, "the decision", || {
+        fixture.left.query_one::<i64>(decided) == 1
+    });
     fixture.left.cluster.kill().expect("a kill");
     assert!(waiting.join().expect("a session").is_err());
     proxy.cut();
@@ -414,13 +484,18 @@ fn a_decision_outlives_a_server_that_leads_elsewhere_or_is_gone() {
     run(&mut client, "insert into t values (2, 'b')");
     drop(client);
     let direct = fixture.right.cluster.port();
-    fixture.left.exec(&format!("alter server dst options (set port '{direct}')"));
+    fixture
+        .left
+        .exec(&format!("alter server dst options (set port '{direct}')"));
     let resolved = "select resolve_sync_prepared()";
     // It is there, whatever the way to it: it is committed, and shown no more.
     assert!(fixture.left.query_one::<bool>(resolved));
     both_have(&fixture, "t", &["1|a", "2|b"]);
     assert_eq!(prepared(&fixture.right), [""; 0]);
-    fixture.left.exec(&format!("alter server dst options (set port '{}')", proxy.port()));
+    fixture.left.exec(&format!(
+        "alter server dst options (set port '{}')",
+        proxy.port()
+    ));
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (3, 'c')");
     proxy.strike(COMMIT, Strike::LoseRequest);
@@ -445,7 +520,9 @@ fn transactions_of_others_and_of_other_histories_are_left_alone() {
     let own: String = fixture.left.query_one("select gid from sync_prepared");
     resolve(&fixture);
     let parts: Vec<&str> = own.split(':').collect();
-    let [name, home, place, number, owner, _] = parts[..] else { panic!("{own}") };
+    let [name, home, place, number, owner, _] = parts[..] else {
+        panic!("{own}")
+    };
     let (timeline, _) = place.split_once('/').expect("a place");
     let token = "0000000000000001";
     let foreign = format!("{name}:1.1:{place}:{number}:{owner}:{token}");
@@ -458,13 +535,20 @@ fn transactions_of_others_and_of_other_histories_are_left_alone() {
         id.expect("a number").get(0)
     };
     let orphan = format!("{name}:{home}:{place}:{aborted}:{owner}:{token}");
-    for (n, gid) in [&foreign, &future, &other_timeline, &orphan].into_iter().enumerate() {
+    for (n, gid) in [&foreign, &future, &other_timeline, &orphan]
+        .into_iter()
+        .enumerate()
+    {
         let id = 10 + n;
-        fixture
-            .right
-            .exec(&format!("begin; insert into t values ({id}, 'x'); prepare transaction '{gid}'"));
+        fixture.right.exec(&format!(
+            "begin; insert into t values ({id}, 'x'); prepare transaction '{gid}'"
+        ));
     }
-    assert!(!fixture.left.query_one::<bool>("select resolve_sync_prepared('dst')"));
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared('dst')")
+    );
     let mut left = prepared(&fixture.right);
     left.sort();
     let mut expected = vec![foreign.clone(), future.clone(), other_timeline.clone()];
@@ -482,7 +566,9 @@ fn transactions_of_others_and_of_other_histories_are_left_alone() {
 #[test]
 fn sessions_that_write_the_same_rows_at_once_stay_in_order() {
     let fixture = one_way("atomic_busy", COLUMNS, ATOMIC);
-    fixture.left.exec("insert into t select n, '0' from generate_series(1, 3) n");
+    fixture
+        .left
+        .exec("insert into t select n, '0' from generate_series(1, 3) n");
     let writers: Vec<_> = (0..4)
         .map(|writer| {
             let mut client: Client = fixture.left.client();
@@ -501,7 +587,9 @@ fn sessions_that_write_the_same_rows_at_once_stay_in_order() {
             })
         })
         .collect();
-    writers.into_iter().for_each(|writer| writer.join().expect("a writer"));
+    writers
+        .into_iter()
+        .for_each(|writer| writer.join().expect("a writer"));
     same(&fixture, "t");
     resolve(&fixture);
     same(&fixture, "t");
@@ -513,7 +601,10 @@ fn a_serializable_transaction_that_fails_at_its_end_leaves_nothing() {
     fixture.left.exec("insert into t values (1, 'a'), (2, 'a')");
     let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
     for client in [&mut one, &mut two] {
-        run(client, "begin isolation level serializable; select count(*) from t where v = 'a'");
+        run(
+            client,
+            "begin isolation level serializable; select count(*) from t where v = 'a'",
+        );
     }
     run(&mut one, "update t set v = 'b' where id = 1");
     run(&mut two, "update t set v = 'b' where id = 2");
@@ -521,7 +612,10 @@ fn a_serializable_transaction_that_fails_at_its_end_leaves_nothing() {
     refused(&mut two, "commit", "40001");
     both_have(&fixture, "t", &["1|b", "2|a"]);
     assert_eq!(prepared(&fixture.right), [""; 0]);
-    run(&mut two, "rollback; begin isolation level repeatable read; update t set v = 'c'; commit");
+    run(
+        &mut two,
+        "rollback; begin isolation level repeatable read; update t set v = 'c'; commit",
+    );
     both_have(&fixture, "t", &["1|c", "2|c"]);
     resolve(&fixture);
 }

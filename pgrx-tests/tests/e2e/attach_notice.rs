@@ -13,7 +13,10 @@ const NEWEST: &str = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
 /// Servers `dst` and tables `t` on both sides; nothing is attached.
 fn opposed(label: &str) -> Fixture {
     let fixture = Fixture::new(label);
-    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+    for (side, other) in [
+        (&fixture.left, &fixture.right),
+        (&fixture.right, &fixture.left),
+    ] {
         fixture.link(side, other, "dst", &[]);
         side.exec(&format!("create table t ({COLUMNS})"));
     }
@@ -23,7 +26,13 @@ fn opposed(label: &str) -> Fixture {
 /// Attaches `t` and says what was said about it: messages and hints of level NOTICE. Warnings are told in
 /// [`crate::attach_tells`].
 fn attach(side: &Side, other: &Side, options: &str) -> Vec<(String, Option<String>)> {
-    attach_as(side, &format!("select attach_sync('t', 'dst', '{}.t', '{options}')", other.user))
+    attach_as(
+        side,
+        &format!(
+            "select attach_sync('t', 'dst', '{}.t', '{options}')",
+            other.user
+        ),
+    )
 }
 
 fn attach_as(side: &Side, sql: &str) -> Vec<(String, Option<String>)> {
@@ -32,29 +41,47 @@ fn attach_as(side: &Side, sql: &str) -> Vec<(String, Option<String>)> {
     let mut said = std::mem::take(&mut *notices.lock().expect("notices"));
     said.retain(|notice| notice.severity() != "WARNING");
     for notice in &said {
-        assert_eq!((notice.severity(), notice.code().code()), ("NOTICE", "00000"), "{notice:?}");
+        assert_eq!(
+            (notice.severity(), notice.code().code()),
+            ("NOTICE", "00000"),
+            "{notice:?}"
+        );
     }
-    said.iter().map(|n| (n.message().to_owned(), n.hint().map(str::to_owned))).collect()
+    said.iter()
+        .map(|n| (n.message().to_owned(), n.hint().map(str::to_owned)))
+        .collect()
 }
 
 #[track_caller]
 fn warned(said: &[(String, Option<String>)]) {
-    let [(message, Some(hint))] = said else { panic!("{said:?}") };
+    let [(message, Some(hint))] = said else {
+        panic!("{said:?}")
+    };
     let expected =
         "table \"t\" is also sent back from server \"dst\": concurrent changes may not converge";
     assert_eq!(message, expected);
-    for part in ["\"on_conflict\": \"newest\"", "\"version_column\"", "one side only"] {
+    for part in [
+        "\"on_conflict\": \"newest\"",
+        "\"version_column\"",
+        "one side only",
+    ] {
         assert!(hint.contains(part), "{hint}");
     }
 }
 
 #[test]
 fn the_second_master_hears_of_a_policy_that_need_not_converge() {
-    for options in
-        ["{}", r#"{"on_conflict": "skip"}"#, r#"{"on_conflict": "error", "mode": "sync"}"#]
-    {
+    for options in [
+        "{}",
+        r#"{"on_conflict": "skip"}"#,
+        r#"{"on_conflict": "error", "mode": "sync"}"#,
+    ] {
         let fixture = opposed("second");
-        assert_eq!(attach(&fixture.left, &fixture.right, options), [], "{options}");
+        assert_eq!(
+            attach(&fixture.left, &fixture.right, options),
+            [],
+            "{options}"
+        );
         warned(&attach(&fixture.right, &fixture.left, options));
         // The triggers are there all the same.
         fixture.right.exec("insert into t values (1, 'x', 1)");
@@ -68,7 +95,9 @@ fn it_is_heard_whatever_backslashes_mean_there() {
     attach(&fixture.left, &fixture.right, "{}");
     for side in [&fixture.left, &fixture.right] {
         let user = &side.user;
-        side.exec_superuser(&format!("alter role {user} set standard_conforming_strings = off"));
+        side.exec_superuser(&format!(
+            "alter role {user} set standard_conforming_strings = off"
+        ));
     }
     warned(&attach(&fixture.right, &fixture.left, "{}"));
     // Nor here.
@@ -115,7 +144,11 @@ fn a_trigger_that_replaces_the_version_is_told_where_nothing_is_kept() {
     assert_eq!(attach(&fixture.left, &fixture.right, NEWEST), []);
     fixture.left.exec("select detach_sync('t', 'dst')");
     // Others have nothing to do with it.
-    fixture.right.exec(&format!("{}; {}", touch("new.id := new.id"), mended.replace(when, "")));
+    fixture.right.exec(&format!(
+        "{}; {}",
+        touch("new.id := new.id"),
+        mended.replace(when, "")
+    ));
     assert_eq!(attach(&fixture.left, &fixture.right, NEWEST), []);
     fixture.left.exec("select detach_sync('t', 'dst')");
     // Where the table sends as well, what was sent is kept.
@@ -159,7 +192,10 @@ fn triggers_there_that_lead_elsewhere_are_not_meant() {
     assert_eq!(attach(&fixture.left, &fixture.right, "{}"), []);
     fixture.left.exec("select detach_sync('t', 'dst')");
     fixture.right.exec("alter table t enable trigger user");
-    warned(&attach_as(&fixture.left, &format!("select attach_sync('t', 'dst', '{right}.t')")));
+    warned(&attach_as(
+        &fixture.left,
+        &format!("select attach_sync('t', 'dst', '{right}.t')"),
+    ));
 }
 
 #[test]
@@ -178,11 +214,25 @@ fn a_function_of_the_same_name_is_not_meant() {
 #[test]
 fn a_server_that_cannot_be_reached_keeps_nobody_from_attaching() {
     let fixture = opposed("unreached");
-    fixture.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.left.user));
+    fixture.right.exec(&format!(
+        "select attach_sync('t', 'dst', '{}.t')",
+        fixture.left.user
+    ));
     link_with(&fixture, "closed", closed_port(), &fixture.right.password);
-    link_with(&fixture, "wrong", fixture.right.cluster.port(), "not the password");
+    link_with(
+        &fixture,
+        "wrong",
+        fixture.right.cluster.port(),
+        "not the password",
+    );
     for server in ["closed", "wrong"] {
-        assert_eq!(attach_as(&fixture.left, &format!("select attach_sync('t', '{server}')")), []);
+        assert_eq!(
+            attach_as(
+                &fixture.left,
+                &format!("select attach_sync('t', '{server}')")
+            ),
+            []
+        );
     }
     let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "silent", &[]);
@@ -192,7 +242,11 @@ fn a_server_that_cannot_be_reached_keeps_nobody_from_attaching() {
     let sql = "select sync_disconnect(); set pg_rowsync.connect_timeout = 300;
                select attach_sync('t', 'silent')";
     assert_eq!(attach_as(&fixture.left, sql), []);
-    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        since.elapsed()
+    );
     let triggers = "select count(*) from pg_trigger where tgrelid = 't'::regclass";
     assert_eq!(rows(&fixture.left, triggers), ["6"]);
 }
@@ -203,17 +257,29 @@ fn a_silent_server_is_asked_no_longer_than_connecting_may_take() {
     let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
     for side in [&fixture.left, &fixture.right] {
-        side.exec(&format!("create table t ({COLUMNS}); create table u ({COLUMNS})"));
+        side.exec(&format!(
+            "create table t ({COLUMNS}); create table u ({COLUMNS})"
+        ));
     }
     let mut client = fixture.left.client();
     let schema = &fixture.right.user;
-    run(&mut client, &format!("select attach_sync('t', 'dst', '{schema}.t')"));
+    run(
+        &mut client,
+        &format!("select attach_sync('t', 'dst', '{schema}.t')"),
+    );
     run(&mut client, "set pg_rowsync.connect_timeout = 300");
     // Over the connection that the first call has left.
     proxy.freeze();
     let since = Instant::now();
-    run(&mut client, &format!("select attach_sync('u', 'dst', '{schema}.u')"));
-    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    run(
+        &mut client,
+        &format!("select attach_sync('u', 'dst', '{schema}.u')"),
+    );
+    assert!(
+        since.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        since.elapsed()
+    );
     proxy.thaw();
     run(&mut client, "insert into u values (1, 'x', 1)");
     assert_eq!(table(&fixture.right, "u"), ["1|x|1"]);
@@ -222,9 +288,18 @@ fn a_silent_server_is_asked_no_longer_than_connecting_may_take() {
 #[test]
 fn no_transaction_is_left_open_there() {
     let fixture = opposed("leftopen");
-    fixture.right.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.left.user));
+    fixture.right.exec(&format!(
+        "select attach_sync('t', 'dst', '{}.t')",
+        fixture.left.user
+    ));
     let mut client = fixture.left.client();
-    run(&mut client, &format!("begin; select attach_sync('t', 'dst', '{}.t')", fixture.right.user));
+    run(
+        &mut client,
+        &format!(
+            "begin; select attach_sync('t', 'dst', '{}.t')",
+            fixture.right.user
+        ),
+    );
     let open = format!(
         "select count(*) from pg_stat_activity
           where usename = '{}' and (state <> 'idle' or backend_xmin is not null)",
@@ -234,7 +309,10 @@ fn no_transaction_is_left_open_there() {
     run(&mut client, "insert into t values (1, 'x', 1); rollback");
     assert_eq!(table(&fixture.right, "t"), [""; 0]);
     assert_eq!(
-        rows(&fixture.left, "select * from pg_trigger where tgrelid = 't'::regclass"),
+        rows(
+            &fixture.left,
+            "select * from pg_trigger where tgrelid = 't'::regclass"
+        ),
         [""; 0]
     );
 }
@@ -254,13 +332,18 @@ fn who_may_not_attach_makes_no_connection() {
     refused(&mut client, &sql, "42501");
     assert_eq!(proxy.connections_total(), 0);
     drop(client);
-    fixture.left.exec_superuser(&format!("drop owned by {left}_other; drop role {left}_other"));
+    fixture.left.exec_superuser(&format!(
+        "drop owned by {left}_other; drop role {left}_other"
+    ));
 }
 
 #[test]
 fn names_in_another_encoding_are_compared() {
     let fixture = Fixture::new("noticeenc");
-    let left = Side { db: format!("{}_e", fixture.left.db), ..fixture.left.clone() };
+    let left = Side {
+        db: format!("{}_e", fixture.left.db),
+        ..fixture.left.clone()
+    };
     let (db, user) = (&left.db, &left.user);
     fixture.left.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' owner {user}"

@@ -24,10 +24,17 @@ fn told_by(side: &Side, sql: &str) -> Vec<DbError> {
 #[track_caller]
 fn assert_told(said: &[DbError], expected: &[Told]) {
     let states: Vec<&str> = said.iter().map(|one| one.code().code()).collect();
-    assert_eq!(states, expected.iter().map(|one| one.0).collect::<Vec<_>>(), "{said:#?}");
+    assert_eq!(
+        states,
+        expected.iter().map(|one| one.0).collect::<Vec<_>>(),
+        "{said:#?}"
+    );
     for (said, (_, message, hint)) in said.iter().zip(expected) {
         assert!(said.message().contains(message), "{said:?}: {message}");
-        assert!(said.hint().is_some_and(|said| said.contains(hint)), "{said:?}: {hint}");
+        assert!(
+            said.hint().is_some_and(|said| said.contains(hint)),
+            "{said:?}: {hint}"
+        );
     }
 }
 
@@ -43,9 +50,9 @@ const COLUMNS: &str = "id int primary key, v text, n int";
 #[test]
 fn nothing_is_said_where_all_is_well() {
     let fixture = local("well", COLUMNS);
-    fixture
-        .right
-        .exec(&format!("create table t ({COLUMNS}, more text not null default 'x', free int)"));
+    fixture.right.exec(&format!(
+        "create table t ({COLUMNS}, more text not null default 'x', free int)"
+    ));
     for options in [
         "{}",
         r#"{"on_conflict": "error"}"#,
@@ -61,11 +68,30 @@ fn nothing_is_said_where_all_is_well() {
 fn a_target_that_is_not_there_is_told() {
     let fixture = local("nottable", COLUMNS);
     let said = told(&fixture, "t", "{}");
-    assert_told(&said, &[("42P01", "does not exist on server \"dst\"", "Create it there")]);
-    assert!(said[0].message().contains(&format!("\"{}.t\"", fixture.right.user)), "{said:?}");
+    assert_told(
+        &said,
+        &[(
+            "42P01",
+            "does not exist on server \"dst\"",
+            "Create it there",
+        )],
+    );
+    assert!(
+        said[0]
+            .message()
+            .contains(&format!("\"{}.t\"", fixture.right.user)),
+        "{said:?}"
+    );
     fixture.left.exec("select detach_sync('t', 'dst')");
     let said = told_by(&fixture.left, "select attach_sync('t', 'dst', 'nowhere.t')");
-    assert_told(&said, &[("3F000", "schema \"nowhere\" does not exist", "same schema and name")]);
+    assert_told(
+        &said,
+        &[(
+            "3F000",
+            "schema \"nowhere\" does not exist",
+            "same schema and name",
+        )],
+    );
     // It is attached, and works once the table is there.
     fixture.left.exec("select detach_sync('t', 'dst')");
     told(&fixture, "t", "{}");
@@ -91,7 +117,10 @@ fn what_is_no_table_is_told() {
         ("instead", Some(("42P10", "INSTEAD OF", "\"error\""))),
     ];
     for (target, expected) in kinds {
-        let sql = format!("select attach_sync('t', 'dst', '{}.{target}')", fixture.right.user);
+        let sql = format!(
+            "select attach_sync('t', 'dst', '{}.{target}')",
+            fixture.right.user
+        );
         assert_told(&told_by(&fixture.left, &sql), expected.as_slice());
         fixture.left.exec("select detach_sync('t', 'dst')");
     }
@@ -122,7 +151,11 @@ fn columns_that_do_not_fit_are_told() {
         &told(&fixture, "t", renamed),
         &[
             ("428C9", "generates column \"g\"", "\"exclude\""),
-            ("42804", "column \"v\" is of type text here and of type integer", "Give it the type"),
+            (
+                "42804",
+                "column \"v\" is of type text here and of type integer",
+                "Give it the type",
+            ),
         ],
     );
     fixture.left.exec("select detach_sync('t', 'dst')");
@@ -146,34 +179,54 @@ fn a_key_that_on_conflict_cannot_use_is_told() {
     for (table, expected) in [
         (
             "id int, v text, n int",
-            Some(("42P10", "no unique index on exactly the key columns (id)", "unique index")),
+            Some((
+                "42P10",
+                "no unique index on exactly the key columns (id)",
+                "unique index",
+            )),
         ),
-        ("id int, v text, n int, unique (id, n)", Some(("42P10", "(id)", "unique index"))),
+        (
+            "id int, v text, n int, unique (id, n)",
+            Some(("42P10", "(id)", "unique index")),
+        ),
         (
             "id int primary key deferrable, v text, n int",
             Some(("55000", "is deferrable", "NOT DEFERRABLE")),
         ),
         ("id int, v text, n int, unique (id)", None),
     ] {
-        fixture.right.exec(&format!("drop table if exists t; create table t ({table})"));
+        fixture
+            .right
+            .exec(&format!("drop table if exists t; create table t ({table})"));
         assert_told(&told(&fixture, "t", "{}"), expected.as_slice());
         fixture.left.exec("select detach_sync('t', 'dst')");
         assert_told(&told(&fixture, "t", r#"{"on_conflict": "error"}"#), &[]);
         fixture.left.exec("select detach_sync('t', 'dst')");
     }
     fixture.right.exec("drop table t; create table t (id int, v text, n int); create unique index on t (id) where n > 0");
-    assert_told(&told(&fixture, "t", "{}"), &[("42P10", "no unique index", "")]);
+    assert_told(
+        &told(&fixture, "t", "{}"),
+        &[("42P10", "no unique index", "")],
+    );
     // The order of the columns does not matter, nor that it is partitioned.
-    fixture.left.exec("create table p (a int, b int, primary key (a, b))");
-    fixture.right.exec("create table p (a int, b int, primary key (b, a)) partition by list (a)");
+    fixture
+        .left
+        .exec("create table p (a int, b int, primary key (a, b))");
+    fixture
+        .right
+        .exec("create table p (a int, b int, primary key (b, a)) partition by list (a)");
     assert_told(&told(&fixture, "p", "{}"), &[]);
 }
 
 /// A server `few` on the left, whose mapping is a role of the right side's that has no privileges yet.
 fn with_few_rights(fixture: &Fixture) -> Role {
     let role = Role::create(&fixture.right, "few", "");
-    let Side { db, cluster, user, .. } = &fixture.right;
-    fixture.right.exec_superuser(&format!("revoke all on schema {user} from {}", role.name));
+    let Side {
+        db, cluster, user, ..
+    } = &fixture.right;
+    fixture
+        .right
+        .exec_superuser(&format!("revoke all on schema {user} from {}", role.name));
     fixture.left.exec(&format!(
         "create server few foreign data wrapper pg_rowsync
            options (host '127.0.0.1', port '{}', dbname '{db}');
@@ -201,14 +254,28 @@ fn privileges_that_are_missing_are_told() {
         &said,
         &[
             ("42501", "may not use schema", "GRANT USAGE ON SCHEMA"),
-            ("42501", "lacks SELECT, INSERT, UPDATE, DELETE, TRUNCATE", "GRANT SELECT, INSERT"),
+            (
+                "42501",
+                "lacks SELECT, INSERT, UPDATE, DELETE, TRUNCATE",
+                "GRANT SELECT, INSERT",
+            ),
         ],
     );
-    assert!(said[0].message().contains(name) && said[0].message().contains("\"few\""), "{said:?}");
+    assert!(
+        said[0].message().contains(name) && said[0].message().contains("\"few\""),
+        "{said:?}"
+    );
     fixture.right.exec(&format!(
         "grant usage on schema {schema} to {name}; grant select, insert, delete on t to {name}"
     ));
-    assert_told(&attach("{}"), &[("42501", "lacks UPDATE, TRUNCATE on", "GRANT UPDATE, TRUNCATE")]);
+    assert_told(
+        &attach("{}"),
+        &[(
+            "42501",
+            "lacks UPDATE, TRUNCATE on",
+            "GRANT UPDATE, TRUNCATE",
+        )],
+    );
     // Of single columns, those that are used.
     fixture.right.exec(&format!(
         "grant truncate on t to {name}; revoke select on t from {name};
@@ -227,11 +294,26 @@ fn privileges_that_are_missing_are_told() {
 fn a_server_that_cannot_be_asked_is_told() {
     let fixture = local("unasked", COLUMNS);
     link_with(&fixture, "closed", closed_port(), &fixture.right.password);
-    link_with(&fixture, "wrong", fixture.right.cluster.port(), "not the password");
-    let attach =
-        |server: &str| told_by(&fixture.left, &format!("select attach_sync('t', '{server}')"));
-    assert_told(&attach("closed"), &[("08001", "server \"closed\" could not be asked", "queued")]);
-    assert_told(&attach("wrong"), &[("28P01", "server \"wrong\" could not be asked", "queued")]);
+    link_with(
+        &fixture,
+        "wrong",
+        fixture.right.cluster.port(),
+        "not the password",
+    );
+    let attach = |server: &str| {
+        told_by(
+            &fixture.left,
+            &format!("select attach_sync('t', '{server}')"),
+        )
+    };
+    assert_told(
+        &attach("closed"),
+        &[("08001", "server \"closed\" could not be asked", "queued")],
+    );
+    assert_told(
+        &attach("wrong"),
+        &[("28P01", "server \"wrong\" could not be asked", "queued")],
+    );
     fixture.left.exec(&format!(
         "create server nodb foreign data wrapper pg_rowsync
            options (host '127.0.0.1', port '{}', dbname 'none such');
@@ -240,7 +322,10 @@ fn a_server_that_cannot_be_asked_is_told() {
         fixture.right.user,
         fixture.right.password
     ));
-    assert_told(&attach("nodb"), &[("3D000", "\"none such\" does not exist", "")]);
+    assert_told(
+        &attach("nodb"),
+        &[("3D000", "\"none such\" does not exist", "")],
+    );
     let triggers = "select count(*) from pg_trigger where tgrelid = 't'::regclass";
     assert_eq!(rows(&fixture.left, triggers), ["6"]);
 }
@@ -257,7 +342,13 @@ fn opposed(label: &str, left: &[(&str, &str)], right: &[(&str, &str)]) -> Fixtur
 }
 
 fn attach_one(side: &Side, other: &Side, options: &str) -> Vec<DbError> {
-    told_by(side, &format!("select attach_sync('t', 'dst', '{}.t', '{options}')", other.user))
+    told_by(
+        side,
+        &format!(
+            "select attach_sync('t', 'dst', '{}.t', '{options}')",
+            other.user
+        ),
+    )
 }
 
 #[test]
@@ -275,9 +366,15 @@ fn guard_names_that_differ_are_told_by_both_names() {
         let fixture = opposed("guards", left, right);
         assert_told(&attach_one(&fixture.right, &fixture.left, of_right), &[]);
         let said = attach_one(&fixture.left, &fixture.right, of_left);
-        assert_told(&said, &[("55000", "would come back", "same application_name")]);
+        assert_told(
+            &said,
+            &[("55000", "would come back", "same application_name")],
+        );
         for name in [ours, theirs] {
-            assert!(said[0].message().contains(&format!("\"{name}\"")), "{said:?}");
+            assert!(
+                said[0].message().contains(&format!("\"{name}\"")),
+                "{said:?}"
+            );
         }
     }
     for (options, trigger) in [(NAMED, "{}"), (IN_OPTIONS, "{}"), (&[] as &[_], trigger)] {
@@ -296,7 +393,9 @@ fn a_guard_role_that_does_not_know_us_is_told() {
     let said = attach_one(&fixture.left, &fixture.right, "{}");
     assert_told(&said, &[("55000", "believes members of role", "GRANT")]);
     fixture.left.exec("select detach_sync('t', 'dst')");
-    fixture.right.exec_superuser(&format!("grant {} to {}", peers.name, fixture.right.user));
+    fixture
+        .right
+        .exec_superuser(&format!("grant {} to {}", peers.name, fixture.right.user));
     assert_told(&attach_one(&fixture.left, &fixture.right, "{}"), &[]);
 }
 
@@ -319,8 +418,14 @@ fn a_trigger_that_sends_on_under_another_guard_is_noted() {
     );
     let said = notices.lock().expect("notices").clone();
     assert_eq!(said.len(), 1, "{db}: {said:?}");
-    assert_eq!((said[0].severity(), said[0].code().code()), ("NOTICE", "00000"));
-    assert!(said[0].message().contains("are sent on from there"), "{said:?}");
+    assert_eq!(
+        (said[0].severity(), said[0].code().code()),
+        ("NOTICE", "00000")
+    );
+    assert!(
+        said[0].message().contains("are sent on from there"),
+        "{said:?}"
+    );
     assert!(said[0].message().contains("\"third\""), "{said:?}");
 }
 
@@ -328,9 +433,14 @@ fn a_trigger_that_sends_on_under_another_guard_is_noted() {
 fn a_copy_is_told() {
     let fixture = local("copytold", COLUMNS);
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
-    fixture.left.exec_superuser("insert into sync_node values (gen_random_uuid())");
+    fixture
+        .left
+        .exec_superuser("insert into sync_node values (gen_random_uuid())");
     let said = told(&fixture, "t", "{}");
-    assert_told(&said, &[("55000", "neither captured nor sent", "adopt_sync()")]);
+    assert_told(
+        &said,
+        &[("55000", "neither captured nor sent", "adopt_sync()")],
+    );
 }
 
 #[test]
@@ -345,7 +455,8 @@ fn a_target_in_recovery_is_told() {
     for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table t ({COLUMNS})"));
     }
-    own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
+    own.stop(rowsync_harness::cluster::Shutdown::Fast)
+        .expect("a stop");
     std::fs::write(own.dir().join("data").join("standby.signal"), "").expect("a file");
     own.start_again().expect("a standby");
     let said = told(&fixture, "t", "{}");

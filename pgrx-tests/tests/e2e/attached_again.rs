@@ -20,12 +20,17 @@ const QUEUE: &str = r#"{"mode": "queue"}"#;
 fn two_targets(label: &str) -> Fixture {
     let fixture = linked(label);
     fixture.left.exec(&format!("create table t ({COLUMNS})"));
-    fixture.right.exec(&format!("create table t ({COLUMNS}); create table u ({COLUMNS})"));
+    fixture.right.exec(&format!(
+        "create table t ({COLUMNS}); create table u ({COLUMNS})"
+    ));
     fixture
 }
 
 fn to(fixture: &Fixture, target: &str, options: &str) -> String {
-    format!("select attach_sync('t', 'dst', '{}.{target}', '{options}')", fixture.right.user)
+    format!(
+        "select attach_sync('t', 'dst', '{}.{target}', '{options}')",
+        fixture.right.user
+    )
 }
 
 /// Name, target table and options of the triggers of `t`.
@@ -46,7 +51,10 @@ fn target_and_options_change_and_the_triggers_stay_two() {
     run(&mut client, "insert into t values (1, 'a')");
     let oids = "select oid from pg_trigger where tgrelid = 't'::regclass order by tgname";
     let before = query(&mut client, oids);
-    run(&mut client, &to(&fixture, "u", r#"{"mode": "sync", "exclude": ["v"]}"#));
+    run(
+        &mut client,
+        &to(&fixture, "u", r#"{"mode": "sync", "exclude": ["v"]}"#),
+    );
     assert_eq!(query(&mut client, oids), before);
     let now = |name: &str| format!("00_pg_rowsync_dst_{name}|{schema}.u|sync|overwrite");
     assert_eq!(triggers(&mut client), [now("dml"), now("truncate")]);
@@ -55,11 +63,17 @@ fn target_and_options_change_and_the_triggers_stay_two() {
     assert_eq!(table(&fixture.right, "u"), ["2|~"]);
     // A session that has written before knows it as well, for TRUNCATE too.
     run(&mut fixture.left.client(), &to(&fixture, "t", "{}"));
-    run(&mut client, "insert into t values (3, 'c'); truncate t; insert into t values (4, 'd')");
+    run(
+        &mut client,
+        "insert into t values (3, 'c'); truncate t; insert into t values (4, 'd')",
+    );
     assert_eq!(table(&fixture.right, "t"), ["4|d"]);
     assert_eq!(table(&fixture.right, "u"), ["2|~"]);
     // Columns that the options do not mention any more can be dropped.
-    run(&mut client, "alter table t add w int; alter table t drop column v");
+    run(
+        &mut client,
+        "alter table t add w int; alter table t drop column v",
+    );
     run(&mut client, "select detach_sync('t', 'dst')");
     assert_eq!(query(&mut client, oids), [""; 0]);
 }
@@ -96,7 +110,11 @@ fn writers_lose_nothing_and_send_nothing_twice() {
         let both = "select count(*), count(distinct id), count(*) filter (where f = 't') > 0,
                            count(*) filter (where f = 'u') > 0
                       from (select id, 't' as f from t union all select id, 'u' from u) s";
-        assert_eq!(rows(&fixture.right, both), [format!("{count}|{count}|t|t")], "{mode}");
+        assert_eq!(
+            rows(&fixture.right, both),
+            [format!("{count}|{count}|t|t")],
+            "{mode}"
+        );
         assert_eq!(table(&fixture.left, "t").len() as i64, count);
     }
 }
@@ -153,12 +171,17 @@ fn partitions_follow_their_table() {
          create table t1 partition of t for values from (0) to (10);
          create table t2 partition of t for values from (10) to (20)"
     ));
-    fixture.right.exec(&format!("create table t ({COLUMNS}); create table u ({COLUMNS})"));
+    fixture.right.exec(&format!(
+        "create table t ({COLUMNS}); create table u ({COLUMNS})"
+    ));
     let mut client = fixture.left.client();
     run(&mut client, &to(&fixture, "t", "{}"));
     run(&mut client, "insert into t values (1, 'a'), (11, 'b')");
     run(&mut client, &to(&fixture, "u", "{}"));
-    run(&mut client, "insert into t values (2, 'c'); insert into t2 values (12, 'd')");
+    run(
+        &mut client,
+        "insert into t values (2, 'c'); insert into t2 values (12, 'd')",
+    );
     assert_eq!(table(&fixture.right, "t"), ["1|a", "11|b"]);
     assert_eq!(table(&fixture.right, "u"), ["12|d", "2|c"]);
     // A partition's triggers are those of its table.
@@ -176,8 +199,15 @@ fn a_trigger_fires_in_the_sessions_in_which_it_did() {
     run(&mut client, &to(&fixture, "t", "{}"));
     let states = "select string_agg(tgenabled::text, '' order by tgname) from pg_trigger
                    where tgrelid = 't'::regclass";
-    for (state, clause) in [("A", "enable always"), ("R", "enable replica"), ("D", "disable")] {
-        run(&mut client, &format!("alter table t {clause} trigger \"00_pg_rowsync_dst_dml\""));
+    for (state, clause) in [
+        ("A", "enable always"),
+        ("R", "enable replica"),
+        ("D", "disable"),
+    ] {
+        run(
+            &mut client,
+            &format!("alter table t {clause} trigger \"00_pg_rowsync_dst_dml\""),
+        );
         run(&mut client, &to(&fixture, "u", "{}"));
         assert_eq!(query(&mut client, states), [format!("{state}O")]);
     }
@@ -189,8 +219,16 @@ fn what_cannot_be_leaves_all_as_it_was() {
     let mut client = fixture.left.client();
     run(&mut client, &to(&fixture, "t", "{}"));
     let before = triggers(&mut client);
-    refused(&mut client, &to(&fixture, "u", r#"{"moed": "sync"}"#), "22023");
-    refused(&mut client, &to(&fixture, "u", r#"{"exclude": ["w"]}"#), "42703");
+    refused(
+        &mut client,
+        &to(&fixture, "u", r#"{"moed": "sync"}"#),
+        "22023",
+    );
+    refused(
+        &mut client,
+        &to(&fixture, "u", r#"{"exclude": ["w"]}"#),
+        "42703",
+    );
     assert_eq!(triggers(&mut client), before);
     // Others' triggers of such a name are not touched.
     run(
@@ -201,8 +239,14 @@ fn what_cannot_be_leaves_all_as_it_was() {
     );
     refused(&mut client, &to(&fixture, "t", "{}"), "42710");
     let left = "select tgname, tgfoid::regproc from pg_trigger where tgrelid = 't'::regclass";
-    assert_eq!(query(&mut client, left), ["00_pg_rowsync_dst_truncate|other"]);
-    run(&mut client, "drop trigger \"00_pg_rowsync_dst_truncate\" on t");
+    assert_eq!(
+        query(&mut client, left),
+        ["00_pg_rowsync_dst_truncate|other"]
+    );
+    run(
+        &mut client,
+        "drop trigger \"00_pg_rowsync_dst_truncate\" on t",
+    );
     // Nor are those that were made by hand, which is told.
     run(
         &mut client,
@@ -213,10 +257,16 @@ fn what_cannot_be_leaves_all_as_it_was() {
         ),
     );
     let (mut admin, notices) = superuser_with_notices(&fixture.left);
-    run(&mut admin, &format!("set search_path = {}, public", fixture.left.user));
+    run(
+        &mut admin,
+        &format!("set search_path = {}, public", fixture.left.user),
+    );
     for _ in 0..2 {
         run(&mut admin, &attach_sql(&fixture, "t", "{}"));
         let told = warnings(&notices);
-        assert!(told.iter().any(|told| told.message().contains("\"mine\"")), "{told:?}");
+        assert!(
+            told.iter().any(|told| told.message().contains("\"mine\"")),
+            "{told:?}"
+        );
     }
 }

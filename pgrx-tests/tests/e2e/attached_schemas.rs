@@ -33,9 +33,10 @@ fn every_table_is_attached_or_says_why_not() {
     let fixture = linked("schema");
     let other = Role::create(&fixture.left, "other", "");
     let schema = &fixture.left.user;
-    fixture
-        .left
-        .exec_superuser(&format!("grant create on database {} to {schema}", fixture.left.db));
+    fixture.left.exec_superuser(&format!(
+        "grant create on database {} to {schema}",
+        fixture.left.db
+    ));
     fixture.left.exec(&format!(
         "create table b ({COLUMNS}); create unlogged table a ({COLUMNS});
          create table nokey (v text);
@@ -47,7 +48,10 @@ fn every_table_is_attached_or_says_why_not() {
          create table elsewhere.parent ({COLUMNS}) partition by range (id);
          create table stray partition of elsewhere.parent for values from (0) to (10)"
     ));
-    run(&mut other.client(), &format!("create table {schema}.theirs ({COLUMNS})"));
+    run(
+        &mut other.client(),
+        &format!("create table {schema}.theirs ({COLUMNS})"),
+    );
     fixture.right.exec(&format!(
         "create table a ({COLUMNS}); create table b ({COLUMNS}); create table parts ({COLUMNS});
          create table theirs ({COLUMNS})"
@@ -57,19 +61,39 @@ fn every_table_is_attached_or_says_why_not() {
     let expected = [
         ("a|t|~".to_owned(), true),
         ("b|t|~".to_owned(), true),
-        ("nokey|f|table \"nokey\" has neither a primary key".to_owned(), false),
-        (format!("onlyhere|t|relation \"{to}.onlyhere\" does not exist on server"), false),
+        (
+            "nokey|f|table \"nokey\" has neither a primary key".to_owned(),
+            false,
+        ),
+        (
+            format!("onlyhere|t|relation \"{to}.onlyhere\" does not exist on server"),
+            false,
+        ),
         ("parts|t|~".to_owned(), true),
-        ("stray|f|it is a partition of elsewhere.parent".to_owned(), false),
+        (
+            "stray|f|it is a partition of elsewhere.parent".to_owned(),
+            false,
+        ),
         ("theirs|f|".to_owned(), false),
     ];
     assert_eq!(said.len(), expected.len(), "{said:?}");
     for (said, (expected, is_whole)) in said.iter().zip(&expected) {
-        let fits = if *is_whole { said == expected } else { said.starts_with(expected) };
+        let fits = if *is_whole {
+            said == expected
+        } else {
+            said.starts_with(expected)
+        };
         assert!(fits, "{said} for {expected}");
     }
-    assert!(said[6].contains("user mapping") || said[6].contains("permission"), "{}", said[6]);
-    assert_eq!(triggers(&fixture), ["a|2", "b|2", "onlyhere|2", "parts|2", "parts1|1"]);
+    assert!(
+        said[6].contains("user mapping") || said[6].contains("permission"),
+        "{}",
+        said[6]
+    );
+    assert_eq!(
+        triggers(&fixture),
+        ["a|2", "b|2", "onlyhere|2", "parts|2", "parts1|1"]
+    );
     fixture.left.exec(
         "insert into a values (1, 'a'); insert into b values (1, 'b'); insert into parts values (1, 'p')",
     );
@@ -79,13 +103,22 @@ fn every_table_is_attached_or_says_why_not() {
     // Again: what has come since is attached, what was is changed.
     fixture.left.exec("drop table nokey, onlyhere, stray");
     fixture.left.exec(&format!("create table late ({COLUMNS})"));
-    fixture.right.exec(&format!("create table late ({COLUMNS})"));
-    fixture.left.exec_superuser(&format!("drop table {schema}.theirs"));
+    fixture
+        .right
+        .exec(&format!("create table late ({COLUMNS})"));
+    fixture
+        .left
+        .exec_superuser(&format!("drop table {schema}.theirs"));
     let said = attach(&fixture, "dst", r#", '{"mode": "queue"}'"#);
     assert_eq!(said, ["a|t|~", "b|t|~", "late|t|~", "parts|t|~"]);
-    fixture.left.exec("insert into late values (1, 'l'); insert into a values (2, 'a')");
+    fixture
+        .left
+        .exec("insert into late values (1, 'l'); insert into a values (2, 'a')");
     assert_eq!(queued(&fixture), 2);
-    assert_eq!(rows(&fixture.left, "select distinct mode from sync_tables"), ["queue"]);
+    assert_eq!(
+        rows(&fixture.left, "select distinct mode from sync_tables"),
+        ["queue"]
+    );
     fixture.left.exec("drop schema elsewhere cascade");
 }
 
@@ -93,15 +126,24 @@ fn every_table_is_attached_or_says_why_not() {
 fn without_a_target_schema_it_is_that_of_the_same_name() {
     let fixture = linked("samename");
     let schema = &fixture.left.user;
+    fixture.right.exec_superuser(&format!(
+        "create schema {schema} authorization {}",
+        fixture.right.user
+    ));
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
     fixture
         .right
-        .exec_superuser(&format!("create schema {schema} authorization {}", fixture.right.user));
-    fixture.left.exec(&format!("create table t ({COLUMNS})"));
-    fixture.right.exec(&format!("create table {schema}.t ({COLUMNS})"));
+        .exec(&format!("create table {schema}.t ({COLUMNS})"));
     let mut client = fixture.left.client();
-    run(&mut client, &format!("select attach_sync_schema('{schema}', 'dst')"));
+    run(
+        &mut client,
+        &format!("select attach_sync_schema('{schema}', 'dst')"),
+    );
     run(&mut client, "insert into t values (1, 'a')");
-    assert_eq!(rows(&fixture.right, &format!("select * from {schema}.t")), ["1|a"]);
+    assert_eq!(
+        rows(&fixture.right, &format!("select * from {schema}.t")),
+        ["1|a"]
+    );
 }
 
 #[test]
@@ -115,9 +157,16 @@ fn what_is_wrong_for_all_is_an_error() {
         (format!("'{schema}', 'nowhere'"), "42704"),
         ("null, 'dst'".to_owned(), "22023"),
         (format!("'{schema}', null"), "22023"),
-        (format!(r#"'{schema}', 'dst', null, '{{"moed": "sync"}}'"#), "22023"),
+        (
+            format!(r#"'{schema}', 'dst', null, '{{"moed": "sync"}}'"#),
+            "22023",
+        ),
     ] {
-        refused(&mut client, &format!("select attach_sync_schema({call})"), sqlstate);
+        refused(
+            &mut client,
+            &format!("select attach_sync_schema({call})"),
+            sqlstate,
+        );
     }
     assert_eq!(triggers(&fixture), [""; 0]);
 }
@@ -141,7 +190,9 @@ fn a_server_that_cannot_be_reached_is_asked_once() {
 fn a_table_that_is_locked_keeps_no_other_from_being_attached() {
     let fixture = linked("schemalock");
     for side in [&fixture.left, &fixture.right] {
-        side.exec(&format!("create table a ({COLUMNS}); create table b ({COLUMNS})"));
+        side.exec(&format!(
+            "create table a ({COLUMNS}); create table b ({COLUMNS})"
+        ));
     }
     let mut writer = fixture.left.client();
     run(&mut writer, "begin; insert into a values (1, 'a')");
@@ -151,7 +202,10 @@ fn a_table_that_is_locked_keeps_no_other_from_being_attached() {
     let mut client = fixture.left.client();
     run(&mut client, "set lock_timeout = '200ms'");
     let said = crate::common::query(&mut client, &call);
-    assert_eq!(said, ["a|f|canceling statement due to lock timeout", "b|t|~"]);
+    assert_eq!(
+        said,
+        ["a|f|canceling statement due to lock timeout", "b|t|~"]
+    );
     assert_eq!(triggers(&fixture), ["b|2"]);
     // A request to cancel ends all of it.
     run(
@@ -190,7 +244,10 @@ fn a_thousand_tables_are_attached_in_seconds() {
            from attach_sync_schema('{from}', 'dst', '{to}')"
     );
     let mut client = fixture.left.client();
-    assert_eq!(crate::common::query(&mut client, &count), [format!("{TABLES}|{TABLES}")]);
+    assert_eq!(
+        crate::common::query(&mut client, &count),
+        [format!("{TABLES}|{TABLES}")]
+    );
     let took = start.elapsed();
     println!("{TABLES} tables attached in {took:?}");
     assert!(took < Duration::from_secs(60), "{took:?}");
@@ -198,8 +255,14 @@ fn a_thousand_tables_are_attached_in_seconds() {
     let live = "select count(*) from sync_tables where state = 'live'";
     assert_eq!(rows(&fixture.left, live), [TABLES.to_string()]);
     println!("and shown in {:?}", start.elapsed());
-    run(&mut client, "insert into t1 values (1, 'a'); insert into t1000 values (1, 'a')");
+    run(
+        &mut client,
+        "insert into t1 values (1, 'a'); insert into t1000 values (1, 'a')",
+    );
     await_until(Duration::from_secs(5), "both rows", || {
-        rows(&fixture.right, "select v from t1 union all select v from t1000") == ["a", "a"]
+        rows(
+            &fixture.right,
+            "select v from t1 union all select v from t1000",
+        ) == ["a", "a"]
     });
 }

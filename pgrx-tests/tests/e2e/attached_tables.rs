@@ -61,17 +61,31 @@ fn the_state_is_what_a_commit_would_find() {
     reject_values::build(&fixture);
     let state =
         "select relation, state, pending, failed, waiting from sync_tables order by relation::text";
-    assert_eq!(rows(&fixture.left, state), ["other|live|0|0|0", "t|live|0|0|0"]);
+    assert_eq!(
+        rows(&fixture.left, state),
+        ["other|live|0|0|0", "t|live|0|0|0"]
+    );
     fixture.left.exec("insert into other values (1, 'a')");
-    assert_eq!(rows(&fixture.left, state), ["other|queueing|1|0|0", "t|queueing|0|0|0"]);
+    assert_eq!(
+        rows(&fixture.left, state),
+        ["other|queueing|1|0|0", "t|queueing|0|0|0"]
+    );
     assert!(deal(&fixture, "10"));
     reject_values::close(&fixture, "bad", "23514", None);
     fixture.left.exec("insert into t values (1, 'bad')");
     assert!(!deal(&fixture, "10"));
     fixture.left.exec("update t set v = 'good'");
-    assert_eq!(rows(&fixture.left, state), ["other|live|0|0|0", "t|failed|0|1|1"]);
-    fixture.left.exec("alter table other disable trigger \"00_pg_rowsync_dst_dml\"");
-    assert_eq!(rows(&fixture.left, state), ["other|disabled|0|0|0", "t|failed|0|1|1"]);
+    assert_eq!(
+        rows(&fixture.left, state),
+        ["other|live|0|0|0", "t|failed|0|1|1"]
+    );
+    fixture
+        .left
+        .exec("alter table other disable trigger \"00_pg_rowsync_dst_dml\"");
+    assert_eq!(
+        rows(&fixture.left, state),
+        ["other|disabled|0|0|0", "t|failed|0|1|1"]
+    );
     fixture.left.exec("alter table other enable trigger all");
     fixture.left.exec("create trigger wrong after insert on other for each row execute function sync_dml('dst', 's')");
     let problem = "select state, mode, options, problem from sync_tables where state = 'invalid'";
@@ -84,7 +98,10 @@ fn the_state_is_what_a_commit_would_find() {
          execute function sync_dml('dst', 's', 't', '{\"moed\": 1}')",
     );
     assert_eq!(
-        rows(&fixture.left, "select count(*) from sync_tables where state = 'invalid'"),
+        rows(
+            &fixture.left,
+            "select count(*) from sync_tables where state = 'invalid'"
+        ),
         ["1"]
     );
 }
@@ -99,9 +116,14 @@ fn partitions_records_are_their_tables() {
     ));
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     attach(&fixture, "t", QUEUE);
-    fixture.left.exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
     assert_eq!(
-        rows(&fixture.left, "select relation, state, pending from sync_tables"),
+        rows(
+            &fixture.left,
+            "select relation, state, pending from sync_tables"
+        ),
         ["t|queueing|3"]
     );
 }
@@ -109,9 +131,13 @@ fn partitions_records_are_their_tables() {
 #[test]
 fn who_owns_a_table_sees_it_and_who_watches_sees_all() {
     let fixture = one_way("tablesrights", COLUMNS, "{}");
-    let (outsider, watcher) =
-        (Role::create(&fixture.left, "outsider", ""), Role::create(&fixture.left, "watcher", ""));
-    fixture.left.exec_superuser(&format!("grant select on sync_status to {}", watcher.name));
+    let (outsider, watcher) = (
+        Role::create(&fixture.left, "outsider", ""),
+        Role::create(&fixture.left, "watcher", ""),
+    );
+    fixture
+        .left
+        .exec_superuser(&format!("grant select on sync_status to {}", watcher.name));
     let all = "select relation, state from sync_tables";
     assert_eq!(query(&mut fixture.left.client(), all), ["t|live"]);
     assert_eq!(query(&mut watcher.client(), all), ["t|live"]);

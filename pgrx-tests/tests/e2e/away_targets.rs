@@ -40,7 +40,9 @@ fn waits_for_the_promotion(fixture: &Fixture) {
         rows(&fixture.left, status) == ["6|0|0|25006"]
     });
     fixture.right.exec_superuser("select pg_promote()");
-    await_until(SOON, "the queue to drain", || deal(fixture, "1000") && queued(fixture) == 0);
+    await_until(SOON, "the queue to drain", || {
+        deal(fixture, "1000") && queued(fixture) == 0
+    });
     run(&mut client, "insert into t values (4, 'after')");
     both_have(fixture, "t", &["1|x", "2|x", "3|x", "4|after"]);
     both_have(fixture, "u", &["1|x", "2|x", "3|x"]);
@@ -65,12 +67,25 @@ fn what_a_standby_behind_a_pooler_refuses_waits_for_its_promotion() {
 /// What was answered is there after a crash of the right cluster, whose database does not flush before it
 /// answers.
 fn outlasts_a_crash(fixture: &Fixture) {
-    mirror(fixture, "t", "id int primary key, v text", r#"{"mode": "sync"}"#);
-    mirror(fixture, "q", "id int primary key, v text", r#"{"mode": "queue"}"#);
+    mirror(
+        fixture,
+        "t",
+        "id int primary key, v text",
+        r#"{"mode": "sync"}"#,
+    );
+    mirror(
+        fixture,
+        "q",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
     mirror(fixture, "a", "id int primary key, v text", "{}");
     let mut client = fixture.left.client();
     for id in 1..=5 {
-        run(&mut client, &format!("insert into a values ({id}, 'x'); update a set v = 'y'"));
+        run(
+            &mut client,
+            &format!("insert into a values ({id}, 'x'); update a set v = 'y'"),
+        );
         run(&mut client, &format!("insert into q values ({id}, 'x')"));
         assert!(deal(fixture, "10"));
         run(&mut client, &format!("insert into t values ({id}, 'x')"));
@@ -92,7 +107,9 @@ fn lazy(label: &str) -> Fixture {
         "alter database {db} set synchronous_commit = off;
          alter role {user} set synchronous_commit = off"
     ));
-    fixture.right.exec_superuser("alter system set wal_writer_delay = '10s'");
+    fixture
+        .right
+        .exec_superuser("alter system set wal_writer_delay = '10s'");
     fixture.right.cluster.restart().expect("a restart");
     fixture
 }

@@ -20,7 +20,10 @@ const COLUMNS: &str = "id int primary key, v int";
 const GROWTH: u64 = 150_000;
 
 fn size() -> i64 {
-    std::env::var("ROWSYNC_BACKLOG").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000)
+    std::env::var("ROWSYNC_BACKLOG")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(100_000)
 }
 
 /// However long it is, at 500 records a second.
@@ -33,22 +36,36 @@ fn queue_up(fixture: &Fixture) {
     let (size, start) = (size(), Instant::now());
     let rows = size - size / 10;
     let mut client = fixture.left.client();
-    run(&mut client, &format!("insert into t select i, 0 from generate_series(1, {rows}) i"));
-    run(&mut client, &format!("update t set v = id where id > {rows} - {size} / 10"));
+    run(
+        &mut client,
+        &format!("insert into t select i, 0 from generate_series(1, {rows}) i"),
+    );
+    run(
+        &mut client,
+        &format!("update t set v = id where id > {rows} - {size} / 10"),
+    );
     println!("queued {size} records in {:?}", start.elapsed());
 }
 
 /// A figure of `/proc/PID/status` in kB; 0 once the process has gone.
 fn memory(pid: i32, what: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with(what)).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+    let line = status
+        .lines()
+        .find(|line| line.starts_with(what))
+        .unwrap_or_default();
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Rows on the right; what has been delivered is the oldest part of what was queued.
 fn delivered(fixture: &Fixture) -> i64 {
     let schema = &fixture.right.user;
-    fixture.right.query_one(&format!("select count(*) from {schema}.t"))
+    fixture
+        .right
+        .query_one(&format!("select count(*) from {schema}.t"))
 }
 
 /// Nothing lost, nothing twice, nothing out of order, at a moment when nobody drains: what is on the
@@ -59,11 +76,22 @@ fn is_consistent(fixture: &Fixture) {
     let sum = format!(
         "select count(*), coalesce(max(id), 0)::bigint, count(*) filter (where v <> 0) from {schema}.t"
     );
-    let row = fixture.right.superuser().query_one(&sum, &[]).expect("the rows");
+    let row = fixture
+        .right
+        .superuser()
+        .query_one(&sum, &[])
+        .expect("the rows");
     let (rows, last, changed): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
     assert_eq!(rows, last, "a later row came before an earlier one");
-    assert!(changed == 0 || rows == size - size / 10, "a change came before the row");
-    assert_eq!(rows + changed + queued, size, "{rows} rows, {changed} changed, {queued} queued");
+    assert!(
+        changed == 0 || rows == size - size / 10,
+        "a change came before the row"
+    );
+    assert_eq!(
+        rows + changed + queued,
+        size,
+        "{rows} rows, {changed} changed, {queued} queued"
+    );
 }
 
 fn is_complete(fixture: &Fixture) {
@@ -80,13 +108,21 @@ fn a_long_backlog_is_drained_in_bounded_memory() {
     let mut admin = fixture.left.superuser();
     let pid = crate::one_way::pid(&mut admin);
     run(&mut admin, "select * from sync_status");
-    let before = (memory(pid, "VmRSS"), memory(pid, "RssAnon"), memory(pid, "VmHWM"));
+    let before = (
+        memory(pid, "VmRSS"),
+        memory(pid, "RssAnon"),
+        memory(pid, "VmHWM"),
+    );
     let (start, mut calls, mut anon) = (Instant::now(), 0, 0);
     while query(&mut admin, "select exists (select from sync_err_rec)") == ["t"] {
         assert_eq!(query(&mut admin, "select deal_sync_err_rec(100000)"), ["t"]);
         calls += 1;
         anon = anon.max(memory(pid, "RssAnon"));
-        assert!(calls <= 2 + size() / 50_000, "{} records left", queued(&fixture));
+        assert!(
+            calls <= 2 + size() / 50_000,
+            "{} records left",
+            queued(&fixture)
+        );
     }
     let (elapsed, peak) = (start.elapsed(), memory(pid, "VmHWM"));
     println!(
@@ -98,7 +134,11 @@ fn a_long_backlog_is_drained_in_bounded_memory() {
         before.1,
     );
     is_complete(&fixture);
-    assert!(peak - before.2 < GROWTH, "{peak} kB at most, {} kB before", before.2);
+    assert!(
+        peak - before.2 < GROWTH,
+        "{peak} kB at most, {} kB before",
+        before.2
+    );
 }
 
 #[test]
@@ -118,7 +158,9 @@ fn a_drain_that_is_ended_leaves_off_between_two_calls() {
             }
         });
         let target = round * step;
-        await_until(patience(), "a part to be drained", || delivered(&fixture) >= target);
+        await_until(patience(), "a part to be drained", || {
+            delivered(&fixture) >= target
+        });
         // Wherever that hits it: reading, sending, waiting, committing.
         let sql = format!("select pg_terminate_backend({pid}, 30000)");
         assert!(fixture.left.query_one::<bool>(&sql));
@@ -130,7 +172,10 @@ fn a_drain_that_is_ended_leaves_off_between_two_calls() {
         });
         is_consistent(&fixture);
         let left = queued(&fixture);
-        assert!(left < last, "round {round}: {last} records before, {left} now");
+        assert!(
+            left < last,
+            "round {round}: {last} records before, {left} now"
+        );
         last = left;
     }
     while queued(&fixture) > 0 {
@@ -169,7 +214,10 @@ fn the_worker_drains_a_long_backlog_in_bounded_memory() {
     );
     assert_eq!(worker(&fixture), pid, "it is still the same process");
     is_complete(&fixture);
-    assert!(peak - before < GROWTH, "{peak} kB at most, {before} kB before");
+    assert!(
+        peak - before < GROWTH,
+        "{peak} kB at most, {before} kB before"
+    );
 }
 
 #[test]
@@ -187,16 +235,23 @@ fn a_worker_that_is_killed_or_ended_goes_on_where_it_was() {
     queue_up(&fixture);
     let cluster = fixture.left.cluster.clone();
     let mut last = size();
-    for (round, signal) in
-        (1..).zip([Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL])
-    {
+    for (round, signal) in (1..).zip([
+        Signal::SIGTERM,
+        Signal::SIGKILL,
+        Signal::SIGTERM,
+        Signal::SIGKILL,
+    ]) {
         let target = round * size() / 6;
-        await_until(patience(), "a part to be delivered", || delivered(&fixture) >= target);
+        await_until(patience(), "a part to be delivered", || {
+            delivered(&fixture) >= target
+        });
         let pid = worker(&fixture);
         cluster.signal_backend(pid, signal).expect("a signal");
         await_until(Duration::from_secs(60), "another worker", || {
             // A killed process takes the cluster through recovery.
-            let Ok(mut admin) = fixture.left.connect_superuser() else { return false };
+            let Ok(mut admin) = fixture.left.connect_superuser() else {
+                return false;
+            };
             let sql = "select pid from pg_stat_activity where backend_type = 'pg_rowsync worker'
                         and datname = current_database()";
             admin
@@ -204,7 +259,10 @@ fn a_worker_that_is_killed_or_ended_goes_on_where_it_was() {
                 .is_ok_and(|row| row.is_some_and(|row| row.get::<_, i32>(0) != pid))
         });
         let left = queued(&fixture);
-        assert!(left <= last, "round {round}: {last} records before, {left} now");
+        assert!(
+            left <= last,
+            "round {round}: {last} records before, {left} now"
+        );
         last = left;
     }
     fixture.right.exec("drop trigger slow on t");

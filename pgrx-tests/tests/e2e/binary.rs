@@ -36,15 +36,29 @@ fn every_value_arrives_whatever_the_time_zone() {
     let fixture = one_way("binary", COLUMNS, "{}");
     let mut client = trusting(&fixture);
     // Offsets of hours, of half an hour, and before 1935 of seconds.
-    for zone in ["UTC", "America/St_Johns", "Asia/Kathmandu", "Pacific/Kiritimati"] {
-        run(&mut client, &format!("set timezone = '{zone}'; delete from t where id > 0; {ROWS}"));
+    for zone in [
+        "UTC",
+        "America/St_Johns",
+        "Asia/Kathmandu",
+        "Pacific/Kiritimati",
+    ] {
+        run(
+            &mut client,
+            &format!("set timezone = '{zone}'; delete from t where id > 0; {ROWS}"),
+        );
         assert_eq!(same(&fixture, "t").len(), 3701, "{zone}");
         run(
             &mut client,
             "update t set small = -small - 1, at = at + interval '1 us' where id > 1000",
         );
-        run(&mut client, "update t set atz = atz + interval '1 month', v = 'new' where id > 1000");
-        run(&mut client, "update t set id = id + 10000 where id between 1 and 900");
+        run(
+            &mut client,
+            "update t set atz = atz + interval '1 month', v = 'new' where id > 1000",
+        );
+        run(
+            &mut client,
+            "update t set id = id + 10000 where id between 1 and 900",
+        );
         run(&mut client, "delete from t where id between 1500 and 2700");
         same(&fixture, "t");
     }
@@ -55,7 +69,10 @@ fn every_value_arrives_whatever_the_time_zone() {
 fn settings_of_the_writer_make_no_difference() {
     let fixture = one_way("settings", COLUMNS, "{}");
     let mut client = trusting(&fixture);
-    run(&mut client, "set datestyle = 'German, DMY'; set intervalstyle = 'iso_8601'");
+    run(
+        &mut client,
+        "set datestyle = 'German, DMY'; set intervalstyle = 'iso_8601'",
+    );
     run(&mut client, ROWS);
     same(&fixture, "t");
     assert_eq!(queued(&fixture), 0);
@@ -64,12 +81,14 @@ fn settings_of_the_writer_make_no_difference() {
 /// Tables `t` and `first`, changed in this way on the right side.
 fn twice(fixture: &Fixture, columns: &str, change: &str) {
     for table in ["t", "first"] {
-        fixture.left.exec(&format!("create table {table} ({columns})"));
+        fixture
+            .left
+            .exec(&format!("create table {table} ({columns})"));
         // Before its target is there: some of these keys are coarser, and refused.
         crate::common::attach(fixture, table, "{}");
-        fixture
-            .right
-            .exec(&format!("create table {table} ({columns}); alter table {table} {change}"));
+        fixture.right.exec(&format!(
+            "create table {table} ({columns}); alter table {table} {change}"
+        ));
     }
 }
 
@@ -81,7 +100,11 @@ fn assert_like_first(fixture: &Fixture, change: &str) {
           union all (select f::text from first f except select t::text from t)) d";
     assert_eq!(rows(&fixture.right, differ), ["0"], "{change}");
     let count = "select count(*), count(v) from t";
-    assert_eq!(rows(&fixture.right, count), rows(&fixture.left, count), "{change}");
+    assert_eq!(
+        rows(&fixture.right, count),
+        rows(&fixture.left, count),
+        "{change}"
+    );
 }
 
 /// Where the remote's columns are of other types, it is as if texts had been sent: the same rows by a
@@ -105,7 +128,10 @@ fn other_types_get_what_the_text_says() {
         let usual = ROWS.split(';').nth(1).expect("the second statement");
         let mut client = trusting(&fixture);
         run(&mut client, usual);
-        run(&mut client, "update t set v = 'new', at = at + interval '1 day', small = 7");
+        run(
+            &mut client,
+            "update t set v = 'new', at = at + interval '1 day', small = 7",
+        );
         run(&mut client, "delete from t where id % 7 = 0");
         // One transaction by a session that has proven nothing: the text.
         let usual = usual.replace("into t ", "into first ");
@@ -141,7 +167,9 @@ fn texts_are_what_they_would_be_as_text() {
     {
         let fixture = linked(&format!("texts_{number}"));
         let columns = "k varchar(15) primary key, v text, w varchar(8)";
-        fixture.right.exec("create domain label as text check (value <> 'none')");
+        fixture
+            .right
+            .exec("create domain label as text check (value <> 'none')");
         twice(&fixture, columns, change);
         let mut client = fixture.left.client();
         run(&mut client, "insert into t (k) values ('warm')");
@@ -153,10 +181,12 @@ fn texts_are_what_they_would_be_as_text() {
         ];
         changes.iter().for_each(|change| run(&mut client, change));
         // One transaction by a session that has proven nothing: the text.
-        let as_text = changes.map(|change| change.replacen(" t ", " first ", 1)).join(";");
-        fixture
-            .left
-            .exec(&format!("begin; insert into first (k) values ('warm'); {as_text}; commit"));
+        let as_text = changes
+            .map(|change| change.replacen(" t ", " first ", 1))
+            .join(";");
+        fixture.left.exec(&format!(
+            "begin; insert into first (k) values ('warm'); {as_text}; commit"
+        ));
         assert_like_first(&fixture, change);
     }
 }
@@ -171,7 +201,10 @@ fn large_texts_arrive_where_types_are_the_same_and_where_not() {
         run(&mut client, "insert into t values (-1, '1')");
         let large = "select g, to_json(repeat(md5(g::text), 3000))::text from generate_series";
         run(&mut client, &format!("insert into t {large}(1, 40) g"));
-        run(&mut client, "update t set v = v where id > 20; update t set v = '2' where id = 1");
+        run(
+            &mut client,
+            "update t set v = v where id > 20; update t set v = '2' where id = 1",
+        );
         same(&fixture, "t");
         assert_eq!(queued(&fixture), 0, "{change}");
     }
@@ -180,7 +213,11 @@ fn large_texts_arrive_where_types_are_the_same_and_where_not() {
 /// A type of the remote's own would read the bytes in its own way.
 #[test]
 fn domains_and_own_types_are_never_sent_bytes_of_another() {
-    let fixture = one_way("domains", "id int primary key, big bigint, at timestamp", "{}");
+    let fixture = one_way(
+        "domains",
+        "id int primary key, big bigint, at timestamp",
+        "{}",
+    );
     fixture.right.exec(
         "create domain number as float8;
          create domain moment as timestamp; create domain key as int;

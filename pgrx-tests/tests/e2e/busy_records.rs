@@ -21,16 +21,27 @@ fn a_record_that_stays_busy_keeps_nothing_else_waiting() {
         for _ in 0..3 {
             assert!(!deal(&fixture, "100"), "{state}");
             let blamed = "select count(*) from sync_err_rec where status <> 'pending'";
-            assert_eq!(rows(&fixture.left, blamed), ["0"], "{state}: blamed too soon");
+            assert_eq!(
+                rows(&fixture.left, blamed),
+                ["0"],
+                "{state}: blamed too soon"
+            );
         }
         assert!(!deal(&fixture, "100"), "{state}");
         assert_eq!(table(&fixture.right, "t"), ["1|a", "3|c"], "{state}");
         assert_eq!(table(&fixture.right, "u"), ["1|a"], "{state}");
-        let left = [format!("INSERT|{state}|1|failed"), "UPDATE|~|0|waiting".to_owned()];
+        let left = [
+            format!("INSERT|{state}|1|failed"),
+            "UPDATE|~|0|waiting".to_owned(),
+        ];
         assert_eq!(records(&fixture), left, "{state}");
         let status = "select failed, last_sqlstate, last_error like 'change % of %.t: %', \
                       next_attempt_at is not null from sync_status";
-        assert_eq!(rows(&fixture.left, status), [format!("1|{state}|t|t")], "{state}");
+        assert_eq!(
+            rows(&fixture.left, status),
+            [format!("1|{state}|t|t")],
+            "{state}"
+        );
         reject_values::open(&fixture, "busy");
         assert!(deal(&fixture, "100"), "{state}");
         same(&fixture, "t");

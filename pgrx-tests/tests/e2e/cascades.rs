@@ -37,7 +37,10 @@ fn a_cascade_that_both_sides_have_is_no_conflict() {
         ("cascsync", r#"{"mode": "sync"}"#),
         ("cascqueue", r#"{"mode": "queue"}"#),
         ("cascskip", r#"{"mode": "sync", "on_conflict": "skip"}"#),
-        ("cascnewest", r#"{"mode": "sync", "on_conflict": "newest", "version_column": "ver"}"#),
+        (
+            "cascnewest",
+            r#"{"mode": "sync", "on_conflict": "newest", "version_column": "ver"}"#,
+        ),
     ] {
         let fixture = family(label, options);
         let mut client = fixture.left.client();
@@ -66,7 +69,9 @@ fn a_cascade_that_both_sides_have_is_no_conflict() {
 #[test]
 fn a_row_that_somebody_has_deleted_there_is_one_still() {
     let fixture = family("casctrue", r#"{"mode": "sync"}"#);
-    fixture.right.exec("delete from c where pid in (1, 2) and n = 1");
+    fixture
+        .right
+        .exec("delete from c where pid in (1, 2) and n = 1");
     fixture.left.exec("delete from c where pid = 1 and n = 1");
     // Beside it rows of a parent that goes: the row was deleted before its parent was.
     fixture
@@ -78,7 +83,9 @@ fn a_row_that_somebody_has_deleted_there_is_one_still() {
     );
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(
-        found.iter().all(|conflict| conflict.starts_with("delete_missing|skipped")),
+        found
+            .iter()
+            .all(|conflict| conflict.starts_with("delete_missing|skipped")),
         "{found:?}"
     );
 }

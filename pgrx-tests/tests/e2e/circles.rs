@@ -15,20 +15,35 @@ const SOON: Duration = Duration::from_secs(60);
 /// Databases of one preloaded cluster, each with a server `next` to the one after it, in a ring, under a
 /// guard name of its own, and a table `t` that it sends there.
 fn ring(label: &str, nodes: usize, options: &str) -> Vec<Side> {
-    let preload = [("shared_preload_libraries", "pg_rowsync"), ("max_worker_processes", "16")];
+    let preload = [
+        ("shared_preload_libraries", "pg_rowsync"),
+        ("max_worker_processes", "16"),
+    ];
     let settings = [TEST_SETTINGS, &preload, EAGER].concat();
     let own = Arc::new(Cluster::start_with(label, &settings).expect("a cluster"));
     let sides: Vec<Side> = (0..nodes)
         .map(|at| Side::create(&own, &format!("{label}_{at}")).expect("a database"))
         .collect();
     for at in 0..nodes {
-        connect(&sides[at], &sides[(at + 1) % nodes], "next", &format!("site_{at}"), options);
+        connect(
+            &sides[at],
+            &sides[(at + 1) % nodes],
+            "next",
+            &format!("site_{at}"),
+            options,
+        );
     }
     sides
 }
 
 fn connect(from: &Side, to: &Side, server: &str, guard: &str, options: &str) {
-    from.link(to, to.cluster.port(), server, &[("application_name", guard)]).expect("a server");
+    from.link(
+        to,
+        to.cluster.port(),
+        server,
+        &[("application_name", guard)],
+    )
+    .expect("a server");
     from.exec(&format!(
         "create table if not exists t ({COLUMNS});
          create trigger {server}_dml after insert or update or delete on t for each row
@@ -47,7 +62,9 @@ fn writes(side: &Side) -> i64 {
 /// Waits until nothing is queued anywhere.
 fn await_rest(sides: &[Side]) {
     await_until(SOON, "all queues to empty", || {
-        sides.iter().all(|side| side.queued().expect("a queue") == 0)
+        sides
+            .iter()
+            .all(|side| side.queued().expect("a queue") == 0)
     });
 }
 
@@ -58,8 +75,14 @@ fn looped(side: &Side) -> i64 {
 #[test]
 fn between_two_masters_a_change_ends_after_one_way() {
     for mode in ["async", "sync", "queue"] {
-        let sides = ring(&format!("two{mode}"), 2, &format!(r#"{{"mode": "{mode}"}}"#));
-        let [a, b] = sides.as_slice() else { unreachable!() };
+        let sides = ring(
+            &format!("two{mode}"),
+            2,
+            &format!(r#"{{"mode": "{mode}"}}"#),
+        );
+        let [a, b] = sides.as_slice() else {
+            unreachable!()
+        };
         let mut client = a.client();
         run(&mut client, "insert into t values (1, 'x')");
         // Each update would be undone by the echo of the one before.
@@ -96,7 +119,9 @@ fn in_a_ring_of_three_a_change_visits_each_once() {
     sides[0].exec("update t set v = 'w' where id = 1; delete from t where id = 9");
     await_rest(&sides);
     for side in &sides {
-        await_until(SOON, "all rows", || table(side, "t") == ["1|w", "2|y", "3|z"]);
+        await_until(SOON, "all rows", || {
+            table(side, "t") == ["1|w", "2|y", "3|z"]
+        });
         await_until(SOON, "statistics", || writes(side) == 4);
     }
     // Held back by the one before the origin.
@@ -106,7 +131,9 @@ fn in_a_ring_of_three_a_change_visits_each_once() {
 #[test]
 fn what_is_queued_on_its_way_keeps_its_path() {
     let sides = ring("kept", 3, "{}");
-    let [a, b, c] = sides.as_slice() else { unreachable!() };
+    let [a, b, c] = sides.as_slice() else {
+        unreachable!()
+    };
     // c cannot be reached: what b has from a waits, and so does what b has of its own.
     crate::common::outage(c);
     a.exec("insert into t values (1, 'x')");
@@ -125,14 +152,22 @@ fn what_is_queued_on_its_way_keeps_its_path() {
 fn between_all_of_three_changes_end() {
     let sides = ring("mesh", 3, "{}");
     for at in 0..3 {
-        connect(&sides[at], &sides[(at + 2) % 3], "prev", &format!("site_{at}"), "{}");
+        connect(
+            &sides[at],
+            &sides[(at + 2) % 3],
+            "prev",
+            &format!("site_{at}"),
+            "{}",
+        );
     }
     for (at, side) in sides.iter().enumerate() {
         side.exec(&format!("insert into t values ({at}, 'x')"));
     }
     await_rest(&sides);
     for side in &sides {
-        await_until(SOON, "all rows", || table(side, "t") == ["0|x", "1|x", "2|x"]);
+        await_until(SOON, "all rows", || {
+            table(side, "t") == ["0|x", "1|x", "2|x"]
+        });
     }
     let before: Vec<i64> = sides.iter().map(writes).collect();
     await_rest(&sides);
@@ -142,7 +177,9 @@ fn between_all_of_three_changes_end() {
 #[test]
 fn one_transaction_may_hold_changes_of_several_paths() {
     let sides = ring("mixed", 3, "{}");
-    let [a, _, c] = sides.as_slice() else { unreachable!() };
+    let [a, _, c] = sides.as_slice() else {
+        unreachable!()
+    };
     let name = |side: &Side| -> String {
         side.query_one(
             "select system_identifier || '.' || (select oid from pg_database
@@ -169,7 +206,9 @@ fn one_transaction_may_hold_changes_of_several_paths() {
 #[test]
 fn what_has_been_here_is_not_captured_and_that_is_told_once() {
     let sides = ring("here", 2, "{}");
-    let [a, b] = sides.as_slice() else { unreachable!() };
+    let [a, b] = sides.as_slice() else {
+        unreachable!()
+    };
     let (mut client, notices) = superuser_with_notices(a);
     run(
         &mut client,
@@ -190,19 +229,27 @@ fn what_has_been_here_is_not_captured_and_that_is_told_once() {
     );
     assert_eq!(looped(a), 4);
     assert_eq!(rows(b, "select * from t"), [""; 0]);
-    run(&mut client, "reset pg_rowsync.path; insert into t values (3, 'x')");
+    run(
+        &mut client,
+        "reset pg_rowsync.path; insert into t values (3, 'x')",
+    );
     assert_eq!(table(b, "t"), ["3|x"]);
 }
 
 #[test]
 fn a_path_is_believed_of_members_of_the_guard_role_only() {
     let sides = ring("doubted", 2, r#"{"guard_role": "postgres"}"#);
-    let [a, b] = sides.as_slice() else { unreachable!() };
+    let [a, b] = sides.as_slice() else {
+        unreachable!()
+    };
     let mut client = a.client();
     let name: String = a.query_one(
         "select system_identifier || '.' || d.oid from pg_control_system(), pg_database d
           where datname = current_database()",
     );
-    run(&mut client, &format!("set pg_rowsync.path = '{name}'; insert into t values (1, 'x')"));
+    run(
+        &mut client,
+        &format!("set pg_rowsync.path = '{name}'; insert into t values (1, 'x')"),
+    );
     assert_eq!(table(b, "t"), ["1|x"]);
 }

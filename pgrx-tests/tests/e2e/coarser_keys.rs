@@ -15,9 +15,27 @@ const COARSER: &[(&str, &str, &str, &str, &str)] = &[
         "k timestamp(0)",
         "(now())",
     ),
-    ("k numeric primary key", "k numeric(10,0) primary key", "{}", "k numeric(10,0)", "(1.5)"),
-    ("k numeric(10,4) primary key", "k stamp primary key", "{}", "k", "(1.5)"),
-    ("k text primary key", "k char(5) primary key", "{}", "k character(5)", "('a')"),
+    (
+        "k numeric primary key",
+        "k numeric(10,0) primary key",
+        "{}",
+        "k numeric(10,0)",
+        "(1.5)",
+    ),
+    (
+        "k numeric(10,4) primary key",
+        "k stamp primary key",
+        "{}",
+        "k",
+        "(1.5)",
+    ),
+    (
+        "k text primary key",
+        "k char(5) primary key",
+        "{}",
+        "k character(5)",
+        "('a')",
+    ),
     (
         "k varchar(9) primary key",
         "k varchar(5) primary key",
@@ -25,7 +43,13 @@ const COARSER: &[(&str, &str, &str, &str, &str)] = &[
         "k character varying(5)",
         "('a')",
     ),
-    ("k text primary key", "k jsonb primary key", "{}", "k jsonb", "('{}')"),
+    (
+        "k text primary key",
+        "k jsonb primary key",
+        "{}",
+        "k jsonb",
+        "('{}')",
+    ),
     (
         "k int primary key, v timestamp",
         "k int primary key, v date",
@@ -44,15 +68,35 @@ const COARSER: &[(&str, &str, &str, &str, &str)] = &[
 
 /// Others that are not.
 const FINE: &[(&str, &str, &str)] = &[
-    ("k timestamptz(0) primary key", "k timestamptz primary key", "(now())"),
-    ("k numeric(10,2) primary key", "k numeric(12,4) primary key", "(1.5)"),
-    ("k numeric(10,2) primary key", "k numeric primary key", "(1.5)"),
+    (
+        "k timestamptz(0) primary key",
+        "k timestamptz primary key",
+        "(now())",
+    ),
+    (
+        "k numeric(10,2) primary key",
+        "k numeric(12,4) primary key",
+        "(1.5)",
+    ),
+    (
+        "k numeric(10,2) primary key",
+        "k numeric primary key",
+        "(1.5)",
+    ),
     ("k int primary key", "k numeric(20,0) primary key", "(1)"),
     ("k bigint primary key", "k int primary key", "(1)"),
     ("k varchar(5) primary key", "k text primary key", "('a')"),
-    ("k uuid primary key", "k text primary key", "(gen_random_uuid())"),
+    (
+        "k uuid primary key",
+        "k text primary key",
+        "(gen_random_uuid())",
+    ),
     ("k text primary key", "k label primary key", "('a')"),
-    ("k int4range primary key", "k int8range primary key", "('[1,3)')"),
+    (
+        "k int4range primary key",
+        "k int8range primary key",
+        "('[1,3)')",
+    ),
 ];
 
 const TYPES: &str = "create domain stamp as numeric(10,2); create type label as enum ('a', 'b')";
@@ -100,7 +144,11 @@ fn a_trigger_made_by_hand_sends_to_no_coarser_key_or_version() {
             fixture.left.exec_superuser("delete from sync_err_rec");
             fixture.left.exec("drop trigger t_dml on t; delete from t");
         }
-        assert_eq!(rows(&fixture.right, "select count(*) from t"), ["0"], "{here}");
+        assert_eq!(
+            rows(&fixture.right, "select count(*) from t"),
+            ["0"],
+            "{here}"
+        );
         fixture.left.exec("drop table t");
         fixture.right.exec("drop table t");
     }
@@ -119,7 +167,11 @@ fn a_key_that_is_as_fine_there_or_finer_is_sent() {
         let mut client = fixture.left.client();
         run(&mut client, &format!("insert into t values {row}"));
         run(&mut client, "delete from t");
-        assert_eq!(rows(&fixture.right, "select count(*) from t"), ["0"], "{here}");
+        assert_eq!(
+            rows(&fixture.right, "select count(*) from t"),
+            ["0"],
+            "{here}"
+        );
         fixture.left.exec("drop table t");
         fixture.right.exec("drop table t");
     }
@@ -128,9 +180,13 @@ fn a_key_that_is_as_fine_there_or_finer_is_sent() {
 #[test]
 fn a_target_made_after_the_table_was_attached_is_looked_at_when_it_is_written() {
     let fixture = linked("coarserlater");
-    fixture.left.exec("create table t (k timestamptz primary key)");
+    fixture
+        .left
+        .exec("create table t (k timestamptz primary key)");
     attach(&fixture, "t", r#"{"mode": "sync"}"#);
-    fixture.right.exec("create table t (k timestamptz(3) primary key)");
+    fixture
+        .right
+        .exec("create table t (k timestamptz(3) primary key)");
     let insert = "insert into t values ('2024-07-01 10:00:00.123456+00')";
     refused(&mut fixture.left.client(), insert, "42804");
     fixture.right.exec("alter table t alter k type timestamptz");
@@ -141,26 +197,37 @@ fn a_target_made_after_the_table_was_attached_is_looked_at_when_it_is_written() 
 #[test]
 fn a_key_that_has_become_coarser_there_is_refused_by_new_sessions_and_drains() {
     let fixture = linked("coarseraltered");
-    for (number, (here, there)) in
-        [("timestamptz", "timestamptz(0)"), ("numeric", "numeric(20,0)"), ("text", "varchar(40)")]
-            .into_iter()
-            .enumerate()
+    for (number, (here, there)) in [
+        ("timestamptz", "timestamptz(0)"),
+        ("numeric", "numeric(20,0)"),
+        ("text", "varchar(40)"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let value = ["now()", "1.5", "'a'"][number];
         for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("create table t (k {here} primary key, v int)"));
         }
         attach(&fixture, "t", "{}");
-        fixture.left.exec(&format!("insert into t values ({value}, 1)"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({value}, 1)"));
         assert_eq!(queued(&fixture), 0);
-        fixture.right.exec(&format!("alter table t alter k type {there}"));
+        fixture
+            .right
+            .exec(&format!("alter table t alter k type {there}"));
         let mut client = fixture.left.client();
         run(&mut client, "update t set v = 2");
         deal(&fixture, "100");
         assert_eq!(records(&fixture), ["UPDATE|42804|2|failed"], "{here}");
         // The way out: as it was, and once more.
-        fixture.right.exec(&format!("delete from t; alter table t alter k type {here}"));
-        fixture.left.exec_superuser("select retry_sync_err_rec(id) from sync_err_rec");
+        fixture
+            .right
+            .exec(&format!("delete from t; alter table t alter k type {here}"));
+        fixture
+            .left
+            .exec_superuser("select retry_sync_err_rec(id) from sync_err_rec");
         assert!(deal(&fixture, "100"));
         assert_eq!(rows(&fixture.right, "select v from t"), ["2"], "{here}");
         fixture.left.exec("drop table t");
@@ -179,9 +246,15 @@ fn tables_beside_one_with_a_coarser_key_are_served() {
     );
     by_hand(&fixture, r#"{"mode": "queue"}"#);
     attach(&fixture, "other", r#"{"mode": "queue"}"#);
-    fixture.left.exec("begin; insert into other values (1); commit");
-    fixture.left.exec("begin; insert into t values (1.25); commit");
-    fixture.left.exec("begin; insert into other values (2); commit");
+    fixture
+        .left
+        .exec("begin; insert into other values (1); commit");
+    fixture
+        .left
+        .exec("begin; insert into t values (1.25); commit");
+    fixture
+        .left
+        .exec("begin; insert into other values (2); commit");
     deal(&fixture, "100");
     assert_eq!(records(&fixture), ["INSERT|42804|1|failed"]);
     both_have(&fixture, "other", &["1", "2"]);

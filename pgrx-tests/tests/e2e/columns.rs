@@ -19,7 +19,11 @@ fn a_table_of_1600_columns_is_synchronised() {
     let columns: Vec<String> = (1..1600).map(|i| format!("c{i} int")).collect();
     let columns = format!("id int primary key, {}", columns.join(", "));
     let fixture = linked("wide");
-    for (mode, policy) in [("sync", "overwrite"), ("sync", "error"), ("queue", "overwrite")] {
+    for (mode, policy) in [
+        ("sync", "overwrite"),
+        ("sync", "error"),
+        ("queue", "overwrite"),
+    ] {
         let name = format!("{mode}_{policy}");
         mirror(&fixture, &name, &columns, &under(mode, policy));
         fixture.left.exec(&format!(
@@ -67,7 +71,11 @@ fn a_table_of_one_column_is_synchronised() {
                 "insert into {mode} select generate_series(1, 5); update {mode} set id = id;
                  update {mode} set id = id + 10 where id < 3; delete from {mode} where id = 3"
             ));
-            assert!(deal(&fixture, "100"), "{:?}", rows(&fixture.left, "table sync_err_rec"));
+            assert!(
+                deal(&fixture, "100"),
+                "{:?}",
+                rows(&fixture.left, "table sync_err_rec")
+            );
             both_have(&fixture, mode, &["11", "12", "4", "5"]);
         }
     }
@@ -89,7 +97,11 @@ fn a_table_that_is_all_key_is_synchronised_under_every_policy() {
                  update {mode} set b = b where a = 1; update {mode} set b = 'x', c = c + 1 where a < 3;
                  delete from {mode} where a = 4; insert into {mode} values (4, 'again', 'infinity')"
             ));
-            assert!(deal(&fixture, "100"), "{:?}", rows(&fixture.left, "table sync_err_rec"));
+            assert!(
+                deal(&fixture, "100"),
+                "{:?}",
+                rows(&fixture.left, "table sync_err_rec")
+            );
             assert_eq!(same(&fixture, mode).len(), 4);
         }
     }
@@ -105,7 +117,9 @@ fn dropped_columns_and_key_orders_do_not_confuse() {
              alter table t add primary key (a, b); alter table t drop x5, add w int default 5",
         );
     }
-    fixture.left.exec("alter table t add x6 int; alter table t drop x6, add y int default 7");
+    fixture
+        .left
+        .exec("alter table t add x6 int; alter table t drop x6, add y int default 7");
     fixture.right.exec("alter table t add y int");
     attach(&fixture, "t", SYNC);
     fixture.left.exec(
@@ -130,7 +144,12 @@ fn a_nondeterministic_collation_finds_its_rows() {
         );
     }
     for (policy, mode) in [("overwrite", "sync"), ("error", "queue"), ("skip", "sync")] {
-        mirror(&fixture, policy, "k text collate ci primary key, v int", &under(mode, policy));
+        mirror(
+            &fixture,
+            policy,
+            "k text collate ci primary key, v int",
+            &under(mode, policy),
+        );
         fixture.left.exec(&format!(
             "insert into {policy} values ('Abc', 1), ('def', 2);
              update {policy} set v = 3 where k = 'ABC'; update {policy} set k = 'aBC' where k = 'abc';
@@ -155,7 +174,12 @@ fn a_key_may_change_to_one_that_is_equal_to_it() {
     .into_iter()
     .enumerate()
     {
-        for policy in ["overwrite", "error", "skip", r#"newest", "version_column": "v"#] {
+        for policy in [
+            "overwrite",
+            "error",
+            "skip",
+            r#"newest", "version_column": "v"#,
+        ] {
             let name = format!("t{at}_{}", &policy[..4]);
             mirror(
                 &fixture,
@@ -186,12 +210,18 @@ fn a_chain_of_keys_of_other_spelling_moves_its_rows() {
         "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
     fixture.left.exec(ci);
     fixture.right.exec(ci);
-    fixture.left.exec("create table t (k text collate ci primary key, v int)");
-    fixture.right.exec("create table t (k text collate ci primary key, v int, note text)");
+    fixture
+        .left
+        .exec("create table t (k text collate ci primary key, v int)");
+    fixture
+        .right
+        .exec("create table t (k text collate ci primary key, v int, note text)");
     attach(&fixture, "t", SYNC);
     fixture.left.exec("insert into t values ('b', 2), ('a', 1)");
     fixture.right.exec("update t set note = 'note ' || v");
-    fixture.left.exec("update t set k = case k when 'b' then 'C' else 'B' end");
+    fixture
+        .left
+        .exec("update t set k = case k when 'b' then 'C' else 'B' end");
     assert_eq!(table(&fixture.right, "t"), ["B|1|note 1", "C|2|note 2"]);
 }
 
@@ -200,36 +230,52 @@ fn names_of_63_bytes_are_carried_whole() {
     let fixture = linked("names63");
     let name = |c: &str| c.repeat(63 / c.len());
     let (t, k, v) = (name("t"), name("ü"), name("v"));
-    mirror(&fixture, &t, &format!("{k} int primary key, {v} text"), SYNC);
-    fixture
-        .left
-        .exec(&format!("insert into {t} values (1, 'a'), (2, 'b'); update {t} set {v} = 'c'"));
-    fixture
-        .left
-        .exec(&format!("update {t} set {k} = 3 where {k} = 1; delete from {t} where {k} = 2"));
+    mirror(
+        &fixture,
+        &t,
+        &format!("{k} int primary key, {v} text"),
+        SYNC,
+    );
+    fixture.left.exec(&format!(
+        "insert into {t} values (1, 'a'), (2, 'b'); update {t} set {v} = 'c'"
+    ));
+    fixture.left.exec(&format!(
+        "update {t} set {k} = 3 where {k} = 1; delete from {t} where {k} = 2"
+    ));
     both_have(&fixture, &t, &["3|c"]);
 }
 
 #[test]
 fn a_remote_table_may_have_more_columns_in_another_order() {
     let fixture = linked("order");
-    fixture.left.exec("create table t (id int primary key, v text, n int)");
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text, n int)");
     fixture.right.exec(
         "create table t (extra text not null default 'here', n int, at timestamp default 'epoch',
            double int generated always as (n * 2) stored, v text, serial int generated always as identity,
            id int primary key)",
     );
     attach(&fixture, "t", SYNC);
-    fixture.left.exec("insert into t values (1, 'a', 10), (2, 'b', 20), (3, 'c', 30)");
-    fixture.right.exec("update t set extra = 'changed' where id = 1");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 10), (2, 'b', 20), (3, 'c', 30)");
+    fixture
+        .right
+        .exec("update t set extra = 'changed' where id = 1");
     fixture
         .left
         .exec("update t set v = 'x', n = 11 where id = 1; update t set id = 4 where id = 2");
     fixture.left.exec("delete from t where id = 3");
-    let found =
-        rows(&fixture.right, "select id, v, n, double, extra, at, serial from t order by id");
+    let found = rows(
+        &fixture.right,
+        "select id, v, n, double, extra, at, serial from t order by id",
+    );
     let epoch = "1970-01-01 00:00:00";
-    let expected = [format!("1|x|11|22|changed|{epoch}|1"), format!("4|b|20|40|here|{epoch}|2")];
+    let expected = [
+        format!("1|x|11|22|changed|{epoch}|1"),
+        format!("4|b|20|40|here|{epoch}|2"),
+    ];
     assert_eq!(found, expected);
 }
 
@@ -271,11 +317,19 @@ fn a_remote_column_that_cannot_hold_the_value_is_an_error() {
         ("int[]", "int", "'{1}'", "42804"),
     ] {
         let fixture = linked("narrow");
-        fixture.left.exec(&format!("create table t (id int primary key, v {left})"));
-        fixture.right.exec(&format!("create table t (id int primary key, v {right})"));
+        fixture
+            .left
+            .exec(&format!("create table t (id int primary key, v {left})"));
+        fixture
+            .right
+            .exec(&format!("create table t (id int primary key, v {right})"));
         let mut client = fixture.left.client();
         run(&mut client, &attach_sql(&fixture, "t", SYNC));
-        refused(&mut client, &format!("insert into t values (1, {value})"), sqlstate);
+        refused(
+            &mut client,
+            &format!("insert into t values (1, {value})"),
+            sqlstate,
+        );
         run(&mut client, "select detach_sync('t', 'dst')");
         run(&mut client, &attach_sql(&fixture, "t", "{}"));
         run(&mut client, &format!("insert into t values (1, {value})"));
@@ -287,13 +341,23 @@ fn a_remote_column_that_cannot_hold_the_value_is_an_error() {
 /// What came of an insert, an update, a key change and a delete: all of it on the remote, or else a
 /// record with a reason for the first that did not get through.
 fn carried_or_queued(fixture: &Fixture, policy: &str) -> Vec<String> {
-    fixture.left.exec("create table if not exists t (id int primary key, v text)");
-    run(&mut fixture.left.client(), &attach_sql(fixture, "t", &under("async", policy)));
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+    fixture
+        .left
+        .exec("create table if not exists t (id int primary key, v text)");
+    run(
+        &mut fixture.left.client(),
+        &attach_sql(fixture, "t", &under("async", policy)),
+    );
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
     fixture.left.exec("update t set v = 'd' where id = 1");
     fixture.left.exec("update t set id = 4 where id = 2");
     fixture.left.exec("delete from t where id = 3");
-    let kept = rows(&fixture.left, "select sqlstate from sync_err_rec where sqlstate is not null");
+    let kept = rows(
+        &fixture.left,
+        "select sqlstate from sync_err_rec where sqlstate is not null",
+    );
     if kept.is_empty() {
         assert_eq!(queued(fixture), 0);
         let base = "select id, v from base order by id";
@@ -304,7 +368,9 @@ fn carried_or_queued(fixture: &Fixture, policy: &str) -> Vec<String> {
         );
     }
     fixture.left.exec_superuser("delete from sync_err_rec");
-    fixture.left.exec("select detach_sync('t', 'dst'); truncate t");
+    fixture
+        .left
+        .exec("select detach_sync('t', 'dst'); truncate t");
     fixture.right.exec("truncate base");
     kept
 }

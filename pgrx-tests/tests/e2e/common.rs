@@ -16,7 +16,10 @@ pub fn has_icu(side: &Side) -> bool {
     if !found {
         let test = std::thread::current().name().unwrap_or_default().to_owned();
         // Not by a macro, whose output is kept from those who run the tests.
-        let _ = writeln!(std::io::stderr(), "{test}: not all of it, the servers lack ICU");
+        let _ = writeln!(
+            std::io::stderr(),
+            "{test}: not all of it, the servers lack ICU"
+        );
     }
     found
 }
@@ -43,8 +46,12 @@ pub fn one_way(label: &str, columns: &str, options: &str) -> Fixture {
 
 /// A table on both sides; changes of the left one go to `dst`.
 pub fn mirror(fixture: &Fixture, table: &str, columns: &str, options: &str) {
-    fixture.left.exec(&format!("create table {table} ({columns})"));
-    fixture.right.exec(&format!("create table {table} ({columns})"));
+    fixture
+        .left
+        .exec(&format!("create table {table} ({columns})"));
+    fixture
+        .right
+        .exec(&format!("create table {table} ({columns})"));
     attach(fixture, table, options);
 }
 
@@ -60,7 +67,10 @@ pub fn passwordless(label: &str, method: &str) -> Fixture {
     right.set_authentication(method).expect("a rule");
     let create = |cluster, name: String| Side::create(cluster, &name).expect("a database");
     let fixture = Fixture {
-        left: create(rowsync_harness::fixture::clusters().0, format!("local_{label}")),
+        left: create(
+            rowsync_harness::fixture::clusters().0,
+            format!("local_{label}"),
+        ),
         right: create(&right, format!("remote_{label}")),
     };
     let (Side { db, user, .. }, port) = (&fixture.right, right.port());
@@ -101,7 +111,10 @@ pub fn link_with(fixture: &Fixture, server: &str, port: u16, password: &str) {
 /// owner's tables, so that it works while the owner may not log in.
 pub fn rows(side: &Side, sql: &str) -> Vec<String> {
     let mut client = side.superuser();
-    run(&mut client, &format!("set search_path = \"{}\", public", side.user));
+    run(
+        &mut client,
+        &format!("set search_path = \"{}\", public", side.user),
+    );
     query(&mut client, sql)
 }
 
@@ -121,7 +134,9 @@ pub fn query(client: &mut Client, sql: &str) -> Vec<String> {
 
 /// Runs statements that must succeed.
 pub fn run(client: &mut Client, sql: &str) {
-    client.batch_execute(sql).unwrap_or_else(|error| panic!("{}: {sql}", describe(&error)));
+    client
+        .batch_execute(sql)
+        .unwrap_or_else(|error| panic!("{}: {sql}", describe(&error)));
 }
 
 /// Runs statements that must fail with this SQLSTATE.
@@ -133,14 +148,21 @@ pub fn refused(client: &mut Client, sql: &str, sqlstate: &str) -> DbError {
 
 /// All rows of a table of the owner.
 pub fn table(side: &Side, name: &str) -> Vec<String> {
-    rows(side, &format!("select * from {name} t order by t::text collate \"C\""))
+    rows(
+        side,
+        &format!("select * from {name} t order by t::text collate \"C\""),
+    )
 }
 
 /// The rows of a table, after checking that they are the same on both sides.
 #[track_caller]
 pub fn same(fixture: &Fixture, name: &str) -> Vec<String> {
     let left = table(&fixture.left, name);
-    assert_eq!(left, table(&fixture.right, name), "\"{name}\" differs, right is the remote");
+    assert_eq!(
+        left,
+        table(&fixture.right, name),
+        "\"{name}\" differs, right is the remote"
+    );
     left
 }
 
@@ -152,17 +174,25 @@ pub fn both_have(fixture: &Fixture, name: &str, expected: &[&str]) {
 
 /// `op|sqlstate|attempts|status` of the records on the left, oldest first.
 pub fn records(fixture: &Fixture) -> Vec<String> {
-    rows(&fixture.left, "select op, sqlstate, attempts, status from sync_err_rec order by id")
+    rows(
+        &fixture.left,
+        "select op, sqlstate, attempts, status from sync_err_rec order by id",
+    )
 }
 
 /// How many changes wait on the left.
 pub fn queued(fixture: &Fixture) -> i64 {
-    fixture.left.queued().unwrap_or_else(|error| panic!("no queue: {}", describe(&error)))
+    fixture
+        .left
+        .queued()
+        .unwrap_or_else(|error| panic!("no queue: {}", describe(&error)))
 }
 
 /// `deal_sync_err_rec` on the left, as the superuser.
 pub fn deal(fixture: &Fixture, args: &str) -> bool {
-    fixture.left.query_one(&format!("select deal_sync_err_rec({args})"))
+    fixture
+        .left
+        .query_one(&format!("select deal_sync_err_rec({args})"))
 }
 
 /// A further login role on a side, which may use the side's schema. Dropped, it takes with it what it
@@ -180,7 +210,10 @@ impl Role {
             "create role {name} login password '{name}' {attributes};
              grant usage, create on schema {schema} to {name}"
         ));
-        Role { side: side.clone(), name }
+        Role {
+            side: side.clone(),
+            name,
+        }
     }
 
     /// A session of the role that finds the tables of the side's schema.
@@ -190,7 +223,9 @@ impl Role {
 
     /// The same under an `application_name`.
     pub fn client_named(&self, application_name: &str) -> Client {
-        let Side { db, user, cluster, .. } = &self.side;
+        let Side {
+            db, user, cluster, ..
+        } = &self.side;
         let client = cluster.connect_as(db, &self.name, &self.name, application_name);
         let mut client = client.unwrap_or_else(|error| panic!("no session: {}", describe(&error)));
         run(&mut client, &format!("set search_path = {user}, public"));
@@ -211,7 +246,9 @@ impl Drop for Role {
 /// Takes out what was said at level WARNING.
 pub fn warnings(notices: &Notices) -> Vec<DbError> {
     let said = std::mem::take(&mut *notices.lock().expect("notices"));
-    said.into_iter().filter(|notice| notice.severity() == "WARNING").collect()
+    said.into_iter()
+        .filter(|notice| notice.severity() == "WARNING")
+        .collect()
 }
 
 /// A superuser's session on the left whose notices are kept.

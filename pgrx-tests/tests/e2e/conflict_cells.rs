@@ -32,7 +32,14 @@ pub struct Seen {
 impl Seen {
     const fn of(kind: &'static str, decision: &'static str) -> Seen {
         let (server_key, version, server_version) = (None, None, None);
-        Seen { kind, decision, server_key, version, server_version, sqlstate: "" }
+        Seen {
+            kind,
+            decision,
+            server_key,
+            version,
+            server_version,
+            sqlstate: "",
+        }
     }
 
     pub const fn applied(kind: &'static str) -> Option<Seen> {
@@ -44,7 +51,10 @@ impl Seen {
     }
 
     pub const fn failed(kind: &'static str, sqlstate: &'static str) -> Option<Seen> {
-        Some(Seen { sqlstate, ..Seen::of(kind, "failed") })
+        Some(Seen {
+            sqlstate,
+            ..Seen::of(kind, "failed")
+        })
     }
 
     /// The log's line for a row, as [`logged`] gives it.
@@ -119,12 +129,21 @@ pub struct Shape {
 }
 
 pub const PLAIN: &str = "create table {t} (id int primary key, v text, ver int)";
-const PLAIN_TABLES: Shape = Shape { here: PLAIN, there: PLAIN };
+const PLAIN_TABLES: Shape = Shape {
+    here: PLAIN,
+    there: PLAIN,
+};
 
 /// Runs all cells under a policy: the trigger's options but for the mode.
 pub fn run_cells(policy: &str, cells: &[Cell]) {
     let sizes = [(1, "id = 1"), BATCH];
-    run_over(policy, PLAIN_TABLES, cells, &sizes, &[Way::Direct, Way::Trusting, Way::Queue]);
+    run_over(
+        policy,
+        PLAIN_TABLES,
+        cells,
+        &sizes,
+        &[Way::Direct, Way::Trusting, Way::Queue],
+    );
 }
 
 /// The same for batches between other tables.
@@ -147,9 +166,22 @@ fn run_over(policy: &str, shape: Shape, cells: &[Cell], sizes: &[(i64, &str)], w
         for &(rows, bad) in sizes {
             for &way in ways {
                 number += 1;
-                println!("{policy}, {rows} rows, {way:?}: {} / {}", cell.there, cell.here);
+                println!(
+                    "{policy}, {rows} rows, {way:?}: {} / {}",
+                    cell.there, cell.here
+                );
                 let table = format!("t{number}");
-                Run { fixture: &fixture, policy, shape, cell, way, table, rows, bad }.run();
+                Run {
+                    fixture: &fixture,
+                    policy,
+                    shape,
+                    cell,
+                    way,
+                    table,
+                    rows,
+                    bad,
+                }
+                .run();
             }
         }
     }
@@ -196,20 +228,39 @@ impl Run<'_> {
 
     /// Makes the tables what they are before the change, and gives the session that makes it.
     fn begin(&self) -> Client {
-        let Run { fixture, policy, table, .. } = self;
-        let mode = if self.way == Way::Queue { "queue" } else { "async" };
+        let Run {
+            fixture,
+            policy,
+            table,
+            ..
+        } = self;
+        let mode = if self.way == Way::Queue {
+            "queue"
+        } else {
+            "async"
+        };
         fixture.left.exec(&self.fill(self.shape.here));
         fixture.right.exec(&self.fill(self.shape.there));
-        attach(fixture, table, &format!(r#"{{"mode": "{mode}", {policy}}}"#));
+        attach(
+            fixture,
+            table,
+            &format!(r#"{{"mode": "{mode}", {policy}}}"#),
+        );
         let mut client = fixture.left.client();
         if self.way == Way::Trusting {
-            run(&mut client, &self.fill("insert into {t} values (0, 'w', 0)"));
+            run(
+                &mut client,
+                &self.fill("insert into {t} values (0, 'w', 0)"),
+            );
             run(&mut client, &self.fill("update {t} set v = 'x'"));
             run(&mut client, &self.fill("delete from {t}"));
         }
         if self.cell.here != INSERT {
             let base = "insert into {t} select id, 'l', 5 from generate_series(1, {n}) id";
-            run(&mut fixture.left.client_named("pg_rowsync"), &self.fill(base));
+            run(
+                &mut fixture.left.client_named("pg_rowsync"),
+                &self.fill(base),
+            );
             fixture.right.exec(&self.fill(base));
         }
         fixture.right.exec(&self.fill(self.cell.there));
@@ -233,16 +284,25 @@ impl Run<'_> {
         assert_eq!(logged(fixture, table), log);
         let failed = format!("{}|failed|{number}", seen.sqlstate);
         let is_failed = seen.decision == "failed";
-        assert_eq!(rows(&fixture.left, QUEUED), if is_failed { vec![failed] } else { vec![] });
+        assert_eq!(
+            rows(&fixture.left, QUEUED),
+            if is_failed { vec![failed] } else { vec![] }
+        );
     }
 
     fn fill(&self, sql: &str) -> String {
         let rows = self.rows.to_string();
-        sql.replace("{t}", &self.table).replace("{n}", &rows).replace("{bad}", self.bad)
+        sql.replace("{t}", &self.table)
+            .replace("{n}", &rows)
+            .replace("{bad}", self.bad)
     }
 
     fn is_bad(&self, id: i64) -> bool {
-        if self.rows == 1 { id == 1 } else { id % 100 == 50 }
+        if self.rows == 1 {
+            id == 1
+        } else {
+            id % 100 == 50
+        }
     }
 }
 

@@ -29,7 +29,12 @@ const fn at(
         Some((above, version)) => (Some(above), Some(version)),
         None => (None, None),
     };
-    Some(Seen { version: Some(version), server_key, server_version, ..seen })
+    Some(Seen {
+        version: Some(version),
+        server_key,
+        server_version,
+        ..seen
+    })
 }
 
 const CELLS: &[Cell] = &[
@@ -62,7 +67,13 @@ const CELLS: &[Cell] = &[
         seen: at(Seen::skipped("update_origin_differs"), "6", Some((0, "9"))),
     },
     // Another row than the one that was updated, but an older one.
-    Cell { there: CHANGED_OLDER, here: UPDATE, good: NEW, bad: NEW, seen: None },
+    Cell {
+        there: CHANGED_OLDER,
+        here: UPDATE,
+        good: NEW,
+        bad: NEW,
+        seen: None,
+    },
     Cell {
         there: MISSING,
         here: MOVE,
@@ -113,7 +124,13 @@ const CELLS: &[Cell] = &[
         bad: NEWER,
         seen: at(Seen::skipped("delete_origin_differs"), "5", Some((0, "9"))),
     },
-    Cell { there: CHANGED_OLDER, here: DELETE, good: NONE, bad: NONE, seen: None },
+    Cell {
+        there: CHANGED_OLDER,
+        here: DELETE,
+        good: NONE,
+        bad: NONE,
+        seen: None,
+    },
 ];
 
 #[test]
@@ -124,7 +141,14 @@ fn newest_lets_the_newer_side_win_and_logs_it() {
 #[test]
 fn newest_works_where_the_key_is_deferrable() {
     let deferrable = "create table {t} (id int primary key deferrable, v text, ver int)";
-    run_batches(NEWEST, Shape { here: deferrable, there: deferrable }, CELLS);
+    run_batches(
+        NEWEST,
+        Shape {
+            here: deferrable,
+            there: deferrable,
+        },
+        CELLS,
+    );
 }
 
 #[test]
@@ -150,7 +174,10 @@ const DELETED_OLDER: &str = r#"
 /// No row was met; the log shows the change's version.
 const fn deleted(seen: Option<Seen>, version: &'static str) -> Option<Seen> {
     let Some(seen) = seen else { return None };
-    Some(Seen { version: Some(version), ..seen })
+    Some(Seen {
+        version: Some(version),
+        ..seen
+    })
 }
 
 const DELETED: &[Cell] = &[

@@ -14,7 +14,10 @@ const BOTH: &[Row] = &[(0, "l", 5), (MOVED, "r", 1)];
 /// What was decided over the row under the change's own key, or one that is so far away.
 const fn over(seen: Option<Seen>, above: i64) -> Option<Seen> {
     match seen {
-        Some(seen) => Some(Seen { server_key: Some(above), ..seen }),
+        Some(seen) => Some(Seen {
+            server_key: Some(above),
+            ..seen
+        }),
         None => None,
     }
 }
@@ -70,9 +73,27 @@ const OVERWRITE: &[Cell] = &[
         seen: Seen::skipped("delete_missing"),
     },
     // A row that has changed there is not told from one that has not.
-    Cell { there: CHANGED, here: UPDATE, good: NEW, bad: NEW, seen: None },
-    Cell { there: CHANGED, here: MOVE, good: NEW_MOVED, bad: NEW_MOVED, seen: None },
-    Cell { there: CHANGED, here: DELETE, good: NONE, bad: NONE, seen: None },
+    Cell {
+        there: CHANGED,
+        here: UPDATE,
+        good: NEW,
+        bad: NEW,
+        seen: None,
+    },
+    Cell {
+        there: CHANGED,
+        here: MOVE,
+        good: NEW_MOVED,
+        bad: NEW_MOVED,
+        seen: None,
+    },
+    Cell {
+        there: CHANGED,
+        here: DELETE,
+        good: NONE,
+        bad: NONE,
+        seen: None,
+    },
 ];
 
 const SKIP: &[Cell] = &[
@@ -125,9 +146,27 @@ const SKIP: &[Cell] = &[
         bad: NONE,
         seen: Seen::skipped("delete_missing"),
     },
-    Cell { there: CHANGED, here: UPDATE, good: NEW, bad: NEW, seen: None },
-    Cell { there: CHANGED, here: MOVE, good: NEW_MOVED, bad: NEW_MOVED, seen: None },
-    Cell { there: CHANGED, here: DELETE, good: NONE, bad: NONE, seen: None },
+    Cell {
+        there: CHANGED,
+        here: UPDATE,
+        good: NEW,
+        bad: NEW,
+        seen: None,
+    },
+    Cell {
+        there: CHANGED,
+        here: MOVE,
+        good: NEW_MOVED,
+        bad: NEW_MOVED,
+        seen: None,
+    },
+    Cell {
+        there: CHANGED,
+        here: DELETE,
+        good: NONE,
+        bad: NONE,
+        seen: None,
+    },
 ];
 
 const ERROR: &[Cell] = &[
@@ -173,8 +212,20 @@ const ERROR: &[Cell] = &[
         bad: NONE,
         seen: Seen::failed("delete_missing", "P0002"),
     },
-    Cell { there: CHANGED, here: UPDATE, good: NEW, bad: NEW, seen: None },
-    Cell { there: CHANGED, here: DELETE, good: NONE, bad: NONE, seen: None },
+    Cell {
+        there: CHANGED,
+        here: UPDATE,
+        good: NEW,
+        bad: NEW,
+        seen: None,
+    },
+    Cell {
+        there: CHANGED,
+        here: DELETE,
+        good: NONE,
+        bad: NONE,
+        seen: None,
+    },
 ];
 
 #[test]
@@ -195,7 +246,10 @@ fn error_fails_what_it_meets_and_nothing_else() {
 #[test]
 fn skip_works_where_the_key_is_deferrable() {
     let deferrable = "create table {t} (id int primary key deferrable, v text, ver int)";
-    let shape = Shape { here: deferrable, there: deferrable };
+    let shape = Shape {
+        here: deferrable,
+        there: deferrable,
+    };
     run_batches(r#""on_conflict": "skip""#, shape, SKIP);
 }
 
@@ -227,10 +281,19 @@ fn overwrite_and_skip_work_where_the_target_is_partitioned() {
 fn a_conflict_that_fails_the_local_transaction_is_not_counted() {
     let fixture = fixture();
     let columns = "id int primary key, v text, ver int";
-    mirror(&fixture, "t", columns, r#"{"mode": "sync", "on_conflict": "error"}"#);
+    mirror(
+        &fixture,
+        "t",
+        columns,
+        r#"{"mode": "sync", "on_conflict": "error"}"#,
+    );
     fixture.right.exec("insert into t values (1, 'r', 1)");
     let mut client = fixture.left.client();
-    refused(&mut client, "insert into t values (1, 'l', 5), (2, 'l', 5)", "23505");
+    refused(
+        &mut client,
+        "insert into t values (1, 'l', 5), (2, 'l', 5)",
+        "23505",
+    );
     assert_eq!(table(&fixture.left, "t"), [""; 0]);
     assert_eq!(table(&fixture.right, "t"), ["1|r|1"]);
     assert_eq!(total(&fixture), 0);

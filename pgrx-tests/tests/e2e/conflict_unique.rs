@@ -19,7 +19,9 @@ const COLUMNS: &str = "id int primary key, v text, ver int, code text";
 
 /// Tables of which the remote one has the further constraint; `there` are rows only it has.
 fn tables(fixture: &Fixture, name: &str, options: &str, there: &str) {
-    fixture.left.exec(&format!("create table {name} ({COLUMNS})"));
+    fixture
+        .left
+        .exec(&format!("create table {name} ({COLUMNS})"));
     fixture.right.exec(&format!(
         "create table {name} ({COLUMNS}, constraint {name}_code_once unique (code));
          insert into {name} values {there}"
@@ -32,7 +34,10 @@ fn failed_constraints(fixture: &Fixture) -> Vec<String> {
     let sql = "select sqlstate, constraint_name, nullif(status, 'failed') as wrong
                  from sync_err_rec order by id";
     let records = rows(&fixture.left, sql);
-    records.iter().map(|record| record.trim_end_matches("|~").to_owned()).collect()
+    records
+        .iter()
+        .map(|record| record.trim_end_matches("|~").to_owned())
+        .collect()
 }
 
 /// Runs under each policy and mode: tables, the change, what is logged of it; then mends the remote
@@ -50,7 +55,12 @@ fn each(
     for (at, policy) in policies.iter().enumerate() {
         for mode in ["async", "queue"] {
             let name = format!("{mode}_{at}");
-            tables(&fixture, &name, &format!(r#"{{"mode": "{mode}", {policy}}}"#), there);
+            tables(
+                &fixture,
+                &name,
+                &format!(r#"{{"mode": "{mode}", {policy}}}"#),
+                there,
+            );
             let fill = |sql: &str| sql.replace("{t}", &name);
             run(&mut fixture.left.client_named("pg_rowsync"), &fill(base));
             fixture.right.exec(&fill(base));

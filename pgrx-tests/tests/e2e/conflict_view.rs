@@ -11,8 +11,11 @@ use crate::common::rows;
 
 /// A cluster that counts: it preloads the library, and has a worker for each of many databases.
 pub fn counting(settings: &[(&str, &str)]) -> Arc<Cluster> {
-    let preload =
-        [("shared_preload_libraries", "pg_rowsync"), ("max_worker_processes", "100")].as_slice();
+    let preload = [
+        ("shared_preload_libraries", "pg_rowsync"),
+        ("max_worker_processes", "100"),
+    ]
+    .as_slice();
     let settings = [TEST_SETTINGS, preload, settings].concat();
     Arc::new(Cluster::start_with("conflicts", &settings).expect("a cluster that preloads"))
 }
@@ -25,7 +28,10 @@ pub fn bed_on(cluster: &Arc<Cluster>) -> Fixture {
     let create = |cluster, side| {
         Side::create(cluster, &format!("{side}_conflicts_{number}")).expect("a database")
     };
-    let fixture = Fixture { left: create(cluster, "local"), right: create(clusters().1, "remote") };
+    let fixture = Fixture {
+        left: create(cluster, "local"),
+        right: create(clusters().1, "remote"),
+    };
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     fixture
 }
@@ -63,5 +69,7 @@ pub fn counted(fixture: &Fixture, table: &str) -> Vec<String> {
 
 /// The sum of all conflicts with the server.
 pub fn total(fixture: &Fixture) -> i64 {
-    fixture.left.query_one("select conflicts from sync_status where server = 'dst'")
+    fixture
+        .left
+        .query_one("select conflicts from sync_status where server = 'dst'")
 }

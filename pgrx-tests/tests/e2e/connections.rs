@@ -28,10 +28,12 @@ fn servers_of_other_wrappers_work_unchanged() {
             _ => "create foreign data wrapper bare validator postgresql_fdw_validator",
         });
         let user = &fixture.left.user;
-        fixture
-            .left
-            .exec_superuser(&format!("grant usage on foreign data wrapper {wrapper} to {user}"));
-        let Side { db, user, password, .. } = &fixture.right;
+        fixture.left.exec_superuser(&format!(
+            "grant usage on foreign data wrapper {wrapper} to {user}"
+        ));
+        let Side {
+            db, user, password, ..
+        } = &fixture.right;
         let port = fixture.right.cluster.port();
         // postgres_fdw and dblink know options that are not libpq's, or are for others.
         let more = match wrapper {
@@ -57,8 +59,14 @@ fn servers_of_other_wrappers_work_unchanged() {
 
 fn invalid(client: &mut Client, sql: &str, hint: &str) {
     let error = refused(client, sql, "HV00D");
-    assert!(error.message().starts_with("invalid option \""), "{error:?}");
-    assert!(error.hint().is_some_and(|text| text.contains(hint)), "{sql}: {error:?}");
+    assert!(
+        error.message().starts_with("invalid option \""),
+        "{error:?}"
+    );
+    assert!(
+        error.hint().is_some_and(|text| text.contains(hint)),
+        "{sql}: {error:?}"
+    );
 }
 
 #[test]
@@ -72,13 +80,25 @@ fn the_validator_puts_every_option_in_its_place() {
     invalid(&mut client, &server("db_name 'x'"), "\"dbname\"");
     invalid(&mut client, &server("zzzzzzzzzzzz 'x'"), "host");
     for option in ["user", "password", "sslpassword", "password_required"] {
-        invalid(&mut client, &server(&format!("{option} 'x'")), "user mapping");
+        invalid(
+            &mut client,
+            &server(&format!("{option} 'x'")),
+            "user mapping",
+        );
     }
     invalid(&mut client, &server("client_encoding 'x'"), "");
     invalid(&mut client, "alter server dst options (add usr 'x')", "");
     let mapping = "alter user mapping for current_user server dst options";
-    invalid(&mut client, &format!("{mapping} (add pasword 'x')"), "\"password\"");
-    invalid(&mut client, &format!("{mapping} (add host 'x')"), "belongs in the server");
+    invalid(
+        &mut client,
+        &format!("{mapping} (add pasword 'x')"),
+        "\"password\"",
+    );
+    invalid(
+        &mut client,
+        &format!("{mapping} (add host 'x')"),
+        "belongs in the server",
+    );
     let mut admin = fixture.left.superuser();
     invalid(
         &mut admin,
@@ -92,7 +112,10 @@ fn the_validator_puts_every_option_in_its_place() {
         ),
     );
     assert_eq!(
-        rows(&fixture.left, "select srvname from pg_foreign_server order by 1"),
+        rows(
+            &fixture.left,
+            "select srvname from pg_foreign_server order by 1"
+        ),
         ["dst", "s"]
     );
 }
@@ -106,12 +129,25 @@ fn only_a_superuser_waives_the_password() {
     let waive = format!("{mapping} (add password_required 'false')");
     let error = refused(&mut client, &waive, "42501");
     assert!(error.message().contains("password_required"), "{error:?}");
-    run(&mut client, &format!("{mapping} (add password_required 'true')"));
-    let error =
-        refused(&mut client, &format!("{mapping} (set password_required 'maybe')"), "22023");
+    run(
+        &mut client,
+        &format!("{mapping} (add password_required 'true')"),
+    );
+    let error = refused(
+        &mut client,
+        &format!("{mapping} (set password_required 'maybe')"),
+        "22023",
+    );
     assert!(error.message().contains("boolean"), "{error:?}");
-    refused(&mut client, &format!("{mapping} (add sslkey '/x')"), "42501");
-    run(&mut fixture.left.superuser(), &format!("{mapping} (set password_required 'false')"));
+    refused(
+        &mut client,
+        &format!("{mapping} (add sslkey '/x')"),
+        "42501",
+    );
+    run(
+        &mut fixture.left.superuser(),
+        &format!("{mapping} (set password_required 'false')"),
+    );
 }
 
 #[test]
@@ -121,8 +157,16 @@ fn an_owner_without_a_password_in_the_mapping_is_refused() {
     let mapping = "alter user mapping for current_user server dst options (drop password)";
     run(&mut client, mapping);
     let error = refused(&mut client, "insert into t values (1, 'a')", "2F003");
-    assert!(error.message().contains("password is required"), "{error:?}");
-    assert!(error.hint().is_some_and(|hint| hint.contains("password_required=false")), "{error:?}");
+    assert!(
+        error.message().contains("password is required"),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("password_required=false")),
+        "{error:?}"
+    );
     both_have(&fixture, "t", &[]);
     // In async it is a reason like any other, and never a committed change lost.
     fixture.left.exec("select detach_sync('t', 'dst')");
@@ -145,14 +189,26 @@ fn a_session_sees_and_closes_its_connections() {
     let pid = query(&mut client, "select backend_pid from sync_connections()");
     // The same one serves the next transaction, and the server knows it under the guard's name.
     run(&mut client, "insert into t values (2, 'b')");
-    assert_eq!(query(&mut client, "select backend_pid from sync_connections()"), pid);
-    let name = format!("select application_name from pg_stat_activity where pid = {}", pid[0]);
+    assert_eq!(
+        query(&mut client, "select backend_pid from sync_connections()"),
+        pid
+    );
+    let name = format!(
+        "select application_name from pg_stat_activity where pid = {}",
+        pid[0]
+    );
     assert_eq!(rows(&fixture.right, &name), ["pg_rowsync"]);
     // Others see none of it.
     assert_eq!(query(&mut fixture.left.client(), CONNECTIONS), [""; 0]);
     assert_eq!(query(&mut client, "select sync_disconnect('dst')"), ["t"]);
     assert_eq!(query(&mut client, CONNECTIONS), [""; 0]);
-    assert_eq!(query(&mut client, "select sync_disconnect('dst'), sync_disconnect()"), ["f|f"]);
+    assert_eq!(
+        query(
+            &mut client,
+            "select sync_disconnect('dst'), sync_disconnect()"
+        ),
+        ["f|f"]
+    );
     refused(&mut client, "select sync_disconnect('nowhere')", "42704");
     run(&mut client, "insert into t values (3, 'c')");
     assert_eq!(query(&mut client, "select sync_disconnect()"), ["t"]);
@@ -168,14 +224,22 @@ fn an_altered_server_or_mapping_counts_from_the_next_transaction_on() {
     let mapping = "alter user mapping for current_user server dst options";
     run(&mut client, &format!("{mapping} (set password 'wrong')"));
     refused(&mut client, "insert into t values (2, 'b')", "28P01");
-    run(&mut client, &format!("{mapping} (set password '{password}')"));
+    run(
+        &mut client,
+        &format!("{mapping} (set password '{password}')"),
+    );
     run(&mut client, "insert into t values (2, 'b')");
     both_have(&fixture, "t", &["1|a", "2|b"]);
-    run(&mut client, "alter server dst options (set dbname 'nowhere')");
+    run(
+        &mut client,
+        "alter server dst options (set dbname 'nowhere')",
+    );
     let error = fails(client.batch_execute("insert into t values (3, 'c')"));
     assert_eq!(error.code().code(), "3D000", "{error:?}");
     // Altered in another session, and within the transaction that writes.
-    fixture.left.exec(&format!("alter server dst options (set dbname '{db}')"));
+    fixture
+        .left
+        .exec(&format!("alter server dst options (set dbname '{db}')"));
     run(&mut client, "insert into t values (3, 'c')");
     run(&mut client, "begin; insert into t values (4, 'd')");
     run(&mut client, &format!("{mapping} (set password 'wrong')"));
@@ -198,7 +262,10 @@ fn a_connection_found_dead_is_made_anew_without_a_word() {
             "select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = '{user}'"
         ));
     }
-    assert_eq!(query(&mut client, "select valid from sync_connections()"), ["f"]);
+    assert_eq!(
+        query(&mut client, "select valid from sync_connections()"),
+        ["f"]
+    );
     run(&mut client, "insert into t values (4, 'a')");
     both_have(&fixture, "t", &["1|a", "2|a", "3|a", "4|a"]);
     assert_eq!(queued(&fixture), 0);
@@ -208,7 +275,9 @@ fn a_connection_found_dead_is_made_anew_without_a_word() {
 #[test]
 fn a_public_mapping_serves_owners_without_one_of_their_own() {
     let fixture = unlinked("public");
-    let Side { db, user, password, .. } = &fixture.right;
+    let Side {
+        db, user, password, ..
+    } = &fixture.right;
     let port = fixture.right.cluster.port();
     fixture.left.exec(&format!(
         "create server dst foreign data wrapper pg_rowsync
@@ -221,7 +290,11 @@ fn a_public_mapping_serves_owners_without_one_of_their_own() {
     fixture
         .left
         .exec("create user mapping for current_user server dst options (user 'x', password 'x')");
-    refused(&mut fixture.left.client(), "insert into t values (2, 'b')", "28P01");
+    refused(
+        &mut fixture.left.client(),
+        "insert into t values (2, 'b')",
+        "28P01",
+    );
 }
 
 #[test]
@@ -240,7 +313,9 @@ fn a_remote_session_is_bounded_however_it_loses_its_other_end() {
          create trigger look before insert on t for each row execute function look()",
     );
     let schema = fixture.right.user.clone();
-    fixture.right.exec(&format!("alter function look() set search_path = {schema}"));
+    fixture
+        .right
+        .exec(&format!("alter function look() set search_path = {schema}"));
     fixture.left.exec("insert into t values (1, 'a')");
     let expected = [
         "client_connection_check_interval|1000",
@@ -251,6 +326,9 @@ fn a_remote_session_is_bounded_however_it_loses_its_other_end() {
         "tcp_keepalives_idle|30",
         "tcp_keepalives_interval|10",
     ];
-    assert_eq!(rows(&fixture.right, "select * from seen order by 1"), expected);
+    assert_eq!(
+        rows(&fixture.right, "select * from seen order by 1"),
+        expected
+    );
     assert_eq!(queued(&fixture), 0);
 }

@@ -24,7 +24,10 @@ const LOAD: Duration = Duration::from_secs(6);
 /// A table `t` that either side sends to the other; the row with the latest time wins.
 fn masters(fixture: &Fixture) {
     let columns = "id int primary key, v text, version timestamptz not null";
-    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+    for (side, other) in [
+        (&fixture.left, &fixture.right),
+        (&fixture.right, &fixture.left),
+    ] {
         fixture.link(side, other, "dst", &[]);
         side.exec(&format!(
             "create table t ({columns});
@@ -48,9 +51,9 @@ fn masters(fixture: &Fixture) {
             DELIVERY_TIMEOUT.as_secs()
         ));
     }
-    fixture
-        .left
-        .exec(&format!("insert into t select i, 'first', now() from generate_series(1, {ROWS}) i"));
+    fixture.left.exec(&format!(
+        "insert into t select i, 'first', now() from generate_series(1, {ROWS}) i"
+    ));
     assert_eq!(same(fixture, "t").len(), ROWS as usize);
 }
 
@@ -61,7 +64,10 @@ fn update(side: &Side, who: u64) -> (u32, Duration) {
     while Instant::now() < end {
         let id = 1 + rng.roll(ROWS);
         let start = Instant::now();
-        run(&mut client, &format!("update t set v = '{who}: {times}' where id = {id}"));
+        run(
+            &mut client,
+            &format!("update t set v = '{who}: {times}' where id = {id}"),
+        );
         longest = longest.max(start.elapsed());
         times += 1;
     }
@@ -75,7 +81,11 @@ fn contend(fixture: &Fixture, drain: impl Fn(&Side) + Sync) {
         let _end = done.set_at_end();
         let clients: Vec<_> = (0..2 * CLIENTS)
             .map(|who| {
-                let side = if who % 2 == 0 { &fixture.left } else { &fixture.right };
+                let side = if who % 2 == 0 {
+                    &fixture.left
+                } else {
+                    &fixture.right
+                };
                 scope.spawn(move || update(side, who + 1))
             })
             .collect();
@@ -92,11 +102,20 @@ fn contend(fixture: &Fixture, drain: impl Fn(&Side) + Sync) {
         done.set();
         results
     });
-    let results: Vec<_> =
-        results.into_iter().map(|result| result.expect("a client saw an error")).collect();
+    let results: Vec<_> = results
+        .into_iter()
+        .map(|result| result.expect("a client saw an error"))
+        .collect();
     let updates: u32 = results.iter().map(|(times, _)| times).sum();
-    let longest = results.iter().map(|(_, longest)| *longest).max().unwrap_or_default();
-    println!("{updates} updates by {} clients, the longest took {longest:?}", results.len());
+    let longest = results
+        .iter()
+        .map(|(_, longest)| *longest)
+        .max()
+        .unwrap_or_default();
+    println!(
+        "{updates} updates by {} clients, the longest took {longest:?}",
+        results.len()
+    );
     assert!(updates > 100, "{results:?}");
     // A client waits for its own delivery, the clients of its side that hold the row before it, and
     // the other side's drain: several lock timeouts in a row, and a slow machine, but no deadlock.
@@ -105,13 +124,18 @@ fn contend(fixture: &Fixture, drain: impl Fn(&Side) + Sync) {
 
 fn settle(fixture: &Fixture) {
     for side in [&fixture.left, &fixture.right] {
-        assert_eq!(rows(side, "select * from sync_err_rec where status <> 'pending'"), [""; 0]);
+        assert_eq!(
+            rows(side, "select * from sync_err_rec where status <> 'pending'"),
+            [""; 0]
+        );
     }
     assert_eq!(same(fixture, "t").len(), ROWS as usize);
 }
 
 fn both_empty(fixture: &Fixture) -> bool {
-    [&fixture.left, &fixture.right].iter().all(|side| side.queued().expect("a queue") == 0)
+    [&fixture.left, &fixture.right]
+        .iter()
+        .all(|side| side.queued().expect("a queue") == 0)
 }
 
 #[test]
@@ -132,12 +156,20 @@ fn eight_clients_on_five_rows_of_two_masters_end_with_equal_tables() {
 
 #[test]
 fn the_workers_of_two_contended_masters_end_with_equal_tables() {
-    let settings = [TEST_SETTINGS, EAGER, &[("shared_preload_libraries", "pg_rowsync")]].concat();
+    let settings = [
+        TEST_SETTINGS,
+        EAGER,
+        &[("shared_preload_libraries", "pg_rowsync")],
+    ]
+    .concat();
     let start = |name: &str| {
         let own = Arc::new(Cluster::start_with(name, &settings).expect("a cluster"));
         Side::create(&own, name).expect("a database")
     };
-    let fixture = Fixture { left: start("contend_one"), right: start("contend_two") };
+    let fixture = Fixture {
+        left: start("contend_one"),
+        right: start("contend_two"),
+    };
     masters(&fixture);
     contend(&fixture, |_| {});
     await_until(WORKING, "both queues to drain", || both_empty(&fixture));

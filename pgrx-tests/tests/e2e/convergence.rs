@@ -28,40 +28,77 @@ fn two_masters_with_one_time_end_equal() {
 
 #[test]
 fn two_masters_whose_versions_never_change_end_equal() {
-    converge(Plan { version: Version::Frozen, seed: 2, ..PLAN });
+    converge(Plan {
+        version: Version::Frozen,
+        seed: 2,
+        ..PLAN
+    });
 }
 
 #[test]
 fn two_masters_whose_clocks_are_apart_end_equal() {
-    converge(Plan { version: Version::Skewed, seed: 3, ..PLAN });
+    converge(Plan {
+        version: Version::Skewed,
+        seed: 3,
+        ..PLAN
+    });
 }
 
 #[test]
 fn two_masters_without_versions_end_equal() {
-    converge(Plan { version: Version::Null, seed: 4, ..PLAN });
+    converge(Plan {
+        version: Version::Null,
+        seed: 4,
+        ..PLAN
+    });
 }
 
 #[test]
 fn two_masters_without_workers_end_equal() {
-    converge(Plan { version: Version::Skewed, drain: Drain::Calls, seed: 5, ..PLAN });
+    converge(Plan {
+        version: Version::Skewed,
+        drain: Drain::Calls,
+        seed: 5,
+        ..PLAN
+    });
 }
 
 #[test]
 fn two_masters_that_queue_everything_end_equal() {
-    converge(Plan { mode: Mode::Queue, drain: Drain::Both, seed: 6, ..PLAN });
+    converge(Plan {
+        mode: Mode::Queue,
+        drain: Drain::Both,
+        seed: 6,
+        ..PLAN
+    });
 }
 
 #[test]
 fn three_masters_with_one_time_end_equal() {
-    converge(Plan { masters: 3, seed: 7, ..PLAN });
+    converge(Plan {
+        masters: 3,
+        seed: 7,
+        ..PLAN
+    });
 }
 
 #[test]
 fn three_masters_whose_versions_never_change_end_equal() {
-    converge(Plan { masters: 3, version: Version::Frozen, drain: Drain::Both, seed: 8, ..PLAN });
+    converge(Plan {
+        masters: 3,
+        version: Version::Frozen,
+        drain: Drain::Both,
+        seed: 8,
+        ..PLAN
+    });
 }
 
 #[test]
 fn three_masters_whose_clocks_are_apart_end_equal() {
-    converge(Plan { masters: 3, version: Version::Skewed, seed: 9, ..PLAN });
+    converge(Plan {
+        masters: 3,
+        version: Version::Skewed,
+        seed: 9,
+        ..PLAN
+    });
 }

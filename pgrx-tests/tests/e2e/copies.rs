@@ -21,7 +21,10 @@ struct Copy(Side);
 impl Copy {
     /// Empty.
     fn database(of: &Side) -> Self {
-        let copy = Side { db: format!("{}_copy", of.db), ..of.clone() };
+        let copy = Side {
+            db: format!("{}_copy", of.db),
+            ..of.clone()
+        };
         let mut client = of.cluster.superuser("postgres").expect("a session");
         run(&mut client, &format!("create database {}", copy.db));
         Self(copy)
@@ -30,22 +33,33 @@ impl Copy {
     /// `pg_dump` with these arguments, restored.
     fn restored(of: &Side, arguments: &[&str]) -> Self {
         let copy = Self::database(of);
-        let dump = of.cluster.client_program("pg_dump", &of.db, arguments, "").expect("a dump");
+        let dump = of
+            .cluster
+            .client_program("pg_dump", &of.db, arguments, "")
+            .expect("a dump");
         let psql = ["-X", "-q", "-v", "ON_ERROR_STOP=1"];
-        of.cluster.client_program("psql", &copy.0.db, &psql, &dump).expect("a restore");
+        of.cluster
+            .client_program("psql", &copy.0.db, &psql, &dump)
+            .expect("a restore");
         copy
     }
 
     /// CREATE DATABASE ... TEMPLATE.
     fn template(of: &Side) -> Self {
-        let copy = Side { db: format!("{}_copy", of.db), ..of.clone() };
+        let copy = Side {
+            db: format!("{}_copy", of.db),
+            ..of.clone()
+        };
         let mut client = of.cluster.superuser("postgres").expect("a session");
         let ends = format!(
             "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{}'",
             of.db
         );
         run(&mut client, &ends);
-        run(&mut client, &format!("create database {} template {}", copy.db, of.db));
+        run(
+            &mut client,
+            &format!("create database {} template {}", copy.db, of.db),
+        );
         Self(copy)
     }
 }
@@ -64,20 +78,42 @@ impl Drop for Copy {
 fn keeps_to_itself(fixture: &Fixture, copy: &Side) {
     let before = table(&fixture.right, "t");
     let (mut client, notices) = superuser_with_notices(copy);
-    run(&mut client, &format!("set search_path = {}, public", copy.user));
-    run(&mut client, "insert into t values (10, 'x'); update t set v = 'staging'; truncate t");
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", copy.user),
+    );
+    run(
+        &mut client,
+        "insert into t values (10, 'x'); update t set v = 'staging'; truncate t",
+    );
     run(&mut client, "insert into t values (11, 'x')");
     let told = warnings(&notices);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((told[0].code().code(), told[0].message()), ("55000", CAPTURED));
-    assert!(told[0].detail().is_some_and(|d| d.contains("copy")), "{told:?}");
-    assert!(told[0].hint().is_some_and(|hint| hint.contains("adopt_sync()")), "{told:?}");
+    assert_eq!(
+        (told[0].code().code(), told[0].message()),
+        ("55000", CAPTURED)
+    );
+    assert!(
+        told[0].detail().is_some_and(|d| d.contains("copy")),
+        "{told:?}"
+    );
+    assert!(
+        told[0]
+            .hint()
+            .is_some_and(|hint| hint.contains("adopt_sync()")),
+        "{told:?}"
+    );
     assert_eq!(table(&fixture.right, "t"), before);
     assert_eq!(rows(copy, "select count(*) from sync_err_rec"), ["0"]);
     for call in ["deal_sync_err_rec(10)", "retry_sync_err_rec(1)"] {
         let error = refused(&mut client, &format!("select {call}"), "55000");
         assert!(error.message().contains("is a copy"), "{error:?}");
-        assert!(error.hint().is_some_and(|hint| hint.contains("adopt_sync()")), "{error:?}");
+        assert!(
+            error
+                .hint()
+                .is_some_and(|hint| hint.contains("adopt_sync()")),
+            "{error:?}"
+        );
     }
     assert_eq!(rows(copy, "select home from sync_status"), ["copy"]);
     assert_eq!(rows(copy, "select sync_is_copy()"), ["t"]);
@@ -90,13 +126,19 @@ fn keeps_to_itself(fixture: &Fixture, copy: &Side) {
     assert_eq!(rows(copy, "select adopt_sync(), sync_is_copy()"), ["f|f"]);
     run(&mut client, "insert into t values (12, 'adopted')");
     assert!(table(&fixture.right, "t").contains(&"12|adopted".to_owned()));
-    assert_eq!(rows(copy, "select home from sync_status"), ["this database"]);
+    assert_eq!(
+        rows(copy, "select home from sync_status"),
+        ["this database"]
+    );
     assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
 }
 
 /// What the original writes still arrives.
 fn still_sends(fixture: &Fixture) {
-    assert_eq!(rows(&fixture.left, "select sync_is_copy(), adopt_sync()"), ["f|f"]);
+    assert_eq!(
+        rows(&fixture.left, "select sync_is_copy(), adopt_sync()"),
+        ["f|f"]
+    );
     fixture.left.exec("insert into t values (99, 'original')");
     assert!(table(&fixture.right, "t").contains(&"99|original".to_owned()));
 }
@@ -116,7 +158,10 @@ fn nor_does_one_whose_dump_had_no_rows() {
         let fixture = one_way("schemaonly", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
         let copy = Copy::restored(&fixture.left, &["-s"]);
         let (mut client, notices) = superuser_with_notices(&copy.0);
-        run(&mut client, &format!("insert into {}.t values (1, 'x')", copy.0.user));
+        run(
+            &mut client,
+            &format!("insert into {}.t values (1, 'x')", copy.0.user),
+        );
         assert_eq!(warnings(&notices).len(), 1, "{mode}");
         assert_eq!(rows(&copy.0, "select count(*) from sync_err_rec"), ["0"]);
         assert_eq!(table(&fixture.right, "t"), [""; 0]);
@@ -158,7 +203,11 @@ fn its_queue_waits_for_the_adoption_and_may_be_emptied() {
     assert!(copy.query_one::<bool>("select start_sync_worker()"));
     // The copy's worker has looked at the queue, and says why it leaves it.
     await_until(Duration::from_secs(60), "a word of the worker", || {
-        fixture.left.cluster.log().contains("the database is a copy")
+        fixture
+            .left
+            .cluster
+            .log()
+            .contains("the database is a copy")
     });
     assert_eq!(rows(copy, "select count(*) from sync_err_rec"), ["1"]);
     assert_eq!(table(&fixture.right, "t"), ["1|newer"]);
@@ -182,7 +231,9 @@ fn a_clone_with_a_system_identifier_of_its_own_is_a_copy_and_an_upgraded_databas
     fixture.left.exec("insert into t values (1, 'x')");
     assert_eq!(table(&fixture.right, "t"), [""; 0]);
     // As pg_upgrade leaves it.
-    fixture.left.exec_superuser("update sync_home set server_major = server_major - 1");
+    fixture
+        .left
+        .exec_superuser("update sync_home set server_major = server_major - 1");
     assert_eq!(rows(&fixture.left, "select sync_is_copy()"), ["f"]);
     fixture.left.exec("insert into t values (2, 'x')");
     assert_eq!(table(&fixture.right, "t"), ["2|x"]);
@@ -234,8 +285,14 @@ fn who_may_adopt() {
         "grant execute on function adopt_sync() to {}; insert into sync_node values (gen_random_uuid())",
         fixture.left.user
     ));
-    assert_eq!(query(&mut client, "select sync_is_copy(), adopt_sync()"), ["t|t"]);
-    assert_eq!(query(&mut client, "select sync_is_copy(), adopt_sync()"), ["f|f"]);
+    assert_eq!(
+        query(&mut client, "select sync_is_copy(), adopt_sync()"),
+        ["t|t"]
+    );
+    assert_eq!(
+        query(&mut client, "select sync_is_copy(), adopt_sync()"),
+        ["f|f"]
+    );
 }
 
 #[test]

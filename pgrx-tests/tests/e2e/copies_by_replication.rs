@@ -37,7 +37,9 @@ fn replicated(label: &str) -> Replicated {
     fixture.left.exec(&format!("create table t ({COLUMNS})"));
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     attach(&fixture, "t", "{}");
-    fixture.left.exec_superuser("create publication everything for all tables");
+    fixture
+        .left
+        .exec_superuser("create publication everything for all tables");
     // Of the same names, in a cluster of its own.
     let replica = create(&cluster(&format!("sub{label}")), &fixture.left.user);
     fixture.link(&replica, &fixture.right, "dst", &[]);
@@ -61,7 +63,10 @@ impl Replicated {
 
     /// Waits until what the publisher has written is on the subscriber, and all its tables are in step.
     fn await_caught_up(&self) {
-        let lsn: String = self.fixture.left.query_one("select pg_current_wal_insert_lsn()::text");
+        let lsn: String = self
+            .fixture
+            .left
+            .query_one("select pg_current_wal_insert_lsn()::text");
         await_until(SOON, "the subscription to catch up", || {
             let left = "select count(*) from pg_subscription_rel where srsubstate <> 'r'";
             self.replica.query_one::<i64>(left) == 0
@@ -122,7 +127,9 @@ fn records_of_the_subscribers_own_stay_as_they_are() {
     assert_eq!(rows(replica, "select id from sync_queue"), ["1"]);
     recover(&fixture.right);
     // Updated, and deleted.
-    fixture.left.exec_superuser("update sync_queue set attempts = 7");
+    fixture
+        .left
+        .exec_superuser("update sync_queue set attempts = 7");
     assert!(deal(fixture, "10"));
     all.await_caught_up();
     assert_eq!(rows(replica, own), before);
@@ -138,17 +145,33 @@ fn versions_and_tombstones_are_the_subscribers_own() {
     for side in [&fixture.left, &fixture.right, replica] {
         side.exec(&format!("create table n ({columns})"));
     }
-    attach(fixture, "n", r#"{"on_conflict": "newest", "version_column": "ver"}"#);
+    attach(
+        fixture,
+        "n",
+        r#"{"on_conflict": "newest", "version_column": "ver"}"#,
+    );
     all.subscribe();
     fixture.left.exec("insert into n values (1, 'a', 1), (2, 'a', 1); update n set v = 'b'; delete from n where id = 2");
-    fixture.right.exec("delete from n; insert into n values (1, 'newer', 9)");
+    fixture
+        .right
+        .exec("delete from n; insert into n values (1, 'newer', 9)");
     fixture.left.exec("update n set v = 'c', ver = 2");
-    assert_ne!(rows(&fixture.left, "select count(*) from sync_row_version"), ["0"]);
-    assert_ne!(rows(&fixture.left, "select count(*) from sync_conflict_log"), ["0"]);
+    assert_ne!(
+        rows(&fixture.left, "select count(*) from sync_row_version"),
+        ["0"]
+    );
+    assert_ne!(
+        rows(&fixture.left, "select count(*) from sync_conflict_log"),
+        ["0"]
+    );
     all.await_caught_up();
     assert_eq!(table(replica, "n"), table(&fixture.left, "n"));
     for own in ["sync_row_version", "sync_conflict_log"] {
-        assert_eq!(rows(replica, &format!("select count(*) from {own}")), ["0"], "{own}");
+        assert_eq!(
+            rows(replica, &format!("select count(*) from {own}")),
+            ["0"],
+            "{own}"
+        );
     }
 }
 
@@ -183,7 +206,10 @@ fn a_session_that_only_plays_a_replica_queues() {
         ),
     );
     assert_eq!(queued(&fixture), 3);
-    assert_eq!(crate::common::query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
+    assert_eq!(
+        crate::common::query(&mut client, "select deal_sync_err_rec(10)"),
+        ["t"]
+    );
     assert_eq!(table(&fixture.right, "t"), ["1|a", "2|c"]);
 }
 

@@ -42,8 +42,14 @@ fn bed_on(left: &Arc<Cluster>, right: &Arc<Cluster>, label: &str, port: u16) -> 
     let create = |cluster, prefix| {
         Side::create(cluster, &format!("{prefix}_{label}_c{number}")).expect("a database")
     };
-    let fixture = Fixture { left: create(left, "local"), right: create(right, "remote") };
-    fixture.left.link(&fixture.right, port, "dst", &[]).expect("a server");
+    let fixture = Fixture {
+        left: create(left, "local"),
+        right: create(right, "remote"),
+    };
+    fixture
+        .left
+        .link(&fixture.right, port, "dst", &[])
+        .expect("a server");
     fixture
 }
 
@@ -76,7 +82,11 @@ fn await_done(fixture: &Fixture) {
     let sql = "select count(*) from sync_progress where state <> 'done'";
     let end = std::time::Instant::now() + LONG;
     while rows(&fixture.left, sql) != ["0"] {
-        assert!(std::time::Instant::now() < end, "not done: {}", state(fixture));
+        assert!(
+            std::time::Instant::now() < end,
+            "not done: {}",
+            state(fixture)
+        );
         assert!(!state(fixture).starts_with("failed"), "{}", state(fixture));
         thread::sleep(Duration::from_millis(20));
     }
@@ -84,7 +94,9 @@ fn await_done(fixture: &Fixture) {
 }
 
 fn await_failed(fixture: &Fixture) -> String {
-    await_until(LONG, "the copy to fail", || state(fixture).starts_with("failed"));
+    await_until(LONG, "the copy to fail", || {
+        state(fixture).starts_with("failed")
+    });
     state(fixture)
 }
 
@@ -101,7 +113,9 @@ fn rows_that_are_there_are_brought_when_a_table_is_attached() {
              array[i::text, E'tab\\t\\\\ \\n', null] from generate_series(1, 5000) i",
     );
     fixture.left.exec(&attach_sql(&fixture, "t", "{}", true));
-    fixture.left.exec("update t set c = -1 where a % 10 = 0; delete from t where a % 10 = 1");
+    fixture
+        .left
+        .exec("update t set c = -1 where a % 10 = 0; delete from t where a % 10 = 1");
     await_done(&fixture);
     assert_eq!(same(&fixture, "t").len(), 4500);
     let told =
@@ -109,7 +123,9 @@ fn rows_that_are_there_are_brought_when_a_table_is_attached() {
                     ended_at is not null, workers from sync_progress";
     assert_eq!(rows(&fixture.left, told), ["copy|t|dst|done|t|t|t|0"]);
     // From then on it is sent as always.
-    fixture.left.exec("insert into t values (0, 'new', 1, now(), null)");
+    fixture
+        .left
+        .exec("insert into t values (0, 'new', 1, now(), null)");
     assert_eq!(same(&fixture, "t").len(), 4501);
 }
 
@@ -119,24 +135,38 @@ fn the_tables_of_a_schema_are_copied_as_they_are_attached() {
     create(&fixture, "p", "id int primary key, v text");
     create(&fixture, "c", "id int primary key, p int references p");
     create(&fixture, "nokey", "v text");
-    fixture.left.exec("insert into p select i, 'p' from generate_series(1, 200) i");
-    fixture.left.exec("insert into c select i, 1 + i % 200 from generate_series(1, 500) i");
+    fixture
+        .left
+        .exec("insert into p select i, 'p' from generate_series(1, 200) i");
+    fixture
+        .left
+        .exec("insert into c select i, 1 + i % 200 from generate_series(1, 500) i");
     let attach = format!(
         "select rel::text, attached from attach_sync_schema('{}', 'dst', '{}', copy_data => true)",
         fixture.left.user, fixture.right.user
     );
-    assert_eq!(query(&mut fixture.left.client(), &attach), ["c|t", "nokey|f", "p|t"]);
+    assert_eq!(
+        query(&mut fixture.left.client(), &attach),
+        ["c|t", "nokey|f", "p|t"]
+    );
     let arrived = "select wait_sync('dst', timeout => '2 min')";
     assert_eq!(query(&mut fixture.left.client(), arrived), ["t"]);
-    assert_eq!((same(&fixture, "p").len(), same(&fixture, "c").len()), (200, 500));
+    assert_eq!(
+        (same(&fixture, "p").len(), same(&fixture, "c").len()),
+        (200, 500)
+    );
 }
 
 #[test]
 fn what_becomes_of_rows_that_the_target_has_is_said() {
     let fixture = fixture("existing");
     create(&fixture, "t", "id int primary key, v text");
-    fixture.left.exec("insert into t select i, 'left' from generate_series(1, 100) i");
-    fixture.right.exec("insert into t values (1, 'right'), (1000, 'right')");
+    fixture
+        .left
+        .exec("insert into t select i, 'left' from generate_series(1, 100) i");
+    fixture
+        .right
+        .exec("insert into t values (1, 'right'), (1000, 'right')");
     let mut client = fixture.left.client();
     refused(&mut client, "select copy_sync('t', 'dst')", "42704");
     run(&mut client, &attach_sql(&fixture, "t", "{}", false));
@@ -147,18 +177,31 @@ fn what_becomes_of_rows_that_the_target_has_is_said() {
             .starts_with("failed|55000|table \"t\" of server \"dst\" is not empty")
     );
     let arrived = "select wait_sync(timeout => '300 ms')";
-    assert_eq!(query(&mut fixture.left.client(), arrived), ["f"], "a copy that has failed");
+    assert_eq!(
+        query(&mut fixture.left.client(), arrived),
+        ["f"],
+        "a copy that has failed"
+    );
     // What is written goes on waiting behind it.
     run(&mut client, "insert into t values (200, 'later')");
     assert_eq!(queued(&fixture), 1);
-    run(&mut client, "select copy_sync('t', 'dst', existing => 'merge')");
+    run(
+        &mut client,
+        "select copy_sync('t', 'dst', existing => 'merge')",
+    );
     await_done(&fixture);
     assert_eq!(table(&fixture.right, "t").len(), 102);
     assert_eq!(
-        rows(&fixture.right, "select v from t where id in (1, 1000) order by id"),
+        rows(
+            &fixture.right,
+            "select v from t where id in (1, 1000) order by id"
+        ),
         ["left", "right"]
     );
-    run(&mut client, "select copy_sync('t', 'dst', existing => 'truncate')");
+    run(
+        &mut client,
+        "select copy_sync('t', 'dst', existing => 'truncate')",
+    );
     await_done(&fixture);
     assert_eq!(same(&fixture, "t").len(), 101);
 }
@@ -171,18 +214,31 @@ fn merging_leaves_what_the_policy_leaves() {
         fixture.left.exec(&format!(
             "insert into {policy} values (1, 'left', 1), (2, 'left', 5), (3, 'left', 1)"
         ));
-        fixture
-            .right
-            .exec(&format!("insert into {policy} values (1, 'right', 2), (2, 'right', 2)"));
-        let version = if policy == "newest" { r#", "version_column": "n""# } else { "" };
+        fixture.right.exec(&format!(
+            "insert into {policy} values (1, 'right', 2), (2, 'right', 2)"
+        ));
+        let version = if policy == "newest" {
+            r#", "version_column": "n""#
+        } else {
+            ""
+        };
         let options = format!(r#"{{"on_conflict": "{policy}"{version}}}"#);
         let mut client = fixture.left.client();
         run(&mut client, &attach_sql(&fixture, policy, &options, false));
-        run(&mut client, &format!("select copy_sync('{policy}', 'dst', 'merge')"));
+        run(
+            &mut client,
+            &format!("select copy_sync('{policy}', 'dst', 'merge')"),
+        );
         await_done(&fixture);
     }
-    assert_eq!(table(&fixture.right, "skip"), ["1|right|2", "2|right|2", "3|left|1"]);
-    assert_eq!(table(&fixture.right, "newest"), ["1|right|2", "2|left|5", "3|left|1"]);
+    assert_eq!(
+        table(&fixture.right, "skip"),
+        ["1|right|2", "2|right|2", "3|left|1"]
+    );
+    assert_eq!(
+        table(&fixture.right, "newest"),
+        ["1|right|2", "2|left|5", "3|left|1"]
+    );
 }
 
 /// Eight clients that insert, update, delete, move keys, pass a unique value on, write parents with their
@@ -270,12 +326,17 @@ fn copied_while_written(
     let stop = Arc::new(Flag::default());
     let _end = stop.set_at_end();
     let mut client = fixture.left.client();
-    let (t, child) =
-        (attach_sql(fixture, "t", options, true), attach_sql(fixture, "child", options, true));
+    let (t, child) = (
+        attach_sql(fixture, "t", options, true),
+        attach_sql(fixture, "child", options, true),
+    );
     let writers = write(&fixture.left, &stop, truncates, seed);
     thread::sleep(Duration::from_millis(200));
     // They wait for the writers under way, who may be waiting for each other.
-    while client.batch_execute(&format!("begin; {child}; {t}; commit")).is_err() {
+    while client
+        .batch_execute(&format!("begin; {child}; {t}; commit"))
+        .is_err()
+    {
         let _ = client.batch_execute("rollback");
     }
     trouble();
@@ -287,7 +348,10 @@ fn copied_while_written(
     let told = state(fixture);
     thread::sleep(Duration::from_millis(300));
     stop.set();
-    let done: u64 = writers.into_iter().map(|one| one.join().expect("a writer")).sum();
+    let done: u64 = writers
+        .into_iter()
+        .map(|one| one.join().expect("a writer"))
+        .sum();
     assert!(told.starts_with("done"), "seed {seed}: {told}");
     assert!(done > 50, "{done}");
     await_until(LONG, "the queue to be empty", || queued(fixture) == 0);
@@ -307,7 +371,10 @@ fn a_table_that_eight_clients_write_is_equal_in_the_end_in_every_mode() {
             seed as u64,
             || (),
         );
-        assert_eq!(rows(&fixture.left, "select count(*) from sync_err_rec"), ["0"]);
+        assert_eq!(
+            rows(&fixture.left, "select count(*) from sync_err_rec"),
+            ["0"]
+        );
     }
 }
 
@@ -333,8 +400,10 @@ fn connections_that_are_cut_lead_to_no_wrong_end() {
 
 #[test]
 fn copiers_that_are_ended_and_a_target_that_crashes_lead_to_no_wrong_end() {
-    let (left, right) =
-        (preloaded("source"), Arc::new(Cluster::start("target").expect("a cluster")));
+    let (left, right) = (
+        preloaded("source"),
+        Arc::new(Cluster::start("target").expect("a cluster")),
+    );
     let fixture = bed_on(&left, &right, "crash", right.port());
     family(&fixture, 30_000);
     copied_while_written(&fixture, "{}", false, 13, || {
@@ -369,15 +438,23 @@ fn other_tables_of_the_server_flow_on_and_the_copied_one_is_queued() {
     let fixture = fixture("others");
     create(&fixture, "t", "id int primary key, v text");
     create(&fixture, "other", "id int primary key, v text");
-    fixture.left.exec("insert into t select i, 'a' from generate_series(1, 1000) i");
-    fixture.left.exec(&attach_sql(&fixture, "other", r#"{"mode": "sync"}"#, false));
-    fixture.left.exec(&attach_sql(&fixture, "t", r#"{"mode": "sync"}"#, false));
+    fixture
+        .left
+        .exec("insert into t select i, 'a' from generate_series(1, 1000) i");
+    fixture
+        .left
+        .exec(&attach_sql(&fixture, "other", r#"{"mode": "sync"}"#, false));
+    fixture
+        .left
+        .exec(&attach_sql(&fixture, "t", r#"{"mode": "sync"}"#, false));
     // A transaction that has written the table keeps the copy from beginning.
     let mut holder = fixture.left.client();
     run(&mut holder, "begin; update t set v = 'held' where id = 1");
     let mut client = fixture.left.client();
     run(&mut client, "select copy_sync('t', 'dst', 'truncate')");
-    await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
+    await_until(LONG, "the copy to wait", || {
+        state(&fixture).starts_with("starting")
+    });
     let states = "select relation, state from sync_tables order by relation::text";
     assert_eq!(rows(&fixture.left, states), ["other|live", "t|copying"]);
     run(&mut client, "insert into other values (1, 'now')");
@@ -385,7 +462,10 @@ fn other_tables_of_the_server_flow_on_and_the_copied_one_is_queued() {
     assert_eq!(table(&fixture.right, "other"), ["1|now"]);
     assert_eq!(query(&mut client, "select count(*) from other"), ["1"]);
     assert_eq!(
-        rows(&fixture.left, "select status, waits_for < 0 from sync_err_rec"),
+        rows(
+            &fixture.left,
+            "select status, waits_for < 0 from sync_err_rec"
+        ),
         ["waiting|t"]
     );
     run(&mut holder, "commit");
@@ -420,9 +500,17 @@ fn rows_that_the_condition_of_the_triggers_lets_pass_are_copied() {
     let mut holder = fixture.left.client();
     run(&mut holder, "begin; update t set v = 'held' where id = 2");
     run(&mut client, "select copy_sync('t', 'dst')");
-    await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
-    run(&mut client, "update t set region = 'us', v = 'left' where id between 100 and 200");
-    run(&mut client, "update t set v = 'sent' where id between 150 and 160");
+    await_until(LONG, "the copy to wait", || {
+        state(&fixture).starts_with("starting")
+    });
+    run(
+        &mut client,
+        "update t set region = 'us', v = 'left' where id between 100 and 200",
+    );
+    run(
+        &mut client,
+        "update t set v = 'sent' where id between 150 and 160",
+    );
     run(&mut holder, "commit");
     for from in [300, 5_000, 19_000] {
         run(
@@ -446,18 +534,31 @@ fn rows_that_the_condition_of_the_triggers_lets_pass_are_copied() {
 fn unique_values_that_change_places_take_no_rows_of_others_with_them() {
     let fixture = fixture("circle");
     create(&fixture, "t", "id int primary key, v text, u int unique");
-    create(&fixture, "child", "id int primary key, parent int references t on delete cascade");
+    create(
+        &fixture,
+        "child",
+        "id int primary key, parent int references t on delete cascade",
+    );
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'a', i from generate_series(1, 100) i");
+    run(
+        &mut client,
+        "insert into t select i, 'a', i from generate_series(1, 100) i",
+    );
     run(&mut client, &attach_sql(&fixture, "t", "{}", true));
     await_done(&fixture);
-    fixture.right.exec("insert into child values (1, 1), (2, 2), (3, 3)");
-    fixture.right.exec("alter table t add own text default 'own'");
+    fixture
+        .right
+        .exec("insert into child values (1, 1), (2, 2), (3, 3)");
+    fixture
+        .right
+        .exec("alter table t add own text default 'own'");
     // Another copy, which finds the rows there and their values in another order.
     let mut holder = fixture.left.client();
     run(&mut holder, "begin; update t set v = 'held' where id = 50");
     run(&mut client, "select copy_sync('t', 'dst', 'merge')");
-    await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
+    await_until(LONG, "the copy to wait", || {
+        state(&fixture).starts_with("starting")
+    });
     run(
         &mut client,
         "begin; update t set u = null where id = 1; update t set u = 1 where id = 3;
@@ -468,7 +569,10 @@ fn unique_values_that_change_places_take_no_rows_of_others_with_them() {
     let u = "select id, v, u from t order by id";
     assert_eq!(rows(&fixture.right, u), rows(&fixture.left, u));
     assert_eq!(rows(&fixture.right, "select count(*) from child"), ["3"]);
-    assert_eq!(rows(&fixture.right, "select count(*) from t where own is null"), ["0"]);
+    assert_eq!(
+        rows(&fixture.right, "select count(*) from t where own is null"),
+        ["0"]
+    );
 }
 
 /// A child that is registered before its parents waits for them, however long they take.
@@ -477,7 +581,9 @@ fn rows_whose_parents_come_with_a_later_copy_are_tried_until_they_are_there() {
     let fixture = fixture("later");
     create(&fixture, "p", "id int primary key");
     create(&fixture, "c", "id int primary key, p int references p");
-    fixture.left.exec("insert into p values (1); insert into c values (1, 1)");
+    fixture
+        .left
+        .exec("insert into p values (1); insert into c values (1, 1)");
     let mut client = fixture.left.client();
     run(&mut client, &attach_sql(&fixture, "p", "{}", false));
     let mut holder = fixture.left.client();
@@ -485,9 +591,16 @@ fn rows_whose_parents_come_with_a_later_copy_are_tried_until_they_are_there() {
     run(&mut client, "select copy_sync('p', 'dst')");
     run(&mut client, &attach_sql(&fixture, "c", "{}", true));
     await_until(LONG, "many tries", || {
-        rows(&fixture.left, "select attempts >= 8 from sync_copy order by id desc limit 1") == ["t"]
+        rows(
+            &fixture.left,
+            "select attempts >= 8 from sync_copy order by id desc limit 1",
+        ) == ["t"]
     });
-    assert!(state(&fixture).starts_with("waiting|23503"), "{}", state(&fixture));
+    assert!(
+        state(&fixture).starts_with("waiting|23503"),
+        "{}",
+        state(&fixture)
+    );
     run(&mut holder, "commit");
     await_done(&fixture);
     same(&fixture, "c");
@@ -496,11 +609,20 @@ fn rows_whose_parents_come_with_a_later_copy_are_tried_until_they_are_there() {
 /// Rows that are written while their parents are still to come are not brought before these.
 #[test]
 fn children_that_are_written_before_a_merge_come_after_their_parents() {
-    for options in ["{}", r#"{"on_conflict": "newest", "version_column": "ver"}"#] {
+    for options in [
+        "{}",
+        r#"{"on_conflict": "newest", "version_column": "ver"}"#,
+    ] {
         let fixture = fixture("before");
         create(&fixture, "p", "id int primary key, ver int");
-        create(&fixture, "c", "id int primary key, p int references p, ver int");
-        fixture.left.exec("insert into p select i, 1 from generate_series(1, 100) i");
+        create(
+            &fixture,
+            "c",
+            "id int primary key, p int references p, ver int",
+        );
+        fixture
+            .left
+            .exec("insert into p select i, 1 from generate_series(1, 100) i");
         let mut client = fixture.left.client();
         run(&mut client, &attach_sql(&fixture, "p", options, false));
         run(&mut client, &attach_sql(&fixture, "c", options, false));
@@ -510,7 +632,9 @@ fn children_that_are_written_before_a_merge_come_after_their_parents() {
             &mut client,
             "begin; select copy_sync('p', 'dst', 'merge'); select copy_sync('c', 'dst', 'merge'); commit",
         );
-        await_until(LONG, "the copy to wait", || state(&fixture).starts_with("starting"));
+        await_until(LONG, "the copy to wait", || {
+            state(&fixture).starts_with("starting")
+        });
         run(&mut client, "insert into c values (1, 50, 1), (2, 60, 1)");
         run(&mut holder, "commit");
         await_done(&fixture);
@@ -531,7 +655,11 @@ fn who_listens_is_told_when_a_copy_ends_or_fails() {
         let mut told = String::new();
         await_until(LONG, "a notification", || {
             run(&mut listener, "select 1");
-            let arrived: Vec<_> = listener.notifications().iter().collect().expect("notifications");
+            let arrived: Vec<_> = listener
+                .notifications()
+                .iter()
+                .collect()
+                .expect("notifications");
             let of_copies = |one: &&Notification| one.payload().contains("\"copy\"");
             if let Some(one) = arrived.iter().rfind(of_copies) {
                 told = one.payload().to_owned();
@@ -542,7 +670,9 @@ fn who_listens_is_told_when_a_copy_ends_or_fails() {
     };
     fixture.left.exec(&attach_sql(&fixture, "t", "{}", true));
     next("\"state\" : \"failed\", \"sqlstate\" : \"55000\"");
-    fixture.left.exec("select copy_sync('t', 'dst', 'truncate')");
+    fixture
+        .left
+        .exec("select copy_sync('t', 'dst', 'truncate')");
     next("\"state\" : \"done\"");
 }
 
@@ -553,19 +683,29 @@ fn detaching_a_table_and_dropping_it_end_its_copy() {
     proxy.refuse();
     for name in ["t", "u"] {
         create(&fixture, name, "id int primary key, v text");
-        fixture
-            .left
-            .exec(&format!("insert into {name} select i, 'a' from generate_series(1, 1000) i"));
+        fixture.left.exec(&format!(
+            "insert into {name} select i, 'a' from generate_series(1, 1000) i"
+        ));
         fixture.left.exec(&attach_sql(&fixture, name, "{}", true));
-        await_until(LONG, "the copy to be tried", || state(&fixture).starts_with("waiting|08"));
+        await_until(LONG, "the copy to be tried", || {
+            state(&fixture).starts_with("waiting|08")
+        });
         let mut client = fixture.left.client();
-        refused(&mut client, &format!("select copy_sync('{name}', 'dst')"), "55006");
+        refused(
+            &mut client,
+            &format!("select copy_sync('{name}', 'dst')"),
+            "55006",
+        );
     }
     fixture.left.exec("update t set v = 'b' where id = 1");
-    fixture.left.exec("select detach_sync('t', 'dst'); drop table u");
+    fixture
+        .left
+        .exec("select detach_sync('t', 'dst'); drop table u");
     await_until(LONG, "the copies to end", || {
-        rows(&fixture.left, "select state, sqlstate from sync_progress order by id")
-            == ["cancelled|~", "failed|42P01"]
+        rows(
+            &fixture.left,
+            "select state, sqlstate from sync_progress order by id",
+        ) == ["cancelled|~", "failed|42P01"]
     });
     // What was captured before goes its way.
     proxy.accept().expect("the port");
@@ -591,5 +731,8 @@ fn only_the_owner_copies_and_only_what_is_attached() {
         "42501",
     );
     run(&mut admin, "reset role");
-    run(&mut admin, &format!("drop owned by {0}_x; drop role {0}_x", fixture.left.user));
+    run(
+        &mut admin,
+        &format!("drop owned by {0}_x; drop role {0}_x", fixture.left.user),
+    );
 }

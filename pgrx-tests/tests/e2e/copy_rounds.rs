@@ -4,7 +4,11 @@
 use rowsync_harness::faults::copy::{self, Plan};
 
 fn play(seed: u64) {
-    let plan = Plan { seed, from: 0, rounds: 2 };
+    let plan = Plan {
+        seed,
+        from: 0,
+        rounds: 2,
+    };
     copy::run(plan, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error:#}"));
 }
 

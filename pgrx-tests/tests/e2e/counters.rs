@@ -23,7 +23,10 @@ fn bed_on(cluster: &Arc<Cluster>) -> Fixture {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let create = |prefix| Side::create(cluster, &format!("{prefix}_{number}")).expect("a database");
-    let fixture = Fixture { left: create("local"), right: create("remote") };
+    let fixture = Fixture {
+        left: create("local"),
+        right: create("remote"),
+    };
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     fixture
 }
@@ -44,7 +47,9 @@ fn counters(fixture: &Fixture, server: &str) -> String {
 }
 
 fn conflicts(fixture: &Fixture, server: &str) -> i64 {
-    fixture.left.query_one(&format!("select conflicts from sync_status where server = '{server}'"))
+    fixture.left.query_one(&format!(
+        "select conflicts from sync_status where server = '{server}'"
+    ))
 }
 
 /// What is done on either side, and how many of the changes are conflicts under `overwrite`, `skip`
@@ -85,7 +90,10 @@ fn count_steps(at: usize, options: &str, columns: &str, trusting: bool) {
     let fixture = fixture();
     mirror(&fixture, "t", columns, options);
     let mut guarded = fixture.left.client_named("pg_rowsync");
-    run(&mut guarded, "insert into t select i, 'l', 5 from generate_series(1, 20) i");
+    run(
+        &mut guarded,
+        "insert into t select i, 'l', 5 from generate_series(1, 20) i",
+    );
     let mut client = fixture.left.client();
     for (there, here, expected) in STEPS {
         fixture.right.exec(there);
@@ -95,15 +103,26 @@ fn count_steps(at: usize, options: &str, columns: &str, trusting: bool) {
         }
         run(&mut client, here);
         let found = conflicts(&fixture, "dst") - before;
-        assert_eq!(found, expected[at], "{options} {columns}, {trusting}: {here}");
+        assert_eq!(
+            found, expected[at],
+            "{options} {columns}, {trusting}: {here}"
+        );
     }
-    assert_eq!(rows(&fixture.left, "select queued, guarded from sync_status"), ["0|20"]);
+    assert_eq!(
+        rows(&fixture.left, "select queued, guarded from sync_status"),
+        ["0|20"]
+    );
 }
 
 #[test]
 fn what_a_policy_lets_pass_is_counted() {
-    for (at, policy) in
-        [r#""overwrite""#, r#""skip""#, r#""newest", "version_column": "ver""#].iter().enumerate()
+    for (at, policy) in [
+        r#""overwrite""#,
+        r#""skip""#,
+        r#""newest", "version_column": "ver""#,
+    ]
+    .iter()
+    .enumerate()
     {
         let options = format!(r#"{{"mode": "sync", "on_conflict": {policy}}}"#);
         for trusting in [true, false] {
@@ -118,7 +137,10 @@ fn what_a_policy_lets_pass_is_counted() {
 fn conflicts_are_counted_where_the_target_is_a_view_or_partitioned() {
     let fixture = fixture();
     for (name, target) in [
-        ("v", "create table v_base (id int primary key, v text); create view v as table v_base"),
+        (
+            "v",
+            "create table v_base (id int primary key, v text); create view v as table v_base",
+        ),
         (
             "p",
             "create table p (id int primary key, v text) partition by range (id);
@@ -126,12 +148,18 @@ fn conflicts_are_counted_where_the_target_is_a_view_or_partitioned() {
              create table p_high partition of p default",
         ),
     ] {
-        fixture.left.exec(&format!("create table {name} (id int primary key, v text)"));
+        fixture
+            .left
+            .exec(&format!("create table {name} (id int primary key, v text)"));
         fixture.right.exec(target);
         attach(&fixture, name, r#"{"mode": "sync"}"#);
-        fixture.right.exec(&format!("insert into {name} values (1, 'r'), (101, 'r')"));
+        fixture
+            .right
+            .exec(&format!("insert into {name} values (1, 'r'), (101, 'r')"));
         let before = conflicts(&fixture, "dst");
-        fixture.left.exec(&format!("insert into {name} values (1, 'l'), (2, 'l'), (101, 'l')"));
+        fixture.left.exec(&format!(
+            "insert into {name} values (1, 'l'), (2, 'l'), (101, 'l')"
+        ));
         assert_eq!(table(&fixture.right, name), ["1|l", "101|l", "2|l"]);
         assert_eq!(conflicts(&fixture, "dst") - before, 2, "{name}");
     }
@@ -143,10 +171,16 @@ fn a_transaction_to_two_servers_counts_for_each() {
     fixture.link(&fixture.left, &fixture.right, "other", &[]);
     mirror(&fixture, "t", COLUMNS, r#"{"mode": "sync"}"#);
     let schema = &fixture.right.user;
-    fixture.right.exec(&format!("create table u ({COLUMNS}); insert into u values (1, 'r', 1)"));
+    fixture.right.exec(&format!(
+        "create table u ({COLUMNS}); insert into u values (1, 'r', 1)"
+    ));
     fixture.left.exec(&format!("create table u ({COLUMNS})"));
-    fixture.left.exec(&format!("select attach_sync('u', 'other', '{schema}.u')"));
-    fixture.right.exec("insert into t values (1, 'r', 1), (2, 'r', 1)");
+    fixture
+        .left
+        .exec(&format!("select attach_sync('u', 'other', '{schema}.u')"));
+    fixture
+        .right
+        .exec("insert into t values (1, 'r', 1), (2, 'r', 1)");
     fixture.left.exec(
         "begin; insert into t values (1, 'l', 1), (2, 'l', 1), (3, 'l', 1);
          insert into u values (1, 'l', 1); commit",
@@ -158,14 +192,25 @@ fn a_transaction_to_two_servers_counts_for_each() {
 #[test]
 fn deliveries_are_counted_once_the_server_has_committed() {
     let fixture = fixture();
-    mirror(&fixture, "t", COLUMNS, r#"{"mode": "sync", "on_conflict": "error"}"#);
+    mirror(
+        &fixture,
+        "t",
+        COLUMNS,
+        r#"{"mode": "sync", "on_conflict": "error"}"#,
+    );
     assert_eq!(counters(&fixture, "dst"), "0|0|0|0|0");
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    run(
+        &mut client,
+        "insert into t select i, 'l', 1 from generate_series(1, 3) i",
+    );
     run(&mut client, "update t set v = 'u' where id = 1");
     assert_eq!(counters(&fixture, "dst"), "2|4|0|0|0");
     run(&mut client, "begin; update t set v = 'w'; rollback");
-    run(&mut client, "begin; savepoint a; update t set v = 'w'; rollback to a; commit");
+    run(
+        &mut client,
+        "begin; savepoint a; update t set v = 'w'; rollback to a; commit",
+    );
     fixture.right.exec("delete from t where id = 3");
     refused(&mut client, "update t set v = 'x'", "P0002");
     assert_eq!(counters(&fixture, "dst"), "2|4|0|0|0");
@@ -181,13 +226,24 @@ fn what_is_queued_is_counted_when_the_transaction_commits() {
     link_with(&fixture, "away", closed_port(), &fixture.right.password);
     fixture.left.exec("select attach_sync('t', 'away')");
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    run(
+        &mut client,
+        "insert into t select i, 'l', 1 from generate_series(1, 3) i",
+    );
     assert_eq!(counters(&fixture, "away"), "0|0|3|0|0");
     run(&mut client, "begin; update t set v = 'u'; rollback");
-    run(&mut client, "begin; update t set v = 'u' where id < 3; commit");
+    run(
+        &mut client,
+        "begin; update t set v = 'u' where id < 3; commit",
+    );
     assert_eq!(counters(&fixture, "away"), "0|0|5|0|0");
     // Another server's refusal, met after the queue was written, takes the records back.
-    mirror(&fixture, "u", COLUMNS, r#"{"mode": "sync", "on_conflict": "error"}"#);
+    mirror(
+        &fixture,
+        "u",
+        COLUMNS,
+        r#"{"mode": "sync", "on_conflict": "error"}"#,
+    );
     fixture.right.exec("insert into u values (1, 'r', 1)");
     let both = "begin; update t set v = 'w'; insert into u values (1, 'l', 1); commit";
     refused(&mut client, both, "23505");
@@ -199,11 +255,15 @@ fn what_is_drained_is_counted() {
     let fixture = fixture();
     mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
     fixture.right.exec("insert into t values (1, 'r', 1)");
-    fixture.left.exec("insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    fixture
+        .left
+        .exec("insert into t select i, 'l', 1 from generate_series(1, 3) i");
     // The worker may be first; nothing is counted twice.
     fixture.left.exec_superuser("select deal_sync_err_rec(100)");
     let sql = "select delivered_changes, queued, conflicts from sync_status";
-    await_until(Duration::from_secs(30), "the drain", || rows(&fixture.left, sql) == ["3|3|1"]);
+    await_until(Duration::from_secs(30), "the drain", || {
+        rows(&fixture.left, sql) == ["3|3|1"]
+    });
     assert_eq!(table(&fixture.right, "t"), ["1|l|1", "2|l|1", "3|l|1"]);
 }
 
@@ -212,7 +272,10 @@ fn changes_under_the_guards_name_are_counted() {
     let fixture = fixture();
     mirror(&fixture, "t", COLUMNS, r#"{"application_name": "mine"}"#);
     let mut guarded = fixture.left.client_named("mine");
-    run(&mut guarded, "insert into t select i, 'l', 1 from generate_series(1, 3) i");
+    run(
+        &mut guarded,
+        "insert into t select i, 'l', 1 from generate_series(1, 3) i",
+    );
     run(&mut guarded, "begin; delete from t; rollback");
     assert_eq!(counters(&fixture, "dst"), "0|0|0|0|6");
     let mut other = fixture.left.client_named("pg_rowsync");
@@ -226,8 +289,15 @@ fn databases_are_kept_apart() {
     let fixture = fixture();
     mirror(&fixture, "t", COLUMNS, r#"{"mode": "sync"}"#);
     let copy = format!("{}_copy", fixture.left.db);
-    let mut client = fixture.left.cluster.superuser("postgres").expect("a session");
-    run(&mut client, &format!("create database {copy} template {}", fixture.left.db));
+    let mut client = fixture
+        .left
+        .cluster
+        .superuser("postgres")
+        .expect("a session");
+    run(
+        &mut client,
+        &format!("create database {copy} template {}", fixture.left.db),
+    );
     fixture.left.exec("insert into t values (1, 'l', 1)");
     assert_eq!(counters(&fixture, "dst"), "1|1|0|0|0");
     let mut copied = fixture.left.cluster.superuser(&copy).expect("a session");
@@ -248,7 +318,9 @@ fn more_servers_than_slots_go_uncounted_and_unharmed() {
         for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("create table {name} ({COLUMNS})"));
         }
-        fixture.left.exec(&format!("select attach_sync('{name}', '{name}', '{schema}.{name}')"));
+        fixture.left.exec(&format!(
+            "select attach_sync('{name}', '{name}', '{schema}.{name}')"
+        ));
     }
     let mut client = fixture.left.client();
     for name in ["a", "b", "c", "c", "a"] {
@@ -270,7 +342,10 @@ fn a_crash_of_the_cluster_sets_the_counters_to_zero() {
     fixture.left.exec("insert into t values (1, 'l', 1)");
     assert_eq!(counters(&fixture, "dst"), "1|1|0|0|0");
     let mut victim = fixture.left.client();
-    let pid: i32 = victim.query_one("select pg_backend_pid()", &[]).expect("a pid").get(0);
+    let pid: i32 = victim
+        .query_one("select pg_backend_pid()", &[])
+        .expect("a pid")
+        .get(0);
     cluster.crash_backend(pid).expect("a crash and recovery");
     assert_eq!(counters(&fixture, "dst"), "0|0|0|0|0");
     fixture.left.exec("insert into t values (2, 'l', 1)");
@@ -282,9 +357,14 @@ fn whoever_may_read_the_view_sees_the_counters() {
     let fixture = fixture();
     mirror(&fixture, "t", COLUMNS, "{}");
     fixture.left.exec("insert into t values (1, 'l', 1)");
-    fixture.left.exec_superuser(&format!("grant select on sync_status to {}", fixture.left.user));
-    let seen =
-        query(&mut fixture.left.client(), "select server, delivered_changes from sync_status");
+    fixture.left.exec_superuser(&format!(
+        "grant select on sync_status to {}",
+        fixture.left.user
+    ));
+    let seen = query(
+        &mut fixture.left.client(),
+        "select server, delivered_changes from sync_status",
+    );
     assert_eq!(seen, ["dst|1"]);
 }
 
@@ -294,7 +374,16 @@ fn without_preload_counters_are_null() {
     mirror(&fixture, "t", COLUMNS, "{}");
     fixture.left.exec("insert into t values (1, 'l', 1)");
     assert_eq!(counters(&fixture, "dst"), "~|~|~|~|~");
-    assert_eq!(rows(&fixture.left, "select * from sync_counters()"), [""; 0]);
+    assert_eq!(
+        rows(&fixture.left, "select * from sync_counters()"),
+        [""; 0]
+    );
     // A configuration may hold the setting all the same.
-    assert_eq!(rows(&fixture.left, "load 'pg_rowsync'; show pg_rowsync.max_servers"), ["128"]);
+    assert_eq!(
+        rows(
+            &fixture.left,
+            "load 'pg_rowsync'; show pg_rowsync.max_servers"
+        ),
+        ["128"]
+    );
 }

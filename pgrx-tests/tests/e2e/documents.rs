@@ -22,14 +22,17 @@ impl Document {
     fn blocks(&self, language: &str) -> Vec<&str> {
         let fence = format!("```{language}\n");
         let rest = self.0.split(fence.as_str()).skip(1);
-        rest.map(|block| block.split_once("```").expect("the end of a block").0).collect()
+        rest.map(|block| block.split_once("```").expect("the end of a block").0)
+            .collect()
     }
 
     /// The roles that it makes, with their passwords.
     fn passwords(&self) -> Vec<(&str, &str)> {
         let roles = self.0.split("CREATE ROLE ").skip(1);
         let login = roles.filter_map(|role| role.split_once(" LOGIN PASSWORD '"));
-        login.map(|(role, rest)| (role, rest.split_once('\'').expect("a password").0)).collect()
+        login
+            .map(|(role, rest)| (role, rest.split_once('\'').expect("a password").0))
+            .collect()
     }
 }
 
@@ -41,8 +44,13 @@ impl PasswordFile {
         let name = format!("pg_rowsync-{label}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let mut file = fs::OpenOptions::new();
-        let mut file =
-            file.write(true).create(true).truncate(true).mode(0o600).open(&path).expect("a file");
+        let mut file = file
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .expect("a file");
         for cluster in clusters {
             let password = cluster.superuser_password();
             writeln!(file, "*:{}:*:postgres:{password}", cluster.port()).expect("a line");
@@ -57,7 +65,16 @@ impl PasswordFile {
     fn psql(&self, cluster: &Cluster, script: &str) -> String {
         let program = Postgres::find().expect("a PostgreSQL").program("psql");
         let mut child = Command::new(program)
-            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres"])
+            .args([
+                "-X",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+            ])
             .args(["-p", &cluster.port().to_string(), "-d", "postgres"])
             .env_remove("PGPASSWORD")
             .env("PGPASSFILE", &self.0)
@@ -66,10 +83,18 @@ impl PasswordFile {
             .stderr(Stdio::piped())
             .spawn()
             .expect("psql");
-        child.stdin.take().expect("stdin").write_all(script.as_bytes()).expect("a script");
+        child
+            .stdin
+            .take()
+            .expect("stdin")
+            .write_all(script.as_bytes())
+            .expect("a script");
         let output = child.wait_with_output().expect("psql");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.is_empty(), "{said}\n{script}");
+        assert!(
+            output.status.success() && said.is_empty(),
+            "{said}\n{script}"
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
@@ -84,7 +109,10 @@ impl Drop for PasswordFile {
 fn at(script: &str, host: &str, cluster: &Cluster) -> String {
     let port = cluster.port();
     script
-        .replace(&format!("host={host} port=5432"), &format!("host=127.0.0.1 port={port}"))
+        .replace(
+            &format!("host={host} port=5432"),
+            &format!("host=127.0.0.1 port={port}"),
+        )
         .replace(
             &format!("host '{host}', port '5432'"),
             &format!("host '127.0.0.1', port '{port}'"),
@@ -99,7 +127,10 @@ fn ends_with(printed: &str, shown: &str) {
         lines.join("\n")
     };
     let (printed, shown) = (trimmed(printed), trimmed(shown));
-    assert!(printed.ends_with(&shown), "{shown}\nwas expected at the end of\n{printed}");
+    assert!(
+        printed.ends_with(&shown),
+        "{shown}\nwas expected at the end of\n{printed}"
+    );
 }
 
 #[test]
@@ -118,7 +149,11 @@ fn the_tutorial_for_one_way_runs_as_it_stands() {
     let target = Cluster::start("tutorial_report").expect("a cluster");
     let file = PasswordFile::new("one-way", &[&source, &target], &document.passwords());
     let script = document.blocks("sql").concat();
-    let script = at(&at(&script, "app.example", &source), "report.example", &target);
+    let script = at(
+        &at(&script, "app.example", &source),
+        "report.example",
+        &target,
+    );
     assert!(!script.contains(".example"), "{script}");
     ends_with(&file.psql(&source, &script), document.blocks("text")[0]);
 }
@@ -131,7 +166,9 @@ fn the_tutorial_for_several_masters_runs_as_it_stands() {
     let roles = [document.passwords(), vec![("clerk", "secret")]].concat();
     let file = PasswordFile::new("masters", &[&a, &b], &roles);
     let blocks = document.blocks("sql");
-    let [set_up, write, guard_role] = blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let [set_up, write, guard_role] = blocks[..] else {
+        panic!("{} blocks", blocks.len())
+    };
     let database = "CREATE DATABASE shop;\n\\connect shop\n";
     file.psql(&a, &format!("{database}{}", at(set_up, "b.example", &b)));
     let there = set_up.replace("'b.example'", "'a.example'");

@@ -20,7 +20,9 @@ fn drain(client: &mut Client, limit: i64) {
 /// A table `t` with rows 1 to 3 on both sides, and a session whose next drains trust the remote.
 fn trusting(label: &str, columns: &str) -> (Fixture, Client) {
     let fixture = one_way(label, columns, QUEUE);
-    fixture.left.exec("insert into t (id, v) values (1, 'old'), (2, 'old'), (3, 'old')");
+    fixture
+        .left
+        .exec("insert into t (id, v) values (1, 'old'), (2, 'old'), (3, 'old')");
     let mut admin = fixture.left.superuser();
     drain(&mut admin, 10);
     same(&fixture, "t");
@@ -29,7 +31,10 @@ fn trusting(label: &str, columns: &str) -> (Fixture, Client) {
 
 /// The conflicts logged so far, oldest first: type and key.
 fn conflicts(fixture: &Fixture) -> Vec<String> {
-    rows(&fixture.left, "select type, key ->> 'id' from sync_conflicts order by id")
+    rows(
+        &fixture.left,
+        "select type, key ->> 'id' from sync_conflicts order by id",
+    )
 }
 
 #[test]
@@ -47,12 +52,19 @@ fn single_rows_are_prepared_and_executed_often() {
            execute function look()"
     ));
     for n in 10..15 {
-        fixture.left.exec(&format!("insert into t values ({n}, 'new')"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({n}, 'new')"));
         drain(&mut admin, 10);
-        fixture.left.exec(&format!("update t set v = 'changed' where id = {n}"));
+        fixture
+            .left
+            .exec(&format!("update t set v = 'changed' where id = {n}"));
         drain(&mut admin, 10);
     }
-    assert_eq!(rows(&fixture.right, "select max(executions) >= 10 from seen"), ["t"]);
+    assert_eq!(
+        rows(&fixture.right, "select max(executions) >= 10 from seen"),
+        ["t"]
+    );
     same(&fixture, "t");
 }
 
@@ -73,7 +85,12 @@ fn conflicts_are_overwritten_and_told_whatever_was_expected() {
             "update t set v = 'back' where id <= 2",
             &["update_missing|1"],
         ),
-        ("", "delete from t where id = 3", "delete from t where id = 3", &["delete_missing|3"]),
+        (
+            "",
+            "delete from t where id = 3",
+            "delete from t where id = 3",
+            &["delete_missing|3"],
+        ),
         (
             "",
             "insert into t values (200, 'theirs'), (1999, 'theirs')",
@@ -119,7 +136,9 @@ fn rows_arrive_where_columns_are_of_other_types() {
     .enumerate()
     {
         let (fixture, mut admin) = trusting(&format!("types{number}"), columns);
-        fixture.right.exec(&format!("update t set v = null; alter table t {change}"));
+        fixture
+            .right
+            .exec(&format!("update t set v = null; alter table t {change}"));
         fixture.left.exec(
             "insert into t select g, g * 1000, timestamptz '2001-01-01 00:00:00+00' + g * interval '1 hour', g
                from generate_series(10, 1200) g",
@@ -127,7 +146,11 @@ fn rows_arrive_where_columns_are_of_other_types() {
         drain(&mut admin, 10_000);
         assert_eq!(queued(&fixture), 0, "{change}");
         let all = "select id, n, v from t where id >= 10 order by id::int";
-        assert_eq!(rows(&fixture.right, all), rows(&fixture.left, all), "{change}");
+        assert_eq!(
+            rows(&fixture.right, all),
+            rows(&fixture.left, all),
+            "{change}"
+        );
     }
 }
 
@@ -140,13 +163,23 @@ fn a_row_that_is_refused_stops_no_other() {
         "insert into t select g, case g when 777 then 'bad' else 'good' end
            from generate_series(10, 1500) g",
     );
-    let dealt = admin.query_one("select deal_sync_err_rec(10000)", &[]).expect("a drain");
+    let dealt = admin
+        .query_one("select deal_sync_err_rec(10000)", &[])
+        .expect("a drain");
     assert!(!dealt.get::<_, bool>(0));
-    let records = rows(&fixture.left, "select op, sqlstate, status from sync_err_rec");
+    let records = rows(
+        &fixture.left,
+        "select op, sqlstate, status from sync_err_rec",
+    );
     assert_eq!(records, ["INSERT|23514|failed"]);
-    assert_eq!(rows(&fixture.right, "select count(*) from t where id >= 10"), ["1490"]);
+    assert_eq!(
+        rows(&fixture.right, "select count(*) from t where id >= 10"),
+        ["1490"]
+    );
     // And over a table that takes it, it arrives.
-    fixture.right.exec("alter table t drop constraint t_v_check");
+    fixture
+        .right
+        .exec("alter table t drop constraint t_v_check");
     drain(&mut admin, 10);
     same(&fixture, "t");
 }
@@ -155,11 +188,16 @@ fn a_row_that_is_refused_stops_no_other() {
 #[test]
 fn a_limit_is_kept_over_several_batches() {
     let (fixture, mut admin) = trusting("limit", COLUMNS);
-    fixture.left.exec("insert into t select g, 'many' from generate_series(1001, 13000) g");
+    fixture
+        .left
+        .exec("insert into t select g, 'many' from generate_series(1001, 13000) g");
     for (limit, left) in [(5_000, 7_000), (6_000, 1_000), (1, 999), (5_000, 0)] {
         drain(&mut admin, limit);
         assert_eq!(queued(&fixture), left);
-        let arrived = rows(&fixture.right, "select count(*), max(id) from t where id > 1000");
+        let arrived = rows(
+            &fixture.right,
+            "select count(*), max(id) from t where id > 1000",
+        );
         let so_far = 12_000 - left;
         assert_eq!(arrived, [format!("{so_far}|{}", 1000 + so_far)]);
     }
@@ -187,9 +225,10 @@ fn a_batch_read_ahead_is_applied_after_one_that_is_tried_twice() {
 /// The other side ends the session, or falls silent, over a batch while the one after it is being read.
 #[test]
 fn a_connection_lost_over_a_later_batch_loses_nothing() {
-    for (label, act) in
-        [("ends", "pg_terminate_backend(pg_backend_pid())"), ("silent", "pg_sleep(3)")]
-    {
+    for (label, act) in [
+        ("ends", "pg_terminate_backend(pg_backend_pid())"),
+        ("silent", "pg_sleep(3)"),
+    ] {
         let (fixture, mut admin) = trusting(label, COLUMNS);
         let user = fixture.right.user.clone();
         fixture.right.exec_superuser(&format!(
@@ -198,16 +237,29 @@ fn a_connection_lost_over_a_later_batch_loses_nothing() {
              create trigger act after insert on {user}.t for each row when (new.id = 7000)
                execute function {user}.act()"
         ));
-        fixture.left.exec("insert into t select g, 'many' from generate_series(1001, 17000) g");
-        admin.batch_execute("set pg_rowsync.delivery_timeout = '500ms'").expect("a setting");
-        let dealt = admin.query_one("select deal_sync_err_rec(100000)", &[]).expect("a drain");
+        fixture
+            .left
+            .exec("insert into t select g, 'many' from generate_series(1001, 17000) g");
+        admin
+            .batch_execute("set pg_rowsync.delivery_timeout = '500ms'")
+            .expect("a setting");
+        let dealt = admin
+            .query_one("select deal_sync_err_rec(100000)", &[])
+            .expect("a drain");
         assert!(!dealt.get::<_, bool>(0), "{label}");
         assert_eq!(queued(&fixture), 16_000, "{label}");
-        assert_eq!(rows(&fixture.left, "select distinct status from sync_err_rec"), ["pending"]);
+        assert_eq!(
+            rows(&fixture.left, "select distinct status from sync_err_rec"),
+            ["pending"]
+        );
         let arrived = || rows(&fixture.right, "select count(*) from t where id > 1000");
         assert_eq!(arrived(), ["0"], "{label}");
-        fixture.right.exec_superuser(&format!("drop function {user}.act() cascade"));
-        admin.batch_execute("reset pg_rowsync.delivery_timeout").expect("a setting");
+        fixture
+            .right
+            .exec_superuser(&format!("drop function {user}.act() cascade"));
+        admin
+            .batch_execute("reset pg_rowsync.delivery_timeout")
+            .expect("a setting");
         drain(&mut admin, 100_000);
         assert_eq!(queued(&fixture), 0, "{label}");
         same(&fixture, "t");

@@ -22,7 +22,9 @@ fn five_waiting(label: &str) -> Fixture {
     let fixture = one_way(label, COLUMNS, QUEUE);
     // Where a record fails, what its transaction has written after it is tried with it, whatever the limit.
     for i in 1..=5 {
-        fixture.left.exec(&format!("insert into t values ({i}, 'v{i}')"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({i}, 'v{i}')"));
     }
     fixture
 }
@@ -74,10 +76,16 @@ fn a_drain_that_loses_its_connection_in_a_savepoint_cannot_be_committed() {
 fn a_drain_cut_short_in_a_savepoint_cannot_be_committed() {
     let fixture = five_waiting("cut");
     let mut admin = fixture.left.superuser();
-    run(&mut admin, "set pg_rowsync.lock_timeout = '30s'; begin; select deal_sync_err_rec(2)");
+    run(
+        &mut admin,
+        "set pg_rowsync.lock_timeout = '30s'; begin; select deal_sync_err_rec(2)",
+    );
     let mut locker = fixture.right.client();
     run(&mut locker, "begin; insert into t values (3, 'theirs')");
-    run(&mut admin, "set local statement_timeout = '500ms'; savepoint s");
+    run(
+        &mut admin,
+        "set local statement_timeout = '500ms'; savepoint s",
+    );
     refused(&mut admin, "select deal_sync_err_rec(2)", "57014");
     run(&mut admin, "rollback to s");
     run(&mut locker, "rollback");
@@ -99,14 +107,23 @@ fn a_drain_cut_short_over_another_servers_records_cannot_be_committed() {
              select detach_sync('u', '{other}'); delete from u"
         ));
         let mut locker = fixture.left.superuser();
-        run(&mut locker, "begin; select from sync_queue where dst_server <> 'dst' for update");
+        run(
+            &mut locker,
+            "begin; select from sync_queue where dst_server <> 'dst' for update",
+        );
         let mut admin = fixture.left.superuser();
-        run(&mut admin, "set lock_timeout = '300ms'; begin; select deal_sync_err_rec(2, 'dst')");
+        run(
+            &mut admin,
+            "set lock_timeout = '300ms'; begin; select deal_sync_err_rec(2, 'dst')",
+        );
         run(&mut admin, "savepoint s");
         refused(&mut admin, "select deal_sync_err_rec(2)", "55P03");
         run(&mut admin, "rollback to s");
         refused(&mut admin, "commit", "40000");
-        run(&mut locker, "rollback; delete from sync_err_rec where dst_server <> 'dst'");
+        run(
+            &mut locker,
+            "rollback; delete from sync_err_rec where dst_server <> 'dst'",
+        );
         assert_eq!(table(&fixture.right, "t"), [""; 0]);
         assert_eq!(queued(&fixture), 5);
     }
@@ -117,11 +134,15 @@ fn a_drain_cut_short_over_another_servers_records_cannot_be_committed() {
 #[test]
 fn a_retry_that_loses_its_connection_in_a_savepoint_cannot_be_committed() {
     let fixture = five_waiting("retrydies");
-    fixture.right.exec("alter table t add constraint not_three check (id <> 3)");
+    fixture
+        .right
+        .exec("alter table t add constraint not_three check (id <> 3)");
     let mut admin = fixture.left.superuser();
     run(&mut admin, "select deal_sync_err_rec(3)");
     let failing = the_failed(&fixture);
-    fixture.right.exec("alter table t drop constraint not_three; truncate t");
+    fixture
+        .right
+        .exec("alter table t drop constraint not_three; truncate t");
     run(&mut admin, "begin; select deal_sync_err_rec(1)");
     end_remote_sessions(&fixture);
     run(&mut admin, "savepoint s");
@@ -137,18 +158,32 @@ fn a_retry_that_loses_its_connection_in_a_savepoint_cannot_be_committed() {
 /// A second role on the left, with a table `u` that it sends over the same server, as this role of the
 /// right; its session.
 fn second_owner(fixture: &Fixture, user: &str, password: &str) -> Client {
-    let (schema, second, right) =
-        (&fixture.left.user, format!("{}_two", fixture.left.user), &fixture.right.user);
+    let (schema, second, right) = (
+        &fixture.left.user,
+        format!("{}_two", fixture.left.user),
+        &fixture.right.user,
+    );
     fixture.left.exec_superuser(&format!(
         "create role {second} login password 'x'; grant usage, create on schema {schema} to {second};
          grant usage on foreign server dst to {second};
          create user mapping for {second} server dst options (user '{user}', password '{password}')"
     ));
-    fixture.right.exec(&format!("create table u ({COLUMNS}, writer text default current_user)"));
-    let mut other =
-        fixture.left.cluster.connect(&fixture.left.db, &second, "x").expect("a session");
-    run(&mut other, &format!("set search_path = {schema}, public; create table u ({COLUMNS})"));
-    run(&mut other, &format!("select attach_sync('u', 'dst', '{right}.u', '{QUEUE}')"));
+    fixture.right.exec(&format!(
+        "create table u ({COLUMNS}, writer text default current_user)"
+    ));
+    let mut other = fixture
+        .left
+        .cluster
+        .connect(&fixture.left.db, &second, "x")
+        .expect("a session");
+    run(
+        &mut other,
+        &format!("set search_path = {schema}, public; create table u ({COLUMNS})"),
+    );
+    run(
+        &mut other,
+        &format!("select attach_sync('u', 'dst', '{right}.u', '{QUEUE}')"),
+    );
     other
 }
 
@@ -173,14 +208,24 @@ fn a_record_before_another_owners_is_applied_once() {
             run(&mut client, sql);
             run(&mut other, "insert into u values (1, 'two')");
             run(&mut client, "insert into t values (9, 'behind')");
-            assert_eq!(query(&mut admin, "select deal_sync_err_rec(1000)"), ["t"], "{policy}");
-            assert_eq!(reject_values::passed(&fixture), [change, "9:behind"], "{policy}");
+            assert_eq!(
+                query(&mut admin, "select deal_sync_err_rec(1000)"),
+                ["t"],
+                "{policy}"
+            );
+            assert_eq!(
+                reject_values::passed(&fixture),
+                [change, "9:behind"],
+                "{policy}"
+            );
             assert_eq!(queued(&fixture), 0, "{policy}: {:?}", records(&fixture));
             assert_eq!(rows(&fixture.right, "select id, v from u"), ["1|two"]);
             fixture.right.exec("truncate u");
             run(&mut other, "delete from u");
             run(&mut client, "delete from t where id = 9");
-            fixture.left.exec_superuser("delete from sync_err_rec where table_name = 'u'");
+            fixture
+                .left
+                .exec_superuser("delete from sync_err_rec where table_name = 'u'");
             assert!(deal(&fixture, "1000"), "{policy}");
             reject_values::passed(&fixture);
         }
@@ -191,9 +236,14 @@ fn a_record_before_another_owners_is_applied_once() {
 
 #[test]
 fn rows_that_change_places_stay_together_around_another_owners_record() {
-    let fixture =
-        one_way("around", "id int primary key deferrable initially deferred, v text", QUEUE);
-    fixture.left.exec("insert into t values (1, 'one'), (2, 'two')");
+    let fixture = one_way(
+        "around",
+        "id int primary key deferrable initially deferred, v text",
+        QUEUE,
+    );
+    fixture
+        .left
+        .exec("insert into t values (1, 'one'), (2, 'two')");
     assert!(deal(&fixture, "100"));
     let mut other = second_owner_like_the_first(&fixture);
     // Ids as of transactions that write at the same time.
@@ -235,7 +285,9 @@ fn what_is_tried_again_goes_over_its_own_owners_connection() {
     assert_eq!(queued(&fixture), 0);
     both_have(&fixture, "t", &["1|a"]);
     assert_eq!(table(&fixture.right, "u"), [format!("1|bad|{second}")]);
-    fixture.right.exec_superuser(&format!("drop owned by {second}; drop role {second}"));
+    fixture
+        .right
+        .exec_superuser(&format!("drop owned by {second}; drop role {second}"));
 }
 
 /// Records that another cluster wrote, whose transactions are counted further.
@@ -259,7 +311,9 @@ fn the_worker_delivers_records_restored_from_a_dump() {
     fixture.left.exec("insert into t values (1, 'a'), (2, 'b')");
     fixture.left.exec_superuser(FROM_AFAR);
     recover(&fixture.right);
-    await_until(WORKING, "what was restored to arrive", || queued(&fixture) == 0);
+    await_until(WORKING, "what was restored to arrive", || {
+        queued(&fixture) == 0
+    });
     both_have(&fixture, "t", &["1|a", "2|b"]);
 }
 
@@ -272,7 +326,9 @@ fn the_worker_takes_its_time_over_records_that_it_cannot_take_yet() {
     let mut open = fixture.left.superuser();
     run(&mut open, "begin; select pg_current_xact_id()");
     let xact = query(&mut open, "select pg_current_xact_id()").remove(0);
-    fixture.left.exec_superuser(&format!("update sync_queue set xact = '{xact}'"));
+    fixture
+        .left
+        .exec_superuser(&format!("update sync_queue set xact = '{xact}'"));
     recover(&fixture.right);
     let commits = || -> i64 {
         fixture.left.query_one(
@@ -280,11 +336,17 @@ fn the_worker_takes_its_time_over_records_that_it_cannot_take_yet() {
         )
     };
     let reached = "select count(*) from sync_status where last_success_at is not null";
-    await_until(WORKING, "the worker to visit", || fixture.left.query_one::<i64>(reached) == 1);
+    await_until(WORKING, "the worker to visit", || {
+        fixture.left.query_one::<i64>(reached) == 1
+    });
     let before = commits();
     std::thread::sleep(Duration::from_secs(3));
     let after = commits();
-    assert!(after - before < 300, "{} transactions in three seconds", after - before);
+    assert!(
+        after - before < 300,
+        "{} transactions in three seconds",
+        after - before
+    );
     assert_eq!(queued(&fixture), 1);
     run(&mut open, "commit");
     await_until(WORKING, "the record to arrive", || queued(&fixture) == 0);
@@ -294,7 +356,9 @@ fn the_worker_takes_its_time_over_records_that_it_cannot_take_yet() {
 #[test]
 fn a_connection_that_is_kept_need_not_wait_for_another_server() {
     let fixture = one_way("kept", COLUMNS, QUEUE);
-    fixture.right.exec("alter table t add at timestamptz default clock_timestamp()");
+    fixture
+        .right
+        .exec("alter table t add at timestamptz default clock_timestamp()");
     let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
     link_with(&fixture, "hole", proxy.port(), &fixture.right.password);
     let schema = &fixture.right.user;
@@ -302,13 +366,18 @@ fn a_connection_that_is_kept_need_not_wait_for_another_server() {
     run(&mut admin, "set pg_rowsync.connect_timeout = '4s'");
     fixture.left.exec("insert into t values (1, 'a')");
     run(&mut admin, "select deal_sync_err_rec(10)");
-    fixture.left.exec(&format!("select attach_sync('t', 'hole', '{schema}.t', '{QUEUE}')"));
+    fixture.left.exec(&format!(
+        "select attach_sync('t', 'hole', '{schema}.t', '{QUEUE}')"
+    ));
     fixture.left.exec("insert into t values (2, 'b')");
     proxy.freeze();
     let start = Instant::now();
     let begun = query(&mut admin, "select clock_timestamp()").remove(0);
     assert_eq!(query(&mut admin, "select deal_sync_err_rec(10)"), ["f"]);
-    assert!(start.elapsed() > Duration::from_secs(3), "the other server was not waited for");
+    assert!(
+        start.elapsed() > Duration::from_secs(3),
+        "the other server was not waited for"
+    );
     let soon = format!("select at < timestamptz '{begun}' + interval '2 s' from t where id = 2");
     assert_eq!(rows(&fixture.right, &soon), ["t"]);
 }
@@ -316,14 +385,23 @@ fn a_connection_that_is_kept_need_not_wait_for_another_server() {
 #[test]
 fn failed_records_stay_failed_when_a_call_fails_over_them() {
     let fixture = one_way("stay", COLUMNS, "{}");
-    fixture.right.exec("alter table t add constraint is_sound check (v <> 'bad')");
+    fixture
+        .right
+        .exec("alter table t add constraint is_sound check (v <> 'bad')");
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'bad' from generate_series(1, 150) i");
+    run(
+        &mut client,
+        "insert into t select i, 'bad' from generate_series(1, 150) i",
+    );
     assert!(!deal(&fixture, "1000"));
     for limit in ["1000", "1000", "1"] {
         assert!(!deal(&fixture, limit));
         assert_eq!(counts(&fixture), (0, 150, 0), "{limit}");
-        goes_directly(&fixture, &mut client, "insert into t values (1000, 'direct')");
+        goes_directly(
+            &fixture,
+            &mut client,
+            "insert into t values (1000, 'direct')",
+        );
         goes_directly(&fixture, &mut client, "delete from t where id = 1000");
     }
     fixture.right.exec("alter table t drop constraint is_sound");
@@ -337,9 +415,18 @@ fn stays_waiting(fixture: &Fixture, client: &mut Client) {
     for (n, limit) in ["100", "10", "1", "1"].into_iter().enumerate() {
         assert!(!deal(fixture, limit), "{limit}");
         assert_eq!(counts(fixture), (0, 1, 20), "{limit}");
-        goes_directly(fixture, client, &format!("insert into t values (2{n}, 'direct')"));
+        goes_directly(
+            fixture,
+            client,
+            &format!("insert into t values (2{n}, 'direct')"),
+        );
     }
-    waits_behind(fixture, client, "update t set v = 'last' where id = 1", failing);
+    waits_behind(
+        fixture,
+        client,
+        "update t set v = 'last' where id = 1",
+        failing,
+    );
     reject_values::open(fixture, "bad");
     assert!(deal(fixture, "1") && deal(fixture, "100"));
     assert_eq!(queued(fixture), 0, "{:?}", standing(fixture));
@@ -362,7 +449,12 @@ fn what_waits_goes_on_waiting_when_a_call_fails_over_what_it_waits_for() {
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'bad')");
     assert!(!deal(&fixture, "100"));
-    (1..=20).for_each(|n| run(&mut client, &format!("update t set v = 'v{n}' where id = 1")));
+    (1..=20).for_each(|n| {
+        run(
+            &mut client,
+            &format!("update t set v = 'v{n}' where id = 1"),
+        )
+    });
     stays_waiting(&fixture, &mut client);
 }
 
@@ -370,7 +462,10 @@ fn what_waits_goes_on_waiting_when_a_call_fails_over_what_it_waits_for() {
 fn the_rest_of_a_transaction_goes_on_waiting_when_a_call_fails_over_what_it_waits_for() {
     let fixture = gated("together");
     let mut client = fixture.left.client();
-    run(&mut client, &format!("begin; insert into t values (1, 'bad'); {TWENTY_UPDATES}; commit"));
+    run(
+        &mut client,
+        &format!("begin; insert into t values (1, 'bad'); {TWENTY_UPDATES}; commit"),
+    );
     assert!(!deal(&fixture, "100"));
     stays_waiting(&fixture, &mut client);
 }
@@ -390,11 +485,15 @@ fn what_has_called_for_a_drain_cannot_be_prepared() {
     cannot("select deal_sync_err_rec(10)");
     recover(&fixture.right);
     // With a record that fails.
-    fixture.right.exec("alter table t add constraint not_three check (id <> 3)");
+    fixture
+        .right
+        .exec("alter table t add constraint not_three check (id <> 3)");
     assert!(!deal(&fixture, "100"));
     let failing = the_failed(&fixture);
     cannot(&format!("select retry_sync_err_rec({failing})"));
-    fixture.right.exec("alter table t drop constraint not_three");
+    fixture
+        .right
+        .exec("alter table t drop constraint not_three");
     assert!(retry(&fixture, failing));
     // With nothing to do.
     cannot("select deal_sync_err_rec(10)");
@@ -404,7 +503,10 @@ fn what_has_called_for_a_drain_cannot_be_prepared() {
     assert!(deal(&fixture, "100"));
     assert_eq!(same(&fixture, "t").len(), 5);
     run(&mut admin, &format!("begin; create table x (); {prepare}"));
-    run(&mut admin, &format!("rollback prepared '{}'", fixture.left.db));
+    run(
+        &mut admin,
+        &format!("rollback prepared '{}'", fixture.left.db),
+    );
 }
 
 /// The left database again, in LATIN1.
@@ -412,7 +514,10 @@ fn in_latin1(side: &Side) {
     let Side { db, user, .. } = side;
     let mut admin = side.cluster.superuser("postgres").expect("a superuser");
     run(&mut admin, &format!("drop database {db} with (force)"));
-    run(&mut admin, &format!("create database {db} template template0 encoding 'LATIN1'"));
+    run(
+        &mut admin,
+        &format!("create database {db} template template0 encoding 'LATIN1'"),
+    );
     side.exec_superuser(&format!(
         "create schema authorization {user}; create extension pg_rowsync schema public;
          grant usage on foreign data wrapper pg_rowsync to {user}"
@@ -431,7 +536,11 @@ fn a_failure_told_in_letters_that_the_database_lacks_is_a_failure_like_any_other
             r#"alter table {name} add constraint "цена: größer" check (v <> 'bad')"#
         ));
     }
-    refused(&mut fixture.left.client(), "insert into s values (1, 'bad')", "23514");
+    refused(
+        &mut fixture.left.client(),
+        "insert into s values (1, 'bad')",
+        "23514",
+    );
     fixture.left.exec("insert into t values (1, 'bad')");
     let why = "select status, sqlstate, constraint_name, message ~ 'größer' from sync_err_rec";
     assert_eq!(rows(&fixture.left, why), ["pending|23514|????: größer|t"]);
@@ -439,7 +548,9 @@ fn a_failure_told_in_letters_that_the_database_lacks_is_a_failure_like_any_other
     assert!(!deal(&fixture, "10"));
     assert_eq!(rows(&fixture.left, why), ["failed|23514|????: größer|t"]);
     assert_eq!(table(&fixture.right, "t"), ["2|good"]);
-    fixture.right.exec(r#"alter table t drop constraint "цена: größer""#);
+    fixture
+        .right
+        .exec(r#"alter table t drop constraint "цена: größer""#);
     assert!(deal(&fixture, "10"));
     both_have(&fixture, "t", &["1|bad", "2|good"]);
     // A failure of the moment.
@@ -463,11 +574,16 @@ fn a_server_that_cannot_be_called_is_a_server_that_is_down() {
         let fixture = linked("nobody");
         mirror(&fixture, "a", COLUMNS, "{}");
         mirror(&fixture, "s", COLUMNS, r#"{"mode": "sync"}"#);
-        fixture.left.exec(&format!("alter server dst options (set host '{host}')"));
+        fixture
+            .left
+            .exec(&format!("alter server dst options (set host '{host}')"));
         let mut client = fixture.left.client();
         refused(&mut client, "insert into s values (1, 'a')", "08001");
         run(&mut client, "insert into a values (1, 'a')");
-        run(&mut client, "begin; insert into a values (2, 'b'); update a set v = 'c'; commit");
+        run(
+            &mut client,
+            "begin; insert into a values (2, 'b'); update a set v = 'c'; commit",
+        );
         assert_eq!(records(&fixture)[0], "INSERT|08001|1|pending", "{host}");
         assert_eq!(queued(&fixture), 4, "{host}");
         assert_eq!(table(&fixture.left, "s"), [""; 0]);
@@ -477,7 +593,9 @@ fn a_server_that_cannot_be_called_is_a_server_that_is_down() {
             ["08001"],
             "{host}"
         );
-        fixture.left.exec("alter server dst options (set host '127.0.0.1')");
+        fixture
+            .left
+            .exec("alter server dst options (set host '127.0.0.1')");
         assert!(deal(&fixture, "10"), "{host}");
         both_have(&fixture, "a", &["1|c", "2|c"]);
         run(&mut client, "insert into s values (1, 'a')");

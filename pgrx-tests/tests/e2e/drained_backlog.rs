@@ -22,16 +22,19 @@ fn two_tables(label: &str) -> Fixture {
 /// A session whose snapshot is held until it is dropped.
 fn old_snapshot(side: &Side) -> Client {
     let mut client = side.superuser();
-    run(&mut client, "begin isolation level repeatable read; select count(*) from pg_class");
+    run(
+        &mut client,
+        "begin isolation level repeatable read; select count(*) from pg_class",
+    );
     client
 }
 
 /// Queues rows and drains them.
 fn backlog(fixture: &Fixture, first: i64) {
     let last = first + SIZE - 1;
-    fixture
-        .left
-        .exec(&format!("insert into q select g, 0 from generate_series({first}, {last}) g"));
+    fixture.left.exec(&format!(
+        "insert into q select g, 0 from generate_series({first}, {last}) g"
+    ));
     let pending = "select exists (select from sync_queue where status = 'pending')";
     while fixture.left.query_one::<bool>(pending) {
         deal(fixture, "5000");
@@ -50,7 +53,10 @@ fn entries_read(fixture: &Fixture) -> i64 {
 fn read_by(fixture: &Fixture, work: impl Fn(&mut Client)) -> i64 {
     let before = entries_read(fixture);
     let mut client = fixture.left.superuser();
-    run(&mut client, &format!("set search_path = {}, public", fixture.left.user));
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", fixture.left.user),
+    );
     work(&mut client);
     run(&mut client, "select pg_stat_force_next_flush()");
     // Statistics are handed over between transactions.
@@ -70,10 +76,16 @@ fn commits_and_drains_do_not_read_what_was_drained_under_an_old_snapshot() {
         // Without a floor it is 20 times the backlog; a floor may be a few records below what it could be.
         assert!(commits < 20 * 20, "20 commits have read {commits} entries");
         let drain = read_by(&fixture, |client| {
-            run(client, &format!("insert into q values ({}, 0)", 1_000_000 + round));
+            run(
+                client,
+                &format!("insert into q values ({}, 0)", 1_000_000 + round),
+            );
             run(client, "select deal_sync_err_rec(10)");
         });
-        assert!(drain < 5_000, "a drain of one record has read {drain} entries");
+        assert!(
+            drain < 5_000,
+            "a drain of one record has read {drain} entries"
+        );
     }
     drop(held);
     both_have(&fixture, "t", &["1|40"]);
@@ -86,7 +98,10 @@ fn a_record_drawn_early_and_committed_late_is_not_overlooked() {
     let _held = old_snapshot(&fixture.left);
     let mut late = fixture.left.client();
     // Prepared, it has drawn its id and keeps it.
-    run(&mut late, "begin; insert into q values (-1, 0); prepare transaction 'late'");
+    run(
+        &mut late,
+        "begin; insert into q values (-1, 0); prepare transaction 'late'",
+    );
     for round in 0..3 {
         backlog(&fixture, round * SIZE + 1);
     }
@@ -113,7 +128,9 @@ fn a_record_that_is_pending_again_under_its_old_id_is_not_passed() {
     let fixture = two_tables("drainedagain");
     let _held = old_snapshot(&fixture.left);
     // Marked failed: the row's value is not allowed there.
-    fixture.right.exec("alter table q add constraint small check (v < 5)");
+    fixture
+        .right
+        .exec("alter table q add constraint small check (v < 5)");
     fixture.left.exec("insert into q values (-1, 9)");
     assert!(!deal(&fixture, "10"));
     for round in 0..2 {
@@ -124,7 +141,11 @@ fn a_record_that_is_pending_again_under_its_old_id_is_not_passed() {
     fixture.right.exec("alter table q drop constraint small");
     // Pending again, and not delivered: the server is away.
     outage(&fixture.right);
-    assert!(!fixture.left.query_one::<bool>(&format!("select retry_sync_err_rec({id})")));
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>(&format!("select retry_sync_err_rec({id})"))
+    );
     let pending = format!("select status from sync_err_rec where id = {id}");
     assert_eq!(crate::common::rows(&fixture.left, &pending), ["pending"]);
     recover(&fixture.right);

@@ -15,7 +15,10 @@ struct Mixed {
 impl Mixed {
     fn new(label: &str, table: &str) -> Mixed {
         let fixture = Fixture::new(label);
-        let left = Side { db: format!("{}_e", fixture.left.db), ..fixture.left.clone() };
+        let left = Side {
+            db: format!("{}_e", fixture.left.db),
+            ..fixture.left.clone()
+        };
         let (db, user) = (&left.db, &left.user);
         fixture.left.exec_superuser(&format!(
             "create database {db} template template0 encoding 'LATIN1' owner {user}"
@@ -33,7 +36,10 @@ impl Mixed {
 
     fn equal(&self, table: &str, expected: &[&str]) {
         for side in [&self.left, &self.fixture.right] {
-            assert_eq!(rows(side, &format!("select * from {table} order by 1")), expected);
+            assert_eq!(
+                rows(side, &format!("select * from {table} order by 1")),
+                expected
+            );
         }
     }
 }
@@ -52,13 +58,22 @@ impl Drop for Mixed {
 fn values_cross_between_encodings() {
     let mixed = Mixed::new("encval", "t");
     let Mixed { fixture, left } = &mixed;
-    left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.right.user));
+    left.exec(&format!(
+        "select attach_sync('t', 'dst', '{}.t')",
+        fixture.right.user
+    ));
     let mut client = left.client();
-    run(&mut client, r#"insert into t values (1, 'Größe', '{"ä": "ÿ"}', '{ö,"ß ×"}')"#);
+    run(
+        &mut client,
+        r#"insert into t values (1, 'Größe', '{"ä": "ÿ"}', '{ö,"ß ×"}')"#,
+    );
     let expected = r#"1|Größe|{"ä": "ÿ"}|{ö,"ß ×"}"#;
     mixed.equal("t", &[expected]);
     outage(&fixture.right);
-    run(&mut client, "update t set v = v || ' ¼'; insert into t values (2, 'é')");
+    run(
+        &mut client,
+        "update t set v = v || ' ¼'; insert into t values (2, 'é')",
+    );
     recover(&fixture.right);
     assert!(left.query_one::<bool>("select deal_sync_err_rec(10)"));
     mixed.equal("t", &[&expected.replace("Größe", "Größe ¼"), "2|é|~|~"]);
@@ -69,10 +84,15 @@ fn the_queue_is_readable_in_another_encoding() {
     let mixed = Mixed::new("encview", "t");
     let Mixed { fixture, left } = &mixed;
     let schema = &fixture.right.user;
-    left.exec(&format!(r#"select attach_sync('t', 'dst', '{schema}.t', '{{"mode": "queue"}}')"#));
+    left.exec(&format!(
+        r#"select attach_sync('t', 'dst', '{schema}.t', '{{"mode": "queue"}}')"#
+    ));
     left.exec("insert into t values (2, 'é')");
     let queries = query(&mut left.superuser(), "select dst_query from sync_err_rec");
-    assert!(queries[0].contains("'é'") && queries[0].contains("schlüssel"), "{queries:?}");
+    assert!(
+        queries[0].contains("'é'") && queries[0].contains("schlüssel"),
+        "{queries:?}"
+    );
     fixture.right.exec(&queries[0]);
     mixed.equal("t", &["2|é|~|~"]);
 }
@@ -82,7 +102,9 @@ fn names_of_tables_cross_between_encodings() {
     let mixed = Mixed::new("encname", r#""täble""#);
     let Mixed { fixture, left } = &mixed;
     let schema = &fixture.right.user;
-    left.exec(&format!(r#"select attach_sync('"täble"', 'dst', '{schema}."täble"')"#));
+    left.exec(&format!(
+        r#"select attach_sync('"täble"', 'dst', '{schema}."täble"')"#
+    ));
     left.exec(r#"insert into "täble" values (1, 'ü'); select detach_sync('"täble"', 'dst')"#);
     mixed.equal(r#""täble""#, &["1|ü|~|~"]);
 }

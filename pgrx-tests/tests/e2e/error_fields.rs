@@ -77,7 +77,11 @@ fn errors_of_utility_statements_keep_all_fields_after_a_large_value() {
     let (mut client, notices) = fixture.left.client_with_notices();
     let before = failures(&mut client);
     assert_eq!(before[0][11], "e1_a");
-    assert!(before[2][6].contains("PL/pgSQL function pp()"), "{:?}", before[2]);
+    assert!(
+        before[2][6].contains("PL/pgSQL function pp()"),
+        "{:?}",
+        before[2]
+    );
     assert_eq!(before[7][10], "posint");
     let tell = "do $$ begin raise warning using message = 'w', detail = 'd', hint = 'h', \
                 errcode = '01234', column = 'c', table = 't'; end $$";
@@ -87,7 +91,11 @@ fn errors_of_utility_statements_keep_all_fields_after_a_large_value() {
     assert_eq!(failures(&mut client), before);
     run(&mut client, tell);
     let said = std::mem::take(&mut *notices.lock().expect("notices"));
-    let said: Vec<_> = said.iter().filter(|n| n.severity() == "WARNING").map(fields).collect();
+    let said: Vec<_> = said
+        .iter()
+        .filter(|n| n.severity() == "WARNING")
+        .map(fields)
+        .collect();
     assert_eq!(said.len(), 2);
     assert_eq!(said[0], said[1]);
     let stacked = "create function pg_temp.name() returns text language plpgsql as $$
@@ -107,7 +115,10 @@ fn values_are_still_read_before_a_statement_takes_their_table_away() {
     mirror(&fixture, "doc", "id int primary key, body text", "{}");
     mirror(&fixture, "other", "id int primary key, body text", "{}");
     let mut client = fixture.left.client();
-    run(&mut client, &format!("begin; {LARGE}; alter table doc alter id type bigint; commit"));
+    run(
+        &mut client,
+        &format!("begin; {LARGE}; alter table doc alter id type bigint; commit"),
+    );
     assert_eq!(fixture.checksum(&fixture.right, "doc").1, 1);
     run(&mut client, "begin");
     refused(&mut client, "drop table nosuch", "42P01");
@@ -118,11 +129,16 @@ fn values_are_still_read_before_a_statement_takes_their_table_away() {
 #[test]
 fn backtraces_are_for_nobody() {
     let cluster = Arc::new(Cluster::start("backtrace").expect("a cluster"));
-    cluster.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
+    cluster
+        .stop(rowsync_harness::cluster::Shutdown::Fast)
+        .expect("a stop");
     cluster.set_environment(&[("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "1")]);
     cluster.start_again().expect("a start");
     let create = |name| Side::create(&cluster, name).expect("a database");
-    let fixture = Fixture { left: create("trace_left"), right: create("trace_right") };
+    let fixture = Fixture {
+        left: create("trace_left"),
+        right: create("trace_right"),
+    };
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     let mut client = fixture.left.client();
     run(&mut client, "create table t (id int primary key)");
@@ -131,15 +147,24 @@ fn backtraces_are_for_nobody() {
         ("select attach_sync('t', 'dst', 'a.b.c.d')", "22023"),
         ("select attach_sync('t', 'nosuch')", "42704"),
         ("select sync_change_sql('x', 'y')", "XX000"),
-        ("select sync_compare_versions('t', 1, 'int', 'x', 1, 'y')", "22P02"),
+        (
+            "select sync_compare_versions('t', 1, 'int', 'x', 1, 'y')",
+            "22P02",
+        ),
     ] {
         let error = refused(&mut client, sql, state);
         let detail = error.detail().unwrap_or_default();
-        assert!(!detail.contains("pg_rowsync") && !detail.contains(".rs"), "{sql}: {detail}");
+        assert!(
+            !detail.contains("pg_rowsync") && !detail.contains(".rs"),
+            "{sql}: {detail}"
+        );
         assert!(detail.lines().count() <= 1, "{sql}: {detail}");
     }
     let log = cluster.log();
-    assert!(!log.contains("stack backtrace") && !log.contains("pgrx"), "{log}");
+    assert!(
+        !log.contains("stack backtrace") && !log.contains("pgrx"),
+        "{log}"
+    );
     drop(client);
     drop(fixture);
 }

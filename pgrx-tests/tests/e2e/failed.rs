@@ -7,7 +7,10 @@ use crate::common::{deal, query, queued, rows, run};
 
 /// `op|status|waits_for` of the records on the left, oldest first.
 pub fn standing(fixture: &Fixture) -> Vec<String> {
-    rows(&fixture.left, "select op, status, waits_for from sync_err_rec order by id")
+    rows(
+        &fixture.left,
+        "select op, status, waits_for from sync_err_rec order by id",
+    )
 }
 
 /// The failed records, oldest first.
@@ -25,9 +28,14 @@ pub fn the_failed(fixture: &Fixture) -> i64 {
 
 /// Records that fulfil a condition.
 pub fn ids(fixture: &Fixture, condition: &str) -> Vec<i64> {
-    let found =
-        rows(&fixture.left, &format!("select id from sync_err_rec where {condition} order by id"));
-    found.iter().map(|id| id.parse().expect("a number")).collect()
+    let found = rows(
+        &fixture.left,
+        &format!("select id from sync_err_rec where {condition} order by id"),
+    );
+    found
+        .iter()
+        .map(|id| id.parse().expect("a number"))
+        .collect()
 }
 
 /// How many records there are of each status: pending, failed, waiting.
@@ -44,12 +52,16 @@ pub fn counts(fixture: &Fixture) -> (i64, i64, i64) {
 
 /// `retry_sync_err_rec` on the left, as the superuser.
 pub fn retry(fixture: &Fixture, id: i64) -> bool {
-    fixture.left.query_one(&format!("select retry_sync_err_rec({id})"))
+    fixture
+        .left
+        .query_one(&format!("select retry_sync_err_rec({id})"))
 }
 
 /// Discards a change.
 pub fn discard(fixture: &Fixture, id: i64) {
-    fixture.left.exec_superuser(&format!("delete from sync_err_rec where id = {id}"));
+    fixture
+        .left
+        .exec_superuser(&format!("delete from sync_err_rec where id = {id}"));
 }
 
 /// How many records have ever been queued on the left; a rolled-back one may count too.
@@ -64,7 +76,12 @@ pub fn ever_queued(fixture: &Fixture) -> i64 {
 pub fn goes_directly(fixture: &Fixture, client: &mut Client, sql: &str) {
     let before = ever_queued(fixture);
     run(client, sql);
-    assert_eq!(ever_queued(fixture), before, "queued: {sql}: {:?}", standing(fixture));
+    assert_eq!(
+        ever_queued(fixture),
+        before,
+        "queued: {sql}: {:?}",
+        standing(fixture)
+    );
 }
 
 /// Runs statements whose changes must all wait, and only there, behind this record.
@@ -73,7 +90,11 @@ pub fn waits_behind(fixture: &Fixture, client: &mut Client, sql: &str, failing: 
     let before = ever_queued(fixture);
     run(client, sql);
     let new = format!("select distinct status, waits_for from sync_err_rec where id > {before}");
-    assert_eq!(rows(&fixture.left, &new), [format!("waiting|{failing}")], "{sql}");
+    assert_eq!(
+        rows(&fixture.left, &new),
+        [format!("waiting|{failing}")],
+        "{sql}"
+    );
 }
 
 /// Retries what is marked failed, oldest first, and drains; nothing where a worker is at it.
@@ -94,5 +115,8 @@ pub fn retry_all(fixture: &Fixture) {
         }
     }
     let why = "select id, op, status, waits_for, sqlstate, message, dst_query from sync_err_rec order by id";
-    panic!("still there after ten rounds: {:#?}", query(&mut fixture.left.superuser(), why));
+    panic!(
+        "still there after ten rounds: {:#?}",
+        query(&mut fixture.left.superuser(), why)
+    );
 }

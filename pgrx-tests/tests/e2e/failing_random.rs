@@ -21,13 +21,22 @@ const KEYS: u64 = 12;
 
 /// Key types: one whose text tells equality, one that may be doubled for a while, one whose text
 /// does not tell.
-const TYPES: [&str; 3] = ["int primary key", "int primary key deferrable", "numeric primary key"];
+const TYPES: [&str; 3] = [
+    "int primary key",
+    "int primary key deferrable",
+    "numeric primary key",
+];
 
 /// The table, and on the right a list of what was written, in its order.
 fn arrange(key: &str, mode: &str) -> Fixture {
     let fixture = linked("random");
     let options = format!(r#"{{"mode": "{mode}"}}"#);
-    mirror(&fixture, "t", &format!("id {key}, n int not null, bad boolean not null"), &options);
+    mirror(
+        &fixture,
+        "t",
+        &format!("id {key}, n int not null, bad boolean not null"),
+        &options,
+    );
     let schema = &fixture.right.user;
     fixture.right.exec(&format!(
         "alter table t add constraint is_sound check (not bad);
@@ -80,12 +89,19 @@ impl Stage {
     fn build(key: &str, mode: &str) -> Stage {
         let fixture = arrange(key, mode);
         let (admin, there) = (fixture.left.superuser(), fixture.right.client());
-        Stage { fixture, admin, there }
+        Stage {
+            fixture,
+            admin,
+            there,
+        }
     }
 
     fn ids(&mut self, condition: &str) -> Vec<i64> {
         let sql = format!("select id from sync_err_rec where {condition} order by id");
-        query(&mut self.admin, &sql).iter().map(|id| id.parse().expect("a number")).collect()
+        query(&mut self.admin, &sql)
+            .iter()
+            .map(|id| id.parse().expect("a number"))
+            .collect()
     }
 
     fn failed(&mut self) -> Vec<i64> {
@@ -93,7 +109,10 @@ impl Stage {
     }
 
     fn deal(&mut self, limit: u64) -> bool {
-        query(&mut self.admin, &format!("select deal_sync_err_rec({limit})")) == ["t"]
+        query(
+            &mut self.admin,
+            &format!("select deal_sync_err_rec({limit})"),
+        ) == ["t"]
     }
 
     fn retry(&mut self, id: i64) -> bool {
@@ -115,7 +134,10 @@ impl Stage {
               where id = {id} and m[1]::numeric < 1000"
         );
         let keys = query(&mut self.admin, &sql);
-        run(&mut self.admin, &format!("delete from sync_err_rec where id = {id}"));
+        run(
+            &mut self.admin,
+            &format!("delete from sync_err_rec where id = {id}"),
+        );
         done.push(format!("-- discards {id}: {}", record[0]));
         keys.iter().map(|key| key.parse().expect("a key")).collect()
     }
@@ -146,9 +168,15 @@ fn step(client: &mut Client, statements: &[String]) -> Result<(), String> {
     let result = client.batch_execute(&format!("begin; {}; commit", statements.join("; ")));
     let Err(error) = result else { return Ok(()) };
     let said = describe(&error);
-    client.batch_execute("rollback").map_err(|error| describe(&error))?;
+    client
+        .batch_execute("rollback")
+        .map_err(|error| describe(&error))?;
     // A duplicate key is the statement's own fault.
-    if said.starts_with("23505") { Ok(()) } else { Err(said) }
+    if said.starts_with("23505") {
+        Ok(())
+    } else {
+        Err(said)
+    }
 }
 
 /// How many records were ever marked failed, so that a test can tell whether it tested anything.
@@ -201,12 +229,19 @@ fn play(seed: u64) -> usize {
     let [left, right] = [&mut client, &mut stage.there].map(|client| -> Vec<String> {
         let mut found = query(client, all);
         found.retain(|row| {
-            let key = row.split('|').next().and_then(|id| id.parse().ok()).expect("a key");
+            let key = row
+                .split('|')
+                .next()
+                .and_then(|id| id.parse().ok())
+                .expect("a key");
             !tainted.contains(&key)
         });
         found
     });
-    assert_eq!(left, right, "{about}, left and right; without the keys {tainted:?}: {done:#?}");
+    assert_eq!(
+        left, right,
+        "{about}, left and right; without the keys {tainted:?}: {done:#?}"
+    );
     seen.len()
 }
 
@@ -231,7 +266,9 @@ fn random_failures_of_other_seeds_end_with_equal_tables() {
     if let Some(seed) = number("ROWSYNC_SEED") {
         play(seed);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock");
     for seed in (now.as_nanos() as u64..).take(number("ROWSYNC_SEEDS").unwrap_or(0) as usize) {
         play(seed);
     }

@@ -35,9 +35,9 @@ fn arrange(fixture: &Fixture) {
          end $$;
          create trigger note after insert or update on t for each row execute function note()"
     ));
-    fixture
-        .left
-        .exec(&format!("insert into t select i, 0, false from generate_series(1, {ROWS}) i"));
+    fixture.left.exec(&format!(
+        "insert into t select i, 0, false from generate_series(1, {ROWS}) i"
+    ));
 }
 
 /// Rows on which a write came later than one with a higher number.
@@ -76,7 +76,10 @@ fn play(fixture: &Fixture, drains: bool) {
                     }
                     4..=8 => thread::sleep(Duration::from_millis(20)),
                     9 => repair(fixture),
-                    10 => failed(fixture).iter().take(1).for_each(|id| discard(fixture, *id)),
+                    10 => failed(fixture)
+                        .iter()
+                        .take(1)
+                        .for_each(|id| discard(fixture, *id)),
                     _ => {
                         let failed = failed(fixture);
                         if !failed.is_empty() {
@@ -88,13 +91,22 @@ fn play(fixture: &Fixture, drains: bool) {
         });
         let results: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
         done.set();
-        results.into_iter().map(|times| times.expect("a client saw an error")).sum()
+        results
+            .into_iter()
+            .map(|times| times.expect("a client saw an error"))
+            .sum()
     });
-    let written: i64 =
-        fixture.right.query_one(&format!("select count(*) from {}.written", fixture.right.user));
+    let written: i64 = fixture.right.query_one(&format!(
+        "select count(*) from {}.written",
+        fixture.right.user
+    ));
     println!("{updates} updates, {written} writes on the other side");
     assert!(written > 100, "hardly anything arrived");
-    assert_eq!(query(&mut fixture.right.client(), PASSED), [""; 0], "row, written, written before");
+    assert_eq!(
+        query(&mut fixture.right.client(), PASSED),
+        [""; 0],
+        "row, written, written before"
+    );
 }
 
 /// For a moment nothing is refused for good, and what was marked failed is tried again.
@@ -103,12 +115,16 @@ fn repair(fixture: &Fixture) {
     for id in failed(fixture) {
         retry(fixture, id);
     }
-    fixture.right.exec("alter table t add constraint is_sound check (not bad) not valid");
+    fixture
+        .right
+        .exec("alter table t add constraint is_sound check (not bad) not valid");
 }
 
 /// Nothing is refused any more; what was discarded is made up for by the next change.
 fn settle(fixture: &Fixture) {
-    fixture.right.exec("truncate moment; alter table t drop constraint is_sound");
+    fixture
+        .right
+        .exec("truncate moment; alter table t drop constraint is_sound");
     await_until(WORKING, "what was marked failed to be delivered", || {
         retry_once(fixture);
         queued(fixture) == 0

@@ -14,7 +14,9 @@ const QUEUE: &str = r#"{"mode": "queue"}"#;
 #[test]
 fn the_worker_delivers_around_a_failing_among_ten_thousand() {
     let fixture = preloaded_one_way("workpoison", EAGER, COLUMNS, QUEUE);
-    fixture.right.exec("alter table t add constraint is_sound check (v <> 'bad')");
+    fixture
+        .right
+        .exec("alter table t add constraint is_sound check (v <> 'bad')");
     let mut client = fixture.left.client();
     run(
         &mut client,
@@ -30,14 +32,28 @@ fn the_worker_delivers_around_a_failing_among_ten_thousand() {
     assert_eq!(rows(&fixture.left, why), ["failed|23514|is_sound"]);
 
     // Through the queue: the row waits, others arrive.
-    run(&mut client, "update t set v = 'good' where id = 5000; update t set v = 'w' where id = 1");
-    await_until(WORKING, "the other row to arrive", || counts(&fixture) == (0, 1, 1));
+    run(
+        &mut client,
+        "update t set v = 'good' where id = 5000; update t set v = 'w' where id = 1",
+    );
+    await_until(WORKING, "the other row to arrive", || {
+        counts(&fixture) == (0, 1, 1)
+    });
     assert_eq!(rows(&fixture.right, "select v from t where id = 1"), ["w"]);
     // And directly.
     fixture.left.exec("select detach_sync('t', 'dst')");
     attach(&fixture, "t", "{}");
-    waits_behind(&fixture, &mut client, "update t set id = 20000 where id = 5000", failing);
-    goes_directly(&fixture, &mut client, "update t set v = 'direct' where id < 10");
+    waits_behind(
+        &fixture,
+        &mut client,
+        "update t set id = 20000 where id = 5000",
+        failing,
+    );
+    goes_directly(
+        &fixture,
+        &mut client,
+        "update t set v = 'direct' where id < 10",
+    );
     let direct = rows(&fixture.right, "select count(*) from t where v = 'direct'");
     assert_eq!(direct, ["9"], "delivered when the commit returned");
 
@@ -62,9 +78,16 @@ fn the_worker_does_not_try_what_is_failed() {
         run(&mut client, &format!("insert into t values ({n}, 'good')"));
         await_drained(&fixture);
     }
-    assert_eq!(rows(&fixture.left, "select attempts, status from sync_err_rec"), ["1|failed"]);
+    assert_eq!(
+        rows(&fixture.left, "select attempts, status from sync_err_rec"),
+        ["1|failed"]
+    );
     let status = "select pending, failed, waiting, consecutive_failures from sync_status";
-    assert_eq!(rows(&fixture.left, status), ["0|1|0|0"], "the server is well");
+    assert_eq!(
+        rows(&fixture.left, status),
+        ["0|1|0|0"],
+        "the server is well"
+    );
     assert_eq!(reject_values::passed(&fixture).len(), 10);
 }
 
@@ -81,13 +104,27 @@ fn a_discarded_failing_needs_no_further_push() {
         counts(&fixture) == (0, 1, 0)
     });
     let failing = the_failed(&fixture);
-    waits_behind(&fixture, &mut client, "update t set v = 'next' where id = 1", failing);
-    waits_behind(&fixture, &mut client, "update t set id = 3 where id = 1", failing);
+    waits_behind(
+        &fixture,
+        &mut client,
+        "update t set v = 'next' where id = 1",
+        failing,
+    );
+    waits_behind(
+        &fixture,
+        &mut client,
+        "update t set id = 3 where id = 1",
+        failing,
+    );
     discard(&fixture, failing);
     await_until(WORKING, "what waited to arrive", || queued(&fixture) == 0);
     assert_eq!(reject_values::passed(&fixture), ["1:next", "3:next"]);
     same(&fixture, "t");
-    goes_directly(&fixture, &mut client, "update t set v = 'direct' where id = 3");
+    goes_directly(
+        &fixture,
+        &mut client,
+        "update t set v = 'direct' where id = 3",
+    );
     same(&fixture, "t");
 }
 
@@ -97,8 +134,13 @@ fn the_worker_goes_on_behind_a_retry_made_in_a_transaction_of_its_own() {
     reject_values::build(&fixture);
     reject_values::close(&fixture, "bad", "23514", None);
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t values (1, 'bad'), (2, 'bad'); update t set v = 'good'");
-    await_until(WORKING, "two to be marked failed", || counts(&fixture) == (0, 2, 2));
+    run(
+        &mut client,
+        "insert into t values (1, 'bad'), (2, 'bad'); update t set v = 'good'",
+    );
+    await_until(WORKING, "two to be marked failed", || {
+        counts(&fixture) == (0, 2, 2)
+    });
     reject_values::open(&fixture, "bad");
     for id in crate::failed::failed(&fixture) {
         retry(&fixture, id);
@@ -106,6 +148,11 @@ fn the_worker_goes_on_behind_a_retry_made_in_a_transaction_of_its_own() {
     await_until(WORKING, "all to arrive", || queued(&fixture) == 0);
     let mut passed = reject_values::passed(&fixture);
     passed.sort();
-    assert_eq!(passed, ["1:bad", "1:good", "2:bad", "2:good"], "{:?}", standing(&fixture));
+    assert_eq!(
+        passed,
+        ["1:bad", "1:good", "2:bad", "2:good"],
+        "{:?}",
+        standing(&fixture)
+    );
     same(&fixture, "t");
 }

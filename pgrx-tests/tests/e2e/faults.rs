@@ -5,7 +5,15 @@ use rowsync_harness::faults::rig::{Drain, Mode};
 use rowsync_harness::faults::rounds::{self, Plan};
 
 fn rounds(mode: Mode, drain: Drain, seed: u64) {
-    run(Plan { mode, drain, seed, from: 0, rounds: 8, fault: None, pooler: None });
+    run(Plan {
+        mode,
+        drain,
+        seed,
+        from: 0,
+        rounds: 8,
+        fault: None,
+        pooler: None,
+    });
 }
 
 fn run(plan: Plan) {
@@ -40,5 +48,13 @@ fn after_faults_without_a_worker_calls_make_both_sides_equal() {
 #[test]
 fn after_faults_behind_a_pooler_both_sides_are_equal() {
     let (mode, drain, pooler) = (Mode::Async, Drain::Worker, Some(PoolMode::Transaction));
-    run(Plan { mode, drain, seed: 5, from: 0, rounds: 8, fault: None, pooler });
+    run(Plan {
+        mode,
+        drain,
+        seed: 5,
+        from: 0,
+        rounds: 8,
+        fault: None,
+        pooler,
+    });
 }

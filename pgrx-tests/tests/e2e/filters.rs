@@ -17,9 +17,14 @@ fn watched(label: &str, triggers: &[&str]) -> Fixture {
         ));
     }
     for (at, fires) in triggers.iter().enumerate() {
-        let (kind, when) =
-            fires.split_once(" when ").map_or((*fires, ""), |(kind, when)| (kind, when));
-        let when = if when.is_empty() { String::new() } else { format!("when ({when})") };
+        let (kind, when) = fires
+            .split_once(" when ")
+            .map_or((*fires, ""), |(kind, when)| (kind, when));
+        let when = if when.is_empty() {
+            String::new()
+        } else {
+            format!("when ({when})")
+        };
         fixture.left.exec(&format!(
             "create trigger s{at} after {kind} on t for each row {when}
                execute function sync_dml('dst', '{}', 't', '{{\"mode\": \"sync\"}}')",
@@ -30,7 +35,10 @@ fn watched(label: &str, triggers: &[&str]) -> Fixture {
 }
 
 fn state(side: &rowsync_harness::Side) -> Vec<String> {
-    rows(side, "select id, region, s, left(big, 1), length(big) from t order by id")
+    rows(
+        side,
+        "select id, region, s, left(big, 1), length(big) from t order by id",
+    )
 }
 
 #[track_caller]
@@ -44,8 +52,13 @@ const FILL: &str = "insert into t values (1, 'eu', 0, repeat('a', 10000))";
 
 #[test]
 fn a_row_that_comes_back_into_a_filter_comes_whole() {
-    let fixture =
-        watched("back", &["insert when new.region = 'eu'", "update when new.region = 'eu'"]);
+    let fixture = watched(
+        "back",
+        &[
+            "insert when new.region = 'eu'",
+            "update when new.region = 'eu'",
+        ],
+    );
     same_after(
         &fixture,
         &[
@@ -60,7 +73,14 @@ fn a_row_that_comes_back_into_a_filter_comes_whole() {
 #[test]
 fn what_a_list_of_columns_hides_is_sent_with_the_next_change() {
     let fixture = watched("columns", &["insert or delete or update of s"]);
-    same_after(&fixture, &[FILL, "update t set big = repeat('B', 10000)", "update t set s = 2"]);
+    same_after(
+        &fixture,
+        &[
+            FILL,
+            "update t set big = repeat('B', 10000)",
+            "update t set s = 2",
+        ],
+    );
 }
 
 #[test]

@@ -11,7 +11,9 @@ use crate::one_way::{assert_equal, one_way, queued};
 fn trusting(fixture: &Fixture) -> Client {
     let mut client = fixture.left.client();
     for n in 0..2 {
-        client.batch_execute(&format!("update t set v = 'warm {n}'")).expect("an update");
+        client
+            .batch_execute(&format!("update t set v = 'warm {n}'"))
+            .expect("an update");
     }
     client
 }
@@ -23,13 +25,24 @@ fn conflicts_are_overwritten_whatever_was_expected() {
         let mut client = trusting(&fixture);
         // Another row under the key, no row to update, another row where one moves, none to delete.
         for (there, here) in [
-            ("insert into t values (5, 'theirs')", "insert into t values (5, 'ours'), (6, 'ours')"),
-            ("delete from t where id = 1", "update t set v = 'back' where id <= 2"),
-            ("insert into t values (9, 'theirs')", "update t set id = id + 4 where id = 5"),
+            (
+                "insert into t values (5, 'theirs')",
+                "insert into t values (5, 'ours'), (6, 'ours')",
+            ),
+            (
+                "delete from t where id = 1",
+                "update t set v = 'back' where id <= 2",
+            ),
+            (
+                "insert into t values (9, 'theirs')",
+                "update t set id = id + 4 where id = 5",
+            ),
             ("delete from t where id = 3", "delete from t where id = 3"),
         ] {
             fixture.right.exec(there);
-            client.batch_execute(&format!("{begin} {here}; {end}")).expect("a commit");
+            client
+                .batch_execute(&format!("{begin} {here}; {end}"))
+                .expect("a commit");
             assert_equal(&fixture);
             assert_eq!(queued(&fixture), 0, "{here}");
         }
@@ -42,7 +55,9 @@ fn a_remote_without_the_unique_index_is_never_trusted() {
     fixture.right.exec("alter table t drop constraint t_pkey");
     let mut client = fixture.left.client();
     // A DELETE needs no index and proves none.
-    client.batch_execute("delete from t where id = 3").expect("a delete");
+    client
+        .batch_execute("delete from t where id = 3")
+        .expect("a delete");
     for _ in 0..2 {
         let error = fails(client.batch_execute("insert into t values (4, 'x')"));
         assert_eq!(error.code().code(), "42P10");
@@ -57,16 +72,25 @@ const LOSSES: [(&str, &str); 3] = [
         "partial",
         "alter table t drop constraint t_pkey; create unique index t_pkey on t (id) where id > 0",
     ),
-    ("plain", "alter table t drop constraint t_pkey; create index t_pkey on t (id)"),
+    (
+        "plain",
+        "alter table t drop constraint t_pkey; create index t_pkey on t (id)",
+    ),
 ];
 
 #[test]
 fn an_index_that_is_gone_is_missed_by_the_next_insert() {
     for (label, loss) in LOSSES {
         for count in [1, 2, 100, 1_000] {
-            let fixture = one_way(&format!("lost_{label}_{count}"), None, r#"{"mode": "sync"}"#);
+            let fixture = one_way(
+                &format!("lost_{label}_{count}"),
+                None,
+                r#"{"mode": "sync"}"#,
+            );
             let mut client = trusting(&fixture);
-            client.batch_execute("insert into t values (-1, 'once')").expect("an insert");
+            client
+                .batch_execute("insert into t values (-1, 'once')")
+                .expect("an insert");
             fixture
                 .right
                 .exec("insert into t select g, 'theirs' from generate_series(-2000, -2) g");
@@ -79,10 +103,16 @@ fn an_index_that_is_gone_is_missed_by_the_next_insert() {
             }
             let twice = "select count(*) - count(distinct id) from t";
             assert_eq!(rows(&fixture.right, twice), ["0"], "{label} {count}");
-            fixture.right.exec("drop index if exists t_pkey; alter table t add primary key (id)");
+            fixture
+                .right
+                .exec("drop index if exists t_pkey; alter table t add primary key (id)");
             client.batch_execute(&insert).expect("an insert");
             let ours = "select count(*) from t where v = 'ours'";
-            assert_eq!(rows(&fixture.right, ours), [count.to_string()], "{label} {count}");
+            assert_eq!(
+                rows(&fixture.right, ours),
+                [count.to_string()],
+                "{label} {count}"
+            );
         }
     }
 }
@@ -90,15 +120,23 @@ fn an_index_that_is_gone_is_missed_by_the_next_insert() {
 #[test]
 fn a_replay_does_not_double_rows_of_a_table_that_has_lost_its_index() {
     for count in [1, 100] {
-        let fixture = one_way(&format!("lost_replay_{count}"), None, r#"{"mode": "queue"}"#);
+        let fixture = one_way(
+            &format!("lost_replay_{count}"),
+            None,
+            r#"{"mode": "queue"}"#,
+        );
         let mut admin = fixture.left.superuser();
         let deal = |admin: &mut Client| {
-            let row = admin.query_one("select deal_sync_err_rec(10000)", &[]).expect("a drain");
+            let row = admin
+                .query_one("select deal_sync_err_rec(10000)", &[])
+                .expect("a drain");
             row.get::<_, bool>(0)
         };
         fixture.left.exec("insert into t values (-1, 'once')");
         assert!(deal(&mut admin));
-        fixture.right.exec("insert into t select g, 'theirs' from generate_series(-2000, -2) g");
+        fixture
+            .right
+            .exec("insert into t select g, 'theirs' from generate_series(-2000, -2) g");
         fixture.right.exec(LOSSES[0].1);
         fixture.left.exec(&format!(
             "insert into t select -1 - g, 'ours' from generate_series(1, {count}) g"
@@ -106,8 +144,9 @@ fn a_replay_does_not_double_rows_of_a_table_that_has_lost_its_index() {
         deal(&mut admin);
         let twice = "select count(*) - count(distinct id) from t";
         assert_eq!(rows(&fixture.right, twice), ["0"], "{count}");
-        let failed: String =
-            fixture.left.query_one("select sqlstate from sync_err_rec where status = 'failed'");
+        let failed: String = fixture
+            .left
+            .query_one("select sqlstate from sync_err_rec where status = 'failed'");
         assert_eq!(failed, "42P10", "{count}");
     }
 }
@@ -118,12 +157,20 @@ fn rows_under_a_deferrable_key_are_not_doubled_without_an_index() {
         crate::common::one_way("lost_late", "id int primary key deferrable, v text", "{}");
     let mut client = fixture.left.client();
     for n in 0..3 {
-        client.batch_execute(&format!("insert into t values ({n}, 'warm')")).expect("an insert");
+        client
+            .batch_execute(&format!("insert into t values ({n}, 'warm')"))
+            .expect("an insert");
     }
-    fixture.right.exec("insert into t select g, 'theirs' from generate_series(10, 20) g");
+    fixture
+        .right
+        .exec("insert into t select g, 'theirs' from generate_series(10, 20) g");
     fixture.right.exec("alter table t drop constraint t_pkey");
-    client.batch_execute("insert into t values (10, 'ours')").expect("an insert");
-    client.batch_execute("insert into t values (11, 'ours'), (12, 'ours')").expect("an insert");
+    client
+        .batch_execute("insert into t values (10, 'ours')")
+        .expect("an insert");
+    client
+        .batch_execute("insert into t values (11, 'ours'), (12, 'ours')")
+        .expect("an insert");
     let found = "select count(*) || ' ' || count(distinct id) from t where id between 10 and 12";
     assert_eq!(rows(&fixture.right, found), ["3 3"]);
 }
@@ -132,11 +179,20 @@ fn rows_under_a_deferrable_key_are_not_doubled_without_an_index() {
 fn another_unique_constraint_stays_an_error() {
     let fixture = one_way("second", None, r#"{"mode": "sync"}"#);
     let mut client = trusting(&fixture);
-    fixture.right.exec("create unique index once on t (v) where v = 'same'");
-    client.batch_execute("update t set v = 'same' where id = 1").expect("an update");
+    fixture
+        .right
+        .exec("create unique index once on t (v) where v = 'same'");
+    client
+        .batch_execute("update t set v = 'same' where id = 1")
+        .expect("an update");
     let error = fails(client.batch_execute("update t set v = 'same' where id = 2"));
-    assert_eq!((error.code().code(), error.constraint()), ("23505", Some("once")));
-    client.batch_execute("update t set v = 'other' where id = 2").expect("an update");
+    assert_eq!(
+        (error.code().code(), error.constraint()),
+        ("23505", Some("once"))
+    );
+    client
+        .batch_execute("update t set v = 'other' where id = 2")
+        .expect("an update");
     assert_equal(&fixture);
 }
 
@@ -154,7 +210,9 @@ fn rows_of_one_command_may_refer_to_each_other() {
                from generate_series(10, 5000) g",
         )
         .expect("an insert");
-    let failure: Option<String> = fixture.left.query_one("select max(message) from sync_err_rec");
+    let failure: Option<String> = fixture
+        .left
+        .query_one("select max(message) from sync_err_rec");
     assert_eq!((failure, queued(&fixture)), (None, 0));
     assert_equal(&fixture);
 }

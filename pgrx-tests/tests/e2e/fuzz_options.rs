@@ -13,7 +13,10 @@ use crate::rng::Rng;
 const CASES: usize = 150;
 
 fn rng() -> (u64, Rng) {
-    let seed = std::env::var("ROWSYNC_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let seed = std::env::var("ROWSYNC_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(1);
     (seed, Rng::new(seed))
 }
 
@@ -53,7 +56,9 @@ fn damaged(rng: &mut Rng, text: &str) -> String {
     for _ in 0..rng.roll(3) {
         let at = rng.roll(chars.len() as u64 + 1) as usize;
         let end = (at + rng.roll(4) as usize).min(chars.len());
-        let piece = rng.of(&PIECES).repeat(1 + rng.roll(8).saturating_sub(6) as usize * 400);
+        let piece = rng
+            .of(&PIECES)
+            .repeat(1 + rng.roll(8).saturating_sub(6) as usize * 400);
         chars.splice(at..end, piece.chars());
     }
     chars.into_iter().collect()
@@ -65,9 +70,16 @@ fn literal(text: &str) -> String {
 
 /// Runs a statement that may fail with one of these SQLSTATEs; says whether it did not.
 fn may_fail(client: &mut Client, sql: &str, with: &[&str], about: u64) -> bool {
-    let Err(error) = client.batch_execute(sql) else { return true };
-    let Some(said) = error.as_db_error() else { panic!("seed {about}: {error}: {sql}") };
-    assert!(with.contains(&said.code().code()), "seed {about}: {said:?}: {sql}");
+    let Err(error) = client.batch_execute(sql) else {
+        return true;
+    };
+    let Some(said) = error.as_db_error() else {
+        panic!("seed {about}: {error}: {sql}")
+    };
+    assert!(
+        with.contains(&said.code().code()),
+        "seed {about}: {said:?}: {sql}"
+    );
     // A panic has this state, too.
     let is_told = said.code().code() != "XX000" || said.message().starts_with("could not read");
     assert!(is_told, "seed {about}: {said:?}: {sql}");
@@ -105,7 +117,10 @@ fn triggers_with_random_options_work_or_fail_with_a_documented_state() {
         run(&mut client, "drop trigger fuzz on t");
         // The next may be of mode sync, which nothing may precede.
         run(&mut admin, "delete from sync_err_rec");
-        let attach = format!("select attach_sync('t', 'dst', '{schema}.t', {})", literal(&options));
+        let attach = format!(
+            "select attach_sync('t', 'dst', '{schema}.t', {})",
+            literal(&options)
+        );
         let states = [&states[..], &["22P02", "22P05", "54001"]].concat();
         if may_fail(&mut client, &attach, &states, seed) {
             run(&mut client, "select detach_sync('t', 'dst')");
@@ -136,7 +151,11 @@ fn servers_and_mappings_with_random_options_are_made_or_refused() {
             "nonsense",
             "hots",
         ]);
-        let name = if rng.roll(3) == 0 { damaged(&mut rng, name) } else { name.to_owned() };
+        let name = if rng.roll(3) == 0 {
+            damaged(&mut rng, name)
+        } else {
+            name.to_owned()
+        };
         let name = format!("\"{}\"", name.replace('"', "\"\""));
         let value = literal(&damaged(&mut rng, "on"));
         // An option that is unknown or misplaced, without a name, a boolean that is none, one for superusers.
@@ -156,7 +175,11 @@ fn servers_and_mappings_with_random_options_are_made_or_refused() {
     let long = "select pg_rowsync_fdw_validator(array[repeat('h', 20000000) || '=x'], 1417)";
     let begun = Instant::now();
     assert!(!may_fail(&mut client, long, &["HV00D"], seed));
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 fn shown_as(record: &[String; 2]) -> String {
@@ -177,7 +200,11 @@ fn what_is_no_record_is_refused_by_the_function_that_shows_it() {
         .exec("insert into t values (1, 'v'); update t set id = 2; delete from t; truncate t");
     let select =
         "select body, change from sync_queue q join sync_route r on r.id = route_id order by q.id";
-    let records = fixture.left.superuser().simple_query(select).expect("records");
+    let records = fixture
+        .left
+        .superuser()
+        .simple_query(select)
+        .expect("records");
     let records: Vec<[String; 2]> = records
         .iter()
         .filter_map(|message| match message {
@@ -199,13 +226,21 @@ fn what_is_no_record_is_refused_by_the_function_that_shows_it() {
         shown += usize::from(may_fail(&mut client, &sql, &["XX000", "22021"], seed));
     }
     // What no dice may roll: positions of columns that there are not, and rows without columns.
-    for (from, to) in
-        [("\"key\":[0]", "\"key\":[7]"), ("\"key\":[0]", "\"key\":[]"), ("\"1\",", "")]
-    {
+    for (from, to) in [
+        ("\"key\":[0]", "\"key\":[7]"),
+        ("\"key\":[0]", "\"key\":[]"),
+        ("\"1\",", ""),
+    ] {
         let record = records[0].each_ref().map(|text| text.replace(from, to));
         assert_ne!(record, records[0], "{from}");
-        assert!(!may_fail(&mut client, &shown_as(&record), &["XX000"], seed), "{record:?}");
+        assert!(
+            !may_fail(&mut client, &shown_as(&record), &["XX000"], seed),
+            "{record:?}"
+        );
     }
-    assert!(shown > 5 && shown < CASES, "seed {seed}: {shown} were shown");
+    assert!(
+        shown > 5 && shown < CASES,
+        "seed {seed}: {shown} were shown"
+    );
     assert_eq!(query(&mut client, "select 1"), ["1"]);
 }

@@ -33,17 +33,36 @@ const SETTINGS: [&[&str]; 12] = [
         "intervalstyle = 'sql_standard'",
         "intervalstyle = 'iso_8601'",
     ],
-    &["timezone = 'Asia/Kolkata'", "timezone = 'America/New_York'", "timezone = '-13:45'"],
-    &["extra_float_digits = -15", "extra_float_digits = 0", "extra_float_digits = 3"],
+    &[
+        "timezone = 'Asia/Kolkata'",
+        "timezone = 'America/New_York'",
+        "timezone = '-13:45'",
+    ],
+    &[
+        "extra_float_digits = -15",
+        "extra_float_digits = 0",
+        "extra_float_digits = 3",
+    ],
     &["bytea_output = 'escape'", "bytea_output = 'hex'"],
-    &["standard_conforming_strings = off", "standard_conforming_strings = on"],
+    &[
+        "standard_conforming_strings = off",
+        "standard_conforming_strings = on",
+    ],
     // Those that only matter to who writes: a literal that is read is read under the reader's.
     &["client_encoding = 'LATIN1'", "client_encoding = 'UTF8'"],
     &["array_nulls = off", "array_nulls = on"],
     &["xmloption = 'document'", "xmloption = 'content'"],
     &["lc_monetary = 'C.UTF-8'", "lc_monetary = 'C'"],
-    &["xmlbinary = 'hex'", "quote_all_identifiers = on", "transform_null_equals = on"],
-    &["backslash_quote = off", "enable_seqscan = off", "row_security = off"],
+    &[
+        "xmlbinary = 'hex'",
+        "quote_all_identifiers = on",
+        "transform_null_equals = on",
+    ],
+    &[
+        "backslash_quote = off",
+        "enable_seqscan = off",
+        "row_security = off",
+    ],
 ];
 
 /// Some of the settings.
@@ -54,7 +73,10 @@ fn settings(rng: &mut Rng, of: &[&[&str]]) -> String {
             chosen.push(rng.of(values));
         }
     }
-    chosen.iter().map(|setting| format!("set {setting}; ")).collect()
+    chosen
+        .iter()
+        .map(|setting| format!("set {setting}; "))
+        .collect()
 }
 
 /// A table's columns beside `n`, which numbers its rows, and `ver`, which grows with every statement.
@@ -65,7 +87,9 @@ struct Columns {
 }
 
 /// Behind each column's number.
-const ENDINGS: [&str; 9] = ["", "'", "\"\"", "\\", "; --", " $1", "{\"\"}", "\n", " E'\\'"];
+const ENDINGS: [&str; 9] = [
+    "", "'", "\"\"", "\\", "; --", " $1", "{\"\"}", "\n", " E'\\'",
+];
 
 impl Columns {
     fn random(rng: &mut Rng) -> Columns {
@@ -82,8 +106,15 @@ impl Columns {
     }
 
     fn definition(&self) -> String {
-        let columns = self.columns.iter().map(|(name, kind)| format!("{name} {}", kind.name));
-        let key = self.columns.iter().take(self.key).map(|(name, _)| name.as_str());
+        let columns = self
+            .columns
+            .iter()
+            .map(|(name, kind)| format!("{name} {}", kind.name));
+        let key = self
+            .columns
+            .iter()
+            .take(self.key)
+            .map(|(name, _)| name.as_str());
         format!(
             "n int not null, ver int8 not null, {}, primary key ({})",
             columns.collect::<Vec<_>>().join(", "),
@@ -102,7 +133,11 @@ impl Columns {
 
     /// New values of some columns.
     fn assignments(&self, rng: &mut Rng, of_key: bool) -> String {
-        let (first, last) = if of_key { (0, self.key) } else { (self.key, self.columns.len()) };
+        let (first, last) = if of_key {
+            (0, self.key)
+        } else {
+            (self.key, self.columns.len())
+        };
         let mut set = Vec::new();
         for (at, (name, kind)) in self.columns.iter().enumerate().take(last).skip(first) {
             if of_key && (set.is_empty() || rng.roll(2) == 0) || rng.roll(4) == 0 {
@@ -125,7 +160,10 @@ impl Columns {
             format!("{name}{text}")
         };
         let columns: Vec<String> = self.columns.iter().map(column).collect();
-        format!("select n, ver, {} from {table} order by n", columns.join(", "))
+        format!(
+            "select n, ver, {} from {table} order by n",
+            columns.join(", ")
+        )
     }
 }
 
@@ -134,20 +172,30 @@ fn statement(rng: &mut Rng, table: &str, columns: &Columns, number: &mut u64) ->
     *number += 10;
     let at = *number;
     let some = match rng.roll(3) {
-        0 => format!("n = (select n from {table} offset {} limit 1)", rng.roll(12)),
+        0 => format!(
+            "n = (select n from {table} offset {} limit 1)",
+            rng.roll(12)
+        ),
         _ => format!("n % 4 = {}", rng.roll(4)),
     };
     match rng.roll(14) {
         0..=4 => {
-            let rows: Vec<String> =
-                (0..1 + rng.roll(4)).map(|i| columns.row(rng, at + i)).collect();
+            let rows: Vec<String> = (0..1 + rng.roll(4))
+                .map(|i| columns.row(rng, at + i))
+                .collect();
             format!("insert into {table} values {}", rows.join(", "))
         }
         5..=7 => {
-            format!("update {table} set ver = {at}{} where {some}", columns.assignments(rng, false))
+            format!(
+                "update {table} set ver = {at}{} where {some}",
+                columns.assignments(rng, false)
+            )
         }
         8 => {
-            let (key, rest) = (columns.assignments(rng, true), columns.assignments(rng, false));
+            let (key, rest) = (
+                columns.assignments(rng, true),
+                columns.assignments(rng, false),
+            );
             format!(
                 "update {table} set ver = {at}{key}{rest}
                    where n = (select n from {table} offset {} limit 1)",
@@ -155,7 +203,10 @@ fn statement(rng: &mut Rng, table: &str, columns: &Columns, number: &mut u64) ->
             )
         }
         9 => {
-            format!("update {table} set ver = {at}{} where {some}", columns.assignments(rng, true))
+            format!(
+                "update {table} set ver = {at}{} where {some}",
+                columns.assignments(rng, true)
+            )
         }
         10 => format!("delete from {table} where {some}"),
         11 => format!("insert into kept select * from {table} where {some}"),
@@ -175,14 +226,23 @@ fn transaction(
     columns: &Columns,
     number: &mut u64,
 ) -> Vec<String> {
-    let mut done =
-        vec![format!("begin; {}", settings(rng, &SETTINGS).replace("set ", "set local "))];
+    let mut done = vec![format!(
+        "begin; {}",
+        settings(rng, &SETTINGS).replace("set ", "set local ")
+    )];
     run(client, &done[0]);
     for _ in 0..1 + rng.roll(6) {
         let sql = statement(rng, table, columns, number);
         run(client, "savepoint try");
-        let code = client.batch_execute(&sql).err().map(|error| describe(&error));
-        let end = if code.is_some() { "rollback to try" } else { "release try" };
+        let code = client
+            .batch_execute(&sql)
+            .err()
+            .map(|error| describe(&error));
+        let end = if code.is_some() {
+            "rollback to try"
+        } else {
+            "release try"
+        };
         let code = code.unwrap_or_default();
         done.push(format!("{sql}; -- {code}"));
         assert!(code.is_empty() || code.starts_with("23505"), "{done:#?}");
@@ -195,10 +255,15 @@ fn transaction(
 /// All rows of a table in PostgreSQL's binary form, or as text to tell what differs.
 fn image(side: &Side, columns: &Columns, table: &str) -> Vec<u8> {
     let mut client = side.superuser();
-    run(&mut client, &format!("set search_path = {}, public", side.user));
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", side.user),
+    );
     let sql = format!("copy ({}) to stdout (format binary)", columns.image(table));
     let mut image = Vec::new();
-    let mut reader = client.copy_out(&sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    let mut reader = client
+        .copy_out(&sql)
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
     reader.read_to_end(&mut image).expect("all rows");
     image
 }
@@ -211,7 +276,9 @@ fn by_hand(fixture: &Fixture, rng: &mut Rng) {
     for sql in rows(&fixture.left, queries) {
         run(&mut client, &sql);
     }
-    fixture.left.exec_superuser("delete from sync_err_rec where dst_server = 'hand'");
+    fixture
+        .left
+        .exec_superuser("delete from sync_err_rec where dst_server = 'hand'");
 }
 
 /// A table on the left, and one on the right for each of the ways to it.
@@ -223,12 +290,21 @@ fn tables(fixture: &Fixture, columns: &Columns, policy: &str) -> String {
         side.exec(TYPES);
     }
     let (mut client, schema) = (fixture.left.client(), &fixture.right.user);
-    run(&mut client, &format!("create table t ({})", columns.definition()));
+    run(
+        &mut client,
+        &format!("create table t ({})", columns.definition()),
+    );
     for (way, mode) in WAYS {
         fixture.link(&fixture.left, &fixture.right, way, &[]);
-        fixture.right.exec(&format!("create table {way} ({})", columns.definition()));
+        fixture
+            .right
+            .exec(&format!("create table {way} ({})", columns.definition()));
         let options = |policy: &str| {
-            let version = if policy == "newest" { r#", "version_column": "ver""# } else { "" };
+            let version = if policy == "newest" {
+                r#", "version_column": "ver""#
+            } else {
+                ""
+            };
             format!(
                 r#"select attach_sync('t', '{way}', '{schema}.{way}',
                      '{{"mode": "{mode}", "on_conflict": "{policy}"{version}}}')"#
@@ -250,7 +326,10 @@ fn play(seed: u64) {
     let fixture = Fixture::new("fuzz");
     let table = tables(&fixture, &columns, POLICIES[(seed % 4) as usize]);
     let mut client = fixture.left.client();
-    run(&mut client, &format!("create temp table kept as select * from {table}"));
+    run(
+        &mut client,
+        &format!("create temp table kept as select * from {table}"),
+    );
     let (mut number, mut states) = (0, 0);
     let mut before = Vec::new();
     for _ in 0..TRANSACTIONS {
@@ -258,7 +337,10 @@ fn play(seed: u64) {
         let done = transaction(&mut client, &mut rng, &table, &columns, &mut number);
         let about = || format!("seed {seed}: {done:#?}");
         by_hand(&fixture, &mut rng);
-        let deal = query(&mut fixture.left.superuser(), "select deal_sync_err_rec(100000)");
+        let deal = query(
+            &mut fixture.left.superuser(),
+            "select deal_sync_err_rec(100000)",
+        );
         assert_eq!(
             deal,
             ["t"],
@@ -279,7 +361,10 @@ fn play(seed: u64) {
         states += usize::from(expected != before);
         before = expected;
     }
-    assert!(states > TRANSACTIONS / 3, "seed {seed}: only {states} states of tables");
+    assert!(
+        states > TRANSACTIONS / 3,
+        "seed {seed}: only {states} states of tables"
+    );
 }
 
 #[test]
@@ -296,6 +381,10 @@ fn more_random_rows_of_any_type_arrive_on_every_way() {
 fn random_rows_of_other_seeds_arrive_on_every_way() {
     let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     number("ROWSYNC_SEED").into_iter().for_each(play);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
-    (now.as_nanos() as u64..).take(number("ROWSYNC_SEEDS").unwrap_or(0) as usize).for_each(play);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock");
+    (now.as_nanos() as u64..)
+        .take(number("ROWSYNC_SEEDS").unwrap_or(0) as usize)
+        .for_each(play);
 }

@@ -25,8 +25,14 @@ fn german(encoding: &str) -> Option<(Arc<Cluster>, String)> {
     cluster.start_again().expect("a start");
     let mut client = cluster.superuser("postgres").expect("a session");
     let db = "umlauts".to_owned();
-    run(&mut client, &format!("create database {db} template template0 encoding '{encoding}'"));
-    if client.batch_execute("alter system set lc_messages = 'de_DE'").is_err() {
+    run(
+        &mut client,
+        &format!("create database {db} template template0 encoding '{encoding}'"),
+    );
+    if client
+        .batch_execute("alter system set lc_messages = 'de_DE'")
+        .is_err()
+    {
         eprintln!("no locale de_DE: nothing to test");
         return None;
     }
@@ -43,10 +49,15 @@ fn german(encoding: &str) -> Option<(Arc<Cluster>, String)> {
 #[test]
 fn a_worker_that_cannot_start_ends_alone() {
     for encoding in ["LATIN1", "SQL_ASCII"] {
-        let Some((cluster, db)) = german(encoding) else { return };
+        let Some((cluster, db)) = german(encoding) else {
+            return;
+        };
         let mut client = cluster.superuser(&db).expect("a session");
         run(&mut client, "create extension pg_rowsync");
-        run(&mut client, "begin; lock table pg_extension in access exclusive mode");
+        run(
+            &mut client,
+            "begin; lock table pg_extension in access exclusive mode",
+        );
         // The worker waits for the lock until its time limit, and has no transaction any more when it says so.
         refused(&mut client, "select start_sync_worker()", "55000");
         run(&mut client, "rollback");

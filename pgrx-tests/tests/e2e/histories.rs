@@ -47,20 +47,39 @@ fn savepoints_two_hundred_deep_are_released_and_rolled_back() {
             })
             .collect()
     };
-    run(&mut client, &format!("begin; {} rollback to s150; {}", nest(0, 200), nest(200, 220)));
+    run(
+        &mut client,
+        &format!(
+            "begin; {} rollback to s150; {}",
+            nest(0, 200),
+            nest(200, 220)
+        ),
+    );
     // Retried at the same depth, then a release in the middle and a rollback beyond it.
-    run(&mut client, "release s120; insert into t values (-1, 'one'); savepoint x; delete from t");
+    run(
+        &mut client,
+        "release s120; insert into t values (-1, 'one'); savepoint x; delete from t",
+    );
     run(
         &mut client,
         "rollback to x; rollback to x; insert into t values (-2, 'two'); rollback to s100",
     );
-    run(&mut client, &format!("{} release s50; commit", nest(300, 310)));
+    run(
+        &mut client,
+        &format!("{} release s50; commit", nest(300, 310)),
+    );
     let found = same(&fixture, "t");
     assert_eq!(found.len(), 100 * 10 + 10 * 10);
     // And all of it undone, or all but the innermost.
-    run(&mut client, &format!("begin; {} rollback to s400; commit", nest(400, 600)));
+    run(
+        &mut client,
+        &format!("begin; {} rollback to s400; commit", nest(400, 600)),
+    );
     assert_eq!(same(&fixture, "t"), found);
-    run(&mut client, &format!("begin; {} release s400; rollback", nest(400, 600)));
+    run(
+        &mut client,
+        &format!("begin; {} release s400; rollback", nest(400, 600)),
+    );
     assert_eq!(same(&fixture, "t"), found);
 }
 
@@ -69,23 +88,46 @@ fn cursors_read_while_their_rows_change() {
     for mode in ["sync", "queue"] {
         let fixture = one_way("cursor", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
         let mut client = fixture.left.client();
-        run(&mut client, "insert into t select i, 'a' from generate_series(1, 6) i");
-        run(&mut client, "begin; declare c cursor with hold for select id from t order by id");
+        run(
+            &mut client,
+            "insert into t select i, 'a' from generate_series(1, 6) i",
+        );
+        run(
+            &mut client,
+            "begin; declare c cursor with hold for select id from t order by id",
+        );
         run(
             &mut client,
             "declare d cursor for select id from t where id > 2 order by id for update",
         );
-        run(&mut client, "fetch 2 from d; update t set v = 'current' where current of d");
-        run(&mut client, "savepoint a; fetch 1 from d; delete from t where current of d");
-        run(&mut client, "rollback to a; insert into t values (7, 'new'); commit");
+        run(
+            &mut client,
+            "fetch 2 from d; update t set v = 'current' where current of d",
+        );
+        run(
+            &mut client,
+            "savepoint a; fetch 1 from d; delete from t where current of d",
+        );
+        run(
+            &mut client,
+            "rollback to a; insert into t values (7, 'new'); commit",
+        );
         // The held one outlives the commit, and another transaction that fails.
         assert_eq!(query(&mut client, "fetch 3 from c"), ["1", "2", "3"]);
         run(&mut client, "update t set v = 'held' where id = 1");
-        refused(&mut client, "insert into t values (8, 'x'), (1, 'x')", "23505");
+        refused(
+            &mut client,
+            "insert into t values (8, 'x'), (1, 'x')",
+            "23505",
+        );
         assert_eq!(query(&mut client, "fetch all from c"), ["4", "5", "6"]);
         run(&mut client, "close c");
         assert!(deal(&fixture, "100"));
-        both_have(&fixture, "t", &["1|held", "2|a", "3|a", "4|current", "5|a", "6|a", "7|new"]);
+        both_have(
+            &fixture,
+            "t",
+            &["1|held", "2|a", "3|a", "4|current", "5|a", "6|a", "7|new"],
+        );
         // A cursor whose query writes only when it is materialised at commit.
         run(
             &mut client,
@@ -118,11 +160,17 @@ fn a_serialization_failure_before_delivery_leaves_nothing() {
         both_have(&fixture, "t", &["1|one", "2|b"]);
         assert_eq!(queued(&fixture), 0);
         // A concurrent update under REPEATABLE READ fails the statement.
-        run(&mut two, "begin isolation level repeatable read; insert into t values (3, 'c')");
+        run(
+            &mut two,
+            "begin isolation level repeatable read; insert into t values (3, 'c')",
+        );
         run(&mut one, "update t set v = 'x' where id = 1");
         refused(&mut two, "update t set v = 'y' where id = 1", "40001");
         run(&mut two, "rollback");
-        run(&mut two, "begin isolation level serializable; insert into t values (4, 'd'); commit");
+        run(
+            &mut two,
+            "begin isolation level serializable; insert into t values (4, 'd'); commit",
+        );
         assert!(deal(&fixture, "10"));
         both_have(&fixture, "t", &["1|x", "2|b", "4|d"]);
     }
@@ -136,7 +184,10 @@ fn a_serialization_failure_at_commit_leaves_nothing() {
         run(&mut one, "insert into t values (1, 'a'), (2, 'b')");
         assert!(deal(&fixture, "10"));
         for client in [&mut one, &mut two] {
-            run(client, "begin isolation level serializable; select sum(length(v)) from t");
+            run(
+                client,
+                "begin isolation level serializable; select sum(length(v)) from t",
+            );
         }
         run(&mut one, "update t set v = 'one' where id = 1");
         run(&mut two, "update t set v = 'two' where id = 2");
@@ -161,9 +212,16 @@ fn an_error_in_a_deferred_trigger_leaves_nothing() {
            for each row when (new.id < 100) execute function late()",
     );
     let mut client = fixture.left.client();
-    refused(&mut client, "begin; insert into t values (1, 'a'), (2, 'bad'); commit", "P0099");
+    refused(
+        &mut client,
+        "begin; insert into t values (1, 'a'), (2, 'bad'); commit",
+        "P0099",
+    );
     both_have(&fixture, "t", &[]);
-    run(&mut client, "begin; insert into t values (1, 'a'); set constraints all immediate");
+    run(
+        &mut client,
+        "begin; insert into t values (1, 'a'); set constraints all immediate",
+    );
     run(&mut client, "savepoint s");
     refused(&mut client, "insert into t values (2, 'bad')", "P0099");
     run(&mut client, "rollback to s; commit");
@@ -191,7 +249,10 @@ fn a_prepared_transaction_queues_what_its_savepoints_left() {
     assert!(deal(&fixture, "10"));
     both_have(&fixture, "t", &["1|a!", "2|b!"]);
     // What was prepared and rolled back leaves nothing, nor does the next transaction see it.
-    run(&mut client, &format!("begin; delete from t; prepare transaction '{name}'"));
+    run(
+        &mut client,
+        &format!("begin; delete from t; prepare transaction '{name}'"),
+    );
     run(&mut client, &format!("rollback prepared '{name}'"));
     run(&mut client, "insert into t values (3, 'c')");
     assert_eq!(queued(&fixture), 0);
@@ -199,7 +260,10 @@ fn a_prepared_transaction_queues_what_its_savepoints_left() {
     // A savepoint with all changes undone: nothing to prepare, not even in mode sync.
     run(&mut client, "select detach_sync('t', 'dst')");
     attach(&fixture, "t", r#"{"mode": "sync"}"#);
-    run(&mut client, "begin; savepoint a; insert into t values (4, 'd'); rollback to a");
+    run(
+        &mut client,
+        "begin; savepoint a; insert into t values (4, 'd'); rollback to a",
+    );
     run(&mut client, &format!("prepare transaction '{name}'"));
     run(&mut client, &format!("commit prepared '{name}'"));
     both_have(&fixture, "t", &["1|a!", "2|b!", "3|c"]);
@@ -208,7 +272,12 @@ fn a_prepared_transaction_queues_what_its_savepoints_left() {
 #[test]
 fn delete_using_rules_and_functions_that_write_are_captured() {
     let fixture = one_way("ways", COLUMNS, r#"{"mode": "sync"}"#);
-    mirror(&fixture, "log", "id int primary key, v text", r#"{"mode": "sync"}"#);
+    mirror(
+        &fixture,
+        "log",
+        "id int primary key, v text",
+        r#"{"mode": "sync"}"#,
+    );
     fixture.left.exec(
         "insert into t select i, 'v' || i from generate_series(1, 8) i;
          delete from t using (values (1), (2)) s(id) where t.id = s.id;
@@ -231,11 +300,19 @@ fn delete_using_rules_and_functions_that_write_are_captured() {
 fn a_swap_under_a_second_unique_constraint_arrives_or_says_why_not() {
     for (unique, carried) in [("unique deferrable", true), ("unique", false)] {
         let fixture = linked("swapunique");
-        fixture.left.exec("create table t (id int primary key, rank int unique deferrable)");
-        fixture.right.exec(&format!("create table t (id int primary key, rank int {unique})"));
+        fixture
+            .left
+            .exec("create table t (id int primary key, rank int unique deferrable)");
+        fixture.right.exec(&format!(
+            "create table t (id int primary key, rank int {unique})"
+        ));
         attach(&fixture, "t", "{}");
-        fixture.left.exec("insert into t values (1, 1), (2, 2), (3, 3)");
-        fixture.left.exec("update t set rank = 3 - rank where id in (1, 2)");
+        fixture
+            .left
+            .exec("insert into t values (1, 1), (2, 2), (3, 3)");
+        fixture
+            .left
+            .exec("update t set rank = 3 - rank where id in (1, 2)");
         if carried {
             both_have(&fixture, "t", &["1|2", "2|1", "3|3"]);
             assert_eq!(queued(&fixture), 0);

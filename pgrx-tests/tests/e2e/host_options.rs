@@ -11,7 +11,9 @@ const SYNC: &str = r#"{"mode": "sync"}"#;
 
 fn set(fixture: &Fixture, options: &[(&str, &str)]) {
     for (name, value) in options {
-        fixture.left.exec(&format!("alter server dst options (set {name} '{value}')"));
+        fixture
+            .left
+            .exec(&format!("alter server dst options (set {name} '{value}')"));
     }
 }
 
@@ -28,16 +30,30 @@ fn a_database_name_is_a_name_whatever_it_looks_like() {
         let mut client = fixture.left.client();
         let error = refused(&mut client, "insert into t values (1, 'a')", "3D000");
         let expected = format!("database \"{name}\" does not exist");
-        assert!(error.detail().is_some_and(|text| text.contains(&expected)), "{error:?}");
+        assert!(
+            error.detail().is_some_and(|text| text.contains(&expected)),
+            "{error:?}"
+        );
         let Side { cluster, user, .. } = &fixture.right;
         let mut admin = cluster.superuser("postgres").expect("a session");
-        run(&mut admin, &format!("create database \"{name}\" owner {user}"));
-        let there = Side { db: name.clone(), ..fixture.right.clone() };
-        there.exec(&format!("create schema {user}; create table {user}.t ({COLUMNS})"));
+        run(
+            &mut admin,
+            &format!("create database \"{name}\" owner {user}"),
+        );
+        let there = Side {
+            db: name.clone(),
+            ..fixture.right.clone()
+        };
+        there.exec(&format!(
+            "create schema {user}; create table {user}.t ({COLUMNS})"
+        ));
         run(&mut client, "insert into t values (1, 'a')");
         assert_eq!(rows(&there, "select * from t"), ["1|a"]);
         run(&mut client, "delete from t");
-        run(&mut admin, &format!("drop database \"{name}\" with (force)"));
+        run(
+            &mut admin,
+            &format!("drop database \"{name}\" with (force)"),
+        );
     }
 }
 
@@ -45,18 +61,31 @@ fn a_database_name_is_a_name_whatever_it_looks_like() {
 fn of_several_hosts_the_first_that_answers_is_used_within_one_deadline() {
     let fixture = one_way("hosts", COLUMNS, SYNC);
     let (closed, open) = (closed_port(), fixture.right.cluster.port());
-    set(&fixture, &[("host", "127.0.0.1,127.0.0.1"), ("port", &format!("{closed},{open}"))]);
+    set(
+        &fixture,
+        &[
+            ("host", "127.0.0.1,127.0.0.1"),
+            ("port", &format!("{closed},{open}")),
+        ],
+    );
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
     both_have(&fixture, "t", &["1|a"]);
     let silent = Hostile::start(|wire| wire.silence()).expect("a silent server");
     let ports = [silent.port(); 3].map(|port| port.to_string()).join(",");
-    set(&fixture, &[("host", "127.0.0.1,127.0.0.1,127.0.0.1"), ("port", &ports)]);
+    set(
+        &fixture,
+        &[("host", "127.0.0.1,127.0.0.1,127.0.0.1"), ("port", &ports)],
+    );
     run(&mut client, "set pg_rowsync.connect_timeout = 700");
     let start = Instant::now();
     let error = fails(client.batch_execute("insert into t values (2, 'b')"));
     assert_eq!(error.code().code(), "08006", "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "took {:?}",
+        start.elapsed()
+    );
 }
 
 /// Whoever may create a server may name a local socket too: the password is what lets in, never the
@@ -65,7 +94,10 @@ fn of_several_hosts_the_first_that_answers_is_used_within_one_deadline() {
 fn a_local_socket_is_a_host_like_any_other() {
     let fixture = one_way("socket", COLUMNS, SYNC);
     let Side { cluster, user, .. } = &fixture.right;
-    set(&fixture, &[("host", cluster.dir().to_str().expect("a path"))]);
+    set(
+        &fixture,
+        &[("host", cluster.dir().to_str().expect("a path"))],
+    );
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
     both_have(&fixture, "t", &["1|a"]);
@@ -78,12 +110,24 @@ fn a_local_socket_is_a_host_like_any_other() {
         format!("local all {user} peer map=own\nlocal all {user} trust\n") + &rules,
     )
     .expect("new rules");
-    std::fs::write(trusting.dir().join("data/pg_ident.conf"), format!("own postgres {user}\n"))
-        .expect("a map");
+    std::fs::write(
+        trusting.dir().join("data/pg_ident.conf"),
+        format!("own postgres {user}\n"),
+    )
+    .expect("a map");
     let mut admin = trusting.superuser("postgres").expect("a session");
-    run(&mut admin, &format!("create role {user} login superuser; select pg_reload_conf()"));
-    let (dir, port) = (trusting.dir().to_str().expect("a path"), trusting.port().to_string());
-    set(&fixture, &[("host", dir), ("port", &port), ("dbname", "postgres")]);
+    run(
+        &mut admin,
+        &format!("create role {user} login superuser; select pg_reload_conf()"),
+    );
+    let (dir, port) = (
+        trusting.dir().to_str().expect("a path"),
+        trusting.port().to_string(),
+    );
+    set(
+        &fixture,
+        &[("host", dir), ("port", &port), ("dbname", "postgres")],
+    );
     refused(&mut client, "insert into t values (2, 'b')", "2F003");
     // And so for one who asks for async: nothing is sent.
     fixture.left.exec("select detach_sync('t', 'dst')");

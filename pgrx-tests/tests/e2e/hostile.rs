@@ -44,7 +44,12 @@ pub struct Met {
 impl Victim {
     pub fn new(label: &str) -> Victim {
         let fixture = one_way(label, "id int primary key, v text", "{}");
-        Victim { fixture, timeout: TIMEOUT, local: false, next: 0 }
+        Victim {
+            fixture,
+            timeout: TIMEOUT,
+            local: false,
+            next: 0,
+        }
     }
 
     /// Lets a new session send an insert to a server that behaves so. Checks time and memory.
@@ -58,7 +63,9 @@ impl Victim {
         lead(&self.fixture.left, hostile.port());
         if self.local {
             let directory = relay(&self.fixture.left, hostile.port()).expect("a local socket");
-            self.fixture.left.exec(&format!("alter server dst options (set host '{directory}')"));
+            self.fixture.left.exec(&format!(
+                "alter server dst options (set host '{directory}')"
+            ));
         }
         self.next += 1;
         let id = self.next;
@@ -80,7 +87,12 @@ impl Victim {
         assert!(took < LONGEST, "{what}: took {took:?}");
         assert!(growth < MOST_GROWTH, "{what}: grew by {growth} kB");
         println!("{what}: {took:?}, {growth} kB");
-        Met { client, notices, records: records(&self.fixture), id }
+        Met {
+            client,
+            notices,
+            records: records(&self.fixture),
+            id,
+        }
     }
 
     /// [`Victim::meet`], after which the change is in the queue under this SQLSTATE, and told of in a
@@ -93,7 +105,11 @@ impl Victim {
         behaviour: impl Fn(&mut Wire) -> Result<()> + Send + Sync + 'static,
     ) {
         let met = self.meet(what, behaviour);
-        assert_eq!(met.records, [format!("INSERT|{sqlstate}|1|pending")], "{what}");
+        assert_eq!(
+            met.records,
+            [format!("INSERT|{sqlstate}|1|pending")],
+            "{what}"
+        );
         let told = warnings(&met.notices);
         assert_eq!(told.len(), 1, "{what}: {told:?}");
         assert_eq!(told[0].code().code(), sqlstate, "{what}: {told:?}");
@@ -105,9 +121,15 @@ impl Victim {
     pub fn recovers(&mut self, mut met: Met) {
         lead(&self.fixture.left, self.fixture.right.cluster.port());
         assert!(deal(&self.fixture, "10"), "after {}", met.id);
-        run(&mut met.client, &format!("update t set v = 'b' where id = {}", met.id));
+        run(
+            &mut met.client,
+            &format!("update t set v = 'b' where id = {}", met.id),
+        );
         let expected: Vec<String> = (1..=met.id).map(|id| format!("{id}|b")).collect();
-        assert_eq!(rows(&self.fixture.right, "select * from t order by id"), expected);
+        assert_eq!(
+            rows(&self.fixture.right, "select * from t order by id"),
+            expected
+        );
         let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         if expected.len() < 10 {
             both_have(&self.fixture, "t", &expected);
@@ -117,7 +139,10 @@ impl Victim {
 }
 
 pub fn notice() -> Vec<u8> {
-    message(b'N', &report(&[(b'S', b"NOTICE"), (b'C', b"00000"), (b'M', b"x")]))
+    message(
+        b'N',
+        &report(&[(b'S', b"NOTICE"), (b'C', b"00000"), (b'M', b"x")]),
+    )
 }
 
 /// Up to the first change, and its answer up to where the rows or the command tag would be.
@@ -135,7 +160,9 @@ pub fn small_parameters(chunk: u64) -> Vec<u8> {
 }
 
 pub fn lead(left: &Side, port: u16) {
-    left.exec(&format!("alter server dst options (set host '127.0.0.1', set port '{port}')"));
+    left.exec(&format!(
+        "alter server dst options (set host '127.0.0.1', set port '{port}')"
+    ));
 }
 
 /// A local socket of this port, whose one connection leads to 127.0.0.1. Gives back its directory.
@@ -161,7 +188,9 @@ fn relay(left: &Side, port: u16) -> Result<String> {
 /// A line of `/proc/PID/status`, in kB.
 pub fn memory(pid: &str, name: &str) -> i64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a live backend");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     number.unwrap_or_else(|| panic!("no {name} in {status}"))
 }
@@ -176,7 +205,12 @@ fn a_synchronous_commit_fails_in_time() {
         wire.flood(&message(b'N', &report(&[(b'M', b"x")])))
     });
     let hostile = hostile.expect("a hostile server");
-    crate::common::mirror(&victim.fixture, "u", "id int primary key", r#"{"mode": "sync"}"#);
+    crate::common::mirror(
+        &victim.fixture,
+        "u",
+        "id int primary key",
+        r#"{"mode": "sync"}"#,
+    );
     lead(&victim.fixture.left, hostile.port());
     let mut client = victim.fixture.left.client();
     run(&mut client, "set pg_rowsync.delivery_timeout = 500");
@@ -232,5 +266,10 @@ fn a_session_that_is_flooded_can_be_cancelled() {
     victim.next = 1;
     let client = victim.fixture.left.client();
     let (records, notices) = (records(&victim.fixture), Notices::default());
-    victim.recovers(Met { client, notices, records, id: 1 });
+    victim.recovers(Met {
+        client,
+        notices,
+        records,
+        id: 1,
+    });
 }

@@ -27,7 +27,12 @@ fn a_server_that_answers_without_end_is_given_up() {
     victim.survives("sends parameters", IN_DOUBT, |wire| {
         begin(wire)?;
         wire.flood_by(|chunk| {
-            let one = |n| message(b'S', &parameter(&format!("p{chunk}_{n}"), &"x".repeat(20_000)));
+            let one = |n| {
+                message(
+                    b'S',
+                    &parameter(&format!("p{chunk}_{n}"), &"x".repeat(20_000)),
+                )
+            };
             (0..5).flat_map(one).collect()
         })
     });
@@ -68,7 +73,11 @@ fn a_server_that_answers_without_end_is_given_up() {
 #[test]
 fn a_message_too_long_is_not_taken_in() {
     let mut victim = Victim::new("hlong");
-    for (tag, length) in [(b'E', 100_000_000u32), (b'N', 2_000_000_000), (b'D', 2_000_000_000)] {
+    for (tag, length) in [
+        (b'E', 100_000_000u32),
+        (b'N', 2_000_000_000),
+        (b'D', 2_000_000_000),
+    ] {
         let what = format!("begins a {} of {length} bytes", tag as char);
         victim.survives(&what, IN_DOUBT, move |wire| {
             begin(wire)?;
@@ -81,12 +90,16 @@ fn a_message_too_long_is_not_taken_in() {
         });
     }
     for length in [0u32, 3, 2_000_000_000, u32::MAX] {
-        victim.survives(&format!("gives a tag the length {length}"), IN_DOUBT, move |wire| {
-            begin(wire)?;
-            wire.raw(b"C")?;
-            wire.raw(&length.to_be_bytes())?;
-            wire.flood(b"INSERT 0 1")
-        });
+        victim.survives(
+            &format!("gives a tag the length {length}"),
+            IN_DOUBT,
+            move |wire| {
+                begin(wire)?;
+                wire.raw(b"C")?;
+                wire.raw(&length.to_be_bytes())?;
+                wire.flood(b"INSERT 0 1")
+            },
+        );
     }
 }
 
@@ -118,8 +131,14 @@ fn what_is_against_the_protocol_ends_the_connection() {
     );
     survives("a login, again", message(b'R', &[0, 0, 0, 3]));
     let done = [message(b'n', &[]), message(b'C', &text("INSERT 0 1"))].concat();
-    survives("half a message", [&done[..], &message(b'Z', b"I")[..3]].concat());
-    survives("answers for two", [done.clone(), done.clone(), message(b'Z', b"I")].concat());
+    survives(
+        "half a message",
+        [&done[..], &message(b'Z', b"I")[..3]].concat(),
+    );
+    survives(
+        "answers for two",
+        [done.clone(), done.clone(), message(b'Z', b"I")].concat(),
+    );
     survives("no answer", message(b'Z', b"I"));
     survives("no answer, many times", message(b'Z', b"I").repeat(10));
     for status in [b'T', b'E', b'?', 0] {
@@ -139,18 +158,34 @@ fn answers_of_other_shapes_do_no_harm() {
     let rows_then =
         |rows: Vec<u8>, tag: &str| [rows, message(b'C', &text(tag)), message(b'Z', b"I")].concat();
     let described = |count: u16, rows: Vec<u8>| [message(b'T', &columns(count)), rows].concat();
-    let values: [&[u8]; 3] = [b"not json", b"\xff\xfe\0\x01", b"[\"insert_exists\",[[[[[[[["];
+    let values: [&[u8]; 3] = [
+        b"not json",
+        b"\xff\xfe\0\x01",
+        b"[\"insert_exists\",[[[[[[[[",
+    ];
     let row_of = |value: &[u8]| message(b'D', &row(&[value]));
     let told = br#"["insert_exists","applied",{"id":{"id":[1,2]}},7,null,null]"#;
     let deep = "[".repeat(100_000);
-    let odd: Vec<u8> =
-        values.into_iter().chain([&told[..], deep.as_bytes()]).flat_map(row_of).collect();
+    let odd: Vec<u8> = values
+        .into_iter()
+        .chain([&told[..], deep.as_bytes()])
+        .flat_map(row_of)
+        .collect();
     let null = message(b'D', &[0, 1, 0xff, 0xff, 0xff, 0xff]);
     for (what, answer) in [
         ("rows", rows_then(described(1, odd), "INSERT 0 1")),
-        ("nulls", rows_then(described(1, null.repeat(100)), "SELECT 1")),
-        ("rows without columns", rows_then(described(0, message(b'D', &row(&[])).repeat(9)), "X")),
-        ("columns without rows", rows_then(described(u16::MAX / 2, Vec::new()), "INSERT 0 1")),
+        (
+            "nulls",
+            rows_then(described(1, null.repeat(100)), "SELECT 1"),
+        ),
+        (
+            "rows without columns",
+            rows_then(described(0, message(b'D', &row(&[])).repeat(9)), "X"),
+        ),
+        (
+            "columns without rows",
+            rows_then(described(u16::MAX / 2, Vec::new()), "INSERT 0 1"),
+        ),
         (
             "a tag of nonsense",
             rows_then(message(b'n', &[]), "\u{1} INSERT 99999999999999999999999"),
@@ -215,9 +250,14 @@ fn fails_with(fields: &[(u8, &[u8])]) -> Vec<u8> {
 fn what_an_error_says_is_cut_and_cleaned() {
     let mut victim = Victim::new("herror");
     let long = vec![0xe9; 500_000];
-    let all: Vec<(u8, &[u8])> = b"SVMDHWstcdn".iter().map(|code| (*code, &long[..])).collect();
-    let longer: Vec<(u8, &[u8])> =
-        [(b'C', &b"23505"[..])].into_iter().chain(all[..6].to_vec()).collect();
+    let all: Vec<(u8, &[u8])> = b"SVMDHWstcdn"
+        .iter()
+        .map(|code| (*code, &long[..]))
+        .collect();
+    let longer: Vec<(u8, &[u8])> = [(b'C', &b"23505"[..])]
+        .into_iter()
+        .chain(all[..6].to_vec())
+        .collect();
     for (what, sqlstate, error) in [
         ("long and in no encoding", "23505", fails_with(&longer)),
         (
@@ -225,8 +265,16 @@ fn what_an_error_says_is_cut_and_cleaned() {
             "22000",
             fails_with(&[(b'C', b"22000"), (b'M', b"x"), (b'n', &long)]),
         ),
-        ("a state that is none", "XX000", fails_with(&[(b'C', b"\xff\n'0;"), (b'M', b"x")])),
-        ("a state of success", "XX000", fails_with(&[(b'C', b"00000"), (b'M', b"x")])),
+        (
+            "a state that is none",
+            "XX000",
+            fails_with(&[(b'C', b"\xff\n'0;"), (b'M', b"x")]),
+        ),
+        (
+            "a state of success",
+            "XX000",
+            fails_with(&[(b'C', b"00000"), (b'M', b"x")]),
+        ),
         ("nothing", "08006", fails_with(&[])),
         ("no message", "42P01", fails_with(&[(b'C', b"42P01")])),
     ] {
@@ -235,17 +283,26 @@ fn what_an_error_says_is_cut_and_cleaned() {
             wire.raw(&error)?;
             wire.serve()
         });
-        assert_eq!(met.records, [format!("INSERT|{sqlstate}|1|pending")], "{what}");
+        assert_eq!(
+            met.records,
+            [format!("INSERT|{sqlstate}|1|pending")],
+            "{what}"
+        );
         let kept =
             "select octet_length(coalesce(message, '') || coalesce(constraint_name, '')) < 20000
                       from sync_queue";
         assert_eq!(rows(&victim.fixture.left, kept), ["t"], "{what}");
         let told = warnings(&met.notices);
-        assert!(told[0].detail().is_some_and(|text| text.len() < 20_000), "{what}");
+        assert!(
+            told[0].detail().is_some_and(|text| text.len() < 20_000),
+            "{what}"
+        );
         victim.recovers(met);
     }
     // Other tests write to the same log.
     let log = victim.fixture.left.cluster.log();
-    let mut told = log.lines().filter(|line| line.contains("\u{fffd}\u{fffd}\u{fffd}"));
+    let mut told = log
+        .lines()
+        .filter(|line| line.contains("\u{fffd}\u{fffd}\u{fffd}"));
     assert!(told.all(|line| line.len() < 100_000), "the log has it all");
 }

@@ -30,11 +30,15 @@ fn a_server_that_never_lets_in_is_given_up() {
         wire.startup()?;
         wire.drip(&message(b'R', &[0; 1000]), Duration::from_millis(100))
     });
-    victim.survives("says a byte now and then when the password was right", "08006", |wire| {
-        wire.log_in()?;
-        let notice = message(b'N', &report(&[(b'S', b"NOTICE"), (b'M', b"wait")]));
-        wire.drip(&notice.repeat(1000), Duration::from_millis(20))
-    });
+    victim.survives(
+        "says a byte now and then when the password was right",
+        "08006",
+        |wire| {
+            wire.log_in()?;
+            let notice = message(b'N', &report(&[(b'S', b"NOTICE"), (b'M', b"wait")]));
+            wire.drip(&notice.repeat(1000), Duration::from_millis(20))
+        },
+    );
     victim.survives("closes at once", "08001", |_| Ok(()));
     victim.survives("closes within a message", "08001", |wire| {
         wire.startup()?;
@@ -104,7 +108,9 @@ fn a_costly_password_exchange_ends_with_the_deadline() {
         wire.startup()?;
         wire.ask(10, b"SCRAM-SHA-256\0\0")?;
         let (_, first) = wire.read()?;
-        let nonce = String::from_utf8_lossy(&first).split_once("r=").map(|(_, r)| r.to_owned());
+        let nonce = String::from_utf8_lossy(&first)
+            .split_once("r=")
+            .map(|(_, r)| r.to_owned());
         let challenge = format!("r={}x,s=c2FsdHNhbHQ=,i=500000", nonce.unwrap_or_default());
         wire.ask(11, challenge.as_bytes())?;
         wire.silence()
@@ -114,7 +120,10 @@ fn a_costly_password_exchange_ends_with_the_deadline() {
 #[test]
 fn a_server_that_greets_without_end_is_given_up() {
     let mut victim = Victim::new("hgreet");
-    let notice = message(b'N', &report(&[(b'S', b"NOTICE"), (b'C', b"00000"), (b'M', b"x")]));
+    let notice = message(
+        b'N',
+        &report(&[(b'S', b"NOTICE"), (b'C', b"00000"), (b'M', b"x")]),
+    );
     victim.survives("sends notices", "08001", move |wire| {
         wire.log_in()?;
         wire.flood(&notice)
@@ -128,7 +137,11 @@ fn a_server_that_greets_without_end_is_given_up() {
         wire.log_in()?;
         wire.flood(&message(b'A', &notification))
     });
-    for (tag, length) in [(b'N', 2_000_000_000u32), (b'E', 100_000_000), (b'E', u32::MAX)] {
+    for (tag, length) in [
+        (b'N', 2_000_000_000u32),
+        (b'E', 100_000_000),
+        (b'E', u32::MAX),
+    ] {
         victim.survives(
             &format!("sends {length} bytes of {}", tag as char),
             "08001",
@@ -141,11 +154,15 @@ fn a_server_that_greets_without_end_is_given_up() {
             },
         );
     }
-    victim.survives("sends an endless error instead of a greeting", "08001", |wire| {
-        wire.startup()?;
-        wire.raw(b"E")?;
-        wire.flood(MORE)
-    });
+    victim.survives(
+        "sends an endless error instead of a greeting",
+        "08001",
+        |wire| {
+            wire.startup()?;
+            wire.raw(b"E")?;
+            wire.flood(MORE)
+        },
+    );
 }
 
 #[test]
@@ -168,7 +185,10 @@ fn what_a_server_says_of_itself_is_not_believed() {
         // It says that it has the row, and there is no way to know better.
         assert_eq!(met.records, [""; 0]);
         assert_eq!(
-            rows(&victim.fixture.right, &format!("select * from t where id = {}", met.id)),
+            rows(
+                &victim.fixture.right,
+                &format!("select * from t where id = {}", met.id)
+            ),
             [""; 0]
         );
         victim.recovers(met);
@@ -183,7 +203,10 @@ fn long_last_words_are_cut() {
     let met = victim.meet("refuses at length", |wire| {
         wire.log_in()?;
         let words = "\u{20ac}".repeat(30_000);
-        wire.send(b'E', &report(&[(b'S', b"FATAL"), (b'C', b"28000"), (b'M', words.as_bytes())]))
+        wire.send(
+            b'E',
+            &report(&[(b'S', b"FATAL"), (b'C', b"28000"), (b'M', words.as_bytes())]),
+        )
     });
     assert_eq!(met.records, ["INSERT|28000|1|pending"]);
     let length = "select octet_length(message) between 1000 and 5000 from sync_err_rec";

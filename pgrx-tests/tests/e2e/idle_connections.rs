@@ -23,14 +23,24 @@ fn held(side: &Side) -> i64 {
 fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
     let fixture = one_way("idle", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "set pg_rowsync.idle_timeout = '300ms'; insert into t values (1, 'a')");
+    run(
+        &mut client,
+        "set pg_rowsync.idle_timeout = '300ms'; insert into t values (1, 'a')",
+    );
     assert_eq!(held(&fixture.right), 1);
-    await_until(SOON, "the connection to be closed", || held(&fixture.right) == 0);
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
     // An ERROR stops the timers of a session.
     run(&mut client, "insert into t values (2, 'b')");
     refused(&mut client, "select 1 / 0", "22012");
-    await_until(SOON, "the connection to be closed", || held(&fixture.right) == 0);
-    run(&mut client, "set pg_rowsync.idle_timeout = 0; insert into t values (3, 'c')");
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
+    run(
+        &mut client,
+        "set pg_rowsync.idle_timeout = 0; insert into t values (3, 'c')",
+    );
     let idle = query(
         &mut client,
         "select idle_since < clock_timestamp() and pooled is false from sync_connections()",
@@ -40,7 +50,9 @@ fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
     assert_eq!(held(&fixture.right), 1);
     // What was set later counts from the end of the next transaction on.
     run(&mut client, "set pg_rowsync.idle_timeout = '100ms'");
-    await_until(SOON, "the connection to be closed", || held(&fixture.right) == 0);
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
     assert_eq!(same(&fixture, "t").len(), 3);
 }
 
@@ -48,11 +60,16 @@ fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
 fn a_connection_is_closed_in_a_session_that_is_idle_in_a_transaction_once_that_ends() {
     let fixture = one_way("idle_block", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "set pg_rowsync.idle_timeout = '200ms'; insert into t values (1, 'a')");
+    run(
+        &mut client,
+        "set pg_rowsync.idle_timeout = '200ms'; insert into t values (1, 'a')",
+    );
     run(&mut client, "begin; select 1");
     std::thread::sleep(Duration::from_millis(500));
     run(&mut client, "insert into t values (2, 'b'); commit");
-    await_until(SOON, "the connection to be closed", || held(&fixture.right) == 0);
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
     both_have(&fixture, "t", &["1|a", "2|b"]);
 }
 
@@ -60,17 +77,39 @@ fn a_connection_is_closed_in_a_session_that_is_idle_in_a_transaction_once_that_e
 fn connections_are_kept_or_not_as_the_server_says() {
     let fixture = one_way("keep", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    refused(&mut client, "alter server dst options (add keep_connections 'maybe')", "22023");
-    refused(&mut client, "alter server dst options (add pooled 'maybe')", "22023");
-    run(&mut client, "alter server dst options (add keep_connections 'off')");
+    refused(
+        &mut client,
+        "alter server dst options (add keep_connections 'maybe')",
+        "22023",
+    );
+    refused(
+        &mut client,
+        "alter server dst options (add pooled 'maybe')",
+        "22023",
+    );
+    run(
+        &mut client,
+        "alter server dst options (add keep_connections 'off')",
+    );
     run(&mut client, "insert into t values (1, 'a')");
-    assert_eq!(query(&mut client, "select * from sync_connections()"), [""; 0]);
-    await_until(SOON, "the connection to be closed", || held(&fixture.right) == 0);
-    run(&mut client, "alter server dst options (set keep_connections 'on')");
+    assert_eq!(
+        query(&mut client, "select * from sync_connections()"),
+        [""; 0]
+    );
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
+    run(
+        &mut client,
+        "alter server dst options (set keep_connections 'on')",
+    );
     // The first connection after a change of the server ends with its transaction.
     run(&mut client, "insert into t values (2, 'x')");
     run(&mut client, "update t set v = 'b' where id = 2");
-    assert_eq!(query(&mut client, "select valid from sync_connections()"), ["t"]);
+    assert_eq!(
+        query(&mut client, "select valid from sync_connections()"),
+        ["t"]
+    );
     both_have(&fixture, "t", &["1|a", "2|b"]);
 }
 
@@ -79,7 +118,10 @@ fn writers(fixture: &Fixture, number: usize) -> Vec<Client> {
     (0..number)
         .map(|at| {
             let mut client = fixture.left.client();
-            run(&mut client, &format!("insert into t values ({at}, 'first')"));
+            run(
+                &mut client,
+                &format!("insert into t values ({at}, 'first')"),
+            );
             client
         })
         .collect()
@@ -87,7 +129,9 @@ fn writers(fixture: &Fixture, number: usize) -> Vec<Client> {
 
 fn limit(fixture: &Fixture, connections: u32) {
     let user = &fixture.right.user;
-    fixture.right.exec_superuser(&format!("alter role {user} connection limit {connections}"));
+    fixture
+        .right
+        .exec_superuser(&format!("alter role {user} connection limit {connections}"));
 }
 
 #[test]
@@ -97,13 +141,20 @@ fn a_drain_gets_a_connection_while_the_sessions_that_hold_all_stay() {
     let mut clients = writers(&fixture, 6);
     assert_eq!(held(&fixture.right), 3);
     assert_eq!(queued(&fixture), 3);
-    await_until(SOON, "the queue to drain", || deal(&fixture, "1000") && queued(&fixture) == 0);
+    await_until(SOON, "the queue to drain", || {
+        deal(&fixture, "1000") && queued(&fixture) == 0
+    });
     assert_eq!(same(&fixture, "t").len(), 6);
     // Those that were asked for theirs can have others.
     for (at, client) in clients.iter_mut().enumerate().take(2) {
-        run(client, &format!("insert into t values ({}, 'second')", 100 + at));
+        run(
+            client,
+            &format!("insert into t values ({}, 'second')", 100 + at),
+        );
     }
-    await_until(SOON, "the queue to drain", || queued(&fixture) == 0 || deal(&fixture, "1000"));
+    await_until(SOON, "the queue to drain", || {
+        queued(&fixture) == 0 || deal(&fixture, "1000")
+    });
     assert_eq!(same(&fixture, "t").len(), 8);
 }
 
@@ -132,11 +183,16 @@ fn a_worker_gets_a_connection_and_direct_delivery_goes_on() {
             })
         })
         .collect();
-    let (clients, delivered): (Vec<_>, Vec<_>) =
-        threads.into_iter().map(|thread| thread.join().expect("a writer")).unzip();
+    let (clients, delivered): (Vec<_>, Vec<_>) = threads
+        .into_iter()
+        .map(|thread| thread.join().expect("a writer"))
+        .unzip();
     await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);
     assert_eq!(same(&fixture, "t").len(), 12 + 12 * 40);
-    assert!(delivered.iter().sum::<usize>() > 0, "nothing was delivered directly: {delivered:?}");
+    assert!(
+        delivered.iter().sum::<usize>() > 0,
+        "nothing was delivered directly: {delivered:?}"
+    );
     drop(clients);
     fixture.left.exec_superuser("select stop_sync_worker()");
 }
@@ -151,7 +207,10 @@ fn a_session_that_was_refused_a_connection_does_not_ask_with_every_commit() {
             .right
             .cluster
             .log()
-            .matches(&format!("too many connections for role \"{}\"", fixture.right.user))
+            .matches(&format!(
+                "too many connections for role \"{}\"",
+                fixture.right.user
+            ))
             .count()
     };
     run(&mut client, "insert into t values (1, 'a')");
@@ -161,7 +220,10 @@ fn a_session_that_was_refused_a_connection_does_not_ask_with_every_commit() {
     assert!(before > 0);
     run(&mut client, "insert into t values (2, 'b')");
     assert_eq!(log(), before);
-    assert_eq!(rows(&fixture.left, "select sqlstate from sync_err_rec"), ["53300"]);
+    assert_eq!(
+        rows(&fixture.left, "select sqlstate from sync_err_rec"),
+        ["53300"]
+    );
     limit(&fixture, 10);
     await_until(SOON, "the queue to drain", || deal(&fixture, "10"));
     await_until(SOON, "a direct delivery", || {

@@ -10,7 +10,10 @@ fn rows_move_to_keys_that_others_have_left_under_another_spelling() {
             let options = format!(r#"{{"mode": "{mode}"}}"#);
             let fixture = one_way("loose", &format!("id numeric {key}, v text"), &options);
             let mut client = fixture.left.client();
-            run(&mut client, "insert into t values (9, 'a'), (10, 'b'), (11.0, 'c')");
+            run(
+                &mut client,
+                "insert into t values (9, 'a'), (10, 'b'), (11.0, 'c')",
+            );
             assert!(deal(&fixture, "100"));
             for sql in [
                 // Each takes the place of the one before: what becomes 10.0 that of 10.

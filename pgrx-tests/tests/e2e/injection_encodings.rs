@@ -40,7 +40,13 @@ struct Encoded(Side);
 impl Encoded {
     fn new(side: &Side, encoding: &str) -> Encoded {
         let db = format!("{}_{}", side.db, encoding.to_lowercase());
-        let (user, of) = (&side.user, Side { db: db.clone(), ..side.clone() });
+        let (user, of) = (
+            &side.user,
+            Side {
+                db: db.clone(),
+                ..side.clone()
+            },
+        );
         side.exec_superuser(&format!(
             "create database {db} template template0 encoding '{encoding}' owner {user}"
         ));
@@ -56,15 +62,20 @@ impl Encoded {
 impl Drop for Encoded {
     fn drop(&mut self) {
         if let Ok(mut client) = self.0.cluster.superuser("postgres") {
-            let _ = client
-                .batch_execute(&format!("drop database if exists {} with (force)", self.0.db));
+            let _ = client.batch_execute(&format!(
+                "drop database if exists {} with (force)",
+                self.0.db
+            ));
         }
     }
 }
 
 fn attach(right: &Side, mode: &str) -> String {
     let options = format!(r#"{{"mode": "{mode}"}}"#);
-    format!("select attach_sync('t', 'dst', '{}.t', '{options}')", right.user)
+    format!(
+        "select attach_sync('t', 'dst', '{}.t', '{options}')",
+        right.user
+    )
 }
 
 #[test]
@@ -81,7 +92,10 @@ fn bytes_that_are_no_text_are_refused() {
         fixture.link(left, right, "dst", &[]);
         for mode in ["async", "sync", "queue"] {
             run(&mut client, &attach(right, mode));
-            run(&mut client, "truncate t; insert into t values ('there', 'é', '{ü}', '\\xbf27')");
+            run(
+                &mut client,
+                "truncate t; insert into t values ('there', 'é', '{ü}', '\\xbf27')",
+            );
             for bytes in NO_TEXT {
                 let text = format!("convert_from('\\x{bytes}', 'SQL_ASCII')");
                 for sql in [
@@ -95,7 +109,10 @@ fn bytes_that_are_no_text_are_refused() {
                     refused(&mut client, &sql, "22021");
                 }
             }
-            run(&mut client, "insert into t values ('after', '''ソ\u{ff07}')");
+            run(
+                &mut client,
+                "insert into t values ('after', '''ソ\u{ff07}')",
+            );
             if mode == "queue" {
                 assert!(left.query_one::<bool>("select deal_sync_err_rec(1000)"));
             }
@@ -105,7 +122,10 @@ fn bytes_that_are_no_text_are_refused() {
             run(&mut client, "select detach_sync('t', 'dst')");
         }
         run(&mut client, "drop server dst cascade");
-        assert_eq!(query(&mut left.superuser(), "select * from sync_err_rec"), [""; 0]);
+        assert_eq!(
+            query(&mut left.superuser(), "select * from sync_err_rec"),
+            [""; 0]
+        );
     }
     assert_eq!(query(&mut client, "select pg_backend_pid()"), backend);
 }
@@ -131,10 +151,26 @@ fn names_that_are_no_text_are_refused() {
                         and relnamespace = current_user::regnamespace and relname";
         refused(&mut client, &format!("{attach} = {name}"), "22021");
         refused(&mut client, &format!("{attach} = 'col'"), "22021");
-        refused(&mut client, &format!("select attach_sync('good', {name})"), "22021");
-        refused(&mut client, &format!("select attach_sync('good', 'dst', {name})"), "22021");
-        refused(&mut client, &format!("select detach_sync('good', {name})"), "22021");
-        refused(&mut client, &format!("select sync_change_sql({name}, '{{}}')"), "22021");
+        refused(
+            &mut client,
+            &format!("select attach_sync('good', {name})"),
+            "22021",
+        );
+        refused(
+            &mut client,
+            &format!("select attach_sync('good', 'dst', {name})"),
+            "22021",
+        );
+        refused(
+            &mut client,
+            &format!("select detach_sync('good', {name})"),
+            "22021",
+        );
+        refused(
+            &mut client,
+            &format!("select sync_change_sql({name}, '{{}}')"),
+            "22021",
+        );
         // Written by hand, its arguments are read when it fires.
         run(
             &mut client,
@@ -149,19 +185,44 @@ fn names_that_are_no_text_are_refused() {
             &format!("do $$ begin execute format('drop table %I, col, good', {name}); end $$"),
         );
     }
-    assert_eq!(query(&mut left.superuser(), "select * from sync_err_rec"), [""; 0]);
+    assert_eq!(
+        query(&mut left.superuser(), "select * from sync_err_rec"),
+        [""; 0]
+    );
 }
 
 #[test]
 fn characters_that_the_other_side_lacks_are_not_replaced() {
     let fixture = linked("injlacks");
-    let values = ["ソ'表\\能", "\u{ff07}; --", "Ё'\\", "é'\\", "中'\\", "ʼ'", "\u{1f600}'"];
-    for encoding in ["EUC_JP", "EUC_CN", "EUC_KR", "LATIN1", "WIN1252", "KOI8R", "SQL_ASCII"] {
+    let values = [
+        "ソ'表\\能",
+        "\u{ff07}; --",
+        "Ё'\\",
+        "é'\\",
+        "中'\\",
+        "ʼ'",
+        "\u{1f600}'",
+    ];
+    for encoding in [
+        "EUC_JP",
+        "EUC_CN",
+        "EUC_KR",
+        "LATIN1",
+        "WIN1252",
+        "KOI8R",
+        "SQL_ASCII",
+    ] {
         let there = Encoded::new(&fixture.right, encoding);
-        there.0.exec(&format!("create table t ({COLUMNS}, ascii text)"));
-        fixture.left.exec("drop server dst cascade; drop table if exists t");
+        there
+            .0
+            .exec(&format!("create table t ({COLUMNS}, ascii text)"));
+        fixture
+            .left
+            .exec("drop server dst cascade; drop table if exists t");
         fixture.link(&fixture.left, &there.0, "dst", &[]);
-        fixture.left.exec(&format!("create table t ({COLUMNS}, ascii text)"));
+        fixture
+            .left
+            .exec(&format!("create table t ({COLUMNS}, ascii text)"));
         fixture.left.exec(&attach(&there.0, "sync"));
         let mut client = fixture.left.client();
         let mut arrived = 0;
@@ -182,7 +243,10 @@ fn characters_that_the_other_side_lacks_are_not_replaced() {
         });
         assert_eq!(found, there, "{encoding}");
         assert_eq!(found.len(), arrived, "{encoding}");
-        assert!(arrived > 0 && (arrived < values.len() || encoding == "SQL_ASCII"), "{encoding}");
+        assert!(
+            arrived > 0 && (arrived < values.len() || encoding == "SQL_ASCII"),
+            "{encoding}"
+        );
     }
 }
 
@@ -190,7 +254,18 @@ fn characters_that_the_other_side_lacks_are_not_replaced() {
 fn psql(side: &Side, encoding: &str, script: &[u8]) -> Vec<u8> {
     let program = Postgres::find().expect("PostgreSQL").program("psql");
     let mut child = Command::new(program)
-        .args(["-X", "-q", "-A", "-t", "-h", "127.0.0.1", "-d", &side.db, "-U", "postgres"])
+        .args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-h",
+            "127.0.0.1",
+            "-d",
+            &side.db,
+            "-U",
+            "postgres",
+        ])
         .args(["-p", &side.cluster.port().to_string()])
         .env("PGPASSWORD", side.cluster.superuser_password())
         .env("PGCLIENTENCODING", encoding)
@@ -200,7 +275,12 @@ fn psql(side: &Side, encoding: &str, script: &[u8]) -> Vec<u8> {
         .stderr(Stdio::piped())
         .spawn()
         .expect("psql");
-    child.stdin.take().expect("its input").write_all(script).expect("a script");
+    child
+        .stdin
+        .take()
+        .expect("its input")
+        .write_all(script)
+        .expect("a script");
     child.wait_with_output().expect("its output").stdout
 }
 
@@ -217,7 +297,12 @@ const CLIENTS: [(&str, &[u8], &[u8]); 6] = [
 #[test]
 fn characters_that_end_in_a_backslash_break_out_of_nothing() {
     let fixture = linked("injclient");
-    mirror(&fixture, "t", "k text primary key, v text", r#"{"mode": "queue"}"#);
+    mirror(
+        &fixture,
+        "t",
+        "k text primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
     for side in [&fixture.left, &fixture.right] {
         side.exec_superuser(
             "create table public.victim (v text); insert into public.victim values ('alive')",
@@ -248,12 +333,20 @@ fn characters_that_end_in_a_backslash_break_out_of_nothing() {
             psql(&fixture.right, encoding, &hand);
             same(&fixture, "t");
             fixture.right.exec("truncate t");
-            assert!(crate::common::deal(&fixture, "100"), "{encoding}: {:?}", records(&fixture));
+            assert!(
+                crate::common::deal(&fixture, "100"),
+                "{encoding}: {:?}",
+                records(&fixture)
+            );
             same(&fixture, "t");
             fixture.left.exec("truncate t");
             assert!(crate::common::deal(&fixture, "100"));
             for side in [&fixture.left, &fixture.right] {
-                assert_eq!(rows(side, "select * from public.victim"), ["alive"], "{encoding}");
+                assert_eq!(
+                    rows(side, "select * from public.victim"),
+                    ["alive"],
+                    "{encoding}"
+                );
             }
         }
     }
@@ -274,7 +367,10 @@ fn a_target_that_turns_its_session_to_another_encoding_spoils_no_later_change() 
     let mut client = fixture.left.client();
     run(&mut client, "insert into other values ('ä', 'é')");
     run(&mut client, "insert into t values ('a', 'b')");
-    run(&mut client, "insert into other values ('ö', 'ü'); update t set v = 'Größe'");
+    run(
+        &mut client,
+        "insert into other values ('ö', 'ü'); update t set v = 'Größe'",
+    );
     run(&mut client, "delete from other where k = 'ä'");
     assert_eq!(records(&fixture), [""; 0]);
     assert_eq!(same(&fixture, "t"), ["a|Größe"]);

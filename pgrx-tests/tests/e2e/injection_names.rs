@@ -56,7 +56,10 @@ fn victims_live(fixture: &Fixture) {
 }
 
 fn strings(client: &mut Client, standard: bool) {
-    run(client, &format!("set standard_conforming_strings = {standard}"));
+    run(
+        client,
+        &format!("set standard_conforming_strings = {standard}"),
+    );
 }
 
 /// Server, both schemas, tables, types and labels, the local key and the remote payload have this name.
@@ -64,8 +67,18 @@ fn create(fixture: &Fixture, name: &str) {
     let (n, label) = (ident(name), literal(name));
     fixture.link(&fixture.left, &fixture.right, &n, &[]);
     for (side, table, kind, [key, value]) in [
-        (&fixture.left, n.clone(), format!("{n}.{n}"), [n.as_str(), "v"]),
-        (&fixture.right, format!("{n}.{n}"), n.clone(), ["k", n.as_str()]),
+        (
+            &fixture.left,
+            n.clone(),
+            format!("{n}.{n}"),
+            [n.as_str(), "v"],
+        ),
+        (
+            &fixture.right,
+            format!("{n}.{n}"),
+            n.clone(),
+            ["k", n.as_str()],
+        ),
     ] {
         side.exec_superuser(&format!("create schema {n} authorization {}", side.user));
         // A table brings a type of its name: the enum is in the other schema.
@@ -99,14 +112,23 @@ fn write(client: &mut Client, name: &str, policy: &str) {
              insert into {t} values ('c', {l}, {l}, 1)"
         ),
     );
-    run(client, &format!("update {t} set v = {l} || v, n = 2 where {t}.{t} = {l} and e = {l}"));
-    run(client, &format!("update {t} set {t} = 'd' || {l}, n = 3 where {t}.{t} = 'b'"));
+    run(
+        client,
+        &format!("update {t} set v = {l} || v, n = 2 where {t}.{t} = {l} and e = {l}"),
+    );
+    run(
+        client,
+        &format!("update {t} set {t} = 'd' || {l}, n = 3 where {t}.{t} = 'b'"),
+    );
     run(
         client,
         &format!("update {t} set v = v || {l}, n = 4; delete from {t} where {t}.{t} = 'c'"),
     );
     if policy == "overwrite" || policy == "newest" {
-        run(client, &format!("insert into {t} values ('z', 'b', {l}, 5), ('y', 'b', {l}, 5)"));
+        run(
+            client,
+            &format!("insert into {t} values ('z', 'b', {l}, 5), ('y', 'b', {l}, 5)"),
+        );
     }
 }
 
@@ -138,11 +160,18 @@ fn names_that_carry_sql_stay_names() {
                 }
                 assert_eq!(queued(&fixture), 0, "{name} {policy} {mode}");
                 let found = rows(&fixture.left, &all(&t));
-                assert_eq!(found, rows(&fixture.right, &all(&target)), "{name} {policy} {mode}");
+                assert_eq!(
+                    found,
+                    rows(&fixture.right, &all(&target)),
+                    "{name} {policy} {mode}"
+                );
                 assert!(found.len() >= 2);
                 let known = query(
                     &mut fixture.left.superuser(),
-                    &format!("select count(*) from sync_status where server = {}", literal(name)),
+                    &format!(
+                        "select count(*) from sync_status where server = {}",
+                        literal(name)
+                    ),
                 );
                 assert_eq!(known, ["1"], "{name}");
                 let detach = "select detach_sync($1::text::regclass, $2)";
@@ -164,10 +193,17 @@ fn by_hand(fixture: &Fixture, name: &str) {
     for standard in [true, false] {
         strings(&mut reader, standard);
         strings(&mut hand, standard);
-        for sql in query(&mut reader, "select dst_query from sync_err_rec order by id") {
+        for sql in query(
+            &mut reader,
+            "select dst_query from sync_err_rec order by id",
+        ) {
             run(&mut hand, &sql);
         }
-        assert_eq!(rows(&fixture.left, &all(&t)), rows(&fixture.right, &all(&target)), "{name}");
+        assert_eq!(
+            rows(&fixture.left, &all(&t)),
+            rows(&fixture.right, &all(&target)),
+            "{name}"
+        );
     }
     victims_live(fixture);
 }
@@ -189,21 +225,37 @@ fn names_of_guards_and_roles_that_carry_sql_stay_names() {
     let mut client = fixture.left.client();
     for (at, name) in NAMES.iter().enumerate() {
         let role = format!("{at}{}", name.chars().take(30).collect::<String>());
-        fixture.left.exec_superuser(&format!("create role {}", ident(&role)));
+        fixture
+            .left
+            .exec_superuser(&format!("create role {}", ident(&role)));
         strings(&mut client, at.is_multiple_of(2));
         let attach = "select attach_sync('t', 'dst', $1, jsonb_build_object('mode', 'sync',
             'application_name', $2::text, 'guard_role', $3::text))";
         let done = client.execute(attach, &[&format!("{remote}.t"), name, &role]);
         assert_eq!(done.is_ok(), is_printable(name), "{name:?}: {done:?}");
         if is_printable(name) {
-            run(&mut client, &format!("insert into t values ({at}, {})", literal(name)));
+            run(
+                &mut client,
+                &format!("insert into t values ({at}, {})", literal(name)),
+            );
             run(&mut client, "select detach_sync('t', 'dst')");
         }
-        fixture.left.exec_superuser(&format!("drop role {}", ident(&role)));
+        fixture
+            .left
+            .exec_superuser(&format!("drop role {}", ident(&role)));
     }
-    let mut names: Vec<&str> = NAMES.into_iter().filter(|name| is_printable(name)).collect();
+    let mut names: Vec<&str> = NAMES
+        .into_iter()
+        .filter(|name| is_printable(name))
+        .collect();
     names.sort();
-    assert_eq!(rows(&fixture.right, "select name from seen order by name collate \"C\""), names);
+    assert_eq!(
+        rows(
+            &fixture.right,
+            "select name from seen order by name collate \"C\""
+        ),
+        names
+    );
     victims_live(&fixture);
 }
 
@@ -233,16 +285,31 @@ fn a_target_that_is_more_than_a_name_is_refused() {
             let sql = format!("select attach_sync('t', 'dst', {})", literal(target));
             if target == r#""t""# {
                 // A name in quotes is a name.
-                run(&mut client, &format!("{sql}; select detach_sync('t', 'dst')"));
+                run(
+                    &mut client,
+                    &format!("{sql}; select detach_sync('t', 'dst')"),
+                );
             } else {
                 refused(&mut client, &sql, "22023");
             }
         }
         for server in NAMES {
             let server = literal(server);
-            refused(&mut client, &format!("select attach_sync('t', {server})"), "42704");
-            refused(&mut client, &format!("select detach_sync('t', {server})"), "42704");
-            refused(&mut client, &format!("select sync_disconnect({server})"), "42704");
+            refused(
+                &mut client,
+                &format!("select attach_sync('t', {server})"),
+                "42704",
+            );
+            refused(
+                &mut client,
+                &format!("select detach_sync('t', {server})"),
+                "42704",
+            );
+            refused(
+                &mut client,
+                &format!("select sync_disconnect({server})"),
+                "42704",
+            );
             let deal = format!("select deal_sync_err_rec(1, {server})");
             refused(&mut fixture.left.superuser(), &deal, "42704");
         }

@@ -70,13 +70,25 @@ fn write(client: &mut Client) {
     for value in VALUES {
         let v = literal(value);
         run(client, &format!("insert into t values {}", row(value, "")));
-        run(client, &format!("update t set v = v || {v}, n = 1 where k = {v}"));
-        run(client, &format!("update t set k = k || 'moved', n = 2 where k = {v} and e = {v}"));
+        run(
+            client,
+            &format!("update t set v = v || {v}, n = 1 where k = {v}"),
+        );
+        run(
+            client,
+            &format!("update t set k = k || 'moved', n = 2 where k = {v} and e = {v}"),
+        );
     }
     let many: Vec<String> = VALUES.iter().map(|value| row(value, "many")).collect();
     run(client, &format!("insert into t values {}", many.join(", ")));
-    run(client, "update t set d = d || v, a = a || v, n = 3 where k like '%many'");
-    run(client, "delete from t where k like '%moved' and n = 2 and length(k) % 2 = 0");
+    run(
+        client,
+        "update t set d = d || v, a = a || v, n = 3 where k like '%many'",
+    );
+    run(
+        client,
+        "delete from t where k like '%moved' and n = 2 and length(k) % 2 = 0",
+    );
     run(client, "update t set va = a, n = 4");
 }
 
@@ -96,7 +108,11 @@ fn remote_strings(fixture: &Fixture, standard: &str) {
 }
 
 fn options(mode: &str, policy: &str) -> String {
-    let version = if policy == "newest" { r#", "version_column": "n""# } else { "" };
+    let version = if policy == "newest" {
+        r#", "version_column": "n""#
+    } else {
+        ""
+    };
     format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"{version}}}"#)
 }
 
@@ -109,7 +125,10 @@ fn values_that_carry_sql_arrive_as_they_are() {
             let mut client = fixture.left.client();
             run(
                 &mut client,
-                &format!("set standard_conforming_strings = {}", ["off", "on"][turn % 2]),
+                &format!(
+                    "set standard_conforming_strings = {}",
+                    ["off", "on"][turn % 2]
+                ),
             );
             attach(&fixture, "t", &options(mode, policy));
             run(&mut client, "truncate t");
@@ -119,18 +138,27 @@ fn values_that_carry_sql_arrive_as_they_are() {
             }
             assert_eq!(records(&fixture), [""; 0], "{mode} {policy}");
             let found = same(&fixture, "t");
-            assert!(found.len() > VALUES.len(), "{mode} {policy}: {}", found.len());
+            assert!(
+                found.len() > VALUES.len(),
+                "{mode} {policy}: {}",
+                found.len()
+            );
             // Met by what is there already, and missed.
             if *policy != "error" {
                 fixture
                     .right
                     .exec("update t set n = -1, v = 'met'; delete from t where e::text < 'A'");
                 let mut writer = fixture.left.client();
-                run(&mut writer, "update t set v = k, n = 6; delete from t where k like '%many'");
+                run(
+                    &mut writer,
+                    "update t set v = k, n = 6; delete from t where k like '%many'",
+                );
             }
             fixture.left.exec_superuser("delete from sync_err_rec");
             unharmed(&fixture);
-            fixture.left.exec("select detach_sync('t', 'dst'); truncate t");
+            fixture
+                .left
+                .exec("select detach_sync('t', 'dst'); truncate t");
             fixture.right.exec("truncate t");
         }
     }
@@ -146,10 +174,15 @@ fn dst_query_of_values_that_carry_sql_is_run_by_hand() {
         write(&mut fixture.left.client());
         let mut reader = fixture.left.superuser();
         let mut hand = fixture.right.client();
-        for [shown, standard, encoding] in
-            [["on", "on", "UTF8"], ["off", "off", "UTF8"], ["on", "off", "UTF8"]]
-        {
-            run(&mut reader, &format!("set standard_conforming_strings = {shown}"));
+        for [shown, standard, encoding] in [
+            ["on", "on", "UTF8"],
+            ["off", "off", "UTF8"],
+            ["on", "off", "UTF8"],
+        ] {
+            run(
+                &mut reader,
+                &format!("set standard_conforming_strings = {shown}"),
+            );
             run(
                 &mut hand,
                 &format!(
@@ -157,7 +190,10 @@ fn dst_query_of_values_that_carry_sql_is_run_by_hand() {
                      set client_encoding = '{encoding}'; truncate t"
                 ),
             );
-            for sql in query(&mut reader, "select dst_query from sync_err_rec order by id") {
+            for sql in query(
+                &mut reader,
+                "select dst_query from sync_err_rec order by id",
+            ) {
                 run(&mut hand, &sql);
             }
             same(&fixture, "t");
@@ -166,7 +202,9 @@ fn dst_query_of_values_that_carry_sql_is_run_by_hand() {
         assert!(deal(&fixture, "10000"));
         same(&fixture, "t");
         unharmed(&fixture);
-        fixture.left.exec("select detach_sync('t', 'dst'); truncate t");
+        fixture
+            .left
+            .exec("select detach_sync('t', 'dst'); truncate t");
         fixture.right.exec("truncate t");
     }
 }
@@ -177,10 +215,15 @@ fn values_that_carry_sql_are_failed_and_retried() {
     remote_strings(&fixture, "off");
     attach(&fixture, "u", &options("async", "overwrite"));
     let constraint = r#""no'\; drop table public.victim; --""#;
-    fixture.right.exec(&format!("alter table u add constraint {constraint} check (n <> 3)"));
+    fixture.right.exec(&format!(
+        "alter table u add constraint {constraint} check (n <> 3)"
+    ));
     let mut client = fixture.left.client();
     let many: Vec<String> = VALUES.iter().map(|value| row(value, "many")).collect();
-    run(&mut client, &format!("insert into u values {}", many.join(", ")));
+    run(
+        &mut client,
+        &format!("insert into u values {}", many.join(", ")),
+    );
     run(&mut client, "update u set n = 3, v = v || k");
     assert_eq!(queued(&fixture), VALUES.len() as i64);
     assert!(!deal(&fixture, "1000"));
@@ -188,11 +231,16 @@ fn values_that_carry_sql_are_failed_and_retried() {
     run(&mut client, "update u set d = v || d");
     let failed_records =
         "select distinct constraint_name, status from sync_err_rec where status = 'failed'";
-    assert_eq!(rows(&fixture.left, failed_records), [r"no'\; drop table public.victim; --|failed"]);
+    assert_eq!(
+        rows(&fixture.left, failed_records),
+        [r"no'\; drop table public.victim; --|failed"]
+    );
     let ids = "select id from sync_err_rec where status = 'failed' order by id";
     let ids = query(&mut fixture.left.superuser(), ids);
     assert_eq!(ids.len(), VALUES.len());
-    fixture.right.exec(&format!("alter table u drop constraint {constraint}"));
+    fixture
+        .right
+        .exec(&format!("alter table u drop constraint {constraint}"));
     for id in ids {
         let mut session = fixture.left.superuser();
         run(&mut session, "set standard_conforming_strings = off");

@@ -16,8 +16,12 @@ const ONLY: &str = r#"{"insert_only": true}"#;
 const QUEUED: &str = r#"{"insert_only": true, "mode": "queue"}"#;
 
 fn log_table(fixture: &Fixture, name: &str, options: &str) {
-    fixture.left.exec(&format!("create table {name} ({COLUMNS})"));
-    fixture.right.exec(&format!("create table {name} ({COLUMNS})"));
+    fixture
+        .left
+        .exec(&format!("create table {name} ({COLUMNS})"));
+    fixture
+        .right
+        .exec(&format!("create table {name} ({COLUMNS})"));
     attach(fixture, name, options);
 }
 
@@ -39,17 +43,23 @@ fn rows_that_look_alike_arrive_as_often_as_they_were_written() {
     for options in [ONLY, QUEUED, r#"{"insert_only": true, "mode": "sync"}"#] {
         let fixture = linked("onlyalike");
         log_table(&fixture, "l", options);
-        fixture.left.exec("insert into l values (1, 'a'), (1, 'a'), (null, null)");
+        fixture
+            .left
+            .exec("insert into l values (1, 'a'), (1, 'a'), (null, null)");
         fixture.left.exec(
             "begin; insert into l values (1, 'a'); savepoint s; insert into l values (2, 'b');
                        rollback to s; insert into l values (1, 'a'); commit",
         );
-        fixture.left.exec("insert into l select 3, 'many' from generate_series(1, 3000)");
+        fixture
+            .left
+            .exec("insert into l select 3, 'many' from generate_series(1, 3000)");
         while queued(&fixture) > 0 {
             assert!(deal(&fixture, "100000"));
         }
         assert_eq!(same(&fixture, "l").len(), 3 + 2 + 3000, "{options}");
-        fixture.left.exec("begin; truncate l; insert into l values (4, 'new'); commit");
+        fixture
+            .left
+            .exec("begin; truncate l; insert into l values (4, 'new'); commit");
         while queued(&fixture) > 0 {
             assert!(deal(&fixture, "100000"));
         }
@@ -68,9 +78,17 @@ fn update_and_delete_are_refused_at_the_statement() {
         error.message(),
         "cannot update table \"l\", which is sent to server \"dst\" with option \"insert_only\""
     );
-    assert!(error.hint().is_some_and(|hint| hint.contains("TRUNCATE")), "{error:?}");
+    assert!(
+        error.hint().is_some_and(|hint| hint.contains("TRUNCATE")),
+        "{error:?}"
+    );
     let error = refused(&mut client, "delete from l", "55000");
-    assert!(error.message().starts_with("cannot delete from table \"l\","), "{error:?}");
+    assert!(
+        error
+            .message()
+            .starts_with("cannot delete from table \"l\","),
+        "{error:?}"
+    );
     // What changes no row is no event.
     run(&mut client, "delete from l where at = 9");
     assert_eq!(same(&fixture, "l"), ["1|a"]);
@@ -84,9 +102,18 @@ fn a_table_without_a_key_is_refused_without_the_option_and_told_of_it() {
     }
     let mut client = fixture.left.client();
     let error = refused(&mut client, &attach_sql(&fixture, "l", "{}"), "55000");
-    assert!(error.hint().is_some_and(|hint| hint.contains("insert_only")), "{error:?}");
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("insert_only")),
+        "{error:?}"
+    );
     for policy in ["skip", "newest"] {
-        let version = if policy == "newest" { r#", "version_column": "at""# } else { "" };
+        let version = if policy == "newest" {
+            r#", "version_column": "at""#
+        } else {
+            ""
+        };
         let options = format!(r#"{{"insert_only": true, "on_conflict": "{policy}"{version}}}"#);
         refused(&mut client, &attach_sql(&fixture, "l", &options), "22023");
     }
@@ -103,7 +130,11 @@ fn a_table_with_a_key_keeps_its_policy_and_refuses_changes() {
     fixture.right.exec("insert into k values (1, 'theirs')");
     fixture.left.exec("insert into k values (1, 'ours')");
     assert_eq!(same(&fixture, "k"), ["1|ours"]);
-    fails_with(&fixture.left, &format!("update {}.k set v = 'x'", fixture.left.user), "55000");
+    fails_with(
+        &fixture.left,
+        &format!("update {}.k set v = 'x'", fixture.left.user),
+        "55000",
+    );
 }
 
 #[test]
@@ -135,7 +166,11 @@ fn a_drain_whose_commit_is_not_answered_is_settled_by_its_session() {
         run(&mut client, "insert into l values (1, 'a'), (1, 'a')");
         let mut drain = fixture.left.superuser();
         run(&mut drain, "begin; select deal_sync_err_rec(1000)");
-        let direction = if committed { Direction::ToClient } else { Direction::ToServer };
+        let direction = if committed {
+            Direction::ToClient
+        } else {
+            Direction::ToServer
+        };
         proxy.cut_after(0, direction);
         let error = fails(drain.batch_execute("commit"));
         assert_eq!(error.code().code(), "08007");
@@ -179,7 +214,11 @@ fn what_nobody_can_tell_is_left_to_a_person() {
     drop(drain);
     assert!(!deal(&fixture, "1000"));
     let id = rows(&fixture.left, "select id from sync_err_rec").remove(0);
-    assert!(fixture.left.query_one::<bool>(&format!("select retry_sync_err_rec({id})")));
+    assert!(
+        fixture
+            .left
+            .query_one::<bool>(&format!("select retry_sync_err_rec({id})"))
+    );
     assert_eq!(queued(&fixture), 0);
     same(&fixture, "l");
 }
@@ -188,7 +227,9 @@ fn what_nobody_can_tell_is_left_to_a_person() {
 fn a_row_that_is_refused_there_keeps_no_other_waiting() {
     let fixture = linked("onlyapart");
     log_table(&fixture, "l", ONLY);
-    fixture.right.exec("alter table l add constraint small check (at < 5)");
+    fixture
+        .right
+        .exec("alter table l add constraint small check (at < 5)");
     outage(&fixture.right);
     fixture.left.exec("insert into l values (9, 'bad')");
     fixture.left.exec("insert into l values (1, 'a')");
@@ -201,8 +242,16 @@ fn a_row_that_is_refused_there_keeps_no_other_waiting() {
     fixture.left.exec("truncate l");
     assert_eq!(table(&fixture.right, "l"), ["1|a", "2|b"]);
     fixture.right.exec("alter table l drop constraint small");
-    let id = rows(&fixture.left, "select id from sync_err_rec where status = 'failed'").remove(0);
-    assert!(fixture.left.query_one::<bool>(&format!("select retry_sync_err_rec({id})")));
+    let id = rows(
+        &fixture.left,
+        "select id from sync_err_rec where status = 'failed'",
+    )
+    .remove(0);
+    assert!(
+        fixture
+            .left
+            .query_one::<bool>(&format!("select retry_sync_err_rec({id})"))
+    );
     assert_eq!(queued(&fixture), 0);
     same(&fixture, "l");
 }

@@ -22,7 +22,9 @@ fn a_cancel_that_the_server_hears_in_time_rolls_back_both_sides() {
         let local = pid(&mut client);
         let waiting = spawn(client, "update t set v = 'new' where id = 1");
         await_blocked(&fixture.right);
-        fixture.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
+        fixture
+            .left
+            .exec_superuser(&format!("select pg_cancel_backend({local})"));
         let (mut client, result) = waiting.join().expect("the waiting session");
         assert_eq!(fails(result).code().code(), "57014", "{mode}");
         drop(locker);
@@ -32,7 +34,9 @@ fn a_cancel_that_the_server_hears_in_time_rolls_back_both_sides() {
         });
         assert_eq!(queued(&fixture), 0, "{mode}");
         // The session is of use again, and so is its next connection.
-        client.batch_execute("update t set v = 'after' where id = 1").expect("an update");
+        client
+            .batch_execute("update t set v = 'after' where id = 1")
+            .expect("an update");
         assert_eq!(value(&fixture.right, 1).as_deref(), Some("after"), "{mode}");
         assert_eq!(queued(&fixture), 0, "{mode}");
     }
@@ -47,18 +51,30 @@ fn termination_while_waiting_ends_the_session_promptly_and_applies_nothing() {
     let waiting = spawn(client, "update t set v = 'new' where id = 1");
     await_blocked(&fixture.right);
     let start = Instant::now();
-    fixture.left.exec_superuser(&format!("select pg_terminate_backend({local})"));
+    fixture
+        .left
+        .exec_superuser(&format!("select pg_terminate_backend({local})"));
     let (_, result) = waiting.join().expect("the waiting session");
     let error = result.expect_err("the session's end");
     // The server's last word may be lost with its socket.
-    assert!(error.is_closed() || error.code() == Some(&SqlState::ADMIN_SHUTDOWN), "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(
+        error.is_closed() || error.code() == Some(&SqlState::ADMIN_SHUTDOWN),
+        "{error:?}"
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
     drop(locker);
     assert_eq!(value(&fixture.left, 1).as_deref(), Some("old"));
     let sessions = "select count(*) from pg_stat_activity where usename = $1 \
                     and application_name = 'pg_rowsync'";
     await_until(SOON, "the remote session to go", || {
-        let row = fixture.right.superuser().query_one(sessions, &[&fixture.right.user]);
+        let row = fixture
+            .right
+            .superuser()
+            .query_one(sessions, &[&fixture.right.user]);
         row.expect("activity").get::<_, i64>(0) == 0
     });
     assert_eq!(value(&fixture.right, 1).as_deref(), Some("old"));
@@ -74,12 +90,18 @@ fn late_request(
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
     let fixture = one_way(label, Some(&proxy), "{}");
     let mut client = fixture.left.client();
-    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    client
+        .batch_execute("update t set v = 'warm' where id = 2")
+        .expect("an update");
     let local = pid(&mut client);
     proxy.set_delay(Duration::from_millis(700));
     let waiting = spawn(client, "update t set v = 'new' where id = 1");
-    await_until(SOON, "the remote commit", || value(&fixture.right, 1).as_deref() == Some("new"));
-    fixture.left.exec_superuser(&format!("select {function}({local})"));
+    await_until(SOON, "the remote commit", || {
+        value(&fixture.right, 1).as_deref() == Some("new")
+    });
+    fixture
+        .left
+        .exec_superuser(&format!("select {function}({local})"));
     let (client, result) = waiting.join().expect("the waiting session");
     proxy.set_delay(Duration::ZERO);
     (fixture, proxy, client, result)
@@ -90,7 +112,9 @@ fn a_cancel_that_comes_after_the_remote_commit_is_dropped() {
     let (fixture, _proxy, mut client, result) = late_request("late_cancel", "pg_cancel_backend");
     result.expect("a commit that the cancel came too late for");
     assert_equal(&fixture);
-    client.batch_execute("update t set v = 'after' where id = 1").expect("an update");
+    client
+        .batch_execute("update t set v = 'after' where id = 1")
+        .expect("an update");
     assert_equal(&fixture);
     assert_eq!(queued(&fixture), 0);
 }
@@ -119,14 +143,24 @@ fn a_cancel_that_nobody_answers_leaves_async_changes_in_the_queue() {
     let waiting = spawn(client, "update t set v = 'new' where id = 1");
     let wait = "select count(*) from pg_stat_activity where pid = $1 and wait_event = 'Extension'";
     await_until(SOON, "the session to wait", || {
-        let row = fixture.left.superuser().query_one(wait, &[&local]).expect("activity");
+        let row = fixture
+            .left
+            .superuser()
+            .query_one(wait, &[&local])
+            .expect("activity");
         row.get::<_, i64>(0) == 1
     });
     let start = Instant::now();
-    fixture.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
+    fixture
+        .left
+        .exec_superuser(&format!("select pg_cancel_backend({local})"));
     let (_, result) = waiting.join().expect("the waiting session");
     result.expect("the local commit stands, its outcome on the server being unknown");
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
     assert_eq!(value(&fixture.left, 1).as_deref(), Some("new"));
     assert_eq!(queued(&fixture), 1);
     proxy.cut();
@@ -149,9 +183,13 @@ fn a_cancel_after_one_of_two_servers_has_committed_keeps_all_sides_together() {
          create constraint trigger wait after insert or update on slow \
            deferrable initially deferred for each row execute function wait()",
     );
-    fixture.left.exec(&format!("select attach_sync('t', 'slow', '{schema}.slow')"));
+    fixture
+        .left
+        .exec(&format!("select attach_sync('t', 'slow', '{schema}.slow')"));
     let mut holder = fixture.right.client();
-    holder.batch_execute("select pg_advisory_lock(4711)").expect("a lock");
+    holder
+        .batch_execute("select pg_advisory_lock(4711)")
+        .expect("a lock");
     let mut client = patient_client(&fixture);
     let local = pid(&mut client);
     let waiting = spawn(client, "update t set v = 'new' where id = 1");
@@ -159,13 +197,19 @@ fn a_cancel_after_one_of_two_servers_has_committed_keeps_all_sides_together() {
     await_until(SOON, "the first server's commit", || {
         value(&fixture.right, 1).as_deref() == Some("new")
     });
-    fixture.left.exec_superuser(&format!("select pg_cancel_backend({local})"));
+    fixture
+        .left
+        .exec_superuser(&format!("select pg_cancel_backend({local})"));
     let (_, result) = waiting.join().expect("the waiting session");
     result.expect("a commit that the cancel came too late for");
     drop(holder);
     assert_eq!(value(&fixture.left, 1).as_deref(), Some("new"));
     assert_eq!(value(&fixture.right, 1).as_deref(), Some("new"));
-    assert_eq!(queued(&fixture), 1, "what the second server had not committed");
+    assert_eq!(
+        queued(&fixture),
+        1,
+        "what the second server had not committed"
+    );
     assert!(drain(&fixture));
     let slow = format!("select v from {schema}.slow where id = 1");
     assert_eq!(fixture.right.query_one::<String>(&slow), "new");
@@ -173,9 +217,16 @@ fn a_cancel_after_one_of_two_servers_has_committed_keeps_all_sides_together() {
 
 /// A session on the left through a proxy.
 fn client_via(front: &Proxy, fixture: &Fixture) -> Client {
-    let Side { db, user, password, .. } = &fixture.left;
+    let Side {
+        db, user, password, ..
+    } = &fixture.left;
     let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(front.port()).dbname(db).user(user).password(password);
+    config
+        .host("127.0.0.1")
+        .port(front.port())
+        .dbname(db)
+        .user(user)
+        .password(password);
     config.connect(postgres::NoTls).expect("a session")
 }
 
@@ -193,11 +244,15 @@ fn late_loss_of_client(label: &str, options: &str) -> Fixture {
     let local = pid(&mut client);
     proxy.set_delay(Duration::from_millis(700));
     let waiting = spawn(client, "update t set v = 'new' where id = 1");
-    await_until(SOON, "the remote commit", || value(&fixture.right, 1).as_deref() == Some("new"));
+    await_until(SOON, "the remote commit", || {
+        value(&fixture.right, 1).as_deref() == Some("new")
+    });
     front.cut();
     drop(waiting.join().expect("the waiting session"));
     let there = format!("select count(*) from pg_stat_activity where pid = {local}");
-    await_until(SOON, "the session to end", || fixture.left.query_one::<i64>(&there) == 0);
+    await_until(SOON, "the session to end", || {
+        fixture.left.query_one::<i64>(&there) == 0
+    });
     fixture
 }
 
@@ -228,14 +283,24 @@ fn a_client_that_dies_before_anything_is_sent_leaves_nothing() {
     let waiting = spawn(client, "update t set v = 'new' where id = 1");
     let wait = "select count(*) from pg_stat_activity where pid = $1 and wait_event = 'Extension'";
     await_until(SOON, "the session to wait", || {
-        let row = fixture.left.superuser().query_one(wait, &[&local]).expect("activity");
+        let row = fixture
+            .left
+            .superuser()
+            .query_one(wait, &[&local])
+            .expect("activity");
         row.get::<_, i64>(0) == 1
     });
     let start = Instant::now();
     front.cut();
     let there = format!("select count(*) from pg_stat_activity where pid = {local}");
-    await_until(SOON, "the session to end", || fixture.left.query_one::<i64>(&there) == 0);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    await_until(SOON, "the session to end", || {
+        fixture.left.query_one::<i64>(&there) == 0
+    });
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
     drop(waiting.join().expect("the waiting session"));
     proxy.thaw();
     assert_eq!(value(&fixture.left, 1).as_deref(), Some("old"));
@@ -251,13 +316,24 @@ type Waiting = std::thread::JoinHandle<(Client, Result<(), postgres::Error>)>;
 fn notify_behind_another(fixture: &Fixture, settings: &str) -> (i32, Waiting) {
     let mut client = fixture.left.client();
     client.batch_execute(settings).expect("settings");
-    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    client
+        .batch_execute("update t set v = 'warm' where id = 2")
+        .expect("an update");
     let local = pid(&mut client);
-    let waiting = spawn(client, "begin; notify hello; update t set v = 'new' where id = 1; commit");
-    await_until(SOON, "the remote commit", || value(&fixture.right, 1).as_deref() == Some("new"));
+    let waiting = spawn(
+        client,
+        "begin; notify hello; update t set v = 'new' where id = 1; commit",
+    );
+    await_until(SOON, "the remote commit", || {
+        value(&fixture.right, 1).as_deref() == Some("new")
+    });
     let wait = "select count(*) from pg_locks where pid = $1 and not granted";
     await_until(SOON, "the session to wait for the lock of NOTIFY", || {
-        let row = fixture.left.superuser().query_one(wait, &[&local]).expect("locks");
+        let row = fixture
+            .left
+            .superuser()
+            .query_one(wait, &[&local])
+            .expect("locks");
         row.get::<_, i64>(0) == 1
     });
     (local, waiting)
@@ -268,8 +344,12 @@ fn notify_behind_another(fixture: &Fixture, settings: &str) -> (i32, Waiting) {
 fn stalled(fixture: &Fixture) -> (i32, Waiting) {
     let mut holder = fixture.left.client();
     let pid = pid(&mut holder);
-    holder.batch_execute("set synchronous_commit = 'on'; create table other ()").expect("a table");
-    fixture.left.exec_superuser("alter system set synchronous_standby_names = 'nobody'");
+    holder
+        .batch_execute("set synchronous_commit = 'on'; create table other ()")
+        .expect("a table");
+    fixture
+        .left
+        .exec_superuser("alter system set synchronous_standby_names = 'nobody'");
     fixture.left.exec_superuser("select pg_reload_conf()");
     let names = "show synchronous_standby_names";
     await_until(SOON, "the setting", || {
@@ -292,7 +372,10 @@ fn nothing_undoes_here_what_the_server_has_committed() {
     for (settings, request) in [
         ("set synchronous_commit = 'local'", "pg_cancel_backend"),
         ("set synchronous_commit = 'local'", "pg_terminate_backend"),
-        ("set synchronous_commit = 'local'; set lock_timeout = '200ms'", ""),
+        (
+            "set synchronous_commit = 'local'; set lock_timeout = '200ms'",
+            "",
+        ),
     ] {
         let left = std::sync::Arc::new(Cluster::start("stalled").expect("a cluster"));
         let create = |cluster, name| Side::create(cluster, name).expect("a side");
@@ -304,8 +387,13 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         for side in [&fixture.left, &fixture.right] {
             side.exec("create table t (id int primary key, v text)");
         }
-        fixture.left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.right.user));
-        fixture.left.exec("insert into t values (1, 'old'), (2, 'old')");
+        fixture.left.exec(&format!(
+            "select attach_sync('t', 'dst', '{}.t')",
+            fixture.right.user
+        ));
+        fixture
+            .left
+            .exec("insert into t values (1, 'old'), (2, 'old')");
         let (holder, holding) = stalled(&fixture);
         let (local, waiting) = notify_behind_another(&fixture, settings);
         if request.is_empty() {
@@ -315,8 +403,13 @@ fn nothing_undoes_here_what_the_server_has_committed() {
                 "set synchronous_commit = 'local'; select {request}({local})"
             ));
         }
-        assert!(!waiting.is_finished(), "the commit waits until it can be made: {request}");
-        fixture.left.exec_superuser(&format!("select pg_cancel_backend({holder})"));
+        assert!(
+            !waiting.is_finished(),
+            "the commit waits until it can be made: {request}"
+        );
+        fixture
+            .left
+            .exec_superuser(&format!("select pg_cancel_backend({holder})"));
         let (client, result) = waiting.join().expect("the waiting session");
         drop(holding.join().expect("the holder"));
         if request == "pg_terminate_backend" {
@@ -324,12 +417,16 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         } else {
             result.unwrap_or_else(|error| panic!("{request}: {error}"));
             let mut client = client;
-            client.batch_execute("select pg_sleep(0.01)").expect("a session that goes on");
+            client
+                .batch_execute("select pg_sleep(0.01)")
+                .expect("a session that goes on");
         }
         assert_eq!(value(&fixture.left, 1).as_deref(), Some("new"), "{request}");
         assert_equal(&fixture);
         assert_eq!(queued(&fixture), 0);
-        fixture.left.exec_superuser("alter system reset synchronous_standby_names");
+        fixture
+            .left
+            .exec_superuser("alter system reset synchronous_standby_names");
         fixture.left.exec_superuser("select pg_reload_conf()");
         await_until(SOON, "the setting", || {
             fixture
@@ -359,7 +456,9 @@ fn what_temporary_tables_raise_at_commit_is_raised_before_anything_is_sent() {
              insert into parent values (2); update t set v = 'new' where id = 1; commit",
         )
         .expect("a commit");
-    let left = client.query_one("select count(*) from parent", &[]).expect("a count");
+    let left = client
+        .query_one("select count(*) from parent", &[])
+        .expect("a count");
     assert_eq!(left.get::<_, i64>(0), 0);
     assert!(client.batch_execute("select from gone").is_err());
     assert_eq!(value(&fixture.right, 1).as_deref(), Some("new"));
@@ -389,7 +488,9 @@ fn a_statement_that_ran_out_of_time_while_its_procedure_committed_is_ended_after
            update t set v = 'new' where id = 1; commit; perform pg_sleep(60); end $$",
     );
     let mut client = fixture.left.client();
-    client.batch_execute("update t set v = 'warm' where id = 2").expect("an update");
+    client
+        .batch_execute("update t set v = 'warm' where id = 2")
+        .expect("an update");
     proxy.set_delay(Duration::from_millis(700));
     let start = Instant::now();
     let waiting = spawn(client, "set statement_timeout = '400ms'");
@@ -398,9 +499,15 @@ fn a_statement_that_ran_out_of_time_while_its_procedure_committed_is_ended_after
     let waiting = spawn(client, "call p()");
     let (mut client, result) = waiting.join().expect("the waiting session");
     assert_eq!(fails(result).code().code(), "57014");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
     proxy.set_delay(Duration::ZERO);
-    client.batch_execute("select 1").expect("a session that goes on");
+    client
+        .batch_execute("select 1")
+        .expect("a session that goes on");
     await_until(SOON, "both sides to agree", || {
         fixture.checksum(&fixture.left, "t") == fixture.checksum(&fixture.right, "t")
             || queued(&fixture) > 0

@@ -25,7 +25,11 @@ const WRITE: &str = "
 /// Sessions of one cluster that write the same rows may meet each other, as those that deliver do.
 fn write(client: &mut Client) {
     if let Err(error) = client.batch_execute(WRITE) {
-        assert_eq!(error.code().map(|code| code.code()), Some("40P01"), "{error}");
+        assert_eq!(
+            error.code().map(|code| code.code()),
+            Some("40P01"),
+            "{error}"
+        );
     }
 }
 
@@ -33,7 +37,10 @@ const SOON: Duration = Duration::from_secs(120);
 
 /// Databases of one preloaded cluster, each with a table `t`.
 fn sides<const N: usize>(label: &str, columns: &str) -> (Arc<Cluster>, [Side; N]) {
-    let preload = [("shared_preload_libraries", "pg_rowsync"), ("max_worker_processes", "16")];
+    let preload = [
+        ("shared_preload_libraries", "pg_rowsync"),
+        ("max_worker_processes", "16"),
+    ];
     let settings = [TEST_SETTINGS, &preload, EAGER].concat();
     let cluster = Arc::new(Cluster::start_with(label, &settings).expect("a cluster"));
     let sides = std::array::from_fn(|at| {
@@ -45,7 +52,8 @@ fn sides<const N: usize>(label: &str, columns: &str) -> (Arc<Cluster>, [Side; N]
 }
 
 fn link(from: &Side, to: &Side, server: &str) {
-    from.link(to, to.cluster.port(), server, &[]).expect("a server");
+    from.link(to, to.cluster.port(), server, &[])
+        .expect("a server");
 }
 
 fn attach_all(from: &Side, to: &Side, server: &str, options: &str) {
@@ -62,11 +70,19 @@ fn attach_all(from: &Side, to: &Side, server: &str, options: &str) {
 /// The rows of `t`, in the other's schema, as its sessions under the guard's name.
 fn copy(from: &Side, to: &Side) {
     let dump = ["--data-only", "--table", &format!("{}.t", from.user)];
-    let dump = from.cluster.client_program("pg_dump", &from.db, &dump, "").expect("a dump");
-    let dump = dump.replace(&format!("COPY {}.t", from.user), &format!("COPY {}.t", to.user));
+    let dump = from
+        .cluster
+        .client_program("pg_dump", &from.db, &dump, "")
+        .expect("a dump");
+    let dump = dump.replace(
+        &format!("COPY {}.t", from.user),
+        &format!("COPY {}.t", to.user),
+    );
     let script = format!("set application_name = 'pg_rowsync';\n{dump}");
     let psql = ["-X", "-q", "-v", "ON_ERROR_STOP=1"];
-    to.cluster.client_program("psql", &to.db, &psql, &script).expect("a restore");
+    to.cluster
+        .client_program("psql", &to.db, &psql, &script)
+        .expect("a restore");
 }
 
 fn arrived(side: &Side, server: &str) {
@@ -87,9 +103,14 @@ fn a_master_joins_while_the_others_write() {
         );
     }
     let newest = r#"{"on_conflict": "newest", "version_column": "version"}"#;
-    for (from, to, server) in
-        [(&a, &b, "b"), (&b, &a, "a"), (&a, &c, "c"), (&b, &c, "c"), (&c, &a, "a"), (&c, &b, "b")]
-    {
+    for (from, to, server) in [
+        (&a, &b, "b"),
+        (&b, &a, "a"),
+        (&a, &c, "c"),
+        (&b, &c, "c"),
+        (&c, &a, "a"),
+        (&c, &b, "b"),
+    ] {
         link(from, to, server);
     }
     attach_all(&a, &b, "b", newest);
@@ -123,7 +144,11 @@ fn a_master_joins_while_the_others_write() {
         over.set();
     });
     for side in [&a, &b, &c] {
-        assert!(side.query_one::<bool>("select wait_sync(timeout => '2 min')"), "{}", side.db);
+        assert!(
+            side.query_one::<bool>("select wait_sync(timeout => '2 min')"),
+            "{}",
+            side.db
+        );
         assert_eq!(side.queued().expect("a queue"), 0);
     }
     assert_eq!(table(&a, "t"), table(&b, "t"));

@@ -29,26 +29,47 @@ fn drain(fixture: &Fixture) {
 #[track_caller]
 fn arrived(fixture: &Fixture, expected: &[&str]) {
     let left = rows(&fixture.left, "select pos, item from t order by pos");
-    assert_eq!(left, rows(&fixture.right, "select pos, item from t order by pos"));
-    assert_eq!(rows(&fixture.right, "select pos, item, own from t order by pos"), expected);
+    assert_eq!(
+        left,
+        rows(&fixture.right, "select pos, item from t order by pos")
+    );
+    assert_eq!(
+        rows(&fixture.right, "select pos, item, own from t order by pos"),
+        expected
+    );
 }
 
 #[test]
 fn rows_that_swap_keys_beside_a_second_unique_column_move_whole() {
     for (mode, options) in MODES {
         for (label, columns) in [
-            ("exact", "pos int primary key deferrable, item int not null unique"),
-            ("inexact", "pos numeric primary key deferrable, item int not null unique"),
+            (
+                "exact",
+                "pos int primary key deferrable, item int not null unique",
+            ),
+            (
+                "inexact",
+                "pos numeric primary key deferrable, item int not null unique",
+            ),
         ] {
             let fixture = list(&format!("swap_{label}_{mode}"), columns, options);
-            fixture.left.exec("insert into t values (1, 100), (2, 200), (3, 300), (4, 400)");
+            fixture
+                .left
+                .exec("insert into t values (1, 100), (2, 200), (3, 300), (4, 400)");
             drain(&fixture);
             fixture.right.exec("update t set own = 'own ' || item");
-            fixture.left.exec("update t set pos = 3 - pos where pos < 3");
+            fixture
+                .left
+                .exec("update t set pos = 3 - pos where pos < 3");
             drain(&fixture);
             arrived(
                 &fixture,
-                &["1|200|own 200", "2|100|own 100", "3|300|own 300", "4|400|own 400"],
+                &[
+                    "1|200|own 200",
+                    "2|100|own 100",
+                    "3|300|own 300",
+                    "4|400|own 400",
+                ],
             );
             run(
                 &mut fixture.left.client(),
@@ -56,7 +77,10 @@ fn rows_that_swap_keys_beside_a_second_unique_column_move_whole() {
                  delete from t where item = 300; insert into t values (4, 500); commit",
             );
             drain(&fixture);
-            arrived(&fixture, &["1|400|own 400", "2|200|own 200", "3|100|own 100", "4|500|~"]);
+            arrived(
+                &fixture,
+                &["1|400|own 400", "2|200|own 200", "3|100|own 100", "4|500|~"],
+            );
         }
     }
 }
@@ -65,11 +89,16 @@ fn rows_that_swap_keys_beside_a_second_unique_column_move_whole() {
 fn positions_that_shift_by_one_take_a_few_statements() {
     let skip =
         MODES.map(|(mode, options)| (mode, options.replace('}', r#", "on_conflict": "skip"}"#)));
-    let all = MODES.map(|(mode, options)| (mode, options.to_owned())).into_iter().chain(skip);
+    let all = MODES
+        .map(|(mode, options)| (mode, options.to_owned()))
+        .into_iter()
+        .chain(skip);
     for (at, (mode, options)) in all.enumerate() {
         let columns = "pos int primary key deferrable, item int not null unique";
         let fixture = list(&format!("shift_{mode}{at}"), columns, &options);
-        fixture.left.exec("insert into t select i, -i from generate_series(1, 12000) i");
+        fixture
+            .left
+            .exec("insert into t select i, -i from generate_series(1, 12000) i");
         drain(&fixture);
         fixture.right.exec(&format!(
             "update t set own = item::text;
@@ -83,8 +112,9 @@ fn positions_that_shift_by_one_take_a_few_statements() {
         drain(&fixture);
         let moved = "select count(*), min(pos), max(pos), bool_and(own = item::text and pos = 1 - item) from t";
         assert_eq!(rows(&fixture.right, moved), ["12000|2|12001|t"], "{mode}");
-        let statements: i64 =
-            rows(&fixture.right, "select count(*) from seen")[0].parse().expect("a number");
+        let statements: i64 = rows(&fixture.right, "select count(*) from seen")[0]
+            .parse()
+            .expect("a number");
         assert!(statements <= 12, "{mode}: {statements} statements");
     }
 }
@@ -94,15 +124,24 @@ fn positions_that_shift_by_one_take_a_few_statements() {
 fn rows_of_a_list_stay_where_one_is_in_their_way() {
     for (mode, options) in MODES {
         let options = options.replace('}', r#", "on_conflict": "skip"}"#);
-        let fixture =
-            list(&format!("stays_{mode}"), "pos int primary key deferrable, item int", &options);
-        fixture.left.exec("insert into t select i, i from generate_series(1, 5) i");
+        let fixture = list(
+            &format!("stays_{mode}"),
+            "pos int primary key deferrable, item int",
+            &options,
+        );
+        fixture
+            .left
+            .exec("insert into t select i, i from generate_series(1, 5) i");
         drain(&fixture);
         fixture.right.exec("insert into t values (6, 600)");
         fixture.left.exec("update t set pos = pos + 1");
         drain(&fixture);
         let there = ["1|1", "2|2", "3|3", "4|4", "5|5", "6|600"];
-        assert_eq!(rows(&fixture.right, "select pos, item from t order by pos"), there, "{mode}");
+        assert_eq!(
+            rows(&fixture.right, "select pos, item from t order by pos"),
+            there,
+            "{mode}"
+        );
         // Those whose new keys are free move, and are what they are here.
         fixture.right.exec("delete from t where pos in (3, 6)");
         fixture.left.exec("update t set pos = pos + 1");
@@ -119,18 +158,31 @@ fn rows_of_a_list_stay_where_one_is_in_their_way() {
 fn a_target_that_checks_each_row_gets_the_values_instead() {
     let skip =
         MODES.map(|(mode, options)| (mode, options.replace('}', r#", "on_conflict": "skip"}"#)));
-    let all = MODES.map(|(mode, options)| (mode, options.to_owned())).into_iter().chain(skip);
+    let all = MODES
+        .map(|(mode, options)| (mode, options.to_owned()))
+        .into_iter()
+        .chain(skip);
     for (at, (mode, options)) in all.enumerate() {
         let fixture = linked(&format!("strict_{mode}{at}"));
-        fixture.left.exec("create table t (pos int primary key deferrable, item int)");
-        fixture.right.exec("create table t (pos int primary key, item int)");
+        fixture
+            .left
+            .exec("create table t (pos int primary key deferrable, item int)");
+        fixture
+            .right
+            .exec("create table t (pos int primary key, item int)");
         attach(&fixture, "t", &options);
         let mut client = fixture.left.client();
-        run(&mut client, "insert into t values (1, 100), (2, 200), (3, 300)");
+        run(
+            &mut client,
+            "insert into t values (1, 100), (2, 200), (3, 300)",
+        );
         drain(&fixture);
         // Once the session knows, too.
         for _ in 0..3 {
-            run(&mut client, "update t set pos = case pos when 3 then 1 else pos + 1 end");
+            run(
+                &mut client,
+                "update t set pos = case pos when 3 then 1 else pos + 1 end",
+            );
             drain(&fixture);
             same(&fixture, "t");
             run(&mut client, "update t set pos = pos + 1");
@@ -147,8 +199,14 @@ fn moves_that_have_been_made_there_before_lead_to_the_same_rows() {
     for (label, change) in [
         ("shift", "update t set pos = pos + 1"),
         ("swap", "update t set pos = 4 - pos"),
-        ("ring", "update t set pos = case pos when 3 then 1 else pos + 1 end"),
-        ("part", "update t set pos = pos + 1 where pos > 1; insert into t values (2, 200)"),
+        (
+            "ring",
+            "update t set pos = case pos when 3 then 1 else pos + 1 end",
+        ),
+        (
+            "part",
+            "update t set pos = pos + 1 where pos > 1; insert into t values (2, 200)",
+        ),
     ] {
         let fixture = linked(&format!("again_{label}"));
         let columns = "pos int primary key deferrable, item int";
@@ -156,7 +214,9 @@ fn moves_that_have_been_made_there_before_lead_to_the_same_rows() {
             side.exec(&format!("create table t ({columns})"));
         }
         attach(&fixture, "t", SYNC);
-        fixture.left.exec("insert into t values (1, 10), (2, 20), (3, 30)");
+        fixture
+            .left
+            .exec("insert into t values (1, 10), (2, 20), (3, 30)");
         fixture.right.exec(&format!("begin; {change}; commit"));
         fixture.left.exec(&format!("begin; {change}; commit"));
         same(&fixture, "t");
@@ -171,7 +231,9 @@ fn a_violation_that_is_one_is_not_taken_for_a_key_that_is_in_the_way() {
     drain(&fixture);
     fixture.right.exec("insert into t values (9, 900)");
     fixture.left.exec("insert into t values (5, 900)");
-    fixture.left.exec("update t set pos = 3 - pos where pos < 3");
+    fixture
+        .left
+        .exec("update t set pos = 3 - pos where pos < 3");
     deal(&fixture, "1000");
     assert_eq!(records(&fixture), ["INSERT|23505|1|failed"]);
     assert_eq!(

@@ -19,11 +19,17 @@ const LOOSE: &str =
 fn coarser(label: &str, pair: (&str, &str, &str, &str), options: &str) -> Fixture {
     let (here, there, one, other) = pair;
     let fixture = linked(label);
-    fixture.left.exec(&format!("create table t (k {here} primary key, v int, ver int)"));
+    fixture.left.exec(&format!(
+        "create table t (k {here} primary key, v int, ver int)"
+    ));
     // Before the target is there: some of them would be refused.
     attach(&fixture, "t", options);
-    fixture.right.exec(&format!("{LOOSE}; create table t (k {there} primary key, v int, ver int)"));
-    fixture.left.exec(&format!("insert into t values ({one}, 0, 0), ({other}, 0, 0)"));
+    fixture.right.exec(&format!(
+        "{LOOSE}; create table t (k {there} primary key, v int, ver int)"
+    ));
+    fixture.left.exec(&format!(
+        "insert into t values ({one}, 0, 0), ({other}, 0, 0)"
+    ));
     fixture
 }
 
@@ -73,7 +79,9 @@ fn the_newest_of_two_rows_that_are_one_there_wins_and_the_server_goes_on() {
         let options = r#"{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}"#;
         let fixture = coarser(&format!("coarsenewest{number}"), pair, options);
         fixture.left.exec("create table other (id int primary key)");
-        fixture.right.exec("create table other (id int primary key)");
+        fixture
+            .right
+            .exec("create table other (id int primary key)");
         attach(&fixture, "other", r#"{"mode": "queue"}"#);
         assert!(deal(&fixture, "100"));
         fixture.left.exec(BOTH);
@@ -84,7 +92,11 @@ fn the_newest_of_two_rows_that_are_one_there_wins_and_the_server_goes_on() {
             rows(&fixture.left, "select message from sync_err_rec")
         );
         assert_eq!(rows(&fixture.right, "select v from t"), ["20"], "{pair:?}");
-        assert_eq!(rows(&fixture.right, "select id from other"), ["1"], "{pair:?}");
+        assert_eq!(
+            rows(&fixture.right, "select id from other"),
+            ["1"],
+            "{pair:?}"
+        );
     }
 }
 
@@ -101,7 +113,9 @@ fn one_row_has_one_text_of_its_key_whoever_writes() {
             &format!("k {kind} primary key, v int"),
             r#"{"mode": "queue", "on_conflict": "skip"}"#,
         );
-        fixture.left.exec(&format!("insert into t values ({value}, 0)"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({value}, 0)"));
         assert!(deal(&fixture, "100"));
         let mut client = fixture.left.client();
         run(
@@ -111,6 +125,10 @@ fn one_row_has_one_text_of_its_key_whoever_writes() {
         );
         assert!(deal(&fixture, "100"));
         assert_eq!(rows(&fixture.right, "select v from t"), ["2"], "{kind}");
-        assert_eq!(rows(&fixture.left, "select type from sync_conflicts"), [""; 0], "{kind}");
+        assert_eq!(
+            rows(&fixture.left, "select type from sync_conflicts"),
+            [""; 0],
+            "{kind}"
+        );
     }
 }

@@ -30,7 +30,9 @@ fn equal(fixture: &Fixture, count: &str) {
 /// The server leaves this in its log when a commit finds a file that nobody closed.
 fn no_leak(side: &Side) {
     let log = side.cluster.log();
-    let leaks = log.lines().filter(|line| line.contains("temporary file leak"));
+    let leaks = log
+        .lines()
+        .filter(|line| line.contains("temporary file leak"));
     let own: Vec<_> = leaks.filter(|line| line.contains(&side.db)).collect();
     assert!(own.is_empty(), "{own:?}");
 }
@@ -47,9 +49,15 @@ fn memory(client: &mut Client, figure: &str) -> Option<u64> {
 fn a_million_rows_in_one_transaction_take_no_more_memory_than_the_buffer() {
     let fixture = one_way("million", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, &format!("set pg_rowsync.buffer_size = '{BUFFER_KB}kB'"));
+    run(
+        &mut client,
+        &format!("set pg_rowsync.buffer_size = '{BUFFER_KB}kB'"),
+    );
     // What a session holds anyhow: the library, the connection, its share of the shared buffers.
-    run(&mut client, "insert into t values (0, 'first'); create table other (id int, v text)");
+    run(
+        &mut client,
+        "insert into t values (0, 'first'); create table other (id int, v text)",
+    );
     run(
         &mut client,
         "insert into other select i, repeat('x', 300) from generate_series(1, 120000) i",
@@ -75,7 +83,10 @@ fn a_million_rows_in_one_transaction_take_no_more_memory_than_the_buffer() {
     no_leak(&fixture.left);
     if let (Some(before), Some(after)) = (before, memory(&mut client, "VmHWM")) {
         let (grown, limit) = (after - before, BUFFER_KB + 64 * 1024);
-        assert!(grown <= limit, "memory grew by {grown} kB, from {before} kB; allowed: {limit}");
+        assert!(
+            grown <= limit,
+            "memory grew by {grown} kB, from {before} kB; allowed: {limit}"
+        );
     }
 }
 
@@ -83,7 +94,10 @@ fn a_million_rows_in_one_transaction_take_no_more_memory_than_the_buffer() {
 fn a_spilled_change_set_is_queued_and_drained() {
     let fixture = one_way("spillqueue", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "set pg_rowsync.buffer_size = '64kB'; insert into t values (0, 'first')");
+    run(
+        &mut client,
+        "set pg_rowsync.buffer_size = '64kB'; insert into t values (0, 'first')",
+    );
     outage(&fixture.right);
     run(
         &mut client,
@@ -109,7 +123,9 @@ fn temp_file_limit_is_respected() {
     for mode in ["sync", "async", "queue"] {
         let fixture = one_way("templimit", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
         let user = &fixture.left.user;
-        fixture.left.exec_superuser(&format!("alter role {user} set temp_file_limit = '1MB'"));
+        fixture
+            .left
+            .exec_superuser(&format!("alter role {user} set temp_file_limit = '1MB'"));
         let mut client = fixture.left.client();
         run(&mut client, "set pg_rowsync.buffer_size = '64kB'");
         let many = "insert into t select i, repeat('x', 100) from generate_series(10, 50000) i";
@@ -117,9 +133,15 @@ fn temp_file_limit_is_respected() {
         both_have(&fixture, "t", &[]);
         assert_eq!(queued(&fixture), 0);
         // In a savepoint the transaction survives it, and what fits is sent.
-        run(&mut client, "begin; insert into t values (1, 'before'); savepoint a");
+        run(
+            &mut client,
+            "begin; insert into t values (1, 'before'); savepoint a",
+        );
         refused(&mut client, many, "53400");
-        run(&mut client, "rollback to a; insert into t values (2, 'after'); commit");
+        run(
+            &mut client,
+            "rollback to a; insert into t values (2, 'after'); commit",
+        );
         assert!(deal(&fixture, "10"));
         both_have(&fixture, "t", &["1|before", "2|after"]);
         assert_eq!(records(&fixture), [""; 0]);
@@ -133,9 +155,14 @@ fn a_savepoint_that_met_temp_file_limit_leaves_no_error_for_the_commit() {
     for mode in ["sync", "async", "queue"] {
         let fixture = one_way("tempcommit", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
         let user = &fixture.left.user;
-        fixture.left.exec_superuser(&format!("alter role {user} set temp_file_limit = '1MB'"));
+        fixture
+            .left
+            .exec_superuser(&format!("alter role {user} set temp_file_limit = '1MB'"));
         let mut client = fixture.left.client();
-        run(&mut client, "set pg_rowsync.buffer_size = '64kB'; begin; savepoint a");
+        run(
+            &mut client,
+            "set pg_rowsync.buffer_size = '64kB'; begin; savepoint a",
+        );
         let many = "insert into t select i, repeat('x', 100) from generate_series(10, 50000) i";
         refused(&mut client, many, "53400");
         let end = client.batch_execute("rollback to a; insert into t values (2, 'after'); commit");
@@ -149,21 +176,32 @@ fn a_savepoint_that_met_temp_file_limit_leaves_no_error_for_the_commit() {
 #[test]
 fn a_spilled_change_set_that_is_rolled_back_leaves_no_file() {
     let fixture = one_way("spillback", COLUMNS, r#"{"mode": "sync"}"#);
-    fixture.right.exec("alter table t add constraint few check (id < 30000)");
+    fixture
+        .right
+        .exec("alter table t add constraint few check (id < 30000)");
     let mut client = fixture.left.client();
     run(&mut client, "set pg_rowsync.buffer_size = '64kB'");
     let many = "insert into t select i, 'x' from generate_series(1, 30000) i";
     run(&mut client, &format!("begin; {many}; rollback"));
     refused(&mut client, many, "23514");
-    run(&mut client, &format!("begin; savepoint a; {many}; rollback to a; commit"));
+    run(
+        &mut client,
+        &format!("begin; savepoint a; {many}; rollback to a; commit"),
+    );
     both_have(&fixture, "t", &[]);
     fixture.right.exec("alter table t drop constraint few");
     // Prepared transactions take their changes from the file into the queue.
     let queue = r#"select detach_sync('t', 'dst');"#;
     run(&mut client, queue);
     crate::common::attach(&fixture, "t", "{}");
-    run(&mut client, &format!("begin; {many}; prepare transaction '{}'", fixture.left.db));
-    run(&mut client, &format!("commit prepared '{}'", fixture.left.db));
+    run(
+        &mut client,
+        &format!("begin; {many}; prepare transaction '{}'", fixture.left.db),
+    );
+    run(
+        &mut client,
+        &format!("commit prepared '{}'", fixture.left.db),
+    );
     assert_eq!(queued(&fixture), 30_000);
     assert!(deal(&fixture, "30000"));
     equal(&fixture, "30000");
@@ -185,16 +223,26 @@ fn value_crosses(fixture: &Fixture, bytes: u64) {
 #[test]
 fn a_value_of_100_megabytes_crosses() {
     let fixture = one_way("huge", COLUMNS, r#"{"mode": "sync"}"#);
-    fixture.left.exec(r#"insert into t select 1, repeat(E'0123456789 a"\\{,}é\n$q$', 4400000)"#);
+    fixture
+        .left
+        .exec(r#"insert into t select 1, repeat(E'0123456789 a"\\{,}é\n$q$', 4400000)"#);
     value_crosses(&fixture, 100_000_000);
 }
 
 #[test]
 fn a_value_of_20_megabytes_crosses_through_the_queue() {
     let fixture = one_way("hugequeue", COLUMNS, r#"{"mode": "queue"}"#);
-    fixture.left.exec(r#"insert into t select 1, repeat(E'0123456789 a"\\{,}é\n$q$', 880000)"#);
-    fixture.left.exec("update t set id = 2; update t set v = v || '!'");
-    assert!(deal(&fixture, "10"), "{:?}", rows(&fixture.left, "select message from sync_err_rec"));
+    fixture
+        .left
+        .exec(r#"insert into t select 1, repeat(E'0123456789 a"\\{,}é\n$q$', 880000)"#);
+    fixture
+        .left
+        .exec("update t set id = 2; update t set v = v || '!'");
+    assert!(
+        deal(&fixture, "10"),
+        "{:?}",
+        rows(&fixture.left, "select message from sync_err_rec")
+    );
     value_crosses(&fixture, 20_000_000);
 }
 
@@ -216,7 +264,12 @@ fn what_is_logged_is_flushed_while_the_server_works_if_the_commit_is_to_wait_for
             right: create(clusters().1, &format!("remote_wal_{setting}")),
         };
         fixture.link(&fixture.left, &fixture.right, "dst", &[]);
-        mirror(&fixture, "t", "id int primary key, pad text", r#"{"exclude": ["pad"]}"#);
+        mirror(
+            &fixture,
+            "t",
+            "id int primary key, pad text",
+            r#"{"exclude": ["pad"]}"#,
+        );
         let mut writer = fixture.left.client_named("writer");
         run(
             &mut writer,
@@ -232,7 +285,9 @@ fn what_is_logged_is_flushed_while_the_server_works_if_the_commit_is_to_wait_for
             let writing = scope.spawn(|| run(&mut writer, write));
             let waiting = "select count(*) from pg_stat_activity
                  where application_name = 'writer' and wait_event_type = 'Extension'";
-            await_until(PATIENCE, "the writer waits", || rows(&fixture.left, waiting) == ["1"]);
+            await_until(PATIENCE, "the writer waits", || {
+                rows(&fixture.left, waiting) == ["1"]
+            });
             let behind = rows(
                 &fixture.left,
                 "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn())",
@@ -241,8 +296,15 @@ fn what_is_logged_is_flushed_while_the_server_works_if_the_commit_is_to_wait_for
             writing.join().expect("a commit");
             behind[0].parse::<u64>().expect("a number")
         });
-        assert_eq!(behind < 100_000, setting == "on", "{setting}: {behind} bytes");
-        assert!(behind > 1_000_000 || setting == "on", "{setting}: {behind} bytes");
+        assert_eq!(
+            behind < 100_000,
+            setting == "on",
+            "{setting}: {behind} bytes"
+        );
+        assert!(
+            behind > 1_000_000 || setting == "on",
+            "{setting}: {behind} bytes"
+        );
         assert_eq!(rows(&fixture.right, "select count(*) from t"), ["3001"]);
     }
 }

@@ -11,7 +11,10 @@ use crate::common::{link_with, queued, refused, rows, run, warnings};
 /// Writes to a table whose server leads to itself over this port: each commit is soon over, says why, and the
 /// change is kept.
 fn is_refused(fixture: &Fixture, port: u16) {
-    let back = Fixture { left: fixture.left.clone(), right: fixture.left.clone() };
+    let back = Fixture {
+        left: fixture.left.clone(),
+        right: fixture.left.clone(),
+    };
     link_with(&back, "dst", port, &fixture.left.password);
     fixture
         .left
@@ -20,28 +23,47 @@ fn is_refused(fixture: &Fixture, port: u16) {
     let attach = |options| format!("select attach_sync('t', 'dst', options => '{options}')");
     run(&mut client, &attach("{}"));
     let told = warnings(&notices);
-    assert!(told.iter().any(|told| told.code().code() == "08004"), "{told:?}");
+    assert!(
+        told.iter().any(|told| told.code().code() == "08004"),
+        "{told:?}"
+    );
     for value in ["new", "newer"] {
         let start = Instant::now();
         run(&mut client, &format!("update t set v = '{value}'"));
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
         let told = warnings(&notices);
-        let detail = told.first().and_then(|told| told.detail()).unwrap_or_default();
+        let detail = told
+            .first()
+            .and_then(|told| told.detail())
+            .unwrap_or_default();
         let is_first = value == "new";
-        assert!(!is_first || detail.contains("leads back to this database itself"), "{told:?}");
+        assert!(
+            !is_first || detail.contains("leads back to this database itself"),
+            "{told:?}"
+        );
     }
     assert_eq!(rows(&fixture.left, "select * from t"), ["1|newer"]);
     assert_eq!(queued(fixture), 2);
     // The second was not tried: it is behind the first.
     assert_eq!(
-        rows(&fixture.left, "select sqlstate from sync_err_rec order by id"),
+        rows(
+            &fixture.left,
+            "select sqlstate from sync_err_rec order by id"
+        ),
         ["08004", "~"]
     );
     fixture.left.exec_superuser("delete from sync_err_rec");
     run(&mut client, &attach(r#"{"mode": "sync"}"#));
     let error = refused(&mut client, "update t set v = 'newest'", "08004");
     let told = format!("{} {:?}", error.message(), error.detail());
-    assert!(told.contains("leads back to this database itself"), "{told}");
+    assert!(
+        told.contains("leads back to this database itself"),
+        "{told}"
+    );
     assert_eq!(rows(&fixture.left, "select * from t"), ["1|newer"]);
     std::mem::forget(back);
 }
@@ -64,8 +86,16 @@ fn a_pooler_that_leads_back_is_found_out_as_well() {
 fn another_database_of_the_same_cluster_is_none_of_it() {
     let fixture = Fixture::new("besides");
     let left = rowsync_harness::Side::create(&fixture.right.cluster, &fixture.left.user);
-    let fixture = Fixture { left: left.expect("a database"), right: fixture.right.clone() };
-    link_with(&fixture, "dst", fixture.right.cluster.port(), &fixture.right.password);
+    let fixture = Fixture {
+        left: left.expect("a database"),
+        right: fixture.right.clone(),
+    };
+    link_with(
+        &fixture,
+        "dst",
+        fixture.right.cluster.port(),
+        &fixture.right.password,
+    );
     crate::common::mirror(&fixture, "t", "id int primary key", "{}");
     run(&mut fixture.left.client(), "insert into t values (1)");
     crate::common::both_have(&fixture, "t", &["1"]);

@@ -11,7 +11,10 @@ const TABLES: [(&str, &str); 5] = [
     ("direct", "{}"),
     ("must", r#"{"mode": "sync"}"#),
     ("later", r#"{"mode": "queue"}"#),
-    ("newer", r#"{"on_conflict": "newest", "version_column": "ver"}"#),
+    (
+        "newer",
+        r#"{"on_conflict": "newest", "version_column": "ver"}"#,
+    ),
     ("tolerant", r#"{"on_conflict": "skip"}"#),
 ];
 
@@ -43,11 +46,15 @@ impl LivedIn {
         fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
         for (table, options) in TABLES {
             for side in [&fixture.left, &fixture.right] {
-                side.exec(&format!("create table {table} (id int primary key, v text, ver int)"));
+                side.exec(&format!(
+                    "create table {table} (id int primary key, v text, ver int)"
+                ));
             }
             attach(&fixture, table, options);
         }
-        fixture.right.exec("alter table later add constraint good check (v <> 'bad')");
+        fixture
+            .right
+            .exec("alter table later add constraint good check (v <> 'bad')");
         let mut client = fixture.left.client();
         for (table, _) in TABLES {
             run(
@@ -57,7 +64,10 @@ impl LivedIn {
         }
         assert!(deal(&fixture, "1000"));
         // Row versions: a tombstone, and a row written over without a larger version.
-        run(&mut client, "delete from newer where id = 1; update newer set v = 'x' where id = 2");
+        run(
+            &mut client,
+            "delete from newer where id = 1; update newer set v = 'x' where id = 2",
+        );
         // Conflicts.
         fixture.right.exec("delete from tolerant where id < 3");
         run(&mut client, "update tolerant set v = 'gone' where id < 3");
@@ -81,14 +91,25 @@ impl LivedIn {
             "update later set id = 20 where id = 8; insert into later values (8, 'n', 1)",
         );
         drop(client);
-        let mut lived_in = LivedIn { fixture, _proxy: proxy, queue: Vec::new(), past: Vec::new() };
+        let mut lived_in = LivedIn {
+            fixture,
+            _proxy: proxy,
+            queue: Vec::new(),
+            past: Vec::new(),
+        };
         lived_in.queue = lived_in.records();
         lived_in.past = lived_in.past();
         assert_eq!(
-            rows(&lived_in.fixture.left, "select distinct status from sync_err_rec order by 1"),
+            rows(
+                &lived_in.fixture.left,
+                "select distinct status from sync_err_rec order by 1"
+            ),
             ["failed", "pending", "waiting"]
         );
-        let empty: Vec<_> = lived_in.past[..4].iter().filter(|past| past.is_empty()).collect();
+        let empty: Vec<_> = lived_in.past[..4]
+            .iter()
+            .filter(|past| past.is_empty())
+            .collect();
         assert!(empty.is_empty(), "{:?}", lived_in.past);
         lived_in
     }
@@ -96,11 +117,16 @@ impl LivedIn {
     fn records(&self) -> Vec<String> {
         let columns = "id, dst_server, owner, route_id, table_name, op, change, xact, create_time, \
                        sqlstate, status, waits_for, blocks";
-        rows(&self.fixture.left, &format!("select {columns} from sync_queue order by id"))
+        rows(
+            &self.fixture.left,
+            &format!("select {columns} from sync_queue order by id"),
+        )
     }
 
     fn past(&self) -> Vec<Vec<String>> {
-        PAST.iter().map(|sql| rows(&self.fixture.left, sql)).collect()
+        PAST.iter()
+            .map(|sql| rows(&self.fixture.left, sql))
+            .collect()
     }
 
     /// Everything is as it was.
@@ -115,9 +141,14 @@ impl LivedIn {
         let fixture = &self.fixture;
         let mut client = fixture.left.client();
         fixture.right.exec("alter table later drop constraint good");
-        let failed = rows(&fixture.left, "select id from sync_err_rec where status = 'failed'");
+        let failed = rows(
+            &fixture.left,
+            "select id from sync_err_rec where status = 'failed'",
+        );
         for id in failed {
-            fixture.left.exec_superuser(&format!("select retry_sync_err_rec({id})"));
+            fixture
+                .left
+                .exec_superuser(&format!("select retry_sync_err_rec({id})"));
         }
         if has_worker {
             await_until(SOON * 6, "the worker to deliver", || queued(fixture) == 0);
@@ -129,17 +160,28 @@ impl LivedIn {
             );
         }
         assert_eq!(queued(fixture), 0);
-        assert_eq!(rows(&fixture.left, "select * from sync_lost_session"), [""; 0]);
+        assert_eq!(
+            rows(&fixture.left, "select * from sync_lost_session"),
+            [""; 0]
+        );
         for (table, _) in TABLES {
-            run(&mut client, &format!("update {table} set v = 'new', ver = 9 where id = 4"));
-            run(&mut client, &format!("insert into {table} values (100, 'new', 9)"));
+            run(
+                &mut client,
+                &format!("update {table} set v = 'new', ver = 9 where id = 4"),
+            );
+            run(
+                &mut client,
+                &format!("insert into {table} values (100, 'new', 9)"),
+            );
         }
         if has_worker {
             await_until(SOON * 6, "the worker to deliver", || queued(fixture) == 0);
         } else {
             assert!(deal(fixture, "1000"));
         }
-        fixture.right.exec("insert into tolerant values (1, 'gone', 1), (2, 'gone', 1)");
+        fixture
+            .right
+            .exec("insert into tolerant values (1, 'gone', 1), (2, 'gone', 1)");
         for (table, _) in TABLES {
             assert!(same(fixture, table).len() > 7);
         }

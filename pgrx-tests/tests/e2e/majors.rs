@@ -20,8 +20,9 @@ use crate::values;
 fn sources() -> Vec<Postgres> {
     let named = std::env::var_os(setup::AMONG).unwrap_or_default();
     let paths = std::env::split_paths(&named).filter(|path| !path.as_os_str().is_empty());
-    let mut found: Vec<_> =
-        paths.map(|path| Postgres::at(Path::new(&path)).expect("an installation")).collect();
+    let mut found: Vec<_> = paths
+        .map(|path| Postgres::at(Path::new(&path)).expect("an installation"))
+        .collect();
     if found.is_empty() {
         found.push(Postgres::find().expect("an installation"));
     }
@@ -56,8 +57,12 @@ fn side(postgres: &Postgres, name: &str) -> Side {
 fn everything_arrives(fixture: &Fixture) {
     for mode in ["sync", "queue"] {
         values::every_type_arrives(fixture, mode);
-        fixture.left.exec("drop table t; drop domain spot, tags, positive; drop type mood, pair");
-        fixture.right.exec("drop table t; drop domain spot, tags, positive; drop type mood, pair");
+        fixture
+            .left
+            .exec("drop table t; drop domain spot, tags, positive; drop type mood, pair");
+        fixture
+            .right
+            .exec("drop table t; drop domain spot, tags, positive; drop type mood, pair");
     }
     let policies = [
         r#""on_conflict": "overwrite""#,
@@ -69,9 +74,15 @@ fn everything_arrives(fixture: &Fixture) {
         for (at, policy) in policies.iter().enumerate() {
             let table = format!("{mode}_{at}");
             for side in [&fixture.left, &fixture.right] {
-                side.exec(&format!("create table {table} (id int primary key, v text, ver int)"));
+                side.exec(&format!(
+                    "create table {table} (id int primary key, v text, ver int)"
+                ));
             }
-            attach(fixture, &table, &format!(r#"{{"mode": "{mode}", {policy}}}"#));
+            attach(
+                fixture,
+                &table,
+                &format!(r#"{{"mode": "{mode}", {policy}}}"#),
+            );
             let mut client = fixture.left.client();
             run(
                 &mut client,
@@ -89,7 +100,10 @@ fn everything_arrives(fixture: &Fixture) {
                 assert!(deal(fixture, "1000"));
             }
             assert_eq!(same(fixture, &table).len(), 50, "{table}");
-            assert_eq!(rows(&fixture.left, "select message from sync_err_rec"), [""; 0]);
+            assert_eq!(
+                rows(&fixture.left, "select message from sync_err_rec"),
+                [""; 0]
+            );
             if mode == "async" {
                 outage(&fixture.right);
                 run(
@@ -108,7 +122,10 @@ fn everything_arrives(fixture: &Fixture) {
                 );
                 assert_eq!(same(fixture, &table).len(), 50, "{table}");
             }
-            run(&mut client, &format!("truncate {table}; insert into {table} values (1, 'x', 1)"));
+            run(
+                &mut client,
+                &format!("truncate {table}; insert into {table} values (1, 'x', 1)"),
+            );
             if mode == "queue" {
                 assert!(deal(fixture, "1000"));
             }
@@ -142,7 +159,10 @@ fn as_target(major: u32) {
     for source in sources() {
         let name = fresh(&format!("to{major}"));
         let right = Side::create_without_extension(&cluster(&there), &name).expect("a database");
-        let fixture = Fixture { left: side(&source, "from"), right };
+        let fixture = Fixture {
+            left: side(&source, "from"),
+            right,
+        };
         fixture.link(&fixture.left, &fixture.right, "dst", &[]);
         println!("{} to {major}", source.major);
         everything_arrives(&fixture);
@@ -179,7 +199,11 @@ fn pairs() -> Vec<(Postgres, Postgres)> {
     let all = sources();
     let mut pairs = Vec::new();
     for (at, older) in all.iter().enumerate() {
-        pairs.extend(all[at + 1..].iter().map(|newer| (older.clone(), newer.clone())));
+        pairs.extend(
+            all[at + 1..]
+                .iter()
+                .map(|newer| (older.clone(), newer.clone())),
+        );
     }
     pairs
 }
@@ -188,19 +212,31 @@ fn pairs() -> Vec<(Postgres, Postgres)> {
 fn two_masters_of_different_majors_end_equal() {
     for (older, newer) in pairs() {
         println!("{} and {}", older.major, newer.major);
-        let fixture = Fixture { left: side(&older, "older"), right: side(&newer, "newer") };
-        for (here, there) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
-            here.link(there, there.cluster.port(), "dst", &[]).expect("a server");
+        let fixture = Fixture {
+            left: side(&older, "older"),
+            right: side(&newer, "newer"),
+        };
+        for (here, there) in [
+            (&fixture.left, &fixture.right),
+            (&fixture.right, &fixture.left),
+        ] {
+            here.link(there, there.cluster.port(), "dst", &[])
+                .expect("a server");
             here.exec("create table t (id int primary key, v text, ver int)");
         }
-        for (here, there) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+        for (here, there) in [
+            (&fixture.left, &fixture.right),
+            (&fixture.right, &fixture.left),
+        ] {
             here.exec(&format!(
                 r#"select attach_sync('t', 'dst', '{}.t',
                      '{{"on_conflict": "newest", "version_column": "ver"}}')"#,
                 there.user
             ));
         }
-        fixture.left.exec("insert into t select n, 'l' || n, 1 from generate_series(1, 50) n");
+        fixture
+            .left
+            .exec("insert into t select n, 'l' || n, 1 from generate_series(1, 50) n");
         fixture
             .right
             .exec("update t set v = 'r', ver = 2 where id < 20; delete from t where id = 30");
@@ -220,7 +256,10 @@ fn two_masters_of_different_majors_end_equal() {
             &mut owner(&fixture.right),
             "update t set v = 'right', ver = 4 where id between 15 and 45",
         );
-        run(&mut owner(&fixture.right), "update t set v = 'kept', ver = 7 where id = 3");
+        run(
+            &mut owner(&fixture.right),
+            "update t set v = 'kept', ver = 7 where id = 3",
+        );
         run(
             &mut owner(&fixture.right),
             "delete from t where id = 12; insert into t values (90, 'r', 2)",
@@ -244,7 +283,10 @@ fn two_masters_of_different_majors_end_equal() {
 /// A superuser's session that writes the tables of a side's owner, who may not log in.
 fn owner(side: &Side) -> postgres::Client {
     let mut client = side.superuser();
-    run(&mut client, &format!("set search_path = {}, public", side.user));
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", side.user),
+    );
     client
 }
 
@@ -258,15 +300,23 @@ fn pg_upgrade_keeps_what_waits_and_goes_on() {
         let mut lived_in = LivedIn::new(left.clone(), side(&older, "there"));
         own.stop(Shutdown::Fast).expect("a stop");
         let name = format!("{name}-now");
-        let cluster = own.upgrade(&newer, &name, TEST_SETTINGS).expect("an upgraded cluster");
+        let cluster = own
+            .upgrade(&newer, &name, TEST_SETTINGS)
+            .expect("an upgraded cluster");
         let cluster = Arc::new(cluster);
         lived_in.fixture.left.cluster = cluster.clone();
         assert_eq!(rows(&lived_in.fixture.left, "select sync_is_copy()"), ["f"]);
         lived_in.is_kept();
         let mut client = cluster.superuser("postgres").expect("a session");
-        run(&mut client, "alter system set shared_preload_libraries = 'pg_rowsync'");
+        run(
+            &mut client,
+            "alter system set shared_preload_libraries = 'pg_rowsync'",
+        );
         cluster.restart().expect("a restart");
         lived_in.goes_on(true);
-        assert_eq!(rows(&lived_in.fixture.left, "select home from sync_status"), ["this database"]);
+        assert_eq!(
+            rows(&lived_in.fixture.left, "select home from sync_status"),
+            ["this database"]
+        );
     }
 }

@@ -26,7 +26,11 @@ const FAILURES: [Failure; 5] = [
     Failure {
         name: "unique",
         server: "dst",
-        prepare: |fixture| fixture.right.exec("alter table t add constraint v_once unique (v)"),
+        prepare: |fixture| {
+            fixture
+                .right
+                .exec("alter table t add constraint v_once unique (v)")
+        },
         sqlstate: "23505",
         message: "duplicate key value violates unique constraint \"v_once\"",
         constraint: Some("v_once"),
@@ -35,7 +39,9 @@ const FAILURES: [Failure; 5] = [
         name: "check",
         server: "dst",
         prepare: |fixture| {
-            fixture.right.exec("alter table t add constraint v_short check (v <> 'same')")
+            fixture
+                .right
+                .exec("alter table t add constraint v_short check (v <> 'same')")
         },
         sqlstate: "23514",
         message: "violates check constraint \"v_short\"",
@@ -72,7 +78,12 @@ impl Failure {
     fn arrange(&self, mode: &str) -> Fixture {
         let fixture = linked(&format!("{}_{mode}", self.name));
         link_with(&fixture, "closed", closed_port(), &fixture.right.password);
-        link_with(&fixture, "wrong", fixture.right.cluster.port(), "not the password");
+        link_with(
+            &fixture,
+            "wrong",
+            fixture.right.cluster.port(),
+            "not the password",
+        );
         fixture.left.exec(&format!("create table t ({COLUMNS})"));
         fixture.right.exec(&format!("create table t ({COLUMNS})"));
         (self.prepare)(&fixture);
@@ -86,7 +97,11 @@ impl Failure {
 
     fn check(&self, error: &DbError) {
         let text = format!("{} {}", error.message(), error.detail().unwrap_or_default());
-        assert!(error.code().code().starts_with(self.sqlstate), "{}: {error:?}", self.name);
+        assert!(
+            error.code().code().starts_with(self.sqlstate),
+            "{}: {error:?}",
+            self.name
+        );
         assert!(text.contains(self.message), "{}: {error:?}", self.name);
     }
 
@@ -108,7 +123,12 @@ fn sync_fails_the_commit_with_the_error_of_the_remote() {
         run(&mut client, &format!("begin; {TWO_ROWS}"));
         let error = rowsync_harness::fails(client.batch_execute("commit"));
         failure.check(&error);
-        assert_eq!(error.constraint(), failure.constraint, "{}: {error:?}", failure.name);
+        assert_eq!(
+            error.constraint(),
+            failure.constraint,
+            "{}: {error:?}",
+            failure.name
+        );
         assert_eq!(table(&fixture.left, "t"), [""; 0], "{}", failure.name);
         failure.remote_is_empty(&fixture);
         assert_eq!(queued(&fixture), 0, "{}", failure.name);
@@ -128,8 +148,16 @@ fn async_commits_and_queues_with_the_error_of_the_remote() {
         let said = warnings(&notices);
         assert_eq!(said.len(), 1, "{}: {said:?}", failure.name);
         failure.check(&said[0]);
-        assert!(said[0].message().starts_with("2 changes for server"), "{said:?}");
-        assert!(said[0].hint().is_some_and(|hint| hint.contains("deal_sync_err_rec")), "{said:?}");
+        assert!(
+            said[0].message().starts_with("2 changes for server"),
+            "{said:?}"
+        );
+        assert!(
+            said[0]
+                .hint()
+                .is_some_and(|hint| hint.contains("deal_sync_err_rec")),
+            "{said:?}"
+        );
         assert_eq!(table(&fixture.left, "t"), ["1|same", "2|same"]);
         failure.remote_is_empty(&fixture);
         let kept = rows(
@@ -150,10 +178,16 @@ fn ten_thousand_failures_are_as_many_records_and_one_warning() {
     let fixture = one_way("many", COLUMNS, "{}");
     outage(&fixture.right);
     let (mut client, notices) = fixture.left.client_with_notices();
-    run(&mut client, "insert into t select i, 'v' || i from generate_series(1, 10000) i");
+    run(
+        &mut client,
+        "insert into t select i, 'v' || i from generate_series(1, 10000) i",
+    );
     let said = warnings(&notices);
     assert_eq!(said.len(), 1, "{said:?}");
-    assert_eq!(said[0].message(), "10000 changes for server \"dst\" were queued");
+    assert_eq!(
+        said[0].message(),
+        "10000 changes for server \"dst\" were queued"
+    );
     assert_eq!(said[0].code().code(), "28000", "{said:?}");
     let kept = "select count(*), count(distinct id), count(message), min(sqlstate), max(sqlstate)
                 from sync_err_rec";
@@ -177,12 +211,19 @@ fn queue_makes_no_connection_and_a_drain_delivers() {
     // That of attach_sync.
     assert_eq!(proxy.connections_total(), 1);
     let (mut client, notices) = fixture.left.client_with_notices();
-    run(&mut client, "insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1");
+    run(
+        &mut client,
+        "insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1",
+    );
     run(&mut client, "delete from t where id = 2");
     assert_eq!(proxy.connections_total(), 1);
     assert_eq!(warnings(&notices), []);
     assert_eq!(table(&fixture.right, "t"), [""; 0]);
-    let expected = ["INSERT|~|0|pending", "INSERT|~|0|pending", "UPDATE|~|0|pending"];
+    let expected = [
+        "INSERT|~|0|pending",
+        "INSERT|~|0|pending",
+        "UPDATE|~|0|pending",
+    ];
     assert_eq!(records(&fixture)[..3], expected);
     assert!(deal(&fixture, "100"));
     both_have(&fixture, "t", &["1|c"]);
@@ -197,11 +238,17 @@ fn the_strictest_mode_of_a_transaction_wins() {
         mirror(&fixture, mode, COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
     }
     let mut client = fixture.left.client();
-    run(&mut client, "begin; insert into queue values (1, 'a'); insert into async values (1, 'a')");
+    run(
+        &mut client,
+        "begin; insert into queue values (1, 'a'); insert into async values (1, 'a')",
+    );
     run(&mut client, "commit");
     both_have(&fixture, "queue", &["1|a"]);
     outage(&fixture.right);
-    run(&mut client, "begin; insert into sync values (1, 'a'); insert into queue values (2, 'b')");
+    run(
+        &mut client,
+        "begin; insert into sync values (1, 'a'); insert into queue values (2, 'b')",
+    );
     refused(&mut client, "commit", "28000");
     recover(&fixture.right);
     both_have(&fixture, "queue", &["1|a"]);
@@ -217,7 +264,12 @@ fn sync_with_records_pending_is_refused_until_they_are_drained() {
     run(&mut client, "insert into q values (1, 'a')");
     let error = refused(&mut client, "insert into t values (1, 'a')", "55000");
     assert_eq!(error.message(), "server \"dst\" has pending changes");
-    assert!(error.hint().is_some_and(|hint| hint.contains("deal_sync_err_rec()")), "{error:?}");
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("deal_sync_err_rec()")),
+        "{error:?}"
+    );
     both_have(&fixture, "t", &[]);
     assert_eq!(queued(&fixture), 1);
     assert!(deal(&fixture, "10"));
@@ -247,7 +299,10 @@ fn a_constraint_that_the_remote_checks_at_its_commit_counts_as_well() {
         assert_eq!(table(&fixture.right, "t"), ["1|a"]);
         assert_eq!(queued(&fixture), waiting);
         // The connection is as good as before.
-        run(&mut client, "delete from t where id = 2; update t set v = 'd' where id = 1");
+        run(
+            &mut client,
+            "delete from t where id = 2; update t set v = 'd' where id = 1",
+        );
         fixture.right.exec("insert into allowed values (2), (3)");
         assert!(deal(&fixture, "100"));
         same(&fixture, "t");

@@ -18,7 +18,8 @@ fn masters_of(label: &str, left: &str, right: &str) -> Fixture {
 
 fn link(left: &Side, right: &Side, left_columns: &str, right_columns: &str) {
     for (side, other, columns) in [(left, right, left_columns), (right, left, right_columns)] {
-        side.link(other, other.cluster.port(), "dst", &[]).expect("a server");
+        side.link(other, other.cluster.port(), "dst", &[])
+            .expect("a server");
         side.exec(&format!("create table t ({columns})"));
     }
     for (side, other) in [(left, right), (right, left)] {
@@ -96,19 +97,37 @@ fn of_two_updates_the_larger_version_stays() {
 
 #[test]
 fn a_delete_that_saw_an_older_version_loses() {
-    meet("oldseen", agreed, "delete from t", "update t set v = 'r', ver = 7", &["1|r|7"]);
+    meet(
+        "oldseen",
+        agreed,
+        "delete from t",
+        "update t set v = 'r', ver = 7",
+        &["1|r|7"],
+    );
 }
 
 #[test]
 fn a_delete_that_saw_the_newer_version_stays() {
     let left = "update t set ver = 8; delete from t";
-    meet("newseen", agreed, left, "update t set v = 'r', ver = 7", &[]);
+    meet(
+        "newseen",
+        agreed,
+        left,
+        "update t set v = 'r', ver = 7",
+        &[],
+    );
 }
 
 #[test]
 fn a_row_beats_a_deletion_of_the_same_stamp() {
     // Neither the update nor the deletion changes the version.
-    meet("samestamp", agreed, "delete from t", "update t set v = 'r'", &["1|r|5"]);
+    meet(
+        "samestamp",
+        agreed,
+        "delete from t",
+        "update t set v = 'r'",
+        &["1|r|5"],
+    );
 }
 
 #[test]
@@ -138,9 +157,13 @@ fn null_loses_to_every_version() {
 #[test]
 fn equal_versions_are_decided_by_the_bytes_of_the_rows() {
     for version in ["5", "null"] {
-        for (left, right, winner) in
-            [("a", "B", "a"), ("Z", "a", "a"), ("z", "é", "é"), ("", "a", "a"), ("ab", "a", "ab")]
-        {
+        for (left, right, winner) in [
+            ("a", "B", "a"),
+            ("Z", "a", "a"),
+            ("z", "é", "é"),
+            ("", "a", "a"),
+            ("ab", "a", "ab"),
+        ] {
             let row = |v: &str| format!("insert into t values (1, '{v}', {version})");
             let kept = format!("1|{winner}|{}", version.replace("null", "~"));
             meet("ties", nothing, &row(left), &row(right), &[&kept]);
@@ -181,7 +204,10 @@ fn who_has_seen_the_other_row_wins_with_a_smaller_version() {
 fn ties_are_decided_alike_between_databases_of_different_collation() {
     let fixture = Fixture::new("collations");
     let own = |side: &Side, name: &str, locale: &str| {
-        let other = Side { db: format!("{}_{name}", side.db), ..side.clone() };
+        let other = Side {
+            db: format!("{}_{name}", side.db),
+            ..side.clone()
+        };
         side.exec_superuser(&format!(
             "create database {} template template0 owner {} {locale}",
             other.db, other.user
@@ -196,10 +222,21 @@ fn ties_are_decided_alike_between_databases_of_different_collation() {
     let left = own(&fixture.left, "c", "lc_collate 'C' lc_ctype 'C'");
     // A server built without ICU cannot tell more than one without it.
     let icu = has_icu(&fixture.right);
-    let locale = if icu { "locale_provider icu icu_locale 'en-US'" } else { "lc_ctype 'C'" };
+    let locale = if icu {
+        "locale_provider icu icu_locale 'en-US'"
+    } else {
+        "lc_ctype 'C'"
+    };
     let right = own(&fixture.right, "icu", locale);
     link(&left, &right, COLUMNS, COLUMNS);
-    let pairs = [("a", "B"), ("B", "a"), ("z", "é"), ("ä", "Z"), ("a-b", "ab"), ("co-op", "coop")];
+    let pairs = [
+        ("a", "B"),
+        ("B", "a"),
+        ("z", "é"),
+        ("ä", "Z"),
+        ("a-b", "ab"),
+        ("co-op", "coop"),
+    ];
     for (id, (one, other)) in pairs.iter().enumerate() {
         left.exec(&format!("insert into t values ({id}, '{one}', 5)"));
         right.exec(&format!("insert into t values ({id}, '{other}', 5)"));
@@ -233,7 +270,9 @@ fn ties_are_decided_alike_between_databases_of_different_collation() {
     assert_eq!(rows(&left, all), rows(&right, all));
     for side in [left, right] {
         let mut client = side.cluster.superuser("postgres").expect("a session");
-        client.batch_execute(&format!("drop database {} with (force)", side.db)).expect("gone");
+        client
+            .batch_execute(&format!("drop database {} with (force)", side.db))
+            .expect("gone");
     }
 }
 
@@ -245,8 +284,12 @@ fn ties_are_decided_alike_whatever_the_order_of_the_columns() {
         "b text, a text, gone int, id int primary key, ver int",
     );
     fixture.right.exec("alter table t drop column gone");
-    fixture.left.exec("insert into t (id, ver, a, b) values (1, 5, 'x', 'y'), (2, 5, 'y', 'x')");
-    fixture.right.exec("insert into t (id, ver, a, b) values (1, 5, 'y', 'x'), (2, 5, 'x', 'y')");
+    fixture
+        .left
+        .exec("insert into t (id, ver, a, b) values (1, 5, 'x', 'y'), (2, 5, 'y', 'x')");
+    fixture
+        .right
+        .exec("insert into t (id, ver, a, b) values (1, 5, 'y', 'x'), (2, 5, 'x', 'y')");
     send(&fixture.left);
     send(&fixture.right);
     let all = "select id, ver, a, b from t order by id";
@@ -261,8 +304,16 @@ fn ties_are_decided_alike_whatever_the_order_of_the_columns() {
 #[test]
 fn versions_are_compared_by_their_type() {
     for (kind, older, newer) in [
-        ("timestamptz", "2024-01-01 12:30:00+02", "2024-01-01 12:00:00+00"),
-        ("timestamptz", "2024-01-01 12:00:00.000001+00", "2024-01-01 12:00:00.00001+00"),
+        (
+            "timestamptz",
+            "2024-01-01 12:30:00+02",
+            "2024-01-01 12:00:00+00",
+        ),
+        (
+            "timestamptz",
+            "2024-01-01 12:00:00.000001+00",
+            "2024-01-01 12:00:00.00001+00",
+        ),
         ("bigint", "9", "10"),
         ("bigint", "-10", "-9"),
         ("numeric", "9.99", "10.0"),
@@ -284,10 +335,16 @@ fn versions_are_compared_by_their_type() {
         let kept = rows(&fixture.left, "select v from t order by id");
         assert_eq!(kept, ["newer"; 3], "{kind}: {older} and {newer}");
         // And when the newer one has been seen, by a write with the older.
-        fixture.left.exec(&format!("update t set v = 'last', ver = '{older}'"));
+        fixture
+            .left
+            .exec(&format!("update t set v = 'last', ver = '{older}'"));
         send(&fixture.left);
         same(&fixture, "t");
-        assert_eq!(rows(&fixture.right, "select distinct v from t"), ["last"], "{kind}");
+        assert_eq!(
+            rows(&fixture.right, "select distinct v from t"),
+            ["last"],
+            "{kind}"
+        );
     }
 }
 
@@ -296,8 +353,12 @@ fn equal_versions_of_different_scale_are_a_tie() {
     let columns = "id int primary key, v text, ver numeric";
     for (left, right) in [("1.0", "1.00"), ("1.00", "1.0")] {
         let fixture = masters_of("scale", columns, columns);
-        fixture.left.exec(&format!("insert into t values (1, 'l', {left})"));
-        fixture.right.exec(&format!("insert into t values (1, 'r', {right})"));
+        fixture
+            .left
+            .exec(&format!("insert into t values (1, 'l', {left})"));
+        fixture
+            .right
+            .exec(&format!("insert into t values (1, 'r', {right})"));
         send(&fixture.left);
         send(&fixture.right);
         let kept = same(&fixture, "t");
@@ -309,9 +370,17 @@ fn equal_versions_of_different_scale_are_a_tie() {
 fn deletions_are_forgotten_after_the_retention() {
     let cluster = counting(&[&[("pg_rowsync.tombstone_retention", "2s")], EAGER].concat());
     let fixture = bed_on(&cluster);
-    mirror(&fixture, "t", COLUMNS, r#"{"on_conflict": "newest", "version_column": "ver"}"#);
+    mirror(
+        &fixture,
+        "t",
+        COLUMNS,
+        r#"{"on_conflict": "newest", "version_column": "ver"}"#,
+    );
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'a', 5 from generate_series(1, 20) i; delete from t");
+    run(
+        &mut client,
+        "insert into t select i, 'a', 5 from generate_series(1, 20) i; delete from t",
+    );
     let deleted = "select count(*) from sync_row_version where deleted";
     assert_eq!(fixture.left.query_one::<i64>(deleted), 20);
     assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
@@ -339,9 +408,17 @@ fn send_to_dst(side: &Side) {
 #[test]
 fn a_change_for_several_servers_counts_the_same_everywhere() {
     for (left, right, expected) in [
-        ("update t set v = 'z'", "update t set v = 'c'", vec!["1|z|5"]),
+        (
+            "update t set v = 'z'",
+            "update t set v = 'c'",
+            vec!["1|z|5"],
+        ),
         ("delete from t", "update t set v = 'r'", vec!["1|r|5"]),
-        ("delete from t; insert into t values (1, 'b', 5)", "update t set v = 'r'", vec!["1|b|5"]),
+        (
+            "delete from t; insert into t values (1, 'b', 5)",
+            "update t set v = 'r'",
+            vec!["1|b|5"],
+        ),
     ] {
         let fixture = masters("several");
         agreed(&fixture);
@@ -376,14 +453,24 @@ fn a_server_without_the_extension_compares_text_alike() {
     let fixture = linked("plaincollate");
     let icu = has_icu(&fixture.right);
     let collate = if icu { r#" collate "en-US-x-icu""# } else { "" };
-    fixture.right.exec_superuser("drop extension pg_rowsync cascade");
-    fixture.left.exec("create table t (id int primary key, v text, ver text)");
+    fixture
+        .right
+        .exec_superuser("drop extension pg_rowsync cascade");
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text, ver text)");
     fixture.right.exec(&format!(
         "create table t (id int primary key, v text, ver text{collate});
          insert into t values (1, 'r', 'B'), (2, 'r', 'a')"
     ));
-    attach(&fixture, "t", r#"{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}"#);
-    fixture.left.exec("insert into t values (1, 'l', 'a'), (2, 'l', 'B')");
+    attach(
+        &fixture,
+        "t",
+        r#"{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}"#,
+    );
+    fixture
+        .left
+        .exec("insert into t values (1, 'l', 'a'), (2, 'l', 'B')");
     send(&fixture.left);
     let kept = rows(&fixture.right, "select v from t order by id");
     assert_eq!(kept, ["l", "r"]);
@@ -397,8 +484,14 @@ fn a_row_inserted_after_a_deletion_that_arrived_outlives_it() {
         fixture.left.exec("delete from t");
         send(&fixture.left);
         both_have(&fixture, "t", &[]);
-        fixture.right.exec(&format!("insert into t values (1, 'back', {version})"));
+        fixture
+            .right
+            .exec(&format!("insert into t values (1, 'back', {version})"));
         send(&fixture.right);
-        both_have(&fixture, "t", &[&format!("1|back|{}", version.replace("null", "~"))]);
+        both_have(
+            &fixture,
+            "t",
+            &[&format!("1|back|{}", version.replace("null", "~"))],
+        );
     }
 }

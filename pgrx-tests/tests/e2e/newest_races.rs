@@ -15,7 +15,9 @@ fn settle(fixture: &Fixture) {
         for side in [&fixture.left, &fixture.right] {
             side.query_one::<bool>("select deal_sync_err_rec(10000)");
         }
-        [&fixture.left, &fixture.right].iter().all(|side| side.queued().expect("a queue") == 0)
+        [&fixture.left, &fixture.right]
+            .iter()
+            .all(|side| side.queued().expect("a queue") == 0)
     });
 }
 
@@ -26,11 +28,20 @@ fn a_newer_change_meets_a_row_that_is_replaced_meanwhile() {
     let fixture = masters("racea");
     agreed(&fixture);
     let mut client = fixture.right.client();
-    run(&mut client, "begin; delete from t; insert into t values (1, 'again', 5)");
+    run(
+        &mut client,
+        "begin; delete from t; insert into t values (1, 'again', 5)",
+    );
     fixture.left.exec("update t set v = 'newest', ver = 100");
     std::thread::scope(|scope| {
-        scope.spawn(|| fixture.left.query_one::<bool>("select deal_sync_err_rec(10000)"));
-        await_until(WORKING, "the change to wait", || rows(&fixture.right, WAITING) == ["1"]);
+        scope.spawn(|| {
+            fixture
+                .left
+                .query_one::<bool>("select deal_sync_err_rec(10000)")
+        });
+        await_until(WORKING, "the change to wait", || {
+            rows(&fixture.right, WAITING) == ["1"]
+        });
         run(&mut client, "commit");
     });
     settle(&fixture);
@@ -43,14 +54,20 @@ fn a_deletion_arrives_while_its_key_is_inserted() {
     let fixture = masters("raceb");
     agreed(&fixture);
     // The row is not there, and nobody remembers why.
-    run(&mut fixture.right.client_named("pg_rowsync"), "delete from t");
+    run(
+        &mut fixture.right.client_named("pg_rowsync"),
+        "delete from t",
+    );
     fixture.left.exec("delete from t");
     let mut client = fixture.right.client();
     run(&mut client, "begin; insert into t values (1, 'r', 3)");
     // Does not wait; or should it, the other session ends meanwhile.
     std::thread::scope(|scope| {
-        let sent =
-            scope.spawn(|| fixture.left.query_one::<bool>("select deal_sync_err_rec(10000)"));
+        let sent = scope.spawn(|| {
+            fixture
+                .left
+                .query_one::<bool>("select deal_sync_err_rec(10000)")
+        });
         await_until(WORKING, "the deletion to arrive or wait", || {
             sent.is_finished() || rows(&fixture.right, WAITING) == ["1"]
         });
@@ -71,8 +88,11 @@ fn a_deletion_arrives_while_the_row_is_inserted_again() {
     run(&mut client, "begin; insert into t values (1, 'r', 5)");
     fixture.left.exec("delete from t");
     std::thread::scope(|scope| {
-        let sent =
-            scope.spawn(|| fixture.left.query_one::<bool>("select deal_sync_err_rec(10000)"));
+        let sent = scope.spawn(|| {
+            fixture
+                .left
+                .query_one::<bool>("select deal_sync_err_rec(10000)")
+        });
         await_until(WORKING, "the deletion to arrive or wait", || {
             sent.is_finished() || rows(&fixture.right, WAITING) == ["1"]
         });

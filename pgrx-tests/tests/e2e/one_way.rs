@@ -23,8 +23,12 @@ pub fn one_way(label: &str, proxy: Option<&Proxy>, options: &str) -> Fixture {
         None => fixture.link(&fixture.left, &fixture.right, "dst", &[]),
     }
     let target = format!("{}.t", fixture.right.user);
-    fixture.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{options}')"));
-    fixture.left.exec("insert into t values (1, 'old'), (2, 'old'), (3, 'old')");
+    fixture.left.exec(&format!(
+        "select attach_sync('t', 'dst', '{target}', '{options}')"
+    ));
+    fixture
+        .left
+        .exec("insert into t values (1, 'old'), (2, 'old'), (3, 'old')");
     assert!(drain(&fixture), "what mode queue has not sent by itself");
     assert_equal(&fixture);
     fixture
@@ -33,12 +37,18 @@ pub fn one_way(label: &str, proxy: Option<&Proxy>, options: &str) -> Fixture {
 /// The value of a row, as the side's own superuser sees it.
 pub fn value(side: &Side, id: i32) -> Option<String> {
     let sql = format!("select v from {}.t where id = {id}", side.user);
-    side.superuser().query_opt(&sql, &[]).expect("a value").map(|row| row.get(0))
+    side.superuser()
+        .query_opt(&sql, &[])
+        .expect("a value")
+        .map(|row| row.get(0))
 }
 
 /// Both tables hold the same.
 pub fn assert_equal(fixture: &Fixture) {
-    assert_eq!(fixture.checksum(&fixture.left, "t"), fixture.checksum(&fixture.right, "t"));
+    assert_eq!(
+        fixture.checksum(&fixture.left, "t"),
+        fixture.checksum(&fixture.right, "t")
+    );
 }
 
 /// Changes waiting on the left.
@@ -53,7 +63,10 @@ pub fn drain(fixture: &Fixture) -> bool {
 
 /// The process ID behind a client.
 pub fn pid(client: &mut Client) -> i32 {
-    client.query_one("select pg_backend_pid()", &[]).expect("a process ID").get(0)
+    client
+        .query_one("select pg_backend_pid()", &[])
+        .expect("a process ID")
+        .get(0)
 }
 
 /// Runs a statement in a thread of its own and hands the client back with what came of it.
@@ -74,7 +87,10 @@ pub fn await_blocked(side: &Side) -> i32 {
     let mut observer = side.superuser();
     let mut blocked = 0;
     await_until(SOON, "a delivery to wait for a lock", || {
-        blocked = observer.query_one(sql, &[&side.user]).expect("activity").get(0);
+        blocked = observer
+            .query_one(sql, &[&side.user])
+            .expect("activity")
+            .get(0);
         blocked != 0
     });
     blocked
@@ -83,7 +99,9 @@ pub fn await_blocked(side: &Side) -> i32 {
 /// Locks row 1 of the right side until the client is dropped or rolls back.
 pub fn lock_row(fixture: &Fixture) -> Client {
     let mut locker = fixture.right.client();
-    locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
+    locker
+        .batch_execute("begin; update t set v = 'locked' where id = 1")
+        .expect("a row lock");
     locker
 }
 

@@ -13,7 +13,10 @@ const COLUMNS: &str = "id int primary key, v text";
 fn three_rows(label: &str) -> (Fixture, Client) {
     let fixture = one_way(label, COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'old' from generate_series(1, 3) i");
+    run(
+        &mut client,
+        "insert into t select i, 'old' from generate_series(1, 3) i",
+    );
     both_have(&fixture, "t", &["1|old", "2|old", "3|old"]);
     (fixture, client)
 }
@@ -22,11 +25,24 @@ fn three_rows(label: &str) -> (Fixture, Client) {
 fn changes_after_recovery_wait_behind_those_of_the_outage() {
     let (fixture, mut client) = three_rows("outage");
     outage(&fixture.right);
-    run(&mut client, "update t set v = 'outage' where id < 3; insert into t values (4, 'outage')");
+    run(
+        &mut client,
+        "update t set v = 'outage' where id < 3; insert into t values (4, 'outage')",
+    );
     recover(&fixture.right);
-    run(&mut client, "update t set v = 'after' where id = 1; delete from t where id = 2");
-    run(&mut client, "update t set id = 5 where id = 4; insert into t values (4, 'new')");
-    assert_eq!(table(&fixture.right, "t"), ["1|old", "2|old", "3|old"], "something overtook");
+    run(
+        &mut client,
+        "update t set v = 'after' where id = 1; delete from t where id = 2",
+    );
+    run(
+        &mut client,
+        "update t set id = 5 where id = 4; insert into t values (4, 'new')",
+    );
+    assert_eq!(
+        table(&fixture.right, "t"),
+        ["1|old", "2|old", "3|old"],
+        "something overtook"
+    );
     assert_eq!(queued(&fixture), 7);
     assert!(deal(&fixture, "4"));
     assert_eq!(queued(&fixture), 3);
@@ -124,9 +140,17 @@ fn an_old_snapshot_does_not_hide_the_records_of_others() {
         outage(&fixture.right);
         run(&mut other, "update t set v = 'other' where id = 1");
         recover(&fixture.right);
-        assert_eq!(query(&mut old, "select v from t where id = 1"), ["old"], "not the snapshot");
+        assert_eq!(
+            query(&mut old, "select v from t where id = 1"),
+            ["old"],
+            "not the snapshot"
+        );
         run(&mut old, "update t set v = 'mine' where id = 2; commit");
-        assert_eq!(table(&fixture.right, "t"), ["1|old", "2|old", "3|old"], "{level}");
+        assert_eq!(
+            table(&fixture.right, "t"),
+            ["1|old", "2|old", "3|old"],
+            "{level}"
+        );
         assert_eq!(queued(&fixture), 2);
         assert!(deal(&fixture, "100"));
         assert_eq!(same(&fixture, "t"), ["1|other", "2|mine", "3|old"]);

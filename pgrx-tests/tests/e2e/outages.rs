@@ -29,14 +29,27 @@ fn outage(away: Away, seconds: u64, rate: u32) -> Report {
 
 /// Each client may meet the failure once, and wait for others that did; then nobody waits any more.
 fn assert_unnoticed(report: &Report) {
-    let Report { before, during, draining, after, last_slow, .. } = report;
+    let Report {
+        before,
+        during,
+        draining,
+        after,
+        last_slow,
+        ..
+    } = report;
     assert!(during.transactions > 100, "{report:?}");
     assert!(during.slow <= 3 * CLIENTS as usize, "{report:?}");
     assert!(*last_slow < Duration::from_secs(6), "{report:?}");
-    assert!(during.median < before.median * 2 + Duration::from_millis(50), "{report:?}");
+    assert!(
+        during.median < before.median * 2 + Duration::from_millis(50),
+        "{report:?}"
+    );
     // Nor does anyone pay for catching up.
     assert!(draining.slow <= 3 * CLIENTS as usize, "{report:?}");
-    assert!(after.median < before.median * 2 + Duration::from_millis(50), "{report:?}");
+    assert!(
+        after.median < before.median * 2 + Duration::from_millis(50),
+        "{report:?}"
+    );
 }
 
 #[test]
@@ -59,7 +72,11 @@ fn rows_that_everyone_updates_stay_equal_while_the_other_side_comes_and_goes() {
     let rig = Rig::start("flapping", Mode::Async, Drain::Both).expect("two clusters");
     let report =
         flapping::run(&rig, 5, Duration::from_secs(12)).unwrap_or_else(|error| panic!("{error:#}"));
-    let flapping::Report { committed, outages, queued } = report;
+    let flapping::Report {
+        committed,
+        outages,
+        queued,
+    } = report;
     println!("{committed} committed, {outages} outages, {queued} queued");
     assert!(outages > 3 && queued > 100, "the outages came to nothing");
 }

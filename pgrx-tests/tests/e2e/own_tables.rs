@@ -17,18 +17,38 @@ fn an_index_that_was_rebuilt_is_found_by_sessions_that_knew_the_old_one() {
     let fixture = one_way("reindex", COLUMNS, "{}");
     let mut client = fixture.left.client();
     // The session remembers what it finds; its transaction is open when the index goes away.
-    run(&mut client, "insert into t values (1, 'a'); begin; insert into t values (2, 'b')");
-    for table in ["sync_queue", "sync_route", "sync_lost_session", "sync_row_version"] {
-        run(&mut fixture.left.superuser(), &format!("reindex table concurrently {table}"));
+    run(
+        &mut client,
+        "insert into t values (1, 'a'); begin; insert into t values (2, 'b')",
+    );
+    for table in [
+        "sync_queue",
+        "sync_route",
+        "sync_lost_session",
+        "sync_row_version",
+    ] {
+        run(
+            &mut fixture.left.superuser(),
+            &format!("reindex table concurrently {table}"),
+        );
     }
     run(&mut client, "commit");
     outage(&fixture.right);
-    run(&mut client, "update t set v = 'c' where id = 1; update t set v = 'c2' where id = 1");
+    run(
+        &mut client,
+        "update t set v = 'c' where id = 1; update t set v = 'c2' where id = 1",
+    );
     recover(&fixture.right);
     // Records are pending, so what comes now waits too.
     for value in ["d1", "d2", "d"] {
-        run(&mut client, &format!("begin; update t set v = '{value}' where id = 1"));
-        run(&mut fixture.left.superuser(), "reindex table concurrently sync_queue");
+        run(
+            &mut client,
+            &format!("begin; update t set v = '{value}' where id = 1"),
+        );
+        run(
+            &mut fixture.left.superuser(),
+            "reindex table concurrently sync_queue",
+        );
         run(&mut client, "commit");
     }
     assert_eq!(queued(&fixture), 5);
@@ -103,11 +123,17 @@ fn tables_are_rewritten_and_rebuilt_under_load() {
             let (fixture, over) = (&fixture, &over);
             scope.spawn(move || {
                 let mut client = fixture.left.client();
-                run(&mut client, &format!("insert into t values ({writer}, '0')"));
+                run(
+                    &mut client,
+                    &format!("insert into t values ({writer}, '0')"),
+                );
                 let mut count = 0;
                 while !over.is_set() {
                     count += 1;
-                    run(&mut client, &format!("update t set v = '{count}' where id = {writer}"));
+                    run(
+                        &mut client,
+                        &format!("update t set v = '{count}' where id = {writer}"),
+                    );
                 }
                 count
             })
@@ -155,15 +181,29 @@ fn constraints_and_defaults_that_were_added_hold() {
     );
     run(&mut client, "insert into t values (2, 'b')");
     assert_eq!(
-        rows(&fixture.left, "select host, kind, size from sync_queue order by id desc limit 1"),
+        rows(
+            &fixture.left,
+            "select host, kind, size from sync_queue order by id desc limit 1"
+        ),
         ["here|plain|6"]
     );
-    let error = refused(&mut client, "insert into t values (3, repeat('x', 2000))", "23514");
+    let error = refused(
+        &mut client,
+        "insert into t values (3, repeat('x', 2000))",
+        "23514",
+    );
     assert!(error.message().contains("small"), "{error:?}");
-    fixture.left.exec_superuser("alter table sync_queue alter column host drop default");
+    fixture
+        .left
+        .exec_superuser("alter table sync_queue alter column host drop default");
     refused(&mut client, "insert into t values (4, 'd')", "23502");
-    assert_eq!(rows(&fixture.left, "select id from t order by id"), ["1", "2"]);
-    fixture.left.exec_superuser("alter table sync_queue drop column host");
+    assert_eq!(
+        rows(&fixture.left, "select id from t order by id"),
+        ["1", "2"]
+    );
+    fixture
+        .left
+        .exec_superuser("alter table sync_queue drop column host");
     run(&mut client, "insert into t values (5, 'e')");
     assert!(deal(&fixture, "100"));
     assert_eq!(same(&fixture, "t").len(), 3);
@@ -181,18 +221,31 @@ fn a_trigger_on_the_queue_leaves_nothing_behind() {
     let (mut client, notices) = fixture.left.client_with_notices();
     run(&mut client, "insert into t values (1, 'a'), (2, 'b')");
     assert!(warnings(&notices).is_empty());
-    assert_eq!(rows(&fixture.left, "select count(*) from public.seen"), ["2"]);
+    assert_eq!(
+        rows(&fixture.left, "select count(*) from public.seen"),
+        ["2"]
+    );
 }
 
 #[test]
 fn a_queued_insert_leaves_the_sessions_sequences_alone() {
-    let fixture = one_way("lastval", "id serial primary key, v text", r#"{"mode": "queue"}"#);
+    let fixture = one_way(
+        "lastval",
+        "id serial primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
     let mut client = fixture.left.client();
     let error = fails(client.simple_query("insert into t values (100, 'x'); select lastval()"));
     assert_eq!(error.code().code(), "55000", "{error:?}");
     run(&mut client, "insert into t (v) values ('a')");
-    assert_eq!(query(&mut client, "select lastval(), currval('t_id_seq')"), ["1|1"]);
-    run(&mut client, "begin; insert into t (v) values ('b'), ('c'); commit");
+    assert_eq!(
+        query(&mut client, "select lastval(), currval('t_id_seq')"),
+        ["1|1"]
+    );
+    run(
+        &mut client,
+        "begin; insert into t (v) values ('b'), ('c'); commit",
+    );
     assert_eq!(query(&mut client, "select lastval()"), ["3"]);
     let ids = rows(&fixture.left, "select id from sync_queue order by id");
     assert_eq!(ids, ["1", "2", "3"]);
@@ -202,14 +255,23 @@ fn a_queued_insert_leaves_the_sessions_sequences_alone() {
 
 #[test]
 fn logging_a_conflict_leaves_the_sessions_sequences_alone() {
-    let fixture =
-        one_way("lastconf", "id serial primary key, v text", r#"{"on_conflict": "skip"}"#);
+    let fixture = one_way(
+        "lastconf",
+        "id serial primary key, v text",
+        r#"{"on_conflict": "skip"}"#,
+    );
     fixture.right.exec("insert into t values (1, 'theirs')");
     let mut client = fixture.left.client();
     run(&mut client, "insert into t (v) values ('ours')");
     assert_eq!(query(&mut client, "select lastval()"), ["1"]);
-    assert_eq!(rows(&fixture.left, "select id, type from sync_conflicts"), ["1|insert_exists"]);
-    run(&mut client, "create sequence s start 50; select nextval('s'); update t set v = 'new'");
+    assert_eq!(
+        rows(&fixture.left, "select id, type from sync_conflicts"),
+        ["1|insert_exists"]
+    );
+    run(
+        &mut client,
+        "create sequence s start 50; select nextval('s'); update t set v = 'new'",
+    );
     assert_eq!(query(&mut client, "select lastval()"), ["50"]);
 }
 
@@ -217,11 +279,20 @@ fn logging_a_conflict_leaves_the_sessions_sequences_alone() {
 fn ids_follow_each_other_whoever_queues_and_after_a_restore() {
     let fixture = one_way("ids", COLUMNS, r#"{"mode": "queue"}"#);
     // As pg_dump leaves it: the last number, or one that was not used yet.
-    run(&mut fixture.left.superuser(), "select setval('sync_queue_id_seq', 500, false)");
+    run(
+        &mut fixture.left.superuser(),
+        "select setval('sync_queue_id_seq', 500, false)",
+    );
     fixture.left.exec("insert into t values (1, 'a')");
-    run(&mut fixture.left.superuser(), "select setval('sync_queue_id_seq', 600)");
+    run(
+        &mut fixture.left.superuser(),
+        "select setval('sync_queue_id_seq', 600)",
+    );
     fixture.left.exec("insert into t values (2, 'b')");
-    assert_eq!(rows(&fixture.left, "select id from sync_queue order by id"), ["500", "601"]);
+    assert_eq!(
+        rows(&fixture.left, "select id from sync_queue order by id"),
+        ["500", "601"]
+    );
     thread::scope(|scope| {
         for writer in 0..4 {
             let fixture = &fixture;

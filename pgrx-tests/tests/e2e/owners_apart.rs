@@ -27,7 +27,10 @@ fn two_owners(label: &str, password: &str) -> (Fixture, Role) {
 
 fn writer(fixture: &Fixture) -> Client {
     let mut client = fixture.left.superuser();
-    run(&mut client, &format!("set search_path = {}, public", fixture.left.user));
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", fixture.left.user),
+    );
     client
 }
 
@@ -40,7 +43,10 @@ fn one_owners_wrong_password_is_no_others() {
     let mut client = writer(&fixture);
     run(&mut client, "insert into mine values (1, 'a')");
     // At once, before any drain has found out.
-    run(&mut client, "insert into strict values (1, 'a'); insert into good values (1, 'a')");
+    run(
+        &mut client,
+        "insert into strict values (1, 'a'); insert into good values (1, 'a')",
+    );
     assert_eq!(table(&fixture.right, "strict"), ["1|a"]);
     assert_eq!(table(&fixture.right, "good"), ["1|a"]);
     assert_eq!(rows(&fixture.left, STATUS), ["1|0|t|28P01|t"]);
@@ -55,7 +61,10 @@ fn one_owners_wrong_password_is_no_others() {
     assert!(deal(&fixture, "100"));
     assert_eq!(table(&fixture.right, "mine"), ["1|a"]);
     assert_eq!(queued(&fixture), 0);
-    assert_eq!(rows(&fixture.left, "select blocked is null from sync_status"), ["t"]);
+    assert_eq!(
+        rows(&fixture.left, "select blocked is null from sync_status"),
+        ["t"]
+    );
     run(&mut client, "insert into mine values (2, 'a')");
     same(&fixture, "mine");
 }
@@ -65,12 +74,21 @@ fn one_owners_missing_usage_is_no_others() {
     let (fixture, other) = two_owners("missing_usage", "wrong");
     let mut client = writer(&fixture);
     run(&mut client, "insert into mine values (1, 'a')");
-    fixture.left.exec_superuser(&format!("revoke usage on foreign server dst from {}", other.name));
+    fixture.left.exec_superuser(&format!(
+        "revoke usage on foreign server dst from {}",
+        other.name
+    ));
     assert!(!deal(&fixture, "100"));
-    run(&mut client, "insert into strict values (1, 'a'); insert into good values (1, 'a')");
+    run(
+        &mut client,
+        "insert into strict values (1, 'a'); insert into good values (1, 'a')",
+    );
     assert_eq!(table(&fixture.right, "strict"), ["1|a"]);
     assert_eq!(table(&fixture.right, "good"), ["1|a"]);
-    let blocked = rows(&fixture.left, "select last_sqlstate, blocked from sync_status");
+    let blocked = rows(
+        &fixture.left,
+        "select last_sqlstate, blocked from sync_status",
+    );
     assert!(blocked[0].starts_with("42501|"), "{blocked:?}");
     assert!(blocked[0].contains(&other.name), "{blocked:?}");
 }
@@ -96,7 +114,10 @@ fn owners_whose_commits_alternate_are_drained_together() {
     );
     assert!(deal(&fixture, "40"));
     assert_eq!(queued(&fixture), 60, "the oldest 40 of both");
-    assert_eq!((rows_of(&fixture, "good"), rows_of(&fixture, "mine")), (20, 20));
+    assert_eq!(
+        (rows_of(&fixture, "good"), rows_of(&fixture, "mine")),
+        (20, 20)
+    );
     assert!(deal(&fixture, "1000"));
     assert_eq!(queued(&fixture), 0);
     same(&fixture, "good");
@@ -112,7 +133,9 @@ fn what_refers_to_another_owners_rows_comes_after_them() {
     let (fixture, other) = two_owners("refers", "x");
     let (left, right) = (&fixture.left.user, &fixture.right.user);
     let queue = r#"{"mode": "queue"}"#;
-    fixture.right.exec("alter table mine add foreign key (id) references good (id)");
+    fixture
+        .right
+        .exec("alter table mine add foreign key (id) references good (id)");
     fixture.left.exec_superuser(&format!(
         "alter user mapping for {} server dst options (set password '{}');
          select detach_sync('{left}.mine', 'dst'), detach_sync('{left}.good', 'dst');

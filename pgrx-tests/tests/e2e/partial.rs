@@ -26,7 +26,9 @@ fn records_drained_one_by_one_end_as_all_at_once() {
 fn keys_that_shift_by_one_command_arrive_though_drained_one_by_one() {
     let columns = "id int primary key deferrable, v text";
     let fixture = one_way("shiftone", columns, r#"{"mode": "queue"}"#);
-    fixture.left.exec("insert into t select i, 'v' || i from generate_series(1, 5) i");
+    fixture
+        .left
+        .exec("insert into t select i, 'v' || i from generate_series(1, 5) i");
     fixture.left.exec("update t set id = id + 1");
     drain_one_by_one(&fixture);
     assert_eq!(same(&fixture, "t").len(), 5);
@@ -36,8 +38,12 @@ fn keys_that_shift_by_one_command_arrive_though_drained_one_by_one() {
 fn keys_that_swap_by_one_command_arrive_though_drained_one_by_one() {
     let columns = "id int primary key deferrable, v text";
     let fixture = one_way("swapone", columns, r#"{"mode": "queue"}"#);
-    fixture.left.exec("insert into t select i, 'v' || i from generate_series(1, 4) i");
-    fixture.left.exec("update t set id = case id when 1 then 2 when 2 then 1 else id end");
+    fixture
+        .left
+        .exec("insert into t select i, 'v' || i from generate_series(1, 4) i");
+    fixture
+        .left
+        .exec("update t set id = case id when 1 then 2 when 2 then 1 else id end");
     drain_one_by_one(&fixture);
     assert_eq!(same(&fixture, "t").len(), 4);
 }

@@ -28,20 +28,37 @@ fn resume(fixture: &Fixture) -> bool {
 fn changes_are_queued_without_a_word_and_arrive_in_order_afterwards() {
     let fixture = one_way("paused", COLUMNS, "{}");
     let (mut client, notices) = superuser_with_notices(&fixture.left);
-    run(&mut client, &format!("set search_path = {}, public", fixture.left.user));
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", fixture.left.user),
+    );
     run(&mut client, "insert into t values (1, 'a')");
     assert!(pause(&fixture) && !pause(&fixture));
-    run(&mut client, "update t set v = 'b'; insert into t values (2, 'c'); update t set v = 'd'");
+    run(
+        &mut client,
+        "update t set v = 'b'; insert into t values (2, 'c'); update t set v = 'd'",
+    );
     assert!(warnings(&notices).is_empty());
     assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     assert_eq!(queued(&fixture), 4);
     // Neither a call for all servers nor one for it takes anything; both say why.
     for args in ["100", "100, 'dst'"] {
-        assert_eq!(query(&mut client, &format!("select deal_sync_err_rec({args})")), ["t"]);
+        assert_eq!(
+            query(&mut client, &format!("select deal_sync_err_rec({args})")),
+            ["t"]
+        );
         let said = std::mem::take(&mut *notices.lock().expect("notices"));
         assert_eq!(said.len(), 1, "{said:?}");
-        assert!(said[0].message().contains("server \"dst\" is paused"), "{said:?}");
-        assert!(said[0].hint().is_some_and(|hint| hint.contains("resume_sync()")), "{said:?}");
+        assert!(
+            said[0].message().contains("server \"dst\" is paused"),
+            "{said:?}"
+        );
+        assert!(
+            said[0]
+                .hint()
+                .is_some_and(|hint| hint.contains("resume_sync()")),
+            "{said:?}"
+        );
     }
     assert_eq!(queued(&fixture), 4);
     assert_eq!(table(&fixture.right, "t"), ["1|a"]);
@@ -63,8 +80,16 @@ fn synchronous_tables_refuse_and_queued_ones_queue() {
     let mut client = fixture.left.client();
     assert!(pause(&fixture));
     let error = refused(&mut client, "insert into t values (1, 'a')", "55000");
-    assert!(error.message().contains("server \"dst\" is paused"), "{error:?}");
-    assert!(error.hint().is_some_and(|hint| hint.contains("resume_sync()")), "{error:?}");
+    assert!(
+        error.message().contains("server \"dst\" is paused"),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("resume_sync()")),
+        "{error:?}"
+    );
     assert_eq!(table(&fixture.left, "t"), [""; 0]);
     run(&mut client, "insert into q values (1, 'a')");
     // Prepared transactions queue as ever.
@@ -82,7 +107,9 @@ fn other_servers_are_served() {
     fixture.link(&fixture.left, &fixture.right, "also", &[]);
     let schema = &fixture.right.user;
     fixture.right.exec(&format!("create table u ({COLUMNS})"));
-    fixture.left.exec(&format!("select attach_sync('t', 'also', '{schema}.u')"));
+    fixture
+        .left
+        .exec(&format!("select attach_sync('t', 'also', '{schema}.u')"));
     assert!(pause(&fixture));
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
@@ -110,7 +137,10 @@ fn a_pause_holds_once_it_is_committed() {
     run(&mut admin, "rollback");
     run(&mut client, "insert into t values (3, 'c')");
     // A transaction that began before, whatever its isolation.
-    run(&mut client, "begin isolation level repeatable read; insert into t values (4, 'd')");
+    run(
+        &mut client,
+        "begin isolation level repeatable read; insert into t values (4, 'd')",
+    );
     run(&mut admin, "select pause_sync('dst')");
     run(&mut client, "commit");
     assert_eq!(table(&fixture.right, "t"), ["1|a", "2|b", "3|c"]);
@@ -122,10 +152,14 @@ fn what_is_failed_stays_so_until_the_server_is_resumed() {
     let fixture = one_way("pausedfail", COLUMNS, "{}");
     reject_values::build(&fixture);
     reject_values::close(&fixture, "bad", "23514", None);
-    fixture.left.exec("insert into t values (1, 'bad'), (2, 'good')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'bad'), (2, 'good')");
     assert!(!deal(&fixture, "10"));
     assert!(pause(&fixture));
-    fixture.left.exec("update t set v = 'x' where id = 1; insert into t values (3, 'good')");
+    fixture
+        .left
+        .exec("update t set v = 'x' where id = 1; insert into t values (3, 'good')");
     reject_values::open(&fixture, "bad");
     assert!(retry(&fixture, the_failed(&fixture)));
     assert_eq!(table(&fixture.right, "t"), ["2|good"]);
@@ -138,13 +172,19 @@ fn what_is_failed_stays_so_until_the_server_is_resumed() {
 #[test]
 fn the_servers_owner_may_and_who_drains_and_nobody_else() {
     let fixture = one_way("pauserights", COLUMNS, "{}");
-    let (outsider, operator) =
-        (Role::create(&fixture.left, "outsider", ""), Role::create(&fixture.left, "drainer", ""));
+    let (outsider, operator) = (
+        Role::create(&fixture.left, "outsider", ""),
+        Role::create(&fixture.left, "drainer", ""),
+    );
     fixture.left.exec_superuser(&format!(
         "grant execute on function deal_sync_err_rec(integer, text) to {}",
         operator.name
     ));
-    for call in ["pause_sync('dst')", "resume_sync('dst')", "pause_sync('nowhere')"] {
+    for call in [
+        "pause_sync('dst')",
+        "resume_sync('dst')",
+        "pause_sync('nowhere')",
+    ] {
         refused(&mut outsider.client(), &format!("select {call}"), "42501");
     }
     for client in [&mut fixture.left.client(), &mut operator.client()] {
@@ -157,7 +197,10 @@ fn the_servers_owner_may_and_who_drains_and_nobody_else() {
     refused(&mut client, "select pause_sync(null)", "22023");
     refused(&mut outsider.client(), "table sync_pause", "42501");
     // A pause outlasts its server, and can be ended.
-    run(&mut client, "select pause_sync('dst'); drop server dst cascade");
+    run(
+        &mut client,
+        "select pause_sync('dst'); drop server dst cascade",
+    );
     assert_eq!(query(&mut client, "select resume_sync('dst')"), ["t"]);
 }
 
@@ -177,13 +220,19 @@ fn the_worker_keeps_off_until_it_is_resumed() {
     fixture.left.exec("insert into t values (2, 'b')");
     // What the worker delivers later shows that it has looked, again and again.
     for n in 1..=5 {
-        fixture.left.exec(&format!("insert into u values ({n}, 'x')"));
-        await_until(WORKING, "the other server's row", || table(&fixture.right, "u").len() == n);
+        fixture
+            .left
+            .exec(&format!("insert into u values ({n}, 'x')"));
+        await_until(WORKING, "the other server's row", || {
+            table(&fixture.right, "u").len() == n
+        });
     }
     assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     assert_eq!(queued(&fixture), 1);
     assert!(resume(&fixture));
-    await_until(WORKING, "the row", || table(&fixture.right, "t") == ["1|a", "2|b"]);
+    await_until(WORKING, "the row", || {
+        table(&fixture.right, "t") == ["1|a", "2|b"]
+    });
 }
 
 #[test]
@@ -203,21 +252,36 @@ fn a_pause_outlasts_a_restart_and_goes_with_a_dump() {
     fixture.left.exec("insert into t values (1, 'a')");
     assert_eq!(queued(&fixture), 1);
     // The copy is a database of its own once it is adopted; the link is still held.
-    let copy = Side { db: "copy_pauserestart".to_owned(), ..fixture.left.clone() };
+    let copy = Side {
+        db: "copy_pauserestart".to_owned(),
+        ..fixture.left.clone()
+    };
     run(
         &mut own.superuser("postgres").expect("a session"),
         &format!("create database {}", copy.db),
     );
-    let dump = own.client_program("pg_dump", &fixture.left.db, &[], "").expect("a dump");
-    own.client_program("psql", &copy.db, &["-X", "-q", "-v", "ON_ERROR_STOP=1"], &dump)
-        .expect("a restore");
-    assert_eq!(rows(&copy, "select state from sync_tables"), ["database copy"]);
+    let dump = own
+        .client_program("pg_dump", &fixture.left.db, &[], "")
+        .expect("a dump");
+    own.client_program(
+        "psql",
+        &copy.db,
+        &["-X", "-q", "-v", "ON_ERROR_STOP=1"],
+        &dump,
+    )
+    .expect("a restore");
+    assert_eq!(
+        rows(&copy, "select state from sync_tables"),
+        ["database copy"]
+    );
     assert_eq!(rows(&copy, "select adopt_sync()"), ["t"]);
     assert_eq!(rows(&copy, "select state from sync_tables"), ["paused"]);
     copy.exec("insert into t values (2, 'copy')");
     assert_eq!(table(&fixture.right, "t"), [""; 0]);
     assert!(copy.query_one::<bool>("select resume_sync('dst')"));
-    await_until(WORKING, "the copy's rows", || table(&fixture.right, "t") == ["1|a", "2|copy"]);
+    await_until(WORKING, "the copy's rows", || {
+        table(&fixture.right, "t") == ["1|a", "2|copy"]
+    });
     assert!(resume(&fixture));
     await_drained(&fixture);
     assert_eq!(table(&fixture.right, "t"), ["1|a", "2|copy"]);
@@ -232,7 +296,10 @@ fn what_is_attached_to_a_paused_server_is_held_too() {
     }
     attach(&fixture, "t", "{}");
     let mut client = fixture.left.client();
-    run(&mut client, &attach_sql(&fixture, "t", r#"{"mode": "queue"}"#));
+    run(
+        &mut client,
+        &attach_sql(&fixture, "t", r#"{"mode": "queue"}"#),
+    );
     run(&mut client, "insert into t values (1, 'a')");
     assert!(resume(&fixture));
     assert!(deal(&fixture, "10"));

@@ -24,16 +24,34 @@ const NOT_PINNED_THERE: &[(&str, &str)] = &[
     ("default_toast_compression", "how values are stored"),
     ("escape_string_warning", "a message"),
     ("event_triggers", "about DDL"),
-    ("gin_fuzzy_search_limit", "rows are looked for by unique keys, whose indexes are no GIN"),
+    (
+        "gin_fuzzy_search_limit",
+        "rows are looked for by unique keys, whose indexes are no GIN",
+    ),
     ("gin_pending_list_limit", "when an index is tidied"),
     ("icu_validation_level", "about CREATE COLLATION"),
     ("lc_messages", "SQLSTATEs are read, not messages"),
-    ("lc_numeric", "to_char and its kin, in functions of the target's own"),
-    ("lc_time", "to_char and its kin, in functions of the target's own"),
+    (
+        "lc_numeric",
+        "to_char and its kin, in functions of the target's own",
+    ),
+    (
+        "lc_time",
+        "to_char and its kin, in functions of the target's own",
+    ),
     ("lo_compat_privileges", "about large objects"),
-    ("restrict_nonsystem_relation_kind", "what is forbidden there is forbidden"),
-    ("session_replication_role", "which triggers fire there is that server's choice"),
-    ("synchronize_seqscans", "the order of rows of a scan, on which nothing depends"),
+    (
+        "restrict_nonsystem_relation_kind",
+        "what is forbidden there is forbidden",
+    ),
+    (
+        "session_replication_role",
+        "which triggers fire there is that server's choice",
+    ),
+    (
+        "synchronize_seqscans",
+        "the order of rows of a scan, on which nothing depends",
+    ),
     ("timezone_abbreviations", "text of ours carries offsets"),
     ("vacuum_cost_delay", "about VACUUM"),
 ];
@@ -41,7 +59,10 @@ const NOT_PINNED_THERE: &[(&str, &str)] = &[
 /// Beginnings of names of more of them.
 const FAMILIES_NOT_PINNED: &[(&str, &str)] = &[
     ("vacuum_", "about VACUUM"),
-    ("default_text_search_config", "which text search functions of the target's own use"),
+    (
+        "default_text_search_config",
+        "which text search functions of the target's own use",
+    ),
 ];
 
 /// Settings that no test here alters.
@@ -117,7 +138,11 @@ fn others(client: &mut Client) -> BTreeMap<String, String> {
 
 fn reason(name: &str) -> Option<&'static str> {
     let exact = NOT_PINNED_THERE.iter().find(|(own, _)| *own == name);
-    let exact = exact.or_else(|| FAMILIES_NOT_PINNED.iter().find(|(own, _)| name.starts_with(own)));
+    let exact = exact.or_else(|| {
+        FAMILIES_NOT_PINNED
+            .iter()
+            .find(|(own, _)| name.starts_with(own))
+    });
     exact.map(|(_, reason)| *reason)
 }
 
@@ -141,21 +166,31 @@ fn what_can_alter_a_value_there_is_pinned_whatever_the_role_has() {
     run(&mut admin, &format!("grant pg_read_all_settings to {user}"));
     let others = others(&mut admin);
     for (name, other) in &others {
-        run(&mut admin, &format!("alter role {user} set {name} = '{other}'"));
+        run(
+            &mut admin,
+            &format!("alter role {user} set {name} = '{other}'"),
+        );
     }
     fixture.left.exec("insert into t values (1)");
     // As the role has them, whatever they are shown as.
     let shown = rows(&fixture.right, "select name || '=' || setting from seen");
-    let shown: BTreeMap<&str, &str> =
-        shown.iter().filter_map(|line| line.split_once('=')).collect();
+    let shown: BTreeMap<&str, &str> = shown
+        .iter()
+        .filter_map(|line| line.split_once('='))
+        .collect();
     let mut role = fixture.right.client();
     for name in others.keys() {
-        let own =
-            query(&mut role, &format!("select setting from pg_settings where name = '{name}'"));
+        let own = query(
+            &mut role,
+            &format!("select setting from pg_settings where name = '{name}'"),
+        );
         let is_pinned = shown[name.as_str()] != own[0];
         match reason(name) {
             Some(reason) => assert!(!is_pinned, "{name} is pinned, and not: {reason}"),
-            None => assert!(is_pinned, "{name} is neither pinned there nor has it a reason"),
+            None => assert!(
+                is_pinned,
+                "{name} is neither pinned there nor has it a reason"
+            ),
         }
     }
 }
@@ -190,11 +225,20 @@ fn what_is_captured_is_one_text_whatever_the_session_has() {
           ('0001-12-31 23:59:59.9+00', '9999-12-31 23:59:59+00')"#,
     ));
     let mut client = fixture.left.superuser();
-    run(&mut client, &format!("set search_path = {}, public", fixture.left.user));
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", fixture.left.user),
+    );
     let others = others(&mut client);
     let mut capture = |setting: &str| {
-        run(&mut client, &format!("begin; {setting}; insert into t select * from v; commit"));
-        let queued = rows(&fixture.left, "select dst_query from sync_err_rec order by id");
+        run(
+            &mut client,
+            &format!("begin; {setting}; insert into t select * from v; commit"),
+        );
+        let queued = rows(
+            &fixture.left,
+            "select dst_query from sync_err_rec order by id",
+        );
         // Drained, they are the same rows there as here.
         fixture.left.exec_superuser(&format!(
             "delete from sync_err_rec; set session_replication_role = replica; delete from {}.t",
@@ -209,7 +253,11 @@ fn what_is_captured_is_one_text_whatever_the_session_has() {
         if name == "session_replication_role" || name == "search_path" {
             continue;
         }
-        assert_eq!(capture(&format!("set local {name} = '{other}'")), usual, "{name}");
+        assert_eq!(
+            capture(&format!("set local {name} = '{other}'")),
+            usual,
+            "{name}"
+        );
     }
     let everything: Vec<String> = others
         .iter()
@@ -217,9 +265,16 @@ fn what_is_captured_is_one_text_whatever_the_session_has() {
         .map(|(name, other)| format!("set local {name} = '{other}'"))
         .collect();
     assert_eq!(capture(&everything.join("; ")), usual);
-    run(&mut client, "set timezone = 'America/New_York'; set bytea_output = 'escape'");
+    run(
+        &mut client,
+        "set timezone = 'America/New_York'; set bytea_output = 'escape'",
+    );
     run(&mut client, "insert into t select * from v");
-    assert!(deal(&fixture, "100"), "{:?}", rows(&fixture.left, "select message from sync_err_rec"));
+    assert!(
+        deal(&fixture, "100"),
+        "{:?}",
+        rows(&fixture.left, "select message from sync_err_rec")
+    );
     crate::common::same(&fixture, "t");
 }
 
@@ -235,11 +290,18 @@ fn an_instant_arrives_as_one_value_whoever_writes_it_and_in_whatever_number() {
         ("insttimetz", "timetz"),
     ] {
         let fixture = linked(label);
-        fixture.left.exec("create table t (id int primary key, at timestamptz, v int)");
-        fixture.right.exec(&format!("create table t (id int primary key, at {to}, v int)"));
+        fixture
+            .left
+            .exec("create table t (id int primary key, at timestamptz, v int)");
+        fixture.right.exec(&format!(
+            "create table t (id int primary key, at {to}, v int)"
+        ));
         attach(&fixture, "t", "{}");
         let mut client = fixture.left.client();
-        for (at, zone) in ["UTC", "Asia/Tokyo", "America/New_York"].into_iter().enumerate() {
+        for (at, zone) in ["UTC", "Asia/Tokyo", "America/New_York"]
+            .into_iter()
+            .enumerate()
+        {
             let from = at * 10_000;
             run(&mut client, &format!("set timezone = '{zone}'"));
             for statement in [
@@ -254,7 +316,11 @@ fn an_instant_arrives_as_one_value_whoever_writes_it_and_in_whatever_number() {
                 run(&mut client, &statement);
             }
         }
-        assert_eq!(rows(&fixture.left, "select message from sync_err_rec"), [""; 0], "{to}");
+        assert_eq!(
+            rows(&fixture.left, "select message from sync_err_rec"),
+            [""; 0],
+            "{to}"
+        );
         assert_eq!(
             rows(&fixture.right, "select count(*), count(distinct at) from t"),
             ["3003|1"],
@@ -272,8 +338,12 @@ fn a_row_is_found_by_a_point_in_time_whoever_writes_it() {
         ("keybytes", "bytea", "text"),
     ] {
         let fixture = linked(label);
-        fixture.left.exec(&format!("create table t (k {from} primary key, v int)"));
-        fixture.right.exec(&format!("create table t (k {to} primary key, v int)"));
+        fixture
+            .left
+            .exec(&format!("create table t (k {from} primary key, v int)"));
+        fixture
+            .right
+            .exec(&format!("create table t (k {to} primary key, v int)"));
         attach(&fixture, "t", r#"{"mode": "queue"}"#);
         let value = |n: i32| match from {
             "bytea" => format!(r"'\x00ff0{n}'::bytea"),
@@ -298,7 +368,11 @@ fn a_row_is_found_by_a_point_in_time_whoever_writes_it() {
             "{from}: {:?}",
             rows(&fixture.left, "select message from sync_err_rec")
         );
-        assert_eq!(rows(&fixture.right, "select v from t"), ["2"], "{from} into {to}");
+        assert_eq!(
+            rows(&fixture.right, "select v from t"),
+            ["2"],
+            "{from} into {to}"
+        );
     }
 }
 
@@ -306,16 +380,30 @@ fn a_row_is_found_by_a_point_in_time_whoever_writes_it() {
 #[test]
 fn the_newest_is_the_newest_whatever_zone_its_writer_has() {
     let fixture = linked("newestzone");
-    fixture.left.exec("create table t (id int primary key, v text, at timestamptz)");
-    fixture.right.exec("create table t (id int primary key, v text, at timestamp)");
-    attach(&fixture, "t", r#"{"mode": "sync", "on_conflict": "newest", "version_column": "at"}"#);
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text, at timestamptz)");
+    fixture
+        .right
+        .exec("create table t (id int primary key, v text, at timestamp)");
+    attach(
+        &fixture,
+        "t",
+        r#"{"mode": "sync", "on_conflict": "newest", "version_column": "at"}"#,
+    );
     let mut client = fixture.left.client();
     run(
         &mut client,
         "set timezone = 'Asia/Tokyo'; insert into t values (1, 'older', '2024-07-01 23:00+00')",
     );
-    run(&mut client, "set timezone = 'UTC'; update t set v = 'newer', at = '2024-07-01 23:30+00'");
-    assert_eq!(rows(&fixture.right, "select v, at from t"), ["newer|2024-07-01 23:30:00"]);
+    run(
+        &mut client,
+        "set timezone = 'UTC'; update t set v = 'newer', at = '2024-07-01 23:30+00'",
+    );
+    assert_eq!(
+        rows(&fixture.right, "select v, at from t"),
+        ["newer|2024-07-01 23:30:00"]
+    );
 }
 
 /// Of equal versions the larger row as text wins, which must be one text on both sides.
@@ -326,7 +414,10 @@ fn two_rows_of_one_version_are_told_apart_alike_on_both_sides() {
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, b bytea, at timestamptz, ver int)");
     }
-    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+    for (side, other) in [
+        (&fixture.left, &fixture.right),
+        (&fixture.right, &fixture.left),
+    ] {
         side.exec(&format!(
             r#"select attach_sync('t', 'dst', '{}.t',
                  '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
@@ -339,12 +430,24 @@ fn two_rows_of_one_version_are_told_apart_alike_on_both_sides() {
          alter role {user} set quote_all_identifiers = on"
     ));
     // As hexadecimal digits the first is smaller, as escapes the larger one.
-    fixture.left.exec(r"insert into t values (1, '\x5a', '2024-07-01 00:00+00', 5)");
-    fixture.right.exec(r"insert into t values (1, '\xff', '2024-07-01 00:00+00', 5)");
-    fixture.left.exec(r"insert into t values (2, '\x61', '2024-07-01 20:00+00', 5)");
-    fixture.right.exec(r"insert into t values (2, '\x61', '2024-07-02 01:00+00', 5)");
+    fixture
+        .left
+        .exec(r"insert into t values (1, '\x5a', '2024-07-01 00:00+00', 5)");
+    fixture
+        .right
+        .exec(r"insert into t values (1, '\xff', '2024-07-01 00:00+00', 5)");
+    fixture
+        .left
+        .exec(r"insert into t values (2, '\x61', '2024-07-01 20:00+00', 5)");
+    fixture
+        .right
+        .exec(r"insert into t values (2, '\x61', '2024-07-02 01:00+00', 5)");
     assert!(deal(&fixture, "100"));
-    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(100)"));
+    assert!(
+        fixture
+            .right
+            .query_one::<bool>("select deal_sync_err_rec(100)")
+    );
     let all = "select id, encode(b, 'hex'), extract(epoch from at) from t order by 1";
     assert_eq!(rows(&fixture.left, all), rows(&fixture.right, all));
 }

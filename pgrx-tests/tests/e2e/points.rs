@@ -107,15 +107,25 @@ fn what_a_failure_inside_the_worker_leaves_is_as_documented() {
 fn every_point_is_tried_and_documented() {
     let mut found = BTreeSet::new();
     collect(&setup::root().join("src"), &mut found);
-    let known: BTreeSet<String> = Point::ALL.iter().map(|point| format!("{point:?}")).collect();
+    let known: BTreeSet<String> = Point::ALL
+        .iter()
+        .map(|point| format!("{point:?}"))
+        .collect();
     assert_eq!(found, known);
     let table = documented();
     for point in Point::ALL {
         let is_told = |case: &Case| {
-            let kill = Trial { case: *case, point, what: What::Kill };
+            let kill = Trial {
+                case: *case,
+                point,
+                what: What::Kill,
+            };
             table.get(&kill).is_some_and(|seen| !seen.is_empty())
         };
-        assert!(points::Case::ALL.iter().any(is_told), "{point:?} is not documented");
+        assert!(
+            points::Case::ALL.iter().any(is_told),
+            "{point:?} is not documented"
+        );
     }
 }
 
@@ -133,7 +143,9 @@ fn collect(directory: &Path, found: &mut BTreeSet<String>) {
         }
         let text = std::fs::read_to_string(&path).expect("a source file");
         // Not in comments, which give examples.
-        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
         for line in code.filter_map(|line| line.split_once("fault_point!(")) {
             found.extend(line.1.split([')', ' ']).next().map(str::to_owned));
         }

@@ -31,7 +31,11 @@ fn over(
     processes: &str,
     settings: &[(&str, &str)],
 ) -> (Fixture, Pooler) {
-    let own = [IGNORE_OPTIONS, ("default_pool_size", processes), ("query_wait_timeout", "30")];
+    let own = [
+        IGNORE_OPTIONS,
+        ("default_pool_size", processes),
+        ("query_wait_timeout", "30"),
+    ];
     let pooler =
         Pooler::start(&[&fixture.right], mode, &[&own, settings].concat()).expect("a pooler");
     link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
@@ -42,8 +46,13 @@ fn over(
 /// Another client of the pool, with the same role.
 fn other(fixture: &Fixture, pooler: &Pooler) -> Client {
     let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(pooler.port()).dbname(&fixture.right.db);
-    config.user(&fixture.right.user).password(&fixture.right.password);
+    config
+        .host("127.0.0.1")
+        .port(pooler.port())
+        .dbname(&fixture.right.db);
+    config
+        .user(&fixture.right.user)
+        .password(&fixture.right.password);
     config.connect(NoTls).expect("a session of the pool")
 }
 
@@ -68,8 +77,14 @@ fn watch(fixture: &Fixture) {
 fn write(client: &mut Client, ids: impl Iterator<Item = u32>) {
     for id in ids {
         run(client, &format!("insert into t values ({id}, 'new')"));
-        run(client, &format!("update t set v = 'changed {id}' where id = {id}"));
-        run(client, &format!("delete from t where id = {id} and id % 2 = 0"));
+        run(
+            client,
+            &format!("update t set v = 'changed {id}' where id = {id}"),
+        );
+        run(
+            client,
+            &format!("delete from t where id = {id} and id % 2 = 0"),
+        );
     }
 }
 
@@ -89,10 +104,16 @@ fn what_one_session_has_prepared_all_sessions_of_the_pool_execute() {
             &fixture.right,
             "select count(distinct pid), max(statements), max(executions) from seen",
         );
-        let seen: Vec<u32> = seen[0].split('|').map(|n| n.parse().expect("a number")).collect();
+        let seen: Vec<u32> = seen[0]
+            .split('|')
+            .map(|n| n.parse().expect("a number"))
+            .collect();
         // Three kinds of rows, and the statement that introduces a transaction.
         assert_eq!(seen[1], 4, "{mode:?}: {seen:?}");
-        assert!(mode == PoolMode::Session || seen[0] == 1, "{mode:?}: {seen:?}");
+        assert!(
+            mode == PoolMode::Session || seen[0] == 1,
+            "{mode:?}: {seen:?}"
+        );
         assert!(seen[2] > 60, "{mode:?}: {seen:?}");
         assert_eq!((same(&fixture, "t").len(), queued(&fixture)), (30, 0));
     }
@@ -117,8 +138,14 @@ fn what_others_discard_and_prepare_in_the_pool_is_never_noticed() {
                     for name in query(&mut client, names) {
                         run(&mut client, &format!("deallocate \"{name}\""));
                     }
-                    run(&mut client, "commit; deallocate all; prepare own as select 1");
-                    run(&mut client, "set timezone = 'Asia/Tokyo'; set search_path = public");
+                    run(
+                        &mut client,
+                        "commit; deallocate all; prepare own as select 1",
+                    );
+                    run(
+                        &mut client,
+                        "set timezone = 'Asia/Tokyo'; set search_path = public",
+                    );
                     rounds += 1;
                 }
                 rounds
@@ -162,12 +189,20 @@ fn a_pool_that_discards_after_each_transaction_costs_some_failures_and_no_more()
     assert!(warnings(&notices).is_empty());
     assert_eq!((same(&fixture, "t").len(), queued(&fixture)), (50, 0));
     let log = fixture.right.cluster.log();
-    let missing = log.lines().filter(|line| line.contains("prepared statement \"pg_rowsync_"));
-    let missing = missing.filter(|line| line.contains("does not exist")).count();
+    let missing = log
+        .lines()
+        .filter(|line| line.contains("prepared statement \"pg_rowsync_"));
+    let missing = missing
+        .filter(|line| line.contains("does not exist"))
+        .count();
     assert!((1..=12).contains(&missing), "{missing}");
     // At the end nothing is prepared any more.
     let last = "select statements from seen order by at desc limit 20";
-    assert!(rows(&fixture.right, last).iter().all(|statements| statements == "0"));
+    assert!(
+        rows(&fixture.right, last)
+            .iter()
+            .all(|statements| statements == "0")
+    );
 }
 
 #[test]
@@ -178,7 +213,9 @@ fn a_name_under_which_somebody_has_prepared_something_else_is_not_used() {
     let names = "select name from pg_prepared_statements where name ~ '^pg_rowsync_'";
     let names = query(&mut other, names);
     assert_eq!(names.len(), 4, "{names:?}");
-    fixture.right.exec("create table elsewhere (id int primary key, v text)");
+    fixture
+        .right
+        .exec("create table elsewhere (id int primary key, v text)");
     let user = &fixture.right.user;
     for name in &names {
         run(
@@ -204,11 +241,16 @@ fn columns_that_become_texts_get_the_texts_behind_a_pooler() {
         Pooler::start(&[&fixture.right], PoolMode::Transaction, &settings).expect("a pooler");
     link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
     mirror(&fixture, "t", "id text primary key, v text", "{}");
-    fixture.right.exec("alter table t alter v type int using v::int");
+    fixture
+        .right
+        .exec("alter table t alter v type int using v::int");
     let mut client = fixture.left.client();
     for n in 1..=9 {
         run(&mut client, &format!("insert into t values ('{n}', '{n}')"));
-        run(&mut client, &format!("update t set v = '{n}1' where id = '{n}'"));
+        run(
+            &mut client,
+            &format!("update t set v = '{n}1' where id = '{n}'"),
+        );
     }
     assert_eq!(table(&fixture.right, "t").len(), 9);
     let prepared = "select count(*) from pg_prepared_statements where name ~ '^pg_rowsync_'";
@@ -226,8 +268,14 @@ fn columns_that_become_texts_get_the_texts_behind_a_pooler() {
     // Known to this session and to a new one, prepared for integers.
     for (number, mut client) in [client, fixture.left.client()].into_iter().enumerate() {
         for n in 0..6 {
-            run(&mut client, &format!("insert into t values ('0{number}{n}', '00{n}')"));
-            run(&mut client, &format!("update t set v = '0{n}0' where id = '0{number}{n}'"));
+            run(
+                &mut client,
+                &format!("insert into t values ('0{number}{n}', '00{n}')"),
+            );
+            run(
+                &mut client,
+                &format!("update t set v = '0{n}0' where id = '0{number}{n}'"),
+            );
         }
     }
     let there = same(&fixture, "t");
@@ -260,8 +308,14 @@ fn a_table_that_is_altered_dropped_or_replaced_is_no_concern_of_the_client_behin
         "alter table t add e int; alter table t drop e; analyze t",
     ] {
         for _ in 0..4 {
-            run(&mut client, &format!("insert into t values ({next}, 'new')"));
-            run(&mut client, &format!("update t set v = 'changed' where id = {next}"));
+            run(
+                &mut client,
+                &format!("insert into t values ({next}, 'new')"),
+            );
+            run(
+                &mut client,
+                &format!("update t set v = 'changed' where id = {next}"),
+            );
             run(&mut client, &format!("delete from t where id = {next} - 2"));
             next += 1;
         }
@@ -277,7 +331,9 @@ fn a_table_that_is_altered_dropped_or_replaced_is_no_concern_of_the_client_behin
 fn statements_mean_the_same_whatever_settings_their_process_has() {
     let (fixture, pooler) = pooled("poolpaths", PoolMode::Transaction, "2", &[]);
     let user = &fixture.right.user;
-    fixture.right.exec_superuser(&format!("create schema planted authorization {user}"));
+    fixture
+        .right
+        .exec_superuser(&format!("create schema planted authorization {user}"));
     // What would be found by a search_path that is not ours.
     fixture.right.exec(&format!(
         "create table planted.t (id int primary key, v text);
@@ -313,8 +369,18 @@ fn statements_mean_the_same_whatever_settings_their_process_has() {
 #[test]
 fn a_backlog_and_several_servers_go_through_a_pool_whose_statements_are_lost_meanwhile() {
     let (fixture, pooler) = pooled("poolmore", PoolMode::Transaction, "2", &[]);
-    mirror(&fixture, "u", "id int primary key, v text", r#"{"mode": "queue"}"#);
-    mirror(&fixture, "s", "id int primary key, v text", r#"{"mode": "sync"}"#);
+    mirror(
+        &fixture,
+        "u",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
+    mirror(
+        &fixture,
+        "s",
+        "id int primary key, v text",
+        r#"{"mode": "sync"}"#,
+    );
     let mut client = fixture.left.client();
     let mut other = other(&fixture, &pooler);
     for id in 0..20 {
@@ -328,11 +394,19 @@ fn a_backlog_and_several_servers_go_through_a_pool_whose_statements_are_lost_mea
         if id % 3 == 0 {
             run(&mut other, "discard all");
         }
-        await_until(SOON, "the queue to drain", || deal(&fixture, "10") || queued(&fixture) == 0);
+        await_until(SOON, "the queue to drain", || {
+            deal(&fixture, "10") || queued(&fixture) == 0
+        });
     }
-    await_until(SOON, "the queue to drain", || deal(&fixture, "10") || queued(&fixture) == 0);
+    await_until(SOON, "the queue to drain", || {
+        deal(&fixture, "10") || queued(&fixture) == 0
+    });
     assert_eq!(
-        (same(&fixture, "t").len(), same(&fixture, "u").len(), same(&fixture, "s").len()),
+        (
+            same(&fixture, "t").len(),
+            same(&fixture, "u").len(),
+            same(&fixture, "s").len()
+        ),
         (20, 20, 40)
     );
 }

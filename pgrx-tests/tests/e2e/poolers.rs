@@ -36,8 +36,11 @@ fn is_pooled(client: &mut Client) -> Vec<String> {
 #[test]
 fn sixteen_sessions_over_a_pool_of_two_write_what_they_say_where_they_say() {
     for (mode, settings) in WAYS {
-        let settings =
-            [settings, &[("default_pool_size", "2"), ("query_wait_timeout", "30")]].concat();
+        let settings = [
+            settings,
+            &[("default_pool_size", "2"), ("query_wait_timeout", "30")],
+        ]
+        .concat();
         let sessions = if mode == PoolMode::Session { 2 } else { 16 };
         let (fixture, _pooler) = pooled("sixteen", mode, &settings);
         for table in ["x", "y"] {
@@ -50,7 +53,10 @@ fn sixteen_sessions_over_a_pool_of_two_write_what_they_say_where_they_say() {
                     let table = if number % 2 == 0 { "x" } else { "y" };
                     for row in 0..30 {
                         let id = number * 1_000 + row;
-                        run(&mut client, &format!("insert into {table} values ({id}, '{table}')"));
+                        run(
+                            &mut client,
+                            &format!("insert into {table} values ({id}, '{table}')"),
+                        );
                         run(
                             &mut client,
                             &format!("update {table} set v = '{table}!' where id = {id}"),
@@ -62,7 +68,10 @@ fn sixteen_sessions_over_a_pool_of_two_write_what_they_say_where_they_say() {
             .collect();
         for writer in writers {
             let known = writer.join().expect("a writer");
-            assert!(known.iter().all(|pooled| pooled == "t"), "{mode:?}: {known:?}");
+            assert!(
+                known.iter().all(|pooled| pooled == "t"),
+                "{mode:?}: {known:?}"
+            );
         }
         await_until(SOON, "the queue to be empty", || {
             queued(&fixture) == 0 || deal(&fixture, "1000")
@@ -70,7 +79,10 @@ fn sixteen_sessions_over_a_pool_of_two_write_what_they_say_where_they_say() {
         for table in ["x", "y"] {
             let there = same(&fixture, table);
             assert_eq!(there.len(), sessions * 15, "{mode:?}");
-            assert!(there.iter().all(|row| row.ends_with(&format!("|{table}!"))), "{there:?}");
+            assert!(
+                there.iter().all(|row| row.ends_with(&format!("|{table}!"))),
+                "{there:?}"
+            );
         }
     }
 }
@@ -98,9 +110,9 @@ fn what_a_role_or_database_there_says_does_not_change_what_is_written() {
                return new; end $$;
              create trigger seen before insert on t for each row execute function seen()",
         );
-        fixture
-            .right
-            .exec_superuser(&format!("alter database {db} set default_transaction_read_only = on"));
+        fixture.right.exec_superuser(&format!(
+            "alter database {db} set default_transaction_read_only = on"
+        ));
         let mut client = fixture.left.client();
         for day in 1..=3 {
             run(
@@ -136,17 +148,27 @@ fn what_a_role_or_database_there_says_does_not_change_what_is_written() {
 fn where_a_pooler_is_not_wanted_it_is_refused_by_name() {
     let (fixture, _pooler) = pooled("refused", PoolMode::Transaction, &[IGNORE_OPTIONS]);
     mirror(&fixture, "t", "id int primary key", "{}");
-    fixture.left.exec("alter server dst options (add pooled 'off')");
+    fixture
+        .left
+        .exec("alter server dst options (add pooled 'off')");
     let (mut client, notices) = fixture.left.client_with_notices();
     run(&mut client, "insert into t values (1)");
     let told = warnings(&notices);
     assert_eq!(told[0].code().code(), "08P01", "{told:?}");
-    assert!(told[0].detail().is_some_and(|text| text.contains("pooler")), "{told:?}");
+    assert!(
+        told[0].detail().is_some_and(|text| text.contains("pooler")),
+        "{told:?}"
+    );
     assert_eq!(rows(&fixture.right, "select * from t"), [""; 0]);
     assert!(!deal(&fixture, "10"));
-    assert_eq!(rows(&fixture.left, "select status from sync_err_rec"), ["pending"]);
+    assert_eq!(
+        rows(&fixture.left, "select status from sync_err_rec"),
+        ["pending"]
+    );
     // In mode sync the statement fails with the same.
-    fixture.left.exec("select detach_sync('t', 'dst'); alter table t rename to u");
+    fixture
+        .left
+        .exec("select detach_sync('t', 'dst'); alter table t rename to u");
     fixture.right.exec("alter table t rename to u");
     fixture.left.exec(&format!(
         "select attach_sync('u', 'dst', '{}.u', '{{\"mode\": \"sync\"}}')",
@@ -156,10 +178,15 @@ fn where_a_pooler_is_not_wanted_it_is_refused_by_name() {
     crate::common::refused(&mut client, "insert into u values (2)", "08P01");
     // A direct connection is not.
     let port = fixture.right.cluster.port();
-    fixture.left.exec(&format!("alter server dst options (set port '{port}')"));
+    fixture
+        .left
+        .exec(&format!("alter server dst options (set port '{port}')"));
     run(&mut client, "insert into u values (3)");
     run(&mut client, "insert into u values (4)");
-    assert_eq!(rows(&fixture.right, "select * from u order by 1"), ["3", "4"]);
+    assert_eq!(
+        rows(&fixture.right, "select * from u order by 1"),
+        ["3", "4"]
+    );
     assert_eq!(is_pooled(&mut client), ["f"]);
 }
 
@@ -172,9 +199,10 @@ fn a_direct_connection_is_asked_once_and_then_sends_what_it_sent_before() {
     }
     assert_eq!(is_pooled(&mut client), ["f"]);
     let last = query(&mut client, "select backend_pid from sync_connections()");
-    let last: String = fixture
-        .right
-        .query_one(&format!("select query from pg_stat_activity where pid = {}", last[0]));
+    let last: String = fixture.right.query_one(&format!(
+        "select query from pg_stat_activity where pid = {}",
+        last[0]
+    ));
     assert!(last.starts_with("INSERT INTO"), "{last}");
     both_have(&fixture, "t", &["1|x", "2|x", "3|x"]);
 }
@@ -189,8 +217,14 @@ fn a_transaction_takes_as_many_round_trips_behind_a_pooler() {
     link_with(&fixture, "dst", proxy.port(), &fixture.right.password);
     mirror(&fixture, "t", "id int primary key, v text", "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select g, 'x' from generate_series(1, 3000) g");
-    for sql in ["update t set v = v || 'y' where id = 1", "update t set v = v || 'y'"] {
+    run(
+        &mut client,
+        "insert into t select g, 'x' from generate_series(1, 3000) g",
+    );
+    for sql in [
+        "update t set v = v || 'y' where id = 1",
+        "update t set v = v || 'y'",
+    ] {
         let shortest = |client: &mut Client| {
             let once = |client: &mut Client| {
                 let start = Instant::now();
@@ -204,7 +238,10 @@ fn a_transaction_takes_as_many_round_trips_behind_a_pooler() {
         proxy.set_delay(DELAY);
         let far = shortest(&mut client);
         let cost = far.saturating_sub(near);
-        assert!(far > 2 * DELAY && cost < 4 * DELAY - DELAY / 2, "{sql}: {near:?}, {far:?}");
+        assert!(
+            far > 2 * DELAY && cost < 4 * DELAY - DELAY / 2,
+            "{sql}: {near:?}, {far:?}"
+        );
     }
     proxy.set_delay(Duration::ZERO);
     assert_eq!(is_pooled(&mut client), ["t"]);
@@ -232,7 +269,11 @@ fn a_transaction_that_a_frozen_process_holds_never_commits_late() {
         );
         assert_eq!(queued(&fixture), 0);
         let pid = serving(&fixture);
-        fixture.right.cluster.signal_backend(pid, Signal::SIGSTOP).expect("a signal");
+        fixture
+            .right
+            .cluster
+            .signal_backend(pid, Signal::SIGSTOP)
+            .expect("a signal");
         run(&mut client, "update t set v = 'old' where id = 1");
         assert_eq!(
             rows(&fixture.left, "select count(*) from sync_lost_session"),
@@ -241,10 +282,19 @@ fn a_transaction_that_a_frozen_process_holds_never_commits_late() {
         );
         run(&mut client, "update t set v = 'new' where id = 1");
         deal(&fixture, "10");
-        fixture.right.cluster.signal_backend(pid, Signal::SIGCONT).expect("a signal");
-        await_until(SOON, "the queue to drain", || deal(&fixture, "10") && queued(&fixture) == 0);
+        fixture
+            .right
+            .cluster
+            .signal_backend(pid, Signal::SIGCONT)
+            .expect("a signal");
+        await_until(SOON, "the queue to drain", || {
+            deal(&fixture, "10") && queued(&fixture) == 0
+        });
         both_have(&fixture, "t", &["1|new"]);
-        assert_eq!(rows(&fixture.left, "select count(*) from sync_lost_session"), ["0"]);
+        assert_eq!(
+            rows(&fixture.left, "select count(*) from sync_lost_session"),
+            ["0"]
+        );
         let serves =
             format!("select count(*) from pg_stat_activity where pid = {pid} and state <> 'idle'");
         await_until(SOON, "the frozen process to be done", || {
@@ -261,7 +311,10 @@ fn masters_behind_poolers_know_each_others_changes() {
         let [to_left, to_right] = [&fixture.left, &fixture.right]
             .map(|side| Pooler::start(&[side], mode, &[IGNORE_OPTIONS]).expect("a pooler"));
         link_with(&fixture, "dst", to_right.port(), &fixture.right.password);
-        let back = Fixture { left: fixture.right.clone(), right: fixture.left.clone() };
+        let back = Fixture {
+            left: fixture.right.clone(),
+            right: fixture.left.clone(),
+        };
         link_with(&back, "dst", to_left.port(), &fixture.left.password);
         for side in [&fixture.left, &fixture.right] {
             side.exec("create table t (id int primary key, v text)");
@@ -270,16 +323,27 @@ fn masters_behind_poolers_know_each_others_changes() {
         crate::common::attach(&back, "t", "{}");
         for side in [&fixture.left, &fixture.right] {
             let mut client = side.client();
-            let base = if side.user == fixture.left.user { 0 } else { 10 };
+            let base = if side.user == fixture.left.user {
+                0
+            } else {
+                10
+            };
             for id in 1..=3 {
-                run(&mut client, &format!("insert into t values ({}, 'x')", base + id));
+                run(
+                    &mut client,
+                    &format!("insert into t values ({}, 'x')", base + id),
+                );
             }
         }
         assert_eq!(
             fixture.left.queued().expect("a queue") + fixture.right.queued().expect("a queue"),
             0
         );
-        both_have(&fixture, "t", &["1|x", "11|x", "12|x", "13|x", "2|x", "3|x"]);
+        both_have(
+            &fixture,
+            "t",
+            &["1|x", "11|x", "12|x", "13|x", "2|x", "3|x"],
+        );
         // Each row was written twice: where it comes from and at the other side, and no more.
         for side in [&fixture.left, &fixture.right] {
             let written = side.query_one::<i64>(
@@ -294,12 +358,24 @@ fn masters_behind_poolers_know_each_others_changes() {
 #[test]
 fn a_large_drain_goes_through_a_pooler() {
     let (fixture, _pooler) = pooled("pooldrain", PoolMode::Transaction, &[]);
-    mirror(&fixture, "t", "id int primary key, v text", r#"{"mode": "queue"}"#);
-    mirror(&fixture, "u", "id int primary key, v text", r#"{"mode": "queue"}"#);
+    mirror(
+        &fixture,
+        "t",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
+    mirror(
+        &fixture,
+        "u",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
     fixture
         .left
         .exec("insert into t select g, 'x' from generate_series(1, 7000) g; update t set v = 'y'");
-    fixture.left.exec("insert into u values (1, null); delete from t where id < 100");
+    fixture
+        .left
+        .exec("insert into u values (1, null); delete from t where id < 100");
     assert!(deal(&fixture, "100000"));
     assert_eq!(queued(&fixture), 0);
     assert_eq!(same(&fixture, "t").len(), 6_901);

@@ -18,13 +18,19 @@ const WORKER: &str = "select coalesce((select pid from pg_stat_activity
                         where backend_type = 'pg_rowsync worker' and datname = current_database()), 0)";
 
 /// Settings that let a test wait for a retry: they come often and at an even pace.
-pub const EAGER: &[(&str, &str)] =
-    &[("pg_rowsync.retry_interval", "100ms"), ("pg_rowsync.max_retry_interval", "300ms")];
+pub const EAGER: &[(&str, &str)] = &[
+    ("pg_rowsync.retry_interval", "100ms"),
+    ("pg_rowsync.max_retry_interval", "300ms"),
+];
 
 /// Two databases without a server; the right one is on the shared cluster.
 pub fn preloaded(label: &str, settings: &[(&str, &str)]) -> Fixture {
-    let settings =
-        [TEST_SETTINGS, &[("shared_preload_libraries", "pg_rowsync")], settings].concat();
+    let settings = [
+        TEST_SETTINGS,
+        &[("shared_preload_libraries", "pg_rowsync")],
+        settings,
+    ]
+    .concat();
     let own = Arc::new(Cluster::start_with(label, &settings).expect("a cluster that preloads"));
     let create = |cluster, name: String| Side::create(cluster, &name).expect("a database");
     Fixture {
@@ -59,7 +65,9 @@ pub fn worker(fixture: &Fixture) -> i32 {
 /// Waits until the worker has left only failed records or wait behind them.
 pub fn await_drained(fixture: &Fixture) {
     await_until(WORKING, "the worker to deliver what is pending", || {
-        fixture.left.query_one::<i64>("select count(*) from sync_err_rec where status = 'pending'")
+        fixture
+            .left
+            .query_one::<i64>("select count(*) from sync_err_rec where status = 'pending'")
             == 0
     });
 }

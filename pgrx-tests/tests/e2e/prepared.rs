@@ -20,7 +20,9 @@ fn watch(fixture: &Fixture) {
     );
     // The functions of the remote's schema, and the view, under the search_path of deliveries.
     let user = &fixture.right.user;
-    fixture.right.exec(&format!("alter function look() set search_path = {user}, pg_catalog"));
+    fixture.right.exec(&format!(
+        "alter function look() set search_path = {user}, pg_catalog"
+    ));
 }
 
 /// A client whose next deliveries trust the remote.
@@ -39,8 +41,14 @@ fn each_kind_of_row_is_prepared_once_and_executed_often() {
     watch(&fixture);
     for n in 3..=12 {
         run(&mut client, &format!("insert into t values ({n}, 'new')"));
-        run(&mut client, &format!("update t set v = 'changed' where id = {n}"));
-        run(&mut client, &format!("delete from t where id = {n} and id % 2 = 0"));
+        run(
+            &mut client,
+            &format!("update t set v = 'changed' where id = {n}"),
+        );
+        run(
+            &mut client,
+            &format!("delete from t where id = {n} and id % 2 = 0"),
+        );
     }
     let seen = "select max(statements), max(executions) >= 20 from seen";
     assert_eq!(crate::common::rows(&fixture.right, seen), ["3|t"]);
@@ -53,19 +61,28 @@ fn each_kind_of_row_is_prepared_once_and_executed_often() {
 #[test]
 fn columns_that_become_texts_get_the_texts() {
     let fixture = one_way("types", "id int primary key, v text", "{}");
-    fixture.right.exec("alter table t alter v type int using v::int");
+    fixture
+        .right
+        .exec("alter table t alter v type int using v::int");
     let mut client = trusting(&fixture);
     for n in 3..=5 {
         run(&mut client, &format!("insert into t values ({n}, '{n}')"));
-        run(&mut client, &format!("update t set v = '{n}1' where id = {n}"));
+        run(
+            &mut client,
+            &format!("update t set v = '{n}1' where id = {n}"),
+        );
     }
     run(&mut client, "delete from t where id = 3");
     assert_eq!(table(&fixture.right, "t"), ["1|1", "2|2", "4|41", "5|51"]);
-    fixture.right.exec("alter table t alter id type text, alter v type text");
+    fixture
+        .right
+        .exec("alter table t alter id type text, alter v type text");
     run(&mut client, "insert into t values (6, '007')");
     run(&mut client, "update t set v = '008' where id = 5");
     // Whoever compares numbers finds the row.
-    fixture.right.exec("insert into t values ('4', '41') on conflict do nothing");
+    fixture
+        .right
+        .exec("insert into t values ('4', '41') on conflict do nothing");
     run(&mut client, "delete from t where id = 6");
     run(&mut client, "insert into t values (6, '0070')");
     both_have(&fixture, "t", &["1|1", "2|2", "4|41", "5|008", "6|0070"]);
@@ -90,8 +107,14 @@ fn other_changes_of_the_remote_table_are_no_concern_of_the_client() {
         "alter table t add e int; alter table t drop e; analyze t",
     ] {
         for _ in 0..3 {
-            run(&mut client, &format!("insert into t values ({next}, 'new')"));
-            run(&mut client, &format!("update t set v = 'changed' where id = {next}"));
+            run(
+                &mut client,
+                &format!("insert into t values ({next}, 'new')"),
+            );
+            run(
+                &mut client,
+                &format!("update t set v = 'changed' where id = {next}"),
+            );
             run(&mut client, &format!("delete from t where id = {next} - 2"));
             next += 1;
         }
@@ -113,7 +136,10 @@ fn a_remote_that_deallocates_is_sent_the_statements_again() {
     let mut client = trusting(&fixture);
     for n in 3..=30 {
         run(&mut client, &format!("insert into t values ({n}, 'new')"));
-        run(&mut client, &format!("update t set v = 'changed' where id = {n}"));
+        run(
+            &mut client,
+            &format!("update t set v = 'changed' where id = {n}"),
+        );
     }
     same(&fixture, "t");
     assert_eq!(queued(&fixture), 0);

@@ -54,11 +54,17 @@ fn statement(rng: &mut Rng, table: &str) -> String {
         0 => insert(0),
         1 | 2 | 16 | 17 => insert(rng.roll(6)),
         3 if upsert => {
-            format!("{} on conflict {key} do update set v = excluded.v || '!'", insert(4))
+            format!(
+                "{} on conflict {key} do update set v = excluded.v || '!'",
+                insert(4)
+            )
         }
         3 => format!("update {table} set v = '{v}' where id % 2 = 0"),
         4 if upsert => format!("{} on conflict do nothing", insert(9)),
-        4 => format!("{} where not exists (select from {table} t where t.id = i)", insert(9)),
+        4 => format!(
+            "{} where not exists (select from {table} t where t.id = i)",
+            insert(9)
+        ),
         5 => format!("update {table} set v = v || '{v}' where id = {i}"),
         6 => format!("update {table} set v = '{v}' || id where id between {low} and {high}"),
         7 => format!("update {table} set id = {j} where id = {i}"),
@@ -125,18 +131,30 @@ fn transaction(client: &mut Client, rng: &mut Rng) -> Vec<String> {
                 savepoints.truncate(at);
             }
             _ => {
-                let table = if late { "b" } else { rng.of(&["a", "b", "c", "d", "e"]) };
+                let table = if late {
+                    "b"
+                } else {
+                    rng.of(&["a", "b", "c", "d", "e"])
+                };
                 let sql = statement(rng, table);
                 if late && (sql.starts_with("with") || sql.contains(", b, ")) {
                     continue;
                 }
                 step(client, "savepoint try".to_owned());
-                let end = if step(client, sql) { "release try" } else { "rollback to try" };
+                let end = if step(client, sql) {
+                    "release try"
+                } else {
+                    "rollback to try"
+                };
                 step(client, end.to_owned());
             }
         }
     }
-    let end = if rng.roll(5) == 0 { "rollback" } else { "commit" };
+    let end = if rng.roll(5) == 0 {
+        "rollback"
+    } else {
+        "commit"
+    };
     step(client, end.to_owned());
     done
 }
@@ -164,7 +182,11 @@ fn tables(fixture: &Fixture, mode: &str, policy: &str) {
         ));
     }
     for (name, _) in TABLES {
-        attach(fixture, name, &format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#));
+        attach(
+            fixture,
+            name,
+            &format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#),
+        );
     }
 }
 
@@ -174,8 +196,11 @@ fn play(mode: &str, seed: u64) -> usize {
     let policy = POLICIES[(seed % 3) as usize];
     let fixture = linked("property");
     tables(&fixture, mode, policy);
-    let (mut left, mut right, mut admin) =
-        (fixture.left.client(), fixture.right.client(), fixture.left.superuser());
+    let (mut left, mut right, mut admin) = (
+        fixture.left.client(),
+        fixture.right.client(),
+        fixture.left.superuser(),
+    );
     let mut states = HashSet::new();
     for number in 0..TRANSACTIONS {
         let statements = transaction(&mut left, &mut rng);
@@ -194,7 +219,10 @@ fn play(mode: &str, seed: u64) -> usize {
             let done = query(&mut admin, "select deal_sync_err_rec(1000000)");
             assert_eq!(done, ["t"], "{:?} {}", query(&mut admin, reasons), about());
         }
-        let pending = query(&mut admin, "select op, message, dst_query from sync_err_rec");
+        let pending = query(
+            &mut admin,
+            "select op, message, dst_query from sync_err_rec",
+        );
         assert_eq!(pending, [""; 0], "{}", about());
         let sums = query(&mut left, SUMS);
         assert_eq!(sums, query(&mut right, SUMS), "{}", about());
@@ -207,7 +235,10 @@ fn play(mode: &str, seed: u64) -> usize {
 fn play_fixed(mode: &str, seeds: RangeInclusive<u64>) {
     for seed in seeds {
         let states = play(mode, seed);
-        assert!(states > TRANSACTIONS / 2, "seed {seed}: only {states} states of tables");
+        assert!(
+            states > TRANSACTIONS / 2,
+            "seed {seed}: only {states} states of tables"
+        );
     }
 }
 
@@ -228,8 +259,13 @@ fn random_histories_through_the_queue_end_with_equal_tables() {
 
 #[test]
 fn random_histories_of_other_seeds_end_with_equal_tables() {
-    let count = std::env::var("ROWSYNC_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
+    let count = std::env::var("ROWSYNC_SEEDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock");
     for seed in (now.as_nanos() as u64..).take(count) {
         play(["sync", "async", "queue"][(seed % 7 % 3) as usize], seed);
     }

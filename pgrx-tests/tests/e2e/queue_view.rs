@@ -13,7 +13,9 @@ const QUEUE: &str = r#"{"mode": "queue"}"#;
 /// A queued table `t` with rows 1 to 5 that wait.
 fn five_waiting(label: &str) -> Fixture {
     let fixture = one_way(label, COLUMNS, QUEUE);
-    fixture.left.exec("insert into t select i, 'v' || i from generate_series(1, 5) i");
+    fixture
+        .left
+        .exec("insert into t select i, 'v' || i from generate_series(1, 5) i");
     fixture
 }
 
@@ -56,7 +58,10 @@ fn a_record_says_what_it_is_about() {
     let schema = &fixture.left.user;
     let sql = "select nsp_name, table_name, dst_server, op, create_time <= clock_timestamp(),
                  last_attempt_at, attempts, status from sync_err_rec order by id limit 1";
-    assert_eq!(rows(&fixture.left, sql), [format!("{schema}|t|dst|INSERT|t|~|0|pending")]);
+    assert_eq!(
+        rows(&fixture.left, sql),
+        [format!("{schema}|t|dst|INSERT|t|~|0|pending")]
+    );
 }
 
 /// Changes that need quoting, one per kind.
@@ -78,14 +83,23 @@ fn dst_query_run_by_hand_does_what_delivery_does() {
         let mut client = fixture.left.client();
         AWKWARD.iter().for_each(|sql| run(&mut client, sql));
         if truncated {
-            run(&mut client, "truncate t; insert into t values (9, 'after', null, null)");
+            run(
+                &mut client,
+                "truncate t; insert into t values (9, 'after', null, null)",
+            );
         }
         let ops = if truncated { 10 } else { 8 };
-        let queries = rows(&fixture.left, "select dst_query from sync_err_rec order by id");
+        let queries = rows(
+            &fixture.left,
+            "select dst_query from sync_err_rec order by id",
+        );
         assert_eq!(queries.len(), ops);
         let mut by_hand = fixture.right.client();
         for standard in ["on", "off"] {
-            run(&mut by_hand, &format!("set standard_conforming_strings = {standard}; truncate t"));
+            run(
+                &mut by_hand,
+                &format!("set standard_conforming_strings = {standard}; truncate t"),
+            );
             run(&mut by_hand, "set search_path = pg_catalog");
             for query in &queries {
                 run(&mut by_hand, query);
@@ -102,7 +116,9 @@ fn dst_query_run_by_hand_does_what_delivery_does() {
 #[test]
 fn deleting_a_record_discards_that_change() {
     let fixture = five_waiting("discard");
-    fixture.left.exec_superuser("delete from sync_err_rec where dst_query like '%v3%'");
+    fixture
+        .left
+        .exec_superuser("delete from sync_err_rec where dst_query like '%v3%'");
     assert_eq!(queued(&fixture), 4);
     assert!(deal(&fixture, "100"));
     assert_eq!(arrived(&fixture), ["1", "2", "4", "5"]);
@@ -123,7 +139,9 @@ fn a_call_applies_the_oldest_records_up_to_its_limit() {
 /// The bed of [`five_waiting`] with a constraint that row 3 breaks.
 fn third_fails(label: &str) -> Fixture {
     let fixture = five_waiting(label);
-    fixture.right.exec("alter table t add constraint not_three check (id <> 3)");
+    fixture
+        .right
+        .exec("alter table t add constraint not_three check (id <> 3)");
     fixture
 }
 
@@ -132,21 +150,36 @@ fn a_record_that_fails_is_failed_and_the_rest_arrives() {
     let fixture = third_fails("marked");
     let (mut client, notices) = superuser_with_notices(&fixture.left);
     for attempt in 1..=2 {
-        let done: bool =
-            client.query_one("select deal_sync_err_rec(100)", &[]).expect("done").get(0);
+        let done: bool = client
+            .query_one("select deal_sync_err_rec(100)", &[])
+            .expect("done")
+            .get(0);
         assert!(!done);
         let said = warnings(&notices);
         assert_eq!(said.len(), 1, "{said:?}");
         assert_eq!(said[0].code().code(), "23514");
         assert!(said[0].message().contains("server \"dst\""), "{said:?}");
-        assert!(said[0].detail().is_some_and(|detail| detail.contains("not_three")), "{said:?}");
+        assert!(
+            said[0]
+                .detail()
+                .is_some_and(|detail| detail.contains("not_three")),
+            "{said:?}"
+        );
         assert_eq!(arrived(&fixture), ["1", "2", "4", "5"]);
-        assert_eq!(records(&fixture), [format!("INSERT|23514|{attempt}|failed")]);
+        assert_eq!(
+            records(&fixture),
+            [format!("INSERT|23514|{attempt}|failed")]
+        );
     }
     let why = "select message, last_attempt_at > create_time from sync_err_rec order by id limit 1";
     let why = rows(&fixture.left, why);
-    assert!(why[0].contains("\"not_three\"") && why[0].ends_with("|t"), "{why:?}");
-    fixture.right.exec("alter table t drop constraint not_three");
+    assert!(
+        why[0].contains("\"not_three\"") && why[0].ends_with("|t"),
+        "{why:?}"
+    );
+    fixture
+        .right
+        .exec("alter table t drop constraint not_three");
     assert!(deal(&fixture, "100"));
     assert_eq!(same(&fixture, "t").len(), 5);
     assert_eq!(queued(&fixture), 0);
@@ -156,7 +189,9 @@ fn a_record_that_fails_is_failed_and_the_rest_arrives() {
 fn discarding_the_failed_record_leaves_nothing_to_do() {
     let fixture = third_fails("repair");
     assert!(!deal(&fixture, "100"));
-    fixture.left.exec_superuser("delete from sync_err_rec where status = 'failed'");
+    fixture
+        .left
+        .exec_superuser("delete from sync_err_rec where status = 'failed'");
     assert!(deal(&fixture, "100"));
     assert_eq!(arrived(&fixture), ["1", "2", "4", "5"]);
 }
@@ -167,11 +202,18 @@ fn the_remote_commits_with_the_caller() {
     let mut client = fixture.left.superuser();
     run(&mut client, "begin; select deal_sync_err_rec(3)");
     assert_eq!(arrived(&fixture), [""; 0]);
-    assert_eq!(queued(&fixture), 5, "records stay visible to others until the commit");
+    assert_eq!(
+        queued(&fixture),
+        5,
+        "records stay visible to others until the commit"
+    );
     run(&mut client, "rollback");
     assert_eq!(arrived(&fixture), [""; 0]);
     assert_eq!(queued(&fixture), 5);
-    run(&mut client, "begin; select deal_sync_err_rec(2); select deal_sync_err_rec(2); commit");
+    run(
+        &mut client,
+        "begin; select deal_sync_err_rec(2); select deal_sync_err_rec(2); commit",
+    );
     assert_eq!(arrived(&fixture), ["1", "2", "3", "4"]);
     assert_eq!(queued(&fixture), 1);
 }
@@ -180,11 +222,20 @@ fn the_remote_commits_with_the_caller() {
 fn a_drain_in_a_rolled_back_savepoint_leaves_both_sides_as_they_were() {
     let fixture = five_waiting("savepoint");
     let mut client = fixture.left.superuser();
-    run(&mut client, "begin; savepoint a; select deal_sync_err_rec(3); rollback to a; commit");
+    run(
+        &mut client,
+        "begin; savepoint a; select deal_sync_err_rec(3); rollback to a; commit",
+    );
     assert_eq!(arrived(&fixture), [""; 0]);
     assert_eq!(queued(&fixture), 5);
-    run(&mut client, "begin; savepoint a; select deal_sync_err_rec(1); rollback to a");
-    run(&mut client, "savepoint b; select deal_sync_err_rec(2); release b; commit");
+    run(
+        &mut client,
+        "begin; savepoint a; select deal_sync_err_rec(1); rollback to a",
+    );
+    run(
+        &mut client,
+        "savepoint b; select deal_sync_err_rec(2); release b; commit",
+    );
     assert_eq!(arrived(&fixture), ["1", "2"]);
     assert_eq!(queued(&fixture), 3);
 }
@@ -193,7 +244,10 @@ fn a_drain_in_a_rolled_back_savepoint_leaves_both_sides_as_they_were() {
 fn a_drain_that_is_partly_rolled_back_never_loses_or_half_applies() {
     let fixture = five_waiting("partly");
     let mut client = fixture.left.superuser();
-    run(&mut client, "begin; select deal_sync_err_rec(2); savepoint a");
+    run(
+        &mut client,
+        "begin; select deal_sync_err_rec(2); savepoint a",
+    );
     run(&mut client, "select deal_sync_err_rec(2); rollback to a");
     refused(&mut client, "commit", "40000");
     assert_eq!(arrived(&fixture), [""; 0]);
@@ -206,7 +260,10 @@ fn a_drain_that_is_partly_rolled_back_never_loses_or_half_applies() {
 fn a_failing_record_leaves_what_an_earlier_call_of_the_transaction_applied() {
     let fixture = third_fails("earlier");
     let mut client = fixture.left.superuser();
-    run(&mut client, "begin; select deal_sync_err_rec(1); select deal_sync_err_rec(4); commit");
+    run(
+        &mut client,
+        "begin; select deal_sync_err_rec(1); select deal_sync_err_rec(4); commit",
+    );
     assert_eq!(arrived(&fixture), ["1", "2", "4", "5"]);
     assert_eq!(records(&fixture), ["INSERT|23514|1|failed"]);
 }
@@ -218,7 +275,10 @@ fn a_second_drainer_returns_at_once() {
     run(&mut first, "begin; select deal_sync_err_rec(2)");
     let mut second = fixture.left.superuser();
     run(&mut second, "set statement_timeout = '5s'");
-    let done: bool = second.query_one("select deal_sync_err_rec(5)", &[]).expect("done").get(0);
+    let done: bool = second
+        .query_one("select deal_sync_err_rec(5)", &[])
+        .expect("done")
+        .get(0);
     assert!(done, "nothing was tried, so nothing failed");
     run(&mut first, "commit");
     assert_eq!(arrived(&fixture), ["1", "2"]);
@@ -232,7 +292,9 @@ fn changes_wait_while_a_drain_is_open() {
     mirror(&fixture, "other", COLUMNS, "{}");
     let mut drainer = fixture.left.superuser();
     run(&mut drainer, "begin; select deal_sync_err_rec(100)");
-    fixture.left.exec("insert into other values (1, 'a'); update t set v = 'new' where id = 1");
+    fixture
+        .left
+        .exec("insert into other values (1, 'a'); update t set v = 'new' where id = 1");
     assert_eq!(queued(&fixture), 7);
     run(&mut drainer, "commit");
     assert_eq!(queued(&fixture), 2);
@@ -249,9 +311,15 @@ fn two_servers(label: &str, port: Option<u16>) -> Fixture {
     fixture.left.exec(&format!("create table u ({COLUMNS})"));
     fixture.right.exec(&format!("create table u ({COLUMNS})"));
     let schema = &fixture.right.user;
-    fixture.left.exec(&format!("select attach_sync('u', 'aaa_other', '{schema}.u', '{QUEUE}')"));
-    fixture.left.exec("insert into u values (1, 'a'), (2, 'b'), (3, 'c')");
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+    fixture.left.exec(&format!(
+        "select attach_sync('u', 'aaa_other', '{schema}.u', '{QUEUE}')"
+    ));
+    fixture
+        .left
+        .exec("insert into u values (1, 'a'), (2, 'b'), (3, 'c')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
     fixture
 }
 
@@ -274,7 +342,10 @@ fn the_limit_is_for_each_server_and_the_argument_names_one() {
 fn a_server_that_cannot_be_reached_keeps_no_other_waiting() {
     let fixture = two_servers("unreachable", Some(closed_port()));
     let (mut client, notices) = superuser_with_notices(&fixture.left);
-    let done: bool = client.query_one("select deal_sync_err_rec(10)", &[]).expect("done").get(0);
+    let done: bool = client
+        .query_one("select deal_sync_err_rec(10)", &[])
+        .expect("done")
+        .get(0);
     assert!(!done);
     same(&fixture, "t");
     let said = warnings(&notices);
@@ -308,7 +379,10 @@ fn only_the_privileged_read_and_drain() {
     fixture.left.exec_superuser(&format!(
         "grant execute on function deal_sync_err_rec to {user}; grant select on sync_err_rec to {user}"
     ));
-    run(&mut client, "select dst_query from sync_err_rec; select deal_sync_err_rec(10)");
+    run(
+        &mut client,
+        "select dst_query from sync_err_rec; select deal_sync_err_rec(10)",
+    );
     same(&fixture, "t");
 }
 
@@ -323,13 +397,24 @@ fn records_of_two_owners_are_delivered_each_under_its_own_mapping() {
          create user mapping for {second} server dst options (user '{user}', password '{password}')"
     ));
     fixture.right.exec(&format!("create table u ({COLUMNS})"));
-    let mut other =
-        fixture.left.cluster.connect(&fixture.left.db, &second, "x").expect("a session");
-    run(&mut other, &format!("set search_path = {schema}, public; create table u ({COLUMNS})"));
-    run(&mut other, &format!("select attach_sync('u', 'dst', '{user}.u', '{QUEUE}')"));
+    let mut other = fixture
+        .left
+        .cluster
+        .connect(&fixture.left.db, &second, "x")
+        .expect("a session");
+    run(
+        &mut other,
+        &format!("set search_path = {schema}, public; create table u ({COLUMNS})"),
+    );
+    run(
+        &mut other,
+        &format!("select attach_sync('u', 'dst', '{user}.u', '{QUEUE}')"),
+    );
     for id in 1..=3 {
         run(&mut other, &format!("insert into u values ({id}, 'two')"));
-        fixture.left.exec(&format!("update t set v = 'round {id}' where id = {id}"));
+        fixture
+            .left
+            .exec(&format!("update t set v = 'round {id}' where id = {id}"));
     }
     drop(other);
     let mut calls = 0;
@@ -340,7 +425,9 @@ fn records_of_two_owners_are_delivered_each_under_its_own_mapping() {
     }
     same(&fixture, "t");
     assert_eq!(table(&fixture.right, "u").len(), 3);
-    fixture.left.exec_superuser(&format!("drop owned by {second} cascade; drop role {second}"));
+    fixture.left.exec_superuser(&format!(
+        "drop owned by {second} cascade; drop role {second}"
+    ));
 }
 
 #[test]

@@ -31,7 +31,10 @@ fn triggers_that_somebody_has_put_on_the_queue_fire() {
         rows(&fixture.left, alerts),
         ["BEFORE STATEMENT, BEFORE ROW t, BEFORE ROW t, AFTER ROW t, AFTER ROW t, AFTER STATEMENT"]
     );
-    assert_eq!(rows(&fixture.left, "select distinct message from sync_queue"), ["seen"]);
+    assert_eq!(
+        rows(&fixture.left, "select distinct message from sync_queue"),
+        ["seen"]
+    );
     recover(&fixture.right);
     assert!(deal(&fixture, "100"));
     same(&fixture, "t");
@@ -50,7 +53,10 @@ fn a_trigger_that_refuses_records_fails_the_transaction() {
     let mut client = fixture.left.client();
     crate::common::refused(&mut client, "insert into t values (1, 'x')", "P0001");
     assert_eq!(
-        (rows(&fixture.left, "select count(*) from t"), queued(&fixture)),
+        (
+            rows(&fixture.left, "select count(*) from t"),
+            queued(&fixture)
+        ),
         (vec!["0".into()], 0)
     );
 }
@@ -70,13 +76,22 @@ fn routes_that_are_gone_are_written_again() {
 
 #[test]
 fn another_extension_has_other_routes() {
-    let fixture = one_way("again", "id int primary key, v text", r#"{"mode": "queue"}"#);
+    let fixture = one_way(
+        "again",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'new')");
     assert!(deal(&fixture, "100"));
     make_again(&fixture);
     // Its first route takes the number that the first one of the other had.
-    mirror(&fixture, "u", "id int primary key, v text", r#"{"mode": "queue"}"#);
+    mirror(
+        &fixture,
+        "u",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
     fixture.left.exec("insert into u values (1, 'of u')");
     attach(&fixture, "t", r#"{"mode": "queue"}"#);
     run(&mut client, "insert into t values (2, 'new')");
@@ -100,7 +115,12 @@ fn make_again(fixture: &Fixture) {
 #[test]
 fn large_records_arrive() {
     let fixture = linked("large_records");
-    mirror(&fixture, "t", "id int primary key, v text", r#"{"mode": "queue"}"#);
+    mirror(
+        &fixture,
+        "t",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
     fixture.left.exec(
         "insert into t select g, repeat(md5(g::text), 1 + g % 2000) from generate_series(1, 3000) g",
     );

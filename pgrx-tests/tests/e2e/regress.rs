@@ -94,9 +94,18 @@ fn tallies(label: &str, sql: &str, modes: &[Mode]) -> Vec<Tally> {
     fs::set_permissions(&files, fs::Permissions::from_mode(0o755)).expect("rights");
     fs::write(files.join("sql/one.sql"), sql).expect("a file");
     let results: PathBuf = files.join("results");
-    let plan = Plan { files, only: Vec::new(), modes: modes.to_vec(), results, keeps: false };
+    let plan = Plan {
+        files,
+        only: Vec::new(),
+        modes: modes.to_vec(),
+        results,
+        keeps: false,
+    };
     let run = regress::run(&plan, &mut |line| println!("{line}"));
-    run.unwrap_or_else(|error| panic!("{error:#}")).into_iter().map(|(_, tally)| tally).collect()
+    run.unwrap_or_else(|error| panic!("{error:#}"))
+        .into_iter()
+        .map(|(_, tally)| tally)
+        .collect()
 }
 
 #[test]
@@ -112,16 +121,30 @@ fn what_a_file_writes_and_defines_is_on_both_sides_and_its_output_is_the_same() 
 
 #[test]
 fn a_row_that_is_missing_and_an_output_that_differs_fail() {
-    let [tally] = tallies("planted", PLANTED, &[Mode::Sync]).try_into().expect("one");
+    let [tally] = tallies("planted", PLANTED, &[Mode::Sync])
+        .try_into()
+        .expect("one");
     assert!(!tally.is_clean());
     let [different, of_partition] = tally.different.as_slice() else {
         panic!("{:?}", tally.different)
     };
-    assert_eq!(of_partition.statement, "insert into measured values (1, 1);");
-    assert!(different.what.starts_with("2 rows here, 1 there"), "{different}");
+    assert_eq!(
+        of_partition.statement,
+        "insert into measured values (1, 1);"
+    );
+    assert!(
+        different.what.starts_with("2 rows here, 1 there"),
+        "{different}"
+    );
     assert_eq!(different.statement, "insert into t values (2);");
     // What comes after is compared as if it had not been.
     assert_eq!((tally.equal, tally.explained.values().sum::<u64>()), (3, 1));
-    let [hunk] = tally.hunks.as_slice() else { panic!("{:?}", tally.hunks) };
-    assert!(hunk.lines.contains("-     0") && hunk.lines.contains("+     1"), "{}", hunk.lines);
+    let [hunk] = tally.hunks.as_slice() else {
+        panic!("{:?}", tally.hunks)
+    };
+    assert!(
+        hunk.lines.contains("-     0") && hunk.lines.contains("+     1"),
+        "{}",
+        hunk.lines
+    );
 }

@@ -47,12 +47,20 @@ pub fn build(fixture: &Fixture) {
 /// constraint.
 pub fn close(fixture: &Fixture, value: &str, state: &str, constraint: Option<&str>) {
     let sql = "insert into gate values ($1, $2, $3)";
-    fixture.right.client().execute(sql, &[&value, &state, &constraint]).expect("a gate");
+    fixture
+        .right
+        .client()
+        .execute(sql, &[&value, &state, &constraint])
+        .expect("a gate");
 }
 
 /// The value passes again.
 pub fn open(fixture: &Fixture, value: &str) {
-    fixture.right.client().execute("delete from gate where value = $1", &[&value]).expect("a gate");
+    fixture
+        .right
+        .client()
+        .execute("delete from gate where value = $1", &[&value])
+        .expect("a gate");
 }
 
 /// Takes out what has passed: `id:v` for a row written, `-id` for one deleted, `-*` for TRUNCATE.

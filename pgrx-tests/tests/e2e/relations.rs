@@ -17,7 +17,11 @@ fn null_in_a_named_key_column_is_refused_at_capture() {
         for side in [&fixture.left, &fixture.right] {
             side.exec("create table t (a int, b text, v text, unique (a, b))");
         }
-        attach(&fixture, "t", &format!(r#"{{"mode": "{mode}", "key": ["a", "b"]}}"#));
+        attach(
+            &fixture,
+            "t",
+            &format!(r#"{{"mode": "{mode}", "key": ["a", "b"]}}"#),
+        );
         let mut client = fixture.left.client();
         run(&mut client, "insert into t values (1, 'a', 'x')");
         let error = refused(&mut client, "insert into t values (2, null, 'x')", "23502");
@@ -66,9 +70,21 @@ fn rows_enter_and_leave_a_filter() {
             "insert into t values (1, 'p1'), (2, 'x2'), (3, 'p3')",
             &["1|p1", "3|p3"],
         );
-        step(&mut client, "update t set v = 'p2' where id = 2", &["1|p1", "2|p2", "3|p3"]);
-        step(&mut client, "update t set v = 'x1' where id = 1", &["1|p1", "2|p2", "3|p3"]);
-        step(&mut client, "delete from t where id in (1, 3)", &["1|p1", "2|p2"]);
+        step(
+            &mut client,
+            "update t set v = 'p2' where id = 2",
+            &["1|p1", "2|p2", "3|p3"],
+        );
+        step(
+            &mut client,
+            "update t set v = 'x1' where id = 1",
+            &["1|p1", "2|p2", "3|p3"],
+        );
+        step(
+            &mut client,
+            "delete from t where id in (1, 3)",
+            &["1|p1", "2|p2"],
+        );
         // With a filter on either version the last state outside of it arrives.
         run(&mut client, "drop trigger u on t");
         run(
@@ -80,17 +96,27 @@ fn rows_enter_and_leave_a_filter() {
         );
         step(&mut client, "update t set v = 'x2'", &["1|p1", "2|x2"]);
         // One that changes its key as it enters is written under the new one.
-        step(&mut client, "update t set v = 'p', id = 7", &["1|p1", "7|p"]);
+        step(
+            &mut client,
+            "update t set v = 'p', id = 7",
+            &["1|p1", "7|p"],
+        );
     }
 }
 
 #[test]
 fn unlogged_tables_are_synchronised() {
     let fixture = linked("unlogged");
-    fixture.left.exec(&format!("create unlogged table t ({COLUMNS})"));
-    fixture.right.exec(&format!("create unlogged table t ({COLUMNS})"));
+    fixture
+        .left
+        .exec(&format!("create unlogged table t ({COLUMNS})"));
+    fixture
+        .right
+        .exec(&format!("create unlogged table t ({COLUMNS})"));
     attach(&fixture, "t", SYNC);
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'); update t set v = 'c' where id = 1");
     fixture.left.exec("delete from t where id = 2");
     both_have(&fixture, "t", &["1|c"]);
 }
@@ -100,7 +126,10 @@ fn temporary_tables_are_synchronised_while_they_last() {
     let fixture = linked("temp");
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     let mut client = fixture.left.client();
-    run(&mut client, &format!("create temp table t ({COLUMNS}) on commit drop"));
+    run(
+        &mut client,
+        &format!("create temp table t ({COLUMNS}) on commit drop"),
+    );
     run(&mut client, &format!("create temp table t ({COLUMNS})"));
     run(&mut client, &attach_sql(&fixture, "t", "{}"));
     run(&mut client, "insert into t values (1, 'a')");
@@ -154,9 +183,10 @@ fn foreign_tables_views_and_materialized_views_are_refused() {
 fn partitions_come_and_go_and_rows_move_between_them() {
     for mode in ["sync", "queue"] {
         let fixture = linked("parts");
-        for (side, columns) in
-            [(&fixture.left, "v text, id int, r text"), (&fixture.right, "id int, r text, v text")]
-        {
+        for (side, columns) in [
+            (&fixture.left, "v text, id int, r text"),
+            (&fixture.right, "id int, r text, v text"),
+        ] {
             side.exec(&format!(
                 "create table t ({columns}, primary key (r, id)) partition by list (r);
                  create table t_a partition of t for values in ('a') partition by range (id);
@@ -219,8 +249,12 @@ fn a_partition_may_be_sent_on_its_own() {
         ));
     }
     attach(&fixture, "t_a", SYNC);
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (11, 'not sent')");
-    fixture.left.exec("update t set id = 12 where id = 2; update t set v = 'c' where id = 1");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'), (11, 'not sent')");
+    fixture
+        .left
+        .exec("update t set id = 12 where id = 2; update t set v = 'c' where id = 1");
     fixture.left.exec("update t set id = 3 where id = 11");
     assert_eq!(table(&fixture.right, "t"), ["1|c", "3|not sent"]);
     fixture.left.exec("truncate t_a");
@@ -232,9 +266,14 @@ fn a_partition_may_be_sent_on_its_own() {
 fn row_security_of_the_remote_is_never_silent() {
     let fixture = linked("rls");
     for policy in ["overwrite", "skip", "error"] {
-        let (options, name) = (format!(r#"{{"on_conflict": "{policy}"}}"#), format!("t_{policy}"));
+        let (options, name) = (
+            format!(r#"{{"on_conflict": "{policy}"}}"#),
+            format!("t_{policy}"),
+        );
         mirror(&fixture, &name, COLUMNS, &options);
-        fixture.left.exec(&format!("insert into {name} values (1, 'a'), (2, 'b'), (3, 'c')"));
+        fixture.left.exec(&format!(
+            "insert into {name} values (1, 'a'), (2, 'b'), (3, 'c')"
+        ));
         fixture.right.exec(&format!(
             "alter table {name} enable row level security, force row level security;
              create policy few on {name} using (id < 3) with check (id < 3)"
@@ -253,14 +292,27 @@ fn row_security_of_the_remote_is_never_silent() {
                 "select distinct sqlstate from sync_err_rec where attempts > 0",
             );
             assert_eq!(kept, ["42501"], "{policy}: {sql}");
-            assert_eq!(fixture.checksum(&fixture.right, &name), before, "{policy}: {sql}");
+            assert_eq!(
+                fixture.checksum(&fixture.right, &name),
+                before,
+                "{policy}: {sql}"
+            );
         }
         // A role that policies do not apply to gets everything.
         let role = fixture.right.user.clone();
-        fixture.right.exec_superuser(&format!("alter role {role} bypassrls"));
-        assert!(fixture.left.query_one::<bool>("select deal_sync_err_rec(100)"), "{policy}");
+        fixture
+            .right
+            .exec_superuser(&format!("alter role {role} bypassrls"));
+        assert!(
+            fixture
+                .left
+                .query_one::<bool>("select deal_sync_err_rec(100)"),
+            "{policy}"
+        );
         same(&fixture, &name);
-        fixture.right.exec_superuser(&format!("alter role {role} nobypassrls"));
+        fixture
+            .right
+            .exec_superuser(&format!("alter role {role} nobypassrls"));
     }
 }
 
@@ -280,13 +332,26 @@ fn family(fixture: &Fixture, left: &str, right: &str) {
 
 #[test]
 fn cascades_on_both_sides_do_not_disturb_each_other() {
-    for action in ["on delete cascade on update cascade", "on delete set null on update cascade"] {
+    for action in [
+        "on delete cascade on update cascade",
+        "on delete set null on update cascade",
+    ] {
         for late in ["", "deferrable initially deferred"] {
             let fixture = linked("cascades");
-            family(&fixture, &format!("{action} {late}"), &format!("{action} {late}"));
+            family(
+                &fixture,
+                &format!("{action} {late}"),
+                &format!("{action} {late}"),
+            );
             let mut client = fixture.left.client();
-            run(&mut client, "update p set id = id + 2; update p set v = 'x' where id = 3");
-            run(&mut client, "begin; delete from p where id = 3; insert into p values (1, 'new')");
+            run(
+                &mut client,
+                "update p set id = id + 2; update p set v = 'x' where id = 3",
+            );
+            run(
+                &mut client,
+                "begin; delete from p where id = 3; insert into p values (1, 'new')",
+            );
             run(
                 &mut client,
                 "insert into c values (30, 1); update p set id = 9 where id = 4; commit",
@@ -305,7 +370,9 @@ fn cascades_on_both_sides_do_not_disturb_each_other() {
 fn a_remote_foreign_key_that_is_missing_its_parent_says_so() {
     for late in ["", "deferrable initially deferred"] {
         let fixture = linked("orphan");
-        fixture.left.exec("create table c (id int primary key, p int)");
+        fixture
+            .left
+            .exec("create table c (id int primary key, p int)");
         fixture.right.exec(&format!(
             "create table p (id int primary key);
              create table c (id int primary key, p int references p {late})"
@@ -332,7 +399,9 @@ fn children_before_parents_need_a_deferred_key_on_both_sides() {
     fixture
         .left
         .exec("begin; insert into c values (30, 3); insert into p values (3, 'late'); commit");
-    fixture.left.exec("begin; delete from p where id = 1; update c set p = 2 where p = 1; commit");
+    fixture
+        .left
+        .exec("begin; delete from p where id = 1; update c set p = 2 where p = 1; commit");
     both_have(&fixture, "p", &["2|b", "3|late"]);
     both_have(&fixture, "c", &["10|2|~", "20|2|~", "30|3|~"]);
 }
@@ -374,7 +443,10 @@ fn remote_triggers_run_and_their_errors_come_back() {
          create trigger b before insert or update on t for each row execute function b()",
     );
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t values (1, 'a'); update t set v = 'b'");
+    run(
+        &mut client,
+        "insert into t values (1, 'a'); update t set v = 'b'",
+    );
     assert_eq!(table(&fixture.right, "t"), ["1|B"]);
     refused(&mut client, "update t set v = 'no'", "P0077");
     assert_eq!(table(&fixture.left, "t"), ["1|b"]);

@@ -21,7 +21,9 @@ fn repaired(client: &mut Client, table: &str, options: &str) -> Vec<String> {
 
 /// Three rows on both sides, then one that is missing there, one that is extra, one that differs.
 fn apart(fixture: &Fixture) {
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
     both_have(fixture, "t", &["1|a", "2|b", "3|c"]);
     fixture.right.exec(
         "set application_name = 'pg_rowsync';
@@ -36,7 +38,9 @@ fn this_side_is_right_unless_told_otherwise_in_every_mode_and_policy() {
             let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
             let fixture = one_way("repair", "id int primary key, v text", &options);
             let mut client = fixture.left.client();
-            fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+            fixture
+                .left
+                .exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
             let _: bool = fixture.left.query_one("select deal_sync_err_rec(100)");
             apart_again(&fixture);
             let expected = [
@@ -45,7 +49,11 @@ fn this_side_is_right_unless_told_otherwise_in_every_mode_and_policy() {
                 r#"missing|{"id": 1}|write there"#,
             ];
             assert_eq!(repaired(&mut client, "t", r#"{"dry_run": true}"#), expected);
-            assert_eq!(table(&fixture.right, "t"), ["2|B", "3|c", "9|z"], "only said");
+            assert_eq!(
+                table(&fixture.right, "t"),
+                ["2|B", "3|c", "9|z"],
+                "only said"
+            );
             assert_eq!(repaired(&mut client, "t", "{}"), expected, "{options}");
             let _: bool = fixture.left.query_one("select deal_sync_err_rec(100)");
             both_have(&fixture, "t", &["1|a", "2|b", "3|c"]);
@@ -97,9 +105,15 @@ fn a_repair_that_is_rolled_back_has_done_nothing() {
     let fixture = one_way("undone", "id int primary key, v text", "{}");
     apart(&fixture);
     let mut client = fixture.left.client();
-    run(&mut client, "begin; select repair_sync('t', 'dst'); rollback");
+    run(
+        &mut client,
+        "begin; select repair_sync('t', 'dst'); rollback",
+    );
     assert_eq!(table(&fixture.right, "t"), ["2|B", "3|c", "9|z"]);
-    run(&mut client, "begin; savepoint s; select repair_sync('t', 'dst'); rollback to s; commit");
+    run(
+        &mut client,
+        "begin; savepoint s; select repair_sync('t', 'dst'); rollback to s; commit",
+    );
     assert_eq!(table(&fixture.right, "t"), ["2|B", "3|c", "9|z"]);
 }
 
@@ -112,7 +126,9 @@ fn under_newest_the_row_with_the_larger_version_stays_on_both_sides() {
         "id int primary key, v text, ver int",
         r#"{"on_conflict": "newest", "version_column": "ver"}"#,
     );
-    fixture.left.exec("insert into t values (1, 'a', 1), (2, 'b', 1), (3, 'c', 1), (4, 'd', 5)");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 1), (2, 'b', 1), (3, 'c', 1), (4, 'd', 5)");
     fixture.right.exec(
         "update t set v = 'B', ver = 2 where id = 2; update t set v = 'C', ver = 0 where id = 3;
          delete from t where id = 1; insert into t values (9, 'z', 1)",
@@ -133,7 +149,11 @@ fn under_newest_the_row_with_the_larger_version_stays_on_both_sides() {
         ]
     );
     both_have(&fixture, "t", &["1|a|1", "2|B|2", "3|c|1", "9|z|1"]);
-    refused(&mut client, r#"select repair_sync('t', 'dst', '{"direction": "up"}')"#, "22023");
+    refused(
+        &mut client,
+        r#"select repair_sync('t', 'dst', '{"direction": "up"}')"#,
+        "22023",
+    );
 }
 
 #[test]
@@ -143,12 +163,16 @@ fn identity_columns_renamed_columns_and_deferrable_keys_are_repaired() {
         "create table t (id int generated always as identity primary key deferrable, v text,
            n int generated always as (id * 2) stored)",
     );
-    fixture.right.exec("create table u (id int primary key deferrable, w text)");
+    fixture
+        .right
+        .exec("create table u (id int primary key deferrable, w text)");
     let schema = &fixture.right.user;
     fixture.left.exec(&format!(
         r#"select attach_sync('t', 'dst', '{schema}.u', '{{"rename": {{"v": "w"}}}}')"#
     ));
-    fixture.left.exec("insert into t (v) select 'v' || n from generate_series(1, 300) n");
+    fixture
+        .left
+        .exec("insert into t (v) select 'v' || n from generate_series(1, 300) n");
     let spoil = "delete from u where id % 7 = 0; update u set w = 'x' where id % 5 = 0;
                  insert into u select n, 'extra' from generate_series(301, 320) n";
     fixture.right.exec(spoil);
@@ -161,16 +185,32 @@ fn identity_columns_renamed_columns_and_deferrable_keys_are_repaired() {
         crate::common::rows(&fixture.left, &look.replace('w', "v").replace(" u", " t"))
     );
     fixture.right.exec(spoil);
-    assert_eq!(repaired(&mut client, "t", r#"{"direction": "from_server"}"#).len(), 42 + 52 + 20);
-    assert_eq!(query(&mut client, "select verify_sync('t', 'dst')"), [""; 0]);
+    assert_eq!(
+        repaired(&mut client, "t", r#"{"direction": "from_server"}"#).len(),
+        42 + 52 + 20
+    );
+    assert_eq!(
+        query(&mut client, "select verify_sync('t', 'dst')"),
+        [""; 0]
+    );
     assert_eq!(query(&mut client, "select count(*) from t"), ["278"]);
 }
 
 #[test]
 fn parents_come_first_and_children_go_first() {
     let fixture = linked("families");
-    mirror(&fixture, "p", "id int primary key, up int references p", "{}");
-    mirror(&fixture, "c", "id int primary key, p int not null references p", "{}");
+    mirror(
+        &fixture,
+        "p",
+        "id int primary key, up int references p",
+        "{}",
+    );
+    mirror(
+        &fixture,
+        "c",
+        "id int primary key, p int not null references p",
+        "{}",
+    );
     fixture
         .left
         .exec("insert into p values (1, 1), (3, 2), (2, 1); insert into c values (1, 1), (2, 3)");
@@ -196,10 +236,15 @@ fn who_may_not_write_the_table_may_not_repair_it() {
     let fixture = one_way("denied", "id int primary key, v text", "{}");
     apart(&fixture);
     let role = Role::create(&fixture.left, "reader", "");
-    fixture.left.exec(&format!("grant select, insert, update on t to {}", role.name));
+    fixture.left.exec(&format!(
+        "grant select, insert, update on t to {}",
+        role.name
+    ));
     let mut client = role.client();
     refused(&mut client, "select repair_sync('t', 'dst')", "42501");
-    fixture.left.exec(&format!("grant delete on t to {}", role.name));
+    fixture
+        .left
+        .exec(&format!("grant delete on t to {}", role.name));
     run(&mut client, "select repair_sync('t', 'dst')");
     both_have(&fixture, "t", &["1|a", "2|b", "3|c"]);
 }
@@ -207,7 +252,9 @@ fn who_may_not_write_the_table_may_not_repair_it() {
 #[test]
 fn rows_that_are_written_meanwhile_are_never_set_back() {
     let fixture = one_way("meanwhile", "id int primary key, v int", "{}");
-    fixture.left.exec("insert into t select n, 0 from generate_series(1, 400) n");
+    fixture
+        .left
+        .exec("insert into t select n, 0 from generate_series(1, 400) n");
     let stop = Flag::default();
     std::thread::scope(|scope| {
         let _end = stop.set_at_end();
@@ -249,7 +296,10 @@ fn rows_that_are_written_meanwhile_are_never_set_back() {
     let mut client = fixture.left.client();
     run(&mut client, "select repair_sync('t', 'dst')");
     assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
-    assert_eq!(query(&mut client, "select verify_sync('t', 'dst')"), [""; 0]);
+    assert_eq!(
+        query(&mut client, "select verify_sync('t', 'dst')"),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -265,12 +315,19 @@ fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
         let mut rng = Rng::new(100 + seed);
         let (columns, key, value) = kinds[seed as usize % kinds.len()];
         let fixture = linked("random");
-        mirror(&fixture, "t", &format!("{columns}, n int, v text, primary key ({key})"), "{}");
+        mirror(
+            &fixture,
+            "t",
+            &format!("{columns}, n int, v text, primary key ({key})"),
+            "{}",
+        );
         let rows = rng.roll(12_000);
         let fill = format!(
             "insert into t select {value}, n, nullif(repeat('v', n % 50), '') from generate_series(1, {rows}) n"
         );
-        fixture.left.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
+        fixture
+            .left
+            .exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
         fixture.right.exec(&fill);
         // Each row once at the most.
         let every = 2 + rng.roll(200);
@@ -300,7 +357,9 @@ fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
             }
         }
         let index = "create index on t (n)";
-        fixture.left.exec(&format!("{index}; set application_name = 'pg_rowsync'; {here}"));
+        fixture.left.exec(&format!(
+            "{index}; set application_name = 'pg_rowsync'; {here}"
+        ));
         fixture.right.exec(&format!("{index}; {there}"));
         let mut client = fixture.left.client();
         let verify = r#"select difference || '|' || (coalesce(local_row, remote_row) ->> 'n')
@@ -315,7 +374,11 @@ fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
             &format!(r#"select repair_sync('t', 'dst', '{{"direction": "{direction}"}}')"#),
         );
         assert_eq!(queued(&fixture), 0);
-        assert_eq!(query(&mut client, verify), [""; 0], "seed {seed}, {direction}");
+        assert_eq!(
+            query(&mut client, verify),
+            [""; 0],
+            "seed {seed}, {direction}"
+        );
         assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
     }
 }

@@ -33,7 +33,10 @@ const CASES: [Case; 6] = [
     },
     Case {
         name: "foreign",
-        tables: &[("p", "id int primary key"), ("c", "id int primary key, p int references p")],
+        tables: &[
+            ("p", "id int primary key"),
+            ("c", "id int primary key, p int references p"),
+        ],
         before: "insert into p values (1), (2)",
         steps: &[
             "insert into c values (5, 1)",
@@ -108,7 +111,9 @@ fn begin(case: &Case, label: &str, mode: &str, policy: &str) -> (Fixture, Proxy,
 }
 
 fn equal(case: &Case, fixture: &Fixture) {
-    case.tables.iter().for_each(|(name, _)| drop(same(fixture, name)));
+    case.tables
+        .iter()
+        .for_each(|(name, _)| drop(same(fixture, name)));
 }
 
 fn needs_no_one(case: &Case, fixture: &Fixture) {
@@ -131,7 +136,10 @@ fn a_delivery_that_was_committed_in_doubt_is_replayed_without_harm() {
         for policy in POLICIES {
             let (fixture, proxy, mut client) = begin(case, "lost", "async", policy);
             proxy.cut_after(0, Direction::ToClient);
-            run(&mut client, &format!("begin; {}; commit", case.steps.join("; ")));
+            run(
+                &mut client,
+                &format!("begin; {}; commit", case.steps.join("; ")),
+            );
             assert_eq!(queued(&fixture), case.steps.len() as i64);
             // The first answer was lost, which may come before the server has committed.
             let arrived = |name| table(&fixture.left, name) == table(&fixture.right, name);
@@ -169,7 +177,10 @@ fn a_delivery_that_was_not_committed_in_doubt_is_replayed() {
             // The transaction waits for the row lock, and is ended before it can commit.
             let table = case.tables[0].0;
             let mut locker = fixture.right.client();
-            run(&mut locker, &format!("begin; lock table {table} in access exclusive mode"));
+            run(
+                &mut locker,
+                &format!("begin; lock table {table} in access exclusive mode"),
+            );
             let steps = case.steps.join("; ");
             let sql = format!("set pg_rowsync.delivery_timeout = '1s'; begin; {steps}; commit");
             run(&mut client, &sql);
@@ -187,15 +198,23 @@ fn a_replay_takes_away_nothing_that_was_added_since() {
     let fixture = Fixture::new("replay_cascade");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
     mirror(&fixture, "p", "id int primary key, v text", "{}");
-    fixture.right.exec("create table child (p int references p on delete cascade)");
+    fixture
+        .right
+        .exec("create table child (p int references p on delete cascade)");
     let mut client = fixture.left.client();
     run(&mut client, "insert into p values (1, 'old')");
     proxy.cut_after(0, Direction::ToClient);
-    run(&mut client, "begin; delete from p; insert into p values (1, 'new'); commit");
+    run(
+        &mut client,
+        "begin; delete from p; insert into p values (1, 'new'); commit",
+    );
     fixture.right.exec("insert into child values (1)");
     assert!(deal(&fixture, "1000"));
     assert_eq!(
-        rows(&fixture.right, "select v, count(*) from p join child on p = id group by 1"),
+        rows(
+            &fixture.right,
+            "select v, count(*) from p join child on p = id group by 1"
+        ),
         ["new|1"]
     );
     assert_eq!(queued(&fixture), 0);

@@ -13,7 +13,9 @@ const MODES: [(&str, &str); 2] = [("queue", QUEUE), ("sync", SYNC)];
 /// A table of three rows, that have arrived.
 fn three(label: &str, options: &str) -> Fixture {
     let fixture = one_way(label, DEFERRABLE, options);
-    fixture.left.exec("insert into t values (1, 'one'), (2, 'two'), (3, 'three')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'one'), (2, 'two'), (3, 'three')");
     drain(&fixture);
     fixture
 }
@@ -28,7 +30,10 @@ fn drain(fixture: &Fixture) {
 fn a_row_stored_where_another_was_before_a_rewrite_is_not_taken_for_it() {
     let rewrites = [
         ("cluster", "cluster t using t_pkey"),
-        ("type", "alter table t alter v type varchar(100) using v || ''"),
+        (
+            "type",
+            "alter table t alter v type varchar(100) using v || ''",
+        ),
         ("volatile", "alter table t add extra float default random()"),
         ("unlogged", "alter table t set unlogged"),
     ];
@@ -53,7 +58,11 @@ fn a_row_stored_where_another_was_before_a_rewrite_is_not_taken_for_it() {
             );
             drain(&fixture);
             let rows = crate::common::rows(&fixture.right, "select id, v from t order by id");
-            assert_eq!(rows, ["0|ZERO", "2|two", "3|THREE", "7|SEVEN"], "{label} {mode}");
+            assert_eq!(
+                rows,
+                ["0|ZERO", "2|two", "3|THREE", "7|SEVEN"],
+                "{label} {mode}"
+            );
         }
     }
 }
@@ -85,7 +94,10 @@ fn rows_of_a_table_made_anew_are_not_those_of_the_one_it_replaces() {
                 "begin; insert into t values (4, 'four'); drop table t; create table t ({DEFERRABLE})"
             ),
         );
-        run(&mut client, &crate::common::attach_sql(&fixture, "t", options));
+        run(
+            &mut client,
+            &crate::common::attach_sql(&fixture, "t", options),
+        );
         run(
             &mut client,
             "insert into t values (11, 'a'), (12, 'b'), (13, 'c'), (14, 'd');
@@ -116,11 +128,15 @@ fn rows_that_swap_keys_around_a_change_of_the_catalogs_are_told_apart() {
 fn a_partition_put_in_anothers_place_has_rows_of_its_own() {
     let fixture = crate::common::linked("exchanged");
     for side in [&fixture.left, &fixture.right] {
-        side.exec(&format!("create table t ({DEFERRABLE}) partition by range (id)"));
+        side.exec(&format!(
+            "create table t ({DEFERRABLE}) partition by range (id)"
+        ));
         side.exec("create table p partition of t for values from (0) to (100)");
     }
     attach(&fixture, "t", QUEUE);
-    fixture.left.exec("insert into t values (1, 'one'), (2, 'two')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'one'), (2, 'two')");
     drain(&fixture);
     // Rows that the other side is to get only when they change.
     run(
@@ -132,5 +148,8 @@ fn a_partition_put_in_anothers_place_has_rows_of_its_own() {
          update t set v = 'C' where id = 13; commit",
     );
     drain(&fixture);
-    assert_eq!(table(&fixture.right, "t"), ["1|one", "13|C", "2|two", "3|three"]);
+    assert_eq!(
+        table(&fixture.right, "t"),
+        ["1|one", "13|C", "2|two", "3|three"]
+    );
 }

@@ -9,8 +9,14 @@ fn a_rolled_back_transaction_leaves_nothing() {
     for mode in ["sync", "async", "queue"] {
         let fixture = one_way("rollback", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
         let mut client = fixture.left.client();
-        run(&mut client, "begin; insert into t select i, 'x' from generate_series(1, 500) i");
-        run(&mut client, "update t set v = 'y'; delete from t where id > 250; truncate t");
+        run(
+            &mut client,
+            "begin; insert into t select i, 'x' from generate_series(1, 500) i",
+        );
+        run(
+            &mut client,
+            "update t set v = 'y'; delete from t where id > 250; truncate t",
+        );
         run(&mut client, "insert into t values (1, 'z'); rollback");
         both_have(&fixture, "t", &[]);
         assert_eq!(queued(&fixture), 0);
@@ -60,10 +66,19 @@ fn a_rolled_back_savepoint_leaves_nothing_of_its_own() {
 fn a_savepoint_with_all_changes_leaves_nothing_when_rolled_back() {
     let fixture = one_way("empty", COLUMNS, r#"{"mode": "sync"}"#);
     let mut client = fixture.left.client();
-    run(&mut client, "begin; savepoint a; savepoint b; insert into t values (1, 'a')");
-    run(&mut client, "release b; insert into t values (2, 'b'); rollback to a; commit");
+    run(
+        &mut client,
+        "begin; savepoint a; savepoint b; insert into t values (1, 'a')",
+    );
+    run(
+        &mut client,
+        "release b; insert into t values (2, 'b'); rollback to a; commit",
+    );
     both_have(&fixture, "t", &[]);
-    assert_eq!(query(&mut client, "select * from sync_connections()"), [""; 0]);
+    assert_eq!(
+        query(&mut client, "select * from sync_connections()"),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -71,8 +86,14 @@ fn the_mode_of_rolled_back_changes_does_not_count() {
     let fixture = one_way("modeback", COLUMNS, r#"{"mode": "queue"}"#);
     crate::common::mirror(&fixture, "s", COLUMNS, r#"{"mode": "sync"}"#);
     let mut client = fixture.left.client();
-    run(&mut client, "begin; insert into t values (1, 'a'); savepoint a");
-    run(&mut client, "insert into s values (1, 'a'); rollback to a; commit");
+    run(
+        &mut client,
+        "begin; insert into t values (1, 'a'); savepoint a",
+    );
+    run(
+        &mut client,
+        "insert into s values (1, 'a'); rollback to a; commit",
+    );
     assert_eq!(queued(&fixture), 1);
     both_have(&fixture, "s", &[]);
 }
@@ -99,7 +120,10 @@ fn an_exception_block_in_a_loop_keeps_only_what_it_did_not_undo() {
     );
     let rows = same(&fixture, "t");
     assert_eq!(rows.len(), 160);
-    assert_eq!(rows.iter().filter(|row| row.ends_with("|inner")).count(), 80);
+    assert_eq!(
+        rows.iter().filter(|row| row.ends_with("|inner")).count(),
+        80
+    );
     assert_eq!(queued(&fixture), 0);
 }
 
@@ -108,12 +132,19 @@ fn a_statement_that_fails_sends_nothing_of_its_rows() {
     let fixture = one_way("statement", COLUMNS, "{}");
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (100, 'there')");
-    refused(&mut client, "insert into t select i, 'x' from generate_series(1, 100) i", "23505");
+    refused(
+        &mut client,
+        "insert into t select i, 'x' from generate_series(1, 100) i",
+        "23505",
+    );
     both_have(&fixture, "t", &["100|there"]);
     // Within a transaction, and by a constraint that is checked as late as the commit.
     run(&mut client, "begin; insert into t values (1, 'a')");
     refused(&mut client, "insert into t values (1, 'b')", "23505");
-    run(&mut client, "rollback; alter table t add constraint late unique (v) deferrable");
+    run(
+        &mut client,
+        "rollback; alter table t add constraint late unique (v) deferrable",
+    );
     let late = "begin; set constraints late deferred; insert into t values (1, 'there'); commit";
     let error = refused(&mut client, late, "23505");
     assert_eq!(error.constraint(), Some("late"));

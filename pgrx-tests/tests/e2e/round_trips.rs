@@ -13,7 +13,9 @@ fn shortest(client: &mut Client, sql: &str) -> Duration {
     (0..5)
         .map(|_| {
             let start = Instant::now();
-            client.batch_execute(sql).unwrap_or_else(|e| panic!("{e}: {sql}"));
+            client
+                .batch_execute(sql)
+                .unwrap_or_else(|e| panic!("{e}: {sql}"));
             start.elapsed()
         })
         .min()
@@ -29,15 +31,25 @@ fn one_row_many_rows_and_many_tables_take_one_round_trip() {
         let table = format!("create table t{n} (id int primary key, v text)");
         fixture.right.exec(&table);
         let target = fixture.right.user.clone();
-        fixture.left.exec(&format!("{table}; select attach_sync('t{n}', 'dst', '{target}.t{n}')"));
+        fixture.left.exec(&format!(
+            "{table}; select attach_sync('t{n}', 'dst', '{target}.t{n}')"
+        ));
     }
-    fixture.left.exec("insert into t1 select g, 'x' from generate_series(1, 10000) g");
+    fixture
+        .left
+        .exec("insert into t1 select g, 'x' from generate_series(1, 10000) g");
     let mut client = fixture.left.client();
-    let touch_five: String =
-        (1..=5).map(|n| format!("insert into t{n} values (-1, '') ;")).collect();
-    let clear: String = (1..=5).map(|n| format!("delete from t{n} where id = -1;")).collect();
+    let touch_five: String = (1..=5)
+        .map(|n| format!("insert into t{n} values (-1, '') ;"))
+        .collect();
+    let clear: String = (1..=5)
+        .map(|n| format!("delete from t{n} where id = -1;"))
+        .collect();
     for (what, sql) in [
-        ("one row", "update t1 set v = v || 'y' where id = 1".to_owned()),
+        (
+            "one row",
+            "update t1 set v = v || 'y' where id = 1".to_owned(),
+        ),
         ("10,000 rows", "update t1 set v = v || 'y'".to_owned()),
         ("five tables", format!("begin; {touch_five} {clear} commit")),
     ] {
@@ -47,7 +59,10 @@ fn one_row_many_rows_and_many_tables_take_one_round_trip() {
         let far = shortest(&mut client, &sql);
         let cost = far.saturating_sub(near);
         assert!(far > 2 * DELAY, "{what}: no round trip: {near:?}, {far:?}");
-        assert!(cost < 2 * (2 * DELAY) - DELAY / 2, "{what}: {cost:?} more: {near:?}, {far:?}");
+        assert!(
+            cost < 2 * (2 * DELAY) - DELAY / 2,
+            "{what}: {cost:?} more: {near:?}, {far:?}"
+        );
     }
     proxy.set_delay(Duration::ZERO);
     for n in 1..=5 {

@@ -11,7 +11,8 @@ const KEPT: &str = "select version, rank, deleted from sync_row_version order by
 
 /// Sends `t` of one side to the same table of another, by the queue.
 fn send_to(from: &Side, to: &Side, server: &str) {
-    from.link(to, to.cluster.port(), server, &[]).expect("a server");
+    from.link(to, to.cluster.port(), server, &[])
+        .expect("a server");
     from.exec(&format!(
         r#"select attach_sync('t', '{server}', '{}.t',
              '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
@@ -45,9 +46,14 @@ fn a_deletion_is_known_where_the_row_never_was() {
         side.exec(&format!("create table t ({COLUMNS})"));
         side
     });
-    for (from, to, server) in
-        [(&a, &b, "b"), (&a, &c, "c"), (&b, &a, "a"), (&b, &c, "c"), (&c, &a, "a"), (&c, &b, "b")]
-    {
+    for (from, to, server) in [
+        (&a, &b, "b"),
+        (&a, &c, "c"),
+        (&b, &a, "a"),
+        (&b, &c, "c"),
+        (&c, &a, "a"),
+        (&c, &b, "b"),
+    ] {
         send_to(from, to, server);
     }
     c.exec("insert into t values (1, 'c', 5)");
@@ -72,9 +78,14 @@ fn a_partition_keeps_under_the_name_of_its_table() {
          create table t2 partition of t for values from (100) to (200)"
     );
     let plain = format!("create table t ({COLUMNS})");
-    for (label, left, right) in [("parta", &partitioned, &plain), ("partb", &plain, &partitioned)] {
+    for (label, left, right) in [
+        ("parta", &partitioned, &plain),
+        ("partb", &plain, &partitioned),
+    ] {
         let fixture = masters(label, left, right);
-        fixture.left.exec("insert into t values (1, 'a', 5), (150, 'a', 5)");
+        fixture
+            .left
+            .exec("insert into t values (1, 'a', 5), (150, 'a', 5)");
         drain(&fixture.left, "dst");
         // Older than the deletion, and not known to it.
         fixture.right.exec("update t set v = 'r', ver = 6");
@@ -100,7 +111,10 @@ fn what_was_rolled_back_is_not_kept() {
         "begin; savepoint s; delete from t; rollback to s; update t set ver = 6; commit",
     );
     assert_eq!(rows(&fixture.left, KEPT), [""; 0]);
-    run(&mut client, "begin; update t set v = 'b'; savepoint s; update t set v = 'c'");
+    run(
+        &mut client,
+        "begin; update t set v = 'b'; savepoint s; update t set v = 'c'",
+    );
     run(&mut client, "rollback to s; commit");
     assert_eq!(rows(&fixture.left, KEPT), ["6|1|f"]);
     drain(&fixture.left, "dst");
@@ -124,7 +138,10 @@ fn keys_that_are_equal_and_written_differently_are_one() {
     fixture.left.exec("update t set id = 1.00, v = 'b'");
     assert_eq!(rows(&fixture.left, KEPT), ["5|1|f"]);
     drain(&fixture.left, "dst");
-    assert_eq!(rows(&fixture.right, "select id = 1, v, ver from t"), ["t|b|5"]);
+    assert_eq!(
+        rows(&fixture.right, "select id = 1, v, ver from t"),
+        ["t|b|5"]
+    );
     assert_eq!(rows(&fixture.right, KEPT), ["5|1|f"]);
     fixture.right.exec("delete from t");
     drain(&fixture.right, "dst");
@@ -165,9 +182,9 @@ fn the_functions_are_for_those_who_may_write_the_table() {
     ));
     assert_eq!(rows(&fixture.right, KEPT), [""; 0]);
     drop(stranger);
-    fixture
-        .left
-        .exec_superuser(&format!("drop owned by stranger_{left}; drop role stranger_{left}"));
+    fixture.left.exec_superuser(&format!(
+        "drop owned by stranger_{left}; drop role stranger_{left}"
+    ));
 }
 
 #[test]
@@ -175,7 +192,10 @@ fn types_without_order_or_hash_are_refused() {
     let fixture = Fixture::new("untyped");
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     for (columns, what) in [
-        ("id bit(3) primary key, ver int", "type bit has no hash function"),
+        (
+            "id bit(3) primary key, ver int",
+            "type bit has no hash function",
+        ),
         ("id int primary key, ver json", "type json has no order"),
     ] {
         fixture.left.exec(&format!("create table t ({columns})"));

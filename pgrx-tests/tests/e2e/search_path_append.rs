@@ -32,7 +32,10 @@ fn what_is_not_found_by_its_bare_name_is_told_with_the_way_out() {
         "{hint}"
     );
     let schema = &fixture.right.user;
-    run(&mut client, &format!("alter server dst options (add search_path_append '{schema}')"));
+    run(
+        &mut client,
+        &format!("alter server dst options (add search_path_append '{schema}')"),
+    );
     run(
         &mut client,
         "insert into t values (1, 'Hello World'); update t set title = 'x' where id = 1",
@@ -44,7 +47,9 @@ fn what_is_not_found_by_its_bare_name_is_told_with_the_way_out() {
 fn a_trigger_there_finds_tables_and_types_of_the_schemas_named() {
     let fixture = linked("barenames");
     let schema = &fixture.right.user;
-    fixture.left.exec("create table t (id int primary key, v text)");
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text)");
     fixture.right.exec_superuser(&format!(
         r#"create schema "My ""own"", s\" authorization {schema};
            create table "My ""own"", s\".log (id int); alter table "My ""own"", s\".log owner to {schema}"#
@@ -63,15 +68,30 @@ fn a_trigger_there_finds_tables_and_types_of_the_schemas_named() {
     fixture.left.exec(&format!(
         r#"alter server dst options (add search_path_append '{schema}, "My ""own"", s\"')"#
     ));
-    fixture.left.exec_superuser("select retry_sync_err_rec(id) from sync_err_rec");
-    assert!(deal(&fixture, "100"), "{:?}", rows(&fixture.left, "select message from sync_err_rec"));
+    fixture
+        .left
+        .exec_superuser("select retry_sync_err_rec(id) from sync_err_rec");
+    assert!(
+        deal(&fixture, "100"),
+        "{:?}",
+        rows(&fixture.left, "select message from sync_err_rec")
+    );
     // Also where another path is needed meanwhile, and through what drops start-up parameters.
-    fixture.left.exec("alter server dst options (add pooled 'on')");
+    fixture
+        .left
+        .exec("alter server dst options (add pooled 'on')");
     fixture.left.exec("insert into t values (2, 'b')");
-    assert!(deal(&fixture, "100"), "{:?}", rows(&fixture.left, "select message from sync_err_rec"));
+    assert!(
+        deal(&fixture, "100"),
+        "{:?}",
+        rows(&fixture.left, "select message from sync_err_rec")
+    );
     assert_eq!(queued(&fixture), 0);
     assert_eq!(
-        rows(&fixture.right, r#"select id from "My ""own"", s\".log order by 1"#),
+        rows(
+            &fixture.right,
+            r#"select id from "My ""own"", s\".log order by 1"#
+        ),
         ["1", "2"]
     );
 }

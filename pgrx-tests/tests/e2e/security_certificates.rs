@@ -23,9 +23,15 @@ struct Guarded {
 
 fn guarded(label: &str) -> Guarded {
     let authority = Authority::new(label).expect("an authority");
-    let own = authority.certify("server", &["IP:127.0.0.1"]).expect("a certificate");
+    let own = authority
+        .certify("server", &["IP:127.0.0.1"])
+        .expect("a certificate");
     let certificate = authority.certify("account", &[]).expect("a certificate");
-    let there = Arc::new(authority.cluster(&format!("{label}_there"), &own).expect("a cluster"));
+    let there = Arc::new(
+        authority
+            .cluster(&format!("{label}_there"), &own)
+            .expect("a cluster"),
+    );
     let here = Arc::new(Cluster::start(label).expect("a cluster"));
     let fixture = Fixture {
         left: Side::create(&here, &format!("local_{label}")).expect("a database"),
@@ -34,7 +40,10 @@ fn guarded(label: &str) -> Guarded {
     there
         .set_rule("hostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-ca")
         .expect("a rule");
-    Guarded { fixture, certificate }
+    Guarded {
+        fixture,
+        certificate,
+    }
 }
 
 impl Guarded {
@@ -42,8 +51,13 @@ impl Guarded {
     fn insert(&self, table: &str) -> Option<String> {
         let sql = format!("insert into {}.{table} values (1)", self.fixture.left.user);
         let result = self.fixture.left.superuser().batch_execute(&sql);
-        let code = result.err().and_then(|e| e.code().map(|code| code.code().to_owned()));
-        let sql = format!("delete from {}.{table} returning id", self.fixture.right.user);
+        let code = result
+            .err()
+            .and_then(|e| e.code().map(|code| code.code().to_owned()));
+        let sql = format!(
+            "delete from {}.{table} returning id",
+            self.fixture.right.user
+        );
         let there = query(&mut self.fixture.right.superuser(), &sql);
         assert_eq!(there.len(), usize::from(code.is_none()), "{table}");
         self.fixture.left.exec_superuser(&format!(
@@ -57,9 +71,20 @@ impl Guarded {
 #[test]
 fn the_accounts_certificate_is_nobodys_but_a_superusers() {
     let guarded = guarded("account");
-    let Guarded { fixture, certificate } = &guarded;
-    let (user, Side { user: there, password, db, cluster, .. }) =
-        (&fixture.left.user, &fixture.right);
+    let Guarded {
+        fixture,
+        certificate,
+    } = &guarded;
+    let (
+        user,
+        Side {
+            user: there,
+            password,
+            db,
+            cluster,
+            ..
+        },
+    ) = (&fixture.left.user, &fixture.right);
     let port = cluster.port();
     let options = format!("host '127.0.0.1', port '{port}', dbname '{db}', sslmode 'require'");
     fixture.left.exec_superuser(&format!(
@@ -74,7 +99,11 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
     for (server, wrapper, more) in [
         ("ours", "pg_rowsync", String::new()),
         ("service", "pg_rowsync", ", service 'it'".to_owned()),
-        ("theirs", "postgres_fdw", format!(", sslcert '{file}', sslkey '{key}'")),
+        (
+            "theirs",
+            "postgres_fdw",
+            format!(", sslcert '{file}', sslkey '{key}'"),
+        ),
         ("bare", "bare", String::new()),
     ] {
         fixture.left.exec(&format!(
@@ -98,9 +127,10 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
     let home = fixture.left.cluster.dir().join("home");
     let hidden = home.join(".postgresql");
     fs::create_dir_all(&hidden).expect("a directory");
-    for (from, to) in
-        [(&certificate.certificate, "postgresql.crt"), (&certificate.key, "postgresql.key")]
-    {
+    for (from, to) in [
+        (&certificate.certificate, "postgresql.crt"),
+        (&certificate.key, "postgresql.key"),
+    ] {
         let to = hidden.join(to);
         fs::copy(from, &to).expect("a copy");
         reaper::hand_over(&to).expect("its owner");
@@ -111,7 +141,11 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
     let (file, key) = (file.to_string(), key.to_string());
     for variables in [
         &[("HOME", home.as_str()), ("PGSERVICEFILE", &services)][..],
-        &[("PGSSLCERT", &file), ("PGSSLKEY", &key), ("PGSERVICEFILE", &services)],
+        &[
+            ("PGSSLCERT", &file),
+            ("PGSSLKEY", &key),
+            ("PGSERVICEFILE", &services),
+        ],
         &[("PGSERVICE", "it"), ("PGSERVICEFILE", &services)],
     ] {
         fixture.left.cluster.set_environment(variables);
@@ -120,7 +154,12 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
             // Nor does a variable tell where one is: only a home has its usual places.
             let is_found = server == "waived" && variables[0].0 == "HOME";
             let expected = (!is_found).then(|| "28000".to_owned());
-            assert_eq!(guarded.insert(server), expected, "{server} with {}", variables[0].0);
+            assert_eq!(
+                guarded.insert(server),
+                expected,
+                "{server} with {}",
+                variables[0].0
+            );
         }
     }
     // A superuser's, in the mapping, is shown.
@@ -133,9 +172,20 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
 #[test]
 fn a_certificate_in_a_server_counts_where_it_is_a_superusers() {
     let guarded = guarded("watched");
-    let Guarded { fixture, certificate } = &guarded;
-    let (user, Side { user: there, password, db, cluster, .. }) =
-        (&fixture.left.user, &fixture.right);
+    let Guarded {
+        fixture,
+        certificate,
+    } = &guarded;
+    let (
+        user,
+        Side {
+            user: there,
+            password,
+            db,
+            cluster,
+            ..
+        },
+    ) = (&fixture.left.user, &fixture.right);
     let (file, key) = (certificate.certificate.display(), certificate.key.display());
     let shown = format!("sslcert '{file}', sslkey '{key}'");
     let mapping = format!(
@@ -162,9 +212,13 @@ fn a_certificate_in_a_server_counts_where_it_is_a_superusers() {
         "alter server dst options (add {})",
         shown.replace(", ", ", add ")
     ));
-    fixture.left.exec(&format!("drop user mapping for current_user server dst; {mapping})"));
+    fixture.left.exec(&format!(
+        "drop user mapping for current_user server dst; {mapping})"
+    ));
     assert_eq!(guarded.insert("t"), None);
-    fixture.left.exec_superuser(&format!("alter server dst owner to {user}"));
+    fixture
+        .left
+        .exec_superuser(&format!("alter server dst owner to {user}"));
     assert_eq!(guarded.insert("t").as_deref(), Some("28000"));
 }
 
@@ -186,14 +240,26 @@ fn a_superusers_table_lends_its_rights_to_nobodys_server() {
     run(&mut client, &attach_sql(&fixture, "t", SYNC));
     refused(&mut client, "insert into t values (1)", "2F003");
     let mut superuser = fixture.left.superuser();
-    refused(&mut superuser, &format!("insert into {user}.t values (2)"), "2F003");
+    refused(
+        &mut superuser,
+        &format!("insert into {user}.t values (2)"),
+        "2F003",
+    );
     both_have(&fixture, "t", &[]);
     // A superuser's server is another matter: its owner says where it leads.
     hand_to_superuser(&fixture);
     run(&mut client, "insert into t values (3)");
-    assert_eq!(query(&mut fixture.right.client(), "select id from t"), ["3"]);
+    assert_eq!(
+        query(&mut fixture.right.client(), "select id from t"),
+        ["3"]
+    );
     // And back again: the next transaction counts.
-    fixture.left.exec_superuser(&format!("alter server dst owner to {user}"));
+    fixture
+        .left
+        .exec_superuser(&format!("alter server dst owner to {user}"));
     refused(&mut client, "insert into t values (4)", "2F003");
-    assert_eq!(query(&mut fixture.right.client(), "select id from t"), ["3"]);
+    assert_eq!(
+        query(&mut fixture.right.client(), "select id from t"),
+        ["3"]
+    );
 }

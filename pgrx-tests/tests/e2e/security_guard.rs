@@ -16,7 +16,9 @@ fn guarded(label: &str) -> (Fixture, Role) {
     let fixture = linked(label);
     let peers = Role::create(&fixture.left, "peers", "");
     mirror(&fixture, "t", COLUMNS, &believing(&peers));
-    fixture.left.exec(&format!("grant all on t to {}", peers.name));
+    fixture
+        .left
+        .exec(&format!("grant all on t to {}", peers.name));
     (fixture, peers)
 }
 
@@ -42,11 +44,17 @@ fn only_members_of_the_guard_role_are_believed() {
     // Memberships count from the next statement on, by way of other roles and inherited or not.
     let between = Role::create(&fixture.left, "between", "noinherit");
     let user = &fixture.left.user;
-    fixture.left.exec_superuser(&format!("grant {} to {}", peers.name, between.name));
+    fixture
+        .left
+        .exec_superuser(&format!("grant {} to {}", peers.name, between.name));
     assert!(sends(&fixture, &mut stranger, 4));
-    fixture.left.exec_superuser(&format!("grant {} to {user}", between.name));
+    fixture
+        .left
+        .exec_superuser(&format!("grant {} to {user}", between.name));
     assert!(!sends(&fixture, &mut stranger, 5));
-    fixture.left.exec_superuser(&format!("revoke {} from {}", peers.name, between.name));
+    fixture
+        .left
+        .exec_superuser(&format!("revoke {} from {}", peers.name, between.name));
     assert!(sends(&fixture, &mut stranger, 6));
     // TRUNCATE has a trigger of its own.
     run(&mut stranger, "truncate t");
@@ -57,7 +65,9 @@ fn only_members_of_the_guard_role_are_believed() {
 fn the_session_counts_and_not_the_role_it_has_set() {
     let (fixture, peers) = guarded("session");
     let stranger = Role::create(&fixture.left, "stranger", "");
-    fixture.left.exec(&format!("grant all on t to {}", stranger.name));
+    fixture
+        .left
+        .exec(&format!("grant all on t to {}", stranger.name));
     let schema = &fixture.left.user;
     let mut definer = peers.client();
     run(
@@ -78,18 +88,31 @@ fn the_session_counts_and_not_the_role_it_has_set() {
     let mut superuser = fixture
         .left
         .cluster
-        .connect_as(&fixture.left.db, "postgres", fixture.left.cluster.superuser_password(), GUARD)
+        .connect_as(
+            &fixture.left.db,
+            "postgres",
+            fixture.left.cluster.superuser_password(),
+            GUARD,
+        )
         .expect("a session");
-    run(&mut superuser, &format!("set search_path = {schema}, public"));
+    run(
+        &mut superuser,
+        &format!("set search_path = {schema}, public"),
+    );
     assert!(sends(&fixture, &mut superuser, 2));
     run(&mut superuser, &format!("set role {}", peers.name));
     assert!(sends(&fixture, &mut superuser, 3));
     run(&mut superuser, "reset role");
     // Who is a superuser may become another, and then is.
-    run(&mut superuser, &format!("set session authorization {}", peers.name));
+    run(
+        &mut superuser,
+        &format!("set session authorization {}", peers.name),
+    );
     assert!(!sends(&fixture, &mut superuser, 4));
     // A member is believed whatever role it sets.
-    fixture.left.exec_superuser(&format!("grant {} to {}", stranger.name, peers.name));
+    fixture
+        .left
+        .exec_superuser(&format!("grant {} to {}", stranger.name, peers.name));
     let mut member = peers.client_named(GUARD);
     run(&mut member, &format!("set role {}", stranger.name));
     assert!(!sends(&fixture, &mut member, 5));
@@ -124,17 +147,25 @@ fn a_guard_role_that_is_not_there_stops_the_writers() {
         assert!(sends(&fixture, client, id));
     }
     // Renamed or dropped later, it lets nobody through unseen.
-    fixture.left.exec_superuser(&format!("alter role {name} rename to {name}r"));
+    fixture
+        .left
+        .exec_superuser(&format!("alter role {name} rename to {name}r"));
     for client in [&mut client, &mut named] {
         refused(client, "insert into t values (3, 'x')", "42704");
     }
-    fixture.left.exec_superuser(&format!("alter role {name}r rename to {name}"));
+    fixture
+        .left
+        .exec_superuser(&format!("alter role {name}r rename to {name}"));
     assert!(sends(&fixture, &mut named, 3));
     drop(role);
     for client in [&mut client, &mut named] {
         refused(client, "insert into t values (4, 'x')", "42704");
     }
-    refused(&mut client, &attach_sql(&fixture, "t", r#"{"guard_role": ""}"#), "22023");
+    refused(
+        &mut client,
+        &attach_sql(&fixture, "t", r#"{"guard_role": ""}"#),
+        "22023",
+    );
     both_have(&fixture, "t", &["1|x", "2|x", "3|x"]);
 }
 
@@ -142,7 +173,12 @@ fn a_guard_role_that_is_not_there_stops_the_writers() {
 fn masters_that_believe_only_each_other_do_not_echo() {
     let fixture = Fixture::new("believing");
     let other = |side: &Side| {
-        if side.db == fixture.left.db { &fixture.right } else { &fixture.left }.clone()
+        if side.db == fixture.left.db {
+            &fixture.right
+        } else {
+            &fixture.left
+        }
+        .clone()
     };
     for side in [&fixture.left, &fixture.right] {
         fixture.link(side, &other(side), "dst", &[]);
@@ -152,16 +188,28 @@ fn masters_that_believe_only_each_other_do_not_echo() {
         // The other side's mapping leads to this side's own role.
         let options = format!(r#"{{"mode": "sync", "guard_role": "{}"}}"#, side.user);
         let target = other(side).user;
-        side.exec(&format!("select attach_sync('t', 'dst', '{target}.t', '{options}')"));
+        side.exec(&format!(
+            "select attach_sync('t', 'dst', '{target}.t', '{options}')"
+        ));
     }
     let app = Role::create(&fixture.left, "app", "");
-    fixture.left.exec(&format!("grant all on t to {}", app.name));
+    fixture
+        .left
+        .exec(&format!("grant all on t to {}", app.name));
     // An application under the guard's name is sent, and comes back to nobody: an echo would meet the
     // row locked and fail.
-    run(&mut app.client_named(GUARD), "insert into t values (1, 'x')");
-    fixture.right.exec("insert into t values (2, 'y'); update t set v = 'z' where id = 1");
+    run(
+        &mut app.client_named(GUARD),
+        "insert into t values (1, 'x')",
+    );
+    fixture
+        .right
+        .exec("insert into t values (2, 'y'); update t set v = 'z' where id = 1");
     both_have(&fixture, "t", &["1|z|0", "2|y|0"]);
-    assert_eq!((queued(&fixture), fixture.right.queued().expect("a queue")), (0, 0));
+    assert_eq!(
+        (queued(&fixture), fixture.right.queued().expect("a queue")),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -173,7 +221,9 @@ fn who_is_not_believed_is_not_counted_as_guarded() {
         side.exec(&format!("create table t ({COLUMNS})"));
     }
     attach(&fixture, "t", &believing(&peers));
-    fixture.left.exec(&format!("grant all on t to {}", peers.name));
+    fixture
+        .left
+        .exec(&format!("grant all on t to {}", peers.name));
     let counted = |client: &mut Client| {
         query(
             client,

@@ -40,7 +40,11 @@ fn with_password(fixture: &Fixture, password: &str) {
 }
 
 fn authenticate(fixture: &Fixture, method: &str) {
-    fixture.right.cluster.set_authentication(method).expect("a rule");
+    fixture
+        .right
+        .cluster
+        .set_authentication(method)
+        .expect("a rule");
 }
 
 #[test]
@@ -51,7 +55,10 @@ fn a_server_that_asks_for_no_password_is_left_again() {
     let detail = "Non-superuser cannot connect if the server does not request a password.";
     assert_eq!(error.detail(), Some(detail));
     both_have(&fixture, "t", &[]);
-    assert_eq!(query(&mut client, "select * from sync_connections()"), [""; 0]);
+    assert_eq!(
+        query(&mut client, "select * from sync_connections()"),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -75,9 +82,10 @@ fn every_new_connection_must_ask_for_the_password() {
     // Closed by hand, by an altered server, by a setting that goes into the connection.
     run(&mut client, "select sync_disconnect()");
     refused(&mut client, "insert into t values (4, 'a')", "2F003");
-    for sql in
-        ["alter server dst options (add connect_timeout '9')", "set pg_rowsync.lock_timeout = '2s'"]
-    {
+    for sql in [
+        "alter server dst options (add connect_timeout '9')",
+        "set pg_rowsync.lock_timeout = '2s'",
+    ] {
         authenticate(&fixture, "scram-sha-256");
         run(&mut client, "update t set v = 'b'");
         authenticate(&fixture, "trust");
@@ -96,7 +104,10 @@ fn a_drain_asks_for_the_password_as_well() {
     fixture.left.exec("insert into t values (1, 'a')");
     assert_eq!(records(&fixture), ["INSERT|2F003|1|pending"]);
     assert!(!deal(&fixture, "10"));
-    assert_eq!(rows(&fixture.left, "select last_sqlstate from sync_status"), ["2F003"]);
+    assert_eq!(
+        rows(&fixture.left, "select last_sqlstate from sync_status"),
+        ["2F003"]
+    );
     assert_eq!(table(&fixture.right, "t"), [""; 0]);
     authenticate(&fixture, "scram-sha-256");
     assert!(deal(&fixture, "10"));
@@ -120,8 +131,9 @@ fn greet(mut stream: TcpStream) -> std::io::Result<()> {
     // SSLRequest and GSSENCRequest come before the start-up packet, eight bytes each.
     loop {
         let packet = packet(&mut stream)?;
-        let code =
-            packet.get(..4).map(|code| i32::from_be_bytes([code[0], code[1], code[2], code[3]]));
+        let code = packet
+            .get(..4)
+            .map(|code| i32::from_be_bytes([code[0], code[1], code[2], code[3]]));
         if code == Some(3 << 16) {
             break;
         }
@@ -174,11 +186,15 @@ fn private(cluster: &Cluster, name: &str, text: &str) -> String {
 /// Whether rows of the left side's tables can be sent: of the superuser's, and of the role's.
 fn reaches(fixture: &Fixture) -> (bool, Option<String>) {
     let write = |client: &mut Client, table: &str| {
-        let sql =
-            format!("begin; insert into {}.{table} values (1, 'a'); commit", fixture.left.user);
+        let sql = format!(
+            "begin; insert into {}.{table} values (1, 'a'); commit",
+            fixture.left.user
+        );
         let written = client.batch_execute(&sql);
         let _ = client.batch_execute("rollback");
-        written.err().and_then(|error| error.code().map(|code| code.code().to_owned()))
+        written
+            .err()
+            .and_then(|error| error.code().map(|code| code.code().to_owned()))
     };
     fixture.right.exec("truncate s, t");
     fixture.left.exec_superuser(&format!(
@@ -186,7 +202,10 @@ fn reaches(fixture: &Fixture) -> (bool, Option<String>) {
         fixture.left.user
     ));
     let mut superuser = fixture.left.superuser();
-    (write(&mut superuser, "s").is_none(), write(&mut fixture.left.client(), "t"))
+    (
+        write(&mut superuser, "s").is_none(),
+        write(&mut fixture.left.client(), "t"),
+    )
 }
 
 #[test]
@@ -199,8 +218,18 @@ fn passwords_of_the_servers_environment_are_not_used() {
     };
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     hand_to_superuser(&fixture);
-    let (user, Side { user: there, password, db, .. }) = (&fixture.left.user, &fixture.right);
-    fixture.right.exec(&format!("create table s ({COLUMNS}); create table t ({COLUMNS})"));
+    let (
+        user,
+        Side {
+            user: there,
+            password,
+            db,
+            ..
+        },
+    ) = (&fixture.left.user, &fixture.right);
+    fixture.right.exec(&format!(
+        "create table s ({COLUMNS}); create table t ({COLUMNS})"
+    ));
     fixture.left.exec(&format!("create table t ({COLUMNS})"));
     fixture.left.exec_superuser(&format!(
         "create table {user}.s ({COLUMNS});
@@ -224,7 +253,11 @@ fn passwords_of_the_servers_environment_are_not_used() {
     // `superusers`: whether the superuser's table can do without a password.
     let check = |what: &str, superusers: bool| {
         own(&fixture, "");
-        assert_eq!(reaches(&fixture), (superusers, Some("2F003".into())), "{what}");
+        assert_eq!(
+            reaches(&fixture),
+            (superusers, Some("2F003".into())),
+            "{what}"
+        );
         own(&fixture, ", password ''");
         assert_eq!(reaches(&fixture).1.as_deref(), Some("2F003"), "{what}");
         own(&fixture, ", password 'wrong'");
@@ -233,7 +266,11 @@ fn passwords_of_the_servers_environment_are_not_used() {
         assert_eq!(reaches(&fixture), (superusers, None), "{what}");
     };
     own(&fixture, "");
-    assert_eq!(reaches(&fixture), (false, Some("2F003".into())), "without any");
+    assert_eq!(
+        reaches(&fixture),
+        (false, Some("2F003".into())),
+        "without any"
+    );
     // Files of the server account count for the superuser, and variables for nobody.
     for (variables, superusers) in [
         (&[("PGPASSWORD", password.as_str())][..], false),
@@ -249,9 +286,13 @@ fn passwords_of_the_servers_environment_are_not_used() {
     left.set_environment(&[("PGSERVICEFILE", &services)]);
     left.restart().expect("a restart");
     for option in [format!("passfile '{pass_file}'"), "service 'it'".to_owned()] {
-        fixture.left.exec_superuser(&format!("alter server dst options (add {option})"));
+        fixture
+            .left
+            .exec_superuser(&format!("alter server dst options (add {option})"));
         check(&option, true);
         let name = option.split(' ').next().unwrap_or_default();
-        fixture.left.exec_superuser(&format!("alter server dst options (drop {name})"));
+        fixture
+            .left
+            .exec_superuser(&format!("alter server dst options (drop {name})"));
     }
 }

@@ -39,7 +39,10 @@ const QUOTING: &[(&str, &str)] = &[
         "23P01",
         "alter table t add exclude (v with =); insert into t values ('a', '4711471147114711')",
     ),
-    ("23505", "alter table t add unique (v); insert into t values ('a', '4711471147114711')"),
+    (
+        "23505",
+        "alter table t add unique (v); insert into t values ('a', '4711471147114711')",
+    ),
     (
         "23505",
         "alter table t add unique (v) deferrable initially deferred;
@@ -82,40 +85,76 @@ fn attach_as(fixture: &Fixture, options: &str) -> String {
 
 /// What a client was told since the last look.
 fn told(notices: &Notices) -> String {
-    format!("{:?}", std::mem::take(&mut *notices.lock().expect("notices")))
+    format!(
+        "{:?}",
+        std::mem::take(&mut *notices.lock().expect("notices"))
+    )
 }
 
 /// Writes that fail there, by every way on which changes get there.
 fn quote(fixture: &Fixture, state: &str, damage: &str, client: &mut Client, notices: &Notices) {
     fixture.left.exec(&format!("create table t ({COLUMNS})"));
-    fixture.right.exec(&format!("create table t ({COLUMNS}); {RAISING}"));
+    fixture
+        .right
+        .exec(&format!("create table t ({COLUMNS}); {RAISING}"));
     fixture.right.exec(damage);
-    run(client, &format!("select attach_sync('t', 'dst', '{}.t', '{{}}')", fixture.right.user));
+    run(
+        client,
+        &format!(
+            "select attach_sync('t', 'dst', '{}.t', '{{}}')",
+            fixture.right.user
+        ),
+    );
     for policy in ["overwrite", "error"] {
         run(
             client,
-            &attach_as(fixture, &format!(r#"{{"mode": "sync", "on_conflict": "{policy}"}}"#)),
+            &attach_as(
+                fixture,
+                &format!(r#"{{"mode": "sync", "on_conflict": "{policy}"}}"#),
+            ),
         );
         let insert = format!("insert into t values ('{SECRET}', '{SECRET}')");
         told(notices);
         let error = refused(client, &insert, state);
-        assert!(!format!("{error:?}").contains(SECRET), "{damage}: {error:?}");
+        assert!(
+            !format!("{error:?}").contains(SECRET),
+            "{damage}: {error:?}"
+        );
         // The writer is told all the same, by a message of its own.
         let said = told(notices);
-        assert!(said.contains(SECRET) || state == "22001", "{damage}: {said}");
+        assert!(
+            said.contains(SECRET) || state == "22001",
+            "{damage}: {said}"
+        );
         // Several rows travel in another way.
-        refused(client, &format!("begin; {insert}, ('b{SECRET}', '{SECRET}'); commit"), state);
+        refused(
+            client,
+            &format!("begin; {insert}, ('b{SECRET}', '{SECRET}'); commit"),
+            state,
+        );
         run(client, "rollback");
-        run(client, &attach_as(fixture, &format!(r#"{{"on_conflict": "{policy}"}}"#)));
+        run(
+            client,
+            &attach_as(fixture, &format!(r#"{{"on_conflict": "{policy}"}}"#)),
+        );
         told(notices);
         run(client, &insert);
         assert_eq!(warnings(notices).len(), 1, "{damage}");
         assert!(records(fixture)[0].contains(state), "{damage}");
         // By a call, then by the worker.
-        run(client, "select deal_sync_err_rec(10); select deal_sync_err_rec(10)");
+        run(
+            client,
+            "select deal_sync_err_rec(10); select deal_sync_err_rec(10)",
+        );
         run(client, "update t set v = v || '0'");
-        run(client, "select retry_sync_err_rec(id) from sync_err_rec limit 1");
-        run(client, "update sync_queue set status = 'pending', waits_for = null, blocks = null");
+        run(
+            client,
+            "select retry_sync_err_rec(id) from sync_err_rec limit 1",
+        );
+        run(
+            client,
+            "update sync_queue set status = 'pending', waits_for = null, blocks = null",
+        );
         run(client, "select start_sync_worker()");
         worker(fixture);
         match state {
@@ -131,7 +170,10 @@ fn quote(fixture: &Fixture, state: &str, damage: &str, client: &mut Client, noti
             assert!(!rows(side, shown).concat().contains(SECRET), "{damage}");
         }
         run(client, "select stop_sync_worker()");
-        run(client, "set application_name = 'pg_rowsync'; delete from t; reset application_name");
+        run(
+            client,
+            "set application_name = 'pg_rowsync'; delete from t; reset application_name",
+        );
         run(client, "delete from sync_err_rec");
         // What was refused may have come in the end, together with the update.
         fixture.right.exec_superuser(&format!(
@@ -141,7 +183,10 @@ fn quote(fixture: &Fixture, state: &str, damage: &str, client: &mut Client, noti
         ));
     }
     run(client, "drop table t");
-    fixture.right.exec(&format!("drop schema {0} cascade; create schema {0}", fixture.right.user));
+    fixture.right.exec(&format!(
+        "drop schema {0} cascade; create schema {0}",
+        fixture.right.user
+    ));
 }
 
 #[test]
@@ -150,23 +195,35 @@ fn what_another_server_quotes_is_not_logged() {
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     let (mut client, notices) = superuser_with_notices(&fixture.left);
     let user = &fixture.left.user;
-    run(&mut client, &format!("set search_path = {user}, public; select stop_sync_worker()"));
+    run(
+        &mut client,
+        &format!("set search_path = {user}, public; select stop_sync_worker()"),
+    );
     let mapping = format!(
         "create user mapping for postgres server dst options (user '{}', password '{}')",
         fixture.right.user, fixture.right.password
     );
     run(&mut client, &mapping);
-    fixture
-        .right
-        .exec_superuser(&format!("grant create on database {0} to {0}", fixture.right.user));
+    fixture.right.exec_superuser(&format!(
+        "grant create on database {0} to {0}",
+        fixture.right.user
+    ));
     for (state, damage) in QUOTING {
         quote(&fixture, state, damage, &mut client, &notices);
     }
     let log = fixture.left.cluster.log();
     for line in log.lines() {
-        assert!(!line.contains(SECRET) && !line.contains(&fixture.right.password), "{line}");
+        assert!(
+            !line.contains(SECRET) && !line.contains(&fixture.right.password),
+            "{line}"
+        );
     }
-    for part in ["(SQLSTATE 22P02)", "was marked failed", "next attempt in", "were queued"] {
+    for part in [
+        "(SQLSTATE 22P02)",
+        "was marked failed",
+        "next attempt in",
+        "were queued",
+    ] {
         assert!(log.contains(part), "{part} was not logged");
     }
 }
@@ -185,7 +242,10 @@ fn a_queue_that_cannot_be_read_is_not_quoted() {
         format!(r#"{{"Insert": "{SECRET}"}}"#),
         SECRET.to_owned(),
     ] {
-        run(&mut client, &format!("update sync_queue set change = '{damaged}'"));
+        run(
+            &mut client,
+            &format!("update sync_queue set change = '{damaged}'"),
+        );
         let error = fails(client.batch_execute("select dst_query from sync_err_rec"));
         assert!(!format!("{error:?}").contains(SECRET), "{error:?}");
         run(&mut client, "select start_sync_worker()");
@@ -193,7 +253,10 @@ fn a_queue_that_cannot_be_read_is_not_quoted() {
             let attempts = "select coalesce(max(failures), 0) from sync_server_state";
             fixture.left.query_one::<i32>(attempts) > 0
         });
-        run(&mut client, "select stop_sync_worker(); delete from sync_server_state");
+        run(
+            &mut client,
+            "select stop_sync_worker(); delete from sync_server_state",
+        );
     }
     let log = fixture.left.cluster.log();
     assert!(log.contains("could not read a queued change") && !log.contains(SECRET));
@@ -202,7 +265,10 @@ fn a_queue_that_cannot_be_read_is_not_quoted() {
 /// Values are parameters there: a statement that fails is logged without them.
 #[test]
 fn statements_that_fail_there_are_logged_there_without_values() {
-    let settings = [("log_error_verbosity", "verbose"), ("log_min_error_statement", "error")];
+    let settings = [
+        ("log_error_verbosity", "verbose"),
+        ("log_min_error_statement", "error"),
+    ];
     let cluster = Cluster::start_with("logging", &[TEST_SETTINGS, &settings].concat());
     let there = std::sync::Arc::new(cluster.expect("a cluster"));
     let fixture = Fixture {
@@ -217,12 +283,19 @@ fn statements_that_fail_there_are_logged_there_without_values() {
         rows(&fixture.right, &format!("{sessions} {which}")).concat()
     };
     for policy in ["overwrite", "error", "skip", "newest"] {
-        let version = if policy == "newest" { r#", "version_column": "n""# } else { "" };
-        fixture
-            .left
-            .exec(&attach_as(&fixture, &format!(r#"{{"on_conflict": "{policy}"{version}}}"#)));
-        for rows in [format!("('{SECRET}', 'x')"), format!("('a', '{SECRET}'), ('b', '{SECRET}')")]
-        {
+        let version = if policy == "newest" {
+            r#", "version_column": "n""#
+        } else {
+            ""
+        };
+        fixture.left.exec(&attach_as(
+            &fixture,
+            &format!(r#"{{"on_conflict": "{policy}"{version}}}"#),
+        ));
+        for rows in [
+            format!("('{SECRET}', 'x')"),
+            format!("('a', '{SECRET}'), ('b', '{SECRET}')"),
+        ] {
             // A statement is shown while it runs.
             let (mut holder, mut writer) = (fixture.right.client(), fixture.left.client());
             run(&mut holder, "begin; lock t in exclusive mode");
@@ -262,19 +335,31 @@ fn statements_that_fail_there_are_logged_there_without_values() {
 fn only_who_may_read_the_queue_reads_what_it_holds() {
     let fixture = linked("readers");
     mirror(&fixture, "t", COLUMNS, "{}");
-    fixture.right.exec("alter table t alter v type uuid using null");
-    let (reader, watcher) =
-        (Role::create(&fixture.left, "reader", ""), Role::create(&fixture.left, "watcher", ""));
+    fixture
+        .right
+        .exec("alter table t alter v type uuid using null");
+    let (reader, watcher) = (
+        Role::create(&fixture.left, "reader", ""),
+        Role::create(&fixture.left, "watcher", ""),
+    );
     fixture.left.exec_superuser(&format!(
         "grant select on sync_err_rec to {}; grant select on sync_status to {}",
         reader.name, watcher.name
     ));
-    fixture.left.exec(&format!("insert into t values ('1', '{SECRET}')"));
+    fixture
+        .left
+        .exec(&format!("insert into t values ('1', '{SECRET}')"));
     assert!(!crate::common::deal(&fixture, "10"));
-    let looked = query(&mut reader.client(), "select dst_query, message from sync_err_rec");
+    let looked = query(
+        &mut reader.client(),
+        "select dst_query, message from sync_err_rec",
+    );
     assert_eq!(looked.concat().matches(SECRET).count(), 2, "{looked:?}");
     for mut client in [watcher.client(), fixture.left.client()] {
-        for sql in ["select dst_query from sync_err_rec", "select change from sync_queue"] {
+        for sql in [
+            "select dst_query from sync_err_rec",
+            "select change from sync_queue",
+        ] {
             refused(&mut client, sql, "42501");
         }
     }
@@ -310,10 +395,13 @@ fn the_other_servers_log_can_be_kept_free_of_values() {
     writes("shown47114711");
     assert!(there.log().matches("shown47114711").count() > 3);
     let chapter = include_str!("../../../doc/security.md");
-    let lines =
-        chapter.lines().map(str::trim).filter(|line| line.starts_with("ALTER ROLE sync_in"));
-    let settings: Vec<String> =
-        lines.map(|line| line.replace("sync_in", &fixture.right.user)).collect();
+    let lines = chapter
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("ALTER ROLE sync_in"));
+    let settings: Vec<String> = lines
+        .map(|line| line.replace("sync_in", &fixture.right.user))
+        .collect();
     assert_eq!(settings.len(), 1);
     fixture.right.exec_superuser(&settings.concat());
     writes(SECRET);

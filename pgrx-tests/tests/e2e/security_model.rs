@@ -30,7 +30,11 @@ const VALUES: [&str; 5] = [
 /// rows are written, but not have anything else executed.
 #[test]
 fn what_the_queue_holds_is_never_executed() {
-    let fixture = one_way("queue_data", "id int primary key, v int[]", r#"{"mode": "queue"}"#);
+    let fixture = one_way(
+        "queue_data",
+        "id int primary key, v int[]",
+        r#"{"mode": "queue"}"#,
+    );
     fixture.right.exec("create table victim ()");
     let mut client = fixture.left.superuser();
     let there = format!(r#""schema":"{}""#, fixture.right.user);
@@ -43,7 +47,12 @@ fn what_the_queue_holds_is_never_executed() {
         (route, r#""name":"v""#, r#""name":"?""#, NAMES),
         (route, r#""name":"id""#, r#""name":"?""#, NAMES),
         (route, r#""_int4""#, r#""?""#, NAMES),
-        (route, r#""application_name":null"#, r#""application_name":"?""#, VALUES),
+        (
+            route,
+            r#""application_name":null"#,
+            r#""application_name":"?""#,
+            VALUES,
+        ),
         (change, r#""{7}""#, r#""?""#, VALUES),
         (change, r#""5""#, r#""?""#, VALUES),
     ] {
@@ -56,7 +65,9 @@ fn what_the_queue_holds_is_never_executed() {
         .iter()
         .flat_map(|sql| texts.map(|text| (sql, text)))
         {
-            fixture.left.exec("delete from t; insert into t values (5, '{7}')");
+            fixture
+                .left
+                .exec("delete from t; insert into t values (5, '{7}')");
             run(&mut client, "truncate sync_queue; delete from sync_route");
             fixture.left.exec(sql);
             fixture.right.exec("insert into t values (5), (6)");
@@ -73,7 +84,11 @@ fn what_the_queue_holds_is_never_executed() {
                 let _ = fixture.right.client().batch_execute(&text);
             }
             query(&mut client, "select deal_sync_err_rec(100)");
-            assert_eq!(rows(&fixture.right, "select count(*) from victim"), ["0"], "{to}: {sql}");
+            assert_eq!(
+                rows(&fixture.right, "select count(*) from victim"),
+                ["0"],
+                "{to}: {sql}"
+            );
             fixture.right.exec("truncate t");
         }
         fixture.left.exec("truncate t");
@@ -85,15 +100,27 @@ fn what_the_queue_holds_is_never_executed() {
 fn a_tables_owner_cannot_read_or_replay_its_own_changes() {
     let fixture = linked("model_owner");
     let owner = Role::create(&fixture.left, "owner", "");
-    let (left, Side { user: there, password, .. }) = (&fixture.left.user, &fixture.right);
+    let (
+        left,
+        Side {
+            user: there,
+            password,
+            ..
+        },
+    ) = (&fixture.left.user, &fixture.right);
     mirror(&fixture, "t", "id int primary key", SYNC);
     fixture.left.exec("select detach_sync('t', 'dst')");
-    fixture.left.exec_superuser(&format!("alter table {left}.t owner to {}", owner.name));
+    fixture
+        .left
+        .exec_superuser(&format!("alter table {left}.t owner to {}", owner.name));
     let mut client = owner.client();
     let attach = attach_sql(&fixture, "t", "{}");
     // No server without USAGE, and nobody else's mapping.
     refused(&mut client, &attach, "42501");
-    fixture.left.exec_superuser(&format!("grant usage on foreign server dst to {}", owner.name));
+    fixture.left.exec_superuser(&format!(
+        "grant usage on foreign server dst to {}",
+        owner.name
+    ));
     refused(&mut client, &attach, "42704");
     run(
         &mut client,
@@ -121,7 +148,10 @@ fn a_tables_owner_cannot_read_or_replay_its_own_changes() {
     assert_eq!(query(&mut client, others), ["~"]);
     let own = "select umoptions from pg_user_mappings where usename = current_user";
     assert!(query(&mut client, own)[0].contains(password.as_str()));
-    run(&mut client, "select detach_sync('t', 'dst'); insert into t values (3)");
+    run(
+        &mut client,
+        "select detach_sync('t', 'dst'); insert into t values (3)",
+    );
     assert_eq!(table(&fixture.right, "t"), ["1"]);
 }
 
@@ -131,7 +161,11 @@ fn a_servers_owner_leads_it_elsewhere_and_gets_no_identity_for_it() {
     let fixture = one_way("model_server", "id int primary key", SYNC);
     let boss = Role::create(&fixture.left, "boss", "");
     let elsewhere = Arc::new(Cluster::start("elsewhere").expect("a cluster"));
-    let Side { user: there, password, .. } = &fixture.right;
+    let Side {
+        user: there,
+        password,
+        ..
+    } = &fixture.right;
     let trap = Fixture {
         left: Side::create(&elsewhere, "trap").expect("a database"),
         right: Side::create(&elsewhere, "unused").expect("a database"),
@@ -149,14 +183,21 @@ fn a_servers_owner_leads_it_elsewhere_and_gets_no_identity_for_it() {
     let port = elsewhere.port();
     run(
         &mut client,
-        &format!("alter server dst options (set port '{port}', set dbname '{}')", trap.left.db),
+        &format!(
+            "alter server dst options (set port '{port}', set dbname '{}')",
+            trap.left.db
+        ),
     );
     run(&mut fixture.left.client(), "insert into t values (1)");
     let caught = format!("select id from {there}.t");
     assert_eq!(query(&mut trap.left.superuser(), &caught), ["1"]);
     // To where nobody is asked for a password: nothing.
     elsewhere.set_authentication("trust").expect("a rule");
-    refused(&mut fixture.left.client(), "insert into t values (2)", "2F003");
+    refused(
+        &mut fixture.left.client(),
+        "insert into t values (2)",
+        "2F003",
+    );
     let waive = format!(
         "alter user mapping for {} server dst options (add password_required 'false')",
         fixture.left.user
@@ -164,9 +205,15 @@ fn a_servers_owner_leads_it_elsewhere_and_gets_no_identity_for_it() {
     refused(&mut client, &waive, "42501");
     assert_eq!(query(&mut trap.left.superuser(), &caught), ["1"]);
     // Its PUBLIC mapping's password is theirs to see, others' are not.
-    run(&mut client, "create user mapping for public server dst options (user 'x', password 'y')");
+    run(
+        &mut client,
+        "create user mapping for public server dst options (user 'x', password 'y')",
+    );
     let seen = "select usename, umoptions from pg_user_mappings order by 1";
-    let expected = [format!("{}|~", fixture.left.user), "public|{user=x,password=y}".to_owned()];
+    let expected = [
+        format!("{}|~", fixture.left.user),
+        "public|{user=x,password=y}".to_owned(),
+    ];
     assert_eq!(query(&mut client, seen), expected);
     trap.right.drop().expect("dropped");
 }
@@ -176,10 +223,15 @@ fn who_only_reads_has_nothing_happen() {
     let fixture = one_way("model_reader", "id int primary key", "{}");
     let reader = Role::create(&fixture.left, "reader", "");
     fixture.left.exec("insert into t values (1)");
-    fixture.left.exec(&format!("grant select on t to {}", reader.name));
+    fixture
+        .left
+        .exec(&format!("grant select on t to {}", reader.name));
     let mut client = reader.client();
     assert_eq!(query(&mut client, "select id from t"), ["1"]);
-    assert_eq!(query(&mut client, "select count(*) from sync_connections()"), ["0"]);
+    assert_eq!(
+        query(&mut client, "select count(*) from sync_connections()"),
+        ["0"]
+    );
     for sql in [
         "select from sync_err_rec",
         "select from sync_status",
@@ -195,6 +247,11 @@ fn who_only_reads_has_nothing_happen() {
          union all select encode(tgargs, 'escape') from pg_trigger
          union all select c::text from sync_counters() c union all select c::text from sync_conflict_counters() c",
     );
-    assert!(!shown.is_empty() && !shown.iter().any(|text| text.contains(&fixture.right.password)));
+    assert!(
+        !shown.is_empty()
+            && !shown
+                .iter()
+                .any(|text| text.contains(&fixture.right.password))
+    );
     both_have(&fixture, "t", &["1"]);
 }

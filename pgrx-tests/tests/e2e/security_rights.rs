@@ -14,7 +14,10 @@ const SYNC: &str = r#"{"mode": "sync"}"#;
 /// A role that may write the table `t` of the side, and a session of it.
 fn writer(fixture: &Fixture) -> (Role, Client) {
     let role = Role::create(&fixture.left, "writer", "");
-    fixture.left.exec(&format!("grant all on t to {0}; revoke trigger on t from {0}", role.name));
+    fixture.left.exec(&format!(
+        "grant all on t to {0}; revoke trigger on t from {0}",
+        role.name
+    ));
     let client = role.client();
     (role, client)
 }
@@ -35,7 +38,10 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
             and c.relname <> 'sync_tables'",
     );
     // It shows owners what is theirs.
-    assert_eq!(query(&mut client, "select count(*) from sync_tables"), ["0"]);
+    assert_eq!(
+        query(&mut client, "select count(*) from sync_tables"),
+        ["0"]
+    );
     assert!(relations.len() >= 10, "{relations:?}");
     for name in &relations {
         for sql in [
@@ -62,7 +68,11 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
         );
         assert_eq!(query(&mut client, &any), ["f"], "{name}");
     }
-    for name in ["sync_queue_id_seq", "sync_route_id_seq", "sync_conflict_log_id_seq"] {
+    for name in [
+        "sync_queue_id_seq",
+        "sync_route_id_seq",
+        "sync_conflict_log_id_seq",
+    ] {
         refused(&mut client, &format!("select nextval('{name}')"), "42501");
         refused(&mut client, &format!("select setval('{name}', 1)"), "42501");
     }
@@ -74,11 +84,24 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
         "stop_sync_worker()",
     ] {
         let error = refused(&mut client, &format!("select {call}"), "42501");
-        assert!(error.message().starts_with("permission denied for function"), "{error:?}");
+        assert!(
+            error
+                .message()
+                .starts_with("permission denied for function"),
+            "{error:?}"
+        );
     }
     refused(&mut client, "select detach_sync('t', 'dst')", "42501");
-    refused(&mut client, "alter server dst options (set port '1')", "42501");
-    refused(&mut client, "set pg_rowsync.application_name = 'x'", "42501");
+    refused(
+        &mut client,
+        "alter server dst options (set port '1')",
+        "42501",
+    );
+    refused(
+        &mut client,
+        "set pg_rowsync.application_name = 'x'",
+        "42501",
+    );
     refused(&mut client, "set pg_rowsync.log_conflicts = 'off'", "42501");
     assert_eq!(queued(&fixture), 1);
 }
@@ -90,10 +113,15 @@ fn rows_are_sent_whoever_writes_them_and_however() {
     let (user, name) = (&fixture.left.user, &role.name);
     run(&mut client, "insert into t values (1, 'a')");
     // Under a role that the session has set, and under one that may do nothing else at all.
-    fixture.left.exec_superuser(&format!("grant {name} to {user}"));
+    fixture
+        .left
+        .exec_superuser(&format!("grant {name} to {user}"));
     let mut owner = fixture.left.client();
     run(&mut owner, &format!("set search_path = {user}"));
-    run(&mut owner, &format!("set role {name}; insert into t values (2, 'b'); reset role"));
+    run(
+        &mut owner,
+        &format!("set role {name}; insert into t values (2, 'b'); reset role"),
+    );
     run(
         &mut owner,
         &format!("begin; set local role {name}; insert into t values (3, 'c'); commit"),
@@ -126,7 +154,10 @@ fn rows_are_sent_whoever_writes_them_and_however() {
           where application_name = 'pg_rowsync' and datname = '{}'",
         fixture.right.db
     );
-    assert_eq!(rows(&fixture.right, &sessions), [fixture.right.user.as_str()]);
+    assert_eq!(
+        rows(&fixture.right, &sessions),
+        [fixture.right.user.as_str()]
+    );
     both_have(&fixture, "t", &["1|a", "2|b", "3|c", "4|f", "5|f", "6|g"]);
     assert_eq!(queued(&fixture), 0);
 }
@@ -137,7 +168,10 @@ fn row_security_here_hides_nothing_from_the_other_side() {
     for mode in ["sync", "queue"] {
         let fixture = one_way("source_rls", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
         let (role, mut client) = writer(&fixture);
-        run(&mut fixture.left.client(), "insert into t values (1, 'a'), (2, 'b'), (3, 'b')");
+        run(
+            &mut fixture.left.client(),
+            "insert into t values (1, 'a'), (2, 'b'), (3, 'b')",
+        );
         fixture.left.exec(&format!(
             "alter table t enable row level security, force row level security;
              create policy reach on t to {} using (id < 3);
@@ -152,10 +186,14 @@ fn row_security_here_hides_nothing_from_the_other_side() {
         assert_eq!(query(&mut client, "select * from t"), ["1|y"]);
         run(&mut client, "delete from t where id in (3, 10)");
         // The owner sees nothing at all, and what a cascade or a superuser does is sent all the same.
-        run(&mut fixture.left.client(), "update t set v = 'z'; delete from t");
-        fixture
-            .left
-            .exec_superuser(&format!("update {}.t set v = 'w' where id = 3", fixture.left.user));
+        run(
+            &mut fixture.left.client(),
+            "update t set v = 'z'; delete from t",
+        );
+        fixture.left.exec_superuser(&format!(
+            "update {}.t set v = 'w' where id = 3",
+            fixture.left.user
+        ));
         if mode == "queue" {
             assert!(crate::common::deal(&fixture, "100"));
         }
@@ -167,19 +205,38 @@ fn row_security_here_hides_nothing_from_the_other_side() {
 fn attaching_takes_the_trigger_right_and_the_owners_usage() {
     let fixture = linked("attaching");
     let user = fixture.left.user.clone();
-    let (holder, stranger) =
-        (Role::create(&fixture.left, "holder", ""), Role::create(&fixture.left, "stranger", ""));
+    let (holder, stranger) = (
+        Role::create(&fixture.left, "holder", ""),
+        Role::create(&fixture.left, "stranger", ""),
+    );
     for side in [&fixture.left, &fixture.right] {
-        side.exec(&format!("create table t ({COLUMNS}); create table u ({COLUMNS})"));
+        side.exec(&format!(
+            "create table t ({COLUMNS}); create table u ({COLUMNS})"
+        ));
     }
-    fixture.left.exec(&format!("grant trigger on t, u to {}", holder.name));
-    fixture.left.exec_superuser(&format!("alter table {user}.u owner to {}", stranger.name));
-    fixture.left.exec_superuser(&format!("grant trigger on {user}.u to {}", holder.name));
-    refused(&mut stranger.client(), &attach_sql(&fixture, "t", SYNC), "42501");
+    fixture
+        .left
+        .exec(&format!("grant trigger on t, u to {}", holder.name));
+    fixture
+        .left
+        .exec_superuser(&format!("alter table {user}.u owner to {}", stranger.name));
+    fixture
+        .left
+        .exec_superuser(&format!("grant trigger on {user}.u to {}", holder.name));
+    refused(
+        &mut stranger.client(),
+        &attach_sql(&fixture, "t", SYNC),
+        "42501",
+    );
     let mut client = holder.client();
     // Whose rows they are must be allowed to use the server: not who attaches.
     let error = refused(&mut client, &attach_sql(&fixture, "u", SYNC), "42501");
-    assert!(error.hint().is_some_and(|hint| hint.contains(&stranger.name)), "{error:?}");
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains(&stranger.name)),
+        "{error:?}"
+    );
     run(&mut client, &attach_sql(&fixture, "t", SYNC));
     // Nor may an owner's table be sent by CREATE TRIGGER where attach_sync refuses.
     run(
@@ -190,12 +247,20 @@ fn attaching_takes_the_trigger_right_and_the_owners_usage() {
             fixture.right.user
         ),
     );
-    let error = refused(&mut stranger.client(), "insert into u values (1, 'a')", "42501");
+    let error = refused(
+        &mut stranger.client(),
+        "insert into u values (1, 'a')",
+        "42501",
+    );
     assert_eq!(error.message(), "permission denied for foreign server dst");
     fixture.left.exec("insert into t values (1, 'a')");
     both_have(&fixture, "t", &["1|a"]);
     assert_eq!(table(&fixture.right, "u"), [""; 0]);
-    refused(&mut stranger.client(), "select detach_sync('t', 'dst')", "42501");
+    refused(
+        &mut stranger.client(),
+        "select detach_sync('t', 'dst')",
+        "42501",
+    );
     refused(&mut client, "select detach_sync('t', 'dst')", "42501");
 }
 
@@ -204,10 +269,16 @@ fn the_queue_is_written_for_a_writer_and_not_by_him() {
     let fixture = linked("for_writer");
     mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
     let (role, mut client) = writer(&fixture);
-    run(&mut client, "begin; insert into t values (1, 'a'); set local role none; commit");
+    run(
+        &mut client,
+        "begin; insert into t values (1, 'a'); set local role none; commit",
+    );
     // What he defines is not met on the way there.
     let name = &role.name;
-    fixture.left.exec_superuser(&format!("grant create on database {} to {name}", fixture.left.db));
+    fixture.left.exec_superuser(&format!(
+        "grant create on database {} to {name}",
+        fixture.left.db
+    ));
     run(
         &mut client,
         &format!(
@@ -225,7 +296,10 @@ fn the_queue_is_written_for_a_writer_and_not_by_him() {
             user = fixture.left.user
         ),
     );
-    assert_eq!(rows(&fixture.left, "select op from public.sync_err_rec"), ["INSERT", "INSERT"]);
+    assert_eq!(
+        rows(&fixture.left, "select op from public.sync_err_rec"),
+        ["INSERT", "INSERT"]
+    );
     assert!(crate::common::deal(&fixture, "10"));
     assert_eq!(same(&fixture, "t"), ["1|a", "2|b"]);
     // And what reaches the other side is that of the owner's mapping.

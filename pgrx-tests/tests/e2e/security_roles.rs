@@ -15,8 +15,16 @@ const SYNC: &str = r#"{"mode": "sync"}"#;
 /// An object that is new is to be decided upon here.
 const MATRIX: &[(&str, &str, &str)] = &[
     ("adopt_sync()", "", ""),
-    ("attach_sync(regclass,text,text,jsonb,boolean)", "execute", "execute"),
-    ("attach_sync_schema(text,text,text,jsonb,boolean)", "execute", "execute"),
+    (
+        "attach_sync(regclass,text,text,jsonb,boolean)",
+        "execute",
+        "execute",
+    ),
+    (
+        "attach_sync_schema(text,text,text,jsonb,boolean)",
+        "execute",
+        "execute",
+    ),
     ("check_sync(regclass,text)", "execute", "execute"),
     ("copy_sync(regclass,text,text)", "execute", "execute"),
     ("deal_sync_err_rec(integer,text)", "", "execute"),
@@ -32,7 +40,11 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("stop_sync_worker()", "", "execute"),
     ("sync_attachments()", "execute", "execute"),
     ("sync_change_sql(text,text)", "execute", "execute"),
-    ("sync_compare_versions(regclass,bigint,regtype,text,bigint,text)", "execute", "execute"),
+    (
+        "sync_compare_versions(regclass,bigint,regtype,text,bigint,text)",
+        "execute",
+        "execute",
+    ),
     ("sync_conflict_counters()", "execute", "execute"),
     ("sync_conflict_counts", "", "select"),
     ("sync_conflict_log", "", ""),
@@ -43,7 +55,11 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_copy_id_seq", "", ""),
     ("sync_copy_log", "", ""),
     ("sync_counters()", "execute", "execute"),
-    ("sync_deleted_later(regclass,bigint,regtype,text,bigint)", "execute", "execute"),
+    (
+        "sync_deleted_later(regclass,bigint,regtype,text,bigint)",
+        "execute",
+        "execute",
+    ),
     ("sync_disconnect(text)", "execute", "execute"),
     ("sync_dml()", "execute", "execute"),
     ("sync_err_rec", "", "delete select"),
@@ -119,28 +135,45 @@ fn rights(side: &Side, role: &str) -> Vec<String> {
 /// The statements that the documentation gives for a role that looks after the queue.
 fn operator(fixture: &Fixture) -> Role {
     let chapter = include_str!("../../../doc/security.md");
-    let (_, grants) = chapter.split_once("CREATE ROLE sync_operator LOGIN;").expect("the role");
+    let (_, grants) = chapter
+        .split_once("CREATE ROLE sync_operator LOGIN;")
+        .expect("the role");
     let (grants, _) = grants.split_once("```").expect("the end of its grants");
     let role = Role::create(&fixture.left, "operator", "");
-    fixture.left.exec_superuser(&grants.replace("sync_operator", &role.name));
+    fixture
+        .left
+        .exec_superuser(&grants.replace("sync_operator", &role.name));
     role
 }
 
 #[test]
 fn what_a_role_may_do_has_been_decided_for_every_object() {
     let fixture = linked("matrix");
-    let (operator, outsider) = (operator(&fixture), Role::create(&fixture.left, "outsider", ""));
+    let (operator, outsider) = (
+        operator(&fixture),
+        Role::create(&fixture.left, "outsider", ""),
+    );
     let expected = |what: fn(&(&'static str, &'static str, &'static str)) -> &'static str| {
-        MATRIX.iter().map(|row| format!("{}|{}", row.0, what(row))).collect::<Vec<_>>()
+        MATRIX
+            .iter()
+            .map(|row| format!("{}|{}", row.0, what(row)))
+            .collect::<Vec<_>>()
     };
     assert_eq!(rights(&fixture.left, "public"), expected(|row| row.1));
     assert_eq!(rights(&fixture.left, &outsider.name), expected(|row| row.1));
     assert_eq!(rights(&fixture.left, &operator.name), expected(|row| row.2));
     // Who owns tables that are sent may, beyond that, make servers, if that was granted.
     let mut owners = expected(|row| row.1);
-    owners.iter_mut().filter(|row| *row == "pg_rowsync|").for_each(|row| row.push_str("usage"));
+    owners
+        .iter_mut()
+        .filter(|row| *row == "pg_rowsync|")
+        .for_each(|row| row.push_str("usage"));
     assert_eq!(rights(&fixture.left, &fixture.left.user), owners);
-    assert!(rights(&fixture.left, "postgres").iter().all(|row| !row.ends_with('|')));
+    assert!(
+        rights(&fixture.left, "postgres")
+            .iter()
+            .all(|row| !row.ends_with('|'))
+    );
     let definers = "select p.oid::regprocedure from pg_depend d join pg_proc p on p.oid = d.objid
                      where d.classid = 'pg_proc'::regclass and d.deptype = 'e' and p.prosecdef";
     assert_eq!(rows(&fixture.left, definers), [""; 0]);
@@ -151,8 +184,12 @@ fn an_operator_does_what_the_documentation_says_and_nothing_else() {
     let fixture = one_way("operator", COLUMNS, "{}");
     let operator = operator(&fixture);
     let mut client = operator.client();
-    fixture.right.exec("alter table t add constraint small check (id < 10)");
-    fixture.left.exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
+    fixture
+        .right
+        .exec("alter table t add constraint small check (id < 10)");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (11, 'b'), (12, 'c')");
     // It finds its way with no help of the search path, under any role it may set.
     run(&mut client, "set search_path = public");
     assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["f"]);
@@ -173,7 +210,9 @@ fn an_operator_does_what_the_documentation_says_and_nothing_else() {
     );
     assert_eq!(query(&mut client, "select start_sync_worker()"), ["t"]);
     assert_eq!(query(&mut client, "select stop_sync_worker()"), ["t"]);
-    fixture.left.exec_superuser("alter table sync_queue disable trigger user");
+    fixture
+        .left
+        .exec_superuser("alter table sync_queue disable trigger user");
     outage(&fixture.right);
     fixture.left.exec("insert into t values (2, 'b')");
     recover(&fixture.right);
@@ -203,12 +242,19 @@ fn an_operator_does_what_the_documentation_says_and_nothing_else() {
         "table t",
         "create trigger sync_queue after insert on sync_queue for each row execute function sync_dml()",
     ] {
-        run(&mut client, &format!("set search_path = public, {}", fixture.left.user));
+        run(
+            &mut client,
+            &format!("set search_path = public, {}", fixture.left.user),
+        );
         refused(&mut client, sql, "42501");
     }
     let mapping = format!("user mapping for {} server dst", fixture.left.user);
     refused(&mut client, &format!("drop {mapping}"), "42501");
-    refused(&mut client, &format!("alter {mapping} options (set password 'x')"), "42501");
+    refused(
+        &mut client,
+        &format!("alter {mapping} options (set password 'x')"),
+        "42501",
+    );
     let options = "select umoptions from pg_user_mappings where srvname = 'dst'";
     assert_eq!(query(&mut client, options), ["~"]);
     assert_eq!(records(&fixture), ["INSERT|28000|1|pending"]);
@@ -246,17 +292,40 @@ fn nothing_in_a_callers_search_path_is_called() {
     outage(&fixture.right);
     fixture.left.exec("insert into t values (1, 'a')");
     recover(&fixture.right);
-    fixture.right.exec("alter table t add constraint small check (id < 10)");
+    fixture
+        .right
+        .exec("alter table t add constraint small check (id < 10)");
     let mut client = operator.client();
     lure(&mut client, &operator.name, &fixture.left.user);
-    assert_eq!(query(&mut client, "select public.deal_sync_err_rec(10)"), ["t"]);
+    assert_eq!(
+        query(&mut client, "select public.deal_sync_err_rec(10)"),
+        ["t"]
+    );
     run(&mut client, "insert into t values (2, 'a'), (11, 'a')");
-    assert_eq!(query(&mut client, "select public.deal_sync_err_rec(10)"), ["f"]);
+    assert_eq!(
+        query(&mut client, "select public.deal_sync_err_rec(10)"),
+        ["f"]
+    );
     let id = rows(&fixture.left, "select id from public.sync_err_rec").remove(0);
-    assert_eq!(query(&mut client, &format!("select public.retry_sync_err_rec({id})")), ["f"]);
-    assert_eq!(query(&mut client, "select count(*) from public.sync_status"), ["1"]);
-    run(&mut client, "select public.sync_connections(); select public.sync_disconnect('dst')");
-    run(&mut client, "select public.start_sync_worker(); select public.stop_sync_worker()");
+    assert_eq!(
+        query(
+            &mut client,
+            &format!("select public.retry_sync_err_rec({id})")
+        ),
+        ["f"]
+    );
+    assert_eq!(
+        query(&mut client, "select count(*) from public.sync_status"),
+        ["1"]
+    );
+    run(
+        &mut client,
+        "select public.sync_connections(); select public.sync_disconnect('dst')",
+    );
+    run(
+        &mut client,
+        "select public.start_sync_worker(); select public.stop_sync_worker()",
+    );
     run(&mut client, "select public.detach_sync('t', 'dst')");
     run(&mut client, &attach_sql(&fixture, "t", SYNC));
     run(&mut client, "delete from t where id = 2");
@@ -266,7 +335,10 @@ fn nothing_in_a_callers_search_path_is_called() {
         &format!("delete from public.sync_err_rec where id operator(pg_catalog.=) {id}"),
     );
     // What it owns goes with it: not the schema of the one that it has become a member of.
-    run(&mut client, &format!("drop schema {}_lure cascade", operator.name));
+    run(
+        &mut client,
+        &format!("drop schema {}_lure cascade", operator.name),
+    );
 }
 
 /// A superuser's maintenance runs functions that others wrote: as those, and with nothing of the superuser's.
@@ -274,10 +346,16 @@ fn nothing_in_a_callers_search_path_is_called() {
 fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
     let fixture = linked("maintained");
     let user = fixture.left.user.clone();
-    let Side { user: there, password, .. } = &fixture.right;
+    let Side {
+        user: there,
+        password,
+        ..
+    } = &fixture.right;
     let attacker = Role::create(&fixture.left, "attacker", "");
     mirror(&fixture, "t", COLUMNS, "{}");
-    fixture.right.exec(&format!("create table s ({COLUMNS}); create table o ({COLUMNS})"));
+    fixture.right.exec(&format!(
+        "create table s ({COLUMNS}); create table o ({COLUMNS})"
+    ));
     fixture.left.exec_superuser(&format!(
         "create user mapping for postgres server dst options (user '{there}', password '{password}');
          grant usage on foreign server dst to {};
@@ -329,13 +407,27 @@ fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
     ];
     let mut superuser = fixture.left.superuser();
     for (call, sqlstate) in &calls {
-        run(&mut theirs, &format!("truncate bait; insert into bait values ($${call}$$)"));
-        for sql in ["reindex table {}.bait", "vacuum full {}.bait", "analyze {}.bait"] {
+        run(
+            &mut theirs,
+            &format!("truncate bait; insert into bait values ($${call}$$)"),
+        );
+        for sql in [
+            "reindex table {}.bait",
+            "vacuum full {}.bait",
+            "analyze {}.bait",
+        ] {
             refused(&mut superuser, &sql.replace("{}", &user), sqlstate);
         }
         run(&mut theirs, "drop materialized view view");
-        run(&mut theirs, &format!("create materialized view view as select baited($${call}$$)"));
-        refused(&mut superuser, &format!("refresh materialized view {user}.view"), sqlstate);
+        run(
+            &mut theirs,
+            &format!("create materialized view view as select baited($${call}$$)"),
+        );
+        refused(
+            &mut superuser,
+            &format!("refresh materialized view {user}.view"),
+            sqlstate,
+        );
     }
     assert_eq!(table(&fixture.right, "s"), [""; 0]);
     assert_eq!(table(&fixture.right, "o"), [""; 0]);
@@ -343,7 +435,10 @@ fn maintenance_of_anothers_table_delivers_nothing_of_the_superusers() {
     assert!(deal(&fixture, "10"));
     // Nor is the superuser's session, once it goes on, one that is not captured.
     let taken = "select set_config('application_name', 'pg_rowsync', false)";
-    run(&mut theirs, &format!("truncate bait; insert into bait values ($${taken}$$)"));
+    run(
+        &mut theirs,
+        &format!("truncate bait; insert into bait values ($${taken}$$)"),
+    );
     run(
         &mut superuser,
         &format!("reindex table {user}.bait; insert into {user}.s values (1, 'a')"),

@@ -51,7 +51,10 @@ fn a_password_is_never_shown() {
     let wrong = reaper::random_hex().expect("a password");
     let mut shown = Vec::new();
     let (mut client, notices) = superuser_with_notices(&fixture.left);
-    shown.push(told(&mut client, &format!("set search_path = {}, public", fixture.left.user)));
+    shown.push(told(
+        &mut client,
+        &format!("set search_path = {}, public", fixture.left.user),
+    ));
     let looks = [
         "select * from sync_connections()",
         "select * from sync_status",
@@ -70,7 +73,10 @@ fn a_password_is_never_shown() {
     let (there, closed) = (fixture.right.cluster.port(), closed_port());
     let as_it_was = [
         format!("alter {mapping} options (set password '{password}')"),
-        format!("alter server dst options (set port '{there}', set dbname '{}')", fixture.right.db),
+        format!(
+            "alter server dst options (set port '{there}', set dbname '{}')",
+            fixture.right.db
+        ),
     ];
     for (id, broken) in [
         "select 1".to_owned(),
@@ -90,14 +96,20 @@ fn a_password_is_never_shown() {
             fixture.left.exec("select detach_sync('t', 'dst')");
             attach(&fixture, "t", &options);
             shown.push(told(&mut client, broken));
-            shown.push(told(&mut client, &format!("insert into t values ({id}, '{mode}')")));
+            shown.push(told(
+                &mut client,
+                &format!("insert into t values ({id}, '{mode}')"),
+            ));
             shown.push(told(&mut client, "select deal_sync_err_rec(10)"));
             shown.extend(looks.iter().flat_map(|sql| query(&mut client, sql)));
             shown.extend(query(&mut fixture.right.superuser(), looks[8]));
             for sql in &as_it_was {
                 shown.push(told(&mut client, sql));
             }
-            let user = format!("alter {mapping} options (set user '{}')", fixture.right.user);
+            let user = format!(
+                "alter {mapping} options (set user '{}')",
+                fixture.right.user
+            );
             shown.push(told(&mut client, &user));
             while queued(&fixture) > 0 {
                 assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
@@ -109,10 +121,19 @@ fn a_password_is_never_shown() {
     shown.push(told(&mut client, "insert into t values (100, 'x')"));
     recover(&fixture.right);
     assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
-    shown.extend(notices.lock().expect("notices").iter().map(|notice| format!("{notice:?}")));
+    shown.extend(
+        notices
+            .lock()
+            .expect("notices")
+            .iter()
+            .map(|notice| format!("{notice:?}")),
+    );
     shown.extend([left.log(), right.log()]);
     for text in &shown {
-        assert!(!text.contains(&password) && !text.contains(&wrong), "{text}");
+        assert!(
+            !text.contains(&password) && !text.contains(&wrong),
+            "{text}"
+        );
     }
     // It was looked for where something is.
     for part in ["28P01", "2F003", "3D000", "password authentication failed"] {
@@ -121,6 +142,9 @@ fn a_password_is_never_shown() {
     both_have(
         &fixture,
         "t",
-        &crate::common::table(&fixture.left, "t").iter().map(String::as_str).collect::<Vec<_>>(),
+        &crate::common::table(&fixture.left, "t")
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
     );
 }

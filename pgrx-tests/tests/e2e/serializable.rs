@@ -22,13 +22,17 @@ fn away(label: &str, options: &str) -> Fixture {
     fixture.left.exec(&format!("create table t ({COLUMNS})"));
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     fixture.left.exec(&attach_sql(&fixture, "t", options));
-    fixture.left.exec("insert into t select g, 'v', 1 from generate_series(1, 20) g");
+    fixture
+        .left
+        .exec("insert into t select g, 'v', 1 from generate_series(1, 20) g");
     fixture
 }
 
 /// Transactions at once, each of a row of its own; all commit.
 fn overlap(clients: &mut [Client], write: impl Fn(usize) -> String) {
-    clients.iter_mut().for_each(|client| run(client, &format!("{BEGIN}; select 1")));
+    clients
+        .iter_mut()
+        .for_each(|client| run(client, &format!("{BEGIN}; select 1")));
     for (at, client) in clients.iter_mut().enumerate() {
         run(client, &write(at));
     }
@@ -41,12 +45,18 @@ fn clients(fixture: &Fixture) -> Vec<Client> {
 
 fn reach(fixture: &Fixture) {
     let port = fixture.right.cluster.port();
-    fixture.left.exec(&format!("alter server dst options (set port '{port}')"));
+    fixture
+        .left
+        .exec(&format!("alter server dst options (set port '{port}')"));
     fixture.left.exec_superuser(&format!(
         "alter user mapping for {} server dst options (set password '{}')",
         fixture.left.user, fixture.right.password
     ));
-    assert!(fixture.left.query_one::<bool>("select deal_sync_err_rec(1000)"));
+    assert!(
+        fixture
+            .left
+            .query_one::<bool>("select deal_sync_err_rec(1000)")
+    );
 }
 
 #[test]
@@ -62,9 +72,16 @@ fn writers_of_different_rows_do_not_conflict_while_the_server_is_away() {
         assert_eq!(queued(&fixture), 20 + 12, "{mode}");
         reach(&fixture);
         let rest = (5..=20).map(|id| format!("{id}|v|1"));
-        let expected: Vec<_> = (1..=4).map(|id| format!("{id}|v012|1")).chain(rest).collect();
+        let expected: Vec<_> = (1..=4)
+            .map(|id| format!("{id}|v012|1"))
+            .chain(rest)
+            .collect();
         for side in [&fixture.left, &fixture.right] {
-            assert_eq!(rows(side, "select * from t order by id"), expected, "{mode}");
+            assert_eq!(
+                rows(side, "select * from t order by id"),
+                expected,
+                "{mode}"
+            );
         }
     }
 }
@@ -83,9 +100,17 @@ fn writers_of_different_rows_do_not_conflict_beside_another_owners_lane() {
     );
     let mut clients = clients(&fixture);
     for _ in 0..2 {
-        overlap(&mut clients, |at| format!("update t set ver = ver + 1 where id = {}", at + 1));
+        overlap(&mut clients, |at| {
+            format!("update t set ver = ver + 1 where id = {}", at + 1)
+        });
     }
-    assert_eq!(rows(&fixture.left, "select count(*) from sync_queue where op = 'UPDATE'"), ["8"]);
+    assert_eq!(
+        rows(
+            &fixture.left,
+            "select count(*) from sync_queue where op = 'UPDATE'"
+        ),
+        ["8"]
+    );
 }
 
 #[test]
@@ -95,7 +120,10 @@ fn what_is_read_of_the_queue_and_of_kept_versions_is_not_locked() {
         let fixture = away("ssilocks", options);
         // Predicate locks of what has committed stay while this is under way.
         let mut open = fixture.left.client();
-        run(&mut open, &format!("{BEGIN}; select count(*) from pg_class"));
+        run(
+            &mut open,
+            &format!("{BEGIN}; select count(*) from pg_class"),
+        );
         let mut client = fixture.left.client();
         // What a session reads once, of tables that nobody writes.
         run(&mut client, "update t set v = 'w' where id = 20");
@@ -110,7 +138,11 @@ fn what_is_read_of_the_queue_and_of_kept_versions_is_not_locked() {
         assert_eq!(query(&mut superuser, LOCKED), [""; 0], "{options}");
         let own = "select count(*) > 0 from pg_locks l join pg_class c on c.oid = l.relation
                      where l.mode = 'SIReadLock' and c.relname in ('t', 't_pkey')";
-        assert_eq!(query(&mut superuser, own), ["t"], "no predicate locks at all");
+        assert_eq!(
+            query(&mut superuser, own),
+            ["t"],
+            "no predicate locks at all"
+        );
     }
 }
 
@@ -119,12 +151,18 @@ fn anomalies_of_the_users_own_rows_are_still_found() {
     let fixture = away("ssiskew", "{}");
     let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
     for client in [&mut one, &mut two] {
-        run(client, &format!("{BEGIN}; select sum(ver) from t where id in (1, 2)"));
+        run(
+            client,
+            &format!("{BEGIN}; select sum(ver) from t where id in (1, 2)"),
+        );
     }
     run(&mut one, "update t set ver = 2 where id = 1");
     run(&mut two, "update t set ver = 2 where id = 2");
     run(&mut one, "commit");
     crate::common::refused(&mut two, "commit", "40001");
     reach(&fixture);
-    assert_eq!(rows(&fixture.right, "select id from t where ver = 2"), ["1"]);
+    assert_eq!(
+        rows(&fixture.right, "select id from t where ver = 2"),
+        ["1"]
+    );
 }

@@ -28,7 +28,9 @@ fn restart_with(fixture: &Fixture, variables: &[(&str, &str)]) {
 #[test]
 fn what_a_container_sets_alters_no_value_and_no_session_of_the_target() {
     let fixture = fixture("container");
-    fixture.left.exec("create table t (id int primary key, at timestamp, d date)");
+    fixture
+        .left
+        .exec("create table t (id int primary key, at timestamp, d date)");
     fixture.right.exec(
         "create table t (id int primary key, at timestamptz, d text);
          create table seen (settings text);
@@ -44,7 +46,9 @@ fn what_a_container_sets_alters_no_value_and_no_session_of_the_target() {
         "alter function {schema}.see() set search_path = {schema}, pg_catalog"
     ));
     let insert = |id: i32| {
-        fixture.left.exec(&format!("insert into t values ({id}, '2024-07-01 12:00', '2024-07-20')"))
+        fixture.left.exec(&format!(
+            "insert into t values ({id}, '2024-07-01 12:00', '2024-07-20')"
+        ))
     };
     insert(1);
     restart_with(
@@ -58,11 +62,19 @@ fn what_a_container_sets_alters_no_value_and_no_session_of_the_target() {
     );
     insert(2);
     // Without the start-up parameter of ours nothing hides one of theirs.
-    fixture.left.exec("alter server dst options (add pooled 'on')");
+    fixture
+        .left
+        .exec("alter server dst options (add pooled 'on')");
     insert(3);
-    assert_eq!(rows(&fixture.right, "select count(distinct (at, d)) from t"), ["1"]);
     assert_eq!(
-        rows(&fixture.right, "select count(*), count(distinct settings), max(settings) from seen"),
+        rows(&fixture.right, "select count(distinct (at, d)) from t"),
+        ["1"]
+    );
+    assert_eq!(
+        rows(
+            &fixture.right,
+            "select count(*), count(distinct settings), max(settings) from seen"
+        ),
         ["3|1|DateStyle=ISO, MDY TimeZone=UTC enable_sort=on geqo=on"]
     );
 }
@@ -86,7 +98,9 @@ fn no_connection_option_comes_from_a_variable() {
     .enumerate()
     {
         restart_with(&fixture, &[variable]);
-        fixture.left.exec(&format!("insert into t values ({id}, 'a')"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({id}, 'a')"));
         assert_eq!(
             rows(&fixture.right, "select max(id) from t"),
             [id.to_string()],
@@ -114,12 +128,17 @@ fn a_drain_and_a_check_go_where_the_server_says_whatever_the_variables() {
         "id int primary key, at timestamp",
         r#"{"mode": "queue"}"#,
     );
-    fixture.left.exec("insert into t values (1, '2024-07-01 12:00')");
+    fixture
+        .left
+        .exec("insert into t values (1, '2024-07-01 12:00')");
     assert!(deal(&fixture, "100"));
     assert_eq!(queued(&fixture), 0);
     both_have(&fixture, "t", &["1|2024-07-01 12:00:00"]);
     // Nor is an option valid only while no variable spoils the rest.
     link_with(&fixture, "other", fixture.right.cluster.port(), "x");
     let mut client = fixture.left.client();
-    run(&mut client, "alter server other options (add sslmode 'disable', add connect_timeout '3')");
+    run(
+        &mut client,
+        "alter server other options (add sslmode 'disable', add connect_timeout '3')",
+    );
 }

@@ -13,7 +13,9 @@ const COLUMNS: &str = "id int primary key, v text";
 fn two_targets(label: &str, second_port: Option<u16>, mode: &str) -> Fixture {
     let fixture = linked(label);
     let options = format!(r#"{{"mode": "{mode}"}}"#);
-    fixture.right.exec(&format!("create table copy ({COLUMNS})"));
+    fixture
+        .right
+        .exec(&format!("create table copy ({COLUMNS})"));
     mirror(&fixture, "t", COLUMNS, &options);
     link_with(
         &fixture,
@@ -22,7 +24,9 @@ fn two_targets(label: &str, second_port: Option<u16>, mode: &str) -> Fixture {
         &fixture.right.password,
     );
     let schema = &fixture.right.user;
-    fixture.left.exec(&format!("select attach_sync('t', 'second', '{schema}.copy', '{options}')"));
+    fixture.left.exec(&format!(
+        "select attach_sync('t', 'second', '{schema}.copy', '{options}')"
+    ));
     fixture
 }
 
@@ -41,7 +45,10 @@ fn one_table_goes_to_two_servers() {
         both_have(&fixture, "t", &[]);
         assert_eq!(table(&fixture.right, "copy"), [""; 0]);
         assert_eq!(queued(&fixture), 0);
-        assert_eq!(crate::common::query(&mut client, "select * from sync_connections()").len(), 2);
+        assert_eq!(
+            crate::common::query(&mut client, "select * from sync_connections()").len(),
+            2
+        );
     }
 }
 
@@ -57,7 +64,9 @@ fn async_queues_for_the_server_that_is_down_only() {
     fixture.left.exec("update t set v = 'y' where id = 2");
     both_have(&fixture, "t", &["1|x", "2|y"]);
     let port = fixture.right.cluster.port();
-    fixture.left.exec(&format!("alter server second options (set port '{port}')"));
+    fixture
+        .left
+        .exec(&format!("alter server second options (set port '{port}')"));
     assert!(deal(&fixture, "100"));
     assert_eq!(table(&fixture.right, "copy"), ["1|x", "2|y"]);
     assert_eq!(queued(&fixture), 0);
@@ -74,7 +83,9 @@ fn sync_to_a_server_that_is_down_leaves_nothing_anywhere() {
 #[test]
 fn sync_that_one_server_refuses_is_rolled_back_on_the_other() {
     let fixture = two_targets("refuses", None, "sync");
-    fixture.right.exec("alter table copy add constraint no_two check (id <> 2)");
+    fixture
+        .right
+        .exec("alter table copy add constraint no_two check (id <> 2)");
     let error = refused(&mut fixture.left.client(), CHANGES, "23514");
     assert!(error.message().contains("no_two"), "{error:?}");
     both_have(&fixture, "t", &[]);
@@ -87,13 +98,21 @@ fn sync_on_one_server_and_async_on_another_that_is_down() {
     let fixture = linked("mixed");
     mirror(&fixture, "t", COLUMNS, r#"{"mode": "sync"}"#);
     link_with(&fixture, "second", closed_port(), &fixture.right.password);
-    fixture.left.exec("select attach_sync('t', 'second', 'nowhere.t')");
+    fixture
+        .left
+        .exec("select attach_sync('t', 'second', 'nowhere.t')");
     fixture.left.exec("insert into t values (1, 'a')");
     both_have(&fixture, "t", &["1|a"]);
     assert_eq!(queued(&fixture), 1);
     // And the sync one failing: then nothing is queued for the other.
-    fixture.right.exec("alter table t add constraint no_two check (id <> 2)");
-    refused(&mut fixture.left.client(), "insert into t values (2, 'b')", "23514");
+    fixture
+        .right
+        .exec("alter table t add constraint no_two check (id <> 2)");
+    refused(
+        &mut fixture.left.client(),
+        "insert into t values (2, 'b')",
+        "23514",
+    );
     assert_eq!(queued(&fixture), 1);
     both_have(&fixture, "t", &["1|a"]);
 }
@@ -103,21 +122,35 @@ fn two_tables_go_to_one_server_as_one_transaction() {
     let fixture = one_way("tables", COLUMNS, "{}");
     mirror(&fixture, "u", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "begin; insert into t values (1, 'a'); insert into u values (1, 'b'); commit");
+    run(
+        &mut client,
+        "begin; insert into t values (1, 'a'); insert into u values (1, 'b'); commit",
+    );
     both_have(&fixture, "t", &["1|a"]);
     both_have(&fixture, "u", &["1|b"]);
     let writer = |name: &str| rows(&fixture.right, &format!("select xmin from {name}"));
     assert_eq!(writer("t"), writer("u"));
-    assert_eq!(crate::common::query(&mut client, "select * from sync_connections()").len(), 1);
+    assert_eq!(
+        crate::common::query(&mut client, "select * from sync_connections()").len(),
+        1
+    );
     // All or none.
-    fixture.right.exec("alter table u add constraint no_two check (id <> 2)");
-    run(&mut client, "begin; insert into t values (2, 'a'); insert into u values (2, 'b'); commit");
+    fixture
+        .right
+        .exec("alter table u add constraint no_two check (id <> 2)");
+    run(
+        &mut client,
+        "begin; insert into t values (2, 'a'); insert into u values (2, 'b'); commit",
+    );
     assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     assert_eq!(queued(&fixture), 2);
 }
 
 fn prepared(side: &Side) -> Vec<String> {
-    rows(side, "select gid from pg_prepared_xacts where database = current_database()")
+    rows(
+        side,
+        "select gid from pg_prepared_xacts where database = current_database()",
+    )
 }
 
 #[test]
@@ -127,7 +160,10 @@ fn a_prepared_transaction_queues_what_it_changed() {
         let gid = &fixture.left.db;
         let mut client = fixture.left.client();
         let prepare = format!("prepare transaction '{gid}'");
-        run(&mut client, "begin; insert into t values (1, 'a'); savepoint s");
+        run(
+            &mut client,
+            "begin; insert into t values (1, 'a'); savepoint s",
+        );
         run(&mut client, "insert into t values (2, 'b'); rollback to s");
         run(&mut client, &prepare);
         assert_eq!(queued(&fixture), 0, "visible before COMMIT PREPARED");
@@ -151,14 +187,20 @@ fn sync_changes_cannot_be_prepared() {
     let fixture = one_way("presync", COLUMNS, r#"{"mode": "sync"}"#);
     let mut client = fixture.left.client();
     let prepare = format!("prepare transaction '{}'", fixture.left.db);
-    let error =
-        refused(&mut client, &format!("begin; insert into t values (1); {prepare}"), "0A000");
+    let error = refused(
+        &mut client,
+        &format!("begin; insert into t values (1); {prepare}"),
+        "0A000",
+    );
     assert!(error.message().contains("\"sync\""), "{error:?}");
     run(&mut client, "rollback");
     assert_eq!(prepared(&fixture.left), [""; 0]);
     // Without a change there is nothing to refuse.
     run(&mut client, &format!("begin; select * from t; {prepare}"));
-    run(&mut client, &format!("rollback prepared '{}'", fixture.left.db));
+    run(
+        &mut client,
+        &format!("rollback prepared '{}'", fixture.left.db),
+    );
     run(&mut client, "insert into t values (2, 'b')");
     both_have(&fixture, "t", &["2|b"]);
 }
@@ -169,7 +211,11 @@ fn a_drain_cannot_be_prepared() {
     fixture.left.exec("insert into t values (1, 'a')");
     let mut admin = fixture.left.superuser();
     let prepare = format!("prepare transaction '{}'", fixture.left.db);
-    refused(&mut admin, &format!("begin; select deal_sync_err_rec(1); {prepare}"), "0A000");
+    refused(
+        &mut admin,
+        &format!("begin; select deal_sync_err_rec(1); {prepare}"),
+        "0A000",
+    );
     run(&mut admin, "rollback");
     assert_eq!(queued(&fixture), 1);
     assert_eq!(table(&fixture.right, "t"), [""; 0]);

@@ -8,7 +8,11 @@ use crate::newest_masters::{agreed, masters};
 const KEPT: &str = "select version, rank, deleted, shown from sync_row_version order by 1, 2, 3";
 
 fn send(fixture: &Fixture) {
-    assert!(fixture.left.query_one::<bool>("select deal_sync_err_rec(10000)"));
+    assert!(
+        fixture
+            .left
+            .query_one::<bool>("select deal_sync_err_rec(10000)")
+    );
     assert_eq!(fixture.left.queued().expect("a queue"), 0);
 }
 
@@ -20,10 +24,14 @@ fn keep(id: &str, version: &str, deleted: bool, shown: &str) -> String {
 #[test]
 fn only_who_has_written_a_row_writes_its_stamp() {
     let fixture = masters("stampsrights");
-    fixture.left.exec("insert into t values (1, 'owner', 1), (2, 'owner', 1)");
+    fixture
+        .left
+        .exec("insert into t values (1, 'owner', 1), (2, 'owner', 1)");
     send(&fixture);
     let role = Role::create(&fixture.left, "inserter", "");
-    fixture.left.exec(&format!("grant insert on t to {}", role.name));
+    fixture
+        .left
+        .exec(&format!("grant insert on t to {}", role.name));
     let mut client = role.client_named("psql");
     let largest = "'int', '2147483647'";
     // Rows of others, keys of nobody, deletions.
@@ -31,7 +39,10 @@ fn only_who_has_written_a_row_writes_its_stamp() {
         refused(&mut client, &keep(id, largest, deleted, "null"), "42501");
     }
     // A row of its own, with more than a key, or no version of the table's.
-    run(&mut client, "begin; insert into t values (3, 'own', 1); savepoint s");
+    run(
+        &mut client,
+        "begin; insert into t values (3, 'own', 1); savepoint s",
+    );
     for (call, sqlstate) in [
         (keep("3, 2", largest, false, "'1'"), "22023"),
         (keep("3", "'text', 'garbage'", false, "'1'"), "22P02"),
@@ -42,8 +53,14 @@ fn only_who_has_written_a_row_writes_its_stamp() {
     run(&mut client, "rollback");
     assert_eq!(rows(&fixture.left, KEPT), [""; 0]);
     // Nobody is in the way of the owner and of the other master.
-    fixture.right.exec("update t set v = 'right', ver = 2 where id = 2");
-    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
+    fixture
+        .right
+        .exec("update t set v = 'right', ver = 2 where id = 2");
+    assert!(
+        fixture
+            .right
+            .query_one::<bool>("select deal_sync_err_rec(10000)")
+    );
     fixture
         .left
         .exec("update t set v = 'left', ver = 3 where id = 1; insert into t values (8, 'o', 1)");
@@ -58,17 +75,28 @@ fn stamps_of_deletions_are_for_who_may_delete_and_of_the_columns_type() {
     send(&fixture);
     let [deleter, updater] =
         ["deleter", "updater"].map(|name| Role::create(&fixture.left, name, ""));
-    fixture.left.exec(&format!("grant select, delete on t to {}", deleter.name));
-    fixture.left.exec(&format!("grant select, update on t to {}", updater.name));
+    fixture
+        .left
+        .exec(&format!("grant select, delete on t to {}", deleter.name));
+    fixture
+        .left
+        .exec(&format!("grant select, update on t to {}", updater.name));
     let mut client = deleter.client_named("pg_rowsync");
-    refused(&mut client, &keep("7", "'text', 'garbage'", true, "null"), "22P02");
+    refused(
+        &mut client,
+        &keep("7", "'text', 'garbage'", true, "null"),
+        "22P02",
+    );
     run(&mut client, &keep("7", "'int', '4'", true, "null"));
     assert_eq!(rows(&fixture.left, KEPT), ["4|5|t|~"]);
     // Who may only update may keep what an old key counts as once the row has moved from it.
     let mut client = updater.client_named("pg_rowsync");
     refused(&mut client, &keep("1", "'int', '4'", true, "null"), "42501");
     let moved = keep("1", "'int', '3'", true, "null");
-    run(&mut client, &format!("begin; update t set id = 2; {moved}; commit"));
+    run(
+        &mut client,
+        &format!("begin; update t set id = 2; {moved}; commit"),
+    );
     assert_eq!(rows(&fixture.left, KEPT), ["3|5|t|~", "4|5|t|~"]);
 }
 
@@ -87,8 +115,14 @@ fn stamped(label: &str) -> Fixture {
 #[test]
 fn a_row_that_was_rewritten_without_capture_counts_as_its_larger_version() {
     let rewrites: [(&str, &str); 3] = [
-        ("under the guard's name", "set application_name = 'pg_rowsync'; {}"),
-        ("by another kind of session", "set session_replication_role = replica; {}"),
+        (
+            "under the guard's name",
+            "set application_name = 'pg_rowsync'; {}",
+        ),
+        (
+            "by another kind of session",
+            "set session_replication_role = replica; {}",
+        ),
         (
             "with the triggers disabled",
             "alter table t disable trigger user; {}; alter table t enable trigger user",
@@ -109,7 +143,11 @@ fn a_row_that_was_rewritten_without_capture_counts_as_its_larger_version() {
         assert_eq!(same(&fixture, "t"), ["1|mended|9"], "{how}");
         // What is written with knowledge of it wins.
         fixture.right.exec("update t set v = 'a'");
-        assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
+        assert!(
+            fixture
+                .right
+                .query_one::<bool>("select deal_sync_err_rec(10000)")
+        );
         assert_eq!(same(&fixture, "t"), ["1|a|9"], "{how}");
         assert_eq!(rows(&fixture.left, KEPT), ["9|1|f|9"], "{how}");
     }
@@ -118,13 +156,20 @@ fn a_row_that_was_rewritten_without_capture_counts_as_its_larger_version() {
 #[test]
 fn a_row_that_was_rewritten_with_a_smaller_version_counts_as_before() {
     let fixture = stamped("rewrittenless");
-    run(&mut fixture.right.client_named("pg_rowsync"), "update t set v = 'less', ver = 2");
+    run(
+        &mut fixture.right.client_named("pg_rowsync"),
+        "update t set v = 'less', ver = 2",
+    );
     fixture.left.exec("update t set v = 'newer', ver = 6");
     fixture.right.exec("update t set v = 'again', ver = 3");
     // It was written with knowledge of the kept stamp.
     assert_eq!(rows(&fixture.right, KEPT), ["5|2|f|3"]);
     send(&fixture);
-    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(10000)"));
+    assert!(
+        fixture
+            .right
+            .query_one::<bool>("select deal_sync_err_rec(10000)")
+    );
     both_have(&fixture, "t", &["1|newer|6"]);
 }
 
@@ -157,7 +202,10 @@ fn deletion_beside_a_load(label: &str, columns: &str) {
             "drop table t cascade; {columns}; create table other (id int primary key)"
         ));
     }
-    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+    for (side, other) in [
+        (&fixture.left, &fixture.right),
+        (&fixture.right, &fixture.left),
+    ] {
         side.exec(&format!(
             r#"select attach_sync('t', 'dst', '{0}.t',
                  '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}');
@@ -165,24 +213,47 @@ fn deletion_beside_a_load(label: &str, columns: &str) {
             other.user
         ));
     }
-    fixture.left.exec("insert into t values (1, 'a', 1), (2, 'a', 1)");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 1), (2, 'a', 1)");
     send(&fixture);
-    run(&mut fixture.right.client_named("pg_rowsync"), "delete from t where id = 1");
+    run(
+        &mut fixture.right.client_named("pg_rowsync"),
+        "delete from t where id = 1",
+    );
     let mut load = fixture.right.client();
-    run(&mut load, "begin; insert into t select g, 'load', 1 from generate_series(10000, 13000) g");
-    fixture.left.exec("delete from t; insert into other values (1)");
+    run(
+        &mut load,
+        "begin; insert into t select g, 'load', 1 from generate_series(10000, 13000) g",
+    );
+    fixture
+        .left
+        .exec("delete from t; insert into other values (1)");
     send(&fixture);
     assert_eq!(rows(&fixture.right, "select id from other"), ["1"]);
     assert_eq!(rows(&fixture.right, "select count(*) from t"), ["0"]);
     run(&mut load, "commit");
-    assert_eq!(rows(&fixture.right, "select count(*) from sync_row_version where deleted"), ["2"]);
-    assert!(fixture.right.query_one::<bool>("select deal_sync_err_rec(100000)"));
+    assert_eq!(
+        rows(
+            &fixture.right,
+            "select count(*) from sync_row_version where deleted"
+        ),
+        ["2"]
+    );
+    assert!(
+        fixture
+            .right
+            .query_one::<bool>("select deal_sync_err_rec(100000)")
+    );
     assert_eq!(same(&fixture, "t").len(), 3_001);
 }
 
 #[test]
 fn a_deletion_of_a_missing_row_does_not_wait_for_inserts_of_others() {
-    deletion_beside_a_load("loadplain", "create table t (id int primary key, v text, ver int)");
+    deletion_beside_a_load(
+        "loadplain",
+        "create table t (id int primary key, v text, ver int)",
+    );
 }
 
 #[test]

@@ -14,7 +14,8 @@ fn copy_merge_upserts_and_writable_ctes_are_captured() {
     let fixture = one_way("kinds", COLUMNS, SYNC);
     let mut client = fixture.left.client();
     let mut copy = client.copy_in("copy t from stdin").expect("a COPY");
-    copy.write_all(b"1\ta\n2\t\\N\n3\tc\\\\d\\te\n").expect("rows");
+    copy.write_all(b"1\ta\n2\t\\N\n3\tc\\\\d\\te\n")
+        .expect("rows");
     assert_eq!(copy.finish().expect("the end of COPY"), 3);
     assert_eq!(same(&fixture, "t").len(), 3);
     run(
@@ -52,8 +53,10 @@ fn family(label: &str, action: &str) -> rowsync_harness::Fixture {
 
 #[test]
 fn a_delete_that_cascades_arrives() {
-    for (action, left) in [("on delete cascade", [].as_slice()), ("on delete set null", &["10|~"])]
-    {
+    for (action, left) in [
+        ("on delete cascade", [].as_slice()),
+        ("on delete set null", &["10|~"]),
+    ] {
         let fixture = family("cascade", action);
         fixture.left.exec("delete from parent where id = 1");
         both_have(&fixture, "parent", &["2|b"]);
@@ -104,7 +107,12 @@ fn a_sync_trigger_that_can_be_deferred_is_refused() {
     for timing in ["deferrable initially deferred", "deferrable"] {
         make(timing);
         let error = fails_with(&fixture.left, &insert_into(&fixture, "(1, 'a')"), "39P01");
-        assert!(error.message().ends_with("as a deferrable constraint trigger"), "{error:?}");
+        assert!(
+            error
+                .message()
+                .ends_with("as a deferrable constraint trigger"),
+            "{error:?}"
+        );
     }
     make("not deferrable");
     fixture.left.exec(&insert_into(&fixture, "(1, 'a')"));
@@ -126,7 +134,9 @@ fn rows_that_the_triggers_condition_excludes_stay_here() {
            execute function sync_dml('dst', '{}', 't')",
         fixture.right.user
     ));
-    fixture.left.exec("insert into t values (1, 'public a'), (2, 'private'), (3, 'public b')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'public a'), (2, 'private'), (3, 'public b')");
     assert_eq!(table(&fixture.right, "t"), ["1|public a", "3|public b"]);
     assert_eq!(queued(&fixture), 0);
 }
@@ -150,16 +160,23 @@ fn triggers_that_change_or_drop_the_row_count() {
 #[test]
 fn a_table_that_is_all_key_is_synchronised() {
     let fixture = one_way("allkey", "a int, b text, primary key (b, a)", SYNC);
-    fixture.left.exec("insert into t values (1, 'x'), (2, 'y'), (3, 'z'); update t set a = a");
-    fixture.left.exec("update t set a = 5 where b = 'x'; delete from t where b = 'y'");
+    fixture
+        .left
+        .exec("insert into t values (1, 'x'), (2, 'y'), (3, 'z'); update t set a = a");
+    fixture
+        .left
+        .exec("update t set a = 5 where b = 'x'; delete from t where b = 'y'");
     both_have(&fixture, "t", &["3|z", "5|x"]);
 }
 
 #[test]
 fn wide_and_large_rows_arrive() {
     let columns: Vec<String> = (0..400).map(|i| format!("c{i} int default {i}")).collect();
-    let fixture =
-        one_way("large", &format!("id int primary key, big text, {}", columns.join(", ")), SYNC);
+    let fixture = one_way(
+        "large",
+        &format!("id int primary key, big text, {}", columns.join(", ")),
+        SYNC,
+    );
     let mut client = fixture.left.client();
     run(
         &mut client,
@@ -169,7 +186,10 @@ fn wide_and_large_rows_arrive() {
         &mut client,
         "insert into t (id, big) select i, repeat('x', 20000) from generate_series(2, 300) i",
     );
-    run(&mut client, "update t set c7 = -1, big = big || '\\' where id < 50");
+    run(
+        &mut client,
+        "update t set c7 = -1, big = big || '\\' where id < 50",
+    );
     let sum = "select count(*), sum(hashtext(t::text)), max(length(big)) from t";
     let left = rows(&fixture.left, sum);
     assert_eq!(left, rows(&fixture.right, sum));
@@ -179,14 +199,20 @@ fn wide_and_large_rows_arrive() {
 #[test]
 fn a_view_and_inheritance_write_through_to_their_tables() {
     let fixture = one_way("view", COLUMNS, SYNC);
-    fixture.left.exec("create view w as select * from t where id < 100");
-    fixture.left.exec("insert into w values (1, 'a'), (2, 'b'); update w set v = 'c' where id = 1");
+    fixture
+        .left
+        .exec("create view w as select * from t where id < 100");
+    fixture
+        .left
+        .exec("insert into w values (1, 'a'), (2, 'b'); update w set v = 'c' where id = 1");
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table kid (id int primary key, extra int) inherits (t)");
     }
     // Rows of a child table are not the parent's: it needs triggers of its own.
     attach(&fixture, "kid", SYNC);
-    fixture.left.exec("insert into kid values (50, 'k', 1); update t set v = v || '!'");
+    fixture
+        .left
+        .exec("insert into kid values (50, 'k', 1); update t set v = v || '!'");
     both_have(&fixture, "t", &["1|c!", "2|b!", "50|k!"]);
     both_have(&fixture, "kid", &["50|k!|1"]);
     // TRUNCATE of the parent here takes the child's rows too, each by its own trigger.

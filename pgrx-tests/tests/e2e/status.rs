@@ -37,7 +37,10 @@ fn pending_failed_and_waiting_are_counted_apart() {
                             oldest = (select min(create_time) from sync_err_rec where status = 'pending')
                      from sync_status";
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t values (1, 'a'), (2, 'bad'), (3, 'c')");
+    run(
+        &mut client,
+        "insert into t values (1, 'a'), (2, 'bad'), (3, 'c')",
+    );
     assert_eq!(rows(&fixture.left, counted), ["3|0|0|t"]);
     reject_values::close(&fixture, "bad", "23514", None);
     assert!(!deal(&fixture, "100"));
@@ -63,16 +66,30 @@ fn failures_in_a_row_are_counted_until_one_attempt_succeeds() {
     assert_eq!(rows(&fixture.left, before), ["~|~|~|0"]);
     proxy.refuse();
     for n in 1..=3 {
-        fixture.left.exec(&format!("insert into t values ({n}, 'v')"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({n}, 'v')"));
         assert!(!deal(&fixture, "100"));
         let failing = "select pending, failed, last_sqlstate, consecutive_failures,
                          last_attempt_at > now() - interval '10 s', last_success_at,
                          last_error like '%could not connect to server \"dst\"%' from sync_status";
-        assert_eq!(rows(&fixture.left, failing), [format!("{n}|0|08001|{n}|t|~|t")]);
+        assert_eq!(
+            rows(&fixture.left, failing),
+            [format!("{n}|0|08001|{n}|t|~|t")]
+        );
     }
     // An attempt that its caller rolls back has not been.
-    run(&mut fixture.left.superuser(), "begin; select deal_sync_err_rec(1); rollback");
-    assert_eq!(rows(&fixture.left, "select consecutive_failures from sync_status"), ["3"]);
+    run(
+        &mut fixture.left.superuser(),
+        "begin; select deal_sync_err_rec(1); rollback",
+    );
+    assert_eq!(
+        rows(
+            &fixture.left,
+            "select consecutive_failures from sync_status"
+        ),
+        ["3"]
+    );
     proxy.accept().expect("listening again");
     assert!(deal(&fixture, "100"));
     same(&fixture, "t");
@@ -83,7 +100,13 @@ fn failures_in_a_row_are_counted_until_one_attempt_succeeds() {
     proxy.cut();
     fixture.left.exec("insert into t values (9, 'v')");
     assert!(!deal(&fixture, "100"));
-    assert_eq!(rows(&fixture.left, "select consecutive_failures from sync_status"), ["1"]);
+    assert_eq!(
+        rows(
+            &fixture.left,
+            "select consecutive_failures from sync_status"
+        ),
+        ["1"]
+    );
 }
 
 #[test]
@@ -91,7 +114,9 @@ fn a_record_failed_is_no_failure_of_the_server() {
     let fixture = one_way("noserver", COLUMNS, QUEUE);
     reject_values::build(&fixture);
     reject_values::close(&fixture, "bad", "23514", None);
-    fixture.left.exec("insert into t values (1, 'bad'), (2, 'good')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'bad'), (2, 'good')");
     assert!(!deal(&fixture, "100"));
     let status =
         "select failed, consecutive_failures, last_success_at is not null from sync_status";
@@ -106,7 +131,9 @@ fn each_server_has_failures_of_its_own() {
     let fixture = one_way("ownfail", COLUMNS, QUEUE);
     link_with(&fixture, "down", closed_port(), &fixture.right.password);
     let schema = &fixture.right.user;
-    fixture.left.exec(&format!("select attach_sync('t', 'down', '{schema}.t', '{QUEUE}')"));
+    fixture.left.exec(&format!(
+        "select attach_sync('t', 'down', '{schema}.t', '{QUEUE}')"
+    ));
     fixture.left.exec("insert into t values (1, 'a')");
     assert!(!deal(&fixture, "100"));
     let status = "select server, pending, consecutive_failures, last_sqlstate from sync_status
@@ -125,8 +152,10 @@ fn without_preload_the_counters_of_shared_memory_are_unknown() {
 
 #[test]
 fn the_worker_says_when_it_will_try_again() {
-    let settings =
-        [("pg_rowsync.retry_interval", "200ms"), ("pg_rowsync.max_retry_interval", "2s")];
+    let settings = [
+        ("pg_rowsync.retry_interval", "200ms"),
+        ("pg_rowsync.max_retry_interval", "2s"),
+    ];
     let fixture = preloaded("nextattempt", &settings);
     let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
@@ -134,7 +163,9 @@ fn the_worker_says_when_it_will_try_again() {
     proxy.refuse();
     fixture.left.exec("insert into t values (1, 'a')");
     let failures = "select coalesce(max(consecutive_failures), 0)::bigint from sync_status";
-    await_until(WORKING, "five failures", || fixture.left.query_one::<i64>(failures) >= 5);
+    await_until(WORKING, "five failures", || {
+        fixture.left.query_one::<i64>(failures) >= 5
+    });
     // By now the pace is the slowest; the jitter is part of it.
     let next = "select next_attempt_at > last_attempt_at,
                   next_attempt_at - last_attempt_at < interval '4 s', failed from sync_status";
@@ -144,7 +175,9 @@ fn the_worker_says_when_it_will_try_again() {
         rows(&fixture.right, "select v from t") == ["a"]
     });
     let well = "select pending, consecutive_failures, last_success_at is not null from sync_status";
-    await_until(WORKING, "the status to tell", || rows(&fixture.left, well) == ["0|0|t"]);
+    await_until(WORKING, "the status to tell", || {
+        rows(&fixture.left, well) == ["0|0|t"]
+    });
 }
 
 fn listen(fixture: &Fixture) -> Client {
@@ -157,7 +190,11 @@ fn listen(fixture: &Fixture) -> Client {
 fn notified(client: &mut Client) -> Vec<String> {
     // The answer to a query comes after the notifications of what was committed before it.
     query(client, "select 1");
-    let arrived: Vec<_> = client.notifications().iter().collect().expect("notifications");
+    let arrived: Vec<_> = client
+        .notifications()
+        .iter()
+        .collect()
+        .expect("notifications");
     let payloads: Vec<_> = arrived
         .into_iter()
         .map(|one| {
@@ -186,7 +223,9 @@ fn a_listener_hears_once_that_a_server_has_gone_and_once_that_it_is_back() {
     for _ in 0..2 {
         proxy.refuse();
         proxy.cut();
-        fixture.left.exec("insert into t values (2, 'b'); delete from t where id = 2");
+        fixture
+            .left
+            .exec("insert into t values (2, 'b'); delete from t where id = 2");
         for _ in 0..3 {
             assert!(!deal(&fixture, "100"));
         }
@@ -210,7 +249,9 @@ fn a_listener_hears_of_an_outage_that_only_the_worker_saw() {
     proxy.refuse();
     fixture.left.exec("insert into t values (1, 'a')");
     let failures = "select coalesce(max(consecutive_failures), 0)::bigint from sync_status";
-    await_until(WORKING, "four failures", || fixture.left.query_one::<i64>(failures) >= 4);
+    await_until(WORKING, "four failures", || {
+        fixture.left.query_one::<i64>(failures) >= 4
+    });
     assert_eq!(notified(&mut listener), ["dst|unreachable|08001"]);
     proxy.accept().expect("listening again");
     let mut back = Vec::new();
@@ -234,7 +275,9 @@ fn a_failing_is_no_outage() {
     reject_values::build(&fixture);
     reject_values::close(&fixture, "bad", "23514", None);
     let mut listener = listen(&fixture);
-    fixture.left.exec("insert into t values (1, 'bad'), (2, 'good')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'bad'), (2, 'good')");
     assert!(!deal(&fixture, "100"));
     reject_values::open(&fixture, "bad");
     assert!(deal(&fixture, "100"));

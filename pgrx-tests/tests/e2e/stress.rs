@@ -63,12 +63,22 @@ fn transaction(client: &mut Client, rng: &mut Rng, who: u64, statements: Stateme
             _ => sql,
         };
         if let Err(error) = client.batch_execute(&sql) {
-            let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
-            assert!(["40001", "40P01", "23505", "23503"].contains(&code.as_str()), "{error:?}");
+            let code = error
+                .code()
+                .map(|code| code.code().to_owned())
+                .unwrap_or_default();
+            assert!(
+                ["40001", "40P01", "23505", "23503"].contains(&code.as_str()),
+                "{error:?}"
+            );
             return run(client, "rollback");
         }
     }
-    let end = if rng.roll(5) == 0 { "rollback" } else { "commit" };
+    let end = if rng.roll(5) == 0 {
+        "rollback"
+    } else {
+        "commit"
+    };
     run(client, end);
 }
 
@@ -113,8 +123,13 @@ fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
         assert!(results.iter().all(Result::is_ok), "a writer failed");
     });
     recover(&fixture.right);
-    let queued: i64 = fixture.left.query_one("select last_value from sync_queue_id_seq");
-    assert!(sides.len() > 1 || queued > 100, "the outages came to nothing");
+    let queued: i64 = fixture
+        .left
+        .query_one("select last_value from sync_queue_id_seq");
+    assert!(
+        sides.len() > 1 || queued > 100,
+        "the outages came to nothing"
+    );
     for (side, _) in sides {
         while side.queued().expect("a queue") > 0 {
             assert!(deal(side, 1000));
@@ -127,7 +142,10 @@ const COLUMNS: &str = "id int primary key, v text";
 #[test]
 fn random_transactions_and_outages_end_with_equal_sides() {
     let fixture = one_way("stress", COLUMNS, "{}");
-    play(&fixture, &[(&fixture.left, |rng, who| rows_of(rng, who, None))]);
+    play(
+        &fixture,
+        &[(&fixture.left, |rng, who| rows_of(rng, who, None))],
+    );
     assert!(!same(&fixture, "t").is_empty());
 }
 
@@ -135,7 +153,12 @@ fn random_transactions_and_outages_end_with_equal_sides() {
 fn foreign_keys_on_both_sides_hold_through_outages() {
     let fixture = linked("stressfk");
     mirror(&fixture, "t", COLUMNS, "{}");
-    mirror(&fixture, "c", "id int primary key, p int not null references t", "{}");
+    mirror(
+        &fixture,
+        "c",
+        "id int primary key, p int not null references t",
+        "{}",
+    );
     play(&fixture, &[(&fixture.left, family)]);
     assert!(!same(&fixture, "t").is_empty());
     same(&fixture, "c");
@@ -146,7 +169,9 @@ fn two_masters_that_write_rows_of_their_own_stay_equal() {
     let fixture = one_way("stressmm", COLUMNS, "{}");
     fixture.link(&fixture.right, &fixture.left, "dst", &[]);
     let target = &fixture.left.user;
-    fixture.right.exec(&format!("select attach_sync('t', 'dst', '{target}.t')"));
+    fixture
+        .right
+        .exec(&format!("select attach_sync('t', 'dst', '{target}.t')"));
     let even: Statements = |rng, who| rows_of(rng, who, Some(0));
     let odd: Statements = |rng, who| rows_of(rng, who, Some(1));
     play(&fixture, &[(&fixture.left, even), (&fixture.right, odd)]);

@@ -30,10 +30,14 @@ fn an_update_keeps_the_child_rows_of_the_remote() {
 fn a_key_change_moves_the_row_with_what_only_the_remote_knows() {
     let fixture = linked("move");
     fixture.left.exec(&format!("create table t ({COLUMNS})"));
-    fixture.right.exec(&format!("create table t ({COLUMNS}, note text default 'remote')"));
+    fixture.right.exec(&format!(
+        "create table t ({COLUMNS}, note text default 'remote')"
+    ));
     attach(&fixture, "t", "{}");
     fixture.left.exec("insert into t values (1, 'a'), (2, 'b')");
-    fixture.right.exec("update t set note = 'kept' where id = 1");
+    fixture
+        .right
+        .exec("update t set note = 'kept' where id = 1");
     fixture.left.exec("update t set id = id + 10");
     assert_eq!(table(&fixture.right, "t"), ["11|a|kept", "12|b|remote"]);
 }
@@ -46,24 +50,45 @@ fn keys_that_shift_all_at_once_arrive_though_each_is_taken() {
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     attach(&fixture, "t", r#"{"mode": "sync"}"#);
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'v' || i from generate_series(1, 12000) i");
+    run(
+        &mut client,
+        "insert into t select i, 'v' || i from generate_series(1, 12000) i",
+    );
     run(&mut client, "update t set id = id + 1");
     assert_eq!(same(&fixture, "t").len(), 12_000);
     run(&mut client, "update t set id = id - 1");
     run(&mut client, "delete from t where id > 6");
     // One command that swaps, a ring of three, and a chain that ends at a free key.
-    run(&mut client, "update t set id = case id when 1 then 2 else 1 end where id in (1, 2)");
-    both_have(&fixture, "t", &["1|v2", "2|v1", "3|v3", "4|v4", "5|v5", "6|v6"]);
+    run(
+        &mut client,
+        "update t set id = case id when 1 then 2 else 1 end where id in (1, 2)",
+    );
+    both_have(
+        &fixture,
+        "t",
+        &["1|v2", "2|v1", "3|v3", "4|v4", "5|v5", "6|v6"],
+    );
     run(
         &mut client,
         "update t set id = case id when 1 then 2 when 2 then 3 when 3 then 1 \
                       when 4 then 5 when 5 then 6 else 7 end",
     );
-    both_have(&fixture, "t", &["1|v3", "2|v2", "3|v1", "5|v4", "6|v5", "7|v6"]);
+    both_have(
+        &fixture,
+        "t",
+        &["1|v3", "2|v2", "3|v1", "5|v4", "6|v5", "7|v6"],
+    );
     // Two commands that swap over a free key.
-    run(&mut client, "begin; update t set id = 0 where id = 1; update t set id = 1 where id = 2");
+    run(
+        &mut client,
+        "begin; update t set id = 0 where id = 1; update t set id = 1 where id = 2",
+    );
     run(&mut client, "update t set id = 2 where id = 0; commit");
-    both_have(&fixture, "t", &["1|v2", "2|v3", "3|v1", "5|v4", "6|v5", "7|v6"]);
+    both_have(
+        &fixture,
+        "t",
+        &["1|v2", "2|v3", "3|v1", "5|v4", "6|v5", "7|v6"],
+    );
 }
 
 #[test]
@@ -87,7 +112,10 @@ fn changes_of_one_row_in_one_transaction_end_as_they_did_here() {
         let mut client = fixture.left.client();
         run(&mut client, "begin; insert into t values (1, 'a')");
         for i in 0..50 {
-            run(&mut client, &format!("update t set v = 'v{i}' where id = 1"));
+            run(
+                &mut client,
+                &format!("update t set v = 'v{i}' where id = 1"),
+            );
         }
         run(
             &mut client,
@@ -99,7 +127,10 @@ fn changes_of_one_row_in_one_transaction_end_as_they_did_here() {
         );
         assert!(deal(&fixture, "1000"));
         both_have(&fixture, "t", &["1|soon!", "3|y!", "4|new!", "5|x!"]);
-        run(&mut client, "delete from t where id = 3; insert into t values (3, 'z')");
+        run(
+            &mut client,
+            "delete from t where id = 3; insert into t values (3, 'z')",
+        );
         assert!(deal(&fixture, "1000"));
         assert_eq!(same(&fixture, "t").len(), 4);
     }
@@ -115,8 +146,14 @@ fn truncate_takes_tables_with_a_foreign_key_between_them() {
     let fill = "insert into parent values (1, 'a'), (2, 'b'); insert into child values (1, 1)";
     run(&mut client, fill);
     same(&fixture, "child");
-    run(&mut client, "begin; insert into parent values (3, 'c'); truncate child, parent");
-    run(&mut client, "insert into parent values (4, 'd'); insert into child values (2, 4); commit");
+    run(
+        &mut client,
+        "begin; insert into parent values (3, 'c'); truncate child, parent",
+    );
+    run(
+        &mut client,
+        "insert into parent values (4, 'd'); insert into child values (2, 4); commit",
+    );
     both_have(&fixture, "parent", &["4|d"]);
     both_have(&fixture, "child", &["2|4"]);
     run(&mut client, "truncate parent cascade");
@@ -128,7 +165,12 @@ fn truncate_takes_tables_with_a_foreign_key_between_them() {
 fn several_tables_change_in_the_order_of_the_transaction() {
     let fixture = linked("several");
     mirror(&fixture, "parent", COLUMNS, r#"{"mode": "sync"}"#);
-    mirror(&fixture, "child", "id int primary key, p int references parent", r#"{"mode": "sync"}"#);
+    mirror(
+        &fixture,
+        "child",
+        "id int primary key, p int references parent",
+        r#"{"mode": "sync"}"#,
+    );
     fixture.left.exec(
         "begin;
          insert into parent values (1, 'a'); insert into child values (1, 1);
@@ -144,9 +186,10 @@ fn several_tables_change_in_the_order_of_the_transaction() {
 #[test]
 fn a_partitioned_table_is_followed_by_a_trigger_on_the_parent() {
     let fixture = linked("partition");
-    for (side, parts) in
-        [(&fixture.left, ["1", "100", "200"]), (&fixture.right, ["1", "50", "200"])]
-    {
+    for (side, parts) in [
+        (&fixture.left, ["1", "100", "200"]),
+        (&fixture.right, ["1", "50", "200"]),
+    ] {
         let [a, b, c] = parts;
         side.exec(&format!(
             "create table t (id int primary key, v text) partition by range (id);
@@ -156,17 +199,32 @@ fn a_partitioned_table_is_followed_by_a_trigger_on_the_parent() {
     }
     attach(&fixture, "t", r#"{"mode": "sync"}"#);
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t select i, 'v' || i from generate_series(1, 199) i");
+    run(
+        &mut client,
+        "insert into t select i, 'v' || i from generate_series(1, 199) i",
+    );
     assert_eq!(same(&fixture, "t").len(), 199);
-    run(&mut client, "update t set v = 'x' where id between 45 and 150");
-    run(&mut client, "delete from t where id = 60; update t set id = 60 where id = 160");
+    run(
+        &mut client,
+        "update t set v = 'x' where id between 45 and 150",
+    );
+    run(
+        &mut client,
+        "delete from t where id = 60; update t set id = 60 where id = 160",
+    );
     assert_eq!(same(&fixture, "t").len(), 198);
     // A new partition, whose rows come in through the parent and by its own name.
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table t_c partition of t for values from (200) to (300)");
     }
-    run(&mut client, "insert into t values (201, 'parent'); insert into t_c values (202, 'own')");
-    run(&mut client, "begin; insert into t values (203, 'x'); update t set id = 61 where id = 61");
+    run(
+        &mut client,
+        "insert into t values (201, 'parent'); insert into t_c values (202, 'own')",
+    );
+    run(
+        &mut client,
+        "begin; insert into t values (203, 'x'); update t set id = 61 where id = 61",
+    );
     run(&mut client, "update t set id = 204 where id = 5; commit");
     assert_eq!(same(&fixture, "t").len(), 201);
     run(&mut client, "truncate t");
@@ -188,7 +246,11 @@ fn options_choose_rename_and_identify_columns() {
     );
     attach(&fixture, "fewer", r#"{"columns": ["v", "id"]}"#);
     attach(&fixture, "without", r#"{"exclude": ["secret"]}"#);
-    attach(&fixture, "renamed", r#"{"rename": {"id": "nr", "v": "value"}}"#);
+    attach(
+        &fixture,
+        "renamed",
+        r#"{"rename": {"id": "nr", "v": "value"}}"#,
+    );
     attach(&fixture, "keyed", r#"{"key": ["code"]}"#);
     for name in ["fewer", "without", "renamed", "keyed"] {
         fixture.left.exec(&format!(
@@ -198,8 +260,14 @@ fn options_choose_rename_and_identify_columns() {
              delete from {name} where id = 3"
         ));
     }
-    assert_eq!(rows(&fixture.right, "select id, v from fewer order by id"), ["1|w", "20|y"]);
-    assert_eq!(table(&fixture.right, "without"), ["1|a|w|none", "20|bb|y|none"]);
+    assert_eq!(
+        rows(&fixture.right, "select id, v from fewer order by id"),
+        ["1|w", "20|y"]
+    );
+    assert_eq!(
+        table(&fixture.right, "without"),
+        ["1|a|w|none", "20|bb|y|none"]
+    );
     assert_eq!(table(&fixture.right, "renamed"), ["1|a|w|t", "20|bb|y|s"]);
     assert_eq!(table(&fixture.right, "keyed"), ["1|a|w|t", "20|bb|y|s"]);
     assert_eq!(queued(&fixture), 0);
@@ -216,8 +284,12 @@ fn a_replica_identity_index_serves_for_a_key() {
         );
     }
     attach(&fixture, "t", "{}");
-    fixture.left.exec("insert into t values (1, 'x', 'v'), (1, 'y', 'v'), (2, 'x', 'v')");
-    fixture.left.exec("update t set v = 'w' where a = 1; update t set b = 'z' where a = 2");
+    fixture
+        .left
+        .exec("insert into t values (1, 'x', 'v'), (1, 'y', 'v'), (2, 'x', 'v')");
+    fixture
+        .left
+        .exec("update t set v = 'w' where a = 1; update t set b = 'z' where a = 2");
     fixture.left.exec("delete from t where b = 'y'");
     both_have(&fixture, "t", &["1|x|w", "2|z|v"]);
 }
@@ -227,8 +299,12 @@ fn generated_columns_are_computed_on_either_side() {
     let columns = "id int primary key, a int, b int generated always as (a * 2) stored,
                    c text default 'here'";
     let fixture = one_way("generated", columns, r#"{"mode": "sync"}"#);
-    fixture.left.exec("insert into t (id, a) values (1, 1), (2, 2), (3, 3)");
-    fixture.left.exec("update t set a = 10 where id = 2; update t set id = 4 where id = 1");
+    fixture
+        .left
+        .exec("insert into t (id, a) values (1, 1), (2, 2), (3, 3)");
+    fixture
+        .left
+        .exec("update t set a = 10 where id = 2; update t set id = 4 where id = 1");
     fixture.left.exec("delete from t where id = 3");
     both_have(&fixture, "t", &["2|10|20|here", "4|1|2|here"]);
 }
@@ -260,14 +336,20 @@ fn an_identity_column_as_key_may_change() {
 fn an_identity_column_beside_the_key_is_no_obstacle() {
     let columns = "code text primary key, nr int generated always as identity, v text";
     let fixture = one_way("identcol", columns, r#"{"mode": "sync"}"#);
-    fixture.left.exec("insert into t (code, v) values ('a', 'x'), ('b', 'y')");
+    fixture
+        .left
+        .exec("insert into t (code, v) values ('a', 'x'), ('b', 'y')");
     fixture.left.exec("update t set v = 'z' where code = 'a'");
     both_have(&fixture, "t", &["a|1|z", "b|2|y"]);
 }
 
 #[test]
 fn a_table_altered_between_two_statements_is_read_anew() {
-    let fixture = one_way("alter", "id int primary key, v text, w int", r#"{"mode": "sync"}"#);
+    let fixture = one_way(
+        "alter",
+        "id int primary key, v text, w int",
+        r#"{"mode": "sync"}"#,
+    );
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a', 1)");
     for alter in [
@@ -279,7 +361,10 @@ fn a_table_altered_between_two_statements_is_read_anew() {
     ] {
         fixture.right.exec(alter);
         run(&mut client, alter);
-        run(&mut client, "delete from t; insert into t values (1, '10', '11'), (2, '20', '21')");
+        run(
+            &mut client,
+            "delete from t; insert into t values (1, '10', '11'), (2, '20', '21')",
+        );
         assert_eq!(same(&fixture, "t").len(), 2, "{alter}");
     }
     // And with the change in the middle of a transaction.
@@ -290,7 +375,10 @@ fn a_table_altered_between_two_statements_is_read_anew() {
     attach(&fixture, "t", r#"{"mode": "sync"}"#);
     fixture.right.exec("alter table t add column x int");
     run(&mut client, "begin; insert into t values (1, 'before')");
-    run(&mut client, "alter table t add column x int; insert into t values (2, 'after', 2)");
+    run(
+        &mut client,
+        "alter table t add column x int; insert into t values (2, 'after', 2)",
+    );
     run(&mut client, "update t set x = 1 where id = 1; commit");
     both_have(&fixture, "t", &["1|before|1", "2|after|2"]);
 }
@@ -299,16 +387,25 @@ fn a_table_altered_between_two_statements_is_read_anew() {
 fn a_second_unique_column_may_shift_over_many_rows() {
     let columns = "id int primary key, rank int unique deferrable, v text";
     let fixture = one_way("rank", columns, r#"{"mode": "sync"}"#);
-    fixture.left.exec("insert into t select i, i, 'v' from generate_series(1, 12000) i");
+    fixture
+        .left
+        .exec("insert into t select i, i, 'v' from generate_series(1, 12000) i");
     fixture.left.exec("update t set rank = rank + 1");
     assert_eq!(same(&fixture, "t").len(), 12_000);
 }
 
 #[test]
 fn a_table_with_a_deferrable_key_on_both_sides_is_synchronised() {
-    let fixture =
-        one_way("lateboth", "id int primary key deferrable, v text", r#"{"mode": "sync"}"#);
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'); update t set id = 3 - id");
-    fixture.left.exec("update t set v = v || '!'; delete from t where id = 1");
+    let fixture = one_way(
+        "lateboth",
+        "id int primary key deferrable, v text",
+        r#"{"mode": "sync"}"#,
+    );
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'); update t set id = 3 - id");
+    fixture
+        .left
+        .exec("update t set v = v || '!'; delete from t where id = 1");
     both_have(&fixture, "t", &["2|a!"]);
 }

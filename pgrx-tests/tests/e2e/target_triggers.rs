@@ -15,13 +15,18 @@ const TOUCH: &str = "create function touch() returns trigger language plpgsql as
 /// Two masters that queue, each with these triggers.
 fn masters(label: &str, columns: &str, left: &str, right: &str) -> Fixture {
     let fixture = Fixture::new(label);
-    for (side, other, sql) in
-        [(&fixture.left, &fixture.right, left), (&fixture.right, &fixture.left, right)]
-    {
-        side.link(other, other.cluster.port(), "dst", &[]).expect("a server");
+    for (side, other, sql) in [
+        (&fixture.left, &fixture.right, left),
+        (&fixture.right, &fixture.left, right),
+    ] {
+        side.link(other, other.cluster.port(), "dst", &[])
+            .expect("a server");
         side.exec(&format!("create table t ({columns}); {sql}"));
     }
-    for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+    for (side, other) in [
+        (&fixture.left, &fixture.right),
+        (&fixture.right, &fixture.left),
+    ] {
         side.exec(&format!(
             r#"select attach_sync('t', 'dst', '{}.t',
                  '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
@@ -38,7 +43,12 @@ fn send(side: &Side) {
 
 fn equal(fixture: &Fixture, expected: &[&str]) {
     for side in [&fixture.left, &fixture.right] {
-        assert_eq!(rows(side, "select id, v from t order by id"), expected, "{}", side.db);
+        assert_eq!(
+            rows(side, "select id, v from t order by id"),
+            expected,
+            "{}",
+            side.db
+        );
     }
 }
 
@@ -64,10 +74,14 @@ fn what_was_sent_counts_where_a_trigger_replaces_the_version() {
     send(&fixture.left);
     equal(&fixture, &["1|v3", "2|w2", "5|y"]);
     // Once more as after an unknown outcome, and then what the other side writes over it.
-    fixture.right.exec("update t set v = 'r' where id = 1; delete from t where id = 2");
+    fixture
+        .right
+        .exec("update t set v = 'r' where id = 1; delete from t where id = 2");
     send(&fixture.right);
     equal(&fixture, &["1|r", "5|y"]);
-    fixture.left.exec("insert into t (id, v) values (2, 'again'); delete from t where id = 5");
+    fixture
+        .left
+        .exec("insert into t (id, v) values (2, 'again'); delete from t where id = 5");
     send(&fixture.left);
     equal(&fixture, &["1|r", "2|again"]);
 }
@@ -76,7 +90,9 @@ fn what_was_sent_counts_where_a_trigger_replaces_the_version() {
 fn who_wrote_last_wins_where_triggers_replace_versions() {
     for left_first in [true, false] {
         let fixture = masters("touchedboth", TOUCHED, TOUCH, TOUCH);
-        fixture.left.exec("insert into t (id, v) values (1, 'a'), (2, 'a'), (3, 'a')");
+        fixture
+            .left
+            .exec("insert into t (id, v) values (1, 'a'), (2, 'a'), (3, 'a')");
         send(&fixture.left);
         fixture.left.exec("update t set v = 'left' where id = 1");
         fixture.right.exec("update t set v = 'right'");
@@ -98,10 +114,19 @@ fn a_version_that_is_rounded_there_loses_no_changes() {
     let rounds = "create function rounds() returns trigger language plpgsql as $$
          begin new.ver := round(new.ver); return new; end $$;
          create trigger rounds before insert or update on t for each row execute function rounds()";
-    let fixture = masters("coarser", "id int primary key, v text, ver numeric", "select 1", rounds);
-    fixture.left.exec("insert into t values (1, 'a', 1.6), (2, 'a', 1.6)");
+    let fixture = masters(
+        "coarser",
+        "id int primary key, v text, ver numeric",
+        "select 1",
+        rounds,
+    );
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 1.6), (2, 'a', 1.6)");
     send(&fixture.left);
-    fixture.left.exec("update t set v = 'b', ver = 1.7; delete from t where id = 2");
+    fixture
+        .left
+        .exec("update t set v = 'b', ver = 1.7; delete from t where id = 2");
     send(&fixture.left);
     equal(&fixture, &["1|b"]);
     fixture.right.exec("update t set v = 'c', ver = 3");
@@ -120,10 +145,16 @@ fn hindered(label: &str, mode: &str, trigger: &str) -> Fixture {
     ));
     // Which sends, too: only then is the extension there asked.
     fixture.link(&fixture.right, &fixture.left, "back", &[]);
-    fixture
-        .right
-        .exec(&format!("select attach_sync('t', 'back', '{}.t', '{NEWEST}')", fixture.left.user));
-    crate::common::mirror(&fixture, "other", "id int primary key", r#"{"mode": "sync"}"#);
+    fixture.right.exec(&format!(
+        "select attach_sync('t', 'back', '{}.t', '{NEWEST}')",
+        fixture.left.user
+    ));
+    crate::common::mirror(
+        &fixture,
+        "other",
+        "id int primary key",
+        r#"{"mode": "sync"}"#,
+    );
     fixture
 }
 
@@ -132,13 +163,21 @@ fn a_trigger_that_drops_rows_stops_nothing() {
     let drops = "if new.id % 2 = 1 then return null; end if; return new;";
     for mode in ["sync", "async", "queue"] {
         let fixture = hindered("drops", mode, drops);
-        fixture.left.exec("insert into t values (1, 'a', 1), (2, 'b', 1)");
+        fixture
+            .left
+            .exec("insert into t values (1, 'a', 1), (2, 'b', 1)");
         fixture.left.exec("update t set v = 'c', ver = 2");
         fixture.left.exec("update t set v = 'd'");
-        fixture.left.exec("update t set id = 11 where id = 1; update t set id = 12 where id = 2");
+        fixture
+            .left
+            .exec("update t set id = 11 where id = 1; update t set id = 12 where id = 2");
         send(&fixture.left);
         fixture.left.exec("insert into other values (1)");
-        assert_eq!(rows(&fixture.right, "select id, v from t"), ["12|d"], "{mode}");
+        assert_eq!(
+            rows(&fixture.right, "select id, v from t"),
+            ["12|d"],
+            "{mode}"
+        );
         fixture.left.exec("delete from t");
         send(&fixture.left);
         assert_eq!(rows(&fixture.right, "select id from t"), [""; 0], "{mode}");
@@ -148,7 +187,11 @@ fn a_trigger_that_drops_rows_stops_nothing() {
 #[test]
 fn a_trigger_that_drops_updates_or_gives_rows_another_key_stops_nothing() {
     for (label, trigger, expected) in [
-        ("dropsupdates", "if tg_op = 'UPDATE' then return null; end if; return new;", "1|a"),
+        (
+            "dropsupdates",
+            "if tg_op = 'UPDATE' then return null; end if; return new;",
+            "1|a",
+        ),
         (
             "shifts",
             "if tg_op = 'INSERT' then new.id := new.id + 1000; end if; return new;",
@@ -161,7 +204,11 @@ fn a_trigger_that_drops_updates_or_gives_rows_another_key_stops_nothing() {
             fixture.left.exec("update t set v = 'b', ver = 2");
             send(&fixture.left);
             fixture.left.exec("insert into other values (1)");
-            assert_eq!(rows(&fixture.right, "select id, v from t"), [expected], "{label}, {mode}");
+            assert_eq!(
+                rows(&fixture.right, "select id, v from t"),
+                [expected],
+                "{label}, {mode}"
+            );
         }
     }
 }
@@ -171,12 +218,24 @@ fn a_trigger_that_drops_updates_or_gives_rows_another_key_stops_nothing() {
 fn a_trigger_that_drops_rows_stops_nothing_where_the_extension_is_missing() {
     let drops = "if new.id % 2 = 1 then return null; end if; return new;";
     let fixture = hindered("dropsbare", "queue", drops);
-    fixture.right.exec_superuser("drop extension pg_rowsync cascade");
-    fixture.left.exec("insert into t values (1, 'a', 1), (2, 'b', 1)");
-    crate::common::mirror(&fixture, "third", "id int primary key", r#"{"mode": "queue"}"#);
+    fixture
+        .right
+        .exec_superuser("drop extension pg_rowsync cascade");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 1), (2, 'b', 1)");
+    crate::common::mirror(
+        &fixture,
+        "third",
+        "id int primary key",
+        r#"{"mode": "queue"}"#,
+    );
     fixture.left.exec("insert into third values (1)");
     for _ in 0..6 {
-        let _ = fixture.left.superuser().batch_execute("select deal_sync_err_rec(1000)");
+        let _ = fixture
+            .left
+            .superuser()
+            .batch_execute("select deal_sync_err_rec(1000)");
     }
     assert_eq!(rows(&fixture.right, "select id from third"), ["1"]);
     assert_eq!(rows(&fixture.right, "select id, v from t"), ["2|b"]);
@@ -203,7 +262,9 @@ fn a_row_that_comes_meanwhile_is_compared_all_the_same() {
         for side in [&fixture.left, &fixture.right] {
             side.query_one::<bool>("select deal_sync_err_rec(10000)");
         }
-        [&fixture.left, &fixture.right].iter().all(|side| side.queued().expect("a queue") == 0)
+        [&fixture.left, &fixture.right]
+            .iter()
+            .all(|side| side.queued().expect("a queue") == 0)
     });
     assert_eq!(rows(&fixture.right, "select id, v from t"), ["1|newer"]);
     assert_eq!(rows(&fixture.left, "select id, v from t"), ["1|newer"]);

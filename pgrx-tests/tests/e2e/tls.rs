@@ -31,7 +31,12 @@ fn world() -> &'static World {
             let certificate = authority.certify("server", &names)?;
             let client = authority.certify("client", &[])?;
             let cluster = Arc::new(authority.cluster("tls", &certificate)?);
-            anyhow::Ok(World { authority, other, client, cluster })
+            anyhow::Ok(World {
+                authority,
+                other,
+                client,
+                cluster,
+            })
         };
         make().unwrap_or_else(|error| panic!("no cluster with TLS: {error:#}"))
     })
@@ -53,13 +58,21 @@ impl Case {
             side.exec("create table t (id int primary key)");
         }
         fixture.link(&fixture.left, &remote, "dst", &[]);
-        fixture.left.exec(&format!("select attach_sync('t', 'dst', '{name}.t', '{SYNC}')"));
-        Case { fixture, remote, next: AtomicU32::new(1) }
+        fixture.left.exec(&format!(
+            "select attach_sync('t', 'dst', '{name}.t', '{SYNC}')"
+        ));
+        Case {
+            fixture,
+            remote,
+            next: AtomicU32::new(1),
+        }
     }
 
     /// Options of the server, all of them.
     fn set(&self, options: &[(&str, &str)]) {
-        let Side { user, password, db, .. } = &self.remote;
+        let Side {
+            user, password, db, ..
+        } = &self.remote;
         let mut list = format!("dbname '{db}'");
         if !options.iter().any(|(name, _)| *name == "port") {
             list.push_str(&format!(", port '{}'", self.remote.cluster.port()));
@@ -78,7 +91,10 @@ impl Case {
     }
 
     fn insert(&self) -> String {
-        format!("insert into t values ({})", self.next.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "insert into t values ({})",
+            self.next.fetch_add(1, Ordering::Relaxed)
+        )
     }
 
     #[track_caller]
@@ -104,7 +120,10 @@ impl Case {
     #[track_caller]
     fn is_refused(&self, sqlstate: &str, reason: &str) -> DbError {
         let error = refused(&mut self.fixture.left.client(), &self.insert(), sqlstate);
-        assert!(error.detail().is_some_and(|text| text.contains(reason)), "{error:?}");
+        assert!(
+            error.detail().is_some_and(|text| text.contains(reason)),
+            "{error:?}"
+        );
         error
     }
 }
@@ -117,22 +136,48 @@ impl Drop for Case {
 
 #[test]
 fn the_servers_certificate_is_verified_as_asked() {
-    let (World { authority, other, .. }, case) = (world(), Case::new("tlsverify"));
+    let (
+        World {
+            authority, other, ..
+        },
+        case,
+    ) = (world(), Case::new("tlsverify"));
     let (root, wrong) = (authority.root(), other.root());
-    let (root, wrong) = (root.to_str().expect("a path"), wrong.to_str().expect("a path"));
+    let (root, wrong) = (
+        root.to_str().expect("a path"),
+        wrong.to_str().expect("a path"),
+    );
     let named = |name, mode, root| {
-        [("host", name), ("hostaddr", "127.0.0.1"), ("sslmode", mode), ("sslrootcert", root)]
+        [
+            ("host", name),
+            ("hostaddr", "127.0.0.1"),
+            ("sslmode", mode),
+            ("sslrootcert", root),
+        ]
     };
     case.works(&named(NAME, "verify-full", root));
     case.works(&named("127.0.0.1", "verify-full", root));
-    case.fails(&named("evil.rowsync.test", "verify-full", root), "does not match host name");
+    case.fails(
+        &named("evil.rowsync.test", "verify-full", root),
+        "does not match host name",
+    );
     case.works(&named("evil.rowsync.test", "verify-ca", root));
-    case.fails(&named(NAME, "verify-full", wrong), "certificate verify failed");
-    case.fails(&named(NAME, "verify-ca", wrong), "certificate verify failed");
+    case.fails(
+        &named(NAME, "verify-full", wrong),
+        "certificate verify failed",
+    );
+    case.fails(
+        &named(NAME, "verify-ca", wrong),
+        "certificate verify failed",
+    );
     case.fails(&named(NAME, "verify-full", "/nowhere"), "does not exist");
     // The clusters that other tests share have no TLS.
     let plain = case.fixture.right.cluster.port().to_string();
-    let options = [("host", "127.0.0.1"), ("port", &plain), ("sslmode", "require")];
+    let options = [
+        ("host", "127.0.0.1"),
+        ("port", &plain),
+        ("sslmode", "require"),
+    ];
     case.fails(&options, "server does not support SSL");
 }
 
@@ -141,11 +186,17 @@ fn a_password_may_be_bound_to_the_channel() {
     let case = Case::new("tlsbind");
     let bound = ("channel_binding", "require");
     case.works(&[("host", "127.0.0.1"), ("sslmode", "require"), bound]);
-    case.fails(&[("host", "127.0.0.1"), ("sslmode", "disable"), bound], "channel binding");
+    case.fails(
+        &[("host", "127.0.0.1"), ("sslmode", "disable"), bound],
+        "channel binding",
+    );
     // One in the middle that asks for the password itself gets none.
     let told = Arc::new(AtomicBool::new(false));
     let (hostile, port) = thief(&told);
-    case.fails(&[("host", "127.0.0.1"), ("port", &port), bound], "channel binding");
+    case.fails(
+        &[("host", "127.0.0.1"), ("port", &port), bound],
+        "channel binding",
+    );
     assert_eq!(hostile.connections(), 1);
     assert!(!told.load(Ordering::Relaxed), "the password was told");
     // Without it, it does: the reason for encryption and for this option.
@@ -175,7 +226,11 @@ fn ways_to_log_in_may_be_restricted_where_libpq_can() {
     let case = Case::new("tlsauth");
     let told = Arc::new(AtomicBool::new(false));
     let (_hostile, port) = thief(&told);
-    let options = [("host", "127.0.0.1"), ("port", &port), ("require_auth", "scram-sha-256")];
+    let options = [
+        ("host", "127.0.0.1"),
+        ("port", &port),
+        ("require_auth", "scram-sha-256"),
+    ];
     let known = case.fixture.left.client().batch_execute(
         "create server probe foreign data wrapper pg_rowsync options (require_auth 'password')",
     );
@@ -205,7 +260,9 @@ fn admit(case: &Case, how: &str) {
     let loaded = "select pg_conf_load_time()";
     let before = query(&mut client, loaded);
     run(&mut client, "select pg_reload_conf()");
-    await_until(Duration::from_secs(20), "the rules", || query(&mut client, loaded) != before);
+    await_until(Duration::from_secs(20), "the rules", || {
+        query(&mut client, loaded) != before
+    });
 }
 
 #[test]
@@ -227,7 +284,10 @@ fn a_clients_certificate_reaches_the_server() {
 fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
     let case = Case::new("tlscert");
     let (left, there) = (&case.fixture.left.user, &case.remote.user);
-    let own = world().authority.certify(there, &[]).expect("a certificate");
+    let own = world()
+        .authority
+        .certify(there, &[])
+        .expect("a certificate");
     let (certificate, key) = (own.certificate.display(), own.key.display());
     admit(&case, "cert");
     case.set(&[("host", "127.0.0.1"), ("sslmode", "require")]);
@@ -235,7 +295,10 @@ fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
     let mapping = format!("alter user mapping for {left} server dst options");
     case.is_refused("28000", "requires a valid client certificate");
     // Nobody else says which certificate it is, wherever he says it.
-    for option in [format!("sslcert '{certificate}'"), format!("sslkey '{key}'")] {
+    for option in [
+        format!("sslcert '{certificate}'"),
+        format!("sslkey '{key}'"),
+    ] {
         refused(&mut owner(), &format!("{mapping} (add {option})"), "42501");
         let server = format!(
             "create server mine foreign data wrapper pg_rowsync options (host 'x', {option})"
@@ -251,16 +314,26 @@ fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
     // It opens the door, which is not enough: with no password, and with one that nobody asks for.
     let required = "Non-superusers must provide a password in the user mapping.";
     case.is_refused("2F003", required);
-    case.fixture.left.exec_superuser(&format!("{mapping} (add password 'x')"));
+    case.fixture
+        .left
+        .exec_superuser(&format!("{mapping} (add password 'x')"));
     let asked = "Non-superuser cannot connect if the server does not request a password.";
     case.is_refused("2F003", asked);
     assert_eq!(rows(&case.remote, "select * from t"), [""; 0]);
-    for change in ["set password 'y'", "add password_required 'true'", "set sslkey 'x'"] {
+    for change in [
+        "set password 'y'",
+        "add password_required 'true'",
+        "set sslkey 'x'",
+    ] {
         refused(&mut owner(), &format!("{mapping} ({change})"), "42501");
     }
-    case.fixture.left.exec_superuser(&format!("{mapping} (add password_required 'false')"));
+    case.fixture
+        .left
+        .exec_superuser(&format!("{mapping} (add password_required 'false')"));
     case.arrives();
-    case.fixture.left.exec_superuser(&format!("{mapping} (set password_required 'true')"));
+    case.fixture
+        .left
+        .exec_superuser(&format!("{mapping} (set password_required 'true')"));
     case.is_refused("2F003", asked);
     // A superuser's table needs neither password nor waiver.
     case.fixture.left.exec_superuser(&format!(
@@ -274,7 +347,12 @@ fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
 #[test]
 fn a_certificate_that_anybody_may_have_named_is_not_shown() {
     let (World { client, .. }, case) = (world(), Case::new("tlsunwatched"));
-    let (left, Side { user, password, db, .. }) = (&case.fixture.left.user, &case.remote);
+    let (
+        left,
+        Side {
+            user, password, db, ..
+        },
+    ) = (&case.fixture.left.user, &case.remote);
     admit(&case, "scram-sha-256 clientcert=verify-ca");
     case.fixture.left.exec_superuser(&format!(
         "create foreign data wrapper anything; grant usage on foreign data wrapper anything to {left};
@@ -292,7 +370,10 @@ fn a_certificate_that_anybody_may_have_named_is_not_shown() {
             case.remote.cluster.port()
         )
     };
-    for sql in [make(&format!(", {files}"), ""), make("", &format!(", {files}"))] {
+    for sql in [
+        make(&format!(", {files}"), ""),
+        make("", &format!(", {files}")),
+    ] {
         case.fixture.left.exec(&sql);
         case.is_refused("28000", "requires a valid client certificate");
     }

@@ -44,7 +44,10 @@ fn an_untouched_large_value_is_not_sent() {
         assert!(sent < 10_000, "{sent}");
         // Nor when the row is written again in the same transaction.
         let before = proxy.bytes(Direction::ToServer);
-        run(&mut client, "begin; update t set v = 'd'; update t set v = v || id; commit");
+        run(
+            &mut client,
+            "begin; update t set v = 'd'; update t set v = v || id; commit",
+        );
         let sent = proxy.bytes(Direction::ToServer) - before;
         assert!(sent < 10_000, "{sent}");
         assert_eq!(equal(&fixture).len(), 3);
@@ -63,7 +66,10 @@ fn a_missing_remote_row_is_written_with_the_untouched_value() {
         );
         assert!(deal(&fixture, "10"));
         fixture.right.exec("delete from t where id in (1, 3)");
-        run(&mut client, "begin; update t set v = 'b' where id < 4; insert into t values (5)");
+        run(
+            &mut client,
+            "begin; update t set v = 'b' where id < 4; insert into t values (5)",
+        );
         run(&mut client, "update t set v = 'c' where id = 1; commit");
         assert!(deal(&fixture, "10"));
         assert_eq!(equal(&fixture).len(), 5);
@@ -74,7 +80,9 @@ fn a_missing_remote_row_is_written_with_the_untouched_value() {
 #[test]
 fn a_record_in_the_queue_holds_the_untouched_value() {
     let (fixture, _proxy) = through_proxy("toastrec", "{}");
-    fixture.left.exec(&format!("insert into t values (1, 'a', {BIG})"));
+    fixture
+        .left
+        .exec(&format!("insert into t values (1, 'a', {BIG})"));
     outage(&fixture.right);
     fixture.left.exec("update t set v = 'b'");
     recover(&fixture.right);
@@ -127,8 +135,14 @@ fn a_key_change_takes_the_untouched_value_along() {
         assert!(deal(&fixture, "10"));
         fixture.right.exec("delete from t where id = 2");
         run(&mut client, "update t set id = id + 10");
-        run(&mut client, "begin; update t set v = 'b'; update t set id = id + 10; commit");
-        run(&mut client, "begin; update t set id = id - 10; update t set v = v || 'c'; commit");
+        run(
+            &mut client,
+            "begin; update t set v = 'b'; update t set id = id + 10; commit",
+        );
+        run(
+            &mut client,
+            "begin; update t set id = id - 10; update t set v = v || 'c'; commit",
+        );
         assert!(deal(&fixture, "100"));
         assert_eq!(equal(&fixture).len(), 4);
     }
@@ -138,13 +152,25 @@ fn a_key_change_takes_the_untouched_value_along() {
 fn a_value_from_before_a_change_of_storage_or_type_arrives() {
     let (fixture, _proxy) = through_proxy("toasttype", r#"{"mode": "sync"}"#);
     let mut client = fixture.left.client();
-    run(&mut client, &format!("insert into t values (1, 'a', {BIG}, {BIG})"));
-    run(&mut client, "alter table t alter big set storage external; update t set v = 'b'");
+    run(
+        &mut client,
+        &format!("insert into t values (1, 'a', {BIG}, {BIG})"),
+    );
+    run(
+        &mut client,
+        "alter table t alter big set storage external; update t set v = 'b'",
+    );
     for side in [&fixture.right, &fixture.left] {
         side.exec("alter table t alter more type bytea using more::bytea");
     }
-    run(&mut client, "update t set v = 'c'; update t set big = left(big, 50000)");
-    run(&mut client, "update t set more = more || '\\x00'; update t set v = 'd'");
+    run(
+        &mut client,
+        "update t set v = 'c'; update t set big = left(big, 50000)",
+    );
+    run(
+        &mut client,
+        "update t set more = more || '\\x00'; update t set v = 'd'",
+    );
     equal(&fixture);
 }
 
@@ -153,20 +179,35 @@ fn policy_error_misses_the_row_and_policy_skip_leaves_it_missing() {
     let (fixture, _proxy) =
         through_proxy("toasterror", r#"{"mode": "sync", "on_conflict": "error"}"#);
     let mut client = fixture.left.client();
-    run(&mut client, &format!("insert into t select i, 'a', {BIG} from generate_series(1, 2) i"));
+    run(
+        &mut client,
+        &format!("insert into t select i, 'a', {BIG} from generate_series(1, 2) i"),
+    );
     run(&mut client, "update t set v = 'b'");
     assert_eq!(equal(&fixture).len(), 2);
     fixture.right.exec("delete from t where id = 1");
     refused(&mut client, "update t set v = 'c'", "P0002");
     assert_eq!(rows(&fixture.left, "select distinct v from t"), ["b"]);
     run(&mut client, "select detach_sync('t', 'dst')");
-    run(&mut client, &attach_sql(&fixture, "t", r#"{"on_conflict": "error"}"#));
+    run(
+        &mut client,
+        &attach_sql(&fixture, "t", r#"{"on_conflict": "error"}"#),
+    );
     run(&mut client, "update t set v = 'd'");
-    assert_eq!(records(&fixture), ["UPDATE|P0002|1|pending", "UPDATE|P0002|1|pending"]);
+    assert_eq!(
+        records(&fixture),
+        ["UPDATE|P0002|1|pending", "UPDATE|P0002|1|pending"]
+    );
     fixture.left.exec_superuser("delete from sync_err_rec");
     run(&mut client, "select detach_sync('t', 'dst')");
-    run(&mut client, &attach_sql(&fixture, "t", r#"{"on_conflict": "skip"}"#));
+    run(
+        &mut client,
+        &attach_sql(&fixture, "t", r#"{"on_conflict": "skip"}"#),
+    );
     run(&mut client, "update t set v = 'e'");
-    assert_eq!(rows(&fixture.right, "select id, v, length(big) from t"), ["2|e|102400"]);
+    assert_eq!(
+        rows(&fixture.right, "select id, v, length(big) from t"),
+        ["2|e|102400"]
+    );
     assert_eq!(queued(&fixture), 0);
 }

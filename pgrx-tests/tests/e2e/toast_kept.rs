@@ -33,7 +33,10 @@ fn stripped(label: &str, count: u32, options: &str) -> (Fixture, Client) {
 }
 
 fn sums(side: &Side) -> Vec<String> {
-    rows(side, "select id, v, length(big), md5(big) from t order by id")
+    rows(
+        side,
+        "select id, v, length(big), md5(big) from t order by id",
+    )
 }
 
 #[test]
@@ -50,10 +53,16 @@ fn what_the_transaction_does_to_the_table_takes_no_value_away() {
         "savepoint a; update t set v = 'c'; truncate t; rollback to a",
     ] {
         let (fixture, mut client) = stripped("toastdone", 2, QUEUE);
-        run(&mut client, &format!("begin; update t set v = 'b'; {what}; commit"));
+        run(
+            &mut client,
+            &format!("begin; update t set v = 'b'; {what}; commit"),
+        );
         let found = "select row from sync_queue, json_to_record(change) as c(row json) \
              where op = 'UPDATE' and row->>1 = 'b'";
-        let values = rows(&fixture.left, &format!("select length(row->>2) from ({found}) f"));
+        let values = rows(
+            &fixture.left,
+            &format!("select length(row->>2) from ({found}) f"),
+        );
         assert_eq!(values, [LENGTH.to_string(), LENGTH.to_string()], "{what}");
     }
 }
@@ -62,7 +71,10 @@ fn what_the_transaction_does_to_the_table_takes_no_value_away() {
 fn a_savepoint_cuts_back_changes_whose_values_were_read_in_it() {
     for buffer in ["64kB", "16MB"] {
         let (fixture, mut client) = stripped("toastcut", 6, QUEUE);
-        run(&mut client, &format!("set pg_rowsync.buffer_size = '{buffer}'"));
+        run(
+            &mut client,
+            &format!("set pg_rowsync.buffer_size = '{buffer}'"),
+        );
         run(
             &mut client,
             "begin; update t set v = 'b' where id = 1;
@@ -75,8 +87,10 @@ fn a_savepoint_cuts_back_changes_whose_values_were_read_in_it() {
         );
         assert!(deal(&fixture, "100"));
         let sent = ["1", "2", "5"];
-        let left: Vec<_> =
-            sums(&fixture.left).into_iter().filter(|r| sent.contains(&&r[..1])).collect();
+        let left: Vec<_> = sums(&fixture.left)
+            .into_iter()
+            .filter(|r| sent.contains(&&r[..1]))
+            .collect();
         assert_eq!(left, sums(&fixture.right), "{buffer}");
         assert!(left[2].starts_with(&format!("5|f|{LENGTH}")), "{}", left[2]);
     }
@@ -85,7 +99,10 @@ fn a_savepoint_cuts_back_changes_whose_values_were_read_in_it() {
 #[test]
 fn a_prepared_transaction_keeps_the_values() {
     let (fixture, mut client) = stripped("toastprep", 2, "{}");
-    run(&mut client, "begin; update t set v = 'b'; prepare transaction 'p'");
+    run(
+        &mut client,
+        "begin; update t set v = 'b'; prepare transaction 'p'",
+    );
     run(&mut client, "commit prepared 'p'");
     run(&mut client, "alter table t alter id type bigint");
     assert!(deal(&fixture, "100"));
@@ -96,7 +113,10 @@ fn a_prepared_transaction_keeps_the_values() {
 fn values_that_could_not_be_delivered_are_kept() {
     let (fixture, mut client) = stripped("toastdown", 3, "{}");
     outage(&fixture.right);
-    run(&mut client, "begin; update t set v = 'b'; update t set v = 'c' where id = 2; commit");
+    run(
+        &mut client,
+        "begin; update t set v = 'b'; update t set v = 'c' where id = 2; commit",
+    );
     assert_eq!(queued(&fixture), 4);
     run(&mut client, "update t set big = 'short' where id = 3");
     recover(&fixture.right);
@@ -138,8 +158,13 @@ fn large_values_of_all_types_are_read_late() {
     let wide =
         "select count(*) from sync_queue where op = 'UPDATE' and length(change::text) > 800000";
     assert_eq!(rows(&fixture.left, wide), ["2"]);
-    let before = rows(&fixture.left, "select id from sync_queue where op = 'TRUNCATE'");
-    fixture.left.exec_superuser(&format!("delete from sync_queue where id = {}", before[0]));
+    let before = rows(
+        &fixture.left,
+        "select id from sync_queue where op = 'TRUNCATE'",
+    );
+    fixture
+        .left
+        .exec_superuser(&format!("delete from sync_queue where id = {}", before[0]));
     assert!(deal(&fixture, "10"));
     let found = "select v, md5(a), md5(b), md5(c), md5(d), md5(e::text), md5(f::text), md5(g::text), \
          md5(h), md5(i::text), md5(j::text) from t";
@@ -180,7 +205,11 @@ fn what_the_transaction_does_takes_no_new_value_away() {
              where row->>1 = 'b' and row->>2 <> 'short' order by id";
         let expected = rows(&fixture.left, &format!("select md5({BIG})"))[0].clone();
         let values = rows(&fixture.left, found);
-        assert_eq!(values, ["INSERT", "UPDATE"].map(|op| format!("{op}|{expected}")), "{what}");
+        assert_eq!(
+            values,
+            ["INSERT", "UPDATE"].map(|op| format!("{op}|{expected}")),
+            "{what}"
+        );
     }
 }
 
@@ -188,7 +217,11 @@ fn what_the_transaction_does_takes_no_new_value_away() {
 fn new_values_of_a_savepoint_go_with_it() {
     for mode in ["sync", "queue"] {
         let options = format!(r#"{{"mode": "{mode}"}}"#);
-        let fixture = one_way("toastback", "id int primary key, v text, big text", &options);
+        let fixture = one_way(
+            "toastback",
+            "id int primary key, v text, big text",
+            &options,
+        );
         let mut client = fixture.left.client();
         run(
             &mut client,
@@ -208,8 +241,11 @@ fn new_values_of_a_savepoint_go_with_it() {
 
 #[test]
 fn new_values_are_not_kept_twice() {
-    let fixture =
-        one_way("toastonce", "id int primary key, v text, big text", r#"{"mode": "sync"}"#);
+    let fixture = one_way(
+        "toastonce",
+        "id int primary key, v text, big text",
+        r#"{"mode": "sync"}"#,
+    );
     let mut client = fixture.left.client();
     let spilled = |client: &mut Client| -> i64 {
         let flushed = "select pg_stat_force_next_flush()";
@@ -220,7 +256,10 @@ fn new_values_are_not_kept_twice() {
     run(&mut client, "set pg_rowsync.buffer_size = '64kB'");
     let before = spilled(&mut client);
     fill(&mut client, 10);
-    run(&mut client, &format!("update t set big = {BIG} || id where id < 5"));
+    run(
+        &mut client,
+        &format!("update t set big = {BIG} || id where id < 5"),
+    );
     assert_eq!(spilled(&mut client), before);
     assert_eq!(sums(&fixture.left), sums(&fixture.right));
     // Values of the row itself are, and that shows.

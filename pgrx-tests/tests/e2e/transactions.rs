@@ -32,16 +32,25 @@ fn a_procedure_that_commits_delivers_every_part() {
              end $$;",
         );
         run(&mut client, "call p()");
-        run(&mut client, "do $$ begin insert into t values (20, 'do'); commit; end $$");
+        run(
+            &mut client,
+            "do $$ begin insert into t values (20, 'do'); commit; end $$",
+        );
         assert!(deal(&fixture, "1000"));
-        both_have(&fixture, "t", &["1|b", "10|b", "2|b", "20|do", "4|b", "5|b", "7|b", "8|b"]);
+        both_have(
+            &fixture,
+            "t",
+            &["1|b", "10|b", "2|b", "20|do", "4|b", "5|b", "7|b", "8|b"],
+        );
     }
 }
 
 #[test]
 fn a_commit_in_a_procedure_that_sync_refuses_can_not_be_had() {
     let fixture = one_way("procsync", COLUMNS, r#"{"mode": "sync"}"#);
-    fixture.right.exec("alter table t add constraint no_two check (id <> 2)");
+    fixture
+        .right
+        .exec("alter table t add constraint no_two check (id <> 2)");
     let mut client = fixture.left.client();
     let block = "do $$ begin
         insert into t values (1, 'a'); commit; insert into t values (2, 'b'); commit;
@@ -56,10 +65,16 @@ fn a_commit_in_a_procedure_that_sync_refuses_can_not_be_had() {
 fn chained_transactions_are_apart() {
     let fixture = one_way("chain", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "begin isolation level repeatable read; insert into t values (1, 'a')");
+    run(
+        &mut client,
+        "begin isolation level repeatable read; insert into t values (1, 'a')",
+    );
     run(&mut client, "commit and chain");
     both_have(&fixture, "t", &["1|a"]);
-    run(&mut client, "insert into t values (2, 'b'); rollback and chain");
+    run(
+        &mut client,
+        "insert into t values (2, 'b'); rollback and chain",
+    );
     run(&mut client, "insert into t values (3, 'c'); commit");
     both_have(&fixture, "t", &["1|a", "3|c"]);
 }
@@ -68,10 +83,16 @@ fn chained_transactions_are_apart() {
 fn a_transaction_made_read_only_after_its_changes_commits_them() {
     let fixture = one_way("readonly", COLUMNS, "{}");
     let mut client = fixture.left.client();
-    run(&mut client, "begin; insert into t values (1, 'a'); set transaction read only; commit");
+    run(
+        &mut client,
+        "begin; insert into t values (1, 'a'); set transaction read only; commit",
+    );
     both_have(&fixture, "t", &["1|a"]);
     outage(&fixture.right);
-    run(&mut client, "begin; insert into t values (2, 'b'); set transaction read only; commit");
+    run(
+        &mut client,
+        "begin; insert into t values (2, 'b'); set transaction read only; commit",
+    );
     assert_eq!(records(&fixture), ["INSERT|28000|1|pending"]);
     assert_eq!(table(&fixture.left, "t"), ["1|a", "2|b"]);
 }
@@ -81,7 +102,11 @@ fn sessions_that_may_only_read_can_drain_nothing() {
     let fixture = one_way("drainro", COLUMNS, r#"{"mode": "queue"}"#);
     fixture.left.exec("insert into t values (1, 'a')");
     let mut admin = fixture.left.superuser();
-    refused(&mut admin, "begin read only; select deal_sync_err_rec(1)", "25006");
+    refused(
+        &mut admin,
+        "begin read only; select deal_sync_err_rec(1)",
+        "25006",
+    );
     run(&mut admin, "rollback; select deal_sync_err_rec(1)");
     both_have(&fixture, "t", &["1|a"]);
 }
@@ -90,7 +115,12 @@ fn sessions_that_may_only_read_can_drain_nothing() {
 fn each_change_carries_the_name_of_its_own_trigger() {
     let fixture = linked("carry");
     mirror(&fixture, "plain", COLUMNS, "{}");
-    mirror(&fixture, "named", COLUMNS, r#"{"application_name": "it''s named"}"#);
+    mirror(
+        &fixture,
+        "named",
+        COLUMNS,
+        r#"{"application_name": "it''s named"}"#,
+    );
     let schema = &fixture.right.user;
     fixture.right.exec(&format!(
         "create table seen (n int generated always as identity, tab text, name text);
@@ -103,20 +133,31 @@ fn each_change_carries_the_name_of_its_own_trigger() {
          create trigger n after insert on named for each row execute function note()"
     ));
     let mut client = fixture.left.client();
-    run(&mut client, "insert into named values (1); insert into plain values (1)");
-    run(&mut client, "begin; insert into plain values (2); insert into named values (2)");
+    run(
+        &mut client,
+        "insert into named values (1); insert into plain values (1)",
+    );
+    run(
+        &mut client,
+        "begin; insert into plain values (2); insert into named values (2)",
+    );
     run(&mut client, "insert into plain values (3); commit");
     run(&mut client, "insert into named values (3)");
     run(&mut client, "insert into plain values (4)");
     outage(&fixture.right);
-    run(&mut client, "insert into named values (5); insert into plain values (5)");
+    run(
+        &mut client,
+        "insert into named values (5); insert into plain values (5)",
+    );
     run(&mut client, "insert into named values (6)");
     recover(&fixture.right);
     assert!(deal(&fixture, "10"));
     same(&fixture, "plain");
     same(&fixture, "named");
-    let seen =
-        rows(&fixture.right, "select tab, name, count(*) from seen group by 1, 2 order by 1");
+    let seen = rows(
+        &fixture.right,
+        "select tab, name, count(*) from seen group by 1, 2 order by 1",
+    );
     assert_eq!(seen, ["named|it's named|5", "plain|pg_rowsync|5"]);
 }
 
@@ -128,7 +169,10 @@ fn a_dropped_server_leaves_its_records_pending() {
     assert!(!deal(&fixture, "10"));
     assert_eq!(records(&fixture), ["INSERT|~|0|pending"]);
     let why = "select last_sqlstate, last_error from sync_server_state where dst_server = 'dst'";
-    assert_eq!(rows(&fixture.left, why), ["42704|server \"dst\" does not exist"]);
+    assert_eq!(
+        rows(&fixture.left, why),
+        ["42704|server \"dst\" does not exist"]
+    );
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     assert!(deal(&fixture, "10"));
     both_have(&fixture, "t", &["1|a"]);
@@ -138,7 +182,9 @@ fn a_dropped_server_leaves_its_records_pending() {
 #[test]
 fn a_dropped_table_leaves_its_records_deliverable() {
     let fixture = one_way("droptable", COLUMNS, r#"{"mode": "queue"}"#);
-    fixture.left.exec("insert into t values (1, 'a'); update t set v = 'b'");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'); update t set v = 'b'");
     fixture.left.exec("drop table t");
     assert!(deal(&fixture, "10"));
     assert_eq!(table(&fixture.right, "t"), ["1|b"]);
@@ -149,8 +195,12 @@ fn the_status_view_has_a_row_per_server() {
     let fixture = one_way("status", COLUMNS, "{}");
     let status = "select server, pending, failed, oldest is null, last_sqlstate from sync_status";
     assert_eq!(rows(&fixture.left, status), ["dst|0|0|t|~"]);
-    fixture.right.exec("alter table t add constraint no_two check (id <> 2)");
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
+    fixture
+        .right
+        .exec("alter table t add constraint no_two check (id <> 2)");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c')");
     assert_eq!(rows(&fixture.left, status), ["dst|3|0|f|23514"]);
     assert!(!deal(&fixture, "10"));
     assert_eq!(rows(&fixture.left, status), ["dst|0|1|t|23514"]);

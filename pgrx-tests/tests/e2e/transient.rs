@@ -33,12 +33,19 @@ fn waits_for_the_moment(fixture: &Fixture, base: i32, state: &str) {
          insert into t values ({two}, 'e')"
     ));
     for failures in 1..=2 {
-        assert!(!deal(fixture, "100"), "{state}: nothing can have been delivered");
+        assert!(
+            !deal(fixture, "100"),
+            "{state}: nothing can have been delivered"
+        );
         let untouched: Vec<_> = ["INSERT", "INSERT", "INSERT", "UPDATE", "DELETE", "INSERT"]
             .map(|op| format!("{op}|~|0|pending"))
             .into();
         assert_eq!(records(fixture), untouched, "{state}: a record was blamed");
-        assert_eq!(rows(&fixture.left, STATUS), [format!("{state}|t|{failures}|6|0|0")], "{state}");
+        assert_eq!(
+            rows(&fixture.left, STATUS),
+            [format!("{state}|t|{failures}|6|0|0")],
+            "{state}"
+        );
     }
     assert_eq!(reject_values::passed(fixture), [""; 0], "{state}");
     reject_values::open(fixture, ANY);
@@ -51,7 +58,11 @@ fn waits_for_the_moment(fixture: &Fixture, base: i32, state: &str) {
         format!("-{two}"),
         format!("{two}:e"),
     ];
-    assert_eq!(reject_values::passed(fixture), expected, "{state}: not in order");
+    assert_eq!(
+        reject_values::passed(fixture),
+        expected,
+        "{state}: not in order"
+    );
     same(fixture, "t");
     assert_eq!(queued(fixture), 0, "{state}");
     let well = "select consecutive_failures, pending, last_success_at is not null from sync_status";
@@ -91,12 +102,17 @@ fn an_administrators_intervention_is_of_the_moment() {
 fn what_precedes_a_failure_of_the_moment_may_arrive_and_nothing_behind_it() {
     let fixture = gated("prefix", QUEUE);
     reject_values::close(&fixture, "c", "40001", None);
-    fixture.left.exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd'), (5, 'e')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd'), (5, 'e')");
     assert!(!deal(&fixture, "100"));
     let passed = reject_values::passed(&fixture);
     let prefix: &[&str] = &["1:a", "2:b"][..passed.len().min(2)];
     assert_eq!(passed, prefix);
-    assert_eq!(records(&fixture), vec!["INSERT|~|0|pending"; 5 - passed.len()]);
+    assert_eq!(
+        records(&fixture),
+        vec!["INSERT|~|0|pending"; 5 - passed.len()]
+    );
     reject_values::open(&fixture, "c");
     assert!(deal(&fixture, "100"));
     same(&fixture, "t");
@@ -113,14 +129,21 @@ fn a_failure_of_the_moment_at_commit_queues_for_a_drain_to_try() {
         run(&mut client, "update t set v = 'b' where id = 1");
         // What was noted at commit stays; the drain adds nothing to it.
         assert!(!deal(&fixture, "100"), "{state}");
-        let kept = [format!("INSERT|{state}|1|pending"), "UPDATE|~|0|pending".to_owned()];
+        let kept = [
+            format!("INSERT|{state}|1|pending"),
+            "UPDATE|~|0|pending".to_owned(),
+        ];
         assert_eq!(records(&fixture), kept, "{state}");
         reject_values::open(&fixture, ANY);
         assert!(deal(&fixture, "100"), "{state}");
         assert_eq!(reject_values::passed(&fixture), ["1:a", "1:b"], "{state}");
         same(&fixture, "t");
         run(&mut client, "update t set v = 'c' where id = 1");
-        assert_eq!(queued(&fixture), 0, "{state}: direct delivery has not resumed");
+        assert_eq!(
+            queued(&fixture),
+            0,
+            "{state}: direct delivery has not resumed"
+        );
     }
 }
 
@@ -146,7 +169,9 @@ fn a_failure_of_the_change_fails_its_record() {
         let ids: Vec<_> = (1..=5).map(|n| base + n).collect();
         for id in &ids {
             let v = if *id == base + 3 { "failing" } else { "fine" };
-            fixture.left.exec(&format!("insert into t values ({id}, '{v}')"));
+            fixture
+                .left
+                .exec(&format!("insert into t values ({id}, '{v}')"));
         }
         assert!(!deal(&fixture, "100"), "{state}: a failure must show");
         let why = "select op, status, sqlstate, message, constraint_name, attempts,
@@ -154,9 +179,15 @@ fn a_failure_of_the_change_fails_its_record() {
         let constraint = constraint.unwrap_or("~");
         let expected = format!("INSERT|failed|{state}|the gate is closed|{constraint}|1|t|~");
         assert_eq!(rows(&fixture.left, why), [expected], "{state}");
-        let others: Vec<_> =
-            [1, 2, 4, 5].map(|n| format!("{}:fine", base + n)).into_iter().collect();
-        assert_eq!(reject_values::passed(&fixture), others, "{state}: the others flow");
+        let others: Vec<_> = [1, 2, 4, 5]
+            .map(|n| format!("{}:fine", base + n))
+            .into_iter()
+            .collect();
+        assert_eq!(
+            reject_values::passed(&fixture),
+            others,
+            "{state}: the others flow"
+        );
         let status = "select pending, failed, waiting from sync_status";
         assert_eq!(rows(&fixture.left, status), ["0|1|0"], "{state}");
         // Still closed: it fails once more, and says so.
@@ -192,15 +223,22 @@ fn a_missing_right_fails_one_record_and_the_table_waits() {
 /// Rows 1 to 3 on both sides, and changes of 1 and 2 that wait.
 fn two_updates_waiting(label: &str) -> Fixture {
     let fixture = one_way(label, COLUMNS, QUEUE);
-    fixture.left.exec("insert into t values (1, 'old'), (2, 'old'), (3, 'old')");
+    fixture
+        .left
+        .exec("insert into t values (1, 'old'), (2, 'old'), (3, 'old')");
     assert!(deal(&fixture, "100"));
-    fixture.left.exec("update t set v = 'new' where id = 1; update t set v = 'new' where id = 2");
+    fixture
+        .left
+        .exec("update t set v = 'new' where id = 1; update t set v = 'new' where id = 2");
     fixture
 }
 
 /// Nobody was blamed, and when whoever was in the way has gone, the changes arrive.
 fn blames_nobody(fixture: &Fixture, states: &[&str]) {
-    assert_eq!(records(fixture), ["UPDATE|~|0|pending", "UPDATE|~|0|pending"]);
+    assert_eq!(
+        records(fixture),
+        ["UPDATE|~|0|pending", "UPDATE|~|0|pending"]
+    );
     let status = rows(&fixture.left, "select last_sqlstate from sync_status");
     assert!(states.contains(&status[0].as_str()), "{status:?}");
     await_until(SOON, "the drain to succeed", || deal(fixture, "100"));
@@ -223,7 +261,10 @@ fn a_deadlock_there_is_tried_again() {
     let mut other = fixture.right.superuser();
     let schema = &fixture.right.user;
     run(&mut other, "set deadlock_timeout = '20s'; begin");
-    run(&mut other, &format!("update {schema}.t set v = 'other' where id = 2"));
+    run(
+        &mut other,
+        &format!("update {schema}.t set v = 'other' where id = 2"),
+    );
     std::thread::scope(|scope| {
         let drain = scope.spawn(|| {
             let mut admin = fixture.left.superuser();
@@ -232,7 +273,10 @@ fn a_deadlock_there_is_tried_again() {
             query(&mut admin, "select deal_sync_err_rec(100)")
         });
         await_blocked(&fixture.right);
-        run(&mut other, &format!("update {schema}.t set v = 'other' where id = 1"));
+        run(
+            &mut other,
+            &format!("update {schema}.t set v = 'other' where id = 1"),
+        );
         assert_eq!(drain.join().expect("a drain"), ["f"]);
     });
     run(&mut other, "commit");
@@ -266,7 +310,11 @@ fn a_backend_cancelled_or_ended_there_is_tried_again() {
             drain.is_finished()
         });
         assert!(ended > 0, "nothing to end");
-        drain.join().expect("a thread").1.expect("a drain that fails politely");
+        drain
+            .join()
+            .expect("a thread")
+            .1
+            .expect("a drain that fails politely");
         drop(locker);
         blames_nobody(&fixture, &states);
     }
@@ -289,7 +337,11 @@ fn a_statement_that_takes_too_long_there_is_tried_again() {
     run(&mut admin, "set pg_rowsync.delivery_timeout = '1s'");
     let start = std::time::Instant::now();
     assert_eq!(query(&mut admin, "select deal_sync_err_rec(100)"), ["f"]);
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        start.elapsed()
+    );
     fixture.right.exec("update slow set yes = false");
     // Whichever deadline is first: the server's own or ours.
     blames_nobody(&fixture, &["57014", "08006"]);

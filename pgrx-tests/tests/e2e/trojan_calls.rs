@@ -48,7 +48,11 @@ fn arrange(label: &str) -> (Fixture, [Plants; 2]) {
 }
 
 fn options(mode: &str, policy: &str) -> String {
-    let version = if policy == "newest" { r#", "version_column": "ver""# } else { "" };
+    let version = if policy == "newest" {
+        r#", "version_column": "ver""#
+    } else {
+        ""
+    };
     format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"{version}}}"#)
 }
 
@@ -76,7 +80,9 @@ fn write(table: &str) -> [String; 8] {
 fn what_is_planted_is_called_by_nobody() {
     let (fixture, [here, there]) = arrange("planted");
     let (user, schema) = (&fixture.left.user, &fixture.right.user);
-    fixture.left.exec(&format!("grant all on {user}.t to {}", here.role));
+    fixture
+        .left
+        .exec(&format!("grant all on {user}.t to {}", here.role));
     fixture.right.exec_superuser(&format!(
         "alter role {schema} set search_path = pg_temp, planted, public, pg_catalog;
          alter database {schema} set search_path = planted, public, pg_catalog"
@@ -95,7 +101,9 @@ fn what_is_planted_is_called_by_nobody() {
             );
             run(&mut admin, &attached);
             run(&mut writer, "begin");
-            write(&format!("{user}.t")).iter().for_each(|sql| run(&mut writer, sql));
+            write(&format!("{user}.t"))
+                .iter()
+                .for_each(|sql| run(&mut writer, sql));
             run(&mut writer, "commit");
             if mode == "queue" {
                 run(&mut admin, "select * from public.sync_err_rec");
@@ -124,18 +132,29 @@ fn what_is_planted_is_called_by_nobody() {
                 run(&mut admin, "select public.deal_sync_err_rec(100, null)");
             }
             assert_eq!(records(&fixture), [""; 0], "{policy} {mode}");
-            run(&mut admin, &format!("select public.verify_sync('{user}.t', 'dst')"));
+            run(
+                &mut admin,
+                &format!("select public.verify_sync('{user}.t', 'dst')"),
+            );
             run(&mut admin, "select * from public.sync_status");
             run(&mut admin, "select * from public.sync_conflicts");
             run(&mut admin, "select * from public.sync_conflict_counts");
-            run(&mut admin, "select public.sync_connections(), public.sync_counters()");
+            run(
+                &mut admin,
+                "select public.sync_connections(), public.sync_counters()",
+            );
             run(&mut writer, "select public.check_sync()");
             run(&mut admin, "select public.sync_disconnect(null)");
             run(&mut writer, "select public.sync_disconnect(null)");
             run(&mut admin, &format!("truncate {user}.t"));
             run(&mut admin, "select public.deal_sync_err_rec(100, null)");
-            run(&mut admin, &format!("select public.detach_sync('{user}.t', 'dst')"));
-            fixture.right.exec_superuser(&format!("truncate {schema}.t"));
+            run(
+                &mut admin,
+                &format!("select public.detach_sync('{user}.t', 'dst')"),
+            );
+            fixture
+                .right
+                .exec_superuser(&format!("truncate {schema}.t"));
             // What the tests themselves compare by name is not counted: it is qualified.
             assert_eq!(here.calls(), [""; 0], "{policy} {mode}");
             assert_eq!(there.calls(), [""; 0], "{policy} {mode}");
@@ -168,7 +187,9 @@ fn what_is_planted_is_not_called_by_retries_and_the_worker() {
         records(&fixture)[0] == "INSERT|23514|1|failed"
     });
     run(&mut admin, &format!("update {user}.t set v = 'y'"));
-    fixture.right.exec_superuser(&format!("alter table {schema}.t drop constraint c"));
+    fixture
+        .right
+        .exec_superuser(&format!("alter table {schema}.t drop constraint c"));
     let retry = "select public.retry_sync_err_rec(id) from public.sync_err_rec
                   where status operator(pg_catalog.=) 'failed'";
     await_until(Duration::from_secs(30), "the rest", || {
@@ -188,12 +209,21 @@ fn dst_query_finds_nothing_that_was_planted() {
     for policy in POLICIES {
         attach(&fixture, "t", &options("queue", policy));
         let mut owner = fixture.left.client();
-        run(&mut owner, &format!("set search_path = pg_catalog, {}", fixture.left.user));
+        run(
+            &mut owner,
+            &format!("set search_path = pg_catalog, {}", fixture.left.user),
+        );
         write("t").iter().for_each(|sql| run(&mut owner, sql));
-        let queries =
-            crate::common::rows(&fixture.left, "select dst_query from sync_err_rec order by id");
+        let queries = crate::common::rows(
+            &fixture.left,
+            "select dst_query from sync_err_rec order by id",
+        );
         assert!(queries.len() > 10);
-        for path in ["public", "planted, public", "pg_temp, planted, public, pg_catalog"] {
+        for path in [
+            "public",
+            "planted, public",
+            "pg_temp, planted, public, pg_catalog",
+        ] {
             run(&mut admin, "reset search_path");
             there.expose(&mut admin, path);
             for sql in &queries {
@@ -209,6 +239,8 @@ fn dst_query_finds_nothing_that_was_planted() {
             "select detach_sync('{0}.t', 'dst'); truncate {0}.t",
             fixture.left.user
         ));
-        fixture.right.exec_superuser(&format!("truncate {}.t", fixture.right.user));
+        fixture
+            .right
+            .exec_superuser(&format!("truncate {}.t", fixture.right.user));
     }
 }

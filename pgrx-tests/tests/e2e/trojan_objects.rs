@@ -27,7 +27,10 @@ impl Plants {
              grant create on schema public to {role}; grant usage on schema {0} to {role}",
             side.user
         ));
-        let plants = Plants { role, side: side.clone() };
+        let plants = Plants {
+            role,
+            side: side.clone(),
+        };
         let mut planter = plants.planter();
         run(&mut planter, SPY);
         run(&mut planter, OPERATORS);
@@ -39,7 +42,9 @@ impl Plants {
     /// A session of the role.
     pub fn planter(&self) -> Client {
         let Side { cluster, db, .. } = &self.side;
-        let mut client = cluster.connect(db, &self.role, "x").expect("the planter's session");
+        let mut client = cluster
+            .connect(db, &self.role, "x")
+            .expect("the planter's session");
         run(&mut client, "set search_path = pg_catalog");
         client
     }
@@ -47,7 +52,10 @@ impl Plants {
     /// Who has called which, and forgets them.
     pub fn calls(&self) -> Vec<String> {
         let mut client = self.side.superuser();
-        let calls = query(&mut client, "select distinct who, what from seen.calls order by 1, 2");
+        let calls = query(
+            &mut client,
+            "select distinct who, what from seen.calls order by 1, 2",
+        );
         run(&mut client, "truncate seen.calls");
         calls
     }
@@ -171,10 +179,13 @@ fn named_like_ours(schema: &str) -> String {
         "t",
         "base",
     ] {
-        sql.push_str(&format!("create table {schema}.{table} (planted pg_catalog.int4);"));
+        sql.push_str(&format!(
+            "create table {schema}.{table} (planted pg_catalog.int4);"
+        ));
     }
-    for kind in ["text", "int8", "int4", "bool", "name", "oid", "json", "regclass", "bytea", "xid8"]
-    {
+    for kind in [
+        "text", "int8", "int4", "bool", "name", "oid", "json", "regclass", "bytea", "xid8",
+    ] {
         sql.push_str(&format!(
             "create domain {schema}.\"{kind}\" as pg_catalog.{kind}
                check (planted.spy('type {kind}') is not null);"

@@ -113,7 +113,9 @@ fn a_partitioned_target_is_emptied() {
         fixture
             .right
             .exec("create table child () inherits (base); insert into child values (1, 'stays')");
-        fixture.left.exec("insert into t select i, 'x' from generate_series(1, 100) i");
+        fixture
+            .left
+            .exec("insert into t select i, 'x' from generate_series(1, 100) i");
         fixture.left.exec("insert into base values (2, 'goes')");
         fixture.left.exec("truncate t, base");
         fixture.left.exec("insert into t values (1, 'after')");

@@ -44,9 +44,16 @@ fn works(fixture: &Fixture, schema: &str) {
     fixture.left.exec(
         "insert into t values (1, 1), (2, 1); update t set n = 1; delete from t where id = 1",
     );
-    assert!(fixture.left.query_one::<bool>(&format!("select {schema}.deal_sync_err_rec(100)")));
+    assert!(
+        fixture
+            .left
+            .query_one::<bool>(&format!("select {schema}.deal_sync_err_rec(100)"))
+    );
     assert_eq!(same(fixture, "t").len(), 1);
-    rows(&fixture.left, &format!("select * from {schema}.sync_status, {schema}.sync_err_rec"));
+    rows(
+        &fixture.left,
+        &format!("select * from {schema}.sync_status, {schema}.sync_err_rec"),
+    );
 }
 
 fn tables(fixture: &Fixture) {
@@ -62,12 +69,17 @@ fn what_has_a_name_of_the_extensions_stops_its_creation() {
     let plants = Plants::new(&fixture.left);
     let members = rows(&fixture.left, MEMBERS);
     let mut parts = rows(&fixture.left, PARTS);
-    fixture.left.exec_superuser("drop extension pg_rowsync cascade; drop schema planted cascade");
+    fixture
+        .left
+        .exec_superuser("drop extension pg_rowsync cascade; drop schema planted cascade");
     let mut admin = fixture.left.superuser();
     let mut objects = Vec::new();
     for member in &members {
-        let [_, class, _, name, arguments] =
-            member.splitn(5, '|').collect::<Vec<_>>().try_into().expect("five columns");
+        let [_, class, _, name, arguments] = member
+            .splitn(5, '|')
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("five columns");
         match class {
             "pg_class" => parts.push(name.to_owned()),
             "pg_proc" => objects.push(format!(
@@ -78,23 +90,40 @@ fn what_has_a_name_of_the_extensions_stops_its_creation() {
             _ => {}
         }
     }
-    assert!(objects.len() > 15 && parts.len() > 20, "{members:?} {parts:?}");
-    objects.extend(parts.iter().map(|name| format!("create table s.{name} (id int)")));
+    assert!(
+        objects.len() > 15 && parts.len() > 20,
+        "{members:?} {parts:?}"
+    );
+    objects.extend(
+        parts
+            .iter()
+            .map(|name| format!("create table s.{name} (id int)")),
+    );
     objects.extend(parts.iter().map(|name| {
         format!("create table s.own (id int, o int); create index {name} on s.own (id, o)")
     }));
-    objects.extend(parts.iter().map(|name| format!("create type s.{name} as enum ()")));
+    objects.extend(
+        parts
+            .iter()
+            .map(|name| format!("create type s.{name} as enum ()")),
+    );
     for object in objects {
         run(
             &mut admin,
-            &format!("create schema s; grant usage, create on schema s to {}", plants.role),
+            &format!(
+                "create schema s; grant usage, create on schema s to {}",
+                plants.role
+            ),
         );
         run(&mut plants.planter(), &object);
         let done = install(&mut admin, "s");
         // An index in the place of one of ours is as bad as a table.
         match done {
             Err(error) => {
-                let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
+                let code = error
+                    .code()
+                    .map(|code| code.code().to_owned())
+                    .unwrap_or_default();
                 // A sequence's name steps aside, and is then missed.
                 let clashes = ["42P07", "42723", "42710", "42809", "55000"];
                 assert!(clashes.contains(&code.as_str()), "{object}: {error:?}");
@@ -121,7 +150,9 @@ fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
     let fixture = Fixture::new("trustbuiltin");
     tables(&fixture);
     let plants = Plants::new(&fixture.left);
-    fixture.left.exec_superuser("drop extension pg_rowsync cascade");
+    fixture
+        .left
+        .exec_superuser("drop extension pg_rowsync cascade");
     let mut planter = plants.planter();
     // Those that have the names of the extension's would stop it.
     for kind in ["table", "function"] {
@@ -145,7 +176,10 @@ fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
     );
     let mut admin = fixture.left.superuser();
     disguise(&mut admin);
-    for settings in ["standard_conforming_strings = off", "check_function_bodies = off"] {
+    for settings in [
+        "standard_conforming_strings = off",
+        "check_function_bodies = off",
+    ] {
         plants.expose(&mut admin, PATH);
         run(&mut admin, &format!("set {settings}"));
         install(&mut admin, "planted").unwrap_or_else(|error| panic!("{error:?}"));
@@ -208,7 +242,11 @@ fn schemas_whose_names_carry_sql_are_refused_or_only_names() {
                 fixture.right.exec("truncate t");
             }
         }
-        assert_eq!(query(&mut admin, "select count(*) from public.victim"), ["0"], "{name}");
+        assert_eq!(
+            query(&mut admin, "select count(*) from public.victim"),
+            ["0"],
+            "{name}"
+        );
         run(&mut admin, &format!("drop schema {schema} cascade"));
     }
     assert!(works_in > 0);

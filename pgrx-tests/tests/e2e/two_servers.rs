@@ -24,11 +24,15 @@ enum State {
 fn arrange(fixture: &Fixture, mode: &str) -> Proxy {
     let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "other", &[]);
-    fixture.right.exec(&format!("create table copy ({COLUMNS})"));
+    fixture
+        .right
+        .exec(&format!("create table copy ({COLUMNS})"));
     let options = format!(r#"{{"mode": "{mode}"}}"#);
     mirror(fixture, "t", COLUMNS, &options);
     let schema = &fixture.right.user;
-    fixture.left.exec(&format!("select attach_sync('t', 'other', '{schema}.copy', '{options}')"));
+    fixture.left.exec(&format!(
+        "select attach_sync('t', 'other', '{schema}.copy', '{options}')"
+    ));
     proxy
 }
 
@@ -93,7 +97,10 @@ fn commits_go_to_the_server_that_is_up_at_their_usual_pace() {
         assert_eq!(same(&fixture, "t").len(), 221, "all directly, {state:?}");
         assert_eq!(queued(&fixture) > 0, state != State::Up);
         medians.push(median);
-        assert!(longest < Duration::from_millis(900), "{state:?}: {longest:?}");
+        assert!(
+            longest < Duration::from_millis(900),
+            "{state:?}: {longest:?}"
+        );
         leave(&proxy, state);
         await_until(WORKING, "the drain to succeed", || deal(&fixture, "10000"));
         complete(&fixture);
@@ -115,9 +122,15 @@ fn drains(state: State) -> (Duration, Duration) {
         let start = Instant::now();
         let done = query(&mut admin, &format!("select deal_sync_err_rec({args})"));
         let elapsed = start.elapsed();
-        let status =
-            rows(&fixture.left, "select server, last_sqlstate, last_error from sync_status");
-        assert_eq!(done, [if well { "t" } else { "f" }], "{state:?}: {status:?}");
+        let status = rows(
+            &fixture.left,
+            "select server, last_sqlstate, last_error from sync_status",
+        );
+        assert_eq!(
+            done,
+            [if well { "t" } else { "f" }],
+            "{state:?}: {status:?}"
+        );
         same(&fixture, "t");
         elapsed
     };
@@ -139,15 +152,24 @@ fn a_drain_serves_the_server_that_is_up_without_delay() {
     let (all, one) = drains(State::Up);
     let slack = Duration::from_millis(500);
     let (refused, one_refused) = drains(State::Refusing);
-    assert!(refused < all * 2 + slack, "{refused:?}, {all:?} when all is well");
-    assert!(one_refused < one * 2 + slack, "{one_refused:?}, {one:?} when all is well");
+    assert!(
+        refused < all * 2 + slack,
+        "{refused:?}, {all:?} when all is well"
+    );
+    assert!(
+        one_refused < one * 2 + slack,
+        "{one_refused:?}, {one:?} when all is well"
+    );
     // The call as a whole waits for the silent one as long as its timeouts allow, no longer.
     let (silent, one_silent) = drains(State::Silent);
     assert!(
         silent < all * 2 + Duration::from_secs(2) + slack,
         "{silent:?}, {all:?} when all is well"
     );
-    assert!(one_silent < one * 2 + slack, "{one_silent:?}, {one:?} when all is well");
+    assert!(
+        one_silent < one * 2 + slack,
+        "{one_silent:?}, {one:?} when all is well"
+    );
 }
 
 #[test]
@@ -162,21 +184,32 @@ fn the_worker_serves_the_server_that_is_up_at_its_usual_pace() {
         let start = Instant::now();
         commit(&mut client, id);
         let sql = format!("select count(*) from t where id = {id}");
-        await_until(WORKING, "the row to arrive", || query(&mut there, &sql) == ["1"]);
+        await_until(WORKING, "the row to arrive", || {
+            query(&mut there, &sql) == ["1"]
+        });
         start.elapsed()
     };
     for id in 1..=10 {
         arrival(id);
     }
     let mut medians = Vec::new();
-    for (state, first) in [(State::Up, 100), (State::Refusing, 200), (State::Silent, 300)] {
+    for (state, first) in [
+        (State::Up, 100),
+        (State::Refusing, 200),
+        (State::Silent, 300),
+    ] {
         enter(&proxy, state);
         let (median, longest) = summary((first..first + 40).map(&mut arrival).collect());
         println!("worker, the other server {state:?}: median {median:?}, longest {longest:?}");
         medians.push(median);
-        assert!(longest < Duration::from_millis(2_500), "{state:?}: waited for the other one");
+        assert!(
+            longest < Duration::from_millis(2_500),
+            "{state:?}: waited for the other one"
+        );
         leave(&proxy, state);
-        await_until(WORKING, "the other one to catch up", || queued(&fixture) == 0);
+        await_until(WORKING, "the other one to catch up", || {
+            queued(&fixture) == 0
+        });
     }
     assert!(ever_queued(&fixture) >= 2 * 130, "not through the queue");
     let bound = medians[0] * 3 + Duration::from_millis(100);

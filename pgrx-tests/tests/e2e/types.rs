@@ -6,16 +6,71 @@ use crate::common::{deal, linked, mirror, queued, records, refused, rows, run, t
 
 /// A type and literals of it.
 const EDGES: &[(&str, &[&str])] = &[
-    ("float4", &["-0", "NaN", "Infinity", "-Infinity", "1e-45", "3.4028235e38", "0.1"]),
-    ("float8", &["-0", "NaN", "Infinity", "-Infinity", "5e-324", "1.7976931348623157e308", "0.1"]),
-    ("numeric", &["NaN", "Infinity", "-Infinity", "1.10", "-0.000", "1e-16383", "1e131071"]),
+    (
+        "float4",
+        &[
+            "-0",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1e-45",
+            "3.4028235e38",
+            "0.1",
+        ],
+    ),
+    (
+        "float8",
+        &[
+            "-0",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "5e-324",
+            "1.7976931348623157e308",
+            "0.1",
+        ],
+    ),
+    (
+        "numeric",
+        &[
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1.10",
+            "-0.000",
+            "1e-16383",
+            "1e131071",
+        ],
+    ),
     ("numeric(1000, 500)", &["1", "-0.1", "NaN"]),
-    ("money", &["-92233720368547758.08", "92233720368547758.07", "0", "-0.01"]),
+    (
+        "money",
+        &[
+            "-92233720368547758.08",
+            "92233720368547758.07",
+            "0",
+            "-0.01",
+        ],
+    ),
     ("int8", &["-9223372036854775808", "9223372036854775807"]),
-    ("date", &["4713-01-01 BC", "5874897-12-31", "infinity", "-infinity", "0001-12-31 BC"]),
+    (
+        "date",
+        &[
+            "4713-01-01 BC",
+            "5874897-12-31",
+            "infinity",
+            "-infinity",
+            "0001-12-31 BC",
+        ],
+    ),
     (
         "timestamp",
-        &["4713-01-01 00:00:00 BC", "294276-12-31 23:59:59.999999", "infinity", "-infinity"],
+        &[
+            "4713-01-01 00:00:00 BC",
+            "294276-12-31 23:59:59.999999",
+            "infinity",
+            "-infinity",
+        ],
     ),
     (
         "timestamptz",
@@ -33,7 +88,10 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("time", &["00:00", "24:00:00", "23:59:59.999999"]),
-    ("timetz", &["00:00+15:59:59", "24:00:00-15:59", "12:00:00.000001+05:30"]),
+    (
+        "timetz",
+        &["00:00+15:59:59", "24:00:00-15:59", "12:00:00.000001+05:30"],
+    ),
     (
         "interval",
         &[
@@ -74,9 +132,19 @@ const EDGES: &[(&str, &[&str])] = &[
     ("bit(8)", &["00000000", "10101010"]),
     (
         "bit varying",
-        &["", "1", "0000000000000000000000000000000000000000000000000000000000000000001"],
+        &[
+            "",
+            "1",
+            "0000000000000000000000000000000000000000000000000000000000000000001",
+        ],
     ),
-    ("uuid", &["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"]),
+    (
+        "uuid",
+        &[
+            "00000000-0000-0000-0000-000000000000",
+            "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        ],
+    ),
     (
         "json",
         &[
@@ -110,7 +178,10 @@ const EDGES: &[(&str, &[&str])] = &[
             "<a/><b/>",
         ],
     ),
-    ("inet", &["0.0.0.0/0", "::ffff:1.2.3.4", "2001:db8::1/64", "10.1.2.3"]),
+    (
+        "inet",
+        &["0.0.0.0/0", "::ffff:1.2.3.4", "2001:db8::1/64", "10.1.2.3"],
+    ),
     ("cidr", &["0.0.0.0/0", "2001:db8::/32"]),
     ("macaddr", &["00:00:00:00:00:00"]),
     ("macaddr8", &["08:00:2b:01:02:03:04:05"]),
@@ -126,10 +197,16 @@ const EDGES: &[(&str, &[&str])] = &[
     ("numrange", &["(1.10,NaN]", "[-Infinity,Infinity]"]),
     ("daterange", &["[-infinity,infinity]", "[0044-03-15 BC,)"]),
     ("tsrange", &["(2024-01-01 00:00:00.000001,infinity)"]),
-    ("tstzrange", &["[2024-03-31 00:30+00,2024-03-31 01:30+00)", "empty"]),
+    (
+        "tstzrange",
+        &["[2024-03-31 00:30+00,2024-03-31 01:30+00)", "empty"],
+    ),
     ("int4multirange", &["{}", "{[1,3),[5,)}"]),
     ("nummultirange", &["{(,1.5],[2.50,3)}"]),
-    ("tstzmultirange", &["{[2024-03-31 00:30+00,2024-03-31 01:30+00),[2024-10-27 00:30+00,)}"]),
+    (
+        "tstzmultirange",
+        &["{[2024-03-31 00:30+00,2024-03-31 01:30+00),[2024-10-27 00:30+00,)}"],
+    ),
     ("datemultirange", &["{[2024-01-01,2024-02-01)}"]),
     ("tsvector", &["", "'a b':1A,2 'it''s':3 '\\\\':4 word"]),
     ("tsquery", &["", "'a b' <2> c:*AB & !'it''s'"]),
@@ -143,12 +220,31 @@ const EDGES: &[(&str, &[&str])] = &[
     ("oid", &["0", "4294967295"]),
     ("oidvector", &["", "1 2 3"]),
     ("int2vector", &["", "1 2"]),
-    ("regclass", &["-", "pg_catalog.pg_class", "4294967295", "information_schema.tables"]),
-    ("regtype", &["-", "timestamp with time zone", "pg_catalog.\"char\"", "integer[]"]),
+    (
+        "regclass",
+        &[
+            "-",
+            "pg_catalog.pg_class",
+            "4294967295",
+            "information_schema.tables",
+        ],
+    ),
+    (
+        "regtype",
+        &[
+            "-",
+            "timestamp with time zone",
+            "pg_catalog.\"char\"",
+            "integer[]",
+        ],
+    ),
     ("regproc", &["-", "pg_catalog.now", "4294967295"]),
     ("regprocedure", &["-", "pg_catalog.lower(text)"]),
     ("regoper", &["0", "pg_catalog.||/"]),
-    ("regoperator", &["0", "pg_catalog.+(integer,integer)", "!!(NONE,tsquery)"]),
+    (
+        "regoperator",
+        &["0", "pg_catalog.+(integer,integer)", "!!(NONE,tsquery)"],
+    ),
     ("regrole", &["-", "postgres", "pg_monitor"]),
     ("regnamespace", &["-", "pg_catalog"]),
     ("regcollation", &["-", "pg_catalog.\"C\""]),
@@ -172,14 +268,19 @@ const SETTINGS: [&str; 4] = [
 
 /// What is not equal, or was not carried.
 fn differences(fixture: &Fixture, name: &str, what: &str) -> Vec<String> {
-    let reasons = rows(&fixture.left, "select op, sqlstate, message from sync_err_rec");
+    let reasons = rows(
+        &fixture.left,
+        "select op, sqlstate, message from sync_err_rec",
+    );
     let (left, right) = (table(&fixture.left, name), table(&fixture.right, name));
     fixture.left.exec_superuser("delete from sync_err_rec");
     if reasons.is_empty() && left == right {
         return Vec::new();
     }
     let cut = |found: String| found.chars().take(900).collect::<String>();
-    vec![cut(format!("{what}: {reasons:?} {left:?} became {right:?}"))]
+    vec![cut(format!(
+        "{what}: {reasons:?} {left:?} became {right:?}"
+    ))]
 }
 
 fn every_edge(label: &str, mode: &str) {
@@ -189,7 +290,11 @@ fn every_edge(label: &str, mode: &str) {
     for (at, (kind, values)) in EDGES.iter().enumerate() {
         let name = format!("t{at}");
         // PostgreSQL makes no arrays of these in expressions.
-        let element = if ["oidvector", "int2vector"].contains(kind) { "text" } else { kind };
+        let element = if ["oidvector", "int2vector"].contains(kind) {
+            "text"
+        } else {
+            kind
+        };
         mirror(
             &fixture,
             &name,
@@ -197,10 +302,15 @@ fn every_edge(label: &str, mode: &str) {
             &mode_of(mode),
         );
         // Values are made under plain settings and captured under others.
-        let quoted: Vec<String> =
-            values.iter().map(|v| format!("'{}'::{kind}", v.replace('\'', "''"))).collect();
+        let quoted: Vec<String> = values
+            .iter()
+            .map(|v| format!("'{}'::{kind}", v.replace('\'', "''")))
+            .collect();
         run(&mut client, "reset all");
-        run(&mut client, &format!("create temp table v (id serial, v {kind})"));
+        run(
+            &mut client,
+            &format!("create temp table v (id serial, v {kind})"),
+        );
         for value in &quoted {
             run(&mut client, &format!("insert into v (v) values ({value})"));
         }
@@ -247,13 +357,19 @@ fn the_edges_of_every_type_arrive_through_the_queue() {
 #[test]
 fn types_of_the_information_schema_arrive() {
     let fixture = linked("infoschema");
-    let (number, word) = ("information_schema.cardinal_number", "information_schema.yes_or_no");
+    let (number, word) = (
+        "information_schema.cardinal_number",
+        "information_schema.yes_or_no",
+    );
     let columns = format!("id int primary key, n {number}, w {word}, ns {number}[], ws {word}[]");
     mirror(&fixture, "t", &columns, "{}");
     fixture
         .left
         .exec("insert into t values (1, 0, 'YES', '{1,NULL}', '{NO}'); insert into t values (2)");
-    assert_eq!(rows(&fixture.left, "select sqlstate, message from sync_err_rec"), [""; 0]);
+    assert_eq!(
+        rows(&fixture.left, "select sqlstate, message from sync_err_rec"),
+        [""; 0]
+    );
     assert_eq!(crate::common::same(&fixture, "t").len(), 2);
 }
 
@@ -318,8 +434,10 @@ fn arrays_keep_their_bounds_and_dimensions() {
 #[test]
 fn what_the_remote_encoding_lacks_is_an_error() {
     let fixture = Fixture::new("lacks");
-    let latin =
-        rowsync_harness::Side { db: format!("{}_l", fixture.right.db), ..fixture.right.clone() };
+    let latin = rowsync_harness::Side {
+        db: format!("{}_l", fixture.right.db),
+        ..fixture.right.clone()
+    };
     let (db, user) = (&latin.db, &latin.user);
     fixture.right.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' owner {user}"
@@ -336,15 +454,23 @@ fn what_the_remote_encoding_lacks_is_an_error() {
            select attach_sync('s', 'dst', '{user}.s')"#
     ));
     let mut client = fixture.left.client();
-    run(&mut client, "insert into t values (1, 'Größe ÿ'); insert into s values (1, 'é')");
+    run(
+        &mut client,
+        "insert into t values (1, 'Größe ÿ'); insert into s values (1, 'é')",
+    );
     refused(&mut client, "insert into t values (2, '✓')", "22P05");
     run(&mut client, "insert into s values (2, '✓'), (3, 'plain')");
-    assert_eq!(records(&fixture), ["INSERT|22P05|1|pending", "INSERT|22P05|1|pending"]);
+    assert_eq!(
+        records(&fixture),
+        ["INSERT|22P05|1|pending", "INSERT|22P05|1|pending"]
+    );
     assert_eq!(table(&latin, "t"), ["1|Größe ÿ"]);
     assert_eq!(table(&latin, "s"), ["1|é"]);
     assert_eq!(table(&fixture.left, "s").len(), 3);
     drop(client);
-    fixture.right.exec_superuser(&format!("drop database {db} with (force)"));
+    fixture
+        .right
+        .exec_superuser(&format!("drop database {db} with (force)"));
 }
 
 #[test]
@@ -360,7 +486,12 @@ fn a_domain_that_refuses_null_goes_beside_a_composite() {
     for mode in ["async", "queue"] {
         let name = format!("t_{mode}");
         let options = format!(r#"{{"mode": "{mode}"}}"#);
-        mirror(&fixture, &name, "id int primary key, g given, w word, p pair, ps pair[]", &options);
+        mirror(
+            &fixture,
+            &name,
+            "id int primary key, g given, w word, p pair, ps pair[]",
+            &options,
+        );
         run(
             &mut fixture.left.client(),
             &format!(
@@ -372,7 +503,12 @@ fn a_domain_that_refuses_null_goes_beside_a_composite() {
         deal(&fixture, "100");
         assert_eq!(records(&fixture), [""; 0], "{mode}");
         let found = rows(&fixture.right, &format!("select * from {name} order by id"));
-        let expected = ["1|5|x|(1,x)|{\"(2,y)\"}", "2|2|y|(3,z)|~", "3|3|y|(4,)|~", "4|4|y|(4,)|~"];
+        let expected = [
+            "1|5|x|(1,x)|{\"(2,y)\"}",
+            "2|2|y|(3,z)|~",
+            "3|3|y|(4,)|~",
+            "4|4|y|(4,)|~",
+        ];
         assert_eq!(found, expected, "{mode}");
     }
 }

@@ -84,14 +84,19 @@ order by 1"#;
 /// The objects of a database's extension; its owner has the same name in each.
 fn objects(side: &Side) -> Vec<String> {
     let owned = |object: String| object.replace(&side.user, "owner");
-    query(&mut side.superuser(), OBJECTS).into_iter().map(owned).collect()
+    query(&mut side.superuser(), OBJECTS)
+        .into_iter()
+        .map(owned)
+        .collect()
 }
 
 /// An installation like the one that is tested, which nothing else uses. It has the scripts of every
 /// released version as well.
 fn own_installation(label: &str) -> Postgres {
     let folder = reaper::base().expect("a folder").join(label);
-    let own = Postgres::find().and_then(|tested| tested.copy_to(&folder)).expect("a copy");
+    let own = Postgres::find()
+        .and_then(|tested| tested.copy_to(&folder))
+        .expect("a copy");
     let released = setup::released_scripts();
     for version in setup::released_versions().expect("the released scripts") {
         let name = format!("pg_rowsync--{version}.sql");
@@ -123,8 +128,14 @@ fn every_released_version_is_updated_to_what_a_fresh_one_is() {
         let lived_in = LivedIn::new(left.clone(), right);
         left.exec_superuser("alter extension pg_rowsync update");
         let updated = objects(&left);
-        let missing: Vec<_> = expected.iter().filter(|object| !updated.contains(object)).collect();
-        let extra: Vec<_> = updated.iter().filter(|object| !expected.contains(object)).collect();
+        let missing: Vec<_> = expected
+            .iter()
+            .filter(|object| !updated.contains(object))
+            .collect();
+        let extra: Vec<_> = updated
+            .iter()
+            .filter(|object| !expected.contains(object))
+            .collect();
         assert!(
             missing.is_empty() && extra.is_empty(),
             "updated from {version}, missing: {missing:#?}, there instead: {extra:#?}"
@@ -137,7 +148,10 @@ fn every_released_version_is_updated_to_what_a_fresh_one_is() {
 /// What a package manager does: the new file takes the old one's name, and whoever runs the old one
 /// keeps it.
 fn replace_library(postgres: &Postgres) {
-    let library = postgres.libraries().expect("a folder").join("pg_rowsync.so");
+    let library = postgres
+        .libraries()
+        .expect("a folder")
+        .join("pg_rowsync.so");
     let mut bytes = fs::read(&library).expect("the library");
     // Another file than before, which does the same: what follows the sections is not read.
     bytes.extend(b"another build");
@@ -150,7 +164,12 @@ fn replace_library(postgres: &Postgres) {
 fn a_library_replaced_under_sessions_and_a_worker_harms_none() {
     let own = own_installation("replaced");
     for preload in ["", "pg_rowsync"] {
-        let settings = [TEST_SETTINGS, &[("shared_preload_libraries", preload)], EAGER].concat();
+        let settings = [
+            TEST_SETTINGS,
+            &[("shared_preload_libraries", preload)],
+            EAGER,
+        ]
+        .concat();
         let label = format!("replaced{preload}");
         let cluster = Arc::new(Cluster::start_of(&own, &label, &settings).expect("a cluster"));
         let fixture = Fixture {
@@ -159,7 +178,12 @@ fn a_library_replaced_under_sessions_and_a_worker_harms_none() {
         };
         fixture.link(&fixture.left, &fixture.right, "dst", &[]);
         mirror(&fixture, "t", "id int primary key, v text", "{}");
-        mirror(&fixture, "q", "id int primary key, v text", r#"{"mode": "queue"}"#);
+        mirror(
+            &fixture,
+            "q",
+            "id int primary key, v text",
+            r#"{"mode": "queue"}"#,
+        );
         if preload.is_empty() {
             fixture.left.exec_superuser("select start_sync_worker()");
         }
@@ -168,19 +192,30 @@ fn a_library_replaced_under_sessions_and_a_worker_harms_none() {
         run(&mut old, "insert into t values (1, 'old')");
         run(&mut old, "insert into q values (1, 'old')");
         let old_worker = worker(&fixture);
-        run(&mut open, "begin; insert into t values (2, 'open'); insert into q values (2, 'open')");
-        let started: String = fixture.left.query_one("select pg_postmaster_start_time()::text");
+        run(
+            &mut open,
+            "begin; insert into t values (2, 'open'); insert into q values (2, 'open')",
+        );
+        let started: String = fixture
+            .left
+            .query_one("select pg_postmaster_start_time()::text");
         replace_library(&own);
         let mut new = fixture.left.client();
         for (client, id) in [(&mut old, 3), (&mut new, 4), (&mut open, 5)] {
-            run(client, &format!("insert into t values ({id}, 'x'); update t set v = 'y'"));
+            run(
+                client,
+                &format!("insert into t values ({id}, 'x'); update t set v = 'y'"),
+            );
             run(client, &format!("insert into q values ({id}, 'x')"));
             if id == 5 {
                 run(client, "commit");
             }
         }
         await_drained(&fixture);
-        assert_eq!((same(&fixture, "t").len(), same(&fixture, "q").len()), (5, 5));
+        assert_eq!(
+            (same(&fixture, "t").len(), same(&fixture, "q").len()),
+            (5, 5)
+        );
         assert_eq!(worker(&fixture), old_worker);
         // The worker of the new library takes over.
         fixture.left.exec_superuser("select stop_sync_worker()");
@@ -189,9 +224,15 @@ fn a_library_replaced_under_sessions_and_a_worker_harms_none() {
         run(&mut old, "insert into q values (7, 'x')");
         await_drained(&fixture);
         assert_eq!(same(&fixture, "q").len(), 7);
-        let restarted: String = fixture.left.query_one("select pg_postmaster_start_time()::text");
+        let restarted: String = fixture
+            .left
+            .query_one("select pg_postmaster_start_time()::text");
         assert_eq!(started, restarted);
-        assert!(!cluster.log().contains("terminated by signal"), "{}", cluster.log());
+        assert!(
+            !cluster.log().contains("terminated by signal"),
+            "{}",
+            cluster.log()
+        );
         run(&mut old, "insert into t values (8, 'x')");
         cluster.restart().expect("a restart");
         run(&mut fixture.left.client(), "insert into t values (9, 'x')");
@@ -200,6 +241,9 @@ fn a_library_replaced_under_sessions_and_a_worker_harms_none() {
             fixture.left.exec_superuser("select start_sync_worker()");
         }
         await_drained(&fixture);
-        assert_eq!((same(&fixture, "t").len(), same(&fixture, "q").len()), (7, 8));
+        assert_eq!(
+            (same(&fixture, "t").len(), same(&fixture, "q").len()),
+            (7, 8)
+        );
     }
 }

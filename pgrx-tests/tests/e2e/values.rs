@@ -7,10 +7,18 @@ use crate::common::{deal, linked, queued, rows, run, same, table};
 #[test]
 fn odd_names_of_schema_table_column_and_server() {
     let fixture = Fixture::new("names");
-    for server in [r#""a server""#, r#""it's ""quoted""""#, r#""punkt.dot""#, r#""Größe ✓""#] {
+    for server in [
+        r#""a server""#,
+        r#""it's ""quoted""""#,
+        r#""punkt.dot""#,
+        r#""Größe ✓""#,
+    ] {
         fixture.link(&fixture.left, &fixture.right, server, &[]);
     }
-    for (side, schema) in [(&fixture.left, r#"Sch "e" ma."#), (&fixture.right, "autre schéma's")] {
+    for (side, schema) in [
+        (&fixture.left, r#"Sch "e" ma."#),
+        (&fixture.right, "autre schéma's"),
+    ] {
         let schema = quoted(schema);
         let user = &side.user;
         side.exec_superuser(&format!("create schema {schema} authorization {user}"));
@@ -55,7 +63,10 @@ fn odd_names_of_schema_table_column_and_server() {
             assert_eq!(found.len(), 2);
             assert_eq!(queued(&fixture), 0);
             client
-                .execute("select detach_sync($1::text::regclass, $2)", &[&left, server])
+                .execute(
+                    "select detach_sync($1::text::regclass, $2)",
+                    &[&left, server],
+                )
                 .unwrap_or_else(|error| panic!("{server}: {error:?}"));
             fixture.right.exec(&format!("truncate {right}"));
         }
@@ -143,9 +154,15 @@ pub fn every_type_arrives(fixture: &Fixture, mode: &str) {
     for values in VALUES {
         // Literals above are in ISO style: read them so, capture under the odd settings.
         run(&mut client, "set local datestyle = 'ISO, YMD'");
-        run(&mut client, "create temp table v as select * from t with no data");
+        run(
+            &mut client,
+            "create temp table v as select * from t with no data",
+        );
         run(&mut client, &format!("insert into v values ({values})"));
-        run(&mut client, "set local datestyle = 'SQL, DMY'; insert into t select * from v");
+        run(
+            &mut client,
+            "set local datestyle = 'SQL, DMY'; insert into t select * from v",
+        );
         run(&mut client, "drop table v");
     }
     run(&mut client, "commit");
@@ -166,8 +183,14 @@ pub fn every_type_arrives(fixture: &Fixture, mode: &str) {
                       current_setting('extra_float_digits'), current_setting('bytea_output')";
     let kept = crate::common::query(&mut client, settings);
     assert_eq!(kept, ["SQL, DMY|sql_standard|0|escape"]);
-    run(&mut client, "update t set t = 'changed', tsz = tsz + '1 hour', iv = iv * 2");
-    run(&mut client, "delete from t where id = 2; update t set id = 30 where id = 3");
+    run(
+        &mut client,
+        "update t set t = 'changed', tsz = tsz + '1 hour', iv = iv * 2",
+    );
+    run(
+        &mut client,
+        "delete from t where id = 2; update t set id = 30 where id = 3",
+    );
     assert!(deal(fixture, "100"));
     assert_eq!(same(fixture, "t").len(), 2);
 }
@@ -181,7 +204,10 @@ fn boxes_arrive_though_their_arrays_look_different() {
            (3, '(1,1),(0,0)', null);
          update t set b = '(5,5),(0,0)' where id = 3",
     );
-    assert_eq!(rows(&fixture.left, "select op, message from sync_err_rec"), [""; 0]);
+    assert_eq!(
+        rows(&fixture.left, "select op, message from sync_err_rec"),
+        [""; 0]
+    );
     assert_eq!(same(&fixture, "t").len(), 3);
 }
 
@@ -189,10 +215,17 @@ fn boxes_arrive_though_their_arrays_look_different() {
 fn every_type_can_be_run_by_hand() {
     let fixture = every_type("typehand", "queue");
     for values in VALUES {
-        fixture.left.exec(&format!("insert into t values ({values})"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({values})"));
     }
-    fixture.left.exec("update t set id = id + 10 where id > 1; update t set t = 'x' where id = 1");
-    for query in rows(&fixture.left, "select dst_query from sync_err_rec order by id") {
+    fixture
+        .left
+        .exec("update t set id = id + 10 where id > 1; update t set t = 'x' where id = 1");
+    for query in rows(
+        &fixture.left,
+        "select dst_query from sync_err_rec order by id",
+    ) {
         fixture.right.exec(&query);
     }
     assert_eq!(same(&fixture, "t").len(), 3);
@@ -205,14 +238,22 @@ fn keys_of_any_type_find_their_row() {
         side.exec(TYPES);
     }
     for (at, (kind, one, other)) in [
-        ("timestamptz", "'2024-02-03 04:05:06.789012+00'", "'2024-11-12 00:00+00'"),
+        (
+            "timestamptz",
+            "'2024-02-03 04:05:06.789012+00'",
+            "'2024-11-12 00:00+00'",
+        ),
         ("interval", "'-1 year 2 mons'", "'3 days'"),
         ("numeric", "1.10", "1.2"),
         ("float8", "0.1::float8 + 0.2", "1/3::float8"),
         ("bytea", r"'\x5c00'", "''"),
         ("char(5)", "'a'", "'b'"),
         ("jsonb", r#"'{"a": 1}'"#, "'[]'"),
-        ("uuid", "'00000000-0000-0000-0000-00000000000a'", "gen_random_uuid()"),
+        (
+            "uuid",
+            "'00000000-0000-0000-0000-00000000000a'",
+            "gen_random_uuid()",
+        ),
         ("int[]", "'{1,2}'", "'{}'"),
         ("text[]", r#"'{"a,b",NULL}'"#, "'{}'"),
         ("int4range", "'[1,5)'", "'empty'"),
@@ -224,18 +265,32 @@ fn keys_of_any_type_find_their_row() {
     .enumerate()
     {
         let name = format!("k{at}");
-        crate::common::mirror(&fixture, &name, &format!("k {kind} primary key, v text"), "{}");
+        crate::common::mirror(
+            &fixture,
+            &name,
+            &format!("k {kind} primary key, v text"),
+            "{}",
+        );
         let mut client = fixture.left.client();
         run(&mut client, ODD_SETTINGS);
         run(&mut client, "set datestyle = 'ISO, YMD'");
-        run(&mut client, &format!("insert into {name} values ({one}, 'a'), ({other}, 'b')"));
+        run(
+            &mut client,
+            &format!("insert into {name} values ({one}, 'a'), ({other}, 'b')"),
+        );
         run(&mut client, "set datestyle = 'SQL, DMY'");
-        run(&mut client, &format!("update {name} set v = 'c' where v = 'a'"));
+        run(
+            &mut client,
+            &format!("update {name} set v = 'c' where v = 'a'"),
+        );
         run(&mut client, &format!("delete from {name} where v = 'b'"));
         assert_eq!(same(&fixture, &name).len(), 1, "{kind}");
         assert!(table(&fixture.right, &name)[0].ends_with("|c"), "{kind}");
     }
-    assert_eq!(rows(&fixture.left, "select op, message from sync_err_rec"), [""; 0]);
+    assert_eq!(
+        rows(&fixture.left, "select op, message from sync_err_rec"),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -268,7 +323,11 @@ fn types_of_extensions_in_another_schema_arrive() {
                update {name} set v = 1 where c = 'ABC'; update {name} set h = h || 'n=>1';
                update {name} set c = 'ABC', l = 'z.z' where c = 'abc'; delete from {name} where l = 'b'"#
         ));
-        assert_eq!(rows(&fixture.left, "select op, message from sync_err_rec"), [""; 0], "{name}");
+        assert_eq!(
+            rows(&fixture.left, "select op, message from sync_err_rec"),
+            [""; 0],
+            "{name}"
+        );
         assert_eq!(same(&fixture, &name).len(), 2);
     }
 }

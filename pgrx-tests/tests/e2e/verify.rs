@@ -39,7 +39,11 @@ const SUBTLE: [(&str, &str, &str); 22] = [
     ("float4", "1", "1.0000001"),
     ("json", r#"'{"a":1,"b":2}'"#, r#"'{"b":2,"a":1}'"#),
     ("jsonb", r#"'{"a":1}'"#, r#"'{"a":1.0}'"#),
-    ("timestamptz", "'2024-01-01 00:00:00.000001+00'", "'2024-01-01 00:00:00+00'"),
+    (
+        "timestamptz",
+        "'2024-01-01 00:00:00.000001+00'",
+        "'2024-01-01 00:00:00+00'",
+    ),
     ("timestamp", "'infinity'", "'-infinity'"),
     ("interval", "'1 month'", "'30 days'"),
     ("int[]", "'{1,2}'", "'[0:1]={1,2}'"),
@@ -54,9 +58,17 @@ const SUBTLE: [(&str, &str, &str); 22] = [
 #[test]
 fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
     let fixture = linked("subtle");
-    let columns: Vec<String> =
-        SUBTLE.iter().enumerate().map(|(at, (kind, _, _))| format!("c{at} {kind}")).collect();
-    mirror(&fixture, "t", &format!("id int primary key, {}", columns.join(", ")), "{}");
+    let columns: Vec<String> = SUBTLE
+        .iter()
+        .enumerate()
+        .map(|(at, (kind, _, _))| format!("c{at} {kind}"))
+        .collect();
+    mirror(
+        &fixture,
+        "t",
+        &format!("id int primary key, {}", columns.join(", ")),
+        "{}",
+    );
     let values: Vec<&str> = SUBTLE.iter().map(|(_, one, _)| *one).collect();
     fixture.left.exec(&format!(
         "insert into t select n, {} from generate_series(0, 25) n",
@@ -64,7 +76,9 @@ fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
     ));
     assert_eq!(found(&fixture, "t"), [""; 0]);
     for (at, (_, _, other)) in SUBTLE.iter().enumerate() {
-        fixture.right.exec(&format!("update t set c{at} = {other} where id = {at}"));
+        fixture
+            .right
+            .exec(&format!("update t set c{at} = {other} where id = {at}"));
     }
     let mut client = fixture.left.client();
     // A session's own settings change nothing of it.
@@ -73,8 +87,9 @@ fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
         "set datestyle = 'german'; set timezone = 'Asia/Tokyo'; set extra_float_digits = -3;
          set bytea_output = 'escape'; set intervalstyle = 'sql_standard'",
     );
-    let mut expected: Vec<String> =
-        (0..SUBTLE.len()).map(|at| format!("differs|{{\"id\": {at}}}|{{c{at}}}")).collect();
+    let mut expected: Vec<String> = (0..SUBTLE.len())
+        .map(|at| format!("differs|{{\"id\": {at}}}|{{c{at}}}"))
+        .collect();
     let mut seen = told(&mut client, "t", "{}");
     expected.sort();
     seen.sort();
@@ -84,9 +99,15 @@ fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
 #[test]
 fn missing_and_extra_rows_are_told_with_their_values() {
     let fixture = one_way("values", "id int primary key, v text, n numeric", "{}");
-    fixture.left.exec("insert into t values (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)");
-    fixture.right.exec("delete from t where id = 1; insert into t values (9, 'z', 9.50)");
-    fixture.right.exec("update t set v = 'B', n = 2.0 where id = 2");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)");
+    fixture
+        .right
+        .exec("delete from t where id = 1; insert into t values (9, 'z', 9.50)");
+    fixture
+        .right
+        .exec("update t set v = 'B', n = 2.0 where id = 2");
     let rows = query(
         &mut fixture.left.client(),
         "select * from verify_sync('t', 'dst') order by difference",
@@ -112,11 +133,19 @@ const KEYS: [(&str, &str, &str); 12] = [
     ("k int", "k", "n"),
     ("k bigint, l smallint", "k, l", "n / 7, n % 7"),
     ("k text collate \"C\"", "k", "'k' || n"),
-    ("k text collate \"C\", l int", "k, l", "'k ''\\' || n % 3, n"),
+    (
+        "k text collate \"C\", l int",
+        "k, l",
+        "'k ''\\' || n % 3, n",
+    ),
     ("k varchar(20)", "k", "'k' || n"),
     ("k uuid", "k", "md5(n::text)::uuid"),
     ("k numeric", "k", "n / 10.0"),
-    ("k timestamptz", "k", "timestamptz '2024-01-01' + n * interval '1 s'"),
+    (
+        "k timestamptz",
+        "k",
+        "timestamptz '2024-01-01' + n * interval '1 s'",
+    ),
     ("k bytea", "k", "int4send(n)"),
     ("k char(12)", "k", "'k' || n"),
     ("k jsonb", "k", "jsonb_build_object('k', n)"),
@@ -128,7 +157,12 @@ fn rows_are_found_by_keys_of_every_kind() {
     let fixture = linked("kinds");
     for (at, (columns, key, value)) in KEYS.iter().enumerate() {
         let table = format!("t{at}");
-        mirror(&fixture, &table, &format!("{columns}, v int, primary key ({key})"), "{}");
+        mirror(
+            &fixture,
+            &table,
+            &format!("{columns}, v int, primary key ({key})"),
+            "{}",
+        );
         let fill = format!("insert into {table} select {value}, n from generate_series(1, 6000) n");
         for side in [&fixture.left, &fixture.right] {
             side.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
@@ -183,10 +217,17 @@ fn what_a_delivery_would_write_there_is_what_is_compared() {
                               (2, null, null, null, null, null, null),
                               (3, 7, 1, 'infinity', 'ab    ', 'bad', 's')",
     );
-    fixture.right.exec("update u set own = 'other', g = 4 where id = 1");
+    fixture
+        .right
+        .exec("update u set own = 'other', g = 4 where id = 1");
     assert_eq!(found(&fixture, "t"), [""; 0]);
-    fixture.right.exec("update u set x = 5.01 where id = 1; update u set c = 'epoch' where id = 2");
-    assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{a}"#, r#"differs|{"id": 2}|{c}"#]);
+    fixture
+        .right
+        .exec("update u set x = 5.01 where id = 1; update u set c = 'epoch' where id = 2");
+    assert_eq!(
+        found(&fixture, "t"),
+        [r#"differs|{"id": 1}|{a}"#, r#"differs|{"id": 2}|{c}"#]
+    );
 }
 
 #[test]
@@ -199,7 +240,9 @@ fn partitions_and_tables_without_a_unique_key_there_are_compared() {
     );
     fixture.right.exec("create table t (id int, v text)");
     attach(&fixture, "t", r#"{"on_conflict": "error"}"#);
-    fixture.left.exec("insert into t select n, 'v' from generate_series(1, 20) n");
+    fixture
+        .left
+        .exec("insert into t select n, 'v' from generate_series(1, 20) n");
     assert_eq!(found(&fixture, "t"), [""; 0]);
     fixture.right.exec(
         "insert into t values (3, 'v'), (3, 'v'); update t set v = 'w' where id = 12;
@@ -235,14 +278,20 @@ fn rows_that_a_filter_leaves_out_do_not_count_on_either_side() {
         .exec("insert into t values (1, 'eu', 1), (2, 'us', 1), (3, 'eu', -1), (4, 'eu', 4)");
     fixture.right.exec("insert into t values (10, 'us', 1)");
     assert_eq!(found(&fixture, "t"), [""; 0]);
-    fixture.right.exec("insert into t values (11, 'eu', 1); update t set v = 5 where id = 4");
+    fixture
+        .right
+        .exec("insert into t values (11, 'eu', 1); update t set v = 5 where id = 4");
     let expected = [r#"differs|{"id": 4}|{v}"#, r#"extra|{"id": 11}|{}"#];
     assert_eq!(found(&fixture, "t"), expected);
     // A condition of the caller's own takes the place of the trigger's.
     let mut client = fixture.left.client();
     let told_where = told(&mut client, "t", r#"{"where": "v = 4 or v = 5"}"#);
     assert_eq!(told_where, [r#"differs|{"id": 4}|{v}"#]);
-    refused(&mut client, r#"select verify_sync('t', 'dst', '{"where": "v ="}')"#, "42601");
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"where": "v ="}')"#,
+        "42601",
+    );
 }
 
 #[test]
@@ -254,17 +303,29 @@ fn who_may_read_the_table_may_compare_it_and_conditions_are_its_owners() {
     let mut client = role.client();
     let plain = "select verify_sync('t', 'dst')";
     refused(&mut client, plain, "42501");
-    fixture.left.exec(&format!("grant select (id) on t to {}", role.name));
+    fixture
+        .left
+        .exec(&format!("grant select (id) on t to {}", role.name));
     refused(&mut client, plain, "42501");
-    fixture.left.exec(&format!("grant select on t to {}", role.name));
+    fixture
+        .left
+        .exec(&format!("grant select on t to {}", role.name));
     assert_eq!(told(&mut client, "t", "{}"), [r#"differs|{"id": 1}|{v}"#]);
-    refused(&mut client, r#"select verify_sync('t', 'dst', '{"where": "true"}')"#, "42501");
-    fixture.left.exec("alter table t enable row level security; create policy p on t using (true)");
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"where": "true"}')"#,
+        "42501",
+    );
+    fixture
+        .left
+        .exec("alter table t enable row level security; create policy p on t using (true)");
     refused(&mut client, plain, "42501");
     assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{v}"#]);
     // It needs no more there than to read.
     let there = &fixture.right.user;
-    fixture.right.exec(&format!("revoke all on t from {there}; grant select on t to {there}"));
+    fixture.right.exec(&format!(
+        "revoke all on t from {there}; grant select on t to {there}"
+    ));
     assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{v}"#]);
     fixture.right.exec(&format!("revoke all on t from {there}"));
     refused(&mut fixture.left.client(), plain, "42501");
@@ -277,8 +338,16 @@ fn what_cannot_be_compared_is_refused_with_its_reason() {
     run(&mut client, "create table u (id int primary key)");
     refused(&mut client, "select verify_sync('u', 'dst')", "42704");
     refused(&mut client, "select verify_sync('t', 'nowhere')", "42704");
-    refused(&mut client, r#"select verify_sync('t', 'dst', '{"wher": 1}')"#, "22023");
-    refused(&mut client, r#"select verify_sync('t', 'dst', '{"max_differences": 0}')"#, "22023");
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"wher": 1}')"#,
+        "22023",
+    );
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"max_differences": 0}')"#,
+        "22023",
+    );
     fixture.right.exec("alter table t drop column v");
     refused(&mut client, "select verify_sync('t', 'dst')", "42703");
     fixture.right.exec("drop table t");
@@ -288,13 +357,19 @@ fn what_cannot_be_compared_is_refused_with_its_reason() {
 #[test]
 fn a_comparison_ends_with_as_many_differences_as_were_asked_for() {
     let fixture = one_way("limit", "id int primary key, v int", "{}");
-    fixture.left.exec("insert into t select n, n from generate_series(1, 3000) n");
+    fixture
+        .left
+        .exec("insert into t select n, n from generate_series(1, 3000) n");
     fixture.right.exec("delete from t where id % 2 = 0");
     let (mut client, notices) = fixture.left.client_with_notices();
     let some = told(&mut client, "t", r#"{"max_differences": 10}"#);
     assert_eq!(some.len(), 10);
-    let said: Vec<String> =
-        notices.lock().expect("notices").drain(..).map(|one| one.message().to_owned()).collect();
+    let said: Vec<String> = notices
+        .lock()
+        .expect("notices")
+        .drain(..)
+        .map(|one| one.message().to_owned())
+        .collect();
     assert_eq!(said, ["comparison stopped at 10 differences"]);
     let all = told(&mut client, "t", r#"{"max_differences": 100000}"#);
     assert_eq!(all.len(), 1500);
@@ -303,13 +378,23 @@ fn a_comparison_ends_with_as_many_differences_as_were_asked_for() {
 
 #[test]
 fn what_waits_in_the_queue_is_no_difference_and_what_was_failed_is_one() {
-    let fixture = one_way("waiting", "id int primary key, v int", r#"{"mode": "queue"}"#);
-    fixture.right.exec("alter table t add check (v < 100); insert into t values (7, 7)");
+    let fixture = one_way(
+        "waiting",
+        "id int primary key, v int",
+        r#"{"mode": "queue"}"#,
+    );
+    fixture
+        .right
+        .exec("alter table t add check (v < 100); insert into t values (7, 7)");
     fixture.left.exec("insert into t values (1, 1), (2, 200)");
     let (mut client, notices) = fixture.left.client_with_notices();
     assert_eq!(told(&mut client, "t", "{}"), [r#"extra|{"id": 7}|{}"#]);
-    let said: Vec<String> =
-        notices.lock().expect("notices").drain(..).map(|one| one.message().to_owned()).collect();
+    let said: Vec<String> = notices
+        .lock()
+        .expect("notices")
+        .drain(..)
+        .map(|one| one.message().to_owned())
+        .collect();
     assert_eq!(said, ["2 rows are left out: changes of them are under way"]);
     let _: bool = fixture.left.query_one("select deal_sync_err_rec(10)");
     let expected = [r#"extra|{"id": 7}|{}"#, r#"missing|{"id": 2}|{}"#];
@@ -325,10 +410,14 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
         if mode == "queue" {
             let _: bool = fixture.left.query_one("select start_sync_worker()");
         }
-        fixture.left.exec("insert into t select n, 0, 'w' from generate_series(1, 2000) n");
+        fixture
+            .left
+            .exec("insert into t select n, 0, 'w' from generate_series(1, 2000) n");
         let drained = || crate::common::queued(&fixture) == 0;
         rowsync_harness::fixture::await_until(crate::one_way::SOON, "the queue", drained);
-        fixture.right.exec("update t set w = 'x' where id = 2000; delete from t where id = 1999");
+        fixture
+            .right
+            .exec("update t set w = 'x' where id = 2000; delete from t where id = 1999");
         let stop = Flag::default();
         std::thread::scope(|scope| {
             let _end = stop.set_at_end();
@@ -377,9 +466,13 @@ fn a_comparison_goes_through_a_pooler() {
             "alter role {} set timezone = 'Asia/Tokyo'; alter role {0} set statement_timeout = 1",
             fixture.right.user
         ));
-        fixture.left.exec("insert into t select n, now() from generate_series(1, 3000) n");
+        fixture
+            .left
+            .exec("insert into t select n, now() from generate_series(1, 3000) n");
         assert_eq!(found(&fixture, "t"), [""; 0]);
-        fixture.left.exec("set application_name = 'pg_rowsync'; delete from t where id = 5");
+        fixture
+            .left
+            .exec("set application_name = 'pg_rowsync'; delete from t where id = 5");
         assert_eq!(found(&fixture, "t"), [r#"extra|{"id": 5}|{}"#]);
     }
 }
@@ -387,7 +480,10 @@ fn a_comparison_goes_through_a_pooler() {
 #[test]
 fn databases_of_other_encodings_and_collations_are_compared() {
     let fixture = linked("encoded");
-    let left = Side { db: format!("{}_e", fixture.left.db), ..fixture.left.clone() };
+    let left = Side {
+        db: format!("{}_e", fixture.left.db),
+        ..fixture.left.clone()
+    };
     let (db, user) = (&left.db, &left.user);
     fixture.left.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' locale 'C' owner {user}"
@@ -400,15 +496,25 @@ fn databases_of_other_encodings_and_collations_are_compared() {
     for side in [&left, &fixture.right] {
         side.exec("create table t (k text primary key, v text)");
     }
-    left.exec(&format!("select attach_sync('t', 'dst', '{}.t')", fixture.right.user));
+    left.exec(&format!(
+        "select attach_sync('t', 'dst', '{}.t')",
+        fixture.right.user
+    ));
     left.exec("insert into t select 'ö' || n || 'é', 'ÿ' from generate_series(1, 2000) n");
     let mut client = left.client();
     assert_eq!(told(&mut client, "t", "{}"), [""; 0]);
-    fixture.right.exec("update t set v = 'y' where k = 'ö7é'; insert into t values ('€', 'a')");
+    fixture
+        .right
+        .exec("update t set v = 'y' where k = 'ö7é'; insert into t values ('€', 'a')");
     // What this database cannot hold cannot be told.
     refused(&mut client, "select verify_sync('t', 'dst')", "22P05");
     fixture.right.exec("delete from t where k = '€'");
-    assert_eq!(told(&mut client, "t", "{}"), [r#"differs|{"k": "ö7é"}|{v}"#]);
+    assert_eq!(
+        told(&mut client, "t", "{}"),
+        [r#"differs|{"k": "ö7é"}|{v}"#]
+    );
     drop(client);
-    fixture.left.exec_superuser(&format!("drop database {db} with (force)"));
+    fixture
+        .left
+        .exec_superuser(&format!("drop database {db} with (force)"));
 }

@@ -9,7 +9,10 @@ const PARENT: &str = "id int primary key";
 const CHILD: &str = "id int primary key, p int not null references p";
 
 fn standing(fixture: &Fixture) -> Vec<String> {
-    rows(&fixture.left, "select table_name, op, status, sqlstate from sync_err_rec order by id")
+    rows(
+        &fixture.left,
+        "select table_name, op, status, sqlstate from sync_err_rec order by id",
+    )
 }
 
 fn family(label: &str, options: &str) -> Fixture {
@@ -36,14 +39,30 @@ fn a_statement_that_writes_a_parent_and_its_child_arrives_in_every_mode() {
         let policy = &policy[..4];
         let fixture = family(&format!("family_{mode}_{policy}"), &options);
         let mut client = fixture.left.client();
-        run(&mut client, "with n as (insert into p values (10)) insert into c values (1, 10)");
+        run(
+            &mut client,
+            "with n as (insert into p values (10)) insert into c values (1, 10)",
+        );
         let direct = mode != "queue";
-        assert_eq!(queued(&fixture), if direct { 0 } else { 2 }, "{:?}", standing(&fixture));
+        assert_eq!(
+            queued(&fixture),
+            if direct { 0 } else { 2 },
+            "{:?}",
+            standing(&fixture)
+        );
         assert!(deal(&fixture, "1000"), "{:?}", standing(&fixture));
         assert_eq!(same(&fixture, "c"), ["1|10"]);
         same(&fixture, "p");
-        run(&mut client, "with d as (delete from c where p = 10) delete from p where id = 10");
-        assert_eq!(queued(&fixture), if direct { 0 } else { 2 }, "{:?}", standing(&fixture));
+        run(
+            &mut client,
+            "with d as (delete from c where p = 10) delete from p where id = 10",
+        );
+        assert_eq!(
+            queued(&fixture),
+            if direct { 0 } else { 2 },
+            "{:?}",
+            standing(&fixture)
+        );
         assert!(deal(&fixture, "1000"), "{:?}", standing(&fixture));
         assert!(same(&fixture, "c").is_empty() && same(&fixture, "p").is_empty());
     }
@@ -52,8 +71,18 @@ fn a_statement_that_writes_a_parent_and_its_child_arrives_in_every_mode() {
 #[test]
 fn a_statement_of_many_rows_and_tables_arrives_with_values_of_all_kinds() {
     let fixture = linked("family_values");
-    mirror(&fixture, "p", "id int primary key, t text, a int[], j jsonb, n numeric", "{}");
-    mirror(&fixture, "c", "id int primary key, p int not null references p, b bytea", "{}");
+    mirror(
+        &fixture,
+        "p",
+        "id int primary key, t text, a int[], j jsonb, n numeric",
+        "{}",
+    );
+    mirror(
+        &fixture,
+        "c",
+        "id int primary key, p int not null references p, b bytea",
+        "{}",
+    );
     let mut client = fixture.left.client();
     run(
         &mut client,
@@ -77,10 +106,15 @@ fn a_statement_of_many_rows_and_tables_arrives_with_values_of_all_kinds() {
 #[test]
 fn a_large_tree_is_deleted_by_one_statement() {
     let newest = r#", "on_conflict": "newest", "version_column": "id""#;
-    for (at, (mode, more)) in
-        [("sync", ""), ("async", ""), ("queue", ""), ("sync", newest), ("queue", newest)]
-            .into_iter()
-            .enumerate()
+    for (at, (mode, more)) in [
+        ("sync", ""),
+        ("async", ""),
+        ("queue", ""),
+        ("sync", newest),
+        ("queue", newest),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let options = format!(r#"{{"mode": "{mode}"{more}}}"#);
         let fixture = one_way(&format!("tree_{mode}{at}"), TREE, &options);
@@ -128,9 +162,14 @@ fn of_a_statement_with_a_refused_row_the_others_arrive() {
         "insert into t values (1, 2), (2, 3), (3, 1), (7, null), (8, 9), (9, null), (10, 7)",
     );
     assert!(!deal(&fixture, "1000"));
-    assert_eq!(standing(&fixture), ["t|INSERT|failed|23514", "t|INSERT|failed|23503"]);
+    assert_eq!(
+        standing(&fixture),
+        ["t|INSERT|failed|23514", "t|INSERT|failed|23503"]
+    );
     assert_eq!(table(&fixture.right, "t").len(), 5);
-    fixture.right.exec("alter table t drop constraint t_id_check");
+    fixture
+        .right
+        .exec("alter table t drop constraint t_id_check");
     assert!(deal(&fixture, "1000"), "{:?}", standing(&fixture));
     same(&fixture, "t");
 }
@@ -141,7 +180,12 @@ fn rows_that_refer_to_each_other_are_tried_again_together() {
     let fixture = linked("circle");
     let queue = r#"{"mode": "queue"}"#;
     mirror(&fixture, "p", PARENT, queue);
-    mirror(&fixture, "t", "id int primary key, next int references t, p int references p", queue);
+    mirror(
+        &fixture,
+        "t",
+        "id int primary key, next int references t, p int references p",
+        queue,
+    );
     let mut client = fixture.left.client();
     run(&mut client, "insert into p values (1)");
     deal(&fixture, "1000");
@@ -166,7 +210,10 @@ fn limits_and_small_buffers_tear_no_statement() {
     run(&mut client, &rows(0));
     run(&mut client, &rows(1000));
     let mut drain = fixture.left.superuser();
-    run(&mut drain, "set pg_rowsync.buffer_size = '64kB'; select deal_sync_err_rec(1)");
+    run(
+        &mut drain,
+        "set pg_rowsync.buffer_size = '64kB'; select deal_sync_err_rec(1)",
+    );
     assert_eq!(table(&fixture.right, "t").len(), 300);
     assert_eq!(queued(&fixture), 300);
     run(&mut drain, "select deal_sync_err_rec(299)");
@@ -216,9 +263,15 @@ fn a_tree_arrives_whole_where_the_newest_wins() {
         let columns = "id int primary key, next int references t, ver int";
         let fixture = linked(&format!("newest_{mode}"));
         fixture.link(&fixture.right, &fixture.left, "dst", &[]);
-        for (side, other) in [(&fixture.left, &fixture.right), (&fixture.right, &fixture.left)] {
+        for (side, other) in [
+            (&fixture.left, &fixture.right),
+            (&fixture.right, &fixture.left),
+        ] {
             side.exec(&format!("create table t ({columns})"));
-            side.exec(&format!("select attach_sync('t', 'dst', '{}.t', '{options}')", other.user));
+            side.exec(&format!(
+                "select attach_sync('t', 'dst', '{}.t', '{options}')",
+                other.user
+            ));
         }
         let mut client = fixture.left.client();
         run(&mut client, "insert into t values (0, 0, 1)");
@@ -230,10 +283,18 @@ fn a_tree_arrives_whole_where_the_newest_wins() {
         assert_eq!(standing(&fixture), Vec::<String>::new());
         assert_eq!(same(&fixture, "t").len(), 12_000);
         // What is written there with knowledge of it wins here.
-        fixture.right.exec("update t set next = 5, ver = 0 where id = 7");
-        run(&mut fixture.right.superuser(), "select deal_sync_err_rec(1000)");
+        fixture
+            .right
+            .exec("update t set next = 5, ver = 0 where id = 7");
+        run(
+            &mut fixture.right.superuser(),
+            "select deal_sync_err_rec(1000)",
+        );
         assert_eq!(same(&fixture, "t").len(), 12_000);
-        assert_eq!(rows(&fixture.left, "select next, ver from t where id = 7"), ["5|0"]);
+        assert_eq!(
+            rows(&fixture.left, "select next, ver from t where id = 7"),
+            ["5|0"]
+        );
     }
 }
 
@@ -243,7 +304,9 @@ fn a_transaction_in_the_wrong_order_for_the_target_arrives_whole() {
     for mode in ["sync", "queue"] {
         let options = format!(r#"{{"mode": "{mode}"}}"#);
         let fixture = family(&format!("order_{mode}"), &options);
-        fixture.left.exec("alter table c alter constraint c_p_fkey deferrable initially deferred");
+        fixture
+            .left
+            .exec("alter table c alter constraint c_p_fkey deferrable initially deferred");
         let mut client = fixture.left.client();
         run(
             &mut client,

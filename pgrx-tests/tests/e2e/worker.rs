@@ -39,7 +39,10 @@ fn sides(cluster: &Arc<Cluster>, label: &str) -> Fixture {
         Side::create(cluster, &format!("{prefix}_{label}_w{number}"))
             .unwrap_or_else(|error| panic!("no database for \"{label}\": {error:#}"))
     };
-    Fixture { left: create(cluster, "local"), right: create(clusters().1, "remote") }
+    Fixture {
+        left: create(cluster, "local"),
+        right: create(clusters().1, "remote"),
+    }
 }
 
 /// Table `t` on both sides; the left one goes to server `dst` in mode `queue`.
@@ -48,14 +51,19 @@ fn queue_bed(cluster: &Arc<Cluster>, label: &str, port: u16) -> Fixture {
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text)");
     }
-    fixture.left.link(&fixture.right, port, "dst", &[]).expect("a server");
+    fixture
+        .left
+        .link(&fixture.right, port, "dst", &[])
+        .expect("a server");
     attach(&fixture);
     fixture
 }
 
 fn attach(fixture: &Fixture) {
     let target = format!("{}.t", fixture.right.user);
-    fixture.left.exec(&format!("select attach_sync('t', 'dst', '{target}', '{QUEUE}')"));
+    fixture.left.exec(&format!(
+        "select attach_sync('t', 'dst', '{target}', '{QUEUE}')"
+    ));
 }
 
 fn right_port() -> u16 {
@@ -73,7 +81,10 @@ fn worker(side: &Side) -> Option<i32> {
                and backend_type = 'pg_rowsync worker'";
     // Seen from elsewhere, so that looking holds no session in the database.
     let mut observer = side.cluster.superuser("postgres").expect("an observer");
-    observer.query_opt(sql, &[&side.db]).expect("activity").map(|row| row.get(0))
+    observer
+        .query_opt(sql, &[&side.db])
+        .expect("activity")
+        .map(|row| row.get(0))
 }
 
 fn await_worker(side: &Side) -> i32 {
@@ -101,8 +112,14 @@ fn activity(side: &Side) -> Option<(String, String, bool)> {
 fn await_query(side: &Side, text: &str) {
     let mut last = None;
     let end = Instant::now() + SOON;
-    while !last.as_ref().is_some_and(|(_, query, _): &(_, String, _)| query.contains(text)) {
-        assert!(Instant::now() < end, "the worker does not show \"{text}\" but {last:?}");
+    while !last
+        .as_ref()
+        .is_some_and(|(_, query, _): &(_, String, _)| query.contains(text))
+    {
+        assert!(
+            Instant::now() < end,
+            "the worker does not show \"{text}\" but {last:?}"
+        );
         std::thread::sleep(Duration::from_millis(10));
         last = activity(side);
     }
@@ -111,16 +128,26 @@ fn await_query(side: &Side, text: &str) {
 #[test]
 fn preloaded_it_delivers_what_queue_mode_queues_without_being_called() {
     let fixture = queue_bed(preloaded(), "alone", right_port());
-    fixture.left.exec("insert into t select n, 'new' from generate_series(1, 100) n");
+    fixture
+        .left
+        .exec("insert into t select n, 'new' from generate_series(1, 100) n");
     await_delivered(&fixture);
     // Woken by the commit, not by its timer: a hundred times, a second each would show.
     let start = Instant::now();
     for n in 0..20 {
-        fixture.left.exec(&format!("update t set v = 'v{n}' where id = 1"));
+        fixture
+            .left
+            .exec(&format!("update t set v = 'v{n}' where id = 1"));
         let wanted = format!("v{n}");
-        await_until(SOON, "the update", || value(&fixture.right, 1).as_deref() == Some(&wanted));
+        await_until(SOON, "the update", || {
+            value(&fixture.right, 1).as_deref() == Some(&wanted)
+        });
     }
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -136,18 +163,24 @@ fn it_shows_itself_and_holds_nothing_while_it_waits() {
     assert_eq!(fixture.left.query_one::<i64>(launcher), 1);
     let seen = "select coalesce(sum(n_tup_del), 0)::bigint from pg_stat_all_tables \
                 where relname = 'sync_queue'";
-    await_until(SOON, "its statistics", || fixture.left.query_one::<i64>(seen) == 1);
+    await_until(SOON, "its statistics", || {
+        fixture.left.query_one::<i64>(seen) == 1
+    });
 }
 
 #[test]
 fn every_database_of_the_cluster_has_its_own() {
-    let fixtures: Vec<Fixture> =
-        (0..3).map(|n| queue_bed(preloaded(), &format!("several{n}"), right_port())).collect();
+    let fixtures: Vec<Fixture> = (0..3)
+        .map(|n| queue_bed(preloaded(), &format!("several{n}"), right_port()))
+        .collect();
     for fixture in &fixtures {
         fixture.left.exec("insert into t values (1, 'a'), (2, 'b')");
     }
     fixtures.iter().for_each(await_delivered);
-    let mut pids: Vec<i32> = fixtures.iter().map(|fixture| await_worker(&fixture.left)).collect();
+    let mut pids: Vec<i32> = fixtures
+        .iter()
+        .map(|fixture| await_worker(&fixture.left))
+        .collect();
     pids.dedup();
     assert_eq!(pids.len(), 3);
 }
@@ -174,9 +207,11 @@ fn without_preload_it_is_started_and_stopped_by_hand() {
     assert!(!fixture.left.query_one::<bool>("select start_sync_worker()"));
     await_delivered(&fixture);
     fixture.left.exec("insert into t values (2, 'b')");
-    await_until(Duration::from_secs(5), "a delivery sooner than the timer's", || {
-        value(&fixture.right, 2).is_some()
-    });
+    await_until(
+        Duration::from_secs(5),
+        "a delivery sooner than the timer's",
+        || value(&fixture.right, 2).is_some(),
+    );
     assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
     assert!(worker(&fixture.left).is_none());
     assert!(!fixture.left.query_one::<bool>("select stop_sync_worker()"));
@@ -227,7 +262,9 @@ fn the_launcher_comes_back_too() {
                     where backend_type = 'pg_rowsync launcher'";
     let fixture = queue_bed(&own, "launcher", right_port());
     let before: i32 = fixture.left.query_one(launcher);
-    fixture.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
+    fixture
+        .left
+        .exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
     await_until(SOON, "another launcher", || {
         ![0, before].contains(&fixture.left.query_one(launcher))
     });
@@ -241,15 +278,24 @@ fn terminated_by_anyone_else_it_comes_back() {
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     let before = await_worker(&fixture.left);
-    fixture.left.exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
-    await_until(SOON, "another one", || worker(&fixture.left).is_some_and(|pid| pid != before));
+    fixture
+        .left
+        .exec_superuser(&format!("select pg_terminate_backend({before}, 5000)"));
+    await_until(SOON, "another one", || {
+        worker(&fixture.left).is_some_and(|pid| pid != before)
+    });
 }
 
 #[test]
 fn only_those_who_were_granted_it_may_start_and_stop_it() {
     let fixture = sides(preloaded(), "rights");
     for function in ["start_sync_worker", "stop_sync_worker"] {
-        let error = fails(fixture.left.client().batch_execute(&format!("select {function}()")));
+        let error = fails(
+            fixture
+                .left
+                .client()
+                .batch_execute(&format!("select {function}()")),
+        );
         assert_eq!(error.code().code(), "42501");
     }
     fixture.left.exec_superuser(&format!(
@@ -263,11 +309,20 @@ fn only_those_who_were_granted_it_may_start_and_stop_it() {
 fn an_unreachable_server_keeps_no_other_waiting() {
     let frozen = Proxy::start(right_port()).expect("a proxy");
     let fixture = queue_bed(preloaded(), "other", right_port());
-    fixture.left.exec("create table u (id int primary key, v text)");
-    fixture.right.exec("create table u (id int primary key, v text)");
-    fixture.left.link(&fixture.right, frozen.port(), "away", &[]).expect("a server");
+    fixture
+        .left
+        .exec("create table u (id int primary key, v text)");
+    fixture
+        .right
+        .exec("create table u (id int primary key, v text)");
+    fixture
+        .left
+        .link(&fixture.right, frozen.port(), "away", &[])
+        .expect("a server");
     let schema = fixture.right.user.clone();
-    fixture.left.exec(&format!("select attach_sync('u', 'away', '{schema}.u', '{QUEUE}')"));
+    fixture.left.exec(&format!(
+        "select attach_sync('u', 'away', '{schema}.u', '{QUEUE}')"
+    ));
     // Once with a cached connection that then falls silent, and then with attempts to connect.
     fixture.left.exec("insert into u values (1, 'a')");
     await_delivered(&fixture);
@@ -278,8 +333,12 @@ fn an_unreachable_server_keeps_no_other_waiting() {
     let mut slowest = Duration::ZERO;
     for n in 1..=30 {
         let start = Instant::now();
-        fixture.left.exec(&format!("insert into t values ({n}, 'x')"));
-        await_until(SOON, "the other server's change", || value(&fixture.right, n).is_some());
+        fixture
+            .left
+            .exec(&format!("insert into t values ({n}, 'x')"));
+        await_until(SOON, "the other server's change", || {
+            value(&fixture.right, n).is_some()
+        });
         slowest = slowest.max(start.elapsed());
     }
     // The silent one takes its ten seconds meanwhile.
@@ -288,7 +347,10 @@ fn an_unreachable_server_keeps_no_other_waiting() {
     frozen.cut();
     frozen.thaw();
     await_delivered(&fixture);
-    assert_eq!(fixture.checksum(&fixture.left, "u"), fixture.checksum(&fixture.right, "u"));
+    assert_eq!(
+        fixture.checksum(&fixture.left, "u"),
+        fixture.checksum(&fixture.right, "u")
+    );
 }
 
 #[test]
@@ -308,16 +370,34 @@ fn a_server_that_refuses_is_tried_ever_more_rarely() {
     // 0.2 + 0.4 + 0.8 + 1.6 s: by now it waits at least 1.28 s more.
     await_query(&fixture.left, "next attempt in 2 s");
     await_query(&fixture.left, "next attempt in 4 s");
-    assert_eq!(fixture.left.cluster.log().matches("server \"dst\" failed").count(), 1);
+    assert_eq!(
+        fixture
+            .left
+            .cluster
+            .log()
+            .matches("server \"dst\" failed")
+            .count(),
+        1
+    );
     proxy.accept().expect("the proxy's port");
     // The reload ends the long wait.
-    fixture.left.exec_superuser("alter system set pg_rowsync.retry_interval = '10ms'");
-    fixture.left.exec_superuser("alter system set pg_rowsync.max_retry_interval = '10ms'");
+    fixture
+        .left
+        .exec_superuser("alter system set pg_rowsync.retry_interval = '10ms'");
+    fixture
+        .left
+        .exec_superuser("alter system set pg_rowsync.max_retry_interval = '10ms'");
     fixture.left.exec_superuser("select pg_reload_conf()");
-    await_until(Duration::from_secs(2), "the next attempt", || queued(&fixture) == 0);
+    await_until(Duration::from_secs(2), "the next attempt", || {
+        queued(&fixture) == 0
+    });
     assert_equal(&fixture);
     await_until(SOON, "a line in the log", || {
-        fixture.left.cluster.log().contains("server \"dst\" is reached again")
+        fixture
+            .left
+            .cluster
+            .log()
+            .contains("server \"dst\" is reached again")
     });
 }
 
@@ -330,7 +410,11 @@ fn it_ends_at_once_while_it_waits_for_the_network() {
     await_query(&fixture.left, "connecting");
     let start = Instant::now();
     assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
     // In the middle of a drain: its batch waits for a lock on the right, for a minute if nobody ends
     // it. That also shows that settings of the database count.
     proxy.thaw();
@@ -342,16 +426,24 @@ fn it_ends_at_once_while_it_waits_for_the_network() {
     ));
     fixture.right.exec("insert into t values (1, 'theirs')");
     let mut locker = fixture.right.client();
-    locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
+    locker
+        .batch_execute("begin; update t set v = 'locked' where id = 1")
+        .expect("a row lock");
     assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
     await_query(&fixture.left, "draining");
     let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
                    and datname = current_database()";
-    await_until(SOON, "the batch to wait", || fixture.right.query_one::<i64>(blocked) == 1);
+    await_until(SOON, "the batch to wait", || {
+        fixture.right.query_one::<i64>(blocked) == 1
+    });
     std::thread::sleep(Duration::from_millis(1500));
     let start = Instant::now();
     assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
     drop(locker);
     assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
     await_delivered(&fixture);
@@ -362,24 +454,38 @@ fn it_ends_at_once_while_it_waits_for_a_local_lock() {
     let fixture = queue_bed(&clusters().0.clone(), "local_lock", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     let mut locker = fixture.left.superuser();
-    locker.batch_execute("begin; lock table sync_queue").expect("a lock");
+    locker
+        .batch_execute("begin; lock table sync_queue")
+        .expect("a lock");
     let client = fixture.left.superuser();
     let starter = spawn(client, "select start_sync_worker()");
     starter.join().expect("a thread").1.expect("a start");
     let pid = await_worker(&fixture.left);
     let waits = format!("select wait_event_type = 'Lock' from pg_stat_activity where pid = {pid}");
-    await_until(SOON, "the worker to wait", || fixture.left.query_one::<bool>(&waits));
+    await_until(SOON, "the worker to wait", || {
+        fixture.left.query_one::<bool>(&waits)
+    });
     let start = Instant::now();
     assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 /// DROP DATABASE without FORCE, which waits five seconds at most for others to leave.
 fn drop_database(side: &Side) {
     let mut admin = side.cluster.superuser("postgres").expect("a session");
     let start = Instant::now();
-    admin.batch_execute(&format!("drop database {}", side.db)).expect("the worker has left");
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    admin
+        .batch_execute(&format!("drop database {}", side.db))
+        .expect("the worker has left");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -408,7 +514,9 @@ fn it_leaves_a_database_in_the_middle_of_a_drain() {
     let fixture = queue_bed(preloaded(), "middle", right_port());
     fixture.right.exec("insert into t values (1, 'theirs')");
     let mut locker = fixture.right.client();
-    locker.batch_execute("begin; update t set v = 'locked' where id = 1").expect("a row lock");
+    locker
+        .batch_execute("begin; update t set v = 'locked' where id = 1")
+        .expect("a row lock");
     fixture.left.exec_superuser(&format!(
         "alter database {} set pg_rowsync.lock_timeout = '60s'; \
          alter database {} set pg_rowsync.delivery_timeout = '60s'",
@@ -417,7 +525,9 @@ fn it_leaves_a_database_in_the_middle_of_a_drain() {
     fixture.left.exec("insert into t values (1, 'a')");
     let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
                    and datname = current_database()";
-    await_until(SOON, "the batch to wait", || fixture.right.query_one::<i64>(blocked) == 1);
+    await_until(SOON, "the batch to wait", || {
+        fixture.right.query_one::<i64>(blocked) == 1
+    });
     drop_database(&fixture.left);
 }
 
@@ -436,14 +546,19 @@ fn it_comes_back_to_a_database_that_was_only_renamed() {
         let mut admin = cluster.superuser("postgres").expect("a session");
         let new = format!("{}_new", fixture.left.db);
         admin
-            .batch_execute(&format!("alter database {} rename to {new}", fixture.left.db))
+            .batch_execute(&format!(
+                "alter database {} rename to {new}",
+                fixture.left.db
+            ))
             .expect("the worker has left");
         let mut renamed = fixture.left.clone();
         renamed.db = new.clone();
         await_worker(&renamed);
         renamed.exec("insert into t values (2, 'b')");
         await_until(SOON, "the delivery", || value(&fixture.right, 2).is_some());
-        admin.batch_execute(&format!("drop database {new}")).expect("the worker has left again");
+        admin
+            .batch_execute(&format!("drop database {new}"))
+            .expect("the worker has left again");
     }
 }
 
@@ -467,15 +582,24 @@ fn it_ends_with_the_extension_and_begins_with_the_next() {
     await_delivered(&fixture);
     let first = await_worker(&fixture.left);
     let start = Instant::now();
-    fixture.left.exec_superuser("drop extension pg_rowsync cascade");
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    fixture
+        .left
+        .exec_superuser("drop extension pg_rowsync cascade");
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
     await_no_worker(&fixture.left);
     fixture.left.exec_superuser(&format!(
         "create extension pg_rowsync schema public; \
          grant usage on foreign data wrapper pg_rowsync to {}",
         fixture.left.user
     ));
-    fixture.left.link(&fixture.right, right_port(), "dst", &[]).expect("a server");
+    fixture
+        .left
+        .link(&fixture.right, right_port(), "dst", &[])
+        .expect("a server");
     attach(&fixture);
     fixture.left.exec("insert into t values (2, 'b')");
     await_delivered(&fixture);
@@ -508,15 +632,24 @@ fn on_a_standby_it_starts_with_the_promotion() {
     fixture.left.exec("select 1");
     fixture.left.query_one::<bool>("select stop_sync_worker()");
     fixture.left.exec("insert into t values (1, 'a')");
-    own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
+    own.stop(rowsync_harness::cluster::Shutdown::Fast)
+        .expect("a stop");
     std::fs::write(own.dir().join("data").join("standby.signal"), "").expect("a file");
     own.start_again().expect("a standby");
     assert!(fixture.left.query_one::<bool>("select pg_is_in_recovery()"));
     let ours = "select count(*) from pg_stat_activity where backend_type like 'pg_rowsync%'";
     assert_eq!(fixture.left.query_one::<i64>(ours), 0);
-    let error = fails(fixture.left.superuser().batch_execute("select start_sync_worker()"));
+    let error = fails(
+        fixture
+            .left
+            .superuser()
+            .batch_execute("select start_sync_worker()"),
+    );
     assert_eq!(error.code().code(), "55000");
-    assert_eq!(error.message(), "cannot start a worker: recovery is in progress");
+    assert_eq!(
+        error.message(),
+        "cannot start a worker: recovery is in progress"
+    );
     fixture.left.exec_superuser("select pg_promote()");
     await_delivered(&fixture);
 }
@@ -526,20 +659,36 @@ fn without_a_free_slot_start_says_so_and_the_launcher_tries_again_quietly() {
     let own = cluster("slots", &[("max_worker_processes", "1")]);
     let fixture = queue_bed(&own, "slots", right_port());
     // The logical replication launcher has the only one.
-    let error = fails(fixture.left.superuser().batch_execute("select start_sync_worker()"));
+    let error = fails(
+        fixture
+            .left
+            .superuser()
+            .batch_execute("select start_sync_worker()"),
+    );
     assert_eq!(error.code().code(), "53400");
-    assert_eq!(error.hint(), Some("You might need to increase max_worker_processes."));
-    own.stop(rowsync_harness::cluster::Shutdown::Fast).expect("a stop");
+    assert_eq!(
+        error.hint(),
+        Some("You might need to increase max_worker_processes.")
+    );
+    own.stop(rowsync_harness::cluster::Shutdown::Fast)
+        .expect("a stop");
     let conf = own.dir().join("data").join("postgresql.auto.conf");
     let text = "max_worker_processes = 2\nshared_preload_libraries = 'pg_rowsync'\n";
     std::fs::write(conf, text).expect("settings");
     own.start_again().expect("a start");
     fixture.left.exec("insert into t values (1, 'a')");
-    await_until(SOON, "a word of it", || own.log().contains("max_worker_processes is too low"));
+    await_until(SOON, "a word of it", || {
+        own.log().contains("max_worker_processes is too low")
+    });
     for n in 2..20 {
-        fixture.left.exec(&format!("insert into t values ({n}, 'a')"));
+        fixture
+            .left
+            .exec(&format!("insert into t values ({n}, 'a')"));
     }
-    assert_eq!(own.log().matches("max_worker_processes is too low").count(), 1);
+    assert_eq!(
+        own.log().matches("max_worker_processes is too low").count(),
+        1
+    );
 }
 
 #[test]
@@ -548,7 +697,9 @@ fn an_unusable_mapping_is_a_failure_and_not_an_end() {
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     let pid = await_worker(&fixture.left);
-    fixture.left.exec("drop user mapping for current_user server dst");
+    fixture
+        .left
+        .exec("drop user mapping for current_user server dst");
     let user = fixture.right.user.clone();
     let password = fixture.right.password.clone();
     fixture.left.exec(&format!(
@@ -569,12 +720,16 @@ fn a_server_on_which_a_row_is_locked_is_not_shown_as_unreachable() {
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     let mut locker = fixture.right.client();
-    locker.batch_execute("begin; update t set v = 'held' where id = 1").expect("a lock");
+    locker
+        .batch_execute("begin; update t set v = 'held' where id = 1")
+        .expect("a lock");
     fixture.left.exec("update t set v = 'b' where id = 1");
     await_query(&fixture.left, "busy");
     let (_, query, _) = activity(&fixture.left).expect("a worker");
     assert!(!query.contains("not reachable"), "{query}");
-    let error: String = fixture.left.query_one("select last_sqlstate from sync_status");
+    let error: String = fixture
+        .left
+        .query_one("select last_sqlstate from sync_status");
     assert_eq!(error, "55P03");
     locker.batch_execute("rollback").expect("a rollback");
     await_delivered(&fixture);

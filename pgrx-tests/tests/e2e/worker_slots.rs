@@ -27,8 +27,10 @@ fn many(label: &str, number: usize) -> Vec<Fixture> {
             let create = |cluster, side| {
                 Side::create(cluster, &format!("{side}_{label}_{at}")).expect("a database")
             };
-            let fixture =
-                Fixture { left: create(&cluster, "local"), right: create(clusters().1, "remote") };
+            let fixture = Fixture {
+                left: create(&cluster, "local"),
+                right: create(clusters().1, "remote"),
+            };
             fixture.link(&fixture.left, &fixture.right, "dst", &[]);
             for side in [&fixture.left, &fixture.right] {
                 side.exec("create table t (id int primary key)");
@@ -50,7 +52,9 @@ fn every_database_is_served_whoever_was_first() {
     let fixtures = many("slots", 5);
     for round in 0..3 {
         for fixture in &fixtures {
-            fixture.left.exec(&format!("insert into t values ({round})"));
+            fixture
+                .left
+                .exec(&format!("insert into t values ({round})"));
         }
         for fixture in &fixtures {
             await_until(SOON, "a database to be served", || {
@@ -67,11 +71,15 @@ fn databases_whose_target_is_away_leave_their_slots_to_others() {
     let fixtures = many("away", 4);
     let port = closed_port();
     for fixture in &fixtures[..3] {
-        fixture.left.exec(&format!("alter server dst options (set port '{port}')"));
+        fixture
+            .left
+            .exec(&format!("alter server dst options (set port '{port}')"));
         fixture.left.exec("insert into t values (1)");
     }
     for id in 1..=3 {
-        fixtures[3].left.exec(&format!("insert into t values ({id})"));
+        fixtures[3]
+            .left
+            .exec(&format!("insert into t values ({id})"));
         await_until(SOON, "the last one to be served", || {
             fixtures[3].left.queued().expect("a queue") == 0
         });
@@ -80,7 +88,9 @@ fn databases_whose_target_is_away_leave_their_slots_to_others() {
     // They are served once their targets are back.
     for fixture in &fixtures[..3] {
         let port = fixture.right.cluster.port();
-        fixture.left.exec(&format!("alter server dst options (set port '{port}')"));
+        fixture
+            .left
+            .exec(&format!("alter server dst options (set port '{port}')"));
     }
     for fixture in &fixtures[..3] {
         await_until(SOON, "a database to be served", || {
@@ -97,7 +107,10 @@ fn the_status_says_whether_there_is_a_worker() {
             "noslot",
             &[
                 TEST_SETTINGS,
-                &[("shared_preload_libraries", "pg_rowsync"), ("max_worker_processes", "2")],
+                &[
+                    ("shared_preload_libraries", "pg_rowsync"),
+                    ("max_worker_processes", "2"),
+                ],
             ]
             .concat(),
         )
@@ -114,12 +127,23 @@ fn the_status_says_whether_there_is_a_worker() {
     }
     attach(&fixture, "t", r#"{"mode": "queue"}"#);
     fixture.left.exec("insert into t values (1)");
-    let worker = || fixture.left.query_one::<String>("select worker from sync_status");
-    await_until(SOON, "the status to say that there is no slot", || worker() == "no slot");
+    let worker = || {
+        fixture
+            .left
+            .query_one::<String>("select worker from sync_status")
+    };
+    await_until(SOON, "the status to say that there is no slot", || {
+        worker() == "no slot"
+    });
     await_until(Duration::from_secs(5), "the log to say so", || {
         cluster.log().contains("max_worker_processes is too low")
     });
-    assert_eq!(fixture.left.query_one::<i64>("select pending from sync_status"), 1);
+    assert_eq!(
+        fixture
+            .left
+            .query_one::<i64>("select pending from sync_status"),
+        1
+    );
     fixture.left.exec_superuser("select stop_sync_worker()");
     assert_eq!(worker(), "stopped");
     fixture.left.exec_superuser("select deal_sync_err_rec(10)");

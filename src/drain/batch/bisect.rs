@@ -57,7 +57,9 @@ impl Batch<'_> {
         if units.is_empty() || self.is_over() {
             return Ok(());
         }
-        let Some(error) = self.refusal(replay, &units)? else { return Ok(()) };
+        let Some(error) = self.refusal(replay, &units)? else {
+            return Ok(());
+        };
         if transactions.len() > 1 && !self.ends_attempt(&units, &error) {
             let (first, second) = transactions.split_at(transactions.len() / 2);
             self.bisect_transactions(replay, first)?;
@@ -88,7 +90,10 @@ impl Batch<'_> {
 
     /// From now on units that are refused over other rows are tried again before they are blamed.
     pub(super) fn postpone(&mut self) {
-        self.postponed = Postponed { is_on: true, ..Postponed::default() };
+        self.postponed = Postponed {
+            is_on: true,
+            ..Postponed::default()
+        };
     }
 
     fn bisect_commands(&mut self, replay: &mut Replay, commands: &[Vec<usize>]) -> Result<()> {
@@ -96,7 +101,9 @@ impl Batch<'_> {
         if units.is_empty() || self.is_over() || self.postpone_rest(&units) {
             return Ok(());
         }
-        let Some(error) = self.refusal(replay, &units)? else { return Ok(()) };
+        let Some(error) = self.refusal(replay, &units)? else {
+            return Ok(());
+        };
         if commands.len() > 1 && !self.ends_attempt(&units, &error) {
             let (first, second) = commands.split_at(commands.len() / 2);
             self.bisect_commands(replay, first)?;
@@ -148,7 +155,8 @@ impl Batch<'_> {
             _ if self.stops(&error) => self.stop = Some(error),
             [one] if self.postponed.is_on && error.is_about_others() => {
                 let (id, writeset) = (self.units[*one].id(), self.units[*one].writeset());
-                self.postponed.add((*one, id), &writeset.writes, Some(error));
+                self.postponed
+                    .add((*one, id), &writeset.writes, Some(error));
             }
             [one] => self.blame(replay, *one, error),
             several => {
@@ -273,7 +281,12 @@ impl Batch<'_> {
             let Some(why) = remaining.iter().find_map(|(_, error)| error.clone()) else {
                 return Ok(());
             };
-            self.fail_together(remaining.into_iter().map(|(at, _)| (at, why.clone())).collect());
+            self.fail_together(
+                remaining
+                    .into_iter()
+                    .map(|(at, _)| (at, why.clone()))
+                    .collect(),
+            );
             return Ok(());
         }
         for (at, error) in remaining {

@@ -34,7 +34,10 @@ impl Batch<'_> {
         replay: &mut Replay,
         claims: &mut Claims<'_>,
     ) -> Result<()> {
-        let until = self.trial.replayed_until.filter(|until| self.first_id() <= *until);
+        let until = self
+            .trial
+            .replayed_until
+            .filter(|until| self.first_id() <= *until);
         if until.is_none() && !self.units.iter().any(|unit| unit.is_in_doubt()) {
             return Ok(());
         }
@@ -53,7 +56,9 @@ impl Batch<'_> {
         if let Err(error) = replay.whole(&[], || ()) {
             return self.lost(error);
         }
-        let in_doubt = (0..self.units.len()).filter(|at| self.units[*at].is_in_doubt()).collect();
+        let in_doubt = (0..self.units.len())
+            .filter(|at| self.units[*at].is_in_doubt())
+            .collect();
         for units in self.by_transaction(in_doubt) {
             self.settle_replayed(replay, units)?;
         }
@@ -94,7 +99,9 @@ impl Batch<'_> {
     /// # Errors
     /// As for [`Batch::apply`].
     pub(super) fn settle_until(&mut self, replay: &mut Replay, until: i64) -> Result<()> {
-        let units = (0..self.units.len()).filter(|at| self.units[*at].id() <= until).collect();
+        let units = (0..self.units.len())
+            .filter(|at| self.units[*at].id() <= until)
+            .collect();
         self.settle_replayed(replay, units)
     }
 
@@ -176,7 +183,12 @@ impl Batch<'_> {
         for (route, mut change) in whole.net()? {
             if change.moves() {
                 let (key, row) = (std::mem::take(&mut change.key), Vec::new());
-                let remaining = Change { op: Op::Delete, key, row, ..change.clone() };
+                let remaining = Change {
+                    op: Op::Delete,
+                    key,
+                    row,
+                    ..change.clone()
+                };
                 facts.push((route.clone(), remaining));
             }
             facts.push((route, change));
@@ -185,7 +197,9 @@ impl Batch<'_> {
     }
 
     fn set_settled(&mut self, units: &[usize]) {
-        units.iter().for_each(|at| self.states[*at] = UnitState::Settled);
+        units
+            .iter()
+            .for_each(|at| self.states[*at] = UnitState::Settled);
     }
 }
 
@@ -195,5 +209,8 @@ fn is_about_states(failure: &Error) -> bool {
 }
 
 fn key_of(route: &Route, key: &[Option<&str>]) -> (Relation, Vec<Option<String>>) {
-    (route.target.clone(), key.iter().map(|value| value.map(str::to_owned)).collect())
+    (
+        route.target.clone(),
+        key.iter().map(|value| value.map(str::to_owned)).collect(),
+    )
 }

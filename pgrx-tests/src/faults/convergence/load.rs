@@ -40,7 +40,14 @@ pub struct Entry {
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Entry { master, client, begun, committed, statements, .. } = self;
+        let Entry {
+            master,
+            client,
+            begun,
+            committed,
+            statements,
+            ..
+        } = self;
         write!(
             f,
             "{:.3}-{:.3} s, client {client} of master {master}: {}",
@@ -78,7 +85,14 @@ enum Outcome {
 impl<'a> Writer<'a> {
     /// `number` counts the writers of all masters.
     pub fn new(mesh: &'a Mesh, round: u64, number: usize, rng: Rng) -> Writer<'a> {
-        Writer { mesh, round, number, rng, values: 0, tally: Tally::default() }
+        Writer {
+            mesh,
+            round,
+            number,
+            rng,
+            values: 0,
+            tally: Tally::default(),
+        }
     }
 
     pub fn run(mut self, end: Instant) -> Result<Tally> {
@@ -128,7 +142,14 @@ impl<'a> Writer<'a> {
         self.tally.changes += changes;
         let (client, committed) = (self.number, start.elapsed());
         let master = self.mesh.home(client);
-        self.tally.log.push(Entry { master, client, begun, committed, keys, statements });
+        self.tally.log.push(Entry {
+            master,
+            client,
+            begun,
+            committed,
+            keys,
+            statements,
+        });
         Ok(())
     }
 
@@ -145,7 +166,9 @@ impl<'a> Writer<'a> {
             // out of turn: two clients of this master wait for each other. Changes that arrive give up before
             // such a wait counts as a deadlock.
             Err(error)
-                if error.code().is_some_and(|code| ["23505", "40P01"].contains(&code.code()))
+                if error
+                    .code()
+                    .is_some_and(|code| ["23505", "40P01"].contains(&code.code()))
                     && sql.starts_with("update") =>
             {
                 Ok(Outcome::Taken)
@@ -166,8 +189,14 @@ impl<'a> Writer<'a> {
             let table = usize::from(self.rng.chance(30));
             keys.insert((table, 1 + self.rng.roll(TABLES[table].keys)));
         }
-        let named = keys.iter().map(|(table, key)| (TABLES[*table].name, *key)).collect();
-        let mut transaction = Transaction { keys: named, ..Transaction::default() };
+        let named = keys
+            .iter()
+            .map(|(table, key)| (TABLES[*table].name, *key))
+            .collect();
+        let mut transaction = Transaction {
+            keys: named,
+            ..Transaction::default()
+        };
         let mut keys = keys.into_iter().peekable();
         while let Some((table, key)) = keys.next() {
             let mut step = Vec::new();
@@ -194,7 +223,12 @@ impl<'a> Writer<'a> {
     fn write(&mut self, table: &Table, key: u64) -> String {
         let kind = self.rng.roll(10);
         let (v, n) = self.value();
-        let Table { name, key: columns, value, .. } = table;
+        let Table {
+            name,
+            key: columns,
+            value,
+            ..
+        } = table;
         let key = value(key);
         let insert = format!("insert into {name} ({columns}, v, n) values ({key}, {v}, {n})");
         match kind {
@@ -209,7 +243,12 @@ impl<'a> Writer<'a> {
 
     /// Moves the row of one key to the other, the lower key being locked first in any case.
     fn exchange(&mut self, table: &Table, low: u64, high: u64) -> Vec<String> {
-        let Table { name, key: columns, value, .. } = table;
+        let Table {
+            name,
+            key: columns,
+            value,
+            ..
+        } = table;
         let (v, n) = self.value();
         let (low, high) = (value(low), value(high));
         let part = match self.rng.chance(50) {
@@ -239,7 +278,12 @@ impl<'a> Writer<'a> {
     /// A text that says which client wrote it and that no one writes again, and a number.
     fn value(&mut self) -> (String, u64) {
         self.values += 1;
-        let Writer { round, number, values, .. } = self;
+        let Writer {
+            round,
+            number,
+            values,
+            ..
+        } = self;
         (format!("'{round}.{number}.{values}'"), self.rng.roll(1000))
     }
 }

@@ -68,7 +68,8 @@ impl Mesh {
         })?;
         for (master, node) in nodes.iter().enumerate() {
             for table in &TABLES {
-                node.connect()?.batch_execute(&table.create(master, version))?;
+                node.connect()?
+                    .batch_execute(&table.create(master, version))?;
             }
         }
         let mut links = Vec::new();
@@ -87,7 +88,11 @@ impl Mesh {
                 links.push(proxy);
             }
         }
-        Ok(Mesh { nodes, links, drain })
+        Ok(Mesh {
+            nodes,
+            links,
+            drain,
+        })
     }
 
     /// The master that a writer works on.
@@ -112,7 +117,10 @@ impl Mesh {
                         .map_err(|error| anyhow!("drain of {number}: {}", describe(&error)))?;
                 }
                 let failed: i64 = client
-                    .query_one("select count(*) from sync_err_rec where status = 'failed'", &[])?
+                    .query_one(
+                        "select count(*) from sync_err_rec where status = 'failed'",
+                        &[],
+                    )?
                     .get(0);
                 ensure!(
                     failed == 0,
@@ -131,7 +139,10 @@ impl Mesh {
                     start.elapsed() < PATIENCE,
                     "the queue of master {number} did not drain within {PATIENCE:?}:{}{}",
                     ask(node, "select to_jsonb(s) from sync_status s"),
-                    ask(node, "select to_jsonb(r) from sync_err_rec r order by id limit 3")
+                    ask(
+                        node,
+                        "select to_jsonb(r) from sync_err_rec r order by id limit 3"
+                    )
                 );
                 sleep(Duration::from_millis(10));
             }
@@ -141,7 +152,10 @@ impl Mesh {
 
     /// What has been counted on all masters since they were made.
     pub fn counts(&self) -> Result<Counts> {
-        let mut total = Counts { queued: 0, conflicts: self.drain.has_worker().then_some(0) };
+        let mut total = Counts {
+            queued: 0,
+            conflicts: self.drain.has_worker().then_some(0),
+        };
         for node in &self.nodes {
             let row = node.connect_superuser()?.query_one(
                 "select coalesce(pg_sequence_last_value('sync_queue_id_seq'), 0),
@@ -175,7 +189,9 @@ impl Mesh {
 
     fn describe(&self, look: impl Fn(&Side) -> String) -> String {
         let nodes = self.nodes.iter().enumerate();
-        nodes.map(|(number, node)| format!("\nmaster {number}:{}", look(node))).collect()
+        nodes
+            .map(|(number, node)| format!("\nmaster {number}:{}", look(node)))
+            .collect()
     }
 }
 
@@ -187,7 +203,13 @@ pub fn call_drain(node: &Side, limit: u64, done: &Flag) -> Result<()> {
     while !done.is_set() {
         let all_done = match client.query_one(&sql, &[]) {
             Ok(row) => row.get(0),
-            Err(error) if error.code().is_some_and(|code| code.code().starts_with("08")) => false,
+            Err(error)
+                if error
+                    .code()
+                    .is_some_and(|code| code.code().starts_with("08")) =>
+            {
+                false
+            }
             Err(error) => bail!("a drain of \"{}\": {}", node.db, describe(&error)),
         };
         if !all_done {
@@ -205,7 +227,12 @@ fn ask(node: &Side, sql: &str) -> String {
     match asked {
         Ok(rows) => rows
             .iter()
-            .map(|row| format!("\n  {}", row.get::<_, Option<String>>(0).unwrap_or_default()))
+            .map(|row| {
+                format!(
+                    "\n  {}",
+                    row.get::<_, Option<String>>(0).unwrap_or_default()
+                )
+            })
             .collect(),
         Err(error) => format!("\n  {}", describe(&error)),
     }

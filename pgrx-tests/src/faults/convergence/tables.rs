@@ -19,7 +19,12 @@ pub enum Version {
 }
 
 impl Version {
-    pub const ALL: [Version; 4] = [Version::Clock, Version::Frozen, Version::Skewed, Version::Null];
+    pub const ALL: [Version; 4] = [
+        Version::Clock,
+        Version::Frozen,
+        Version::Skewed,
+        Version::Null,
+    ];
 
     /// The column's new value on that master, an expression of timestamptz.
     fn expression(self, master: usize) -> String {
@@ -49,7 +54,9 @@ impl FromStr for Version {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> Result<Version> {
-        let found = Version::ALL.into_iter().find(|version| version.to_string() == name);
+        let found = Version::ALL
+            .into_iter()
+            .find(|version| version.to_string() == name);
         found.with_context(|| format!("unknown kind of version \"{name}\""))
     }
 }

@@ -25,8 +25,11 @@ type Rows = BTreeMap<String, String>;
 pub fn compare(mesh: &Mesh, tallies: &[Tally]) -> Result<usize> {
     let (mut total, mut differences) = (0, String::new());
     for table in &TABLES {
-        let all: Vec<Rows> =
-            mesh.nodes.iter().map(|node| rows(node, table)).collect::<Result<_>>()?;
+        let all: Vec<Rows> = mesh
+            .nodes
+            .iter()
+            .map(|node| rows(node, table))
+            .collect::<Result<_>>()?;
         let differ: Vec<u64> = (1..=table.keys)
             .filter(|key| {
                 let mut found = all.iter().map(|rows| rows.get(&table.text(*key)));
@@ -82,14 +85,22 @@ fn kept(node: &Side, table: &Table, key: &str) -> Result<String> {
         table.name,
         columns.join(", ")
     );
-    let kept = node.connect_superuser()?.query_opt(&sql, &[]).context("no versions are kept")?;
-    Ok(kept.map_or_else(String::new, |row| format!(", counts as {}", row.get::<_, String>(0))))
+    let kept = node
+        .connect_superuser()?
+        .query_opt(&sql, &[])
+        .context("no versions are kept")?;
+    Ok(kept.map_or_else(String::new, |row| {
+        format!(", counts as {}", row.get::<_, String>(0))
+    }))
 }
 
 /// The conflicts that a row met which the master had sent.
 fn conflicts(node: &Side, table: &Table, key: &str, number: usize) -> Result<String> {
-    let values: Vec<String> =
-        key.trim_matches(['(', ')']).split(',').map(|value| format!("\"{value}\"")).collect();
+    let values: Vec<String> = key
+        .trim_matches(['(', ')'])
+        .split(',')
+        .map(|value| format!("\"{value}\""))
+        .collect();
     let sql = format!(
         "select format('%s %s %s %s, version %s, there %s', to_char(logged_at, 'HH24:MI:SS.US'), \
            server, type, decision, version, server_version) \
@@ -98,7 +109,10 @@ fn conflicts(node: &Side, table: &Table, key: &str, number: usize) -> Result<Str
         table.name,
         values.join(".*: ")
     );
-    let found = node.connect_superuser()?.query(&sql, &[]).context("no log of conflicts")?;
+    let found = node
+        .connect_superuser()?
+        .query(&sql, &[])
+        .context("no log of conflicts")?;
     let line = |row: &postgres::Row| format!("\n    from {number}: {}", row.get::<_, String>(0));
     Ok(found.iter().map(line).collect())
 }
@@ -107,7 +121,10 @@ fn rows(node: &Side, table: &Table) -> Result<Rows> {
     let Table { name, key, .. } = table;
     let rows = node
         .connect()?
-        .query(&format!("select row({key})::text, to_jsonb(t)::text from {name} t"), &[])
+        .query(
+            &format!("select row({key})::text, to_jsonb(t)::text from {name} t"),
+            &[],
+        )
         .with_context(|| format!("no rows of \"{name}\""))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
@@ -115,9 +132,13 @@ fn rows(node: &Side, table: &Table) -> Result<Rows> {
 /// The latest transactions of the round that named the row.
 fn history(tallies: &[Tally], table: &Table, key: u64) -> String {
     let written = tallies.iter().flat_map(|tally| &tally.log);
-    let mut entries: Vec<_> =
-        written.filter(|entry| entry.keys.contains(&(table.name, key))).collect();
+    let mut entries: Vec<_> = written
+        .filter(|entry| entry.keys.contains(&(table.name, key)))
+        .collect();
     entries.sort_by_key(|entry| entry.committed);
     let latest = &entries[entries.len().saturating_sub(HISTORY)..];
-    latest.iter().map(|entry| format!("\n    {entry}")).collect()
+    latest
+        .iter()
+        .map(|entry| format!("\n    {entry}"))
+        .collect()
 }

@@ -51,7 +51,13 @@ impl Bed {
         rig.left.cluster.restart()?;
         let oid = "select oid from pg_database where datname = current_database()";
         let database: u32 = rig.left_session()?.query_one(oid, &[])?.get(0);
-        Ok(Bed { rig, second, directory, database, trials: 0 })
+        Ok(Bed {
+            rig,
+            second,
+            directory,
+            database,
+            trials: 0,
+        })
     }
 
     /// Tries something in a transaction, or a drain of one.
@@ -114,7 +120,9 @@ impl Bed {
         if reached {
             self.meanwhile(trial, &table, worker.unwrap_or(pid))?;
         }
-        let told = running.join().map_err(|_| anyhow!("{trial}: the session panicked"))?;
+        let told = running
+            .join()
+            .map_err(|_| anyhow!("{trial}: the session panicked"))?;
         let crashed = reached && self.await_crash(&mut witness, trial)?;
         drop(witness);
         self.await_quiet()?;
@@ -145,9 +153,19 @@ impl Bed {
             equal &= all(left, &table)? == all(side, &table)?;
         }
         for side in targets.iter().copied().chain([left]) {
-            side.connect()?.batch_execute(&format!("drop table {table}"))?;
+            side.connect()?
+                .batch_execute(&format!("drop table {table}"))?;
         }
-        Ok(Seen { reached, told, crashed, here, there, queued, prepared, equal })
+        Ok(Seen {
+            reached,
+            told,
+            crashed,
+            here,
+            there,
+            queued,
+            prepared,
+            equal,
+        })
     }
 
     /// Where the changes go.
@@ -169,8 +187,13 @@ impl Bed {
         self.rig.proxy.refuse();
         self.rig.proxy.cut();
         fs::remove_file(self.taken())?;
-        let told = running.join().map_err(|_| anyhow!("the session panicked"))?;
-        ensure!(told == Told::Success, "the transaction is not committed: {told:?}");
+        let told = running
+            .join()
+            .map_err(|_| anyhow!("the session panicked"))?;
+        ensure!(
+            told == Told::Success,
+            "the transaction is not committed: {told:?}"
+        );
         ensure!(self.prepared()? == 1, "nothing is prepared");
         Ok(())
     }
@@ -178,7 +201,12 @@ impl Bed {
     /// How much is prepared on the other side.
     fn prepared(&self) -> Result<i64> {
         let sql = "select count(*) from pg_prepared_xacts";
-        Ok(self.rig.right.connect_superuser()?.query_one(sql, &[])?.get(0))
+        Ok(self
+            .rig
+            .right
+            .connect_superuser()?
+            .query_one(sql, &[])?
+            .get(0))
     }
 
     fn file(&self) -> PathBuf {
@@ -208,7 +236,10 @@ impl Bed {
                 // If it can be taken back, nobody has come.
                 return Ok(fs::remove_file(self.file()).is_err());
             }
-            ensure!(start.elapsed() < PATIENCE, "nobody comes to the point, and nobody ends");
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "nobody comes to the point, and nobody ends"
+            );
             sleep(Duration::from_millis(2));
         }
     }
@@ -274,7 +305,9 @@ impl Bed {
     /// Whether nothing is queued any more, and nothing prepared.
     fn is_settled(&self) -> bool {
         let client = self.rig.left.connect_superuser();
-        client.and_then(|mut one| self.rig.backlog(&mut one)).is_ok_and(|left| left == 0)
+        client
+            .and_then(|mut one| self.rig.backlog(&mut one))
+            .is_ok_and(|left| left == 0)
             && self.prepared().is_ok_and(|prepared| prepared == 0)
     }
 
@@ -337,7 +370,12 @@ fn call(session: &mut Client, function: &str) -> Told {
 
 fn rows(side: &Side, table: &str) -> Result<Vec<String>> {
     let sql = format!("select concat_ws(' ', id, v) from {table} where id < 10 order by id");
-    Ok(side.connect()?.query(&sql, &[])?.iter().map(|row| row.get(0)).collect())
+    Ok(side
+        .connect()?
+        .query(&sql, &[])?
+        .iter()
+        .map(|row| row.get(0))
+        .collect())
 }
 
 /// Number and checksum of all rows.

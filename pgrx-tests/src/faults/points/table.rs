@@ -23,12 +23,17 @@ impl Table {
     }
 
     pub fn get(&self, trial: &Trial) -> Option<&String> {
-        self.0.iter().find(|(one, _)| one == trial).map(|(_, seen)| seen)
+        self.0
+            .iter()
+            .find(|(one, _)| one == trial)
+            .map(|(_, seen)| seen)
     }
 
     /// What the other one says of a trial counts.
     pub fn extend(&mut self, more: Table) {
-        more.0.into_iter().for_each(|(trial, seen)| self.set(&trial, seen));
+        more.0
+            .into_iter()
+            .for_each(|(trial, seen)| self.set(&trial, seen));
     }
 
     /// The part of a document that tells of all.
@@ -36,8 +41,10 @@ impl Table {
         let mut text = String::new();
         for case in Case::ALL {
             let points = Point::ALL.map(|point| (point, self.row(case, point)));
-            let rows: Vec<_> =
-                points.iter().filter_map(|(p, row)| Some((p, row.as_ref()?))).collect();
+            let rows: Vec<_> = points
+                .iter()
+                .filter_map(|(p, row)| Some((p, row.as_ref()?)))
+                .collect();
             if rows.is_empty() {
                 continue;
             }
@@ -63,7 +70,9 @@ impl Table {
     /// # Errors
     /// When it has no place for them.
     pub fn put_into(&self, document: &str) -> Result<String> {
-        let (before, rest) = document.split_once(BEGIN).context("no place for the tables")?;
+        let (before, rest) = document
+            .split_once(BEGIN)
+            .context("no place for the tables")?;
         let (_, after) = rest.split_once(END).context("no end of the tables")?;
         Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", self.render()))
     }
@@ -77,8 +86,9 @@ impl Table {
                 case = Case::ALL.into_iter().find(|case| case.describe() == title);
             }
             let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-            let point =
-                Point::ALL.into_iter().find(|point| Some(&point.describe()) == cells.first());
+            let point = Point::ALL
+                .into_iter()
+                .find(|point| Some(&point.describe()) == cells.first());
             if let (Some(case), Some(point)) = (case, point) {
                 for (what, seen) in What::ALL.into_iter().zip(&cells[1..]) {
                     table.set(&Trial { case, point, what }, (*seen).to_owned());
@@ -96,11 +106,18 @@ mod tests {
     #[test]
     fn a_document_tells_what_was_put_into_it() {
         let mut table = Table::default();
-        let trial = Trial { case: Case::Sync, point: Point::Answered, what: What::Files };
+        let trial = Trial {
+            case: Case::Sync,
+            point: Point::Answered,
+            what: What::Files,
+        };
         table.set(&trial, "commits, delivered".to_owned());
         let document = format!("a\n{BEGIN}\nold\n{END}\nb\n");
         let document = table.put_into(&document).unwrap();
-        assert!(document.starts_with("a\n") && document.ends_with("\nb\n"), "{document}");
+        assert!(
+            document.starts_with("a\n") && document.ends_with("\nb\n"),
+            "{document}"
+        );
         assert!(!document.contains("old"));
         assert_eq!(Table::of(&document).get(&trial), table.get(&trial));
         let again = Table::of(&document).put_into(&document).unwrap();

@@ -27,7 +27,11 @@ const ROWS: &[Explained] = &[
         "no trigger of the usual kind fires in a session that replicates",
     ),
     known("truncate", REFERENCED, ONE_BY_ONE),
-    known("*", "disable trigger", "a trigger that is disabled sees nothing"),
+    known(
+        "*",
+        "disable trigger",
+        "a trigger that is disabled sees nothing",
+    ),
 ];
 
 /// Outputs that differ from those without the extension.
@@ -42,8 +46,9 @@ const OUTPUTS: &[Explained] = &[
 
 fn find(list: &[Explained], file: &str, text: &str) -> Option<&'static str> {
     let text = text.to_lowercase();
-    let found =
-        list.iter().find(|one| (one.file == "*" || one.file == file) && text.contains(one.part));
+    let found = list
+        .iter()
+        .find(|one| (one.file == "*" || one.file == file) && text.contains(one.part));
     found.map(|one| one.reason)
 }
 

@@ -45,7 +45,9 @@ pub struct State {
 
 impl Run {
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 }
 
@@ -90,7 +92,9 @@ impl Shape {
     /// The columns that are sent.
     fn sent(&self) -> String {
         let sent = self.columns.iter().filter(|column| !column.2);
-        sent.map(|column| column.0.as_str()).collect::<Vec<_>>().join(", ")
+        sent.map(|column| column.0.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     fn has(&self, name: &str) -> bool {
@@ -182,8 +186,15 @@ impl Mirror {
         let first = beginnings(sql);
         let has = |tag: &str| tags.iter().any(|one| one == tag);
         if has("ROLLBACK") {
-            let to = first.iter().rev().find(|one| one.starts_with("rollback")).cloned();
-            let name = to.as_deref().and_then(|text| text.split(' ').next_back()).unwrap_or("");
+            let to = first
+                .iter()
+                .rev()
+                .find(|one| one.starts_with("rollback"))
+                .cloned();
+            let name = to
+                .as_deref()
+                .and_then(|text| text.split(' ').next_back())
+                .unwrap_or("");
             let mark = self
                 .pending
                 .iter()
@@ -191,7 +202,10 @@ impl Mirror {
             let keep = mark.filter(|_| is_open).map_or(0, |at| at + 1);
             self.pending.truncate(keep);
         } else if has("SAVEPOINT") {
-            let name = first.last().and_then(|text| text.split(' ').nth(1)).unwrap_or_default();
+            let name = first
+                .last()
+                .and_then(|text| text.split(' ').nth(1))
+                .unwrap_or_default();
             self.pending.push(Pending::Savepoint(name.to_owned()));
         } else if !tags.is_empty() && tags.iter().all(|tag| is_definition(tag)) {
             let skipped = first.iter().any(|one| is_skipped(one));
@@ -211,8 +225,10 @@ impl Mirror {
             let (what, rest) = row.split_once(' ').unwrap_or((row, ""));
             match what {
                 "written" => {
-                    self.written
-                        .extend(rest.split_whitespace().filter_map(|oid| oid.parse::<u32>().ok()));
+                    self.written.extend(
+                        rest.split_whitespace()
+                            .filter_map(|oid| oid.parse::<u32>().ok()),
+                    );
                 }
                 "attached" => self.is_stale = true,
                 _ => {
@@ -231,7 +247,9 @@ impl Mirror {
         if !self.pending.is_empty() {
             self.session.batch_execute("begin")?;
             for one in std::mem::take(&mut self.pending) {
-                let Pending::Definition(sql) = one else { continue };
+                let Pending::Definition(sql) = one else {
+                    continue;
+                };
                 self.session.batch_execute("savepoint rowsync")?;
                 let done = self.session.batch_execute(&sql);
                 self.failed_there(done);
@@ -243,7 +261,11 @@ impl Mirror {
             }
             self.session.batch_execute("commit")?;
         }
-        if std::mem::take(&mut self.is_stale) { self.reconcile(ask) } else { Ok(()) }
+        if std::mem::take(&mut self.is_stale) {
+            self.reconcile(ask)
+        } else {
+            Ok(())
+        }
     }
 
     /// No transaction is open: both sides must be equal.
@@ -303,9 +325,14 @@ impl Mirror {
             let done = match (fits, has_key) {
                 (true, true) => continue,
                 (true, false) => {
-                    let unique =
-                        format!("alter table {} add unique ({})", table.name(), key.join(", "));
-                    self.there.batch_execute(&unique).or_else(|_| self.rebuild(table, ask))
+                    let unique = format!(
+                        "alter table {} add unique ({})",
+                        table.name(),
+                        key.join(", ")
+                    );
+                    self.there
+                        .batch_execute(&unique)
+                        .or_else(|_| self.rebuild(table, ask))
                 }
                 (false, _) => self.rebuild(table, ask),
             };
@@ -335,16 +362,25 @@ impl Mirror {
 
     fn shapes_there(&mut self) -> Result<Tables> {
         let there = &mut self.there;
-        let shapes = self
-            .known_there
-            .read(&mut |sql| Ok(there.query(sql, &[])?.iter().map(|row| row.get(0)).collect()))?;
-        Ok(shapes.into_iter().map(|one| ((one.schema.clone(), one.table.clone()), one)).collect())
+        let shapes = self.known_there.read(&mut |sql| {
+            Ok(there
+                .query(sql, &[])?
+                .iter()
+                .map(|row| row.get(0))
+                .collect())
+        })?;
+        Ok(shapes
+            .into_iter()
+            .map(|one| ((one.schema.clone(), one.table.clone()), one))
+            .collect())
     }
 
     /// Drops what is not here any more; whether anything was.
     fn drop_there(&mut self, here: &[Shape], there: &Tables) -> bool {
         let known: HashSet<_> = here.iter().map(|one| (&one.schema, &one.table)).collect();
-        let gone = there.values().filter(|one| !known.contains(&(&one.schema, &one.table)));
+        let gone = there
+            .values()
+            .filter(|one| !known.contains(&(&one.schema, &one.table)));
         let mut any = false;
         for table in gone {
             let dropped = format!("drop table if exists {} cascade", table.name());
@@ -361,8 +397,10 @@ impl Mirror {
         for table in here.iter().filter(|table| table.has(KEY)) {
             let other = there.get(&(table.schema.clone(), table.table.clone()));
             if other.is_some_and(|other| !other.has(KEY)) {
-                let add =
-                    format!("alter table {} add column if not exists {KEY} bigint", table.name());
+                let add = format!(
+                    "alter table {} add column if not exists {KEY} bigint",
+                    table.name()
+                );
                 // What cannot have it is made anew.
                 let _ = self.there.batch_execute(&add);
                 any = true;
@@ -374,7 +412,10 @@ impl Mirror {
     /// A table there that is nothing but columns and key, with the rows that are here.
     fn rebuild(&mut self, table: &Shape, ask: Ask<'_>) -> Result<(), postgres::Error> {
         let name = table.name();
-        let columns = table.columns.iter().map(|one| format!("{} {}", one.0, one.1));
+        let columns = table
+            .columns
+            .iter()
+            .map(|one| format!("{} {}", one.0, one.1));
         let columns = columns.collect::<Vec<_>>().join(", ");
         self.run.state().tally.rebuilt += 1;
         self.there.batch_execute(&format!(
@@ -394,7 +435,10 @@ impl Mirror {
             return Ok(());
         }
         // A failure shows by the file that is not there.
-        let _ = ask(&format!("select rowsync.dump({}, $c${sent}$c$, '{file}')", table.oid));
+        let _ = ask(&format!(
+            "select rowsync.dump({}, $c${sent}$c$, '{file}')",
+            table.oid
+        ));
         self.there
             .batch_execute(&format!(
                 "begin; set local session_replication_role = replica; delete from only {name};
@@ -413,7 +457,8 @@ impl Mirror {
             if !self.here.query_one(queued, &[])?.get::<_, bool>(0) {
                 return Ok(failures);
             }
-            self.here.query_one("select rowsync.deal_sync_err_rec(100000)", &[])?;
+            self.here
+                .query_one("select rowsync.deal_sync_err_rec(100000)", &[])?;
             let failed = self.here.query(
                 "delete from rowsync.sync_err_rec where status <> 'pending'
                  returning concat_ws(' ', status, nsp_name, table_name, op, sqlstate, message)",
@@ -430,7 +475,8 @@ impl Mirror {
         let state = "select string_agg(to_jsonb(s)::text, '; ') from rowsync.sync_status s";
         let state: Option<String> = self.here.query_one(state, &[])?.get(0);
         failures.push_str(&format!("\n    not drained: {left:?} {state:?}"));
-        self.here.batch_execute("delete from rowsync.sync_err_rec")?;
+        self.here
+            .batch_execute("delete from rowsync.sync_err_rec")?;
         Ok(failures)
     }
 
@@ -442,7 +488,9 @@ impl Mirror {
             table.name()
         );
         let rows = |client: &mut Client| -> Result<(i64, String), postgres::Error> {
-            client.query_one(&sql, &[]).map(|row| (row.get(0), row.get(1)))
+            client
+                .query_one(&sql, &[])
+                .map(|row| (row.get(0), row.get(1)))
         };
         let (here, there) = (rows(&mut self.here), rows(&mut self.there));
         let what = match (here, there) {
@@ -470,7 +518,12 @@ impl Mirror {
                             what: what.clone()
                         }
                     );
-                    state.tally.different.push(Difference { file, table, statement, what });
+                    state.tally.different.push(Difference {
+                        file,
+                        table,
+                        statement,
+                        what,
+                    });
                 }
             }
         }
@@ -510,16 +563,28 @@ impl Known {
     fn read(&mut self, ask: Ask<'_>) -> Result<Vec<Shape>> {
         let rows = ask("select * from rowsync.signs()")?;
         let signs = rows.iter().filter_map(|row| row.split_once(' '));
-        let signs: BTreeMap<u32, &str> =
-            signs.map(|(oid, sign)| Ok((oid.parse()?, sign))).collect::<Result<_>>()?;
-        self.0.retain(|oid, (sign, _)| signs.get(oid) == Some(&sign.as_str()));
-        let new: Vec<String> =
-            signs.keys().filter(|oid| !self.0.contains_key(oid)).map(u32::to_string).collect();
+        let signs: BTreeMap<u32, &str> = signs
+            .map(|(oid, sign)| Ok((oid.parse()?, sign)))
+            .collect::<Result<_>>()?;
+        self.0
+            .retain(|oid, (sign, _)| signs.get(oid) == Some(&sign.as_str()));
+        let new: Vec<String> = signs
+            .keys()
+            .filter(|oid| !self.0.contains_key(oid))
+            .map(u32::to_string)
+            .collect();
         if !new.is_empty() {
-            for row in ask(&format!("select * from rowsync.shapes('{{{}}}')", new.join(",")))? {
+            for row in ask(&format!(
+                "select * from rowsync.shapes('{{{}}}')",
+                new.join(",")
+            ))? {
                 let shape: Shape =
                     serde_json::from_str(&row).map_err(|error| anyhow!("{error}: {row}"))?;
-                let sign = signs.get(&shape.oid).copied().unwrap_or_default().to_owned();
+                let sign = signs
+                    .get(&shape.oid)
+                    .copied()
+                    .unwrap_or_default()
+                    .to_owned();
                 self.0.insert(shape.oid, (sign, shape));
             }
         }
@@ -542,8 +607,16 @@ fn changes_tables(tag: &str) -> bool {
     match verb {
         "CREATE" => ["TABLE", "SCHEMA"].contains(&object),
         "ALTER" => ["TABLE", "SCHEMA", "TYPE", "INDEX", "EXTENSION"].contains(&object),
-        "DROP" => !["FUNCTION", "PROCEDURE", "ROUTINE", "TRIGGER", "RULE", "VIEW", "ROLE"]
-            .contains(&object),
+        "DROP" => ![
+            "FUNCTION",
+            "PROCEDURE",
+            "ROUTINE",
+            "TRIGGER",
+            "RULE",
+            "VIEW",
+            "ROLE",
+        ]
+        .contains(&object),
         "IMPORT" => true,
         _ => false,
     }
@@ -556,6 +629,13 @@ fn is_skipped(statement: &str) -> bool {
         .filter(|word| !["or", "replace", "constraint", "unlogged"].contains(word));
     let verb = words.next().unwrap_or_default();
     let object = words.next().unwrap_or_default();
-    let made = ["trigger", "rule", "event", "database", "subscription", "publication"];
+    let made = [
+        "trigger",
+        "rule",
+        "event",
+        "database",
+        "subscription",
+        "publication",
+    ];
     (verb == "create" && made.contains(&object)) || (verb == "alter" && object == "system")
 }

@@ -58,7 +58,11 @@ impl Relay {
                 });
             }
         });
-        Ok(Relay { port, closing, thread: Some(thread) })
+        Ok(Relay {
+            port,
+            closing,
+            thread: Some(thread),
+        })
     }
 
     pub fn port(&self) -> u16 {
@@ -97,7 +101,10 @@ struct Wire {
 impl Wire {
     fn new(stream: TcpStream) -> Result<Wire> {
         stream.set_nodelay(true)?;
-        Ok(Wire { from: BufReader::new(stream.try_clone()?), to: BufWriter::new(stream) })
+        Ok(Wire {
+            from: BufReader::new(stream.try_clone()?),
+            to: BufWriter::new(stream),
+        })
     }
 
     fn read(&mut self) -> Result<Message> {
@@ -106,7 +113,10 @@ impl Wire {
         let length = i32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         let mut body = vec![0; usize::try_from(length - 4)?];
         self.from.read_exact(&mut body)?;
-        Ok(Message { kind: head[0], body })
+        Ok(Message {
+            kind: head[0],
+            body,
+        })
     }
 
     /// A message without a kind, as at the start of a session; `None` at the end of the stream.
@@ -121,14 +131,16 @@ impl Wire {
     }
 
     fn write_start(&mut self, body: &[u8]) -> Result<()> {
-        self.to.write_all(&(i32::try_from(body.len())? + 4).to_be_bytes())?;
+        self.to
+            .write_all(&(i32::try_from(body.len())? + 4).to_be_bytes())?;
         self.to.write_all(body)?;
         Ok(self.to.flush()?)
     }
 
     fn write(&mut self, message: &Message) -> Result<()> {
         self.to.write_all(&[message.kind])?;
-        self.to.write_all(&(i32::try_from(message.body.len())? + 4).to_be_bytes())?;
+        self.to
+            .write_all(&(i32::try_from(message.body.len())? + 4).to_be_bytes())?;
         Ok(self.to.write_all(&message.body)?)
     }
 }
@@ -148,7 +160,9 @@ fn serve(psql: TcpStream, task: &Task) -> Result<()> {
     let mut server = Wire::new(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?)?;
     server.to.get_ref().set_read_timeout(Some(SILENCE))?;
     let start = loop {
-        let Some(start) = psql.read_start()? else { return Ok(()) };
+        let Some(start) = psql.read_start()? else {
+            return Ok(());
+        };
         let code = start.first_chunk().map(|code| i32::from_be_bytes(*code));
         match code {
             Some(SSL_REQUEST | GSS_REQUEST) => {
@@ -173,14 +187,29 @@ fn serve(psql: TcpStream, task: &Task) -> Result<()> {
         .map(|pair| (pair[0].clone(), pair[1].clone()))
         .collect();
     let user = settings.remove("user").unwrap_or_default();
-    for name in ["database", "options", "application_name", "fallback_application_name"] {
+    for name in [
+        "database",
+        "options",
+        "application_name",
+        "fallback_application_name",
+    ] {
         settings.remove(name);
     }
-    let mirror =
-        task.is_mirrored.then(|| Mirror::start(&task.run, &user, &settings)).transpose()?;
-    let mut session = Session { task, psql, server, status: b'I', mirror };
+    let mirror = task
+        .is_mirrored
+        .then(|| Mirror::start(&task.run, &user, &settings))
+        .transpose()?;
+    let mut session = Session {
+        task,
+        psql,
+        server,
+        status: b'I',
+        mirror,
+    };
     loop {
-        let Ok(message) = session.psql.read() else { return Ok(()) };
+        let Ok(message) = session.psql.read() else {
+            return Ok(());
+        };
         match message.kind {
             b'Q' => session.query(&message)?,
             b'X' => return session.server.write(&message),
@@ -209,7 +238,9 @@ fn authenticate(psql: &mut Wire, server: &mut Wire) -> Result<bool> {
             b'E' => return Ok(false),
             b'Z' => return Ok(true),
             _ if wants_answer => {
-                let Ok(answer) = psql.read() else { return Ok(false) };
+                let Ok(answer) = psql.read() else {
+                    return Ok(false);
+                };
                 server.write(&answer)?;
                 server.to.flush()?;
             }
@@ -262,7 +293,9 @@ impl Session<'_> {
         &mut self,
         act: impl FnOnce(&mut Mirror, &mut dyn FnMut(&str) -> Result<Vec<String>>) -> Result<()>,
     ) {
-        let Some(mut mirror) = self.mirror.take() else { return };
+        let Some(mut mirror) = self.mirror.take() else {
+            return;
+        };
         if let Err(error) = act(&mut mirror, &mut |sql| self.ask(sql)) {
             broken(self.task, &error);
         }
@@ -272,15 +305,22 @@ impl Session<'_> {
     /// The text with the columns that it means, if it names none and the table has a key that it
     /// does not know.
     fn with_columns(&mut self, text: &str) -> Result<Option<String>> {
-        let Some(found) = unlisted(text).filter(|_| self.status != b'E') else { return Ok(None) };
-        let columns =
-            self.ask(&format!("select * from rowsync.columns($n${}$n$)", found.relation))?;
+        let Some(found) = unlisted(text).filter(|_| self.status != b'E') else {
+            return Ok(None);
+        };
+        let columns = self.ask(&format!(
+            "select * from rowsync.columns($n${}$n$)",
+            found.relation
+        ))?;
         let wanted = found.columns.unwrap_or(columns.len());
         if columns.is_empty() || wanted > columns.len() || wanted == 0 {
             return Ok(None);
         }
         let (before, behind) = text.split_at(found.at);
-        Ok(Some(format!("{before} ({}){behind}", columns[..wanted].join(", "))))
+        Ok(Some(format!(
+            "{before} ({}){behind}",
+            columns[..wanted].join(", ")
+        )))
     }
 
     /// Passes on what the server says, up to ReadyForQuery, which waits. The command tags.
@@ -296,8 +336,9 @@ impl Session<'_> {
                 }
                 b'C' => {
                     let tag = String::from_utf8_lossy(&message.body);
-                    let tag =
-                        tag.trim_end_matches('\0').trim_end_matches(|c: char| c.is_ascii_digit());
+                    let tag = tag
+                        .trim_end_matches('\0')
+                        .trim_end_matches(|c: char| c.is_ascii_digit());
                     tags.push(tag.trim_end().to_owned());
                 }
                 _ => {}
@@ -324,7 +365,10 @@ impl Session<'_> {
 
     fn ready(&mut self) -> Result<()> {
         let status = self.status;
-        self.psql.write(&Message { kind: b'Z', body: vec![status] })?;
+        self.psql.write(&Message {
+            kind: b'Z',
+            body: vec![status],
+        })?;
         Ok(self.psql.to.flush()?)
     }
 
@@ -355,7 +399,10 @@ impl Session<'_> {
 }
 
 fn query_message(sql: &str) -> Message {
-    Message { kind: b'Q', body: [sql.as_bytes(), b"\0"].concat() }
+    Message {
+        kind: b'Q',
+        body: [sql.as_bytes(), b"\0"].concat(),
+    }
 }
 
 /// Of a DataRow.
@@ -381,5 +428,7 @@ fn is_trivial(text: &str) -> bool {
         "unlisten",
         "lock",
     ];
-    beginnings(text).iter().all(|one| words.iter().any(|word| one.split(' ').next() == Some(word)))
+    beginnings(text)
+        .iter()
+        .all(|one| words.iter().any(|word| one.split(' ').next() == Some(word)))
 }

@@ -89,7 +89,11 @@ fn tokens(sql: &str) -> Vec<Token<'_>> {
                 Kind::Mark
             }
         };
-        found.push(Token { kind, text: &sql[start..at], at: start });
+        found.push(Token {
+            kind,
+            text: &sql[start..at],
+            at: start,
+        });
     }
     found
 }
@@ -123,7 +127,9 @@ fn end_of_quote(bytes: &[u8], mut at: usize, quote: u8, escapes: bool) -> usize 
 fn dollar_tag(text: &str) -> Option<&str> {
     let end = text[1..].find('$')? + 1;
     let tag = &text[1..end];
-    let plain = tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let plain = tag
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     (plain && !tag.starts_with(|c: char| c.is_ascii_digit())).then_some(&text[..=end])
 }
 
@@ -140,16 +146,23 @@ pub fn beginnings(sql: &str) -> Vec<String> {
         token.text == ";" && depth == 0
     });
     let words = |statement: &[Token<'_>]| {
-        let few = statement.iter().take(8).map(|token| token.text.to_lowercase());
+        let few = statement
+            .iter()
+            .take(8)
+            .map(|token| token.text.to_lowercase());
         few.collect::<Vec<_>>().join(" ")
     };
-    each.filter(|statement| !statement.is_empty()).map(words).collect()
+    each.filter(|statement| !statement.is_empty())
+        .map(words)
+        .collect()
 }
 
 /// Whether a text commits the transaction that is open.
 pub fn commits(sql: &str) -> bool {
     beginnings(sql).iter().any(|one| {
-        let is_end = ["commit", "end"].iter().any(|word| one.split(' ').next() == Some(word));
+        let is_end = ["commit", "end"]
+            .iter()
+            .any(|word| one.split(' ').next() == Some(word));
         is_end || one.starts_with("prepare transaction")
     })
 }
@@ -174,9 +187,15 @@ pub fn unlisted(sql: &str) -> Option<Unlisted> {
         let relation = sql[all[name.start].at..all[name.end - 1].end()].to_owned();
         let at = all[name.end - 1].end();
         let is_plain = next.is("from") || next.is("to");
-        return is_plain.then_some(Unlisted { relation, at, columns: None });
+        return is_plain.then_some(Unlisted {
+            relation,
+            at,
+            columns: None,
+        });
     }
-    let into = all.windows(2).position(|pair| pair[0].is("insert") && pair[1].is("into"))?;
+    let into = all
+        .windows(2)
+        .position(|pair| pair[0].is("insert") && pair[1].is("into"))?;
     let name = name_at(&all, into + 2)?;
     let mut next = name.end;
     if all.get(next)?.is("as") {
@@ -188,10 +207,18 @@ pub fn unlisted(sql: &str) -> Option<Unlisted> {
     if !all.get(next)?.is("values") {
         return None;
     }
-    let before = if all[next - 1].is("value") { next - 4 } else { next - 1 };
+    let before = if all[next - 1].is("value") {
+        next - 4
+    } else {
+        next - 1
+    };
     let relation = sql[all[name.start].at..all[name.end - 1].end()].to_owned();
     let columns = Some(row_length(&all[next + 1..])?);
-    Some(Unlisted { relation, at: all[before].end(), columns })
+    Some(Unlisted {
+        relation,
+        at: all[before].end(),
+        columns,
+    })
 }
 
 /// The tokens of a name, with its schema.
@@ -230,7 +257,10 @@ mod tests {
     fn statements_are_found_in_what_only_looks_like_them() {
         let sql =
             "select ';' /* ; /* ; */ */; -- ;\nInsert into \"a;b\" values ($x$;$x$, e'\\';');";
-        let expected = ["select ';'", "insert into \"a;b\" values ( $x$;$x$ , e'\\';'"];
+        let expected = [
+            "select ';'",
+            "insert into \"a;b\" values ( $x$;$x$ , e'\\';'",
+        ];
         assert_eq!(beginnings(sql), expected);
         assert!(commits("select 1; END") && commits("prepare transaction 'x'"));
         assert!(!commits("prepare x as select 1") && !commits("select 'commit'"));

@@ -16,8 +16,17 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Difference { file, table, statement, what } = self;
-        write!(f, "{file}: {table}: {what}\n    after: {}", statement.replace('\n', "\n    "))
+        let Difference {
+            file,
+            table,
+            statement,
+            what,
+        } = self;
+        write!(
+            f,
+            "{file}: {table}: {what}\n    after: {}",
+            statement.replace('\n', "\n    ")
+        )
     }
 }
 
