@@ -17,22 +17,22 @@ use rowsync_harness::setup::{self, Postgres, Profile};
 /// What `--part` runs: values, statements, transactions, the queue and the worker, `newest`,
 /// two-phase commit, the life of the extension.
 const PART: [&str; 12] = [
-    "values::",
-    "types::",
-    "statements::",
-    "transactions::",
-    "queue_view::",
-    "queue_writes::",
+    "delivery::values::",
+    "delivery::types::",
+    "capture::statements::",
+    "capture::transactions::",
+    "queue::view::",
+    "queue::writes::",
     "worker::",
-    "conflict_newest::",
-    "atomic::",
-    "extension::",
-    "upgrade::",
-    "interrupts::",
+    "conflict::newest::",
+    "delivery::atomic::",
+    "admin::extension::",
+    "admin::upgrade::",
+    "network::interrupts::",
 ];
 
 /// Tests among several majors.
-const AMONG: &str = "majors::";
+const AMONG: &str = "admin::majors::";
 
 #[derive(Default)]
 struct Count {

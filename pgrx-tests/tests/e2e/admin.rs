@@ -1,0 +1,21 @@
+//! Attaching, copying, comparing and upgrading.
+
+mod attach_notice;
+pub mod attach_tells;
+mod attached_again;
+mod attached_schemas;
+mod attached_tables;
+mod attached_twice;
+mod check_sync;
+mod copies;
+mod copies_by_replication;
+mod copy;
+mod documents;
+mod extension;
+mod joining;
+pub mod lived_in;
+mod majors;
+mod reference;
+mod repair;
+mod upgrade;
+mod verify;

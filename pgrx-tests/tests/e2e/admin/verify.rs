@@ -1,0 +1,520 @@
+//! `verify_sync`: what differs between a table and its target is found, exactly, and nothing else.
+
+use postgres::Client;
+use rowsync_harness::fixture::Fixture;
+use rowsync_harness::flag::Flag;
+use rowsync_harness::{IGNORE_OPTIONS, PoolMode, Pooler, Side};
+
+use crate::support::common::{
+    Role, attach, link_with, linked, mirror, one_way, query, refused, run, warnings,
+};
+
+/// `difference|key|columns` of what a client of the left is told.
+fn told(client: &mut Client, table: &str, options: &str) -> Vec<String> {
+    query(
+        client,
+        &format!(
+            "select difference, key, columns from verify_sync('{table}', 'dst', '{options}')
+              order by difference, key"
+        ),
+    )
+}
+
+/// The same with the default options, for the owner.
+fn found(fixture: &Fixture, table: &str) -> Vec<String> {
+    told(&mut fixture.left.client(), table, "{}")
+}
+
+/// Every type with two values that are nearly the same.
+const SUBTLE: [(&str, &str, &str); 22] = [
+    ("text", "'a'", "'a '"),
+    ("text", "''", "null"),
+    ("varchar(5)", "'a'", "'A'"),
+    ("char(3)", "'a'", "'b'"),
+    ("numeric", "1.0", "1.00"),
+    ("numeric(20,10)", "0.0000000001", "0"),
+    ("float8", "0", "'-0'"),
+    ("float8", "'nan'", "'inf'"),
+    ("float8", "0.1", "0.10000000000000002"),
+    ("float4", "1", "1.0000001"),
+    ("json", r#"'{"a":1,"b":2}'"#, r#"'{"b":2,"a":1}'"#),
+    ("jsonb", r#"'{"a":1}'"#, r#"'{"a":1.0}'"#),
+    (
+        "timestamptz",
+        "'2024-01-01 00:00:00.000001+00'",
+        "'2024-01-01 00:00:00+00'",
+    ),
+    ("timestamp", "'infinity'", "'-infinity'"),
+    ("interval", "'1 month'", "'30 days'"),
+    ("int[]", "'{1,2}'", "'[0:1]={1,2}'"),
+    ("text[]", "'{NULL}'", r#"'{"NULL"}'"#),
+    ("bytea", r"'\x00'", r"'\x0000'"),
+    ("bit(3)", "'101'", "'100'"),
+    ("inet", "'10.0.0.1'", "'10.0.0.1/24'"),
+    ("int4range", "'[1,3)'", "'[1,4)'"),
+    ("bool", "true", "null"),
+];
+
+#[test]
+fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
+    let fixture = linked("subtle");
+    let columns: Vec<String> = SUBTLE
+        .iter()
+        .enumerate()
+        .map(|(at, (kind, _, _))| format!("c{at} {kind}"))
+        .collect();
+    mirror(
+        &fixture,
+        "t",
+        &format!("id int primary key, {}", columns.join(", ")),
+        "{}",
+    );
+    let values: Vec<&str> = SUBTLE.iter().map(|(_, one, _)| *one).collect();
+    fixture.left.exec(&format!(
+        "insert into t select n, {} from generate_series(0, 25) n",
+        values.join(", ")
+    ));
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+    for (at, (_, _, other)) in SUBTLE.iter().enumerate() {
+        fixture
+            .right
+            .exec(&format!("update t set c{at} = {other} where id = {at}"));
+    }
+    let mut client = fixture.left.client();
+    // A session's own settings change nothing of it.
+    run(
+        &mut client,
+        "set datestyle = 'german'; set timezone = 'Asia/Tokyo'; set extra_float_digits = -3;
+         set bytea_output = 'escape'; set intervalstyle = 'sql_standard'",
+    );
+    let mut expected: Vec<String> = (0..SUBTLE.len())
+        .map(|at| format!("differs|{{\"id\": {at}}}|{{c{at}}}"))
+        .collect();
+    let mut seen = told(&mut client, "t", "{}");
+    expected.sort();
+    seen.sort();
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn missing_and_extra_rows_are_told_with_their_values() {
+    let fixture = one_way("values", "id int primary key, v text, n numeric", "{}");
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)");
+    fixture
+        .right
+        .exec("delete from t where id = 1; insert into t values (9, 'z', 9.50)");
+    fixture
+        .right
+        .exec("update t set v = 'B', n = 2.0 where id = 2");
+    let rows = query(
+        &mut fixture.left.client(),
+        "select * from verify_sync('t', 'dst') order by difference",
+    );
+    assert_eq!(
+        rows,
+        [
+            r#"differs|{"id": 2}|{v,n}|{"n": 2, "v": "b", "id": 2}|{"n": 2.0, "v": "B", "id": 2}"#,
+            r#"extra|{"id": 9}|{}|~|{"n": 9.50, "v": "z", "id": 9}"#,
+            r#"missing|{"id": 1}|{}|{"n": 1, "v": "a", "id": 1}|~"#,
+        ]
+    );
+    let rows = query(
+        &mut fixture.left.client(),
+        r#"select difference, local_row, remote_row from verify_sync('t', 'dst', '{"values": false}')"#,
+    );
+    assert_eq!(rows.len(), 3);
+    assert!(rows.iter().all(|row| row.ends_with("|~|~")), "{rows:?}");
+}
+
+/// Keys of every kind: their columns, and the key of row `n`.
+const KEYS: [(&str, &str, &str); 12] = [
+    ("k int", "k", "n"),
+    ("k bigint, l smallint", "k, l", "n / 7, n % 7"),
+    ("k text collate \"C\"", "k", "'k' || n"),
+    (
+        "k text collate \"C\", l int",
+        "k, l",
+        "'k ''\\' || n % 3, n",
+    ),
+    ("k varchar(20)", "k", "'k' || n"),
+    ("k uuid", "k", "md5(n::text)::uuid"),
+    ("k numeric", "k", "n / 10.0"),
+    (
+        "k timestamptz",
+        "k",
+        "timestamptz '2024-01-01' + n * interval '1 s'",
+    ),
+    ("k bytea", "k", "int4send(n)"),
+    ("k char(12)", "k", "'k' || n"),
+    ("k jsonb", "k", "jsonb_build_object('k', n)"),
+    ("k int[]", "k", "array[n % 10, n]"),
+];
+
+#[test]
+fn rows_are_found_by_keys_of_every_kind() {
+    let fixture = linked("kinds");
+    for (at, (columns, key, value)) in KEYS.iter().enumerate() {
+        let table = format!("t{at}");
+        mirror(
+            &fixture,
+            &table,
+            &format!("{columns}, v int, primary key ({key})"),
+            "{}",
+        );
+        let fill = format!("insert into {table} select {value}, n from generate_series(1, 6000) n");
+        for side in [&fixture.left, &fixture.right] {
+            side.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
+        }
+        assert_eq!(found(&fixture, &table), [""; 0], "{columns}");
+        fixture.right.exec(&format!(
+            "delete from {table} where v in (1, 3000);
+             update {table} set v = -v where v in (2, 4096, 6000)"
+        ));
+        fixture.left.exec(&format!(
+            "set application_name = 'pg_rowsync'; delete from {table} where v in (17, 5000)"
+        ));
+        let seen = query(
+            &mut fixture.left.client(),
+            &format!(
+                "select difference, coalesce(local_row, remote_row) ->> 'v'
+                   from verify_sync('{table}', 'dst') order by 1, 2"
+            ),
+        );
+        let expected = [
+            "differs|2",
+            "differs|4096",
+            "differs|6000",
+            "extra|17",
+            "extra|5000",
+            "missing|1",
+            "missing|3000",
+        ];
+        assert_eq!(seen, expected, "{columns}");
+    }
+}
+
+#[test]
+fn what_a_delivery_would_write_there_is_what_is_compared() {
+    let fixture = linked("written");
+    fixture.left.exec(
+        "create type mood as enum ('good', 'bad');
+         create table t (id int primary key, a int, b numeric, c timestamptz, d text, e mood,
+           secret text, g int generated always as (id * 2) stored)",
+    );
+    fixture.right.exec(
+        "create table u (id bigint primary key, x numeric(10,2), b numeric(10,1), c timestamp,
+           d varchar(4), e text, own text default 'own', g int)",
+    );
+    let schema = &fixture.right.user;
+    fixture.left.exec(&format!(
+        r#"select attach_sync('t', 'dst', '{schema}.u',
+             '{{"exclude": ["secret"], "rename": {{"a": "x"}}}}')"#
+    ));
+    fixture.left.exec(
+        "insert into t values (1, 5, 1.25, '2024-01-01 12:00+02', 'ab', 'good', 's'),
+                              (2, null, null, null, null, null, null),
+                              (3, 7, 1, 'infinity', 'ab    ', 'bad', 's')",
+    );
+    fixture
+        .right
+        .exec("update u set own = 'other', g = 4 where id = 1");
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+    fixture
+        .right
+        .exec("update u set x = 5.01 where id = 1; update u set c = 'epoch' where id = 2");
+    assert_eq!(
+        found(&fixture, "t"),
+        [r#"differs|{"id": 1}|{a}"#, r#"differs|{"id": 2}|{c}"#]
+    );
+}
+
+#[test]
+fn partitions_and_tables_without_a_unique_key_there_are_compared() {
+    let fixture = linked("parts");
+    fixture.left.exec(
+        "create table t (id int primary key, v text) partition by range (id);
+         create table t1 partition of t for values from (0) to (10);
+         create table t2 partition of t default",
+    );
+    fixture.right.exec("create table t (id int, v text)");
+    attach(&fixture, "t", r#"{"on_conflict": "error"}"#);
+    fixture
+        .left
+        .exec("insert into t select n, 'v' from generate_series(1, 20) n");
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+    fixture.right.exec(
+        "insert into t values (3, 'v'), (3, 'v'); update t set v = 'w' where id = 12;
+         delete from t where id = 5",
+    );
+    assert_eq!(
+        found(&fixture, "t"),
+        [
+            r#"differs|{"id": 12}|{v}"#,
+            r#"extra|{"id": 3}|{}"#,
+            r#"extra|{"id": 3}|{}"#,
+            r#"missing|{"id": 5}|{}"#
+        ]
+    );
+}
+
+#[test]
+fn rows_that_a_filter_leaves_out_do_not_count_on_either_side() {
+    let fixture = linked("filter");
+    for side in [&fixture.left, &fixture.right] {
+        side.exec("create table t (id int primary key, region text, v int)");
+    }
+    let schema = &fixture.right.user;
+    for (event, row) in [("insert", "new"), ("update", "new"), ("delete", "old")] {
+        fixture.left.exec(&format!(
+            "create trigger s_{event} after {event} on t for each row
+               when ({row}.region = 'eu' and {row}.v > 0)
+               execute function sync_dml('dst', '{schema}', 't')"
+        ));
+    }
+    fixture
+        .left
+        .exec("insert into t values (1, 'eu', 1), (2, 'us', 1), (3, 'eu', -1), (4, 'eu', 4)");
+    fixture.right.exec("insert into t values (10, 'us', 1)");
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+    fixture
+        .right
+        .exec("insert into t values (11, 'eu', 1); update t set v = 5 where id = 4");
+    let expected = [r#"differs|{"id": 4}|{v}"#, r#"extra|{"id": 11}|{}"#];
+    assert_eq!(found(&fixture, "t"), expected);
+    // A condition of the caller's own takes the place of the trigger's.
+    let mut client = fixture.left.client();
+    let told_where = told(&mut client, "t", r#"{"where": "v = 4 or v = 5"}"#);
+    assert_eq!(told_where, [r#"differs|{"id": 4}|{v}"#]);
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"where": "v ="}')"#,
+        "42601",
+    );
+}
+
+#[test]
+fn who_may_read_the_table_may_compare_it_and_conditions_are_its_owners() {
+    let fixture = one_way("rights", "id int primary key, v text", "{}");
+    fixture.left.exec("insert into t values (1, 'a')");
+    fixture.right.exec("update t set v = 'b'");
+    let role = Role::create(&fixture.left, "reader", "");
+    let mut client = role.client();
+    let plain = "select verify_sync('t', 'dst')";
+    refused(&mut client, plain, "42501");
+    fixture
+        .left
+        .exec(&format!("grant select (id) on t to {}", role.name));
+    refused(&mut client, plain, "42501");
+    fixture
+        .left
+        .exec(&format!("grant select on t to {}", role.name));
+    assert_eq!(told(&mut client, "t", "{}"), [r#"differs|{"id": 1}|{v}"#]);
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"where": "true"}')"#,
+        "42501",
+    );
+    fixture
+        .left
+        .exec("alter table t enable row level security; create policy p on t using (true)");
+    refused(&mut client, plain, "42501");
+    assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{v}"#]);
+    // It needs no more there than to read.
+    let there = &fixture.right.user;
+    fixture.right.exec(&format!(
+        "revoke all on t from {there}; grant select on t to {there}"
+    ));
+    assert_eq!(found(&fixture, "t"), [r#"differs|{"id": 1}|{v}"#]);
+    fixture.right.exec(&format!("revoke all on t from {there}"));
+    refused(&mut fixture.left.client(), plain, "42501");
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_with_its_reason() {
+    let fixture = one_way("reasons", "id int primary key, v text", "{}");
+    let mut client = fixture.left.client();
+    run(&mut client, "create table u (id int primary key)");
+    refused(&mut client, "select verify_sync('u', 'dst')", "42704");
+    refused(&mut client, "select verify_sync('t', 'nowhere')", "42704");
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"wher": 1}')"#,
+        "22023",
+    );
+    refused(
+        &mut client,
+        r#"select verify_sync('t', 'dst', '{"max_differences": 0}')"#,
+        "22023",
+    );
+    fixture.right.exec("alter table t drop column v");
+    refused(&mut client, "select verify_sync('t', 'dst')", "42703");
+    fixture.right.exec("drop table t");
+    refused(&mut client, "select verify_sync('t', 'dst')", "42P01");
+}
+
+#[test]
+fn a_comparison_ends_with_as_many_differences_as_were_asked_for() {
+    let fixture = one_way("limit", "id int primary key, v int", "{}");
+    fixture
+        .left
+        .exec("insert into t select n, n from generate_series(1, 3000) n");
+    fixture.right.exec("delete from t where id % 2 = 0");
+    let (mut client, notices) = fixture.left.client_with_notices();
+    let some = told(&mut client, "t", r#"{"max_differences": 10}"#);
+    assert_eq!(some.len(), 10);
+    let said: Vec<String> = notices
+        .lock()
+        .expect("notices")
+        .drain(..)
+        .map(|one| one.message().to_owned())
+        .collect();
+    assert_eq!(said, ["comparison stopped at 10 differences"]);
+    let all = told(&mut client, "t", r#"{"max_differences": 100000}"#);
+    assert_eq!(all.len(), 1500);
+    assert!(notices.lock().expect("notices").is_empty());
+}
+
+#[test]
+fn what_waits_in_the_queue_is_no_difference_and_what_was_failed_is_one() {
+    let fixture = one_way(
+        "waiting",
+        "id int primary key, v int",
+        r#"{"mode": "queue"}"#,
+    );
+    fixture
+        .right
+        .exec("alter table t add check (v < 100); insert into t values (7, 7)");
+    fixture.left.exec("insert into t values (1, 1), (2, 200)");
+    let (mut client, notices) = fixture.left.client_with_notices();
+    assert_eq!(told(&mut client, "t", "{}"), [r#"extra|{"id": 7}|{}"#]);
+    let said: Vec<String> = notices
+        .lock()
+        .expect("notices")
+        .drain(..)
+        .map(|one| one.message().to_owned())
+        .collect();
+    assert_eq!(said, ["2 rows are left out: changes of them are under way"]);
+    let _: bool = fixture.left.query_one("select deal_sync_err_rec(10)");
+    let expected = [r#"extra|{"id": 7}|{}"#, r#"missing|{"id": 2}|{}"#];
+    assert_eq!(told(&mut client, "t", "{}"), expected);
+    assert_eq!(warnings(&notices).len(), 0);
+}
+
+#[test]
+fn eight_writers_make_no_false_report_and_hide_no_difference() {
+    for mode in ["async", "queue"] {
+        let options = format!(r#"{{"mode": "{mode}"}}"#);
+        let fixture = one_way("writers", "id int primary key, v int, w text", &options);
+        if mode == "queue" {
+            let _: bool = fixture.left.query_one("select start_sync_worker()");
+        }
+        fixture
+            .left
+            .exec("insert into t select n, 0, 'w' from generate_series(1, 2000) n");
+        let drained = || crate::support::common::queued(&fixture) == 0;
+        rowsync_harness::fixture::await_until(crate::support::one_way::SOON, "the queue", drained);
+        fixture
+            .right
+            .exec("update t set w = 'x' where id = 2000; delete from t where id = 1999");
+        let stop = Flag::default();
+        std::thread::scope(|scope| {
+            let _end = stop.set_at_end();
+            for who in 0..8 {
+                let (fixture, stop) = (&fixture, &stop);
+                scope.spawn(move || {
+                    let mut client = fixture.left.client();
+                    let mut rng = crate::support::rng::Rng::new(who);
+                    while !stop.is_set() {
+                        let id = 1 + rng.roll(1900);
+                        let sql = match rng.roll(4) {
+                            0 => format!("delete from t where id = {id}"),
+                            1 => format!(
+                                "insert into t values ({id}, 1, 'n') on conflict (id) do nothing"
+                            ),
+                            _ => format!("update t set v = v + 1 where id = {id}"),
+                        };
+                        run(&mut client, &sql);
+                        // Room for the worker on a small machine.
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                    }
+                });
+            }
+            let mut client = fixture.left.client();
+            let expected = [r#"differs|{"id": 2000}|{w}"#, r#"missing|{"id": 1999}|{}"#];
+            let seen: Vec<Vec<String>> = (0..2).map(|_| told(&mut client, "t", "{}")).collect();
+            stop.set();
+            for one in seen {
+                assert_eq!(one, expected, "{mode}");
+            }
+        });
+        if mode == "queue" {
+            let _: bool = fixture.left.query_one("select stop_sync_worker()");
+        }
+    }
+}
+
+#[test]
+fn a_comparison_goes_through_a_pooler() {
+    for mode in [PoolMode::Transaction, PoolMode::Session] {
+        let fixture = Fixture::new("verifypool");
+        let pooler = Pooler::start(&[&fixture.right], mode, &[IGNORE_OPTIONS]).expect("a pooler");
+        link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
+        mirror(&fixture, "t", "id int primary key, c timestamptz", "{}");
+        fixture.right.exec_superuser(&format!(
+            "alter role {} set timezone = 'Asia/Tokyo'; alter role {0} set statement_timeout = 1",
+            fixture.right.user
+        ));
+        fixture
+            .left
+            .exec("insert into t select n, now() from generate_series(1, 3000) n");
+        assert_eq!(found(&fixture, "t"), [""; 0]);
+        fixture
+            .left
+            .exec("set application_name = 'pg_rowsync'; delete from t where id = 5");
+        assert_eq!(found(&fixture, "t"), [r#"extra|{"id": 5}|{}"#]);
+    }
+}
+
+#[test]
+fn databases_of_other_encodings_and_collations_are_compared() {
+    let fixture = linked("encoded");
+    let left = Side {
+        db: format!("{}_e", fixture.left.db),
+        ..fixture.left.clone()
+    };
+    let (db, user) = (&left.db, &left.user);
+    fixture.left.exec_superuser(&format!(
+        "create database {db} template template0 encoding 'LATIN1' locale 'C' owner {user}"
+    ));
+    left.exec_superuser(&format!(
+        "create schema authorization {user}; create extension pg_rowsync schema public;
+         grant usage on foreign data wrapper pg_rowsync to {user}"
+    ));
+    fixture.link(&left, &fixture.right, "dst", &[]);
+    for side in [&left, &fixture.right] {
+        side.exec("create table t (k text primary key, v text)");
+    }
+    left.exec(&format!(
+        "select attach_sync('t', 'dst', '{}.t')",
+        fixture.right.user
+    ));
+    left.exec("insert into t select 'ö' || n || 'é', 'ÿ' from generate_series(1, 2000) n");
+    let mut client = left.client();
+    assert_eq!(told(&mut client, "t", "{}"), [""; 0]);
+    fixture
+        .right
+        .exec("update t set v = 'y' where k = 'ö7é'; insert into t values ('€', 'a')");
+    // What this database cannot hold cannot be told.
+    refused(&mut client, "select verify_sync('t', 'dst')", "22P05");
+    fixture.right.exec("delete from t where k = '€'");
+    assert_eq!(
+        told(&mut client, "t", "{}"),
+        [r#"differs|{"k": "ö7é"}|{v}"#]
+    );
+    drop(client);
+    fixture
+        .left
+        .exec_superuser(&format!("drop database {db} with (force)"));
+}

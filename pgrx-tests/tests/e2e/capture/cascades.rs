@@ -1,0 +1,91 @@
+//! Rows that go with those of another table, there and here.
+
+use rowsync_harness::Fixture;
+
+use crate::support::common::{attach, deal, linked, queued, rows, run, same};
+
+/// Parents, their children and grandchildren, whose foreign keys pass deletions and changes of keys on.
+fn family(label: &str, options: &str) -> Fixture {
+    let fixture = linked(label);
+    for side in [&fixture.left, &fixture.right] {
+        side.exec(
+            "create table p (id int primary key, ver int default 1);
+             create table c (pid int references p on delete cascade on update cascade, n int, ver int default 1,
+               primary key (pid, n));
+             create table g (pid int, n int, m int, ver int default 1, primary key (pid, n, m),
+               foreign key (pid, n) references c on delete cascade on update cascade)",
+        );
+    }
+    for table in ["p", "c", "g"] {
+        attach(&fixture, table, options);
+    }
+    fixture.left.exec(
+        "insert into p select generate_series(1, 50);
+         insert into c select p, n from generate_series(1, 50) p, generate_series(1, 20) n;
+         insert into g select pid, n, m from c, generate_series(1, 2) m where n < 4",
+    );
+    assert!(deal(&fixture, "100000"));
+    fixture
+}
+
+const CONFLICTS: &str =
+    "select type, decision, count(*) from sync_conflicts group by 1, 2 order by 1, 2";
+
+#[test]
+fn a_cascade_that_both_sides_have_is_no_conflict() {
+    for (label, options) in [
+        ("cascsync", r#"{"mode": "sync"}"#),
+        ("cascqueue", r#"{"mode": "queue"}"#),
+        ("cascskip", r#"{"mode": "sync", "on_conflict": "skip"}"#),
+        (
+            "cascnewest",
+            r#"{"mode": "sync", "on_conflict": "newest", "version_column": "ver"}"#,
+        ),
+    ] {
+        let fixture = family(label, options);
+        let mut client = fixture.left.client();
+        for statement in [
+            "delete from p where id <= 25",
+            "delete from p where id = 31",
+            "update p set id = id + 1000, ver = 2 where id between 26 and 30",
+            "update p set id = 2000, ver = 2 where id = 32",
+            "delete from c where pid = 33 and n < 5",
+        ] {
+            run(&mut client, statement);
+        }
+        assert!(
+            deal(&fixture, "100000"),
+            "{:?}",
+            rows(&fixture.left, "select message from sync_err_rec")
+        );
+        assert_eq!(queued(&fixture), 0);
+        for table in ["p", "c", "g"] {
+            same(&fixture, table);
+        }
+        assert_eq!(rows(&fixture.left, CONFLICTS), [""; 0], "{label}");
+    }
+}
+
+#[test]
+fn a_row_that_somebody_has_deleted_there_is_one_still() {
+    let fixture = family("casctrue", r#"{"mode": "sync"}"#);
+    fixture
+        .right
+        .exec("delete from c where pid in (1, 2) and n = 1");
+    fixture.left.exec("delete from c where pid = 1 and n = 1");
+    // Beside it rows of a parent that goes: the row was deleted before its parent was.
+    fixture
+        .left
+        .exec("begin; delete from c where pid = 2 and n = 1; delete from p where id = 2; commit");
+    let found = rows(
+        &fixture.left,
+        "select type, decision, key::text from sync_conflicts where table_name = 'c' order by id",
+    );
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found
+            .iter()
+            .all(|conflict| conflict.starts_with("delete_missing|skipped")),
+        "{found:?}"
+    );
+}

@@ -1,0 +1,135 @@
+//! TRUNCATE among other changes, and of targets that are not stored as the table here is.
+
+use rowsync_harness::Fixture;
+
+use crate::support::common::{
+    attach, both_have, deal, linked, mirror, one_way, queued, records, run, table,
+};
+
+const SYNC: &str = r#"{"mode": "sync"}"#;
+const QUEUE: &str = r#"{"mode": "queue"}"#;
+
+/// Parent and child under a foreign key that can wait, both sent. One parent has arrived.
+fn family(label: &str, options: &str) -> Fixture {
+    let fixture = linked(label);
+    for side in [&fixture.left, &fixture.right] {
+        side.exec("create table p (id int primary key)");
+        side.exec(
+            "create table c (id int primary key, p int references p deferrable, \
+             up int references c deferrable)",
+        );
+    }
+    attach(&fixture, "p", options);
+    attach(&fixture, "c", options);
+    fixture.left.exec("insert into p values (1)");
+    drain(&fixture);
+    fixture
+}
+
+#[track_caller]
+fn drain(fixture: &Fixture) {
+    deal(fixture, "10000");
+    assert_eq!(queued(fixture), 0, "{:?}", records(fixture));
+}
+
+#[test]
+fn a_table_is_emptied_whatever_is_still_to_be_checked_of_it() {
+    for (mode, options) in [("sync", SYNC), ("queue", QUEUE)] {
+        let fixture = family(&format!("pending_{mode}"), options);
+        let mut client = fixture.left.client();
+        run(
+            &mut client,
+            "begin; insert into c values (1, 1), (2, 1); truncate c; insert into c values (3, 1); commit",
+        );
+        drain(&fixture);
+        both_have(&fixture, "c", &["3|1|~"]);
+        run(
+            &mut client,
+            "begin; insert into p values (2); insert into c values (4, 2, 3);
+             update c set up = null; delete from c where id = 3;
+             update p set id = 5 where id = 1; truncate p, c; insert into p values (7);
+             insert into c values (8, 7, 8); commit",
+        );
+        drain(&fixture);
+        both_have(&fixture, "p", &["7"]);
+        both_have(&fixture, "c", &["8|7|8"]);
+        run(
+            &mut client,
+            "begin; delete from c; delete from p; truncate c; insert into p values (9); commit",
+        );
+        drain(&fixture);
+        both_have(&fixture, "p", &["9"]);
+        both_have(&fixture, "c", &[]);
+    }
+}
+
+#[test]
+fn transactions_that_meet_in_a_drain_do_not_hold_a_truncate_up() {
+    let fixture = family("meet", QUEUE);
+    fixture.left.exec("insert into c values (1, 1), (2, 1)");
+    fixture.left.exec("truncate c");
+    fixture.left.exec("insert into c values (3, 1)");
+    drain(&fixture);
+    both_have(&fixture, "c", &["3|1|~"]);
+    // Nor when somebody else's failure has the batch applied in parts.
+    mirror(&fixture, "other", "id int primary key, v int", QUEUE);
+    fixture.right.exec("alter table other add check (v > 0)");
+    fixture.left.exec("insert into other values (1, 1)");
+    fixture.left.exec("insert into c values (4, 1), (5, 1)");
+    fixture.left.exec("insert into other values (2, 0)");
+    fixture.left.exec("truncate c");
+    fixture.left.exec("insert into c values (6, 1)");
+    deal(&fixture, "10000");
+    both_have(&fixture, "c", &["6|1|~"]);
+    assert_eq!(records(&fixture), ["INSERT|23514|1|failed"]);
+}
+
+#[test]
+fn a_table_where_the_newest_wins_is_emptied_after_deletions() {
+    let options = r#"{"mode": "sync", "on_conflict": "newest", "version_column": "ver"}"#;
+    let fixture = one_way("newest", "id int primary key, ver int", options);
+    run(
+        &mut fixture.left.client(),
+        "begin; insert into t values (1, 1), (2, 1); delete from t where id = 1; truncate t;
+         insert into t values (3, 1); commit",
+    );
+    both_have(&fixture, "t", &["3|1"]);
+}
+
+#[test]
+fn a_partitioned_target_is_emptied() {
+    for (mode, options) in [("sync", SYNC), ("async", "{}"), ("queue", QUEUE)] {
+        let fixture = linked(&format!("parted_{mode}"));
+        let columns = "id int primary key, v text";
+        fixture.left.exec(&format!("create table t ({columns})"));
+        fixture.right.exec(&format!(
+            "create table t ({columns}) partition by hash (id);
+             create table t0 partition of t for values with (modulus 2, remainder 0);
+             create table t1 partition of t for values with (modulus 2, remainder 1)"
+        ));
+        attach(&fixture, "t", options);
+        // Another table's rows are not to go with it.
+        mirror(&fixture, "base", columns, options);
+        fixture
+            .right
+            .exec("create table child () inherits (base); insert into child values (1, 'stays')");
+        fixture
+            .left
+            .exec("insert into t select i, 'x' from generate_series(1, 100) i");
+        fixture.left.exec("insert into base values (2, 'goes')");
+        fixture.left.exec("truncate t, base");
+        fixture.left.exec("insert into t values (1, 'after')");
+        drain(&fixture);
+        both_have(&fixture, "t", &["1|after"]);
+        assert_eq!(table(&fixture.right, "base"), ["1|stays"], "{mode}");
+        // The same session, another time, and beside a record that fails.
+        fixture.right.exec("alter table base add check (id > 0)");
+        fixture.left.exec("insert into base values (3, 'goes')");
+        if mode == "queue" {
+            fixture.left.exec("insert into base values (0, 'fails')");
+        }
+        fixture.left.exec("truncate t");
+        deal(&fixture, "10000");
+        both_have(&fixture, "t", &[]);
+    }
+}

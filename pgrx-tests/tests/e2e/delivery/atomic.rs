@@ -1,0 +1,621 @@
+//! Mode `atomic`: both databases have a transaction, or neither has, whatever happens in between.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use postgres::Client;
+use rowsync_harness::cluster::Cluster;
+use rowsync_harness::fixture::clusters;
+use rowsync_harness::proxy::{Proxy, Strike};
+use rowsync_harness::{Fixture, Side, await_until};
+
+use crate::support::common::{
+    attach, both_have, deal, link_with, linked, mirror, one_way, outage, queued, recover, refused,
+    rows, run, same, table, warnings,
+};
+use crate::support::one_way::SOON;
+use crate::support::preloaded::{EAGER, WORKING, preloaded};
+
+const COLUMNS: &str = "id int primary key, v text";
+const ATOMIC: &str = r#"{"mode": "atomic"}"#;
+const PREPARE: &str = "PREPARE TRANSACTION 'pg_rowsync:";
+const COMMIT: &str = "COMMIT PREPARED 'pg_rowsync:";
+
+/// A table `t` whose changes go through a proxy.
+fn behind_proxy(label: &str) -> (Fixture, Proxy) {
+    let fixture = Fixture::new(label);
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    (fixture, proxy)
+}
+
+/// Names of what is prepared in a database.
+fn prepared(side: &Side) -> Vec<String> {
+    let own = "select gid from pg_prepared_xacts where database = current_database()";
+    rows(side, own)
+}
+
+/// Everything that is prepared is finished by the left side.
+fn resolve(fixture: &Fixture) {
+    assert!(
+        fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared()")
+    );
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+    assert_eq!(rows(&fixture.left, "select * from sync_prepared"), [""; 0]);
+}
+
+#[test]
+fn a_transaction_is_on_both_sides_when_its_commit_returns() {
+    let fixture = one_way("atomic_plain", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a'), (2, 'b')");
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+    run(
+        &mut client,
+        "begin; update t set v = 'c' where id = 1; savepoint s; insert into t values (9, 'no');
+         rollback to s; delete from t where id = 2; insert into t values (3, 'd'); commit",
+    );
+    both_have(&fixture, "t", &["1|c", "3|d"]);
+    run(
+        &mut client,
+        "begin; insert into t values (4, 'e'); rollback",
+    );
+    both_have(&fixture, "t", &["1|c", "3|d"]);
+    // The name says whose it was.
+    let row = rows(
+        &fixture.left,
+        "select gid, server, decision, attempts from sync_prepared",
+    );
+    assert_eq!(row.len(), 1, "{row:?}");
+    let own = fixture.left.query_one::<String>(
+        "select format('pg_rowsync:%s.%s:', system_identifier,
+                       (select oid from pg_database where datname = current_database()))
+           from pg_control_system()",
+    );
+    assert!(
+        row[0].starts_with(&own) && row[0].ends_with("|dst|commit|0"),
+        "{row:?}"
+    );
+    resolve(&fixture);
+    run(&mut client, "truncate t");
+    both_have(&fixture, "t", &[]);
+}
+
+#[test]
+fn what_the_server_refuses_fails_the_transaction_and_leaves_nothing() {
+    let fixture = one_way("atomic_refused", COLUMNS, ATOMIC);
+    fixture
+        .right
+        .exec("alter table t add constraint short check (v <> 'long')");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    let error = refused(&mut client, "insert into t values (2, 'long')", "23514");
+    assert_eq!(error.constraint(), Some("short"), "{error:?}");
+    both_have(&fixture, "t", &["1|a"]);
+    outage(&fixture.right);
+    refused(&mut client, "insert into t values (3, 'b')", "28000");
+    recover(&fixture.right);
+    run(&mut client, "insert into t values (3, 'b')");
+    both_have(&fixture, "t", &["1|a", "3|b"]);
+    assert_eq!(queued(&fixture), 0);
+    resolve(&fixture);
+}
+
+#[test]
+fn what_cannot_be_prepared_is_refused_with_what_to_do_about_it() {
+    let fixture = one_way("atomic_temporary", COLUMNS, ATOMIC);
+    fixture.right.exec(
+        "create function note() returns trigger language plpgsql as
+           'begin perform pg_notify(''news'', new.v); return null; end';
+         create trigger note after insert on t for each row execute function note()",
+    );
+    let mut client = fixture.left.client();
+    let error = refused(&mut client, "insert into t values (1, 'a')", "0A000");
+    assert!(
+        error.hint().is_some_and(|hint| hint.contains("NOTIFY")),
+        "{error:?}"
+    );
+    both_have(&fixture, "t", &[]);
+    let error = refused(
+        &mut client,
+        "begin; delete from t; insert into t values (1, 'a'); prepare transaction 'own'",
+        "0A000",
+    );
+    assert!(error.message().contains("mode \"atomic\""), "{error:?}");
+    run(&mut client, "rollback");
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+}
+
+#[test]
+fn the_strictest_mode_wins_and_pending_records_refuse() {
+    let fixture = linked("atomic_strict");
+    for (name, options) in [
+        ("t", ATOMIC),
+        ("s", r#"{"mode": "sync"}"#),
+        ("a", r#"{"mode": "async"}"#),
+        ("q", r#"{"mode": "queue"}"#),
+    ] {
+        mirror(&fixture, name, COLUMNS, options);
+    }
+    let mut client = fixture.left.client();
+    let all = |n: i32| ["q", "a", "s", "t"].map(|t| format!("insert into {t} values ({n}, 'a');"));
+    run(&mut client, &format!("begin; {} commit", all(1).concat()));
+    for name in ["t", "s", "a", "q"] {
+        both_have(&fixture, name, &["1|a"]);
+    }
+    fixture
+        .right
+        .exec("alter table t add constraint none check (id < 2)");
+    run(&mut client, &format!("begin; {}", all(2).concat()));
+    refused(&mut client, "commit", "23514");
+    for name in ["t", "s", "a", "q"] {
+        both_have(&fixture, name, &["1|a"]);
+    }
+    run(&mut client, "insert into q values (3, 'b')");
+    let error = refused(&mut client, "update t set v = 'x'", "55000");
+    assert_eq!(error.message(), "server \"dst\" has pending changes");
+    assert!(deal(&fixture, "10"));
+    run(&mut client, "update t set v = 'x'");
+    both_have(&fixture, "t", &["1|x"]);
+}
+
+#[test]
+fn several_servers_have_it_or_none_has() {
+    let fixture = linked("atomic_several");
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
+    let schema = fixture.right.user.clone();
+    for n in 1..=3 {
+        link_with(
+            &fixture,
+            &format!("s{n}"),
+            fixture.right.cluster.port(),
+            &fixture.right.password,
+        );
+        fixture
+            .right
+            .exec(&format!("create table t{n} ({COLUMNS})"));
+        fixture.left.exec(&format!(
+            "select attach_sync('t', 's{n}', '{schema}.t{n}', '{ATOMIC}')"
+        ));
+    }
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    fixture
+        .right
+        .exec("alter table t2 add constraint none check (id < 2)");
+    refused(&mut client, "insert into t values (2, 'b')", "23514");
+    run(&mut client, "update t set v = 'c'");
+    for n in 1..=3 {
+        assert_eq!(table(&fixture.right, &format!("t{n}")), ["1|c"]);
+    }
+    assert_eq!(table(&fixture.left, "t"), ["1|c"]);
+    // Refused only when it is prepared: the others are prepared by then.
+    fixture.right.exec(
+        "alter table t2 drop constraint none;
+         create table allowed (id int primary key); insert into allowed values (1);
+         alter table t2 add constraint late foreign key (id) references allowed
+           deferrable initially deferred",
+    );
+    refused(&mut client, "insert into t values (2, 'b')", "23503");
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+    assert_eq!(table(&fixture.right, "t1"), ["1|c"]);
+    resolve(&fixture);
+}
+
+#[test]
+fn a_connection_lost_before_the_decision_leaves_neither_side_with_it() {
+    let (fixture, proxy) = behind_proxy("atomic_first");
+    run(&mut fixture.left.client(), "insert into t values (1, 'a')");
+    for strike in [Strike::LoseRequest, Strike::LoseAnswer] {
+        // Who finds an older decision has a connection before it sends anything.
+        resolve(&fixture);
+        let mut client = fixture.left.client();
+        proxy.strike(PREPARE, strike);
+        let error = refused(&mut client, "update t set v = 'lost' where id = 1", "08006");
+        assert!(error.message().contains("\"dst\""), "{error:?}");
+        assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
+        // What the server may have prepared is no obstacle for the session that has left it there.
+        run(
+            &mut client,
+            &format!("update t set v = '{strike:?}' where id = 1"),
+        );
+        both_have(&fixture, "t", &[&format!("1|{strike:?}")]);
+        // Nor for one whose connection had been idle, which tries again.
+        proxy.strike(PREPARE, strike);
+        run(&mut client, "update t set v = 'again' where id = 1");
+        both_have(&fixture, "t", &["1|again"]);
+        assert_eq!(prepared(&fixture.right), [""; 0]);
+    }
+    resolve(&fixture);
+}
+
+#[test]
+fn a_connection_lost_after_the_decision_leaves_both_sides_with_it() {
+    for strike in [Strike::LoseRequest, Strike::LoseAnswer] {
+        let (fixture, proxy) = behind_proxy("atomic_second");
+        let (mut client, notices) = fixture.left.client_with_notices();
+        run(&mut client, "insert into t values (1, 'a'), (2, 'a')");
+        proxy.strike(COMMIT, strike);
+        run(
+            &mut client,
+            "delete from t where id = 1; insert into t values (3, 'b')",
+        );
+        let said = warnings(&notices);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert_eq!(said[0].code().code(), "08006");
+        assert!(
+            said[0]
+                .message()
+                .contains("not yet visible on server \"dst\""),
+            "{said:?}"
+        );
+        assert_eq!(table(&fixture.left, "t"), ["2|a", "3|b"]);
+        resolve(&fixture);
+        both_have(&fixture, "t", &["2|a", "3|b"]);
+    }
+}
+
+#[test]
+fn nothing_newer_passes_what_is_prepared_and_cannot_be_seen() {
+    for mode in ["atomic", "sync", "async"] {
+        let (fixture, proxy) = behind_proxy("atomic_order");
+        attach_other(&fixture, mode);
+        let mut client = fixture.left.client();
+        run(&mut client, "insert into t values (1, 'a')");
+        proxy.strike(COMMIT, Strike::LoseRequest);
+        run(&mut client, "insert into t values (2, 'new')");
+        assert_eq!(prepared(&fixture.right).len(), 1);
+        // A DELETE that does not find the row there would be forgotten, and the row come back.
+        let mut other = fixture.left.client();
+        run(&mut other, "delete from t where id = 2");
+        both_have(&fixture, "t", &["1|a"]);
+        // And what is queued behind it is applied after it.
+        proxy.strike(COMMIT, Strike::LoseRequest);
+        run(&mut client, "insert into t values (3, 'new')");
+        run(&mut other, "update u set v = 'c' where id = 0");
+        if mode == "async" {
+            proxy.refuse();
+            proxy.cut();
+            run(&mut other, "insert into u values (1, 'b')");
+            proxy.accept().expect("listening again");
+            assert_eq!(queued(&fixture), 1);
+            assert!(deal(&fixture, "100"));
+            assert_eq!(prepared(&fixture.right), [""; 0]);
+            same(&fixture, "u");
+        }
+        resolve(&fixture);
+        both_have(&fixture, "t", &["1|a", "3|new"]);
+    }
+}
+
+/// Another table in this mode.
+fn attach_other(fixture: &Fixture, mode: &str) {
+    for side in [&fixture.left, &fixture.right] {
+        side.exec(&format!("create table u ({COLUMNS})"));
+    }
+    attach(fixture, "u", &format!(r#"{{"mode": "{mode}"}}"#));
+}
+
+#[test]
+fn a_row_that_refers_to_one_that_is_prepared_waits_for_it() {
+    let (fixture, proxy) = behind_proxy("atomic_refers");
+    for side in [&fixture.left, &fixture.right] {
+        side.exec("create table c (id int primary key, t int references t)");
+    }
+    attach(&fixture, "c", ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (2, 'b')");
+    run(&mut fixture.left.client(), "insert into c values (1, 2)");
+    both_have(&fixture, "c", &["1|2"]);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    resolve(&fixture);
+}
+
+#[test]
+fn a_request_to_cancel_ends_the_wait_for_the_second_phase_and_not_the_transaction() {
+    let (fixture, proxy) = behind_proxy("atomic_cancel");
+    for request in ["pg_cancel_backend", "pg_terminate_backend"] {
+        let mut client = fixture.left.client();
+        run(
+            &mut client,
+            "insert into t values (1, 'a') on conflict (id) do nothing",
+        );
+        run(
+            &mut client,
+            "set statement_timeout = '20s'; set pg_rowsync.delivery_timeout = '60s'",
+        );
+        let pid: i32 = client
+            .query_one("select pg_backend_pid()", &[])
+            .expect("a pid")
+            .get(0);
+        proxy.strike(COMMIT, Strike::Silence);
+        let waiting = thread::spawn(move || {
+            let done = client.batch_execute(&format!("update t set v = '{request}'"));
+            (done, client)
+        });
+        await_until(SOON, "the silence", || proxy.has_struck());
+        let start = Instant::now();
+        fixture
+            .left
+            .query_one::<bool>(&format!("select {request}({pid})"));
+        let (done, client) = waiting.join().expect("a session");
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            start.elapsed()
+        );
+        if request == "pg_cancel_backend" {
+            done.expect("the local commit");
+        }
+        drop(client);
+        proxy.cut();
+        proxy.thaw();
+        resolve(&fixture);
+        both_have(&fixture, "t", &[&format!("1|{request}")]);
+    }
+}
+
+#[test]
+fn a_postmaster_that_dies_during_the_second_phase_aborts_nothing_that_is_committed() {
+    let left = Arc::new(Cluster::start("orphaned").expect("a cluster"));
+    let right = clusters().1;
+    let side = |cluster, name| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: side(&left, "local_orphaned"),
+        right: side(right, "remote_orphaned"),
+    };
+    let proxy = Proxy::start(right.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::Silence);
+    let waiting = thread::spawn(move || client.batch_execute("update t set v = 'b'"));
+    await_until(SOON, "the silence", || proxy.has_struck());
+    kill(left.pid().expect("a postmaster"), Signal::SIGKILL).expect("a signal");
+    // The session may hear of its commit, or lose its connection; nothing else.
+    let heard = waiting.join().expect("a session");
+    let state = heard
+        .err()
+        .and_then(|error| error.code().map(|state| state.code().to_owned()));
+    assert!(
+        state.as_deref().is_none_or(|state| state == "57P01"),
+        "{state:?}: {}",
+        left.log()
+    );
+    await_until(SOON, "the others to end", || left.processes().is_empty());
+    assert!(!left.log().contains("PANIC"), "{}", left.log());
+    left.kill().expect("the end of the postmaster");
+    left.start_again().expect("a start");
+    proxy.cut();
+    proxy.thaw();
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|b"]);
+}
+
+#[test]
+fn a_transaction_that_is_asked_to_cancel_while_it_prepares_leaves_nothing() {
+    let (fixture, proxy) = behind_proxy("atomic_cancel_first");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    let pid: i32 = client
+        .query_one("select pg_backend_pid()", &[])
+        .expect("a pid")
+        .get(0);
+    proxy.strike(PREPARE, Strike::Silence);
+    let waiting = thread::spawn(move || {
+        let error = refused(&mut client, "update t set v = 'b'", "57014");
+        (error, client)
+    });
+    await_until(SOON, "the silence", || proxy.has_struck());
+    await_until(SOON, "the end", || {
+        fixture
+            .left
+            .query_one::<bool>(&format!("select pg_cancel_backend({pid})"));
+        waiting.is_finished()
+    });
+    let (_, mut client) = waiting.join().expect("a session");
+    proxy.cut();
+    proxy.thaw();
+    run(&mut client, "update t set v = 'c'");
+    both_have(&fixture, "t", &["1|c"]);
+    resolve(&fixture);
+}
+
+#[test]
+fn the_worker_finishes_what_sessions_have_left() {
+    let fixture = preloaded("atomic_worker", EAGER);
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    let nothing_left = || {
+        prepared(&fixture.right).is_empty()
+            && fixture
+                .left
+                .query_one::<i64>("select count(*) from sync_prepared")
+                == 0
+    };
+    await_until(WORKING, "the worker to remove what is done", nothing_left);
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (2, 'b')");
+    drop(client);
+    await_until(WORKING, "the worker to commit", nothing_left);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    let mut client = fixture.left.client();
+    proxy.strike(PREPARE, Strike::LoseAnswer);
+    refused(&mut client, "insert into t values (3, 'c')", "08006");
+    drop(client);
+    await_until(WORKING, "the worker to roll back", nothing_left);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    // A crash of all processes, with one of each.
+    proxy.strike(COMMIT, Strike::Silence);
+    let mut client = fixture.left.client();
+    let waiting = thread::spawn(move || client.batch_execute("insert into t values (4, 'd')"));
+    await_until(WORKING, "the silence", || proxy.has_struck());
+    let decided = "select count(*) from sync_prepared";
+    await_until(WORKING, "the decision", || {
+        fixture.left.query_one::<i64>(decided) == 1
+    });
+    fixture.left.cluster.kill().expect("a kill");
+    assert!(waiting.join().expect("a session").is_err());
+    proxy.cut();
+    proxy.thaw();
+    fixture.left.cluster.start_again().expect("a start");
+    await_until(WORKING, "the worker to commit after a crash", nothing_left);
+    both_have(&fixture, "t", &["1|a", "2|b", "4|d"]);
+}
+
+#[test]
+fn a_decision_outlives_a_server_that_leads_elsewhere_or_is_gone() {
+    let (fixture, proxy) = behind_proxy("atomic_moved");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (2, 'b')");
+    drop(client);
+    let direct = fixture.right.cluster.port();
+    fixture
+        .left
+        .exec(&format!("alter server dst options (set port '{direct}')"));
+    let resolved = "select resolve_sync_prepared()";
+    // It is there, whatever the way to it: it is committed, and shown no more.
+    assert!(fixture.left.query_one::<bool>(resolved));
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+    fixture.left.exec(&format!(
+        "alter server dst options (set port '{}')",
+        proxy.port()
+    ));
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (3, 'c')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (4, 'd')");
+    drop(client);
+    fixture.left.exec("drop server dst cascade");
+    assert!(!fixture.left.query_one::<bool>(resolved));
+    let shown =
+        "select server, decision, sqlstate, attempts > 0, place like '%port=%' from sync_prepared";
+    assert_eq!(rows(&fixture.left, shown), ["dst|commit|42704|t|t"]);
+    let gid: String = fixture.left.query_one("select gid from sync_prepared");
+    fixture.right.exec(&format!("commit prepared '{gid}'"));
+    fixture.left.exec_superuser("delete from sync_prepared");
+    both_have(&fixture, "t", &["1|a", "2|b", "3|c", "4|d"]);
+}
+
+#[test]
+fn transactions_of_others_and_of_other_histories_are_left_alone() {
+    let fixture = one_way("atomic_foreign", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    let own: String = fixture.left.query_one("select gid from sync_prepared");
+    resolve(&fixture);
+    let parts: Vec<&str> = own.split(':').collect();
+    let [name, home, place, number, owner, _] = parts[..] else {
+        panic!("{own}")
+    };
+    let (timeline, _) = place.split_once('/').expect("a place");
+    let token = "0000000000000001";
+    let foreign = format!("{name}:1.1:{place}:{number}:{owner}:{token}");
+    let future = format!("{name}:{home}:{timeline}/FFFFFFFFFFFF:{number}:{owner}:{token}");
+    let other_timeline = format!("{name}:{home}:77/1:{number}:{owner}:{token}");
+    let aborted: i64 = {
+        run(&mut client, "begin");
+        let id = client.query_one("select pg_current_xact_id()::text::bigint", &[]);
+        run(&mut client, "rollback");
+        id.expect("a number").get(0)
+    };
+    let orphan = format!("{name}:{home}:{place}:{aborted}:{owner}:{token}");
+    for (n, gid) in [&foreign, &future, &other_timeline, &orphan]
+        .into_iter()
+        .enumerate()
+    {
+        let id = 10 + n;
+        fixture.right.exec(&format!(
+            "begin; insert into t values ({id}, 'x'); prepare transaction '{gid}'"
+        ));
+    }
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared('dst')")
+    );
+    let mut left = prepared(&fixture.right);
+    left.sort();
+    let mut expected = vec![foreign.clone(), future.clone(), other_timeline.clone()];
+    expected.sort();
+    assert_eq!(left, expected);
+    let shown = "select coalesce(decision, 'none'), sqlstate, message like '%cannot be decided%'
+                   from sync_prepared order by gid";
+    assert_eq!(rows(&fixture.left, shown), ["none|55000|t", "none|55000|t"]);
+    for gid in &expected {
+        fixture.right.exec(&format!("rollback prepared '{gid}'"));
+    }
+    resolve(&fixture);
+}
+
+#[test]
+fn sessions_that_write_the_same_rows_at_once_stay_in_order() {
+    let fixture = one_way("atomic_busy", COLUMNS, ATOMIC);
+    fixture
+        .left
+        .exec("insert into t select n, '0' from generate_series(1, 3) n");
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let mut client: Client = fixture.left.client();
+            thread::spawn(move || {
+                for turn in 0..40 {
+                    let id = 1 + (writer + turn) % 3;
+                    let sql = match turn % 4 {
+                        0 => format!("delete from t where id = {id}"),
+                        _ => format!(
+                            "insert into t values ({id}, '{writer} {turn}')
+                               on conflict (id) do update set v = excluded.v"
+                        ),
+                    };
+                    run(&mut client, &sql);
+                }
+            })
+        })
+        .collect();
+    writers
+        .into_iter()
+        .for_each(|writer| writer.join().expect("a writer"));
+    same(&fixture, "t");
+    resolve(&fixture);
+    same(&fixture, "t");
+}
+
+#[test]
+fn a_serializable_transaction_that_fails_at_its_end_leaves_nothing() {
+    let fixture = one_way("atomic_serializable", COLUMNS, ATOMIC);
+    fixture.left.exec("insert into t values (1, 'a'), (2, 'a')");
+    let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
+    for client in [&mut one, &mut two] {
+        run(
+            client,
+            "begin isolation level serializable; select count(*) from t where v = 'a'",
+        );
+    }
+    run(&mut one, "update t set v = 'b' where id = 1");
+    run(&mut two, "update t set v = 'b' where id = 2");
+    run(&mut one, "commit");
+    refused(&mut two, "commit", "40001");
+    both_have(&fixture, "t", &["1|b", "2|a"]);
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+    run(
+        &mut two,
+        "rollback; begin isolation level repeatable read; update t set v = 'c'; commit",
+    );
+    both_have(&fixture, "t", &["1|c", "2|c"]);
+    resolve(&fixture);
+}

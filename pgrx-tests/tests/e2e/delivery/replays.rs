@@ -1,0 +1,221 @@
+//! What the server has committed already is replayed without harm, whatever constraints it has: the
+//! answer to a delivery was lost, or the local side ended between the two commits of a drain.
+
+use std::time::Duration;
+
+use postgres::Client;
+use rowsync_harness::Fixture;
+use rowsync_harness::fixture::{await_until, clusters, fails};
+use rowsync_harness::proxy::{Direction, Proxy};
+
+use crate::support::common::{deal, mirror, queued, records, rows, run, same, table};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// Tables with a constraint between rows, and a history after which an earlier state is refused.
+struct Case {
+    name: &'static str,
+    tables: &'static [(&'static str, &'static str)],
+    before: &'static str,
+    steps: &'static [&'static str],
+}
+
+const CASES: [Case; 6] = [
+    Case {
+        name: "unique",
+        tables: &[("usr", "id int primary key, email text not null unique")],
+        before: "insert into usr values (100, 'first')",
+        steps: &[
+            "insert into usr values (1, 'ada@x')",
+            "update usr set email = 'ada@y' where id = 1",
+            "insert into usr values (2, 'ada@x')",
+        ],
+    },
+    Case {
+        name: "foreign",
+        tables: &[
+            ("p", "id int primary key"),
+            ("c", "id int primary key, p int references p"),
+        ],
+        before: "insert into p values (1), (2)",
+        steps: &[
+            "insert into c values (5, 1)",
+            "update c set p = 2 where id = 5",
+            "delete from p where id = 1",
+        ],
+    },
+    Case {
+        name: "exclusion",
+        tables: &[(
+            "r",
+            "id int primary key, during int4range not null, exclude using gist (during with &&)",
+        )],
+        before: "insert into r values (100, '[90,100)')",
+        steps: &[
+            "insert into r values (1, '[1,5)')",
+            "update r set during = '[10,15)' where id = 1",
+            "insert into r values (2, '[2,6)')",
+        ],
+    },
+    Case {
+        name: "moved",
+        tables: &[("usr", "id int primary key, email text not null unique")],
+        before: "insert into usr values (1, 'ada@x'), (2, 'bob@x')",
+        steps: &[
+            "update usr set email = 'tmp' where id = 1",
+            "update usr set email = 'ada@x' where id = 2",
+            "update usr set id = 3, email = 'bob@x' where id = 1",
+            "delete from usr where id = 2",
+        ],
+    },
+    Case {
+        name: "deferrable",
+        tables: &[("d", "id int primary key deferrable, v text")],
+        before: "insert into d values (1, 'a'), (2, 'b')",
+        steps: &[
+            "insert into d values (3, 'c')",
+            "update d set v = 'x' where id = 1",
+            "delete from d where id = 2",
+            "insert into d values (2, 'n')",
+        ],
+    },
+    Case {
+        name: "numeric",
+        tables: &[("m", "id numeric primary key, v text")],
+        before: "insert into m values (1.0, 'a'), (2.0, 'b')",
+        steps: &[
+            "insert into m values (3.0, 'c')",
+            "update m set v = 'x' where id = 1",
+            "delete from m where id = 2",
+            "insert into m values (2.0, 'n')",
+        ],
+    },
+];
+
+const POLICIES: [&str; 3] = ["overwrite", "error", "skip"];
+
+/// The case's tables on both sides, sent through a proxy.
+fn begin(case: &Case, label: &str, mode: &str, policy: &str) -> (Fixture, Proxy, Client) {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let fixture = Fixture::new(&format!("replay_{}_{label}_{policy}", case.name));
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
+    for (name, columns) in case.tables {
+        mirror(&fixture, name, columns, &options);
+    }
+    let mut client = fixture.left.client();
+    run(&mut client, case.before);
+    deal(&fixture, "1000");
+    equal(case, &fixture);
+    (fixture, proxy, client)
+}
+
+fn equal(case: &Case, fixture: &Fixture) {
+    case.tables
+        .iter()
+        .for_each(|(name, _)| drop(same(fixture, name)));
+}
+
+fn needs_no_one(case: &Case, fixture: &Fixture) {
+    assert!(deal(fixture, "1000"), "{:?}", standing(fixture));
+    assert_eq!(records(fixture), Vec::<String>::new(), "{}", case.name);
+    assert_eq!(queued(fixture), 0);
+    equal(case, fixture);
+}
+
+fn standing(fixture: &Fixture) -> Vec<String> {
+    rows(
+        &fixture.left,
+        "select op, status, sqlstate, message, dst_query from sync_err_rec order by id",
+    )
+}
+
+#[test]
+fn a_delivery_that_was_committed_in_doubt_is_replayed_without_harm() {
+    for case in &CASES {
+        for policy in POLICIES {
+            let (fixture, proxy, mut client) = begin(case, "lost", "async", policy);
+            proxy.cut_after(0, Direction::ToClient);
+            run(
+                &mut client,
+                &format!("begin; {}; commit", case.steps.join("; ")),
+            );
+            assert_eq!(queued(&fixture), case.steps.len() as i64);
+            // The first answer was lost, which may come before the server has committed.
+            let arrived = |name| table(&fixture.left, name) == table(&fixture.right, name);
+            await_until(LONG, "the server to commit", || {
+                case.tables.iter().all(|(name, _)| arrived(name))
+            });
+            needs_no_one(case, &fixture);
+        }
+    }
+}
+
+#[test]
+fn a_drain_whose_second_commit_fails_is_repeated_without_harm() {
+    for case in &CASES {
+        for policy in POLICIES {
+            let (fixture, proxy, mut client) = begin(case, "drain", "queue", policy);
+            case.steps.iter().for_each(|step| run(&mut client, step));
+            let mut drain = fixture.left.superuser();
+            run(&mut drain, "begin; select deal_sync_err_rec(1000)");
+            proxy.cut_after(0, Direction::ToClient);
+            let error = fails(drain.batch_execute("commit"));
+            assert_eq!(error.code().code(), "08007");
+            assert_eq!(queued(&fixture), case.steps.len() as i64);
+            needs_no_one(case, &fixture);
+        }
+    }
+}
+
+/// What was not committed is delivered, with what was queued after it.
+#[test]
+fn a_delivery_that_was_not_committed_in_doubt_is_replayed() {
+    for case in &CASES {
+        for policy in POLICIES {
+            let (fixture, _proxy, mut client) = begin(case, "none", "async", policy);
+            // The transaction waits for the row lock, and is ended before it can commit.
+            let table = case.tables[0].0;
+            let mut locker = fixture.right.client();
+            run(
+                &mut locker,
+                &format!("begin; lock table {table} in access exclusive mode"),
+            );
+            let steps = case.steps.join("; ");
+            let sql = format!("set pg_rowsync.delivery_timeout = '1s'; begin; {steps}; commit");
+            run(&mut client, &sql);
+            run(&mut locker, "rollback");
+            assert_eq!(queued(&fixture), case.steps.len() as i64);
+            needs_no_one(case, &fixture);
+        }
+    }
+}
+
+/// A client of the server has written since: what it has added under the row stays.
+#[test]
+fn a_replay_takes_away_nothing_that_was_added_since() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let fixture = Fixture::new("replay_cascade");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "p", "id int primary key, v text", "{}");
+    fixture
+        .right
+        .exec("create table child (p int references p on delete cascade)");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into p values (1, 'old')");
+    proxy.cut_after(0, Direction::ToClient);
+    run(
+        &mut client,
+        "begin; delete from p; insert into p values (1, 'new'); commit",
+    );
+    fixture.right.exec("insert into child values (1)");
+    assert!(deal(&fixture, "1000"));
+    assert_eq!(
+        rows(
+            &fixture.right,
+            "select v, count(*) from p join child on p = id group by 1"
+        ),
+        ["new|1"]
+    );
+    assert_eq!(queued(&fixture), 0);
+}

@@ -1,0 +1,9 @@
+//! How what waits is delivered.
+
+mod assumptions;
+mod backlog;
+mod deferred_drains;
+mod drained_backlog;
+mod edges;
+mod partial;
+mod transient;

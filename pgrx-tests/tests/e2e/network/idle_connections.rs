@@ -1,0 +1,234 @@
+//! Connections that a session does not use any more, and those that stand in a drain's way.
+
+use std::time::Duration;
+
+use postgres::Client;
+use rowsync_harness::fixture::await_until;
+use rowsync_harness::{Fixture, Side};
+
+use crate::support::common::{both_have, deal, one_way, query, queued, refused, rows, run, same};
+use crate::support::one_way::SOON;
+
+const COLUMNS: &str = "id int primary key, v text";
+
+/// Sessions of the side's role that are named as deliveries are.
+fn held(side: &Side) -> i64 {
+    side.query_one(&format!(
+        "select count(*) from pg_stat_activity where usename = '{}' and application_name = 'pg_rowsync'",
+        side.user
+    ))
+}
+
+#[test]
+fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
+    let fixture = one_way("idle", COLUMNS, "{}");
+    let mut client = fixture.left.client();
+    run(
+        &mut client,
+        "set pg_rowsync.idle_timeout = '300ms'; insert into t values (1, 'a')",
+    );
+    assert_eq!(held(&fixture.right), 1);
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
+    // An ERROR stops the timers of a session.
+    run(&mut client, "insert into t values (2, 'b')");
+    refused(&mut client, "select 1 / 0", "22012");
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
+    run(
+        &mut client,
+        "set pg_rowsync.idle_timeout = 0; insert into t values (3, 'c')",
+    );
+    let idle = query(
+        &mut client,
+        "select idle_since < clock_timestamp() and pooled is false from sync_connections()",
+    );
+    assert_eq!(idle, ["t"]);
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(held(&fixture.right), 1);
+    // What was set later counts from the end of the next transaction on.
+    run(&mut client, "set pg_rowsync.idle_timeout = '100ms'");
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
+    assert_eq!(same(&fixture, "t").len(), 3);
+}
+
+#[test]
+fn a_connection_is_closed_in_a_session_that_is_idle_in_a_transaction_once_that_ends() {
+    let fixture = one_way("idle_block", COLUMNS, "{}");
+    let mut client = fixture.left.client();
+    run(
+        &mut client,
+        "set pg_rowsync.idle_timeout = '200ms'; insert into t values (1, 'a')",
+    );
+    run(&mut client, "begin; select 1");
+    std::thread::sleep(Duration::from_millis(500));
+    run(&mut client, "insert into t values (2, 'b'); commit");
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+}
+
+#[test]
+fn connections_are_kept_or_not_as_the_server_says() {
+    let fixture = one_way("keep", COLUMNS, "{}");
+    let mut client = fixture.left.client();
+    refused(
+        &mut client,
+        "alter server dst options (add keep_connections 'maybe')",
+        "22023",
+    );
+    refused(
+        &mut client,
+        "alter server dst options (add pooled 'maybe')",
+        "22023",
+    );
+    run(
+        &mut client,
+        "alter server dst options (add keep_connections 'off')",
+    );
+    run(&mut client, "insert into t values (1, 'a')");
+    assert_eq!(
+        query(&mut client, "select * from sync_connections()"),
+        [""; 0]
+    );
+    await_until(SOON, "the connection to be closed", || {
+        held(&fixture.right) == 0
+    });
+    run(
+        &mut client,
+        "alter server dst options (set keep_connections 'on')",
+    );
+    // The first connection after a change of the server ends with its transaction.
+    run(&mut client, "insert into t values (2, 'x')");
+    run(&mut client, "update t set v = 'b' where id = 2");
+    assert_eq!(
+        query(&mut client, "select valid from sync_connections()"),
+        ["t"]
+    );
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+}
+
+/// Clients of the left side, each of which has written a row.
+fn writers(fixture: &Fixture, number: usize) -> Vec<Client> {
+    (0..number)
+        .map(|at| {
+            let mut client = fixture.left.client();
+            run(
+                &mut client,
+                &format!("insert into t values ({at}, 'first')"),
+            );
+            client
+        })
+        .collect()
+}
+
+fn limit(fixture: &Fixture, connections: u32) {
+    let user = &fixture.right.user;
+    fixture
+        .right
+        .exec_superuser(&format!("alter role {user} connection limit {connections}"));
+}
+
+#[test]
+fn a_drain_gets_a_connection_while_the_sessions_that_hold_all_stay() {
+    let fixture = one_way("limit", COLUMNS, "{}");
+    limit(&fixture, 3);
+    let mut clients = writers(&fixture, 6);
+    assert_eq!(held(&fixture.right), 3);
+    assert_eq!(queued(&fixture), 3);
+    await_until(SOON, "the queue to drain", || {
+        deal(&fixture, "1000") && queued(&fixture) == 0
+    });
+    assert_eq!(same(&fixture, "t").len(), 6);
+    // Those that were asked for theirs can have others.
+    for (at, client) in clients.iter_mut().enumerate().take(2) {
+        run(
+            client,
+            &format!("insert into t values ({}, 'second')", 100 + at),
+        );
+    }
+    await_until(SOON, "the queue to drain", || {
+        queued(&fixture) == 0 || deal(&fixture, "1000")
+    });
+    assert_eq!(same(&fixture, "t").len(), 8);
+}
+
+#[test]
+fn a_worker_gets_a_connection_and_direct_delivery_goes_on() {
+    let fixture = one_way("limit_worker", COLUMNS, "{}");
+    fixture.left.exec_superuser("select start_sync_worker()");
+    limit(&fixture, 4);
+    let clients = writers(&fixture, 12);
+    await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);
+    let threads: Vec<_> = clients
+        .into_iter()
+        .enumerate()
+        .map(|(at, mut client)| {
+            std::thread::spawn(move || {
+                let direct = |client: &mut Client| {
+                    query(client, "select count(*) from sync_connections()") == ["1"]
+                };
+                let mut delivered = 0;
+                for row in 0..40 {
+                    let id = 1_000 * (at + 1) + row;
+                    run(&mut client, &format!("insert into t values ({id}, 'more')"));
+                    delivered += usize::from(direct(&mut client));
+                }
+                (client, delivered)
+            })
+        })
+        .collect();
+    let (clients, delivered): (Vec<_>, Vec<_>) = threads
+        .into_iter()
+        .map(|thread| thread.join().expect("a writer"))
+        .unzip();
+    await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);
+    assert_eq!(same(&fixture, "t").len(), 12 + 12 * 40);
+    assert!(
+        delivered.iter().sum::<usize>() > 0,
+        "nothing was delivered directly: {delivered:?}"
+    );
+    drop(clients);
+    fixture.left.exec_superuser("select stop_sync_worker()");
+}
+
+#[test]
+fn a_session_that_was_refused_a_connection_does_not_ask_with_every_commit() {
+    let fixture = one_way("refusal", COLUMNS, "{}");
+    limit(&fixture, 0);
+    let mut client = fixture.left.client();
+    let log = || {
+        fixture
+            .right
+            .cluster
+            .log()
+            .matches(&format!(
+                "too many connections for role \"{}\"",
+                fixture.right.user
+            ))
+            .count()
+    };
+    run(&mut client, "insert into t values (1, 'a')");
+    // Drained by nobody: it goes on to queue.
+    fixture.left.exec_superuser("delete from sync_err_rec");
+    let before = log();
+    assert!(before > 0);
+    run(&mut client, "insert into t values (2, 'b')");
+    assert_eq!(log(), before);
+    assert_eq!(
+        rows(&fixture.left, "select sqlstate from sync_err_rec"),
+        ["53300"]
+    );
+    limit(&fixture, 10);
+    await_until(SOON, "the queue to drain", || deal(&fixture, "10"));
+    await_until(SOON, "a direct delivery", || {
+        run(&mut client, "update t set v = 'c'");
+        query(&mut client, "select count(*) from sync_connections()") == ["1"]
+            || !deal(&fixture, "10")
+    });
+}

@@ -1,0 +1,14 @@
+//! What waits, for what and for whom, and what is seen of it.
+
+mod arrivals;
+mod busy_records;
+mod failing_records;
+mod failing_scope;
+mod failing_sessions;
+mod own_tables;
+mod owner_troubles;
+mod owners_apart;
+mod paused_servers;
+mod stuck_records;
+mod view;
+mod writes;

@@ -1,0 +1,162 @@
+//! What one owner's changes meet keeps no other owner's waiting.
+
+use crate::support::common::{Role, deal, linked, mirror, queued, rows, run, same, table};
+use postgres::Client;
+use rowsync_harness::Fixture;
+
+/// Tables `good` and `strict` (mode `sync`) of the side's role, and `mine` of another role's, whose mapping has
+/// this password.
+fn two_owners(label: &str, password: &str) -> (Fixture, Role) {
+    let fixture = linked(label);
+    let columns = "id int primary key, v text";
+    mirror(&fixture, "good", columns, "{}");
+    mirror(&fixture, "strict", columns, r#"{"mode": "sync"}"#);
+    let other = Role::create(&fixture.left, "other", "");
+    let (left, right, name) = (&fixture.left.user, &fixture.right, &other.name);
+    right.exec(&format!("create table mine ({columns})"));
+    fixture.left.exec_superuser(&format!(
+        "grant usage on foreign server dst to {name};
+         create user mapping for {name} server dst
+           options (user '{}', password '{password}');
+         create table {left}.mine ({columns}); alter table {left}.mine owner to {name};
+         select attach_sync('{left}.mine', 'dst', '{}.mine')",
+        right.user, right.user
+    ));
+    (fixture, other)
+}
+
+fn writer(fixture: &Fixture) -> Client {
+    let mut client = fixture.left.superuser();
+    run(
+        &mut client,
+        &format!("set search_path = {}, public", fixture.left.user),
+    );
+    client
+}
+
+const STATUS: &str = "select pending, failed, consecutive_failures > 0, last_sqlstate, \
+                      blocked like '%28P01%' from sync_status";
+
+#[test]
+fn one_owners_wrong_password_is_no_others() {
+    let (fixture, other) = two_owners("wrong_password", "wrong");
+    let mut client = writer(&fixture);
+    run(&mut client, "insert into mine values (1, 'a')");
+    // At once, before any drain has found out.
+    run(
+        &mut client,
+        "insert into strict values (1, 'a'); insert into good values (1, 'a')",
+    );
+    assert_eq!(table(&fixture.right, "strict"), ["1|a"]);
+    assert_eq!(table(&fixture.right, "good"), ["1|a"]);
+    assert_eq!(rows(&fixture.left, STATUS), ["1|0|t|28P01|t"]);
+    assert!(!deal(&fixture, "100"));
+    run(&mut client, "insert into strict values (2, 'a')");
+    let blocked = rows(&fixture.left, "select blocked from sync_status");
+    assert!(blocked[0].contains(&other.name), "{blocked:?}");
+    fixture.left.exec_superuser(&format!(
+        "alter user mapping for {} server dst options (set password '{}')",
+        other.name, fixture.right.password
+    ));
+    assert!(deal(&fixture, "100"));
+    assert_eq!(table(&fixture.right, "mine"), ["1|a"]);
+    assert_eq!(queued(&fixture), 0);
+    assert_eq!(
+        rows(&fixture.left, "select blocked is null from sync_status"),
+        ["t"]
+    );
+    run(&mut client, "insert into mine values (2, 'a')");
+    same(&fixture, "mine");
+}
+
+#[test]
+fn one_owners_missing_usage_is_no_others() {
+    let (fixture, other) = two_owners("missing_usage", "wrong");
+    let mut client = writer(&fixture);
+    run(&mut client, "insert into mine values (1, 'a')");
+    fixture.left.exec_superuser(&format!(
+        "revoke usage on foreign server dst from {}",
+        other.name
+    ));
+    assert!(!deal(&fixture, "100"));
+    run(
+        &mut client,
+        "insert into strict values (1, 'a'); insert into good values (1, 'a')",
+    );
+    assert_eq!(table(&fixture.right, "strict"), ["1|a"]);
+    assert_eq!(table(&fixture.right, "good"), ["1|a"]);
+    let blocked = rows(
+        &fixture.left,
+        "select last_sqlstate, blocked from sync_status",
+    );
+    assert!(blocked[0].starts_with("42501|"), "{blocked:?}");
+    assert!(blocked[0].contains(&other.name), "{blocked:?}");
+}
+
+#[test]
+fn owners_whose_commits_alternate_are_drained_together() {
+    let (fixture, other) = two_owners("alternate", "x");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let queue = r#"{"mode": "queue"}"#;
+    fixture.left.exec_superuser(&format!(
+        "alter user mapping for {} server dst options (set password '{}');
+         select detach_sync('{left}.mine', 'dst'), detach_sync('{left}.good', 'dst');
+         select attach_sync('{left}.mine', 'dst', '{right}.mine', '{queue}'),
+                attach_sync('{left}.good', 'dst', '{right}.good', '{queue}')",
+        other.name, fixture.right.password
+    ));
+    let mut client = writer(&fixture);
+    run(
+        &mut client,
+        "do $$ begin for i in 1..50 loop
+           insert into good values (i); commit; insert into mine values (i); commit;
+         end loop; end $$",
+    );
+    assert!(deal(&fixture, "40"));
+    assert_eq!(queued(&fixture), 60, "the oldest 40 of both");
+    assert_eq!(
+        (rows_of(&fixture, "good"), rows_of(&fixture, "mine")),
+        (20, 20)
+    );
+    assert!(deal(&fixture, "1000"));
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "good");
+    same(&fixture, "mine");
+}
+
+fn rows_of(fixture: &Fixture, name: &str) -> usize {
+    table(&fixture.right, name).len()
+}
+
+#[test]
+fn what_refers_to_another_owners_rows_comes_after_them() {
+    let (fixture, other) = two_owners("refers", "x");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let queue = r#"{"mode": "queue"}"#;
+    fixture
+        .right
+        .exec("alter table mine add foreign key (id) references good (id)");
+    fixture.left.exec_superuser(&format!(
+        "alter user mapping for {} server dst options (set password '{}');
+         select detach_sync('{left}.mine', 'dst'), detach_sync('{left}.good', 'dst');
+         select attach_sync('{left}.mine', 'dst', '{right}.mine', '{queue}'),
+                attach_sync('{left}.good', 'dst', '{right}.good', '{queue}')",
+        other.name, fixture.right.password
+    ));
+    let mut client = writer(&fixture);
+    for id in 1..=3 {
+        run(
+            &mut client,
+            &format!("insert into good values ({id}); insert into mine values ({id})"),
+        );
+    }
+    // The second drain finds the first one's rows committed; nobody is to blame.
+    for _ in 0..3 {
+        assert!(deal(&fixture, "100"));
+        let failed = "select count(*) from sync_err_rec where status <> 'pending'";
+        assert_eq!(rows(&fixture.left, failed), ["0"]);
+    }
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "good");
+    same(&fixture, "mine");
+}
