@@ -91,9 +91,10 @@ fn attach_table(
     let descriptor = Descriptor::new(extension.clone(), table, &arguments)?;
     // Before the triggers are made: writers must not wait behind their lock for another server. Only for
     // who may make them: it connects with the owner's mapping.
-    let found = match may_attach(extension, table.oid)? {
-        true => look(&descriptor.account, &descriptor.route)?,
-        false => Vec::new(),
+    let found = if may_attach(extension, table.oid)? {
+        look(&descriptor.account, &descriptor.route)?
+    } else {
+        Vec::new()
     };
     if let Some(refused) = found.iter().find(|finding| finding.refuses) {
         return Err(refused.problem.clone());

@@ -318,9 +318,10 @@ CREATE FUNCTION sync_keep_version(
 fn sync_keep_version(args: Args<'_>) -> bool {
     let keep = || {
         let (shown, found) = (args.text(7)?, args.required(6, "met")? == "t");
-        let shape = match args.required(5, "deleted")? == "t" {
-            true => Shape::Deletion,
-            false => Shape::Row(shown.as_deref()),
+        let shape = if args.required(5, "deleted")? == "t" {
+            Shape::Deletion
+        } else {
+            Shape::Row(shown.as_deref())
         };
         let (extension, key) = (
             versions::extension_of(args.function())?,

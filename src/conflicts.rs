@@ -88,11 +88,12 @@ fn oids(extension: &Extension, tables: &[&Relation]) -> Result<Vec<Option<Oid>>>
         .into_iter()
         .map(|row| oid(row).map(Oid::from))
         .collect();
-    match found.len() == tables.len() {
-        true => Ok(found),
-        false => Err(Error::internal(
+    if found.len() == tables.len() {
+        Ok(found)
+    } else {
+        Err(Error::internal(
             "tables of conflicts were not all looked up",
-        )),
+        ))
     }
 }
 

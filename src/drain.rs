@@ -651,14 +651,13 @@ impl<'h> Drain<'h> {
             Err(error) => return stopped(error),
         };
         let mut link = link;
-        let refuted = match first {
-            true => {
-                match outcome::settle(self.extension, &self.server_name, &lane.owner, &mut link) {
-                    Ok(refuted) => refuted,
-                    Err(error) => return stopped(error),
-                }
+        let refuted = if first {
+            match outcome::settle(self.extension, &self.server_name, &lane.owner, &mut link) {
+                Ok(refuted) => refuted,
+                Err(error) => return stopped(error),
             }
-            false => None,
+        } else {
+            None
         };
         let server = link.endpoint().account.server;
         let replay = Replay::new(link, !first);
@@ -756,9 +755,10 @@ impl<'h> Drain<'h> {
         let (name, owner) = (&self.server_name, oid(&lane.owner)?);
         let mut remaining = self.limit;
         // Known before any is marked failed here.
-        let mut again = match self.with_failed {
-            true => failed::oldest(self.extension, name, owner, MAX_FAILED)?,
-            false => Vec::new(),
+        let mut again = if self.with_failed {
+            failed::oldest(self.extension, name, owner, MAX_FAILED)?
+        } else {
+            Vec::new()
         };
         let (first, last) = lane.pending.unwrap_or((i64::MAX, 0));
         let noted = batch::noted_replay(self.extension)?.filter(|noted| *noted >= first);

@@ -54,9 +54,10 @@ fn check(name: &str, value: &str, catalog: u32) -> Result<()> {
     }
     let waives = name == PASSWORD_REQUIRED && !boolean(name, value)?;
     if (waives || SUPERUSER_ONLY.contains(&name)) && !context::is_superuser() {
-        let message = match waives {
-            true => "password_required=false is superuser-only".to_owned(),
-            false => format!("option \"{name}\" is superuser-only"),
+        let message = if waives {
+            "password_required=false is superuser-only".to_owned()
+        } else {
+            format!("option \"{name}\" is superuser-only")
         };
         return Err(Error::local(SqlState::INSUFFICIENT_PRIVILEGE, message)
             .with_hint("User mappings with it can only be created or modified by a superuser."));

@@ -39,9 +39,10 @@ impl Path {
 
     /// The path as the next node is to see it.
     pub fn onward(&self, own_name: &str) -> String {
-        match self.is_empty() {
-            true => own_name.to_owned(),
-            false => format!("{},{own_name}", self.0),
+        if self.is_empty() {
+            own_name.to_owned()
+        } else {
+            format!("{},{own_name}", self.0)
         }
     }
 }

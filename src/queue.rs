@@ -238,12 +238,13 @@ pub fn settle_lost(
     committed: bool,
 ) -> Result<()> {
     let schema = ident(&extension.schema);
-    let what = match committed {
-        true => format!("DELETE FROM {schema}.sync_queue q"),
-        false => format!(
+    let what = if committed {
+        format!("DELETE FROM {schema}.sync_queue q")
+    } else {
+        format!(
             "UPDATE {schema}.sync_queue q SET sqlstate = '{}'",
             SqlState::CONNECTION_FAILURE
-        ),
+        )
     };
     let sql = format!(
         "{what} WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \

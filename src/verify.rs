@@ -63,9 +63,10 @@ pub fn verify(
 ) -> Result<Vec<Difference>> {
     let options = VerifyOptions::parse(options)?;
     let (subject, sides) = Subject::look_up(extension, rel, server, options.condition.as_deref())?;
-    let wanted = match options.values {
-        true => Wanted::Json,
-        false => |_| Wanted::Nothing,
+    let wanted = if options.values {
+        Wanted::Json
+    } else {
+        |_| Wanted::Nothing
     };
     let mut comparison = Comparison::new(&subject, sides, options.max_differences, wanted);
     comparison.run()?;

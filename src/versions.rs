@@ -163,9 +163,10 @@ fn counts_as(
     };
     let is_as_stored = order.compare(version, known.shown.as_deref())? == Ordering::Equal;
     let kept_version = known.stamp.version.as_deref();
-    match !is_as_stored && order.compare(version, kept_version)? == Ordering::Greater {
-        true => Ok(of_row),
-        false => Ok(known.stamp.clone()),
+    if !is_as_stored && order.compare(version, kept_version)? == Ordering::Greater {
+        Ok(of_row)
+    } else {
+        Ok(known.stamp.clone())
     }
 }
 
@@ -331,12 +332,13 @@ impl Arrived {
                 result => result,
             };
         }
-        match holders()?.is_written {
-            true => Ok(()),
-            false => Err(Error::local(
+        if holders()?.is_written {
+            Ok(())
+        } else {
+            Err(Error::local(
                 SqlState::INSUFFICIENT_PRIVILEGE,
                 "row was not written by this transaction",
-            )),
+            ))
         }
     }
 
@@ -351,14 +353,15 @@ impl Arrived {
 
     fn known(&self, extension: &Extension) -> Result<Option<StoredVersion>> {
         let keeping = self.keeping(extension)?;
-        match keeping.keeps {
-            true => VersionKey {
+        if keeping.keeps {
+            VersionKey {
                 extension,
                 relation: keeping.relation,
                 hash: self.hash,
             }
-            .find(0),
-            false => Ok(None),
+            .find(0)
+        } else {
+            Ok(None)
         }
     }
 

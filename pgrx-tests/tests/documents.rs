@@ -197,9 +197,10 @@ fn lines_and_cells_are_short() {
                 });
                 texts.map(|text| text.chars().count()).sum::<usize>()
             };
-            let is_long = match is_row {
-                true => line.split('|').any(|cell| shown(cell) > 120),
-                false => line.chars().count() > 100,
+            let is_long = if is_row {
+                line.split('|').any(|cell| shown(cell) > 120)
+            } else {
+                line.chars().count() > 100
             };
             long.extend(is_long.then(|| format!("{name}:{}: {line}", number + 1)));
         }

@@ -291,9 +291,10 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     if lock::is_undecided(parsed.token) {
         return Ok(Finding::Waits);
     }
-    match decision::exists(extension, gid)? {
-        true => Ok(Finding::Is(Verdict::Commit)),
-        false => Ok(Finding::Is(Verdict::Rollback)),
+    if decision::exists(extension, gid)? {
+        Ok(Finding::Is(Verdict::Commit))
+    } else {
+        Ok(Finding::Is(Verdict::Rollback))
     }
 }
 

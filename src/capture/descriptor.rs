@@ -331,11 +331,10 @@ fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn
             format!("column \"{}\" is a generated column", column.name),
         )
         .with_hint(
-            match table.key.contains(&column.name) && options.key.is_none() {
-                true => GENERATED_KEY.to_owned(),
-                false => {
-                    "Generated columns are never sent; leave it out of \"columns\".".to_owned()
-                }
+            if table.key.contains(&column.name) && options.key.is_none() {
+                GENERATED_KEY.to_owned()
+            } else {
+                "Generated columns are never sent; leave it out of \"columns\".".to_owned()
             },
         ));
     }

@@ -101,9 +101,10 @@ fn altered(route: &Route, attributes: &[i16], names: &HashMap<i16, String>) -> O
         columns,
         ..route.clone()
     };
-    Some(match is_narrower {
-        true => Altered::Narrowed(altered, kept),
-        false => Altered::Renamed(altered),
+    Some(if is_narrower {
+        Altered::Narrowed(altered, kept)
+    } else {
+        Altered::Renamed(altered)
     })
 }
 
@@ -123,12 +124,12 @@ fn renamed(column: &Column, name: &str) -> Column {
 
 /// The change with the columns at these positions only.
 pub fn narrowed<'c>(change: &Change<&'c str>, kept: &[usize]) -> Change<&'c str> {
-    let row = match change.row.is_empty() {
-        true => Vec::new(),
-        false => kept
-            .iter()
+    let row = if change.row.is_empty() {
+        Vec::new()
+    } else {
+        kept.iter()
             .map(|at| change.row.get(*at).copied().flatten())
-            .collect(),
+            .collect()
     };
     Change {
         row,

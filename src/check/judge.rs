@@ -325,9 +325,10 @@ impl OfTarget<'_> {
         let as_here = format!("Give it the type {here} there, or a wider one.");
         if (is_key || is_version) && fidelity.is_coarser_key() {
             let role = if is_key { "key" } else { "version" };
-            let harm = match is_key {
-                true => "rows that differ here may be one there, and changes miss their row",
-                false => "newer changes may be taken for older ones",
+            let harm = if is_key {
+                "rows that differ here may be one there, and changes miss their row"
+            } else {
+                "newer changes may be taken for older ones"
             };
             let problem = format!("{role} {types}: {why}, so that {harm}");
             return Some(Finding::error(state, problem, as_here).refusing());
@@ -519,16 +520,13 @@ impl OfTarget<'_> {
         } else {
             return None;
         };
-        Some(match leads_back {
-            true => {
-                let table = &self.subject.local.table;
-                let problem = format!("changes of table \"{table}\" would come back: {problem}");
-                Finding::error(SqlState::OBJECT_NOT_READY, problem, hint)
-            }
-            false => {
-                let problem = format!("changes are sent on from there: {problem}");
-                Finding::notice(problem, format!("Unless that is meant: {hint}"))
-            }
+        Some(if leads_back {
+            let table = &self.subject.local.table;
+            let problem = format!("changes of table \"{table}\" would come back: {problem}");
+            Finding::error(SqlState::OBJECT_NOT_READY, problem, hint)
+        } else {
+            let problem = format!("changes are sent on from there: {problem}");
+            Finding::notice(problem, format!("Unless that is meant: {hint}"))
         })
     }
 }

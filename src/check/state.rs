@@ -115,9 +115,10 @@ pub fn of_queue(
     for mut row in spi::read(extension, &pending, &args)? {
         let (server, first) = (required(&mut row, 0)?, required(&mut row, 1)?);
         let state = required(&mut row, 2)?;
-        let last = match state.is_empty() {
-            true => String::new(),
-            false => format!("; the last attempt failed with SQLSTATE {state}"),
+        let last = if state.is_empty() {
+            String::new()
+        } else {
+            format!("; the last attempt failed with SQLSTATE {state}")
         };
         let problem = format!(
             "changes for server \"{server}\" have been pending for more than a minute, from record {first} on{last}"

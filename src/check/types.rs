@@ -141,15 +141,14 @@ fn within(here: &Types, from: (u32, i32), there: &Types, to: (u32, i32), depth: 
 
 fn enums(here: &[String], there: &[String]) -> Verdict {
     let missing: Vec<&String> = here.iter().filter(|label| !there.contains(label)).collect();
-    match missing.is_empty() {
-        true => equal(),
-        false => {
-            let missing = super::finding::quoted(&missing);
-            verdict(
-                Fidelity::Narrower,
-                format!("labels {missing} are not there"),
-            )
-        }
+    if missing.is_empty() {
+        equal()
+    } else {
+        let missing = super::finding::quoted(&missing);
+        verdict(
+            Fidelity::Narrower,
+            format!("labels {missing} are not there"),
+        )
     }
 }
 
@@ -488,12 +487,13 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
         (Integer(_), Numeric(None)) => equal(),
         (Integer(_), Numeric(Some((_, scale)))) if *scale < 0 => verdict(Coarser, ROUNDED),
         (Integer(_), Numeric(Some((precision, scale)))) => {
-            match from
+            if from
                 .digits()
                 .is_some_and(|digits| digits <= precision - scale)
             {
-                true => equal(),
-                false => verdict(Narrower, TOO_LARGE),
+                equal()
+            } else {
+                verdict(Narrower, TOO_LARGE)
             }
         }
         (Integer(4), Oid) => equal(),
@@ -525,10 +525,13 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
             "fractions, NaN and large values are refused there",
         ),
         (Numeric(_), Numeric(None)) => equal(),
-        (Numeric(Some((p, s))), Numeric(Some((q, t)))) if s <= t => match p - s <= q - t {
-            true => equal(),
-            false => verdict(Narrower, TOO_LARGE),
-        },
+        (Numeric(Some((p, s))), Numeric(Some((q, t)))) if s <= t => {
+            if p - s <= q - t {
+                equal()
+            } else {
+                verdict(Narrower, TOO_LARGE)
+            }
+        }
         (Numeric(_), Numeric(_)) => verdict(Coarser, ROUNDED),
         (Numeric(_) | Float(_), Money) => verdict(Coarser, ROUNDED),
         (Money, Integer(_) | Float(_) | Numeric(_)) => verdict(
@@ -630,9 +633,10 @@ fn fits_name(from: &Kind, length: i32) -> bool {
 
 /// Digits of a second here and there; `otherwise` where none are lost.
 fn seconds(from: i32, to: i32, otherwise: Fidelity, why: &str) -> Verdict {
-    match from <= to {
-        true => verdict(otherwise, why),
-        false => verdict(Fidelity::Coarser, "fractions of a second are rounded"),
+    if from <= to {
+        verdict(otherwise, why)
+    } else {
+        verdict(Fidelity::Coarser, "fractions of a second are rounded")
     }
 }
 

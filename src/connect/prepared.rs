@@ -94,9 +94,10 @@ impl Prepared {
             .filter(|statements| statements.sent.is_some())
         {
             let sent = statements.sent.take();
-            match succeeded {
-                true => statements.name = sent,
-                false => statements.failures += 1,
+            if succeeded {
+                statements.name = sent
+            } else {
+                statements.failures += 1
             }
         }
         std::mem::take(&mut self.used)

@@ -130,16 +130,17 @@ impl Plan {
             names.sort();
             names
         };
-        match names(route) == names(&self.route) {
-            true => Ok(()),
-            false => Err(Error::local(
+        if names(route) == names(&self.route) {
+            Ok(())
+        } else {
+            Err(Error::local(
                 SqlState::OBJECT_NOT_READY,
                 format!(
                     "the key of table \"{}\" was changed during its copy",
                     self.table.name.table
                 ),
             )
-            .with_hint("Call copy_sync() again.")),
+            .with_hint("Call copy_sync() again."))
         }
     }
 
@@ -213,20 +214,20 @@ impl Plan {
         let (from, stamp) = self.source();
         let after = position.map(|position| self.compared(">", position));
         let conditions: Vec<String> = after.into_iter().chain(self.filtered()).collect();
-        let filter = match conditions.is_empty() {
-            true => String::new(),
-            false => format!(" WHERE {}", conditions.join(" AND ")),
+        let filter = if conditions.is_empty() {
+            String::new()
+        } else {
+            format!(" WHERE {}", conditions.join(" AND "))
         };
-        let order = match self.in_ranges {
-            true => {
-                let key: Vec<_> = self
-                    .key
-                    .iter()
-                    .map(|(name, _, _)| format!("new.{}", ident(name)))
-                    .collect();
-                format!(" ORDER BY {}", key.join(", "))
-            }
-            false => String::new(),
+        let order = if self.in_ranges {
+            let key: Vec<_> = self
+                .key
+                .iter()
+                .map(|(name, _, _)| format!("new.{}", ident(name)))
+                .collect();
+            format!(" ORDER BY {}", key.join(", "))
+        } else {
+            String::new()
         };
         format!(
             "SELECT {}{stamp} FROM {from}{filter}{order}",

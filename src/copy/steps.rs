@@ -244,9 +244,10 @@ impl Steps {
         }
         let mut changed: Vec<Changed> = Vec::with_capacity(plans.len());
         for (at, dirty) in dirty.into_iter().enumerate() {
-            changed.push(match dirty.emptied {
-                true => Changed::default(),
-                false => Changed::read(moment, &copies[at], &plans[at], dirty)?,
+            changed.push(if dirty.emptied {
+                Changed::default()
+            } else {
+                Changed::read(moment, &copies[at], &plans[at], dirty)?
             });
         }
         // Those who refer to rows go before the rows, and come after them.
@@ -419,13 +420,14 @@ impl Steps {
                 .map(|(_, change)| change.encoded_size() as i64)
                 .sum::<i64>();
             let in_doubt = route.policy == Policy::Overwrite && !batch.is_empty();
-            let found = match in_doubt && plan.route.key_deferrable {
-                true => true,
-                false => match there.apply(batch.clone()) {
+            let found = if in_doubt && plan.route.key_deferrable {
+                true
+            } else {
+                match there.apply(batch.clone()) {
                     // Rows that are there have what others are to have.
                     Err(error) if in_doubt && may_be_taken(&error) => true,
                     result => result.map(|()| false)?,
-                },
+                }
             };
             if found {
                 let rows = batch.into_iter().map(|(_, change)| change.row).collect();
@@ -662,12 +664,11 @@ impl Steps {
             let (target, _) = self.bring(target, &moment, &copies, &plans, dirty)?;
             moment.release();
             transaction::wake_worker();
-            match is_clean {
-                true => target.roll_back()?,
-                false => {
-                    checked(target)?.commit()?;
-                    interrupt::committed();
-                }
+            if is_clean {
+                target.roll_back()?
+            } else {
+                checked(target)?.commit()?;
+                interrupt::committed();
             }
             registry::finish(&extension, group, &plans, &seen)?;
             Ok(None)

@@ -184,9 +184,10 @@ impl CopyIn {
     /// # Errors
     /// What reading the row reports, and the connection.
     pub fn put(&mut self, row: &mut Row<'_>, columns: usize, binary: bool) -> Result<()> {
-        match binary {
-            true => row.put_binary(columns, &mut self.buffer)?,
-            false => row.put_text(columns, &mut self.buffer)?,
+        if binary {
+            row.put_binary(columns, &mut self.buffer)?
+        } else {
+            row.put_text(columns, &mut self.buffer)?
         }
         if self.buffer.len() >= PARCEL {
             self.send()

@@ -29,9 +29,10 @@ pub enum Assume {
 /// without the unique index that they need, a plain INSERT would double a row.
 pub fn first_assumption(set: &ChangeSet, link: &mut Link<'_>) -> Assume {
     let accepted = |session: &mut Session| session.has_accepted(set.routes());
-    match link.session().is_some_and(accepted) {
-        true => Assume::Rows,
-        false => Assume::LargeColumns,
+    if link.session().is_some_and(accepted) {
+        Assume::Rows
+    } else {
+        Assume::LargeColumns
     }
 }
 
@@ -152,12 +153,11 @@ pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, assume: Assume) -> Chang
         .optimistic(assume == Assume::Rows)
         .one_by_one(assume == Assume::NotKeys)
         .in_binary(is_large(set, assume) && link.takes_binary())
-        .truncating(match set.has_truncates() {
-            true => {
-                let mut changes = set.changes(Rows::Keys);
-                Truncations::of(|take| changes.next(take))
-            }
-            false => Ok(Truncations::default()),
+        .truncating(if set.has_truncates() {
+            let mut changes = set.changes(Rows::Keys);
+            Truncations::of(|take| changes.next(take))
+        } else {
+            Ok(Truncations::default())
         })
         .newest(set.routes().iter().any(|route| route.version().is_some()))
         .forwarded(set.routes().iter().any(|route| !route.path.is_empty()))

@@ -230,9 +230,10 @@ impl<S> Changes<S> {
         }
         let (route, after_cascade) = (batch.route.clone(), batch.after_cascade);
         // Where another process may serve the next transaction, a name of the session's own means nothing.
-        let named = match session.peer.must_introduce() {
-            true => session.shared.name_for(&batch).map(|name| (None, name)),
-            false => session.prepared.name_for(&batch),
+        let named = if session.peer.must_introduce() {
+            session.shared.name_for(&batch).map(|name| (None, name))
+        } else {
+            session.prepared.name_for(&batch)
         };
         let mut about_rows: Vec<Statement> = match named {
             Some((prepare, name)) => prepare

@@ -252,10 +252,11 @@ impl Planner {
 
     /// Moves that the server's key allows at once, columns that only it has included.
     fn append_at_once(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
-        let groups = match route.key_exact {
-            true => groups(route, moves),
+        let groups = if route.key_exact {
+            groups(route, moves)
+        } else {
             // Who holds a key cannot be told, but each is held by one row afterwards.
-            false => vec![(0..moves.len()).collect()],
+            vec![(0..moves.len()).collect()]
         };
         self.close();
         for group in groups {
@@ -327,9 +328,10 @@ impl Planner {
         for update in &net.updates {
             self.append(&route, BatchKind::Update, &update.borrowed());
         }
-        match at_once {
-            true => self.append_at_once(&route, &net.moves),
-            false => self.append_moves(&route, &net.moves),
+        if at_once {
+            self.append_at_once(&route, &net.moves)
+        } else {
+            self.append_moves(&route, &net.moves)
         }
         for insert in &net.inserts {
             self.append(&route, BatchKind::Insert, &insert.borrowed());

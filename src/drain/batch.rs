@@ -328,11 +328,12 @@ impl<'h> Batch<'h> {
             }
             self.reopen();
             let Culprits { units, together } = culprits;
-            match together {
-                true => self.fail_together(units),
-                false => units
+            if together {
+                self.fail_together(units)
+            } else {
+                units
                     .into_iter()
-                    .for_each(|(at, why)| self.fail(at, why, false)),
+                    .for_each(|(at, why)| self.fail(at, why, false))
             }
             self.refuse_unplannable();
             self.apply_in_parts(replay)?;
@@ -404,12 +405,13 @@ impl<'h> Batch<'h> {
             }
         }
         // All cleared: the server's rows have changed meanwhile.
-        match units.is_empty() {
-            true => Err(error),
-            false => Ok(Culprits {
+        if units.is_empty() {
+            Err(error)
+        } else {
+            Ok(Culprits {
                 units,
                 together: false,
-            }),
+            })
         }
     }
 

@@ -117,9 +117,10 @@ impl Replay {
     /// # Errors
     /// What the link reports. If it can go on, [`Replay::undo`] leads back to the batch's beginning.
     pub fn whole(&mut self, units: &[&Unit], meanwhile: impl FnOnce()) -> Result<()> {
-        let begin: &[&str] = match self.begun {
-            true => &[BEGIN[1], "RELEASE SAVEPOINT drain", "SAVEPOINT drain"],
-            false => &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"],
+        let begin: &[&str] = if self.begun {
+            &[BEGIN[1], "RELEASE SAVEPOINT drain", "SAVEPOINT drain"]
+        } else {
+            &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"]
         };
         self.begun = true;
         self.keep_conflicts();
@@ -172,9 +173,10 @@ impl Replay {
     fn assume(&mut self, units: &[&Unit]) -> Assume {
         let routes = routes(units, |_| true);
         let session = self.link.as_mut().and_then(Link::session);
-        match self.trusting && session.is_some_and(|session| session.has_accepted(&routes)) {
-            true => Assume::Rows,
-            false => Assume::Nothing,
+        if self.trusting && session.is_some_and(|session| session.has_accepted(&routes)) {
+            Assume::Rows
+        } else {
+            Assume::Nothing
         }
     }
 
@@ -315,12 +317,11 @@ impl Replay {
             .one_by_one(self.one_by_one)
             .in_binary(many && link.takes_binary())
             .in_waves(self.in_waves)
-            .truncating(match empties(units) {
-                true => {
-                    let mut records = Records(records());
-                    Truncations::of(|take| records.next(take))
-                }
-                false => Ok(Truncations::default()),
+            .truncating(if empties(units) {
+                let mut records = Records(records());
+                Truncations::of(|take| records.next(take))
+            } else {
+                Ok(Truncations::default())
             })
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))

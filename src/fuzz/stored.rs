@@ -130,9 +130,12 @@ fn records_with_some_characters_changed_are_shown_or_refused() {
         let route = serde_json::to_string(&*route(policy)).expect("JSON");
         let change = r#"{"op":"Update","command":0,"key":["1"],"row":["2","it's",null],
             "stamp":null,"gone":null,"unchanged":[1],"stored":[0,0,0]}"#;
-        let edited = |text: &str, edits: &[Edit], done| match done {
-            true => edited(text, edits),
-            false => text.to_owned(),
+        let edited = |text: &str, edits: &[Edit], done| {
+            if done {
+                edited(text, edits)
+            } else {
+                text.to_owned()
+            }
         };
         described_or_refused(
             &edited(&route, &one, first),

@@ -108,15 +108,18 @@ impl Appender {
             });
             let columns = PgTupleDesc::from_pg_unchecked((*relation).rd_att)
                 .iter()
-                .map(|column| match column.attisdropped {
-                    true => Column {
-                        name: pg_sys::NameData::default(),
-                        default: Default::Null,
-                    },
-                    false => Column {
-                        name: column.attname,
-                        default: Default::Unknown,
-                    },
+                .map(|column| {
+                    if column.attisdropped {
+                        Column {
+                            name: pg_sys::NameData::default(),
+                            default: Default::Null,
+                        }
+                    } else {
+                        Column {
+                            name: column.attname,
+                            default: Default::Unknown,
+                        }
+                    }
                 })
                 .collect();
             let of = Transaction::current();
@@ -231,9 +234,10 @@ impl Appender {
             }
             let before = pg_sys::MemoryContextSwitchTo((*self.state).es_query_cxt);
             let node = pg_sys::build_column_default(relation, at as i32 + 1);
-            let default = match node.is_null() {
-                true => Default::Null,
-                false => Default::Of(pg_sys::ExecPrepareExpr(node.cast(), self.state)),
+            let default = if node.is_null() {
+                Default::Null
+            } else {
+                Default::Of(pg_sys::ExecPrepareExpr(node.cast(), self.state))
             };
             pg_sys::MemoryContextSwitchTo(before);
             default

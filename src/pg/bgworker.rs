@@ -497,9 +497,10 @@ pub fn terminate(pid: i32) {
 
 /// Shows in `pg_stat_activity` what this process does.
 pub fn show(busy: bool, text: &str) {
-    let state = match busy {
-        true => pg_sys::BackendState::STATE_RUNNING,
-        false => pg_sys::BackendState::STATE_IDLE,
+    let state = if busy {
+        pg_sys::BackendState::STATE_RUNNING
+    } else {
+        pg_sys::BackendState::STATE_IDLE
     };
     let text = CString::new(text::outside_transaction(text)).unwrap_or_default();
     // SAFETY: the text is copied.

@@ -29,9 +29,10 @@ impl Comparable {
                 .fn_oid
                 != pg_sys::InvalidOid
         };
-        match has_order {
-            true => Ok(Self { type_oid }),
-            false => Err(no_function(type_oid, "order")),
+        if has_order {
+            Ok(Self { type_oid })
+        } else {
+            Err(no_function(type_oid, "order"))
         }
     }
 

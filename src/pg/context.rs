@@ -82,9 +82,10 @@ pub fn random() -> Result<i64> {
     let mut bytes = [0u8; 8];
     // SAFETY: writes as many bytes as it is told.
     let done = unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
-    match done {
-        true => Ok(i64::from_ne_bytes(bytes)),
-        false => Err(Error::internal("could not generate random values")),
+    if done {
+        Ok(i64::from_ne_bytes(bytes))
+    } else {
+        Err(Error::internal("could not generate random values"))
     }
 }
 
@@ -189,12 +190,13 @@ fn check_may(relation: Oid, rights: u32) -> Result<()> {
         pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), rights as pg_sys::AclMode)
             == pg_sys::AclResult::ACLCHECK_OK
     };
-    match allowed {
-        true => Ok(()),
-        false => Err(Error::local(
+    if allowed {
+        Ok(())
+    } else {
+        Err(Error::local(
             SqlState::INSUFFICIENT_PRIVILEGE,
             format!("permission denied for relation {}", relation.to_u32()),
-        )),
+        ))
     }
 }
 

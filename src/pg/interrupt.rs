@@ -191,9 +191,8 @@ impl Hold {
     /// From now on.
     pub fn new() -> Self {
         // SAFETY: a counter of this backend.
-        let hold = Self {
-            outer: unsafe { pg_sys::InterruptHoldoffCount },
-        };
+        let outer = unsafe { pg_sys::InterruptHoldoffCount };
+        let hold = Self { outer };
         hold.renew();
         hold
     }

@@ -449,9 +449,10 @@ fn find(extension: &Extension, name: &str) -> Result<Oid> {
         let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         pg_sys::get_relname_relid(relation.as_ptr(), namespace)
     };
-    match found == pg_sys::InvalidOid {
-        true => Err(Error::internal(format!("table \"{name}\" is not there"))),
-        false => Ok(found),
+    if found == pg_sys::InvalidOid {
+        Err(Error::internal(format!("table \"{name}\" is not there")))
+    } else {
+        Ok(found)
     }
 }
 

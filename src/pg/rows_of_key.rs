@@ -329,9 +329,10 @@ unsafe fn is_deleted_here(row: pg_sys::HeapTupleHeader) -> bool {
         if flags & pg_sys::HEAP_XMAX_INVALID != 0 || is_lock {
             return false;
         }
-        let deleter = match is_multi {
-            true => pg_sys::HeapTupleGetUpdateXid(row),
-            false => (*row).t_choice.t_heap.t_xmax,
+        let deleter = if is_multi {
+            pg_sys::HeapTupleGetUpdateXid(row)
+        } else {
+            (*row).t_choice.t_heap.t_xmax
         };
         pg_sys::TransactionIdIsCurrentTransactionId(deleter)
     }

@@ -108,9 +108,10 @@ impl<'call> Slot<'call> {
             if has(pg_sys::HEAP_XMAX_INVALID) || has(pg_sys::HEAP_XMAX_LOCK_ONLY) {
                 return false;
             }
-            let ended_by = match has(pg_sys::HEAP_XMAX_IS_MULTI) {
-                true => pg_sys::HeapTupleGetUpdateXid(header),
-                false => (*header).t_choice.t_heap.t_xmax,
+            let ended_by = if has(pg_sys::HEAP_XMAX_IS_MULTI) {
+                pg_sys::HeapTupleGetUpdateXid(header)
+            } else {
+                (*header).t_choice.t_heap.t_xmax
             };
             pg_sys::TransactionIdIsCurrentTransactionId(ended_by)
         }

@@ -37,11 +37,12 @@ impl Snapshot {
     /// # Errors
     /// XX000 when its transaction is over.
     pub(super) fn get(&self) -> Result<pg_sys::Snapshot> {
-        match self.of.is_over() {
-            true => Err(Error::internal(
+        if self.of.is_over() {
+            Err(Error::internal(
                 "the snapshot is one of another transaction",
-            )),
-            false => Ok(self.registered),
+            ))
+        } else {
+            Ok(self.registered)
         }
     }
 

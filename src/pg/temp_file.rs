@@ -84,11 +84,12 @@ impl TempFile {
     }
 
     fn check(&self) -> Result<()> {
-        match self.of.is_over() {
-            true => Err(Error::internal(
+        if self.of.is_over() {
+            Err(Error::internal(
                 "temporary file of a transaction that is over",
-            )),
-            false => Ok(()),
+            ))
+        } else {
+            Ok(())
         }
     }
 }

@@ -38,13 +38,12 @@ pub unsafe fn to_utf8<'a>(text: *const c_char) -> Result<&'a str> {
     // SAFETY: a valid C string by contract; conversion returns it or a palloc'd C string.
     let bytes: &'a [u8] = unsafe {
         let bytes = CStr::from_ptr(text).to_bytes();
-        match server_speaks_utf8() || bytes.is_ascii() {
-            true => bytes,
-            false => {
-                xact::require()?;
-                let (len, utf8) = (bytes.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
-                CStr::from_ptr(pg_sys::pg_server_to_any(text, len, utf8)).to_bytes()
-            }
+        if server_speaks_utf8() || bytes.is_ascii() {
+            bytes
+        } else {
+            xact::require()?;
+            let (len, utf8) = (bytes.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+            CStr::from_ptr(pg_sys::pg_server_to_any(text, len, utf8)).to_bytes()
         }
     };
     std::str::from_utf8(bytes).map_err(|_| {
@@ -101,9 +100,10 @@ pub fn to_datum(text: &str) -> Result<Datum> {
         // SAFETY: copies a slice.
         Datum::from(unsafe { pg_sys::cstring_to_text_with_len(text, length) })
     };
-    match server_speaks_utf8() && !text.as_bytes().contains(&0) {
-        true => Ok(value(text.as_bytes())),
-        false => Ok(value(to_server(text)?.as_bytes())),
+    if server_speaks_utf8() && !text.as_bytes().contains(&0) {
+        Ok(value(text.as_bytes()))
+    } else {
+        Ok(value(to_server(text)?.as_bytes()))
     }
 }
 

@@ -171,9 +171,10 @@ impl<'call> Event<'call> {
         // SAFETY: as above; there are so many, this one among them.
         let all = unsafe {
             let all = (*self.data().tg_relation).trigdesc;
-            match all.is_null() {
-                true => &[],
-                false => std::slice::from_raw_parts((*all).triggers, (*all).numtriggers as usize),
+            if all.is_null() {
+                &[]
+            } else {
+                std::slice::from_raw_parts((*all).triggers, (*all).numtriggers as usize)
             }
         };
         all.iter().any(|other| {

@@ -22,9 +22,10 @@ const OUTSIDE: &str = "tables cannot be read outside of a transaction";
 /// # Errors
 /// 25P01.
 pub fn require() -> Result<()> {
-    match in_progress() {
-        true => Ok(()),
-        false => Err(Error::local(SqlState::NO_TRANSACTION, OUTSIDE)),
+    if in_progress() {
+        Ok(())
+    } else {
+        Err(Error::local(SqlState::NO_TRANSACTION, OUTSIDE))
     }
 }
 

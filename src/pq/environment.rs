@@ -102,11 +102,10 @@ mod tests {
     /// The options of the libpq that is loaded: variable and value.
     fn defaults() -> Vec<(Option<String>, Option<String>)> {
         let text = |pointer: *const c_char| {
-            // SAFETY: null, or a C string of libpq's.
             (!pointer.is_null()).then(|| {
-                unsafe { CStr::from_ptr(pointer) }
-                    .to_string_lossy()
-                    .into_owned()
+                // SAFETY: a C string of libpq's.
+                let value = unsafe { CStr::from_ptr(pointer) };
+                value.to_string_lossy().into_owned()
             })
         };
         let mut found = Vec::new();

@@ -499,14 +499,16 @@ impl Reading {
     }
 
     fn into_units(self) -> Vec<Unit> {
-        let split = |run: Vec<Record>| match run.iter().any(is_entangled) {
-            true => vec![Unit { records: run }],
-            false => run
-                .into_iter()
-                .map(|record| Unit {
-                    records: vec![record],
-                })
-                .collect(),
+        let split = |run: Vec<Record>| {
+            if run.iter().any(is_entangled) {
+                vec![Unit { records: run }]
+            } else {
+                run.into_iter()
+                    .map(|record| Unit {
+                        records: vec![record],
+                    })
+                    .collect()
+            }
         };
         self.runs.into_iter().flat_map(split).collect()
     }

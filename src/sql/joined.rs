@@ -73,9 +73,10 @@ pub fn joined(batches: Vec<Batch>, extension: Option<&str>) -> Option<Vec<Statem
         let (text, is_counted) = text(&batch.route, batch.kind, &values, at, &mut with);
         with.push(format!("c{at} AS ({text} RETURNING 1)"));
         let count = format!("(SELECT pg_catalog.count(*) FROM c{at})");
-        checks.push(match is_counted {
-            true => format!("{count} OPERATOR(pg_catalog.=) {}", values.rows),
-            false => format!("{count} OPERATOR(pg_catalog.>=) 0"),
+        checks.push(if is_counted {
+            format!("{count} OPERATOR(pg_catalog.=) {}", values.rows)
+        } else {
+            format!("{count} OPERATOR(pg_catalog.>=) 0")
         });
         all.extend(params(batch));
     }

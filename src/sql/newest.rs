@@ -198,15 +198,16 @@ impl Newest<'_> {
             route.key.iter().map(name).collect::<Vec<_>>().join(", ")
         };
         // Without ON CONFLICT a row that is there and newer must be left out here.
-        let (there, on_conflict) = match deferrable {
-            true => (
+        let (there, on_conflict) = if deferrable {
+            (
                 format!(" AND NOT {}", exists_new(route, values)),
                 String::new(),
-            ),
-            false => (
+            )
+        } else {
+            (
                 String::new(),
                 format!(" ON CONFLICT ({}) DO NOTHING", keys("")),
-            ),
+            )
         };
         let from = format!(" FROM v WHERE NOT {}{not_done}{there}", self.beaten());
         let insert = insert_from(route, values, &from);
@@ -283,9 +284,10 @@ impl Newest<'_> {
             ));
         }
         let inserted = format!("i.{} IS NOT NULL", ident(&route.columns[route.key[0]].name));
-        let won = match can_update {
-            true => format!("(n.ord IS NOT NULL OR {inserted})"),
-            false => format!("({inserted})"),
+        let won = if can_update {
+            format!("(n.ord IS NOT NULL OR {inserted})")
+        } else {
+            format!("({inserted})")
         };
         let by = |existing: Option<&'static str>,
                   key: &[String],
@@ -388,21 +390,23 @@ impl Newest<'_> {
         let mut kept = Vec::new();
         if self.has_old() {
             // Also where the row there is newer: that counts for more, and so does its deletion.
-            let condition = match is_move {
-                true => format!(
+            let condition = if is_move {
+                format!(
                     "{} OPERATOR(pg_catalog.<>) {}",
                     self.hash(old),
                     self.hash(new)
-                ),
-                false => "true".to_owned(),
+                )
+            } else {
+                "true".to_owned()
             };
             let existing = format!("({done}d.ord IS NOT NULL OR p.ord IS NOT NULL)");
             kept.extend(self.keep(tombstone, old, (true, &existing, "NULL"), &condition));
         }
         if self.writes() {
-            let existing = match can_update {
-                true => format!("({done}n.ord IS NOT NULL)"),
-                false => "false".to_owned(),
+            let existing = if can_update {
+                format!("({done}n.ord IS NOT NULL)")
+            } else {
+                "false".to_owned()
             };
             let items = [("u", moved), ("n", can_update), ("i", true)].into_iter();
             let items = items.filter(|(_, is_there)| *is_there);
@@ -519,13 +523,14 @@ impl Newest<'_> {
     /// A new value as one of the column's type; literals have none of their own.
     fn typed(&self, at: usize) -> String {
         let value = &self.values.new[at];
-        match self.values.literal {
-            true => format!(
+        if self.values.literal {
+            format!(
                 "(COALESCE({value}, (NULL::{}).{}))",
                 self.target(),
                 ident(&self.route.columns[at].name)
-            ),
-            false => value.clone(),
+            )
+        } else {
+            value.clone()
         }
     }
 

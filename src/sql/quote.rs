@@ -15,9 +15,10 @@ pub fn relation(name: &Relation) -> String {
 /// An operator that compares values of a column: PostgreSQL's own whatever the search_path, or that of the
 /// column's type, which only the search_path can find.
 pub fn operator(column: &Column, name: &str) -> String {
-    match column.own_equality {
-        true => name.to_owned(),
-        false => format!("OPERATOR(pg_catalog.{name})"),
+    if column.own_equality {
+        name.to_owned()
+    } else {
+        format!("OPERATOR(pg_catalog.{name})")
     }
 }
 

@@ -124,14 +124,15 @@ pub(super) fn update_existing(route: &Route, kind: BatchKind, values: &Values) -
         return reporting(route, values, &[], ("u", update), &conflicts);
     }
     // A row that stays where another one of them was to go: they are moved one after the other then.
-    let blocks = match at_once {
-        true => format!(
+    let blocks = if at_once {
+        format!(
             " WHEN {} AND {} THEN {}",
             exists(route, &values.old),
             is_shared(route, &values.old, &values.any_new),
             failing_with(EXISTS_MARK)
-        ),
-        false => String::new(),
+        )
+    } else {
+        String::new()
     };
     let conflicts = format!(
         "SELECT CASE {twice}{blocks} WHEN {} THEN {} ELSE {} END FROM v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord \

@@ -23,14 +23,15 @@ pub fn truncate_by_kind(routes: &[Rc<Route>]) -> String {
     let mut tables: Vec<(String, String)> = Vec::new();
     for route in routes {
         let table = relation(&route.target);
-        let only = match route.truncate_children {
-            true => "''".to_owned(),
-            false => format!(
+        let only = if route.truncate_children {
+            "''".to_owned()
+        } else {
+            format!(
                 "CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class c \
-                 WHERE c.oid OPERATOR(pg_catalog.=) {}::pg_catalog.regclass::pg_catalog.oid \
-                   AND c.relkind OPERATOR(pg_catalog.=) 'p') THEN '' ELSE 'ONLY ' END",
+             WHERE c.oid OPERATOR(pg_catalog.=) {}::pg_catalog.regclass::pg_catalog.oid \
+               AND c.relkind OPERATOR(pg_catalog.=) 'p') THEN '' ELSE 'ONLY ' END",
                 literal(&table)
-            ),
+            )
         };
         if !tables.iter().any(|(known, _)| *known == table) {
             tables.push((table, only));

@@ -61,9 +61,12 @@ impl Values {
             element(route, column, item, &name, &elements_sent)
         };
         let new: Vec<String> = (route.columns.iter().enumerate().take(batch.new.len()))
-            .map(|(i, column)| match batch.unchanged.contains(&(i as u32)) {
-                true => String::new(),
-                false => take(column, format!("n{i}"), batch.new.get(i)),
+            .map(|(i, column)| {
+                if batch.unchanged.contains(&(i as u32)) {
+                    String::new()
+                } else {
+                    take(column, format!("n{i}"), batch.new.get(i))
+                }
             })
             .collect();
         let old: Vec<String> = (route.key.iter().enumerate().take(batch.old.len()))
@@ -146,9 +149,12 @@ impl Values {
             format!("${number}")
         };
         let new: Vec<String> = (0..batch.new.len())
-            .map(|at| match batch.unchanged.contains(&(at as u32)) {
-                true => String::new(),
-                false => next(),
+            .map(|at| {
+                if batch.unchanged.contains(&(at as u32)) {
+                    String::new()
+                } else {
+                    next()
+                }
             })
             .collect();
         let old: Vec<String> = (0..batch.old.len()).map(|_| next()).collect();

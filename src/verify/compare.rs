@@ -110,15 +110,14 @@ impl<'s> Comparison<'s> {
     /// # Errors
     /// What either side reports.
     pub fn run(&mut self) -> Result<()> {
-        match self.subject.expressions.is_ordered() {
-            true => self.walk()?,
-            false => {
-                let whole = Part::Buckets {
-                    bits: 0,
-                    values: Vec::new(),
-                };
-                self.compare_buckets(&whole, BITS[0])?;
-            }
+        if self.subject.expressions.is_ordered() {
+            self.walk()?
+        } else {
+            let whole = Part::Buckets {
+                bits: 0,
+                values: Vec::new(),
+            };
+            self.compare_buckets(&whole, BITS[0])?;
         }
         if !self.is_full() {
             self.look_again()?;
@@ -192,9 +191,10 @@ impl<'s> Comparison<'s> {
 
     /// Cuts a range that differs, or lists its rows.
     fn resolve_range(&mut self, range: Part, here: &Sum, there: &Sum, cuts: usize) -> Result<()> {
-        let (rows, side) = match here.rows >= there.rows {
-            true => (here.rows, Side::Here),
-            false => (there.rows, Side::There),
+        let (rows, side) = if here.rows >= there.rows {
+            (here.rows, Side::Here)
+        } else {
+            (there.rows, Side::There)
         };
         if rows <= LIST || cuts >= MAX_CUTS {
             return self.list(&range);

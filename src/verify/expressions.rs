@@ -74,9 +74,10 @@ impl Expressions {
             })
             .collect();
         let converts = [here, there].iter().any(|side| side.encoding != UTF8);
-        let hash = match here.probe == there.probe && !converts {
-            true => Hash::Fast,
-            false => Hash::Md5 { converts },
+        let hash = if here.probe == there.probe && !converts {
+            Hash::Fast
+        } else {
+            Hash::Md5 { converts }
         };
         let names_here: Vec<&str> = route.key.iter().map(|at| &*columns[*at].name).collect();
         let names_there: Vec<&str> = route.key.iter().map(|at| &*columns[*at].there).collect();
@@ -134,9 +135,10 @@ impl Expressions {
         let mut all: Vec<String> = conditions.iter().map(|one| format!("({one})")).collect();
         // On a line of its own: a comment in it ends there.
         all.extend(filter.as_ref().map(|filter| format!("({filter}\n)")));
-        match all.is_empty() {
-            true => format!("FROM {source}"),
-            false => format!("FROM {source} WHERE {}", all.join(" AND ")),
+        if all.is_empty() {
+            format!("FROM {source}")
+        } else {
+            format!("FROM {source} WHERE {}", all.join(" AND "))
         }
     }
 
@@ -147,9 +149,10 @@ impl Expressions {
         } else {
             &self.there
         };
-        match condition.is_empty() {
-            true => format!("FROM {source}"),
-            false => format!("FROM {source} WHERE {condition}"),
+        if condition.is_empty() {
+            format!("FROM {source}")
+        } else {
+            format!("FROM {source} WHERE {condition}")
         }
     }
 

@@ -89,9 +89,10 @@ pub fn repair(
         .into_iter()
         .map(|difference| repair.plan(&difference).map(|action| (difference, action)))
         .collect::<Result<_>>()?;
-    match options.dry_run {
-        true => Ok(planned),
-        false => repair.carry_out(planned),
+    if options.dry_run {
+        Ok(planned)
+    } else {
+        repair.carry_out(planned)
     }
 }
 

@@ -126,13 +126,14 @@ impl Subject {
                 Some(&self.table.oid.to_u32().to_string()),
             ],
         )?;
-        match required(&mut rows.into_iter().next().unwrap_or_default(), 0)? == "t" {
-            true => Ok(()),
-            false => Err(Error::local(
+        if required(&mut rows.into_iter().next().unwrap_or_default(), 0)? == "t" {
+            Ok(())
+        } else {
+            Err(Error::local(
                 SqlState::INSUFFICIENT_PRIVILEGE,
                 format!("permission denied for table {}", self.table.name.table),
             )
-            .with_hint("Repairing needs INSERT, UPDATE and DELETE on it.")),
+            .with_hint("Repairing needs INSERT, UPDATE and DELETE on it."))
         }
     }
 }

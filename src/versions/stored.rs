@@ -125,23 +125,24 @@ impl VersionKey<'_> {
         stored: u64,
         is_there: bool,
     ) -> Result<bool> {
-        let sql = match is_there {
-            true => format!(
+        let sql = if is_there {
+            format!(
                 "UPDATE {} SET version = $3, rank = $4::pg_catalog.int8, \
-                    deleted = $5::pg_catalog.bool, stored = $6::pg_catalog.int8, shown = $7, \
-                    written_by = pg_catalog.pg_current_xact_id(), \
-                    changed_at = pg_catalog.clock_timestamp() WHERE {HERE} RETURNING 1",
+                deleted = $5::pg_catalog.bool, stored = $6::pg_catalog.int8, shown = $7, \
+                written_by = pg_catalog.pg_current_xact_id(), \
+                changed_at = pg_catalog.clock_timestamp() WHERE {HERE} RETURNING 1",
                 self.table()
-            ),
-            false => format!(
+            )
+        } else {
+            format!(
                 "INSERT INTO {} (relation, key_hash, version, rank, deleted, stored, shown, \
-                    written_by, changed_at) \
-                 VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3, $4::pg_catalog.int8, \
-                    $5::pg_catalog.bool, $6::pg_catalog.int8, $7, \
-                    pg_catalog.pg_current_xact_id(), pg_catalog.clock_timestamp()) \
-                 ON CONFLICT (relation, key_hash) DO NOTHING RETURNING 1",
+                written_by, changed_at) \
+             VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3, $4::pg_catalog.int8, \
+                $5::pg_catalog.bool, $6::pg_catalog.int8, $7, \
+                pg_catalog.pg_current_xact_id(), pg_catalog.clock_timestamp()) \
+             ON CONFLICT (relation, key_hash) DO NOTHING RETURNING 1",
                 self.table()
-            ),
+            )
         };
         let [relation, hash] = self.args();
         let (rank, stored) = (stamp.rank.to_string(), stored.to_string());

@@ -239,9 +239,10 @@ impl Drainer {
             return false;
         }
         let waits = due.is_none_or(|due| due > now);
-        let makes_room = match worker_registry::slots_are_wanted() {
-            true => waits || now.duration_since(self.began) >= SLOT_TIME,
-            false => due.is_none() && now.duration_since(self.busy_at) >= IDLE_TIMEOUT,
+        let makes_room = if worker_registry::slots_are_wanted() {
+            waits || now.duration_since(self.began) >= SLOT_TIME
+        } else {
+            due.is_none() && now.duration_since(self.busy_at) >= IDLE_TIMEOUT
         };
         // What is prepared is queued when it is committed, which wakes nobody.
         if !makes_room || self.has_prepared || self.has_copies {
@@ -292,9 +293,10 @@ impl Drainer {
                 let servers = queue::servers(&extension, false)?;
                 fault_point!(LookUp);
                 let waits = servers.into_iter().map(|server| {
-                    let wait = match resumes {
-                        true => state::until_next_attempt(&extension, &server)?,
-                        false => None,
+                    let wait = if resumes {
+                        state::until_next_attempt(&extension, &server)?
+                    } else {
+                        None
                     };
                     Ok((server, wait))
                 });
@@ -479,9 +481,10 @@ impl Drainer {
             Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
                 if let Some(server) = self.servers.get_mut(name) {
                     server.pace.could_not_close(now);
-                    match closes {
-                        true => server.schedule.succeed(true, now),
-                        false => server.schedule.keep_off(now, intervals()),
+                    if closes {
+                        server.schedule.succeed(true, now)
+                    } else {
+                        server.schedule.keep_off(now, intervals())
                     }
                 }
                 return;

@@ -114,9 +114,10 @@ impl Figures {
     /// How many times better the one is than the other: less time, or more done in it.
     pub fn better(&self, workload: &str, one: Contender, other: Contender) -> Option<f64> {
         let (one, other) = (self.figure(workload, one)?, self.figure(workload, other)?);
-        Some(match one.unit.more_is_better() {
-            true => one.median / other.median,
-            false => other.median / one.median,
+        Some(if one.unit.more_is_better() {
+            one.median / other.median
+        } else {
+            other.median / one.median
         })
     }
 

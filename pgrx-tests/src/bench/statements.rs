@@ -23,9 +23,10 @@ pub fn run(run: &mut Run, shape: Shape) -> Result<()> {
 }
 
 pub fn run_many(run: &mut Run) -> Result<()> {
-    let contenders = match run.plan.slow {
-        true => run.plan.contenders.clone(),
-        false => run.plan.among(&MANY),
+    let contenders = if run.plan.slow {
+        run.plan.contenders.clone()
+    } else {
+        run.plan.among(&MANY)
     };
     measure(run, Shape::Narrow, run.plan.many, &contenders, true)
 }

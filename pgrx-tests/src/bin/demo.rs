@@ -111,10 +111,11 @@ fn print(event: Event) {
         } => {
             let of = of.map(|of| format!(" of about {of}")).unwrap_or_default();
             let line = format!("    copy: {state}, {rows}{of} rows, {} kB", bytes / 1024);
-            match std::io::stdout().is_terminal() {
+            if std::io::stdout().is_terminal() {
                 // One line, written over and over.
-                true => print!("{line:<80}\r"),
-                false => println!("{line}"),
+                print!("{line:<80}\r")
+            } else {
+                println!("{line}")
             }
         }
         Event::Note(text) => println!("    {text}"),

@@ -431,12 +431,13 @@ fn judge(open: Vec<Open>, without: &Path, again: &Path, tally: &mut Tally) -> Re
         let is_near = |other: &Part| {
             other.lines.start <= part.lines.end && part.lines.start <= other.lines.end
         };
-        match varying.iter().any(is_near) {
-            true => *tally.explained_hunks.entry(VARIES).or_default() += 1,
-            false => tally.hunks.push(Hunk {
+        if varying.iter().any(is_near) {
+            *tally.explained_hunks.entry(VARIES).or_default() += 1
+        } else {
+            tally.hunks.push(Hunk {
                 file,
                 lines: part.text,
-            }),
+            })
         }
     }
     Ok(())

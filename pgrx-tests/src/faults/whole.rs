@@ -171,9 +171,10 @@ impl Round {
                 "select attach_sync('{name}', 'dst', '{schema}.{name}', '{options}')"
             ))?;
         }
-        match self.rng.chance(40) {
-            true => self.share(),
-            false => Ok(()),
+        if self.rng.chance(40) {
+            self.share()
+        } else {
+            Ok(())
         }
     }
 
@@ -582,28 +583,32 @@ impl Table {
             .filter(|at| referable(&others[*at]))
             .collect();
         let parent = (!parents.is_empty() && rng.chance(75)).then(|| *rng.pick(&parents));
-        let key = match is_tree {
-            false => *rng.pick(&["primary key", "primary key", "primary key deferrable"]),
-            true => "primary key",
+        let key = if !is_tree {
+            *rng.pick(&["primary key", "primary key", "primary key deferrable"])
+        } else {
+            "primary key"
         };
-        let unique = match is_unique {
-            true => *rng.pick(&[
+        let unique = if is_unique {
+            *rng.pick(&[
                 " unique",
                 " unique",
                 " unique deferrable initially deferred",
-            ]),
-            false => "",
+            ])
+        } else {
+            ""
         };
-        let up = match is_tree {
-            true => format!(" references {name} {}", rng.pick(&ENDINGS)),
-            false => String::new(),
+        let up = if is_tree {
+            format!(" references {name} {}", rng.pick(&ENDINGS))
+        } else {
+            String::new()
         };
         let r = parent.map_or(String::new(), |parent| {
             format!(" references {} {}", others[parent].name, rng.pick(&ENDINGS))
         });
-        let exclusion = match is_exclusive {
-            true => ", exclude using gist (d with &&)",
-            false => "",
+        let exclusion = if is_exclusive {
+            ", exclude using gist (d with &&)"
+        } else {
+            ""
         };
         let columns =
             format!("id int {key}, u int{unique}, d int4range, up int{up}, r int{r}{exclusion}");

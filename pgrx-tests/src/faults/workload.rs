@@ -153,9 +153,10 @@ impl<'a> Writer<'a> {
                 Outcome::RolledBack => self.tally.failed += 1,
                 Outcome::Unknown => self.tally.unknown.extend(transaction.tag),
             }
-            match client.is_closed() {
-                true => self.stage.backends[self.number].store(0, Ordering::Relaxed),
-                false => session = Some(client),
+            if client.is_closed() {
+                self.stage.backends[self.number].store(0, Ordering::Relaxed)
+            } else {
+                session = Some(client)
             }
             self.rng.pause(0, 3);
         }
@@ -245,9 +246,10 @@ impl<'a> Writer<'a> {
         // What a session that ended had already committed, only a look can tell. A `sync` commit
         // that never heard from the other side says so itself.
         let in_doubt = code(&error) == "08007";
-        match client.is_closed() || in_doubt {
-            true => Ok(Outcome::Unknown),
-            false => self.end(client),
+        if client.is_closed() || in_doubt {
+            Ok(Outcome::Unknown)
+        } else {
+            self.end(client)
         }
     }
 

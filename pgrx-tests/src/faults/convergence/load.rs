@@ -251,9 +251,10 @@ impl<'a> Writer<'a> {
         } = table;
         let (v, n) = self.value();
         let (low, high) = (value(low), value(high));
-        let part = match self.rng.chance(50) {
-            true => format!(", v = {v}"),
-            false => String::new(),
+        let part = if self.rng.chance(50) {
+            format!(", v = {v}")
+        } else {
+            String::new()
         };
         let change = |from: &str, to: &str| {
             format!(
@@ -261,17 +262,18 @@ impl<'a> Writer<'a> {
                  and not exists (select from {name} where ({columns}) = ({to}))"
             )
         };
-        match self.rng.chance(60) {
-            true => vec![change(&low, &high)],
+        if self.rng.chance(60) {
+            vec![change(&low, &high)]
+        } else {
             // The lower key has to be taken and vacated before the higher row is.
-            false => vec![
+            vec![
                 format!(
                     "insert into {name} ({columns}, v, n) values ({low}, {v}, {n}) \
-                     on conflict ({columns}) do update set n = {n}"
+                 on conflict ({columns}) do update set n = {n}"
                 ),
                 format!("delete from {name} where ({columns}) = ({low})"),
                 change(&high, &low),
-            ],
+            ]
         }
     }
 

@@ -40,9 +40,10 @@ fn trouble(proxy: &Proxy, rng: &mut Rng) -> Result<()> {
         silence => {
             proxy.freeze();
             // Seldom beyond the delivery timeout.
-            match rng.chance(15) {
-                true => rng.pause(2100, 2500),
-                false => rng.pause(50, 600),
+            if rng.chance(15) {
+                rng.pause(2100, 2500)
+            } else {
+                rng.pause(50, 600)
             }
             // What was held back is lost, or arrives late.
             if silence == 6 {

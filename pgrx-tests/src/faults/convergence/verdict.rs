@@ -60,9 +60,10 @@ pub fn compare(mesh: &Mesh, tallies: &[Tally]) -> Result<usize> {
             table.name
         );
     }
-    match differences.is_empty() {
-        true => Ok(total),
-        false => bail!("the masters are not equal:{differences}"),
+    if differences.is_empty() {
+        Ok(total)
+    } else {
+        bail!("the masters are not equal:{differences}")
     }
 }
 

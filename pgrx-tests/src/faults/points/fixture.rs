@@ -96,9 +96,10 @@ impl Bed {
         }
         let mut witness = left.connect_superuser()?;
         let worker = self.worker(&mut witness, trial.case)?;
-        let mut session = match trial.case.is_call() {
-            true => left.connect_superuser()?,
-            false => left.connect()?,
+        let mut session = if trial.case.is_call() {
+            left.connect_superuser()?
+        } else {
+            left.connect()?
         };
         let pid: i32 = session.query_one("select pg_backend_pid()", &[])?.get(0);
         self.ask(trial.point, trial.what, trial.case.is_by_worker())?;
@@ -170,9 +171,10 @@ impl Bed {
 
     /// Where the changes go.
     fn targets(&self, case: Case) -> Vec<&Side> {
-        match case.has_two() {
-            true => vec![&self.rig.right, &self.second],
-            false => vec![&self.rig.right],
+        if case.has_two() {
+            vec![&self.rig.right, &self.second]
+        } else {
+            vec![&self.rig.right]
         }
     }
 

@@ -123,9 +123,12 @@ impl Columns {
     }
 
     fn row(&self, rng: &mut Rng, number: u64) -> String {
-        let value = |(at, (_, kind)): (usize, &(String, &Kind))| match at < self.key {
-            true => kind.key(rng),
-            false => kind.value(rng),
+        let value = |(at, (_, kind)): (usize, &(String, &Kind))| {
+            if at < self.key {
+                kind.key(rng)
+            } else {
+                kind.value(rng)
+            }
         };
         let values: Vec<String> = self.columns.iter().enumerate().map(value).collect();
         format!("({number}, {number}, {})", values.join(", "))
