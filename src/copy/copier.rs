@@ -98,7 +98,7 @@ fn failed(group: i64, error: &Error) {
             .map(|copy| copy.attempts)
             .max()
             .unwrap_or_default();
-        // What is referred to may come with another copy.
+        // What is referred to may come with another copy, or from the queue.
         let may_come = error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION
             && registry::has_others(&extension, group)?;
         let lasts = lasts(error, attempts) && !may_come;

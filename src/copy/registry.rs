@@ -670,17 +670,24 @@ pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> R
     Ok(())
 }
 
-/// Whether copies of other groups to the same server are under way.
+/// Whether rows may still come to the same server that are not this group's: other copies are under way, or the
+/// queue has records that do not wait for this group.
 ///
 /// # Errors
-/// What reading the table reports.
+/// What reading the tables reports.
 pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
     let sql = format!(
-        "SELECT EXISTS (SELECT FROM {copies} o WHERE o.grp OPERATOR(pg_catalog.<>) $1::pg_catalog.int8 \
-            AND o.state OPERATOR(pg_catalog.<>) 'failed' \
-            AND o.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT c.dst_server FROM {copies} c \
-              WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8)))",
-        copies = table(extension)
+        "WITH own AS (SELECT c.id, c.dst_server FROM {copies} c \
+            WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8) \
+         SELECT EXISTS (SELECT FROM {copies} o WHERE o.grp OPERATOR(pg_catalog.<>) $1::pg_catalog.int8 \
+              AND o.state OPERATOR(pg_catalog.<>) 'failed' \
+              AND o.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT own.dst_server FROM own))) \
+           OR EXISTS (SELECT FROM {schema}.sync_queue q \
+             WHERE q.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT own.dst_server FROM own)) \
+               AND COALESCE(q.waits_for, 0::pg_catalog.int8) OPERATOR(pg_catalog.<>) \
+                 ALL (ARRAY(SELECT OPERATOR(pg_catalog.-) own.id FROM own)))",
+        copies = table(extension),
+        schema = ident(&extension.schema)
     );
     let row = spi::read(extension, &sql, &[Some(&group.to_string())])?
         .into_iter()
@@ -694,7 +701,7 @@ pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
 /// What writing the table reports.
 pub fn encourage(extension: &Extension) -> Result<()> {
     let sql = format!(
-        "UPDATE {copies} SET next_attempt_at = NULL WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+        "UPDATE {copies} SET next_attempt_at = NULL, attempts = 0 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
            SELECT c.id FROM {copies} c WHERE c.state OPERATOR(pg_catalog.=) 'waiting' \
              AND c.sqlstate OPERATOR(pg_catalog.=) '23503' FOR UPDATE SKIP LOCKED))",
         copies = table(extension)
