@@ -30,7 +30,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::pg::spi::Extension;
 use crate::pg::{Oid, interrupt, lock, report};
-use crate::queue::claim::Claims;
+use crate::queue::claim::{Bounds, Claims};
 use crate::queue::lanes::{self, Lane};
 use crate::queue::{self, failed, floor, pause, state};
 use crate::transaction::{self, Drained};
@@ -674,14 +674,16 @@ impl<'h> Drain<'h> {
             noted,
             refuted,
         };
-        let bound = if lane.apart.is_some() {
-            i64::MAX
-        } else {
-            self.bound
-        };
         let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
-        let bound = limits.map(|(_, last)| *last).fold(bound, i64::min);
-        self.apply(lane, bound, others, &mut progress)?;
+        let bounds = Bounds {
+            turn: if lane.apart.is_some() {
+                i64::MAX
+            } else {
+                self.bound
+            },
+            order: limits.map(|(_, last)| *last).fold(i64::MAX, i64::min),
+        };
+        self.apply(lane, bounds, others, &mut progress)?;
         let DrainState {
             mut replay,
             mut served,
@@ -748,7 +750,7 @@ impl<'h> Drain<'h> {
     fn apply(
         &self,
         lane: &Lane,
-        bound: i64,
+        bounds: Bounds,
         others: bool,
         progress: &mut DrainState,
     ) -> Result<()> {
@@ -789,7 +791,7 @@ impl<'h> Drain<'h> {
             failures if failures >= PATIENT_TRIES => ISOLATED,
             _ => i64::MAX,
         };
-        let mut claims = Claims::begin(self.extension, name, owner, bound)?;
+        let mut claims = Claims::begin(self.extension, name, owner, bounds)?;
         while remaining > 0
             && progress.served.stop.is_none()
             && progress.served.failed.len() < MAX_FAILED
@@ -807,7 +809,7 @@ impl<'h> Drain<'h> {
                     failed::retry(self.extension, name, &again)?;
                     progress.retried.append(&mut again);
                 }
-                claims = Claims::begin(self.extension, name, owner, bound)?;
+                claims = Claims::begin(self.extension, name, owner, bounds)?;
                 continue;
             }
             fault_point!(Claimed);

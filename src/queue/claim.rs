@@ -83,6 +83,16 @@ impl Unit {
     }
 }
 
+/// How far a reader of the queue goes.
+#[derive(Clone, Copy)]
+pub struct Bounds {
+    /// The last record that a batch begins with or takes for its own sake: what is to be applied in one turn. What
+    /// belongs together with such records is read beyond it.
+    pub turn: i64,
+    /// The last record that may be read at all: behind it another owner's may be older that it depends on.
+    pub order: i64,
+}
+
 /// Reads a server's pending records of one owner, oldest first. Records are locked, so that they cannot be
 /// discarded meanwhile.
 ///
@@ -96,8 +106,7 @@ pub struct Claims<'h> {
     /// Records after that one that were taken already, to complete units.
     taken: HashSet<i64>,
     owner: String,
-    /// The last record that may be taken, but for what completes its unit.
-    bound: i64,
+    bounds: Bounds,
     /// The next batch, or why there is none.
     ahead: Option<Result<Vec<Unit>>>,
     routes: HashMap<String, Rc<Route>>,
@@ -105,7 +114,7 @@ pub struct Claims<'h> {
 }
 
 impl<'h> Claims<'h> {
-    /// Looks at the queue as it is now, up to the record `bound`.
+    /// Looks at the queue as it is now.
     ///
     /// # Errors
     /// What reading it reports.
@@ -113,7 +122,7 @@ impl<'h> Claims<'h> {
         extension: &'h Extension,
         server_name: &str,
         owner: Oid,
-        bound: i64,
+        bounds: Bounds,
     ) -> Result<Self> {
         let sql = "SELECT pg_catalog.pg_current_snapshot()";
         let row = spi::read(extension, sql, &[])?.into_iter().next();
@@ -124,7 +133,7 @@ impl<'h> Claims<'h> {
             after: floor::of(extension, server_name)?,
             taken: HashSet::new(),
             owner: owner.to_u32().to_string(),
-            bound,
+            bounds,
             ahead: None,
             routes: HashMap::new(),
             numbers: Numbers::default(),
@@ -138,12 +147,12 @@ impl<'h> Claims<'h> {
     pub fn next(&mut self, limit: i64) -> Result<Vec<Unit>> {
         let mut units = match self.ahead.take() {
             Some(ahead) => ahead?,
-            None => return self.next_batch(limit),
+            None => return self.next_batch(limit, self.bounds.turn),
         };
         // What was read ahead for another purpose may be more.
-        let mut records = 0;
+        let (mut records, turn) = (0, self.bounds.turn);
         let end = units.iter().position(|unit| {
-            let is_enough = records >= limit;
+            let is_enough = records >= limit || unit.id() > turn;
             records += unit.records.len() as i64;
             is_enough
         });
@@ -159,7 +168,8 @@ impl<'h> Claims<'h> {
     /// # Errors
     /// As for [`Claims::next`].
     pub fn next_of_command(&mut self, last: (u32, u32)) -> Result<Vec<Unit>> {
-        if self.ahead.is_none() && !self.goes_on(last)? {
+        let has_more = matches!(&self.ahead, Some(ahead) if ahead.as_ref().is_ok_and(|units| !units.is_empty()));
+        if !has_more && !self.goes_on(last)? {
             return Ok(Vec::new());
         }
         self.next_while(|unit| (unit.transaction(), unit.command()) == last)
@@ -173,12 +183,16 @@ impl<'h> Claims<'h> {
         self.next_while(|unit| unit.transaction() == last)
     }
 
-    /// The first units of the next batch, as long as they are such; the others stay for the batch after.
+    /// The next units, whatever is to be applied in this turn, as long as they are such; the others stay for the
+    /// batch after.
     ///
     /// # Errors
     /// As for [`Claims::next`].
     pub fn next_while(&mut self, is_next: impl Fn(&Unit) -> bool) -> Result<Vec<Unit>> {
-        let mut units = self.next(BATCH)?;
+        let mut units = match self.ahead.take().transpose()? {
+            Some(ahead) if !ahead.is_empty() => ahead,
+            _ => self.next_batch(BATCH, self.bounds.order)?,
+        };
         let end = units
             .iter()
             .position(|unit| !is_next(unit))
@@ -214,16 +228,16 @@ impl<'h> Claims<'h> {
     /// Reads the next batch now, for [`Claims::next`] to give: at most `limit` records, as above.
     pub fn read_ahead(&mut self, limit: i64) {
         if limit > 0 && self.ahead.is_none() {
-            self.ahead = Some(self.next_batch(limit));
+            self.ahead = Some(self.next_batch(limit, self.bounds.turn));
         }
     }
 
-    fn next_batch(&mut self, limit: i64) -> Result<Vec<Unit>> {
+    fn next_batch(&mut self, limit: i64, bound: i64) -> Result<Vec<Unit>> {
         let mut reading = Reading::default();
         self.numbers.next_batch();
         // Again if all that a batch has was taken before.
         while reading.runs.is_empty() {
-            let Some(last) = self.boundary(limit.min(BATCH))? else {
+            let Some(last) = self.boundary(limit.min(BATCH), bound)? else {
                 break;
             };
             self.read(&mut reading, last)?;
@@ -277,8 +291,8 @@ impl<'h> Claims<'h> {
         }
     }
 
-    /// The id of the last record of a batch; `None` when nothing is left.
-    fn boundary(&self, limit: i64) -> Result<Option<i64>> {
+    /// The id of the last record of a batch that ends at `bound`; `None` when nothing is left.
+    fn boundary(&self, limit: i64, bound: i64) -> Result<Option<i64>> {
         let sql = format!(
             "SELECT pg_catalog.max(id) FROM ( \
                SELECT id, pg_catalog.sum(size) OVER (ORDER BY id) AS total, size FROM ( \
@@ -297,7 +311,7 @@ impl<'h> Claims<'h> {
             Some(limit.to_string()),
             // One batch is read while another is applied.
             Some((guc::buffer_size() / 2).to_string()),
-            Some(self.bound.to_string()),
+            Some(bound.min(self.bounds.order).to_string()),
         ];
         let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
         let row = spi::read(self.extension, &sql, &args)?.into_iter().next();

@@ -3,6 +3,8 @@
 use crate::support::common::{Role, deal, linked, mirror, queued, rows, run, same, table};
 use postgres::Client;
 use rowsync_harness::Fixture;
+use rowsync_harness::fixture::{clusters, fails};
+use rowsync_harness::proxy::{Direction, Proxy};
 
 /// Tables `good` and `strict` (mode `sync`) of the side's role, and `mine` of another role's, whose mapping has
 /// this password.
@@ -159,4 +161,85 @@ fn what_refers_to_another_owners_rows_comes_after_them() {
     assert_eq!(queued(&fixture), 0);
     same(&fixture, "good");
     same(&fixture, "mine");
+}
+
+/// The first owner's statement begins within the limit of the call, and ends far behind it.
+#[test]
+fn a_limit_tears_no_statement_beside_another_owners_records() {
+    let (fixture, _other, mut client) = statement_between_others("torn", "error");
+    // Beside another owner's record nothing is blamed, but left for the next call.
+    assert!(deal(&fixture, "3"));
+    assert!(deal(&fixture, "3"));
+    assert_eq!(rows_of(&fixture, "tree"), 20);
+    run(&mut client, "delete from tree; insert into mine values (3)");
+    assert!(deal(&fixture, "1"));
+    assert!(deal(&fixture, "1000"));
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "tree");
+    same(&fixture, "mine");
+}
+
+/// What a drain may have applied is looked at as a whole, also by a call that is to apply less.
+#[test]
+fn a_limit_tears_nothing_that_may_be_there_beside_another_owners_records() {
+    for policy in ["error", "skip", "overwrite"] {
+        let (fixture, _other, mut client) =
+            statement_between_others(&format!("doubt_{policy}"), policy);
+        run(
+            &mut client,
+            "update tree set id = id + 100, up = null where id <= 2; insert into mine values (3)",
+        );
+        let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+        fixture.left.exec_superuser(&format!(
+            "alter server dst options (set port '{}')",
+            proxy.port()
+        ));
+        let mut drain = fixture.left.superuser();
+        run(&mut drain, "begin; select deal_sync_err_rec(1000)");
+        proxy.cut_after(0, Direction::ToClient);
+        assert_eq!(fails(drain.batch_execute("commit")).code().code(), "08007");
+        proxy.cut_after(u64::MAX, Direction::ToClient);
+        let records = queued(&fixture);
+        assert!(records > 20, "{records}");
+        assert!(deal(&fixture, "1"), "{policy}: {:?}", failed(&fixture));
+        assert!(deal(&fixture, "1000"), "{policy}: {:?}", failed(&fixture));
+        assert_eq!(queued(&fixture), 0);
+        same(&fixture, "tree");
+        same(&fixture, "mine");
+    }
+}
+
+fn failed(fixture: &Fixture) -> Vec<String> {
+    rows(
+        &fixture.left,
+        "select id, table_name, op, status, sqlstate, message from sync_err_rec order by id",
+    )
+}
+
+/// A queue that has a statement by which one owner writes twenty rows that refer to each other, between records
+/// of another owner.
+fn statement_between_others(label: &str, policy: &str) -> (Fixture, Role, Client) {
+    let (fixture, other) = two_owners(label, "x");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let options = format!(r#"{{"mode": "queue", "on_conflict": "{policy}"}}"#);
+    mirror(
+        &fixture,
+        "tree",
+        "id int primary key, up int references tree deferrable, u int unique",
+        &options,
+    );
+    fixture.left.exec_superuser(&format!(
+        "alter user mapping for {} server dst options (set password '{}');
+         select detach_sync('{left}.mine', 'dst');
+         select attach_sync('{left}.mine', 'dst', '{right}.mine', '{options}')",
+        other.name, fixture.right.password
+    ));
+    let mut client = writer(&fixture);
+    run(
+        &mut client,
+        "insert into mine values (1);
+         insert into tree select i, case when i < 20 then i + 1 end, i from generate_series(1, 20) i;
+         insert into mine values (2)",
+    );
+    (fixture, other, client)
 }
