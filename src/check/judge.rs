@@ -291,7 +291,7 @@ impl OfTarget<'_> {
             if verdict.fidelity == Fidelity::Equal && remote.1.has('c') && !local.1.has('c') {
                 let why = "other texts are equal there by the column's collation".to_owned();
                 verdict = Verdict {
-                    fidelity: Fidelity::Folding,
+                    fidelity: Fidelity::Collating,
                     why,
                 };
             }
@@ -333,7 +333,12 @@ impl OfTarget<'_> {
             let problem = format!("{role} {types}: {why}, so that {harm}");
             return Some(Finding::error(state, problem, as_here).refusing());
         }
-        if is_key && *fidelity == Fidelity::Folding {
+        if (is_key || is_version) && *fidelity == Fidelity::Folding {
+            let role = if is_key { "key" } else { "version" };
+            let problem = format!("{role} {types}: {why}, so that deliveries are refused");
+            return Some(Finding::error(state, problem, as_here));
+        }
+        if is_key && *fidelity == Fidelity::Collating {
             let problem =
                 format!("key {types}: {why}, so that rows that differ here may be one there");
             return Some(Finding::warning(state, problem, as_here));
@@ -341,7 +346,7 @@ impl OfTarget<'_> {
         let problem = format!("{types}: {why}");
         let or_leave_out = format!("{as_here} Or leave it out with \"exclude\".");
         match fidelity {
-            Fidelity::Equal | Fidelity::Folding | Fidelity::Merging => None,
+            Fidelity::Equal | Fidelity::Collating | Fidelity::Folding | Fidelity::Merging => None,
             Fidelity::Never => Some(Finding::error(state, problem, or_leave_out)),
             Fidelity::Narrower | Fidelity::Rewritten | Fidelity::Coarser => {
                 Some(Finding::warning(state, problem, or_leave_out))

@@ -13,7 +13,11 @@ use std::collections::HashMap;
 pub enum Fidelity {
     /// Each arrives as it is.
     Equal,
-    /// Each arrives as it is and reads the same, but the equality there is a looser one.
+    /// Each arrives as it is, but the column's collation there takes some for equal that differ here. Deliveries
+    /// compare as the column does.
+    Collating,
+    /// Each arrives as it is, but a type of an extension takes some for equal there that differ here. Deliveries,
+    /// which compare as the type here does, refuse such keys.
     Folding,
     /// Each arrives as it is, but some that differ here are equal there.
     Merging,
@@ -298,7 +302,7 @@ impl Kind {
 /// [coarser](Fidelity::is_coarser_key).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Needed {
-    /// Of `pg_catalog`.
+    /// Of `pg_catalog`, or [`CITEXT`].
     pub name: &'static str,
     /// The least [`measure`]; `None`: no column of the type will do.
     pub least: Option<i32>,
@@ -340,8 +344,16 @@ pub fn needed(name: &str, modifier: i32) -> Vec<Needed> {
             .copied();
         (least != measures.first().copied()).then_some(Needed { name, least })
     };
-    PLAIN_TYPES.into_iter().filter_map(needed).collect()
+    let folding = from.is_text().then_some(Needed {
+        name: CITEXT,
+        least: None,
+    });
+    let plain = PLAIN_TYPES.into_iter().filter_map(needed);
+    plain.chain(folding).collect()
 }
+
+/// The type of the extension of that name, in whatever schema.
+pub const CITEXT: &str = "citext";
 
 /// Types of which [`plain`] knows something, but for those whose modifiers are not a matter of
 /// more or less.
@@ -471,7 +483,7 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
             Other {
                 name, own: false, ..
             },
-        ) if from.is_text() && name == "citext" => {
+        ) if from.is_text() && name == CITEXT => {
             verdict(Folding, "values that differ only in case are equal there")
         }
         (_, Other { own: false, .. }) if from.is_text() => unknown(),

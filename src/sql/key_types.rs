@@ -4,7 +4,7 @@ use super::marks::COARSER_MARK;
 use super::quote::literal;
 use super::statement::Statement;
 use crate::change::Route;
-use crate::check::types::{measure, needed};
+use crate::check::types::{CITEXT, measure, needed};
 
 /// Fails if a key or version column is coarser there, since rows that differ here could be one
 /// there, or not be found again. `None`: there is nothing to ask.
@@ -49,7 +49,8 @@ pub fn ask_types(route: &Route) -> Option<Statement> {
              SELECT d.typname, base.modifier FROM base JOIN pg_catalog.pg_type d \
                ON d.oid OPERATOR(pg_catalog.=) base.id \
               AND d.typtype OPERATOR(pg_catalog.=) 'b' \
-              AND d.typnamespace OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace) \
+              AND (d.typnamespace OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace \
+                OR d.typname OPERATOR(pg_catalog.=) '{CITEXT}')) \
              AS b(name, modifier) \
            JOIN (VALUES {wanted}) AS w(name, of, least) \
              ON w.name OPERATOR(pg_catalog.=) a.attname::pg_catalog.text \

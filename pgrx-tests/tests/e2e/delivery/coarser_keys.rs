@@ -53,6 +53,20 @@ const COARSER: &[(&str, &str, &str, &str, &str)] = &[
         "('{}')",
     ),
     (
+        "k text primary key",
+        "k citext primary key",
+        "{}",
+        "k public.citext",
+        "('a')",
+    ),
+    (
+        "k varchar(9), v int, primary key (v, k)",
+        "k folded, v int, primary key (v, k)",
+        "{}",
+        "k",
+        "('a', 1)",
+    ),
+    (
         "k int primary key, v timestamp",
         "k int primary key, v date",
         r#"{"on_conflict": "newest", "version_column": "v"}"#,
@@ -102,6 +116,9 @@ const FINE: &[(&str, &str, &str)] = &[
 ];
 
 const TYPES: &str = "create domain stamp as numeric(10,2); create type label as enum ('a', 'b')";
+const FOLDED: &str =
+    "create extension citext schema public; create domain public.folded as public.citext;
+    grant usage on schema public to public";
 
 /// A trigger that nobody has looked at.
 fn by_hand(fixture: &Fixture, options: &str) {
@@ -122,6 +139,7 @@ fn with_mode(options: &str, mode: &str) -> String {
 fn a_trigger_made_by_hand_sends_to_no_coarser_key_or_version() {
     let fixture = linked("coarserhand");
     for side in [&fixture.left, &fixture.right] {
+        side.exec_superuser(FOLDED);
         side.exec(TYPES);
     }
     for (here, there, options, said, row) in COARSER.iter().copied() {
