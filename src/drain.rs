@@ -708,14 +708,13 @@ impl<'h> Drain<'h> {
             Some(link) if first && changes == 0 => commit::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
-                let last = applied.iter().max().copied();
-                if let Some(last) = last.filter(|last| *last > noted) {
+                let ids = [&*flushed, &*applied].concat();
+                let last = ids.iter().copied().fold(noted, i64::max);
+                if last > noted {
                     batch::note_replay(self.extension, last)?;
                 }
                 if let Some(xact) = xact {
-                    let (ids, until) = ([&*flushed, &*applied].concat(), last.max(Some(noted)));
-                    let until = until.unwrap_or_default();
-                    outcome::note(&self.server_name, &lane.owner, xact, &ids, until);
+                    outcome::note(&self.server_name, &lane.owner, xact, &ids, last);
                 }
                 queue::remove(self.extension, &applied)?;
                 fault_point!(Removed);

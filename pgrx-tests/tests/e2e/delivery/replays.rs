@@ -219,3 +219,34 @@ fn a_replay_takes_away_nothing_that_was_added_since() {
     );
     assert_eq!(queued(&fixture), 0);
 }
+
+/// A call takes more than its limit to complete a statement, and then finds the queue empty.
+#[test]
+fn what_completes_a_statement_may_have_been_applied_too() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let fixture = Fixture::new("replay_completed");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    let options = r#"{"mode": "queue", "on_conflict": "error"}"#;
+    mirror(
+        &fixture,
+        "tree",
+        "id int primary key, up int references tree",
+        options,
+    );
+    fixture.left.exec(
+        "insert into tree select i, case when i < 3000 then i + 1 end from generate_series(1, 3000) i;
+         update tree set up = null where id = 7",
+    );
+    let mut drain = fixture.left.superuser();
+    // A batch ends where half the buffer is full.
+    run(
+        &mut drain,
+        "set pg_rowsync.buffer_size = '64kB'; begin; select deal_sync_err_rec(100000)",
+    );
+    proxy.cut_after(0, Direction::ToClient);
+    assert_eq!(fails(drain.batch_execute("commit")).code().code(), "08007");
+    assert!(deal(&fixture, "10"), "{:?}", standing(&fixture));
+    assert!(deal(&fixture, "1000"), "{:?}", standing(&fixture));
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "tree");
+}
