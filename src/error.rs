@@ -464,6 +464,17 @@ impl Error {
         }
     }
 
+    /// Whether the server answers and lets the user mapping's user not in: over the password, the role, the
+    /// database or a rule of pg_hba.conf.
+    pub fn is_login_refusal(&self) -> bool {
+        match self {
+            Self::Connect { sqlstate, .. } => ["28", "3D", "42501"]
+                .iter()
+                .any(|class| sqlstate.as_str().starts_with(class)),
+            _ => false,
+        }
+    }
+
     /// Whether a constraint was violated that looks at other rows, too: it may hold once these are
     /// written, or have left, in the same statement.
     pub fn is_about_others(&self) -> bool {

@@ -615,6 +615,7 @@ impl Drainer {
 fn trouble(error: &Error) -> &'static str {
     match error {
         _ if error.is_connection_refusal() => "grants no connection",
+        _ if error.is_login_refusal() => "refuses the login",
         _ if error.is_unreachable() => "not reachable",
         _ if error.is_transient() => "busy",
         _ => "not served",

@@ -706,7 +706,7 @@ fn an_unusable_mapping_is_a_failure_and_not_an_end() {
         "create user mapping for current_user server dst options (user '{user}', password 'wrong')"
     ));
     fixture.left.exec("insert into t values (2, 'b')");
-    await_query(&fixture.left, "not reachable");
+    await_query(&fixture.left, "refuses the login");
     fixture.left.exec(&format!(
         "alter user mapping for current_user server dst options (set password '{password}')"
     ));
