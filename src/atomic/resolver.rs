@@ -19,6 +19,7 @@ use crate::fault::fault_point;
 use crate::identity;
 use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, lock, lookup, report, wal, xact};
+use crate::sql::BEGIN_ON_PRIMARY;
 use crate::sql::quote::{ident, literal};
 use crate::sql::triggers;
 
@@ -55,7 +56,8 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
         literal(&prefix),
         MAX_LISTED + 1
     );
-    link.run(Fixed::new([text]), Ending::Open);
+    let texts = [BEGIN_ON_PRIMARY, &text, "COMMIT"];
+    link.run(Fixed::new(texts), Ending::Open);
     lost::run(link)?;
     let rows = link.answers().first().cloned().unwrap_or_default();
     let is_complete = rows.len() <= MAX_LISTED;

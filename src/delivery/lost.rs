@@ -14,7 +14,7 @@ use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::interrupt;
-use crate::sql::{AS_LOGGED_IN, end_session};
+use crate::sql::{AS_LOGGED_IN, BEGIN_ON_PRIMARY, end_session};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -78,7 +78,7 @@ pub fn end<'f>(mut link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
 
 fn begin(link: &mut Link<'_>, lost: &LostSession) {
     let texts = [
-        "BEGIN",
+        BEGIN_ON_PRIMARY,
         AS_LOGGED_IN,
         &end_session(lost, patience()),
         "COMMIT",

@@ -301,5 +301,9 @@ pub fn cancel(transaction: &LostSession) -> Option<String> {
     ))
 }
 
+/// Begins a transaction in which a server is asked for sessions and prepared transactions. A standby refuses it
+/// (25006): it knows of neither, and what it does not list goes on at its primary.
+pub const BEGIN_ON_PRIMARY: &str = "BEGIN READ WRITE";
+
 /// Undoes a role that was set for the session, for the transaction.
 pub const AS_LOGGED_IN: &str = "SELECT pg_catalog.set_config('role', 'none', true)";

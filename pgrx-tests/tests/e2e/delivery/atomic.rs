@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use postgres::Client;
-use rowsync_harness::cluster::Cluster;
+use rowsync_harness::cluster::{Cluster, Shutdown, TEST_SETTINGS};
 use rowsync_harness::fixture::clusters;
 use rowsync_harness::proxy::{Proxy, Strike};
-use rowsync_harness::{Fixture, Side, await_until};
+use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Side, await_until};
 
 use crate::support::common::{
-    attach, both_have, deal, link_with, linked, mirror, one_way, outage, queued, recover, refused,
-    rows, run, same, table, warnings,
+    Role, attach, both_have, deal, link_with, linked, mirror, one_way, outage, queued, recover,
+    refused, rows, run, same, table, warnings,
 };
 use crate::support::one_way::SOON;
 use crate::support::preloaded::{EAGER, WORKING, preloaded};
@@ -618,4 +618,141 @@ fn a_serializable_transaction_that_fails_at_its_end_leaves_nothing() {
     );
     both_have(&fixture, "t", &["1|c", "2|c"]);
     resolve(&fixture);
+}
+
+/// A pooler hands the second phase to another backend than the first one, which may be.
+#[test]
+fn poolers_of_both_modes_carry_both_phases() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let fixture = Fixture::new(&format!("atomic_pooled_{mode:?}").to_lowercase());
+        let settings = [
+            IGNORE_OPTIONS,
+            ("default_pool_size", "2"),
+            ("query_wait_timeout", "30"),
+        ];
+        let pooler = Pooler::start(&[&fixture.right], mode, &settings).expect("a pooler");
+        link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
+        mirror(&fixture, "t", COLUMNS, ATOMIC);
+        let sessions = if mode == PoolMode::Session { 1 } else { 6 };
+        let writers: Vec<_> = (0..sessions)
+            .map(|number| {
+                let mut client = fixture.left.client();
+                thread::spawn(move || {
+                    for row in 0..10 {
+                        let id = 100 * number + row;
+                        run(&mut client, &format!("insert into t values ({id}, 'a')"));
+                        run(
+                            &mut client,
+                            &format!("update t set v = 'b' where id = {id}"),
+                        );
+                    }
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .for_each(|one| one.join().expect("a writer"));
+        assert_eq!(same(&fixture, "t").len(), 10 * sessions);
+        refused(
+            &mut fixture.left.client(),
+            "insert into t values (1000, repeat('x', 10)); select 1/0",
+            "22012",
+        );
+        resolve(&fixture);
+    }
+}
+
+/// Each owner's changes are a transaction of their own there: all of them are prepared, or none stays.
+#[test]
+fn the_tables_of_several_owners_are_one_transaction() {
+    let fixture = one_way("atomic_owners", COLUMNS, ATOMIC);
+    let (left, right) = (&fixture.left.user, &fixture.right);
+    let other = Role::create(&fixture.left, "other", "");
+    right.exec(&format!("create table mine ({COLUMNS})"));
+    fixture.left.exec_superuser(&format!(
+        "grant usage on foreign server dst to {0};
+         create user mapping for {0} server dst options (user '{1}', password '{2}');
+         create table {left}.mine ({COLUMNS}); alter table {left}.mine owner to {0};
+         select attach_sync('{left}.mine', 'dst', '{1}.mine', '{ATOMIC}')",
+        other.name, right.user, right.password
+    ));
+    let mut client = fixture.left.superuser();
+    run(
+        &mut client,
+        &format!(
+            "set search_path = {left}, public; insert into t values (1, 'a'); insert into mine values (1, 'a')"
+        ),
+    );
+    run(
+        &mut client,
+        "begin; insert into t values (2, 'b'); insert into mine values (2, 'b'); commit",
+    );
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    assert_eq!(table(&fixture.right, "mine"), ["1|a", "2|b"]);
+    // The second owner's part is refused.
+    right.exec("alter table mine add check (v <> 'c')");
+    refused(
+        &mut client,
+        "begin; insert into t values (3, 'c'); insert into mine values (3, 'c'); commit",
+        "23514",
+    );
+    run(&mut client, "rollback");
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    assert_eq!(table(&fixture.right, "mine"), ["1|a", "2|b"]);
+    resolve(&fixture);
+}
+
+/// All of the server's places for prepared transactions are taken: as if it could not be reached.
+#[test]
+fn a_server_without_a_place_for_it_is_tried_again_later() {
+    let settings = [TEST_SETTINGS, &[("max_prepared_transactions", "1")]].concat();
+    let right = Arc::new(Cluster::start_with("oneplace", &settings).expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: create(clusters().0, "local_atomic_places"),
+        right: create(&right, "remote_atomic_places"),
+    };
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let mut holder = fixture.right.client();
+    run(
+        &mut holder,
+        "begin; insert into t values (9, 'x'); prepare transaction 'taken'",
+    );
+    let mut client = fixture.left.client();
+    refused(&mut client, "insert into t values (1, 'a')", "53200");
+    assert_eq!(table(&fixture.left, "t"), [""; 0]);
+    run(&mut holder, "rollback prepared 'taken'");
+    run(&mut client, "insert into t values (1, 'a')");
+    both_have(&fixture, "t", &["1|a"]);
+    resolve(&fixture);
+}
+
+/// The target is promoted from a standby between the two phases: what was prepared is there, and is committed.
+#[test]
+fn a_target_that_fails_over_between_the_phases_has_the_transaction() {
+    let right = Arc::new(Cluster::start("failover").expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: create(clusters().0, "local_atomic_failover"),
+        right: create(&right, "remote_atomic_failover"),
+    };
+    let proxy = Proxy::start(right.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (2, 'b')");
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    assert_eq!(table(&fixture.left, "t"), ["1|a", "2|b"]);
+    right.stop(Shutdown::Fast).expect("a stop");
+    std::fs::write(right.dir().join("data").join("standby.signal"), "").expect("a file");
+    right.start_again().expect("a standby");
+    let left: bool = fixture.left.query_one("select resolve_sync_prepared()");
+    assert!(!left, "a standby commits nothing");
+    fixture.right.exec_superuser("select pg_promote()");
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
 }

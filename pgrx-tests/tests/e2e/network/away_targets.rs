@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rowsync_harness::cluster::Shutdown;
 use rowsync_harness::fixture::{Fixture, await_until, clusters};
+use rowsync_harness::proxy::{Direction, Proxy};
 use rowsync_harness::{Cluster, IGNORE_OPTIONS, PoolMode, Pooler, Side};
 
 use crate::support::common::{both_have, deal, link_with, mirror, queued, rows, run};
@@ -128,4 +129,37 @@ fn what_was_answered_through_a_pooler_outlasts_a_crash_too() {
     let pooler = pooler.expect("a pooler");
     link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
     outlasts_a_crash(&fixture);
+}
+
+/// A session whose outcome is unknown is none of a standby's: it says nothing of what its primary runs.
+#[test]
+fn a_standby_does_not_tell_that_a_lost_session_is_gone() {
+    let fixture = with_own_right("loststandby");
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", "id int primary key, v text", "{}");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.cut_after(0, Direction::ToClient);
+    run(&mut client, "insert into t values (2, 'b')");
+    drop(client);
+    let lost = || rows(&fixture.left, "select count(*) from sync_lost_session");
+    assert_eq!(lost(), ["1"]);
+    let own = &fixture.right.cluster;
+    own.stop(Shutdown::Fast).expect("a stop");
+    std::fs::write(own.dir().join("data").join("standby.signal"), "").expect("a file");
+    own.start_again().expect("a standby");
+    proxy.cut_after(u64::MAX, Direction::ToClient);
+    assert!(!deal(&fixture, "1000"));
+    let state = "select last_sqlstate from sync_status";
+    assert_eq!(
+        (lost(), rows(&fixture.left, state)),
+        (vec!["1".to_owned()], vec!["25006".to_owned()])
+    );
+    fixture.right.exec_superuser("select pg_promote()");
+    await_until(SOON, "the queue to drain", || {
+        deal(&fixture, "1000") && queued(&fixture) == 0
+    });
+    assert_eq!(lost(), ["0"]);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
 }
