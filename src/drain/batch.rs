@@ -11,13 +11,13 @@ mod postponed;
 use self::postponed::Postponed;
 use super::classify::conflict_of;
 use super::replay::Replay;
-use crate::change::Relation;
+use crate::change::{Op, Relation};
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Extension;
 use crate::pg::{Oid, sequence};
-use crate::queue::claim::{Claims, Unit};
+use crate::queue::claim::{Claims, Record, Unit};
 use crate::queue::failed::{self, Blockers, Waiting};
 use crate::queue::writeset::Writeset;
 use crate::transaction;
@@ -168,6 +168,7 @@ impl<'h> Batch<'h> {
     /// # Errors
     /// What reading the queue reports; 57014 for a request to cancel.
     pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>, left: i64) -> Result<()> {
+        self.complete_cascades(claims)?;
         self.refuse_unplannable();
         self.settle_doubt(replay, claims)?;
         let open = self.admit(0..self.units.len());
@@ -337,6 +338,37 @@ impl<'h> Batch<'h> {
             }
             self.refuse_unplannable();
             self.apply_in_parts(replay)?;
+        }
+        Ok(())
+    }
+
+    /// Adds changes of rows that a cascade takes along with rows of the batch: in another remote transaction they
+    /// would be missed.
+    fn complete_cascades(&mut self, claims: &mut Claims<'_>) -> Result<()> {
+        let most = self.units.len() + MAX_COMPLETED;
+        while let Some(last) = self.units.last().map(Unit::transaction)
+            && self.units.len() < most
+        {
+            let own = self.units.iter().rev();
+            let own = own.take_while(|unit| unit.transaction() == last);
+            let vanished: HashSet<&Relation> = own
+                .flat_map(|unit| &unit.records)
+                .filter(|record| record.change.op == Op::Delete || record.change.moves())
+                .map(|record| &record.route.source)
+                .collect();
+            if vanished.is_empty() {
+                return Ok(());
+            }
+            let goes_along = |record: &Record| {
+                let from = &record.route.cascades_from;
+                from.iter().any(|table| vanished.contains(table))
+            };
+            let more = claims
+                .next_of_transaction_while(last, |unit| unit.records.iter().any(goes_along))?;
+            if more.is_empty() {
+                return Ok(());
+            }
+            self.add(more)?;
         }
         Ok(())
     }

@@ -168,11 +168,34 @@ impl<'h> Claims<'h> {
     /// # Errors
     /// As for [`Claims::next`].
     pub fn next_of_command(&mut self, last: (u32, u32)) -> Result<Vec<Unit>> {
-        let has_more = matches!(&self.ahead, Some(ahead) if ahead.as_ref().is_ok_and(|units| !units.is_empty()));
-        if !has_more && !self.goes_on(last)? {
+        if !self.has_ahead() && self.next_command()? != Some(last) {
             return Ok(Vec::new());
         }
         self.next_while(|unit| (unit.transaction(), unit.command()) == last)
+    }
+
+    /// The next units of a transaction, as long as they are such; empty once there are no more that follow each
+    /// other.
+    ///
+    /// # Errors
+    /// As for [`Claims::next`].
+    pub fn next_of_transaction_while(
+        &mut self,
+        last: u32,
+        is_next: impl Fn(&Unit) -> bool,
+    ) -> Result<Vec<Unit>> {
+        let goes_on = self.has_ahead()
+            || self
+                .next_command()?
+                .is_some_and(|(transaction, _)| transaction == last);
+        if !goes_on {
+            return Ok(Vec::new());
+        }
+        self.next_while(|unit| unit.transaction() == last && is_next(unit))
+    }
+
+    fn has_ahead(&self) -> bool {
+        matches!(&self.ahead, Some(Ok(units)) if !units.is_empty())
     }
 
     /// The next units of a transaction; empty once there are no more that follow each other.
@@ -204,8 +227,8 @@ impl<'h> Claims<'h> {
         Ok(units)
     }
 
-    /// Whether the next record is of that transaction and command.
-    fn goes_on(&mut self, last: (u32, u32)) -> Result<bool> {
+    /// The transaction and the command of the next record.
+    fn next_command(&mut self) -> Result<Option<(u32, u32)>> {
         let sql = format!(
             "SELECT q.xact, q.change FROM {}.sync_queue q WHERE {PENDING} \
                AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 ORDER BY q.id LIMIT 1",
@@ -214,15 +237,13 @@ impl<'h> Claims<'h> {
         let after = self.after.to_string();
         let args = [&*self.server_name, &*self.snapshot, &*self.owner, &*after].map(Some);
         let Some(mut row) = spi::read(self.extension, &sql, &args)?.into_iter().next() else {
-            return Ok(false);
+            return Ok(None);
         };
         let (own, change) = (required(&mut row, 0)?, required(&mut row, 1)?);
         let change: Change<String> = from_json(&change, |_| true)?;
         let transaction = self.numbers.transaction(&own);
-        Ok((
-            transaction,
-            self.numbers.command(transaction, change.command),
-        ) == last)
+        let command = self.numbers.command(transaction, change.command);
+        Ok(Some((transaction, command)))
     }
 
     /// Reads the next batch now, for [`Claims::next`] to give: at most `limit` records, as above.
