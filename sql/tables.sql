@@ -34,6 +34,23 @@ CREATE TABLE @extschema@.sync_queue (
     times_failed integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz
 );
+-- Emptied by a crash recovery, and empty on a standby that is promoted.
+CREATE UNLOGGED TABLE @extschema@.sync_alive (
+    alive boolean CONSTRAINT sync_alive_pkey PRIMARY KEY
+);
+COMMENT ON TABLE @extschema@.sync_alive IS
+    'has a row unless the server has crashed and nobody has noted it in sync_crash yet';
+INSERT INTO @extschema@.sync_alive VALUES (true);
+
+CREATE TABLE @extschema@.sync_crash (
+    relation pg_catalog.oid,
+    dst_server text,
+    noticed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    CONSTRAINT sync_crash_pkey PRIMARY KEY (relation, dst_server)
+);
+COMMENT ON TABLE @extschema@.sync_crash IS
+    'tables whose targets may be ahead by what a crash took here; a comparison that ends equal removes them';
+
 -- Looked at by every commit that delivers, like the queue.
 CREATE TABLE @extschema@.sync_pause (
     dst_server text CONSTRAINT sync_pause_pkey PRIMARY KEY,
@@ -277,6 +294,12 @@ ALTER TABLE @extschema@.sync_route ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_queue
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_queue ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_alive
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_alive ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_crash
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_crash ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_pause
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_pause ENABLE REPLICA TRIGGER sync_not_replicated;

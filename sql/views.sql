@@ -33,7 +33,16 @@ CREATE VIEW @extschema@.sync_status AS
            c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded, c.looped,
            CASE WHEN @extschema@.sync_is_copy() THEN 'copy' ELSE 'this database' END AS home,
            @extschema@.sync_worker_state() AS worker,
-           h.paused_at AS paused_since
+           h.paused_at AS paused_since,
+           COALESCE(
+               (SELECT pg_catalog.min(x.noticed_at) FROM @extschema@.sync_crash x
+                  JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) x.relation
+                 WHERE x.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text),
+               CASE WHEN @extschema@.sync_has_crashed()
+                     AND EXISTS (SELECT FROM @extschema@.sync_attachments() b
+                                  WHERE b.server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+                                    AND b.mode OPERATOR(pg_catalog.=) ANY (ARRAY['async', 'sync']))
+                    THEN pg_catalog.pg_postmaster_start_time() END) AS may_be_ahead_since
       FROM pg_catalog.pg_foreign_server s
       LEFT JOIN (
            SELECT q.dst_server,
@@ -106,6 +115,8 @@ COMMENT ON COLUMN @extschema@.sync_status.blocked IS
 COMMENT ON COLUMN @extschema@.sync_status.worker IS
     'the database''s worker: running; idle: started when something is queued; no slot; stopped; none: start_sync_worker()';
 COMMENT ON COLUMN @extschema@.sync_status.paused_since IS 'pause_sync() holds what is for the server since then';
+COMMENT ON COLUMN @extschema@.sync_status.may_be_ahead_since IS
+    'since then the server may have what a crash took here: see repair_sync()';
 
 CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
     WITH q AS (
@@ -142,7 +153,14 @@ CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
            COALESCE(o.failed, 0) AS failed,
            COALESCE(o.waiting, 0) AS waiting,
            a.options::pg_catalog.jsonb AS options,
-           a.problem
+           a.problem,
+           COALESCE(
+               (SELECT x.noticed_at FROM @extschema@.sync_crash x
+                 WHERE x.relation OPERATOR(pg_catalog.=) a.relation::pg_catalog.oid
+                   AND x.dst_server OPERATOR(pg_catalog.=) a.server),
+               CASE WHEN a.mode OPERATOR(pg_catalog.=) ANY (ARRAY['async', 'sync'])
+                     AND @extschema@.sync_has_crashed()
+                    THEN pg_catalog.pg_postmaster_start_time() END) AS may_be_ahead_since
       FROM @extschema@.sync_attachments() a
       JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.relation::pg_catalog.oid
       -- The queue names partitions, not the table that they belong to.
@@ -165,6 +183,8 @@ CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
         OR pg_catalog.has_table_privilege('@extschema@.sync_status'::pg_catalog.regclass, 'SELECT');
 COMMENT ON VIEW @extschema@.sync_tables IS
     'what is attached: a row for each table and target, to its owner and to whoever may see sync_status';
+COMMENT ON COLUMN @extschema@.sync_tables.may_be_ahead_since IS
+    'since then the target may have what a crash took here: see repair_sync()';
 COMMENT ON COLUMN @extschema@.sync_tables.state IS
     'live; queueing: behind records of the server; copying; failed: records are marked failed, or the copy has failed; paused; disabled: a trigger is; invalid: its arguments are, see problem; database copy';
 

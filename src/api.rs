@@ -15,7 +15,7 @@ use crate::queue::pause;
 use crate::sql::quote::ArrayLiteral;
 use crate::versions::{Arrived, Shape};
 use crate::{
-    admin, arrival, attached, check, copy, drain, fdw, identity, queue, stats, transaction,
+    admin, arrival, attached, check, copy, crash, drain, fdw, identity, queue, stats, transaction,
     trigger, verify, versions, worker,
 };
 use pgrx::prelude::*;
@@ -139,6 +139,16 @@ CREATE FUNCTION sync_is_copy() RETURNS boolean
 "#)]
 fn sync_is_copy() -> bool {
     or_raise(identity::is_copy())
+}
+
+/// Whether the server has crashed and nobody has noted it yet. Open to everyone. See [`crash::has_happened`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_has_crashed() RETURNS boolean
+    STABLE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_has_crashed_wrapper';
+"#)]
+fn sync_has_crashed() -> bool {
+    let has_crashed = || crash::has_happened(&Extension::find()?);
+    or_raise(has_crashed())
 }
 
 /// Trigger of the tables that say which database this is. See [`identity::changed`].
@@ -624,6 +634,7 @@ fn detach_sync(args: Args<'_>) {
             args.required(1, "server")?,
         );
         admin::detach(&extension, rel, &server)?;
+        crash::settle(&extension, rel, &server)?;
         copy::cancel(&extension, rel, &server)
     };
     or_raise(detach());

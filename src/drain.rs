@@ -35,7 +35,7 @@ use crate::queue::lanes::{self, Lane};
 use crate::queue::{self, failed, floor, pause, state};
 use crate::transaction::{self, Drained};
 use crate::versions;
-use crate::{conflicts, identity, loops};
+use crate::{conflicts, crash, identity, loops};
 use std::time::Duration;
 
 /// Failed records in one call, after which it leaves the rest for the next: each costs several
@@ -83,6 +83,7 @@ pub fn deal(extension: &Extension, limit: Option<i32>, server: Option<&str>) -> 
         None => queue::servers(extension, true)?,
     };
     versions::forget_old(extension)?;
+    crash::note(extension)?;
     drain_all(extension, servers, i64::from(limit), true)
 }
 

@@ -15,6 +15,7 @@ mod conflict;
 mod conflicts;
 mod connect;
 mod copy;
+mod crash;
 mod delivery;
 mod drain;
 mod error;
@@ -63,6 +64,7 @@ pgrx::extension_sql_file!(
         api::sync_conflict_counters,
         api::sync_worker_state,
         api::sync_is_copy,
+        api::sync_has_crashed,
         api::sync_attachments
     ]
 );

@@ -44,6 +44,7 @@ use self::compare::Comparison;
 use self::options::VerifyOptions;
 use self::parts::Wanted;
 use self::subject::Subject;
+use crate::crash;
 use crate::error::Result;
 use crate::pg::Oid;
 use crate::pg::report;
@@ -79,5 +80,12 @@ pub fn verify(
             "There may be more: raise the option \"max_differences\".",
         );
     }
-    Ok(comparison.into_differences())
+    let (is_whole, differences) = (
+        !comparison.is_cut_short() && options.condition.is_none(),
+        comparison.into_differences(),
+    );
+    if is_whole && differences.is_empty() {
+        crash::settle(extension, rel, server)?;
+    }
+    Ok(differences)
 }

@@ -139,6 +139,12 @@ pub fn check_serializable() {
     }
 }
 
+/// Whether the transaction may not write.
+pub fn is_read_only() -> bool {
+    // SAFETY: a variable of this backend.
+    unsafe { pg_sys::XactReadOnly }
+}
+
 /// Whether each statement sees what is committed when it begins.
 pub fn is_read_committed() -> bool {
     // SAFETY: plain read of a variable of this backend.

@@ -20,6 +20,12 @@ pub fn flush_ahead() {
     }
 }
 
+/// Whether this is a standby, or is becoming a primary.
+pub fn is_in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
 /// Timeline, and the position up to which it is on disk: no crash takes the server back to before that.
 ///
 /// # Errors

@@ -20,7 +20,7 @@ use crate::pg::spi::{Extension, Row, required};
 use crate::pg::text::to_server;
 use crate::pg::{Oid, query};
 use crate::sql::quote::{ident, literal_or_null, relation};
-use crate::{guc, identity, transaction};
+use crate::{crash, guc, identity, transaction};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -80,6 +80,7 @@ pub fn repair(
     }
     let mut comparison = Comparison::new(&subject, sides, options.max_differences, Wanted::Texts);
     comparison.run()?;
+    let is_whole = !comparison.is_cut_short() && options.condition.is_none();
     let repair = Repair {
         subject: &subject,
         options: &options,
@@ -90,10 +91,13 @@ pub fn repair(
         .map(|difference| repair.plan(&difference).map(|action| (difference, action)))
         .collect::<Result<_>>()?;
     if options.dry_run {
-        Ok(planned)
-    } else {
-        repair.carry_out(planned)
+        return Ok(planned);
     }
+    let done = repair.carry_out(planned)?;
+    if is_whole && done.iter().all(|(_, action)| *action != Action::Leave) {
+        crash::settle(extension, rel, server)?;
+    }
+    Ok(done)
 }
 
 struct Repair<'s> {

@@ -21,7 +21,7 @@ use crate::pg::spi::Extension;
 use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, context, database, interrupt, report, wait, worker_registry};
 use crate::queue::state;
-use crate::{identity, queue, versions};
+use crate::{crash, identity, queue, versions};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -287,6 +287,7 @@ impl Drainer {
             Some(_) if identity::is_copy()? => Ok(Some(None)),
             Some(extension) => {
                 identity::check(&extension)?;
+                crash::note(&extension)?;
                 if tidy {
                     versions::forget_old(&extension)?;
                 }

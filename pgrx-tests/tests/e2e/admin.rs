@@ -1,5 +1,6 @@
 //! Attaching, copying, comparing and upgrading.
 
+mod after_crash;
 mod attach_notice;
 pub mod attach_tells;
 mod attached_again;

@@ -38,6 +38,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("retry_sync_err_rec(bigint)", "", "execute"),
     ("start_sync_worker()", "", "execute"),
     ("stop_sync_worker()", "", "execute"),
+    ("sync_alive", "", ""),
     ("sync_attachments()", "execute", "execute"),
     ("sync_change_sql(text,text)", "execute", "execute"),
     (
@@ -55,6 +56,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_copy_id_seq", "", ""),
     ("sync_copy_log", "", ""),
     ("sync_counters()", "execute", "execute"),
+    ("sync_crash", "", ""),
     (
         "sync_deleted_later(regclass,bigint,regtype,text,bigint)",
         "execute",
@@ -63,6 +65,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_disconnect(text)", "execute", "execute"),
     ("sync_dml()", "execute", "execute"),
     ("sync_err_rec", "", "delete select"),
+    ("sync_has_crashed()", "execute", "execute"),
     ("sync_home", "", ""),
     ("sync_identity_changed()", "", ""),
     ("sync_is_copy()", "execute", "execute"),
@@ -223,6 +226,7 @@ fn an_operator_does_what_the_documentation_says_and_nothing_else() {
         "table sync_lost_session",
         "table sync_owner_state",
         "table sync_pause",
+        "table sync_crash",
         "table sync_server_state",
         "table sync_conflict_log",
         "table sync_row_version",
