@@ -4,7 +4,7 @@
 use super::plan::{InWaves, Planner};
 use super::truncations::Truncations;
 use super::whole::{Span, Whole};
-use crate::change::{Change, Route, Source};
+use crate::change::{Change, Policy, Route, Source};
 use crate::connect::session::Session;
 use crate::error::Result;
 use crate::identity;
@@ -219,6 +219,16 @@ impl<S> Changes<S> {
     }
 
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
+        // A row that a cascade has deleted there is as it is to be.
+        if batch.after_cascade
+            && batch.kind == BatchKind::Delete
+            && batch.route.policy == Policy::Error
+        {
+            batch.route = Rc::new(Route {
+                policy: Policy::Skip,
+                ..(*batch.route).clone()
+            });
+        }
         // Where no ON CONFLICT can be, nothing tells that there is a unique index: the rows are looked for.
         // Rows that a cascade has taken are not as expected.
         batch.optimistic = self.optimistic

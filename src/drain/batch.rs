@@ -72,6 +72,9 @@ pub struct Trial {
 /// Units by which a batch is completed, at most, but for those of its last command.
 const MAX_COMPLETED: usize = 20_000;
 
+/// Units that a cascade takes along with a batch, at most: they are held in memory.
+const MAX_CASCADED: usize = 100_000;
+
 /// Failed records over something that may pass by itself in one turn: each may take as long as a lock is
 /// waited for.
 const MAX_BUSY: usize = 4;
@@ -345,7 +348,7 @@ impl<'h> Batch<'h> {
     /// Adds changes of rows that a cascade takes along with rows of the batch: in another remote transaction they
     /// would be missed.
     fn complete_cascades(&mut self, claims: &mut Claims<'_>) -> Result<()> {
-        let most = self.units.len() + MAX_COMPLETED;
+        let most = self.units.len() + MAX_CASCADED;
         while let Some(last) = self.units.last().map(Unit::transaction)
             && self.units.len() < most
         {

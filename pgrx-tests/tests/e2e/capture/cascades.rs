@@ -2,7 +2,7 @@
 
 use rowsync_harness::Fixture;
 
-use crate::support::common::{attach, deal, linked, queued, rows, run, same};
+use crate::support::common::{attach, deal, linked, queued, refused, rows, run, same};
 
 /// Parents, their children and grandchildren, whose foreign keys pass deletions and changes of keys on.
 fn family(label: &str, options: &str) -> Fixture {
@@ -125,5 +125,46 @@ fn a_limit_parts_no_row_from_those_that_go_with_it() {
             same(&fixture, table);
         }
         assert_eq!(rows(&fixture.left, CONFLICTS), [""; 0], "{policy}");
+    }
+}
+
+/// More rows than a statement carries, which the first of them take along there.
+#[test]
+fn under_error_rows_that_a_cascade_has_deleted_are_not_missed() {
+    for mode in ["sync", "queue"] {
+        let options = format!(r#"{{"mode": "{mode}", "on_conflict": "error"}}"#);
+        let fixture = family(&format!("cascerror_{mode}"), &options);
+        for side in [&fixture.left, &fixture.right] {
+            side.exec(
+                "create table ring (id int primary key, up int references ring on delete cascade);
+                 create index on ring (up)",
+            );
+        }
+        attach(&fixture, "ring", &options);
+        fixture
+            .left
+            .exec("insert into ring select i, 1 + i % 12000 from generate_series(1, 12000) i");
+        assert!(deal(&fixture, "100000"));
+        for statement in [
+            "delete from ring",
+            "delete from p where id between 3 and 10",
+        ] {
+            fixture.left.exec(statement);
+            assert!(deal(&fixture, "10"), "{mode} {statement}");
+            assert!(deal(&fixture, "100000"), "{mode} {statement}");
+            assert_eq!(queued(&fixture), 0, "{mode} {statement}");
+        }
+        for table in ["p", "c", "g", "ring"] {
+            same(&fixture, table);
+        }
+        // A row that somebody else has deleted is missed.
+        fixture.right.exec("delete from p where id = 11");
+        let mut client = fixture.left.client();
+        if mode == "sync" {
+            refused(&mut client, "delete from p where id = 11", "P0002");
+        } else {
+            run(&mut client, "delete from p where id = 11");
+            assert!(!deal(&fixture, "100000"));
+        }
     }
 }
