@@ -22,11 +22,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use postgres::{Client, Config, NoTls};
 
-use crate::reaper;
 use crate::setup::Postgres;
+use crate::{reaper, server_logs};
 
 /// What [`Cluster::start`] adds: tests crash servers, never the machine, so syncing is wasted time.
 pub const TEST_SETTINGS: &[(&str, &str)] = &[("fsync", "off"), ("full_page_writes", "off")];
+
+/// The variable that names settings of all clusters besides, `name=value`, with a blank between two.
+pub const SETTINGS: &str = "ROWSYNC_SETTINGS";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -207,7 +210,7 @@ impl Cluster {
         Ok(Pid::from_raw(child.id().try_into()?))
     }
 
-    /// Holds the data directory, the socket and the log.
+    /// Holds the data directory, the socket and, unless logs are kept together, the log.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -345,7 +348,10 @@ impl Cluster {
             .environment
             .lock()
             .unwrap_or_else(|broken| broken.into_inner());
-        let child = reaper::server_command(self.postgres.program("postgres"))?
+        let mut words = server_logs::watcher();
+        words.push(self.postgres.program("postgres").into_os_string());
+        let child = reaper::server_command(&words[0])?
+            .args(&words[1..])
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .arg("-D")
             .arg(&self.data)
@@ -452,7 +458,9 @@ impl Cluster {
             ("log_timezone", "UTC"),
         ];
         let mut conf = fs::read_to_string(self.data.join("postgresql.conf"))?;
-        for (name, value) in common.iter().chain(settings) {
+        let besides = std::env::var(SETTINGS).unwrap_or_default();
+        let besides = besides.split(' ').filter_map(|one| one.split_once('='));
+        for (name, value) in common.into_iter().chain(besides).chain(settings.to_vec()) {
             conf.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
         }
         Ok(fs::write(self.data.join("postgresql.conf"), conf)?)
@@ -465,7 +473,7 @@ impl Cluster {
     }
 
     fn log_file(&self) -> PathBuf {
-        self.dir.join("log")
+        server_logs::place(&self.dir).unwrap_or_else(|| self.dir.join("log"))
     }
 
     fn log_end(&self) -> String {

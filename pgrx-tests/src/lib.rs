@@ -8,6 +8,7 @@
 pub mod arguments;
 #[cfg(test)]
 mod arrows;
+pub mod assertions;
 pub mod bench;
 pub mod cluster;
 pub mod faults;
@@ -19,6 +20,7 @@ pub mod proxy;
 pub mod reaper;
 pub mod releases;
 pub mod scenario;
+pub mod server_logs;
 pub mod setup;
 pub mod side;
 pub mod tls;

@@ -97,8 +97,8 @@ pub fn is_ours(target: &Path, pg_config: &Path) -> bool {
     folder(target).is_ok_and(|folder| pg_config.starts_with(folder))
 }
 
-/// Below the target directory, unless whoever runs the servers cannot get there.
-fn folder(target: &Path) -> Result<PathBuf> {
+/// Where installations are: below the target directory, unless whoever runs the servers cannot get there.
+pub fn folder(target: &Path) -> Result<PathBuf> {
     let mut folder = target.join("postgresql");
     fs::create_dir_all(&folder)?;
     let mut look = reaper::server_command("/bin/ls")?;

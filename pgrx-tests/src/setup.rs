@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::{AccessFlags, access, geteuid};
 
+use crate::assertions::{self, NEEDED, Needed};
 use crate::releases;
 
 /// Must be the version of the `pgrx` dependency of the extension.
@@ -92,6 +93,21 @@ impl Postgres {
         Postgres::at(&releases::installation(&target(), major)?)
     }
 
+    /// The installation with assertions, built here if need be.
+    ///
+    /// # Errors
+    /// As for [`assertions::make`].
+    pub fn with_assertions() -> Result<Postgres> {
+        let pg_config = match assertions::find(&target())? {
+            Some(there) => there,
+            None => {
+                install_for_assertions()?;
+                assertions::make(&target(), &MAJORS)?
+            }
+        };
+        Postgres::at(&pg_config)
+    }
+
     /// Whether the extension can be built for it. Others can still be targets.
     fn is_supported(&self) -> bool {
         MAJORS.contains(&self.major)
@@ -119,7 +135,9 @@ impl Postgres {
     /// Where the extension is built for it: installations below the target directory have folders
     /// of their own there, so that going from one major to another builds nothing anew.
     pub fn build_dir(&self) -> PathBuf {
-        if releases::is_ours(&target(), &self.pg_config) {
+        if assertions::is_ours(&self.pg_config) {
+            target().join("assertions")
+        } else if releases::is_ours(&target(), &self.pg_config) {
             target().join(format!("pg{}", self.major))
         } else {
             target()
@@ -207,6 +225,14 @@ pub fn prepare_major_with_faults(major: u32, profile: Profile) -> Result<Postgre
     install_packages()?;
     let postgres = Postgres::release(major)?;
     install(&postgres, ",faults", profile)?;
+    Ok(postgres)
+}
+
+/// The same for PostgreSQL with assertions, and with those of the extension.
+pub fn prepare_assertions_with_faults() -> Result<Postgres> {
+    install_packages()?;
+    let postgres = Postgres::with_assertions()?;
+    install(&postgres, ",faults", Profile::Dev)?;
     Ok(postgres)
 }
 
@@ -431,18 +457,7 @@ fn install_packages() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let list = missing.join(" ");
-    ensure!(
-        works("apt-get", &["--version"]),
-        "these packages are missing and there is no apt: {list}"
-    );
-    let root = geteuid().is_root();
-    ensure!(
-        root || works("sudo", &["-V"]),
-        "run as root: apt-get install {list}"
-    );
-    println!("installing with apt: {list}");
-    apt(root, &["update"])?;
+    let root = update_apt(&missing.join(" "))?;
     if missing.iter().any(|package| package == "postgresql") {
         let major = MAJORS
             .iter()
@@ -458,6 +473,39 @@ fn install_packages() -> Result<()> {
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(missing.iter().map(String::as_str));
     apt(root, &arguments)
+}
+
+/// What building PostgreSQL needs.
+fn install_for_assertions() -> Result<()> {
+    let is_there = |needed: &Needed| match needed {
+        Needed::Program(name) => on_path(name).is_some(),
+        Needed::Library(name) => works("pkg-config", &["--exists", name]),
+    };
+    let missing = NEEDED.iter().filter(|(_, needed)| !is_there(needed));
+    let missing: Vec<_> = missing.map(|(package, _)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let root = update_apt(&missing.join(" "))?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(missing);
+    apt(root, &arguments)
+}
+
+/// Makes ready to install packages with apt; whether this is root.
+fn update_apt(list: &str) -> Result<bool> {
+    ensure!(
+        works("apt-get", &["--version"]),
+        "these packages are missing and there is no apt: {list}"
+    );
+    let root = geteuid().is_root();
+    ensure!(
+        root || works("sudo", &["-V"]),
+        "run as root: apt-get install {list}"
+    );
+    println!("installing with apt: {list}");
+    apt(root, &["update"])?;
+    Ok(root)
 }
 
 /// What is missing besides PostgreSQL itself. Looked for by what it provides, not by package name:

