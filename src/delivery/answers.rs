@@ -181,6 +181,10 @@ impl Answers {
                 }
             }
             Status::Skipped => {}
+            // The server may have said that it has committed.
+            Status::Failed if reply.is_made_up() && connection.is_up() => {
+                return Err(reply.error(server).message);
+            }
             Status::Failed => {
                 self.refused |= self.outstanding > 1 && reply.is_refusal();
                 let mut error = explained(reply.error(server));

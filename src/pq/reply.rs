@@ -86,6 +86,13 @@ impl Reply {
         }
     }
 
+    /// Whether it is an error that libpq has made up by itself: over a connection that broke, or where there was
+    /// no memory for what the server has said, which then is not known.
+    pub fn is_made_up(&self) -> bool {
+        // SAFETY: a live result; the field is null or a C string that lives with it.
+        unsafe { PQresultErrorField(self.raw(), i32::from(PG_DIAG_SQLSTATE)).is_null() }
+    }
+
     /// Whether this is an error by which a backend tells that its transaction has failed: of a statement,
     /// or the end of its session between transactions or within one that it has not begun to commit. The
     /// end for other reasons may come at any moment, and from others than the backend.
