@@ -25,6 +25,7 @@ mod fdw;
 mod fuzz;
 mod guc;
 mod identity;
+mod local;
 mod loops;
 mod options;
 mod path;
@@ -93,6 +94,7 @@ pgrx::extension_sql_file!(
 #[pgrx::pg_guard]
 extern "C-unwind" fn _PG_init() {
     pg::report::without_backtraces();
+    pg::report::raise_once();
     guc::define();
     pg::shmem::reserve();
     pg::context::reserve_settings(c"pg_rowsync");

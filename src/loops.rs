@@ -5,6 +5,7 @@
 //! each would send on what it receives, for ever, and older values would follow newer ones.
 
 use crate::error::{Error, SqlState};
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::{Oid, report};
 use crate::stats;
 use std::cell::RefCell;
@@ -13,7 +14,7 @@ use std::collections::HashSet;
 const HINT: &str = "The loop guards of the two sides go by different names. Give the servers (or triggers) on \
                     both sides the same application_name.";
 
-thread_local! {
+process_local! {
     /// Servers of which the session was told.
     static NOTIFIED: RefCell<HashSet<u32>> = RefCell::default();
 }

@@ -10,6 +10,7 @@ pub mod slot;
 
 use self::slot::{ConflictSlot, Keyed, Slot};
 use crate::conflict::ConflictType;
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::{Oid, context, database, shmem};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering::Relaxed;
@@ -42,6 +43,9 @@ thread_local! {
     /// The last server asked for and the place of its slot; there is none when the table is full. Slots
     /// are never given back, so both answers stay true.
     static LAST: Cell<Option<(Oid, Option<usize>)>> = const { Cell::new(None) };
+}
+
+process_local! {
     /// Changes that the transaction has queued, by server.
     static QUEUED: RefCell<Vec<(Oid, u64)>> = const { RefCell::new(Vec::new()) };
 }

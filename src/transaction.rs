@@ -12,9 +12,10 @@ use crate::conflict::Tally;
 use crate::connect::session::{self, Session};
 use crate::error::Result;
 use crate::fault::fault_point;
-use crate::pg::callbacks::{self, Handlers};
+use crate::local::{ProcessLocal, process_local};
+use crate::pg::callbacks::{self, Handlers, contained};
 use crate::pg::spi::Extension;
-use crate::pg::{Oid, context, interrupt, invalidation, utility};
+use crate::pg::{Oid, context, interrupt, invalidation, memory, utility};
 use crate::{stats, worker};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -74,9 +75,12 @@ pub fn init(ends: Ends) {
 thread_local! {
     /// Sessions are to be woken once the transaction has committed.
     static NUDGE: Cell<bool> = const { Cell::new(false) };
-    static STATE: RefCell<TransactionState> = RefCell::default();
     /// The last record that a drain of this session has applied, while no server was told to commit one.
     static UNCOMMITTED: Cell<Option<i64>> = const { Cell::new(None) };
+}
+
+process_local! {
+    static STATE: RefCell<TransactionState> = RefCell::default();
 }
 
 /// Makes sure that the ends of transactions are heard of. Called before anything is put here.
@@ -102,6 +106,7 @@ pub fn add_change(
 ) -> Result<()> {
     fault_point!(Capture);
     listen();
+    memory::take_reserves()?;
     if !captured.unread.is_empty() {
         utility::before_storage_changes(read_unread);
     }
@@ -253,23 +258,30 @@ pub fn nudge_sessions() {
 }
 
 fn end(committed: bool) {
-    fault_point!(AfterCommit if committed);
+    // One that fails keeps none of the others from being done.
+    contained(|| {
+        fault_point!(AfterCommit if committed);
+    });
     if let Some(ends) = ENDS.get() {
-        (ends.end)(committed);
+        contained(|| (ends.end)(committed));
     }
-    stats::end(committed);
-    worker::transaction_ended(committed);
+    contained(|| stats::end(committed));
+    contained(|| worker::transaction_ended(committed));
     // Nothing is left after a commit; after an abort the open drains' connections are closed,
     // which rolls them back.
-    drop(STATE.with(|work| {
-        work.try_borrow_mut()
-            .ok()
-            .map(|mut w| std::mem::take(&mut *w))
-    }));
-    session::close_changed(&invalidation::take_changed());
-    session::close_idle();
+    contained(|| {
+        drop(STATE.with(|work| {
+            work.try_borrow_mut()
+                .ok()
+                .map(|mut w| std::mem::take(&mut *w))
+        }))
+    });
+    contained(|| {
+        session::close_changed(&invalidation::take_changed());
+        session::close_idle();
+    });
     if NUDGE.replace(false) && committed {
-        invalidation::nudge_sessions();
+        contained(invalidation::nudge_sessions);
     }
     interrupt::transaction_ended(committed);
 }

@@ -22,6 +22,7 @@ use crate::capture::table::Table;
 use crate::change::Stamp;
 use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
+use crate::local::{ProcessLocal, process_local};
 use crate::options::{OnConflict, Options};
 use crate::pg::compare::{Comparable, KeyHash};
 use crate::pg::invalidation::{self, Epoch};
@@ -499,7 +500,7 @@ pub fn extension_of(function: Oid) -> Result<Extension> {
     Ok(extension)
 }
 
-thread_local! {
+process_local! {
     /// What [`extension_of`] has found last.
     static EXTENSION_OF: RefCell<Option<(Oid, Extension)>> = const { RefCell::new(None) };
     /// What [`Keeping::of`] has found, and when that was true.

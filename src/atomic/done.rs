@@ -3,11 +3,12 @@
 
 use super::decision;
 use crate::error::Result;
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::context;
 use crate::pg::spi::Extension;
 use std::cell::RefCell;
 
-thread_local! {
+process_local! {
     static DONE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     /// Those of them whose rows the current transaction has removed.
     static REMOVED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };

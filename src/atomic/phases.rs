@@ -18,6 +18,7 @@ use crate::delivery::link::{Ending, Link};
 use crate::delivery::lost;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::report::caught;
 use crate::pg::{Oid, bgworker, interrupt, lookup, report};
 use crate::queue::admission;
@@ -48,11 +49,14 @@ struct Leftover {
 }
 
 thread_local! {
-    static HELD: RefCell<Vec<Held>> = const { RefCell::new(Vec::new()) };
-    static LEFT: RefCell<HashMap<AccountKey, Vec<Leftover>>> = RefCell::default();
     /// Something was prepared that its session has not finished.
     static UNFINISHED: Cell<bool> = const { Cell::new(false) };
     static WOKEN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+process_local! {
+    static HELD: RefCell<Vec<Held>> = const { RefCell::new(Vec::new()) };
+    static LEFT: RefCell<HashMap<AccountKey, Vec<Leftover>>> = RefCell::default();
 }
 
 /// The statement of the first phase.

@@ -8,6 +8,7 @@ use crate::change::{Binary, Column, Op, Policy, Relation, Route};
 use crate::connect::account::{Account, oid};
 use crate::connect::endpoint::Endpoint;
 use crate::error::{Error, Result, SqlState};
+use crate::local::{ProcessLocal, process_local};
 use crate::options::{Mode, OnConflict, Options};
 use crate::path::Path;
 use crate::pg::invalidation::{self, Epoch};
@@ -104,7 +105,7 @@ pub struct Descriptor {
     pub sees_every_row: bool,
 }
 
-thread_local! {
+process_local! {
     /// Trigger OID to descriptor, with the moment it was true.
     static KNOWN: RefCell<HashMap<u32, (Epoch, Rc<Descriptor>)>> = RefCell::default();
     /// The one that was asked for last: rows of a statement come one after the other.

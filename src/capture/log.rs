@@ -39,7 +39,7 @@ impl ChangeLog {
         let size = HEADER + change.encoded_size() + unread.len() * size_of_val(&unread[..]);
         // Any other allocation that fails would end the session.
         if !memory::try_reserve(&mut self.tail, size) {
-            return Err(Error::local(SqlState::new("53200"), "out of memory")
+            return Err(Error::local(SqlState::OUT_OF_MEMORY, "out of memory")
                 .with_detail("The transaction's changes could not be kept.")
                 .with_hint("Lower pg_rowsync.buffer_size."));
         }

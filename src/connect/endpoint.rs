@@ -7,6 +7,7 @@ use crate::connect::settings::{
     settings_in,
 };
 use crate::error::{Error, Result, SqlState};
+use crate::local::{ProcessLocal, process_local};
 use crate::options::check_guard;
 use crate::pg::invalidation;
 use crate::pg::invalidation::Changed;
@@ -22,7 +23,7 @@ use std::rc::Rc;
 /// What an endpoint was made from, besides its options: catalogs, guard setting, times.
 type Moment = (u64, CString, Limits);
 
-thread_local! {
+process_local! {
     static KNOWN: RefCell<HashMap<AccountKey, (Moment, Rc<Endpoint>)>> = RefCell::default();
 }
 

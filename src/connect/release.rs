@@ -9,6 +9,7 @@ use crate::connect::account::{AccountKey, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::connect::session;
 use crate::error::{Error, Result};
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::invalidation;
 use crate::pg::spi::Extension;
 use crate::transaction;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 /// How long a session that was refused a connection queues without asking again.
 const REFUSAL_MEMORY: Duration = Duration::from_secs(1);
 
-thread_local! {
+process_local! {
     /// Refusals, and when.
     static REFUSED: RefCell<HashMap<AccountKey, (Instant, Error)>> = RefCell::default();
 }

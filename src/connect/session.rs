@@ -14,11 +14,13 @@ use crate::connect::peer::{Introduction, Peer, PeerKind};
 use crate::connect::settings::Pooled;
 use crate::error::Result;
 use crate::guc;
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::Oid;
+use crate::pg::callbacks;
 use crate::pg::context;
 use crate::pg::database;
 use crate::pg::fd::ExternalFd;
-use crate::pg::invalidation::Changed;
+use crate::pg::invalidation::Changes;
 use crate::pg::timer;
 use crate::pg::wait::{self, Interest, Waiter};
 use crate::pq::Connection;
@@ -92,6 +94,9 @@ pub struct Session {
 impl Session {
     /// A session over a connection that has just come up and been checked.
     pub fn new(connection: Connection, endpoint: Rc<Endpoint>, fd: ExternalFd) -> Self {
+        callbacks::at_exit(|| {
+            close_where(|_| true);
+        });
         Self {
             endpoint,
             accepted: VecDeque::new(),
@@ -315,7 +320,7 @@ impl Session {
     }
 }
 
-thread_local! {
+process_local! {
     /// Idle sessions by account.
     static IDLE: RefCell<HashMap<AccountKey, Session>> = RefCell::default();
 }
@@ -415,17 +420,9 @@ pub fn close(server: Option<Oid>) -> usize {
 }
 
 /// Closes the idle sessions whose server or mapping has changed.
-pub fn close_changed(changed: &[Changed]) {
-    if !changed.is_empty() {
-        close_where(|session| {
-            changed.iter().any(|change| {
-                session
-                    .endpoint
-                    .identity
-                    .iter()
-                    .any(|own| change.concerns(own))
-            })
-        });
+pub fn close_changed(changes: &Changes) {
+    if !changes.is_empty() {
+        close_where(|session| changes.concern(&session.endpoint.identity));
     }
 }
 

@@ -34,7 +34,7 @@ use crate::connect::session;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::options::Mode;
-use crate::pg::{context, interrupt, lock, report, wal};
+use crate::pg::{context, interrupt, lock, memory, report, wal};
 use crate::queue::admission::{self, Admission};
 use crate::queue::failed::Blockers;
 use crate::queue::{self, lanes};
@@ -85,6 +85,7 @@ impl<'s> Queued<'s> {
 /// # Errors
 /// What fails the local transaction: see the module's head.
 pub fn pre_commit() -> Result<()> {
+    memory::take_reserves()?;
     let TransactionState {
         mut sets, drains, ..
     } = transaction::take_all();
@@ -205,6 +206,7 @@ fn strictest_per_server(mut sets: Vec<ChangeSet>) -> Vec<ChangeSet> {
 /// # Errors
 /// 0A000 for `sync` changes and for drained records.
 pub fn pre_prepare() -> Result<()> {
+    memory::take_reserves()?;
     let TransactionState {
         mut sets,
         has_drained,

@@ -4,8 +4,8 @@ use super::feed::Fixed;
 use super::link::{Ending, Link};
 use crate::fault::fault_point;
 use crate::guc;
-use crate::pg::interrupt;
 use crate::pg::wait::{self, Interest};
+use crate::pg::{interrupt, memory};
 use crate::sql::{self, AS_LOGGED_IN};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,7 @@ fn run_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop
         if links.iter().any(Link::commit_sent) {
             interrupt::commit_sent();
             fault_point!(CommitSent if links.iter().all(Link::has_sent));
+            memory::commit_sent();
         }
         if over(links) {
             return Stop::Done;

@@ -13,6 +13,7 @@ use crate::connect::lost_session::{LostSession, LostState};
 use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::guc;
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::interrupt;
 use crate::sql::{AS_LOGGED_IN, BEGIN_ON_PRIMARY, end_session};
 use std::cell::RefCell;
@@ -22,7 +23,7 @@ use std::rc::Rc;
 /// Longest time the server waits for a backend to end, in milliseconds.
 const BACKEND_EXIT_TIMEOUT_MS: u128 = 2_000;
 
-thread_local! {
+process_local! {
     /// Sessions lost by transactions that failed over it (`sync`), by user mapping: their queue
     /// rows would have been rolled back, so the current session at least remembers.
     static LOST: RefCell<HashMap<u32, Vec<LostSession>>> = RefCell::default();

@@ -8,6 +8,7 @@
 use crate::delivery::link::Link;
 use crate::delivery::lost;
 use crate::error::Result;
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::spi::Extension;
 use crate::queue;
 use std::cell::RefCell;
@@ -25,7 +26,7 @@ pub struct Unanswered {
     until: i64,
 }
 
-thread_local! {
+process_local! {
     static NOTED: RefCell<Vec<Unanswered>> = const { RefCell::new(Vec::new()) };
 }
 

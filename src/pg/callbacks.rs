@@ -2,13 +2,14 @@
 //!
 //! Not pgrx's hooks: those live for one transaction and outlast PREPARE. An ERROR in a COMMIT or
 //! ABORT event takes the whole server down, so the handlers of those return nothing and must not
-//! fail; pre-commit handlers may.
+//! fail; pre-commit handlers may. What is raised in there all the same, the server's own errors and
+//! panics of Rust, ends here, and what ends sessions, no memory, has a reserve.
 
-use super::report;
+use super::{interrupt, memory, report, timer};
 use crate::error::Result;
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ffi::c_void;
 
 /// What the crate does at the ends of (sub)transactions.
@@ -28,12 +29,17 @@ pub struct Handlers {
 
 thread_local! {
     static HANDLERS: OnceCell<Handlers> = const { OnceCell::new() };
+    static EXIT: Cell<Option<fn()>> = const { Cell::new(None) };
 }
 
 /// Registers the handlers; later calls do nothing.
 pub fn register(handlers: Handlers) {
     HANDLERS.with(|cell| {
         if cell.set(handlers).is_ok() {
+            timer::register();
+            // Called last, since it is registered first.
+            #[cfg(feature = "faults")]
+            super::fault::lift_at_end();
             // SAFETY: the callbacks are functions of this library, which is never unloaded.
             unsafe {
                 pg_sys::RegisterXactCallback(Some(transaction), std::ptr::null_mut());
@@ -54,9 +60,48 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _arg: *m
     match event {
         XACT_EVENT_PRE_COMMIT => report::or_raise((handlers.pre_commit)()),
         XACT_EVENT_PRE_PREPARE => report::or_raise((handlers.pre_prepare)()),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => (handlers.end)(true),
-        XACT_EVENT_ABORT => (handlers.end)(false),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => over(handlers.end, true),
+        XACT_EVENT_ABORT => over(handlers.end, false),
         _ => {}
+    }
+}
+
+/// Calls the handler of the end.
+fn over(end: fn(bool), committed: bool) {
+    memory::with_reserve(|| contained(|| end(committed)));
+}
+
+/// Does something at the end of a transaction. What is raised in there ends there, and the log tells of it.
+pub fn contained(body: impl FnOnce()) {
+    let counters = interrupt::Counters::read();
+    if let Err(error) = report::caught(|| {
+        body();
+        Ok(())
+    }) {
+        counters.put_back();
+        // That may fail as well.
+        let _ = report::caught(|| {
+            report::log("could not tidy up after a transaction", Some(&error));
+            Ok(())
+        });
+        counters.put_back();
+    }
+}
+
+/// Has something done when the process ends, once the server has let go of what it shares with others. Later calls
+/// do nothing. Ends the session where other libraries have left no room for it: not to be called at the end of a
+/// transaction.
+pub fn at_exit(handler: fn()) {
+    if EXIT.replace(Some(handler)).is_none() {
+        // SAFETY: the callback is a function of this library, which is never unloaded.
+        unsafe { pg_sys::on_proc_exit(Some(exit), pg_sys::Datum::from(0usize)) }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exit(_code: i32, _arg: pg_sys::Datum) {
+    if let Some(handler) = EXIT.get() {
+        contained(handler);
     }
 }
 

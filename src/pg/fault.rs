@@ -32,7 +32,7 @@ pub enum Point {
     Answered,
     /// All that is done before the local commit is done.
     BeforeCommit,
-    /// The local transaction has committed. Nothing can be raised here.
+    /// The local transaction has committed. What is raised here ends here.
     AfterCommit,
     /// A record has been written into the queue, and perhaps others follow.
     QueueWrite,
@@ -50,10 +50,10 @@ pub enum Point {
     BeforePrepare,
     /// A server has prepared its transaction; nothing of that is known here but in memory.
     Prepared,
-    /// The local transaction has ended, and the end of what it has prepared is about to be sent. Nothing can
-    /// be raised here.
+    /// The local transaction has ended, and the end of what it has prepared is about to be sent. What
+    /// is raised here ends here.
     SecondPhase,
-    /// The servers have answered that. Nothing can be raised here.
+    /// The servers have answered that. What is raised here ends here.
     Finished,
     /// The resolver knows what a server has prepared.
     Resolving,
@@ -119,7 +119,11 @@ fn act(what: &str, point: &str) {
         "fatal" => fatal(),
         "kill" => kill(),
         "files" => limit(libc::RLIMIT_NOFILE, first_free_descriptor()),
-        "memory" => limit(libc::RLIMIT_AS, crate::pq::address_space()),
+        "memory" => {
+            grow_stack();
+            limit(libc::RLIMIT_AS, crate::pq::address_space());
+            exhaust();
+        }
         _ => {}
     }
 }
@@ -156,6 +160,8 @@ fn first_free_descriptor() -> Option<u64> {
 thread_local! {
     /// What is limited, and what its limit was.
     static LIMITED: Cell<Option<(libc::__rlimit_resource_t, libc::rlimit)>> = const { Cell::new(None) };
+    /// A list of blocks that are kept from `malloc`: each begins with the address of the next.
+    static HOARD: Cell<*mut c_void> = const { Cell::new(std::ptr::null_mut()) };
 }
 
 /// Allows the process no more than this to the end of the transaction.
@@ -165,12 +171,8 @@ fn limit(resource: libc::__rlimit_resource_t, most: Option<u64>) {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: a plain struct to be filled in; the callback is a function of this library, which is never
-    // unloaded.
-    unsafe {
-        libc::getrlimit(resource, &mut before);
-        pg_sys::RegisterXactCallback(Some(lift), std::ptr::null_mut());
-    }
+    // SAFETY: a plain struct to be filled in.
+    unsafe { libc::getrlimit(resource, &mut before) };
     LIMITED.set(Some((resource, before)));
     let now = libc::rlimit {
         rlim_cur: most,
@@ -178,6 +180,37 @@ fn limit(resource: libc::__rlimit_resource_t, most: Option<u64>) {
     };
     // SAFETY: a plain struct.
     unsafe { libc::setrlimit(resource, &now) };
+}
+
+/// Takes what `malloc` still has of what it got from the system.
+fn exhaust() {
+    let sizes = (11..=20).rev().map(|power| 1 << power);
+    for size in sizes.chain((16..2048).rev().step_by(16)) {
+        loop {
+            // SAFETY: a block of at least 16 bytes, of which the first are written to.
+            unsafe {
+                let block = libc::malloc(size);
+                if block.is_null() {
+                    break;
+                }
+                block.cast::<*mut c_void>().write(HOARD.replace(block));
+            }
+        }
+    }
+}
+
+/// Has the system give the stack what the rest of the transaction needs: a stack that cannot grow is no
+/// allocation that fails.
+#[inline(never)]
+fn grow_stack() {
+    let room = [1u8; 512 * 1024];
+    std::hint::black_box(&room);
+}
+
+/// Has the limits lifted at the end of every transaction, after whatever is registered later.
+pub fn lift_at_end() {
+    // SAFETY: the callback is a function of this library, which is never unloaded.
+    unsafe { pg_sys::RegisterXactCallback(Some(lift), std::ptr::null_mut()) };
 }
 
 #[pg_guard]
@@ -190,5 +223,14 @@ unsafe extern "C-unwind" fn lift(event: pg_sys::XactEvent::Type, _arg: *mut c_vo
     {
         // SAFETY: a plain struct.
         unsafe { libc::setrlimit(resource, &before) };
+        let mut block = HOARD.replace(std::ptr::null_mut());
+        while !block.is_null() {
+            // SAFETY: a block of exhaust(), freed once; it begins with the next one's address.
+            unsafe {
+                let next = block.cast::<*mut c_void>().read();
+                libc::free(block);
+                block = next;
+            }
+        }
     }
 }

@@ -159,6 +159,35 @@ fn hold(count: u32) {
     unsafe { pg_sys::InterruptHoldoffCount = count }
 }
 
+/// What the server counts while it holds interrupts. An ERROR sets it to zero; where one is caught at the end of a
+/// transaction, the server goes on to count down.
+pub struct Counters {
+    all: u32,
+    cancel: u32,
+}
+
+impl Counters {
+    /// As they are.
+    pub fn read() -> Self {
+        // SAFETY: counters of this backend.
+        unsafe {
+            Self {
+                all: pg_sys::InterruptHoldoffCount,
+                cancel: pg_sys::QueryCancelHoldoffCount,
+            }
+        }
+    }
+
+    /// As they were.
+    pub fn put_back(&self) {
+        // SAFETY: counters of this backend.
+        unsafe {
+            pg_sys::InterruptHoldoffCount = self.all;
+            pg_sys::QueryCancelHoldoffCount = self.cancel;
+        }
+    }
+}
+
 /// Keeps cancel requests pending while it lives (`HOLD_CANCEL_INTERRUPTS`).
 struct HoldCancel(());
 

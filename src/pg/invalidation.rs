@@ -3,7 +3,8 @@
 //! The callbacks may fire in the middle of any catalog access and must neither fail nor look
 //! anything up; they only move counters on.
 
-use super::{Oid, compat, xact};
+use super::{Oid, compat, memory, xact};
+use crate::local::{ProcessLocal, process_local};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
 use std::cell::{Cell, RefCell};
@@ -15,9 +16,37 @@ thread_local! {
     static RELATIONS: Cell<u64> = const { Cell::new(0) };
     /// Moves on when a server, user mapping, role or membership changes.
     static SERVERS: Cell<u64> = const { Cell::new(0) };
+    /// Others have, which could not be noted.
+    static UNNOTED: Cell<bool> = const { Cell::new(false) };
+}
+
+process_local! {
     static WATCHED: RefCell<HashSet<u32>> = RefCell::default();
     /// Servers and mappings that changed since [`take_changed`], by hash.
     static CHANGED: RefCell<Vec<Changed>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What changed between two looks.
+pub struct Changes {
+    noted: Vec<Changed>,
+    /// Anything may have.
+    any: bool,
+}
+
+impl Changes {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.noted.is_empty() && !self.any
+    }
+
+    /// Whether one of these is among what changed.
+    pub fn concern(&self, these: &[Changed]) -> bool {
+        self.any
+            || self
+                .noted
+                .iter()
+                .any(|change| these.iter().any(|this| change.concerns(this)))
+    }
 }
 
 /// A server or mapping that changed: its cache and hash value; 0 stands for all.
@@ -45,17 +74,19 @@ impl Changed {
     }
 
     /// Whether this report is about the same thing as `other`.
-    pub fn concerns(&self, other: &Self) -> bool {
+    fn concerns(&self, other: &Self) -> bool {
         self.cache == other.cache && (self.hash == 0 || self.hash == other.hash)
     }
 }
 
 /// What changed since the last call.
-pub fn take_changed() -> Vec<Changed> {
-    CHANGED.with(|changed| match changed.try_borrow_mut() {
+pub fn take_changed() -> Changes {
+    let noted = CHANGED.with(|changed| match changed.try_borrow_mut() {
         Ok(mut changed) => std::mem::take(&mut *changed),
         Err(_) => Vec::new(),
-    })
+    });
+    let any = UNNOTED.replace(false);
+    Changes { noted, any }
 }
 
 /// A moment in the history of the catalogs.
@@ -169,11 +200,22 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_s
 #[pg_guard]
 unsafe extern "C-unwind" fn server_changed(_arg: pg_sys::Datum, cache: i32, hash: u32) {
     SERVERS.set(SERVERS.get() + 1);
-    CHANGED.with(|changed| {
-        if let Ok(mut changed) = changed.try_borrow_mut()
-            && !changed.contains(&Changed { cache, hash })
-        {
-            changed.push(Changed { cache, hash });
+    let change = Changed { cache, hash };
+    let noted = CHANGED.with(|changed| {
+        let Ok(mut changed) = changed.try_borrow_mut() else {
+            return false;
+        };
+        if changed.contains(&change) {
+            return true;
         }
+        // A session that has no memory must not end here: its transaction may have.
+        let has_room = memory::try_reserve(&mut changed, 1);
+        if has_room {
+            changed.push(change);
+        }
+        has_room
     });
+    if !noted {
+        UNNOTED.set(true);
+    }
 }

@@ -16,6 +16,7 @@ use super::spi::{self, Extension, Row};
 use super::text;
 use super::xact;
 use crate::error::{Error, Result};
+use crate::local::{ProcessLocal, process_local};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
@@ -404,7 +405,7 @@ struct WithoutPending {
     at: Epoch,
 }
 
-thread_local! {
+process_local! {
     /// Relations that were found; with the next change of one they are looked for again, as are the others
     /// here.
     static FOUND: RefCell<Vec<Found>> = const { RefCell::new(Vec::new()) };

@@ -6,6 +6,7 @@
 use super::context::Settings;
 use super::text::{displayable, outside_transaction, to_server};
 use crate::error::{Error, RemoteError, Result, SqlState};
+use crate::local::{ProcessLocal, process_local};
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder, pg_sys};
 use std::cell::{RefCell, UnsafeCell};
@@ -52,13 +53,18 @@ pub fn without_backtraces() {
     }
 }
 
+/// Has everything made that raising an error needs once in a process: where there is no memory, the C library
+/// would abort the process over the destructor of pgrx's state. Called once, from _PG_init.
+pub fn raise_once() {
+    // The message is for nobody.
+    let _ = caught(|| -> Result<()> { raise(&Error::internal("raised once")) });
+}
+
 /// Level of what a client is told and no log.
 const CLIENT_ONLY: u32 = pg_sys::WARNING_CLIENT_ONLY;
 const WARNING: u32 = pg_sys::WARNING;
 
 thread_local! {
-    /// The error being raised.
-    static FIELDS: RefCell<Option<Fields>> = const { RefCell::new(None) };
     static NODE: UnsafeCell<pg_sys::ErrorContextCallback> =
         const {
             UnsafeCell::new(pg_sys::ErrorContextCallback {
@@ -67,6 +73,11 @@ thread_local! {
                 arg: std::ptr::null_mut(),
             })
         };
+}
+
+process_local! {
+    /// The error being raised.
+    static FIELDS: RefCell<Option<Fields>> = const { RefCell::new(None) };
 }
 
 /// Called by `errfinish` for the error that is being raised.
@@ -78,7 +89,7 @@ unsafe extern "C-unwind" fn fill_in(_arg: *mut c_void) {
         fn errhint(format: *const c_char, ...) -> i32;
         fn errcontext_msg(format: *const c_char, ...) -> i32;
     }
-    let Some(fields) = FIELDS.with(RefCell::take) else {
+    let Some(fields) = FIELDS.take() else {
         return;
     };
     // SAFETY: an error report is under way, which is when these may be called; they copy the
@@ -153,7 +164,7 @@ fn c_text(text: &str) -> CString {
 
 /// Forgets an error that was raised and caught before it was reported.
 fn forget() {
-    FIELDS.with(RefCell::take);
+    FIELDS.take();
 }
 
 /// Runs `body`; what it raises becomes an error.

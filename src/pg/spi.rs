@@ -13,6 +13,7 @@ use super::snapshot::Snapshot;
 use super::text;
 use super::xact;
 use crate::error::{Error, Result, SqlState};
+use crate::local::{ProcessLocal, process_local};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -68,7 +69,7 @@ impl Extension {
     }
 }
 
-thread_local! {
+process_local! {
     /// Statement text to saved plan, and how many arguments that takes.
     static PLANS: RefCell<HashMap<String, (pg_sys::SPIPlanPtr, usize)>> = RefCell::default();
 }

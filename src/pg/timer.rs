@@ -39,16 +39,22 @@ pub fn take_fired() -> bool {
     FIRED.load(Relaxed) && FIRED.swap(false, Relaxed)
 }
 
-/// Sees to it that the timer fires by then. An ERROR stops all timers, so this is to be called at the end
-/// of every transaction.
-pub fn fire_by(due: Instant) {
-    let id = ID.get().unwrap_or_else(|| {
+/// Takes a number for the timer, if that was not done. Ends the session where other extensions have them all:
+/// not to be done at the end of a transaction.
+pub fn register() {
+    if ID.get().is_none() {
         // SAFETY: a function of this library, which is never unloaded; there are ten numbers for
         // extensions, and each process takes one of them here once.
-        let id = unsafe { RegisterTimeout(compat::USER_TIMEOUT, on_time) };
-        ID.set(Some(id));
-        id
-    });
+        ID.set(Some(unsafe {
+            RegisterTimeout(compat::USER_TIMEOUT, on_time)
+        }));
+    }
+}
+
+/// Sees to it that the timer fires by then. An ERROR stops all timers, so this is to be called at the end
+/// of every transaction. Cannot fail.
+pub fn fire_by(due: Instant) {
+    let Some(id) = ID.get() else { return };
     // SAFETY: a registered number.
     let is_set = unsafe { get_timeout_active(id) } && DUE.get().is_some_and(|set| set <= due);
     if is_set {

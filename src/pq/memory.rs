@@ -1,5 +1,6 @@
 //! How large this process is: libpq says nothing of the room it makes for what a server announces.
 
+use crate::local::{ProcessLocal, process_local};
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,7 +8,7 @@ use std::os::unix::fs::FileExt;
 /// The smallest there are; where they are larger, what is told is less.
 const PAGE: u64 = 4096;
 
-thread_local! {
+process_local! {
     /// Kept open, since this is asked with every step.
     static STATM: RefCell<Option<File>> = const { RefCell::new(None) };
 }

@@ -9,6 +9,7 @@ use crate::capture::log::Rows;
 use crate::change::{Change, Route, Source};
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::append::{Appender, Value};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::lookup::{self, IndexRef, Status};
@@ -237,7 +238,7 @@ struct CachedRoute {
     settled: Option<Epoch>,
 }
 
-thread_local! {
+process_local! {
     static ROUTES: RefCell<Vec<CachedRoute>> = RefCell::default();
 }
 

@@ -13,6 +13,7 @@
 //! Rows of `sync_queue_floor` leave dead versions too: a floor is raised by [`STEP`] records at least.
 
 use crate::error::{Error, Result};
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::lookup::{self, Is, Key, Status, View};
 use crate::pg::spi::{self, Extension, Row};
 use crate::pg::{Oid, lock, sequence};
@@ -32,7 +33,7 @@ struct Candidate {
     writers: Vec<lock::Writer>,
 }
 
-thread_local! {
+process_local! {
     static CANDIDATES: RefCell<Vec<Candidate>> = const { RefCell::new(Vec::new()) };
 }
 

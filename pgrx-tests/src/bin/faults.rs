@@ -39,7 +39,7 @@ const USAGE: &str = "usage:
       going
   cargo faults leaks [--transactions 100000]
       one backend, a fifth of its transactions failing
-  cargo faults points [--case NAME,NAME|all] [--write]
+  cargo faults points [--case NAME,NAME|all] [--point NAME,NAME] [--what NAME,NAME] [--write]
       everything that can go wrong at every named point of the extension, in every mode and by drains;
       --write puts what was seen into doc/failures.md
   cargo faults regress --files PATH [--mode async|sync|queue|all] [--results PATH] [--keep]
@@ -236,6 +236,10 @@ fn run_leaks(options: &mut Arguments) -> Result<()> {
 
 fn run_points(options: &mut Arguments) -> Result<()> {
     let only: String = options.take("case")?.unwrap_or_else(|| "all".to_owned());
+    let selected = points::Selection {
+        points: options.take("point")?,
+        whats: options.take("what")?,
+    };
     let writes = options.flag("write");
     options.end(USAGE)?;
     setup::prepare_with_faults()?;
@@ -253,9 +257,12 @@ fn run_points(options: &mut Arguments) -> Result<()> {
         }
         let mut fixture = points::Bed::start(drain)?;
         for case in cases {
-            table.extend(points::run(&mut fixture, case, &mut |trial, seen| {
-                println!("{trial}: {seen:?}")
-            })?);
+            table.extend(points::run(
+                &mut fixture,
+                case,
+                &selected,
+                &mut |trial, seen| println!("{trial}: {seen:?}"),
+            )?);
         }
     }
     println!("{}", table.render());

@@ -100,7 +100,7 @@ pub enum What {
     Kill,
     /// No descriptor can be had to the end of the transaction.
     Files,
-    /// No memory can be had from the system to the end of the transaction.
+    /// No memory can be had to the end of the transaction.
     Memory,
     Cancel,
     Terminate,
@@ -143,16 +143,13 @@ impl What {
         }
     }
 
-    /// Whether it can be had at that point: where a transaction has committed, nothing can be raised. What is
-    /// done in the second phase needs too little memory to find that there is none.
+    /// Whether it can be had at that point: where a transaction has committed, no session can leave by itself.
     pub fn is_possible(self, point: Point) -> bool {
-        match point {
-            Point::AfterCommit => !matches!(self, What::Error | What::Fatal),
-            Point::SecondPhase | Point::Finished => {
-                !matches!(self, What::Error | What::Fatal | What::Memory)
-            }
-            _ => true,
-        }
+        let is_over = matches!(
+            point,
+            Point::AfterCommit | Point::SecondPhase | Point::Finished
+        );
+        !is_over || self != What::Fatal
     }
 }
 
@@ -393,6 +390,11 @@ impl Seen {
             trial.what == What::Terminate && !equal,
             "both sides differ over a request",
         )?;
+        let is_reserved = trial.what == What::Memory && trial.point == Point::CommitSent;
+        never(
+            is_reserved && !equal,
+            "both sides differ over memory that was taken before",
+        )?;
         never(self.crashed && trial.what != What::Kill, "a crash")
     }
 
@@ -443,13 +445,40 @@ impl Seen {
     }
 }
 
-/// Tries everything that can be tried in a case, reports each and gives the table's part.
+/// What of all that can be tried is; everything where nothing is named.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Names of points, with a comma between two.
+    pub points: Option<String>,
+    /// Names of what goes wrong.
+    pub whats: Option<String>,
+}
+
+impl Selection {
+    fn has(names: &Option<String>, item: impl fmt::Debug) -> bool {
+        let item = format!("{item:?}");
+        let is_item = |name: &str| name.eq_ignore_ascii_case(&item);
+        names
+            .as_ref()
+            .is_none_or(|names| names.split(',').any(is_item))
+    }
+}
+
+/// Tries what can be tried in a case and is selected, reports each and gives the table's part.
 ///
 /// # Errors
 /// What must not be, or what keeps it from being tried.
-pub fn run(fixture: &mut Bed, case: Case, report: &mut dyn FnMut(&Trial, &Seen)) -> Result<Table> {
+pub fn run(
+    fixture: &mut Bed,
+    case: Case,
+    only: &Selection,
+    report: &mut dyn FnMut(&Trial, &Seen),
+) -> Result<Table> {
     let mut table = Table::default();
     for point in Point::ALL {
+        if !Selection::has(&only.points, point) {
+            continue;
+        }
         let nothing = Trial {
             case,
             point,
@@ -460,7 +489,8 @@ pub fn run(fixture: &mut Bed, case: Case, report: &mut dyn FnMut(&Trial, &Seen))
         if !seen.reached {
             continue;
         }
-        for what in What::ALL.into_iter().filter(|what| what.is_possible(point)) {
+        let is_tried = |what: &What| what.is_possible(point) && Selection::has(&only.whats, what);
+        for what in What::ALL.into_iter().filter(is_tried) {
             let trial = Trial { case, point, what };
             let seen = fixture.run(&trial)?;
             report(&trial, &seen);
