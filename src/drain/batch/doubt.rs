@@ -142,8 +142,8 @@ impl Batch<'_> {
                 Err(error) if !replay.can_go_on(&error) => return self.lost(error),
                 // States that were left behind are refused over other rows only.
                 Err(error) if is_about_states(&error) => {}
-                // Tried like any other.
-                Err(_) => return Ok(()),
+                // What is refused for itself is tried like any other, beside what is there already.
+                Err(_) => break,
             }
         }
         let open: HashSet<(Relation, Vec<Option<String>>)> = facts

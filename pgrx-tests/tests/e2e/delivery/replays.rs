@@ -250,3 +250,48 @@ fn what_completes_a_statement_may_have_been_applied_too() {
     assert_eq!(queued(&fixture), 0);
     same(&fixture, "tree");
 }
+
+/// Beside what may be there, a record that the server refuses: the others are not applied once more.
+#[test]
+fn a_record_that_is_refused_brings_nothing_back_that_is_there_under_another_key() {
+    for policy in POLICIES {
+        let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+        let fixture = Fixture::new(&format!("replay_refused_{policy}"));
+        fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+        let options = format!(r#"{{"mode": "queue", "on_conflict": "{policy}"}}"#);
+        mirror(&fixture, "t", "id int primary key, v text", &options);
+        fixture
+            .right
+            .exec("alter table t add check (v <> 'refused')");
+        let mut client = fixture.left.client();
+        run(
+            &mut client,
+            "insert into t values (1, 'a'), (2, 'b'), (3, 'refused'), (4, 'd');
+             update t set id = id + 100 where id in (1, 2); delete from t where id = 4",
+        );
+        let mut drain = fixture.left.superuser();
+        run(&mut drain, "begin; select deal_sync_err_rec(1000)");
+        proxy.cut_after(0, Direction::ToClient);
+        assert_eq!(fails(drain.batch_execute("commit")).code().code(), "08007");
+        proxy.cut_after(u64::MAX, Direction::ToClient);
+        await_until(LONG, "the server to commit", || {
+            table(&fixture.right, "t") == ["101|a", "102|b"]
+        });
+        assert!(!deal(&fixture, "1000"));
+        assert_eq!(table(&fixture.right, "t"), ["101|a", "102|b"], "{policy}");
+        fixture
+            .right
+            .exec("alter table t drop constraint t_v_check");
+        assert!(deal(&fixture, "1000"), "{policy}: {:?}", standing(&fixture));
+        assert_eq!(queued(&fixture), 0);
+        same(&fixture, "t");
+        assert_eq!(
+            rows(
+                &fixture.left,
+                "select type from sync_conflicts where decision <> 'failed'"
+            ),
+            [""; 0],
+            "{policy}"
+        );
+    }
+}
