@@ -60,15 +60,15 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _arg: *m
     match event {
         XACT_EVENT_PRE_COMMIT => report::or_raise((handlers.pre_commit)()),
         XACT_EVENT_PRE_PREPARE => report::or_raise((handlers.pre_prepare)()),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => over(handlers.end, true),
-        XACT_EVENT_ABORT => over(handlers.end, false),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => over(|| (handlers.end)(true)),
+        XACT_EVENT_ABORT => over(|| (handlers.end)(false)),
         _ => {}
     }
 }
 
-/// Calls the handler of the end.
-fn over(end: fn(bool), committed: bool) {
-    memory::with_reserve(|| contained(|| end(committed)));
+/// Calls the handler of an end.
+fn over(end: impl FnOnce()) {
+    memory::with_reserve(|| contained(end));
 }
 
 /// Does something at the end of a transaction. What is raised in there ends there, and the log tells of it.
@@ -115,7 +115,7 @@ unsafe extern "C-unwind" fn subtransaction(
     use pg_sys::SubXactEvent::*;
     let Some(handlers) = handlers() else { return };
     match event {
-        SUBXACT_EVENT_ABORT_SUB => (handlers.subtransaction_abort)(id),
+        SUBXACT_EVENT_ABORT_SUB => over(|| (handlers.subtransaction_abort)(id)),
         SUBXACT_EVENT_COMMIT_SUB => (handlers.subtransaction_commit)(id, parent),
         _ => {}
     }
