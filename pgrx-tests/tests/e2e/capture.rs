@@ -4,6 +4,7 @@ mod alterations;
 mod cascades;
 mod columns;
 mod error_fields;
+mod every_path;
 mod filters;
 mod histories;
 mod insert_only;
