@@ -206,7 +206,8 @@ impl Round {
         let mode = *self.rng.pick(&["async", "sync", "queue", "atomic"]);
         self.has_window = ["async", "sync"].contains(&mode);
         let existing = *self.rng.pick(&["error", "truncate", "merge"]);
-        let together = self.rng.chance(60);
+        // Parents that are always in the queue keep a copy of their children waiting.
+        let together = self.rng.chance(60) || mode == "queue";
         self.history.push(format!(
             "mode {mode}, existing {existing}{}",
             if together { ", together" } else { "" }
