@@ -14,6 +14,7 @@ use super::replay::Replay;
 use crate::change::{Op, Relation};
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
+use crate::delivery::whole::Span;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::Extension;
 use crate::pg::{Oid, sequence};
@@ -21,7 +22,7 @@ use crate::queue::claim::{Claims, Record, Unit};
 use crate::queue::failed::{self, Blockers, Waiting};
 use crate::queue::writeset::Writeset;
 use crate::transaction;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What becomes of a unit.
 enum UnitState {
@@ -100,6 +101,8 @@ pub struct Batch<'h> {
     /// It failed beside other lanes' changes.
     deferred: bool,
     postponed: Postponed,
+    /// Units that were refused one after the other and applied as a whole.
+    wholes: Vec<(Vec<usize>, Span)>,
 }
 
 /// What a batch came to.
@@ -144,6 +147,7 @@ impl<'h> Batch<'h> {
             stop: None,
             deferred: false,
             postponed: Postponed::default(),
+            wholes: Vec::new(),
         };
         batch.add(units)?;
         Ok(batch)
@@ -421,7 +425,7 @@ impl<'h> Batch<'h> {
             let single: Vec<Vec<usize>> = rest.iter().map(|at| vec![*at]).collect();
             let (at, reason) = self.first_bad(replay, &base, &single, why)?;
             candidates.push((rest.remove(at), reason));
-            match replay.instead(&self.chosen(&[&base[..], &rest[..]].concat())) {
+            match self.trial(replay, &[&base[..], &rest[..]].concat()) {
                 Ok(()) => break,
                 Err(broken) if is_to_blame(replay, &broken) => why = broken,
                 Err(broken) => return Err(broken),
@@ -433,7 +437,7 @@ impl<'h> Batch<'h> {
             let mut with = rest.clone();
             with.push(at);
             with.sort_unstable();
-            match replay.instead(&self.chosen(&[&base[..], &with[..]].concat())) {
+            match self.trial(replay, &[&base[..], &with[..]].concat()) {
                 Ok(()) => rest = with,
                 Err(broken) if is_to_blame(replay, &broken) => units.push((at, reason)),
                 Err(broken) => return Err(broken),
@@ -467,13 +471,48 @@ impl<'h> Batch<'h> {
             let middle = good + (bad - good) / 2;
             let mut units = [base, &parts[..middle].concat()].concat();
             units.sort_unstable();
-            match replay.instead(&self.chosen(&units)) {
+            match self.trial(replay, &units) {
                 Ok(()) => good = middle,
                 Err(broken) if is_to_blame(replay, &broken) => (bad, error) = (middle, broken),
                 Err(broken) => return Err(broken),
             }
         }
         Ok((good, error))
+    }
+
+    /// Applies units instead of what stands, and checks deferred constraints: all as they are, or those as a
+    /// whole that were true as a whole only.
+    fn trial(&self, replay: &mut Replay, units: &[usize]) -> Result<()> {
+        let error = match replay.instead(&self.chosen(units)) {
+            Err(error) if error.is_about_others() && replay.can_go_on(&error) => error,
+            result => return result,
+        };
+        let chosen: HashSet<usize> = units.iter().copied().collect();
+        let (mut wholes, mut within) = (HashMap::new(), HashSet::new());
+        for (group, span) in &self.wholes {
+            if group
+                .iter()
+                .all(|at| chosen.contains(at) && !within.contains(at))
+            {
+                within.extend(group.iter().copied());
+                wholes.extend(group.first().map(|first| (*first, (group, span))));
+            }
+        }
+        if wholes.is_empty() {
+            return Err(error);
+        }
+        replay.undo()?;
+        let mut plain: Vec<usize> = Vec::new();
+        for at in units.iter().copied() {
+            if let Some((group, span)) = wholes.get(&at) {
+                replay.part(&self.chosen(&std::mem::take(&mut plain)))?;
+                replay.part_whole(&self.chosen(group), **span)?;
+            } else if !within.contains(&at) {
+                plain.push(at);
+            }
+        }
+        replay.part(&self.chosen(&plain))?;
+        replay.check()
     }
 
     /// No more may be marked failed: nothing of a batch that still breaks a constraint stays.

@@ -191,7 +191,10 @@ impl Batch<'_> {
     /// Whether units can be applied as a whole. They are, if so.
     fn fits_whole(&mut self, replay: &mut Replay, units: &[usize], span: Span) -> Result<bool> {
         match replay.part_whole(&self.chosen(units), span) {
-            Ok(()) => self.set_applied(units),
+            Ok(()) => {
+                self.set_applied(units);
+                self.wholes.push((units.to_vec(), span));
+            }
             Err(error) if !replay.can_go_on(&error) => {
                 self.lost_over(units.to_vec(), error)?;
                 return Ok(false);

@@ -146,6 +146,11 @@ impl Batch<'_> {
                 Err(_) => break,
             }
         }
+        // Rows that are not there are no sign of it: then what others refer to for a while would be left out.
+        let is_there = |(fact, reached): (&Outcome, &bool)| *reached && fact.1.op != Op::Delete;
+        if !facts.iter().flatten().zip(&reached).any(is_there) {
+            return Ok(());
+        }
         let open: HashSet<(Relation, Vec<Option<String>>)> = facts
             .iter()
             .flatten()

@@ -151,6 +151,45 @@ fn a_record_that_fails_tears_no_statement_of_others() {
     same(&fixture, "t");
 }
 
+/// Who is sought for a constraint that is checked at the end is not found among what was true as a whole.
+#[test]
+fn a_deferred_constraint_that_breaks_blames_no_statement_that_is_true_as_a_whole() {
+    let fixture = linked("deferredinnocent");
+    let queue = r#"{"mode": "queue"}"#;
+    mirror(&fixture, "p", "id int primary key", queue);
+    mirror(
+        &fixture,
+        "c",
+        "id int primary key, p int references p",
+        queue,
+    );
+    mirror(&fixture, "v", "id int primary key, v text", queue);
+    mirror(
+        &fixture,
+        "u",
+        "id int primary key, v int references v deferrable initially deferred",
+        queue,
+    );
+    fixture.right.exec("alter table v add check (v <> 'bad')");
+    let mut client = fixture.left.client();
+    // The children are captured before their parent.
+    let both = "with p as (insert into p values (1)) insert into c values (1, 1), (2, 1)";
+    run(&mut client, both);
+    run(&mut client, "insert into v values (7, 'bad')");
+    run(&mut client, "insert into u values (1, 7)");
+    run(
+        &mut client,
+        "with p as (insert into p values (5)) insert into c values (5, 5), (6, 5)",
+    );
+    assert!(!deal(&fixture, "1000"));
+    assert_eq!(
+        standing(&fixture),
+        ["v|INSERT|failed|23514", "u|INSERT|failed|23503"]
+    );
+    same(&fixture, "p");
+    same(&fixture, "c");
+}
+
 /// Of a statement of which a row is refused, what can be true without that row goes on.
 #[test]
 fn of_a_statement_with_a_refused_row_the_others_arrive() {
