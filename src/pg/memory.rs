@@ -12,9 +12,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::thread::LocalKey;
 
-/// How much either may need, for as many servers as anybody has. Not so much that `malloc`
-/// would give it back to the system when it is freed: then others could take it.
-const RESERVE: Layout = Layout::new::<[u8; 64 * 1024]>();
+/// How much either may need, for as many servers as anybody has. Not so much that `malloc` would give it back to
+/// the system when it is freed, which glibc considers from 64 kB on: then others could take it, and each
+/// transaction would pay for having it back.
+const RESERVE: Layout = Layout::new::<[u8; 48 * 1024]>();
 /// The smallest there are.
 const PAGE: usize = 4096;
 
