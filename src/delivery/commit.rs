@@ -17,7 +17,7 @@ use super::assumption::{
 use super::event_loop::{self, Stop};
 use super::feed::{Changes, Fixed};
 use super::handover;
-use super::link::{Ending, Link};
+use super::link::{Ending, Link, Unmet};
 use super::lost;
 use super::whole::Span;
 use crate::atomic::gid::Gid;
@@ -441,7 +441,7 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         allow_shared(link);
         close.run(feed_of(set, link, assumption), link)?
     };
-    if !interrupted && link.was_missing() {
+    if !interrupted && link.unmet() == Unmet::SharedStatement {
         interrupted = match close {
             Close::Commit => run_asking(set, link, assumption, &close)?,
             Close::Prepare(_) => close.run(feed_of(set, link, assumption), link)?,
@@ -451,14 +451,14 @@ fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         // The server had ended the idle session: a new one is as good.
         if let Close::Prepare(gid) = std::mem::replace(&mut close, Close::of(set)?) {
             // Its name must not be met by a decision that is not its own.
-            phases::leave(link.endpoint(), gid, Some(link.lost_session().clone()));
+            phases::leave(link.endpoint(), gid, Some(link.lost_session()));
             phases::settle_left(link.endpoint())?;
         }
         *link = Link::connect(link.endpoint())?;
         assumption = first_assumption(set, link);
         interrupted = close.run(feed_of(set, link, assumption), link)?;
     }
-    if !interrupted && (link.was_late() || link.was_unlike()) {
+    if !interrupted && matches!(link.unmet(), Unmet::Clock | Unmet::ImplicitBegin) {
         interrupted = close.run(feed_of(set, link, assumption), link)?;
     }
     // Both are asked: each forgets what it finds to be wrong.
@@ -608,7 +608,7 @@ fn settle_commit(
         Err(error @ Error::InDoubt { .. }) => {
             let lost = LostSession {
                 xact,
-                ..link.lost_session().clone()
+                ..link.lost_session()
             };
             if set.mode.is_strict() {
                 lost::end_or_remember(link.endpoint(), &lost);
@@ -647,7 +647,7 @@ fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
     if let Err(error) = link.result() {
         release::note_refusal(&endpoint, &error);
         if !matches!(error, Error::Remote(_)) {
-            phases::leave(&endpoint, gid, Some(link.lost_session().clone()));
+            phases::leave(&endpoint, gid, Some(link.lost_session()));
         }
         roll_back(link);
         return Err(phases::explained(error));
@@ -718,11 +718,7 @@ fn finish_prepare(links: &mut [Link<'_>], gids: &[Gid]) -> Result<()> {
         for (link, gid) in links.iter_mut().zip(gids) {
             if !link.is_done() {
                 link.in_doubt("A request to cancel came first");
-                phases::leave(
-                    link.endpoint(),
-                    gid.clone(),
-                    Some(link.lost_session().clone()),
-                );
+                phases::leave(link.endpoint(), gid.clone(), Some(link.lost_session()));
             } else if link.result().is_ok() {
                 phases::leave(link.endpoint(), gid.clone(), None);
             }
@@ -823,7 +819,7 @@ fn in_two_steps<'s>(
         if stale {
             *link = Link::connect(link.endpoint())?;
         }
-        if stale || link.was_late() {
+        if stale || link.unmet() == Unmet::Clock {
             let open: &[&str] = if stale || link.is_idle() {
                 &[]
             } else {

@@ -118,7 +118,7 @@ fn pause(links: &mut [Link<'_>], longest: Duration) {
     let answered = |link: &Link<'_>| link.interest().is_some_and(|i| wait::is_ready(&i));
     for link in links
         .iter_mut()
-        .filter(|l| !l.is_done() && l.deadline() <= now)
+        .filter(|l| l.deadline().is_some_and(|deadline| deadline <= now))
     {
         if answered(link) && link.may_be_late(now) {
             continue;
@@ -129,8 +129,7 @@ fn pause(links: &mut [Link<'_>], longest: Duration) {
     if expired {
         return;
     }
-    let running = || links.iter().filter(|l| !l.is_done());
-    let until = running().map(Link::deadline).min();
+    let until = links.iter().filter_map(Link::deadline).min();
     let time = until
         .map_or(longest, |t| t.saturating_duration_since(now))
         .min(longest);

@@ -1,133 +1,98 @@
 //! One server in one exchange: connects if need be, feeds statements into a pipeline while reading
 //! its answers, and says in the end what took effect. A state machine that never waits; `event_loop`
 //! waits for several of them.
-//!
-//! What decides between "lost" and "in doubt" is whether the end of a pipeline that commits had
-//! been handed to libpq: from then on its bytes may be anywhere.
 
-use super::answers::{Answers, BROKE_PROTOCOL, SENDS_TOO_MUCH};
+mod connecting;
+mod exchange;
+mod outcome;
+
+pub use exchange::Ending;
+pub use outcome::Unmet;
+
 use super::feed::Feed;
 use crate::conflict::Tally;
 use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::LostSession;
-use crate::connect::peer::PeerKind;
 use crate::connect::session::{self, Session};
-use crate::connect::shared::is_missing;
-use crate::error::{Error, RemoteError, Result, SqlState};
-use crate::fault::fault_point;
+use crate::error::{Error, Result};
 use crate::guc;
-use crate::pg::fd::ExternalFd;
 use crate::pg::wait::{self, Interest};
-use crate::pq::{Connection, Polling};
-use crate::sql::marks::SESSION_MARK;
-use crate::sql::{NODE, REMOTE_SCHEMA, Statement, Verb};
+use connecting::{Connecting, Progress};
+use exchange::{Exchange, Run, Stop};
+use outcome::Outcome;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Bytes of statements that are handed to libpq before it is asked to send them.
-const PARCEL: usize = 16 * 1024;
-
-/// What a server may send before it is connected. An honest one sends a few kB.
-const LONGEST_GREETING: u64 = 128 * 1024;
-/// Steps of connecting at once. An honest server needs fewer altogether.
-const MOST_POLLS: usize = 16;
-/// How poolers refuse a start-up parameter that they do not know, `options` for one.
-const REFUSED_PARAMETER: &str = "unsupported startup parameter";
 /// How long after its deadline a link goes on if its server is sending.
-const LATE: Duration = Duration::from_secs(1);
+const LATE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the end of a run means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The server commits: the statements are an implicit transaction, or end with COMMIT.
-    Commits,
-    /// Nothing is committed by it.
-    Open,
-    /// The statements end with PREPARE TRANSACTION. What became of it need not be known: it is rolled back
-    /// unless the local transaction decides otherwise.
-    Prepares,
-    /// A single statement that no transaction can contain: the end of a prepared one.
-    Resolves,
-}
-
-/// What a server is asked in an exchange of its own before the run. A new connection is introduced in it, so
-/// that nothing is sent to whoever should not get it, and who runs a transaction is known before it can be
-/// lost.
-struct Questions {
-    /// The schema of its extension.
-    extension: bool,
-    /// Its name in the paths of changes.
-    node: bool,
-    sent: bool,
-}
-
-impl Questions {
-    /// The statements, once.
-    fn take_statements(&mut self) -> Option<Vec<Statement>> {
-        let asked = [(self.extension, REMOTE_SCHEMA), (self.node, NODE)]
-            .into_iter()
-            .filter(|(asks, _)| *asks);
-        let statements = asked.map(|(_, text)| Statement::plain(text)).collect();
-        (!std::mem::replace(&mut self.sent, true)).then_some(statements)
-    }
-}
-
-enum State {
-    Connecting {
-        connection: Connection,
-        fd: ExternalFd,
-        polling: Polling,
-        since: Instant,
-    },
-    /// Connected, with nothing in flight.
-    Resting(Session),
-    Running(Session),
-    /// Without a connection, for good.
-    Closed,
-}
-
-/// See the module's head.
+/// A link to one server. Each state is named by what it waits for, and holds what it needs for that:
+///
+/// ```text
+///   connect()                                      open(), over() a session
+///       |                                                    |
+///       v                                                    v
+///  +-----------------------+  accepted, no run yet  +-------------------+
+///  | Connecting            |----------------------->| Resting           |
+///  | the server's greeting |                        | a run             |<---+
+///  +-----------------------+                        +-------------------+    |
+///       | |  accepted                                        | run()         |
+///       | +--------------------+  +--------------------------+               |
+///       |                      |  |                                          |
+///       |    Running           v  v                                          |
+///       |   +-------------------------------------------------------+        |
+///       |   | Answers -------------> Room -------------> End        |--------+
+///       |   | to what must be known  to send the next    of the     |  all answers
+///       |   | before the run         statements          pipeline   |  have come
+///       |   +-------------------------------------------------------+
+///       | refused, late             | broken, late, refused,     | broken, late, where
+///       |                           | our own error: lost        | the run commits: in doubt
+///       v                           v                            v
+///  +---------------------------------------------------------------------+
+///  | Closed: nothing, for good                                           |
+///  +---------------------------------------------------------------------+
+/// ```
+///
+/// A run skips `Answers` where all is known already. For what is lost and what in doubt see
+/// [`Exchange::commit_sent`]. A run that is given to a link that is not at rest fails.
 pub struct Link<'f> {
     endpoint: Rc<Endpoint>,
-    state: State,
-    feed: Option<Box<dyn Feed + 'f>>,
-    /// Statements fetched but not sent yet: the end must be known when the last ones are.
-    ahead: Option<Vec<Statement>>,
-    ending: Ending,
-    answers: Answers,
-    /// See [`Answers::with_room`].
-    room: Option<usize>,
-    /// How long a server may take for an answer, where that is not `pg_rowsync.delivery_timeout`.
-    patience: Option<Duration>,
-    /// What the server is being asked, before the run.
-    questions: Option<Questions>,
-    /// The end of the pipeline was handed to libpq.
-    ended: bool,
-    commit_sent: bool,
-    /// When the last answer came or the last statements had left. Bytes that complete no answer are no
-    /// progress: a server could send them for ever.
-    progress: Instant,
-    /// When the link was first found to be late.
-    late: Option<Instant>,
-    /// When statements were last handed to libpq.
-    fed_at: Instant,
-    /// The kernel did not take everything: wait for writing too.
-    write_blocked: bool,
-    /// A transaction begins with the next statement.
-    begins: bool,
-    /// How the transaction can be known whose outcome is.
-    lost: LostSession,
+    state: State<'f>,
+    limits: Limits,
+    /// What the last run has come to, once it is over.
+    outcome: Outcome,
     /// The session was there before the link.
     was_idle: bool,
-    /// The server's clock was so far ahead that it refused to begin.
-    was_late: bool,
-    /// What was run had been prepared, if only in part.
-    was_prepared: bool,
-    /// The process that served the run did not have what it was to execute by name.
-    was_missing: bool,
-    /// The server refused to begin otherwise than in a block.
-    was_unlike: bool,
-    failure: Option<Error>,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would be an allocation for each run"
+)]
+enum State<'f> {
+    /// Until the server has accepted the connection; then the run begins, if there is one.
+    Connecting(Connecting, Option<Run<'f>>),
+    /// Until there is a run. Nothing is in flight.
+    Resting(Session),
+    /// Until its answers have come.
+    Running(Exchange<'f>),
+    /// For nothing: there is no connection any more. How the transaction can be known that was under way.
+    Closed(LostSession),
+}
+
+/// What a server may take, where that is not what the settings say.
+#[derive(Clone, Copy, Default)]
+struct Limits {
+    /// How long, for an answer.
+    answer_time: Option<Duration>,
+    /// See [`Answers::with_room`](super::answers::Answers::with_room).
+    answer_bytes: Option<usize>,
+}
+
+impl Limits {
+    fn answer_time(self) -> Duration {
+        self.answer_time.unwrap_or_else(guc::delivery_timeout)
+    }
 }
 
 impl<'f> Link<'f> {
@@ -151,36 +116,11 @@ impl<'f> Link<'f> {
     /// As for [`Link::open`].
     pub fn connect(endpoint: &Rc<Endpoint>) -> Result<Self> {
         endpoint.check_before()?;
+        let connecting = Connecting::begin(endpoint)?;
         Ok(Self::with(
             endpoint.clone(),
-            Self::begin_to_connect(endpoint)?,
+            State::Connecting(connecting, None),
         ))
-    }
-
-    fn begin_to_connect(endpoint: &Endpoint) -> Result<State> {
-        fault_point!(Connect);
-        let refused = |reason: &str| Error::Connect {
-            server: endpoint.account.server_name.clone(),
-            sqlstate: SqlState::new("53000"),
-            reason: reason.to_owned(),
-        };
-        let fd = ExternalFd::acquire()
-            .ok_or_else(|| refused("There are too many open files on the local server."))?;
-        let connection =
-            Connection::start(endpoint.params()).ok_or_else(|| refused("Out of memory."))?;
-        // libpq's protocol: after the start wait for writing, then poll; unless it has failed already,
-        // over a name that does not resolve or a socket that is not there.
-        let polling = if connection.has_failed() {
-            Polling::Failed
-        } else {
-            Polling::Write
-        };
-        Ok(State::Connecting {
-            connection,
-            fd,
-            polling,
-            since: Instant::now(),
-        })
     }
 
     /// A link over a session that is at rest.
@@ -188,85 +128,184 @@ impl<'f> Link<'f> {
         Self::with(session.endpoint.clone(), State::Resting(session))
     }
 
-    fn with(endpoint: Rc<Endpoint>, state: State) -> Self {
+    fn with(endpoint: Rc<Endpoint>, state: State<'f>) -> Self {
         Self {
             endpoint,
             state,
-            feed: None,
-            ahead: None,
-            ending: Ending::Open,
-            answers: Answers::default(),
-            room: None,
-            patience: None,
-            questions: None,
-            ended: false,
-            commit_sent: false,
-            progress: Instant::now(),
-            late: None,
-            fed_at: Instant::now(),
-            write_blocked: false,
-            begins: false,
-            lost: LostSession::default(),
+            limits: Limits::default(),
+            outcome: Outcome::default(),
             was_idle: false,
-            was_late: false,
-            was_prepared: false,
-            was_missing: false,
-            was_unlike: false,
-            failure: None,
         }
+    }
+
+    /// Gives the server this long for each answer, and keeps so many bytes of rows.
+    pub fn expect_much(&mut self, answer_time: Duration, answer_bytes: usize) {
+        self.limits = Limits {
+            answer_time: Some(answer_time),
+            answer_bytes: Some(answer_bytes),
+        };
     }
 
     /// Gives the link statements to run, now or as soon as it is connected.
     pub fn run(&mut self, feed: impl Feed + 'f, ending: Ending) {
-        self.feed = Some(Box::new(feed));
-        self.ending = ending;
-        self.failure = None;
-        self.was_late = false;
-        self.was_missing = false;
-        self.was_unlike = false;
-        self.rewind();
-        self.start();
-    }
-
-    /// Back to where nothing was sent.
-    fn rewind(&mut self) {
-        self.ahead = None;
-        self.begins = false;
-        self.answers = Answers::with_room(self.room);
-        self.ended = false;
-        self.commit_sent = false;
-        self.write_blocked = false;
-        self.went_on();
-        self.fed_at = self.progress;
-    }
-
-    fn went_on(&mut self) {
-        self.progress = Instant::now();
-        self.late = None;
-    }
-
-    fn start(&mut self) {
-        let (Some(feed), State::Resting(session)) = (&self.feed, &self.state) else {
-            return;
-        };
-        let questions = Questions {
-            extension: feed.needs_remote_schema() && !session.knows_remote_schema(),
-            node: feed.needs_node() && session.node().is_none(),
-            sent: false,
-        };
-        let is_new = session.peer.kind() == PeerKind::Unknown;
-        self.questions = (is_new || questions.extension || questions.node).then_some(questions);
-        if let State::Resting(session) = std::mem::replace(&mut self.state, State::Closed) {
-            // Within a transaction, the server knows what it needs.
-            self.begins = session.connection.is_idle();
-            self.answers = Answers::with_room(self.room);
-            self.went_on();
-            self.state = State::Running(session);
+        let feed = Box::new(feed);
+        let run = Run { feed, ending };
+        match std::mem::replace(&mut self.state, State::Closed(LostSession::default())) {
+            State::Resting(session) => self.begin(session, run),
+            State::Connecting(connecting, None) => {
+                self.state = State::Connecting(connecting, Some(run));
+            }
+            illegal => {
+                self.state = illegal;
+                let failure = self.outcome.failure.take();
+                self.close(failure.unwrap_or(Error::internal("run over a link not at rest")));
+            }
         }
     }
 
-    fn server(&self) -> &str {
-        &self.endpoint.account.server_name
+    fn begin(&mut self, session: Session, run: Run<'f>) {
+        self.outcome = Outcome::default();
+        let mut exchange = Exchange::new(session, run, self.limits.answer_bytes);
+        let begun = exchange.begin();
+        self.state = State::Running(exchange);
+        if let Err(stop) = begun {
+            self.stop(stop);
+        }
+    }
+
+    /// Does what can be done without waiting.
+    pub fn step(&mut self) {
+        if let State::Connecting(..) = self.state {
+            self.step_connecting();
+        }
+        if let State::Running(exchange) = &mut self.state {
+            match exchange.step() {
+                Ok(false) => {}
+                Ok(true) => self.rest(),
+                Err(stop) => self.stop(stop),
+            }
+        }
+    }
+
+    fn step_connecting(&mut self) {
+        let closed = State::Closed(LostSession::default());
+        match std::mem::replace(&mut self.state, closed) {
+            State::Connecting(connecting, run) => match (connecting.step(&self.endpoint), run) {
+                (Progress::Waiting(connecting), run) => {
+                    self.state = State::Connecting(connecting, run);
+                }
+                (Progress::Connected(session), Some(run)) => self.begin(session, run),
+                (Progress::Connected(session), None) => self.state = State::Resting(session),
+                (Progress::Failed(error), _) => self.close(error),
+            },
+            other => self.state = other,
+        }
+    }
+
+    /// All answers have come.
+    fn rest(&mut self) {
+        let closed = State::Closed(LostSession::default());
+        match std::mem::replace(&mut self.state, closed) {
+            State::Running(exchange) => {
+                let (session, mut outcome) = exchange.into_parts();
+                if let Some(session) = outcome.settle(session) {
+                    self.state = State::Resting(session);
+                }
+                self.outcome = outcome;
+            }
+            other => self.state = other,
+        }
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        let error = match (stop, &self.state) {
+            (Stop::Own(error), _) => error,
+            (Stop::Broken(reason), State::Running(exchange)) => exchange.broken(reason),
+            (Stop::Broken(reason), _) => Error::internal(reason),
+        };
+        self.close(error);
+    }
+
+    fn close(&mut self, error: Error) {
+        let closed = State::Closed(LostSession::default());
+        match std::mem::replace(&mut self.state, closed) {
+            State::Running(exchange) => {
+                let (session, outcome) = exchange.into_parts();
+                self.state = State::Closed(session.transaction().clone());
+                self.outcome = outcome;
+            }
+            State::Closed(lost) => self.state = State::Closed(lost),
+            State::Connecting(..) | State::Resting(_) => {}
+        }
+        self.outcome.failure = Some(error);
+    }
+
+    /// When the link must have got further; `None` if it waits for nothing.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Connecting(connecting, _) => Some(connecting.deadline()),
+            State::Running(exchange) => Some(exchange.progress() + self.limits.answer_time()),
+            State::Resting(_) | State::Closed(_) => None,
+        }
+    }
+
+    /// Whether the link may go on after its deadline, with a server that is sending: the caller may have
+    /// done other things while the answer came. Not for long, since the server may send for ever.
+    pub fn may_be_late(&mut self, now: Instant) -> bool {
+        let late = match &mut self.state {
+            State::Connecting(connecting, _) => &mut connecting.late,
+            State::Running(exchange) => &mut exchange.late,
+            State::Resting(_) | State::Closed(_) => return false,
+        };
+        *late.get_or_insert(now) + LATE_ANSWER_TIMEOUT > now
+    }
+
+    /// The deadline has passed.
+    pub fn expire(&mut self) {
+        let timeout = |server: String, what, limit: Duration| Error::Timeout {
+            server,
+            what,
+            millis: limit.as_millis() as i64,
+        };
+        let error = match &self.state {
+            State::Connecting(..) => {
+                let server = self.endpoint.account.server_name.clone();
+                timeout(server, "connecting", guc::connect_timeout())
+            }
+            State::Running(exchange) => {
+                let limit = self.limits.answer_time();
+                let reason = format!("No answer for {} ms", limit.as_millis());
+                exchange.in_doubt_or(reason, |server, _| {
+                    timeout(server, "waiting for the server", limit)
+                })
+            }
+            State::Resting(_) | State::Closed(_) => return,
+        };
+        self.close(error);
+    }
+
+    /// Gives up on learning the outcome.
+    pub fn in_doubt(&mut self, reason: &str) {
+        let server = self.endpoint.account.server_name.clone();
+        let reason = reason.to_owned();
+        self.close(Error::InDoubt { server, reason });
+    }
+
+    /// What to wait for.
+    pub fn interest(&self) -> Option<Interest> {
+        match &self.state {
+            State::Connecting(connecting, _) => Some(connecting.interest()),
+            State::Running(exchange) => Some(exchange.interest()),
+            State::Resting(_) | State::Closed(_) => None,
+        }
+    }
+
+    /// Waits for that, for the process latch, or for a time.
+    pub fn wait(&mut self, time: Duration) {
+        if let State::Running(exchange) = &mut self.state {
+            return exchange.wait(time);
+        }
+        wait::wait(self.interest().as_slice(), time);
     }
 
     /// The endpoint the link leads to.
@@ -276,7 +315,7 @@ impl<'f> Link<'f> {
 
     /// Whether nothing more happens until the next [`Link::run`].
     pub fn is_done(&self) -> bool {
-        matches!(self.state, State::Resting(_) | State::Closed)
+        matches!(self.state, State::Resting(_) | State::Closed(_))
     }
 
     /// Whether it has a connection to run something over.
@@ -284,27 +323,40 @@ impl<'f> Link<'f> {
         matches!(self.state, State::Resting(_))
     }
 
-    /// Whether nothing is left to be sent.
+    /// Whether nothing is left to be sent before answers have come.
     pub fn has_sent(&self) -> bool {
-        self.is_done() || (self.ended && !self.write_blocked)
+        match &self.state {
+            State::Connecting(..) => false,
+            State::Running(exchange) => exchange.has_sent(),
+            State::Resting(_) | State::Closed(_) => true,
+        }
     }
 
-    /// Whether what it runs may have been committed.
+    /// Whether what it runs, or ran last, may have been committed.
     pub fn commit_sent(&self) -> bool {
-        self.commit_sent
+        match &self.state {
+            State::Running(exchange) => exchange.commit_sent(),
+            State::Connecting(..) | State::Resting(_) | State::Closed(_) => {
+                self.outcome.commit_sent
+            }
+        }
     }
 
     /// How the transaction under way can be known.
     pub fn transaction(&self) -> Option<&LostSession> {
         match &self.state {
-            State::Running(session) | State::Resting(session) => Some(session.transaction()),
-            State::Connecting { .. } | State::Closed => None,
+            State::Running(exchange) => Some(exchange.session().transaction()),
+            State::Resting(session) => Some(session.transaction()),
+            State::Connecting(..) | State::Closed(_) => None,
         }
     }
 
     /// The session that may still commit what was run. Means something only if the outcome is unknown.
-    pub fn lost_session(&self) -> &LostSession {
-        &self.lost
+    pub fn lost_session(&self) -> LostSession {
+        match &self.state {
+            State::Closed(lost) => lost.clone(),
+            _ => LostSession::default(),
+        }
     }
 
     /// Whether the session was there before the link.
@@ -312,34 +364,29 @@ impl<'f> Link<'f> {
         self.was_idle
     }
 
-    /// Whether the server refused to begin since its clock was not known well enough. It is now.
-    pub fn was_late(&self) -> bool {
-        self.was_late
-    }
-
-    /// Whether the process that served the run did not have what it was to execute by name.
-    pub fn was_missing(&self) -> bool {
-        self.was_missing
-    }
-
-    /// Whether the server refused to begin otherwise than in a block. The next run has one.
-    pub fn was_unlike(&self) -> bool {
-        self.was_unlike
-    }
-
     /// What became of the run.
     ///
     /// # Errors
-    /// The first error, see [`Error`] for what each says about the server's state.
+    /// The first error, see [`Error`] for what each says about the server's state. A run that is not over
+    /// counts as canceled.
     pub fn result(&self) -> Result<()> {
-        self.failure.clone().map_or(Ok(()), Err)
+        match &self.state {
+            State::Running(_) => Err(Error::Canceled),
+            State::Connecting(..) | State::Resting(_) | State::Closed(_) => {
+                self.outcome.failure.clone().map_or(Ok(()), Err)
+            }
+        }
+    }
+
+    /// What a run that failed relied on and was not so.
+    pub fn unmet(&self) -> Unmet {
+        self.outcome.unmet
     }
 
     /// Whether the run failed over something that may come of what was prepared being out of date. If so
     /// it is forgotten.
     pub fn was_outdated(&mut self) -> bool {
-        let outdated = self.was_prepared
-            && matches!(&self.failure, Some(Error::Remote(error)) if error.sqlstate.may_be_outdated());
+        let outdated = self.outcome.is_outdated();
         if let (true, State::Resting(session)) = (outdated, &mut self.state) {
             session.prepared.forget();
             session.shared.suspect();
@@ -350,12 +397,12 @@ impl<'f> Link<'f> {
     /// Takes out the conflicts of the run that its policies let pass. Means something only where the run
     /// had no failure.
     pub fn take_conflicts(&mut self) -> Tally {
-        self.answers.take_conflicts()
+        self.outcome.answers.take_conflicts()
     }
 
-    /// See [`Answers::rows`].
+    /// See [`Answers::rows`](super::answers::Answers::rows).
     pub fn answers(&self) -> &[Vec<Option<String>>] {
-        self.answers.rows()
+        self.outcome.answers.rows()
     }
 
     /// Takes out how many changes of what was run were not sent because they have been there.
@@ -388,511 +435,5 @@ impl<'f> Link<'f> {
             State::Resting(session) => Some(session),
             _ => None,
         }
-    }
-
-    /// What to wait for.
-    pub fn interest(&self) -> Option<Interest> {
-        match &self.state {
-            State::Connecting {
-                connection,
-                polling,
-                ..
-            } => Some(connecting_interest(connection, *polling)),
-            State::Running(session) => {
-                // Writing is waited for only when flush left something.
-                Some(session.interest(self.write_blocked))
-            }
-            State::Resting(_) | State::Closed => None,
-        }
-    }
-
-    /// Waits for that, for the process latch, or for a time.
-    pub fn wait(&mut self, time: Duration) {
-        let interest = self.interest();
-        match &mut self.state {
-            State::Running(session) => session.wait(self.write_blocked, time),
-            _ => wait::wait(interest.as_slice(), time),
-        }
-    }
-
-    /// When the link must have got further.
-    pub fn deadline(&self) -> Instant {
-        match &self.state {
-            State::Connecting { since, .. } => *since + guc::connect_timeout(),
-            _ => self.progress + self.patience.unwrap_or_else(guc::delivery_timeout),
-        }
-    }
-
-    /// Gives the server this long for each answer, and keeps so many bytes of rows.
-    pub fn expect_much(&mut self, patience: Duration, room: usize) {
-        self.patience = Some(patience);
-        self.room = Some(room);
-    }
-
-    /// Whether the link may go on after its deadline, with a server that is sending: the caller may have
-    /// done other things while the answer came. Not for long, since the server may send for ever.
-    pub fn may_be_late(&mut self, now: Instant) -> bool {
-        *self.late.get_or_insert(now) + LATE > now
-    }
-
-    /// The deadline has passed.
-    pub fn expire(&mut self) {
-        let server = self.server().to_owned();
-        let (what, limit): (_, Duration) = match &self.state {
-            State::Connecting { .. } => ("connecting", guc::connect_timeout()),
-            _ => {
-                let limit = self.patience.unwrap_or_else(guc::delivery_timeout);
-                ("waiting for the server", limit)
-            }
-        };
-        let millis = limit.as_millis() as i64;
-        if self.commit_sent {
-            self.in_doubt(&format!("No answer for {millis} ms"));
-        } else {
-            self.close(Error::Timeout {
-                server,
-                what,
-                millis,
-            });
-        }
-    }
-
-    /// Gives up on learning the outcome.
-    pub fn in_doubt(&mut self, reason: &str) {
-        let (server, reason) = (self.server().to_owned(), reason.to_owned());
-        self.close(Error::InDoubt { server, reason });
-    }
-
-    fn close(&mut self, error: Error) {
-        if let State::Running(session) = std::mem::replace(&mut self.state, State::Closed) {
-            self.lost = session.transaction().clone();
-        }
-        self.feed = None;
-        self.failure = Some(error);
-    }
-
-    /// Does what can be done without waiting.
-    pub fn step(&mut self) {
-        if let State::Connecting { .. } = self.state {
-            self.step_connecting();
-        }
-        if let State::Running(_) = self.state
-            && let Err(reason) = self.step_running()
-        {
-            self.broken(&reason);
-        }
-    }
-
-    fn step_connecting(&mut self) {
-        let deadline = self.deadline();
-        let State::Connecting {
-            connection,
-            polling,
-            ..
-        } = &mut self.state
-        else {
-            return;
-        };
-        // PQconnectPoll must not be called before the socket is ready.
-        let mut polls = 0;
-        while matches!(polling, Polling::Read | Polling::Write) {
-            let ready = wait::is_ready(&connecting_interest(connection, *polling));
-            // How long a poll takes is up to the server, which may have much to say.
-            let is_late = polls > 0 && Instant::now() >= deadline;
-            if !ready || is_late || polls == MOST_POLLS {
-                return;
-            }
-            *polling = connection.poll();
-            polls += 1;
-            connection.forget_notifications();
-            if connection.heard() > LONGEST_GREETING || connection.is_swollen() {
-                let (server, reason) = (self.server().to_owned(), SENDS_TOO_MUCH.to_owned());
-                let sqlstate = SqlState::CANNOT_CONNECT;
-                return self.close(Error::Connect {
-                    server,
-                    sqlstate,
-                    reason,
-                });
-            }
-        }
-        let State::Connecting {
-            mut connection,
-            fd,
-            polling,
-            since,
-        } = std::mem::replace(&mut self.state, State::Closed)
-        else {
-            return;
-        };
-        if polling == Polling::Failed || !connection.pipelined() {
-            let (sqlstate, reason) = connection.connect_error();
-            if !self.endpoint.is_bare() && reason.contains(REFUSED_PARAMETER) {
-                self.endpoint.leave_out_options();
-                drop((connection, fd));
-                return self.connect_again(since);
-            }
-            let server = self.server().to_owned();
-            return self.close(Error::Connect {
-                server,
-                sqlstate,
-                reason,
-            });
-        }
-        if let Err(error) = self.endpoint.check_after(connection.used_password()) {
-            return self.close(error);
-        }
-        self.state = State::Resting(Session::new(connection, self.endpoint.clone(), fd));
-        self.start();
-    }
-
-    /// Begins anew within the time that began then.
-    fn connect_again(&mut self, since: Instant) {
-        match Self::begin_to_connect(&self.endpoint) {
-            Ok(State::Connecting {
-                connection,
-                fd,
-                polling,
-                ..
-            }) => {
-                self.state = State::Connecting {
-                    connection,
-                    fd,
-                    polling,
-                    since,
-                };
-            }
-            Ok(_) => {}
-            Err(error) => self.close(error),
-        }
-    }
-
-    /// Reads, feeds, flushes until it would block or is done. An error is that of a broken
-    /// connection.
-    fn step_running(&mut self) -> std::result::Result<(), String> {
-        loop {
-            self.read_answers()?;
-            if self.ended && self.answers.are_complete() {
-                self.rest();
-                if matches!(self.state, State::Running(_)) {
-                    continue;
-                }
-                return Ok(());
-            }
-            self.flush()?;
-            if self.write_blocked || self.ended {
-                return Ok(());
-            }
-            self.feed_next()?;
-            if self.ended {
-                // Whatever comes now comes after a wait.
-                return self.flush();
-            }
-        }
-    }
-
-    fn flush(&mut self) -> std::result::Result<(), String> {
-        let State::Running(session) = &mut self.state else {
-            return Ok(());
-        };
-        self.write_blocked = !session.connection.flush()?;
-        if !self.write_blocked {
-            self.progress = self.progress.max(self.fed_at);
-        }
-        Ok(())
-    }
-
-    fn rest(&mut self) {
-        let State::Running(mut session) = std::mem::replace(&mut self.state, State::Closed) else {
-            return;
-        };
-        // In the middle of a transaction, nothing has been committed whatever the answers were.
-        let ends_block = self.ending != Ending::Open && self.questions.is_none();
-        if (self.commit_sent || ends_block)
-            && self.failure.is_none()
-            && !session.connection.is_idle()
-        {
-            self.state = State::Running(session);
-            return self.broken(BROKE_PROTOCOL);
-        }
-        if let Some(questions) = self.questions.take()
-            && self.failure.is_none()
-        {
-            if session.peer.kind() == PeerKind::Unknown {
-                self.state = State::Running(session);
-                return self.broken(BROKE_PROTOCOL);
-            }
-            let mut answers = self
-                .answers
-                .rows()
-                .iter()
-                .map(|rows| rows.first().cloned().flatten());
-            if questions.extension {
-                session.set_remote_schema(answers.next().flatten());
-            }
-            if questions.node {
-                session.set_node(answers.next().flatten());
-            }
-            self.state = State::Resting(session);
-            self.rewind();
-            return self.start();
-        }
-        if self
-            .failure
-            .as_ref()
-            .is_some_and(|e| e.sqlstate() == SqlState::UNDEFINED_FUNCTION)
-        {
-            // Its extension may be another by now.
-            session.forget_remote_schema();
-        }
-        let failure = self.failure.as_ref();
-        let (named, shared) = (
-            session.prepared.settle(failure.is_none()),
-            session.shared.settle(failure),
-        );
-        self.was_prepared = named || shared;
-        self.was_missing = shared && failure.is_some_and(is_missing);
-        session.settle_types(failure.is_none());
-        if matches!(self.failure, Some(Error::Connect { .. })) {
-            // The session was refused, and is of no use.
-            return;
-        }
-        self.state = State::Resting(session);
-    }
-
-    /// Hands the next statements to libpq, and with the last ones the end of the pipeline.
-    fn feed_next(&mut self) -> std::result::Result<(), String> {
-        // After a failure the server skips everything up to the end of the pipeline.
-        if self.failure.is_some() {
-            self.ahead = None;
-            self.feed = None;
-        }
-        // Sent before the next ones are fetched, so that the server works while we encode; small ones
-        // a parcel at a time.
-        let mut parcel = 0;
-        while parcel < PARCEL {
-            let current = self
-                .ahead
-                .take()
-                .map_or_else(|| self.fetch(), |s| Ok(Some(s)));
-            let sent = match current {
-                Ok(statements) => self.send(&statements.unwrap_or_default())?,
-                Err(error) => Err(error),
-            };
-            self.ahead = match sent.and_then(|bytes| {
-                parcel += bytes;
-                self.fetch()
-            }) {
-                Ok(ahead) => ahead,
-                Err(error) => {
-                    // Our own fault: nothing may be committed, so the pipeline must not be ended.
-                    self.close(error);
-                    return Ok(());
-                }
-            };
-            if self.ahead.is_none() {
-                break;
-            }
-        }
-        let State::Running(session) = &mut self.state else {
-            return Ok(());
-        };
-        if self.ahead.is_some() {
-            // Answers along the way show progress and fill no buffer on the server.
-            session.connection.request_flush()?;
-        } else {
-            self.ended = true;
-            self.commit_sent = self.ending == Ending::Commits
-                && self.failure.is_none()
-                && self.questions.is_none();
-            session.connection.sync()?;
-            self.answers.expect_end();
-        }
-        self.fed_at = Instant::now();
-        Ok(())
-    }
-
-    /// Hands statements to libpq; says how many bytes they have. The inner error is our own fault.
-    fn send(&mut self, statements: &[Statement]) -> std::result::Result<Result<usize>, String> {
-        let mut bytes = 0;
-        // A connection that is new is introduced even if nothing else is asked.
-        if self.begins
-            && self.questions.is_some()
-            && let Err(error) = self.introduce(false)?
-        {
-            return Ok(Err(error));
-        }
-        let mut in_block = false;
-        for statement in statements {
-            let begins_block = statement.begins_block();
-            // Its settings are to be those of the transaction.
-            if self.begins
-                && !begins_block
-                && self.ending != Ending::Resolves
-                && let Err(error) = self.introduce(in_block)?
-            {
-                return Ok(Err(error));
-            }
-            let State::Running(session) = &mut self.state else {
-                return Ok(Ok(bytes));
-            };
-            session.connection.send(statement)?;
-            if begins_block {
-                self.answers.push_begin();
-            } else {
-                self.answers.push_expected(statement.conflicts.clone());
-            }
-            bytes += statement.size();
-            self.begins |= begins_block || statement.rolls_back();
-            in_block |= begins_block;
-        }
-        Ok(Ok(bytes))
-    }
-
-    /// A transaction begins: sends the statement that introduces it, where that is needed, and asks for its
-    /// answer to be sent at once: should all others be lost, it tells who ran them. One that is executed by
-    /// name begins a short transaction, of which its lock tells as much: an answer of its own would cost all
-    /// who pass it on as much as the transaction's.
-    fn introduce(&mut self, in_block: bool) -> std::result::Result<Result<()>, String> {
-        self.begins = false;
-        let State::Running(session) = &mut self.state else {
-            return Ok(Ok(()));
-        };
-        let commits = matches!(self.ending, Ending::Commits | Ending::Prepares);
-        match session.begin(commits && self.questions.is_none(), in_block) {
-            Ok(Some(statement)) => {
-                let is_named = matches!(statement.verb, Verb::Execute(_));
-                session.connection.send(&statement)?;
-                self.answers.push_introduction();
-                if !is_named {
-                    session.connection.request_flush()?;
-                }
-            }
-            Ok(None) => {}
-            Err(error) => return Ok(Err(error)),
-        }
-        Ok(Ok(()))
-    }
-
-    fn fetch(&mut self) -> Result<Option<Vec<Statement>>> {
-        let State::Running(session) = &mut self.state else {
-            return Ok(None);
-        };
-        if let Some(questions) = &mut self.questions {
-            return Ok(questions.take_statements());
-        }
-        self.feed
-            .as_mut()
-            .map_or(Ok(None), |feed| feed.next(session))
-    }
-
-    fn read_answers(&mut self) -> std::result::Result<(), String> {
-        let State::Running(session) = &mut self.state else {
-            return Ok(());
-        };
-        let server = &self.endpoint.account.server_name;
-        let read = self.answers.read(&mut session.connection, server);
-        if let Some(answer) = self.answers.take_introduction() {
-            session.introduce(&answer);
-        }
-        if let Some(error) = self.answers.take_failure()
-            && self.failure.is_none()
-        {
-            self.failure = Some(match refusal(&error) {
-                Some(Refusal::Late { clock }) => {
-                    session.peer.set_clock(clock);
-                    self.was_late = true;
-                    let (server, millis) = (server.clone(), 0);
-                    Error::Timeout {
-                        server,
-                        what: "beginning a transaction there",
-                        millis,
-                    }
-                }
-                Some(Refusal::Unlike) => {
-                    session.must_begin = true;
-                    self.was_unlike = true;
-                    Error::Remote(Box::new(error))
-                }
-                Some(Refusal::Connection { sqlstate, reason }) => Error::Connect {
-                    server: server.clone(),
-                    sqlstate,
-                    reason,
-                },
-                None => Error::Remote(Box::new(error)),
-            });
-        }
-        if read? {
-            self.went_on();
-        }
-        Ok(())
-    }
-
-    fn broken(&mut self, reason: &str) {
-        let server = self.server().to_owned();
-        // What the server said before it hung up tells more than libpq's own words.
-        let reason = match &self.failure {
-            Some(error @ Error::Remote(_)) => error.to_string(),
-            _ => reason.to_owned(),
-        };
-        // What others than the server's process say of it need not be so.
-        let is_direct =
-            matches!(&self.state, State::Running(session) if session.peer.keeps_session());
-        let is_refused = self.answers.are_refusal() && is_direct;
-        self.close(if self.commit_sent && !is_refused {
-            Error::InDoubt { server, reason }
-        } else {
-            Error::Lost { server, reason }
-        });
-    }
-}
-
-/// Why a session refused to go on when it was introduced.
-enum Refusal {
-    /// By the server's clock it is too late.
-    Late {
-        clock: i64,
-    },
-    /// Transactions begin otherwise than ours do.
-    Unlike,
-    Connection {
-        sqlstate: SqlState,
-        reason: String,
-    },
-}
-
-fn refusal(error: &RemoteError) -> Option<Refusal> {
-    if error.sqlstate != SqlState::INVALID_TEXT {
-        return None;
-    }
-    let (_, message) = error.message.split_once(SESSION_MARK)?;
-    let message = message.trim_end_matches(['"', '\u{bb}', '\u{201d}', '\u{201c}', '\'']);
-    let (why, number) = message.split_once(' ').unwrap_or((message, ""));
-    let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
-    Some(match why {
-        "late" => Refusal::Late {
-            clock: digits.parse().ok()?,
-        },
-        "unlike" => Refusal::Unlike,
-        "itself" => Refusal::Connection {
-            sqlstate: SqlState::REJECTED_CONNECTION,
-            reason: "The server leads back to this database itself.".to_owned(),
-        },
-        "pooled" => Refusal::Connection {
-            sqlstate: SqlState::PROTOCOL_VIOLATION,
-            reason: format!(
-                "The connection leads through a pooler: it is served by process {digits} and was told of \
-                 another one. The server's option \"pooled\" is off."
-            ),
-        },
-        _ => return None,
-    })
-}
-
-fn connecting_interest(connection: &Connection, polling: Polling) -> Interest {
-    let read = polling == Polling::Read;
-    Interest {
-        socket: connection.socket(),
-        read,
-        write: !read,
     }
 }

@@ -347,6 +347,10 @@ fn stalled(fixture: &Fixture) -> (i32, Waiting) {
     holder
         .batch_execute("set synchronous_commit = 'on'; create table other ()")
         .expect("a table");
+    // Databases are dropped by it, also after an assertion that has failed.
+    fixture
+        .left
+        .exec_superuser("alter role current_user set synchronous_commit = 'local'");
     fixture
         .left
         .exec_superuser("alter system set synchronous_standby_names = 'nobody'");
