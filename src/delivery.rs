@@ -9,6 +9,7 @@
 
 pub mod answers;
 pub mod assumption;
+mod at_once;
 pub mod collapse;
 pub mod commit;
 pub mod event_loop;
@@ -17,6 +18,10 @@ pub mod handover;
 pub mod link;
 pub mod lost;
 pub mod plan;
+pub mod remote_transaction;
+mod settle;
+mod tries;
 pub mod truncations;
+mod two_steps;
 pub mod waves;
 pub mod whole;

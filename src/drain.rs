@@ -22,10 +22,9 @@ use crate::connect::account::{Account, oid, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::connect::release;
 use crate::connect::session;
-use crate::delivery::commit;
 use crate::delivery::event_loop::{self, Stop};
 use crate::delivery::link::Link;
-use crate::delivery::lost;
+use crate::delivery::{lost, remote_transaction};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::pg::spi::Extension;
@@ -234,11 +233,7 @@ pub fn visit(
     }
     // Perhaps since the link was opened.
     if pause::is_paused(extension, server_name)? {
-        if link.is_up()
-            && let Some(session) = link.into_session()
-        {
-            session::put_back(session);
-        }
+        remote_transaction::release(link);
         return Ok(Visit::Done);
     }
     if closed {
@@ -706,7 +701,7 @@ impl<'h> Drain<'h> {
         };
         let xact = replay.transaction();
         match replay.into_link() {
-            Some(link) if first && changes == 0 => commit::roll_back(link),
+            Some(link) if first && changes == 0 => remote_transaction::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
             Some(link) => {
                 let ids = [&*flushed, &*applied].concat();
@@ -858,9 +853,9 @@ impl<'h> Drain<'h> {
         let mine = link.endpoint().account.owner.to_u32().to_string();
         for one in queue::lost(self.extension, &self.server_name)? {
             if one.owner == mine {
-                link = lost::end(link, &one.session)?;
+                link = lost::terminate(link, &one.session)?;
                 if let Some(xact) = one.session.xact
-                    && let Some(committed) = lost::outcome(&mut link, xact)?
+                    && let Some(committed) = remote_transaction::outcome(&mut link, xact)?
                 {
                     queue::settle_lost(self.extension, &self.server_name, &one, committed)?;
                 }

@@ -11,11 +11,9 @@ use crate::capture::change_set::ChangeSet;
 use crate::connect::account::AccountKey;
 use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::LostSession;
-use crate::connect::session::{self, Session};
-use crate::delivery::event_loop;
-use crate::delivery::feed::Fixed;
-use crate::delivery::link::{Ending, Link};
-use crate::delivery::lost;
+use crate::connect::session::Session;
+use crate::delivery::link::Link;
+use crate::delivery::{event_loop, lost, remote_transaction};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::local::{ProcessLocal, process_local};
@@ -57,11 +55,6 @@ thread_local! {
 process_local! {
     static HELD: RefCell<Vec<Held>> = const { RefCell::new(Vec::new()) };
     static LEFT: RefCell<HashMap<AccountKey, Vec<Leftover>>> = RefCell::default();
-}
-
-/// The statement of the first phase.
-pub fn prepare(gid: &Gid) -> String {
-    format!("PREPARE TRANSACTION '{gid}'")
 }
 
 /// Keeps a transaction that a server has prepared until the local one has ended, and decides that it is to
@@ -129,7 +122,9 @@ fn roll_back_left(endpoint: &Rc<Endpoint>, left: &[Leftover]) -> Result<()> {
         .filter(|one| one.endpoint.place() == endpoint.place())
         .collect();
     let lost = left.iter().filter_map(|one| one.lost.as_ref());
-    let mut link = lost.fold(Link::open(endpoint), |link, lost| lost::end(link?, lost))?;
+    let mut link = lost.fold(Link::open(endpoint), |link, lost| {
+        lost::terminate(link?, lost)
+    })?;
     let listed = resolver::list(&mut link)?;
     for one in left {
         let gid = one.gid.to_string();
@@ -137,7 +132,7 @@ fn roll_back_left(endpoint: &Rc<Endpoint>, left: &[Leftover]) -> Result<()> {
             resolver::finish(&mut link, Verdict::Rollback, &gid)?;
         }
     }
-    link.into_session().into_iter().for_each(session::put_back);
+    remote_transaction::release(link);
     Ok(())
 }
 
@@ -217,8 +212,7 @@ fn second_phase(held: Vec<Held>, verdict: Verdict) -> bool {
     } in held
     {
         let mut link = Link::over(session);
-        let text = format!("{} PREPARED '{gid}'", verdict.verb());
-        link.run(Fixed::new([text]), Ending::Resolves);
+        remote_transaction::finish_prepared(&mut link, verdict.verb(), &gid);
         links.push(link);
         owed.push((gid, server, changes));
     }
@@ -237,10 +231,10 @@ fn second_phase(held: Vec<Held>, verdict: Verdict) -> bool {
             (Ok(()), Verdict::Commit) => {
                 stats::delivered(server, changes);
                 done::note([gid.to_string()]);
-                link.into_session().into_iter().for_each(session::put_back);
+                remote_transaction::release(link);
             }
             (Ok(()), Verdict::Rollback) => {
-                link.into_session().into_iter().for_each(session::put_back);
+                remote_transaction::release(link);
             }
             (Err(error), Verdict::Commit) => {
                 all = false;

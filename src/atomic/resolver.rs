@@ -10,10 +10,8 @@ use super::done;
 use super::gid::{Gid, own_prefix};
 use crate::connect::account::{Account, oid, server_oid};
 use crate::connect::endpoint::Endpoint;
-use crate::connect::session;
-use crate::delivery::feed::Fixed;
-use crate::delivery::link::{Ending, Link};
-use crate::delivery::lost;
+use crate::delivery::link::Link;
+use crate::delivery::remote_transaction;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
@@ -56,9 +54,8 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
         literal(&prefix),
         MAX_LISTED + 1
     );
-    let texts = [BEGIN_ON_PRIMARY, &text, "COMMIT"];
-    link.run(Fixed::new(texts), Ending::Open);
-    lost::run(link)?;
+    let texts = [BEGIN_ON_PRIMARY, &text, remote_transaction::COMMIT];
+    remote_transaction::execute(link, texts)?;
     let rows = link.answers().first().cloned().unwrap_or_default();
     let is_complete = rows.len() <= MAX_LISTED;
     // Whoever answers may say anything: what is sent back as a name must be one.
@@ -72,11 +69,8 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
 /// # Errors
 /// What the link reports; a transient error while another session is at it.
 pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
-    link.run(
-        Fixed::new([format!("{} PREPARED '{gid}'", verdict.verb())]),
-        Ending::Resolves,
-    );
-    match lost::run(link) {
+    remote_transaction::finish_prepared(link, verdict.verb(), &gid);
+    match remote_transaction::run(link) {
         Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(()),
         // It is busy.
         Err(Error::Remote(error)) if error.sqlstate == SqlState::OBJECT_NOT_READY => {
@@ -121,7 +115,7 @@ pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) 
             }
         }
         done::note(own.iter().map(|one| one.gid.clone()));
-        link.into_session().into_iter().for_each(session::put_back);
+        remote_transaction::release(link);
     }
     Ok(())
 }
@@ -256,7 +250,7 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
         }
     }
     decision::remove(extension, &finished)?;
-    link.into_session().into_iter().for_each(session::put_back);
+    remote_transaction::release(link);
     Ok(left)
 }
 

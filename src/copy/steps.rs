@@ -6,9 +6,8 @@ use super::registry::{self, Brought, Copy, Dirty, Existing};
 use super::target::{CopyIn, Target};
 use crate::change::{Change, Op, Policy, Route, Stamp};
 use crate::connect::endpoint::Endpoint;
-use crate::connect::session;
 use crate::delivery::link::Link;
-use crate::delivery::lost;
+use crate::delivery::{lost, remote_transaction};
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
 use crate::options::Mode;
@@ -176,11 +175,8 @@ impl Steps {
         let locks = locks
             .iter()
             .map(|key| format!("SELECT pg_catalog.pg_advisory_xact_lock({key})"));
-        let mut statements = vec![
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".to_owned(),
-            "SET CONSTRAINTS ALL DEFERRED".to_owned(),
-            "SET LOCAL statement_timeout = 0".to_owned(),
-        ];
+        let mut statements = remote_transaction::BEGIN.map(str::to_owned).to_vec();
+        statements.push("SET LOCAL statement_timeout = 0".to_owned());
         statements.extend(more.iter().map(|text| (*text).to_owned()));
         statements.extend(locks);
         let unknown: Vec<(&Copy, &Plan)> = copies
@@ -195,7 +191,7 @@ impl Steps {
                 literal(name)
             ));
         }
-        statements.push("SELECT pg_catalog.pg_current_xact_id()".to_owned());
+        statements.push(remote_transaction::CURRENT_ID.to_owned());
         let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
         let (target, answers) = Target::begin(&endpoint, &statements)?;
         let mut values = answers
@@ -514,9 +510,9 @@ impl Steps {
                 if one.owner == owner {
                     let endpoint = Endpoint::resolve(&extension, account)?;
                     let mut link = Link::open(&endpoint)?;
-                    lost::run(&mut link)?;
-                    let link = lost::end(link, &one.session)?;
-                    link.into_session().into_iter().for_each(session::put_back);
+                    remote_transaction::run(&mut link)?;
+                    let link = lost::terminate(link, &one.session)?;
+                    remote_transaction::release(link);
                     queue::forget_lost(&extension, &one)?;
                 }
             }

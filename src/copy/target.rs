@@ -3,11 +3,10 @@
 
 use crate::change::{Change, Route, Source};
 use crate::connect::endpoint::Endpoint;
-use crate::connect::session::{self, Session};
-use crate::delivery::event_loop::{self, Stop};
-use crate::delivery::feed::{Changes, Fixed};
+use crate::connect::session::Session;
+use crate::delivery::feed::Changes;
 use crate::delivery::link::{Ending, Link};
-use crate::delivery::lost;
+use crate::delivery::remote_transaction::{self, End, Savepoint};
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::interrupt;
@@ -36,10 +35,8 @@ impl Target {
         let mut target = Self {
             link: Link::open(endpoint)?,
         };
-        let was_idle = target.link.was_idle();
         match target.run(statements) {
-            // The server had ended the idle session: a new one is as good.
-            Err(Error::Lost { .. }) if was_idle => {
+            Err(_) if target.link.was_stale() => {
                 let mut target = Self {
                     link: Link::connect(endpoint)?,
                 };
@@ -55,9 +52,7 @@ impl Target {
     /// # Errors
     /// What the link reports.
     pub fn run(&mut self, statements: &[&str]) -> Result<Answers> {
-        self.link
-            .run(Fixed::new(statements.iter().copied()), Ending::Open);
-        lost::run(&mut self.link)?;
+        remote_transaction::execute(&mut self.link, statements.iter().copied())?;
         Ok(self.link.answers().to_vec())
     }
 
@@ -75,11 +70,11 @@ impl Target {
         let feed = Changes::new(Owned(changes.into_iter()), &name)
             .newest(newest)
             .forwarded(forwarded)
-            .between(&["SAVEPOINT copy"], &["RELEASE SAVEPOINT copy"]);
+            .between(&[Savepoint::COPY.set], &[Savepoint::COPY.release]);
         self.link.run(feed, Ending::Open);
-        match lost::run(&mut self.link) {
+        match remote_transaction::run(&mut self.link) {
             Err(error @ Error::Remote(_)) => {
-                self.run(&["ROLLBACK TO SAVEPOINT copy", "RELEASE SAVEPOINT copy"])?;
+                self.run(&[Savepoint::COPY.roll_back, Savepoint::COPY.release])?;
                 Err(error)
             }
             result => result,
@@ -117,21 +112,14 @@ impl Target {
     /// # Errors
     /// What the link reports; where the outcome is not known, 08007.
     pub fn commit(mut self) -> Result<()> {
-        self.link.run(Fixed::new(["COMMIT"]), Ending::Commits);
-        let interrupted =
-            event_loop::run(std::slice::from_mut(&mut self.link)) == Stop::Interrupted;
-        if interrupted {
-            if !self.link.commit_sent() {
-                return Err(Error::Canceled);
-            }
-            event_loop::cancel(std::slice::from_mut(&mut self.link));
+        remote_transaction::commit(&mut self.link);
+        let end = remote_transaction::follow(std::slice::from_mut(&mut self.link));
+        if end == End::Abandoned {
+            return Err(Error::Canceled);
         }
         self.link.result()?;
-        if !interrupted {
-            self.link
-                .into_session()
-                .into_iter()
-                .for_each(session::put_back);
+        if end == End::Answered {
+            remote_transaction::release(self.link);
         }
         Ok(())
     }
@@ -141,11 +129,8 @@ impl Target {
     /// # Errors
     /// What the link reports.
     pub fn roll_back(mut self) -> Result<()> {
-        self.run(&["ROLLBACK"])?;
-        self.link
-            .into_session()
-            .into_iter()
-            .for_each(session::put_back);
+        self.run(&[remote_transaction::ROLLBACK])?;
+        remote_transaction::release(self.link);
         Ok(())
     }
 }

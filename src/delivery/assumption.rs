@@ -4,6 +4,7 @@ use super::feed::Changes;
 use super::link::Link;
 use super::plan::{FIRST_ROWS, moves_at_once};
 use super::truncations::Truncations;
+use super::whole::Span;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::{Reader, Rows};
 use crate::change::{Policy, Relation, Route, Source};
@@ -23,6 +24,26 @@ pub enum Assume {
     Nothing,
     /// Not even that: each change has a statement of its own.
     NotKeys,
+}
+
+/// How the changes of a set are sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    pub assume: Assume,
+    /// Rows move in waves also where the server's key is not known to need that.
+    pub in_waves: bool,
+    /// What is put together in one statement.
+    pub span: Option<Span>,
+}
+
+impl Manner {
+    pub const fn assuming(assume: Assume) -> Self {
+        Self {
+            assume,
+            in_waves: false,
+            span: None,
+        }
+    }
 }
 
 /// How a change set is tried first. A server whose upserts have not been seen to work is not trusted:
@@ -144,7 +165,8 @@ fn is_large(set: &ChangeSet, assume: Assume) -> bool {
 }
 
 /// The changes of a set as a feed for a link.
-pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, assume: Assume) -> Changes<Reader<'s>> {
+pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, manner: Manner) -> Changes<Reader<'s>> {
+    let assume = manner.assume;
     let rows = match assume {
         Assume::Rows | Assume::LargeColumns => Rows::Lean,
         Assume::Nothing | Assume::NotKeys => Rows::Whole,
@@ -161,4 +183,6 @@ pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, assume: Assume) -> Chang
         })
         .newest(set.routes().iter().any(|route| route.version().is_some()))
         .forwarded(set.routes().iter().any(|route| !route.path.is_empty()))
+        .in_waves(manner.in_waves)
+        .whole(manner.span)
 }

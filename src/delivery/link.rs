@@ -359,9 +359,10 @@ impl<'f> Link<'f> {
         }
     }
 
-    /// Whether the session was there before the link.
-    pub fn was_idle(&self) -> bool {
-        self.was_idle
+    /// Whether the run was lost over a session that was there before the link: the server may have ended
+    /// it, and a new one is as good.
+    pub fn was_stale(&self) -> bool {
+        self.was_idle && matches!(self.outcome.failure, Some(Error::Lost { .. }))
     }
 
     /// What became of the run.

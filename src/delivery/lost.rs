@@ -8,13 +8,12 @@
 use super::event_loop;
 use super::feed::Fixed;
 use super::link::{Ending, Link};
+use super::remote_transaction::{release, run, value};
 use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::{LostSession, LostState};
-use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::local::{ProcessLocal, process_local};
-use crate::pg::interrupt;
 use crate::sql::{AS_LOGGED_IN, BEGIN_ON_PRIMARY, end_session};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -34,7 +33,7 @@ process_local! {
 pub fn end_or_remember(endpoint: &Rc<Endpoint>, lost: &LostSession) {
     let ended = Link::connect(endpoint).and_then(|link| end_unless_asked(link, lost));
     if let Ok(link) = ended {
-        return link.into_session().into_iter().for_each(session::put_back);
+        return release(link);
     }
     let mapping = endpoint.account.mapping.to_u32();
     LOST.with_borrow_mut(|all| all.entry(mapping).or_default().push(lost.clone()));
@@ -52,13 +51,15 @@ pub fn settle(endpoint: &Rc<Endpoint>) -> Result<()> {
     if remembered.is_empty() {
         return Ok(());
     }
-    let link = remembered.iter().try_fold(Link::open(endpoint)?, end)?;
+    let link = remembered
+        .iter()
+        .try_fold(Link::open(endpoint)?, terminate)?;
     LOST.with_borrow_mut(|lost| lost.remove(&mapping));
-    link.into_session().into_iter().for_each(session::put_back);
+    release(link);
     Ok(())
 }
 
-/// [`end`], but a request to cancel is left pending.
+/// [`terminate`], but a request to cancel is left pending.
 fn end_unless_asked(mut link: Link<'static>, lost: &LostSession) -> Result<Link<'static>> {
     begin(&mut link, lost);
     match event_loop::run(std::slice::from_mut(&mut link)) {
@@ -71,7 +72,7 @@ fn end_unless_asked(mut link: Link<'static>, lost: &LostSession) -> Result<Link<
 ///
 /// # Errors
 /// A transient error when it will not go; what the link reports.
-pub fn end<'f>(mut link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
+pub fn terminate<'f>(mut link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
     begin(&mut link, lost);
     run(&mut link)?;
     finish(link, lost)
@@ -89,17 +90,12 @@ fn begin(link: &mut Link<'_>, lost: &LostSession) {
 
 fn finish<'f>(link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
     link.result()?;
-    let answer = link
-        .answers()
-        .get(1)
-        .and_then(|rows| rows.first())
-        .cloned()
-        .flatten();
+    let state = LostState::parse(value(&link, 1).unwrap_or_default());
     let server = link.endpoint().account.server_name.clone();
     let pid = lost
         .backend_pid
         .map_or("the backend".to_owned(), |pid| format!("backend {pid}"));
-    match LostState::parse(answer.as_deref().unwrap_or_default()) {
+    match state {
         LostState::Gone => Ok(link),
         LostState::Ending => Err(Error::Timeout {
             server,
@@ -120,66 +116,7 @@ fn finish<'f>(link: Link<'f>, lost: &LostSession) -> Result<Link<'f>> {
     }
 }
 
-/// Asks for the full id of the transaction that is open, before it is committed: [`outcome`] is told by it.
-pub const CURRENT_TRANSACTION: &str = "SELECT pg_catalog.pg_current_xact_id()";
-
-/// The answer to [`CURRENT_TRANSACTION`], if the server has given it.
-pub fn transaction_of(link: &Link<'_>) -> Option<i64> {
-    let answer = link
-        .answers()
-        .first()
-        .and_then(|rows| rows.first())
-        .cloned()
-        .flatten();
-    answer.and_then(|text| text.parse().ok())
-}
-
-/// Whether a transaction was committed there; `None` where the server does not know any more.
-///
-/// # Errors
-/// A transient error while it is under way; what the link reports, where it cannot go on.
-pub fn outcome(link: &mut Link<'_>, xact: i64) -> Result<Option<bool>> {
-    let sql = format!("SELECT pg_catalog.pg_xact_status('{xact}'::pg_catalog.xid8)");
-    link.run(Fixed::new([sql]), Ending::Open);
-    match run(link) {
-        Ok(()) => {}
-        // Of a transaction that it has not come to: it has lost what it had.
-        Err(Error::Remote(_)) if link.is_up() => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let answer = link
-        .answers()
-        .first()
-        .and_then(|rows| rows.first())
-        .cloned()
-        .flatten();
-    Ok(match answer.as_deref() {
-        Some("committed") => Some(true),
-        Some("aborted") => Some(false),
-        Some("in progress") => {
-            return Err(Error::Lingering {
-                server: link.endpoint().account.server_name.clone(),
-                reason: format!("There, transaction {xact} has not ended yet."),
-                hint: "It is waited for.",
-            });
-        }
-        _ => None,
-    })
-}
-
 /// How long the server waits for a backend to end, in milliseconds.
 fn patience() -> u128 {
     (guc::delivery_timeout().as_millis() / 2).clamp(1, BACKEND_EXIT_TIMEOUT_MS)
-}
-
-/// Runs a link that commits nothing to its end.
-///
-/// # Errors
-/// What the link reports; a request to cancel is raised.
-pub fn run(link: &mut Link<'_>) -> Result<()> {
-    if event_loop::run(std::slice::from_mut(link)) == event_loop::Stop::Interrupted {
-        interrupt::check();
-        return Err(Error::Canceled);
-    }
-    link.result()
 }

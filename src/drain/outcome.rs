@@ -6,7 +6,7 @@
 //! that ends in between takes that with it: then a person decides, see [`super::batch`].
 
 use crate::delivery::link::Link;
-use crate::delivery::lost;
+use crate::delivery::remote_transaction;
 use crate::error::Result;
 use crate::local::{ProcessLocal, process_local};
 use crate::pg::spi::Extension;
@@ -75,7 +75,7 @@ pub fn settle(
         NOTED.with_borrow_mut(|all| all.retain(|one| !is(one)));
         return Ok(None);
     }
-    match lost::outcome(link, noted.xact)? {
+    match remote_transaction::outcome(link, noted.xact)? {
         Some(true) => queue::remove(extension, &noted.ids).map(|()| None),
         Some(false) => Ok(Some(noted.until)),
         None => Ok(None),

@@ -1,19 +1,20 @@
 //! The remote side of a drain: one transaction, with savepoints to go back to.
 //!
-//! Savepoint `drain` stands before the batch under way, `unit` before the part of it that is being
-//! tried. Constraints that can wait do so within a batch.
+//! [`Savepoint::BATCH`] stands before the batch under way, [`Savepoint::PART`] before the part of it that
+//! is being tried. Constraints that can wait do so within a batch.
 //!
 //! A batch is first sent as a delivery is that takes the server's rows to be as expected, see
 //! [`crate::delivery::assumption`]; once they were not, batches are sent without that to the end of the drain.
 
 use crate::change::{Change, Op, Route, Source};
 use crate::conflict::Tally;
-use crate::delivery::assumption::{self, Assume};
-use crate::delivery::commit::BEGIN;
+use crate::delivery::assumption::{self, Assume, Manner};
 use crate::delivery::event_loop::{self, Stop};
-use crate::delivery::feed::{Asked, Changes, Fixed};
+use crate::delivery::feed::{Asked, Changes};
 use crate::delivery::link::{Ending, Link};
-use crate::delivery::lost;
+use crate::delivery::remote_transaction::{
+    self, BEGIN, CHECK_CONSTRAINTS, CURRENT_ID, DEFER_CONSTRAINTS, Savepoint,
+};
 use crate::delivery::truncations::Truncations;
 use crate::delivery::whole::Span;
 use crate::error::{Error, Result, SqlState};
@@ -21,14 +22,27 @@ use crate::queue::claim::{Record, Unit};
 use crate::sql::{self, Statement};
 use std::rc::Rc;
 
-/// Checks what was deferred, here and not at COMMIT, where it would be too late to tell which record
-/// is to blame.
-const CHECK: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+const BATCH: Savepoint = Savepoint::BATCH;
+const PART: Savepoint = Savepoint::PART;
 
 /// Rows that the server is asked for at once.
 const MAX_ASKED: usize = 5_000;
 
-/// See the module's head.
+/// What may help a part that was refused, in the order in which it is tried.
+#[derive(Clone, Copy)]
+enum Remedy {
+    /// The server is asked which tables are partitioned.
+    AskKinds,
+    /// Rows move in waves.
+    Waves,
+    /// What is still to be checked, from parts before, is checked first: of tables to be emptied something
+    /// may be.
+    CheckBefore,
+}
+
+const REMEDIES: [Remedy; 3] = [Remedy::AskKinds, Remedy::Waves, Remedy::CheckBefore];
+
+/// The remote transaction of a drain. It has one batch under way at a time.
 pub struct Replay {
     /// `None` once the connection is of no more use, and with it goes everything applied so far.
     link: Option<Link<'static>>,
@@ -42,8 +56,6 @@ pub struct Replay {
     conflicts: (Tally, Tally),
     /// Changes that were not sent because they have been at the server.
     held_back: u64,
-    /// Rows move in waves, see [`Changes::in_waves`].
-    in_waves: bool,
     /// Rows were inserted that nothing tells apart.
     keyless: bool,
 }
@@ -58,7 +70,6 @@ impl Replay {
             one_by_one: false,
             conflicts: Default::default(),
             held_back: 0,
-            in_waves: false,
             keyless: false,
         }
     }
@@ -67,9 +78,8 @@ impl Replay {
     /// fails is given up.
     pub fn transaction(&mut self) -> Option<i64> {
         let mut link = self.link.take_if(|_| self.keyless)?;
-        link.run(Fixed::new([lost::CURRENT_TRANSACTION]), Ending::Open);
-        lost::run(&mut link).ok()?;
-        let xact = lost::transaction_of(&link);
+        remote_transaction::execute(&mut link, [CURRENT_ID]).ok()?;
+        let xact = remote_transaction::current_id(&link);
         self.link = Some(link);
         xact
     }
@@ -118,14 +128,20 @@ impl Replay {
     /// What the link reports. If it can go on, [`Replay::undo`] leads back to the batch's beginning.
     pub fn whole(&mut self, units: &[&Unit], meanwhile: impl FnOnce()) -> Result<()> {
         let begin: &[&str] = if self.begun {
-            &[BEGIN[1], "RELEASE SAVEPOINT drain", "SAVEPOINT drain"]
+            &[DEFER_CONSTRAINTS, BATCH.release, BATCH.set]
         } else {
-            &[BEGIN[0], BEGIN[1], "SAVEPOINT drain"]
+            &[BEGIN[0], BEGIN[1], BATCH.set]
         };
         self.begun = true;
         self.keep_conflicts();
         let assume = self.assume(units);
-        let error = match self.attempt(units, begin, &[CHECK], (assume, None), meanwhile) {
+        let error = match self.attempt(
+            units,
+            begin,
+            &[CHECK_CONSTRAINTS],
+            Manner::assuming(assume),
+            meanwhile,
+        ) {
             Err(error) if self.can_go_on(&error) => error,
             result => return result,
         };
@@ -185,7 +201,7 @@ impl Replay {
     /// # Errors
     /// What the link reports. If it can go on, what was applied before the part stands.
     pub fn part(&mut self, units: &[&Unit]) -> Result<()> {
-        self.part_as(units, None, &["RELEASE SAVEPOINT unit"])
+        self.part_as(units, None, &[PART.release])
     }
 
     /// Applies a part of the batch in one statement, or in one for each of its commands.
@@ -193,7 +209,7 @@ impl Replay {
     /// # Errors
     /// As for [`Replay::part`].
     pub fn part_whole(&mut self, units: &[&Unit], span: Span) -> Result<()> {
-        self.part_as(units, Some(span), &["RELEASE SAVEPOINT unit"])
+        self.part_as(units, Some(span), &[PART.release])
     }
 
     /// Applies records before the batch, constraints checked.
@@ -201,60 +217,80 @@ impl Replay {
     /// # Errors
     /// As for [`Replay::part`].
     pub fn apart(&mut self, units: &[&Unit], span: Option<Span>) -> Result<()> {
-        self.part_as(units, span, &[CHECK, BEGIN[1], "RELEASE SAVEPOINT unit"])
+        self.part_as(
+            units,
+            span,
+            &[CHECK_CONSTRAINTS, DEFER_CONSTRAINTS, PART.release],
+        )
     }
 
+    /// Tries a part between the part's savepoint and `after`, and each of the remedies that may help.
     fn part_as(&mut self, units: &[&Unit], span: Option<Span>, after: &[&str]) -> Result<()> {
-        const AGAIN: [&str; 1] = ["ROLLBACK TO SAVEPOINT unit"];
-        let how = (Assume::Nothing, span);
-        let mut result = self.attempt(units, &["SAVEPOINT unit"], after, how, || ());
-        if let Err(error) = &result
-            && self.can_go_on(error)
-            && self.must_ask_kinds(units, error)
-        {
-            result = self.attempt(units, &AGAIN, after, how, || ());
-        }
-        if let Err(error) = &result
-            && self.can_go_on(error)
-        {
-            let routes = routes(units, |record| record.change.moves());
-            let moved = match &mut self.link {
-                Some(link) => assumption::moved_at_once(&routes, link, error),
-                None => Vec::new(),
-            };
-            if !moved.is_empty() {
-                self.in_waves = true;
-                let done = self.attempt(units, &AGAIN, after, how, || ());
-                self.in_waves = false;
-                if done.is_ok() {
-                    result = done;
-                    let session = self.link.as_mut().and_then(Link::session);
-                    session
-                        .into_iter()
-                        .for_each(|s| assumption::keep_in_waves(s, &moved));
+        let how = Manner {
+            span,
+            ..Manner::assuming(Assume::Nothing)
+        };
+        let mut result = self.attempt(units, &[PART.set], after, how, || ());
+        for remedy in REMEDIES {
+            match &result {
+                Err(error) if self.can_go_on(error) => {
+                    if let Some(remedied) = self.remedy(remedy, units, error, (how, after)) {
+                        result = remedied;
+                    }
                 }
-            }
-        }
-        // Of tables to be emptied something is still to be checked, from parts before this one.
-        if let Err(error) = &result
-            && self.can_go_on(error)
-            && empties(units)
-            && error.sqlstate() == SqlState::OBJECT_IN_USE
-        {
-            let again = [AGAIN[0], CHECK, BEGIN[1]];
-            if let done @ Ok(()) = self.attempt(units, &again, after, how, || ()) {
-                result = done;
+                _ => return result,
             }
         }
         if let Err(error) = &result
             && self.can_go_on(error)
-            && self
-                .statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])
-                .is_err()
+            && self.statements(&[PART.roll_back, PART.release]).is_err()
         {
             self.give_up();
         }
         result
+    }
+
+    /// What a part comes to that was refused with `error`, where a remedy applies.
+    fn remedy(
+        &mut self,
+        remedy: Remedy,
+        units: &[&Unit],
+        error: &Error,
+        (how, after): (Manner, &[&str]),
+    ) -> Option<Result<()>> {
+        match remedy {
+            Remedy::AskKinds => {
+                let asks = self.must_ask_kinds(units, error);
+                asks.then(|| self.attempt(units, &[PART.roll_back], after, how, || ()))
+            }
+            Remedy::Waves => {
+                let routes = routes(units, |record| record.change.moves());
+                let link = self.link.as_mut()?;
+                let moved = assumption::moved_at_once(&routes, link, error);
+                if moved.is_empty() {
+                    return None;
+                }
+                let how = Manner {
+                    in_waves: true,
+                    ..how
+                };
+                self.attempt(units, &[PART.roll_back], after, how, || ())
+                    .ok()?;
+                let session = self.link.as_mut().and_then(Link::session);
+                session
+                    .into_iter()
+                    .for_each(|session| assumption::keep_in_waves(session, &moved));
+                Some(Ok(()))
+            }
+            Remedy::CheckBefore => {
+                if !empties(units) || error.sqlstate() != SqlState::OBJECT_IN_USE {
+                    return None;
+                }
+                let again = [PART.roll_back, CHECK_CONSTRAINTS, DEFER_CONSTRAINTS];
+                let done = self.attempt(units, &again, after, how, || ());
+                done.ok().map(Ok)
+            }
+        }
     }
 
     /// Takes back the batch and applies this much of it instead, constraints checked.
@@ -263,8 +299,14 @@ impl Replay {
     /// As for [`Replay::whole`].
     pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
         self.conflicts.1 = Tally::default();
-        let again = ["ROLLBACK TO SAVEPOINT drain", BEGIN[1]];
-        self.attempt(units, &again, &[CHECK], (Assume::Nothing, None), || ())
+        let again = [BATCH.roll_back, DEFER_CONSTRAINTS];
+        self.attempt(
+            units,
+            &again,
+            &[CHECK_CONSTRAINTS],
+            Manner::assuming(Assume::Nothing),
+            || (),
+        )
     }
 
     /// Takes back the batch.
@@ -273,7 +315,7 @@ impl Replay {
     /// What the link reports.
     pub fn undo(&mut self) -> Result<()> {
         self.conflicts.1 = Tally::default();
-        self.statements(&["ROLLBACK TO SAVEPOINT drain", BEGIN[1]])
+        self.statements(&[BATCH.roll_back, DEFER_CONSTRAINTS])
     }
 
     /// Checks what the batch deferred.
@@ -281,7 +323,7 @@ impl Replay {
     /// # Errors
     /// As for [`Replay::whole`].
     pub fn check(&mut self) -> Result<()> {
-        self.statements(&[CHECK])
+        self.statements(&[CHECK_CONSTRAINTS])
     }
 
     /// Applies units between other statements.
@@ -290,7 +332,7 @@ impl Replay {
         units: &[&Unit],
         before: &[&str],
         after: &[&str],
-        (assume, span): (Assume, Option<Span>),
+        manner: Manner,
         meanwhile: impl FnOnce(),
     ) -> Result<()> {
         if units.is_empty() {
@@ -311,12 +353,13 @@ impl Replay {
                 .sum()
         };
         self.keyless |= units.iter().any(|unit| unit.is_keyless());
+        let assume = manner.assume;
         let many = assume == Assume::Rows && assumption::are_many(records().count(), bytes());
         let changes = Changes::new(Records(records()), &name)
             .optimistic(assume == Assume::Rows)
             .one_by_one(self.one_by_one)
             .in_binary(many && link.takes_binary())
-            .in_waves(self.in_waves)
+            .in_waves(manner.in_waves)
             .truncating(if empties(units) {
                 let mut records = Records(records());
                 Truncations::of(|take| records.next(take))
@@ -325,13 +368,13 @@ impl Replay {
             })
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))
-            .whole(span)
+            .whole(manner.span)
             .between(before, after);
         link.run(changes, Ending::Open);
         if event_loop::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
             meanwhile();
         }
-        let result = lost::run(&mut link);
+        let result = remote_transaction::run(&mut link);
         // What was prepared is forgotten if that may be why it failed.
         link.was_outdated();
         if result.is_ok() {
@@ -374,7 +417,7 @@ impl Replay {
         }
         for (batch, places) in batches {
             let mut link = self.link.take().ok_or_else(connection_gone)?;
-            let mut statements = vec![Statement::plain("SAVEPOINT unit")];
+            let mut statements = vec![Statement::plain(PART.set)];
             if batch.route.compared().next().is_some()
                 && let Some(session) = link.session()
             {
@@ -382,10 +425,10 @@ impl Replay {
                 statements.push(Statement::plain(sql::with_type_schemas(&batch.route, own)));
             }
             statements.push(sql::reached(batch));
-            statements.push(Statement::plain("ROLLBACK TO SAVEPOINT unit"));
-            statements.push(Statement::plain("RELEASE SAVEPOINT unit"));
+            statements.push(Statement::plain(PART.roll_back));
+            statements.push(Statement::plain(PART.release));
             link.run(Asked::new(statements), Ending::Open);
-            let result = lost::run(&mut link);
+            let result = remote_transaction::run(&mut link);
             let answer = link
                 .answers()
                 .last()
@@ -403,7 +446,7 @@ impl Replay {
                         .for_each(|(at, answers)| reached[*at] = answers);
                 }
                 Err(error) if self.can_go_on(&error) => {
-                    self.statements(&["ROLLBACK TO SAVEPOINT unit", "RELEASE SAVEPOINT unit"])?;
+                    self.statements(&[PART.roll_back, PART.release])?;
                 }
                 Err(error) => return Err(error),
             }
@@ -419,8 +462,8 @@ impl Replay {
         let Some(mut link) = self.link.take() else {
             return false;
         };
-        link.run(Fixed::new([look]), Ending::Open);
-        let found = lost::run(&mut link).is_ok() && !link.answers().is_empty();
+        let looked = remote_transaction::execute(&mut link, [look]);
+        let found = looked.is_ok() && !link.answers().is_empty();
         self.link = Some(link).filter(Link::is_up);
         found
     }
@@ -428,8 +471,7 @@ impl Replay {
     /// Runs plain statements.
     fn statements(&mut self, texts: &[&str]) -> Result<()> {
         let mut link = self.link.take().ok_or_else(connection_gone)?;
-        link.run(Fixed::new(texts.iter().copied()), Ending::Open);
-        let result = lost::run(&mut link);
+        let result = remote_transaction::execute(&mut link, texts.iter().copied());
         self.link = Some(link).filter(Link::is_up);
         result
     }

@@ -2,10 +2,9 @@
 //! server's answer is read. Each question is a transaction of its own that changes nothing.
 
 use crate::connect::endpoint::Endpoint;
-use crate::connect::session;
-use crate::delivery::event_loop;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
+use crate::delivery::{event_loop, remote_transaction};
 use crate::error::{Error, Result};
 use crate::pg::spi::Row;
 use crate::pg::{Oid, interrupt, query};
@@ -100,7 +99,10 @@ impl Sides {
 
     fn begin_over(mut link: Link<'static>, sql: &str) -> Result<Link<'static>> {
         link.expect_much(PATIENCE, MAX_ANSWER_BYTES);
-        link.run(Fixed::new([BEGIN, LIMITS, sql, "COMMIT"]), Ending::Open);
+        link.run(
+            Fixed::new([BEGIN, LIMITS, sql, remote_transaction::COMMIT]),
+            Ending::Open,
+        );
         if event_loop::send(std::slice::from_mut(&mut link)) == event_loop::Stop::Interrupted {
             return Err(canceled(link));
         }
@@ -109,8 +111,7 @@ impl Sides {
 
     fn finish(&mut self, mut link: Link<'static>, sql: &str) -> Result<Value> {
         link = await_end(link)?;
-        if link.was_idle() && matches!(link.result(), Err(Error::Lost { .. })) {
-            // The server had ended the idle session: a new one is as good.
+        if link.was_stale() {
             link = await_end(Self::begin_over(Link::connect(&self.endpoint)?, sql)?)?;
         }
         link.result()?;
@@ -128,8 +129,10 @@ impl Sides {
 
     /// Keeps the connection for what the session delivers next.
     pub fn close(&mut self) {
-        let session = self.link.take().and_then(Link::into_session);
-        session.into_iter().for_each(session::put_back);
+        self.link
+            .take()
+            .into_iter()
+            .for_each(remote_transaction::release);
     }
 }
 

@@ -1,0 +1,225 @@
+//! The steps of a transaction on a server, each over a [`Link`]: begin, savepoints, prepare, commit, roll
+//! back; running links to their end; giving a session back.
+//!
+//! A delivery at commit, a drain, a copy and what finishes prepared transactions go by these steps.
+
+use super::event_loop::{self, Stop};
+use super::feed::Fixed;
+use super::link::{Ending, Link};
+use crate::connect::session;
+use crate::error::{Error, Result};
+use crate::fault::fault_point;
+use crate::pg::{interrupt, wal};
+use std::fmt::Display;
+
+/// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
+/// not be true after each batch.
+pub const BEGIN: [&str; 2] = [
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+    DEFER_CONSTRAINTS,
+];
+
+/// Lets constraints wait that can.
+pub const DEFER_CONSTRAINTS: &str = "SET CONSTRAINTS ALL DEFERRED";
+
+/// Checks what was deferred, before COMMIT, where it would be too late to tell what is to blame.
+pub const CHECK_CONSTRAINTS: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+
+pub const COMMIT: &str = "COMMIT";
+
+pub const ROLLBACK: &str = "ROLLBACK";
+
+/// The statements about one savepoint.
+pub struct Savepoint {
+    pub set: &'static str,
+    /// Keeps what was done since.
+    pub release: &'static str,
+    /// Undoes it. The savepoint stays.
+    pub roll_back: &'static str,
+}
+
+macro_rules! savepoint {
+    ($name:literal) => {
+        Savepoint {
+            set: concat!("SAVEPOINT ", $name),
+            release: concat!("RELEASE SAVEPOINT ", $name),
+            roll_back: concat!("ROLLBACK TO SAVEPOINT ", $name),
+        }
+    };
+}
+
+impl Savepoint {
+    /// Before a batch of records.
+    pub const BATCH: Self = savepoint!("drain");
+    /// Before the part of a batch that is being tried.
+    pub const PART: Self = savepoint!("unit");
+    /// Before changes that a copy applies.
+    pub const COPY: Self = savepoint!("copy");
+}
+
+/// What a transaction begins with over a link: after the end of one that is open. One whose COMMIT failed
+/// is rolled back already.
+pub fn begin(link: &Link<'_>) -> Vec<&'static str> {
+    [ended(link), &BEGIN].concat()
+}
+
+/// What ends the transaction that is open over a link, if one is.
+pub fn ended(link: &Link<'_>) -> &'static [&'static str] {
+    if link.is_up() && !link.is_idle() {
+        &[ROLLBACK]
+    } else {
+        &[]
+    }
+}
+
+/// The first phase of a commit in two.
+pub fn prepared(gid: &impl Display) -> String {
+    format!("PREPARE TRANSACTION '{gid}'")
+}
+
+/// Prepares the transaction that is open.
+pub fn prepare(link: &mut Link<'_>, gid: &impl Display) {
+    link.run(Fixed::new([prepared(gid)]), Ending::Prepares);
+}
+
+/// Ends a prepared transaction; `verb`: COMMIT or ROLLBACK.
+pub fn finish_prepared(link: &mut Link<'_>, verb: &str, gid: &impl Display) {
+    let text = format!("{verb} PREPARED '{gid}'");
+    link.run(Fixed::new([text]), Ending::Resolves);
+}
+
+/// Commits the transaction that is open.
+pub fn commit(link: &mut Link<'_>) {
+    link.run(Fixed::new([COMMIT]), Ending::Commits);
+}
+
+/// Rolls back the transaction that is open, if one is, and [releases](release) the link. If a request to
+/// cancel comes first its connection is closed, which does the same.
+pub fn roll_back(mut link: Link<'_>) {
+    if link.is_up() && !link.is_idle() {
+        link.run(Fixed::new([ROLLBACK]), Ending::Open);
+        if event_loop::run(std::slice::from_mut(&mut link)) == Stop::Interrupted {
+            return;
+        }
+    }
+    release(link);
+}
+
+/// Keeps the session of a link for what uses it next.
+pub fn release(link: Link<'_>) {
+    link.into_session().into_iter().for_each(session::put_back);
+}
+
+/// Runs a link that commits nothing to its end.
+///
+/// # Errors
+/// What the link reports; a request to cancel is raised.
+pub fn run(link: &mut Link<'_>) -> Result<()> {
+    if event_loop::run(std::slice::from_mut(link)) == Stop::Interrupted {
+        interrupt::check();
+        return Err(Error::Canceled);
+    }
+    link.result()
+}
+
+/// Runs plain statements that commit nothing to their end.
+///
+/// # Errors
+/// As for [`run`].
+pub fn execute<T: Into<String>>(
+    link: &mut Link<'_>,
+    texts: impl IntoIterator<Item = T>,
+) -> Result<()> {
+    link.run(Fixed::new(texts), Ending::Open);
+    run(link)
+}
+
+/// How links came to their end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Answered,
+    /// A request to cancel came first. The servers that may commit were asked to cancel, and their answers
+    /// followed.
+    Canceled,
+    /// A request to cancel came before anything was sent that commits.
+    Abandoned,
+}
+
+/// Runs links to their end. A request to cancel is passed on to the servers that may commit.
+pub fn follow(links: &mut [Link<'_>]) -> End {
+    if event_loop::run(links) == Stop::Done {
+        return End::Answered;
+    }
+    if !links.iter().any(Link::commit_sent) {
+        return End::Abandoned;
+    }
+    event_loop::cancel(links);
+    End::Canceled
+}
+
+/// Runs the links of a local transaction to their end, and says whether they were asked to cancel. Once a
+/// server has committed, no request counts any more, see [`interrupt::committed`].
+///
+/// # Errors
+/// A request to cancel is raised if nothing can have been committed.
+pub fn finish(links: &mut [Link<'_>]) -> Result<bool> {
+    if event_loop::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
+        // The servers have their work: time for some of ours.
+        wal::flush_ahead();
+    }
+    let end = follow(links);
+    if end == End::Abandoned {
+        interrupt::check();
+        return Err(Error::Canceled);
+    }
+    let has_committed = |link: &Link<'_>| link.commit_sent() && link.result().is_ok();
+    if links.iter().any(has_committed) {
+        interrupt::committed();
+        fault_point!(Answered);
+    } else if !links.iter().any(may_have_committed) {
+        interrupt::nothing_committed();
+    }
+    Ok(end == End::Canceled)
+}
+
+/// Whether what a link has run took effect, for all that is known.
+pub fn may_have_committed(link: &Link<'_>) -> bool {
+    link.commit_sent() && matches!(link.result(), Ok(()) | Err(Error::InDoubt { .. }))
+}
+
+/// The first value that a link was answered, in its answer number `at`.
+pub fn value<'l>(link: &'l Link<'_>, at: usize) -> Option<&'l str> {
+    link.answers().get(at)?.first()?.as_deref()
+}
+
+/// Asks for the full id of the transaction that is open, before it is committed: [`outcome`] goes by it.
+pub const CURRENT_ID: &str = "SELECT pg_catalog.pg_current_xact_id()";
+
+/// The answer to [`CURRENT_ID`], if the server has given it.
+pub fn current_id(link: &Link<'_>) -> Option<i64> {
+    value(link, 0)?.parse().ok()
+}
+
+/// Whether a transaction was committed there; `None` where the server does not know any more.
+///
+/// # Errors
+/// A transient error while it is under way; what the link reports, where it cannot go on.
+pub fn outcome(link: &mut Link<'_>, xact: i64) -> Result<Option<bool>> {
+    let sql = format!("SELECT pg_catalog.pg_xact_status('{xact}'::pg_catalog.xid8)");
+    match execute(link, [sql]) {
+        Ok(()) => {}
+        // Of a transaction that it has not come to: it has lost what it had.
+        Err(Error::Remote(_)) if link.is_up() => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    match value(link, 0) {
+        Some("committed") => Ok(Some(true)),
+        Some("aborted") => Ok(Some(false)),
+        Some("in progress") => Err(Error::Lingering {
+            server: link.endpoint().account.server_name.clone(),
+            reason: format!("There, transaction {xact} has not ended yet."),
+            hint: "It is waited for.",
+        }),
+        _ => Ok(None),
+    }
+}
