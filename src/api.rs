@@ -5,6 +5,7 @@
 use crate::atomic::resolver;
 use crate::capture::descriptor::Arguments;
 use crate::change::Stamp;
+use crate::conflict::versions::{self, Arrived, Shape};
 use crate::error::{Error, Result};
 use crate::pg::args::{Args, Name, result};
 use crate::pg::json::{Jsonb, TextArray};
@@ -13,10 +14,9 @@ use crate::pg::spi::Extension;
 use crate::pg::trigger::with_event;
 use crate::queue::pause;
 use crate::sql::quote::ArrayLiteral;
-use crate::versions::{Arrived, Shape};
 use crate::{
     admin, arrival, attached, check, copy, crash, drain, fdw, identity, queue, stats, transaction,
-    trigger, verify, versions, worker,
+    trigger, verify, worker,
 };
 use pgrx::prelude::*;
 

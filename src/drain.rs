@@ -18,6 +18,8 @@ use self::batch::{Batch, Trial};
 use self::replay::Replay;
 use crate::atomic::resolver;
 use crate::conflict::Tally;
+use crate::conflict::log;
+use crate::conflict::versions;
 use crate::connect::account::{Account, oid, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::connect::release;
@@ -33,8 +35,7 @@ use crate::queue::claim::{Bounds, Claims};
 use crate::queue::lanes::{self, Lane};
 use crate::queue::{self, failed, floor, pause, state};
 use crate::transaction::{self, Drained};
-use crate::versions;
-use crate::{conflicts, crash, identity, loops};
+use crate::{crash, identity, loops};
 use std::time::Duration;
 
 /// Failed records in one call, after which it leaves the rest for the next: each costs several
@@ -733,7 +734,7 @@ impl<'h> Drain<'h> {
             }
         }
         failed::give_back(self.extension, &self.server_name, &retried)?;
-        conflicts::record(self.extension, server, &self.server_name, &failed_conflicts);
+        log::record(self.extension, server, &self.server_name, &failed_conflicts);
         if let Some((id, error)) = served.failed.first() {
             self.warn_failed(*id, served.failed.len(), error);
         }

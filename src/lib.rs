@@ -12,7 +12,6 @@ mod capture;
 mod change;
 mod check;
 mod conflict;
-mod conflicts;
 mod connect;
 mod copy;
 mod crash;
@@ -38,7 +37,6 @@ mod timestamp;
 mod transaction;
 mod trigger;
 mod verify;
-mod versions;
 mod worker;
 
 pgrx::pg_module_magic!(name, version);

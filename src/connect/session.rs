@@ -229,7 +229,7 @@ impl Session {
         }
     }
 
-    /// The schema of the server's own extension, as far as is known; see [`crate::versions`].
+    /// The schema of the server's own extension, as far as is known; see [`crate::conflict::versions`].
     pub fn remote_schema(&self) -> Option<&str> {
         self.remote_schema
             .as_ref()

@@ -7,6 +7,7 @@ use crate::atomic::gid::Gid;
 use crate::atomic::phases;
 use crate::capture::change_set::ChangeSet;
 use crate::conflict::Tally;
+use crate::conflict::log;
 use crate::connect::account::Account;
 use crate::connect::lost_session::LostSession;
 use crate::connect::release;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::pg::{context, interrupt, report, wal};
 use crate::queue::failed::Blockers;
 use crate::queue::{self, lanes};
-use crate::{conflicts, loops, stats};
+use crate::{loops, stats};
 
 /// A change set on its way.
 pub struct Delivery<'s> {
@@ -122,7 +123,7 @@ pub fn settle_commit(
             let held_back = link.take_held_back();
             loops::not_sent(*server, server_name, held_back);
             stats::delivered(*server, (set.len() as u64).saturating_sub(held_back));
-            conflicts::record(&set.extension, *server, server_name, &conflicts);
+            log::record(&set.extension, *server, server_name, &conflicts);
             release_unless(interrupted, link);
             Ok(None)
         }
@@ -185,7 +186,7 @@ pub fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
     let changes = (set.len() as u64).saturating_sub(held_back);
     phases::hold(set, session, gid, changes)?;
     loops::not_sent(*server, server_name, held_back);
-    conflicts::record(&set.extension, *server, server_name, &conflicts);
+    log::record(&set.extension, *server, server_name, &conflicts);
     Ok(())
 }
 

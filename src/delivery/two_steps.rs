@@ -16,13 +16,14 @@ use super::tries::Tries;
 use crate::atomic::gid::Gid;
 use crate::capture::change_set::ChangeSet;
 use crate::conflict::Tally;
+use crate::conflict::log;
 use crate::connect::account::Account;
 use crate::error::Result;
 use crate::fault::fault_point;
 use crate::options::Mode;
 use crate::queue;
+use crate::stats;
 use crate::transaction::{self, Drained};
-use crate::{conflicts, stats};
 
 /// Applies everywhere, queues what failed, then commits everywhere.
 pub fn in_two_steps<'s>(
@@ -177,7 +178,7 @@ fn commit_all(
                     ..
                 } = &link.endpoint().account;
                 stats::delivered(*server, drained.changes);
-                conflicts::record(&drained.extension, *server, server_name, &drained.conflicts);
+                log::record(&drained.extension, *server, server_name, &drained.conflicts);
                 release_unless(interrupted, link);
             }
             Err(error) => failure = failure.and(Err(error)),

@@ -2,7 +2,7 @@
 //! decides, the same way on every node.
 //!
 //! The version column does not show every stamp: not that of a deletion, nor that of a row whose version did
-//! not grow. A server with triggers of its own keeps those (see [`crate::versions`]); the functions with
+//! not grow. A server with triggers of its own keeps those (see [`crate::conflict::versions`]); the functions with
 //! which its extension tells and takes them are called there for every row. A server without compares
 //! versions only, which is enough where nobody else writes.
 //!

@@ -11,7 +11,7 @@ use crate::connect::lost_session::LostSession;
 use crate::connect::settings::Setting;
 
 /// Asks a server for the schema of its extension: one whose functions can be called, or must be
-/// because it sends changes of its own; see [`crate::versions`].
+/// because it sends changes of its own; see [`crate::conflict::versions`].
 pub const REMOTE_SCHEMA: &str = "SELECT (SELECT n.nspname FROM pg_catalog.pg_extension e \
      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \

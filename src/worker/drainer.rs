@@ -8,6 +8,7 @@
 use super::pace::Pace;
 use super::resolver::{Account, Resolver};
 use super::schedule::{Intervals, Schedule};
+use crate::conflict::versions;
 use crate::copy::copier;
 use crate::delivery::event_loop;
 use crate::delivery::feed::Fixed;
@@ -21,7 +22,7 @@ use crate::pg::spi::Extension;
 use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, context, database, interrupt, report, wait, worker_registry};
 use crate::queue::state;
-use crate::{crash, identity, queue, versions};
+use crate::{crash, identity, queue};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
