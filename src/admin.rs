@@ -156,11 +156,11 @@ fn already_sent_by(
 ) -> Result<Option<String>> {
     let place = |server: &str| {
         format!(
-            "(SELECT pg_catalog.array_agg(o.option_name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) \
+            "(SELECT array_agg(o.option_name || '=' || \
                 o.option_value ORDER BY o.option_name) \
-              FROM pg_catalog.pg_foreign_server f, pg_catalog.pg_options_to_table(f.srvoptions) o \
-              WHERE f.srvname::pg_catalog.text OPERATOR(pg_catalog.=) {server} \
-                AND o.option_name OPERATOR(pg_catalog.=) ANY ('{{host,hostaddr,port,dbname,service}}'))"
+              FROM pg_foreign_server f, pg_options_to_table(f.srvoptions) o \
+              WHERE f.srvname::text = {server} \
+                AND o.option_name = ANY ('{{host,hostaddr,port,dbname,service}}'))"
         )
     };
     let (theirs, ours) = (place("a.args[1]"), place("$3"));
@@ -172,12 +172,12 @@ fn already_sent_by(
         extension,
         &format!(
             "SELECT t.tgname FROM {} \
-             WHERE t.tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-               AND (t.tgtype OPERATOR(pg_catalog.&) 28::pg_catalog.int2) \
-                     OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
-               AND t.tgname::pg_catalog.text OPERATOR(pg_catalog.<>) $6 \
-               AND a.args[2] OPERATOR(pg_catalog.=) $4 AND a.args[3] OPERATOR(pg_catalog.=) $5 \
-               AND (a.args[1] OPERATOR(pg_catalog.=) $3 OR {theirs} OPERATOR(pg_catalog.=) {ours}) \
+             WHERE t.tgrelid = $1::oid \
+               AND (t.tgtype & 28::int2) \
+                     <> 0::int2 \
+               AND t.tgname::text <> $6 \
+               AND a.args[2] = $4 AND a.args[3] = $5 \
+               AND (a.args[1] = $3 OR {theirs} = {ours}) \
              ORDER BY t.tgname LIMIT 1",
             triggers::sending("$2")
         ),
@@ -200,7 +200,7 @@ fn already_sent_by(
 fn may_attach(extension: &Extension, rel: Oid) -> Result<bool> {
     let rows = spi::read(
         extension,
-        "SELECT pg_catalog.has_table_privilege($1::pg_catalog.oid, $2::pg_catalog.oid, 'TRIGGER')",
+        "SELECT has_table_privilege($1::oid, $2::oid, 'TRIGGER')",
         &[
             Some(&context::user().to_u32().to_string()),
             Some(&rel.to_u32().to_string()),
@@ -261,7 +261,7 @@ fn trigger_name(server: &str, suffix: &str) -> String {
 fn parse_target(extension: &Extension, local: &Relation, target: &str) -> Result<Relation> {
     let mut parts: Vec<String> = spi::read(
         extension,
-        "SELECT p FROM pg_catalog.unnest(pg_catalog.parse_ident($1)) p",
+        "SELECT p FROM unnest(parse_ident($1)) p",
         &[Some(target)],
     )?
     .into_iter()
@@ -307,8 +307,8 @@ pub fn connections(extension: &Extension) -> Result<Vec<ConnectionRow>> {
             let role = account.owner.to_u32().to_string();
             let rows = spi::read(
                 extension,
-                "SELECT rolname FROM pg_catalog.pg_roles \
-                 WHERE oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+                "SELECT rolname FROM pg_roles \
+                 WHERE oid = $1::oid",
                 &[Some(&role)],
             )?;
             let user = rows

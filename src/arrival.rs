@@ -118,8 +118,8 @@ pub fn wait_for(
 
 /// An interval as a time to wait; none that has passed.
 fn duration(extension: &Extension, interval: &str) -> Result<Duration> {
-    let sql = "SELECT (LEAST(GREATEST(pg_catalog.extract('epoch', $1::pg_catalog.interval), 0), 1e9) \
-                 OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8";
+    let sql = "SELECT (LEAST(GREATEST(extract(epoch FROM $1::interval), 0), 1e9) \
+                 * 1000)::int8";
     let row = spi::read(extension, sql, &[Some(interval)])?
         .into_iter()
         .next();
@@ -142,22 +142,22 @@ fn oldest(extension: &Extension, server_name: &str, low: i64, mark: i64) -> Resu
     let queue = format!("{}.sync_queue", ident(&extension.schema));
     let first = |condition: &str| {
         format!(
-            "(SELECT q.id FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND {condition} \
-                AND q.id OPERATOR(pg_catalog.>=) $2::pg_catalog.int8 \
-                AND q.id OPERATOR(pg_catalog.<=) $3::pg_catalog.int8 ORDER BY q.id LIMIT 1)"
+            "(SELECT q.id FROM {queue} q WHERE q.dst_server = $1 AND {condition} \
+                AND q.id >= $2::int8 \
+                AND q.id <= $3::int8 ORDER BY q.id LIMIT 1)"
         )
     };
     let sql = format!(
-        "WITH RECURSIVE {} SELECT pg_catalog.min(f.id) FROM ( \
+        "WITH RECURSIVE {} SELECT min(f.id) FROM ( \
            SELECT {} FROM hop WHERE hop.owner IS NOT NULL \
            UNION ALL {} UNION ALL {}) AS f(id)",
         lanes::hops(&queue),
         first(
-            "q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) hop.owner \
-             AND q.status OPERATOR(pg_catalog.=) 'pending'"
+            "q.owner::oid = hop.owner \
+             AND q.status = 'pending'"
         ),
-        first("q.status OPERATOR(pg_catalog.=) 'failed'"),
-        first("q.status OPERATOR(pg_catalog.=) 'waiting'"),
+        first("q.status = 'failed'"),
+        first("q.status = 'waiting'"),
     );
     let (low, mark) = (low.to_string(), mark.to_string());
     number(
@@ -188,10 +188,10 @@ fn is_copied_to(
     condition: &str,
 ) -> Result<bool> {
     let sql = format!(
-        "SELECT 1 FROM {}.sync_copy c WHERE c.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND c.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 AND {condition} \
-           AND NOT COALESCE(c.registered_by OPERATOR(pg_catalog.=) \
-             pg_catalog.pg_current_xact_id_if_assigned(), false) LIMIT 1",
+        "SELECT 1 FROM {}.sync_copy c WHERE c.dst_server = $1 \
+           AND c.id <= $2::int8 AND {condition} \
+           AND NOT COALESCE(c.registered_by = \
+             pg_current_xact_id_if_assigned(), false) LIMIT 1",
         ident(&extension.schema)
     );
     Ok(!spi::read(
@@ -238,12 +238,7 @@ fn tell_obstacles(
              their rows there.",
         );
     }
-    if is_copied_to(
-        extension,
-        name,
-        copies,
-        "c.state OPERATOR(pg_catalog.=) 'failed'",
-    )? {
+    if is_copied_to(extension, name, copies, "c.state = 'failed'")? {
         tell(
             "copy",
             format!("a copy to server \"{name}\" has failed: it is waited for"),
@@ -264,9 +259,9 @@ fn tell_obstacles(
 /// Whether records up to this one are marked failed until a person does something.
 fn has_failed(extension: &Extension, server_name: &str, mark: i64) -> Result<bool> {
     let sql = format!(
-        "SELECT 1 FROM {}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND q.status OPERATOR(pg_catalog.=) 'failed' AND q.next_attempt_at IS NULL \
-           AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 LIMIT 1",
+        "SELECT 1 FROM {}.sync_queue q WHERE q.dst_server = $1 \
+           AND q.status = 'failed' AND q.next_attempt_at IS NULL \
+           AND q.id <= $2::int8 LIMIT 1",
         ident(&extension.schema)
     );
     Ok(!spi::read(

@@ -73,12 +73,12 @@ pub fn triggers(extension: &Extension, rel: Option<Oid>) -> Result<Vec<Trigger>>
     let rel = rel.map(|rel| rel.to_u32().to_string());
     let of = |condition: &str| {
         format!(
-            "SELECT t.tgrelid, t.tgname, pg_catalog.to_json(a.args), \
-                    (t.tgtype OPERATOR(pg_catalog.&) 1::pg_catalog.int2) \
-                      OPERATOR(pg_catalog.<>) 0::pg_catalog.int2, \
-                    t.tgenabled, t.tgconstraint OPERATOR(pg_catalog.<>) 0::pg_catalog.oid \
+            "SELECT t.tgrelid, t.tgname, to_json(a.args), \
+                    (t.tgtype & 1::int2) \
+                      <> 0::int2, \
+                    t.tgenabled, t.tgconstraint <> 0::oid \
              FROM {} WHERE {condition} \
-               AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+               AND t.tgparentid = 0::oid \
              ORDER BY t.tgrelid, t.tgname",
             triggers::sending("$1")
         )
@@ -86,7 +86,7 @@ pub fn triggers(extension: &Extension, rel: Option<Oid>) -> Result<Vec<Trigger>>
     let rows = match &rel {
         Some(rel) => spi::read(
             extension,
-            &of("t.tgrelid OPERATOR(pg_catalog.=) $2::pg_catalog.oid"),
+            &of("t.tgrelid = $2::oid"),
             &[Some(&extension.schema), Some(rel)],
         ),
         None => spi::read(extension, &of("true"), &[Some(&extension.schema)]),

@@ -91,8 +91,8 @@ pub fn cancel(extension: &Extension, rel: Oid, server: &str) -> Result<()> {
 fn check_owner(extension: &Extension, rel: Oid) -> Result<()> {
     let rows = spi::read(
         extension,
-        "SELECT pg_catalog.pg_has_role($1::pg_catalog.oid, c.relowner, 'USAGE') \
-         FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid",
+        "SELECT pg_has_role($1::oid, c.relowner, 'USAGE') \
+         FROM pg_class c WHERE c.oid = $2::oid",
         &[
             Some(&context::user().to_u32().to_string()),
             Some(&rel.to_u32().to_string()),

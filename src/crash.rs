@@ -48,8 +48,8 @@ pub fn note(extension: &Extension) -> Result<()> {
         let sql = format!(
             "WITH alive AS (INSERT INTO {schema}.sync_alive VALUES (true) ON CONFLICT DO NOTHING) \
              INSERT INTO {schema}.sync_crash (relation, dst_server) \
-             SELECT DISTINCT a.relation::pg_catalog.oid, a.server FROM {schema}.sync_attachments() a \
-              WHERE a.mode OPERATOR(pg_catalog.=) ANY (ARRAY['async', 'sync']) ON CONFLICT DO NOTHING"
+             SELECT DISTINCT a.relation::oid, a.server FROM {schema}.sync_attachments() a \
+              WHERE a.mode = ANY (ARRAY['async', 'sync']) ON CONFLICT DO NOTHING"
         );
         spi::write(extension, &sql, &[])?;
     }
@@ -64,8 +64,8 @@ pub fn note(extension: &Extension) -> Result<()> {
 pub fn settle(extension: &Extension, relation: Oid, server_name: &str) -> Result<()> {
     note(extension)?;
     let schema = ident(&extension.schema);
-    let condition = "c.relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-                     AND c.dst_server OPERATOR(pg_catalog.=) $2";
+    let condition = "c.relation = $1::oid \
+                     AND c.dst_server = $2";
     let relation = relation.to_u32().to_string();
     let args = [&*relation, server_name].map(Some);
     let sql = format!("SELECT 1 FROM {schema}.sync_crash c WHERE {condition}");

@@ -102,20 +102,20 @@ fn look(extension: &Extension) -> Result<Identity> {
     // Without a node of its own, a database that has triggers is a copy as well. As everywhere, each table by
     // an index.
     let sql = format!(
-        "SELECT h.system_identifier OPERATOR(pg_catalog.=) $2::pg_catalog.int8 FROM {schema}.sync_home h \
-         WHERE h.database OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND (h.system_identifier OPERATOR(pg_catalog.=) $2::pg_catalog.int8 \
-             OR h.server_major OPERATOR(pg_catalog.<) $3::pg_catalog.int4) \
-           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node OPERATOR(pg_catalog.<) h.node) \
-           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node OPERATOR(pg_catalog.>) h.node) \
-           AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension e \
-             JOIN pg_catalog.pg_description d ON d.objoid OPERATOR(pg_catalog.=) e.oid \
-              AND d.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-              AND d.objsubid OPERATOR(pg_catalog.=) 0 \
-             WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync' \
-               AND d.description OPERATOR(pg_catalog.~~) '%(node ____________________________________)' \
-               AND pg_catalog.right(d.description, 37) OPERATOR(pg_catalog.<>) \
-                   (h.node::pg_catalog.text OPERATOR(pg_catalog.||) ')'))"
+        "SELECT h.system_identifier = $2::int8 FROM {schema}.sync_home h \
+         WHERE h.database = $1::oid \
+           AND (h.system_identifier = $2::int8 \
+             OR h.server_major < $3::int4) \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node < h.node) \
+           AND NOT EXISTS (SELECT FROM {schema}.sync_node n WHERE n.node > h.node) \
+           AND NOT EXISTS (SELECT FROM pg_extension e \
+             JOIN pg_description d ON d.objoid = e.oid \
+              AND d.classoid = 'pg_extension'::regclass \
+              AND d.objsubid = 0 \
+             WHERE e.extname = 'pg_rowsync' \
+               AND d.description ~~ '%(node ____________________________________)' \
+               AND right(d.description, 37) <> \
+                   (h.node::text || ')'))"
     );
     let here = Here::new();
     let row = spi::read(extension, &sql, &here.args())?.into_iter().next();
@@ -157,7 +157,7 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
     let sql = format!(
         "WITH home AS ( \
            INSERT INTO {schema}.sync_home (database, system_identifier, server_major) \
-           VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3::pg_catalog.int4) RETURNING node) \
+           VALUES ($1::oid, $2::int8, $3::int4) RETURNING node) \
          INSERT INTO {schema}.sync_node SELECT node FROM home RETURNING node"
     );
     let row = spi::write(extension, &sql, &Here::new().args())?
@@ -169,9 +169,9 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
 
 /// Adds the node to the extension's comment, at its end, instead of another.
 fn comment(extension: &Extension, node: &str) -> Result<()> {
-    let sql = "SELECT pg_catalog.regexp_replace(COALESCE( \
-                 pg_catalog.obj_description(e.oid, 'pg_extension'), ''), $1, '') \
-               FROM pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'";
+    let sql = "SELECT regexp_replace(COALESCE( \
+                 obj_description(e.oid, 'pg_extension'), ''), $1, '') \
+               FROM pg_extension e WHERE e.extname = 'pg_rowsync'";
     let row = spi::read(extension, sql, &[Some(r" \(node [^)]*\)$")])?
         .into_iter()
         .next();
@@ -190,9 +190,9 @@ fn comment(extension: &Extension, node: &str) -> Result<()> {
 /// After pg_upgrade: the same node, with the system identifier that it has now.
 fn renew(extension: &Extension) -> Result<()> {
     let sql = format!(
-        "UPDATE {}.sync_home SET system_identifier = $2::pg_catalog.int8, \
-                server_major = $3::pg_catalog.int4 \
-         WHERE database OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+        "UPDATE {}.sync_home SET system_identifier = $2::int8, \
+                server_major = $3::int4 \
+         WHERE database = $1::oid",
         ident(&extension.schema)
     );
     spi::write(extension, &sql, &Here::new().args())?;

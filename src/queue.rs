@@ -69,8 +69,8 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
         "INSERT INTO {}.sync_lost_session \
            (dst_server, owner, backend_pid, backend_start, token, not_after, id, remote_xact) \
            OVERRIDING SYSTEM VALUE \
-         VALUES ($1, $2::pg_catalog.oid, $3::pg_catalog.int4, {}, $5::pg_catalog.int8, {}, \
-           $7::pg_catalog.int8, $8::pg_catalog.int8)",
+         VALUES ($1, $2::oid, $3::int4, {}, $5::int8, {}, \
+           $7::int8, $8::int8)",
         ident(&set.extension.schema),
         time("$4"),
         time("$6")
@@ -98,8 +98,8 @@ pub fn remember_lost(set: &ChangeSet, lost: &LostSession) -> Result<()> {
 /// A time from microseconds since 1970, exactly.
 fn time(micros: &str) -> String {
     format!(
-        "('epoch'::pg_catalog.timestamptz OPERATOR(pg_catalog.+) \
-           ({micros}::pg_catalog.float8 OPERATOR(pg_catalog.*) '1 microsecond'::pg_catalog.interval))"
+        "('epoch'::timestamptz + \
+           ({micros}::float8 * '1 microsecond'::interval))"
     )
 }
 
@@ -117,8 +117,8 @@ pub fn knows(extension: &Extension, server_name: &str) -> Result<bool> {
 /// # Errors
 /// What reading the view reports.
 pub fn has_prepared(extension: &Extension) -> Result<bool> {
-    let sql = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
-         WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1";
+    let sql = "SELECT 1 FROM pg_prepared_xacts \
+         WHERE database = current_database() LIMIT 1";
     Ok(!spi::read(extension, sql, &[])?.is_empty())
 }
 
@@ -129,8 +129,8 @@ pub fn has_prepared(extension: &Extension) -> Result<bool> {
 pub fn remove(extension: &Extension, ids: &[i64]) -> Result<()> {
     for chunk in ids.chunks(CHUNK_ROWS) {
         let sql = format!(
-            "DELETE FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) \
-             ANY (ARRAY(SELECT pg_catalog.unnest($1::pg_catalog.int8[])))",
+            "DELETE FROM {}.sync_queue WHERE id = \
+             ANY (ARRAY(SELECT unnest($1::int8[])))",
             ident(&extension.schema)
         );
         spi::write(extension, &sql, &[Some(&to_ids(chunk))])?;
@@ -151,17 +151,17 @@ pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> 
         .for_each(|server| pending.push(Some(server)));
     // Hops over the index from name to name: the queue may be long, servers are few.
     let sql = format!(
-        "WITH RECURSIVE failed(server) AS (SELECT pg_catalog.min(dst_server) FROM {queue} \
-                WHERE status OPERATOR(pg_catalog.<>) 'pending' \
-              UNION ALL SELECT (SELECT pg_catalog.min(q.dst_server) FROM {queue} q \
-                WHERE q.status OPERATOR(pg_catalog.<>) 'pending' \
-                  AND q.dst_server OPERATOR(pg_catalog.>) failed.server) \
+        "WITH RECURSIVE failed(server) AS (SELECT min(dst_server) FROM {queue} \
+                WHERE status <> 'pending' \
+              UNION ALL SELECT (SELECT min(q.dst_server) FROM {queue} q \
+                WHERE q.status <> 'pending' \
+                  AND q.dst_server > failed.server) \
               FROM failed WHERE failed.server IS NOT NULL) \
-         SELECT pg_catalog.unnest($2::pg_catalog.text[]) \
-         UNION SELECT server FROM failed WHERE server IS NOT NULL AND ($1::pg_catalog.bool \
+         SELECT unnest($2::text[]) \
+         UNION SELECT server FROM failed WHERE server IS NOT NULL AND ($1::bool \
            OR EXISTS ({}) OR EXISTS (SELECT FROM {queue} q \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) failed.server \
-               AND q.status OPERATOR(pg_catalog.=) 'failed' \
+             WHERE q.dst_server = failed.server \
+               AND q.status = 'failed' \
                AND q.next_attempt_at IS NOT NULL)) \
          UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
         waiting::released(&queue, "failed.server"),
@@ -193,9 +193,9 @@ pub struct Lost {
 /// What reading the table reports.
 pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<Lost>> {
     let sql = format!(
-        "SELECT id, owner::pg_catalog.oid, backend_pid, {}, token, {}, remote_xact, xact \
+        "SELECT id, owner::oid, backend_pid, {}, token, {}, remote_xact, xact \
          FROM {}.sync_lost_session \
-         WHERE dst_server OPERATOR(pg_catalog.=) $1 ORDER BY lost_at",
+         WHERE dst_server = $1 ORDER BY lost_at",
         micros("backend_start"),
         micros("not_after"),
         ident(&extension.schema)
@@ -247,11 +247,11 @@ pub fn settle_lost(
         )
     };
     let sql = format!(
-        "{what} WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-           AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
-           AND q.xact OPERATOR(pg_catalog.=) $3::pg_catalog.xid8 \
-           AND q.sqlstate OPERATOR(pg_catalog.=) '{}'",
+        "{what} WHERE q.dst_server = $1 \
+           AND q.owner::oid = $2::oid \
+           AND q.status = 'pending' AND {} \
+           AND q.xact = $3::xid8 \
+           AND q.sqlstate = '{}'",
         floor::above(&schema, "$1"),
         SqlState::RESOLUTION_UNKNOWN
     );
@@ -269,7 +269,7 @@ pub fn settle_lost(
 /// What writing the table reports.
 pub fn forget_lost(extension: &Extension, lost: &Lost) -> Result<()> {
     let sql = format!(
-        "DELETE FROM {}.sync_lost_session WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        "DELETE FROM {}.sync_lost_session WHERE id = $1::int8",
         ident(&extension.schema)
     );
     spi::write(extension, &sql, &[Some(&lost.id)])?;

@@ -124,8 +124,8 @@ struct Member {
 fn members(extension: &Extension, schema: &str) -> Result<Vec<Member>> {
     let found = spi::read(
         extension,
-        "SELECT oid FROM pg_catalog.pg_namespace \
-         WHERE nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+        "SELECT oid FROM pg_namespace \
+         WHERE nspname = $1::name",
         &[Some(schema)],
     )?;
     let Some(mut namespace) = found.into_iter().next() else {
@@ -135,24 +135,24 @@ fn members(extension: &Extension, schema: &str) -> Result<Vec<Member>> {
     spi::read(
         extension,
         "SELECT c.oid, CASE WHEN c.relispartition \
-                  THEN pg_catalog.format('%I.%I', rn.nspname, r.relname) END \
-         FROM pg_catalog.pg_class c \
-         LEFT JOIN pg_catalog.pg_class r ON c.relispartition \
-          AND r.oid OPERATOR(pg_catalog.=) pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid \
-         LEFT JOIN pg_catalog.pg_namespace rn \
-           ON rn.oid OPERATOR(pg_catalog.=) r.relnamespace \
-         WHERE c.relnamespace OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}') \
+                  THEN format('%I.%I', rn.nspname, r.relname) END \
+         FROM pg_class c \
+         LEFT JOIN pg_class r ON c.relispartition \
+          AND r.oid = pg_partition_root(c.oid)::oid \
+         LEFT JOIN pg_namespace rn \
+           ON rn.oid = r.relnamespace \
+         WHERE c.relnamespace = $1::oid \
+           AND c.relkind = ANY ('{r,p}') \
            AND (NOT c.relispartition \
-             OR r.relnamespace OPERATOR(pg_catalog.<>) c.relnamespace) \
-           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
-             JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
-             WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
-               AND d.objid OPERATOR(pg_catalog.=) c.oid \
-               AND d.refclassid OPERATOR(pg_catalog.=) \
-                   'pg_catalog.pg_extension'::pg_catalog.regclass \
-               AND d.deptype OPERATOR(pg_catalog.=) 'e' \
-               AND e.extname OPERATOR(pg_catalog.=) 'pg_rowsync') \
+             OR r.relnamespace <> c.relnamespace) \
+           AND NOT EXISTS (SELECT FROM pg_depend d \
+             JOIN pg_extension e ON e.oid = d.refobjid \
+             WHERE d.classid = 'pg_class'::regclass \
+               AND d.objid = c.oid \
+               AND d.refclassid = \
+                   'pg_extension'::regclass \
+               AND d.deptype = 'e' \
+               AND e.extname = 'pg_rowsync') \
          ORDER BY c.relname",
         &[Some(&required(&mut namespace, 0)?)],
     )?

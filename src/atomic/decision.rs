@@ -71,7 +71,7 @@ impl Decision {
     }
 }
 
-const COLUMNS: &str = "d.gid, d.owner::pg_catalog.oid, d.place, d.decision, d.xact";
+const COLUMNS: &str = "d.gid, d.owner::oid, d.place, d.decision, d.xact";
 
 /// The current transaction decides that what was prepared on a server, for an owner and at a place, is to be
 /// committed, if it is committed itself. Its commit waits for the disk, whatever `synchronous_commit` says.
@@ -123,10 +123,10 @@ pub fn conflicting_with(
         .iter()
         .for_each(|check| array.push(Some(&check.to_string())));
     let sql = format!(
-        "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND d.decision OPERATOR(pg_catalog.=) 'commit' \
-           AND (d.writes IS NULL OR d.writes OPERATOR(pg_catalog.&&) \
-             ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[]))) \
+        "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server = $1 \
+           AND d.decision = 'commit' \
+           AND (d.writes IS NULL OR d.writes && \
+             ARRAY(SELECT unnest($2::int8[]))) \
          ORDER BY d.xact",
         ident(&extension.schema)
     );
@@ -151,7 +151,7 @@ pub fn conflicting_with(
 /// What reading the table reports.
 pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<Decision>> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server OPERATOR(pg_catalog.=) $1 \
+        "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server = $1 \
          ORDER BY d.xact",
         ident(&extension.schema)
     );
@@ -167,8 +167,8 @@ pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<Decisio
 /// What reading the table reports.
 pub fn exists(extension: &Extension, gid: &str) -> Result<bool> {
     let sql = format!(
-        "SELECT 1 FROM {}.{TABLE} d WHERE d.gid OPERATOR(pg_catalog.=) $1 \
-           AND d.decision OPERATOR(pg_catalog.=) 'commit'",
+        "SELECT 1 FROM {}.{TABLE} d WHERE d.gid = $1 \
+           AND d.decision = 'commit'",
         ident(&extension.schema)
     );
     Ok(!spi::read(extension, &sql, &[Some(gid)])?.is_empty())
@@ -187,9 +187,9 @@ pub fn remove(extension: &Extension, gids: &[String]) -> Result<()> {
     gids.iter().for_each(|gid| array.push(Some(gid)));
     let table = format!("{}.{TABLE}", ident(&extension.schema));
     let sql = format!(
-        "DELETE FROM {table} WHERE gid OPERATOR(pg_catalog.=) ANY (ARRAY( \
-           SELECT d.gid FROM {table} d WHERE d.gid OPERATOR(pg_catalog.=) \
-             ANY (ARRAY(SELECT pg_catalog.unnest($1::pg_catalog.text[]))) \
+        "DELETE FROM {table} WHERE gid = ANY (ARRAY( \
+           SELECT d.gid FROM {table} d WHERE d.gid = \
+             ANY (ARRAY(SELECT unnest($1::text[]))) \
            FOR UPDATE SKIP LOCKED))"
     );
     let _writable = context::Writable::new();
@@ -211,8 +211,8 @@ pub fn note_failure(
     let sql = format!(
         "INSERT INTO {}.{TABLE} AS d (gid, dst_server, owner, place, decision, attempts, \
             last_attempt_at, sqlstate, message) \
-         VALUES ($1, $2, $3::pg_catalog.oid, $4, $5, 1, pg_catalog.clock_timestamp(), $6, $7) \
-         ON CONFLICT (gid) DO UPDATE SET attempts = d.attempts OPERATOR(pg_catalog.+) 1, \
+         VALUES ($1, $2, $3::oid, $4, $5, 1, clock_timestamp(), $6, $7) \
+         ON CONFLICT (gid) DO UPDATE SET attempts = d.attempts + 1, \
             last_attempt_at = excluded.last_attempt_at, sqlstate = excluded.sqlstate, \
             message = excluded.message",
         ident(&extension.schema)

@@ -141,10 +141,10 @@ pub fn settle_server(extension: &Extension, server_name: &str) -> Result<()> {
 pub fn accounts(extension: &Extension) -> Result<Vec<(String, Oid)>> {
     let sql = format!(
         "SELECT a.args[1], c.relowner FROM {} \
-         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid \
-         WHERE t.tgnargs OPERATOR(pg_catalog.>) 3::pg_catalog.int2 \
-           AND pg_catalog.strpos(a.args[4], '\"atomic\"') OPERATOR(pg_catalog.>) 0 \
-         UNION SELECT d.dst_server, d.owner::pg_catalog.oid FROM {}.{} d",
+         JOIN pg_class c ON c.oid = t.tgrelid \
+         WHERE t.tgnargs > 3::int2 \
+           AND strpos(a.args[4], '\"atomic\"') > 0 \
+         UNION SELECT d.dst_server, d.owner::oid FROM {}.{} d",
         triggers::sending("$1"),
         ident(&extension.schema),
         decision::TABLE

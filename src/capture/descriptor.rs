@@ -286,8 +286,8 @@ impl Descriptor {
 fn role_oid(extension: &Extension, name: &str) -> Result<Oid> {
     let rows = spi::read(
         extension,
-        "SELECT oid FROM pg_catalog.pg_roles \
-         WHERE rolname::pg_catalog.text OPERATOR(pg_catalog.=) $1",
+        "SELECT oid FROM pg_roles \
+         WHERE rolname::text = $1",
         &[Some(name)],
     )?;
     let Some(mut row) = rows.into_iter().next() else {

@@ -44,9 +44,9 @@ pub fn depend(
     }
     let rows = spi::read(
         extension,
-        "SELECT oid FROM pg_catalog.pg_trigger \
-         WHERE tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND tgname OPERATOR(pg_catalog.=) $2::pg_catalog.name",
+        "SELECT oid FROM pg_trigger \
+         WHERE tgrelid = $1::oid \
+           AND tgname = $2::name",
         &[Some(&table.oid.to_u32().to_string()), Some(trigger)],
     )?;
     for mut row in rows {
@@ -80,17 +80,17 @@ pub fn follow_renames(
     let rows = spi::read(
         extension,
         "WITH RECURSIVE made AS ( \
-           SELECT t.oid, t.tgparentid FROM pg_catalog.pg_trigger t \
-             WHERE t.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           UNION ALL SELECT t.oid, t.tgparentid FROM pg_catalog.pg_trigger t \
-             JOIN made m ON t.oid OPERATOR(pg_catalog.=) m.tgparentid) \
+           SELECT t.oid, t.tgparentid FROM pg_trigger t \
+             WHERE t.oid = $1::oid \
+           UNION ALL SELECT t.oid, t.tgparentid FROM pg_trigger t \
+             JOIN made m ON t.oid = m.tgparentid) \
          SELECT a.attname FROM made m \
-         JOIN pg_catalog.pg_depend d ON d.objid OPERATOR(pg_catalog.=) m.oid \
-          AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_trigger'::pg_catalog.regclass \
-          AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
-          AND d.refobjsubid OPERATOR(pg_catalog.<>) 0 \
-         JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) d.refobjid \
-          AND a.attnum OPERATOR(pg_catalog.=) d.refobjsubid \
+         JOIN pg_depend d ON d.objid = m.oid \
+          AND d.classid = 'pg_trigger'::regclass \
+          AND d.refclassid = 'pg_class'::regclass \
+          AND d.refobjsubid <> 0 \
+         JOIN pg_attribute a ON a.attrelid = d.refobjid \
+          AND a.attnum = d.refobjsubid \
          WHERE NOT a.attisdropped ORDER BY a.attnum",
         &[Some(&trigger.to_u32().to_string())],
     )?;

@@ -53,9 +53,9 @@ impl Origin {
         }
         let rows = spi::read(
             extension,
-            "SELECT a.attnum, a.attname FROM pg_catalog.pg_attribute a \
-             WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-               AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
+            "SELECT a.attnum, a.attname FROM pg_attribute a \
+             WHERE a.attrelid = $1::oid \
+               AND a.attnum > 0 AND NOT a.attisdropped",
             &[Some(&self.relation.to_u32().to_string())],
         )?;
         let mut names = HashMap::with_capacity(rows.len());

@@ -63,18 +63,18 @@ impl Table {
         let rows = spi::read(
             extension,
             "SELECT n.nspname, c.relname, c.relowner, c.relkind, \
-                COALESCE(pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid, c.oid), \
-                EXISTS (SELECT FROM pg_catalog.pg_depend d \
-                  JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
-                  WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
-                    AND d.objid OPERATOR(pg_catalog.=) c.oid \
-                    AND d.refclassid OPERATOR(pg_catalog.=) \
-                        'pg_catalog.pg_extension'::pg_catalog.regclass \
-                    AND d.deptype OPERATOR(pg_catalog.=) 'e' \
-                    AND e.extname OPERATOR(pg_catalog.=) 'pg_rowsync') \
-             FROM pg_catalog.pg_class c \
-             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-             WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+                COALESCE(pg_partition_root(c.oid)::oid, c.oid), \
+                EXISTS (SELECT FROM pg_depend d \
+                  JOIN pg_extension e ON e.oid = d.refobjid \
+                  WHERE d.classid = 'pg_class'::regclass \
+                    AND d.objid = c.oid \
+                    AND d.refclassid = \
+                        'pg_extension'::regclass \
+                    AND d.deptype = 'e' \
+                    AND e.extname = 'pg_rowsync') \
+             FROM pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.oid = $1::oid",
             &args,
         )?;
         let Some(mut row) = rows.into_iter().next() else {
@@ -128,75 +128,75 @@ impl Table {
         spi::read(
             extension,
             "SELECT a.attname, a.attnum, a.atttypid, \
-                    a.attgenerated OPERATOR(pg_catalog.<>) '', \
-                    CASE WHEN t.typcategory OPERATOR(pg_catalog.=) 'C' \
-                              AND t.typtype OPERATOR(pg_catalog.=) ANY ('{c,d}') THEN 'record' \
-                         WHEN t.typtype OPERATOR(pg_catalog.<>) 'd' \
-                              AND t.typsubscript OPERATOR(pg_catalog.=) \
-                                  'pg_catalog.array_subscript_handler'::pg_catalog.regproc THEN \
-                              CASE WHEN t.typnamespace OPERATOR(pg_catalog.=) \
-                                        'pg_catalog'::pg_catalog.regnamespace \
+                    a.attgenerated <> '', \
+                    CASE WHEN t.typcategory = 'C' \
+                              AND t.typtype = ANY ('{c,d}') THEN 'record' \
+                         WHEN t.typtype <> 'd' \
+                              AND t.typsubscript = \
+                                  'array_subscript_handler'::regproc THEN \
+                              CASE WHEN t.typnamespace = \
+                                        'pg_catalog'::regnamespace \
                                    THEN 'array' ELSE 'record' END \
-                         WHEN t.typdelim OPERATOR(pg_catalog.<>) ',' THEN 'record' \
+                         WHEN t.typdelim <> ',' THEN 'record' \
                          ELSE 'element' END, \
                     t.typname, \
-                    CASE WHEN t.typtype OPERATOR(pg_catalog.<>) 'e' AND \
-                              (t.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
-                               OR t.typname::pg_catalog.text \
-                                  OPERATOR(pg_catalog.~) '^_?(reg|money)') THEN 'anything' \
-                         WHEN t.typname::pg_catalog.text \
-                              OPERATOR(pg_catalog.~) '^(_timestamptz|_?tstz)' THEN 'time zone' \
-                         WHEN t.typname::pg_catalog.text \
-                              OPERATOR(pg_catalog.~) '^_?bytea$' THEN 'bytea' \
+                    CASE WHEN t.typtype <> 'e' AND \
+                              (t.oid >= 16384::oid \
+                               OR t.typname::text \
+                                  ~ '^_?(reg|money)') THEN 'anything' \
+                         WHEN t.typname::text \
+                              ~ '^(_timestamptz|_?tstz)' THEN 'time zone' \
+                         WHEN t.typname::text \
+                              ~ '^_?bytea$' THEN 'bytea' \
                          ELSE '' END, \
-                    a.attidentity OPERATOR(pg_catalog.=) 'a', \
-                    EXISTS (SELECT FROM pg_catalog.pg_opclass c \
-                     JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) c.opcmethod \
-                      AND m.amname OPERATOR(pg_catalog.=) 'btree' \
-                     JOIN pg_catalog.pg_amop p ON p.amopfamily OPERATOR(pg_catalog.=) c.opcfamily \
-                      AND p.amopstrategy OPERATOR(pg_catalog.=) 3 \
-                      AND p.amoplefttype OPERATOR(pg_catalog.=) c.opcintype \
-                      AND p.amoprighttype OPERATOR(pg_catalog.=) c.opcintype \
-                     JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) p.amopopr \
-                     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace \
-                     WHERE c.opcdefault AND c.opcintype OPERATOR(pg_catalog.=) ANY ( \
+                    a.attidentity = 'a', \
+                    EXISTS (SELECT FROM pg_opclass c \
+                     JOIN pg_am m ON m.oid = c.opcmethod \
+                      AND m.amname = 'btree' \
+                     JOIN pg_amop p ON p.amopfamily = c.opcfamily \
+                      AND p.amopstrategy = 3 \
+                      AND p.amoplefttype = c.opcintype \
+                      AND p.amoprighttype = c.opcintype \
+                     JOIN pg_operator o ON o.oid = p.amopopr \
+                     JOIN pg_namespace n ON n.oid = o.oprnamespace \
+                     WHERE c.opcdefault AND c.opcintype = ANY ( \
                            WITH RECURSIVE base(id) AS (SELECT t.oid \
-                             UNION ALL SELECT d.typbasetype FROM base JOIN pg_catalog.pg_type d \
-                               ON d.oid OPERATOR(pg_catalog.=) base.id \
-                               WHERE d.typbasetype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid) \
+                             UNION ALL SELECT d.typbasetype FROM base JOIN pg_type d \
+                               ON d.oid = base.id \
+                               WHERE d.typbasetype <> 0::oid) \
                            SELECT id FROM base) \
-                       AND n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog'), \
-                    t.typtype OPERATOR(pg_catalog.=) 'e' \
-                    OR t.oid OPERATOR(pg_catalog.=) ANY ('{pg_catalog.bool,pg_catalog.int2, \
-                       pg_catalog.int4,pg_catalog.int8,pg_catalog.oid,pg_catalog.uuid, \
-                       pg_catalog.date,pg_catalog.time,pg_catalog.timestamp,pg_catalog.name, \
-                       pg_catalog.timestamptz,pg_catalog.timetz,pg_catalog.bytea,pg_catalog.inet, \
-                       pg_catalog.cidr,pg_catalog.macaddr,pg_catalog.macaddr8,pg_catalog.bit, \
-                       pg_catalog.varbit,pg_catalog.int4range,pg_catalog.int8range, \
-                       pg_catalog.daterange,pg_catalog.tsrange,pg_catalog.tstzrange, \
-                       pg_catalog.text,pg_catalog.varchar}'::pg_catalog.regtype[]) \
-                       AND (a.attcollation OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
-                            OR EXISTS (SELECT FROM pg_catalog.pg_collation l \
-                               WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation \
+                       AND n.nspname <> 'pg_catalog'), \
+                    t.typtype = 'e' \
+                    OR t.oid = ANY ('{bool,int2, \
+                       int4,int8,oid,uuid, \
+                       date,time,timestamp,name, \
+                       timestamptz,timetz,bytea,inet, \
+                       cidr,macaddr,macaddr8,bit, \
+                       varbit,int4range,int8range, \
+                       daterange,tsrange,tstzrange, \
+                       text,varchar}'::regtype[]) \
+                       AND (a.attcollation = 0::oid \
+                            OR EXISTS (SELECT FROM pg_collation l \
+                               WHERE l.oid = a.attcollation \
                                  AND l.collisdeterministic)) \
-                    OR a.atttypmod OPERATOR(pg_catalog.<>) -1 \
-                       AND t.oid OPERATOR(pg_catalog.=) 'pg_catalog.numeric'::pg_catalog.regtype, \
-                    a.attcollation OPERATOR(pg_catalog.<>) 0::pg_catalog.oid, \
+                    OR a.atttypmod <> -1 \
+                       AND t.oid = 'numeric'::regtype, \
+                    a.attcollation <> 0::oid, \
                     own.name, own.modifier \
-             FROM pg_catalog.pg_attribute a \
+             FROM pg_attribute a \
              LEFT JOIN LATERAL (WITH RECURSIVE base(id, modifier) AS ( \
                    SELECT a.atttypid, a.atttypmod \
-                   UNION ALL SELECT d.typbasetype, d.typtypmod FROM base JOIN pg_catalog.pg_type d \
-                     ON d.oid OPERATOR(pg_catalog.=) base.id \
-                     WHERE d.typtype OPERATOR(pg_catalog.=) 'd') \
-                 SELECT d.typname, base.modifier FROM base JOIN pg_catalog.pg_type d \
-                   ON d.oid OPERATOR(pg_catalog.=) base.id \
-                  AND d.typtype OPERATOR(pg_catalog.=) 'b' \
-                  AND d.typnamespace OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace) \
+                   UNION ALL SELECT d.typbasetype, d.typtypmod FROM base JOIN pg_type d \
+                     ON d.oid = base.id \
+                     WHERE d.typtype = 'd') \
+                 SELECT d.typname, base.modifier FROM base JOIN pg_type d \
+                   ON d.oid = base.id \
+                  AND d.typtype = 'b' \
+                  AND d.typnamespace = 'pg_catalog'::regnamespace) \
                AS own(name, modifier) ON true \
-             JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
-             WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-               AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
+             JOIN pg_type t ON t.oid = a.atttypid \
+             WHERE a.attrelid = $1::oid \
+               AND a.attnum > 0 AND NOT a.attisdropped \
              ORDER BY a.attnum",
             args,
         )?
@@ -243,19 +243,24 @@ impl Table {
     fn cascades_from(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<Relation>> {
         spi::read(
             extension,
-            "SELECT DISTINCT n.nspname, c.relname FROM pg_catalog.pg_constraint f \
-             CROSS JOIN LATERAL (SELECT f.confrelid UNION SELECT p.relid::pg_catalog.oid \
-               FROM pg_catalog.pg_partition_tree(f.confrelid::pg_catalog.regclass) p) AS t(id) \
-             JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.id \
-             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-             WHERE f.conrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-               AND f.contype OPERATOR(pg_catalog.=) 'f' \
-               AND (f.confdeltype OPERATOR(pg_catalog.=) 'c' OR f.confupdtype OPERATOR(pg_catalog.=) 'c') \
+            "SELECT DISTINCT n.nspname, c.relname FROM pg_constraint f \
+             CROSS JOIN LATERAL (SELECT f.confrelid UNION SELECT p.relid::oid \
+               FROM pg_partition_tree(f.confrelid::regclass) p) AS t(id) \
+             JOIN pg_class c ON c.oid = t.id \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE f.conrelid = $1::oid \
+               AND f.contype = 'f' \
+               AND (f.confdeltype = 'c' OR f.confupdtype = 'c') \
              ORDER BY 1, 2",
             args,
         )?
         .into_iter()
-        .map(|mut row| Ok(Relation { schema: required(&mut row, 0)?, table: required(&mut row, 1)? }))
+        .map(|mut row| {
+            Ok(Relation {
+                schema: required(&mut row, 0)?,
+                table: required(&mut row, 1)?,
+            })
+        })
         .collect()
     }
 
@@ -265,14 +270,14 @@ impl Table {
         spi::read(
             extension,
             "SELECT a.attname, i.indimmediate FROM ( \
-               SELECT i.indrelid, i.indkey, i.indnkeyatts, i.indimmediate FROM pg_catalog.pg_index i \
-               WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND i.indisvalid \
+               SELECT i.indrelid, i.indkey, i.indnkeyatts, i.indimmediate FROM pg_index i \
+               WHERE i.indrelid = $1::oid AND i.indisvalid \
                  AND (i.indisprimary OR i.indisreplident) AND NOT i.indisexclusion \
                ORDER BY i.indisprimary DESC LIMIT 1) i, \
-             LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(num, ord) \
-             JOIN pg_catalog.pg_attribute a ON a.attnum OPERATOR(pg_catalog.=) k.num \
-              AND a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-             WHERE k.ord OPERATOR(pg_catalog.<=) i.indnkeyatts ORDER BY k.ord",
+             LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(num, ord) \
+             JOIN pg_attribute a ON a.attnum = k.num \
+              AND a.attrelid = $1::oid \
+             WHERE k.ord <= i.indnkeyatts ORDER BY k.ord",
             args,
         )?
         .into_iter()

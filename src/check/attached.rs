@@ -49,8 +49,8 @@ impl Caller {
     /// # Errors
     /// What the catalogs report.
     pub fn current(extension: &Extension, user: Oid) -> Result<Self> {
-        let sql = "SELECT r.rolsuper OR pg_catalog.pg_has_role(r.oid, 'pg_monitor'::pg_catalog.name, 'USAGE') \
-             FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid";
+        let sql = "SELECT r.rolsuper OR pg_has_role(r.oid, 'pg_monitor'::name, 'USAGE') \
+             FROM pg_roles r WHERE r.oid = $1::oid";
         let rows = spi::read(extension, sql, &[Some(&user.to_u32().to_string())])?;
         let everything = rows.into_iter().flatten().flatten().next().as_deref() == Some("t");
         Ok(Self { user, everything })
@@ -92,18 +92,18 @@ pub fn list(
     // A partition's triggers are those of the table to which it belongs, unless it is asked for itself.
     let sql = format!(
         "SELECT t.oid, t.tgname, t.tgenabled, t.tgtype, t.tgdeferrable, \
-            pg_catalog.to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a \
-              WHERE a.attrelid OPERATOR(pg_catalog.=) t.tgrelid \
-                AND a.attnum OPERATOR(pg_catalog.=) ANY (t.tgattr::pg_catalog.int2[]))), \
-            pg_catalog.to_json(a.args), c.oid, n.nspname, c.relname, c.relpersistence \
+            to_json(ARRAY(SELECT a.attname FROM pg_attribute a \
+              WHERE a.attrelid = t.tgrelid \
+                AND a.attnum = ANY (t.tgattr::int2[]))), \
+            to_json(a.args), c.oid, n.nspname, c.relname, c.relpersistence \
          FROM {} \
-         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-         WHERE ($2::pg_catalog.oid IS NULL \
-                AND t.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
-             OR t.tgrelid OPERATOR(pg_catalog.=) $2::pg_catalog.oid) \
-           AND ($3 IS NULL OR a.args[1] OPERATOR(pg_catalog.=) $3) \
-           AND ($5::pg_catalog.bool OR pg_catalog.pg_has_role($4::pg_catalog.oid, c.relowner, 'USAGE')) \
+         JOIN pg_class c ON c.oid = t.tgrelid \
+         JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE ($2::oid IS NULL \
+                AND t.tgparentid = 0::oid \
+             OR t.tgrelid = $2::oid) \
+           AND ($3 IS NULL OR a.args[1] = $3) \
+           AND ($5::bool OR pg_has_role($4::oid, c.relowner, 'USAGE')) \
          ORDER BY n.nspname, c.relname, a.args, t.tgname",
         triggers::sending("$1")
     );
@@ -168,9 +168,9 @@ fn joined(found: Vec<Attached>) -> Vec<Attached> {
 
 fn check_owner(extension: &Extension, caller: &Caller, table: Oid) -> Result<()> {
     let [user, everything] = caller.args();
-    let sql = "SELECT c.relname, $3::pg_catalog.bool \
-            OR pg_catalog.pg_has_role($2::pg_catalog.oid, c.relowner, 'USAGE') \
-         FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid";
+    let sql = "SELECT c.relname, $3::bool \
+            OR pg_has_role($2::oid, c.relowner, 'USAGE') \
+         FROM pg_class c WHERE c.oid = $1::oid";
     let args = [
         Some(table.to_u32().to_string()),
         Some(user),

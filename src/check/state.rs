@@ -40,7 +40,7 @@ pub fn of_worker(state: &str) -> Option<Finding> {
 pub fn targets_of(extension: &Extension, server: &str) -> Result<Vec<Relation>> {
     let sql = format!(
         "SELECT DISTINCT a.args[2], a.args[3] FROM {} \
-         WHERE a.args[1] OPERATOR(pg_catalog.=) $2 AND t.tgnargs OPERATOR(pg_catalog.>) 2::pg_catalog.int2",
+         WHERE a.args[1] = $2 AND t.tgnargs > 2::int2",
         triggers::sending("$1")
     );
     spi::read(extension, &sql, &[Some(&extension.schema), Some(server)])?
@@ -65,20 +65,16 @@ pub fn of_queue(
     let schema = ident(&extension.schema);
     let args = caller.args();
     let args = [Some(args[0].as_str()), Some(args[1].as_str())];
-    let mine = |owner: &str| {
-        format!(
-            "($2::pg_catalog.bool OR pg_catalog.pg_has_role($1::pg_catalog.oid, {owner}::pg_catalog.oid, 'USAGE'))"
-        )
-    };
+    let mine = |owner: &str| format!("($2::bool OR pg_has_role($1::oid, {owner}::oid, 'USAGE'))");
     let mut found = Vec::new();
     let failed = format!(
-        "SELECT c.oid, q.dst_server, pg_catalog.count(*), pg_catalog.min(q.id), \
-            COALESCE(pg_catalog.min(q.sqlstate), '') \
+        "SELECT c.oid, q.dst_server, count(*), min(q.id), \
+            COALESCE(min(q.sqlstate), '') \
          FROM {schema}.sync_queue q \
-         LEFT JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) q.nsp_name \
-         LEFT JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
-          AND c.relname OPERATOR(pg_catalog.=) q.table_name \
-         WHERE q.status OPERATOR(pg_catalog.=) 'failed' AND {} GROUP BY 1, 2",
+         LEFT JOIN pg_namespace n ON n.nspname = q.nsp_name \
+         LEFT JOIN pg_class c ON c.relnamespace = n.oid \
+          AND c.relname = q.table_name \
+         WHERE q.status = 'failed' AND {} GROUP BY 1, 2",
         mine("q.owner")
     );
     for mut row in spi::read(extension, &failed, &args)? {
@@ -102,14 +98,14 @@ pub fn of_queue(
     }
     let pending = format!(
         "SELECT s.dst_server, p.id, COALESCE(w.last_sqlstate, '') FROM ( \
-           SELECT f.srvname::pg_catalog.text FROM pg_catalog.pg_foreign_server f) s(dst_server) \
+           SELECT f.srvname::text FROM pg_foreign_server f) s(dst_server) \
          CROSS JOIN LATERAL (SELECT q.id, q.create_time FROM {schema}.sync_queue q \
-           WHERE q.dst_server OPERATOR(pg_catalog.=) s.dst_server \
-             AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} ORDER BY q.id LIMIT 1) p \
+           WHERE q.dst_server = s.dst_server \
+             AND q.status = 'pending' AND {} ORDER BY q.id LIMIT 1) p \
          LEFT JOIN {schema}.sync_server_state w \
-           ON w.dst_server OPERATOR(pg_catalog.=) s.dst_server AND w.failures OPERATOR(pg_catalog.>) 0 \
-         WHERE p.create_time OPERATOR(pg_catalog.<) \
-           (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval)",
+           ON w.dst_server = s.dst_server AND w.failures > 0 \
+         WHERE p.create_time < \
+           (clock_timestamp() - '1 minute'::interval)",
         mine("q.owner")
     );
     for mut row in spi::read(extension, &pending, &args)? {
@@ -132,11 +128,11 @@ pub fn of_queue(
     }
     let blocked = format!(
         "SELECT w.dst_server, w.owner, COALESCE(w.last_sqlstate, '') FROM {schema}.sync_owner_state w \
-         WHERE w.failures OPERATOR(pg_catalog.>) 0 AND {} \
+         WHERE w.failures > 0 AND {} \
            AND EXISTS (SELECT FROM {schema}.sync_queue q \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) w.dst_server \
-               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending')",
+             WHERE q.dst_server = w.dst_server \
+               AND q.owner::oid = w.owner::oid \
+               AND q.status = 'pending')",
         mine("w.owner")
     );
     for mut row in spi::read(extension, &blocked, &args)? {
@@ -153,7 +149,7 @@ pub fn of_queue(
         ));
     }
     let lost = format!(
-        "SELECT l.dst_server, pg_catalog.count(*) FROM {schema}.sync_lost_session l WHERE {} GROUP BY 1",
+        "SELECT l.dst_server, count(*) FROM {schema}.sync_lost_session l WHERE {} GROUP BY 1",
         mine("l.owner")
     );
     for mut row in spi::read(extension, &lost, &args)? {

@@ -76,11 +76,11 @@ fn oids(extension: &Extension, tables: &[&Relation]) -> Result<Vec<Option<Oid>>>
     }
     let rows = spi::read(
         extension,
-        "SELECT c.oid FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.name[]), \
-            pg_catalog.unnest($2::pg_catalog.name[])) WITH ORDINALITY AS v(nsp, tab, ord) \
-         LEFT JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) v.nsp \
-         LEFT JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
-            AND c.relname OPERATOR(pg_catalog.=) v.tab ORDER BY v.ord",
+        "SELECT c.oid FROM ROWS FROM (unnest($1::name[]), \
+            unnest($2::name[])) WITH ORDINALITY AS v(nsp, tab, ord) \
+         LEFT JOIN pg_namespace n ON n.nspname = v.nsp \
+         LEFT JOIN pg_class c ON c.relnamespace = n.oid \
+            AND c.relname = v.tab ORDER BY v.ord",
         &[Some(&schemas.into_text()), Some(&names.into_text())],
     )?;
     let oid = |row: spi::Row| row.into_iter().next().flatten()?.parse::<u32>().ok();
@@ -132,14 +132,14 @@ fn write(extension: &Extension, server_name: &str, tally: &Tally) -> Result<Opti
     let sql = format!(
         "INSERT INTO {log} (id, server, nsp_name, table_name, type, decision, key, server_key, \
             version, server_version, constraint_name) OVERRIDING SYSTEM VALUE \
-         SELECT $11::pg_catalog.int8 OPERATOR(pg_catalog.+) v.ord, $1, v.nsp, v.tab, v.type, v.decision, \
-            v.key::pg_catalog.json, v.server_key::pg_catalog.json, v.version, v.server_version, \
+         SELECT $11::int8 + v.ord, $1, v.nsp, v.tab, v.type, v.decision, \
+            v.key::json, v.server_key::json, v.version, v.server_version, \
             v.constraint_name \
-         FROM ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), \
-            pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]), \
-            pg_catalog.unnest($5::pg_catalog.text[]), pg_catalog.unnest($6::pg_catalog.text[]), \
-            pg_catalog.unnest($7::pg_catalog.text[]), pg_catalog.unnest($8::pg_catalog.text[]), \
-            pg_catalog.unnest($9::pg_catalog.text[]), pg_catalog.unnest($10::pg_catalog.text[])) \
+         FROM ROWS FROM (unnest($2::text[]), \
+            unnest($3::text[]), unnest($4::text[]), \
+            unnest($5::text[]), unnest($6::text[]), \
+            unnest($7::text[]), unnest($8::text[]), \
+            unnest($9::text[]), unnest($10::text[])) \
             WITH ORDINALITY AS v(nsp, tab, type, decision, key, server_key, version, \
                server_version, constraint_name, ord)"
     );
@@ -185,13 +185,13 @@ fn purge_after(extension: &Extension, ids: Option<(i64, i64)>) -> Result<()> {
 /// was rolled back counts too, and no row need be counted. What another session is removing is passed over.
 fn purge(extension: &Extension, last: i64, rows: i64) -> Result<()> {
     let sql = format!(
-        "DELETE FROM ONLY {log} WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+        "DELETE FROM ONLY {log} WHERE id = ANY (ARRAY( \
            SELECT l.id FROM ONLY {log} l \
-           WHERE l.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
-                SELECT o.id FROM ONLY {log} o ORDER BY o.id LIMIT $1::pg_catalog.int8)) \
-             AND (l.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 \
-               OR l.logged_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() \
-                  OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $3::pg_catalog.float8))) \
+           WHERE l.id = ANY (ARRAY( \
+                SELECT o.id FROM ONLY {log} o ORDER BY o.id LIMIT $1::int8)) \
+             AND (l.id <= $2::int8 \
+               OR l.logged_at < (clock_timestamp() \
+                  - make_interval(secs => $3::float8))) \
            FOR UPDATE SKIP LOCKED))",
         log = format_args!("{}.sync_conflict_log", ident(&extension.schema))
     );

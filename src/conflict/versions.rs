@@ -441,7 +441,7 @@ impl Keeping {
             Err(error) => return Err(error),
         };
         let function = format!("{}.sync_dml()", ident(&extension.schema));
-        let sql = "SELECT $1::pg_catalog.regprocedure::pg_catalog.oid";
+        let sql = "SELECT $1::regprocedure::oid";
         let row = spi::read(extension, sql, &[Some(&function)])?
             .into_iter()
             .next();
@@ -474,10 +474,10 @@ impl Keeping {
         if !self.is_partitioned {
             return rows_of_key::holders(&[relation], &self.key, key);
         }
-        let sql = "SELECT t.relid::pg_catalog.oid \
-             FROM pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) AS t \
-             JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid \
-             WHERE t.isleaf AND c.relkind OPERATOR(pg_catalog.=) 'r'";
+        let sql = "SELECT t.relid::oid \
+             FROM pg_partition_tree($1::oid::regclass) AS t \
+             JOIN pg_class c ON c.oid = t.relid \
+             WHERE t.isleaf AND c.relkind = 'r'";
         let rows = spi::read(extension, sql, &[Some(&relation.to_u32().to_string())])?;
         let leaves = rows.into_iter().map(|mut row| oid(&required(&mut row, 0)?));
         rows_of_key::holders(&leaves.collect::<Result<Vec<_>>>()?, &self.key, key)

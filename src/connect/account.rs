@@ -31,15 +31,15 @@ impl Account {
         let owner_text = owner.to_u32().to_string();
         let rows = spi::read(
             extension,
-            "SELECT s.oid, pg_catalog.has_server_privilege($2::pg_catalog.oid, s.oid, 'USAGE'), \
-                    pg_catalog.pg_get_userbyid($2::pg_catalog.oid), m.oid \
-             FROM pg_catalog.pg_foreign_server s \
-             LEFT JOIN LATERAL (SELECT u.oid FROM pg_catalog.pg_user_mapping u \
-                  WHERE u.umserver OPERATOR(pg_catalog.=) s.oid \
-                    AND u.umuser OPERATOR(pg_catalog.=) \
-                        ANY (ARRAY[$2::pg_catalog.oid, 0::pg_catalog.oid]) \
+            "SELECT s.oid, has_server_privilege($2::oid, s.oid, 'USAGE'), \
+                    pg_get_userbyid($2::oid), m.oid \
+             FROM pg_foreign_server s \
+             LEFT JOIN LATERAL (SELECT u.oid FROM pg_user_mapping u \
+                  WHERE u.umserver = s.oid \
+                    AND u.umuser = \
+                        ANY (ARRAY[$2::oid, 0::oid]) \
                   ORDER BY u.umuser DESC LIMIT 1) m ON true \
-             WHERE s.srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+             WHERE s.srvname = $1::name",
             &[Some(server_name), Some(&owner_text)],
         )?;
         let Some(mut row) = rows.into_iter().next() else {
@@ -82,8 +82,8 @@ impl Account {
 pub fn server_oid(extension: &Extension, name: &str) -> Result<Oid> {
     let rows = spi::read(
         extension,
-        "SELECT oid FROM pg_catalog.pg_foreign_server \
-         WHERE srvname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+        "SELECT oid FROM pg_foreign_server \
+         WHERE srvname = $1::name",
         &[Some(name)],
     )?;
     let mut row = rows.into_iter().next().ok_or_else(|| no_server(name))?;

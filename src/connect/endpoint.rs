@@ -88,19 +88,19 @@ impl Endpoint {
         let rows = spi::read(
             extension,
             "SELECT o.place, o.name, o.value FROM ( \
-               SELECT 1, o.option_name, o.option_value FROM pg_catalog.pg_foreign_server s \
-                 JOIN pg_catalog.pg_foreign_data_wrapper f \
-                   ON f.oid OPERATOR(pg_catalog.=) s.srvfdw, \
-                 pg_catalog.pg_options_to_table(f.fdwoptions) o \
-                 WHERE s.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+               SELECT 1, o.option_name, o.option_value FROM pg_foreign_server s \
+                 JOIN pg_foreign_data_wrapper f \
+                   ON f.oid = s.srvfdw, \
+                 pg_options_to_table(f.fdwoptions) o \
+                 WHERE s.oid = $1::oid \
                UNION ALL \
-               SELECT 2, o.option_name, o.option_value FROM pg_catalog.pg_foreign_server s, \
-                 pg_catalog.pg_options_to_table(s.srvoptions) o \
-                 WHERE s.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
+               SELECT 2, o.option_name, o.option_value FROM pg_foreign_server s, \
+                 pg_options_to_table(s.srvoptions) o \
+                 WHERE s.oid = $1::oid \
                UNION ALL \
-               SELECT 3, o.option_name, o.option_value FROM pg_catalog.pg_user_mapping m, \
-                 pg_catalog.pg_options_to_table(m.umoptions) o \
-                 WHERE m.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+               SELECT 3, o.option_name, o.option_value FROM pg_user_mapping m, \
+                 pg_options_to_table(m.umoptions) o \
+                 WHERE m.oid = $2::oid \
              ) AS o(place, name, value) ORDER BY o.place",
             &[
                 Some(&account.server.to_u32().to_string()),

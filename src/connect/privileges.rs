@@ -43,24 +43,24 @@ impl Privileges {
     pub fn of(extension: &Extension, account: &Account) -> Result<Self> {
         let rows = spi::read(
             extension,
-            "SELECT (SELECT r.rolsuper FROM pg_catalog.pg_roles r \
-                      WHERE r.oid OPERATOR(pg_catalog.=) $3::pg_catalog.oid), \
-                    (SELECT r.rolsuper FROM pg_catalog.pg_roles r \
-                      WHERE r.oid OPERATOR(pg_catalog.=) s.srvowner), \
-                    (SELECT e.extname FROM pg_catalog.pg_foreign_data_wrapper f \
-                      JOIN pg_catalog.pg_depend d \
-                        ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
-                       AND d.objid OPERATOR(pg_catalog.=) f.fdwvalidator \
-                       AND d.deptype OPERATOR(pg_catalog.=) 'e' \
-                      JOIN pg_catalog.pg_extension e \
+            "SELECT (SELECT r.rolsuper FROM pg_roles r \
+                      WHERE r.oid = $3::oid), \
+                    (SELECT r.rolsuper FROM pg_roles r \
+                      WHERE r.oid = s.srvowner), \
+                    (SELECT e.extname FROM pg_foreign_data_wrapper f \
+                      JOIN pg_depend d \
+                        ON d.classid = 'pg_proc'::regclass \
+                       AND d.objid = f.fdwvalidator \
+                       AND d.deptype = 'e' \
+                      JOIN pg_extension e \
                         ON d.refclassid \
-                             OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-                       AND e.oid OPERATOR(pg_catalog.=) d.refobjid \
-                      WHERE f.oid OPERATOR(pg_catalog.=) s.srvfdw) \
-             FROM pg_catalog.pg_user_mapping m \
-             JOIN pg_catalog.pg_foreign_server s ON s.oid OPERATOR(pg_catalog.=) m.umserver \
-             WHERE m.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-               AND s.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+                             = 'pg_extension'::regclass \
+                       AND e.oid = d.refobjid \
+                      WHERE f.oid = s.srvfdw) \
+             FROM pg_user_mapping m \
+             JOIN pg_foreign_server s ON s.oid = m.umserver \
+             WHERE m.oid = $2::oid \
+               AND s.oid = $1::oid",
             &[
                 Some(&account.server.to_u32().to_string()),
                 Some(&account.mapping.to_u32().to_string()),

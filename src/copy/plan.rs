@@ -334,24 +334,24 @@ fn arguments_of(
 ) -> Result<(Arguments, Option<String>)> {
     let rows = spi::read(
         extension,
-        "SELECT pg_catalog.to_json(a.args), t.tgenabled OPERATOR(pg_catalog.=) ANY ('{O,A}'), \
-            CASE WHEN t.tgqual IS NOT NULL THEN pg_catalog.pg_get_triggerdef(t.oid) END, \
-            (t.tgtype OPERATOR(pg_catalog.&) 4::pg_catalog.int2) \
-              OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
-         FROM pg_catalog.pg_trigger t \
-         JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
-         CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(pg_catalog.convert_from( \
-             pg_catalog.decode(u.piece, 'hex'), pg_catalog.getdatabaseencoding()) ORDER BY u.n) \
-           FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace( \
-             pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
-             WITH ORDINALITY u(piece, n) WHERE u.n OPERATOR(pg_catalog.<=) t.tgnargs) a(args) \
-         WHERE t.tgrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
-           AND n.nspname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
-           AND (t.tgtype OPERATOR(pg_catalog.&) 1::pg_catalog.int2) \
-                 OPERATOR(pg_catalog.<>) 0::pg_catalog.int2 \
-           AND a.args[1] OPERATOR(pg_catalog.=) $3 ORDER BY t.tgname",
+        "SELECT to_json(a.args), t.tgenabled = ANY ('{O,A}'), \
+            CASE WHEN t.tgqual IS NOT NULL THEN pg_get_triggerdef(t.oid) END, \
+            (t.tgtype & 4::int2) \
+              <> 0::int2 \
+         FROM pg_trigger t \
+         JOIN pg_proc p ON p.oid = t.tgfoid \
+         JOIN pg_namespace n ON n.oid = p.pronamespace \
+         CROSS JOIN LATERAL (SELECT array_agg(convert_from( \
+             decode(u.piece, 'hex'), getdatabaseencoding()) ORDER BY u.n) \
+           FROM unnest(string_to_array(regexp_replace( \
+             encode(t.tgargs, 'hex'), '(..)', E'\\\\1 ', 'g'), '00 ')) \
+             WITH ORDINALITY u(piece, n) WHERE u.n <= t.tgnargs) a(args) \
+         WHERE t.tgrelid = $1::oid \
+           AND p.proname = 'sync_dml' \
+           AND n.nspname = $2::name \
+           AND (t.tgtype & 1::int2) \
+                 <> 0::int2 \
+           AND a.args[1] = $3 ORDER BY t.tgname",
         &[
             Some(&table.oid.to_u32().to_string()),
             Some(&extension.schema),
@@ -404,15 +404,15 @@ fn arguments_of(
 fn types_of(extension: &Extension, rel: Oid, names: &[String]) -> Result<HashMap<String, String>> {
     let rows = spi::read(
         extension,
-        "SELECT a.attname, CASE WHEN a.atttypmod OPERATOR(pg_catalog.=) -1 \
-              THEN pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) '.' \
-                OPERATOR(pg_catalog.||) pg_catalog.quote_ident(t.typname) \
-              ELSE pg_catalog.format_type(a.atttypid, a.atttypmod) END \
-         FROM pg_catalog.pg_attribute a \
-         JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
-         WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-           AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
+        "SELECT a.attname, CASE WHEN a.atttypmod = -1 \
+              THEN quote_ident(n.nspname) || '.' \
+                || quote_ident(t.typname) \
+              ELSE format_type(a.atttypid, a.atttypmod) END \
+         FROM pg_attribute a \
+         JOIN pg_type t ON t.oid = a.atttypid \
+         JOIN pg_namespace n ON n.oid = t.typnamespace \
+         WHERE a.attrelid = $1::oid \
+           AND a.attnum > 0 AND NOT a.attisdropped",
         &[Some(&rel.to_u32().to_string())],
     )?;
     let mut types = HashMap::new();
@@ -429,18 +429,18 @@ fn types_of(extension: &Extension, rel: Oid, names: &[String]) -> Result<HashMap
 fn has_index(extension: &Extension, rel: Oid, names: &[String]) -> Result<bool> {
     let rows = spi::read(
         extension,
-        "SELECT (SELECT pg_catalog.json_agg(a.attname ORDER BY k.ord) \
-              FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(num, ord) \
-              JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid \
-               AND a.attnum OPERATOR(pg_catalog.=) k.num \
-              WHERE k.ord OPERATOR(pg_catalog.<=) i.indnkeyatts) \
-         FROM pg_catalog.pg_index i \
-         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid \
-         JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) c.relam \
-         WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AND i.indisvalid \
+        "SELECT (SELECT json_agg(a.attname ORDER BY k.ord) \
+              FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(num, ord) \
+              JOIN pg_attribute a ON a.attrelid = i.indrelid \
+               AND a.attnum = k.num \
+              WHERE k.ord <= i.indnkeyatts) \
+         FROM pg_index i \
+         JOIN pg_class c ON c.oid = i.indexrelid \
+         JOIN pg_am m ON m.oid = c.relam \
+         WHERE i.indrelid = $1::oid AND i.indisvalid \
            AND i.indpred IS NULL AND i.indexprs IS NULL \
-           AND m.amname OPERATOR(pg_catalog.=) 'btree' \
-           AND NOT (0::pg_catalog.int2 OPERATOR(pg_catalog.<>) ANY (i.indoption::pg_catalog.int2[]))",
+           AND m.amname = 'btree' \
+           AND NOT (0::int2 <> ANY (i.indoption::int2[]))",
         &[Some(&rel.to_u32().to_string())],
     )?;
     for mut row in rows {

@@ -111,8 +111,8 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
         table: name,
     } = &route.target;
     let sql = format!(
-        "SELECT id, relation, state, prepared FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-           AND target_schema OPERATOR(pg_catalog.=) $2 AND target_table OPERATOR(pg_catalog.=) $3 \
+        "SELECT id, relation, state, prepared FROM {} WHERE dst_server = $1 \
+           AND target_schema = $2 AND target_table = $3 \
          FOR UPDATE",
         table(extension)
     );
@@ -139,13 +139,13 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
         let is_own = required(&mut row, 3)? == "t" && existing == Existing::Error;
         let existing = if is_own { Existing::Truncate } else { existing };
         let sql = format!(
-            "UPDATE {} SET state = 'pending', existing = $2, relation = $3::pg_catalog.oid, \
-               owner = $4::pg_catalog.oid, prepared = false, \"position\" = NULL, complete = false, \
+            "UPDATE {} SET state = 'pending', existing = $2, relation = $3::oid, \
+               owner = $4::oid, prepared = false, \"position\" = NULL, complete = false, \
                step_xact = NULL, rows_done = 0, bytes_done = 0, attempts = 0, \
                next_attempt_at = NULL, sqlstate = NULL, message = NULL, \
-               started_at = pg_catalog.clock_timestamp(), grp = id, \
-               registered_by = pg_catalog.pg_current_xact_id() \
-             WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+               started_at = clock_timestamp(), grp = id, \
+               registered_by = pg_current_xact_id() \
+             WHERE id = $1::int8",
             table(extension)
         );
         let args = [id.as_str(), existing.word(), &relation, &owner].map(Some);
@@ -157,13 +157,13 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
     let sql = format!(
         "INSERT INTO {} (id, dst_server, target_schema, target_table, writes, grp, relation, owner, \
             existing, rows_total) OVERRIDING SYSTEM VALUE \
-         VALUES ($1::pg_catalog.int8, $2, $3, $4, $5::pg_catalog.int8[], $1::pg_catalog.int8, \
-            $6::pg_catalog.oid, $7::pg_catalog.oid, $8, (SELECT pg_catalog.sum(GREATEST( \
-              c.reltuples, 0::pg_catalog.float4))::pg_catalog.int8 \
-            FROM pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' \
-              AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY({}))))",
+         VALUES ($1::int8, $2, $3, $4, $5::int8[], $1::int8, \
+            $6::oid, $7::oid, $8, (SELECT sum(GREATEST( \
+              c.reltuples, 0::float4))::int8 \
+            FROM pg_class c WHERE c.relkind = 'r' \
+              AND c.oid = ANY (ARRAY({}))))",
         table(extension),
-        tree("$6::pg_catalog.oid")
+        tree("$6::oid")
     );
     let mut writes = ArrayLiteral::default();
     copies::writes(route)
@@ -188,8 +188,8 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
 /// A query for a table and its partitions.
 fn tree(relation: &str) -> String {
     format!(
-        "SELECT {relation} UNION SELECT p.relid::pg_catalog.oid \
-         FROM pg_catalog.pg_partition_tree({relation}::pg_catalog.regclass) p"
+        "SELECT {relation} UNION SELECT p.relid::oid \
+         FROM pg_partition_tree({relation}::regclass) p"
     )
 }
 
@@ -198,19 +198,19 @@ fn tree(relation: &str) -> String {
 fn join_group(extension: &Extension, id: &str) -> Result<()> {
     let copies = table(extension);
     let sql = format!(
-        "WITH own AS (SELECT * FROM {copies} WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8), \
+        "WITH own AS (SELECT * FROM {copies} WHERE id = $1::int8), \
            tied AS (SELECT c.grp FROM {copies} c, own \
-             WHERE c.registered_by OPERATOR(pg_catalog.=) own.registered_by \
-               AND c.dst_server OPERATOR(pg_catalog.=) own.dst_server \
-               AND c.owner OPERATOR(pg_catalog.=) own.owner \
-               AND (c.id OPERATOR(pg_catalog.=) own.id OR EXISTS (SELECT FROM pg_catalog.pg_constraint f \
-                 WHERE f.contype OPERATOR(pg_catalog.=) 'f' \
-                   AND (f.conrelid OPERATOR(pg_catalog.=) c.relation \
-                     AND f.confrelid OPERATOR(pg_catalog.=) own.relation \
-                     OR f.conrelid OPERATOR(pg_catalog.=) own.relation \
-                     AND f.confrelid OPERATOR(pg_catalog.=) c.relation)))) \
-         UPDATE {copies} c SET grp = (SELECT pg_catalog.min(t.grp) FROM tied t) \
-          WHERE c.grp OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT t.grp FROM tied t))"
+             WHERE c.registered_by = own.registered_by \
+               AND c.dst_server = own.dst_server \
+               AND c.owner = own.owner \
+               AND (c.id = own.id OR EXISTS (SELECT FROM pg_constraint f \
+                 WHERE f.contype = 'f' \
+                   AND (f.conrelid = c.relation \
+                     AND f.confrelid = own.relation \
+                     OR f.conrelid = own.relation \
+                     AND f.confrelid = c.relation)))) \
+         UPDATE {copies} c SET grp = (SELECT min(t.grp) FROM tied t) \
+          WHERE c.grp = ANY (ARRAY(SELECT t.grp FROM tied t))"
     );
     spi::write(extension, &sql, &[Some(id)])?;
     Ok(())
@@ -222,8 +222,8 @@ fn join_group(extension: &Extension, id: &str) -> Result<()> {
 /// What writing the tables reports.
 pub fn cancel(extension: &Extension, relation: Oid, server: &str) -> Result<bool> {
     let sql = format!(
-        "WITH gone AS (DELETE FROM {} WHERE relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-             AND dst_server OPERATOR(pg_catalog.=) $2 RETURNING *) \
+        "WITH gone AS (DELETE FROM {} WHERE relation = $1::oid \
+             AND dst_server = $2 RETURNING *) \
          INSERT INTO {}.sync_copy_log (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
          SELECT id, relation, dst_server, 'cancelled', rows_done, bytes_done, started_at FROM gone \
          RETURNING id",
@@ -241,11 +241,11 @@ pub fn cancel(extension: &Extension, relation: Oid, server: &str) -> Result<bool
 /// What reading the table reports.
 pub fn due(extension: &Extension) -> Result<(Vec<i64>, Option<Duration>)> {
     let sql = format!(
-        "SELECT grp, pg_catalog.ceil(pg_catalog.extract('epoch', pg_catalog.max(next_attempt_at) \
-            OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
-            OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
+        "SELECT grp, ceil(extract(epoch FROM max(next_attempt_at) \
+            - clock_timestamp()) \
+            * 1000)::int8 \
          FROM {} GROUP BY grp \
-         HAVING pg_catalog.bool_and(state OPERATOR(pg_catalog.<>) 'failed') ORDER BY grp",
+         HAVING bool_and(state <> 'failed') ORDER BY grp",
         table(extension)
     );
     let (mut due, mut wait) = (Vec::new(), None);
@@ -276,7 +276,7 @@ pub fn group(extension: &Extension, group: i64) -> Result<Vec<Copy>> {
     let sql = format!(
         "SELECT id, dst_server, target_schema, target_table, relation, existing, prepared, \"position\", \
             complete, step_xact, step_snapshot, state, attempts \
-         FROM {} WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 ORDER BY id FOR UPDATE",
+         FROM {} WHERE grp = $1::int8 ORDER BY id FOR UPDATE",
         table(extension)
     );
     let mut copies = spi::write(extension, &sql, &[Some(&group.to_string())])?
@@ -309,10 +309,10 @@ fn references(extension: &Extension, copies: &[Copy]) -> Result<HashSet<(Oid, Oi
     copies
         .iter()
         .for_each(|copy| relations.push(Some(&copy.relation.to_u32().to_string())));
-    let sql = "SELECT conrelid, confrelid FROM pg_catalog.pg_constraint \
-         WHERE contype OPERATOR(pg_catalog.=) 'f' \
-           AND conrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) \
-           AND confrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[])";
+    let sql = "SELECT conrelid, confrelid FROM pg_constraint \
+         WHERE contype = 'f' \
+           AND conrelid = ANY ($1::oid[]) \
+           AND confrelid = ANY ($1::oid[])";
     spi::read(extension, sql, &[Some(&relations.into_text())])?
         .into_iter()
         .map(|mut row| {
@@ -354,7 +354,7 @@ fn read(mut row: Row) -> Result<Copy> {
 pub fn set_state(extension: &Extension, group: i64, state: &str) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET state = $2, sqlstate = NULL, message = NULL, next_attempt_at = NULL, attempts = 0 \
-         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+         WHERE grp = $1::int8",
         table(extension)
     );
     spi::write(extension, &sql, &[Some(&group.to_string()), Some(state)])?;
@@ -369,7 +369,7 @@ pub fn set_prepared(extension: &Extension, group: i64) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET prepared = true, state = 'copying', sqlstate = NULL, message = NULL, \
            \"position\" = NULL, complete = false, step_xact = NULL, rows_done = 0, bytes_done = 0 \
-         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+         WHERE grp = $1::int8",
         table(extension)
     );
     spi::write(extension, &sql, &[Some(&group.to_string())])?;
@@ -384,7 +384,7 @@ pub fn begin_anew(extension: &Extension, group: i64) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET prepared = false, step_xact = NULL, existing = CASE existing \
            WHEN 'error' THEN 'truncate' ELSE existing END \
-         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+         WHERE grp = $1::int8",
         table(extension)
     );
     spi::write(extension, &sql, &[Some(&group.to_string())])?;
@@ -402,9 +402,9 @@ pub fn note_step(
 ) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET step_xact = $2, step_snapshot = $3, step_position = $4, \
-           step_complete = $5::pg_catalog.bool, step_emptied = $6::pg_catalog.bool, \
-           step_rows = $7::pg_catalog.int8, step_bytes = $8::pg_catalog.int8 \
-         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+           step_complete = $5::bool, step_emptied = $6::bool, \
+           step_rows = $7::int8, step_bytes = $8::int8 \
+         WHERE id = $1::int8",
         table(extension)
     );
     for (id, one) in brought {
@@ -434,7 +434,7 @@ pub fn note_step(
 /// What writing the table reports.
 pub fn forget_step(extension: &Extension, group: i64) -> Result<()> {
     let sql = format!(
-        "UPDATE {} SET step_xact = NULL WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+        "UPDATE {} SET step_xact = NULL WHERE grp = $1::int8",
         table(extension)
     );
     spi::write(extension, &sql, &[Some(&group.to_string())])?;
@@ -449,11 +449,11 @@ pub fn forget_step(extension: &Extension, group: i64) -> Result<()> {
 pub fn settle_step(extension: &Extension, group: i64, plans: &[Plan], seen: &str) -> Result<()> {
     let sql = format!(
         "UPDATE {} SET \"position\" = step_position, complete = step_complete, step_xact = NULL, \
-           rows_done = CASE WHEN step_emptied THEN 0 ELSE rows_done OPERATOR(pg_catalog.+) step_rows END, \
-           bytes_done = bytes_done OPERATOR(pg_catalog.+) step_bytes, \
+           rows_done = CASE WHEN step_emptied THEN 0 ELSE rows_done + step_rows END, \
+           bytes_done = bytes_done + step_bytes, \
            existing = CASE WHEN step_emptied THEN 'truncate' ELSE existing END, \
            state = 'copying', attempts = 0, next_attempt_at = NULL, sqlstate = NULL, message = NULL \
-         WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+         WHERE grp = $1::int8",
         table(extension)
     );
     spi::write(extension, &sql, &[Some(&group.to_string())])?;
@@ -465,11 +465,11 @@ pub fn settle_step(extension: &Extension, group: i64, plans: &[Plan], seen: &str
 /// The condition that a record `q` of server `$1` is one of a copy's: its route is one of those whose numbers
 /// are `$2`, and the snapshot `$3` has seen it. A transaction whose number is yet to come here is another
 /// cluster's.
-const OF_COPY: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
-    AND q.route_id OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.int8[]) \
-    AND (pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $3::pg_catalog.pg_snapshot)) \
-      OR q.xact OPERATOR(pg_catalog.>=) \
-         (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))";
+const OF_COPY: &str = "q.dst_server = $1 \
+    AND q.route_id = ANY ($2::int8[]) \
+    AND (pg_visible_in_snapshot(q.xact, (SELECT $3::pg_snapshot)) \
+      OR q.xact >= \
+         (SELECT pg_snapshot_xmax(pg_current_snapshot())))";
 
 fn forget_records(extension: &Extension, plan: &Plan, seen: &str) -> Result<()> {
     let Some(routes) = routes(extension, plan)? else {
@@ -491,17 +491,17 @@ fn forget_records(extension: &Extension, plan: &Plan, seen: &str) -> Result<()> 
 /// What was captured under a name that no other table has now is taken for the table's own.
 fn routes(extension: &Extension, plan: &Plan) -> Result<Option<String>> {
     let sql = format!(
-        "SELECT pg_catalog.array_agg(r.id) FROM {}.sync_route r \
-         WHERE (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') OPERATOR(pg_catalog.=) $1 \
-           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c \
-             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-             WHERE n.nspname::pg_catalog.text OPERATOR(pg_catalog.=) \
-                 (r.body::pg_catalog.json OPERATOR(pg_catalog.#>>) '{{source,schema}}') \
-               AND c.relname::pg_catalog.text OPERATOR(pg_catalog.=) \
-                 (r.body::pg_catalog.json OPERATOR(pg_catalog.#>>) '{{source,table}}') \
-               AND c.oid OPERATOR(pg_catalog.<>) ALL (ARRAY({})))",
+        "SELECT array_agg(r.id) FROM {}.sync_route r \
+         WHERE (r.body::json ->> 'target') = $1 \
+           AND NOT EXISTS (SELECT FROM pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname::text = \
+                 (r.body::json #>> '{{source,schema}}') \
+               AND c.relname::text = \
+                 (r.body::json #>> '{{source,table}}') \
+               AND c.oid <> ALL (ARRAY({})))",
         ident(&extension.schema),
-        tree("$2::pg_catalog.oid")
+        tree("$2::oid")
     );
     let target = serde_json::to_string(&plan.route.target)
         .map_err(|e| Error::internal(format!("could not write JSON: {e}")))?;
@@ -544,8 +544,8 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
     };
     let sql = format!(
         "SELECT q.id, r.body, q.change FROM {schema}.sync_queue q \
-         JOIN {schema}.sync_route r ON r.id OPERATOR(pg_catalog.=) q.route_id \
-         WHERE {OF_COPY} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 \
+         JOIN {schema}.sync_route r ON r.id = q.route_id \
+         WHERE {OF_COPY} AND q.id > $4::int8 \
          ORDER BY q.id LIMIT {CHUNK}",
         schema = ident(&extension.schema)
     );
@@ -610,15 +610,15 @@ pub fn finish(extension: &Extension, group: i64, plans: &[Plan], seen: &str) -> 
         .try_for_each(|plan| forget_records(extension, plan, seen))?;
     let schema = ident(&extension.schema);
     let sql = format!(
-        "WITH gone AS (DELETE FROM {} WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING *), \
-           old AS (DELETE FROM {schema}.sync_copy_log WHERE ended_at OPERATOR(pg_catalog.<) \
-             (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 day'::pg_catalog.interval)), \
+        "WITH gone AS (DELETE FROM {} WHERE grp = $1::int8 RETURNING *), \
+           old AS (DELETE FROM {schema}.sync_copy_log WHERE ended_at < \
+             (clock_timestamp() - '1 day'::interval)), \
            new AS (INSERT INTO {schema}.sync_copy_log \
              (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
              SELECT id, relation, dst_server, 'done', rows_done, bytes_done, started_at FROM gone \
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, rows_done = excluded.rows_done, \
                bytes_done = excluded.bytes_done, started_at = excluded.started_at, sqlstate = NULL, \
-               message = NULL, ended_at = pg_catalog.clock_timestamp() RETURNING *) \
+               message = NULL, ended_at = clock_timestamp() RETURNING *) \
          SELECT {} FROM new n",
         table(extension),
         announce("n", "'done'")
@@ -630,10 +630,10 @@ pub fn finish(extension: &Extension, group: i64, plans: &[Plan], seen: &str) -> 
 /// Tells who listens what became of copies.
 fn announce(row: &str, state: &str) -> String {
     format!(
-        "pg_catalog.pg_notify('pg_rowsync', pg_catalog.json_build_object('copy', {row}.id, \
-           'relation', {row}.relation::pg_catalog.regclass::pg_catalog.text, 'server', {row}.dst_server, \
+        "pg_notify('pg_rowsync', json_build_object('copy', {row}.id, \
+           'relation', {row}.relation::regclass::text, 'server', {row}.dst_server, \
            'state', {state}, 'sqlstate', {row}.sqlstate, \
-           'message', pg_catalog.left({row}.message, 1000))::pg_catalog.text)"
+           'message', left({row}.message, 1000))::text)"
     )
 }
 
@@ -644,13 +644,13 @@ fn announce(row: &str, state: &str) -> String {
 /// What writing the table reports.
 pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> Result<()> {
     let sql = format!(
-        "WITH c AS (UPDATE {} SET attempts = attempts OPERATOR(pg_catalog.+) 1, sqlstate = $2, message = $3, \
-             state = CASE WHEN $4::pg_catalog.bool THEN 'failed' ELSE 'waiting' END, \
-             next_attempt_at = CASE WHEN NOT $4::pg_catalog.bool THEN pg_catalog.clock_timestamp() \
-               OPERATOR(pg_catalog.+) LEAST($5::pg_catalog.interval OPERATOR(pg_catalog.*) \
-                 pg_catalog.power(2, LEAST(attempts, 20)), $6::pg_catalog.interval) END \
-           WHERE grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING *) \
-         SELECT CASE WHEN c.state OPERATOR(pg_catalog.=) 'failed' THEN {} END FROM c",
+        "WITH c AS (UPDATE {} SET attempts = attempts + 1, sqlstate = $2, message = $3, \
+             state = CASE WHEN $4::bool THEN 'failed' ELSE 'waiting' END, \
+             next_attempt_at = CASE WHEN NOT $4::bool THEN clock_timestamp() \
+               + LEAST($5::interval * \
+                 power(2, LEAST(attempts, 20)), $6::interval) END \
+           WHERE grp = $1::int8 RETURNING *) \
+         SELECT CASE WHEN c.state = 'failed' THEN {} END FROM c",
         table(extension),
         announce("c", "'failed'")
     );
@@ -678,14 +678,14 @@ pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> R
 pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
     let sql = format!(
         "WITH own AS (SELECT c.id, c.dst_server FROM {copies} c \
-            WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8) \
-         SELECT EXISTS (SELECT FROM {copies} o WHERE o.grp OPERATOR(pg_catalog.<>) $1::pg_catalog.int8 \
-              AND o.state OPERATOR(pg_catalog.<>) 'failed' \
-              AND o.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT own.dst_server FROM own))) \
+            WHERE c.grp = $1::int8) \
+         SELECT EXISTS (SELECT FROM {copies} o WHERE o.grp <> $1::int8 \
+              AND o.state <> 'failed' \
+              AND o.dst_server = ANY (ARRAY(SELECT own.dst_server FROM own))) \
            OR EXISTS (SELECT FROM {schema}.sync_queue q \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT own.dst_server FROM own)) \
-               AND COALESCE(q.waits_for, 0::pg_catalog.int8) OPERATOR(pg_catalog.<>) \
-                 ALL (ARRAY(SELECT OPERATOR(pg_catalog.-) own.id FROM own)))",
+             WHERE q.dst_server = ANY (ARRAY(SELECT own.dst_server FROM own)) \
+               AND COALESCE(q.waits_for, 0::int8) <> \
+                 ALL (ARRAY(SELECT - own.id FROM own)))",
         copies = table(extension),
         schema = ident(&extension.schema)
     );
@@ -701,9 +701,9 @@ pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
 /// What writing the table reports.
 pub fn encourage(extension: &Extension) -> Result<()> {
     let sql = format!(
-        "UPDATE {copies} SET next_attempt_at = NULL, attempts = 0 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
-           SELECT c.id FROM {copies} c WHERE c.state OPERATOR(pg_catalog.=) 'waiting' \
-             AND c.sqlstate OPERATOR(pg_catalog.=) '23503' FOR UPDATE SKIP LOCKED))",
+        "UPDATE {copies} SET next_attempt_at = NULL, attempts = 0 WHERE id = ANY (ARRAY( \
+           SELECT c.id FROM {copies} c WHERE c.state = 'waiting' \
+             AND c.sqlstate = '23503' FOR UPDATE SKIP LOCKED))",
         copies = table(extension)
     );
     spi::write(extension, &sql, &[])?;
@@ -716,9 +716,9 @@ pub fn encourage(extension: &Extension) -> Result<()> {
 /// What writing the tables reports.
 pub fn drop_without_table(extension: &Extension, group: i64) -> Result<bool> {
     let sql = format!(
-        "WITH gone AS (DELETE FROM {} c WHERE c.grp OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
-             AND NOT EXISTS (SELECT FROM pg_catalog.pg_class r \
-               WHERE r.oid OPERATOR(pg_catalog.=) c.relation) RETURNING *) \
+        "WITH gone AS (DELETE FROM {} c WHERE c.grp = $1::int8 \
+             AND NOT EXISTS (SELECT FROM pg_class r \
+               WHERE r.oid = c.relation) RETURNING *) \
          INSERT INTO {}.sync_copy_log (id, relation, dst_server, state, rows_done, bytes_done, started_at, \
            sqlstate, message) \
          SELECT id, relation, dst_server, 'failed', rows_done, bytes_done, started_at, '42P01', \
@@ -735,15 +735,15 @@ pub fn drop_without_table(extension: &Extension, group: i64) -> Result<bool> {
 /// What reading the locks reports.
 pub fn writers(extension: &Extension, copies: &[Copy]) -> Result<HashSet<String>> {
     let sql = format!(
-        "SELECT DISTINCT l.virtualtransaction FROM pg_catalog.pg_locks l \
-         WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
-           AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() \
-           AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
-             WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
-           AND l.mode OPERATOR(pg_catalog.=) ANY (ARRAY['RowExclusiveLock', 'ShareRowExclusiveLock', \
+        "SELECT DISTINCT l.virtualtransaction FROM pg_locks l \
+         WHERE l.locktype = 'relation' AND l.granted \
+           AND l.pid IS DISTINCT FROM pg_backend_pid() \
+           AND l.database = (SELECT d.oid FROM pg_database d \
+             WHERE d.datname = current_database()) \
+           AND l.mode = ANY (ARRAY['RowExclusiveLock', 'ShareRowExclusiveLock', \
              'ExclusiveLock', 'AccessExclusiveLock']) \
-           AND l.relation OPERATOR(pg_catalog.=) ANY (ARRAY({}))",
-        tree("$1::pg_catalog.oid")
+           AND l.relation = ANY (ARRAY({}))",
+        tree("$1::oid")
     );
     let mut found = HashSet::new();
     for copy in copies {

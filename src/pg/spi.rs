@@ -3,9 +3,18 @@
 //! Always as the extension's owner (writers need no right on the queue) and always under a fresh snapshot,
 //! whatever the isolation level: what another transaction queued and committed must be seen even by a
 //! REPEATABLE READ transaction that began earlier. Works in a pre-commit callback, where no snapshot is
-//! active. Statements must qualify every name; all arguments and results are text. Outside of a transaction
-//! everything here is an error and reads nothing. Plans are kept for the life of the backend and re-made by
-//! the plan cache when needed.
+//! active. All arguments and results are text. Outside of a transaction everything here is an error and
+//! reads nothing. Plans are kept for the life of the backend and re-made by the plan cache when needed.
+//!
+//! # Names
+//! Statements run under [`SEARCH_PATH`], whatever the session's is: what PostgreSQL brings needs no schema
+//! in front of it, operators and functions included. What the extension brings is qualified by its schema,
+//! and nothing else may be named.
+//!
+//! SQL that does not run here cannot rely on this path, and qualifies operators too. What is sent to
+//! servers runs under one that may end with schemas of the server's options and of the types that are
+//! compared, see [`crate::connect::settings`]: an operator there for exactly the argument types would be
+//! preferred. The views and the script are parsed under the path of the session that creates the extension.
 
 use super::Oid;
 use super::context::{AsUser, Settings};
@@ -42,7 +51,7 @@ impl Extension {
         })
     }
 
-    /// The same; `None` when it is not installed.
+    /// Looks the extension up. `None` when it is not installed.
     ///
     /// # Errors
     /// What reading the catalogs reports.
@@ -50,9 +59,9 @@ impl Extension {
         let rows = run(
             None,
             None,
-            "SELECT n.nspname, e.extowner FROM pg_catalog.pg_extension e \
-             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
-             WHERE e.extname OPERATOR(pg_catalog.=) 'pg_rowsync'",
+            "SELECT n.nspname, e.extowner FROM pg_extension e \
+             JOIN pg_namespace n ON n.oid = e.extnamespace \
+             WHERE e.extname = 'pg_rowsync'",
             &[],
             true,
         )?;
@@ -69,6 +78,11 @@ impl Extension {
     }
 }
 
+/// The path of all statements here, both while they are planned and while they run: the plan cache plans
+/// again under the path that it finds. Functions and operators are never looked for in `pg_temp`; it is named
+/// so that tables and types are found there last, not first.
+const SEARCH_PATH: &CStr = c"pg_catalog, pg_temp";
+
 process_local! {
     /// Statement text to saved plan, and how many arguments that takes.
     static PLANS: RefCell<HashMap<String, (pg_sys::SPIPlanPtr, usize)>> = RefCell::default();
@@ -82,7 +96,7 @@ pub fn read(extension: &Extension, sql: &str, args: &[Option<&str>]) -> Result<V
     run(Some(extension.owner), None, sql, args, true)
 }
 
-/// The same as of a moment.
+/// Runs a query that changes nothing on the rows of a moment.
 ///
 /// # Errors
 /// As for [`read`].
@@ -120,12 +134,11 @@ fn run(
     let (source, kept) = (text::to_server(sql)?, kept_plan(sql, args.len())?);
     let moment = moment.map(Snapshot::get).transpose()?;
     let _identity = user.map(AsUser::switch);
-    // Names that a statement leaves to the search path, the equality of CASE and NULLIF for one, must
-    // not be found in a schema of the user's. And every statement here has its index: a plan made while
-    // the queue was short must not read the whole of a long one. What has to be read whole looks dear then, and
-    // compiling it would take longer, and more memory, than anything here.
+    // Every statement here has its index: a plan made while the queue was short must not read the whole of
+    // a long one. What has to be read whole looks dear then, and compiling it would take longer, and more
+    // memory, than anything here.
     let _settings = Settings::set(&[
-        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"search_path", SEARCH_PATH),
         (c"enable_seqscan", c"off"),
         (c"jit", c"off"),
     ]);

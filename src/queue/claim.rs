@@ -124,7 +124,7 @@ impl<'h> Claims<'h> {
         owner: Oid,
         bounds: Bounds,
     ) -> Result<Self> {
-        let sql = "SELECT pg_catalog.pg_current_snapshot()";
+        let sql = "SELECT pg_current_snapshot()";
         let row = spi::read(extension, sql, &[])?.into_iter().next();
         Ok(Self {
             extension,
@@ -231,7 +231,7 @@ impl<'h> Claims<'h> {
     fn next_command(&mut self) -> Result<Option<(u32, u32)>> {
         let sql = format!(
             "SELECT q.xact, q.change FROM {}.sync_queue q WHERE {PENDING} \
-               AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 ORDER BY q.id LIMIT 1",
+               AND q.id > $4::int8 ORDER BY q.id LIMIT 1",
             ident(&self.extension.schema)
         );
         let after = self.after.to_string();
@@ -268,11 +268,7 @@ impl<'h> Claims<'h> {
 
     /// Reads a batch.
     fn read(&mut self, reading: &mut Reading, last: i64) -> Result<()> {
-        let rows = self.fetch(
-            "q.id OPERATOR(pg_catalog.<=) $5::pg_catalog.int8",
-            last,
-            None,
-        )?;
+        let rows = self.fetch("q.id <= $5::int8", last, None)?;
         for row in rows {
             let record = self.parse(reading, row)?;
             if !self.taken.remove(&record.id) {
@@ -291,11 +287,7 @@ impl<'h> Claims<'h> {
             if torn.is_empty() {
                 return Ok(());
             }
-            let rows = self.fetch(
-                "q.id OPERATOR(pg_catalog.>) $5::pg_catalog.int8",
-                after,
-                Some(&torn),
-            )?;
+            let rows = self.fetch("q.id > $5::int8", after, Some(&torn))?;
             if rows.is_empty() {
                 return Ok(());
             }
@@ -315,13 +307,13 @@ impl<'h> Claims<'h> {
     /// The id of the last record of a batch that ends at `bound`; `None` when nothing is left.
     fn boundary(&self, limit: i64, bound: i64) -> Result<Option<i64>> {
         let sql = format!(
-            "SELECT pg_catalog.max(id) FROM ( \
-               SELECT id, pg_catalog.sum(size) OVER (ORDER BY id) AS total, size FROM ( \
-                 SELECT q.id, pg_catalog.octet_length(q.change::pg_catalog.text) AS size \
-                 FROM {}.sync_queue q WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 \
-                   AND q.id OPERATOR(pg_catalog.<=) $7::pg_catalog.int8 \
-                 ORDER BY q.id LIMIT $5::pg_catalog.int8) s) w \
-             WHERE total OPERATOR(pg_catalog.-) size OPERATOR(pg_catalog.<) $6::pg_catalog.int8",
+            "SELECT max(id) FROM ( \
+               SELECT id, sum(size) OVER (ORDER BY id) AS total, size FROM ( \
+                 SELECT q.id, octet_length(q.change::text) AS size \
+                 FROM {}.sync_queue q WHERE {PENDING} AND q.id > $4::int8 \
+                   AND q.id <= $7::int8 \
+                 ORDER BY q.id LIMIT $5::int8) s) w \
+             WHERE total - size < $6::int8",
             ident(&self.extension.schema)
         );
         let args = [
@@ -349,13 +341,13 @@ impl<'h> Claims<'h> {
         let some = match only {
             Some(only) => {
                 only.iter().for_each(|one| transactions.push(Some(one)));
-                "AND q.xact OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.unnest($6::pg_catalog.xid8[])))"
+                "AND q.xact = ANY (ARRAY(SELECT unnest($6::xid8[])))"
             }
-            None => "AND $6::pg_catalog.text IS NOT NULL",
+            None => "AND $6::text IS NOT NULL",
         };
         let sql = format!(
             "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate FROM {}.sync_queue q \
-             WHERE {PENDING} AND q.id OPERATOR(pg_catalog.>) $4::pg_catalog.int8 AND {condition} \
+             WHERE {PENDING} AND q.id > $4::int8 AND {condition} \
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
             ident(&self.extension.schema)
         );
@@ -409,7 +401,7 @@ impl<'h> Claims<'h> {
             return Ok(route.clone());
         }
         let sql = format!(
-            "SELECT body FROM {}.sync_route WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8",
+            "SELECT body FROM {}.sync_route WHERE id = $1::int8",
             ident(&self.extension.schema)
         );
         let row = spi::read(self.extension, &sql, &[Some(&id)])?
@@ -424,12 +416,12 @@ impl<'h> Claims<'h> {
 /// Pending records of server `$1` and owner `$3` that were visible in snapshot `$2`.
 /// A transaction whose number no transaction here has had yet made its record in the cluster that a dump
 /// was taken from.
-const PENDING: &str = "q.dst_server OPERATOR(pg_catalog.=) $1 \
-    AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $3::pg_catalog.oid \
-    AND q.status OPERATOR(pg_catalog.=) 'pending' \
-    AND (pg_catalog.pg_visible_in_snapshot(q.xact, (SELECT $2::pg_catalog.pg_snapshot)) \
-      OR q.xact OPERATOR(pg_catalog.>=) \
-         (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))";
+const PENDING: &str = "q.dst_server = $1 \
+    AND q.owner::oid = $3::oid \
+    AND q.status = 'pending' \
+    AND (pg_visible_in_snapshot(q.xact, (SELECT $2::pg_snapshot)) \
+      OR q.xact >= \
+         (SELECT pg_snapshot_xmax(pg_current_snapshot())))";
 
 fn number(text: &str) -> Result<i64> {
     text.parse()

@@ -314,14 +314,14 @@ impl RouteIds<'_> {
         let body = to_json(&**route)?;
         let table = format!("{}.sync_route", ident(&self.extension.schema));
         let find = format!(
-            "SELECT id FROM {table} WHERE pg_catalog.md5(body) OPERATOR(pg_catalog.=) \
-             pg_catalog.md5($1) AND body OPERATOR(pg_catalog.=) $1 \
-             AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+            "SELECT id FROM {table} WHERE md5(body) = \
+             md5($1) AND body = $1 \
+             AND owner::oid = $2::oid \
              ORDER BY id LIMIT 1"
         );
         let insert = format!(
             "INSERT INTO {table} (id, body, owner) OVERRIDING SYSTEM VALUE \
-             VALUES ($1::pg_catalog.int8, $2, $3::pg_catalog.oid)"
+             VALUES ($1::int8, $2, $3::oid)"
         );
         let owner = self.owner.to_u32().to_string();
         let found = spi::read(self.extension, &find, &[Some(&body), Some(&owner)])?

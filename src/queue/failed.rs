@@ -51,21 +51,21 @@ impl Blockers {
         // Over the index of writes only: the others would lead through everything that waits, so the
         // server's name is disguised from them.
         let sql = format!(
-            "SELECT m.mark, pg_catalog.min(q.id), \
-                pg_catalog.min(COALESCE(q.waits_for, q.id)) \
-             FROM {queue} q CROSS JOIN LATERAL pg_catalog.unnest(q.blocks) AS m(mark) \
-             JOIN pg_catalog.unnest($2::pg_catalog.int8[]) AS c(mark) \
-               ON c.mark OPERATOR(pg_catalog.=) m.mark \
-             WHERE q.dst_server OPERATOR(pg_catalog.||) '' OPERATOR(pg_catalog.=) $1 \
-               AND q.status OPERATOR(pg_catalog.<>) 'pending' \
-               AND q.blocks OPERATOR(pg_catalog.&&) \
-                 ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])) \
+            "SELECT m.mark, min(q.id), \
+                min(COALESCE(q.waits_for, q.id)) \
+             FROM {queue} q CROSS JOIN LATERAL unnest(q.blocks) AS m(mark) \
+             JOIN unnest($2::int8[]) AS c(mark) \
+               ON c.mark = m.mark \
+             WHERE q.dst_server || '' = $1 \
+               AND q.status <> 'pending' \
+               AND q.blocks && \
+                 ARRAY(SELECT unnest($2::int8[])) \
              GROUP BY m.mark \
-             UNION ALL SELECT m.mark, OPERATOR(pg_catalog.-) c.id, OPERATOR(pg_catalog.-) c.id \
-             FROM {copies} c CROSS JOIN LATERAL pg_catalog.unnest(c.writes) AS m(mark) \
-             WHERE c.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND m.mark OPERATOR(pg_catalog.=) \
-                 ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])))",
+             UNION ALL SELECT m.mark, - c.id, - c.id \
+             FROM {copies} c CROSS JOIN LATERAL unnest(c.writes) AS m(mark) \
+             WHERE c.dst_server = $1 \
+               AND m.mark = \
+                 ANY (ARRAY(SELECT unnest($2::int8[])))",
             copies = table_of_copies(extension)
         );
         let depends_on = to_ids(depends_on);
@@ -154,7 +154,7 @@ fn table_of_copies(extension: &Extension) -> String {
 /// What reading the table reports.
 pub fn is_copying(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
-        "SELECT 1 FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        "SELECT 1 FROM {} WHERE dst_server = $1 LIMIT 1",
         table_of_copies(extension)
     );
     Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
@@ -166,9 +166,9 @@ pub fn is_copying(extension: &Extension, server_name: &str) -> Result<bool> {
 /// What reading the queue reports.
 pub fn exist(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
-        "SELECT 1 FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-         AND status OPERATOR(pg_catalog.<>) 'pending' \
-         UNION ALL SELECT 1 FROM {} WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        "SELECT 1 FROM {}.sync_queue WHERE dst_server = $1 \
+         AND status <> 'pending' \
+         UNION ALL SELECT 1 FROM {} WHERE dst_server = $1 LIMIT 1",
         ident(&extension.schema),
         table_of_copies(extension)
     );
@@ -189,14 +189,14 @@ pub fn set_failed(
 ) -> Result<bool> {
     let sql = format!(
         "UPDATE {}.sync_queue SET status = 'failed', waits_for = NULL, \
-            blocks = $2::pg_catalog.int8[], sqlstate = $3, message = $4, constraint_name = $5, \
-            attempts = attempts OPERATOR(pg_catalog.+) 1, \
-            last_attempt_at = pg_catalog.clock_timestamp(), \
-            next_attempt_at = CASE WHEN $6::pg_catalog.bool THEN pg_catalog.clock_timestamp() \
-              OPERATOR(pg_catalog.+) LEAST($7::pg_catalog.interval OPERATOR(pg_catalog.*) \
-                pg_catalog.power(2, LEAST(times_failed, 20)), $8::pg_catalog.interval) END, \
-            times_failed = times_failed OPERATOR(pg_catalog.+) 1 \
-         WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING times_failed",
+            blocks = $2::int8[], sqlstate = $3, message = $4, constraint_name = $5, \
+            attempts = attempts + 1, \
+            last_attempt_at = clock_timestamp(), \
+            next_attempt_at = CASE WHEN $6::bool THEN clock_timestamp() \
+              + LEAST($7::interval * \
+                power(2, LEAST(times_failed, 20)), $8::interval) END, \
+            times_failed = times_failed + 1 \
+         WHERE id = $1::int8 RETURNING times_failed",
         ident(&extension.schema)
     );
     let (id, writes) = (id.to_string(), to_ids(writes));
@@ -238,12 +238,12 @@ pub fn due(
     limit: usize,
 ) -> Result<Vec<String>> {
     let sql = format!(
-        "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-           AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-           AND status OPERATOR(pg_catalog.=) 'failed' \
-           AND next_attempt_at OPERATOR(pg_catalog.<=) CASE WHEN $4::pg_catalog.bool \
-             THEN 'infinity' ELSE pg_catalog.clock_timestamp() END \
-         ORDER BY next_attempt_at, id LIMIT $3::pg_catalog.int8",
+        "SELECT id FROM {}.sync_queue WHERE dst_server = $1 \
+           AND owner::oid = $2::oid \
+           AND status = 'failed' \
+           AND next_attempt_at <= CASE WHEN $4::bool \
+             THEN 'infinity' ELSE clock_timestamp() END \
+         ORDER BY next_attempt_at, id LIMIT $3::int8",
         ident(&extension.schema)
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
@@ -264,11 +264,11 @@ pub fn due(
 /// What reading the queue reports.
 pub fn until_next_attempt(extension: &Extension, server_name: &str) -> Result<Option<Duration>> {
     let sql = format!(
-        "SELECT pg_catalog.ceil(pg_catalog.extract('epoch', pg_catalog.min(next_attempt_at) \
-             OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
-             OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
-         FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-           AND status OPERATOR(pg_catalog.=) 'failed' AND next_attempt_at IS NOT NULL",
+        "SELECT ceil(extract(epoch FROM min(next_attempt_at) \
+             - clock_timestamp()) \
+             * 1000)::int8 \
+         FROM {}.sync_queue WHERE dst_server = $1 \
+           AND status = 'failed' AND next_attempt_at IS NOT NULL",
         ident(&extension.schema)
     );
     let row = spi::read(extension, &sql, &[Some(server_name)])?
@@ -293,12 +293,12 @@ pub struct Waiting {
 /// What writing the queue reports.
 pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
     let sql = format!(
-        "UPDATE {}.sync_queue q SET status = 'waiting', waits_for = v.root::pg_catalog.int8, \
-            blocks = v.writes::pg_catalog.int8[] \
-         FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), \
-            pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[])) \
+        "UPDATE {}.sync_queue q SET status = 'waiting', waits_for = v.root::int8, \
+            blocks = v.writes::int8[] \
+         FROM ROWS FROM (unnest($1::text[]), \
+            unnest($2::text[]), unnest($3::text[])) \
             AS v(id, root, writes) \
-         WHERE q.id OPERATOR(pg_catalog.=) v.id::pg_catalog.int8",
+         WHERE q.id = v.id::int8",
         ident(&extension.schema)
     );
     for chunk in records.chunks(CHUNK_ROWS) {
@@ -327,10 +327,10 @@ pub fn release(extension: &Extension, server_name: &str) -> Result<bool> {
     let queue = format!("{}.sync_queue", ident(&extension.schema));
     let sql = format!(
         "WITH u AS (UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
-           WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-             AND q.status OPERATOR(pg_catalog.=) 'waiting' \
-             AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) RETURNING q.id) \
-         SELECT pg_catalog.min(id) FROM u",
+           WHERE q.dst_server = $1 \
+             AND q.status = 'waiting' \
+             AND q.waits_for = ANY (ARRAY({})) RETURNING q.id) \
+         SELECT min(id) FROM u",
         waiting::released(&queue, "$1")
     );
     let row = spi::write(extension, &sql, &[Some(server_name)])?
@@ -358,12 +358,12 @@ pub fn oldest(
     limit: usize,
 ) -> Result<Vec<String>> {
     let sql = format!(
-        "SELECT id FROM {}.sync_queue WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-         AND status OPERATOR(pg_catalog.=) 'failed' \
-         AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
+        "SELECT id FROM {}.sync_queue WHERE dst_server = $1 \
+         AND status = 'failed' \
+         AND owner::oid = $2::oid \
          AND next_attempt_at IS NULL \
-         AND COALESCE(sqlstate OPERATOR(pg_catalog.<>) '{}', true) \
-         ORDER BY last_attempt_at NULLS FIRST, id LIMIT $3::pg_catalog.int8",
+         AND COALESCE(sqlstate <> '{}', true) \
+         ORDER BY last_attempt_at NULLS FIRST, id LIMIT $3::int8",
         ident(&extension.schema),
         SqlState::COMPLETION_UNKNOWN
     );
@@ -384,8 +384,8 @@ pub fn oldest(
 /// What reading the queue reports.
 pub fn server_of(extension: &Extension, id: i64) -> Result<Option<String>> {
     let sql = format!(
-        "SELECT dst_server FROM {}.sync_queue WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
-         AND status OPERATOR(pg_catalog.=) 'failed'",
+        "SELECT dst_server FROM {}.sync_queue WHERE id = $1::int8 \
+         AND status = 'failed'",
         ident(&extension.schema)
     );
     let row = spi::read(extension, &sql, &[Some(&id.to_string())])?
@@ -444,17 +444,17 @@ fn change_status(
     let mut array = ArrayLiteral::default();
     ids.iter().for_each(|id| array.push(Some(id)));
     let queue = format!("{}.sync_queue", ident(&extension.schema));
-    let these = "dst_server OPERATOR(pg_catalog.=) $1 AND id OPERATOR(pg_catalog.=) \
-        ANY (ARRAY(SELECT pg_catalog.unnest($2::pg_catalog.int8[])))";
+    let these = "dst_server = $1 AND id = \
+        ANY (ARRAY(SELECT unnest($2::int8[])))";
     let sql = format!(
         "WITH turned AS (UPDATE {queue} SET status = $4 \
-             WHERE {these} AND status OPERATOR(pg_catalog.=) $3 RETURNING id, xact), \
+             WHERE {these} AND status = $3 RETURNING id, xact), \
            o AS (SELECT id, xact FROM turned UNION ALL SELECT id, xact FROM {queue} \
-             WHERE {these} AND status OPERATOR(pg_catalog.=) $4) \
+             WHERE {these} AND status = $4) \
          UPDATE {queue} q SET status = $6 FROM o \
-         WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND q.status OPERATOR(pg_catalog.=) $5 AND q.waits_for OPERATOR(pg_catalog.=) o.id \
-           AND q.xact OPERATOR(pg_catalog.=) o.xact"
+         WHERE q.dst_server = $1 \
+           AND q.status = $5 AND q.waits_for = o.id \
+           AND q.xact = o.xact"
     );
     let array = array.into_text();
     let args = [server_name, &array, own[0], own[1], others[0], others[1]].map(Some);

@@ -41,8 +41,8 @@ process_local! {
 /// the server's name in SQL.
 pub fn above(schema: &str, server: &str) -> String {
     format!(
-        "q.id OPERATOR(pg_catalog.>) COALESCE((SELECT f.id FROM {schema}.{TABLE} f \
-           WHERE f.dst_server OPERATOR(pg_catalog.=) {server}), 0)"
+        "q.id > COALESCE((SELECT f.id FROM {schema}.{TABLE} f \
+           WHERE f.dst_server = {server}), 0)"
     )
 }
 
@@ -137,9 +137,9 @@ pub fn owners(extension: &Extension, server_name: &str) -> Result<String> {
 /// A query for the oldest of an owner's pending records for server `$1`, or for another by this order.
 pub fn edge(schema: &str, owner: &str, order: &str) -> String {
     format!(
-        "SELECT q.id FROM {schema}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-            AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) {owner} \
-            AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} ORDER BY q.id {order} LIMIT 1",
+        "SELECT q.id FROM {schema}.sync_queue q WHERE q.dst_server = $1 \
+            AND q.owner::oid = {owner} \
+            AND q.status = 'pending' AND {} ORDER BY q.id {order} LIMIT 1",
         above(schema, "$1")
     )
 }
@@ -148,7 +148,7 @@ pub fn edge(schema: &str, owner: &str, order: &str) -> String {
 fn first_pending(extension: &Extension, server_name: &str) -> Result<Option<i64>> {
     let owners = owners(extension, server_name)?;
     let sql = format!(
-        "SELECT pg_catalog.min(r.id) FROM pg_catalog.unnest($2::pg_catalog.oid[]) AS o(owner) \
+        "SELECT min(r.id) FROM unnest($2::oid[]) AS o(owner) \
          CROSS JOIN LATERAL ({}) r",
         edge(&ident(&extension.schema), "o.owner", "")
     );
@@ -166,7 +166,7 @@ fn first_pending(extension: &Extension, server_name: &str) -> Result<Option<i64>
 /// What reading the table reports.
 pub fn of(extension: &Extension, server_name: &str) -> Result<i64> {
     let sql = format!(
-        "SELECT id FROM {}.{TABLE} WHERE dst_server OPERATOR(pg_catalog.=) $1",
+        "SELECT id FROM {}.{TABLE} WHERE dst_server = $1",
         ident(&extension.schema)
     );
     Ok(number(spi::read(extension, &sql, &[Some(server_name)])?)?.unwrap_or(0))
@@ -198,7 +198,7 @@ pub fn raise(extension: &Extension, server_name: &str) -> Result<()> {
         return Ok(());
     }
     let sql = format!(
-        "INSERT INTO {}.{TABLE} AS f (dst_server, id) VALUES ($1, $2::pg_catalog.int8) \
+        "INSERT INTO {}.{TABLE} AS f (dst_server, id) VALUES ($1, $2::int8) \
          ON CONFLICT (dst_server) DO UPDATE SET id = excluded.id",
         ident(&extension.schema)
     );
@@ -244,9 +244,9 @@ fn settled(server_name: &str, drawn: i64, writers: Vec<lock::Writer>) -> Option<
 /// What writing the table reports.
 pub fn lower(extension: &Extension, server_name: &str, id: i64) -> Result<()> {
     let sql = format!(
-        "UPDATE {}.{TABLE} SET id = $2::pg_catalog.int8 OPERATOR(pg_catalog.-) 1 \
-         WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-           AND id OPERATOR(pg_catalog.>=) $2::pg_catalog.int8",
+        "UPDATE {}.{TABLE} SET id = $2::int8 - 1 \
+         WHERE dst_server = $1 \
+           AND id >= $2::int8",
         ident(&extension.schema)
     );
     spi::write(extension, &sql, &[Some(server_name), Some(&id.to_string())])?;

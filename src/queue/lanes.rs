@@ -56,15 +56,15 @@ impl Lane {
 pub fn hops(queue: &str) -> String {
     let next = |after: &str| {
         format!(
-            "SELECT pg_catalog.min(q.owner::pg_catalog.oid) FROM {queue} q \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND q.status OPERATOR(pg_catalog.=) 'pending'{after}"
+            "SELECT min(q.owner::oid) FROM {queue} q \
+             WHERE q.dst_server = $1 \
+               AND q.status = 'pending'{after}"
         )
     };
     format!(
         "hop(owner) AS ({} UNION ALL SELECT ({}) FROM hop WHERE hop.owner IS NOT NULL)",
         next(""),
-        next(" AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.>) hop.owner")
+        next(" AND q.owner::oid > hop.owner")
     )
 }
 
@@ -79,30 +79,30 @@ pub fn all(extension: &Extension, server_name: &str, with_failed: bool) -> Resul
     let owners = floor::owners(extension, server_name)?;
     let sql = format!(
         "WITH work(owner, first, last) AS ( \
-             SELECT o.owner, a.id, z.id FROM pg_catalog.unnest($3::pg_catalog.oid[]) AS o(owner) \
+             SELECT o.owner, a.id, z.id FROM unnest($3::oid[]) AS o(owner) \
                 CROSS JOIN LATERAL ({}) a CROSS JOIN LATERAL ({}) z \
-           UNION ALL SELECT q.owner::pg_catalog.oid, NULL, NULL FROM {queue} q \
-              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-                AND q.status OPERATOR(pg_catalog.=) 'waiting' \
-                AND q.waits_for OPERATOR(pg_catalog.=) ANY (ARRAY({})) \
-           UNION ALL SELECT l.owner::pg_catalog.oid, NULL, NULL FROM {schema}.sync_lost_session l \
-              WHERE l.dst_server OPERATOR(pg_catalog.=) $1 \
-           UNION ALL SELECT q.owner::pg_catalog.oid, NULL, NULL FROM {queue} q \
-              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-                AND q.status OPERATOR(pg_catalog.=) 'failed' AND q.next_attempt_at \
-                  OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() \
-           UNION ALL SELECT q.owner::pg_catalog.oid, NULL, NULL FROM {queue} q \
-              WHERE q.dst_server OPERATOR(pg_catalog.=) $1 AND $2::pg_catalog.bool \
-                AND q.status OPERATOR(pg_catalog.=) 'failed') \
-         SELECT w.owner, pg_catalog.min(w.first), pg_catalog.max(w.last), s.failures, \
-            pg_catalog.ceil(pg_catalog.extract('epoch', s.next_attempt_at \
-               OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) \
-               OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
+           UNION ALL SELECT q.owner::oid, NULL, NULL FROM {queue} q \
+              WHERE q.dst_server = $1 \
+                AND q.status = 'waiting' \
+                AND q.waits_for = ANY (ARRAY({})) \
+           UNION ALL SELECT l.owner::oid, NULL, NULL FROM {schema}.sync_lost_session l \
+              WHERE l.dst_server = $1 \
+           UNION ALL SELECT q.owner::oid, NULL, NULL FROM {queue} q \
+              WHERE q.dst_server = $1 \
+                AND q.status = 'failed' AND q.next_attempt_at \
+                  <= clock_timestamp() \
+           UNION ALL SELECT q.owner::oid, NULL, NULL FROM {queue} q \
+              WHERE q.dst_server = $1 AND $2::bool \
+                AND q.status = 'failed') \
+         SELECT w.owner, min(w.first), max(w.last), s.failures, \
+            ceil(extract(epoch FROM s.next_attempt_at \
+               - clock_timestamp()) \
+               * 1000)::int8 \
          FROM work w LEFT JOIN {schema}.sync_owner_state s \
-           ON s.dst_server OPERATOR(pg_catalog.=) $1 \
-          AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner \
+           ON s.dst_server = $1 \
+          AND s.owner::oid = w.owner \
          GROUP BY w.owner, s.failures, s.next_attempt_at \
-         ORDER BY s.failures IS NOT NULL, pg_catalog.min(w.first), w.owner",
+         ORDER BY s.failures IS NOT NULL, min(w.first), w.owner",
         floor::edge(&schema, "o.owner", ""),
         floor::edge(&schema, "o.owner", "DESC"),
         waiting::released(&queue, "$1"),
@@ -144,13 +144,13 @@ pub fn bound(extension: &Extension, server_name: &str, owners: &[&str], limit: i
     let mut array = ArrayLiteral::default();
     owners.iter().for_each(|owner| array.push(Some(owner)));
     let sql = format!(
-        "SELECT COALESCE(pg_catalog.max(id), 0) FROM (SELECT r.id \
-           FROM pg_catalog.unnest($2::pg_catalog.oid[]) AS o(owner) CROSS JOIN LATERAL ( \
-             SELECT q.id FROM {}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) o.owner \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
-             ORDER BY q.id LIMIT $3::pg_catalog.int8) r \
-           ORDER BY r.id LIMIT $3::pg_catalog.int8) s",
+        "SELECT COALESCE(max(id), 0) FROM (SELECT r.id \
+           FROM unnest($2::oid[]) AS o(owner) CROSS JOIN LATERAL ( \
+             SELECT q.id FROM {}.sync_queue q WHERE q.dst_server = $1 \
+               AND q.owner::oid = o.owner \
+               AND q.status = 'pending' AND {} \
+             ORDER BY q.id LIMIT $3::int8) r \
+           ORDER BY r.id LIMIT $3::int8) s",
         ident(&extension.schema),
         floor::above(&ident(&extension.schema), "$1")
     );
@@ -210,17 +210,17 @@ pub fn must_wait(extension: &Extension, server_name: &str, owner: Oid) -> Result
 fn share_target(schema: &str) -> String {
     let pending = |route: &str| {
         format!(
-            "EXISTS (SELECT FROM {schema}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) {route}.owner::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
-               AND q.route_id OPERATOR(pg_catalog.=) {route}.id)",
+            "EXISTS (SELECT FROM {schema}.sync_queue q WHERE q.dst_server = $1 \
+               AND q.owner::oid = {route}.owner::oid \
+               AND q.status = 'pending' AND {} \
+               AND q.route_id = {route}.id)",
             floor::above(schema, "$1")
         )
     };
     format!(
-        "(r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') OPERATOR(pg_catalog.=) \
-         (o.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') \
-         AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.<>) o.owner::pg_catalog.oid \
+        "(r.body::json ->> 'target') = \
+         (o.body::json ->> 'target') \
+         AND r.owner::oid <> o.owner::oid \
          AND {} AND {}",
         pending("r"),
         pending("o")
@@ -235,7 +235,7 @@ fn share_target(schema: &str) -> String {
 pub fn sharing(extension: &Extension, server_name: &str) -> Result<Vec<(String, String)>> {
     let schema = ident(&extension.schema);
     let sql = format!(
-        "SELECT DISTINCT r.owner::pg_catalog.oid, o.owner::pg_catalog.oid \
+        "SELECT DISTINCT r.owner::oid, o.owner::oid \
          FROM {schema}.sync_route r JOIN {schema}.sync_route o ON {}",
         share_target(&schema)
     );
@@ -260,18 +260,18 @@ pub fn apart_before(
     targets.iter().for_each(|target| array.push(Some(target)));
     let schema = ident(&extension.schema);
     let sql = format!(
-        "SELECT r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target', q.last \
+        "SELECT r.body::json ->> 'target', q.last \
          FROM {schema}.sync_owner_state s JOIN {schema}.sync_route r \
-           ON r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
-         CROSS JOIN LATERAL (SELECT pg_catalog.max(q.id) FROM {schema}.sync_queue q \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {} \
-               AND q.route_id OPERATOR(pg_catalog.=) r.id) q(last) \
-         WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.<>) $2::pg_catalog.oid \
-           AND (r.body::pg_catalog.json OPERATOR(pg_catalog.->>) 'target') \
-             OPERATOR(pg_catalog.=) ANY ($3::pg_catalog.text[]) AND q.last IS NOT NULL",
+           ON r.owner::oid = s.owner::oid \
+         CROSS JOIN LATERAL (SELECT max(q.id) FROM {schema}.sync_queue q \
+             WHERE q.dst_server = $1 \
+               AND q.owner::oid = s.owner::oid \
+               AND q.status = 'pending' AND {} \
+               AND q.route_id = r.id) q(last) \
+         WHERE s.dst_server = $1 \
+           AND s.owner::oid <> $2::oid \
+           AND (r.body::json ->> 'target') \
+             = ANY ($3::text[]) AND q.last IS NOT NULL",
         floor::above(&schema, "$1")
     );
     let targets = array.into_text();
@@ -299,14 +299,14 @@ pub fn set_apart(
     let sql = format!(
         "INSERT INTO {}.sync_owner_state AS s (dst_server, owner, failures, last_error, \
             last_sqlstate, last_error_at, next_attempt_at) \
-         VALUES ($1, $2::pg_catalog.oid, 1, $3, $4, pg_catalog.clock_timestamp(), \
-            pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) $5::pg_catalog.interval) \
+         VALUES ($1, $2::oid, 1, $3, $4, clock_timestamp(), \
+            clock_timestamp() + $5::interval) \
          ON CONFLICT (dst_server, owner) DO UPDATE SET \
-            failures = s.failures OPERATOR(pg_catalog.+) 1, last_error = excluded.last_error, \
+            failures = s.failures + 1, last_error = excluded.last_error, \
             last_sqlstate = excluded.last_sqlstate, last_error_at = excluded.last_error_at, \
-            next_attempt_at = excluded.last_error_at OPERATOR(pg_catalog.+) LEAST( \
-              $5::pg_catalog.interval OPERATOR(pg_catalog.*) \
-                pg_catalog.power(2, LEAST(s.failures, 20)), $6::pg_catalog.interval)",
+            next_attempt_at = excluded.last_error_at + LEAST( \
+              $5::interval * \
+                power(2, LEAST(s.failures, 20)), $6::interval)",
         ident(&extension.schema)
     );
     let (state, message) = (
@@ -336,8 +336,8 @@ pub fn note_refused(
     reason: &Error,
 ) -> Result<()> {
     let sql = format!(
-        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-         AND owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid",
+        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server = $1 \
+         AND owner::oid = $2::oid",
         ident(&extension.schema)
     );
     let is_known = !spi::read(extension, &sql, &[Some(server_name), Some(owner)])?.is_empty();
@@ -357,13 +357,13 @@ pub fn note_refused(
 /// What writing the table reports.
 pub fn served(extension: &Extension, server_name: &str, owner: &str) -> Result<()> {
     let schema = ident(&extension.schema);
-    let these = "s.dst_server OPERATOR(pg_catalog.=) $1 \
-        AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid";
+    let these = "s.dst_server = $1 \
+        AND s.owner::oid = $2::oid";
     let sql = format!(
         "WITH d AS (DELETE FROM {schema}.sync_owner_state s WHERE {these} AND NOT EXISTS ( \
-             SELECT FROM {schema}.sync_queue q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) $2::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {}) RETURNING 1) \
+             SELECT FROM {schema}.sync_queue q WHERE q.dst_server = $1 \
+               AND q.owner::oid = $2::oid \
+               AND q.status = 'pending' AND {}) RETURNING 1) \
          UPDATE {schema}.sync_owner_state s SET failures = 0, next_attempt_at = NULL \
           WHERE {these} AND NOT EXISTS (SELECT FROM d)",
         floor::above(&schema, "$1")
@@ -378,7 +378,7 @@ pub fn served(extension: &Extension, server_name: &str, owner: &str) -> Result<(
 /// What reading the table reports.
 pub fn any_apart(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
-        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server = $1 LIMIT 1",
         ident(&extension.schema)
     );
     Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
@@ -394,14 +394,14 @@ pub fn join_idle(extension: &Extension, server_name: &str) -> Result<()> {
     }
     let schema = ident(&extension.schema);
     let sql = format!(
-        "DELETE FROM {schema}.sync_owner_state s WHERE s.dst_server OPERATOR(pg_catalog.=) $1 \
+        "DELETE FROM {schema}.sync_owner_state s WHERE s.dst_server = $1 \
            AND NOT EXISTS (SELECT FROM {schema}.sync_queue q \
-             WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND q.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid \
-               AND q.status OPERATOR(pg_catalog.=) 'pending' AND {}) \
+             WHERE q.dst_server = $1 \
+               AND q.owner::oid = s.owner::oid \
+               AND q.status = 'pending' AND {}) \
            AND NOT EXISTS (SELECT FROM {schema}.sync_lost_session l \
-             WHERE l.dst_server OPERATOR(pg_catalog.=) $1 \
-               AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) s.owner::pg_catalog.oid)",
+             WHERE l.dst_server = $1 \
+               AND l.owner::oid = s.owner::oid)",
         floor::above(&schema, "$1")
     );
     spi::write(extension, &sql, &[Some(server_name)])?;

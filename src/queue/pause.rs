@@ -35,7 +35,7 @@ pub fn pause(extension: &Extension, server_name: &str) -> Result<bool> {
     server_oid(extension, server_name)?;
     let sql = format!(
         "INSERT INTO {}.sync_pause (dst_server, paused_by) \
-         VALUES ($1, pg_catalog.pg_get_userbyid($2::pg_catalog.oid)) \
+         VALUES ($1, pg_get_userbyid($2::oid)) \
          ON CONFLICT (dst_server) DO NOTHING RETURNING 1",
         ident(&extension.schema)
     );
@@ -52,7 +52,7 @@ pub fn pause(extension: &Extension, server_name: &str) -> Result<bool> {
 pub fn resume(extension: &Extension, server_name: &str) -> Result<bool> {
     check_may(extension, server_name)?;
     let sql = format!(
-        "DELETE FROM {}.sync_pause WHERE dst_server OPERATOR(pg_catalog.=) $1 RETURNING 1",
+        "DELETE FROM {}.sync_pause WHERE dst_server = $1 RETURNING 1",
         ident(&extension.schema)
     );
     let was_paused = !spi::write(extension, &sql, &[Some(server_name)])?.is_empty();
@@ -66,10 +66,10 @@ pub fn resume(extension: &Extension, server_name: &str) -> Result<bool> {
 
 /// Whether the current user may hold a server's changes: its owner, and whoever may drain the queue.
 fn check_may(extension: &Extension, server_name: &str) -> Result<()> {
-    let sql = "SELECT pg_catalog.has_function_privilege($1::pg_catalog.oid, $3, 'EXECUTE') \
-             OR EXISTS (SELECT FROM pg_catalog.pg_foreign_server s \
-                  WHERE s.srvname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
-                    AND pg_catalog.pg_has_role($1::pg_catalog.oid, s.srvowner, 'USAGE'))";
+    let sql = "SELECT has_function_privilege($1::oid, $3, 'EXECUTE') \
+             OR EXISTS (SELECT FROM pg_foreign_server s \
+                  WHERE s.srvname = $2::name \
+                    AND pg_has_role($1::oid, s.srvowner, 'USAGE'))";
     let user = context::user().to_u32().to_string();
     let drain = format!(
         "{}.deal_sync_err_rec(integer,text)",

@@ -25,9 +25,9 @@ pub fn failed(
     let sql = format!(
         "INSERT INTO {}.sync_server_state AS s (dst_server, failures, unreachable, last_error, \
             last_sqlstate, last_error_at, next_attempt_at) \
-         VALUES ($1, 1, $2::pg_catalog.bool, $3, $4, pg_catalog.clock_timestamp(), \
-            pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) $5::pg_catalog.interval) \
-         ON CONFLICT (dst_server) DO UPDATE SET failures = s.failures OPERATOR(pg_catalog.+) 1, \
+         VALUES ($1, 1, $2::bool, $3, $4, clock_timestamp(), \
+            clock_timestamp() + $5::interval) \
+         ON CONFLICT (dst_server) DO UPDATE SET failures = s.failures + 1, \
             unreachable = s.unreachable OR excluded.unreachable, last_error = excluded.last_error, \
             last_sqlstate = excluded.last_sqlstate, last_error_at = excluded.last_error_at, \
             next_attempt_at = excluded.next_attempt_at",
@@ -60,7 +60,7 @@ pub fn failed(
 pub fn succeeded(extension: &Extension, server_name: &str) -> Result<()> {
     let sql = format!(
         "INSERT INTO {}.sync_server_state (dst_server, last_success_at) \
-         VALUES ($1, pg_catalog.clock_timestamp()) \
+         VALUES ($1, clock_timestamp()) \
          ON CONFLICT (dst_server) DO UPDATE SET failures = 0, unreachable = false, \
             last_success_at = excluded.last_success_at, next_attempt_at = NULL",
         ident(&extension.schema)
@@ -83,11 +83,11 @@ pub fn until_next_attempt(
     server_name: &str,
 ) -> Result<Option<(u32, Duration)>> {
     let sql = format!(
-        "SELECT failures, (pg_catalog.extract('epoch', next_attempt_at OPERATOR(pg_catalog.-) \
-            pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 \
-         FROM {}.sync_server_state WHERE dst_server OPERATOR(pg_catalog.=) $1 \
-           AND failures OPERATOR(pg_catalog.>) 0 \
-           AND next_attempt_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
+        "SELECT failures, (extract(epoch FROM next_attempt_at - \
+            clock_timestamp()) * 1000)::int8 \
+         FROM {}.sync_server_state WHERE dst_server = $1 \
+           AND failures > 0 \
+           AND next_attempt_at > clock_timestamp()",
         ident(&extension.schema)
     );
     let Some(mut row) = spi::read(extension, &sql, &[Some(server_name)])?
@@ -110,7 +110,7 @@ pub fn until_next_attempt(
 /// What reading the table reports.
 pub fn failures(extension: &Extension, server_name: &str) -> Result<u32> {
     let sql = format!(
-        "SELECT failures FROM {}.sync_server_state WHERE dst_server OPERATOR(pg_catalog.=) $1",
+        "SELECT failures FROM {}.sync_server_state WHERE dst_server = $1",
         ident(&extension.schema)
     );
     let row = spi::read(extension, &sql, &[Some(server_name)])?
@@ -127,7 +127,7 @@ pub fn failures(extension: &Extension, server_name: &str) -> Result<u32> {
 fn is_unreachable(extension: &Extension, server_name: &str) -> Result<bool> {
     let sql = format!(
         "SELECT 1 FROM {}.sync_server_state \
-         WHERE dst_server OPERATOR(pg_catalog.=) $1 AND unreachable",
+         WHERE dst_server = $1 AND unreachable",
         ident(&extension.schema)
     );
     Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
@@ -151,7 +151,7 @@ fn announce(
         // A payload has less than 8,000 bytes.
         "message": reason.map(|e| displayable(&e.one_line()).chars().take(1_000).collect::<String>()),
     });
-    let sql = "SELECT pg_catalog.pg_notify($1, $2)";
+    let sql = "SELECT pg_notify($1, $2)";
     spi::write(extension, sql, &[Some(CHANNEL), Some(&payload.to_string())])?;
     Ok(())
 }

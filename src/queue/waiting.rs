@@ -11,9 +11,9 @@ pub fn released(queue: &str, server: &str) -> String {
     );
     let next = |after: &str| {
         format!(
-            "SELECT pg_catalog.min(w.waits_for) FROM {queue} w \
-             WHERE w.dst_server OPERATOR(pg_catalog.=) {server} \
-               AND w.status OPERATOR(pg_catalog.=) 'waiting'{after}"
+            "SELECT min(w.waits_for) FROM {queue} w \
+             WHERE w.dst_server = {server} \
+               AND w.status = 'waiting'{after}"
         )
     };
     format!(
@@ -21,13 +21,13 @@ pub fn released(queue: &str, server: &str) -> String {
            SELECT ({}) FROM r WHERE r.root IS NOT NULL) \
          SELECT r.root FROM r WHERE r.root IS NOT NULL \
            AND NOT EXISTS (SELECT FROM {copies} c \
-             WHERE c.id OPERATOR(pg_catalog.=) (OPERATOR(pg_catalog.-) r.root)) \
-           AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id OPERATOR(pg_catalog.=) r.root \
-             AND (f.status OPERATOR(pg_catalog.=) 'failed' \
-               OR f.status OPERATOR(pg_catalog.=) 'pending' AND EXISTS ( \
-                 SELECT FROM {owners} s WHERE s.dst_server OPERATOR(pg_catalog.=) f.dst_server \
-                   AND s.owner::pg_catalog.oid OPERATOR(pg_catalog.=) f.owner::pg_catalog.oid)))",
+             WHERE c.id = (- r.root)) \
+           AND NOT EXISTS (SELECT FROM {queue} f WHERE f.id = r.root \
+             AND (f.status = 'failed' \
+               OR f.status = 'pending' AND EXISTS ( \
+                 SELECT FROM {owners} s WHERE s.dst_server = f.dst_server \
+                   AND s.owner::oid = f.owner::oid)))",
         next(""),
-        next(" AND w.waits_for OPERATOR(pg_catalog.>) r.root")
+        next(" AND w.waits_for > r.root")
     )
 }

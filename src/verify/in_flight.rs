@@ -89,28 +89,28 @@ fn pause_for(time: Duration) {
 
 /// Asks for the transactions that have written a side's table and are not idle.
 fn writers(subject: &Subject, side: Side) -> String {
-    const EQ: &str = "OPERATOR(pg_catalog.=)";
+    const EQ: &str = "=";
     let target = match side {
         Side::Here => subject.table.oid.to_u32().to_string(),
         Side::There => {
             let name = literal(&relation(&subject.descriptor.route.target));
-            format!("pg_catalog.to_regclass({name})")
+            format!("to_regclass({name})")
         }
     };
     format!(
-        "SELECT pg_catalog.json_agg(DISTINCT pg_catalog.concat(l.pid, ' ', l.virtualtransaction)) \
-         FROM pg_catalog.pg_locks l \
-         LEFT JOIN pg_catalog.pg_stat_get_activity(NULL) s ON s.pid {EQ} l.pid \
+        "SELECT json_agg(DISTINCT concat(l.pid, ' ', l.virtualtransaction)) \
+         FROM pg_locks l \
+         LEFT JOIN pg_stat_get_activity(NULL) s ON s.pid {EQ} l.pid \
          WHERE l.locktype {EQ} 'relation' AND l.granted \
-           AND l.database {EQ} (SELECT d.oid FROM pg_catalog.pg_database d \
-                  WHERE d.datname {EQ} pg_catalog.current_database()) \
-           AND (l.relation {EQ} {target}::pg_catalog.oid OR l.relation {EQ} ANY ( \
-                  SELECT p.relid::pg_catalog.oid \
-                    FROM pg_catalog.pg_partition_tree({target}::pg_catalog.regclass) p)) \
+           AND l.database {EQ} (SELECT d.oid FROM pg_database d \
+                  WHERE d.datname {EQ} current_database()) \
+           AND (l.relation {EQ} {target}::oid OR l.relation {EQ} ANY ( \
+                  SELECT p.relid::oid \
+                    FROM pg_partition_tree({target}::regclass) p)) \
            AND l.mode {EQ} ANY ('{{RowExclusiveLock,ShareRowExclusiveLock,ExclusiveLock, \
                  AccessExclusiveLock}}') \
-           AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
-           AND COALESCE(s.state, '') OPERATOR(pg_catalog.<>) ALL ('{{idle in transaction, \
+           AND l.pid <> pg_backend_pid() \
+           AND COALESCE(s.state, '') <> ALL ('{{idle in transaction, \
                  idle in transaction (aborted)}}')"
     )
 }
@@ -129,8 +129,8 @@ fn ask_writers(sides: &mut Sides, [here, there]: &[String; 2]) -> Result<[BTreeS
 fn of_table(subject: &Subject) -> (String, [String; 1]) {
     let queue = format!("{}.sync_queue", ident(&subject.extension.schema));
     let sql = format!(
-        "FROM {queue} q WHERE q.dst_server OPERATOR(pg_catalog.=) $1 \
-           AND q.status OPERATOR(pg_catalog.=) 'pending'"
+        "FROM {queue} q WHERE q.dst_server = $1 \
+           AND q.status = 'pending'"
     );
     (sql, [subject.descriptor.account.server_name.clone()])
 }
@@ -139,7 +139,7 @@ fn of_table(subject: &Subject) -> (String, [String; 1]) {
 /// the queue, and what is behind one waits for it.
 fn last_record(subject: &Subject) -> Result<Option<i64>> {
     let (from, [server]) = of_table(subject);
-    let sql = format!("SELECT pg_catalog.max(q.id) {from}");
+    let sql = format!("SELECT max(q.id) {from}");
     let rows = spi::read(&subject.extension, &sql, &[Some(&server)])?;
     let id = rows
         .into_iter()
@@ -153,8 +153,8 @@ fn last_record(subject: &Subject) -> Result<Option<i64>> {
 fn records_up_to(subject: &Subject, last: i64) -> Result<u64> {
     let (from, [server]) = of_table(subject);
     let sql = format!(
-        "SELECT pg_catalog.count(*) {from} \
-           AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8"
+        "SELECT count(*) {from} \
+           AND q.id <= $2::int8"
     );
     let rows = spi::read(
         &subject.extension,
@@ -173,8 +173,8 @@ fn keys_up_to(subject: &Subject, last: i64) -> Result<UnderWay> {
     let schema = ident(&subject.extension.schema);
     let sql = format!(
         "SELECT (SELECT r.body FROM {schema}.sync_route r \
-                  WHERE r.id OPERATOR(pg_catalog.=) q.route_id), q.change {from} \
-           AND q.id OPERATOR(pg_catalog.<=) $2::pg_catalog.int8 ORDER BY q.id LIMIT {MAX_RECORDS}"
+                  WHERE r.id = q.route_id), q.change {from} \
+           AND q.id <= $2::int8 ORDER BY q.id LIMIT {MAX_RECORDS}"
     );
     let rows = spi::read(
         &subject.extension,

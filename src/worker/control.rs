@@ -106,12 +106,12 @@ fn pause() {
 
 /// The process that is the worker of the current database.
 fn holder(extension: &Extension) -> Result<Option<i32>> {
-    let sql = "SELECT pid FROM pg_catalog.pg_locks \
-         WHERE locktype OPERATOR(pg_catalog.=) 'object' \
-         AND database OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-         AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-         AND objid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
-         AND objsubid OPERATOR(pg_catalog.=) $2::pg_catalog.int2 AND granted";
+    let sql = "SELECT pid FROM pg_locks \
+         WHERE locktype = 'object' \
+         AND database = $1::oid \
+         AND classid = 'pg_extension'::regclass \
+         AND objid = 0::oid \
+         AND objsubid = $2::int2 AND granted";
     let (database, lock) = (
         database::current().to_u32().to_string(),
         WORKER_LOCK.to_string(),

@@ -55,8 +55,8 @@ pub struct VersionKey<'h> {
 }
 
 /// The condition for a place, given as the first two arguments.
-const HERE: &str = "relation OPERATOR(pg_catalog.=) $1::pg_catalog.oid \
-     AND key_hash OPERATOR(pg_catalog.=) $2::pg_catalog.int8";
+const HERE: &str = "relation = $1::oid \
+     AND key_hash = $2::int8";
 
 impl VersionKey<'_> {
     /// What is kept, for an event about a row that is stored there.
@@ -127,19 +127,19 @@ impl VersionKey<'_> {
     ) -> Result<bool> {
         let sql = if is_there {
             format!(
-                "UPDATE {} SET version = $3, rank = $4::pg_catalog.int8, \
-                deleted = $5::pg_catalog.bool, stored = $6::pg_catalog.int8, shown = $7, \
-                written_by = pg_catalog.pg_current_xact_id(), \
-                changed_at = pg_catalog.clock_timestamp() WHERE {HERE} RETURNING 1",
+                "UPDATE {} SET version = $3, rank = $4::int8, \
+                deleted = $5::bool, stored = $6::int8, shown = $7, \
+                written_by = pg_current_xact_id(), \
+                changed_at = clock_timestamp() WHERE {HERE} RETURNING 1",
                 self.table()
             )
         } else {
             format!(
                 "INSERT INTO {} (relation, key_hash, version, rank, deleted, stored, shown, \
                 written_by, changed_at) \
-             VALUES ($1::pg_catalog.oid, $2::pg_catalog.int8, $3, $4::pg_catalog.int8, \
-                $5::pg_catalog.bool, $6::pg_catalog.int8, $7, \
-                pg_catalog.pg_current_xact_id(), pg_catalog.clock_timestamp()) \
+             VALUES ($1::oid, $2::int8, $3, $4::int8, \
+                $5::bool, $6::int8, $7, \
+                pg_current_xact_id(), clock_timestamp()) \
              ON CONFLICT (relation, key_hash) DO NOTHING RETURNING 1",
                 self.table()
             )
@@ -205,11 +205,11 @@ pub fn forget_old(extension: &Extension) -> Result<()> {
     let table = format!("{}.sync_row_version", ident(&extension.schema));
     let sql = format!(
         "WITH o AS (SELECT relation, key_hash FROM {table} \
-           WHERE deleted AND changed_at OPERATOR(pg_catalog.<) \
-             (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1::pg_catalog.interval) \
+           WHERE deleted AND changed_at < \
+             (clock_timestamp() - $1::interval) \
            ORDER BY changed_at LIMIT {FORGOTTEN} FOR UPDATE SKIP LOCKED) \
-         DELETE FROM {table} k USING o WHERE k.relation OPERATOR(pg_catalog.=) o.relation \
-           AND k.key_hash OPERATOR(pg_catalog.=) o.key_hash",
+         DELETE FROM {table} k USING o WHERE k.relation = o.relation \
+           AND k.key_hash = o.key_hash",
     );
     let age = format!("{} s", guc::tombstone_retention().as_secs());
     spi::write(extension, &sql, &[Some(&age)])?;
