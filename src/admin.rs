@@ -15,7 +15,7 @@ use crate::connect::endpoint::Endpoint;
 use crate::connect::session;
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, context, ddl, report};
 use crate::sql::quote::{ident, literal, relation};
 use crate::sql::triggers;
@@ -168,7 +168,7 @@ fn already_sent_by(
         schema,
         table: name,
     } = &arguments.target;
-    let rows = spi::read(
+    spi::select_first(
         extension,
         &format!(
             "SELECT t.tgname FROM {} \
@@ -189,11 +189,7 @@ fn already_sent_by(
             Some(name),
             Some(&trigger_name(&arguments.server, "dml")),
         ],
-    )?;
-    rows.into_iter()
-        .next()
-        .map(|mut row| required(&mut row, 0))
-        .transpose()
+    )
 }
 
 /// Whether the current user may make triggers on the table.
@@ -259,14 +255,8 @@ fn trigger_name(server: &str, suffix: &str) -> String {
 
 /// `table` or `schema.table`, quoted where needed; without a schema, that of the local table.
 fn parse_target(extension: &Extension, local: &Relation, target: &str) -> Result<Relation> {
-    let mut parts: Vec<String> = spi::read(
-        extension,
-        "SELECT p FROM unnest(parse_ident($1)) p",
-        &[Some(target)],
-    )?
-    .into_iter()
-    .map(|mut row| required(&mut row, 0))
-    .collect::<Result<_>>()?;
+    let sql = "SELECT p FROM unnest(parse_ident($1)) p";
+    let mut parts: Vec<String> = spi::select(extension, sql, &[Some(target)])?;
     match (parts.pop(), parts.pop(), parts.is_empty()) {
         (Some(table), schema, true) => Ok(Relation {
             schema: schema.unwrap_or_else(|| local.schema.clone()),
@@ -305,17 +295,8 @@ pub fn connections(extension: &Extension) -> Result<Vec<ConnectionRow>> {
         .map(|listed| {
             let account = &listed.endpoint.account;
             let role = account.owner.to_u32().to_string();
-            let rows = spi::read(
-                extension,
-                "SELECT rolname FROM pg_roles \
-                 WHERE oid = $1::oid",
-                &[Some(&role)],
-            )?;
-            let user = rows
-                .into_iter()
-                .next()
-                .and_then(|mut row| row.pop())
-                .flatten();
+            let sql = "SELECT rolname FROM pg_roles WHERE oid = $1::oid";
+            let user = spi::select_first(extension, sql, &[Some(&role)])?;
             // Its mapping may be gone, which is not the caller's fault.
             let current = Endpoint::resolve(extension, account);
             let valid = listed.alive && current.is_ok_and(|current| current == listed.endpoint);

@@ -120,10 +120,8 @@ pub fn wait_for(
 fn duration(extension: &Extension, interval: &str) -> Result<Duration> {
     let sql = "SELECT (LEAST(GREATEST(extract(epoch FROM $1::interval), 0), 1e9) \
                  * 1000)::int8";
-    let row = spi::read(extension, sql, &[Some(interval)])?
-        .into_iter()
-        .next();
-    let millis = number(row)?.unwrap_or_default();
+    let millis: Option<i64> = spi::select_one(extension, sql, &[Some(interval)])?;
+    let millis = millis.unwrap_or_default();
     Ok(Duration::from_millis(millis.max(0) as u64))
 }
 
@@ -133,7 +131,7 @@ fn newest(extension: &Extension, table: &str) -> Result<Option<i64>> {
         "SELECT q.id FROM {}.{table} q ORDER BY q.id DESC LIMIT 1",
         ident(&extension.schema)
     );
-    number(spi::read(extension, &sql, &[])?.into_iter().next())
+    spi::select_first(extension, &sql, &[])
 }
 
 /// The smallest id of a server's record between two, if there is any. Each part by an index: as many newer
@@ -160,11 +158,7 @@ fn oldest(extension: &Extension, server_name: &str, low: i64, mark: i64) -> Resu
         first("q.status = 'waiting'"),
     );
     let (low, mark) = (low.to_string(), mark.to_string());
-    number(
-        spi::read(extension, &sql, &[server_name, &low, &mark].map(Some))?
-            .into_iter()
-            .next(),
-    )
+    spi::select_one(extension, &sql, &[server_name, &low, &mark].map(Some))
 }
 
 /// Servers to which tables are being copied.
@@ -173,10 +167,7 @@ fn copied_to(extension: &Extension) -> Result<Vec<String>> {
         "SELECT DISTINCT c.dst_server FROM {}.sync_copy c",
         ident(&extension.schema)
     );
-    spi::read(extension, &sql, &[])?
-        .into_iter()
-        .map(|mut row| spi::required(&mut row, 0))
-        .collect()
+    spi::select(extension, &sql, &[])
 }
 
 /// Whether copies to a server up to one, of which the condition holds, are under way. Not those that the
@@ -200,12 +191,6 @@ fn is_copied_to(
         &[Some(server_name), Some(&until.to_string())],
     )?
     .is_empty())
-}
-
-fn number(row: Option<spi::Row>) -> Result<Option<i64>> {
-    let text = row.and_then(|mut row| row.pop()).flatten();
-    let number = text.map(|text| text.parse::<i64>()).transpose();
-    number.map_err(|_| Error::internal("malformed number"))
 }
 
 /// Tells, once each, what keeps a server's records from being delivered until somebody does something.

@@ -4,11 +4,11 @@
 //! Triggers of partitions that belong to one of the partitioned table are that one's and not listed.
 
 use crate::capture::descriptor::Arguments;
-use crate::connect::account::oid;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::options::Mode;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Extension, Row, required};
+use crate::pg::columns::Json;
+use crate::pg::spi::{self, Extension};
 use crate::sql::triggers;
 
 /// A trigger that calls `sync_dml`.
@@ -84,30 +84,27 @@ pub fn triggers(extension: &Extension, rel: Option<Oid>) -> Result<Vec<Trigger>>
         )
     };
     let rows = match &rel {
-        Some(rel) => spi::read(
+        Some(rel) => spi::select(
             extension,
             &of("t.tgrelid = $2::oid"),
             &[Some(&extension.schema), Some(rel)],
         ),
-        None => spi::read(extension, &of("true"), &[Some(&extension.schema)]),
+        None => spi::select(extension, &of("true"), &[Some(&extension.schema)]),
     };
-    rows?.into_iter().map(trigger).collect()
+    Ok(rows?.into_iter().map(trigger).collect())
 }
 
-fn trigger(mut row: Row) -> Result<Trigger> {
-    let args = match row.get_mut(2).and_then(Option::take) {
-        Some(text) => serde_json::from_str(&text)
-            .map_err(|_| Error::internal("malformed arguments of a trigger"))?,
-        None => Vec::new(),
-    };
-    Ok(Trigger {
-        relation: oid(&required(&mut row, 0)?)?,
-        name: required(&mut row, 1)?,
-        args,
-        is_row_level: required(&mut row, 3)? == "t",
-        fires: Fires::of_catalog(&required(&mut row, 4)?),
-        is_constraint: required(&mut row, 5)? == "t",
-    })
+type Columns = (Oid, String, Option<Json<Vec<String>>>, bool, String, bool);
+
+fn trigger((relation, name, args, is_row_level, fires, is_constraint): Columns) -> Trigger {
+    Trigger {
+        relation,
+        name,
+        args: args.map(|args| args.0).unwrap_or_default(),
+        is_row_level,
+        fires: Fires::of_catalog(&fires),
+        is_constraint,
+    }
 }
 
 /// A table and a target that it is sent to, by one trigger or several.

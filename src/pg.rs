@@ -11,6 +11,7 @@ pub mod append;
 pub mod args;
 pub mod bgworker;
 pub mod callbacks;
+pub mod columns;
 pub mod compare;
 pub mod compat;
 pub mod context;

@@ -26,9 +26,9 @@ use self::admission::QueueStatus;
 use self::stored::{CHUNK_ROWS, to_change, to_ids, to_route};
 use crate::capture::change_set::ChangeSet;
 use crate::connect::lost_session::LostSession;
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Result, SqlState};
 use crate::pg::lookup::{self, IndexRef, Status};
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{context, sequence};
 use crate::sql::micros;
 use crate::sql::quote::{ArrayLiteral, ident};
@@ -168,14 +168,11 @@ pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> 
         ident(&extension.schema)
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(
+    spi::select(
         extension,
         &sql,
         &[Some(with_failed), Some(&pending.into_text())],
-    )?
-    .into_iter()
-    .map(|mut row| required(&mut row, 0))
-    .collect()
+    )
 }
 
 /// A lost session and the owner over whose account it was.
@@ -200,30 +197,35 @@ pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<Lost>> {
         micros("not_after"),
         ident(&extension.schema)
     );
-    spi::read(extension, &sql, &[Some(server_name)])?
-        .into_iter()
-        .map(|mut row| {
-            let mut number = |at: usize| -> Result<Option<i64>> {
-                let text = row.get_mut(at).and_then(Option::take);
-                let number = text.map(|text| text.parse::<i64>()).transpose();
-                number.map_err(|_| Error::internal("malformed number"))
-            };
+    type Columns = (
+        String,
+        String,
+        Option<i32>,
+        Option<i64>,
+        Option<i64>,
+        Option<i64>,
+        Option<i64>,
+        String,
+    );
+    let rows: Vec<Columns> = spi::select(extension, &sql, &[Some(server_name)])?;
+    let lost = rows.into_iter().map(
+        |(id, owner, backend_pid, backend_start, token, not_after, remote_xact, xact)| {
             let session = LostSession {
-                backend_pid: number(2)?.map(|pid| pid as i32),
-                backend_start: number(3)?,
-                token: number(4)?,
-                not_after: number(5)?,
-                xact: number(6)?,
+                backend_pid,
+                backend_start,
+                token,
+                not_after,
+                xact: remote_xact,
             };
-            let (id, owner) = (required(&mut row, 0)?, required(&mut row, 1)?);
-            Ok(Lost {
+            Lost {
                 id,
                 owner,
                 session,
-                xact: required(&mut row, 7)?,
-            })
-        })
-        .collect()
+                xact,
+            }
+        },
+    );
+    Ok(lost.collect())
 }
 
 /// Removes the records of what a lost session has committed, or lets them count as not delivered: what became

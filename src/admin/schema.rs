@@ -8,13 +8,13 @@ use super::{Look, attach_table};
 use crate::capture::table::Table;
 use crate::change::Relation;
 use crate::check::{self, Finding, Severity};
-use crate::connect::account::{AccountKey, oid, server_oid};
+use crate::connect::account::{AccountKey, server_oid};
 use crate::copy;
 use crate::error::{Error, Result, SqlState};
 use crate::identity;
 use crate::options::Options;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::subtransaction::attempt_interruptibly;
 use std::collections::HashMap;
 
@@ -122,17 +122,13 @@ struct Member {
 }
 
 fn members(extension: &Extension, schema: &str) -> Result<Vec<Member>> {
-    let found = spi::read(
-        extension,
-        "SELECT oid FROM pg_namespace \
-         WHERE nspname = $1::name",
-        &[Some(schema)],
-    )?;
-    let Some(mut namespace) = found.into_iter().next() else {
+    let sql = "SELECT oid FROM pg_namespace WHERE nspname = $1::name";
+    let found: Option<String> = spi::select_first(extension, sql, &[Some(schema)])?;
+    let Some(namespace) = found else {
         let message = format!("schema \"{schema}\" does not exist");
         return Err(Error::local(SqlState::new("3F000"), message));
     };
-    spi::read(
+    let members = spi::select(
         extension,
         "SELECT c.oid, CASE WHEN c.relispartition \
                   THEN format('%I.%I', rn.nspname, r.relname) END \
@@ -154,15 +150,8 @@ fn members(extension: &Extension, schema: &str) -> Result<Vec<Member>> {
                AND d.deptype = 'e' \
                AND e.extname = 'pg_rowsync') \
          ORDER BY c.relname",
-        &[Some(&required(&mut namespace, 0)?)],
-    )?
-    .into_iter()
-    .map(|mut row| {
-        let rel = oid(&required(&mut row, 0)?)?;
-        Ok(Member {
-            rel,
-            partition_of: row.get_mut(1).and_then(Option::take),
-        })
-    })
-    .collect()
+        &[Some(&namespace)],
+    )?;
+    let member = |(rel, partition_of)| Member { rel, partition_of };
+    Ok(members.into_iter().map(member).collect())
 }

@@ -9,7 +9,7 @@ use super::gid::Gid;
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
 use crate::pg::lookup::{IndexRef, Status};
-use crate::pg::spi::{self, Extension, Row, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::text::displayable;
 use crate::pg::{Oid, context};
 use crate::sql::quote::{ArrayLiteral, ident};
@@ -54,24 +54,23 @@ pub struct Decision {
 }
 
 impl Decision {
-    fn of(mut row: Row) -> Result<Self> {
-        let malformed = |_| Error::internal("malformed number");
-        let transaction: u64 = required(&mut row, 4)?.parse().map_err(malformed)?;
-        Ok(Self {
-            gid: required(&mut row, 0)?,
-            owner: required(&mut row, 1)?.parse().map_err(malformed)?,
-            place: required(&mut row, 2)?,
-            verdict: match row.get(3).and_then(Option::as_deref) {
+    fn of((gid, owner, place, decision, transaction): Columns) -> Self {
+        Self {
+            gid,
+            owner,
+            place,
+            verdict: match decision.as_deref() {
                 Some("commit") => Some(Verdict::Commit),
                 Some(_) => Some(Verdict::Rollback),
                 None => None,
             },
             transaction: transaction as u32,
-        })
+        }
     }
 }
 
 const COLUMNS: &str = "d.gid, d.owner::oid, d.place, d.decision, d.xact";
+type Columns = (String, u32, String, Option<String>, u64);
 
 /// The current transaction decides that what was prepared on a server, for an owner and at a place, is to be
 /// committed, if it is committed itself. Its commit waits for the disk, whatever `synchronous_commit` says.
@@ -130,19 +129,12 @@ pub fn conflicting_with(
          ORDER BY d.xact",
         ident(&extension.schema)
     );
-    let rows = spi::read(
-        extension,
-        &sql,
-        &[Some(server_name), Some(&array.into_text())],
-    )?;
-    let all = rows
+    let depends_on = array.into_text();
+    let args = [server_name, &depends_on].map(Some);
+    let all = spi::select(extension, &sql, &args)?
         .into_iter()
-        .map(Decision::of)
-        .collect::<Result<Vec<_>>>()?;
-    Ok(all
-        .into_iter()
-        .filter(|one| !done.contains(&one.gid))
-        .collect())
+        .map(Decision::of);
+    Ok(all.filter(|one| !done.contains(&one.gid)).collect())
 }
 
 /// All rows of a server.
@@ -155,10 +147,8 @@ pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<Decisio
          ORDER BY d.xact",
         ident(&extension.schema)
     );
-    spi::read(extension, &sql, &[Some(server_name)])?
-        .into_iter()
-        .map(Decision::of)
-        .collect()
+    let rows = spi::select(extension, &sql, &[Some(server_name)])?;
+    Ok(rows.into_iter().map(Decision::of).collect())
 }
 
 /// Whether there is a decision with this name, as of now.

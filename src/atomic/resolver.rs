@@ -8,14 +8,14 @@
 use super::decision::{self, Decision, Verdict};
 use super::done;
 use super::gid::{Gid, own_prefix};
-use crate::connect::account::{Account, oid, server_oid};
+use crate::connect::account::{Account, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::delivery::link::Link;
 use crate::delivery::remote_transaction;
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, lock, lookup, report, wal, xact};
 use crate::sql::BEGIN_ON_PRIMARY;
 use crate::sql::quote::{ident, literal};
@@ -149,10 +149,7 @@ pub fn accounts(extension: &Extension) -> Result<Vec<(String, Oid)>> {
         ident(&extension.schema),
         decision::TABLE
     );
-    let rows = spi::read(extension, &sql, &[Some(&extension.schema)])?;
-    rows.into_iter()
-        .map(|mut row| Ok((required(&mut row, 0)?, oid(&required(&mut row, 1)?)?)))
-        .collect()
+    spi::select(extension, &sql, &[Some(&extension.schema)])
 }
 
 /// Whether there is any row.

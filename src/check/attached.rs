@@ -3,10 +3,10 @@
 
 use super::finding::{Finding, quoted};
 use crate::change::Relation;
-use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::columns::Json;
+use crate::pg::spi::{self, Extension};
 use crate::sql::quote::ident;
 use crate::sql::triggers;
 
@@ -115,20 +115,43 @@ pub fn list(
         Some(&everything),
     ];
     let mut found: Vec<Attached> = Vec::new();
-    for mut row in spi::read(extension, &sql, &args)? {
-        let texts =
-            |json: String| -> Vec<String> { serde_json::from_str(&json).unwrap_or_default() };
+    type Columns = (
+        Oid,
+        String,
+        String,
+        u16,
+        bool,
+        Json<Vec<String>>,
+        String,
+        Oid,
+        String,
+        String,
+        String,
+    );
+    for row in spi::select::<Columns>(extension, &sql, &args)? {
+        let (
+            oid,
+            name,
+            enabled,
+            kind,
+            deferrable,
+            columns,
+            args,
+            table,
+            schema,
+            relation,
+            persistence,
+        ) = row;
         let trigger = AttachedTrigger {
-            oid: oid(&required(&mut row, 0)?)?,
-            name: required(&mut row, 1)?,
-            enabled: required(&mut row, 2)?,
-            kind: required(&mut row, 3)?
-                .parse()
-                .map_err(|_| Error::internal("malformed tgtype"))?,
-            deferrable: required(&mut row, 4)? == "t",
-            columns: texts(required(&mut row, 5)?),
+            oid,
+            name,
+            enabled,
+            kind,
+            deferrable,
+            columns: columns.0,
         };
-        let (args, table) = (texts(required(&mut row, 6)?), oid(&required(&mut row, 7)?)?);
+        // One of somebody's own making may have arguments that are none of ours.
+        let args: Vec<String> = serde_json::from_str(&args).unwrap_or_default();
         match found
             .last_mut()
             .filter(|last| last.table == table && last.args == args)
@@ -138,10 +161,10 @@ pub fn list(
                 table,
                 args,
                 name: Relation {
-                    schema: required(&mut row, 8)?,
-                    table: required(&mut row, 9)?,
+                    schema,
+                    table: relation,
                 },
-                persistence: required(&mut row, 10)?,
+                persistence,
                 triggers: vec![trigger],
             }),
         }
@@ -177,17 +200,15 @@ fn check_owner(extension: &Extension, caller: &Caller, table: Oid) -> Result<()>
         Some(everything),
     ];
     let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
-    let Some(mut row) = spi::read(extension, sql, &args)?.into_iter().next() else {
-        return Err(Error::local(
+    match spi::select_first::<(String, bool)>(extension, sql, &args)? {
+        None => Err(Error::local(
             SqlState::UNDEFINED_TABLE,
             "relation does not exist",
-        ));
-    };
-    match required(&mut row, 1)?.as_str() {
-        "t" => Ok(()),
-        _ => Err(Error::local(
+        )),
+        Some((_, true)) => Ok(()),
+        Some((name, false)) => Err(Error::local(
             SqlState::INSUFFICIENT_PRIVILEGE,
-            format!("must be owner of table {}", required(&mut row, 0)?),
+            format!("must be owner of table {name}"),
         )
         .with_hint("Superusers and members of pg_monitor may check every table.")),
     }

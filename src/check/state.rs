@@ -3,10 +3,9 @@
 use super::attached::Caller;
 use super::finding::Finding;
 use crate::change::Relation;
-use crate::connect::account::oid;
 use crate::error::{Result, SqlState};
 use crate::pg::Oid;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::sql::quote::ident;
 use crate::sql::triggers;
 
@@ -43,15 +42,9 @@ pub fn targets_of(extension: &Extension, server: &str) -> Result<Vec<Relation>> 
          WHERE a.args[1] = $2 AND t.tgnargs > 2::int2",
         triggers::sending("$1")
     );
-    spi::read(extension, &sql, &[Some(&extension.schema), Some(server)])?
-        .into_iter()
-        .map(|mut row| {
-            Ok(Relation {
-                schema: required(&mut row, 0)?,
-                table: required(&mut row, 1)?,
-            })
-        })
-        .collect()
+    let targets = spi::select(extension, &sql, &[Some(&extension.schema), Some(server)])?;
+    let relation = |(schema, table)| Relation { schema, table };
+    Ok(targets.into_iter().map(relation).collect())
 }
 
 /// What is to be said of records that the caller may know of: table, server and finding.
@@ -77,14 +70,8 @@ pub fn of_queue(
          WHERE q.status = 'failed' AND {} GROUP BY 1, 2",
         mine("q.owner")
     );
-    for mut row in spi::read(extension, &failed, &args)? {
-        let table = row
-            .first_mut()
-            .and_then(Option::take)
-            .map(|text| oid(&text))
-            .transpose()?;
-        let (server, count) = (required(&mut row, 1)?, required(&mut row, 2)?);
-        let (first, state) = (required(&mut row, 3)?, required(&mut row, 4)?);
+    type Failed = (Option<Oid>, String, i64, i64, String);
+    for (table, server, count, first, state) in spi::select::<Failed>(extension, &failed, &args)? {
         let problem = format!(
             "{count} records for server \"{server}\" have failed, the first of them {first} with SQLSTATE {state}"
         );
@@ -108,9 +95,8 @@ pub fn of_queue(
            (clock_timestamp() - '1 minute'::interval)",
         mine("q.owner")
     );
-    for mut row in spi::read(extension, &pending, &args)? {
-        let (server, first) = (required(&mut row, 0)?, required(&mut row, 1)?);
-        let state = required(&mut row, 2)?;
+    let pending = spi::select::<(String, i64, String)>(extension, &pending, &args)?;
+    for (server, first, state) in pending {
         let last = if state.is_empty() {
             String::new()
         } else {
@@ -135,9 +121,8 @@ pub fn of_queue(
                AND q.status = 'pending')",
         mine("w.owner")
     );
-    for mut row in spi::read(extension, &blocked, &args)? {
-        let (server, owner) = (required(&mut row, 0)?, required(&mut row, 1)?);
-        let state = required(&mut row, 2)?;
+    let blocked = spi::select::<(String, String, String)>(extension, &blocked, &args)?;
+    for (server, owner, state) in blocked {
         let problem = format!(
             "server \"{server}\" does not take the changes of owner {owner}: SQLSTATE {state}"
         );
@@ -152,8 +137,7 @@ pub fn of_queue(
         "SELECT l.dst_server, count(*) FROM {schema}.sync_lost_session l WHERE {} GROUP BY 1",
         mine("l.owner")
     );
-    for mut row in spi::read(extension, &lost, &args)? {
-        let (server, count) = (required(&mut row, 0)?, required(&mut row, 1)?);
+    for (server, count) in spi::select::<(String, i64)>(extension, &lost, &args)? {
         let problem = format!(
             "{count} sessions on server \"{server}\" whose connections were lost may still commit: newer changes wait"
         );

@@ -20,7 +20,6 @@ pub use self::stored::Shape;
 use self::stored::{StoredVersion, VersionKey};
 use crate::capture::table::Table;
 use crate::change::Stamp;
-use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::local::{ProcessLocal, process_local};
 use crate::options::{OnConflict, Options};
@@ -28,7 +27,7 @@ use crate::pg::compare::{Comparable, KeyHash};
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::rows_of_key::{self, Holders, Key};
 use crate::pg::slot::{Attribute, Slot};
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::trigger;
 use crate::pg::{Oid, context};
 use crate::sql::quote::ident;
@@ -442,10 +441,7 @@ impl Keeping {
         };
         let function = format!("{}.sync_dml()", ident(&extension.schema));
         let sql = "SELECT $1::regprocedure::oid";
-        let row = spi::read(extension, sql, &[Some(&function)])?
-            .into_iter()
-            .next();
-        let function = oid(&required(&mut row.unwrap_or_default(), 0)?)?;
+        let function: Oid = spi::select_one(extension, sql, &[Some(&function)])?;
         let triggers = trigger::arguments_of(relation, function)?;
         let options = triggers
             .iter()
@@ -478,9 +474,9 @@ impl Keeping {
              FROM pg_partition_tree($1::oid::regclass) AS t \
              JOIN pg_class c ON c.oid = t.relid \
              WHERE t.isleaf AND c.relkind = 'r'";
-        let rows = spi::read(extension, sql, &[Some(&relation.to_u32().to_string())])?;
-        let leaves = rows.into_iter().map(|mut row| oid(&required(&mut row, 0)?));
-        rows_of_key::holders(&leaves.collect::<Result<Vec<_>>>()?, &self.key, key)
+        let leaves: Vec<Oid> =
+            spi::select(extension, sql, &[Some(&relation.to_u32().to_string())])?;
+        rows_of_key::holders(&leaves, &self.key, key)
     }
 }
 

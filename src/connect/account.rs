@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 
 /// A server and the mapping used for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +29,7 @@ impl Account {
     /// 42704 for a missing server or mapping, 42501 for missing USAGE.
     pub fn look_up(extension: &Extension, server_name: &str, owner: Oid) -> Result<Self> {
         let owner_text = owner.to_u32().to_string();
-        let rows = spi::read(
+        let found = spi::select_first::<(Oid, bool, String, Option<Oid>)>(
             extension,
             "SELECT s.oid, has_server_privilege($2::oid, s.oid, 'USAGE'), \
                     pg_get_userbyid($2::oid), m.oid \
@@ -42,11 +42,10 @@ impl Account {
              WHERE s.srvname = $1::name",
             &[Some(server_name), Some(&owner_text)],
         )?;
-        let Some(mut row) = rows.into_iter().next() else {
+        let Some((server, is_usable, role, mapping)) = found else {
             return Err(no_server(server_name));
         };
-        let role = required(&mut row, 2)?;
-        if required(&mut row, 1)? != "t" {
+        if !is_usable {
             return Err(Error::local(
                 SqlState::INSUFFICIENT_PRIVILEGE,
                 format!("permission denied for foreign server {server_name}"),
@@ -56,8 +55,7 @@ impl Account {
                  SERVER."
             )));
         }
-        let server = oid(&required(&mut row, 0)?)?;
-        let Some(mapping) = row.get_mut(3).and_then(Option::take) else {
+        let Some(mapping) = mapping else {
             return Err(Error::local(
                 SqlState::UNDEFINED_OBJECT,
                 format!("user mapping not found for user \"{role}\", server \"{server_name}\""),
@@ -69,7 +67,7 @@ impl Account {
         Ok(Self {
             server,
             server_name: server_name.to_owned(),
-            mapping: oid(&mapping)?,
+            mapping,
             owner,
         })
     }
@@ -80,14 +78,9 @@ impl Account {
 /// # Errors
 /// 42704 when there is none of that name.
 pub fn server_oid(extension: &Extension, name: &str) -> Result<Oid> {
-    let rows = spi::read(
-        extension,
-        "SELECT oid FROM pg_foreign_server \
-         WHERE srvname = $1::name",
-        &[Some(name)],
-    )?;
-    let mut row = rows.into_iter().next().ok_or_else(|| no_server(name))?;
-    oid(&required(&mut row, 0)?)
+    let sql = "SELECT oid FROM pg_foreign_server WHERE srvname = $1::name";
+    let server = spi::select_first(extension, sql, &[Some(name)])?;
+    server.ok_or_else(|| no_server(name))
 }
 
 fn no_server(name: &str) -> Error {

@@ -11,7 +11,7 @@ use crate::local::{ProcessLocal, process_local};
 use crate::options::check_guard;
 use crate::pg::invalidation;
 use crate::pg::invalidation::Changed;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::text::c_string;
 use crate::pq::keywords;
 use crate::{fdw, guc, identity};
@@ -85,7 +85,7 @@ impl Endpoint {
 
     /// Reads the options of wrapper, server and mapping, the later ones winning.
     fn read(extension: &Extension, account: &Account) -> Result<Self> {
-        let rows = spi::read(
+        let rows = spi::select::<(i32, String, String)>(
             extension,
             "SELECT o.place, o.name, o.value FROM ( \
                SELECT 1, o.option_name, o.option_value FROM pg_foreign_server s \
@@ -112,13 +112,12 @@ impl Endpoint {
         let (mut waived, mut has_password) = (false, false);
         let (mut pooled, mut keep_connections) = (Pooled::Auto, true);
         let mut schemas: Vec<String> = Vec::new();
-        for mut row in rows {
-            let place = match required(&mut row, 0)?.as_str() {
-                "1" => OptionScope::Wrapper,
-                "2" => OptionScope::Server,
+        for (scope, name, value) in rows {
+            let place = match scope {
+                1 => OptionScope::Wrapper,
+                2 => OptionScope::Server,
                 _ => OptionScope::Mapping,
             };
-            let (name, value) = (required(&mut row, 1)?, required(&mut row, 2)?);
             if place == OptionScope::Server && name == fdw::POOLED {
                 pooled = fdw::pooled(&value)?;
             } else if place == OptionScope::Server && name == fdw::KEEP_CONNECTIONS {

@@ -9,7 +9,8 @@ use crate::connect::account::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::columns::Json;
+use crate::pg::spi::{self, Extension};
 use crate::pg::text;
 use crate::sql::quote::{ident, literal_or_null, relation};
 use std::collections::HashMap;
@@ -332,7 +333,8 @@ fn arguments_of(
     server: &str,
     target: Option<&Relation>,
 ) -> Result<(Arguments, Option<String>)> {
-    let rows = spi::read(
+    type Columns = (Json<Vec<String>>, bool, Option<String>, bool);
+    let rows: Vec<Columns> = spi::select(
         extension,
         "SELECT to_json(a.args), t.tgenabled = ANY ('{O,A}'), \
             CASE WHEN t.tgqual IS NOT NULL THEN pg_get_triggerdef(t.oid) END, \
@@ -367,18 +369,15 @@ fn arguments_of(
     };
     let mut found: Option<Arguments> = None;
     let mut inserting: Vec<Option<String>> = Vec::new();
-    for mut row in rows {
-        let args: Vec<String> = serde_json::from_str(&required(&mut row, 0)?)
-            .map_err(|_| Error::internal("malformed arguments of a trigger"))?;
+    for (Json(args), is_enabled, definition, inserts) in rows {
         let arguments = Arguments::parse(&args)?;
         if target.is_some_and(|target| *target != arguments.target) {
             continue;
         }
-        if required(&mut row, 1)? != "t" {
+        if !is_enabled {
             return missing("enabled trigger");
         }
-        if required(&mut row, 3)? == "t" {
-            let definition = row.get_mut(2).and_then(Option::take);
+        if inserts {
             inserting.push(definition.as_deref().and_then(condition::in_definition));
         }
         if found
@@ -402,7 +401,7 @@ fn arguments_of(
 
 /// The types of a table's columns, as SQL.
 fn types_of(extension: &Extension, rel: Oid, names: &[String]) -> Result<HashMap<String, String>> {
-    let rows = spi::read(
+    let rows = spi::select(
         extension,
         "SELECT a.attname, CASE WHEN a.atttypmod = -1 \
               THEN quote_ident(n.nspname) || '.' \
@@ -415,19 +414,15 @@ fn types_of(extension: &Extension, rel: Oid, names: &[String]) -> Result<HashMap
            AND a.attnum > 0 AND NOT a.attisdropped",
         &[Some(&rel.to_u32().to_string())],
     )?;
-    let mut types = HashMap::new();
-    for mut row in rows {
-        let name = required(&mut row, 0)?;
-        if names.contains(&name) {
-            types.insert(name, required(&mut row, 1)?);
-        }
-    }
-    Ok(types)
+    let wanted = rows
+        .into_iter()
+        .filter(|(name, _): &(String, String)| names.contains(name));
+    Ok(wanted.collect())
 }
 
 /// Whether an index has all of a table's rows in the order of these columns.
 fn has_index(extension: &Extension, rel: Oid, names: &[String]) -> Result<bool> {
-    let rows = spi::read(
+    let rows: Vec<Json<Vec<String>>> = spi::select(
         extension,
         "SELECT (SELECT json_agg(a.attname ORDER BY k.ord) \
               FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(num, ord) \
@@ -443,12 +438,5 @@ fn has_index(extension: &Extension, rel: Oid, names: &[String]) -> Result<bool> 
            AND NOT (0::int2 <> ANY (i.indoption::int2[]))",
         &[Some(&rel.to_u32().to_string())],
     )?;
-    for mut row in rows {
-        let columns: Vec<String> = serde_json::from_str(&required(&mut row, 0)?)
-            .map_err(|_| Error::internal("malformed columns of an index"))?;
-        if columns.starts_with(names) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(rows.iter().any(|Json(columns)| columns.starts_with(names)))
 }

@@ -17,6 +17,8 @@
 //! preferred. The views and the script are parsed under the path of the session that creates the extension.
 
 use super::Oid;
+use super::columns::Columns;
+pub use super::columns::Row;
 use super::context::{AsUser, Settings};
 use super::snapshot::Snapshot;
 use super::text;
@@ -27,9 +29,6 @@ use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
-
-/// A result row: every column as text, `None` for NULL.
-pub type Row = Vec<Option<String>>;
 
 /// Where the extension's objects live and who owns them, so that nothing depends on the session's
 /// search_path or rights.
@@ -94,6 +93,52 @@ process_local! {
 /// For text that is not UTF-8; everything else PostgreSQL raises.
 pub fn read(extension: &Extension, sql: &str, args: &[Option<&str>]) -> Result<Vec<Row>> {
     run(Some(extension.owner), None, sql, args, true)
+}
+
+/// Runs a query that changes nothing, and reads its rows by type.
+///
+/// # Errors
+/// As for [`read`]; XX000 where the types are not those of the columns.
+pub fn select<T: Columns>(
+    extension: &Extension,
+    sql: &str,
+    args: &[Option<&str>],
+) -> Result<Vec<T>> {
+    typed(read(extension, sql, args)?)
+}
+
+/// Runs a query that changes nothing, and reads its first row by type, if there is one.
+///
+/// # Errors
+/// As for [`select`].
+pub fn select_first<T: Columns>(
+    extension: &Extension,
+    sql: &str,
+    args: &[Option<&str>],
+) -> Result<Option<T>> {
+    let row = read(extension, sql, args)?.into_iter().next();
+    row.map(T::of_row).transpose()
+}
+
+/// Runs a query that changes nothing and has one row, which it reads by type.
+///
+/// # Errors
+/// As for [`select`]; XX000 where there is no row.
+pub fn select_one<T: Columns>(
+    extension: &Extension,
+    sql: &str,
+    args: &[Option<&str>],
+) -> Result<T> {
+    let first = select_first(extension, sql, args)?;
+    first.ok_or_else(|| Error::internal("unexpected lack of a row"))
+}
+
+/// Reads rows by type.
+///
+/// # Errors
+/// XX000 where the types are not those of the columns.
+pub fn typed<T: Columns>(rows: Vec<Row>) -> Result<Vec<T>> {
+    rows.into_iter().map(T::of_row).collect()
 }
 
 /// Runs a query that changes nothing on the rows of a moment.

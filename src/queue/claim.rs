@@ -125,11 +125,10 @@ impl<'h> Claims<'h> {
         bounds: Bounds,
     ) -> Result<Self> {
         let sql = "SELECT pg_current_snapshot()";
-        let row = spi::read(extension, sql, &[])?.into_iter().next();
         Ok(Self {
             extension,
             server_name: server_name.to_owned(),
-            snapshot: required(&mut row.unwrap_or_default(), 0)?,
+            snapshot: spi::select_one(extension, sql, &[])?,
             after: floor::of(extension, server_name)?,
             taken: HashSet::new(),
             owner: owner.to_u32().to_string(),
@@ -236,10 +235,10 @@ impl<'h> Claims<'h> {
         );
         let after = self.after.to_string();
         let args = [&*self.server_name, &*self.snapshot, &*self.owner, &*after].map(Some);
-        let Some(mut row) = spi::read(self.extension, &sql, &args)?.into_iter().next() else {
+        let next = spi::select_first::<(String, String)>(self.extension, &sql, &args)?;
+        let Some((own, change)) = next else {
             return Ok(None);
         };
-        let (own, change) = (required(&mut row, 0)?, required(&mut row, 1)?);
         let change: Change<String> = from_json(&change, |_| true)?;
         let transaction = self.numbers.transaction(&own);
         let command = self.numbers.command(transaction, change.command);
@@ -327,11 +326,8 @@ impl<'h> Claims<'h> {
             Some(bound.min(self.bounds.order).to_string()),
         ];
         let args: Vec<Option<&str>> = args.iter().map(Option::as_deref).collect();
-        let row = spi::read(self.extension, &sql, &args)?.into_iter().next();
-        row.and_then(|mut row| row.pop())
-            .flatten()
-            .map(|id| number(&id))
-            .transpose()
+        let id = spi::select_first::<Option<i64>>(self.extension, &sql, &args)?;
+        Ok(id.flatten())
     }
 
     /// Reads and locks pending records after the last batch, under a condition on `$5`; only those of
@@ -404,10 +400,8 @@ impl<'h> Claims<'h> {
             "SELECT body FROM {}.sync_route WHERE id = $1::int8",
             ident(&self.extension.schema)
         );
-        let row = spi::read(self.extension, &sql, &[Some(&id)])?
-            .into_iter()
-            .next();
-        let route = Rc::new(to_route(&required(&mut row.unwrap_or_default(), 0)?)?);
+        let body: String = spi::select_one(self.extension, &sql, &[Some(&id)])?;
+        let route = Rc::new(to_route(&body)?);
         self.routes.insert(id, route.clone());
         Ok(route)
     }

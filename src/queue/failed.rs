@@ -12,7 +12,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
 use crate::pg::lookup::View;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::text::displayable;
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
@@ -78,13 +78,7 @@ impl Blockers {
                 view.read(&sql, &[Some(server_name), Some(&depends_on)])?,
             ))
         })?;
-        for mut row in rows {
-            let mut number = |at| {
-                required(&mut row, at)?
-                    .parse()
-                    .map_err(|_| Error::internal("malformed number"))
-            };
-            let (mark, id, root) = (number(0)?, number(1)?, number(2)?);
+        for (mark, id, root) in spi::typed::<(i64, i64, i64)>(rows)? {
             self.add(id, root, &[mark]);
         }
         Ok(pending)
@@ -248,14 +242,11 @@ pub fn due(
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
     let all = if all { "true" } else { "false" };
-    spi::read(
+    spi::select(
         extension,
         &sql,
         &[server_name, &owner, &limit, all].map(Some),
-    )?
-    .into_iter()
-    .map(|mut row| required(&mut row, 0))
-    .collect()
+    )
 }
 
 /// How long it is until a failed record is tried again.
@@ -271,12 +262,7 @@ pub fn until_next_attempt(extension: &Extension, server_name: &str) -> Result<Op
            AND status = 'failed' AND next_attempt_at IS NOT NULL",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(server_name)])?
-        .into_iter()
-        .next();
-    let millis = row.and_then(|mut row| row.pop()).flatten();
-    let millis = millis.map(|text| text.parse::<i64>()).transpose();
-    let millis = millis.map_err(|_| Error::internal("malformed number"))?;
+    let millis: Option<i64> = spi::select_one(extension, &sql, &[Some(server_name)])?;
     Ok(millis.map(|millis| Duration::from_millis(millis.max(0) as u64)))
 }
 
@@ -333,15 +319,11 @@ pub fn release(extension: &Extension, server_name: &str) -> Result<bool> {
          SELECT min(id) FROM u",
         waiting::released(&queue, "$1")
     );
-    let row = spi::write(extension, &sql, &[Some(server_name)])?
-        .into_iter()
-        .next();
-    let Some(first) = row.and_then(|mut row| row.pop()).flatten() else {
+    let released = spi::write(extension, &sql, &[Some(server_name)])?;
+    let first = spi::typed::<Option<i64>>(released)?.pop().flatten();
+    let Some(first) = first else {
         return Ok(false);
     };
-    let first = first
-        .parse()
-        .map_err(|_| Error::internal("malformed record id"))?;
     floor::lower(extension, server_name, first)?;
     Ok(true)
 }
@@ -368,14 +350,11 @@ pub fn oldest(
         SqlState::COMPLETION_UNKNOWN
     );
     let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
-    spi::read(
+    spi::select(
         extension,
         &sql,
         &[Some(server_name), Some(&owner), Some(&limit)],
-    )?
-    .into_iter()
-    .map(|mut row| required(&mut row, 0))
-    .collect()
+    )
 }
 
 /// The server of a failed record.
@@ -388,10 +367,7 @@ pub fn server_of(extension: &Extension, id: i64) -> Result<Option<String>> {
          AND status = 'failed'",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(&id.to_string())])?
-        .into_iter()
-        .next();
-    Ok(row.and_then(|mut row| row.pop()).flatten())
+    spi::select_first(extension, &sql, &[Some(&id.to_string())])
 }
 
 /// Makes failed records pending again, and what their transactions have waiting behind them:

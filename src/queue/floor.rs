@@ -12,10 +12,10 @@
 //!
 //! Rows of `sync_queue_floor` leave dead versions too: a floor is raised by [`STEP`] records at least.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::local::{ProcessLocal, process_local};
 use crate::pg::lookup::{self, Is, Key, Status, View};
-use crate::pg::spi::{self, Extension, Row};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, lock, sequence};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::cell::RefCell;
@@ -152,12 +152,7 @@ fn first_pending(extension: &Extension, server_name: &str) -> Result<Option<i64>
          CROSS JOIN LATERAL ({}) r",
         edge(&ident(&extension.schema), "o.owner", "")
     );
-    let row = spi::read(extension, &sql, &[Some(server_name), Some(&owners)])?
-        .into_iter()
-        .next();
-    let first = row.and_then(|mut row| row.pop()).flatten();
-    let first = first.map(|text| text.parse()).transpose();
-    first.map_err(|_| Error::internal("malformed record id"))
+    spi::select_one(extension, &sql, &[Some(server_name), Some(&owners)])
 }
 
 /// The id above which a server's pending records are.
@@ -169,7 +164,8 @@ pub fn of(extension: &Extension, server_name: &str) -> Result<i64> {
         "SELECT id FROM {}.{TABLE} WHERE dst_server = $1",
         ident(&extension.schema)
     );
-    Ok(number(spi::read(extension, &sql, &[Some(server_name)])?)?.unwrap_or(0))
+    let floor = spi::select_first(extension, &sql, &[Some(server_name)])?;
+    Ok(floor.unwrap_or(0))
 }
 
 /// Raises a server's floor if that is worth it. Under the server's drain lock.
@@ -251,15 +247,4 @@ pub fn lower(extension: &Extension, server_name: &str, id: i64) -> Result<()> {
     );
     spi::write(extension, &sql, &[Some(server_name), Some(&id.to_string())])?;
     Ok(())
-}
-
-/// The first column of the first row.
-fn number(rows: Vec<Row>) -> Result<Option<i64>> {
-    let text = rows
-        .into_iter()
-        .next()
-        .and_then(|mut row| row.pop())
-        .flatten();
-    let number = text.map(|text| text.parse()).transpose();
-    number.map_err(|_| Error::internal("malformed number"))
 }

@@ -13,7 +13,7 @@ use super::{floor, waiting};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::lookup::{Is, Status, View};
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::subtransaction::attempt;
 use crate::pg::text::displayable;
 use crate::pg::{Oid, lock};
@@ -108,32 +108,20 @@ pub fn all(extension: &Extension, server_name: &str, with_failed: bool) -> Resul
         waiting::released(&queue, "$1"),
     );
     let with_failed = if with_failed { "true" } else { "false" };
-    spi::read(
-        extension,
-        &sql,
-        &[Some(server_name), Some(with_failed), Some(&owners)],
-    )?
-    .into_iter()
-    .map(|mut row| {
-        let owner = required(&mut row, 0)?;
-        let mut number = |at: usize| -> Result<Option<i64>> {
-            let text = row.get_mut(at).and_then(Option::take);
-            let number = text.map(|text| text.parse::<i64>()).transpose();
-            number.map_err(|_| Error::internal("malformed number"))
-        };
-        let pending = number(1)?.zip(number(2)?);
-        let wait = Duration::from_millis(number(4)?.unwrap_or_default().max(0) as u64);
-        let apart = number(3)?.map(|failures| Apart {
-            failures: failures as u32,
-            wait,
+    let args = [server_name, with_failed, &owners].map(Some);
+    type Columns = (String, Option<i64>, Option<i64>, Option<u32>, Option<i64>);
+    let rows: Vec<Columns> = spi::select(extension, &sql, &args)?;
+    let lanes = rows
+        .into_iter()
+        .map(|(owner, first, last, failures, millis)| {
+            let wait = Duration::from_millis(millis.unwrap_or_default().max(0) as u64);
+            Lane {
+                owner,
+                pending: first.zip(last),
+                apart: failures.map(|failures| Apart { failures, wait }),
+            }
         });
-        Ok(Lane {
-            owner,
-            pending,
-            apart,
-        })
-    })
-    .collect()
+    Ok(lanes.collect())
 }
 
 /// The last of the `limit` oldest pending records of these owners' together.
@@ -156,10 +144,7 @@ pub fn bound(extension: &Extension, server_name: &str, owners: &[&str], limit: i
     );
     let (owners, limit) = (array.into_text(), limit.to_string());
     let args = [server_name, &owners, &limit].map(Some);
-    let row = spi::read(extension, &sql, &args)?.into_iter().next();
-    let id = required(&mut row.unwrap_or_default(), 0)?;
-    id.parse()
-        .map_err(|_| Error::internal("malformed record id"))
+    spi::select_one(extension, &sql, &args)
 }
 
 /// What [`goes_before`] looks at.
@@ -239,10 +224,7 @@ pub fn sharing(extension: &Extension, server_name: &str) -> Result<Vec<(String, 
          FROM {schema}.sync_route r JOIN {schema}.sync_route o ON {}",
         share_target(&schema)
     );
-    spi::read(extension, &sql, &[Some(server_name)])?
-        .into_iter()
-        .map(|mut row| Ok((required(&mut row, 0)?, required(&mut row, 1)?)))
-        .collect()
+    spi::select(extension, &sql, &[Some(server_name)])
 }
 
 /// Of these tables of the server, each as a route's JSON has it, those for which lanes apart of other owners'
@@ -276,14 +258,7 @@ pub fn apart_before(
     );
     let targets = array.into_text();
     let args = [server_name, owner, &targets].map(Some);
-    spi::read(extension, &sql, &args)?
-        .into_iter()
-        .map(|mut row| {
-            let last = required(&mut row, 1)?.parse();
-            let last = last.map_err(|_| Error::internal("malformed record id"))?;
-            Ok((required(&mut row, 0)?, last))
-        })
-        .collect()
+    spi::select(extension, &sql, &args)
 }
 
 /// An owner's records could not be served: its lane is apart from now on.

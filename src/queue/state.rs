@@ -3,7 +3,7 @@
 //! for each other.
 
 use crate::error::{Error, Result};
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::text::displayable;
 use crate::sql::quote::ident;
 use std::time::Duration;
@@ -90,18 +90,8 @@ pub fn until_next_attempt(
            AND next_attempt_at > clock_timestamp()",
         ident(&extension.schema)
     );
-    let Some(mut row) = spi::read(extension, &sql, &[Some(server_name)])?
-        .into_iter()
-        .next()
-    else {
-        return Ok(None);
-    };
-    let mut number = |at| -> Result<u64> {
-        required(&mut row, at)?
-            .parse()
-            .map_err(|_| Error::internal("malformed number"))
-    };
-    Ok(Some((number(0)? as u32, Duration::from_millis(number(1)?))))
+    let state = spi::select_first::<(u32, u64)>(extension, &sql, &[Some(server_name)])?;
+    Ok(state.map(|(failures, millis)| (failures, Duration::from_millis(millis))))
 }
 
 /// How often in a row the attempts at a server have failed.
@@ -113,15 +103,8 @@ pub fn failures(extension: &Extension, server_name: &str) -> Result<u32> {
         "SELECT failures FROM {}.sync_server_state WHERE dst_server = $1",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(server_name)])?
-        .into_iter()
-        .next();
-    let failures = row.map(|mut row| {
-        required(&mut row, 0)?
-            .parse::<u32>()
-            .map_err(|_| Error::internal("malformed number"))
-    });
-    Ok(failures.transpose()?.unwrap_or_default())
+    let failures = spi::select_first::<u32>(extension, &sql, &[Some(server_name)])?;
+    Ok(failures.unwrap_or_default())
 }
 
 fn is_unreachable(extension: &Extension, server_name: &str) -> Result<bool> {

@@ -9,9 +9,9 @@
 use super::sides::{Side, Sides};
 use super::subject::Subject;
 use crate::change::{Change, Route};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::guc;
-use crate::pg::spi::{self, required};
+use crate::pg::spi::{self};
 use crate::pg::{interrupt, wait};
 use crate::sql::quote::{ident, literal, relation};
 use serde_json::Value;
@@ -140,14 +140,7 @@ fn of_table(subject: &Subject) -> (String, [String; 1]) {
 fn last_record(subject: &Subject) -> Result<Option<i64>> {
     let (from, [server]) = of_table(subject);
     let sql = format!("SELECT max(q.id) {from}");
-    let rows = spi::read(&subject.extension, &sql, &[Some(&server)])?;
-    let id = rows
-        .into_iter()
-        .next()
-        .and_then(|mut row| row.pop())
-        .flatten();
-    id.map(|id| id.parse().map_err(|_| Error::internal("malformed bigint")))
-        .transpose()
+    spi::select_one(&subject.extension, &sql, &[Some(&server)])
 }
 
 fn records_up_to(subject: &Subject, last: i64) -> Result<u64> {
@@ -156,15 +149,11 @@ fn records_up_to(subject: &Subject, last: i64) -> Result<u64> {
         "SELECT count(*) {from} \
            AND q.id <= $2::int8"
     );
-    let rows = spi::read(
+    spi::select_one(
         &subject.extension,
         &sql,
         &[Some(&server), Some(&last.to_string())],
-    )?;
-    let count = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
-    count
-        .parse()
-        .map_err(|_| Error::internal("malformed bigint"))
+    )
 }
 
 /// The keys of what waits for the target.
@@ -176,7 +165,7 @@ fn keys_up_to(subject: &Subject, last: i64) -> Result<UnderWay> {
                   WHERE r.id = q.route_id), q.change {from} \
            AND q.id <= $2::int8 ORDER BY q.id LIMIT {MAX_RECORDS}"
     );
-    let rows = spi::read(
+    let rows: Vec<(String, String)> = spi::select(
         &subject.extension,
         &sql,
         &[Some(&server), Some(&last.to_string())],
@@ -185,9 +174,9 @@ fn keys_up_to(subject: &Subject, last: i64) -> Result<UnderWay> {
         everything: rows.len() == MAX_RECORDS,
         ..Default::default()
     };
-    for mut row in rows {
-        let route = serde_json::from_str::<Route>(&required(&mut row, 0)?);
-        let change = serde_json::from_str::<Change<String>>(&required(&mut row, 1)?);
+    for (route, change) in rows {
+        let route = serde_json::from_str::<Route>(&route);
+        let change = serde_json::from_str::<Change<String>>(&change);
         let (Ok(route), Ok(change)) = (route, change) else {
             under_way.everything = true;
             continue;
