@@ -11,7 +11,7 @@ use std::ffi::CStr;
 /// A setting and its value, as SHOW writes it.
 pub type TextSetting = (&'static CStr, &'static CStr);
 
-/// See the module's head.
+/// The settings that both sides have while values are written and read as text.
 pub const TEXT_SETTINGS: [TextSetting; 13] = [
     (c"datestyle", c"ISO, MDY"),
     (c"intervalstyle", c"postgres"),

@@ -129,7 +129,7 @@ pub struct Route {
 }
 
 impl Policy {
-    /// The same, with the version's column at the position that `position` gives for its own.
+    /// This policy for other columns: `position` maps the position of the version's column.
     pub fn with_version(self, position: impl Fn(usize) -> usize) -> Self {
         match self {
             Self::Newest(at) => Self::Newest(position(at)),
@@ -368,7 +368,7 @@ impl<S: AsRef<str>> Change<S> {
         self.op == Op::Insert || (self.op == Op::Update && self.unchanged.is_empty())
     }
 
-    /// The same change with borrowed text.
+    /// This change with borrowed text.
     pub fn borrowed(&self) -> Change<&str> {
         fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<&str>> {
             values
@@ -388,7 +388,7 @@ impl<S: AsRef<str>> Change<S> {
         }
     }
 
-    /// The same change with text of its own.
+    /// This change with text of its own.
     pub fn owned(&self) -> Change<String> {
         fn all<S: AsRef<str>>(values: &[Option<S>]) -> Vec<Option<String>> {
             values

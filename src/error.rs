@@ -402,7 +402,7 @@ impl Error {
         Self::local(SqlState::INTERNAL, message)
     }
 
-    /// The same error with a DETAIL (local failures only).
+    /// This error with a DETAIL (local failures only).
     pub fn with_detail(mut self, text: impl Into<String>) -> Self {
         if let Self::Local { detail, .. } = &mut self {
             *detail = Some(text.into());
@@ -410,7 +410,7 @@ impl Error {
         self
     }
 
-    /// The same error with a HINT (local failures only).
+    /// This error with a HINT (local failures only).
     pub fn with_hint(mut self, text: impl Into<String>) -> Self {
         if let Self::Local { hint, .. } = &mut self {
             *hint = Some(text.into());
@@ -593,9 +593,9 @@ impl Error {
         }
     }
 
-    /// The same with the server's own message, which may quote a value: for our tables, and for the client
-    /// whose changes they are. Its DETAIL is left out where it may quote keys; the table that it was about,
-    /// which a lock timeout tells in the CONTEXT only, is not.
+    /// The error in one line with the server's own message, which may quote a value: for our tables, and for
+    /// the client whose changes they are. The server's DETAIL is left out where it may quote keys. The table
+    /// that a lock timeout names only in its CONTEXT is included.
     pub fn in_full(&self) -> String {
         let Self::Remote(e) = self else {
             return self.one_line();

@@ -42,7 +42,7 @@ pub struct OpenDrain {
     subtransactions: Vec<u32>,
 }
 
-/// See the module's head.
+/// What a transaction has captured and drained so far.
 #[derive(Default)]
 pub struct TransactionState {
     pub sets: Vec<ChangeSet>,

@@ -50,7 +50,7 @@ use crate::pg::Oid;
 use crate::pg::report;
 use crate::pg::spi::Extension;
 
-/// Compares an attached table with its target on a server. See the module's head.
+/// Compares an attached table with its target on a server.
 ///
 /// # Errors
 /// 22023 for options; 42704 for a table that is not sent to the server; 42501 for a caller who may not read the

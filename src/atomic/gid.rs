@@ -12,7 +12,7 @@ use std::fmt;
 /// Begins the name of every transaction that is prepared by this extension.
 pub const PREFIX: &str = "pg_rowsync:";
 
-/// See the module's head.
+/// The name of a transaction that is prepared on a server, in its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gid {
     pub system: u64,

@@ -145,8 +145,8 @@ pub fn settle(set: &ChangeSet, decisions: &[Decision]) -> Result<()> {
     done::remove(&set.extension)
 }
 
-/// The same for all decisions for its server, after something that the change set needs was not found
-/// there. False where there are none.
+/// Sees to it that all decisions for a change set's server are carried out, after something that the change
+/// set needs was not found there. False where there are none.
 ///
 /// # Errors
 /// As for [`settle`].

@@ -120,7 +120,7 @@ pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) 
     Ok(())
 }
 
-/// The same for all decisions for a server, before its queue is drained.
+/// Sees to it that all decisions for a server are carried out, before its queue is drained.
 ///
 /// # Errors
 /// As for [`settle`].

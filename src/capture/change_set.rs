@@ -21,7 +21,7 @@ struct Savepoint {
     mode: Mode,
 }
 
-/// See the module's head.
+/// What a transaction has changed in one owner's tables that are sent to one server.
 pub struct ChangeSet {
     pub extension: Extension,
     pub account: Account,

@@ -74,7 +74,7 @@ impl Arguments {
     }
 }
 
-/// See the module's head.
+/// What a trigger's definition and its table come to, worked out once.
 pub struct Descriptor {
     pub extension: Extension,
     pub account: Account,

@@ -19,7 +19,7 @@ const HEADER: usize = 4;
 /// Bytes read from the file at once.
 const READ_AHEAD: usize = 256 * 1024;
 
-/// See the module's head.
+/// The changes of one change set, in memory up to a limit, then in a file.
 #[derive(Default)]
 pub struct ChangeLog {
     file: Option<TempFile>,

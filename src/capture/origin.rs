@@ -11,7 +11,7 @@ use crate::pg::invalidation::{self, Epoch};
 use crate::pg::spi::{self, Extension, required};
 use std::collections::HashMap;
 
-/// See the module's head.
+/// The table and the columns that a route was made for, as the catalogs number them.
 #[derive(Clone, Debug)]
 pub struct Origin {
     pub relation: Oid,

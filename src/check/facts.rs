@@ -80,7 +80,8 @@ pub struct Target {
     pub parents: Vec<(String, String)>,
     /// Enabled row triggers, but for those of the extension and of constraints.
     pub row_triggers: Vec<String>,
-    /// The same that fire only for what replication applies.
+    /// Row triggers that fire only for what replication applies, but for those of the extension and of
+    /// constraints.
     pub replica_triggers: Vec<String>,
     /// Triggers of the extension that send the relation's rows.
     pub triggers: Vec<Trigger>,

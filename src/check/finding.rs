@@ -76,7 +76,7 @@ impl Finding {
         }
     }
 
-    /// The same, for which `attach_sync` refuses to attach.
+    /// This finding, for which `attach_sync` refuses to attach.
     pub fn refusing(mut self) -> Self {
         self.refuses = true;
         self

@@ -148,7 +148,7 @@ impl Versioned {
     }
 }
 
-/// What a row that is there counts as. See the module's head.
+/// What a row that is there counts as.
 fn counts_as(
     order: &Comparable,
     known: Option<&StoredVersion>,

@@ -33,7 +33,7 @@ pub struct Endpoint {
     pub account: Account,
     /// Guard name of the server's connections.
     pub application_name: String,
-    /// The same, if the server's options give it and not the setting.
+    /// The guard name, if the server's options give it and not the setting.
     pub own_name: Option<String>,
     /// The mapping must bring a password, and the server must ask for it.
     pub password_required: bool,

@@ -49,7 +49,7 @@ pub enum PeerKind {
     Pooled,
 }
 
-/// See the module's head.
+/// What is known of the process at the other end of a connection.
 #[derive(Debug, Default)]
 pub struct Peer {
     kind: PeerKind,

@@ -10,7 +10,7 @@ const MAX_STATEMENTS: usize = 64;
 /// After so many failures a statement is not prepared any more: each may have left one on the server.
 const MAX_FAILURES: u8 = 8;
 
-/// See the module's head.
+/// The statements that a session has prepared on its server.
 #[derive(Default)]
 pub struct Prepared {
     statements: Vec<PreparedStatement>,

@@ -42,7 +42,7 @@ pub enum Pooled {
 /// A setting and its value, as SHOW writes it.
 pub type Setting = (&'static str, String);
 
-/// See the module's head.
+/// The settings of a remote session: the user's own and those that a delivery needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionSettings {
     /// The server's option `options`, as it was given.
@@ -87,7 +87,7 @@ impl SessionSettings {
         }
     }
 
-    /// The same with another one.
+    /// These settings and another one.
     pub fn with(mut self, name: &'static str, value: String) -> Self {
         self.pinned.push((name, value));
         self
@@ -116,7 +116,7 @@ impl SessionSettings {
         options.trim().to_owned()
     }
 
-    /// The same with these schemas after PostgreSQL's own in the search path.
+    /// These settings with these schemas after PostgreSQL's own in the search path.
     pub fn with_schemas(mut self, schemas: &[String]) -> Self {
         for (name, value) in &mut self.pinned {
             if *name == "search_path" {

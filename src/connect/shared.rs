@@ -31,7 +31,7 @@ const COST_OF_FAILURE: i32 = 8;
 /// How long nothing is executed by name once it is used up.
 const PAUSE: Duration = Duration::from_secs(300);
 
-/// See the module's head.
+/// The statements that a session executes by name behind a pooler.
 pub struct SharedStatements {
     entries: Vec<Entry>,
     run: Run,
@@ -202,7 +202,7 @@ impl SharedStatements {
         self.name_of(same, what)
     }
 
-    /// The same for the statement that introduces transactions.
+    /// The name of the statement that introduces transactions, as for [`SharedStatements::name_for`].
     pub fn name_of_introduction(&mut self, text: impl FnOnce() -> String) -> Option<Rc<str>> {
         if self.run == Run::Nothing {
             return None;

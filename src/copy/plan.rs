@@ -19,7 +19,7 @@ use std::rc::Rc;
 /// A key, as text in the order of the route's key.
 pub type Key = Vec<Option<String>>;
 
-/// See the module's head.
+/// What a copy reads and where that goes, worked out from the table and its trigger.
 pub struct Plan {
     pub table: Table,
     pub route: Rc<Route>,
@@ -110,7 +110,7 @@ impl Plan {
         self.filter.as_ref().map(|_| self.table.owner)
     }
 
-    /// The same route for what is written without a look at what is there, but for what counts as newer.
+    /// The route of rows that replace what is there, unless that counts as newer.
     pub fn overwriting(&self) -> Rc<Route> {
         match self.route.policy {
             Policy::Overwrite | Policy::Newest(_) => self.route.clone(),

@@ -21,7 +21,7 @@ const PARCEL: usize = 64 * 1024;
 /// The first column of each answer that had rows.
 pub type Answers = Vec<Vec<Option<String>>>;
 
-/// See the module's head.
+/// The server's side of a copy, with its transaction.
 pub struct Target {
     link: Link<'static>,
 }

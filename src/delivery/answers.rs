@@ -29,7 +29,7 @@ enum Expected {
     Introduction,
 }
 
-/// See the module's head.
+/// The answers to the statements of one run: what is still expected, and what has come.
 #[derive(Default)]
 pub struct Answers {
     /// How many are still to come: one a statement, one for the end of the pipeline.

@@ -25,7 +25,7 @@ struct Row {
     last: Change<String>,
 }
 
-/// See the module's head.
+/// Changes of one route on their way to their net effect.
 #[derive(Default)]
 pub struct Collapse {
     route: Option<Rc<Route>>,

@@ -141,14 +141,13 @@ impl<S> Changes<S> {
         }
     }
 
-    /// The same, where `span` says so in one statement for what is put together, see [`Whole`]. Holds
-    /// it in memory.
+    /// Sends the changes of each `span` in one statement, see [`Whole`]. Holds them in memory.
     pub fn whole(mut self, span: Option<Span>) -> Self {
         self.span = span;
         self
     }
 
-    /// The same, taking it that the server's rows are as expected; in batches that grow.
+    /// `optimistic`: takes the server's rows to be as expected, and sends batches that grow.
     pub fn optimistic(mut self, optimistic: bool) -> Self {
         self.optimistic = optimistic;
         if optimistic {
@@ -157,7 +156,7 @@ impl<S> Changes<S> {
         self
     }
 
-    /// The same, each change in a statement of its own.
+    /// `one_by_one`: sends each change in a statement of its own.
     pub fn one_by_one(mut self, one_by_one: bool) -> Self {
         if one_by_one {
             self.planner = Planner::singly();
@@ -165,7 +164,7 @@ impl<S> Changes<S> {
         self
     }
 
-    /// The same, in binary form where that is possible.
+    /// `binary`: sends values in binary form where that is possible.
     pub fn in_binary(mut self, binary: bool) -> Self {
         if binary {
             self.planner.in_binary();
@@ -173,46 +172,46 @@ impl<S> Changes<S> {
         self
     }
 
-    /// The same, TRUNCATEs where these say.
+    /// Sends TRUNCATEs at these places.
     pub fn truncating(mut self, truncations: Result<Truncations>) -> Self {
         self.truncations = truncations;
         self
     }
 
-    /// The same; `all`: rows move in waves also where the server's key is not known to need that.
+    /// `all`: moves rows in waves also where the server's key is not known to need that.
     pub fn in_waves(mut self, all: bool) -> Self {
         self.in_waves = all;
         self
     }
 
-    /// The same between other statements.
+    /// Sends these statements before and after the changes.
     pub fn between(mut self, before: &[&str], after: &[&str]) -> Self {
         self.before = plain(before.iter().copied());
         self.after = plain(after.iter().copied());
         self
     }
 
-    /// The same in a transaction that is open, after these statements, up to its end.
+    /// Sends these statements before the changes, in a transaction that is open, and ends that.
     pub fn in_open_block(mut self, before: Vec<Statement>, commit: &str) -> Self {
         self.before = before;
         self.after = plain([commit]);
         self
     }
 
-    /// The same in a transaction block, unless all of it is one statement about rows: the end of the
+    /// Sends the changes in a transaction block, unless they are one statement about rows: the end of the
     /// pipeline commits that as well.
     pub fn in_block(mut self, begin: &[&str], commit: &[&str]) -> Self {
         self.block = Some([begin, commit].map(|texts| plain(texts.iter().copied())));
         self
     }
 
-    /// The same; `newest`: some of it is under [`Policy::Newest`](crate::change::Policy::Newest).
+    /// `newest`: some changes are under [`Policy::Newest`](crate::change::Policy::Newest).
     pub fn newest(mut self, newest: bool) -> Self {
         self.needs_remote_schema = newest;
         self
     }
 
-    /// The same; `forwarded`: some of it has come from other nodes.
+    /// `forwarded`: some changes have come from other nodes.
     pub fn forwarded(mut self, forwarded: bool) -> Self {
         self.is_forwarded = forwarded;
         self

@@ -17,7 +17,7 @@ use std::rc::Rc;
 
 /// Rows in a batch, at most.
 const MAX_ROWS: usize = 5_000;
-/// The same of the first of batches that grow, see [`Planner::growing`].
+/// Rows in the first of batches that grow, at most, see [`Planner::growing`].
 pub const FIRST_ROWS: usize = 500;
 /// Bytes of parameters in a batch after which it is closed; a single row may be larger.
 const MAX_BYTES: usize = 512 * 1024;
@@ -612,7 +612,7 @@ mod tests {
         stored_in(1, change, stored)
     }
 
-    /// The same in a certain file.
+    /// A change of a table whose key is deferrable, stored in this file.
     fn stored_in(
         file: u32,
         change: Change<&'static str>,

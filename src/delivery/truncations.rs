@@ -14,7 +14,7 @@ use crate::path::Path;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// See the module's head. Changes are numbered from 0 in the order of their source.
+/// Where the TRUNCATEs of a source are sent. Changes are numbered from 0 in the order of their source.
 #[derive(Debug, Default)]
 pub struct Truncations {
     /// The last TRUNCATE of a table, of those that are sent earlier.

@@ -37,7 +37,7 @@ struct Row {
     last: Change<String>,
 }
 
-/// See the module's head.
+/// Changes of several routes on their way to their net effect, as one statement.
 #[derive(Default)]
 pub struct Whole {
     rows: Vec<Row>,

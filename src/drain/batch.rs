@@ -80,7 +80,7 @@ const MAX_CASCADED: usize = 100_000;
 /// waited for.
 const MAX_BUSY: usize = 4;
 
-/// See the module's head.
+/// Records of a lane that are tried together.
 pub struct Batch<'h> {
     extension: &'h Extension,
     server_name: &'h str,

@@ -20,7 +20,7 @@ pub unsafe fn create_wait_event_set(events: i32) -> *mut pg_sys::WaitEventSet {
     }
 }
 
-/// The same for a set that lives until it is freed.
+/// Creates a wait event set that lives until it is freed.
 ///
 /// # Safety
 /// Must be called in a backend.

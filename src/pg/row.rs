@@ -70,7 +70,8 @@ impl RowReader {
         self.read_but(slot, |_| false)
     }
 
-    /// The same, with empty text for columns at the positions that `left_out` says.
+    /// The columns of a row as UTF-8 text, like [`RowReader::read`]; empty text for those at the positions
+    /// that `left_out` accepts.
     ///
     /// # Errors
     /// As for [`RowReader::read`].

@@ -13,7 +13,7 @@ use pgrx::pg_sys;
 /// Bytes handed to the server in one call.
 const CHUNK: usize = 1 << 20;
 
-/// See the module's head. Belongs to the top transaction, so it outlasts a subtransaction's abort.
+/// A temporary file that belongs to the top transaction, so it outlasts a subtransaction's abort.
 /// Dropping it does nothing: an abort closes the file by itself; whoever commits must call
 /// [`TempFile::close`].
 pub struct TempFile {

@@ -109,7 +109,7 @@ impl Connection {
         self.heard
     }
 
-    /// The same when it was last looked at.
+    /// What [`Connection::heard`] said last.
     pub fn had_heard(&self) -> u64 {
         self.heard
     }

@@ -20,7 +20,7 @@ use crate::pg::{Oid, lock};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::time::Duration;
 
-/// See the module's head.
+/// One owner's records in the queue of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lane {
     /// The owner's OID as text.

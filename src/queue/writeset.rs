@@ -14,7 +14,7 @@ use crate::change::{Change, Op, Relation, Route};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
-/// See the module's head. Hashes are stored as `bigint`.
+/// What a change writes and what it depends on, as hashes. They are stored as `bigint`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writeset {
     /// What a change leaves when it is marked failed or waits.

@@ -43,9 +43,9 @@ pub struct Single {
 /// Values of a column as an array.
 #[derive(Clone, Debug, Default)]
 pub struct Elements {
-    /// Empty where all that may come can be said in binary form.
+    /// The values as text. Empty where all values that may come have a binary form.
     text: ArrayLiteral,
-    /// The same, as long as all of it can be said so.
+    /// The values in binary form, as long as all of them have one.
     binary: Option<BinaryArray>,
 }
 
@@ -100,7 +100,7 @@ pub struct Batch {
     pub old: Vec<Elements>,
     /// Under [`Policy::Newest`]: what the new rows count as, versions and ranks.
     pub stamp: Option<[ArrayLiteral; 2]>,
-    /// The same of the deletions of the old keys.
+    /// Under [`Policy::Newest`]: what the deletions of the old keys count as.
     pub tombstone: Option<[ArrayLiteral; 2]>,
     /// Its only row, if it has but one.
     pub single: Option<Single>,
@@ -146,13 +146,13 @@ impl Batch {
         }
     }
 
-    /// The same, still empty, with arrays even for a single row.
+    /// This batch, still empty, with arrays even for a single row.
     pub fn in_arrays(mut self) -> Self {
         self.only_arrays = true;
         self
     }
 
-    /// The same, still empty, in binary form where that is possible.
+    /// This batch, still empty, with values in binary form where that is possible.
     pub fn in_binary(mut self) -> Self {
         let columns = &self.route.columns;
         let binary = |at: usize| columns[at].binary.map(BinaryArray::new);

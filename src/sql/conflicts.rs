@@ -51,7 +51,7 @@ impl Conflicts {
         }
     }
 
-    /// The same of a statement whose rows a cascade may have deleted or moved there before.
+    /// How a statement reports conflicts whose rows a cascade may have deleted or moved there before.
     pub fn after_cascade(self) -> Self {
         match self {
             Self::Rows(route) => Self::RowsAfterCascade(route),

@@ -183,7 +183,8 @@ fn all_found(route: &Route, values: &Values, inner: &str) -> String {
     all_found_if(route, values, inner, "")
 }
 
-/// The same under another condition.
+/// Wraps a data-modifying statement that returns a row per row it found: fails unless it found every one, or
+/// the condition `also` holds.
 pub(super) fn all_found_if(route: &Route, values: &Values, inner: &str, also: &str) -> String {
     format!(
         "WITH {}u AS ({inner}) SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {}{also} THEN 0 \

@@ -91,7 +91,7 @@ pub fn with_type_schemas(route: &Route, search_path: &str) -> String {
 pub struct Introduce<'a> {
     /// What is set for the transaction: the user's own.
     pub own: &'a [(String, String)],
-    /// The same: what a delivery needs. As SHOW writes it.
+    /// What is set for the transaction because a delivery needs it. Values are as SHOW writes them.
     pub pinned: &'a [Setting],
     /// Where the session leads to is asked, and how it was found.
     pub is_first: bool,

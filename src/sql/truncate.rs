@@ -17,8 +17,8 @@ pub(super) fn truncate(routes: &[Rc<Route>]) -> String {
     format!("TRUNCATE TABLE {}", tables.join(", "))
 }
 
-/// The same for targets of which some may be partitioned, and refuse ONLY: asked by the statement itself, of a
-/// table that is locked then.
+/// TRUNCATE of the routes' targets, each once, where some may be partitioned and refuse ONLY. The statement
+/// locks each table, and asks then whether it is partitioned.
 pub fn truncate_by_kind(routes: &[Rc<Route>]) -> String {
     let mut tables: Vec<(String, String)> = Vec::new();
     for route in routes {

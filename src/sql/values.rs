@@ -12,13 +12,13 @@ pub struct Values {
     pub new: Vec<String>,
     /// An expression per key column: the key before the change.
     pub old: Vec<String>,
-    /// The same, of any row of `w`, another look at `v`; empty without arrays.
+    /// The key before the change, of any row of `w`, another look at `v`; empty without arrays.
     pub any_old: Vec<String>,
     /// The key after the change, of any row of `w`; empty without arrays, and of a deletion.
     pub any_new: Vec<String>,
     /// Under [`Policy::Newest`]: what the new row counts as.
     pub stamp: Option<StampOf>,
-    /// The same of the deletion of the row with the old key.
+    /// Under [`Policy::Newest`]: what the deletion of the row with the old key counts as.
     pub tombstone: Option<StampOf>,
     /// The FROM item that the expressions read, named `v`, its rows numbered as `ord`; `None` without
     /// arrays.
@@ -40,11 +40,13 @@ pub struct StampOf {
 }
 
 impl Values {
+    /// The values of a batch, as arrays in parameters, read under the name `v`.
     pub fn of_arrays(batch: &Batch) -> Self {
         Self::of_arrays_as(batch, "v", 0)
     }
 
-    /// The same under another name than `v`, in a statement that has so many parameters before.
+    /// The values of a batch, as arrays in parameters, read under the name `item`. The statement has `params`
+    /// parameters before these.
     pub fn of_arrays_as(batch: &Batch, item: &str, params: usize) -> Self {
         let route = &batch.route;
         let mut sets: Vec<String> = Vec::new();
@@ -136,9 +138,9 @@ impl Values {
         }
     }
 
-    /// The same for a batch of one row, a parameter for each value, of the type that the server gives it
-    /// from its place: several times cheaper there to plan than arrays. `None` where its place does not
-    /// say, or where the statements need the values as a FROM item.
+    /// The values of a batch of one row, a parameter for each, whose type the server infers from its place:
+    /// several times cheaper there to plan than arrays. `None` where the place does not determine the type,
+    /// or where the statements need the values as a FROM item.
     pub fn of_params(batch: &Batch) -> Option<Self> {
         if !single_row(batch) {
             return None;

@@ -15,7 +15,8 @@ const PARTS: usize = 16;
 const ROWS: u64 = 8_192;
 /// Parts with more rows than this on a side are cut.
 const LIST: u64 = 512;
-/// The same of buckets, which cost a scan each: as many as an answer holds with ease.
+/// Buckets with more rows than this on a side are cut. Each cut costs a scan: as many as an answer holds with
+/// ease.
 const LIST_OF_BUCKETS: u64 = 16_384;
 /// Bits of the hash by which a table without an order is cut, at first and then each time.
 const BITS: [u32; 2] = [8, 4];
@@ -60,7 +61,7 @@ impl Candidate {
     }
 }
 
-/// See the module's head.
+/// A comparison under way.
 pub struct Comparison<'s> {
     subject: &'s Subject,
     sides: Sides,

@@ -21,7 +21,7 @@ pub struct Column {
     there_type: ColumnFacts,
 }
 
-/// See the module's head.
+/// The SQL expressions by which both sides say what a row, its key and its hash are.
 #[derive(Clone, Debug)]
 pub struct Expressions {
     here: String,
@@ -109,7 +109,7 @@ impl Expressions {
         self.filter[0].is_some()
     }
 
-    /// The same with all rows of the server.
+    /// These expressions with all rows of the server.
     pub fn filtered_here_only(mut self) -> Self {
         self.filter[1] = None;
         self

@@ -56,7 +56,7 @@ impl Action {
     }
 }
 
-/// Compares, and makes equal what differs; what was done about each difference. See the module's head.
+/// Compares, and makes equal what differs; what was done about each difference.
 ///
 /// # Errors
 /// As for [`super::verify`]; 55000 in a copy of a database; what writing reports.

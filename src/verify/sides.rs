@@ -35,7 +35,7 @@ impl Side {
     pub const BOTH: [Self; 2] = [Self::Here, Self::There];
 }
 
-/// See the module's head.
+/// Both sides of a comparison: the local one, and the server over one link.
 pub struct Sides {
     owner: Oid,
     endpoint: Rc<Endpoint>,

@@ -17,7 +17,7 @@ use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context};
 use crate::sql::quote::{literal, relation};
 
-/// See the module's head.
+/// The table that is compared and its target, as both sides' catalogs describe them.
 pub struct Subject {
     pub extension: Extension,
     pub table: Table,

@@ -146,12 +146,13 @@ pub fn wake_at_commit() {
     WAKE.set(whom());
 }
 
-/// The same once the transaction has ended, in whichever way: it may leave something to the worker.
+/// Once the transaction has ended, in whichever way, the worker is woken, or the launcher is told that there
+/// is none: the transaction may leave something to the worker.
 pub fn wake_at_end() {
     WAKE_AT_END.set(whom());
 }
 
-/// It has not: what [`wake_at_end`] said is forgotten. Cannot fail.
+/// The transaction has left nothing: what [`wake_at_end`] asked for is forgotten. Cannot fail.
 pub fn let_sleep() {
     WAKE_AT_END.set(None);
 }

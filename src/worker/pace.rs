@@ -11,7 +11,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// For how long the queue stays open after closing it took too long.
 const RESPITE: Duration = Duration::from_secs(1);
 
-/// See the module's head.
+/// How fast a server's backlog shrinks, from visit to visit.
 #[derive(Debug, Default)]
 pub struct Pace {
     /// The backlog at the beginning of the window.

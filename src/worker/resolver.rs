@@ -19,7 +19,7 @@ const LOOK_GAP: Duration = Duration::from_secs(1);
 /// Over whose account something may be prepared: server and owner.
 pub type Account = (String, u32);
 
-/// See the module's head.
+/// The worker's part in finishing prepared transactions: which accounts to visit, and when.
 pub struct Resolver {
     accounts: BTreeMap<Account, Schedule>,
     /// When to look which accounts there are, and at all of them.
