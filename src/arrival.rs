@@ -33,7 +33,7 @@ struct Awaited {
     /// No record below this id is left of those that are waited for.
     low: i64,
     /// What is in the way and was told.
-    told: Vec<&'static str>,
+    reported: Vec<&'static str>,
 }
 
 /// Waits until everything that was committed before is on a server, or on all of them. False if it is not
@@ -77,7 +77,7 @@ pub fn wait_for(
         .map(|server_name| Awaited {
             server_name,
             low: i64::MIN,
-            told: Vec::new(),
+            reported: Vec::new(),
         })
         .collect();
     worker::wake_now();
@@ -202,8 +202,8 @@ fn tell_obstacles(
 ) -> Result<()> {
     let name = &awaited.server_name;
     let mut tell = |what: &'static str, message: String, hint: &str| {
-        if !awaited.told.contains(&what) {
-            awaited.told.push(what);
+        if !awaited.reported.contains(&what) {
+            awaited.reported.push(what);
             report::caution(&Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(hint));
         }
     };

@@ -36,7 +36,7 @@ pub fn not_captured(server: Oid, server_name: &str) {
 
 fn note(server: Oid, changes: u64, message: &str) {
     stats::looped(server, changes);
-    if NOTIFIED.with_borrow_mut(|told| told.insert(server.to_u32())) {
+    if NOTIFIED.with_borrow_mut(|notified| notified.insert(server.to_u32())) {
         let reason = Error::local(
             SqlState::OBJECT_NOT_READY,
             "They would circle between the databases",

@@ -162,14 +162,14 @@ impl<'f, 'q> Asking<'f, 'q> {
             self.server = Some(facts);
         }
         let expected = self.current().len();
-        let told: Option<Vec<TargetFacts>> = texts
+        let targets: Option<Vec<TargetFacts>> = texts
             .next()
             .flatten()
             .and_then(|text| serde_json::from_str(text).ok());
-        match told.filter(|told| told.len() == expected) {
-            Some(told) => {
+        match targets.filter(|targets| targets.len() == expected) {
+            Some(targets) => {
                 let sound = |facts: TargetFacts| facts.is_sound().then_some(facts);
-                self.targets.extend(told.into_iter().map(sound));
+                self.targets.extend(targets.into_iter().map(sound));
             }
             // What was too much to be kept is asked for piece by piece.
             None if expected > 1 => self.at_once = 1,

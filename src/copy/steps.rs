@@ -200,8 +200,8 @@ impl Steps {
             .map(|rows| rows.into_iter().next().flatten());
         values.by_ref().take(plans.len()).for_each(drop);
         for (copy, _) in unknown {
-            let told = values.next().flatten().unwrap_or_default();
-            let facts = serde_json::from_str(&told)
+            let answer = values.next().flatten().unwrap_or_default();
+            let facts = serde_json::from_str(&answer)
                 .map_err(|_| Error::internal("malformed description of a target"))?;
             self.facts.insert(copy.id, facts);
         }

@@ -82,10 +82,10 @@ pub fn arguments_of(table: Oid, function: Oid) -> Result<Vec<Vec<String>>> {
         found
     };
     // SAFETY: a C string, which is copied.
-    let told = |arg: CString| unsafe { Ok(text::to_string(arg.as_ptr())?.unwrap_or_default()) };
+    let text_of = |arg: CString| unsafe { Ok(text::to_string(arg.as_ptr())?.unwrap_or_default()) };
     found
         .into_iter()
-        .map(|args| args.into_iter().map(told).collect())
+        .map(|args| args.into_iter().map(text_of).collect())
         .collect()
 }
 
