@@ -1,34 +1,38 @@
 -- The queue. Written by the trigger's delivery as the extension's owner, whoever commits.
 
+-- PostgreSQL's own names need no schema: nothing else is found until the end of this file. The extension's
+-- are qualified.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 -- Indexes and keys are named here: a name that PostgreSQL chose would step aside for one that is taken.
 
 CREATE TABLE @extschema@.sync_route (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_route_pkey PRIMARY KEY,
-    owner pg_catalog.regrole NOT NULL,
+    owner regrole NOT NULL,
     body text NOT NULL
 );
 COMMENT ON TABLE @extschema@.sync_route IS
     'where and how queued changes go: target, columns, key and policy, as JSON';
-CREATE INDEX sync_route_body ON @extschema@.sync_route (pg_catalog.md5(body));
+CREATE INDEX sync_route_body ON @extschema@.sync_route (md5(body));
 
 CREATE TABLE @extschema@.sync_queue (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_queue_pkey PRIMARY KEY,
     dst_server text NOT NULL,
-    owner pg_catalog.regrole NOT NULL,
+    owner regrole NOT NULL,
     route_id bigint NOT NULL,
-    nsp_name pg_catalog.name NOT NULL,
-    table_name pg_catalog.name NOT NULL,
+    nsp_name name NOT NULL,
+    table_name name NOT NULL,
     op text NOT NULL,
     change json NOT NULL,
-    xact pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
-    create_time timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    create_time timestamptz NOT NULL DEFAULT clock_timestamp(),
     sqlstate text,
     message text,
     constraint_name text,
     attempts integer NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
     status text NOT NULL DEFAULT 'pending'
-        CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'failed', 'waiting'])),
+        CHECK (status = ANY (ARRAY['pending', 'failed', 'waiting'])),
     waits_for bigint,
     blocks bigint[],
     times_failed integer NOT NULL DEFAULT 0,
@@ -43,9 +47,9 @@ COMMENT ON TABLE @extschema@.sync_alive IS
 INSERT INTO @extschema@.sync_alive VALUES (true);
 
 CREATE TABLE @extschema@.sync_crash (
-    relation pg_catalog.oid,
+    relation oid,
     dst_server text,
-    noticed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    noticed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT sync_crash_pkey PRIMARY KEY (relation, dst_server)
 );
 COMMENT ON TABLE @extschema@.sync_crash IS
@@ -54,8 +58,8 @@ COMMENT ON TABLE @extschema@.sync_crash IS
 -- Looked at by every commit that delivers, like the queue.
 CREATE TABLE @extschema@.sync_pause (
     dst_server text CONSTRAINT sync_pause_pkey PRIMARY KEY,
-    paused_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    paused_by pg_catalog.name NOT NULL
+    paused_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    paused_by name NOT NULL
 );
 COMMENT ON TABLE @extschema@.sync_pause IS
     'servers that nothing is sent to before resume_sync(); what is for them stays in the queue';
@@ -73,18 +77,18 @@ COMMENT ON COLUMN @extschema@.sync_queue.blocks IS
 COMMENT ON COLUMN @extschema@.sync_queue.next_attempt_at IS
     'failed over something that may pass by itself: when it is tried again';
 CREATE INDEX sync_queue_pending ON @extschema@.sync_queue (dst_server, owner, id)
-    WHERE status OPERATOR(pg_catalog.=) 'pending';
+    WHERE status = 'pending';
 CREATE INDEX sync_queue_failed ON @extschema@.sync_queue (dst_server, status, id)
-    WHERE status OPERATOR(pg_catalog.<>) 'pending';
+    WHERE status <> 'pending';
 CREATE INDEX sync_queue_retries ON @extschema@.sync_queue (dst_server, next_attempt_at)
-    WHERE status OPERATOR(pg_catalog.=) 'failed' AND next_attempt_at IS NOT NULL;
+    WHERE status = 'failed' AND next_attempt_at IS NOT NULL;
 CREATE INDEX sync_queue_waiting ON @extschema@.sync_queue (dst_server, waits_for, id)
-    WHERE status OPERATOR(pg_catalog.=) 'waiting';
+    WHERE status = 'waiting';
 CREATE INDEX sync_queue_blocks ON @extschema@.sync_queue USING gin (blocks) WITH (fastupdate = off)
-    WHERE status OPERATOR(pg_catalog.<>) 'pending';
+    WHERE status <> 'pending';
 
 CREATE TRIGGER sync_queue_discarded AFTER DELETE ON @extschema@.sync_queue
-    FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) 'failed')
+    FOR EACH ROW WHEN (OLD.status = 'failed')
     EXECUTE FUNCTION @extschema@.sync_queue_discarded();
 
 CREATE TABLE @extschema@.sync_queue_floor (
@@ -102,8 +106,8 @@ CREATE TABLE @extschema@.sync_copy (
     target_table text NOT NULL,
     writes bigint[] NOT NULL,
     grp bigint NOT NULL,
-    relation pg_catalog.oid NOT NULL,
-    owner pg_catalog.oid NOT NULL,
+    relation oid NOT NULL,
+    owner oid NOT NULL,
     existing text NOT NULL,
     state text NOT NULL DEFAULT 'pending',
     prepared boolean NOT NULL DEFAULT false,
@@ -119,8 +123,8 @@ CREATE TABLE @extschema@.sync_copy (
     rows_total bigint,
     rows_done bigint NOT NULL DEFAULT 0,
     bytes_done bigint NOT NULL DEFAULT 0,
-    registered_by pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
-    started_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    registered_by xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     attempts integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz,
     sqlstate text,
@@ -139,13 +143,13 @@ COMMENT ON COLUMN @extschema@.sync_copy.step_snapshot IS
 
 CREATE TABLE @extschema@.sync_copy_log (
     id bigint CONSTRAINT sync_copy_log_pkey PRIMARY KEY,
-    relation pg_catalog.oid NOT NULL,
+    relation oid NOT NULL,
     dst_server text NOT NULL,
     state text NOT NULL,
     rows_done bigint NOT NULL,
     bytes_done bigint NOT NULL,
     started_at timestamptz NOT NULL,
-    ended_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     sqlstate text,
     message text
 );
@@ -166,7 +170,7 @@ COMMENT ON TABLE @extschema@.sync_server_state IS
 
 CREATE TABLE @extschema@.sync_owner_state (
     dst_server text NOT NULL,
-    owner pg_catalog.regrole NOT NULL,
+    owner regrole NOT NULL,
     failures integer NOT NULL DEFAULT 0,
     last_error text,
     last_sqlstate text,
@@ -180,14 +184,14 @@ COMMENT ON TABLE @extschema@.sync_owner_state IS
 CREATE TABLE @extschema@.sync_lost_session (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_lost_session_pkey PRIMARY KEY,
     dst_server text NOT NULL,
-    owner pg_catalog.regrole NOT NULL,
+    owner regrole NOT NULL,
     backend_pid integer,
     backend_start timestamptz,
     token bigint,
     not_after timestamptz,
-    lost_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    lost_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     remote_xact bigint,
-    xact pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id()
+    xact xid8 NOT NULL DEFAULT pg_current_xact_id()
 );
 COMMENT ON TABLE @extschema@.sync_lost_session IS
     'server sessions of connections lost with a COMMIT on its way; nothing is applied before they are gone';
@@ -202,11 +206,11 @@ CREATE INDEX sync_lost_session_server ON @extschema@.sync_lost_session (dst_serv
 CREATE TABLE @extschema@.sync_prepared_transaction (
     gid text CONSTRAINT sync_prepared_transaction_pkey PRIMARY KEY,
     dst_server text NOT NULL,
-    owner pg_catalog.regrole NOT NULL,
+    owner regrole NOT NULL,
     place text NOT NULL,
-    decision text CHECK (decision OPERATOR(pg_catalog.=) ANY (ARRAY['commit', 'rollback'])),
-    xact pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
-    prepared_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    decision text CHECK (decision = ANY (ARRAY['commit', 'rollback'])),
+    xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    prepared_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     writes bigint[],
     attempts integer NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
@@ -223,14 +227,14 @@ CREATE INDEX sync_prepared_transaction_server ON @extschema@.sync_prepared_trans
 
 -- No foreign key to the tables: what is kept of a dropped one does no harm until it is removed.
 CREATE TABLE @extschema@.sync_row_version (
-    relation pg_catalog.oid NOT NULL,
+    relation oid NOT NULL,
     key_hash bigint NOT NULL,
     version text,
     rank bigint NOT NULL,
     deleted boolean NOT NULL,
     shown text,
     stored bigint NOT NULL,
-    written_by pg_catalog.xid8 NOT NULL,
+    written_by xid8 NOT NULL,
     changed_at timestamptz NOT NULL,
     CONSTRAINT sync_row_version_pkey PRIMARY KEY (relation, key_hash)
 );
@@ -246,10 +250,10 @@ CREATE INDEX sync_row_version_deleted ON @extschema@.sync_row_version (changed_a
 -- does not wait for locks. The pages that old rows leave are used again.
 CREATE TABLE @extschema@.sync_conflict_log (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_conflict_log_pkey PRIMARY KEY,
-    logged_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    logged_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     server text NOT NULL,
-    nsp_name pg_catalog.name NOT NULL,
-    table_name pg_catalog.name NOT NULL,
+    nsp_name name NOT NULL,
+    table_name name NOT NULL,
     type text NOT NULL,
     decision text NOT NULL,
     key json,
@@ -265,11 +269,11 @@ COMMENT ON TABLE @extschema@.sync_conflict_log IS
 -- of sync_node or the extension's comment, a template another database's oid, a clone that became a cluster of
 -- its own another system identifier.
 CREATE TABLE @extschema@.sync_home (
-    database pg_catalog.oid CONSTRAINT sync_home_pkey PRIMARY KEY,
+    database oid CONSTRAINT sync_home_pkey PRIMARY KEY,
     system_identifier bigint NOT NULL,
-    node uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    node uuid NOT NULL DEFAULT gen_random_uuid(),
     server_major integer NOT NULL,
-    since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    since timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE @extschema@.sync_home IS
     'the database that captures and delivers; where it is not the current one, that is a copy, see adopt_sync()';
@@ -339,11 +343,14 @@ ALTER TABLE @extschema@.sync_node ENABLE REPLICA TRIGGER sync_not_replicated;
 
 -- What a restored database must know. Not how attempts went and which conflicts there were: that is the
 -- past of the database that was dumped, and its rows of conflicts show keys to whoever has the dump.
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_route_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_queue_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_pause', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_lost_session', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_lost_session_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_node', '');
+SELECT pg_extension_config_dump('@extschema@.sync_route', '');
+SELECT pg_extension_config_dump('@extschema@.sync_route_id_seq', '');
+SELECT pg_extension_config_dump('@extschema@.sync_queue', '');
+SELECT pg_extension_config_dump('@extschema@.sync_queue_id_seq', '');
+SELECT pg_extension_config_dump('@extschema@.sync_pause', '');
+SELECT pg_extension_config_dump('@extschema@.sync_lost_session', '');
+SELECT pg_extension_config_dump('@extschema@.sync_lost_session_id_seq', '');
+SELECT pg_extension_config_dump('@extschema@.sync_node', '');
+
+-- As CREATE EXTENSION has set it.
+SET LOCAL search_path = @extschema@, pg_temp;

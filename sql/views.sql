@@ -1,14 +1,18 @@
 -- What people see of the queue. DELETE from sync_err_rec discards a change.
 
+-- PostgreSQL's own names need no schema: nothing else is found until the end of this file. The extension's
+-- are qualified.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 CREATE VIEW @extschema@.sync_err_rec AS
     SELECT q.id, q.nsp_name, q.table_name, q.dst_server,
            @extschema@.sync_change_sql(
                (SELECT r.body FROM @extschema@.sync_route r
-                 WHERE r.id OPERATOR(pg_catalog.=) q.route_id),
-               q.change::pg_catalog.text) AS dst_query,
+                 WHERE r.id = q.route_id),
+               q.change::text) AS dst_query,
            q.create_time, q.op, q.sqlstate, q.message, q.attempts, q.last_attempt_at, q.status,
            q.constraint_name, q.waits_for,
-           CASE WHEN q.status OPERATOR(pg_catalog.=) 'failed' THEN q.next_attempt_at END AS next_attempt_at
+           CASE WHEN q.status = 'failed' THEN q.next_attempt_at END AS next_attempt_at
       FROM @extschema@.sync_queue q;
 COMMENT ON VIEW @extschema@.sync_err_rec IS
     'changes not yet delivered, oldest first by id; deleting a row discards the change';
@@ -29,85 +33,85 @@ CREATE VIEW @extschema@.sync_status AS
            o.blocked,
            l.sessions AS lost_sessions,
            EXISTS (SELECT FROM @extschema@.sync_connections() c
-                    WHERE c.server_name OPERATOR(pg_catalog.=) s.srvname AND c.valid) AS connected,
+                    WHERE c.server_name = s.srvname AND c.valid) AS connected,
            c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded, c.looped,
            CASE WHEN @extschema@.sync_is_copy() THEN 'copy' ELSE 'this database' END AS home,
            @extschema@.sync_worker_state() AS worker,
            h.paused_at AS paused_since,
            COALESCE(
-               (SELECT pg_catalog.min(x.noticed_at) FROM @extschema@.sync_crash x
-                  JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) x.relation
-                 WHERE x.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text),
+               (SELECT min(x.noticed_at) FROM @extschema@.sync_crash x
+                  JOIN pg_class r ON r.oid = x.relation
+                 WHERE x.dst_server = s.srvname::text),
                CASE WHEN @extschema@.sync_has_crashed()
                      AND EXISTS (SELECT FROM @extschema@.sync_attachments() b
-                                  WHERE b.server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
-                                    AND b.mode OPERATOR(pg_catalog.=) ANY (ARRAY['async', 'sync']))
-                    THEN pg_catalog.pg_postmaster_start_time() END) AS may_be_ahead_since
-      FROM pg_catalog.pg_foreign_server s
+                                  WHERE b.server = s.srvname::text
+                                    AND b.mode = ANY (ARRAY['async', 'sync']))
+                    THEN pg_postmaster_start_time() END) AS may_be_ahead_since
+      FROM pg_foreign_server s
       LEFT JOIN (
            SELECT q.dst_server,
-                  pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'pending') AS pending,
-                  pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'failed') AS failed,
-                  pg_catalog.count(*) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'waiting') AS waiting,
-                  pg_catalog.min(q.create_time) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'pending') AS oldest,
-                  pg_catalog.max(q.last_attempt_at) AS last_attempt_at,
-                  pg_catalog.min(q.next_attempt_at) FILTER (WHERE q.status OPERATOR(pg_catalog.=) 'failed') AS next_attempt_at
+                  count(*) FILTER (WHERE q.status = 'pending') AS pending,
+                  count(*) FILTER (WHERE q.status = 'failed') AS failed,
+                  count(*) FILTER (WHERE q.status = 'waiting') AS waiting,
+                  min(q.create_time) FILTER (WHERE q.status = 'pending') AS oldest,
+                  max(q.last_attempt_at) AS last_attempt_at,
+                  min(q.next_attempt_at) FILTER (WHERE q.status = 'failed') AS next_attempt_at
              FROM @extschema@.sync_queue q GROUP BY q.dst_server) q
-        ON q.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+        ON q.dst_server = s.srvname::text
       LEFT JOIN @extschema@.sync_server_state a
-        ON a.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+        ON a.dst_server = s.srvname::text
       LEFT JOIN @extschema@.sync_pause h
-        ON h.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
+        ON h.dst_server = s.srvname::text
       LEFT JOIN LATERAL (
-           SELECT pg_catalog.string_agg(pg_catalog.format('owner %s: %s %s', w.owner, w.last_sqlstate, w.last_error),
+           SELECT string_agg(format('owner %s: %s %s', w.owner, w.last_sqlstate, w.last_error),
                       E'\n' ORDER BY w.last_error_at) AS blocked,
-                  pg_catalog.max(w.failures) AS failures,
-                  pg_catalog.min(w.next_attempt_at) AS next_attempt_at,
-                  pg_catalog.max(w.last_error_at) AS last_error_at
+                  max(w.failures) AS failures,
+                  min(w.next_attempt_at) AS next_attempt_at,
+                  max(w.last_error_at) AS last_error_at
              FROM @extschema@.sync_owner_state w
-            WHERE w.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
-              AND w.failures OPERATOR(pg_catalog.>) 0
+            WHERE w.dst_server = s.srvname::text
+              AND w.failures > 0
               AND (EXISTS (SELECT FROM @extschema@.sync_queue r
-                            WHERE r.dst_server OPERATOR(pg_catalog.=) w.dst_server
-                              AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid
-                              AND r.status OPERATOR(pg_catalog.=) 'pending')
+                            WHERE r.dst_server = w.dst_server
+                              AND r.owner::oid = w.owner::oid
+                              AND r.status = 'pending')
                    OR EXISTS (SELECT FROM @extschema@.sync_lost_session r
-                               WHERE r.dst_server OPERATOR(pg_catalog.=) w.dst_server
-                                 AND r.owner::pg_catalog.oid OPERATOR(pg_catalog.=) w.owner::pg_catalog.oid))) o ON true
+                               WHERE r.dst_server = w.dst_server
+                                 AND r.owner::oid = w.owner::oid))) o ON true
       LEFT JOIN LATERAL (
            SELECT f.message, f.sqlstate, f.last_attempt_at FROM (
-             SELECT pg_catalog.format('change %s of %s.%s: %s', r.id, r.nsp_name, r.table_name, r.message) AS message, r.sqlstate, r.last_attempt_at
+             SELECT format('change %s of %s.%s: %s', r.id, r.nsp_name, r.table_name, r.message) AS message, r.sqlstate, r.last_attempt_at
                FROM @extschema@.sync_queue r
-              WHERE r.dst_server OPERATOR(pg_catalog.=) q.dst_server
-                AND r.last_attempt_at OPERATOR(pg_catalog.=) q.last_attempt_at
+              WHERE r.dst_server = q.dst_server
+                AND r.last_attempt_at = q.last_attempt_at
              UNION ALL SELECT a.last_error, a.last_sqlstate, a.last_error_at
               WHERE a.last_error_at IS NOT NULL
-             UNION ALL SELECT pg_catalog.format('owner %s: %s', w.owner, w.last_error), w.last_sqlstate, w.last_error_at
+             UNION ALL SELECT format('owner %s: %s', w.owner, w.last_error), w.last_sqlstate, w.last_error_at
                FROM @extschema@.sync_owner_state w
-              WHERE w.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text
-                AND w.failures OPERATOR(pg_catalog.>) 0) f
+              WHERE w.dst_server = s.srvname::text
+                AND w.failures > 0) f
             ORDER BY f.last_attempt_at DESC LIMIT 1) e ON true
       LEFT JOIN LATERAL (
-           SELECT pg_catalog.count(*) AS sessions
+           SELECT count(*) AS sessions
              FROM @extschema@.sync_lost_session l
-            WHERE l.dst_server OPERATOR(pg_catalog.=) s.srvname::pg_catalog.text) l ON true
+            WHERE l.dst_server = s.srvname::text) l ON true
       -- The row without a server stands for those that have none of their own.
       LEFT JOIN LATERAL (
            SELECT c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded,
                   c.looped, c.last_success
              FROM @extschema@.sync_counters() c
-            WHERE c.server OPERATOR(pg_catalog.=) s.oid OR c.server IS NULL
+            WHERE c.server = s.oid OR c.server IS NULL
             ORDER BY c.server LIMIT 1) c ON true
      WHERE q.dst_server IS NOT NULL OR h.dst_server IS NOT NULL
-        OR l.sessions OPERATOR(pg_catalog.>) 0
-        OR EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                    WHERE t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.sync_dml()'::pg_catalog.regprocedure
+        OR l.sessions > 0
+        OR EXISTS (SELECT FROM pg_trigger t
+                    WHERE t.tgfoid = '@extschema@.sync_dml()'::regprocedure
                       AND NOT t.tgisinternal
-                      AND pg_catalog.substring(t.tgargs, 1, pg_catalog.octet_length(
-                              pg_catalog.convert_to(s.srvname::pg_catalog.text, pg_catalog.getdatabaseencoding())) OPERATOR(pg_catalog.+) 1)
-                          OPERATOR(pg_catalog.=)
-                          (pg_catalog.convert_to(s.srvname::pg_catalog.text, pg_catalog.getdatabaseencoding())
-                           OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
+                      AND pg_catalog.substring(t.tgargs, 1, octet_length(
+                              convert_to(s.srvname::text, getdatabaseencoding())) + 1)
+                          =
+                          (convert_to(s.srvname::text, getdatabaseencoding())
+                           || decode('00', 'hex')));
 COMMENT ON VIEW @extschema@.sync_status IS
     'a row per server that triggers send to or changes wait for';
 COMMENT ON COLUMN @extschema@.sync_status.blocked IS
@@ -120,67 +124,67 @@ COMMENT ON COLUMN @extschema@.sync_status.may_be_ahead_since IS
 
 CREATE VIEW @extschema@.sync_tables WITH (security_barrier) AS
     WITH q AS (
-        SELECT r.dst_server, r.owner::pg_catalog.oid AS owner, r.nsp_name, r.table_name,
-               pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'pending') AS pending,
-               pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'failed') AS failed,
-               pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'waiting') AS waiting
+        SELECT r.dst_server, r.owner::oid AS owner, r.nsp_name, r.table_name,
+               count(*) FILTER (WHERE r.status = 'pending') AS pending,
+               count(*) FILTER (WHERE r.status = 'failed') AS failed,
+               count(*) FILTER (WHERE r.status = 'waiting') AS waiting
           FROM @extschema@.sync_queue r
-         GROUP BY r.dst_server, r.owner::pg_catalog.oid, r.nsp_name, r.table_name)
-    SELECT a.relation, a.server::pg_catalog.name AS server,
+         GROUP BY r.dst_server, r.owner::oid, r.nsp_name, r.table_name)
+    SELECT a.relation, a.server::name AS server,
            CASE WHEN a.target_table IS NOT NULL
-                THEN pg_catalog.format('%I.%I', a.target_schema, a.target_table) END AS target,
+                THEN format('%I.%I', a.target_schema, a.target_table) END AS target,
            a.mode, a.policy,
            CASE WHEN a.problem IS NOT NULL THEN 'invalid'
                 WHEN NOT a.enabled THEN 'disabled'
                 WHEN @extschema@.sync_is_copy() THEN 'database copy'
                 WHEN EXISTS (SELECT FROM @extschema@.sync_pause h
-                              WHERE h.dst_server OPERATOR(pg_catalog.=) a.server) THEN 'paused'
-                WHEN o.failed OPERATOR(pg_catalog.>) 0 OR k.state OPERATOR(pg_catalog.=) 'failed' THEN 'failed'
+                              WHERE h.dst_server = a.server) THEN 'paused'
+                WHEN o.failed > 0 OR k.state = 'failed' THEN 'failed'
                 WHEN k.state IS NOT NULL THEN 'copying'
                 -- As a commit would find it: others' records count, but for owners who cannot be served.
                 WHEN EXISTS (SELECT FROM q
-                              WHERE q.dst_server OPERATOR(pg_catalog.=) a.server
-                                AND q.pending OPERATOR(pg_catalog.>) 0
-                                AND (q.owner OPERATOR(pg_catalog.=) c.relowner
+                              WHERE q.dst_server = a.server
+                                AND q.pending > 0
+                                AND (q.owner = c.relowner
                                      OR NOT EXISTS (SELECT FROM @extschema@.sync_owner_state w
-                                         WHERE w.dst_server OPERATOR(pg_catalog.=) q.dst_server
-                                           AND w.owner::pg_catalog.oid OPERATOR(pg_catalog.=) q.owner)))
+                                         WHERE w.dst_server = q.dst_server
+                                           AND w.owner::oid = q.owner)))
                   OR EXISTS (SELECT FROM @extschema@.sync_lost_session l
-                              WHERE l.dst_server OPERATOR(pg_catalog.=) a.server
-                                AND l.owner::pg_catalog.oid OPERATOR(pg_catalog.=) c.relowner) THEN 'queueing'
+                              WHERE l.dst_server = a.server
+                                AND l.owner::oid = c.relowner) THEN 'queueing'
                 ELSE 'live' END AS state,
            COALESCE(o.pending, 0) AS pending,
            COALESCE(o.failed, 0) AS failed,
            COALESCE(o.waiting, 0) AS waiting,
-           a.options::pg_catalog.jsonb AS options,
+           a.options::jsonb AS options,
            a.problem,
            COALESCE(
                (SELECT x.noticed_at FROM @extschema@.sync_crash x
-                 WHERE x.relation OPERATOR(pg_catalog.=) a.relation::pg_catalog.oid
-                   AND x.dst_server OPERATOR(pg_catalog.=) a.server),
-               CASE WHEN a.mode OPERATOR(pg_catalog.=) ANY (ARRAY['async', 'sync'])
+                 WHERE x.relation = a.relation::oid
+                   AND x.dst_server = a.server),
+               CASE WHEN a.mode = ANY (ARRAY['async', 'sync'])
                      AND @extschema@.sync_has_crashed()
-                    THEN pg_catalog.pg_postmaster_start_time() END) AS may_be_ahead_since
+                    THEN pg_postmaster_start_time() END) AS may_be_ahead_since
       FROM @extschema@.sync_attachments() a
-      JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.relation::pg_catalog.oid
+      JOIN pg_class c ON c.oid = a.relation::oid
       -- The queue names partitions, not the table that they belong to.
       LEFT JOIN LATERAL (
-           SELECT pg_catalog.sum(q.pending)::pg_catalog.int8 AS pending,
-                  pg_catalog.sum(q.failed)::pg_catalog.int8 AS failed,
-                  pg_catalog.sum(q.waiting)::pg_catalog.int8 AS waiting
-             FROM (SELECT a.relation::pg_catalog.oid AS id
-                   UNION SELECT p.relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree(a.relation) p) t
-             JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) t.id
-             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace
-             JOIN q ON q.nsp_name OPERATOR(pg_catalog.=) n.nspname
-              AND q.table_name OPERATOR(pg_catalog.=) r.relname
-              AND q.dst_server OPERATOR(pg_catalog.=) a.server) o ON true
+           SELECT sum(q.pending)::int8 AS pending,
+                  sum(q.failed)::int8 AS failed,
+                  sum(q.waiting)::int8 AS waiting
+             FROM (SELECT a.relation::oid AS id
+                   UNION SELECT p.relid::oid FROM pg_partition_tree(a.relation) p) t
+             JOIN pg_class r ON r.oid = t.id
+             JOIN pg_namespace n ON n.oid = r.relnamespace
+             JOIN q ON q.nsp_name = n.nspname
+              AND q.table_name = r.relname
+              AND q.dst_server = a.server) o ON true
       LEFT JOIN @extschema@.sync_copy k
-        ON k.dst_server OPERATOR(pg_catalog.=) a.server
-       AND k.target_schema OPERATOR(pg_catalog.=) a.target_schema
-       AND k.target_table OPERATOR(pg_catalog.=) a.target_table
-     WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE')
-        OR pg_catalog.has_table_privilege('@extschema@.sync_status'::pg_catalog.regclass, 'SELECT');
+        ON k.dst_server = a.server
+       AND k.target_schema = a.target_schema
+       AND k.target_table = a.target_table
+     WHERE pg_has_role(c.relowner, 'USAGE')
+        OR has_table_privilege('@extschema@.sync_status'::regclass, 'SELECT');
 COMMENT ON VIEW @extschema@.sync_tables IS
     'what is attached: a row for each table and target, to its owner and to whoever may see sync_status';
 COMMENT ON COLUMN @extschema@.sync_tables.may_be_ahead_since IS
@@ -208,9 +212,9 @@ COMMENT ON COLUMN @extschema@.sync_conflicts.constraint_name IS
 CREATE VIEW @extschema@.sync_conflict_counts AS
     SELECT s.srvname AS server, n.nspname AS nsp_name, r.relname AS table_name, c.type, c.conflicts
       FROM @extschema@.sync_conflict_counters() c
-      JOIN pg_catalog.pg_foreign_server s ON s.oid OPERATOR(pg_catalog.=) c.server
-      JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.relation
-      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace;
+      JOIN pg_foreign_server s ON s.oid = c.server
+      JOIN pg_class r ON r.oid = c.relation
+      JOIN pg_namespace n ON n.oid = r.relnamespace;
 COMMENT ON VIEW @extschema@.sync_conflict_counts IS
     'conflicts since the start of the cluster, by server, local table and type; see sync_status for the sums';
 
@@ -225,29 +229,32 @@ COMMENT ON COLUMN @extschema@.sync_prepared.decision IS
 COMMENT ON COLUMN @extschema@.sync_prepared.place IS 'where it was prepared, and as whom';
 
 CREATE VIEW @extschema@.sync_progress AS
-    SELECT c.id, 'copy'::text AS command, c.relation::pg_catalog.regclass AS relation,
-           c.dst_server::pg_catalog.name AS server, c.state, c.rows_total, c.rows_done, c.bytes_done,
+    SELECT c.id, 'copy'::text AS command, c.relation::regclass AS relation,
+           c.dst_server::name AS server, c.state, c.rows_total, c.rows_done, c.bytes_done,
            c.started_at, NULL::timestamptz AS ended_at,
-           CASE WHEN c.state OPERATOR(pg_catalog.=) 'copying' AND c.rows_done OPERATOR(pg_catalog.>) 0
-                     AND c.rows_total OPERATOR(pg_catalog.>=) c.rows_done
-                THEN c.started_at OPERATOR(pg_catalog.+) (
-                     (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) c.started_at)
-                     OPERATOR(pg_catalog.*) (c.rows_total::pg_catalog.float8
-                     OPERATOR(pg_catalog./) c.rows_done::pg_catalog.float8)) END AS eta,
-           (SELECT pg_catalog.count(*)::integer FROM pg_catalog.pg_locks l
-             WHERE l.locktype OPERATOR(pg_catalog.=) 'object'
-               AND l.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
-               AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d
-                     WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
-               AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) c.grp
-               AND l.objsubid OPERATOR(pg_catalog.=) 2::pg_catalog.int2 AND l.granted) AS workers,
+           CASE WHEN c.state = 'copying' AND c.rows_done > 0
+                     AND c.rows_total >= c.rows_done
+                THEN c.started_at + (
+                     (clock_timestamp() - c.started_at)
+                     * (c.rows_total::float8
+                     / c.rows_done::float8)) END AS eta,
+           (SELECT count(*)::integer FROM pg_locks l
+             WHERE l.locktype = 'object'
+               AND l.classid = 'pg_extension'::regclass
+               AND l.database = (SELECT d.oid FROM pg_database d
+                     WHERE d.datname = current_database())
+               AND l.objid::int8 = c.grp
+               AND l.objsubid = 2::int2 AND l.granted) AS workers,
            c.sqlstate, c.message
       FROM @extschema@.sync_copy c
     UNION ALL
-    SELECT e.id, 'copy', e.relation::pg_catalog.regclass, e.dst_server::pg_catalog.name, e.state,
+    SELECT e.id, 'copy', e.relation::regclass, e.dst_server::name, e.state,
            e.rows_done, e.rows_done, e.bytes_done, e.started_at, e.ended_at, NULL, 0, e.sqlstate, e.message
       FROM @extschema@.sync_copy_log e
-     WHERE e.ended_at OPERATOR(pg_catalog.>)
-           (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 day'::interval);
+     WHERE e.ended_at >
+           (clock_timestamp() - '1 day'::interval);
 COMMENT ON VIEW @extschema@.sync_progress IS
     'copies that are under way or have ended within a day; rows_total is an estimate';
+
+-- As CREATE EXTENSION has set it.
+SET LOCAL search_path = @extschema@, pg_temp;

@@ -14,7 +14,7 @@
 //! SQL that does not run here cannot rely on this path, and qualifies operators too. What is sent to
 //! servers runs under one that may end with schemas of the server's options and of the types that are
 //! compared, see [`crate::connect::settings`]: an operator there for exactly the argument types would be
-//! preferred. The views and the script are parsed under the path of the session that creates the extension.
+//! preferred. The files in `sql/` set the same path for themselves.
 
 use super::Oid;
 use super::columns::Columns;
