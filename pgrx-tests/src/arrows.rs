@@ -272,4 +272,60 @@ mod tests {
         fs::remove_dir_all(&directory).unwrap();
         assert_eq!(found.unwrap(), [["room::one", "room::two"]]);
     }
+
+    /// The steps of a table of ARCHITECTURE.md: the files of each.
+    fn steps(heading: &str) -> Vec<Vec<Module>> {
+        let text = fs::read_to_string(setup::root().join("ARCHITECTURE.md")).unwrap();
+        let (_, section) = text.split_once(&format!("\n## {heading}\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let mut room = Module::new();
+        let rows = section
+            .lines()
+            .filter(|line| line.starts_with("| ") && line.contains(".rs`"));
+        rows.map(|row| {
+            let names = row.split('`').skip(1).step_by(2);
+            let files = names.filter_map(|name| {
+                let name = name.strip_suffix(".rs")?;
+                let path: Vec<&str> = name.split('/').collect();
+                let (file, rooms) = path.split_last()?;
+                match rooms {
+                    ["src", rooms @ ..] => {
+                        room = rooms.iter().map(|room| (*room).to_owned()).collect();
+                        Some(room.iter().cloned().chain([(*file).to_owned()]).collect())
+                    }
+                    rooms => {
+                        let rooms = rooms.iter().chain([file]).map(|name| (*name).to_owned());
+                        Some(room.iter().cloned().chain(rooms).collect())
+                    }
+                }
+            });
+            files.collect()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_ways_of_a_change_and_of_a_record_lead_downwards() {
+        let mut files = BTreeMap::new();
+        read_into(&mut files, &setup::root().join("src"), &[]).unwrap();
+        let arrows: BTreeMap<Module, BTreeSet<Module>> = files
+            .keys()
+            .map(|from| (from.clone(), arrows_of(&files, from)))
+            .collect();
+        let mut upwards = Vec::new();
+        for heading in ["The way of a change", "The way of a record"] {
+            let steps = steps(heading);
+            assert!(steps.len() >= 10, "{heading}");
+            for (at, later) in steps.iter().enumerate() {
+                for file in later {
+                    assert!(files.contains_key(file), "{heading}: {}", file.join("/"));
+                    let reached = reached_from(&arrows, file);
+                    let earlier = steps[..at].iter().flatten();
+                    let above = earlier.filter(|other| *other != file && reached.contains(*other));
+                    upwards.extend(above.map(|other| (file.join("/"), other.join("/"))));
+                }
+            }
+        }
+        assert_eq!(upwards, []);
+    }
 }
