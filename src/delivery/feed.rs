@@ -205,7 +205,7 @@ impl<S> Changes<S> {
         self
     }
 
-    /// `newest`: some changes are under [`Policy::Newest`](crate::change::Policy::Newest).
+    /// `newest`: some changes are under [`Policy::Newest`].
     pub fn newest(mut self, newest: bool) -> Self {
         self.needs_remote_schema = newest;
         self

@@ -12,7 +12,8 @@ fn it_has_the_columns_of_the_contract() {
     let columns = "select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum)
                      from pg_attribute where attrelid = 'sync_tables'::regclass and attnum > 0";
     let expected = "relation regclass, server name, target text, mode text, policy text, state text, \
-         pending bigint, failed bigint, waiting bigint, options jsonb, problem text";
+         pending bigint, failed bigint, waiting bigint, options jsonb, problem text, \
+         may_be_ahead_since timestamp with time zone";
     assert_eq!(rows(&fixture.left, columns), [expected]);
 }
 
