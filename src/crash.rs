@@ -12,12 +12,6 @@ use crate::error::Result;
 use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context, wal};
 use crate::sql::quote::ident;
-use std::cell::Cell;
-
-thread_local! {
-    /// No process outlives a crash: what it has seen once holds for its life.
-    static IS_NOTED: Cell<bool> = const { Cell::new(false) };
-}
 
 /// Whether the server has crashed and nobody has noted it yet. False on a standby, which cannot read the table.
 ///
@@ -40,10 +34,7 @@ pub fn has_happened(extension: &Extension) -> Result<bool> {
 /// # Errors
 /// What reading and writing the tables reports.
 pub fn note(extension: &Extension) -> Result<()> {
-    if IS_NOTED.get() || context::is_read_only() {
-        return Ok(());
-    }
-    if has_happened(extension)? {
+    if !context::is_read_only() && has_happened(extension)? {
         let schema = ident(&extension.schema);
         let sql = format!(
             "WITH alive AS (INSERT INTO {schema}.sync_alive VALUES (true) ON CONFLICT DO NOTHING) \
@@ -53,7 +44,6 @@ pub fn note(extension: &Extension) -> Result<()> {
         );
         spi::write(extension, &sql, &[])?;
     }
-    IS_NOTED.set(true);
     Ok(())
 }
 
@@ -64,8 +54,7 @@ pub fn note(extension: &Extension) -> Result<()> {
 pub fn settle(extension: &Extension, relation: Oid, server_name: &str) -> Result<()> {
     note(extension)?;
     let schema = ident(&extension.schema);
-    let condition = "c.relation = $1::oid \
-                     AND c.dst_server = $2";
+    let condition = "c.relation = $1::oid AND c.dst_server = $2";
     let relation = relation.to_u32().to_string();
     let args = [&*relation, server_name].map(Some);
     let sql = format!("SELECT 1 FROM {schema}.sync_crash c WHERE {condition}");
