@@ -1,6 +1,7 @@
 //! `cargo test-all [--pg MAJORS | --assertions] [--part] [arguments]`: sets the machine up, runs the unit
 //! tests of the extension and all tests of this crate, and ends with one line, `N passed, N failed`.
-//! What a server logs that no test may bring about, a crash for one, counts as a failure.
+//! What a server logs that no test may bring about, a crash for one, counts as a failure. What failed
+//! tests have printed is printed once more before that line, after [`AGAIN`].
 //!
 //! Arguments go to both `cargo test` commands: a name to filter by, or `-- --nocapture`.
 //! `--pg 17`, `--pg 16,18` or `--pg all` takes PostgreSQL of these majors, one after the other, from
@@ -41,10 +42,15 @@ const PART: [&str; 12] = [
 /// Tests among several majors.
 const AMONG: &str = "admin::majors::";
 
+/// The line before what failed tests have printed, which comes last, where it is found.
+const AGAIN: &str = "What failed, once more:";
+
 #[derive(Default)]
 struct Count {
     passed: u64,
     failed: u64,
+    /// What failed tests have printed.
+    failures: Vec<String>,
 }
 
 struct Run {
@@ -98,6 +104,9 @@ fn run() -> Result<ExitCode> {
         count.run_suite(&postgres, &run)?;
     } else {
         run.each_major(&mut count)?;
+    }
+    if !count.failures.is_empty() {
+        println!("\n{AGAIN}\n{}\n", count.failures.join("\n"));
     }
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(if count.failed == 0 {
@@ -196,6 +205,7 @@ impl Count {
     fn add(&mut self, other: &Count) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.failures.extend_from_slice(&other.failures);
     }
 
     /// The unit tests of the extension, then those of this crate.
@@ -239,7 +249,9 @@ impl Count {
         }
         self.run(harness.envs(logs.env()))?;
         for finding in logs.findings()? {
-            println!("in a server's log: {finding}");
+            let finding = format!("in a server's log: {finding}");
+            println!("{finding}");
+            self.failures.push(finding);
             self.failed += 1;
         }
         Ok(())
@@ -254,9 +266,15 @@ impl Count {
             .context("could not run cargo")?;
         let output = child.stdout.take().context("no output of cargo")?;
         let before = self.failed;
+        let mut is_failure = false;
         for line in BufReader::new(output).lines() {
             let line = line?;
             println!("{line}");
+            // From "failures:" to the result.
+            is_failure = line == "failures:" || is_failure && !line.starts_with("test result: ");
+            if is_failure {
+                self.failures.push(line.clone());
+            }
             let Some(result) = line.strip_prefix("test result: ") else {
                 continue;
             };
