@@ -364,6 +364,30 @@ impl Cluster {
         self.wait_ready()
     }
 
+    /// Executes statements, one a line, in a database of this cluster, which must be stopped, by its
+    /// stand-alone server. Gives what that has said; an ERROR is one.
+    pub fn run_alone(&self, db: &str, lines: &str) -> Result<String> {
+        ensure!(self.child().is_none(), "the cluster is still running");
+        let mut child = reaper::server_command(self.postgres.program("postgres"))?
+            .args(["--single", "-D"])
+            .arg(&self.data)
+            .arg(db)
+            .current_dir(&self.data)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("could not start the stand-alone server")?;
+        let mut input = child.stdin.take().context("no standard input")?;
+        input.write_all(lines.as_bytes())?;
+        drop(input);
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let failed = !output.status.success() || said.contains("ERROR:");
+        ensure!(!failed, "the stand-alone server: {said}");
+        Ok(said + &String::from_utf8_lossy(&output.stdout))
+    }
+
     pub fn restart(&self) -> Result<()> {
         self.stop(Shutdown::Fast)?;
         self.start_again()

@@ -204,7 +204,7 @@ fn milliseconds(time: Duration) -> i64 {
 struct EventSet(*mut pg_sys::WaitEventSet);
 
 impl EventSet {
-    /// The process latch, and the postmaster's death.
+    /// The process latch, and the postmaster's death where there is one.
     ///
     /// # Safety
     /// In a backend; the set has room.
@@ -215,8 +215,11 @@ impl EventSet {
         unsafe {
             let latch = pg_sys::MyLatch;
             pg_sys::AddWaitEventToSet(self.0, pg_sys::WL_LATCH_SET, no_socket, latch, no_data);
-            let death = pg_sys::WL_POSTMASTER_DEATH;
-            pg_sys::AddWaitEventToSet(self.0, death, no_socket, no_latch, no_data);
+            // In single-user mode there is nobody to watch.
+            if pg_sys::IsUnderPostmaster {
+                let death = pg_sys::WL_POSTMASTER_DEATH;
+                pg_sys::AddWaitEventToSet(self.0, death, no_socket, no_latch, no_data);
+            }
         }
     }
 

@@ -22,6 +22,7 @@ mod recipe;
 mod replays;
 mod round_trips;
 mod servers;
+mod single_user;
 mod two_servers;
 mod type_pairs;
 mod types;
