@@ -43,6 +43,7 @@ pub mod snapshot;
 pub mod spi;
 pub mod stream;
 pub mod subtransaction;
+mod tables;
 pub mod temp_file;
 pub mod text;
 pub mod timer;

@@ -77,6 +77,29 @@ pub unsafe fn attribute(
     }
 }
 
+/// Begins a scan of an index by so many keys.
+///
+/// # Safety
+/// Both must be open, the index one of the table's; the snapshot must outlive the scan.
+pub unsafe fn begin_index_scan(
+    table: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+    keys: i32,
+) -> pg_sys::IndexScanDesc {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: by the caller.
+    unsafe {
+        pg_sys::index_beginscan(table, index, snapshot, keys, 0)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: by the caller; nobody counts it.
+    unsafe {
+        let no_instrument = std::ptr::null_mut();
+        pg_sys::index_beginscan(table, index, snapshot, no_instrument, keys, 0)
+    }
+}
+
 /// Number of the file that stores a table's rows.
 ///
 /// # Safety

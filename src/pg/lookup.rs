@@ -8,13 +8,14 @@
 //! definition and not by its name, which anybody may give to another. Snapshots are taken under the lock,
 //! too: an older one sees nothing in a table that was rewritten meanwhile.
 
-use super::Oid;
 use super::invalidation::{self, Epoch};
 use super::rows_of_key::{Transaction, writer_under_way};
 use super::snapshot::{Scanned, Snapshot};
 use super::spi::{self, Extension, Row};
+use super::tables;
 use super::text;
 use super::xact;
+use super::{Oid, compat};
 use crate::error::{Error, Result};
 use crate::local::{ProcessLocal, process_local};
 use pgrx::pg_sys;
@@ -133,10 +134,17 @@ pub fn has_id(extension: &Extension, place: &IndexRef, id: i64) -> Result<bool> 
 /// What is read takes no part in the conflicts of SERIALIZABLE transactions: see [`Snapshot`].
 pub struct View<'h> {
     extension: &'h Extension,
-    /// Each with its name and whether it has no pages: most of the time there is nothing in the queue, and
-    /// VACUUM has given back the pages of what there was.
-    tables: Vec<(&'static str, (Table, bool))>,
+    tables: Vec<Viewed>,
     snapshot: Snapshot,
+}
+
+/// A table of a view.
+struct Viewed {
+    name: &'static str,
+    table: Table,
+    /// It has no pages: most of the time there is nothing in the queue, and VACUUM has given back the pages of
+    /// what there was.
+    is_vacant: bool,
 }
 
 impl<'h> View<'h> {
@@ -152,30 +160,35 @@ impl<'h> View<'h> {
         let view = Self::open(extension, tables)?;
         let result = look(&view);
         view.snapshot.release();
-        view.tables
-            .into_iter()
-            .for_each(|(_, (table, _))| table.close());
+        let relations: Vec<_> = view.tables.iter().map(|one| one.table.relation).collect();
+        // SAFETY: opened under this lock, closed once.
+        unsafe { tables::close(&relations, READ) };
         result
     }
 
     /// Locks tables and takes the moment. What PostgreSQL raises before the view is closed leaves it to the
     /// transaction's abort.
     fn open(extension: &'h Extension, names: &[&'static str]) -> Result<Self> {
-        let mut tables: Vec<(&str, Table)> = Vec::with_capacity(names.len());
+        let mut all = Vec::with_capacity(names.len());
         for name in names {
-            if !tables.iter().any(|(known, _)| known == name) {
-                tables.push((name, Table::open(extension, name, READ)?));
+            if !all.contains(name) {
+                all.push(*name);
             }
         }
+        let relations = open_all(extension, &all)?;
         let snapshot = Snapshot::latest();
-        let with_vacancy = |(name, table): (_, Table)| {
-            // SAFETY: the table is open.
-            let is_vacant = unsafe { pages(table.relation) } == 0;
-            (name, (table, is_vacant))
-        };
+        // SAFETY: they are open. Looked at after the moment was taken: what is seen then has its page.
+        let vacant = unsafe { tables::are_vacant(&relations) };
+        let tables = all.into_iter().zip(relations).zip(vacant);
         Ok(Self {
             extension,
-            tables: tables.into_iter().map(with_vacancy).collect(),
+            tables: tables
+                .map(|((name, relation), is_vacant)| Viewed {
+                    name,
+                    table: Table { relation },
+                    is_vacant,
+                })
+                .collect(),
             snapshot,
         })
     }
@@ -194,30 +207,27 @@ impl<'h> View<'h> {
         Ok(found)
     }
 
-    /// The largest value of a column, an `oid`, among such rows, also those that are gone while anybody may
-    /// see them: however many these are, the first entry of the index tells. The last of the keys is about
-    /// the column.
+    /// The largest value that such rows have in the column of the last key, an `oid`, also those that are gone:
+    /// whatever became of them, the last entry of the index tells at once.
     ///
     /// # Errors
     /// As for [`View::has`].
-    pub fn last_oid(
-        &self,
-        table: &str,
-        keys: &[Key<'_>],
-        status: Status,
-        column: i16,
-    ) -> Result<Option<Oid>> {
+    pub fn last_oid(&self, table: &str, keys: &[Key<'_>], status: Status) -> Result<Option<Oid>> {
+        let as_oid = |datum: pg_sys::Datum| Oid::from(datum.value() as u32);
+        if let Some(last) = self.last_entry(table, keys, status, as_oid)? {
+            return Ok(last);
+        }
         let mut last: Option<u32> = None;
-        let is_ordered = self.is_ordered(table, keys, status)?;
+        let column = keys.last().map_or(0, |(column, _)| *column);
         self.each(table, keys, status, true, |tuple, shape, _| {
             last = last.max(oid(tuple, shape, column).map(|oid| oid.to_u32()));
-            !is_ordered
+            true
         })?;
         Ok(last.map(Oid::from))
     }
 
-    /// As [`View::last_oid`], of a column that is a text: one of the values where no index has their order,
-    /// which is not the largest one then.
+    /// As [`View::last_oid`], of a text: one of the values where no index has their order, which is not the
+    /// largest one then.
     ///
     /// # Errors
     /// As for [`View::has`], and for text that is not UTF-8.
@@ -226,14 +236,41 @@ impl<'h> View<'h> {
         table: &str,
         keys: &[Key<'_>],
         status: Status,
-        column: i16,
     ) -> Result<Option<String>> {
+        // SAFETY: a text of an entry that the scan holds.
+        let as_text = |datum: pg_sys::Datum| unsafe {
+            text::to_string(pg_sys::text_to_cstring(datum.cast_mut_ptr()))
+        };
+        if let Some(last) = self.last_entry(table, keys, status, as_text)? {
+            return Ok(last.transpose()?.flatten());
+        }
         let mut last = None;
+        let column = keys.last().map_or(0, |(column, _)| *column);
         self.each(table, keys, status, true, |tuple, shape, _| {
             last = Some(value(tuple, shape, column));
             false
         })?;
         Ok(last.transpose()?.flatten())
+    }
+
+    /// What the last entry for such rows has in the column of the last key, if there is an entry; `None` if there
+    /// is no index.
+    fn last_entry<T>(
+        &self,
+        table: &str,
+        keys: &[Key<'_>],
+        status: Status,
+        take: impl FnOnce(pg_sys::Datum) -> T,
+    ) -> Result<Option<Option<T>>> {
+        let viewed = self.table(table)?;
+        if viewed.is_vacant {
+            return Ok(Some(None));
+        }
+        let mut keys = scan_keys(keys)?;
+        let index = viewed.table.index_for(&keys, status);
+        // SAFETY: the keys are the first columns of the index; what they point to lives as long as the memory
+        // context.
+        Ok(index.map(|index| unsafe { viewed.table.last_entry(index, &mut keys, take) }))
     }
 
     /// What such a row has in a column, a `bigint`.
@@ -270,17 +307,9 @@ impl<'h> View<'h> {
         spi::read_as_of(self.extension, &self.snapshot, sql, args)
     }
 
-    fn table(&self, name: &str) -> Result<&(Table, bool)> {
-        let table = self.tables.iter().find(|(known, _)| *known == name);
-        table
-            .map(|(_, table)| table)
-            .ok_or_else(|| Error::internal(format!("table \"{name}\" is not in view")))
-    }
-
-    /// Whether rows come in the order of a column that follows those that are equal, the last first.
-    fn is_ordered(&self, table: &str, keys: &[Key<'_>], status: Status) -> Result<bool> {
-        let keys = scan_keys(keys)?;
-        Ok(self.table(table)?.0.index_for(&keys, status).is_some())
+    fn table(&self, name: &str) -> Result<&Viewed> {
+        let table = self.tables.iter().find(|one| one.name == name);
+        table.ok_or_else(|| Error::internal(format!("table \"{name}\" is not in view")))
     }
 
     /// Shows such rows, while `visit` wants more; in the order of the index from the last on, if there is one.
@@ -293,13 +322,17 @@ impl<'h> View<'h> {
         whole: bool,
         visit: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc, bool) -> bool,
     ) -> Result<()> {
-        let (table, is_vacant) = self.table(table)?;
-        if *is_vacant {
+        let viewed = self.table(table)?;
+        if viewed.is_vacant {
             return Ok(());
         }
         let mut keys = scan_keys(keys)?;
         // SAFETY: the keys fit the columns; what they point to lives as long as the memory context.
-        unsafe { table.scan(&self.snapshot, &mut keys, status, whole, visit) };
+        unsafe {
+            viewed
+                .table
+                .scan(&self.snapshot, &mut keys, status, whole, visit)
+        };
         Ok(())
     }
 }
@@ -459,11 +492,26 @@ fn find(extension: &Extension, name: &str) -> Result<Oid> {
 
 const READ: i32 = pg_sys::AccessShareLock as i32;
 
+/// Opens tables for reading, as [`Table::open`] does each.
+fn open_all(extension: &Extension, names: &[&'static str]) -> Result<Vec<pg_sys::Relation>> {
+    loop {
+        let at = invalidation::now();
+        let oids = names
+            .iter()
+            .map(|name| table(extension, name))
+            .collect::<Result<Vec<_>>>()?;
+        // SAFETY: table() has required a transaction; the test reads counters.
+        let opened = unsafe { tables::open(&oids, READ, || invalidation::now() == at) };
+        if let Some(opened) = opened {
+            return Ok(opened);
+        }
+    }
+}
+
 /// A table of the extension's, open and locked. One that is not closed in the end is left to the transaction's
 /// abort.
 pub(super) struct Table {
     relation: pg_sys::Relation,
-    lock: i32,
 }
 
 impl Table {
@@ -481,7 +529,7 @@ impl Table {
                 let now = table(extension, name);
                 if now.as_ref().is_ok_and(|now| *now == oid) {
                     let relation = pg_sys::table_open(oid, pg_sys::NoLock as i32);
-                    return Ok(Self { relation, lock });
+                    return Ok(Self { relation });
                 }
                 pg_sys::UnlockRelationOid(oid, lock);
                 oid = now?;
@@ -500,15 +548,9 @@ impl Table {
         unsafe { (*self.relation).rd_id }
     }
 
-    /// Closes it and gives up the lock.
-    pub fn close(self) {
-        // SAFETY: opened by open(), closed once.
-        unsafe { pg_sys::table_close(self.relation, self.lock) }
-    }
-
     /// Closes it; the lock stays until the end of the transaction.
     pub fn close_locked(self) {
-        // SAFETY: as above.
+        // SAFETY: opened by open(), closed once.
         unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as i32) }
     }
 
@@ -615,6 +657,62 @@ impl Table {
             }
             pg_sys::index_close(index, READ);
         }
+    }
+
+    /// What the last entry of an index for these keys has in the column of the last of them. An entry is not asked
+    /// what became of its row: those of rows that are gone stay until VACUUM comes, however many.
+    ///
+    /// # Safety
+    /// It is an index of the table, and the keys are for its first columns, as [`Table::index_for`] finds it;
+    /// what they point to must live on.
+    unsafe fn last_entry<T>(
+        &self,
+        index: Oid,
+        keys: &mut [pg_sys::ScanKeyData],
+        take: impl FnOnce(pg_sys::Datum) -> T,
+    ) -> Option<T> {
+        let number = keys.len();
+        for (at, key) in keys.iter_mut().enumerate() {
+            key.sk_attno = at as i16 + 1;
+        }
+        let mut found = None;
+        // SAFETY: relations that are open while they are used; the entry is looked at while the scan has it.
+        unsafe {
+            let index = pg_sys::index_open(index, READ);
+            if pages(index) > 1 {
+                let any = &raw mut pg_sys::SnapshotAnyData;
+                let scan = compat::begin_index_scan(self.relation, index, any, number as i32);
+                (*scan).xs_want_itup = true;
+                (*scan).ignore_killed_tuples = false;
+                pg_sys::index_rescan(
+                    scan,
+                    keys.as_mut_ptr(),
+                    number as i32,
+                    std::ptr::null_mut(),
+                    0,
+                );
+                let backward = pg_sys::ScanDirection::BackwardScanDirection;
+                if !pg_sys::index_getnext_tid(scan, backward).is_null() {
+                    let mut values = [pg_sys::Datum::from(0usize); pg_sys::INDEX_MAX_KEYS as usize];
+                    let mut nulls = [true; pg_sys::INDEX_MAX_KEYS as usize];
+                    let (entry, shape) = ((*scan).xs_itup, (*scan).xs_itupdesc);
+                    pg_sys::index_deform_tuple(
+                        entry,
+                        shape,
+                        values.as_mut_ptr(),
+                        nulls.as_mut_ptr(),
+                    );
+                    if let (Some(value), Some(false)) =
+                        (values.get(number - 1), nulls.get(number - 1))
+                    {
+                        found = Some(take(*value));
+                    }
+                }
+                pg_sys::index_endscan(scan);
+            }
+            pg_sys::index_close(index, READ);
+        }
+        found
     }
 
     /// The index that leads to rows by these keys.

@@ -76,10 +76,7 @@ impl<'v> Owners<'v> {
         loop {
             // From one owner to the next in the index, also of those whose records are gone.
             let keys = [server, (3, Is::OidBelow(self.below))];
-            let Some(owner) = self
-                .view
-                .last_oid("sync_queue", &keys, Status::Pending, 3)?
-            else {
+            let Some(owner) = self.view.last_oid("sync_queue", &keys, Status::Pending)? else {
                 return Ok(None);
             };
             self.below = owner;
@@ -106,8 +103,7 @@ pub fn servers(extension: &Extension) -> Result<Vec<String>> {
         let mut below: Option<String> = None;
         loop {
             let key = below.as_deref().map_or(Is::TextFrom(""), Is::TextBelow);
-            let Some(server) = view.last_text("sync_queue", &[(2, key)], Status::Pending, 2)?
-            else {
+            let Some(server) = view.last_text("sync_queue", &[(2, key)], Status::Pending)? else {
                 return Ok(servers);
             };
             if Owners::of(view, &server).next()?.is_some() {

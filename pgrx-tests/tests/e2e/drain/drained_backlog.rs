@@ -1,5 +1,6 @@
-//! A backlog is queued and drained while an old snapshot is held, so that its dead index entries stay:
-//! commits and drains do not read them, and nothing that is pending is overlooked for that.
+//! A backlog is queued and drained, and its dead index entries stay until VACUUM comes, which cannot remove them
+//! while an old snapshot is held: commits and drains do not read them, and nothing that is pending is overlooked
+//! for that.
 
 use postgres::Client;
 use rowsync_harness::{Fixture, Side};
@@ -49,9 +50,21 @@ fn entries_read(fixture: &Fixture) -> i64 {
     query(&mut client, sql)[0].parse().expect("a number")
 }
 
-/// What the work of one session reads of the index.
-fn read_by(fixture: &Fixture, work: impl Fn(&mut Client)) -> i64 {
-    let before = entries_read(fixture);
+/// Pages of that index that were looked at so far, in all sessions.
+fn pages_read(fixture: &Fixture) -> i64 {
+    let mut client = fixture.left.superuser();
+    let sql = "select idx_blks_hit + idx_blks_read from pg_statio_user_indexes
+                where indexrelname = 'sync_queue_pending'";
+    query(&mut client, sql)[0].parse().expect("a number")
+}
+
+/// What the work of one session reads of the index, as counted by `counted`.
+fn read_by(
+    fixture: &Fixture,
+    counted: impl Fn(&Fixture) -> i64,
+    work: impl Fn(&mut Client),
+) -> i64 {
+    let before = counted(fixture);
     let mut client = fixture.left.superuser();
     run(
         &mut client,
@@ -61,7 +74,7 @@ fn read_by(fixture: &Fixture, work: impl Fn(&mut Client)) -> i64 {
     run(&mut client, "select pg_stat_force_next_flush()");
     // Statistics are handed over between transactions.
     run(&mut client, "select 1");
-    entries_read(fixture) - before
+    counted(fixture) - before
 }
 
 #[test]
@@ -70,12 +83,12 @@ fn commits_and_drains_do_not_read_what_was_drained_under_an_old_snapshot() {
     let held = old_snapshot(&fixture.left);
     for round in 0..2 {
         backlog(&fixture, round * SIZE + 1);
-        let commits = read_by(&fixture, |client| {
+        let commits = read_by(&fixture, entries_read, |client| {
             (0..20).for_each(|_| run(client, "update t set v = v + 1"));
         });
         // Without a floor it is 20 times the backlog; a floor may be a few records below what it could be.
         assert!(commits < 20 * 20, "20 commits have read {commits} entries");
-        let drain = read_by(&fixture, |client| {
+        let drain = read_by(&fixture, entries_read, |client| {
             run(
                 client,
                 &format!("insert into q values ({}, 0)", 1_000_000 + round),
@@ -89,6 +102,25 @@ fn commits_and_drains_do_not_read_what_was_drained_under_an_old_snapshot() {
     }
     drop(held);
     both_have(&fixture, "t", &["1|40"]);
+    assert_eq!(queued(&fixture), 0);
+}
+
+/// Nobody sees them any more, and scans pass over them; there are hundreds of pages of them all the same.
+#[test]
+fn commits_do_not_read_what_was_drained_before_vacuum_comes() {
+    let fixture = two_tables("drainednew");
+    fixture
+        .left
+        .exec_superuser("alter table sync_queue set (autovacuum_enabled = off)");
+    for round in 0..3 {
+        backlog(&fixture, round * SIZE + 1);
+        let pages = read_by(&fixture, pages_read, |client| {
+            (0..20).for_each(|_| run(client, "update t set v = v + 1"));
+        });
+        // From the root to a leaf, a few times a commit.
+        assert!(pages < 20 * 15, "20 commits have read {pages} pages");
+    }
+    both_have(&fixture, "t", &["1|60"]);
     assert_eq!(queued(&fixture), 0);
 }
 
