@@ -274,6 +274,22 @@ pub struct RemoteError {
 }
 
 impl RemoteError {
+    /// What delivery makes of an answer that is no error by itself.
+    pub fn of_answer(server: &str, sqlstate: SqlState, message: String) -> Self {
+        Self {
+            server: server.to_owned(),
+            sqlstate,
+            message,
+            detail: None,
+            hint: None,
+            context: None,
+            schema: None,
+            table: None,
+            column: None,
+            constraint: None,
+        }
+    }
+
     /// Whether the message comes from the server itself and quotes no value of a row. What functions
     /// raise there may say anything under any state; a CONTEXT shows them. The server's own contexts
     /// tell only of tuples by their place.

@@ -9,6 +9,8 @@ use std::rc::Rc;
 const MAX_STATEMENTS: usize = 64;
 /// After so many failures a statement is not prepared any more: each may have left one on the server.
 const MAX_FAILURES: u8 = 8;
+/// As many for one that does without a look at what it has found: another does as well.
+const MAX_FAILURES_ALONE: u8 = 2;
 
 /// The statements that a session has prepared on its server.
 #[derive(Default)]
@@ -26,6 +28,7 @@ struct PreparedStatement {
     route: Rc<Route>,
     kind: BatchKind,
     unchanged: Vec<u32>,
+    alone: bool,
     /// None while there is none that is beyond doubt.
     name: Option<Rc<str>>,
     /// What the run under way has sent to be prepared.
@@ -36,11 +39,16 @@ struct PreparedStatement {
 impl Prepared {
     /// The name under which a batch is to be executed, and what prepares it if that has not been done; `None`
     /// if the batch is to be sent as it is.
-    pub fn name_for(&mut self, batch: &Batch) -> Option<(Option<Statement>, Rc<str>)> {
+    pub fn name_for(&mut self, batch: &mut Batch) -> Option<(Option<Statement>, Rc<str>)> {
         if !prepared::can_last(batch) {
             return None;
         }
-        let at = self.find_or_add(batch)?;
+        batch.alone &= batch.kind == BatchKind::Update;
+        let mut at = self.find_or_add(batch)?;
+        if batch.alone && self.statements[at].failures >= MAX_FAILURES_ALONE {
+            batch.alone = false;
+            at = self.find_or_add(batch)?;
+        }
         let statements = &mut self.statements[at];
         if statements.failures >= MAX_FAILURES {
             return None;
@@ -64,7 +72,7 @@ impl Prepared {
 
     fn find_or_add(&mut self, batch: &Batch) -> Option<usize> {
         let same = |statements: &PreparedStatement| {
-            statements.kind == batch.kind
+            (statements.kind, statements.alone) == (batch.kind, batch.alone)
                 && statements.unchanged == batch.unchanged
                 && statements.route == batch.route
         };
@@ -79,6 +87,7 @@ impl Prepared {
             route,
             kind,
             unchanged,
+            alone: batch.alone,
             name: None,
             sent: None,
             failures: 0,

@@ -58,6 +58,9 @@ pub struct Answers {
     /// What the connection had heard at the last look after which an answer was complete and others were not,
     /// or at the first look; none before.
     heard: Option<u64>,
+    /// Statements were sent or answers taken since [`Connection::watch`] was called, for which this process
+    /// may have grown.
+    has_grown: bool,
 }
 
 impl Answers {
@@ -71,20 +74,23 @@ impl Answers {
 
     /// A statement was sent, whose answer tells conflicts in this way.
     pub fn push_expected(&mut self, conflicts: Conflicts) {
-        self.expected.push_back(Expected::Conflicts(conflicts));
-        self.outstanding += 1;
+        self.push(Expected::Conflicts(conflicts));
     }
 
     /// A statement was sent that begins a transaction.
     pub fn push_begin(&mut self) {
-        self.expected.push_back(Expected::Begin);
-        self.outstanding += 1;
+        self.push(Expected::Begin);
     }
 
     /// The statement was sent that introduces the transaction.
     pub fn push_introduction(&mut self) {
-        self.expected.push_back(Expected::Introduction);
+        self.push(Expected::Introduction);
+    }
+
+    fn push(&mut self, expected: Expected) {
+        self.expected.push_back(expected);
         self.outstanding += 1;
+        self.has_grown = true;
     }
 
     /// Takes out what the server said when it was introduced.
@@ -134,7 +140,11 @@ impl Answers {
             return Ok(false);
         }
         let before = self.outstanding;
-        connection.watch();
+        if std::mem::take(&mut self.has_grown) {
+            connection.watch();
+        }
+        // Most often the first look comes before the answer.
+        let is_quiet = connection.is_quiet();
         let arrived = connection.consume();
         while self.outstanding > 0 && !connection.is_busy() {
             if !self.take(connection, server)? || !connection.is_up() {
@@ -146,7 +156,7 @@ impl Answers {
         if !arrived || !connection.is_up() {
             return Err(connection.message());
         }
-        if self.outstanding > 0 {
+        if self.outstanding > 0 && !is_quiet {
             let heard = connection.heard();
             let before = self.heard.filter(|_| !went_on);
             let unanswered = heard.saturating_sub(*self.heard.insert(before.unwrap_or(heard)));
@@ -173,13 +183,20 @@ impl Answers {
             return Ok(true);
         };
         self.begun = true;
+        self.has_grown = true;
         match reply.status() {
             Status::Row if !at_end => self.take_row(reply.first_column()),
-            Status::Done if !at_end => {
-                if let Some(Expected::Conflicts(telling)) = self.expected.front() {
+            Status::Done if !at_end => match self.expected.front() {
+                Some(Expected::Conflicts(Conflicts::NoneFound)) if reply.affected() == 0 => {
+                    let (state, message) = (SqlState::NO_DATA_FOUND, not_found(server));
+                    self.failure
+                        .get_or_insert_with(|| RemoteError::of_answer(server, state, message));
+                }
+                Some(Expected::Conflicts(telling)) => {
                     telling.take_tag(reply.affected(), &mut self.conflicts);
                 }
-            }
+                _ => {}
+            },
             Status::Skipped => {}
             // The server may have said that it has committed.
             Status::Failed if reply.is_made_up() && connection.is_up() => {
@@ -240,6 +257,10 @@ impl Answers {
     }
 }
 
+fn not_found(server: &str) -> String {
+    format!("row to update or delete was not found on server \"{server}\"")
+}
+
 /// The error that a statement of ours provoked, in words of its own.
 fn explained(mut error: RemoteError) -> RemoteError {
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(RACE_MARK) {
@@ -281,10 +302,7 @@ fn explained(mut error: RemoteError) -> RemoteError {
     }
     if error.sqlstate == SqlState::INVALID_TEXT && error.message.contains(MISSING_MARK) {
         error.sqlstate = SqlState::NO_DATA_FOUND;
-        error.message = format!(
-            "row to update or delete was not found on server \"{}\"",
-            error.server
-        );
+        error.message = not_found(&error.server);
         error.context = None;
     }
     error

@@ -242,7 +242,8 @@ impl<S> Changes<S> {
         let named = if session.peer.must_introduce() {
             session.shared.name_for(&batch).map(|name| (None, name))
         } else {
-            session.prepared.name_for(&batch)
+            batch.alone = self.block.is_some() && !session.must_begin && !self.planner.holds_more();
+            session.prepared.name_for(&mut batch)
         };
         let mut about_rows: Vec<Statement> = match named {
             Some((prepare, name)) => prepare

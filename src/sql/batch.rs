@@ -109,6 +109,8 @@ pub struct Batch {
     /// Under [`Policy::Overwrite`]: take it that the remote is as the change expects, and fail if it is
     /// not. Cheaper by half than an upsert; whoever sends it must be ready to send the other.
     pub optimistic: bool,
+    /// Optimistic, and all of its transaction: what has found no row has done nothing, and may be committed.
+    pub alone: bool,
     /// A cascade may have done there already what its changes do.
     pub after_cascade: bool,
     /// TRUNCATE: the routes of all tables truncated together.
@@ -138,6 +140,7 @@ impl Batch {
             single: None,
             unchanged: Vec::new(),
             optimistic: false,
+            alone: false,
             after_cascade: false,
             truncated: Vec::new(),
             only_arrays: false,

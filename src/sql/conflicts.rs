@@ -18,6 +18,8 @@ pub enum Conflicts {
     /// There are none: it is not about rows, or it fails instead, or another statement tells.
     #[default]
     Never,
+    /// There are none: that it has affected no row is its failure.
+    NoneFound,
     /// A row for each.
     Rows(Rc<Route>),
     /// A row for each; those of rows that a cascade there has deleted, or moved, before are none.
@@ -31,7 +33,7 @@ impl Conflicts {
     /// meant for this.
     pub fn take_row(&self, row: Option<&str>, tally: &mut Tally) -> bool {
         match self {
-            Self::Never => false,
+            Self::Never | Self::NoneFound => false,
             Self::Rows(route) => {
                 row.and_then(read)
                     .into_iter()

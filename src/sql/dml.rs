@@ -85,7 +85,7 @@ pub fn ask_key(route: &Route) -> Statement {
     ))
 }
 
-fn key_columns(route: &Route) -> String {
+pub(super) fn key_columns(route: &Route) -> String {
     let key: Vec<String> = route
         .key
         .iter()

@@ -194,7 +194,7 @@ fn reported(
     let name = |conflicts| match conflicts {
         Conflicts::Never => "never",
         Conflicts::Rows(_) | Conflicts::RowsAfterCascade(_) => "rows",
-        Conflicts::Single(..) => "tag",
+        Conflicts::Single(..) | Conflicts::NoneFound => "tag",
     };
     of_batch(batch, None)
         .into_iter()

@@ -117,6 +117,83 @@ fn an_index_that_is_gone_is_missed_by_the_next_insert() {
     }
 }
 
+/// A row that is written alone is looked for by its key only: two that are there must not both be written.
+#[test]
+fn an_index_that_is_gone_is_missed_by_the_next_update() {
+    for (label, loss) in LOSSES {
+        let fixture = one_way(&format!("twice_{label}"), None, r#"{"mode": "sync"}"#);
+        let mut client = trusting(&fixture);
+        let update = "update t set v = 'ours' where id = 1";
+        client.batch_execute(update).expect("an update");
+        fixture.right.exec(loss);
+        fixture.right.exec(
+            "drop index if exists t_pkey; update t set v = 'theirs'; insert into t select * from t where id = 1",
+        );
+        for _ in 0..4 {
+            let error = fails(client.batch_execute("update t set v = 'more' where id = 1"));
+            assert_eq!(error.code().code(), "42P10", "{label}: {error:?}");
+        }
+        assert_eq!(
+            rows(&fixture.right, "select v from t where id = 1"),
+            ["theirs", "theirs"],
+            "{label}"
+        );
+    }
+}
+
+/// Rows of a table whose key is not its primary one, or of a type whose base counts, are written as any.
+#[test]
+fn rows_are_written_alone_by_whatever_key() {
+    let shapes = [
+        ("plain", "id int primary key, v text"),
+        (
+            "unique",
+            "id int not null unique, v text, other serial primary key",
+        ),
+        ("domain", "id int primary key, v title"),
+        ("domains", "id number primary key, v text"),
+        ("late", "id int primary key deferrable, v text"),
+        ("all_key", "id int, v text, primary key (id, v)"),
+        ("arrays", "id int[] primary key, v text[]"),
+    ];
+    for (label, columns) in shapes {
+        let fixture = Fixture::new(&format!("alone_{label}"));
+        fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+        for side in [&fixture.left, &fixture.right] {
+            side.exec(&format!(
+                "create domain title as text; create domain number as int; create table t ({columns})"
+            ));
+        }
+        fixture.left.exec(&format!(
+            "select attach_sync('t', 'dst', '{}.t', '{{\"mode\": \"sync\"}}')",
+            fixture.right.user
+        ));
+        let [key, value] = match label {
+            "arrays" => ["'{1}'", "'{a}'"],
+            _ => ["1", "'a'"],
+        };
+        let mut client = fixture.left.client();
+        client
+            .batch_execute(&format!("insert into t (id, v) values ({key}, {value})"))
+            .expect("an insert");
+        for n in 0..6 {
+            let value = value.replace('a', &format!("a{n}"));
+            client
+                .batch_execute(&format!("update t set v = {value}"))
+                .unwrap_or_else(|error| panic!("{label} {n}: {error}"));
+            let select = "select id, v from t";
+            let text = format!("select t::text from ({select}) t");
+            assert_eq!(
+                rows(&fixture.right, &text),
+                rows(&fixture.left, &text),
+                "{label} {n}"
+            );
+            // One that is not there is written, too.
+            fixture.right.exec("delete from t");
+        }
+    }
+}
+
 #[test]
 fn a_replay_does_not_double_rows_of_a_table_that_has_lost_its_index() {
     for count in [1, 100] {
