@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 use postgres::error::SqlState;
+use rowsync_harness::cluster::TEST_SETTINGS;
 use rowsync_harness::fixture::{Fixture, await_until, clusters, fails};
 use rowsync_harness::proxy::Proxy;
 use rowsync_harness::{Cluster, Side};
@@ -339,27 +340,22 @@ fn notify_behind_another(fixture: &Fixture, settings: &str) -> (i32, Waiting) {
     (local, waiting)
 }
 
-/// A cluster whose commits wait for a standby that never comes, and a session there that does so with the
-/// lock of NOTIFY.
+/// Commits wait for a standby that never comes, where a session does not say otherwise for itself, as all do by
+/// the second setting.
+const NO_STANDBY: [(&str, &str); 2] = [
+    ("synchronous_standby_names", "nobody"),
+    ("synchronous_commit", "local"),
+];
+
+/// In a cluster with [`NO_STANDBY`], a session that waits so and holds the lock of NOTIFY.
 fn stalled(fixture: &Fixture) -> (i32, Waiting) {
+    // Sessions wait once the checkpointer says so, which it does before anything else.
+    fixture.left.exec_superuser("checkpoint");
     let mut holder = fixture.left.client();
     let pid = pid(&mut holder);
-    holder
-        .batch_execute("set synchronous_commit = 'on'; create table other ()")
-        .expect("a table");
-    // Databases are dropped by it, also after an assertion that has failed.
-    fixture
-        .left
-        .exec_superuser("alter role current_user set synchronous_commit = 'local'");
-    fixture
-        .left
-        .exec_superuser("alter system set synchronous_standby_names = 'nobody'");
-    fixture.left.exec_superuser("select pg_reload_conf()");
-    let names = "show synchronous_standby_names";
-    await_until(SOON, "the setting", || {
-        let row = holder.query_one(names, &[]).expect("a setting");
-        row.get::<_, String>(0) == "nobody"
-    });
+    for sql in ["create table other ()", "set synchronous_commit = 'on'"] {
+        holder.batch_execute(sql).expect("a statement");
+    }
     let holding = spawn(holder, "begin; notify x; create table more (); commit");
     let wait = format!(
         "select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep'"
@@ -374,14 +370,13 @@ fn stalled(fixture: &Fixture) -> (i32, Waiting) {
 fn nothing_undoes_here_what_the_server_has_committed() {
     // A cluster of its own, since its setting concerns all sessions.
     for (settings, request) in [
-        ("set synchronous_commit = 'local'", "pg_cancel_backend"),
-        ("set synchronous_commit = 'local'", "pg_terminate_backend"),
-        (
-            "set synchronous_commit = 'local'; set lock_timeout = '200ms'",
-            "",
-        ),
+        ("", "pg_cancel_backend"),
+        ("", "pg_terminate_backend"),
+        ("set lock_timeout = '200ms'", ""),
     ] {
-        let left = std::sync::Arc::new(Cluster::start("stalled").expect("a cluster"));
+        let settings_of_cluster = [TEST_SETTINGS, &NO_STANDBY].concat();
+        let left = Cluster::start_with("stalled", &settings_of_cluster).expect("a cluster");
+        let left = std::sync::Arc::new(left);
         let create = |cluster, name| Side::create(cluster, name).expect("a side");
         let fixture = Fixture {
             left: create(&left, "stalled_left"),
@@ -403,9 +398,9 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         if request.is_empty() {
             std::thread::sleep(Duration::from_millis(400));
         } else {
-            fixture.left.exec_superuser(&format!(
-                "set synchronous_commit = 'local'; select {request}({local})"
-            ));
+            fixture
+                .left
+                .exec_superuser(&format!("select {request}({local})"));
         }
         assert!(
             !waiting.is_finished(),
@@ -428,16 +423,6 @@ fn nothing_undoes_here_what_the_server_has_committed() {
         assert_eq!(value(&fixture.left, 1).as_deref(), Some("new"), "{request}");
         assert_equal(&fixture);
         assert_eq!(queued(&fixture), 0);
-        fixture
-            .left
-            .exec_superuser("alter system reset synchronous_standby_names");
-        fixture.left.exec_superuser("select pg_reload_conf()");
-        await_until(SOON, "the setting", || {
-            fixture
-                .left
-                .query_one::<String>("select current_setting('synchronous_standby_names')")
-                .is_empty()
-        });
     }
 }
 
