@@ -218,6 +218,10 @@ impl Drainer {
             }
             bgworker::report_statistics(false);
             self.show_idle();
+            // A request to end may have come while something above waited, which has reset the latch.
+            if bgworker::ending().is_some() {
+                continue;
+            }
             let next = self.next().saturating_duration_since(Instant::now());
             event_loop::run_for(&mut self.links, next);
         }

@@ -98,7 +98,10 @@ impl Launcher {
                 .values()
                 .fold(self.look_at, |next, due| next.min((*due).max(self.try_at))),
         };
-        wait::wait(&[], next.saturating_duration_since(now));
+        // A request to end may have come while something above waited, which has reset the latch.
+        if bgworker::ending().is_none() {
+            wait::wait(&[], next.saturating_duration_since(now));
+        }
     }
 
     fn look_everywhere(&mut self) {
