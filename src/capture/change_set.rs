@@ -37,7 +37,10 @@ pub struct ChangeSet {
     has_unread: bool,
     /// Bytes of what was left so and is to be sent.
     large: u64,
+    /// Those of several partitions may be one.
     routes: Vec<Rc<Route>>,
+    /// Of each route, what the descriptor of its table has for it.
+    given: Vec<Rc<Route>>,
     /// Of each route, where its values were read from.
     origins: Vec<Rc<Origin>>,
     /// Of each route, whether a change is among the set that is sent as an upsert when nothing is
@@ -60,6 +63,7 @@ impl ChangeSet {
             has_unread: false,
             large: 0,
             routes: Vec::new(),
+            given: Vec::new(),
             origins: Vec::new(),
             upserts: Vec::new(),
             savepoints: Vec::new(),
@@ -109,19 +113,22 @@ impl ChangeSet {
     }
 
     fn number_of(&mut self, route: &Rc<Route>, origin: &Rc<Origin>) -> u32 {
-        if let Some(known) = self.routes.iter().rposition(|r| Rc::ptr_eq(r, route)) {
+        if let Some(known) = self.given.iter().rposition(|r| Rc::ptr_eq(r, route)) {
             return known as u32;
         }
+        let alike = self.routes.iter().find(|known| *known == route);
+        let shared = alike.unwrap_or(route).clone();
         // Worked out anew in the middle of the transaction, and come to the same: what belongs into one
         // statement stays there.
         let same = (self.routes.iter().zip(&self.origins))
             .rposition(|(known, from)| known == route && from.is_same(origin));
         if let Some(same) = same {
-            self.routes[same] = route.clone();
+            self.given[same] = route.clone();
             self.origins[same] = origin.clone();
             return same as u32;
         }
-        self.routes.push(route.clone());
+        self.routes.push(shared);
+        self.given.push(route.clone());
         self.origins.push(origin.clone());
         self.upserts.push(false);
         self.routes.len() as u32 - 1

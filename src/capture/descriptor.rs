@@ -144,7 +144,8 @@ fn look_up(event: &Event<'_>, trigger: u32, now: Epoch) -> Result<Rc<Descriptor>
             // Watched first: what changes while the catalogs are read must not go unseen.
             invalidation::watch(event.relation_oid());
             let epoch = invalidation::now();
-            let table = Table::read(&extension, event.relation_oid())?;
+            let mut table = Table::read(&extension, event.relation_oid())?;
+            table.capture_as_attached(&extension, event.trigger_oid())?;
             let options = &mut arguments.options;
             mentioned::follow_renames(&extension, &table, event.trigger_oid(), options)?;
             let mut descriptor = Descriptor::new(extension, &table, &arguments)?;
@@ -459,7 +460,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         .with_hint("Check \"rename\"."));
     }
     Ok(Route {
-        source: table.name.clone(),
+        source: table.captured_as.clone(),
         target: arguments.target.clone(),
         columns,
         key,

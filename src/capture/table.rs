@@ -38,6 +38,8 @@ pub struct Table {
     /// When the catalogs were read.
     pub epoch: Epoch,
     pub name: Relation,
+    /// The table whose changes its own are: itself, or of a partition the one that is attached.
+    pub captured_as: Relation,
     pub owner: Oid,
     /// Itself, or of a partition the topmost table.
     pub root: Oid,
@@ -114,6 +116,7 @@ impl Table {
             key_deferrable: immediate.contains(&false),
             key,
             partitioned: kind == "p",
+            captured_as: name.clone(),
             name,
             owner,
             root,
@@ -238,6 +241,39 @@ impl Table {
             })
         })
         .collect()
+    }
+
+    /// Lets the changes of a partition be those of the table by whose trigger its own, this one, was made: they go
+    /// the same way. Not where rows are told apart by their places, which mean something in one table only.
+    ///
+    /// # Errors
+    /// What the catalogs report.
+    pub fn capture_as_attached(&mut self, extension: &Extension, trigger: Oid) -> Result<()> {
+        if self.root == self.oid || self.key_deferrable {
+            return Ok(());
+        }
+        // For its name.
+        invalidation::watch(self.root);
+        let rows = spi::read(
+            extension,
+            "WITH RECURSIVE made AS ( \
+               SELECT t.tgparentid, t.tgrelid FROM pg_trigger t \
+                 WHERE t.oid = $1::oid \
+               UNION ALL SELECT t.tgparentid, t.tgrelid FROM pg_trigger t \
+                 JOIN made m ON t.oid = m.tgparentid) \
+             SELECT n.nspname, c.relname FROM made m \
+             JOIN pg_class c ON c.oid = m.tgrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE m.tgparentid = 0",
+            &[Some(&trigger.to_u32().to_string())],
+        )?;
+        if let Some(mut row) = rows.into_iter().next() {
+            self.captured_as = Relation {
+                schema: required(&mut row, 0)?,
+                table: required(&mut row, 1)?,
+            };
+        }
+        Ok(())
     }
 
     fn cascades_from(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<Relation>> {

@@ -231,6 +231,94 @@ fn a_partitioned_table_is_followed_by_a_trigger_on_the_parent() {
     both_have(&fixture, "t", &[]);
 }
 
+/// Rows of a statement go to partitions in turn, and travel together all the same; by the queue as well.
+#[test]
+fn rows_of_several_partitions_travel_in_one_statement() {
+    const PARTITIONS: usize = 16;
+    for (mode, policy) in [
+        ("sync", "overwrite"),
+        ("queue", "overwrite"),
+        ("sync", "newest"),
+        ("sync", "skip"),
+    ] {
+        let fixture = linked(&format!("spread_{mode}_{policy}"));
+        let columns = "id int primary key, v text, at timestamptz default clock_timestamp()";
+        fixture.left.exec(&format!(
+            "create table t ({columns}) partition by hash (id)"
+        ));
+        for at in 0..PARTITIONS {
+            fixture.left.exec(&format!(
+                "create table t{at} partition of t for values with (modulus {PARTITIONS}, remainder {at})"
+            ));
+        }
+        fixture.right.exec(&format!(
+            "create table t ({columns}); create table statements (kind text);
+             create function counted() returns trigger language plpgsql as
+               $$ begin insert into {0}.statements values (tg_op); return null; end $$;
+             create trigger count after insert or update or delete on t
+               for each statement execute function counted();
+             grant insert on statements to public",
+            fixture.right.user
+        ));
+        let version = if policy == "newest" {
+            r#", "version_column": "at""#
+        } else {
+            ""
+        };
+        let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"{version}}}"#);
+        attach(&fixture, "t", &options);
+        let counted = format!("select count(*) from {}.statements", fixture.right.user);
+        let mut client = fixture.left.client();
+        let mut statements = |sql: &str| {
+            fixture.right.exec("truncate statements");
+            run(&mut client, sql);
+            if mode == "queue" {
+                assert!(deal(&fixture, "10000"));
+            }
+            same(&fixture, "t");
+            fixture.right.query_one::<i64>(&counted)
+        };
+        statements("insert into t values (0, 'warm')");
+        for sql in [
+            "insert into t select g, 'x' from generate_series(1, 400) g",
+            "update t set v = 'y', at = clock_timestamp()",
+            "delete from t where id > 200",
+        ] {
+            let count = statements(sql);
+            assert!(count <= 6, "{mode}, {policy}: {sql}: {count} statements");
+        }
+    }
+}
+
+/// What was written in a partition counts as the attached table's, under whatever name it was written.
+#[test]
+fn changes_of_partitions_are_the_attached_tables() {
+    let fixture = linked("captured_as");
+    fixture.left.exec(
+        "create table t (id int primary key, v text) partition by range (id);
+         create table t_a partition of t for values from (0) to (100) partition by range (id);
+         create table t_b partition of t_a for values from (0) to (50);
+         create table alone (id int primary key, v text) partition by range (id);
+         create table alone_a partition of alone for values from (0) to (100)",
+    );
+    fixture.right.exec("create table t (id int primary key, v text); create table alone_a (id int primary key, v text)");
+    attach(&fixture, "t", r#"{"mode": "queue"}"#);
+    attach(&fixture, "alone_a", r#"{"mode": "queue"}"#);
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'); insert into t_b values (2, 'b'); insert into alone values (3, 'c')");
+    let names = "select table_name from sync_err_rec order by id";
+    assert_eq!(rows(&fixture.left, names), ["t", "t", "alone_a"]);
+    let pending = "select relation::text || ' ' || pending from sync_tables order by 1";
+    assert_eq!(rows(&fixture.left, pending), ["alone_a 1", "t 2"]);
+    fixture
+        .left
+        .exec("alter table t rename to u; insert into u values (4, 'd')");
+    assert_eq!(rows(&fixture.left, names), ["t", "t", "alone_a", "u"]);
+    assert!(deal(&fixture, "10"));
+    assert_eq!(rows(&fixture.right, "select count(*) from t"), ["3"]);
+}
+
 #[test]
 fn options_choose_rename_and_identify_columns() {
     let fixture = linked("options");
