@@ -78,7 +78,42 @@ enum What {
         route: Rc<Route>,
         kind: BatchKind,
         unchanged: Vec<u32>,
+        alone: bool,
     },
+}
+
+impl What {
+    /// What a batch is executed by.
+    fn of(batch: &Batch) -> Self {
+        Self::Batch {
+            route: batch.route.clone(),
+            kind: batch.kind,
+            unchanged: batch.unchanged.clone(),
+            alone: batch.alone,
+        }
+    }
+
+    /// Whether that is this one.
+    fn is_of(&self, batch: &Batch) -> bool {
+        match self {
+            Self::Batch {
+                route,
+                kind,
+                unchanged,
+                alone,
+            } => {
+                (*kind, *alone) == (batch.kind, batch.alone)
+                    && *unchanged == batch.unchanged
+                    && *route == batch.route
+            }
+            Self::Introduction => false,
+        }
+    }
+
+    /// Whether another will do where this one is refused.
+    fn is_alone(&self) -> bool {
+        matches!(self, Self::Batch { alone: true, .. })
+    }
 }
 
 impl Default for SharedStatements {
@@ -173,33 +208,21 @@ impl SharedStatements {
     }
 
     /// The name under which a batch is to be executed; `None` if it is to be sent as it is.
-    pub fn name_for(&mut self, batch: &Batch) -> Option<Rc<str>> {
+    pub fn name_for(&mut self, batch: &mut Batch) -> Option<Rc<str>> {
         // Operators that the search_path must find are none that a text alone says.
         let is_told = batch.route.compared().next().is_none();
         if self.run == Run::Nothing || !is_told || !prepared::can_last(batch) {
             return None;
         }
-        let same = |entry: &Entry| match &entry.what {
-            What::Batch {
-                route,
-                kind,
-                unchanged,
-            } => *kind == batch.kind && *unchanged == batch.unchanged && *route == batch.route,
-            What::Introduction => false,
-        };
-        let what = || {
-            let (route, kind, unchanged) =
-                (batch.route.clone(), batch.kind, batch.unchanged.clone());
-            Some((
-                What::Batch {
-                    route,
-                    kind,
-                    unchanged,
-                },
-                prepared::text(batch)?,
-            ))
-        };
-        self.name_of(same, what)
+        batch.alone &= batch.kind == BatchKind::Update;
+        let is_given_up =
+            |entry: &Entry| entry.generation > MOST_GENERATIONS && entry.what.is_of(batch);
+        if batch.alone && self.entries.iter().any(is_given_up) {
+            batch.alone = false;
+        }
+        let batch = &*batch;
+        let what = || Some((What::of(batch), prepared::text(batch)?));
+        self.name_of(|entry| entry.what.is_of(batch), what)
     }
 
     /// The name of the statement that introduces transactions, as for [`SharedStatements::name_for`].
@@ -328,8 +351,10 @@ impl Entry {
 
     /// A run has succeeded; `by_name`: it has executed something by name.
     fn succeeded(&mut self, by_name: bool) {
-        if self.is_suspect && !by_name {
-            self.renew();
+        match self.is_suspect && !by_name {
+            true if self.what.is_alone() => self.give_up(),
+            true => self.renew(),
+            false => {}
         }
         if self.is_there {
             (self.is_known, self.is_wanted) = (true, false);

@@ -96,6 +96,8 @@ pub struct Changes<S> {
     after: Vec<Statement>,
     /// What begins and ends a transaction block, until it is known whether one is needed.
     block: Option<[Vec<Statement>; 2]>,
+    /// They are all of a transaction that commits at their end, and none has been sent.
+    is_transaction: bool,
     needs_remote_schema: bool,
     /// Some of it has come from other nodes.
     is_forwarded: bool,
@@ -131,6 +133,7 @@ impl<S> Changes<S> {
             before: Vec::new(),
             after: Vec::new(),
             block: None,
+            is_transaction: false,
             needs_remote_schema: false,
             is_forwarded: false,
             path: Path::default(),
@@ -195,6 +198,7 @@ impl<S> Changes<S> {
     pub fn in_open_block(mut self, before: Vec<Statement>, commit: &str) -> Self {
         self.before = before;
         self.after = plain([commit]);
+        self.is_transaction = true;
         self
     }
 
@@ -202,6 +206,7 @@ impl<S> Changes<S> {
     /// pipeline commits that as well.
     pub fn in_block(mut self, begin: &[&str], commit: &[&str]) -> Self {
         self.block = Some([begin, commit].map(|texts| plain(texts.iter().copied())));
+        self.is_transaction = true;
         self
     }
 
@@ -238,11 +243,12 @@ impl<S> Changes<S> {
             self.asked.push(batch.route.clone());
         }
         let (route, after_cascade) = (batch.route.clone(), batch.after_cascade);
+        batch.alone = std::mem::take(&mut self.is_transaction) && !self.planner.holds_more();
         // Where another process may serve the next transaction, a name of the session's own means nothing.
         let named = if session.peer.must_introduce() {
-            session.shared.name_for(&batch).map(|name| (None, name))
+            let name = session.shared.name_for(&mut batch);
+            name.map(|name| (None, name))
         } else {
-            batch.alone = self.block.is_some() && !session.must_begin && !self.planner.holds_more();
             session.prepared.name_for(&mut batch)
         };
         let mut about_rows: Vec<Statement> = match named {
@@ -419,6 +425,7 @@ impl<S: Source> Changes<S> {
     /// Statements for the next span: one for all of it where it can be one, after a TRUNCATE if there is one;
     /// else one a batch.
     fn next_whole(&mut self, session: &mut Session, span: Span) -> Result<Option<Vec<Statement>>> {
+        self.is_transaction = false;
         loop {
             if let Some([begin, commit]) = self.block.take() {
                 self.before.extend(begin);
@@ -495,7 +502,7 @@ impl<S: Source> Feed for Changes<S> {
         }
         loop {
             if let Some(batch) = self.planner.pop() {
-                while self.block.is_some() && !self.done && !self.planner.holds_more() {
+                while self.is_transaction && !self.done && !self.planner.holds_more() {
                     self.pull(session)?;
                 }
                 return Ok(Some(self.render(batch, session)));

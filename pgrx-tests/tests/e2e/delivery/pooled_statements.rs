@@ -90,6 +90,44 @@ fn write(client: &mut Client, ids: impl Iterator<Item = u32>) {
     }
 }
 
+/// A statement that relies on the primary key is given up where the key is another one; the row is written by
+/// name all the same.
+#[test]
+fn rows_are_updated_by_name_by_whatever_key() {
+    for (label, change) in [
+        ("primary", ""),
+        (
+            "unique",
+            "alter table t drop constraint t_pkey, add unique (id)",
+        ),
+    ] {
+        let (fixture, _pooler) = pooled(label, PoolMode::Transaction, "1", &[]);
+        fixture.right.exec(&format!("select 1; {change}"));
+        fixture.left.exec("insert into t values (1, 'a')");
+        watch(&fixture);
+        let mut client = fixture.left.client();
+        for n in 0..20 {
+            run(
+                &mut client,
+                &format!("update t set v = 'a{n}' where id = 1"),
+            );
+        }
+        same(&fixture, "t");
+        assert_eq!(queued(&fixture), 0, "{label}");
+        let executed = "select executions - lag(executions) over (order by at) from seen order by at desc limit 3";
+        let executed = rows(
+            &fixture.right,
+            &executed.replace("seen", &format!("{}.seen", fixture.right.user)),
+        );
+        // The introduction and the row.
+        assert_eq!(executed, ["2", "2", "2"], "{label}");
+        // One that is not there is written, too.
+        fixture.right.exec("delete from t");
+        run(&mut client, "update t set v = 'back' where id = 1");
+        same(&fixture, "t");
+    }
+}
+
 #[test]
 fn what_one_session_has_prepared_all_sessions_of_the_pool_execute() {
     for mode in MODES {
