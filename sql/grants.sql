@@ -4,7 +4,7 @@ REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_q
     @extschema@.sync_server_state, @extschema@.sync_owner_state, @extschema@.sync_row_version,
     @extschema@.sync_conflict_log, @extschema@.sync_home, @extschema@.sync_node,
     @extschema@.sync_prepared_transaction, @extschema@.sync_prepared,
-    @extschema@.sync_copy, @extschema@.sync_copy_log, @extschema@.sync_progress,
+    @extschema@.sync_copy, @extschema@.sync_progress_log, @extschema@.sync_progress,
     @extschema@.sync_err_rec, @extschema@.sync_status, @extschema@.sync_conflicts,
     @extschema@.sync_conflict_counts FROM PUBLIC;
 -- Everybody sees of it what concerns the tables that are theirs.

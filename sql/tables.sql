@@ -141,8 +141,9 @@ COMMENT ON COLUMN @extschema@.sync_copy.step_xact IS
 COMMENT ON COLUMN @extschema@.sync_copy.step_snapshot IS
     'what that step has seen: records of the queue that it has seen are done with it';
 
-CREATE TABLE @extschema@.sync_copy_log (
-    id bigint CONSTRAINT sync_copy_log_pkey PRIMARY KEY,
+CREATE TABLE @extschema@.sync_progress_log (
+    id bigint CONSTRAINT sync_progress_log_pkey PRIMARY KEY,
+    command text NOT NULL DEFAULT 'copy',
     relation oid NOT NULL,
     dst_server text NOT NULL,
     state text NOT NULL,
@@ -153,7 +154,8 @@ CREATE TABLE @extschema@.sync_copy_log (
     sqlstate text,
     message text
 );
-COMMENT ON TABLE @extschema@.sync_copy_log IS 'copies that have ended, for a day';
+COMMENT ON TABLE @extschema@.sync_progress_log IS
+    'copies, and comparisons and repairs that were committed, for a day after their end';
 
 CREATE TABLE @extschema@.sync_server_state (
     dst_server text CONSTRAINT sync_server_state_pkey PRIMARY KEY,
@@ -313,9 +315,9 @@ ALTER TABLE @extschema@.sync_queue_floor ENABLE REPLICA TRIGGER sync_not_replica
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_copy
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_copy ENABLE REPLICA TRIGGER sync_not_replicated;
-CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_copy_log
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_progress_log
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
-ALTER TABLE @extschema@.sync_copy_log ENABLE REPLICA TRIGGER sync_not_replicated;
+ALTER TABLE @extschema@.sync_progress_log ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_server_state
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_server_state ENABLE REPLICA TRIGGER sync_not_replicated;

@@ -245,16 +245,31 @@ CREATE VIEW @extschema@.sync_progress AS
                      WHERE d.datname = current_database())
                AND l.objid::int8 = c.grp
                AND l.objsubid = 2::int2 AND l.granted) AS workers,
-           c.sqlstate, c.message
+           c.sqlstate, c.message, NULL::integer AS pid
       FROM @extschema@.sync_copy c
     UNION ALL
-    SELECT e.id, 'copy', e.relation::regclass, e.dst_server::name, e.state,
-           e.rows_done, e.rows_done, e.bytes_done, e.started_at, e.ended_at, NULL, 0, e.sqlstate, e.message
-      FROM @extschema@.sync_copy_log e
+    SELECT v.id, v.command, v.relation::regclass, s.srvname, v.state, v.rows_total, v.rows_done,
+           v.bytes_done, v.started_at, NULL,
+           CASE WHEN v.state = 'comparing' AND v.rows_done > 0 AND v.rows_total >= v.rows_done
+                THEN v.started_at + ((clock_timestamp() - v.started_at)
+                     * (v.rows_total::float8 / v.rows_done::float8)) END,
+           1, NULL,
+           concat(v.ranges, ' ranges compared, ', v.differences, ' differences',
+                  CASE WHEN v.state = 'repairing' THEN concat(', ', v.repaired, ' dealt with') END),
+           v.pid
+      FROM @extschema@.sync_comparisons() v
+      JOIN pg_foreign_server s ON s.oid = v.server
+    UNION ALL
+    SELECT e.id, e.command, e.relation::regclass, e.dst_server::name, e.state,
+           e.rows_done, e.rows_done, e.bytes_done, e.started_at, e.ended_at, NULL, 0, e.sqlstate,
+           e.message, NULL
+      FROM @extschema@.sync_progress_log e
      WHERE e.ended_at >
            (clock_timestamp() - '1 day'::interval);
 COMMENT ON VIEW @extschema@.sync_progress IS
-    'copies that are under way or have ended within a day; rows_total is an estimate';
+    'copies, comparisons and repairs that are under way or have ended within a day; rows_total is an estimate';
+COMMENT ON COLUMN @extschema@.sync_progress.pid IS
+    'process of the session that compares or repairs: pg_cancel_backend() ends it';
 
 -- As CREATE EXTENSION has set it.
 SET LOCAL search_path = @extschema@, pg_temp;

@@ -407,6 +407,53 @@ fn sync_conflict_counters() -> TableIterator<
     }))
 }
 
+/// How far calls of `verify_sync` and `repair_sync` are. Open to everyone, as `pg_locks` is: it tells numbers by
+/// OID. See [`verify::running`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_comparisons() RETURNS TABLE (
+    pid integer, id bigint, command text, relation oid, server oid, state text, rows_total bigint,
+    rows_done bigint, bytes_done bigint, ranges bigint, differences bigint, repaired bigint,
+    started_at timestamptz
+) VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sync_comparisons_wrapper';
+"#)]
+#[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
+fn sync_comparisons() -> TableIterator<
+    'static,
+    (
+        name!(pid, i32),
+        name!(id, Option<i64>),
+        name!(command, &'static str),
+        name!(relation, pg_sys::Oid),
+        name!(server, pg_sys::Oid),
+        name!(state, &'static str),
+        name!(rows_total, i64),
+        name!(rows_done, i64),
+        name!(bytes_done, i64),
+        name!(ranges, i64),
+        name!(differences, i64),
+        name!(repaired, i64),
+        name!(started_at, Option<TimestampWithTimeZone>),
+    ),
+> {
+    TableIterator::new(verify::running().into_iter().map(|one| {
+        (
+            one.pid,
+            one.id,
+            one.command,
+            one.relation,
+            one.server,
+            one.state,
+            one.rows_total,
+            one.rows_done,
+            one.bytes_done,
+            one.ranges,
+            one.differences,
+            one.repaired,
+            one.started_at.try_into().ok(),
+        )
+    }))
+}
+
 /// Makes both triggers on a table, and registers a copy of its rows if `copy_data` says so. See
 /// [`admin::attach`] and [`copy::start`].
 #[pg_extern(sql = r#"

@@ -61,6 +61,7 @@ pgrx::extension_sql_file!(
         api::sync_connections,
         api::sync_counters,
         api::sync_conflict_counters,
+        api::sync_comparisons,
         api::sync_worker_state,
         api::sync_is_copy,
         api::sync_has_crashed,

@@ -31,6 +31,7 @@ pub mod lookup;
 pub mod memory;
 pub mod output;
 mod plain;
+pub mod progress;
 pub mod query;
 pub mod report;
 pub mod row;

@@ -24,6 +24,7 @@
 //! | [`difference`] | a row that differs |
 //! | [`in_flight`] | waits for what is under way |
 //! | [`mod@repair`] | makes both sides equal |
+//! | [`progress`] | how far it is |
 //! | [`options`] | the JSON options of both functions |
 
 mod compare;
@@ -33,16 +34,19 @@ mod facts;
 mod in_flight;
 mod options;
 mod parts;
+mod progress;
 mod repair;
 mod sides;
 mod subject;
 
 pub use self::difference::Difference;
+pub use self::progress::running;
 pub use self::repair::repair;
 
 use self::compare::Comparison;
 use self::options::VerifyOptions;
 use self::parts::Wanted;
+use self::progress::{Command, summary};
 use self::subject::Subject;
 use crate::crash;
 use crate::error::Result;
@@ -63,7 +67,8 @@ pub fn verify(
     options: &str,
 ) -> Result<Vec<Difference>> {
     let options = VerifyOptions::parse(options)?;
-    let (subject, sides) = Subject::look_up(extension, rel, server, options.condition.as_deref())?;
+    let condition = options.condition.as_deref();
+    let (subject, sides) = Subject::look_up(extension, rel, server, condition, Command::Verify)?;
     let wanted = if options.values {
         Wanted::Json
     } else {
@@ -71,7 +76,8 @@ pub fn verify(
     };
     let mut comparison = Comparison::new(&subject, sides, options.max_differences, wanted);
     comparison.run()?;
-    if comparison.is_cut_short() {
+    let (is_cut_short, is_whole) = (comparison.is_cut_short(), comparison.is_whole());
+    if is_cut_short {
         report::advise(
             &format!(
                 "comparison stopped at {} differences",
@@ -80,12 +86,11 @@ pub fn verify(
             "There may be more: raise the option \"max_differences\".",
         );
     }
-    let (is_whole, differences) = (
-        !comparison.is_cut_short() && options.condition.is_none(),
-        comparison.into_differences(),
-    );
-    if is_whole && differences.is_empty() {
+    let (differences, progress) = comparison.into_differences();
+    if is_whole && options.condition.is_none() && differences.is_empty() {
         crash::settle(extension, rel, server)?;
     }
+    let came_to = summary(differences.len(), is_cut_short);
+    progress.end(extension, rel, server, &came_to)?;
     Ok(differences)
 }

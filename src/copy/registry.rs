@@ -224,7 +224,7 @@ pub fn cancel(extension: &Extension, relation: Oid, server: &str) -> Result<bool
     let sql = format!(
         "WITH deleted AS (DELETE FROM {} WHERE relation = $1::oid \
              AND dst_server = $2 RETURNING *) \
-         INSERT INTO {}.sync_copy_log (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
+         INSERT INTO {}.sync_progress_log (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
          SELECT id, relation, dst_server, 'cancelled', rows_done, bytes_done, started_at FROM deleted \
          RETURNING id",
         table(extension),
@@ -611,9 +611,9 @@ pub fn finish(extension: &Extension, group: i64, plans: &[Plan], seen: &str) -> 
     let schema = ident(&extension.schema);
     let sql = format!(
         "WITH deleted AS (DELETE FROM {} WHERE grp = $1::int8 RETURNING *), \
-           old AS (DELETE FROM {schema}.sync_copy_log WHERE ended_at < \
+           old AS (DELETE FROM {schema}.sync_progress_log WHERE ended_at < \
              (clock_timestamp() - '1 day'::interval)), \
-           new AS (INSERT INTO {schema}.sync_copy_log \
+           new AS (INSERT INTO {schema}.sync_progress_log \
              (id, relation, dst_server, state, rows_done, bytes_done, started_at) \
              SELECT id, relation, dst_server, 'done', rows_done, bytes_done, started_at FROM deleted \
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, rows_done = excluded.rows_done, \
@@ -719,7 +719,7 @@ pub fn drop_without_table(extension: &Extension, group: i64) -> Result<bool> {
         "WITH deleted AS (DELETE FROM {} c WHERE c.grp = $1::int8 \
              AND NOT EXISTS (SELECT FROM pg_class r \
                WHERE r.oid = c.relation) RETURNING *) \
-         INSERT INTO {}.sync_copy_log (id, relation, dst_server, state, rows_done, bytes_done, started_at, \
+         INSERT INTO {}.sync_progress_log (id, relation, dst_server, state, rows_done, bytes_done, started_at, \
            sqlstate, message) \
          SELECT id, relation, dst_server, 'failed', rows_done, bytes_done, started_at, '42P01', \
            'the table was dropped' FROM deleted RETURNING id",

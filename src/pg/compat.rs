@@ -47,6 +47,23 @@ pub unsafe fn addin_shmem_init_lock() -> *mut pg_sys::LWLock {
     unsafe { &raw mut (*pg_sys::MainLWLockArray.add(NUMBER)).lock }
 }
 
+/// What one of the sessions shows of itself, by its number in this session's copy, from 1 on.
+///
+/// # Safety
+/// Must be called in a backend.
+pub unsafe fn session_status(number: i32) -> *const pg_sys::LocalPgBackendStatus {
+    #[cfg(feature = "pg15")]
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        pg_sys::pgstat_fetch_stat_local_beentry(number)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        pg_sys::pgstat_get_local_beentry_by_index(number)
+    }
+}
+
 /// A transaction's virtual id, of which 17 has renamed the first part.
 pub fn transaction_of(id: &pg_sys::VirtualTransactionId) -> (i32, u32) {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

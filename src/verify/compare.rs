@@ -3,6 +3,7 @@
 use super::difference::{Difference, Kind};
 use super::in_flight::{self, UnderWay};
 use super::parts::{self, Full, Listed, Part, State, Sum, Wanted};
+use super::progress::{Phase, Progress};
 use super::sides::{Side, Sides};
 use super::subject::Subject;
 use crate::error::Result;
@@ -101,9 +102,14 @@ impl<'s> Comparison<'s> {
         self.cut_short
     }
 
-    /// What was found.
-    pub fn into_differences(self) -> Vec<Difference> {
-        self.found
+    /// Whether it has told of every row whether it differs.
+    pub fn is_whole(&self) -> bool {
+        !self.cut_short && self.undecided == 0
+    }
+
+    /// What was found, and how far it is.
+    pub fn into_differences(self) -> (Vec<Difference>, Progress) {
+        (self.found, self.sides.close())
     }
 
     /// Compares.
@@ -132,7 +138,6 @@ impl<'s> Comparison<'s> {
                 "They wait in the queue, or are written all the time. Compare again later.",
             );
         }
-        self.sides.close();
         Ok(())
     }
 
@@ -182,6 +187,12 @@ impl<'s> Comparison<'s> {
             .ask(&question(Side::Here), &question(Side::There))?;
         let here = parts::read_sums(&here, ranges.len())?;
         let there = parts::read_sums(&there, ranges.len())?;
+        let rows = here
+            .iter()
+            .zip(&there)
+            .map(|(here, there)| here.rows.max(there.rows));
+        let rows = if cuts == 0 { rows.sum() } else { 0 };
+        self.sides.progress.compared(ranges.len(), rows);
         for ((range, here), there) in ranges.into_iter().zip(here).zip(there) {
             if here != there && !self.is_full() {
                 self.resolve_range(range, &here, &there, cuts)?;
@@ -236,6 +247,13 @@ impl<'s> Comparison<'s> {
         }
         let is_equal = |[here, there]: &[Sum; 2]| here == there;
         let size = |[here, there]: &[Sum; 2]| here.rows.max(there.rows);
+        let is_whole = matches!(within, Part::Buckets { bits: 0, .. });
+        let rows = if is_whole {
+            sums.values().map(size).sum()
+        } else {
+            0
+        };
+        self.sides.progress.compared(sums.len(), rows);
         let differing: Vec<(u64, u64)> = (sums.iter())
             .filter(|(_, sums)| !is_equal(sums))
             .map(|(bucket, sums)| (*bucket, size(sums)))
@@ -293,6 +311,7 @@ impl<'s> Comparison<'s> {
     fn look_again(&mut self) -> Result<()> {
         let mut looks = 0;
         while !self.candidates.is_empty() && !self.is_full() {
+            self.sides.progress.enter(Phase::Rechecking);
             let under_way = in_flight::wait(self.subject, &mut self.sides)?;
             let candidates = std::mem::take(&mut self.candidates);
             looks += 1;
@@ -306,6 +325,7 @@ impl<'s> Comparison<'s> {
                 self.undecided += std::mem::take(&mut self.candidates).len();
             }
         }
+        self.sides.progress.enter(Phase::Comparing);
         Ok(())
     }
 
@@ -355,6 +375,7 @@ impl<'s> Comparison<'s> {
             } else {
                 let (here, there) = self.with_values(candidate, here, there)?;
                 self.found.push(self.difference(candidate, here, there));
+                self.sides.progress.found(self.found.len());
             }
         }
         Ok(())

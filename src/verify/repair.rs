@@ -11,6 +11,7 @@ use super::difference::{Difference, Kind};
 use super::expressions::KeyText;
 use super::options::{Direction, RepairOptions};
 use super::parts::Wanted;
+use super::progress::{Command, Phase, Progress, summary};
 use super::sides::Side;
 use super::subject::Subject;
 use crate::capture::row::Captured;
@@ -68,7 +69,8 @@ pub fn repair(
 ) -> Result<Vec<(Difference, Action)>> {
     let options = RepairOptions::parse(options)?;
     identity::check(extension)?;
-    let (subject, sides) = Subject::look_up(extension, rel, server, options.condition.as_deref())?;
+    let condition = options.condition.as_deref();
+    let (subject, sides) = Subject::look_up(extension, rel, server, condition, Command::Repair)?;
     subject.check_may_write()?;
     let is_newest = matches!(subject.descriptor.route.policy, Policy::Newest(_));
     if options.direction == Some(Direction::Newest) && !is_newest {
@@ -80,24 +82,34 @@ pub fn repair(
     }
     let mut comparison = Comparison::new(&subject, sides, options.max_differences, Wanted::Texts);
     comparison.run()?;
-    let is_whole = !comparison.is_cut_short() && options.condition.is_none();
+    let (is_cut_short, is_whole) = (comparison.is_cut_short(), comparison.is_whole());
+    let (differences, mut progress) = comparison.into_differences();
+    let found = summary(differences.len(), is_cut_short);
     let repair = Repair {
         subject: &subject,
         options: &options,
     };
-    let planned: Vec<(Difference, Action)> = comparison
-        .into_differences()
+    progress.enter(Phase::Repairing);
+    let planned: Vec<(Difference, Action)> = differences
         .into_iter()
         .map(|difference| repair.plan(&difference).map(|action| (difference, action)))
         .collect::<Result<_>>()?;
     if options.dry_run {
+        progress.end(extension, rel, server, &format!("{found}, dry run"))?;
         return Ok(planned);
     }
-    let done = repair.carry_out(planned)?;
-    if is_whole && done.iter().all(|(_, action)| *action != Action::Leave) {
+    let done = repair.carry_out(planned, &mut progress)?;
+    let left = count(&done, Action::Leave);
+    if is_whole && options.condition.is_none() && left == 0 {
         crash::settle(extension, rel, server)?;
     }
+    let came_to = format!("{found}, {left} left");
+    progress.end(extension, rel, server, &came_to)?;
     Ok(done)
+}
+
+fn count(planned: &[(Difference, Action)], wanted: Action) -> usize {
+    (planned.iter().filter(|(_, action)| *action == wanted)).count()
 }
 
 struct Repair<'s> {
@@ -202,6 +214,7 @@ impl Repair<'_> {
     fn carry_out(
         &self,
         mut planned: Vec<(Difference, Action)>,
+        progress: &mut Progress,
     ) -> Result<Vec<(Difference, Action)>> {
         // Before any row is locked: who holds one may wait for the table.
         if planned
@@ -211,20 +224,30 @@ impl Repair<'_> {
             self.lock_table()?;
         }
         for chunk in planned.chunks_mut(LOCKED) {
+            let planned = count(chunk, Action::DeleteThere);
             self.delete_there(chunk)?;
+            progress.repaired(planned);
         }
         for chunk in planned.chunks_mut(LOCKED) {
+            let planned = count(chunk, Action::WriteThere);
             self.write_there(chunk)?;
+            progress.repaired(planned);
         }
         // Rows that go make room for the unique values of those that come.
-        for (difference, action) in &mut planned {
-            if *action == Action::DeleteHere && !self.delete_here(difference)? {
-                *action = Action::Leave;
+        for chunk in planned.chunks_mut(LOCKED) {
+            progress.repaired(count(chunk, Action::DeleteHere));
+            for (difference, action) in chunk {
+                if *action == Action::DeleteHere && !self.delete_here(difference)? {
+                    *action = Action::Leave;
+                }
             }
         }
-        for (difference, action) in &mut planned {
-            if *action == Action::WriteHere && !self.write_here(difference)? {
-                *action = Action::Leave;
+        for chunk in planned.chunks_mut(LOCKED) {
+            progress.repaired(count(chunk, Action::WriteHere));
+            for (difference, action) in chunk {
+                if *action == Action::WriteHere && !self.write_here(difference)? {
+                    *action = Action::Leave;
+                }
             }
         }
         Ok(planned)

@@ -1,6 +1,7 @@
 //! Asks both sides at once: the server is sent its question, the local one is answered meanwhile, then the
 //! server's answer is read. Each question is a transaction of its own that changes nothing.
 
+use super::progress::Progress;
 use crate::connect::endpoint::Endpoint;
 use crate::delivery::feed::Fixed;
 use crate::delivery::link::{Ending, Link};
@@ -41,15 +42,17 @@ pub struct Sides {
     endpoint: Rc<Endpoint>,
     /// At rest between questions; none before the first, and while one is asked.
     link: Option<Link<'static>>,
+    pub progress: Progress,
 }
 
 impl Sides {
     /// The local side as the table's owner, and the server over the owner's mapping.
-    pub fn new(owner: Oid, endpoint: Rc<Endpoint>) -> Self {
+    pub fn new(owner: Oid, endpoint: Rc<Endpoint>, progress: Progress) -> Self {
         Self {
             owner,
             endpoint,
             link: None,
+            progress,
         }
     }
 
@@ -122,17 +125,18 @@ impl Sides {
                 "unexpected answer of server \"{server}\""
             )));
         };
-        let answer = value(answer.first().and_then(Option::as_deref));
+        let text = answer.first().and_then(Option::as_deref);
+        let bytes = sql.len() + text.map_or(0, str::len);
+        let answer = value(text);
         self.link = Some(link);
+        self.progress.exchanged(bytes);
         answer
     }
 
     /// Keeps the connection for what the session delivers next.
-    pub fn close(&mut self) {
-        self.link
-            .take()
-            .into_iter()
-            .for_each(remote_transaction::release);
+    pub fn close(self) -> Progress {
+        self.link.into_iter().for_each(remote_transaction::release);
+        self.progress
     }
 }
 

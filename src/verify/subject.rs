@@ -2,6 +2,7 @@
 
 use super::expressions::Expressions;
 use super::facts::{Facts, about};
+use super::progress::{Command, Progress};
 use super::sides::{Side, Sides};
 use crate::capture::condition;
 use crate::capture::descriptor::{Arguments, Descriptor};
@@ -45,6 +46,7 @@ impl Subject {
         rel: Oid,
         server: &str,
         condition: Option<&str>,
+        command: Command,
     ) -> Result<(Self, Sides)> {
         let table = Table::read(extension, rel)?;
         let senders = senders(extension, &table, server)?;
@@ -79,7 +81,8 @@ impl Subject {
             .collect();
         check_rights(extension, &table, &sent, condition.is_some())?;
         let endpoint = Endpoint::resolve(extension, &descriptor.account)?;
-        let mut sides = Sides::new(table.owner, endpoint);
+        let progress = Progress::begin(extension, command, rel, descriptor.account.server)?;
+        let mut sides = Sides::new(table.owner, endpoint, progress);
         let there = literal(&relation(&descriptor.route.target));
         let [here, there] = sides.ask(
             &about(&table.oid.to_u32().to_string()),

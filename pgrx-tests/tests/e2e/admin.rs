@@ -20,3 +20,4 @@ mod reference;
 mod repair;
 mod upgrade;
 mod verify;
+mod verify_progress;

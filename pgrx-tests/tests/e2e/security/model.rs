@@ -245,7 +245,8 @@ fn who_only_reads_has_nothing_happen() {
         &mut client,
         "select srvoptions::text from pg_foreign_server union all select umoptions::text from pg_user_mappings
          union all select encode(tgargs, 'escape') from pg_trigger
-         union all select c::text from sync_counters() c union all select c::text from sync_conflict_counters() c",
+         union all select c::text from sync_counters() c union all select c::text from sync_conflict_counters() c
+         union all select c::text from sync_comparisons() c",
     );
     assert!(
         !shown.is_empty()

@@ -46,6 +46,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
         "execute",
         "execute",
     ),
+    ("sync_comparisons()", "execute", "execute"),
     ("sync_conflict_counters()", "execute", "execute"),
     ("sync_conflict_counts", "", "select"),
     ("sync_conflict_log", "", ""),
@@ -54,7 +55,6 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_connections()", "execute", "execute"),
     ("sync_copy", "", ""),
     ("sync_copy_id_seq", "", ""),
-    ("sync_copy_log", "", ""),
     ("sync_counters()", "execute", "execute"),
     ("sync_crash", "", ""),
     (
@@ -83,6 +83,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_prepared", "", ""),
     ("sync_prepared_transaction", "", ""),
     ("sync_progress", "", "select"),
+    ("sync_progress_log", "", ""),
     ("sync_queue", "", ""),
     ("sync_queue_discarded()", "", ""),
     ("sync_queue_floor", "", ""),
