@@ -25,3 +25,4 @@ pub mod statements;
 pub mod table;
 pub mod targets;
 pub mod transactions;
+pub mod verify;

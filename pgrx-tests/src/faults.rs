@@ -13,5 +13,6 @@ pub mod rig;
 pub mod rng;
 pub mod rounds;
 pub mod verdict;
+pub mod verify;
 pub mod whole;
 pub mod workload;

@@ -1,7 +1,6 @@
 //! The first copy of a table, next to native table synchronisation and to COPY piped from psql to psql; of
 //! many small tables; and what writers notice of it meanwhile.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::contender::Contender;
-use super::measure::{Figures, Unit, milliseconds, time};
+use super::measure::{Figures, Unit, milliseconds, own_memory, time};
 use super::number::many;
 use super::plan::Plan;
 use super::rig::Rig;
@@ -94,7 +93,8 @@ fn fill(rig: &Rig, rows: u32) -> Result<()> {
         "insert into {TABLE} select i, 'key', md5(i::text), now()::timestamp, now()::timestamp
            from generate_series(1, {rows}) i"
     ))?;
-    rig.here(&format!("vacuum analyze {TABLE}; checkpoint"))
+    rig.here(&format!("vacuum analyze {TABLE}"))?;
+    rig.here("checkpoint")
 }
 
 fn ensure_equal(rig: &Rig, table: &str) -> Result<()> {
@@ -140,7 +140,7 @@ fn tables(figures: &mut Figures, rig: &Rig, plan: &Plan, rows: u32) -> Result<()
 
 fn empty(rig: &Rig) -> Result<()> {
     rig.there(&format!("truncate {TABLE}; checkpoint"))?;
-    rig.here("delete from sync_copy_log; checkpoint")
+    rig.here("delete from sync_progress_log; checkpoint")
 }
 
 fn attach(rig: &Rig, table: &str, copies: bool) -> Result<()> {
@@ -350,15 +350,6 @@ fn watch(rig: &Rig) -> Result<(f64, f64)> {
     }
 }
 
-/// MB that a process has for itself alone.
-fn own_memory(pid: i32) -> Option<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let own = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))?;
-    Some(own.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
-}
-
 fn create_small(rig: &Rig, tables: u32) -> Result<()> {
     for (side, rows) in [(&rig.local, 10), (&rig.remote, 0)] {
         let owner = &side.user;
@@ -389,7 +380,7 @@ fn small(figures: &mut Figures, rig: &Rig, plan: &Plan) -> Result<()> {
     }
     rig.there(&each(&format!("truncate {SMALL}.t%s")))?;
     if plan.has(Contender::Async) {
-        rig.here("delete from sync_copy_log")?;
+        rig.here("delete from sync_progress_log")?;
         let mut client = rig.local.connect()?;
         let attach = format!(
             "select count(*) filter (where attached)

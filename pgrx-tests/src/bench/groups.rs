@@ -6,12 +6,12 @@ use anyhow::{Result, ensure};
 
 use super::run::Run;
 use super::shape::Shape;
-use super::{bytes, copy, distance, down, drain, guard, statements, transactions};
+use super::{bytes, copy, distance, down, drain, guard, statements, transactions, verify};
 
 type Group = (&'static str, fn(&mut Run) -> Result<()>);
 
 /// By the names that `--only` looks for.
-const GROUPS: [Group; 11] = [
+const GROUPS: [Group; 12] = [
     ("narrow", |run| statements::run(run, Shape::Narrow)),
     ("wide", |run| statements::run(run, Shape::Wide)),
     ("toast", |run| statements::run(run, Shape::Toast)),
@@ -23,6 +23,7 @@ const GROUPS: [Group; 11] = [
     ("drain", drain::run),
     ("down", down::run),
     ("copy", copy::run),
+    ("verify", verify::run),
 ];
 
 pub fn group_names() -> Vec<&'static str> {

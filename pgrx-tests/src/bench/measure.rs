@@ -1,5 +1,6 @@
 //! Samples of one contender in one workload, and what is made of them.
 
+use std::fs;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -17,6 +18,8 @@ pub enum Unit {
     Records,
     #[serde(rename = "bytes/row")]
     Bytes,
+    #[serde(rename = "kB")]
+    Kilobytes,
     #[serde(rename = "MB")]
     Megabytes,
 }
@@ -28,6 +31,7 @@ impl Unit {
             Unit::Transactions => "tps",
             Unit::Records => "records/s",
             Unit::Bytes => "bytes/row",
+            Unit::Kilobytes => "kB",
             Unit::Megabytes => "MB",
         }
     }
@@ -150,6 +154,15 @@ pub fn time<E>(what: impl FnOnce() -> Result<(), E>) -> Result<f64, E> {
     let start = Instant::now();
     what()?;
     Ok(milliseconds(start))
+}
+
+/// MB that a process has for itself alone.
+pub fn own_memory(pid: i32) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let own = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(own.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 
 pub fn milliseconds(start: Instant) -> f64 {

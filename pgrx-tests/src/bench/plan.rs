@@ -19,6 +19,9 @@ pub struct Plan {
     /// Rows of a large table that is copied; those of a smaller one are [`Plan::many`].
     #[serde(default)]
     pub large: u32,
+    /// Rows of a huge table that is compared, where [`Plan::slow`] asks for it.
+    #[serde(default)]
+    pub huge: u32,
     /// Small tables that are copied.
     #[serde(default)]
     pub tables: u32,
@@ -54,6 +57,7 @@ impl Plan {
             toast_rows: 200,
             many: 1_000_000,
             large: 5_000_000,
+            huge: 10_000_000,
             tables: 1_000,
             updated: 2_000,
             backlog: 100_000,
@@ -74,6 +78,7 @@ impl Plan {
             toast_rows: 20,
             many: 5_000,
             large: 10_000,
+            huge: 50_000,
             tables: 20,
             updated: 200,
             backlog: 5_000,

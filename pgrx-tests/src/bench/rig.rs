@@ -161,6 +161,11 @@ impl Rig {
         self.to_remote.bytes(Direction::ToServer) + self.to_local.bytes(Direction::ToClient)
     }
 
+    /// Bytes that have gone to the remote side and back by way of the proxy.
+    pub fn bytes_exchanged(&self) -> u64 {
+        self.to_remote.bytes(Direction::ToServer) + self.to_remote.bytes(Direction::ToClient)
+    }
+
     /// As superuser, on the local side.
     pub fn here(&self, sql: &str) -> Result<()> {
         self.here

@@ -10,7 +10,7 @@ use super::measure::Figures;
 use super::number::grouped;
 use super::plan::{Plan, distance, down, round_trip, transactions, updates};
 use super::shape::{Operation, Shape};
-use super::{copy, drain, guard};
+use super::{copy, drain, guard, verify};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bound {
@@ -105,6 +105,7 @@ pub fn judge(figures: &Figures, plan: &Plan) -> Vec<Verdict> {
     judge.many();
     judge.queue();
     judge.copies();
+    judge.comparisons();
     judge.verdicts
 }
 
@@ -302,6 +303,58 @@ impl Judge<'_> {
         ] {
             let found = self.figures.median(title, Async);
             self.push(title.to_owned(), Bound::AtMost, limit, unit, found);
+        }
+    }
+}
+
+impl Judge<'_> {
+    fn comparisons(&mut self) {
+        let rows = self.plan.many;
+        let median = |title: &str, contender| self.figures.median(title, contender);
+        let ratio = |one: Option<f64>, other: Option<f64>| Some(one? / other?);
+        let equal = verify::title(rows);
+        let took = median(&equal, Async);
+        let scan = median(&verify::title_scan("md5", rows), Nobody);
+        let few = verify::title_differing(rows, verify::FEW);
+        let huge = verify::title(self.plan.huge);
+        let factor = f64::from(self.plan.huge) / f64::from(rows);
+        let [small, large] =
+            [&equal, &huge].map(|title| median(&verify::title_memory(title), Async));
+        let traffic = verify::title_traffic(&equal);
+        let judged = [
+            (
+                format!("{equal}: time of one side's own md5"),
+                1.5,
+                " times".to_owned(),
+                ratio(took, scan),
+            ),
+            (
+                traffic.clone(),
+                100.0,
+                " kB".to_owned(),
+                median(&traffic, Async),
+            ),
+            (
+                few.clone(),
+                1.2,
+                " times that of equal rows".to_owned(),
+                ratio(median(&few, Async), took),
+            ),
+            (
+                format!("{huge}: a row's time"),
+                1.3,
+                format!(" times that with {}", grouped(rows.into())),
+                ratio(median(&huge, Async), took.map(|took| took * factor)),
+            ),
+            (
+                format!("{huge}: memory of the session's own"),
+                1.5,
+                format!(" times that with {}", grouped(rows.into())),
+                ratio(large, small),
+            ),
+        ];
+        for (what, limit, unit, found) in judged {
+            self.push(what, Bound::AtMost, limit, &unit, found);
         }
     }
 }

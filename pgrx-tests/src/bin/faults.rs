@@ -1,4 +1,4 @@
-//! `cargo faults rounds|atomic|whole|copy|converge|outage|flapping|leaks|points|regress|types`: breaks things on
+//! `cargo faults rounds|atomic|whole|copy|verify|converge|outage|flapping|leaks|points|regress|types`: breaks things on
 //! purpose, at a size that is too large for every run of the tests. Sets the machine up first, as the other
 //! commands do.
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
 use rowsync_harness::faults::{
-    convergence, copy, flapping, leaks, outage, points, regress, rounds, whole,
+    convergence, copy, flapping, leaks, outage, points, regress, rounds, verify, whole,
 };
 use rowsync_harness::{Fixture, setup, type_pairs};
 
@@ -27,6 +27,9 @@ const USAGE: &str = "usage:
   cargo faults copy [--rounds 20] [--seed S] [--from 0]
       tables copied while eight clients write them, with faults on the way; compared after each round,
       in which nothing may fail
+  cargo faults verify [--rounds 100] [--seed S] [--from 0]
+      random tables with planted differences, while others write them: what is told must be exactly what
+      was planted, and a repair must leave none
   cargo faults converge [--masters 2] [--version clock|frozen|skewed|null|all] [--rounds 10]
                         [--seconds 5] [--seed S] [--mode async|queue] [--drain worker|calls|both]
       two or three masters under policy newest, eight clients on each, trouble on every link; the
@@ -62,6 +65,7 @@ fn run() -> Result<()> {
         "atomic" => run_rounds(&mut options, Some(Mode::Atomic)),
         "whole" => run_whole(&mut options),
         "copy" => run_copy(&mut options),
+        "verify" => run_verify(&mut options),
         "converge" => run_converge(&mut options),
         "outage" => run_outage(&mut options),
         "flapping" => run_flapping(&mut options),
@@ -149,6 +153,24 @@ fn run_copy(options: &mut Arguments) -> Result<()> {
     })?;
     println!(
         "{rounds} rounds in {:.0} s, both sides equal after each",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn run_verify(options: &mut Arguments) -> Result<()> {
+    let rounds = options.take("rounds")?.unwrap_or(100);
+    let from = options.take("from")?.unwrap_or(0);
+    let seed = seed(options)?;
+    options.end(USAGE)?;
+    setup::prepare()?;
+    println!("seed {seed}");
+    let start = Instant::now();
+    verify::run(verify::Plan { seed, from, rounds }, &mut |line| {
+        println!("{line}")
+    })?;
+    println!(
+        "{rounds} rounds in {:.0} s: told was what was planted, and none was left",
         start.elapsed().as_secs_f64()
     );
     Ok(())

@@ -13,4 +13,5 @@ mod property;
 mod regress;
 mod rounds;
 mod stress;
+mod verify_rounds;
 mod whole_rounds;

@@ -1,0 +1,23 @@
+//! Rounds of planted differences with fixed seeds; see [`rowsync_harness::faults::verify`]. `cargo faults
+//! verify` plays more of them.
+
+use rowsync_harness::faults::verify::{self, Plan};
+
+fn play(seed: u64) {
+    let plan = Plan {
+        seed,
+        from: 0,
+        rounds: 3,
+    };
+    verify::run(plan, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+#[test]
+fn what_was_planted_is_told_and_repaired_in_some_rounds() {
+    play(1);
+}
+
+#[test]
+fn what_was_planted_is_told_and_repaired_in_other_rounds() {
+    play(20);
+}
