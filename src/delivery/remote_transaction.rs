@@ -9,7 +9,7 @@ use super::link::{Ending, Link};
 use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
-use crate::pg::{interrupt, wal};
+use crate::pg::{interrupt, memory, wal};
 use std::fmt::Display;
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
@@ -176,6 +176,7 @@ pub fn finish(links: &mut [Link<'_>]) -> Result<bool> {
     if links.iter().any(has_committed) {
         interrupt::committed();
         fault_point!(Answered);
+        memory::answered();
     } else if !links.iter().any(may_have_committed) {
         interrupt::nothing_committed();
     }

@@ -12,7 +12,7 @@ use crate::connect::account::Account;
 use crate::connect::lost_session::LostSession;
 use crate::connect::release;
 use crate::error::{Error, Result};
-use crate::pg::{context, interrupt, report, wal};
+use crate::pg::{context, interrupt, memory, report, wal};
 use crate::queue::failed::Blockers;
 use crate::queue::{self, lanes};
 use crate::{loops, stats};
@@ -137,6 +137,7 @@ pub fn settle_commit(
             } else {
                 // The records will bring about what the server may have done already.
                 interrupt::committed();
+                memory::answered();
             }
             failed(set, error, Some(lost)).map(Some)
         }

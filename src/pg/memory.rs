@@ -24,8 +24,10 @@ thread_local! {
     static TRIES: Cell<bool> = const { Cell::new(false) };
     /// A [`RESERVE`] for the end of the transaction, or null.
     static FOR_END: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
-    /// One for what follows a commit elsewhere, or null.
+    /// One for the answers to a commit elsewhere, or null.
     static FOR_COMMIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
+    /// One for what follows those answers up to the local commit, or null.
+    static FOR_ANSWERED: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
     /// The reserve may be used.
     static MUST_NOT_FAIL: Cell<bool> = const { Cell::new(false) };
 }
@@ -44,7 +46,8 @@ pub fn try_reserve<T>(items: &mut Vec<T>, more: usize) -> bool {
 /// 53200 where there is no memory for them.
 pub fn take_reserves() -> Result<()> {
     take(&FOR_END)?;
-    take(&FOR_COMMIT)
+    take(&FOR_COMMIT)?;
+    take(&FOR_ANSWERED)
 }
 
 fn take(reserve: &'static LocalKey<Cell<*mut u8>>) -> Result<()> {
@@ -81,6 +84,12 @@ fn release(reserve: &'static LocalKey<Cell<*mut u8>>) -> bool {
 /// there is no memory but takes the connection to be broken.
 pub fn commit_sent() {
     release(&FOR_COMMIT);
+}
+
+/// A server has said that it has committed, or its outcome is left to the queue: other servers' commits, what is
+/// queued for those that failed and the local commit are still to come.
+pub fn answered() {
+    release(&FOR_ANSWERED);
 }
 
 /// Runs what may neither raise nor end the session. Where there is no memory, it gets what was reserved.

@@ -258,12 +258,21 @@ fn run_leaks(options: &mut Arguments) -> Result<()> {
 
 fn run_points(options: &mut Arguments) -> Result<()> {
     let only: String = options.take("case")?.unwrap_or_else(|| "all".to_owned());
+    let only = only.to_lowercase();
     let selected = points::Selection {
         points: options.take("point")?,
         whats: options.take("what")?,
     };
     let writes = options.flag("write");
     options.end(USAGE)?;
+    if let Some(unknown) = only.split(',').find(|name| {
+        *name != "all"
+            && !points::Case::ALL
+                .iter()
+                .any(|case| case.to_string() == *name)
+    }) {
+        bail!("there is no case \"{unknown}\"");
+    }
     setup::prepare_with_faults()?;
     let mut table = points::Table::default();
     for drain in [Drain::Calls, Drain::Worker] {

@@ -390,7 +390,8 @@ impl Seen {
             trial.what == What::Terminate && !equal,
             "both sides differ over a request",
         )?;
-        let is_reserved = trial.what == What::Memory && trial.point == Point::CommitSent;
+        let is_reserved = trial.what == What::Memory
+            && matches!(trial.point, Point::CommitSent | Point::Answered);
         never(
             is_reserved && !equal,
             "both sides differ over memory that was taken before",
