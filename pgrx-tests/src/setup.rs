@@ -203,8 +203,22 @@ pub fn prepare() -> Result<Postgres> {
 pub fn prepare_with_faults() -> Result<Postgres> {
     install_packages()?;
     let postgres = Postgres::find()?;
+    install_repack(&postgres)?;
     install(&postgres, ",faults", Profile::Release)?;
     Ok(postgres)
+}
+
+/// pg_repack for the machine's PostgreSQL, where apt has it: one test runs it, and says so if it is not there.
+fn install_repack(postgres: &Postgres) -> Result<()> {
+    let package = format!("postgresql-{}-repack", postgres.major);
+    let is_the_machines = postgres.bindir.starts_with("/usr/lib/postgresql");
+    if !is_the_machines || postgres.program("pg_repack").exists() || !available(&package) {
+        return Ok(());
+    }
+    apt(
+        update_apt(&package)?,
+        &["install", "--yes", "--no-install-recommends", &package],
+    )
 }
 
 /// How the extension is compiled.

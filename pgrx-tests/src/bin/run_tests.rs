@@ -24,7 +24,7 @@ use rowsync_harness::{assertions, cluster};
 
 /// What `--part` runs: values, statements, transactions, the queue and the worker, `newest`,
 /// two-phase commit, the life of the extension.
-const PART: [&str; 12] = [
+const PART: [&str; 13] = [
     "delivery::values::",
     "delivery::types::",
     "capture::statements::",
@@ -37,6 +37,7 @@ const PART: [&str; 12] = [
     "admin::extension::",
     "admin::upgrade::",
     "network::interrupts::",
+    "network::transaction_timeout::",
 ];
 
 /// Tests among several majors.

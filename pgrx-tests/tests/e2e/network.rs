@@ -11,3 +11,4 @@ mod idle_connections;
 mod interrupts;
 mod poolers;
 mod tls;
+mod transaction_timeout;

@@ -7,7 +7,8 @@ use rowsync_harness::fails;
 use rowsync_harness::flag::Flag;
 
 use crate::support::common::{
-    deal, one_way, outage, query, queued, recover, refused, rows, run, same, warnings,
+    deal, mirror, one_way, outage, query, queued, recover, refused, rows, run, same,
+    tell_what_is_missing, warnings,
 };
 
 const COLUMNS: &str = "id int primary key, v text";
@@ -166,6 +167,79 @@ fn tables_are_rewritten_and_rebuilt_under_load() {
     assert!(deal(&fixture, "100000"));
     assert_eq!(queued(&fixture), 0);
     same(&fixture, "t");
+}
+
+#[test]
+fn pg_repack_rewrites_tables_under_load() {
+    let fixture = one_way("repack", COLUMNS, r#"{"mode": "queue"}"#);
+    let newest = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
+    mirror(&fixture, "n", "id int primary key, ver int", newest);
+    let cluster = &fixture.left.cluster;
+    let is_there = fixture.left.query_one::<bool>(
+        "select exists (select from pg_available_extensions where name = 'pg_repack')",
+    );
+    if !is_there {
+        tell_what_is_missing("pg_repack");
+        return;
+    }
+    fixture
+        .left
+        .exec_superuser("create extension pg_repack schema public");
+    let over = Flag::default();
+    thread::scope(|scope| {
+        let _end = over.set_at_end();
+        let changes = [
+            "insert into t values (1, '0') on conflict (id) do update set v = t.v::int + 1",
+            "insert into n values (1, extract(epoch from clock_timestamp())::int)
+               on conflict (id) do update set ver = n.ver + 1; delete from n where id = 1",
+        ];
+        let writers = changes.map(|change| {
+            let (fixture, over) = (&fixture, &over);
+            scope.spawn(move || {
+                let mut client = fixture.left.client();
+                let mut count = 0;
+                while !over.is_set() {
+                    count += 1;
+                    run(&mut client, change);
+                }
+                count
+            })
+        });
+        let drains = scope.spawn(|| {
+            while !over.is_set() {
+                assert!(deal(&fixture, "1000"));
+            }
+        });
+        let tables = ["sync_queue", "sync_route", "sync_row_version", "t", "n"];
+        for table in tables.into_iter().chain(tables) {
+            let schema = match table.len() {
+                1 => fixture.left.user.as_str(),
+                _ => "public",
+            };
+            let name = format!("{schema}.{table}");
+            let file = format!("select pg_relation_filenode('{name}')::text");
+            let before: String = fixture.left.query_one(&file);
+            let arguments = [
+                "--no-superuser-check",
+                "--wait-timeout=60",
+                "--table",
+                &name,
+            ];
+            cluster
+                .client_program("pg_repack", &fixture.left.db, &arguments, "")
+                .unwrap_or_else(|error| panic!("{table}: {error:#}"));
+            assert_ne!(fixture.left.query_one::<String>(&file), before, "{table}");
+        }
+        over.set();
+        drains.join().expect("the drains");
+        for writer in writers {
+            assert!(writer.join().expect("a writer") > 0);
+        }
+    });
+    assert!(deal(&fixture, "100000"));
+    assert_eq!(queued(&fixture), 0);
+    same(&fixture, "t");
+    same(&fixture, "n");
 }
 
 #[test]

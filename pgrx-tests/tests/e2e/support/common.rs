@@ -14,14 +14,19 @@ pub fn has_icu(side: &Side) -> bool {
     let found: bool =
         side.query_one("select exists (select from pg_collation where collname = 'en-US-x-icu')");
     if !found {
-        let test = std::thread::current().name().unwrap_or_default().to_owned();
-        // Not by a macro, whose output is kept from those who run the tests.
-        let _ = writeln!(
-            std::io::stderr(),
-            "{test}: not all of it, the servers lack ICU"
-        );
+        tell_what_is_missing("ICU");
     }
     found
+}
+
+/// Says, where those who run the tests see it, that the current one cannot show all that it is about.
+pub fn tell_what_is_missing(what: &str) {
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    // Not by a macro, whose output is kept from those who run the tests.
+    let _ = writeln!(
+        std::io::stderr(),
+        "{test}: not all of it, the servers lack {what}"
+    );
 }
 
 /// A port on which nothing listens: its socket is closed again before it is used.
