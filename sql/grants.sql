@@ -1,5 +1,5 @@
 -- Least privilege: only the extension's owner sees and replays the queue; widen it with GRANT.
-REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_queue_floor,
+REVOKE ALL ON @extschema@.sync_route, @extschema@.sync_queue, @extschema@.sync_queue_floor, @extschema@.sync_drain,
     @extschema@.sync_alive, @extschema@.sync_crash, @extschema@.sync_pause, @extschema@.sync_lost_session,
     @extschema@.sync_server_state, @extschema@.sync_owner_state, @extschema@.sync_row_version,
     @extschema@.sync_conflict_log, @extschema@.sync_home, @extschema@.sync_node,

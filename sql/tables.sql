@@ -98,6 +98,19 @@ CREATE TABLE @extschema@.sync_queue_floor (
 COMMENT ON TABLE @extschema@.sync_queue_floor IS
     'ids of sync_queue up to which no record is pending for a server: looks begin behind them';
 
+-- The note is overwritten in place, so its length stays as it is. No key but the id: who makes a row waits for
+-- nobody.
+CREATE TABLE @extschema@.sync_drain (
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_drain_pkey PRIMARY KEY,
+    dst_server text NOT NULL,
+    owner regrole NOT NULL,
+    note bytea NOT NULL DEFAULT decode(repeat('00', 7000), 'hex')
+);
+ALTER TABLE @extschema@.sync_drain ALTER COLUMN note SET STORAGE PLAIN;
+COMMENT ON TABLE @extschema@.sync_drain IS
+    'what the last drain was about to commit on a server, whatever became of the local transaction';
+CREATE INDEX sync_drain_server ON @extschema@.sync_drain (dst_server);
+
 -- Copies under way. What goes to such a table waits in the queue: waits_for is the copy's number, negative.
 CREATE TABLE @extschema@.sync_copy (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_copy_pkey PRIMARY KEY,
@@ -321,6 +334,9 @@ ALTER TABLE @extschema@.sync_progress_log ENABLE REPLICA TRIGGER sync_not_replic
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_server_state
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_server_state ENABLE REPLICA TRIGGER sync_not_replicated;
+CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_drain
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
+ALTER TABLE @extschema@.sync_drain ENABLE REPLICA TRIGGER sync_not_replicated;
 CREATE TRIGGER sync_not_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.sync_owner_state
     FOR EACH ROW EXECUTE FUNCTION @extschema@.sync_not_replicated();
 ALTER TABLE @extschema@.sync_owner_state ENABLE REPLICA TRIGGER sync_not_replicated;

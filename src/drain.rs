@@ -13,8 +13,10 @@ mod batch;
 mod classify;
 mod outcome;
 mod replay;
+mod together;
 
 use self::batch::{Batch, Trial};
+use self::outcome::Settled;
 use self::replay::Replay;
 use crate::atomic::resolver;
 use crate::conflict::Tally;
@@ -363,8 +365,8 @@ struct DrainState {
     failed_conflicts: Tally,
     /// See [`Trial::noted_until`].
     noted: i64,
-    /// See [`outcome::settle`].
-    refuted: Option<i64>,
+    /// What is known of earlier drains.
+    settled: Settled,
 }
 
 /// Whether the remote transaction is new or that of an earlier call in the local one.
@@ -648,13 +650,13 @@ impl<'h> Drain<'h> {
             Err(error) => return stopped(error),
         };
         let mut link = link;
-        let refuted = if first {
+        let settled = if first {
             match outcome::settle(self.extension, &self.server_name, &lane.owner, &mut link) {
-                Ok(refuted) => refuted,
+                Ok(settled) => settled,
                 Err(error) => return stopped(error),
             }
         } else {
-            None
+            Settled::default()
         };
         let server = link.endpoint().account.server;
         let replay = Replay::new(link, !first);
@@ -669,7 +671,7 @@ impl<'h> Drain<'h> {
             flushed,
             failed_conflicts,
             noted,
-            refuted,
+            settled,
         };
         let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
         let bounds = Bounds {
@@ -689,7 +691,7 @@ impl<'h> Drain<'h> {
             flushed,
             failed_conflicts,
             noted,
-            ..
+            settled,
         } = progress;
         let (extension, changes) = (self.extension.clone(), served.changes);
         let held_back = replay.held_back();
@@ -700,7 +702,7 @@ impl<'h> Drain<'h> {
             changes: sent,
             conflicts: replay.take_conflicts(),
         };
-        let xact = replay.transaction();
+        let transaction = replay.identity();
         match replay.into_link() {
             Some(link) if first && changes == 0 => remote_transaction::roll_back(link),
             // Also with nothing more to do: what an earlier call applied is still to be committed.
@@ -710,9 +712,14 @@ impl<'h> Drain<'h> {
                 if last > noted {
                     batch::note_replay(self.extension, last)?;
                 }
-                if let Some(xact) = xact {
-                    outcome::note(&self.server_name, &lane.owner, xact, &ids, last);
-                }
+                let lane = (&*self.server_name, &*lane.owner);
+                outcome::note(
+                    self.extension,
+                    lane,
+                    transaction.as_ref(),
+                    (&ids, last),
+                    settled,
+                )?;
                 queue::remove(self.extension, &applied)?;
                 fault_point!(Removed);
                 let session = link
@@ -760,6 +767,15 @@ impl<'h> Drain<'h> {
         };
         let (first, last) = lane.pending.unwrap_or((i64::MAX, 0));
         let noted = batch::noted_replay(self.extension)?.filter(|noted| *noted >= first);
+        // What is noted for all lanes says nothing where it is known of this one.
+        let noted = match (noted, progress.settled.until) {
+            (Some(noted), Some(until))
+                if noted <= until || !queue::is_of(self.extension, noted, name, &lane.owner)? =>
+            {
+                None
+            }
+            (noted, _) => noted,
+        };
         let mut trial = Trial {
             maybe_until: noted.unwrap_or_default(),
             isolates: self.failures >= PATIENT_TRIES,
@@ -770,8 +786,7 @@ impl<'h> Drain<'h> {
             ..Trial::default()
         };
         // Else it is that of another lane, and what it hides of this one is not known.
-        if let Some(noted) =
-            noted.filter(|noted| *noted <= last && progress.refuted != Some(*noted))
+        if let Some(noted) = noted.filter(|noted| *noted <= last)
             && queue::is_pending(self.extension, noted)?
         {
             trial.replayed_until = Some(noted);
@@ -799,11 +814,12 @@ impl<'h> Drain<'h> {
                 progress.flushed.append(&mut progress.applied);
                 if !failed::release(self.extension, name)? {
                     again.truncate(remaining.min(i64::from(i32::MAX)) as usize);
-                    if again.is_empty() {
+                    if !again.is_empty() {
+                        failed::retry(self.extension, name, &again)?;
+                        progress.retried.append(&mut again);
+                    } else if !together::try_together(self.extension, &mut claims, progress)? {
                         break;
                     }
-                    failed::retry(self.extension, name, &again)?;
-                    progress.retried.append(&mut again);
                 }
                 claims = Claims::begin(self.extension, name, owner, bounds)?;
                 continue;

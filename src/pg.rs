@@ -21,6 +21,7 @@ mod entry;
 #[cfg(feature = "faults")]
 pub mod fault;
 pub mod fd;
+pub mod in_place;
 pub mod interrupt;
 pub mod invalidation;
 pub mod json;

@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod claim;
 pub mod copies;
+pub mod drained;
 mod enqueue;
 pub mod failed;
 pub mod floor;
@@ -40,6 +41,15 @@ const RECORD: IndexRef = IndexRef {
     status: Status::Pending,
 };
 
+/// Whether there is a record with this id, whatever its status.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn exists(extension: &Extension, id: i64) -> Result<bool> {
+    let status = Status::Any;
+    lookup::has_id(extension, &IndexRef { status, ..RECORD }, id)
+}
+
 /// Whether there is a pending record with this id.
 ///
 /// # Errors
@@ -48,15 +58,35 @@ pub fn is_pending(extension: &Extension, id: i64) -> Result<bool> {
     lookup::has_id(extension, &RECORD, id)
 }
 
+/// Whether there is such a record, and it is this owner's for this server.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn is_of(extension: &Extension, id: i64, server_name: &str, owner: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_queue WHERE id = $1::int8 AND dst_server || '' = $2 \
+         AND owner::oid = $3::oid",
+        ident(&extension.schema)
+    );
+    let id = id.to_string();
+    let args = [Some(&*id), Some(server_name), Some(owner)];
+    Ok(!spi::read(extension, &sql, &args)?.is_empty())
+}
+
 /// Sees to it that changes can be queued until the end of the transaction without a wait for who alters or
 /// locks the queue's tables.
 ///
 /// # Errors
 /// When they are not there. PostgreSQL raises what a wait ends with.
 pub fn reserve(extension: &Extension) -> Result<()> {
-    ["sync_queue", "sync_route", "sync_lost_session"]
-        .iter()
-        .try_for_each(|table| lookup::reserve(extension, table))
+    [
+        "sync_queue",
+        "sync_route",
+        "sync_drain",
+        "sync_lost_session",
+    ]
+    .iter()
+    .try_for_each(|table| lookup::reserve(extension, table))
 }
 
 /// Remembers the session of a connection lost in doubt, until a drain has seen it gone.

@@ -201,6 +201,48 @@ pub fn current_id(link: &Link<'_>) -> Option<i64> {
     value(link, 0)?.parse().ok()
 }
 
+/// A transaction of a server, as it can be asked for later.
+#[derive(Clone, Debug)]
+pub struct RemoteTransaction {
+    /// Its full id.
+    pub id: i64,
+    /// Where the server was found.
+    pub place: String,
+    /// When it was started: ids may be given again by one that has taken its place.
+    pub started: String,
+}
+
+/// Asks for what makes a [`RemoteTransaction`].
+pub const IDENTIFY: &str = "SELECT pg_catalog.concat(pg_catalog.pg_current_xact_id(), ' ', \
+     pg_catalog.pg_postmaster_start_time())";
+
+/// The answer to [`IDENTIFY`], if the server has given it first.
+pub fn identity(link: &Link<'_>) -> Option<RemoteTransaction> {
+    let (id, started) = value(link, 0)?.split_once(' ')?;
+    Some(RemoteTransaction {
+        id: id.parse().ok()?,
+        place: link.endpoint().place(),
+        started: started.to_owned(),
+    })
+}
+
+/// [`outcome`] of a transaction of a server that `is_same` knows by when it was started; `None` if it does not.
+///
+/// # Errors
+/// As for [`outcome`].
+pub fn outcome_at(
+    link: &mut Link<'_>,
+    xact: i64,
+    is_same: impl FnOnce(&str) -> bool,
+) -> Result<Option<bool>> {
+    execute(link, ["SELECT pg_catalog.pg_postmaster_start_time()"])?;
+    if value(link, 0).is_some_and(is_same) {
+        outcome(link, xact)
+    } else {
+        Ok(None)
+    }
+}
+
 /// Whether a transaction was committed there; `None` where the server does not know any more.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ mod bisect;
 mod doubt;
 mod postponed;
 
+pub(super) use self::doubt::is_about_states;
 use self::postponed::Postponed;
 use super::classify::conflict_of;
 use super::replay::Replay;

@@ -1,59 +1,89 @@
-//! What became of a drain whose COMMIT was not answered, where rows do not tell: rows of a table without a
-//! key look alike whether they were inserted once or twice.
+//! What became of the last drain of a lane, if the local transaction did not live to hear it: the session ended,
+//! the server crashed, the answer to the remote COMMIT was lost.
 //!
-//! Before such a drain commits, it asks for the transaction's id there, and the session remembers it with the
-//! records that it has applied. The next drain of the session asks the server what became of it. A session
-//! that ends in between takes that with it: then a person decides, see [`super::batch`].
+//! A drain asks for the id of its transaction on the server, and notes it with the records that it has applied
+//! before it is committed, see [`drained`]. The next one asks the server what became of that transaction. Where that cannot
+//! be known, since the server was started again or another has taken its place, rows tell, see [`super::batch`].
 
 use crate::delivery::link::Link;
-use crate::delivery::remote_transaction;
+use crate::delivery::remote_transaction::{self, RemoteTransaction};
 use crate::error::Result;
 use crate::local::{ProcessLocal, process_local};
 use crate::pg::spi::Extension;
 use crate::queue;
+use crate::queue::drained::{self, Note, place_of};
 use std::cell::RefCell;
 
-/// A drain that was about to be committed.
-#[derive(Clone)]
-pub struct Unanswered {
+/// A drain of the current transaction, or the last one before it.
+struct Noted {
     server_name: String,
     owner: String,
-    /// The transaction there.
-    xact: i64,
-    /// The records that it has applied.
-    ids: Vec<i64>,
-    /// The record up to which it was noted that they may have been applied.
-    until: i64,
+    note: Note,
 }
 
 process_local! {
-    static NOTED: RefCell<Vec<Unanswered>> = const { RefCell::new(Vec::new()) };
+    static NOTED: RefCell<Vec<Noted>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Remembers a drain, or that one goes on.
-pub fn note(server_name: &str, owner: &str, xact: i64, ids: &[i64], until: i64) {
+/// What is known of a lane's earlier drains.
+#[derive(Default)]
+pub struct Settled {
+    /// None of the records up to this one that are left may have been applied by a drain; `None` where that is not
+    /// known.
+    pub until: Option<i64>,
+    /// Records that were there, and have been removed.
+    pub there: Vec<i64>,
+}
+
+/// Notes what a drain is about to commit: records that it has applied, and the one behind which it has not come.
+/// `transaction`: its own there, or `None` where it goes on with that of the drain before.
+///
+/// # Errors
+/// What writing the note reports.
+pub fn note(
+    extension: &Extension,
+    (server_name, owner): (&str, &str),
+    transaction: Option<&RemoteTransaction>,
+    (ids, until): (&[i64], i64),
+    settled: Settled,
+) -> Result<()> {
+    let is = |one: &Noted| one.server_name == server_name && one.owner == owner;
+    let before = NOTED.with_borrow_mut(|all| {
+        let at = all.iter().position(is);
+        at.map(|at| all.swap_remove(at).note)
+    });
+    let mut note = match (transaction, before) {
+        (Some(transaction), _) => Note {
+            xact: transaction.id,
+            place: place_of(&transaction.place, &transaction.started),
+            until: until.max(settled.until.unwrap_or_default()),
+            applied: Some(Vec::new()),
+            there: Some(settled.there),
+        },
+        (None, Some(before)) => before,
+        (None, None) => return Ok(()),
+    };
+    note.until = note.until.max(until);
+    if let Some(applied) = &mut note.applied {
+        applied.extend(ids);
+    }
+    for list in [&mut note.applied, &mut note.there].into_iter().flatten() {
+        list.sort_unstable();
+        list.dedup();
+    }
+    drained::write(extension, server_name, owner, &note)?;
+    let (server_name, owner) = (server_name.to_owned(), owner.to_owned());
     NOTED.with_borrow_mut(|all| {
-        let is = |one: &Unanswered| one.server_name == server_name && one.owner == owner;
-        let goes_on = all.iter_mut().find(|one| is(one) && one.xact == xact);
-        if let Some(one) = goes_on {
-            one.ids.extend(ids);
-            one.until = one.until.max(until);
-            return;
-        }
-        all.retain(|one| !is(one));
-        let (server_name, owner) = (server_name.to_owned(), owner.to_owned());
-        all.push(Unanswered {
+        all.push(Noted {
             server_name,
             owner,
-            xact,
-            ids: ids.to_vec(),
-            until,
-        });
+            note,
+        })
     });
+    Ok(())
 }
 
-/// Settles what the session remembers of a lane: records that are known to have been applied are removed.
-/// Gives the record up to which they are known not to have been.
+/// Settles what the last drain of a lane was about to commit: records that the server has are removed.
 ///
 /// # Errors
 /// What the link or the queue reports; a transient error while the transaction is under way there.
@@ -62,22 +92,39 @@ pub fn settle(
     server_name: &str,
     owner: &str,
     link: &mut Link<'static>,
-) -> Result<Option<i64>> {
-    let is = |one: &Unanswered| one.server_name == server_name && one.owner == owner;
-    let Some(noted) = NOTED.with_borrow(|all| all.iter().find(|one| is(one)).cloned()) else {
-        return Ok(None);
+) -> Result<Settled> {
+    let Some(note) = drained::read(extension, server_name, owner)? else {
+        return Ok(Settled::default());
     };
-    let is_open = match noted.ids.last() {
-        Some(last) => queue::is_pending(extension, *last)?,
-        None => false,
+    let Some(mut there) = note.there else {
+        return Ok(Settled::default());
     };
-    if !is_open {
-        NOTED.with_borrow_mut(|all| all.retain(|one| !is(one)));
-        return Ok(None);
+    // All of them were removed, or none.
+    if let Some(applied) = &note.applied {
+        let ends = [there.first(), there.last(), applied.first(), applied.last()];
+        let mut is_left = false;
+        for id in ends.into_iter().flatten() {
+            is_left |= queue::exists(extension, *id)?;
+        }
+        if !is_left {
+            return Ok(Settled {
+                until: Some(note.until),
+                there: Vec::new(),
+            });
+        }
     }
-    match remote_transaction::outcome(link, noted.xact)? {
-        Some(true) => queue::remove(extension, &noted.ids).map(|()| None),
-        Some(false) => Ok(Some(noted.until)),
-        None => Ok(None),
-    }
+    let place = link.endpoint().place();
+    let outcome = remote_transaction::outcome_at(link, note.xact, |started| {
+        place_of(&place, started) == note.place
+    })?;
+    let until = match (outcome, note.applied) {
+        (Some(true), Some(applied)) => {
+            there.extend(applied);
+            Some(note.until)
+        }
+        (Some(false), _) => Some(note.until),
+        _ => None,
+    };
+    queue::remove(extension, &there)?;
+    Ok(Settled { until, there })
 }

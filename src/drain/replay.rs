@@ -13,7 +13,7 @@ use crate::delivery::event_loop::{self, Stop};
 use crate::delivery::feed::{Asked, Changes};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::remote_transaction::{
-    self, BEGIN, CHECK_CONSTRAINTS, CURRENT_ID, DEFER_CONSTRAINTS, Savepoint,
+    self, BEGIN, CHECK_CONSTRAINTS, DEFER_CONSTRAINTS, IDENTIFY, RemoteTransaction, Savepoint,
 };
 use crate::delivery::truncations::Truncations;
 use crate::delivery::whole::Span;
@@ -56,8 +56,8 @@ pub struct Replay {
     conflicts: (Tally, Tally),
     /// Changes that were not sent because they have been at the server.
     held_back: u64,
-    /// Rows were inserted that nothing tells apart.
-    keyless: bool,
+    /// The remote transaction, once the server has told.
+    identity: Option<RemoteTransaction>,
 }
 
 impl Replay {
@@ -70,18 +70,13 @@ impl Replay {
             one_by_one: false,
             conflicts: Default::default(),
             held_back: 0,
-            keyless: false,
+            identity: None,
         }
     }
 
-    /// The open transaction's full id there, where rows do not tell whether it was committed. A link that
-    /// fails is given up.
-    pub fn transaction(&mut self) -> Option<i64> {
-        let mut link = self.link.take_if(|_| self.keyless)?;
-        remote_transaction::execute(&mut link, [CURRENT_ID]).ok()?;
-        let xact = remote_transaction::current_id(&link);
-        self.link = Some(link);
-        xact
+    /// The remote transaction; `None` also where it was begun by an earlier drain.
+    pub fn identity(&self) -> Option<RemoteTransaction> {
+        self.identity.clone()
     }
 
     /// The link, unless it was lost. With a transaction that has failed it is: a COMMIT would roll it back
@@ -130,7 +125,7 @@ impl Replay {
         let begin: &[&str] = if self.begun {
             &[DEFER_CONSTRAINTS, BATCH.release, BATCH.set]
         } else {
-            &[BEGIN[0], BEGIN[1], BATCH.set]
+            &[BEGIN[0], BEGIN[1], IDENTIFY, BATCH.set]
         };
         self.begun = true;
         self.keep_conflicts();
@@ -222,6 +217,15 @@ impl Replay {
             span,
             &[CHECK_CONSTRAINTS, DEFER_CONSTRAINTS, PART.release],
         )
+    }
+
+    /// Applies records as their net effect, after all that was applied so far, constraints checked.
+    ///
+    /// # Errors
+    /// As for [`Replay::part`].
+    pub fn apart_whole(&mut self, units: &[&Unit]) -> Result<()> {
+        self.whole(&[], || ())?;
+        self.apart(units, Some(Span::All))
     }
 
     /// Tries a part between the part's savepoint and `after`, and each of the remedies that may help.
@@ -352,7 +356,6 @@ impl Replay {
                 .map(|record| record.change.encoded_size() as u64)
                 .sum()
         };
-        self.keyless |= units.iter().any(|unit| unit.is_keyless());
         let assume = manner.assume;
         let many = assume == Assume::Rows && assumption::are_many(records().count(), bytes());
         let changes = Changes::new(Records(records()), &name)
@@ -375,6 +378,7 @@ impl Replay {
             meanwhile();
         }
         let result = remote_transaction::run(&mut link);
+        self.identify(&link, before);
         // What was prepared is forgotten if that may be why it failed.
         link.was_outdated();
         if result.is_ok() {
@@ -386,6 +390,13 @@ impl Replay {
         }
         self.link = link.into_session().map(Link::over);
         result
+    }
+
+    /// Remembers which transaction it is, if that was asked.
+    fn identify(&mut self, link: &Link<'_>, asked: &[&str]) {
+        if asked.contains(&IDENTIFY) {
+            self.identity = remote_transaction::identity(link);
+        }
     }
 
     /// Whether the server's rows are what these changes lead to, of which no two concern the same row;
@@ -472,6 +483,7 @@ impl Replay {
     fn statements(&mut self, texts: &[&str]) -> Result<()> {
         let mut link = self.link.take().ok_or_else(connection_gone)?;
         let result = remote_transaction::execute(&mut link, texts.iter().copied());
+        self.identify(&link, texts);
         self.link = Some(link).filter(Link::is_up);
         result
     }

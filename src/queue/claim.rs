@@ -83,6 +83,15 @@ impl Unit {
     }
 }
 
+/// A unit that is marked failed, or waits.
+pub struct Apart {
+    pub unit: Unit,
+    /// The failed record that it is, or waits for.
+    pub root: i64,
+    /// What later changes meet, if they depend on it.
+    pub blocks: Vec<i64>,
+}
+
 /// How far a reader of the queue goes.
 #[derive(Clone, Copy)]
 pub struct Bounds {
@@ -224,6 +233,60 @@ impl<'h> Claims<'h> {
             self.ahead = Some(Ok(rest));
         }
         Ok(units)
+    }
+
+    /// Records that are marked failed or wait, oldest first, as of the same moment as the batches; `None` if there
+    /// are more than `most`.
+    ///
+    /// # Errors
+    /// As for [`Claims::next`].
+    pub fn apart(&mut self, most: i64) -> Result<Option<Vec<Apart>>> {
+        let queue = format!("{}.sync_queue", ident(&self.extension.schema));
+        let some = |status: &str| {
+            format!(
+                "SELECT id FROM {queue} WHERE dst_server = $1 AND status = '{status}' \
+                   AND owner::oid = $3::oid AND id <= $4::int8"
+            )
+        };
+        let sql = format!(
+            "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate, COALESCE(q.waits_for, q.id), \
+               array_to_string(q.blocks, ' ') \
+             FROM {queue} q WHERE q.id = ANY (ARRAY( \
+                 SELECT id FROM ({} UNION ALL {}) s LIMIT $5::int8)) \
+               AND {VISIBLE} ORDER BY q.id FOR UPDATE OF q",
+            some("failed"),
+            some("waiting")
+        );
+        let last = self.bounds.turn.min(self.bounds.order).to_string();
+        let limit = (most + 1).to_string();
+        let args = [
+            &*self.server_name,
+            &*self.snapshot,
+            &*self.owner,
+            &*last,
+            &*limit,
+        ];
+        let rows = spi::write(self.extension, &sql, &args.map(Some))?;
+        if rows.len() as i64 > most {
+            return Ok(None);
+        }
+        let (mut reading, mut marks) = (Reading::default(), HashMap::new());
+        for mut row in rows {
+            let blocks = row.pop().flatten().unwrap_or_default();
+            let blocks = blocks.split_whitespace().map(number);
+            let root = number(&row.pop().flatten().unwrap_or_default())?;
+            let record = self.parse(&mut reading, row)?;
+            marks.insert(record.id, (root, blocks.collect::<Result<Vec<_>>>()?));
+            reading.push(record);
+        }
+        let units = reading.into_units().into_iter().map(|unit| {
+            let (root, mut blocks) = marks.remove(&unit.id()).unwrap_or_default();
+            let others = unit.records.iter().skip(1);
+            let others = others.filter_map(|record| marks.remove(&record.id));
+            others.for_each(|(_, more)| blocks.extend(more));
+            Apart { unit, root, blocks }
+        });
+        Ok(Some(units.collect()))
     }
 
     /// The transaction and the command of the next record.
@@ -407,15 +470,27 @@ impl<'h> Claims<'h> {
     }
 }
 
+macro_rules! visible {
+    () => {
+        "(pg_visible_in_snapshot(q.xact, (SELECT $2::pg_snapshot)) \
+           OR q.xact >= \
+              (SELECT pg_snapshot_xmax(pg_current_snapshot())))"
+    };
+}
+
 /// Pending records of server `$1` and owner `$3` that were visible in snapshot `$2`.
 /// A transaction whose number no transaction here has had yet made its record in the cluster that a dump
 /// was taken from.
-const PENDING: &str = "q.dst_server = $1 \
-    AND q.owner::oid = $3::oid \
-    AND q.status = 'pending' \
-    AND (pg_visible_in_snapshot(q.xact, (SELECT $2::pg_snapshot)) \
-      OR q.xact >= \
-         (SELECT pg_snapshot_xmax(pg_current_snapshot())))";
+const PENDING: &str = concat!(
+    "q.dst_server = $1 \
+     AND q.owner::oid = $3::oid \
+     AND q.status = 'pending' \
+     AND ",
+    visible!()
+);
+
+/// Records that were visible in that snapshot.
+const VISIBLE: &str = visible!();
 
 fn number(text: &str) -> Result<i64> {
     text.parse()

@@ -1,6 +1,7 @@
 //! Writes change sets into the queue.
 
 use super::claim;
+use super::drained;
 use super::failed::Blockers;
 use super::stored::to_json;
 use super::writeset::Writeset;
@@ -114,6 +115,7 @@ impl<'s> Writer<'s> {
         });
         let routes = RouteIds {
             extension: &set.extension,
+            server_name: &set.account.server_name,
             owner: set.account.owner,
             cached: Vec::new(),
         };
@@ -254,6 +256,7 @@ const MOST_KNOWN: usize = 256;
 /// Ids of routes in `sync_route`, each looked up or inserted once.
 struct RouteIds<'h> {
     extension: &'h Extension,
+    server_name: &'h str,
     owner: Oid,
     cached: Vec<(Rc<Route>, i64)>,
 }
@@ -332,6 +335,7 @@ impl RouteIds<'_> {
                 .parse()
                 .map_err(|_| Error::internal("malformed id of a route"))?,
             None => {
+                drained::prepare(self.extension, self.server_name, self.owner)?;
                 let id = sequence::draw(self.extension, "sync_route_id_seq", 1)?;
                 let args = [Some(&*id.to_string()), Some(&*body), Some(&*owner)];
                 spi::write(self.extension, &insert, &args)?;

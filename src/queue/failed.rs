@@ -425,7 +425,7 @@ fn change_status(
     let sql = format!(
         "WITH turned AS (UPDATE {queue} SET status = $4 \
              WHERE {these} AND status = $3 RETURNING id, xact), \
-           o AS (SELECT id, xact FROM turned UNION ALL SELECT id, xact FROM {queue} \
+           o AS MATERIALIZED (SELECT id, xact FROM turned UNION ALL SELECT id, xact FROM {queue} \
              WHERE {these} AND status = $4) \
          UPDATE {queue} q SET status = $6 FROM o \
          WHERE q.dst_server = $1 \

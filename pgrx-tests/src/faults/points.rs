@@ -427,7 +427,7 @@ impl Seen {
             Told::Nothing => "session ends",
         };
         let became = match (case, self.here, self.there, self.queued || self.prepared) {
-            (Case::Call, _, There::All, true) => "applied, and applied again later",
+            (Case::Call, _, There::All, true) => "applied, still queued",
             (Case::Call, _, There::All, false) => "applied",
             (Case::Call, ..) => "still queued",
             (Case::Resolve, _, There::All, _) => "finished",

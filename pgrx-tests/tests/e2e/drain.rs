@@ -5,5 +5,7 @@ mod backlog;
 mod deferred_drains;
 mod drained_backlog;
 mod edges;
+mod lost_drains;
 mod partial;
+mod set_right;
 mod transient;

@@ -209,7 +209,7 @@ impl Batch<'_> {
 }
 
 /// Whether a failure may come of a state that the server has left behind.
-fn is_about_states(failure: &Error) -> bool {
+pub(in crate::drain) fn is_about_states(failure: &Error) -> bool {
     failure.is_about_others() || failure.sqlstate() == SqlState::NO_DATA_FOUND
 }
 

@@ -71,6 +71,7 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
     for name in [
         "sync_queue_id_seq",
         "sync_route_id_seq",
+        "sync_drain_id_seq",
         "sync_conflict_log_id_seq",
     ] {
         refused(&mut client, &format!("select nextval('{name}')"), "42501");

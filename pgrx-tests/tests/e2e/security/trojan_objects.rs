@@ -141,6 +141,7 @@ fn named_like_ours(schema: &str) -> String {
     for table in [
         "sync_queue",
         "sync_queue_floor",
+        "sync_drain",
         "sync_route",
         "sync_err_rec",
         "sync_status",

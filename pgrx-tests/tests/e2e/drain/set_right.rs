@@ -1,0 +1,174 @@
+//! Failed records that the server cannot take any more by themselves, since what went past them has made that
+//! impossible, but takes together with what waits behind them.
+
+use rowsync_harness::Fixture;
+
+use crate::support::common::{both_have, deal, linked, mirror, queued, records, rows, same};
+
+const QUEUE: &str = r#"{"mode": "queue"}"#;
+
+/// A linked pair of databases, of which the right one refuses rows of these tables while `gate` has their id.
+fn gated(label: &str, tables: &[(&str, &str)]) -> Fixture {
+    let fixture = linked(label);
+    for (table, columns) in tables {
+        mirror(&fixture, table, columns, QUEUE);
+    }
+    fixture.right.exec(&format!(
+        "create table gate (id int); create function guard() returns trigger language plpgsql as $$
+         begin
+           if exists (select from {}.gate g where g.id = coalesce(new.id, old.id)) then
+             raise check_violation using message = 'the gate is closed';
+           end if;
+           return coalesce(new, old);
+         end $$",
+        fixture.right.user
+    ));
+    for (table, _) in tables {
+        fixture.right.exec(&format!(
+            "create trigger guard before insert or update or delete on {table}
+               for each row execute function guard()"
+        ));
+    }
+    fixture
+}
+
+fn close_gate(fixture: &Fixture, id: i32) {
+    fixture
+        .right
+        .exec(&format!("insert into gate values ({id})"));
+}
+
+fn open_gate(fixture: &Fixture) {
+    fixture.right.exec("delete from gate");
+}
+
+fn drained(fixture: &Fixture, table: &str) -> Vec<String> {
+    assert!(deal(fixture, "1000"), "{:?}", records(fixture));
+    assert_eq!(queued(fixture), 0, "{:?}", records(fixture));
+    same(fixture, table)
+}
+
+#[test]
+fn a_unique_value_that_another_row_has_by_now() {
+    for columns in [
+        "id int primary key, u int unique",
+        "id int primary key, u int unique deferrable initially deferred",
+        "id int primary key, u int, exclude using gist (int4range(u, u, '[]') with &&)",
+    ] {
+        let fixture = gated("setunique", &[("t", columns)]);
+        close_gate(&fixture, 1);
+        fixture.left.exec("insert into t values (1, 5)");
+        assert!(!deal(&fixture, "1000"));
+        fixture.left.exec("update t set u = 6 where id = 1");
+        fixture.left.exec("insert into t values (2, 5)");
+        assert!(!deal(&fixture, "1000"));
+        assert_eq!(rows(&fixture.right, "table t"), ["2|5"]);
+        open_gate(&fixture);
+        assert_eq!(drained(&fixture, "t"), ["1|6", "2|5"], "{columns}");
+    }
+}
+
+#[test]
+fn a_parent_that_is_gone_by_now() {
+    let fixture = gated(
+        "setparent",
+        &[
+            ("p", "id int primary key"),
+            (
+                "c",
+                "id int primary key, r int references p on delete cascade",
+            ),
+        ],
+    );
+    fixture.left.exec("insert into p values (1)");
+    assert!(deal(&fixture, "1000"));
+    close_gate(&fixture, 7);
+    fixture
+        .left
+        .exec("insert into c values (6, 1), (7, 1), (8, 1)");
+    assert!(!deal(&fixture, "1000"));
+    fixture.left.exec("delete from p where id = 1");
+    assert!(!deal(&fixture, "1000"));
+    open_gate(&fixture);
+    assert_eq!(drained(&fixture, "c"), Vec::<String>::new());
+    same(&fixture, "p");
+}
+
+/// What waits for two failed records goes with neither while the other is refused.
+#[test]
+fn what_waits_for_another_failed_record_too_is_not_taken_along() {
+    let fixture = gated("settwo", &[("t", "id int primary key, u int unique")]);
+    fixture.left.exec("insert into t values (1, 1), (2, 2)");
+    assert!(deal(&fixture, "1000"));
+    close_gate(&fixture, 1);
+    close_gate(&fixture, 2);
+    fixture.left.exec("update t set u = 5 where id = 1");
+    fixture.left.exec("update t set u = 6 where id = 2");
+    assert!(!deal(&fixture, "1000"));
+    assert_eq!(
+        records(&fixture),
+        ["UPDATE|23514|1|failed", "UPDATE|23514|1|failed"]
+    );
+    // Needs both: it moves a value from one to the other.
+    fixture
+        .left
+        .exec("begin; update t set u = -1 where id = 1; update t set u = 5 where id = 2; commit");
+    fixture.left.exec("insert into t values (3, 6)");
+    assert!(!deal(&fixture, "1000"));
+    both_have_right(&fixture, &["1|1", "2|2", "3|6"]);
+    fixture.right.exec("delete from gate where id = 1");
+    deal(&fixture, "1000");
+    let there = rows(&fixture.right, "select u from t where id = 2");
+    assert_eq!(there, ["2"], "its older change is refused still");
+    open_gate(&fixture);
+    assert_eq!(drained(&fixture, "t"), ["1|-1", "2|5", "3|6"]);
+}
+
+fn both_have_right(fixture: &Fixture, expected: &[&str]) {
+    assert_eq!(rows(&fixture.right, "select * from t order by 1"), expected);
+}
+
+/// A person's own call for one record does the same.
+#[test]
+fn a_retry_of_one_record_takes_along_what_waits_for_it() {
+    let fixture = gated("setretry", &[("t", "id int primary key, u int unique")]);
+    close_gate(&fixture, 1);
+    fixture.left.exec("insert into t values (1, 5)");
+    assert!(!deal(&fixture, "1000"));
+    fixture
+        .left
+        .exec("update t set u = 6 where id = 1; insert into t values (2, 5)");
+    assert!(!deal(&fixture, "1000"));
+    open_gate(&fixture);
+    let id = rows(
+        &fixture.left,
+        "select id from sync_err_rec where status = 'failed'",
+    )
+    .remove(0);
+    let retried: bool = fixture
+        .left
+        .query_one(&format!("select retry_sync_err_rec({id})"));
+    assert!(retried);
+    both_have(&fixture, "t", &["1|6", "2|5"]);
+    assert_eq!(queued(&fixture), 0);
+}
+
+/// What is refused for itself stays so, with what waits for it.
+#[test]
+fn what_is_refused_together_as_well_stays_as_it_is() {
+    let fixture = gated("setstays", &[("t", "id int primary key, u int unique")]);
+    fixture.right.exec("insert into t values (9, 5)");
+    fixture.left.exec(
+        "insert into t values (1, 5); update t set u = 5 where id = 1; insert into t values (2, 2)",
+    );
+    for attempts in 1..=2 {
+        assert!(!deal(&fixture, "1000"));
+        let failed = format!("INSERT|23505|{attempts}|failed");
+        assert_eq!(records(&fixture)[0], failed);
+        assert_eq!(queued(&fixture), 2);
+        assert_eq!(
+            rows(&fixture.right, "select * from t order by 1"),
+            ["2|2", "9|5"]
+        );
+    }
+}
