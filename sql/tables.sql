@@ -101,7 +101,8 @@ COMMENT ON TABLE @extschema@.sync_queue_floor IS
 -- The note is overwritten in place, so its length stays as it is. No key but the id: who makes a row waits for
 -- nobody.
 CREATE TABLE @extschema@.sync_drain (
-    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT sync_drain_pkey PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME @extschema@.sync_drain_id_seq)
+        CONSTRAINT sync_drain_pkey PRIMARY KEY,
     dst_server text NOT NULL,
     owner regrole NOT NULL,
     note bytea NOT NULL DEFAULT decode(repeat('00', 7000), 'hex')

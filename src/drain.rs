@@ -817,7 +817,7 @@ impl<'h> Drain<'h> {
                     if !again.is_empty() {
                         failed::retry(self.extension, name, &again)?;
                         progress.retried.append(&mut again);
-                    } else if !together::try_together(self.extension, &mut claims, progress)? {
+                    } else if !self.try_together(&mut claims, progress)? {
                         break;
                     }
                 }
@@ -847,6 +847,21 @@ impl<'h> Drain<'h> {
             }
         }
         Ok(())
+    }
+
+    /// Tries what has failed in this turn with what waits for it. Says whether any of it is there now, and has been
+    /// removed from the queue.
+    fn try_together(&self, claims: &mut Claims<'_>, progress: &mut DrainState) -> Result<bool> {
+        let served = &mut progress.served;
+        let outcome = together::try_together(&served.failed, &mut progress.replay, claims)?;
+        queue::remove(self.extension, &outcome.applied)?;
+        served.changes += outcome.applied.len() as u64;
+        served
+            .failed
+            .retain(|(id, _)| !outcome.settled.contains(id));
+        progress.flushed.extend(outcome.applied);
+        served.stop = outcome.stop;
+        Ok(served.stop.is_none() && !outcome.settled.is_empty())
     }
 
     fn warn_failed(&self, id: i64, count: usize, error: &Error) {

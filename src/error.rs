@@ -503,6 +503,12 @@ impl Error {
         matches!(self, Self::Remote(e) if states.contains(&e.sqlstate))
     }
 
+    /// Whether a change may have failed over a state of the server's rows that it was not made for: one that is past,
+    /// or one that others have made meanwhile.
+    pub fn is_about_states(&self) -> bool {
+        self.is_about_others() || self.sqlstate() == SqlState::NO_DATA_FOUND
+    }
+
     /// Whether what fails is the whole table and not one row of it.
     pub fn is_about_table(&self) -> bool {
         matches!(self, Self::Remote(e) if e.sqlstate.is_about_table())

@@ -4,13 +4,13 @@
 use super::plan::{InWaves, Planner};
 use super::truncations::Truncations;
 use super::whole::{Span, Whole};
-use crate::change::{Change, Policy, Route, Source};
+use crate::change::{Change, Policy, Relation, Route, Source};
 use crate::connect::session::Session;
 use crate::error::Result;
 use crate::identity;
 use crate::path::Path;
 use crate::sql::{self, Batch, BatchKind, Statement, prepared};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 
 /// A source of statements.
@@ -82,6 +82,8 @@ pub struct Changes<S> {
     taken: usize,
     /// Rows move in waves wherever their keys may have to be checked with each.
     in_waves: bool,
+    /// See [`Changes::following`].
+    vanished: HashSet<Relation>,
     done: bool,
     /// See [`Batch::optimistic`].
     optimistic: bool,
@@ -124,6 +126,7 @@ impl<S> Changes<S> {
             truncations: Ok(Truncations::default()),
             taken: 0,
             in_waves: false,
+            vanished: HashSet::new(),
             done: false,
             optimistic: false,
             name: application_name.to_owned(),
@@ -184,6 +187,13 @@ impl<S> Changes<S> {
     /// `all`: moves rows in waves also where the server's key is not known to need that.
     pub fn in_waves(mut self, all: bool) -> Self {
         self.in_waves = all;
+        self
+    }
+
+    /// What was sent before of the same transaction has deleted or moved rows of these tables: cascades have taken
+    /// others along.
+    pub fn following(mut self, vanished: &HashSet<Relation>) -> Self {
+        self.vanished.clone_from(vanished);
         self
     }
 
@@ -325,6 +335,7 @@ impl<S: Source> Changes<S> {
         self.taken += 1;
         if at == 0 {
             planner.in_waves(in_waves(self.in_waves, session));
+            planner.follow(&self.vanished);
         }
         let mut pushed = Ok(());
         let more = self.source.next(&mut |route, change| {
@@ -442,6 +453,7 @@ impl<S: Source> Changes<S> {
             };
             let mut planner = Planner::default();
             planner.in_waves(in_waves(self.in_waves, session));
+            planner.follow(&self.vanished);
             let planned = changes
                 .iter()
                 .try_for_each(|(r, c)| planner.push(r, &c.borrowed()));
@@ -470,7 +482,12 @@ impl<S: Source> Changes<S> {
                         self.ready = truncated.into_iter().collect();
                         continue;
                     }
-                    Some((truncated, batches)) => {
+                    Some((truncated, mut batches)) => {
+                        for batch in &mut batches {
+                            let from = &batch.route.cascades_from;
+                            let follows = from.iter().any(|table| self.vanished.contains(table));
+                            batch.after_cascade |= follows;
+                        }
                         if let Some(joined) = sql::joined(batches, session.remote_schema()) {
                             self.ready.clear();
                             let emptied = truncated.map(|batch| self.render(batch, session));

@@ -158,6 +158,11 @@ impl Planner {
             || !self.deferrable.is_empty()
     }
 
+    /// Parts of the same transaction that were sent before have deleted or moved rows of these tables.
+    pub fn follow(&mut self, vanished: &HashSet<Relation>) {
+        self.vanished.extend(vanished.iter().cloned());
+    }
+
     /// No more changes will come: the rest becomes ready.
     pub fn finish(&mut self) {
         self.flush_deferrable();

@@ -8,11 +8,10 @@ mod bisect;
 mod doubt;
 mod postponed;
 
-pub(super) use self::doubt::is_about_states;
 use self::postponed::Postponed;
 use super::classify::conflict_of;
 use super::replay::Replay;
-use crate::change::{Op, Relation};
+use crate::change::Relation;
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
 use crate::delivery::whole::Span;
@@ -104,6 +103,8 @@ pub struct Batch<'h> {
     postponed: Postponed,
     /// Units that were refused one after the other and applied as a whole.
     wholes: Vec<(Vec<usize>, Span)>,
+    /// Tables of which parts that are applied have deleted or moved rows, by transaction.
+    vanished: HashMap<u32, HashSet<Relation>>,
 }
 
 /// What a batch came to.
@@ -149,6 +150,7 @@ impl<'h> Batch<'h> {
             deferred: false,
             postponed: Postponed::default(),
             wholes: Vec::new(),
+            vanished: HashMap::new(),
         };
         batch.add(units)?;
         Ok(batch)
@@ -361,7 +363,7 @@ impl<'h> Batch<'h> {
             let own = own.take_while(|unit| unit.transaction() == last);
             let vanished: HashSet<&Relation> = own
                 .flat_map(|unit| &unit.records)
-                .filter(|record| record.change.op == Op::Delete || record.change.moves())
+                .filter(|record| record.takes_rows_away())
                 .map(|record| &record.route.source)
                 .collect();
             if vanished.is_empty() {
@@ -622,12 +624,37 @@ impl<'h> Batch<'h> {
     }
 
     fn set_applied(&mut self, units: &[usize]) {
-        units
+        for at in units {
+            self.states[*at] = UnitState::Applied;
+            let unit = &self.units[*at];
+            for record in unit
+                .records
+                .iter()
+                .filter(|record| record.takes_rows_away())
+            {
+                let tables = self.vanished.entry(unit.transaction()).or_default();
+                if !tables.contains(&record.route.source) {
+                    tables.insert(record.route.source.clone());
+                }
+            }
+        }
+    }
+
+    /// Tables of which transactions of these units have deleted or moved rows in parts that are applied.
+    fn vanished_before(&self, units: &[usize]) -> HashSet<Relation> {
+        let mut transactions: Vec<u32> = units
             .iter()
-            .for_each(|at| self.states[*at] = UnitState::Applied);
+            .map(|at| self.units[*at].transaction())
+            .collect();
+        transactions.dedup();
+        let tables = transactions
+            .iter()
+            .filter_map(|transaction| self.vanished.get(transaction));
+        tables.flatten().cloned().collect()
     }
 
     fn reopen(&mut self) {
+        self.vanished.clear();
         self.applied()
             .into_iter()
             .for_each(|at| self.states[at] = UnitState::Open);

@@ -6,7 +6,7 @@
 //! A batch is first sent as a delivery is that takes the server's rows to be as expected, see
 //! [`crate::delivery::assumption`]; once they were not, batches are sent without that to the end of the drain.
 
-use crate::change::{Change, Op, Route, Source};
+use crate::change::{Change, Op, Relation, Route, Source};
 use crate::conflict::Tally;
 use crate::delivery::assumption::{self, Assume, Manner};
 use crate::delivery::event_loop::{self, Stop};
@@ -20,6 +20,7 @@ use crate::delivery::whole::Span;
 use crate::error::{Error, Result, SqlState};
 use crate::queue::claim::{Record, Unit};
 use crate::sql::{self, Statement};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 const BATCH: Savepoint = Savepoint::BATCH;
@@ -58,6 +59,8 @@ pub struct Replay {
     held_back: u64,
     /// The remote transaction, once the server has told.
     identity: Option<RemoteTransaction>,
+    /// See [`Replay::follow`].
+    vanished: HashSet<Relation>,
 }
 
 impl Replay {
@@ -71,6 +74,7 @@ impl Replay {
             conflicts: Default::default(),
             held_back: 0,
             identity: None,
+            vanished: HashSet::new(),
         }
     }
 
@@ -191,6 +195,12 @@ impl Replay {
         }
     }
 
+    /// The next part belongs to a transaction of which parts before have deleted or moved rows of these tables.
+    pub fn follow(&mut self, vanished: HashSet<Relation>) -> &mut Self {
+        self.vanished = vanished;
+        self
+    }
+
     /// Applies a part of the batch.
     ///
     /// # Errors
@@ -228,8 +238,14 @@ impl Replay {
         self.apart(units, Some(Span::All))
     }
 
-    /// Tries a part between the part's savepoint and `after`, and each of the remedies that may help.
     fn part_as(&mut self, units: &[&Unit], span: Option<Span>, after: &[&str]) -> Result<()> {
+        let result = self.try_part(units, span, after);
+        self.vanished.clear();
+        result
+    }
+
+    /// Tries a part between the part's savepoint and `after`, and each of the remedies that may help.
+    fn try_part(&mut self, units: &[&Unit], span: Option<Span>, after: &[&str]) -> Result<()> {
         let how = Manner {
             span,
             ..Manner::assuming(Assume::Nothing)
@@ -372,6 +388,7 @@ impl Replay {
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))
             .whole(manner.span)
+            .following(&self.vanished)
             .between(before, after);
         link.run(changes, Ending::Open);
         if event_loop::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {

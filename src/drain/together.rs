@@ -5,11 +5,8 @@
 //! What follows of its own rows, and would put that right, waits behind it. So a record that is refused over
 //! other rows is tried once more at the end of a drain, with all that waits for it, as their net effect.
 
-use super::DrainState;
-use super::batch::is_about_states;
-use crate::error::Result;
-use crate::pg::spi::Extension;
-use crate::queue;
+use super::replay::Replay;
+use crate::error::{Error, Result};
 use crate::queue::claim::{Apart, Claims, Unit};
 use std::collections::HashSet;
 
@@ -19,57 +16,61 @@ const MAX_APART: i64 = 50_000;
 /// Records that are sent for this in one turn, at most: each group may be refused again.
 const MAX_SENT: usize = 200_000;
 
-/// Tries what has failed in this turn. Says whether any of it is there now; then that has been removed from the
-/// queue.
+/// What came of the attempts.
+#[derive(Default)]
+pub struct Outcome {
+    /// Failed records that are there now.
+    pub settled: Vec<i64>,
+    /// These and what waited for them.
+    pub applied: Vec<i64>,
+    /// Why nothing more is to be tried on the server.
+    pub stop: Option<Error>,
+}
+
+/// Tries records that have failed in this turn.
 ///
 /// # Errors
-/// What the queue reports. A failure that says nothing of records stops the turn.
-pub(super) fn try_together(
-    extension: &Extension,
+/// What reading the queue reports.
+pub fn try_together(
+    failed: &[(i64, Error)],
+    replay: &mut Replay,
     claims: &mut Claims<'_>,
-    progress: &mut DrainState,
-) -> Result<bool> {
-    let failed = &progress.served.failed;
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
     let mut failed: Vec<i64> = failed
         .iter()
-        .filter(|(_, error)| is_about_states(error))
+        .filter(|(_, error)| error.is_about_states())
         .map(|(id, _)| *id)
         .collect();
     failed.sort_unstable();
     if failed.is_empty() {
-        return Ok(false);
+        return Ok(outcome);
     }
     let Some(apart) = claims.apart(MAX_APART)? else {
-        return Ok(false);
+        return Ok(outcome);
     };
-    let (mut sent, mut is_any) = (0, false);
+    let mut sent = 0;
     for id in failed {
         let group = group_of(&apart, id);
-        let ids: Vec<i64> = group
-            .iter()
-            .flat_map(|unit| &unit.records)
-            .map(|record| record.id)
-            .collect();
+        let records = group.iter().flat_map(|unit| &unit.records);
+        let ids: Vec<i64> = records.map(|record| record.id).collect();
         sent += ids.len();
         if ids.len() < 2 || sent > MAX_SENT {
             continue;
         }
-        match progress.replay.apart_whole(&group) {
+        match replay.apart_whole(&group) {
             Ok(()) => {
-                queue::remove(extension, &ids)?;
-                progress.served.changes += ids.len() as u64;
-                progress.flushed.extend(ids);
-                progress.served.failed.retain(|(failed, _)| *failed != id);
-                is_any = true;
+                outcome.settled.push(id);
+                outcome.applied.extend(ids);
             }
-            Err(error) if progress.replay.can_go_on(&error) => {}
+            Err(error) if replay.can_go_on(&error) => {}
             Err(error) => {
-                progress.served.stop = Some(error);
-                return Ok(false);
+                outcome.stop = Some(error);
+                break;
             }
         }
     }
-    Ok(is_any)
+    Ok(outcome)
 }
 
 /// A failed record's unit and what waits for it, but for what depends on something else that is apart.

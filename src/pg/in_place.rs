@@ -52,7 +52,7 @@ pub fn overwrite(
     // The page that is changed is a copy, which takes the place of the page when the change is logged. What is
     // raised in between lets go of the buffer with the transaction.
     let end = unsafe {
-        let is_heap = (*(*relation).rd_rel).relam == pg_sys::Oid::from(pg_sys::HEAP_TABLE_AM_OID);
+        let is_heap = (*(*relation).rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID;
         let pages =
             pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
         let columns = [c"id", column].map(|name| pg_sys::get_attnum(table.oid(), name.as_ptr()));

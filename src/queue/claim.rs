@@ -37,6 +37,13 @@ pub struct Record {
     pub is_decided: bool,
 }
 
+impl Record {
+    /// Whether a row is gone from its key after it: cascades may take others along.
+    pub fn takes_rows_away(&self) -> bool {
+        self.change.op == Op::Delete || self.change.moves()
+    }
+}
+
 /// Records that are applied together or not at all. Never empty.
 pub struct Unit {
     pub records: Vec<Record>,
@@ -511,6 +518,10 @@ struct Numbers {
 
 impl Numbers {
     fn next_batch(&mut self) {
+        // A batch that had nothing is none.
+        if self.transactions.is_empty() {
+            return;
+        }
         self.before = std::mem::take(&mut self.transactions);
         let kept: HashSet<u32> = self.before.values().copied().collect();
         self.commands

@@ -107,7 +107,7 @@ impl Batch<'_> {
 
     /// Whether a failure may come of it that records were applied before, without that being known.
     pub(super) fn may_be_replayed(&self, failure: &Error) -> bool {
-        self.first_id() <= self.trial.maybe_until && is_about_states(failure)
+        self.first_id() <= self.trial.maybe_until && failure.is_about_states()
     }
 
     fn first_id(&self) -> i64 {
@@ -141,7 +141,7 @@ impl Batch<'_> {
                 }
                 Err(error) if !replay.can_go_on(&error) => return self.lost(error),
                 // States that were left behind are refused over other rows only.
-                Err(error) if is_about_states(&error) => {}
+                Err(error) if error.is_about_states() => {}
                 // What is refused for itself is tried like any other, beside what is there already.
                 Err(_) => break,
             }
@@ -206,11 +206,6 @@ impl Batch<'_> {
             .iter()
             .for_each(|at| self.states[*at] = UnitState::Settled);
     }
-}
-
-/// Whether a failure may come of a state that the server has left behind.
-pub(in crate::drain) fn is_about_states(failure: &Error) -> bool {
-    failure.is_about_others() || failure.sqlstate() == SqlState::NO_DATA_FOUND
 }
 
 fn key_of(route: &Route, key: &[Option<&str>]) -> (Relation, Vec<Option<String>>) {

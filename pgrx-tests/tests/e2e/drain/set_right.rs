@@ -3,15 +3,20 @@
 
 use rowsync_harness::Fixture;
 
-use crate::support::common::{both_have, deal, linked, mirror, queued, records, rows, same};
+use crate::support::common::{Role, both_have, deal, linked, mirror, queued, records, rows, same};
 
 const QUEUE: &str = r#"{"mode": "queue"}"#;
+const STRICT: &str = r#"{"mode": "queue", "on_conflict": "error"}"#;
+
+fn gated(label: &str, tables: &[(&str, &str)]) -> Fixture {
+    gated_under(label, tables, QUEUE)
+}
 
 /// A linked pair of databases, of which the right one refuses rows of these tables while `gate` has their id.
-fn gated(label: &str, tables: &[(&str, &str)]) -> Fixture {
+fn gated_under(label: &str, tables: &[(&str, &str)], options: &str) -> Fixture {
     let fixture = linked(label);
     for (table, columns) in tables {
-        mirror(&fixture, table, columns, QUEUE);
+        mirror(&fixture, table, columns, options);
     }
     fixture.right.exec(&format!(
         "create table gate (id int); create function guard() returns trigger language plpgsql as $$
@@ -170,5 +175,93 @@ fn what_is_refused_together_as_well_stays_as_it_is() {
             rows(&fixture.right, "select * from t order by 1"),
             ["2|2", "9|5"]
         );
+    }
+}
+
+const TREE: &str = "id int primary key, up int references t on delete cascade";
+
+/// Records of a transaction are told apart over one that is refused: what a cascade of an earlier part has taken
+/// along is not missed by a later one.
+#[test]
+fn a_cascade_is_one_though_its_transaction_is_sent_in_parts() {
+    let fixture = gated_under("setcascade", &[("t", TREE)], STRICT);
+    fixture
+        .left
+        .exec("insert into t values (3, null), (2, 3), (1, 2)");
+    assert!(deal(&fixture, "1000"));
+    close_gate(&fixture, 9);
+    fixture.left.exec(
+        "begin; insert into t values (9, null); insert into t values (8, null);
+         delete from t where id = 3; insert into t values (7, 8); commit",
+    );
+    assert!(!deal(&fixture, "1000"));
+    assert_eq!(records(&fixture), ["INSERT|23514|1|failed"]);
+    open_gate(&fixture);
+    assert_eq!(drained(&fixture, "t"), ["7|8", "8|~", "9|~"]);
+}
+
+/// Rows of parent and child, where the child's deletions come of another table's.
+#[test]
+fn a_cascade_between_tables_is_one_too() {
+    let tables = [
+        ("p", "id int primary key"),
+        (
+            "c",
+            "id int primary key, r int references p on delete cascade",
+        ),
+    ];
+    let fixture = gated_under("setcascades", &tables, STRICT);
+    fixture
+        .left
+        .exec("insert into p values (1), (2); insert into c values (1, 1), (2, 1), (3, 2)");
+    assert!(deal(&fixture, "1000"));
+    close_gate(&fixture, 9);
+    fixture.left.exec(
+        "begin; insert into c values (9, 2); delete from p where id = 1;
+         insert into c values (4, 2); commit",
+    );
+    assert!(!deal(&fixture, "1000"));
+    assert_eq!(records(&fixture), ["INSERT|23514|1|failed"]);
+    open_gate(&fixture);
+    assert_eq!(drained(&fixture, "c"), ["3|2", "4|2", "9|2"]);
+}
+
+/// Where two owners take turns, a turn may end in the middle of a statement and nothing be left in it to read
+/// ahead.
+#[test]
+fn a_statement_that_a_turn_ends_in_is_completed() {
+    // Whoever is served first.
+    for others in ["o", "t"] {
+        let fixture = linked("setturn");
+        mirror(
+            &fixture,
+            "t",
+            "id int primary key, up int references t",
+            QUEUE,
+        );
+        mirror(&fixture, "o", "id int primary key", QUEUE);
+        let role = Role::create(&fixture.left, "other", "");
+        let (own, right) = (&fixture.left.user, &fixture.right);
+        fixture.left.exec_superuser(&format!(
+            "alter table {own}.{others} owner to {role}; grant all on {own}.{others} to {own};
+             grant usage on foreign server dst to {role};
+             create user mapping for {role} server dst options (user '{}', password '{}')",
+            right.user,
+            right.password,
+            role = role.name,
+        ));
+        // The first record is of the table whose statement is cut, so that its owner is served first.
+        fixture.left.exec("insert into t values (0, null)");
+        fixture
+            .left
+            .exec("insert into o select i from generate_series(1, 5) i");
+        fixture.left.exec(
+            "insert into t select i, case when i < 40 then i + 1 end from generate_series(1, 40) i",
+        );
+        for _ in 0..2 {
+            assert!(deal(&fixture, "10"), "{:?}", records(&fixture));
+        }
+        assert_eq!(queued(&fixture), 0, "the statement is not torn");
+        same(&fixture, "t");
     }
 }
