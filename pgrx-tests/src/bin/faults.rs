@@ -19,8 +19,10 @@ const USAGE: &str = "usage:
                       [--drain worker|calls|both] [--fault NAME] [--pooler session|transaction]
       random faults under load, a row by row comparison after each; --rounds counts per mode
   cargo faults atomic [--rounds 300] [--seed S] [--from 0] [--drain worker|calls|both] [--fault NAME]
+                      [--against sync]
       rounds of mode atomic, half of them with a fault exactly at a step of its protocol; both sides must
-      have the same transactions after each, and nothing prepared
+      have the same transactions after each, and nothing prepared; --against sync runs those of mode sync
+      instead, and fails unless some transaction is on one side only: so the rounds can see it
   cargo faults whole [--rounds 100] [--seed S] [--from 0]
       random schemas with constraints between rows, random transactions and faults; compared after
       each round, in which nothing may be marked failed that the target would take
@@ -89,8 +91,16 @@ fn run_rounds(options: &mut Arguments, only: Option<Mode>) -> Result<()> {
         .unwrap_or(if only.is_some() { 300 } else { 200 });
     let from = options.take("from")?.unwrap_or(0);
     let seed = seed(options)?;
+    let against: Option<Mode> = match only {
+        Some(_) => options.take("against")?,
+        None => None,
+    };
+    ensure!(
+        against.is_none_or(|mode| mode == Mode::Sync),
+        "--against: sync"
+    );
     let modes = match only {
-        Some(mode) => vec![mode],
+        Some(mode) => vec![against.unwrap_or(mode)],
         None => match options.take::<String>("mode")?.as_deref() {
             None | Some("all") => Mode::ALL.to_vec(),
             Some(mode) => vec![mode.parse()?],
@@ -114,9 +124,18 @@ fn run_rounds(options: &mut Arguments, only: Option<Mode>) -> Result<()> {
             pooler,
         };
         let summary = rounds::run(plan, &mut |line| println!("{line}"))?;
+        let apart: usize = summary.0.values().map(|line| line.ghosts).sum();
+        let outcome = match against {
+            Some(_) => format!("{apart} transactions on the right side only"),
+            None => "both sides equal after each".to_owned(),
+        };
         println!(
-            "\nmode {mode}: {rounds} rounds in {:.0} s, both sides equal after each\n{summary}",
+            "\nmode {mode}: {rounds} rounds in {:.0} s, {outcome}\n{summary}",
             start.elapsed().as_secs_f64()
+        );
+        ensure!(
+            against.is_none() || apart > 0,
+            "mode {mode} has shown no difference: more rounds, or the rounds are blind"
         );
     }
     Ok(())
