@@ -12,6 +12,7 @@ use crate::pg::lookup::{IndexRef, Status};
 use crate::pg::spi::{self, Extension};
 use crate::pg::text::displayable;
 use crate::pg::{Oid, context};
+use crate::queue::state;
 use crate::sql::quote::{ArrayLiteral, ident};
 
 pub const TABLE: &str = "sync_prepared_transaction";
@@ -165,10 +166,10 @@ pub fn exists(extension: &Extension, gid: &str) -> Result<bool> {
 }
 
 /// Removes rows of transactions that are prepared no more. Those that another session is about to remove
-/// are left to it.
+/// are left to it. When a server has none left that could not be finished, listeners hear of it.
 ///
 /// # Errors
-/// What writing the table reports.
+/// What writing the table reports, and NOTIFY.
 pub fn remove(extension: &Extension, gids: &[String]) -> Result<()> {
     if gids.is_empty() {
         return Ok(());
@@ -180,17 +181,37 @@ pub fn remove(extension: &Extension, gids: &[String]) -> Result<()> {
         "DELETE FROM {table} WHERE gid = ANY (ARRAY( \
            SELECT d.gid FROM {table} d WHERE d.gid = \
              ANY (ARRAY(SELECT unnest($1::text[]))) \
-           FOR UPDATE SKIP LOCKED))"
+           FOR UPDATE SKIP LOCKED)) \
+         RETURNING CASE WHEN attempts > 0 THEN dst_server END"
     );
     let _writable = context::Writable::new();
-    spi::write(extension, &sql, &[Some(&array.into_text())])?;
+    let removed = spi::write(extension, &sql, &[Some(&array.into_text())])?;
+    let mut were_stuck: Vec<String> = removed.into_iter().flatten().flatten().collect();
+    were_stuck.sort_unstable();
+    were_stuck.dedup();
+    for server_name in were_stuck {
+        if !has_stuck(extension, &server_name)? {
+            state::announce(extension, &server_name, "resolved", None)?;
+        }
+    }
     Ok(())
 }
 
-/// Notes that a prepared transaction could not be finished. One that is not known yet gets a row.
+/// Whether a server has a row of a transaction that could not be finished.
+fn has_stuck(extension: &Extension, server_name: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.{TABLE} d WHERE d.dst_server = $1 \
+           AND d.attempts > 0 LIMIT 1",
+        ident(&extension.schema)
+    );
+    Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
+}
+
+/// Notes that a prepared transaction could not be finished. One that is not known yet gets a row. Listeners
+/// hear of a server's first.
 ///
 /// # Errors
-/// What writing the table reports.
+/// What writing the table reports, and NOTIFY.
 pub fn note_failure(
     extension: &Extension,
     (server_name, owner, place): (&str, u32, &str),
@@ -219,6 +240,10 @@ pub fn note_failure(
         Some(&*state),
         Some(&*message),
     ];
+    let was = has_stuck(extension, server_name)?;
     spi::write(extension, &sql, &args)?;
+    if !was {
+        state::announce(extension, server_name, "stuck", Some(reason))?;
+    }
     Ok(())
 }

@@ -8,7 +8,8 @@ use crate::pg::text::displayable;
 use crate::sql::quote::ident;
 use std::time::Duration;
 
-/// The channel on which changes between reachable and unreachable are announced.
+/// The channel on which changes between reachable and unreachable are announced, and that something is
+/// left prepared.
 const CHANNEL: &str = "pg_rowsync";
 
 /// Notes a failed attempt; `next` is when the next one is planned.
@@ -121,7 +122,10 @@ fn flag(value: bool) -> &'static str {
 }
 
 /// NOTIFY at the end of the transaction.
-fn announce(
+///
+/// # Errors
+/// What NOTIFY reports.
+pub fn announce(
     extension: &Extension,
     server_name: &str,
     state: &str,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use postgres::Client;
+use postgres::fallible_iterator::FallibleIterator;
 use rowsync_harness::cluster::{Cluster, Shutdown, TEST_SETTINGS};
 use rowsync_harness::fixture::clusters;
 use rowsync_harness::proxy::{Proxy, Strike};
@@ -259,6 +260,112 @@ fn a_connection_lost_after_the_decision_leaves_both_sides_with_it() {
         resolve(&fixture);
         both_have(&fixture, "t", &["2|a", "3|b"]);
     }
+}
+
+/// What has been notified so far: server, state, and whether there is a SQLSTATE.
+fn notified(listener: &mut Client) -> Vec<String> {
+    // The answer to a query comes after the notifications of what was committed before it.
+    run(listener, "select 1");
+    let arrived: Vec<_> = listener
+        .notifications()
+        .iter()
+        .collect()
+        .expect("notifications");
+    let fields = |payload: &str| {
+        let sql = "select ($1::text::json->>'server') || '|' || ($1::text::json->>'state') || '|'
+                     || (($1::text::json->>'sqlstate') is not null)::text";
+        listener.query_one(sql, &[&payload]).expect("JSON").get(0)
+    };
+    arrived
+        .iter()
+        .map(|one| one.payload())
+        .map(fields)
+        .collect()
+}
+
+#[test]
+fn a_listener_hears_once_that_a_transaction_is_stuck_and_once_that_none_is_any_more() {
+    let (fixture, proxy) = behind_proxy("atomic_listen");
+    let mut listener = fixture.left.client();
+    run(&mut listener, "listen pg_rowsync");
+    let mut client = fixture.left.client();
+    for (number, by_session) in [(1, false), (2, true)] {
+        run(
+            &mut client,
+            &format!("insert into t values ({number}, 'a')"),
+        );
+        assert_eq!(notified(&mut listener), [""; 0], "nothing is stuck");
+        proxy.strike(COMMIT, Strike::LoseRequest);
+        run(
+            &mut client,
+            &format!("update t set v = 'b' where id = {number}"),
+        );
+        assert_eq!(notified(&mut listener), [""; 0], "nobody has tried again");
+        proxy.refuse();
+        for _ in 0..3 {
+            assert!(
+                !fixture
+                    .left
+                    .query_one::<bool>("select resolve_sync_prepared()")
+            );
+        }
+        assert_eq!(notified(&mut listener), ["dst|stuck|true"]);
+        proxy.accept().expect("listening again");
+        if by_session {
+            // It meets the row, so that it sees to the older one first.
+            run(
+                &mut client,
+                &format!("update t set v = 'b' where id = {number}"),
+            );
+        } else {
+            resolve(&fixture);
+        }
+        assert_eq!(notified(&mut listener), ["dst|resolved|false"]);
+        resolve(&fixture);
+        assert_eq!(notified(&mut listener), [""; 0], "once");
+    }
+    both_have(&fixture, "t", &["1|b", "2|b"]);
+}
+
+/// Nothing can be prepared there at all: check_sync says so before, and COMMIT with what to do.
+#[test]
+fn a_server_that_prepares_nothing_is_told_of_and_refused_with_what_to_do_about_it() {
+    let settings = [TEST_SETTINGS, &[("max_prepared_transactions", "0")]].concat();
+    let right = Arc::new(Cluster::start_with("noplace", &settings).expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: create(clusters().0, "local_atomic_none"),
+        right: create(&right, "remote_atomic_none"),
+    };
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    mirror(&fixture, "a", COLUMNS, r#"{"mode": "async"}"#);
+    let told = rows(
+        &fixture.left,
+        "select c::text from check_sync() c where c::text like '%max_prepared_transactions = 0%'",
+    );
+    assert!(!told.is_empty(), "check_sync says nothing");
+    let mut client = fixture.left.client();
+    // Every time, and what goes with it is not queued.
+    for _ in 0..2 {
+        let error = refused(
+            &mut client,
+            "begin; insert into a values (1, 'a'); insert into t values (1, 'a'); commit",
+            "55000",
+        );
+        assert!(
+            error
+                .hint()
+                .is_some_and(|hint| hint.contains("max_prepared_transactions")),
+            "{error:?}"
+        );
+    }
+    assert_eq!(queued(&fixture), 0);
+    both_have(&fixture, "t", &[]);
+    both_have(&fixture, "a", &[]);
+    // Without a table in mode atomic nothing is prepared.
+    run(&mut client, "insert into a values (2, 'b')");
+    both_have(&fixture, "a", &["2|b"]);
 }
 
 #[test]
@@ -755,4 +862,66 @@ fn a_target_that_fails_over_between_the_phases_has_the_transaction() {
     fixture.right.exec_superuser("select pg_promote()");
     resolve(&fixture);
     both_have(&fixture, "t", &["1|a", "2|b"]);
+}
+
+/// The source is promoted from a standby between the two phases: on its new timeline it decides as before, of
+/// what has a decision and of what has none.
+#[test]
+fn a_source_that_fails_over_between_the_phases_decides_as_before() {
+    let left = Arc::new(Cluster::start("failoversource").expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: create(&left, "local_atomic_promoted"),
+        right: create(clusters().1, "remote_atomic_promoted"),
+    };
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (2, 'b')");
+    drop(client);
+    let mut client = fixture.left.client();
+    proxy.strike(PREPARE, Strike::LoseAnswer);
+    refused(&mut client, "insert into t values (3, 'c')", "08006");
+    drop(client);
+    assert_eq!(prepared(&fixture.right).len(), 2);
+    left.stop(Shutdown::Fast).expect("a stop");
+    std::fs::write(left.dir().join("data").join("standby.signal"), "").expect("a file");
+    left.start_again().expect("a standby");
+    fixture.left.exec_superuser("select pg_promote()");
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (4, 'd')");
+    both_have(&fixture, "t", &["1|a", "2|b", "4|d"]);
+    resolve(&fixture);
+}
+
+/// The mapping leads to another account, which may not finish what the old one has prepared.
+#[test]
+fn a_decision_outlives_a_mapping_that_leads_to_another_account() {
+    let (fixture, proxy) = behind_proxy("atomic_mapped");
+    let other = Role::create(&fixture.right, "other", "");
+    let mut client = fixture.left.client();
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (1, 'a')");
+    drop(client);
+    let map_to = |user: &str, password: &str| {
+        fixture.left.exec(&format!(
+            "alter user mapping for current_user server dst
+               options (set user '{user}', set password '{password}')"
+        ));
+    };
+    map_to(&other.name, &other.name);
+    let resolved = "select resolve_sync_prepared()";
+    assert!(!fixture.left.query_one::<bool>(resolved));
+    let shown =
+        "select server, decision, sqlstate, message like '%leads elsewhere%' from sync_prepared";
+    assert_eq!(rows(&fixture.left, shown), ["dst|commit|55000|t"]);
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    map_to(&fixture.right.user, &fixture.right.password);
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|a"]);
 }
