@@ -609,7 +609,7 @@ impl<'h> Batch<'h> {
         let mut writeset = self.units[at].writeset();
         if error.is_about_table() || self.whole_tables.contains(&at) {
             let records = self.units[at].records.iter();
-            records.for_each(|r| writeset.join(Writeset::of_table(&r.route)));
+            writeset.join(records.map(|r| Writeset::of_table(&r.route)));
         }
         writeset.writes
     }

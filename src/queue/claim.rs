@@ -53,9 +53,8 @@ impl Unit {
     /// What all its records touch.
     pub fn writeset(&self) -> Writeset {
         let mut whole = Writeset::default();
-        for record in &self.records {
-            whole.join(Writeset::of(&record.route, &record.change));
-        }
+        let records = self.records.iter();
+        whole.join(records.map(|record| Writeset::of(&record.route, &record.change)));
         whole
     }
 

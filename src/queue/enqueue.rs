@@ -199,9 +199,8 @@ impl<'s> Writer<'s> {
             .any(|(route, change)| claim::makes_unit(route, change));
         let mut whole = Writeset::default();
         if unit && run.forced.is_none() {
-            run.changes
-                .iter()
-                .for_each(|(route, change)| whole.join(Writeset::of(route, change)));
+            let changes = run.changes.iter();
+            whole.join(changes.map(|(route, change)| Writeset::of(route, change)));
         }
         let together = match run.forced {
             None if unit => behind.join(&whole),

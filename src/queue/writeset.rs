@@ -57,13 +57,13 @@ impl Writeset {
         }
     }
 
-    /// Adds another change's.
-    pub fn join(&mut self, other: Self) {
-        for (own, more) in [
-            (&mut self.writes, other.writes),
-            (&mut self.depends_on, other.depends_on),
-        ] {
-            own.extend(more);
+    /// Adds other changes'. However many there are, it is put in order once.
+    pub fn join(&mut self, others: impl IntoIterator<Item = Self>) {
+        for other in others {
+            self.writes.extend(other.writes);
+            self.depends_on.extend(other.depends_on);
+        }
+        for own in [&mut self.writes, &mut self.depends_on] {
             own.sort_unstable();
             own.dedup();
         }
