@@ -63,6 +63,7 @@ pub fn is_pending(extension: &Extension, id: i64) -> Result<bool> {
 /// # Errors
 /// What reading the queue reports.
 pub fn is_of(extension: &Extension, id: i64, server_name: &str, owner: &str) -> Result<bool> {
+    // Over the index of ids: the server's name is disguised from the others.
     let sql = format!(
         "SELECT 1 FROM {}.sync_queue WHERE id = $1::int8 AND dst_server || '' = $2 \
          AND owner::oid = $3::oid",

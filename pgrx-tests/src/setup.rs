@@ -215,10 +215,7 @@ fn install_repack(postgres: &Postgres) -> Result<()> {
     if !is_the_machines || postgres.program("pg_repack").exists() || !available(&package) {
         return Ok(());
     }
-    apt(
-        update_apt(&package)?,
-        &["install", "--yes", "--no-install-recommends", &package],
-    )
+    apt_install(&[&package])
 }
 
 /// How the extension is compiled.
@@ -500,9 +497,14 @@ fn install_for_assertions() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let root = update_apt(&missing.join(" "))?;
+    apt_install(&missing)
+}
+
+/// Installs packages with apt.
+fn apt_install(packages: &[&str]) -> Result<()> {
+    let root = update_apt(&packages.join(" "))?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
-    arguments.extend(missing);
+    arguments.extend(packages);
     apt(root, &arguments)
 }
 

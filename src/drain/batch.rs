@@ -103,8 +103,6 @@ pub struct Batch<'h> {
     postponed: Postponed,
     /// Units that were refused one after the other and applied as a whole.
     wholes: Vec<(Vec<usize>, Span)>,
-    /// Tables of which parts that are applied have deleted or moved rows, by transaction.
-    vanished: HashMap<u32, HashSet<Relation>>,
 }
 
 /// What a batch came to.
@@ -150,7 +148,6 @@ impl<'h> Batch<'h> {
             deferred: false,
             postponed: Postponed::default(),
             wholes: Vec::new(),
-            vanished: HashMap::new(),
         };
         batch.add(units)?;
         Ok(batch)
@@ -624,37 +621,12 @@ impl<'h> Batch<'h> {
     }
 
     fn set_applied(&mut self, units: &[usize]) {
-        for at in units {
-            self.states[*at] = UnitState::Applied;
-            let unit = &self.units[*at];
-            for record in unit
-                .records
-                .iter()
-                .filter(|record| record.takes_rows_away())
-            {
-                let tables = self.vanished.entry(unit.transaction()).or_default();
-                if !tables.contains(&record.route.source) {
-                    tables.insert(record.route.source.clone());
-                }
-            }
-        }
-    }
-
-    /// Tables of which transactions of these units have deleted or moved rows in parts that are applied.
-    fn vanished_before(&self, units: &[usize]) -> HashSet<Relation> {
-        let mut transactions: Vec<u32> = units
+        units
             .iter()
-            .map(|at| self.units[*at].transaction())
-            .collect();
-        transactions.dedup();
-        let tables = transactions
-            .iter()
-            .filter_map(|transaction| self.vanished.get(transaction));
-        tables.flatten().cloned().collect()
+            .for_each(|at| self.states[*at] = UnitState::Applied);
     }
 
     fn reopen(&mut self) {
-        self.vanished.clear();
         self.applied()
             .into_iter()
             .for_each(|at| self.states[at] = UnitState::Open);

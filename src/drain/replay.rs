@@ -20,7 +20,7 @@ use crate::delivery::whole::Span;
 use crate::error::{Error, Result, SqlState};
 use crate::queue::claim::{Record, Unit};
 use crate::sql::{self, Statement};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 const BATCH: Savepoint = Savepoint::BATCH;
@@ -59,8 +59,9 @@ pub struct Replay {
     held_back: u64,
     /// The remote transaction, once the server has told.
     identity: Option<RemoteTransaction>,
-    /// See [`Replay::follow`].
-    vanished: HashSet<Relation>,
+    /// Tables of which parts of the batch that stand have deleted or moved rows, by source transaction: what
+    /// cascades have taken along is not missed by later parts.
+    vanished: HashMap<u32, HashSet<Relation>>,
 }
 
 impl Replay {
@@ -74,7 +75,7 @@ impl Replay {
             conflicts: Default::default(),
             held_back: 0,
             identity: None,
-            vanished: HashSet::new(),
+            vanished: HashMap::new(),
         }
     }
 
@@ -133,6 +134,7 @@ impl Replay {
         };
         self.begun = true;
         self.keep_conflicts();
+        self.vanished.clear();
         let assume = self.assume(units);
         let error = match self.attempt(
             units,
@@ -195,12 +197,6 @@ impl Replay {
         }
     }
 
-    /// The next part belongs to a transaction of which parts before have deleted or moved rows of these tables.
-    pub fn follow(&mut self, vanished: HashSet<Relation>) -> &mut Self {
-        self.vanished = vanished;
-        self
-    }
-
     /// Applies a part of the batch.
     ///
     /// # Errors
@@ -240,7 +236,9 @@ impl Replay {
 
     fn part_as(&mut self, units: &[&Unit], span: Option<Span>, after: &[&str]) -> Result<()> {
         let result = self.try_part(units, span, after);
-        self.vanished.clear();
+        if result.is_ok() {
+            self.note_vanished(units);
+        }
         result
     }
 
@@ -319,6 +317,7 @@ impl Replay {
     /// As for [`Replay::whole`].
     pub fn instead(&mut self, units: &[&Unit]) -> Result<()> {
         self.conflicts.1 = Tally::default();
+        self.vanished.clear();
         let again = [BATCH.roll_back, DEFER_CONSTRAINTS];
         self.attempt(
             units,
@@ -335,6 +334,7 @@ impl Replay {
     /// What the link reports.
     pub fn undo(&mut self) -> Result<()> {
         self.conflicts.1 = Tally::default();
+        self.vanished.clear();
         self.statements(&[BATCH.roll_back, DEFER_CONSTRAINTS])
     }
 
@@ -388,7 +388,7 @@ impl Replay {
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))
             .whole(manner.span)
-            .following(&self.vanished)
+            .following(&self.vanished_before(units))
             .between(before, after);
         link.run(changes, Ending::Open);
         if event_loop::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
@@ -407,6 +407,33 @@ impl Replay {
         }
         self.link = link.into_session().map(Link::over);
         result
+    }
+
+    fn note_vanished(&mut self, units: &[&Unit]) {
+        for unit in units {
+            for record in unit
+                .records
+                .iter()
+                .filter(|record| record.takes_rows_away())
+            {
+                let tables = self.vanished.entry(unit.transaction()).or_default();
+                if !tables.contains(&record.route.source) {
+                    tables.insert(record.route.source.clone());
+                }
+            }
+        }
+    }
+
+    /// Tables of which the transactions of these units have deleted or moved rows in parts before.
+    fn vanished_before(&self, units: &[&Unit]) -> HashSet<Relation> {
+        if self.vanished.is_empty() {
+            return HashSet::new();
+        }
+        let transactions: HashSet<u32> = units.iter().map(|unit| unit.transaction()).collect();
+        let tables = transactions
+            .iter()
+            .filter_map(|transaction| self.vanished.get(transaction));
+        tables.flatten().cloned().collect()
     }
 
     /// Remembers which transaction it is, if that was asked.

@@ -250,8 +250,8 @@ impl<'h> Claims<'h> {
         let queue = format!("{}.sync_queue", ident(&self.extension.schema));
         let some = |status: &str| {
             format!(
-                "SELECT id FROM {queue} WHERE dst_server = $1 AND status = '{status}' \
-                   AND owner::oid = $3::oid AND id <= $4::int8"
+                "SELECT q.id FROM {queue} q WHERE q.dst_server = $1 AND q.status = '{status}' \
+                   AND q.owner::oid = $3::oid AND q.id <= $4::int8 AND {VISIBLE}"
             )
         };
         let sql = format!(
@@ -259,7 +259,7 @@ impl<'h> Claims<'h> {
                array_to_string(q.blocks, ' ') \
              FROM {queue} q WHERE q.id = ANY (ARRAY( \
                  SELECT id FROM ({} UNION ALL {}) s LIMIT $5::int8)) \
-               AND {VISIBLE} ORDER BY q.id FOR UPDATE OF q",
+             ORDER BY q.id FOR UPDATE OF q",
             some("failed"),
             some("waiting")
         );
@@ -298,7 +298,7 @@ impl<'h> Claims<'h> {
     /// The transaction and the command of the next record.
     fn next_command(&mut self) -> Result<Option<(u32, u32)>> {
         let sql = format!(
-            "SELECT q.xact, q.change FROM {}.sync_queue q WHERE {PENDING} \
+            "SELECT q.xact, q.change FROM {}.sync_queue q WHERE {PENDING} AND {VISIBLE} \
                AND q.id > $4::int8 ORDER BY q.id LIMIT 1",
             ident(&self.extension.schema)
         );
@@ -378,7 +378,7 @@ impl<'h> Claims<'h> {
             "SELECT max(id) FROM ( \
                SELECT id, sum(size) OVER (ORDER BY id) AS total, size FROM ( \
                  SELECT q.id, octet_length(q.change::text) AS size \
-                 FROM {}.sync_queue q WHERE {PENDING} AND q.id > $4::int8 \
+                 FROM {}.sync_queue q WHERE {PENDING} AND {VISIBLE} AND q.id > $4::int8 \
                    AND q.id <= $7::int8 \
                  ORDER BY q.id LIMIT $5::int8) s) w \
              WHERE total - size < $6::int8",
@@ -412,7 +412,7 @@ impl<'h> Claims<'h> {
         };
         let sql = format!(
             "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate FROM {}.sync_queue q \
-             WHERE {PENDING} AND q.id > $4::int8 AND {condition} \
+             WHERE {PENDING} AND {VISIBLE} AND q.id > $4::int8 AND {condition} \
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
             ident(&self.extension.schema)
         );
@@ -476,27 +476,16 @@ impl<'h> Claims<'h> {
     }
 }
 
-macro_rules! visible {
-    () => {
-        "(pg_visible_in_snapshot(q.xact, (SELECT $2::pg_snapshot)) \
-           OR q.xact >= \
-              (SELECT pg_snapshot_xmax(pg_current_snapshot())))"
-    };
-}
+/// Pending records of server `$1` and owner `$3`.
+const PENDING: &str = "q.dst_server = $1 \
+    AND q.owner::oid = $3::oid \
+    AND q.status = 'pending'";
 
-/// Pending records of server `$1` and owner `$3` that were visible in snapshot `$2`.
-/// A transaction whose number no transaction here has had yet made its record in the cluster that a dump
-/// was taken from.
-const PENDING: &str = concat!(
-    "q.dst_server = $1 \
-     AND q.owner::oid = $3::oid \
-     AND q.status = 'pending' \
-     AND ",
-    visible!()
-);
-
-/// Records that were visible in that snapshot.
-const VISIBLE: &str = visible!();
+/// Records that were visible in snapshot `$2`. A transaction whose number no transaction here has had yet made its
+/// record in the cluster that a dump was taken from.
+const VISIBLE: &str = "(pg_visible_in_snapshot(q.xact, (SELECT $2::pg_snapshot)) \
+      OR q.xact >= \
+         (SELECT pg_snapshot_xmax(pg_current_snapshot())))";
 
 fn number(text: &str) -> Result<i64> {
     text.parse()

@@ -178,8 +178,7 @@ impl Batch<'_> {
 
     /// Why units were refused; `None` where they were not, or where the connection is gone.
     fn refusal(&mut self, replay: &mut Replay, units: &[usize]) -> Result<Option<Error>> {
-        let vanished = self.vanished_before(units);
-        match replay.follow(vanished).part(&self.chosen(units)) {
+        match replay.part(&self.chosen(units)) {
             Ok(()) => {
                 self.set_applied(units);
                 Ok(None)
@@ -191,9 +190,7 @@ impl Batch<'_> {
 
     /// Whether units can be applied as a whole. They are, if so.
     fn fits_whole(&mut self, replay: &mut Replay, units: &[usize], span: Span) -> Result<bool> {
-        let vanished = self.vanished_before(units);
-        let chosen = self.chosen(units);
-        match replay.follow(vanished).part_whole(&chosen, span) {
+        match replay.part_whole(&self.chosen(units), span) {
             Ok(()) => {
                 self.set_applied(units);
                 self.wholes.push((units.to_vec(), span));

@@ -10,8 +10,8 @@ use rowsync_harness::proxy::Proxy;
 use rowsync_harness::{Cluster, Side};
 
 use crate::support::one_way::{
-    SOON, assert_equal, await_blocked, drain, lock_row, one_way, patient_client, pid, queued,
-    spawn, value,
+    SOON, assert_equal, await_blocked, await_no_delivery, drain, lock_row, one_way, patient_client,
+    pid, queued, spawn, value,
 };
 
 #[test]
@@ -69,15 +69,7 @@ fn termination_while_waiting_ends_the_session_promptly_and_applies_nothing() {
     );
     drop(locker);
     assert_eq!(value(&fixture.left, 1).as_deref(), Some("old"));
-    let sessions = "select count(*) from pg_stat_activity where usename = $1 \
-                    and application_name = 'pg_rowsync'";
-    await_until(SOON, "the remote session to go", || {
-        let row = fixture
-            .right
-            .superuser()
-            .query_one(sessions, &[&fixture.right.user]);
-        row.expect("activity").get::<_, i64>(0) == 0
-    });
+    await_no_delivery(&fixture.right);
     assert_eq!(value(&fixture.right, 1).as_deref(), Some("old"));
     assert_eq!(queued(&fixture), 0);
 }

@@ -10,7 +10,8 @@ use rowsync_harness::proxy::Proxy;
 
 use crate::support::common::tell_what_is_missing;
 use crate::support::one_way::{
-    SOON, assert_equal, drain, lock_row, one_way, patient_client, pid, queued, spawn, value,
+    SOON, assert_equal, await_no_delivery, drain, lock_row, one_way, patient_client, pid, queued,
+    spawn, value,
 };
 
 /// The SQLSTATE of a session's end by this timeout.
@@ -33,6 +34,16 @@ fn is_there(fixture: &Fixture) -> bool {
 
 fn set(client: &mut Client, sql: &str) {
     client.batch_execute(sql).expect("a setting");
+}
+
+/// The session was ended by the timeout. The server's last word may be lost with its socket.
+fn assert_ran_out(result: Result<(), postgres::Error>) {
+    let error = result.expect_err("a session that ran out of time");
+    let code = error.code().map(|code| code.code());
+    assert!(
+        error.is_closed() || code == Some(TRANSACTION_TIMEOUT),
+        "{error:?}"
+    );
 }
 
 /// Waits until a session has come to its end.
@@ -62,12 +73,7 @@ fn a_commit_that_the_server_has_made_is_made_here_too() {
         proxy.set_delay(Duration::ZERO);
         if mode == "atomic" {
             // What is only prepared there can still be rolled back, and is.
-            let error = result.expect_err("a session that ran out of time");
-            let code = error.code().map(|code| code.code());
-            assert!(
-                error.is_closed() || code == Some(TRANSACTION_TIMEOUT),
-                "{error:?}"
-            );
+            assert_ran_out(result);
             assert_eq!(value(&fixture.left, 1).as_deref(), Some("old"));
             let prepared = "select count(*) from pg_prepared_xacts where gid like 'pg_rowsync:%' \
                             and database = current_database()";
@@ -106,25 +112,11 @@ fn a_wait_that_nothing_came_of_yet_ends_with_the_session_and_leaves_nothing() {
         let (_, result) = spawn(client, "update t set v = 'new' where id = 1")
             .join()
             .expect("the session");
-        let error = result.expect_err("a session that ran out of time");
-        let code = error.code().map(|code| code.code());
-        // The server's last word may be lost with its socket.
-        assert!(
-            error.is_closed() || code == Some(TRANSACTION_TIMEOUT),
-            "{error:?}"
-        );
+        assert_ran_out(result);
         await_end(&fixture, local);
         drop(locker);
         assert_eq!(value(&fixture.left, 1).as_deref(), Some("old"), "{mode}");
-        let sessions = "select count(*) from pg_stat_activity where usename = $1 \
-                        and application_name = 'pg_rowsync'";
-        await_until(SOON, "the remote session to go", || {
-            let row = fixture
-                .right
-                .superuser()
-                .query_one(sessions, &[&fixture.right.user]);
-            row.expect("activity").get::<_, i64>(0) == 0
-        });
+        await_no_delivery(&fixture.right);
         assert_equal(&fixture);
         assert_eq!(queued(&fixture), 0, "{mode}");
     }
@@ -204,12 +196,7 @@ fn a_savepoint_and_a_procedure_change_nothing_about_it() {
     proxy.set_delay(DELAY);
     let (_, result) = spawn(client, "call p()").join().expect("the session");
     proxy.set_delay(Duration::ZERO);
-    let error = result.expect_err("the second transaction's end");
-    let code = error.code().map(|code| code.code());
-    assert!(
-        error.is_closed() || code == Some(TRANSACTION_TIMEOUT),
-        "{error:?}"
-    );
+    assert_ran_out(result);
     assert_eq!(value(&fixture.left, 1).as_deref(), Some("first"));
     assert_eq!(value(&fixture.left, 2).as_deref(), Some("old"));
     assert_equal(&fixture);

@@ -96,6 +96,16 @@ pub fn await_blocked(side: &Side) -> i32 {
     blocked
 }
 
+/// Waits until no session delivers to the side any more.
+pub fn await_no_delivery(side: &Side) {
+    let sql = "select count(*) from pg_stat_activity where usename = $1 \
+               and application_name = 'pg_rowsync'";
+    await_until(SOON, "the remote session to go", || {
+        let row = side.superuser().query_one(sql, &[&side.user]);
+        row.expect("activity").get::<_, i64>(0) == 0
+    });
+}
+
 /// Locks row 1 of the right side until the client is dropped or rolls back.
 pub fn lock_row(fixture: &Fixture) -> Client {
     let mut locker = fixture.right.client();
