@@ -16,6 +16,7 @@ pub mod machine;
 pub mod measure;
 pub mod number;
 pub mod plan;
+pub mod pooler;
 pub mod report;
 pub mod rig;
 pub mod run;

@@ -21,13 +21,14 @@ const BAR: f64 = 15.0;
 const STEP: f64 = 20.0;
 const TOP: f64 = 92.0;
 
-const COLOURS: [(Contender, &str); 7] = [
+const COLOURS: [(Contender, &str); 8] = [
     (Contender::Recipe, "#9a6b2f"),
     (Contender::Fdw, "#b58a1d"),
     (Contender::Native, "#5f7f95"),
     (Contender::Bucardo, "#b0626f"),
     (Contender::Async, "#1f9d6b"),
     (Contender::Sync, "#2f8fd0"),
+    (Contender::Atomic, "#1f5fa0"),
     (Contender::Queue, "#8a6fd1"),
 ];
 

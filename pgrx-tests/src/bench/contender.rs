@@ -25,13 +25,16 @@ pub enum Contender {
     /// pg_rowsync, by its modes.
     Async,
     Sync,
+    Atomic,
     Queue,
 }
 
-use Contender::{Async, Bucardo, Fdw, Native, None, Queue, Recipe, Sync};
+use Contender::{Async, Atomic, Bucardo, Fdw, Native, None, Queue, Recipe, Sync};
 
 impl Contender {
-    pub const ALL: [Contender; 8] = [None, Recipe, Fdw, Native, Bucardo, Async, Sync, Queue];
+    pub const ALL: [Contender; 9] = [
+        None, Recipe, Fdw, Native, Bucardo, Async, Sync, Atomic, Queue,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -42,6 +45,7 @@ impl Contender {
             Bucardo => "bucardo",
             Async => "async",
             Sync => "sync",
+            Atomic => "atomic",
             Queue => "queue",
         }
     }
@@ -60,13 +64,14 @@ impl Contender {
             Bucardo => "Bucardo, one way: until the commit; its daemon comes later",
             Async => "pg_rowsync, both ways, mode async",
             Sync => "pg_rowsync, both ways, mode sync",
+            Atomic => "pg_rowsync, both ways, mode atomic",
             Queue => "pg_rowsync, both ways, mode queue: until the commit; the worker comes later",
         }
     }
 
     /// The mode, for those that are pg_rowsync.
     pub fn mode(self) -> Option<&'static str> {
-        matches!(self, Async | Sync | Queue).then(|| self.name())
+        matches!(self, Async | Sync | Atomic | Queue).then(|| self.name())
     }
 
     /// The `application_name` whose writes its trigger does not send on.
@@ -74,7 +79,7 @@ impl Contender {
         match self {
             Recipe => Some(RECIPE_GUARD),
             Fdw => Some(FDW_GUARD),
-            Async | Sync | Queue => Some("pg_rowsync"),
+            Async | Sync | Atomic | Queue => Some("pg_rowsync"),
             None | Native | Bucardo => Option::None,
         }
     }

@@ -6,18 +6,19 @@ use anyhow::{Result, ensure};
 
 use super::run::Run;
 use super::shape::Shape;
-use super::{bytes, copy, distance, down, drain, guard, statements, transactions, verify};
+use super::{bytes, copy, distance, down, drain, guard, pooler, statements, transactions, verify};
 
 type Group = (&'static str, fn(&mut Run) -> Result<()>);
 
 /// By the names that `--only` looks for.
-const GROUPS: [Group; 12] = [
+const GROUPS: [Group; 13] = [
     ("narrow", |run| statements::run(run, Shape::Narrow)),
     ("wide", |run| statements::run(run, Shape::Wide)),
     ("toast", |run| statements::run(run, Shape::Toast)),
     ("many", statements::run_many),
     ("transactions", transactions::run),
     ("distance", distance::run),
+    ("pooler", pooler::run),
     ("bytes", bytes::run),
     ("guard", guard::run),
     ("drain", drain::run),

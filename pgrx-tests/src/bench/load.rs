@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -27,22 +27,48 @@ impl Load {
     /// So many rows in every transaction, under keys of their own.
     pub fn start(lane: &Lane, rows: u32, clients: u32, seconds: u64) -> Result<Load> {
         let script = format!("{};\n", lane.shape.insert_new(&lane.table, rows));
-        Load::run(lane, &script, clients, seconds)
+        Load::run(
+            lane,
+            pgbench::command(&lane.rig.local)?,
+            &script,
+            clients,
+            seconds,
+        )
     }
 
     /// Every transaction updates one of so many rows.
     pub fn updates(lane: &Lane, rows: u32, clients: u32, seconds: u64) -> Result<Load> {
         let update = lane.shape.update_one(&lane.table, ":row");
         let script = format!("\\set row random(1, {rows})\n{update};\n");
-        Load::run(lane, &script, clients, seconds)
+        Load::run(
+            lane,
+            pgbench::command(&lane.rig.local)?,
+            &script,
+            clients,
+            seconds,
+        )
     }
 
-    fn run(lane: &Lane, commands: &str, clients: u32, seconds: u64) -> Result<Load> {
+    /// Single rows, written on the other side itself, on the way that leads there.
+    pub fn there(lane: &Lane, clients: u32, seconds: u64) -> Result<Load> {
+        let script = format!("{};\n", lane.shape.insert_new(&lane.table, 1));
+        let mut command = pgbench::command(&lane.rig.remote)?;
+        command.env("PGPORT", lane.rig.port_there()?.to_string());
+        Load::run(lane, command, &script, clients, seconds)
+    }
+
+    fn run(
+        lane: &Lane,
+        mut command: Command,
+        commands: &str,
+        clients: u32,
+        seconds: u64,
+    ) -> Result<Load> {
         let dir = reaper::base()?.join(format!("load-{}", &reaper::random_hex()?[..8]));
         fs::create_dir(&dir)?;
         let script = dir.join("script");
         fs::write(&script, commands)?;
-        let child = pgbench::command(&lane.rig.local)?
+        let child = command
             .env(
                 "PGOPTIONS",
                 format!(

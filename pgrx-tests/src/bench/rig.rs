@@ -14,6 +14,7 @@ use super::bucardo;
 use super::contender::Contender;
 use super::schema::{self, SUBSCRIPTION};
 use crate::cluster::Cluster;
+use crate::pooler::{IGNORE_OPTIONS, PoolMode, Pooler};
 use crate::proxy::{Direction, Proxy};
 use crate::reaper;
 use crate::setup;
@@ -21,7 +22,7 @@ use crate::side::Side;
 
 /// What differs from the defaults, on both clusters and for all contenders. Checkpoints are made
 /// between the runs, none within one.
-pub const SETTINGS: [(&str, &str); 7] = [
+pub const SETTINGS: [(&str, &str); 8] = [
     ("shared_buffers", "128MB"),
     ("wal_level", "logical"),
     ("max_wal_size", "16GB"),
@@ -29,6 +30,7 @@ pub const SETTINGS: [(&str, &str); 7] = [
     ("shared_preload_libraries", "pg_rowsync"),
     ("synchronous_standby_names", SUBSCRIPTION),
     ("synchronous_commit", "local"),
+    ("max_prepared_transactions", "64"),
 ];
 
 /// How long anything may take that is not timed, or that nothing hinders.
@@ -41,6 +43,8 @@ pub struct Rig {
     to_remote: Proxy,
     /// In front of the local one, for the subscriber, which connects from there to here.
     to_local: Proxy,
+    /// In front of the remote one, from when it is asked for.
+    pooler: RefCell<Option<Pooler>>,
     via: RefCell<Via>,
     here: RefCell<Client>,
     there: RefCell<Client>,
@@ -52,6 +56,8 @@ pub enum Via {
     Direct,
     /// So long for a round trip.
     Proxy(Duration),
+    /// PgBouncer in transaction mode, to the remote cluster only.
+    Pooler,
 }
 
 /// Between two looks at what has gone on since then: soon at first, later seldom, since a look at a
@@ -96,6 +102,7 @@ impl Rig {
         let rig = Rig {
             to_remote: Proxy::start(remote.cluster.port())?,
             to_local: Proxy::start(local.cluster.port())?,
+            pooler: RefCell::new(None),
             via: RefCell::new(Via::Direct),
             here: RefCell::new(local.connect_superuser()?),
             there: RefCell::new(remote.connect_superuser()?),
@@ -107,28 +114,44 @@ impl Rig {
 
     /// From now on new connections take that way, which a new delay does not change.
     pub fn go(&self, via: Via) -> Result<()> {
-        if let Via::Proxy(round_trip) = via {
-            self.to_remote.set_delay(round_trip / 2);
-            self.to_local.set_delay(round_trip / 2);
+        match via {
+            Via::Direct => (),
+            Via::Proxy(round_trip) => {
+                self.to_remote.set_delay(round_trip / 2);
+                self.to_local.set_delay(round_trip / 2);
+            }
+            Via::Pooler => {
+                let mut pooler = self.pooler.borrow_mut();
+                if pooler.is_none() {
+                    let settings = [IGNORE_OPTIONS];
+                    let started = Pooler::start(&[&self.remote], PoolMode::Transaction, &settings)?;
+                    *pooler = Some(started);
+                }
+            }
         }
-        let before = self.via.replace(via);
-        if matches!(before, Via::Direct) != matches!(via, Via::Direct) {
-            self.here(&schema::reach(self.port_there()))?;
+        let before = self.port_there()?;
+        self.via.replace(via);
+        if before != self.port_there()? {
+            self.here(&schema::reach(self.port_there()?))?;
         }
         Ok(())
     }
 
     /// The port by which the remote cluster is reached.
-    fn port_there(&self) -> u16 {
-        match *self.via.borrow() {
+    pub fn port_there(&self) -> Result<u16> {
+        Ok(match *self.via.borrow() {
             Via::Direct => self.remote.cluster.port(),
             Via::Proxy(_) => self.to_remote.port(),
-        }
+            Via::Pooler => {
+                let pooler = self.pooler.borrow();
+                pooler.as_ref().context("there is no pooler yet")?.port()
+            }
+        })
     }
 
     fn port_here(&self) -> u16 {
         match *self.via.borrow() {
-            Via::Direct => self.local.cluster.port(),
+            Via::Direct | Via::Pooler => self.local.cluster.port(),
             Via::Proxy(_) => self.to_local.port(),
         }
     }
@@ -138,7 +161,7 @@ impl Rig {
         let mut config = Config::new();
         config
             .host("127.0.0.1")
-            .port(self.port_there())
+            .port(self.port_there()?)
             .dbname(&self.remote.db);
         config
             .user(&self.remote.user)

@@ -139,7 +139,12 @@ fn servers(to: &Side) -> Result<String> {
     let (port, db) = (to.cluster.port(), &to.db);
     let mut sql = String::new();
     for (server, wrapper, more) in [
-        ("dst", "pg_rowsync", String::new()),
+        // As the other sessions of the rig, in which nobody waits for a standby.
+        (
+            "dst",
+            "pg_rowsync",
+            "options '-c synchronous_commit=local'".to_owned(),
+        ),
         (
             "recipe_dst",
             "dblink_fdw",
@@ -151,15 +156,10 @@ fn servers(to: &Side) -> Result<String> {
             format!("application_name '{FDW_GUARD}'"),
         ),
     ] {
-        let more = if more.is_empty() {
-            more
-        } else {
-            format!(", {more}")
-        };
         write!(
             sql,
             "create server {server} foreign data wrapper {wrapper}
-               options (host '127.0.0.1', port '{port}', dbname '{db}'{more});
+               options (host '127.0.0.1', port '{port}', dbname '{db}', {more});
              create user mapping for current_user server {server}
                options (user '{}', password '{}');",
             to.user, to.password
@@ -184,7 +184,7 @@ fn triggers(shape: Shape, contender: Contender) -> String {
                execute function bench.recipe_sync('recipe_dst', '{table}')"
         ),
         Contender::Fdw => foreign_table(shape, &table),
-        Contender::Async | Contender::Sync | Contender::Queue => {
+        Contender::Async | Contender::Sync | Contender::Atomic | Contender::Queue => {
             format!(
                 r#"select attach_sync('{table}', 'dst', '{table}', '{{"mode": "{contender}"}}')"#
             )

@@ -5,12 +5,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::contender::Contender::{self, Async, Fdw, Native, None as Nobody, Queue, Recipe};
+use super::contender::Contender::{
+    self, Async, Atomic, Fdw, Native, None as Nobody, Queue, Recipe, Sync,
+};
 use super::measure::Figures;
 use super::number::grouped;
 use super::plan::{Plan, distance, down, round_trip, transactions, updates};
 use super::shape::{Operation, Shape};
-use super::{copy, drain, guard, verify};
+use super::{copy, drain, guard, pooler, verify};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bound {
@@ -101,6 +103,8 @@ pub fn judge(figures: &Figures, plan: &Plan) -> Vec<Verdict> {
         judge.statements(shape, rows);
     }
     judge.transactions();
+    judge.both_or_neither();
+    judge.pooler();
     judge.distance();
     judge.many();
     judge.queue();
@@ -188,6 +192,35 @@ impl Judge<'_> {
                 self.share(&title, Async, 0.45);
                 self.faster_within(&title, Recipe, Bound::AtLeast, recipe, share);
                 self.faster_within(&title, Fdw, Bound::AtLeast, fdw, share);
+            }
+        }
+    }
+
+    /// What the second phase costs.
+    fn both_or_neither(&mut self) {
+        for (clients, share) in [(1, 0.65), (8, 0.6)] {
+            for title in [transactions(1, clients), updates(clients)] {
+                let found = self.figures.better(&title, Atomic, Sync);
+                let what = format!("{title}: atomic, of the rate in mode sync");
+                self.push(what, Bound::AtLeast, share, "", found);
+            }
+        }
+        let title = Shape::Narrow.title(Operation::Insert, self.plan.rows);
+        let found = self.figures.better(&title, Sync, Atomic);
+        let what = format!("{title}: atomic, of the time in mode sync");
+        self.push(what, Bound::AtMost, 1.1, " times", found);
+    }
+
+    /// Of the rate without a pooler.
+    fn pooler(&mut self) {
+        for clients in pooler::CLIENTS {
+            let [pooled, direct] = [true, false].map(|is_pooled| pooler::title(clients, is_pooled));
+            for contender in [Async, Sync] {
+                let rate = |title| self.figures.median(title, contender);
+                let found = rate(&pooled).zip(rate(&direct));
+                let what = format!("{pooled}: {contender}, of the rate without it");
+                let found = found.map(|(pooled, direct)| pooled / direct);
+                self.push(what, Bound::AtLeast, 0.8, "", found);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! What a test asserts about one side it reads through that side's own session.
 
 mod admin;
+mod benchmark;
 mod capture;
 mod conflict;
 mod delivery;
