@@ -17,9 +17,11 @@ use rowsync_harness::{Fixture, setup, type_pairs};
 const USAGE: &str = "usage:
   cargo faults rounds [--rounds 200] [--seed S] [--from 0] [--mode async|queue|sync|atomic|all]
                       [--drain worker|calls|both] [--fault NAME] [--pooler session|transaction]
-      random faults under load, a row by row comparison after each; --rounds counts per mode
+                      [--servers 1]
+      random faults under load, a row by row comparison after each; --rounds counts per mode;
+      with several servers the same is sent to all, and a fault meets one of them
   cargo faults atomic [--rounds 300] [--seed S] [--from 0] [--drain worker|calls|both] [--fault NAME]
-                      [--against sync]
+                      [--servers 1] [--against sync]
       rounds of mode atomic, half of them with a fault exactly at a step of its protocol; both sides must
       have the same transactions after each, and nothing prepared; --against sync runs those of mode sync
       instead, and fails unless some transaction is on one side only: so the rounds can see it
@@ -109,6 +111,8 @@ fn run_rounds(options: &mut Arguments, only: Option<Mode>) -> Result<()> {
     let drain = options.take("drain")?.unwrap_or(Drain::Worker);
     let fault = options.take("fault")?;
     let pooler = options.take("pooler")?;
+    let servers = options.take("servers")?.unwrap_or(1);
+    ensure!((1..=9).contains(&servers), "--servers: from 1 to 9");
     options.end(USAGE)?;
     setup::prepare_with_faults()?;
     println!("seed {seed}");
@@ -122,6 +126,7 @@ fn run_rounds(options: &mut Arguments, only: Option<Mode>) -> Result<()> {
             rounds,
             fault,
             pooler,
+            servers,
         };
         let summary = rounds::run(plan, &mut |line| println!("{line}"))?;
         let apart: usize = summary.0.values().map(|line| line.ghosts).sum();

@@ -14,7 +14,8 @@ use super::rig::{Mode, PAST_TIMEOUT, PATIENCE, Rig};
 use super::rng::Rng;
 use super::workload::{Stage, Touch};
 use crate::cluster::Shutdown;
-use crate::proxy::{Direction, Strike};
+use crate::proxy::{Direction, Proxy, Strike};
+use crate::side::Side;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -145,52 +146,60 @@ impl Fault {
         )
     }
 
-    /// Lets it happen and puts it right again.
-    pub fn run(self, rig: &Rig, stage: &Stage, rng: &mut Rng) -> Result<()> {
+    /// Lets it happen to the left side or to this one of the others, and puts it right again.
+    pub fn run(self, rig: &Rig, met: usize, stage: &Stage, rng: &mut Rng) -> Result<()> {
         // A slow network makes most of a transaction's time its commit, where it matters most.
         if self.touch() != Touch::Nothing {
-            rig.proxy.set_delay(rng.millis(0, 8));
+            let delay = rng.millis(0, 8);
+            rig.proxies().for_each(|proxy| proxy.set_delay(delay));
         }
-        let result = self.act(rig, stage, rng);
+        let met = rig.rights().zip(rig.proxies()).nth(met);
+        let result = self.act(rig, met.context("no such server")?, stage, rng);
         self.heal(rig)?;
         result
     }
 
-    fn act(self, rig: &Rig, stage: &Stage, rng: &mut Rng) -> Result<()> {
-        let (left, right) = (&rig.left.cluster, &rig.right.cluster);
+    fn act(
+        self,
+        rig: &Rig,
+        (side, proxy): (&Side, &Proxy),
+        stage: &Stage,
+        rng: &mut Rng,
+    ) -> Result<()> {
+        let (left, right) = (&rig.left.cluster, &side.cluster);
         // Longer and shorter than the timeouts.
         let outage = rng.millis(200, 1800);
         let frozen = PAST_TIMEOUT + rng.millis(0, 600);
         match self {
             Fault::Reset => repeat(rng, 6, |_| {
-                rig.proxy.cut();
+                proxy.cut();
                 Ok(())
             })?,
             Fault::CutSending => repeat(rng, 8, |rng| {
-                rig.proxy.cut_after(rng.roll(4000), Direction::ToServer);
+                proxy.cut_after(rng.roll(4000), Direction::ToServer);
                 Ok(())
             })?,
             Fault::CutAnswer => repeat(rng, 8, |rng| {
-                rig.proxy.cut_after(rng.roll(700), Direction::ToClient);
+                proxy.cut_after(rng.roll(700), Direction::ToClient);
                 Ok(())
             })?,
             Fault::Blackhole | Fault::BlackholeThenCut => {
-                rig.proxy.freeze();
+                proxy.freeze();
                 sleep(outage);
                 calm(stage, rng);
                 if self == Fault::BlackholeThenCut {
-                    rig.proxy.cut();
+                    proxy.cut();
                 }
-                rig.proxy.thaw();
+                proxy.thaw();
             }
             Fault::Refuse => {
-                rig.proxy.refuse();
-                rig.proxy.cut();
+                proxy.refuse();
+                proxy.cut();
                 sleep(outage);
-                rig.proxy.accept()?;
+                proxy.accept()?;
             }
             Fault::KillRemoteBackend => {
-                let pid = delivering(&mut rig.right.connect_superuser()?)?;
+                let pid = delivering(&mut side.connect_superuser()?)?;
                 right.crash_backend(pid)?;
             }
             Fault::CrashRemote => {
@@ -199,7 +208,7 @@ impl Fault {
                 right.start_again()?;
             }
             Fault::StopRemoteBackend => {
-                let pid = delivering(&mut rig.right.connect_superuser()?)?;
+                let pid = delivering(&mut side.connect_superuser()?)?;
                 right.signal_backend(pid, Signal::SIGSTOP)?;
                 sleep(frozen);
                 calm(stage, rng);
@@ -212,7 +221,7 @@ impl Fault {
                 right.thaw()?;
             }
             Fault::TerminateRemoteBackend => {
-                let mut admin = rig.right.connect_superuser()?;
+                let mut admin = side.connect_superuser()?;
                 repeat(rng, 6, |_| {
                     let pid = delivering(&mut admin)?;
                     admin.execute("select pg_terminate_backend($1)", &[&pid])?;
@@ -237,7 +246,7 @@ impl Fault {
                 let pid = match self {
                     Fault::KillWorker => {
                         // There need not be one before something is queued.
-                        rig.proxy.cut();
+                        proxy.cut();
                         worker(&mut rig.left.connect_superuser()?)?
                     }
                     _ => writer(stage, rng)?,
@@ -245,23 +254,23 @@ impl Fault {
                 left.crash_backend(pid)?;
             }
             Fault::Strike => repeat(rng, 6, |rng| {
-                strike(rig, rng);
+                strike(proxy, rng);
                 rng.pause(50, 300);
-                rig.proxy.cut();
-                rig.proxy.thaw();
+                proxy.cut();
+                proxy.thaw();
                 Ok(())
             })?,
             Fault::StrikeAndKillLocal => {
-                strike(rig, rng);
+                strike(proxy, rng);
                 left.kill()?;
-                rig.proxy.cut();
-                rig.proxy.thaw();
+                proxy.cut();
+                proxy.thaw();
                 left.start_again()?;
             }
             Fault::StrikeAndCrashRemote => {
-                strike(rig, rng);
+                strike(proxy, rng);
                 right.stop(Shutdown::Immediate)?;
-                rig.proxy.thaw();
+                proxy.thaw();
                 sleep(outage / 2);
                 right.start_again()?;
             }
@@ -291,12 +300,14 @@ impl Fault {
 
     /// Whatever happened on the way, the next round finds everything in order.
     fn heal(self, rig: &Rig) -> Result<()> {
-        rig.proxy.set_delay(Duration::ZERO);
-        rig.proxy.cut_after(u64::MAX, Direction::ToServer);
-        rig.proxy.forget_strike();
-        rig.proxy.thaw();
-        rig.proxy.accept()?;
-        for side in [&rig.left, &rig.right] {
+        for proxy in rig.proxies() {
+            proxy.set_delay(Duration::ZERO);
+            proxy.cut_after(u64::MAX, Direction::ToServer);
+            proxy.forget_strike();
+            proxy.thaw();
+            proxy.accept()?;
+        }
+        for side in std::iter::once(&rig.left).chain(rig.rights()) {
             if side.cluster.pid().is_err() {
                 side.cluster.start_again()?;
             }
@@ -308,12 +319,12 @@ impl Fault {
 }
 
 /// Waits for one of the statements of mode `atomic` to come by, and lets something happen to it.
-fn strike(rig: &Rig, rng: &mut Rng) {
+fn strike(proxy: &Proxy, rng: &mut Rng) {
     let text = *rng.pick(&["PREPARE TRANSACTION '", "COMMIT PREPARED '"]);
     let strike = *rng.pick(&[Strike::LoseRequest, Strike::LoseAnswer, Strike::Silence]);
-    rig.proxy.strike(text, strike);
+    proxy.strike(text, strike);
     let start = Instant::now();
-    while !rig.proxy.has_struck() && start.elapsed() < Duration::from_secs(5) {
+    while !proxy.has_struck() && start.elapsed() < Duration::from_secs(5) {
         sleep(Duration::from_millis(1));
     }
     rng.pause(0, 5);

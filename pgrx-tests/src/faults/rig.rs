@@ -121,6 +121,12 @@ impl FromStr for Drain {
     }
 }
 
+/// A side that is sent to, and the proxy on the way.
+pub struct Target {
+    pub side: Side,
+    pub proxy: Proxy,
+}
+
 /// The left side sends to the right one over server `dst`: through the proxy, and behind it through a pooler
 /// if there is one.
 pub struct Rig {
@@ -128,6 +134,8 @@ pub struct Rig {
     pub right: Side,
     pub proxy: Proxy,
     pub pooler: Option<Pooler>,
+    /// Further ones that it sends the same to, over servers `dst2`, `dst3` and so on.
+    pub others: Vec<Target>,
     pub mode: Mode,
     pub drain: Drain,
 }
@@ -135,15 +143,16 @@ pub struct Rig {
 impl Rig {
     /// Without tables. `label` is a short plain lower-case identifier.
     pub fn start(label: &str, mode: Mode, drain: Drain) -> Result<Rig> {
-        Self::start_behind(label, mode, drain, None)
+        Self::start_behind(label, mode, drain, None, 1)
     }
 
-    /// The same with a pooler between the proxy and the right side.
+    /// The same with a pooler between the proxy and the right side, and with so many servers.
     pub fn start_behind(
         label: &str,
         mode: Mode,
         drain: Drain,
         pooler: Option<PoolMode>,
+        servers: u32,
     ) -> Result<Rig> {
         let mut settings = [TEST_SETTINGS, &QUICK].concat();
         if drain.has_worker() {
@@ -163,11 +172,20 @@ impl Rig {
         let behind = pooler.as_ref().map_or(right.cluster.port(), Pooler::port);
         let proxy = Proxy::start(behind)?;
         left.link(&right, proxy.port(), "dst", &[])?;
+        let other = |number: u32| {
+            let cluster = Cluster::start(&format!("{label}_right{number}"))?;
+            let side = Side::create(&Arc::new(cluster), "remote")?;
+            let proxy = Proxy::start(side.cluster.port())?;
+            left.link(&side, proxy.port(), &format!("dst{number}"), &[])?;
+            anyhow::Ok(Target { side, proxy })
+        };
+        let others = (2..=servers).map(other).collect::<Result<_>>()?;
         Ok(Rig {
             left,
             right,
             proxy,
             pooler,
+            others,
             mode,
             drain,
         })
@@ -175,19 +193,39 @@ impl Rig {
 
     /// A table on both sides whose changes on the left are sent.
     pub fn mirror(&self, table: &str, columns: &str) -> Result<()> {
-        for side in [&self.left, &self.right] {
+        for side in std::iter::once(&self.left).chain(self.rights()) {
             side.connect()?
                 .batch_execute(&format!("create table {table} ({columns})"))?;
         }
         self.attach(table)
     }
 
-    /// Sends the left table to the right one of the same name.
+    /// Sends the left table to those of the same name on the other sides.
     pub fn attach(&self, table: &str) -> Result<()> {
-        let (mode, schema) = (self.mode, &self.right.user);
-        Ok(self.left.connect()?.batch_execute(&format!(
-            r#"select attach_sync('{table}', 'dst', '{schema}.{table}', '{{"mode": "{mode}"}}')"#
-        ))?)
+        let mode = self.mode;
+        for (number, side) in (1..).zip(self.rights()) {
+            let server = if number == 1 {
+                "dst".to_owned()
+            } else {
+                format!("dst{number}")
+            };
+            let schema = &side.user;
+            self.left.connect()?.batch_execute(&format!(
+                r#"select attach_sync('{table}', '{server}', '{schema}.{table}',
+                                      '{{"mode": "{mode}"}}')"#
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// All sides that are sent to.
+    pub fn rights(&self) -> impl Iterator<Item = &Side> {
+        std::iter::once(&self.right).chain(self.others.iter().map(|other| &other.side))
+    }
+
+    /// All proxies, in the order of [`Rig::rights`].
+    pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
+        std::iter::once(&self.proxy).chain(self.others.iter().map(|other| &other.proxy))
     }
 
     /// Calls `deal_sync_err_rec` until told to stop, whatever becomes of it: the server it looks
@@ -225,10 +263,12 @@ impl Rig {
     pub fn await_drained(&self) -> Result<Duration> {
         let start = Instant::now();
         let mut observer = self.left.connect_superuser()?;
-        let mut other = self.right.connect_superuser()?;
-        let prepared = "select count(*) from pg_prepared_xacts where database = current_database()";
+        let mut others = self
+            .rights()
+            .map(Side::connect_superuser)
+            .collect::<Result<Vec<_>, _>>()?;
         while self.backlog(&mut observer)? > 0
-            || (self.mode == Mode::Atomic && other.query_one(prepared, &[])?.get::<_, i64>(0) > 0)
+            || (self.mode == Mode::Atomic && has_prepared(&mut others)?)
         {
             if self.drain == Drain::Calls {
                 let _ = observer.query_one("select deal_sync_err_rec(10000)", &[]);
@@ -245,10 +285,15 @@ impl Rig {
         Ok(start.elapsed())
     }
 
-    /// Waits until the sessions of clients that have left are gone on the right; those of drainers
+    /// Waits until the sessions of clients that have left are gone on the other sides; those of drainers
     /// may stay.
     pub fn await_sessions_gone(&self, drainers: i64) -> Result<()> {
-        let mut observer = self.right.connect_superuser()?;
+        self.rights()
+            .try_for_each(|side| self.await_gone_from(side, drainers))
+    }
+
+    fn await_gone_from(&self, side: &Side, drainers: i64) -> Result<()> {
+        let mut observer = side.connect_superuser()?;
         // A pooler keeps its own, idle.
         let and = if self.pooler.is_some() {
             "and state <> 'idle'"
@@ -350,10 +395,21 @@ impl Rig {
             let lines: Vec<_> = log.lines().collect();
             lines[lines.len().saturating_sub(30)..].join("\n")
         };
-        format!(
-            "\nleft log:\n{}\nright log:\n{}",
-            end(&self.left),
-            end(&self.right)
-        )
+        let right: String = self
+            .rights()
+            .map(|side| format!("\nright log:\n{}", end(side)))
+            .collect();
+        format!("\nleft log:\n{}{right}", end(&self.left))
     }
+}
+
+/// Whether anything is prepared where these sessions are.
+fn has_prepared(sessions: &mut [Client]) -> Result<bool> {
+    let prepared = "select count(*) from pg_prepared_xacts where database = current_database()";
+    for session in sessions {
+        if session.query_one(prepared, &[])?.get::<_, i64>(0) > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

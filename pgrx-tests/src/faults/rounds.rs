@@ -32,6 +32,8 @@ pub struct Plan {
     pub fault: Option<Fault>,
     /// Put between the proxy and the right side.
     pub pooler: Option<PoolMode>,
+    /// How many servers are sent to. A fault meets one of them.
+    pub servers: u32,
 }
 
 /// What the rounds with one fault came to.
@@ -88,7 +90,7 @@ impl fmt::Display for Summary {
 /// The first round that fails, with what it takes to run it again.
 pub fn run(plan: Plan, say: &mut dyn FnMut(&str)) -> Result<Summary> {
     let label = format!("rounds_{}", plan.mode);
-    let rig = Rig::start_behind(&label, plan.mode, plan.drain, plan.pooler)?;
+    let rig = Rig::start_behind(&label, plan.mode, plan.drain, plan.pooler, plan.servers)?;
     for (table, columns) in TABLES {
         rig.mirror(table, columns)?;
     }
@@ -154,7 +156,10 @@ fn round(
         Mode::Async | Mode::Atomic => {}
         Mode::Sync => unknown.extend(&tally.unknown),
     }
-    let ghosts = verdict::settle(rig, &tally, unknown)?;
+    let ghosts = rig
+        .rights()
+        .map(|side| verdict::settle(rig, side, &tally, unknown))
+        .sum::<Result<_>>()?;
     verdict::forget_tags(rig)?;
     Ok((tally, drained, ghosts))
 }
@@ -179,7 +184,11 @@ fn play(rig: &Rig, stage: &Stage, fault: Fault, rng: &mut Rng) -> Result<Tally> 
         }
         let failed = await_begun(stage).and_then(|()| {
             rng.pause(30, 150);
-            fault.run(rig, stage, rng)
+            let met = match rig.rights().count() {
+                1 => 0,
+                servers => rng.roll(servers as u64) as usize,
+            };
+            fault.run(rig, met, stage, rng)
         });
         // Some load after it as well: direct delivery comes back and meets the last of the queue.
         rng.pause(50, 250);

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::rig::Rig;
 use super::workload::Tally;
+use crate::side::Side;
 
 /// One side's rows of `t`, and the tags in `tx` with their keys.
 struct Contents {
@@ -14,7 +15,7 @@ struct Contents {
 }
 
 impl Contents {
-    fn read(side: &crate::Side) -> Result<Contents> {
+    fn read(side: &Side) -> Result<Contents> {
         let mut client = side.connect()?;
         let rows = client.query("select id, v from t", &[])?;
         let tags = client.query("select tag, keys from tx", &[])?;
@@ -25,11 +26,11 @@ impl Contents {
     }
 }
 
-/// Compares both sides after a drain. `excusable` are tags of transactions that the right side alone
+/// Compares the left side with another one after a drain. `excusable` are tags of transactions that the other side alone
 /// may have. If it has some, writes the left's rows again until both are equal, and says how many
 /// there were.
-pub fn settle(rig: &Rig, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usize> {
-    let (left, right) = (Contents::read(&rig.left)?, Contents::read(&rig.right)?);
+pub fn settle(rig: &Rig, other: &Side, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usize> {
+    let (left, right) = (Contents::read(&rig.left)?, Contents::read(other)?);
     let unkept = tally
         .promised
         .iter()
@@ -84,10 +85,10 @@ pub fn settle(rig: &Rig, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usi
     }
     if !ghosts.is_empty() {
         let tags: Vec<i64> = ghosts.keys().copied().collect();
-        rig.right
+        other
             .connect()?
             .execute("delete from tx where tag = any($1)", &[&tags])?;
-        rig.right
+        other
             .connect()?
             .execute("delete from t where id = any($1)", &[&differ])?;
         rig.left
@@ -95,7 +96,7 @@ pub fn settle(rig: &Rig, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usi
             .execute("update t set v = v where id = any($1)", &[&differ])?;
         rig.await_drained()?;
         ensure!(
-            Contents::read(&rig.left)?.rows == Contents::read(&rig.right)?.rows,
+            Contents::read(&rig.left)?.rows == Contents::read(other)?.rows,
             "writing the rows again did not make both sides equal"
         );
     }
@@ -104,7 +105,7 @@ pub fn settle(rig: &Rig, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usi
 
 /// Forgets the tags on both sides, so that comparing costs the same after every round.
 pub fn forget_tags(rig: &Rig) -> Result<()> {
-    for side in [&rig.left, &rig.right] {
+    for side in std::iter::once(&rig.left).chain(rig.rights()) {
         side.connect_superuser()?.batch_execute(&format!(
             "set session_replication_role = replica; truncate {}.tx",
             side.user

@@ -13,6 +13,7 @@ fn rounds(mode: Mode, drain: Drain, seed: u64) {
         rounds: 8,
         fault: None,
         pooler: None,
+        servers: 1,
     });
 }
 
@@ -40,6 +41,21 @@ fn after_faults_in_mode_atomic_both_sides_have_the_same_transactions() {
     rounds(Mode::Atomic, Drain::Worker, 6);
 }
 
+/// All have a transaction or none has.
+#[test]
+fn after_faults_in_mode_atomic_three_servers_have_the_same_transactions() {
+    run(Plan {
+        mode: Mode::Atomic,
+        drain: Drain::Worker,
+        seed: 7,
+        from: 0,
+        rounds: 8,
+        fault: None,
+        pooler: None,
+        servers: 3,
+    });
+}
+
 #[test]
 fn after_faults_without_a_worker_calls_make_both_sides_equal() {
     rounds(Mode::Async, Drain::Calls, 4);
@@ -56,5 +72,6 @@ fn after_faults_behind_a_pooler_both_sides_are_equal() {
         rounds: 8,
         fault: None,
         pooler,
+        servers: 1,
     });
 }
