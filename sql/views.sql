@@ -46,7 +46,8 @@ CREATE VIEW @extschema@.sync_status AS
                      AND EXISTS (SELECT FROM @extschema@.sync_attachments() b
                                   WHERE b.server = s.srvname::text
                                     AND b.mode = ANY (ARRAY['async', 'sync']))
-                    THEN pg_postmaster_start_time() END) AS may_be_ahead_since
+                    THEN pg_postmaster_start_time() END) AS may_be_ahead_since,
+           c.prepared, c.resolved
       FROM pg_foreign_server s
       LEFT JOIN (
            SELECT q.dst_server,
@@ -98,7 +99,7 @@ CREATE VIEW @extschema@.sync_status AS
       -- The row without a server stands for those that have none of their own.
       LEFT JOIN LATERAL (
            SELECT c.delivered_transactions, c.delivered_changes, c.queued, c.conflicts, c.guarded,
-                  c.looped, c.last_success
+                  c.looped, c.last_success, c.prepared, c.resolved
              FROM @extschema@.sync_counters() c
             WHERE c.server = s.oid OR c.server IS NULL
             ORDER BY c.server LIMIT 1) c ON true

@@ -252,7 +252,8 @@ fn sync_disconnect(args: Args<'_>) -> bool {
 #[pg_extern(sql = r#"
 CREATE FUNCTION sync_counters() RETURNS TABLE (
     server oid, delivered_transactions bigint, delivered_changes bigint, queued bigint,
-    conflicts bigint, guarded bigint, looped bigint, last_success timestamptz
+    conflicts bigint, guarded bigint, looped bigint, last_success timestamptz, prepared bigint,
+    resolved bigint
 ) VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_counters_wrapper';
 "#)]
 #[allow(clippy::type_complexity)] // the shape pgrx asks for in a set-returning function
@@ -267,6 +268,8 @@ fn sync_counters() -> TableIterator<
         name!(guarded, i64),
         name!(looped, i64),
         name!(last_success, Option<TimestampWithTimeZone>),
+        name!(prepared, i64),
+        name!(resolved, i64),
     ),
 > {
     TableIterator::new(stats::counts().into_iter().map(|counts| {
@@ -279,6 +282,8 @@ fn sync_counters() -> TableIterator<
             counts.guarded as i64,
             counts.looped as i64,
             counts.last_success.and_then(|time| time.try_into().ok()),
+            counts.prepared as i64,
+            counts.resolved as i64,
         )
     }))
 }

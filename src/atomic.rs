@@ -14,6 +14,7 @@ pub mod decision;
 pub mod done;
 pub mod gid;
 pub mod phases;
+pub mod readiness;
 pub mod resolver;
 
 #[cfg(test)]

@@ -26,6 +26,10 @@ pub struct Counts {
     pub conflicts: u64,
     pub guarded: u64,
     pub looped: u64,
+    /// Transactions prepared for mode `atomic`.
+    pub prepared: u64,
+    /// Of those, finished by somebody else than the session that had prepared them.
+    pub resolved: u64,
     /// Microseconds, as PostgreSQL counts them.
     pub last_success: Option<i64>,
 }
@@ -96,6 +100,20 @@ pub fn guarded(server: Oid) {
 pub fn looped(server: Oid, changes: u64) {
     if let Some(slot) = slot_of(server) {
         slot.looped.fetch_add(changes, Relaxed);
+    }
+}
+
+/// A server has prepared a transaction. Counted at once: it has, whatever becomes of it.
+pub fn prepared(server: Oid) {
+    if let Some(slot) = slot_of(server) {
+        slot.prepared.fetch_add(1, Relaxed);
+    }
+}
+
+/// What a server had prepared was finished for the session that had not. Counted at once.
+pub fn resolved(server: Oid) {
+    if let Some(slot) = slot_of(server) {
+        slot.resolved.fetch_add(1, Relaxed);
     }
 }
 
@@ -178,6 +196,8 @@ fn read(slots: &[Slot], database: Oid) -> Vec<Counts> {
         conflicts: slot.conflicts.load(Relaxed),
         guarded: slot.guarded.load(Relaxed),
         looped: slot.looped.load(Relaxed),
+        prepared: slot.prepared.load(Relaxed),
+        resolved: slot.resolved.load(Relaxed),
         last_success: Some(slot.last_success.load(Relaxed)).filter(|time| *time != 0),
     })
     .chain(rest)
@@ -337,8 +357,8 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_takes_a_cache_line() {
-        assert_eq!(std::mem::size_of::<Slot>(), 64);
+    fn a_slot_takes_whole_cache_lines() {
+        assert_eq!(std::mem::size_of::<Slot>(), 128);
         assert_eq!(std::mem::size_of::<ConflictSlot>(), 64);
     }
 }

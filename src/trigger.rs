@@ -1,5 +1,6 @@
 //! `sync_dml`: the guards against copies, echoes and circles, then capture.
 
+use crate::atomic::readiness;
 use crate::capture::descriptor;
 use crate::capture::row::{self, Captured};
 use crate::change::Op;
@@ -33,6 +34,7 @@ pub fn fire(event: &Event<'_>) -> Result<()> {
         return Ok(());
     };
     check_order(event, op)?;
+    readiness::require(&descriptor)?;
     let add = |change: &Captured<'_>| transaction::add_change(&descriptor, &route, change);
     row::changes_of(event, op, &descriptor, add)
 }

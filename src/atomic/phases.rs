@@ -6,7 +6,7 @@
 
 use super::decision::{self, Decision, Verdict};
 use super::gid::Gid;
-use super::{done, resolver};
+use super::{done, readiness, resolver};
 use crate::capture::change_set::ChangeSet;
 use crate::connect::account::AccountKey;
 use crate::connect::endpoint::Endpoint;
@@ -66,6 +66,7 @@ pub fn hold(set: &ChangeSet, session: Session, gid: Gid, changes: u64) -> Result
     fault_point!(Prepared);
     let endpoint = session.endpoint.clone();
     let server = set.account.server;
+    stats::prepared(server);
     let held = Held {
         gid: gid.clone(),
         session,
@@ -263,8 +264,8 @@ pub fn explained(error: Error) -> Error {
     };
     let hint = match remote.sqlstate {
         SqlState::OBJECT_NOT_READY => {
-            "Mode \"atomic\" needs max_prepared_transactions on the server: as many as there are \
-             sessions that write."
+            readiness::forget();
+            readiness::HINT
         }
         SqlState::FEATURE_NOT_SUPPORTED => {
             "Mode \"atomic\" prepares its transaction on the server: triggers there must not use \

@@ -20,6 +20,7 @@ use crate::pg::{Oid, lock, lookup, report, wal, xact};
 use crate::sql::BEGIN_ON_PRIMARY;
 use crate::sql::quote::{ident, literal};
 use crate::sql::triggers;
+use crate::stats;
 
 /// Names that a server is asked for, at most.
 const MAX_LISTED: usize = 900;
@@ -71,6 +72,10 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
 pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
     remote_transaction::finish_prepared(link, verdict.verb(), &gid);
     match remote_transaction::run(link) {
+        Ok(()) => {
+            stats::resolved(link.endpoint().account.server);
+            Ok(())
+        }
         Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(()),
         // It is busy.
         Err(Error::Remote(error)) if error.sqlstate == SqlState::OBJECT_NOT_READY => {
@@ -78,7 +83,7 @@ pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
                 server: error.server,
             })
         }
-        result => result,
+        Err(error) => Err(error),
     }
 }
 

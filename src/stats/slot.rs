@@ -4,7 +4,7 @@ use crate::conflict::ConflictType;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 /// The counters of a server. All zero is an empty slot; nothing in it depends on anything else, so
-/// plain atomics do. A cache line, so that servers do not slow each other down.
+/// plain atomics do. Whole cache lines, so that servers do not slow each other down.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Slot {
@@ -18,6 +18,8 @@ pub struct Slot {
     pub(super) looped: AtomicU64,
     /// As PostgreSQL keeps time; 0 for never.
     pub(super) last_success: AtomicI64,
+    pub(super) prepared: AtomicU64,
+    pub(super) resolved: AtomicU64,
 }
 
 /// The conflicts of a local table with a server, by kind. As [`Slot`] in everything else.

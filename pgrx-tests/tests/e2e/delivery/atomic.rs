@@ -39,6 +39,11 @@ fn prepared(side: &Side) -> Vec<String> {
     rows(side, own)
 }
 
+/// A transaction whose COMMIT makes its connection: over one that had been idle it would be tried again.
+fn connecting(statement: &str) -> String {
+    format!("begin; {statement}; select sync_disconnect(); commit")
+}
+
 /// Everything that is prepared is finished by the left side.
 fn resolve(fixture: &Fixture) {
     assert!(
@@ -218,7 +223,8 @@ fn a_connection_lost_before_the_decision_leaves_neither_side_with_it() {
         resolve(&fixture);
         let mut client = fixture.left.client();
         proxy.strike(PREPARE, strike);
-        let error = refused(&mut client, "update t set v = 'lost' where id = 1", "08006");
+        let lost = connecting("update t set v = 'lost' where id = 1");
+        let error = refused(&mut client, &lost, "08006");
         assert!(error.message().contains("\"dst\""), "{error:?}");
         assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
         // What the server may have prepared is no obstacle for the session that has left it there.
@@ -327,7 +333,7 @@ fn a_listener_hears_once_that_a_transaction_is_stuck_and_once_that_none_is_any_m
     both_have(&fixture, "t", &["1|b", "2|b"]);
 }
 
-/// Nothing can be prepared there at all: check_sync says so before, and COMMIT with what to do.
+/// Nothing can be prepared there at all: check_sync says so before, and the statement with what to do.
 #[test]
 fn a_server_that_prepares_nothing_is_told_of_and_refused_with_what_to_do_about_it() {
     let settings = [TEST_SETTINGS, &[("max_prepared_transactions", "0")]].concat();
@@ -346,26 +352,44 @@ fn a_server_that_prepares_nothing_is_told_of_and_refused_with_what_to_do_about_i
     );
     assert!(!told.is_empty(), "check_sync says nothing");
     let mut client = fixture.left.client();
-    // Every time, and what goes with it is not queued.
+    let refused_for_good = |client: &mut Client, sql: &str| {
+        let error = refused(client, sql, "55000");
+        let hint = error.hint().unwrap_or_default();
+        assert!(hint.contains("max_prepared_transactions"), "{error:?}");
+    };
+    // Every time, before the COMMIT, and what goes with it is not queued.
     for _ in 0..2 {
-        let error = refused(
-            &mut client,
-            "begin; insert into a values (1, 'a'); insert into t values (1, 'a'); commit",
-            "55000",
-        );
-        assert!(
-            error
-                .hint()
-                .is_some_and(|hint| hint.contains("max_prepared_transactions")),
-            "{error:?}"
-        );
+        run(&mut client, "begin; insert into a values (1, 'a')");
+        refused_for_good(&mut client, "insert into t values (1, 'a')");
+        run(&mut client, "rollback");
     }
     assert_eq!(queued(&fixture), 0);
     both_have(&fixture, "t", &[]);
     both_have(&fixture, "a", &[]);
     // Without a table in mode atomic nothing is prepared.
-    run(&mut client, "insert into a values (2, 'b')");
+    run(
+        &mut client,
+        "begin; insert into a values (2, 'b'); savepoint s",
+    );
+    refused_for_good(&mut client, "insert into t values (1, 'a')");
+    run(&mut client, "rollback to s; commit");
     both_have(&fixture, "a", &["2|b"]);
+    // What was asked once is found out by the COMMIT, and then by the statement again.
+    let mut places = |number: &str| {
+        let set = format!("alter system set max_prepared_transactions = {number}");
+        fixture.right.exec_superuser(&set);
+        right.restart().expect("a restart");
+    };
+    places("5");
+    run(&mut client, "insert into t values (1, 'a')");
+    both_have(&fixture, "t", &["1|a"]);
+    places("0");
+    run(&mut client, "begin; insert into t values (2, 'b')");
+    refused_for_good(&mut client, "commit");
+    run(&mut client, "begin");
+    refused_for_good(&mut client, "insert into t values (2, 'b')");
+    run(&mut client, "rollback");
+    both_have(&fixture, "t", &["1|a"]);
 }
 
 #[test]
@@ -553,6 +577,8 @@ fn the_worker_finishes_what_sessions_have_left() {
                 == 0
     };
     await_until(WORKING, "the worker to remove what is done", nothing_left);
+    let counted = "select prepared, resolved from sync_status";
+    assert_eq!(rows(&fixture.left, counted), ["1|0"]);
     proxy.strike(COMMIT, Strike::LoseRequest);
     run(&mut client, "insert into t values (2, 'b')");
     drop(client);
@@ -560,10 +586,13 @@ fn the_worker_finishes_what_sessions_have_left() {
     both_have(&fixture, "t", &["1|a", "2|b"]);
     let mut client = fixture.left.client();
     proxy.strike(PREPARE, Strike::LoseAnswer);
-    refused(&mut client, "insert into t values (3, 'c')", "08006");
+    let lost = connecting("insert into t values (3, 'c')");
+    refused(&mut client, &lost, "08006");
     drop(client);
     await_until(WORKING, "the worker to roll back", nothing_left);
     both_have(&fixture, "t", &["1|a", "2|b"]);
+    // The one of which nobody heard is not known to have been prepared.
+    assert_eq!(rows(&fixture.left, counted), ["2|2"]);
     // A crash of all processes, with one of each.
     proxy.strike(COMMIT, Strike::Silence);
     let mut client = fixture.left.client();
@@ -884,7 +913,8 @@ fn a_source_that_fails_over_between_the_phases_decides_as_before() {
     drop(client);
     let mut client = fixture.left.client();
     proxy.strike(PREPARE, Strike::LoseAnswer);
-    refused(&mut client, "insert into t values (3, 'c')", "08006");
+    let lost = connecting("insert into t values (3, 'c')");
+    refused(&mut client, &lost, "08006");
     drop(client);
     assert_eq!(prepared(&fixture.right).len(), 2);
     left.stop(Shutdown::Fast).expect("a stop");

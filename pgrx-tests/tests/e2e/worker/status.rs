@@ -24,7 +24,7 @@ fn the_status_has_the_columns_of_the_contract() {
     let expected = "server, pending, failed, waiting, oldest, last_error, last_sqlstate, \
          last_attempt_at, last_success_at, next_attempt_at, consecutive_failures, blocked, \
          lost_sessions, connected, delivered_transactions, delivered_changes, queued, conflicts, guarded, looped, \
-         home, worker, paused_since, may_be_ahead_since";
+         home, worker, paused_since, may_be_ahead_since, prepared, resolved";
     assert_eq!(rows(&fixture.left, columns), [expected]);
 }
 
