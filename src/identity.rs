@@ -187,6 +187,26 @@ fn comment(extension: &Extension, node: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where the log was when the extension was made, or the database made its home: what its tables do not say of
+/// an earlier time, nobody knows.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn since(extension: &Extension) -> Result<u64> {
+    let sql = format!(
+        "SELECT (h.since_position - '0/0'::pg_lsn)::int8 FROM {}.sync_home h \
+         WHERE h.database = $1::oid",
+        ident(&extension.schema)
+    );
+    let row = spi::read(extension, &sql, &[Some(&Here::new().0[0])])?
+        .into_iter()
+        .next();
+    let position = required(&mut row.unwrap_or_default(), 0)?;
+    position
+        .parse()
+        .map_err(|_| Error::internal(format!("\"{position}\" is no position of the log")))
+}
+
 /// After pg_upgrade: the same node, with the system identifier that it has now.
 fn renew(extension: &Extension) -> Result<()> {
     let sql = format!(

@@ -1,8 +1,8 @@
 //! Finishes what is prepared on a server and was left there, by what the local database says of it.
 //!
 //! A transaction with a decision is committed. One without is rolled back once its local transaction is
-//! known to have ended, in this very history of the database: a backup that was restored to an earlier
-//! time cannot tell, and leaves it to a person. What has other names than the database's own is not
+//! known to have ended, in this very history of the database and of the extension: a backup that was
+//! restored to an earlier time cannot tell, nor tables that were made later; they leave it to a person. What has other names than the database's own is not
 //! looked at.
 
 use super::decision::{self, Decision, Verdict};
@@ -218,6 +218,7 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
                 verdict: Some(Verdict::Commit),
                 ..
             }) => Finding::Is(Verdict::Commit),
+            Some(Decision { verdict: None, .. }) => unknown(gid, NOT_KNOWN_BEFORE),
             _ => finding_of(extension, gid)?,
         };
         let outcome = match &finding {
@@ -269,21 +270,18 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     let Some(parsed) = Gid::parse(gid) else {
         return Ok(Finding::Waits);
     };
-    let unknown = |detail: &str| {
-        let message = format!("transaction \"{gid}\" cannot be decided by this database");
-        Ok(Finding::Unknown(
-            Error::local(SqlState::OBJECT_NOT_READY, message)
-                .with_detail(detail)
-                .with_hint(
-                    "Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there.",
-                ),
-        ))
-    };
     if !wal::is_in_history(parsed.timeline, parsed.position)? {
-        return unknown(
+        return Ok(unknown(
+            gid,
             "It was prepared at a time that this database does not know of, after the backup \
              from which it was restored.",
-        );
+        ));
+    }
+    if parsed.position < identity::since(extension)? {
+        return Ok(unknown(
+            gid,
+            "It was prepared before the extension was created here, whose tables have decided it.",
+        ));
     }
     // First whether it is over, then whether it has decided: the other way round, it might do so in between.
     if lock::is_undecided(parsed.token) {
@@ -294,6 +292,19 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     } else {
         Ok(Finding::Is(Verdict::Rollback))
     }
+}
+
+/// A database that has once not known it may come to that place of its history again, on another way.
+const NOT_KNOWN_BEFORE: &str = "It was found before, and nothing here says what has become of it.";
+
+/// A person decides.
+fn unknown(gid: &str, detail: &str) -> Finding {
+    let message = format!("transaction \"{gid}\" cannot be decided by this database");
+    Finding::Unknown(
+        Error::local(SqlState::OBJECT_NOT_READY, message)
+            .with_detail(detail)
+            .with_hint("Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there."),
+    )
 }
 
 fn moved(server_name: &str, place: &str) -> Error {

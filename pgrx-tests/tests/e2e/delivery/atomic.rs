@@ -1,5 +1,7 @@
 //! Mode `atomic`: both databases have a transaction, or neither has, whatever happens in between.
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -927,6 +929,96 @@ fn a_source_that_fails_over_between_the_phases_decides_as_before() {
     run(&mut client, "insert into t values (4, 'd')");
     both_have(&fixture, "t", &["1|a", "2|b", "4|d"]);
     resolve(&fixture);
+}
+
+/// The source is set back to an earlier time, and goes on from there under the same timeline: what it lost had
+/// been decided.
+#[test]
+fn what_was_decided_after_the_backup_that_was_restored_is_a_persons_to_say() {
+    let left = Arc::new(Cluster::start("restored").expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: create(&left, "local_atomic_restored"),
+        right: create(clusters().1, "remote_atomic_restored"),
+    };
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    run(&mut fixture.left.client(), "insert into t values (1, 'a')");
+    resolve(&fixture);
+    let (data, backup) = (left.dir().join("data"), left.dir().join("backup"));
+    let copy = |from: &Path, to: &Path| {
+        let done = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(done.expect("cp").success());
+    };
+    left.stop(Shutdown::Fast).expect("a stop");
+    copy(&data, &backup);
+    left.start_again().expect("a start");
+    // So that its place is beyond all that the server does before it looks again.
+    fixture
+        .left
+        .exec("create table u as select g, repeat('x', 1000) from generate_series(1, 5000) g");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (2, 'b')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (3, 'c')");
+    drop(client);
+    left.stop(Shutdown::Immediate).expect("a stop");
+    std::fs::remove_dir_all(&data).expect("no data");
+    copy(&backup, &data);
+    left.start_again().expect("a start");
+    let shown = "select server, decision, sqlstate from sync_prepared";
+    let look = || {
+        fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared()")
+    };
+    assert!(!look());
+    assert_eq!(rows(&fixture.left, shown), ["dst|~|55000"]);
+    // Nor later, when it has come to that place once more.
+    fixture
+        .left
+        .exec("create table u as select g, repeat('x', 1000) from generate_series(1, 9000) g");
+    assert!(!look());
+    assert_eq!(rows(&fixture.left, shown), ["dst|~|55000"]);
+    let gid: String = fixture.left.query_one("select gid from sync_prepared");
+    fixture.right.exec(&format!("rollback prepared '{gid}'"));
+    resolve(&fixture);
+    assert_eq!(table(&fixture.left, "t"), ["1|a"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|a", "2|b"]);
+}
+
+/// The decisions go with the extension: one that is made anew does not know that they were made.
+#[test]
+fn what_was_decided_before_the_extension_was_made_anew_is_a_persons_to_say() {
+    let (fixture, proxy) = behind_proxy("atomic_anew");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (2, 'b')");
+    drop(client);
+    fixture.left.exec_superuser(&format!(
+        "drop extension pg_rowsync cascade; create extension pg_rowsync schema public;
+         grant usage on foreign data wrapper pg_rowsync to {}",
+        fixture.left.user
+    ));
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    attach(&fixture, "t", ATOMIC);
+    let left = prepared(&fixture.right);
+    assert_eq!(left.len(), 1);
+    fixture
+        .left
+        .exec_superuser("select resolve_sync_prepared()");
+    assert_eq!(prepared(&fixture.right), left);
+    let shown = "select server, decision, sqlstate from sync_prepared";
+    assert_eq!(rows(&fixture.left, shown), ["dst|~|55000"]);
+    // What has come since is decided as ever.
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut fixture.left.client(), "insert into t values (3, 'c')");
+    let gid = &left[0];
+    fixture.right.exec(&format!("commit prepared '{gid}'"));
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|a", "2|b", "3|c"]);
 }
 
 /// The mapping leads to another account, which may not finish what the old one has prepared.
