@@ -130,6 +130,14 @@ fn what_cannot_be_prepared_is_refused_with_what_to_do_about_it() {
         "{error:?}"
     );
     both_have(&fixture, "t", &[]);
+    fixture.right.exec(
+        "create or replace function note() returns trigger language plpgsql as
+           'begin create temporary table seen on commit drop as select new.v; return null; end'",
+    );
+    let error = refused(&mut client, "insert into t values (1, 'a')", "0A000");
+    let hint = error.hint().unwrap_or_default();
+    assert!(hint.contains("temporary tables"), "{error:?}");
+    both_have(&fixture, "t", &[]);
     let error = refused(
         &mut client,
         "begin; delete from t; insert into t values (1, 'a'); prepare transaction 'own'",
@@ -377,7 +385,7 @@ fn a_server_that_prepares_nothing_is_told_of_and_refused_with_what_to_do_about_i
     run(&mut client, "rollback to s; commit");
     both_have(&fixture, "a", &["2|b"]);
     // What was asked once is found out by the COMMIT, and then by the statement again.
-    let mut places = |number: &str| {
+    let places = |number: &str| {
         let set = format!("alter system set max_prepared_transactions = {number}");
         fixture.right.exec_superuser(&set);
         right.restart().expect("a restart");
@@ -494,6 +502,66 @@ fn a_request_to_cancel_ends_the_wait_for_the_second_phase_and_not_the_transactio
         resolve(&fixture);
         both_have(&fixture, "t", &[&format!("1|{request}")]);
     }
+}
+
+#[test]
+fn a_statement_timeout_does_not_count_for_the_second_phase() {
+    let (fixture, proxy) = behind_proxy("atomic_timeout");
+    let (mut client, notices) = fixture.left.client_with_notices();
+    run(&mut client, "insert into t values (1, 'a')");
+    run(
+        &mut client,
+        "set statement_timeout = '300ms'; set lock_timeout = '300ms'; \
+         set pg_rowsync.delivery_timeout = '1500ms'",
+    );
+    proxy.strike(COMMIT, Strike::Silence);
+    let start = Instant::now();
+    run(&mut client, "update t set v = 'b'");
+    assert!(
+        start.elapsed() >= Duration::from_millis(1400),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(warnings(&notices).len(), 1);
+    proxy.cut();
+    proxy.thaw();
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|b"]);
+}
+
+/// What somebody else has prepared there keeps its locks until somebody ends it.
+#[test]
+fn a_change_that_meets_what_others_have_prepared_waits_and_is_not_marked_failed() {
+    let (fixture, _proxy) = behind_proxy("atomic_others");
+    attach_other(&fixture, "async");
+    let mut client = fixture.left.client();
+    run(
+        &mut client,
+        "insert into t values (1, 'a'); insert into u values (1, 'a')",
+    );
+    run(&mut client, "set pg_rowsync.lock_timeout = '300ms'");
+    let mut other = fixture.right.client();
+    run(
+        &mut other,
+        "begin; update t set v = 'x'; update u set v = 'x'; prepare transaction 'others'",
+    );
+    refused(&mut client, "update t set v = 'b'", "55P03");
+    assert_eq!(table(&fixture.left, "t"), ["1|a"]);
+    // Direct at first, then by drains: as often as they like.
+    run(&mut client, "update u set v = 'b'");
+    run(&mut client, "update u set v = 'c'");
+    assert_eq!(queued(&fixture), 2);
+    for _ in 0..3 {
+        assert!(!deal(&fixture, "100"));
+    }
+    let states = "select distinct status from sync_err_rec";
+    assert_eq!(rows(&fixture.left, states), ["pending"]);
+    run(&mut other, "rollback prepared 'others'");
+    assert!(deal(&fixture, "100"));
+    both_have(&fixture, "u", &["1|c"]);
+    run(&mut client, "update t set v = 'b'");
+    both_have(&fixture, "t", &["1|b"]);
+    resolve(&fixture);
 }
 
 #[test]

@@ -6,6 +6,8 @@ use postgres::Client;
 use rowsync_harness::fixture::{Fixture, clusters};
 use rowsync_harness::proxy::Proxy;
 
+use crate::support::common::mirror;
+
 const DELAY: Duration = Duration::from_millis(50);
 
 /// The shortest of a few runs: the machine's other work only ever adds.
@@ -20,6 +22,39 @@ fn shortest(client: &mut Client, sql: &str) -> Duration {
         })
         .min()
         .expect("runs")
+}
+
+/// One to prepare what was applied, one to commit it.
+#[test]
+fn a_transaction_of_mode_atomic_takes_two() {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let fixture = Fixture::new("trips_atomic");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(
+        &fixture,
+        "t",
+        "id int primary key, v text",
+        r#"{"mode": "atomic"}"#,
+    );
+    let mut client = fixture.left.client();
+    let insert = "insert into t select g, 'x' from generate_series(1, 2000) g";
+    client.batch_execute(insert).expect("rows");
+    for sql in [
+        "update t set v = v || 'y' where id = 1",
+        "update t set v = v || 'y'",
+    ] {
+        proxy.set_delay(Duration::ZERO);
+        let near = shortest(&mut client, sql);
+        proxy.set_delay(DELAY);
+        let far = shortest(&mut client, sql);
+        let trips = far.saturating_sub(near).as_secs_f64() / (2 * DELAY).as_secs_f64();
+        assert!((1.7..2.7).contains(&trips), "{sql}: {trips}");
+    }
+    proxy.set_delay(Duration::ZERO);
+    assert_eq!(
+        fixture.checksum(&fixture.left, "t"),
+        fixture.checksum(&fixture.right, "t")
+    );
 }
 
 #[test]
