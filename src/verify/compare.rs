@@ -1,6 +1,7 @@
 //! From the whole table to rows that differ.
 
 use super::difference::{Difference, Kind};
+use super::expressions::KeyText;
 use super::in_flight::{self, UnderWay};
 use super::parts::{self, Full, Listed, Part, State, Sum, Wanted};
 use super::progress::{Phase, Progress};
@@ -14,8 +15,11 @@ use std::collections::BTreeMap;
 const PARTS: usize = 16;
 /// Rows of each when a table is walked through in the order of its key.
 const ROWS: u64 = 8_192;
-/// Parts with more rows than this on a side are cut.
+/// Parts with more rows than this on a side are cut. The places where that is done are known before: local rows
+/// are counted so finely.
 const LIST: u64 = 512;
+/// Places where a range can be cut.
+const CUTS: usize = (ROWS / LIST) as usize - 1;
 /// Buckets with more rows than this on a side are cut. Each cut costs a scan: as many as an answer holds with
 /// ease.
 const LIST_OF_BUCKETS: u64 = 16_384;
@@ -24,15 +28,61 @@ const BITS: [u32; 2] = [8, 4];
 /// Bits of the hash that are looked at at most.
 const MAX_BITS: u32 = 40;
 /// A range that was cut so often has rows that cannot be told apart by their key.
-const MAX_CUTS: usize = 24;
+const MAX_DEPTH: usize = 24;
 /// Rows that are looked at again together.
 const CANDIDATES: usize = 1_000;
-/// Rows that are fetched together with all that is told of them.
-const LOOKED_UP: usize = 64;
-/// Bytes of text of a row that is fetched together with others, and of one that is fetched alone.
-const MAX_ROW_BYTES: [usize; 2] = [24 * 1024, 1_500 * 1024];
+/// Rows that are fetched together with all that is told of them: of short ones, and of others or such with many
+/// columns.
+const LOOKED_UP: [usize; 2] = [256, 64];
+/// Columns of a row of which there are not many.
+const FEW_COLUMNS: usize = 64;
+/// Bytes of text of rows that are fetched together, or of one that is fetched alone.
+const MAX_BYTES: usize = 1_500 * 1024;
 /// How often a row is looked at that another write has changed in between each time.
 const MAX_LOOKS: usize = 8;
+
+/// A part, and keys that cut it into smaller ones.
+struct Range {
+    part: Part,
+    cuts: Vec<KeyText>,
+}
+
+impl Range {
+    /// The rows above `after`, as far as the last bound; `to_the_end`: and those behind.
+    fn new(after: &Option<KeyText>, bounds: &[KeyText], to_the_end: bool) -> Self {
+        let (upto, cuts) = match bounds.split_last() {
+            Some((last, before)) if !to_the_end => (Some(last.clone()), before),
+            _ => (None, bounds),
+        };
+        Self {
+            part: Part::Range {
+                after: after.clone(),
+                upto,
+            },
+            cuts: cuts.to_vec(),
+        }
+    }
+
+    /// What the cuts make of it.
+    fn into_small(self) -> Vec<Self> {
+        let Part::Range { after, upto } = self.part else {
+            return vec![self];
+        };
+        let mut after = after;
+        let mut small = Vec::with_capacity(self.cuts.len() + 1);
+        for cut in self.cuts.into_iter().map(Some).chain([upto]) {
+            let part = Part::Range {
+                after: std::mem::replace(&mut after, cut.clone()),
+                upto: cut,
+            };
+            small.push(Self {
+                part,
+                cuts: Vec::new(),
+            });
+        }
+        small
+    }
+}
 
 /// A row that differs at first sight.
 #[derive(Clone, Debug)]
@@ -74,6 +124,10 @@ pub struct Comparison<'s> {
     /// Rows of which it could not be told.
     undecided: usize,
     cut_short: bool,
+    /// Most small ranges of the last large one have differed: those of the next are listed at once.
+    is_dense: bool,
+    /// Rows were too long to be fetched with as many others as short ones.
+    has_long_rows: bool,
 }
 
 impl<'s> Comparison<'s> {
@@ -94,6 +148,8 @@ impl<'s> Comparison<'s> {
             found: Vec::new(),
             undecided: 0,
             cut_short: false,
+            is_dense: false,
+            has_long_rows: false,
         }
     }
 
@@ -148,40 +204,97 @@ impl<'s> Comparison<'s> {
     /// Goes through the local table in the order of its key, many ranges at a time.
     fn walk(&mut self) -> Result<()> {
         let mut after = None;
+        let mut differing = Vec::new();
         loop {
             let rest = Part::Range {
                 after: after.clone(),
                 upto: None,
             };
             let limit = Some(ROWS * PARTS as u64);
-            let question = parts::bounds(&self.subject.expressions, &rest, Side::Here, ROWS, limit);
+            let question = parts::bounds(&self.subject.expressions, &rest, Side::Here, LIST, limit);
             let bounds = parts::read_bounds(&self.sides.ask_one(Side::Here, &question)?)?;
-            let is_last = bounds.len() < PARTS;
+            let is_last = bounds.len() < PARTS * (CUTS + 1);
             let mut ranges = Vec::with_capacity(PARTS);
-            for bound in bounds {
-                let upto = Some(bound);
-                ranges.push(Part::Range {
-                    after: after.clone(),
-                    upto: upto.clone(),
-                });
-                after = upto;
+            let mut whole = bounds.chunks_exact(CUTS + 1);
+            for bounds in &mut whole {
+                ranges.push(Range::new(&after, bounds, false));
+                after = bounds.last().cloned();
             }
             if is_last {
-                ranges.push(Part::Range {
-                    after: after.clone(),
-                    upto: None,
-                });
+                ranges.push(Range::new(&after, whole.remainder(), true));
             }
-            self.compare_ranges(ranges, 0)?;
+            differing.extend(self.unequal_ranges(ranges, true)?);
+            if is_last || differing.len() >= self.cut_together() {
+                self.resolve_large(std::mem::take(&mut differing))?;
+            }
             if is_last || self.is_full() {
                 return Ok(());
             }
         }
     }
 
-    fn compare_ranges(&mut self, ranges: Vec<Part>, cuts: usize) -> Result<()> {
+    /// How many large ranges are cut together. The question becomes long with many columns.
+    fn cut_together(&self) -> usize {
+        if self.has_many_columns() {
+            1
+        } else {
+            PARTS / 2
+        }
+    }
+
+    /// Cuts large ranges that differ where they were counted, all at once.
+    fn resolve_large(&mut self, ranges: Vec<(Range, Sum, Sum)>) -> Result<()> {
+        let mut small = Vec::new();
+        for (range, here, there) in ranges {
+            if self.is_full() {
+                return Ok(());
+            }
+            let rows = here.rows.max(there.rows);
+            if range.cuts.is_empty() || rows <= LIST || rows > 2 * ROWS {
+                self.resolve_range(range, &here, &there, 0)?;
+            } else if self.is_dense && there.rows <= ROWS + LIST {
+                // Each has as many rows here as are listed together; there, not many more.
+                let (mut all, mut differ) = (0, 0);
+                for range in range.into_small() {
+                    if self.is_full() {
+                        return Ok(());
+                    }
+                    all += 1;
+                    differ += usize::from(self.list(&range.part)?);
+                }
+                self.is_dense = 2 * differ > all;
+            } else {
+                small.extend(range.into_small());
+            }
+        }
+        if small.is_empty() {
+            return Ok(());
+        }
+        let all = small.len();
+        let differing = self.unequal_ranges(small, false)?;
+        self.is_dense = 2 * differing.len() > all;
+        self.resolve_ranges(differing, 1)
+    }
+
+    fn resolve_ranges(&mut self, ranges: Vec<(Range, Sum, Sum)>, depth: usize) -> Result<()> {
+        for (range, here, there) in ranges {
+            if self.is_full() {
+                break;
+            }
+            self.resolve_range(range, &here, &there, depth)?;
+        }
+        Ok(())
+    }
+
+    /// Those of some ranges that differ, with their sums; `counts`: their rows are compared for the first time.
+    fn unequal_ranges(
+        &mut self,
+        ranges: Vec<Range>,
+        counts: bool,
+    ) -> Result<Vec<(Range, Sum, Sum)>> {
         let expressions = &self.subject.expressions;
-        let question = |side| parts::sums_of_ranges(expressions, &ranges, side);
+        let parts: Vec<&Part> = ranges.iter().map(|range| &range.part).collect();
+        let question = |side| parts::sums_of_ranges(expressions, &parts, side);
         let [here, there] = self
             .sides
             .ask(&question(Side::Here), &question(Side::There))?;
@@ -191,44 +304,31 @@ impl<'s> Comparison<'s> {
             .iter()
             .zip(&there)
             .map(|(here, there)| here.rows.max(there.rows));
-        let rows = if cuts == 0 { rows.sum() } else { 0 };
+        let rows = if counts { rows.sum() } else { 0 };
         self.sides.progress.compared(ranges.len(), rows);
-        for ((range, here), there) in ranges.into_iter().zip(here).zip(there) {
-            if here != there && !self.is_full() {
-                self.resolve_range(range, &here, &there, cuts)?;
-            }
-        }
-        Ok(())
+        let all = ranges.into_iter().zip(here).zip(there);
+        Ok(all
+            .map(|((range, here), there)| (range, here, there))
+            .filter(|(_, here, there)| here != there)
+            .collect())
     }
 
     /// Cuts a range that differs, or lists its rows.
-    fn resolve_range(&mut self, range: Part, here: &Sum, there: &Sum, cuts: usize) -> Result<()> {
+    fn resolve_range(&mut self, range: Range, here: &Sum, there: &Sum, depth: usize) -> Result<()> {
         let (rows, side) = if here.rows >= there.rows {
             (here.rows, Side::Here)
         } else {
             (there.rows, Side::There)
         };
-        if rows <= LIST || cuts >= MAX_CUTS {
-            return self.list(&range);
+        if rows <= LIST || depth >= MAX_DEPTH {
+            return self.list(&range.part).map(|_| ());
         }
         let step = rows.div_ceil(PARTS as u64).max(LIST / 2);
-        let question = parts::bounds(&self.subject.expressions, &range, side, step, None);
-        let bounds = parts::read_bounds(&self.sides.ask_one(side, &question)?)?;
-        let Part::Range { after, upto } = range else {
-            return Ok(());
-        };
-        let mut after = after;
-        let mut ranges = Vec::with_capacity(bounds.len() + 1);
-        for bound in bounds {
-            let bound = Some(bound);
-            ranges.push(Part::Range {
-                after,
-                upto: bound.clone(),
-            });
-            after = bound;
-        }
-        ranges.push(Part::Range { after, upto });
-        self.compare_ranges(ranges, cuts + 1)
+        let question = parts::bounds(&self.subject.expressions, &range.part, side, step, None);
+        let cuts = parts::read_bounds(&self.sides.ask_one(side, &question)?)?;
+        let part = range.part;
+        let differing = self.unequal_ranges(Range { part, cuts }.into_small(), false)?;
+        self.resolve_ranges(differing, depth + 1)
     }
 
     /// Compares the buckets of `bits` bits within a part; lists small ones that differ together, and cuts
@@ -290,20 +390,22 @@ impl<'s> Comparison<'s> {
         Ok(())
     }
 
-    /// Lists a part's rows on both sides and notes those that differ.
-    fn list(&mut self, part: &Part) -> Result<()> {
+    /// Lists a part's rows on both sides and notes those that differ; whether there are such.
+    fn list(&mut self, part: &Part) -> Result<bool> {
         let expressions = &self.subject.expressions;
         let question = |side| parts::list(expressions, part, side);
-        let [here, there] = self
+        let answers = self
             .sides
-            .ask(&question(Side::Here), &question(Side::There))?;
-        let (here, there) = (parts::read_list(&here)?, parts::read_list(&there)?);
+            .ask_for_text(&question(Side::Here), &question(Side::There))?;
+        let [here, there] = parts::read_unequal(answers.each_ref().map(Option::as_deref))?;
+        let before = self.candidates.len();
         self.candidates
             .extend(unequal(here, there).into_iter().filter_map(Candidate::new));
+        let differs = self.candidates.len() > before;
         if self.candidates.len() >= CANDIDATES {
             self.look_again()?;
         }
-        Ok(())
+        Ok(differs)
     }
 
     /// Looks at all rows that differ at first sight once more, when what was under way then has arrived: what
@@ -315,11 +417,11 @@ impl<'s> Comparison<'s> {
             let under_way = in_flight::wait(self.subject, &mut self.sides)?;
             let candidates = std::mem::take(&mut self.candidates);
             looks += 1;
-            for some in candidates.chunks(LOOKED_UP) {
-                if self.is_full() {
-                    break;
-                }
+            let mut rest = candidates.as_slice();
+            while !rest.is_empty() && !self.is_full() {
+                let (some, others) = rest.split_at(self.looked_up_together().min(rest.len()));
                 self.look_at(some, &under_way)?;
+                rest = others;
             }
             if looks == MAX_LOOKS {
                 self.undecided += std::mem::take(&mut self.candidates).len();
@@ -327,6 +429,15 @@ impl<'s> Comparison<'s> {
         }
         self.sides.progress.enter(Phase::Comparing);
         Ok(())
+    }
+
+    /// How many rows are fetched together with all that is told of them.
+    fn looked_up_together(&self) -> usize {
+        LOOKED_UP[usize::from(self.has_long_rows || self.has_many_columns())]
+    }
+
+    fn has_many_columns(&self) -> bool {
+        self.subject.expressions.columns().len() > FEW_COLUMNS
     }
 
     /// Everything about the rows of these candidates.
@@ -337,12 +448,16 @@ impl<'s> Comparison<'s> {
         let question = |side| parts::look_up(expressions, &keys, wanted, side);
         let [here, there] = self
             .sides
-            .ask(&question(Side::Here), &question(Side::There))?;
-        Ok([parts::read_full(&here)?, parts::read_full(&there)?])
+            .ask_for_text(&question(Side::Here), &question(Side::There))?;
+        Ok([
+            parts::read_full(here.as_deref())?,
+            parts::read_full(there.as_deref())?,
+        ])
     }
 
     fn look_at(&mut self, candidates: &[Candidate], under_way: &UnderWay) -> Result<()> {
-        let [here, there] = self.look_up(candidates, (self.wanted)(MAX_ROW_BYTES[0]))?;
+        let limit = MAX_BYTES / self.looked_up_together();
+        let [here, there] = self.look_up(candidates, (self.wanted)(limit))?;
         let mut before: Vec<&Candidate> = candidates.iter().collect();
         for (here, there) in unequal(here, there) {
             let state = |full: &Option<Full>| full.as_ref().map(|full| full.listed.state.clone());
@@ -393,10 +508,11 @@ impl<'s> Comparison<'s> {
             full.as_ref()
                 .is_some_and(|full| full.row_json.is_none() && full.texts.is_none())
         };
-        let wanted = (self.wanted)(MAX_ROW_BYTES[1]);
+        let wanted = (self.wanted)(MAX_BYTES);
         if matches!(wanted, Wanted::Nothing) || !(lacks(&here) || lacks(&there)) {
             return Ok((here, there));
         }
+        self.has_long_rows = true;
         let [now_here, now_there] = self.look_up(std::slice::from_ref(candidate), wanted)?;
         let again = |rows: Vec<Full>, before: Option<Full>| {
             let is_same = |full: &Full| {
@@ -491,14 +607,15 @@ fn unequal<R: HasKey>(here: Vec<R>, there: Vec<R>) -> Vec<(Option<R>, Option<R>)
 mod tests {
     use super::*;
 
-    fn row(key: &str, hash: &str) -> Listed {
-        let value = serde_json::json!([[[key], [key], hash, "7", null]]);
-        parts::read_list(&value).unwrap_or_default().remove(0)
-    }
-
     fn compared(here: &[(&str, &str)], there: &[(&str, &str)]) -> Vec<(String, Kind)> {
-        let rows = |side: &[(&str, &str)]| side.iter().map(|(k, h)| row(k, h)).collect::<Vec<_>>();
-        (unequal(rows(here), rows(there)).into_iter())
+        let answer = |side: &[(&str, &str)]| {
+            let row =
+                |(key, hash): &(&str, &str)| serde_json::json!([null, [key], hash, "7", null]);
+            serde_json::Value::Array(side.iter().map(row).collect()).to_string()
+        };
+        let (here, there) = (answer(here), answer(there));
+        let [here, there] = parts::read_unequal([Some(&here), Some(&there)]).unwrap_or_default();
+        (unequal(here, there).into_iter())
             .filter_map(Candidate::new)
             .map(|one| {
                 (

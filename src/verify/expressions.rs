@@ -128,9 +128,18 @@ impl Expressions {
 
     /// FROM and WHERE for the rows of a side that count and for which these conditions hold.
     pub fn rows(&self, side: Side, conditions: &[&str]) -> String {
-        let (source, filter) = match side {
-            Side::Here => (&self.here, &self.filter[0]),
-            Side::There => (&self.there, &self.filter[1]),
+        let source = match side {
+            Side::Here => &self.here,
+            Side::There => &self.there,
+        };
+        self.rows_of(source, side, conditions)
+    }
+
+    /// The same with rows that come from elsewhere.
+    pub fn rows_of(&self, source: &str, side: Side, conditions: &[&str]) -> String {
+        let filter = match side {
+            Side::Here => &self.filter[0],
+            Side::There => &self.filter[1],
         };
         let mut all: Vec<String> = conditions.iter().map(|one| format!("({one})")).collect();
         // On a line of its own: a comment in it ends there.
@@ -210,34 +219,74 @@ impl Expressions {
             .collect();
         match (self.key_columns().as_slice(), to.as_slice()) {
             ([column], [to]) => format!("{column} OPERATOR(pg_catalog.{operator}) {to}"),
-            (columns, to) => format!(
-                "ROW({}) OPERATOR(pg_catalog.{operator}) ROW({})",
-                columns.join(", "),
-                to.join(", ")
-            ),
+            (columns, to) => {
+                let rows = format!(
+                    "ROW({}) OPERATOR(pg_catalog.{operator}) ROW({})",
+                    columns.join(", "),
+                    to.join(", ")
+                );
+                // The planner takes two bounds of rows for two conditions that have nothing to do with each other,
+                // and a small range for a large part of the table. Of one column it knows better.
+                let loose = if operator.starts_with('>') {
+                    ">="
+                } else {
+                    "<="
+                };
+                match (columns.first(), to.first()) {
+                    (Some(column), Some(to)) => {
+                        format!("{column} OPERATOR(pg_catalog.{loose}) {to} AND {rows}")
+                    }
+                    _ => rows,
+                }
+            }
         }
     }
 
     /// Whether a row's key is one of these.
-    pub fn key_is_one_of(&self, keys: &[&[Option<String>]]) -> String {
+    pub fn key_is_one_of(&self, side: Side, keys: &[&[Option<String>]]) -> String {
         let columns = self.key_columns();
+        let column_of = |at: usize| {
+            let mut array = ArrayLiteral::default();
+            keys.iter()
+                .for_each(|key| array.push(key.get(at).and_then(Option::as_deref)));
+            literal(&array.into_text())
+        };
         // Of arrays there are no arrays.
         let is_array = |at: &usize| self.columns[*at].here_type.base.starts_with('_');
         if let [column] = columns.as_slice()
             && !self.key.iter().any(is_array)
         {
-            let mut array = ArrayLiteral::default();
-            keys.iter()
-                .for_each(|key| array.push(key.first().and_then(Option::as_deref)));
-            return format!("{column} {EQ} ANY ({})", literal(&array.into_text()));
+            return format!("{column} {EQ} ANY ({})", column_of(0));
         }
-        let one = |key: &&[Option<String>]| {
-            let parts = columns.iter().zip(*key).map(|(column, text)| {
-                format!("{column} {EQ} {}", literal(text.as_deref().unwrap_or("")))
-            });
-            format!("({})", parts.collect::<Vec<_>>().join(" AND "))
-        };
-        keys.iter().map(one).collect::<Vec<_>>().join(" OR ")
+        let types: Option<Vec<String>> = (self.key.iter())
+            .map(|at| self.columns[*at].own_scalar(side))
+            .collect();
+        match (columns.as_slice(), types) {
+            (columns, Some(types)) if keys.len() > 1 => {
+                let arrays: Vec<String> = (types.iter().enumerate())
+                    .map(|(at, own)| format!("{}::{own}[]", column_of(at)))
+                    .collect();
+                let names: Vec<String> = (0..columns.len()).map(|at| format!("k{at}")).collect();
+                let equal: Vec<String> = (columns.iter().zip(&names))
+                    .map(|(column, name)| format!("{column} {EQ} of_keys.{name}"))
+                    .collect();
+                format!(
+                    "EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest({})) AS of_keys({}) WHERE {})",
+                    arrays.join("), pg_catalog.unnest("),
+                    names.join(", "),
+                    equal.join(" AND ")
+                )
+            }
+            (columns, _) => {
+                let one = |key: &&[Option<String>]| {
+                    let parts = columns.iter().zip(*key).map(|(column, text)| {
+                        format!("{column} {EQ} {}", literal(text.as_deref().unwrap_or("")))
+                    });
+                    format!("({})", parts.collect::<Vec<_>>().join(" AND "))
+                };
+                keys.iter().map(one).collect::<Vec<_>>().join(" OR ")
+            }
+        }
     }
 
     /// Whether the value here of a column that orders versions is smaller than one from the other side. NULL
@@ -266,7 +315,7 @@ impl Expressions {
         let hashes: Vec<String> = (self.columns.iter())
             .map(|column| {
                 let text = format!("ROW({})::pg_catalog.text", column.value(side));
-                format!("pg_catalog.md5({})", self.bytes_of(&text))
+                format!("({})::pg_catalog.text", self.hash_of(&text))
             })
             .collect();
         // A function takes 100 arguments at most.
@@ -439,6 +488,16 @@ fn sort_alike(here: &ColumnFacts, there: &ColumnFacts, facts: [&Facts; 2]) -> bo
 }
 
 impl Column {
+    /// The name of its type on a side, where that is one of PostgreSQL's own of which there are arrays.
+    fn own_scalar(&self, side: Side) -> Option<String> {
+        let facts = match side {
+            Side::Here => &self.here_type,
+            Side::There => &self.there_type,
+        };
+        let is_scalar = facts.own && !facts.base.starts_with('_');
+        is_scalar.then(|| format!("pg_catalog.{}", ident(&facts.base)))
+    }
+
     /// The value as it stands there, or would stand there if it were sent.
     fn value(&self, side: Side) -> String {
         let raw = column(&self.name);
@@ -563,6 +622,57 @@ mod tests {
         assert_eq!(other.value(Side::There), "new.\"a\"");
         let text = both(facts("int4", "integer", -1), facts("text", "text", -1));
         assert_eq!(text.value(Side::Here), "new.\"a\"");
+    }
+
+    /// Of a table whose key has columns of these types.
+    fn keyed_by(types: &[&str]) -> Expressions {
+        let columns = types.iter().enumerate().map(|(at, base)| Column {
+            name: format!("k{at}"),
+            ..both(facts(base, base, -1), facts(base, base, -1))
+        });
+        Expressions {
+            here: String::new(),
+            there: String::new(),
+            columns: columns.collect(),
+            key: (0..types.len()).collect(),
+            hash: Hash::Fast,
+            ordered: true,
+            filter: [None, None],
+        }
+    }
+
+    fn key(texts: &[&str]) -> KeyText {
+        texts.iter().map(|text| Some((*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_range_of_rows_is_also_one_of_their_first_column() {
+        let of_two = keyed_by(&["int4", "text"]);
+        let above = of_two.key_compared(">", &key(&["5", "x"]));
+        assert!(
+            above.starts_with("new.\"k0\" OPERATOR(pg_catalog.>=) '5' AND ROW("),
+            "{above}"
+        );
+        let upto = of_two.key_compared("<=", &key(&["7", "x"]));
+        assert!(
+            upto.starts_with("new.\"k0\" OPERATOR(pg_catalog.<=) '7' AND ROW("),
+            "{upto}"
+        );
+    }
+
+    #[test]
+    fn many_keys_are_looked_up_by_arrays_whatever_their_columns() {
+        let keys = [key(&["1", "a"]), key(&["2", "b"])];
+        let keys: Vec<&[Option<String>]> = keys.iter().map(Vec::as_slice).collect();
+        let of_two = keyed_by(&["int4", "text"]).key_is_one_of(Side::Here, &keys);
+        assert!(
+            of_two.contains("unnest('{\"1\",\"2\"}'::pg_catalog.\"int4\"[])"),
+            "{of_two}"
+        );
+        assert!(!of_two.contains(" OR "), "{of_two}");
+        // Of arrays there are no arrays.
+        let of_arrays = keyed_by(&["int4", "_int4"]).key_is_one_of(Side::Here, &keys);
+        assert!(of_arrays.contains(" OR "), "{of_arrays}");
     }
 
     #[test]

@@ -4,7 +4,12 @@ use super::expressions::{Expressions, KeyText, VERSION};
 use super::sides::Side;
 use crate::error::{Error, Result};
 use crate::sql::quote::literal;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fmt;
 
 /// Part of a table: the same rows on both sides, where they are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +51,11 @@ impl Part {
     }
 }
 
+/// Rows with their hash.
+const HASHED: &str = "hashed AS new";
+/// The column that tells it. No user's column can be called so.
+const HASH: &str = "new.cmin";
+
 /// The lowest bits of the hash of a row's key.
 fn bucket(expressions: &Expressions, side: Side, bits: u32) -> String {
     let mask = (1u64 << bits) - 1;
@@ -62,18 +72,21 @@ pub struct Sum {
     hashes: String,
 }
 
-/// Asks for the sums of ranges, in their order.
-pub fn sums_of_ranges(expressions: &Expressions, parts: &[Part], side: Side) -> String {
-    let hash = expressions.row_hash(side);
-    let one = |(at, part): (usize, &Part)| {
+/// Asks for the sums of ranges, in their order. What is said of each range is what most of the traffic consists of:
+/// what all have in common is said once.
+pub fn sums_of_ranges(expressions: &Expressions, parts: &[&Part], side: Side) -> String {
+    let one = |(at, part): (usize, &&Part)| {
         let condition = part.condition(expressions, side);
-        let rows = expressions.rows(side, condition.as_deref().as_slice());
-        format!("SELECT {at} AS n, pg_catalog.count(*) AS c, pg_catalog.sum({hash}) AS s {rows}")
+        let rows = expressions.rows_of(HASHED, side, condition.as_deref().as_slice());
+        format!("SELECT {at} AS n, pg_catalog.count(*) AS c, pg_catalog.sum({HASH}) AS s {rows}")
     };
     let all: Vec<String> = parts.iter().enumerate().map(one).collect();
     format!(
-        "SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.c, p.s::pg_catalog.text) ORDER BY p.n) \
+        "WITH hashed AS NOT MATERIALIZED (SELECT new.*, {} AS cmin {}) \
+         SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.c, p.s::pg_catalog.text) ORDER BY p.n) \
          FROM ({}) AS p",
+        expressions.row_hash(side),
+        expressions.all_rows(side, ""),
         all.join(" UNION ALL ")
     )
 }
@@ -178,7 +191,7 @@ pub fn look_up(expressions: &Expressions, keys: &[&Listed], wanted: Wanted, side
     let condition = match hashes {
         None => {
             let keys: Vec<&[Option<String>]> = keys.iter().map(|key| key.key.as_slice()).collect();
-            expressions.key_is_one_of(&keys)
+            expressions.key_is_one_of(side, &keys)
         }
         Some(hashes) => format!(
             "{} OPERATOR(pg_catalog.=) ANY ({}::pg_catalog.int8[])",
@@ -201,11 +214,17 @@ pub fn look_up(expressions: &Expressions, keys: &[&Listed], wanted: Wanted, side
     )
 }
 
+/// A key has two texts; where they are the same, one is sent.
 fn row_fields(expressions: &Expressions, side: Side) -> String {
+    let (matches, texts) = (expressions.key_matches(side), expressions.key_texts());
+    let matched = if matches == texts {
+        "NULL".to_owned()
+    } else {
+        format!("pg_catalog.json_build_array({})", matches.join(", "))
+    };
     format!(
-        "pg_catalog.json_build_array({}), pg_catalog.json_build_array({}), {}::pg_catalog.text, {VERSION}",
-        expressions.key_matches(side).join(", "),
-        expressions.key_texts().join(", "),
+        "{matched}, pg_catalog.json_build_array({}), {}::pg_catalog.text, {VERSION}",
+        texts.join(", "),
         expressions.row_hash(side)
     )
 }
@@ -221,13 +240,6 @@ fn items(value: &Value) -> Result<&[Value]> {
         Value::Array(items) => Ok(items),
         _ => Err(malformed()),
     }
-}
-
-fn text(value: Option<&Value>) -> Result<String> {
-    value
-        .and_then(Value::as_str)
-        .map(str::to_owned)
-        .ok_or_else(malformed)
 }
 
 fn number(value: Option<&Value>) -> Result<u64> {
@@ -277,42 +289,145 @@ pub fn read_bounds(value: &Value) -> Result<Vec<KeyText>> {
     items(value)?.iter().map(|item| key(Some(item))).collect()
 }
 
-fn listed(item: &Value) -> Result<Listed> {
-    Ok(Listed {
-        matched: key(item.get(0))?,
-        key: key(item.get(1))?,
-        state: State {
-            hash: text(item.get(2))?,
-            version: text(item.get(3))?,
-        },
-        key_hash: item.get(4).and_then(Value::as_str).map(str::to_owned),
-    })
+/// A text of an answer, which most often can stay there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
+            type Value = Text<'de>;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a text")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Texts)
+    }
 }
 
-/// The answer to [`list`].
-pub fn read_list(value: &Value) -> Result<Vec<Listed>> {
-    items(value)?.iter().map(listed).collect()
+type Key<'a> = Vec<Option<Text<'a>>>;
+
+/// A row in the answer to [`list`]: see [`row_fields`], and the hash of its key.
+#[derive(Deserialize)]
+struct Answered<'a>(
+    #[serde(borrow)] Option<Key<'a>>,
+    #[serde(borrow)] Key<'a>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Option<Text<'a>>,
+);
+
+impl<'a> Answered<'a> {
+    fn matched(&self) -> &Key<'a> {
+        self.0.as_ref().unwrap_or(&self.1)
+    }
+
+    /// Its key and its hash; where both are equal, rows are the same.
+    fn content(&self) -> (&Key<'a>, &Text<'a>) {
+        (self.matched(), &self.2)
+    }
+
+    fn into_listed(self) -> Listed {
+        let owned = |text: Text<'_>| text.0.into_owned();
+        let key = |key: Key<'_>| -> KeyText { key.into_iter().map(|one| one.map(owned)).collect() };
+        let Self(matched, texts, hash, version, key_hash) = self;
+        let texts = key(texts);
+        Listed {
+            matched: matched.map_or_else(|| texts.clone(), key),
+            key: texts,
+            state: State {
+                hash: owned(hash),
+                version: owned(version),
+            },
+            key_hash: key_hash.map(owned),
+        }
+    }
 }
+
+fn answered<'a, T: Deserialize<'a>>(text: Option<&'a str>) -> Result<Vec<T>> {
+    match text {
+        Some(text) => serde_json::from_str(text).map_err(|_| malformed()),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The rows in the answers to [`list`] that are not the same on both sides.
+pub fn read_unequal([here, there]: [Option<&str>; 2]) -> Result<[Vec<Listed>; 2]> {
+    fn sorted(text: Option<&str>) -> Result<Vec<Answered<'_>>> {
+        let mut rows: Vec<Answered<'_>> = answered(text)?;
+        rows.sort_unstable_by(|one, other| {
+            (one.content(), &one.3).cmp(&(other.content(), &other.3))
+        });
+        Ok(rows)
+    }
+    let (mut here, mut there) = (
+        sorted(here)?.into_iter().peekable(),
+        sorted(there)?.into_iter().peekable(),
+    );
+    let [mut only_here, mut only_there] = [Vec::new(), Vec::new()];
+    loop {
+        let order = match (here.peek(), there.peek()) {
+            (Some(here), Some(there)) => here.content().cmp(&there.content()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return Ok([only_here, only_there]),
+        };
+        if order == Ordering::Equal {
+            here.next();
+            there.next();
+        } else if order == Ordering::Less {
+            only_here.extend(here.next().map(Answered::into_listed));
+        } else {
+            only_there.extend(there.next().map(Answered::into_listed));
+        }
+    }
+}
+
+/// What is told of a row besides, in an answer to [`look_up`].
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Told {
+    Json(String),
+    Texts(KeyText),
+}
+
+/// A row in the answer to [`look_up`].
+#[derive(Deserialize)]
+struct AnsweredFull<'a>(
+    #[serde(borrow)] Option<Key<'a>>,
+    #[serde(borrow)] Key<'a>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Option<Text<'a>>,
+    Vec<String>,
+    String,
+    Option<Told>,
+);
 
 /// The answer to [`look_up`].
-pub fn read_full(value: &Value) -> Result<Vec<Full>> {
-    items(value)?
-        .iter()
-        .map(|item| {
-            let columns = items(item.get(5).ok_or_else(malformed)?)?.iter();
-            Ok(Full {
-                listed: listed(item)?,
-                columns: columns
-                    .map(|hash| text(Some(hash)))
-                    .collect::<Result<_>>()?,
-                key_json: text(item.get(6))?,
-                row_json: item.get(7).and_then(Value::as_str).map(str::to_owned),
-                texts: item
-                    .get(7)
-                    .filter(|row| row.is_array())
-                    .map(|row| key(Some(row)))
-                    .transpose()?,
-            })
-        })
-        .collect()
+pub fn read_full(text: Option<&str>) -> Result<Vec<Full>> {
+    let rows: Vec<AnsweredFull<'_>> = answered(text)?;
+    let full = |row: AnsweredFull<'_>| {
+        let AnsweredFull(matched, key, hash, version, key_hash, columns, key_json, told) = row;
+        let (row_json, texts) = match told {
+            Some(Told::Json(json)) => (Some(json), None),
+            Some(Told::Texts(texts)) => (None, Some(texts)),
+            None => (None, None),
+        };
+        Full {
+            listed: Answered(matched, key, hash, version, key_hash).into_listed(),
+            columns,
+            key_json,
+            row_json,
+            texts,
+        }
+    };
+    Ok(rows.into_iter().map(full).collect())
 }

@@ -170,7 +170,7 @@ impl Repair<'_> {
         let Some(version) = self.there(difference, at) else {
             return Ok(false);
         };
-        let condition = expressions.key_is_one_of(&[&difference.key_texts]);
+        let condition = expressions.key_is_one_of(Side::Here, &[&difference.key_texts]);
         let newer = expressions.is_smaller(at, self.route().columns[at].collated, &version);
         let sql = format!(
             "SELECT {newer} {}",
@@ -267,7 +267,7 @@ impl Repair<'_> {
             .iter()
             .map(|difference| difference.key_texts.as_slice())
             .collect();
-        let condition = expressions.key_is_one_of(&keys);
+        let condition = expressions.key_is_one_of(Side::Here, &keys);
         let sql = format!(
             "SELECT pg_catalog.json_build_array({}), {} {} ORDER BY {} FOR NO KEY UPDATE",
             expressions.key_texts().join(", "),
@@ -423,7 +423,7 @@ impl Repair<'_> {
                 list(&named),
                 list(&|at| expressions.typed(at, texts.get(at).and_then(Option::as_deref))),
                 self.target(),
-                expressions.key_is_one_of(&[&difference.key_texts])
+                expressions.key_is_one_of(Side::Here, &[&difference.key_texts])
             ),
         };
         self.write_guarded(&sql)
@@ -444,7 +444,7 @@ impl Repair<'_> {
         let hash = difference.hash.as_deref().unwrap_or("0");
         format!(
             "WHERE ({}) AND {} OPERATOR(pg_catalog.=) ({hash})::pg_catalog.int8",
-            expressions.key_is_one_of(&[&difference.key_texts]),
+            expressions.key_is_one_of(Side::Here, &[&difference.key_texts]),
             expressions.row_hash(Side::Here)
         )
     }

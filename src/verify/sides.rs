@@ -61,6 +61,15 @@ impl Sides {
     /// # Errors
     /// What either side reports; a request to cancel is raised.
     pub fn ask(&mut self, here: &str, there: &str) -> Result<[Value; 2]> {
+        let [here, there] = self.ask_for_text(here, there)?;
+        Ok([value(here.as_deref())?, value(there.as_deref())?])
+    }
+
+    /// Asks both, as [`Sides::ask`] does; the text of their answers.
+    ///
+    /// # Errors
+    /// As for [`Sides::ask`].
+    pub fn ask_for_text(&mut self, here: &str, there: &str) -> Result<[Option<String>; 2]> {
         let link = self.begin(there)?;
         let local = self.ask_here(here)?;
         Ok([local, self.finish(link, there)?])
@@ -72,23 +81,21 @@ impl Sides {
     /// As for [`Sides::ask`].
     pub fn ask_one(&mut self, side: Side, sql: &str) -> Result<Value> {
         match side {
-            Side::Here => self.ask_here(sql),
+            Side::Here => value(self.ask_here(sql)?.as_deref()),
             Side::There => {
                 let link = self.begin(sql)?;
-                self.finish(link, sql)
+                value(self.finish(link, sql)?.as_deref())
             }
         }
     }
 
-    fn ask_here(&self, sql: &str) -> Result<Value> {
+    fn ask_here(&self, sql: &str) -> Result<Option<String>> {
         let rows: Vec<Row> = query::read_as(self.owner, sql)?;
-        value(
-            rows.into_iter()
-                .next()
-                .and_then(|mut row| row.pop())
-                .flatten()
-                .as_deref(),
-        )
+        Ok(rows
+            .into_iter()
+            .next()
+            .and_then(|mut row| row.pop())
+            .flatten())
     }
 
     /// Sends a question, as far as that goes.
@@ -112,7 +119,7 @@ impl Sides {
         Ok(link)
     }
 
-    fn finish(&mut self, mut link: Link<'static>, sql: &str) -> Result<Value> {
+    fn finish(&mut self, mut link: Link<'static>, sql: &str) -> Result<Option<String>> {
         link = await_end(link)?;
         if link.was_stale() {
             link = await_end(Self::begin_over(Link::connect(&self.endpoint)?, sql)?)?;
@@ -125,12 +132,11 @@ impl Sides {
                 "unexpected answer of server \"{server}\""
             )));
         };
-        let text = answer.first().and_then(Option::as_deref);
-        let bytes = sql.len() + text.map_or(0, str::len);
-        let answer = value(text);
+        let text = answer.first().cloned().flatten();
+        let bytes = sql.len() + text.as_ref().map_or(0, String::len);
         self.link = Some(link);
         self.progress.exchanged(bytes);
-        answer
+        Ok(text)
     }
 
     /// Keeps the connection for what the session delivers next.

@@ -128,6 +128,39 @@ fn missing_and_extra_rows_are_told_with_their_values() {
     assert!(rows.iter().all(|row| row.ends_with("|~|~")), "{rows:?}");
 }
 
+#[test]
+fn what_many_differences_cost_is_bounded_by_their_rows() {
+    let fixture = linked("bounded");
+    let columns = "k int, l text collate \"C\", v text, primary key (k, l)";
+    mirror(&fixture, "t", columns, "{}");
+    let fill = "insert into t select n, 'l', md5(n::text) from generate_series(1, 40000) n";
+    for side in [&fixture.left, &fixture.right] {
+        side.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
+        side.exec_superuser(&format!("analyze {}.t", side.user));
+    }
+    // At the beginning one row in a range, then every tenth, in the end nearly all.
+    fixture.right.exec(
+        "update t set v = v || '!' where k = 100 or k between 10001 and 30000 and k % 10 = 0;
+         delete from t where k > 38000; insert into t select 50000 + n, 'x', '' from generate_series(1, 500) n",
+    );
+    let mut client = fixture.left.client();
+    let count = r#"select difference, count(*), min((key ->> 'k')::int), max((key ->> 'k')::int)
+                     from verify_sync('t', 'dst', '{"max_differences": 1000000}')
+                    group by difference order by difference"#;
+    assert_eq!(
+        query(&mut client, count),
+        [
+            "differs|2001|100|30000",
+            "extra|500|50001|50500",
+            "missing|2000|38001|40000"
+        ]
+    );
+    let exchanged = "select bytes_done / 4501 from sync_progress where command = 'verify'";
+    let exchanged = query(&mut fixture.left.superuser(), exchanged);
+    let bytes: u64 = exchanged[0].parse().expect("a number");
+    assert!(bytes < 600, "{bytes} bytes for each");
+}
+
 /// Keys of every kind: their columns, and the key of row `n`.
 const KEYS: [(&str, &str, &str); 12] = [
     ("k int", "k", "n"),
