@@ -8,6 +8,7 @@
 
 use super::{Oid, compat, database};
 use pgrx::pg_sys;
+use std::ffi::{CStr, CString};
 
 /// Numbers that are kept of a call.
 pub const NUMBERS: usize = 11;
@@ -23,6 +24,8 @@ pub struct Reported {
     table: Oid,
     /// A command of the server's own that makes the call.
     before: Option<Entry>,
+    /// What `pg_stat_activity` has shown as the session's query, once something else is shown.
+    query: Option<CString>,
 }
 
 /// A call that is under way in some session of this database.
@@ -44,17 +47,60 @@ impl Reported {
     pub fn begin(table: Oid) -> Self {
         let before = own()
             .filter(|own| own.command != pg_sys::ProgressCommandType::PROGRESS_COMMAND_INVALID);
-        Self { table, before }
+        Self {
+            table,
+            before,
+            query: None,
+        }
     }
 
     /// Shows these numbers.
     pub fn set(&self, numbers: &Numbers) {
         show(COMMAND, self.table, numbers);
     }
+
+    /// Shows in `pg_stat_activity` what the call does, before the query that has made it.
+    pub fn set_phase(&mut self, phase: &str) {
+        let Some(query) = self.query.take().or_else(own_query) else {
+            return;
+        };
+        let text = [phase.as_bytes(), b": ", query.as_bytes()].concat();
+        if let Ok(text) = CString::new(text) {
+            show_query(&text);
+        }
+        self.query = Some(query);
+    }
+}
+
+/// The query of this session as `pg_stat_activity` shows it; none where sessions do not show theirs.
+fn own_query() -> Option<CString> {
+    // SAFETY: null, or the session's entry in shared memory, whose text ends with zero and which this session alone
+    // writes.
+    let query = unsafe {
+        let own = pg_sys::MyBEEntry.as_ref()?;
+        if own.st_state != pg_sys::BackendState::STATE_RUNNING || own.st_activity_raw.is_null() {
+            return None;
+        }
+        CStr::from_ptr(own.st_activity_raw)
+    };
+    Some(query.to_owned())
+}
+
+fn show_query(text: &CStr) {
+    // SAFETY: writes the session's own entry, and raises nothing; the text is copied. A new text has no identifier: it
+    // is still that of the query.
+    unsafe {
+        let identifier = pg_sys::pgstat_get_my_query_id();
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr());
+        pg_sys::pgstat_report_query_id(identifier, true);
+    }
 }
 
 impl Drop for Reported {
     fn drop(&mut self) {
+        if let Some(query) = &self.query {
+            show_query(query);
+        }
         match &self.before {
             Some(before) => show(before.command, before.target, &before.params),
             // SAFETY: writes the session's own entry, and raises nothing.

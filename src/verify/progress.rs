@@ -86,7 +86,7 @@ impl Progress {
         } else {
             Some(sequence::draw(extension, "sync_copy_id_seq", 1)?)
         };
-        let progress = Self {
+        let mut progress = Self {
             reported: Reported::begin(relation),
             id,
             command,
@@ -100,7 +100,7 @@ impl Progress {
             repaired: 0,
             started_at: context::now(),
         };
-        progress.show();
+        progress.enter(Phase::Comparing);
         Ok(progress)
     }
 
@@ -123,6 +123,9 @@ impl Progress {
     /// Another phase begins.
     pub fn enter(&mut self, phase: Phase) {
         self.phase = phase;
+        let (command, name) = (self.command.name(), phase.name());
+        self.reported
+            .set_phase(&format!("pg_rowsync: {command} ({name})"));
         self.show();
     }
 

@@ -13,6 +13,13 @@ fn running(fixture: &Fixture, columns: &str) -> Vec<String> {
     query(&mut fixture.left.superuser(), &sql)
 }
 
+/// What a session is said to do by those who look at all sessions, and whether its query is still known by its
+/// identifier.
+fn activity(fixture: &Fixture, pid: &str) -> Vec<String> {
+    let sql = format!("select query, query_id is not null from pg_stat_activity where pid = {pid}");
+    query(&mut fixture.left.superuser(), &sql)
+}
+
 #[test]
 fn a_comparison_that_is_held_half_way_is_seen_and_gone_when_it_is_cancelled() {
     let fixture = Fixture::new("held");
@@ -25,7 +32,14 @@ fn a_comparison_that_is_held_half_way_is_seen_and_gone_when_it_is_cancelled() {
     fixture.right.exec(fill);
     // The second question is about the rows behind the first 131,072.
     proxy.strike("'139264'", Strike::Silence);
-    let mut client = fixture.left.client();
+    let mut client = fixture.left.superuser();
+    run(
+        &mut client,
+        &format!(
+            "set compute_query_id = on; set role {}; set search_path = {0}, public",
+            fixture.left.user
+        ),
+    );
     let canceler = client.cancel_token();
     let call = std::thread::spawn(move || {
         let result = client.batch_execute("select verify_sync('t', 'dst')");
@@ -47,10 +61,18 @@ fn a_comparison_that_is_held_half_way_is_seen_and_gone_when_it_is_cancelled() {
              16 ranges compared, 0 differences|{pid}|t"
         )]
     );
+    assert_eq!(
+        activity(&fixture, &pid),
+        ["pg_rowsync: verify (comparing): select verify_sync('t', 'dst')|t"]
+    );
     canceler.cancel_query(postgres::NoTls).expect("a cancel");
     let (mut client, result) = call.join().expect("a call");
     let state = result.expect_err("a cancelled call").code().cloned();
     assert_eq!(state, Some(postgres::error::SqlState::QUERY_CANCELED));
+    assert_eq!(
+        activity(&fixture, &pid),
+        ["select verify_sync('t', 'dst')|t"]
+    );
     assert_eq!(query(&mut client, "select pg_backend_pid()"), [pid]);
     assert_eq!(running(&fixture, columns), [""; 0]);
     let ended = "select count(*) from sync_progress where command = 'verify'";
@@ -86,6 +108,9 @@ fn a_repair_says_what_it_does_and_ends_with_its_session() {
     await_until(SOON, "the repair", || {
         running(&fixture, columns) == expected
     });
+    let pid = running(&fixture, "pid").remove(0);
+    let expected = ["pg_rowsync: repair (repairing): select repair_sync('t', 'dst')|f"];
+    assert_eq!(activity(&fixture, &pid), expected);
     let kill = "select pg_terminate_backend(pid) from sync_progress where command = 'repair'";
     run(&mut fixture.left.superuser(), kill);
     assert!(!call.join().expect("a call"), "the session was ended");
