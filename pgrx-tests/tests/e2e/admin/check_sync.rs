@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use postgres::Client;
-use rowsync_harness::{Fixture, Proxy, Side};
+use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Proxy, Side};
 
 use crate::support::common::{
     Role, attach, attach_sql, closed_port, link_with, linked, query, refused, rows, run,
@@ -494,6 +494,22 @@ fn settings_of_the_server_and_the_role_there_are_found() {
         &checked(&fixture.left, ""),
         &[("~|dst|notice|", "has no extension pg_rowsync")],
     );
+}
+
+#[test]
+fn a_pooler_in_between_is_found_unless_the_server_says_so() {
+    for mode in [PoolMode::Transaction, PoolMode::Session] {
+        let fixture = Fixture::new("checkpool");
+        let pooler = Pooler::start(&[&fixture.right], mode, &[IGNORE_OPTIONS]).expect("a pooler");
+        link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
+        crate::support::common::mirror(&fixture, "t", COLUMNS, "{}");
+        let pooled = ("~|dst|notice|", "is reached through a pooler");
+        assert_found(&checked(&fixture.left, ""), &[pooled]);
+        fixture
+            .left
+            .exec("alter server dst options (add pooled 'on')");
+        assert_found(&checked(&fixture.left, ""), &[]);
+    }
 }
 
 #[test]

@@ -103,6 +103,121 @@ fn the_other_side_may_be_right_and_nothing_goes_back() {
 }
 
 #[test]
+fn a_dry_run_writes_on_neither_side_in_any_direction() {
+    let newest = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
+    for (options, direction, actions) in [
+        (
+            "{}",
+            "to_server",
+            ["write there", "delete there", "write there"],
+        ),
+        (
+            "{}",
+            "from_server",
+            ["write here", "write here", "delete here"],
+        ),
+        (
+            newest,
+            "newest",
+            ["write here", "write here", "write there"],
+        ),
+    ] {
+        let fixture = one_way("dry", "id int primary key, v text, ver int", options);
+        fixture
+            .left
+            .exec("insert into t values (1, 'a', 1), (2, 'b', 1), (3, 'c', 1)");
+        fixture.right.exec(
+            "set application_name = 'pg_rowsync'; delete from t where id = 1;
+             update t set v = 'B', ver = 2 where id = 2; insert into t values (9, 'z', 1)",
+        );
+        let before = (table(&fixture.left, "t"), table(&fixture.right, "t"));
+        let mut client = fixture.left.client();
+        let option = format!(r#"{{"direction": "{direction}", "dry_run": true}}"#);
+        let seen = repaired(&mut client, "t", &option);
+        let expected: Vec<String> = [
+            "differs|{\"id\": 2}",
+            "extra|{\"id\": 9}",
+            "missing|{\"id\": 1}",
+        ]
+        .iter()
+        .zip(actions)
+        .map(|(row, action)| format!("{row}|{action}"))
+        .collect();
+        assert_eq!(seen, expected, "{direction}");
+        let after = (table(&fixture.left, "t"), table(&fixture.right, "t"));
+        assert_eq!(after, before, "{direction}");
+        assert_eq!(queued(&fixture), 0);
+        let done = repaired(&mut client, "t", &option.replace("true", "false"));
+        assert_eq!(done, expected, "{direction}");
+        assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
+    }
+}
+
+#[test]
+fn a_repair_that_is_cancelled_has_done_nothing_and_the_session_goes_on() {
+    for direction in ["to_server", "from_server"] {
+        let fixture = one_way("cancelled", "id int primary key, v text", "{}");
+        apart(&fixture);
+        let before = (table(&fixture.left, "t"), table(&fixture.right, "t"));
+        // What is repaired last waits for this row's lock.
+        let mut holder = fixture.left.client();
+        run(&mut holder, "begin; select from t where id = 2 for update");
+        let sql = format!(r#"select repair_sync('t', 'dst', '{{"direction": "{direction}"}}')"#);
+        let mut client = fixture.left.client();
+        let canceler = client.cancel_token();
+        let call = std::thread::spawn(move || {
+            let result = client.batch_execute(&sql);
+            (client, result)
+        });
+        let waits = "select count(*) from pg_stat_activity
+                      where wait_event_type = 'Lock' and query like 'pg_rowsync: repair (repairing)%'
+                        and datname = current_database()";
+        await_until(SOON, "the repair waits", || {
+            query(&mut fixture.left.superuser(), waits) == ["1"]
+        });
+        canceler.cancel_query(postgres::NoTls).expect("a cancel");
+        let (mut client, result) = call.join().expect("a call");
+        let state = result.expect_err("a cancelled call").code().cloned();
+        assert_eq!(state, Some(postgres::error::SqlState::QUERY_CANCELED));
+        run(&mut holder, "rollback");
+        let after = (table(&fixture.left, "t"), table(&fixture.right, "t"));
+        assert_eq!(after, before, "{direction}");
+        let option = format!(r#"{{"direction": "{direction}"}}"#);
+        assert_eq!(repaired(&mut client, "t", &option).len(), 3);
+        assert_eq!(table(&fixture.left, "t"), table(&fixture.right, "t"));
+    }
+}
+
+#[test]
+fn many_rows_are_repaired_in_portions_each_of_which_is_committed() {
+    let fixture = one_way("portions", "id int primary key, v text", "{}");
+    fixture
+        .left
+        .exec("insert into t select n, 'v' from generate_series(1, 2500) n");
+    // By whom each row there was written last.
+    fixture.right.exec(
+        "delete from t where id % 5 = 0;
+         create table seen (id int, xid xid8);
+         create function f() returns trigger language plpgsql set search_path from current as $$ begin
+           insert into seen values (new.id, pg_current_xact_id()); return null; end $$;
+         create trigger s after insert on t for each row execute function f()",
+    );
+    let book = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../doc/verify.md"))
+        .expect("the chapter");
+    let (_, block) = book.split_once("DO $$").expect("its loop");
+    let (block, _) = block.split_once("$$;").expect("its end");
+    let call = format!("do $${block}$$")
+        .replace("orders", "t")
+        .replace("'report'", "'dst'")
+        .replace("10000", "100");
+    run(&mut fixture.left.client(), &call);
+    assert!(table(&fixture.left, "t") == table(&fixture.right, "t"));
+    let portions = "select count(*), count(distinct xid::text), max(n)
+                      from (select *, count(*) over (partition by xid::text) as n from seen) s";
+    assert_eq!(query(&mut fixture.right.client(), portions), ["500|5|100"]);
+}
+
+#[test]
 fn a_repair_that_is_rolled_back_has_done_nothing() {
     let fixture = one_way("undone", "id int primary key, v text", "{}");
     apart(&fixture);
@@ -231,6 +346,23 @@ fn parents_come_first_and_children_go_first() {
     assert_eq!(queued(&fixture), 0);
     both_have(&fixture, "p", &["1|1", "2|1", "3|2"]);
     both_have(&fixture, "c", &["1|1", "2|3"]);
+    // The same where the server is right. What refers to rows of its own table is not put in order.
+    fixture.left.exec("update p set up = id");
+    both_have(&fixture, "p", &["1|1", "2|2", "3|3"]);
+    fixture.right.exec(
+        "truncate p cascade; insert into p values (8, 8), (9, 8); insert into c values (7, 9)",
+    );
+    for call in [
+        r#"select repair_sync('p', 'dst', '{"direction": "from_server", "delete_extra": false}')"#,
+        r#"select repair_sync('c', 'dst', '{"direction": "from_server", "delete_extra": false}')"#,
+        r#"select repair_sync('c', 'dst', '{"direction": "from_server"}')"#,
+        r#"select repair_sync('p', 'dst', '{"direction": "from_server"}')"#,
+    ] {
+        run(&mut client, call);
+    }
+    assert_eq!(queued(&fixture), 0);
+    both_have(&fixture, "p", &["8|8", "9|8"]);
+    both_have(&fixture, "c", &["7|9"]);
 }
 
 #[test]
