@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 use rowsync_harness::flag::Flag;
-use rowsync_harness::{Fixture, Side};
+use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::support::common::{linked, mirror, one_way, outage, recover, run, same};
 use crate::support::rng::Rng;
@@ -86,19 +86,23 @@ fn deal(side: &Side, limit: u64) -> bool {
     side.query_one(&format!("select deal_sync_err_rec({limit})"))
 }
 
+/// Changes without which the outages of a stressed side would have come to nothing.
+const ENOUGH: i64 = 100;
+
 /// Two sessions for each list of statements on its side, and drains of it; the right side goes down
-/// and comes back.
+/// and comes back. For some seconds, and until enough changes were queued.
 fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
-    let done = Flag::default();
+    let (written, done) = (Flag::default(), Flag::default());
     let end = Instant::now() + Duration::from_secs(6);
+    let queued = "select last_value from sync_queue_id_seq";
     thread::scope(|scope| {
-        let _end = done.set_at_end();
+        let _ends = [written.set_at_end(), done.set_at_end()];
         let writers: Vec<_> = (1..=4)
             .map(|who: u64| {
-                let (side, statements) = sides[who as usize % sides.len()];
+                let ((side, statements), written) = (sides[who as usize % sides.len()], &written);
                 scope.spawn(move || {
                     let (mut client, mut rng) = (side.client(), Rng::new(who));
-                    while Instant::now() < end {
+                    while !written.is_set() {
                         transaction(&mut client, &mut rng, who, statements);
                     }
                 })
@@ -118,18 +122,20 @@ fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
                 }
             }
         });
+        await_until(
+            Duration::from_secs(120),
+            "the outages to queue enough",
+            || {
+                let is_enough = || fixture.left.query_one::<i64>(queued) > ENOUGH;
+                Instant::now() > end && (sides.len() > 1 || is_enough())
+            },
+        );
+        written.set();
         let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
         done.set();
         assert!(results.iter().all(Result::is_ok), "a writer failed");
     });
     recover(&fixture.right);
-    let queued: i64 = fixture
-        .left
-        .query_one("select last_value from sync_queue_id_seq");
-    assert!(
-        sides.len() > 1 || queued > 100,
-        "the outages came to nothing"
-    );
     for (side, _) in sides {
         while side.queued().expect("a queue") > 0 {
             assert!(deal(side, 1000));
