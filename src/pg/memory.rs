@@ -28,6 +28,8 @@ thread_local! {
     static FOR_COMMIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
     /// One for what follows those answers up to the local commit, or null.
     static FOR_ANSWERED: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
+    /// All three are there: what is asked for each row.
+    static ARE_TAKEN: Cell<bool> = const { Cell::new(false) };
     /// The reserve may be used.
     static MUST_NOT_FAIL: Cell<bool> = const { Cell::new(false) };
 }
@@ -44,10 +46,21 @@ pub fn try_reserve<T>(items: &mut Vec<T>, more: usize) -> bool {
 ///
 /// # Errors
 /// 53200 where there is no memory for them.
+#[inline]
 pub fn take_reserves() -> Result<()> {
+    if ARE_TAKEN.get() {
+        return Ok(());
+    }
+    take_all()
+}
+
+#[cold]
+fn take_all() -> Result<()> {
     take(&FOR_END)?;
     take(&FOR_COMMIT)?;
-    take(&FOR_ANSWERED)
+    take(&FOR_ANSWERED)?;
+    ARE_TAKEN.set(true);
+    Ok(())
 }
 
 fn take(reserve: &'static LocalKey<Cell<*mut u8>>) -> Result<()> {
@@ -71,6 +84,7 @@ fn take(reserve: &'static LocalKey<Cell<*mut u8>>) -> Result<()> {
 
 /// Gives a reserve to `malloc`, and so to whoever asks it next, libpq and the server too. False where there is none.
 fn release(reserve: &'static LocalKey<Cell<*mut u8>>) -> bool {
+    ARE_TAKEN.set(false);
     let memory = reserve.replace(std::ptr::null_mut());
     if memory.is_null() {
         return false;

@@ -59,6 +59,7 @@ impl<'call> Slot<'call> {
     /// # Errors
     /// XX000 where the row has no such column or one of another type: it is of another table, or of the table
     /// as it was.
+    #[inline]
     pub(super) fn datum(&self, column: &Attribute) -> Result<Option<pg_sys::Datum>> {
         let number = column.number;
         let position = usize::try_from(number.wrapping_sub(1)).unwrap_or(usize::MAX);
@@ -69,9 +70,7 @@ impl<'call> Slot<'call> {
             if position >= (*shape).natts as usize
                 || (*compat::attribute(shape, position)).atttypid != column.type_oid
             {
-                return Err(Error::internal(
-                    "row does not have the columns that are expected",
-                ));
+                return Err(unexpected_columns());
             }
             if (*self.slot).tts_nvalid < number {
                 pg_sys::slot_getsomeattrs_int(self.slot, i32::from(number));
@@ -146,4 +145,10 @@ impl<'call> Slot<'call> {
         // what HeapTupleHeaderGetCmin asks for.
         Ok(unsafe { pg_sys::HeapTupleHeaderGetCmin((*self.tuple).t_data) })
     }
+}
+
+/// The error of a row of another table, or of the table as it was.
+#[cold]
+fn unexpected_columns() -> Error {
+    Error::internal("row does not have the columns that are expected")
 }
