@@ -291,7 +291,7 @@ CREATE TABLE @extschema@.sync_home (
     server_major integer NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- What was prepared before that is not decided by what stands in these tables.
-    since_position pg_lsn NOT NULL DEFAULT pg_current_wal_flush_lsn()
+    since_position pg_lsn NOT NULL DEFAULT pg_current_wal_insert_lsn()
 );
 COMMENT ON TABLE @extschema@.sync_home IS
     'the database that captures and delivers; where it is not the current one, that is a copy, see adopt_sync()';

@@ -1,8 +1,8 @@
 //! Names of prepared transactions. Pure but for [`Gid::new`].
 //!
-//! `pg_rowsync:<system>.<database>:<timeline>/<position>:<transaction>:<owner>:<token>` says in plain
+//! `pg_rowsync:<system>.<database>:<timeline>/<position>/<start>:<transaction>:<owner>:<token>` says in plain
 //! text whose a transaction is: system identifier and OID of the database that decides it, where the
-//! database's write-ahead log was on disk, its transaction, the role whose tables were written, and a random
+//! database's write-ahead log was on disk and when its server had been started, its transaction, the role whose tables were written, and a random
 //! number. Neither a restore nor a clone nor a transaction number that is used again brings one back.
 
 use crate::error::Result;
@@ -20,6 +20,8 @@ pub struct Gid {
     pub timeline: u32,
     /// In bytes, from the beginning of the log.
     pub position: u64,
+    /// In microseconds since 1970.
+    pub started: i64,
     /// With its epoch.
     pub transaction: u64,
     pub owner: u32,
@@ -43,6 +45,7 @@ impl Gid {
             database: database::current().to_u32(),
             timeline,
             position,
+            started: context::cluster_start(),
             transaction,
             owner: owner.to_u32(),
             token,
@@ -55,11 +58,13 @@ impl Gid {
         let mut next = || parts.next();
         let (system, database) = next()?.split_once('.')?;
         let (timeline, position) = next()?.split_once('/')?;
+        let (position, started) = position.split_once('/')?;
         let gid = Self {
             system: system.parse().ok()?,
             database: database.parse().ok()?,
             timeline: u32::from_str_radix(timeline, 16).ok()?,
             position: u64::from_str_radix(position, 16).ok()?,
+            started: i64::from_str_radix(started, 16).ok()?,
             transaction: next()?.parse().ok()?,
             owner: next()?.parse().ok()?,
             token: u64::from_str_radix(next()?, 16).ok()?,
@@ -75,13 +80,14 @@ impl fmt::Display for Gid {
             database,
             timeline,
             position,
+            started,
             transaction,
             owner,
             token,
         } = self;
         write!(
             f,
-            "{PREFIX}{system}.{database}:{timeline:X}/{position:X}:{transaction}:{owner}:{token:016x}"
+            "{PREFIX}{system}.{database}:{timeline:X}/{position:X}/{started:X}:{transaction}:{owner}:{token:016x}"
         )
     }
 }
@@ -105,6 +111,7 @@ mod tests {
             database: 16_384,
             timeline: 3,
             position: 0x0A00_0028,
+            started: 0x0006_5432_1000_ABCD,
             transaction: 4_294_967_999,
             owner: 10,
             token: 0xAB,
@@ -116,7 +123,7 @@ mod tests {
         let text = gid().to_string();
         assert_eq!(
             text,
-            "pg_rowsync:7576543210987654321.16384:3/A000028:4294967999:10:00000000000000ab"
+            "pg_rowsync:7576543210987654321.16384:3/A000028/654321000ABCD:4294967999:10:00000000000000ab"
         );
         assert_eq!(Gid::parse(&text), Some(gid()));
     }
@@ -128,6 +135,7 @@ mod tests {
             database: u32::MAX,
             timeline: u32::MAX,
             position: u64::MAX,
+            started: i64::MAX,
             transaction: u64::MAX,
             owner: u32::MAX,
             token: u64::MAX,
@@ -145,9 +153,9 @@ mod tests {
             &text[1..],
             &format!("{text} "),
             &format!("{text}:1"),
-            &text.replace("a000028", "A000028").replace(":10:", ":010:"),
+            &text.replace("A000028", "a000028").replace(":10:", ":010:"),
             &text.replace("ab", "AB"),
-            "pg_rowsync:1.2:3/4:5:6:7'; DROP TABLE t; --",
+            "pg_rowsync:1.2:3/4/5:6:7:8'; DROP TABLE t; --",
         ] {
             assert_eq!(Gid::parse(other), None, "{other}");
         }

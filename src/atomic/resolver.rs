@@ -16,7 +16,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
 use crate::pg::spi::{self, Extension};
-use crate::pg::{Oid, lock, lookup, report, wal, xact};
+use crate::pg::{Oid, context, lock, lookup, report, wal, xact};
 use crate::sql::BEGIN_ON_PRIMARY;
 use crate::sql::quote::{ident, literal};
 use crate::sql::triggers;
@@ -270,7 +270,7 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     let Some(parsed) = Gid::parse(gid) else {
         return Ok(Finding::Waits);
     };
-    if !wal::is_in_history(parsed.timeline, parsed.position)? {
+    if !is_in_history(&parsed)? {
         return Ok(unknown(
             gid,
             "It was prepared at a time that this database does not know of, after the backup \
@@ -292,6 +292,16 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     } else {
         Ok(Finding::Is(Verdict::Rollback))
     }
+}
+
+/// Whether it was prepared in the past of this database. One that was set back to an earlier time goes on under
+/// the same timeline, if a copy of its files was restored: its log comes to the place of what it does not know.
+/// So what an earlier run of the server has prepared must have been before this run began.
+fn is_in_history(gid: &Gid) -> Result<bool> {
+    let (timeline, _) = wal::place()?;
+    let is_of_this_run = gid.started == context::cluster_start();
+    Ok(wal::is_in_history(gid.timeline, gid.position)?
+        && (is_of_this_run || gid.timeline != timeline || gid.position <= wal::started_at()))
 }
 
 /// A database that has once not known it may come to that place of its history again, on another way.

@@ -1,4 +1,4 @@
-//! The counters' areas in shared memory. Only where the library is preloaded: shared memory is laid out
+//! What sessions share: the counters' areas in shared memory, and where the log was at the start. Only where the library is preloaded: shared memory is laid out
 //! before the first session. The postmaster sets it up anew, to zero, after a crash of the cluster.
 
 use super::{compat, context};
@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
 use std::ffi::CStr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// The hooks that were there before ours, to be called first.
 struct Before {
@@ -19,6 +19,8 @@ struct Before {
 static BEFORE: OnceLock<Before> = OnceLock::new();
 static SERVERS: Area<Slot> = Area::new(c"pg_rowsync counters");
 static CONFLICTS: Area<ConflictSlot> = Area::new(c"pg_rowsync conflicts");
+/// A single number: where the log was when the server was started, 0 before that is known.
+static STARTED_AT: Area<AtomicU64> = Area::new(c"pg_rowsync started at");
 
 /// What can lie in shared memory.
 ///
@@ -30,6 +32,8 @@ unsafe trait Shared: Sync + 'static {}
 unsafe impl Shared for Slot {}
 // SAFETY: as above.
 unsafe impl Shared for ConflictSlot {}
+// SAFETY: as above.
+unsafe impl Shared for AtomicU64 {}
 
 /// A table in shared memory. Set by the postmaster; sessions inherit it.
 struct Area<S> {
@@ -113,6 +117,11 @@ pub fn conflict_slots() -> &'static [ConflictSlot] {
     CONFLICTS.slots()
 }
 
+/// Where [`super::wal::started_at`] is kept; none where the library was not preloaded.
+pub fn started_at() -> Option<&'static AtomicU64> {
+    STARTED_AT.slots().first()
+}
+
 fn lengths() -> (usize, usize) {
     let servers = guc::max_servers();
     (servers, servers * CONFLICT_SLOTS_PER_SERVER)
@@ -128,6 +137,7 @@ unsafe extern "C-unwind" fn request() {
         let (servers, conflicts) = lengths();
         pg_sys::RequestAddinShmemSpace(Area::<Slot>::size(servers));
         pg_sys::RequestAddinShmemSpace(Area::<ConflictSlot>::size(conflicts));
+        pg_sys::RequestAddinShmemSpace(Area::<AtomicU64>::size(1));
     }
 }
 
@@ -144,6 +154,7 @@ unsafe extern "C-unwind" fn startup() {
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
         SERVERS.make(servers);
         CONFLICTS.make(conflicts);
+        STARTED_AT.make(1);
         pg_sys::LWLockRelease(lock);
     }
 }

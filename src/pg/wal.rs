@@ -1,7 +1,9 @@
 //! The write-ahead log: flushed ahead of the commit that would wait for it, and where it is.
 
+use super::shmem;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Bytes for which it is worth another flush.
 const MUCH: u64 = 512 * 1024;
@@ -37,11 +39,30 @@ pub fn place() -> Result<(u32, u64)> {
             let message = "recovery is in progress";
             return Err(Error::local(SqlState::new("25006"), message));
         }
-        Ok((
-            pg_sys::GetWALInsertionTimeLine(),
-            pg_sys::GetFlushRecPtr(std::ptr::null_mut()),
-        ))
+        let page = u64::from(pg_sys::XLOG_BLCKSZ);
+        let end = pg_sys::GetFlushRecPtr(std::ptr::null_mut());
+        // Whole pages are flushed in the background, in the middle of a record too, of which recovery makes nothing.
+        let end = if end.is_multiple_of(page) {
+            end - page
+        } else {
+            end
+        };
+        Ok((pg_sys::GetWALInsertionTimeLine(), end))
     }
+}
+
+/// Where the log ended when this server was started: at what the first checkpoint began with that was there then.
+/// Whoever asks first finds it out, which is the launcher where the library is preloaded; without it, a checkpoint
+/// that has come since makes it a later place.
+pub fn started_at() -> u64 {
+    let known = shmem::started_at();
+    if let Some(place) = known.map(|known| known.load(Relaxed)).filter(|at| *at != 0) {
+        return place;
+    }
+    // SAFETY: reads shared memory.
+    let place = unsafe { pg_sys::GetRedoRecPtr() };
+    let first = known.and_then(|known| known.compare_exchange(0, place, Relaxed, Relaxed).err());
+    first.unwrap_or(place)
 }
 
 /// Whether a place is in the past of this server: it was at that position of that timeline. Of a server

@@ -8,7 +8,7 @@
 use crate::pg::bgworker::{self, Handle, Startup};
 use crate::pg::worker_registry::{self, flag};
 use crate::pg::worker_transaction::run_in_transaction;
-use crate::pg::{Oid, context, database, interrupt, report, wait};
+use crate::pg::{Oid, context, database, interrupt, report, wait, wal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ const LOOK_GAP: Duration = Duration::from_secs(10);
 pub fn run() -> ! {
     bgworker::enter_none();
     worker_registry::announce_launcher();
+    // Before anybody has a reason to ask.
+    wal::started_at();
     bgworker::show(
         false,
         "pg_rowsync: waiting for databases that want a worker",

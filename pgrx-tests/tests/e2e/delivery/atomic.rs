@@ -729,11 +729,14 @@ fn transactions_of_others_and_of_other_histories_are_left_alone() {
     let [name, home, place, number, owner, _] = parts[..] else {
         panic!("{own}")
     };
-    let (timeline, _) = place.split_once('/').expect("a place");
+    let [timeline, _, started] = place.split('/').collect::<Vec<_>>()[..] else {
+        panic!("{own}")
+    };
     let token = "0000000000000001";
     let foreign = format!("{name}:1.1:{place}:{number}:{owner}:{token}");
-    let future = format!("{name}:{home}:{timeline}/FFFFFFFFFFFF:{number}:{owner}:{token}");
-    let other_timeline = format!("{name}:{home}:77/1:{number}:{owner}:{token}");
+    let future =
+        format!("{name}:{home}:{timeline}/FFFFFFFFFFFF/{started}:{number}:{owner}:{token}");
+    let other_timeline = format!("{name}:{home}:77/1/{started}:{number}:{owner}:{token}");
     let aborted: i64 = {
         run(&mut client, "begin");
         let id = client.query_one("select pg_current_xact_id()::text::bigint", &[]);
@@ -1022,10 +1025,6 @@ fn what_was_decided_after_the_backup_that_was_restored_is_a_persons_to_say() {
     left.stop(Shutdown::Fast).expect("a stop");
     copy(&data, &backup);
     left.start_again().expect("a start");
-    // So that its place is beyond all that the server does before it looks again.
-    fixture
-        .left
-        .exec("create table u as select g, repeat('x', 1000) from generate_series(1, 5000) g");
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (2, 'b')");
     proxy.strike(COMMIT, Strike::LoseRequest);
@@ -1035,6 +1034,14 @@ fn what_was_decided_after_the_backup_that_was_restored_is_a_persons_to_say() {
     std::fs::remove_dir_all(&data).expect("no data");
     copy(&backup, &data);
     left.start_again().expect("a start");
+    // It comes to that place once more, before it looks as well as later.
+    let write = |table: &str| {
+        let rows = "select g, repeat('x', 1000) from generate_series(1, 2000) g";
+        fixture
+            .left
+            .exec(&format!("create table {table} as {rows}"));
+    };
+    write("u");
     let shown = "select server, decision, sqlstate from sync_prepared";
     let look = || {
         fixture
@@ -1043,10 +1050,8 @@ fn what_was_decided_after_the_backup_that_was_restored_is_a_persons_to_say() {
     };
     assert!(!look());
     assert_eq!(rows(&fixture.left, shown), ["dst|~|55000"]);
-    // Nor later, when it has come to that place once more.
-    fixture
-        .left
-        .exec("create table u as select g, repeat('x', 1000) from generate_series(1, 9000) g");
+    write("w");
+    left.restart().expect("a restart");
     assert!(!look());
     assert_eq!(rows(&fixture.left, shown), ["dst|~|55000"]);
     let gid: String = fixture.left.query_one("select gid from sync_prepared");
