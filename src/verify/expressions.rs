@@ -83,7 +83,10 @@ impl Expressions {
         let names_there: Vec<&str> = route.key.iter().map(|at| &*columns[*at].there).collect();
         let alike = |at: &usize| {
             let column = &columns[*at];
-            sort_alike(&column.here_type, &column.there_type, [here, there])
+            // NULL is in no range.
+            !column.here_type.nullable
+                && !column.there_type.nullable
+                && sort_alike(&column.here_type, &column.there_type, [here, there])
         };
         let ordered = route.key.iter().all(alike)
             && here.has_index_on(&names_here)
@@ -187,7 +190,7 @@ impl Expressions {
     pub fn key_matches(&self, side: Side) -> Vec<String> {
         self.key
             .iter()
-            .map(|at| self.columns[*at].matched(side))
+            .map(|at| self.columns[*at].text_or_null(self.columns[*at].matched(side)))
             .collect()
     }
 
@@ -195,7 +198,10 @@ impl Expressions {
     pub fn key_texts(&self) -> Vec<String> {
         self.key
             .iter()
-            .map(|at| text_of(&column(&self.columns[*at].name)))
+            .map(|at| {
+                let own = &self.columns[*at];
+                own.text_or_null(text_of(&column(&own.name)))
+            })
             .collect()
     }
 
@@ -253,8 +259,11 @@ impl Expressions {
         };
         // Of arrays there are no arrays.
         let is_array = |at: &usize| self.columns[*at].here_type.base.starts_with('_');
+        // NULL is equal to none of an array.
+        let has_null = keys.iter().any(|key| key.iter().any(Option::is_none));
         if let [column] = columns.as_slice()
             && !self.key.iter().any(is_array)
+            && !has_null
         {
             return format!("{column} {EQ} ANY ({})", column_of(0));
         }
@@ -262,7 +271,7 @@ impl Expressions {
             .map(|at| self.columns[*at].own_scalar(side))
             .collect();
         match (columns.as_slice(), types) {
-            (columns, Some(types)) if keys.len() > 1 => {
+            (columns, Some(types)) if keys.len() > 1 && !has_null => {
                 let arrays: Vec<String> = (types.iter().enumerate())
                     .map(|(at, own)| format!("{}::{own}[]", column_of(at)))
                     .collect();
@@ -279,8 +288,9 @@ impl Expressions {
             }
             (columns, _) => {
                 let one = |key: &&[Option<String>]| {
-                    let parts = columns.iter().zip(*key).map(|(column, text)| {
-                        format!("{column} {EQ} {}", literal(text.as_deref().unwrap_or("")))
+                    let parts = columns.iter().zip(*key).map(|(column, text)| match text {
+                        Some(text) => format!("{column} {EQ} {}", literal(text)),
+                        None => format!("{column} IS NULL"),
                     });
                     format!("({})", parts.collect::<Vec<_>>().join(" AND "))
                 };
@@ -522,6 +532,18 @@ impl Column {
             "text" | "varchar" | "bpchar" | "name" | "char" => raw,
             base if is_readable(base) => unless_null(format!("CAST({text} AS {})", there.declared)),
             _ => raw,
+        }
+    }
+
+    /// The text of a column of the key, which is NULL where the value is.
+    fn text_or_null(&self, text: String) -> String {
+        if self.here_type.nullable || self.there_type.nullable {
+            format!(
+                "CASE WHEN pg_catalog.num_nulls({}) {EQ} 0 THEN {text} END",
+                column(&self.name)
+            )
+        } else {
+            text
         }
     }
 

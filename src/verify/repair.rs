@@ -40,7 +40,7 @@ pub enum Action {
     /// The row there is written here.
     WriteHere,
     DeleteHere,
-    /// Nothing: options say so, or the row was written meanwhile.
+    /// Nothing: options say so, the row was written meanwhile, or it has no key by which it could be found.
     Leave,
 }
 
@@ -133,6 +133,9 @@ impl Repair<'_> {
     }
 
     fn plan(&self, difference: &Difference) -> Result<Action> {
+        if difference.key_texts.iter().any(Option::is_none) {
+            return Ok(Action::Leave);
+        }
         let deletes = self.options.delete_extra;
         Ok(match (self.direction(), difference.kind) {
             (Direction::ToServer, Kind::Missing | Kind::Differs) => Action::WriteThere,

@@ -228,6 +228,58 @@ fn rows_are_found_by_keys_of_every_kind() {
     }
 }
 
+/// Where the target has a unique index of columns that may be NULL, rows there may have no key.
+#[test]
+fn rows_without_a_key_there_are_extra() {
+    let fixture = linked("ghosts");
+    for (name, key, there) in [
+        ("one", "(id)", "(null, 5, 'ghost')"),
+        ("two", "(id, b)", "(7, null, 'ghost')"),
+    ] {
+        fixture.left.exec(&format!(
+            "create table {name} (id int, b int, v text, primary key {key});
+             insert into {name} select g, g, 'x' from generate_series(1, 20000) g"
+        ));
+        fixture.right.exec(&format!(
+            "create table {name} (id int, b int, v text, unique {key});
+             insert into {name} select g, g, 'x' from generate_series(1, 20000) g"
+        ));
+        attach(&fixture, name, "{}");
+        assert_eq!(found(&fixture, name), [""; 0]);
+        fixture
+            .right
+            .exec(&format!("insert into {name} values {there}"));
+    }
+    assert_eq!(found(&fixture, "one"), [r#"extra|{"id": null}|{}"#]);
+    assert_eq!(found(&fixture, "two"), [r#"extra|{"b": null, "id": 7}|{}"#]);
+    // The text of a key that is empty is another one.
+    for (side, key) in [(&fixture.left, "primary key"), (&fixture.right, "unique")] {
+        side.exec(&format!(
+            "create table named (id text {key}, v text); insert into named values ('', 'x')"
+        ));
+    }
+    attach(&fixture, "named", "{}");
+    assert_eq!(found(&fixture, "named"), [""; 0]);
+    fixture
+        .right
+        .exec("update named set id = null, v = 'ghost'");
+    assert_eq!(
+        found(&fixture, "named"),
+        [r#"extra|{"id": null}|{}"#, r#"missing|{"id": ""}|{}"#]
+    );
+    // No change can name them.
+    for direction in ["to_server", "from_server"] {
+        for name in ["one", "two"] {
+            let repair = format!(
+                r#"select difference, action from repair_sync('{name}', 'dst',
+                     '{{"direction": "{direction}"}}')"#
+            );
+            let done = query(&mut fixture.left.client(), &repair);
+            assert_eq!(done, ["extra|left"], "{name}, {direction}");
+        }
+    }
+}
+
 #[test]
 fn what_a_delivery_would_write_there_is_what_is_compared() {
     let fixture = linked("written");
