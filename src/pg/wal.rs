@@ -28,26 +28,37 @@ pub fn is_in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
-/// Timeline, and the position up to which it is on disk: no crash takes the server back to before that.
+/// Timeline, and a position up to which it is on disk: no crash takes the server back to before that.
+///
+/// # Errors
+/// As for [`end`].
+pub fn place() -> Result<(u32, u64)> {
+    let (timeline, end) = end()?;
+    let page = u64::from(pg_sys::XLOG_BLCKSZ);
+    // Whole pages are flushed in the background, in the middle of a record too, of which recovery makes nothing.
+    let whole = if end.is_multiple_of(page) {
+        end - page
+    } else {
+        end
+    };
+    Ok((timeline, whole))
+}
+
+/// Timeline, and the position up to which it has been written to disk.
 ///
 /// # Errors
 /// 25006 while recovery goes on: a standby has neither.
-pub fn place() -> Result<(u32, u64)> {
+fn end() -> Result<(u32, u64)> {
     // SAFETY: reads shared memory; recovery is over.
     unsafe {
         if pg_sys::RecoveryInProgress() {
             let message = "recovery is in progress";
             return Err(Error::local(SqlState::new("25006"), message));
         }
-        let page = u64::from(pg_sys::XLOG_BLCKSZ);
-        let end = pg_sys::GetFlushRecPtr(std::ptr::null_mut());
-        // Whole pages are flushed in the background, in the middle of a record too, of which recovery makes nothing.
-        let end = if end.is_multiple_of(page) {
-            end - page
-        } else {
-            end
-        };
-        Ok((pg_sys::GetWALInsertionTimeLine(), end))
+        Ok((
+            pg_sys::GetWALInsertionTimeLine(),
+            pg_sys::GetFlushRecPtr(std::ptr::null_mut()),
+        ))
     }
 }
 
@@ -71,7 +82,7 @@ pub fn started_at() -> u64 {
 /// # Errors
 /// As for [`place`].
 pub fn is_in_history(timeline: u32, position: u64) -> Result<bool> {
-    let (current, end) = place()?;
+    let (current, end) = end()?;
     if timeline == current {
         return Ok(position <= end);
     }
