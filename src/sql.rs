@@ -37,8 +37,8 @@ pub use param::Param;
 pub use reached::reached;
 pub use render::of_batch;
 pub use session::{
-    AS_LOGGED_IN, BEGIN_ON_PRIMARY, Introduce, NODE, REMOTE_SCHEMA, cancel, end_session, introduce,
-    introduced, micros, named, on_path, own_schemas, with_type_schemas,
+    AS_LOGGED_IN, BEGIN_ON_PRIMARY, Introduce, MAX_PREPARED, NODE, REMOTE_SCHEMA, cancel,
+    end_session, introduce, introduced, micros, named, on_path, own_schemas, with_type_schemas,
 };
 pub use statement::{Statement, Verb};
 pub use truncate::truncate_by_kind;

@@ -2,8 +2,8 @@
 //!
 //! `pg_rowsync:<system>.<database>:<timeline>/<position>/<start>:<transaction>:<owner>:<token>` says in plain
 //! text whose a transaction is: system identifier and OID of the database that decides it, where the
-//! database's write-ahead log was on disk and when its server had been started, its transaction, the role whose tables were written, and a random
-//! number. Neither a restore nor a clone nor a transaction number that is used again brings one back.
+//! database's write-ahead log was on disk and when its server had been started, its transaction, the role
+//! whose tables were written, and a random number. Neither a restore nor a clone nor a transaction number that is used again brings one back.
 
 use crate::error::Result;
 use crate::pg::{Oid, context, database, lock, wal};

@@ -10,15 +10,13 @@ use crate::error::{Error, Result, SqlState};
 use crate::local::{ProcessLocal, process_local};
 use crate::options::Mode;
 use crate::queue::pause;
-use crate::sql::BEGIN_ON_PRIMARY;
+use crate::sql::MAX_PREPARED;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long a server that gave no answer is not asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-
-const PLACES: &str = "SELECT pg_catalog.current_setting('max_prepared_transactions')";
 
 /// What to do about a server that prepares nothing.
 pub const HINT: &str = "Mode \"atomic\" needs max_prepared_transactions on the server: as many as there are sessions \
@@ -41,7 +39,7 @@ process_local! {
 /// paused is not asked, and one that gives no answer is left to the COMMIT.
 ///
 /// # Errors
-/// 55000 with a hint; missing objects, and what reading the tables reports; a request to cancel.
+/// 55000 with a hint; what reading the extension's tables reports; a request to cancel.
 pub fn require(descriptor: &Descriptor) -> Result<()> {
     if descriptor.mode != Mode::Atomic {
         return Ok(());
@@ -57,7 +55,7 @@ pub fn require(descriptor: &Descriptor) -> Result<()> {
     if pause::is_paused(&descriptor.extension, server_name)? {
         return Ok(());
     }
-    let known = match places(descriptor) {
+    let known = match max_prepared(descriptor) {
         Ok(Some(0)) => {
             let message = format!("server \"{server_name}\" has max_prepared_transactions = 0");
             return Err(Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(HINT));
@@ -76,22 +74,15 @@ pub fn forget() {
 }
 
 /// Asks the server how many transactions it can have prepared; `None` for an answer that is no number.
-fn places(descriptor: &Descriptor) -> Result<Option<u32>> {
+fn max_prepared(descriptor: &Descriptor) -> Result<Option<u32>> {
     let endpoint = Endpoint::resolve(&descriptor.extension, &descriptor.account)?;
     let mut link = Link::open(&endpoint)?;
-    let mut answer = ask(&mut link);
+    let mut answer = remote_transaction::ask(&mut link, MAX_PREPARED);
     if link.was_stale() {
         link = Link::connect(&endpoint)?;
-        answer = ask(&mut link);
+        answer = remote_transaction::ask(&mut link, MAX_PREPARED);
     }
-    answer?;
-    let rows = link.answers().first().cloned().unwrap_or_default();
+    let text = answer?.into_iter().flatten().next();
     remote_transaction::release(link);
-    let text = rows.into_iter().flatten().next();
     Ok(text.and_then(|text| text.parse().ok()))
-}
-
-fn ask(link: &mut Link<'_>) -> Result<()> {
-    let texts = [BEGIN_ON_PRIMARY, PLACES, remote_transaction::COMMIT];
-    remote_transaction::execute(link, texts)
 }

@@ -2,8 +2,8 @@
 //!
 //! A transaction with a decision is committed. One without is rolled back once its local transaction is
 //! known to have ended, in this very history of the database and of the extension: a backup that was
-//! restored to an earlier time cannot tell, nor tables that were made later; they leave it to a person. What has other names than the database's own is not
-//! looked at.
+//! restored to an earlier time cannot tell, nor tables that were made later; they leave it to a person.
+//! What has other names than the database's own is not looked at.
 
 use super::decision::{self, Decision, Verdict};
 use super::done;
@@ -16,8 +16,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
 use crate::pg::spi::{self, Extension};
-use crate::pg::{Oid, context, lock, lookup, report, wal, xact};
-use crate::sql::BEGIN_ON_PRIMARY;
+use crate::pg::{Oid, lock, lookup, report, wal, xact};
 use crate::sql::quote::{ident, literal};
 use crate::sql::triggers;
 use crate::stats;
@@ -55,9 +54,7 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
         literal(&prefix),
         MAX_LISTED + 1
     );
-    let texts = [BEGIN_ON_PRIMARY, &text, remote_transaction::COMMIT];
-    remote_transaction::execute(link, texts)?;
-    let rows = link.answers().first().cloned().unwrap_or_default();
+    let rows = remote_transaction::ask(link, &text)?;
     let is_complete = rows.len() <= MAX_LISTED;
     // Whoever answers may say anything: what is sent back as a name must be one.
     let is_own = |gid: &String| Gid::parse(gid).is_some() && gid.starts_with(&prefix);
@@ -71,11 +68,11 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
 /// What the link reports; a transient error while another session is at it.
 pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
     remote_transaction::finish_prepared(link, verdict.verb(), &gid);
-    match remote_transaction::run(link) {
-        Ok(()) => {
-            stats::resolved(link.endpoint().account.server);
-            Ok(())
-        }
+    let result = remote_transaction::run(link);
+    if result.is_ok() {
+        stats::resolved(link.endpoint().account.server);
+    }
+    match result {
         Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(()),
         // It is busy.
         Err(Error::Remote(error)) if error.sqlstate == SqlState::OBJECT_NOT_READY => {
@@ -83,7 +80,7 @@ pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
                 server: error.server,
             })
         }
-        Err(error) => Err(error),
+        result => result,
     }
 }
 
@@ -218,7 +215,10 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
                 verdict: Some(Verdict::Commit),
                 ..
             }) => Finding::Is(Verdict::Commit),
-            Some(Decision { verdict: None, .. }) => unknown(gid, NOT_KNOWN_BEFORE),
+            Some(Decision { verdict: None, .. }) => match finding_of(extension, gid)? {
+                still @ Finding::Unknown(_) => still,
+                _ => unknown(gid, NOT_KNOWN_BEFORE),
+            },
             _ => finding_of(extension, gid)?,
         };
         let outcome = match &finding {
@@ -270,7 +270,7 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     let Some(parsed) = Gid::parse(gid) else {
         return Ok(Finding::Waits);
     };
-    if !is_in_history(&parsed)? {
+    if !wal::is_in_history((parsed.timeline, parsed.position), parsed.started)? {
         return Ok(unknown(
             gid,
             "It was prepared at a time that this database does not know of, after the backup \
@@ -292,16 +292,6 @@ fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     } else {
         Ok(Finding::Is(Verdict::Rollback))
     }
-}
-
-/// Whether it was prepared in the past of this database. One that was set back to an earlier time goes on under
-/// the same timeline, if a copy of its files was restored: its log comes to the place of what it does not know.
-/// So what an earlier run of the server has prepared must have been before this run began.
-fn is_in_history(gid: &Gid) -> Result<bool> {
-    let (timeline, _) = wal::place()?;
-    let is_of_this_run = gid.started == context::cluster_start();
-    Ok(wal::is_in_history(gid.timeline, gid.position)?
-        && (is_of_this_run || gid.timeline != timeline || gid.position <= wal::started_at()))
 }
 
 /// A database that has once not known it may come to that place of its history again, on another way.

@@ -10,6 +10,7 @@ use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::pg::{interrupt, memory, wal};
+use crate::sql::BEGIN_ON_PRIMARY;
 use std::fmt::Display;
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
@@ -132,6 +133,15 @@ pub fn execute<T: Into<String>>(
 ) -> Result<()> {
     link.run(Fixed::new(texts), Ending::Open);
     run(link)
+}
+
+/// Asks the primary one question, in a transaction of its own: what the answer's rows have in their first column.
+///
+/// # Errors
+/// As for [`run`].
+pub fn ask(link: &mut Link<'_>, question: &str) -> Result<Vec<Option<String>>> {
+    execute(link, [BEGIN_ON_PRIMARY, question, COMMIT])?;
+    Ok(link.answers().first().cloned().unwrap_or_default())
 }
 
 /// How links came to their end.

@@ -1,4 +1,5 @@
-//! What sessions share: the counters' areas in shared memory, and where the log was at the start. Only where the library is preloaded: shared memory is laid out
+//! What sessions share: the counters' areas in shared memory, and where the log was when the server was
+//! started. Only where the library is preloaded: shared memory is laid out
 //! before the first session. The postmaster sets it up anew, to zero, after a crash of the cluster.
 
 use super::{compat, context};

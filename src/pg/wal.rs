@@ -1,6 +1,6 @@
 //! The write-ahead log: flushed ahead of the commit that would wait for it, and where it is.
 
-use super::shmem;
+use super::{context, shmem};
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::Relaxed;
@@ -36,12 +36,8 @@ pub fn place() -> Result<(u32, u64)> {
     let (timeline, end) = end()?;
     let page = u64::from(pg_sys::XLOG_BLCKSZ);
     // Whole pages are flushed in the background, in the middle of a record too, of which recovery makes nothing.
-    let whole = if end.is_multiple_of(page) {
-        end - page
-    } else {
-        end
-    };
-    Ok((timeline, whole))
+    let is_page = end.is_multiple_of(page);
+    Ok((timeline, if is_page { end - page } else { end }))
 }
 
 /// Timeline, and the position up to which it has been written to disk.
@@ -76,15 +72,18 @@ pub fn started_at() -> u64 {
     first.unwrap_or(place)
 }
 
-/// Whether a place is in the past of this server: it was at that position of that timeline. Of a server
-/// that has gone on from a backup, or from a standby that was behind, it may not be.
+/// Whether a place is in the past of this server: it was at that position of that timeline, in the run that had
+/// `started` then. Of a server that has gone on from a backup, or from a standby that was behind, it may not be.
+/// One whose files were replaced by an older copy goes on under the same timeline and comes to that position
+/// once more: so the place of another run must be before the current one began.
 ///
 /// # Errors
 /// As for [`place`].
-pub fn is_in_history(timeline: u32, position: u64) -> Result<bool> {
+pub fn is_in_history((timeline, position): (u32, u64), started: i64) -> Result<bool> {
     let (current, end) = end()?;
     if timeline == current {
-        return Ok(position <= end);
+        let is_of_this_run = started == context::cluster_start();
+        return Ok(position <= end && (is_of_this_run || position <= started_at()));
     }
     // The working directory of every server process is the data directory.
     let file = format!("pg_wal/{current:08X}.history");

@@ -21,6 +21,9 @@ pub const REMOTE_SCHEMA: &str = "SELECT (SELECT n.nspname FROM pg_catalog.pg_ext
          WHERE p.proname OPERATOR(pg_catalog.=) 'sync_dml' \
            AND p.pronamespace OPERATOR(pg_catalog.=) n.oid)))";
 
+/// Asks a server how many transactions it can have prepared at once.
+pub const MAX_PREPARED: &str = "SELECT pg_catalog.current_setting('max_prepared_transactions')";
+
 /// Asks a server for its name in the paths of changes, see [`crate::path`].
 pub const NODE: &str = "SELECT c.system_identifier OPERATOR(pg_catalog.||) '.' \
        OPERATOR(pg_catalog.||) d.oid::pg_catalog.text \

@@ -75,7 +75,8 @@ pub fn about(relation: &str) -> String {
         "SELECT pg_catalog.json_agg(pg_catalog.json_build_object('name', a.attname, \
              'declared', pg_catalog.format_type(b.id, b.modifier), 'base', y.typname, \
              'modifier', b.modifier, 'own', n.nspname {EQ} 'pg_catalog', \
-             'collation', {collation}, 'deterministic', COALESCE(l.collisdeterministic, true), 'nullable', NOT a.attnotnull) \
+             'collation', {collation}, 'deterministic', COALESCE(l.collisdeterministic, true), \
+             'nullable', NOT a.attnotnull) \
              ORDER BY a.attnum) \
          FROM pg_catalog.pg_attribute a CROSS JOIN LATERAL {base} b \
          JOIN pg_catalog.pg_type y ON y.oid {EQ} b.id \

@@ -27,26 +27,14 @@ impl Load {
     /// So many rows in every transaction, under keys of their own.
     pub fn start(lane: &Lane, rows: u32, clients: u32, seconds: u64) -> Result<Load> {
         let script = format!("{};\n", lane.shape.insert_new(&lane.table, rows));
-        Load::run(
-            lane,
-            pgbench::command(&lane.rig.local)?,
-            &script,
-            clients,
-            seconds,
-        )
+        Load::here(lane, &script, clients, seconds)
     }
 
     /// Every transaction updates one of so many rows.
     pub fn updates(lane: &Lane, rows: u32, clients: u32, seconds: u64) -> Result<Load> {
         let update = lane.shape.update_one(&lane.table, ":row");
         let script = format!("\\set row random(1, {rows})\n{update};\n");
-        Load::run(
-            lane,
-            pgbench::command(&lane.rig.local)?,
-            &script,
-            clients,
-            seconds,
-        )
+        Load::here(lane, &script, clients, seconds)
     }
 
     /// Single rows, written on the other side itself, on the way that leads there.
@@ -55,6 +43,11 @@ impl Load {
         let mut command = pgbench::command(&lane.rig.remote)?;
         command.env("PGPORT", lane.rig.port_there()?.to_string());
         Load::run(lane, command, &script, clients, seconds)
+    }
+
+    fn here(lane: &Lane, commands: &str, clients: u32, seconds: u64) -> Result<Load> {
+        let command = pgbench::command(&lane.rig.local)?;
+        Load::run(lane, command, commands, clients, seconds)
     }
 
     fn run(

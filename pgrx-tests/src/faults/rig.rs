@@ -171,12 +171,12 @@ impl Rig {
             .transpose()?;
         let behind = pooler.as_ref().map_or(right.cluster.port(), Pooler::port);
         let proxy = Proxy::start(behind)?;
-        left.link(&right, proxy.port(), "dst", &[])?;
+        left.link(&right, proxy.port(), &server(1), &[])?;
         let other = |number: u32| {
             let cluster = Cluster::start(&format!("{label}_right{number}"))?;
             let side = Side::create(&Arc::new(cluster), "remote")?;
             let proxy = Proxy::start(side.cluster.port())?;
-            left.link(&side, proxy.port(), &format!("dst{number}"), &[])?;
+            left.link(&side, proxy.port(), &server(number), &[])?;
             anyhow::Ok(Target { side, proxy })
         };
         let others = (2..=servers).map(other).collect::<Result<_>>()?;
@@ -204,11 +204,7 @@ impl Rig {
     pub fn attach(&self, table: &str) -> Result<()> {
         let mode = self.mode;
         for (number, side) in (1..).zip(self.rights()) {
-            let server = if number == 1 {
-                "dst".to_owned()
-            } else {
-                format!("dst{number}")
-            };
+            let server = server(number);
             let schema = &side.user;
             self.left.connect()?.batch_execute(&format!(
                 r#"select attach_sync('{table}', '{server}', '{schema}.{table}',
@@ -400,6 +396,14 @@ impl Rig {
             .map(|side| format!("\nright log:\n{}", end(side)))
             .collect();
         format!("\nleft log:\n{}{right}", end(&self.left))
+    }
+}
+
+/// What the left side calls the server with this number, from 1 on.
+fn server(number: u32) -> String {
+    match number {
+        1 => "dst".to_owned(),
+        _ => format!("dst{number}"),
     }
 }
 

@@ -35,6 +35,23 @@ fn behind_proxy(label: &str) -> (Fixture, Proxy) {
     (fixture, proxy)
 }
 
+/// The same from a cluster that a test may stop and kill.
+fn from_its_own(label: &str) -> (Fixture, Proxy) {
+    let left = Arc::new(Cluster::start(label).expect("a cluster"));
+    let create = |cluster, side| {
+        let name = format!("{side}_atomic_{label}");
+        Side::create(cluster, &name).expect("a database")
+    };
+    let fixture = Fixture {
+        left: create(&left, "local"),
+        right: create(clusters().1, "remote"),
+    };
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    (fixture, proxy)
+}
+
 /// Names of what is prepared in a database.
 fn prepared(side: &Side) -> Vec<String> {
     let own = "select gid from pg_prepared_xacts where database = current_database()";
@@ -566,16 +583,8 @@ fn a_change_that_meets_what_others_have_prepared_waits_and_is_not_marked_failed(
 
 #[test]
 fn a_postmaster_that_dies_during_the_second_phase_aborts_nothing_that_is_committed() {
-    let left = Arc::new(Cluster::start("orphaned").expect("a cluster"));
-    let right = clusters().1;
-    let side = |cluster, name| Side::create(cluster, name).expect("a database");
-    let fixture = Fixture {
-        left: side(&left, "local_orphaned"),
-        right: side(right, "remote_orphaned"),
-    };
-    let proxy = Proxy::start(right.port()).expect("a proxy");
-    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
-    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let (fixture, proxy) = from_its_own("orphaned");
+    let left = fixture.left.cluster.clone();
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
     proxy.strike(COMMIT, Strike::Silence);
@@ -970,15 +979,8 @@ fn a_target_that_fails_over_between_the_phases_has_the_transaction() {
 /// what has a decision and of what has none.
 #[test]
 fn a_source_that_fails_over_between_the_phases_decides_as_before() {
-    let left = Arc::new(Cluster::start("failoversource").expect("a cluster"));
-    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
-    let fixture = Fixture {
-        left: create(&left, "local_atomic_promoted"),
-        right: create(clusters().1, "remote_atomic_promoted"),
-    };
-    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
-    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
-    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let (fixture, proxy) = from_its_own("promoted");
+    let left = fixture.left.cluster.clone();
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
     proxy.strike(COMMIT, Strike::LoseRequest);
@@ -1006,15 +1008,8 @@ fn a_source_that_fails_over_between_the_phases_decides_as_before() {
 /// been decided.
 #[test]
 fn what_was_decided_after_the_backup_that_was_restored_is_a_persons_to_say() {
-    let left = Arc::new(Cluster::start("restored").expect("a cluster"));
-    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
-    let fixture = Fixture {
-        left: create(&left, "local_atomic_restored"),
-        right: create(clusters().1, "remote_atomic_restored"),
-    };
-    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
-    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
-    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    let (fixture, proxy) = from_its_own("restored");
+    let left = fixture.left.cluster.clone();
     run(&mut fixture.left.client(), "insert into t values (1, 'a')");
     resolve(&fixture);
     let (data, backup) = (left.dir().join("data"), left.dir().join("backup"));
