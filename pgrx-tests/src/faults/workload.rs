@@ -275,8 +275,12 @@ impl<'a> Writer<'a> {
         // Sessions that write the same rows: serialization failures, deadlocks, taken keys.
         let own = ["40001", "40P01", "23505"].contains(&code.as_str());
         let mode = self.rig.mode;
-        // What is prepared and cannot be finished keeps newer changes of its rows waiting.
-        let waits = mode == Mode::Atomic && ["55000", "55006"].contains(&code.as_str());
+        let waits = match mode {
+            // What is prepared and cannot be finished keeps newer changes of its rows waiting.
+            Mode::Atomic => ["55000", "55006"].contains(&code.as_str()),
+            // A pooler may still hand a delivery that was lost to a backend there.
+            _ => self.rig.pooler.is_some() && code == "55006",
+        };
         let remote = at_commit && mode.is_strict() && (waits || is_transient(&code));
         let allowed = match self.stage.touch {
             Touch::Nothing => false,
