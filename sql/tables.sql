@@ -93,10 +93,11 @@ CREATE TRIGGER sync_queue_discarded AFTER DELETE ON @extschema@.sync_queue
 
 CREATE TABLE @extschema@.sync_queue_floor (
     dst_server text CONSTRAINT sync_queue_floor_pkey PRIMARY KEY,
-    id bigint NOT NULL
+    id bigint NOT NULL,
+    clear_id bigint NOT NULL
 );
 COMMENT ON TABLE @extschema@.sync_queue_floor IS
-    'ids of sync_queue up to which no record is pending for a server: looks begin behind them';
+    'ids of sync_queue up to which a server has no record that is pending, or failed or waiting (clear_id): looks begin behind them';
 
 -- The note is overwritten in place, so its length stays as it is. No key but the id: who makes a row waits for
 -- nobody.

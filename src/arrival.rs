@@ -13,7 +13,7 @@ use crate::connect::account::server_oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Extension};
 use crate::pg::{interrupt, report, wait};
-use crate::queue::{lanes, pause};
+use crate::queue::{floor, pause};
 use crate::sql::quote::ident;
 use crate::{identity, queue, transaction, worker};
 use std::time::{Duration, Instant};
@@ -137,28 +137,34 @@ fn newest(extension: &Extension, table: &str) -> Result<Option<i64>> {
 /// The smallest id of a server's record between two, if there is any. Each part by an index: as many newer
 /// ones there may be.
 fn oldest(extension: &Extension, server_name: &str, low: i64, mark: i64) -> Result<Option<i64>> {
-    let queue = format!("{}.sync_queue", ident(&extension.schema));
-    let first = |condition: &str| {
+    let schema = ident(&extension.schema);
+    let first = |condition: &str, above: &str| {
         format!(
-            "(SELECT q.id FROM {queue} q WHERE q.dst_server = $1 AND {condition} \
+            "(SELECT q.id FROM {schema}.sync_queue q WHERE q.dst_server = $1 AND {condition} \
                 AND q.id >= $2::int8 \
-                AND q.id <= $3::int8 ORDER BY q.id LIMIT 1)"
+                AND q.id <= $3::int8 AND {above} ORDER BY q.id LIMIT 1)"
         )
     };
+    let clear = floor::above_clear(&schema, "$1");
     let sql = format!(
-        "WITH RECURSIVE {} SELECT min(f.id) FROM ( \
-           SELECT {} FROM hop WHERE hop.owner IS NOT NULL \
+        "SELECT min(f.id) FROM ( \
+           SELECT {} FROM unnest($4::oid[]) AS o(owner) \
            UNION ALL {} UNION ALL {}) AS f(id)",
-        lanes::hops(&queue),
         first(
-            "q.owner::oid = hop.owner \
-             AND q.status = 'pending'"
+            "q.owner::oid = o.owner \
+             AND q.status = 'pending'",
+            &floor::above(&schema, "$1")
         ),
-        first("q.status = 'failed'"),
-        first("q.status = 'waiting'"),
+        first("q.status = 'failed'", &clear),
+        first("q.status = 'waiting'", &clear),
     );
+    let owners = floor::owners(extension, server_name)?;
     let (low, mark) = (low.to_string(), mark.to_string());
-    spi::select_one(extension, &sql, &[server_name, &low, &mark].map(Some))
+    spi::select_one(
+        extension,
+        &sql,
+        &[server_name, &low, &mark, &owners].map(Some),
+    )
 }
 
 /// Servers to which tables are being copied.

@@ -175,34 +175,29 @@ pub fn remove(extension: &Extension, ids: &[i64]) -> Result<()> {
 /// # Errors
 /// What reading the queue reports.
 pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> {
-    let queue = format!("{}.sync_queue", ident(&extension.schema));
-    let mut pending = ArrayLiteral::default();
-    floor::servers(extension)?
-        .iter()
-        .for_each(|server| pending.push(Some(server)));
-    // Hops over the index from name to name: the queue may be long, servers are few.
+    let schema = ident(&extension.schema);
+    let queue = format!("{schema}.sync_queue");
+    let servers = floor::Servers::find(extension)?;
+    let [pending, not_pending] = [servers.pending, servers.not_pending].map(|names| {
+        let mut array = ArrayLiteral::default();
+        names.iter().for_each(|name| array.push(Some(name)));
+        array.into_text()
+    });
     let sql = format!(
-        "WITH RECURSIVE failed(server) AS (SELECT min(dst_server) FROM {queue} \
-                WHERE status <> 'pending' \
-              UNION ALL SELECT (SELECT min(q.dst_server) FROM {queue} q \
-                WHERE q.status <> 'pending' \
-                  AND q.dst_server > failed.server) \
-              FROM failed WHERE failed.server IS NOT NULL) \
-         SELECT unnest($2::text[]) \
-         UNION SELECT server FROM failed WHERE server IS NOT NULL AND ($1::bool \
+        "SELECT unnest($2::text[]) \
+         UNION SELECT o.server FROM unnest($3::text[]) AS o(server) WHERE $1::bool \
            OR EXISTS ({}) OR EXISTS (SELECT FROM {queue} q \
-             WHERE q.dst_server = failed.server \
+             WHERE q.dst_server = o.server \
                AND q.status = 'failed' \
-               AND q.next_attempt_at IS NOT NULL)) \
-         UNION SELECT dst_server FROM {}.sync_lost_session ORDER BY 1",
-        waiting::released(&queue, "failed.server"),
-        ident(&extension.schema)
+               AND q.next_attempt_at IS NOT NULL) \
+         UNION SELECT dst_server FROM {schema}.sync_lost_session ORDER BY 1",
+        waiting::released(&queue, "o.server"),
     );
     let with_failed = if with_failed { "true" } else { "false" };
     spi::select(
         extension,
         &sql,
-        &[Some(with_failed), Some(&pending.into_text())],
+        &[with_failed, &pending, &not_pending].map(Some),
     )
 }
 

@@ -20,6 +20,7 @@ use crate::pg::spi::Extension;
 use crate::pg::{Oid, sequence};
 use crate::queue::claim::{Claims, Record, Unit};
 use crate::queue::failed::{self, Blockers, Waiting};
+use crate::queue::floor;
 use crate::queue::writeset::Writeset;
 use crate::transaction;
 use std::collections::{HashMap, HashSet};
@@ -697,6 +698,10 @@ impl<'h> Batch<'h> {
             }
         }
         failed::set_waiting(self.extension, &waiting)?;
+        let failed = outcome.failed.iter().map(|(id, _)| *id);
+        if let Some(first) = waiting.iter().map(|one| one.id).chain(failed).min() {
+            floor::lower_clear(self.extension, self.server_name, first)?;
+        }
         outcome.stop = self.stop;
         Ok(outcome)
     }

@@ -68,6 +68,22 @@ pub enum Is<'k> {
     Int8Above(i64),
 }
 
+/// At which end of an index a scan begins.
+#[derive(Clone, Copy)]
+enum From {
+    Beginning,
+    End,
+}
+
+impl From {
+    fn direction(self) -> pg_sys::ScanDirection::Type {
+        match self {
+            Self::Beginning => pg_sys::ScanDirection::ForwardScanDirection,
+            Self::End => pg_sys::ScanDirection::BackwardScanDirection,
+        }
+    }
+}
+
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
 /// many columns, as text. And another transaction that is under way and has written a row with the key.
 ///
@@ -82,14 +98,21 @@ pub fn by_key(
     let keys = [(1, Is::Oid(key.0)), (2, Is::Int8(key.1))];
     View::look(extension, &[table], |view| {
         let (mut row, mut writer) = (None, None);
-        view.each(table, &keys, Status::Any, true, |tuple, shape, is_seen| {
-            // SAFETY: a row that the scan holds.
-            writer = writer.or(unsafe { writer_under_way((*tuple).t_data) });
-            if is_seen {
-                row = Some((1..=columns).map(|at| value(tuple, shape, at)).collect());
-            }
-            true
-        })?;
+        view.each(
+            From::End,
+            table,
+            &keys,
+            Status::Any,
+            true,
+            |tuple, shape, is_seen| {
+                // SAFETY: a row that the scan holds.
+                writer = writer.or(unsafe { writer_under_way((*tuple).t_data) });
+                if is_seen {
+                    row = Some((1..=columns).map(|at| value(tuple, shape, at)).collect());
+                }
+                true
+            },
+        )?;
         Ok((row.transpose()?, writer))
     })
 }
@@ -199,8 +222,20 @@ impl<'h> View<'h> {
     /// # Errors
     /// XX000 for a table that is not of the view.
     pub fn has(&self, table: &str, keys: &[Key<'_>], status: Status) -> Result<bool> {
+        self.has_from(From::End, table, keys, status)
+    }
+
+    /// As [`View::has`], looked for from the beginning of the index.
+    ///
+    /// # Errors
+    /// As for [`View::has`].
+    pub fn has_first(&self, table: &str, keys: &[Key<'_>], status: Status) -> Result<bool> {
+        self.has_from(From::Beginning, table, keys, status)
+    }
+
+    fn has_from(&self, from: From, table: &str, keys: &[Key<'_>], status: Status) -> Result<bool> {
         let mut found = false;
-        self.each(table, keys, status, false, |_, _, _| {
+        self.each(from, table, keys, status, false, |_, _, _| {
             found = true;
             false
         })?;
@@ -219,7 +254,7 @@ impl<'h> View<'h> {
         }
         let mut last: Option<u32> = None;
         let column = keys.last().map_or(0, |(column, _)| *column);
-        self.each(table, keys, status, true, |tuple, shape, _| {
+        self.each(From::End, table, keys, status, true, |tuple, shape, _| {
             last = last.max(oid(tuple, shape, column).map(|oid| oid.to_u32()));
             true
         })?;
@@ -246,7 +281,7 @@ impl<'h> View<'h> {
         }
         let mut last = None;
         let column = keys.last().map_or(0, |(column, _)| *column);
-        self.each(table, keys, status, true, |tuple, shape, _| {
+        self.each(From::End, table, keys, status, true, |tuple, shape, _| {
             last = Some(value(tuple, shape, column));
             false
         })?;
@@ -279,10 +314,17 @@ impl<'h> View<'h> {
     /// As for [`View::has`].
     pub fn int8(&self, table: &str, keys: &[Key<'_>], column: i16) -> Result<Option<i64>> {
         let mut found = None;
-        self.each(table, keys, Status::Any, false, |tuple, shape, _| {
-            found = int8(tuple, shape, column);
-            false
-        })?;
+        self.each(
+            From::End,
+            table,
+            keys,
+            Status::Any,
+            false,
+            |tuple, shape, _| {
+                found = int8(tuple, shape, column);
+                false
+            },
+        )?;
         Ok(found)
     }
 
@@ -292,10 +334,17 @@ impl<'h> View<'h> {
     /// As for [`View::has`].
     pub fn oids(&self, table: &str, keys: &[Key<'_>], column: i16) -> Result<Vec<Oid>> {
         let mut values = Vec::new();
-        self.each(table, keys, Status::Any, false, |tuple, shape, _| {
-            values.extend(oid(tuple, shape, column));
-            true
-        })?;
+        self.each(
+            From::End,
+            table,
+            keys,
+            Status::Any,
+            false,
+            |tuple, shape, _| {
+                values.extend(oid(tuple, shape, column));
+                true
+            },
+        )?;
         Ok(values)
     }
 
@@ -312,10 +361,11 @@ impl<'h> View<'h> {
         table.ok_or_else(|| Error::internal(format!("table \"{name}\" is not in view")))
     }
 
-    /// Shows such rows, while `visit` wants more; in the order of the index from the last on, if there is one.
-    /// `whole`: also those that are not seen, with whether they are.
+    /// Shows such rows, while `visit` wants more; in the order of the index, if there is one. `whole`: also
+    /// those that are not seen, with whether they are.
     fn each(
         &self,
+        from: From,
         table: &str,
         keys: &[Key<'_>],
         status: Status,
@@ -331,7 +381,7 @@ impl<'h> View<'h> {
         unsafe {
             viewed
                 .table
-                .scan(&self.snapshot, &mut keys, status, whole, visit)
+                .scan(from, &self.snapshot, &mut keys, status, whole, visit)
         };
         Ok(())
     }
@@ -594,6 +644,7 @@ impl Table {
     /// The keys must fit columns of the table; what they point to must live on.
     unsafe fn scan(
         &self,
+        from: From,
         snapshot: &Snapshot,
         keys: &mut [pg_sys::ScanKeyData],
         status: Status,
@@ -646,9 +697,8 @@ impl Table {
                     number,
                     keys.as_mut_ptr(),
                 );
-                let backward = pg_sys::ScanDirection::BackwardScanDirection;
                 loop {
-                    let tuple = pg_sys::systable_getnext_ordered(scan, backward);
+                    let tuple = pg_sys::systable_getnext_ordered(scan, from.direction());
                     if tuple.is_null() || !wants_more(scan, tuple) {
                         break;
                     }

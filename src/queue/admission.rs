@@ -45,12 +45,6 @@ const LOST: IndexRef = IndexRef {
     column: 2,
     status: Status::Any,
 };
-/// Records of a server that are marked failed or wait.
-const NOT_PENDING: IndexRef = IndexRef {
-    table: "sync_queue",
-    column: 2,
-    status: Status::NotPending,
-};
 
 /// Whether a view has rows of a server.
 fn has(view: &View<'_>, rows: &IndexRef, server_name: &str) -> Result<bool> {
@@ -67,7 +61,7 @@ fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)>
     let tables = [
         paused.table,
         LOST.table,
-        NOT_PENDING.table,
+        "sync_queue",
         floor::TABLE,
         copies.table,
         decisions.table,
@@ -78,7 +72,7 @@ fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)>
         } else if has(view, &LOST, server_name)? || Owners::of(view, server_name).next()?.is_some()
         {
             QueueStatus::Pending
-        } else if has(view, &NOT_PENDING, server_name)? {
+        } else if floor::has_not_pending(view, server_name)? {
             QueueStatus::Failed
         } else if has(view, &copies, server_name)? {
             QueueStatus::Copying
@@ -95,9 +89,11 @@ fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)>
 /// What reading the queue reports.
 pub fn has_failed(extension: &Extension, server_name: &str) -> Result<bool> {
     let copies = copies::OF_SERVER;
-    View::look(extension, &[NOT_PENDING.table, copies.table], |view| {
-        Ok(has(view, &NOT_PENDING, server_name)? || has(view, &copies, server_name)?)
-    })
+    View::look(
+        extension,
+        &["sync_queue", floor::TABLE, copies.table],
+        |view| Ok(floor::has_not_pending(view, server_name)? || has(view, &copies, server_name)?),
+    )
 }
 
 /// What a change set must wait for.

@@ -159,11 +159,12 @@ pub fn is_copying(extension: &Extension, server_name: &str) -> Result<bool> {
 /// # Errors
 /// What reading the queue reports.
 pub fn exist(extension: &Extension, server_name: &str) -> Result<bool> {
+    let schema = ident(&extension.schema);
     let sql = format!(
-        "SELECT 1 FROM {}.sync_queue WHERE dst_server = $1 \
-         AND status <> 'pending' \
+        "SELECT 1 FROM {schema}.sync_queue q WHERE q.dst_server = $1 \
+         AND q.status <> 'pending' AND {} \
          UNION ALL SELECT 1 FROM {} WHERE dst_server = $1 LIMIT 1",
-        ident(&extension.schema),
+        floor::above_clear(&schema, "$1"),
         table_of_copies(extension)
     );
     Ok(!spi::read(extension, &sql, &[Some(server_name)])?.is_empty())
@@ -310,13 +311,15 @@ pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
 /// # Errors
 /// What writing the queue reports.
 pub fn release(extension: &Extension, server_name: &str) -> Result<bool> {
-    let queue = format!("{}.sync_queue", ident(&extension.schema));
+    let schema = ident(&extension.schema);
+    let queue = format!("{schema}.sync_queue");
     let sql = format!(
         "WITH u AS (UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
            WHERE q.dst_server = $1 \
-             AND q.status = 'waiting' \
+             AND q.status = 'waiting' AND {} \
              AND q.waits_for = ANY (ARRAY({})) RETURNING q.id) \
          SELECT min(id) FROM u",
+        floor::above_clear(&schema, "$1"),
         waiting::released(&queue, "$1")
     );
     let released = spi::write(extension, &sql, &[Some(server_name)])?;
@@ -384,7 +387,7 @@ pub fn retry(extension: &Extension, server_name: &str, ids: &[String]) -> Result
         ["waiting", "pending"],
     )?;
     // What waited for them is newer.
-    match ids.iter().filter_map(|id| id.parse().ok()).min() {
+    match oldest_of(ids) {
         Some(first) => floor::lower(extension, server_name, first),
         None => Ok(()),
     }
@@ -402,7 +405,16 @@ pub fn give_back(extension: &Extension, server_name: &str, ids: &[String]) -> Re
         ids,
         ["pending", "failed"],
         ["pending", "waiting"],
-    )
+    )?;
+    // What waits for them is newer.
+    match oldest_of(ids) {
+        Some(first) => floor::lower_clear(extension, server_name, first),
+        None => Ok(()),
+    }
+}
+
+fn oldest_of(ids: &[String]) -> Option<i64> {
+    ids.iter().filter_map(|id| id.parse().ok()).min()
 }
 
 /// Gives records another status, and those of the same transactions that wait for them; also for those

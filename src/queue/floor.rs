@@ -1,14 +1,15 @@
-//! Where in a server's queue to begin to look for what is pending.
+//! Where in a server's queue to begin to look for what is pending, and for what is failed or waits.
 //!
-//! What was delivered leaves dead entries in the index. VACUUM cannot remove them as long as any snapshot is
-//! held that is older, and whoever looks for a pending record of an empty queue would walk over all of them.
-//! So the drains keep a *floor* for each server: none of its records up to that id is pending, and none will
-//! be. Looks begin above it.
+//! What was delivered leaves dead entries in the indexes. VACUUM cannot remove them as long as any snapshot
+//! is held that is older, and whoever looks for a record in an empty queue would walk over all of them. So
+//! the drains keep two *floors* for each server: none of its records up to the one id is pending, none up to
+//! the other is failed or waits, and none will be. Looks begin above them.
 //!
 //! Ids grow, but a transaction may commit long after it has drawn one. A floor therefore never passes an id
 //! that a transaction under way may have drawn: who draws holds a lock of the queue until its end, see
-//! [`lock::writers`]. A failed record gets pending again under its old id: who sees to that lowers the floor
-//! in the same transaction. Both are done under the server's drain lock.
+//! [`lock::writers`]. A record that is there already may become pending again, or failed, or wait, under its
+//! old id: who sees to that lowers the floor in the same transaction. Both are done under the server's drain
+//! lock.
 //!
 //! Rows of `sync_queue_floor` leave dead versions too: a floor is raised by [`STEP`] records at least.
 
@@ -20,8 +21,14 @@ use crate::pg::{Oid, lock, sequence};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::cell::RefCell;
 
-/// Its rows: a server's name, an id.
+/// Its rows: a server's name, the floor of what is pending, that of what is failed or waits.
 pub const TABLE: &str = "sync_queue_floor";
+
+/// The number of its column for what is failed or waits.
+const CLEAR: i16 = 3;
+
+/// Statuses of records that are not pending.
+const NOT_PENDING: [&str; 2] = ["failed", "waiting"];
 
 /// Records by which a floor is raised at least.
 const STEP: i64 = 2_000;
@@ -44,6 +51,40 @@ pub fn above(schema: &str, server: &str) -> String {
         "q.id > COALESCE((SELECT f.id FROM {schema}.{TABLE} f \
            WHERE f.dst_server = {server}), 0)"
     )
+}
+
+/// As [`above`], of records that are failed or wait.
+pub fn above_clear(schema: &str, server: &str) -> String {
+    format!(
+        "q.id > COALESCE((SELECT f.clear_id FROM {schema}.{TABLE} f \
+           WHERE f.dst_server = {server}), 0)"
+    )
+}
+
+/// Whether records of a server are failed or wait, from the view of [`TABLE`] and the queue.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn has_not_pending(view: &View<'_>, server_name: &str) -> Result<bool> {
+    let server: Key<'_> = (2, Is::Text(server_name));
+    let status = Status::NotPending;
+    // Most of the time there has been none since VACUUM: no entry says that at once.
+    if view.last_text("sync_queue", &[server], status)?.is_none() {
+        return Ok(false);
+    }
+    let floor = view.int8(TABLE, &[(1, Is::Text(server_name))], CLEAR)?;
+    for name in NOT_PENDING {
+        let keys = [
+            server,
+            (16, Is::Text(name)),
+            (1, Is::Int8Above(floor.unwrap_or(0))),
+        ];
+        // The first of them is not far above the floor.
+        if view.has_first("sync_queue", &keys, status)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The owners that have pending records for a server, one after the other, from the view of [`TABLE`] and the
@@ -93,25 +134,51 @@ impl<'v> Owners<'v> {
     }
 }
 
-/// Servers with pending records.
-///
-/// # Errors
-/// What reading the queue reports.
-pub fn servers(extension: &Extension) -> Result<Vec<String>> {
-    View::look(extension, &["sync_queue", TABLE], |view| {
-        let mut servers = Vec::new();
-        let mut below: Option<String> = None;
-        loop {
-            let key = below.as_deref().map_or(Is::TextFrom(""), Is::TextBelow);
-            let Some(server) = view.last_text("sync_queue", &[(2, key)], Status::Pending)? else {
-                return Ok(servers);
-            };
-            if Owners::of(view, &server).next()?.is_some() {
-                servers.push(server.clone());
-            }
-            below = Some(server);
+/// Servers with records in the queue.
+pub struct Servers {
+    /// With records that are pending.
+    pub pending: Vec<String>,
+    /// With records that are failed or wait.
+    pub not_pending: Vec<String>,
+}
+
+impl Servers {
+    /// Of this moment.
+    ///
+    /// # Errors
+    /// What reading the queue reports.
+    pub fn find(extension: &Extension) -> Result<Self> {
+        View::look(extension, &["sync_queue", TABLE], |view| {
+            Ok(Self {
+                pending: servers(view, Status::Pending, |server| {
+                    Ok(Owners::of(view, server).next()?.is_some())
+                })?,
+                not_pending: servers(view, Status::NotPending, |server| {
+                    has_not_pending(view, server)
+                })?,
+            })
+        })
+    }
+}
+
+/// Servers whose records of this status are in an index, from one to the next, and that have some.
+fn servers(
+    view: &View<'_>,
+    status: Status,
+    has: impl Fn(&str) -> Result<bool>,
+) -> Result<Vec<String>> {
+    let mut servers = Vec::new();
+    let mut below: Option<String> = None;
+    loop {
+        let key = below.as_deref().map_or(Is::TextFrom(""), Is::TextBelow);
+        let Some(server) = view.last_text("sync_queue", &[(2, key)], status)? else {
+            return Ok(servers);
+        };
+        if has(&server)? {
+            servers.push(server.clone());
         }
-    })
+        below = Some(server);
+    }
 }
 
 /// Owners with pending records for a server, as an array's text.
@@ -151,54 +218,93 @@ fn first_pending(extension: &Extension, server_name: &str) -> Result<Option<i64>
     spi::select_one(extension, &sql, &[Some(server_name), Some(&owners)])
 }
 
+/// The oldest record of a server that is failed or waits.
+fn first_not_pending(extension: &Extension, server_name: &str) -> Result<Option<i64>> {
+    let schema = ident(&extension.schema);
+    let sql = format!(
+        "SELECT min(r.id) FROM unnest($2::text[]) AS s(status) CROSS JOIN LATERAL ( \
+           SELECT q.id FROM {schema}.sync_queue q WHERE q.dst_server = $1 \
+             AND q.status = s.status AND q.status <> 'pending' AND {} \
+           ORDER BY q.id LIMIT 1) r",
+        above_clear(&schema, "$1")
+    );
+    let mut statuses = ArrayLiteral::default();
+    NOT_PENDING
+        .iter()
+        .for_each(|name| statuses.push(Some(name)));
+    let statuses = statuses.into_text();
+    spi::select_one(extension, &sql, &[server_name, &statuses].map(Some))
+}
+
+/// The ids above which a server's records are: those that are pending, those that are failed or wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Floors {
+    pending: i64,
+    clear: i64,
+}
+
+impl Floors {
+    fn of(extension: &Extension, server_name: &str) -> Result<Self> {
+        let sql = format!(
+            "SELECT id, clear_id FROM {}.{TABLE} WHERE dst_server = $1",
+            ident(&extension.schema)
+        );
+        let found: Vec<(i64, i64)> = spi::select(extension, &sql, &[Some(server_name)])?;
+        let (pending, clear) = found.into_iter().next().unwrap_or_default();
+        Ok(Self { pending, clear })
+    }
+}
+
 /// The id above which a server's pending records are.
 ///
 /// # Errors
 /// What reading the table reports.
 pub fn of(extension: &Extension, server_name: &str) -> Result<i64> {
-    let sql = format!(
-        "SELECT id FROM {}.{TABLE} WHERE dst_server = $1",
-        ident(&extension.schema)
-    );
-    let floor = spi::select_first(extension, &sql, &[Some(server_name)])?;
-    Ok(floor.unwrap_or(0))
+    Ok(Floors::of(extension, server_name)?.pending)
 }
 
-/// Raises a server's floor if that is worth it. Under the server's drain lock.
+/// Raises a server's floors if that is worth it. Under the server's drain lock.
 ///
 /// # Errors
 /// What reading the queue or writing the table reports.
 pub fn raise(extension: &Extension, server_name: &str) -> Result<()> {
-    let floor = of(extension, server_name)?;
+    let floors = Floors::of(extension, server_name)?;
     // Before the writers: who draws later has greater ids.
     let drawn = sequence::last(extension, "sync_queue_id_seq")?.unwrap_or(0);
-    if floor > drawn {
+    if floors.pending.max(floors.clear) > drawn {
         // Somebody has set the sequence back: ids are not what they were.
-        return lower(extension, server_name, 1);
+        lower(extension, server_name, 1)?;
+        return lower_clear(extension, server_name, 1);
     }
-    if drawn - floor < STEP {
+    let is_due = |floor: i64| drawn - floor >= STEP;
+    if !is_due(floors.pending) && !is_due(floors.clear) {
         return Ok(());
     }
     let writers = lock::writers(lookup::table(extension, "sync_queue")?);
     let Some(settled) = settled(server_name, drawn, writers) else {
         return Ok(());
     };
+    let raised = |floor: i64, first: Option<i64>| {
+        let until = first.map_or(settled, |first| settled.min(first - 1));
+        if until - floor < STEP { floor } else { until }
+    };
     // As of now, after all that is settled has ended.
-    let first = first_pending(extension, server_name)?;
-    let until = first.map_or(settled, |first| settled.min(first - 1));
-    if until - floor < STEP {
+    let next = Floors {
+        pending: raised(floors.pending, first_pending(extension, server_name)?),
+        clear: raised(floors.clear, first_not_pending(extension, server_name)?),
+    };
+    if next == floors {
         return Ok(());
     }
     let sql = format!(
-        "INSERT INTO {}.{TABLE} AS f (dst_server, id) VALUES ($1, $2::int8) \
-         ON CONFLICT (dst_server) DO UPDATE SET id = excluded.id",
+        "INSERT INTO {}.{TABLE} AS f (dst_server, id, clear_id) \
+         VALUES ($1, $2::int8, $3::int8) \
+         ON CONFLICT (dst_server) DO UPDATE \
+           SET id = excluded.id, clear_id = excluded.clear_id",
         ident(&extension.schema)
     );
-    spi::write(
-        extension,
-        &sql,
-        &[Some(server_name), Some(&until.to_string())],
-    )?;
+    let [pending, clear] = [next.pending, next.clear].map(|id| id.to_string());
+    spi::write(extension, &sql, &[server_name, &pending, &clear].map(Some))?;
     Ok(())
 }
 
@@ -235,10 +341,22 @@ fn settled(server_name: &str, drawn: i64, writers: Vec<lock::Writer>) -> Option<
 /// # Errors
 /// What writing the table reports.
 pub fn lower(extension: &Extension, server_name: &str, id: i64) -> Result<()> {
+    lower_column(extension, server_name, "id", id)
+}
+
+/// A record with this id is marked failed or waits from now on, and perhaps later ones; as [`lower`].
+///
+/// # Errors
+/// What writing the table reports.
+pub fn lower_clear(extension: &Extension, server_name: &str, id: i64) -> Result<()> {
+    lower_column(extension, server_name, "clear_id", id)
+}
+
+fn lower_column(extension: &Extension, server_name: &str, column: &str, id: i64) -> Result<()> {
     let sql = format!(
-        "UPDATE {}.{TABLE} SET id = $2::int8 - 1 \
+        "UPDATE {}.{TABLE} SET {column} = $2::int8 - 1 \
          WHERE dst_server = $1 \
-           AND id >= $2::int8",
+           AND {column} >= $2::int8",
         ident(&extension.schema)
     );
     spi::write(extension, &sql, &[Some(server_name), Some(&id.to_string())])?;

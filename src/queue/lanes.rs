@@ -51,23 +51,6 @@ impl Lane {
     }
 }
 
-/// A recursive query's part `hop(owner)`: owners with pending records for server `$1`, from one to the next
-/// in the index, and NULL after the last.
-pub fn hops(queue: &str) -> String {
-    let next = |after: &str| {
-        format!(
-            "SELECT min(q.owner::oid) FROM {queue} q \
-             WHERE q.dst_server = $1 \
-               AND q.status = 'pending'{after}"
-        )
-    };
-    format!(
-        "hop(owner) AS ({} UNION ALL SELECT ({}) FROM hop WHERE hop.owner IS NOT NULL)",
-        next(""),
-        next(" AND q.owner::oid > hop.owner")
-    )
-}
-
 /// The lanes of a server that have something to do, those apart last, else the one with the oldest record
 /// first. `with_failed`: also those that only have failed records.
 ///
@@ -77,13 +60,14 @@ pub fn all(extension: &Extension, server_name: &str, with_failed: bool) -> Resul
     let schema = ident(&extension.schema);
     let queue = format!("{schema}.sync_queue");
     let owners = floor::owners(extension, server_name)?;
+    let clear = floor::above_clear(&schema, "$1");
     let sql = format!(
         "WITH work(owner, first, last) AS ( \
              SELECT o.owner, a.id, z.id FROM unnest($3::oid[]) AS o(owner) \
                 CROSS JOIN LATERAL ({}) a CROSS JOIN LATERAL ({}) z \
            UNION ALL SELECT q.owner::oid, NULL, NULL FROM {queue} q \
               WHERE q.dst_server = $1 \
-                AND q.status = 'waiting' \
+                AND q.status = 'waiting' AND {clear} \
                 AND q.waits_for = ANY (ARRAY({})) \
            UNION ALL SELECT l.owner::oid, NULL, NULL FROM {schema}.sync_lost_session l \
               WHERE l.dst_server = $1 \
@@ -93,7 +77,7 @@ pub fn all(extension: &Extension, server_name: &str, with_failed: bool) -> Resul
                   <= clock_timestamp() \
            UNION ALL SELECT q.owner::oid, NULL, NULL FROM {queue} q \
               WHERE q.dst_server = $1 AND $2::bool \
-                AND q.status = 'failed') \
+                AND q.status = 'failed' AND {clear}) \
          SELECT w.owner, min(w.first), max(w.last), s.failures, \
             ceil(extract(epoch FROM s.next_attempt_at \
                - clock_timestamp()) \

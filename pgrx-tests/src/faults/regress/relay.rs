@@ -213,7 +213,8 @@ fn serve(psql: TcpStream, task: &Task) -> Result<()> {
         match message.kind {
             b'Q' => session.query(&message)?,
             b'X' => return session.server.write(&message),
-            b'S' => {
+            // The end of a pipeline, or a function call.
+            b'S' | b'F' => {
                 session.server.write(&message)?;
                 session.answer()?;
                 session.ready()?;
