@@ -271,6 +271,15 @@ fn install(postgres: &Postgres, features: &str, profile: Profile) -> Result<()> 
         take_from_processes(&library, sudo)?;
     }
     run(&mut install).context("could not build and install the extension")?;
+    for version in released_versions()? {
+        let script = released_scripts().join(full_script(&version));
+        let mut copy = Command::new(if sudo { "sudo" } else { "install" });
+        if sudo {
+            copy.arg("install");
+        }
+        let (mode, folder) = ("--mode=644", postgres.extensions()?);
+        run(copy.arg(mode).arg(script).arg(folder))?;
+    }
     ensure!(
         postgres.has_extension(features)?,
         "the installed library is of another build"
@@ -370,6 +379,11 @@ pub const SUMS: &str = "SHA256SUMS";
 /// Scripts of the versions that were released, as they were.
 pub fn released_scripts() -> PathBuf {
     root().join("sql/released")
+}
+
+/// The name of the script that makes a version.
+pub fn full_script(version: &str) -> String {
+    format!("pg_rowsync--{version}.sql")
 }
 
 /// The versions that were released, oldest first.

@@ -44,6 +44,21 @@ fn released_scripts_are_as_they_were() {
     }
 }
 
+#[test]
+fn the_changelog_tells_of_every_release() {
+    let text = fs::read_to_string(setup::root().join("CHANGELOG.md")).expect("the changelog");
+    let sections: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("## ["))
+        .filter_map(|line| line.split_once(']'))
+        .map(|(version, _)| version)
+        .collect();
+    let mut expected = setup::released_versions().expect("the released scripts");
+    expected.push("Unreleased".to_owned());
+    expected.reverse();
+    assert_eq!(sections, expected);
+}
+
 /// What the specification of PGXN's META.json asks for, and that it tells of the current version.
 #[test]
 fn pgxn_is_told_of_the_current_version() {

@@ -1,6 +1,6 @@
 //! A left database that has a past: rows of every table of the extension, which an upgrade must keep.
 
-use rowsync_harness::proxy::{Direction, Proxy};
+use rowsync_harness::proxy::{Direction, Proxy, Strike};
 use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::support::common::{attach, deal, queued, rows, run, same};
@@ -19,27 +19,31 @@ const TABLES: [(&str, &str); 5] = [
 ];
 
 /// What is left of the past, besides the queue.
-const PAST: [&str; 5] = [
+const PAST: [&str; 6] = [
     "select relation::regclass, key_hash, version, rank, deleted, written_by, changed_at
        from sync_row_version order by 1, 2",
     "select id, type, decision, key from sync_conflicts order by id",
     "select relation, server, target, mode from sync_tables order by relation::text",
     "select dst_server, lost_at, remote_xact, token from sync_lost_session",
-    "select paused_at from sync_pause",
+    "select dst_server, paused_at from sync_pause",
+    PREPARED,
 ];
+
+/// What waits for its second phase; only some have any.
+const PREPARED: &str = "select gid, server, decision, place from sync_prepared";
 
 /// Both databases, with a proxy between them over which the left one's server `dst` leads.
 pub struct LivedIn {
     pub fixture: Fixture,
-    /// The way of the server; it must stay open.
-    _proxy: Proxy,
+    /// The ways of the servers; they must stay open.
+    proxies: Vec<Proxy>,
     queue: Vec<String>,
     past: Vec<Vec<String>>,
 }
 
 impl LivedIn {
     /// Gives a database a past: records that are pending, failed and waiting, row versions,
-    /// conflicts, a session lost in doubt.
+    /// conflicts, a session lost in doubt, a server that is paused.
     pub fn new(left: Side, right: Side) -> LivedIn {
         let fixture = Fixture { left, right };
         let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
@@ -91,14 +95,15 @@ impl LivedIn {
             "update later set id = 20 where id = 8; insert into later values (8, 'n', 1)",
         );
         drop(client);
+        fixture.link(&fixture.left, &fixture.right, "held", &[]);
+        fixture.left.exec("select pause_sync('held')");
         let mut lived_in = LivedIn {
             fixture,
-            _proxy: proxy,
+            proxies: vec![proxy],
             queue: Vec::new(),
             past: Vec::new(),
         };
-        lived_in.queue = lived_in.records();
-        lived_in.past = lived_in.past();
+        lived_in.remember();
         assert_eq!(
             rows(
                 &lived_in.fixture.left,
@@ -106,12 +111,39 @@ impl LivedIn {
             ),
             ["failed", "pending", "waiting"]
         );
-        let empty: Vec<_> = lived_in.past[..4]
+        let empty: Vec<_> = PAST
             .iter()
-            .filter(|past| past.is_empty())
+            .zip(&lived_in.past)
+            .filter(|(sql, past)| **sql != PREPARED && past.is_empty())
             .collect();
         assert!(empty.is_empty(), "{:?}", lived_in.past);
         lived_in
+    }
+
+    /// Besides, a transaction that is prepared on a server of its own and decided, whose second phase
+    /// has not been heard of.
+    pub fn with_a_second_phase_to_come(mut self) -> LivedIn {
+        let fixture = &self.fixture;
+        let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+        fixture.link_via(&proxy, &fixture.left, &fixture.right, "twin", &[]);
+        for side in [&fixture.left, &fixture.right] {
+            side.exec("create table twofold (id int primary key, v text)");
+        }
+        fixture.left.exec(&format!(
+            r#"select attach_sync('twofold', 'twin', '{}.twofold', '{{"mode": "atomic"}}')"#,
+            fixture.right.user
+        ));
+        proxy.strike("COMMIT PREPARED 'pg_rowsync:", Strike::LoseRequest);
+        run(
+            &mut fixture.left.client(),
+            "insert into twofold values (1, 'decided')",
+        );
+        assert!(proxy.has_struck());
+        self.proxies.push(proxy);
+        self.remember();
+        assert_eq!(rows(&self.fixture.left, PREPARED).len(), 1);
+        assert_eq!(rows(&self.fixture.right, "select * from twofold"), [""; 0]);
+        self
     }
 
     fn records(&self) -> Vec<String> {
@@ -129,6 +161,12 @@ impl LivedIn {
             .collect()
     }
 
+    /// What there is now must be kept.
+    pub fn remember(&mut self) {
+        self.queue = self.records();
+        self.past = self.past();
+    }
+
     /// Everything is as it was.
     pub fn is_kept(&self) {
         assert_eq!(self.records(), self.queue);
@@ -140,6 +178,14 @@ impl LivedIn {
     pub fn goes_on(&self, has_worker: bool) {
         let fixture = &self.fixture;
         let mut client = fixture.left.client();
+        if self.proxies.len() > 1 {
+            fixture
+                .left
+                .exec_superuser("select resolve_sync_prepared()");
+            assert_eq!(rows(&fixture.left, PREPARED), [""; 0]);
+            assert_eq!(same(fixture, "twofold"), ["1|decided"]);
+        }
+        assert!(fixture.left.query_one::<bool>("select resume_sync('held')"));
         fixture.right.exec("alter table later drop constraint good");
         let failed = rows(
             &fixture.left,

@@ -317,7 +317,10 @@ fn pg_upgrade_keeps_what_waits_and_goes_on() {
         cluster.restart().expect("a restart");
         lived_in.goes_on(true);
         assert_eq!(
-            rows(&lived_in.fixture.left, "select home from sync_status"),
+            rows(
+                &lived_in.fixture.left,
+                "select distinct home from sync_status"
+            ),
             ["this database"]
         );
     }

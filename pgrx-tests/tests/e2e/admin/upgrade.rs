@@ -2,6 +2,7 @@
 //! replaced while sessions and a worker run.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
@@ -10,7 +11,7 @@ use rowsync_harness::setup::{self, Postgres};
 use rowsync_harness::{Fixture, Side, reaper};
 
 use crate::admin::lived_in::LivedIn;
-use crate::support::common::{mirror, query, run, same};
+use crate::support::common::{mirror, query, rows, run, same};
 use crate::support::preloaded::{EAGER, await_drained, worker};
 
 /// Everything that belongs to the extension, as far as two installations of it are the same: what it
@@ -90,31 +91,32 @@ fn objects(side: &Side) -> Vec<String> {
         .collect()
 }
 
-/// An installation like the one that is tested, which nothing else uses. It has the scripts of every
-/// released version as well.
+/// An installation like the one that is tested, which nothing else uses.
 fn own_installation(label: &str) -> Postgres {
     let folder = reaper::base().expect("a folder").join(label);
-    let own = Postgres::find()
+    Postgres::find()
         .and_then(|tested| tested.copy_to(&folder))
-        .expect("a copy");
-    let released = setup::released_scripts();
-    for version in setup::released_versions().expect("the released scripts") {
-        let name = format!("pg_rowsync--{version}.sql");
-        let script = own.extensions().expect("a folder").join(&name);
-        fs::copy(released.join(&name), script).expect("a script");
-    }
-    own
+        .expect("a copy")
 }
 
 #[test]
 fn every_released_version_is_updated_to_what_a_fresh_one_is() {
     let versions = setup::released_versions().expect("the released scripts");
     let own = own_installation("released");
+    for version in &versions {
+        let name = setup::full_script(version);
+        let script = |folder: PathBuf| fs::read(folder.join(&name)).expect("a script");
+        assert!(
+            script(own.extensions().expect("a folder")) == script(setup::released_scripts()),
+            "{name} is not installed as it was released"
+        );
+    }
     let cluster = Cluster::start_of(&own, "updated", TEST_SETTINGS).expect("a cluster");
     let cluster = Arc::new(cluster);
     let fresh = Side::create(&cluster, "fresh").expect("a database");
     let expected = objects(&fresh);
     assert!(expected.len() > 300, "{}", expected.len());
+    let current = env!("CARGO_PKG_VERSION");
     for version in versions {
         let label = version.replace('.', "_");
         let left = Side::create_without_extension(&cluster, &format!("here_{label}"));
@@ -125,8 +127,24 @@ fn every_released_version_is_updated_to_what_a_fresh_one_is() {
             left.user
         ));
         let right = Side::create(&cluster, &format!("there_{label}")).expect("a database");
-        let lived_in = LivedIn::new(left.clone(), right);
+        let mut lived_in = LivedIn::new(left.clone(), right).with_a_second_phase_to_come();
+        // Sessions that know the objects as they were.
+        let mut before = left.client();
+        run(&mut before, "update direct set v = 'known' where id = 5");
+        let mut open = left.client();
+        run(
+            &mut open,
+            "begin; update direct set v = 'open' where id = 6",
+        );
+        lived_in.remember();
         left.exec_superuser("alter extension pg_rowsync update");
+        assert_eq!(
+            query(
+                &mut left.superuser(),
+                "select extversion from pg_extension where extname = 'pg_rowsync'"
+            ),
+            [current]
+        );
         let updated = objects(&left);
         let missing: Vec<_> = expected
             .iter()
@@ -141,7 +159,20 @@ fn every_released_version_is_updated_to_what_a_fresh_one_is() {
             "updated from {version}, missing: {missing:#?}, there instead: {extra:#?}"
         );
         lived_in.is_kept();
+        run(
+            &mut before,
+            "update direct set v = 'after' where id = 5; update later set v = 'after' where id = 5",
+        );
+        run(
+            &mut open,
+            "update later set v = 'open' where id = 6; commit",
+        );
         lived_in.goes_on(false);
+        let seen = rows(
+            &lived_in.fixture.right,
+            "select d.v, l.v from direct d join later l using (id) where id in (5, 6) order by id",
+        );
+        assert_eq!(seen, ["after|after", "open|open"]);
     }
 }
 
