@@ -24,6 +24,18 @@ const FAULTS: &[u8] = b"pg_rowsync.faults";
 /// In order of preference: the default feature of the extension first.
 pub const MAJORS: [u32; 4] = [15, 16, 17, 18];
 
+/// The majors of a list, or all.
+///
+/// # Errors
+/// What is no list of numbers.
+pub fn majors(list: &str) -> Result<Vec<u32>> {
+    if list == "all" {
+        return Ok(MAJORS.to_vec());
+    }
+    let numbers = list.split(',').map(str::parse).collect::<Result<_, _>>();
+    numbers.with_context(|| format!("\"{list}\": majors, or \"all\""))
+}
+
 /// The variable that names the `pg_config` of each installation that carries the extension, for tests
 /// among majors.
 pub const AMONG: &str = "ROWSYNC_AMONG";
@@ -184,10 +196,15 @@ impl Postgres {
     }
 
     fn has_extension(&self, features: &str) -> Result<bool> {
-        let library = fs::read(self.libraries()?.join("pg_rowsync.so"))?;
-        let has_faults = library.windows(FAULTS.len()).any(|part| part == FAULTS);
+        let has_faults = has_faults(&self.libraries()?.join("pg_rowsync.so"))?;
         Ok(has_faults != features.is_empty())
     }
+}
+
+/// Whether a library is one for tests.
+pub fn has_faults(library: &Path) -> Result<bool> {
+    let library = fs::read(library)?;
+    Ok(library.windows(FAULTS.len()).any(|part| part == FAULTS))
 }
 
 /// Does everything, and returns the installation that now carries the extension, as people get it.
@@ -292,7 +309,7 @@ pub fn install_for_packages(to_try: bool) -> Result<()> {
     install_packages()?;
     let needed = [
         ("dpkg-dev", "dpkg-shlibdeps", true),
-        ("debootstrap", "debootstrap", to_try),
+        ("mmdebstrap", "mmdebstrap", to_try),
     ];
     let missing = |(_, program, wanted): &&(&str, &str, bool)| {
         *wanted && on_path(program).is_none() && !Path::new("/usr/sbin").join(program).exists()
@@ -305,16 +322,7 @@ pub fn install_for_packages(to_try: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let root = geteuid().is_root();
-    apt(root, &["update"])?;
-    apt(
-        root,
-        &[
-            &["install", "--yes", "--no-install-recommends"],
-            &missing[..],
-        ]
-        .concat(),
-    )
+    apt_install(&missing)
 }
 
 /// What people get, as `cargo pgrx package` lays it out below `folder`. It will run with the libpq of

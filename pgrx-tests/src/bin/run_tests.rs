@@ -131,10 +131,7 @@ impl Run {
             match argument.as_str() {
                 "--pg" => {
                     let list = arguments.next().context("--pg needs majors, or \"all\"")?;
-                    run.majors = match list.as_str() {
-                        "all" => setup::MAJORS.to_vec(),
-                        list => list.split(',').map(str::parse).collect::<Result<_, _>>()?,
-                    };
+                    run.majors = setup::majors(&list)?;
                 }
                 "--assertions" => run.assertions = true,
                 "--discard-caches" => run.discards_caches = true,

@@ -2,39 +2,14 @@
 //! the throwaway clusters', passwords those of the documents.
 
 use rowsync_harness::Cluster;
-use rowsync_harness::setup::{self, Postgres};
+use rowsync_harness::document::Document;
+use rowsync_harness::setup::Postgres;
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-
-/// A chapter, cut into what its fences hold.
-struct Document(String);
-
-impl Document {
-    fn read(name: &str) -> Document {
-        Document(fs::read_to_string(setup::root().join(name)).expect(name))
-    }
-
-    /// The blocks in a language, in their order.
-    fn blocks(&self, language: &str) -> Vec<&str> {
-        let fence = format!("```{language}\n");
-        let rest = self.0.split(fence.as_str()).skip(1);
-        rest.map(|block| block.split_once("```").expect("the end of a block").0)
-            .collect()
-    }
-
-    /// The roles that it makes, with their passwords.
-    fn passwords(&self) -> Vec<(&str, &str)> {
-        let roles = self.0.split("CREATE ROLE ").skip(1);
-        let login = roles.filter_map(|role| role.split_once(" LOGIN PASSWORD '"));
-        login
-            .map(|(role, rest)| (role, rest.split_once('\'').expect("a password").0))
-            .collect()
-    }
-}
 
 /// Passwords as psql looks them up; gone when dropped.
 struct PasswordFile(PathBuf);
@@ -135,7 +110,7 @@ fn ends_with(printed: &str, shown: &str) {
 
 #[test]
 fn the_quick_start_of_the_readme_runs_as_it_stands() {
-    let document = Document::read("README.md");
+    let document = Document::read("README.md").expect("README.md");
     let cluster = Cluster::start("quick_start").expect("a cluster");
     let file = PasswordFile::new("quick-start", &[&cluster], &[]);
     let printed = file.psql(&cluster, &document.blocks("sql").concat());
@@ -144,7 +119,7 @@ fn the_quick_start_of_the_readme_runs_as_it_stands() {
 
 #[test]
 fn the_tutorial_for_one_way_runs_as_it_stands() {
-    let document = Document::read("doc/tutorial-one-way.md");
+    let document = Document::read("doc/tutorial-one-way.md").expect("doc/tutorial-one-way.md");
     let source = Cluster::start("tutorial_app").expect("a cluster");
     let target = Cluster::start("tutorial_report").expect("a cluster");
     let file = PasswordFile::new("one-way", &[&source, &target], &document.passwords());
@@ -160,7 +135,8 @@ fn the_tutorial_for_one_way_runs_as_it_stands() {
 
 #[test]
 fn the_tutorial_for_several_masters_runs_as_it_stands() {
-    let document = Document::read("doc/tutorial-multi-master.md");
+    let document =
+        Document::read("doc/tutorial-multi-master.md").expect("doc/tutorial-multi-master.md");
     let a = Cluster::start("tutorial_a").expect("a cluster");
     let b = Cluster::start("tutorial_b").expect("a cluster");
     let roles = [document.passwords(), vec![("clerk", "secret")]].concat();
@@ -237,7 +213,7 @@ fn the_sql_of_the_chapters_runs() {
         "security",
     ];
     for chapter in chapters {
-        let document = Document::read(&format!("doc/{chapter}.md"));
+        let document = Document::read(&format!("doc/{chapter}.md")).expect(chapter);
         let blocks = document.blocks("sql");
         assert!(!blocks.is_empty(), "{chapter}");
         script.push_str(&blocks.concat());
