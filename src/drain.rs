@@ -18,6 +18,7 @@ mod together;
 use self::batch::{Batch, Trial};
 use self::outcome::Settled;
 use self::replay::Replay;
+use crate::atomic::decision::Decision;
 use crate::atomic::resolver;
 use crate::conflict::Tally;
 use crate::conflict::log;
@@ -183,18 +184,23 @@ pub enum Approach {
 }
 
 /// Opens a link for a [`visit`]: over the idle session, or one that begins to connect. Within a transaction
-/// that may end before the link is up.
+/// that may end before the link is up. `refused`: owners for whom there is to be none now.
 ///
 /// # Errors
 /// Missing objects; what the catalogs report.
-pub fn approach(extension: &Extension, server_name: &str) -> Result<Approach> {
+pub fn approach(extension: &Extension, server_name: &str, refused: &[Oid]) -> Result<Approach> {
+    let not_let_in = refused;
     if pause::is_paused(extension, server_name)? {
         return Ok(Approach::Nothing);
     }
     let lanes = lanes::all(extension, server_name, false)?;
     let mut refused = None;
     for lane in lanes.iter().filter(|lane| lane.is_due()) {
-        let link = Account::look_up(extension, server_name, oid(&lane.owner)?)
+        let owner = oid(&lane.owner)?;
+        if not_let_in.contains(&owner) {
+            continue;
+        }
+        let link = Account::look_up(extension, server_name, owner)
             .and_then(|account| Link::open(&Endpoint::resolve(extension, &account)?));
         match link {
             Ok(link) => return Ok(Approach::Link(Box::new(link))),
@@ -295,6 +301,25 @@ pub fn note_owner(
         lanes::set_apart(extension, server_name, &owner.to_u32().to_string(), failure)?;
     }
     Ok(())
+}
+
+/// Notes that a link for a [`visit`] could not be had, if its owner's lane is apart: it stays so. Says whether it
+/// is; then that says nothing of the server.
+///
+/// # Errors
+/// What reading or writing the state reports.
+pub fn stays_apart(
+    extension: &Extension,
+    server_name: &str,
+    owner: Oid,
+    failure: &Error,
+) -> Result<bool> {
+    let owner = owner.to_u32().to_string();
+    let is_apart = lanes::is_apart(extension, server_name, &owner)?;
+    if is_apart && lock::try_drain(server_oid(extension, server_name)?) {
+        lanes::set_apart(extension, server_name, &owner, failure)?;
+    }
+    Ok(is_apart)
 }
 
 /// Notes a failed attempt at a server, and when the next is planned; not while another session drains,
@@ -545,9 +570,11 @@ impl<'h> Drain<'h> {
     fn serve(&mut self) -> Result<VisitResult> {
         let (extension, name) = (self.extension, self.server_name.clone());
         let mut visit = VisitResult::default();
-        let mut failures: Vec<(Lane, Error)> = Vec::new();
+        let mut failures: Vec<(Lane, Error, bool)> = Vec::new();
         let mut was_there = false;
         for (lane, part, way) in std::mem::take(&mut self.lanes) {
+            // It may be over at the greeting, or never come to it.
+            let has_no_link = matches!(&way, LaneLink::Arrived(link) if link.result().is_err());
             let error = match way {
                 LaneLink::Arrived(link) => {
                     let others = transaction::has_other_drain(&name, oid(&lane.owner)?)
@@ -564,7 +591,7 @@ impl<'h> Drain<'h> {
                 LaneLink::Connecting | LaneLink::None => continue,
             };
             match error {
-                Some(error) => failures.push((lane, error)),
+                Some(error) => failures.push((lane, error, has_no_link)),
                 None if lane.apart.is_some() => lanes::served(extension, &name, &lane.owner)?,
                 None => {}
             }
@@ -572,21 +599,26 @@ impl<'h> Drain<'h> {
         // What was removed here is gone if this transaction commits, and so is the floor raised.
         floor::raise(extension, &name)?;
         // Where the server let others in, it is this one that does not get in.
-        let is_refused = |error: &Error| {
-            error.is_about_owner() || (was_there && matches!(error, Error::Connect { .. }))
+        let is_refused = |error: &Error, has_no_link: bool| {
+            let is_kept_out = match error {
+                Error::Connect { .. } => true,
+                Error::Timeout { .. } => has_no_link,
+                _ => false,
+            };
+            error.is_about_owner() || (was_there && is_kept_out)
         };
         let (refused, stopped): (Vec<_>, Vec<_>) = failures
             .into_iter()
-            .partition(|(_, error)| is_refused(error));
-        visit.stop = stopped.into_iter().next().map(|(_, error)| error);
-        for (lane, error) in &refused {
+            .partition(|(_, error, has_no_link)| is_refused(error, *has_no_link));
+        visit.stop = stopped.into_iter().next().map(|(_, error, _)| error);
+        for (lane, error, _) in &refused {
             lanes::set_apart(extension, &name, &lane.owner, error)?;
         }
         if visit.stop.is_none() && was_there {
             state::succeeded(extension, &name)?;
             visit.failed |= !refused.is_empty();
         } else if visit.stop.is_none() {
-            visit.stop = refused.first().map(|(_, error)| error.clone());
+            visit.stop = refused.first().map(|(_, error, _)| error.clone());
         }
         if self.is_visit {
             // The worker notes it: it knows when it comes again.
@@ -596,7 +628,7 @@ impl<'h> Drain<'h> {
             Some(error) => visit.failed |= !self.stopped(error)?,
             None => refused
                 .iter()
-                .for_each(|(_, error)| self.warn_stopped(error)),
+                .for_each(|(_, error, _)| self.warn_stopped(error)),
         }
         Ok(visit)
     }
@@ -637,10 +669,17 @@ impl<'h> Drain<'h> {
         if let Err(error) = link.result() {
             return stopped(error);
         }
-        // What is prepared there is older.
-        if first && let Err(error) = resolver::settle_server(self.extension, &self.server_name) {
-            return stopped(error);
-        }
+        // What is prepared there is older. A second call in one transaction goes on after the first.
+        let (name, stubborn) = (&self.server_name, !self.is_visit);
+        let settled = if first {
+            resolver::settle_lane(self.extension, name, oid(&lane.owner)?, stubborn)
+        } else {
+            Ok(Vec::new())
+        };
+        let unfinished = match settled {
+            Ok(unfinished) => unfinished,
+            Err(error) => return stopped(error),
+        };
         let link = match if first {
             self.settle_lost(link)
         } else {
@@ -682,7 +721,7 @@ impl<'h> Drain<'h> {
             },
             order: limits.map(|(_, last)| *last).fold(i64::MAX, i64::min),
         };
-        self.apply(lane, bounds, others, &mut progress)?;
+        self.apply(lane, bounds, (others, unfinished), &mut progress)?;
         let DrainState {
             mut replay,
             mut served,
@@ -754,7 +793,7 @@ impl<'h> Drain<'h> {
         &self,
         lane: &Lane,
         bounds: Bounds,
-        others: bool,
+        (others, unfinished): (bool, Vec<Decision>),
         progress: &mut DrainState,
     ) -> Result<()> {
         let (name, owner) = (&self.server_name, oid(&lane.owner)?);
@@ -780,9 +819,11 @@ impl<'h> Drain<'h> {
             maybe_until: noted.unwrap_or_default(),
             isolates: self.failures >= PATIENT_TRIES,
             beside_others: others,
-            may_pass: failed::until_next_attempt(self.extension, name)?.is_some()
+            may_pass: !unfinished.is_empty()
+                || failed::until_next_attempt(self.extension, name)?.is_some()
                 || lanes::any_apart(self.extension, name)?
                 || failed::is_copying(self.extension, name)?,
+            unfinished,
             ..Trial::default()
         };
         // Else it is that of another lane, and what it hides of this one is not known.

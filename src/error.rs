@@ -467,6 +467,11 @@ impl Error {
         }
     }
 
+    /// Whether a connection could not be made, and the server has said why.
+    pub fn is_answered_refusal(&self) -> bool {
+        matches!(self, Self::Connect { sqlstate, .. } if !sqlstate.as_str().starts_with("08"))
+    }
+
     /// Whether the server, or a pooler on the way, grants no more connections.
     pub fn is_connection_refusal(&self) -> bool {
         match self {

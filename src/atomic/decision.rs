@@ -52,10 +52,12 @@ pub struct Decision {
     pub verdict: Option<Verdict>,
     /// The local transaction, without its epoch.
     pub transaction: u32,
+    /// Attempts to finish it that have failed.
+    pub attempts: u32,
 }
 
 impl Decision {
-    fn of((gid, owner, place, decision, transaction): Columns) -> Self {
+    fn of((gid, owner, place, decision, transaction, attempts): Columns) -> Self {
         Self {
             gid,
             owner,
@@ -66,12 +68,13 @@ impl Decision {
                 None => None,
             },
             transaction: transaction as u32,
+            attempts,
         }
     }
 }
 
-const COLUMNS: &str = "d.gid, d.owner::oid, d.place, d.decision, d.xact";
-type Columns = (String, u32, String, Option<String>, u64);
+const COLUMNS: &str = "d.gid, d.owner::oid, d.place, d.decision, d.xact, d.attempts";
+type Columns = (String, u32, String, Option<String>, u64, u32);
 
 /// The current transaction decides that what was prepared on a server, for an owner and at a place, is to be
 /// committed, if it is committed itself. Its commit waits for the disk, whatever `synchronous_commit` says.

@@ -122,18 +122,56 @@ pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) 
     Ok(())
 }
 
-/// Sees to it that all decisions for a server are carried out, before its queue is drained.
+/// Sees to it that an owner's decisions for a server are carried out, before that owner's records are drained,
+/// and those of others that have not failed before; gives what is left of these. `stubborn`: also those that
+/// have, as a person asks for it.
 ///
 /// # Errors
-/// As for [`settle`].
-pub fn settle_server(extension: &Extension, server_name: &str) -> Result<()> {
+/// As for [`settle`], of the owner's own.
+pub fn settle_lane(
+    extension: &Extension,
+    server_name: &str,
+    owner: Oid,
+    stubborn: bool,
+) -> Result<Vec<Decision>> {
     if lookup::first_with(extension, server_name, &[decision::OF_SERVER])?.is_none() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let done = done::all();
     let mut decisions = decision::of_server(extension, server_name)?;
-    decisions.retain(|one| !done.contains(&one.gid));
-    settle(extension, server_name, &decisions)
+    decisions.retain(|one| one.verdict == Some(Verdict::Commit) && !done.contains(&one.gid));
+    let (own, others): (Vec<_>, Vec<_>) = decisions
+        .into_iter()
+        .partition(|one| one.owner == owner.to_u32());
+    settle(extension, server_name, &own)?;
+    let mut owners: Vec<u32> = others.iter().map(|one| one.owner).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let mut left = Vec::new();
+    for owner in owners {
+        let theirs = || others.iter().filter(|one| one.owner == owner).cloned();
+        let ready: Vec<Decision> = theirs()
+            .filter(|one| !xact::is_under_way(one.transaction))
+            .collect();
+        let is_stuck = !stubborn && ready.iter().any(|one| one.attempts > 0);
+        left.extend(theirs().filter(|one| xact::is_under_way(one.transaction)));
+        if is_stuck {
+            left.extend(ready);
+            continue;
+        }
+        match settle(extension, server_name, &ready) {
+            Ok(()) => {}
+            Err(Error::Canceled) => return Err(Error::Canceled),
+            Err(error) => {
+                // The worker tries no second time; a person's transaction is not to fail over the note.
+                if !stubborn {
+                    note(extension, server_name, Oid::from(owner), &error)?;
+                }
+                left.extend(ready);
+            }
+        }
+    }
+    Ok(left)
 }
 
 /// Accounts over which something may be prepared: server and owner.

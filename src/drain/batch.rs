@@ -11,6 +11,7 @@ mod postponed;
 use self::postponed::Postponed;
 use super::classify::conflict_of;
 use super::replay::Replay;
+use crate::atomic::decision::{self, Decision};
 use crate::change::Relation;
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
@@ -63,6 +64,8 @@ pub struct Trial {
     pub may_pass: bool,
     /// Targets of failed records over something that may pass by itself.
     pub busy: Vec<Relation>,
+    /// Other owners' transactions that are prepared there and not finished: records of their rows are newer.
+    pub unfinished: Vec<Decision>,
     /// An earlier drain was about to commit records up to this one, and did so or not.
     pub replayed_until: Option<i64>,
     /// As far as records can have been applied before.
@@ -177,6 +180,7 @@ impl<'h> Batch<'h> {
     /// What reading the queue reports; 57014 for a request to cancel.
     pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>, left: i64) -> Result<()> {
         self.complete_cascades(claims)?;
+        self.hold_behind_prepared()?;
         self.refuse_unplannable();
         self.settle_doubt(replay, claims)?;
         let open = self.admit(0..self.units.len());
@@ -204,12 +208,13 @@ impl<'h> Batch<'h> {
             Err(error) if replay.can_go_on(&error) => error,
             Err(error) => return self.lost_over(open, error),
         };
-        self.deferred = self.trial.beside_others && !failure.is_away();
-        if !self.deferred && self.stops(&failure) {
+        let undone = replay.undo();
+        self.deferred = self.trial.beside_others && !is_away(replay, &failure);
+        if !self.deferred && self.stops(replay, &failure) {
             self.stop = Some(failure.clone());
         }
         // What failed first tells more than what that has led to.
-        if replay.undo().is_err() {
+        if undone.is_err() {
             return self.lost(failure);
         }
         if self.deferred {
@@ -269,8 +274,8 @@ impl<'h> Batch<'h> {
 
     /// Whether a failure ends the attempt without a look for the unit to blame. A statement that ran into its
     /// timeout may have done so for its size alone.
-    fn stops(&self, error: &Error) -> bool {
-        error.is_away()
+    fn stops(&self, replay: &mut Replay, error: &Error) -> bool {
+        is_away(replay, error)
             || (error.is_transient()
                 && !self.trial.isolates
                 && error.sqlstate() != SqlState::QUERY_CANCELED)
@@ -560,6 +565,45 @@ impl<'h> Batch<'h> {
         }
     }
 
+    /// Fails, for now, units that concern rows of transactions that other owners have prepared and that could not
+    /// be finished: there they would pass them.
+    fn hold_behind_prepared(&mut self) -> Result<()> {
+        if self.trial.unfinished.is_empty() {
+            return Ok(());
+        }
+        let mut held = Vec::new();
+        let mut suspects: Vec<Vec<usize>> = vec![(0..self.units.len()).collect()];
+        while let Some(part) = suspects.pop() {
+            if part.is_empty() || !self.meets_prepared(&part)? {
+                continue;
+            }
+            if let [one] = part.as_slice() {
+                held.push(*one);
+            } else {
+                let (first, second) = part.split_at(part.len() / 2);
+                suspects.push(second.to_vec());
+                suspects.push(first.to_vec());
+            }
+        }
+        for at in held {
+            if !self.admit([at]).is_empty() {
+                let server = self.server_name.to_owned();
+                self.fail(at, Error::Pending { server }, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one of these units concerns a row of such a transaction.
+    fn meets_prepared(&self, units: &[usize]) -> Result<bool> {
+        let mut writeset = Writeset::default();
+        writeset.join(units.iter().map(|at| self.units[*at].writeset()));
+        let depends_on = &writeset.depends_on;
+        let found = decision::conflicting_with(self.extension, self.server_name, depends_on, &[])?;
+        let is_left = |gid: &String| self.trial.unfinished.iter().any(|one| one.gid == *gid);
+        Ok(found.iter().any(|one| is_left(&one.gid)))
+    }
+
     /// Of units not decided yet, those that need not wait; the others do from now on.
     fn admit(&mut self, units: impl IntoIterator<Item = usize>) -> Vec<usize> {
         let mut free = Vec::new();
@@ -728,6 +772,12 @@ pub fn noted_replay(extension: &Extension) -> Result<Option<i64>> {
 
 /// The sequence that has the number of that record: it is not rolled back with the drain.
 const REPLAYED: &str = "sync_replay_seq";
+
+/// Whether no change can be applied for now, by what the server says when it is asked: a trigger there may call
+/// its transaction read-only that is not.
+fn is_away(replay: &mut Replay, error: &Error) -> bool {
+    error.is_away() && !(error.sqlstate() == SqlState::READ_ONLY && replay.can_write())
+}
 
 /// Whether units are to blame for a failure.
 fn is_to_blame(replay: &Replay, error: &Error) -> bool {

@@ -41,6 +41,10 @@ enum Remedy {
     CheckBefore,
 }
 
+/// A row, unless the transaction cannot write.
+const CAN_WRITE: &str = "SELECT 1 WHERE NOT pg_catalog.pg_is_in_recovery() \
+    AND pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'off'";
+
 const REMEDIES: [Remedy; 3] = [Remedy::AskKinds, Remedy::Waves, Remedy::CheckBefore];
 
 /// The remote transaction of a drain. It has one batch under way at a time.
@@ -62,6 +66,8 @@ pub struct Replay {
     /// Tables of which parts of the batch that stand have deleted or moved rows, by source transaction: what
     /// cascades have taken along is not missed by later parts.
     vanished: HashMap<u32, HashSet<Relation>>,
+    /// What the server has said of that.
+    can_write: Option<bool>,
 }
 
 impl Replay {
@@ -76,6 +82,7 @@ impl Replay {
             held_back: 0,
             identity: None,
             vanished: HashMap::new(),
+            can_write: None,
         }
     }
 
@@ -521,6 +528,21 @@ impl Replay {
         let found = looked.is_ok() && !link.answers().is_empty();
         self.link = Some(link).filter(Link::is_up);
         found
+    }
+
+    /// Whether the server says that its transaction may write, within one that has not failed. Asked once.
+    pub fn can_write(&mut self) -> bool {
+        if let Some(known) = self.can_write {
+            return known;
+        }
+        let Some(mut link) = self.link.take() else {
+            return false;
+        };
+        let asked = remote_transaction::execute(&mut link, [CAN_WRITE]);
+        let can_write = asked.is_ok() && !link.answers().is_empty();
+        self.link = Some(link).filter(Link::is_up);
+        self.can_write = Some(can_write);
+        can_write
     }
 
     /// Runs plain statements.

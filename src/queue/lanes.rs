@@ -294,13 +294,7 @@ pub fn note_refused(
     owner: &str,
     reason: &Error,
 ) -> Result<()> {
-    let sql = format!(
-        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server = $1 \
-         AND owner::oid = $2::oid",
-        ident(&extension.schema)
-    );
-    let is_known = !spi::read(extension, &sql, &[Some(server_name), Some(owner)])?.is_empty();
-    if is_known || !lock::try_note(server) {
+    if is_apart(extension, server_name, owner)? || !lock::try_note(server) {
         return Ok(());
     }
     match attempt(|| set_apart(extension, server_name, owner, reason)) {
@@ -329,6 +323,19 @@ pub fn served(extension: &Extension, server_name: &str, owner: &str) -> Result<(
     );
     spi::write(extension, &sql, &[Some(server_name), Some(owner)])?;
     Ok(())
+}
+
+/// Whether an owner's lane is apart.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn is_apart(extension: &Extension, server_name: &str, owner: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM {}.sync_owner_state WHERE dst_server = $1 \
+         AND owner::oid = $2::oid",
+        ident(&extension.schema)
+    );
+    Ok(!spi::read(extension, &sql, &[Some(server_name), Some(owner)])?.is_empty())
 }
 
 /// Whether a lane of a server's is apart.

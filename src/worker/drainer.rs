@@ -115,7 +115,23 @@ struct Server {
     answered: Option<Instant>,
     /// What people are told while it fails.
     trouble: &'static str,
+    round: Round,
 }
+
+/// Owners over whose accounts a server was approached in turn, since the last that was let in.
+#[derive(Default)]
+struct Round {
+    /// Those who were not.
+    refused: Vec<Oid>,
+    /// Why, of the first whose lane is not apart.
+    failure: Option<Error>,
+    /// Attempts to which the server has said nothing, since it was due.
+    unanswered: u32,
+}
+
+/// Attempts at a server that says nothing, each as long as `connect_timeout`, until it is given up for now. The
+/// next time other owners have their turn.
+const MAX_UNANSWERED: u32 = 2;
 
 impl Server {
     fn new(now: Instant) -> Self {
@@ -124,6 +140,7 @@ impl Server {
             pace: Pace::default(),
             answered: None,
             trouble: "",
+            round: Round::default(),
         }
     }
 
@@ -405,33 +422,46 @@ impl Drainer {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        let alone = self.servers.len() == 1;
         for name in due {
-            let link = run_in_transaction(|| drain::approach(&Extension::find()?, &name));
             let Some(server) = self.servers.get_mut(&name) else {
                 continue;
             };
+            server.round.unanswered = 0;
+            let approach = |refused: &[Oid]| {
+                run_in_transaction(|| drain::approach(&Extension::find()?, &name, refused))
+            };
+            let mut link = approach(&server.round.refused);
+            if !matches!(link, Ok(Approach::Link(_))) && !server.round.refused.is_empty() {
+                server.round = Round::default();
+                link = approach(&[]);
+            }
             match link {
-                Ok(Approach::Link(mut link)) => {
+                Ok(Approach::Link(link)) => {
                     server.schedule.try_now();
-                    let kept = link.is_up();
-                    let trusted = server.answered.is_some_and(|at| at.elapsed() < TRUSTED);
-                    if kept && !(alone && trusted) {
-                        // It may have died without a sign. Found out here, that keeps nobody waiting.
-                        link.run(Fixed::new(["SELECT 1"]), Ending::Open);
-                    }
-                    self.links.push(*link);
-                    self.visitors.push(Visitor {
-                        server: name,
-                        kept,
-                        resolves: None,
-                    });
+                    self.set_out(&name, *link);
                 }
                 Ok(Approach::Later(wait)) => server.schedule.postpone(now + wait),
                 Ok(Approach::Nothing) => server.schedule.succeed(false, now),
                 Ok(Approach::Refused(error)) | Err(error) => self.fail(&name, &error),
             }
         }
+    }
+
+    fn set_out(&mut self, name: &str, mut link: Link<'static>) {
+        let alone = self.servers.len() == 1;
+        let answered = self.servers.get(name).and_then(|server| server.answered);
+        let kept = link.is_up();
+        let trusted = answered.is_some_and(|at| at.elapsed() < TRUSTED);
+        if kept && !(alone && trusted) {
+            // It may have died without a sign. Found out here, that keeps nobody waiting.
+            link.run(Fixed::new(["SELECT 1"]), Ending::Open);
+        }
+        self.links.push(link);
+        self.visitors.push(Visitor {
+            server: name.to_owned(),
+            kept,
+            resolves: None,
+        });
     }
 
     /// Drains the servers that have been reached.
@@ -458,20 +488,66 @@ impl Drainer {
                     }
                 }
                 Err(error) => {
-                    self.note_owner(&name, link.endpoint().account.owner, &error);
-                    self.fail(&name, &error);
+                    let owner = link.endpoint().account.owner;
+                    if error.is_about_owner() {
+                        self.note_owner(&name, owner, &error);
+                        self.fail(&name, &error);
+                    } else {
+                        self.try_another(&name, owner, error);
+                    }
                 }
             }
+        }
+    }
+
+    /// A connection could not be had for an owner: perhaps for another one, which tells whether it is the server.
+    fn try_another(&mut self, name: &str, owner: Oid, error: Error) {
+        let Some(server) = self.servers.get_mut(name) else {
+            return;
+        };
+        if bgworker::ending().is_some() {
+            return;
+        }
+        let round = &mut server.round;
+        round.refused.push(owner);
+        round.unanswered += u32::from(!error.is_answered_refusal());
+        let goes_on = round.unanswered < MAX_UNANSWERED;
+        let found = run_in_transaction(|| {
+            let extension = Extension::find()?;
+            let is_apart = drain::stays_apart(&extension, name, owner, &error)?;
+            let next = if goes_on {
+                drain::approach(&extension, name, &round.refused)?
+            } else {
+                Approach::Nothing
+            };
+            Ok((is_apart, next))
+        });
+        let (is_apart, next) = found.unwrap_or((false, Approach::Nothing));
+        if !is_apart {
+            round.failure.get_or_insert(error);
+        }
+        if let Approach::Link(link) = next {
+            return self.set_out(name, *link);
+        }
+        if goes_on {
+            round.refused.clear();
+        }
+        match round.failure.take() {
+            Some(failure) => self.fail(name, &failure),
+            // What is apart waits for its next attempt.
+            None => server
+                .schedule
+                .postpone(Instant::now() + guc::retry_interval()),
         }
     }
 
     fn drain(&mut self, name: &str, link: Link<'static>) {
         self.show(true, format!("pg_rowsync: draining server \"{name}\""));
         // After a failure with less: a visit may have been too large for the server's time limits.
-        let failures = self
-            .servers
-            .get(name)
-            .map_or(0, |server| server.schedule.failures());
+        let failures = self.servers.get_mut(name).map_or(0, |server| {
+            server.round = Round::default();
+            server.schedule.failures()
+        });
         let limit = (VISIT >> (2 * failures).min(12)).max(1);
         let began = Instant::now();
         let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(began));

@@ -6,8 +6,8 @@
 //! that is refused is tried again after the others of its transaction, with those that were refused like
 //! it, before it is blamed.
 
-use super::Batch;
 use super::postponed::{MAX_POSTPONED, Postponed};
+use super::{Batch, is_away};
 use crate::delivery::whole::Span;
 use crate::drain::replay::Replay;
 use crate::error::{Error, Result, SqlState};
@@ -60,7 +60,7 @@ impl Batch<'_> {
         let Some(error) = self.refusal(replay, &units)? else {
             return Ok(());
         };
-        if transactions.len() > 1 && !self.ends_attempt(&units, &error) {
+        if transactions.len() > 1 && !self.ends_attempt(replay, &units, &error) {
             let (first, second) = transactions.split_at(transactions.len() / 2);
             self.bisect_transactions(replay, first)?;
             return self.bisect_transactions(replay, second);
@@ -104,7 +104,7 @@ impl Batch<'_> {
         let Some(error) = self.refusal(replay, &units)? else {
             return Ok(());
         };
-        if commands.len() > 1 && !self.ends_attempt(&units, &error) {
+        if commands.len() > 1 && !self.ends_attempt(replay, &units, &error) {
             let (first, second) = commands.split_at(commands.len() / 2);
             self.bisect_commands(replay, first)?;
             return self.bisect_commands(replay, second);
@@ -151,8 +151,10 @@ impl Batch<'_> {
         error: Error,
     ) -> Result<()> {
         match units.as_slice() {
-            [one] if error.is_transient() && !error.is_away() => self.fail_for_now(*one, error),
-            _ if self.stops(&error) => self.stop = Some(error),
+            [one] if error.is_transient() && !is_away(replay, &error) => {
+                self.fail_for_now(*one, error)
+            }
+            _ if self.stops(replay, &error) => self.stop = Some(error),
             [one] if self.postponed.is_on && error.is_about_others() => {
                 let (id, writeset) = (self.units[*one].id(), self.units[*one].writeset());
                 self.postponed
@@ -199,7 +201,7 @@ impl Batch<'_> {
                 self.lost_over(units.to_vec(), error)?;
                 return Ok(false);
             }
-            Err(error) if self.stops(&error) => {
+            Err(error) if self.stops(replay, &error) => {
                 self.stop = Some(error);
                 return Ok(false);
             }
@@ -214,8 +216,8 @@ impl Batch<'_> {
     }
 
     /// Whether a failure is not one for which units are told apart.
-    fn ends_attempt(&self, units: &[usize], error: &Error) -> bool {
-        units.len() == 1 || self.stops(error)
+    fn ends_attempt(&self, replay: &mut Replay, units: &[usize], error: &Error) -> bool {
+        units.len() == 1 || self.stops(replay, error)
     }
 
     /// Postpones units without a trial where too many have been already.

@@ -921,6 +921,102 @@ fn the_tables_of_several_owners_are_one_transaction() {
     resolve(&fixture);
 }
 
+/// A table `o` of another owner's, in mode `atomic`, which goes over a login of its own; `t` is in mode `queue`.
+fn with_another_owner(label: &str) -> (Fixture, Proxy, Role, Role) {
+    let fixture = Fixture::new(label);
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
+    let (local, remote) = (
+        Role::create(&fixture.left, "other", ""),
+        Role::create(&fixture.right, "other", ""),
+    );
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    fixture.right.exec(&format!(
+        "create table o ({COLUMNS}); grant all on o to {}",
+        remote.name
+    ));
+    fixture.left.exec_superuser(&format!(
+        "grant usage on foreign server dst to {0};
+         create user mapping for {0} server dst options (user '{1}', password '{1}');
+         create table {left}.o ({COLUMNS}); alter table {left}.o owner to {0};
+         select attach_sync('{left}.o', 'dst', '{right}.o', '{ATOMIC}')",
+        local.name, remote.name
+    ));
+    (fixture, proxy, local, remote)
+}
+
+#[test]
+fn an_owner_whose_decision_is_stuck_keeps_no_other_from_draining() {
+    let (fixture, proxy, _local, remote) = with_another_owner("atomic_apart");
+    let left = &fixture.left.user;
+    let mut client = fixture.left.superuser();
+    run(&mut client, &format!("set search_path = {left}, public"));
+    run(&mut client, "insert into o values (1, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into o values (2, 'b')");
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    fixture
+        .right
+        .exec_superuser(&format!("alter role {} password 'another'", remote.name));
+    drop(client);
+    fixture
+        .left
+        .exec("insert into t values (1, 'a'); insert into t values (2, 'b')");
+    for _ in 0..3 {
+        deal(&fixture, "100");
+    }
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    assert_eq!(queued(&fixture), 0);
+    let blocked = "select blocked is null, consecutive_failures from sync_status";
+    assert_eq!(rows(&fixture.left, blocked), ["t|0"]);
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    fixture
+        .right
+        .exec_superuser(&format!("alter role {0} password '{0}'", remote.name));
+    resolve(&fixture);
+    both_have(&fixture, "o", &["1|a", "2|b"]);
+}
+
+#[test]
+fn a_record_of_a_row_that_another_owner_has_prepared_does_not_pass_it() {
+    let (fixture, proxy, _local, remote) = with_another_owner("atomic_handed");
+    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let mut client = fixture.left.superuser();
+    run(&mut client, &format!("set search_path = {left}, public"));
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into o values (2, 'b')");
+    fixture
+        .right
+        .exec_superuser(&format!("alter role {} password 'another'", remote.name));
+    run(
+        &mut client,
+        &format!(
+            r#"alter table o owner to {left};
+               select attach_sync('o', 'dst', '{right}.o', '{{"mode": "queue"}}')"#
+        ),
+    );
+    drop(client);
+    fixture.left.exec(
+        "delete from o where id = 2; insert into o values (3, 'c'); insert into t values (1, 'a')",
+    );
+    for _ in 0..3 {
+        assert!(!deal(&fixture, "100"));
+    }
+    // What meets it waits, the rest is there.
+    assert_eq!(table(&fixture.right, "o"), ["3|c"]);
+    both_have(&fixture, "t", &["1|a"]);
+    let left_over = "select table_name, op from sync_err_rec";
+    assert_eq!(rows(&fixture.left, left_over), ["o|DELETE"]);
+    fixture
+        .right
+        .exec_superuser(&format!("alter role {0} password '{0}'", remote.name));
+    assert!(deal(&fixture, "100"));
+    assert_eq!(queued(&fixture), 0);
+    resolve(&fixture);
+    both_have(&fixture, "o", &["3|c"]);
+}
+
 /// All of the server's places for prepared transactions are taken: as if it could not be reached.
 #[test]
 fn a_server_without_a_place_for_it_is_tried_again_later() {

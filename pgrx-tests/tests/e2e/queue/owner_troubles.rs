@@ -6,6 +6,7 @@ use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::support::common::{Role, linked, query, queued, refused, rows, run, table};
 use crate::support::one_way::SOON;
+use crate::support::preloaded::{EAGER, WORKING, preloaded};
 
 /// Drains until another owner's trouble must have been noticed.
 const NOTICED: usize = 6;
@@ -20,7 +21,17 @@ struct Owners {
 
 impl Owners {
     fn new(label: &str) -> Self {
-        let fixture = linked(label);
+        Self::between(linked(label))
+    }
+
+    /// A worker drains.
+    fn with_a_worker(label: &str) -> Self {
+        let fixture = preloaded(label, EAGER);
+        fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+        Self::between(fixture)
+    }
+
+    fn between(fixture: Fixture) -> Self {
         let (local, remote) = (
             Role::create(&fixture.left, "other", ""),
             Role::create(&fixture.right, "other", ""),
@@ -116,6 +127,54 @@ impl Owners {
         );
     }
 
+    /// The same while the worker drains, whose first record is the other owner's.
+    #[track_caller]
+    fn only_the_other_waits_for_the_worker(&self) {
+        let mut client = self.client();
+        run(&mut client, "select sync_disconnect()");
+        run(&mut client, "insert into o values (2, 'queued')");
+        run(&mut client, "insert into t values (2, 'behind')");
+        await_until(WORKING, "the first owner's changes to arrive", || {
+            table(&self.fixture.right, "t") == ["1|before", "2|behind"]
+        });
+        let apart = "select blocked is not null from sync_status";
+        await_until(WORKING, "the other owner to be named", || {
+            rows(&self.fixture.left, apart) == ["t"]
+        });
+        for id in 3..=40 {
+            run(
+                &mut client,
+                &format!("insert into t values ({id}, 'direct')"),
+            );
+            assert_eq!(
+                table(&self.fixture.right, "t").len(),
+                id as usize,
+                "not direct"
+            );
+            run(
+                &mut client,
+                &format!("insert into s values ({id}, 'strict')"),
+            );
+        }
+        run(&mut client, "insert into o values (3, 'queued')");
+        assert_eq!(table(&self.fixture.right, "s").len(), 39);
+        assert_eq!(table(&self.fixture.right, "o"), ["1|before"]);
+        let waiting = "select distinct table_name from sync_err_rec";
+        assert_eq!(rows(&self.fixture.left, waiting), ["o"]);
+    }
+
+    /// With the cause gone, the worker delivers the other owner's changes too.
+    #[track_caller]
+    fn the_worker_delivers_all(&self) {
+        await_until(WORKING, "the other owner's changes to arrive", || {
+            queued(&self.fixture) == 0
+        });
+        assert_eq!(
+            table(&self.fixture.right, "o"),
+            ["1|before", "2|queued", "3|queued"]
+        );
+    }
+
     /// With the cause gone, the other owner's changes arrive too.
     #[track_caller]
     fn all_arrives(&self) {
@@ -150,6 +209,36 @@ fn a_login_that_may_have_no_more_connections_stops_its_owner_only() {
         .right
         .exec_superuser(&format!("alter role {name} connection limit -1"));
     owners.all_arrives();
+}
+
+#[test]
+fn a_login_that_may_have_no_more_connections_stops_its_owner_only_with_a_worker() {
+    let owners = Owners::with_a_worker("no_more_worker");
+    let name = &owners.remote.name;
+    owners
+        .fixture
+        .right
+        .exec_superuser(&format!("alter role {name} connection limit 0"));
+    owners.only_the_other_waits_for_the_worker();
+    owners
+        .fixture
+        .right
+        .exec_superuser(&format!("alter role {name} connection limit -1"));
+    owners.the_worker_delivers_all();
+}
+
+#[test]
+fn a_login_whose_sessions_cannot_start_stops_its_owner_only_with_a_worker() {
+    let owners = Owners::with_a_worker("no_library");
+    let (name, db) = (&owners.remote.name, &owners.fixture.right.db);
+    owners.fixture.right.exec_superuser(&format!(
+        "alter role {name} in database {db} set session_preload_libraries = 'not_there'"
+    ));
+    owners.only_the_other_waits_for_the_worker();
+    owners.fixture.right.exec_superuser(&format!(
+        "alter role {name} in database {db} reset session_preload_libraries"
+    ));
+    owners.the_worker_delivers_all();
 }
 
 #[test]

@@ -122,23 +122,6 @@ fn a_record_whose_trigger_never_reaches_a_third_server_stops_no_other() {
 }
 
 #[test]
-fn a_server_that_is_read_only_for_a_while_blames_no_record() {
-    let fixture = fixture("readonly");
-    reject_values::close(&fixture, reject_values::ANY, "25006", None);
-    let mut client = fixture.left.client();
-    run(
-        &mut client,
-        "insert into t values (1, 'a'); insert into t values (2, 'b')",
-    );
-    let tried = "select coalesce(max(consecutive_failures), 0) from sync_status";
-    await_until(PATIENCE, "some attempts", || {
-        fixture.left.query_one::<i32>(tried) > 8
-    });
-    let status = "select failed, waiting, pending, last_sqlstate from sync_status";
-    assert_eq!(rows(&fixture.left, status), ["0|0|2|25006"]);
-    reject_values::open(&fixture, reject_values::ANY);
-    await_until(PATIENCE, "all to arrive by itself", || {
-        queued(&fixture) == 0
-    });
-    assert_eq!(reject_values::passed(&fixture), ["1:a", "2:b"]);
+fn a_record_that_a_trigger_calls_read_only_stops_no_other() {
+    others_flow("readonly", "25006");
 }
