@@ -613,6 +613,7 @@ impl<'h> Drain<'h> {
         visit.stop = stopped.into_iter().next().map(|(_, error, _)| error);
         for (lane, error, _) in &refused {
             lanes::set_apart(extension, &name, &lane.owner, error)?;
+            release::ask_if_refused(extension, &name, error)?;
         }
         if visit.stop.is_none() && was_there {
             state::succeeded(extension, &name)?;

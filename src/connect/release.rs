@@ -2,8 +2,9 @@
 //!
 //! Who is refused one queues, and then all do; the drain needs a connection as well, while sessions hold
 //! theirs idle. So a drain that was refused one announces it, as a change of the server's definition is
-//! announced, and wakes the sessions of the database: each closes what it holds idle. Who was refused one
-//! does not ask again for a moment.
+//! announced, and wakes the sessions of the database: each closes what it holds idle. A pooler whose pool is
+//! full refuses nobody: who comes is let in and waits, so a drain that gets no answer does the same. Who was
+//! refused one does not ask again for a moment.
 
 use crate::connect::account::{AccountKey, server_oid};
 use crate::connect::endpoint::Endpoint;
@@ -25,13 +26,13 @@ process_local! {
     static REFUSED: RefCell<HashMap<AccountKey, (Instant, Error)>> = RefCell::default();
 }
 
-/// A drain has failed: if the server refused it a connection, asks for those that sessions hold idle. They
-/// are closed once the current transaction has committed.
+/// A drain has failed: if the server refused it a connection, or kept it waiting for one as far as can be told,
+/// asks for those that sessions hold idle. They are closed once the current transaction has committed.
 ///
 /// # Errors
 /// What the catalogs report.
 pub fn ask_if_refused(extension: &Extension, server_name: &str, failure: &Error) -> Result<()> {
-    if failure.is_connection_refusal() {
+    if failure.is_unreachable() {
         // One that has been dropped has no connections either.
         if let Ok(server) = server_oid(extension, server_name) {
             session::close(Some(server));

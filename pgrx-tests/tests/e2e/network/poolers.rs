@@ -13,6 +13,7 @@ use crate::support::common::{
     both_have, deal, link_with, mirror, query, queued, rows, run, same, warnings,
 };
 use crate::support::one_way::SOON;
+use crate::support::preloaded::{EAGER, WORKING, preloaded};
 
 /// Both modes, with and without the line that makes PgBouncer bear `options`.
 const WAYS: [(PoolMode, &[(&str, &str)]); 4] = [
@@ -87,6 +88,53 @@ fn sixteen_sessions_over_a_pool_of_two_write_what_they_say_where_they_say() {
             );
         }
     }
+}
+
+/// In session mode a pool serves as many sessions as it has connections, for as long as they stay: the others
+/// wait in its line, as nobody is refused.
+#[test]
+fn sixteen_sessions_over_a_session_pool_of_two_leave_the_worker_a_connection() {
+    let fixture = preloaded(
+        "sixteenstay",
+        &[
+            EAGER,
+            &[
+                ("pg_rowsync.connect_timeout", "1s"),
+                ("pg_rowsync.delivery_timeout", "1s"),
+            ],
+        ]
+        .concat(),
+    );
+    let settings = [
+        IGNORE_OPTIONS,
+        ("default_pool_size", "2"),
+        ("query_wait_timeout", "5"),
+    ];
+    let pooler = Pooler::start(&[&fixture.right], PoolMode::Session, &settings);
+    let pooler = pooler.expect("a pooler");
+    link_with(&fixture, "dst", pooler.port(), &fixture.right.password);
+    mirror(&fixture, "x", "id int primary key, v text", "{}");
+    let writers: Vec<_> = (0..16)
+        .map(|number| {
+            let mut client = fixture.left.client();
+            thread::spawn(move || {
+                for row in 0..5 {
+                    let id = number * 1_000 + row;
+                    run(&mut client, &format!("insert into x values ({id}, 'x')"));
+                }
+                client
+            })
+        })
+        .collect();
+    let clients: Vec<Client> = writers
+        .into_iter()
+        .map(|writer| writer.join().expect("a writer"))
+        .collect();
+    await_until(WORKING, "the queue to be empty while all stay", || {
+        queued(&fixture) == 0
+    });
+    assert_eq!(same(&fixture, "x").len(), 80);
+    drop(clients);
 }
 
 #[test]
