@@ -248,3 +248,21 @@ pub unsafe fn is_background_worker(proc: *const pg_sys::PGPROC) -> bool {
         !(&raw const (*proc).isRegularBackend).read_volatile()
     }
 }
+
+/// Whether all places for background workers are taken, so that none can be started.
+pub fn are_worker_slots_taken() -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: shared memory that every process has; a plain read of what may change at any time.
+    unsafe {
+        (&raw const (*pg_sys::ProcGlobal).bgworkerFreeProcs)
+            .read_volatile()
+            .is_null()
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above. An empty list has no next node, or its own head as that.
+    unsafe {
+        let head = &raw mut (*pg_sys::ProcGlobal).bgworkerFreeProcs.head;
+        let next = (&raw const (*head).next).read_volatile();
+        next.is_null() || next == head
+    }
+}

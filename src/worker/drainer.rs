@@ -20,7 +20,7 @@ use crate::guc;
 use crate::pg::bgworker::{self, End, Handle, Startup};
 use crate::pg::spi::Extension;
 use crate::pg::worker_transaction::run_in_transaction;
-use crate::pg::{Oid, context, database, interrupt, report, wait, worker_registry};
+use crate::pg::{Oid, compat, context, database, interrupt, report, wait, worker_registry};
 use crate::queue::state;
 use crate::{crash, identity, queue};
 use std::collections::BTreeMap;
@@ -34,7 +34,8 @@ const TRUSTED: Duration = Duration::from_secs(1);
 /// A worker that has had nothing to do for so long ends: others may need its slot. The launcher starts one
 /// again when something is queued.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a worker with work keeps its slot while other databases wait for one.
+/// How long a worker with work keeps its slot while other databases wait for one, and one without while none is
+/// free.
 const SLOT_TIME: Duration = Duration::from_secs(5);
 /// Looking at the queue takes at most this part of the time, however often the worker is woken.
 const LOOK_SHARE: u32 = 10;
@@ -244,8 +245,8 @@ impl Drainer {
         }
     }
 
-    /// Whether the process is to end so that another database can have its slot: it has nothing to do now
-    /// and others wait, or it has had nothing to do for long, or its time is over.
+    /// Whether the process is to end so that another can have its slot: it has nothing to do now and other
+    /// databases wait or all slots are taken, or it has had nothing to do for long, or its time is over.
     fn makes_room(&mut self) -> bool {
         let now = Instant::now();
         let due = self
@@ -261,15 +262,25 @@ impl Drainer {
             return false;
         }
         let waits = due.is_none_or(|due| due > now);
+        let idle = now.duration_since(self.busy_at);
+        // What is prepared is queued when it is committed, which wakes nobody; a copy waits for its next attempt.
+        let looks_again = self.has_prepared || self.has_copies;
         let makes_room = if worker_registry::slots_are_wanted() {
             waits || now.duration_since(self.began) >= SLOT_TIME
+        } else if due.is_none() && idle >= SLOT_TIME && compat::are_worker_slots_taken() {
+            // Subscriptions, for one, ask nobody.
+            true
         } else {
-            due.is_none() && now.duration_since(self.busy_at) >= IDLE_TIMEOUT
+            due.is_none() && idle >= IDLE_TIMEOUT && !looks_again
         };
-        // What is prepared is queued when it is committed, which wakes nobody.
-        if !makes_room || self.has_prepared || self.has_copies {
+        if !makes_room || !self.copiers.is_empty() {
             return false;
         }
+        let due = match due {
+            _ if !looks_again => due,
+            Some(due) => Some(due.min(self.look_at)),
+            None => Some(self.look_at),
+        };
         let due =
             due.map(|due| context::now() + due.saturating_duration_since(now).as_micros() as i64);
         bgworker::try_yield(due)

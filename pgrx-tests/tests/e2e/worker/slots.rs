@@ -7,7 +7,7 @@ use rowsync_harness::cluster::{Cluster, TEST_SETTINGS};
 use rowsync_harness::fixture::{await_until, clusters};
 use rowsync_harness::{Fixture, Side};
 
-use crate::support::common::{attach, closed_port, same};
+use crate::support::common::{attach, closed_port, query, same};
 use crate::support::one_way::SOON;
 
 const FEW: [(&str, &str); 4] = [
@@ -98,6 +98,79 @@ fn databases_whose_target_is_away_leave_their_slots_to_others() {
         });
         assert_eq!(same(fixture, "t").len(), 1);
     }
+}
+
+#[test]
+fn a_prepared_transaction_keeps_no_slot() {
+    let fixtures = many("prepared", 4);
+    for fixture in &fixtures[..2] {
+        let t = "begin; insert into t values (1); prepare transaction";
+        fixture.left.exec(&format!("{t} 'own_{}'", fixture.left.db));
+        // The worker has seen it.
+        fixture.left.exec("insert into t values (0)");
+        await_until(SOON, "a database to be served", || {
+            fixture.left.queued().expect("a queue") == 0
+        });
+    }
+    for fixture in &fixtures[2..] {
+        fixture.left.exec("insert into t values (1)");
+        await_until(SOON, "the others to be served", || {
+            fixture.left.queued().expect("a queue") == 0
+        });
+    }
+    // Which wakes nobody.
+    for fixture in &fixtures[..2] {
+        fixture
+            .left
+            .exec(&format!("commit prepared 'own_{}'", fixture.left.db));
+    }
+    for fixture in &fixtures[..2] {
+        await_until(SOON, "what was prepared to be delivered", || {
+            fixture.left.queued().expect("a queue") == 0
+        });
+        assert_eq!(same(fixture, "t"), ["0", "1"]);
+    }
+}
+
+#[test]
+fn a_subscription_gets_the_slot_of_an_idle_worker() {
+    let settings = [TEST_SETTINGS, &[("wal_level", "logical")]].concat();
+    let publisher = Arc::new(Cluster::start_with("slotpub", &settings).expect("a cluster"));
+    let publisher = Side::create(&publisher, "published").expect("a database");
+    publisher.exec("create table n (id int primary key)");
+    publisher.exec_superuser("create publication p for all tables");
+    // Its two workers have nothing to do.
+    let fixtures = many("subscribed", 2);
+    for fixture in &fixtures {
+        fixture.left.exec("insert into t values (1)");
+        await_until(SOON, "a database to be served", || {
+            fixture.left.queued().expect("a queue") == 0
+        });
+    }
+    assert_eq!(workers(&fixtures[0]), 2);
+    let subscriber = &fixtures[0].left;
+    let schema = &publisher.user;
+    subscriber.exec_superuser(&format!(
+        "create schema {schema}; create table {schema}.n (id int primary key)"
+    ));
+    subscriber.exec_superuser(&format!(
+        "create subscription s connection 'host=127.0.0.1 port={} dbname={} user=postgres password={}'
+           publication p with (copy_data = false)",
+        publisher.cluster.port(),
+        publisher.db,
+        publisher.cluster.superuser_password()
+    ));
+    publisher.exec("insert into n values (1)");
+    let mut client = subscriber.superuser();
+    await_until(SOON, "the subscription to have a worker", || {
+        query(&mut client, &format!("select count(*) from {schema}.n")) == ["1"]
+    });
+    // And ours comes back when there is something for it.
+    fixtures[1].left.exec("insert into t values (2)");
+    await_until(SOON, "a database to be served", || {
+        fixtures[1].left.queued().expect("a queue") == 0
+    });
+    subscriber.exec_superuser("drop subscription s");
 }
 
 #[test]
