@@ -127,25 +127,48 @@ impl KeyHash {
     /// XX000 for a row of another table; 42883 when the hash function has been dropped.
     pub fn of(&self, row: Slot<'_>) -> Result<i64> {
         xact::require()?;
-        let mut hash: u64 = 0;
+        let mut hash = RecordHash::default();
         for column in &self.columns {
-            let element = match row.datum(column)? {
-                None => 0,
-                // SAFETY: the value is of the column's type, which has the function.
-                Some(value) => unsafe {
-                    let entry = hash_entry(column.type_oid);
-                    let seed = pg_sys::Datum::from(0u64);
-                    let function = &mut (*entry).hash_extended_proc_finfo;
-                    if function.fn_oid == pg_sys::InvalidOid {
-                        return Err(no_function(column.type_oid, "hash function"));
-                    }
-                    let collation = (*entry).typcollation;
-                    pg_sys::FunctionCall2Coll(function, collation, value, seed).value() as u64
-                },
-            };
-            hash = (hash << 5).wrapping_sub(hash).wrapping_add(element);
+            // SAFETY: the value is of the column's type.
+            unsafe { hash.add(column.type_oid, row.datum(column)?)? };
         }
-        Ok(hash as i64)
+        Ok(hash.value())
+    }
+}
+
+/// The hash of a record's values, as `hash_record_extended(record, 0)` computes it.
+#[derive(Default)]
+pub(super) struct RecordHash(u64);
+
+impl RecordHash {
+    /// Adds the next value; `None` is NULL.
+    ///
+    /// # Errors
+    /// 42883 when the type has no hash function.
+    ///
+    /// # Safety
+    /// Inside a transaction; the value is of the type.
+    pub unsafe fn add(&mut self, type_oid: Oid, value: Option<pg_sys::Datum>) -> Result<()> {
+        let element = match value {
+            None => 0,
+            // SAFETY: by the caller; the function takes values of the type.
+            Some(value) => unsafe {
+                let entry = hash_entry(type_oid);
+                let seed = pg_sys::Datum::from(0u64);
+                let function = &mut (*entry).hash_extended_proc_finfo;
+                if function.fn_oid == pg_sys::InvalidOid {
+                    return Err(no_function(type_oid, "hash function"));
+                }
+                let collation = (*entry).typcollation;
+                pg_sys::FunctionCall2Coll(function, collation, value, seed).value() as u64
+            },
+        };
+        self.0 = (self.0 << 5).wrapping_sub(self.0).wrapping_add(element);
+        Ok(())
+    }
+
+    pub fn value(self) -> i64 {
+        self.0 as i64
     }
 }
 

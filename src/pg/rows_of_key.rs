@@ -4,6 +4,7 @@
 //! only.
 
 use super::Oid;
+use super::compare::RecordHash;
 use super::compat;
 use super::snapshot::Snapshot;
 use super::text;
@@ -98,7 +99,8 @@ impl Transaction {
 /// Looks for the rows of tables (one, or the partitions of one) with a key, by a unique index on its columns.
 ///
 /// # Errors
-/// 22023 for a key that has not these columns; 42P10 without such an index; 25P01 outside of a transaction.
+/// 22023 for a key that does not have these columns, or whose hash is another one than that of its values as
+/// the columns' types; 42P10 without such an index; 25P01 outside of a transaction.
 pub fn holders(tables: &[Oid], columns: &[String], key: Key<'_>) -> Result<Holders> {
     xact::require()?;
     let values = key.values();
@@ -116,7 +118,7 @@ pub fn holders(tables: &[Oid], columns: &[String], key: Key<'_>) -> Result<Holde
             let lock = pg_sys::AccessShareLock as i32;
             let relation = pg_sys::try_relation_open(*table, lock);
             if !relation.is_null() {
-                let looked = look(relation, columns, &values, &mut holders);
+                let looked = look(relation, columns, (key, &values), &mut holders);
                 pg_sys::relation_close(relation, lock);
                 looked?;
             }
@@ -130,7 +132,7 @@ pub fn holders(tables: &[Oid], columns: &[String], key: Key<'_>) -> Result<Holde
 unsafe fn look(
     relation: pg_sys::Relation,
     columns: &[String],
-    values: &[(Oid, Option<pg_sys::Datum>)],
+    (record, values): (Key<'_>, &[(Oid, Option<pg_sys::Datum>)]),
     holders: &mut Holders,
 ) -> Result<()> {
     // SAFETY: by the caller; indexes are open while they are used, a scan's rows are looked at before it ends.
@@ -144,12 +146,19 @@ unsafe fn look(
             if number <= 0 {
                 return Err(no_index());
             }
-            key.push((number, *type_oid, *value));
+            let attribute = compat::attribute((*relation).rd_att, (number - 1) as usize);
+            key.push((number, as_type(*value, *type_oid, attribute)));
+        }
+        if has_other_hash(relation, record, values, &key)? {
+            return Err(Error::local(
+                SqlState::INVALID_PARAMETER,
+                "key does not have the types of these columns",
+            ));
         }
         let index = index_on(relation, &key).ok_or_else(no_index)?;
         let lock = pg_sys::AccessShareLock as i32;
         let index = pg_sys::index_open(index, lock);
-        let mut keys = scan_keys(relation, index, &key);
+        let mut keys = scan_keys(index, &key);
         let snapshot = Snapshot::latest();
         let mut scanned = snapshot.scanned(relation, true);
         let number = keys.len() as i32;
@@ -189,11 +198,35 @@ fn no_index() -> Error {
     )
 }
 
+/// Whether a record hashes to something else than its values do once they are of the columns' types. Stamps are
+/// found by the hash, rows by the values: a record of other types could name one row by its values and another
+/// one's stamp by its hash (`'a '` as `bpchar` hashes as `'a'` does as `text`).
+///
+/// # Safety
+/// The table must be open and locked; `key` has the values as its columns' types.
+unsafe fn has_other_hash(
+    relation: pg_sys::Relation,
+    record: Key<'_>,
+    values: &[(Oid, Option<pg_sys::Datum>)],
+    key: &[(i16, pg_sys::Datum)],
+) -> Result<bool> {
+    let (mut hash, mut is_converted) = (RecordHash::default(), false);
+    for ((number, value), (type_oid, _)) in key.iter().zip(values) {
+        // SAFETY: an attribute of an open table, and a value of its type.
+        unsafe {
+            let attribute = compat::attribute((*relation).rd_att, (*number - 1) as usize);
+            is_converted |= (*attribute).atttypid != *type_oid;
+            hash.add((*attribute).atttypid, Some(*value))?;
+        }
+    }
+    Ok(is_converted && hash.value() != record.hash())
+}
+
 /// A unique index on these columns, for all rows.
 ///
 /// # Safety
 /// The table must be open and locked.
-unsafe fn index_on(relation: pg_sys::Relation, key: &[(i16, Oid, pg_sys::Datum)]) -> Option<Oid> {
+unsafe fn index_on(relation: pg_sys::Relation, key: &[(i16, pg_sys::Datum)]) -> Option<Oid> {
     // SAFETY: a list of OIDs; under the table's lock none of them goes away.
     unsafe {
         let list = pg_sys::RelationGetIndexList(relation);
@@ -212,7 +245,7 @@ unsafe fn index_on(relation: pg_sys::Relation, key: &[(i16, Oid, pg_sys::Datum)]
                 && (*form).indisvalid
                 && (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
                 && number == key.len()
-                && (0..number).all(|at| key.iter().any(|(column_of, ..)| *column_of == column(at)))
+                && (0..number).all(|at| key.iter().any(|(column_of, _)| *column_of == column(at)))
                 && pg_sys::RelationGetIndexPredicate(index).is_null();
             pg_sys::index_close(index, lock);
             fits
@@ -223,25 +256,24 @@ unsafe fn index_on(relation: pg_sys::Relation, key: &[(i16, Oid, pg_sys::Datum)]
 /// What finds the key in an index on its columns.
 ///
 /// # Safety
-/// Both must be open, and the index one on columns; what the values point to must outlive the scan.
+/// The index must be open, and one on columns; what the values, of the columns' types, point to must outlive the
+/// scan.
 unsafe fn scan_keys(
-    relation: pg_sys::Relation,
     index: pg_sys::Relation,
-    key: &[(i16, Oid, pg_sys::Datum)],
+    key: &[(i16, pg_sys::Datum)],
 ) -> Vec<pg_sys::ScanKeyData> {
     // SAFETY: arrays with an element for each key column, of an open index.
     unsafe {
         let form = (*index).rd_index;
         let one = |at: usize| {
             let column = *(*form).indkey.values.as_ptr().add(at);
-            let (_, type_oid, value) = key.iter().find(|(number, ..)| *number == column)?;
+            let (_, value) = key.iter().find(|(number, _)| *number == column)?;
             let (family, input) = (
                 *(*index).rd_opfamily.add(at),
                 *(*index).rd_opcintype.add(at),
             );
             let equal = pg_sys::BTEqualStrategyNumber;
             let operator = pg_sys::get_opfamily_member(family, input, input, equal as i16);
-            let attribute = compat::attribute((*relation).rd_att, (column - 1) as usize);
             let mut scan_key = pg_sys::ScanKeyData::default();
             pg_sys::ScanKeyEntryInitialize(
                 &mut scan_key,
@@ -251,7 +283,7 @@ unsafe fn scan_keys(
                 pg_sys::InvalidOid,
                 *(*index).rd_indcollation.add(at),
                 pg_sys::get_opcode(operator),
-                as_type(*value, *type_oid, attribute),
+                *value,
             );
             Some(scan_key)
         };

@@ -10,7 +10,7 @@ use crate::support::preloaded::{EAGER, WORKING};
 const COLUMNS: &str = "id int primary key, v text, ver int";
 
 /// A table `t` on both sides that either queues for the other, of the given columns.
-fn masters_of(label: &str, left: &str, right: &str) -> Fixture {
+pub fn masters_of(label: &str, left: &str, right: &str) -> Fixture {
     let fixture = Fixture::new(label);
     link(&fixture.left, &fixture.right, left, right);
     fixture

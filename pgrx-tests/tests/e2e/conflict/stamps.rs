@@ -1,8 +1,9 @@
 //! Stamps under `newest`: who may write them, for which row they count, and what writing them locks.
 
+use postgres::Client;
 use rowsync_harness::Fixture;
 
-use crate::conflict::newest_masters::{agreed, masters};
+use crate::conflict::newest_masters::{agreed, masters, masters_of};
 use crate::support::common::{Role, both_have, refused, rows, run, same};
 
 const KEPT: &str = "select version, rank, deleted, shown from sync_row_version order by 1, 2, 3";
@@ -66,6 +67,72 @@ fn only_who_has_written_a_row_writes_its_stamp() {
         .exec("update t set v = 'left', ver = 3 where id = 1; insert into t values (8, 'o', 1)");
     send(&fixture);
     both_have(&fixture, "t", &["1|left|3", "2|right|2", "8|o|1"]);
+}
+
+/// Tables `t` whose keys have this type, a row of the owner's, and a session of a role that may insert, in a
+/// transaction with a row of its own.
+fn inserter(label: &str, key: &str, owned: &str, own: &str) -> (Fixture, Role, Client) {
+    let columns = format!("id {key} primary key, v text, ver int");
+    let fixture = masters_of(label, &columns, &columns);
+    fixture
+        .left
+        .exec(&format!("insert into t values ({owned}, 'owner', 1)"));
+    send(&fixture);
+    let role = Role::create(&fixture.left, "inserter", "");
+    fixture
+        .left
+        .exec(&format!("grant insert on t to {}", role.name));
+    let mut client = role.client_named("psql");
+    run(
+        &mut client,
+        &format!("begin; insert into t values ({own}, 'own', 1)"),
+    );
+    (fixture, role, client)
+}
+
+/// A row of its own would name another row's stamp, where the key's type gives it the other's hash.
+#[test]
+fn a_key_of_another_type_is_no_way_to_the_stamp_of_another_row() {
+    let keys = [
+        ("text", "'ada'", "'ada '", "'ada '::bpchar"),
+        ("varchar(8)", "'ada'", "'ada '", "'ada '::bpchar"),
+        (
+            "text[]",
+            "'{ada}'",
+            r#"'{"ada "}'"#,
+            r#"'{"ada "}'::bpchar[]"#,
+        ),
+    ];
+    for (at, (key, owned, own, disguised)) in keys.into_iter().enumerate() {
+        let (fixture, _role, mut client) = inserter(&format!("stampstypes{at}"), key, owned, own);
+        let stamp = "'int', '2147483647'";
+        refused(&mut client, &keep(disguised, stamp, false, "'1'"), "22023");
+        run(&mut client, "rollback");
+        assert_eq!(rows(&fixture.left, KEPT), [""; 0], "{key}");
+    }
+    // An enum's label hashes as its OID: the owner's row has that for its key.
+    let (fixture, _role, mut client) = inserter("stampsenum", "int", "1", "0");
+    fixture.left.exec("create type labels as enum ('0')");
+    fixture.left.exec(
+        "insert into t select e.oid::bigint::int, 'owner', 1 from pg_enum e
+         where e.enumtypid = 'labels'::regtype",
+    );
+    let schema = &fixture.left.user;
+    let label = format!("'0'::{schema}.labels");
+    refused(
+        &mut client,
+        &keep(&label, "'int', '2147483647'", false, "'1'"),
+        "22023",
+    );
+}
+
+/// Types that hash alike and convert into each other are one key.
+#[test]
+fn a_key_of_a_type_that_hashes_alike_is_the_rows_own() {
+    let (fixture, _role, mut client) = inserter("stampsalike", "varchar(8)", "'ada'", "'bob'");
+    let own = keep("'bob'::text", "'int', '7'", false, "'1'");
+    run(&mut client, &format!("{own}; commit"));
+    assert_eq!(rows(&fixture.left, KEPT), ["7|5|f|1"]);
 }
 
 #[test]
