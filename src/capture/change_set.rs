@@ -4,7 +4,7 @@ use super::descriptor::Descriptor;
 use super::log::{ChangeLog, Reader, Rows};
 use super::origin::{Altered, Origin, narrowed};
 use super::row::Captured;
-use crate::change::{Change, Op, Route};
+use crate::change::{Change, Op, Policy, Route};
 use crate::connect::account::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
@@ -33,6 +33,8 @@ pub struct ChangeSet {
     has_unsent: bool,
     /// Some change is a TRUNCATE.
     has_truncates: bool,
+    /// Some change deletes a row, or moves it to another key.
+    has_removals: bool,
     /// Some change's row was left where it is stored, in part.
     has_unread: bool,
     /// Bytes of what was left so and is to be sent.
@@ -60,6 +62,7 @@ impl ChangeSet {
             count: 0,
             has_unsent: false,
             has_truncates: false,
+            has_removals: false,
             has_unread: false,
             large: 0,
             routes: Vec::new(),
@@ -101,6 +104,7 @@ impl ChangeSet {
         self.mode = self.mode.max(descriptor.mode);
         self.has_unsent |= !change.unchanged.is_empty();
         self.has_truncates |= change.op == Op::Truncate;
+        self.has_removals |= change.op == Op::Delete || change.moves();
         self.has_unread |= !captured.unread.is_empty();
         let sent = captured
             .unread
@@ -157,6 +161,15 @@ impl ChangeSet {
     /// Whether some change is a TRUNCATE; not if this says no.
     pub fn has_truncates(&self) -> bool {
         self.has_truncates
+    }
+
+    /// Whether rows on the server may not tell if the set was applied, or may not be brought to what it leads to
+    /// by applying it again: a policy does not write over what it finds, or what was taken away may have taken
+    /// other rows along.
+    pub fn is_hard_to_repeat(&self) -> bool {
+        self.has_truncates
+            || (self.has_removals && self.count > 1)
+            || (self.routes.iter()).any(|r| matches!(r.policy, Policy::Error | Policy::Skip))
     }
 
     /// The routes that its changes take.

@@ -3,6 +3,7 @@
 use super::feed::Changes;
 use super::link::Link;
 use super::plan::{FIRST_ROWS, moves_at_once};
+use super::remote_transaction::{CHECK_CONSTRAINTS, DEFER_CONSTRAINTS};
 use super::truncations::Truncations;
 use super::whole::Span;
 use crate::capture::change_set::ChangeSet;
@@ -34,6 +35,9 @@ pub struct Manner {
     pub in_waves: bool,
     /// What is put together in one statement.
     pub span: Option<Span>,
+    /// Deferred constraints are checked before each TRUNCATE, which PostgreSQL refuses for a table with
+    /// pending checks.
+    pub checks: bool,
 }
 
 impl Manner {
@@ -42,6 +46,18 @@ impl Manner {
             assume,
             in_waves: false,
             span: None,
+            checks: false,
+        }
+    }
+}
+
+impl Manner {
+    /// What is sent before each TRUNCATE.
+    pub fn before_truncates(self) -> &'static [&'static str] {
+        if self.checks {
+            &[CHECK_CONSTRAINTS, DEFER_CONSTRAINTS]
+        } else {
+            &[]
         }
     }
 }
@@ -107,6 +123,11 @@ pub fn must_ask_kinds(link: &mut Link<'_>, refusal: &Error) -> bool {
     link.session()
         .filter(|_| refused)
         .is_some_and(|session| !std::mem::replace(&mut session.asks_kinds, true))
+}
+
+/// Whether a TRUNCATE was refused since something of its table was still to be checked.
+pub fn has_pending_checks(refusal: &Error) -> bool {
+    matches!(refusal, Error::Remote(_)) && refusal.sqlstate() == SqlState::OBJECT_IN_USE
 }
 
 /// Routes of rows that may have been refused for having been moved at once: they are moved in waves then.
@@ -185,4 +206,5 @@ pub fn feed_of<'s>(set: &'s ChangeSet, link: &Link<'_>, manner: Manner) -> Chang
         .forwarded(set.routes().iter().any(|route| !route.path.is_empty()))
         .in_waves(manner.in_waves)
         .whole(manner.span)
+        .before_truncates(manner.before_truncates())
 }

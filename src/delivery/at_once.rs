@@ -1,19 +1,24 @@
 //! One change set and nothing else: applied and committed, or prepared, in one pipelined exchange.
 
 use super::assumption::{Assume, Manner, feed_of};
-use super::feed::{Changes, Fixed};
+use super::feed::Fixed;
 use super::link::{Ending, Link, Unmet};
-use super::remote_transaction::{self, BEGIN, COMMIT, finish};
+use super::remote_transaction::{self, BEGIN, COMMIT, CURRENT_ID, current_id, finish};
 use super::settle::{Delivery, Queued, finish_prepare, settle_commit, settle_prepare};
 use super::tries::Tries;
 use crate::atomic::gid::Gid;
 use crate::atomic::phases;
 use crate::capture::change_set::ChangeSet;
-use crate::capture::log::Reader;
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::options::Mode;
 use crate::sql::shared::WHAT_IS_THERE;
+
+/// What is asked before a set is applied and committed, where applying it again would not do if the answer to
+/// its commit is lost.
+fn question_of(set: &ChangeSet) -> Option<&'static str> {
+    set.is_hard_to_repeat().then_some(CURRENT_ID)
+}
 
 /// How a delivery in one exchange ends on its server.
 enum Close {
@@ -32,11 +37,15 @@ impl Close {
 
     /// Runs the changes in a transaction up to its end, after the end of one that has failed; says whether
     /// that was asked to cancel.
-    fn run<'s>(&self, feed: Changes<Reader<'s>>, link: &mut Link<'s>) -> Result<bool> {
+    fn run<'s>(&self, set: &'s ChangeSet, link: &mut Link<'s>, manner: Manner) -> Result<bool> {
         let before = remote_transaction::ended(link);
+        let feed = feed_of(set, link, manner);
         match self {
             Self::Commit => {
-                let feed = feed.between(before, &[]).in_block(&BEGIN, &[COMMIT]);
+                let feed = feed
+                    .between(before, &[])
+                    .in_block(&BEGIN, &[COMMIT])
+                    .after_answer(question_of(set));
                 link.run(feed, Ending::Commits);
                 finish(std::slice::from_mut(link))
             }
@@ -59,7 +68,7 @@ pub fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         set,
         link,
         conflicts,
-        ..
+        xact,
     } = &mut delivery;
     let mut close = Close::of(set)?;
     let mut tries = Tries::new(set, link);
@@ -68,12 +77,12 @@ pub fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         run_asking(set, link, first, &close)?
     } else {
         allow_shared(link);
-        close.run(feed_of(set, link, first), link)?
+        close.run(set, link, first)?
     };
     if !interrupted && link.unmet() == Unmet::SharedStatement {
         interrupted = match close {
             Close::Commit => run_asking(set, link, first, &close)?,
-            Close::Prepare(_) => close.run(feed_of(set, link, first), link)?,
+            Close::Prepare(_) => close.run(set, link, first)?,
         };
     }
     if !interrupted && link.was_stale() {
@@ -84,17 +93,17 @@ pub fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         }
         *link = Link::connect(link.endpoint())?;
         tries = Tries::new(set, link);
-        interrupted = close.run(feed_of(set, link, tries.first()), link)?;
+        interrupted = close.run(set, link, tries.first())?;
     }
     while !interrupted && let Some(manner) = tries.next(link) {
-        interrupted = close.run(feed_of(set, link, manner), link)?;
+        interrupted = close.run(set, link, manner)?;
     }
     // What it refers to may be prepared there, and is not seen.
     if !interrupted
         && link.result().is_err_and(|error| error.is_about_others())
         && phases::settle_others(set)?
     {
-        interrupted = close.run(feed_of(set, link, Manner::assuming(Assume::Nothing)), link)?;
+        interrupted = close.run(set, link, Manner::assuming(Assume::Nothing))?;
     }
     if link.result().is_ok()
         && let Some(session) = link.session()
@@ -102,6 +111,7 @@ pub fn at_once(mut delivery: Delivery<'_>) -> Result<Option<Queued<'_>>> {
         session.set_accepted(set.upsert_routes());
     }
     *conflicts = link.take_conflicts();
+    *xact = question_of(set).and_then(|_| current_id(link));
     match close {
         Close::Commit => settle_commit(delivery, interrupted, false),
         Close::Prepare(gid) => settle_prepare(delivery, gid).map(|()| None),
@@ -140,7 +150,7 @@ fn run_asking<'s>(
             if let Some(session) = link.session() {
                 session.shared.pause();
             }
-            return close.run(feed_of(set, link, manner), link);
+            return close.run(set, link, manner);
         }
         Err(_) => return Ok(false),
     }
@@ -148,7 +158,9 @@ fn run_asking<'s>(
     let prepare = (link.session())
         .map(|session| session.shared.asked(answer.iter().map(String::as_str)))
         .unwrap_or_default();
-    let feed = feed_of(set, link, manner).in_open_block(prepare, COMMIT);
+    let feed = feed_of(set, link, manner)
+        .in_open_block(prepare, COMMIT)
+        .after_answer(question_of(set));
     link.run(feed, Ending::Commits);
     finish(std::slice::from_mut(link))
 }

@@ -100,6 +100,10 @@ pub struct Changes<S> {
     block: Option<[Vec<Statement>; 2]>,
     /// They are all of a transaction that commits at their end, and none has been sent.
     is_transaction: bool,
+    /// See [`Changes::after_answer`].
+    urgent: Option<Statement>,
+    /// See [`Changes::before_truncates`].
+    before_truncates: Vec<Statement>,
     needs_remote_schema: bool,
     /// Some of it has come from other nodes.
     is_forwarded: bool,
@@ -137,6 +141,8 @@ impl<S> Changes<S> {
             after: Vec::new(),
             block: None,
             is_transaction: false,
+            urgent: None,
+            before_truncates: Vec::new(),
             needs_remote_schema: false,
             is_forwarded: false,
             path: Path::default(),
@@ -220,6 +226,19 @@ impl<S> Changes<S> {
         self
     }
 
+    /// Sends this question first. The server answers it before it executes the changes, so that the answer is
+    /// known should the connection be lost later.
+    pub fn after_answer(mut self, question: Option<&str>) -> Self {
+        self.urgent = question.map(Statement::urgent);
+        self
+    }
+
+    /// Sends these statements before each TRUNCATE.
+    pub fn before_truncates(mut self, statements: &[&str]) -> Self {
+        self.before_truncates = plain(statements.iter().copied());
+        self
+    }
+
     /// `newest`: some changes are under [`Policy::Newest`].
     pub fn newest(mut self, newest: bool) -> Self {
         self.needs_remote_schema = newest;
@@ -253,6 +272,7 @@ impl<S> Changes<S> {
             self.asked.push(batch.route.clone());
         }
         let (route, after_cascade) = (batch.route.clone(), batch.after_cascade);
+        let is_truncate = batch.kind == BatchKind::Truncate;
         batch.alone = std::mem::take(&mut self.is_transaction) && !self.planner.holds_more();
         // Where another process may serve the next transaction, a name of the session's own means nothing.
         let named = if session.peer.must_introduce() {
@@ -271,6 +291,9 @@ impl<S> Changes<S> {
             }
             None => sql::of_batch(batch, session.remote_schema()),
         };
+        if is_truncate {
+            about_rows.splice(0..0, self.before_truncates.iter().cloned());
+        }
         if after_cascade {
             for statement in &mut about_rows {
                 statement.conflicts = std::mem::take(&mut statement.conflicts).after_cascade();
@@ -301,6 +324,7 @@ impl<S> Changes<S> {
         session: &Session,
     ) -> Vec<Statement> {
         let mut statements = std::mem::take(&mut self.before);
+        statements.extend(self.urgent.take());
         let wanted = route.application_name.as_ref().unwrap_or(&self.name);
         if *wanted != self.current {
             statements.push(sql::named(wanted));

@@ -2,7 +2,8 @@
 //! than the one before.
 
 use super::assumption::{
-    self, Assume, Manner, assumption_failed, first_assumption, is_twice_one_row, keep_in_waves,
+    self, Assume, Manner, assumption_failed, first_assumption, has_pending_checks,
+    is_twice_one_row, keep_in_waves,
 };
 use super::link::{Link, Unmet};
 use super::whole::Span;
@@ -18,6 +19,8 @@ enum Step {
     Begin,
     /// What was taken for granted is not so, or what was prepared is out of date.
     Assumption,
+    /// A table was to be emptied of which something was still to be checked: checked before.
+    Checks,
     /// Rows that were moved at once were in each other's way: in waves.
     Waves,
     /// Two changes were of one row there: one by one.
@@ -26,9 +29,10 @@ enum Step {
     Whole(Span),
 }
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step::Begin,
     Step::Assumption,
+    Step::Checks,
     Step::Waves,
     Step::Rows,
     Step::Whole(Span::Command),
@@ -43,6 +47,8 @@ pub struct Tries<'s> {
     steps: std::slice::Iter<'static, Step>,
     /// Routes whose rows move in waves in the try under way.
     in_waves: Vec<Rc<Route>>,
+    /// See [`Manner::checks`]; from the try on that found it to be needed.
+    checks: bool,
 }
 
 impl<'s> Tries<'s> {
@@ -58,6 +64,7 @@ impl<'s> Tries<'s> {
             first: Manner::assuming(assume),
             steps: STEPS.iter(),
             in_waves: Vec::new(),
+            checks: false,
         }
     }
 
@@ -86,7 +93,10 @@ impl<'s> Tries<'s> {
 
     fn manner_of(&mut self, step: Step, link: &mut Link<'_>) -> Option<Manner> {
         let set = self.set;
-        let nothing = Manner::assuming(Assume::Nothing);
+        let nothing = Manner {
+            checks: self.checks,
+            ..Manner::assuming(Assume::Nothing)
+        };
         match step {
             Step::Begin => {
                 let is_met = !matches!(link.unmet(), Unmet::Clock | Unmet::ImplicitBegin);
@@ -99,6 +109,14 @@ impl<'s> Tries<'s> {
                 let as_whole = may_hold_as_whole(set, link) && !link.result().is_err_and(is_taken);
                 (again && !as_whole).then_some(nothing)
             }
+            Step::Checks => {
+                self.checks = set.has_truncates()
+                    && link.result().is_err_and(|error| has_pending_checks(&error));
+                self.checks.then_some(Manner {
+                    checks: true,
+                    ..nothing
+                })
+            }
             Step::Waves => {
                 self.in_waves = refused_at_once(set, link);
                 (!self.in_waves.is_empty()).then_some(Manner {
@@ -106,7 +124,10 @@ impl<'s> Tries<'s> {
                     ..nothing
                 })
             }
-            Step::Rows => is_twice_one_row(link).then_some(Manner::assuming(Assume::NotKeys)),
+            Step::Rows => is_twice_one_row(link).then_some(Manner {
+                assume: Assume::NotKeys,
+                ..nothing
+            }),
             Step::Whole(span) => may_hold_as_whole(set, link).then_some(Manner {
                 span: Some(span),
                 ..nothing

@@ -17,7 +17,7 @@ use crate::delivery::remote_transaction::{
 };
 use crate::delivery::truncations::Truncations;
 use crate::delivery::whole::Span;
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::queue::claim::{Record, Unit};
 use crate::sql::{self, Statement};
 use std::collections::{HashMap, HashSet};
@@ -57,6 +57,8 @@ pub struct Replay {
     trusting: bool,
     /// A batch has found two of its changes to be of one row there.
     one_by_one: bool,
+    /// A TRUNCATE was refused since something of its table was still to be checked: that is done before each.
+    checks: bool,
     /// Conflicts met by batches that stand, and by the one under way.
     conflicts: (Tally, Tally),
     /// Changes that were not sent because they have been at the server.
@@ -78,6 +80,7 @@ impl Replay {
             begun,
             trusting: true,
             one_by_one: false,
+            checks: false,
             conflicts: Default::default(),
             held_back: 0,
             identity: None,
@@ -153,7 +156,7 @@ impl Replay {
             Err(error) if self.can_go_on(&error) => error,
             result => return result,
         };
-        let mut again = self.must_ask_kinds(units, &error);
+        let mut again = self.must_ask_kinds(units, &error) | self.must_check(units, &error);
         if assume == Assume::Rows && !error.is_transient() {
             again = true;
             self.trusting = false;
@@ -191,6 +194,13 @@ impl Replay {
                 .link
                 .as_mut()
                 .is_some_and(|link| assumption::must_ask_kinds(link, error))
+    }
+
+    /// Whether a TRUNCATE was refused since something of its table was still to be checked, for the first time.
+    fn must_check(&mut self, units: &[&Unit], error: &Error) -> bool {
+        let must = !self.checks && empties(units) && assumption::has_pending_checks(error);
+        self.checks |= must;
+        must
     }
 
     /// How a batch is tried first.
@@ -308,10 +318,14 @@ impl Replay {
                 Some(Ok(()))
             }
             Remedy::CheckBefore => {
-                if !empties(units) || error.sqlstate() != SqlState::OBJECT_IN_USE {
+                if !empties(units) || !assumption::has_pending_checks(error) {
                     return None;
                 }
                 let again = [PART.roll_back, CHECK_CONSTRAINTS, DEFER_CONSTRAINTS];
+                let how = Manner {
+                    checks: true,
+                    ..how
+                };
                 let done = self.attempt(units, &again, after, how, || ());
                 done.ok().map(Ok)
             }
@@ -379,6 +393,10 @@ impl Replay {
                 .map(|record| record.change.encoded_size() as u64)
                 .sum()
         };
+        let manner = Manner {
+            checks: self.checks,
+            ..manner
+        };
         let assume = manner.assume;
         let many = assume == Assume::Rows && assumption::are_many(records().count(), bytes());
         let changes = Changes::new(Records(records()), &name)
@@ -395,6 +413,7 @@ impl Replay {
             .newest(records().any(|record| record.route.version().is_some()))
             .forwarded(records().any(|record| !record.route.path.is_empty()))
             .whole(manner.span)
+            .before_truncates(manner.before_truncates())
             .following(&self.vanished_before(units))
             .between(before, after);
         link.run(changes, Ending::Open);

@@ -51,6 +51,7 @@ pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
         text,
         params,
         conflicts,
+        is_urgent: false,
     }
 }
 

@@ -22,14 +22,24 @@ pub struct Statement {
     /// Empty for one that was prepared.
     pub text: String,
     pub params: Vec<Param>,
-    /// How its answer tells the conflicts.
+    /// How its answer reports conflicts.
     pub conflicts: Conflicts,
+    /// The server is to send its answer at once, and not with those to the statements that follow.
+    pub is_urgent: bool,
 }
 
 impl Statement {
     /// One without parameters, not about rows.
     pub fn plain(text: impl Into<String>) -> Self {
         Self::query(text.into(), Vec::new(), Conflicts::Never)
+    }
+
+    /// As [`Statement::plain`], and the server is to send its answer before it executes the next one.
+    pub fn urgent(text: impl Into<String>) -> Self {
+        Self {
+            is_urgent: true,
+            ..Self::plain(text)
+        }
     }
 
     /// One that is executed at once.
@@ -39,6 +49,7 @@ impl Statement {
             text,
             params,
             conflicts,
+            is_urgent: false,
         }
     }
 
@@ -50,6 +61,7 @@ impl Statement {
             text,
             params,
             conflicts,
+            is_urgent: false,
         }
     }
 
@@ -61,6 +73,7 @@ impl Statement {
             text,
             params,
             conflicts,
+            is_urgent: false,
         }
     }
 

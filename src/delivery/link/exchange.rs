@@ -410,6 +410,9 @@ fn send(
         } else {
             answers.push_expected(statement.conflicts.clone());
         }
+        if statement.is_urgent {
+            session.connection.request_flush()?;
+        }
         bytes += statement.size();
         *begins |= begins_block || statement.rolls_back();
         in_block |= begins_block;

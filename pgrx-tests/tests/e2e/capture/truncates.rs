@@ -63,6 +63,29 @@ fn a_table_is_emptied_whatever_is_still_to_be_checked_of_it() {
     }
 }
 
+/// Deletions under `newest` leave something behind, so they are sent, and the TRUNCATE stays behind them.
+#[test]
+fn a_table_is_emptied_after_deletions_that_are_sent() {
+    for mode in ["sync", "async", "queue"] {
+        let options =
+            format!(r#"{{"mode": "{mode}", "on_conflict": "newest", "version_column": "id"}}"#);
+        let fixture = family(&format!("newestpending_{mode}"), &options);
+        fixture.left.exec(
+            "begin; insert into c values (1, 1), (2, 1); delete from c where id = 1; truncate c;
+             insert into c values (3, 1); commit",
+        );
+        drain(&fixture);
+        both_have(&fixture, "c", &["3|1|~"]);
+        fixture.left.exec(
+            "begin; update c set up = 3; insert into c values (4, 1, 3); delete from c where id = 4;
+             truncate c; insert into c values (5, 1), (6, 1); delete from c where id = 5; truncate c;
+             insert into p values (8); insert into c values (7, 8, 7); commit",
+        );
+        drain(&fixture);
+        both_have(&fixture, "c", &["7|8|7"]);
+    }
+}
+
 #[test]
 fn transactions_that_meet_in_a_drain_do_not_hold_a_truncate_up() {
     let fixture = family("meet", QUEUE);

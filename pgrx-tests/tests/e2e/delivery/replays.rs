@@ -295,3 +295,126 @@ fn a_record_that_is_refused_brings_nothing_back_that_is_there_under_another_key(
         );
     }
 }
+
+/// A transaction of which the server's rows do not tell whether it was applied, or that must not be applied twice.
+struct Hidden {
+    name: &'static str,
+    policy: &'static str,
+    tables: &'static [(&'static str, &'static str)],
+    /// What is different on the server.
+    there: &'static str,
+    before: &'static str,
+    transaction: &'static str,
+    /// What the server commits before the replay.
+    meanwhile: &'static str,
+    /// A query for what the server has in the end, and what that is.
+    found: (&'static str, &'static [&'static str]),
+}
+
+const TOUCHED: &str = "create function touch() returns trigger language plpgsql as
+    'begin new.v = new.v || ''!''; return new; end';
+    create trigger touch before insert or update on x for each row execute function touch();";
+
+const CASCADING: &str = "create table child (x int references x on delete cascade);
+    create function touch() returns trigger language plpgsql as
+    'begin new.v = new.v || ''!''; return new; end';
+    create trigger touch before insert or update on x for each row execute function touch();";
+
+const HIDDEN: [Hidden; 5] = [
+    Hidden {
+        name: "truncate",
+        policy: "error",
+        tables: &[
+            ("x", "id int primary key, v text"),
+            ("c", "id int primary key"),
+        ],
+        there: "",
+        before: "insert into c values (1), (2)",
+        transaction: "insert into x values (1, 'a'); truncate c",
+        meanwhile: "",
+        found: ("select id || v from x", &["1a"]),
+    },
+    Hidden {
+        name: "triggererror",
+        policy: "error",
+        tables: &[("x", "id int primary key, v text")],
+        there: TOUCHED,
+        before: "insert into x values (1, 'a')",
+        transaction: "insert into x values (2, 'b'); update x set v = 'c' where id = 1",
+        meanwhile: "",
+        found: ("select id || v from x order by 1", &["1c!", "2b!"]),
+    },
+    Hidden {
+        name: "triggerskip",
+        policy: "skip",
+        tables: &[("x", "id int primary key, v text")],
+        there: TOUCHED,
+        before: "insert into x values (1, 'a')",
+        transaction: "update x set v = 'c' where id = 1; insert into x values (2, 'b')",
+        meanwhile: "update x set v = 'own' where id = 1",
+        found: ("select id || v from x order by 1", &["1own!", "2b!"]),
+    },
+    Hidden {
+        name: "cascade",
+        policy: "overwrite",
+        tables: &[("x", "id int primary key, v text")],
+        there: CASCADING,
+        before: "insert into x values (1, 'a')",
+        transaction: "delete from x where id = 1; insert into x values (1, 'b')",
+        meanwhile: "insert into child values (1)",
+        found: ("select x from child", &["1"]),
+    },
+    Hidden {
+        name: "moved",
+        policy: "overwrite",
+        tables: &[("x", "id int primary key, v text")],
+        there: CASCADING,
+        before: "insert into x values (1, 'a')",
+        transaction: "update x set id = 2 where id = 1; insert into x values (1, 'b')",
+        meanwhile: "insert into child values (1), (2)",
+        found: ("select x from child order by 1", &["1", "2"]),
+    },
+];
+
+#[test]
+fn what_rows_do_not_tell_the_transactions_id_tells() {
+    for hidden in &HIDDEN {
+        let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+        let fixture = Fixture::new(&format!("hidden_{}", hidden.name));
+        fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+        let options = format!(r#"{{"on_conflict": "{}"}}"#, hidden.policy);
+        for (name, columns) in hidden.tables {
+            mirror(&fixture, name, columns, &options);
+        }
+        if !hidden.there.is_empty() {
+            fixture.right.exec(hidden.there);
+        }
+        let mut client = fixture.left.client();
+        run(&mut client, hidden.before);
+        deal(&fixture, "1000");
+        let right = rows(&fixture.right, "select txid_current()").remove(0);
+        // The answer to the first question passes, that to the commit does not.
+        proxy.cut_after(160, Direction::ToClient);
+        run(
+            &mut client,
+            &format!("begin; {}; commit", hidden.transaction),
+        );
+        assert_eq!(queued(&fixture), 2, "{}", hidden.name);
+        await_until(LONG, "the server to commit", || {
+            let sql = format!("select exists (select from x where xmin::text::bigint > {right})");
+            rows(&fixture.right, &sql) == ["t"]
+        });
+        if !hidden.meanwhile.is_empty() {
+            fixture.right.exec(hidden.meanwhile);
+        }
+        assert!(
+            deal(&fixture, "1000"),
+            "{}: {:?}",
+            hidden.name,
+            standing(&fixture)
+        );
+        assert_eq!(records(&fixture), Vec::<String>::new(), "{}", hidden.name);
+        let (query, expected) = hidden.found;
+        assert_eq!(rows(&fixture.right, query), expected, "{}", hidden.name);
+    }
+}
