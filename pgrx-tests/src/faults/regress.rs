@@ -32,6 +32,9 @@ pub use tally::{Difference, Hunk, Tally};
 /// How long a file may take.
 const FILE_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Numbers that the keys of one file's tables are drawn from.
+const KEYS_OF_A_FILE: i64 = 10_000_000;
+
 /// Both sides, besides those of every cluster of tests. Plans, and the order of rows with them,
 /// must not depend on when autovacuum comes by.
 const SETTINGS: [(&str, &str); 4] = [
@@ -249,8 +252,13 @@ impl Bed<'_> {
         };
         let relay = Relay::start(task)?;
         let mut open = Vec::new();
-        for file in self.files {
+        for (number, file) in self.files.iter().enumerate() {
             run.state().file.clone_from(file);
+            // Keys that one file draws otherwise must not shift those of all that follow.
+            let first = (number as i64 + 1) * KEYS_OF_A_FILE;
+            run.here
+                .superuser(DATABASE)?
+                .execute("select setval('rowsync.key', $1)", &[&first])?;
             let start = Instant::now();
             let before = run.state().tally.clone();
             self.run_file(file, &run, relay.port(), &work)?;
