@@ -105,9 +105,11 @@ impl Plan {
         matches!(policy, Policy::Overwrite | Policy::Newest(_)) && !self.route.key_deferrable
     }
 
-    /// As whom rows are read: a condition is the table owner's, and may call functions of theirs.
+    /// As whom rows are read: the table's owner, whose functions a condition, the check of a domain or the output of a
+    /// type calls. `None`, the copier's own role, where stamps are read with the rows, which the owner may not read.
     pub fn reader(&self) -> Option<Oid> {
-        self.filter.as_ref().map(|_| self.table.owner)
+        let reads_stamps = self.route.version().is_some();
+        (self.filter.is_some() || !reads_stamps).then_some(self.table.owner)
     }
 
     /// The route of rows that replace what is there, unless that counts as newer.

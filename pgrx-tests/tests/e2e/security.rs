@@ -11,6 +11,7 @@ mod logs;
 mod mappings;
 mod model;
 mod own_operators;
+mod owner_code;
 mod owners;
 mod rights;
 mod roles;
