@@ -388,14 +388,17 @@ impl Newest<'_> {
         };
         let done = if moved { "u.ord IS NOT NULL OR " } else { "" };
         let mut kept = Vec::new();
+        let hashes = |operator: &str| {
+            format!(
+                "{} OPERATOR(pg_catalog.{operator}) {}",
+                self.hash(old),
+                self.hash(new)
+            )
+        };
         if self.has_old() {
             // Also where the row there is newer: that counts for more, and so does its deletion.
             let condition = if is_move {
-                format!(
-                    "{} OPERATOR(pg_catalog.<>) {}",
-                    self.hash(old),
-                    self.hash(new)
-                )
+                hashes("<>")
             } else {
                 "true".to_owned()
             };
@@ -403,8 +406,15 @@ impl Newest<'_> {
             kept.extend(self.keep(tombstone, old, (true, &existing, "NULL"), &condition));
         }
         if self.writes() {
+            // A row that was moved here was not here before: its lock has kept nobody from keeping a deletion
+            // of this key, unless it is the same key in another spelling.
+            let moved_from_here = if moved {
+                format!("u.ord IS NOT NULL AND {} OR ", hashes("="))
+            } else {
+                String::new()
+            };
             let existing = if can_update {
-                format!("({done}n.ord IS NOT NULL)")
+                format!("({moved_from_here}n.ord IS NOT NULL)")
             } else {
                 "false".to_owned()
             };

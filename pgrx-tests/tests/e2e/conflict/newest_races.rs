@@ -1,10 +1,10 @@
 //! Changes that arrive under `newest` while another session is at the same row: whoever comes first, both
 //! masters end equal.
 
-use rowsync_harness::{Fixture, await_until};
+use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::conflict::newest_masters::{agreed, masters};
-use crate::support::common::{both_have, rows, run, same};
+use crate::support::common::{both_have, mirror, rows, run, same, table};
 use crate::support::preloaded::WORKING;
 
 const WAITING: &str = "select count(*) from pg_stat_activity
@@ -102,4 +102,82 @@ fn a_deletion_arrives_while_the_row_is_inserted_again() {
     fixture.left.exec("insert into t values (1, 'l', 5)");
     settle(&fixture);
     same(&fixture, "t");
+}
+
+/// A row that another master moves to a key while the deletion of that key is arriving from a third: the
+/// deletion counts for more, and finds no row yet.
+#[test]
+fn a_row_is_moved_to_a_key_whose_deletion_is_arriving() {
+    moved_beside_a_deletion("raced", &[], &[]);
+}
+
+/// The same key, of which an older deletion is kept already.
+#[test]
+fn a_row_is_moved_to_a_key_that_is_deleted_once_more() {
+    moved_beside_a_deletion(
+        "racee",
+        &["update t set v = 'again'", "update t set v = 'once more'"],
+        &[
+            "insert into t values (2, 'gone', 5)",
+            "delete from t where id = 2",
+        ],
+    );
+}
+
+/// The left side deletes row 2, after what it does `before`, while a third master moves row 1 to that key,
+/// after what it does before; neither knows of the other.
+fn moved_beside_a_deletion(label: &str, left_before: &[&str], third_before: &[&str]) {
+    let fixture = masters(label);
+    let (left, right) = (&fixture.left, &fixture.right);
+    // What keeps the deletion waiting once it has been applied.
+    mirror(
+        &fixture,
+        "z",
+        "id int primary key, v text",
+        r#"{"mode": "queue"}"#,
+    );
+    left.exec("insert into z values (1, 'z')");
+    left.query_one::<bool>("select deal_sync_err_rec(10000)");
+    let third = Side::create(&left.cluster, &format!("third_{}", left.db)).expect("a database");
+    third.exec("create table t (id int primary key, v text, ver int)");
+    third
+        .link(right, right.cluster.port(), "dst", &[])
+        .expect("a server");
+    third.exec(&format!(
+        r#"select attach_sync('t', 'dst', '{}.t',
+             '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
+        right.user
+    ));
+    let unseen = |side: &Side, sql: &str| run(&mut side.client_named("pg_rowsync"), sql);
+    unseen(left, "insert into t values (2, 'left', 5)");
+    for side in [right, &third] {
+        unseen(side, "insert into t values (1, 'third', 5)");
+    }
+    let drain = |side: &Side| side.query_one::<bool>("select deal_sync_err_rec(10000)");
+    left_before.iter().for_each(|sql| left.exec(sql));
+    third_before.iter().for_each(|sql| third.exec(sql));
+    // What the right side knows of row 2 by then is gone again.
+    assert!(drain(&third));
+    left.exec("delete from t; update z set v = 'held'");
+    third.exec("update t set id = 2 where id = 1");
+    let mut client = right.client();
+    run(&mut client, "begin; select from z for update");
+    let waiting = || rows(right, WAITING);
+    std::thread::scope(|scope| {
+        scope.spawn(|| drain(left));
+        await_until(WORKING, "the deletion to wait", || waiting() == ["1"]);
+        let moved = scope.spawn(|| drain(&third));
+        await_until(WORKING, "the row to arrive or wait", || {
+            moved.is_finished() || waiting() == ["2"]
+        });
+        run(&mut client, "commit");
+    });
+    await_until(WORKING, "all queues to drain", || {
+        [left, &third].iter().all(|side| {
+            drain(side);
+            side.queued().expect("a queue") == 0
+        })
+    });
+    assert_eq!(table(right, "t"), [""; 0]);
+    third.drop().expect("no third database");
 }
