@@ -477,6 +477,10 @@ impl Cluster {
             // Would leave files in /dev/shm when a cluster is killed.
             ("dynamic_shared_memory_type", "mmap"),
             ("shared_buffers", "32MB"),
+            // Many clusters share a disk: segments that are neither filled before they are written nor
+            // kept in stock.
+            ("wal_init_zero", "off"),
+            ("min_wal_size", "32MB"),
             ("max_prepared_transactions", "10"),
             ("log_line_prefix", "%m [%p] %q%a %u@%d "),
             ("log_timezone", "UTC"),

@@ -166,7 +166,7 @@ impl Postgres {
         Ok(PathBuf::from(ask(&self.pg_config, "--sharedir")?).join("extension"))
     }
 
-    /// A copy below `folder` that nothing else uses, without headers: PostgreSQL finds its files by
+    /// A copy below `folder` that nothing else uses, without headers and bitcode: PostgreSQL finds its files by
     /// where its programs are, as long as they are placed to each other as before.
     pub fn copy_to(&self, folder: &Path) -> Result<Postgres> {
         let share = PathBuf::from(ask(&self.pg_config, "--sharedir")?);
@@ -179,8 +179,16 @@ impl Postgres {
         let place = |part: &Path| Ok::<_, anyhow::Error>(folder.join(part.strip_prefix(common)?));
         for part in &parts {
             let copy = place(part)?;
-            fs::create_dir_all(copy.parent().context("a folder")?)?;
-            run(Command::new("cp").arg("--archive").arg(part).arg(&copy))?;
+            fs::create_dir_all(&copy)?;
+            for entry in fs::read_dir(part)? {
+                let entry = entry?;
+                // Half of an installation: what JIT compilation takes to inline functions.
+                if entry.file_name() != "bitcode" {
+                    run(Command::new("cp")
+                        .arg("--archive")
+                        .args([&entry.path(), &copy]))?;
+                }
+            }
         }
         let bindir = place(&self.bindir)?;
         let copy = Postgres {
