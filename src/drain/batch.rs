@@ -267,7 +267,8 @@ impl<'h> Batch<'h> {
         for at in alone {
             self.bisect(replay, vec![at])?;
         }
-        self.settle_postponed(replay)?;
+        // Refused over other rows, a unit is tried again with the rest of its transaction.
+        self.postponed = Postponed::default();
         self.apply_in_parts(replay)?;
         self.check(replay, claims)
     }
@@ -292,6 +293,12 @@ impl<'h> Batch<'h> {
         Ok(())
     }
 
+    /// Whether a unit that failed over something that may pass is to be marked failed.
+    fn may_fail_for_now(&self, at: usize) -> bool {
+        let again = self.trial.alone.contains(&self.units[at].id());
+        self.trial.busy.len() < MAX_BUSY && (self.trial.isolates || again)
+    }
+
     /// Marks a unit failed that failed by itself over something that may pass, if that is to be done. A second
     /// one of a table tells that it is the table.
     fn fail_for_now(&mut self, at: usize, error: Error) {
@@ -299,7 +306,7 @@ impl<'h> Batch<'h> {
         if self.trial.busy.len() >= MAX_BUSY && again {
             return;
         }
-        if self.trial.busy.len() >= MAX_BUSY || !(self.trial.isolates || again) {
+        if !self.may_fail_for_now(at) {
             self.stop = Some(error);
             return;
         }
@@ -638,8 +645,13 @@ impl<'h> Batch<'h> {
             return;
         };
         self.fail(first, error, false);
-        let root = self.units[first].id();
-        for (at, _) in units {
+        self.wait_for(first, units.map(|(at, _)| at).collect());
+    }
+
+    /// Lets units wait for one that is marked failed.
+    fn wait_for(&mut self, failed: usize, units: Vec<usize>) {
+        let root = self.units[failed].id();
+        for at in units {
             self.blockers
                 .add(self.units[at].id(), root, &self.units[at].writeset().writes);
             self.states[at] = UnitState::Waits(root);

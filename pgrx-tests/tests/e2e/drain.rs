@@ -8,4 +8,5 @@ mod edges;
 mod lost_drains;
 mod partial;
 mod set_right;
+mod torn;
 mod transient;

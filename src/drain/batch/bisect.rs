@@ -7,7 +7,7 @@
 //! it, before it is blamed.
 
 use super::postponed::{MAX_POSTPONED, Postponed};
-use super::{Batch, is_away};
+use super::{Batch, UnitState, is_away};
 use crate::delivery::whole::Span;
 use crate::drain::replay::Replay;
 use crate::error::{Error, Result, SqlState};
@@ -65,8 +65,11 @@ impl Batch<'_> {
             self.bisect_transactions(replay, first)?;
             return self.bisect_transactions(replay, second);
         }
-        if units.len() == 1 || error.is_transient() {
+        if units.len() == 1 {
             return self.bisect_refused(replay, units, error);
+        }
+        if error.is_transient() {
+            return self.bisect_torn(replay, units, error);
         }
         let commands = self.by_command(units.clone());
         if commands.len() > 1 && error.is_about_others() {
@@ -85,6 +88,15 @@ impl Batch<'_> {
                 self.bisect_commands(replay, second)?;
             }
         }
+        self.settle_postponed(replay)
+    }
+
+    /// Looks within a transaction for what meets something that may pass. Parts of the transaction may be
+    /// refused over other rows only because they are parts: they share the failure of the whole.
+    fn bisect_torn(&mut self, replay: &mut Replay, units: Vec<usize>, error: Error) -> Result<()> {
+        self.postpone();
+        self.postponed.torn_over = Some(error.clone());
+        self.bisect_refused(replay, units, error)?;
         self.settle_postponed(replay)
     }
 
@@ -171,6 +183,11 @@ impl Batch<'_> {
     }
 
     fn blame(&mut self, replay: &mut Replay, at: usize, error: Error) {
+        if error.is_about_others()
+            && let Some(culprit) = self.failed_for_now_beside(at)
+        {
+            return self.wait_for(culprit, vec![at]);
+        }
         let first = &self.units[at].records[0];
         let is_there = error.sqlstate() == SqlState::UNIQUE_VIOLATION
             && !first.route.is_keyless()
@@ -257,7 +274,11 @@ impl Batch<'_> {
     pub(super) fn settle_postponed(&mut self, replay: &mut Replay) -> Result<()> {
         let mut before = usize::MAX;
         loop {
-            let mut remaining = std::mem::take(&mut self.postponed).units;
+            let Postponed {
+                units: mut remaining,
+                torn_over,
+                ..
+            } = std::mem::take(&mut self.postponed);
             remaining.sort_by_key(|(at, _)| *at);
             remaining.dedup_by_key(|(at, _)| *at);
             if remaining.is_empty() || self.is_over() {
@@ -269,11 +290,45 @@ impl Batch<'_> {
             }
             // Only what was applied since can have made a difference.
             if units.len() >= before.min(MAX_POSTPONED) {
-                return self.blame_postponed(replay, remaining);
+                return match torn_over {
+                    Some(error) => {
+                        self.fail_torn(units, error);
+                        Ok(())
+                    }
+                    None => self.blame_postponed(replay, remaining),
+                };
             }
             before = units.len();
             self.postponed.is_on = true;
+            self.postponed.torn_over = torn_over;
             self.bisect(replay, units)?;
+        }
+    }
+
+    /// A unit of the same transaction that is marked failed over something that may pass: what is refused over
+    /// other rows may be so only without it.
+    fn failed_for_now_beside(&self, at: usize) -> Option<usize> {
+        let transaction = self.units[at].transaction();
+        (0..self.units.len()).find(|at| {
+            self.units[*at].transaction() == transaction
+                && matches!(&self.states[*at], UnitState::Failed(error, _) if error.is_transient())
+        })
+    }
+
+    /// Units that are refused without the rest of their transaction, which has met something that may pass: they
+    /// wait for the record that has, or else for the first of themselves.
+    fn fail_torn(&mut self, units: Vec<usize>, error: Error) {
+        let units = self.admit(units);
+        let Some(first) = units.first().copied() else {
+            return;
+        };
+        match self.failed_for_now_beside(first) {
+            Some(culprit) => self.wait_for(culprit, units),
+            None if self.may_fail_for_now(first) => {
+                self.fail_for_now(first, error);
+                self.wait_for(first, units[1..].to_vec());
+            }
+            None => self.stop = Some(error),
         }
     }
 
@@ -286,12 +341,17 @@ impl Batch<'_> {
             let Some(why) = remaining.iter().find_map(|(_, error)| error.clone()) else {
                 return Ok(());
             };
-            self.fail_together(
-                remaining
-                    .into_iter()
-                    .map(|(at, _)| (at, why.clone()))
-                    .collect(),
-            );
+            match self.failed_for_now_beside(remaining[0].0) {
+                Some(culprit) => {
+                    self.wait_for(culprit, remaining.into_iter().map(|(at, _)| at).collect());
+                }
+                None => self.fail_together(
+                    remaining
+                        .into_iter()
+                        .map(|(at, _)| (at, why.clone()))
+                        .collect(),
+                ),
+            }
             return Ok(());
         }
         for (at, error) in remaining {

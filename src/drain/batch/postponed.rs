@@ -13,6 +13,8 @@ pub(super) struct Postponed {
     pub(super) units: Vec<(usize, Option<Error>)>,
     /// What they touch.
     pub(super) writes: Blockers,
+    /// Why the whole was refused of which the units are parts, if that may pass.
+    pub(super) torn_over: Option<Error>,
     /// Units are postponed.
     pub(super) is_on: bool,
 }
