@@ -6,16 +6,25 @@
 //! after the server's commit. What is queued later does not count, nor what the calling transaction itself
 //! has changed.
 //!
+//! A commit in mode `atomic` may return while its transaction is only prepared on the server. Its row of
+//! `sync_prepared_transaction` tells so until somebody knows that it is finished there, which may be long after:
+//! so whoever waits asks the server, and finishes what is only prepared. A row that nobody here can decide is
+//! waited for too: what it stands for may have been committed here.
+//!
 //! The queue is looked at again and again, at a pace that follows from what a look costs: whoever removes
 //! records knows nothing of those who wait. A person who has to do something is told so and waited for.
 
+use crate::atomic::{decision, resolver};
 use crate::connect::account::server_oid;
 use crate::error::{Error, Result, SqlState};
+use crate::guc;
+use crate::pg::context::Settings;
 use crate::pg::spi::{self, Extension};
 use crate::pg::{interrupt, report, wait};
 use crate::queue::{floor, pause};
 use crate::sql::quote::ident;
 use crate::{identity, queue, transaction, worker};
+use std::ffi::CString;
 use std::time::{Duration, Instant};
 
 /// Between the first two looks.
@@ -26,12 +35,21 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 const LOOK_SHARE: u32 = 10;
 /// Between two looks at what is in the way.
 const OBSTACLE_PAUSE: Duration = Duration::from_secs(1);
+/// A server gets this long for an answer at least, whatever is left of the time.
+const SHORTEST_ANSWER: Duration = Duration::from_secs(1);
 
-/// A server whose records are waited for.
+/// A server whose records and prepared transactions are waited for.
 struct Awaited {
     server_name: String,
     /// No record below this id is left of those that are waited for.
     low: i64,
+    /// Records are left, or copies under way.
+    is_queued: bool,
+    /// Names of transactions that are not known to be finished there.
+    prepared: Vec<String>,
+    /// When the server is asked for them again, and what it failed over.
+    ask_at: Instant,
+    trouble: Option<Error>,
     /// What is in the way and was told.
     reported: Vec<&'static str>,
 }
@@ -59,9 +77,11 @@ pub fn wait_for(
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mark = newest(extension, "sync_queue")?.unwrap_or_default();
     let copies = newest(extension, "sync_copy")?.unwrap_or_default();
+    let prepared = decision::committed(extension)?;
     let servers = match server {
         Some(name) => {
-            if !queue::knows(extension, name)? {
+            let is_prepared = prepared.iter().any(|(server, _)| server == name);
+            if !is_prepared && !queue::knows(extension, name)? {
                 server_oid(extension, name)?;
             }
             vec![name.to_owned()]
@@ -69,15 +89,25 @@ pub fn wait_for(
         None => {
             let mut servers = queue::servers(extension, true)?;
             servers.extend(copied_to(extension)?);
+            servers.extend(prepared.iter().map(|(server, _)| server.clone()));
+            servers.sort_unstable();
+            servers.dedup();
             servers
         }
     };
     let mut awaited: Vec<_> = servers
         .into_iter()
         .map(|server_name| Awaited {
-            server_name,
             low: i64::MIN,
+            is_queued: true,
+            prepared: (prepared.iter())
+                .filter(|(server, _)| *server == server_name)
+                .map(|(_, gid)| gid.clone())
+                .collect(),
+            ask_at: Instant::now(),
+            trouble: None,
             reported: Vec::new(),
+            server_name,
         })
         .collect();
     worker::wake_now();
@@ -85,10 +115,12 @@ pub fn wait_for(
     loop {
         let began = Instant::now();
         let mut left = Vec::with_capacity(awaited.len());
-        for one in awaited {
-            if let Some(low) = oldest(extension, &one.server_name, one.low, mark)? {
-                left.push(Awaited { low, ..one });
-            } else if is_copied_to(extension, &one.server_name, copies, "true")? {
+        for mut one in awaited {
+            let oldest = oldest(extension, &one.server_name, one.low, mark)?;
+            one.low = oldest.unwrap_or(one.low);
+            one.is_queued =
+                oldest.is_some() || is_copied_to(extension, &one.server_name, copies, "true")?;
+            if one.is_queued || is_prepared_there(extension, &mut one, deadline)? {
                 left.push(one);
             }
         }
@@ -114,6 +146,48 @@ pub fn wait_for(
         interrupt::check();
         pause = pause.mul_f32(1.5).min(LONGEST_PAUSE);
     }
+}
+
+/// Whether transactions are left that are prepared on a server and not finished there; those that can be are.
+/// A server that cannot be asked is asked again after a while.
+fn is_prepared_there(
+    extension: &Extension,
+    awaited: &mut Awaited,
+    deadline: Option<Instant>,
+) -> Result<bool> {
+    let now = Instant::now();
+    if awaited.prepared.is_empty() || awaited.ask_at > now {
+        return Ok(!awaited.prepared.is_empty());
+    }
+    let _limits = deadline.and_then(|deadline| {
+        let left = deadline.saturating_duration_since(now).max(SHORTEST_ANSWER);
+        let limit = |own: Duration| CString::new(format!("{}ms", own.min(left).as_millis())).ok();
+        let (connect, answer) = (
+            limit(guc::connect_timeout())?,
+            limit(guc::delivery_timeout())?,
+        );
+        Some(Settings::set(&[
+            (c"pg_rowsync.connect_timeout", &connect),
+            (c"pg_rowsync.delivery_timeout", &answer),
+        ]))
+    });
+    let name = &awaited.server_name;
+    awaited.trouble = match resolver::settle_named(extension, name, &mut awaited.prepared) {
+        Ok(stuck) => stuck.into_iter().next().map(|(_, reason)| reason),
+        Err(Error::Canceled) => return Err(Error::Canceled),
+        Err(error) => {
+            let message = format!("what is committed here is only prepared on server \"{name}\"");
+            Some(
+                Error::local(error.sqlstate(), message)
+                    .with_detail(error.one_line())
+                    .with_hint("It is tried again."),
+            )
+        }
+    };
+    if awaited.trouble.is_some() {
+        awaited.ask_at = Instant::now() + OBSTACLE_PAUSE;
+    }
+    Ok(!awaited.prepared.is_empty())
 }
 
 /// An interval as a time to wait; none that has passed.
@@ -207,6 +281,15 @@ fn tell_obstacles(
     copies: i64,
 ) -> Result<()> {
     let name = &awaited.server_name;
+    if let Some(error) = &awaited.trouble
+        && !awaited.reported.contains(&"prepared")
+    {
+        awaited.reported.push("prepared");
+        report::caution(error);
+    }
+    if !awaited.is_queued {
+        return Ok(());
+    }
     let mut tell = |what: &'static str, message: String, hint: &str| {
         if !awaited.reported.contains(&what) {
             awaited.reported.push(what);

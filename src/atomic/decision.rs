@@ -155,6 +155,19 @@ pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<Decisio
     Ok(rows.into_iter().map(Decision::of).collect())
 }
 
+/// Servers and names of what was committed here, or may have been, and is not known to be finished there.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn committed(extension: &Extension) -> Result<Vec<(String, String)>> {
+    let sql = format!(
+        "SELECT d.dst_server, d.gid FROM {}.{TABLE} d \
+         WHERE d.decision IS DISTINCT FROM 'rollback' ORDER BY d.xact",
+        ident(&extension.schema)
+    );
+    spi::select(extension, &sql, &[])
+}
+
 /// Whether there is a decision with this name, as of now.
 ///
 /// # Errors

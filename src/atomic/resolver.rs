@@ -122,6 +122,37 @@ pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) 
     Ok(())
 }
 
+/// Sees to it that what has these names is finished on a server; keeps the names of what is not: of what the
+/// sessions that have decided it are about to finish, all of them on a standby, which does not see those
+/// sessions, and those that only a person can decide, which it gives with the reason.
+///
+/// # Errors
+/// As for [`settle`].
+pub fn settle_named(
+    extension: &Extension,
+    server_name: &str,
+    names: &mut Vec<String>,
+) -> Result<Vec<(String, Error)>> {
+    let done = done::all();
+    let rows: Vec<Decision> = decision::of_server(extension, server_name)?
+        .into_iter()
+        .filter(|one| names.contains(&one.gid) && !done.contains(&one.gid))
+        .collect();
+    names.retain(|name| rows.iter().any(|one| one.gid == *name));
+    let ready: Vec<Decision> = rows
+        .iter()
+        .filter(|one| one.verdict == Some(Verdict::Commit) && !wal::is_in_recovery())
+        .filter(|one| !xact::is_under_way(one.transaction))
+        .cloned()
+        .collect();
+    settle(extension, server_name, &ready)?;
+    names.retain(|name| ready.iter().all(|one| one.gid != *name));
+    let undecided = rows.into_iter().filter(|one| one.verdict.is_none());
+    Ok(undecided
+        .map(|one| (one.gid.clone(), undecided_error(&one.gid, NOT_KNOWN_BEFORE)))
+        .collect())
+}
+
 /// Sees to it that an owner's decisions for a server are carried out, before that owner's records are drained,
 /// and those of others that have not failed before; gives what is left of these. `stubborn`: also those that
 /// have, as a person asks for it.
@@ -337,12 +368,14 @@ const NOT_KNOWN_BEFORE: &str = "It was found before, and nothing here says what 
 
 /// A person decides.
 fn unknown(gid: &str, detail: &str) -> Finding {
+    Finding::Unknown(undecided_error(gid, detail))
+}
+
+fn undecided_error(gid: &str, detail: &str) -> Error {
     let message = format!("transaction \"{gid}\" cannot be decided by this database");
-    Finding::Unknown(
-        Error::local(SqlState::OBJECT_NOT_READY, message)
-            .with_detail(detail)
-            .with_hint("Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there."),
-    )
+    Error::local(SqlState::OBJECT_NOT_READY, message)
+        .with_detail(detail)
+        .with_hint("Look on both sides, and then COMMIT PREPARED or ROLLBACK PREPARED there.")
 }
 
 fn moved(server_name: &str, place: &str) -> Error {

@@ -15,8 +15,8 @@ use rowsync_harness::proxy::{Proxy, Strike};
 use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Side, await_until};
 
 use crate::support::common::{
-    Role, attach, both_have, deal, link_with, linked, mirror, one_way, outage, queued, recover,
-    refused, rows, run, same, table, warnings,
+    Role, attach, both_have, deal, link_with, linked, mirror, one_way, outage, query, queued,
+    recover, refused, rows, run, same, superuser_with_notices, table, warnings,
 };
 use crate::support::one_way::SOON;
 use crate::support::preloaded::{EAGER, WORKING, preloaded};
@@ -1210,4 +1210,119 @@ fn a_decision_outlives_a_mapping_that_leads_to_another_account() {
     map_to(&fixture.right.user, &fixture.right.password);
     resolve(&fixture);
     both_have(&fixture, "t", &["1|a"]);
+}
+
+/// Committed here and only prepared there: whoever waits for what was committed waits for its second phase.
+#[test]
+fn what_waits_for_its_second_phase_has_not_arrived() {
+    let (fixture, proxy) = behind_proxy("atomic_arrives");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "insert into t values (2, 'b')");
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    drop(client);
+    proxy.refuse();
+    let (mut waiter, notices) = superuser_with_notices(&fixture.left);
+    for call in ["wait_sync('dst', '300 ms')", "wait_sync(null, '0')"] {
+        assert_eq!(query(&mut waiter, &format!("select {call}")), ["f"]);
+    }
+    let told = warnings(&notices);
+    assert!(
+        told.iter().any(|told| {
+            told.code().code() == "08001" && told.message().contains("only prepared on server")
+        }),
+        "{told:?}"
+    );
+    assert_eq!(table(&fixture.right, "t"), ["1|a"]);
+    proxy.accept().expect("listening again");
+    // There is no worker: who waits sees to it.
+    assert_eq!(
+        query(&mut waiter, "select wait_sync('dst', '1 min')"),
+        ["t"]
+    );
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    assert_eq!(prepared(&fixture.right), [""; 0]);
+    // Rows of what is finished are left for later, and nobody waits for them.
+    assert!(!rows(&fixture.left, "select gid from sync_prepared").is_empty());
+    let mut other = fixture.left.client();
+    assert_eq!(query(&mut other, "select wait_sync('dst', '0')"), ["t"]);
+    resolve(&fixture);
+}
+
+/// A session that is about to send its COMMIT PREPARED is waited for, and what is committed later is not.
+#[test]
+fn a_session_in_its_second_phase_is_waited_for() {
+    let (fixture, proxy) = behind_proxy("atomic_arriving");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    run(&mut client, "set pg_rowsync.delivery_timeout = '60s'");
+    proxy.strike(COMMIT, Strike::Silence);
+    let session = thread::spawn(move || client.batch_execute("update t set v = 'b'"));
+    await_until(SOON, "the silence", || proxy.has_struck());
+    await_until(SOON, "the local commit", || {
+        table(&fixture.left, "t") == ["1|b"]
+    });
+    let (mut waiter, notices) = superuser_with_notices(&fixture.left);
+    assert_eq!(
+        query(&mut waiter, "select wait_sync('dst', '300 ms')"),
+        ["f"]
+    );
+    assert!(
+        warnings(&notices)
+            .iter()
+            .all(|told| !told.message().contains("prepared"))
+    );
+    let waiting = thread::spawn(move || query(&mut waiter, "select wait_sync('dst', '1 min')"));
+    proxy.cut();
+    proxy.thaw();
+    session.join().expect("a session").expect("a commit");
+    assert_eq!(waiting.join().expect("an answer"), ["t"]);
+    both_have(&fixture, "t", &["1|b"]);
+    resolve(&fixture);
+}
+
+/// What nobody here can decide may have been committed here: it is waited for until a person has decided.
+#[test]
+fn what_a_person_has_to_decide_has_not_arrived() {
+    let fixture = one_way("atomic_arrives_undecided", COLUMNS, ATOMIC);
+    let gid = of_the_future(&fixture);
+    fixture.right.exec(&format!(
+        "begin; insert into t values (2, 'x'); prepare transaction '{gid}'"
+    ));
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared('dst')")
+    );
+    let (mut waiter, notices) = superuser_with_notices(&fixture.left);
+    assert_eq!(
+        query(&mut waiter, "select wait_sync('dst', '50 ms')"),
+        ["f"]
+    );
+    let told = warnings(&notices);
+    assert!(
+        told.iter().any(|told| {
+            told.code().code() == "55000" && told.message().contains("cannot be decided")
+        }),
+        "{told:?}"
+    );
+    fixture.right.exec(&format!("rollback prepared '{gid}'"));
+    resolve(&fixture);
+    assert_eq!(query(&mut waiter, "select wait_sync('dst', '0')"), ["t"]);
+}
+
+/// The name of a transaction of this database, of a position that it has not come to.
+fn of_the_future(fixture: &Fixture) -> String {
+    fixture.left.exec("insert into t values (1, 'a')");
+    let own: String = fixture.left.query_one("select gid from sync_prepared");
+    resolve(fixture);
+    let parts: Vec<&str> = own.split(':').collect();
+    let [name, home, place, number, owner, _] = parts[..] else {
+        panic!("{own}")
+    };
+    let [timeline, _, started] = place.split('/').collect::<Vec<_>>()[..] else {
+        panic!("{own}")
+    };
+    format!("{name}:{home}:{timeline}/FFFFFFFFFFFF/{started}:{number}:{owner}:0000000000000001")
 }
