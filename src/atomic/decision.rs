@@ -168,6 +168,29 @@ pub fn committed(extension: &Extension) -> Result<Vec<(String, String)>> {
     spi::select(extension, &sql, &[])
 }
 
+/// What decisions with these names have touched, as hashes; `None` for everything.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn writes(extension: &Extension, names: &[String]) -> Result<Vec<Option<Vec<i64>>>> {
+    let mut array = ArrayLiteral::default();
+    names.iter().for_each(|name| array.push(Some(name)));
+    let sql = format!(
+        "SELECT array_to_json(d.writes) FROM {}.{TABLE} d \
+         WHERE d.gid = ANY (ARRAY(SELECT unnest($1::text[]))) AND d.decision = 'commit'",
+        ident(&extension.schema)
+    );
+    let rows = spi::read(extension, &sql, &[Some(&array.into_text())])?;
+    let hashes = |text: Option<String>| {
+        text.map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|_| Error::internal("malformed hashes of a decision"))
+    };
+    rows.into_iter()
+        .map(|mut row| hashes(row.pop().flatten()))
+        .collect()
+}
+
 /// Whether there is a decision with this name, as of now.
 ///
 /// # Errors

@@ -57,6 +57,17 @@ impl Writeset {
         }
     }
 
+    /// What a change of the row with this key would depend on.
+    pub fn of_key(route: &Route, key: &[Option<&str>]) -> Vec<i64> {
+        if !route.key_exact {
+            return Self::of_table(route).depends_on;
+        }
+        if route.is_keyless() {
+            return vec![all_of(route)];
+        }
+        vec![all_of(route), row(route, key)]
+    }
+
     /// Adds other changes'. However many there are, it is put in order once.
     pub fn join(&mut self, others: impl IntoIterator<Item = Self>) {
         for other in others {
@@ -181,6 +192,16 @@ mod tests {
         assert!(!waits(&other, &insert) && !waits(&insert, &other));
         let elsewhere = Writeset::of(&route("u", true), &change(Op::Insert, &[], &["1"]));
         assert!(!waits(&elsewhere, &insert));
+    }
+
+    #[test]
+    fn a_key_depends_on_what_its_changes_depend_on() {
+        let delete = change(Op::Delete, &["1"], &[]);
+        for exact in [true, false] {
+            let t = route("t", exact);
+            let of_change = Writeset::of(&t, &delete).depends_on;
+            assert_eq!(Writeset::of_key(&t, &[Some("1")]), of_change);
+        }
     }
 
     #[test]

@@ -482,7 +482,7 @@ impl<'s> Comparison<'s> {
                 continue;
             };
             let candidate = before.swap_remove(same);
-            if under_way.concerns(&candidate.listed.key) {
+            if under_way.concerns(self.subject, candidate.kind(), &candidate.listed.key) {
                 self.undecided += 1;
             } else if self.found.len() == self.max_differences {
                 self.cut_short = true;

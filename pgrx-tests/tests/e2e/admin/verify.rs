@@ -3,11 +3,13 @@
 use postgres::Client;
 use rowsync_harness::fixture::Fixture;
 use rowsync_harness::flag::Flag;
-use rowsync_harness::{IGNORE_OPTIONS, PoolMode, Pooler, Side};
+use rowsync_harness::proxy::{Proxy, Strike};
+use rowsync_harness::{IGNORE_OPTIONS, PoolMode, Pooler, Side, await_until};
 
 use crate::support::common::{
     Role, attach, link_with, linked, mirror, one_way, query, refused, run, warnings,
 };
+use crate::support::preloaded::{EAGER, WORKING, preloaded};
 
 /// `difference|key|columns` of what a client of the left is told.
 fn told(client: &mut Client, table: &str, options: &str) -> Vec<String> {
@@ -602,4 +604,117 @@ fn databases_of_other_encodings_and_collations_are_compared() {
     fixture
         .left
         .exec_superuser(&format!("drop database {db} with (force)"));
+}
+
+/// Committed here and prepared there: no difference, and the rest is compared.
+#[test]
+fn what_is_only_prepared_there_is_no_difference() {
+    let fixture = linked("verify_prepared");
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "via", &[]);
+    for side in [&fixture.left, &fixture.right] {
+        side.exec("create table t (id int primary key, v text)");
+    }
+    let atomic = format!(
+        r#"select attach_sync('t', 'via', '{}.t', '{{"mode": "atomic"}}')"#,
+        fixture.right.user
+    );
+    fixture.left.exec(&atomic);
+    let mut client = fixture.left.client();
+    run(
+        &mut client,
+        "insert into t values (1, 'a'), (2, 'a'), (3, 'a')",
+    );
+    let leave_prepared = |client: &mut Client, sql: &str| {
+        proxy.strike("COMMIT PREPARED 'pg_rowsync:", Strike::LoseRequest);
+        run(client, &format!("begin; {sql}; commit"));
+        assert!(proxy.has_struck());
+    };
+    leave_prepared(
+        &mut client,
+        "update t set v = 'b' where id = 1; insert into t values (4, 'a')",
+    );
+    fixture.right.exec("update t set v = 'x' where id = 3");
+    let compared = "select difference, key, columns from verify_sync('t', 'via')";
+    assert_eq!(query(&mut client, compared), [r#"differs|{"id": 3}|{v}"#]);
+    // Of what cannot be finished now, its own rows are left out.
+    leave_prepared(
+        &mut client,
+        "delete from t where id = 2; update t set v = 'c' where id = 1",
+    );
+    drop(client);
+    let other = Role::create(&fixture.right, "other", "");
+    fixture
+        .right
+        .exec(&format!("grant select on t to {}", other.name));
+    fixture.left.exec(&format!(
+        "alter user mapping for current_user server via
+           options (set user '{0}', set password '{0}')",
+        other.name
+    ));
+    let (mut client, notices) = fixture.left.client_with_notices();
+    assert_eq!(query(&mut client, compared), [r#"differs|{"id": 3}|{v}"#]);
+    let said: Vec<String> = notices
+        .lock()
+        .expect("notices")
+        .drain(..)
+        .map(|one| one.message().to_owned())
+        .collect();
+    assert_eq!(said, ["2 rows are left out: changes of them are under way"]);
+}
+
+/// Rows that a copy has not brought yet are no difference, what it will not bring about is one.
+#[test]
+fn what_a_running_copy_brings_is_no_difference() {
+    let fixture = preloaded("verifycopy", EAGER);
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", "id int primary key, v text", "{}");
+    fixture.right.exec("insert into t values (0, 'extra')");
+    fixture.left.exec(
+        "set application_name = 'pg_rowsync'; insert into t select n, 'v' from generate_series(1, 50) n",
+    );
+    // Nothing can be written there.
+    let mut holder = fixture.right.client();
+    run(&mut holder, "begin; lock table t in exclusive mode");
+    let copy = |fixture: &Fixture| {
+        fixture
+            .left
+            .exec("select copy_sync('t', 'dst', existing => 'merge')");
+    };
+    copy(&fixture);
+    let (mut client, notices) = fixture.left.client_with_notices();
+    let pid: i32 = client
+        .query_one("select pg_backend_pid()", &[])
+        .expect("a pid")
+        .get(0);
+    std::thread::scope(|scope| {
+        let comparing = scope.spawn(|| told(&mut client, "t", "{}"));
+        let rechecks = format!(
+            "select count(*) from sync_progress where pid = {pid} and state = 'rechecking'"
+        );
+        await_until(WORKING, "the second look", || {
+            comparing.is_finished() || fixture.left.query_one::<i64>(&rechecks) == 1
+        });
+        run(&mut holder, "commit");
+        assert_eq!(
+            comparing.join().expect("an answer"),
+            [r#"extra|{"id": 0}|{}"#]
+        );
+    });
+    assert!(notices.lock().expect("notices").is_empty());
+    // One that goes no further is not waited for: what it is to bring is left out, and the rest is told.
+    fixture.right.exec("delete from t where id > 40");
+    run(&mut holder, "begin; lock table t in exclusive mode");
+    copy(&fixture);
+    assert_eq!(told(&mut client, "t", "{}"), [r#"extra|{"id": 0}|{}"#]);
+    let said: Vec<String> = notices
+        .lock()
+        .expect("notices")
+        .drain(..)
+        .map(|one| one.message().to_owned())
+        .collect();
+    assert_eq!(
+        said,
+        ["10 rows are left out: changes of them are under way"]
+    );
 }
