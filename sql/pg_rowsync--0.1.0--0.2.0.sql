@@ -3,5 +3,13 @@
 -- As in sql/tables.sql: what is created is qualified with @extschema@, functions too.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+ALTER TABLE @extschema@.sync_prepared_transaction
+    ADD COLUMN remote_xact xid8,
+    ADD COLUMN remote_history text;
+COMMENT ON COLUMN @extschema@.sync_prepared_transaction.remote_xact IS
+    'the transaction there: it tells whether it was committed, once it is prepared no more';
+COMMENT ON COLUMN @extschema@.sync_prepared_transaction.remote_history IS
+    'system identifier, timeline, position of the log and start of the server when it was prepared';
+
 -- As ALTER EXTENSION has set it.
 SET LOCAL search_path = @extschema@, pg_temp;

@@ -232,7 +232,9 @@ CREATE TABLE @extschema@.sync_prepared_transaction (
     attempts integer NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
     sqlstate text,
-    message text
+    message text,
+    remote_xact xid8,
+    remote_history text
 );
 COMMENT ON TABLE @extschema@.sync_prepared_transaction IS
     'what was prepared on servers in mode atomic, until it is known to be finished there; see the view sync_prepared';
@@ -240,6 +242,10 @@ COMMENT ON COLUMN @extschema@.sync_prepared_transaction.decision IS
     'commit: written by the transaction that decides it; NULL: a person decides';
 COMMENT ON COLUMN @extschema@.sync_prepared_transaction.writes IS
     'hashes of what it has touched, NULL for all: later changes that meet one wait';
+COMMENT ON COLUMN @extschema@.sync_prepared_transaction.remote_xact IS
+    'the transaction there: it tells whether it was committed, once it is prepared no more';
+COMMENT ON COLUMN @extschema@.sync_prepared_transaction.remote_history IS
+    'system identifier, timeline, position of the log and start of the server when it was prepared';
 CREATE INDEX sync_prepared_transaction_server ON @extschema@.sync_prepared_transaction (dst_server);
 
 -- No foreign key to the tables: what is kept of a dropped one does no harm until it is removed.

@@ -3,9 +3,11 @@
 //! it found prepared and could not finish.
 //!
 //! Who sees a row sees the transaction committed here, and on disk. Who has asked its server since and did
-//! not find it prepared knows that it is committed there too, and may remove the row.
+//! not find it prepared, but committed, may remove the row. That it is not prepared any more says too little: the
+//! server may have been set back to an earlier time, or have given way to a standby that was behind.
 
 use super::gid::Gid;
+use crate::delivery::remote_transaction::{History, Prepared};
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
 use crate::pg::lookup::{IndexRef, Status};
@@ -54,11 +56,15 @@ pub struct Decision {
     pub transaction: u32,
     /// Attempts to finish it that have failed.
     pub attempts: u32,
+    /// What the server knows it by, if it was asked.
+    pub there: Option<Prepared>,
 }
 
 impl Decision {
-    fn of((gid, owner, place, decision, transaction, attempts): Columns) -> Self {
+    fn of((gid, owner, place, decision, transaction, attempts, id, at): Columns) -> Self {
+        let at = at.and_then(|at| History::parse(&at));
         Self {
+            there: id.zip(at).map(|(id, at)| Prepared { id, at }),
             gid,
             owner,
             place,
@@ -73,22 +79,34 @@ impl Decision {
     }
 }
 
-const COLUMNS: &str = "d.gid, d.owner::oid, d.place, d.decision, d.xact, d.attempts";
-type Columns = (String, u32, String, Option<String>, u64, u32);
+/// The last two are not there before the extension's objects are updated to 0.2.0.
+const COLUMNS: &str = "d.gid, d.owner::oid, d.place, d.decision, d.xact, d.attempts, \
+     to_jsonb(d) ->> 'remote_xact', to_jsonb(d) ->> 'remote_history'";
+type Columns = (
+    String,
+    u32,
+    String,
+    Option<String>,
+    u64,
+    u32,
+    Option<i64>,
+    Option<String>,
+);
 
 /// The current transaction decides that what was prepared on a server, for an owner and at a place, is to be
 /// committed, if it is committed itself. Its commit waits for the disk, whatever `synchronous_commit` says.
-/// `writes`: hashes of what it has touched, `None` for everything.
+/// `there`: what the server will know it by. `writes`: hashes of what it has touched, `None` for everything.
 ///
 /// # Errors
 /// What writing the table reports.
 pub fn write(
     extension: &Extension,
     (server_name, owner, place): (&str, Oid, &str),
-    gid: &Gid,
+    (gid, there): (&Gid, Option<&Prepared>),
     writes: Option<&[i64]>,
 ) -> Result<()> {
     let gid = gid.to_string();
+    let history = there.map(|there| there.at.to_string()).unwrap_or_default();
     let mut values = vec![
         ("gid", Value::Text(&gid)),
         ("dst_server", Value::Text(server_name)),
@@ -99,6 +117,10 @@ pub fn write(
         ("prepared_at", Value::Time(context::now())),
         ("attempts", Value::Int4(0)),
     ];
+    if let Some(there) = there {
+        values.push(("remote_xact", Value::Int8(there.id)));
+        values.push(("remote_history", Value::Text(&history)));
+    }
     if let Some(writes) = writes {
         values.push(("writes", Value::Int8s(writes)));
     }

@@ -13,6 +13,7 @@ use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::LostSession;
 use crate::connect::session::Session;
 use crate::delivery::link::Link;
+use crate::delivery::remote_transaction::Prepared;
 use crate::delivery::{event_loop, lost, remote_transaction};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
@@ -58,11 +59,16 @@ process_local! {
 }
 
 /// Keeps a transaction that a server has prepared until the local one has ended, and decides that it is to
-/// be committed if that one is.
+/// be committed if that one is. `there`: what the server will know it by.
 ///
 /// # Errors
 /// As for [`decision::write`]; what reading the change set reports.
-pub fn hold(set: &ChangeSet, session: Session, gid: Gid, changes: u64) -> Result<()> {
+pub fn hold(
+    set: &ChangeSet,
+    session: Session,
+    (gid, there): (Gid, Option<Prepared>),
+    changes: u64,
+) -> Result<()> {
     fault_point!(Prepared);
     let endpoint = session.endpoint.clone();
     let server = set.account.server;
@@ -82,7 +88,7 @@ pub fn hold(set: &ChangeSet, session: Session, gid: Gid, changes: u64) -> Result
     decision::write(
         &set.extension,
         (&account.server_name, owner, &place),
-        &gid,
+        (&gid, there.as_ref()),
         writes.as_deref(),
     )
 }
@@ -140,17 +146,21 @@ fn roll_back_left(endpoint: &Rc<Endpoint>, left: &[Leftover]) -> Result<()> {
 /// Sees to it that decisions which a change set must wait for are carried out.
 ///
 /// # Errors
-/// As for [`resolver::settle`].
+/// As for [`resolver::settle`]; 55000 where the server has lost what was prepared there.
 pub fn settle(set: &ChangeSet, decisions: &[Decision]) -> Result<()> {
-    resolver::settle(&set.extension, &set.account.server_name, decisions)?;
-    done::remove(&set.extension)
+    let lost = resolver::settle(&set.extension, &set.account.server_name, decisions)?;
+    done::remove(&set.extension)?;
+    match lost.into_iter().next() {
+        Some(lost) => Err(lost.reason),
+        None => Ok(()),
+    }
 }
 
 /// Sees to it that all decisions for a change set's server are carried out, after something that the change
 /// set needs was not found there. False where there are none.
 ///
 /// # Errors
-/// As for [`settle`].
+/// As for [`resolver::settle`].
 pub fn settle_others(set: &ChangeSet) -> Result<bool> {
     let server_name = &set.account.server_name;
     if lookup::first_with(&set.extension, server_name, &[decision::OF_SERVER])?.is_none() {
@@ -159,8 +169,10 @@ pub fn settle_others(set: &ChangeSet) -> Result<bool> {
     let done = done::all();
     let mut decisions = decision::of_server(&set.extension, server_name)?;
     decisions.retain(|one| !done.contains(&one.gid));
-    settle(set, &decisions)?;
-    Ok(!decisions.is_empty())
+    // What the server has lost helps nobody: the change set has an error of its own.
+    let lost = resolver::settle(&set.extension, server_name, &decisions)?;
+    done::remove(&set.extension)?;
+    Ok(decisions.len() > lost.len())
 }
 
 /// The local transaction has ended. Cannot fail.
@@ -222,12 +234,11 @@ fn second_phase(held: Vec<Held>, verdict: Verdict) -> bool {
     fault_point!(Finished);
     let mut all = true;
     for (link, (gid, server, changes)) in links.into_iter().zip(owed) {
-        // Someone else has finished it, by the same decision.
         let result = match link.result() {
-            Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(()),
             result if link.is_done() => result,
             _ => Err(Error::Canceled),
         };
+        let is_gone = |error: &Error| error.sqlstate() == SqlState::UNDEFINED_OBJECT;
         match (result, verdict) {
             (Ok(()), Verdict::Commit) => {
                 stats::delivered(server, changes);
@@ -235,6 +246,23 @@ fn second_phase(held: Vec<Held>, verdict: Verdict) -> bool {
                 remote_transaction::release(link);
             }
             (Ok(()), Verdict::Rollback) => {
+                remote_transaction::release(link);
+            }
+            (Err(error), Verdict::Rollback) if is_gone(&error) => {
+                remote_transaction::release(link);
+            }
+            // Nobody else finishes it while this session is about to: the server has lost it, or a person has
+            // ended it there. The resolver finds out how.
+            (Err(error), Verdict::Commit) if is_gone(&error) => {
+                all = false;
+                let name = &link.endpoint().account.server_name;
+                let message = format!(
+                    "the transaction is committed, but server \"{name}\" has not got it prepared any more"
+                );
+                report::caution(
+                    &Error::local(error.sqlstate(), message)
+                        .with_hint("See sync_prepared for whether it was committed there."),
+                );
                 remote_transaction::release(link);
             }
             (Err(error), Verdict::Commit) => {

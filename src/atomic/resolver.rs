@@ -1,9 +1,10 @@
 //! Finishes what is prepared on a server and was left there, by what the local database says of it.
 //!
-//! A transaction with a decision is committed. One without is rolled back once its local transaction is
-//! known to have ended, in this very history of the database and of the extension: a backup that was
-//! restored to an earlier time cannot tell, nor tables that were made later; they leave it to a person.
-//! What has other names than the database's own is not looked at.
+//! A transaction with a decision is committed. If its server has not got it prepared any more, the server is asked
+//! what became of its number: what it has lost is left to a person. One without a decision is rolled back once
+//! its local transaction is known to have ended, in this very history of the database and of the extension: a
+//! backup that was restored to an earlier time cannot tell, nor tables that were made later; they leave it to a
+//! person. What has other names than the database's own is not looked at.
 
 use super::decision::{self, Decision, Verdict};
 use super::done;
@@ -11,7 +12,7 @@ use super::gid::{Gid, own_prefix};
 use crate::connect::account::{Account, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::delivery::link::Link;
-use crate::delivery::remote_transaction;
+use crate::delivery::remote_transaction::{self, Fate, Prepared};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
@@ -62,34 +63,111 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
     Ok(Listed { all, is_complete })
 }
 
-/// Commits or rolls back what a server has prepared. What is not there any more was finished by another.
+/// Commits or rolls back what a server has prepared. False for what is not there any more.
 ///
 /// # Errors
 /// What the link reports; a transient error while another session is at it.
-pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<()> {
+pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<bool> {
     remote_transaction::finish_prepared(link, verdict.verb(), &gid);
     let result = remote_transaction::run(link);
     if result.is_ok() {
         stats::resolved(link.endpoint().account.server);
     }
     match result {
-        Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(()),
+        Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => Ok(false),
         // It is busy.
         Err(Error::Remote(error)) if error.sqlstate == SqlState::OBJECT_NOT_READY => {
             Err(Error::Pending {
                 server: error.server,
             })
         }
-        result => result,
+        result => result.map(|()| true),
     }
 }
 
+/// A decision that a server has not carried out and cannot carry out any more, for all that is known.
+pub struct Lost {
+    pub decision: Decision,
+    pub reason: Error,
+}
+
+/// What became of decisions that a server has not got prepared.
+#[derive(Default)]
+struct Gone {
+    /// Names of those that are carried out.
+    done: Vec<String>,
+    lost: Vec<Lost>,
+    /// How many have not ended there.
+    under_way: u64,
+}
+
+/// Asks a server what became of decisions that it has not got prepared.
+///
+/// # Errors
+/// What the link reports.
+fn gone(link: &mut Link<'_>, decisions: &[&Decision]) -> Result<Gone> {
+    let mut gone = Gone::default();
+    if decisions.is_empty() {
+        return Ok(gone);
+    }
+    // Of others, which 0.1.0 has written, nothing is known but that.
+    let unknown = decisions.iter().filter(|one| one.there.is_none());
+    gone.done.extend(unknown.map(|one| one.gid.clone()));
+    let asked: Vec<(&Decision, &Prepared)> = decisions
+        .iter()
+        .filter_map(|one| Some((*one, one.there.as_ref()?)))
+        .collect();
+    let there: Vec<&Prepared> = asked.iter().map(|(_, there)| *there).collect();
+    let fates = remote_transaction::fates(link, &there)?;
+    let server = &link.endpoint().account.server_name;
+    for ((decision, there), fate) in asked.into_iter().zip(fates) {
+        let detail = match fate {
+            Fate::Committed => {
+                gone.done.push(decision.gid.clone());
+                continue;
+            }
+            Fate::UnderWay => {
+                gone.under_way += 1;
+                continue;
+            }
+            Fate::RolledBack => format!("Transaction {} was rolled back there.", there.id),
+            Fate::Unborn => format!(
+                "The server was set back to a time before transaction {} was prepared.",
+                there.id
+            ),
+            Fate::Unknown => format!(
+                "Whether transaction {} was committed there cannot be told: the server has another \
+                 history since it was prepared.",
+                there.id
+            ),
+        };
+        let message = if fate == Fate::Unknown {
+            format!("server \"{server}\" may have lost a transaction that is committed here")
+        } else {
+            format!("server \"{server}\" has lost a transaction that is committed here")
+        };
+        gone.lost.push(Lost {
+            decision: decision.clone(),
+            reason: Error::local(SqlState::OBJECT_NOT_READY, message)
+                .with_detail(detail)
+                .with_hint(
+                    "Look on both sides. Delete its row of sync_prepared, and repair_sync() makes them equal.",
+                ),
+        });
+    }
+    Ok(gone)
+}
+
 /// Sees to it that decisions for a server are carried out, before anything newer is sent to it. Waits for
-/// the sessions that have made them and are about to do so.
+/// the sessions that have made them and are about to do so. Gives those that the server has lost.
 ///
 /// # Errors
 /// Missing objects; what the links report; 55000 where the server is another one by now.
-pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) -> Result<()> {
+pub fn settle(
+    extension: &Extension,
+    server_name: &str,
+    decisions: &[Decision],
+) -> Result<Vec<Lost>> {
     let decided: Vec<_> = decisions
         .iter()
         .filter(|one| one.verdict == Some(Verdict::Commit))
@@ -100,6 +178,7 @@ pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) 
     let mut owners: Vec<u32> = decided.iter().map(|one| one.owner).collect();
     owners.sort_unstable();
     owners.dedup();
+    let mut all_lost = Vec::new();
     for owner in owners {
         let account = Account::look_up(extension, server_name, Oid::from(owner))?;
         let endpoint = Endpoint::resolve(extension, &account)?;
@@ -107,19 +186,30 @@ pub fn settle(extension: &Extension, server_name: &str, decisions: &[Decision]) 
         let own: Vec<&&Decision> = own.collect();
         let mut link = Link::open(&endpoint)?;
         let listed = list(&mut link)?;
+        let (mut finished, mut unlisted) = (Vec::new(), Vec::new());
         for one in &own {
-            if listed.has(&one.gid) {
-                finish(&mut link, Verdict::Commit, &one.gid)?;
-            } else if one.place != endpoint.place() {
+            let is_listed = listed.has(&one.gid);
+            if !is_listed && one.place != endpoint.place() {
                 return Err(moved(server_name, &one.place));
-            } else if !listed.is_complete {
-                finish(&mut link, Verdict::Commit, &one.gid)?;
+            }
+            let may_be_there = is_listed || !listed.is_complete;
+            if may_be_there && finish(&mut link, Verdict::Commit, &one.gid)? {
+                finished.push(one.gid.clone());
+            } else {
+                unlisted.push(**one);
             }
         }
-        done::note(own.iter().map(|one| one.gid.clone()));
+        let gone = gone(&mut link, &unlisted)?;
+        done::note(finished.into_iter().chain(gone.done));
+        if gone.under_way > 0 {
+            return Err(Error::Pending {
+                server: server_name.to_owned(),
+            });
+        }
+        all_lost.extend(gone.lost);
         remote_transaction::release(link);
     }
-    Ok(())
+    Ok(all_lost)
 }
 
 /// Sees to it that what has these names is finished on a server; keeps the names of what is not: of what the
@@ -145,12 +235,16 @@ pub fn settle_named(
         .filter(|one| !xact::is_under_way(one.transaction))
         .cloned()
         .collect();
-    settle(extension, server_name, &ready)?;
-    names.retain(|name| ready.iter().all(|one| one.gid != *name));
+    let lost = settle(extension, server_name, &ready)?;
+    let is_lost = |name: &String| lost.iter().any(|lost| lost.decision.gid == *name);
+    names.retain(|name| is_lost(name) || ready.iter().all(|one| one.gid != *name));
     let undecided = rows.into_iter().filter(|one| one.verdict.is_none());
-    Ok(undecided
-        .map(|one| (one.gid.clone(), undecided_error(&one.gid, NOT_KNOWN_BEFORE)))
-        .collect())
+    let undecided = undecided.map(|one| {
+        let reason = undecided_error(&one.gid, NOT_KNOWN_BEFORE);
+        (one.gid, reason)
+    });
+    let lost = lost.into_iter().map(|one| (one.decision.gid, one.reason));
+    Ok(undecided.chain(lost).collect())
 }
 
 /// Sees to it that an owner's decisions for a server are carried out, before that owner's records are drained,
@@ -174,11 +268,12 @@ pub fn settle_lane(
     let (own, others): (Vec<_>, Vec<_>) = decisions
         .into_iter()
         .partition(|one| one.owner == owner.to_u32());
-    settle(extension, server_name, &own)?;
+    let lost = settle(extension, server_name, &own)?;
     let mut owners: Vec<u32> = others.iter().map(|one| one.owner).collect();
     owners.sort_unstable();
     owners.dedup();
-    let mut left = Vec::new();
+    // What does not meet them goes on.
+    let mut left: Vec<Decision> = lost.into_iter().map(|lost| lost.decision).collect();
     for owner in owners {
         let theirs = || others.iter().filter(|one| one.owner == owner).cloned();
         let ready: Vec<Decision> = theirs()
@@ -191,7 +286,7 @@ pub fn settle_lane(
             continue;
         }
         match settle(extension, server_name, &ready) {
-            Ok(()) => {}
+            Ok(lost) => left.extend(lost.into_iter().map(|lost| lost.decision)),
             Err(Error::Canceled) => return Err(Error::Canceled),
             Err(error) => {
                 // The worker tries no second time; a person's transaction is not to fail over the note.
@@ -268,7 +363,7 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
     let account = link.endpoint().account.clone();
     let (place, server) = (link.endpoint().place(), &*account.server_name);
     let owner = account.owner.to_u32();
-    // Before the server is asked: what it then has not got is finished.
+    // Before the server is asked: what it then has not got is prepared no more.
     let known: Vec<Decision> = decision::of_server(extension, server)?
         .into_iter()
         .filter(|one| one.owner == owner)
@@ -292,7 +387,8 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
         };
         let outcome = match &finding {
             Finding::Waits => Ok(false),
-            Finding::Is(verdict) => finish(&mut link, *verdict, gid).map(|()| true),
+            // What is gone meanwhile is looked at with the next look.
+            Finding::Is(verdict) => finish(&mut link, *verdict, gid),
             Finding::Unknown(reason) => Err(reason.clone()),
         };
         match outcome {
@@ -312,14 +408,24 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
             }
         }
     }
+    let mut unlisted = Vec::new();
     for one in known.iter().filter(|one| !listed.has(&one.gid)) {
         if one.place != place {
             left += 1;
             let (of, reason) = ((server, owner, &*one.place), moved(server, &one.place));
             decision::note_failure(extension, of, &one.gid, one.verdict, &reason)?;
+        } else if listed.is_complete && one.verdict == Some(Verdict::Commit) {
+            unlisted.push(one);
         } else if listed.is_complete {
             finished.push(one.gid.clone());
         }
+    }
+    let gone = gone(&mut link, &unlisted)?;
+    finished.extend(gone.done);
+    left += gone.under_way + gone.lost.len() as u64;
+    for Lost { decision, reason } in &gone.lost {
+        let of = (server, owner, &*place);
+        decision::note_failure(extension, of, &decision.gid, decision.verdict, reason)?;
     }
     decision::remove(extension, &finished)?;
     remote_transaction::release(link);

@@ -16,6 +16,8 @@ const LONGEST_ANSWER: u64 = 8 * 1024 * 1024;
 /// Rows, and bytes of rows, that are kept of answers that are not about conflicts.
 const MOST_ROWS: usize = 1_000;
 const MOST_BYTES: usize = 256 * 1024;
+/// Bytes of a row that is kept all the same if it is the last.
+const SHORT: usize = 256;
 
 pub const BROKE_PROTOCOL: &str = "The server broke the protocol.";
 pub const SENDS_TOO_MUCH: &str = "The server sends more than it was asked for.";
@@ -52,6 +54,8 @@ pub struct Answers {
     kept: Vec<Vec<Option<String>>>,
     kept_rows: usize,
     kept_bytes: usize,
+    /// The last row that was not kept, where it is short: what is asked last is known however much came before.
+    beyond: Option<String>,
     /// Bytes of rows that are kept, where that is not [`MOST_BYTES`].
     room: Option<usize>,
     failure: Option<RemoteError>,
@@ -129,6 +133,12 @@ impl Answers {
     /// first rows.
     pub fn rows(&self) -> &[Vec<Option<String>>] {
         &self.kept
+    }
+
+    /// The first column of the last row that was not about conflicts.
+    pub fn last_value(&self) -> Option<&str> {
+        let kept = || self.kept.last().and_then(|rows| rows.last());
+        self.beyond.as_deref().or_else(|| kept()?.as_deref())
     }
 
     /// Reads what has arrived; says whether an answer was completed.
@@ -247,6 +257,7 @@ impl Answers {
         self.kept_rows += 1;
         self.kept_bytes += row.as_ref().map_or(0, String::len);
         if self.kept_rows > MOST_ROWS || self.kept_bytes > self.room.unwrap_or(MOST_BYTES) {
+            self.beyond = row.filter(|row| row.len() <= SHORT);
             return;
         }
         match self.kept.last_mut().filter(|_| self.keeping) {
@@ -330,5 +341,7 @@ mod tests {
             answers.take_row(Some("x".repeat(MOST_BYTES / 2)));
         }
         assert_eq!(answers.rows()[0].len(), 2);
+        answers.take_row(Some("last".to_owned()));
+        assert_eq!(answers.last_value(), Some("last"));
     }
 }

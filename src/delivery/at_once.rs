@@ -50,8 +50,9 @@ impl Close {
                 finish(std::slice::from_mut(link))
             }
             Self::Prepare(gid) => {
+                let describe = remote_transaction::describe();
                 let prepare = remote_transaction::prepared(gid);
-                let feed = feed.between(&[before, &BEGIN].concat(), &[prepare.as_str()]);
+                let feed = feed.between(&[before, &BEGIN].concat(), &[&describe, &prepare]);
                 link.run(feed, Ending::Prepares);
                 fault_point!(BeforePrepare);
                 finish_prepare(std::slice::from_mut(link), std::slice::from_ref(gid))?;

@@ -406,6 +406,11 @@ impl<'f> Link<'f> {
         self.outcome.answers.rows()
     }
 
+    /// See [`Answers::last_value`](super::answers::Answers::last_value).
+    pub fn last_value(&self) -> Option<&str> {
+        self.outcome.answers.last_value()
+    }
+
     /// Takes out how many changes of what was run were not sent because they have been there.
     pub fn take_held_back(&mut self) -> u64 {
         self.session()

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::pg::{interrupt, memory, wal};
 use crate::sql::BEGIN_ON_PRIMARY;
-use std::fmt::Display;
+use crate::sql::quote::{ArrayLiteral, literal};
+use std::fmt::{self, Display, Formatter};
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
 /// not be true after each batch.
@@ -80,7 +81,182 @@ pub fn prepared(gid: &impl Display) -> String {
 
 /// Prepares the transaction that is open.
 pub fn prepare(link: &mut Link<'_>, gid: &impl Display) {
-    link.run(Fixed::new([prepared(gid)]), Ending::Prepares);
+    let texts = [describe(), prepared(gid)];
+    link.run(Fixed::new(texts), Ending::Prepares);
+}
+
+/// What tells a server's history: its system identifier, its timeline, how far its log is, and when it was started.
+const HISTORY: &str = "pg_catalog.concat_ws(' ', \
+     (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c), \
+     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8), \
+     pg_catalog.pg_current_wal_insert_lsn(), \
+     pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
+       'YYMMDDHH24MISSUS'))";
+
+/// Asks for what makes a [`Prepared`], last before the transaction is prepared: its number and what it has
+/// written are in the log by then.
+pub fn describe() -> String {
+    format!("SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_current_xact_id(), {HISTORY})")
+}
+
+/// The answer to [`describe`], if the server has given it last.
+pub fn described(link: &Link<'_>) -> Option<Prepared> {
+    let (id, history) = link.last_value()?.split_once(' ')?;
+    Some(Prepared {
+        id: id.parse().ok()?,
+        at: History::parse(history)?,
+    })
+}
+
+/// A transaction that a server has prepared, as it can be asked for when it is prepared no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Its full id there.
+    pub id: i64,
+    pub at: History,
+}
+
+/// A moment in the history of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    system: u64,
+    timeline: u32,
+    /// In bytes, from the beginning of the log.
+    position: u64,
+    /// When it was started: day and time in digits.
+    started: u64,
+}
+
+/// A position of the log as PostgreSQL writes it, in bytes from its beginning.
+fn position(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once('/')?;
+    let high = u64::from(u32::from_str_radix(high, 16).ok()?);
+    Some(high << 32 | u64::from(u32::from_str_radix(low, 16).ok()?))
+}
+
+impl History {
+    /// As [`HISTORY`] gives it, and as it is written here.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let history = Self {
+            system: words.next()?.parse().ok()?,
+            timeline: u32::from_str_radix(words.next()?, 16).ok()?,
+            position: position(words.next()?)?,
+            started: words.next()?.parse().ok()?,
+        };
+        words.next().is_none().then_some(history)
+    }
+}
+
+/// Where a server is now.
+struct Now {
+    at: History,
+    /// How far the log went that it has recovered from, if it had to.
+    recovered: Option<u64>,
+}
+
+impl Now {
+    /// As [`HISTORY`] gives it, and behind it where the server has recovered from.
+    fn parse(text: &str) -> Option<Self> {
+        let (history, recovered) = text.rsplit_once(' ')?;
+        Some(Self {
+            at: History::parse(history)?,
+            recovered: match recovered {
+                "-" => None,
+                recovered => Some(position(recovered)?),
+            },
+        })
+    }
+
+    /// Whether the server has come by `earlier`. One that has taken the files of an earlier time under the same
+    /// timeline shows by where it has recovered from; where it had not to, until it has come as far again.
+    fn has_passed(&self, earlier: &History) -> bool {
+        let now = &self.at;
+        let is_same_run = now.started == earlier.started;
+        (now.system, now.timeline) == (earlier.system, earlier.timeline)
+            && now.position >= earlier.position
+            && (is_same_run || self.recovered.is_none_or(|end| end >= earlier.position))
+    }
+}
+
+impl Display for History {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            system,
+            timeline,
+            position,
+            started,
+        } = self;
+        let (high, low) = (position >> 32, *position as u32);
+        write!(f, "{system} {timeline:08X} {high:X}/{low:X} {started}")
+    }
+}
+
+/// What became of a transaction that was prepared and is so no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Committed,
+    /// It has not ended.
+    UnderWay,
+    RolledBack,
+    /// The server has not come to it: it has been set back.
+    Unborn,
+    /// It cannot be told: the server has another history by now, or has forgotten.
+    Unknown,
+}
+
+impl Fate {
+    /// From what a server says of the number.
+    fn of(one: &Prepared, now: &Now, status: &str) -> Self {
+        match (status, now.has_passed(&one.at)) {
+            (_, false) if now.at.system != one.at.system => Self::Unknown,
+            ("committed", true) => Self::Committed,
+            ("aborted", _) => Self::RolledBack,
+            ("in progress", _) | ("ahead", true) => Self::UnderWay,
+            ("ahead", false) => Self::Unborn,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Transactions that are asked for at once.
+const ASKED: usize = 500;
+
+/// What became of transactions that a server has prepared no more, in their order.
+///
+/// # Errors
+/// As for [`ask`]; XX000 for an answer that is none.
+pub fn fates(link: &mut Link<'_>, all: &[&Prepared]) -> Result<Vec<Fate>> {
+    let mut fates = Vec::with_capacity(all.len());
+    for some in all.chunks(ASKED) {
+        let mut ids = ArrayLiteral::default();
+        some.iter()
+            .for_each(|one| ids.push(Some(&one.id.to_string())));
+        let sql = format!(
+            "SELECT r.said FROM (SELECT 0::pg_catalog.int8 AS n, pg_catalog.concat_ws(' ', {HISTORY}, \
+                 COALESCE(pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text, '-')) AS said \
+             UNION ALL SELECT x.n, COALESCE(CASE WHEN x.id OPERATOR(pg_catalog.<) \
+                 pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) \
+               THEN pg_catalog.pg_xact_status(x.id) ELSE 'ahead' END, 'forgotten') \
+             FROM pg_catalog.unnest({}::pg_catalog.xid8[]) WITH ORDINALITY AS x(id, n)) AS r \
+             ORDER BY r.n",
+            literal(&ids.into_text())
+        );
+        let answer = ask(link, &sql)?;
+        let malformed = || {
+            let server = &link.endpoint().account.server_name;
+            Error::internal(format!("unexpected answer of server \"{server}\""))
+        };
+        let mut said = answer.into_iter().flatten();
+        let now = said.next().and_then(|text| Now::parse(&text));
+        let (now, said) = (now.ok_or_else(malformed)?, said.collect::<Vec<_>>());
+        if said.len() != some.len() {
+            return Err(malformed());
+        }
+        let of = |(one, status): (&&Prepared, &String)| Fate::of(one, &now, status);
+        fates.extend(some.iter().zip(&said).map(of));
+    }
+    Ok(fates)
 }
 
 /// Ends a prepared transaction; `verb`: COMMIT or ROLLBACK.
@@ -274,5 +450,79 @@ pub fn outcome(link: &mut Link<'_>, xact: i64) -> Result<Option<bool>> {
             hint: "It is waited for.",
         }),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THEN: &str = "7576543210987654321 00000001 1/A000028 261128081612123456";
+
+    fn history(text: &str) -> History {
+        History::parse(text).unwrap_or_else(|| unreachable!("{text}"))
+    }
+
+    #[test]
+    fn a_history_is_read_back_and_nothing_else_is_read() {
+        assert_eq!(history(THEN).to_string(), THEN);
+        for other in [
+            "",
+            "1 1 1/1",
+            "1 1 1 1",
+            "1 1 1/1 1 1",
+            "x 1 1/1 1",
+            "1 x 1/1 1",
+            "1 1 1/1 x",
+        ] {
+            assert_eq!(History::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_a_server_that_was_there_is_believed_to_have_committed() {
+        let one = Prepared {
+            id: 7,
+            at: history(THEN),
+        };
+        let fate = |now: &str, status| {
+            let now = Now::parse(now).unwrap_or_else(|| unreachable!("{now}"));
+            Fate::of(&one, &now, status)
+        };
+        let same_run = format!("{THEN} 1/0");
+        for now in [
+            &*same_run,
+            "7576543210987654321 00000001 2/0 261128091612123456 -",
+            "7576543210987654321 00000001 2/0 261128091612123456 1/A000028",
+        ] {
+            for (status, expected) in [
+                ("committed", Fate::Committed),
+                ("aborted", Fate::RolledBack),
+                ("in progress", Fate::UnderWay),
+                ("ahead", Fate::UnderWay),
+                ("forgotten", Fate::Unknown),
+            ] {
+                assert_eq!(fate(now, status), expected, "{now}");
+            }
+        }
+        for now in [
+            "7576543210987654321 00000002 2/0 261128091612123456 -",
+            "7576543210987654321 00000001 1/A000027 261128091612123456 -",
+            "7576543210987654321 00000001 2/0 261128091612123456 1/A000027",
+        ] {
+            for (status, expected) in [
+                ("committed", Fate::Unknown),
+                ("aborted", Fate::RolledBack),
+                ("in progress", Fate::UnderWay),
+                ("ahead", Fate::Unborn),
+                ("forgotten", Fate::Unknown),
+            ] {
+                assert_eq!(fate(now, status), expected, "{now}");
+            }
+        }
+        for status in ["committed", "aborted", "ahead"] {
+            let now = "1 00000001 2/0 261128081612123456 -";
+            assert_eq!(fate(now, status), Fate::Unknown);
+        }
     }
 }

@@ -181,11 +181,12 @@ pub fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
         ..
     } = &set.account;
     let held_back = link.take_held_back();
+    let there = remote_transaction::described(&link);
     let Some(session) = link.into_session() else {
         return Err(Error::internal("prepared without a session"));
     };
     let changes = (set.len() as u64).saturating_sub(held_back);
-    phases::hold(set, session, gid, changes)?;
+    phases::hold(set, session, (gid, there), changes)?;
     loops::not_sent(*server, server_name, held_back);
     log::record(&set.extension, *server, server_name, &conflicts);
     Ok(())

@@ -1326,3 +1326,171 @@ fn of_the_future(fixture: &Fixture) -> String {
     };
     format!("{name}:{home}:{timeline}/FFFFFFFFFFFF/{started}:{number}:{owner}:0000000000000001")
 }
+
+/// What `sync_prepared` says of the one transaction that is left, but for its name.
+const SHOWN: &str = "select server, decision, sqlstate, attempts > 0 from sync_prepared";
+
+/// Somebody rolls back there what was decided to be committed: that is told, and not taken for finished.
+#[test]
+fn what_the_server_has_not_committed_is_not_taken_for_finished() {
+    let (fixture, proxy) = behind_proxy("atomic_lost");
+    let mut listener = fixture.left.client();
+    run(&mut listener, "listen pg_rowsync");
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a'), (2, 'a')");
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(&mut client, "update t set v = 'lost' where id = 1");
+    drop(client);
+    let gid = prepared(&fixture.right).remove(0);
+    fixture.right.exec(&format!("rollback prepared '{gid}'"));
+    let resolved = "select resolve_sync_prepared()";
+    for _ in 0..2 {
+        assert!(!fixture.left.query_one::<bool>(resolved));
+        assert_eq!(rows(&fixture.left, SHOWN), ["dst|commit|55000|t"]);
+    }
+    let said = "select message like '%was rolled back there%' from sync_prepared";
+    assert_eq!(rows(&fixture.left, said), ["t"]);
+    assert_eq!(notified(&mut listener), ["dst|stuck|true"]);
+    // It is waited for, and nothing passes it.
+    let (mut waiter, notices) = superuser_with_notices(&fixture.left);
+    assert_eq!(
+        query(&mut waiter, "select wait_sync('dst', '200 ms')"),
+        ["f"]
+    );
+    let told = warnings(&notices);
+    assert!(
+        told.iter().any(|told| told.code().code() == "55000"),
+        "{told:?}"
+    );
+    let mut other = fixture.left.client();
+    let error = refused(&mut other, "update t set v = 'b' where id = 1", "55000");
+    assert!(error.message().contains("has lost"), "{error:?}");
+    run(&mut other, "update t set v = 'b' where id = 2");
+    assert_eq!(table(&fixture.right, "t"), ["1|a", "2|b"]);
+    // A person decides: here, that this side is right.
+    assert_eq!(
+        query(
+            &mut other,
+            "select difference, key from verify_sync('t', 'dst')"
+        ),
+        [r#"differs|{"id": 1}"#]
+    );
+    fixture
+        .left
+        .exec_superuser("delete from sync_prepared where attempts > 0");
+    run(&mut other, "select repair_sync('t', 'dst')");
+    both_have(&fixture, "t", &["1|lost", "2|b"]);
+    resolve(&fixture);
+}
+
+/// The session hears itself that what it has decided is not there any more.
+#[test]
+fn a_session_that_finds_its_transaction_gone_says_so() {
+    let (fixture, proxy) = behind_proxy("atomic_gone");
+    let (mut client, notices) = fixture.left.client_with_notices();
+    run(&mut client, "insert into t values (1, 'a')");
+    proxy.set_delay(Duration::from_millis(1500));
+    let session = thread::spawn(move || {
+        run(&mut client, "update t set v = 'b'");
+        client
+    });
+    await_until(SOON, "the local commit", || {
+        table(&fixture.left, "t") == ["1|b"]
+    });
+    let gid = prepared(&fixture.right).remove(0);
+    fixture.right.exec(&format!("rollback prepared '{gid}'"));
+    let _client = session.join().expect("a session");
+    proxy.set_delay(Duration::ZERO);
+    let said = warnings(&notices);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0].code().code(), "42704");
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared()")
+    );
+    assert_eq!(rows(&fixture.left, SHOWN), ["dst|commit|55000|t"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|a"]);
+    fixture.left.exec_superuser("delete from sync_prepared");
+}
+
+/// Copies a cluster's files.
+fn copy_files(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(done.expect("cp").success());
+}
+
+/// The target is set back to an earlier time: it has neither what was prepared nor what was committed.
+#[test]
+fn a_target_that_was_restored_has_not_finished_what_it_does_not_know() {
+    let right = Arc::new(Cluster::start("setback").expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: create(clusters().0, "local_atomic_setback"),
+        right: create(&right, "remote_atomic_setback"),
+    };
+    let proxy = Proxy::start(right.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    run(&mut fixture.left.client(), "insert into t values (1, 'a')");
+    resolve(&fixture);
+    let (data, backup) = (right.dir().join("data"), right.dir().join("backup"));
+    right.stop(Shutdown::Fast).expect("a stop");
+    copy_files(&data, &backup);
+    right.start_again().expect("a start");
+    run(
+        &mut fixture.left.client(),
+        "insert into t values (2, 'committed')",
+    );
+    proxy.strike(COMMIT, Strike::LoseRequest);
+    run(
+        &mut fixture.left.client(),
+        "insert into t values (3, 'prepared')",
+    );
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    right.stop(Shutdown::Immediate).expect("a stop");
+    std::fs::remove_dir_all(&data).expect("no data");
+    copy_files(&backup, &data);
+    right.start_again().expect("a start");
+    proxy.cut();
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared()")
+    );
+    let both = ["dst|commit|55000|t", "dst|commit|55000|t"];
+    assert_eq!(rows(&fixture.left, SHOWN), both);
+    assert_eq!(table(&fixture.right, "t"), ["1|a"]);
+    fixture.left.exec_superuser("delete from sync_prepared");
+}
+
+/// A standby that takes the target's place may not have what was committed there, and may give its number again:
+/// what it says of that number is no answer.
+#[test]
+fn a_target_of_another_timeline_is_not_believed_to_have_committed() {
+    let right = Arc::new(Cluster::start("timeline").expect("a cluster"));
+    let create = |cluster, name: &str| Side::create(cluster, name).expect("a database");
+    let fixture = Fixture {
+        left: create(clusters().0, "local_atomic_timeline"),
+        right: create(&right, "remote_atomic_timeline"),
+    };
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    run(&mut fixture.left.client(), "insert into t values (1, 'a')");
+    // Started again, it is the same.
+    right.restart().expect("a restart");
+    resolve(&fixture);
+    run(&mut fixture.left.client(), "insert into t values (2, 'b')");
+    right.stop(Shutdown::Fast).expect("a stop");
+    std::fs::write(right.dir().join("data").join("standby.signal"), "").expect("a file");
+    right.start_again().expect("a standby");
+    fixture.right.exec_superuser("select pg_promote()");
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared()")
+    );
+    assert_eq!(rows(&fixture.left, SHOWN), ["dst|commit|55000|t"]);
+    both_have(&fixture, "t", &["1|a", "2|b"]);
+    fixture.left.exec_superuser("delete from sync_prepared");
+}
