@@ -17,7 +17,8 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
 use crate::pg::spi::{self, Extension};
-use crate::pg::{Oid, lock, lookup, report, wal, xact};
+use crate::pg::wal::{self, Past};
+use crate::pg::{Oid, lock, lookup, report, xact};
 use crate::sql::quote::{ident, literal};
 use crate::sql::triggers;
 use crate::stats;
@@ -440,17 +441,41 @@ enum Finding {
     Unknown(Error),
 }
 
+/// Where the log ended when this server was stopped in order and started again: the last checkpoint, as long as
+/// that is the one of the stop. `None` once there was another.
+///
+/// # Errors
+/// What reading the control file reports.
+fn stopped_at(extension: &Extension) -> Result<Option<u64>> {
+    // The time of a checkpoint has no fractions.
+    let sql = "SELECT (c.redo_lsn - '0/0'::pg_lsn)::int8 FROM pg_control_checkpoint() c \
+         WHERE c.checkpoint_time < date_trunc('second', pg_postmaster_start_time())";
+    let place: Option<i64> = spi::select_first(extension, sql, &[])?;
+    Ok(place.and_then(|place| u64::try_from(place).ok()))
+}
+
 /// What is to become of one that had no decision when its server was asked.
 fn finding_of(extension: &Extension, gid: &str) -> Result<Finding> {
     let Some(parsed) = Gid::parse(gid) else {
         return Ok(Finding::Waits);
     };
-    if !wal::is_in_history((parsed.timeline, parsed.position), parsed.started)? {
-        return Ok(unknown(
-            gid,
-            "It was prepared at a time that this database does not know of, after the backup \
-             from which it was restored.",
-        ));
+    let place = (parsed.timeline, parsed.position);
+    match wal::past(place, parsed.started, || stopped_at(extension))? {
+        Past::Known => {}
+        Past::Another => {
+            return Ok(unknown(
+                gid,
+                "It was prepared at a time that this database does not know of, after the backup \
+                 from which it was restored.",
+            ));
+        }
+        Past::Unknown => {
+            return Ok(unknown(
+                gid,
+                "It was prepared before this server was started, and where its log ended then is not known: \
+                 pg_rowsync is not preloaded.",
+            ));
+        }
     }
     if parsed.position < identity::since(extension)? {
         return Ok(unknown(

@@ -1,6 +1,6 @@
 //! What sessions share: the counters' areas in shared memory, and where the log was when the server was
-//! started. Only where the library is preloaded: shared memory is laid out
-//! before the first session. The postmaster sets it up anew, to zero, after a crash of the cluster.
+//! started. Only where the library is preloaded: shared memory is laid out before the first session. The
+//! postmaster sets it up anew after a crash of the cluster: the counters to zero.
 
 use super::{compat, context};
 use crate::guc;
@@ -142,6 +142,42 @@ unsafe extern "C-unwind" fn request() {
     }
 }
 
+/// Of the postmaster: where the log ended when it started the server.
+static KEPT_START: AtomicU64 = AtomicU64::new(0);
+
+/// Where the log ended if the server was stopped in order, else 0. Before it is started again, which is the only
+/// time when nothing else can have written that to the control file.
+///
+/// # Safety
+/// In the postmaster, while shared memory is being set up for the first time.
+unsafe fn stopped_at() -> u64 {
+    let mut is_sound = false;
+    // SAFETY: the postmaster has found the data directory; what is not sound is not read.
+    unsafe {
+        let control = pg_sys::get_controlfile(pg_sys::DataDir, &mut is_sound);
+        let is_stop = !control.is_null()
+            && is_sound
+            && matches!(
+                (*control).state,
+                pg_sys::DBState::DB_SHUTDOWNED | pg_sys::DBState::DB_SHUTDOWNED_IN_RECOVERY
+            );
+        if is_stop {
+            (*control).checkPointCopy.redo
+        } else {
+            0
+        }
+    }
+}
+
+/// After the crash of a process the postmaster gives shared memory up and makes it anew. The server has not been
+/// started by that, so where the log ended then stays as it is.
+#[pg_guard]
+unsafe extern "C-unwind" fn keep_start(_code: i32, _arg: pg_sys::Datum) {
+    if let Some(started_at) = started_at() {
+        KEPT_START.store(started_at.load(Relaxed), Relaxed);
+    }
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn startup() {
     // SAFETY: called where the server calls the hook; the lock is that of shared memory set-up. What is
@@ -157,5 +193,13 @@ unsafe extern "C-unwind" fn startup() {
         CONFLICTS.make(conflicts);
         STARTED_AT.make(1);
         pg_sys::LWLockRelease(lock);
+        if let Some(started_at) = started_at() {
+            let place = match KEPT_START.load(Relaxed) {
+                0 => stopped_at(),
+                kept => kept,
+            };
+            started_at.store(place, Relaxed);
+        }
+        pg_sys::on_shmem_exit(Some(keep_start), pg_sys::Datum::null());
     }
 }

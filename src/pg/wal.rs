@@ -28,7 +28,8 @@ pub fn is_in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
-/// Timeline, and a position up to which it is on disk: no crash takes the server back to before that.
+/// Timeline, and a position up to which it is on disk: no crash takes the server back to before that. It is behind
+/// where this run of the server began, so that [`past`] can tell it from those of runs before.
 ///
 /// # Errors
 /// As for [`end`].
@@ -36,8 +37,14 @@ pub fn place() -> Result<(u32, u64)> {
     let (timeline, end) = end()?;
     let page = u64::from(pg_sys::XLOG_BLCKSZ);
     // Whole pages are flushed in the background, in the middle of a record too, of which recovery makes nothing.
-    let is_page = end.is_multiple_of(page);
-    Ok((timeline, if is_page { end - page } else { end }))
+    if !end.is_multiple_of(page) {
+        return Ok((timeline, end));
+    }
+    // Nor to before the last checkpoint, with which a run begins, if no other comes. Of one that is under way that
+    // is not so: should a crash take the server back so far, a person decides.
+    // SAFETY: reads shared memory.
+    let checkpoint = unsafe { pg_sys::GetRedoRecPtr() };
+    Ok((timeline, (end - page).max((checkpoint + 1).min(end))))
 }
 
 /// Timeline, and the position up to which it has been written to disk.
@@ -58,38 +65,68 @@ fn end() -> Result<(u32, u64)> {
     }
 }
 
-/// Where the log ended when this server was started: at what the first checkpoint began with that was there then.
-/// Whoever asks first finds it out, which is the launcher where the library is preloaded; without it, a checkpoint
-/// that has come since makes it a later place.
-pub fn started_at() -> u64 {
-    let known = shmem::started_at();
-    if let Some(place) = known.map(|known| known.load(Relaxed)).filter(|at| *at != 0) {
-        return place;
+/// Where the log ended when this server was started: of what was written before that, the server knows. The
+/// postmaster finds out where an orderly stop has ended it, if the library is preloaded. The server itself
+/// remembers where it has recovered from, after a crash or from a backup.
+pub fn started_at() -> Option<u64> {
+    let known = shmem::started_at().map(|known| known.load(Relaxed));
+    if let Some(place) = known.filter(|at| *at != 0) {
+        return Some(place);
     }
+    let mut timeline = 0;
     // SAFETY: reads shared memory.
-    let place = unsafe { pg_sys::GetRedoRecPtr() };
-    let first = known.and_then(|known| known.compare_exchange(0, place, Relaxed, Relaxed).err());
-    first.unwrap_or(place)
+    let recovered = unsafe { pg_sys::GetXLogReplayRecPtr(&mut timeline) };
+    (recovered != 0).then_some(recovered)
 }
 
-/// Whether a place is in the past of this server: it was at that position of that timeline, in the run that had
-/// `started` then. Of a server that has gone on from a backup, or from a standby that was behind, it may not be.
-/// One whose files were replaced by an older copy goes on under the same timeline and comes to that position
-/// once more: so the place of another run must be before the current one began.
+/// Remembers where the log ended that the server has recovered from, for the time after another recovery: that
+/// which follows the crash of a session.
+pub fn remember_start() {
+    if let (Some(known), Some(place)) = (shmem::started_at(), started_at()) {
+        let _ = known.compare_exchange(0, place, Relaxed, Relaxed);
+    }
+}
+
+/// Whether a place is in the past of this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// It is.
+    Known,
+    /// It is not: the server has gone on from a backup, or from a standby that was behind.
+    Another,
+    /// It was before this run of the server, and where that began is not known.
+    Unknown,
+}
+
+/// Whether the server was at that position of that timeline, in the run that had `started` then. One whose files
+/// were replaced by an older copy goes on under the same timeline and comes to that position once more: so the
+/// place of another run must be before the current one began. `stopped_at`: where the log ended at an orderly
+/// stop, if that is what this run began with and nobody else knows.
 ///
 /// # Errors
-/// As for [`place`].
-pub fn is_in_history((timeline, position): (u32, u64), started: i64) -> Result<bool> {
+/// As for [`place`], and what `stopped_at` reports.
+pub fn past(
+    (timeline, position): (u32, u64),
+    started: i64,
+    stopped_at: impl FnOnce() -> Result<Option<u64>>,
+) -> Result<Past> {
     let (current, end) = end()?;
+    let is = |known: bool| if known { Past::Known } else { Past::Another };
     if timeline == current {
-        let is_of_this_run = started == context::cluster_start();
-        return Ok(position <= end && (is_of_this_run || position <= started_at()));
+        if started == context::cluster_start() || position > end {
+            return Ok(is(position <= end));
+        }
+        let began = match started_at() {
+            None => stopped_at()?,
+            known => known,
+        };
+        return Ok(began.map_or(Past::Unknown, |began| is(position <= began)));
     }
     // The working directory of every server process is the data directory.
     let file = format!("pg_wal/{current:08X}.history");
     let history = std::fs::read_to_string(file).unwrap_or_default();
     let left = switch_points(&history).find(|(parent, _)| *parent == timeline);
-    Ok(left.is_some_and(|(_, end)| position <= end))
+    Ok(is(left.is_some_and(|(_, end)| position <= end)))
 }
 
 /// The timelines of a history file, each with the position at which it was left.

@@ -30,8 +30,7 @@ const LOOK_GAP: Duration = Duration::from_secs(10);
 pub fn run() -> ! {
     bgworker::enter_none();
     worker_registry::announce_launcher();
-    // Before anybody has a reason to ask.
-    wal::started_at();
+    wal::remember_start();
     bgworker::show(
         false,
         "pg_rowsync: waiting for databases that want a worker",

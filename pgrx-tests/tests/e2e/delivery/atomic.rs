@@ -1494,3 +1494,131 @@ fn a_target_of_another_timeline_is_not_believed_to_have_committed() {
     both_have(&fixture, "t", &["1|a", "2|b"]);
     fixture.left.exec_superuser("delete from sync_prepared");
 }
+
+/// Files of an earlier time, under the same timeline and without the launcher: where this run of the server began
+/// is known after a checkpoint too, or nothing is decided.
+#[test]
+fn a_checkpoint_after_a_restore_makes_nobody_decide_what_is_not_known() {
+    for (label, how) in [("cold", Shutdown::Fast), ("warm", Shutdown::Immediate)] {
+        let (fixture, proxy) = from_its_own(label);
+        let left = fixture.left.cluster.clone();
+        run(&mut fixture.left.client(), "insert into t values (1, 'a')");
+        resolve(&fixture);
+        let (data, backup) = (left.dir().join("data"), left.dir().join("backup"));
+        left.stop(how).expect("a stop");
+        copy_files(&data, &backup);
+        left.start_again().expect("a start");
+        let mut client = fixture.left.client();
+        run(&mut client, "insert into t values (2, 'b')");
+        proxy.strike(COMMIT, Strike::LoseRequest);
+        run(&mut client, "insert into t values (3, 'c')");
+        drop(client);
+        left.stop(Shutdown::Immediate).expect("a stop");
+        std::fs::remove_dir_all(&data).expect("no data");
+        copy_files(&backup, &data);
+        left.start_again().expect("a start");
+        go_on(&fixture);
+        assert!(
+            !fixture
+                .left
+                .query_one::<bool>("select resolve_sync_prepared()")
+        );
+        let shown = "select server, decision, sqlstate from sync_prepared";
+        assert_eq!(rows(&fixture.left, shown), ["dst|~|55000"], "{label}");
+        let gid = prepared(&fixture.right).remove(0);
+        fixture.right.exec(&format!("commit prepared '{gid}'"));
+        resolve(&fixture);
+        assert_eq!(table(&fixture.right, "t"), ["1|a", "2|b", "3|c"]);
+    }
+}
+
+/// The log goes on, past where it has been before, and the next run of the server would begin there.
+fn go_on(fixture: &Fixture) {
+    let rows = "select g, repeat('x', 1000) from generate_series(1, 2000) g";
+    fixture
+        .left
+        .exec(&format!("create table filler as {rows}; drop table filler"));
+    fixture.left.exec_superuser("checkpoint");
+    fixture.left.exec_superuser("checkpoint");
+}
+
+/// Without the launcher, and without a restore: what a crash has left is decided, whenever it is looked at.
+#[test]
+fn a_start_after_a_crash_decides_what_was_left_after_any_checkpoint() {
+    let (fixture, proxy) = from_its_own("crashed");
+    let left = fixture.left.cluster.clone();
+    run(&mut fixture.left.client(), "insert into t values (1, 'a')");
+    let leave = |value: &str| {
+        proxy.strike(PREPARE, Strike::LoseAnswer);
+        let mut client = fixture.left.client();
+        let lost = connecting(&format!("insert into t values (2, '{value}')"));
+        refused(&mut client, &lost, "08006");
+        assert_eq!(prepared(&fixture.right).len(), 1);
+    };
+    leave("crash");
+    left.stop(Shutdown::Immediate).expect("a stop");
+    left.start_again().expect("a start");
+    go_on(&fixture);
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|a"]);
+    // After an orderly stop, before the first checkpoint.
+    leave("stop");
+    left.stop(Shutdown::Fast).expect("a stop");
+    thread::sleep(Duration::from_millis(1100));
+    left.start_again().expect("a start");
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|a"]);
+}
+
+/// The launcher knows where this run of the server began, and a crash of a session changes nothing of it.
+#[test]
+fn a_session_that_crashes_after_a_restore_makes_nobody_decide_what_is_not_known() {
+    let fixture = preloaded("atomic_reinit", EAGER);
+    let left = fixture.left.cluster.clone();
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, ATOMIC);
+    run(&mut fixture.left.client(), "insert into t values (1, 'a')");
+    let (data, backup) = (left.dir().join("data"), left.dir().join("backup"));
+    left.stop(Shutdown::Fast).expect("a stop");
+    copy_files(&data, &backup);
+    left.start_again().expect("a start");
+    // Not a byte passes: the worker cannot finish it either.
+    proxy.strike(COMMIT, Strike::Silence);
+    let mut client = fixture.left.client();
+    let session = thread::spawn(move || client.batch_execute("insert into t values (2, 'b')"));
+    await_until(WORKING, "the silence", || proxy.has_struck());
+    left.stop(Shutdown::Immediate).expect("a stop");
+    assert!(session.join().expect("a session").is_err());
+    proxy.refuse();
+    proxy.cut();
+    proxy.thaw();
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    std::fs::remove_dir_all(&data).expect("no data");
+    copy_files(&backup, &data);
+    left.start_again().expect("a start");
+    go_on(&fixture);
+    let mut client = fixture.left.client();
+    let pid: i32 = client
+        .query_one("select pg_backend_pid()", &[])
+        .expect("a pid")
+        .get(0);
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).expect("a signal");
+    await_until(WORKING, "the others to be back", || {
+        fixture
+            .left
+            .connect_superuser()
+            .is_ok_and(|mut client| client.batch_execute("select 1").is_ok())
+    });
+    go_on(&fixture);
+    proxy.accept().expect("listening again");
+    let shown = "select server, decision, sqlstate from sync_prepared where decision is null";
+    await_until(WORKING, "the worker to look", || {
+        prepared(&fixture.right).is_empty() || rows(&fixture.left, shown) == ["dst|~|55000"]
+    });
+    assert_eq!(prepared(&fixture.right).len(), 1);
+    fixture.right.exec(&format!(
+        "rollback prepared '{}'",
+        prepared(&fixture.right)[0]
+    ));
+}
