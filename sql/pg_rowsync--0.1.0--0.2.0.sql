@@ -11,5 +11,8 @@ COMMENT ON COLUMN @extschema@.sync_prepared_transaction.remote_xact IS
 COMMENT ON COLUMN @extschema@.sync_prepared_transaction.remote_history IS
     'system identifier, timeline, position of the log and start of the server when it was prepared';
 
+CREATE FUNCTION @extschema@.sync_holds(value text, type regtype, modifier integer) RETURNS boolean
+    STABLE STRICT PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_holds_wrapper';
+
 -- As ALTER EXTENSION has set it.
 SET LOCAL search_path = @extschema@, pg_temp;

@@ -12,6 +12,7 @@ use crate::pg::json::{Jsonb, TextArray};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Extension;
 use crate::pg::trigger::with_event;
+use crate::pg::value;
 use crate::queue::pause;
 use crate::sql::quote::ArrayLiteral;
 use crate::{
@@ -346,6 +347,21 @@ fn sync_keep_version(args: Args<'_>) -> bool {
     };
     or_raise(keep());
     false
+}
+
+/// Whether a type of PostgreSQL's own can hold a value, given as text, as `verify_sync` asks of the types that
+/// values get on a server. See [`value::is_held`].
+#[pg_extern(sql = r#"
+CREATE FUNCTION sync_holds(value text, type regtype, modifier integer) RETURNS boolean
+    STABLE STRICT PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'sync_holds_wrapper';
+"#)]
+fn sync_holds(args: Args<'_>) -> bool {
+    let holds = || {
+        let modifier = args.required(2, "modifier")?.parse();
+        let modifier = modifier.map_err(|_| Error::internal("malformed integer"))?;
+        value::is_held(&args.required(0, "value")?, args.oid(1, "type")?, modifier)
+    };
+    or_raise(holds())
 }
 
 /// Whether a row with a key has come since the running statement began, which could not write it. Called as

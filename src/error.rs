@@ -612,6 +612,11 @@ impl Error {
         }
     }
 
+    /// Whether it is about a value that a type cannot hold, or an operation is not made for (class 22).
+    pub fn is_about_value(&self) -> bool {
+        self.sqlstate().as_str().starts_with("22")
+    }
+
     /// Message and detail in one line, for logs and listeners, who may see neither rows nor the queue.
     pub fn one_line(&self) -> String {
         match (self, self.detail()) {

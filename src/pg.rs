@@ -51,6 +51,7 @@ pub mod text;
 pub mod timer;
 pub mod trigger;
 pub mod utility;
+pub mod value;
 pub mod wait;
 pub mod wal;
 pub mod worker_registry;

@@ -168,11 +168,24 @@ impl<'s> Comparison<'s> {
         (self.found, self.sides.close())
     }
 
-    /// Compares.
+    /// Compares. Where a value here turns out to be one that its type there cannot hold, once more and asking for
+    /// each: that costs too much where it need not be.
     ///
     /// # Errors
     /// What either side reports.
     pub fn run(&mut self) -> Result<()> {
+        match self.run_once() {
+            Err(error) if error.is_about_value() && self.subject.expressions.take_care() => {
+                self.candidates.clear();
+                self.found.clear();
+                (self.undecided, self.cut_short) = (0, false);
+                self.run_once()
+            }
+            result => result,
+        }
+    }
+
+    fn run_once(&mut self) -> Result<()> {
         if self.subject.expressions.is_ordered() {
             self.walk()?
         } else {
@@ -547,6 +560,7 @@ impl<'s> Comparison<'s> {
             key: key.unwrap_or_default(),
             columns,
             key_texts: key_texts.unwrap_or_default(),
+            fits: here.as_ref().is_none_or(|full| full.fits),
             hash: here.as_ref().map(|full| full.listed.state.hash.clone()),
             texts: there.as_ref().and_then(|full| full.texts.clone()),
             here: here.and_then(|full| full.row_json),

@@ -9,6 +9,7 @@ use super::sides::Side;
 use crate::capture::table::Table;
 use crate::change::{Relation, Route};
 use crate::sql::quote::{ArrayLiteral, ident, literal, literal_or_null, relation};
+use std::cell::Cell;
 
 /// A column that is compared.
 #[derive(Clone, Debug)]
@@ -35,6 +36,16 @@ pub struct Expressions {
     ordered: bool,
     /// Which rows count, here and there.
     filter: [Option<String>; 2],
+    reading: Reading,
+}
+
+/// How a value here is read as the type that it gets there.
+#[derive(Clone, Debug, Default)]
+struct Reading {
+    /// The function that says whether a type can hold a text; none in a database that has not got it.
+    holds: Option<String>,
+    /// Every value is asked for first: there are some that their types there cannot hold.
+    is_careful: Cell<bool>,
 }
 
 /// A function from text to a number of 64 bits that both sides compute alike.
@@ -53,13 +64,14 @@ const EQ: &str = "OPERATOR(pg_catalog.=)";
 const UTF8: &str = "UTF8";
 
 impl Expressions {
-    /// For a table, its route, and what both sides' catalogs say. `filter`: which rows count.
+    /// For a table, its route, and what both sides' catalogs say. `filter`: which rows count. `holds`: the
+    /// function here that says whether a type can hold a text.
     pub fn new(
         table: &Table,
         route: &Route,
-        here: &Facts,
-        there: &Facts,
+        [here, there]: [&Facts; 2],
         filter: Option<String>,
+        holds: Option<String>,
     ) -> Self {
         let columns: Vec<Column> = (route.columns.iter())
             .map(|column| {
@@ -99,6 +111,31 @@ impl Expressions {
             hash,
             ordered,
             filter: [filter.clone(), filter],
+            reading: Reading {
+                holds,
+                is_careful: Cell::new(false),
+            },
+        }
+    }
+
+    /// From now on no value fails a question that its type there cannot hold: such a row has the value that it
+    /// has here. False where it was so before, or is not possible.
+    pub fn take_care(&self) -> bool {
+        self.reading.holds.is_some() && !self.reading.is_careful.replace(true)
+    }
+
+    /// Whether the types there can hold a row from here.
+    pub fn row_fits(&self, side: Side) -> String {
+        let conditions: Vec<String> = match side {
+            Side::Here => (self.columns.iter())
+                .filter_map(|column| column.fits(&self.reading))
+                .collect(),
+            Side::There => Vec::new(),
+        };
+        if conditions.is_empty() {
+            "true".to_owned()
+        } else {
+            format!("({})", conditions.join(" AND "))
         }
     }
 
@@ -173,7 +210,7 @@ impl Expressions {
         let values: Vec<String> = self
             .columns
             .iter()
-            .map(|column| column.value(side))
+            .map(|column| column.value(side, &self.reading))
             .collect();
         self.hash_of(&format!("ROW({})::pg_catalog.text", values.join(", ")))
     }
@@ -190,7 +227,8 @@ impl Expressions {
     pub fn key_matches(&self, side: Side) -> Vec<String> {
         self.key
             .iter()
-            .map(|at| self.columns[*at].text_or_null(self.columns[*at].matched(side)))
+            .map(|at| &self.columns[*at])
+            .map(|own| own.text_or_null(own.matched(side, &self.reading)))
             .collect()
     }
 
@@ -219,9 +257,8 @@ impl Expressions {
 
     /// Whether a row's key lies on one side of another: `operator` is one of those that order.
     pub fn key_compared(&self, operator: &str, to: &[Option<String>]) -> String {
-        let to: Vec<String> = to
-            .iter()
-            .map(|text| literal(text.as_deref().unwrap_or("")))
+        let to: Vec<String> = (to.iter().zip(&self.key))
+            .map(|(text, at)| self.columns[*at].literal_of(text.as_deref().unwrap_or("")))
             .collect();
         match (self.key_columns().as_slice(), to.as_slice()) {
             ([column], [to]) => format!("{column} OPERATOR(pg_catalog.{operator}) {to}"),
@@ -265,10 +302,16 @@ impl Expressions {
             && !self.key.iter().any(is_array)
             && !has_null
         {
-            return format!("{column} {EQ} ANY ({})", column_of(0));
+            let wide = self.key.first().and_then(|at| self.columns[*at].wide());
+            let wide = wide.map(|own| format!("::{own}[]")).unwrap_or_default();
+            return format!("{column} {EQ} ANY ({}{wide})", column_of(0));
         }
         let types: Option<Vec<String>> = (self.key.iter())
-            .map(|at| self.columns[*at].own_scalar(side))
+            .map(|at| &self.columns[*at])
+            .map(|own| {
+                let wide = own.wide().map(str::to_owned);
+                wide.or_else(|| own.own_scalar(side))
+            })
             .collect();
         match (columns.as_slice(), types) {
             (columns, Some(types)) if keys.len() > 1 && !has_null => {
@@ -288,8 +331,11 @@ impl Expressions {
             }
             (columns, _) => {
                 let one = |key: &&[Option<String>]| {
-                    let parts = columns.iter().zip(*key).map(|(column, text)| match text {
-                        Some(text) => format!("{column} {EQ} {}", literal(text)),
+                    let named = columns.iter().zip(&self.key);
+                    let parts = named.zip(*key).map(|((column, at), text)| match text {
+                        Some(text) => {
+                            format!("{column} {EQ} {}", self.columns[*at].literal_of(text))
+                        }
                         None => format!("{column} IS NULL"),
                     });
                     format!("({})", parts.collect::<Vec<_>>().join(" AND "))
@@ -324,7 +370,8 @@ impl Expressions {
     pub fn column_hashes(&self, side: Side) -> String {
         let hashes: Vec<String> = (self.columns.iter())
             .map(|column| {
-                let text = format!("ROW({})::pg_catalog.text", column.value(side));
+                let value = column.value(side, &self.reading);
+                let text = format!("ROW({value})::pg_catalog.text");
                 format!("({})::pg_catalog.text", self.hash_of(&text))
             })
             .collect();
@@ -508,11 +555,73 @@ impl Column {
         is_scalar.then(|| format!("pg_catalog.{}", ident(&facts.base)))
     }
 
-    /// The value as it stands there, or would stand there if it were sent.
-    fn value(&self, side: Side) -> String {
-        let raw = column(&self.name);
+    /// The type as which a number is read that may be too large for the type of one side: one that has the
+    /// numbers of both, in whose order their indexes are.
+    fn wide(&self) -> Option<&'static str> {
         let (here, there) = (&self.here_type, &self.there_type);
-        if side == Side::There || here.declared == there.declared || !there.own {
+        let is_number = |facts: &ColumnFacts| facts.own && NUMBERS.contains(&&*facts.base);
+        if here.base == there.base || !is_number(here) || !is_number(there) {
+            return None;
+        }
+        Some(match (&*here.base, &*there.base) {
+            ("numeric", _) | (_, "numeric") => "pg_catalog.numeric",
+            _ => "pg_catalog.int8",
+        })
+    }
+
+    /// A value from either side, for either side.
+    fn literal_of(&self, text: &str) -> String {
+        match self.wide() {
+            Some(wide) => format!("{}::{wide}", literal(text)),
+            None => literal(text),
+        }
+    }
+
+    /// Whether a value from here is read there as another type.
+    fn is_converted(&self) -> bool {
+        self.here_type.declared != self.there_type.declared && self.there_type.own
+    }
+
+    /// Whether the type there can hold the value; `None` where that goes without saying, or is not known.
+    fn fits(&self, reading: &Reading) -> Option<String> {
+        if !self.is_converted() {
+            return None;
+        }
+        let (raw, there) = (column(&self.name), &self.there_type);
+        let (text, length) = (text_of(&raw), there.modifier - 4);
+        let fits = match there.base.as_str() {
+            "varchar" | "bpchar" if length > 0 => format!(
+                "pg_catalog.rtrim(pg_catalog.substr({text}, {length} OPERATOR(pg_catalog.+) 1), ' ') {EQ} ''"
+            ),
+            base if is_readable(base) => format!(
+                "{}({text}, {}::pg_catalog.regtype, {})",
+                reading.holds.as_deref()?,
+                literal(&format!("pg_catalog.{}", ident(base))),
+                there.modifier
+            ),
+            _ => return None,
+        };
+        Some(format!("(pg_catalog.num_nulls({raw}) {EQ} 1 OR {fits})"))
+    }
+
+    /// This text of the value as it is read there, or the text that it has here where the type there cannot hold
+    /// it; `None` where that need not be asked.
+    fn unless_unfit(&self, reading: &Reading, text: &str) -> Option<String> {
+        // What is read with CAST is cut where an assignment refuses it.
+        let is_cut = ["bit", "varbit", "_bit", "_varbit"].contains(&&*self.there_type.base);
+        if !is_readable(&self.there_type.base) || !(is_cut || reading.is_careful.get()) {
+            return None;
+        }
+        let fits = self.fits(reading)?;
+        let here = text_of(&column(&self.name));
+        Some(format!("CASE WHEN {fits} THEN {text} ELSE {here} END"))
+    }
+
+    /// The value as it stands there, or would stand there if it were sent; or its text.
+    fn value(&self, side: Side, reading: &Reading) -> String {
+        let raw = column(&self.name);
+        let there = &self.there_type;
+        if side == Side::There || !self.is_converted() {
             return raw;
         }
         let text = text_of(&raw);
@@ -530,7 +639,11 @@ impl Column {
                  THEN pg_catalog.rpad(pg_catalog.rtrim({text}, ' '), {length}, ' ') ELSE {text} END"
             )),
             "text" | "varchar" | "bpchar" | "name" | "char" => raw,
-            base if is_readable(base) => unless_null(format!("CAST({text} AS {})", there.declared)),
+            base if is_readable(base) => {
+                let cast = format!("CAST({text} AS {})", there.declared);
+                let careful = self.unless_unfit(reading, &text_of(&cast));
+                unless_null(careful.unwrap_or(cast))
+            }
             _ => raw,
         }
     }
@@ -548,8 +661,16 @@ impl Column {
     }
 
     /// The text by which the value is held against that of the other side, in a key.
-    fn matched(&self, side: Side) -> String {
-        let value = self.value(side);
+    fn matched(&self, side: Side, reading: &Reading) -> String {
+        let text = self.matched_if_held(side);
+        match side {
+            Side::Here => self.unless_unfit(reading, &text).unwrap_or(text),
+            Side::There => text,
+        }
+    }
+
+    fn matched_if_held(&self, side: Side) -> String {
+        let value = self.value(side, &Reading::default());
         let is_converted = value != column(&self.name);
         let (here, there) = (&self.here_type, &self.there_type);
         let of = if side == Side::There || is_converted {
@@ -637,13 +758,13 @@ mod tests {
     fn a_value_is_read_as_the_type_that_it_gets_there() {
         let number = facts("numeric", "numeric(10,2)", 655_366);
         let same = both(number.clone(), number.clone());
-        assert_eq!(same.value(Side::Here), "new.\"a\"");
+        assert_eq!(same.value(Side::Here, &Reading::default()), "new.\"a\"");
         let other = both(facts("int4", "integer", -1), number);
-        let value = other.value(Side::Here);
+        let value = other.value(Side::Here, &Reading::default());
         assert!(value.contains("AS numeric(10,2))"), "{value}");
-        assert_eq!(other.value(Side::There), "new.\"a\"");
+        assert_eq!(other.value(Side::There, &Reading::default()), "new.\"a\"");
         let text = both(facts("int4", "integer", -1), facts("text", "text", -1));
-        assert_eq!(text.value(Side::Here), "new.\"a\"");
+        assert_eq!(text.value(Side::Here, &Reading::default()), "new.\"a\"");
     }
 
     /// Of a table whose key has columns of these types.
@@ -660,6 +781,7 @@ mod tests {
             hash: Hash::Fast,
             ordered: true,
             filter: [None, None],
+            reading: Reading::default(),
         }
     }
 
@@ -695,6 +817,22 @@ mod tests {
         // Of arrays there are no arrays.
         let of_arrays = keyed_by(&["int4", "_int4"]).key_is_one_of(Side::Here, &keys);
         assert!(of_arrays.contains(" OR "), "{of_arrays}");
+    }
+
+    #[test]
+    fn numbers_that_one_side_cannot_hold_are_compared_as_a_type_that_can() {
+        let pair = |here: &str, there: &str| Expressions {
+            columns: vec![both(facts(here, here, -1), facts(there, there, -1))],
+            key: vec![0],
+            ..keyed_by(&[])
+        };
+        let above = |here, there| pair(here, there).key_compared(">", &key(&["70000"]));
+        assert!(above("int4", "int2").ends_with("'70000'::pg_catalog.int8"));
+        assert!(above("int4", "numeric").ends_with("'70000'::pg_catalog.numeric"));
+        assert!(above("int4", "int4").ends_with("'70000'"));
+        let keys = key(&["70000"]);
+        let one = pair("int4", "int2").key_is_one_of(Side::There, &[&keys]);
+        assert!(one.ends_with("::pg_catalog.int8[])"), "{one}");
     }
 
     #[test]

@@ -173,6 +173,8 @@ pub struct Full {
     pub row_json: Option<String>,
     /// The texts of all values.
     pub texts: Option<KeyText>,
+    /// See [`Expressions::row_fits`].
+    pub fits: bool,
 }
 
 /// What is asked of rows besides their key and hashes, of those with so many bytes of text at most.
@@ -206,10 +208,11 @@ pub fn look_up(expressions: &Expressions, keys: &[&Listed], wanted: Wanted, side
     };
     format!(
         "SELECT pg_catalog.json_agg(pg_catalog.json_build_array({}, NULL, \
-           pg_catalog.to_json({}), {}, {row})) {}",
+           pg_catalog.to_json({}), {}, {row}, {})) {}",
         row_fields(expressions, side),
         expressions.column_hashes(side),
         expressions.key_json(),
+        expressions.row_fits(side),
         expressions.rows(side, &[&condition])
     )
 }
@@ -409,13 +412,15 @@ struct AnsweredFull<'a>(
     Vec<String>,
     String,
     Option<Told>,
+    bool,
 );
 
 /// The answer to [`look_up`].
 pub fn read_full(text: Option<&str>) -> Result<Vec<Full>> {
     let rows: Vec<AnsweredFull<'_>> = answered(text)?;
     let full = |row: AnsweredFull<'_>| {
-        let AnsweredFull(matched, key, hash, version, key_hash, columns, key_json, told) = row;
+        let AnsweredFull(matched, key, hash, version, key_hash, columns, key_json, told, fits) =
+            row;
         let (row_json, texts) = match told {
             Some(Told::Json(json)) => (Some(json), None),
             Some(Told::Texts(texts)) => (None, Some(texts)),
@@ -427,6 +432,7 @@ pub fn read_full(text: Option<&str>) -> Result<Vec<Full>> {
             key_json,
             row_json,
             texts,
+            fits,
         }
     };
     Ok(rows.into_iter().map(full).collect())

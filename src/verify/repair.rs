@@ -40,7 +40,8 @@ pub enum Action {
     /// The row there is written here.
     WriteHere,
     DeleteHere,
-    /// Nothing: options say so, the row was written meanwhile, or it has no key by which it could be found.
+    /// Nothing: options say so, the row was written meanwhile, the types there cannot hold it, or it has no key
+    /// by which it could be found.
     Leave,
 }
 
@@ -137,7 +138,7 @@ impl Repair<'_> {
             return Ok(Action::Leave);
         }
         let deletes = self.options.delete_extra;
-        Ok(match (self.direction(), difference.kind) {
+        let action = match (self.direction(), difference.kind) {
             (Direction::ToServer, Kind::Missing | Kind::Differs) => Action::WriteThere,
             (Direction::ToServer, Kind::Extra) if deletes => Action::DeleteThere,
             (Direction::FromServer, Kind::Extra | Kind::Differs) => Action::WriteHere,
@@ -153,7 +154,10 @@ impl Repair<'_> {
                 Action::WriteHere
             }
             (Direction::Newest, Kind::Differs) => Action::WriteThere,
-        })
+        };
+        // It would fail, and in a strict mode all others with it.
+        let is_refused = action == Action::WriteThere && !difference.fits;
+        Ok(if is_refused { Action::Leave } else { action })
     }
 
     fn there(&self, difference: &Difference, at: usize) -> Option<String> {

@@ -8,6 +8,7 @@ use crate::delivery::link::{Ending, Link};
 use crate::delivery::{event_loop, remote_transaction};
 use crate::error::{Error, Result};
 use crate::pg::spi::Row;
+use crate::pg::subtransaction::attempt_interruptibly;
 use crate::pg::{Oid, interrupt, query};
 use serde_json::Value;
 use std::rc::Rc;
@@ -90,7 +91,8 @@ impl Sides {
     }
 
     fn ask_here(&self, sql: &str) -> Result<Option<String>> {
-        let rows: Vec<Row> = query::read_as(self.owner, sql)?;
+        // What it fails over may be a value that can be gone around.
+        let rows: Vec<Row> = attempt_interruptibly(|| query::read_as(self.owner, sql))?;
         Ok(rows
             .into_iter()
             .next()

@@ -16,7 +16,7 @@ use crate::pg::query;
 use crate::pg::report;
 use crate::pg::spi::{self, Extension, required};
 use crate::pg::{Oid, context};
-use crate::sql::quote::{literal, relation};
+use crate::sql::quote::{ident, literal, relation};
 
 /// The table that is compared and its target, as both sides' catalogs describe them.
 pub struct Subject {
@@ -98,7 +98,9 @@ impl Subject {
                     .map(|one| one.condition.as_deref()),
             ),
         };
-        let mut expressions = Expressions::new(&table, &descriptor.route, &here, &there, filter);
+        let holds = holds(extension)?;
+        let mut expressions =
+            Expressions::new(&table, &descriptor.route, [&here, &there], filter, holds);
         if condition.is_none() && expressions.has_filter() {
             expressions = usable_there(expressions, &mut sides)?;
         }
@@ -139,6 +141,15 @@ impl Subject {
             .with_hint("Repairing needs INSERT, UPDATE and DELETE on it."))
         }
     }
+}
+
+/// The function that says whether a type can hold a text; not in a database that 0.1.0 was installed in.
+fn holds(extension: &Extension) -> Result<Option<String>> {
+    let name = format!("{}.sync_holds", ident(&extension.schema));
+    let sql = "SELECT pg_catalog.to_regprocedure($1) IS NOT NULL";
+    let signature = format!("{name}(pg_catalog.text, pg_catalog.regtype, pg_catalog.int4)");
+    let exists: bool = spi::select_one(extension, sql, &[Some(&signature)])?;
+    Ok(exists.then_some(name))
 }
 
 /// A WHEN condition may speak of columns or functions that only this side has.

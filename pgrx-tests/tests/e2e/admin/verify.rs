@@ -718,3 +718,64 @@ fn what_a_running_copy_brings_is_no_difference() {
         ["10 rows are left out: changes of them are under way"]
     );
 }
+
+/// A value that the target's type cannot hold is a difference of its row and no failure of all.
+#[test]
+fn rows_that_the_target_cannot_hold_are_told_and_the_rest_is_compared() {
+    let fixture = linked("unheld");
+    fixture.left.exec(
+        "create table t (id int primary key, a int, b varchar(10), c numeric, d text, e date,
+                         f char(6), g bigint);
+         insert into t select n, n, 'b', 1.25, '7', '2024-01-01', 'f', n from generate_series(1, 2000) n;
+         update t set a = 70000 where id = 2; update t set b = 'abcdef' where id = 3;
+         update t set c = 123456 where id = 4; update t set d = 'x' where id = 5;
+         update t set e = '500000-01-01' where id = 6; update t set f = 'abcdef' where id = 7;
+         update t set g = 5000000000 where id = 8;
+         insert into t values (70000, 1, 'b', 1.25, '7', '2024-01-01', 'f', 1)",
+    );
+    fixture.right.exec(
+        "create table t (id smallint primary key, a smallint, b varchar(3), c numeric(4,1), d int, e timestamp,
+                         f char(3), g int);
+         insert into t select n, n, 'b', 1.3, 7, '2024-01-01', 'f', n from generate_series(1, 2000) n;
+         update t set f = null where id = 7; update t set c = 9 where id = 10;
+         insert into t values (3000)",
+    );
+    attach(&fixture, "t", "{}");
+    let mut client = fixture.left.client();
+    let expected = [
+        r#"differs|{"id": 10}|{c}"#,
+        r#"differs|{"id": 2}|{a}"#,
+        r#"differs|{"id": 3}|{b}"#,
+        r#"differs|{"id": 4}|{c}"#,
+        r#"differs|{"id": 5}|{d}"#,
+        r#"differs|{"id": 6}|{e}"#,
+        r#"differs|{"id": 7}|{f}"#,
+        r#"differs|{"id": 8}|{g}"#,
+        r#"extra|{"id": 3000}|{}"#,
+        r#"missing|{"id": 70000}|{}"#,
+    ];
+    let sorted = |mut rows: Vec<String>| {
+        rows.sort();
+        rows
+    };
+    assert_eq!(sorted(told(&mut client, "t", "{}")), expected);
+    // What cannot be written there is left, and the rest is repaired.
+    let repaired = query(
+        &mut client,
+        "select key, action from repair_sync('t', 'dst')",
+    );
+    let left: Vec<String> = sorted(
+        repaired
+            .iter()
+            .filter(|row| row.ends_with("|left"))
+            .cloned()
+            .collect(),
+    );
+    let unheld = [2, 3, 4, 5, 6, 70000, 7, 8].map(|id| format!(r#"{{"id": {id}}}|left"#));
+    assert_eq!(left, unheld);
+    assert_eq!(repaired.len(), expected.len());
+    let queued = "select op, sqlstate, message from sync_err_rec";
+    assert_eq!(crate::support::common::rows(&fixture.left, queued), [""; 0]);
+    let still = sorted(told(&mut client, "t", "{}"));
+    assert_eq!(still.len(), unheld.len(), "{still:?}");
+}

@@ -68,6 +68,7 @@ const MATRIX: &[(&str, &str, &str)] = &[
     ("sync_drain_id_seq", "", ""),
     ("sync_err_rec", "", "delete select"),
     ("sync_has_crashed()", "execute", "execute"),
+    ("sync_holds(text,regtype,integer)", "execute", "execute"),
     ("sync_home", "", ""),
     ("sync_identity_changed()", "", ""),
     ("sync_is_copy()", "execute", "execute"),

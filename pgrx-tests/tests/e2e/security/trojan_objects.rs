@@ -129,7 +129,7 @@ const FUNCTIONS: &str = "
         'sync_compare_versions(regclass, int8, regtype, text, int8, text)',
         'sync_deleted_later(regclass, int8, regtype, text, int8)',
         'sync_keep_version(regclass, record, regtype, text, int8, bool, bool, text)',
-        'sync_row_has_come(regclass, record)'] loop
+        'sync_row_has_come(regclass, record)', 'sync_holds(text, regtype, int4)'] loop
         execute format('create function planted.%s returns text language plpgsql as %L', f,
           format('begin perform planted.spy(%L); return null; end', f));
       end loop;
