@@ -192,7 +192,9 @@ pub fn end(committed: bool) {
         } else {
             Verdict::Rollback
         };
+        let afterwards = interrupt::Afterwards::new();
         let finished = caught(|| Ok(second_phase(held, verdict)));
+        drop(afterwards);
         hold.renew();
         unfinished |= !finished.unwrap_or(false);
     } else if !unfinished {

@@ -154,6 +154,27 @@ fn renew_timeouts() {
     }
 }
 
+/// While it lives, requests to cancel and to end count again, whatever the transaction has committed on other
+/// servers: for what is awaited after the local transaction has ended, which nothing can fail any more.
+pub struct Afterwards {
+    stage: Stage,
+}
+
+impl Afterwards {
+    /// From now on.
+    pub fn new() -> Self {
+        Self {
+            stage: STAGE.replace(Stage::Open),
+        }
+    }
+}
+
+impl Drop for Afterwards {
+    fn drop(&mut self) {
+        STAGE.set(self.stage);
+    }
+}
+
 fn hold(count: u32) {
     // SAFETY: a counter of this backend.
     unsafe { pg_sys::InterruptHoldoffCount = count }

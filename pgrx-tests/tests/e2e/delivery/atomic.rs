@@ -1622,3 +1622,54 @@ fn a_session_that_crashes_after_a_restore_makes_nobody_decide_what_is_not_known(
         prepared(&fixture.right)[0]
     ));
 }
+
+/// What another server has committed in the same transaction makes nobody deaf in the second phase.
+#[test]
+fn a_request_to_cancel_ends_the_wait_after_another_server_has_committed() {
+    let (fixture, proxy) = behind_proxy("atomic_cancel_several");
+    link_with(
+        &fixture,
+        "also",
+        fixture.right.cluster.port(),
+        &fixture.right.password,
+    );
+    fixture.right.exec(&format!("create table s ({COLUMNS})"));
+    fixture.left.exec(&format!(
+        r#"create table s ({COLUMNS});
+           select attach_sync('s', 'also', '{}.s', '{{"mode": "sync"}}')"#,
+        fixture.right.user
+    ));
+    for (id, request) in [(1, "pg_cancel_backend"), (2, "pg_terminate_backend")] {
+        let mut client = fixture.left.client();
+        run(&mut client, "set pg_rowsync.delivery_timeout = '60s'");
+        let pid: i32 = client
+            .query_one("select pg_backend_pid()", &[])
+            .expect("a pid")
+            .get(0);
+        proxy.strike(COMMIT, Strike::Silence);
+        let waiting = thread::spawn(move || {
+            client.batch_execute(&format!(
+                "begin; insert into s values ({id}, 'a'); insert into t values ({id}, 'a'); commit"
+            ))
+        });
+        await_until(SOON, "the silence", || proxy.has_struck());
+        let start = Instant::now();
+        fixture
+            .left
+            .query_one::<bool>(&format!("select {request}({pid})"));
+        let done = waiting.join().expect("a session");
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{request}: {:?}",
+            start.elapsed()
+        );
+        if request == "pg_cancel_backend" {
+            done.expect("the local commit");
+        }
+        proxy.cut();
+        proxy.thaw();
+    }
+    resolve(&fixture);
+    both_have(&fixture, "t", &["1|a", "2|a"]);
+    both_have(&fixture, "s", &["1|a", "2|a"]);
+}
