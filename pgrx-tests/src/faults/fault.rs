@@ -13,7 +13,7 @@ use postgres::Client;
 use super::rig::{Mode, PAST_TIMEOUT, PATIENCE, Rig};
 use super::rng::Rng;
 use super::workload::{Stage, Touch};
-use crate::cluster::Shutdown;
+use crate::cluster::{Cluster, Shutdown};
 use crate::proxy::{Direction, Proxy, Strike};
 use crate::side::Side;
 
@@ -59,13 +59,16 @@ pub enum Fault {
     StrikeAndKillLocal,
     /// The remote is shut down at once exactly then, and started again.
     StrikeAndCrashRemote,
+    /// SIGKILL to the remote postmaster alone exactly then; the others notice and end. Then a start.
+    StrikeAndKillRemotePostmaster,
 }
 
 /// Those that need what only mode `atomic` sends.
-const STRIKES: [Fault; 3] = [
+const STRIKES: [Fault; 4] = [
     Fault::Strike,
     Fault::StrikeAndKillLocal,
     Fault::StrikeAndCrashRemote,
+    Fault::StrikeAndKillRemotePostmaster,
 ];
 
 const REMOTE: [Fault; 11] = [
@@ -278,20 +281,14 @@ impl Fault {
                 left.kill()?;
                 left.start_again()?;
             }
+            Fault::StrikeAndKillRemotePostmaster => {
+                strike(proxy, rng);
+                kill_postmaster(right)?;
+                proxy.thaw();
+                right.start_again()?;
+            }
             Fault::KillPostmaster => {
-                let postmaster = left.pid()?;
-                kill(postmaster, Signal::SIGKILL)?;
-                let start = Instant::now();
-                // Itself a zombie until its parent, this process, asks for it; that has no directory.
-                while !left.processes().is_empty() {
-                    ensure!(
-                        start.elapsed() < Duration::from_secs(10),
-                        "processes outlive their postmaster: {:?}",
-                        left.processes()
-                    );
-                    sleep(Duration::from_millis(10));
-                }
-                left.kill()?;
+                kill_postmaster(left)?;
                 left.start_again()?;
             }
         }
@@ -316,6 +313,22 @@ impl Fault {
         }
         Ok(())
     }
+}
+
+/// SIGKILL to the postmaster alone: the others notice and end.
+fn kill_postmaster(cluster: &Cluster) -> Result<()> {
+    kill(cluster.pid()?, Signal::SIGKILL)?;
+    let start = Instant::now();
+    // Itself a zombie until its parent, this process, asks for it; that has no directory.
+    while !cluster.processes().is_empty() {
+        ensure!(
+            start.elapsed() < Duration::from_secs(10),
+            "processes outlive their postmaster: {:?}",
+            cluster.processes()
+        );
+        sleep(Duration::from_millis(10));
+    }
+    cluster.kill()
 }
 
 /// Waits for one of the statements of mode `atomic` to come by, and lets something happen to it.
