@@ -1673,3 +1673,50 @@ fn a_request_to_cancel_ends_the_wait_after_another_server_has_committed() {
     both_have(&fixture, "t", &["1|a", "2|a"]);
     both_have(&fixture, "s", &["1|a", "2|a"]);
 }
+
+/// A database whose objects are those of 0.1.0 has no room for what the server knows a transaction by: there, what
+/// is not prepared any more counts as committed, until the objects are updated.
+#[test]
+fn with_the_objects_of_the_first_version_all_goes_on_as_before() {
+    let (fixture, proxy) = behind_proxy("atomic_first_objects");
+    fixture.left.exec_superuser(&format!(
+        "drop extension pg_rowsync cascade; create extension pg_rowsync schema public version '0.1.0';
+         grant usage on foreign data wrapper pg_rowsync to {}",
+        fixture.left.user
+    ));
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    attach(&fixture, "t", ATOMIC);
+    let leave = |client: &mut Client, id: i32| {
+        proxy.strike(COMMIT, Strike::LoseRequest);
+        run(client, &format!("insert into t values ({id}, 'a')"));
+        assert_eq!(prepared(&fixture.right).len(), 1);
+    };
+    let mut client = fixture.left.client();
+    leave(&mut client, 1);
+    assert_eq!(
+        query(&mut client, "select wait_sync('dst', '1 min')"),
+        ["t"]
+    );
+    leave(&mut client, 2);
+    let compared = "select count(*) from verify_sync('t', 'dst')";
+    assert_eq!(query(&mut client, compared), ["0"]);
+    resolve(&fixture);
+    leave(&mut client, 3);
+    let gid = prepared(&fixture.right).remove(0);
+    fixture.right.exec(&format!("rollback prepared '{gid}'"));
+    resolve(&fixture);
+    // Updated, the next is known by its number.
+    fixture
+        .left
+        .exec_superuser("alter extension pg_rowsync update");
+    leave(&mut client, 4);
+    let gid = prepared(&fixture.right).remove(0);
+    fixture.right.exec(&format!("rollback prepared '{gid}'"));
+    assert!(
+        !fixture
+            .left
+            .query_one::<bool>("select resolve_sync_prepared()")
+    );
+    assert_eq!(rows(&fixture.left, SHOWN), ["dst|commit|55000|t"]);
+    assert_eq!(table(&fixture.right, "t"), ["1|a", "2|a"]);
+}
