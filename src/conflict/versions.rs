@@ -36,7 +36,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-pub use self::stored::forget_old;
+pub use self::stored::{Kept, forget_old, kept_of};
 
 /// What a trigger under `newest` needs to know to tell and keep versions.
 pub struct Versioned {
@@ -170,22 +170,15 @@ fn counts_as(
     }
 }
 
-/// What a row counts as whose version column has `there`, and of which a stamp is kept with the version as it
-/// was stored.
+/// What a row counts as whose version column has `there`, and of which something is kept.
 ///
 /// # Errors
 /// 42883 for a type without an order.
-pub fn counts_as_stored(
-    version_type: Oid,
-    stamp: Stamp<String>,
-    shown: Option<&str>,
-    there: Option<&str>,
-) -> Result<Stamp<String>> {
-    let shown = shown.map(str::to_owned);
+pub fn counts_as_kept(version_type: Oid, kept: Kept, there: Option<&str>) -> Result<Stamp<String>> {
     let known = StoredVersion {
-        stamp,
+        stamp: kept.stamp,
         deleted: false,
-        shown,
+        shown: kept.shown,
         by_event: false,
     };
     counts_as(&Comparable::new(version_type)?, Some(&known), there)

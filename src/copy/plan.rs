@@ -5,11 +5,13 @@ use crate::capture::condition;
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::{Policy, Relation, Route};
+use crate::conflict::versions::{self, Kept};
 use crate::connect::account::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
 use crate::pg::Oid;
 use crate::pg::columns::Json;
+use crate::pg::snapshot::Snapshot;
 use crate::pg::spi::{self, Extension};
 use crate::pg::text;
 use crate::sql::quote::{ident, literal_or_null, relation};
@@ -105,11 +107,20 @@ impl Plan {
         matches!(policy, Policy::Overwrite | Policy::Newest(_)) && !self.route.key_deferrable
     }
 
-    /// As whom rows are read: the table's owner, whose functions a condition, the check of a domain or the output of a
-    /// type calls. `None`, the copier's own role, where stamps are read with the rows, which the owner may not read.
-    pub fn reader(&self) -> Option<Oid> {
-        let reads_stamps = self.route.version().is_some();
-        (self.filter.is_some() || !reads_stamps).then_some(self.table.owner)
+    /// As whom rows are read, and what they count as is told: the table's owner, whose functions a condition, the
+    /// check of a domain or the order of a type calls.
+    pub fn reader(&self) -> Oid {
+        self.table.owner
+    }
+
+    /// What each of some rows counts as, if that is not what its version column says: by the hashes of their keys,
+    /// see [`Plan::rows_after`]. Stamps are read in our own rights, since the owner may not read them; nothing of the
+    /// owner's is called for it.
+    ///
+    /// # Errors
+    /// What reading reports.
+    pub fn stamps(&self, moment: &Snapshot, hashes: &[&str]) -> Result<HashMap<String, Kept>> {
+        versions::kept_of(&self.extension, moment, self.table.root, hashes)
     }
 
     /// The route of rows that replace what is there, unless that counts as newer.
@@ -186,13 +197,10 @@ impl Plan {
         local.collect::<Vec<_>>().join(", ")
     }
 
-    /// The table with what tells what its rows count as; three more columns under `newest`: version, rank,
-    /// and the version as it was stored.
-    fn source(&self) -> (String, &'static str) {
-        let only = if self.table.partitioned { "" } else { "ONLY " };
-        let from = format!("{only}{} AS new", relation(&self.table.name));
+    /// One more column under `newest`: the hash of the key, by which stamps are kept.
+    fn hash(&self) -> String {
         if self.route.version().is_none() {
-            return (from, "");
+            return String::new();
         }
         let mut key: Vec<&String> = self.key.iter().map(|(name, _, _)| name).collect();
         key.sort();
@@ -200,21 +208,16 @@ impl Plan {
             .iter()
             .map(|name| format!("new.{}", ident(name)))
             .collect();
-        let from = format!(
-            "{from} LEFT JOIN {}.sync_row_version AS v \
-               ON v.relation OPERATOR(pg_catalog.=) {}::pg_catalog.oid \
-              AND v.key_hash OPERATOR(pg_catalog.=) pg_catalog.hash_record_extended(ROW({}), 0) \
-              AND NOT v.deleted",
-            ident(&self.extension.schema),
-            self.table.root.to_u32(),
+        format!(
+            ", pg_catalog.hash_record_extended(ROW({}), 0)",
             key.join(", ")
-        );
-        (from, ", v.version, v.rank, v.shown")
+        )
     }
 
-    /// The query for rows that come after a key, in order if they are read in ranges.
+    /// The query for rows that come after a key, in order if they are read in ranges. Under `newest` they have one more
+    /// column, the hash of the key.
     pub fn rows_after(&self, position: Option<&Key>) -> String {
-        let (from, stamp) = self.source();
+        let (from, hash) = (format!("{} AS new", self.name()), self.hash());
         let after = position.map(|position| self.compared(">", position));
         let conditions: Vec<String> = after.into_iter().chain(self.filtered()).collect();
         let filter = if conditions.is_empty() {
@@ -232,10 +235,7 @@ impl Plan {
         } else {
             String::new()
         };
-        format!(
-            "SELECT {}{stamp} FROM {from}{filter}{order}",
-            self.columns()
-        )
+        format!("SELECT {}{hash} FROM {from}{filter}{order}", self.columns())
     }
 
     /// The condition on rows, if there is one.

@@ -405,13 +405,17 @@ impl Steps {
             Existing::Merge => plan.route.clone(),
             Existing::Error | Existing::Truncate => plan.overwriting(),
         };
+        // Under `newest` with the hash of the key.
+        let columns = plan.route.columns.len() + usize::from(plan.route.version().is_some());
         let mut target = Some(target);
-        let mut batch: Vec<(Rc<Route>, Change<String>)> = Vec::new();
+        let mut rows: Vec<Vec<Option<String>>> = Vec::new();
         let mut bytes = 0;
-        let mut send = |batch: Vec<(Rc<Route>, Change<String>)>| -> Result<()> {
+        let mut send = |rows: Vec<Vec<Option<String>>>| -> Result<()> {
             let Some(mut there) = target.take() else {
                 return Err(Error::internal("copy goes on without a connection"));
             };
+            let changes = stamped(plan, moment, rows)?.into_iter();
+            let batch: Vec<_> = changes.map(|change| (route.clone(), change)).collect();
             bytes += batch
                 .iter()
                 .map(|(_, change)| change.encoded_size() as i64)
@@ -434,13 +438,13 @@ impl Steps {
             Ok(())
         };
         stream::each(moment, plan.reader(), &query, &mut |row| {
-            batch.push((route.clone(), stamped(plan, row)?));
-            if batch.len() >= BATCH {
-                send(std::mem::take(&mut batch))?;
+            rows.push(row.texts(0..columns)?);
+            if rows.len() >= BATCH {
+                send(std::mem::take(&mut rows))?;
             }
             reading.goes_on(row)
         })?;
-        send(batch)?;
+        send(rows)?;
         let target = target.ok_or(Error::internal("copy goes on without a connection"))?;
         Ok((target, reading.brought(bytes)))
     }
@@ -951,35 +955,33 @@ fn in_chunks(
     })
 }
 
-/// A row as an insertion, under `newest` with what it counts as.
-fn stamped(plan: &Plan, row: &mut Row<'_>) -> Result<Change<String>> {
-    let columns = plan.route.columns.len();
+/// Rows as insertions; under `newest`, where the last value of each is the hash of its key, with what they count as.
+fn stamped(
+    plan: &Plan,
+    moment: &Snapshot,
+    mut rows: Vec<Vec<Option<String>>>,
+) -> Result<Vec<Change<String>>> {
     let Some(at) = plan.route.version() else {
-        return Ok(insertion(row.texts(0..columns)?, None));
+        return Ok(rows.into_iter().map(|row| insertion(row, None)).collect());
     };
-    let mut values = row.texts(0..columns + 3)?;
-    let mut kept = values.split_off(columns).into_iter();
-    let (version, rank, shown) = (
-        kept.next().flatten(),
-        kept.next().flatten(),
-        kept.next().flatten(),
-    );
-    let Some(rank) = rank else {
-        return Ok(insertion(values, None));
-    };
-    let rank = rank
-        .parse()
-        .map_err(|_| Error::internal("malformed rank"))?;
+    let hashes: Vec<String> = rows
+        .iter_mut()
+        .map(|row| row.pop().flatten().unwrap_or_default())
+        .collect();
+    let known: Vec<&str> = hashes.iter().map(String::as_str).collect();
+    let kept = plan.stamps(moment, &known)?;
     let name = &plan.route.columns[at].name;
-    let type_oid = plan
-        .types()
-        .find(|(own, _)| own == name)
-        .map_or(0, |(_, oid)| oid);
-    let stamp = versions::counts_as_stored(
-        Oid::from(type_oid),
-        Stamp { version, rank },
-        shown.as_deref(),
-        values[at].as_deref(),
-    )?;
-    Ok(insertion(values, Some(stamp)))
+    let version_type = plan.types().find(|(own, _)| own == name);
+    let version_type = Oid::from(version_type.map_or(0, |(_, oid)| oid));
+    // Reading and comparing versions calls functions of their type, and checks of a domain.
+    stream::among(moment, plan.reader(), || {
+        let insertions = rows.into_iter().zip(&hashes).map(|(row, hash)| {
+            let stamp = kept
+                .get(hash)
+                .cloned()
+                .map(|kept| versions::counts_as_kept(version_type, kept, row[at].as_deref()));
+            Ok(insertion(row, stamp.transpose()?))
+        });
+        insertions.collect()
+    })
 }

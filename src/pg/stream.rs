@@ -191,26 +191,62 @@ struct Receiver<'t> {
     context: pg_sys::MemoryContext,
 }
 
-/// Runs a query as of a moment and hands its rows to `take` until that wants no more: as the current user, or
-/// as `reader`, with the restrictions of a security-definer operation. Plans of the query use the indexes
-/// that there are and sort nothing that an index has in order.
+/// The settings under which `reader` reads, while it lives.
+struct AsReader {
+    _settings: Settings,
+    _text: Option<Settings>,
+    _identity: AsUser,
+}
+
+impl AsReader {
+    /// Switches to `reader`, with the restrictions of a security-definer operation.
+    fn switch(reader: Oid) -> Self {
+        let identity = AsUser::switch(reader);
+        let text = output::pinned();
+        let settings = Settings::set(&[
+            (c"search_path", c"pg_catalog, pg_temp"),
+            (c"enable_seqscan", c"off"),
+            (c"enable_sort", c"off"),
+            (c"enable_hashjoin", c"off"),
+            (c"enable_mergejoin", c"off"),
+            (c"jit", c"off"),
+            (c"row_security", c"off"),
+        ]);
+        Self {
+            _settings: settings,
+            _text: text,
+            _identity: identity,
+        }
+    }
+}
+
+/// Calls what reads and compares values that rows of a moment have, as [`each`] reads the rows.
+///
+/// # Errors
+/// What `call` reports; 25P01 outside of a transaction.
+pub fn among<T>(moment: &Snapshot, reader: Oid, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    xact::require()?;
+    let _reader = AsReader::switch(reader);
+    let snapshot = moment.get()?;
+    // SAFETY: a registered snapshot. Functions that are called may look at tables, for which one must be active. Where
+    // the call raises, the transaction's abort takes it off the stack.
+    unsafe { pg_sys::PushActiveSnapshot(snapshot) }
+    let result = call();
+    // SAFETY: the one that was put there above: who calls functions leaves the stack as it was.
+    unsafe { pg_sys::PopActiveSnapshot() }
+    result
+}
+
+/// Runs a query as of a moment and hands its rows to `take` until that wants no more: all of it as `reader`,
+/// with the restrictions of a security-definer operation. Plans of the query use the indexes that there are and sort
+/// nothing that an index has in order.
 ///
 /// # Errors
 /// What `take` reports; 25P01 outside of a transaction. PostgreSQL raises what the query does.
-pub fn each(moment: &Snapshot, reader: Option<Oid>, sql: &str, take: Take<'_>) -> Result<()> {
+pub fn each(moment: &Snapshot, reader: Oid, sql: &str, take: Take<'_>) -> Result<()> {
     xact::require()?;
-    let _identity = reader.map(AsUser::switch);
+    let _reader = AsReader::switch(reader);
     let (source, snapshot) = (text::to_server(sql)?, moment.get()?);
-    let _text = output::pinned();
-    let _settings = Settings::set(&[
-        (c"search_path", c"pg_catalog, pg_temp"),
-        (c"enable_seqscan", c"off"),
-        (c"enable_sort", c"off"),
-        (c"enable_hashjoin", c"off"),
-        (c"enable_mergejoin", c"off"),
-        (c"jit", c"off"),
-        (c"row_security", c"off"),
-    ]);
     // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then cleans up
     // SPI, the snapshot stack and the memory, so only the successful path ends them here. The receiver lives
     // through the call that is told of it.

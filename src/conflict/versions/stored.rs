@@ -5,9 +5,11 @@ use crate::change::Stamp;
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::rows_of_key::Transaction;
+use crate::pg::snapshot::Snapshot;
 use crate::pg::spi::{self, Extension, Row, required};
 use crate::pg::{Oid, context, lookup};
-use crate::sql::quote::ident;
+use crate::sql::quote::{ArrayLiteral, ident};
+use std::collections::HashMap;
 
 /// What is kept of a key.
 pub struct StoredVersion {
@@ -189,6 +191,41 @@ impl VersionKey<'_> {
     fn args(&self) -> [String; 2] {
         [self.relation.to_u32().to_string(), self.hash.to_string()]
     }
+}
+
+/// What is kept of a row: its stamp, and the version in its column as it was stored.
+#[derive(Clone)]
+pub struct Kept {
+    pub stamp: Stamp<String>,
+    pub shown: Option<String>,
+}
+
+/// What was kept of rows of a table (of a partition the topmost one) at a moment, by the hashes of their keys.
+///
+/// # Errors
+/// What reading reports.
+pub fn kept_of(
+    extension: &Extension,
+    moment: &Snapshot,
+    relation: Oid,
+    hashes: &[&str],
+) -> Result<HashMap<String, Kept>> {
+    let sql = format!(
+        "SELECT version, rank, deleted, shown, key_hash FROM {}.sync_row_version \
+         WHERE relation = $1::oid \
+           AND key_hash = ANY ($2::int8[]) AND NOT deleted",
+        ident(&extension.schema)
+    );
+    let mut keys = ArrayLiteral::default();
+    hashes.iter().for_each(|hash| keys.push(Some(hash)));
+    let (relation, keys) = (relation.to_u32().to_string(), keys.into_text());
+    let mut found = HashMap::new();
+    for mut row in spi::read_as_of(extension, moment, &sql, &[Some(&relation), Some(&keys)])? {
+        let hash = required(&mut row, 4)?;
+        let StoredVersion { stamp, shown, .. } = StoredVersion::read(row, 0, false)?;
+        found.insert(hash, Kept { stamp, shown });
+    }
+    Ok(found)
 }
 
 /// Deletions that are forgotten at once, at most.

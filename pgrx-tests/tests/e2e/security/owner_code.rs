@@ -37,7 +37,13 @@ fn a_copy_calls_functions_of_the_tables_owner_with_the_owners_rights() {
         "select rolsuper from pg_roles where rolname = '{}'",
         fixture.left.user
     );
-    for (table, options) in [("plain", "{}"), ("skipping", r#"{"on_conflict": "skip"}"#)] {
+    let newest = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
+    let tables = [
+        ("plain", "{}"),
+        ("skipping", r#"{"on_conflict": "skip"}"#),
+        ("newest", newest),
+    ];
+    for (table, options) in tables {
         mirror(&fixture, table, COLUMNS, options);
         let mut client = fixture.left.client();
         run(
@@ -72,10 +78,48 @@ fn a_copy_calls_functions_of_the_tables_owner_with_the_owners_rights() {
         );
         run(&mut holder, "commit");
         await_until(LONG, "the copy to end", || {
+            let told =
+                "select sqlstate, message from sync_progress where state in ('waiting', 'failed')";
+            assert_eq!(rows(&fixture.left, told), [""; 0], "{table}");
             rows(&fixture.left, state) == ["done"]
         });
         assert_eq!(rows(&fixture.left, &is_superuser), ["f"], "{table}");
         let all = format!("select * from {table} order by id");
         assert_eq!(rows(&fixture.right, &all), rows(&fixture.left, &all));
     }
+}
+
+#[test]
+fn a_table_that_its_owner_may_not_read_whole_is_not_copied() {
+    let fixture = preloaded("owner_reads", EAGER);
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    let newest = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
+    for (table, options) in [("forced", newest), ("forced_plain", "{}")] {
+        mirror(&fixture, table, "id int primary key, ver int", options);
+        fixture.left.exec(&format!(
+            "insert into {table} values (1, 1); alter table {table} enable row level security, force row level security;
+             select copy_sync('{table}', 'dst', 'merge')"
+        ));
+        let state = "select state, sqlstate from sync_progress order by id desc limit 1";
+        await_until(LONG, "the copy to fail", || {
+            rows(&fixture.left, state) == ["failed|42501"]
+        });
+        fixture.left.exec(&format!(
+            "alter table {table} no force row level security; select copy_sync('{table}', 'dst', 'merge')"
+        ));
+        await_until(LONG, "the copy to end", || {
+            rows(&fixture.left, state) == ["done|~"]
+        });
+    }
+    // Nor one that its owner has taken the right to read from themselves.
+    mirror(&fixture, "revoked", "id int primary key, ver int", newest);
+    fixture.left.exec(&format!(
+        "insert into revoked values (1, 1); revoke select on revoked from {0};
+         select copy_sync('revoked', 'dst', 'merge')",
+        fixture.left.user
+    ));
+    let state = "select state, sqlstate from sync_progress order by id desc limit 1";
+    await_until(LONG, "the copy to fail", || {
+        rows(&fixture.left, state) == ["failed|42501"]
+    });
 }
