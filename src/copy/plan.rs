@@ -81,8 +81,9 @@ impl Plan {
             Ok((name.clone(), type_name, is_plain(name)))
         });
         let key = key.collect::<Result<Vec<_>>>()?;
-        let in_ranges =
-            key.iter().all(|(_, _, plain)| *plain) && has_index(extension, rel, &names)?;
+        let in_ranges = !key.is_empty()
+            && key.iter().all(|(_, _, plain)| *plain)
+            && has_index(extension, rel, &names)?;
         let (mode, extension) = (descriptor.mode, extension.clone());
         Ok(Self {
             table,
@@ -99,6 +100,11 @@ impl Plan {
     /// Whose connection it takes.
     pub fn account(&self) -> &Account {
         &self.descriptor.account
+    }
+
+    /// Rows are only added, and nothing tells one from another: what is there must not be brought again.
+    pub fn is_keyless(&self) -> bool {
+        self.route.key.is_empty()
     }
 
     /// Whether a range brings a row as it is then, whatever was brought of it before.

@@ -135,6 +135,23 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
             return Err(Error::local(SqlState::OBJECT_IN_USE, message)
                 .with_hint("See sync_progress. Wait for its end, or end it with detach_sync()."));
         }
+        // Rows without a key that it has brought would be there twice: it goes on where it stood.
+        let goes_on = plan.is_keyless()
+            && existing == Existing::Merge
+            && row[3].as_deref() == Some("t")
+            && of == relation;
+        if goes_on {
+            let sql = format!(
+                "UPDATE {} SET state = 'pending', owner = $2::oid, attempts = 0, \
+                   next_attempt_at = NULL, sqlstate = NULL, message = NULL, grp = id, \
+                   registered_by = pg_current_xact_id() \
+                 WHERE id = $1::int8",
+                table(extension)
+            );
+            spi::write(extension, &sql, &[Some(&id), Some(&owner)])?;
+            join_group(extension, &id)?;
+            return number(id);
+        }
         // What is there is what it has brought itself.
         let is_own = required(&mut row, 3)? == "t" && existing == Existing::Error;
         let existing = if is_own { Existing::Truncate } else { existing };
@@ -517,7 +534,7 @@ fn routes(extension: &Extension, plan: &Plan) -> Result<Option<String>> {
 pub struct Dirty {
     /// Keys of rows that were written, before and after.
     pub keys: Vec<Key>,
-    /// Under `newest`: the changes themselves, which bring what they count as.
+    /// Under `newest`, where they bring what they count as, and of a table without a key: the changes themselves.
     pub changes: Vec<(Rc<Route>, Change<String>)>,
     /// The table was emptied.
     pub emptied: bool,
@@ -549,7 +566,7 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
          ORDER BY q.id LIMIT {CHUNK}",
         schema = ident(&extension.schema)
     );
-    let keeps_changes = plan.route.version().is_some();
+    let keeps_changes = plan.route.version().is_some() || plan.is_keyless();
     let (mut after, mut keys) = ("0".to_owned(), HashSet::new());
     let mut bodies: Vec<(String, Rc<Route>)> = Vec::new();
     loop {
@@ -599,8 +616,8 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
     }
 }
 
-/// A group has arrived: its records that the snapshot `seen` has seen are done with, and nothing waits for it
-/// any more.
+/// A group has arrived: the records of these plans that the snapshot `seen` has seen are done with, and nothing waits
+/// for it any more.
 ///
 /// # Errors
 /// What writing the tables reports.

@@ -420,7 +420,8 @@ impl Steps {
                 .iter()
                 .map(|(_, change)| change.encoded_size() as i64)
                 .sum::<i64>();
-            let in_doubt = route.policy == Policy::Overwrite && !batch.is_empty();
+            let in_doubt =
+                route.policy == Policy::Overwrite && !batch.is_empty() && !plan.is_keyless();
             let found = if in_doubt && plan.route.key_deferrable {
                 true
             } else {
@@ -598,7 +599,16 @@ impl Steps {
                 Err(error) => return Err(error),
             };
             target.roll_back()?;
-            Ok(answer.flatten())
+            let answer = answer.flatten();
+            let is_twice = |(copy, plan): (&Copy, &Plan)| {
+                plan.is_keyless() && copy.existing == Existing::Merge
+            };
+            if answer.is_none() && copies.iter().zip(&plans).any(is_twice) {
+                let message = "the server does not know whether it has the rows of this copy";
+                return Err(Error::local(SqlState::OBJECT_NOT_READY, message)
+                    .with_hint("Call copy_sync() again with existing => 'truncate'."));
+            }
+            Ok(answer)
         })?;
         match status.as_deref() {
             Some("committed") => self.settled(&seen)?,
@@ -642,7 +652,8 @@ impl Steps {
             ];
             let (target, _) = self.open(&extension, &copies, &plans, &limits)?;
             let _patience = Settings::set(&[(c"pg_rowsync.delivery_timeout", LIVE_TIMEOUT)]);
-            if locks || is_sync {
+            let is_keyless = plans.iter().any(Plan::is_keyless);
+            if (locks || is_sync) && !is_keyless {
                 let _lock = Settings::set(&[(c"lock_timeout", LOCK_TIMEOUT)]);
                 for plan in &plans {
                     let only = if plan.table.partitioned { "" } else { "ONLY " };
@@ -662,6 +673,15 @@ impl Steps {
                 return Ok(Some(Outcome::More));
             }
             let is_clean = dirty.iter().all(Dirty::is_empty);
+            // What became of this commit could not be told afterwards, and what is brought again is there twice: the
+            // queue, which can tell, is left to bring the rest, in order.
+            if is_keyless && !is_clean {
+                moment.release();
+                transaction::wake_worker();
+                target.roll_back()?;
+                registry::finish(&extension, group, &[], &seen)?;
+                return Ok(None);
+            }
             let (target, _) = self.bring(target, &moment, &copies, &plans, dirty)?;
             moment.release();
             transaction::wake_worker();
@@ -707,15 +727,21 @@ impl Steps {
 struct Changed {
     removed: Vec<Key>,
     written: Vec<Vec<Option<String>>>,
-    /// Under `newest`.
+    /// Under `newest`, and of a table without a key.
     changes: Vec<(Rc<Route>, Change<String>)>,
 }
 
 impl Changed {
     /// Reads the rows that the queue has changes of.
     fn read(moment: &Snapshot, copy: &Copy, plan: &Plan, dirty: Dirty) -> Result<Self> {
+        // Rows without a key come with the one range, and are added from then on.
+        let comes_with_range = plan.is_keyless() && !copy.complete;
         let mut changed = Self {
-            changes: dirty.changes,
+            changes: if comes_with_range {
+                Vec::new()
+            } else {
+                dirty.changes
+            },
             ..Self::default()
         };
         // Merged with rows that are there, every change counts; else those of the ranges so far.
