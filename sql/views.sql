@@ -231,7 +231,12 @@ COMMENT ON COLUMN @extschema@.sync_prepared.place IS 'where it was prepared, and
 
 CREATE VIEW @extschema@.sync_progress AS
     SELECT c.id, 'copy'::text AS command, c.relation::regclass AS relation,
-           c.dst_server::name AS server, c.state, c.rows_total, c.rows_done, c.bytes_done,
+           c.dst_server::name AS server,
+           CASE WHEN c.state <> 'failed'
+                     AND EXISTS (SELECT FROM @extschema@.sync_pause h
+                                  WHERE h.dst_server = c.dst_server)
+                THEN 'paused' ELSE c.state END AS state,
+           c.rows_total, c.rows_done, c.bytes_done,
            c.started_at, NULL::timestamptz AS ended_at,
            CASE WHEN c.state = 'copying' AND c.rows_done > 0
                      AND c.rows_total >= c.rows_done

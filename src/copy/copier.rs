@@ -54,6 +54,7 @@ fn copy(group: i64) {
             }
             Ok(Outcome::More) => {}
             Ok(Outcome::Wait(time)) => pause(time),
+            Ok(Outcome::Paused) => return,
             Err(_) if bgworker::ending().is_some() => return,
             Err(error) if steps.tries_otherwise(&error) => {}
             Err(error) => return failed(group, &error),

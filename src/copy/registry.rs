@@ -252,7 +252,7 @@ pub fn cancel(extension: &Extension, relation: Oid, server: &str) -> Result<bool
 }
 
 /// Groups of copies with something to do now, the oldest first; and how long it is until the next of the
-/// others.
+/// others. Those to servers that are paused are not among them: whoever resumes a server wakes the worker.
 ///
 /// # Errors
 /// What reading the table reports.
@@ -261,9 +261,12 @@ pub fn due(extension: &Extension) -> Result<(Vec<i64>, Option<Duration>)> {
         "SELECT grp, ceil(extract(epoch FROM max(next_attempt_at) \
             - clock_timestamp()) \
             * 1000)::int8 \
-         FROM {} GROUP BY grp \
+         FROM {} c WHERE NOT EXISTS (SELECT FROM {}.sync_pause h \
+           WHERE h.dst_server = c.dst_server) \
+         GROUP BY grp \
          HAVING bool_and(state <> 'failed') ORDER BY grp",
-        table(extension)
+        table(extension),
+        ident(&extension.schema)
     );
     let (mut due, mut wait) = (Vec::new(), None);
     for mut row in spi::read(extension, &sql, &[])? {

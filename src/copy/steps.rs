@@ -18,7 +18,7 @@ use crate::pg::spi::{self, Extension, required};
 use crate::pg::stream::{self, Row};
 use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, bgworker, ddl, interrupt, lock};
-use crate::queue::{self, copies};
+use crate::queue::{self, copies, pause};
 use crate::sql::quote::{literal, relation};
 use crate::transaction;
 use serde::Deserialize;
@@ -51,6 +51,8 @@ pub enum Outcome {
     Wait(Duration),
     /// The group has arrived, or is gone.
     Done,
+    /// The server is paused: there is more to do when it is resumed.
+    Paused,
 }
 
 /// What is known of a target.
@@ -78,6 +80,7 @@ pub struct Steps {
 /// What the local transaction of a step hands on.
 enum Begun {
     Gone,
+    Paused,
     Unsettled(Vec<Copy>),
     Unprepared(Vec<Copy>),
     /// Applied on the server, to be committed there.
@@ -105,6 +108,7 @@ impl Steps {
     pub fn step(&mut self) -> Result<Outcome> {
         match run_in_transaction(|| self.begin())? {
             Begun::Gone => Ok(Outcome::Done),
+            Begun::Paused => Ok(Outcome::Paused),
             Begun::Unsettled(copies) => self.settle(&copies),
             Begun::Unprepared(copies) => self.prepare(&copies),
             Begun::Complete => self.go_live(),
@@ -127,8 +131,11 @@ impl Steps {
             return Ok(Begun::Gone);
         }
         let copies = registry::group(&extension, self.group)?;
-        if copies.is_empty() {
+        let Some(first) = copies.first() else {
             return Ok(Begun::Gone);
+        };
+        if pause::is_paused(&extension, &first.server)? {
+            return Ok(Begun::Paused);
         }
         if copies.iter().any(|copy| copy.step.is_some()) {
             return Ok(Begun::Unsettled(copies));

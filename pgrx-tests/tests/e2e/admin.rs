@@ -12,6 +12,7 @@ mod copies;
 mod copies_by_replication;
 mod copy;
 mod copy_keyless;
+mod copy_paused;
 mod documents;
 mod extension;
 mod joining;
