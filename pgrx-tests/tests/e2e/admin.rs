@@ -11,6 +11,7 @@ mod check_sync;
 mod copies;
 mod copies_by_replication;
 mod copy;
+mod copy_emptying;
 mod copy_keyless;
 mod copy_paused;
 mod documents;
