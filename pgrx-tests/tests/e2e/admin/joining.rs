@@ -156,6 +156,76 @@ fn a_master_joins_while_the_others_write() {
     assert!(!table(&a, "t").is_empty());
 }
 
+/// As the chapter on copies says; one master has something then that the one that copies is still to get.
+#[test]
+fn a_master_joins_by_a_copy_while_the_others_write() {
+    let columns = "id int primary key, v int not null, version timestamptz not null";
+    let (_cluster, [a, b, c]) = sides("joining_copy", columns);
+    for side in [&a, &b, &c] {
+        side.exec(
+            "create function t_version() returns trigger language plpgsql as $$
+             begin new.version := pg_catalog.clock_timestamp(); return new; end $$;
+             create trigger t_version before insert or update on t for each row
+               when (current_setting('application_name') <> 'pg_rowsync') execute function t_version()",
+        );
+    }
+    let newest = r#"{"on_conflict": "newest", "version_column": "version"}"#;
+    for (from, to, server) in [
+        (&a, &b, "b"),
+        (&b, &a, "a"),
+        (&a, &c, "c"),
+        (&b, &c, "c"),
+        (&c, &a, "a"),
+        (&c, &b, "b"),
+    ] {
+        link(from, to, server);
+    }
+    attach_all(&a, &b, "b", newest);
+    attach_all(&b, &a, "a", newest);
+    let over = Flag::default();
+    thread::scope(|scope| {
+        let _end = over.set_at_end();
+        for side in [&a, &b, &a, &b] {
+            let over = &over;
+            scope.spawn(move || {
+                let mut client = side.client();
+                while !over.is_set() {
+                    write(&mut client);
+                }
+            });
+        }
+        await_until(SOON, "some rows", || table(&b, "t").len() > 10);
+        b.query_one::<bool>("select pause_sync('a')");
+        b.exec("insert into t (id, v) values (1000, 0)");
+        attach_all(&c, &a, "a", newest);
+        attach_all(&c, &b, "b", newest);
+        attach_all(&a, &c, "c", newest);
+        attach_all(&b, &c, "c", newest);
+        b.query_one::<bool>("select resume_sync('a')");
+        arrived(&b, "a");
+        a.exec("select copy_sync('t', 'c', existing => 'merge')");
+        write(&mut c.client());
+        await_until(SOON, "the copy to end", || {
+            rows(&a, "select state from sync_progress") == ["done"]
+        });
+        over.set();
+    });
+    for side in [&a, &b, &c, &a, &b] {
+        arrived_everywhere(side);
+    }
+    assert_eq!(table(&a, "t"), table(&b, "t"));
+    assert_eq!(table(&a, "t"), table(&c, "t"));
+    assert_eq!(rows(&c, "select v from t where id = 1000"), ["0"]);
+}
+
+fn arrived_everywhere(side: &Side) {
+    assert!(
+        side.query_one::<bool>("select wait_sync(timeout => '2 min')"),
+        "{}",
+        side.db
+    );
+}
+
 #[test]
 fn a_target_is_restored_while_the_source_writes() {
     let (_cluster, [source, target]) = sides("restoring", "id int primary key, v int not null");
