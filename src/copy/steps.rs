@@ -62,6 +62,8 @@ struct Facts {
     columns: HashMap<String, u32>,
     /// Rows of other tables are changed where rows are deleted.
     cascades: bool,
+    /// Its rows refer to one another.
+    itself: bool,
     /// Columns of constraints between rows that may be null: a row may give up what it has of them.
     yields: Vec<String>,
 }
@@ -74,6 +76,8 @@ pub struct Steps {
     writers: Option<HashSet<String>>,
     /// Rows go as changes: COPY has met some that were there.
     as_changes: bool,
+    /// Rows of a range have referred to rows of a later one: tables whose rows refer to one another go in one piece.
+    whole: bool,
     locks: u32,
 }
 
@@ -97,6 +101,7 @@ impl Steps {
             facts: HashMap::new(),
             writers: None,
             as_changes: false,
+            whole: false,
             locks: 0,
         }
     }
@@ -130,7 +135,7 @@ impl Steps {
             transaction::wake_worker();
             return Ok(Begun::Gone);
         }
-        let copies = registry::group(&extension, self.group)?;
+        let mut copies = registry::group(&extension, self.group)?;
         let Some(first) = copies.first() else {
             return Ok(Begun::Gone);
         };
@@ -145,6 +150,11 @@ impl Steps {
         }
         let plans = plans_of(&extension, &copies)?;
         let (target, xact) = self.open(&extension, &copies, &plans, &[])?;
+        for (copy, plan) in copies.iter_mut().zip(&plans) {
+            if self.goes_whole(copy) && plan.comes_again() && !self.is_brought_anew(copy, plan) {
+                copy.position = None;
+            }
+        }
         let moment = Snapshot::latest();
         let seen = seen_by(&extension, &moment)?;
         let dirty = dirty_of(&extension, &moment, &plans, &seen)?;
@@ -160,6 +170,19 @@ impl Steps {
         let brought: Vec<_> = copies.iter().map(|copy| copy.id).zip(brought).collect();
         registry::note_step(&extension, (&xact, &seen), &brought)?;
         Ok(Begun::Step(Box::new(target), seen))
+    }
+
+    /// Whether what is left of a table is to go in one piece.
+    fn goes_whole(&self, copy: &Copy) -> bool {
+        let refers = self.facts.get(&copy.id).is_some_and(|facts| facts.itself);
+        self.whole && refers && !copy.complete
+    }
+
+    /// Whether a table that goes in one piece is emptied for that. What others may have of it stays; so it does under
+    /// `newest`, where deletions count.
+    fn is_brought_anew(&self, copy: &Copy, plan: &Plan) -> bool {
+        let is_own = copy.existing != Existing::Merge && plan.route.version().is_none();
+        is_own && self.goes_whole(copy)
     }
 
     /// Begins a transaction on the server, alone of all steps that concern these targets; gives its number.
@@ -236,7 +259,11 @@ impl Steps {
                 ..Brought::default()
             })
             .collect();
-        let emptied: Vec<usize> = (0..plans.len()).filter(|at| dirty[*at].emptied).collect();
+        let begins_anew = |at: &usize| {
+            let (copy, plan) = (&copies[*at], &plans[*at]);
+            dirty[*at].emptied || copy.position.is_some() && self.is_brought_anew(copy, plan)
+        };
+        let emptied: Vec<usize> = (0..plans.len()).filter(begins_anew).collect();
         if !emptied.is_empty() {
             self.empty(&mut target, copies, plans, &emptied)?;
             for at in &emptied {
@@ -248,37 +275,48 @@ impl Steps {
         }
         let mut changed: Vec<Changed> = Vec::with_capacity(plans.len());
         for (at, dirty) in dirty.into_iter().enumerate() {
-            changed.push(if dirty.emptied {
+            changed.push(if emptied.contains(&at) {
                 Changed::default()
             } else {
                 Changed::read(moment, &copies[at], &plans[at], dirty)?
             });
         }
-        // Those who refer to rows go before the rows, and come after them.
+        // Those who refer to rows go before the rows, and come after them. A row that others there refer to until they
+        // are written goes in the end.
+        let mut held = Held::default();
         for at in (0..plans.len()).rev() {
             let removed = std::mem::take(&mut changed[at].removed);
-            target.apply(deletions(&plans[at], removed))?;
+            for chunk in in_chunks(deletions(&plans[at], removed)) {
+                held.apply(&mut target, &chunk)?;
+            }
         }
         for (at, changed) in changed.into_iter().enumerate() {
             let (copy, plan) = (&copies[at], &plans[at]);
             let Changed {
-                mut changes,
+                changes,
                 mut written,
                 ..
             } = changed;
             // Of a table of which no range was brought, some rows may refer to what is still to come: those come with
             // their ranges.
             if copy.position.is_none() && !copy.complete && plan.comes_again() {
+                // What goes does not come again: a deletion, or a key that is given up.
+                let (gone, mut there): (Vec<_>, Vec<_>) = changes
+                    .into_iter()
+                    .partition(|(_, change)| !change.key.is_empty());
+                for chunk in in_chunks(gone) {
+                    held.apply(&mut target, &chunk)?;
+                }
                 let route = plan.overwriting();
                 let rows = std::mem::take(&mut written).into_iter();
-                changes.extend(rows.map(|row| (route.clone(), insertion(row, None))));
-                for chunk in in_chunks(changes) {
+                there.extend(rows.map(|row| (route.clone(), insertion(row, None))));
+                for chunk in in_chunks(there) {
                     apply_some(&mut target, &chunk)?;
                 }
                 continue;
             }
             for chunk in in_chunks(changes) {
-                target.apply(chunk)?;
+                held.apply(&mut target, &chunk)?;
             }
             target = self.write(target, copy, plan, written)?;
         }
@@ -287,6 +325,7 @@ impl Steps {
         {
             (target, brought[at]) = self.range(target, moment, &copies[at], &plans[at])?;
         }
+        held.finish(&mut target)?;
         Ok((target, brought))
     }
 
@@ -394,7 +433,8 @@ impl Steps {
         let fits = |facts: &Facts| plan.fits_binary(&facts.columns);
         let binary = self.facts.get(&copy.id).is_some_and(fits);
         let query = plan.rows_after(copy.position.as_ref());
-        let mut reading = Reading::new(plan);
+        let is_whole = self.goes_whole(copy);
+        let mut reading = Reading::new(plan, !is_whole);
         if copy.existing != Existing::Merge && plan.route.version().is_none() && !self.as_changes {
             let columns = plan.route.columns.len();
             let mut into: CopyIn = target.copy(&copy_sql(plan, binary))?;
@@ -417,6 +457,7 @@ impl Steps {
         let mut target = Some(target);
         let mut rows: Vec<Vec<Option<String>>> = Vec::new();
         let mut bytes = 0;
+        let mut held = Held::default();
         let mut send = |rows: Vec<Vec<Option<String>>>| -> Result<()> {
             let Some(mut there) = target.take() else {
                 return Err(Error::internal("copy goes on without a connection"));
@@ -432,7 +473,12 @@ impl Steps {
             let found = if in_doubt && plan.route.key_deferrable {
                 true
             } else {
-                match there.apply(batch.clone()) {
+                let applied = if is_whole {
+                    held.apply(&mut there, &batch)
+                } else {
+                    there.apply(batch.clone())
+                };
+                match applied {
                     // Rows that are there have what others are to have.
                     Err(error) if in_doubt && may_be_taken(&error) => true,
                     result => result.map(|()| false)?,
@@ -453,7 +499,8 @@ impl Steps {
             reading.goes_on(row)
         })?;
         send(rows)?;
-        let target = target.ok_or(Error::internal("copy goes on without a connection"))?;
+        let mut target = target.ok_or(Error::internal("copy goes on without a connection"))?;
+        held.finish(&mut target)?;
         Ok((target, reading.brought(bytes)))
     }
 
@@ -725,8 +772,16 @@ impl Steps {
 
     /// After a failure: whether the step is to be tried in another way.
     pub fn tries_otherwise(&mut self, error: &Error) -> bool {
-        let found = matches!(error, Error::Remote(e) if e.sqlstate == SqlState::UNIQUE_VIOLATION);
-        found && !std::mem::replace(&mut self.as_changes, found)
+        let Error::Remote(error) = error else {
+            return false;
+        };
+        match error.sqlstate {
+            SqlState::UNIQUE_VIOLATION => !std::mem::replace(&mut self.as_changes, true),
+            SqlState::FOREIGN_KEY_VIOLATION if self.facts.values().any(|facts| facts.itself) => {
+                !std::mem::replace(&mut self.whole, true)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -783,15 +838,18 @@ impl Changed {
 /// Reading a range.
 struct Reading<'p> {
     plan: &'p Plan,
+    in_ranges: bool,
     began: Instant,
     rows: i64,
     position: Option<Key>,
 }
 
 impl<'p> Reading<'p> {
-    fn new(plan: &'p Plan) -> Self {
+    /// `in_ranges`: if the table can be read so.
+    fn new(plan: &'p Plan, in_ranges: bool) -> Self {
         Self {
             plan,
+            in_ranges: in_ranges && plan.in_ranges,
             began: Instant::now(),
             rows: 0,
             position: None,
@@ -802,7 +860,7 @@ impl<'p> Reading<'p> {
     fn goes_on(&mut self, row: &mut Row<'_>) -> Result<bool> {
         self.rows += 1;
         let is_enough =
-            self.plan.in_ranges && self.rows % LOOK_EVERY == 0 && self.began.elapsed() >= SLICE;
+            self.in_ranges && self.rows % LOOK_EVERY == 0 && self.began.elapsed() >= SLICE;
         if is_enough {
             self.position = Some(row.texts(self.plan.route.key.iter().copied())?);
         }
@@ -818,6 +876,57 @@ impl<'p> Reading<'p> {
             rows: self.rows,
             bytes,
         }
+    }
+}
+
+/// Changes of rows that refer to rows which are still to come, or are referred to by rows which are still to change.
+#[derive(Default)]
+struct Held {
+    changes: Vec<(Rc<Route>, Change<String>)>,
+    /// The last refusal.
+    error: Option<Error>,
+}
+
+impl Held {
+    /// Applies changes, and holds back those that are refused even by themselves by foreign keys.
+    fn apply(
+        &mut self,
+        target: &mut Target,
+        changes: &[(Rc<Route>, Change<String>)],
+    ) -> Result<()> {
+        match target.apply(changes.to_vec()) {
+            Err(error)
+                if [
+                    SqlState::FOREIGN_KEY_VIOLATION,
+                    SqlState::RESTRICT_VIOLATION,
+                ]
+                .contains(&error.sqlstate()) =>
+            {
+                if changes.len() < 2 {
+                    self.changes.extend_from_slice(changes);
+                    self.error = Some(error);
+                    return Ok(());
+                }
+                let (one, other) = changes.split_at(changes.len() / 2);
+                self.apply(target, one)?;
+                self.apply(target, other)
+            }
+            result => result,
+        }
+    }
+
+    /// Applies what was held back, as long as some of it is not refused any more.
+    fn finish(mut self, target: &mut Target) -> Result<()> {
+        while let Some(error) = self.error.take() {
+            let before = std::mem::take(&mut self.changes);
+            for chunk in before.chunks(BATCH) {
+                self.apply(target, chunk)?;
+            }
+            if self.changes.len() == before.len() {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -928,6 +1037,10 @@ fn ask_facts(route: &Route) -> String {
               WHERE f.confrelid OPERATOR(pg_catalog.=) c.oid \
                 AND f.contype OPERATOR(pg_catalog.=) 'f' \
                 AND f.confdeltype OPERATOR(pg_catalog.=) ANY ('{{c,n,d}}')), \
+           'itself', EXISTS (SELECT FROM pg_catalog.pg_constraint f \
+              WHERE f.conrelid OPERATOR(pg_catalog.=) c.oid \
+                AND f.confrelid OPERATOR(pg_catalog.=) c.oid \
+                AND f.contype OPERATOR(pg_catalog.=) 'f'), \
            'yields', (SELECT COALESCE(pg_catalog.json_agg(a.attname), '[]'::pg_catalog.json) \
               FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid \
                AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND NOT a.attnotnull \

@@ -14,6 +14,7 @@ mod copy;
 mod copy_emptying;
 mod copy_keyless;
 mod copy_paused;
+mod copy_trees;
 mod documents;
 mod extension;
 mod joining;
