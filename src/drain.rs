@@ -54,6 +54,9 @@ const PATIENT_TRIES: u32 = 3;
 /// given up over one takes the others' changes with it.
 const ISOLATED: i64 = 64;
 
+/// Connections that a call loses over a server's records, at most: with each of these records it goes on.
+const MAX_LOST: usize = 4;
+
 /// Records that a retry applies along, at most: the one retried and what waited behind it.
 const RETRY_LIMIT: i64 = 10_000;
 
@@ -117,46 +120,71 @@ fn drain_all(
     with_failed: bool,
 ) -> Result<bool> {
     transaction::note_drain();
-    let mut all_well = true;
-    let mut drains: Vec<Drain<'_>> = Vec::new();
-    let mut links: Vec<Link<'static>> = Vec::new();
-    // For each link, its drain and its place there.
-    let mut places: Vec<(usize, usize)> = Vec::new();
+    let mut turns = Turns::default();
     for name in servers {
         let mut drain = Drain::new(extension, name, limit, with_failed);
-        let begun = drain.begin().and_then(|_| drain.open(None));
-        match begun {
-            Ok(opened) => {
-                for (at, link) in opened {
-                    links.push(link);
-                    places.push((drains.len(), at));
-                }
-            }
-            Err(error) => all_well = drain.stopped(&error)?,
-        }
-        if !drain.lanes.is_empty() && !drain.is_connecting() {
-            all_well &= drain.serve()?.is_well();
-        }
-        drains.push(drain);
+        let begun = drain.begin();
+        turns.add(drain, begun)?;
     }
-    while !links.is_empty() {
+    while !turns.links.is_empty() {
         // Over a session that was kept, a link is up from the start.
-        if !links.iter().any(Link::is_done) && event_loop::run_any(&mut links) == Stop::Interrupted
+        if !turns.links.iter().any(Link::is_done)
+            && event_loop::run_any(&mut turns.links) == Stop::Interrupted
         {
             interrupt::check();
             return Err(Error::Canceled);
         }
-        while let Some(at) = links.iter().position(Link::is_done) {
-            let link = links.swap_remove(at);
-            let (drain, place) = places.swap_remove(at);
-            let drain = &mut drains[drain];
-            drain.arrived(place, link);
-            if !drain.is_connecting() {
-                all_well &= drain.serve()?.is_well();
+        while let Some(at) = turns.links.iter().position(Link::is_done) {
+            let link = turns.links.swap_remove(at);
+            let (drain, place) = turns.places.swap_remove(at);
+            turns.drains[drain].arrived(place, link);
+            if !turns.drains[drain].is_connecting() {
+                turns.serve(drain)?;
             }
         }
     }
-    Ok(all_well)
+    Ok(!turns.have_failed)
+}
+
+/// Turns of several servers, under way.
+#[derive(Default)]
+struct Turns<'h> {
+    drains: Vec<Drain<'h>>,
+    links: Vec<Link<'static>>,
+    /// For each link, its drain and its place there.
+    places: Vec<(usize, usize)>,
+    have_failed: bool,
+}
+
+impl<'h> Turns<'h> {
+    /// Sets out for a server, unless that has failed already.
+    fn add(&mut self, mut drain: Drain<'h>, begun: Result<()>) -> Result<()> {
+        match begun.and_then(|()| drain.open(None)) {
+            Ok(opened) => {
+                for (at, link) in opened {
+                    self.links.push(link);
+                    self.places.push((self.drains.len(), at));
+                }
+            }
+            Err(error) => self.have_failed |= !drain.stopped(&error)?,
+        }
+        let is_up = !drain.lanes.is_empty() && !drain.is_connecting();
+        self.drains.push(drain);
+        if is_up {
+            self.serve(self.drains.len() - 1)?;
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, at: usize) -> Result<()> {
+        let visit = self.drains[at].serve()?;
+        self.have_failed |= !visit.is_well();
+        if let Some(mut next) = self.drains[at].after(&visit) {
+            let begun = next.find_lanes();
+            self.add(next, begun)?;
+        }
+        Ok(())
+    }
 }
 
 /// What a visit of the worker came to.
@@ -355,6 +383,8 @@ struct Served {
     /// It failed beside what was applied of other lanes and is not committed yet, which may be why: the rest is
     /// tried again without that.
     deferred: bool,
+    /// The connection was lost over a record that was marked failed for it: the rest is tried again over another.
+    lost_one: bool,
 }
 
 /// What serving one server came to.
@@ -368,6 +398,8 @@ struct VisitResult {
     moved: bool,
     /// Records that were applied.
     changes: u64,
+    /// A connection was lost over a record, which is known now.
+    lost_one: bool,
 }
 
 impl VisitResult {
@@ -392,6 +424,8 @@ struct DrainState {
     noted: i64,
     /// What is known of earlier drains.
     settled: Settled,
+    /// Should the connection be lost: up to where the server has none of the records that are left.
+    undone_until: Option<i64>,
 }
 
 /// Whether the remote transaction is new or that of an earlier call in the local one.
@@ -428,6 +462,8 @@ struct Drain<'h> {
     limits: Vec<(String, i64)>,
     /// Attempts at the server that have failed in a row.
     failures: u32,
+    /// Connections that this call has lost over records of the server before.
+    lost: usize,
 }
 
 impl<'h> Drain<'h> {
@@ -444,7 +480,19 @@ impl<'h> Drain<'h> {
             bound,
             limits,
             failures,
+            lost: 0,
         }
+    }
+
+    /// A further turn of the same call, if its connection was lost over a record that is known now. What failed
+    /// is not tried again.
+    fn after(&self, visit: &VisitResult) -> Option<Self> {
+        let goes_on = visit.lost_one && self.lost < MAX_LOST;
+        let limit = self.limit - i64::try_from(visit.changes).unwrap_or(i64::MAX);
+        (goes_on && limit > 0).then(|| Self {
+            lost: self.lost + 1,
+            ..Self::new(self.extension, self.server_name.clone(), limit, false)
+        })
     }
 
     /// Locks the server against other drains and finds its lanes: none where another session has the lock, or
@@ -584,6 +632,7 @@ impl<'h> Drain<'h> {
                     visit.moved |=
                         served.changes > 0 || !served.failed.is_empty() || served.deferred;
                     visit.failed |= !served.failed.is_empty();
+                    visit.lost_one |= served.lost_one;
                     was_there |= served.stop.is_none();
                     served.stop
                 }
@@ -616,7 +665,14 @@ impl<'h> Drain<'h> {
             release::ask_if_refused(extension, &name, error)?;
         }
         if visit.stop.is_none() && was_there {
-            state::succeeded(extension, &name)?;
+            // As long as records are left, there may be others like the one that was found.
+            let goes_on = visit.lost_one
+                && lanes::all(extension, &name, false)?
+                    .iter()
+                    .any(|lane| lane.pending.is_some());
+            if !goes_on {
+                state::succeeded(extension, &name)?;
+            }
             visit.failed |= !refused.is_empty();
         } else if visit.stop.is_none() {
             visit.stop = refused.first().map(|(_, error, _)| error.clone());
@@ -712,6 +768,7 @@ impl<'h> Drain<'h> {
             failed_conflicts,
             noted,
             settled,
+            undone_until: None,
         };
         let limits = self.limits.iter().filter(|(owner, _)| *owner == lane.owner);
         let bounds = Bounds {
@@ -732,6 +789,7 @@ impl<'h> Drain<'h> {
             failed_conflicts,
             noted,
             settled,
+            undone_until,
         } = progress;
         let (extension, changes) = (self.extension.clone(), served.changes);
         let held_back = replay.held_back();
@@ -775,9 +833,13 @@ impl<'h> Drain<'h> {
             }
             None => {
                 served.changes = 0;
-                served
-                    .stop
-                    .get_or_insert(Error::internal("drain lost its transaction"));
+                let lost = Error::internal("drain lost its transaction");
+                let stop = served.stop.take().unwrap_or(lost);
+                served.stop = Some(stop).filter(|_| !served.lost_one);
+                if let Some(until) = undone_until {
+                    let lane = (&*self.server_name, &*lane.owner);
+                    outcome::note_lost(self.extension, lane, until, &settled)?;
+                }
             }
         }
         failed::give_back(self.extension, &self.server_name, &retried)?;
@@ -883,7 +945,10 @@ impl<'h> Drain<'h> {
             progress.failed_conflicts.merge(outcome.conflicts);
             progress.served.stop = outcome.stop;
             progress.served.deferred = outcome.deferred;
+            progress.served.lost_one |= outcome.lost_one;
             progress.noted = noted;
+            let is_undone = trial.maybe_until == 0 || trial.gives_up_doubt;
+            progress.undone_until = is_undone.then_some(noted.max(trial.maybe_until));
             if outcome.deferred {
                 break;
             }

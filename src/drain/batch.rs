@@ -72,6 +72,8 @@ pub struct Trial {
     pub maybe_until: i64,
     /// As far as this is known to whoever comes after a crash.
     pub noted_until: i64,
+    /// Whether they were is not asked any more: the connection is lost whenever that is settled.
+    pub gives_up_doubt: bool,
 }
 
 /// Units by which a batch is completed, at most, but for those of its last command.
@@ -104,6 +106,8 @@ pub struct Batch<'h> {
     stop: Option<Error>,
     /// It failed beside other lanes' changes.
     deferred: bool,
+    /// The connection was lost over a unit that was marked failed for it.
+    lost_one: bool,
     postponed: Postponed,
     /// Units that were refused one after the other and applied as a whole.
     wholes: Vec<(Vec<usize>, Span)>,
@@ -121,6 +125,8 @@ pub struct Outcome {
     pub stop: Option<Error>,
     /// Nothing more is to be tried before other lanes' changes are committed.
     pub deferred: bool,
+    /// The connection was lost over a record that was marked failed for it: the rest is to be tried over another.
+    pub lost_one: bool,
 }
 
 impl<'h> Batch<'h> {
@@ -150,6 +156,7 @@ impl<'h> Batch<'h> {
             budget,
             stop: None,
             deferred: false,
+            lost_one: false,
             postponed: Postponed::default(),
             wholes: Vec::new(),
         };
@@ -282,13 +289,30 @@ impl<'h> Batch<'h> {
                 && error.sqlstate() != SqlState::QUERY_CANCELED)
     }
 
-    /// The connection was given up over these units. If that goes on, the one that is tried by itself is to
-    /// blame.
+    /// The connection was lost or given up over these units. One that this happens to by itself again is to
+    /// blame: a connection may also be lost for reasons of its own.
     fn lost_over(&mut self, units: Vec<usize>, error: Error) -> Result<()> {
-        let too_slow = matches!(error, Error::Timeout { .. }) && self.trial.isolates;
         self.lost(error.clone())?;
-        if let ([one], true) = (units.as_slice(), too_slow) {
-            self.fail(*one, error, false);
+        if !matches!(error, Error::Timeout { .. } | Error::Lost { .. }) {
+            return Ok(());
+        }
+        let [one] = units[..] else {
+            return Ok(());
+        };
+        let id = self.units[one].id();
+        let is_to_blame = match error {
+            _ if self.trial.alone.contains(&id) => true,
+            _ if !self.trial.isolates => false,
+            Error::Timeout { .. } => true,
+            _ => !failed::note_try(self.extension, id)?,
+        };
+        if is_to_blame {
+            let target = &self.units[one].records[0].route.target;
+            if failed::are_lost_over(self.extension, self.server_name, self.owner, id, target)? {
+                self.whole_tables.insert(one);
+            }
+            self.fail(one, error, false);
+            self.lost_one = true;
         }
         Ok(())
     }
@@ -714,6 +738,7 @@ impl<'h> Batch<'h> {
             conflicts,
             stop: None,
             deferred: self.deferred,
+            lost_one: self.lost_one,
         };
         let mut waiting = Vec::new();
         for at in 0..self.units.len() {

@@ -83,6 +83,31 @@ pub fn note(
     Ok(())
 }
 
+/// Notes that a drain was lost before it was to be committed: of the records up to one, the server has none that is
+/// left. Without it the next drain would have to ask.
+///
+/// # Errors
+/// What writing the note reports.
+pub fn note_lost(
+    extension: &Extension,
+    (server_name, owner): (&str, &str),
+    until: i64,
+    settled: &Settled,
+) -> Result<()> {
+    // What is known to be there is known by the last note alone, should this transaction be rolled back.
+    if !settled.there.is_empty() {
+        return Ok(());
+    }
+    let note = Note {
+        xact: 0,
+        place: 0,
+        until: until.max(settled.until.unwrap_or_default()),
+        applied: Some(Vec::new()),
+        there: Some(Vec::new()),
+    };
+    drained::write(extension, server_name, owner, &note)
+}
+
 /// Settles what the last drain of a lane was about to commit: records that the server has are removed.
 ///
 /// # Errors

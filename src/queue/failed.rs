@@ -5,9 +5,10 @@
 //! waits is released when the record that it waits for is gone or pending again, and looked at anew in
 //! its turn.
 
-use super::stored::{CHUNK_ROWS, to_ids};
+use super::stored::{CHUNK_ROWS, to_ids, to_json};
 use super::writeset::Writeset;
 use super::{copies, floor, lanes, waiting};
+use crate::change::Relation;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
@@ -218,6 +219,71 @@ pub fn set_failed(
     ];
     let row = spi::write(extension, &sql, &args)?.into_iter().next();
     Ok(row.is_some_and(|row| row == [Some("1".to_owned())]))
+}
+
+/// Counts a try of a pending record that came to nothing for no reason that is known to be the record's. Says
+/// whether it is to be tried again: the first such try, and where no commit has tried it before, the second.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn note_try(extension: &Extension, id: i64) -> Result<bool> {
+    let sql = format!(
+        "UPDATE {}.sync_queue SET attempts = attempts + 1, last_attempt_at = clock_timestamp() \
+         WHERE id = $1::int8 AND attempts < 2 RETURNING id",
+        ident(&extension.schema)
+    );
+    Ok(!spi::write(extension, &sql, &[Some(&id.to_string())])?.is_empty())
+}
+
+/// Of these records it is not asked any more whether the server has them.
+///
+/// # Errors
+/// What writing the queue reports.
+pub fn forget_doubt(extension: &Extension, ids: &[i64]) -> Result<()> {
+    let sql = format!(
+        "UPDATE {}.sync_queue SET sqlstate = $2 \
+         WHERE id = ANY (ARRAY(SELECT unnest($1::int8[]))) AND sqlstate = $3",
+        ident(&extension.schema)
+    );
+    let (ids, lost, doubt) = (
+        to_ids(ids),
+        SqlState::CONNECTION_FAILURE.to_string(),
+        SqlState::RESOLUTION_UNKNOWN.to_string(),
+    );
+    spi::write(
+        extension,
+        &sql,
+        &[&ids, &lost, &doubt].map(|arg| Some(&**arg)),
+    )
+    .map(drop)
+}
+
+/// Whether a connection was lost over another of an owner's records for this target.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn are_lost_over(
+    extension: &Extension,
+    server_name: &str,
+    owner: Oid,
+    but: i64,
+    target: &Relation,
+) -> Result<bool> {
+    let schema = ident(&extension.schema);
+    let sql = format!(
+        "SELECT 1 FROM {schema}.sync_queue q JOIN {schema}.sync_route r ON r.id = q.route_id \
+         WHERE q.dst_server = $1 AND q.owner::oid = $2::oid AND q.status = 'failed' \
+           AND q.next_attempt_at IS NOT NULL AND q.sqlstate = $3 AND q.id <> $4::int8 \
+           AND (r.body::json ->> 'target') = $5 LIMIT 1"
+    );
+    let (owner, state, but, target) = (
+        owner.to_u32().to_string(),
+        SqlState::CONNECTION_FAILURE.to_string(),
+        but.to_string(),
+        to_json(target)?,
+    );
+    let args = [server_name, &owner, &state, &but, &target].map(Some);
+    Ok(!spi::read(extension, &sql, &args)?.is_empty())
 }
 
 /// An owner's failed records for a server over something that may pass by itself, and whose time

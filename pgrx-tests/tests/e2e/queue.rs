@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod busy_records;
+mod ended_sessions;
 mod failing_records;
 mod failing_scope;
 mod failing_sessions;

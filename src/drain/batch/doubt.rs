@@ -15,6 +15,7 @@ use crate::delivery::whole::{Span, Whole};
 use crate::drain::replay::Replay;
 use crate::error::{Error, Result, SqlState};
 use crate::queue::claim::Claims;
+use crate::queue::failed;
 use std::collections::HashSet;
 use std::rc::Rc;
 
@@ -125,7 +126,7 @@ impl Batch<'_> {
         let reached = match &facts {
             Some(facts) => match replay.reached(facts) {
                 Ok(reached) => reached,
-                Err(error) => return self.lost(error),
+                Err(error) => return self.lost_in_doubt(units, error),
             },
             None => Vec::new(),
         };
@@ -139,7 +140,7 @@ impl Batch<'_> {
                     self.set_settled(&units);
                     return Ok(());
                 }
-                Err(error) if !replay.can_go_on(&error) => return self.lost(error),
+                Err(error) if !replay.can_go_on(&error) => return self.lost_in_doubt(units, error),
                 // States that were left behind are refused over other rows only.
                 Err(error) if error.is_about_states() => {}
                 // What is refused for itself is tried like any other, beside what is there already.
@@ -170,6 +171,23 @@ impl Batch<'_> {
         if is_exact == Some(true) {
             let done: Vec<usize> = units.into_iter().filter(is_done).collect();
             self.set_settled(&done);
+        }
+        Ok(())
+    }
+
+    /// The connection was lost over units that may have been applied before. Where that goes on, one of several
+    /// must be found, so they are not taken to have been from then on.
+    fn lost_in_doubt(&mut self, units: Vec<usize>, error: Error) -> Result<()> {
+        let is_lost = matches!(error, Error::Timeout { .. } | Error::Lost { .. });
+        if units.len() == 1 || !is_lost || !self.trial.isolates {
+            return self.lost_over(units, error);
+        }
+        self.lost(error)?;
+        if !failed::note_try(self.extension, self.units[units[0]].id())? {
+            self.trial.gives_up_doubt = true;
+            let records = units.iter().flat_map(|at| &self.units[*at].records);
+            let ids: Vec<i64> = records.map(|record| record.id).collect();
+            failed::forget_doubt(self.extension, &ids)?;
         }
         Ok(())
     }
