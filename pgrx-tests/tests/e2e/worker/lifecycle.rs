@@ -156,8 +156,11 @@ fn it_shows_itself_and_holds_nothing_while_it_waits() {
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     await_query(&fixture.left, "waiting for changes");
-    let (state, _, holds) = activity(&fixture.left).expect("a worker");
-    assert_eq!((state.as_str(), holds), ("idle", false));
+    // It looks once more by its timer, so that one moment may be in such a look.
+    await_until(SOON, "the worker to hold nothing", || {
+        let (state, _, holds) = activity(&fixture.left).expect("a worker");
+        (state.as_str(), holds) == ("idle", false)
+    });
     let launcher =
         "select count(*) from pg_stat_activity where backend_type = 'pg_rowsync launcher'";
     assert_eq!(fixture.left.query_one::<i64>(launcher), 1);
