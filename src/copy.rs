@@ -24,7 +24,9 @@
 //! - No snapshot outlives a step, and a step takes no more rows than go within a fraction of a second.
 
 pub mod copier;
+mod held;
 mod plan;
+mod referring;
 pub mod registry;
 mod steps;
 mod target;

@@ -12,7 +12,7 @@ use super::gid::{Gid, own_prefix};
 use crate::connect::account::{Account, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::delivery::link::Link;
-use crate::delivery::remote_transaction::{self, Fate, Prepared};
+use crate::delivery::remote_transaction::{self, Prepared, TransactionStatus};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
@@ -119,30 +119,32 @@ fn gone(link: &mut Link<'_>, decisions: &[&Decision]) -> Result<Gone> {
         .filter_map(|one| Some((*one, one.there.as_ref()?)))
         .collect();
     let there: Vec<&Prepared> = asked.iter().map(|(_, there)| *there).collect();
-    let fates = remote_transaction::fates(link, &there)?;
+    let statuses = remote_transaction::statuses(link, &there)?;
     let server = &link.endpoint().account.server_name;
-    for ((decision, there), fate) in asked.into_iter().zip(fates) {
-        let detail = match fate {
-            Fate::Committed => {
+    for ((decision, there), status) in asked.into_iter().zip(statuses) {
+        let detail = match status {
+            TransactionStatus::Committed => {
                 gone.done.push(decision.gid.clone());
                 continue;
             }
-            Fate::UnderWay => {
+            TransactionStatus::UnderWay => {
                 gone.under_way += 1;
                 continue;
             }
-            Fate::RolledBack => format!("Transaction {} was rolled back there.", there.id),
-            Fate::Unborn => format!(
+            TransactionStatus::RolledBack => {
+                format!("Transaction {} was rolled back there.", there.id)
+            }
+            TransactionStatus::NotBegun => format!(
                 "The server was set back to a time before transaction {} was prepared.",
                 there.id
             ),
-            Fate::Unknown => format!(
+            TransactionStatus::Unknown => format!(
                 "Whether transaction {} was committed there cannot be told: the server has another \
                  history since it was prepared.",
                 there.id
             ),
         };
-        let message = if fate == Fate::Unknown {
+        let message = if status == TransactionStatus::Unknown {
             format!("server \"{server}\" may have lost a transaction that is committed here")
         } else {
             format!("server \"{server}\" has lost a transaction that is committed here")

@@ -17,7 +17,7 @@
 mod stored;
 
 pub use self::stored::Shape;
-use self::stored::{StoredVersion, VersionKey};
+use self::stored::VersionKey;
 use crate::capture::table::Table;
 use crate::change::Stamp;
 use crate::error::{Error, Result, SqlState};
@@ -36,7 +36,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-pub use self::stored::{Kept, forget_old, kept_of};
+pub use self::stored::{StoredVersion, forget_old, versions_at};
 
 /// What a trigger under `newest` needs to know to tell and keep versions.
 pub struct Versioned {
@@ -170,18 +170,16 @@ fn counts_as(
     }
 }
 
-/// What a row counts as whose version column has `there`, and of which something is kept.
+/// What a row counts as whose version column has `there`, and of which something is stored.
 ///
 /// # Errors
 /// 42883 for a type without an order.
-pub fn counts_as_kept(version_type: Oid, kept: Kept, there: Option<&str>) -> Result<Stamp<String>> {
-    let known = StoredVersion {
-        stamp: kept.stamp,
-        deleted: false,
-        shown: kept.shown,
-        by_event: false,
-    };
-    counts_as(&Comparable::new(version_type)?, Some(&known), there)
+pub fn counts_as_stored(
+    version_type: Oid,
+    stored: &StoredVersion,
+    there: Option<&str>,
+) -> Result<Stamp<String>> {
+    counts_as(&Comparable::new(version_type)?, Some(stored), there)
 }
 
 /// What anything counts as that was written with knowledge of this.

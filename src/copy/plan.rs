@@ -5,7 +5,7 @@ use crate::capture::condition;
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::table::Table;
 use crate::change::{Policy, Relation, Route};
-use crate::conflict::versions::{self, Kept};
+use crate::conflict::versions::{self, StoredVersion};
 use crate::connect::account::Account;
 use crate::error::{Error, Result, SqlState};
 use crate::options::Mode;
@@ -125,8 +125,12 @@ impl Plan {
     ///
     /// # Errors
     /// What reading reports.
-    pub fn stamps(&self, moment: &Snapshot, hashes: &[&str]) -> Result<HashMap<String, Kept>> {
-        versions::kept_of(&self.extension, moment, self.table.root, hashes)
+    pub fn stamps(
+        &self,
+        moment: &Snapshot,
+        hashes: &[&str],
+    ) -> Result<HashMap<String, StoredVersion>> {
+        versions::versions_at(&self.extension, moment, self.table.root, hashes)
     }
 
     /// The route of rows that replace what is there, unless that counts as newer.

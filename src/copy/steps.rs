@@ -1,9 +1,11 @@
 //! The steps of a group of copies, see [`crate::copy`]. Each ends with the group standing further on both
 //! sides, or where it stood.
 
+use super::held::Held;
 use super::plan::{Key, Plan};
+use super::referring::check_alone;
 use super::registry::{self, Brought, Copy, Dirty, Existing};
-use super::target::{CopyIn, Target};
+use super::target::{BATCH, CopyIn, Target};
 use crate::change::{Change, Op, Policy, Route, Stamp};
 use crate::conflict::versions;
 use crate::connect::endpoint::Endpoint;
@@ -30,8 +32,6 @@ use std::time::{Duration, Instant};
 const SLICE: Duration = Duration::from_millis(350);
 /// Rows after which it is looked how long that was.
 const LOOK_EVERY: i64 = 16;
-/// Rows that are sent as one batch of changes.
-const BATCH: usize = 2_000;
 /// Keys whose rows are read at once.
 const KEYS: usize = 500;
 /// How many changed rows may be brought while the table is locked.
@@ -879,57 +879,6 @@ impl<'p> Reading<'p> {
     }
 }
 
-/// Changes of rows that refer to rows which are still to come, or are referred to by rows which are still to change.
-#[derive(Default)]
-struct Held {
-    changes: Vec<(Rc<Route>, Change<String>)>,
-    /// The last refusal.
-    error: Option<Error>,
-}
-
-impl Held {
-    /// Applies changes, and holds back those that are refused even by themselves by foreign keys.
-    fn apply(
-        &mut self,
-        target: &mut Target,
-        changes: &[(Rc<Route>, Change<String>)],
-    ) -> Result<()> {
-        match target.apply(changes.to_vec()) {
-            Err(error)
-                if [
-                    SqlState::FOREIGN_KEY_VIOLATION,
-                    SqlState::RESTRICT_VIOLATION,
-                ]
-                .contains(&error.sqlstate()) =>
-            {
-                if changes.len() < 2 {
-                    self.changes.extend_from_slice(changes);
-                    self.error = Some(error);
-                    return Ok(());
-                }
-                let (one, other) = changes.split_at(changes.len() / 2);
-                self.apply(target, one)?;
-                self.apply(target, other)
-            }
-            result => result,
-        }
-    }
-
-    /// Applies what was held back, as long as some of it is not refused any more.
-    fn finish(mut self, target: &mut Target) -> Result<()> {
-        while let Some(error) = self.error.take() {
-            let before = std::mem::take(&mut self.changes);
-            for chunk in before.chunks(BATCH) {
-                self.apply(target, chunk)?;
-            }
-            if self.changes.len() == before.len() {
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Rows that constraints have refused that look at other rows.
 #[derive(Default)]
 struct Refused {
@@ -1052,73 +1001,6 @@ fn ask_facts(route: &Route) -> String {
     )
 }
 
-/// Refuses to delete what these targets have where rows of further tables would be deleted or changed with it, which
-/// are none of the copy's. The targets, `names`, are locked, so that none comes to refer to them meanwhile.
-fn check_alone(
-    target: &mut Target,
-    plans: &[Plan],
-    which: &[usize],
-    names: &[String],
-) -> Result<()> {
-    let own = which.iter().map(|at| {
-        let name = literal(&relation(&plans[*at].route.target));
-        format!(
-            "SELECT t.relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree({name}) t \
-             UNION SELECT {name}::pg_catalog.regclass::pg_catalog.oid"
-        )
-    });
-    let own = own.collect::<Vec<_>>().join(" UNION ");
-    let ask = format!(
-        "SELECT pg_catalog.json_build_array(c.relname, pg_catalog.format( \
-             'SELECT EXISTS (SELECT FROM %s%I.%I AS r WHERE %s)', \
-             CASE WHEN c.relkind OPERATOR(pg_catalog.=) 'p' THEN '' ELSE 'ONLY ' END, \
-             n.nspname, c.relname, \
-             (SELECT pg_catalog.string_agg(pg_catalog.format('r.%I IS NOT NULL', a.attname), ' AND ') \
-                FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) f.conrelid \
-                 AND a.attnum OPERATOR(pg_catalog.=) ANY (f.conkey)))) \
-         FROM pg_catalog.pg_constraint f \
-         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) f.conrelid \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-         WHERE f.contype OPERATOR(pg_catalog.=) 'f' \
-           AND f.conparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
-           AND f.confdeltype OPERATOR(pg_catalog.=) ANY ('{{c,n,d}}') \
-           AND f.confrelid OPERATOR(pg_catalog.=) ANY (ARRAY({own})) \
-           AND f.conrelid OPERATOR(pg_catalog.<>) ALL (ARRAY({own}))"
-    );
-    let lock = format!("LOCK TABLE {} IN EXCLUSIVE MODE", names.join(", "));
-    let answers = target.run(&[&lock, &ask])?;
-    for answer in answers.into_iter().flatten().flatten() {
-        let (name, refers): (String, String) = serde_json::from_str(&answer)
-            .map_err(|_| Error::internal("malformed description of a foreign key"))?;
-        // Rows that row security hides count, too.
-        let look = [
-            "SET LOCAL row_security = off",
-            &refers,
-            "RESET row_security",
-        ];
-        let found = match target.run(&look) {
-            Ok(answers) => answers.into_iter().flatten().flatten().any(|is| is == "t"),
-            // Who may not look cannot tell that there is none.
-            Err(Error::Remote(error)) if error.sqlstate == SqlState::INSUFFICIENT_PRIVILEGE => true,
-            Err(error) => return Err(error),
-        };
-        if found {
-            let tables = which.iter().map(|at| &plans[*at].route.target.table);
-            let tables: Vec<String> = tables.map(|table| format!("\"{table}\"")).collect();
-            let message = format!(
-                "cannot empty {} of server \"{}\": rows of table \"{name}\", which refer to it, would be deleted \
-                 or changed",
-                tables.join(", "),
-                plans[which[0]].account().server_name
-            );
-            return Err(Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(
-                "Call copy_sync() with existing => 'merge', then repair_sync(), which deletes what only the target has.",
-            ));
-        }
-    }
-    Ok(())
-}
-
 fn copy_sql(plan: &Plan, binary: bool) -> String {
     let (target, columns) = (relation(&plan.route.target), plan.target_columns());
     let format = if binary { " (FORMAT binary)" } else { "" };
@@ -1183,17 +1065,16 @@ fn stamped(
         .map(|row| row.pop().flatten().unwrap_or_default())
         .collect();
     let known: Vec<&str> = hashes.iter().map(String::as_str).collect();
-    let kept = plan.stamps(moment, &known)?;
+    let stored = plan.stamps(moment, &known)?;
     let name = &plan.route.columns[at].name;
     let version_type = plan.types().find(|(own, _)| own == name);
     let version_type = Oid::from(version_type.map_or(0, |(_, oid)| oid));
     // Reading and comparing versions calls functions of their type, and checks of a domain.
     stream::among(moment, plan.reader(), || {
         let insertions = rows.into_iter().zip(&hashes).map(|(row, hash)| {
-            let stamp = kept
+            let stamp = stored
                 .get(hash)
-                .cloned()
-                .map(|kept| versions::counts_as_kept(version_type, kept, row[at].as_deref()));
+                .map(|one| versions::counts_as_stored(version_type, one, row[at].as_deref()));
             Ok(insertion(row, stamp.transpose()?))
         });
         insertions.collect()

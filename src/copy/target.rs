@@ -15,6 +15,9 @@ use crate::pq::{Reply, Status};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// Rows that are sent as one batch of changes.
+pub const BATCH: usize = 2_000;
+
 /// Bytes that are handed to libpq at once.
 const PARCEL: usize = 64 * 1024;
 

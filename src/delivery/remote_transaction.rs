@@ -194,18 +194,18 @@ impl Display for History {
 
 /// What became of a transaction that was prepared and is so no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum TransactionStatus {
     Committed,
     /// It has not ended.
     UnderWay,
     RolledBack,
     /// The server has not come to it: it has been set back.
-    Unborn,
+    NotBegun,
     /// It cannot be told: the server has another history by now, or has forgotten.
     Unknown,
 }
 
-impl Fate {
+impl TransactionStatus {
     /// From what a server says of the number.
     fn of(one: &Prepared, now: &Now, status: &str) -> Self {
         match (status, now.has_passed(&one.at)) {
@@ -213,7 +213,7 @@ impl Fate {
             ("committed", true) => Self::Committed,
             ("aborted", _) => Self::RolledBack,
             ("in progress", _) | ("ahead", true) => Self::UnderWay,
-            ("ahead", false) => Self::Unborn,
+            ("ahead", false) => Self::NotBegun,
             _ => Self::Unknown,
         }
     }
@@ -226,8 +226,8 @@ const ASKED: usize = 500;
 ///
 /// # Errors
 /// As for [`ask`]; XX000 for an answer that is none.
-pub fn fates(link: &mut Link<'_>, all: &[&Prepared]) -> Result<Vec<Fate>> {
-    let mut fates = Vec::with_capacity(all.len());
+pub fn statuses(link: &mut Link<'_>, all: &[&Prepared]) -> Result<Vec<TransactionStatus>> {
+    let mut statuses = Vec::with_capacity(all.len());
     for some in all.chunks(ASKED) {
         let mut ids = ArrayLiteral::default();
         some.iter()
@@ -253,10 +253,10 @@ pub fn fates(link: &mut Link<'_>, all: &[&Prepared]) -> Result<Vec<Fate>> {
         if said.len() != some.len() {
             return Err(malformed());
         }
-        let of = |(one, status): (&&Prepared, &String)| Fate::of(one, &now, status);
-        fates.extend(some.iter().zip(&said).map(of));
+        let of = |(one, said): (&&Prepared, &String)| TransactionStatus::of(one, &now, said);
+        statuses.extend(some.iter().zip(&said).map(of));
     }
-    Ok(fates)
+    Ok(statuses)
 }
 
 /// Ends a prepared transaction; `verb`: COMMIT or ROLLBACK.
@@ -485,9 +485,9 @@ mod tests {
             id: 7,
             at: history(THEN),
         };
-        let fate = |now: &str, status| {
+        let status = |now: &str, said| {
             let now = Now::parse(now).unwrap_or_else(|| unreachable!("{now}"));
-            Fate::of(&one, &now, status)
+            TransactionStatus::of(&one, &now, said)
         };
         let same_run = format!("{THEN} 1/0");
         for now in [
@@ -495,14 +495,14 @@ mod tests {
             "7576543210987654321 00000001 2/0 261128091612123456 -",
             "7576543210987654321 00000001 2/0 261128091612123456 1/A000028",
         ] {
-            for (status, expected) in [
-                ("committed", Fate::Committed),
-                ("aborted", Fate::RolledBack),
-                ("in progress", Fate::UnderWay),
-                ("ahead", Fate::UnderWay),
-                ("forgotten", Fate::Unknown),
+            for (said, expected) in [
+                ("committed", TransactionStatus::Committed),
+                ("aborted", TransactionStatus::RolledBack),
+                ("in progress", TransactionStatus::UnderWay),
+                ("ahead", TransactionStatus::UnderWay),
+                ("forgotten", TransactionStatus::Unknown),
             ] {
-                assert_eq!(fate(now, status), expected, "{now}");
+                assert_eq!(status(now, said), expected, "{now}");
             }
         }
         for now in [
@@ -510,19 +510,19 @@ mod tests {
             "7576543210987654321 00000001 1/A000027 261128091612123456 -",
             "7576543210987654321 00000001 2/0 261128091612123456 1/A000027",
         ] {
-            for (status, expected) in [
-                ("committed", Fate::Unknown),
-                ("aborted", Fate::RolledBack),
-                ("in progress", Fate::UnderWay),
-                ("ahead", Fate::Unborn),
-                ("forgotten", Fate::Unknown),
+            for (said, expected) in [
+                ("committed", TransactionStatus::Unknown),
+                ("aborted", TransactionStatus::RolledBack),
+                ("in progress", TransactionStatus::UnderWay),
+                ("ahead", TransactionStatus::NotBegun),
+                ("forgotten", TransactionStatus::Unknown),
             ] {
-                assert_eq!(fate(now, status), expected, "{now}");
+                assert_eq!(status(now, said), expected, "{now}");
             }
         }
-        for status in ["committed", "aborted", "ahead"] {
+        for said in ["committed", "aborted", "ahead"] {
             let now = "1 00000001 2/0 261128081612123456 -";
-            assert_eq!(fate(now, status), Fate::Unknown);
+            assert_eq!(status(now, said), TransactionStatus::Unknown);
         }
     }
 }

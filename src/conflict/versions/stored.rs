@@ -12,6 +12,7 @@ use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
 
 /// What is kept of a key.
+#[derive(Clone)]
 pub struct StoredVersion {
     pub stamp: Stamp<String>,
     pub deleted: bool,
@@ -193,23 +194,16 @@ impl VersionKey<'_> {
     }
 }
 
-/// What is kept of a row: its stamp, and the version in its column as it was stored.
-#[derive(Clone)]
-pub struct Kept {
-    pub stamp: Stamp<String>,
-    pub shown: Option<String>,
-}
-
 /// What was kept of rows of a table (of a partition the topmost one) at a moment, by the hashes of their keys.
 ///
 /// # Errors
 /// What reading reports.
-pub fn kept_of(
+pub fn versions_at(
     extension: &Extension,
     moment: &Snapshot,
     relation: Oid,
     hashes: &[&str],
-) -> Result<HashMap<String, Kept>> {
+) -> Result<HashMap<String, StoredVersion>> {
     let sql = format!(
         "SELECT version, rank, deleted, shown, key_hash FROM {}.sync_row_version \
          WHERE relation = $1::oid \
@@ -222,8 +216,7 @@ pub fn kept_of(
     let mut found = HashMap::new();
     for mut row in spi::read_as_of(extension, moment, &sql, &[Some(&relation), Some(&keys)])? {
         let hash = required(&mut row, 4)?;
-        let StoredVersion { stamp, shown, .. } = StoredVersion::read(row, 0, false)?;
-        found.insert(hash, Kept { stamp, shown });
+        found.insert(hash, StoredVersion::read(row, 0, false)?);
     }
     Ok(found)
 }

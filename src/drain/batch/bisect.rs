@@ -290,12 +290,18 @@ impl Batch<'_> {
             }
             // Only what was applied since can have made a difference.
             if units.len() >= before.min(MAX_POSTPONED) {
-                return match torn_over {
-                    Some(error) => {
+                let culprit = self.failed_for_now_beside(units[0]);
+                return match (culprit, torn_over) {
+                    (Some(culprit), _) => {
+                        let units = self.admit(units);
+                        self.wait_for(culprit, units);
+                        Ok(())
+                    }
+                    (None, Some(error)) => {
                         self.fail_torn(units, error);
                         Ok(())
                     }
-                    None => self.blame_postponed(replay, remaining),
+                    (None, None) => self.blame_postponed(replay, remaining),
                 };
             }
             before = units.len();
@@ -315,20 +321,18 @@ impl Batch<'_> {
         })
     }
 
-    /// Units that are refused without the rest of their transaction, which has met something that may pass: they
-    /// wait for the record that has, or else for the first of themselves.
+    /// Units that are refused without the rest of their transaction, which has met something that may pass: the
+    /// first is marked failed over that, and the others wait for it.
     fn fail_torn(&mut self, units: Vec<usize>, error: Error) {
         let units = self.admit(units);
-        let Some(first) = units.first().copied() else {
+        let Some((first, others)) = units.split_first() else {
             return;
         };
-        match self.failed_for_now_beside(first) {
-            Some(culprit) => self.wait_for(culprit, units),
-            None if self.may_fail_for_now(first) => {
-                self.fail_for_now(first, error);
-                self.wait_for(first, units[1..].to_vec());
-            }
-            None => self.stop = Some(error),
+        if self.may_fail_for_now(*first) {
+            self.fail_for_now(*first, error);
+            self.wait_for(*first, others.to_vec());
+        } else {
+            self.stop = Some(error);
         }
     }
 
@@ -341,17 +345,12 @@ impl Batch<'_> {
             let Some(why) = remaining.iter().find_map(|(_, error)| error.clone()) else {
                 return Ok(());
             };
-            match self.failed_for_now_beside(remaining[0].0) {
-                Some(culprit) => {
-                    self.wait_for(culprit, remaining.into_iter().map(|(at, _)| at).collect());
-                }
-                None => self.fail_together(
-                    remaining
-                        .into_iter()
-                        .map(|(at, _)| (at, why.clone()))
-                        .collect(),
-                ),
-            }
+            self.fail_together(
+                remaining
+                    .into_iter()
+                    .map(|(at, _)| (at, why.clone()))
+                    .collect(),
+            );
             return Ok(());
         }
         for (at, error) in remaining {

@@ -90,10 +90,12 @@ fn arrived(side: &Side, server: &str) {
     assert!(side.query_one::<bool>(&sql), "{} to {server}", side.db);
 }
 
-#[test]
-fn a_master_joins_while_the_others_write() {
+const NEWEST: &str = r#"{"on_conflict": "newest", "version_column": "version"}"#;
+
+/// Three databases, each with a server for each other, of which the first two are masters for each other.
+fn masters(label: &str) -> (Arc<Cluster>, [Side; 3]) {
     let columns = "id int primary key, v int not null, version timestamptz not null";
-    let (_cluster, [a, b, c]) = sides("joining", columns);
+    let (cluster, [a, b, c]) = sides(label, columns);
     for side in [&a, &b, &c] {
         side.exec(
             "create function t_version() returns trigger language plpgsql as $$
@@ -102,7 +104,6 @@ fn a_master_joins_while_the_others_write() {
                when (current_setting('application_name') <> 'pg_rowsync') execute function t_version()",
         );
     }
-    let newest = r#"{"on_conflict": "newest", "version_column": "version"}"#;
     for (from, to, server) in [
         (&a, &b, "b"),
         (&b, &a, "a"),
@@ -113,8 +114,14 @@ fn a_master_joins_while_the_others_write() {
     ] {
         link(from, to, server);
     }
-    attach_all(&a, &b, "b", newest);
-    attach_all(&b, &a, "a", newest);
+    attach_all(&a, &b, "b", NEWEST);
+    attach_all(&b, &a, "a", NEWEST);
+    (cluster, [a, b, c])
+}
+
+#[test]
+fn a_master_joins_while_the_others_write() {
+    let (_cluster, [a, b, c]) = masters("joining");
     let over = Flag::default();
     thread::scope(|scope| {
         let _end = over.set_at_end();
@@ -130,12 +137,12 @@ fn a_master_joins_while_the_others_write() {
         await_until(SOON, "some rows", || table(&b, "t").len() > 10);
         for (from, server) in [(&a, "c"), (&b, "c")] {
             assert!(from.query_one::<bool>(&format!("select pause_sync('{server}')")));
-            attach_all(from, &c, server, newest);
+            attach_all(from, &c, server, NEWEST);
         }
         arrived(&b, "a");
         copy(&a, &c);
-        attach_all(&c, &a, "a", newest);
-        attach_all(&c, &b, "b", newest);
+        attach_all(&c, &a, "a", NEWEST);
+        attach_all(&c, &b, "b", NEWEST);
         for from in [&a, &b] {
             assert!(from.query_one::<bool>("select resume_sync('c')"));
         }
@@ -159,29 +166,7 @@ fn a_master_joins_while_the_others_write() {
 /// As the chapter on copies says; one master has something then that the one that copies is still to get.
 #[test]
 fn a_master_joins_by_a_copy_while_the_others_write() {
-    let columns = "id int primary key, v int not null, version timestamptz not null";
-    let (_cluster, [a, b, c]) = sides("joining_copy", columns);
-    for side in [&a, &b, &c] {
-        side.exec(
-            "create function t_version() returns trigger language plpgsql as $$
-             begin new.version := pg_catalog.clock_timestamp(); return new; end $$;
-             create trigger t_version before insert or update on t for each row
-               when (current_setting('application_name') <> 'pg_rowsync') execute function t_version()",
-        );
-    }
-    let newest = r#"{"on_conflict": "newest", "version_column": "version"}"#;
-    for (from, to, server) in [
-        (&a, &b, "b"),
-        (&b, &a, "a"),
-        (&a, &c, "c"),
-        (&b, &c, "c"),
-        (&c, &a, "a"),
-        (&c, &b, "b"),
-    ] {
-        link(from, to, server);
-    }
-    attach_all(&a, &b, "b", newest);
-    attach_all(&b, &a, "a", newest);
+    let (_cluster, [a, b, c]) = masters("joining_copy");
     let over = Flag::default();
     thread::scope(|scope| {
         let _end = over.set_at_end();
@@ -197,10 +182,10 @@ fn a_master_joins_by_a_copy_while_the_others_write() {
         await_until(SOON, "some rows", || table(&b, "t").len() > 10);
         b.query_one::<bool>("select pause_sync('a')");
         b.exec("insert into t (id, v) values (1000, 0)");
-        attach_all(&c, &a, "a", newest);
-        attach_all(&c, &b, "b", newest);
-        attach_all(&a, &c, "c", newest);
-        attach_all(&b, &c, "c", newest);
+        attach_all(&c, &a, "a", NEWEST);
+        attach_all(&c, &b, "b", NEWEST);
+        attach_all(&a, &c, "c", NEWEST);
+        attach_all(&b, &c, "c", NEWEST);
         b.query_one::<bool>("select resume_sync('a')");
         arrived(&b, "a");
         a.exec("select copy_sync('t', 'c', existing => 'merge')");
