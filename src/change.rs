@@ -278,6 +278,11 @@ pub struct Change<S> {
     /// Under [`Route::key_deferrable`]: what tells rows apart that hold the same key for a while.
     #[serde(default)]
     pub stored: RowStorage,
+    /// It was marked failed, or waited behind such a change: newer ones, which do not depend on it, may have been
+    /// applied before it, and cascades of theirs may have done what it is to do. Not kept in the queue, which
+    /// knows it of each record.
+    #[serde(skip)]
+    pub overtaken: bool,
 }
 
 /// Where a row was stored before and after a change, 0 for nowhere. A place means something within its file
@@ -342,6 +347,7 @@ impl<S> Change<S> {
             tombstone: None,
             unchanged: Vec::new(),
             stored: RowStorage::default(),
+            overtaken: false,
         }
     }
 
@@ -385,6 +391,7 @@ impl<S: AsRef<str>> Change<S> {
             tombstone: self.tombstone.as_ref().map(Stamp::borrowed),
             unchanged: self.unchanged.clone(),
             stored: self.stored,
+            overtaken: self.overtaken,
         }
     }
 
@@ -405,6 +412,7 @@ impl<S: AsRef<str>> Change<S> {
             tombstone: self.tombstone.as_ref().map(Stamp::owned),
             unchanged: self.unchanged.clone(),
             stored: self.stored,
+            overtaken: self.overtaken,
         }
     }
 

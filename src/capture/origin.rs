@@ -226,6 +226,7 @@ mod tests {
             tombstone: None,
             unchanged: vec![0],
             stored: RowStorage::default(),
+            overtaken: false,
         };
         let narrow = narrowed(&change, &kept);
         assert_eq!(

@@ -203,6 +203,7 @@ fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
         tombstone: None,
         unchanged,
         stored: RowStorage::default(),
+        overtaken: false,
     }
 }
 

@@ -252,16 +252,7 @@ impl<S> Changes<S> {
     }
 
     fn render(&mut self, mut batch: Batch, session: &mut Session) -> Vec<Statement> {
-        // A row that a cascade has deleted there is as it is to be.
-        if batch.after_cascade
-            && batch.kind == BatchKind::Delete
-            && batch.route.policy == Policy::Error
-        {
-            batch.route = Rc::new(Route {
-                policy: Policy::Skip,
-                ..(*batch.route).clone()
-            });
-        }
+        tolerate_cascades(&mut batch);
         // Where no ON CONFLICT can be, nothing tells that there is a unique index: the rows are looked for.
         // Rows that a cascade has taken are not as expected.
         batch.optimistic = self.optimistic
@@ -346,6 +337,17 @@ impl<S> Changes<S> {
         }
         statements.extend(about_rows);
         statements
+    }
+}
+
+/// A row that a cascade has deleted there is as it is to be.
+fn tolerate_cascades(batch: &mut Batch) {
+    if batch.after_cascade && batch.kind == BatchKind::Delete && batch.route.policy == Policy::Error
+    {
+        batch.route = Rc::new(Route {
+            policy: Policy::Skip,
+            ..(*batch.route).clone()
+        });
     }
 }
 
@@ -500,6 +502,7 @@ impl<S: Source> Changes<S> {
                     .find(compared)
                     .map_or(first, |(route, _)| route)
                     .clone();
+                let is_overtaken = changes.iter().any(|(_, change)| change.overtaken);
                 match whole.finish() {
                     // They come to nothing else.
                     Some((truncated, batches)) if batches.is_empty() => {
@@ -509,8 +512,11 @@ impl<S: Source> Changes<S> {
                     Some((truncated, mut batches)) => {
                         for batch in &mut batches {
                             let from = &batch.route.cascades_from;
-                            let follows = from.iter().any(|table| self.vanished.contains(table));
+                            let follows = from
+                                .iter()
+                                .any(|table| is_overtaken || self.vanished.contains(table));
                             batch.after_cascade |= follows;
+                            tolerate_cascades(batch);
                         }
                         if let Some(joined) = sql::joined(batches, session.remote_schema()) {
                             self.ready.clear();

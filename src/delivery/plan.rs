@@ -177,7 +177,7 @@ impl Planner {
             route
                 .cascades_from
                 .iter()
-                .any(|table| vanished.contains(table))
+                .any(|table| change.overtaken || vanished.contains(table))
         };
         let joins_those = follows(&self.vanished);
         let joins = self.open.as_ref().is_some_and(|open| match kind {
@@ -412,6 +412,7 @@ mod tests {
             tombstone: None,
             unchanged: vec![],
             stored: RowStorage::default(),
+            overtaken: false,
         }
     }
 
@@ -426,6 +427,7 @@ mod tests {
             tombstone: None,
             unchanged: vec![],
             stored: RowStorage::default(),
+            overtaken: false,
         }
     }
 
@@ -439,6 +441,7 @@ mod tests {
             tombstone: None,
             unchanged: vec![],
             stored: RowStorage::default(),
+            overtaken: false,
         }
     }
 

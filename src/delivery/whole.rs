@@ -374,6 +374,7 @@ mod tests {
             tombstone,
             unchanged,
             stored,
+            overtaken: false,
         }
     }
 

@@ -185,6 +185,7 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
             tombstone,
             unchanged,
             stored,
+            overtaken: false,
         },
     )
 }

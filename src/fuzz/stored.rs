@@ -31,6 +31,7 @@ fn change() -> impl Strategy<Value = Change<String>> {
             tombstone,
             unchanged,
             stored: stored.into(),
+            overtaken: false,
         },
     )
 }

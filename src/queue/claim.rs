@@ -255,7 +255,7 @@ impl<'h> Claims<'h> {
             )
         };
         let sql = format!(
-            "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate, COALESCE(q.waits_for, q.id), \
+            "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate, true, COALESCE(q.waits_for, q.id), \
                array_to_string(q.blocks, ' ') \
              FROM {queue} q WHERE q.id = ANY (ARRAY( \
                  SELECT id FROM ({} UNION ALL {}) s LIMIT $5::int8)) \
@@ -411,7 +411,7 @@ impl<'h> Claims<'h> {
             None => "AND $6::text IS NOT NULL",
         };
         let sql = format!(
-            "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate FROM {}.sync_queue q \
+            "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate, q.blocks IS NOT NULL FROM {}.sync_queue q \
              WHERE {PENDING} AND {VISIBLE} AND q.id > $4::int8 AND {condition} \
              {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
             ident(&self.extension.schema)
@@ -448,6 +448,9 @@ impl<'h> Claims<'h> {
             row.get(4)
                 .is_some_and(|own| own.as_deref() == Some(state.as_str()))
         };
+        // Who has missed its row before any cascade could take it misses it still.
+        let is_true = |value: &Option<String>| value.as_deref() == Some("t");
+        change.overtaken = row.get(5).is_some_and(is_true) && !failed_with(SqlState::NO_DATA_FOUND);
         let in_doubt = failed_with(SqlState::RESOLUTION_UNKNOWN);
         let is_decided = failed_with(SqlState::COMPLETION_UNKNOWN);
         Ok(Record {
@@ -685,7 +688,7 @@ mod tests {
                 transaction,
             },
         );
-        let (stamp, tombstone, unchanged) = (None, None, Vec::new());
+        let (stamp, tombstone, unchanged, overtaken) = (None, None, Vec::new(), false);
         let change = Change {
             op,
             command,
@@ -695,6 +698,7 @@ mod tests {
             tombstone,
             unchanged,
             stored,
+            overtaken,
         };
         let (in_doubt, is_decided) = (false, false);
         Record {

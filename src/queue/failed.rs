@@ -371,7 +371,8 @@ pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
     Ok(())
 }
 
-/// Makes what waits for nothing any more pending, and says whether there was any. Under the server's drain
+/// Makes what waits for nothing any more pending, and says whether there was any. What it blocked is kept: newer
+/// records may have gone past it. Under the server's drain
 /// lock only: a drain under way would pass over it, and take what depends on it.
 ///
 /// # Errors
@@ -380,7 +381,7 @@ pub fn release(extension: &Extension, server_name: &str) -> Result<bool> {
     let schema = ident(&extension.schema);
     let queue = format!("{schema}.sync_queue");
     let sql = format!(
-        "WITH u AS (UPDATE {queue} q SET status = 'pending', waits_for = NULL, blocks = NULL \
+        "WITH u AS (UPDATE {queue} q SET status = 'pending', waits_for = NULL \
            WHERE q.dst_server = $1 \
              AND q.status = 'waiting' AND {} \
              AND q.waits_for = ANY (ARRAY({})) RETURNING q.id) \

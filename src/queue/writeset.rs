@@ -165,6 +165,7 @@ mod tests {
             tombstone,
             unchanged,
             stored: RowStorage::default(),
+            overtaken: false,
         }
     }
 

@@ -59,6 +59,7 @@ fn change<'a>(op: Op, key: &[&'a str], row: &[Option<&'a str>]) -> Change<&'a st
         tombstone: None,
         unchanged: vec![],
         stored: RowStorage::default(),
+        overtaken: false,
     }
 }
 

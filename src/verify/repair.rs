@@ -491,6 +491,7 @@ fn change(op: Op, row: Vec<Option<&str>>, (before, after): (u64, u64)) -> Change
             after,
             ..RowStorage::default()
         },
+        overtaken: false,
     }
 }
 

@@ -265,3 +265,92 @@ fn a_statement_that_a_turn_ends_in_is_completed() {
         same(&fixture, "t");
     }
 }
+
+/// Refuses what is written to a table itself, and lets cascades through.
+fn refuse_only_directly(fixture: &Fixture, table: &str) {
+    fixture.right.exec(&format!(
+        "drop trigger guard on {table};
+         create trigger guard before insert or update or delete on {table}
+           for each row when (pg_trigger_depth() = 0) execute function guard()"
+    ));
+}
+
+/// What a cascade there did meanwhile is what records that were overtaken are to do.
+#[test]
+fn rows_that_cascades_of_later_changes_have_deleted() {
+    let tables = [
+        ("p", "id int primary key"),
+        (
+            "c",
+            "id int primary key, v int, r int references p on delete cascade",
+        ),
+    ];
+    for statement in [
+        "update c set v = 1 where id = 7",
+        "delete from c where id = 7",
+    ] {
+        let fixture = gated_under("setcascade", &tables, STRICT);
+        refuse_only_directly(&fixture, "c");
+        fixture.left.exec("insert into p values (1), (2)");
+        fixture
+            .left
+            .exec("insert into c values (6, 0, 1), (7, 0, 1), (8, 0, 2)");
+        assert!(deal(&fixture, "1000"));
+        close_gate(&fixture, 7);
+        fixture.left.exec(statement);
+        assert!(!deal(&fixture, "1000"));
+        fixture.left.exec("delete from p where id = 1");
+        deal(&fixture, "1000");
+        assert_eq!(rows(&fixture.right, "select id from c"), ["8"]);
+        open_gate(&fixture);
+        assert_eq!(drained(&fixture, "c"), ["8|0|2"], "{statement}");
+        same(&fixture, "p");
+    }
+}
+
+#[test]
+fn rows_that_a_cascade_of_the_same_statement_has_deleted() {
+    for rows in [12, 300] {
+        let columns = "id int primary key, up int references t on delete cascade";
+        let fixture = gated_under("settree", &[("t", columns)], STRICT);
+        fixture.left.exec(&format!(
+            "insert into t select i, nullif(i + 1, {rows} + 1)
+               from generate_series(1, {rows}) i"
+        ));
+        assert!(deal(&fixture, "1000"), "{:?}", records(&fixture));
+        close_gate(&fixture, 7);
+        fixture.left.exec("delete from t");
+        assert!(!deal(&fixture, "1000"));
+        open_gate(&fixture);
+        // Goes on with what is pending, and comes to the failed ones last.
+        deal(&fixture, "7");
+        assert_eq!(drained(&fixture, "t"), Vec::<String>::new(), "{rows} rows");
+    }
+}
+
+/// However often it is tried.
+#[test]
+fn a_row_that_is_missing_without_a_cascade_is_still_told() {
+    let tables = [
+        ("p", "id int primary key"),
+        (
+            "c",
+            "id int primary key, v int, r int references p on delete cascade",
+        ),
+    ];
+    let fixture = gated_under("setmissing", &tables, STRICT);
+    fixture.left.exec("insert into p values (1)");
+    fixture
+        .left
+        .exec("insert into c values (6, 0, 1), (7, 0, 1)");
+    assert!(deal(&fixture, "1000"));
+    fixture.right.exec("delete from c where id = 6");
+    fixture.left.exec("delete from c where id = 6");
+    for attempts in 1..4 {
+        assert!(!deal(&fixture, "1000"));
+        assert_eq!(
+            records(&fixture),
+            [format!("DELETE|P0002|{attempts}|failed")]
+        );
+    }
+}
