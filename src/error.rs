@@ -13,6 +13,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SqlState([u8; 5]);
 
+/// Constraints that look at other rows, too.
+const ABOUT_OTHERS: [SqlState; 4] = [
+    SqlState::FOREIGN_KEY_VIOLATION,
+    SqlState::UNIQUE_VIOLATION,
+    SqlState::EXCLUSION_VIOLATION,
+    SqlState::RESTRICT_VIOLATION,
+];
+
 impl SqlState {
     pub const CONFIGURATION_LIMIT: Self = Self::new("53400");
     pub const CONNECTION_FAILURE: Self = Self::new("08006");
@@ -124,6 +132,12 @@ impl SqlState {
         ["0A", "22", "26", "3F", "42", "XX"]
             .iter()
             .any(|class| self.as_str().starts_with(class))
+    }
+
+    /// Whether a stored state is one of [`Error::is_about_states`].
+    pub fn is_about_states(stored: &str) -> bool {
+        let mut all = ABOUT_OTHERS.iter().chain([&Self::NO_DATA_FOUND]);
+        all.any(|state| state.as_str() == stored)
     }
 
     /// Whether the server's own messages with this state name objects, limits and other sessions, and
@@ -499,13 +513,7 @@ impl Error {
     /// Whether a constraint was violated that looks at other rows, too: it may hold once these are
     /// written, or have left, in the same statement.
     pub fn is_about_others(&self) -> bool {
-        let states = [
-            SqlState::FOREIGN_KEY_VIOLATION,
-            SqlState::UNIQUE_VIOLATION,
-            SqlState::EXCLUSION_VIOLATION,
-            SqlState::RESTRICT_VIOLATION,
-        ];
-        matches!(self, Self::Remote(e) if states.contains(&e.sqlstate))
+        matches!(self, Self::Remote(e) if ABOUT_OTHERS.contains(&e.sqlstate))
     }
 
     /// Whether a change may have failed over a state of the server's rows that it was not made for: one that is past,

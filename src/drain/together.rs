@@ -8,7 +8,7 @@
 use super::replay::Replay;
 use crate::error::{Error, Result};
 use crate::queue::claim::{Apart, Claims, Unit};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Failed and waiting records of a lane that are held in memory, at most. With more, each waits for a person.
 const MAX_APART: i64 = 50_000;
@@ -49,9 +49,15 @@ pub fn try_together(
     let Some(apart) = claims.apart(MAX_APART)? else {
         return Ok(outcome);
     };
+    let single = failed.iter().map(|id| HashSet::from([*id]));
+    let several = met(&apart, &failed);
     let mut sent = 0;
-    for id in failed {
-        let group = group_of(&apart, id);
+    for roots in single.chain(several) {
+        let is_settled = |id: &i64| outcome.settled.contains(id);
+        if roots.iter().any(is_settled) {
+            continue;
+        }
+        let group = group_of(&apart, &roots);
         let records = group.iter().flat_map(|unit| &unit.records);
         let ids: Vec<i64> = records.map(|record| record.id).collect();
         sent += ids.len();
@@ -60,7 +66,7 @@ pub fn try_together(
         }
         match replay.apart_whole(&group) {
             Ok(()) => {
-                outcome.settled.push(id);
+                outcome.settled.extend(roots);
                 outcome.applied.extend(ids);
             }
             Err(error) if replay.can_go_on(&error) => {}
@@ -73,8 +79,45 @@ pub fn try_together(
     Ok(outcome)
 }
 
-/// A failed record's unit and what waits for it, but for what depends on something else that is apart.
-fn group_of(apart: &[Apart], failed: i64) -> Vec<&Unit> {
+/// Sets of several failed records that have met states of the server's rows and whose transactions, or those of what
+/// waits for them, meet; those with one that has `failed` now.
+fn met(apart: &[Apart], failed: &[i64]) -> Vec<HashSet<i64>> {
+    let mut transactions: HashMap<i64, HashSet<u32>> = HashMap::new();
+    let mut roots: HashMap<u32, Vec<i64>> = HashMap::new();
+    let met_states: HashSet<i64> = apart
+        .iter()
+        .filter(|one| one.met_states)
+        .map(|one| one.root)
+        .chain(failed.iter().copied())
+        .collect();
+    for one in apart.iter().filter(|one| met_states.contains(&one.root)) {
+        let transaction = one.unit.transaction();
+        if transactions
+            .entry(one.root)
+            .or_default()
+            .insert(transaction)
+        {
+            roots.entry(transaction).or_default().push(one.root);
+        }
+    }
+    let mut sets = Vec::new();
+    for id in failed {
+        let (mut set, mut ahead) = (HashSet::new(), vec![*id]);
+        while let Some(root) = ahead.pop() {
+            set.insert(root);
+            for transaction in transactions.remove(&root).unwrap_or_default() {
+                ahead.extend(roots.remove(&transaction).unwrap_or_default());
+            }
+        }
+        if set.len() > 1 {
+            sets.push(set);
+        }
+    }
+    sets
+}
+
+/// The units of failed records and what waits for them, but for what depends on something else that is apart.
+fn group_of<'a>(apart: &'a [Apart], roots: &HashSet<i64>) -> Vec<&'a Unit> {
     let mut others: HashSet<i64> = HashSet::new();
     let mut group = Vec::new();
     for one in apart {
@@ -85,7 +128,7 @@ fn group_of(apart: &[Apart], failed: i64) -> Vec<&Unit> {
                 .iter()
                 .all(|mark| !others.contains(mark))
         };
-        if one.root == failed && is_free() {
+        if roots.contains(&one.root) && is_free() {
             group.push(&one.unit);
         } else {
             others.extend(&one.blocks);

@@ -94,6 +94,8 @@ pub struct Apart {
     pub unit: Unit,
     /// The failed record that it is, or waits for.
     pub root: i64,
+    /// It is such a record, and what it met was a state of the server's rows.
+    pub met_states: bool,
     /// What later changes meet, if they depend on it.
     pub blocks: Vec<i64>,
 }
@@ -281,16 +283,24 @@ impl<'h> Claims<'h> {
             let blocks = row.pop().flatten().unwrap_or_default();
             let blocks = blocks.split_whitespace().map(number);
             let root = number(&row.pop().flatten().unwrap_or_default())?;
+            let state = row.get(4).cloned().flatten().unwrap_or_default();
             let record = self.parse(&mut reading, row)?;
-            marks.insert(record.id, (root, blocks.collect::<Result<Vec<_>>>()?));
+            let met_states = root == record.id && SqlState::is_about_states(&state);
+            let blocks = blocks.collect::<Result<Vec<_>>>()?;
+            marks.insert(record.id, (root, met_states, blocks));
             reading.push(record);
         }
         let units = reading.into_units().into_iter().map(|unit| {
-            let (root, mut blocks) = marks.remove(&unit.id()).unwrap_or_default();
+            let (root, met_states, mut blocks) = marks.remove(&unit.id()).unwrap_or_default();
             let others = unit.records.iter().skip(1);
             let others = others.filter_map(|record| marks.remove(&record.id));
-            others.for_each(|(_, more)| blocks.extend(more));
-            Apart { unit, root, blocks }
+            others.for_each(|(_, _, more)| blocks.extend(more));
+            Apart {
+                unit,
+                root,
+                met_states,
+                blocks,
+            }
         });
         Ok(Some(units.collect()))
     }

@@ -354,3 +354,36 @@ fn a_row_that_is_missing_without_a_cascade_is_still_told() {
         );
     }
 }
+
+/// Rows of one statement are refused each for itself over one of them, and then that one's value is given to another.
+#[test]
+fn a_ring_one_of_whose_values_another_row_has_by_now() {
+    for (columns, given) in [
+        (
+            "id int primary key, u int unique, up int references t deferrable initially deferred",
+            "update t set u = -7 where id = 7; insert into t values (100, 7)",
+        ),
+        (
+            "id int primary key, u int, up int references t deferrable initially deferred,
+             exclude using gist (int4range(u, u, '[]') with &&)",
+            "update t set u = -7 where id = 7; insert into t values (100, 7)",
+        ),
+        (
+            "id int primary key, u int unique, up int references t",
+            "update t set u = -7 where id = 7; update t set u = 7 where id = 200",
+        ),
+    ] {
+        let fixture = gated("setring", &[("t", columns)]);
+        fixture.left.exec("insert into t values (200, 200)");
+        assert!(deal(&fixture, "1000"));
+        close_gate(&fixture, 7);
+        fixture
+            .left
+            .exec("insert into t select i, i, 1 + i % 12 from generate_series(1, 12) i");
+        assert!(!deal(&fixture, "1000"));
+        fixture.left.exec(given);
+        assert!(!deal(&fixture, "1000"));
+        open_gate(&fixture);
+        drained(&fixture, "t");
+    }
+}
