@@ -14,8 +14,9 @@ use crate::error::Result;
 use crate::fault::fault_point;
 use crate::local::{ProcessLocal, process_local};
 use crate::pg::callbacks::{self, Handlers, contained};
+use crate::pg::invalidation::{self, Nudged};
 use crate::pg::spi::Extension;
-use crate::pg::{Oid, context, interrupt, invalidation, memory, utility};
+use crate::pg::{Oid, context, interrupt, memory, utility};
 use crate::{stats, worker};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -74,7 +75,7 @@ pub fn init(ends: Ends) {
 
 thread_local! {
     /// Sessions are to be woken once the transaction has committed.
-    static NUDGE: Cell<bool> = const { Cell::new(false) };
+    static NUDGE: Cell<Option<Nudged>> = const { Cell::new(None) };
     /// The last record that a drain of this session has applied, while no server was told to commit one.
     static UNCOMMITTED: Cell<Option<i64>> = const { Cell::new(None) };
 }
@@ -252,9 +253,11 @@ pub fn wake_worker() {
 }
 
 /// Once the transaction has committed, idle sessions learn what it has announced.
-pub fn nudge_sessions() {
+pub fn nudge_sessions(whose: Nudged) {
     listen();
-    NUDGE.set(true);
+    if whose == Nudged::Cluster || NUDGE.get().is_none() {
+        NUDGE.set(Some(whose));
+    }
 }
 
 fn end(committed: bool) {
@@ -280,8 +283,8 @@ fn end(committed: bool) {
         session::close_changed(&invalidation::take_changed());
         session::close_idle();
     });
-    if NUDGE.replace(false) && committed {
-        contained(invalidation::nudge_sessions);
+    if let Some(whose) = NUDGE.take().filter(|_| committed) {
+        contained(|| invalidation::nudge_sessions(whose));
     }
     interrupt::transaction_ended(committed);
 }

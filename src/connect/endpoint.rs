@@ -41,7 +41,7 @@ pub struct Endpoint {
     has_password: bool,
     /// How a change of its server or mapping will be reported. Looked up here, inside a transaction:
     /// a connection may come up outside of one.
-    pub identity: [Changed; 2],
+    pub identity: [Changed; 3],
     /// Whether there is a pooler in between.
     pub pooled: Pooled,
     /// Sessions are kept between transactions.
@@ -50,6 +50,22 @@ pub struct Endpoint {
     params: Vec<(CString, CString)>,
     /// The start-up parameter `options` is refused on the way.
     refuses_options: Learnt,
+}
+
+/// The options that say where a server is.
+const HOST: [&str; 4] = ["service", "host", "hostaddr", "port"];
+
+/// Options and their values, in words.
+fn described(params: &[(CString, CString)], names: &[&str]) -> String {
+    let value = |name: &str| {
+        let of = |(known, _): &&(CString, CString)| known.to_bytes() == name.as_bytes();
+        let found = params.iter().rfind(of);
+        found.map(|(_, value)| value.to_string_lossy().into_owned())
+    };
+    let words = names
+        .iter()
+        .filter_map(|name| Some(format!("{name}={}", value(name)?)));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// What is learnt of an endpoint while it is used, which makes it no other.
@@ -199,14 +215,15 @@ impl Endpoint {
             .into_iter()
             .map(|(n, v)| Ok((c_string(&n)?, c_string(&v)?)))
             .collect::<Result<Vec<_>>>()?;
-        let identity = Changed::of_account(account.server, account.mapping);
+        let [server, mapping] = Changed::of_account(account.server, account.mapping);
+        let host = Changed::of_place(&described(&params, &HOST));
         Ok(Self {
             account,
             application_name,
             own_name,
             password_required,
             has_password,
-            identity,
+            identity: [server, mapping, host],
             pooled: Pooled::Auto,
             keep_connections: true,
             settings,
@@ -217,18 +234,13 @@ impl Endpoint {
 
     /// Where it leads and as whom, without secrets: in words, for people and to be compared.
     pub fn place(&self) -> String {
-        let names = ["service", "host", "hostaddr", "port", "dbname", "user"];
-        let value = |name: &str| {
-            let of = |(known, _): &&(CString, CString)| known.to_bytes() == name.as_bytes();
-            self.params
-                .iter()
-                .rfind(of)
-                .map(|(_, value)| value.to_string_lossy().into_owned())
-        };
-        let words = names
-            .iter()
-            .filter_map(|name| Some(format!("{name}={}", value(name)?)));
-        words.collect::<Vec<_>>().join(" ")
+        described(&self.params, &[&HOST[..], &["dbname", "user"]].concat())
+    }
+
+    /// What the sessions of all databases know the same host and port by, whoever connects there.
+    pub fn host(&self) -> &Changed {
+        let [_, _, host] = &self.identity;
+        host
     }
 
     /// Refuses to connect without a password of the mapping's own, so that no one gets in as the

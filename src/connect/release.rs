@@ -3,16 +3,21 @@
 //! Who is refused one queues, and then all do; the drain needs a connection as well, while sessions hold
 //! theirs idle. So a drain that was refused one announces it, as a change of the server's definition is
 //! announced, and wakes the sessions of the database: each closes what it holds idle. A pooler whose pool is
-//! full refuses nobody: who comes is let in and waits, so a drain that gets no answer does the same. Who was
-//! refused one does not ask again for a moment.
+//! full refuses nobody: who comes is let in and waits, so a drain that gets no answer does the same. What a
+//! server grants it grants to all databases of the cluster, so both are announced to them as well: there, whoever
+//! has a connection to the same host and port closes it. A transaction that must not queue fails over a
+//! refusal and asks like a drain, or others would keep it from being delivered for as long as they stay.
+//!
+//! Who was refused one does not ask again for a moment.
 
-use crate::connect::account::{AccountKey, server_oid};
+use crate::connect::account::{Account, AccountKey, oid, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::local::{ProcessLocal, process_local};
-use crate::pg::invalidation;
+use crate::pg::invalidation::{self, Nudged};
 use crate::pg::spi::Extension;
+use crate::queue::lanes;
 use crate::transaction;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -32,24 +37,42 @@ process_local! {
 /// # Errors
 /// What the catalogs report.
 pub fn ask_if_refused(extension: &Extension, server_name: &str, failure: &Error) -> Result<()> {
-    if failure.is_unreachable() {
-        // One that has been dropped has no connections either.
-        if let Ok(server) = server_oid(extension, server_name) {
-            session::close(Some(server));
-            invalidation::announce_server(server);
-            transaction::nudge_sessions();
+    if !failure.is_unreachable() {
+        return Ok(());
+    }
+    // One that has been dropped has no connections either.
+    let Ok(server) = server_oid(extension, server_name) else {
+        return Ok(());
+    };
+    session::close(Some(server));
+    invalidation::announce_server(server);
+    let mut whose = Nudged::Database;
+    if failure.is_connection_refusal() || matches!(failure, Error::Timeout { .. }) {
+        for lane in lanes::all(extension, server_name, true)? {
+            let account = Account::look_up(extension, server_name, oid(&lane.owner)?);
+            if let Ok(endpoint) = account.and_then(|one| Endpoint::resolve(extension, &one)) {
+                invalidation::announce_place(endpoint.host());
+                whose = Nudged::Cluster;
+            }
         }
     }
+    transaction::nudge_sessions(whose);
     Ok(())
 }
 
 /// A delivery has failed: if the server refused it a connection, gives back those that this session holds
-/// to it, and remembers that.
-pub fn note_refusal(endpoint: &Endpoint, failure: &Error) {
+/// to it, and remembers that. `must_not_queue`: asks all others for those that they hold idle.
+pub fn note_refusal(endpoint: &Endpoint, failure: &Error, must_not_queue: bool) {
     if failure.is_connection_refusal() {
         session::close(Some(endpoint.account.server));
         let refusal = (Instant::now(), failure.clone());
-        REFUSED.with_borrow_mut(|refused| refused.insert(endpoint.account.key(), refusal));
+        let key = endpoint.account.key();
+        let before = REFUSED.with_borrow_mut(|refused| refused.insert(key, refusal));
+        let is_first = before.is_none_or(|(at, _)| at.elapsed() >= REFUSAL_MEMORY);
+        if must_not_queue && is_first {
+            invalidation::announce_place(endpoint.host());
+            invalidation::nudge_sessions(Nudged::Cluster);
+        }
     }
 }
 

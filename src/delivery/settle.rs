@@ -146,7 +146,7 @@ pub fn settle_commit(
             Err(Error::Canceled)
         }
         Err(error) => {
-            release::note_refusal(link.endpoint(), &error);
+            release::note_refusal(link.endpoint(), &error, set.mode.is_strict());
             if !interrupted {
                 remote_transaction::roll_back(link);
             }
@@ -168,7 +168,7 @@ pub fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
     } = delivery;
     let endpoint = link.endpoint().clone();
     if let Err(error) = link.result() {
-        release::note_refusal(&endpoint, &error);
+        release::note_refusal(&endpoint, &error, true);
         if !matches!(error, Error::Remote(_)) {
             phases::leave(&endpoint, gid, Some(link.lost_session()));
         }

@@ -7,8 +7,10 @@ use super::{Oid, compat, memory, xact};
 use crate::local::{ProcessLocal, process_local};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
+use siphasher::sip::SipHasher13;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::hash::Hasher;
 
 thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -73,6 +75,17 @@ impl Changed {
         ]
     }
 
+    /// What a place is announced as by [`announce_place`]. Whoever describes it the same way means the same one.
+    pub fn of_place(place: &str) -> Self {
+        let mut hasher = SipHasher13::new();
+        hasher.write(place.as_bytes());
+        Self {
+            cache: pg_sys::SysCacheIdentifier::FOREIGNSERVEROID as i32,
+            // 0 would be all of them. A server that has the hash by chance is looked up again.
+            hash: (hasher.finish() as u32).max(1),
+        }
+    }
+
     /// Whether this report is about the same thing as `other`.
     fn concerns(&self, other: &Self) -> bool {
         self.cache == other.cache && (self.hash == 0 || self.hash == other.hash)
@@ -129,9 +142,32 @@ pub fn announce_server(server: Oid) {
     }
 }
 
-/// Wakes the client sessions of the database that wait for their clients: each catches up with what was
-/// announced, in an empty transaction. Neither waits nor fails.
-pub fn nudge_sessions() {
+/// Announces a place to the sessions of all databases, at once. They hear of it with their next transaction.
+pub fn announce_place(place: &Changed) {
+    let mut message = pg_sys::SharedInvalidationMessage::default();
+    message.cc = pg_sys::SharedInvalCatcacheMsg {
+        id: place.cache as i8,
+        // As of a shared catalog: every database's sessions read it.
+        dbId: pg_sys::InvalidOid,
+        hashValue: place.hash,
+    };
+    // SAFETY: one whole message of a kind that says no more than that entries of a cache with this hash are to
+    // be looked up again, which does no harm to whoever has some.
+    unsafe { pg_sys::SendSharedInvalidMessages(&raw const message, 1) }
+}
+
+/// Whose sessions are woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nudged {
+    /// Those of the current database.
+    Database,
+    /// Those of all databases.
+    Cluster,
+}
+
+/// Wakes client sessions that wait for their clients: each catches up with what was announced, in an empty
+/// transaction. Neither waits nor fails.
+pub fn nudge_sessions(whose: Nudged) {
     // SAFETY: the array of all processes is in shared memory and does not move; entries are read without
     // a lock, and a signal to a process that has ended, or is another by now, does no harm.
     unsafe {
@@ -140,7 +176,11 @@ pub fn nudge_sessions() {
             let proc = (*all).allProcs.add(at);
             let pid = (&raw const (*proc).pid).read_volatile();
             let database = (&raw const (*proc).databaseId).read_volatile();
-            let is_one = pid != 0 && pid != pg_sys::MyProcPid && database == pg_sys::MyDatabaseId;
+            let is_meant = match whose {
+                Nudged::Database => database == pg_sys::MyDatabaseId,
+                Nudged::Cluster => database != pg_sys::InvalidOid,
+            };
+            let is_one = pid != 0 && pid != pg_sys::MyProcPid && is_meant;
             if is_one && !compat::is_background_worker(proc) {
                 let reason = pg_sys::ProcSignalReason::PROCSIG_CATCHUP_INTERRUPT;
                 // The number of its slot is not known here: the server looks for it.

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use postgres::Client;
 use rowsync_harness::fixture::await_until;
-use rowsync_harness::{Fixture, Side};
+use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Side};
 
-use crate::support::common::{both_have, deal, one_way, query, queued, refused, rows, run, same};
+use crate::support::common::{
+    attach, both_have, deal, linked, mirror, one_way, query, queued, records, refused, rows, run,
+    same, table,
+};
 use crate::support::one_way::SOON;
 
 const COLUMNS: &str = "id int primary key, v text";
@@ -231,4 +234,117 @@ fn a_session_that_was_refused_a_connection_does_not_ask_with_every_commit() {
         query(&mut client, "select count(*) from sync_connections()") == ["1"]
             || !deal(&fixture, "10")
     });
+}
+
+/// Another database of the left cluster, whose table `t` goes to the same target over the same login.
+fn another_source(fixture: &Fixture, options: &str) -> Fixture {
+    let name = format!("{}_too", fixture.left.user);
+    let left = Side::create(&fixture.left.cluster, &name).expect("a database");
+    let right = fixture.right.clone();
+    let other = Fixture { left, right };
+    other.link(&other.left, &other.right, "dst", &[]);
+    other.left.exec(&format!("create table t ({COLUMNS})"));
+    attach(&other, "t", options);
+    other
+}
+
+/// Drops the source alone.
+fn drop_source(source: Fixture) {
+    source.left.drop().expect("a database to be dropped");
+    std::mem::forget(source);
+}
+
+#[test]
+fn a_drain_gets_a_connection_though_sessions_of_another_database_hold_all() {
+    let fixture = one_way("limit_dbs", COLUMNS, "{}");
+    let other = another_source(&fixture, "{}");
+    limit(&fixture, 3);
+    let mut holders = writers(&other, 3);
+    assert_eq!(held(&fixture.right), 3);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (100, 'queued')");
+    assert_eq!(records(&fixture), ["INSERT|53300|1|pending"]);
+    await_until(SOON, "the queue to drain", || {
+        deal(&fixture, "1000") && queued(&fixture) == 0
+    });
+    assert_eq!(table(&fixture.right, "t").len(), 4);
+    // Whose connections were asked for go on as before.
+    for (at, client) in holders.iter_mut().enumerate() {
+        run(
+            client,
+            &format!("update t set v = 'second' where id = {at}"),
+        );
+    }
+    await_until(SOON, "the other queue to drain", || {
+        queued(&other) == 0 || deal(&other, "1000")
+    });
+    let second = "select count(*) from t where v = 'second'";
+    assert_eq!(rows(&fixture.right, second), ["3"]);
+    drop((holders, client));
+    drop_source(other);
+}
+
+#[test]
+fn a_transaction_that_must_not_queue_gets_a_connection_though_others_hold_all() {
+    for in_another in [false, true] {
+        let fixture = one_way("limit_sync", COLUMNS, r#"{"mode": "sync"}"#);
+        let other = another_source(&fixture, r#"{"mode": "sync"}"#);
+        limit(&fixture, 2);
+        let holders = writers(if in_another { &other } else { &fixture }, 2);
+        assert_eq!(held(&fixture.right), 2);
+        let mut client = fixture.left.client();
+        refused(&mut client, "insert into t values (100, 'x')", "53300");
+        let mut tries = 1;
+        while client
+            .batch_execute("insert into t values (100, 'x')")
+            .is_err()
+        {
+            tries += 1;
+            assert!(tries < 50, "never");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(table(&fixture.right, "t").len(), 3);
+        drop((holders, client));
+        drop_source(other);
+    }
+}
+
+/// In session mode a pooler lets who comes wait in a line, behind sessions of whatever database.
+#[test]
+fn a_drain_gets_a_pooled_connection_though_sessions_of_another_database_hold_all() {
+    let fixture = linked("limit_pool");
+    let settings = [
+        IGNORE_OPTIONS,
+        ("default_pool_size", "2"),
+        ("query_wait_timeout", "30"),
+    ];
+    let pooler = Pooler::start(&[&fixture.right], PoolMode::Session, &settings);
+    let pooler = pooler.expect("a pooler");
+    let port = pooler.port();
+    mirror(&fixture, "t", COLUMNS, "{}");
+    let other = another_source(&fixture, "{}");
+    for source in [&fixture, &other] {
+        source
+            .left
+            .exec(&format!("alter server dst options (set port '{port}')"));
+    }
+    let holders = writers(&other, 2);
+    let mut client = fixture.left.client();
+    run(
+        &mut client,
+        "set pg_rowsync.delivery_timeout = '1s'; set pg_rowsync.connect_timeout = '1s';
+         insert into t values (100, 'queued')",
+    );
+    assert_eq!(queued(&fixture), 1);
+    let mut drainer = fixture.left.superuser();
+    run(
+        &mut drainer,
+        "set pg_rowsync.delivery_timeout = '1s'; set pg_rowsync.connect_timeout = '1s'",
+    );
+    await_until(SOON, "the queue to drain", || {
+        query(&mut drainer, "select deal_sync_err_rec(1000)") == ["t"] && queued(&fixture) == 0
+    });
+    assert_eq!(table(&fixture.right, "t").len(), 3);
+    drop((holders, client, drainer));
+    drop_source(other);
 }
