@@ -46,6 +46,8 @@ pub struct Answers {
     introduction: Option<String>,
     /// A statement was refused while the one that commits was still to be answered: nothing is committed.
     refused: bool,
+    /// The session was ended before the statement that commits was answered, since it was idle.
+    ended_idle: bool,
     conflicts: Tally,
     /// The answer being read has begun: a null result ends it.
     begun: bool,
@@ -106,6 +108,11 @@ impl Answers {
     /// can have been committed.
     pub fn are_refusal(&self) -> bool {
         self.refused
+    }
+
+    /// Whether the session was ended before any of this came to it, so that nothing can have been committed.
+    pub fn are_of_ended_session(&self) -> bool {
+        self.ended_idle
     }
 
     /// The end of the pipeline was sent.
@@ -214,6 +221,7 @@ impl Answers {
             }
             Status::Failed => {
                 self.refused |= self.outstanding > 1 && reply.is_refusal();
+                self.ended_idle |= self.outstanding > 1 && reply.ends_idle_session();
                 let mut error = explained(reply.error(server));
                 // A standby refuses to begin before it could refuse to write.
                 if matches!(self.expected.front(), Some(Expected::Begin))

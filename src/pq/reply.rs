@@ -97,23 +97,29 @@ impl Reply {
     /// or the end of its session between transactions or within one that it has not begun to commit. The
     /// end for other reasons may come at any moment, and from others than the backend.
     pub fn is_refusal(&self) -> bool {
-        let field = |code: u8| {
+        let idle = [c"57P05", c"25P03", c"25P04"];
+        self.is_of(c"ERROR", &[]) || self.is_of(c"FATAL", &idle)
+    }
+
+    /// Whether this tells that the session was ended for being idle, which is so between transactions only,
+    /// whoever tells it.
+    pub fn ends_idle_session(&self) -> bool {
+        self.is_of(c"FATAL", &[c"57P05"])
+    }
+
+    /// Whether this is an error of this severity and of one of these states, or of any where there are none.
+    fn is_of(&self, severity: &CStr, states: &[&CStr]) -> bool {
+        let is = |code: u8, matches: &dyn Fn(&CStr) -> bool| {
             // SAFETY: a live result; the field is null or a C string that lives with it.
             unsafe {
                 let value = PQresultErrorField(self.raw(), i32::from(code));
-                (!value.is_null()).then(|| CStr::from_ptr(value))
+                !value.is_null() && matches(CStr::from_ptr(value))
             }
         };
-        let idle = [c"57P05", c"25P03", c"25P04"];
-        match (
-            field(PG_DIAG_SEVERITY_NONLOCALIZED),
-            field(PG_DIAG_SQLSTATE),
-        ) {
-            (Some(severity), Some(state)) => {
-                severity == c"ERROR" || (severity == c"FATAL" && idle.contains(&state))
-            }
-            _ => false,
-        }
+        is(PG_DIAG_SEVERITY_NONLOCALIZED, &|own| own == severity)
+            && is(PG_DIAG_SQLSTATE, &|own| {
+                states.is_empty() || states.contains(&own)
+            })
     }
 
     /// The error, field by field, each cut to a length fit for a log. A result without a SQLSTATE was made

@@ -10,5 +10,6 @@ mod hostile_local;
 mod idle_connections;
 mod interrupts;
 mod poolers;
+mod settings_there;
 mod tls;
 mod transaction_timeout;

@@ -336,8 +336,11 @@ impl<'f> Exchange<'f> {
             _ => reason,
         };
         let lost = |server, reason| Error::Lost { server, reason };
-        // What others than the server's process say of it need not be so.
-        if self.outcome.answers.are_refusal() && self.session.peer.keeps_session() {
+        // What others than the server's process say of it need not be so, unless it was not at work.
+        let answers = &self.outcome.answers;
+        if answers.are_of_ended_session()
+            || (answers.are_refusal() && self.session.peer.keeps_session())
+        {
             return lost(self.session.endpoint.account.server_name.clone(), reason);
         }
         self.in_doubt_or(reason, lost)
