@@ -9,6 +9,7 @@ mod failing_sessions;
 mod own_tables;
 mod owner_troubles;
 mod owners_apart;
+mod owners_catch_up;
 mod paused_servers;
 mod stuck_records;
 mod view;

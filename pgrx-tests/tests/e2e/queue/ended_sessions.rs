@@ -191,8 +191,14 @@ fn a_table_over_whose_rows_sessions_end_stops_no_other() {
     await_until(PATIENCE, "the other table", || {
         table(&fixture.right, "u").len() == 2
     });
+    let mut before = Vec::new();
     await_until(PATIENCE, "all others of the table to wait", || {
-        rows(&fixture.left, STATUS) == ["2|198|0"]
+        let status = rows(&fixture.left, STATUS);
+        if status != before {
+            println!("failed, waiting, pending: {status:?}");
+        }
+        before = status;
+        before == ["2|198|0"]
     });
     run(&mut client, "insert into u values (3, 'direct')");
     await_until(PATIENCE, "what is written later", || {
