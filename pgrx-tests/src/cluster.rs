@@ -97,18 +97,54 @@ impl Cluster {
             environment,
             child,
         };
+        cluster.start_somewhere(settings)?;
+        Ok(cluster)
+    }
+
+    /// For the first time, on a port that is free.
+    fn start_somewhere(&mut self, settings: &[(&str, &str)]) -> Result<()> {
         for attempt in 1.. {
-            cluster.port = free_port()?;
-            cluster.configure(settings)?;
-            match cluster.start_again() {
+            self.port = free_port()?;
+            self.configure(settings)?;
+            match self.start_again() {
                 Ok(()) => break,
                 // Someone took the port between the look and the start.
-                Err(_) if attempt < 5 && cluster.log().contains("could not bind") => {
-                    fs::remove_file(cluster.log_file())?;
+                Err(_) if attempt < 5 && self.log().contains("could not bind") => {
+                    fs::remove_file(self.log_file())?;
                 }
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// A physical backup of this cluster, started beside it with these settings on top of its own. It has the
+    /// same system identifier, the same databases and the same passwords.
+    pub fn physical_clone(&self, name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
+        let dir = reaper::base()?.join(name);
+        fs::create_dir(&dir).with_context(|| format!("could not create \"{}\"", dir.display()))?;
+        reaper::hand_over(&dir)?;
+        let data = dir.join("data");
+        run(
+            reaper::server_command(self.postgres.program("pg_basebackup"))?
+                .args(["-h", "127.0.0.1", "-U", "postgres", "-c", "fast", "-p"])
+                .arg(self.port.to_string())
+                .arg("-D")
+                .arg(&data)
+                .env("PGPASSWORD", &self.password)
+                .current_dir(&dir),
+        )?;
+        let (environment, child) = (Mutex::default(), Mutex::new(None));
+        let mut cluster = Cluster {
+            dir,
+            data,
+            port: 0,
+            password: self.password.clone(),
+            postgres: self.postgres.clone(),
+            environment,
+            child,
+        };
+        cluster.start_somewhere(settings)?;
         Ok(cluster)
     }
 
