@@ -2,6 +2,7 @@
 
 pub mod convergence;
 pub mod copy;
+pub mod crowd;
 pub mod fault;
 pub mod flapping;
 pub mod leaks;

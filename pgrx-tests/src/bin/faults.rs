@@ -1,5 +1,5 @@
-//! `cargo faults rounds|atomic|whole|copy|verify|converge|outage|flapping|leaks|points|regress|types`: breaks things on
-//! purpose, at a size that is too large for every run of the tests. Sets the machine up first, as the other
+//! `cargo faults rounds|atomic|whole|copy|verify|converge|outage|crowd|flapping|leaks|points|regress|types`: breaks
+//! things on purpose, at a size that is too large for every run of the tests. Sets the machine up first, as the other
 //! commands do.
 
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rowsync_harness::arguments::{Arguments, exit_code};
 use rowsync_harness::faults::rig::{Drain, Mode, Rig};
 use rowsync_harness::faults::{
-    convergence, copy, flapping, leaks, outage, points, regress, rounds, verify, whole,
+    convergence, copy, crowd, flapping, leaks, outage, points, regress, rounds, verify, whole,
 };
 use rowsync_harness::{Fixture, setup, type_pairs};
 
@@ -41,6 +41,9 @@ const USAGE: &str = "usage:
   cargo faults outage [--seconds 60] [--clients 8] [--away refused|silent|stopped]
                       [--rate TPS] [--scale 8] [--after SECONDS] [--drain worker|calls|both]
       pgbench while the other side is away for so long
+  cargo faults crowd [--clients 200] [--connections 50] [--seconds 20] [--pause MILLISECONDS]
+      more clients than the other side grants connections, who all stay: what was delivered directly, what
+      was queued, and how long that took to drain
   cargo faults flapping [--seconds 60] [--seed S]
       eight clients on twenty rows, two callers and the worker draining, the other side coming and
       going
@@ -72,6 +75,7 @@ fn run() -> Result<()> {
         "verify" => run_verify(&mut options),
         "converge" => run_converge(&mut options),
         "outage" => run_outage(&mut options),
+        "crowd" => run_crowd(&mut options),
         "flapping" => run_flapping(&mut options),
         "leaks" => run_leaks(&mut options),
         "points" => run_points(&mut options),
@@ -250,6 +254,20 @@ fn run_outage(options: &mut Arguments) -> Result<()> {
     setup::prepare_with_faults()?;
     println!("pgbench with {} clients, {plan:?}", plan.clients);
     println!("{}\nno client error; both sides equal", outage::run(plan)?);
+    Ok(())
+}
+
+fn run_crowd(options: &mut Arguments) -> Result<()> {
+    let plan = crowd::Plan {
+        clients: options.take("clients")?.unwrap_or(200),
+        connections: options.take("connections")?.unwrap_or(50),
+        time: Duration::from_secs(options.take("seconds")?.unwrap_or(20)),
+        pause: Duration::from_millis(options.take("pause")?.unwrap_or(200)),
+    };
+    options.end(USAGE)?;
+    setup::prepare_with_faults()?;
+    println!("{plan:?}");
+    println!("{}\nno client error; both sides equal", crowd::run(&plan)?);
     Ok(())
 }
 
