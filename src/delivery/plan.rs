@@ -6,7 +6,7 @@
 //! order is free and is chosen such that each finds its new key vacated.
 
 use super::collapse::Collapse;
-use super::waves::{groups, waves};
+use super::waves::{circles, groups, waves};
 use crate::change::{Change, Op, Policy, Relation, Route};
 use crate::error::Result;
 use crate::sql::{Batch, BatchKind};
@@ -64,9 +64,10 @@ impl InWaves {
     }
 }
 
-/// Whether rows that move over a route are moved at once, where the server's key allows it.
+/// Whether rows that move over a route are moved at once, where the server's key allows it: under `newest` only
+/// those that take each other's keys.
 pub fn moves_at_once(route: &Route) -> bool {
-    route.key_deferrable && !matches!(route.policy, Policy::Newest(_))
+    route.key_deferrable
 }
 
 impl Default for Planner {
@@ -235,7 +236,10 @@ impl Planner {
     fn close(&mut self) {
         self.keys.clear();
         if let Some(batch) = &self.open
-            && matches!(batch.kind, BatchKind::Delete | BatchKind::Move)
+            && matches!(
+                batch.kind,
+                BatchKind::Delete | BatchKind::Move | BatchKind::Swap
+            )
             && !self.vanished.contains(&batch.route.source)
         {
             self.vanished.insert(batch.route.source.clone());
@@ -287,7 +291,17 @@ impl Planner {
             }
             return self.close();
         }
+        let swaps = route.key_deferrable
+            && matches!(route.policy, Policy::Newest(_))
+            && !self.in_waves.includes(&route.target)
+            && self.limit > 1;
+        if swaps {
+            self.append_swaps(route, moves);
+        }
         for (kind, wave) in waves(route, moves) {
+            if swaps && kind == BatchKind::Update {
+                continue;
+            }
             // A wave needs the keys that the ones before it give up.
             self.close();
             for at in wave {
@@ -301,12 +315,30 @@ impl Planner {
         self.close();
     }
 
+    /// Moves of rows that take each other's keys, under `newest`: in one statement, which gives them each other's
+    /// values instead where one of them is not to move.
+    fn append_swaps(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
+        self.close();
+        for circle in circles(route, moves) {
+            let is_full =
+                |open: &Batch| open.rows + circle.len() > MAX_ROWS || open.bytes() >= MAX_BYTES;
+            if self.open.as_ref().is_some_and(is_full) {
+                self.close();
+            }
+            for at in circle {
+                self.add(route, BatchKind::Swap, &moves[at].borrowed());
+            }
+        }
+        self.close();
+    }
+
     /// What a group comes to: first what goes, then what moves or stays, then what is new.
     fn flush_deferrable(&mut self) {
         let Some((route, mut net)) = self.deferrable.take() else {
             return;
         };
         let at_once = moves_at_once(&route)
+            && !matches!(route.policy, Policy::Newest(_))
             && !self.in_waves.includes(&route.target)
             && self.limit > 1
             && (route.key_exact || net.moves.len() <= MAX_ROWS);

@@ -17,6 +17,11 @@ pub fn waves(route: &Route, moves: &[Change<String>]) -> Vec<(BatchKind, Vec<usi
         .collect()
 }
 
+/// The rows that take each other's places, those of one circle after the other.
+pub fn circles(route: &Route, moves: &[Change<String>]) -> Vec<Vec<usize>> {
+    Order::of(route, moves).cycles
+}
+
 /// The moves of one command in groups of which each may be one statement, where the server checks keys at the
 /// end of the transaction: the keys that a group gives up are held by no row that a group before it has
 /// moved.

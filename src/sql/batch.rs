@@ -14,6 +14,9 @@ pub enum BatchKind {
     Update,
     /// UPDATE that gives the row another key.
     Move,
+    /// The same, for rows of which each takes the key of another one, or all of them are to keep their keys:
+    /// under [`Policy::Newest`], where the key is deferrable here.
+    Swap,
     Delete,
     Truncate,
 }
@@ -123,11 +126,13 @@ impl Batch {
     /// An empty batch.
     pub fn new(route: Rc<Route>, kind: BatchKind) -> Self {
         let new = match kind {
-            BatchKind::Insert | BatchKind::Update | BatchKind::Move => route.columns.len(),
+            BatchKind::Insert | BatchKind::Update | BatchKind::Move | BatchKind::Swap => {
+                route.columns.len()
+            }
             BatchKind::Delete | BatchKind::Truncate => 0,
         };
         let old = match kind {
-            BatchKind::Move | BatchKind::Delete => route.key.len(),
+            BatchKind::Move | BatchKind::Swap | BatchKind::Delete => route.key.len(),
             BatchKind::Insert | BatchKind::Update | BatchKind::Truncate => 0,
         };
         let is_newest = matches!(route.policy, Policy::Newest(_));
@@ -135,7 +140,8 @@ impl Batch {
             new: vec![Elements::default(); new],
             old: vec![Elements::default(); old],
             stamp: (is_newest && new > 0).then(Default::default),
-            tombstone: (is_newest && old > 0).then(Default::default),
+            // Each key that a swap leaves is taken again.
+            tombstone: (is_newest && old > 0 && kind != BatchKind::Swap).then(Default::default),
             rows: 0,
             single: None,
             unchanged: Vec::new(),

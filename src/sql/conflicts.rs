@@ -128,7 +128,7 @@ pub fn conflict_of(
 pub fn single(kind: BatchKind) -> ConflictType {
     match kind {
         BatchKind::Insert => ConflictType::InsertExists,
-        BatchKind::Update | BatchKind::Move => ConflictType::UpdateMissing,
+        BatchKind::Update | BatchKind::Move | BatchKind::Swap => ConflictType::UpdateMissing,
         BatchKind::Delete | BatchKind::Truncate => ConflictType::DeleteMissing,
     }
 }

@@ -139,7 +139,7 @@ pub(super) fn update_all(route: &Route, kind: BatchKind, values: &Values) -> Str
 /// What an UPDATE sets.
 pub(super) fn assignments(route: &Route, kind: BatchKind, values: &Values) -> String {
     let at: Vec<usize> = match kind {
-        BatchKind::Move => (0..route.columns.len())
+        BatchKind::Move | BatchKind::Swap => (0..route.columns.len())
             .filter(|at| !route.columns[*at].fixed)
             .collect(),
         _ => route

@@ -142,8 +142,20 @@ impl Newest<'_> {
                 ]
             }
             BatchKind::Delete => vec![look("p", old)],
+            BatchKind::Swap => vec![look("p", new), self.losers()],
             _ => vec![look("p", new)],
         }
+    }
+
+    /// The rows that lose to those that swapped rows become at their keys, by the number of these. They are locked:
+    /// none becomes newer before it is moved away.
+    fn losers(&self) -> String {
+        format!(
+            "losers AS MATERIALIZED (SELECT v.ord FROM v JOIN {} AS t ON {} WHERE {} FOR UPDATE OF t)",
+            self.target(),
+            same_key(self.route, "t", &self.new_key),
+            self.wins(self.values.stamp.as_ref(), &self.new_key, true)
+        )
     }
 
     /// The changes to the table, by name: `u` moves rows in place, `d` removes them, `n` updates them, `i`
@@ -171,6 +183,17 @@ impl Newest<'_> {
             changes.push((
                 "u",
                 update(route, BatchKind::Move, values, " FROM v".into(), &free),
+            ));
+            done("u", &mut not_done);
+        }
+        if self.kind == BatchKind::Swap && can_update {
+            let all = format!(
+                " AND (SELECT pg_catalog.count(*) FROM losers) OPERATOR(pg_catalog.=) \
+                 (SELECT pg_catalog.count(*) FROM v) RETURNING v.ord{stored}"
+            );
+            changes.push((
+                "u",
+                update(route, BatchKind::Move, values, " FROM v".into(), &all),
             ));
             done("u", &mut not_done);
         }
@@ -264,7 +287,8 @@ impl Newest<'_> {
             ))
         };
         let (is_move, can_update) = (self.kind == BatchKind::Move, route.can_update());
-        let moved = is_move && can_update;
+        let swaps = self.kind == BatchKind::Swap && can_update;
+        let moved = (is_move && can_update) || swaps;
         if is_move {
             join("q");
         }
@@ -284,7 +308,9 @@ impl Newest<'_> {
             ));
         }
         let inserted = format!("i.{} IS NOT NULL", ident(&route.columns[route.key[0]].name));
-        let won = if can_update {
+        let won = if swaps {
+            format!("(u.ord IS NOT NULL OR n.ord IS NOT NULL OR {inserted})")
+        } else if can_update {
             format!("(n.ord IS NOT NULL OR {inserted})")
         } else {
             format!("({inserted})")
@@ -370,7 +396,7 @@ impl Newest<'_> {
                     &either
                 ),
             ),
-            BatchKind::Update | BatchKind::Truncate => format!(
+            BatchKind::Update | BatchKind::Swap | BatchKind::Truncate => format!(
                 "WHEN p.ord IS NOT NULL AND {won} THEN NULL {} WHEN p.ord IS NOT NULL THEN {} \
                  WHEN {won} THEN {} WHEN {} THEN {} ELSE {race}",
                 replaced("p"),
@@ -408,7 +434,10 @@ impl Newest<'_> {
         if self.writes() {
             // A row that was moved here was not here before: its lock has kept nobody from keeping a deletion
             // of this key, unless it is the same key in another spelling.
-            let moved_from_here = if moved {
+            let moved_from_here = if swaps {
+                // But the row that this one took the place of was locked.
+                "u.ord IS NOT NULL OR ".to_owned()
+            } else if moved {
                 format!("u.ord IS NOT NULL AND {} OR ", hashes("="))
             } else {
                 String::new()

@@ -22,7 +22,7 @@ pub fn can_last(batch: &Batch) -> bool {
     let suits = match batch.kind {
         BatchKind::Insert | BatchKind::Delete => true,
         BatchKind::Update => batch.route.can_update(),
-        BatchKind::Move | BatchKind::Truncate => false,
+        BatchKind::Move | BatchKind::Swap | BatchKind::Truncate => false,
     };
     suits && batch.optimistic && batch.route.policy == Policy::Overwrite && single_row(batch)
 }
@@ -110,7 +110,7 @@ pub fn text(batch: &Batch) -> Option<String> {
             let tail = format!(" AND {}", analysed(&of_same_types(&typed)));
             delete(route, &values, String::new(), &tail)
         }
-        BatchKind::Move | BatchKind::Truncate => return None,
+        BatchKind::Move | BatchKind::Swap | BatchKind::Truncate => return None,
     })
 }
 

@@ -76,6 +76,8 @@ pub(super) fn texts(
     match (kind, route.policy) {
         (BatchKind::Truncate, _) => Vec::new(),
         (_, Policy::Newest(_)) => newest::statements(route, kind, values, extension),
+        // Planned under newest only.
+        (BatchKind::Swap, _) => Vec::new(),
         (BatchKind::Insert, Policy::Overwrite) if values.optimistic => {
             failing(insert_unless_there(route, values))
         }

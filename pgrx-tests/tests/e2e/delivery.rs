@@ -23,6 +23,7 @@ mod replays;
 mod round_trips;
 mod servers;
 mod single_user;
+mod swaps;
 mod two_servers;
 mod type_pairs;
 mod types;
