@@ -92,8 +92,8 @@ pub struct Changes<S> {
     current: String,
     /// Routes of which the server has said in the transaction that the key is unique: it is to the end.
     asked: Vec<Rc<Route>>,
-    /// The route whose types' schemas are in the search_path now.
-    schemas: Option<Rc<Route>>,
+    /// The routes whose types' schemas are in the search_path now.
+    schemas: Vec<Rc<Route>>,
     before: Vec<Statement>,
     after: Vec<Statement>,
     /// What begins and ends a transaction block, until it is known whether one is needed.
@@ -136,7 +136,7 @@ impl<S> Changes<S> {
             name: application_name.to_owned(),
             current: application_name.to_owned(),
             asked: Vec::new(),
-            schemas: None,
+            schemas: Vec::new(),
             before: Vec::new(),
             after: Vec::new(),
             block: None,
@@ -304,33 +304,38 @@ impl<S> Changes<S> {
             .then(|| sql::ask_types(&route))
             .flatten();
         let asked = types.into_iter().chain(ask);
-        self.framed(&route, asked.chain(about_rows).collect(), session)
+        let routes = [route];
+        self.framed(&routes, asked.chain(about_rows).collect(), session)
     }
 
-    /// Statements about rows of a route, after what they need.
+    /// Statements about rows of routes, after what they need. The routes have the same name and path.
     fn framed(
         &mut self,
-        route: &Rc<Route>,
+        routes: &[Rc<Route>],
         about_rows: Vec<Statement>,
         session: &Session,
     ) -> Vec<Statement> {
         let mut statements = std::mem::take(&mut self.before);
         statements.extend(self.urgent.take());
-        let wanted = route.application_name.as_ref().unwrap_or(&self.name);
-        if *wanted != self.current {
-            statements.push(sql::named(wanted));
-            self.current = wanted.clone();
+        if let Some(route) = routes.first() {
+            let wanted = route.application_name.as_ref().unwrap_or(&self.name);
+            if *wanted != self.current {
+                statements.push(sql::named(wanted));
+                self.current = wanted.clone();
+            }
+            if route.path != self.path {
+                statements.push(sql::on_path(&route.path.onward(&identity::name())));
+                self.path = route.path.clone();
+            }
         }
-        if route.path != self.path {
-            statements.push(sql::on_path(&route.path.onward(&identity::name())));
-            self.path = route.path.clone();
-        }
-        let wanted = route.compared().next().map(|_| route.clone());
+        let compared = |route: &&Rc<Route>| route.compared().next().is_some();
+        let wanted: Vec<Rc<Route>> = routes.iter().filter(compared).cloned().collect();
         if wanted != self.schemas {
             let own = session.endpoint.settings.search_path();
-            let text = match wanted.as_deref() {
-                Some(route) => sql::with_type_schemas(route, own),
-                None => sql::own_schemas(own),
+            let text = if wanted.is_empty() {
+                sql::own_schemas(own)
+            } else {
+                sql::with_type_schemas(wanted.iter().map(|route| &**route), own)
             };
             statements.extend(plain([text]));
             self.schemas = wanted;
@@ -496,12 +501,12 @@ impl<S: Source> Changes<S> {
                 changes
                     .iter()
                     .for_each(|(route, change)| whole.push(route, &change.borrowed()));
-                let compared = |(route, _): &&Owned| route.compared().next().is_some();
-                let route = changes
-                    .iter()
-                    .find(compared)
-                    .map_or(first, |(route, _)| route)
-                    .clone();
+                let mut routes = vec![first.clone()];
+                for (route, _) in &changes {
+                    if !routes.contains(route) {
+                        routes.push(route.clone());
+                    }
+                }
                 let is_overtaken = changes.iter().any(|(_, change)| change.overtaken);
                 match whole.finish() {
                     // They come to nothing else.
@@ -522,7 +527,7 @@ impl<S: Source> Changes<S> {
                             self.ready.clear();
                             let emptied = truncated.map(|batch| self.render(batch, session));
                             let mut statements = emptied.unwrap_or_default();
-                            statements.extend(self.framed(&route, joined, session));
+                            statements.extend(self.framed(&routes, joined, session));
                             return Ok(Some(statements));
                         }
                     }

@@ -503,7 +503,10 @@ impl Replay {
                 && let Some(session) = link.session()
             {
                 let own = session.endpoint.settings.search_path();
-                statements.push(Statement::plain(sql::with_type_schemas(&batch.route, own)));
+                statements.push(Statement::plain(sql::with_type_schemas(
+                    [&*batch.route],
+                    own,
+                )));
             }
             statements.push(sql::reached(batch));
             statements.push(Statement::plain(PART.roll_back));

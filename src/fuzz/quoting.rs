@@ -203,7 +203,7 @@ fn statements((route, change): &(Rc<Route>, Change<String>), rows: usize) -> Vec
         .map(|statement| statement.text);
     let mut all = vec![
         crate::sql::literal::of_change(route, change),
-        with_type_schemas(route, "pg_catalog"),
+        with_type_schemas([&**route], "pg_catalog"),
     ];
     all.extend(sent.chain(look_for(route, change)));
     all

@@ -18,17 +18,10 @@ use super::values::Values;
 use crate::change::{Policy, Route};
 
 /// The statement that applies batches at once, and what is to follow it. `None` where that cannot be one:
-/// TRUNCATE, or more than one table whose keys are compared with operators of their own types. `extension`:
-/// see [`super::newest`].
+/// TRUNCATE. `extension`: see [`super::newest`].
 pub fn joined(batches: Vec<Batch>, extension: Option<&str>) -> Option<Vec<Statement>> {
     let is_simple = |batch: &Batch| batch.kind != BatchKind::Truncate;
-    let compared = |batch: &&Batch| batch.route.compared().next().is_some();
-    let mut own = batches
-        .iter()
-        .filter(compared)
-        .map(|batch| &batch.route.target);
-    let first = own.next();
-    if !batches.iter().all(is_simple) || own.any(|other| Some(other) != first) {
+    if !batches.iter().all(is_simple) {
         return None;
     }
     let (mut with, mut checks, mut all) = (Vec::new(), Vec::new(), Vec::new());

@@ -58,19 +58,23 @@ pub fn own_schemas(search_path: &str) -> String {
     )
 }
 
-/// For a route whose keys are compared with operators that are not PostgreSQL's own: adds the schemas
+/// For routes whose keys are compared with operators that are not PostgreSQL's own: adds the schemas
 /// in which the remote has the types of those columns to the transaction's search_path. Everything
 /// else in our statements is qualified, so that these schemas can offer nothing but operators.
-pub fn with_type_schemas(route: &Route, search_path: &str) -> String {
-    let types: Vec<String> = route
-        .compared()
-        .map(|at| ident(&route.columns[at].name))
-        .map(|name| {
-            format!(
-                "pg_catalog.pg_typeof((NULL::{}).{name})",
-                relation(&route.target)
-            )
-        })
+pub fn with_type_schemas<'r>(
+    routes: impl IntoIterator<Item = &'r Route>,
+    search_path: &str,
+) -> String {
+    let type_of = |route: &Route, at: usize| {
+        format!(
+            "pg_catalog.pg_typeof((NULL::{}).{})",
+            relation(&route.target),
+            ident(&route.columns[at].name)
+        )
+    };
+    let types: Vec<String> = routes
+        .into_iter()
+        .flat_map(|route| route.compared().map(move |at| type_of(route, at)))
         .collect();
     format!(
         "SELECT pg_catalog.set_config('search_path', {} OPERATOR(pg_catalog.||) \

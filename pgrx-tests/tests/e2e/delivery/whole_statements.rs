@@ -2,7 +2,9 @@
 
 use rowsync_harness::Fixture;
 
-use crate::support::common::{deal, linked, mirror, one_way, queued, rows, run, same, table};
+use crate::support::common::{
+    attach, deal, linked, mirror, one_way, queued, rows, run, same, table,
+};
 
 const TREE: &str = "id int primary key, next int references t";
 const PARENT: &str = "id int primary key";
@@ -356,5 +358,80 @@ fn a_transaction_in_the_wrong_order_for_the_target_arrives_whole() {
         assert_eq!(standing(&fixture), Vec::<String>::new());
         same(&fixture, "p");
         assert_eq!(same(&fixture, "c"), ["2|20", "3|10"]);
+    }
+}
+
+/// Types of keys here and there, whose values are words.
+const KEYS: [(&str, &str, &str); 7] = [
+    ("citext", "public.citext", "public.citext"),
+    ("folded", "public.folded", "public.folded"),
+    ("enum", "label", "label"),
+    ("enumthere", "text", "label"),
+    ("domain", "word", "word"),
+    ("domainthere", "text", "word"),
+    ("foldedhere", "public.folded", "public.citext"),
+];
+
+/// Keys of types whose equality is their own, or is another there.
+#[test]
+fn a_statement_arrives_whole_whatever_type_its_keys_have() {
+    for (label, here, there) in KEYS {
+        for (mode, policy) in [
+            ("sync", "overwrite"),
+            ("queue", "overwrite"),
+            ("sync", "skip"),
+            ("queue", "error"),
+        ] {
+            let fixture = linked(&format!("key_{label}_{mode}_{policy}"));
+            for (side, key) in [(&fixture.left, here), (&fixture.right, there)] {
+                side.exec_superuser(
+                    "create extension citext schema public; create domain public.folded as public.citext",
+                );
+                side.exec(&format!(
+                    "create type label as enum ('a', 'b', 'c', 'd'); create domain word as text;
+                     create table p (id {key} primary key);
+                     create table c (id {key} primary key, p {key} not null references p);
+                     create table t (id {key} primary key, next {key} references t)"
+                ));
+            }
+            for table in ["p", "c", "t"] {
+                let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
+                attach(&fixture, table, &options);
+            }
+            let mut client = fixture.left.client();
+            let what = format!("{label} {mode} {policy}");
+            for (sql, rows) in [
+                // The child is captured before its parent.
+                (
+                    "with n as (insert into p values ('a'), ('b')) insert into c values ('c', 'a'), ('d', 'b')",
+                    [2, 2, 0],
+                ),
+                (
+                    "insert into t values ('a', 'b'), ('b', 'c'), ('c', 'a'), ('d', 'd')",
+                    [2, 2, 4],
+                ),
+                (
+                    "with u as (update c set p = 'c'), n as (insert into p values ('c')) delete from p where id = 'a'",
+                    [2, 2, 4],
+                ),
+                ("with d as (delete from c) delete from p", [0, 0, 4]),
+                ("delete from t where id <> 'd'", [0, 0, 1]),
+            ] {
+                run(&mut client, sql);
+                assert!(
+                    deal(&fixture, "1000"),
+                    "{what}: {sql}: {:?}",
+                    standing(&fixture)
+                );
+                assert_eq!(
+                    queued(&fixture),
+                    0,
+                    "{what}: {sql}: {:?}",
+                    standing(&fixture)
+                );
+                let found = ["p", "c", "t"].map(|name| same(&fixture, name).len());
+                assert_eq!(found, rows, "{what}: {sql}");
+            }
+        }
     }
 }
