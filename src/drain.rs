@@ -187,6 +187,15 @@ impl<'h> Turns<'h> {
     }
 }
 
+/// What other lanes come to in the same turn.
+#[derive(Clone, Copy)]
+struct Beside {
+    /// What others have applied is not committed yet, or they could not be served.
+    others: bool,
+    /// Others are served after this one.
+    later: bool,
+}
+
 /// What a visit of the worker came to.
 pub enum Visit {
     /// Nothing is left that can be delivered now.
@@ -620,14 +629,23 @@ impl<'h> Drain<'h> {
         let mut visit = VisitResult::default();
         let mut failures: Vec<(Lane, Error, bool)> = Vec::new();
         let mut was_there = false;
+        let ways = self.lanes.iter().map(|(_, _, way)| way);
+        let mut left = ways
+            .filter(|way| matches!(way, LaneLink::Arrived(link) if link.result().is_ok()))
+            .count();
         for (lane, part, way) in std::mem::take(&mut self.lanes) {
             // It may be over at the greeting, or never come to it.
             let has_no_link = matches!(&way, LaneLink::Arrived(link) if link.result().is_err());
             let error = match way {
                 LaneLink::Arrived(link) => {
+                    left -= usize::from(link.result().is_ok());
                     let others = transaction::has_other_drain(&name, oid(&lane.owner)?)
                         || visit.stop.is_some();
-                    let served = self.serve_lane(&lane, *link, part, others)?;
+                    let beside = Beside {
+                        others,
+                        later: left > 0,
+                    };
+                    let served = self.serve_lane(&lane, *link, part, beside)?;
                     visit.changes += served.changes;
                     visit.moved |=
                         served.changes > 0 || !served.failed.is_empty() || served.deferred;
@@ -714,7 +732,7 @@ impl<'h> Drain<'h> {
         lane: &Lane,
         link: Link<'static>,
         part: Part,
-        others: bool,
+        beside: Beside,
     ) -> Result<Served> {
         let first = part == Part::First;
         let stopped = |error| {
@@ -779,7 +797,7 @@ impl<'h> Drain<'h> {
             },
             order: limits.map(|(_, last)| *last).fold(i64::MAX, i64::min),
         };
-        self.apply(lane, bounds, (others, unfinished), &mut progress)?;
+        self.apply(lane, bounds, (beside, unfinished), &mut progress)?;
         let DrainState {
             mut replay,
             mut served,
@@ -856,7 +874,7 @@ impl<'h> Drain<'h> {
         &self,
         lane: &Lane,
         bounds: Bounds,
-        (others, unfinished): (bool, Vec<Decision>),
+        (Beside { others, later }, unfinished): (Beside, Vec<Decision>),
         progress: &mut DrainState,
     ) -> Result<()> {
         let (name, owner) = (&self.server_name, oid(&lane.owner)?);
@@ -882,6 +900,7 @@ impl<'h> Drain<'h> {
             maybe_until: noted.unwrap_or_default(),
             isolates: self.failures >= PATIENT_TRIES,
             beside_others: others,
+            before_others: later,
             may_pass: !unfinished.is_empty()
                 || failed::until_next_attempt(self.extension, name)?.is_some()
                 || lanes::any_apart(self.extension, name)?

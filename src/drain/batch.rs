@@ -21,8 +21,8 @@ use crate::pg::spi::Extension;
 use crate::pg::{Oid, sequence};
 use crate::queue::claim::{Claims, Record, Unit};
 use crate::queue::failed::{self, Blockers, Waiting};
-use crate::queue::floor;
 use crate::queue::writeset::Writeset;
+use crate::queue::{floor, lanes};
 use crate::transaction;
 use std::collections::{HashMap, HashSet};
 
@@ -59,6 +59,9 @@ pub struct Trial {
     pub alone: HashSet<i64>,
     /// What fails may do so over other lanes' changes, which are not committed or applied yet.
     pub beside_others: bool,
+    /// Other lanes are served afterwards: what is refused over other rows may need those that the same transactions
+    /// have written for these.
+    pub before_others: bool,
     /// Records are apart or marked failed that may be applied later by themselves: what refers to their rows
     /// can wait for that.
     pub may_pass: bool,
@@ -216,7 +219,8 @@ impl<'h> Batch<'h> {
             Err(error) => return self.lost_over(open, error),
         };
         let undone = replay.undo();
-        self.deferred = self.trial.beside_others && !is_away(replay, &failure);
+        self.deferred = !is_away(replay, &failure)
+            && (self.trial.beside_others || self.is_part_of_others(&failure)?);
         if !self.deferred && self.stops(replay, &failure) {
             self.stop = Some(failure.clone());
         }
@@ -235,6 +239,19 @@ impl<'h> Batch<'h> {
         }
         self.apply_in_parts(replay)?;
         self.check(replay, claims)
+    }
+
+    /// Whether a failure is one over other rows, which the same transactions may have written for lanes that are
+    /// served later.
+    fn is_part_of_others(&self, failure: &Error) -> Result<bool> {
+        if !self.trial.before_others || !failure.is_about_others() {
+            return Ok(false);
+        }
+        lanes::have_parts(
+            self.extension,
+            (self.server_name, self.owner),
+            (self.first_id(), self.last_id()),
+        )
     }
 
     fn last_id(&self) -> i64 {

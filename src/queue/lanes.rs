@@ -131,6 +131,36 @@ pub fn bound(extension: &Extension, server_name: &str, owners: &[&str], limit: i
     spi::select_one(extension, &sql, &args)
 }
 
+/// How far the records of one transaction are looked for from those of another owner.
+const APART: i64 = 1_000_000;
+
+/// Whether transactions with records of an owner from one to another have pending ones of other owners too.
+///
+/// # Errors
+/// What reading the queue reports.
+pub fn have_parts(
+    extension: &Extension,
+    (server_name, owner): (&str, Oid),
+    (first, last): (i64, i64),
+) -> Result<bool> {
+    let sql = format!(
+        "WITH own AS (SELECT DISTINCT q.xact FROM {0}.sync_queue q \
+           WHERE q.dst_server = $1 AND q.owner::oid = $2::oid AND q.status = 'pending' \
+             AND q.id BETWEEN $3::int8 AND $4::int8) \
+         SELECT 1 FROM {0}.sync_queue o JOIN own USING (xact) WHERE o.dst_server = $1 \
+           AND o.owner::oid <> $2::oid AND o.status = 'pending' \
+           AND o.id BETWEEN $3::int8 - {APART} AND $4::int8 + {APART} LIMIT 1",
+        ident(&extension.schema)
+    );
+    let [owner, first, last] = [
+        owner.to_u32().to_string(),
+        first.to_string(),
+        last.to_string(),
+    ];
+    let args = [server_name, &owner, &first, &last].map(Some);
+    Ok(!spi::read(extension, &sql, &args)?.is_empty())
+}
+
 /// What [`goes_before`] looks at.
 pub const TABLES: [&str; 4] = [
     "sync_queue",

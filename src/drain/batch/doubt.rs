@@ -111,7 +111,7 @@ impl Batch<'_> {
         self.first_id() <= self.trial.maybe_until && failure.is_about_states()
     }
 
-    fn first_id(&self) -> i64 {
+    pub(super) fn first_id(&self) -> i64 {
         self.units.first().map_or(i64::MAX, |unit| unit.id())
     }
 

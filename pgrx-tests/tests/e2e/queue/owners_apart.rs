@@ -243,3 +243,76 @@ fn statement_between_others(label: &str, policy: &str) -> (Fixture, Role, Client
     );
     (fixture, other, client)
 }
+
+/// One statement writes a parent of one owner and a child of another's: each goes over a connection of its own.
+/// Whichever is tried first, both arrive; in mode `sync` the transaction fails, and says why.
+#[test]
+fn a_statement_of_two_owners_with_a_foreign_key_between_them_arrives() {
+    for mode in ["async", "queue", "sync"] {
+        for parent_is_others in [false, true] {
+            let fixture = linked(&format!("two_owners_{mode}_{parent_is_others}"));
+            let other = Role::create(&fixture.left, "other", "");
+            let (left, right, name) = (&fixture.left.user, &fixture.right, &other.name);
+            let options = format!(r#"{{"mode": "{mode}"}}"#);
+            for side in [&fixture.left, &fixture.right] {
+                side.exec(
+                    "create table p (id int primary key);
+                     create table c (id int primary key, p int not null references p)",
+                );
+            }
+            let others = if parent_is_others { "p" } else { "c" };
+            fixture.left.exec_superuser(&format!(
+                "grant usage on foreign server dst to {name};
+                 grant create on schema {left} to {name};
+                 create user mapping for {name} server dst options (user '{}', password '{}');
+                 alter table {left}.{others} owner to {name};
+                 grant all on {left}.p, {left}.c to {name}, {left};
+                 select attach_sync('{left}.p', 'dst', '{}.p', '{options}');
+                 select attach_sync('{left}.c', 'dst', '{}.c', '{options}')",
+                right.user, right.password, right.user, right.user
+            ));
+            let mut client = writer(&fixture);
+            for (sql, count) in [
+                (
+                    "with n as (insert into p values (1), (2)) insert into c values (1, 1), (2, 2), (3, 1)",
+                    2,
+                ),
+                (
+                    "with u as (update c set p = 2) delete from p where id = 1",
+                    1,
+                ),
+                ("with d as (delete from c) delete from p", 0),
+            ] {
+                let what = format!("{mode} {parent_is_others}: {sql}");
+                if mode == "sync" {
+                    let error = fails(client.batch_execute(sql));
+                    assert_eq!(error.code().code(), "23503", "{what}: {error:?}");
+                    assert_eq!(
+                        table(&fixture.right, "p"),
+                        table(&fixture.left, "p"),
+                        "{what}"
+                    );
+                    break;
+                }
+                run(&mut client, sql);
+                let standing = "select table_name, op, status, sqlstate, message from sync_err_rec order by id";
+                // What one owner's rows need of the other's is committed with the first call.
+                for _ in 0..2 {
+                    assert!(
+                        deal(&fixture, "1000"),
+                        "{what}: {:?}",
+                        rows(&fixture.left, standing)
+                    );
+                }
+                assert_eq!(
+                    queued(&fixture),
+                    0,
+                    "{what}: {:?}",
+                    rows(&fixture.left, standing)
+                );
+                assert_eq!(same(&fixture, "p").len(), count, "{what}");
+                same(&fixture, "c");
+            }
+        }
+    }
+}
