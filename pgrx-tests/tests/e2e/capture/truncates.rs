@@ -3,7 +3,7 @@
 use rowsync_harness::Fixture;
 
 use crate::support::common::{
-    attach, both_have, deal, linked, mirror, one_way, queued, records, run, table,
+    attach, both_have, deal, linked, mirror, one_way, queued, records, rows, run, same, table,
 };
 
 const SYNC: &str = r#"{"mode": "sync"}"#;
@@ -154,5 +154,51 @@ fn a_partitioned_target_is_emptied() {
         fixture.left.exec("truncate t");
         deal(&fixture, "10000");
         both_have(&fixture, "t", &[]);
+    }
+}
+
+/// A user says when constraints are checked here; there it is said anew.
+#[test]
+fn set_constraints_of_the_user_hinders_no_truncate_and_no_write() {
+    for key in ["deferrable", "deferrable initially deferred"] {
+        for (mode, policy) in [
+            ("sync", "overwrite"),
+            ("sync", "error"),
+            ("sync", "newest\", \"version_column\": \"id"),
+            ("async", "skip"),
+            ("queue", "overwrite"),
+            ("queue", "error"),
+            ("queue", "newest\", \"version_column\": \"id"),
+        ] {
+            let options = format!(r#"{{"mode": "{mode}", "on_conflict": "{policy}"}}"#);
+            let fixture = linked("set_constraints");
+            mirror(&fixture, "p", "id int primary key", &options);
+            let child = format!("id int primary key, p int references p {key}");
+            mirror(&fixture, "c", &child, &options);
+            let mut client = fixture.left.client();
+            for sql in [
+                "insert into p select generate_series(1, 6)",
+                "insert into c values (1, 1), (2, 2)",
+                "begin; set constraints all immediate; insert into c values (3, 3); delete from c where id = 1;
+                 delete from p where id = 4; truncate c; commit",
+                "begin; set constraints all deferred; insert into c values (4, 9); insert into p values (9);
+                 set constraints all immediate; truncate c; insert into c values (5, 9); commit",
+                "begin; set constraints all deferred; insert into c values (7, 30); insert into p values (30); commit",
+                "begin; set constraints all deferred; delete from p where id = 30; delete from c where p = 30; commit",
+                "begin; set constraints all immediate; update p set id = 20 where id = 5; delete from p where id = 6;
+                 truncate p, c; insert into p values (1); insert into c values (1, 1); commit",
+                "begin; set constraints all immediate; insert into c values (2, 1); set constraints all deferred;
+                 insert into c values (3, 2); insert into p values (2); commit",
+            ] {
+                run(&mut client, sql);
+                let what = format!("{key} {mode} {policy}: {sql}");
+                let standing = "select table_name, op, status, sqlstate from sync_err_rec order by id";
+                assert!(deal(&fixture, "1000"), "{what}: {:?}", rows(&fixture.left, standing));
+                assert_eq!(queued(&fixture), 0, "{what}: {:?}", rows(&fixture.left, standing));
+                same(&fixture, "p");
+                same(&fixture, "c");
+            }
+            assert_eq!(same(&fixture, "c"), ["1|1", "2|1", "3|2"]);
+        }
     }
 }
