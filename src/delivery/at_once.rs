@@ -3,8 +3,8 @@
 use super::assumption::{Assume, Manner, feed_of};
 use super::feed::Fixed;
 use super::link::{Ending, Link, Unmet};
-use super::remote_transaction::{self, BEGIN, COMMIT, CURRENT_ID, current_id, finish};
-use super::settle::{Delivery, Queued, finish_prepare, settle_commit, settle_prepare};
+use super::remote_transaction::{self, BEGIN, COMMIT, current_id, finish};
+use super::settle::{Delivery, Queued, finish_prepare, question_of, settle_commit, settle_prepare};
 use super::tries::Tries;
 use crate::atomic::gid::Gid;
 use crate::atomic::phases;
@@ -13,12 +13,6 @@ use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::options::Mode;
 use crate::sql::shared::WHAT_IS_THERE;
-
-/// What is asked before a set is applied and committed, where applying it again would not do if the answer to
-/// its commit is lost.
-fn question_of(set: &ChangeSet) -> Option<&'static str> {
-    set.is_hard_to_repeat().then_some(CURRENT_ID)
-}
 
 /// How a delivery in one exchange ends on its server.
 enum Close {

@@ -2,6 +2,7 @@
 
 use super::event_loop::{self, Stop};
 use super::link::Link;
+use super::remote_transaction::CURRENT_ID;
 use super::{lost, remote_transaction};
 use crate::atomic::gid::Gid;
 use crate::atomic::phases;
@@ -25,6 +26,12 @@ pub struct Delivery<'s> {
     pub conflicts: Tally,
     /// The transaction there, where its outcome must be known.
     pub xact: Option<i64>,
+}
+
+/// What is asked before a set is applied and committed, where rows may not tell whether it was, or applying it
+/// again would not do, if the answer to its commit is lost.
+pub fn question_of(set: &ChangeSet) -> Option<&'static str> {
+    (set.is_hard_to_repeat() || set.is_keyless()).then_some(CURRENT_ID)
 }
 
 /// What to queue, with the reason if delivery was tried, and the session that may still act.

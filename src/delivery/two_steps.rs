@@ -5,12 +5,11 @@
 //! What is `atomic` is prepared instead, before anything is committed anywhere.
 
 use super::assumption::{Assume, Manner, feed_of};
-use super::feed::Fixed;
 use super::link::{Ending, Link};
-use super::remote_transaction::{self, CURRENT_ID, current_id, finish, may_have_committed};
+use super::remote_transaction::{self, current_id, finish, may_have_committed};
 use super::settle::{
-    Delivery, Queued, failed, finish_prepare, release_unless, settle_commit, settle_prepare,
-    write_queue,
+    Delivery, Queued, failed, finish_prepare, question_of, release_unless, settle_commit,
+    settle_prepare, write_queue,
 };
 use super::tries::Tries;
 use crate::atomic::gid::Gid;
@@ -64,7 +63,9 @@ pub fn in_two_steps<'s>(
         finish(&mut links)?;
     }
     let tallies: Vec<Tally> = links.iter_mut().map(Link::take_conflicts).collect();
-    let xacts = transactions_of(&sets, &mut links)?;
+    let xacts: Vec<Option<i64>> = (sets.iter().zip(&links))
+        .map(|(set, link)| question_of(set).and_then(|_| current_id(link)))
+        .collect();
     let (mut atomic, mut strict, mut lenient) = (Vec::new(), Vec::new(), Vec::new());
     let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
     let failed_now = sets
@@ -113,28 +114,10 @@ pub fn in_two_steps<'s>(
 /// Applies a set in a transaction that stays open.
 fn apply<'s>(set: &'s ChangeSet, link: &mut Link<'s>, manner: Manner) {
     let begin = remote_transaction::begin(link);
-    let feed = feed_of(set, link, manner).between(&begin, &[]);
+    let feed = feed_of(set, link, manner)
+        .between(&begin, &[])
+        .after_answer(question_of(set));
     link.run(feed, Ending::Open);
-}
-
-/// Asks for the transactions whose outcome rows would not tell, of the links that are well.
-fn transactions_of(sets: &[&ChangeSet], links: &mut [Link<'_>]) -> Result<Vec<Option<i64>>> {
-    let asked = |set: &ChangeSet, link: &Link<'_>| set.is_keyless() && link.result().is_ok();
-    let asked: Vec<bool> = sets
-        .iter()
-        .zip(&*links)
-        .map(|(set, link)| asked(set, link))
-        .collect();
-    for (link, _) in links.iter_mut().zip(&asked).filter(|(_, asked)| **asked) {
-        link.run(Fixed::new([CURRENT_ID]), Ending::Open);
-    }
-    if asked.contains(&true) {
-        finish(links)?;
-    }
-    let answered = |(link, asked): (&Link<'_>, bool)| {
-        if asked { current_id(link) } else { None }
-    };
-    Ok(links.iter().zip(asked).map(answered).collect())
 }
 
 /// Sends COMMIT to all and settles each. A drain that cannot be committed fails the local

@@ -6,7 +6,7 @@ use std::time::Duration;
 use postgres::Client;
 use rowsync_harness::Fixture;
 use rowsync_harness::fixture::{await_until, clusters, fails};
-use rowsync_harness::proxy::{Direction, Proxy};
+use rowsync_harness::proxy::{Direction, Proxy, Strike};
 
 use crate::support::common::{deal, mirror, queued, records, rows, run, same, table};
 
@@ -320,7 +320,7 @@ const CASCADING: &str = "create table child (x int references x on delete cascad
     'begin new.v = new.v || ''!''; return new; end';
     create trigger touch before insert or update on x for each row execute function touch();";
 
-const HIDDEN: [Hidden; 5] = [
+const HIDDEN: [Hidden; 8] = [
     Hidden {
         name: "truncate",
         policy: "error",
@@ -333,6 +333,42 @@ const HIDDEN: [Hidden; 5] = [
         transaction: "insert into x values (1, 'a'); truncate c",
         meanwhile: "",
         found: ("select id || v from x", &["1a"]),
+    },
+    Hidden {
+        name: "truncateskip",
+        policy: "skip",
+        tables: &[
+            ("x", "id int primary key, v text"),
+            ("c", "id int primary key"),
+        ],
+        there: "",
+        before: "insert into c values (1), (2)",
+        transaction: "truncate c; insert into x values (1, 'a')",
+        meanwhile: "insert into c values (7)",
+        found: (
+            "select id || v || (select string_agg(c.id::text, ',') from c) from x",
+            &["1a7"],
+        ),
+    },
+    Hidden {
+        name: "refilled",
+        policy: "error",
+        tables: &[("x", "id int primary key, v text")],
+        there: "",
+        before: "insert into x values (1, 'a')",
+        transaction: "truncate x; insert into x values (1, 'b')",
+        meanwhile: "update x set v = 'own'",
+        found: ("select id || v from x", &["1own"]),
+    },
+    Hidden {
+        name: "refilledskip",
+        policy: "skip",
+        tables: &[("x", "id int primary key, v text")],
+        there: "",
+        before: "insert into x values (1, 'a')",
+        transaction: "truncate x; insert into x values (1, 'b')",
+        meanwhile: "insert into x values (2, 'own')",
+        found: ("select id || v from x order by 1", &["1b", "2own"]),
     },
     Hidden {
         name: "triggererror",
@@ -376,45 +412,75 @@ const HIDDEN: [Hidden; 5] = [
     },
 ];
 
+/// How the answer to the commit is lost.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    /// In the only exchange.
+    Nothing,
+    /// In the second one: there is another server.
+    Server,
+}
+
+fn id_tells(hidden: &Hidden, beside: Beside) {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let fixture = Fixture::new(&format!("hidden_{}", hidden.name));
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    let options = format!(r#"{{"on_conflict": "{}"}}"#, hidden.policy);
+    for (name, columns) in hidden.tables {
+        mirror(&fixture, name, columns, &options);
+    }
+    if !hidden.there.is_empty() {
+        fixture.right.exec(hidden.there);
+    }
+    let mut transaction = hidden.transaction.to_owned();
+    if let Beside::Server = beside {
+        fixture.link(&fixture.left, &fixture.right, "other", &[]);
+        for side in [&fixture.left, &fixture.right] {
+            side.exec("create table o (id int primary key)");
+        }
+        fixture.left.exec(&format!(
+            "select attach_sync('o', 'other', '{}.o')",
+            fixture.right.user
+        ));
+        transaction.push_str("; insert into o values (1)");
+    }
+    let what = format!("{} {beside:?}", hidden.name);
+    let mut client = fixture.left.client();
+    run(&mut client, hidden.before);
+    deal(&fixture, "1000");
+    let right = rows(&fixture.right, "select txid_current()").remove(0);
+    match beside {
+        // The answer to the first question passes, that to the commit does not.
+        Beside::Nothing => proxy.cut_after(160, Direction::ToClient),
+        // The end of the text, or the isolation level would be meant.
+        Beside::Server => proxy.strike("COMMIT\0", Strike::LoseAnswer),
+    }
+    run(&mut client, &format!("begin; {transaction}; commit"));
+    assert!(proxy.has_struck() || matches!(beside, Beside::Nothing));
+    assert_eq!(queued(&fixture), 2, "{what}");
+    await_until(LONG, "the server to commit", || {
+        let sql = format!("select exists (select from x where xmin::text::bigint > {right})");
+        rows(&fixture.right, &sql) == ["t"]
+    });
+    if !hidden.meanwhile.is_empty() {
+        fixture.right.exec(hidden.meanwhile);
+    }
+    assert!(deal(&fixture, "1000"), "{what}: {:?}", standing(&fixture));
+    assert_eq!(records(&fixture), Vec::<String>::new(), "{what}");
+    let (query, expected) = hidden.found;
+    assert_eq!(rows(&fixture.right, query), expected, "{what}");
+}
+
 #[test]
 fn what_rows_do_not_tell_the_transactions_id_tells() {
-    for hidden in &HIDDEN {
-        let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-        let fixture = Fixture::new(&format!("hidden_{}", hidden.name));
-        fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
-        let options = format!(r#"{{"on_conflict": "{}"}}"#, hidden.policy);
-        for (name, columns) in hidden.tables {
-            mirror(&fixture, name, columns, &options);
-        }
-        if !hidden.there.is_empty() {
-            fixture.right.exec(hidden.there);
-        }
-        let mut client = fixture.left.client();
-        run(&mut client, hidden.before);
-        deal(&fixture, "1000");
-        let right = rows(&fixture.right, "select txid_current()").remove(0);
-        // The answer to the first question passes, that to the commit does not.
-        proxy.cut_after(160, Direction::ToClient);
-        run(
-            &mut client,
-            &format!("begin; {}; commit", hidden.transaction),
-        );
-        assert_eq!(queued(&fixture), 2, "{}", hidden.name);
-        await_until(LONG, "the server to commit", || {
-            let sql = format!("select exists (select from x where xmin::text::bigint > {right})");
-            rows(&fixture.right, &sql) == ["t"]
-        });
-        if !hidden.meanwhile.is_empty() {
-            fixture.right.exec(hidden.meanwhile);
-        }
-        assert!(
-            deal(&fixture, "1000"),
-            "{}: {:?}",
-            hidden.name,
-            standing(&fixture)
-        );
-        assert_eq!(records(&fixture), Vec::<String>::new(), "{}", hidden.name);
-        let (query, expected) = hidden.found;
-        assert_eq!(rows(&fixture.right, query), expected, "{}", hidden.name);
-    }
+    HIDDEN
+        .iter()
+        .for_each(|hidden| id_tells(hidden, Beside::Nothing));
+}
+
+#[test]
+fn the_transactions_id_tells_it_beside_another_server_too() {
+    HIDDEN
+        .iter()
+        .for_each(|hidden| id_tells(hidden, Beside::Server));
 }
