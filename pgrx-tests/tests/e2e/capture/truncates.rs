@@ -157,6 +157,48 @@ fn a_partitioned_target_is_emptied() {
     }
 }
 
+/// Partitions of partitions, a target that is partitioned only later, and a plain table in one TRUNCATE with it.
+#[test]
+fn a_target_is_emptied_that_is_partitioned_twice_or_later() {
+    for (mode, options) in [("sync", SYNC), ("async", "{}"), ("queue", QUEUE)] {
+        let fixture = linked(&format!("twice_{mode}"));
+        let columns = "id int primary key, v text";
+        for table in ["t", "plain"] {
+            mirror(&fixture, table, columns, options);
+        }
+        let mut client = fixture.left.client();
+        let fill = "insert into t select i, 'x' from generate_series(1, 100) i;
+                    insert into plain values (1, 'x')";
+        run(&mut client, fill);
+        drain(&fixture);
+        run(&mut client, "truncate t, plain");
+        drain(&fixture);
+        both_have(&fixture, "t", &[]);
+        for _ in 0..2 {
+            // The session goes on.
+            fixture.right.exec(&format!(
+                "drop table t; create table t ({columns}) partition by range (id);
+                 create table a partition of t for values from (minvalue) to (50) partition by hash (id);
+                 create table a0 partition of a for values with (modulus 1, remainder 0);
+                 create table b partition of t default"
+            ));
+            run(&mut client, fill);
+            drain(&fixture);
+            assert_eq!(same(&fixture, "t").len(), 100, "{mode}");
+            run(
+                &mut client,
+                "begin; insert into t values (200, 'gone'); truncate plain, t;
+                 insert into t values (1, 'after'); commit",
+            );
+            drain(&fixture);
+            both_have(&fixture, "t", &["1|after"]);
+            both_have(&fixture, "plain", &[]);
+            run(&mut client, "truncate t");
+            drain(&fixture);
+        }
+    }
+}
+
 /// A user says when constraints are checked here; there it is said anew.
 #[test]
 fn set_constraints_of_the_user_hinders_no_truncate_and_no_write() {

@@ -261,6 +261,34 @@ fn many_inserts_take_no_lock_for_each_row() {
     run(&mut client, "rollback");
 }
 
+/// Nor do updates, deletions and moves, in savepoints and of rows that are written twice.
+#[test]
+fn no_statement_takes_a_lock_for_each_row() {
+    let fixture = masters("stampsmorelocks");
+    let mut client = fixture.left.client();
+    run(
+        &mut client,
+        "insert into t select g, 'x', 1 from generate_series(1, 3000) g",
+    );
+    let locks = "select count(*) from pg_locks where pid = pg_backend_pid()
+        and locktype not in ('relation', 'virtualxid', 'transactionid')";
+    for statement in [
+        "update t set ver = 2",
+        "update t set id = id + 10000",
+        "delete from t",
+        "insert into t select g, 'y', 3 from generate_series(1, 3000) g on conflict do nothing",
+        "savepoint s; delete from t; rollback to s; delete from t",
+        "truncate t",
+    ] {
+        run(&mut client, &format!("begin; {statement}"));
+        let taken: i64 = crate::support::common::query(&mut client, locks)[0]
+            .parse()
+            .expect("a number");
+        assert!(taken <= 16, "{statement}: {taken} locks");
+        run(&mut client, "rollback");
+    }
+}
+
 /// A deletion arrives for a row that is not there, while others insert rows of other keys.
 fn deletion_beside_a_load(label: &str, columns: &str) {
     let fixture = masters(label);
