@@ -387,3 +387,43 @@ fn a_ring_one_of_whose_values_another_row_has_by_now() {
         drained(&fixture, "t");
     }
 }
+/// Two records of a statement that is true only as a whole have failed, and one of them fits in only with what
+/// waits behind it: all of that is tried together.
+#[test]
+fn what_failed_of_a_statement_fits_in_with_what_puts_a_part_of_it_right() {
+    for (label, constraint, first, later, other) in [
+        (
+            "exclusion",
+            "during int4range, exclude using gist (during with &&)",
+            "int4range(i * 10, i * 10 + 5)",
+            "'[1000,1005)'",
+            "'[20,25)'",
+        ),
+        ("unique", "during text unique", "'v' || i", "'gone'", "'v2'"),
+    ] {
+        for policy in ["overwrite", "error", "skip"] {
+            let options = format!(r#"{{"mode": "queue", "on_conflict": "{policy}"}}"#);
+            let columns = format!(
+                "id int primary key, next int references t deferrable initially deferred, {constraint}"
+            );
+            let label = format!("ring_{label}_{policy}");
+            let fixture = gated_under(&label, &[("t", &columns)], &options);
+            close_gate(&fixture, 2);
+            fixture.left.exec(&format!(
+                "insert into t select i, i % 3 + 1, {first} from generate_series(1, 3) i"
+            ));
+            assert!(!deal(&fixture, "1000"));
+            // The value that the row gives up is another one's there before.
+            fixture
+                .left
+                .exec(&format!("update t set during = {later} where id = 2"));
+            fixture
+                .left
+                .exec(&format!("insert into t values (9, null, {other})"));
+            assert!(!deal(&fixture, "1000"));
+            assert_eq!(rows(&fixture.right, "select id from t"), ["9"], "{label}");
+            open_gate(&fixture);
+            assert_eq!(drained(&fixture, "t").len(), 4, "{label}");
+        }
+    }
+}

@@ -245,7 +245,11 @@ fn a_role_and_a_replication_role_of_the_role_count_and_are_told() {
         run(&mut client, "insert into t values (1, 'x')");
         run(&mut client, "insert into t values (2, 'x')");
         let who = rows(&fixture.right, "select distinct who from t");
-        assert_eq!(who, std::slice::from_ref(&other.name), "pooled: {is_pooled}");
+        assert_eq!(
+            who,
+            std::slice::from_ref(&other.name),
+            "pooled: {is_pooled}"
+        );
         let told = query(
             &mut client,
             "select severity from check_sync() where problem like '%acts as role%'",
