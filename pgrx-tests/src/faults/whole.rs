@@ -401,12 +401,13 @@ impl Round {
         let tied: Vec<String> = (self.tied_to(&self.gated).iter())
             .map(|name| format!("'{name}'"))
             .collect();
-        let tied = match tied.is_empty() {
-            true => "false".to_owned(),
-            false => format!(
+        let tied = if tied.is_empty() {
+            "false".to_owned()
+        } else {
+            format!(
                 "sqlstate in ('23503', '23505', '23P01', '23001', 'P0002') and table_name in ({})",
                 tied.join(", ")
-            ),
+            )
         };
         let failed = self.failed(&format!(
             "status = 'failed' and not ({refused}) and not ({tied})"
