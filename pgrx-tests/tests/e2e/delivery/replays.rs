@@ -110,6 +110,21 @@ fn begin(case: &Case, label: &str, mode: &str, policy: &str) -> (Fixture, Proxy,
     (fixture, proxy, client)
 }
 
+/// COMMIT with the end of its text: without it the isolation level would be meant.
+const COMMIT: &str = "COMMIT\0";
+
+/// A table `o` that is sent to another server.
+fn send_beside(fixture: &Fixture) {
+    fixture.link(&fixture.left, &fixture.right, "other", &[]);
+    for side in [&fixture.left, &fixture.right] {
+        side.exec("create table o (id int primary key)");
+    }
+    fixture.left.exec(&format!(
+        "select attach_sync('o', 'other', '{}.o')",
+        fixture.right.user
+    ));
+}
+
 fn equal(case: &Case, fixture: &Fixture) {
     case.tables
         .iter()
@@ -142,6 +157,30 @@ fn a_delivery_that_was_committed_in_doubt_is_replayed_without_harm() {
             );
             assert_eq!(queued(&fixture), case.steps.len() as i64);
             // The first answer was lost, which may come before the server has committed.
+            let arrived = |name| table(&fixture.left, name) == table(&fixture.right, name);
+            await_until(LONG, "the server to commit", || {
+                case.tables.iter().all(|(name, _)| arrived(name))
+            });
+            needs_no_one(case, &fixture);
+        }
+    }
+}
+
+/// The same where another server has a part of the transaction.
+#[test]
+fn a_delivery_beside_another_server_is_replayed_without_harm() {
+    for case in &CASES {
+        for policy in POLICIES {
+            let (fixture, proxy, mut client) = begin(case, "beside", "async", policy);
+            send_beside(&fixture);
+            proxy.strike(COMMIT, Strike::LoseAnswer);
+            let steps = case.steps.join("; ");
+            run(
+                &mut client,
+                &format!("begin; {steps}; insert into o values (1); commit"),
+            );
+            assert!(proxy.has_struck(), "{}", case.name);
+            assert_eq!(queued(&fixture), case.steps.len() as i64);
             let arrived = |name| table(&fixture.left, name) == table(&fixture.right, name);
             await_until(LONG, "the server to commit", || {
                 case.tables.iter().all(|(name, _)| arrived(name))
@@ -434,14 +473,7 @@ fn id_tells(hidden: &Hidden, beside: Beside) {
     }
     let mut transaction = hidden.transaction.to_owned();
     if let Beside::Server = beside {
-        fixture.link(&fixture.left, &fixture.right, "other", &[]);
-        for side in [&fixture.left, &fixture.right] {
-            side.exec("create table o (id int primary key)");
-        }
-        fixture.left.exec(&format!(
-            "select attach_sync('o', 'other', '{}.o')",
-            fixture.right.user
-        ));
+        send_beside(&fixture);
         transaction.push_str("; insert into o values (1)");
     }
     let what = format!("{} {beside:?}", hidden.name);
@@ -452,8 +484,7 @@ fn id_tells(hidden: &Hidden, beside: Beside) {
     match beside {
         // The answer to the first question passes, that to the commit does not.
         Beside::Nothing => proxy.cut_after(160, Direction::ToClient),
-        // The end of the text, or the isolation level would be meant.
-        Beside::Server => proxy.strike("COMMIT\0", Strike::LoseAnswer),
+        Beside::Server => proxy.strike(COMMIT, Strike::LoseAnswer),
     }
     run(&mut client, &format!("begin; {transaction}; commit"));
     assert!(proxy.has_struck() || matches!(beside, Beside::Nothing));
