@@ -103,8 +103,8 @@ impl Mesh {
     /// Waits until nothing is left to replay on any master.
     ///
     /// # Errors
-    /// Failed records: whatever clients did, there is none that another master could not
-    /// apply.
+    /// Records that have failed for good: whatever clients did, there is none that another master could not
+    /// apply. One that has met a lock is tried again by itself.
     pub fn await_drained(&self) -> Result<()> {
         let start = Instant::now();
         for (number, node) in self.nodes.iter().enumerate() {
@@ -118,7 +118,8 @@ impl Mesh {
                 }
                 let failed: i64 = client
                     .query_one(
-                        "select count(*) from sync_err_rec where status = 'failed'",
+                        "select count(*) from sync_err_rec
+                          where status = 'failed' and next_attempt_at is null",
                         &[],
                     )?
                     .get(0);
