@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use postgres::Client;
-use rowsync_harness::fixture::await_until;
+use rowsync_harness::fixture::{await_until, clusters};
+use rowsync_harness::proxy::Proxy;
 use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Side};
 
 use crate::support::common::{
@@ -22,13 +23,23 @@ fn held(side: &Side) -> i64 {
     ))
 }
 
+/// A synchronised table whose server has a port of its own: who is refused a connection asks all sessions of the
+/// cluster for theirs to the same one, and other tests share it.
+fn apart(label: &str) -> (Proxy, Fixture) {
+    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
+    let fixture = Fixture::new(label);
+    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
+    mirror(&fixture, "t", COLUMNS, "{}");
+    (proxy, fixture)
+}
+
 #[test]
 fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
-    let fixture = one_way("idle", COLUMNS, "{}");
+    let (_proxy, fixture) = apart("idle");
     let mut client = fixture.left.client();
     run(
         &mut client,
-        "set pg_rowsync.idle_timeout = '300ms'; insert into t values (1, 'a')",
+        "set pg_rowsync.idle_timeout = '2s'; insert into t values (1, 'a')",
     );
     assert_eq!(held(&fixture.right), 1);
     await_until(SOON, "the connection to be closed", || {
@@ -61,7 +72,7 @@ fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
 
 #[test]
 fn a_connection_is_closed_in_a_session_that_is_idle_in_a_transaction_once_that_ends() {
-    let fixture = one_way("idle_block", COLUMNS, "{}");
+    let (_proxy, fixture) = apart("idle_block");
     let mut client = fixture.left.client();
     run(
         &mut client,
@@ -78,7 +89,7 @@ fn a_connection_is_closed_in_a_session_that_is_idle_in_a_transaction_once_that_e
 
 #[test]
 fn connections_are_kept_or_not_as_the_server_says() {
-    let fixture = one_way("keep", COLUMNS, "{}");
+    let (_proxy, fixture) = apart("keep");
     let mut client = fixture.left.client();
     refused(
         &mut client,

@@ -27,8 +27,9 @@ fn outage(away: Away, seconds: u64, rate: u32) -> Report {
     report
 }
 
-/// Each client may meet the failure once, and wait for others that did; then nobody waits any more.
-fn assert_unnoticed(report: &Report) {
+/// What of an outage was noticed: each client may meet the failure once, and wait for others that did; then nobody
+/// waits any more.
+fn noticed(report: &Report) -> Vec<&'static str> {
     let Report {
         before,
         during,
@@ -37,34 +38,46 @@ fn assert_unnoticed(report: &Report) {
         last_slow,
         ..
     } = report;
-    assert!(during.transactions > 100, "{report:?}");
-    assert!(during.slow <= 3 * CLIENTS as usize, "{report:?}");
-    assert!(*last_slow < Duration::from_secs(6), "{report:?}");
-    assert!(
-        during.median < before.median * 2 + Duration::from_millis(50),
-        "{report:?}"
-    );
-    // Nor does anyone pay for catching up.
-    assert!(draining.slow <= 3 * CLIENTS as usize, "{report:?}");
-    assert!(
-        after.median < before.median * 2 + Duration::from_millis(50),
-        "{report:?}"
-    );
+    let slow = 3 * CLIENTS as usize;
+    let usual = before.median * 2 + Duration::from_millis(50);
+    let conditions = [
+        (during.transactions > 100, "hardly anything was written"),
+        (during.slow <= slow, "many commits waited"),
+        (*last_slow < Duration::from_secs(6), "commits waited late"),
+        (during.median < usual, "commits were slower meanwhile"),
+        (draining.slow <= slow, "commits waited for the drain"),
+        (after.median < usual, "commits were slower afterwards"),
+    ];
+    conditions
+        .into_iter()
+        .filter_map(|(holds, what)| (!holds).then_some(what))
+        .collect()
+}
+
+/// Tried once more where something was noticed: other tests share the machine, and may have slowed it down.
+fn is_unnoticed(away: Away, seconds: u64, rate: u32) {
+    let first = outage(away, seconds, rate);
+    if noticed(&first).is_empty() {
+        return;
+    }
+    println!("{:?}", noticed(&first));
+    let second = outage(away, seconds, rate);
+    assert_eq!(noticed(&second), [""; 0], "{second:?}");
 }
 
 #[test]
 fn a_refused_connection_slows_no_commit_but_the_first() {
-    assert_unnoticed(&outage(Away::Refused, 5, 80));
+    is_unnoticed(Away::Refused, 5, 80);
 }
 
 #[test]
 fn a_silent_network_slows_no_commit_but_the_first() {
-    assert_unnoticed(&outage(Away::Silent, 5, 80));
+    is_unnoticed(Away::Silent, 5, 80);
 }
 
 #[test]
 fn a_server_that_is_down_for_a_minute_is_caught_up_with() {
-    assert_unnoticed(&outage(Away::Stopped, 60, 40));
+    is_unnoticed(Away::Stopped, 60, 40);
 }
 
 #[test]
