@@ -177,7 +177,7 @@ fn a_master_joins_by_a_copy_while_the_others_write() {
                 while !over.is_set() {
                     write(&mut client);
                     // More than that a slow machine may not drain at all, and the copy waits for it.
-                    thread::sleep(Duration::from_millis(10));
+                    thread::sleep(Duration::from_millis(50));
                 }
             });
         }
