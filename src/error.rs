@@ -134,7 +134,7 @@ impl SqlState {
             .any(|class| self.as_str().starts_with(class))
     }
 
-    /// Whether a stored state is one of [`Error::is_about_states`].
+    /// As [`Error::is_about_states`], of the state of a record in the queue.
     pub fn is_about_states(stored: &str) -> bool {
         let mut all = ABOUT_OTHERS.iter().chain([&Self::NO_DATA_FOUND]);
         all.any(|state| state.as_str() == stored)

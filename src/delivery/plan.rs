@@ -267,6 +267,17 @@ impl Planner {
             // Who holds a key cannot be told, but each is held by one row afterwards.
             vec![(0..moves.len()).collect()]
         };
+        self.append_groups(route, BatchKind::Move, moves, groups);
+    }
+
+    /// Groups of moves, none of which is torn.
+    fn append_groups(
+        &mut self,
+        route: &Rc<Route>,
+        kind: BatchKind,
+        moves: &[Change<String>],
+        groups: Vec<Vec<usize>>,
+    ) {
         self.close();
         for group in groups {
             let is_full =
@@ -275,10 +286,15 @@ impl Planner {
                 self.close();
             }
             for at in group {
-                self.add(route, BatchKind::Move, &moves[at].borrowed());
+                self.add(route, kind, &moves[at].borrowed());
             }
         }
         self.close();
+    }
+
+    /// Whether rows that move over a route are moved at once now.
+    fn goes_at_once(&self, route: &Route) -> bool {
+        moves_at_once(route) && !self.in_waves.includes(&route.target) && self.limit > 1
     }
 
     fn append_moves(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
@@ -291,12 +307,11 @@ impl Planner {
             }
             return self.close();
         }
-        let swaps = route.key_deferrable
-            && matches!(route.policy, Policy::Newest(_))
-            && !self.in_waves.includes(&route.target)
-            && self.limit > 1;
+        // Under newest, what takes each other's keys goes in one statement, which gives the rows each other's
+        // values instead where one of them is not to move.
+        let swaps = matches!(route.policy, Policy::Newest(_)) && self.goes_at_once(route);
         if swaps {
-            self.append_swaps(route, moves);
+            self.append_groups(route, BatchKind::Swap, moves, circles(route, moves));
         }
         for (kind, wave) in waves(route, moves) {
             if swaps && kind == BatchKind::Update {
@@ -315,32 +330,13 @@ impl Planner {
         self.close();
     }
 
-    /// Moves of rows that take each other's keys, under `newest`: in one statement, which gives them each other's
-    /// values instead where one of them is not to move.
-    fn append_swaps(&mut self, route: &Rc<Route>, moves: &[Change<String>]) {
-        self.close();
-        for circle in circles(route, moves) {
-            let is_full =
-                |open: &Batch| open.rows + circle.len() > MAX_ROWS || open.bytes() >= MAX_BYTES;
-            if self.open.as_ref().is_some_and(is_full) {
-                self.close();
-            }
-            for at in circle {
-                self.add(route, BatchKind::Swap, &moves[at].borrowed());
-            }
-        }
-        self.close();
-    }
-
     /// What a group comes to: first what goes, then what moves or stays, then what is new.
     fn flush_deferrable(&mut self) {
         let Some((route, mut net)) = self.deferrable.take() else {
             return;
         };
-        let at_once = moves_at_once(&route)
+        let at_once = self.goes_at_once(&route)
             && !matches!(route.policy, Policy::Newest(_))
-            && !self.in_waves.includes(&route.target)
-            && self.limit > 1
             && (route.key_exact || net.moves.len() <= MAX_ROWS);
         if !route.key_exact && !at_once {
             // As for other moves, but no order is known to work: all leave, then all arrive.

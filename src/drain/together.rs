@@ -50,7 +50,7 @@ pub fn try_together(
         return Ok(outcome);
     };
     let single = failed.iter().map(|id| HashSet::from([*id]));
-    let several = met(&apart, &failed);
+    let several = sharing_transactions(&apart, &failed);
     let mut sent = 0;
     for roots in single.chain(several) {
         let is_settled = |id: &i64| outcome.settled.contains(id);
@@ -79,9 +79,9 @@ pub fn try_together(
     Ok(outcome)
 }
 
-/// Sets of several failed records that have met states of the server's rows and whose transactions, or those of what
-/// waits for them, meet; those with one that has `failed` now.
-fn met(apart: &[Apart], failed: &[i64]) -> Vec<HashSet<i64>> {
+/// Sets of failed records that share a local transaction, by themselves or by way of what waits for them, each of
+/// several and with one that has `failed` in this turn. None that was refused for itself.
+fn sharing_transactions(apart: &[Apart], failed: &[i64]) -> Vec<HashSet<i64>> {
     let mut transactions: HashMap<i64, HashSet<u32>> = HashMap::new();
     let mut roots: HashMap<u32, Vec<i64>> = HashMap::new();
     let met_states: HashSet<i64> = apart

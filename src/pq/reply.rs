@@ -86,11 +86,19 @@ impl Reply {
         }
     }
 
+    /// A field of an error, where it has one.
+    fn field(&self, code: u8) -> Option<&CStr> {
+        // SAFETY: a live result; the field is null or a C string that lives with it.
+        unsafe {
+            let value = PQresultErrorField(self.raw(), i32::from(code));
+            (!value.is_null()).then(|| CStr::from_ptr(value))
+        }
+    }
+
     /// Whether it is an error that libpq has made up by itself: over a connection that broke, or where there was
     /// no memory for what the server has said, which then is not known.
     pub fn is_made_up(&self) -> bool {
-        // SAFETY: a live result; the field is null or a C string that lives with it.
-        unsafe { PQresultErrorField(self.raw(), i32::from(PG_DIAG_SQLSTATE)).is_null() }
+        self.field(PG_DIAG_SQLSTATE).is_none()
     }
 
     /// Whether this is an error by which a backend tells that its transaction has failed: of a statement,
@@ -98,42 +106,24 @@ impl Reply {
     /// end for other reasons may come at any moment, and from others than the backend.
     pub fn is_refusal(&self) -> bool {
         let idle = [c"57P05", c"25P03", c"25P04"];
-        self.is_of(c"ERROR", &[]) || self.is_of(c"FATAL", &idle)
+        self.field(PG_DIAG_SQLSTATE).is_some_and(|state| {
+            let severity = self.field(PG_DIAG_SEVERITY_NONLOCALIZED);
+            severity == Some(c"ERROR") || (severity == Some(c"FATAL") && idle.contains(&state))
+        })
     }
 
     /// Whether this tells that the session was ended for being idle, which is so between transactions only,
     /// whoever tells it.
     pub fn ends_idle_session(&self) -> bool {
-        self.is_of(c"FATAL", &[c"57P05"])
-    }
-
-    /// Whether this is an error of this severity and of one of these states, or of any where there are none.
-    fn is_of(&self, severity: &CStr, states: &[&CStr]) -> bool {
-        let is = |code: u8, matches: &dyn Fn(&CStr) -> bool| {
-            // SAFETY: a live result; the field is null or a C string that lives with it.
-            unsafe {
-                let value = PQresultErrorField(self.raw(), i32::from(code));
-                !value.is_null() && matches(CStr::from_ptr(value))
-            }
-        };
-        is(PG_DIAG_SEVERITY_NONLOCALIZED, &|own| own == severity)
-            && is(PG_DIAG_SQLSTATE, &|own| {
-                states.is_empty() || states.contains(&own)
-            })
+        self.field(PG_DIAG_SEVERITY_NONLOCALIZED) == Some(c"FATAL")
+            && self.field(PG_DIAG_SQLSTATE) == Some(c"57P05")
     }
 
     /// The error, field by field, each cut to a length fit for a log. A result without a SQLSTATE was made
     /// by libpq itself, over a connection that broke: 08006.
     pub fn error(&self, server: &str) -> RemoteError {
-        let read = |code: u8, sanitize: fn(&CStr) -> String| -> Option<String> {
-            // SAFETY: a live result; the field is null or a C string that lives with it.
-            unsafe {
-                let value = PQresultErrorField(self.raw(), i32::from(code));
-                (!value.is_null()).then(|| sanitize(CStr::from_ptr(value)))
-            }
-        };
-        let field = |code| read(code, text::sanitize);
-        let name = |code| read(code, text::name);
+        let field = |code| self.field(code).map(text::sanitize);
+        let name = |code| self.field(code).map(text::name);
         let message = field(PG_DIAG_MESSAGE_PRIMARY).unwrap_or_else(|| {
             // SAFETY: a live result; the message is a C string that lives with it.
             text::sanitize(unsafe { CStr::from_ptr(PQresultErrorMessage(self.raw())) })

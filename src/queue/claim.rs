@@ -94,7 +94,7 @@ pub struct Apart {
     pub unit: Unit,
     /// The failed record that it is, or waits for.
     pub root: i64,
-    /// It is such a record, and what it met was a state of the server's rows.
+    /// It is a failed record, and was refused over other rows of the server's, or missed its own.
     pub met_states: bool,
     /// What later changes meet, if they depend on it.
     pub blocks: Vec<i64>,

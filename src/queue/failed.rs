@@ -371,9 +371,9 @@ pub fn set_waiting(extension: &Extension, records: &[Waiting]) -> Result<()> {
     Ok(())
 }
 
-/// Makes what waits for nothing any more pending, and says whether there was any. What it blocked is kept: newer
-/// records may have gone past it. Under the server's drain
-/// lock only: a drain under way would pass over it, and take what depends on it.
+/// Makes what waits for nothing any more pending, and says whether there was any. What it blocked is kept, which
+/// tells that newer records may have gone past it. Under the server's drain lock only: a drain under way would
+/// pass over it, and take what depends on it.
 ///
 /// # Errors
 /// What writing the queue reports.

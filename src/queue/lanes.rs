@@ -132,7 +132,7 @@ pub fn bound(extension: &Extension, server_name: &str, owners: &[&str], limit: i
 }
 
 /// How far the records of one transaction are looked for from those of another owner.
-const APART: i64 = 1_000_000;
+const MAX_DISTANCE: i64 = 1_000_000;
 
 /// Whether transactions with records of an owner from one to another have pending ones of other owners too.
 ///
@@ -149,7 +149,7 @@ pub fn have_parts(
              AND q.id BETWEEN $3::int8 AND $4::int8) \
          SELECT 1 FROM {0}.sync_queue o JOIN own USING (xact) WHERE o.dst_server = $1 \
            AND o.owner::oid <> $2::oid AND o.status = 'pending' \
-           AND o.id BETWEEN $3::int8 - {APART} AND $4::int8 + {APART} LIMIT 1",
+           AND o.id BETWEEN $3::int8 - {MAX_DISTANCE} AND $4::int8 + {MAX_DISTANCE} LIMIT 1",
         ident(&extension.schema)
     );
     let [owner, first, last] = [

@@ -387,6 +387,7 @@ fn a_ring_one_of_whose_values_another_row_has_by_now() {
         drained(&fixture, "t");
     }
 }
+
 /// Two records of a statement that is true only as a whole have failed, and one of them fits in only with what
 /// waits behind it: all of that is tried together.
 #[test]

@@ -55,7 +55,7 @@ fn noticed(report: &Report) -> Vec<&'static str> {
 }
 
 /// Tried once more where something was noticed: other tests share the machine, and may have slowed it down.
-fn is_unnoticed(away: Away, seconds: u64, rate: u32) {
+fn assert_unnoticed(away: Away, seconds: u64, rate: u32) {
     let first = outage(away, seconds, rate);
     if noticed(&first).is_empty() {
         return;
@@ -67,17 +67,17 @@ fn is_unnoticed(away: Away, seconds: u64, rate: u32) {
 
 #[test]
 fn a_refused_connection_slows_no_commit_but_the_first() {
-    is_unnoticed(Away::Refused, 5, 80);
+    assert_unnoticed(Away::Refused, 5, 80);
 }
 
 #[test]
 fn a_silent_network_slows_no_commit_but_the_first() {
-    is_unnoticed(Away::Silent, 5, 80);
+    assert_unnoticed(Away::Silent, 5, 80);
 }
 
 #[test]
 fn a_server_that_is_down_for_a_minute_is_caught_up_with() {
-    is_unnoticed(Away::Stopped, 60, 40);
+    assert_unnoticed(Away::Stopped, 60, 40);
 }
 
 #[test]
