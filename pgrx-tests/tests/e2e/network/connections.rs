@@ -4,7 +4,7 @@ use postgres::Client;
 use rowsync_harness::{Fixture, Side, fails};
 
 use crate::support::common::{
-    both_have, linked, one_way, query, queued, records, refused, rows, run, table,
+    both_have, linked, one_way, query, queued, records, refused, rows, run, set_host_apart, table,
 };
 
 const COLUMNS: &str = "id int primary key, v text";
@@ -181,6 +181,7 @@ const CONNECTIONS: &str = "select server_name, user_name, valid from sync_connec
 #[test]
 fn a_session_sees_and_closes_its_connections() {
     let fixture = one_way("cache", COLUMNS, r#"{"mode": "sync"}"#);
+    set_host_apart(&fixture);
     let mut client = fixture.left.client();
     assert_eq!(query(&mut client, CONNECTIONS), [""; 0]);
     run(&mut client, "insert into t values (1, 'a')");

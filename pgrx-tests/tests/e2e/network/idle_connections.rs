@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use postgres::Client;
-use rowsync_harness::fixture::{await_until, clusters};
-use rowsync_harness::proxy::Proxy;
+use rowsync_harness::fixture::await_until;
 use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Side};
 
 use crate::support::common::{
-    attach, both_have, deal, linked, mirror, one_way, query, queued, records, refused, rows, run,
-    same, table,
+    attach, both_have, deal, linked, mirror, query, queued, records, refused, rows, run, same,
+    set_host_apart, table,
 };
 use crate::support::one_way::SOON;
 
@@ -23,19 +22,17 @@ fn held(side: &Side) -> i64 {
     ))
 }
 
-/// A synchronised table whose server has a port of its own: who is refused a connection asks all sessions of the
-/// cluster for theirs to the same one, and other tests share it.
-fn apart(label: &str) -> (Proxy, Fixture) {
-    let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let fixture = Fixture::new(label);
-    fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
-    mirror(&fixture, "t", COLUMNS, "{}");
-    (proxy, fixture)
+/// A synchronised table, and connections that no other test asks for.
+fn apart(label: &str, options: &str) -> Fixture {
+    let fixture = linked(label);
+    set_host_apart(&fixture);
+    mirror(&fixture, "t", COLUMNS, options);
+    fixture
 }
 
 #[test]
 fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
-    let (_proxy, fixture) = apart("idle");
+    let fixture = apart("idle", "{}");
     let mut client = fixture.left.client();
     run(
         &mut client,
@@ -72,7 +69,7 @@ fn a_connection_that_is_not_used_is_closed_while_the_client_is_silent() {
 
 #[test]
 fn a_connection_is_closed_in_a_session_that_is_idle_in_a_transaction_once_that_ends() {
-    let (_proxy, fixture) = apart("idle_block");
+    let fixture = apart("idle_block", "{}");
     let mut client = fixture.left.client();
     run(
         &mut client,
@@ -89,7 +86,7 @@ fn a_connection_is_closed_in_a_session_that_is_idle_in_a_transaction_once_that_e
 
 #[test]
 fn connections_are_kept_or_not_as_the_server_says() {
-    let (_proxy, fixture) = apart("keep");
+    let fixture = apart("keep", "{}");
     let mut client = fixture.left.client();
     refused(
         &mut client,
@@ -150,7 +147,7 @@ fn limit(fixture: &Fixture, connections: u32) {
 
 #[test]
 fn a_drain_gets_a_connection_while_the_sessions_that_hold_all_stay() {
-    let fixture = one_way("limit", COLUMNS, "{}");
+    let fixture = apart("limit", "{}");
     limit(&fixture, 3);
     let mut clients = writers(&fixture, 6);
     assert_eq!(held(&fixture.right), 3);
@@ -174,7 +171,7 @@ fn a_drain_gets_a_connection_while_the_sessions_that_hold_all_stay() {
 
 #[test]
 fn a_worker_gets_a_connection_and_direct_delivery_goes_on() {
-    let fixture = one_way("limit_worker", COLUMNS, "{}");
+    let fixture = apart("limit_worker", "{}");
     fixture.left.exec_superuser("select start_sync_worker()");
     limit(&fixture, 4);
     let clients = writers(&fixture, 12);
@@ -213,7 +210,7 @@ fn a_worker_gets_a_connection_and_direct_delivery_goes_on() {
 
 #[test]
 fn a_session_that_was_refused_a_connection_does_not_ask_with_every_commit() {
-    let fixture = one_way("refusal", COLUMNS, "{}");
+    let fixture = apart("refusal", "{}");
     limit(&fixture, 0);
     let mut client = fixture.left.client();
     let log = || {
@@ -254,6 +251,7 @@ fn another_source(fixture: &Fixture, options: &str) -> Fixture {
     let right = fixture.right.clone();
     let other = Fixture { left, right };
     other.link(&other.left, &other.right, "dst", &[]);
+    set_host_apart(&other);
     other.left.exec(&format!("create table t ({COLUMNS})"));
     attach(&other, "t", options);
     other
@@ -267,7 +265,7 @@ fn drop_source(source: Fixture) {
 
 #[test]
 fn a_drain_gets_a_connection_though_sessions_of_another_database_hold_all() {
-    let fixture = one_way("limit_dbs", COLUMNS, "{}");
+    let fixture = apart("limit_dbs", "{}");
     let other = another_source(&fixture, "{}");
     limit(&fixture, 3);
     let mut holders = writers(&other, 3);
@@ -298,7 +296,7 @@ fn a_drain_gets_a_connection_though_sessions_of_another_database_hold_all() {
 #[test]
 fn a_transaction_that_must_not_queue_gets_a_connection_though_others_hold_all() {
     for in_another in [false, true] {
-        let fixture = one_way("limit_sync", COLUMNS, r#"{"mode": "sync"}"#);
+        let fixture = apart("limit_sync", r#"{"mode": "sync"}"#);
         let other = another_source(&fixture, r#"{"mode": "sync"}"#);
         limit(&fixture, 2);
         let holders = writers(if in_another { &other } else { &fixture }, 2);
@@ -324,6 +322,7 @@ fn a_transaction_that_must_not_queue_gets_a_connection_though_others_hold_all() 
 #[test]
 fn a_drain_gets_a_pooled_connection_though_sessions_of_another_database_hold_all() {
     let fixture = linked("limit_pool");
+    set_host_apart(&fixture);
     let settings = [
         IGNORE_OPTIONS,
         ("default_pool_size", "2"),

@@ -6,13 +6,14 @@ use rowsync_harness::{Fixture, Side};
 
 use crate::support::common::{
     Role, both_have, hand_to_superuser, linked, passwordless, query, queued, records, refused,
-    rows, run, table,
+    rows, run, set_host_apart, table,
 };
 
 /// On the left a table `s` of the superuser and a table `t` of the side's role, which only a password
 /// would let connect: over a mapping that has none, to a server that asks for none.
 fn unequal(label: &str, mode: &str) -> Fixture {
     let fixture = passwordless(label, "trust");
+    set_host_apart(&fixture);
     hand_to_superuser(&fixture);
     let (left, right) = (&fixture.left.user, &fixture.right.user);
     fixture
@@ -155,6 +156,7 @@ fn the_queue_keeps_owners_apart() {
 /// Tables `t` of the left side's role and `o` of another, both of whom have PUBLIC's mapping.
 fn shared(label: &str, mode: &str) -> (Fixture, Role) {
     let fixture = linked(label);
+    set_host_apart(&fixture);
     let Side {
         user: right,
         password,

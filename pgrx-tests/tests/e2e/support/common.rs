@@ -49,6 +49,15 @@ pub fn one_way(label: &str, columns: &str, options: &str) -> Fixture {
     fixture
 }
 
+/// Gives the left side's server a host of its own. Who is refused a connection, and a drain that runs out of time,
+/// ask all sessions of the cluster to close theirs to the same host and port; other tests share both clusters.
+pub fn set_host_apart(fixture: &Fixture) {
+    fixture.left.exec(&format!(
+        "alter server dst options (set host '{}.test', add hostaddr '127.0.0.1')",
+        fixture.right.db
+    ));
+}
+
 /// A table on both sides; changes of the left one go to `dst`.
 pub fn mirror(fixture: &Fixture, table: &str, columns: &str, options: &str) {
     fixture
