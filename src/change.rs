@@ -432,24 +432,25 @@ impl<S: AsRef<str>> Change<S> {
 
     /// The key the row has before the change (INSERT: the key it gets).
     pub fn old_key<'c>(&'c self, route: &Route) -> Vec<Option<&'c str>> {
-        if self.key.is_empty() {
-            self.new_key(route)
-        } else {
-            self.key
-                .iter()
-                .map(|v| v.as_ref().map(AsRef::as_ref))
-                .collect()
-        }
+        self.old_key_values(route).collect()
+    }
+
+    /// The values of [`Change::old_key`].
+    pub fn old_key_values<'c>(&'c self, route: &Route) -> impl Iterator<Item = Option<&'c str>> {
+        let new = self.key.is_empty().then(|| self.new_key_values(route));
+        let old = self.key.iter().map(|v| v.as_ref().map(AsRef::as_ref));
+        old.chain(new.into_iter().flatten())
     }
 
     /// The key the row has after the change; empty after a DELETE.
     pub fn new_key<'c>(&'c self, route: &Route) -> Vec<Option<&'c str>> {
-        route
-            .key
-            .iter()
-            .filter_map(|i| self.row.get(*i))
-            .map(|v| v.as_ref().map(AsRef::as_ref))
-            .collect()
+        self.new_key_values(route).collect()
+    }
+
+    /// The values of [`Change::new_key`].
+    pub fn new_key_values<'c>(&'c self, route: &Route) -> impl Iterator<Item = Option<&'c str>> {
+        let known = route.key.iter().filter_map(|at| self.row.get(*at));
+        known.map(|v| v.as_ref().map(AsRef::as_ref))
     }
 }
 

@@ -9,41 +9,61 @@ const TO_2000: i64 = 730_425;
 /// Characters of the longest text that [`write()`] gives.
 pub const LONGEST: usize = 26;
 
+/// Characters up to the seconds.
+const TO_SECONDS: usize = 19;
+
 /// `2024-02-29 23:59:59.123456` in microseconds since 2000, and what follows.
 pub fn read(text: &str) -> Option<(i64, &str)> {
-    let bytes = text.as_bytes();
-    let number = |from: usize, to: usize| {
-        bytes.get(from..to)?.iter().try_fold(0i64, |number, digit| {
-            digit
-                .is_ascii_digit()
-                .then(|| number * 10 + i64::from(digit - b'0'))
-        })
+    let head: &[u8; TO_SECONDS] = text.as_bytes().first_chunk()?;
+    let two = |at: usize| {
+        let (tens, ones) = (digit(head[at])?, digit(head[at + 1])?);
+        Some(tens * 10 + ones)
     };
-    let signs = [(4, b'-'), (7, b'-'), (10, b' '), (13, b':'), (16, b':')];
-    if signs.iter().any(|(at, sign)| bytes.get(*at) != Some(sign)) {
+    let [
+        ..,
+        b'-',
+        _,
+        _,
+        b'-',
+        _,
+        _,
+        b' ',
+        _,
+        _,
+        b':',
+        _,
+        _,
+        b':',
+        _,
+        _,
+    ] = head
+    else {
         return None;
-    }
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    };
+    let (year, month, day) = (two(0)? * 100 + two(2)?, two(5)?, two(8)?);
+    let (hour, minute, second) = (two(11)?, two(14)?, two(17)?);
     let fits = (1..=12).contains(&month) && (1..=31).contains(&day) && year > 0;
     if !fits || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let mut end = 19;
+    let mut rest = text.get(TO_SECONDS..)?;
     let mut fraction = 0;
-    if bytes.get(end) == Some(&b'.') {
-        let digits = bytes[end + 1..]
-            .iter()
-            .take_while(|b| b.is_ascii_digit())
-            .count();
-        if !(1..=6).contains(&digits) {
+    if let Some(digits) = rest.strip_prefix('.') {
+        let length = digits.bytes().take_while(u8::is_ascii_digit).count();
+        if !(1..=6).contains(&length) {
             return None;
         }
-        fraction = number(end + 1, end + 1 + digits)? * 10i64.pow(6 - digits as u32);
-        end += 1 + digits;
+        let (digits, after) = digits.split_at(length);
+        fraction = digits.parse::<i64>().ok()? * 10i64.pow(6 - length as u32);
+        rest = after;
     }
     let seconds = days(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second;
-    Some((seconds * SECOND + fraction, text.get(end..)?))
+    Some((seconds * SECOND + fraction, rest))
+}
+
+fn digit(character: u8) -> Option<i64> {
+    let digit = character.wrapping_sub(b'0');
+    (digit < 10).then_some(i64::from(digit))
 }
 
 /// Days from 2000-01-01 in the Gregorian calendar, as PostgreSQL reckons at all times.
@@ -80,31 +100,32 @@ pub fn offset(text: &str) -> Option<i64> {
 
 /// A timestamp as text; its length. `None` for what is not within the years 1 to 9999.
 pub fn write(time: i64, to: &mut [u8; LONGEST]) -> Option<usize> {
-    let (days, mut rest) = (time.div_euclid(DAY), time.rem_euclid(DAY));
+    let (days, rest) = (time.div_euclid(DAY), time.rem_euclid(DAY));
     let (year, month, day) = date(days);
     if !(1..=9999).contains(&year) {
         return None;
     }
-    let fraction = rest % SECOND;
-    rest /= SECOND;
+    let (fraction, second) = ((rest % SECOND) as u32, (rest / SECOND) as u32);
     *to = *b"0000-00-00 00:00:00.000000";
-    let fields = [
-        (0..4, year),
-        (5..7, month),
-        (8..10, day),
-        (11..13, rest / 3_600),
-        (14..16, rest / 60 % 60),
-        (17..19, rest % 60),
-        (20..26, fraction),
+    let year = year as u32;
+    let pairs = [
+        (0, year / 100),
+        (2, year % 100),
+        (5, month as u32),
+        (8, day as u32),
+        (11, second / 3_600),
+        (14, second / 60 % 60),
+        (17, second % 60),
+        (20, fraction / 10_000),
+        (22, fraction / 100 % 100),
+        (24, fraction % 100),
     ];
-    for (place, mut number) in fields {
-        for digit in to[place].iter_mut().rev() {
-            *digit = b'0' + (number % 10) as u8;
-            number /= 10;
-        }
+    for (at, number) in pairs {
+        to[at] = b'0' + (number / 10) as u8;
+        to[at + 1] = b'0' + (number % 10) as u8;
     }
     if fraction == 0 {
-        return Some(19);
+        return Some(TO_SECONDS);
     }
     let zeros = to.iter().rev().take_while(|digit| **digit == b'0').count();
     Some(LONGEST - zeros)

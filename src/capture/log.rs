@@ -12,6 +12,7 @@ use crate::guc;
 use crate::pg::large::Values;
 use crate::pg::memory;
 use crate::pg::temp_file::TempFile;
+use postcard::ser_flavors::Flavor;
 use std::rc::Rc;
 
 /// Bytes of the length that begins an entry.
@@ -44,9 +45,8 @@ impl ChangeLog {
                 .with_hint("Lower pg_rowsync.buffer_size."));
         }
         let start = self.tail.len();
-        let mut tail = std::mem::take(&mut self.tail);
-        tail.extend_from_slice(&[0; HEADER]);
-        self.tail = postcard::to_extend(&(route, change, unread), tail)
+        self.tail.extend_from_slice(&[0; HEADER]);
+        postcard::serialize_with_flavor(&(route, change, unread), Tail(&mut self.tail))
             .map_err(|e| Error::internal(format!("could not encode a change: {e}")))?;
         let length = u32::try_from(self.tail.len() - start - HEADER)
             .map_err(|_| Error::local(SqlState::new("54000"), "row is too large"))?;
@@ -99,6 +99,29 @@ impl ChangeLog {
     /// Gives the file back, at the end of a transaction that commits.
     pub fn close(self) {
         self.file.into_iter().for_each(TempFile::close);
+    }
+}
+
+/// The end of a log, which an entry is appended to.
+struct Tail<'l>(&'l mut Vec<u8>);
+
+impl Flavor for Tail<'_> {
+    type Output = ();
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }
 

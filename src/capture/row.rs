@@ -44,17 +44,17 @@ pub fn changes_of(
         return take(&Change::truncation().into());
     }
     let settings = (!descriptor.output.are_met()).then(output::pinned);
-    let mut captured = match op {
-        Op::Insert => vec![inserted(descriptor, event, event.row()?)?],
+    let (first, second) = match op {
+        Op::Insert => (inserted(descriptor, event, event.row()?)?, None),
         Op::Update if replaces(descriptor, event)? => {
             let (old, new) = (deleted(descriptor, event)?, event.new_row()?);
-            vec![old.into(), inserted(descriptor, event, new)?]
+            (old.into(), Some(inserted(descriptor, event, new)?))
         }
-        Op::Update => vec![updated(descriptor, event)?],
-        Op::Delete | Op::Truncate => vec![deleted(descriptor, event)?.into()],
+        Op::Update => (updated(descriptor, event)?, None),
+        Op::Delete | Op::Truncate => (deleted(descriptor, event)?.into(), None),
     };
     drop(settings);
-    for one in &mut captured {
+    for mut one in std::iter::once(first).chain(second) {
         let change = &mut one.change;
         check_key(descriptor, change)?;
         if descriptor.route.key_deferrable {
@@ -71,7 +71,7 @@ pub fn changes_of(
                 transaction: 0,
             };
         }
-        take(one)?;
+        take(&one)?;
     }
     Ok(())
 }
@@ -111,7 +111,9 @@ fn updated<'call>(descriptor: &Descriptor, event: &Event<'call>) -> Result<Captu
     let row = read_row_but(descriptor, new, &unread)?;
     let mut update = change(Op::Update, new.command()?, row);
     let (key, version) = read_key(descriptor, event.row()?)?;
-    let moves = update.new_key(&descriptor.route) != key;
+    let moves = !update
+        .new_key_values(&descriptor.route)
+        .eq(key.iter().copied());
     if moves {
         update.key = key;
     }
@@ -214,12 +216,14 @@ fn unread_of(descriptor: &Descriptor, row: Slot<'_>) -> Result<Unread> {
         return Ok(Vec::new());
     }
     let reader = descriptor.row.try_borrow().map_err(|_| reentered())?;
-    let stored = reader
-        .stored(row)?
-        .into_iter()
-        .map(|(at, stored)| (at as u32, stored));
+    let stored = reader.stored(row)?;
+    if stored.is_empty() {
+        return Ok(Vec::new());
+    }
     Ok(stored
-        .filter(|(at, _)| !descriptor.route.key.contains(&(*at as usize)))
+        .into_iter()
+        .filter(|(at, _)| !descriptor.route.key.contains(at))
+        .map(|(at, stored)| (at as u32, stored))
         .collect())
 }
 
@@ -275,8 +279,10 @@ fn reentered() -> Error {
 /// NULL identifies no row: such a change could neither be found nor replayed.
 fn check_key(descriptor: &Descriptor, change: &Change<&str>) -> Result<()> {
     let route = &descriptor.route;
-    let null = |key: &[Option<&str>]| key.iter().position(Option::is_none);
-    let found = null(&change.key).or_else(|| null(&change.new_key(route)));
+    let found = (change.key.iter().position(Option::is_none)).or_else(|| {
+        let mut new = change.new_key_values(route);
+        new.position(|value| value.is_none())
+    });
     match found {
         None => Ok(()),
         Some(at) => Err(Error::local(

@@ -10,9 +10,8 @@ use super::waves::{circles, groups, waves};
 use crate::change::{Change, Op, Policy, Relation, Route};
 use crate::error::Result;
 use crate::sql::{Batch, BatchKind};
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::rc::Rc;
 
 /// Rows in a batch, at most.
@@ -28,7 +27,8 @@ pub struct Planner {
     deferrable: Collapse,
     open: Option<Batch>,
     /// Hashes of the keys in `open`. A collision only cuts a batch early.
-    keys: HashSet<u64>,
+    keys: foldhash::HashSet<u64>,
+    hashing: foldhash::fast::RandomState,
     /// The moves of one command, held back until its end.
     moves: Vec<(Rc<Route>, Change<String>)>,
     ready: VecDeque<Batch>,
@@ -75,7 +75,8 @@ impl Default for Planner {
         Self {
             deferrable: Collapse::default(),
             open: None,
-            keys: HashSet::new(),
+            keys: foldhash::HashSet::default(),
+            hashing: foldhash::fast::RandomState::default(),
             moves: Vec::new(),
             ready: VecDeque::new(),
             most_rows: MAX_ROWS,
@@ -172,7 +173,7 @@ impl Planner {
     }
 
     fn append(&mut self, route: &Rc<Route>, kind: BatchKind, change: &Change<&str>) {
-        let key = key_hash(&change.old_key(route));
+        let key = self.key_hash(route, change);
         // What one statement does it does before cascades.
         let follows = |vanished: &HashSet<Relation>| {
             route
@@ -213,6 +214,15 @@ impl Planner {
         if kind == BatchKind::Truncate {
             batch.truncated.push(route.clone());
         }
+    }
+
+    /// A hash of the key that the row has before the change.
+    fn key_hash(&self, route: &Route, change: &Change<&str>) -> u64 {
+        let mut hasher = self.hashing.build_hasher();
+        change
+            .old_key_values(route)
+            .for_each(|value| value.hash(&mut hasher));
+        hasher.finish()
     }
 
     /// Adds a change to the open batch, which it begins if there is none.
@@ -370,12 +380,6 @@ impl Planner {
             self.append(&route, BatchKind::Insert, &insert.borrowed());
         }
     }
-}
-
-fn key_hash(key: &[Option<&str>]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use pgrx::pg_sys;
 /// the functions cached in their memory context.
 pub struct RowReader {
     columns: Vec<Column>,
+    /// That of them with the largest number.
+    last: Option<Attribute>,
     context: pg_sys::MemoryContext,
 }
 
@@ -41,6 +43,10 @@ impl RowReader {
             );
             let mut reader = Self {
                 columns: Vec::with_capacity(attributes.len()),
+                last: attributes
+                    .iter()
+                    .copied()
+                    .max_by_key(|attribute| attribute.number),
                 context,
             };
             for attribute in attributes {
@@ -111,11 +117,10 @@ impl RowReader {
 impl RowReader {
     /// Makes the slot's values available, all at once: one by one costs more.
     fn fill(&self, slot: Slot<'_>) -> Result<()> {
-        let last = self
-            .columns
-            .iter()
-            .max_by_key(|column| column.attribute.number);
-        last.map_or(Ok(()), |last| slot.datum(&last.attribute).map(drop))
+        match &self.last {
+            Some(last) => slot.datum(last).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Positions of the columns whose value is stored out of line and can be read later, each with what it

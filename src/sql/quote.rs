@@ -49,16 +49,16 @@ impl ArrayLiteral {
             self.0.push_str("NULL");
             return;
         };
+        self.0.reserve(value.len() + 3);
         self.0.push('"');
         // Runs between the characters that need a backslash are copied whole.
-        let mut rest = value;
-        while let Some(at) = rest.find(['"', '\\']) {
-            self.0.push_str(&rest[..at]);
+        let mut copied = 0;
+        for at in memchr::memchr2_iter(b'"', b'\\', value.as_bytes()) {
+            self.0.push_str(&value[copied..at]);
             self.0.push('\\');
-            self.0.push_str(&rest[at..=at]);
-            rest = &rest[at + 1..];
+            copied = at;
         }
-        self.0.push_str(rest);
+        self.0.push_str(&value[copied..]);
         self.0.push('"');
     }
 
