@@ -7,7 +7,7 @@ use super::parts::{self, Full, Listed, Part, State, Sum, Wanted};
 use super::progress::{Phase, Progress};
 use super::sides::{Side, Sides};
 use super::subject::Subject;
-use crate::error::Result;
+use crate::error::{Error, Result, SqlState};
 use crate::pg::report;
 use std::collections::BTreeMap;
 
@@ -328,15 +328,28 @@ impl<'s> Comparison<'s> {
 
     /// Cuts a range that differs, or lists its rows.
     fn resolve_range(&mut self, range: Range, here: &Sum, there: &Sum, depth: usize) -> Result<()> {
-        let (rows, side) = if here.rows >= there.rows {
-            (here.rows, Side::Here)
-        } else {
-            (there.rows, Side::There)
-        };
+        let rows = here.rows.max(there.rows);
         if rows <= LIST || depth >= MAX_DEPTH {
             return self.list(&range.part).map(|_| ());
         }
         let step = rows.div_ceil(PARTS as u64).max(LIST / 2);
+        self.cut(range, here, there, step, depth)
+    }
+
+    /// Cuts a range that differs at every `step`th row of the side that has more.
+    fn cut(
+        &mut self,
+        range: Range,
+        here: &Sum,
+        there: &Sum,
+        step: u64,
+        depth: usize,
+    ) -> Result<()> {
+        let side = if here.rows >= there.rows {
+            Side::Here
+        } else {
+            Side::There
+        };
         let question = parts::bounds(&self.subject.expressions, &range.part, side, step, None);
         let cuts = parts::read_bounds(&self.sides.ask_one(side, &question)?)?;
         let part = range.part;
@@ -410,6 +423,9 @@ impl<'s> Comparison<'s> {
         let answers = self
             .sides
             .ask_for_text(&question(Side::Here), &question(Side::There))?;
+        if parts::is_too_long(&answers) {
+            return self.list_in_pieces(part);
+        }
         let [here, there] = parts::read_unequal(answers.each_ref().map(Option::as_deref))?;
         let before = self.candidates.len();
         self.candidates
@@ -419,6 +435,36 @@ impl<'s> Comparison<'s> {
             self.look_again()?;
         }
         Ok(differs)
+    }
+
+    /// Lists a part whose rows are too long for one answer; says that some differ.
+    fn list_in_pieces(&mut self, part: &Part) -> Result<bool> {
+        match part {
+            Part::Buckets { bits, values } if values.len() > 1 => {
+                for values in values.chunks(values.len().div_ceil(2)) {
+                    if !self.is_full() {
+                        let (bits, values) = (*bits, values.to_vec());
+                        self.list(&Part::Buckets { bits, values })?;
+                    }
+                }
+            }
+            Part::Buckets { bits, .. } if *bits < MAX_BITS => {
+                self.compare_buckets(part, bits + BITS[1])?;
+            }
+            Part::Buckets { .. } => return Err(too_long()),
+            Part::Range { .. } => {
+                let (part, cuts) = (part.clone(), Vec::new());
+                let whole = self.unequal_ranges(vec![Range { part, cuts }], false)?;
+                for (range, here, there) in whole {
+                    let rows = here.rows.max(there.rows);
+                    if rows <= 1 {
+                        return Err(too_long());
+                    }
+                    self.cut(range, &here, &there, rows.div_ceil(PARTS as u64), 0)?;
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Looks at all rows that differ at first sight once more, when what was under way then has arrived: what
@@ -453,19 +499,39 @@ impl<'s> Comparison<'s> {
         self.subject.expressions.columns().len() > FEW_COLUMNS
     }
 
-    /// Everything about the rows of these candidates.
+    /// Everything about the rows of these candidates; what is too long for an answer by itself is not told.
     fn look_up(&mut self, candidates: &[Candidate], wanted: Wanted) -> Result<[Vec<Full>; 2]> {
-        let expressions = &self.subject.expressions;
         let mut keys: Vec<&Listed> = candidates.iter().map(|one| &one.listed).collect();
         keys.dedup_by(|one, other| one.matched == other.matched);
-        let question = |side| parts::look_up(expressions, &keys, wanted, side);
-        let [here, there] = self
+        self.look_up_keys(&keys, wanted)
+    }
+
+    fn look_up_keys(&mut self, keys: &[&Listed], wanted: Wanted) -> Result<[Vec<Full>; 2]> {
+        let expressions = &self.subject.expressions;
+        let question = |side| parts::look_up(expressions, keys, wanted, side);
+        let answers = self
             .sides
             .ask_for_text(&question(Side::Here), &question(Side::There))?;
-        Ok([
-            parts::read_full(here.as_deref())?,
-            parts::read_full(there.as_deref())?,
-        ])
+        if !parts::is_too_long(&answers) {
+            let [here, there] = answers;
+            return Ok([
+                parts::read_full(here.as_deref())?,
+                parts::read_full(there.as_deref())?,
+            ]);
+        }
+        self.has_long_rows = true;
+        if keys.len() > 1 {
+            let (some, others) = keys.split_at(keys.len() / 2);
+            let [mut here, mut there] = self.look_up_keys(some, wanted)?;
+            let [more_here, more_there] = self.look_up_keys(others, wanted)?;
+            here.extend(more_here);
+            there.extend(more_there);
+            return Ok([here, there]);
+        }
+        match wanted {
+            Wanted::Nothing => Err(too_long()),
+            Wanted::Json(_) | Wanted::Texts(_) => self.look_up_keys(keys, Wanted::Nothing),
+        }
     }
 
     fn look_at(&mut self, candidates: &[Candidate], under_way: &UnderWay) -> Result<()> {
@@ -567,6 +633,14 @@ impl<'s> Comparison<'s> {
             there: there.and_then(|full| full.row_json),
         }
     }
+}
+
+/// Rows that cannot be told apart by their key, or one alone, need more than an answer may have.
+fn too_long() -> Error {
+    Error::local(
+        SqlState::new("54000"),
+        "rows of one key are too long, or too many, to be compared",
+    )
 }
 
 /// What is known of a row.

@@ -1,7 +1,7 @@
 //! Parts of a table, and the questions by which they are summed up, cut and fetched. Pure.
 
 use super::expressions::{Expressions, KeyText, VERSION};
-use super::sides::Side;
+use super::sides::{MAX_LIST_BYTES, Side};
 use crate::error::{Error, Result};
 use crate::sql::quote::literal;
 use serde::de::Visitor;
@@ -149,18 +149,39 @@ pub struct State {
     version: String,
 }
 
-/// Asks for all rows of a part.
+/// Asks for all rows of a part; see [`is_too_long`].
 pub fn list(expressions: &Expressions, part: &Part, side: Side) -> String {
     let condition = part.condition(expressions, side);
     let key_hash = match part {
         Part::Range { .. } => "NULL".to_owned(),
         Part::Buckets { .. } => format!("{}::pg_catalog.text", expressions.key_hash(side)),
     };
-    format!(
-        "SELECT pg_catalog.json_agg(pg_catalog.json_build_array({}, {key_hash})) {}",
-        row_fields(expressions, side),
-        expressions.rows(side, condition.as_deref().as_slice())
+    unless_too_long(
+        &format!(
+            "pg_catalog.json_agg(pg_catalog.json_build_array({}, {key_hash}))",
+            row_fields(expressions, side)
+        ),
+        &expressions.rows(side, condition.as_deref().as_slice()),
     )
+}
+
+/// What answers instead of what has more than [`MAX_LIST_BYTES`].
+const TOO_LONG: &str = "\"too long\"";
+
+/// Asks for a value, which may be too long for an answer: how long keys are is not known before.
+fn unless_too_long(value: &str, from: &str) -> String {
+    format!(
+        "SELECT CASE WHEN pg_catalog.octet_length(a.t) OPERATOR(pg_catalog.>) {MAX_LIST_BYTES} \
+           THEN {} ELSE a.t END FROM (SELECT {value}::pg_catalog.text AS t {from}) AS a",
+        literal(TOO_LONG)
+    )
+}
+
+/// Whether a side's answer to [`list`] or [`look_up`] would have been too long: less is to be asked for.
+pub fn is_too_long(answers: &[Option<String>; 2]) -> bool {
+    answers
+        .iter()
+        .any(|answer| answer.as_deref() == Some(TOO_LONG))
 }
 
 /// A row with everything that is told of it.
@@ -187,7 +208,7 @@ pub enum Wanted {
     Texts(usize),
 }
 
-/// Asks for everything about rows with these keys.
+/// Asks for everything about rows with these keys; see [`is_too_long`].
 pub fn look_up(expressions: &Expressions, keys: &[&Listed], wanted: Wanted, side: Side) -> String {
     let hashes: Option<Vec<&str>> = keys.iter().map(|key| key.key_hash.as_deref()).collect();
     let condition = match hashes {
@@ -206,14 +227,16 @@ pub fn look_up(expressions: &Expressions, keys: &[&Listed], wanted: Wanted, side
         Wanted::Json(limit) => expressions.row_json(limit),
         Wanted::Texts(limit) => expressions.row_texts(limit),
     };
-    format!(
-        "SELECT pg_catalog.json_agg(pg_catalog.json_build_array({}, NULL, \
-           pg_catalog.to_json({}), {}, {row}, {})) {}",
-        row_fields(expressions, side),
-        expressions.column_hashes(side),
-        expressions.key_json(),
-        expressions.row_fits(side),
-        expressions.rows(side, &[&condition])
+    unless_too_long(
+        &format!(
+            "pg_catalog.json_agg(pg_catalog.json_build_array({}, NULL, \
+               pg_catalog.to_json({}), {}, {row}, {}))",
+            row_fields(expressions, side),
+            expressions.column_hashes(side),
+            expressions.key_json(),
+            expressions.row_fits(side)
+        ),
+        &expressions.rows(side, &[&condition]),
     )
 }
 

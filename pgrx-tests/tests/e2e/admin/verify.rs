@@ -230,6 +230,126 @@ fn rows_are_found_by_keys_of_every_kind() {
     }
 }
 
+/// Rows are listed, summed up and looked up in answers whose bytes are bounded, however long keys are.
+#[test]
+fn keys_may_be_long() {
+    let fixture = linked("longkeys");
+    for (table, key, value) in [
+        // Parts are buckets.
+        (
+            "b",
+            "jsonb",
+            "to_jsonb(array[n::text, (select string_agg(md5(n::text || m), '') from generate_series(1, 25) m)])",
+        ),
+        // Parts are ranges.
+        (
+            "r",
+            "text collate \"C\"",
+            "n || (select string_agg(md5(n::text || m), '') from generate_series(1, 70) m)",
+        ),
+    ] {
+        mirror(
+            &fixture,
+            table,
+            &format!("k {key} primary key, n int, v text"),
+            "{}",
+        );
+        let fill =
+            format!("insert into {table} select {value}, n, 'v' from generate_series(1, 12000) n");
+        for side in [&fixture.left, &fixture.right] {
+            side.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
+        }
+        fixture
+            .right
+            .exec(&format!("update {table} set v = 'w' where n % 40 = 0"));
+        let options = r#"{"values": false}"#;
+        let count = format!(
+            "select difference, columns, count(*) from verify_sync('{table}', 'dst', '{options}') group by 1, 2"
+        );
+        assert_eq!(
+            query(&mut fixture.left.client(), &count),
+            ["differs|{v}|300"]
+        );
+        let repair =
+            format!("select action, count(*) from repair_sync('{table}', 'dst') group by 1");
+        assert_eq!(
+            query(&mut fixture.left.client(), &repair),
+            ["write there|300"]
+        );
+        assert_eq!(found(&fixture, table), [""; 0]);
+    }
+}
+
+/// One row may have more than an answer, once it is written as JSON.
+#[test]
+fn rows_that_are_too_long_for_an_answer_are_told_without_their_values() {
+    let fixture = one_way("longrows", "k text collate \"C\" primary key, v text", "{}");
+    // Keys that compress well.
+    let fill = "insert into t select repeat('k', 150000) || n, 'v' from generate_series(1, 200) n";
+    for side in [&fixture.left, &fixture.right] {
+        side.exec(&format!("set application_name = 'pg_rowsync'; {fill}"));
+    }
+    fixture.left.exec(
+        "insert into t select 'long' || n, repeat(E'\\x01\"', 600000) from generate_series(1, 3) n",
+    );
+    fixture.right.exec(
+        "update t set v = 'w' where k like '%5' or k = 'long1'; delete from t where k = 'long2'",
+    );
+    let mut client = fixture.left.client();
+    let told = "select difference, length(key ->> 'k') > 150000, local_row is null, count(*)
+                  from verify_sync('t', 'dst') group by 1, 2, 3 order by 1, 2, 3";
+    assert_eq!(
+        query(&mut client, told),
+        ["differs|f|t|1", "differs|t|f|20", "missing|f|t|1"]
+    );
+    let repair = "select action, count(*) from repair_sync('t', 'dst') group by 1";
+    assert_eq!(query(&mut client, repair), ["write there|22"]);
+    assert_eq!(found(&fixture, "t"), [""; 0]);
+}
+
+/// With `"values": false` nothing of a row but its key is asked for, told, logged or shown.
+#[test]
+fn without_values_nothing_of_a_row_but_its_key_is_seen() {
+    let fixture = linked("keysonly");
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    fixture.left.exec(&format!(
+        "alter server dst options (set port '{}')",
+        proxy.port()
+    ));
+    mirror(&fixture, "t", "id int primary key, v text", "{}");
+    fixture
+        .left
+        .exec("insert into t select n, repeat('secret', 2000) || n from generate_series(1, 60) n");
+    fixture.right.exec(
+        "update t set v = repeat('hidden', 2000) || id where id <= 20; delete from t where id = 30;
+         update t set id = 90 where id = 40",
+    );
+    let (mut client, notices) = fixture.left.client_with_notices();
+    run(&mut client, "set client_min_messages = debug1");
+    let before = proxy.bytes(rowsync_harness::proxy::Direction::ToClient);
+    let rows = query(
+        &mut client,
+        r#"select d::text from verify_sync('t', 'dst', '{"values": false}') d"#,
+    );
+    let bytes = proxy.bytes(rowsync_harness::proxy::Direction::ToClient) - before;
+    assert_eq!(rows.len(), 23, "{rows:?}");
+    // One row has 12 kB.
+    assert!(bytes < 12_000, "{bytes} bytes");
+    let progress = query(
+        &mut fixture.left.superuser(),
+        "select p::text from sync_progress p where command = 'verify'",
+    );
+    let said: Vec<String> = (notices.lock().expect("notices").iter())
+        .map(|one| format!("{one:?}"))
+        .collect();
+    for text in rows.iter().chain(&progress).chain(&said) {
+        assert!(
+            !text.contains("secret") && !text.contains("hidden"),
+            "{text}"
+        );
+    }
+}
+
 /// Where the target has a unique index of columns that may be NULL, rows there may have no key.
 #[test]
 fn rows_without_a_key_there_are_extra() {
