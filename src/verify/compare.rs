@@ -474,11 +474,12 @@ impl<'s> Comparison<'s> {
         while !self.candidates.is_empty() && !self.is_full() {
             self.sides.progress.enter(Phase::Rechecking);
             let under_way = in_flight::wait(self.subject, &mut self.sides)?;
-            let candidates = std::mem::take(&mut self.candidates);
+            let mut candidates = std::mem::take(&mut self.candidates);
+            candidates.sort_by(|one, other| one.listed.matched.cmp(&other.listed.matched));
             looks += 1;
             let mut rest = candidates.as_slice();
             while !rest.is_empty() && !self.is_full() {
-                let (some, others) = rest.split_at(self.looked_up_together().min(rest.len()));
+                let (some, others) = rest.split_at(self.looked_at_together(rest));
                 self.look_at(some, &under_way)?;
                 rest = others;
             }
@@ -493,6 +494,17 @@ impl<'s> Comparison<'s> {
     /// How many rows are fetched together with all that is told of them.
     fn looked_up_together(&self) -> usize {
         LOOKED_UP[usize::from(self.has_long_rows || self.has_many_columns())]
+    }
+
+    /// How many of some candidates, sorted by their keys, are looked at together: of one key all, since what is
+    /// found by that is held against them.
+    fn looked_at_together(&self, candidates: &[Candidate]) -> usize {
+        let some = self.looked_up_together().min(candidates.len());
+        let (before, rest) = candidates.split_at(some);
+        let is_same = |one: &&Candidate| {
+            (before.last()).is_some_and(|last| last.listed.matched == one.listed.matched)
+        };
+        some + rest.iter().take_while(is_same).count()
     }
 
     fn has_many_columns(&self) -> bool {

@@ -307,6 +307,29 @@ fn rows_that_are_too_long_for_an_answer_are_told_without_their_values() {
     assert_eq!(found(&fixture, "t"), [""; 0]);
 }
 
+/// A target without a unique key may have several rows of one key: each is told once, however many there are.
+#[test]
+fn several_rows_of_one_key_are_told_each_once() {
+    let fixture = linked("several");
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text)");
+    fixture
+        .right
+        .exec("create table t (id int, v text); create index on t (id)");
+    attach(&fixture, "t", r#"{"on_conflict": "error"}"#);
+    fixture
+        .left
+        .exec("insert into t select n, 'v' from generate_series(1, 500) n");
+    fixture.right.exec(
+        "insert into t select n, 'x' || m from generate_series(1, 500) n, generate_series(1, 5) m
+          where n % 2 = 0",
+    );
+    let told = r#"select difference, count(*), count(distinct remote_row)
+                    from verify_sync('t', 'dst', '{"max_differences": 100000}') group by 1"#;
+    assert_eq!(query(&mut fixture.left.client(), told), ["extra|1250|1250"]);
+}
+
 /// With `"values": false` nothing of a row but its key is asked for, told, logged or shown.
 #[test]
 fn without_values_nothing_of_a_row_but_its_key_is_seen() {
