@@ -4,8 +4,8 @@
 use super::decision;
 use crate::error::Result;
 use crate::local::{ProcessLocal, process_local};
-use crate::pg::context;
 use crate::pg::spi::Extension;
+use crate::pg::subtransaction::remove_beside_others;
 use std::cell::RefCell;
 
 process_local! {
@@ -30,13 +30,13 @@ pub fn all() -> Vec<String> {
     DONE.with_borrow(Clone::clone)
 }
 
-/// Removes their rows. Under REPEATABLE READ another session's removal would fail the transaction: then they
-/// stay for the next one.
+/// Removes their rows, unless another session is doing so: then they stay for the next transaction, which finds
+/// none.
 ///
 /// # Errors
 /// As for [`decision::remove`].
 pub fn remove(extension: &Extension) -> Result<()> {
-    if DONE.with_borrow(Vec::is_empty) || !context::is_read_committed() {
+    if DONE.with_borrow(Vec::is_empty) {
         return Ok(());
     }
     let removed = REMOVED.with_borrow(Clone::clone);
@@ -44,8 +44,9 @@ pub fn remove(extension: &Extension) -> Result<()> {
         .into_iter()
         .filter(|gid| !removed.contains(gid))
         .collect();
-    decision::remove(extension, &gids)?;
-    REMOVED.with_borrow_mut(|all| all.extend(gids));
+    if remove_beside_others(|| decision::remove(extension, &gids))? {
+        REMOVED.with_borrow_mut(|all| all.extend(gids));
+    }
     Ok(())
 }
 

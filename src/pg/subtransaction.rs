@@ -1,9 +1,10 @@
 //! Work that may fail without failing the transaction.
 
+use super::context;
 use super::interrupt::Hold;
 use super::report::caught;
 use super::xact;
-use crate::error::Result;
+use crate::error::{Result, SqlState};
 use pgrx::pg_sys;
 
 /// Runs `body` in a subtransaction. Whatever fails in it (an error returned, an ERROR raised, a panic)
@@ -30,6 +31,22 @@ pub fn attempt<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 /// As for [`attempt`].
 pub fn attempt_interruptibly<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     within(None, body)
+}
+
+/// Runs a removal of rows that other sessions may be removing too, and that waits for none of them. Under REPEATABLE
+/// READ and SERIALIZABLE their removal would fail the transaction: then nothing is removed here. Whether it was.
+///
+/// # Errors
+/// What `body` returns or raises besides.
+pub fn remove_beside_others(body: impl FnOnce() -> Result<()>) -> Result<bool> {
+    if context::is_read_committed() {
+        return body().map(|()| true);
+    }
+    match attempt(body) {
+        Ok(()) => Ok(true),
+        Err(error) if error.sqlstate() == SqlState::SERIALIZATION_FAILURE => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn within<T>(hold: Option<Hold>, body: impl FnOnce() -> Result<T>) -> Result<T> {

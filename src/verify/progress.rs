@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::pg::progress::{self, Numbers, Reported};
 use crate::pg::spi::{self, Extension};
+use crate::pg::subtransaction::remove_beside_others;
 use crate::pg::{Oid, context, sequence};
 use crate::sql::quote::ident;
 
@@ -170,14 +171,14 @@ impl Progress {
         };
         let schema = ident(&extension.schema);
         // Who removes old rows waits for nobody who does so too, and fails for nobody.
-        if context::is_read_committed() {
+        remove_beside_others(|| {
             let sql = format!(
                 "DELETE FROM {schema}.sync_progress_log WHERE id IN ( \
                    SELECT e.id FROM {schema}.sync_progress_log e \
                     WHERE e.ended_at < (clock_timestamp() - '1 day'::interval) FOR UPDATE SKIP LOCKED)"
             );
-            spi::write(extension, &sql, &[])?;
-        }
+            spi::write(extension, &sql, &[]).map(|_| ())
+        })?;
         let sql = format!(
             "INSERT INTO {schema}.sync_progress_log \
                (id, command, relation, dst_server, state, rows_done, bytes_done, started_at, message) \

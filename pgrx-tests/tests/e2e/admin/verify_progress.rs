@@ -169,3 +169,22 @@ fn a_command_of_the_servers_own_keeps_its_progress() {
     copy.finish().expect("the end of the copy");
     assert_eq!(query(&mut client, "select n from log"), ["1"]);
 }
+
+/// Rows of commands that ended more than a day ago go with the next one, whatever its isolation level.
+#[test]
+fn what_ended_more_than_a_day_ago_goes_under_any_isolation_level() {
+    let fixture = one_way("dayold", "id int primary key", "{}");
+    for level in ["read committed", "repeatable read", "serializable"] {
+        let mut client = fixture.left.client();
+        run(&mut client, "select verify_sync('t', 'dst')");
+        fixture.left.exec_superuser(
+            "update sync_progress_log set ended_at = clock_timestamp() - interval '25 hours'",
+        );
+        run(
+            &mut client,
+            &format!("begin isolation level {level}; select verify_sync('t', 'dst'); commit"),
+        );
+        let kept = "select count(*) from sync_progress_log";
+        assert_eq!(query(&mut fixture.left.superuser(), kept), ["1"], "{level}");
+    }
+}

@@ -360,6 +360,48 @@ fn a_listener_hears_once_that_a_transaction_is_stuck_and_once_that_none_is_any_m
     both_have(&fixture, "t", &["1|b", "2|b"]);
 }
 
+/// Under every isolation level a session removes the decisions that it has carried out, and nothing of them grows
+/// with the number of its transactions. What another session has removed meanwhile is no failure.
+#[test]
+fn decisions_that_were_carried_out_do_not_pile_up_under_any_isolation_level() {
+    for level in ["read committed", "repeatable read", "serializable"] {
+        let fixture = linked("atomic_levels");
+        mirror(&fixture, "t", COLUMNS, ATOMIC);
+        let mut client = fixture.left.client();
+        run(
+            &mut client,
+            &format!("set default_transaction_isolation = '{level}'"),
+        );
+        for id in 0..40 {
+            run(&mut client, &format!("insert into t values ({id}, 'a')"));
+            run(&mut client, "update t set v = 'b' where id = 0");
+        }
+        let decisions = "select count(*) from sync_prepared_transaction";
+        assert_eq!(rows(&fixture.left, decisions), ["1"], "{level}");
+        // Removed by the worker between the snapshot and the commit.
+        run(&mut client, "begin; select * from t where id = 0");
+        run(
+            &mut fixture.left.superuser(),
+            "delete from sync_prepared_transaction",
+        );
+        run(
+            &mut client,
+            "update t set v = 'c' where id = 0; insert into t values (100, 'a'); commit",
+        );
+        assert_eq!(rows(&fixture.left, decisions), ["1"], "{level}");
+        // By one that has not ended: nobody waits for it.
+        let mut remover = fixture.left.superuser();
+        run(&mut remover, "begin; delete from sync_prepared_transaction");
+        run(&mut client, "update t set v = 'd' where id = 0");
+        run(&mut remover, "commit");
+        run(&mut client, "update t set v = 'e' where id = 0");
+        assert_eq!(rows(&fixture.left, decisions), ["1"], "{level}");
+        let there = "select count(*), max(v) from t where id in (0, 100)";
+        assert_eq!(rows(&fixture.right, there), ["2|e"], "{level}");
+        assert_eq!(prepared(&fixture.right), [""; 0], "{level}");
+    }
+}
+
 /// Nothing can be prepared there at all: check_sync says so before, and the statement with what to do.
 #[test]
 fn a_server_that_prepares_nothing_is_told_of_and_refused_with_what_to_do_about_it() {
