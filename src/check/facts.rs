@@ -16,8 +16,6 @@ pub struct ServerFacts {
     pub in_recovery: bool,
     /// The name by which triggers there know their own connections where they name nothing themselves.
     pub guard: String,
-    /// `server_version_num`.
-    pub version: u32,
     /// Of the database.
     pub encoding: String,
     /// In microseconds since 1970.

@@ -38,7 +38,6 @@ pub const ABOUT_SERVER: &str = "SELECT json_build_object( \
      SELECT json_agg(r.rolname) FROM m JOIN pg_catalog.pg_roles r ON r.oid = m.id), \
    'in_recovery', pg_is_in_recovery(), \
    'guard', COALESCE(current_setting('pg_rowsync.application_name', true), 'pg_rowsync'), \
-   'version', current_setting('server_version_num')::pg_catalog.int4, \
    'encoding', getdatabaseencoding(), \
    'clock', (pg_catalog.extract('epoch', clock_timestamp()) * 1000000)::pg_catalog.int8, \
    'max_prepared_transactions', current_setting('max_prepared_transactions')::pg_catalog.int8, \

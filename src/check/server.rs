@@ -8,9 +8,6 @@ use crate::connect::settings::Pooled;
 use crate::error::SqlState;
 use crate::options::Mode;
 
-/// The oldest server that is known to work.
-const OLDEST_VERSION: u32 = 140_000;
-
 /// Clocks that differ by less, in microseconds, are not told.
 const CLOCK_TOLERANCE: i64 = 1_000_000;
 
@@ -41,16 +38,6 @@ pub fn findings(reached: &Reached<'_>, here: &ServerFacts, there: &ServerFacts) 
     let server = reached.server;
     let mut found = Vec::new();
     found.extend(judge::in_recovery(server, there));
-    if there.version > 0 && there.version < OLDEST_VERSION {
-        found.push(Finding::error(
-            SqlState::FEATURE_NOT_SUPPORTED,
-            format!(
-                "server \"{server}\" is PostgreSQL {}",
-                there.version / 10_000
-            ),
-            "PostgreSQL 14 or later is needed there.",
-        ));
-    }
     found.extend(encodings(server, here, there));
     found.extend(role(reached, there));
     found.extend(way(reached));

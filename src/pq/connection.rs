@@ -13,9 +13,9 @@ use pq_sys::{
     PQconnectPoll, PQconnectStartParams, PQconnectionUsedPassword, PQconsumeInput,
     PQenterPipelineMode, PQerrorMessage, PQfinish, PQflush, PQfreemem, PQgetResult, PQisBusy,
     PQnotifies, PQparameterStatus, PQpipelineSync, PQsendFlushRequest, PQsendPrepare,
-    PQsendQueryParams, PQsendQueryPrepared, PQsetErrorVerbosity, PQsetNoticeReceiver,
-    PQsetSingleRowMode, PQsetnonblocking, PQsocket, PQstatus, PQtransactionStatus,
-    PostgresPollingStatusType,
+    PQsendQueryParams, PQsendQueryPrepared, PQserverVersion, PQsetErrorVerbosity,
+    PQsetNoticeReceiver, PQsetSingleRowMode, PQsetnonblocking, PQsocket, PQstatus,
+    PQtransactionStatus, PostgresPollingStatusType,
 };
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -165,6 +165,13 @@ impl Connection {
             let value = PQparameterStatus(self.raw(), c"client_encoding".as_ptr());
             !value.is_null() && CStr::from_ptr(value) == c"UTF8"
         }
+    }
+
+    /// The server's version as a number, 150004 for 15.4; 0 if it has told none.
+    pub fn server_version(&self) -> u32 {
+        // SAFETY: a live connection.
+        let version = unsafe { PQserverVersion(self.raw()) };
+        u32::try_from(version).unwrap_or(0)
     }
 
     /// Process ID of the server's backend.

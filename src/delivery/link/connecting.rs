@@ -17,6 +17,8 @@ use std::time::Instant;
 const MAX_GREETING_BYTES: u64 = 128 * 1024;
 /// Steps of connecting at once. An honest server needs fewer altogether.
 const MAX_POLLS: usize = 16;
+/// The oldest PostgreSQL that has the functions which it is asked by.
+const OLDEST_VERSION: u32 = 140_000;
 /// How poolers refuse a start-up parameter that they do not know, `options` for one.
 const REFUSED_PARAMETER: &str = "unsupported startup parameter";
 
@@ -123,6 +125,10 @@ impl Connecting {
                 reason,
             });
         }
+        let version = self.connection.server_version();
+        if (1..OLDEST_VERSION).contains(&version) {
+            return Progress::Failed(too_old(server(), version));
+        }
         match endpoint.check_after(self.connection.used_password()) {
             Ok(()) => Progress::Connected(Session::new(self.connection, endpoint.clone(), self.fd)),
             Err(error) => Progress::Failed(error),
@@ -148,5 +154,21 @@ impl Connecting {
             }),
             Err(error) => Progress::Failed(error),
         }
+    }
+}
+
+/// A server of a version that does not know what it would be asked.
+fn too_old(server: String, version: u32) -> Error {
+    let (major, minor) = (version / 10_000, version % 10_000);
+    let version = if major < 10 {
+        format!("{major}.{}.{}", minor / 100, minor % 100)
+    } else {
+        format!("{major}.{minor}")
+    };
+    let oldest = OLDEST_VERSION / 10_000;
+    Error::Connect {
+        server,
+        sqlstate: SqlState::CANNOT_CONNECT,
+        reason: format!("It is PostgreSQL {version}; {oldest} or later is needed there."),
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use postgres::Client;
+use rowsync_harness::hostile::{Hostile, report};
 use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Proxy, Side};
 
 use crate::support::common::{
@@ -494,6 +495,125 @@ fn settings_of_the_server_and_the_role_there_are_found() {
         &checked(&fixture.left, ""),
         &[("~|dst|notice|", "has no extension pg_rowsync")],
     );
+}
+
+/// The clock there: for this test's database, another function of its name.
+fn set_clock_there(fixture: &Fixture, ahead: &str) {
+    fixture.right.exec_superuser(&format!(
+        "set allow_system_table_mods = on;
+         do $$ begin
+           if to_regproc('pg_catalog.own_clock') is null then
+             alter function pg_catalog.clock_timestamp() rename to own_clock;
+           end if;
+         end $$;
+         create or replace function pg_catalog.clock_timestamp() returns timestamptz language sql
+           as $$ select pg_catalog.own_clock() + interval '{ahead}' $$;
+         grant execute on function pg_catalog.clock_timestamp() to public"
+    ));
+}
+
+#[test]
+fn clocks_and_extensions_that_differ_are_found_where_the_newest_decides() {
+    let fixture = linked("checkclock");
+    crate::support::common::mirror(&fixture, "t", COLUMNS, NEWEST);
+    for (ahead, part) in [
+        (
+            "3600500 ms",
+            "is 3600 s ahead: where versions are times, its rows count as that much newer",
+        ),
+        (
+            "-90500 ms",
+            "is 90 s behind: where versions are times, its rows count as that much older",
+        ),
+        ("2500 ms", "is 2 s ahead"),
+        ("0", ""),
+        ("700 ms", ""),
+    ] {
+        set_clock_there(&fixture, ahead);
+        let found = checked(&fixture.left, "");
+        let expected = [("~|dst|warning|", part)];
+        assert_found(&found, if part.is_empty() { &[] } else { &expected });
+    }
+    // A slow way there is no clock that differs.
+    let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
+    proxy.set_delay(Duration::from_millis(300));
+    fixture.left.exec(&format!(
+        "alter server dst options (set port '{}')",
+        proxy.port()
+    ));
+    assert_found(&checked(&fixture.left, ""), &[]);
+    proxy.set_delay(Duration::ZERO);
+    let here: String = (fixture.left)
+        .query_one("select extversion from pg_extension where extname = 'pg_rowsync'");
+    fixture.right.exec_superuser(
+        "update pg_extension set extversion = '0.1.0' where extname = 'pg_rowsync'",
+    );
+    let versions = format!("the extension is version {here} here and 0.1.0 on server \"dst\"");
+    assert_found(&checked(&fixture.left, ""), &[("~|dst|notice|", &versions)]);
+    // Neither matters where nothing is decided by the newest.
+    set_clock_there(&fixture, "1 hour");
+    fixture.left.exec("select detach_sync('t', 'dst')");
+    attach(&fixture, "t", "{}");
+    assert_found(&checked(&fixture.left, ""), &[]);
+}
+
+/// What a server of PostgreSQL 13 does: it has not got the functions that it is asked by.
+fn older_server() -> Hostile {
+    Hostile::start(|wire| {
+        wire.log_in()?;
+        wire.welcome("13.22")?;
+        loop {
+            wire.asked()?;
+            wire.send(
+                b'E',
+                &report(&[
+                    (b'S', b"ERROR"),
+                    (b'V', b"ERROR"),
+                    (b'C', b"42883"),
+                    (b'M', b"function pg_catalog.extract(unknown, timestamp with time zone) does not exist"),
+                ]),
+            )?;
+            wire.ready(b'I')?;
+        }
+    })
+    .expect("a server")
+}
+
+#[test]
+fn a_server_that_is_too_old_is_found_by_its_version() {
+    let fixture = linked("checkold");
+    crate::support::common::mirror(&fixture, "t", COLUMNS, "{}");
+    let server = older_server();
+    fixture.left.exec(&format!(
+        "alter server dst options (set port '{}')",
+        server.port()
+    ));
+    let found = checked(&fixture.left, "");
+    let old = "PostgreSQL 13.22";
+    assert_found(&found, &[("~|dst|error|", old)]);
+    assert!(found[0].contains("14 or later"), "{found:?}");
+    // So it is to who attaches, and to who writes.
+    let (mut client, notices) = fixture.left.client_with_notices();
+    run(&mut client, &attach_sql(&fixture, "t", "{}"));
+    run(&mut client, "insert into t values (1, 'a', 1)");
+    let said = crate::support::common::warnings(&notices);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(
+        said.iter()
+            .all(|one| one.code().code() == "08001" && format!("{one:?}").contains(old)),
+        "{said:?}"
+    );
+    // What was written waits for a server that is not.
+    assert_eq!(
+        rows(&fixture.left, "select sqlstate, status from sync_err_rec"),
+        ["08001|pending"]
+    );
+    fixture.left.exec(&format!(
+        "alter server dst options (set port '{}')",
+        fixture.right.cluster.port()
+    ));
+    crate::support::common::deal(&fixture, "10");
+    crate::support::common::both_have(&fixture, "t", &["1|a|1"]);
 }
 
 #[test]
