@@ -8,9 +8,9 @@ use crate::attached::{self, Trigger};
 use crate::capture::descriptor::{Arguments, Descriptor};
 use crate::capture::mentioned;
 use crate::capture::table::Table;
-use crate::change::{Relation, Route};
+use crate::change::Relation;
 use crate::check::{self, Finding, Severity};
-use crate::connect::account::{Account, server_oid};
+use crate::connect::account::server_oid;
 use crate::connect::endpoint::Endpoint;
 use crate::connect::session;
 use crate::error::{Error, Result, SqlState};
@@ -52,7 +52,7 @@ pub fn attach(
         server,
         target,
         options,
-        &mut |account, route| check::look(extension, account, &table.name, route),
+        &mut |descriptor| check::look(extension, &table.name, descriptor),
     )?;
     for Finding {
         severity, problem, ..
@@ -72,7 +72,7 @@ pub fn attach(
 }
 
 /// What looks at a target.
-type Look<'l> = &'l mut dyn FnMut(&Account, &Route) -> Result<Vec<Finding>>;
+type Look<'l> = &'l mut dyn FnMut(&Descriptor) -> Result<Vec<Finding>>;
 
 /// Makes the triggers of a table, and gives what is to be told.
 fn attach_table(
@@ -92,7 +92,7 @@ fn attach_table(
     // Before the triggers are made: writers must not wait behind their lock for another server. Only for
     // who may make them: it connects with the owner's mapping.
     let found = if may_attach(extension, table.oid)? {
-        look(&descriptor.account, &descriptor.route)?
+        look(&descriptor)?
     } else {
         Vec::new()
     };

@@ -62,17 +62,18 @@ impl Problem {
     }
 }
 
-/// Looks at the target of a route, for `pg_rowsync.connect_timeout` at most. What is in the way of looking is
-/// a finding too. A request to cancel is raised.
+/// Looks at the target of what a trigger would send, for `pg_rowsync.connect_timeout` at most: what `judge` finds,
+/// and every error that [`check`] would find. What is in the way of looking is a finding too. A request to cancel is
+/// raised.
 ///
 /// # Errors
 /// What the local catalogs report.
 pub fn look(
     extension: &Extension,
-    account: &Account,
     local: &Relation,
-    route: &Route,
+    descriptor: &Descriptor,
 ) -> Result<Vec<Finding>> {
+    let (account, route) = (&descriptor.account, &*descriptor.route);
     let server = &account.server_name;
     let endpoint = match Endpoint::resolve(extension, account) {
         Ok(endpoint) => endpoint,
@@ -80,24 +81,27 @@ pub fn look(
     };
     let guard = route.application_name.clone();
     let guard = guard.unwrap_or_else(|| endpoint.application_name.clone());
-    let relations = vec![asked(route)];
     let answer = ask::ask(&[Question {
-        endpoint,
-        relations,
+        endpoint: endpoint.clone(),
+        relations: vec![asked(route)],
     }])?
     .into_iter()
     .next();
-    let Answer {
-        server: facts,
-        mut targets,
-        ..
-    } = match answer {
+    let answer = match answer {
         Some(Ok(answer)) => answer,
         Some(Err(error)) => return Ok(vec![judge::not_asked(server, &error)]),
         None => return Ok(Vec::new()),
     };
-    let mut found: Vec<Finding> = judge::in_recovery(server, &facts).into_iter().collect();
-    if let Some(target) = targets.pop().flatten() {
+    let is_error = |finding: &Finding| finding.severity == Severity::Error;
+    let of_server = of_server(
+        extension,
+        &endpoint,
+        &answer,
+        &server_here(extension)?,
+        &[(descriptor.mode, route)],
+    )?;
+    let mut found: Vec<Finding> = of_server.into_iter().filter(is_error).collect();
+    if let Some(Some(facts)) = answer.targets.first() {
         let here = relations_here(extension, &[local])?
             .pop()
             .and_then(|here| here.table);
@@ -110,9 +114,33 @@ pub fn look(
             guard: &guard,
             here,
         };
-        found.extend(judge::findings(&subject, &facts, &target));
+        found.extend(judge::findings(&subject, &answer.server, facts));
+        let surprises =
+            (facts.table.iter()).flat_map(|target| surprises::findings(&subject, target));
+        found.extend(surprises.filter(is_error));
     }
     Ok(found)
+}
+
+/// What there is to be said of a server to which these are sent.
+fn of_server(
+    extension: &Extension,
+    endpoint: &Endpoint,
+    answer: &Answer,
+    here: &ServerFacts,
+    sent: &[(Mode, &Route)],
+) -> Result<Vec<Finding>> {
+    let account = &endpoint.account;
+    let reached = Reached {
+        server: &account.server_name,
+        owner: &role_name(extension, account.owner)?,
+        peer: answer.peer,
+        pooled: endpoint.pooled,
+        clock_ahead: answer.clock_ahead,
+        mode: sent.iter().map(|(mode, _)| *mode).max().unwrap_or_default(),
+        by_newest: sent.iter().any(|(_, route)| route.version().is_some()),
+    };
+    Ok(server::findings(&reached, here, &answer.server))
 }
 
 /// What a server is asked about a route.
@@ -330,22 +358,11 @@ fn of_group(
     here: &ServerFacts,
     database: &str,
 ) -> Result<Vec<Problem>> {
-    let account = &group.endpoint.account;
-    let server = account.server_name.as_str();
-    let modes = group.members.iter().map(|one| one.mode);
-    let reached = Reached {
-        server,
-        owner: &role_name(extension, account.owner)?,
-        peer: answer.peer,
-        pooled: group.endpoint.pooled,
-        clock_ahead: answer.clock_ahead,
-        mode: modes.max().unwrap_or_default(),
-        by_newest: group
-            .members
-            .iter()
-            .any(|one| one.route.version().is_some()),
-    };
-    let of_server = server::findings(&reached, here, &answer.server);
+    let server = group.endpoint.account.server_name.as_str();
+    let sent: Vec<(Mode, &Route)> = (group.members.iter())
+        .map(|one| (one.mode, &*one.route))
+        .collect();
+    let of_server = of_server(extension, &group.endpoint, answer, here, &sent)?;
     let mut found: Vec<Problem> = of_server
         .iter()
         .map(|one| Problem::new(None, Some(server), one))

@@ -56,7 +56,8 @@ pub fn attach_schema(
                     schema: target_schema.unwrap_or(schema).to_owned(),
                     table: table.name.table.clone(),
                 };
-                let look: Look<'_> = &mut |account, route| {
+                let look: Look<'_> = &mut |descriptor| {
+                    let account = &descriptor.account;
                     let refusal = match refusals.get(&account.key()) {
                         Some(known) => known.clone(),
                         None => check::unreachable(extension, account)?,
@@ -64,7 +65,7 @@ pub fn attach_schema(
                     refusals.insert(account.key(), refusal.clone());
                     match refusal {
                         Some(refusal) => Ok(vec![refusal]),
-                        None => check::look(extension, account, &table.name, route),
+                        None => check::look(extension, &table.name, descriptor),
                     }
                 };
                 let found = attach_table(extension, &table, server, target, options, look)?;
