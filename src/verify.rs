@@ -24,6 +24,7 @@
 //! | [`difference`] | a row that differs |
 //! | [`in_flight`] | waits for what is under way |
 //! | [`mod@repair`] | makes both sides equal |
+//! | [`reading`] | which values of the server can be read here |
 //! | [`progress`] | how far it is |
 //! | [`options`] | the JSON options of both functions |
 
@@ -35,6 +36,7 @@ mod in_flight;
 mod options;
 mod parts;
 mod progress;
+mod reading;
 mod repair;
 mod sides;
 mod subject;

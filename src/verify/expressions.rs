@@ -366,6 +366,25 @@ impl Expressions {
         )
     }
 
+    /// Whether a column here that is limited to some characters has room for a text, as an assignment sees it.
+    pub fn has_room(&self, at: usize, text: &str) -> bool {
+        let here = &self.columns[at].here_type;
+        let limit = |modifier: i32| usize::try_from(modifier).ok().filter(|limit| *limit > 0);
+        let (has, limit) = match here.base.as_str() {
+            "varchar" | "bpchar" => (
+                text.trim_end_matches(' ').chars().count(),
+                limit(here.modifier - 4),
+            ),
+            "bit" => {
+                let digits = text.chars().count();
+                return limit(here.modifier).is_none_or(|limit| digits == limit);
+            }
+            "varbit" => (text.chars().count(), limit(here.modifier)),
+            _ => return true,
+        };
+        !here.own || limit.is_none_or(|limit| has <= limit)
+    }
+
     /// Hashes of each column's value.
     pub fn column_hashes(&self, side: Side) -> String {
         let hashes: Vec<String> = (self.columns.iter())

@@ -12,6 +12,7 @@ use super::expressions::KeyText;
 use super::options::{Direction, RepairOptions};
 use super::parts::Wanted;
 use super::progress::{Command, Phase, Progress, summary};
+use super::reading::{self, Values};
 use super::sides::Side;
 use super::subject::Subject;
 use crate::capture::row::Captured;
@@ -40,8 +41,8 @@ pub enum Action {
     /// The row there is written here.
     WriteHere,
     DeleteHere,
-    /// Nothing: options say so, the row was written meanwhile, the types there cannot hold it, or it has no key
-    /// by which it could be found.
+    /// Nothing: options say so, the row was written meanwhile, the types of the other side cannot hold it, or it
+    /// has no key by which it could be found.
     Leave,
 }
 
@@ -91,9 +92,12 @@ pub fn repair(
         options: &options,
     };
     progress.enter(Phase::Repairing);
-    let planned: Vec<(Difference, Action)> = differences
-        .into_iter()
-        .map(|difference| repair.plan(&difference).map(|action| (difference, action)))
+    let readable = repair.readable(&differences)?;
+    let planned: Vec<(Difference, Action)> = (differences.into_iter().zip(readable))
+        .map(|(difference, is_readable)| {
+            let action = repair.plan(&difference, is_readable)?;
+            Ok((difference, action))
+        })
         .collect::<Result<_>>()?;
     if options.dry_run {
         progress.end(extension, rel, server, &format!("{found}, dry run"))?;
@@ -133,7 +137,47 @@ impl Repair<'_> {
         self.options.direction.unwrap_or(default)
     }
 
-    fn plan(&self, difference: &Difference) -> Result<Action> {
+    /// Which rows that could be written here the types here can read.
+    fn readable(&self, differences: &[Difference]) -> Result<Vec<bool>> {
+        if self.direction() == Direction::ToServer {
+            return Ok(vec![true; differences.len()]);
+        }
+        let mut readable = Vec::with_capacity(differences.len());
+        for some in differences.chunks(LOCKED) {
+            let rows: Vec<Values<'_>> = some.iter().map(Values::of_row).collect();
+            readable.extend(reading::can_be_read(self.subject, &rows)?);
+        }
+        // What is too long to be fetched cannot be written here.
+        let is_fetched = |one: &Difference| one.kind == Kind::Missing || one.texts.is_some();
+        for (readable, difference) in readable.iter_mut().zip(differences) {
+            *readable &= is_fetched(difference);
+        }
+        Ok(readable)
+    }
+
+    /// Whether the version of the row there can be compared here.
+    fn reads_version(&self, difference: &Difference) -> Result<bool> {
+        let Some(at) = self.route().version() else {
+            return Ok(true);
+        };
+        let version = Values::of_column(difference, at);
+        Ok(reading::can_be_read(self.subject, &[version])? == [true])
+    }
+
+    /// What is to be done; `is_readable`: the types here can read the row there.
+    fn plan(&self, difference: &Difference, is_readable: bool) -> Result<Action> {
+        if self.direction() == Direction::Newest && !is_readable {
+            // Which is newer can be told only where both are read.
+            let is_older = difference.kind == Kind::Differs
+                && self.reads_version(difference)?
+                && !self.is_newer_there(difference)?;
+            let is_sent = is_older && difference.fits;
+            return Ok(if is_sent {
+                Action::WriteThere
+            } else {
+                Action::Leave
+            });
+        }
         if difference.key_texts.iter().any(Option::is_none) {
             return Ok(Action::Leave);
         }
@@ -155,8 +199,12 @@ impl Repair<'_> {
             }
             (Direction::Newest, Kind::Differs) => Action::WriteThere,
         };
-        // It would fail, and in a strict mode all others with it.
-        let is_refused = action == Action::WriteThere && !difference.fits;
+        // It would fail, and all others with it, there in a strict mode.
+        let is_refused = match action {
+            Action::WriteThere => !difference.fits,
+            Action::WriteHere => !is_readable,
+            Action::DeleteThere | Action::DeleteHere | Action::Leave => false,
+        };
         Ok(if is_refused { Action::Leave } else { action })
     }
 
@@ -337,7 +385,19 @@ impl Repair<'_> {
         if some.is_empty() {
             return Ok(());
         }
-        let rows = self.locked(&some)?;
+        // A key that cannot be read here is that of no row here.
+        let keys: Vec<Values<'_>> = (some.iter())
+            .map(|difference| Values::of_key(difference, &self.route().key))
+            .collect();
+        let readable = reading::can_be_read(self.subject, &keys)?;
+        let known: Vec<&Difference> = (some.into_iter().zip(readable))
+            .filter_map(|(difference, is_readable)| is_readable.then_some(difference))
+            .collect();
+        let rows = if known.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.locked(&known)?
+        };
         let route = self.overwriting();
         for (difference, action) in planned.iter_mut() {
             if *action != Action::DeleteThere {

@@ -436,6 +436,116 @@ fn rows_that_are_written_meanwhile_are_never_set_back() {
     );
 }
 
+/// A row there whose values the types here cannot read is dealt with for itself.
+#[test]
+fn rows_there_that_cannot_be_read_here_are_no_failure_of_all_others() {
+    // Columns here and there, rows of both, and what only the server has: the key that cannot be read here, a
+    // value that cannot, and one that is only missing.
+    for (here, there, both, strange) in [
+        (
+            "k int primary key, v int",
+            "k text primary key, v text",
+            "(1, 1), (2, 2), (3, 3)",
+            "('abc', 7), ('8', 'x'), ('9', 9)",
+        ),
+        (
+            "k smallint primary key, v varchar(3)",
+            "k int primary key, v text",
+            "(1, 'a'), (2, 'b'), (3, 'c')",
+            "(70000, 'a'), (8, 'abcd'), (9, 'z')",
+        ),
+        (
+            "k int, l uuid, v date, primary key (k, l)",
+            "k int, l text, v text, primary key (k, l)",
+            "(1, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '2024-01-01'),
+             (2, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '2024-01-01')",
+            "(1, 'none', '2024-01-01'), (8, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '31.31.31'),
+             (9, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '2024-01-02')",
+        ),
+    ] {
+        let fixture = linked("unread");
+        fixture.left.exec(&format!("create table t ({here})"));
+        fixture.right.exec(&format!("create table t ({there})"));
+        crate::support::common::attach(&fixture, "t", "{}");
+        fixture.left.exec(&format!("insert into t values {both}"));
+        let known = table(&fixture.right, "t");
+        let apart = format!(
+            "insert into t values {strange}; update t set v = case when k::text = '2' then null else v end"
+        );
+        fixture.right.exec(&apart);
+        let mut client = fixture.left.client();
+        for dry in [", \"dry_run\": true", ""] {
+            let options = format!(r#"{{"direction": "from_server"{dry}}}"#);
+            let done = repaired(&mut client, "t", &options);
+            let left = done.iter().filter(|row| row.ends_with("|left")).count();
+            let written = done.iter().filter(|row| row.ends_with("|write here"));
+            assert_eq!((done.len(), left, written.count()), (4, 2, 2), "{done:?}");
+        }
+        let changed = rows_of(
+            &fixture,
+            "select k, coalesce(v::text, '~') from t where k in (2, 9)",
+        );
+        assert_eq!(changed.len(), 2, "{changed:?}");
+        assert!(changed[0] == "2|~", "{changed:?}");
+        // What cannot be read here is not here.
+        let again = repaired(&mut client, "t", "{}");
+        assert_eq!(again.len(), 2, "{again:?}");
+        assert!(
+            again.iter().all(|row| row.ends_with("|delete there")),
+            "{again:?}"
+        );
+        assert_eq!(queued(&fixture), 0);
+        assert_eq!(table(&fixture.right, "t").len(), known.len() + 1);
+        assert_eq!(
+            query(&mut client, "select verify_sync('t', 'dst')"),
+            [""; 0]
+        );
+    }
+}
+
+fn rows_of(fixture: &Fixture, sql: &str) -> Vec<String> {
+    query(&mut fixture.left.client(), &format!("{sql} order by 1"))
+}
+
+/// Under `newest` versions and keys of the server are read here to be compared.
+#[test]
+fn versions_there_that_cannot_be_read_here_are_left() {
+    let fixture = linked("unreadnew");
+    fixture
+        .left
+        .exec("create table t (k int primary key, v text, ver int)");
+    fixture
+        .right
+        .exec("create table t (k bigint primary key, v text, ver bigint)");
+    crate::support::common::attach(
+        &fixture,
+        "t",
+        r#"{"on_conflict": "newest", "version_column": "ver"}"#,
+    );
+    fixture
+        .left
+        .exec("insert into t values (1, 'a', 1), (2, 'b', 1), (3, 'c', 1)");
+    fixture.right.exec(
+        "update t set ver = 5000000000 where k = 1; update t set v = 'B', ver = 2 where k = 2;
+         insert into t values (5000000000, 'x', 1), (8, 'y', 5000000000), (9, 'z', 1)",
+    );
+    let done = repaired(&mut fixture.left.client(), "t", "{}");
+    assert_eq!(
+        done,
+        [
+            r#"differs|{"k": 1}|left"#,
+            r#"differs|{"k": 2}|write here"#,
+            r#"extra|{"k": 8}|left"#,
+            r#"extra|{"k": 9}|write here"#,
+            r#"extra|{"k": 5000000000}|left"#,
+        ]
+    );
+    assert_eq!(
+        rows_of(&fixture, "select * from t"),
+        ["1|a|1", "2|B|2", "3|c|1", "9|z|1"]
+    );
+}
+
 #[test]
 fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
     // Columns, key, and the key of row `n`; the last ones have no order that can be relied on.
