@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use postgres::Client;
-use rowsync_harness::hostile::{Hostile, report};
+use rowsync_harness::hostile::{Hostile, columns, message, report, row};
 use rowsync_harness::{Fixture, IGNORE_OPTIONS, PoolMode, Pooler, Proxy, Side};
 
 use crate::support::common::{
@@ -391,6 +391,19 @@ fn triggers_here_that_do_not_fire_as_they_should_are_found() {
     }
     assert_found(&checked(&fixture.left, ""), &[]);
     // What a trigger's first fire would say.
+    fixture
+        .left
+        .exec_superuser("alter server dst owner to postgres");
+    assert_found(
+        &checked(&fixture.left, ""),
+        &[(
+            "t|dst|error|",
+            "permission denied for foreign server \"dst\"",
+        )],
+    );
+    fixture
+        .left
+        .exec_superuser(&format!("alter server dst owner to {}", fixture.left.user));
     fixture
         .left
         .exec("drop user mapping for current_user server dst");
@@ -853,6 +866,56 @@ fn servers_that_do_not_answer_cost_their_time_once_and_a_cancel_works() {
         found.iter().all(|row| !row.contains("could not be asked")),
         "{found:?}"
     );
+}
+
+/// Whatever a server does instead of answering: all are asked at once, and each has its time.
+#[test]
+fn servers_that_keep_one_waiting_cost_no_more_than_their_time() {
+    let fixture = linked("checkdrip");
+    crate::support::common::mirror(&fixture, "t", COLUMNS, "{}");
+    let pause = Duration::from_millis(100);
+    let servers = [
+        Hostile::start(|wire| wire.silence()),
+        Hostile::start(move |wire| {
+            wire.startup()?;
+            wire.drip(&message(b'R', &[0; 1000]), pause)
+        }),
+        Hostile::start(move |wire| {
+            wire.greet()?;
+            wire.asked()?;
+            wire.begun()?;
+            let notice = message(b'N', &report(&[(b'S', b"NOTICE"), (b'M', b"wait")]));
+            wire.drip(&notice.repeat(1000), pause)
+        }),
+        Hostile::start(|wire| {
+            wire.greet()?;
+            wire.asked()?;
+            wire.begun()?;
+            wire.send(b'T', &columns(1))?;
+            wire.flood(&message(b'D', &row(&[b"x"])))
+        }),
+    ]
+    .map(|server| server.expect("a server"));
+    let mut client = fixture.left.client();
+    run(
+        &mut client,
+        "set pg_rowsync.connect_timeout = 300; set pg_rowsync.delivery_timeout = 2000",
+    );
+    for (number, server) in servers.iter().enumerate() {
+        let name = format!("odd{number}");
+        link_with(&fixture, &name, server.port(), &fixture.right.password);
+        let attach = attach_sql(&fixture, "t", "{}").replace("'dst'", &format!("'{name}'"));
+        run(&mut client, &attach);
+    }
+    run(&mut client, "set pg_rowsync.connect_timeout = 1500");
+    let since = Instant::now();
+    let found = checked_by(&mut client, "");
+    let took = since.elapsed();
+    // The two times, and the machine's own slowness.
+    assert!((1_400..6_000).contains(&took.as_millis()), "{took:?}");
+    let odd = |row: &&String| row.starts_with("~|odd") && row.contains("could not be asked");
+    assert_eq!(found.iter().filter(odd).count(), 4, "{found:#?}");
+    assert_eq!(found.len(), 4, "{found:#?}");
 }
 
 #[test]
