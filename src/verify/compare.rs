@@ -633,11 +633,13 @@ impl<'s> Comparison<'s> {
         let full = here.as_ref().or(there.as_ref());
         let key = full.map(|full| full.key_json.clone());
         let key_texts = full.map(|full| full.listed.key.clone());
+        let matched = full.map(|full| full.listed.matched.clone());
         Difference {
             kind: candidate.kind(),
             key: key.unwrap_or_default(),
             columns,
             key_texts: key_texts.unwrap_or_default(),
+            matched: matched.unwrap_or_default(),
             fits: here.as_ref().is_none_or(|full| full.fits),
             hash: here.as_ref().map(|full| full.listed.state.hash.clone()),
             texts: there.as_ref().and_then(|full| full.texts.clone()),

@@ -37,6 +37,8 @@ pub struct Difference {
     pub there: Option<String>,
     /// The key's values as text.
     pub key_texts: KeyText,
+    /// The same for keys that are equal.
+    pub matched: KeyText,
     /// The types there can hold the row here.
     pub fits: bool,
     /// The hash of the row here.

@@ -93,12 +93,17 @@ pub fn repair(
     };
     progress.enter(Phase::Repairing);
     let readable = repair.readable(&differences)?;
-    let planned: Vec<(Difference, Action)> = (differences.into_iter().zip(readable))
-        .map(|(difference, is_readable)| {
-            let action = repair.plan(&difference, is_readable)?;
-            Ok((difference, action))
+    let actions: Vec<Action> = (differences.iter().zip(&readable))
+        .zip(are_named(&differences))
+        .map(|((difference, is_readable), is_named)| {
+            if is_named {
+                repair.plan(difference, *is_readable)
+            } else {
+                Ok(Action::Leave)
+            }
         })
         .collect::<Result<_>>()?;
+    let planned: Vec<(Difference, Action)> = differences.into_iter().zip(actions).collect();
     if options.dry_run {
         progress.end(extension, rel, server, &format!("{found}, dry run"))?;
         return Ok(planned);
@@ -115,6 +120,20 @@ pub fn repair(
 
 fn count(planned: &[(Difference, Action)], wanted: Action) -> usize {
     (planned.iter().filter(|(_, action)| *action == wanted)).count()
+}
+
+/// Whether the key of each difference names its row: not where it is NULL, nor where the target, without a unique
+/// key, has several rows of it.
+fn are_named(differences: &[Difference]) -> Vec<bool> {
+    let mut times: BTreeMap<&KeyText, usize> = BTreeMap::new();
+    for difference in differences {
+        *times.entry(&difference.matched).or_default() += 1;
+    }
+    let is_named = |difference: &Difference| {
+        difference.key_texts.iter().all(Option::is_some)
+            && times.get(&difference.matched) == Some(&1)
+    };
+    differences.iter().map(is_named).collect()
 }
 
 struct Repair<'s> {
@@ -177,9 +196,6 @@ impl Repair<'_> {
             } else {
                 Action::Leave
             });
-        }
-        if difference.key_texts.iter().any(Option::is_none) {
-            return Ok(Action::Leave);
         }
         let deletes = self.options.delete_extra;
         let action = match (self.direction(), difference.kind) {

@@ -188,6 +188,117 @@ fn a_repair_that_is_cancelled_has_done_nothing_and_the_session_goes_on() {
     }
 }
 
+/// A request to cancel may come at any moment of either command.
+#[test]
+fn a_cancel_at_any_moment_leaves_nothing_behind() {
+    let fixture = one_way(
+        "anymoment",
+        "id int primary key, v text",
+        r#"{"mode": "sync"}"#,
+    );
+    let fill = "set application_name = 'pg_rowsync';
+                insert into t select n, md5(n::text) from generate_series(1, 30000) n";
+    fixture.left.exec(fill);
+    fixture.right.exec(fill);
+    let mut client = fixture.left.client();
+    let mut canceled = 0;
+    for round in 0..60 {
+        let here = table(&fixture.left, "t").len();
+        fixture.right.exec(
+            "update t set v = 'x' where id % 100 = 7; delete from t where id % 100 = 8;
+             insert into t select 100000 + n, 'extra' from generate_series(1, 50) n on conflict do nothing",
+        );
+        let call = match round % 3 {
+            0 => "select verify_sync('t', 'dst')",
+            1 => "select repair_sync('t', 'dst')",
+            _ => {
+                r#"select repair_sync('t', 'dst', '{"direction": "from_server", "where": "id > 1000"}')"#
+            }
+        };
+        run(
+            &mut client,
+            &format!("set statement_timeout = {}", 1 + round * 9),
+        );
+        let result = client.batch_execute(call);
+        run(&mut client, "set statement_timeout = 0");
+        match result {
+            Ok(()) => {}
+            Err(error) => {
+                let state = error.code().map(|state| state.code().to_owned());
+                assert_eq!(state.as_deref(), Some("57014"), "{call}: {error}");
+                canceled += 1;
+                assert_eq!(table(&fixture.left, "t").len(), here, "{call}");
+            }
+        }
+        run(&mut client, "select repair_sync('t', 'dst')");
+        assert_eq!(
+            query(&mut client, "select verify_sync('t', 'dst')"),
+            [""; 0],
+            "{call}"
+        );
+    }
+    println!("{canceled} were cancelled");
+    assert!(canceled > 10, "{canceled} were cancelled");
+    assert_eq!(queued(&fixture), 0);
+    let busy = format!(
+        "select count(*) from pg_stat_activity where usename = '{}' and state <> 'idle'",
+        fixture.right.user
+    );
+    await_until(SOON, "the server's sessions to be idle", || {
+        query(&mut fixture.right.superuser(), &busy) == ["0"]
+    });
+}
+
+/// No change names one of several rows of one key there.
+#[test]
+fn several_rows_of_one_key_there_are_left() {
+    let fixture = linked("severalrows");
+    fixture
+        .left
+        .exec("create table t (id int primary key, v text)");
+    fixture.right.exec("create table t (id int, v text)");
+    crate::support::common::attach(&fixture, "t", r#"{"on_conflict": "error"}"#);
+    fixture.left.exec("insert into t values (1, 'a'), (3, 'c')");
+    fixture
+        .right
+        .exec("insert into t values (3, 'c'), (3, 'd'), (50, 'x'), (50, 'y')");
+    let mut client = fixture.left.client();
+    let extra = |id: i32| format!(r#"extra|{{"id": {id}}}|left"#);
+    let there = table(&fixture.right, "t");
+    for direction in ["to_server", "from_server"] {
+        let options = format!(r#"{{"direction": "{direction}"}}"#);
+        let mut expected = vec![extra(3), extra(3), extra(50), extra(50)];
+        // What differs has the same key as what is extra.
+        fixture
+            .left
+            .exec("set application_name = 'pg_rowsync'; update t set v = 'other' where id = 1");
+        fixture.right.exec("insert into t values (1, 'z')");
+        expected.insert(0, r#"differs|{"id": 1}|left"#.to_owned());
+        expected.insert(1, extra(1));
+        assert_eq!(
+            repaired(&mut client, "t", &options),
+            expected,
+            "{direction}"
+        );
+        fixture.right.exec("delete from t where v = 'z'");
+        assert_eq!(table(&fixture.right, "t"), there, "{direction}");
+        assert_eq!(table(&fixture.left, "t"), ["1|other", "3|c"], "{direction}");
+        assert_eq!(queued(&fixture), 0, "{direction}");
+    }
+    // One of a key is named by it.
+    fixture.right.exec("delete from t where v in ('d', 'y')");
+    assert_eq!(
+        repaired(&mut client, "t", "{}"),
+        [
+            r#"differs|{"id": 1}|write there"#,
+            r#"extra|{"id": 3}|left"#,
+            r#"extra|{"id": 50}|delete there"#
+        ]
+    );
+    assert_eq!(queued(&fixture), 0);
+    assert_eq!(table(&fixture.right, "t"), ["1|other", "3|c", "3|c"]);
+}
+
 #[test]
 fn many_rows_are_repaired_in_portions_each_of_which_is_committed() {
     let fixture = one_way("portions", "id int primary key, v text", "{}");
