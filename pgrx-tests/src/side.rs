@@ -46,10 +46,15 @@ impl Side {
 
     /// The same without the extension, which a mere target does not need.
     pub fn create_without_extension(cluster: &Arc<Cluster>, name: &str) -> Result<Side> {
+        Side::create_as(cluster, name, "")
+    }
+
+    /// The same under other options of CREATE DATABASE.
+    pub fn create_as(cluster: &Arc<Cluster>, name: &str, options: &str) -> Result<Side> {
         let password = random_hex()?;
         let mut client = cluster.superuser("postgres")?;
         client.batch_execute(&format!("create role {name} login password '{password}'"))?;
-        client.batch_execute(&format!("create database {name}"))?;
+        client.batch_execute(&format!("create database {name} {options}"))?;
         let (db, user) = (name.to_owned(), name.to_owned());
         let side = Side {
             cluster: cluster.clone(),

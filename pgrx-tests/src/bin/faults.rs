@@ -31,9 +31,11 @@ const USAGE: &str = "usage:
   cargo faults copy [--rounds 20] [--seed S] [--from 0]
       tables copied while eight clients write them, with faults on the way; compared after each round,
       in which nothing may fail
-  cargo faults verify [--rounds 100] [--seed S] [--from 0]
+  cargo faults verify [--rounds 100] [--seed S] [--from 0] [--sweep]
       random tables with planted differences, while others write them: what is told must be exactly what
-      was planted, and a repair must leave none
+      was planted, and a repair must leave none; --sweep: one round for each kind of key, with every type
+      spoiled in every way, and the rest by the round's number: targets of other majors and encodings,
+      poolers, filters, modes, policies
   cargo faults converge [--masters 2] [--version clock|frozen|skewed|null|all] [--rounds 10]
                         [--seconds 5] [--seed S] [--mode async|queue] [--drain worker|calls|both]
       two or three masters under policy newest, eight clients on each, trouble on every link; the
@@ -187,16 +189,22 @@ fn run_copy(options: &mut Arguments) -> Result<()> {
 }
 
 fn run_verify(options: &mut Arguments) -> Result<()> {
-    let rounds = options.take("rounds")?.unwrap_or(100);
+    let sweeps = options.flag("sweep");
+    let all = if sweeps { verify::SWEEP } else { 100 };
+    let rounds = options.take("rounds")?.unwrap_or(all);
     let from = options.take("from")?.unwrap_or(0);
     let seed = seed(options)?;
     options.end(USAGE)?;
     setup::prepare()?;
     println!("seed {seed}");
     let start = Instant::now();
-    verify::run(verify::Plan { seed, from, rounds }, &mut |line| {
-        println!("{line}")
-    })?;
+    let plan = verify::Plan {
+        seed,
+        from,
+        rounds,
+        sweeps,
+    };
+    verify::run(plan, &mut |line| println!("{line}"))?;
     println!(
         "{rounds} rounds in {:.0} s: told was what was planted, and none was left",
         start.elapsed().as_secs_f64()

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,10 @@ use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
 use super::rng::Rng;
-use crate::fixture::Fixture;
+use crate::cluster::{Cluster, TEST_SETTINGS};
+use crate::fixture::{Fixture, clusters};
 use crate::pooler::{IGNORE_OPTIONS, PoolMode, Pooler};
+use crate::setup::Postgres;
 use crate::side::{Side, describe};
 
 /// Which rounds are played.
@@ -24,6 +27,63 @@ pub struct Plan {
     /// The first round's number.
     pub from: u64,
     pub rounds: u64,
+    /// Nothing about a round is left to chance but who writes what beside: every column of [`KINDS`], spoiled in
+    /// every way, with a key, a place and so on by the round's number; [`SWEEP`]
+    /// rounds have every key.
+    pub sweeps: bool,
+}
+
+/// Rounds of a sweep: as many as there are keys.
+pub const SWEEP: u64 = KEYS.len() as u64;
+
+/// Sessions that write beside.
+const WRITERS: u64 = 8;
+
+/// Where the target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Alike,
+    /// A database of another encoding, whose texts are sorted otherwise.
+    Latin,
+    /// A server of this major, without the extension.
+    Major(u32),
+}
+
+const PLACES: [Place; 6] = [
+    Place::Alike,
+    Place::Latin,
+    Place::Major(14),
+    Place::Major(16),
+    Place::Major(17),
+    Place::Major(18),
+];
+
+impl Place {
+    fn side(self, name: &str) -> Result<Side> {
+        match self {
+            Self::Alike => Side::create(clusters().1, name),
+            Self::Latin => Side::create_as(
+                clusters().1,
+                name,
+                "template template0 encoding 'LATIN1' locale 'C'",
+            ),
+            Self::Major(major) => Side::create_without_extension(&cluster_of(major)?, name),
+        }
+    }
+}
+
+/// A cluster of a major, which stays for all rounds.
+fn cluster_of(major: u32) -> Result<Arc<Cluster>> {
+    static RUNNING: Mutex<Vec<(u32, Arc<Cluster>)>> = Mutex::new(Vec::new());
+    let mut running = RUNNING.lock().map_err(|_| anyhow!("a panic before"))?;
+    if let Some((_, cluster)) = running.iter().find(|(of, _)| *of == major) {
+        return Ok(cluster.clone());
+    }
+    let postgres = Postgres::release(major)?;
+    let name = format!("verify-{major}");
+    let cluster = Arc::new(Cluster::start_of(&postgres, &name, TEST_SETTINGS)?);
+    running.push((major, cluster.clone()));
+    Ok(cluster)
 }
 
 /// How long it may take until everything has arrived once nobody writes any more.
@@ -278,7 +338,7 @@ fn comes_back((here, there, ..): &Kind) -> bool {
 pub fn run(plan: Plan, tell: &mut dyn FnMut(String)) -> Result<()> {
     for number in plan.from..plan.from + plan.rounds {
         let began = Instant::now();
-        let mut round = Round::begin(plan.seed, number)?;
+        let mut round = Round::begin(plan, number)?;
         let played = round.play();
         let line = format!("round {number}: {}", round.history.join("; "));
         played.with_context(|| format!("seed {}, {line}", plan.seed))?;
@@ -299,6 +359,10 @@ struct Round {
     rows: u64,
     /// Rows whose `n` is no multiple are left as they are; others may be spoiled.
     every: u64,
+    /// So many are spoiled at most.
+    most_spoiled: u64,
+    /// See [`Plan::sweeps`].
+    sweeps: bool,
     /// Triggers have a condition: one row in four is not sent.
     is_filtered: bool,
     /// Has a column here that is not sent, one of another name there, and one there that comes from nowhere.
@@ -336,15 +400,41 @@ fn unseen(side: &Side, sql: &str) -> Result<()> {
 }
 
 impl Round {
-    fn begin(seed: u64, number: u64) -> Result<Round> {
-        let mut rng = Rng::new(seed, number);
-        let fixture = Fixture::new("verify");
-        let pool_mode = *rng.pick(&[
-            None,
+    fn begin(plan: Plan, number: u64) -> Result<Round> {
+        let mut rng = Rng::new(plan.seed, number);
+        let mut fixture = Fixture::new("verify");
+        // One of several: by chance, or by the round's number.
+        let mut choose = |several: u64| {
+            let chance = rng.roll(several);
+            if plan.sweeps {
+                number % several
+            } else {
+                chance
+            }
+        };
+        let place = PLACES[choose(2 * PLACES.len() as u64) as usize % PLACES.len()];
+        let place = if plan.sweeps || choose(2) == 0 {
+            place
+        } else {
+            Place::Alike
+        };
+        let pool_mode = [
             None,
             Some(PoolMode::Session),
+            None,
             Some(PoolMode::Transaction),
-        ]);
+        ][choose(4) as usize];
+        let key = &KEYS[choose(SWEEP) as usize];
+        let policy = ["overwrite", "newest", "overwrite", "skip", "error"][choose(5) as usize];
+        // Keys that cannot be hashed are refused under `newest`.
+        let policy = if key.hashes { policy } else { "overwrite" };
+        let mode = ["async", "sync", "async", "queue"][choose(4) as usize];
+        let is_filtered = policy != "newest" && choose(10) < 3;
+        let is_mapped = choose(5) < 2;
+        if place != Place::Alike {
+            let there = place.side(&fixture.right.user.replace("remote", "elsewhere"))?;
+            std::mem::replace(&mut fixture.right, there).drop()?;
+        }
         let pooler = pool_mode
             .map(|mode| Pooler::start(&[&fixture.right], mode, &[IGNORE_OPTIONS]))
             .transpose()?;
@@ -352,22 +442,26 @@ impl Round {
             .as_ref()
             .map_or(fixture.right.cluster.port(), Pooler::port);
         fixture.left.link(&fixture.right, port, "dst", &[])?;
-        let policy = *rng.pick(&["overwrite", "overwrite", "skip", "error", "newest"]);
-        // Keys that cannot be hashed are refused under `newest`.
-        let fits = |key: &&Key| policy != "newest" || key.hashes;
-        let keys: Vec<&'static Key> = KEYS.iter().filter(fits).collect();
-        let key = *rng.pick(&keys);
-        let mode = *rng.pick(&["async", "async", "sync", "queue"]);
-        let columns = (0..1 + rng.roll(8)).map(|_| rng.pick(&KINDS)).collect();
+        let columns = if plan.sweeps {
+            KINDS.iter().collect()
+        } else {
+            (0..1 + rng.roll(8)).map(|_| rng.pick(&KINDS)).collect()
+        };
         let mut round = Round {
             mode,
             policy,
             key,
             columns,
-            rows: *rng.pick(&[0, 1, 40, 700, 3_000, 12_000]),
-            every: 2 + rng.roll(60),
-            is_filtered: policy != "newest" && rng.chance(30),
-            is_mapped: rng.chance(40),
+            rows: if plan.sweeps {
+                3_000
+            } else {
+                *rng.pick(&[0, 1, 40, 700, 3_000, 12_000])
+            },
+            every: if plan.sweeps { 3 } else { 2 + rng.roll(60) },
+            most_spoiled: if plan.sweeps { 1_000 } else { 400 },
+            sweeps: plan.sweeps,
+            is_filtered,
+            is_mapped,
             rng,
             fixture,
             _pooler: pooler,
@@ -377,10 +471,14 @@ impl Round {
             .map(|kind| format!("{} to {}", kind.0, kind.1))
             .collect();
         round.history.push(format!(
-            "{} rows, key {}, {}, mode {}, policy {policy}{}{}{}",
+            "{} rows, target {place:?}, key {}, {}, mode {}, policy {policy}{}{}{}",
             round.rows,
             round.key.columns,
-            kinds.join(", "),
+            if plan.sweeps {
+                "every column".to_owned()
+            } else {
+                kinds.join(", ")
+            },
             round.mode,
             pool_mode.map_or(String::new(), |mode| format!(", pooled by {mode:?}")),
             if round.is_filtered { ", filtered" } else { "" },
@@ -526,16 +624,22 @@ impl Round {
         let mut expected = BTreeSet::new();
         let mut spoiled = 0;
         for n in (1..=self.rows).filter(|n| n % self.every == 0) {
-            if self.is_filtered && n % 4 == 0 || spoiled == 400 {
+            if self.is_filtered && n % 4 == 0 || spoiled == self.most_spoiled {
                 continue;
             }
+            let all = self.columns.len() as u64;
+            let (mut at, mut way) = (self.rng.roll(all) as usize, self.rng.roll(6));
+            let mut which = self.rng.roll(60);
+            if self.sweeps {
+                at = (spoiled % all) as usize;
+                (way, which) = (spoiled / all % 6, spoiled / all / 6 + spoiled / all % 2);
+            }
             spoiled += 1;
-            let at = self.rng.roll(self.columns.len() as u64) as usize;
             let (kind_here, kind_there, value, alike, others) = self.columns[at];
             let name = self.name_there(at);
             let is_null = n % 7 == 0;
-            let other = *self.rng.pick(others);
-            match self.rng.roll(6) {
+            let other = others[which as usize % others.len()];
+            match way {
                 0 => {
                     writeln!(there, "delete from t where n = {n};")?;
                     expected.insert(format!("missing|{n}|{{}}"));
@@ -602,7 +706,7 @@ impl Round {
 
     fn play(&mut self) -> Result<()> {
         let expected = self.plant()?;
-        let writes = self.rows >= 40 && self.rng.chance(50);
+        let writes = self.rows >= 40 && (self.sweeps || self.rng.chance(50));
         if self.mode == "queue" {
             self.superuser("select start_sync_worker()")?;
         }
@@ -611,7 +715,7 @@ impl Round {
         let writer = self.writer();
         let side = self.fixture.left.clone();
         let played = thread::scope(|scope| {
-            let writers: Vec<_> = (0..if writes { 3 } else { 0 })
+            let writers: Vec<_> = (0..if writes { WRITERS } else { 0 })
                 .map(|number| {
                     let (side, stop, writer) = (&side, &stop, &writer);
                     scope.spawn(move || writer.write(side, stop, Rng::new(seed, number)))
@@ -837,7 +941,7 @@ impl Writer {
                 Err(error) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => {}
                 Err(error) => return Err(told(error).context(sql)),
             }
-            rng.pause(5, 20);
+            rng.pause(15, 55);
         }
         Ok(done)
     }

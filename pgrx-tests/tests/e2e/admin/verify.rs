@@ -7,7 +7,7 @@ use rowsync_harness::proxy::{Proxy, Strike};
 use rowsync_harness::{IGNORE_OPTIONS, PoolMode, Pooler, Side, await_until};
 
 use crate::support::common::{
-    Role, attach, link_with, linked, mirror, one_way, query, refused, run, warnings,
+    Role, attach, has_icu, link_with, linked, mirror, one_way, query, refused, run, warnings,
 };
 use crate::support::preloaded::{EAGER, WORKING, preloaded};
 
@@ -634,7 +634,7 @@ fn what_waits_in_the_queue_is_no_difference_and_what_was_failed_is_one() {
 
 #[test]
 fn eight_writers_make_no_false_report_and_hide_no_difference() {
-    for mode in ["async", "queue"] {
+    for mode in ["async", "queue", "sync", "atomic"] {
         let options = format!(r#"{{"mode": "{mode}"}}"#);
         let fixture = one_way("writers", "id int primary key, v int, w text", &options);
         if mode == "queue" {
@@ -747,6 +747,78 @@ fn databases_of_other_encodings_and_collations_are_compared() {
     fixture
         .left
         .exec_superuser(&format!("drop database {db} with (force)"));
+}
+
+/// Both sides are asked how they hash before that is relied on.
+#[test]
+fn sides_that_hash_otherwise_are_compared_by_md5() {
+    let fixture = linked("hashes");
+    // For this database, another function of its name.
+    fixture.right.exec_superuser(
+        "set allow_system_table_mods = on;
+         alter function pg_catalog.hashtextextended(text, bigint) rename to own_hash;
+         create function pg_catalog.hashtextextended(text, bigint) returns bigint language sql immutable
+           as $$ select pg_catalog.own_hash($1, $2 + 1) $$;
+         grant execute on function pg_catalog.hashtextextended(text, bigint) to public",
+    );
+    for (table, key) in [("r", "int"), ("b", "jsonb")] {
+        mirror(
+            &fixture,
+            table,
+            &format!("id {key} primary key, v text"),
+            "{}",
+        );
+        fixture.left.exec(&format!(
+            "insert into {table} select n::text::{key}, 'v' || n from generate_series(1, 3000) n"
+        ));
+        assert_eq!(found(&fixture, table), [""; 0]);
+        fixture
+            .right
+            .exec(&format!("update {table} set v = 'x' where id = '77'"));
+        assert_eq!(found(&fixture, table), [r#"differs|{"id": 77}|{v}"#]);
+    }
+}
+
+/// Parts are ranges only where both sides sort alike.
+#[test]
+fn keys_that_sort_otherwise_there_are_compared() {
+    let fixture = linked("sorted");
+    if !has_icu(&fixture.left) {
+        return;
+    }
+    let collations = ["\"C\"", "\"de-x-icu\"", "upper"];
+    for side in [&fixture.left, &fixture.right] {
+        side.exec("create collation upper (provider = icu, locale = 'und-u-kf-upper')");
+    }
+    for (at, here) in collations.iter().enumerate() {
+        for there in collations.iter().filter(|there| *there != here) {
+            let table = format!("t{at}{}", there.len());
+            let columns = |collation: &str| {
+                format!("create table {table} (k text collate {collation} primary key, n int)")
+            };
+            fixture.left.exec(&columns(here));
+            fixture.right.exec(&columns(there));
+            attach(&fixture, &table, "{}");
+            fixture.left.exec(&format!(
+                "insert into {table}
+                   select (array['a', 'A', 'ä', 'Z', '-', 'ß', '_'])[1 + n % 7] || n, n from generate_series(1, 3000) n"
+            ));
+            assert_eq!(found(&fixture, &table), [""; 0], "{here} {there}");
+            fixture.right.exec(&format!(
+                "delete from {table} where n = 700; update {table} set n = -1 where n = 2999;
+                 insert into {table} values ('Ä', 0)"
+            ));
+            let seen = query(
+                &mut fixture.left.client(),
+                &format!(
+                    "select difference, coalesce(local_row, remote_row) ->> 'n'
+                       from verify_sync('{table}', 'dst') order by 1"
+                ),
+            );
+            let expected = ["differs|2999", "extra|0", "missing|700"];
+            assert_eq!(seen, expected, "{here} {there}");
+        }
+    }
 }
 
 /// Committed here and prepared there: no difference, and the rest is compared.

@@ -4,11 +4,15 @@
 use rowsync_harness::faults::verify::{self, Plan};
 
 fn play(seed: u64) {
-    let plan = Plan {
+    run(Plan {
         seed,
         from: 0,
         rounds: 3,
-    };
+        sweeps: false,
+    });
+}
+
+fn run(plan: Plan) {
     verify::run(plan, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
@@ -20,4 +24,15 @@ fn what_was_planted_is_told_and_repaired_in_some_rounds() {
 #[test]
 fn what_was_planted_is_told_and_repaired_in_other_rounds() {
     play(20);
+}
+
+/// One key and one place of those that `cargo faults verify --sweep` goes through: a target of another encoding.
+#[test]
+fn every_type_spoiled_in_every_way_is_told_and_repaired() {
+    run(Plan {
+        seed: 1,
+        from: 13,
+        rounds: 1,
+        sweeps: true,
+    });
 }
