@@ -11,6 +11,7 @@ use crate::pg::args::{Args, Name, result};
 use crate::pg::json::{Jsonb, TextArray};
 use crate::pg::report::or_raise;
 use crate::pg::spi::Extension;
+use crate::pg::text::displayable;
 use crate::pg::trigger::with_event;
 use crate::pg::value;
 use crate::queue::pause;
@@ -740,10 +741,10 @@ fn verify_sync(
             .for_each(|name| columns.push(Some(name)));
         (
             found.kind.name(),
-            Jsonb(found.key),
+            told(&found.key),
             TextArray(columns.into_text()),
-            found.here.map(Jsonb),
-            found.there.map(Jsonb),
+            found.here.as_deref().map(told),
+            found.there.as_deref().map(told),
         )
     }))
 }
@@ -773,8 +774,13 @@ fn repair_sync(
     TableIterator::new(
         or_raise(repair())
             .into_iter()
-            .map(|(found, action)| (found.kind.name(), Jsonb(found.key), action.name())),
+            .map(|(found, action)| (found.kind.name(), told(&found.key), action.name())),
     )
+}
+
+/// What a row is told as, whichever side it is on: with `?` for characters that this database's encoding lacks.
+fn told(row: &str) -> Jsonb {
+    Jsonb(displayable(row))
 }
 
 /// Checks the options of CREATE and ALTER SERVER and USER MAPPING. See [`fdw::validate`].

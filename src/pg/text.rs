@@ -127,6 +127,11 @@ pub fn outside_transaction(text: &str) -> String {
         .collect()
 }
 
+/// Whether the database's encoding has all of a text; asked inside of a transaction.
+pub fn is_representable(text: &str) -> bool {
+    server_speaks_utf8() || text.is_ascii() || displayable(text) == text
+}
+
 /// Text that is told and not kept, in the database's encoding: `?` for what that lacks, and outside of a
 /// transaction, where the conversion cannot be looked up, for all that is not ASCII.
 pub fn displayable(text: &str) -> String {

@@ -19,7 +19,7 @@ use crate::capture::row::Captured;
 use crate::change::{Change, Op, Policy, Route, RowStorage};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{Extension, Row, required};
-use crate::pg::text::to_server;
+use crate::pg::text::{is_representable, to_server};
 use crate::pg::{Oid, query};
 use crate::sql::quote::{ident, literal_or_null, relation};
 use crate::{crash, guc, identity, transaction};
@@ -123,15 +123,15 @@ fn count(planned: &[(Difference, Action)], wanted: Action) -> usize {
 }
 
 /// Whether the key of each difference names its row: not where it is NULL, nor where the target, without a unique
-/// key, has several rows of it.
+/// key, has several rows of it, nor where no record here could hold it.
 fn are_named(differences: &[Difference]) -> Vec<bool> {
     let mut times: BTreeMap<&KeyText, usize> = BTreeMap::new();
     for difference in differences {
         *times.entry(&difference.matched).or_default() += 1;
     }
     let is_named = |difference: &Difference| {
-        difference.key_texts.iter().all(Option::is_some)
-            && times.get(&difference.matched) == Some(&1)
+        let names = |text: &Option<String>| text.as_deref().is_some_and(is_representable);
+        difference.key_texts.iter().all(names) && times.get(&difference.matched) == Some(&1)
     };
     differences.iter().map(is_named).collect()
 }
