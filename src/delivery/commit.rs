@@ -12,24 +12,26 @@
 //! still in flight are closed by unwinding, which rolls back what they had not committed.
 
 use super::at_once::at_once;
+use super::handover::{self, Turn};
 use super::link::Link;
 use super::settle::{Delivery, Queued, failed, warn_queued, write_queue};
 use super::two_steps::in_two_steps;
-use super::{handover, lost, remote_transaction};
+use super::{lost, remote_transaction};
 use crate::atomic::{done, phases};
 use crate::capture::change_set::ChangeSet;
 use crate::conflict::Tally;
 use crate::connect::endpoint::Endpoint;
-use crate::connect::release;
+use crate::connect::{release, session};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::options::Mode;
-use crate::pg::{context, lock, memory};
+use crate::pg::{context, memory};
 use crate::queue;
 use crate::queue::admission::{self, Admission};
 use crate::queue::failed::Blockers;
 use crate::transaction::{self, Drained, OpenDrain, TransactionState};
 use std::rc::Rc;
+use std::time::Instant;
 
 /// Delivers or queues everything the transaction captured, and commits what it drained.
 ///
@@ -79,9 +81,10 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     let mut deliveries = Vec::new();
     let mut queued = Vec::new();
     let alone = drains.is_empty() && sets.iter().filter(|set| !set.is_empty()).count() == 1;
+    let deadline = handover::deadline();
     for set in sets.iter().filter(|set| !set.is_empty()) {
         let server = &set.account.server_name;
-        match gate(set, &blocked, alone)? {
+        match gate(set, &blocked, alone.then_some(deadline))? {
             Gate::Queue(reason) => {
                 blocked.push(server.clone());
                 queued.push(Queued::new(set, reason, None));
@@ -119,16 +122,36 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     }
     fault_point!(BeforeSend if !deliveries.is_empty() || !drains.is_empty());
     match (deliveries.len(), drains.is_empty()) {
-        (0, true) => write_queue(queued),
+        (0, true) => {
+            if alone {
+                give_way(&queued, deadline)?;
+            }
+            write_queue(queued)
+        }
         // What cannot be told by rows is told by its transaction, which is to be known before it is committed.
         (1, true) if !deliveries.iter().any(|delivery| delivery.set.is_keyless()) => {
             write_queue(queued)?;
-            deliveries
-                .into_iter()
-                .try_for_each(|delivery| write_queue(at_once(delivery)?))
+            deliveries.into_iter().try_for_each(|delivery| {
+                let queued = at_once(delivery)?;
+                if alone {
+                    give_way(queued.as_slice(), deadline)?;
+                }
+                write_queue(queued)
+            })
         }
         _ => in_two_steps(deliveries, drains, queued),
     }
+}
+
+/// Who queues because it has been refused a connection lets those who have one go first, see
+/// [`handover`](super::handover).
+fn give_way(queued: &[Queued<'_>], deadline: Instant) -> Result<()> {
+    let is_refused =
+        |one: &&Queued<'_>| (one.reason.as_ref()).is_some_and(Error::is_connection_refusal);
+    for Queued { set, .. } in queued.iter().filter(is_refused) {
+        Turn::new(set.account.server, false, deadline).give_way()?;
+    }
+    Ok(())
 }
 
 /// Tables of several owners may send to one server, each owner's changes over a connection of its
@@ -208,8 +231,9 @@ enum Gate {
 /// only be made after that one's transaction had committed its record. For the same reason it passes
 /// failed records if it touches none of their rows.
 /// `blocked` names servers whose older changes this very transaction drains or queues.
-/// `alone`: nothing else is delivered, so that who enters the queue is out of it again at once.
-fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
+/// `deadline`: how long it may wait for an empty queue. Only where nothing else is delivered, so that who enters the
+/// queue is out of it again at once.
+fn gate(set: &ChangeSet, blocked: &[String], deadline: Option<Instant>) -> Result<Gate> {
     let server = &set.account.server_name;
     let mut admitted = match blocked.contains(server) {
         true => Admission::Pending,
@@ -227,14 +251,17 @@ fn gate(set: &ChangeSet, blocked: &[String], alone: bool) -> Result<Gate> {
         }
         admitted = admission::admit(set)?;
     }
-    if matches!(admitted, Admission::Pending)
+    if let Some(deadline) = deadline
+        && matches!(admitted, Admission::Pending)
         && set.mode == Mode::Async
-        && alone
-        && handover::enter(set.account.server)?
     {
-        admitted = admission::admit(set)?;
+        let is_connected = session::is_idle(&set.account.key());
+        let mut turn = Turn::new(set.account.server, is_connected, deadline);
+        while matches!(admitted, Admission::Pending) && turn.await_emptied()? {
+            admitted = admission::admit(set)?;
+        }
         if matches!(admitted, Admission::Free) {
-            lock::leave(set.account.server);
+            turn.leave();
         }
     }
     match (admitted, set.mode) {

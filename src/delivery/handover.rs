@@ -4,36 +4,158 @@
 //! when the worker has nearly caught up it closes the queue for its next visit: those who are about to
 //! queue wait for it a moment, and find the queue empty then. Only progress depends on this, never
 //! order: who does not want to wait any longer queues all the same.
+//!
+//! Where a server grants fewer connections than sessions ask for, those who have none queue all the time. They
+//! would always come first at a queue that is empty again, since nothing keeps them there: so who has been refused
+//! a connection lets a moment pass before it queues, in which the others find the queue empty. And who has a
+//! connection waits for the queue to be emptied before it is closed, too, where the worker promises to come.
 
 use crate::error::{Error, Result};
+use crate::local::{ProcessLocal, process_local};
 use crate::pg::wait;
 use crate::pg::{Oid, interrupt, lock};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Longest time a commit waits for the queue to be opened again.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(1);
+/// For how long an empty queue is left to those who have a connection.
+const HEAD_START: Duration = Duration::from_millis(5);
+/// For how long a promise counts for nothing after it was not kept in time.
+const DISTRUST: Duration = Duration::from_secs(1);
 
-/// Enters the queue of a server. True when it was closed and is open again: the caller should look
-/// once more whether it must queue.
-///
-/// # Errors
-/// 57014 for a request to cancel.
-pub fn enter(server: Oid) -> Result<bool> {
-    if lock::try_enter(server) {
-        return Ok(false);
+process_local! {
+    /// Servers for which a promise was not kept in time, and when.
+    static BROKEN: RefCell<HashMap<u32, Instant>> = RefCell::default();
+}
+
+/// Until when the waits of a commit that begins now are over.
+pub fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// A commit that is about to queue changes for a server.
+pub struct Turn {
+    server: Oid,
+    is_connected: bool,
+    deadline: Instant,
+    /// In the queue, which cannot be closed as long as anybody is.
+    has_entered: bool,
+    /// It has waited on the strength of a promise.
+    has_relied: bool,
+}
+
+impl Turn {
+    /// `is_connected`: it could send over a connection that it has.
+    pub fn new(server: Oid, is_connected: bool, deadline: Instant) -> Self {
+        Self {
+            server,
+            is_connected,
+            deadline,
+            has_entered: false,
+            has_relied: false,
+        }
     }
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
+
+    /// Waits until the queue may have been emptied. True: the caller should look once more whether it must queue,
+    /// and ask again if so. False: there is nothing to wait for, it is to queue.
+    ///
+    /// # Errors
+    /// 57014 for a request to cancel.
+    pub fn await_emptied(&mut self) -> Result<bool> {
+        let mut was_closed = false;
+        loop {
+            if self.try_enter() && was_closed {
+                return Ok(true);
+            }
+            if self.has_entered && !self.relies() {
+                return Ok(false);
+            }
+            if self.is_over() {
+                self.note_broken();
+                return Ok(false);
+            }
+            if self.has_entered {
+                self.leave();
+                pause(STEP)?;
+                return Ok(true);
+            }
+            was_closed = true;
+            pause(STEP)?;
+        }
+    }
+
+    /// Lets those who have a connection go first, and enters the queue. For who has been refused one, which may have
+    /// taken longer than it would wait here.
+    ///
+    /// # Errors
+    /// 57014 for a request to cancel.
+    pub fn give_way(&mut self) -> Result<()> {
+        loop {
+            pause(HEAD_START)?;
+            if self.try_enter() {
+                return Ok(());
+            }
+            // Once it is open again it is empty again.
+            while !self.try_enter() {
+                if self.is_over() {
+                    return Ok(());
+                }
+                pause(STEP)?;
+            }
+            if self.is_over() {
+                return Ok(());
+            }
+            self.leave();
+        }
+    }
+
+    /// Nothing is queued: the next visit need not wait for the end of the transaction.
+    pub fn leave(&mut self) {
+        if std::mem::take(&mut self.has_entered) {
+            lock::leave(self.server);
+        }
+    }
+
+    fn try_enter(&mut self) -> bool {
+        self.has_entered = self.has_entered || lock::try_enter(self.server);
+        self.has_entered
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// Whether it waits for a queue that is open.
+    fn relies(&mut self) -> bool {
+        let server = self.server.to_u32();
+        let broken = BROKEN.with_borrow(|broken| broken.get(&server).copied());
+        let relies = self.is_connected
+            && broken.is_none_or(|at| at.elapsed() >= DISTRUST)
+            && lock::is_promised(self.server);
+        self.has_relied |= relies;
+        relies
+    }
+
+    fn note_broken(&self) {
+        if self.has_relied {
+            let server = self.server.to_u32();
+            BROKEN.with_borrow_mut(|broken| broken.insert(server, Instant::now()));
+        }
+    }
+}
+
+fn pause(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
         if interrupt::pending() {
             interrupt::check();
             return Err(Error::Canceled);
         }
-        wait::wait(&[], STEP);
-        if lock::try_enter(server) {
-            return Ok(true);
-        }
+        wait::wait(&[], left.max(STEP));
     }
-    Ok(false)
+    Ok(())
 }

@@ -44,6 +44,46 @@ pub fn close(server: Oid) {
     acquire(server, CLOSE, false);
 }
 
+/// A promise that is kept from transaction to transaction until it is dropped, or the process ends: what is queued
+/// for a server is removed from the queue at once.
+pub struct Promise(Oid);
+
+impl Promise {
+    /// Without waiting: `None` while somebody looks whether it is made.
+    pub fn make(server: Oid) -> Option<Self> {
+        xact::demand();
+        let (tag, mode) = (promise(server), pg_sys::ExclusiveLock as pg_sys::LOCKMODE);
+        // SAFETY: a plain lock tag; the session owns the lock.
+        let got = unsafe { pg_sys::LockAcquire(&tag, mode, true, true) };
+        (got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then_some(Self(server))
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        let (tag, mode) = (promise(self.0), pg_sys::ExclusiveLock as pg_sys::LOCKMODE);
+        // SAFETY: as taken; the session has it.
+        unsafe {
+            pg_sys::LockRelease(&tag, mode, true);
+        }
+    }
+}
+
+/// Whether somebody has made a [`Promise`] for a server.
+pub fn is_promised(server: Oid) -> bool {
+    xact::demand();
+    is_held(&promise(server))
+}
+
+/// As advisory locks are, that of a session is untouched by the end of a transaction, whatever it was, and given up
+/// when the process ends, also outside of one.
+fn promise(server: Oid) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        ..tag(server, 3)
+    }
+}
+
 /// Takes the right to note that an owner of this server's records cannot be served, until the end of the
 /// transaction, without waiting. False when another session has it.
 pub fn try_note(server: Oid) -> bool {
@@ -65,13 +105,18 @@ pub fn hold_undecided(number: u64) {
 /// may be taken for the other.
 pub fn is_undecided(number: u64) -> bool {
     xact::demand();
-    let (tag, mode) = (undecided(number), pg_sys::ShareLock as pg_sys::LOCKMODE);
+    is_held(&undecided(number))
+}
+
+/// Whether a lock is held that excludes others, in a transaction.
+fn is_held(tag: &pg_sys::LOCKTAG) -> bool {
+    let mode = pg_sys::ShareLock as pg_sys::LOCKMODE;
     // SAFETY: a plain lock tag; the lock is given up at once.
     unsafe {
-        let got = pg_sys::LockAcquire(&tag, mode, false, true);
+        let got = pg_sys::LockAcquire(tag, mode, false, true);
         let is_free = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
         if is_free {
-            pg_sys::LockRelease(&tag, mode, false);
+            pg_sys::LockRelease(tag, mode, false);
         }
         !is_free
     }

@@ -18,6 +18,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::guc;
 use crate::pg::bgworker::{self, End, Handle, Startup};
+use crate::pg::lock::Promise;
 use crate::pg::spi::Extension;
 use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, compat, context, database, interrupt, report, wait, worker_registry};
@@ -117,6 +118,8 @@ struct Server {
     /// What people are told while it fails.
     trouble: &'static str,
     round: Round,
+    /// Its queue is filled again and again, and emptied at once: who has a connection may wait for that.
+    promise: Option<Promise>,
 }
 
 /// Owners over whose accounts a server was approached in turn, since the last that was let in.
@@ -142,6 +145,7 @@ impl Server {
             answered: None,
             trouble: "",
             round: Round::default(),
+            promise: None,
         }
     }
 
@@ -216,6 +220,7 @@ impl Drainer {
             if wait::take_woken() || is_notified() {
                 self.look_at = self.look_at.min(self.looked + self.look_gap);
                 self.resolver.wake();
+                self.visit_again();
             }
             let before = self.copiers.len();
             self.copiers
@@ -242,6 +247,22 @@ impl Drainer {
             }
             let next = self.next().saturating_duration_since(Instant::now());
             event_loop::run_for(&mut self.links, next);
+        }
+    }
+
+    /// Something was queued: servers whose queues are filled again and again are visited without a look at all of
+    /// them, which may not come yet.
+    fn visit_again(&mut self) {
+        let now = Instant::now();
+        let mut is_any = false;
+        let servers = self.servers.values_mut();
+        for server in servers.filter(|server| server.pace.is_refilled(now)) {
+            server.schedule.wake(now);
+            is_any = true;
+        }
+        if is_any {
+            // What is queued from now on may not be seen; that of other servers is looked for all the same.
+            worker_registry::clear(database::current(), worker_registry::flag::NOTIFIED);
         }
     }
 
@@ -364,10 +385,13 @@ impl Drainer {
                 self.look_at = self.looked + guc::max_retry_interval();
                 self.copy(copies);
                 let visited: Vec<&str> = self.visitors.iter().map(|v| v.server.as_str()).collect();
-                self.servers
-                    .retain(|name, _| names.contains(&name) || visited.contains(&name.as_str()));
+                let now = self.looked;
+                self.servers.retain(|name, server| {
+                    names.contains(&name)
+                        || visited.contains(&name.as_str())
+                        || server.pace.was_emptied(now)
+                });
                 for (name, wait) in waits {
-                    let now = self.looked;
                     let new = || match wait {
                         Some((failures, wait)) => Server::failing(failures, now + wait, now),
                         None => Server::new(now),
@@ -562,6 +586,7 @@ impl Drainer {
         let limit = (VISIT >> (2 * failures).min(12)).max(1);
         let began = Instant::now();
         let closes = self.servers.get(name).is_some_and(|s| s.pace.closes(began));
+        let number = link.endpoint().account.server;
         let visit =
             run_in_transaction(|| drain::visit(&Extension::find()?, name, link, limit, closes));
         let now = Instant::now();
@@ -574,6 +599,7 @@ impl Drainer {
             Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
                 if let Some(server) = self.servers.get_mut(name) {
                     server.pace.could_not_close(now);
+                    server.promise = None;
                     if closes {
                         server.schedule.succeed(true, now)
                     } else {
@@ -584,6 +610,7 @@ impl Drainer {
             }
             Ok(Visit::Busy) => {
                 if let Some(server) = self.servers.get_mut(name) {
+                    server.promise = None;
                     server.schedule.keep_off(now, intervals());
                 }
                 return;
@@ -597,6 +624,12 @@ impl Drainer {
         server.pace.remaining(remaining, done, now - began, now);
         server.schedule.succeed(remaining > 0, now);
         server.answered = Some(now);
+        if !server.pace.is_refilled(now) {
+            server.promise = None;
+        } else if server.promise.is_none() {
+            let promise = run_in_transaction(|| Ok(Promise::make(number)));
+            server.promise = promise.unwrap_or_default();
+        }
         if failures > 0 {
             report::log(&format!("server \"{name}\" is reached again"), None);
         }
@@ -616,6 +649,7 @@ impl Drainer {
             server.schedule.keep_awake();
         }
         server.answered = None;
+        server.promise = None;
         server.trouble = trouble(error);
         if server.schedule.failures() == 1 {
             let wait = wait.as_millis();

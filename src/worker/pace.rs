@@ -10,6 +10,8 @@ const FEW: i64 = 200;
 const WINDOW: Duration = Duration::from_secs(10);
 /// For how long the queue stays open after closing it took too long.
 const RESPITE: Duration = Duration::from_secs(1);
+/// What is queued so soon after the queue was emptied comes from those who queue all the time.
+const SOON: Duration = Duration::from_secs(1);
 
 /// How fast a server's backlog shrinks, from visit to visit.
 #[derive(Debug, Default)]
@@ -17,20 +19,58 @@ pub struct Pace {
     /// The backlog at the beginning of the window.
     window: Option<(Instant, i64)>,
     closed: bool,
+    emptied: Option<Emptied>,
     open_until: Option<Instant>,
+}
+
+/// A visit that has emptied the queue.
+#[derive(Clone, Copy, Debug)]
+struct Emptied {
+    at: Instant,
+    took: Duration,
+    /// Another one had done so shortly before, and at least one of them was quick.
+    again: bool,
 }
 
 impl Pace {
     /// Whether to close the queue.
     pub fn closes(&self, now: Instant) -> bool {
-        self.closed && self.open_until.is_none_or(|until| until <= now)
+        // Whoever queues all the time would let nobody else deliver.
+        (self.closed || self.is_refilled(now)) && self.open_until.is_none_or(|until| until <= now)
+    }
+
+    /// Whether the queue was emptied a moment ago, and so shortly after it had been: what is queued now is no
+    /// backlog, but comes from those who queue all the time.
+    pub fn is_refilled(&self, now: Instant) -> bool {
+        self.was_emptied(now) && self.emptied.is_some_and(|last| last.again)
+    }
+
+    /// Whether the queue was emptied a moment ago.
+    pub fn was_emptied(&self, now: Instant) -> bool {
+        self.emptied
+            .is_some_and(|last| now.duration_since(last.at) < SOON)
     }
 
     /// A visit has applied `done` records within `took`, and left so many.
     pub fn remaining(&mut self, backlog: i64, done: u64, took: Duration, now: Instant) {
         if backlog == 0 {
-            *self = Self::default();
+            let before = self.emptied.filter(|_| self.was_emptied(now));
+            let again = before.is_some_and(|before| before.took.min(took) <= MOMENT);
+            *self = Self {
+                emptied: Some(Emptied {
+                    at: now,
+                    took,
+                    again,
+                }),
+                ..Self::default()
+            };
             return;
+        }
+        // A few may have been queued past the closed queue; the next visit takes them.
+        if let Some(last) = &mut self.emptied
+            && backlog > FEW
+        {
+            last.again = false;
         }
         let (since, before) = *self.window.get_or_insert((now, backlog));
         // Not less than the last one took, which it mostly spent on what every visit costs.
@@ -77,5 +117,30 @@ mod tests {
         assert!(!pace.closes(at(22)) && pace.closes(at(23)));
         pace.remaining(0, 200, second, at(24));
         assert!(!pace.closes(at(30)));
+    }
+
+    #[test]
+    fn a_queue_that_is_filled_again_at_once_is_closed_again() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let moment = Duration::from_millis(5);
+        let mut pace = Pace::default();
+        pace.remaining(0, 3, moment, at(0));
+        assert!(!pace.closes(at(1)), "perhaps that was all");
+        for time in [10, 20, 500] {
+            pace.remaining(0, 2, moment, at(time));
+            assert!(
+                pace.is_refilled(at(time + 1)) && pace.closes(at(time + 1)),
+                "it is filled again"
+            );
+        }
+        pace.remaining(300, 2, moment, at(510));
+        assert!(!pace.is_refilled(at(511)), "it is not emptied any more");
+        pace.remaining(0, 300, 20 * moment, at(520));
+        assert!(pace.is_refilled(at(521)), "that one was slow");
+        assert!(!pace.is_refilled(at(1_520)), "it was not filled for long");
+        pace.remaining(0, 2, 20 * moment, at(1_521));
+        pace.remaining(0, 2, 20 * moment, at(1_522));
+        assert!(!pace.is_refilled(at(1_523)), "commits would wait too long");
     }
 }

@@ -2,6 +2,7 @@
 
 mod away_targets;
 mod connections;
+mod crowds;
 mod host_options;
 pub mod hostile;
 mod hostile_answers;

@@ -138,7 +138,8 @@ fn writers(fixture: &Fixture, number: usize) -> Vec<Client> {
         .collect()
 }
 
-fn limit(fixture: &Fixture, connections: u32) {
+/// Connections that the right side grants to the role over which is delivered.
+pub fn limit(fixture: &Fixture, connections: u32) {
     let user = &fixture.right.user;
     fixture
         .right
