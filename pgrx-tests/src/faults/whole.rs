@@ -84,7 +84,7 @@ struct Round {
     /// A row is refused by the target.
     is_gated: bool,
     was_gated: bool,
-    /// Tables of which the gate has refused something, as long as anything is marked failed.
+    /// Tables of which the gate has refused something, or may have, as long as anything is queued.
     gated: Vec<String>,
     doubts: u32,
     committed: u32,
@@ -355,7 +355,13 @@ impl Round {
         self.proxy.cut();
         // Used up, if nothing was to be committed.
         self.proxy.cut_after(u64::MAX, Direction::ToClient);
-        self.doubts += u32::from(is_cut && ended.is_err());
+        let is_lost = is_cut && ended.is_err();
+        self.doubts += u32::from(is_lost);
+        if is_lost && self.is_gated {
+            // What it marked failed was not kept here, and what went past that was kept there.
+            self.gated
+                .extend(self.tables.iter().map(|table| table.name.clone()));
+        }
         self.history.push(format!(
             "-- drained {limit} with {buffer}: {:?}, {:?}",
             drained
@@ -394,8 +400,9 @@ impl Round {
             self.was_gated || self.gated.is_empty(),
             "refused by a gate that was never closed"
         );
-        // What the gate has led to may be left where not all that has failed is tried again.
-        if self.failed("status = 'failed'")?.is_empty() {
+        // What the gate has led to may be left where not all that has failed is tried again, and may come up only
+        // once the rest is.
+        if self.failed("true")?.is_empty() {
             self.gated.clear();
         }
         let tied: Vec<String> = (self.tied_to(&self.gated).iter())
