@@ -132,7 +132,7 @@ fn who_has_a_connection_delivers_directly_beside_those_who_have_none() {
     let longest = crowd.end();
     await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);
     assert_equal(&fixture);
-    assert!(delivered > 70, "{delivered} of 100");
+    assert!(delivered > 35, "{delivered} of 100");
     assert!(longest < SOON, "{longest:?}");
     fixture.left.exec_superuser("select stop_sync_worker()");
 }
