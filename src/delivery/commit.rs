@@ -149,7 +149,7 @@ fn give_way(queued: &[Queued<'_>], deadline: Instant) -> Result<()> {
     let is_refused =
         |one: &&Queued<'_>| (one.reason.as_ref()).is_some_and(Error::is_connection_refusal);
     for Queued { set, .. } in queued.iter().filter(is_refused) {
-        Turn::new(set.account.server, false, deadline).give_way()?;
+        Turn::new(set, false, deadline).give_way()?;
     }
     Ok(())
 }
@@ -256,7 +256,7 @@ fn gate(set: &ChangeSet, blocked: &[String], deadline: Option<Instant>) -> Resul
         && set.mode == Mode::Async
     {
         let is_connected = session::is_idle(&set.account.key());
-        let mut turn = Turn::new(set.account.server, is_connected, deadline);
+        let mut turn = Turn::new(set, is_connected, deadline);
         while matches!(admitted, Admission::Pending) && turn.await_emptied()? {
             admitted = admission::admit(set)?;
         }

@@ -9,11 +9,19 @@
 //! would always come first at a queue that is empty again, since nothing keeps them there: so who has been refused
 //! a connection lets a moment pass before it queues, in which the others find the queue empty. And who has a
 //! connection waits for the queue to be emptied before it is closed, too, where the worker promises to come.
+//!
+//! Who waits has written already, and holds locks of its rows. Among masters deliveries from the other side may wait
+//! for these, while the other side's queue is closed for them as well: each worker would wait for commits that wait
+//! for the other one. So nobody waits here who holds up a delivery.
 
+use crate::capture::change_set::ChangeSet;
 use crate::error::{Error, Result};
+use crate::guc;
 use crate::local::{ProcessLocal, process_local};
+use crate::pg::spi;
 use crate::pg::wait;
 use crate::pg::{Oid, interrupt, lock};
+use crate::sql::quote::ArrayLiteral;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -32,13 +40,17 @@ process_local! {
     static BROKEN: RefCell<HashMap<u32, Instant>> = RefCell::default();
 }
 
+/// Between two looks at who waits for the transaction.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Until when the waits of a commit that begins now are over.
 pub fn deadline() -> Instant {
     Instant::now() + PATIENCE
 }
 
 /// A commit that is about to queue changes for a server.
-pub struct Turn {
+pub struct Turn<'s> {
+    set: &'s ChangeSet,
     server: Oid,
     is_connected: bool,
     deadline: Instant,
@@ -46,17 +58,21 @@ pub struct Turn {
     has_entered: bool,
     /// It has waited on the strength of a promise.
     has_relied: bool,
+    /// When it has looked who waits for it.
+    looked: Option<Instant>,
 }
 
-impl Turn {
+impl<'s> Turn<'s> {
     /// `is_connected`: it could send over a connection that it has.
-    pub fn new(server: Oid, is_connected: bool, deadline: Instant) -> Self {
+    pub fn new(set: &'s ChangeSet, is_connected: bool, deadline: Instant) -> Self {
         Self {
-            server,
+            set,
+            server: set.account.server,
             is_connected,
             deadline,
             has_entered: false,
             has_relied: false,
+            looked: None,
         }
     }
 
@@ -76,6 +92,9 @@ impl Turn {
             }
             if self.is_over() {
                 self.note_broken();
+                return Ok(false);
+            }
+            if self.holds_up_delivery()? {
                 return Ok(false);
             }
             if self.has_entered {
@@ -101,12 +120,12 @@ impl Turn {
             }
             // Once it is open again it is empty again.
             while !self.try_enter() {
-                if self.is_over() {
+                if self.is_over() || self.holds_up_delivery()? {
                     return Ok(());
                 }
                 pause(STEP)?;
             }
-            if self.is_over() {
+            if self.is_over() || self.holds_up_delivery()? {
                 return Ok(());
             }
             self.leave();
@@ -138,6 +157,31 @@ impl Turn {
             && lock::is_promised(self.server);
         self.has_relied |= relies;
         relies
+    }
+
+    /// Whether a session that brings changes from elsewhere waits for this transaction, or behind others who do.
+    fn holds_up_delivery(&mut self) -> Result<bool> {
+        if !lock::has_waiters() || self.looked.is_some_and(|at| at.elapsed() < LOOK) {
+            return Ok(false);
+        }
+        self.looked = Some(Instant::now());
+        let names = self.set.routes().iter().map(|route| {
+            let own = route.application_name.clone();
+            own.unwrap_or_else(guc::application_name)
+        });
+        let mut list = ArrayLiteral::default();
+        names.for_each(|name| list.push(Some(&name)));
+        let names = list.into_text();
+        let sql = "SELECT EXISTS (
+             SELECT FROM pg_locks AS waits
+               JOIN pg_stat_activity AS session ON session.pid = waits.pid
+               JOIN pg_locks AS own ON own.pid = pg_backend_pid() AND own.granted
+              WHERE NOT waits.granted AND session.application_name = ANY ($1::text[])
+                AND (waits.locktype = 'transactionid' AND own.locktype = 'transactionid'
+                     AND waits.transactionid = own.transactionid
+                     OR waits.locktype = 'tuple' AND own.locktype = 'relation'
+                     AND waits.relation = own.relation AND waits.database = own.database))";
+        spi::select_one(&self.set.extension, sql, &[Some(&names)])
     }
 
     fn note_broken(&self) {

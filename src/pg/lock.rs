@@ -108,6 +108,26 @@ pub fn is_undecided(number: u64) -> bool {
     is_held(&undecided(number))
 }
 
+/// Whether another session waits for the end of the current transaction.
+pub fn has_waiters() -> bool {
+    xact::demand();
+    // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_TRANSACTION does it, of a lock that a transaction with a
+    // number holds.
+    unsafe {
+        let number = pg_sys::GetTopTransactionIdIfAny();
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: number.into_inner(),
+            locktag_field2: 0,
+            locktag_field3: 0,
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_TRANSACTION as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        };
+        let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+        number != pg_sys::InvalidTransactionId && pg_sys::LockHasWaiters(&tag, mode, false)
+    }
+}
+
 /// Whether a lock is held that excludes others, in a transaction.
 fn is_held(tag: &pg_sys::LOCKTAG) -> bool {
     let mode = pg_sys::ShareLock as pg_sys::LOCKMODE;

@@ -210,19 +210,11 @@ fn nobody_waits_for_a_worker_that_does_not_come() {
     for (at, client) in holders.iter_mut().enumerate() {
         run(client, &format!("insert into t values ({}, 0)", at + 1));
     }
-    let worker = Pid::from_raw(fixture.left.query_one(
-        "select pid from pg_stat_activity
-         where backend_type = 'pg_rowsync worker' and datname = current_database()",
-    ));
+    let worker = worker(&fixture);
     let crowd = Crowd::start(&fixture, 8);
     // Stopped between two visits, the worker can neither come nor take its word back.
-    await_until(SOON, "the worker to be stopped", || {
-        kill(worker, Signal::SIGSTOP).expect("a worker");
-        let is_stopped = is_held(&fixture, PROMISED) && !is_held(&fixture, CLOSED);
-        if !is_stopped {
-            kill(worker, Signal::SIGCONT).expect("a worker");
-        }
-        is_stopped
+    stop(worker, || {
+        is_held(&fixture, PROMISED) && !is_held(&fixture, CLOSED)
     });
     await_until(SOON, "others to queue", || queued(&fixture) > 0);
     let took = insert(&mut holders[0], 1_000);
@@ -242,6 +234,102 @@ fn nobody_waits_for_a_worker_that_does_not_come() {
     fixture.left.exec_superuser("select start_sync_worker()");
     await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);
     assert_equal(&fixture);
+    fixture.left.exec_superuser("select stop_sync_worker()");
+}
+
+/// The worker of the left side.
+fn worker(fixture: &Fixture) -> Pid {
+    Pid::from_raw(fixture.left.query_one(
+        "select pid from pg_stat_activity
+         where backend_type = 'pg_rowsync worker' and datname = current_database()",
+    ))
+}
+
+/// Stops a process at a moment at which something holds. Only while it waits for events: it might have a lock
+/// inside the server which others wait for, and could not be asked about.
+fn stop(process: Pid, holds: impl Fn() -> bool) {
+    let waits_for_events = || {
+        let call = std::fs::read_to_string(format!("/proc/{process}/syscall")).expect("a process");
+        let number = call.split_whitespace().next();
+        number.is_some_and(|number| EVENT_WAITS.contains(&number))
+    };
+    let is_stopped = || {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
+        status.contains("State:\tT")
+    };
+    await_until(SOON, "the process to be stopped", || {
+        kill(process, Signal::SIGSTOP).expect("a process");
+        await_until(SOON, "the process to stop", is_stopped);
+        let is_right = waits_for_events() && holds();
+        if !is_right {
+            kill(process, Signal::SIGCONT).expect("a process");
+        }
+        is_right
+    });
+}
+
+/// Numbers of epoll_wait and epoll_pwait.
+const EVENT_WAITS: [&str; 2] = if cfg!(target_arch = "x86_64") {
+    ["232", "281"]
+} else {
+    ["22", "441"]
+};
+
+/// The shortest of a few commits that find the queue closed, while sessions of these names wait in a line for the
+/// row.
+fn commit_before(fixture: &Fixture, waiting: &[&str]) -> Duration {
+    let mut client = fixture.left.client();
+    let tries = (0..5).map(|_| {
+        run(&mut client, "begin; update t set v = v + 1 where id = 1");
+        let others: Vec<_> = (waiting.iter())
+            .map(|name| {
+                let mut other = fixture.left.client();
+                run(&mut other, &format!("set application_name = '{name}'"));
+                let process = query(&mut other, "select pg_backend_pid()").remove(0);
+                let other = thread::spawn(move || {
+                    run(&mut other, "update t set v = v + 1 where id = 1");
+                });
+                await_until(SOON, "another to wait for the row", || {
+                    fixture.left.query_one(&format!(
+                        "select wait_event_type is not distinct from 'Lock' from pg_stat_activity
+                         where pid = {process}"
+                    ))
+                });
+                other
+            })
+            .collect();
+        let start = Instant::now();
+        run(&mut client, "commit");
+        let took = start.elapsed();
+        others
+            .into_iter()
+            .for_each(|other| other.join().expect("another"));
+        took
+    });
+    tries.min().expect("tries")
+}
+
+/// Among masters the other side's worker may wait for a row here while it keeps commits there out of its queue.
+#[test]
+fn who_holds_up_a_delivery_from_elsewhere_does_not_wait_for_a_closed_queue() {
+    let fixture = crowded("crowd_masters");
+    fixture.left.exec("insert into t values (1, 0)");
+    let crowd = Crowd::start(&fixture, 8);
+    let worker = worker(&fixture);
+    stop(worker, || is_held(&fixture, CLOSED));
+    crowd.end();
+    for (waiting, waits) in [
+        (&["pg_rowsync"][..], false),
+        // Behind another one that waits.
+        (&["writer", "pg_rowsync"], false),
+        (&["writer"], true),
+        (&[], true),
+    ] {
+        let took = commit_before(&fixture, waiting);
+        assert_eq!(took >= PATIENCE, waits, "{waiting:?}: {took:?}");
+    }
+    kill(worker, Signal::SIGCONT).expect("a worker");
+    await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);
     fixture.left.exec_superuser("select stop_sync_worker()");
 }
 
