@@ -144,7 +144,7 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
 }
 
 /// Who queues because it has been refused a connection lets those who have one go first, see
-/// [`handover`](super::handover).
+/// [`handover`].
 fn give_way(queued: &[Queued<'_>], deadline: Instant) -> Result<()> {
     let is_refused =
         |one: &&Queued<'_>| (one.reason.as_ref()).is_some_and(Error::is_connection_refusal);

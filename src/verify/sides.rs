@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// How long the server may work on one question: on all rows of a table, where it cannot be cut.
 const PATIENCE: Duration = Duration::from_secs(3_600);
-/// Bytes of an answer that are kept. A connection is closed over [`LONGEST_ANSWER`].
+/// Bytes of an answer that are kept. A connection is closed over an answer that is longer by a third.
 const MAX_ANSWER_BYTES: usize = 6 * 1024 * 1024;
 /// Bytes that a side lists rows in, in its own encoding, of which UTF-8 may need twice as many.
 pub const MAX_LIST_BYTES: usize = MAX_ANSWER_BYTES / 2;
