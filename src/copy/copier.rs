@@ -93,6 +93,11 @@ fn failed(group: i64, error: &Error) {
     interrupt::nothing_committed();
     let noted = run_in_transaction(|| {
         let extension = Extension::find()?;
+        // Whatever a table that is being dropped has failed by.
+        if registry::drop_without_table(&extension, group)? {
+            transaction::wake_worker();
+            return Ok(());
+        }
         let copies = registry::group(&extension, group)?;
         let attempts = copies
             .iter()
