@@ -1,4 +1,4 @@
-//! Which decisions this session knows to be carried out, though their rows may still be there: it has sent
+//! Which decisions this backend knows to be carried out, though their rows may still be there: it has sent
 //! COMMIT PREPARED itself, or has asked the server. They are removed with its next transaction.
 
 use super::decision;

@@ -93,7 +93,7 @@ fn failed(group: i64, error: &Error) {
     interrupt::nothing_committed();
     let noted = run_in_transaction(|| {
         let extension = Extension::find()?;
-        // Whatever a table that is being dropped has failed by.
+        // Where a table was dropped meanwhile, the failure may be any.
         if registry::drop_without_table(&extension, group)? {
             transaction::wake_worker();
             return Ok(());

@@ -16,12 +16,10 @@
 
 use crate::capture::change_set::ChangeSet;
 use crate::error::{Error, Result};
-use crate::guc;
 use crate::local::{ProcessLocal, process_local};
-use crate::pg::spi;
 use crate::pg::wait;
 use crate::pg::{Oid, interrupt, lock};
-use crate::sql::quote::ArrayLiteral;
+use crate::queue::admission;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -51,7 +49,6 @@ pub fn deadline() -> Instant {
 /// A commit that is about to queue changes for a server.
 pub struct Turn<'s> {
     set: &'s ChangeSet,
-    server: Oid,
     is_connected: bool,
     deadline: Instant,
     /// In the queue, which cannot be closed as long as anybody is.
@@ -67,7 +64,6 @@ impl<'s> Turn<'s> {
     pub fn new(set: &'s ChangeSet, is_connected: bool, deadline: Instant) -> Self {
         Self {
             set,
-            server: set.account.server,
             is_connected,
             deadline,
             has_entered: false,
@@ -135,12 +131,12 @@ impl<'s> Turn<'s> {
     /// Nothing is queued: the next visit need not wait for the end of the transaction.
     pub fn leave(&mut self) {
         if std::mem::take(&mut self.has_entered) {
-            lock::leave(self.server);
+            lock::leave(self.server());
         }
     }
 
     fn try_enter(&mut self) -> bool {
-        self.has_entered = self.has_entered || lock::try_enter(self.server);
+        self.has_entered = self.has_entered || lock::try_enter(self.server());
         self.has_entered
     }
 
@@ -150,11 +146,11 @@ impl<'s> Turn<'s> {
 
     /// Whether it waits for a queue that is open.
     fn relies(&mut self) -> bool {
-        let server = self.server.to_u32();
+        let server = self.server().to_u32();
         let broken = BROKEN.with_borrow(|broken| broken.get(&server).copied());
         let relies = self.is_connected
             && broken.is_none_or(|at| at.elapsed() >= DISTRUST)
-            && lock::is_promised(self.server);
+            && lock::is_promised(self.server());
         self.has_relied |= relies;
         relies
     }
@@ -165,28 +161,16 @@ impl<'s> Turn<'s> {
             return Ok(false);
         }
         self.looked = Some(Instant::now());
-        let names = self.set.routes().iter().map(|route| {
-            let own = route.application_name.clone();
-            own.unwrap_or_else(guc::application_name)
-        });
-        let mut list = ArrayLiteral::default();
-        names.for_each(|name| list.push(Some(&name)));
-        let names = list.into_text();
-        let sql = "SELECT EXISTS (
-             SELECT FROM pg_locks AS waits
-               JOIN pg_stat_activity AS session ON session.pid = waits.pid
-               JOIN pg_locks AS own ON own.pid = pg_backend_pid() AND own.granted
-              WHERE NOT waits.granted AND session.application_name = ANY ($1::text[])
-                AND (waits.locktype = 'transactionid' AND own.locktype = 'transactionid'
-                     AND waits.transactionid = own.transactionid
-                     OR waits.locktype = 'tuple' AND own.locktype = 'relation'
-                     AND waits.relation = own.relation AND waits.database = own.database))";
-        spi::select_one(&self.set.extension, sql, &[Some(&names)])
+        admission::holds_up_delivery(self.set)
+    }
+
+    fn server(&self) -> Oid {
+        self.set.account.server
     }
 
     fn note_broken(&self) {
         if self.has_relied {
-            let server = self.server.to_u32();
+            let server = self.server().to_u32();
             BROKEN.with_borrow_mut(|broken| broken.insert(server, Instant::now()));
         }
     }

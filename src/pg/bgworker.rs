@@ -7,7 +7,7 @@
 //! again.
 
 use super::large::Inside;
-use super::lock_tag::object_tag;
+use super::lock_tag::{object_tag, outlasting_aborts};
 use super::{Oid, compat, context, database, report, text, worker_registry};
 use crate::error::{Error, Result};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
@@ -166,16 +166,12 @@ pub fn leave_copy(group: i64) {
 /// As [`worker_tag`], with the number of the group as that of the object.
 fn copy_tag(group: i64) -> pg_sys::LOCKTAG {
     let group = Oid::from(group as u32);
-    let tag = object_tag(
+    outlasting_aborts(object_tag(
         database::current(),
         pg_sys::ExtensionRelationId,
         group,
         COPY_LOCK,
-    );
-    pg_sys::LOCKTAG {
-        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-        ..tag
-    }
+    ))
 }
 
 /// `pg_locks.objsubid` of a copy's lock, beside class `pg_extension` and the number of its group.
@@ -398,19 +394,14 @@ pub fn try_yield(due: Option<i64>) -> bool {
     true
 }
 
-/// What [`become_worker`] locks. With the lock method of advisory locks, whose session locks outlast
-/// an abort, but a tag that no user can lock.
+/// What [`become_worker`] locks.
 fn worker_tag(database: Oid) -> pg_sys::LOCKTAG {
-    let tag = object_tag(
+    outlasting_aborts(object_tag(
         database,
         pg_sys::ExtensionRelationId,
         Oid::INVALID,
         WORKER_LOCK,
-    );
-    pg_sys::LOCKTAG {
-        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-        ..tag
-    }
+    ))
 }
 
 /// `pg_locks.objsubid` of a worker's lock, beside class `pg_extension` and object 0.

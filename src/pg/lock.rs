@@ -5,7 +5,7 @@ use super::Oid;
 use super::compat;
 use super::context::Settings;
 use super::database::current;
-use super::lock_tag::object_tag;
+use super::lock_tag::{is_held, object_tag, outlasting_aborts, transaction_tag};
 use super::xact;
 use pgrx::pg_sys;
 
@@ -75,13 +75,8 @@ pub fn is_promised(server: Oid) -> bool {
     is_held(&promise(server))
 }
 
-/// As advisory locks are, that of a session is untouched by the end of a transaction, whatever it was, and given up
-/// when the process ends, also outside of one.
 fn promise(server: Oid) -> pg_sys::LOCKTAG {
-    pg_sys::LOCKTAG {
-        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-        ..tag(server, 3)
-    }
+    outlasting_aborts(tag(server, 3))
 }
 
 /// Takes the right to note that an owner of this server's records cannot be served, until the end of the
@@ -111,34 +106,13 @@ pub fn is_undecided(number: u64) -> bool {
 /// Whether another session waits for the end of the current transaction.
 pub fn has_waiters() -> bool {
     xact::demand();
-    // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_TRANSACTION does it, of a lock that a transaction with a
-    // number holds.
+    let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+    // SAFETY: a plain read of a variable of this backend, and the tag of a lock that a transaction with a number
+    // holds.
     unsafe {
         let number = pg_sys::GetTopTransactionIdIfAny();
-        let tag = pg_sys::LOCKTAG {
-            locktag_field1: number.into_inner(),
-            locktag_field2: 0,
-            locktag_field3: 0,
-            locktag_field4: 0,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_TRANSACTION as u8,
-            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-        };
-        let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
-        number != pg_sys::InvalidTransactionId && pg_sys::LockHasWaiters(&tag, mode, false)
-    }
-}
-
-/// Whether a lock is held that excludes others, in a transaction.
-fn is_held(tag: &pg_sys::LOCKTAG) -> bool {
-    let mode = pg_sys::ShareLock as pg_sys::LOCKMODE;
-    // SAFETY: a plain lock tag; the lock is given up at once.
-    unsafe {
-        let got = pg_sys::LockAcquire(tag, mode, false, true);
-        let is_free = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
-        if is_free {
-            pg_sys::LockRelease(tag, mode, false);
-        }
-        !is_free
+        number != pg_sys::InvalidTransactionId
+            && pg_sys::LockHasWaiters(&transaction_tag(number), mode, false)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whether there is a transaction, and which.
 
 use super::compat;
+use super::lock_tag::{is_held, transaction_tag};
 use crate::error::{Error, Result, SqlState};
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
@@ -79,21 +80,5 @@ pub fn await_end(number: u32) {
 /// its end.
 pub fn is_under_way(number: u32) -> bool {
     demand();
-    let tag = pg_sys::LOCKTAG {
-        locktag_field1: number,
-        locktag_type: pg_sys::LockTagType::LOCKTAG_TRANSACTION as u8,
-        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-        ..Default::default()
-    };
-    let mode = pg_sys::ShareLock as pg_sys::LOCKMODE;
-    // SAFETY: the lock that every transaction has on itself, laid out as SET_LOCKTAG_TRANSACTION does it;
-    // given up at once.
-    unsafe {
-        let got = pg_sys::LockAcquire(&tag, mode, false, true);
-        let is_free = got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
-        if is_free {
-            pg_sys::LockRelease(&tag, mode, false);
-        }
-        !is_free
-    }
+    is_held(&transaction_tag(number.into()))
 }

@@ -12,8 +12,10 @@ use crate::capture::log::Rows;
 use crate::change::Source;
 use crate::connect::account::Account;
 use crate::error::Result;
+use crate::guc;
 use crate::pg::lookup::{IndexRef, Is, Status, View};
-use crate::pg::spi::Extension;
+use crate::pg::spi::{self, Extension};
+use crate::sql::quote::ArrayLiteral;
 
 /// What the queue has for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +177,29 @@ fn decisions_before(set: &ChangeSet) -> Result<Vec<Decision>> {
         &depends_on,
         &done::all(),
     )
+}
+
+/// Whether a session that brings changes from elsewhere waits for the current transaction, which has made these, or
+/// behind others who do.
+///
+/// # Errors
+/// What reading the locks reports.
+pub fn holds_up_delivery(set: &ChangeSet) -> Result<bool> {
+    let mut names = ArrayLiteral::default();
+    for route in set.routes() {
+        let own = route.application_name.clone();
+        names.push(Some(&own.unwrap_or_else(guc::application_name)));
+    }
+    let sql = "SELECT EXISTS (
+         SELECT FROM pg_locks AS waits
+           JOIN pg_stat_activity AS session ON session.pid = waits.pid
+           JOIN pg_locks AS own ON own.pid = pg_backend_pid() AND own.granted
+          WHERE NOT waits.granted AND session.application_name = ANY ($1::text[])
+            AND (waits.locktype = 'transactionid' AND own.locktype = 'transactionid'
+                 AND waits.transactionid = own.transactionid
+                 OR waits.locktype = 'tuple' AND own.locktype = 'relation'
+                 AND waits.relation = own.relation AND waits.database = own.database))";
+    spi::select_one(&set.extension, sql, &[Some(&names.into_text())])
 }
 
 /// Hashes that a prepared transaction leaves, at most; one with more concerns everything on its server.

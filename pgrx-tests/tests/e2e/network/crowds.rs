@@ -15,6 +15,7 @@ use rowsync_harness::fixture::await_until;
 use super::idle_connections::limit;
 use crate::support::common::{attach, linked, query, queued, rows, run, set_host_apart};
 use crate::support::one_way::{SOON, assert_equal};
+use crate::support::preloaded::WORKER;
 
 /// Between two transactions of a session.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -239,10 +240,7 @@ fn nobody_waits_for_a_worker_that_does_not_come() {
 
 /// The worker of the left side.
 fn worker(fixture: &Fixture) -> Pid {
-    Pid::from_raw(fixture.left.query_one(
-        "select pid from pg_stat_activity
-         where backend_type = 'pg_rowsync worker' and datname = current_database()",
-    ))
+    Pid::from_raw(fixture.left.query_one(WORKER))
 }
 
 /// Stops a process at a moment at which something holds. Only while it waits for events: it might have a lock

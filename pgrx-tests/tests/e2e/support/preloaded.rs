@@ -14,7 +14,7 @@ use crate::support::common::mirror;
 pub const WORKING: Duration = Duration::from_secs(60);
 
 /// The worker that serves this database, where there is one: its process ID.
-const WORKER: &str = "select coalesce((select pid from pg_stat_activity
+pub const WORKER: &str = "select coalesce((select pid from pg_stat_activity
                         where backend_type = 'pg_rowsync worker' and datname = current_database()), 0)";
 
 /// Settings that let a test wait for a retry: they come often and at an even pace.
