@@ -73,6 +73,15 @@ pub fn transaction_of(id: &pg_sys::VirtualTransactionId) -> (i32, u32) {
     (process, id.localTransactionId)
 }
 
+/// The virtual id of the transaction that holds a lock.
+pub fn holder_of(lock: &pg_sys::LockInstanceData) -> (i32, u32) {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    let holder = (lock.backend, lock.lxid);
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    let holder = transaction_of(&lock.vxid);
+    holder
+}
+
 /// A column of a row's description, by its position: 18 has put others before these.
 ///
 /// # Safety

@@ -131,7 +131,7 @@ fn undecided(number: u64) -> pg_sys::LOCKTAG {
 pub type Writer = (i32, u32);
 
 /// The transactions of others that hold a lock of a table under which they may write to it, prepared ones
-/// among them.
+/// among them. VACUUM, ANALYZE and REINDEX CONCURRENTLY hold one that writes nothing.
 pub fn writers(table: Oid) -> Vec<Writer> {
     xact::demand();
     let tag = pg_sys::LOCKTAG {
@@ -142,13 +142,56 @@ pub fn writers(table: Oid) -> Vec<Writer> {
         locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
         locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
     };
+    let mut found = holders_against(&tag, pg_sys::ShareLock);
+    if found.is_empty() {
+        return found;
+    }
+    // Every mode in which a table is written conflicts with what the maintenance of it conflicts with.
+    let maintaining = holders_against(&tag, pg_sys::ShareUpdateExclusiveLock);
+    if found.iter().any(|one| maintaining.contains(one)) {
+        let writing = holders_of_writing_modes(&tag);
+        found.retain(|one| writing.contains(one));
+    }
+    found
+}
+
+/// The transactions of others that hold a lock which conflicts with a mode.
+fn holders_against(tag: &pg_sys::LOCKTAG, mode: u32) -> Vec<Writer> {
     let mut count = 0;
     // SAFETY: a plain lock tag, laid out as SET_LOCKTAG_RELATION does it, in a transaction; the array, which
     // the current memory context frees, has as many elements as is said.
     unsafe {
-        let found = pg_sys::GetLockConflicts(&tag, pg_sys::ShareLock as i32, &mut count);
+        let found = pg_sys::GetLockConflicts(tag, mode as i32, &mut count);
         let found = std::slice::from_raw_parts(found, count as usize);
         found.iter().map(compat::transaction_of).collect()
+    }
+}
+
+/// The transactions that hold a lock of a relation under which they may write to it. Reads all locks of the
+/// server.
+fn holders_of_writing_modes(tag: &pg_sys::LOCKTAG) -> Vec<Writer> {
+    const MODES: [u32; 4] = [
+        pg_sys::RowExclusiveLock,
+        pg_sys::ShareRowExclusiveLock,
+        pg_sys::ExclusiveLock,
+        pg_sys::AccessExclusiveLock,
+    ];
+    let mask = MODES.iter().fold(0, |mask, mode| mask | 1 << mode);
+    let is_relation = |lock: &&pg_sys::LockInstanceData| {
+        let of = &lock.locktag;
+        of.locktag_type == tag.locktag_type
+            && of.locktag_lockmethodid == tag.locktag_lockmethodid
+            && of.locktag_field1 == tag.locktag_field1
+            && of.locktag_field2 == tag.locktag_field2
+    };
+    // SAFETY: a copy that the current memory context frees, with as many elements as it says.
+    unsafe {
+        let all = &*pg_sys::GetLockStatusData();
+        let locks = std::slice::from_raw_parts(all.locks, all.nelements as usize);
+        (locks.iter().filter(is_relation))
+            .filter(|lock| lock.holdMask & mask != 0)
+            .map(compat::holder_of)
+            .collect()
     }
 }
 

@@ -110,6 +110,34 @@ fn commits_and_drains_do_not_read_what_was_drained_under_an_old_snapshot() {
     assert_eq!(queued(&fixture), 0);
 }
 
+/// VACUUM holds its lock of the queue for as long as it takes, again and again while it cannot remove anything.
+#[test]
+fn who_maintains_the_queue_meanwhile_writes_none_of_it() {
+    let fixture = two_tables("drainedvacuum");
+    let held = old_snapshot(&fixture.left);
+    let mut maintenance = fixture.left.superuser();
+    run(
+        &mut maintenance,
+        "begin; lock table sync_queue in share update exclusive mode",
+    );
+    for first in [1, SIZE + 1] {
+        failed_backlog(&fixture, first);
+        for index in ["sync_queue_failed", "sync_queue_pending"] {
+            let read = |fixture: &Fixture| entries_read_of(fixture, index);
+            let commits = read_by(&fixture, read, |client| {
+                (0..20).for_each(|_| run(client, "update t set v = v + 1"));
+            });
+            assert!(
+                commits < 20 * 20,
+                "20 commits have read {commits} entries of {index}"
+            );
+        }
+    }
+    run(&mut maintenance, "rollback");
+    drop(held);
+    both_have(&fixture, "t", &["1|80"]);
+}
+
 /// Nobody sees them any more, and scans pass over them; there are hundreds of pages of them all the same.
 #[test]
 fn commits_do_not_read_what_was_drained_before_vacuum_comes() {
