@@ -236,7 +236,7 @@ impl<'s> Comparison<'s> {
             if is_last {
                 ranges.push(Range::new(&after, whole.remainder(), true));
             }
-            differing.extend(self.unequal_ranges(ranges, true)?);
+            differing.extend(self.unequal_ranges(ranges)?);
             if is_last || differing.len() >= self.cut_together() {
                 self.resolve_large(std::mem::take(&mut differing))?;
             }
@@ -257,7 +257,7 @@ impl<'s> Comparison<'s> {
 
     /// Cuts large ranges that differ where they were counted, all at once.
     fn resolve_large(&mut self, ranges: Vec<(Range, Sum, Sum)>) -> Result<()> {
-        let mut small = Vec::new();
+        let mut to_cut = Vec::new();
         for (range, here, there) in ranges {
             if self.is_full() {
                 return Ok(());
@@ -277,14 +277,13 @@ impl<'s> Comparison<'s> {
                 }
                 self.is_dense = 2 * differ > all;
             } else {
-                small.extend(range.into_small());
+                to_cut.push(range);
             }
         }
-        if small.is_empty() {
+        if to_cut.is_empty() {
             return Ok(());
         }
-        let all = small.len();
-        let differing = self.unequal_ranges(small, false)?;
+        let (differing, all) = self.unequal_cuts(to_cut)?;
         self.is_dense = 2 * differing.len() > all;
         self.resolve_ranges(differing, 1)
     }
@@ -299,12 +298,8 @@ impl<'s> Comparison<'s> {
         Ok(())
     }
 
-    /// Those of some ranges that differ, with their sums; `counts`: their rows are compared for the first time.
-    fn unequal_ranges(
-        &mut self,
-        ranges: Vec<Range>,
-        counts: bool,
-    ) -> Result<Vec<(Range, Sum, Sum)>> {
+    /// Those of some ranges that differ, with their sums. Their rows are compared for the first time.
+    fn unequal_ranges(&mut self, ranges: Vec<Range>) -> Result<Vec<(Range, Sum, Sum)>> {
         let expressions = &self.subject.expressions;
         let parts: Vec<&Part> = ranges.iter().map(|range| &range.part).collect();
         let question = |side| parts::sums_of_ranges(expressions, &parts, side);
@@ -317,13 +312,26 @@ impl<'s> Comparison<'s> {
             .iter()
             .zip(&there)
             .map(|(here, there)| here.rows.max(there.rows));
-        let rows = if counts { rows.sum() } else { 0 };
-        self.sides.progress.compared(ranges.len(), rows);
-        let all = ranges.into_iter().zip(here).zip(there);
-        Ok(all
-            .map(|((range, here), there)| (range, here, there))
-            .filter(|(_, here, there)| here != there)
-            .collect())
+        self.sides.progress.compared(ranges.len(), rows.sum());
+        Ok(unequal_sums(ranges, here, there))
+    }
+
+    /// Those that differ of what cuts make of some ranges, with their sums; and how many they make.
+    fn unequal_cuts(&mut self, ranges: Vec<Range>) -> Result<(Vec<(Range, Sum, Sum)>, usize)> {
+        let expressions = &self.subject.expressions;
+        let parts: Vec<_> = (ranges.iter())
+            .map(|range| (&range.part, range.cuts.as_slice()))
+            .collect();
+        let question = |side| parts::sums_of_cut_ranges(expressions, &parts, side);
+        let [here, there] = self
+            .sides
+            .ask(&question(Side::Here), &question(Side::There))?;
+        let small: Vec<Range> = ranges.into_iter().flat_map(Range::into_small).collect();
+        let all = small.len();
+        let here = parts::read_cut_sums(&here, all)?;
+        let there = parts::read_cut_sums(&there, all)?;
+        self.sides.progress.compared(all, 0);
+        Ok((unequal_sums(small, here, there), all))
     }
 
     /// Cuts a range that differs, or lists its rows.
@@ -353,7 +361,7 @@ impl<'s> Comparison<'s> {
         let question = parts::bounds(&self.subject.expressions, &range.part, side, step, None);
         let cuts = parts::read_bounds(&self.sides.ask_one(side, &question)?)?;
         let part = range.part;
-        let differing = self.unequal_ranges(Range { part, cuts }.into_small(), false)?;
+        let (differing, _) = self.unequal_cuts(vec![Range { part, cuts }])?;
         self.resolve_ranges(differing, depth + 1)
     }
 
@@ -454,7 +462,7 @@ impl<'s> Comparison<'s> {
             Part::Buckets { .. } => return Err(too_long()),
             Part::Range { .. } => {
                 let (part, cuts) = (part.clone(), Vec::new());
-                let whole = self.unequal_ranges(vec![Range { part, cuts }], false)?;
+                let (whole, _) = self.unequal_cuts(vec![Range { part, cuts }])?;
                 for (range, here, there) in whole {
                     let rows = here.rows.max(there.rows);
                     if rows <= 1 {
@@ -633,13 +641,15 @@ impl<'s> Comparison<'s> {
         let full = here.as_ref().or(there.as_ref());
         let key = full.map(|full| full.key_json.clone());
         let key_texts = full.map(|full| full.listed.key.clone());
-        let matched = full.map(|full| full.listed.matched.clone());
+        let other_matched = full
+            .filter(|full| full.listed.matched != full.listed.key)
+            .map(|full| full.listed.matched.clone());
         Difference {
             kind: candidate.kind(),
             key: key.unwrap_or_default(),
             columns,
             key_texts: key_texts.unwrap_or_default(),
-            matched: matched.unwrap_or_default(),
+            other_matched,
             fits: here.as_ref().is_none_or(|full| full.fits),
             hash: here.as_ref().map(|full| full.listed.state.hash.clone()),
             texts: there.as_ref().and_then(|full| full.texts.clone()),
@@ -647,6 +657,14 @@ impl<'s> Comparison<'s> {
             there: there.and_then(|full| full.row_json),
         }
     }
+}
+
+/// Ranges whose sums differ, with these.
+fn unequal_sums(ranges: Vec<Range>, here: Vec<Sum>, there: Vec<Sum>) -> Vec<(Range, Sum, Sum)> {
+    (ranges.into_iter().zip(here).zip(there))
+        .map(|((range, here), there)| (range, here, there))
+        .filter(|(_, here, there)| here != there)
+        .collect()
 }
 
 /// Rows that cannot be told apart by their key, or one alone, need more than an answer may have.

@@ -37,12 +37,19 @@ pub struct Difference {
     pub there: Option<String>,
     /// The key's values as text.
     pub key_texts: KeyText,
-    /// The same for keys that are equal.
-    pub matched: KeyText,
+    /// Texts that are the same for equal keys, where those are others.
+    pub other_matched: Option<KeyText>,
     /// The types there can hold the row here.
     pub fits: bool,
     /// The hash of the row here.
     pub hash: Option<String>,
     /// The values of the row there, as text, where they were asked for.
     pub texts: Option<KeyText>,
+}
+
+impl Difference {
+    /// Texts of the key that are the same for equal keys.
+    pub fn matched(&self) -> &KeyText {
+        self.other_matched.as_ref().unwrap_or(&self.key_texts)
+    }
 }

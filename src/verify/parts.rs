@@ -72,8 +72,7 @@ pub struct Sum {
     hashes: String,
 }
 
-/// Asks for the sums of ranges, in their order. What is said of each range is what most of the traffic consists of:
-/// what all have in common is said once.
+/// Asks for the sums of ranges, in their order.
 pub fn sums_of_ranges(expressions: &Expressions, parts: &[&Part], side: Side) -> String {
     let one = |(at, part): (usize, &&Part)| {
         let condition = part.condition(expressions, side);
@@ -82,11 +81,56 @@ pub fn sums_of_ranges(expressions: &Expressions, parts: &[&Part], side: Side) ->
     };
     let all: Vec<String> = parts.iter().enumerate().map(one).collect();
     format!(
-        "WITH hashed AS NOT MATERIALIZED (SELECT new.*, {} AS cmin {}) \
-         SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.c, p.s::pg_catalog.text) ORDER BY p.n) \
+        "{} SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.c, p.s::pg_catalog.text) ORDER BY p.n) \
          FROM ({}) AS p",
+        with_hashed(expressions, side),
+        all.join(" UNION ALL ")
+    )
+}
+
+/// What is said of each range is what most of the traffic consists of: what all have in common is said once.
+fn with_hashed(expressions: &Expressions, side: Side) -> String {
+    format!(
+        "WITH hashed AS NOT MATERIALIZED (SELECT new.*, {} AS cmin {})",
         expressions.row_hash(side),
-        expressions.all_rows(side, ""),
+        expressions.all_rows(side, "")
+    )
+}
+
+/// Asks for the sums of what cuts make of ranges, numbered in their order through all of them: of those that have
+/// rows. A range is one scan, however often it is cut.
+pub fn sums_of_cut_ranges(
+    expressions: &Expressions,
+    ranges: &[(&Part, &[KeyText])],
+    side: Side,
+) -> String {
+    let mut first = 0;
+    let one = |(part, cuts): &(&Part, &[KeyText])| {
+        let condition = part.condition(expressions, side);
+        let below: Vec<String> = (cuts.iter().enumerate())
+            .map(|(at, cut)| {
+                let is_below = expressions.key_compared("<=", cut);
+                format!("WHEN {is_below} THEN {} ", first + at)
+            })
+            .collect();
+        let last = first + cuts.len();
+        first = last + 1;
+        let number = if below.is_empty() {
+            last.to_string()
+        } else {
+            format!("CASE {}ELSE {last} END", below.concat())
+        };
+        format!(
+            "SELECT {number} AS n, {HASH} AS h {}",
+            expressions.rows_of(HASHED, side, condition.as_deref().as_slice())
+        )
+    };
+    let all: Vec<String> = ranges.iter().map(one).collect();
+    format!(
+        "{} SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.n, p.c, p.s::pg_catalog.text)) \
+         FROM (SELECT r.n, pg_catalog.count(*) AS c, pg_catalog.sum(r.h) AS s \
+               FROM ({}) AS r GROUP BY r.n) AS p",
+        with_hashed(expressions, side),
         all.join(" UNION ALL ")
     )
 }
@@ -302,6 +346,16 @@ pub fn read_sums(value: &Value, parts: usize) -> Result<Vec<Sum>> {
     } else {
         Err(malformed())
     }
+}
+
+/// The answer to [`sums_of_cut_ranges`], of so many parts.
+pub fn read_cut_sums(value: &Value, parts: usize) -> Result<Vec<Sum>> {
+    let mut sums = vec![Sum::default(); parts];
+    for (number, sum) in read_buckets(value)? {
+        let at = usize::try_from(number).map_err(|_| malformed())?;
+        *sums.get_mut(at).ok_or_else(malformed)? = sum;
+    }
+    Ok(sums)
 }
 
 /// The answer to [`sums_of_buckets`].

@@ -127,11 +127,11 @@ fn count(planned: &[(Difference, Action)], wanted: Action) -> usize {
 fn are_named(differences: &[Difference]) -> Vec<bool> {
     let mut times: BTreeMap<&KeyText, usize> = BTreeMap::new();
     for difference in differences {
-        *times.entry(&difference.matched).or_default() += 1;
+        *times.entry(difference.matched()).or_default() += 1;
     }
     let is_named = |difference: &Difference| {
         let names = |text: &Option<String>| text.as_deref().is_some_and(is_representable);
-        difference.key_texts.iter().all(names) && times.get(&difference.matched) == Some(&1)
+        difference.key_texts.iter().all(names) && times.get(difference.matched()) == Some(&1)
     };
     differences.iter().map(is_named).collect()
 }
