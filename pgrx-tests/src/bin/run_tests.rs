@@ -1,7 +1,9 @@
-//! `cargo test-all [--pg MAJORS | --assertions] [--part] [arguments]`: sets the machine up, runs the unit
+//! `cargo test-all [--pg MAJORS | --assertions] [--part] [--retry] [arguments]`: sets the machine up, runs the unit
 //! tests of the extension and all tests of this crate, and ends with one line, `N passed, N failed`.
 //! What a server logs that no test may bring about, a crash for one, counts as a failure. What failed
 //! tests have printed is printed once more before that line, after [`AGAIN`].
+//! `--retry` runs what failed among servers, if it is a handful, once more by itself: on a machine whose load
+//! nobody knows. What passes then counts as passed, and its failure is printed after [`UNSTABLE`].
 //!
 //! Arguments go to both `cargo test` commands: a name to filter by, or `-- --nocapture`.
 //! `--pg 17`, `--pg 16,18` or `--pg all` takes PostgreSQL of these majors, one after the other, from
@@ -46,12 +48,31 @@ const AMONG: &str = "admin::majors::";
 /// The line before what failed tests have printed, which comes last, where it is found.
 const AGAIN: &str = "What failed, once more:";
 
+/// The line before what has failed and passed when it was run again.
+const UNSTABLE: &str = "What failed at first, and passed by itself:";
+
+/// With more failures than these none is run again: something is broken.
+const MAX_RETRIED: usize = 3;
+
 #[derive(Default)]
 struct Count {
     passed: u64,
     failed: u64,
     /// What failed tests have printed.
     failures: Vec<String>,
+    /// The same of tests that have passed when they were run again.
+    unstable: Vec<String>,
+}
+
+/// What one `cargo test` has come to.
+#[derive(Default)]
+struct Outcome {
+    passed: u64,
+    failed: u64,
+    /// What failed tests have printed.
+    printed: Vec<String>,
+    /// The failed tests.
+    names: Vec<String>,
 }
 
 struct Run {
@@ -61,6 +82,7 @@ struct Run {
     discards_caches: bool,
     valgrind: bool,
     part: bool,
+    retries: bool,
     arguments: Vec<String>,
 }
 
@@ -106,8 +128,10 @@ fn run() -> Result<ExitCode> {
     } else {
         run.each_major(&mut count)?;
     }
-    if !count.failures.is_empty() {
-        println!("\n{AGAIN}\n{}\n", count.failures.join("\n"));
+    for (title, printed) in [(UNSTABLE, &count.unstable), (AGAIN, &count.failures)] {
+        if !printed.is_empty() {
+            println!("\n{title}\n{}\n", printed.join("\n"));
+        }
     }
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(if count.failed == 0 {
@@ -125,6 +149,7 @@ impl Run {
             discards_caches: false,
             valgrind: false,
             part: false,
+            retries: false,
             arguments: Vec::new(),
         };
         while let Some(argument) = arguments.next() {
@@ -137,6 +162,7 @@ impl Run {
                 "--discard-caches" => run.discards_caches = true,
                 "--valgrind" => run.valgrind = true,
                 "--part" => run.part = true,
+                "--retry" => run.retries = true,
                 _ => run.arguments.push(argument),
             }
         }
@@ -182,6 +208,7 @@ impl Run {
                 discards_caches: false,
                 valgrind: false,
                 part: false,
+                retries: self.retries,
                 arguments,
             };
             count.run_harness(&prepared[0], &run, &prepared)?;
@@ -204,6 +231,13 @@ impl Count {
         self.passed += other.passed;
         self.failed += other.failed;
         self.failures.extend_from_slice(&other.failures);
+        self.unstable.extend_from_slice(&other.unstable);
+    }
+
+    fn add_outcome(&mut self, outcome: Outcome) {
+        self.passed += outcome.passed;
+        self.failed += outcome.failed;
+        self.failures.extend(outcome.printed);
     }
 
     /// The unit tests of the extension, then those of this crate.
@@ -215,37 +249,57 @@ impl Count {
                 .args(postgres.features())
                 .args(&run.arguments)
                 .envs(postgres.env());
-            self.run(extension.env("CARGO_TARGET_DIR", postgres.build_dir()))?;
+            let outcome = run_tests(extension.env("CARGO_TARGET_DIR", postgres.build_dir()))?;
+            self.add_outcome(outcome);
         }
         self.run_harness(postgres, run, &[])
     }
 
     /// `among`: the installations that carry the extension besides, for tests among majors.
     fn run_harness(&mut self, postgres: &Postgres, run: &Run, among: &[Postgres]) -> Result<()> {
-        let mut harness = setup::cargo();
-        harness.args(["test", "--package", "pg_rowsync-tests", "--no-fail-fast"]);
-        harness.args(&run.arguments).envs(postgres.env());
         let paths: Vec<_> = among
             .iter()
             .map(|other| other.pg_config.as_os_str())
             .collect();
-        harness.env(setup::AMONG, paths.join(std::ffi::OsStr::new(":")));
+        let paths = paths.join(std::ffi::OsStr::new(":"));
         // Slow as they are then, servers need more time for each other.
         const PATIENT: &str = "pg_rowsync.connect_timeout=120s pg_rowsync.delivery_timeout=120s";
         let mut settings = Vec::new();
         settings.extend(run.discards_caches.then_some("debug_discard_caches=1"));
         settings.extend((run.discards_caches || run.valgrind).then_some(PATIENT));
-        if !settings.is_empty() {
-            harness.env(cluster::SETTINGS, settings.join(" "));
-        }
-        if run.part {
-            harness.args(["--test", "e2e", "--"]).args(PART);
-        }
         let mut logs = ServerLogs::begin(&setup::target())?;
         if run.valgrind {
             logs = logs.with_valgrind(assertions::suppressions(&postgres.pg_config)?)?;
         }
-        self.run(harness.envs(logs.env()))?;
+        let harness = || {
+            let mut harness = setup::cargo();
+            harness.args(["test", "--package", "pg_rowsync-tests"]);
+            harness.envs(postgres.env()).envs(logs.env());
+            harness.env(setup::AMONG, &paths);
+            if !settings.is_empty() {
+                harness.env(cluster::SETTINGS, settings.join(" "));
+            }
+            harness
+        };
+        let mut first = harness();
+        first.arg("--no-fail-fast").args(&run.arguments);
+        if run.part {
+            first.args(["--test", "e2e", "--"]).args(PART);
+        }
+        let mut outcome = run_tests(&mut first)?;
+        let is_handful = (1..=MAX_RETRIED).contains(&outcome.names.len());
+        if run.retries && is_handful && outcome.failed == outcome.names.len() as u64 {
+            let mut again = harness();
+            again.args(["--test", "e2e", "--", "--exact"]);
+            let again = run_tests(again.args(&outcome.names))?;
+            outcome.passed += again.passed;
+            outcome.failed -= again.passed.min(outcome.failed);
+            if outcome.failed == 0 {
+                self.unstable.append(&mut outcome.printed);
+            }
+            outcome.printed.extend(again.printed);
+        }
+        self.add_outcome(outcome);
         for finding in logs.findings()? {
             let finding = format!("in a server's log: {finding}");
             println!("{finding}");
@@ -254,39 +308,43 @@ impl Count {
         }
         Ok(())
     }
+}
 
-    /// Runs one `cargo test`, passing its output on. A run that fails without a failed test (it did
-    /// not build, or it crashed) counts as one failure.
-    fn run(&mut self, command: &mut Command) -> Result<()> {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("could not run cargo")?;
-        let output = child.stdout.take().context("no output of cargo")?;
-        let before = self.failed;
-        let mut is_failure = false;
-        for line in BufReader::new(output).lines() {
-            let line = line?;
-            println!("{line}");
-            // From "failures:" to the result.
-            is_failure = line == "failures:" || is_failure && !line.starts_with("test result: ");
-            if is_failure {
-                self.failures.push(line.clone());
-            }
-            let Some(result) = line.strip_prefix("test result: ") else {
-                continue;
-            };
-            for part in result.split(['.', ';']) {
-                match part.split_whitespace().collect::<Vec<_>>()[..] {
-                    [number, "passed"] => self.passed += number.parse::<u64>()?,
-                    [number, "failed"] => self.failed += number.parse::<u64>()?,
-                    _ => {}
-                }
+/// Runs one `cargo test`, passing its output on. A run that fails without a failed test (it did not build, or it
+/// crashed) counts as one failure.
+fn run_tests(command: &mut Command) -> Result<Outcome> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("could not run cargo")?;
+    let output = child.stdout.take().context("no output of cargo")?;
+    let mut outcome = Outcome::default();
+    let mut is_failure = false;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        let failed = line.strip_prefix("test ");
+        if let Some(name) = failed.and_then(|line| line.strip_suffix(" ... FAILED")) {
+            outcome.names.push(name.to_owned());
+        }
+        // From "failures:" to the result.
+        is_failure = line == "failures:" || is_failure && !line.starts_with("test result: ");
+        if is_failure {
+            outcome.printed.push(line.clone());
+        }
+        let Some(result) = line.strip_prefix("test result: ") else {
+            continue;
+        };
+        for part in result.split(['.', ';']) {
+            match part.split_whitespace().collect::<Vec<_>>()[..] {
+                [number, "passed"] => outcome.passed += number.parse::<u64>()?,
+                [number, "failed"] => outcome.failed += number.parse::<u64>()?,
+                _ => {}
             }
         }
-        if !child.wait()?.success() && self.failed == before {
-            self.failed += 1;
-        }
-        Ok(())
     }
+    if !child.wait()?.success() && outcome.failed == 0 {
+        outcome.failed += 1;
+    }
+    Ok(outcome)
 }
