@@ -34,6 +34,7 @@ pub mod output;
 mod plain;
 pub mod progress;
 pub mod query;
+pub mod removal;
 pub mod report;
 pub mod row;
 pub mod rows_of_key;

@@ -10,10 +10,10 @@ use super::gid::Gid;
 use crate::delivery::remote_transaction::{History, Prepared};
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
-use crate::pg::lookup::{IndexRef, Status};
+use crate::pg::lookup::{IndexRef, Shown, Status};
 use crate::pg::spi::{self, Extension};
 use crate::pg::text::displayable;
-use crate::pg::{Oid, context};
+use crate::pg::{Oid, context, removal};
 use crate::queue::state;
 use crate::sql::quote::{ArrayLiteral, ident};
 
@@ -21,9 +21,16 @@ pub const TABLE: &str = "sync_prepared_transaction";
 /// Rows of a server.
 pub const OF_SERVER: IndexRef = IndexRef {
     table: TABLE,
-    column: 2,
+    column: SERVER,
     status: Status::Any,
 };
+
+/// Numbers of its columns.
+pub const GID: i16 = 1;
+const SERVER: i16 = 2;
+pub const DECISION: i16 = 5;
+pub const WRITES: i16 = 8;
+const ATTEMPTS: i16 = 9;
 
 /// What is to become of a transaction that is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +242,29 @@ pub fn remove(extension: &Extension, gids: &[String]) -> Result<()> {
     if gids.is_empty() {
         return Ok(());
     }
+    let mut were_stuck = Vec::new();
+    let note_stuck = |row: &Shown| {
+        if row.text(ATTEMPTS)?.is_some_and(|attempts| attempts != "0") {
+            were_stuck.extend(row.text(SERVER)?);
+        }
+        Ok(())
+    };
+    let is_plain = context::is_read_committed();
+    if !(is_plain && removal::remove(extension, TABLE, (GID, gids), note_stuck)?) {
+        were_stuck = remove_by_sql(extension, gids)?;
+    }
+    were_stuck.sort_unstable();
+    were_stuck.dedup();
+    for server_name in were_stuck {
+        if !has_stuck(extension, &server_name)? {
+            state::announce(extension, &server_name, "resolved", None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes such rows; the servers of those that could not be finished at first.
+fn remove_by_sql(extension: &Extension, gids: &[String]) -> Result<Vec<String>> {
     let mut array = ArrayLiteral::default();
     gids.iter().for_each(|gid| array.push(Some(gid)));
     let table = format!("{}.{TABLE}", ident(&extension.schema));
@@ -247,15 +277,7 @@ pub fn remove(extension: &Extension, gids: &[String]) -> Result<()> {
     );
     let _writable = context::Writable::new();
     let removed = spi::write(extension, &sql, &[Some(&array.into_text())])?;
-    let mut were_stuck: Vec<String> = removed.into_iter().flatten().flatten().collect();
-    were_stuck.sort_unstable();
-    were_stuck.dedup();
-    for server_name in were_stuck {
-        if !has_stuck(extension, &server_name)? {
-            state::announce(extension, &server_name, "resolved", None)?;
-        }
-    }
-    Ok(())
+    Ok(removed.into_iter().flatten().flatten().collect())
 }
 
 /// Whether a server has a row of a transaction that could not be finished.

@@ -25,6 +25,11 @@ pub fn note(gids: impl IntoIterator<Item = String>) {
     });
 }
 
+/// Whether this one is known.
+pub fn has(gid: &str) -> bool {
+    DONE.with_borrow(|done| done.iter().any(|one| one == gid))
+}
+
 /// Those that are known.
 pub fn all() -> Vec<String> {
     DONE.with_borrow(Clone::clone)

@@ -16,10 +16,8 @@ const MAX_FAILURES_ALONE: u8 = 2;
 #[derive(Default)]
 pub struct Prepared {
     statements: Vec<PreparedStatement>,
-    /// Begins the names: they are no other session's, should one process ever serve both.
-    prefix: Option<String>,
-    /// Number of the next name: none is used twice, since a failure leaves open what the server has.
-    next: u32,
+    questions: Vec<Question>,
+    names: Names,
     /// The run under way has executed some.
     used: bool,
 }
@@ -29,11 +27,69 @@ struct PreparedStatement {
     kind: BatchKind,
     unchanged: Vec<u32>,
     alone: bool,
+    known: Known,
+}
+
+/// One that is always the same, without parameters.
+struct Question {
+    text: &'static str,
+    known: Known,
+}
+
+/// Names that are given one after the other.
+#[derive(Default)]
+struct Names {
+    /// Begins them: they are no other session's, should one process ever serve both.
+    prefix: Option<String>,
+    /// Number of the next: none is used twice, since a failure leaves open what the server has.
+    next: u32,
+}
+
+impl Names {
+    fn give(&mut self) -> Option<Rc<str>> {
+        let prefix = match &self.prefix {
+            Some(prefix) => prefix,
+            None => self
+                .prefix
+                .insert(format!("rs_{:x}", context::random().ok()? as u32)),
+        };
+        let name = format!("{prefix}_{}", self.next).into();
+        self.next += 1;
+        Some(name)
+    }
+}
+
+/// Under which name the server has a statement.
+#[derive(Default)]
+struct Known {
     /// None while there is none that is beyond doubt.
     name: Option<Rc<str>>,
     /// What the run under way has sent to be prepared.
     sent: Option<Rc<str>>,
     failures: u8,
+}
+
+impl Known {
+    fn name(&self) -> Option<&Rc<str>> {
+        self.name.as_ref().or(self.sent.as_ref())
+    }
+
+    fn settle(&mut self, succeeded: bool) {
+        let Some(sent) = self.sent.take() else {
+            return;
+        };
+        if succeeded {
+            self.name = Some(sent);
+        } else {
+            self.failures += 1;
+        }
+    }
+
+    fn forget(&mut self) {
+        if self.name.take().is_some() {
+            self.failures += 1;
+        }
+    }
 }
 
 impl Prepared {
@@ -45,29 +101,47 @@ impl Prepared {
         }
         batch.alone &= batch.kind == BatchKind::Update;
         let mut at = self.find_or_add(batch)?;
-        if batch.alone && self.statements[at].failures >= MAX_FAILURES_ALONE {
+        if batch.alone && self.statements[at].known.failures >= MAX_FAILURES_ALONE {
             batch.alone = false;
             at = self.find_or_add(batch)?;
         }
-        let statements = &mut self.statements[at];
-        if statements.failures >= MAX_FAILURES {
+        let known = &mut self.statements[at].known;
+        if known.failures >= MAX_FAILURES {
             return None;
         }
         self.used = true;
-        if let Some(name) = statements.name.as_ref().or(statements.sent.as_ref()) {
+        if let Some(name) = known.name() {
             return Some((None, name.clone()));
         }
-        let prefix = match &self.prefix {
-            Some(prefix) => prefix,
-            None => self
-                .prefix
-                .insert(format!("rs_{:x}", context::random().ok()? as u32)),
-        };
-        let name: Rc<str> = format!("{prefix}_{}", self.next).into();
+        let name = self.names.give()?;
         let prepare = prepared::prepare(batch, &name)?;
-        self.next += 1;
-        statements.sent = Some(name.clone());
+        known.sent = Some(name.clone());
         Some((Some(prepare), name))
+    }
+
+    /// A statement that is always the same, without parameters, as it is sent now.
+    pub fn question(&mut self, text: &'static str) -> Vec<Statement> {
+        let at = (self.questions.iter())
+            .position(|one| one.text == text)
+            .unwrap_or_else(|| {
+                let known = Known::default();
+                self.questions.push(Question { text, known });
+                self.questions.len() - 1
+            });
+        let known = &mut self.questions[at].known;
+        let execute = |name: &Rc<str>| Statement::execute(name.clone(), Vec::new());
+        let statements = match known.name() {
+            _ if known.failures >= MAX_FAILURES => None,
+            Some(name) => Some(vec![execute(name)]),
+            None => self.names.give().map(|name| {
+                let prepare = Statement::prepare(text.to_owned(), name.clone());
+                let statements = vec![prepare, execute(&name)];
+                known.sent = Some(name);
+                statements
+            }),
+        };
+        self.used |= statements.is_some();
+        statements.unwrap_or_else(|| vec![Statement::plain(text)])
     }
 
     fn find_or_add(&mut self, batch: &Batch) -> Option<usize> {
@@ -88,36 +162,24 @@ impl Prepared {
             kind,
             unchanged,
             alone: batch.alone,
-            name: None,
-            sent: None,
-            failures: 0,
+            known: Known::default(),
         });
         Some(self.statements.len() - 1)
     }
 
     /// The run has ended, in success or not. Says whether it has executed any.
     pub fn settle(&mut self, succeeded: bool) -> bool {
-        for statements in self
-            .statements
-            .iter_mut()
-            .filter(|statements| statements.sent.is_some())
-        {
-            let sent = statements.sent.take();
-            if succeeded {
-                statements.name = sent
-            } else {
-                statements.failures += 1
-            }
-        }
+        self.all().for_each(|known| known.settle(succeeded));
         std::mem::take(&mut self.used)
     }
 
     /// What was prepared is of no use any more.
     pub fn forget(&mut self) {
-        for statements in &mut self.statements {
-            if statements.name.take().is_some() {
-                statements.failures += 1;
-            }
-        }
+        self.all().for_each(Known::forget);
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Known> {
+        let questions = self.questions.iter_mut().map(|one| &mut one.known);
+        (self.statements.iter_mut().map(|one| &mut one.known)).chain(questions)
     }
 }

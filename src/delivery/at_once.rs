@@ -12,6 +12,7 @@ use crate::capture::change_set::ChangeSet;
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::options::Mode;
+use crate::sql::Statement;
 use crate::sql::shared::WHAT_IS_THERE;
 
 /// How a delivery in one exchange ends on its server.
@@ -44,9 +45,9 @@ impl Close {
                 finish(std::slice::from_mut(link))
             }
             Self::Prepare(gid) => {
-                let describe = remote_transaction::describe();
-                let prepare = remote_transaction::prepared(gid);
-                let feed = feed.between(&[before, &BEGIN].concat(), &[&describe, &prepare]);
+                let mut last = remote_transaction::describe(link);
+                last.push(Statement::plain(remote_transaction::prepared(gid)));
+                let feed = feed.between(&[before, &BEGIN].concat(), &[]).ending(last);
                 link.run(feed, Ending::Prepares);
                 fault_point!(BeforePrepare);
                 finish_prepare(std::slice::from_mut(link), std::slice::from_ref(gid))?;

@@ -53,7 +53,7 @@ impl Feed for Fixed {
     }
 }
 
-/// Statements with parameters.
+/// Statements that may have parameters or be prepared.
 pub struct Asked(Option<Vec<Statement>>);
 
 impl Asked {
@@ -207,6 +207,12 @@ impl<S> Changes<S> {
     pub fn between(mut self, before: &[&str], after: &[&str]) -> Self {
         self.before = plain(before.iter().copied());
         self.after = plain(after.iter().copied());
+        self
+    }
+
+    /// Sends these statements after the changes.
+    pub fn ending(mut self, after: Vec<Statement>) -> Self {
+        self.after = after;
         self
     }
 

@@ -4,14 +4,14 @@
 //! A delivery at commit, a drain, a copy and what finishes prepared transactions go by these steps.
 
 use super::event_loop::{self, Stop};
-use super::feed::Fixed;
+use super::feed::{Asked, Fixed};
 use super::link::{Ending, Link};
 use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
 use crate::pg::{interrupt, memory, wal};
-use crate::sql::BEGIN_ON_PRIMARY;
 use crate::sql::quote::{ArrayLiteral, literal};
+use crate::sql::{BEGIN_ON_PRIMARY, Statement};
 use std::fmt::{self, Display, Formatter};
 
 /// Begins a remote transaction. Constraints that can wait do: what was true at the local commit need
@@ -81,25 +81,41 @@ pub fn prepared(gid: &impl Display) -> String {
 
 /// Prepares the transaction that is open.
 pub fn prepare(link: &mut Link<'_>, gid: &impl Display) {
-    let texts = [describe(), prepared(gid)];
-    link.run(Fixed::new(texts), Ending::Prepares);
+    let mut statements = describe(link);
+    statements.push(Statement::plain(prepared(gid)));
+    link.run(Asked::new(statements), Ending::Prepares);
 }
 
 /// What tells a server's history: its system identifier, its timeline, how far its log is, and when it was started.
-const HISTORY: &str = "pg_catalog.concat_ws(' ', \
-     (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c), \
-     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8), \
-     pg_catalog.pg_current_wal_insert_lsn(), \
-     pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
-       'YYMMDDHH24MISSUS'))";
+macro_rules! history {
+    () => {
+        "pg_catalog.concat_ws(' ', \
+           (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c), \
+           pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8), \
+           pg_catalog.pg_current_wal_insert_lsn(), \
+           pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
+             'YYMMDDHH24MISSUS'))"
+    };
+}
 
 /// Asks for what makes a [`Prepared`], last before the transaction is prepared: its number and what it has
 /// written are in the log by then.
-pub fn describe() -> String {
-    format!("SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_current_xact_id(), {HISTORY})")
+const DESCRIBE: &str = concat!(
+    "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_current_xact_id(), ",
+    history!(),
+    ")"
+);
+
+/// As [`DESCRIBE`], over a session that may have prepared the question.
+pub fn describe(link: &mut Link<'_>) -> Vec<Statement> {
+    match link.session() {
+        // Where another process may serve the next transaction, a name of the session's own means nothing.
+        Some(session) if !session.peer.must_introduce() => session.prepared.question(DESCRIBE),
+        _ => vec![Statement::plain(DESCRIBE)],
+    }
 }
 
-/// The answer to [`describe`], if the server has given it last.
+/// The answer to [`DESCRIBE`], if the server has given it last.
 pub fn described(link: &Link<'_>) -> Option<Prepared> {
     let (id, history) = link.last_value()?.split_once(' ')?;
     Some(Prepared {
@@ -135,7 +151,7 @@ fn position(text: &str) -> Option<u64> {
 }
 
 impl History {
-    /// As [`HISTORY`] gives it, and as it is written here.
+    /// As `history!` gives it, and as it is written here.
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let history = Self {
@@ -156,7 +172,7 @@ struct Now {
 }
 
 impl Now {
-    /// As [`HISTORY`] gives it, and behind it where the server has recovered from.
+    /// As `history!` gives it, and behind it where the server has recovered from.
     fn parse(text: &str) -> Option<Self> {
         let (history, recovered) = text.rsplit_once(' ')?;
         Some(Self {
@@ -233,13 +249,14 @@ pub fn statuses(link: &mut Link<'_>, all: &[&Prepared]) -> Result<Vec<Transactio
         some.iter()
             .for_each(|one| ids.push(Some(&one.id.to_string())));
         let sql = format!(
-            "SELECT r.said FROM (SELECT 0::pg_catalog.int8 AS n, pg_catalog.concat_ws(' ', {HISTORY}, \
+            "SELECT r.said FROM (SELECT 0::pg_catalog.int8 AS n, pg_catalog.concat_ws(' ', {}, \
                  COALESCE(pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text, '-')) AS said \
              UNION ALL SELECT x.n, COALESCE(CASE WHEN x.id OPERATOR(pg_catalog.<) \
                  pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) \
                THEN pg_catalog.pg_xact_status(x.id) ELSE 'ahead' END, 'forgotten') \
              FROM pg_catalog.unnest({}::pg_catalog.xid8[]) WITH ORDINALITY AS x(id, n)) AS r \
              ORDER BY r.n",
+            history!(),
             literal(&ids.into_text())
         );
         let answer = ask(link, &sql)?;

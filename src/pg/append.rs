@@ -99,7 +99,8 @@ impl Appender {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            let triggers = fire_on_insert((*relation).trigdesc).then(|| {
+            let insert = pg_sys::TRIGGER_TYPE_INSERT;
+            let triggers = fire((*relation).trigdesc, insert).then(|| {
                 let path = [(c"search_path", c"pg_catalog, pg_temp")];
                 let _settings = Settings::set(&path);
                 pg_sys::AfterTriggerBeginQuery();
@@ -269,12 +270,12 @@ impl Appender {
     }
 }
 
-/// Whether some trigger would fire for an INSERT. The extension's own, which are for replication, fire only
+/// Whether some trigger would fire for an event, one of `TRIGGER_TYPE_INSERT` and its kin. The extension's own, which are for replication, fire only
 /// where `session_replication_role` says so.
 ///
 /// # Safety
 /// Null or the triggers of an open relation.
-unsafe fn fire_on_insert(triggers: *mut pg_sys::TriggerDesc) -> bool {
+pub(super) unsafe fn fire(triggers: *mut pg_sys::TriggerDesc, event: u32) -> bool {
     // SAFETY: the list is as long as it says; a plain read of a setting.
     unsafe {
         let Some(triggers) = triggers.as_ref() else {
@@ -289,7 +290,7 @@ unsafe fn fire_on_insert(triggers: *mut pg_sys::TriggerDesc) -> bool {
                 let enabled = trigger.tgenabled as u8;
                 enabled != b'D'
                     && enabled != silent
-                    && u32::from(trigger.tgtype as u16) & pg_sys::TRIGGER_TYPE_INSERT != 0
+                    && u32::from(trigger.tgtype as u16) & event != 0
             })
     }
 }

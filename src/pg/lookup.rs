@@ -348,6 +348,31 @@ impl<'h> View<'h> {
         Ok(values)
     }
 
+    /// Shows such rows, while `visit` wants more.
+    ///
+    /// # Errors
+    /// As for [`View::has`]; what `visit` reports.
+    pub fn each_row(
+        &self,
+        table: &str,
+        keys: &[Key<'_>],
+        mut visit: impl FnMut(&Shown) -> Result<bool>,
+    ) -> Result<()> {
+        let mut visited = Ok(true);
+        self.each(
+            From::End,
+            table,
+            keys,
+            Status::Any,
+            false,
+            |tuple, shape, _| {
+                visited = visit(&Shown { tuple, shape });
+                matches!(visited, Ok(true))
+            },
+        )?;
+        visited.map(|_| ())
+    }
+
     /// As [`spi::read`], of the same moment.
     ///
     /// # Errors
@@ -384,6 +409,55 @@ impl<'h> View<'h> {
                 .scan(from, &self.snapshot, &mut keys, status, whole, visit)
         };
         Ok(())
+    }
+}
+
+/// A row while a view shows it. Columns are known by their numbers in the table.
+pub struct Shown {
+    tuple: pg_sys::HeapTuple,
+    shape: pg_sys::TupleDesc,
+}
+
+impl Shown {
+    /// A column as text.
+    ///
+    /// # Errors
+    /// For text that is not UTF-8.
+    pub fn text(&self, column: i16) -> Result<Option<String>> {
+        value(self.tuple, self.shape, column)
+    }
+
+    /// A column that is a `bigint[]` without NULLs.
+    pub fn int8s(&self, column: i16) -> Option<Vec<i64>> {
+        let mut is_null = true;
+        // SAFETY: as for value(); the array is copied as far as it is compressed, and read as what it is.
+        unsafe {
+            let array = pg_sys::SPI_getbinval(self.tuple, self.shape, column.into(), &mut is_null);
+            if is_null {
+                return None;
+            }
+            let array: *mut pg_sys::ArrayType =
+                pg_sys::pg_detoast_datum(array.cast_mut_ptr()).cast();
+            let (mut values, mut count) = (std::ptr::null_mut(), 0);
+            pg_sys::deconstruct_array(
+                array,
+                pg_sys::INT8OID,
+                size_of::<i64>() as i32,
+                true,
+                pg_sys::TYPALIGN_DOUBLE as _,
+                &mut values,
+                std::ptr::null_mut(),
+                &mut count,
+            );
+            let all = std::slice::from_raw_parts(values, count as usize);
+            Some(all.iter().map(|datum| datum.value() as i64).collect())
+        }
+    }
+
+    /// Where the row is stored.
+    pub(super) fn place(&self) -> pg_sys::ItemPointerData {
+        // SAFETY: a row that a scan holds.
+        unsafe { (*self.tuple).t_self }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::guc;
 use crate::pg::lookup::{IndexRef, Is, Status, View};
 use crate::pg::spi::{self, Extension};
 use crate::sql::quote::ArrayLiteral;
+use std::collections::HashSet;
 
 /// What the queue has for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub enum QueueStatus {
 /// # Errors
 /// What reading the queue reports.
 pub fn status(extension: &Extension, server_name: &str) -> Result<QueueStatus> {
-    Ok(look(extension, server_name)?.0)
+    Ok(look(extension, server_name, |_| Ok(false))?.0)
 }
 
 /// Sessions that may still commit on a server.
@@ -57,8 +58,12 @@ fn has(view: &View<'_>, rows: &IndexRef, server_name: &str) -> Result<bool> {
     )
 }
 
-/// As [`status`], and whether transactions that are prepared there may not have been committed yet.
-fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)> {
+/// As [`status`], and what `is_undecided` says of the same moment, for which decisions are in view.
+fn look(
+    extension: &Extension,
+    server_name: &str,
+    is_undecided: impl FnOnce(&View<'_>) -> Result<bool>,
+) -> Result<(QueueStatus, bool)> {
     let (paused, copies, decisions) = (pause::OF_SERVER, copies::OF_SERVER, decision::OF_SERVER);
     let tables = [
         paused.table,
@@ -81,7 +86,7 @@ fn look(extension: &Extension, server_name: &str) -> Result<(QueueStatus, bool)>
         } else {
             QueueStatus::Free
         };
-        Ok((status, has(view, &decisions, server_name)?))
+        Ok((status, is_undecided(view)?))
     })
 }
 
@@ -118,8 +123,11 @@ pub enum Admission {
 /// What reading the queue or the change set reports.
 pub fn admit(set: &ChangeSet) -> Result<Admission> {
     let mut blockers = Blockers::default();
-    let (status, has_decisions) = look(&set.extension, &set.account.server_name)?;
-    if has_decisions && !matches!(status, QueueStatus::Pending | QueueStatus::Paused) {
+    let server_name = &set.account.server_name;
+    let (status, is_undecided) = look(&set.extension, server_name, |view| {
+        meets_decisions(view, set)
+    })?;
+    if is_undecided && !matches!(status, QueueStatus::Pending | QueueStatus::Paused) {
         let found = decisions_before(set)?;
         if !found.is_empty() {
             return Ok(Admission::Undecided(found));
@@ -129,8 +137,7 @@ pub fn admit(set: &ChangeSet) -> Result<Admission> {
         QueueStatus::Free => return Ok(Admission::Free),
         QueueStatus::Paused => return Ok(Admission::Paused),
         QueueStatus::Pending => {
-            let server = &set.account.server_name;
-            if lanes::must_wait(&set.extension, server, set.account.owner)? {
+            if lanes::must_wait(&set.extension, server_name, set.account.owner)? {
                 return Ok(Admission::Pending);
             }
             let owner = set.account.owner.to_u32().to_string();
@@ -139,7 +146,9 @@ pub fn admit(set: &ChangeSet) -> Result<Admission> {
             for route in set.routes() {
                 targets.push(to_json(&route.target)?);
             }
-            for (target, last) in lanes::apart_before(&set.extension, server, &owner, &targets)? {
+            for (target, last) in
+                lanes::apart_before(&set.extension, server_name, &owner, &targets)?
+            {
                 let routes = targets
                     .iter()
                     .zip(set.routes())
@@ -166,6 +175,32 @@ pub fn admit(set: &ChangeSet) -> Result<Admission> {
         (false, true) => Admission::Free,
         (false, false) => Admission::Blocked(blockers),
     })
+}
+
+/// Whether a view has decisions that a change set must wait for, which the session does not know to be carried
+/// out.
+fn meets_decisions(view: &View<'_>, set: &ChangeSet) -> Result<bool> {
+    let of_server = decision::OF_SERVER;
+    let keys = [(of_server.column, Is::Text(&set.account.server_name))];
+    let mut own: Option<HashSet<i64>> = None;
+    let mut found = false;
+    view.each_row(of_server.table, &keys, |row| {
+        let is_to_commit = row.text(decision::DECISION)?.as_deref() == Some("commit");
+        if !is_to_commit || row.text(decision::GID)?.is_some_and(|gid| done::has(&gid)) {
+            return Ok(true);
+        }
+        let Some(writes) = row.int8s(decision::WRITES) else {
+            found = true;
+            return Ok(false);
+        };
+        let own = match &mut own {
+            Some(own) => own,
+            None => own.insert(depends_on(set)?.into_iter().collect()),
+        };
+        found = writes.iter().any(|hash| own.contains(hash));
+        Ok(!found)
+    })?;
+    Ok(found)
 }
 
 /// Decisions of others that a change set must wait for.

@@ -402,6 +402,48 @@ fn decisions_that_were_carried_out_do_not_pile_up_under_any_isolation_level() {
     }
 }
 
+/// What a session asks with every transaction is prepared there once, and once more when the server has lost it.
+#[test]
+fn a_server_that_deallocates_is_asked_all_the_same() {
+    let fixture = one_way("atomic_deallocated", COLUMNS, ATOMIC);
+    let mut client = fixture.left.client();
+    run(&mut client, "insert into t values (1, 'a')");
+    fixture.right.exec_superuser(
+        "create function forgets() returns trigger language plpgsql as $$ begin
+           execute 'deallocate all'; return null; end $$;
+         create trigger forgets after update on t execute function forgets()",
+    );
+    for round in 0..12 {
+        run(&mut client, &format!("update t set v = '{round}'"));
+        both_have(&fixture, "t", &[&format!("1|{round}")]);
+    }
+    let told = "select count(*), bool_and(remote_xact is not null) from sync_prepared_transaction";
+    assert_eq!(rows(&fixture.left, told), ["1|t"]);
+    resolve(&fixture);
+}
+
+/// An administrator may keep a book of them.
+#[test]
+fn triggers_on_the_table_of_decisions_see_them_removed() {
+    let fixture = one_way("atomic_book", COLUMNS, ATOMIC);
+    fixture.left.exec_superuser(
+        "create table book (gid text);
+         create function enter() returns trigger language plpgsql as $$ begin
+           insert into public.book values (old.gid); return null; end $$;
+         create trigger enter after delete on sync_prepared_transaction
+           for each row execute function enter()",
+    );
+    let mut client = fixture.left.client();
+    for id in 0..3 {
+        run(&mut client, &format!("insert into t values ({id}, 'a')"));
+    }
+    let book = "select count(distinct gid) from book";
+    let mut superuser = fixture.left.superuser();
+    assert_eq!(query(&mut superuser, book), ["2"]);
+    resolve(&fixture);
+    assert_eq!(query(&mut superuser, book), ["3"]);
+}
+
 /// Nothing can be prepared there at all: check_sync says so before, and the statement with what to do.
 #[test]
 fn a_server_that_prepares_nothing_is_told_of_and_refused_with_what_to_do_about_it() {
