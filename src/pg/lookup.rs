@@ -84,6 +84,13 @@ impl From {
     }
 }
 
+/// A row that was found by its key.
+pub struct ByKey {
+    pub row: Row,
+    /// Where it is: the text of its `ctid`.
+    pub place: String,
+}
+
 /// Reads a row of a table whose primary key is its first two columns, an `oid` and a `bigint`; the first so
 /// many columns, as text. And another transaction that is under way and has written a row with the key.
 ///
@@ -94,10 +101,10 @@ pub fn by_key(
     table: &'static str,
     key: (Oid, i64),
     columns: i16,
-) -> Result<(Option<Row>, Option<Transaction>)> {
+) -> Result<(Option<ByKey>, Option<Transaction>)> {
     let keys = [(1, Is::Oid(key.0)), (2, Is::Int8(key.1))];
     View::look(extension, &[table], |view| {
-        let (mut row, mut writer) = (None, None);
+        let (mut found, mut writer) = (None, None);
         view.each(
             From::End,
             table,
@@ -108,12 +115,15 @@ pub fn by_key(
                 // SAFETY: a row that the scan holds.
                 writer = writer.or(unsafe { writer_under_way((*tuple).t_data) });
                 if is_seen {
-                    row = Some((1..=columns).map(|at| value(tuple, shape, at)).collect());
+                    let row: Result<Row> =
+                        (1..=columns).map(|at| value(tuple, shape, at)).collect();
+                    let place = place(tuple);
+                    found = Some(row.map(|row| ByKey { row, place }));
                 }
                 true
             },
         )?;
-        Ok((row.transpose()?, writer))
+        Ok((found.transpose()?, writer))
     })
 }
 
@@ -373,6 +383,26 @@ impl<'h> View<'h> {
         visited.map(|_| ())
     }
 
+    /// Hands on what such rows have in two columns, each a `bigint` or null, and in one of many `bigint`s, while
+    /// `take` wants more.
+    ///
+    /// # Errors
+    /// As for [`View::has`].
+    pub fn each_int8s(
+        &self,
+        table: &str,
+        keys: &[Key<'_>],
+        status: Status,
+        ([one, other], many): ([i16; 2], i16),
+        mut take: impl FnMut([Option<i64>; 2], &[i64]) -> bool,
+    ) -> Result<()> {
+        let visit = |tuple, shape, _| {
+            let single = [one, other].map(|column| int8(tuple, shape, column));
+            take(single, &int8s(tuple, shape, many))
+        };
+        self.each(From::Beginning, table, keys, status, false, visit)
+    }
+
     /// As [`spi::read`], of the same moment.
     ///
     /// # Errors
@@ -525,6 +555,49 @@ fn int8(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Opti
     // SAFETY: as for value(); eight bytes are passed by value.
     let value = unsafe { pg_sys::SPI_getbinval(tuple, shape, column.into(), &mut is_null) };
     (!is_null).then(|| value.value() as i64)
+}
+
+/// A column of a row, an array of `bigint`s; without any if it is null.
+fn int8s(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Vec<i64> {
+    let mut is_null = true;
+    // SAFETY: as for value(); an array of this type, which is copied before its memory is given back.
+    unsafe {
+        let value = pg_sys::SPI_getbinval(tuple, shape, column.into(), &mut is_null);
+        if is_null {
+            return Vec::new();
+        }
+        let stored = value.cast_mut_ptr::<pg_sys::varlena>();
+        let array = pg_sys::pg_detoast_datum(stored);
+        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        pg_sys::deconstruct_array(
+            array.cast(),
+            pg_sys::INT8OID,
+            size_of::<i64>() as i32,
+            true,
+            pg_sys::TYPALIGN_DOUBLE as _,
+            &mut values,
+            &mut nulls,
+            &mut count,
+        );
+        let numbers = (0..count as usize)
+            .filter(|at| !*nulls.add(*at))
+            .map(|at| (*values.add(at)).value() as i64)
+            .collect();
+        pg_sys::pfree(values.cast());
+        pg_sys::pfree(nulls.cast());
+        if array != stored {
+            pg_sys::pfree(array.cast());
+        }
+        numbers
+    }
+}
+
+/// Where a row is, as the text of a `ctid`.
+fn place(tuple: pg_sys::HeapTuple) -> String {
+    // SAFETY: a row that a scan has found.
+    let id = unsafe { (*tuple).t_self };
+    let block = u32::from(id.ip_blkid.bi_hi) << 16 | u32::from(id.ip_blkid.bi_lo);
+    format!("({block},{})", id.ip_posid)
 }
 
 /// Sees to it that a table can be written until the end of the transaction, without a wait for who changes or

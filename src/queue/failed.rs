@@ -11,12 +11,12 @@ use super::{copies, floor, lanes, waiting};
 use crate::change::Relation;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
-use crate::pg::Oid;
-use crate::pg::lookup::View;
+use crate::pg::lookup::{Is, Status, View};
 use crate::pg::spi::{self, Extension};
 use crate::pg::text::displayable;
+use crate::pg::{Oid, context};
 use crate::sql::quote::{ArrayLiteral, ident};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// Who left a mark.
@@ -69,17 +69,20 @@ impl Blockers {
                  ANY (ARRAY(SELECT unnest($2::int8[])))",
             copies = table_of_copies(extension)
         );
-        let depends_on = to_ids(depends_on);
+        let (checks, depends_on) = (depends_on, to_ids(depends_on));
         let [queue, floor, lost, owners] = lanes::TABLES;
         let tables = [queue, floor, lost, owners, copies::TABLE];
-        let (pending, rows) = View::look(extension, &tables, |view| {
+        let (pending, found) = View::look(extension, &tables, |view| {
             let pending = lanes::goes_before(view, server_name, owner)?;
-            Ok((
-                pending,
-                view.read(&sql, &[Some(server_name), Some(&depends_on)])?,
-            ))
+            if context::is_serializable()
+                && let Some(found) = walk(view, server_name, checks)?
+            {
+                return Ok((pending, found));
+            }
+            let rows = view.read(&sql, &[Some(server_name), Some(&depends_on)])?;
+            Ok((pending, spi::typed::<Met>(rows)?))
         })?;
-        for (mark, id, root) in spi::typed::<(i64, i64, i64)>(rows)? {
+        for (mark, id, root) in found {
             self.add(id, root, &[mark]);
         }
         Ok(pending)
@@ -136,6 +139,47 @@ impl Blockers {
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }
+}
+
+/// A write that was met, the oldest record that leaves it, and what waits for that, or it itself.
+type Met = (i64, i64, i64);
+
+/// Records that are walked over at most.
+const WALKED: usize = 10_000;
+
+/// What a server's records have left of these writes, in order, found without taking part in the conflicts of
+/// SERIALIZABLE transactions, as [`View::look`] does: each of them would read here what others write. By the
+/// index of servers, since only one of that kind can be walked so; `None` if there are too many for that.
+fn walk(view: &View<'_>, server_name: &str, checks: &[i64]) -> Result<Option<Vec<Met>>> {
+    let checks: HashSet<&i64> = checks.iter().collect();
+    let (mut met, mut walked) = (HashMap::<i64, (i64, i64)>::new(), 0);
+    let mut take = |id: i64, root: i64, writes: &[i64]| {
+        walked += 1;
+        for mark in writes.iter().filter(|mark| checks.contains(mark)) {
+            let oldest = met.entry(*mark).or_insert((id, root));
+            *oldest = (oldest.0.min(id), oldest.1.min(root));
+        }
+        walked <= WALKED
+    };
+    let server = (2, Is::Text(server_name));
+    let floor = view.int8(floor::TABLE, &[(1, Is::Text(server_name))], 3)?;
+    let above = (1, Is::Int8Above(floor.unwrap_or(0)));
+    for status in ["failed", "waiting"] {
+        let keys = [server, (16, Is::Text(status)), above];
+        let visit = |[id, root]: [Option<i64>; 2], writes: &[i64]| {
+            let id = id.unwrap_or_default();
+            take(id, root.unwrap_or(id), writes)
+        };
+        let columns = ([1, 17], 18);
+        view.each_int8s("sync_queue", &keys, Status::NotPending, columns, visit)?;
+    }
+    let visit = |[id, _]: [Option<i64>; 2], writes: &[i64]| {
+        let id = -id.unwrap_or_default();
+        take(id, id, writes)
+    };
+    view.each_int8s(copies::TABLE, &[server], Status::Any, ([1, 1], 5), visit)?;
+    let found = met.into_iter().map(|(mark, (id, root))| (mark, id, root));
+    Ok((walked <= WALKED).then(|| found.collect()))
 }
 
 /// The table of copies under way, for a statement.

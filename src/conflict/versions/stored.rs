@@ -4,10 +4,11 @@
 use crate::change::Stamp;
 use crate::error::{Error, Result};
 use crate::guc;
+use crate::pg::lookup::{self, ByKey};
 use crate::pg::rows_of_key::Transaction;
 use crate::pg::snapshot::Snapshot;
 use crate::pg::spi::{self, Extension, Row, required};
-use crate::pg::{Oid, context, lookup};
+use crate::pg::{Oid, context};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
 
@@ -57,9 +58,8 @@ pub struct VersionKey<'h> {
     pub hash: i64,
 }
 
-/// The condition for a place, given as the first two arguments.
-const HERE: &str = "relation = $1::oid \
-     AND key_hash = $2::int8";
+/// Where a statement finds what is kept: the condition on it, and the first two arguments.
+type Here = (&'static str, [String; 2]);
 
 impl VersionKey<'_> {
     /// What is kept, for an event about a row that is stored there.
@@ -87,7 +87,7 @@ impl VersionKey<'_> {
     fn look(&self, stored: u64) -> Result<(Option<StoredVersion>, Option<Transaction>)> {
         let key = (self.relation, self.hash);
         let (found, writer) = lookup::by_key(self.extension, "sync_row_version", key, 8)?;
-        let Some(mut row) = found else {
+        let Some(ByKey { mut row, .. }) = found else {
             return Ok((None, writer));
         };
         let mut number = |at| required(&mut row, at).map(|n| n.parse::<u64>().ok());
@@ -96,19 +96,39 @@ impl VersionKey<'_> {
         Ok((Some(StoredVersion::read(row, 2, by_event)?), writer))
     }
 
+    /// Where a statement finds what is kept; `None` if nothing is. By the key. A SERIALIZABLE transaction names the
+    /// row by its place, which it has found without taking part in any conflict: looking for the key would lock a
+    /// page of the index, on which there are the keys that others write.
+    ///
+    /// # Errors
+    /// What reading reports.
+    fn here(&self) -> Result<Option<Here>> {
+        if !context::is_serializable() {
+            let by_key = "relation = $1::oid AND key_hash = $2::int8";
+            return Ok(Some((by_key, self.args())));
+        }
+        let key = (self.relation, self.hash);
+        let (found, _) = lookup::by_key(self.extension, "sync_row_version", key, 0)?;
+        let by_place = "ctid = $1::tid AND key_hash + 0 = $2::int8";
+        Ok(found.map(|found| (by_place, [found.place, self.hash.to_string()])))
+    }
+
     /// What is kept, locked until the end of the transaction.
     ///
     /// # Errors
     /// What reading reports.
     pub fn lock(&self) -> Result<Option<StoredVersion>> {
+        let Some((condition, args)) = self.here()? else {
+            return Ok(None);
+        };
         let sql = format!(
-            "SELECT version, rank, deleted, shown FROM {} WHERE {HERE} FOR UPDATE",
+            "SELECT version, rank, deleted, shown FROM {} WHERE {condition} FOR UPDATE",
             self.table()
         );
         let row = spi::write(
             self.extension,
             &sql,
-            &self.args().each_ref().map(|a| Some(a.as_str())),
+            &args.each_ref().map(|arg| Some(arg.as_str())),
         )?;
         row.into_iter()
             .next()
@@ -128,12 +148,16 @@ impl VersionKey<'_> {
         stored: u64,
         is_there: bool,
     ) -> Result<bool> {
-        let sql = if is_there {
+        let here = if is_there { self.here()? } else { None };
+        if is_there && here.is_none() {
+            return Ok(false);
+        }
+        let sql = if let Some((condition, _)) = &here {
             format!(
                 "UPDATE {} SET version = $3, rank = $4::int8, \
                 deleted = $5::bool, stored = $6::int8, shown = $7, \
                 written_by = pg_current_xact_id(), \
-                changed_at = clock_timestamp() WHERE {HERE} RETURNING 1",
+                changed_at = clock_timestamp() WHERE {condition} RETURNING 1",
                 self.table()
             )
         } else {
@@ -147,15 +171,15 @@ impl VersionKey<'_> {
                 self.table()
             )
         };
-        let [relation, hash] = self.args();
+        let [first, second] = here.map_or_else(|| self.args(), |(_, args)| args);
         let (rank, stored) = (stamp.rank.to_string(), stored.to_string());
         let (deleted, shown) = match shape {
             Shape::Deletion => ("t", None),
             Shape::Row(version) => ("f", version),
         };
         let args = [
-            Some(relation.as_str()),
-            Some(hash.as_str()),
+            Some(first.as_str()),
+            Some(second.as_str()),
             stamp.version.as_deref(),
             Some(rank.as_str()),
             Some(deleted),
@@ -176,12 +200,11 @@ impl VersionKey<'_> {
     /// # Errors
     /// What writing reports.
     pub fn clear(&self) -> Result<()> {
-        let sql = format!("DELETE FROM {} WHERE {HERE}", self.table());
-        spi::write(
-            self.extension,
-            &sql,
-            &self.args().each_ref().map(|a| Some(a.as_str())),
-        )?;
+        if let Some((condition, args)) = self.here()? {
+            let sql = format!("DELETE FROM {} WHERE {condition}", self.table());
+            let args = args.each_ref().map(|arg| Some(arg.as_str()));
+            spi::write(self.extension, &sql, &args)?;
+        }
         Ok(())
     }
 

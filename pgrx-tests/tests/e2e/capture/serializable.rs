@@ -5,7 +5,11 @@ use postgres::Client;
 
 use rowsync_harness::Fixture;
 
-use crate::support::common::{attach_sql, closed_port, link_with, query, queued, rows, run};
+use crate::support::common::{
+    attach_sql, closed_port, deal, link_with, one_way, query, queued, refused, rows, run, same,
+    table,
+};
+use crate::support::failed::{counts, retry_all, standing};
 
 const BEGIN: &str = "begin isolation level serializable";
 const COLUMNS: &str = "id int primary key, v text, ver int";
@@ -31,7 +35,8 @@ fn away(label: &str, options: &str) -> Fixture {
     fixture
 }
 
-/// Transactions at once, each of a row of its own; all commit.
+/// Transactions at once, each of a row of its own; all commit, the last one first: by then each has read what a
+/// later one has written, if they read each other's at all.
 fn overlap(clients: &mut [Client], write: impl Fn(usize) -> String) {
     clients
         .iter_mut()
@@ -39,7 +44,8 @@ fn overlap(clients: &mut [Client], write: impl Fn(usize) -> String) {
     for (at, client) in clients.iter_mut().enumerate() {
         run(client, &write(at));
     }
-    clients.iter_mut().for_each(|client| run(client, "commit"));
+    let last_first = clients.iter_mut().rev();
+    last_first.for_each(|client| run(client, "commit"));
 }
 
 fn clients(fixture: &Fixture) -> Vec<Client> {
@@ -162,10 +168,198 @@ fn anomalies_of_the_users_own_rows_are_still_found() {
     run(&mut one, "update t set ver = 2 where id = 1");
     run(&mut two, "update t set ver = 2 where id = 2");
     run(&mut one, "commit");
-    crate::support::common::refused(&mut two, "commit", "40001");
+    refused(&mut two, "commit", "40001");
     reach(&fixture);
     assert_eq!(
         rows(&fixture.right, "select id from t where ver = 2"),
         ["1"]
+    );
+}
+
+const NEWEST: &str = r#""on_conflict": "newest", "version_column": "ver""#;
+
+/// The left table `t`, of whose rows one has failed there: by itself, or with the whole table.
+fn failing(label: &str, options: &str, whole_table: bool) -> Fixture {
+    let fixture = one_way(label, COLUMNS, options);
+    fixture
+        .left
+        .exec("insert into t select g, 'v', 1 from generate_series(1, 20) g");
+    assert!(deal(&fixture, "1000"));
+    fixture.right.exec(if whole_table {
+        "alter table t rename v to w"
+    } else {
+        "alter table t add constraint small check (ver < 100)"
+    });
+    fixture
+        .left
+        .exec("update t set ver = 100, v = 'failed' where id = 20");
+    assert!(!deal(&fixture, "1000"));
+    assert_eq!(counts(&fixture), (0, 1, 0));
+    fixture
+}
+
+/// Every one of them reads what the failed record blocks, and those that wait write there.
+#[test]
+fn writers_of_different_rows_do_not_conflict_while_records_are_failed() {
+    for (number, options) in [
+        r#"{"mode": "async"}"#.to_owned(),
+        r#"{"mode": "queue"}"#.to_owned(),
+        format!(r#"{{"mode": "async", {NEWEST}}}"#),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for whole_table in [true, false] {
+            let label = format!("ssifailed{number}{}", i32::from(whole_table));
+            let fixture = failing(&label, &options, whole_table);
+            let mut clients = clients(&fixture);
+            // A session's first look at its route is its own.
+            for (at, client) in clients.iter_mut().enumerate() {
+                run(
+                    client,
+                    &format!("update t set v = v || '!' where id = {}", at + 11),
+                );
+            }
+            // One that stays open, so that what others have locked is still there to be looked at.
+            let mut open = fixture.left.client();
+            run(
+                &mut open,
+                &format!("{BEGIN}; select count(*) from pg_class"),
+            );
+            for round in 0..3 {
+                overlap(&mut clients, |at| {
+                    let id = at + 1;
+                    match round {
+                        0 => format!("update t set v = v || '0', ver = 2 where id = {id}"),
+                        1 => format!("update t set v = v || '1' where id = {id}"),
+                        _ => format!("insert into t values ({id} + 100, 'new', 1)"),
+                    }
+                });
+            }
+            let locked = query(&mut fixture.left.superuser(), LOCKED);
+            assert_eq!(locked, [""; 0], "{options} {whole_table}");
+            run(&mut open, "commit");
+            let waiting = counts(&fixture).2;
+            assert_eq!(waiting, if whole_table { 16 } else { 0 }, "{options}");
+            // What waits for a failed record waits here, too.
+            let mut client = fixture.left.client();
+            run(
+                &mut client,
+                &format!("{BEGIN}; update t set v = 'later' where id = 20; commit"),
+            );
+            // Behind others that are pending, the drain finds that.
+            assert!(!deal(&fixture, "1000"));
+            let last = standing(&fixture).pop();
+            assert!(
+                last.is_some_and(|last| last.starts_with("UPDATE|waiting|")),
+                "{options} {whole_table}: {:?}",
+                standing(&fixture)
+            );
+            fixture.right.exec(if whole_table {
+                "alter table t rename w to v"
+            } else {
+                "alter table t drop constraint small"
+            });
+            retry_all(&fixture);
+            same(&fixture, "t");
+            assert_eq!(
+                rows(
+                    &fixture.right,
+                    "select v from t where id in (1, 20, 101) order by id"
+                ),
+                ["v01", "later", "new"],
+                "{options} {whole_table}"
+            );
+        }
+    }
+}
+
+/// Predicate locks on kept versions that are not of a single one.
+fn kept_pages(fixture: &Fixture) -> Vec<String> {
+    rows(
+        &fixture.left,
+        "select count(*) from pg_locks l join pg_class c on c.oid = l.relation
+           where l.mode = 'SIReadLock' and l.database = (select oid from pg_database where datname = current_database())
+             and c.relname like 'sync_row_version%' and l.locktype <> 'tuple'",
+    )
+}
+
+/// What is kept of rows whose version stands still, or has been deleted: each has its own, on one page.
+#[test]
+fn writers_of_different_rows_do_not_conflict_over_kept_versions() {
+    let fixture = one_way(
+        "ssikept",
+        COLUMNS,
+        &format!(r#"{{"mode": "queue", {NEWEST}}}"#),
+    );
+    fixture
+        .left
+        .exec("insert into t select g, 'v', 1 from generate_series(1, 20) g");
+    let mut open = fixture.left.client();
+    run(
+        &mut open,
+        &format!("{BEGIN}; select count(*) from pg_class"),
+    );
+    let mut clients = clients(&fixture);
+    type Write = fn(usize) -> String;
+    let rounds: [Write; 6] = [
+        |id| format!("update t set v = 'a' where id = {id}"),
+        |id| format!("update t set v = 'b' where id = {id}"),
+        |id| format!("delete from t where id = {id}"),
+        |id| format!("insert into t values ({id}, 'c', 1)"),
+        |id| format!("update t set v = 'd' where id = {id}"),
+        |id| format!("update t set v = 'e', ver = 3 where id = {id}"),
+    ];
+    for write in rounds {
+        overlap(&mut clients, |at| write(at + 1));
+    }
+    assert_eq!(kept_pages(&fixture), ["0"]);
+    run(&mut open, "commit");
+    let written = table(&fixture.left, "t");
+    assert_eq!(
+        written.iter().filter(|row| row.ends_with("|e|3")).count(),
+        4
+    );
+    assert!(deal(&fixture, "1000"));
+    same(&fixture, "t");
+    // Two sessions that write one row meet as they would without the trigger.
+    let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
+    for client in [&mut one, &mut two] {
+        run(client, &format!("{BEGIN}; select 1 from t where id = 9"));
+    }
+    run(&mut one, "update t set v = 'one' where id = 9; commit");
+    refused(&mut two, "update t set v = 'two' where id = 9", "40001");
+}
+
+/// Changes arrive under `newest` in sessions whose default is SERIALIZABLE, too.
+#[test]
+fn changes_of_different_rows_that_arrive_do_not_conflict() {
+    let fixture = one_way(
+        "ssiarrive",
+        COLUMNS,
+        &format!(r#"{{"mode": "sync", {NEWEST}}}"#),
+    );
+    fixture.right.exec_superuser(&format!(
+        "alter role {} set default_transaction_isolation = serializable",
+        fixture.right.user
+    ));
+    fixture.link(&fixture.right, &fixture.left, "back", &[]);
+    fixture.right.exec(&format!(
+        r#"select attach_sync('t', 'back', '{}.t', '{{"mode": "queue", {NEWEST}}}')"#,
+        fixture.left.user
+    ));
+    fixture
+        .left
+        .exec("insert into t select g, 'v', 1 from generate_series(1, 20) g");
+    let mut clients = clients(&fixture);
+    for round in 0..4 {
+        overlap(&mut clients, |at| {
+            format!("update t set v = v || '{round}' where id = {}", at + 1)
+        });
+    }
+    same(&fixture, "t");
+    assert_eq!(
+        rows(&fixture.right, "select v from t where id <= 4"),
+        ["v0123"; 4]
     );
 }
