@@ -58,7 +58,7 @@ pub struct Target {
     pub truncate: bool,
     /// BEFORE or INSTEAD OF triggers for each row see what is inserted.
     pub changes_rows: bool,
-    /// BEFORE triggers for each row, without a condition, speak of the version column.
+    /// BEFORE triggers for each row speak of the version column, whoever is at work.
     pub sets_version: bool,
     /// Rules rewrite what is written.
     pub rules: bool,

@@ -81,12 +81,18 @@ pub fn about_relations() -> String {
            JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw \
           WHERE t.tgrelid = c.oid AND t.tgtype & 28 <> 0 AND t.tgnargs > 2"
     );
-    // By the text of the function, or the trigger's arguments for those that are written in C.
+    // By the text of the function, in which names that are not quoted may be written in any case, or the trigger's
+    // arguments for those that are written in C. A condition on who is at work lets a trigger leave what arrives
+    // alone; one on the row does not. A partition may have triggers of its own.
     let sets_version = "EXISTS (SELECT FROM pg_catalog.pg_trigger b \
            JOIN pg_catalog.pg_proc p ON p.oid = b.tgfoid \
-          WHERE b.tgrelid = c.oid AND b.tgenabled IN ('O', 'A') AND b.tgtype & 3 = 3 \
-            AND b.tgtype & 20 <> 0 AND b.tgqual IS NULL \
-            AND (strpos(p.prosrc, q.version) > 0 OR strpos(encode(b.tgargs, 'escape'), q.version) > 0))";
+          WHERE (b.tgrelid = c.oid OR b.tgrelid IN (SELECT z.relid FROM pg_partition_tree(c.oid) z)) \
+            AND b.tgenabled IN ('O', 'A') AND b.tgtype & 3 = 3 AND b.tgtype & 20 <> 0 \
+            AND (b.tgqual IS NULL OR substring(pg_get_triggerdef(b.oid) FROM ' WHEN (.*)') \
+               !~* 'current_setting|session_user|current_user|current_role|pg_has_role') \
+            AND (strpos(lower(p.prosrc), lower(replace(q.version, '\"', '\"\"'))) > 0 \
+              OR strpos(encode(b.tgargs, 'hex'), \
+                   encode(convert_to(q.version, getdatabaseencoding()), 'hex')) > 0))";
     let columns = "SELECT json_agg(json_build_array(a.attname, concat( \
              CASE WHEN a.attnotnull OR y.typnotnull THEN 'n' END, \
              CASE WHEN a.atthasdef OR a.attidentity <> '' OR y.typdefault IS NOT NULL THEN 'd' END, \

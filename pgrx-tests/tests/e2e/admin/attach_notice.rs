@@ -157,6 +157,119 @@ fn a_trigger_that_replaces_the_version_is_told_where_nothing_is_kept() {
     assert_eq!(attach(&fixture.left, &fixture.right, NEWEST), []);
 }
 
+/// How frameworks and people write such a trigger: what it is named, what it does, and how it is made. In each,
+/// `"updatedAt"` is the version column, `"Größe am"` in the last ones.
+const TOUCHES: &[(&str, &str, &str, &str)] = &[
+    (
+        "updatedAt",
+        "new.\"updatedAt\" := now()",
+        "before update on t",
+        "when (old.* is distinct from new.*)",
+    ),
+    (
+        "updatedAt",
+        "new.\"updatedAt\" = current_timestamp",
+        "before insert or update on t",
+        "when (pg_trigger_depth() = 0)",
+    ),
+    (
+        "updatedAt",
+        "new := jsonb_populate_record(new, jsonb_build_object(tg_argv[0], now()))",
+        "before update on t",
+        "when (old.id is not distinct from new.id)",
+    ),
+    (
+        "updated_at",
+        "NEW.UPDATED_AT := NOW()",
+        "before update on t",
+        "when (old.v is distinct from new.v)",
+    ),
+    (
+        "say \"when\"",
+        "new.\"say \"\"when\"\"\" := now()",
+        "before update of v on t",
+        "",
+    ),
+    (
+        "Größe am",
+        "new := jsonb_populate_record(new, jsonb_build_object(tg_argv[0], now()))",
+        "before insert on t",
+        "",
+    ),
+];
+
+#[test]
+fn a_trigger_that_replaces_the_version_is_told_however_it_is_written() {
+    for (number, (column, body, event, when)) in TOUCHES.iter().enumerate() {
+        let fixture = Fixture::new(&format!("touchas{number}"));
+        fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+        let quoted = format!("\"{}\"", column.replace('"', "\"\""));
+        for side in [&fixture.left, &fixture.right] {
+            side.exec(&format!(
+                "create table t (id int primary key, v text, {quoted} timestamptz default now())"
+            ));
+        }
+        let arguments = if body.contains("tg_argv") {
+            *column
+        } else {
+            ""
+        };
+        fixture.right.exec(&format!(
+            "create function touch() returns trigger language plpgsql as
+               $$ begin {body}; return new; end $$"
+        ));
+        let touch = |when: &str| {
+            format!(
+                "create trigger touch {event} for each row {when} execute function touch('{arguments}')"
+            )
+        };
+        fixture.right.exec(&touch(when));
+        let options = format!(
+            r#"{{"on_conflict": "newest", "version_column": "{}"}}"#,
+            column.replace('"', "\\\"")
+        );
+        let told = attach(&fixture.left, &fixture.right, &options);
+        assert_eq!(told.len(), 1, "{when} {body}: {told:?}");
+        let expected = format!("may replace column \"{column}\"");
+        assert!(told[0].0.contains(&expected), "{told:?}");
+        fixture.left.exec("select detach_sync('t', 'dst')");
+        // Conditions on who is at work leave what arrives alone.
+        for who in [
+            "current_setting('application_name') <> 'pg_rowsync'",
+            "session_user <> 'sync'",
+            "current_user::text <> 'sync'",
+            "not pg_has_role('pg_monitor', 'member')",
+        ] {
+            fixture.right.exec(&format!(
+                "drop trigger touch on t; {}",
+                touch(&format!("when ({who})"))
+            ));
+            let told = attach(&fixture.left, &fixture.right, &options);
+            assert_eq!(told, [], "{who}");
+            fixture.left.exec("select detach_sync('t', 'dst')");
+        }
+    }
+}
+
+/// Of a partition's own trigger the table knows nothing.
+#[test]
+fn a_trigger_of_a_partition_that_replaces_the_version_is_told() {
+    let fixture = Fixture::new("touchpart");
+    fixture.link(&fixture.left, &fixture.right, "dst", &[]);
+    fixture.left.exec(&format!("create table t ({COLUMNS})"));
+    fixture.right.exec(&format!(
+        "create table t ({COLUMNS}) partition by range (id);
+         create table low partition of t for values from (0) to (100) partition by range (id);
+         create table lowest partition of low for values from (0) to (10);
+         create function touch() returns trigger language plpgsql as
+           $$ begin new.ver := 100; return new; end $$;
+         create trigger touch before update on lowest for each row execute function touch()"
+    ));
+    let told = attach(&fixture.left, &fixture.right, NEWEST);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].0.contains("may replace column"), "{told:?}");
+}
+
 #[test]
 fn one_side_with_newest_is_not_enough() {
     for (first, second) in [("{}", NEWEST), (NEWEST, "{}")] {
