@@ -387,6 +387,16 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
     }
     if key.is_empty() && !keyless {
         return Err(Error::local(
+    if key.is_empty() && !keyless && table.has_period_key {
+        return Err(Error::local(
+            SqlState::OBJECT_NOT_READY,
+            format!("the key of table \"{}\" is one WITHOUT OVERLAPS", table.name.table),
+        )
+        .with_hint(
+            "ON CONFLICT cannot rely on such a key. Name columns that identify a row in the option \"key\", and \
+             have a unique index on them there; or set \"insert_only\", if its rows are never changed.",
+        ));
+    }
             SqlState::OBJECT_NOT_READY,
             format!(
                 "table \"{}\" has neither a primary key nor a replica identity index",

@@ -47,6 +47,8 @@ pub struct Table {
     pub columns: Vec<TableColumn>,
     /// The primary key's columns, else those of the replica identity index, in index order.
     pub key: Vec<String>,
+    /// There is a key WITHOUT OVERLAPS, which is none of those.
+    pub has_period_key: bool,
     /// The key's constraint is deferrable: for a while two rows may hold the same key.
     pub key_deferrable: bool,
     /// Tables, and their partitions, that foreign keys of this one refer to with CASCADE.
@@ -73,7 +75,9 @@ impl Table {
                     AND d.refclassid = \
                         'pg_extension'::regclass \
                     AND d.deptype = 'e' \
-                    AND e.extname = 'pg_rowsync') \
+                    AND e.extname = 'pg_rowsync'), \
+                EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid \
+                    AND (i.indisprimary OR i.indisreplident) AND i.indisexclusion) \
              FROM pg_class c \
              JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.oid = $1::oid",
@@ -114,6 +118,7 @@ impl Table {
             columns: Self::columns(extension, &args)?,
             cascades_from: Self::cascades_from(extension, &args)?,
             key_deferrable: immediate.contains(&false),
+            has_period_key: required(&mut row, 6)? == "t",
             key,
             partitioned: kind == "p",
             captured_as: name.clone(),

@@ -2,7 +2,10 @@
 
 use rowsync_harness::Fixture;
 
-use crate::support::common::{deal, linked, mirror, queued, records, refused, rows, run, table};
+use crate::support::common::{
+    attach_sql, deal, linked, mirror, queued, records, refused, rows, run, same, table,
+    tell_what_is_missing, warnings,
+};
 
 /// A type and literals of it.
 const EDGES: &[(&str, &[&str])] = &[
@@ -511,4 +514,72 @@ fn a_domain_that_refuses_null_goes_beside_a_composite() {
         ];
         assert_eq!(found, expected, "{mode}");
     }
+}
+
+/// A key that PostgreSQL 18 has: no ON CONFLICT can rely on it.
+#[test]
+fn a_key_without_overlaps_is_refused_by_name() {
+    let fixture = linked("overlaps");
+    if fixture
+        .left
+        .query_one::<i32>("select current_setting('server_version_num')::int")
+        < 180_000
+    {
+        return tell_what_is_missing("keys WITHOUT OVERLAPS");
+    }
+    let columns = "room int4range, during tstzrange, id int not null unique, v text,
+        primary key (room, during without overlaps)";
+    for side in [&fixture.left, &fixture.right] {
+        side.exec(&format!("create table t ({columns})"));
+    }
+    let mut client = fixture.left.client();
+    for policy in ["overwrite", "error", "skip"] {
+        let options = format!(r#"{{"on_conflict": "{policy}"}}"#);
+        let error = refused(&mut client, &attach_sql(&fixture, "t", &options), "55000");
+        assert_eq!(
+            error.message(),
+            "the key of table \"t\" is one WITHOUT OVERLAPS"
+        );
+        assert!(
+            error
+                .hint()
+                .is_some_and(|hint| hint.contains("option \"key\"")),
+            "{error:?}"
+        );
+    }
+    // Made by hand it is refused at the first row.
+    run(
+        &mut client,
+        &format!(
+            "create trigger mine after insert on t for each row execute function sync_dml('dst', '{}', 't')",
+            fixture.right.user
+        ),
+    );
+    let insert = "insert into t values ('[1,2)', '[2024-01-01,2024-02-01)', 1, 'a')";
+    let error = refused(&mut client, insert, "55000");
+    assert!(error.message().contains("WITHOUT OVERLAPS"), "{error:?}");
+    run(&mut client, "drop trigger mine on t");
+    // The way out.
+    let by_id = attach_sql(&fixture, "t", r#"{"key": ["id"], "mode": "sync"}"#);
+    run(&mut client, &by_id);
+    run(
+        &mut client,
+        &format!("{insert}; update t set v = 'b', during = '[2024-01-01,2024-03-01)'; select 1"),
+    );
+    assert_eq!(same(&fixture, "t").len(), 1);
+    assert_eq!(rows(&fixture.right, "select id, v from t"), ["1|b"]);
+    // A key of the target's alone is one of the kind: told, too.
+    fixture
+        .left
+        .exec("create table u (room int4range, during tstzrange, primary key (room, during))");
+    fixture.right.exec(
+        "create table u (room int4range, during tstzrange, primary key (room, during without overlaps))",
+    );
+    let (mut client, notices) = fixture.left.client_with_notices();
+    run(&mut client, &attach_sql(&fixture, "u", "{}"));
+    let told = warnings(&notices);
+    assert!(
+        told.iter().any(|one| one.code().code() == "42P10"),
+        "{told:?}"
+    );
 }
