@@ -2,7 +2,7 @@
 
 use super::descriptor::Descriptor;
 use super::log::{ChangeLog, Reader, Rows};
-use super::origin::{Altered, Origin, narrowed};
+use super::origin::{Altered, Origin, narrowed, refusal};
 use super::row::Captured;
 use crate::change::{Change, Op, Policy, Route};
 use crate::connect::account::Account;
@@ -235,7 +235,8 @@ impl ChangeSet {
     /// that they have now.
     ///
     /// # Errors
-    /// 55000 if the extension is gone; as for [`Origin::look_again`] and [`ChangeSet::read_unread`].
+    /// 55000 if the extension is gone, or a table's key is another one; as for [`Origin::look_again`] and
+    /// [`ChangeSet::read_unread`].
     pub fn follow_alterations(&mut self) -> Result<()> {
         if self.origins.iter().all(|origin| origin.is_current()) {
             return Ok(());
@@ -253,6 +254,7 @@ impl ChangeSet {
             .zip(&self.origins)
             .map(look)
             .collect::<Result<_>>()?;
+        self.check_keys(&altered)?;
         let rewrites = |altered: &Option<Altered>| {
             matches!(altered, Some(Altered::Dropped | Altered::Narrowed(..)))
         };
@@ -265,6 +267,26 @@ impl ChangeSet {
             }
         }
         Ok(())
+    }
+
+    /// Refuses changes of rows that are told apart otherwise now. Those that were rolled back count for nothing.
+    fn check_keys(&self, altered: &[Option<Altered>]) -> Result<()> {
+        let is_rekeyed = |altered: &Option<Altered>| matches!(altered, Some(Altered::Rekeyed(_)));
+        if !altered.iter().any(is_rekeyed) {
+            return Ok(());
+        }
+        let mut refused = None;
+        let mut reader = self.log.read(&self.routes, Rows::Keys);
+        let mut look = |route: u32, change: &Change<&str>| {
+            if let Some(Some(Altered::Rekeyed(why))) = altered.get(route as usize)
+                && change.op != Op::Truncate
+            {
+                refused = Some(refusal(why));
+            }
+            Ok(())
+        };
+        while reader.next_numbered(&mut look)? {}
+        refused.map_or(Ok(()), Err)
     }
 
     /// Writes the log anew without what is gone.

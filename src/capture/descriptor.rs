@@ -253,6 +253,8 @@ impl Descriptor {
         let origin = Origin {
             relation: table.oid,
             attributes: all.iter().map(|attribute| attribute.number).collect(),
+            types: all.iter().map(|attribute| attribute.type_oid).collect(),
+            has_own_key: options.key.is_none(),
             epoch: table.epoch,
         };
         let versioned = route.version().map(|at| -> Result<Versioned> {
@@ -385,8 +387,6 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         )
         .with_hint("Rows without a key meet no others: leave \"on_conflict\" out."));
     }
-    if key.is_empty() && !keyless {
-        return Err(Error::local(
     if key.is_empty() && !keyless && table.has_period_key {
         return Err(Error::local(
             SqlState::OBJECT_NOT_READY,
@@ -397,6 +397,8 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
              have a unique index on them there; or set \"insert_only\", if its rows are never changed.",
         ));
     }
+    if key.is_empty() && !keyless {
+        return Err(Error::local(
             SqlState::OBJECT_NOT_READY,
             format!(
                 "table \"{}\" has neither a primary key nor a replica identity index",

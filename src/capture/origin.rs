@@ -3,9 +3,15 @@
 //!
 //! Nobody else can alter a table that the transaction has written, so this is asked once, when it commits, and
 //! only if the catalogs have changed since the columns were looked up.
+//!
+//! A key that is another one by then no longer tells rows of that table from each other: whether the server has
+//! the old key or the new one, changes made under both would not meet the rows they mean. Such a transaction is
+//! refused, before anything is sent.
 
-use crate::change::{Change, Column, Route};
-use crate::error::{Error, Result};
+use super::table::Table;
+use crate::change::{Change, Column, OwnType, Route};
+use crate::connect::account::oid;
+use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::spi::{self, Extension, required};
@@ -17,6 +23,10 @@ pub struct Origin {
     pub relation: Oid,
     /// Numbers of the columns, in the order of [`Route::columns`].
     pub attributes: Vec<i16>,
+    /// Types of the columns, in that order.
+    pub types: Vec<Oid>,
+    /// The key is the table's own, and not one that the trigger names.
+    pub has_own_key: bool,
     /// When they were looked up.
     pub epoch: Epoch,
 }
@@ -30,12 +40,25 @@ pub enum Altered {
     Renamed(Route),
     /// Columns are not there any more. Those at these positions are.
     Narrowed(Route, Vec<usize>),
+    /// Rows are told apart otherwise: why changes cannot be sent, unless they are all TRUNCATEs.
+    Rekeyed(String),
+}
+
+/// A column as it is now.
+struct Current {
+    name: String,
+    type_oid: Oid,
+    /// As [`Column::own_type`].
+    own_type: Option<OwnType>,
 }
 
 impl Origin {
     /// Whether both are the same columns of the same table.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.relation == other.relation && self.attributes == other.attributes
+        self.relation == other.relation
+            && self.attributes == other.attributes
+            && self.types == other.types
+            && self.has_own_key == other.has_own_key
     }
 
     /// Whether no table has been altered since.
@@ -51,61 +74,142 @@ impl Origin {
         if self.is_current() {
             return Ok(None);
         }
+        let relation = self.relation.to_u32().to_string();
+        let args = [Some(relation.as_str())];
         let rows = spi::read(
             extension,
-            "SELECT a.attnum, a.attname FROM pg_attribute a \
+            "SELECT a.attnum, a.attname, a.atttypid, own.name, own.modifier FROM pg_attribute a \
+             LEFT JOIN LATERAL (WITH RECURSIVE base(id, modifier) AS ( \
+                   SELECT a.atttypid, a.atttypmod \
+                   UNION ALL SELECT d.typbasetype, d.typtypmod FROM base JOIN pg_type d \
+                     ON d.oid = base.id WHERE d.typtype = 'd') \
+                 SELECT d.typname, base.modifier FROM base JOIN pg_type d ON d.oid = base.id \
+                  AND d.typtype = 'b' AND d.typnamespace = 'pg_catalog'::regnamespace) \
+               AS own(name, modifier) ON true \
              WHERE a.attrelid = $1::oid \
                AND a.attnum > 0 AND NOT a.attisdropped",
-            &[Some(&self.relation.to_u32().to_string())],
+            &args,
         )?;
-        let mut names = HashMap::with_capacity(rows.len());
+        let mut columns = HashMap::with_capacity(rows.len());
         for mut row in rows {
             let number: i16 = required(&mut row, 0)?
                 .parse()
                 .map_err(|_| Error::internal("malformed attnum"))?;
-            names.insert(number, required(&mut row, 1)?);
+            let name = required(&mut row, 1)?;
+            let type_oid = oid(&required(&mut row, 2)?)?;
+            let modifier = row[4].take().and_then(|text| text.parse().ok());
+            let own_type = row[3].take().zip(modifier);
+            let own_type = own_type.map(|(name, modifier)| OwnType { name, modifier });
+            columns.insert(
+                number,
+                Current {
+                    name,
+                    type_oid,
+                    own_type,
+                },
+            );
         }
-        Ok(altered(route, &self.attributes, &names))
+        let key = if self.has_own_key && !route.is_keyless() && !columns.is_empty() {
+            Some(Table::key_columns(extension, &args)?)
+        } else {
+            None
+        };
+        Ok(self.altered(route, &columns, key.as_deref()))
+    }
+
+    /// `columns`: those that the table has now, by number; without any, there is no table. `key`: the names of
+    /// those that are its key now, where that is the route's.
+    fn altered(
+        &self,
+        route: &Route,
+        columns: &HashMap<i16, Current>,
+        key: Option<&[String]>,
+    ) -> Option<Altered> {
+        if columns.is_empty() {
+            return Some(Altered::Dropped);
+        }
+        let current: Vec<Option<&Current>> = (self.attributes.iter())
+            .map(|number| columns.get(number))
+            .collect();
+        if let Some(why) = self.rekeyed(route, &current, key) {
+            return Some(Altered::Rekeyed(why));
+        }
+        let kept: Vec<usize> = (0..route.columns.len())
+            .filter(|at| current[*at].is_some())
+            .collect();
+        let columns: Vec<Column> = kept
+            .iter()
+            .filter_map(|at| Some(renamed(&route.columns[*at], &current[*at]?.name)))
+            .collect();
+        let is_narrower = columns.len() < route.columns.len();
+        if columns == route.columns {
+            return None;
+        }
+        let position = |old: usize| kept.iter().position(|at| *at == old).unwrap_or_default();
+        let altered = Route {
+            key: route.key.iter().map(|at| position(*at)).collect(),
+            policy: route.policy.with_version(position),
+            columns,
+            ..route.clone()
+        };
+        Some(if is_narrower {
+            Altered::Narrowed(altered, kept)
+        } else {
+            Altered::Renamed(altered)
+        })
+    }
+
+    /// How rows are told apart otherwise than when the changes were made, if they are.
+    fn rekeyed(
+        &self,
+        route: &Route,
+        current: &[Option<&Current>],
+        key: Option<&[String]>,
+    ) -> Option<String> {
+        let table = &route.source.table;
+        let needed = route.key.iter().map(|at| ("key", *at));
+        for (role, at) in needed.chain(route.version().map(|at| ("version", at))) {
+            let column = &route.columns[at];
+            let name = column.local.as_ref().unwrap_or(&column.name);
+            let Some(now) = current[at] else {
+                return Some(format!(
+                    "{role} column \"{name}\" of table \"{table}\" was dropped"
+                ));
+            };
+            let is_same = match (&column.own_type, &now.own_type) {
+                (Some(before), Some(now)) => reads_alike(before, now),
+                (None, None) => self.types[at] == now.type_oid,
+                _ => false,
+            };
+            if !is_same {
+                return Some(format!(
+                    "the type of {role} column \"{name}\" of table \"{table}\" was changed"
+                ));
+            }
+        }
+        let key = key?;
+        let names = route.key.iter().filter_map(|at| Some(&current[*at]?.name));
+        let is_same = key.len() == route.key.len() && names.into_iter().all(|n| key.contains(n));
+        (!is_same).then(|| format!("the key of table \"{table}\" was changed"))
     }
 }
 
-/// `names`: those of the table's columns, by number; without any, there is no table.
-fn altered(route: &Route, attributes: &[i16], names: &HashMap<i16, String>) -> Option<Altered> {
-    if names.is_empty() {
-        return Some(Altered::Dropped);
-    }
-    let current: Vec<Option<&String>> = attributes.iter().map(|number| names.get(number)).collect();
-    // Its changes can be found by their keys only. If these are gone, the server has the last word.
-    let needed = route.key.iter().copied().chain(route.version());
-    if needed
-        .into_iter()
-        .any(|at| current.get(at).is_none_or(Option::is_none))
-    {
-        return None;
-    }
-    let kept: Vec<usize> = (0..route.columns.len())
-        .filter(|at| current[*at].is_some())
-        .collect();
-    let columns: Vec<Column> = kept
-        .iter()
-        .filter_map(|at| Some(renamed(&route.columns[*at], current[*at]?)))
-        .collect();
-    let is_narrower = columns.len() < route.columns.len();
-    if columns == route.columns {
-        return None;
-    }
-    let position = |old: usize| kept.iter().position(|at| *at == old).unwrap_or_default();
-    let altered = Route {
-        key: route.key.iter().map(|at| position(*at)).collect(),
-        policy: route.policy.with_version(position),
-        columns,
-        ..route.clone()
-    };
-    Some(if is_narrower {
-        Altered::Narrowed(altered, kept)
-    } else {
-        Altered::Renamed(altered)
-    })
+/// Whether a value of the one type is, read as the other, equal to exactly the values that it was equal to.
+fn reads_alike(before: &OwnType, now: &OwnType) -> bool {
+    const INTEGERS: [&str; 3] = ["int2", "int4", "int8"];
+    const TEXTS: [&str; 2] = ["text", "varchar"];
+    let both = |kind: &[&str]| kind.contains(&&*before.name) && kind.contains(&&*now.name);
+    let is_wider = now.modifier == -1 || now.modifier == before.modifier;
+    both(&INTEGERS) || both(&TEXTS) || before.name == now.name && is_wider
+}
+
+/// Why a transaction is refused that has written a table and made another key of its own.
+pub fn refusal(why: &str) -> Error {
+    let message = format!("{why} by a transaction that has written the table");
+    Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(
+        "Changes that were captured before could not be told which rows they are for. Alter the table in a \
+         transaction of its own.",
+    )
 }
 
 /// The column under the name it has now. The other side's name stays where the trigger gives one.
@@ -171,8 +275,14 @@ mod tests {
             target: table,
             columns: vec![
                 column("a", None),
-                column("id", None),
-                column("w", Some("v")),
+                Column {
+                    own_type: Some(own("int4")),
+                    ..column("id", None)
+                },
+                Column {
+                    own_type: Some(own("int4")),
+                    ..column("w", Some("v"))
+                },
             ],
             key: vec![1],
             key_deferrable: false,
@@ -185,12 +295,39 @@ mod tests {
         }
     }
 
+    /// Columns of the type `int4`, and which of them are the key.
+    fn after_with(names: &[(i16, &str)], key: &[&str], id_type: &str) -> Option<Altered> {
+        let current = |(number, name): &(i16, &str)| {
+            let type_name = if *number == 2 { id_type } else { "int4" };
+            let now = Current {
+                name: (*name).to_owned(),
+                type_oid: Oid::from(23),
+                own_type: Some(own(type_name)),
+            };
+            (*number, now)
+        };
+        let columns = names.iter().map(current).collect();
+        let key: Vec<String> = key.iter().map(|name| (*name).to_owned()).collect();
+        let origin = Origin {
+            relation: Oid::from(1),
+            attributes: vec![1, 2, 3],
+            types: vec![Oid::from(23); 3],
+            has_own_key: true,
+            epoch: Epoch::default(),
+        };
+        origin.altered(&route(), &columns, Some(&key))
+    }
+
+    fn own(name: &str) -> OwnType {
+        OwnType {
+            name: name.to_owned(),
+            modifier: -1,
+        }
+    }
+
     fn after(names: &[(i16, &str)]) -> Option<Altered> {
-        let names = names
-            .iter()
-            .map(|(number, name)| (*number, (*name).to_owned()))
-            .collect();
-        altered(&route(), &[1, 2, 3], &names)
+        let key = names.iter().find(|(number, _)| *number == 2);
+        after_with(names, &[key.map_or("", |(_, name)| *name)], "int4")
     }
 
     #[test]
@@ -236,9 +373,34 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_gone_is_the_servers_business_and_a_table_that_is_gone_nobodys() {
-        assert_eq!(after(&[(1, "a"), (3, "v")]), None);
-        assert_eq!(after(&[(1, "a"), (2, "id")]), None);
+    fn a_key_that_is_another_one_is_told_and_a_table_that_is_gone_nobodys_business() {
+        let all = [(1, "a"), (2, "id"), (3, "v")];
+        let is_told = |altered: Option<Altered>, part: &str| match altered {
+            Some(Altered::Rekeyed(why)) => assert!(why.contains(part), "{why}"),
+            other => panic!("{other:?}"),
+        };
+        is_told(after(&[(1, "a"), (3, "v")]), "key column \"id\"");
+        is_told(after(&[(1, "a"), (2, "id")]), "version column \"v\"");
+        is_told(after_with(&all, &["a"], "int4"), "the key of table");
+        is_told(after_with(&all, &[], "int4"), "the key of table");
+        is_told(after_with(&all, &["id", "a"], "int4"), "the key of table");
+        is_told(
+            after_with(&all, &["id"], "text"),
+            "the type of key column \"id\"",
+        );
+        assert_eq!(after_with(&all, &["id"], "int8"), None);
         assert_eq!(after(&[]), Some(Altered::Dropped));
+    }
+
+    #[test]
+    fn a_type_that_is_as_fine_or_finer_tells_rows_apart_as_before() {
+        let of = |name: &str, modifier| OwnType {
+            modifier,
+            ..own(name)
+        };
+        assert!(reads_alike(&of("varchar", 9), &of("text", -1)));
+        assert!(reads_alike(&of("numeric", 655366), &of("numeric", -1)));
+        assert!(!reads_alike(&of("numeric", -1), &of("numeric", 655366)));
+        assert!(!reads_alike(&of("timestamptz", -1), &of("date", -1)));
     }
 }

@@ -305,6 +305,15 @@ impl Table {
         .collect()
     }
 
+    /// The names of the key's columns.
+    ///
+    /// # Errors
+    /// What the catalogs report.
+    pub fn key_columns(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<String>> {
+        let key = Self::key(extension, args)?;
+        Ok(key.into_iter().map(|(name, _)| name).collect())
+    }
+
     /// The key's columns, each with whether the index is checked at once. Not those of a key WITHOUT
     /// OVERLAPS, which newer majors have: no ON CONFLICT can rely on it.
     fn key(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<(String, bool)>> {

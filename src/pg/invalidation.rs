@@ -103,7 +103,7 @@ pub fn take_changed() -> Changes {
 }
 
 /// A moment in the history of the catalogs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Epoch {
     relations: u64,
     servers: u64,

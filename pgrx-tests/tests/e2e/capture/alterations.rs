@@ -117,6 +117,140 @@ fn rolled_back_savepoints_count_for_nothing_where_a_column_goes() {
     both_have(&fixture, "t", &["1|10"]);
 }
 
+/// What a transaction makes of a key that it has written rows under, options, and what is said.
+const REKEYED: &[(&str, &str, &str)] = &[
+    (
+        "alter table t drop id; alter table t add primary key (k)",
+        "{}",
+        "key column \"id\" of table \"t\" was dropped",
+    ),
+    (
+        "alter table t drop constraint t_pkey; alter table t add primary key (k)",
+        "{}",
+        "the key of table \"t\" was changed",
+    ),
+    (
+        "alter table t drop constraint t_pkey; alter table t add primary key (id, k)",
+        "{}",
+        "the key of table \"t\" was changed",
+    ),
+    (
+        "alter table t drop constraint t_pkey",
+        r#"{"on_conflict": "skip"}"#,
+        "the key of table \"t\" was changed",
+    ),
+    (
+        "alter table t alter id type text using 'x' || id",
+        "{}",
+        "the type of key column \"id\" of table \"t\" was changed",
+    ),
+    (
+        "alter table t alter id type numeric(5,1)",
+        r#"{"on_conflict": "error"}"#,
+        "the type of key column \"id\" of table \"t\" was changed",
+    ),
+    // Which the trigger depends on, so it goes first.
+    (
+        "select detach_sync('t', 'dst'); alter table t alter ver type date",
+        r#"{"on_conflict": "newest", "version_column": "ver"}"#,
+        "the type of version column \"ver\" of table \"t\" was changed",
+    ),
+];
+
+const KEYED: &str = "id int primary key, k int not null unique, v text, ver timestamptz";
+
+/// Whichever key the server has, and whatever is changed in which order, no row is taken for another: the
+/// transaction is refused as a whole, and goes through in two parts.
+#[test]
+fn a_transaction_that_makes_another_key_of_what_it_has_written_is_refused() {
+    for mode in ["async", "sync", "queue"] {
+        for (sql, options, said) in REKEYED {
+            let options = options.replacen('{', &format!(r#"{{"mode": "{mode}", "#), 1);
+            let options = options.replace(", }", "}");
+            let fixture = one_way("rekeyed", KEYED, &options);
+            let mut client = fixture.left.client();
+            run(
+                &mut client,
+                "insert into t values (1, 11, 'a', '2024-01-01'), (2, 12, 'a', '2024-01-01')",
+            );
+            deal(&fixture, "10");
+            let before = table(&fixture.right, "t");
+            for first in [
+                "update t set v = 'b', ver = '2024-01-02' where id = 1",
+                "delete from t where id = 2",
+                "insert into t values (3, 13, 'c', '2024-01-01')",
+            ] {
+                run(&mut client, &format!("begin; {first}; {sql}"));
+                let error = refused(&mut client, "commit", "55000");
+                assert!(error.message().contains(said), "{sql}: {error:?}");
+                assert!(
+                    error
+                        .hint()
+                        .is_some_and(|hint| hint.contains("transaction of its own")),
+                    "{error:?}"
+                );
+                assert_eq!(table(&fixture.right, "t"), before, "{mode} {sql}");
+                assert_eq!(records(&fixture), Vec::<String>::new(), "{mode} {sql}");
+            }
+            // What was rolled back, and a TRUNCATE, are of no key.
+            run(
+                &mut client,
+                &format!(
+                    "begin; savepoint s; update t set v = 'no'; rollback to s; truncate t; {sql}; commit"
+                ),
+            );
+            deal(&fixture, "10");
+            assert_eq!(
+                table(&fixture.right, "t"),
+                Vec::<String>::new(),
+                "{mode} {sql}"
+            );
+            assert_eq!(records(&fixture), Vec::<String>::new(), "{mode} {sql}");
+        }
+    }
+}
+
+/// The same keys all the same: what was written before and after is the same row there.
+#[test]
+fn a_key_that_reads_alike_under_another_type_is_followed() {
+    for (label, alter) in [
+        ("alikebig", "alter table t alter id type bigint"),
+        ("alikesmall", "alter table t alter id type smallint"),
+        (
+            "alikeagain",
+            "alter table t drop constraint t_pkey; alter table t add primary key (id)",
+        ),
+        (
+            "alikename",
+            "alter table t rename id to ident; alter table t rename ident to id",
+        ),
+        (
+            "alikedomain",
+            "create domain d as int; alter table t alter id type d",
+        ),
+    ] {
+        for mode in ["async", "sync", "queue"] {
+            let options = format!(r#"{{"mode": "{mode}"}}"#);
+            let fixture = one_way(&format!("{label}{mode}"), KEYED, &options);
+            run(
+                &mut fixture.left.client(),
+                "insert into t values (1, 11, 'a', null), (2, 12, 'a', null)",
+            );
+            deal(&fixture, "10");
+            migrate(
+                &fixture,
+                &format!(
+                    "update t set v = 'b'; {alter}; update t set v = v || 'c' where id = 1;
+                     delete from t where id = 2"
+                ),
+            );
+            deal(&fixture, "10");
+            both_have(&fixture, "t", &["1|11|bc|~"]);
+            assert_eq!(records(&fixture), Vec::<String>::new(), "{mode}: {alter}");
+        }
+    }
+}
+
 #[test]
 fn the_extension_is_not_dropped_where_it_has_to_deliver() {
     let fixture = one_way("extension", "id int primary key", "{}");
