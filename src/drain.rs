@@ -12,6 +12,7 @@
 mod batch;
 mod classify;
 mod outcome;
+mod rekeyed;
 mod replay;
 mod together;
 

@@ -10,9 +10,10 @@ mod postponed;
 
 use self::postponed::Postponed;
 use super::classify::conflict_of;
+use super::rekeyed;
 use super::replay::Replay;
 use crate::atomic::decision::{self, Decision};
-use crate::change::Relation;
+use crate::change::{Op, Relation, Route};
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
 use crate::delivery::whole::Span;
@@ -25,6 +26,7 @@ use crate::queue::writeset::Writeset;
 use crate::queue::{floor, lanes};
 use crate::transaction;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// What becomes of a unit.
 enum UnitState {
@@ -191,6 +193,7 @@ impl<'h> Batch<'h> {
     pub fn apply(&mut self, replay: &mut Replay, claims: &mut Claims<'_>, left: i64) -> Result<()> {
         self.complete_cascades(claims)?;
         self.hold_behind_prepared()?;
+        self.refuse_rekeyed()?;
         self.refuse_unplannable();
         self.settle_doubt(replay, claims)?;
         let open = self.admit(0..self.units.len());
@@ -611,6 +614,31 @@ impl<'h> Batch<'h> {
             }
             while planner.pop().is_some() {}
         }
+    }
+
+    /// Fails units whose rows are told by another key by now, and lets their tables wait.
+    fn refuse_rekeyed(&mut self) -> Result<()> {
+        let mut known: Vec<(Rc<Route>, Option<Error>)> = Vec::new();
+        for at in 0..self.units.len() {
+            let records = self.units[at].records.iter();
+            let mut refused = None;
+            for record in records.filter(|record| record.change.op != Op::Truncate) {
+                let route = &record.route;
+                if !known.iter().any(|(one, _)| Rc::ptr_eq(one, route)) {
+                    let found = rekeyed::refusal(self.extension, self.server_name, route)?;
+                    known.push((route.clone(), found));
+                }
+                let found = known.iter().find(|(one, _)| Rc::ptr_eq(one, route));
+                refused = refused.or(found.and_then(|(_, found)| found.clone()));
+            }
+            if let Some(error) = refused
+                && !self.admit([at]).is_empty()
+            {
+                self.whole_tables.insert(at);
+                self.fail(at, error, false);
+            }
+        }
+        Ok(())
     }
 
     /// Fails, for now, units that concern rows of transactions that other owners have prepared and that could not

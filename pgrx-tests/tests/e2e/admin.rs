@@ -20,6 +20,7 @@ mod extension;
 mod joining;
 pub mod lived_in;
 mod majors;
+mod operations;
 mod physical_clones;
 mod reference;
 mod repair;
