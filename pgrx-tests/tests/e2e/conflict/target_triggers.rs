@@ -109,6 +109,126 @@ fn who_wrote_last_wins_where_triggers_replace_versions() {
     }
 }
 
+/// Actions of foreign keys on both sides, and the trigger that touches whatever is written, by them too.
+fn families(label: &str, when: &str) -> Fixture {
+    let fixture = Fixture::new(label);
+    let touch = |table: &str| {
+        format!(
+            "create trigger touch before insert or update on {table} for each row {when}
+               execute function touch();"
+        )
+    };
+    for (side, other) in [
+        (&fixture.left, &fixture.right),
+        (&fixture.right, &fixture.left),
+    ] {
+        side.link(other, other.cluster.port(), "dst", &[])
+            .expect("a server");
+        side.exec(&format!(
+            "create function touch() returns trigger language plpgsql as $$
+               begin new.ver := clock_timestamp(); return new; end $$;
+             create table p (id int primary key, v text, ver timestamptz default now());
+             create table c (id int primary key, pid int references p on delete cascade on update cascade,
+               v text, ver timestamptz default now());
+             create table n (id int primary key, pid int references p on delete set null on update cascade,
+               v text, ver timestamptz default now());
+             {}{}{}",
+            touch("p"),
+            touch("c"),
+            touch("n")
+        ));
+    }
+    for (side, other) in [
+        (&fixture.left, &fixture.right),
+        (&fixture.right, &fixture.left),
+    ] {
+        for table in ["p", "c", "n"] {
+            side.exec(&format!(
+                r#"select attach_sync('{table}', 'dst', '{}.{table}',
+                     '{{"mode": "queue", "on_conflict": "newest", "version_column": "ver"}}')"#,
+                other.user
+            ));
+        }
+    }
+    fixture
+}
+
+/// The two sides hold the same but for the versions that triggers replace.
+fn equal_families(fixture: &Fixture, expected: [&[&str]; 3]) {
+    for side in [&fixture.left, &fixture.right] {
+        let sql = [
+            "select id, v from p",
+            "select id, pid, v from c",
+            "select id, pid, v from n",
+        ];
+        for (sql, expected) in sql.into_iter().zip(expected) {
+            assert_eq!(
+                rows(side, &format!("{sql} order by id")),
+                expected,
+                "{}",
+                side.db
+            );
+        }
+    }
+}
+
+/// With and without the guard that leaves arriving rows alone.
+#[test]
+fn rows_that_foreign_keys_change_on_both_sides_end_equal() {
+    for (label, when) in [
+        ("famtouch", ""),
+        (
+            "famguard",
+            "when (current_setting('application_name') <> 'pg_rowsync')",
+        ),
+    ] {
+        let fixture = families(label, when);
+        fixture.left.exec(
+            "insert into p (id, v) select g, 'p' from generate_series(1, 4) g;
+             insert into c (id, pid, v) select g, g, 'c' from generate_series(1, 4) g;
+             insert into n (id, pid, v) select g, g, 'n' from generate_series(1, 4) g",
+        );
+        send(&fixture.left);
+        fixture
+            .left
+            .exec("delete from p where id = 1; update p set id = 20, v = 'moved' where id = 2");
+        send(&fixture.left);
+        // What the other side writes after it has received them.
+        fixture.right.exec(
+            "update c set v = 'right' where id = 2; update n set v = 'right' where id in (1, 2);
+             update p set v = 'right' where id = 20",
+        );
+        send(&fixture.right);
+        fixture.left.exec("delete from p where id = 20");
+        send(&fixture.left);
+        equal_families(
+            &fixture,
+            [
+                &["3|p", "4|p"],
+                &["3|3|c", "4|4|c"],
+                &["1|~|right", "2|~|right", "3|3|n", "4|4|n"],
+            ],
+        );
+        // Both at once, and either sends first.
+        fixture
+            .left
+            .exec("update p set id = 30 where id = 3; update c set v = 'left' where id = 4");
+        fixture
+            .right
+            .exec("update n set v = 'right' where id = 4; update c set v = 'later' where id = 4");
+        send(&fixture.left);
+        send(&fixture.right);
+        equal_families(
+            &fixture,
+            [
+                &["4|p", "30|p"],
+                &["3|30|c", "4|4|later"],
+                &["1|~|right", "2|~|right", "3|30|n", "4|4|right"],
+            ],
+        );
+    }
+}
+
 #[test]
 fn a_version_that_is_rounded_there_loses_no_changes() {
     let rounds = "create function rounds() returns trigger language plpgsql as $$

@@ -60,6 +60,13 @@ const COARSER: &[(&str, &str, &str, &str, &str)] = &[
         "('a')",
     ),
     (
+        "k text primary key",
+        "k citext primary key",
+        r#"{"on_conflict": "skip"}"#,
+        "k public.citext",
+        "('a')",
+    ),
+    (
         "k varchar(9), v int, primary key (v, k)",
         "k folded, v int, primary key (v, k)",
         "{}",
