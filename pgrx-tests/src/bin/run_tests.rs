@@ -26,9 +26,10 @@ use rowsync_harness::{assertions, cluster};
 
 /// What `--part` runs: values, statements, transactions, the queue and the worker, `newest`,
 /// two-phase commit, the life of the extension.
-const PART: [&str; 13] = [
+const PART: [&str; 14] = [
     "delivery::values::",
     "delivery::types::",
+    "delivery::pinned_settings::",
     "capture::statements::",
     "capture::transactions::",
     "queue::view::",
