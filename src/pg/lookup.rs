@@ -366,14 +366,15 @@ impl<'h> View<'h> {
         &self,
         table: &str,
         keys: &[Key<'_>],
+        status: Status,
         mut visit: impl FnMut(&Shown) -> Result<bool>,
     ) -> Result<()> {
         let mut visited = Ok(true);
         self.each(
-            From::End,
+            From::Beginning,
             table,
             keys,
-            Status::Any,
+            status,
             false,
             |tuple, shape, _| {
                 visited = visit(&Shown { tuple, shape });
@@ -381,26 +382,6 @@ impl<'h> View<'h> {
             },
         )?;
         visited.map(|_| ())
-    }
-
-    /// Hands on what such rows have in two columns, each a `bigint` or null, and in one of many `bigint`s, while
-    /// `take` wants more.
-    ///
-    /// # Errors
-    /// As for [`View::has`].
-    pub fn each_int8s(
-        &self,
-        table: &str,
-        keys: &[Key<'_>],
-        status: Status,
-        ([one, other], many): ([i16; 2], i16),
-        mut take: impl FnMut([Option<i64>; 2], &[i64]) -> bool,
-    ) -> Result<()> {
-        let visit = |tuple, shape, _| {
-            let single = [one, other].map(|column| int8(tuple, shape, column));
-            take(single, &int8s(tuple, shape, many))
-        };
-        self.each(From::Beginning, table, keys, status, false, visit)
     }
 
     /// As [`spi::read`], of the same moment.
@@ -457,31 +438,14 @@ impl Shown {
         value(self.tuple, self.shape, column)
     }
 
-    /// A column that is a `bigint[]` without NULLs.
+    /// A column that is a `bigint`.
+    pub fn int8(&self, column: i16) -> Option<i64> {
+        int8(self.tuple, self.shape, column)
+    }
+
+    /// A column that is a `bigint[]`.
     pub fn int8s(&self, column: i16) -> Option<Vec<i64>> {
-        let mut is_null = true;
-        // SAFETY: as for value(); the array is copied as far as it is compressed, and read as what it is.
-        unsafe {
-            let array = pg_sys::SPI_getbinval(self.tuple, self.shape, column.into(), &mut is_null);
-            if is_null {
-                return None;
-            }
-            let array: *mut pg_sys::ArrayType =
-                pg_sys::pg_detoast_datum(array.cast_mut_ptr()).cast();
-            let (mut values, mut count) = (std::ptr::null_mut(), 0);
-            pg_sys::deconstruct_array(
-                array,
-                pg_sys::INT8OID,
-                size_of::<i64>() as i32,
-                true,
-                pg_sys::TYPALIGN_DOUBLE as _,
-                &mut values,
-                std::ptr::null_mut(),
-                &mut count,
-            );
-            let all = std::slice::from_raw_parts(values, count as usize);
-            Some(all.iter().map(|datum| datum.value() as i64).collect())
-        }
+        int8s(self.tuple, self.shape, column)
     }
 
     /// Where the row is stored.
@@ -557,14 +521,14 @@ fn int8(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Opti
     (!is_null).then(|| value.value() as i64)
 }
 
-/// A column of a row, an array of `bigint`s; without any if it is null.
-fn int8s(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Vec<i64> {
+/// A column of a row, an array of `bigint`s.
+fn int8s(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Option<Vec<i64>> {
     let mut is_null = true;
     // SAFETY: as for value(); an array of this type, which is copied before its memory is given back.
     unsafe {
         let value = pg_sys::SPI_getbinval(tuple, shape, column.into(), &mut is_null);
         if is_null {
-            return Vec::new();
+            return None;
         }
         let stored = value.cast_mut_ptr::<pg_sys::varlena>();
         let array = pg_sys::pg_detoast_datum(stored);
@@ -588,7 +552,7 @@ fn int8s(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Vec
         if array != stored {
             pg_sys::pfree(array.cast());
         }
-        numbers
+        Some(numbers)
     }
 }
 

@@ -2,7 +2,7 @@
 //! [`super::append`], whatever the user's rights, and in a pre-commit callback too.
 
 use super::append;
-use super::lookup::{Is, Shown, Table, View};
+use super::lookup::{Is, Shown, Status, Table, View};
 use super::spi::Extension;
 use crate::error::Result;
 use pgrx::pg_sys;
@@ -30,7 +30,8 @@ pub fn remove(
             // SAFETY: a snapshot of the current transaction; it is pushed for values that are stored apart.
             unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
             for text in texts {
-                view.each_row(table, &[(column, Is::Text(text))], |row| {
+                let keys = [(column, Is::Text(text))];
+                view.each_row(table, &keys, Status::Any, |row| {
                     if delete(&open, row) {
                         removed(row)?;
                     }

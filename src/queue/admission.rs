@@ -184,7 +184,7 @@ fn meets_decisions(view: &View<'_>, set: &ChangeSet) -> Result<bool> {
     let keys = [(of_server.column, Is::Text(&set.account.server_name))];
     let mut own: Option<HashSet<i64>> = None;
     let mut found = false;
-    view.each_row(of_server.table, &keys, |row| {
+    view.each_row(of_server.table, &keys, of_server.status, |row| {
         let is_to_commit = row.text(decision::DECISION)?.as_deref() == Some("commit");
         if !is_to_commit || row.text(decision::GID)?.is_some_and(|gid| done::has(&gid)) {
             return Ok(true);

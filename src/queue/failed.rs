@@ -166,18 +166,16 @@ fn walk(view: &View<'_>, server_name: &str, checks: &[i64]) -> Result<Option<Vec
     let above = (1, Is::Int8Above(floor.unwrap_or(0)));
     for status in ["failed", "waiting"] {
         let keys = [server, (16, Is::Text(status)), above];
-        let visit = |[id, root]: [Option<i64>; 2], writes: &[i64]| {
-            let id = id.unwrap_or_default();
-            take(id, root.unwrap_or(id), writes)
-        };
-        let columns = ([1, 17], 18);
-        view.each_int8s("sync_queue", &keys, Status::NotPending, columns, visit)?;
+        view.each_row("sync_queue", &keys, Status::NotPending, |row| {
+            let id = row.int8(1).unwrap_or_default();
+            let root = row.int8(17).unwrap_or(id);
+            Ok(take(id, root, &row.int8s(18).unwrap_or_default()))
+        })?;
     }
-    let visit = |[id, _]: [Option<i64>; 2], writes: &[i64]| {
-        let id = -id.unwrap_or_default();
-        take(id, id, writes)
-    };
-    view.each_int8s(copies::TABLE, &[server], Status::Any, ([1, 1], 5), visit)?;
+    view.each_row(copies::TABLE, &[server], Status::Any, |row| {
+        let id = -row.int8(1).unwrap_or_default();
+        Ok(take(id, id, &row.int8s(5).unwrap_or_default()))
+    })?;
     let found = met.into_iter().map(|(mark, (id, root))| (mark, id, root));
     Ok((walked <= WALKED).then(|| found.collect()))
 }
