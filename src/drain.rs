@@ -980,7 +980,12 @@ impl<'h> Drain<'h> {
     /// removed from the queue.
     fn try_together(&self, claims: &mut Claims<'_>, progress: &mut DrainState) -> Result<bool> {
         let served = &mut progress.served;
-        let outcome = together::try_together(&served.failed, &mut progress.replay, claims)?;
+        let outcome = together::try_together(
+            (self.extension, &self.server_name),
+            &served.failed,
+            &mut progress.replay,
+            claims,
+        )?;
         queue::remove(self.extension, &outcome.applied)?;
         served.changes += outcome.applied.len() as u64;
         served

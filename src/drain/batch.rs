@@ -616,13 +616,16 @@ impl<'h> Batch<'h> {
         }
     }
 
-    /// Fails units whose rows are told by another key by now, and lets their tables wait.
+    /// Fails units that newer changes may have gone past, where rows are told by another key by now, and lets their
+    /// tables wait.
     fn refuse_rekeyed(&mut self) -> Result<()> {
         let mut known: Vec<(Rc<Route>, Option<Error>)> = Vec::new();
         for at in 0..self.units.len() {
             let records = self.units[at].records.iter();
             let mut refused = None;
-            for record in records.filter(|record| record.change.op != Op::Truncate) {
+            let may_set_back =
+                |record: &&Record| record.may_be_passed && record.change.op != Op::Truncate;
+            for record in records.filter(may_set_back) {
                 let route = &record.route;
                 if !known.iter().any(|(one, _)| Rc::ptr_eq(one, route)) {
                     let found = rekeyed::refusal(self.extension, self.server_name, route)?;

@@ -5,8 +5,10 @@
 //! What follows of its own rows, and would put that right, waits behind it. So a record that is refused over
 //! other rows is tried once more at the end of a drain, with all that waits for it, as their net effect.
 
+use super::rekeyed;
 use super::replay::Replay;
 use crate::error::{Error, Result};
+use crate::pg::spi::Extension;
 use crate::queue::claim::{Apart, Claims, Unit};
 use std::collections::{HashMap, HashSet};
 
@@ -32,6 +34,7 @@ pub struct Outcome {
 /// # Errors
 /// What reading the queue reports.
 pub fn try_together(
+    (extension, server_name): (&Extension, &str),
     failed: &[(i64, Error)],
     replay: &mut Replay,
     claims: &mut Claims<'_>,
@@ -61,7 +64,7 @@ pub fn try_together(
         let records = group.iter().flat_map(|unit| &unit.records);
         let ids: Vec<i64> = records.map(|record| record.id).collect();
         sent += ids.len();
-        if ids.len() < 2 || sent > MAX_SENT {
+        if ids.len() < 2 || sent > MAX_SENT || is_rekeyed(extension, server_name, &group)? {
             continue;
         }
         match replay.apart_whole(&group) {
@@ -77,6 +80,16 @@ pub fn try_together(
         }
     }
     Ok(outcome)
+}
+
+/// Whether newer changes may have gone past one of these, since it names its row by another key.
+fn is_rekeyed(extension: &Extension, server_name: &str, group: &[&Unit]) -> Result<bool> {
+    for record in group.iter().flat_map(|unit| &unit.records) {
+        if rekeyed::refusal(extension, server_name, &record.route)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Sets of failed records that share a local transaction, by themselves or by way of what waits for them, each of

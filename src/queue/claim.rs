@@ -35,6 +35,8 @@ pub struct Record {
     pub in_doubt: bool,
     /// It was marked failed for that, and somebody has asked for it to be delivered.
     pub is_decided: bool,
+    /// It was marked failed or waited behind such a record: newer changes may have gone past it.
+    pub may_be_passed: bool,
 }
 
 impl Record {
@@ -460,7 +462,8 @@ impl<'h> Claims<'h> {
         };
         // Who has missed its row before any cascade could take it misses it still.
         let is_true = |value: &Option<String>| value.as_deref() == Some("t");
-        change.overtaken = row.get(5).is_some_and(is_true) && !failed_with(SqlState::NO_DATA_FOUND);
+        let may_be_passed = row.get(5).is_some_and(is_true);
+        change.overtaken = may_be_passed && !failed_with(SqlState::NO_DATA_FOUND);
         let in_doubt = failed_with(SqlState::RESOLUTION_UNKNOWN);
         let is_decided = failed_with(SqlState::COMPLETION_UNKNOWN);
         Ok(Record {
@@ -470,6 +473,7 @@ impl<'h> Claims<'h> {
             change,
             in_doubt,
             is_decided,
+            may_be_passed,
         })
     }
 
@@ -710,7 +714,7 @@ mod tests {
             stored,
             overtaken,
         };
-        let (in_doubt, is_decided) = (false, false);
+        let (in_doubt, is_decided, may_be_passed) = (false, false, false);
         Record {
             id: 1,
             transaction,
@@ -718,6 +722,7 @@ mod tests {
             change,
             in_doubt,
             is_decided,
+            may_be_passed,
         }
     }
 

@@ -276,6 +276,35 @@ fn a_record_that_had_failed_under_another_key_sets_no_row_back() {
     }
 }
 
+/// What is pending keeps its place before all that is written later, whatever either names its row by.
+#[test]
+fn records_that_wait_for_their_turn_arrive_under_the_key_that_they_were_captured_under() {
+    for policy in ["overwrite", "error", "skip"] {
+        let options = format!(r#"{{"mode": "queue", "on_conflict": "{policy}"}}"#);
+        let columns = "id int primary key, k int not null unique, v text";
+        let fixture = one_way("opsturn", columns, &options);
+        let mut client = fixture.left.client();
+        run(
+            &mut client,
+            "insert into t values (1, 11, 'a'), (2, 12, 'a'), (3, 13, 'a')",
+        );
+        run(
+            &mut client,
+            "update t set v = 'b' where id = 1; delete from t where id = 2",
+        );
+        let by_k = options.replacen('{', r#"{"key": ["k"], "#, 1);
+        attach(&fixture, "t", &by_k);
+        run(
+            &mut client,
+            "update t set v = 'c' where id = 1; update t set v = 'c', id = 30 where id = 3;
+             insert into t values (2, 12, 'again')",
+        );
+        deal(&fixture, "100");
+        assert_eq!(records(&fixture), [""; 0], "{policy}");
+        both_have(&fixture, "t", &["1|11|c", "2|12|again", "30|13|c"]);
+    }
+}
+
 /// On the target first: nothing is marked failed. Here first: what is written meanwhile waits until the target
 /// has it, too.
 #[test]
