@@ -23,8 +23,8 @@ pub use self::finding::{Finding, Severity};
 
 use self::ask::{Answer, Question};
 use self::attached::{Attached, Caller};
-use self::facts::{ServerFacts, Target, TargetFacts};
-use self::judge::Subject;
+use self::facts::{RelationFacts, ServerFacts, TargetFacts};
+use self::judge::CheckSubject;
 use self::mesh::Pair;
 use self::question::Asked;
 use self::server::Reached;
@@ -106,7 +106,7 @@ pub fn look(
             .pop()
             .and_then(|here| here.table);
         let (database, here) = (database(extension)?, here.as_ref());
-        let subject = Subject {
+        let subject = CheckSubject {
             server,
             database: &database,
             local,
@@ -378,7 +378,7 @@ fn of_group(
             .as_ref()
             .unwrap_or(&group.endpoint.application_name);
         let (local_name, here) = (&one.attached.name, local.table.as_ref());
-        let subject = Subject {
+        let subject = CheckSubject {
             server,
             database,
             local: local_name,
@@ -407,9 +407,9 @@ fn of_group(
 }
 
 /// How many servers besides this one a table is sent to.
-fn other_servers(here: Option<&Target>, server: &str) -> usize {
+fn other_servers(here: Option<&RelationFacts>, server: &str) -> usize {
     let mut names: Vec<&String> = (here.into_iter())
-        .flat_map(Target::active_triggers)
+        .flat_map(RelationFacts::active_triggers)
         .filter_map(|trigger| trigger.args.first())
         .filter(|name| *name != server)
         .collect();

@@ -16,10 +16,10 @@ mod rekeyed;
 mod replay;
 mod together;
 
-use self::batch::{Batch, Trial};
+use self::batch::{RecordBatch, Trial};
 use self::outcome::Settled;
 use self::replay::Replay;
-use crate::atomic::decision::Decision;
+use crate::atomic::decision::TransactionDecision;
 use crate::atomic::resolver;
 use crate::conflict::Tally;
 use crate::conflict::log;
@@ -28,7 +28,7 @@ use crate::connect::account::{Account, oid, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::connect::release;
 use crate::connect::session;
-use crate::delivery::event_loop::{self, Stop};
+use crate::delivery::event_loop::{self, LoopEnd};
 use crate::delivery::link::Link;
 use crate::delivery::{lost, remote_transaction};
 use crate::error::{Error, Result, SqlState};
@@ -130,7 +130,7 @@ fn drain_all(
     while !turns.links.is_empty() {
         // Over a session that was kept, a link is up from the start.
         if !turns.links.iter().any(Link::is_done)
-            && event_loop::run_any(&mut turns.links) == Stop::Interrupted
+            && event_loop::run_any(&mut turns.links) == LoopEnd::Interrupted
         {
             interrupt::check();
             return Err(Error::Canceled);
@@ -292,7 +292,7 @@ pub fn visit(
     let (places, mut links): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
     // The server has just answered: others' links are up soon.
     while !links.iter().all(Link::is_done) {
-        if event_loop::run_any(&mut links) == Stop::Interrupted {
+        if event_loop::run_any(&mut links) == LoopEnd::Interrupted {
             interrupt::check();
             return Err(Error::Canceled);
         }
@@ -875,7 +875,7 @@ impl<'h> Drain<'h> {
         &self,
         lane: &Lane,
         bounds: Bounds,
-        (Beside { others, later }, unfinished): (Beside, Vec<Decision>),
+        (Beside { others, later }, unfinished): (Beside, Vec<TransactionDecision>),
         progress: &mut DrainState,
     ) -> Result<()> {
         let (name, owner) = (&self.server_name, oid(&lane.owner)?);
@@ -954,7 +954,8 @@ impl<'h> Drain<'h> {
                 .map(|unit| unit.records.len() as i64)
                 .sum::<i64>();
             let budget = MAX_FAILED - progress.served.failed.len();
-            let mut batch = Batch::new(self.extension, name, owner, units, budget, &mut trial)?;
+            let mut batch =
+                RecordBatch::new(self.extension, name, owner, units, budget, &mut trial)?;
             batch.apply(&mut progress.replay, &mut claims, remaining.min(at_once))?;
             let noted = batch.noted();
             let outcome = batch.settle()?;

@@ -18,4 +18,4 @@ mod text;
 pub use connection::{Connection, Polling};
 #[cfg(feature = "faults")]
 pub use memory::size as address_space;
-pub use reply::{Reply, Status};
+pub use reply::{Reply, ReplyStatus};

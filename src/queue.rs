@@ -202,7 +202,7 @@ pub fn servers(extension: &Extension, with_failed: bool) -> Result<Vec<String>> 
 }
 
 /// A lost session and the owner over whose account it was.
-pub struct Lost {
+pub struct QueuedLostSession {
     id: String,
     pub owner: String,
     pub session: LostSession,
@@ -214,7 +214,7 @@ pub struct Lost {
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<Lost>> {
+pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<QueuedLostSession>> {
     let sql = format!(
         "SELECT id, owner::oid, backend_pid, {}, token, {}, remote_xact, xact \
          FROM {}.sync_lost_session \
@@ -243,7 +243,7 @@ pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<Lost>> {
                 not_after,
                 xact: remote_xact,
             };
-            Lost {
+            QueuedLostSession {
                 id,
                 owner,
                 session,
@@ -262,7 +262,7 @@ pub fn lost(extension: &Extension, server_name: &str) -> Result<Vec<Lost>> {
 pub fn settle_lost(
     extension: &Extension,
     server_name: &str,
-    lost: &Lost,
+    lost: &QueuedLostSession,
     committed: bool,
 ) -> Result<()> {
     let schema = ident(&extension.schema);
@@ -295,7 +295,7 @@ pub fn settle_lost(
 ///
 /// # Errors
 /// What writing the table reports.
-pub fn forget_lost(extension: &Extension, lost: &Lost) -> Result<()> {
+pub fn forget_lost(extension: &Extension, lost: &QueuedLostSession) -> Result<()> {
     let sql = format!(
         "DELETE FROM {}.sync_lost_session WHERE id = $1::int8",
         ident(&extension.schema)

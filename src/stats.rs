@@ -8,7 +8,7 @@
 
 pub mod slot;
 
-use self::slot::{ConflictSlot, Keyed, Slot};
+use self::slot::{ConflictSlot, Keyed, ServerSlot};
 use crate::conflict::ConflictType;
 use crate::local::{ProcessLocal, process_local};
 use crate::pg::{Oid, context, database, shmem};
@@ -46,7 +46,7 @@ pub struct ConflictCount {
 thread_local! {
     /// The last server asked for and the place of its slot; there is none when the table is full. Slots
     /// are never given back, so both answers stay true.
-    static LAST: Cell<Option<(Oid, Option<usize>)>> = const { Cell::new(None) };
+    static LAST_SLOT: Cell<Option<(Oid, Option<usize>)>> = const { Cell::new(None) };
 }
 
 process_local! {
@@ -143,16 +143,16 @@ pub fn conflict_counts() -> Vec<ConflictCount> {
     read_conflicts(shmem::conflict_slots(), shmem::slots(), database::current())
 }
 
-fn slot_of(server: Oid) -> Option<&'static Slot> {
+fn slot_of(server: Oid) -> Option<&'static ServerSlot> {
     place_of(server).map(|at| &shmem::slots()[at])
 }
 
 fn place_of(server: Oid) -> Option<usize> {
-    match LAST.get() {
+    match LAST_SLOT.get() {
         Some((last, place)) if last == server => place,
         _ => {
             let place = find(shmem::slots(), key_of(database::current(), server));
-            LAST.set(Some((server, place)));
+            LAST_SLOT.set(Some((server, place)));
             place
         }
     }
@@ -182,7 +182,7 @@ fn find(slots: &[impl Keyed], key: u64) -> Option<usize> {
         )
 }
 
-fn read(slots: &[Slot], database: Oid) -> Vec<Counts> {
+fn read(slots: &[ServerSlot], database: Oid) -> Vec<Counts> {
     let keys = slots.iter().map(|slot| (slot, slot.key.load(Relaxed)));
     let own = keys
         .clone()
@@ -204,7 +204,11 @@ fn read(slots: &[Slot], database: Oid) -> Vec<Counts> {
     .collect()
 }
 
-fn read_conflicts(slots: &[ConflictSlot], servers: &[Slot], database: Oid) -> Vec<ConflictCount> {
+fn read_conflicts(
+    slots: &[ConflictSlot],
+    servers: &[ServerSlot],
+    database: Oid,
+) -> Vec<ConflictCount> {
     let mut found = Vec::new();
     for slot in slots {
         let key = slot.key.load(Relaxed);
@@ -242,7 +246,7 @@ mod tests {
         (0..count).map(|_| S::default()).collect()
     }
 
-    fn slot(slots: &[Slot], key: u64) -> &Slot {
+    fn slot(slots: &[ServerSlot], key: u64) -> &ServerSlot {
         &slots[find(slots, key).expect("a slot")]
     }
 
@@ -252,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_server_keeps_its_slot_and_shares_it_with_no_other() {
-        let slots: Vec<Slot> = slots(8);
+        let slots: Vec<ServerSlot> = slots(8);
         let keys: Vec<u64> = (1..=8)
             .map(|n| key_of(oid(n % 2 + 1), oid(100 + n)))
             .collect();
@@ -266,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_full_table_counts_no_further_server_and_says_so() {
-        let slots: Vec<Slot> = slots(2);
+        let slots: Vec<ServerSlot> = slots(2);
         slot(&slots, key_of(oid(1), oid(10)));
         assert_eq!(read(&slots, oid(1)).last(), Some(&Counts::default()));
         slot(&slots, key_of(oid(1), oid(11)));
@@ -281,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_database_sees_its_own_servers() {
-        let slots: Vec<Slot> = slots(8);
+        let slots: Vec<ServerSlot> = slots(8);
         slot(&slots, key_of(oid(1), oid(10)))
             .guarded
             .fetch_add(3, Relaxed);
@@ -296,14 +300,14 @@ mod tests {
 
     #[test]
     fn without_an_area_nothing_is_counted() {
-        assert!(find(&slots::<Slot>(0), 1).is_none());
+        assert!(find(&slots::<ServerSlot>(0), 1).is_none());
         assert!(read(&[], oid(1)).is_empty());
         assert!(read_conflicts(&[], &[], oid(1)).is_empty());
     }
 
     #[test]
     fn sessions_that_claim_slots_at_once_agree() {
-        let slots: Vec<Slot> = slots(64);
+        let slots: Vec<ServerSlot> = slots(64);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
@@ -320,7 +324,7 @@ mod tests {
 
     #[test]
     fn conflicts_are_told_apart_by_database_server_table_and_kind() {
-        let (servers, conflicts) = (slots::<Slot>(4), slots::<ConflictSlot>(8));
+        let (servers, conflicts) = (slots::<ServerSlot>(4), slots::<ConflictSlot>(8));
         let count = |database, server, relation, kind: ConflictType, changes| {
             let place = find(&servers, key_of(oid(database), oid(server))).expect("a place");
             let at = find(&conflicts, pair(place as u32 + 1, relation)).expect("a slot");
@@ -358,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_slot_takes_whole_cache_lines() {
-        assert_eq!(std::mem::size_of::<Slot>(), 128);
+        assert_eq!(std::mem::size_of::<ServerSlot>(), 128);
         assert_eq!(std::mem::size_of::<ConflictSlot>(), 64);
     }
 }

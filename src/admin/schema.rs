@@ -19,7 +19,7 @@ use crate::pg::subtransaction::attempt_interruptibly;
 use std::collections::HashMap;
 
 /// What became of a table.
-pub struct Outcome {
+pub struct TableOutcome {
     pub rel: Oid,
     pub attached: bool,
     /// Why it was not, or what will not work on the other side.
@@ -39,7 +39,7 @@ pub fn attach_schema(
     target_schema: Option<&str>,
     options: &str,
     copy_data: bool,
-) -> Result<Vec<Outcome>> {
+) -> Result<Vec<TableOutcome>> {
     server_oid(extension, server)?;
     Options::parse(options)?;
     let mut refusals: HashMap<AccountKey, Option<Finding>> = HashMap::new();
@@ -76,13 +76,13 @@ pub fn attach_schema(
             }),
         };
         outcomes.push(match done {
-            Ok(found) => Outcome {
+            Ok(found) => TableOutcome {
                 rel,
                 attached: true,
                 reason: reason(&found),
             },
             Err(error) if error.sqlstate() == SqlState::QUERY_CANCELED => return Err(error),
-            Err(error) => Outcome {
+            Err(error) => TableOutcome {
                 rel,
                 attached: false,
                 reason: Some(in_words(&error)),

@@ -7,7 +7,7 @@
 //! server may have been set back to an earlier time, or have given way to a standby that was behind.
 
 use super::gid::Gid;
-use crate::delivery::remote_transaction::{History, Prepared};
+use crate::delivery::remote_transaction::{History, PreparedTransaction};
 use crate::error::{Error, Result};
 use crate::pg::append::{Appender, Value};
 use crate::pg::lookup::{IndexRef, Shown, Status};
@@ -51,7 +51,7 @@ impl Verdict {
 
 /// A row.
 #[derive(Clone, Debug)]
-pub struct Decision {
+pub struct TransactionDecision {
     pub gid: String,
     /// The owner's OID.
     pub owner: u32,
@@ -64,14 +64,14 @@ pub struct Decision {
     /// Attempts to finish it that have failed.
     pub attempts: u32,
     /// What the server knows it by, if it was asked.
-    pub there: Option<Prepared>,
+    pub there: Option<PreparedTransaction>,
 }
 
-impl Decision {
+impl TransactionDecision {
     fn of((gid, owner, place, decision, transaction, attempts, id, at): Columns) -> Self {
         let at = at.and_then(|at| History::parse(&at));
         Self {
-            there: id.zip(at).map(|(id, at)| Prepared { id, at }),
+            there: id.zip(at).map(|(id, at)| PreparedTransaction { id, at }),
             gid,
             owner,
             place,
@@ -109,7 +109,7 @@ type Columns = (
 pub fn write(
     extension: &Extension,
     (server_name, owner, place): (&str, Oid, &str),
-    (gid, there): (&Gid, Option<&Prepared>),
+    (gid, there): (&Gid, Option<&PreparedTransaction>),
     writes: Option<&[i64]>,
 ) -> Result<()> {
     let gid = gid.to_string();
@@ -149,7 +149,7 @@ pub fn conflicting_with(
     server_name: &str,
     depends_on: &[i64],
     done: &[String],
-) -> Result<Vec<Decision>> {
+) -> Result<Vec<TransactionDecision>> {
     let mut array = ArrayLiteral::default();
     depends_on
         .iter()
@@ -166,7 +166,7 @@ pub fn conflicting_with(
     let args = [server_name, &depends_on].map(Some);
     let all = spi::select(extension, &sql, &args)?
         .into_iter()
-        .map(Decision::of);
+        .map(TransactionDecision::of);
     Ok(all.filter(|one| !done.contains(&one.gid)).collect())
 }
 
@@ -174,14 +174,14 @@ pub fn conflicting_with(
 ///
 /// # Errors
 /// What reading the table reports.
-pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<Decision>> {
+pub fn of_server(extension: &Extension, server_name: &str) -> Result<Vec<TransactionDecision>> {
     let sql = format!(
         "SELECT {COLUMNS} FROM {}.{TABLE} d WHERE d.dst_server = $1 \
          ORDER BY d.xact",
         ident(&extension.schema)
     );
     let rows = spi::select(extension, &sql, &[Some(server_name)])?;
-    Ok(rows.into_iter().map(Decision::of).collect())
+    Ok(rows.into_iter().map(TransactionDecision::of).collect())
 }
 
 /// Servers and names of what was committed here, or may have been, and is not known to be finished there.

@@ -4,7 +4,7 @@
 //! Both run in callbacks in which an ERROR would take the server down: nothing there raises, requests to
 //! cancel and to end stop the waiting, and what is not finished is left to the [`resolver`].
 
-use super::decision::{self, Decision, Verdict};
+use super::decision::{self, TransactionDecision, Verdict};
 use super::gid::Gid;
 use super::{done, readiness, resolver};
 use crate::capture::change_set::ChangeSet;
@@ -13,7 +13,7 @@ use crate::connect::endpoint::Endpoint;
 use crate::connect::lost_session::LostSession;
 use crate::connect::session::Session;
 use crate::delivery::link::Link;
-use crate::delivery::remote_transaction::Prepared;
+use crate::delivery::remote_transaction::PreparedTransaction;
 use crate::delivery::{event_loop, lost, remote_transaction};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
@@ -66,7 +66,7 @@ process_local! {
 pub fn hold(
     set: &ChangeSet,
     session: Session,
-    (gid, there): (Gid, Option<Prepared>),
+    (gid, there): (Gid, Option<PreparedTransaction>),
     changes: u64,
 ) -> Result<()> {
     fault_point!(Prepared);
@@ -147,7 +147,7 @@ fn roll_back_left(endpoint: &Rc<Endpoint>, left: &[Leftover]) -> Result<()> {
 ///
 /// # Errors
 /// As for [`resolver::settle`]; 55000 where the server has lost what was prepared there.
-pub fn settle(set: &ChangeSet, decisions: &[Decision]) -> Result<()> {
+pub fn settle(set: &ChangeSet, decisions: &[TransactionDecision]) -> Result<()> {
     let lost = resolver::settle(&set.extension, &set.account.server_name, decisions)?;
     done::remove(&set.extension)?;
     match lost.into_iter().next() {

@@ -24,7 +24,7 @@ pub const HINT: &str = "Mode \"atomic\" needs max_prepared_transactions on the s
 
 /// What a session knows of an account.
 #[derive(Clone, Copy)]
-enum Known {
+enum Readiness {
     /// It can prepare.
     Ready,
     /// There was no answer then.
@@ -32,7 +32,7 @@ enum Known {
 }
 
 process_local! {
-    static KNOWN: RefCell<HashMap<AccountKey, Known>> = RefCell::default();
+    static READINESS: RefCell<HashMap<AccountKey, Readiness>> = RefCell::default();
 }
 
 /// Refuses to write for a server in mode `atomic` that has `max_prepared_transactions = 0`. One that is
@@ -45,10 +45,10 @@ pub fn require(descriptor: &Descriptor) -> Result<()> {
         return Ok(());
     }
     let account = &descriptor.account;
-    let known = KNOWN.with_borrow(|all| all.get(&account.key()).copied());
+    let known = READINESS.with_borrow(|all| all.get(&account.key()).copied());
     match known {
-        Some(Known::Ready) => return Ok(()),
-        Some(Known::Unknown(asked)) if asked.elapsed() < ASK_AGAIN => return Ok(()),
+        Some(Readiness::Ready) => return Ok(()),
+        Some(Readiness::Unknown(asked)) if asked.elapsed() < ASK_AGAIN => return Ok(()),
         _ => {}
     }
     let server_name = &account.server_name;
@@ -60,17 +60,17 @@ pub fn require(descriptor: &Descriptor) -> Result<()> {
             let message = format!("server \"{server_name}\" has max_prepared_transactions = 0");
             return Err(Error::local(SqlState::OBJECT_NOT_READY, message).with_hint(HINT));
         }
-        Ok(_) => Known::Ready,
+        Ok(_) => Readiness::Ready,
         Err(Error::Canceled) => return Err(Error::Canceled),
-        Err(_) => Known::Unknown(Instant::now()),
+        Err(_) => Readiness::Unknown(Instant::now()),
     };
-    KNOWN.with_borrow_mut(|all| all.insert(account.key(), known));
+    READINESS.with_borrow_mut(|all| all.insert(account.key(), known));
     Ok(())
 }
 
 /// What was known of servers is true no more: one has refused to prepare.
 pub fn forget() {
-    KNOWN.with_borrow_mut(HashMap::clear);
+    READINESS.with_borrow_mut(HashMap::clear);
 }
 
 /// Asks the server how many transactions it can have prepared; `None` for an answer that is no number.

@@ -6,13 +6,13 @@
 //! backup that was restored to an earlier time cannot tell, nor tables that were made later; they leave it to a
 //! person. What has other names than the database's own is not looked at.
 
-use super::decision::{self, Decision, Verdict};
+use super::decision::{self, TransactionDecision, Verdict};
 use super::done;
 use super::gid::{Gid, own_prefix};
 use crate::connect::account::{Account, server_oid};
 use crate::connect::endpoint::Endpoint;
 use crate::delivery::link::Link;
-use crate::delivery::remote_transaction::{self, Prepared, TransactionStatus};
+use crate::delivery::remote_transaction::{self, PreparedTransaction, TransactionStatus};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::identity;
@@ -27,13 +27,13 @@ use crate::stats;
 const MAX_LISTED: usize = 900;
 
 /// What a server has prepared of the current database's.
-pub struct Listed {
+pub struct PreparedNames {
     all: Vec<String>,
     /// It has no others.
     is_complete: bool,
 }
 
-impl Listed {
+impl PreparedNames {
     /// Whether a name is among them.
     pub fn has(&self, gid: &str) -> bool {
         self.all.iter().any(|listed| listed == gid)
@@ -44,7 +44,7 @@ impl Listed {
 ///
 /// # Errors
 /// What the link reports.
-pub fn list(link: &mut Link<'_>) -> Result<Listed> {
+pub fn list(link: &mut Link<'_>) -> Result<PreparedNames> {
     let prefix = own_prefix();
     let text = format!(
         "SELECT p.gid FROM pg_catalog.pg_prepared_xacts p \
@@ -61,7 +61,7 @@ pub fn list(link: &mut Link<'_>) -> Result<Listed> {
     // Whoever answers may say anything: what is sent back as a name must be one.
     let is_own = |gid: &String| Gid::parse(gid).is_some() && gid.starts_with(&prefix);
     let all = rows.into_iter().flatten().filter(is_own).collect();
-    Ok(Listed { all, is_complete })
+    Ok(PreparedNames { all, is_complete })
 }
 
 /// Commits or rolls back what a server has prepared. False for what is not there any more.
@@ -87,8 +87,8 @@ pub fn finish(link: &mut Link<'_>, verdict: Verdict, gid: &str) -> Result<bool> 
 }
 
 /// A decision that a server has not carried out and cannot carry out any more, for all that is known.
-pub struct Lost {
-    pub decision: Decision,
+pub struct LostDecision {
+    pub decision: TransactionDecision,
     pub reason: Error,
 }
 
@@ -97,7 +97,7 @@ pub struct Lost {
 struct Gone {
     /// Names of those that are carried out.
     done: Vec<String>,
-    lost: Vec<Lost>,
+    lost: Vec<LostDecision>,
     /// How many have not ended there.
     under_way: u64,
 }
@@ -106,7 +106,7 @@ struct Gone {
 ///
 /// # Errors
 /// What the link reports.
-fn gone(link: &mut Link<'_>, decisions: &[&Decision]) -> Result<Gone> {
+fn gone(link: &mut Link<'_>, decisions: &[&TransactionDecision]) -> Result<Gone> {
     let mut gone = Gone::default();
     if decisions.is_empty() {
         return Ok(gone);
@@ -114,11 +114,11 @@ fn gone(link: &mut Link<'_>, decisions: &[&Decision]) -> Result<Gone> {
     // Of others, which 0.1.0 has written, nothing is known but that.
     let unknown = decisions.iter().filter(|one| one.there.is_none());
     gone.done.extend(unknown.map(|one| one.gid.clone()));
-    let asked: Vec<(&Decision, &Prepared)> = decisions
+    let asked: Vec<(&TransactionDecision, &PreparedTransaction)> = decisions
         .iter()
         .filter_map(|one| Some((*one, one.there.as_ref()?)))
         .collect();
-    let there: Vec<&Prepared> = asked.iter().map(|(_, there)| *there).collect();
+    let there: Vec<&PreparedTransaction> = asked.iter().map(|(_, there)| *there).collect();
     let statuses = remote_transaction::statuses(link, &there)?;
     let server = &link.endpoint().account.server_name;
     for ((decision, there), status) in asked.into_iter().zip(statuses) {
@@ -149,7 +149,7 @@ fn gone(link: &mut Link<'_>, decisions: &[&Decision]) -> Result<Gone> {
         } else {
             format!("server \"{server}\" has lost a transaction that is committed here")
         };
-        gone.lost.push(Lost {
+        gone.lost.push(LostDecision {
             decision: decision.clone(),
             reason: Error::local(SqlState::OBJECT_NOT_READY, message)
                 .with_detail(detail)
@@ -169,8 +169,8 @@ fn gone(link: &mut Link<'_>, decisions: &[&Decision]) -> Result<Gone> {
 pub fn settle(
     extension: &Extension,
     server_name: &str,
-    decisions: &[Decision],
-) -> Result<Vec<Lost>> {
+    decisions: &[TransactionDecision],
+) -> Result<Vec<LostDecision>> {
     let decided: Vec<_> = decisions
         .iter()
         .filter(|one| one.verdict == Some(Verdict::Commit))
@@ -186,7 +186,7 @@ pub fn settle(
         let account = Account::look_up(extension, server_name, Oid::from(owner))?;
         let endpoint = Endpoint::resolve(extension, &account)?;
         let own = decided.iter().filter(|one| one.owner == owner);
-        let own: Vec<&&Decision> = own.collect();
+        let own: Vec<&&TransactionDecision> = own.collect();
         let mut link = Link::open(&endpoint)?;
         let listed = list(&mut link)?;
         let (mut finished, mut unlisted) = (Vec::new(), Vec::new());
@@ -227,12 +227,12 @@ pub fn settle_named(
     names: &mut Vec<String>,
 ) -> Result<Vec<(String, Error)>> {
     let done = done::all();
-    let rows: Vec<Decision> = decision::of_server(extension, server_name)?
+    let rows: Vec<TransactionDecision> = decision::of_server(extension, server_name)?
         .into_iter()
         .filter(|one| names.contains(&one.gid) && !done.contains(&one.gid))
         .collect();
     names.retain(|name| rows.iter().any(|one| one.gid == *name));
-    let ready: Vec<Decision> = rows
+    let ready: Vec<TransactionDecision> = rows
         .iter()
         .filter(|one| one.verdict == Some(Verdict::Commit) && !wal::is_in_recovery())
         .filter(|one| !xact::is_under_way(one.transaction))
@@ -261,7 +261,7 @@ pub fn settle_lane(
     server_name: &str,
     owner: Oid,
     stubborn: bool,
-) -> Result<Vec<Decision>> {
+) -> Result<Vec<TransactionDecision>> {
     if lookup::first_with(extension, server_name, &[decision::OF_SERVER])?.is_none() {
         return Ok(Vec::new());
     }
@@ -276,10 +276,10 @@ pub fn settle_lane(
     owners.sort_unstable();
     owners.dedup();
     // What does not meet them goes on.
-    let mut left: Vec<Decision> = lost.into_iter().map(|lost| lost.decision).collect();
+    let mut left: Vec<TransactionDecision> = lost.into_iter().map(|lost| lost.decision).collect();
     for owner in owners {
         let theirs = || others.iter().filter(|one| one.owner == owner).cloned();
-        let ready: Vec<Decision> = theirs()
+        let ready: Vec<TransactionDecision> = theirs()
             .filter(|one| !xact::is_under_way(one.transaction))
             .collect();
         let is_stuck = !stubborn && ready.iter().any(|one| one.attempts > 0);
@@ -367,7 +367,7 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
     let (place, server) = (link.endpoint().place(), &*account.server_name);
     let owner = account.owner.to_u32();
     // Before the server is asked: what it then has not got is prepared no more.
-    let known: Vec<Decision> = decision::of_server(extension, server)?
+    let known: Vec<TransactionDecision> = decision::of_server(extension, server)?
         .into_iter()
         .filter(|one| one.owner == owner)
         .collect();
@@ -378,11 +378,11 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
         let finding = match known.iter().find(|one| one.gid == *gid) {
             // The session that has decided it is about to finish it.
             Some(one) if xact::is_under_way(one.transaction) => Finding::Waits,
-            Some(Decision {
+            Some(TransactionDecision {
                 verdict: Some(Verdict::Commit),
                 ..
             }) => Finding::Is(Verdict::Commit),
-            Some(Decision { verdict: None, .. }) => match finding_of(extension, gid)? {
+            Some(TransactionDecision { verdict: None, .. }) => match finding_of(extension, gid)? {
                 still @ Finding::Unknown(_) => still,
                 _ => unknown(gid, NOT_KNOWN_BEFORE),
             },
@@ -426,7 +426,7 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
     let gone = gone(&mut link, &unlisted)?;
     finished.extend(gone.done);
     left += gone.under_way + gone.lost.len() as u64;
-    for Lost { decision, reason } in &gone.lost {
+    for LostDecision { decision, reason } in &gone.lost {
         let of = (server, owner, &*place);
         decision::note_failure(extension, of, &decision.gid, decision.verdict, reason)?;
     }

@@ -107,9 +107,9 @@ pub struct Descriptor {
 
 process_local! {
     /// Trigger OID to descriptor, with the moment it was true.
-    static KNOWN: RefCell<HashMap<u32, (Epoch, Rc<Descriptor>)>> = RefCell::default();
+    static DESCRIPTORS: RefCell<HashMap<u32, (Epoch, Rc<Descriptor>)>> = RefCell::default();
     /// The one that was asked for last: rows of a statement come one after the other.
-    static LAST: RefCell<Option<(u32, Epoch, Rc<Descriptor>)>> = const { RefCell::new(None) };
+    static LAST_DESCRIPTOR: RefCell<Option<(u32, Epoch, Rc<Descriptor>)>> = const { RefCell::new(None) };
 }
 
 /// The descriptor of a trigger.
@@ -120,7 +120,7 @@ process_local! {
 pub fn of_trigger(event: &Event<'_>) -> Result<Rc<Descriptor>> {
     let trigger = event.trigger_oid().to_u32();
     let now = invalidation::now();
-    let last = LAST.with_borrow(|last| match last {
+    let last = LAST_DESCRIPTOR.with_borrow(|last| match last {
         Some((of, epoch, descriptor)) if (*of, *epoch) == (trigger, now) => {
             Some(descriptor.clone())
         }
@@ -130,12 +130,12 @@ pub fn of_trigger(event: &Event<'_>) -> Result<Rc<Descriptor>> {
         return Ok(descriptor);
     }
     let descriptor = look_up(event, trigger, now)?;
-    LAST.set(Some((trigger, now, descriptor.clone())));
+    LAST_DESCRIPTOR.set(Some((trigger, now, descriptor.clone())));
     Ok(descriptor)
 }
 
 fn look_up(event: &Event<'_>, trigger: u32, now: Epoch) -> Result<Rc<Descriptor>> {
-    let known = KNOWN.with_borrow(|known| known.get(&trigger).cloned());
+    let known = DESCRIPTORS.with_borrow(|known| known.get(&trigger).cloned());
     match known {
         Some((epoch, descriptor)) if epoch == now => Ok(descriptor),
         _ => {
@@ -151,7 +151,7 @@ fn look_up(event: &Event<'_>, trigger: u32, now: Epoch) -> Result<Rc<Descriptor>
             let mut descriptor = Descriptor::new(extension, &table, &arguments)?;
             descriptor.sees_every_row = event.sees_every_row();
             let descriptor = Rc::new(descriptor);
-            KNOWN.with_borrow_mut(|known| known.insert(trigger, (epoch, descriptor.clone())));
+            DESCRIPTORS.with_borrow_mut(|known| known.insert(trigger, (epoch, descriptor.clone())));
             Ok(descriptor)
         }
     }

@@ -9,7 +9,7 @@ use super::row::{Captured, Unread};
 use crate::change::{Change, Route, Source};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
-use crate::pg::large::Values;
+use crate::pg::large::LargeValues;
 use crate::pg::memory;
 use crate::pg::temp_file::TempFile;
 use postcard::ser_flavors::Flavor;
@@ -92,7 +92,7 @@ impl ChangeLog {
             position,
             chunk,
             chunk_start,
-            values: Values::default(),
+            values: LargeValues::default(),
         }
     }
 
@@ -142,7 +142,7 @@ pub struct Reader<'l> {
     log: &'l ChangeLog,
     routes: &'l [Rc<Route>],
     rows: Rows,
-    values: Values,
+    values: LargeValues,
     position: u64,
     /// A part of the file, and where in the log it begins.
     chunk: Vec<u8>,

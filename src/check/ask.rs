@@ -136,7 +136,8 @@ impl<'f, 'q> Asking<'f, 'q> {
         }
         let latest = self.since + guc::connect_timeout() + guc::delivery_timeout();
         self.deadline = (Instant::now() + guc::connect_timeout()).min(latest);
-        self.link.run(feed::Asked::new(statements), Ending::Open);
+        self.link
+            .run(feed::Statements::new(statements), Ending::Open);
     }
 
     /// Takes in what has come; says whether there is more to be asked.

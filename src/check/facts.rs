@@ -41,13 +41,13 @@ pub struct ServerFacts {
 pub struct TargetFacts {
     /// Whether the schema may be used; `None` if there is none.
     pub usage: Option<bool>,
-    pub table: Option<Target>,
+    pub table: Option<RelationFacts>,
 }
 
 /// A relation.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Target {
+pub struct RelationFacts {
     /// `pg_class.relkind`.
     pub kind: String,
     /// `pg_class.relpersistence`.
@@ -82,10 +82,10 @@ pub struct Target {
     /// constraints.
     pub replica_triggers: Vec<String>,
     /// Triggers of the extension that send the relation's rows.
-    pub triggers: Vec<Trigger>,
+    pub triggers: Vec<TriggerFacts>,
 }
 
-impl Target {
+impl RelationFacts {
     /// A column.
     pub fn column(&self, name: &str) -> Option<&TargetColumn> {
         self.columns.iter().find(|column| column.0 == name)
@@ -97,7 +97,7 @@ impl Target {
     }
 
     /// Triggers of the extension that fire for what people write.
-    pub fn active_triggers(&self) -> impl Iterator<Item = &Trigger> {
+    pub fn active_triggers(&self) -> impl Iterator<Item = &TriggerFacts> {
         self.triggers.iter().filter(|trigger| trigger.is_active())
     }
 }
@@ -127,7 +127,7 @@ impl Flags {
 /// A trigger of the other side's extension.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Trigger {
+pub struct TriggerFacts {
     pub name: String,
     /// `pg_trigger.tgenabled`.
     pub enabled: String,
@@ -137,7 +137,7 @@ pub struct Trigger {
     pub server: HashMap<String, String>,
 }
 
-impl Trigger {
+impl TriggerFacts {
     /// Whether it fires for what people write.
     pub fn is_active(&self) -> bool {
         matches!(self.enabled.as_str(), "O" | "A")

@@ -1,15 +1,15 @@
 //! From what a server says of a target to what will not work there: what `attach_sync` says too. Pure.
 
-use super::facts::{Flags, ServerFacts, Target, TargetFacts, Trigger, is_same_set};
+use super::facts::{Flags, RelationFacts, ServerFacts, TargetFacts, TriggerFacts, is_same_set};
 use super::finding::{Finding, quoted};
-use super::types::{self, Fidelity, Verdict};
+use super::types::{self, Conversion, Fidelity};
 use crate::change::{Column, Policy, Relation, Route};
 use crate::connect::settings::settings_in;
 use crate::error::{Error, SqlState};
 use crate::options::{MAX_NAME, OnConflict, Options};
 
 /// What is looked at.
-pub struct Subject<'s> {
+pub struct CheckSubject<'s> {
     pub server: &'s str,
     /// The current database.
     pub database: &'s str,
@@ -18,7 +18,7 @@ pub struct Subject<'s> {
     /// The `application_name` under which changes arrive there.
     pub guard: &'s str,
     /// What the current database says of the local table, if it was asked.
-    pub here: Option<&'s Target>,
+    pub here: Option<&'s RelationFacts>,
 }
 
 const CONVERGE: &str = "Use \"on_conflict\": \"newest\" with a \"version_column\" on both sides, or let \
@@ -55,7 +55,7 @@ pub fn in_recovery(server: &str, facts: &ServerFacts) -> Option<Finding> {
 
 /// What keeps changes from arriving, or makes them go round.
 pub fn findings(
-    subject: &Subject<'_>,
+    subject: &CheckSubject<'_>,
     server_facts: &ServerFacts,
     facts: &TargetFacts,
 ) -> Vec<Finding> {
@@ -100,7 +100,7 @@ pub fn findings(
     found
 }
 
-impl Subject<'_> {
+impl CheckSubject<'_> {
     /// The target, for messages.
     pub fn target_name(&self) -> String {
         let Relation { schema, table } = &self.route.target;
@@ -109,7 +109,7 @@ impl Subject<'_> {
 
     /// Whether a trigger there sends to the local table. Hosts are not compared: the same server goes by many
     /// names.
-    pub fn is_back(&self, trigger: &Trigger) -> bool {
+    pub fn is_back(&self, trigger: &TriggerFacts) -> bool {
         let [_, schema, table, ..] = trigger.args.as_slice() else {
             return false;
         };
@@ -122,10 +122,10 @@ impl Subject<'_> {
 }
 
 struct OfTarget<'s> {
-    subject: &'s Subject<'s>,
+    subject: &'s CheckSubject<'s>,
     facts: &'s ServerFacts,
     usage: Option<bool>,
-    target: &'s Target,
+    target: &'s RelationFacts,
 }
 
 impl OfTarget<'_> {
@@ -290,7 +290,7 @@ impl OfTarget<'_> {
             let mut verdict = types::compare(&here.types, from, &self.target.types, to);
             if verdict.fidelity == Fidelity::Equal && remote.1.has('c') && !local.1.has('c') {
                 let why = "other texts are equal there by the column's collation".to_owned();
-                verdict = Verdict {
+                verdict = Conversion {
                     fidelity: Fidelity::Collating,
                     why,
                 };
@@ -311,12 +311,12 @@ impl OfTarget<'_> {
         at: usize,
         name: &str,
         shown: [&str; 2],
-        verdict: &Verdict,
+        verdict: &Conversion,
     ) -> Option<Finding> {
         let route = self.subject.route;
         let (is_key, is_version) = (route.key.contains(&at), route.version() == Some(at));
         let [here, there] = shown;
-        let Verdict { fidelity, why } = verdict;
+        let Conversion { fidelity, why } = verdict;
         let types = format!(
             "column \"{name}\" is of type {here} here and of type {there} in {}",
             self.name()
@@ -475,12 +475,12 @@ impl OfTarget<'_> {
     /// Whether a trigger there takes what arrives from here for its own changes.
     fn guard(
         &self,
-        trigger: &Trigger,
+        trigger: &TriggerFacts,
         options: &Options,
         server: &str,
         leads_back: bool,
     ) -> Option<Finding> {
-        let Subject {
+        let CheckSubject {
             server: here,
             guard,
             ..
@@ -577,7 +577,7 @@ mod tests {
         let route = route(policy);
         let (server, database, guard) = ("dst", "db", "pg_rowsync");
         let (local, here) = (&route.source, None);
-        let subject = Subject {
+        let subject = CheckSubject {
             server,
             database,
             local,

@@ -1,16 +1,16 @@
 //! What is to be seen of several tables or several servers together: parents that are left out, and masters
 //! that do not reach all others. Pure.
 
-use super::facts::Target;
+use super::facts::RelationFacts;
 use super::finding::Finding;
-use super::judge::Subject;
+use super::judge::CheckSubject;
 use crate::change::Relation;
 use crate::error::SqlState;
 
 /// A table with the target that was found.
 pub struct Pair<'s> {
-    pub subject: &'s Subject<'s>,
-    pub target: &'s Target,
+    pub subject: &'s CheckSubject<'s>,
+    pub target: &'s RelationFacts,
 }
 
 /// Foreign keys there whose parents get nothing from here. `targets`: all relations that are sent to the

@@ -1,13 +1,13 @@
 //! From what a server says of a target to what will surprise there, though changes arrive: what only
 //! `check_sync` says. Pure.
 
-use super::facts::{Target, is_same_set};
+use super::facts::{RelationFacts, is_same_set};
 use super::finding::{Finding, quoted};
-use super::judge::Subject;
+use super::judge::CheckSubject;
 use crate::error::SqlState;
 
 /// What there is to be said of a target.
-pub fn findings(subject: &Subject<'_>, target: &Target) -> Vec<Finding> {
+pub fn findings(subject: &CheckSubject<'_>, target: &RelationFacts) -> Vec<Finding> {
     let surprise = Surprise { subject, target };
     let mut found = Vec::new();
     found.extend(surprise.storage());
@@ -19,8 +19,8 @@ pub fn findings(subject: &Subject<'_>, target: &Target) -> Vec<Finding> {
 }
 
 struct Surprise<'s> {
-    subject: &'s Subject<'s>,
-    target: &'s Target,
+    subject: &'s CheckSubject<'s>,
+    target: &'s RelationFacts,
 }
 
 impl Surprise<'_> {

@@ -42,7 +42,7 @@ impl Fidelity {
 
 /// What becomes of values, and how: the end of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Conversion {
     pub fidelity: Fidelity,
     pub why: String,
 }
@@ -105,11 +105,17 @@ impl Types {
 const MAX_DEPTH: usize = 16;
 
 /// What becomes of values of a type here that go into one there. Each type is an OID and a modifier.
-pub fn compare(here: &Types, from: (u32, i32), there: &Types, to: (u32, i32)) -> Verdict {
+pub fn compare(here: &Types, from: (u32, i32), there: &Types, to: (u32, i32)) -> Conversion {
     within(here, from, there, to, MAX_DEPTH)
 }
 
-fn within(here: &Types, from: (u32, i32), there: &Types, to: (u32, i32), depth: usize) -> Verdict {
+fn within(
+    here: &Types,
+    from: (u32, i32),
+    there: &Types,
+    to: (u32, i32),
+    depth: usize,
+) -> Conversion {
     let resolved = here.resolve(from.0, from.1).zip(there.resolve(to.0, to.1));
     let Some(((source, from_modifier), (target, to_modifier))) = resolved.filter(|_| depth > 0)
     else {
@@ -139,11 +145,11 @@ fn within(here: &Types, from: (u32, i32), there: &Types, to: (u32, i32), depth: 
         }
         _ => {}
     }
-    let source = Kind::of(source, from_modifier, has_zone(here, source, MAX_DEPTH));
-    plain(&source, &Kind::of(target, to_modifier, false))
+    let source = TypeKind::of(source, from_modifier, has_zone(here, source, MAX_DEPTH));
+    plain(&source, &TypeKind::of(target, to_modifier, false))
 }
 
-fn enums(here: &[String], there: &[String]) -> Verdict {
+fn enums(here: &[String], there: &[String]) -> Conversion {
     let missing: Vec<&String> = here.iter().filter(|label| !there.contains(label)).collect();
     if missing.is_empty() {
         equal()
@@ -172,7 +178,7 @@ fn has_zone(types: &Types, one: &TypeFacts, depth: usize) -> bool {
 
 /// What the rules tell apart. Lengths and precisions are `None` where the type is declared without.
 #[derive(Clone, Debug, PartialEq)]
-enum Kind {
+enum TypeKind {
     Text,
     Varchar(Option<i32>),
     Bpchar(Option<i32>),
@@ -208,7 +214,7 @@ enum Kind {
     },
 }
 
-impl Kind {
+impl TypeKind {
     fn of(facts: &TypeFacts, modifier: i32, has_zone: bool) -> Self {
         let own = facts.schema == "pg_catalog";
         let other = || Self::Other {
@@ -318,7 +324,7 @@ pub fn needed(name: &str, modifier: i32) -> Vec<Needed> {
         ..TypeFacts::default()
     };
     let here = type_of(name);
-    let from = Kind::of(
+    let from = TypeKind::of(
         &here,
         modifier,
         has_zone(&Types::default(), &here, MAX_DEPTH),
@@ -326,7 +332,7 @@ pub fn needed(name: &str, modifier: i32) -> Vec<Needed> {
     let needed = |name: &'static str| {
         let there = type_of(name);
         let too_coarse = |measure: &i32| {
-            let to = Kind::of(&there, modifier_of(name, *measure), false);
+            let to = TypeKind::of(&there, modifier_of(name, *measure), false);
             plain(&from, &to).fidelity.is_coarser_key()
         };
         let measures: Vec<i32> = match name {
@@ -417,18 +423,18 @@ fn modifier_of(name: &str, measure: i32) -> i32 {
     }
 }
 
-fn verdict(fidelity: Fidelity, why: impl Into<String>) -> Verdict {
-    Verdict {
+fn verdict(fidelity: Fidelity, why: impl Into<String>) -> Conversion {
+    Conversion {
         fidelity,
         why: why.into(),
     }
 }
 
-fn equal() -> Verdict {
+fn equal() -> Conversion {
     verdict(Fidelity::Equal, "")
 }
 
-fn unknown() -> Verdict {
+fn unknown() -> Conversion {
     verdict(
         Fidelity::Unknown,
         "what becomes of its values is not known here",
@@ -442,9 +448,9 @@ const CUT_TO_DAY: &str = "values arrive without the time of day";
 const CUT_TO_TIME: &str = "values arrive without the date";
 
 /// The rules for types that are not made of others.
-fn plain(from: &Kind, to: &Kind) -> Verdict {
+fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
     use Fidelity::{Coarser, Equal, Folding, Merging, Narrower, Never, Rewritten};
-    use Kind::*;
+    use TypeKind::*;
     let spaces = "values that differ only in spaces at the end are equal there";
     match (from, to) {
         // Into text.
@@ -634,8 +640,8 @@ fn plain(from: &Kind, to: &Kind) -> Verdict {
 }
 
 /// Whether no text is longer than 63 bytes.
-fn fits_name(from: &Kind, length: i32) -> bool {
-    let bytes_of_character = if matches!(from, Kind::Varchar(_) | Kind::Bpchar(_)) {
+fn fits_name(from: &TypeKind, length: i32) -> bool {
+    let bytes_of_character = if matches!(from, TypeKind::Varchar(_) | TypeKind::Bpchar(_)) {
         4
     } else {
         1
@@ -644,7 +650,7 @@ fn fits_name(from: &Kind, length: i32) -> bool {
 }
 
 /// Digits of a second here and there; `otherwise` where none are lost.
-fn seconds(from: i32, to: i32, otherwise: Fidelity, why: &str) -> Verdict {
+fn seconds(from: i32, to: i32, otherwise: Fidelity, why: &str) -> Conversion {
     if from <= to {
         verdict(otherwise, why)
     } else {

@@ -25,7 +25,7 @@ use crate::local::{ProcessLocal, process_local};
 use crate::options::{OnConflict, Options};
 use crate::pg::compare::{Comparable, KeyHash};
 use crate::pg::invalidation::{self, Epoch};
-use crate::pg::rows_of_key::{self, Holders, Key};
+use crate::pg::rows_of_key::{self, Holders, KeyRecord};
 use crate::pg::slot::{Attribute, Slot};
 use crate::pg::spi::{self, Extension};
 use crate::pg::trigger;
@@ -230,7 +230,7 @@ impl Arrived {
     pub fn keep(
         &self,
         extension: &Extension,
-        key: Key<'_>,
+        key: KeyRecord<'_>,
         shape: Shape<'_>,
         was_found: bool,
     ) -> Result<()> {
@@ -313,7 +313,7 @@ impl Arrived {
         &self,
         keeping: &Keeping,
         extension: &Extension,
-        key: Key<'_>,
+        key: KeyRecord<'_>,
         deleted: bool,
     ) -> Result<()> {
         let holders = || keeping.holders(extension, self.relation, key);
@@ -372,7 +372,7 @@ impl Arrived {
 ///
 /// # Errors
 /// 42501 for a user who may not write the table; what reading reports.
-pub fn has_come(extension: &Extension, relation: Oid, key: Key<'_>) -> Result<bool> {
+pub fn has_come(extension: &Extension, relation: Oid, key: KeyRecord<'_>) -> Result<bool> {
     let keeping = Keeping::of(extension, relation)?;
     match keeping.holders(extension, relation, key) {
         Ok(holders) => Ok(holders.has_come || holders.writer.is_some()),
@@ -457,7 +457,7 @@ impl Keeping {
     }
 
     /// See [`rows_of_key::holders`].
-    fn holders(&self, extension: &Extension, relation: Oid, key: Key<'_>) -> Result<Holders> {
+    fn holders(&self, extension: &Extension, relation: Oid, key: KeyRecord<'_>) -> Result<Holders> {
         if !self.is_partitioned {
             return rows_of_key::holders(&[relation], &self.key, key);
         }

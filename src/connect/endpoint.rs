@@ -24,7 +24,7 @@ use std::rc::Rc;
 type Moment = (u64, CString, Limits);
 
 process_local! {
-    static KNOWN: RefCell<HashMap<AccountKey, (Moment, Rc<Endpoint>)>> = RefCell::default();
+    static ENDPOINTS: RefCell<HashMap<AccountKey, (Moment, Rc<Endpoint>)>> = RefCell::default();
 }
 
 /// Everything a connection is made with. Two endpoints that are equal can share a connection.
@@ -89,13 +89,13 @@ impl Endpoint {
     pub fn resolve(extension: &Extension, account: &Account) -> Result<Rc<Self>> {
         let key = account.key();
         let now = (invalidation::servers(), guc::guard(), limits());
-        let known = KNOWN.with_borrow(|known| known.get(&key).cloned());
+        let known = ENDPOINTS.with_borrow(|known| known.get(&key).cloned());
         if let Some((_, endpoint)) = known.filter(|(then, e)| *then == now && e.account == *account)
         {
             return Ok(endpoint);
         }
         let endpoint = Rc::new(Self::read(extension, account)?);
-        KNOWN.with_borrow_mut(|known| known.insert(key, (now, endpoint.clone())));
+        ENDPOINTS.with_borrow_mut(|known| known.insert(key, (now, endpoint.clone())));
         Ok(endpoint)
     }
 

@@ -14,7 +14,7 @@ const MAX_FAILURES_ALONE: u8 = 2;
 
 /// The statements that a session has prepared on its server.
 #[derive(Default)]
-pub struct Prepared {
+pub struct PreparedStatements {
     statements: Vec<PreparedStatement>,
     questions: Vec<Question>,
     names: Names,
@@ -92,7 +92,7 @@ impl Known {
     }
 }
 
-impl Prepared {
+impl PreparedStatements {
     /// The name under which a batch is to be executed, and what prepares it if that has not been done; `None`
     /// if the batch is to be sent as it is.
     pub fn name_for(&mut self, batch: &mut Batch) -> Option<(Option<Statement>, Rc<str>)> {

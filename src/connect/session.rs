@@ -6,7 +6,7 @@
 
 use super::account::AccountKey;
 use super::endpoint::Endpoint;
-use super::prepared::Prepared;
+use super::prepared::PreparedStatements;
 use super::shared::SharedStatements;
 use crate::change::{Relation, Route};
 use crate::connect::lost_session::LostSession;
@@ -20,7 +20,7 @@ use crate::pg::callbacks;
 use crate::pg::context;
 use crate::pg::database;
 use crate::pg::fd::ExternalFd;
-use crate::pg::invalidation::Changes;
+use crate::pg::invalidation::CatalogChanges;
 use crate::pg::timer;
 use crate::pg::wait::{self, Interest, Waiter};
 use crate::pq::Connection;
@@ -63,7 +63,7 @@ pub struct Session {
     node: Option<String>,
     /// Changes of the last run that were not sent because they have been there.
     pub held_back: u64,
-    pub prepared: Prepared,
+    pub prepared: PreparedStatements,
     /// What it executes by name behind a pooler.
     pub shared: SharedStatements,
     /// Introduces all transactions but the first, once that is known.
@@ -105,7 +105,7 @@ impl Session {
             remote_schema: None,
             node: None,
             held_back: 0,
-            prepared: Prepared::default(),
+            prepared: PreparedStatements::default(),
             shared: SharedStatements::default(),
             introduction: None,
             must_begin: false,
@@ -382,7 +382,7 @@ pub fn close_idle() {
 }
 
 /// One idle session, as `sync_connections()` shows it.
-pub struct Listed {
+pub struct IdleSession {
     pub endpoint: Rc<Endpoint>,
     pub pid: i32,
     /// Whether the other side is still there.
@@ -394,10 +394,10 @@ pub struct Listed {
 }
 
 /// The idle sessions.
-pub fn list() -> Vec<Listed> {
+pub fn list() -> Vec<IdleSession> {
     IDLE.with_borrow_mut(|idle| {
         idle.values_mut()
-            .map(|session| Listed {
+            .map(|session| IdleSession {
                 endpoint: session.endpoint.clone(),
                 pid: session
                     .peer
@@ -420,7 +420,7 @@ pub fn close(server: Option<Oid>) -> usize {
 }
 
 /// Closes the idle sessions whose server or mapping has changed.
-pub fn close_changed(changes: &Changes) {
+pub fn close_changed(changes: &CatalogChanges) {
     if !changes.is_empty() {
         close_where(|session| changes.concern(&session.endpoint.identity));
     }

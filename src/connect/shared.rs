@@ -29,7 +29,7 @@ const FIRST_CREDIT: i32 = 40;
 const MOST_CREDIT: i32 = 100;
 const COST_OF_FAILURE: i32 = 8;
 /// How long nothing is executed by name once it is used up.
-const PAUSE: Duration = Duration::from_secs(300);
+const NAMES_UNUSED_PERIOD: Duration = Duration::from_secs(300);
 
 /// The statements that a session executes by name behind a pooler.
 pub struct SharedStatements {
@@ -191,7 +191,7 @@ impl SharedStatements {
                 continue;
             }
             if of_process >= MOST_OF_PROCESS {
-                self.paused_until = Instant::now().checked_add(PAUSE);
+                self.paused_until = Instant::now().checked_add(NAMES_UNUSED_PERIOD);
                 break;
             }
             of_process += 1;
@@ -203,7 +203,7 @@ impl SharedStatements {
 
     /// Nothing is executed by name for a while.
     pub fn pause(&mut self) {
-        self.paused_until = Instant::now().checked_add(PAUSE);
+        self.paused_until = Instant::now().checked_add(NAMES_UNUSED_PERIOD);
         self.run = Run::Nothing;
     }
 

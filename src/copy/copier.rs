@@ -1,7 +1,7 @@
 //! The process that copies: takes one group of copies after the other, as long as there are any to be done now.
 
 use super::registry;
-use super::steps::{Outcome, Steps};
+use super::steps::{StepOutcome, Steps};
 use crate::error::{Error, Outlook, Result, SqlState};
 use crate::pg::bgworker;
 use crate::pg::spi::Extension;
@@ -48,13 +48,13 @@ fn copy(group: i64) {
             return;
         }
         match steps.step() {
-            Ok(Outcome::Done) => {
+            Ok(StepOutcome::Done) => {
                 encourage();
                 return bgworker::report_statistics(true);
             }
-            Ok(Outcome::More) => {}
-            Ok(Outcome::Wait(time)) => pause(time),
-            Ok(Outcome::Paused) => return,
+            Ok(StepOutcome::More) => {}
+            Ok(StepOutcome::Wait(time)) => pause(time),
+            Ok(StepOutcome::Paused) => return,
             Err(_) if bgworker::ending().is_some() => return,
             Err(error) if steps.tries_otherwise(&error) => {}
             Err(error) => return failed(group, &error),

@@ -1,6 +1,6 @@
 //! Changes that foreign keys refuse for now: they go once more after the others of their step.
 
-use super::target::{BATCH, Target};
+use super::target::{CopyTarget, ROWS_PER_BATCH};
 use crate::change::{Change, Route};
 use crate::error::{Error, Result, SqlState};
 use std::rc::Rc;
@@ -20,7 +20,7 @@ impl Held {
     /// What the server refuses for another reason; what the connection reports.
     pub fn apply(
         &mut self,
-        target: &mut Target,
+        target: &mut CopyTarget,
         changes: &[(Rc<Route>, Change<String>)],
     ) -> Result<()> {
         match target.apply(changes.to_vec()) {
@@ -48,10 +48,10 @@ impl Held {
     ///
     /// # Errors
     /// As for [`Held::apply`]; the last refusal, if all that is left is refused again.
-    pub fn finish(mut self, target: &mut Target) -> Result<()> {
+    pub fn finish(mut self, target: &mut CopyTarget) -> Result<()> {
         while let Some(error) = self.error.take() {
             let before = std::mem::take(&mut self.changes);
-            for chunk in before.chunks(BATCH) {
+            for chunk in before.chunks(ROWS_PER_BATCH) {
                 self.apply(target, chunk)?;
             }
             if self.changes.len() == before.len() {

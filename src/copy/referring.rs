@@ -1,7 +1,7 @@
 //! Rows of other tables on the server that refer to a target: deleting its rows would delete or change them.
 
 use super::plan::Plan;
-use super::target::Target;
+use super::target::CopyTarget;
 use crate::error::{Error, Result, SqlState};
 use crate::sql::quote::{literal, relation};
 
@@ -11,7 +11,7 @@ use crate::sql::quote::{literal, relation};
 /// # Errors
 /// 55000 where there are such rows, or where it cannot be told; what the connection reports.
 pub fn check_alone(
-    target: &mut Target,
+    target: &mut CopyTarget,
     plans: &[Plan],
     which: &[usize],
     names: &[String],

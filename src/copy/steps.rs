@@ -5,7 +5,7 @@ use super::held::Held;
 use super::plan::{Key, Plan};
 use super::referring::check_alone;
 use super::registry::{self, Brought, Copy, Dirty, Existing};
-use super::target::{BATCH, CopyIn, Target};
+use super::target::{CopyIn, CopyTarget, ROWS_PER_BATCH};
 use crate::change::{Change, Op, Policy, Route, Stamp};
 use crate::conflict::versions;
 use crate::connect::endpoint::Endpoint;
@@ -17,7 +17,7 @@ use crate::options::Mode;
 use crate::pg::context::Settings;
 use crate::pg::snapshot::Snapshot;
 use crate::pg::spi::{self, Extension, required};
-use crate::pg::stream::{self, Row};
+use crate::pg::stream::{self, StreamedRow};
 use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, bgworker, ddl, interrupt, lock};
 use crate::queue::{self, copies, pause};
@@ -35,16 +35,16 @@ const LOOK_EVERY: i64 = 16;
 /// Keys whose rows are read at once.
 const KEYS: usize = 500;
 /// How many changed rows may be brought while the table is locked.
-const FEW: usize = 300;
+const MAX_ROWS_UNDER_LOCK: usize = 300;
 /// Attempts to lock the tables of a group, after which the queue is left to bring the rest.
 const MOST_LOCKS: u32 = 30;
 /// Longest time to wait for the lock, and to bring what is left under it.
 const LOCK_TIMEOUT: &std::ffi::CStr = c"60ms";
 const LIVE_TIMEOUT: &std::ffi::CStr = c"120ms";
-const PAUSE: Duration = Duration::from_millis(20);
+const STEP_DELAY: Duration = Duration::from_millis(20);
 
 /// What a step has come to.
-pub enum Outcome {
+pub enum StepOutcome {
     /// There is more to do.
     More,
     /// There is more to do after a while.
@@ -88,7 +88,7 @@ enum Begun {
     Unsettled(Vec<Copy>),
     Unprepared(Vec<Copy>),
     /// Applied on the server, to be committed there.
-    Step(Box<Target>, String),
+    Step(Box<CopyTarget>, String),
     /// Little is left to do.
     Complete,
 }
@@ -110,10 +110,10 @@ impl Steps {
     ///
     /// # Errors
     /// What either side reports.
-    pub fn step(&mut self) -> Result<Outcome> {
+    pub fn step(&mut self) -> Result<StepOutcome> {
         match run_in_transaction(|| self.begin())? {
-            Begun::Gone => Ok(Outcome::Done),
-            Begun::Paused => Ok(Outcome::Paused),
+            Begun::Gone => Ok(StepOutcome::Done),
+            Begun::Paused => Ok(StepOutcome::Paused),
             Begun::Unsettled(copies) => self.settle(&copies),
             Begun::Unprepared(copies) => self.prepare(&copies),
             Begun::Complete => self.go_live(),
@@ -123,7 +123,7 @@ impl Steps {
                 committed?;
                 self.settled(&seen)?;
                 self.as_changes = false;
-                Ok(Outcome::More)
+                Ok(StepOutcome::More)
             }
         }
     }
@@ -159,7 +159,7 @@ impl Steps {
         let seen = seen_by(&extension, &moment)?;
         let dirty = dirty_of(&extension, &moment, &plans, &seen)?;
         let is_over = copies.iter().all(|copy| copy.complete);
-        if is_over && amount(&dirty) <= FEW {
+        if is_over && amount(&dirty) <= MAX_ROWS_UNDER_LOCK {
             moment.release();
             target.roll_back()?;
             return Ok(Begun::Complete);
@@ -192,7 +192,7 @@ impl Steps {
         copies: &[Copy],
         plans: &[Plan],
         more: &[&str],
-    ) -> Result<(Target, String)> {
+    ) -> Result<(CopyTarget, String)> {
         let account = plans
             .first()
             .map(Plan::account)
@@ -224,7 +224,7 @@ impl Steps {
         }
         statements.push(remote_transaction::CURRENT_ID.to_owned());
         let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
-        let (target, answers) = Target::begin(&endpoint, &statements)?;
+        let (target, answers) = CopyTarget::begin(&endpoint, &statements)?;
         let mut values = answers
             .into_iter()
             .map(|rows| rows.into_iter().next().flatten());
@@ -245,12 +245,12 @@ impl Steps {
     /// Brings what has become of the ranges so far, and the next range.
     fn bring(
         &self,
-        mut target: Target,
+        mut target: CopyTarget,
         moment: &Snapshot,
         copies: &[Copy],
         plans: &[Plan],
         dirty: Vec<Dirty>,
-    ) -> Result<(Target, Vec<Brought>)> {
+    ) -> Result<(CopyTarget, Vec<Brought>)> {
         let mut brought: Vec<Brought> = copies
             .iter()
             .map(|copy| Brought {
@@ -273,12 +273,12 @@ impl Steps {
                 };
             }
         }
-        let mut changed: Vec<Changed> = Vec::with_capacity(plans.len());
+        let mut changed: Vec<ChangedRows> = Vec::with_capacity(plans.len());
         for (at, dirty) in dirty.into_iter().enumerate() {
             changed.push(if emptied.contains(&at) {
-                Changed::default()
+                ChangedRows::default()
             } else {
-                Changed::read(moment, &copies[at], &plans[at], dirty)?
+                ChangedRows::read(moment, &copies[at], &plans[at], dirty)?
             });
         }
         // Those who refer to rows go before the rows, and come after them. A row that others there refer to until they
@@ -292,7 +292,7 @@ impl Steps {
         }
         for (at, changed) in changed.into_iter().enumerate() {
             let (copy, plan) = (&copies[at], &plans[at]);
-            let Changed {
+            let ChangedRows {
                 changes,
                 mut written,
                 ..
@@ -332,11 +332,11 @@ impl Steps {
     /// Writes rows, whatever of them is there.
     fn write(
         &self,
-        mut target: Target,
+        mut target: CopyTarget,
         copy: &Copy,
         plan: &Plan,
         rows: Vec<Vec<Option<String>>>,
-    ) -> Result<Target> {
+    ) -> Result<CopyTarget> {
         if rows.is_empty() {
             return Ok(target);
         }
@@ -346,7 +346,7 @@ impl Steps {
             let mut has_yielded = false;
             loop {
                 let (before, mut refused) = (rows.len(), Refused::default());
-                for chunk in rows.chunks(BATCH) {
+                for chunk in rows.chunks(ROWS_PER_BATCH) {
                     upsert(&mut target, &route, chunk, &mut refused)?;
                 }
                 rows = refused.rows;
@@ -425,11 +425,11 @@ impl Steps {
     /// Brings the next range of a table.
     fn range(
         &self,
-        target: Target,
+        target: CopyTarget,
         moment: &Snapshot,
         copy: &Copy,
         plan: &Plan,
-    ) -> Result<(Target, Brought)> {
+    ) -> Result<(CopyTarget, Brought)> {
         let fits = |facts: &Facts| plan.fits_binary(&facts.columns);
         let binary = self.facts.get(&copy.id).is_some_and(fits);
         let query = plan.rows_after(copy.position.as_ref());
@@ -493,7 +493,7 @@ impl Steps {
         };
         stream::each(moment, plan.reader(), &query, &mut |row| {
             rows.push(row.texts(0..columns)?);
-            if rows.len() >= BATCH {
+            if rows.len() >= ROWS_PER_BATCH {
                 send(std::mem::take(&mut rows))?;
             }
             reading.goes_on(row)
@@ -507,7 +507,7 @@ impl Steps {
     /// Empties targets.
     fn empty(
         &self,
-        target: &mut Target,
+        target: &mut CopyTarget,
         copies: &[Copy],
         plans: &[Plan],
         which: &[usize],
@@ -547,7 +547,7 @@ impl Steps {
     }
 
     /// Waits for those who may deliver directly, then sees to the targets' rows.
-    fn prepare(&mut self, copies: &[Copy]) -> Result<Outcome> {
+    fn prepare(&mut self, copies: &[Copy]) -> Result<StepOutcome> {
         let group = self.group;
         let waits = run_in_transaction(|| {
             let extension = Extension::find()?;
@@ -580,7 +580,7 @@ impl Steps {
             Ok(false)
         })?;
         if waits {
-            return Ok(Outcome::Wait(PAUSE));
+            return Ok(StepOutcome::Wait(STEP_DELAY));
         }
         let prepared = run_in_transaction(|| {
             let extension = Extension::find()?;
@@ -620,20 +620,20 @@ impl Steps {
             Ok(Some(target))
         })?;
         let Some(target) = prepared else {
-            return Ok(Outcome::Done);
+            return Ok(StepOutcome::Done);
         };
         let committed = target.commit();
         interrupt::nothing_committed();
         committed?;
         run_in_transaction(|| registry::set_prepared(&Extension::find()?, group))?;
-        Ok(Outcome::More)
+        Ok(StepOutcome::More)
     }
 
     /// Asks what became of the step that was about to be committed.
-    fn settle(&mut self, copies: &[Copy]) -> Result<Outcome> {
+    fn settle(&mut self, copies: &[Copy]) -> Result<StepOutcome> {
         let step = copies.iter().find_map(|copy| copy.step.clone());
         let Some((xact, seen)) = step else {
-            return Ok(Outcome::More);
+            return Ok(StepOutcome::More);
         };
         let group = self.group;
         let status = run_in_transaction(|| {
@@ -670,10 +670,10 @@ impl Steps {
             Some("aborted") => {
                 run_in_transaction(|| registry::forget_step(&Extension::find()?, group))?
             }
-            Some(_) => return Ok(Outcome::Wait(PAUSE)),
+            Some(_) => return Ok(StepOutcome::Wait(STEP_DELAY)),
             None => run_in_transaction(|| registry::begin_anew(&Extension::find()?, group))?,
         }
-        Ok(Outcome::More)
+        Ok(StepOutcome::More)
     }
 
     fn settled(&self, seen: &str) -> Result<()> {
@@ -690,14 +690,14 @@ impl Steps {
 
     /// Brings what is left while nobody writes the tables, and ends the copies: what is written from then on is
     /// delivered directly.
-    fn go_live(&mut self) -> Result<Outcome> {
+    fn go_live(&mut self) -> Result<StepOutcome> {
         let group = self.group;
         let locks = self.locks < MOST_LOCKS;
         let result = run_in_transaction(|| {
             let extension = Extension::find()?;
             let copies = registry::group(&extension, group)?;
             if copies.is_empty() || copies.iter().any(|copy| !copy.complete) {
-                return Ok(Some(Outcome::More));
+                return Ok(Some(StepOutcome::More));
             }
             let plans = plans_of(&extension, &copies)?;
             let is_sync = plans.iter().any(|plan| plan.mode == Mode::Sync);
@@ -722,10 +722,10 @@ impl Steps {
             let seen = seen_by(&extension, &moment)?;
             let dirty = dirty_of(&extension, &moment, &plans, &seen)?;
             // A few have come since it was found that there are few.
-            let is_much = amount(&dirty) > 2 * FEW;
+            let is_much = amount(&dirty) > 2 * MAX_ROWS_UNDER_LOCK;
             if is_much {
                 moment.release();
-                return Ok(Some(Outcome::More));
+                return Ok(Some(StepOutcome::More));
             }
             let is_clean = dirty.iter().all(Dirty::is_empty);
             // What became of this commit could not be told afterwards, and what is brought again is there twice: the
@@ -750,7 +750,7 @@ impl Steps {
             Ok(None)
         });
         match result {
-            Ok(None) => Ok(Outcome::Done),
+            Ok(None) => Ok(StepOutcome::Done),
             Ok(Some(outcome)) => {
                 self.locks += 1;
                 Ok(outcome)
@@ -764,7 +764,7 @@ impl Steps {
             {
                 interrupt::nothing_committed();
                 self.locks += 1;
-                Ok(Outcome::Wait(PAUSE * self.locks.min(25)))
+                Ok(StepOutcome::Wait(STEP_DELAY * self.locks.min(25)))
             }
             Err(error) => Err(error),
         }
@@ -787,14 +787,14 @@ impl Steps {
 
 /// What has become of a table since the step before.
 #[derive(Default)]
-struct Changed {
+struct ChangedRows {
     removed: Vec<Key>,
     written: Vec<Vec<Option<String>>>,
     /// Under `newest`, and of a table without a key.
     changes: Vec<(Rc<Route>, Change<String>)>,
 }
 
-impl Changed {
+impl ChangedRows {
     /// Reads the rows that the queue has changes of.
     fn read(moment: &Snapshot, copy: &Copy, plan: &Plan, dirty: Dirty) -> Result<Self> {
         // Rows without a key come with the one range, and are added from then on.
@@ -816,18 +816,23 @@ impl Changed {
         for keys in dirty.keys.chunks(KEYS) {
             let mut there = vec![false; keys.len()];
             let query = plan.rows_of(keys, copy.position.as_ref(), everywhere);
-            stream::each(moment, plan.reader(), &query, &mut |row: &mut Row<'_>| {
-                let mut values = row.texts(0..columns + 2)?;
-                let at = values[0].as_deref().and_then(|at| at.parse::<usize>().ok());
-                let is_theirs = values[1].as_deref() == Some("t");
-                if let Some(found) = at.and_then(|at| there.get_mut(at)) {
-                    *found = true;
-                }
-                if is_theirs {
-                    changed.written.push(values.split_off(2));
-                }
-                Ok(true)
-            })?;
+            stream::each(
+                moment,
+                plan.reader(),
+                &query,
+                &mut |row: &mut StreamedRow<'_>| {
+                    let mut values = row.texts(0..columns + 2)?;
+                    let at = values[0].as_deref().and_then(|at| at.parse::<usize>().ok());
+                    let is_theirs = values[1].as_deref() == Some("t");
+                    if let Some(found) = at.and_then(|at| there.get_mut(at)) {
+                        *found = true;
+                    }
+                    if is_theirs {
+                        changed.written.push(values.split_off(2));
+                    }
+                    Ok(true)
+                },
+            )?;
             let removed = keys.iter().zip(there).filter(|(_, there)| !there);
             changed.removed.extend(removed.map(|(key, _)| key.clone()));
         }
@@ -857,7 +862,7 @@ impl<'p> Reading<'p> {
     }
 
     /// Whether to go on after this row.
-    fn goes_on(&mut self, row: &mut Row<'_>) -> Result<bool> {
+    fn goes_on(&mut self, row: &mut StreamedRow<'_>) -> Result<bool> {
         self.rows += 1;
         let is_enough =
             self.in_ranges && self.rows % LOOK_EVERY == 0 && self.began.elapsed() >= SLICE;
@@ -888,7 +893,7 @@ struct Refused {
 }
 
 /// Applies changes, all but those that are refused even by themselves for what other rows have or want.
-fn apply_some(target: &mut Target, changes: &[(Rc<Route>, Change<String>)]) -> Result<()> {
+fn apply_some(target: &mut CopyTarget, changes: &[(Rc<Route>, Change<String>)]) -> Result<()> {
     match target.apply(changes.to_vec()) {
         Err(error) if error.is_about_others() => {
             if changes.len() < 2 {
@@ -904,7 +909,7 @@ fn apply_some(target: &mut Target, changes: &[(Rc<Route>, Change<String>)]) -> R
 
 /// Writes rows, all but those that are refused even by themselves.
 fn upsert(
-    target: &mut Target,
+    target: &mut CopyTarget,
     route: &Rc<Route>,
     rows: &[Vec<Option<String>>],
     refused: &mut Refused,
@@ -970,7 +975,7 @@ fn amount(dirty: &[Dirty]) -> usize {
 }
 
 /// What could be deferred is checked before the commit, where it can still be told.
-fn checked(mut target: Target) -> Result<Target> {
+fn checked(mut target: CopyTarget) -> Result<CopyTarget> {
     target.run(&["SET CONSTRAINTS ALL IMMEDIATE"])?;
     Ok(target)
 }
@@ -1047,7 +1052,7 @@ fn in_chunks(
     let mut changes = changes.into_iter().peekable();
     std::iter::from_fn(move || {
         changes.peek()?;
-        Some(changes.by_ref().take(BATCH).collect())
+        Some(changes.by_ref().take(ROWS_PER_BATCH).collect())
     })
 }
 

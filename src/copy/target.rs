@@ -6,35 +6,35 @@ use crate::connect::endpoint::Endpoint;
 use crate::connect::session::Session;
 use crate::delivery::feed::Changes;
 use crate::delivery::link::{Ending, Link};
-use crate::delivery::remote_transaction::{self, End, Savepoint};
+use crate::delivery::remote_transaction::{self, RunEnd, Savepoint};
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::interrupt;
-use crate::pg::stream::Row;
-use crate::pq::{Reply, Status};
+use crate::pg::stream::StreamedRow;
+use crate::pq::{Reply, ReplyStatus};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Rows that are sent as one batch of changes.
-pub const BATCH: usize = 2_000;
+pub const ROWS_PER_BATCH: usize = 2_000;
 
 /// Bytes that are handed to libpq at once.
 const PARCEL: usize = 64 * 1024;
 
 /// The first column of each answer that had rows.
-pub type Answers = Vec<Vec<Option<String>>>;
+pub type FirstColumns = Vec<Vec<Option<String>>>;
 
 /// The server's side of a copy, with its transaction.
-pub struct Target {
+pub struct CopyTarget {
     link: Link<'static>,
 }
 
-impl Target {
+impl CopyTarget {
     /// Over the idle session of the endpoint, or one that is made; its first statements begin a transaction.
     ///
     /// # Errors
     /// What the link reports.
-    pub fn begin(endpoint: &Rc<Endpoint>, statements: &[&str]) -> Result<(Self, Answers)> {
+    pub fn begin(endpoint: &Rc<Endpoint>, statements: &[&str]) -> Result<(Self, FirstColumns)> {
         let mut target = Self {
             link: Link::open(endpoint)?,
         };
@@ -54,7 +54,7 @@ impl Target {
     ///
     /// # Errors
     /// What the link reports.
-    pub fn run(&mut self, statements: &[&str]) -> Result<Answers> {
+    pub fn run(&mut self, statements: &[&str]) -> Result<FirstColumns> {
         remote_transaction::execute(&mut self.link, statements.iter().copied())?;
         Ok(self.link.answers().to_vec())
     }
@@ -104,8 +104,8 @@ impl Target {
             .map_err(|reason| copy.lost(reason))?;
         let reply = copy.answer()?;
         match reply.as_ref().map(Reply::status) {
-            Some(Status::CopyIn) => Ok(copy),
-            Some(Status::Failed) => Err(copy.refused(reply)),
+            Some(ReplyStatus::CopyIn) => Ok(copy),
+            Some(ReplyStatus::Failed) => Err(copy.refused(reply)),
             _ => Err(copy.lost("The server broke the protocol.".to_owned())),
         }
     }
@@ -117,11 +117,11 @@ impl Target {
     pub fn commit(mut self) -> Result<()> {
         remote_transaction::commit(&mut self.link);
         let end = remote_transaction::follow(std::slice::from_mut(&mut self.link));
-        if end == End::Abandoned {
+        if end == RunEnd::Abandoned {
             return Err(Error::Canceled);
         }
         self.link.result()?;
-        if end == End::Answered {
+        if end == RunEnd::Answered {
             remote_transaction::release(self.link);
         }
         Ok(())
@@ -171,7 +171,7 @@ impl CopyIn {
     ///
     /// # Errors
     /// What reading the row reports, and the connection.
-    pub fn put(&mut self, row: &mut Row<'_>, columns: usize, binary: bool) -> Result<()> {
+    pub fn put(&mut self, row: &mut StreamedRow<'_>, columns: usize, binary: bool) -> Result<()> {
         if binary {
             row.put_binary(columns, &mut self.buffer)?
         } else {
@@ -219,7 +219,7 @@ impl CopyIn {
     ///
     /// # Errors
     /// What the server reports, and the connection. After the server's own the connection is gone too.
-    pub fn finish(mut self, binary: bool) -> Result<(Target, u64)> {
+    pub fn finish(mut self, binary: bool) -> Result<(CopyTarget, u64)> {
         if binary {
             self.buffer.extend((-1i16).to_be_bytes());
         }
@@ -231,8 +231,8 @@ impl CopyIn {
         self.flush()?;
         let reply = self.answer()?;
         match reply.as_ref().map(Reply::status) {
-            Some(Status::Done) => {}
-            Some(Status::Failed) => return Err(self.refused(reply)),
+            Some(ReplyStatus::Done) => {}
+            Some(ReplyStatus::Failed) => return Err(self.refused(reply)),
             _ => return Err(self.lost("The server broke the protocol.".to_owned())),
         }
         if self.answer()?.is_some() || !self.session.connection.resume_pipeline() {
@@ -240,7 +240,7 @@ impl CopyIn {
         }
         let bytes = self.bytes;
         Ok((
-            Target {
+            CopyTarget {
                 link: Link::over(self.session),
             },
             bytes,

@@ -3,7 +3,7 @@
 
 use crate::conflict::Tally;
 use crate::error::{RemoteError, SqlState};
-use crate::pq::{Connection, Status};
+use crate::pq::{Connection, ReplyStatus};
 use crate::sql::Conflicts;
 use crate::sql::marks::{
     COARSER_MARK, EXISTS_MARK, MISSING_MARK, RACE_MARK, TWICE_MARK, TYPES_MARK,
@@ -202,8 +202,8 @@ impl Answers {
         self.begun = true;
         self.has_grown = true;
         match reply.status() {
-            Status::Row if !at_end => self.take_row(reply.first_column()),
-            Status::Done if !at_end => match self.expected.front() {
+            ReplyStatus::Row if !at_end => self.take_row(reply.first_column()),
+            ReplyStatus::Done if !at_end => match self.expected.front() {
                 Some(Expected::Conflicts(Conflicts::NoneFound)) if reply.affected() == 0 => {
                     let (state, message) = (SqlState::NO_DATA_FOUND, not_found(server));
                     self.failure
@@ -214,12 +214,12 @@ impl Answers {
                 }
                 _ => {}
             },
-            Status::Skipped => {}
+            ReplyStatus::Skipped => {}
             // The server may have said that it has committed.
-            Status::Failed if reply.is_made_up() && connection.is_up() => {
+            ReplyStatus::Failed if reply.is_made_up() && connection.is_up() => {
                 return Err(reply.error(server).message);
             }
-            Status::Failed => {
+            ReplyStatus::Failed => {
                 self.refused |= self.outstanding > 1 && reply.is_refusal();
                 self.ended_idle |= self.outstanding > 1 && reply.ends_idle_session();
                 let mut error = explained(reply.error(server));
@@ -231,12 +231,16 @@ impl Answers {
                 }
                 self.failure.get_or_insert(error);
             }
-            Status::Synced if at_end => {
+            ReplyStatus::Synced if at_end => {
                 self.complete();
                 self.begun = false;
             }
             // The answer to something else, or one that our statements cannot have.
-            Status::Row | Status::Done | Status::Synced | Status::CopyIn | Status::Unexpected => {
+            ReplyStatus::Row
+            | ReplyStatus::Done
+            | ReplyStatus::Synced
+            | ReplyStatus::CopyIn
+            | ReplyStatus::Unexpected => {
                 return Err(BROKE_PROTOCOL.to_owned());
             }
         }

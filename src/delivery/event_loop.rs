@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Why [`run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum LoopEnd {
     /// All links are done.
     Done,
     /// A cancel or termination was requested; links may be in the middle of anything.
@@ -20,12 +20,12 @@ pub enum Stop {
 
 /// Runs the links until all are done. A request to cancel is not acted upon here: what it means
 /// depends on what has been sent.
-pub fn run(links: &mut [Link<'_>]) -> Stop {
+pub fn run(links: &mut [Link<'_>]) -> LoopEnd {
     run_until(links, |links| links.iter().all(Link::is_done))
 }
 
 /// Runs the links until one of them is done that was not, or all are.
-pub fn run_any(links: &mut [Link<'_>]) -> Stop {
+pub fn run_any(links: &mut [Link<'_>]) -> LoopEnd {
     let done = |links: &[Link<'_>]| links.iter().filter(|l| l.is_done()).count();
     let before = done(links);
     run_until(links, |links| {
@@ -34,11 +34,11 @@ pub fn run_any(links: &mut [Link<'_>]) -> Stop {
 }
 
 /// Runs links until all that they have to say has left, or they are done.
-pub fn send(links: &mut [Link<'_>]) -> Stop {
+pub fn send(links: &mut [Link<'_>]) -> LoopEnd {
     run_until(links, |links| links.iter().all(Link::has_sent))
 }
 
-fn run_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop {
+fn run_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> LoopEnd {
     loop {
         links.iter_mut().for_each(Link::step);
         if links.iter().any(Link::commit_sent) {
@@ -47,10 +47,10 @@ fn run_until(links: &mut [Link<'_>], over: impl Fn(&[Link<'_>]) -> bool) -> Stop
             memory::commit_sent();
         }
         if over(links) {
-            return Stop::Done;
+            return LoopEnd::Done;
         }
         if interrupt::pending() {
-            return Stop::Interrupted;
+            return LoopEnd::Interrupted;
         }
         pause(links, Duration::MAX);
     }

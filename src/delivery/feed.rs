@@ -54,16 +54,16 @@ impl Feed for Fixed {
 }
 
 /// Statements that may have parameters or be prepared.
-pub struct Asked(Option<Vec<Statement>>);
+pub struct Statements(Option<Vec<Statement>>);
 
-impl Asked {
+impl Statements {
     /// From these, to be sent together.
     pub fn new(statements: Vec<Statement>) -> Self {
         Self(Some(statements))
     }
 }
 
-impl Feed for Asked {
+impl Feed for Statements {
     fn next(&mut self, _session: &mut Session) -> Result<Option<Vec<Statement>>> {
         Ok(self.0.take())
     }

@@ -25,13 +25,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Longest time a commit waits for the queue to be opened again.
-const PATIENCE: Duration = Duration::from_millis(100);
+const QUEUE_OPENING_TIMEOUT: Duration = Duration::from_millis(100);
 /// Between two looks.
-const STEP: Duration = Duration::from_millis(1);
+const OPENING_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// For how long an empty queue is left to those who have a connection.
 const HEAD_START: Duration = Duration::from_millis(5);
 /// For how long a promise counts for nothing after it was not kept in time.
-const DISTRUST: Duration = Duration::from_secs(1);
+const BROKEN_PROMISE_PERIOD: Duration = Duration::from_secs(1);
 
 process_local! {
     /// Servers for which a promise was not kept in time, and when.
@@ -39,11 +39,11 @@ process_local! {
 }
 
 /// Between two looks at who waits for the transaction.
-const LOOK: Duration = Duration::from_millis(10);
+const WAITERS_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Until when the waits of a commit that begins now are over.
 pub fn deadline() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + QUEUE_OPENING_TIMEOUT
 }
 
 /// A commit that is about to queue changes for a server.
@@ -95,11 +95,11 @@ impl<'s> Turn<'s> {
             }
             if self.has_entered {
                 self.leave();
-                pause(STEP)?;
+                pause(OPENING_LOOK_INTERVAL)?;
                 return Ok(true);
             }
             was_closed = true;
-            pause(STEP)?;
+            pause(OPENING_LOOK_INTERVAL)?;
         }
     }
 
@@ -119,7 +119,7 @@ impl<'s> Turn<'s> {
                 if self.is_over() || self.holds_up_delivery()? {
                     return Ok(());
                 }
-                pause(STEP)?;
+                pause(OPENING_LOOK_INTERVAL)?;
             }
             if self.is_over() || self.holds_up_delivery()? {
                 return Ok(());
@@ -149,7 +149,7 @@ impl<'s> Turn<'s> {
         let server = self.server().to_u32();
         let broken = BROKEN.with_borrow(|broken| broken.get(&server).copied());
         let relies = self.is_connected
-            && broken.is_none_or(|at| at.elapsed() >= DISTRUST)
+            && broken.is_none_or(|at| at.elapsed() >= BROKEN_PROMISE_PERIOD)
             && lock::is_promised(self.server());
         self.has_relied |= relies;
         relies
@@ -157,7 +157,11 @@ impl<'s> Turn<'s> {
 
     /// Whether a session that brings changes from elsewhere waits for this transaction, or behind others who do.
     fn holds_up_delivery(&mut self) -> Result<bool> {
-        if !lock::has_waiters() || self.looked.is_some_and(|at| at.elapsed() < LOOK) {
+        if !lock::has_waiters()
+            || self
+                .looked
+                .is_some_and(|at| at.elapsed() < WAITERS_LOOK_INTERVAL)
+        {
             return Ok(false);
         }
         self.looked = Some(Instant::now());
@@ -183,7 +187,7 @@ fn pause(time: Duration) -> Result<()> {
             interrupt::check();
             return Err(Error::Canceled);
         }
-        wait::wait(&[], left.max(STEP));
+        wait::wait(&[], left.max(OPENING_LOOK_INTERVAL));
     }
     Ok(())
 }

@@ -17,9 +17,9 @@ use crate::connect::session::{self, Session};
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::wait::{self, Interest};
-use connecting::{Connecting, Progress};
-use exchange::{Exchange, Run, Stop};
-use outcome::Outcome;
+use connecting::{ConnectOutcome, Connecting};
+use exchange::{Exchange, ExchangeFailure, Run};
+use outcome::RunOutcome;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -58,9 +58,9 @@ const LATE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Link<'f> {
     endpoint: Rc<Endpoint>,
     state: State<'f>,
-    limits: Limits,
+    limits: AnswerLimits,
     /// What the last run has come to, once it is over.
-    outcome: Outcome,
+    outcome: RunOutcome,
     /// The session was there before the link.
     was_idle: bool,
 }
@@ -82,14 +82,14 @@ enum State<'f> {
 
 /// What a server may take, where that is not what the settings say.
 #[derive(Clone, Copy, Default)]
-struct Limits {
+struct AnswerLimits {
     /// How long, for an answer.
     answer_time: Option<Duration>,
     /// See [`Answers::with_room`](super::answers::Answers::with_room).
     answer_bytes: Option<usize>,
 }
 
-impl Limits {
+impl AnswerLimits {
     fn answer_time(self) -> Duration {
         self.answer_time.unwrap_or_else(guc::delivery_timeout)
     }
@@ -132,15 +132,15 @@ impl<'f> Link<'f> {
         Self {
             endpoint,
             state,
-            limits: Limits::default(),
-            outcome: Outcome::default(),
+            limits: AnswerLimits::default(),
+            outcome: RunOutcome::default(),
             was_idle: false,
         }
     }
 
     /// Gives the server this long for each answer, and keeps so many bytes of rows.
     pub fn expect_much(&mut self, answer_time: Duration, answer_bytes: usize) {
-        self.limits = Limits {
+        self.limits = AnswerLimits {
             answer_time: Some(answer_time),
             answer_bytes: Some(answer_bytes),
         };
@@ -164,7 +164,7 @@ impl<'f> Link<'f> {
     }
 
     fn begin(&mut self, session: Session, run: Run<'f>) {
-        self.outcome = Outcome::default();
+        self.outcome = RunOutcome::default();
         let mut exchange = Exchange::new(session, run, self.limits.answer_bytes);
         let begun = exchange.begin();
         self.state = State::Running(exchange);
@@ -191,12 +191,12 @@ impl<'f> Link<'f> {
         let closed = State::Closed(LostSession::default());
         match std::mem::replace(&mut self.state, closed) {
             State::Connecting(connecting, run) => match (connecting.step(&self.endpoint), run) {
-                (Progress::Waiting(connecting), run) => {
+                (ConnectOutcome::Waiting(connecting), run) => {
                     self.state = State::Connecting(connecting, run);
                 }
-                (Progress::Connected(session), Some(run)) => self.begin(session, run),
-                (Progress::Connected(session), None) => self.state = State::Resting(session),
-                (Progress::Failed(error), _) => self.close(error),
+                (ConnectOutcome::Connected(session), Some(run)) => self.begin(session, run),
+                (ConnectOutcome::Connected(session), None) => self.state = State::Resting(session),
+                (ConnectOutcome::Failed(error), _) => self.close(error),
             },
             other => self.state = other,
         }
@@ -217,11 +217,11 @@ impl<'f> Link<'f> {
         }
     }
 
-    fn stop(&mut self, stop: Stop) {
+    fn stop(&mut self, stop: ExchangeFailure) {
         let error = match (stop, &self.state) {
-            (Stop::Own(error), _) => error,
-            (Stop::Broken(reason), State::Running(exchange)) => exchange.broken(reason),
-            (Stop::Broken(reason), _) => Error::internal(reason),
+            (ExchangeFailure::Own(error), _) => error,
+            (ExchangeFailure::Broken(reason), State::Running(exchange)) => exchange.broken(reason),
+            (ExchangeFailure::Broken(reason), _) => Error::internal(reason),
         };
         self.close(error);
     }

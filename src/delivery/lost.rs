@@ -63,8 +63,8 @@ pub fn settle(endpoint: &Rc<Endpoint>) -> Result<()> {
 fn end_unless_asked(mut link: Link<'static>, lost: &LostSession) -> Result<Link<'static>> {
     begin(&mut link, lost);
     match event_loop::run(std::slice::from_mut(&mut link)) {
-        event_loop::Stop::Done => finish(link, lost),
-        event_loop::Stop::Interrupted => Err(Error::Canceled),
+        event_loop::LoopEnd::Done => finish(link, lost),
+        event_loop::LoopEnd::Interrupted => Err(Error::Canceled),
     }
 }
 

@@ -3,8 +3,8 @@
 //!
 //! A delivery at commit, a drain, a copy and what finishes prepared transactions go by these steps.
 
-use super::event_loop::{self, Stop};
-use super::feed::{Asked, Fixed};
+use super::event_loop::{self, LoopEnd};
+use super::feed::{Fixed, Statements};
 use super::link::{Ending, Link};
 use crate::connect::session;
 use crate::error::{Error, Result};
@@ -83,7 +83,7 @@ pub fn prepared(gid: &impl Display) -> String {
 pub fn prepare(link: &mut Link<'_>, gid: &impl Display) {
     let mut statements = describe(link);
     statements.push(Statement::plain(prepared(gid)));
-    link.run(Asked::new(statements), Ending::Prepares);
+    link.run(Statements::new(statements), Ending::Prepares);
 }
 
 /// What tells a server's history: its system identifier, its timeline, how far its log is, and when it was started.
@@ -98,7 +98,7 @@ macro_rules! history {
     };
 }
 
-/// Asks for what makes a [`Prepared`], last before the transaction is prepared: its number and what it has
+/// Asks for what makes a [`PreparedTransaction`], last before the transaction is prepared: its number and what it has
 /// written are in the log by then.
 const DESCRIBE: &str = concat!(
     "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_current_xact_id(), ",
@@ -116,9 +116,9 @@ pub fn describe(link: &mut Link<'_>) -> Vec<Statement> {
 }
 
 /// The answer to [`DESCRIBE`], if the server has given it last.
-pub fn described(link: &Link<'_>) -> Option<Prepared> {
+pub fn described(link: &Link<'_>) -> Option<PreparedTransaction> {
     let (id, history) = link.last_value()?.split_once(' ')?;
-    Some(Prepared {
+    Some(PreparedTransaction {
         id: id.parse().ok()?,
         at: History::parse(history)?,
     })
@@ -126,7 +126,7 @@ pub fn described(link: &Link<'_>) -> Option<Prepared> {
 
 /// A transaction that a server has prepared, as it can be asked for when it is prepared no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prepared {
+pub struct PreparedTransaction {
     /// Its full id there.
     pub id: i64,
     pub at: History,
@@ -223,7 +223,7 @@ pub enum TransactionStatus {
 
 impl TransactionStatus {
     /// From what a server says of the number.
-    fn of(one: &Prepared, now: &Now, status: &str) -> Self {
+    fn of(one: &PreparedTransaction, now: &Now, status: &str) -> Self {
         match (status, now.has_passed(&one.at)) {
             (_, false) if now.at.system != one.at.system => Self::Unknown,
             ("committed", true) => Self::Committed,
@@ -242,7 +242,10 @@ const ASKED: usize = 500;
 ///
 /// # Errors
 /// As for [`ask`]; XX000 for an answer that is none.
-pub fn statuses(link: &mut Link<'_>, all: &[&Prepared]) -> Result<Vec<TransactionStatus>> {
+pub fn statuses(
+    link: &mut Link<'_>,
+    all: &[&PreparedTransaction],
+) -> Result<Vec<TransactionStatus>> {
     let mut statuses = Vec::with_capacity(all.len());
     for some in all.chunks(ASKED) {
         let mut ids = ArrayLiteral::default();
@@ -270,7 +273,8 @@ pub fn statuses(link: &mut Link<'_>, all: &[&Prepared]) -> Result<Vec<Transactio
         if said.len() != some.len() {
             return Err(malformed());
         }
-        let of = |(one, said): (&&Prepared, &String)| TransactionStatus::of(one, &now, said);
+        let of =
+            |(one, said): (&&PreparedTransaction, &String)| TransactionStatus::of(one, &now, said);
         statuses.extend(some.iter().zip(&said).map(of));
     }
     Ok(statuses)
@@ -292,7 +296,7 @@ pub fn commit(link: &mut Link<'_>) {
 pub fn roll_back(mut link: Link<'_>) {
     if link.is_up() && !link.is_idle() {
         link.run(Fixed::new([ROLLBACK]), Ending::Open);
-        if event_loop::run(std::slice::from_mut(&mut link)) == Stop::Interrupted {
+        if event_loop::run(std::slice::from_mut(&mut link)) == LoopEnd::Interrupted {
             return;
         }
     }
@@ -309,7 +313,7 @@ pub fn release(link: Link<'_>) {
 /// # Errors
 /// What the link reports; a request to cancel is raised.
 pub fn run(link: &mut Link<'_>) -> Result<()> {
-    if event_loop::run(std::slice::from_mut(link)) == Stop::Interrupted {
+    if event_loop::run(std::slice::from_mut(link)) == LoopEnd::Interrupted {
         interrupt::check();
         return Err(Error::Canceled);
     }
@@ -339,7 +343,7 @@ pub fn ask(link: &mut Link<'_>, question: &str) -> Result<Vec<Option<String>>> {
 
 /// How links came to their end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum RunEnd {
     Answered,
     /// A request to cancel came first. The servers that may commit were asked to cancel, and their answers
     /// followed.
@@ -349,15 +353,15 @@ pub enum End {
 }
 
 /// Runs links to their end. A request to cancel is passed on to the servers that may commit.
-pub fn follow(links: &mut [Link<'_>]) -> End {
-    if event_loop::run(links) == Stop::Done {
-        return End::Answered;
+pub fn follow(links: &mut [Link<'_>]) -> RunEnd {
+    if event_loop::run(links) == LoopEnd::Done {
+        return RunEnd::Answered;
     }
     if !links.iter().any(Link::commit_sent) {
-        return End::Abandoned;
+        return RunEnd::Abandoned;
     }
     event_loop::cancel(links);
-    End::Canceled
+    RunEnd::Canceled
 }
 
 /// Runs the links of a local transaction to their end, and says whether they were asked to cancel. Once a
@@ -366,12 +370,12 @@ pub fn follow(links: &mut [Link<'_>]) -> End {
 /// # Errors
 /// A request to cancel is raised if nothing can have been committed.
 pub fn finish(links: &mut [Link<'_>]) -> Result<bool> {
-    if event_loop::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
+    if event_loop::send(links) == LoopEnd::Done && !links.iter().all(Link::is_done) {
         // The servers have their work: time for some of ours.
         wal::flush_ahead();
     }
     let end = follow(links);
-    if end == End::Abandoned {
+    if end == RunEnd::Abandoned {
         interrupt::check();
         return Err(Error::Canceled);
     }
@@ -383,7 +387,7 @@ pub fn finish(links: &mut [Link<'_>]) -> Result<bool> {
     } else if !links.iter().any(may_have_committed) {
         interrupt::nothing_committed();
     }
-    Ok(end == End::Canceled)
+    Ok(end == RunEnd::Canceled)
 }
 
 /// Whether what a link has run took effect, for all that is known.
@@ -498,7 +502,7 @@ mod tests {
 
     #[test]
     fn only_a_server_that_was_there_is_believed_to_have_committed() {
-        let one = Prepared {
+        let one = PreparedTransaction {
             id: 7,
             at: history(THEN),
         };

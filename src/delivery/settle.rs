@@ -1,6 +1,6 @@
 //! What a delivery came to: committed, prepared, or failed, and then queued or the transaction's error.
 
-use super::event_loop::{self, Stop};
+use super::event_loop::{self, LoopEnd};
 use super::link::Link;
 use super::remote_transaction::CURRENT_ID;
 use super::{lost, remote_transaction};
@@ -202,10 +202,10 @@ pub fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
 /// Runs links that prepare to their end. Nothing is committed by them, so a request to cancel is raised;
 /// what may be prepared all the same is left to be rolled back.
 pub fn finish_prepare(links: &mut [Link<'_>], gids: &[Gid]) -> Result<()> {
-    if event_loop::send(links) == Stop::Done && !links.iter().all(Link::is_done) {
+    if event_loop::send(links) == LoopEnd::Done && !links.iter().all(Link::is_done) {
         wal::flush_ahead();
     }
-    if event_loop::run(links) == Stop::Interrupted {
+    if event_loop::run(links) == LoopEnd::Interrupted {
         for (link, gid) in links.iter_mut().zip(gids) {
             if !link.is_done() {
                 link.in_doubt("A request to cancel came first");

@@ -23,7 +23,7 @@ pub enum Span {
 /// What tells a row from others: the target and its key; or, where keys are deferrable, the local table and
 /// its place, as long as its transaction lasts. When that ends no two rows have the same key any more.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Identity {
+enum RowIdentity {
     Key(Relation, Key),
     Place(Relation, u64),
 }
@@ -41,7 +41,7 @@ struct Row {
 #[derive(Default)]
 pub struct Whole {
     rows: Vec<Row>,
-    holders: HashMap<Identity, usize>,
+    holders: HashMap<RowIdentity, usize>,
     /// Rows cannot be told apart.
     refused: bool,
     /// Under `newest` rows leave their keys: what that counts as is not told of a row that goes on.
@@ -141,8 +141,8 @@ impl Whole {
     /// From now on the rows of a table with a deferrable key are known by their keys.
     fn end_transaction(&mut self, route: &Route) {
         let ended = self.holders.extract_if(|identity, _| match identity {
-            Identity::Place(source, _) => *source == route.source,
-            Identity::Key(..) => false,
+            RowIdentity::Place(source, _) => *source == route.source,
+            RowIdentity::Key(..) => false,
         });
         let ended: Vec<usize> = ended.map(|(_, at)| at).collect();
         let is_deleted = |at: &usize| self.rows[*at].last.op == Op::Delete;
@@ -155,19 +155,19 @@ impl Whole {
                 _ => last.new_key(route),
             };
             self.holders
-                .insert(Identity::Key(route.target.clone(), owned(&key)), at);
+                .insert(RowIdentity::Key(route.target.clone(), owned(&key)), at);
         }
     }
 
     /// The row of an earlier transaction that a change finds under its old key; known by its place then.
     fn take_earlier(&mut self, route: &Route, change: &Change<&str>) -> Option<usize> {
-        let key = Identity::Key(route.target.clone(), owned(&change.old_key(route)));
+        let key = RowIdentity::Key(route.target.clone(), owned(&change.old_key(route)));
         self.holders.remove(&key).filter(|_| route.key_deferrable)
     }
 
     /// The row that an earlier transaction has deleted, whose key a new one has.
     fn deleted(&mut self, route: &Route, change: &Change<&str>) -> Option<usize> {
-        let key = Identity::Key(route.target.clone(), owned(&change.new_key(route)));
+        let key = RowIdentity::Key(route.target.clone(), owned(&change.new_key(route)));
         let at = self
             .holders
             .get(&key)
@@ -305,21 +305,21 @@ impl Whole {
     }
 }
 
-fn identity(route: &Route, change: &Change<&str>, before: bool) -> Identity {
+fn identity(route: &Route, change: &Change<&str>, before: bool) -> RowIdentity {
     if route.key_deferrable {
         let place = if before {
             change.stored.before
         } else {
             change.stored.after
         };
-        return Identity::Place(route.source.clone(), place);
+        return RowIdentity::Place(route.source.clone(), place);
     }
     let key = if before {
         change.old_key(route)
     } else {
         change.new_key(route)
     };
-    Identity::Key(route.target.clone(), owned(&key))
+    RowIdentity::Key(route.target.clone(), owned(&key))
 }
 
 fn owned(key: &[Option<&str>]) -> Key {

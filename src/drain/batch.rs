@@ -12,7 +12,7 @@ use self::postponed::Postponed;
 use super::classify::conflict_of;
 use super::rekeyed;
 use super::replay::Replay;
-use crate::atomic::decision::{self, Decision};
+use crate::atomic::decision::{self, TransactionDecision};
 use crate::change::{Op, Relation, Route};
 use crate::conflict::Tally;
 use crate::delivery::plan::Planner;
@@ -70,7 +70,7 @@ pub struct Trial {
     /// Targets of failed records over something that may pass by itself.
     pub busy: Vec<Relation>,
     /// Other owners' transactions that are prepared there and not finished: records of their rows are newer.
-    pub unfinished: Vec<Decision>,
+    pub unfinished: Vec<TransactionDecision>,
     /// An earlier drain was about to commit records up to this one, and did so or not.
     pub replayed_until: Option<i64>,
     /// As far as records can have been applied before.
@@ -92,7 +92,7 @@ const MAX_CASCADED: usize = 100_000;
 const MAX_BUSY: usize = 4;
 
 /// Records of a lane that are tried together.
-pub struct Batch<'h> {
+pub struct RecordBatch<'h> {
     extension: &'h Extension,
     server_name: &'h str,
     owner: Oid,
@@ -119,7 +119,7 @@ pub struct Batch<'h> {
 }
 
 /// What a batch came to.
-pub struct Outcome {
+pub struct BatchOutcome {
     /// Ids of records that were applied.
     pub applied: Vec<i64>,
     /// How many units were marked failed, and why the first.
@@ -134,7 +134,7 @@ pub struct Outcome {
     pub lost_one: bool,
 }
 
-impl<'h> Batch<'h> {
+impl<'h> RecordBatch<'h> {
     /// A batch of units, of which at most `budget` are marked failed.
     ///
     /// # Errors
@@ -778,9 +778,9 @@ impl<'h> Batch<'h> {
     ///
     /// # Errors
     /// What writing the queue reports.
-    pub fn settle(self) -> Result<Outcome> {
+    pub fn settle(self) -> Result<BatchOutcome> {
         let (applied, failed, conflicts) = (Vec::new(), Vec::new(), Tally::default());
-        let mut outcome = Outcome {
+        let mut outcome = BatchOutcome {
             applied,
             failed,
             conflicts,

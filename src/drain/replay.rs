@@ -9,8 +9,8 @@
 use crate::change::{Change, Op, Relation, Route, Source};
 use crate::conflict::Tally;
 use crate::delivery::assumption::{self, Assume, Manner};
-use crate::delivery::event_loop::{self, Stop};
-use crate::delivery::feed::{Asked, Changes};
+use crate::delivery::event_loop::{self, LoopEnd};
+use crate::delivery::feed::{Changes, Statements};
 use crate::delivery::link::{Ending, Link};
 use crate::delivery::remote_transaction::{
     self, BEGIN, CHECK_CONSTRAINTS, DEFER_CONSTRAINTS, IDENTIFY, RemoteTransaction, Savepoint,
@@ -417,7 +417,7 @@ impl Replay {
             .following(&self.vanished_before(units))
             .between(before, after);
         link.run(changes, Ending::Open);
-        if event_loop::send(std::slice::from_mut(&mut link)) == Stop::Done && !link.is_done() {
+        if event_loop::send(std::slice::from_mut(&mut link)) == LoopEnd::Done && !link.is_done() {
             meanwhile();
         }
         let result = remote_transaction::run(&mut link);
@@ -511,7 +511,7 @@ impl Replay {
             statements.push(sql::reached(batch));
             statements.push(Statement::plain(PART.roll_back));
             statements.push(Statement::plain(PART.release));
-            link.run(Asked::new(statements), Ending::Open);
+            link.run(Statements::new(statements), Ending::Open);
             let result = remote_transaction::run(&mut link);
             let answer = link
                 .answers()

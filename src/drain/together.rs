@@ -9,7 +9,7 @@ use super::rekeyed;
 use super::replay::Replay;
 use crate::error::{Error, Result};
 use crate::pg::spi::Extension;
-use crate::queue::claim::{Apart, Claims, Unit};
+use crate::queue::claim::{Claims, HeldUnit, Unit};
 use std::collections::{HashMap, HashSet};
 
 /// Failed and waiting records of a lane that are held in memory, at most. With more, each waits for a person.
@@ -20,7 +20,7 @@ const MAX_SENT: usize = 200_000;
 
 /// What came of the attempts.
 #[derive(Default)]
-pub struct Outcome {
+pub struct TogetherOutcome {
     /// Failed records that are there now.
     pub settled: Vec<i64>,
     /// These and what waited for them.
@@ -38,8 +38,8 @@ pub fn try_together(
     failed: &[(i64, Error)],
     replay: &mut Replay,
     claims: &mut Claims<'_>,
-) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+) -> Result<TogetherOutcome> {
+    let mut outcome = TogetherOutcome::default();
     let mut failed: Vec<i64> = failed
         .iter()
         .filter(|(_, error)| error.is_about_states())
@@ -94,7 +94,7 @@ fn is_rekeyed(extension: &Extension, server_name: &str, group: &[&Unit]) -> Resu
 
 /// Sets of failed records that share a local transaction, by themselves or by way of what waits for them, each of
 /// several and with one that has `failed` in this turn. None that was refused for itself.
-fn sharing_transactions(apart: &[Apart], failed: &[i64]) -> Vec<HashSet<i64>> {
+fn sharing_transactions(apart: &[HeldUnit], failed: &[i64]) -> Vec<HashSet<i64>> {
     let mut transactions: HashMap<i64, HashSet<u32>> = HashMap::new();
     let mut roots: HashMap<u32, Vec<i64>> = HashMap::new();
     let met_states: HashSet<i64> = apart
@@ -130,7 +130,7 @@ fn sharing_transactions(apart: &[Apart], failed: &[i64]) -> Vec<HashSet<i64>> {
 }
 
 /// The units of failed records and what waits for them, but for what depends on something else that is apart.
-fn group_of<'a>(apart: &'a [Apart], roots: &HashSet<i64>) -> Vec<&'a Unit> {
+fn group_of<'a>(apart: &'a [HeldUnit], roots: &HashSet<i64>) -> Vec<&'a Unit> {
     let mut others: HashSet<i64> = HashSet::new();
     let mut group = Vec::new();
     for one in apart {

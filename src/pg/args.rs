@@ -2,7 +2,7 @@
 //! conversions take the bytes of a text for UTF-8, which holds in UTF-8 databases only.
 
 use super::Oid;
-use super::rows_of_key::Key;
+use super::rows_of_key::KeyRecord;
 use super::text;
 use crate::error::{Error, Result, SqlState};
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
@@ -107,7 +107,7 @@ impl<'call> Args<'call> {
     ///
     /// # Errors
     /// 22023 for NULL.
-    pub fn key(&self, number: usize, name: &str) -> Result<Key<'call>> {
+    pub fn key(&self, number: usize, name: &str) -> Result<KeyRecord<'call>> {
         // SAFETY: as for text(); the value lives as long as the call.
         unsafe {
             if number >= (*self.0).nargs as usize || pg_arg_is_null(self.0, number) {
@@ -119,7 +119,7 @@ impl<'call> Args<'call> {
                     "argument \"{name}\" is not a record"
                 )));
             }
-            Ok(Key::new(pg_getarg_datum_raw(self.0, number)))
+            Ok(KeyRecord::new(pg_getarg_datum_raw(self.0, number)))
         }
     }
 }

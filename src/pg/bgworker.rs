@@ -264,7 +264,7 @@ pub fn longest_wait() -> Duration {
 
 /// Why this process is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ExitReason {
     /// SIGTERM.
     Requested,
     /// Someone wants the database for itself.
@@ -295,11 +295,11 @@ fn neutral_settings() {
 }
 
 /// Whether this process is to end.
-pub fn ending() -> Option<End> {
+pub fn ending() -> Option<ExitReason> {
     if STOP.load(SeqCst) {
-        Some(End::Requested)
+        Some(ExitReason::Requested)
     } else {
-        EVICTED.load(SeqCst).then_some(End::Evicted)
+        EVICTED.load(SeqCst).then_some(ExitReason::Evicted)
     }
 }
 

@@ -67,7 +67,7 @@ thread_local! {
 }
 
 /// How long a process waits for its test.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The process is at a point.
 pub fn reach(point: Point) {
@@ -106,7 +106,7 @@ pub fn reach(point: Point) {
     if std::fs::rename(&asked, &taken).is_err() {
         return;
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TEST_RELEASE_TIMEOUT;
     while Path::new(&taken).exists() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -29,13 +29,13 @@ process_local! {
 }
 
 /// What changed between two looks.
-pub struct Changes {
+pub struct CatalogChanges {
     noted: Vec<Changed>,
     /// Anything may have.
     any: bool,
 }
 
-impl Changes {
+impl CatalogChanges {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.noted.is_empty() && !self.any
@@ -93,13 +93,13 @@ impl Changed {
 }
 
 /// What changed since the last call.
-pub fn take_changed() -> Changes {
+pub fn take_changed() -> CatalogChanges {
     let noted = CHANGED.with(|changed| match changed.try_borrow_mut() {
         Ok(mut changed) => std::mem::take(&mut *changed),
         Err(_) => Vec::new(),
     });
     let any = UNNOTED.replace(false);
-    Changes { noted, any }
+    CatalogChanges { noted, any }
 }
 
 /// A moment in the history of the catalogs.

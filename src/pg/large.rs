@@ -83,9 +83,9 @@ fn is_on_disk(bytes: &[u8]) -> bool {
 
 /// Reads stored values, those of one row at a time. Its memory is freed on drop, or with the transaction.
 #[derive(Default)]
-pub struct Values(Option<(Transaction, pg_sys::MemoryContext)>);
+pub struct LargeValues(Option<(Transaction, pg_sys::MemoryContext)>);
 
-impl Values {
+impl LargeValues {
     /// The values as UTF-8 text; those that were read before are freed. PostgreSQL raises what cannot be
     /// read.
     ///
@@ -152,7 +152,7 @@ impl Drop for Inside {
     }
 }
 
-impl Drop for Values {
+impl Drop for LargeValues {
     fn drop(&mut self) {
         if let Some((of, context)) = self.0
             && !of.is_over()

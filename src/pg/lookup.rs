@@ -9,7 +9,7 @@
 //! too: an older one sees nothing in a table that was rewritten meanwhile.
 
 use super::invalidation::{self, Epoch};
-use super::rows_of_key::{Transaction, writer_under_way};
+use super::rows_of_key::{OtherTransaction, writer_under_way};
 use super::snapshot::{Scanned, Snapshot};
 use super::spi::{self, Extension, Row};
 use super::tables;
@@ -101,7 +101,7 @@ pub fn by_key(
     table: &'static str,
     key: (Oid, i64),
     columns: i16,
-) -> Result<(Option<ByKey>, Option<Transaction>)> {
+) -> Result<(Option<ByKey>, Option<OtherTransaction>)> {
     let keys = [(1, Is::Oid(key.0)), (2, Is::Int8(key.1))];
     View::look(extension, &[table], |view| {
         let (mut found, mut writer) = (None, None);

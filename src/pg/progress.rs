@@ -29,7 +29,7 @@ pub struct Reported {
 }
 
 /// A call that is under way in some session of this database.
-pub struct Running {
+pub struct RunningCommand {
     pub pid: i32,
     pub table: Oid,
     pub numbers: Numbers,
@@ -140,7 +140,7 @@ fn show(command: pg_sys::ProgressCommandType::Type, target: Oid, numbers: &[i64]
 
 /// All calls that are under way in this database. As all views of sessions, what one transaction sees of it stays
 /// the same.
-pub fn running() -> Vec<Running> {
+pub fn running() -> Vec<RunningCommand> {
     let mut found = Vec::new();
     // SAFETY: the numbers are those of this session's copy of all entries, which lives until the transaction's end.
     let count = unsafe { pg_sys::pgstat_fetch_stat_numbackends() };
@@ -155,7 +155,7 @@ pub fn running() -> Vec<Running> {
         }
         let mut numbers = [0; NUMBERS];
         numbers.copy_from_slice(&status.st_progress_param[..NUMBERS]);
-        found.push(Running {
+        found.push(RunningCommand {
             pid: status.st_procpid,
             table: status.st_progress_command_target,
             numbers,

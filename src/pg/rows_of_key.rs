@@ -15,9 +15,9 @@ use std::marker::PhantomData;
 
 /// A key as a record, its columns in the order of their names. An argument of a SQL function's call.
 #[derive(Clone, Copy)]
-pub struct Key<'call>(pg_sys::HeapTupleHeader, PhantomData<&'call ()>);
+pub struct KeyRecord<'call>(pg_sys::HeapTupleHeader, PhantomData<&'call ()>);
 
-impl Key<'_> {
+impl KeyRecord<'_> {
     /// From a value of type `record`.
     ///
     /// # Safety
@@ -82,14 +82,14 @@ pub struct Holders {
     /// A row is committed that the running statement does not see, since it has come after its beginning.
     pub has_come: bool,
     /// Another transaction that is under way has written a row with the key.
-    pub writer: Option<Transaction>,
+    pub writer: Option<OtherTransaction>,
 }
 
 /// A transaction that is under way, or was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transaction(pg_sys::TransactionId);
+pub struct OtherTransaction(pg_sys::TransactionId);
 
-impl Transaction {
+impl OtherTransaction {
     /// Waits until it has ended. PostgreSQL raises lock_timeout, deadlocks and requests to cancel.
     pub fn await_end(self) {
         xact::await_end(self.0.into_inner());
@@ -101,7 +101,7 @@ impl Transaction {
 /// # Errors
 /// 22023 for a key that does not have these columns, or whose hash is another one than that of its values as
 /// the columns' types; 42P10 without such an index; 25P01 outside of a transaction.
-pub fn holders(tables: &[Oid], columns: &[String], key: Key<'_>) -> Result<Holders> {
+pub fn holders(tables: &[Oid], columns: &[String], key: KeyRecord<'_>) -> Result<Holders> {
     xact::require()?;
     let values = key.values();
     if values.len() != columns.len() {
@@ -132,7 +132,7 @@ pub fn holders(tables: &[Oid], columns: &[String], key: Key<'_>) -> Result<Holde
 unsafe fn look(
     relation: pg_sys::Relation,
     columns: &[String],
-    (record, values): (Key<'_>, &[(Oid, Option<pg_sys::Datum>)]),
+    (record, values): (KeyRecord<'_>, &[(Oid, Option<pg_sys::Datum>)]),
     holders: &mut Holders,
 ) -> Result<()> {
     // SAFETY: by the caller; indexes are open while they are used, a scan's rows are looked at before it ends.
@@ -206,7 +206,7 @@ fn no_index() -> Error {
 /// The table must be open and locked; `key` has the values as its columns' types.
 unsafe fn has_other_hash(
     relation: pg_sys::Relation,
-    record: Key<'_>,
+    record: KeyRecord<'_>,
     values: &[(Oid, Option<pg_sys::Datum>)],
     key: &[(i16, pg_sys::Datum)],
 ) -> Result<bool> {
@@ -319,7 +319,7 @@ unsafe fn as_type(
 ///
 /// # Safety
 /// The row's buffer is held.
-pub(super) unsafe fn writer_under_way(row: pg_sys::HeapTupleHeader) -> Option<Transaction> {
+pub(super) unsafe fn writer_under_way(row: pg_sys::HeapTupleHeader) -> Option<OtherTransaction> {
     // SAFETY: by the caller; hints are only set once a transaction has ended.
     unsafe {
         let known = pg_sys::HEAP_XMIN_COMMITTED | pg_sys::HEAP_XMIN_INVALID;
@@ -329,7 +329,7 @@ pub(super) unsafe fn writer_under_way(row: pg_sys::HeapTupleHeader) -> Option<Tr
         let writer = (*row).t_choice.t_heap.t_xmin;
         let under_way = !pg_sys::TransactionIdIsCurrentTransactionId(writer)
             && pg_sys::TransactionIdIsInProgress(writer);
-        under_way.then_some(Transaction(writer))
+        under_way.then_some(OtherTransaction(writer))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{compat, context};
 use crate::guc;
-use crate::stats::slot::{CONFLICT_SLOTS_PER_SERVER, ConflictSlot, Slot};
+use crate::stats::slot::{CONFLICT_SLOTS_PER_SERVER, ConflictSlot, ServerSlot};
 use pgrx::pg_sys;
 use pgrx::prelude::pg_guard;
 use std::ffi::CStr;
@@ -18,7 +18,7 @@ struct Before {
 }
 
 static BEFORE: OnceLock<Before> = OnceLock::new();
-static SERVERS: Area<Slot> = Area::new(c"pg_rowsync counters");
+static SERVERS: Area<ServerSlot> = Area::new(c"pg_rowsync counters");
 static CONFLICTS: Area<ConflictSlot> = Area::new(c"pg_rowsync conflicts");
 /// A single number: where the log was when the server was started, 0 before that is known.
 static STARTED_AT: Area<AtomicU64> = Area::new(c"pg_rowsync started at");
@@ -30,7 +30,7 @@ static STARTED_AT: Area<AtomicU64> = Area::new(c"pg_rowsync started at");
 unsafe trait Shared: Sync + 'static {}
 
 // SAFETY: atomics only, for which zero is zero.
-unsafe impl Shared for Slot {}
+unsafe impl Shared for ServerSlot {}
 // SAFETY: as above.
 unsafe impl Shared for ConflictSlot {}
 // SAFETY: as above.
@@ -109,7 +109,7 @@ pub fn reserve() {
 }
 
 /// The slots for counters of servers; none where the library was not preloaded.
-pub fn slots() -> &'static [Slot] {
+pub fn slots() -> &'static [ServerSlot] {
     SERVERS.slots()
 }
 
@@ -136,7 +136,7 @@ unsafe extern "C-unwind" fn request() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| before());
         }
         let (servers, conflicts) = lengths();
-        pg_sys::RequestAddinShmemSpace(Area::<Slot>::size(servers));
+        pg_sys::RequestAddinShmemSpace(Area::<ServerSlot>::size(servers));
         pg_sys::RequestAddinShmemSpace(Area::<ConflictSlot>::size(conflicts));
         pg_sys::RequestAddinShmemSpace(Area::<AtomicU64>::size(1));
     }

@@ -50,7 +50,7 @@ struct Column {
 }
 
 /// The row that a query has come to.
-pub struct Row<'q> {
+pub struct StreamedRow<'q> {
     columns: &'q mut [Column],
     values: &'q [Datum],
     nulls: &'q [bool],
@@ -58,7 +58,7 @@ pub struct Row<'q> {
     context: pg_sys::MemoryContext,
 }
 
-impl Row<'_> {
+impl StreamedRow<'_> {
     /// Appends its first columns as a tuple of COPY's binary form.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Row<'_> {
     /// Appends its first columns as a line of COPY's text form.
     ///
     /// # Errors
-    /// As for [`Row::put_binary`], and for text that is not UTF-8.
+    /// As for [`StreamedRow::put_binary`], and for text that is not UTF-8.
     pub fn put_text(&mut self, columns: usize, out: &mut Vec<u8>) -> Result<()> {
         for at in 0..columns {
             if at > 0 {
@@ -147,7 +147,7 @@ impl Row<'_> {
     /// The text of some of its columns; `None` is NULL.
     ///
     /// # Errors
-    /// As for [`Row::put_text`].
+    /// As for [`StreamedRow::put_text`].
     pub fn texts(&mut self, columns: impl Iterator<Item = usize>) -> Result<Vec<Option<String>>> {
         columns
             .map(|at| {
@@ -176,7 +176,7 @@ impl Row<'_> {
 }
 
 /// Takes a row; false if no more are wanted.
-type Take<'t> = &'t mut dyn FnMut(&mut Row<'_>) -> Result<bool>;
+type Take<'t> = &'t mut dyn FnMut(&mut StreamedRow<'_>) -> Result<bool>;
 
 /// What the executor hands rows to. The server's part comes first: it knows no more of it.
 #[repr(C)]
@@ -337,7 +337,7 @@ unsafe extern "C-unwind" fn receive(
         }
         let taken = {
             let _memory = Inside::switch(receiver.row);
-            let mut row = Row {
+            let mut row = StreamedRow {
                 columns: &mut receiver.columns,
                 values: std::slice::from_raw_parts((*slot).tts_values, number),
                 nulls: std::slice::from_raw_parts((*slot).tts_isnull, number),

@@ -10,13 +10,13 @@ use std::ffi::{CStr, CString, c_char};
 pub(super) fn server_speaks_utf8() -> bool {
     thread_local! {
         /// Once it is true it stays so: a session has one database. A launcher has none at first.
-        static KNOWN: Cell<bool> = const { Cell::new(false) };
+        static IS_UTF8: Cell<bool> = const { Cell::new(false) };
     }
-    if !KNOWN.get() {
+    if !IS_UTF8.get() {
         // SAFETY: reads a variable of this backend.
-        KNOWN.set(unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32);
+        IS_UTF8.set(unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32);
     }
-    KNOWN.get()
+    IS_UTF8.get()
 }
 
 /// Whether the database's encoding is UTF-8.

@@ -184,7 +184,7 @@ fn note_latch() {
 /// The postmaster is gone: so is this process, unless what is under way has to come to its end first. Every wait
 /// says so from now on, so none of them may return at once.
 fn postmaster_gone() {
-    const STEP: Duration = Duration::from_millis(5);
+    const ORPHAN_DELAY: Duration = Duration::from_millis(5);
     // SAFETY: a counter and a flag of this process.
     unsafe {
         if pg_sys::InterruptHoldoffCount == 0 {
@@ -193,7 +193,7 @@ fn postmaster_gone() {
         ORPHANED.set(true);
         pg_sys::InterruptPending = 1;
     }
-    std::thread::sleep(STEP);
+    std::thread::sleep(ORPHAN_DELAY);
 }
 
 /// Rounded up: a wait of less than a millisecond must not spin.

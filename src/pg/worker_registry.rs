@@ -40,11 +40,11 @@ struct Registry {
     look_everywhere: AtomicBool,
     /// A database waits for the slot of another's worker.
     slots_wanted: AtomicBool,
-    slots: [Slot; SLOTS],
+    slots: [WorkerSlot; SLOTS],
 }
 
 #[derive(Default)]
-struct Slot {
+struct WorkerSlot {
     /// 0 while free.
     database: AtomicU32,
     flags: AtomicU32,
@@ -61,17 +61,17 @@ impl Registry {
             launcher: AtomicUsize::new(0),
             look_everywhere: AtomicBool::new(false),
             slots_wanted: AtomicBool::new(false),
-            slots: std::array::from_fn(|_| Slot::default()),
+            slots: std::array::from_fn(|_| WorkerSlot::default()),
         }
     }
 
-    fn find(&self, database: u32) -> Option<&Slot> {
+    fn find(&self, database: u32) -> Option<&WorkerSlot> {
         self.slots
             .iter()
             .find(|slot| slot.database.load(SeqCst) == database)
     }
 
-    fn find_or_take(&self, database: u32) -> Option<&Slot> {
+    fn find_or_take(&self, database: u32) -> Option<&WorkerSlot> {
         self.find(database).or_else(|| {
             self.slots.iter().find(|slot| {
                 match slot.database.compare_exchange(0, database, SeqCst, SeqCst) {

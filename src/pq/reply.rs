@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 
 /// What a result stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum ReplyStatus {
     /// A row of the statement's answer.
     Row,
     /// The statement was done.
@@ -48,18 +48,18 @@ impl Reply {
     }
 
     /// What it stands for.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> ReplyStatus {
         // SAFETY: a live result.
         match unsafe { PQresultStatus(self.raw()) } {
-            ExecStatusType::PGRES_SINGLE_TUPLE => Status::Row,
-            ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_TUPLES_OK => Status::Done,
+            ExecStatusType::PGRES_SINGLE_TUPLE => ReplyStatus::Row,
+            ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_TUPLES_OK => ReplyStatus::Done,
             ExecStatusType::PGRES_FATAL_ERROR | ExecStatusType::PGRES_BAD_RESPONSE => {
-                Status::Failed
+                ReplyStatus::Failed
             }
-            ExecStatusType::PGRES_PIPELINE_ABORTED => Status::Skipped,
-            ExecStatusType::PGRES_PIPELINE_SYNC => Status::Synced,
-            ExecStatusType::PGRES_COPY_IN => Status::CopyIn,
-            _ => Status::Unexpected,
+            ExecStatusType::PGRES_PIPELINE_ABORTED => ReplyStatus::Skipped,
+            ExecStatusType::PGRES_PIPELINE_SYNC => ReplyStatus::Synced,
+            ExecStatusType::PGRES_COPY_IN => ReplyStatus::CopyIn,
+            _ => ReplyStatus::Unexpected,
         }
     }
 

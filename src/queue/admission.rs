@@ -5,7 +5,7 @@ use super::floor::{self, Owners};
 use super::stored::to_json;
 use super::writeset::Writeset;
 use super::{copies, lanes, pause};
-use crate::atomic::decision::{self, Decision};
+use crate::atomic::decision::{self, TransactionDecision};
 use crate::atomic::done;
 use crate::capture::change_set::ChangeSet;
 use crate::capture::log::Rows;
@@ -112,7 +112,7 @@ pub enum Admission {
     /// Failed records, or that wait themselves.
     Blocked(Blockers),
     /// Older transactions that are prepared on the server, and cannot be seen there before they are committed.
-    Undecided(Vec<Decision>),
+    Undecided(Vec<TransactionDecision>),
     /// Somebody who resumes the server.
     Paused,
 }
@@ -204,7 +204,7 @@ fn meets_decisions(view: &View<'_>, set: &ChangeSet) -> Result<bool> {
 }
 
 /// Decisions of others that a change set must wait for.
-fn decisions_before(set: &ChangeSet) -> Result<Vec<Decision>> {
+fn decisions_before(set: &ChangeSet) -> Result<Vec<TransactionDecision>> {
     let depends_on = depends_on(set)?;
     decision::conflicting_with(
         &set.extension,

@@ -22,7 +22,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// Records in a batch, at most, but for those that complete its last unit.
-pub const BATCH: i64 = 5_000;
+pub const RECORDS_PER_BATCH: i64 = 5_000;
 
 /// A queued change.
 pub struct Record {
@@ -92,7 +92,7 @@ impl Unit {
 }
 
 /// A unit that is marked failed, or waits.
-pub struct Apart {
+pub struct HeldUnit {
     pub unit: Unit,
     /// The failed record that it is, or waits for.
     pub root: i64,
@@ -232,7 +232,7 @@ impl<'h> Claims<'h> {
     pub fn next_while(&mut self, is_next: impl Fn(&Unit) -> bool) -> Result<Vec<Unit>> {
         let mut units = match self.ahead.take().transpose()? {
             Some(ahead) if !ahead.is_empty() => ahead,
-            _ => self.next_batch(BATCH, self.bounds.order)?,
+            _ => self.next_batch(RECORDS_PER_BATCH, self.bounds.order)?,
         };
         let end = units
             .iter()
@@ -250,7 +250,7 @@ impl<'h> Claims<'h> {
     ///
     /// # Errors
     /// As for [`Claims::next`].
-    pub fn apart(&mut self, most: i64) -> Result<Option<Vec<Apart>>> {
+    pub fn apart(&mut self, most: i64) -> Result<Option<Vec<HeldUnit>>> {
         let queue = format!("{}.sync_queue", ident(&self.extension.schema));
         let some = |status: &str| {
             format!(
@@ -297,7 +297,7 @@ impl<'h> Claims<'h> {
             let others = unit.records.iter().skip(1);
             let others = others.filter_map(|record| marks.remove(&record.id));
             others.for_each(|(_, _, more)| blocks.extend(more));
-            Apart {
+            HeldUnit {
                 unit,
                 root,
                 met_states,
@@ -338,7 +338,7 @@ impl<'h> Claims<'h> {
         self.numbers.next_batch();
         // Again if all that a batch has was taken before.
         while reading.runs.is_empty() {
-            let Some(last) = self.boundary(limit.min(BATCH), bound)? else {
+            let Some(last) = self.boundary(limit.min(RECORDS_PER_BATCH), bound)? else {
                 break;
             };
             self.read(&mut reading, last)?;
@@ -425,7 +425,7 @@ impl<'h> Claims<'h> {
         let sql = format!(
             "SELECT q.id, q.route_id, q.change, q.xact, q.sqlstate, q.blocks IS NOT NULL FROM {}.sync_queue q \
              WHERE {PENDING} AND {VISIBLE} AND q.id > $4::int8 AND {condition} \
-             {some} ORDER BY q.id LIMIT {BATCH} FOR UPDATE OF q",
+             {some} ORDER BY q.id LIMIT {RECORDS_PER_BATCH} FOR UPDATE OF q",
             ident(&self.extension.schema)
         );
         let (after, bound, some) = (

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 /// plain atomics do. Whole cache lines, so that servers do not slow each other down.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
-pub struct Slot {
+pub struct ServerSlot {
     /// Database and server, see [`super::key_of`]; 0 when it is free.
     pub(super) key: AtomicU64,
     pub(super) delivered_transactions: AtomicU64,
@@ -22,7 +22,7 @@ pub struct Slot {
     pub(super) resolved: AtomicU64,
 }
 
-/// The conflicts of a local table with a server, by kind. As [`Slot`] in everything else.
+/// The conflicts of a local table with a server, by kind. As [`ServerSlot`] in everything else.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct ConflictSlot {
@@ -43,7 +43,7 @@ pub(super) trait Keyed {
     fn key(&self) -> &AtomicU64;
 }
 
-impl Keyed for Slot {
+impl Keyed for ServerSlot {
     fn key(&self) -> &AtomicU64 {
         &self.key
     }

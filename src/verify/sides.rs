@@ -117,7 +117,7 @@ impl Sides {
             Fixed::new([BEGIN, LIMITS, sql, remote_transaction::COMMIT]),
             Ending::Open,
         );
-        if event_loop::send(std::slice::from_mut(&mut link)) == event_loop::Stop::Interrupted {
+        if event_loop::send(std::slice::from_mut(&mut link)) == event_loop::LoopEnd::Interrupted {
             return Err(canceled(link));
         }
         Ok(link)

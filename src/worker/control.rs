@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Longest time for a worker to start or to end. It ends at once, except while it waits for the
 /// outcome of a COMMIT.
-const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(20);
+const WORKER_STATE_TIMEOUT: Duration = Duration::from_secs(10);
+const WORKER_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Starts the worker of the current database and waits until it is there. False when there is one.
 ///
@@ -35,7 +35,7 @@ pub fn start(extension: &Extension) -> Result<bool> {
         )
         .with_hint("You might need to increase max_worker_processes."));
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WORKER_STATE_TIMEOUT;
     loop {
         let state = worker.state();
         match (holder(extension)?, state) {
@@ -67,7 +67,7 @@ pub fn stop(extension: &Extension) -> Result<bool> {
         return Ok(false);
     };
     bgworker::terminate(pid);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WORKER_STATE_TIMEOUT;
     while holder(extension)? == Some(pid) {
         if Instant::now() >= deadline {
             let message = format!("the worker (PID {pid}) did not end in time");
@@ -100,7 +100,7 @@ pub fn state(extension: &Extension) -> Result<&'static str> {
 }
 
 fn pause() {
-    wait::wait(&[], PAUSE);
+    wait::wait(&[], WORKER_LOOK_INTERVAL);
     interrupt::check();
 }
 

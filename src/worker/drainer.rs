@@ -6,7 +6,7 @@
 //! horizon of vacuum. No error ends the process: it is told, the server waits for its next attempt.
 
 use super::pace::Pace;
-use super::resolver::{Account, Resolver};
+use super::resolver::{Resolver, ServerOwner};
 use super::schedule::{Intervals, Schedule};
 use crate::conflict::versions;
 use crate::copy::copier;
@@ -17,7 +17,7 @@ use crate::drain::{self, Approach, Visit};
 use crate::error::{Error, Result, SqlState};
 use crate::fault::fault_point;
 use crate::guc;
-use crate::pg::bgworker::{self, End, Handle, Startup};
+use crate::pg::bgworker::{self, ExitReason, Handle, Startup};
 use crate::pg::lock::Promise;
 use crate::pg::spi::Extension;
 use crate::pg::worker_transaction::run_in_transaction;
@@ -70,10 +70,10 @@ fn begin(database: Oid) -> Result<bool> {
     }
 }
 
-fn finish(end: End) {
+fn finish(end: ExitReason) {
     // The launcher starts it again if the database is still there. Without one the postmaster does
     // that, after exit code 1.
-    if end == End::Evicted && !worker_registry::exists() {
+    if end == ExitReason::Evicted && !worker_registry::exists() {
         bgworker::exit(1);
     }
 }
@@ -165,7 +165,7 @@ struct Visitor {
     /// The connection was there before.
     kept: bool,
     /// It looks after what is prepared over this account, and drains nothing.
-    resolves: Option<Account>,
+    resolves: Option<ServerOwner>,
 }
 
 /// Whether something was queued since the last look.
@@ -203,7 +203,7 @@ impl Drainer {
     }
 
     /// Until it is told to end, or the extension is dropped.
-    fn run(mut self) -> End {
+    fn run(mut self) -> ExitReason {
         loop {
             // Barriers and the like, and whether the database is wanted by someone else.
             interrupt::pending();
@@ -231,13 +231,13 @@ impl Drainer {
             if self.look_at <= Instant::now()
                 && let Err(Dropped) = self.look()
             {
-                return End::Requested;
+                return ExitReason::Requested;
             }
             self.approach();
             self.resolve();
             self.visit();
             if self.makes_room() {
-                return End::Yielded;
+                return ExitReason::Yielded;
             }
             bgworker::report_statistics(false);
             self.show_idle();

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 /// The queue is closed for a visit that takes no longer: shorter than commits wait for it.
-const MOMENT: Duration = Duration::from_millis(50);
+const MAX_CLOSED_VISIT: Duration = Duration::from_millis(50);
 /// And for a visit with so few records, whatever the last one took: it may have waited for other things.
-const FEW: i64 = 200;
+const MAX_CLOSED_RECORDS: i64 = 200;
 /// How long a longer queue may take to become noticeably shorter by itself.
 const WINDOW: Duration = Duration::from_secs(10);
 /// For how long the queue stays open after closing it took too long.
-const RESPITE: Duration = Duration::from_secs(1);
+const REOPENED_PERIOD: Duration = Duration::from_secs(1);
 /// What is queued so soon after the queue was emptied comes from those who queue all the time.
-const SOON: Duration = Duration::from_secs(1);
+const RECENTLY_EMPTIED_PERIOD: Duration = Duration::from_secs(1);
 
 /// How fast a server's backlog shrinks, from visit to visit.
 #[derive(Debug, Default)]
@@ -48,14 +48,14 @@ impl Pace {
     /// Whether the queue was emptied a moment ago.
     pub fn was_emptied(&self, now: Instant) -> bool {
         self.emptied
-            .is_some_and(|last| now.duration_since(last.at) < SOON)
+            .is_some_and(|last| now.duration_since(last.at) < RECENTLY_EMPTIED_PERIOD)
     }
 
     /// A visit has applied `done` records within `took`, and left so many.
     pub fn remaining(&mut self, backlog: i64, done: u64, took: Duration, now: Instant) {
         if backlog == 0 {
             let before = self.emptied.filter(|_| self.was_emptied(now));
-            let again = before.is_some_and(|before| before.took.min(took) <= MOMENT);
+            let again = before.is_some_and(|before| before.took.min(took) <= MAX_CLOSED_VISIT);
             *self = Self {
                 emptied: Some(Emptied {
                     at: now,
@@ -68,7 +68,7 @@ impl Pace {
         }
         // A few may have been queued past the closed queue; the next visit takes them.
         if let Some(last) = &mut self.emptied
-            && backlog > FEW
+            && backlog > MAX_CLOSED_RECORDS
         {
             last.again = false;
         }
@@ -81,12 +81,15 @@ impl Pace {
             self.window = Some((now, backlog));
         }
         // Once it has not got shorter by itself, it stays closed until it is empty.
-        self.closed = backlog <= FEW || next <= MOMENT || stuck || (self.closed && !over);
+        self.closed = backlog <= MAX_CLOSED_RECORDS
+            || next <= MAX_CLOSED_VISIT
+            || stuck
+            || (self.closed && !over);
     }
 
     /// The queue could not be closed.
     pub fn could_not_close(&mut self, now: Instant) {
-        self.open_until = Some(now + RESPITE);
+        self.open_until = Some(now + REOPENED_PERIOD);
     }
 }
 

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 const LOOK_GAP: Duration = Duration::from_secs(1);
 
 /// Over whose account something may be prepared: server and owner.
-pub type Account = (String, u32);
+pub type ServerOwner = (String, u32);
 
 /// The worker's part in finishing prepared transactions: which accounts to visit, and when.
 pub struct Resolver {
-    accounts: BTreeMap<Account, Schedule>,
+    accounts: BTreeMap<ServerOwner, Schedule>,
     /// When to look which accounts there are, and at all of them.
     look_at: Instant,
     looked: Instant,
@@ -73,7 +73,7 @@ impl Resolver {
         if has_decisions {
             self.look_at = now + LOOK_GAP;
         }
-        let found: Vec<Account> = accounts
+        let found: Vec<ServerOwner> = accounts
             .into_iter()
             .map(|(server, owner)| (server, owner.to_u32()))
             .collect();
@@ -88,7 +88,7 @@ impl Resolver {
     }
 
     /// Begins to connect for the accounts whose time has come.
-    pub fn approach(&mut self) -> Vec<(Account, Link<'static>)> {
+    pub fn approach(&mut self) -> Vec<(ServerOwner, Link<'static>)> {
         let now = Instant::now();
         let due = self
             .accounts
@@ -113,7 +113,7 @@ impl Resolver {
     }
 
     /// A link is up, or has failed to come up.
-    pub fn serve(&mut self, account: &Account, link: Link<'static>) {
+    pub fn serve(&mut self, account: &ServerOwner, link: Link<'static>) {
         let resolved = link
             .result()
             .and_then(|()| run_in_transaction(|| resolver::resolve(&Extension::find()?, link)));
@@ -131,7 +131,7 @@ impl Resolver {
         }
     }
 
-    fn fail(&mut self, account: &Account, error: &Error) {
+    fn fail(&mut self, account: &ServerOwner, error: &Error) {
         if bgworker::ending().is_some() {
             return;
         }

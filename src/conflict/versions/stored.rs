@@ -5,7 +5,7 @@ use crate::change::Stamp;
 use crate::error::{Error, Result};
 use crate::guc;
 use crate::pg::lookup::{self, ByKey};
-use crate::pg::rows_of_key::Transaction;
+use crate::pg::rows_of_key::OtherTransaction;
 use crate::pg::snapshot::Snapshot;
 use crate::pg::spi::{self, Extension, Row, required};
 use crate::pg::{Oid, context};
@@ -84,7 +84,7 @@ impl VersionKey<'_> {
         }
     }
 
-    fn look(&self, stored: u64) -> Result<(Option<StoredVersion>, Option<Transaction>)> {
+    fn look(&self, stored: u64) -> Result<(Option<StoredVersion>, Option<OtherTransaction>)> {
         let key = (self.relation, self.hash);
         let (found, writer) = lookup::by_key(self.extension, "sync_row_version", key, 8)?;
         let Some(ByKey { mut row, .. }) = found else {

@@ -37,7 +37,7 @@ pub struct Connecting {
     clippy::large_enum_variant,
     reason = "it is taken apart at once, once a connection"
 )]
-pub enum Progress {
+pub enum ConnectOutcome {
     /// The server has more to say.
     Waiting(Connecting),
     Connected(Session),
@@ -91,7 +91,7 @@ impl Connecting {
     }
 
     /// Goes as far as it can without waiting.
-    pub fn step(mut self, endpoint: &Rc<Endpoint>) -> Progress {
+    pub fn step(mut self, endpoint: &Rc<Endpoint>) -> ConnectOutcome {
         let server = || endpoint.account.server_name.clone();
         let deadline = self.deadline();
         // PQconnectPoll must not be called before the socket is ready.
@@ -100,13 +100,13 @@ impl Connecting {
             // How long a poll takes is up to the server, which may have much to say.
             let is_late = polls > 0 && Instant::now() >= deadline;
             if !wait::is_ready(&self.interest()) || is_late || polls == MAX_POLLS {
-                return Progress::Waiting(self);
+                return ConnectOutcome::Waiting(self);
             }
             self.polling = self.connection.poll();
             polls += 1;
             self.connection.forget_notifications();
             if self.connection.heard() > MAX_GREETING_BYTES || self.connection.is_swollen() {
-                return Progress::Failed(Error::Connect {
+                return ConnectOutcome::Failed(Error::Connect {
                     server: server(),
                     sqlstate: SqlState::CANNOT_CONNECT,
                     reason: SENDS_TOO_MUCH.to_owned(),
@@ -119,7 +119,7 @@ impl Connecting {
                 endpoint.leave_out_options();
                 return self.again(endpoint);
             }
-            return Progress::Failed(Error::Connect {
+            return ConnectOutcome::Failed(Error::Connect {
                 server: server(),
                 sqlstate,
                 reason,
@@ -127,16 +127,18 @@ impl Connecting {
         }
         let version = self.connection.server_version();
         if (1..OLDEST_VERSION).contains(&version) {
-            return Progress::Failed(too_old(server(), version));
+            return ConnectOutcome::Failed(too_old(server(), version));
         }
         match endpoint.check_after(self.connection.used_password()) {
-            Ok(()) => Progress::Connected(Session::new(self.connection, endpoint.clone(), self.fd)),
-            Err(error) => Progress::Failed(error),
+            Ok(()) => {
+                ConnectOutcome::Connected(Session::new(self.connection, endpoint.clone(), self.fd))
+            }
+            Err(error) => ConnectOutcome::Failed(error),
         }
     }
 
     /// Begins anew within the same time.
-    fn again(self, endpoint: &Endpoint) -> Progress {
+    fn again(self, endpoint: &Endpoint) -> ConnectOutcome {
         let Self {
             connection,
             fd,
@@ -147,12 +149,12 @@ impl Connecting {
         // Its descriptor is given back before another is asked for.
         drop((connection, fd));
         match Self::begin(endpoint) {
-            Ok(connecting) => Progress::Waiting(Self {
+            Ok(connecting) => ConnectOutcome::Waiting(Self {
                 since,
                 late,
                 ..connecting
             }),
-            Err(error) => Progress::Failed(error),
+            Err(error) => ConnectOutcome::Failed(error),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A run over a session: statements are handed to libpq, answers are read, all without waiting.
 
-use super::outcome::Outcome;
+use super::outcome::RunOutcome;
 use crate::connect::peer::PeerKind;
 use crate::connect::session::Session;
 use crate::delivery::answers::{Answers, BROKE_PROTOCOL};
@@ -96,7 +96,7 @@ enum Awaits {
 }
 
 /// Why an exchange cannot go on.
-pub enum Stop {
+pub enum ExchangeFailure {
     /// The connection is of no use any more.
     Broken(String),
     /// An error of our own. The end of the pipeline was not handed to libpq and must not be: the server
@@ -104,13 +104,13 @@ pub enum Stop {
     Own(Error),
 }
 
-impl From<String> for Stop {
+impl From<String> for ExchangeFailure {
     fn from(reason: String) -> Self {
         Self::Broken(reason)
     }
 }
 
-impl From<Error> for Stop {
+impl From<Error> for ExchangeFailure {
     fn from(error: Error) -> Self {
         Self::Own(error)
     }
@@ -121,7 +121,7 @@ pub struct Exchange<'f> {
     session: Session,
     run: Run<'f>,
     awaits: Awaits,
-    outcome: Outcome,
+    outcome: RunOutcome,
     /// See [`Answers::with_room`].
     max_answer_bytes: Option<usize>,
     /// When the last answer came or the last statements had left. Bytes that complete no answer are no
@@ -140,9 +140,9 @@ impl<'f> Exchange<'f> {
     pub fn new(session: Session, run: Run<'f>, max_answer_bytes: Option<usize>) -> Self {
         let now = Instant::now();
         Self {
-            outcome: Outcome {
+            outcome: RunOutcome {
                 answers: Answers::with_room(max_answer_bytes),
-                ..Outcome::default()
+                ..RunOutcome::default()
             },
             awaits: feeding(&session),
             session,
@@ -159,7 +159,7 @@ impl<'f> Exchange<'f> {
     ///
     /// # Errors
     /// Why the exchange cannot go on.
-    pub fn begin(&mut self) -> Result<(), Stop> {
+    pub fn begin(&mut self) -> Result<(), ExchangeFailure> {
         let Some(questions) = Questions::before(&*self.run.feed, &self.session) else {
             return Ok(());
         };
@@ -183,7 +183,7 @@ impl<'f> Exchange<'f> {
     ///
     /// # Errors
     /// Why the exchange cannot go on.
-    pub fn step(&mut self) -> Result<bool, Stop> {
+    pub fn step(&mut self) -> Result<bool, ExchangeFailure> {
         loop {
             self.read_answers()?;
             let are_complete = self.outcome.answers.are_complete();
@@ -191,7 +191,7 @@ impl<'f> Exchange<'f> {
             match &self.awaits {
                 Awaits::Answers(questions) if are_complete && !has_failed => {
                     if self.session.peer.kind() == PeerKind::Unknown {
-                        return Err(Stop::Broken(BROKE_PROTOCOL.to_owned()));
+                        return Err(ExchangeFailure::Broken(BROKE_PROTOCOL.to_owned()));
                     }
                     questions.learn(&self.outcome.answers, &mut self.session);
                     self.start_feeding();
@@ -201,7 +201,7 @@ impl<'f> Exchange<'f> {
                     // In the middle of a transaction nothing has been committed, whatever the answers were.
                     let ends_block = self.run.ending != Ending::Open;
                     if ends_block && !has_failed && !self.session.connection.is_idle() {
-                        return Err(Stop::Broken(BROKE_PROTOCOL.to_owned()));
+                        return Err(ExchangeFailure::Broken(BROKE_PROTOCOL.to_owned()));
                     }
                     return Ok(true);
                 }
@@ -238,7 +238,7 @@ impl<'f> Exchange<'f> {
         self.late = None;
     }
 
-    fn read_answers(&mut self) -> Result<(), Stop> {
+    fn read_answers(&mut self) -> Result<(), ExchangeFailure> {
         let Self {
             session, outcome, ..
         } = self;
@@ -256,7 +256,7 @@ impl<'f> Exchange<'f> {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), Stop> {
+    fn flush(&mut self) -> Result<(), ExchangeFailure> {
         self.write_blocked = !self.session.connection.flush()?;
         if !self.write_blocked {
             self.progress = self.progress.max(self.fed_at);
@@ -265,7 +265,7 @@ impl<'f> Exchange<'f> {
     }
 
     /// Hands the next statements to libpq, and with the last ones the end of the pipeline.
-    fn feed(&mut self) -> Result<(), Stop> {
+    fn feed(&mut self) -> Result<(), ExchangeFailure> {
         let Self {
             session,
             run,
@@ -347,9 +347,9 @@ impl<'f> Exchange<'f> {
     }
 
     /// The session, and what the run has come to so far.
-    pub fn into_parts(self) -> (Session, Outcome) {
+    pub fn into_parts(self) -> (Session, RunOutcome) {
         let commit_sent = self.commit_sent();
-        let outcome = Outcome {
+        let outcome = RunOutcome {
             commit_sent,
             ..self.outcome
         };
@@ -397,7 +397,7 @@ fn send(
     begins: &mut bool,
     ending: Ending,
     statements: &[Statement],
-) -> Result<usize, Stop> {
+) -> Result<usize, ExchangeFailure> {
     let commits = matches!(ending, Ending::Commits | Ending::Prepares);
     let (mut bytes, mut in_block) = (0, false);
     for statement in statements {
@@ -432,7 +432,7 @@ fn introduce(
     answers: &mut Answers,
     commits: bool,
     in_block: bool,
-) -> Result<(), Stop> {
+) -> Result<(), ExchangeFailure> {
     let Some(statement) = session.begin(commits, in_block)? else {
         return Ok(());
     };

@@ -25,7 +25,7 @@ pub enum Unmet {
 }
 
 #[derive(Default)]
-pub struct Outcome {
+pub struct RunOutcome {
     pub answers: Answers,
     /// The first error.
     pub failure: Option<Error>,
@@ -34,7 +34,7 @@ pub struct Outcome {
     pub commit_sent: bool,
 }
 
-impl Outcome {
+impl RunOutcome {
     /// Notes what a statement was refused with, unless another was before.
     pub fn note_refusal(&mut self, error: RemoteError, session: &mut Session) {
         if self.failure.is_some() {

@@ -7,17 +7,17 @@
 //! it, before it is blamed.
 
 use super::postponed::{MAX_POSTPONED, Postponed};
-use super::{Batch, UnitState, is_away};
+use super::{RecordBatch, UnitState, is_away};
 use crate::delivery::whole::Span;
 use crate::drain::replay::Replay;
 use crate::error::{Error, Result, SqlState};
 use std::collections::HashMap;
 
-impl Batch<'_> {
+impl RecordBatch<'_> {
     /// Applies what can be applied of the units that are open.
     ///
     /// # Errors
-    /// As for [`Batch::apply`].
+    /// As for [`RecordBatch::apply`].
     pub(super) fn apply_in_parts(&mut self, replay: &mut Replay) -> Result<()> {
         let units = self.admit(0..self.units.len());
         let transactions = self.by_transaction(units);
@@ -144,7 +144,7 @@ impl Batch<'_> {
     /// fails is found.
     ///
     /// # Errors
-    /// As for [`Batch::apply`].
+    /// As for [`RecordBatch::apply`].
     pub(super) fn bisect(&mut self, replay: &mut Replay, units: Vec<usize>) -> Result<()> {
         let units = self.admit(units);
         if units.is_empty() || self.is_over() || self.postpone_rest(&units) {
@@ -270,7 +270,7 @@ impl Batch<'_> {
     /// left is to blame.
     ///
     /// # Errors
-    /// As for [`Batch::apply`].
+    /// As for [`RecordBatch::apply`].
     pub(super) fn settle_postponed(&mut self, replay: &mut Replay) -> Result<()> {
         let mut before = usize::MAX;
         loop {

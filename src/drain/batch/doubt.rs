@@ -9,7 +9,7 @@
 //! Rows without a key tell nothing. What became of their transaction is asked where its id is known, before
 //! this, see [`crate::drain::outcome`]; what is still in doubt then is marked failed for a person to decide.
 
-use super::{Batch, UnitState};
+use super::{RecordBatch, UnitState};
 use crate::change::{Change, Op, Relation, Route};
 use crate::delivery::whole::{Span, Whole};
 use crate::drain::replay::Replay;
@@ -22,14 +22,14 @@ use std::rc::Rc;
 /// Records that are looked at together, at most: they are held in memory.
 const MAX_DOUBTFUL: usize = 100_000;
 
-type Outcome = (Rc<Route>, Change<String>);
+type RoutedChange = (Rc<Route>, Change<String>);
 
-impl Batch<'_> {
+impl RecordBatch<'_> {
     /// Settles what may have been applied before, and takes that from `claims` if the batch has a part
     /// of it.
     ///
     /// # Errors
-    /// As for [`Batch::apply`].
+    /// As for [`RecordBatch::apply`].
     pub(super) fn settle_doubt(
         &mut self,
         replay: &mut Replay,
@@ -98,7 +98,7 @@ impl Batch<'_> {
     /// Settles the records up to one, which may have been applied before.
     ///
     /// # Errors
-    /// As for [`Batch::apply`].
+    /// As for [`RecordBatch::apply`].
     pub(super) fn settle_until(&mut self, replay: &mut Replay, until: i64) -> Result<()> {
         let units = (0..self.units.len())
             .filter(|at| self.units[*at].id() <= until)
@@ -148,7 +148,8 @@ impl Batch<'_> {
             }
         }
         // Rows that are not there are no sign of it: then what others refer to for a while would be left out.
-        let is_there = |(fact, reached): (&Outcome, &bool)| *reached && fact.1.op != Op::Delete;
+        let is_there =
+            |(fact, reached): (&RoutedChange, &bool)| *reached && fact.1.op != Op::Delete;
         if !facts.iter().flatten().zip(&reached).any(is_there) {
             return Ok(());
         }
@@ -194,7 +195,7 @@ impl Batch<'_> {
 
     /// What the server has once units are applied, key by key; `None` where that cannot be told. Whether it
     /// holds for each key by itself, too: not if one row may have come under several texts of its key.
-    fn facts(&self, units: &[usize]) -> Option<(Vec<Outcome>, bool)> {
+    fn facts(&self, units: &[usize]) -> Option<(Vec<RoutedChange>, bool)> {
         let mut whole = Whole::default();
         // Transactions that mix their ids do not depend on each other.
         let units = self.by_transaction(units.to_vec()).concat();
