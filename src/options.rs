@@ -1,12 +1,13 @@
 //! The JSON object that a trigger takes as its fourth argument. Pure: parsing and checking only.
 
 use crate::error::{Error, Result, SqlState};
-use serde::Deserialize;
+use serde::de::{self, Deserialize, Visitor, value};
+use serde::{Deserializer, forward_to_deserialize_any};
 use std::collections::BTreeMap;
 
 /// When a change set is delivered. Ordered by strictness: where triggers of one transaction differ
 /// for a server, the largest wins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Always queued at commit.
@@ -38,7 +39,7 @@ impl Mode {
 }
 
 /// What happens when the remote row is not what the change expects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnConflict {
     #[default]
@@ -61,7 +62,7 @@ impl OnConflict {
 }
 
 /// The options of one trigger; every field has a default, unknown names are refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     pub mode: Mode,
@@ -101,11 +102,10 @@ impl Options {
                 .map_err(|e| {
                     Error::local(SqlState::INVALID_PARAMETER, "invalid pg_rowsync options")
                         .with_detail(sentence(&e.to_string()))
-                        .with_hint(
-                            "Options are a JSON object with mode, on_conflict, version_column, \
-                         columns, exclude, rename, key, insert_only, application_name, \
-                         guard_role.",
-                        )
+                        .with_hint(format!(
+                            "Options are a JSON object with {}.",
+                            names().join(", ")
+                        ))
                 })?;
         options.check()?;
         Ok(options)
@@ -176,6 +176,43 @@ pub fn check_guard(name: &str) -> Result<()> {
     ))
 }
 
+/// The names of all options, in the order of [`Options`].
+fn names() -> &'static [&'static str] {
+    let mut names: &[&str] = &[];
+    // Fails in any case: what is read is what the struct asks for.
+    let _ = Options::deserialize(FieldNames(&mut names));
+    names
+}
+
+/// Notes the fields of the struct that is to be read from it, and has no value.
+struct FieldNames<'n>(&'n mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for FieldNames<'_> {
+    type Error = value::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> std::result::Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(
+        self,
+        _visitor: V,
+    ) -> std::result::Result<V::Value, Self::Error> {
+        Err(de::Error::custom("no value"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
 /// serde's message as a DETAIL sentence.
 fn sentence(text: &str) -> String {
     let mut chars = text.chars();
@@ -236,6 +273,18 @@ mod tests {
             assert!(said.to_lowercase().contains(&what), "{text}: {said}");
             assert!(error.hint().is_some(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_hint_names_every_option() {
+        let error = Options::parse(r#"{"moed": "sync"}"#).expect_err("an unknown option");
+        assert_eq!(
+            error.hint().as_deref(),
+            Some(
+                "Options are a JSON object with mode, on_conflict, version_column, columns, exclude, \
+                 rename, key, insert_only, application_name, guard_role."
+            )
+        );
     }
 
     #[test]
