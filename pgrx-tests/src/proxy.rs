@@ -378,10 +378,12 @@ impl Shared {
             if connection.dead.load(Ordering::Acquire) {
                 return false;
             }
-            let patience = match state.frozen {
-                true => Duration::from_secs(3600),
-                false if now >= time => return true,
-                false => time - now,
+            let patience = if state.frozen {
+                Duration::from_secs(3600)
+            } else if now >= time {
+                return true;
+            } else {
+                time - now
             };
             state = match self.changed.wait_timeout(state, patience) {
                 Ok((state, _)) => state,

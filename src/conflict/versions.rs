@@ -279,11 +279,12 @@ impl Arrived {
             if let Some(known) = &known
                 && self.is_beaten_by(known, deleted)?
             {
-                match known.deleted && !deleted {
-                    false => return Ok(()),
-                    true if !was_found => return Err(deleted_meanwhile()),
-                    // A row that was there, and its deletion not the last word.
-                    true => {}
+                if !known.deleted || deleted {
+                    return Ok(());
+                }
+                // A row that was there is there again: its deletion was not the last word.
+                if !was_found {
+                    return Err(deleted_meanwhile());
                 }
             }
             let done = match (&known, is_shown) {

@@ -145,10 +145,12 @@ impl Columns {
         for (at, (name, kind)) in self.columns.iter().enumerate().take(last).skip(first) {
             if of_key && (set.is_empty() || rng.roll(2) == 0) || rng.roll(4) == 0 {
                 let large = kind.name == "text" && at >= self.key && rng.roll(4) == 0;
-                let value = match large {
-                    true => format!("repeat({} || md5('{at}'), 200)", kind.key(rng)),
-                    false if at < self.key => kind.key(rng),
-                    false => kind.value(rng),
+                let value = if large {
+                    format!("repeat({} || md5('{at}'), 200)", kind.key(rng))
+                } else if at < self.key {
+                    kind.key(rng)
+                } else {
+                    kind.value(rng)
                 };
                 set.push(format!(", {name} = {value}"));
             }
