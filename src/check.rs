@@ -34,9 +34,10 @@ use crate::capture::table::Table;
 use crate::change::{Relation, Route};
 use crate::connect::account::{Account, AccountKey, server_oid};
 use crate::connect::endpoint::Endpoint;
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Result, SqlState};
 use crate::options::Mode;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::columns::Json;
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, context};
 use crate::{identity, worker};
 use std::rc::Rc;
@@ -172,8 +173,7 @@ pub fn unreachable(extension: &Extension, account: &Account) -> Result<Option<Fi
 
 /// The current database's name.
 fn database(extension: &Extension) -> Result<String> {
-    let rows = spi::read(extension, "SELECT pg_catalog.current_database()", &[])?;
-    required(&mut rows.into_iter().next().unwrap_or_default(), 0)
+    spi::select_one(extension, "SELECT pg_catalog.current_database()", &[])
 }
 
 /// What the current database says of relations.
@@ -188,10 +188,8 @@ fn relations_here(extension: &Extension, relations: &[&Relation]) -> Result<Vec<
         .collect();
     for some in asked.chunks(question::RELATIONS_AT_ONCE) {
         let parameter = question::parameter(some);
-        let rows = spi::read(extension, &question::about_relations(), &[Some(&parameter)])?;
-        let text = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
-        let answer: Vec<TargetFacts> =
-            serde_json::from_str(&text).map_err(|_| Error::internal("malformed answer"))?;
+        let Json(answer): Json<Vec<TargetFacts>> =
+            spi::select_one(extension, &question::about_relations(), &[Some(&parameter)])?;
         facts.extend(answer);
     }
     Ok(facts)
@@ -199,9 +197,8 @@ fn relations_here(extension: &Extension, relations: &[&Relation]) -> Result<Vec<
 
 /// What the current database says of itself.
 fn server_here(extension: &Extension) -> Result<ServerFacts> {
-    let rows = spi::read(extension, question::ABOUT_SERVER, &[])?;
-    let text = required(&mut rows.into_iter().next().unwrap_or_default(), 0)?;
-    serde_json::from_str(&text).map_err(|_| Error::internal("malformed answer"))
+    let Json(facts) = spi::select_one(extension, question::ABOUT_SERVER, &[])?;
+    Ok(facts)
 }
 
 /// A table that is attached, as far as it can be delivered.
@@ -420,8 +417,7 @@ fn other_servers(here: Option<&RelationFacts>, server: &str) -> usize {
 
 fn role_name(extension: &Extension, role: Oid) -> Result<String> {
     let sql = "SELECT pg_catalog.pg_get_userbyid($1::pg_catalog.oid)";
-    let rows = spi::read(extension, sql, &[Some(&role.to_u32().to_string())])?;
-    required(&mut rows.into_iter().next().unwrap_or_default(), 0)
+    spi::select_one(extension, sql, &[Some(&role.to_u32().to_string())])
 }
 
 /// What there is to be said of the current database, and of what waits for servers.

@@ -9,7 +9,7 @@
 //! comparison has found no difference, or its differences were repaired.
 
 use crate::error::Result;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, context, wal};
 use crate::sql::quote::ident;
 
@@ -25,8 +25,8 @@ pub fn has_happened(extension: &Extension) -> Result<bool> {
         "SELECT EXISTS (SELECT FROM {}.sync_alive)",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[])?.into_iter().next();
-    Ok(required(&mut row.unwrap_or_default(), 0)? == "f")
+    let is_alive: bool = spi::select_one(extension, &sql, &[])?;
+    Ok(!is_alive)
 }
 
 /// Notes a crash that nobody has noted yet, for all tables whose targets may be ahead.

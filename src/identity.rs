@@ -17,7 +17,7 @@
 use crate::error::{Error, Result, SqlState};
 use crate::pg::context::Settings;
 use crate::pg::invalidation::{self, Epoch};
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, context, database, lookup, report};
 use crate::sql::quote::{ident, literal};
 use std::cell::Cell;
@@ -118,10 +118,10 @@ fn look(extension: &Extension) -> Result<Identity> {
                    (h.node::text || ')'))"
     );
     let here = Here::new();
-    let row = spi::read(extension, &sql, &here.args())?.into_iter().next();
-    let identity = match row.and_then(|mut row| row.pop()).flatten().as_deref() {
-        Some("t") => Identity::Itself,
-        Some(_) => Identity::Upgraded,
+    let is_same_system = spi::select_first::<Option<bool>>(extension, &sql, &here.args())?;
+    let identity = match is_same_system.flatten() {
+        Some(true) => Identity::Itself,
+        Some(false) => Identity::Upgraded,
         None => Identity::Copy,
     };
     if identity != Identity::Copy {
@@ -160,10 +160,9 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
            VALUES ($1::oid, $2::int8, $3::int4) RETURNING node) \
          INSERT INTO {schema}.sync_node SELECT node FROM home RETURNING node"
     );
-    let row = spi::write(extension, &sql, &Here::new().args())?
-        .into_iter()
-        .next();
-    comment(extension, &required(&mut row.unwrap_or_default(), 0)?)?;
+    let made = spi::write(extension, &sql, &Here::new().args())?;
+    let node: String = spi::only(made)?;
+    comment(extension, &node)?;
     Ok(true)
 }
 
@@ -172,10 +171,7 @@ fn comment(extension: &Extension, node: &str) -> Result<()> {
     let sql = "SELECT regexp_replace(COALESCE( \
                  obj_description(e.oid, 'pg_extension'), ''), $1, '') \
                FROM pg_extension e WHERE e.extname = 'pg_rowsync'";
-    let row = spi::read(extension, sql, &[Some(r" \(node [^)]*\)$")])?
-        .into_iter()
-        .next();
-    let words = required(&mut row.unwrap_or_default(), 0)?;
+    let words: String = spi::select_one(extension, sql, &[Some(r" \(node [^)]*\)$")])?;
     let comment = literal(&format!("{words} (node {node})"));
     spi::write(
         extension,
@@ -198,13 +194,7 @@ pub fn since(extension: &Extension) -> Result<u64> {
          WHERE h.database = $1::oid",
         ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(&Here::new().0[0])])?
-        .into_iter()
-        .next();
-    let position = required(&mut row.unwrap_or_default(), 0)?;
-    position
-        .parse()
-        .map_err(|_| Error::internal(format!("\"{position}\" is no position of the log")))
+    spi::select_one(extension, &sql, &[Some(&Here::new().0[0])])
 }
 
 /// After pg_upgrade: the same node, with the system identifier that it has now.

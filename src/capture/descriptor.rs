@@ -6,7 +6,7 @@ use super::origin::Origin;
 use super::table::{Table, TableColumn};
 use crate::change::{Binary, Column, Op, Policy, Relation, Route};
 use crate::conflict::versions::Versioned;
-use crate::connect::account::{Account, oid};
+use crate::connect::account::Account;
 use crate::connect::endpoint::Endpoint;
 use crate::error::{Error, Result, SqlState};
 use crate::local::{ProcessLocal, process_local};
@@ -15,7 +15,7 @@ use crate::path::Path;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::output::OutputNeeds;
 use crate::pg::row::RowReader;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::text::to_server;
 use crate::pg::trigger::Event;
 use crate::pg::{Oid, context};
@@ -211,13 +211,15 @@ impl Descriptor {
         }
         let text = guc::path();
         let path = Path::parse(&text.to_string_lossy());
-        let route = match path.is_empty() {
-            true => Some(self.route.clone()),
-            false if path.contains(&identity::name()) => None,
-            false => Some(Rc::new(Route {
+        let route = if path.is_empty() {
+            Some(self.route.clone())
+        } else if path.contains(&identity::name()) {
+            None
+        } else {
+            Some(Rc::new(Route {
                 path,
                 ..(*self.route).clone()
-            })),
+            }))
         };
         *last = Some((text, route.clone()));
         route
@@ -287,22 +289,21 @@ impl Descriptor {
 
 /// The OID of the role that a guard is tied to. Without it nobody could be told from anybody.
 fn role_oid(extension: &Extension, name: &str) -> Result<Oid> {
-    let rows = spi::read(
+    let found = spi::select_first(
         extension,
         "SELECT oid FROM pg_roles \
          WHERE rolname::text = $1",
         &[Some(name)],
     )?;
-    let Some(mut row) = rows.into_iter().next() else {
-        return Err(Error::local(
+    found.ok_or_else(|| {
+        Error::local(
             SqlState::UNDEFINED_OBJECT,
             format!("role \"{name}\" does not exist"),
         )
         .with_hint(
             "The trigger's option \"guard_role\" names it. Create the role, or attach the table again.",
-        ));
-    };
-    oid(&required(&mut row, 0)?)
+        )
+    })
 }
 
 /// The columns to send.

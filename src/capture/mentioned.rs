@@ -7,7 +7,7 @@
 use super::table::Table;
 use crate::error::Result;
 use crate::options::Options;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, ddl};
 use std::collections::BTreeSet;
 
@@ -42,15 +42,14 @@ pub fn depend(
     if numbers.is_empty() {
         return Ok(());
     }
-    let rows = spi::read(
+    let triggers: Vec<Oid> = spi::select(
         extension,
         "SELECT oid FROM pg_trigger \
          WHERE tgrelid = $1::oid \
            AND tgname = $2::name",
         &[Some(&table.oid.to_u32().to_string()), Some(trigger)],
     )?;
-    for mut row in rows {
-        let trigger = crate::connect::account::oid(&required(&mut row, 0)?)?;
+    for trigger in triggers {
         ddl::depend_on_columns(trigger, table.oid, &numbers);
     }
     Ok(())
@@ -77,7 +76,7 @@ pub fn follow_renames(
     }
     // A partition's trigger has been made of the table's to which it belongs, whose columns have the same
     // names.
-    let rows = spi::read(
+    let known: Vec<String> = spi::select(
         extension,
         "WITH RECURSIVE made AS ( \
            SELECT t.oid, t.tgparentid FROM pg_trigger t \
@@ -94,10 +93,6 @@ pub fn follow_renames(
          WHERE NOT a.attisdropped ORDER BY a.attnum",
         &[Some(&trigger.to_u32().to_string())],
     )?;
-    let known: Vec<String> = rows
-        .into_iter()
-        .map(|mut row| required(&mut row, 0))
-        .collect::<Result<_>>()?;
     let unnamed: Vec<String> = known
         .into_iter()
         .filter(|name| !names(options).contains(name))

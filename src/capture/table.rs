@@ -1,13 +1,12 @@
 //! A local table as the catalogs describe it.
 
 use crate::change::{Carrier, OwnType, Relation};
-use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::invalidation::{self, Epoch};
 use crate::pg::output::OutputNeeds;
 use crate::pg::slot::Attribute;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 
 /// A column that can be sent.
 #[derive(Clone, Debug)]
@@ -64,7 +63,7 @@ impl Table {
         let epoch = invalidation::now();
         let relation = table.to_u32().to_string();
         let args = [Some(relation.as_str())];
-        let rows = spi::read(
+        let found = spi::select_first::<(String, String, Oid, String, Oid, bool, bool)>(
             extension,
             "SELECT n.nspname, c.relname, c.relowner, c.relkind, \
                 COALESCE(pg_partition_root(c.oid)::oid, c.oid), \
@@ -83,19 +82,16 @@ impl Table {
              WHERE c.oid = $1::oid",
             &args,
         )?;
-        let Some(mut row) = rows.into_iter().next() else {
+        let Some((schema, name, owner, kind, root, is_ours, has_period_key)) = found else {
             return Err(Error::local(
                 SqlState::UNDEFINED_TABLE,
                 "relation does not exist",
             ));
         };
         let name = Relation {
-            schema: required(&mut row, 0)?,
-            table: required(&mut row, 1)?,
+            schema,
+            table: name,
         };
-        let owner = oid(&required(&mut row, 2)?)?;
-        let kind = required(&mut row, 3)?;
-        let root = oid(&required(&mut row, 4)?)?;
         if kind != "r" && kind != "p" {
             return Err(Error::local(
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -103,7 +99,7 @@ impl Table {
             )
             .with_hint("sync_dml works on ordinary and partitioned tables."));
         }
-        if required(&mut row, 5)? == "t" {
+        if is_ours {
             return Err(Error::local(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!("\"{}\" belongs to the extension \"pg_rowsync\"", name.table),
@@ -118,7 +114,7 @@ impl Table {
             columns: Self::columns(extension, &args)?,
             cascades_from: Self::cascades_from(extension, &args)?,
             key_deferrable: immediate.contains(&false),
-            has_period_key: required(&mut row, 6)? == "t",
+            has_period_key,
             key,
             partitioned: kind == "p",
             captured_as: name.clone(),
@@ -133,7 +129,7 @@ impl Table {
         // name of their type where it is PostgreSQL's own; box, whose arrays are written with
         // semicolons, like composites; everything else as array elements.
         // Exact: only types of which this is certain; numeric where its scale is fixed.
-        spi::read(
+        let rows: Vec<Columns> = spi::select(
             extension,
             "SELECT a.attname, a.attnum, a.atttypid, \
                     a.attgenerated <> '', \
@@ -207,45 +203,8 @@ impl Table {
                AND a.attnum > 0 AND NOT a.attisdropped \
              ORDER BY a.attnum",
             args,
-        )?
-        .into_iter()
-        .map(|mut row| {
-            let number = required(&mut row, 1)?;
-            let type_name = required(&mut row, 5)?;
-            let needs = required(&mut row, 6)?;
-            Ok(TableColumn {
-                name: required(&mut row, 0)?,
-                attribute: Attribute {
-                    number: number
-                        .parse()
-                        .map_err(|_| Error::internal("malformed attnum"))?,
-                    type_oid: oid(&required(&mut row, 2)?)?,
-                },
-                generated: required(&mut row, 3)? == "t",
-                identity_always: required(&mut row, 7)? == "t",
-                own_equality: required(&mut row, 8)? == "t",
-                exact: required(&mut row, 9)? == "t",
-                carrier: match required(&mut row, 4)?.as_str() {
-                    "record" => Carrier::Record,
-                    "array" => Carrier::Array(type_name),
-                    _ => Carrier::Element,
-                },
-                output: OutputNeeds {
-                    anything: needs == "anything",
-                    time_zone: needs == "time zone",
-                    bytea: needs == "bytea",
-                },
-                collated: required(&mut row, 10)? == "t",
-                own_type: row[11]
-                    .take()
-                    .zip(row[12].take())
-                    .and_then(|(name, modifier)| {
-                        let modifier = modifier.parse().ok()?;
-                        Some(OwnType { name, modifier })
-                    }),
-            })
-        })
-        .collect()
+        )?;
+        Ok(rows.into_iter().map(column).collect())
     }
 
     /// Lets the changes of a partition be those of the table by whose trigger its own, this one, was made: they go
@@ -259,7 +218,7 @@ impl Table {
         }
         // For its name.
         invalidation::watch(self.root);
-        let rows = spi::read(
+        let attached = spi::select_first(
             extension,
             "WITH RECURSIVE made AS ( \
                SELECT t.tgparentid, t.tgrelid FROM pg_trigger t \
@@ -272,17 +231,14 @@ impl Table {
              WHERE m.tgparentid = 0",
             &[Some(&trigger.to_u32().to_string())],
         )?;
-        if let Some(mut row) = rows.into_iter().next() {
-            self.captured_as = Relation {
-                schema: required(&mut row, 0)?,
-                table: required(&mut row, 1)?,
-            };
+        if let Some((schema, table)) = attached {
+            self.captured_as = Relation { schema, table };
         }
         Ok(())
     }
 
     fn cascades_from(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<Relation>> {
-        spi::read(
+        let rows: Vec<(String, String)> = spi::select(
             extension,
             "SELECT DISTINCT n.nspname, c.relname FROM pg_constraint f \
              CROSS JOIN LATERAL (SELECT f.confrelid UNION SELECT p.relid::oid \
@@ -294,15 +250,11 @@ impl Table {
                AND (f.confdeltype = 'c' OR f.confupdtype = 'c') \
              ORDER BY 1, 2",
             args,
-        )?
-        .into_iter()
-        .map(|mut row| {
-            Ok(Relation {
-                schema: required(&mut row, 0)?,
-                table: required(&mut row, 1)?,
-            })
-        })
-        .collect()
+        )?;
+        let relations = rows
+            .into_iter()
+            .map(|(schema, table)| Relation { schema, table });
+        Ok(relations.collect())
     }
 
     /// The names of the key's columns.
@@ -317,7 +269,7 @@ impl Table {
     /// The key's columns, each with whether the index is checked at once. Not those of a key WITHOUT
     /// OVERLAPS, which newer majors have: no ON CONFLICT can rely on it.
     fn key(extension: &Extension, args: &[Option<&str>]) -> Result<Vec<(String, bool)>> {
-        spi::read(
+        spi::select(
             extension,
             "SELECT a.attname, i.indimmediate FROM ( \
                SELECT i.indrelid, i.indkey, i.indnkeyatts, i.indimmediate FROM pg_index i \
@@ -329,9 +281,66 @@ impl Table {
               AND a.attrelid = $1::oid \
              WHERE k.ord <= i.indnkeyatts ORDER BY k.ord",
             args,
-        )?
-        .into_iter()
-        .map(|mut row| Ok((required(&mut row, 0)?, required(&mut row, 1)? == "t")))
-        .collect()
+        )
+    }
+}
+
+/// What is selected of a column: name, number and type; whether it is generated; how it is carried; the name of
+/// its type; what the type's output depends on; whether it is GENERATED ALWAYS AS IDENTITY, has an equality of
+/// its own, is exact, has a collation; the type of PostgreSQL's own that it is of, and its modifier.
+type Columns = (
+    String,
+    i16,
+    Oid,
+    bool,
+    String,
+    String,
+    String,
+    bool,
+    bool,
+    bool,
+    bool,
+    Option<String>,
+    Option<i32>,
+);
+
+fn column(
+    (
+        name,
+        number,
+        type_oid,
+        generated,
+        carrier,
+        type_name,
+        needs,
+        identity_always,
+        own_equality,
+        exact,
+        collated,
+        own_name,
+        modifier,
+    ): Columns,
+) -> TableColumn {
+    TableColumn {
+        name,
+        attribute: Attribute { number, type_oid },
+        generated,
+        identity_always,
+        own_equality,
+        carrier: match carrier.as_str() {
+            "record" => Carrier::Record,
+            "array" => Carrier::Array(type_name),
+            _ => Carrier::Element,
+        },
+        exact,
+        output: OutputNeeds {
+            anything: needs == "anything",
+            time_zone: needs == "time zone",
+            bytea: needs == "bytea",
+        },
+        collated,
+        own_type: own_name
+            .zip(modifier)
+            .map(|(name, modifier)| OwnType { name, modifier }),
     }
 }

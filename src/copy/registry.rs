@@ -5,8 +5,9 @@ use super::plan::{Key, Plan};
 use crate::change::{Change, Op, Relation, Route};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
+use crate::pg::columns::{Columns as _, Json};
 use crate::pg::snapshot::Snapshot;
-use crate::pg::spi::{self, Extension, Row, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::text::displayable;
 use crate::pg::{Oid, sequence};
 use crate::queue::{self, copies};
@@ -88,18 +89,6 @@ fn table(extension: &Extension) -> String {
     format!("{}.{}", ident(&extension.schema), copies::TABLE)
 }
 
-fn number(text: String) -> Result<i64> {
-    text.parse()
-        .map_err(|_| Error::internal("malformed number"))
-}
-
-fn oid_of(text: String) -> Result<Oid> {
-    Ok(Oid::from(
-        text.parse::<u32>()
-            .map_err(|_| Error::internal("malformed oid"))?,
-    ))
-}
-
 /// Registers a copy, or begins one anew that has failed, and gives its number.
 ///
 /// # Errors
@@ -119,9 +108,11 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
     let place = [server.as_str(), schema, name].map(Some);
     let relation = plan.table.oid.to_u32().to_string();
     let owner = plan.table.owner.to_u32().to_string();
-    if let Some(mut row) = spi::write(extension, &sql, &place)?.into_iter().next() {
-        let (id, of) = (required(&mut row, 0)?, required(&mut row, 1)?);
-        if required(&mut row, 2)? != "failed" {
+    let found = spi::write(extension, &sql, &place)?.into_iter().next();
+    if let Some(row) = found {
+        let (number, of, state, prepared) = <(i64, String, String, bool)>::of_row(row)?;
+        let id = number.to_string();
+        if state != "failed" {
             let message = if of == relation {
                 format!(
                     "table \"{}\" is being copied to server \"{server}\"",
@@ -136,10 +127,8 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
                 .with_hint("See sync_progress. Wait for its end, or end it with detach_sync()."));
         }
         // Rows without a key that it has brought would be there twice: it goes on where it stood.
-        let goes_on = plan.is_keyless()
-            && existing == Existing::Merge
-            && row[3].as_deref() == Some("t")
-            && of == relation;
+        let goes_on =
+            plan.is_keyless() && existing == Existing::Merge && prepared && of == relation;
         if goes_on {
             let sql = format!(
                 "UPDATE {} SET state = 'pending', owner = $2::oid, attempts = 0, \
@@ -150,10 +139,10 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
             );
             spi::write(extension, &sql, &[Some(&id), Some(&owner)])?;
             join_group(extension, &id)?;
-            return number(id);
+            return Ok(number);
         }
         // What is there is what it has brought itself.
-        let is_own = required(&mut row, 3)? == "t" && existing == Existing::Error;
+        let is_own = prepared && existing == Existing::Error;
         let existing = if is_own { Existing::Truncate } else { existing };
         let sql = format!(
             "UPDATE {} SET state = 'pending', existing = $2, relation = $3::oid, \
@@ -168,7 +157,7 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
         let args = [id.as_str(), existing.word(), &relation, &owner].map(Some);
         spi::write(extension, &sql, &args)?;
         join_group(extension, &id)?;
-        return number(id);
+        return Ok(number);
     }
     let id = sequence::draw(extension, "sync_copy_id_seq", 1)?;
     let sql = format!(
@@ -269,15 +258,8 @@ pub fn due(extension: &Extension) -> Result<(Vec<i64>, Option<Duration>)> {
         ident(&extension.schema)
     );
     let (mut due, mut wait) = (Vec::new(), None);
-    for mut row in spi::read(extension, &sql, &[])? {
-        let group = number(required(&mut row, 0)?)?;
-        let millis = row
-            .pop()
-            .flatten()
-            .map(number)
-            .transpose()?
-            .unwrap_or_default();
-        match u64::try_from(millis) {
+    for (group, millis) in spi::select::<(i64, Option<i64>)>(extension, &sql, &[])? {
+        match u64::try_from(millis.unwrap_or_default()) {
             Ok(millis @ 1..) => {
                 let own = Duration::from_millis(millis);
                 wait = Some(wait.map_or(own, |wait: Duration| wait.min(own)));
@@ -299,9 +281,10 @@ pub fn group(extension: &Extension, group: i64) -> Result<Vec<Copy>> {
          FROM {} WHERE grp = $1::int8 ORDER BY id FOR UPDATE",
         table(extension)
     );
-    let mut copies = spi::write(extension, &sql, &[Some(&group.to_string())])?
+    let rows = spi::write(extension, &sql, &[Some(&group.to_string())])?;
+    let mut copies = spi::typed::<Columns>(rows)?
         .into_iter()
-        .map(read)
+        .map(copy)
         .collect::<Result<Vec<_>>>()?;
     if copies.iter().any(|copy| copy.state == "failed") {
         return Ok(Vec::new());
@@ -333,37 +316,56 @@ fn references(extension: &Extension, copies: &[Copy]) -> Result<HashSet<(Oid, Oi
          WHERE contype = 'f' \
            AND conrelid = ANY ($1::oid[]) \
            AND confrelid = ANY ($1::oid[])";
-    spi::read(extension, sql, &[Some(&relations.into_text())])?
-        .into_iter()
-        .map(|mut row| {
-            Ok((
-                oid_of(required(&mut row, 0)?)?,
-                oid_of(required(&mut row, 1)?)?,
-            ))
-        })
-        .collect()
+    let found: Vec<(Oid, Oid)> = spi::select(extension, sql, &[Some(&relations.into_text())])?;
+    Ok(found.into_iter().collect())
 }
 
-fn read(mut row: Row) -> Result<Copy> {
-    let position = row[7].take().map(|text| {
-        serde_json::from_str(&text).map_err(|_| Error::internal("malformed position of a copy"))
-    });
-    let step = row[9].take().zip(row[10].take());
+/// The columns of a copy as [`group`] selects them.
+type Columns = (
+    i64,
+    String,
+    String,
+    String,
+    Oid,
+    String,
+    bool,
+    Option<Json<Key>>,
+    bool,
+    Option<String>,
+    Option<String>,
+    String,
+    i32,
+);
+
+fn copy(
+    (
+        id,
+        server,
+        schema,
+        table,
+        relation,
+        existing,
+        prepared,
+        position,
+        complete,
+        transaction,
+        snapshot,
+        state,
+        attempts,
+    ): Columns,
+) -> Result<Copy> {
     Ok(Copy {
-        id: number(required(&mut row, 0)?)?,
-        server: required(&mut row, 1)?,
-        target: Relation {
-            schema: required(&mut row, 2)?,
-            table: required(&mut row, 3)?,
-        },
-        relation: oid_of(required(&mut row, 4)?)?,
-        existing: Existing::parse(&required(&mut row, 5)?)?,
-        prepared: required(&mut row, 6)? == "t",
-        position: position.transpose()?,
-        complete: required(&mut row, 8)? == "t",
-        step,
-        state: required(&mut row, 11)?,
-        attempts: number(required(&mut row, 12)?)? as i32,
+        id,
+        server,
+        target: Relation { schema, table },
+        relation,
+        existing: Existing::parse(&existing)?,
+        prepared,
+        position: position.map(|Json(position)| position),
+        complete,
+        step: transaction.zip(snapshot),
+        state,
+        attempts,
     })
 }
 
@@ -526,10 +528,9 @@ fn routes(extension: &Extension, plan: &Plan) -> Result<Option<String>> {
     let target = serde_json::to_string(&plan.route.target)
         .map_err(|e| Error::internal(format!("could not write JSON: {e}")))?;
     let relation = plan.table.oid.to_u32().to_string();
-    let row = spi::read(extension, &sql, &[Some(&target), Some(&relation)])?
-        .into_iter()
-        .next();
-    Ok(row.and_then(|mut row| row.pop()).flatten())
+    let routes =
+        spi::select_first::<Option<String>>(extension, &sql, &[Some(&target), Some(&relation)])?;
+    Ok(routes.flatten())
 }
 
 /// What has become of a copied table since the step before, as far as a moment has seen.
@@ -576,9 +577,8 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
         let args = [&*plan.account().server_name, &routes, seen, &after].map(Some);
         let rows = spi::read_as_of(extension, moment, &sql, &args)?;
         let count = rows.len();
-        for mut row in rows {
-            after = required(&mut row, 0)?;
-            let (body, change) = (required(&mut row, 1)?, required(&mut row, 2)?);
+        for (id, body, change) in spi::typed::<(String, String, String)>(rows)? {
+            after = id;
             let known = bodies
                 .iter()
                 .find(|(known, _)| *known == body)
@@ -709,10 +709,7 @@ pub fn has_others(extension: &Extension, group: i64) -> Result<bool> {
         copies = table(extension),
         schema = ident(&extension.schema)
     );
-    let row = spi::read(extension, &sql, &[Some(&group.to_string())])?
-        .into_iter()
-        .next();
-    Ok(required(&mut row.unwrap_or_default(), 0)? == "t")
+    spi::select_one(extension, &sql, &[Some(&group.to_string())])
 }
 
 /// Copies that wait because rows were missing to which theirs refer are due now.
@@ -767,13 +764,8 @@ pub fn writers(extension: &Extension, copies: &[Copy]) -> Result<HashSet<String>
     );
     let mut found = HashSet::new();
     for copy in copies {
-        for mut row in spi::read(
-            extension,
-            &sql,
-            &[Some(&copy.relation.to_u32().to_string())],
-        )? {
-            found.insert(required(&mut row, 0)?);
-        }
+        let relation = copy.relation.to_u32().to_string();
+        found.extend(spi::select::<String>(extension, &sql, &[Some(&relation)])?);
     }
     Ok(found)
 }

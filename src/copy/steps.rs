@@ -16,7 +16,7 @@ use crate::identity;
 use crate::options::Mode;
 use crate::pg::context::Settings;
 use crate::pg::snapshot::Snapshot;
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::stream::{self, StreamedRow};
 use crate::pg::worker_transaction::run_in_transaction;
 use crate::pg::{Oid, bgworker, ddl, interrupt, lock};
@@ -944,10 +944,7 @@ fn plans_of(extension: &Extension, copies: &[Copy]) -> Result<Vec<Plan>> {
 
 fn seen_by(extension: &Extension, moment: &Snapshot) -> Result<String> {
     let sql = "SELECT pg_catalog.pg_current_snapshot()";
-    let row = spi::read_as_of(extension, moment, sql, &[])?
-        .into_iter()
-        .next();
-    required(&mut row.unwrap_or_default(), 0)
+    spi::only(spi::read_as_of(extension, moment, sql, &[])?)
 }
 
 fn dirty_of(

@@ -113,7 +113,9 @@ tuple!(5: A a, B b, C c, D d, E e);
 tuple!(6: A a, B b, C c, D d, E e, F f);
 tuple!(7: A a, B b, C c, D d, E e, F f, G g);
 tuple!(8: A a, B b, C c, D d, E e, F f, G g, H h);
+tuple!(10: A a, B b, C c, D d, E e, F f, G g, H h, I i, J j);
 tuple!(11: A a, B b, C c, D d, E e, F f, G g, H h, I i, J j, K k);
+tuple!(13: A a, B b, C c, D d, E e, F f, G g, H h, I i, J j, K k, L l, M m);
 
 #[cfg(test)]
 mod tests {

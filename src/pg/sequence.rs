@@ -6,7 +6,7 @@ use super::context::AsUser;
 use super::database::current;
 use super::lock_tag::object_tag;
 use super::lookup;
-use super::spi::{self, Extension, required};
+use super::spi::{self, Extension};
 use super::xact;
 use crate::error::{Error, Result, SqlState};
 use crate::sql::quote::ident;
@@ -96,9 +96,5 @@ fn next(extension: &Extension, name: &str, sequence: Oid) -> Result<i64> {
         ident(&extension.schema),
         ident(name)
     );
-    let row = spi::read(extension, &sql, &[])?.into_iter().next();
-    let first = required(&mut row.unwrap_or_default(), 0)?;
-    first
-        .parse()
-        .map_err(|_| Error::internal("malformed number of a sequence"))
+    spi::select_one(extension, &sql, &[])
 }

@@ -129,7 +129,15 @@ pub fn select_one<T: Columns>(
     sql: &str,
     args: &[Option<&str>],
 ) -> Result<T> {
-    let first = select_first(extension, sql, args)?;
+    only(read(extension, sql, args)?)
+}
+
+/// Reads the first of rows of which there is one, by type.
+///
+/// # Errors
+/// XX000 where there is none, and where the types are not those of the columns.
+pub fn only<T: Columns>(rows: Vec<Row>) -> Result<T> {
+    let first = rows.into_iter().next().map(T::of_row).transpose()?;
     first.ok_or_else(|| Error::internal("unexpected lack of a row"))
 }
 

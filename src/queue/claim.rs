@@ -16,7 +16,7 @@ use crate::change::{Change, Op, Route};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::pg::Oid;
-use crate::pg::spi::{self, Extension, Row, required};
+use crate::pg::spi::{self, Extension};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -101,6 +101,10 @@ pub struct HeldUnit {
     /// What later changes meet, if they depend on it.
     pub blocks: Vec<i64>,
 }
+
+/// What is selected of a record: id, route, change, local transaction, the SQLSTATE that it has failed with, and
+/// whether it was marked failed or has waited.
+type Pending = (i64, String, String, String, Option<String>, bool);
 
 /// How far a reader of the queue goes.
 #[derive(Clone, Copy)]
@@ -280,15 +284,27 @@ impl<'h> Claims<'h> {
         if rows.len() as i64 > most {
             return Ok(None);
         }
+        type Columns = (
+            i64,
+            String,
+            String,
+            String,
+            Option<String>,
+            bool,
+            i64,
+            Option<String>,
+        );
         let (mut reading, mut marks) = (Reading::default(), HashMap::new());
-        for mut row in rows {
-            let blocks = row.pop().flatten().unwrap_or_default();
-            let blocks = blocks.split_whitespace().map(number);
-            let root = number(&row.pop().flatten().unwrap_or_default())?;
-            let state = row.get(4).cloned().flatten().unwrap_or_default();
-            let record = self.parse(&mut reading, row)?;
-            let met_states = root == record.id && SqlState::is_about_states(&state);
-            let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        for (id, route, change, own, state, overtaken, root, blocks) in spi::typed::<Columns>(rows)?
+        {
+            let is_about_states = state.as_deref().is_some_and(SqlState::is_about_states);
+            let met_states = root == id && is_about_states;
+            let blocks = blocks.unwrap_or_default();
+            let blocks = blocks
+                .split_whitespace()
+                .map(number)
+                .collect::<Result<Vec<_>>>()?;
+            let record = self.parse(&mut reading, (id, route, change, own, state, overtaken))?;
             marks.insert(record.id, (root, met_states, blocks));
             reading.push(record);
         }
@@ -413,7 +429,7 @@ impl<'h> Claims<'h> {
 
     /// Reads and locks pending records after the last batch, under a condition on `$5`; only those of
     /// certain transactions if such are named, and then only so many.
-    fn fetch(&self, condition: &str, bound: i64, only: Option<&[String]>) -> Result<Vec<Row>> {
+    fn fetch(&self, condition: &str, bound: i64, only: Option<&[String]>) -> Result<Vec<Pending>> {
         let mut transactions = ArrayLiteral::default();
         let some = match only {
             Some(only) => {
@@ -441,28 +457,24 @@ impl<'h> Claims<'h> {
             &*bound,
             &*some,
         ];
-        let args = args.map(Some);
-        spi::write(self.extension, &sql, &args)
+        spi::typed(spi::write(self.extension, &sql, &args.map(Some))?)
     }
 
     /// A row as a record. Commands and transactions are numbered anew: their own numbers mean something
     /// within one transaction only.
-    fn parse(&mut self, reading: &mut Reading, mut row: Row) -> Result<Record> {
-        let id = number(&required(&mut row, 0)?)?;
-        let route = self.route(required(&mut row, 1)?)?;
-        let mut change = to_change(&route, &required(&mut row, 2)?)?;
-        let own = required(&mut row, 3)?;
+    fn parse(
+        &mut self,
+        reading: &mut Reading,
+        (id, route, change, own, state, may_be_passed): Pending,
+    ) -> Result<Record> {
+        let route = self.route(route)?;
+        let mut change = to_change(&route, &change)?;
         let transaction = self.numbers.transaction(&own);
         reading.transactions.insert(own, transaction);
         change.command = self.numbers.command(transaction, change.command);
         change.stored.transaction = transaction;
-        let failed_with = |state: SqlState| {
-            row.get(4)
-                .is_some_and(|own| own.as_deref() == Some(state.as_str()))
-        };
-        // Who has missed its row before any cascade could take it misses it still.
-        let is_true = |value: &Option<String>| value.as_deref() == Some("t");
-        let may_be_passed = row.get(5).is_some_and(is_true);
+        let failed_with = |one: SqlState| state.as_deref() == Some(one.as_str());
+        // A record that missed its row before any cascade could take it misses it still.
         change.overtaken = may_be_passed && !failed_with(SqlState::NO_DATA_FOUND);
         let in_doubt = failed_with(SqlState::RESOLUTION_UNKNOWN);
         let is_decided = failed_with(SqlState::COMPLETION_UNKNOWN);

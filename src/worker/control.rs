@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, SqlState};
 use crate::pg::bgworker::{self, Process, Startup, WORKER_LOCK};
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::worker_registry::{self, flag};
 use crate::pg::{database, interrupt, wait};
 use std::cell::Cell;
@@ -116,15 +116,7 @@ fn holder(extension: &Extension) -> Result<Option<i32>> {
         database::current().to_u32().to_string(),
         WORKER_LOCK.to_string(),
     );
-    let row = spi::read(extension, sql, &[Some(&database), Some(&lock)])?
-        .into_iter()
-        .next();
-    row.map(|mut row| {
-        required(&mut row, 0)?
-            .parse()
-            .map_err(|_| Error::internal("malformed process ID"))
-    })
-    .transpose()
+    spi::select_first(extension, sql, &[Some(&database), Some(&lock)])
 }
 
 #[derive(Clone, Copy)]

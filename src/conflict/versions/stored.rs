@@ -2,12 +2,13 @@
 //! changes: two may write the same key at once where one of them finds no row to lock.
 
 use crate::change::Stamp;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::guc;
+use crate::pg::columns::Columns as _;
 use crate::pg::lookup::{self, ByKey};
 use crate::pg::rows_of_key::OtherTransaction;
 use crate::pg::snapshot::Snapshot;
-use crate::pg::spi::{self, Extension, Row, required};
+use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, context};
 use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::HashMap;
@@ -24,20 +25,17 @@ pub struct StoredVersion {
     pub by_event: bool,
 }
 
+/// The columns version, rank, deleted and shown.
+type Stored = (Option<String>, i64, bool, Option<String>);
+
 impl StoredVersion {
-    /// From the columns version, rank, deleted and shown.
-    fn read(mut row: Row, first: usize, by_event: bool) -> Result<Self> {
-        let rank = required(&mut row, first + 1)?.parse();
-        let rank = rank.map_err(|_| Error::internal("malformed rank"))?;
-        let deleted = required(&mut row, first + 2)? == "t";
-        let mut text = |at: usize| row.get_mut(at).and_then(Option::take);
-        let (version, shown) = (text(first), text(first + 3));
-        Ok(Self {
+    fn new((version, rank, deleted, shown): Stored, by_event: bool) -> Self {
+        Self {
             stamp: Stamp { version, rank },
             deleted,
             shown,
             by_event,
-        })
+        }
     }
 }
 
@@ -87,13 +85,24 @@ impl VersionKey<'_> {
     fn look(&self, stored: u64) -> Result<(Option<StoredVersion>, Option<OtherTransaction>)> {
         let key = (self.relation, self.hash);
         let (found, writer) = lookup::by_key(self.extension, "sync_row_version", key, 8)?;
-        let Some(ByKey { mut row, .. }) = found else {
+        let Some(ByKey { row, .. }) = found else {
             return Ok((None, writer));
         };
-        let mut number = |at| required(&mut row, at).map(|n| n.parse::<u64>().ok());
-        let (place, by) = (number(6)?, number(7)?);
-        let by_event = place == Some(stored) && by == Some(context::transaction());
-        Ok((Some(StoredVersion::read(row, 2, by_event)?), writer))
+        // Nothing needs what the first two columns say: they are the key.
+        type Columns = (
+            String,
+            String,
+            Option<String>,
+            i64,
+            bool,
+            Option<String>,
+            String,
+            String,
+        );
+        let (_, _, version, rank, deleted, shown, place, by) = Columns::of_row(row)?;
+        let by_event = place.parse() == Ok(stored) && by.parse() == Ok(context::transaction());
+        let known = StoredVersion::new((version, rank, deleted, shown), by_event);
+        Ok((Some(known), writer))
     }
 
     /// Where a statement finds what is kept; `None` if nothing is. By the key. A SERIALIZABLE transaction names the
@@ -130,10 +139,8 @@ impl VersionKey<'_> {
             &sql,
             &args.each_ref().map(|arg| Some(arg.as_str())),
         )?;
-        row.into_iter()
-            .next()
-            .map(|row| StoredVersion::read(row, 0, false))
-            .transpose()
+        let row = row.into_iter().next().map(Stored::of_row).transpose()?;
+        Ok(row.map(|stored| StoredVersion::new(stored, false)))
     }
 
     /// Keeps something, in place of what is there and locked, or where there is nothing. False when another
@@ -237,9 +244,13 @@ pub fn versions_at(
     hashes.iter().for_each(|hash| keys.push(Some(hash)));
     let (relation, keys) = (relation.to_u32().to_string(), keys.into_text());
     let mut found = HashMap::new();
-    for mut row in spi::read_as_of(extension, moment, &sql, &[Some(&relation), Some(&keys)])? {
-        let hash = required(&mut row, 4)?;
-        found.insert(hash, StoredVersion::read(row, 0, false)?);
+    let rows = spi::read_as_of(extension, moment, &sql, &[Some(&relation), Some(&keys)])?;
+    type WithHash = (Option<String>, i64, bool, Option<String>, String);
+    for (version, rank, deleted, shown, hash) in spi::typed::<WithHash>(rows)? {
+        found.insert(
+            hash,
+            StoredVersion::new((version, rank, deleted, shown), false),
+        );
     }
     Ok(found)
 }
