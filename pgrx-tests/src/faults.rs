@@ -11,7 +11,6 @@ pub mod pgbench;
 pub mod points;
 pub mod regress;
 pub mod rig;
-pub mod rng;
 pub mod rounds;
 pub mod verdict;
 pub mod verify;

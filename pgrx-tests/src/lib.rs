@@ -21,6 +21,7 @@ pub mod pooler;
 pub mod proxy;
 pub mod reaper;
 pub mod releases;
+pub mod rng;
 pub mod scenario;
 pub mod server_logs;
 pub mod setup;

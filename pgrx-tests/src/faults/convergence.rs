@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::rig::{Drain, Mode};
-use super::rng::Rng;
 use crate::flag::Flag;
+use crate::rng::Rng;
 use load::{Tally, Writer};
 use mesh::{DELIVERY_TIMEOUT, Mesh, WRITERS, join};
 pub use tables::Version;

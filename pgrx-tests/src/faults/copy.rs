@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
 
-use super::rng::Rng;
 use crate::cluster::{Cluster, Shutdown, TEST_SETTINGS};
 use crate::proxy::Proxy;
+use crate::rng::Rng;
 use crate::side::{Side, describe};
 
 /// Which rounds are played.

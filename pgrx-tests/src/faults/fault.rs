@@ -11,10 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use postgres::Client;
 
 use super::rig::{Mode, PAST_TIMEOUT, PATIENCE, Rig};
-use super::rng::Rng;
 use super::workload::{Stage, Touch};
 use crate::cluster::{Cluster, Shutdown};
 use crate::proxy::{Direction, Proxy, Strike};
+use crate::rng::Rng;
 use crate::side::Side;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

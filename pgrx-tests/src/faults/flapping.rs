@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 
 use super::rig::{Mode, Rig};
-use super::rng::Rng;
 use crate::flag::Flag;
+use crate::rng::Rng;
 
 const CLIENTS: u64 = 8;
 const ROWS: u64 = 20;

@@ -11,10 +11,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::fault::Fault;
 use super::rig::{Drain, Mode, PATIENCE, Rig};
-use super::rng::Rng;
 use super::verdict;
 use super::workload::{Stage, TABLES, Tally, Writer};
 use crate::pooler::PoolMode;
+use crate::rng::Rng;
 
 /// Sessions that write at the same time.
 const WRITERS: usize = 4;

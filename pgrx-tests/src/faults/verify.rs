@@ -13,10 +13,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
-use super::rng::Rng;
 use crate::cluster::{Cluster, TEST_SETTINGS};
 use crate::fixture::{Fixture, clusters};
 use crate::pooler::{IGNORE_OPTIONS, PoolMode, Pooler};
+use crate::rng::Rng;
 use crate::setup::Postgres;
 use crate::side::{Side, describe};
 

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
 
-use super::rng::Rng;
 use crate::fixture::{Fixture, clusters};
 use crate::proxy::{Direction, Proxy};
+use crate::rng::Rng;
 use crate::side::{Side, describe};
 
 /// Which rounds are played.

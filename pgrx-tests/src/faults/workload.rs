@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use postgres::Client;
 
 use super::rig::{Mode, PATIENCE, Rig};
-use super::rng::Rng;
+use crate::rng::Rng;
 use crate::side::describe;
 
 /// The tables that [`Writer`] writes.

@@ -5,4 +5,3 @@ pub mod failed;
 pub mod one_way;
 pub mod preloaded;
 pub mod reject_values;
-pub mod rng;

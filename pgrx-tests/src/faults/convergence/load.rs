@@ -13,7 +13,7 @@ use postgres::{Client, SimpleQueryMessage};
 
 use super::mesh::Mesh;
 use super::tables::{TABLES, Table};
-use crate::faults::rng::Rng;
+use crate::rng::Rng;
 use crate::side::describe;
 
 /// What a writer came to.

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::faults::rng::Rng;
 use crate::proxy::{Direction, Proxy};
+use crate::rng::Rng;
 
 /// Makes trouble until then, and puts all of it right; how often.
 pub fn run(proxy: &Proxy, rng: &mut Rng, end: Instant) -> Result<u64> {

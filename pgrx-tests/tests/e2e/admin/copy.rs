@@ -14,7 +14,7 @@ use rowsync_harness::proxy::Proxy;
 use rowsync_harness::side::Side;
 
 use crate::support::common::{query, queued, refused, rows, run, same, table};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 const LONG: Duration = Duration::from_secs(150);
 const PRELOADED: &[(&str, &str)] = &[
@@ -253,7 +253,7 @@ fn write(
         .map(|number| {
             let (side, stop) = (side.clone(), stop.clone());
             thread::spawn(move || {
-                let mut rng = Rng::new(seed * 100 + number);
+                let mut rng = Rng::of_seed(seed * 100 + number);
                 let mut client = side.client();
                 let mut done = 0;
                 while !stop.is_set() {

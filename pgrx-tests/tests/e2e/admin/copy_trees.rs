@@ -9,7 +9,7 @@ use rowsync_harness::flag::Flag;
 
 use crate::support::common::{attach_sql, mirror, queued, rows, run, same};
 use crate::support::preloaded::{EAGER, preloaded};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 const LONG: Duration = Duration::from_secs(120);
 const NEWEST: &str = r#"{"on_conflict": "newest", "version_column": "ver"}"#;
@@ -46,7 +46,7 @@ fn copied(fixture: &Fixture, existing: &str) {
     let writer = |number: u64| {
         let (side, stop) = (fixture.left.clone(), stop.clone());
         thread::spawn(move || {
-            let (mut rng, mut client) = (Rng::new(number), side.client());
+            let (mut rng, mut client) = (Rng::of_seed(number), side.client());
             while !stop.is_set() {
                 // They are to meet the copy, not to keep the machine busy.
                 thread::sleep(Duration::from_millis(20));

@@ -8,7 +8,7 @@ use crate::support::common::{
     Role, both_have, linked, mirror, one_way, query, queued, refused, run, table,
 };
 use crate::support::one_way::SOON;
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 /// `difference|key|action` of a repair.
 fn repaired(client: &mut Client, table: &str, options: &str) -> Vec<String> {
@@ -507,7 +507,7 @@ fn rows_that_are_written_meanwhile_are_never_set_back() {
             let (fixture, stop) = (&fixture, &stop);
             scope.spawn(move || {
                 let mut client = fixture.left.client();
-                let mut rng = Rng::new(who);
+                let mut rng = Rng::of_seed(who);
                 while !stop.is_set() {
                     let id = 1 + rng.roll(400);
                     let sql = match rng.roll(4) {
@@ -667,7 +667,7 @@ fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
         ("k jsonb", "k", "jsonb_build_array(n)"),
     ];
     for seed in 0..4u64 {
-        let mut rng = Rng::new(100 + seed);
+        let mut rng = Rng::of_seed(100 + seed);
         let (columns, key, value) = kinds[seed as usize % kinds.len()];
         let fixture = linked("random");
         mirror(

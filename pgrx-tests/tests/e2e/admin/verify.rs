@@ -655,7 +655,7 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
                 let (fixture, stop) = (&fixture, &stop);
                 scope.spawn(move || {
                     let mut client = fixture.left.client();
-                    let mut rng = crate::support::rng::Rng::new(who);
+                    let mut rng = rowsync_harness::rng::Rng::of_seed(who);
                     while !stop.is_set() {
                         let id = 1 + rng.roll(1900);
                         let sql = match rng.roll(4) {

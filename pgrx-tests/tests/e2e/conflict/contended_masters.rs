@@ -12,7 +12,7 @@ use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::support::common::{rows, run, same};
 use crate::support::preloaded::{EAGER, WORKING};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 /// What would end a deadlock that the lock timeout does not break.
@@ -59,7 +59,7 @@ fn masters(fixture: &Fixture) {
 
 /// Updates random rows for a while; how often, and the longest time one took.
 fn update(side: &Side, who: u64) -> (u32, Duration) {
-    let (mut client, mut rng) = (side.client(), Rng::new(who));
+    let (mut client, mut rng) = (side.client(), Rng::of_seed(who));
     let (end, mut times, mut longest) = (Instant::now() + LOAD, 0, Duration::ZERO);
     while Instant::now() < end {
         let id = 1 + rng.roll(ROWS);

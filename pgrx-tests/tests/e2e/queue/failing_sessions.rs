@@ -11,7 +11,7 @@ use rowsync_harness::{Fixture, await_until};
 use crate::support::common::{deal, one_way, query, queued, rows, run, same};
 use crate::support::failed::{discard, failed, retry, retry_once};
 use crate::support::preloaded::{EAGER, WORKING, preloaded_one_way};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 const COLUMNS: &str = "id int primary key, n int not null, bad boolean not null";
 const ROWS: u64 = 6;
@@ -53,7 +53,7 @@ fn play(fixture: &Fixture, drains: bool) {
         let clients: Vec<_> = (1..=4)
             .map(|who| {
                 scope.spawn(move || {
-                    let (mut client, mut rng) = (fixture.left.client(), Rng::new(who));
+                    let (mut client, mut rng) = (fixture.left.client(), Rng::of_seed(who));
                     let (end, mut times) = (Instant::now() + LOAD, 0);
                     while Instant::now() < end {
                         let (id, bad) = (1 + rng.roll(ROWS), rng.roll(30) == 0);
@@ -66,7 +66,7 @@ fn play(fixture: &Fixture, drains: bool) {
             })
             .collect();
         scope.spawn(|| {
-            let mut rng = Rng::new(77);
+            let mut rng = Rng::of_seed(77);
             while !done.is_set() {
                 match rng.roll(13) {
                     0 => fixture.right.exec("insert into moment values (true)"),

@@ -14,7 +14,7 @@ use rowsync_harness::side::describe;
 
 use crate::support::common::{linked, mirror, query, run};
 use crate::support::failed::retry_all;
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 const STEPS: usize = 150;
 const KEYS: u64 = 12;
@@ -185,7 +185,7 @@ fn play(seed: u64) -> usize {
     let mode = ["async", "queue"][(seed / 3 % 2) as usize];
     // What is left of changes that make sense only together is anyone's guess.
     let discards = seed % 2 == 1 && !key.contains("deferrable");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::of_seed(seed);
     let mut stage = Stage::build(key, mode);
     let mut client = stage.fixture.left.client();
     let (mut seen, mut tainted) = (BTreeSet::new(), BTreeSet::new());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 
 use crate::support::common::{linked, query, run, table};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 const CASES: usize = 150;
 
@@ -17,7 +17,7 @@ fn rng() -> (u64, Rng) {
         .ok()
         .and_then(|seed| seed.parse().ok())
         .unwrap_or(1);
-    (seed, Rng::new(seed))
+    (seed, Rng::of_seed(seed))
 }
 
 const PIECES: [&str; 27] = [

@@ -13,7 +13,7 @@ use rowsync_harness::{Fixture, Side};
 
 use crate::random::fuzz_values::{KINDS, Kind, TYPES};
 use crate::support::common::{query, rows, run};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 const TRANSACTIONS: usize = 14;
 const POLICIES: [&str; 4] = ["overwrite", "error", "skip", "newest"];
@@ -326,7 +326,7 @@ fn tables(fixture: &Fixture, columns: &Columns, policy: &str) -> String {
 }
 
 fn play(seed: u64) {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::of_seed(seed);
     let columns = Columns::random(&mut rng);
     let fixture = Fixture::new("fuzz");
     let table = tables(&fixture, &columns, POLICIES[(seed % 4) as usize]);

@@ -1,6 +1,6 @@
 //! Types, and random values of them as SQL expressions that mean the same under all settings.
 
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 /// A type that a column may have.
 pub struct Kind {

@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::common::{attach, linked, query};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 /// Name and definition. The sides start equal, so under every policy they must end equal.
 const TABLES: [(&str, &str); 5] = [
@@ -192,7 +192,7 @@ fn tables(fixture: &Fixture, mode: &str, policy: &str) {
 
 /// Plays one history and says how many states of tables it went through.
 fn play(mode: &str, seed: u64) -> usize {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::of_seed(seed);
     let policy = POLICIES[(seed % 3) as usize];
     let fixture = linked("property");
     tables(&fixture, mode, policy);

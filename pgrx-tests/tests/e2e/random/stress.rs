@@ -8,7 +8,7 @@ use rowsync_harness::flag::Flag;
 use rowsync_harness::{Fixture, Side, await_until};
 
 use crate::support::common::{linked, mirror, one_way, outage, recover, run, same};
-use crate::support::rng::Rng;
+use rowsync_harness::rng::Rng;
 
 /// Makes a random statement for the session of this number.
 type Statements = fn(&mut Rng, u64) -> String;
@@ -101,7 +101,7 @@ fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
             .map(|who: u64| {
                 let ((side, statements), written) = (sides[who as usize % sides.len()], &written);
                 scope.spawn(move || {
-                    let (mut client, mut rng) = (side.client(), Rng::new(who));
+                    let (mut client, mut rng) = (side.client(), Rng::of_seed(who));
                     while !written.is_set() {
                         transaction(&mut client, &mut rng, who, statements);
                     }
@@ -109,7 +109,7 @@ fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
             })
             .collect();
         scope.spawn(|| {
-            let mut rng = Rng::new(77);
+            let mut rng = Rng::of_seed(77);
             while !done.is_set() {
                 // Writers of the right side would be thrown out by its outages.
                 if sides.len() == 1 && rng.roll(3) == 0 {
