@@ -14,6 +14,7 @@ const WRITTEN: &[&str] = &[
     "README.md",
     "SECURITY.md",
     "doc/append-only.md",
+    "doc/attach.md",
     "doc/atomic.md",
     "doc/check.md",
     "doc/commit.md",
@@ -22,6 +23,7 @@ const WRITTEN: &[&str] = &[
     "doc/connections.md",
     "doc/copy.md",
     "doc/development.md",
+    "doc/failures.md",
     "doc/glossary.md",
     "doc/install.md",
     "doc/limits.md",
@@ -30,9 +32,11 @@ const WRITTEN: &[&str] = &[
     "doc/queue.md",
     "doc/reference.md",
     "doc/security.md",
+    "doc/targets.md",
     "doc/tutorial-multi-master.md",
     "doc/tutorial-one-way.md",
     "doc/types-and-tables.md",
+    "doc/verify.md",
 ];
 
 /// The Markdown files of the top, of `doc/` and of the benchmark, with their texts.
@@ -51,6 +55,84 @@ fn documents() -> HashMap<PathBuf, String> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
         .map(|path| (path.clone(), fs::read_to_string(&path).expect("a document")))
         .collect()
+}
+
+/// The files below a directory of sources, relative to it.
+fn sources(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            let name = PathBuf::from(path.file_name().expect("a name"));
+            found.extend(sources(&path).into_iter().map(|below| name.join(below)));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(PathBuf::from(path.file_name().expect("a name")));
+        }
+    }
+    found
+}
+
+/// The files and folders that the last chapter of ARCHITECTURE.md names, relative to `src/`.
+fn named_in_the_picture() -> Vec<PathBuf> {
+    let text = fs::read_to_string(setup::root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let (_, rooms) = text.split_once("\n## The rooms\n").expect("a chapter");
+    let mut named = Vec::new();
+    for section in rooms.split("\n### ").skip(1) {
+        let heading = section.lines().next().unwrap_or_default();
+        let mut folder = match heading.split_once(": ") {
+            Some((room, _)) if room.ends_with('/') => PathBuf::from(room),
+            _ => PathBuf::new(),
+        };
+        let room = folder.clone();
+        for line in section.lines().skip(1) {
+            folder.clone_from(&room);
+            for name in line.split('`').skip(1).step_by(2) {
+                let path = if heading.starts_with("pg/") {
+                    folder.join(format!("{name}.rs"))
+                } else {
+                    folder.join(name)
+                };
+                // The names that follow in the same line are of the same folder.
+                if name.contains('/') && path.extension().is_some() {
+                    folder = path.parent().map(Path::to_owned).unwrap_or_default();
+                }
+                named.push(path);
+            }
+        }
+    }
+    named
+}
+
+#[test]
+fn every_file_has_its_place_in_the_picture() {
+    let named = named_in_the_picture();
+    let root = setup::root().join("src");
+    let missing: Vec<PathBuf> = sources(&root)
+        .into_iter()
+        // A parent declares what is in the room that has its name.
+        .filter(|file| file != Path::new("lib.rs") && !root.join(file).with_extension("").is_dir())
+        .filter(|file| !named.iter().any(|name| file.starts_with(name)))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "ARCHITECTURE.md does not name {missing:?}"
+    );
+    let harness = setup::root().join("pgrx-tests");
+    let exists = |name: &Path| {
+        // A parent stands beside its room.
+        let beside = name
+            .parent()
+            .and_then(Path::parent)
+            .unwrap_or(Path::new(""));
+        let parent = beside.join(name.file_name().unwrap_or_default());
+        root.join(name).exists() || root.join(parent).exists() || harness.join(name).exists()
+    };
+    let gone: Vec<&PathBuf> = named
+        .iter()
+        .filter(|name| name.extension().is_some_and(|extension| extension == "rs"))
+        .filter(|name| !exists(name))
+        .collect();
+    assert!(gone.is_empty(), "there is no {gone:?}");
 }
 
 /// The lines of a document, each with whether it is code.

@@ -63,7 +63,15 @@ fn settings_have_the_defaults_ranges_and_contexts_that_the_reference_tells() {
     let fixture = Fixture::new("reference_settings");
     let mut client = fixture.left.superuser();
     run(&mut client, "load 'pg_rowsync'");
-    for item in items("Settings") {
+    let items = items("Settings");
+    let told: Vec<&str> = items.iter().map(|item| names(item)[0]).collect();
+    for name in query(
+        &mut client,
+        "select name from pg_settings where name like 'pg\\_rowsync.%'",
+    ) {
+        assert!(told.contains(&&*name), "the reference lacks {name}");
+    }
+    for item in items {
         let name = names(&item)[0].to_owned();
         let facts = item
             .split_once('(')
@@ -128,6 +136,13 @@ fn functions_and_columns_of_the_reference_exist() {
         "select p.proname from pg_depend d join pg_proc p on p.oid = d.objid
           where d.classid = 'pg_proc'::regclass and d.deptype = 'e'",
     );
+    let items_of_functions = items("Functions").concat();
+    for part in &parts {
+        assert!(
+            items_of_functions.contains(&format!("`{part}(")),
+            "the reference lacks {part}()"
+        );
+    }
     for item in items("Functions") {
         for name in names(&item).iter().filter(|name| name.contains('(')) {
             let name = name.split('(').next().unwrap_or_default();
@@ -171,8 +186,14 @@ fn options_of_the_reference_are_known() {
         .hint()
         .unwrap_or_default()
         .to_owned();
-    for item in items("Trigger arguments and options") {
-        let name = names(&item)[0].to_owned();
-        assert!(hint.contains(&name), "{name}: {hint}");
-    }
+    let known = hint
+        .strip_prefix("Options are a JSON object with ")
+        .and_then(|names| names.strip_suffix('.'))
+        .expect(&hint);
+    let items = items("Trigger arguments and options");
+    let mut told: Vec<&str> = items.iter().map(|item| names(item)[0]).collect();
+    let mut known: Vec<&str> = known.split(", ").collect();
+    told.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(told, known);
 }
