@@ -102,10 +102,8 @@ fn attach_table(
     let twice = already_sent_by(extension, table, &arguments)?;
     let existing = attached::triggers(extension, Some(table.oid))?;
     let args: Vec<String> = args.iter().map(|arg| literal(arg)).collect();
-    let (on, function) = (
-        relation(&table.name),
-        format!("{}.sync_dml", ident(&extension.schema)),
-    );
+    let on = relation(&table.name);
+    let function = format!("{}.sync_dml", ident(&extension.schema));
     let args = args.join(", ");
     for (suffix, events) in TRIGGERS {
         let name = trigger_name(server, suffix);
@@ -163,7 +161,8 @@ fn already_sent_by(
                 AND o.option_name = ANY ('{{host,hostaddr,port,dbname,service}}'))"
         )
     };
-    let (theirs, ours) = (place("a.args[1]"), place("$3"));
+    let theirs = place("a.args[1]");
+    let ours = place("$3");
     let Relation {
         schema,
         table: name,
@@ -330,7 +329,8 @@ mod tests {
     #[test]
     fn trigger_names_fit_and_stay_apart() {
         assert_eq!(trigger_name("dst", "dml"), "00_pg_rowsync_dst_dml");
-        let (one, two) = ("x".repeat(62) + "1", "x".repeat(62) + "2");
+        let one = "x".repeat(62) + "1";
+        let two = "x".repeat(62) + "2";
         assert!(trigger_name(&one, "truncate").len() <= MAX_NAME);
         assert_ne!(trigger_name(&one, "dml"), trigger_name(&two, "dml"));
         // What is attached must be found again by every version.

@@ -334,16 +334,15 @@ CREATE FUNCTION sync_keep_version(
 "#)]
 fn sync_keep_version(args: Args<'_>) -> bool {
     let keep = || {
-        let (shown, found) = (args.text(7)?, args.required(6, "met")? == "t");
+        let shown = args.text(7)?;
+        let found = args.required(6, "met")? == "t";
         let shape = if args.required(5, "deleted")? == "t" {
             Shape::Deletion
         } else {
             Shape::Row(shown.as_deref())
         };
-        let (extension, key) = (
-            versions::extension_of(args.function())?,
-            args.key(1, "key")?,
-        );
+        let extension = versions::extension_of(args.function())?;
+        let key = args.key(1, "key")?;
         arrived_with(&args, key.hash())?.keep(&extension, key, shape, found)
     };
     or_raise(keep());
@@ -486,7 +485,8 @@ CREATE FUNCTION attach_sync(
 "#)]
 fn attach_sync(args: Args<'_>) {
     let attach = || -> Result<()> {
-        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        let rel = args.oid(0, "rel")?;
+        let server = args.required(1, "server")?;
         let options = args.text(3)?.unwrap_or_else(|| "{}".to_owned());
         let extension = Extension::find()?;
         admin::attach(&extension, rel, &server, args.text(2)?.as_deref(), &options)?;
@@ -560,11 +560,14 @@ fn attach_sync_schema(
     ),
 > {
     let attach = || -> Result<Vec<_>> {
-        let (schema, server) = (args.required(0, "schema")?, args.required(1, "server")?);
-        let (target, options) = (args.text(2)?, args.text(3)?);
+        let schema = args.required(0, "schema")?;
+        let server = args.required(1, "server")?;
+        let target = args.text(2)?;
+        let options = args.text(3)?;
         let options = options.unwrap_or_else(|| "{}".to_owned());
         let copy_data = args.text(4)?.as_deref() == Some("t");
-        let (extension, target) = (Extension::find()?, target.as_deref());
+        let extension = Extension::find()?;
+        let target = target.as_deref();
         admin::attach_schema(&extension, &schema, &server, target, &options, copy_data)?
             .into_iter()
             .map(|one| {
@@ -606,8 +609,9 @@ fn sync_attachments() -> TableIterator<
         attached::all(&Extension::find()?)?
             .into_iter()
             .map(|one| {
-                let (server, relation, enabled) =
-                    (result(&one.server)?, one.relation, one.is_enabled);
+                let server = result(&one.server)?;
+                let relation = one.relation;
+                let enabled = one.is_enabled;
                 Ok(match one.arguments {
                     Ok(Arguments {
                         target, options, ..
@@ -679,7 +683,8 @@ CREATE FUNCTION copy_sync(rel regclass, server text, existing text DEFAULT 'erro
 "#)]
 fn copy_sync(args: Args<'_>) -> i64 {
     let start = || {
-        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        let rel = args.oid(0, "rel")?;
+        let server = args.required(1, "server")?;
         copy::start(
             &Extension::find()?,
             rel,
@@ -697,11 +702,9 @@ CREATE FUNCTION detach_sync(rel regclass, server text) RETURNS void
 "#)]
 fn detach_sync(args: Args<'_>) {
     let detach = || {
-        let (extension, rel, server) = (
-            Extension::find()?,
-            args.oid(0, "rel")?,
-            args.required(1, "server")?,
-        );
+        let extension = Extension::find()?;
+        let rel = args.oid(0, "rel")?;
+        let server = args.required(1, "server")?;
         admin::detach(&extension, rel, &server)?;
         crash::settle(&extension, rel, &server)?;
         copy::cancel(&extension, rel, &server)
@@ -729,7 +732,8 @@ fn verify_sync(
     ),
 > {
     let verify = || -> Result<Vec<verify::Difference>> {
-        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        let rel = args.oid(0, "rel")?;
+        let server = args.required(1, "server")?;
         let options = args.text(2)?.unwrap_or_else(|| "{}".to_owned());
         verify::verify(&Extension::find()?, rel, &server, &options)
     };
@@ -767,7 +771,8 @@ fn repair_sync(
     ),
 > {
     let repair = || {
-        let (rel, server) = (args.oid(0, "rel")?, args.required(1, "server")?);
+        let rel = args.oid(0, "rel")?;
+        let server = args.required(1, "server")?;
         let options = args.text(2)?.unwrap_or_else(|| "{}".to_owned());
         verify::repair(&Extension::find()?, rel, &server, &options)
     };

@@ -111,7 +111,8 @@ pub fn wait_for(
         })
         .collect();
     worker::wake_now();
-    let (mut pause, mut obstacles_at) = (FIRST_PAUSE, Instant::now());
+    let mut pause = FIRST_PAUSE;
+    let mut obstacles_at = Instant::now();
     loop {
         let began = Instant::now();
         let mut left = Vec::with_capacity(awaited.len());
@@ -162,10 +163,8 @@ fn is_prepared_there(
     let _limits = deadline.and_then(|deadline| {
         let left = deadline.saturating_duration_since(now).max(SHORTEST_ANSWER);
         let limit = |own: Duration| CString::new(format!("{}ms", own.min(left).as_millis())).ok();
-        let (connect, answer) = (
-            limit(guc::connect_timeout())?,
-            limit(guc::delivery_timeout())?,
-        );
+        let connect = limit(guc::connect_timeout())?;
+        let answer = limit(guc::delivery_timeout())?;
         Some(Settings::set(&[
             (c"pg_rowsync.connect_timeout", &connect),
             (c"pg_rowsync.delivery_timeout", &answer),
@@ -233,7 +232,8 @@ fn oldest(extension: &Extension, server_name: &str, low: i64, mark: i64) -> Resu
         first("q.status = 'waiting'", &clear),
     );
     let owners = floor::owners(extension, server_name)?;
-    let (low, mark) = (low.to_string(), mark.to_string());
+    let low = low.to_string();
+    let mark = mark.to_string();
     spi::select_one(
         extension,
         &sql,

@@ -325,7 +325,8 @@ impl From<RowStorage> for (u64, u64, u32) {
 impl<S> Change<S> {
     /// Whether it has the values that a change by this route has; see [`Route::is_sound`].
     pub fn fits(&self, route: &Route) -> bool {
-        let (no_key, no_row) = (self.key.is_empty(), self.row.is_empty());
+        let no_key = self.key.is_empty();
+        let no_row = self.row.is_empty();
         let key = self.key.len() == route.key.len();
         let row = self.row.len() == route.columns.len();
         match self.op {

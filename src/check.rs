@@ -74,7 +74,8 @@ pub fn look(
     local: &Relation,
     descriptor: &Descriptor,
 ) -> Result<Vec<Finding>> {
-    let (account, route) = (&descriptor.account, &*descriptor.route);
+    let account = &descriptor.account;
+    let route = &*descriptor.route;
     let server = &account.server_name;
     let endpoint = match Endpoint::resolve(extension, account) {
         Ok(endpoint) => endpoint,
@@ -106,7 +107,8 @@ pub fn look(
         let here = relations_here(extension, &[local])?
             .pop()
             .and_then(|here| here.table);
-        let (database, here) = (database(extension)?, here.as_ref());
+        let database = database(extension)?;
+        let here = here.as_ref();
         let subject = CheckSubject {
             server,
             database: &database,
@@ -242,7 +244,8 @@ pub fn check(
     }
     let mut delivered = Vec::new();
     for attached in all {
-        let (table, server) = (Some(attached.table), attached.server().to_owned());
+        let table = Some(attached.table);
+        let server = attached.server().to_owned();
         let findings = attached.findings();
         found.extend(
             findings
@@ -321,7 +324,8 @@ fn of_servers(extension: &Extension, delivered: Vec<Delivered>) -> Result<Vec<Pr
                 members: vec![one],
             }),
             Err(error) => {
-                let (table, server) = (Some(one.attached.table), Some(one.attached.server()));
+                let table = Some(one.attached.table);
+                let server = Some(one.attached.server());
                 found.push(Problem::new(table, server, &Finding::failure(error)));
             }
         }
@@ -334,7 +338,8 @@ fn of_servers(extension: &Extension, delivered: Vec<Delivered>) -> Result<Vec<Pr
         })
         .collect();
     let answers = ask::ask(&questions)?;
-    let (here, database) = (server_here(extension)?, database(extension)?);
+    let here = server_here(extension)?;
+    let database = database(extension)?;
     for (group, answer) in groups.iter().zip(answers) {
         let server = &group.endpoint.account.server_name;
         match answer {
@@ -374,7 +379,8 @@ fn of_group(
             .application_name
             .as_ref()
             .unwrap_or(&group.endpoint.application_name);
-        let (local_name, here) = (&one.attached.name, local.table.as_ref());
+        let local_name = &one.attached.name;
+        let here = local.table.as_ref();
         let subject = CheckSubject {
             server,
             database,

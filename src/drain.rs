@@ -478,7 +478,10 @@ struct Drain<'h> {
 
 impl<'h> Drain<'h> {
     fn new(extension: &'h Extension, server_name: String, limit: i64, with_failed: bool) -> Self {
-        let (is_visit, lanes, bound, failures) = (false, Vec::new(), i64::MAX, 0);
+        let is_visit = false;
+        let lanes = Vec::new();
+        let bound = i64::MAX;
+        let failures = 0;
         let limits = Vec::new();
         Self {
             extension,
@@ -527,7 +530,8 @@ impl<'h> Drain<'h> {
 
     /// Under the drain lock: what another drain has just committed is seen.
     fn find_lanes(&mut self) -> Result<()> {
-        let (extension, name) = (self.extension, &self.server_name);
+        let extension = self.extension;
+        let name = &self.server_name;
         failed::release(extension, name)?;
         lanes::join_idle(extension, name)?;
         self.failures = state::failures(extension, name)?;
@@ -568,9 +572,12 @@ impl<'h> Drain<'h> {
     /// Opens the lanes' links, but for one that is there; each with its place among the lanes. A visit leaves
     /// out what is apart and waits for its next attempt.
     fn open(&mut self, had: Option<Link<'static>>) -> Result<Vec<(usize, Link<'static>)>> {
-        let (extension, name, bound) = (self.extension, &self.server_name, self.bound);
+        let extension = self.extension;
+        let name = &self.server_name;
+        let bound = self.bound;
         self.is_visit = had.is_some();
-        let (is_visit, mut had) = (self.is_visit, had);
+        let is_visit = self.is_visit;
+        let mut had = had;
         let mut opened = Vec::new();
         for (at, (lane, part, way)) in self.lanes.iter_mut().enumerate() {
             let owner = oid(&lane.owner)?;
@@ -626,7 +633,8 @@ impl<'h> Drain<'h> {
     /// Serves the lanes, and notes what came of it: of an owner's trouble with its lane, of the server's with
     /// the server.
     fn serve(&mut self) -> Result<VisitResult> {
-        let (extension, name) = (self.extension, self.server_name.clone());
+        let extension = self.extension;
+        let name = self.server_name.clone();
         let mut visit = VisitResult::default();
         let mut failures: Vec<(Lane, Error, bool)> = Vec::new();
         let mut was_there = false;
@@ -746,7 +754,8 @@ impl<'h> Drain<'h> {
             return stopped(error);
         }
         // What is prepared there is older. A second call in one transaction goes on after the first.
-        let (name, stubborn) = (&self.server_name, !self.is_visit);
+        let name = &self.server_name;
+        let stubborn = !self.is_visit;
         let settled = if first {
             resolver::settle_lane(self.extension, name, oid(&lane.owner)?, stubborn)
         } else {
@@ -776,8 +785,11 @@ impl<'h> Drain<'h> {
         let server = link.endpoint().account.server;
         let replay = Replay::new(link, !first);
         let served = Served::default();
-        let (applied, retried, failed_conflicts) = (Vec::new(), Vec::new(), Tally::default());
-        let (flushed, noted) = (Vec::new(), 0);
+        let applied = Vec::new();
+        let retried = Vec::new();
+        let failed_conflicts = Tally::default();
+        let flushed = Vec::new();
+        let noted = 0;
         let mut progress = DrainState {
             replay,
             served,
@@ -810,7 +822,8 @@ impl<'h> Drain<'h> {
             settled,
             undone_until,
         } = progress;
-        let (extension, changes) = (self.extension.clone(), served.changes);
+        let extension = self.extension.clone();
+        let changes = served.changes;
         let held_back = replay.held_back();
         loops::not_sent(server, &self.server_name, held_back);
         let sent = changes.saturating_sub(held_back);
@@ -878,7 +891,8 @@ impl<'h> Drain<'h> {
         (Beside { others, later }, unfinished): (Beside, Vec<TransactionDecision>),
         progress: &mut DrainState,
     ) -> Result<()> {
-        let (name, owner) = (&self.server_name, oid(&lane.owner)?);
+        let name = &self.server_name;
+        let owner = oid(&lane.owner)?;
         let mut remaining = self.limit;
         // Known before any is marked failed here.
         let mut again = if self.with_failed {

@@ -317,7 +317,8 @@ impl RemoteError {
         if self.is_plain() {
             return self.message.clone();
         }
-        let (server, state) = (&self.server, self.sqlstate);
+        let server = &self.server;
+        let state = self.sqlstate;
         format!(
             "server \"{server}\" reported: {} (SQLSTATE {state})",
             state.subject()

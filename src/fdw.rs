@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn secrets_and_user_belong_in_the_mapping() {
-        let (server, mapping) = (allowed(SERVER_CATALOG), allowed(MAPPING_CATALOG));
+        let server = allowed(SERVER_CATALOG);
+        let mapping = allowed(MAPPING_CATALOG);
         assert!(server.contains(&"host") && server.contains(&"options"));
         assert!(!server.contains(&"user") && !server.contains(&"password"));
         assert!(mapping.contains(&"user") && mapping.contains(&"password"));

@@ -225,7 +225,8 @@ fn read_conflicts(
         for (kind, count) in ConflictType::ALL.into_iter().zip(&slot.counts) {
             let conflicts = count.load(Relaxed);
             if conflicts > 0 {
-                let (server, relation) = (Oid::from(owner as u32), Oid::from(key as u32));
+                let server = Oid::from(owner as u32);
+                let relation = Oid::from(key as u32);
                 found.push(ConflictCount {
                     server,
                     relation,
@@ -324,7 +325,8 @@ mod tests {
 
     #[test]
     fn conflicts_are_told_apart_by_database_server_table_and_kind() {
-        let (servers, conflicts) = (slots::<ServerSlot>(4), slots::<ConflictSlot>(8));
+        let servers = slots::<ServerSlot>(4);
+        let conflicts = slots::<ConflictSlot>(8);
         let count = |database, server, relation, kind: ConflictType, changes| {
             let place = find(&servers, key_of(oid(database), oid(server))).expect("a place");
             let at = find(&conflicts, pair(place as u32 + 1, relation)).expect("a slot");

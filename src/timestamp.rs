@@ -16,7 +16,8 @@ const TO_SECONDS: usize = 19;
 pub fn read(text: &str) -> Option<(i64, &str)> {
     let head: &[u8; TO_SECONDS] = text.as_bytes().first_chunk()?;
     let two = |at: usize| {
-        let (tens, ones) = (digit(head[at])?, digit(head[at + 1])?);
+        let tens = digit(head[at])?;
+        let ones = digit(head[at + 1])?;
         Some(tens * 10 + ones)
     };
     let [
@@ -40,8 +41,12 @@ pub fn read(text: &str) -> Option<(i64, &str)> {
     else {
         return None;
     };
-    let (year, month, day) = (two(0)? * 100 + two(2)?, two(5)?, two(8)?);
-    let (hour, minute, second) = (two(11)?, two(14)?, two(17)?);
+    let year = two(0)? * 100 + two(2)?;
+    let month = two(5)?;
+    let day = two(8)?;
+    let hour = two(11)?;
+    let minute = two(14)?;
+    let second = two(17)?;
     let fits = (1..=12).contains(&month) && (1..=31).contains(&day) && year > 0;
     if !fits || hour > 23 || minute > 59 || second > 59 {
         return None;
@@ -100,12 +105,14 @@ pub fn offset(text: &str) -> Option<i64> {
 
 /// A timestamp as text; its length. `None` for what is not within the years 1 to 9999.
 pub fn write(time: i64, to: &mut [u8; LONGEST]) -> Option<usize> {
-    let (days, rest) = (time.div_euclid(DAY), time.rem_euclid(DAY));
+    let days = time.div_euclid(DAY);
+    let rest = time.rem_euclid(DAY);
     let (year, month, day) = date(days);
     if !(1..=9999).contains(&year) {
         return None;
     }
-    let (fraction, second) = ((rest % SECOND) as u32, (rest / SECOND) as u32);
+    let fraction = (rest % SECOND) as u32;
+    let second = (rest / SECOND) as u32;
     *to = *b"0000-00-00 00:00:00.000000";
     let year = year as u32;
     let pairs = [
@@ -134,10 +141,8 @@ pub fn write(time: i64, to: &mut [u8; LONGEST]) -> Option<usize> {
 /// Year, month and day of so many days after 2000-01-01; the inverse of [`days`].
 fn date(days: i64) -> (i64, i64, i64) {
     const ERA: i64 = 146_097;
-    let (era, day) = (
-        (days + TO_2000).div_euclid(ERA),
-        (days + TO_2000).rem_euclid(ERA),
-    );
+    let era = (days + TO_2000).div_euclid(ERA);
+    let day = (days + TO_2000).rem_euclid(ERA);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (year * 365 + year / 4 - year / 100);
     let month = (day * 5 + 2) / 153;

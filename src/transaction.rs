@@ -227,8 +227,10 @@ pub fn add_drain(server_name: &str, session: Session, more: Drained) {
                 drain
             }
             None => {
-                let (server_name, subtransactions) = (server_name.to_owned(), Vec::new());
-                let (session, drained) = (None, more);
+                let server_name = server_name.to_owned();
+                let subtransactions = Vec::new();
+                let session = None;
+                let drained = more;
                 let drain = OpenDrain {
                     server_name,
                     owner,

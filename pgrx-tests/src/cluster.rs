@@ -87,7 +87,8 @@ impl Cluster {
             .arg("-a")
             .arg(&template)
             .arg(&data))?;
-        let (environment, child) = (Mutex::default(), Mutex::new(None));
+        let environment = Mutex::default();
+        let child = Mutex::new(None);
         let mut cluster = Cluster {
             dir,
             data,
@@ -134,7 +135,8 @@ impl Cluster {
                 .env("PGPASSWORD", &self.password)
                 .current_dir(&dir),
         )?;
-        let (environment, child) = (Mutex::default(), Mutex::new(None));
+        let environment = Mutex::default();
+        let child = Mutex::new(None);
         let mut cluster = Cluster {
             dir,
             data,
@@ -164,8 +166,10 @@ impl Cluster {
             &[]
         };
         initdb(to, &dir, &data, &self.password, checksums)?;
-        let (environment, child) = (Mutex::default(), Mutex::new(None));
-        let (password, postgres) = (self.password.clone(), to.clone());
+        let environment = Mutex::default();
+        let child = Mutex::new(None);
+        let password = self.password.clone();
+        let postgres = to.clone();
         let new = Cluster {
             dir,
             data,
@@ -661,7 +665,8 @@ fn run(command: &mut std::process::Command) -> Result<()> {
     let output = command
         .output()
         .with_context(|| format!("could not run \"{program}\""))?;
-    let (out, said) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+    let out = output.stdout;
+    let said = String::from_utf8_lossy(&output.stderr);
     let out = String::from_utf8_lossy(&out);
     ensure!(
         output.status.success(),

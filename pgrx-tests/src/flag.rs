@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn a_failure_ends_the_threads_that_wait_for_it() {
-        let (over, ended) = (Flag::default(), Flag::default());
+        let over = Flag::default();
+        let ended = Flag::default();
         let failed = std::panic::catch_unwind(|| {
             thread::scope(|scope| {
                 let _end = over.set_at_end();

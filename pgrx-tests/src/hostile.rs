@@ -44,7 +44,8 @@ impl Hostile {
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared::default());
         let behaviour = Arc::new(behaviour);
-        let (accepting, known) = (listener.clone(), shared.clone());
+        let accepting = listener.clone();
+        let known = shared.clone();
         let acceptor = thread::spawn(move || {
             while let Ok((stream, _)) = accepting.accept() {
                 if known.closing.load(Ordering::Acquire) {
@@ -206,7 +207,8 @@ impl Wire {
 
     /// Chunks, each made from its number.
     pub fn flood_by(&mut self, mut chunk: impl FnMut(u64) -> Vec<u8>) -> io::Result<()> {
-        let (until, mut sent) = (Instant::now() + ENDLESS, 0);
+        let until = Instant::now() + ENDLESS;
+        let mut sent = 0;
         for number in 0.. {
             if Instant::now() > until || sent > FLOOD {
                 return Ok(());

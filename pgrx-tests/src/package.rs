@@ -43,7 +43,8 @@ pub fn build(postgres: &Postgres) -> Result<PathBuf> {
     if work.exists() {
         fs::remove_dir_all(&work)?;
     }
-    let (built, root) = (work.join("built"), work.join("root"));
+    let built = work.join("built");
+    let root = work.join("root");
     for folder in [&built, &root] {
         fs::create_dir_all(folder)?;
     }
@@ -226,7 +227,8 @@ fn maintainer() -> String {
 /// What psql says, or a quick start that ends otherwise than the README shows.
 pub fn try_unpacked(file: &Path, postgres: &Postgres) -> Result<()> {
     let base = reaper::base()?.join("unpacked");
-    let (unpacked, copy) = (base.join("package"), base.join("postgresql"));
+    let unpacked = base.join("package");
+    let copy = base.join("postgresql");
     fs::create_dir_all(&unpacked)?;
     run(Command::new("dpkg-deb")
         .arg("--extract")

@@ -167,7 +167,8 @@ impl Proxy {
             .unwrap_or_else(|broken| broken.into_inner());
         if acceptor.is_none() {
             let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, self.port))?);
-            let (shared, accepting) = (self.shared.clone(), listener.clone());
+            let shared = self.shared.clone();
+            let accepting = listener.clone();
             let thread = thread::spawn(move || {
                 while let Ok((client, _)) = accepting.accept() {
                     shared.total.fetch_add(1, Ordering::Relaxed);
@@ -247,7 +248,8 @@ impl Shared {
             // So that a writer whose peer reads nothing still notices a cut.
             let _ = stream.set_write_timeout(Some(Duration::from_millis(50)));
         }
-        let (dead, last) = (AtomicBool::new(false), AtomicU8::new(0));
+        let dead = AtomicBool::new(false);
+        let last = AtomicU8::new(0);
         let mute = AtomicBool::new(false);
         let connection = Arc::new(Connection {
             client,
@@ -264,9 +266,11 @@ impl Shared {
         drop(state);
         let threads = [Direction::ToServer, Direction::ToClient].map(|direction| {
             let (sender, receiver) = channel();
-            let (shared, one) = (self.clone(), connection.clone());
+            let shared = self.clone();
+            let one = connection.clone();
             let reader = thread::spawn(move || shared.read(&one, direction, &sender));
-            let (shared, one) = (self.clone(), connection.clone());
+            let shared = self.clone();
+            let one = connection.clone();
             let writer = thread::spawn(move || shared.write(&one, direction, &receiver));
             [reader, writer]
         });

@@ -138,7 +138,8 @@ impl Scenario<'_> {
         let why = "select sqlstate, message, count(*) from sync_err_rec group by 1, 2 order by 3 desc limit 1";
         let why = admin.query_one(why, &[])?;
         let (state, message): (Option<&str>, Option<&str>) = (why.get(0), why.get(1));
-        let (state, message) = (state.unwrap_or("?"), message.unwrap_or("?").trim_end());
+        let state = state.unwrap_or("?");
+        let message = message.unwrap_or("?").trim_end();
         report(Event::Note(format!(
             "sync_err_rec: {} records, {state}: {message}",
             why.get::<_, i64>(2)
@@ -204,7 +205,9 @@ impl Scenario<'_> {
             let sql = "select rows_done, rows_total, bytes_done, state, message from sync_progress";
             let row = admin.query_one(sql, &[])?;
             let (state, message): (String, Option<String>) = (row.get(3), row.get(4));
-            let (done, of, bytes) = (row.get(0), row.get(1), row.get(2));
+            let done = row.get(0);
+            let of = row.get(1);
+            let bytes = row.get(2);
             report(Event::Progress {
                 rows: done,
                 of,
@@ -231,10 +234,8 @@ impl Scenario<'_> {
             admin.query_one(arrived, &[])?.get::<_, bool>(0),
             "not everything has arrived"
         );
-        let (left, right) = (
-            self.left.checksum("copied")?,
-            self.right.checksum("copied")?,
-        );
+        let left = self.left.checksum("copied")?;
+        let right = self.right.checksum("copied")?;
         let queued = self.left.queued()?;
         let name = format!("local: {rows} rows copied while they are written");
         report(Event::Step {

@@ -302,7 +302,8 @@ fn install(postgres: &Postgres, features: &str, profile: Profile) -> Result<()> 
         if sudo {
             copy.arg("install");
         }
-        let (mode, folder) = ("--mode=644", postgres.extensions()?);
+        let mode = "--mode=644";
+        let folder = postgres.extensions()?;
         run(copy.arg(mode).arg(script).arg(folder))?;
     }
     ensure!(

@@ -55,7 +55,8 @@ impl Side {
         let mut client = cluster.superuser("postgres")?;
         client.batch_execute(&format!("create role {name} login password '{password}'"))?;
         client.batch_execute(&format!("create database {name} {options}"))?;
-        let (db, user) = (name.to_owned(), name.to_owned());
+        let db = name.to_owned();
+        let user = name.to_owned();
         let side = Side {
             cluster: cluster.clone(),
             db,

@@ -325,7 +325,8 @@ struct Seen {
 /// # Errors
 /// The pairs of which something untrue was said.
 pub fn observe(fixture: &Fixture) -> Result<Vec<Row>> {
-    let (mut left, mut right) = (fixture.left.connect()?, fixture.right.connect()?);
+    let mut left = fixture.left.connect()?;
+    let mut right = fixture.right.connect()?;
     for (here, there) in OWN_TYPES {
         left.batch_execute(here)?;
         right.batch_execute(there)?;
@@ -337,7 +338,8 @@ pub fn observe(fixture: &Fixture) -> Result<Vec<Row>> {
     let pairs = pairs(&mut left)?;
     prepare(fixture, &mut left, &mut right, &pairs)?;
     let said = said(&mut left)?;
-    let (mut rows, mut untrue) = (Vec::new(), Vec::new());
+    let mut rows = Vec::new();
+    let mut untrue = Vec::new();
     for (number, (from, to)) in pairs.iter().enumerate() {
         let seen = deliver(&mut left, &mut right, number, from, to)?;
         let verdict = said
@@ -423,7 +425,8 @@ fn prepare(
     right: &mut Client,
     pairs: &[(String, String)],
 ) -> Result<()> {
-    let (mut here, mut there) = (String::new(), String::new());
+    let mut here = String::new();
+    let mut there = String::new();
     for (number, (from, to)) in pairs.iter().enumerate() {
         write!(
             here,
@@ -500,7 +503,8 @@ fn deliver(
         }
     }
     let look = format!("select id, v from p{number}");
-    let (sources, arrived) = (texts(left, &look)?, texts(right, &look)?);
+    let sources = texts(left, &look)?;
+    let arrived = texts(right, &look)?;
     ensure!(
         sources.len() == arrived.len(),
         "{from} into {to}: rows are missing"
@@ -519,7 +523,8 @@ fn deliver(
                 quoted(value)
             ))
         };
-        let (back, forth) = (call(there, to, from), call(source, from, to));
+        let back = call(there, to, from);
+        let forth = call(source, from, to);
         // The left side's types count for what the value is; those that are another there have the same name.
         let back = texts(right, &format!("select 1, try({back})"))?
             .remove("1")

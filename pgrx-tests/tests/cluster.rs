@@ -20,7 +20,8 @@ fn it_starts_and_leaves_nothing_when_dropped() {
         .query_one("show fsync", &[])
         .unwrap();
     assert_eq!(row.get::<_, &str>(0), "off");
-    let (dir, data) = (cluster.dir().to_owned(), cluster.dir().join("data"));
+    let dir = cluster.dir().to_owned();
+    let data = cluster.dir().join("data");
     assert!(!cluster.processes().is_empty());
     drop(cluster);
     assert!(!dir.exists());

@@ -311,7 +311,8 @@ pub fn note_failure(
             message = excluded.message",
         ident(&extension.schema)
     );
-    let (owner, state) = (owner.to_string(), reason.sqlstate().to_string());
+    let owner = owner.to_string();
+    let state = reason.sqlstate().to_string();
     let message = displayable(&reason.in_full());
     let verdict = verdict.map(|verdict| verdict.verb().to_lowercase());
     let args = [

@@ -83,7 +83,8 @@ pub fn hold(
     HELD.with_borrow_mut(|all| all.push(held));
     worker::wake_at_end();
     let account = &set.account;
-    let (owner, place) = (account.owner, endpoint.place());
+    let owner = account.owner;
+    let place = endpoint.place();
     let writes = admission::writes_of(set)?;
     decision::write(
         &set.extension,

@@ -189,7 +189,8 @@ pub fn settle(
         let own: Vec<&&TransactionDecision> = own.collect();
         let mut link = Link::open(&endpoint)?;
         let listed = list(&mut link)?;
-        let (mut finished, mut unlisted) = (Vec::new(), Vec::new());
+        let mut finished = Vec::new();
+        let mut unlisted = Vec::new();
         for one in &own {
             let is_listed = listed.has(&one.gid);
             if !is_listed && one.place != endpoint.place() {
@@ -364,7 +365,8 @@ pub fn note(extension: &Extension, server_name: &str, owner: Oid, reason: &Error
 pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
     identity::check(extension)?;
     let account = link.endpoint().account.clone();
-    let (place, server) = (link.endpoint().place(), &*account.server_name);
+    let place = link.endpoint().place();
+    let server = &*account.server_name;
     let owner = account.owner.to_u32();
     // Before the server is asked: what it then has not got is prepared no more.
     let known: Vec<TransactionDecision> = decision::of_server(extension, server)?
@@ -373,7 +375,8 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
         .collect();
     let listed = list(&mut link)?;
     fault_point!(Resolving);
-    let (mut left, mut finished) = (0, Vec::new());
+    let mut left = 0;
+    let mut finished = Vec::new();
     for gid in &listed.all {
         let finding = match known.iter().find(|one| one.gid == *gid) {
             // The session that has decided it is about to finish it.
@@ -415,7 +418,8 @@ pub fn resolve(extension: &Extension, mut link: Link<'static>) -> Result<u64> {
     for one in known.iter().filter(|one| !listed.has(&one.gid)) {
         if one.place != place {
             left += 1;
-            let (of, reason) = ((server, owner, &*one.place), moved(server, &one.place));
+            let of = (server, owner, &*one.place);
+            let reason = moved(server, &one.place);
             decision::note_failure(extension, of, &one.gid, one.verdict, &reason)?;
         } else if listed.is_complete && one.verdict == Some(Verdict::Commit) {
             unlisted.push(one);

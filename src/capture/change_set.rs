@@ -90,7 +90,9 @@ impl ChangeSet {
             .last()
             .map_or(TOP_SUBTRANSACTION, |m| m.subtransaction);
         if innermost != subtransaction {
-            let (bytes, large, count) = (self.log.len(), self.large, self.count);
+            let bytes = self.log.len();
+            let large = self.large;
+            let count = self.count;
             self.savepoints.push(Savepoint {
                 subtransaction,
                 bytes,
@@ -292,7 +294,8 @@ impl ChangeSet {
     /// Writes the log anew without what is gone.
     fn rewrite(&mut self, altered: &[Option<Altered>]) -> Result<()> {
         self.read_unread()?;
-        let (mut log, mut count) = (ChangeLog::default(), 0);
+        let mut log = ChangeLog::default();
+        let mut count = 0;
         let mut reader = self.log.read(&self.routes, Rows::Whole);
         let mut append = |route: u32, change: &Change<&str>| {
             let change = match altered.get(route as usize) {

@@ -14,7 +14,9 @@ pub fn of_rows<'c>(inserting: impl Iterator<Item = Option<&'c str>>) -> Option<S
 pub fn in_definition(definition: &str) -> Option<String> {
     const BEGINS: &str = " FOR EACH ROW WHEN (";
     let bytes = definition.as_bytes();
-    let (mut quote, mut depth, mut start) = (None, 0usize, None);
+    let mut quote = None;
+    let mut depth = 0usize;
+    let mut start = None;
     for (at, byte) in bytes.iter().enumerate() {
         match (quote, byte) {
             (Some(open), byte) if open == *byte => quote = None,

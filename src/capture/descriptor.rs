@@ -176,11 +176,10 @@ impl Descriptor {
         if !self.insert_only || !matches!(op, Op::Update | Op::Delete) {
             return Ok(());
         }
-        let (verb, table) = (op.keyword().to_lowercase(), &self.route.source.table);
-        let (from, server) = (
-            if op == Op::Delete { " from" } else { "" },
-            &self.account.server_name,
-        );
+        let verb = op.keyword().to_lowercase();
+        let table = &self.route.source.table;
+        let from = if op == Op::Delete { " from" } else { "" };
+        let server = &self.account.server_name;
         Err(Error::local(
             SqlState::OBJECT_NOT_READY,
             format!(
@@ -311,7 +310,8 @@ fn chosen<'t>(table: &'t Table, options: &Options) -> Result<Vec<&'t TableColumn
     let named = |names: &Option<Vec<String>>| -> Option<BTreeSet<String>> {
         names.as_ref().map(|n| n.iter().cloned().collect())
     };
-    let (only, without) = (named(&options.columns), named(&options.exclude));
+    let only = named(&options.columns);
+    let without = named(&options.exclude);
     let mentioned = only.iter().chain(&without).flatten();
     let mentioned = mentioned
         .chain(options.rename.keys())

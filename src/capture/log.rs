@@ -84,7 +84,9 @@ impl ChangeLog {
 
     /// Reads from the start.
     pub fn read<'l>(&'l self, routes: &'l [Rc<Route>], rows: Rows) -> Reader<'l> {
-        let (position, chunk, chunk_start) = (0, Vec::new(), 0);
+        let position = 0;
+        let chunk = Vec::new();
+        let chunk_start = 0;
         Reader {
             log: self,
             routes,

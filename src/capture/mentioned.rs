@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn several_can_be_told_where_they_all_mean_the_same() {
-        let (missing, unnamed) = (["a", "b"], ["c", "d"]);
+        let missing = ["a", "b"];
+        let unnamed = ["c", "d"];
         assert_eq!(
             pairs_of(r#"{"exclude": ["a", "b"]}"#, &missing, &unnamed),
             Some(2)

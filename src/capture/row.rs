@@ -184,10 +184,8 @@ fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
     if !columns.iter().any(|column| column.fixed) {
         return Ok(false);
     }
-    let (old, new) = (
-        read_row(descriptor, event.row()?)?,
-        read_row(descriptor, event.new_row()?)?,
-    );
+    let old = read_row(descriptor, event.row()?)?;
+    let new = read_row(descriptor, event.new_row()?)?;
     Ok(columns
         .iter()
         .zip(old.iter().zip(&new))
@@ -195,7 +193,8 @@ fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
 }
 
 fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {
-    let (key, unchanged) = (Vec::new(), Vec::new());
+    let key = Vec::new();
+    let unchanged = Vec::new();
     Change {
         op,
         command,

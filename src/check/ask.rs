@@ -158,7 +158,8 @@ impl<'f, 'q> Asking<'f, 'q> {
             let Some(facts) = facts.filter(ServerFacts::is_sound) else {
                 return false;
             };
-            let (ahead, behind) = (facts.clock - context::clock(), self.clock - facts.clock);
+            let ahead = facts.clock - context::clock();
+            let behind = self.clock - facts.clock;
             self.clock_ahead = if ahead > 0 { ahead } else { -behind.max(0) };
             self.server = Some(facts);
         }

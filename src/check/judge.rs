@@ -169,8 +169,10 @@ impl OfTarget<'_> {
     }
 
     fn privileges(&self) -> Vec<Finding> {
-        let (route, target) = (self.subject.route, self.target);
-        let (role, server) = (&self.facts.role, self.subject.server);
+        let route = self.subject.route;
+        let target = self.target;
+        let role = &self.facts.role;
+        let server = self.subject.server;
         let denied = |problem: String, hint: String| {
             Finding::error(SqlState::INSUFFICIENT_PRIVILEGE, problem, hint)
         };
@@ -227,7 +229,8 @@ impl OfTarget<'_> {
     }
 
     fn columns(&self) -> Vec<Finding> {
-        let (route, target) = (self.subject.route, self.target);
+        let route = self.subject.route;
+        let target = self.target;
         let mut found = Vec::new();
         let sent = |name: &str| route.columns.iter().any(|column| column.name == name);
         let missing: Vec<&str> = route
@@ -284,7 +287,8 @@ impl OfTarget<'_> {
         };
         let judged = |(at, column): (usize, &Column)| {
             let name = column.local.as_ref().unwrap_or(&column.name);
-            let (local, remote) = (here.column(name)?, self.target.column(&column.name)?);
+            let local = here.column(name)?;
+            let remote = self.target.column(&column.name)?;
             let from = (local.2, local.3);
             let to = (remote.2, remote.3);
             let mut verdict = types::compare(&here.types, from, &self.target.types, to);
@@ -314,7 +318,8 @@ impl OfTarget<'_> {
         verdict: &Conversion,
     ) -> Option<Finding> {
         let route = self.subject.route;
-        let (is_key, is_version) = (route.key.contains(&at), route.version() == Some(at));
+        let is_key = route.key.contains(&at);
+        let is_version = route.version() == Some(at);
         let [here, there] = shown;
         let Conversion { fidelity, why } = verdict;
         let types = format!(
@@ -417,7 +422,8 @@ impl OfTarget<'_> {
         if keeps || !self.target.sets_version {
             return None;
         }
-        let (version, guard) = (&self.subject.route.columns[at].name, self.subject.guard);
+        let version = &self.subject.route.columns[at].name;
+        let guard = self.subject.guard;
         let problem = format!(
             "a trigger of {} may replace column \"{version}\" of rows that arrive, which then count as newer than \
              they are",
@@ -452,7 +458,8 @@ impl OfTarget<'_> {
             found.extend(self.guard(trigger, &options, server, leads_back));
         }
         if diverges {
-            let (table, server) = (&self.subject.local.table, self.subject.server);
+            let table = &self.subject.local.table;
+            let server = self.subject.server;
             let problem = format!(
                 "table \"{table}\" is also sent back from server \"{server}\": concurrent changes may not \
                  converge"
@@ -575,8 +582,11 @@ mod tests {
         let server_facts: ServerFacts = serde_json::from_str(SERVER).expect("facts");
         let facts: TargetFacts = serde_json::from_str(facts).expect("facts");
         let route = route(policy);
-        let (server, database, guard) = ("dst", "db", "pg_rowsync");
-        let (local, here) = (&route.source, None);
+        let server = "dst";
+        let database = "db";
+        let guard = "pg_rowsync";
+        let local = &route.source;
+        let here = None;
         let subject = CheckSubject {
             server,
             database,

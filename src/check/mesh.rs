@@ -51,7 +51,8 @@ pub fn gap(pair: &Pair<'_>, others: usize) -> Option<Finding> {
         .filter(|trigger| !subject.is_back(trigger))
         .count();
     (is_master && reached < others).then(|| {
-        let (server, table) = (subject.server, &subject.local.table);
+        let server = subject.server;
+        let table = &subject.local.table;
         Finding::warning(
             SqlState::OBJECT_NOT_READY,
             format!(

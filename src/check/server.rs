@@ -56,7 +56,8 @@ pub fn findings(reached: &Reached<'_>, here: &ServerFacts, there: &ServerFacts) 
 }
 
 fn encodings(server: &str, here: &ServerFacts, there: &ServerFacts) -> Option<Finding> {
-    let (ours, theirs) = (here.encoding.as_str(), there.encoding.as_str());
+    let ours = here.encoding.as_str();
+    let theirs = there.encoding.as_str();
     let problem = format!("this database is in {ours}, that on server \"{server}\" in {theirs}");
     let state = SqlState::new("22P05");
     if ours == theirs {
@@ -82,7 +83,8 @@ fn encodings(server: &str, here: &ServerFacts, there: &ServerFacts) -> Option<Fi
 }
 
 fn role(reached: &Reached<'_>, there: &ServerFacts) -> Vec<Finding> {
-    let (server, role) = (reached.server, &there.role);
+    let server = reached.server;
+    let role = &there.role;
     let mut found = Vec::new();
     let state = SqlState::OBJECT_NOT_READY;
     if there.replication_role == "replica" {
@@ -162,14 +164,12 @@ fn newest(reached: &Reached<'_>, here: &ServerFacts, there: &ServerFacts) -> Vec
     let server = reached.server;
     let mut found = Vec::new();
     if reached.clock_ahead.abs() > CLOCK_TOLERANCE {
-        let (seconds, way) = (
-            reached.clock_ahead.abs() / 1_000_000,
-            if reached.clock_ahead > 0 {
-                "ahead"
-            } else {
-                "behind"
-            },
-        );
+        let seconds = reached.clock_ahead.abs() / 1_000_000;
+        let way = if reached.clock_ahead > 0 {
+            "ahead"
+        } else {
+            "behind"
+        };
         found.push(Finding::warning(
             SqlState::OBJECT_NOT_READY,
             format!("the clock of server \"{server}\" is {seconds} s {way}: where versions are times, its rows count as that much {}",

@@ -29,7 +29,8 @@ impl Surprise<'_> {
     }
 
     fn storage(&self) -> Vec<Finding> {
-        let (name, target) = (self.name(), self.target);
+        let name = self.name();
+        let target = self.target;
         let mut found = Vec::new();
         if target.persistence == "u" {
             found.push(Finding::warning(
@@ -181,7 +182,8 @@ impl Surprise<'_> {
     }
 
     fn triggers(&self) -> Vec<Finding> {
-        let (name, target) = (self.name(), self.target);
+        let name = self.name();
+        let target = self.target;
         let mut found = Vec::new();
         let idle: Vec<&String> = target
             .triggers

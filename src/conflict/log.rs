@@ -69,7 +69,8 @@ fn count(extension: &Extension, server: Oid, tally: &Tally) -> Result<()> {
 
 /// The tables as they are now; `None` for one that was dropped.
 fn oids(extension: &Extension, tables: &[&Relation]) -> Result<Vec<Option<Oid>>> {
-    let (mut schemas, mut names) = (ArrayLiteral::default(), ArrayLiteral::default());
+    let mut schemas = ArrayLiteral::default();
+    let mut names = ArrayLiteral::default();
     for table in tables {
         schemas.push(Some(&table.schema));
         names.push(Some(&table.table));

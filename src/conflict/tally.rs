@@ -177,8 +177,10 @@ mod tests {
 
     #[test]
     fn what_is_merged_comes_after() {
-        let (a, b) = (route("a", "a"), route("b", "b"));
-        let (mut one, mut two) = (Tally::default(), Tally::default());
+        let a = route("a", "a");
+        let b = route("b", "b");
+        let mut one = Tally::default();
+        let mut two = Tally::default();
         one.add(&a, conflict(ConflictType::InsertExists, 1));
         for id in 0..MAX_DETAILS {
             two.add(&b, conflict(ConflictType::UpdateMissing, id));

@@ -80,7 +80,8 @@ impl Versioned {
         version: Option<&str>,
         replaced: Option<Option<&str>>,
     ) -> Result<Option<Stamp<String>>> {
-        let (version_key, stored) = (self.version_key(extension, row)?, row.stored());
+        let version_key = self.version_key(extension, row)?;
+        let stored = row.stored();
         let found = match replaced {
             None => version_key.settled(stored)?,
             Some(_) => version_key.find(stored)?,
@@ -124,7 +125,8 @@ impl Versioned {
         version: Option<&str>,
         gives_up: bool,
     ) -> Result<Stamp<String>> {
-        let (version_key, stored) = (self.version_key(extension, row)?, row.stored());
+        let version_key = self.version_key(extension, row)?;
+        let stored = row.stored();
         let mut known = match version_key.find(stored)? {
             Some(known) if known.by_event && known.deleted => return Ok(known.stamp),
             None => None,
@@ -420,7 +422,10 @@ impl Keeping {
             Ok(table) => table,
             // A view, for one.
             Err(error) if error.sqlstate() == SqlState::FEATURE_NOT_SUPPORTED => {
-                let (keeps, is_partitioned, key, version_type) = (false, false, Vec::new(), None);
+                let keeps = false;
+                let is_partitioned = false;
+                let key = Vec::new();
+                let version_type = None;
                 return Ok(Self {
                     relation,
                     keeps,

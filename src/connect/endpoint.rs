@@ -125,8 +125,10 @@ impl Endpoint {
         )?;
         let privileges = Privileges::of(extension, account)?;
         let mut options: Vec<(String, String)> = Vec::new();
-        let (mut waived, mut has_password) = (false, false);
-        let (mut pooled, mut keep_connections) = (Pooled::Auto, true);
+        let mut waived = false;
+        let mut has_password = false;
+        let mut pooled = Pooled::Auto;
+        let mut keep_connections = true;
         let mut schemas: Vec<String> = Vec::new();
         for (scope, name, value) in rows {
             let place = match scope {

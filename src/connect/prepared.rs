@@ -156,7 +156,9 @@ impl PreparedStatements {
         if self.statements.len() >= MAX_STATEMENTS {
             return None;
         }
-        let (route, kind, unchanged) = (batch.route.clone(), batch.kind, batch.unchanged.clone());
+        let route = batch.route.clone();
+        let kind = batch.kind;
+        let unchanged = batch.unchanged.clone();
         self.statements.push(PreparedStatement {
             route,
             kind,

@@ -313,7 +313,8 @@ mod tests {
             fuzz::text(),
         );
         fuzz::check(2_000, &vec(setting, 0..4), |settings| {
-            let (mut options, mut expected) = (String::new(), None);
+            let mut options = String::new();
+            let mut expected = None;
             for (prefix, name, value) in settings {
                 options.push_str(&format!(" {prefix}{name}="));
                 for c in value.chars() {

@@ -118,7 +118,8 @@ impl What {
 
 impl Default for SharedStatements {
     fn default() -> Self {
-        let (entries, run) = (Vec::new(), Run::Nothing);
+        let entries = Vec::new();
+        let run = Run::Nothing;
         Self {
             entries,
             run,
@@ -248,7 +249,8 @@ impl SharedStatements {
             }
             None => return None,
         };
-        let (run, entry) = (self.run, self.entries.get_mut(at)?);
+        let run = self.run;
+        let entry = self.entries.get_mut(at)?;
         if entry.generation > MOST_GENERATIONS {
             return None;
         }

@@ -84,7 +84,8 @@ impl Plan {
         let in_ranges = !key.is_empty()
             && key.iter().all(|(_, _, plain)| *plain)
             && has_index(extension, rel, &names)?;
-        let (mode, extension) = (descriptor.mode, extension.clone());
+        let mode = descriptor.mode;
+        let extension = extension.clone();
         Ok(Self {
             table,
             route,
@@ -227,7 +228,8 @@ impl Plan {
     /// The query for rows that come after a key, in order if they are read in ranges. Under `newest` they have one more
     /// column, the hash of the key.
     pub fn rows_after(&self, position: Option<&Key>) -> String {
-        let (from, hash) = (format!("{} AS new", self.name()), self.hash());
+        let from = format!("{} AS new", self.name());
+        let hash = self.hash();
         let after = position.map(|position| self.compared(">", position));
         let conditions: Vec<String> = after.into_iter().chain(self.filtered()).collect();
         let filter = if conditions.is_empty() {
@@ -302,7 +304,8 @@ impl Plan {
         let values = key.iter().zip(&self.key).map(|(value, (_, type_name, _))| {
             format!("{}::{type_name}", literal_or_null(value.as_deref()))
         });
-        let (names, values) = (names.collect::<Vec<_>>(), values.collect::<Vec<_>>());
+        let names = names.collect::<Vec<_>>();
+        let values = values.collect::<Vec<_>>();
         match (names.as_slice(), values.as_slice()) {
             ([name], [value]) => format!("{name} OPERATOR(pg_catalog.{operator}) {value}"),
             _ => format!(

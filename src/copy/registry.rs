@@ -94,7 +94,8 @@ fn table(extension: &Extension) -> String {
 /// # Errors
 /// 55006 for a table that is being copied to that target; what writing the table reports.
 pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Result<i64> {
-    let (server, route) = (&plan.account().server_name, &plan.route);
+    let server = &plan.account().server_name;
+    let route = &plan.route;
     let Relation {
         schema,
         table: name,
@@ -175,7 +176,8 @@ pub fn register(extension: &Extension, plan: &Plan, existing: Existing) -> Resul
     copies::writes(route)
         .iter()
         .for_each(|mark| writes.push(Some(&mark.to_string())));
-    let (number, writes) = (id.to_string(), writes.into_text());
+    let number = id.to_string();
+    let writes = writes.into_text();
     let args = [
         &number,
         server,
@@ -257,7 +259,8 @@ pub fn due(extension: &Extension) -> Result<(Vec<i64>, Option<Duration>)> {
         table(extension),
         ident(&extension.schema)
     );
-    let (mut due, mut wait) = (Vec::new(), None);
+    let mut due = Vec::new();
+    let mut wait = None;
     for (group, millis) in spi::select::<(i64, Option<i64>)>(extension, &sql, &[])? {
         match u64::try_from(millis.unwrap_or_default()) {
             Ok(millis @ 1..) => {
@@ -434,7 +437,9 @@ pub fn note_step(
         let position =
             position.map_err(|e| Error::internal(format!("could not write JSON: {e}")))?;
         let flag = |value: bool| if value { "true" } else { "false" };
-        let (id, rows, bytes) = (id.to_string(), one.rows.to_string(), one.bytes.to_string());
+        let id = id.to_string();
+        let rows = one.rows.to_string();
+        let bytes = one.bytes.to_string();
         let args = [
             Some(id.as_str()),
             Some(step.0),
@@ -571,7 +576,8 @@ pub fn dirty(extension: &Extension, moment: &Snapshot, plan: &Plan, seen: &str) 
         schema = ident(&extension.schema)
     );
     let keeps_changes = plan.route.version().is_some() || plan.is_keyless();
-    let (mut after, mut keys) = ("0".to_owned(), HashSet::new());
+    let mut after = "0".to_owned();
+    let mut keys = HashSet::new();
     let mut bodies: Vec<(String, Rc<Route>)> = Vec::new();
     loop {
         let args = [&*plan.account().server_name, &routes, seen, &after].map(Some);
@@ -675,14 +681,10 @@ pub fn fail(extension: &Extension, group: i64, reason: &Error, lasts: bool) -> R
         announce("c", "'failed'")
     );
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
-    let (first, longest) = (
-        millis(guc::retry_interval()),
-        millis(guc::max_retry_interval()),
-    );
-    let (state, message) = (
-        reason.sqlstate().to_string(),
-        displayable(&reason.in_full()),
-    );
+    let first = millis(guc::retry_interval());
+    let longest = millis(guc::max_retry_interval());
+    let state = reason.sqlstate().to_string();
+    let message = displayable(&reason.in_full());
     let lasts = if lasts { "true" } else { "false" };
     let group = group.to_string();
     let args = [&*group, &state, &message, lasts, &first, &longest].map(Some);

@@ -260,7 +260,8 @@ impl Steps {
             })
             .collect();
         let begins_anew = |at: &usize| {
-            let (copy, plan) = (&copies[*at], &plans[*at]);
+            let copy = &copies[*at];
+            let plan = &plans[*at];
             dirty[*at].emptied || copy.position.is_some() && self.is_brought_anew(copy, plan)
         };
         let emptied: Vec<usize> = (0..plans.len()).filter(begins_anew).collect();
@@ -291,7 +292,8 @@ impl Steps {
             }
         }
         for (at, changed) in changed.into_iter().enumerate() {
-            let (copy, plan) = (&copies[at], &plans[at]);
+            let copy = &copies[at];
+            let plan = &plans[at];
             let ChangedRows {
                 changes,
                 mut written,
@@ -345,7 +347,8 @@ impl Steps {
             let route = plan.overwriting();
             let mut has_yielded = false;
             loop {
-                let (before, mut refused) = (rows.len(), Refused::default());
+                let before = rows.len();
+                let mut refused = Refused::default();
                 for chunk in rows.chunks(ROWS_PER_BATCH) {
                     upsert(&mut target, &route, chunk, &mut refused)?;
                 }
@@ -400,7 +403,8 @@ impl Steps {
             .chain(&given_up)
             .map(|at| own.columns[*at].clone())
             .collect();
-        let (key, policy) = ((0..own.key.len()).collect(), Policy::Skip);
+        let key = (0..own.key.len()).collect();
+        let policy = Policy::Skip;
         let route = Rc::new(Route {
             columns,
             key,
@@ -1004,7 +1008,8 @@ fn ask_facts(route: &Route) -> String {
 }
 
 fn copy_sql(plan: &Plan, binary: bool) -> String {
-    let (target, columns) = (relation(&plan.route.target), plan.target_columns());
+    let target = relation(&plan.route.target);
+    let columns = plan.target_columns();
     let format = if binary { " (FORMAT binary)" } else { "" };
     format!("COPY {target} ({columns}) FROM STDIN{format}")
 }

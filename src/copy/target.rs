@@ -293,10 +293,8 @@ impl CopyIn {
         }
         let now = Instant::now();
         if now >= deadline {
-            let (server, millis) = (
-                self.server.clone(),
-                guc::delivery_timeout().as_millis() as i64,
-            );
+            let server = self.server.clone();
+            let millis = guc::delivery_timeout().as_millis() as i64;
             return Err(Error::Timeout {
                 server,
                 what: "copying",

@@ -205,7 +205,8 @@ impl Answers {
             ReplyStatus::Row if !at_end => self.take_row(reply.first_column()),
             ReplyStatus::Done if !at_end => match self.expected.front() {
                 Some(Expected::Conflicts(Conflicts::NoneFound)) if reply.affected() == 0 => {
-                    let (state, message) = (SqlState::NO_DATA_FOUND, not_found(server));
+                    let state = SqlState::NO_DATA_FOUND;
+                    let message = not_found(server);
                     self.failure
                         .get_or_insert_with(|| RemoteError::of_answer(server, state, message));
                 }

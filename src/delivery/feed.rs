@@ -268,7 +268,8 @@ impl<S> Changes<S> {
         if asks {
             self.asked.push(batch.route.clone());
         }
-        let (route, after_cascade) = (batch.route.clone(), batch.after_cascade);
+        let route = batch.route.clone();
+        let after_cascade = batch.after_cascade;
         let is_truncate = batch.kind == BatchKind::Truncate;
         batch.alone = std::mem::take(&mut self.is_transaction) && !self.planner.holds_more();
         // Where another process may serve the next transaction, a name of the session's own means nothing.
@@ -366,7 +367,8 @@ impl<S: Source> Changes<S> {
     /// Hands the planner another change, or says that there is none. What has been at the server before is
     /// left out.
     fn pull(&mut self, session: &mut Session) -> Result<()> {
-        let (planner, held_back) = (&mut self.planner, &mut self.held_back);
+        let planner = &mut self.planner;
+        let held_back = &mut self.held_back;
         let truncations = self.truncations.as_ref().map_err(Clone::clone)?;
         let at = self.taken;
         self.taken += 1;
@@ -445,7 +447,9 @@ impl<S: Source> Changes<S> {
     /// sent.
     fn next_owned(&mut self, session: &mut Session) -> Result<Vec<Owned>> {
         let truncations = self.truncations.as_ref().map_err(Clone::clone)?;
-        let (at, held_back, mut next) = (self.taken, &mut self.held_back, Vec::new());
+        let at = self.taken;
+        let held_back = &mut self.held_back;
+        let mut next = Vec::new();
         self.taken += 1;
         let more = self.source.next(&mut |route, change| {
             let emptied = truncations

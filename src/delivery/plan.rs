@@ -479,7 +479,8 @@ mod tests {
 
     /// The batches as (kind, first array of new rows or of old keys).
     fn plan(changes: &[Change<&str>]) -> Vec<(BatchKind, String)> {
-        let (mut planner, route) = (Planner::default(), route());
+        let mut planner = Planner::default();
+        let route = route();
         for change in changes {
             planner.push(&route, change).expect("unambiguous");
         }
@@ -496,7 +497,8 @@ mod tests {
             policy: Policy::Error,
             ..(*route()).clone()
         };
-        let (mut planner, keyless) = (Planner::default(), Rc::new(keyless));
+        let mut planner = Planner::default();
+        let keyless = Rc::new(keyless);
         for _ in 0..3 {
             planner.push(&keyless, &insert("1")).expect("unambiguous");
         }
@@ -619,7 +621,8 @@ mod tests {
     #[test]
     fn a_large_run_is_cut_by_rows_into_batches_that_grow() {
         let ids: Vec<String> = (0..20_000).map(|i| i.to_string()).collect();
-        let (mut planner, route) = (Planner::growing(), route());
+        let mut planner = Planner::growing();
+        let route = route();
         for id in &ids {
             let row = vec![Some(id.as_str()), None];
             planner
@@ -639,7 +642,9 @@ mod tests {
             op: Op::Truncate,
             ..delete("1")
         };
-        let (mut planner, one, two) = (Planner::default(), route(), route());
+        let mut planner = Planner::default();
+        let one = route();
+        let two = route();
         planner.push(&one, &truncate).expect("unambiguous");
         planner.push(&two, &truncate).expect("unambiguous");
         planner.finish();

@@ -203,7 +203,8 @@ impl Display for History {
             position,
             started,
         } = self;
-        let (high, low) = (position >> 32, *position as u32);
+        let high = position >> 32;
+        let low = *position as u32;
         write!(f, "{system} {timeline:08X} {high:X}/{low:X} {started}")
     }
 }
@@ -269,7 +270,8 @@ pub fn statuses(
         };
         let mut said = answer.into_iter().flatten();
         let now = said.next().and_then(|text| Now::parse(&text));
-        let (now, said) = (now.ok_or_else(malformed)?, said.collect::<Vec<_>>());
+        let now = now.ok_or_else(malformed)?;
+        let said = said.collect::<Vec<_>>();
         if said.len() != some.len() {
             return Err(malformed());
         }

@@ -96,7 +96,8 @@ pub fn write_queue<'s>(queued: impl IntoIterator<Item = Queued<'s>>) -> Result<(
                 ..
             } = &set.account;
             let _writable = context::Writable::new();
-            let (server, owner) = ((*server, &**server_name), owner.to_u32().to_string());
+            let server = (*server, &**server_name);
+            let owner = owner.to_u32().to_string();
             lanes::note_refused(&set.extension, server, &owner, &reason)?;
         }
         if let Some(lost) = lost {

@@ -47,7 +47,8 @@ impl Truncations {
     /// When they cannot be read.
     pub fn of(mut next: impl FnMut(&mut Take<'_>) -> Result<bool>) -> Result<Self> {
         let mut tables: HashMap<Table, Found> = HashMap::new();
-        let (mut at, mut run) = (0, None);
+        let mut at = 0;
+        let mut run = None;
         while next(&mut |route: &Rc<Route>, change: &Change<&str>| {
             let group = tables.len();
             let table = tables.entry(table_of(route)).or_insert_with(|| Found {
@@ -63,7 +64,8 @@ impl Truncations {
                 table.lasts = table.lasts.or(lasts.then_some(at));
             } else {
                 table.truncated = Some((at, route.clone()));
-                let (own, others) = (table.group, *run.get_or_insert(table.group));
+                let own = table.group;
+                let others = *run.get_or_insert(table.group);
                 let joined = tables.values_mut().filter(|table| table.group == own);
                 joined.for_each(|table| table.group = others);
             }

@@ -66,7 +66,9 @@ pub fn in_two_steps<'s>(
     let xacts: Vec<Option<i64>> = (sets.iter().zip(&links))
         .map(|(set, link)| question_of(set).and_then(|_| current_id(link)))
         .collect();
-    let (mut atomic, mut strict, mut lenient) = (Vec::new(), Vec::new(), Vec::new());
+    let mut atomic = Vec::new();
+    let mut strict = Vec::new();
+    let mut lenient = Vec::new();
     let mut failing: Vec<_> = queued.iter().map(|q| q.set.account.server).collect();
     let failed_now = sets
         .iter()
@@ -185,7 +187,9 @@ fn commit_all(
 /// # Errors
 /// The first failure, after all have answered: the abort of the local transaction rolls the others back.
 fn prepare_all(deliveries: Vec<Delivery<'_>>) -> Result<()> {
-    let (mut sets, mut links, mut gids) = (Vec::new(), Vec::new(), Vec::new());
+    let mut sets = Vec::new();
+    let mut links = Vec::new();
+    let mut gids = Vec::new();
     for Delivery {
         set,
         mut link,

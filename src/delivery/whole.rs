@@ -96,10 +96,8 @@ impl Whole {
             });
             return;
         }
-        let (from, to) = (
-            identity(route, change, true),
-            identity(route, change, false),
-        );
+        let from = identity(route, change, true);
+        let to = identity(route, change, false);
         let known = match change.op {
             // A row that was deleted, and is there again.
             Op::Insert => self
@@ -277,7 +275,8 @@ impl Whole {
                     if deleted.contains(&place) {
                         // The row that held the key before takes over what moves there.
                         taken_over.insert(place);
-                        let (row, tombstone) = (Vec::new(), last.tombstone.take());
+                        let row = Vec::new();
+                        let tombstone = last.tombstone.take();
                         let op = Op::Delete;
                         net.push((
                             route.clone(),
@@ -363,8 +362,12 @@ mod tests {
 
     fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
         let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
-        let (key, row) = (all(key), all(row));
-        let (stamp, tombstone, unchanged, stored) = (None, None, Vec::new(), Default::default());
+        let key = all(key);
+        let row = all(row);
+        let stamp = None;
+        let tombstone = None;
+        let unchanged = Vec::new();
+        let stored = Default::default();
         Change {
             op,
             command: 1,
@@ -379,7 +382,8 @@ mod tests {
     }
 
     fn net(changes: &[Change<&str>]) -> Vec<String> {
-        let (mut whole, route) = (Whole::default(), route("t"));
+        let mut whole = Whole::default();
+        let route = route("t");
         changes.iter().for_each(|change| whole.push(&route, change));
         let text = |values: &[Option<String>]| values.iter().flatten().cloned().collect::<String>();
         let net = whole.net().expect("rows that can be told apart");
@@ -420,21 +424,18 @@ mod tests {
 
     #[test]
     fn a_key_that_passes_to_another_row_is_written_where_it_is() {
-        let (gives, takes) = (
-            change(Op::Update, &["1"], &["9", "a"]),
-            change(Op::Insert, &[], &["1", "b"]),
-        );
+        let gives = change(Op::Update, &["1"], &["9", "a"]);
+        let takes = change(Op::Insert, &[], &["1", "b"]);
         assert_eq!(net(&[gives, takes]), ["UPDATE :9a", "INSERT :1b"]);
-        let (goes, comes) = (
-            change(Op::Delete, &["1"], &[]),
-            change(Op::Update, &["2"], &["1", "b"]),
-        );
+        let goes = change(Op::Delete, &["1"], &[]);
+        let comes = change(Op::Update, &["2"], &["1", "b"]);
         assert_eq!(net(&[goes, comes]), ["DELETE 2:", "UPDATE :1b"]);
     }
 
     #[test]
     fn batches_come_in_the_order_in_which_constraints_hold() {
-        let (p, c) = (route("p"), route("c"));
+        let p = route("p");
+        let c = route("c");
         let mut whole = Whole::default();
         whole.push(&c, &change(Op::Insert, &[], &["1", "a"]));
         whole.push(&p, &change(Op::Insert, &[], &["1", "a"]));

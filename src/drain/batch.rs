@@ -205,7 +205,9 @@ impl<'h> RecordBatch<'h> {
         if !alone.is_empty() {
             return self.apply_alone_first(replay, claims, alone);
         }
-        let (extension, last, mut noted) = (self.extension, self.last_id(), Ok(()));
+        let extension = self.extension;
+        let last = self.last_id();
+        let mut noted = Ok(());
         let meanwhile = || {
             claims.read_ahead(left);
             noted = note_replay(extension, last);
@@ -523,7 +525,8 @@ impl<'h> RecordBatch<'h> {
         parts: &[Vec<usize>],
         mut error: Error,
     ) -> Result<(usize, Error)> {
-        let (mut good, mut bad) = (0, parts.len());
+        let mut good = 0;
+        let mut bad = parts.len();
         while bad - good > 1 {
             let middle = good + (bad - good) / 2;
             let mut units = [base, &parts[..middle].concat()].concat();
@@ -545,7 +548,8 @@ impl<'h> RecordBatch<'h> {
             result => return result,
         };
         let chosen: HashSet<usize> = units.iter().copied().collect();
-        let (mut wholes, mut within) = (HashMap::new(), HashSet::new());
+        let mut wholes = HashMap::new();
+        let mut within = HashSet::new();
         for (group, span) in &self.wholes {
             if group
                 .iter()
@@ -691,7 +695,8 @@ impl<'h> RecordBatch<'h> {
                 continue;
             }
             if !self.blockers.is_empty() {
-                let (id, writeset) = (self.units[at].id(), self.units[at].writeset());
+                let id = self.units[at].id();
+                let writeset = self.units[at].writeset();
                 if let Some(root) = self.blockers.find(id, &writeset) {
                     self.blockers.add(id, root, &writeset.writes);
                     self.states[at] = UnitState::Waits(root);
@@ -779,7 +784,9 @@ impl<'h> RecordBatch<'h> {
     /// # Errors
     /// What writing the queue reports.
     pub fn settle(self) -> Result<BatchOutcome> {
-        let (applied, failed, conflicts) = (Vec::new(), Vec::new(), Tally::default());
+        let applied = Vec::new();
+        let failed = Vec::new();
+        let conflicts = Tally::default();
         let mut outcome = BatchOutcome {
             applied,
             failed,

@@ -9,7 +9,8 @@ use crate::sql;
 /// The conflict that a record failed over, if it was one. `is_there`: there is a row with its key.
 pub fn conflict_of(record: &Record, error: &Error, is_there: bool) -> Option<Conflict> {
     let Record { route, change, .. } = record;
-    let (op, state) = (change.op, error.sqlstate());
+    let op = change.op;
+    let state = error.sqlstate();
     let kind = match op {
         Op::Insert if state == SqlState::UNIQUE_VIOLATION => match route.policy {
             Policy::Overwrite | Policy::Skip | Policy::Newest(_) if is_there => {

@@ -72,7 +72,8 @@ pub fn note(
         list.dedup();
     }
     drained::write(extension, server_name, owner, &note)?;
-    let (server_name, owner) = (server_name.to_owned(), owner.to_owned());
+    let server_name = server_name.to_owned();
+    let owner = owner.to_owned();
     NOTED.with_borrow_mut(|all| {
         all.push(Noted {
             server_name,

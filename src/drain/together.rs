@@ -115,7 +115,8 @@ fn sharing_transactions(apart: &[HeldUnit], failed: &[i64]) -> Vec<HashSet<i64>>
     }
     let mut sets = Vec::new();
     for id in failed {
-        let (mut set, mut ahead) = (HashSet::new(), vec![*id]);
+        let mut set = HashSet::new();
+        let mut ahead = vec![*id];
         while let Some(root) = ahead.pop() {
             set.insert(root);
             for transaction in transactions.remove(&root).unwrap_or_default() {

@@ -39,7 +39,8 @@ fn elements(array: &str) -> Option<Vec<Option<String>>> {
     }
     loop {
         if let Some(quoted) = rest.strip_prefix('"') {
-            let (mut element, mut chars) = (String::new(), quoted.chars());
+            let mut element = String::new();
+            let mut chars = quoted.chars();
             loop {
                 match chars.next()? {
                     '\\' => element.push(chars.next()?),
@@ -170,10 +171,12 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
         Op::Delete => (shape.key, 0),
         Op::Truncate => (0, 0),
     };
-    let (key, row) = (values(keys), values(row));
+    let key = values(keys);
+    let row = values(row);
     let stamp = |version| shape.stamped.then_some(Stamp { version, rank: 1 });
     let (stamp, tombstone) = (stamp(values(1).remove(0)), stamp(values(1).remove(0)));
-    let (unchanged, stored) = (Vec::new(), RowStorage::default());
+    let unchanged = Vec::new();
+    let stored = RowStorage::default();
     (
         route,
         Change {
@@ -223,11 +226,10 @@ fn skeleton(sql: &str, conforming: bool) -> Option<Vec<Token>> {
 fn no_name_and_no_value_changes_what_a_statement_does() {
     let plain = ["p".to_owned()];
     check(800, &(shape(), vec(text(), 6..12)), |(shape, texts)| {
-        let (hostile, harmless) = (filled(&shape, &texts), filled(&shape, &plain));
-        let (hostile, harmless) = (
-            statements(&hostile, shape.rows),
-            statements(&harmless, shape.rows),
-        );
+        let hostile = filled(&shape, &texts);
+        let harmless = filled(&shape, &plain);
+        let hostile = statements(&hostile, shape.rows);
+        let harmless = statements(&harmless, shape.rows);
         prop_assert_eq!(hostile.len(), harmless.len());
         for (sql, like) in hostile.iter().zip(&harmless) {
             let expected = skeleton(like, true);

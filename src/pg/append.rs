@@ -343,7 +343,8 @@ unsafe fn datum(value: &Value<'_>) -> Result<Datum> {
             Value::Int8(value) | Value::Time(value) => Datum::from(value),
             Value::Int8s(values) => {
                 let mut values: Vec<Datum> = values.iter().copied().map(Datum::from).collect();
-                let (length, align) = (size_of::<i64>() as i32, pg_sys::TYPALIGN_DOUBLE as _);
+                let length = size_of::<i64>() as i32;
+                let align = pg_sys::TYPALIGN_DOUBLE as _;
                 Datum::from(pg_sys::construct_array(
                     values.as_mut_ptr(),
                     values.len() as i32,

@@ -285,10 +285,8 @@ fn neutral_settings() {
         (c"lock_timeout", c"1s"),
         (c"session_replication_role", c"origin"),
     ] {
-        let (context, source) = (
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_OVERRIDE,
-        );
+        let context = pg_sys::GucContext::PGC_SUSET;
+        let source = pg_sys::GucSource::PGC_S_OVERRIDE;
         // SAFETY: C strings; outside of transactions, as autovacuum does it.
         unsafe { pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), context, source) }
     }

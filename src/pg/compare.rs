@@ -46,7 +46,8 @@ impl Comparable {
         // SAFETY: inside a transaction; the type is there, or the look-up raises; its input function takes C
         // strings.
         unsafe {
-            let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+            let mut function = pg_sys::InvalidOid;
+            let mut parameter = pg_sys::InvalidOid;
             pg_sys::getTypeInputInfo(self.type_oid, &mut function, &mut parameter);
             pg_sys::OidInputFunctionCall(function, value.as_ptr().cast_mut(), parameter, -1);
         }
@@ -65,7 +66,8 @@ impl Comparable {
             (Some(one), Some(other)) if one != other => (one, other),
             (one, other) => return Ok(one.is_some().cmp(&other.is_some())),
         };
-        let (one, other) = (text::to_server(one)?, text::to_server(other)?);
+        let one = text::to_server(one)?;
+        let other = text::to_server(other)?;
         xact::require()?;
         // SAFETY: the type is there, or the look-ups raise; its input function takes C strings, its
         // comparison, which is there too, two of its values.
@@ -79,12 +81,14 @@ impl Comparable {
                 pg_sys::InvalidOid => pg_sys::InvalidOid,
                 _ => pg_sys::C_COLLATION_OID,
             };
-            let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+            let mut function = pg_sys::InvalidOid;
+            let mut parameter = pg_sys::InvalidOid;
             pg_sys::getTypeInputInfo(self.type_oid, &mut function, &mut parameter);
             let value = |text: &std::ffi::CStr| {
                 pg_sys::OidInputFunctionCall(function, text.as_ptr().cast_mut(), parameter, -1)
             };
-            let (one, other) = (value(&one), value(&other));
+            let one = value(&one);
+            let other = value(&other);
             pg_sys::FunctionCall2Coll(&mut (*entry).cmp_proc_finfo, collation, one, other)
         };
         Ok((order.value() as i32).cmp(&0))

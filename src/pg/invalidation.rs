@@ -64,7 +64,8 @@ impl Changed {
     pub fn of_account(server: Oid, mapping: Oid) -> [Self; 2] {
         xact::demand();
         let of = |cache: pg_sys::SysCacheIdentifier::Type, oid: Oid| {
-            let (cache, none) = (cache as i32, pg_sys::Datum::from(0usize));
+            let cache = cache as i32;
+            let none = pg_sys::Datum::from(0usize);
             // SAFETY: computes the hash of a key, setting the cache up if need be.
             let hash = unsafe { pg_sys::GetSysCacheHashValue(cache, oid.into(), none, none, none) };
             Self { cache, hash }

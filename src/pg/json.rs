@@ -19,7 +19,8 @@ pub struct TextArray(pub String);
 fn read(type_oid: pg_sys::Oid, text: &str) -> pg_sys::Datum {
     report::or_raise(xact::require());
     let text = report::or_raise(to_server(text));
-    let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+    let mut function = pg_sys::InvalidOid;
+    let mut parameter = pg_sys::InvalidOid;
     // SAFETY: catalog look-ups inside a transaction, and a C string that lives through the call.
     unsafe {
         pg_sys::getTypeInputInfo(type_oid, &mut function, &mut parameter);

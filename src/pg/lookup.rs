@@ -104,7 +104,8 @@ pub fn by_key(
 ) -> Result<(Option<ByKey>, Option<OtherTransaction>)> {
     let keys = [(1, Is::Oid(key.0)), (2, Is::Int8(key.1))];
     View::look(extension, &[table], |view| {
-        let (mut found, mut writer) = (None, None);
+        let mut found = None;
+        let mut writer = None;
         view.each(
             From::End,
             table,
@@ -456,12 +457,12 @@ impl Shown {
 }
 
 fn scan_keys(keys: &[Key<'_>]) -> Result<Vec<pg_sys::ScanKeyData>> {
-    let (equal, less) = (pg_sys::BTEqualStrategyNumber, pg_sys::BTLessStrategyNumber);
-    let (from, above) = (
-        pg_sys::BTGreaterEqualStrategyNumber,
-        pg_sys::BTGreaterStrategyNumber,
-    );
-    let (none, collation) = (pg_sys::InvalidOid, pg_sys::DEFAULT_COLLATION_OID);
+    let equal = pg_sys::BTEqualStrategyNumber;
+    let less = pg_sys::BTLessStrategyNumber;
+    let from = pg_sys::BTGreaterEqualStrategyNumber;
+    let above = pg_sys::BTGreaterStrategyNumber;
+    let none = pg_sys::InvalidOid;
+    let collation = pg_sys::DEFAULT_COLLATION_OID;
     keys.iter()
         .map(|(column, is)| {
             // Texts as the columns are declared: the index is ordered by it.
@@ -532,7 +533,9 @@ fn int8s(tuple: pg_sys::HeapTuple, shape: pg_sys::TupleDesc, column: i16) -> Opt
         }
         let stored = value.cast_mut_ptr::<pg_sys::varlena>();
         let array = pg_sys::pg_detoast_datum(stored);
-        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        let mut values = std::ptr::null_mut();
+        let mut nulls = std::ptr::null_mut();
+        let mut count = 0;
         pg_sys::deconstruct_array(
             array.cast(),
             pg_sys::INT8OID,
@@ -638,7 +641,8 @@ pub fn table(extension: &Extension, name: &str) -> Result<Oid> {
 
 fn find(extension: &Extension, name: &str) -> Result<Oid> {
     let [schema, relation] = [extension.schema.as_str(), name].map(text::to_server);
-    let (schema, relation) = (schema?, relation?);
+    let schema = schema?;
+    let relation = relation?;
     // SAFETY: look-ups by C strings, in a transaction.
     let found = unsafe {
         let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
@@ -717,7 +721,8 @@ impl Table {
 
     /// Indexes that get no entry of a row whose status is pending.
     pub fn indexes_without_pending(&self) -> Vec<Oid> {
-        let (at, table) = (invalidation::now(), self.oid());
+        let at = invalidation::now();
+        let table = self.oid();
         let known = WITHOUT_PENDING.with_borrow(|all| {
             let known = all
                 .iter()
@@ -765,7 +770,8 @@ impl Table {
         // SAFETY: relations that are open while they are used; a scan in its order, whose tuple is used
         // before it ends.
         unsafe {
-            let (relation, number) = (self.relation, keys.len() as i32);
+            let relation = self.relation;
+            let number = keys.len() as i32;
             let shape = (*relation).rd_att;
             let status_column = self.status_column(status);
             let fits = |tuple| match status_column {
@@ -856,7 +862,8 @@ impl Table {
                 if !pg_sys::index_getnext_tid(scan, backward).is_null() {
                     let mut values = [pg_sys::Datum::from(0usize); pg_sys::INDEX_MAX_KEYS as usize];
                     let mut nulls = [true; pg_sys::INDEX_MAX_KEYS as usize];
-                    let (entry, shape) = ((*scan).xs_itup, (*scan).xs_itupdesc);
+                    let entry = (*scan).xs_itup;
+                    let shape = (*scan).xs_itupdesc;
                     pg_sys::index_deform_tuple(
                         entry,
                         shape,
@@ -878,7 +885,8 @@ impl Table {
 
     /// The index that leads to rows by these keys.
     fn index_for(&self, keys: &[pg_sys::ScanKeyData], status: Status) -> Option<Oid> {
-        let (at, table) = (invalidation::now(), self.oid());
+        let at = invalidation::now();
+        let table = self.oid();
         let columns = || keys.iter().map(|key| key.sk_attno);
         let known = CHOICES.with_borrow(|all| {
             let is = |known: &&Choice| {
@@ -969,7 +977,8 @@ impl Table {
         };
         // SAFETY: nodes of the server's own making.
         unsafe {
-            let (text, collation) = (pg_sys::TEXTOID, pg_sys::DEFAULT_COLLATION_OID);
+            let text = pg_sys::TEXTOID;
+            let collation = pg_sys::DEFAULT_COLLATION_OID;
             let variable = pg_sys::makeVar(1, column, text, -1, collation, 0);
             let value =
                 pg_sys::cstring_to_text_with_len(PENDING.as_ptr().cast(), PENDING.len() as i32);
@@ -1010,10 +1019,8 @@ unsafe fn finds(index: pg_sys::Relation, keys: &[pg_sys::ScanKeyData]) -> bool {
         let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
         let column = |at: usize| *(*form).indkey.values.as_ptr().add(at);
         let fits = |(at, key): (usize, &pg_sys::ScanKeyData)| {
-            let (family, input) = (
-                *(*index).rd_opfamily.add(at),
-                *(*index).rd_opcintype.add(at),
-            );
+            let family = *(*index).rd_opfamily.add(at);
+            let input = *(*index).rd_opcintype.add(at);
             let strategy = key.sk_strategy as i16;
             let operator = pg_sys::get_opfamily_member(family, input, input, strategy);
             column(at) == key.sk_attno

@@ -206,7 +206,8 @@ pub fn warn(message: &str, error: &Error, hint: Option<&str>) {
         let report = Error::local(error.sqlstate(), message).with_detail(sentence(reason));
         hint.map_or(report.clone(), |hint| report.with_hint(hint))
     };
-    let (logged, full) = (error.one_line(), error.in_full());
+    let logged = error.one_line();
+    let full = error.in_full();
     if logged == full {
         return emit(WARNING, &report(&full), None);
     }

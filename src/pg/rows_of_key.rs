@@ -32,7 +32,8 @@ impl KeyRecord<'_> {
 
     /// What `hash_record_extended(key, 0)` gives.
     pub fn hash(&self) -> i64 {
-        let (record, seed) = (pg_sys::Datum::from(self.0), pg_sys::Datum::from(0u64));
+        let record = pg_sys::Datum::from(self.0);
+        let seed = pg_sys::Datum::from(0u64);
         // SAFETY: a function of the server's own for a record and a bigint; it raises for types without a hash.
         let hash = unsafe {
             let function = Oid::from(pg_sys::F_HASH_RECORD_EXTENDED);
@@ -176,7 +177,8 @@ unsafe fn look(
                 break;
             }
             let row = (*tuple).t_data;
-            let (own, deleted) = (is_own(row), is_deleted_here(row));
+            let own = is_own(row);
+            let deleted = is_deleted_here(row);
             holders.is_written |= own && !deleted;
             holders.is_deleted |= deleted;
             holders.writer = holders.writer.or(writer_under_way(row));
@@ -210,7 +212,8 @@ unsafe fn has_other_hash(
     values: &[(Oid, Option<pg_sys::Datum>)],
     key: &[(i16, pg_sys::Datum)],
 ) -> Result<bool> {
-    let (mut hash, mut is_converted) = (RecordHash::default(), false);
+    let mut hash = RecordHash::default();
+    let mut is_converted = false;
     for ((number, value), (type_oid, _)) in key.iter().zip(values) {
         // SAFETY: an attribute of an open table, and a value of its type.
         unsafe {
@@ -268,10 +271,8 @@ unsafe fn scan_keys(
         let one = |at: usize| {
             let column = *(*form).indkey.values.as_ptr().add(at);
             let (_, value) = key.iter().find(|(number, _)| *number == column)?;
-            let (family, input) = (
-                *(*index).rd_opfamily.add(at),
-                *(*index).rd_opcintype.add(at),
-            );
+            let family = *(*index).rd_opfamily.add(at);
+            let input = *(*index).rd_opcintype.add(at);
             let equal = pg_sys::BTEqualStrategyNumber;
             let operator = pg_sys::get_opfamily_member(family, input, input, equal as i16);
             let mut scan_key = pg_sys::ScanKeyData::default();
@@ -306,7 +307,8 @@ unsafe fn as_type(
         if wanted == type_oid {
             return value;
         }
-        let (mut function, mut is_varlena) = (pg_sys::InvalidOid, false);
+        let mut function = pg_sys::InvalidOid;
+        let mut is_varlena = false;
         pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut is_varlena);
         let text = pg_sys::OidOutputFunctionCall(function, value);
         let mut parameter = pg_sys::InvalidOid;

@@ -184,7 +184,8 @@ fn run(
         .iter()
         .map(|arg| arg.map(text::to_server).transpose())
         .collect::<Result<Vec<_>>>()?;
-    let (source, kept) = (text::to_server(sql)?, kept_plan(sql, args.len())?);
+    let source = text::to_server(sql)?;
+    let kept = kept_plan(sql, args.len())?;
     let moment = moment.map(Snapshot::get).transpose()?;
     let _identity = user.map(AsUser::switch);
     // Every statement here has its index: a plan made while the queue was short must not read the whole of
@@ -280,7 +281,8 @@ pub(super) unsafe fn rows() -> Result<Vec<Row>> {
         if table.is_null() {
             return Ok(Vec::new());
         }
-        let (desc, tuples) = ((*table).tupdesc, (*table).vals);
+        let desc = (*table).tupdesc;
+        let tuples = (*table).vals;
         let width = (*desc).natts;
         let mut rows = Vec::with_capacity((*table).numvals as usize);
         for at in 0..(*table).numvals as usize {

@@ -87,7 +87,8 @@ impl StreamedRow<'_> {
                 // SAFETY: a value of the type whose send function this is.
                 Form::Sent => unsafe {
                     if column.send.is_none() {
-                        let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
+                        let mut function = pg_sys::InvalidOid;
+                        let mut varlena = false;
                         pg_sys::getTypeBinaryOutputInfo(
                             column.type_oid,
                             &mut function,
@@ -246,7 +247,8 @@ pub fn among<T>(moment: &Snapshot, reader: Oid, call: impl FnOnce() -> Result<T>
 pub fn each(moment: &Snapshot, reader: Oid, sql: &str, take: Take<'_>) -> Result<()> {
     xact::require()?;
     let _reader = AsReader::switch(reader);
-    let (source, snapshot) = (text::to_server(sql)?, moment.get()?);
+    let source = text::to_server(sql)?;
+    let snapshot = moment.get()?;
     // SAFETY: SPI calls in their order; what they raise unwinds, and the transaction's abort then cleans up
     // SPI, the snapshot stack and the memory, so only the successful path ends them here. The receiver lives
     // through the call that is told of it.
@@ -322,7 +324,8 @@ unsafe extern "C-unwind" fn receive(
         if receiver.columns.is_empty() {
             for at in 0..number {
                 let type_oid = (*compat::attribute(shape, at)).atttypid;
-                let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
+                let mut function = pg_sys::InvalidOid;
+                let mut varlena = false;
                 pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut varlena);
                 let mut output = pg_sys::FmgrInfo::default();
                 pg_sys::fmgr_info_cxt(function, &mut output, receiver.context);

@@ -55,7 +55,8 @@ fn within<T>(hold: Option<Hold>, body: impl FnOnce() -> Result<T>) -> Result<T> 
     // caller before and after, so that nothing of the caller's goes with the subtransaction. Where even
     // its beginning failed, there is none to roll back.
     unsafe {
-        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
         let level = pg_sys::GetCurrentTransactionNestLevel();
         let result = caught(|| {
             pg_sys::BeginInternalSubTransaction(std::ptr::null());

@@ -42,7 +42,8 @@ pub unsafe fn to_utf8<'a>(text: *const c_char) -> Result<&'a str> {
             bytes
         } else {
             xact::require()?;
-            let (len, utf8) = (bytes.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+            let len = bytes.len() as i32;
+            let utf8 = pg_sys::pg_enc::PG_UTF8 as i32;
             CStr::from_ptr(pg_sys::pg_server_to_any(text, len, utf8)).to_bytes()
         }
     };
@@ -156,8 +157,10 @@ pub fn displayable(text: &str) -> String {
         }
         let mut source = rest.as_bytes().to_vec();
         let mut buffer = vec![0u8; rest.len() * pg_sys::MAX_CONVERSION_GROWTH as usize + 1];
-        let (from, to) = (source.as_mut_ptr(), buffer.as_mut_ptr());
-        let (len, room) = (source.len() as i32, buffer.len() as i32);
+        let from = source.as_mut_ptr();
+        let to = buffer.as_mut_ptr();
+        let len = source.len() as i32;
+        let room = buffer.len() as i32;
         pg_sys::pg_do_encoding_conversion_buf(procedure, utf8, server, from, len, to, room, true)
             as usize
     };

@@ -20,7 +20,8 @@ pub fn is_held(value: &str, of: Oid, modifier: i32) -> Result<bool> {
     let read = attempt(|| {
         // SAFETY: a type and a C string; a type that does not exist raises, as a value does that cannot be read.
         unsafe {
-            let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+            let mut input = pg_sys::InvalidOid;
+            let mut parameter = pg_sys::InvalidOid;
             pg_sys::getTypeInputInfo(of, &mut input, &mut parameter);
             pg_sys::OidInputFunctionCall(input, source.as_ptr().cast_mut(), parameter, modifier);
         }

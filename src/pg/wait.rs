@@ -209,7 +209,8 @@ impl EventSet {
     /// # Safety
     /// In a backend; the set has room.
     unsafe fn add_own(&self) {
-        let (no_socket, no_data) = (pg_sys::PGINVALID_SOCKET, std::ptr::null_mut());
+        let no_socket = pg_sys::PGINVALID_SOCKET;
+        let no_data = std::ptr::null_mut();
         let no_latch = std::ptr::null_mut();
         // SAFETY: MyLatch is set in every backend.
         unsafe {
@@ -228,7 +229,8 @@ impl EventSet {
     /// # Safety
     /// The socket is open, and stays so while the set is used; the set has room.
     unsafe fn add_socket(&self, one: &Interest) -> i32 {
-        let (no_latch, no_data) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let no_latch = std::ptr::null_mut();
+        let no_data = std::ptr::null_mut();
         // SAFETY: by the caller.
         unsafe { pg_sys::AddWaitEventToSet(self.0, one.events(), one.socket, no_latch, no_data) }
     }

@@ -63,7 +63,8 @@ impl Transaction {
 pub fn await_end(number: u32) {
     demand();
     let number = pg_sys::TransactionId::from(number);
-    let (none, no_row) = (std::ptr::null_mut(), std::ptr::null_mut());
+    let none = std::ptr::null_mut();
+    let no_row = std::ptr::null_mut();
     // SAFETY: inside a transaction. The server waits for ever for this very one, and takes numbers that are no
     // transaction's for a mistake.
     unsafe {

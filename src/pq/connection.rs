@@ -226,7 +226,9 @@ impl Connection {
         let (types, (lengths, formats)): (Vec<u32>, (Vec<i32>, Vec<i32>)) = binary
             .map(|(array, length, format)| (array, (length, format)))
             .unzip();
-        let (number, values, raw) = (values.len() as i32, values.as_ptr(), self.raw());
+        let number = values.len() as i32;
+        let values = values.as_ptr();
+        let raw = self.raw();
         let none = std::ptr::null();
         // SAFETY: C strings, and bytes of the lengths said, that live through the call.
         let sent = unsafe {

@@ -64,7 +64,9 @@ fn look(
     server_name: &str,
     is_undecided: impl FnOnce(&View<'_>) -> Result<bool>,
 ) -> Result<(QueueStatus, bool)> {
-    let (paused, copies, decisions) = (pause::OF_SERVER, copies::OF_SERVER, decision::OF_SERVER);
+    let paused = pause::OF_SERVER;
+    let copies = copies::OF_SERVER;
+    let decisions = decision::OF_SERVER;
     let tables = [
         paused.table,
         LOST.table,

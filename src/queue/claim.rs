@@ -172,7 +172,8 @@ impl<'h> Claims<'h> {
             None => return self.next_batch(limit, self.bounds.turn),
         };
         // What was read ahead for another purpose may be more.
-        let (mut records, turn) = (0, self.bounds.turn);
+        let mut records = 0;
+        let turn = self.bounds.turn;
         let end = units.iter().position(|unit| {
             let is_enough = records >= limit || unit.id() > turn;
             records += unit.records.len() as i64;
@@ -294,7 +295,8 @@ impl<'h> Claims<'h> {
             i64,
             Option<String>,
         );
-        let (mut reading, mut marks) = (Reading::default(), HashMap::new());
+        let mut reading = Reading::default();
+        let mut marks = HashMap::new();
         for (id, route, change, own, state, overtaken, root, blocks) in spi::typed::<Columns>(rows)?
         {
             let is_about_states = state.as_deref().is_some_and(SqlState::is_about_states);
@@ -444,11 +446,9 @@ impl<'h> Claims<'h> {
              {some} ORDER BY q.id LIMIT {RECORDS_PER_BATCH} FOR UPDATE OF q",
             ident(&self.extension.schema)
         );
-        let (after, bound, some) = (
-            self.after.to_string(),
-            bound.to_string(),
-            transactions.into_text(),
-        );
+        let after = self.after.to_string();
+        let bound = bound.to_string();
+        let some = transactions.into_text();
         let args = [
             &*self.server_name,
             &*self.snapshot,
@@ -674,7 +674,10 @@ mod tests {
             schema: "s".into(),
             table: "t".into(),
         };
-        let (own_equality, fixed, collated, local) = (false, false, false, None);
+        let own_equality = false;
+        let fixed = false;
+        let collated = false;
+        let local = None;
         Rc::new(Route {
             source: name(),
             target: name(),
@@ -705,16 +708,17 @@ mod tests {
         } else {
             Vec::new()
         };
-        let (row, stored) = (
-            vec![Some("2".to_owned())],
-            RowStorage {
-                before: 1,
-                after: 2,
-                file: 1,
-                transaction,
-            },
-        );
-        let (stamp, tombstone, unchanged, overtaken) = (None, None, Vec::new(), false);
+        let row = vec![Some("2".to_owned())];
+        let stored = RowStorage {
+            before: 1,
+            after: 2,
+            file: 1,
+            transaction,
+        };
+        let stamp = None;
+        let tombstone = None;
+        let unchanged = Vec::new();
+        let overtaken = false;
         let change = Change {
             op,
             command,
@@ -726,7 +730,9 @@ mod tests {
             stored,
             overtaken,
         };
-        let (in_doubt, is_decided, may_be_passed) = (false, false, false);
+        let in_doubt = false;
+        let is_decided = false;
+        let may_be_passed = false;
         Record {
             id: 1,
             transaction,
@@ -793,7 +799,8 @@ mod tests {
 
     #[test]
     fn truncates_that_follow_each_other_stay_together() {
-        let (one, two) = (route(false), route(false));
+        let one = route(false);
+        let two = route(false);
         let all = [&one, &two].map(|route| record(route, Op::Truncate, 1, false, 1));
         assert_eq!(sizes(all.into()), [2]);
     }

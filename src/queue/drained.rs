@@ -187,7 +187,10 @@ fn decode(bytes: &[u8]) -> Option<(u64, Note)> {
     let (numbers, rest) = body.split_at_checked(32)?;
     let mut numbers = numbers.as_chunks::<8>().0.iter();
     let mut next = || numbers.next().map(|bytes| i64::from_be_bytes(*bytes));
-    let (count, xact, place, until) = (next()?, next()?, next()?, next()?);
+    let count = next()?;
+    let xact = next()?;
+    let place = next()?;
+    let until = next()?;
     let (there, rest) = decode_list(rest)?;
     let (applied, _) = decode_list(rest)?;
     let note = Note {
@@ -230,7 +233,8 @@ fn shortest(ids: &[i64]) -> (u8, Vec<u8>) {
 }
 
 fn runs(ids: &[i64]) -> Vec<u8> {
-    let (mut bytes, mut next) = (Vec::new(), 0);
+    let mut bytes = Vec::new();
+    let mut next = 0;
     for run in ids.chunk_by(|one, other| one + 1 == *other) {
         push_number(&mut bytes, run[0] - next);
         push_number(&mut bytes, run.len() as i64);
@@ -243,7 +247,9 @@ fn runs(ids: &[i64]) -> Vec<u8> {
 const MOST: i64 = 10_000_000;
 
 fn from_runs(bytes: &[u8]) -> Option<Vec<i64>> {
-    let (mut ids, mut next, mut bytes) = (Vec::new(), 0i64, bytes.iter());
+    let mut ids = Vec::new();
+    let mut next = 0i64;
+    let mut bytes = bytes.iter();
     while bytes.len() > 0 {
         let first = next.checked_add(take_number(&mut bytes)?)?;
         let count = take_number(&mut bytes).filter(|count| *count <= MOST)?;

@@ -341,14 +341,13 @@ impl RouteIds<'_> {
                 id
             }
         };
-        let (table, by) = (
-            lookup::table(self.extension, "sync_route")?,
-            context::transaction(),
-        );
+        let table = lookup::table(self.extension, "sync_route")?;
+        let by = context::transaction();
         ROUTES.with_borrow_mut(|cached| {
             cached.retain(|cached| cached.route != *route || cached.owner != self.owner);
             cached.truncate(MOST_KNOWN - 1);
-            let (route, owner) = (route.clone(), self.owner);
+            let route = route.clone();
+            let owner = self.owner;
             cached.push(CachedRoute {
                 route,
                 owner,

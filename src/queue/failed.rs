@@ -237,16 +237,13 @@ pub fn set_failed(
          WHERE id = $1::int8 RETURNING times_failed",
         ident(&extension.schema)
     );
-    let (id, writes) = (id.to_string(), to_ids(writes));
-    let (state, message) = (
-        reason.sqlstate().to_string(),
-        displayable(&reason.in_full()),
-    );
+    let id = id.to_string();
+    let writes = to_ids(writes);
+    let state = reason.sqlstate().to_string();
+    let message = displayable(&reason.in_full());
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
-    let (first, longest) = (
-        millis(guc::retry_interval()),
-        millis(guc::max_retry_interval()),
-    );
+    let first = millis(guc::retry_interval());
+    let longest = millis(guc::max_retry_interval());
     let passes = if passes { "true" } else { "false" };
     let constraint = reason.constraint().map(displayable);
     let args = [
@@ -287,11 +284,9 @@ pub fn forget_doubt(extension: &Extension, ids: &[i64]) -> Result<()> {
          WHERE id = ANY (ARRAY(SELECT unnest($1::int8[]))) AND sqlstate = $3",
         ident(&extension.schema)
     );
-    let (ids, lost, doubt) = (
-        to_ids(ids),
-        SqlState::CONNECTION_FAILURE.to_string(),
-        SqlState::RESOLUTION_UNKNOWN.to_string(),
-    );
+    let ids = to_ids(ids);
+    let lost = SqlState::CONNECTION_FAILURE.to_string();
+    let doubt = SqlState::RESOLUTION_UNKNOWN.to_string();
     spi::write(
         extension,
         &sql,
@@ -318,12 +313,10 @@ pub fn are_lost_over(
            AND q.next_attempt_at IS NOT NULL AND q.sqlstate = $3 AND q.id <> $4::int8 \
            AND (r.body::json ->> 'target') = $5 LIMIT 1"
     );
-    let (owner, state, but, target) = (
-        owner.to_u32().to_string(),
-        SqlState::CONNECTION_FAILURE.to_string(),
-        but.to_string(),
-        to_json(target)?,
-    );
+    let owner = owner.to_u32().to_string();
+    let state = SqlState::CONNECTION_FAILURE.to_string();
+    let but = but.to_string();
+    let target = to_json(target)?;
     let args = [server_name, &owner, &state, &but, &target].map(Some);
     Ok(!spi::read(extension, &sql, &args)?.is_empty())
 }
@@ -349,7 +342,8 @@ pub fn due(
          ORDER BY next_attempt_at, id LIMIT $3::int8",
         ident(&extension.schema)
     );
-    let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
+    let owner = owner.to_u32().to_string();
+    let limit = limit.to_string();
     let all = if all { "true" } else { "false" };
     spi::select(
         extension,
@@ -461,7 +455,8 @@ pub fn oldest(
         ident(&extension.schema),
         SqlState::COMPLETION_UNKNOWN
     );
-    let (owner, limit) = (owner.to_u32().to_string(), limit.to_string());
+    let owner = owner.to_u32().to_string();
+    let limit = limit.to_string();
     spi::select(
         extension,
         &sql,

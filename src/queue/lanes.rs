@@ -126,7 +126,8 @@ pub fn bound(extension: &Extension, server_name: &str, owners: &[&str], limit: i
         ident(&extension.schema),
         floor::above(&ident(&extension.schema), "$1")
     );
-    let (owners, limit) = (array.into_text(), limit.to_string());
+    let owners = array.into_text();
+    let limit = limit.to_string();
     let args = [server_name, &owners, &limit].map(Some);
     spi::select_one(extension, &sql, &args)
 }
@@ -298,15 +299,11 @@ pub fn set_apart(
                 power(2, LEAST(s.failures, 20)), $6::interval)",
         ident(&extension.schema)
     );
-    let (state, message) = (
-        reason.sqlstate().to_string(),
-        displayable(&reason.in_full()),
-    );
+    let state = reason.sqlstate().to_string();
+    let message = displayable(&reason.in_full());
     let millis = |time: Duration| format!("{} milliseconds", time.as_millis());
-    let (first, longest) = (
-        millis(guc::retry_interval()),
-        millis(guc::max_retry_interval()),
-    );
+    let first = millis(guc::retry_interval());
+    let longest = millis(guc::max_retry_interval());
     let args = [server_name, owner, &message, &state, &first, &longest].map(Some);
     spi::write(extension, &sql, &args)?;
     Ok(())

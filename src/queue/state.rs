@@ -35,10 +35,8 @@ pub fn failed(
         ident(&extension.schema)
     );
     let was = is_unreachable(extension, server_name)?;
-    let (state, message) = (
-        reason.sqlstate().to_string(),
-        displayable(&reason.in_full()),
-    );
+    let state = reason.sqlstate().to_string();
+    let message = displayable(&reason.in_full());
     let next = next.map(|time| format!("{} milliseconds", time.as_millis()));
     let args = [
         Some(server_name),

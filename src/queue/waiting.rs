@@ -8,10 +8,8 @@ use super::floor;
 pub fn released(queue: &str, server: &str) -> String {
     let schema = queue.trim_end_matches("sync_queue");
     let above = floor::above_clear(schema.trim_end_matches('.'), server);
-    let (owners, copies) = (
-        format!("{schema}sync_owner_state"),
-        format!("{schema}sync_copy"),
-    );
+    let owners = format!("{schema}sync_owner_state");
+    let copies = format!("{schema}sync_copy");
     let next = |after: &str| {
         format!(
             "SELECT min(q.waits_for) FROM {queue} q \

@@ -128,7 +128,10 @@ mod tests {
             schema: "s".into(),
             table: table.into(),
         };
-        let (fixed, own_equality, collated, local) = (false, false, false, None);
+        let fixed = false;
+        let own_equality = false;
+        let collated = false;
+        let local = None;
         Route {
             source: name.clone(),
             target: name,
@@ -155,7 +158,9 @@ mod tests {
 
     fn change(op: Op, key: &[&'static str], row: &[&'static str]) -> Change<&'static str> {
         let all = |values: &[&'static str]| values.iter().map(|v| Some(*v)).collect();
-        let (stamp, tombstone, unchanged) = (None, None, Vec::new());
+        let stamp = None;
+        let tombstone = None;
+        let unchanged = Vec::new();
         Change {
             op,
             command: 1,
@@ -179,14 +184,10 @@ mod tests {
     #[test]
     fn changes_of_one_row_wait_for_each_other_and_others_do_not() {
         let t = route("t", true);
-        let (insert, update) = (
-            change(Op::Insert, &[], &["1"]),
-            change(Op::Update, &[], &["1"]),
-        );
-        let (delete, other) = (
-            change(Op::Delete, &["1"], &[]),
-            change(Op::Insert, &[], &["2"]),
-        );
+        let insert = change(Op::Insert, &[], &["1"]);
+        let update = change(Op::Update, &[], &["1"]);
+        let delete = change(Op::Delete, &["1"], &[]);
+        let other = change(Op::Insert, &[], &["2"]);
         let [insert, update, delete, other] =
             [insert, update, delete, other].map(|c| Writeset::of(&t, &c));
         assert!(waits(&update, &insert) && waits(&delete, &update) && waits(&insert, &delete));

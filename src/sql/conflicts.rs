@@ -243,7 +243,8 @@ mod tests {
             assert!(!Conflicts::Never.take_row(row, &mut tally));
         }
         // The row that is missing after a cascade is not.
-        let (mut quiet, after) = (Tally::default(), rows.clone().after_cascade());
+        let mut quiet = Tally::default();
+        let after = rows.clone().after_cascade();
         assert!(after.take_row(Some(answer), &mut quiet));
         let other = answer.replace("update_missing", "update_origin_differs");
         assert!(after.take_row(Some(&other), &mut quiet) && quiet.total() == 1);

@@ -26,7 +26,8 @@ pub(super) fn insert_values(route: &Route, values: &Values) -> String {
 
 fn insert_into(route: &Route) -> String {
     let columns: Vec<String> = route.columns.iter().map(|c| ident(&c.name)).collect();
-    let (target, columns) = (relation(&route.target), columns.join(", "));
+    let target = relation(&route.target);
+    let columns = columns.join(", ");
     format!("INSERT INTO {target} AS t ({columns}) OVERRIDING SYSTEM VALUE")
 }
 

@@ -24,7 +24,9 @@ pub fn joined(batches: Vec<Batch>, extension: Option<&str>) -> Option<Vec<Statem
     if !batches.iter().all(is_simple) {
         return None;
     }
-    let (mut with, mut checks, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let mut with = Vec::new();
+    let mut checks = Vec::new();
+    let mut all = Vec::new();
     let mut following = Vec::new();
     for (at, batch) in batches.into_iter().enumerate() {
         if matches!(batch.route.policy, Policy::Newest(_)) {
@@ -91,7 +93,8 @@ const ITEMS: [&str; 7] = ["v", "p", "q", "u", "d", "n", "i"];
 /// column's.
 fn numbered(text: &str, at: usize) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 8);
-    let (mut quote, mut word) = (None, String::new());
+    let mut quote = None;
+    let mut word = String::new();
     let mut is_column = false;
     let end = |word: &mut String, out: &mut String, is_column: bool| {
         out.push_str(word);

@@ -19,19 +19,19 @@ pub fn ask_types(route: &Route) -> Option<Statement> {
             let least = one
                 .least
                 .map_or("NULL".to_owned(), |least| least.to_string());
-            let (name, of) = (literal(&column.name), literal(one.name));
+            let name = literal(&column.name);
+            let of = literal(one.name);
             wanted.push(format!("({name}, {of}, {least}::pg_catalog.int4)"));
         }
     }
     if wanted.is_empty() {
         return None;
     }
-    let (schema, table) = (literal(&route.target.schema), literal(&route.target.table));
-    let (wanted, measure, mark) = (
-        wanted.join(", "),
-        measure("b.name", "b.modifier"),
-        literal(COARSER_MARK),
-    );
+    let schema = literal(&route.target.schema);
+    let table = literal(&route.target.table);
+    let wanted = wanted.join(", ");
+    let measure = measure("b.name", "b.modifier");
+    let mark = literal(COARSER_MARK);
     Some(Statement::plain(format!(
         "SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 0 THEN true \
            ELSE ({mark} OPERATOR(pg_catalog.||) pg_catalog.string_agg( \

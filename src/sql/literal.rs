@@ -39,8 +39,13 @@ pub fn of_change<S: AsRef<str>>(route: &Rc<Route>, change: &Change<S>) -> String
     });
     let stamp = borrowed.stamp.as_ref().or(own.as_ref()).map(stamp_of);
     let tombstone = borrowed.tombstone.as_ref().map(stamp_of);
-    let (any_old, any_new, unchanged) = (Vec::new(), Vec::new(), Vec::new());
-    let (from, rows, optimistic, literal) = (None, 1, false, true);
+    let any_old = Vec::new();
+    let any_new = Vec::new();
+    let unchanged = Vec::new();
+    let from = None;
+    let rows = 1;
+    let optimistic = false;
+    let literal = true;
     let values = Values {
         new,
         old,

@@ -162,8 +162,11 @@ impl Newest<'_> {
     /// inserts them. A row that is there and newer stays: on the node that wrote it, this change finds it
     /// newer too.
     fn changes(&self) -> Vec<(&'static str, String)> {
-        let (route, values, target) = (self.route, self.values, self.target());
-        let (can_update, deferrable) = (route.can_update(), route.key_deferrable);
+        let route = self.route;
+        let values = self.values;
+        let target = self.target();
+        let can_update = route.can_update();
+        let deferrable = route.key_deferrable;
         let tombstone = || self.wins(values.tombstone.as_ref(), &values.old, false);
         let mut changes = Vec::new();
         let mut not_done = String::new();
@@ -264,7 +267,8 @@ impl Newest<'_> {
 
     /// DELETE of the rows at the old keys that are older.
     fn deletion(&self, tail: &str) -> String {
-        let (route, values) = (self.route, self.values);
+        let route = self.route;
+        let values = self.values;
         let stays = match self.kind {
             BatchKind::Move => format!(" AND NOT ({})", same_key(route, "t", &self.new_key)),
             _ => String::new(),
@@ -279,14 +283,16 @@ impl Newest<'_> {
 
     /// Notes the stamps and answers with the conflicts.
     fn outcome(&self) -> String {
-        let (route, values) = (self.route, self.values);
+        let route = self.route;
+        let values = self.values;
         let mut from = "v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord".to_owned();
         let mut join = |name: &str| {
             from.push_str(&format!(
                 " LEFT JOIN {name} ON {name}.ord OPERATOR(pg_catalog.=) v.ord"
             ))
         };
-        let (is_move, can_update) = (self.kind == BatchKind::Move, route.can_update());
+        let is_move = self.kind == BatchKind::Move;
+        let can_update = route.can_update();
         let swaps = self.kind == BatchKind::Swap && can_update;
         let moved = (is_move && can_update) || swaps;
         if is_move {
@@ -328,10 +334,13 @@ impl Newest<'_> {
             }
             .answer(kind, decided)
         };
-        let (applied, skipped) = (decision(Decision::Applied), decision(Decision::Skipped));
+        let applied = decision(Decision::Applied);
+        let skipped = decision(Decision::Skipped);
         let either = format!("CASE WHEN {won} THEN {applied} ELSE {skipped} END");
-        let (stamp, tombstone) = (values.stamp.as_ref(), values.tombstone.as_ref());
-        let (new, old) = (&self.new_key[..], &values.old[..]);
+        let stamp = values.stamp.as_ref();
+        let tombstone = values.tombstone.as_ref();
+        let new = &self.new_key[..];
+        let old = &values.old[..];
         // Another session's row; where none has come, a trigger of the table's own keeps this one from being
         // written.
         let raced = match self.extension {
@@ -528,7 +537,8 @@ impl Newest<'_> {
             ),
             None => {
                 let column = &self.route.columns[at];
-                let (larger, same) = (operator(column, ">"), operator(column, "="));
+                let larger = operator(column, ">");
+                let same = operator(column, "=");
                 format!(
                     "CASE WHEN {version} {larger} {there}{collate} \
                      OR ({there} IS NULL AND {version} IS NOT NULL) THEN true \
@@ -575,7 +585,8 @@ impl Newest<'_> {
 
     /// Whether another change of the same statement is, or was, of the row with the new key.
     fn meets_itself(&self) -> String {
-        let (route, values) = (self.route, self.values);
+        let route = self.route;
+        let values = self.values;
         let shared = |others: &[String]| is_shared(route, &self.new_key, others);
         match self.kind {
             _ if values.any_new.is_empty() => "false".to_owned(),
@@ -614,7 +625,8 @@ impl Newest<'_> {
         (deleted, existing, shown): (bool, &str, &str),
         condition: &str,
     ) -> Option<String> {
-        let (extension, at) = (self.extension?, self.route.version()?);
+        let extension = self.extension?;
+        let at = self.route.version()?;
         let StampOf { version, rank } = stamp?;
         Some(format!(
             "CASE WHEN {condition} THEN {}.sync_keep_version({}, {}, {}, {}, {rank}, {deleted}, {existing}, \

@@ -34,7 +34,8 @@ pub fn prepare(batch: &Batch, name: &Rc<str>) -> Option<Statement> {
 
 /// Executes it.
 pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
-    let (route, kind) = (&batch.route, batch.kind);
+    let route = &batch.route;
+    let kind = batch.kind;
     let single = batch.single.unwrap_or_default();
     let conflicts = match kind {
         BatchKind::Update if batch.alone => Conflicts::NoneFound,
@@ -57,7 +58,8 @@ pub fn execute(batch: Batch, name: &Rc<str>) -> Statement {
 
 /// The text that is prepared.
 pub fn text(batch: &Batch) -> Option<String> {
-    let (route, kind) = (&batch.route, batch.kind);
+    let route = &batch.route;
+    let kind = batch.kind;
     let mut values = Values::of_params(batch)?;
     let column = |at: usize| {
         format!(

@@ -286,7 +286,8 @@ pub fn end_session(lost: &LostSession, wait: u128) -> String {
 
 /// Whether `l` of pg_locks is a transaction's advisory lock.
 fn is_lock(token: i64) -> String {
-    let (upper, lower) = ((token >> 32) as u32, token as u32);
+    let upper = (token >> 32) as u32;
+    let lower = token as u32;
     format!(
         "l.locktype OPERATOR(pg_catalog.=) 'advisory' \
          AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \

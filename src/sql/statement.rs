@@ -55,7 +55,8 @@ impl Statement {
 
     /// One that is prepared under a name, with parameters of the types that its text gives them.
     pub fn prepare(text: String, name: Rc<str>) -> Self {
-        let (params, conflicts) = (Vec::new(), Conflicts::Never);
+        let params = Vec::new();
+        let conflicts = Conflicts::Never;
         Self {
             verb: Verb::Prepare(name),
             text,
@@ -67,7 +68,8 @@ impl Statement {
 
     /// One that was prepared and answers without telling conflicts.
     pub fn execute(name: Rc<str>, params: Vec<Param>) -> Self {
-        let (text, conflicts) = (String::new(), Conflicts::Never);
+        let text = String::new();
+        let conflicts = Conflicts::Never;
         Self {
             verb: Verb::Execute(name),
             text,

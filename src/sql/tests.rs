@@ -210,7 +210,8 @@ fn every_statement_that_lets_conflicts_pass_tells_of_them() {
     let update = change(Op::Update, &[], &row);
     let moved = change(Op::Update, &["1"], &row);
     let delete = change(Op::Delete, &["1"], &[]);
-    let (overwrite, newest) = (Policy::Overwrite, Policy::Newest(1));
+    let overwrite = Policy::Overwrite;
+    let newest = Policy::Newest(1);
     for (policy, change, arrays, plain) in [
         (overwrite, &insert, vec!["rows"], vec!["rows"]),
         (overwrite, &update, vec!["rows"], vec!["tag"]),

@@ -63,10 +63,8 @@ pub(super) fn update_then_insert(
     let mut missing = v_without(values, "u");
     // Nor may a row be inserted that has moved before: its change is being replayed.
     if kind == BatchKind::Move && route.key_deferrable {
-        let (set, key) = (
-            assignments(route, BatchKind::Update, values),
-            key_of(route, &values.new),
-        );
+        let set = assignments(route, BatchKind::Update, values);
+        let key = key_of(route, &values.new);
         let without = |item: &str| {
             let text = v_without(values, item);
             text.trim_start_matches(" FROM v")

@@ -96,7 +96,8 @@ impl Values {
                 }
             })
         };
-        let (stamp, tombstone) = (ranks(stamp, "s"), ranks(tombstone, "g"));
+        let stamp = ranks(stamp, "s");
+        let tombstone = ranks(tombstone, "g");
         sets.push(format!(
             "pg_catalog.generate_series(1, {}) AS ord",
             batch.rows
@@ -122,7 +123,8 @@ impl Values {
         let unchanged = batch.unchanged.clone();
         let rows = batch.rows;
         let optimistic = batch.optimistic;
-        let (from, literal) = (Some(from), false);
+        let from = Some(from);
+        let literal = false;
         Self {
             new,
             old,
@@ -165,9 +167,15 @@ impl Values {
         } else {
             old
         };
-        let (unchanged, optimistic) = (batch.unchanged.clone(), batch.optimistic);
-        let (any_old, any_new, stamp, tombstone) = (Vec::new(), Vec::new(), None, None);
-        let (from, rows, literal) = (None, 1, false);
+        let unchanged = batch.unchanged.clone();
+        let optimistic = batch.optimistic;
+        let any_old = Vec::new();
+        let any_new = Vec::new();
+        let stamp = None;
+        let tombstone = None;
+        let from = None;
+        let rows = 1;
+        let literal = false;
         Some(Self {
             new,
             old,

@@ -112,10 +112,8 @@ fn holder(extension: &Extension) -> Result<Option<i32>> {
          AND classid = 'pg_extension'::regclass \
          AND objid = 0::oid \
          AND objsubid = $2::int2 AND granted";
-    let (database, lock) = (
-        database::current().to_u32().to_string(),
-        WORKER_LOCK.to_string(),
-    );
+    let database = database::current().to_u32().to_string();
+    let lock = WORKER_LOCK.to_string();
     spi::select_first(extension, sql, &[Some(&database), Some(&lock)])
 }
 
@@ -171,7 +169,8 @@ pub fn wake_now() {
 
 /// The transaction has ended. Cannot fail.
 pub fn transaction_ended(committed: bool) {
-    let (at_commit, at_end) = (WAKE.take(), WAKE_AT_END.take());
+    let at_commit = WAKE.take();
+    let at_end = WAKE_AT_END.take();
     let Some(wake) = at_commit.filter(|_| committed).or(at_end) else {
         return;
     };

@@ -436,7 +436,8 @@ impl Drainer {
             self.complain("what is prepared could not be read", &error);
         }
         for (account, link) in self.resolver.approach() {
-            let (server, kept) = (account.0.clone(), link.is_up());
+            let server = account.0.clone();
+            let kept = link.is_up();
             self.links.push(link);
             self.visitors.push(Visitor {
                 server,

@@ -145,7 +145,8 @@ impl Launcher {
         let Some((database, handle, until)) = &self.starting else {
             return;
         };
-        let (now, database) = (Instant::now(), *database);
+        let now = Instant::now();
+        let database = *database;
         // Asked in this order: a worker marks first and ends then.
         let ended = handle.state() == Startup::Ended;
         let settled = worker_registry::has(database, flag::SETTLED);

@@ -62,7 +62,8 @@ fn run() -> Result<()> {
     if keep {
         println!("\nboth clusters are running; to look at them:\n");
         for side in [&local, &remote] {
-            let (port, password) = (side.cluster.port(), side.cluster.superuser_password());
+            let port = side.cluster.port();
+            let password = side.cluster.superuser_password();
             let psql = |user: &str, password: &str| {
                 println!(
                     "  PGPASSWORD={password} psql -h 127.0.0.1 -p {port} -U {user} {}",

@@ -16,7 +16,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let (mut majors, mut installs) = (Vec::new(), false);
+    let mut majors = Vec::new();
+    let mut installs = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {

@@ -146,7 +146,9 @@ impl Round {
         let seed = self.rng.roll(1 << 40);
         let writers: Vec<JoinHandle<u64>> = (0..CLIENTS)
             .map(|number| {
-                let (side, stop, rng) = (self.left.clone(), stop.clone(), Rng::new(seed, number));
+                let side = self.left.clone();
+                let stop = stop.clone();
+                let rng = Rng::new(seed, number);
                 thread::spawn(move || write(&side, &stop, rng, truncates))
             })
             .collect();
@@ -166,8 +168,10 @@ impl Round {
             "select count(*) = 0 from sync_err_rec",
         )?;
         for table in TABLES {
-            let (left, right) = (self.left.checksum(table), self.right.checksum(table));
-            let (left, right) = (left.map_err(told)?, right.map_err(told)?);
+            let left = self.left.checksum(table);
+            let right = self.right.checksum(table);
+            let left = left.map_err(told)?;
+            let right = right.map_err(told)?;
             ensure!(
                 left == right,
                 "{table} differs: {} rows here, {} there",
@@ -342,7 +346,9 @@ fn write(side: &Side, stop: &AtomicBool, mut rng: Rng, truncates: bool) -> u64 {
 
 fn transaction(rng: &mut Rng, truncates: bool) -> String {
     let mut one = || rng.roll(6_000) + 1;
-    let (a, b, c) = (one(), one(), one());
+    let a = one();
+    let b = one();
+    let c = one();
     match rng.roll(15) {
         0 | 1 => format!(
             "insert into t values ({}, 'n', null) on conflict do nothing",

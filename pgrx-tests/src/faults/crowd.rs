@@ -156,7 +156,8 @@ pub fn run(plan: &Plan) -> Result<Report> {
     let end = start + plan.time;
     let clients: Vec<JoinHandle<Result<Written>>> = (0..plan.clients)
         .map(|who| {
-            let (left, plan) = (left.clone(), plan.clone());
+            let left = left.clone();
+            let plan = plan.clone();
             thread::spawn(move || write(left, who, plan, end))
         })
         .collect();

@@ -169,7 +169,8 @@ impl Fault {
         stage: &Stage,
         rng: &mut Rng,
     ) -> Result<()> {
-        let (left, right) = (&rig.left.cluster, &side.cluster);
+        let left = &rig.left.cluster;
+        let right = &side.cluster;
         // Longer and shorter than the timeouts.
         let outage = rng.millis(200, 1800);
         let frozen = PAST_TIMEOUT + rng.millis(0, 600);

@@ -56,7 +56,8 @@ pub fn run(rig: &Rig, seed: u64, time: Duration) -> Result<Report> {
             .query("select id, v from t order by id", &[])?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     };
-    let (left, right) = (all(&rig.left)?, all(&rig.right)?);
+    let left = all(&rig.left)?;
+    let right = all(&rig.right)?;
     let differ: Vec<_> = left
         .iter()
         .zip(&right)
@@ -82,7 +83,8 @@ fn update(rig: &Rig, seed: u64, who: u64, end: Instant) -> Result<u64> {
     let mut rng = Rng::new(seed, who);
     let mut committed = 0;
     while Instant::now() < end {
-        let (id, other) = (1 + rng.roll(ROWS), 1 + rng.roll(ROWS));
+        let id = 1 + rng.roll(ROWS);
+        let other = 1 + rng.roll(ROWS);
         // In the order of the keys, so that sessions do not wait for each other in a circle.
         let rows = [id.min(other), id.max(other)];
         let update = rows.map(|id| {

@@ -90,7 +90,8 @@ pub fn run(transactions: u64, say: &mut dyn FnMut(&Holdings)) -> Result<Vec<Hold
             samples.push(holdings);
         }
     }
-    let (left, right) = (rig.left.checksum("t")?, rig.right.checksum("t")?);
+    let left = rig.left.checksum("t")?;
+    let right = rig.right.checksum("t")?;
     ensure!(
         left == right,
         "the sides differ: left {left:?}, right {right:?}"
@@ -143,7 +144,8 @@ fn judge(samples: &[Holdings]) -> Result<()> {
 /// Of twenty, two break a constraint on the right, one is rolled back or fails here, and one finds
 /// nobody; the others are of every kind.
 fn transaction(client: &mut Client, n: u64) -> Result<()> {
-    let (id, v) = (n % 100, n % 1000);
+    let id = n % 100;
+    let v = n % 1000;
     let update = format!("update t set v = {v} where id = {id}");
     // More than the buffer: goes through a temporary file.
     let large = format!("filler = repeat('{}', 4000)", n % 10);

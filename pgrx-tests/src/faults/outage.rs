@@ -187,7 +187,8 @@ fn measure(rig: &Rig, plan: Plan) -> Result<Report> {
     let requeued = ever_queued(&mut rig.left.connect_superuser()?)? - moments.queued;
     rig.await_drained()?;
     for table in pgbench::TABLES {
-        let (left, right) = (rig.left.checksum(table)?, rig.right.checksum(table)?);
+        let left = rig.left.checksum(table)?;
+        let right = rig.right.checksum(table)?;
         ensure!(
             left == right,
             "\"{table}\" differs: left {left:?}, right {right:?}"
@@ -273,7 +274,8 @@ fn watch(rig: &Rig, plan: Plan, load: &mut Load) -> Result<Moments> {
         if let (Some((since, earlier)), Some(empty)) = (&before, empty)
             && look.is_direct_since(earlier)
         {
-            let (direct, queued) = (*since, look.ever);
+            let direct = *since;
+            let queued = look.ever;
             return Ok(Moments {
                 start,
                 away,

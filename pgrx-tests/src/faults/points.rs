@@ -511,7 +511,8 @@ pub fn check_against(fixture: &mut Bed, table: &Table, trial: &Trial) -> Result<
     let seen = fixture.run(trial)?;
     ensure!(seen.reached, "{trial}: the point was not reached");
     seen.check(trial)?;
-    let (found, told) = (seen.describe(trial), table.get(trial));
+    let found = seen.describe(trial);
+    let told = table.get(trial);
     // How far the memory goes that a process has at hand is not the same every time.
     let varies = trial.what == What::Memory;
     ensure!(

@@ -277,10 +277,8 @@ impl Bed<'_> {
                 }
                 open.extend(found);
             }
-            let (equal, different) = (
-                state.tally.equal - before.equal,
-                state.tally.different.len() - before.different.len(),
-            );
+            let equal = state.tally.equal - before.equal;
+            let different = state.tally.different.len() - before.different.len();
             told(&format!(
                 "{} {file}: {equal} equal, {different} different, {:.1} s",
                 self.label,

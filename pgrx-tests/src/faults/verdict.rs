@@ -30,7 +30,8 @@ impl Contents {
 /// may have. If it has some, writes the left's rows again until both are equal, and says how many
 /// there were.
 pub fn settle(rig: &Rig, other: &Side, tally: &Tally, excusable: &BTreeSet<i64>) -> Result<usize> {
-    let (left, right) = (Contents::read(&rig.left)?, Contents::read(other)?);
+    let left = Contents::read(&rig.left)?;
+    let right = Contents::read(other)?;
     let unkept = tally
         .promised
         .iter()

@@ -606,7 +606,8 @@ impl Round {
         from: &str,
         column: impl Fn(usize) -> (String, &'static str, &'static str),
     ) -> String {
-        let (mut names, mut values) = (String::new(), String::new());
+        let mut names = String::new();
+        let mut values = String::new();
         for (name, kind, value) in (0..self.columns.len()).map(column) {
             let _ = write!(names, ", {name}");
             let _ = write!(values, ", case when n % 7 <> 0 then ({value})::{kind} end");
@@ -620,7 +621,8 @@ impl Round {
 
     /// Spoils rows on both sides; what `verify_sync` has to tell of it.
     fn plant(&mut self) -> Result<BTreeSet<String>> {
-        let (mut here, mut there) = (String::new(), String::new());
+        let mut here = String::new();
+        let mut there = String::new();
         let mut expected = BTreeSet::new();
         let mut spoiled = 0;
         for n in (1..=self.rows).filter(|n| n % self.every == 0) {
@@ -628,7 +630,8 @@ impl Round {
                 continue;
             }
             let all = self.columns.len() as u64;
-            let (mut at, mut way) = (self.rng.roll(all) as usize, self.rng.roll(6));
+            let mut at = self.rng.roll(all) as usize;
+            let mut way = self.rng.roll(6);
             let mut which = self.rng.roll(60);
             if self.sweeps {
                 at = (spoiled % all) as usize;
@@ -650,7 +653,8 @@ impl Round {
                 }
                 2 => {
                     // The row has another key there.
-                    let (names, values) = (self.key.names, self.moved_key());
+                    let names = self.key.names;
+                    let values = self.moved_key();
                     writeln!(there, "update t set ({names}) = ({values}) where n = {n};")?;
                     expected.insert(format!("missing|{n}|{{}}"));
                     expected.insert(format!("extra|{n}|{{}}"));
@@ -717,7 +721,9 @@ impl Round {
         let played = thread::scope(|scope| {
             let writers: Vec<_> = (0..if writes { WRITERS } else { 0 })
                 .map(|number| {
-                    let (side, stop, writer) = (&side, &stop, &writer);
+                    let side = &side;
+                    let stop = &stop;
+                    let writer = &writer;
                     scope.spawn(move || writer.write(side, stop, Rng::new(seed, number)))
                 })
                 .collect();
@@ -849,7 +855,8 @@ impl Round {
         if options.contains("values") {
             let without_number = |line: String| {
                 let mut parts = line.split('|');
-                let (kind, columns) = (parts.next(), parts.next_back());
+                let kind = parts.next();
+                let columns = parts.next_back();
                 format!(
                     "{}|~|{}",
                     kind.unwrap_or_default(),

@@ -116,8 +116,12 @@ impl Round {
             let table = Table::random(&mut rng, number, &tables);
             tables.push(table);
         }
-        let (history, others, is_gated, was_gated) = (Vec::new(), Vec::new(), false, false);
-        let (doubts, committed) = (0, 0);
+        let history = Vec::new();
+        let others = Vec::new();
+        let is_gated = false;
+        let was_gated = false;
+        let doubts = 0;
+        let committed = 0;
         let mut round = Round {
             rng,
             fixture,
@@ -196,7 +200,8 @@ impl Round {
         if self.others.is_empty() {
             return Ok(());
         }
-        let (role, right) = (self.other_role(), &self.fixture.right);
+        let role = self.other_role();
+        let right = &self.fixture.right;
         let own = &self.fixture.left.user;
         let mut sql = format!(
             "create role {role}; grant usage, create on schema {own} to {role};
@@ -501,7 +506,8 @@ impl Round {
                     .map(|row| row.get(0))
                     .collect())
             };
-            let (left, right) = (rows(&self.fixture.left)?, rows(&self.fixture.right)?);
+            let left = rows(&self.fixture.left)?;
+            let right = rows(&self.fixture.right)?;
             let differ: Vec<_> = left
                 .iter()
                 .zip(&right)
@@ -585,7 +591,8 @@ impl Round {
             return self.insert(at, rows);
         };
         self.tables[parent].last += 1;
-        let (id, other) = (self.tables[parent].last, self.tables[parent].name.clone());
+        let id = self.tables[parent].last;
+        let other = self.tables[parent].name.clone();
         let first = self.tables[at].last + 1;
         self.tables[at].last += rows;
         let name = &self.tables[at].name;
@@ -613,7 +620,8 @@ impl Round {
     fn pass_on(&mut self, at: usize) -> String {
         let id = 1 + self.rng.roll(self.tables[at].last.clamp(1, 80));
         self.tables[at].last += 1;
-        let (new, name) = (self.tables[at].last, &self.tables[at].name);
+        let new = self.tables[at].last;
+        let name = &self.tables[at].name;
         format!(
             "update {name} set u = -{new}, d = int4range(-{new} * 10, -{new} * 10 + 5) where id = {id}; \
              insert into {name} select {new}, {id}, int4range({id} * 10, {id} * 10 + 5), null, null \

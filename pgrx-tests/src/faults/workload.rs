@@ -83,7 +83,8 @@ pub struct Stage {
 impl Stage {
     pub fn new(touch: Touch, writers: usize) -> Stage {
         let backends = (0..writers).map(|_| AtomicI32::new(0)).collect();
-        let (stop, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+        let stop = AtomicBool::new(false);
+        let begun = AtomicBool::new(false);
         Stage {
             touch,
             stop,
@@ -319,8 +320,10 @@ fn is_transient(code: &str) -> bool {
 
 /// A random statement; adds the keys that it may touch.
 fn statement(rng: &mut Rng, tag: i64, keys: &mut BTreeSet<u64>) -> String {
-    let (id, other) = (rng.roll(KEYS), rng.roll(KEYS));
-    let (low, high) = (id.min(other), id.max(other));
+    let id = rng.roll(KEYS);
+    let other = rng.roll(KEYS);
+    let low = id.min(other);
+    let high = id.max(other);
     // Most rows are small; some make a delivery long enough to be cut in its middle.
     let filler = *rng.pick(&[0, 0, 0, 0, 100, 100, 3000]);
     let value = format!("'{tag}.{}' || repeat('x', {filler})", rng.roll(1000));

@@ -179,7 +179,8 @@ impl VersionKey<'_> {
             )
         };
         let [first, second] = here.map_or_else(|| self.args(), |(_, args)| args);
-        let (rank, stored) = (stamp.rank.to_string(), stored.to_string());
+        let rank = stamp.rank.to_string();
+        let stored = stored.to_string();
         let (deleted, shown) = match shape {
             Shape::Deletion => ("t", None),
             Shape::Row(version) => ("f", version),
@@ -242,7 +243,8 @@ pub fn versions_at(
     );
     let mut keys = ArrayLiteral::default();
     hashes.iter().for_each(|hash| keys.push(Some(hash)));
-    let (relation, keys) = (relation.to_u32().to_string(), keys.into_text());
+    let relation = relation.to_u32().to_string();
+    let keys = keys.into_text();
     let mut found = HashMap::new();
     let rows = spi::read_as_of(extension, moment, &sql, &[Some(&relation), Some(&keys)])?;
     type WithHash = (Option<String>, i64, bool, Option<String>, String);

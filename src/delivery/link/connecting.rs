@@ -161,7 +161,8 @@ impl Connecting {
 
 /// A server of a version that does not know what it would be asked.
 fn too_old(server: String, version: u32) -> Error {
-    let (major, minor) = (version / 10_000, version % 10_000);
+    let major = version / 10_000;
+    let minor = version % 10_000;
     let version = if major < 10 {
         format!("{major}.{}.{}", minor / 100, minor % 100)
     } else {

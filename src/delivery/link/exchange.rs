@@ -163,7 +163,8 @@ impl<'f> Exchange<'f> {
         let Some(questions) = Questions::before(&*self.run.feed, &self.session) else {
             return Ok(());
         };
-        let (session, answers) = (&mut self.session, &mut self.outcome.answers);
+        let session = &mut self.session;
+        let answers = &mut self.outcome.answers;
         if session.connection.is_idle() {
             // A new connection is introduced even if nothing else is asked.
             introduce(session, answers, false, false)?;
@@ -399,7 +400,8 @@ fn send(
     statements: &[Statement],
 ) -> Result<usize, ExchangeFailure> {
     let commits = matches!(ending, Ending::Commits | Ending::Prepares);
-    let (mut bytes, mut in_block) = (0, false);
+    let mut bytes = 0;
+    let mut in_block = false;
     for statement in statements {
         let begins_block = statement.begins_block();
         // Its settings are to be those of the transaction.

@@ -168,7 +168,8 @@ impl RecordBatch<'_> {
             }
             _ if self.stops(replay, &error) => self.stop = Some(error),
             [one] if self.postponed.is_on && error.is_about_others() => {
-                let (id, writeset) = (self.units[*one].id(), self.units[*one].writeset());
+                let id = self.units[*one].id();
+                let writeset = self.units[*one].writeset();
                 self.postponed
                     .add((*one, id), &writeset.writes, Some(error));
             }
@@ -243,7 +244,8 @@ impl RecordBatch<'_> {
             return false;
         }
         for at in units {
-            let (id, writeset) = (self.units[*at].id(), self.units[*at].writeset());
+            let id = self.units[*at].id();
+            let writeset = self.units[*at].writeset();
             self.postponed.add((*at, id), &writeset.writes, None);
         }
         true
@@ -257,7 +259,8 @@ impl RecordBatch<'_> {
         }
         let mut free = Vec::new();
         for at in units {
-            let (id, writeset) = (self.units[at].id(), self.units[at].writeset());
+            let id = self.units[at].id();
+            let writeset = self.units[at].writeset();
             match self.postponed.writes.find(id, &writeset) {
                 Some(_) => self.postponed.add((at, id), &writeset.writes, None),
                 None => free.push(at),

@@ -162,7 +162,8 @@ impl RecordBatch<'_> {
             .collect();
         let is_done = |at: &usize| {
             self.units[*at].records.iter().all(|record| {
-                let (route, change) = (&record.route, &record.change);
+                let route = &record.route;
+                let change = &record.change;
                 [change.old_key(route), change.new_key(route)]
                     .iter()
                     .filter(|key| !key.is_empty())
@@ -206,7 +207,8 @@ impl RecordBatch<'_> {
         let mut facts = Vec::new();
         for (route, mut change) in whole.net()? {
             if change.moves() {
-                let (key, row) = (std::mem::take(&mut change.key), Vec::new());
+                let key = std::mem::take(&mut change.key);
+                let row = Vec::new();
                 let remaining = Change {
                     op: Op::Delete,
                     key,

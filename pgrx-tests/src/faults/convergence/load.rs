@@ -120,7 +120,8 @@ impl<'a> Writer<'a> {
         let Transaction { keys, statements } = transaction;
         let begun = start.elapsed();
         self.send(client, "begin")?;
-        let (mut changes, mut before) = (0, 0);
+        let mut changes = 0;
+        let mut before = 0;
         for sql in &statements {
             match self.send(client, sql)? {
                 Outcome::Wrote(rows) => changes += rows,
@@ -140,7 +141,8 @@ impl<'a> Writer<'a> {
         self.send(client, "commit")?;
         self.tally.committed += 1;
         self.tally.changes += changes;
-        let (client, committed) = (self.number, start.elapsed());
+        let client = self.number;
+        let committed = start.elapsed();
         let master = self.mesh.home(client);
         self.tally.log.push(Entry {
             master,
@@ -250,7 +252,8 @@ impl<'a> Writer<'a> {
             ..
         } = table;
         let (v, n) = self.value();
-        let (low, high) = (value(low), value(high));
+        let low = value(low);
+        let high = value(high);
         let part = if self.rng.chance(50) {
             format!(", v = {v}")
         } else {

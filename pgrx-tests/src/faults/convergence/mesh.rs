@@ -76,7 +76,8 @@ impl Mesh {
         for (from, node) in nodes.iter().enumerate() {
             for (to, other) in nodes.iter().enumerate().filter(|(to, _)| *to != from) {
                 let proxy = Proxy::start(other.cluster.port())?;
-                let (server, schema) = (format!("to_{to}"), &other.user);
+                let server = format!("to_{to}");
+                let schema = &other.user;
                 node.link(other, proxy.port(), &server, &[])?;
                 for Table { name, .. } in &TABLES {
                     node.connect()?.batch_execute(&format!(

@@ -9,7 +9,8 @@ use crate::rng::Rng;
 
 /// Makes trouble until then, and puts all of it right; how often.
 pub fn run(proxy: &Proxy, rng: &mut Rng, end: Instant) -> Result<u64> {
-    let (mut times, mut result) = (0, Ok(()));
+    let mut times = 0;
+    let mut result = Ok(());
     while result.is_ok() && Instant::now() < end {
         // Long enough for sessions to connect, and later for delivery at commit to come back.
         rng.pause(200, 1000);

@@ -23,7 +23,8 @@ type Rows = BTreeMap<String, String>;
 /// # Errors
 /// What differs, if they do not have the same.
 pub fn compare(mesh: &Mesh, tallies: &[Tally]) -> Result<usize> {
-    let (mut total, mut differences) = (0, String::new());
+    let mut total = 0;
+    let mut differences = String::new();
     for table in &TABLES {
         let all: Vec<Rows> = mesh
             .nodes

@@ -150,7 +150,8 @@ impl Mirror {
             client.batch_execute("set lock_timeout = '5s'; set statement_timeout = '60s'")?;
             Ok(client)
         };
-        let (here, there) = (admin(&run.here)?, admin(&run.there)?);
+        let here = admin(&run.here)?;
+        let there = admin(&run.there)?;
         let password = run.there.superuser_password();
         let mut config = run.there.config(DATABASE, "postgres", password);
         config.options("-c lock_timeout=5s -c statement_timeout=60s -c client_min_messages=error");
@@ -163,8 +164,11 @@ impl Mirror {
             let _ = session.batch_execute(&format!("set session authorization \"{user}\""));
         }
         let run = run.clone();
-        let (pending, written, statements) = (Vec::new(), Vec::new(), Vec::new());
-        let (known_here, known_there) = (Known::default(), Known::default());
+        let pending = Vec::new();
+        let written = Vec::new();
+        let statements = Vec::new();
+        let known_here = Known::default();
+        let known_there = Known::default();
         Ok(Mirror {
             known_here,
             known_there,
@@ -430,7 +434,9 @@ impl Mirror {
     /// Puts the rows that are here there, instead of all that are there.
     fn load(&mut self, table: &Shape, ask: Ask<'_>) -> Result<(), postgres::Error> {
         let file = self.run.directory.join(format!("rows-{}", table.oid));
-        let (file, name, sent) = (file.display(), table.name(), table.sent());
+        let file = file.display();
+        let name = table.name();
+        let sent = table.sent();
         if sent.is_empty() {
             return Ok(());
         }
@@ -492,7 +498,8 @@ impl Mirror {
                 .query_one(&sql, &[])
                 .map(|row| (row.get(0), row.get(1)))
         };
-        let (here, there) = (rows(&mut self.here), rows(&mut self.there));
+        let here = rows(&mut self.here);
+        let there = rows(&mut self.there);
         let what = match (here, there) {
             (Ok(one), Ok(other)) if one == other => {
                 self.run.state().tally.equal += 1;
@@ -507,7 +514,8 @@ impl Mirror {
             match explained::of_rows(&state.file, &format!("{statement}\n{what}")) {
                 Some(reason) => *state.tally.explained.entry(reason).or_default() += 1,
                 None => {
-                    let (file, statement) = (state.file.clone(), statement.to_owned());
+                    let file = state.file.clone();
+                    let statement = statement.to_owned();
                     let table = table.name();
                     println!(
                         "{}",

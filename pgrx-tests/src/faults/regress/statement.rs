@@ -234,7 +234,8 @@ fn name_at(all: &[Token<'_>], start: usize) -> Option<Range<usize>> {
 
 /// How many expressions the first row has that stands in parentheses.
 fn row_length(all: &[Token<'_>]) -> Option<usize> {
-    let (mut depth, mut commas) = (0, 0);
+    let mut depth = 0;
+    let mut commas = 0;
     for token in all {
         match token.text {
             "(" | "[" => depth += 1,

@@ -282,7 +282,8 @@ fn one_side_with_newest_is_not_enough() {
 #[test]
 fn triggers_there_that_lead_elsewhere_are_not_meant() {
     let fixture = opposed("elsewhere");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     fixture.right.exec(&format!(
         "create table u ({COLUMNS}); select attach_sync('u', 'dst', '{left}.t');
          select attach_sync('t', 'dst', '{left}.u')"
@@ -433,7 +434,8 @@ fn no_transaction_is_left_open_there() {
 #[test]
 fn who_may_not_attach_makes_no_connection() {
     let fixture = opposed("maynot");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "watched", &[]);
     fixture.left.exec_superuser(&format!(
@@ -457,7 +459,8 @@ fn names_in_another_encoding_are_compared() {
         db: format!("{}_e", fixture.left.db),
         ..fixture.left.clone()
     };
-    let (db, user) = (&left.db, &left.user);
+    let db = &left.db;
+    let user = &left.user;
     fixture.left.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' owner {user}"
     ));

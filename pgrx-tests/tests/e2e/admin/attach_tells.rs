@@ -249,7 +249,8 @@ fn privileges_that_are_missing_are_told() {
     let fixture = local("rights", COLUMNS);
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     let role = with_few_rights(&fixture);
-    let (schema, name) = (&fixture.right.user, &role.name);
+    let schema = &fixture.right.user;
+    let name = &role.name;
     let attach = |options: &str| {
         let sql = format!(
             "select attach_sync('t', 'few', '{schema}.t', '{options}'); select detach_sync('t', 'few')"

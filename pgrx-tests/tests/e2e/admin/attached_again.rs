@@ -84,7 +84,8 @@ fn writers_lose_nothing_and_send_nothing_twice() {
         let fixture = two_targets(&format!("gap_{mode}"));
         let options = format!(r#"{{"mode": "{mode}"}}"#);
         run(&mut fixture.left.client(), &to(&fixture, "t", &options));
-        let (over, next) = (Flag::default(), AtomicI32::new(0));
+        let over = Flag::default();
+        let next = AtomicI32::new(0);
         thread::scope(|scope| {
             let _end = over.set_at_end();
             for _ in 0..3 {

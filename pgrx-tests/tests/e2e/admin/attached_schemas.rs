@@ -12,7 +12,8 @@ const COLUMNS: &str = "id int primary key, v text";
 
 /// What `attach_sync_schema` says of the left owner's schema, as its owner.
 fn attach(fixture: &Fixture, server: &str, more: &str) -> Vec<String> {
-    let (from, to) = (&fixture.left.user, &fixture.right.user);
+    let from = &fixture.left.user;
+    let to = &fixture.right.user;
     let mut client = fixture.left.client();
     crate::support::common::query(
         &mut client,
@@ -198,7 +199,8 @@ fn a_table_that_is_locked_keeps_no_other_from_being_attached() {
     }
     let mut writer = fixture.left.client();
     run(&mut writer, "begin; insert into a values (1, 'a')");
-    let (from, to) = (&fixture.left.user, &fixture.right.user);
+    let from = &fixture.left.user;
+    let to = &fixture.right.user;
     let call =
         format!("select rel, attached, reason from attach_sync_schema('{from}', 'dst', '{to}')");
     let mut client = fixture.left.client();
@@ -242,7 +244,8 @@ fn a_thousand_tables_are_attached_in_seconds() {
             ),
         );
     }
-    let (from, to) = (&fixture.left.user, &fixture.right.user);
+    let from = &fixture.left.user;
+    let to = &fixture.right.user;
     let start = Instant::now();
     let count = format!(
         "select count(*), count(*) filter (where attached and reason is null)

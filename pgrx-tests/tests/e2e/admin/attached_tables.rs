@@ -132,10 +132,8 @@ fn partitions_records_are_their_tables() {
 #[test]
 fn who_owns_a_table_sees_it_and_who_watches_sees_all() {
     let fixture = one_way("tablesrights", COLUMNS, "{}");
-    let (outsider, watcher) = (
-        Role::create(&fixture.left, "outsider", ""),
-        Role::create(&fixture.left, "watcher", ""),
-    );
+    let outsider = Role::create(&fixture.left, "outsider", "");
+    let watcher = Role::create(&fixture.left, "watcher", "");
     fixture
         .left
         .exec_superuser(&format!("grant select on sync_status to {}", watcher.name));

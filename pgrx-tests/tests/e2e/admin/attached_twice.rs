@@ -8,7 +8,8 @@ use crate::support::common::{
 fn a_second_trigger_to_the_same_target_is_told() {
     let fixture = linked("twice");
     fixture.link(&fixture.left, &fixture.right, "again", &[]);
-    let (schema, user) = (&fixture.right.user, &fixture.left.user);
+    let schema = &fixture.right.user;
+    let user = &fixture.left.user;
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key); create table u (id int primary key)");
     }

@@ -309,10 +309,8 @@ fn kinds_of_targets_and_their_triggers_are_looked_at() {
 #[test]
 fn triggers_here_that_do_not_fire_as_they_should_are_found() {
     let fixture = linked("checkhere");
-    let (dml, truncate) = (
-        "\"00_pg_rowsync_dst_dml\"",
-        "\"00_pg_rowsync_dst_truncate\"",
-    );
+    let dml = "\"00_pg_rowsync_dst_dml\"";
+    let truncate = "\"00_pg_rowsync_dst_truncate\"";
     let sync_dml = format!(
         "execute function sync_dml('dst', '{}', 't')",
         fixture.right.user
@@ -419,7 +417,8 @@ fn triggers_here_that_do_not_fire_as_they_should_are_found() {
 fn settings_of_the_server_and_the_role_there_are_found() {
     let fixture = linked("checkrole");
     crate::support::common::mirror(&fixture, "t", COLUMNS, "{}");
-    let (user, db) = (&fixture.right.user, &fixture.right.db);
+    let user = &fixture.right.user;
+    let db = &fixture.right.db;
     let other = Role::create(&fixture.right, "other", "");
     fixture
         .right
@@ -684,7 +683,8 @@ fn encodings_that_lack_characters_are_found() {
 #[test]
 fn masters_that_do_not_reach_all_others_are_found() {
     let fixture = linked("checkmesh");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     fixture.link(&fixture.left, &fixture.right, "third", &[]);
     fixture.link(&fixture.right, &fixture.left, "back", &[]);
     fixture.link(&fixture.right, &fixture.left, "onward", &[]);

@@ -88,7 +88,8 @@ const OWN: &str = "select (select count(*) from sync_queue) + (select count(*) f
 #[test]
 fn the_queue_is_not_the_subscribers() {
     let all = replicated("carried");
-    let (fixture, replica) = (&all.fixture, &all.replica);
+    let fixture = &all.fixture;
+    let replica = &all.replica;
     // Some of it before the subscription begins, which is copied; some later, which is applied.
     outage(&fixture.right);
     fixture.left.exec("insert into t values (1, 'old')");
@@ -114,7 +115,8 @@ fn the_queue_is_not_the_subscribers() {
 #[test]
 fn records_of_the_subscribers_own_stay_as_they_are() {
     let all = replicated("owned");
-    let (fixture, replica) = (&all.fixture, &all.replica);
+    let fixture = &all.fixture;
+    let replica = &all.replica;
     all.subscribe();
     all.await_caught_up();
     outage(&fixture.right);
@@ -140,7 +142,8 @@ fn records_of_the_subscribers_own_stay_as_they_are() {
 #[test]
 fn versions_and_tombstones_are_the_subscribers_own() {
     let all = replicated("versions");
-    let (fixture, replica) = (&all.fixture, &all.replica);
+    let fixture = &all.fixture;
+    let replica = &all.replica;
     let columns = "id int primary key, v text, ver int";
     for side in [&fixture.left, &fixture.right, replica] {
         side.exec(&format!("create table n ({columns})"));
@@ -178,7 +181,8 @@ fn versions_and_tombstones_are_the_subscribers_own() {
 #[test]
 fn what_the_applied_rows_make_a_trigger_queue_is_kept() {
     let all = replicated("always");
-    let (fixture, replica) = (&all.fixture, &all.replica);
+    let fixture = &all.fixture;
+    let replica = &all.replica;
     replica.exec("alter table t enable always trigger \"00_pg_rowsync_dst_dml\"");
     all.subscribe();
     all.await_caught_up();

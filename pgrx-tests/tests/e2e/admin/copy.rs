@@ -251,7 +251,8 @@ fn write(
 ) -> Vec<thread::JoinHandle<u64>> {
     (0..8u64)
         .map(|number| {
-            let (side, stop) = (side.clone(), stop.clone());
+            let side = side.clone();
+            let stop = stop.clone();
             thread::spawn(move || {
                 let mut rng = Rng::of_seed(seed * 100 + number);
                 let mut client = side.client();
@@ -260,7 +261,9 @@ fn write(
                     // They are to meet the copy, not to keep the machine busy.
                     thread::sleep(Duration::from_millis(3));
                     let mut one = || rng.roll(3000) as i64 + 1;
-                    let (a, b, c) = (one(), one(), one());
+                    let a = one();
+                    let b = one();
+                    let c = one();
                     let sql = match a % 12 {
                         0 | 1 => format!("insert into t values ({}, 'n', null) on conflict do nothing", 3000 + a),
                         2..=4 => format!("update t set v = v || 'u' where id in ({a}, {b})"),
@@ -326,10 +329,8 @@ fn copied_while_written(
     let stop = Arc::new(Flag::default());
     let _end = stop.set_at_end();
     let mut client = fixture.left.client();
-    let (t, child) = (
-        attach_sql(fixture, "t", options, true),
-        attach_sql(fixture, "child", options, true),
-    );
+    let t = attach_sql(fixture, "t", options, true);
+    let child = attach_sql(fixture, "child", options, true);
     let writers = write(&fixture.left, &stop, truncates, seed);
     thread::sleep(Duration::from_millis(200));
     // They wait for the writers under way, who may be waiting for each other.
@@ -400,10 +401,8 @@ fn connections_that_are_cut_lead_to_no_wrong_end() {
 
 #[test]
 fn copiers_that_are_ended_and_a_target_that_crashes_lead_to_no_wrong_end() {
-    let (left, right) = (
-        preloaded("source"),
-        Arc::new(Cluster::start("target").expect("a cluster")),
-    );
+    let left = preloaded("source");
+    let right = Arc::new(Cluster::start("target").expect("a cluster"));
     let fixture = bed_on(&left, &right, "crash", right.port());
     family(&fixture, 30_000);
     copied_while_written(&fixture, "{}", false, 13, || {

@@ -41,9 +41,11 @@ fn arrange(label: &str, port: u16) -> Fixture {
 /// Four clients that add rows, the same one twice at times, until they are told to stop.
 fn write(side: &Side, stop: &Arc<Flag>) -> Vec<thread::JoinHandle<u64>> {
     let writer = |number: u64| {
-        let (side, stop) = (side.clone(), stop.clone());
+        let side = side.clone();
+        let stop = stop.clone();
         thread::spawn(move || {
-            let (mut client, mut done) = (side.client(), 0);
+            let mut client = side.client();
+            let mut done = 0;
             while !stop.is_set() {
                 thread::sleep(Duration::from_millis(5));
                 let twice = if done % 7 == 0 { 2 } else { 1 };
@@ -85,7 +87,8 @@ fn copied_while_written(fixture: &Fixture, mode: &str, trouble: impl FnOnce()) {
     assert!(done > 50, "{done}");
     await_until(LONG, "the queue to be empty", || queued(fixture) == 0);
     let all = "select writer, n, v, count(*) from t group by 1, 2, 3 order by 1, 2, 3";
-    let (left, right) = (rows(&fixture.left, all), rows(&fixture.right, all));
+    let left = rows(&fixture.left, all);
+    let right = rows(&fixture.right, all);
     let missing = left.iter().filter(|row| !right.contains(row)).count();
     assert!(
         left == right,

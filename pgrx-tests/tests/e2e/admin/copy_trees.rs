@@ -44,13 +44,16 @@ fn copied(fixture: &Fixture, existing: &str) {
     let stop = Arc::new(Flag::default());
     let _end = stop.set_at_end();
     let writer = |number: u64| {
-        let (side, stop) = (fixture.left.clone(), stop.clone());
+        let side = fixture.left.clone();
+        let stop = stop.clone();
         thread::spawn(move || {
-            let (mut rng, mut client) = (Rng::of_seed(number), side.client());
+            let mut rng = Rng::of_seed(number);
+            let mut client = side.client();
             while !stop.is_set() {
                 // They are to meet the copy, not to keep the machine busy.
                 thread::sleep(Duration::from_millis(20));
-                let (a, b) = (rng.roll(20_000) + 1, rng.roll(20_000) + 1);
+                let a = rng.roll(20_000) + 1;
+                let b = rng.roll(20_000) + 1;
                 let sql = match a % 4 {
                     0 => format!("delete from t where id = {a}"),
                     1 => format!("insert into t values (20000 + {a}, {b}, 'n')"),
@@ -117,7 +120,8 @@ fn rows_go_whose_children_have_moved_to_other_parents() {
             rows(&fixture.right, "select count(*) from c") == ["3"]
         });
         // A transaction that has written a table keeps the copies from beginning.
-        let (mut client, mut holder) = (fixture.left.client(), fixture.left.client());
+        let mut client = fixture.left.client();
+        let mut holder = fixture.left.client();
         run(&mut holder, "begin; update p set ver = 2 where id = 2");
         run(
             &mut client,

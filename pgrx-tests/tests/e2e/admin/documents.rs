@@ -101,7 +101,8 @@ fn ends_with(printed: &str, shown: &str) {
         let lines: Vec<&str> = text.trim_end().lines().map(str::trim_end).collect();
         lines.join("\n")
     };
-    let (printed, shown) = (trimmed(printed), trimmed(shown));
+    let printed = trimmed(printed);
+    let shown = trimmed(shown);
     assert!(
         printed.ends_with(&shown),
         "{shown}\nwas expected at the end of\n{printed}"

@@ -228,7 +228,8 @@ fn attach_takes_a_target_with_and_without_schema() {
 #[test]
 fn the_owners_mapping_is_used_whoever_writes() {
     let fixture = one_way("writer", COLUMNS, "{}");
-    let (schema, writer) = (&fixture.left.user, format!("{}_w", fixture.left.user));
+    let schema = &fixture.left.user;
+    let writer = format!("{}_w", fixture.left.user);
     fixture
         .left
         .exec_superuser(&format!("create role {writer} login password 'w'"));

@@ -57,7 +57,8 @@ fn link(from: &Side, to: &Side, server: &str) {
 }
 
 fn attach_all(from: &Side, to: &Side, server: &str, options: &str) {
-    let (schema, target) = (&from.user, &to.user);
+    let schema = &from.user;
+    let target = &to.user;
     let said = query(
         &mut from.client(),
         &format!(

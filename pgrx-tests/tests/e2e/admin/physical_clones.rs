@@ -99,7 +99,8 @@ fn a_chain_over_a_clone_of_a_node_ends_there_and_says_so_until_it_is_made_anothe
         } else {
             "chainmiddle"
         };
-        let (a, end) = (alone(label, 1), alone(&format!("{label}_end"), 2_000));
+        let a = alone(label, 1);
+        let end = alone(&format!("{label}_end"), 2_000);
         for side in [&a, &end] {
             side.exec(&format!("create table t ({COLUMNS})"));
         }
@@ -129,10 +130,8 @@ fn a_chain_over_a_clone_of_a_node_ends_there_and_says_so_until_it_is_made_anothe
         );
         assert_eq!(table(&end, "t"), ["1|own"]);
         // A database of another number is a copy, and adopted one of its own.
-        let (db, mut admin) = (
-            &middle.db,
-            middle.cluster.superuser("postgres").expect("a session"),
-        );
+        let db = &middle.db;
+        let mut admin = middle.cluster.superuser("postgres").expect("a session");
         await_until(SOON, "a moment without the worker", || {
             let ends = format!(
                 "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{db}'"

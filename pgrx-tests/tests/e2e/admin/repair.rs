@@ -504,7 +504,8 @@ fn rows_that_are_written_meanwhile_are_never_set_back() {
     std::thread::scope(|scope| {
         let _end = stop.set_at_end();
         for who in 0..4 {
-            let (fixture, stop) = (&fixture, &stop);
+            let fixture = &fixture;
+            let stop = &stop;
             scope.spawn(move || {
                 let mut client = fixture.left.client();
                 let mut rng = Rng::of_seed(who);
@@ -687,7 +688,8 @@ fn random_differences_are_found_exactly_and_none_is_left_by_a_repair() {
         // Each row once at the most.
         let every = 2 + rng.roll(200);
         let mut expected = Vec::new();
-        let (mut there, mut here) = (String::new(), String::new());
+        let mut there = String::new();
+        let mut here = String::new();
         for n in (1..=rows).filter(|n| n % every == 0) {
             match rng.roll(4) {
                 0 => {

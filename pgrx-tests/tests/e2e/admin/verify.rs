@@ -652,7 +652,8 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
         std::thread::scope(|scope| {
             let _end = stop.set_at_end();
             for who in 0..8 {
-                let (fixture, stop) = (&fixture, &stop);
+                let fixture = &fixture;
+                let stop = &stop;
                 scope.spawn(move || {
                     let mut client = fixture.left.client();
                     let mut rng = rowsync_harness::rng::Rng::of_seed(who);
@@ -714,7 +715,8 @@ fn databases_of_other_encodings_and_collations_are_compared() {
         db: format!("{}_e", fixture.left.db),
         ..fixture.left.clone()
     };
-    let (db, user) = (&left.db, &left.user);
+    let db = &left.db;
+    let user = &left.user;
     fixture.left.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' locale 'C' owner {user}"
     ));

@@ -190,7 +190,8 @@ fn a_key_may_change_to_one_that_is_equal_to_it() {
             fixture.left.exec(&format!(
                 "insert into {name} values ('{from}', 1); update {name} set k = '{to}', v = 2"
             ));
-            let (left, right) = (table(&fixture.left, &name), table(&fixture.right, &name));
+            let left = table(&fixture.left, &name);
+            let right = table(&fixture.right, &name);
             if left != right {
                 wrong.push(format!("{kind} {policy}: {left:?} became {right:?}"));
             }
@@ -229,7 +230,9 @@ fn a_chain_of_keys_of_other_spelling_moves_its_rows() {
 fn names_of_63_bytes_are_carried_whole() {
     let fixture = linked("names63");
     let name = |c: &str| c.repeat(63 / c.len());
-    let (t, k, v) = (name("t"), name("ü"), name("v"));
+    let t = name("t");
+    let k = name("ü");
+    let v = name("v");
     mirror(
         &fixture,
         &t,

@@ -37,7 +37,8 @@ fn sides() -> Fixture {
 #[test]
 fn a_change_arrives_on_every_path() {
     let fixture = sides();
-    let (left, right) = (&fixture.left, &fixture.right);
+    let left = &fixture.left;
+    let right = &fixture.right;
     fixture.link(left, right, "dst", &[]);
     let tables = [
         ("s", r#"{"mode": "sync"}"#),

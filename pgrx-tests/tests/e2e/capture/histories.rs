@@ -145,7 +145,8 @@ fn cursors_read_while_their_rows_change() {
 fn a_serialization_failure_before_delivery_leaves_nothing() {
     for mode in ["sync", "async", "queue"] {
         let fixture = one_way("serial", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
-        let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
+        let mut one = fixture.left.client();
+        let mut two = fixture.left.client();
         run(&mut one, "insert into t values (1, 'a'), (2, 'b')");
         assert!(deal(&fixture, "10"));
         // Write skew: each reads what the other writes. Found by a statement.
@@ -180,7 +181,8 @@ fn a_serialization_failure_before_delivery_leaves_nothing() {
 fn a_serialization_failure_at_commit_leaves_nothing() {
     for mode in ["sync", "async", "queue"] {
         let fixture = one_way("serialcommit", COLUMNS, &format!(r#"{{"mode": "{mode}"}}"#));
-        let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
+        let mut one = fixture.left.client();
+        let mut two = fixture.left.client();
         run(&mut one, "insert into t values (1, 'a'), (2, 'b')");
         assert!(deal(&fixture, "10"));
         for client in [&mut one, &mut two] {

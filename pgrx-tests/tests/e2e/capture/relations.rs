@@ -141,7 +141,8 @@ fn temporary_tables_are_synchronised_while_they_last() {
 #[test]
 fn foreign_tables_views_and_materialized_views_are_refused() {
     let fixture = linked("kindsno");
-    let (db, user) = (&fixture.left.db, &fixture.left.user);
+    let db = &fixture.left.db;
+    let user = &fixture.left.user;
     fixture.left.exec_superuser(&format!(
         "create extension postgres_fdw;
          create server here foreign data wrapper postgres_fdw options (dbname '{db}');
@@ -266,10 +267,8 @@ fn a_partition_may_be_sent_on_its_own() {
 fn row_security_of_the_remote_is_never_silent() {
     let fixture = linked("rls");
     for policy in ["overwrite", "skip", "error"] {
-        let (options, name) = (
-            format!(r#"{{"on_conflict": "{policy}"}}"#),
-            format!("t_{policy}"),
-        );
+        let options = format!(r#"{{"on_conflict": "{policy}"}}"#);
+        let name = format!("t_{policy}");
         mirror(&fixture, &name, COLUMNS, &options);
         fixture.left.exec(&format!(
             "insert into {name} values (1, 'a'), (2, 'b'), (3, 'c')"

@@ -158,7 +158,8 @@ fn what_is_read_of_the_queue_and_of_kept_versions_is_not_locked() {
 #[test]
 fn anomalies_of_the_users_own_rows_are_still_found() {
     let fixture = away("ssiskew", "{}");
-    let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
+    let mut one = fixture.left.client();
+    let mut two = fixture.left.client();
     for client in [&mut one, &mut two] {
         run(
             client,

@@ -31,7 +31,9 @@ pub struct Seen {
 
 impl Seen {
     const fn of(kind: &'static str, decision: &'static str) -> Seen {
-        let (server_key, version, server_version) = (None, None, None);
+        let server_key = None;
+        let version = None;
+        let server_version = None;
         Seen {
             kind,
             decision,
@@ -203,7 +205,8 @@ impl Run<'_> {
     fn run(&self) {
         let Run { fixture, cell, .. } = self;
         let mut client = self.begin();
-        let (before, queued_before) = (total(fixture), ever_queued(fixture));
+        let before = total(fixture);
+        let queued_before = ever_queued(fixture);
         run(&mut client, &self.fill(cell.here));
         let is_failed = cell.seen.is_some_and(|seen| seen.decision == "failed");
         if self.way != Way::Queue && !is_failed {

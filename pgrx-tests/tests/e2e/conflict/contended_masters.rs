@@ -39,7 +39,8 @@ fn masters(fixture: &Fixture) {
              create trigger stamp before insert or update on t for each row
                when (current_setting('application_name') <> 'pg_rowsync') execute function stamp()"
         ));
-        let (db, target) = (&side.db, &other.user);
+        let db = &side.db;
+        let target = &other.user;
         side.exec(&format!(
             r#"select attach_sync('t', 'dst', '{target}.t',
                  '{{"on_conflict": "newest", "version_column": "version"}}')"#
@@ -59,8 +60,11 @@ fn masters(fixture: &Fixture) {
 
 /// Updates random rows for a while; how often, and the longest time one took.
 fn update(side: &Side, who: u64) -> (u32, Duration) {
-    let (mut client, mut rng) = (side.client(), Rng::of_seed(who));
-    let (end, mut times, mut longest) = (Instant::now() + LOAD, 0, Duration::ZERO);
+    let mut client = side.client();
+    let mut rng = Rng::of_seed(who);
+    let end = Instant::now() + LOAD;
+    let mut times = 0;
+    let mut longest = Duration::ZERO;
     while Instant::now() < end {
         let id = 1 + rng.roll(ROWS);
         let start = Instant::now();
@@ -90,7 +94,8 @@ fn contend(fixture: &Fixture, drain: impl Fn(&Side) + Sync) {
             })
             .collect();
         for side in [&fixture.left, &fixture.right] {
-            let (done, drain) = (&done, &drain);
+            let done = &done;
+            let drain = &drain;
             scope.spawn(move || {
                 while !done.is_set() {
                     drain(side);

@@ -128,7 +128,8 @@ fn a_row_is_moved_to_a_key_that_is_deleted_once_more() {
 /// after what it does before; neither knows of the other.
 fn moved_beside_a_deletion(label: &str, left_before: &[&str], third_before: &[&str]) {
     let fixture = masters(label);
-    let (left, right) = (&fixture.left, &fixture.right);
+    let left = &fixture.left;
+    let right = &fixture.right;
     // What keeps the deletion waiting once it has been applied.
     mirror(
         &fixture,

@@ -152,7 +152,8 @@ fn keys_that_are_equal_and_written_differently_are_one() {
 #[test]
 fn the_functions_are_for_those_who_may_write_the_table() {
     let fixture = plain("strangers");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     fixture.left.exec_superuser(&format!(
         "create role stranger_{left} login password 'x';
          grant usage on schema \"{left}\" to stranger_{left}; grant select on {left}.t to stranger_{left}"

@@ -901,7 +901,8 @@ fn sessions_that_write_the_same_rows_at_once_stay_in_order() {
 fn a_serializable_transaction_that_fails_at_its_end_leaves_nothing() {
     let fixture = one_way("atomic_serializable", COLUMNS, ATOMIC);
     fixture.left.exec("insert into t values (1, 'a'), (2, 'a')");
-    let (mut one, mut two) = (fixture.left.client(), fixture.left.client());
+    let mut one = fixture.left.client();
+    let mut two = fixture.left.client();
     for client in [&mut one, &mut two] {
         run(
             client,
@@ -968,7 +969,8 @@ fn poolers_of_both_modes_carry_both_phases() {
 #[test]
 fn the_tables_of_several_owners_are_one_transaction() {
     let fixture = one_way("atomic_owners", COLUMNS, ATOMIC);
-    let (left, right) = (&fixture.left.user, &fixture.right);
+    let left = &fixture.left.user;
+    let right = &fixture.right;
     let other = Role::create(&fixture.left, "other", "");
     right.exec(&format!("create table mine ({COLUMNS})"));
     fixture.left.exec_superuser(&format!(
@@ -1011,11 +1013,10 @@ fn with_another_owner(label: &str) -> (Fixture, Proxy, Role, Role) {
     let proxy = Proxy::start(fixture.right.cluster.port()).expect("a proxy");
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
     mirror(&fixture, "t", COLUMNS, r#"{"mode": "queue"}"#);
-    let (local, remote) = (
-        Role::create(&fixture.left, "other", ""),
-        Role::create(&fixture.right, "other", ""),
-    );
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let local = Role::create(&fixture.left, "other", "");
+    let remote = Role::create(&fixture.right, "other", "");
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     fixture.right.exec(&format!(
         "create table o ({COLUMNS}); grant all on o to {}",
         remote.name
@@ -1065,7 +1066,8 @@ fn an_owner_whose_decision_is_stuck_keeps_no_other_from_draining() {
 #[test]
 fn a_record_of_a_row_that_another_owner_has_prepared_does_not_pass_it() {
     let (fixture, proxy, _local, remote) = with_another_owner("atomic_handed");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     let mut client = fixture.left.superuser();
     run(&mut client, &format!("set search_path = {left}, public"));
     proxy.strike(COMMIT, Strike::LoseRequest);
@@ -1192,7 +1194,8 @@ fn what_was_decided_after_the_backup_that_was_restored_is_a_persons_to_say() {
     let left = fixture.left.cluster.clone();
     run(&mut fixture.left.client(), "insert into t values (1, 'a')");
     resolve(&fixture);
-    let (data, backup) = (left.dir().join("data"), left.dir().join("backup"));
+    let data = left.dir().join("data");
+    let backup = left.dir().join("backup");
     let copy = |from: &Path, to: &Path| {
         let done = Command::new("cp").arg("-a").args([from, to]).status();
         assert!(done.expect("cp").success());
@@ -1518,7 +1521,8 @@ fn a_target_that_was_restored_has_not_finished_what_it_does_not_know() {
     mirror(&fixture, "t", COLUMNS, ATOMIC);
     run(&mut fixture.left.client(), "insert into t values (1, 'a')");
     resolve(&fixture);
-    let (data, backup) = (right.dir().join("data"), right.dir().join("backup"));
+    let data = right.dir().join("data");
+    let backup = right.dir().join("backup");
     right.stop(Shutdown::Fast).expect("a stop");
     copy_files(&data, &backup);
     right.start_again().expect("a start");
@@ -1588,7 +1592,8 @@ fn a_checkpoint_after_a_restore_makes_nobody_decide_what_is_not_known() {
         let left = fixture.left.cluster.clone();
         run(&mut fixture.left.client(), "insert into t values (1, 'a')");
         resolve(&fixture);
-        let (data, backup) = (left.dir().join("data"), left.dir().join("backup"));
+        let data = left.dir().join("data");
+        let backup = left.dir().join("backup");
         left.stop(how).expect("a stop");
         copy_files(&data, &backup);
         left.start_again().expect("a start");
@@ -1663,7 +1668,8 @@ fn a_session_that_crashes_after_a_restore_makes_nobody_decide_what_is_not_known(
     fixture.link_via(&proxy, &fixture.left, &fixture.right, "dst", &[]);
     mirror(&fixture, "t", COLUMNS, ATOMIC);
     run(&mut fixture.left.client(), "insert into t values (1, 'a')");
-    let (data, backup) = (left.dir().join("data"), left.dir().join("backup"));
+    let data = left.dir().join("data");
+    let backup = left.dir().join("backup");
     left.stop(Shutdown::Fast).expect("a stop");
     copy_files(&data, &backup);
     left.start_again().expect("a start");

@@ -188,7 +188,8 @@ fn one_transaction_may_hold_changes_of_several_paths() {
     };
     // What arrives on c has come by b, from a or not; what b's user writes on c has no path.
     let mut client = c.client();
-    let (a_name, other) = (name(a), "123.45");
+    let a_name = name(a);
+    let other = "123.45";
     run(
         &mut client,
         &format!(

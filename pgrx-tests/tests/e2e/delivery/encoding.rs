@@ -19,7 +19,8 @@ impl Mixed {
             db: format!("{}_e", fixture.left.db),
             ..fixture.left.clone()
         };
-        let (db, user) = (&left.db, &left.user);
+        let db = &left.db;
+        let user = &left.user;
         fixture.left.exec_superuser(&format!(
             "create database {db} template template0 encoding 'LATIN1' owner {user}"
         ));

@@ -223,10 +223,8 @@ fn deadlocks_between_masters_are_broken_by_the_lock_timeout() {
         spawn(client, sql)
     };
     // Each holds its own row lock and waits for the other's at commit.
-    let (left, right) = (
-        update(&fixture.left, "commit"),
-        update(&fixture.right, "commit"),
-    );
+    let left = update(&fixture.left, "commit");
+    let right = update(&fixture.right, "commit");
     for waiting in [left, right] {
         waiting
             .join()
@@ -322,7 +320,8 @@ fn newest_stays(fixture: &Fixture, remote: i32) {
 #[test]
 fn a_lost_session_is_found_under_whatever_role_it_runs() {
     let fixture = one_way("lost_role", None, "{}");
-    let (user, password) = (&fixture.right.user, &fixture.right.password);
+    let user = &fixture.right.user;
+    let password = &fixture.right.password;
     fixture.right.exec_superuser(&format!(
         "create role {user}_in login password '{password}' in role {user};
          alter role {user}_in set role = '{user}'"
@@ -344,7 +343,8 @@ fn a_lost_session_is_found_under_whatever_role_it_runs() {
 #[test]
 fn a_lost_session_of_another_role_is_waited_for_and_named() {
     let fixture = one_way("lost_other", None, "{}");
-    let (user, password) = (&fixture.right.user, &fixture.right.password);
+    let user = &fixture.right.user;
+    let password = &fixture.right.password;
     fixture.right.exec_superuser(&format!(
         "create role {user}_new login password '{password}';
          grant usage on schema {user} to {user}_new;

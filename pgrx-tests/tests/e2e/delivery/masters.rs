@@ -121,10 +121,8 @@ fn each_row_version_is_written_once() {
     fixture
         .left
         .exec("insert into t select i, 'x' from generate_series(1, 100) i");
-    let (left, right) = (
-        rows(&fixture.left, VERSIONS),
-        rows(&fixture.right, VERSIONS),
-    );
+    let left = rows(&fixture.left, VERSIONS);
+    let right = rows(&fixture.right, VERSIONS);
     fixture
         .right
         .exec("update t set touched = touched + 1 where id > 50");

@@ -87,7 +87,8 @@ impl Failure {
         fixture.left.exec(&format!("create table t ({COLUMNS})"));
         fixture.right.exec(&format!("create table t ({COLUMNS})"));
         (self.prepare)(&fixture);
-        let (schema, server) = (&fixture.right.user, self.server);
+        let schema = &fixture.right.user;
+        let server = self.server;
         fixture.left.exec(&format!(
             r#"select attach_sync('t', '{server}', '{schema}.t', '{{"mode": "{mode}"}}')"#
         ));

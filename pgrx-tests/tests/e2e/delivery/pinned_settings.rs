@@ -350,7 +350,8 @@ fn a_row_is_found_by_a_point_in_time_whoever_writes_it() {
             "tstzrange" => format!("tstzrange('2024-07-0{n} 23:30+00', '2024-08-01 00:00+00')"),
             _ => format!("'2024-07-0{n} 23:30+00'::timestamptz"),
         };
-        let (one, two) = (value(1), value(2));
+        let one = value(1);
+        let two = value(2);
         let mut client = fixture.left.client();
         run(
             &mut client,
@@ -424,7 +425,8 @@ fn two_rows_of_one_version_are_told_apart_alike_on_both_sides() {
             other.user
         ));
     }
-    let (user, db) = (&fixture.right.user, &fixture.right.db);
+    let user = &fixture.right.user;
+    let db = &fixture.right.db;
     fixture.right.exec_superuser(&format!(
         "alter role {user} set bytea_output = 'escape'; alter database {db} set timezone = 'Asia/Tokyo';
          alter role {user} set quote_all_identifiers = on"

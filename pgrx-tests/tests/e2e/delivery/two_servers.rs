@@ -178,7 +178,8 @@ fn the_worker_serves_the_server_that_is_up_at_its_usual_pace() {
     let fixture = preloaded("workpace", &settings);
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     let proxy = arrange(&fixture, "queue");
-    let (mut client, mut there) = (fixture.left.client(), fixture.right.client());
+    let mut client = fixture.left.client();
+    let mut there = fixture.right.client();
     // From the commit here to the row there.
     let mut arrival = |id: i32| {
         let start = Instant::now();

@@ -275,7 +275,8 @@ fn differences(fixture: &Fixture, name: &str, what: &str) -> Vec<String> {
         &fixture.left,
         "select op, sqlstate, message from sync_err_rec",
     );
-    let (left, right) = (table(&fixture.left, name), table(&fixture.right, name));
+    let left = table(&fixture.left, name);
+    let right = table(&fixture.right, name);
     fixture.left.exec_superuser("delete from sync_err_rec");
     if reasons.is_empty() && left == right {
         return Vec::new();
@@ -360,10 +361,8 @@ fn the_edges_of_every_type_arrive_through_the_queue() {
 #[test]
 fn types_of_the_information_schema_arrive() {
     let fixture = linked("infoschema");
-    let (number, word) = (
-        "information_schema.cardinal_number",
-        "information_schema.yes_or_no",
-    );
+    let number = "information_schema.cardinal_number";
+    let word = "information_schema.yes_or_no";
     let columns = format!("id int primary key, n {number}, w {word}, ns {number}[], ws {word}[]");
     mirror(&fixture, "t", &columns, "{}");
     fixture
@@ -441,7 +440,8 @@ fn what_the_remote_encoding_lacks_is_an_error() {
         db: format!("{}_l", fixture.right.db),
         ..fixture.right.clone()
     };
-    let (db, user) = (&latin.db, &latin.user);
+    let db = &latin.db;
+    let user = &latin.user;
     fixture.right.exec_superuser(&format!(
         "create database {db} template template0 encoding 'LATIN1' owner {user}"
     ));

@@ -302,7 +302,8 @@ fn types_of_extensions_in_another_schema_arrive() {
         for extension in ["citext", "hstore", "ltree"] {
             side.exec_superuser(&format!("create extension {extension} schema {schema}"));
         }
-        let (db, user) = (&side.db, &side.user);
+        let db = &side.db;
+        let user = &side.user;
         side.exec_superuser(&format!("grant usage on schema {schema} to {user}"));
         side.exec_superuser(&format!(
             "alter database {db} set search_path = \"$user\", public, types"

@@ -33,7 +33,8 @@ fn patience() -> Duration {
 
 /// Queues the backlog: nine tenths new rows, one tenth changes of these, so that order matters.
 fn queue_up(fixture: &Fixture) {
-    let (size, start) = (size(), Instant::now());
+    let size = size();
+    let start = Instant::now();
     let rows = size - size / 10;
     let mut client = fixture.left.client();
     run(
@@ -72,7 +73,8 @@ fn delivered(fixture: &Fixture) -> i64 {
 /// right is exactly what is not in the queue any more.
 fn is_consistent(fixture: &Fixture) {
     let schema = &fixture.right.user;
-    let (queued, size) = (queued(fixture), size());
+    let queued = queued(fixture);
+    let size = size();
     let sum = format!(
         "select count(*), coalesce(max(id), 0)::bigint, count(*) filter (where v <> 0) from {schema}.t"
     );
@@ -113,7 +115,9 @@ fn a_long_backlog_is_drained_in_bounded_memory() {
         memory(pid, "RssAnon"),
         memory(pid, "VmHWM"),
     );
-    let (start, mut calls, mut anon) = (Instant::now(), 0, 0);
+    let start = Instant::now();
+    let mut calls = 0;
+    let mut anon = 0;
     while query(&mut admin, "select exists (select from sync_err_rec)") == ["t"] {
         assert_eq!(query(&mut admin, "select deal_sync_err_rec(100000)"), ["t"]);
         calls += 1;
@@ -124,7 +128,8 @@ fn a_long_backlog_is_drained_in_bounded_memory() {
             queued(&fixture)
         );
     }
-    let (elapsed, peak) = (start.elapsed(), memory(pid, "VmHWM"));
+    let elapsed = start.elapsed();
+    let peak = memory(pid, "VmHWM");
     println!(
         "{} records in {calls} calls and {elapsed:?}, {:.0} a second; before: resident {} kB, \
          anonymous {} kB; peak {peak} kB, anonymous after a call {anon} kB",
@@ -145,7 +150,8 @@ fn a_long_backlog_is_drained_in_bounded_memory() {
 fn a_drain_that_is_ended_leaves_off_between_two_calls() {
     let fixture = one_way("ended", COLUMNS, QUEUE);
     queue_up(&fixture);
-    let (mut last, step) = (queued(&fixture), size() / 10);
+    let mut last = queued(&fixture);
+    let step = size() / 10;
     for round in 1..=5 {
         let mut admin = fixture.left.superuser();
         let pid = crate::support::one_way::pid(&mut admin);
@@ -192,7 +198,9 @@ fn the_worker_drains_a_long_backlog_in_bounded_memory() {
     let before = memory(pid, "VmHWM");
     let start = Instant::now();
     queue_up(&fixture);
-    let (mut last, mut anon, mut counted) = (i64::MAX, 0, Instant::now());
+    let mut last = i64::MAX;
+    let mut anon = 0;
+    let mut counted = Instant::now();
     let mut admin = fixture.left.superuser();
     await_until(patience(), "the worker to drain the backlog", || {
         anon = anon.max(memory(pid, "RssAnon"));
@@ -205,7 +213,8 @@ fn the_worker_drains_a_long_backlog_in_bounded_memory() {
         }
         query(&mut admin, "select exists (select from sync_queue)") == ["f"]
     });
-    let (elapsed, peak) = (start.elapsed(), memory(pid, "VmHWM"));
+    let elapsed = start.elapsed();
+    let peak = memory(pid, "VmHWM");
     println!(
         "worker: {} records queued and delivered in {elapsed:?}, {:.0} a second; before: {before} kB, \
          peak {peak} kB, anonymous {anon} kB at most",

@@ -165,7 +165,8 @@ fn failed_backlog(fixture: &Fixture, first: i64) {
         .left
         .exec(&format!("insert into q values ({first}, 0)"));
     assert!(!deal(fixture, "10"));
-    let (next, last) = (first + 1, first + SIZE - 1);
+    let next = first + 1;
+    let last = first + SIZE - 1;
     fixture.left.exec(&format!(
         "insert into q select g, 0 from generate_series({next}, {last}) g"
     ));

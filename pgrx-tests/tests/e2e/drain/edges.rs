@@ -98,7 +98,8 @@ fn a_drain_cut_short_over_another_servers_records_cannot_be_committed() {
     for side in [&fixture.left, &fixture.right] {
         side.exec(&format!("create table u ({COLUMNS})"));
     }
-    let (port, schema) = (fixture.right.cluster.port(), &fixture.right.user);
+    let port = fixture.right.cluster.port();
+    let schema = &fixture.right.user;
     // Before and behind the other one in the order of their names.
     for other in ["another", "zebra"] {
         link_with(&fixture, other, port, &fixture.right.password);
@@ -158,11 +159,9 @@ fn a_retry_that_loses_its_connection_in_a_savepoint_cannot_be_committed() {
 /// A second role on the left, with a table `u` that it sends over the same server, as this role of the
 /// right; its session.
 fn second_owner(fixture: &Fixture, user: &str, password: &str) -> Client {
-    let (schema, second, right) = (
-        &fixture.left.user,
-        format!("{}_two", fixture.left.user),
-        &fixture.right.user,
-    );
+    let schema = &fixture.left.user;
+    let second = format!("{}_two", fixture.left.user);
+    let right = &fixture.right.user;
     fixture.left.exec_superuser(&format!(
         "create role {second} login password 'x'; grant usage, create on schema {schema} to {second};
          grant usage on foreign server dst to {second};

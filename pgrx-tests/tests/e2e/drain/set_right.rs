@@ -241,7 +241,8 @@ fn a_statement_that_a_turn_ends_in_is_completed() {
         );
         mirror(&fixture, "o", "id int primary key", QUEUE);
         let role = Role::create(&fixture.left, "other", "");
-        let (own, right) = (&fixture.left.user, &fixture.right);
+        let own = &fixture.left.user;
+        let right = &fixture.right;
         fixture.left.exec_superuser(&format!(
             "alter table {own}.{others} owner to {role}; grant all on {own}.{others} to {own};
              grant usage on foreign server dst to {role};

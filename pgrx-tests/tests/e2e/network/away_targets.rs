@@ -103,7 +103,8 @@ fn outlasts_a_crash(fixture: &Fixture) {
 /// Its database and role do not want to wait for a flush.
 fn lazy(label: &str) -> Fixture {
     let fixture = with_own_right(label);
-    let (db, user) = (&fixture.right.db, &fixture.right.user);
+    let db = &fixture.right.db;
+    let user = &fixture.right.user;
     fixture.right.exec_superuser(&format!(
         "alter database {db} set synchronous_commit = off;
          alter role {user} set synchronous_commit = off"

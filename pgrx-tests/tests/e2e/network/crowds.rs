@@ -66,7 +66,8 @@ impl Crowd {
     fn start(fixture: &Fixture, number: i64) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let writers = (1..=number).map(|who| {
-            let (left, ends) = (fixture.left.clone(), ends.clone());
+            let left = fixture.left.clone();
+            let ends = ends.clone();
             thread::spawn(move || {
                 let mut client = left.client();
                 let mut longest = Duration::ZERO;

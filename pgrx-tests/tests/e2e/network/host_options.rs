@@ -60,7 +60,8 @@ fn a_database_name_is_a_name_whatever_it_looks_like() {
 #[test]
 fn of_several_hosts_the_first_that_answers_is_used_within_one_deadline() {
     let fixture = one_way("hosts", COLUMNS, SYNC);
-    let (closed, open) = (closed_port(), fixture.right.cluster.port());
+    let closed = closed_port();
+    let open = fixture.right.cluster.port();
     set(
         &fixture,
         &[
@@ -120,10 +121,8 @@ fn a_local_socket_is_a_host_like_any_other() {
         &mut admin,
         &format!("create role {user} login superuser; select pg_reload_conf()"),
     );
-    let (dir, port) = (
-        trusting.dir().to_str().expect("a path"),
-        trusting.port().to_string(),
-    );
+    let dir = trusting.dir().to_str().expect("a path");
+    let port = trusting.port().to_string();
     set(
         &fixture,
         &[("host", dir), ("port", &port), ("dbname", "postgres")],

@@ -79,7 +79,8 @@ impl Victim {
             ),
         );
         let pid = &query(&mut client, "select pg_backend_pid()")[0];
-        let (before, start) = (memory(pid, "VmRSS"), Instant::now());
+        let before = memory(pid, "VmRSS");
+        let start = Instant::now();
         run(&mut client, &format!("insert into t values ({id}, 'a')"));
         let took = start.elapsed();
         let growth = memory(pid, "VmHWM") - before;
@@ -175,7 +176,8 @@ fn relay(left: &Side, port: u16) -> Result<String> {
         let (client, _) = listener.accept()?;
         fs::remove_file(path)?;
         let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+        let mut from = client.try_clone()?;
+        let mut to = server.try_clone()?;
         thread::spawn(move || io::copy(&mut from, &mut to));
         // Until either hangs up, which the other then sees.
         let _ = io::copy(&mut &server, &mut &client);
@@ -266,7 +268,8 @@ fn a_session_that_is_flooded_can_be_cancelled() {
     }
     victim.next = 1;
     let client = victim.fixture.left.client();
-    let (records, notices) = (records(&victim.fixture), Notices::default());
+    let records = records(&victim.fixture);
+    let notices = Notices::default();
     victim.recovers(Met {
         client,
         notices,

@@ -50,7 +50,8 @@ fn a_server_that_never_lets_in_is_given_up() {
 #[test]
 fn passwords_that_nobody_reads_are_not_waited_for() {
     let mut victim = Victim::new("hunread");
-    let (user, long) = (&victim.fixture.left.user, "x".repeat(5_000));
+    let user = &victim.fixture.left.user;
+    let long = "x".repeat(5_000);
     let Side { password, .. } = &victim.fixture.right;
     let mapping = format!("alter user mapping for {user} server dst options");
     victim.fixture.left.exec(&format!(

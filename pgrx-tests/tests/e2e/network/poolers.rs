@@ -141,7 +141,8 @@ fn sixteen_sessions_over_a_session_pool_of_two_leave_the_worker_a_connection() {
 fn what_a_role_or_database_there_says_does_not_change_what_is_written() {
     for (mode, settings) in WAYS {
         let (fixture, _pooler) = pooled("settings", mode, settings);
-        let (db, user) = (&fixture.right.db, &fixture.right.user);
+        let db = &fixture.right.db;
+        let user = &fixture.right.user;
         fixture.right.exec_superuser(&format!(
             "alter role {user} set timezone = 'Asia/Tokyo';
              alter role {user} set datestyle = 'German';

@@ -48,7 +48,8 @@ fn watched(label: &str, is_pooled: bool) -> (Fixture, Option<Pooler>) {
 
 /// The role or the database has this setting, for sessions that begin from now on.
 fn set(fixture: &Fixture, holder: Holder, setting: &str) {
-    let (db, user) = (&fixture.right.db, &fixture.right.user);
+    let db = &fixture.right.db;
+    let user = &fixture.right.user;
     let whose = match holder {
         Holder::Role => format!("role {user}"),
         Holder::Database => format!("database {db}"),
@@ -226,7 +227,8 @@ fn limits_of_the_role_end_nothing_that_takes_longer() {
 fn a_role_and_a_replication_role_of_the_role_count_and_are_told() {
     for is_pooled in [false, true] {
         let (fixture, _pooler) = watched("acting", is_pooled);
-        let (user, schema) = (&fixture.right.user, &fixture.right.user);
+        let user = &fixture.right.user;
+        let schema = &fixture.right.user;
         let other = Role::create(&fixture.right, "acted", "");
         fixture.right.exec_superuser(&format!(
             "grant {other} to {user}; grant all on all tables in schema {schema} to {other};
@@ -310,7 +312,8 @@ fn an_ended_session_is_no_unknown_outcome(label: &str, mode: Option<PoolMode>, d
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (0, 'x')");
     proxy.set_delay(WAY);
-    let (mut met, mut unread) = (Instant::now(), 0);
+    let mut met = Instant::now();
+    let mut unread = 0;
     for id in 1..=12 {
         // The last answer came half a way after the server had sent it.
         let since = IDLE + Duration::from_millis(15);

@@ -26,7 +26,8 @@ fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
         let make = || {
-            let (authority, other) = (Authority::new("own")?, Authority::new("other")?);
+            let authority = Authority::new("own")?;
+            let other = Authority::new("other")?;
             let names = [&format!("DNS:{NAME}")[..], "IP:127.0.0.1"];
             let certificate = authority.certify("server", &names)?;
             let client = authority.certify("client", &[])?;
@@ -142,11 +143,10 @@ fn the_servers_certificate_is_verified_as_asked() {
         },
         case,
     ) = (world(), Case::new("tlsverify"));
-    let (root, wrong) = (authority.root(), other.root());
-    let (root, wrong) = (
-        root.to_str().expect("a path"),
-        wrong.to_str().expect("a path"),
-    );
+    let root = authority.root();
+    let wrong = other.root();
+    let root = root.to_str().expect("a path");
+    let wrong = wrong.to_str().expect("a path");
     let named = |name, mode, root| {
         [
             ("host", name),
@@ -271,7 +271,8 @@ fn a_clients_certificate_reaches_the_server() {
     admit(&case, "scram-sha-256 clientcert=verify-ca");
     case.set(&[("host", "127.0.0.1"), ("sslmode", "require")]);
     case.is_refused("28000", "requires a valid client certificate");
-    let (certificate, key) = (client.certificate.display(), client.key.display());
+    let certificate = client.certificate.display();
+    let key = client.key.display();
     let left = &case.fixture.left.user;
     case.fixture.left.exec_superuser(&format!(
         "alter user mapping for {left} server dst
@@ -283,12 +284,14 @@ fn a_clients_certificate_reaches_the_server() {
 #[test]
 fn a_certificate_alone_lets_in_whom_a_superuser_allows() {
     let case = Case::new("tlscert");
-    let (left, there) = (&case.fixture.left.user, &case.remote.user);
+    let left = &case.fixture.left.user;
+    let there = &case.remote.user;
     let own = world()
         .authority
         .certify(there, &[])
         .expect("a certificate");
-    let (certificate, key) = (own.certificate.display(), own.key.display());
+    let certificate = own.certificate.display();
+    let key = own.key.display();
     admit(&case, "cert");
     case.set(&[("host", "127.0.0.1"), ("sslmode", "require")]);
     let owner = || case.fixture.left.client();
@@ -358,7 +361,8 @@ fn a_certificate_that_anybody_may_have_named_is_not_shown() {
         "create foreign data wrapper anything; grant usage on foreign data wrapper anything to {left};
          drop server dst cascade"
     ));
-    let (certificate, key) = (client.certificate.display(), client.key.display());
+    let certificate = client.certificate.display();
+    let key = client.key.display();
     let files = format!("sslcert '{certificate}', sslkey '{key}'");
     let make = |server: &str, mapping: &str| {
         format!(

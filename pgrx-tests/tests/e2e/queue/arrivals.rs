@@ -70,7 +70,8 @@ fn what_comes_later_is_not_waited_for() {
         let _end = over.set_at_end();
         // The queue is never seen empty.
         for writer in 0..2 {
-            let (fixture, over) = (&fixture, &over);
+            let fixture = &fixture;
+            let over = &over;
             scope.spawn(move || {
                 let mut client = fixture.left.client();
                 let mut n = 0;

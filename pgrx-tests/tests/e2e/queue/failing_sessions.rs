@@ -53,10 +53,13 @@ fn play(fixture: &Fixture, drains: bool) {
         let clients: Vec<_> = (1..=4)
             .map(|who| {
                 scope.spawn(move || {
-                    let (mut client, mut rng) = (fixture.left.client(), Rng::of_seed(who));
-                    let (end, mut times) = (Instant::now() + LOAD, 0);
+                    let mut client = fixture.left.client();
+                    let mut rng = Rng::of_seed(who);
+                    let end = Instant::now() + LOAD;
+                    let mut times = 0;
                     while Instant::now() < end {
-                        let (id, bad) = (1 + rng.roll(ROWS), rng.roll(30) == 0);
+                        let id = 1 + rng.roll(ROWS);
+                        let bad = rng.roll(30) == 0;
                         let sql = format!("update t set n = n + 1, bad = {bad} where id = {id}");
                         run(&mut client, &sql);
                         times += 1;

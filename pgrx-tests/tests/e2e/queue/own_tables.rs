@@ -121,7 +121,8 @@ fn tables_are_rewritten_and_rebuilt_under_load() {
     thread::scope(|scope| {
         let _end = over.set_at_end();
         let writers = [0, 1].map(|writer| {
-            let (fixture, over) = (&fixture, &over);
+            let fixture = &fixture;
+            let over = &over;
             scope.spawn(move || {
                 let mut client = fixture.left.client();
                 run(
@@ -194,7 +195,8 @@ fn pg_repack_rewrites_tables_under_load() {
                on conflict (id) do update set ver = n.ver + 1; delete from n where id = 1",
         ];
         let writers = changes.map(|change| {
-            let (fixture, over) = (&fixture, &over);
+            let fixture = &fixture;
+            let over = &over;
             scope.spawn(move || {
                 let mut client = fixture.left.client();
                 let mut count = 0;

@@ -32,11 +32,10 @@ impl Owners {
     }
 
     fn between(fixture: Fixture) -> Self {
-        let (local, remote) = (
-            Role::create(&fixture.left, "other", ""),
-            Role::create(&fixture.right, "other", ""),
-        );
-        let (left, right) = (&fixture.left.user, &fixture.right.user);
+        let local = Role::create(&fixture.left, "other", "");
+        let remote = Role::create(&fixture.right, "other", "");
+        let left = &fixture.left.user;
+        let right = &fixture.right.user;
         fixture.left.exec_superuser(&format!(
             "grant usage on foreign server dst to {}",
             local.name
@@ -230,7 +229,8 @@ fn a_login_that_may_have_no_more_connections_stops_its_owner_only_with_a_worker(
 #[test]
 fn a_login_whose_sessions_cannot_start_stops_its_owner_only_with_a_worker() {
     let owners = Owners::with_a_worker("no_library");
-    let (name, db) = (&owners.remote.name, &owners.fixture.right.db);
+    let name = &owners.remote.name;
+    let db = &owners.fixture.right.db;
     owners.fixture.right.exec_superuser(&format!(
         "alter role {name} in database {db} set session_preload_libraries = 'not_there'"
     ));
@@ -244,11 +244,9 @@ fn a_login_whose_sessions_cannot_start_stops_its_owner_only_with_a_worker() {
 #[test]
 fn a_login_without_the_right_to_connect_stops_its_owner_only() {
     let owners = Owners::new("no_connect");
-    let (name, db, user) = (
-        &owners.remote.name,
-        &owners.fixture.right.db,
-        &owners.fixture.right.user,
-    );
+    let name = &owners.remote.name;
+    let db = &owners.fixture.right.db;
+    let user = &owners.fixture.right.user;
     owners.fixture.right.exec_superuser(&format!(
         "revoke connect on database {db} from public; grant connect on database {db} to {user}"
     ));
@@ -263,7 +261,8 @@ fn a_login_without_the_right_to_connect_stops_its_owner_only() {
 #[test]
 fn a_mapping_that_was_dropped_stops_its_owner_only() {
     let owners = Owners::new("no_mapping");
-    let (local, remote) = (&owners.local.name, &owners.remote.name);
+    let local = &owners.local.name;
+    let remote = &owners.remote.name;
     let mut client = owners.client();
     // Queued while there was a mapping.
     owners
@@ -306,11 +305,9 @@ fn a_mapping_that_was_dropped_stops_its_owner_only() {
 #[test]
 fn an_owner_who_was_dropped_stops_nobody_else() {
     let owners = Owners::new("no_owner");
-    let (local, remote, left) = (
-        &owners.local.name,
-        &owners.remote.name,
-        &owners.fixture.left.user,
-    );
+    let local = &owners.local.name;
+    let remote = &owners.remote.name;
+    let left = &owners.fixture.left.user;
     let mut client = owners.client();
     owners
         .fixture
@@ -344,7 +341,8 @@ fn an_owner_who_was_dropped_stops_nobody_else() {
 #[test]
 fn a_table_handed_to_an_owner_who_is_served_does_not_overtake_what_the_one_before_has_queued() {
     let owners = Owners::new("handed");
-    let (remote, left) = (&owners.remote.name, &owners.fixture.left.user);
+    let remote = &owners.remote.name;
+    let left = &owners.fixture.left.user;
     let mut client = owners.client();
     owners
         .fixture

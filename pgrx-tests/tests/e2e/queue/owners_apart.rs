@@ -14,7 +14,9 @@ fn two_owners(label: &str, password: &str) -> (Fixture, Role) {
     mirror(&fixture, "good", columns, "{}");
     mirror(&fixture, "strict", columns, r#"{"mode": "sync"}"#);
     let other = Role::create(&fixture.left, "other", "");
-    let (left, right, name) = (&fixture.left.user, &fixture.right, &other.name);
+    let left = &fixture.left.user;
+    let right = &fixture.right;
+    let name = &other.name;
     right.exec(&format!("create table mine ({columns})"));
     fixture.left.exec_superuser(&format!(
         "grant usage on foreign server dst to {name};
@@ -98,7 +100,8 @@ fn one_owners_missing_usage_is_no_others() {
 #[test]
 fn owners_whose_commits_alternate_are_drained_together() {
     let (fixture, other) = two_owners("alternate", "x");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     let queue = r#"{"mode": "queue"}"#;
     fixture.left.exec_superuser(&format!(
         "alter user mapping for {} server dst options (set password '{}');
@@ -133,7 +136,8 @@ fn rows_of(fixture: &Fixture, name: &str) -> usize {
 #[test]
 fn what_refers_to_another_owners_rows_comes_after_them() {
     let (fixture, other) = two_owners("refers", "x");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     let queue = r#"{"mode": "queue"}"#;
     fixture
         .right
@@ -220,7 +224,8 @@ fn failed(fixture: &Fixture) -> Vec<String> {
 /// of another owner.
 fn statement_between_others(label: &str, policy: &str) -> (Fixture, Role, Client) {
     let (fixture, other) = two_owners(label, "x");
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     let options = format!(r#"{{"mode": "queue", "on_conflict": "{policy}"}}"#);
     mirror(
         &fixture,
@@ -252,7 +257,9 @@ fn a_statement_of_two_owners_with_a_foreign_key_between_them_arrives() {
         for parent_is_others in [false, true] {
             let fixture = linked(&format!("two_owners_{mode}_{parent_is_others}"));
             let other = Role::create(&fixture.left, "other", "");
-            let (left, right, name) = (&fixture.left.user, &fixture.right, &other.name);
+            let left = &fixture.left.user;
+            let right = &fixture.right;
+            let name = &other.name;
             let options = format!(r#"{{"mode": "{mode}"}}"#);
             for side in [&fixture.left, &fixture.right] {
                 side.exec(

@@ -29,7 +29,9 @@ fn two_owners() -> (Fixture, Proxy, Role) {
     let columns = "id bigint primary key, v text";
     mirror(&fixture, "mine", columns, "{}");
     let other = Role::create(&fixture.left, "other", "");
-    let (left, right, name) = (&fixture.left.user, &fixture.right, &other.name);
+    let left = &fixture.left.user;
+    let right = &fixture.right;
+    let name = &other.name;
     right.exec(&format!("create table theirs ({columns})"));
     fixture.left.exec_superuser(&format!(
         "grant usage on foreign server dst to {name};
@@ -46,7 +48,8 @@ fn two_owners() -> (Fixture, Proxy, Role) {
 /// Writes at the owner's rate until told to stop; how many rows, of those how many after `back` was set.
 fn write(mut client: Client, table: &str, who: u64, done: &Flag) -> u64 {
     let pause = Duration::from_micros(1_000_000 * SESSIONS / RATE);
-    let (start, mut rows) = (Instant::now(), 0);
+    let start = Instant::now();
+    let mut rows = 0;
     while !done.is_set() {
         let id = who * 1_000_000 + rows;
         run(
@@ -84,7 +87,8 @@ fn two_owners_who_go_on_writing_catch_up_after_an_outage_and_deliver_directly() 
         let _end = done.set_at_end();
         for who in 0..SESSIONS {
             let own = fixture.left.client();
-            let (theirs, done) = (other.client(), &done);
+            let theirs = other.client();
+            let done = &done;
             scope.spawn(move || write(own, "mine", who, done));
             scope.spawn(move || write(theirs, "theirs", SESSIONS + who, done));
         }
@@ -103,7 +107,8 @@ fn two_owners_who_go_on_writing_catch_up_after_an_outage_and_deliver_directly() 
         let before = counted(&fixture);
         sleep(AFTER);
         let after = counted(&fixture);
-        let (queued, written) = (after.0 - before.0, after.1 - before.1);
+        let queued = after.0 - before.0;
+        let written = after.1 - before.1;
         println!("{written} rows afterwards, of which {queued} were queued");
         let expected = AFTER.as_secs() as i64 * 2 * RATE as i64;
         assert!(

@@ -129,7 +129,8 @@ fn other_servers_are_served() {
 #[test]
 fn a_pause_holds_once_it_is_committed() {
     let fixture = one_way("pausecommit", COLUMNS, "{}");
-    let (mut client, mut admin) = (fixture.left.client(), fixture.left.superuser());
+    let mut client = fixture.left.client();
+    let mut admin = fixture.left.superuser();
     run(&mut client, "insert into t values (1, 'a')");
     run(&mut admin, "begin; select pause_sync('dst')");
     run(&mut client, "insert into t values (2, 'b')");
@@ -172,10 +173,8 @@ fn what_is_failed_stays_so_until_the_server_is_resumed() {
 #[test]
 fn the_servers_owner_may_and_who_drains_and_nobody_else() {
     let fixture = one_way("pauserights", COLUMNS, "{}");
-    let (outsider, operator) = (
-        Role::create(&fixture.left, "outsider", ""),
-        Role::create(&fixture.left, "drainer", ""),
-    );
+    let outsider = Role::create(&fixture.left, "outsider", "");
+    let operator = Role::create(&fixture.left, "drainer", "");
     fixture.left.exec_superuser(&format!(
         "grant execute on function deal_sync_err_rec(integer, text) to {}",
         operator.name

@@ -389,8 +389,10 @@ fn only_the_privileged_read_and_drain() {
 #[test]
 fn records_of_two_owners_are_delivered_each_under_its_own_mapping() {
     let fixture = five_waiting("owners");
-    let (schema, second) = (&fixture.left.user, format!("{}_two", fixture.left.user));
-    let (user, password) = (&fixture.right.user, &fixture.right.password);
+    let schema = &fixture.left.user;
+    let second = format!("{}_two", fixture.left.user);
+    let user = &fixture.right.user;
+    let password = &fixture.right.password;
     fixture.left.exec_superuser(&format!(
         "create role {second} login password 'x'; grant usage, create on schema {schema} to {second};
          grant usage on foreign server dst to {second};

@@ -55,7 +55,8 @@ fn arrange(key: &str, mode: &str) -> Fixture {
 fn transaction(rng: &mut Rng, n: usize, key: &str) -> Vec<String> {
     (0..1 + rng.roll(3))
         .map(|_| {
-            let (a, b) = (rng.roll(KEYS), rng.roll(KEYS));
+            let a = rng.roll(KEYS);
+            let b = rng.roll(KEYS);
             let bad = rng.roll(7) == 0;
             // The same key, but with another text.
             let a = if key.starts_with("numeric") { format!("{a}{}", rng.of(&["", ".0", ".00"])) } else { a.to_string() };
@@ -88,7 +89,8 @@ struct Stage {
 impl Stage {
     fn build(key: &str, mode: &str) -> Stage {
         let fixture = arrange(key, mode);
-        let (admin, there) = (fixture.left.superuser(), fixture.right.client());
+        let admin = fixture.left.superuser();
+        let there = fixture.right.client();
         Stage {
             fixture,
             admin,
@@ -188,7 +190,8 @@ fn play(seed: u64) -> usize {
     let mut rng = Rng::of_seed(seed);
     let mut stage = Stage::build(key, mode);
     let mut client = stage.fixture.left.client();
-    let (mut seen, mut tainted) = (BTreeSet::new(), BTreeSet::new());
+    let mut seen = BTreeSet::new();
+    let mut tainted = BTreeSet::new();
     let about = format!("seed {seed}, {key}, {mode}");
     let mut done = Vec::new();
     for n in 1..=STEPS {

@@ -93,7 +93,8 @@ fn triggers_with_random_options_work_or_fail_with_a_documented_state() {
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text, w text)");
     }
-    let (mut client, schema) = (fixture.left.client(), &fixture.right.user);
+    let mut client = fixture.left.client();
+    let schema = &fixture.right.user;
     let mut admin = fixture.left.superuser();
     run(&mut client, "set escape_string_warning = off");
     let valid = r#"{"mode": "queue", "on_conflict": "skip", "columns": ["id", "v"],
@@ -160,10 +161,10 @@ fn servers_and_mappings_with_random_options_are_made_or_refused() {
         let value = literal(&damaged(&mut rng, "on"));
         // An option that is unknown or misplaced, without a name, a boolean that is none, one for superusers.
         let states = ["HV00D", "42601", "22023", "42501"];
-        let (of_server, of_mapping) = (
-            format!("create server fuzz foreign data wrapper pg_rowsync options ({name} {value})"),
-            format!("create user mapping for public server dst options ({name} {value})"),
-        );
+        let of_server =
+            format!("create server fuzz foreign data wrapper pg_rowsync options ({name} {value})");
+        let of_mapping =
+            format!("create user mapping for public server dst options ({name} {value})");
         if may_fail(&mut client, &of_server, &states, seed) {
             run(&mut client, "drop server fuzz");
         }

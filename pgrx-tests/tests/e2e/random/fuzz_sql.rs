@@ -197,10 +197,8 @@ fn statement(rng: &mut Rng, table: &str, columns: &Columns, number: &mut u64) ->
             )
         }
         8 => {
-            let (key, rest) = (
-                columns.assignments(rng, true),
-                columns.assignments(rng, false),
-            );
+            let key = columns.assignments(rng, true);
+            let rest = columns.assignments(rng, false);
             format!(
                 "update {table} set ver = {at}{key}{rest}
                    where n = (select n from {table} offset {} limit 1)",
@@ -294,7 +292,8 @@ fn tables(fixture: &Fixture, columns: &Columns, policy: &str) -> String {
         );
         side.exec(TYPES);
     }
-    let (mut client, schema) = (fixture.left.client(), &fixture.right.user);
+    let mut client = fixture.left.client();
+    let schema = &fixture.right.user;
     run(
         &mut client,
         &format!("create table t ({})", columns.definition()),
@@ -335,7 +334,8 @@ fn play(seed: u64) {
         &mut client,
         &format!("create temp table kept as select * from {table}"),
     );
-    let (mut number, mut states) = (0, 0);
+    let mut number = 0;
+    let mut states = 0;
     let mut before = Vec::new();
     for _ in 0..TRANSACTIONS {
         run(&mut client, "truncate kept");
@@ -356,10 +356,8 @@ fn play(seed: u64) {
         let expected = image(&fixture.left, &columns, "t");
         for (way, _) in WAYS {
             if image(&fixture.right, &columns, way) != expected {
-                let (left, right) = (
-                    rows(&fixture.left, &columns.image("t")),
-                    rows(&fixture.right, &columns.image(way)),
-                );
+                let left = rows(&fixture.left, &columns.image("t"));
+                let right = rows(&fixture.right, &columns.image(way));
                 panic!("{left:#?} is {right:#?} in \"{way}\", {}", about());
             }
         }

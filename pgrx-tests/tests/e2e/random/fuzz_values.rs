@@ -374,7 +374,10 @@ fn interval(rng: &mut Rng) -> String {
         0 => 0,
         _ => rng.roll(most) as i64 - most as i64 / 2,
     };
-    let (years, months, days, seconds) = (part(400), part(24), part(99), part(200_000));
+    let years = part(400);
+    let months = part(24);
+    let days = part(99);
+    let seconds = part(200_000);
     match rng.roll(6) {
         // Equal ones.
         0 => one_of(

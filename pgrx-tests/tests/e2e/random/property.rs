@@ -27,8 +27,10 @@ const TRANSACTIONS: usize = 60;
 
 /// A random statement on one or more tables; many fail for a duplicate key.
 fn statement(rng: &mut Rng, table: &str) -> String {
-    let (i, j) = (rng.roll(24), rng.roll(24));
-    let (low, high) = (i.min(j), i.max(j));
+    let i = rng.roll(24);
+    let j = rng.roll(24);
+    let low = i.min(j);
+    let high = i.max(j);
     let v = rng.roll(1000);
     let step = rng.of(&["1", "2", "7", "-1", "-3"]);
     let extra = match table {
@@ -196,11 +198,9 @@ fn play(mode: &str, seed: u64) -> usize {
     let policy = POLICIES[(seed % 3) as usize];
     let fixture = linked("property");
     tables(&fixture, mode, policy);
-    let (mut left, mut right, mut admin) = (
-        fixture.left.client(),
-        fixture.right.client(),
-        fixture.left.superuser(),
-    );
+    let mut left = fixture.left.client();
+    let mut right = fixture.right.client();
+    let mut admin = fixture.left.superuser();
     let mut states = HashSet::new();
     for number in 0..TRANSACTIONS {
         let statements = transaction(&mut left, &mut rng);

@@ -63,7 +63,9 @@ fn after_faults_without_a_worker_calls_make_both_sides_equal() {
 
 #[test]
 fn after_faults_behind_a_pooler_both_sides_are_equal() {
-    let (mode, drain, pooler) = (Mode::Async, Drain::Worker, Some(PoolMode::Transaction));
+    let mode = Mode::Async;
+    let drain = Drain::Worker;
+    let pooler = Some(PoolMode::Transaction);
     run(Plan {
         mode,
         drain,

@@ -19,7 +19,8 @@ fn rows_of(rng: &mut Rng, who: u64, parity: Option<u64>) -> String {
         Some(parity) => rng.roll(12) * 2 + parity,
         None => rng.roll(25),
     };
-    let (id, other) = (key(), key());
+    let id = key();
+    let other = key();
     let value = rng.roll(1_000_000);
     match rng.roll(6) {
         0 | 1 => {
@@ -37,7 +38,9 @@ fn rows_of(rng: &mut Rng, who: u64, parity: Option<u64>) -> String {
 
 /// Parents and children that refer to them, on both sides.
 fn family(rng: &mut Rng, who: u64) -> String {
-    let (id, p, value) = (rng.roll(20), rng.roll(6), rng.roll(1_000_000));
+    let id = rng.roll(20);
+    let p = rng.roll(6);
+    let value = rng.roll(1_000_000);
     match rng.roll(7) {
         0 => format!("insert into t values ({p}, '{who}:{value}') on conflict (id) do nothing"),
         1 => format!("update t set v = '{who}:{value}' where id = {p}"),
@@ -92,7 +95,8 @@ const ENOUGH: i64 = 100;
 /// Two sessions for each list of statements on its side, and drains of it; the right side goes down
 /// and comes back. For some seconds, and until enough changes were queued.
 fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
-    let (written, done) = (Flag::default(), Flag::default());
+    let written = Flag::default();
+    let done = Flag::default();
     let end = Instant::now() + Duration::from_secs(6);
     let queued = "select last_value from sync_queue_id_seq";
     thread::scope(|scope| {
@@ -101,7 +105,8 @@ fn play(fixture: &Fixture, sides: &[(&Side, Statements)]) {
             .map(|who: u64| {
                 let ((side, statements), written) = (sides[who as usize % sides.len()], &written);
                 scope.spawn(move || {
-                    let (mut client, mut rng) = (side.client(), Rng::of_seed(who));
+                    let mut client = side.client();
+                    let mut rng = Rng::of_seed(who);
                     while !written.is_set() {
                         transaction(&mut client, &mut rng, who, statements);
                     }

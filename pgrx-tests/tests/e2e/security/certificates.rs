@@ -95,7 +95,8 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
          create user mapping for {user} server waived
            options (user '{there}', password '{password}', password_required 'false')"
     ));
-    let (file, key) = (certificate.certificate.display(), certificate.key.display());
+    let file = certificate.certificate.display();
+    let key = certificate.key.display();
     for (server, wrapper, more) in [
         ("ours", "pg_rowsync", String::new()),
         ("service", "pg_rowsync", ", service 'it'".to_owned()),
@@ -137,8 +138,10 @@ fn the_accounts_certificate_is_nobodys_but_a_superusers() {
     }
     let services = fixture.left.cluster.dir().join("services");
     fs::write(&services, format!("[it]\nsslcert={file}\nsslkey={key}\n")).expect("a file");
-    let (home, services) = (home.display().to_string(), services.display().to_string());
-    let (file, key) = (file.to_string(), key.to_string());
+    let home = home.display().to_string();
+    let services = services.display().to_string();
+    let file = file.to_string();
+    let key = key.to_string();
     for variables in [
         &[("HOME", home.as_str()), ("PGSERVICEFILE", &services)][..],
         &[
@@ -186,7 +189,8 @@ fn a_certificate_in_a_server_counts_where_it_is_a_superusers() {
             ..
         },
     ) = (&fixture.left.user, &fixture.right);
-    let (file, key) = (certificate.certificate.display(), certificate.key.display());
+    let file = certificate.certificate.display();
+    let key = certificate.key.display();
     let shown = format!("sslcert '{file}', sslkey '{key}'");
     let mapping = format!(
         "create user mapping for current_user server dst options (user '{there}', password '{password}'"
@@ -228,7 +232,8 @@ fn a_certificate_in_a_server_counts_where_it_is_a_superusers() {
 fn a_superusers_table_lends_its_rights_to_nobodys_server() {
     let fixture = passwordless("lent", "trust");
     let attacker = Role::create(&fixture.left, "attacker", "");
-    let (user, name) = (&fixture.left.user, &attacker.name);
+    let user = &fixture.left.user;
+    let name = &attacker.name;
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     fixture.left.exec_superuser(&format!(
         "create table {user}.t ({COLUMNS}); grant all on {user}.t to {name};

@@ -160,7 +160,8 @@ fn packet(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
 #[test]
 fn a_password_that_another_host_asked_for_does_not_count() {
     let fixture = asked("hosts", "trust", SYNC);
-    let (greedy, port) = (greedy_server(), fixture.right.cluster.port());
+    let greedy = greedy_server();
+    let port = fixture.right.cluster.port();
     let hosts = format!(
         "alter server dst options (set host '127.0.0.1,127.0.0.1', set port '{greedy},{port}')"
     );

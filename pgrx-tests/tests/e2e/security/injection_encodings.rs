@@ -40,13 +40,11 @@ struct Encoded(Side);
 impl Encoded {
     fn new(side: &Side, encoding: &str) -> Encoded {
         let db = format!("{}_{}", side.db, encoding.to_lowercase());
-        let (user, of) = (
-            &side.user,
-            Side {
-                db: db.clone(),
-                ..side.clone()
-            },
-        );
+        let user = &side.user;
+        let of = Side {
+            db: db.clone(),
+            ..side.clone()
+        };
         side.exec_superuser(&format!(
             "create database {db} template template0 encoding '{encoding}' owner {user}"
         ));

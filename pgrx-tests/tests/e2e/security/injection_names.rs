@@ -64,7 +64,8 @@ fn strings(client: &mut Client, standard: bool) {
 
 /// Server, both schemas, tables, types and labels, the local key and the remote payload have this name.
 fn create(fixture: &Fixture, name: &str) {
-    let (n, label) = (ident(name), literal(name));
+    let n = ident(name);
+    let label = literal(name);
     fixture.link(&fixture.left, &fixture.right, &n, &[]);
     for (side, table, kind, [key, value]) in [
         (
@@ -104,7 +105,8 @@ fn attach(client: &mut Client, name: &str, mode: &str, policy: &str) {
 
 /// Statements of every form, with the name as value too.
 fn write(client: &mut Client, name: &str, policy: &str) {
-    let (t, l) = (ident(name), literal(name));
+    let t = ident(name);
+    let l = literal(name);
     run(
         client,
         &format!(
@@ -139,7 +141,8 @@ fn names_that_carry_sql_stay_names() {
     let mut client = fixture.left.client();
     for (at, name) in NAMES.iter().enumerate() {
         create(&fixture, name);
-        let (t, target) = (ident(name), format!("{0}.{0}", ident(name)));
+        let t = ident(name);
+        let target = format!("{0}.{0}", ident(name));
         let all = |table: &str| format!("select t::text from {table} t order by 1");
         // Over all names, each mode meets each policy.
         for (turn, mode) in ["async", "sync", "queue"].into_iter().enumerate() {
@@ -186,7 +189,8 @@ fn names_that_carry_sql_stay_names() {
 
 /// What waits is run by hand, by clients of either kind, and arrives as it is here.
 fn by_hand(fixture: &Fixture, name: &str) {
-    let (t, target) = (ident(name), format!("{0}.{0}", ident(name)));
+    let t = ident(name);
+    let target = format!("{0}.{0}", ident(name));
     let all = |table: &str| format!("select t::text from {table} t order by 1");
     let mut reader = fixture.left.superuser();
     let mut hand = fixture.right.client();

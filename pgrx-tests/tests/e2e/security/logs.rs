@@ -297,7 +297,8 @@ fn statements_that_fail_there_are_logged_there_without_values() {
             format!("('a', '{SECRET}'), ('b', '{SECRET}')"),
         ] {
             // A statement is shown while it runs.
-            let (mut holder, mut writer) = (fixture.right.client(), fixture.left.client());
+            let mut holder = fixture.right.client();
+            let mut writer = fixture.left.client();
             run(&mut holder, "begin; lock t in exclusive mode");
             let insert = format!("insert into t (id, v) values {rows}");
             let writing = thread::spawn(move || run(&mut writer, &insert));
@@ -338,10 +339,8 @@ fn only_who_may_read_the_queue_reads_what_it_holds() {
     fixture
         .right
         .exec("alter table t alter v type uuid using null");
-    let (reader, watcher) = (
-        Role::create(&fixture.left, "reader", ""),
-        Role::create(&fixture.left, "watcher", ""),
-    );
+    let reader = Role::create(&fixture.left, "reader", "");
+    let watcher = Role::create(&fixture.left, "watcher", "");
     fixture.left.exec_superuser(&format!(
         "grant select on sync_err_rec to {}; grant select on sync_status to {}",
         reader.name, watcher.name

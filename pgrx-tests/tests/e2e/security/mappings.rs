@@ -115,7 +115,8 @@ fn a_mapping_dropped_before_the_commit_is_missed() {
     let fixture = passwordless("dropping_mapping", "trust");
     hand_to_superuser(&fixture);
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     fixture.left.exec_superuser(&format!(
         "create table {left}.t ({COLUMNS}); select attach_sync('{left}.t', 'dst', '{right}.t', '{SYNC}')"
     ));
@@ -160,7 +161,8 @@ fn a_mapping_dropped_before_the_commit_is_missed() {
 fn a_table_goes_over_to_its_new_owners_mapping() {
     let fixture = one_way("handed_over", COLUMNS, SYNC);
     let other = Role::create(&fixture.left, "other", "");
-    let (left, mut client) = (&fixture.left.user, fixture.left.superuser());
+    let left = &fixture.left.user;
+    let mut client = fixture.left.superuser();
     run(&mut client, &format!("set search_path = {left}, public"));
     run(&mut client, "insert into t values (1, 'a')");
     fixture

@@ -10,7 +10,8 @@ fn operators_in_a_writers_search_path_are_never_called() {
         "id int primary key, v text",
         r#"{"mode": "queue"}"#,
     );
-    let (schema, writer) = (&fixture.left.user, format!("{}_writer", fixture.left.user));
+    let schema = &fixture.left.user;
+    let writer = format!("{}_writer", fixture.left.user);
     fixture.left.exec_superuser(&format!(
         "create role {writer} login password 'x'; create schema {writer} authorization {writer};
          grant usage on schema {schema} to {writer}; grant insert on {schema}.t to {writer}"

@@ -15,7 +15,8 @@ fn unequal(label: &str, mode: &str) -> Fixture {
     let fixture = passwordless(label, "trust");
     set_host_apart(&fixture);
     hand_to_superuser(&fixture);
-    let (left, right) = (&fixture.left.user, &fixture.right.user);
+    let left = &fixture.left.user;
+    let right = &fixture.right.user;
     fixture
         .right
         .exec("create table s (id int primary key); create table t (id int primary key)");
@@ -197,7 +198,8 @@ fn shared(label: &str, mode: &str) -> (Fixture, Role) {
 #[test]
 fn owners_that_share_a_mapping_have_a_change_set_and_a_connection_each() {
     let (fixture, other) = shared("shared", "sync");
-    let (left, password) = (&fixture.left.user, &fixture.right.password);
+    let left = &fixture.left.user;
+    let password = &fixture.right.password;
     let mut client = fixture.left.client();
     run(
         &mut client,

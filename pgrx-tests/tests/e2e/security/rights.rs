@@ -111,7 +111,8 @@ fn a_writer_sees_and_touches_nothing_of_the_extensions() {
 fn rows_are_sent_whoever_writes_them_and_however() {
     let fixture = one_way("however", COLUMNS, SYNC);
     let (role, mut client) = writer(&fixture);
-    let (user, name) = (&fixture.left.user, &role.name);
+    let user = &fixture.left.user;
+    let name = &role.name;
     run(&mut client, "insert into t values (1, 'a')");
     // Under a role that the session has set, and under one that may do nothing else at all.
     fixture
@@ -206,10 +207,8 @@ fn row_security_here_hides_nothing_from_the_other_side() {
 fn attaching_takes_the_trigger_right_and_the_owners_usage() {
     let fixture = linked("attaching");
     let user = fixture.left.user.clone();
-    let (holder, stranger) = (
-        Role::create(&fixture.left, "holder", ""),
-        Role::create(&fixture.left, "stranger", ""),
-    );
+    let holder = Role::create(&fixture.left, "holder", "");
+    let stranger = Role::create(&fixture.left, "stranger", "");
     for side in [&fixture.left, &fixture.right] {
         side.exec(&format!(
             "create table t ({COLUMNS}); create table u ({COLUMNS})"

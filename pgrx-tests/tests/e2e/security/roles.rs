@@ -156,10 +156,8 @@ fn operator(fixture: &Fixture) -> Role {
 #[test]
 fn what_a_role_may_do_has_been_decided_for_every_object() {
     let fixture = linked("matrix");
-    let (operator, outsider) = (
-        operator(&fixture),
-        Role::create(&fixture.left, "outsider", ""),
-    );
+    let operator = operator(&fixture);
+    let outsider = Role::create(&fixture.left, "outsider", "");
     let expected = |what: fn(&(&'static str, &'static str, &'static str)) -> &'static str| {
         MATRIX
             .iter()

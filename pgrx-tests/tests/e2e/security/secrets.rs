@@ -40,7 +40,8 @@ fn told(client: &mut Client, sql: &str) -> String {
 
 #[test]
 fn a_password_is_never_shown() {
-    let (left, right) = (talkative("secrets"), talkative("secrets_there"));
+    let left = talkative("secrets");
+    let right = talkative("secrets_there");
     let fixture = Fixture {
         left: Side::create(&left, "local_secrets").expect("a database"),
         right: Side::create(&right, "remote_secrets").expect("a database"),
@@ -70,7 +71,8 @@ fn a_password_is_never_shown() {
         "select * from pg_cursors",
     ];
     let mapping = format!("user mapping for {} server dst", fixture.left.user);
-    let (there, closed) = (fixture.right.cluster.port(), closed_port());
+    let there = fixture.right.cluster.port();
+    let closed = closed_port();
     let as_it_was = [
         format!("alter {mapping} options (set password '{password}')"),
         format!(

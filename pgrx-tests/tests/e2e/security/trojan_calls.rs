@@ -79,7 +79,8 @@ fn write(table: &str) -> [String; 8] {
 #[test]
 fn what_is_planted_is_called_by_nobody() {
     let (fixture, [here, there]) = arrange("planted");
-    let (user, schema) = (&fixture.left.user, &fixture.right.user);
+    let user = &fixture.left.user;
+    let schema = &fixture.right.user;
     fixture
         .left
         .exec(&format!("grant all on {user}.t to {}", here.role));
@@ -165,7 +166,8 @@ fn what_is_planted_is_called_by_nobody() {
 #[test]
 fn what_is_planted_is_not_called_by_retries_and_the_worker() {
     let (fixture, [here, there]) = arrange("plantedworker");
-    let (user, schema) = (&fixture.left.user, &fixture.right.user);
+    let user = &fixture.left.user;
+    let schema = &fixture.right.user;
     attach(&fixture, "t", &options("queue", "overwrite"));
     fixture.right.exec_superuser(&format!(
         "alter table {schema}.t add constraint c check (n is distinct from 13)"

@@ -219,7 +219,8 @@ pub struct Role {
 impl Role {
     /// The name is the side's own with this ending; `attributes` are those of CREATE ROLE.
     pub fn create(side: &Side, ending: &str, attributes: &str) -> Role {
-        let (schema, name) = (&side.user, format!("{}_{ending}", side.user));
+        let schema = &side.user;
+        let name = format!("{}_{ending}", side.user);
         side.exec_superuser(&format!(
             "create role {name} login password '{name}' {attributes};
              grant usage, create on schema {schema} to {name}"
