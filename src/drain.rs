@@ -753,34 +753,15 @@ impl<'h> Drain<'h> {
         if let Err(error) = link.result() {
             return stopped(error);
         }
-        // What is prepared there is older. A second call in one transaction goes on after the first.
-        let name = &self.server_name;
-        let stubborn = !self.is_visit;
-        let settled = if first {
-            resolver::settle_lane(self.extension, name, oid(&lane.owner)?, stubborn)
-        } else {
-            Ok(Vec::new())
-        };
-        let unfinished = match settled {
-            Ok(unfinished) => unfinished,
-            Err(error) => return stopped(error),
-        };
-        let link = match if first {
-            self.settle_lost(link)
-        } else {
-            Ok(link)
-        } {
-            Ok(link) => link,
-            Err(error) => return stopped(error),
-        };
-        let mut link = link;
-        let settled = if first {
-            match outcome::settle(self.extension, &self.server_name, &lane.owner, &mut link) {
+        // A second call in one transaction goes on after the first.
+        let (link, unfinished, settled) = if first {
+            let owner = oid(&lane.owner)?;
+            match self.settle_earlier(lane, owner, link) {
                 Ok(settled) => settled,
                 Err(error) => return stopped(error),
             }
         } else {
-            Settled::default()
+            (link, Vec::new(), Settled::default())
         };
         let server = link.endpoint().account.server;
         let replay = Replay::new(link, !first);
@@ -811,6 +792,32 @@ impl<'h> Drain<'h> {
             order: limits.map(|(_, last)| *last).fold(i64::MAX, i64::min),
         };
         self.apply(lane, bounds, (beside, unfinished), &mut progress)?;
+        self.conclude(lane, (server, first), progress)
+    }
+
+    /// What was under way over the account before: what is prepared there, which is older; what lost sessions may
+    /// still commit; and what the last drain has committed without anybody hearing of it.
+    fn settle_earlier(
+        &self,
+        lane: &Lane,
+        owner: Oid,
+        link: Link<'static>,
+    ) -> Result<(Link<'static>, Vec<TransactionDecision>, Settled)> {
+        let name = &self.server_name;
+        let stubborn = !self.is_visit;
+        let unfinished = resolver::settle_lane(self.extension, name, owner, stubborn)?;
+        let mut link = self.settle_lost(link)?;
+        let settled = outcome::settle(self.extension, name, &lane.owner, &mut link)?;
+        Ok((link, unfinished, settled))
+    }
+
+    /// Leaves what was applied to the end of the local transaction, and notes it; or that it is lost.
+    fn conclude(
+        &self,
+        lane: &Lane,
+        (server, first): (Oid, bool),
+        progress: DrainState,
+    ) -> Result<Served> {
         let DrainState {
             mut replay,
             mut served,

@@ -447,13 +447,19 @@ const OF_UTC: &str = "points in time arrive as those of the time zone UTC";
 const CUT_TO_DAY: &str = "values arrive without the time of day";
 const CUT_TO_TIME: &str = "values arrive without the date";
 
-/// The rules for types that are not made of others.
+/// The rules for types that are not made of others. The first that has an answer counts.
 fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
-    use Fidelity::{Coarser, Equal, Folding, Merging, Narrower, Never, Rewritten};
+    let rules = [into_text, out_of_text, number, bits, time, other];
+    let answer = rules.iter().find_map(|rule| rule(from, to));
+    answer.unwrap_or_else(unknown)
+}
+
+/// Of values that become text. Spaces at the end do not count in the type char.
+fn into_text(from: &TypeKind, to: &TypeKind) -> Option<Conversion> {
+    use Fidelity::{Coarser, Merging, Narrower, Rewritten};
     use TypeKind::*;
     let spaces = "values that differ only in spaces at the end are equal there";
-    match (from, to) {
-        // Into text.
+    Some(match (from, to) {
         (_, Text | Varchar(None)) if from.is_text() => equal(),
         (Bpchar(_), Bpchar(None)) => equal(),
         (_, Bpchar(None)) if from.is_text() => verdict(Merging, spaces),
@@ -480,7 +486,15 @@ fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
         (_, Text | Varchar(None) | Bpchar(None)) => equal(),
         (_, Varchar(Some(length))) if from.longest().is_some_and(|l| l <= *length) => equal(),
         (_, Varchar(_) | Bpchar(_)) => verdict(Narrower, "longer values are refused there"),
-        // Out of text.
+        _ => return None,
+    })
+}
+
+/// Of text that becomes something else.
+fn out_of_text(from: &TypeKind, to: &TypeKind) -> Option<Conversion> {
+    use Fidelity::{Coarser, Folding, Narrower};
+    use TypeKind::*;
+    Some(match (from, to) {
         (_, Enum) if from.is_text() => {
             verdict(Narrower, "what is none of its labels is refused there")
         }
@@ -497,7 +511,15 @@ fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
             Coarser,
             "what it cannot read is refused there, and several spellings become one value",
         ),
-        // Numbers.
+        _ => return None,
+    })
+}
+
+/// Between numbers, OIDs, names of objects and amounts of money.
+fn number(from: &TypeKind, to: &TypeKind) -> Option<Conversion> {
+    use Fidelity::{Coarser, Narrower, Never, Rewritten};
+    use TypeKind::*;
+    Some(match (from, to) {
         (Integer(one), Integer(other)) if one <= other => equal(),
         (Integer(_), Integer(_)) => verdict(Narrower, TOO_LARGE),
         (Integer(2), Float(_)) | (Integer(4), Float(8)) => equal(),
@@ -564,7 +586,15 @@ fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
             Narrower,
             "names of other kinds of objects are refused there",
         ),
-        // Strings of bits.
+        _ => return None,
+    })
+}
+
+/// Between strings of bits.
+fn bits(from: &TypeKind, to: &TypeKind) -> Option<Conversion> {
+    use Fidelity::{Narrower, Never};
+    use TypeKind::*;
+    Some(match (from, to) {
         (Bit(_) | Varbit(_), Bit(None) | Varbit(None)) => equal(),
         (Bit(one), Bit(other)) if one == other => equal(),
         (Bit(Some(_)), Bit(_)) => verdict(Never, "values of another length are refused there"),
@@ -574,7 +604,15 @@ fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
         (Bit(Some(one)) | Varbit(Some(one)), Varbit(Some(other))) if one <= other => equal(),
         (Bit(Some(_)), Varbit(_)) => verdict(Never, "longer values are refused there"),
         (Bit(_) | Varbit(_), Varbit(_)) => verdict(Narrower, "longer values are refused there"),
-        // Time.
+        _ => return None,
+    })
+}
+
+/// Between dates, times and intervals.
+fn time(from: &TypeKind, to: &TypeKind) -> Option<Conversion> {
+    use Fidelity::{Coarser, Equal, Narrower, Rewritten};
+    use TypeKind::*;
+    Some(match (from, to) {
         (Time(one), Time(other)) | (TimeTz(one), TimeTz(other)) => seconds(*one, *other, Equal, ""),
         (Timestamp(one), Timestamp(other)) | (TimestampTz(one), TimestampTz(other)) => {
             seconds(*one, *other, Equal, "")
@@ -597,7 +635,15 @@ fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
         (Interval(_), Time(_)) => verdict(Narrower, "what is no time of day is refused there"),
         (Interval(one), Interval(other)) if one == other || *other == -1 => equal(),
         (Interval(_), Interval(_)) => verdict(Coarser, "values lose the fields that it has not"),
-        // The rest.
+        _ => return None,
+    })
+}
+
+/// Between types that are known by their names, and of types that stay what they are.
+fn other(from: &TypeKind, to: &TypeKind) -> Option<Conversion> {
+    use Fidelity::{Coarser, Narrower, Never, Rewritten};
+    use TypeKind::*;
+    Some(match (from, to) {
         _ if from.is_other("path") && to.is_other("polygon") => {
             verdict(Narrower, "open paths are refused there")
         }
@@ -635,8 +681,8 @@ fn plain(from: &TypeKind, to: &TypeKind) -> Conversion {
             },
         ) if one == other && (a == b || *b == -1) => equal(),
         (Money, Money) | (Oid, Oid) => equal(),
-        _ => unknown(),
-    }
+        _ => return None,
+    })
 }
 
 /// Whether no text is longer than 63 bytes.

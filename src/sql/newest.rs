@@ -283,44 +283,99 @@ impl Newest<'_> {
 
     /// Notes the stamps and answers with the conflicts.
     fn outcome(&self) -> String {
-        let route = self.route;
-        let values = self.values;
+        let won = self.won();
+        let report = self.report(&won);
+        let kept = self.kept(&won);
+        let columns: String = kept
+            .iter()
+            .enumerate()
+            .map(|(at, text)| format!(", {text} AS kept{at}"))
+            .collect();
+        let or_kept: String = (0..kept.len())
+            .map(|at| format!(" OR o.kept{at}"))
+            .collect();
+        // OFFSET keeps the functions from being left out.
+        format!(
+            "SELECT o.report FROM (SELECT CASE {report} END AS report{columns} FROM {} OFFSET 0) AS o \
+             WHERE o.report IS NOT NULL{or_kept}",
+            self.changed()
+        )
+    }
+
+    /// Whether the changes move rows that are there, in place.
+    fn moves_rows(&self) -> bool {
+        matches!(self.kind, BatchKind::Move | BatchKind::Swap) && self.route.can_update()
+    }
+
+    /// What to select from: the changes `v`, each beside the rows that were seen and those that were changed.
+    fn changed(&self) -> String {
         let mut from = "v LEFT JOIN p ON p.ord OPERATOR(pg_catalog.=) v.ord".to_owned();
         let mut join = |name: &str| {
             from.push_str(&format!(
                 " LEFT JOIN {name} ON {name}.ord OPERATOR(pg_catalog.=) v.ord"
             ))
         };
-        let is_move = self.kind == BatchKind::Move;
-        let can_update = route.can_update();
-        let swaps = self.kind == BatchKind::Swap && can_update;
-        let moved = (is_move && can_update) || swaps;
-        if is_move {
+        if self.kind == BatchKind::Move {
             join("q");
         }
-        if moved {
+        if self.moves_rows() {
             join("u");
         }
         if self.has_old() {
             join("d");
         }
-        if self.writes() && can_update {
+        if self.writes() && self.route.can_update() {
             join("n");
         }
         if self.writes() {
             from.push_str(&format!(
                 " LEFT JOIN i ON {}",
-                same_key(route, "i", &self.new_key)
+                same_key(self.route, "i", &self.new_key)
             ));
         }
+        from
+    }
+
+    /// Whether the change has written its row.
+    fn won(&self) -> String {
+        let route = self.route;
         let inserted = format!("i.{} IS NOT NULL", ident(&route.columns[route.key[0]].name));
-        let won = if swaps {
+        if self.kind == BatchKind::Swap && route.can_update() {
             format!("(u.ord IS NOT NULL OR n.ord IS NOT NULL OR {inserted})")
-        } else if can_update {
+        } else if route.can_update() {
             format!("(n.ord IS NOT NULL OR {inserted})")
         } else {
             format!("({inserted})")
+        }
+    }
+
+    /// Fails on purpose: another session, or another change of the statement, has written the key meanwhile, so
+    /// the change is to be tried again.
+    fn race(&self) -> String {
+        // Another session's row; where none has come, a trigger of the table's own keeps this one from being
+        // written.
+        let raced = match self.extension {
+            Some(extension) => format!(
+                "CASE WHEN {}.sync_row_has_come({}, {}) THEN {} END",
+                ident(extension),
+                self.regclass(),
+                self.record(&self.new_key),
+                failing_with(RACE_MARK)
+            ),
+            None => failing_with(RACE_MARK),
         };
+        // Or that of another change in the same statement.
+        format!(
+            "CASE WHEN {} THEN {} ELSE {raced} END",
+            self.meets_itself(),
+            failing_with(TWICE_MARK)
+        )
+    }
+
+    /// The branches of the CASE that reports a conflict.
+    fn report(&self, won: &str) -> String {
+        let route = self.route;
+        let values = self.values;
         let by = |existing: Option<&'static str>,
                   key: &[String],
                   stamp: Option<&StampOf>,
@@ -341,32 +396,15 @@ impl Newest<'_> {
         let tombstone = values.tombstone.as_ref();
         let new = &self.new_key[..];
         let old = &values.old[..];
-        // Another session's row; where none has come, a trigger of the table's own keeps this one from being
-        // written.
-        let raced = match self.extension {
-            Some(extension) => format!(
-                "CASE WHEN {}.sync_row_has_come({}, {}) THEN {} END",
-                ident(extension),
-                self.regclass(),
-                self.record(new),
-                failing_with(RACE_MARK)
-            ),
-            None => failing_with(RACE_MARK),
-        };
-        // Or that of another change in the same statement.
-        let race = format!(
-            "CASE WHEN {} THEN {} ELSE {raced} END",
-            self.meets_itself(),
-            failing_with(TWICE_MARK)
-        );
-        // It has lost to a row that took the place of the one it would have won over.
+        let race = self.race();
+        // The change would have won over the row that it saw; another row has taken that one's place since.
         let replaced = |existing: &str| {
             format!(
                 "WHEN {existing}.ord IS NOT NULL AND NOT {won} AND {} THEN {race}",
                 self.wins_over_seen(existing)
             )
         };
-        let report = match self.kind {
+        match self.kind {
             BatchKind::Insert => format!(
                 "{} WHEN p.ord IS NOT NULL THEN {} WHEN {won} THEN NULL WHEN {} THEN {} ELSE {race}",
                 replaced("p"),
@@ -388,7 +426,7 @@ impl Newest<'_> {
             BatchKind::Move => format!(
                 "{}{} WHEN NOT {won} AND q.ord IS NULL AND NOT {} THEN {race} \
                  WHEN p.ord IS NULL THEN {} WHEN q.ord IS NOT NULL THEN {} ELSE {}",
-                if moved {
+                if self.moves_rows() {
                     "WHEN u.ord IS NOT NULL THEN NULL "
                 } else {
                     ""
@@ -420,7 +458,19 @@ impl Newest<'_> {
                 self.beaten(),
                 by(None, new, stamp, ConflictType::UpdateMissing, &skipped),
             ),
-        };
+        }
+    }
+
+    /// Calls that keep the stamps of what was deleted and written, each a condition that is true if one was kept.
+    fn kept(&self, won: &str) -> Vec<String> {
+        let values = self.values;
+        let stamp = values.stamp.as_ref();
+        let tombstone = values.tombstone.as_ref();
+        let new = &self.new_key[..];
+        let old = &values.old[..];
+        let can_update = self.route.can_update();
+        let swaps = self.kind == BatchKind::Swap && can_update;
+        let moved = self.moves_rows();
         let done = if moved { "u.ord IS NOT NULL OR " } else { "" };
         let mut kept = Vec::new();
         let hashes = |operator: &str| {
@@ -432,7 +482,7 @@ impl Newest<'_> {
         };
         if self.has_old() {
             // Also where the row there is newer: that counts for more, and so does its deletion.
-            let condition = if is_move {
+            let condition = if self.kind == BatchKind::Move {
                 hashes("<>")
             } else {
                 "true".to_owned()
@@ -467,19 +517,7 @@ impl Newest<'_> {
                 &format!("({done}{won})"),
             ));
         }
-        let columns: String = kept
-            .iter()
-            .enumerate()
-            .map(|(at, text)| format!(", {text} AS kept{at}"))
-            .collect();
-        let or_kept: String = (0..kept.len())
-            .map(|at| format!(" OR o.kept{at}"))
-            .collect();
-        // OFFSET keeps the functions from being left out.
-        format!(
-            "SELECT o.report FROM (SELECT CASE {report} END AS report{columns} FROM {from} OFFSET 0) AS o \
-             WHERE o.report IS NOT NULL{or_kept}"
-        )
+        kept
     }
 
     /// Whether a change wins over the row `t`. Of equal stamps a row wins over a deletion, and of two rows
