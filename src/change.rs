@@ -34,9 +34,10 @@ pub enum Carrier {
 pub struct Column {
     pub name: String,
     pub carrier: Carrier,
-    /// GENERATED ALWAYS AS IDENTITY: an INSERT may give its value, no UPDATE may.
-    #[serde(default)]
-    pub fixed: bool,
+    /// GENERATED ALWAYS AS IDENTITY: an INSERT may give its value, no UPDATE may. Stored under the
+    /// name that it had at first.
+    #[serde(default, rename = "fixed")]
+    pub identity_always: bool,
     /// The type brings its own equality operator; it is not one of PostgreSQL's.
     #[serde(default)]
     pub own_equality: bool,
@@ -158,12 +159,12 @@ impl Route {
         self.key
             .iter()
             .copied()
-            .filter(|at| !self.columns[*at].fixed)
+            .filter(|at| !self.columns[*at].identity_always)
     }
 
     /// Whether there is anything that an UPDATE may set.
     pub fn can_update(&self) -> bool {
-        self.columns.iter().any(|column| !column.fixed)
+        self.columns.iter().any(|column| !column.identity_always)
     }
 
     /// Positions of the columns that are compared by operators of their type's own schema.
@@ -197,7 +198,8 @@ impl Route {
 
     /// Positions of the columns that an UPDATE of a row sets.
     pub fn settable(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.columns.len()).filter(|at| !self.key.contains(at) && !self.columns[*at].fixed)
+        (0..self.columns.len())
+            .filter(|at| !self.key.contains(at) && !self.columns[*at].identity_always)
     }
 }
 

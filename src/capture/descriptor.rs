@@ -361,8 +361,9 @@ const GENERATED_KEY: &str = "Generated columns are never sent, so a row cannot b
     are not generated and identify a row in the option \"key\", and have a unique index on them there.";
 
 /// The route of a trigger.
-fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Result<Route> {
-    let options = &arguments.options;
+/// The positions of the key among the columns to send; none for a table that is only appended to and has no key
+/// that is sent.
+fn key(table: &Table, options: &Options, columns: &[&TableColumn]) -> Result<Vec<usize>> {
     let is_sent = |name: &String| columns.iter().any(|column| column.name == *name);
     let keyless = options.insert_only
         && options.key.is_none()
@@ -419,25 +420,31 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         )
         .with_hint(GENERATED_KEY));
     }
-    let position = |name: &String, what: &str| {
-        columns.iter().position(|c| c.name == *name).ok_or_else(|| {
-            Error::local(
-                SqlState::INVALID_PARAMETER,
-                format!("{what} column \"{name}\" is not among the columns to send"),
-            )
-            .with_hint("Name it in \"columns\", or do not name it in \"exclude\".")
-        })
-    };
-    let key = key
-        .iter()
-        .map(|name| position(name, "key"))
-        .collect::<Result<Vec<_>>>()?;
+    key.iter()
+        .map(|name| position(columns, name, "key"))
+        .collect()
+}
+
+fn position(columns: &[&TableColumn], name: &str, what: &str) -> Result<usize> {
+    columns.iter().position(|c| c.name == name).ok_or_else(|| {
+        Error::local(
+            SqlState::INVALID_PARAMETER,
+            format!("{what} column \"{name}\" is not among the columns to send"),
+        )
+        .with_hint("Name it in \"columns\", or do not name it in \"exclude\".")
+    })
+}
+
+fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Result<Route> {
+    let options = &arguments.options;
+    let key = key(table, options, columns)?;
+    let keyless = key.is_empty();
     let policy = match (options.on_conflict, &options.version_column) {
         _ if keyless => Policy::Error,
         (OnConflict::Overwrite, _) => Policy::Overwrite,
         (OnConflict::Error, _) => Policy::Error,
         (OnConflict::Skip, _) => Policy::Skip,
-        (OnConflict::Newest, Some(name)) => Policy::Newest(position(name, "version")?),
+        (OnConflict::Newest, Some(name)) => Policy::Newest(position(columns, name, "version")?),
         (OnConflict::Newest, None) => {
             return Err(Error::internal("\"newest\" without version column"));
         }
@@ -448,7 +455,7 @@ fn route(table: &Table, arguments: &Arguments, columns: &[&TableColumn]) -> Resu
         .map(|c| Column {
             name: options.rename.get(&c.name).unwrap_or(&c.name).clone(),
             carrier: c.carrier.clone(),
-            fixed: c.identity_always,
+            identity_always: c.identity_always,
             own_equality: c.own_equality,
             collated: c.collated,
             local: options.rename.contains_key(&c.name).then(|| c.name.clone()),

@@ -255,7 +255,7 @@ mod tests {
         Column {
             name: name.to_owned(),
             carrier: Carrier::Element,
-            fixed: false,
+            identity_always: false,
             own_equality: false,
             collated: false,
             local: local.map(str::to_owned),

@@ -181,7 +181,7 @@ fn keep<'call>(event: &Event<'call>, stamp: &Stamp<String>) -> Stamp<&'call str>
 /// Whether an UPDATE changed a column that no UPDATE may set on the other side.
 fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
     let columns = &descriptor.route.columns;
-    if !columns.iter().any(|column| column.fixed) {
+    if !columns.iter().any(|column| column.identity_always) {
         return Ok(false);
     }
     let old = read_row(descriptor, event.row()?)?;
@@ -189,7 +189,7 @@ fn replaces(descriptor: &Descriptor, event: &Event<'_>) -> Result<bool> {
     Ok(columns
         .iter()
         .zip(old.iter().zip(&new))
-        .any(|(c, (old, new))| c.fixed && old != new))
+        .any(|(c, (old, new))| c.identity_always && old != new))
 }
 
 fn change(op: Op, command: u32, row: Vec<Option<&str>>) -> Change<&str> {

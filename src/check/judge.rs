@@ -552,7 +552,7 @@ mod tests {
         let column = |name: &str| Column {
             name: name.to_owned(),
             carrier: Carrier::Element,
-            fixed: false,
+            identity_always: false,
             own_equality: false,
             collated: false,
             local: None,

@@ -111,7 +111,7 @@ impl Surprise<'_> {
                 .target
                 .column(remote)
                 .is_some_and(|column| column.1.has('a'));
-            let is_set = !route.key.contains(&at) && !route.columns[at].fixed;
+            let is_set = !route.key.contains(&at) && !route.columns[at].identity_always;
             (is_always && is_set).then(|| remote.to_owned())
         };
         let columns: Vec<String> = self.sent().filter_map(refused).collect();

@@ -397,7 +397,7 @@ mod tests {
         let column = |n: &str| Column {
             name: n.into(),
             carrier: Carrier::Element,
-            fixed: false,
+            identity_always: false,
             own_equality: false,
             collated: false,
             local: None,

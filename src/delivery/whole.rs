@@ -338,7 +338,7 @@ mod tests {
         let column = |name: &str| Column {
             name: name.into(),
             carrier: Carrier::Element,
-            fixed: false,
+            identity_always: false,
             own_equality: false,
             collated: false,
             local: None,

@@ -133,17 +133,19 @@ fn filled(shape: &Shape, texts: &[String]) -> (Rc<Route>, Change<String>) {
         table: next(),
     };
     let columns = (shape.columns.iter().enumerate())
-        .map(|(at, (carrier, [fixed, own_equality, collated]))| Column {
-            // Some statements name columns in the order of their names.
-            name: format!("{at}{}", next()),
-            carrier: carrier.clone(),
-            fixed: *fixed,
-            own_equality: *own_equality,
-            collated: *collated,
-            local: None,
-            binary: None,
-            own_type: None,
-        })
+        .map(
+            |(at, (carrier, [identity_always, own_equality, collated]))| Column {
+                // Some statements name columns in the order of their names.
+                name: format!("{at}{}", next()),
+                carrier: carrier.clone(),
+                identity_always: *identity_always,
+                own_equality: *own_equality,
+                collated: *collated,
+                local: None,
+                binary: None,
+                own_type: None,
+            },
+        )
         .collect();
     let [key_deferrable, truncate_children] = shape.flags;
     let route = Rc::new(Route {

@@ -675,7 +675,7 @@ mod tests {
             table: "t".into(),
         };
         let own_equality = false;
-        let fixed = false;
+        let identity_always = false;
         let collated = false;
         let local = None;
         Rc::new(Route {
@@ -684,7 +684,7 @@ mod tests {
             columns: vec![Column {
                 name: "id".into(),
                 carrier: Carrier::Element,
-                fixed,
+                identity_always,
                 own_equality,
                 collated,
                 local,

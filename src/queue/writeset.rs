@@ -128,7 +128,7 @@ mod tests {
             schema: "s".into(),
             table: table.into(),
         };
-        let fixed = false;
+        let identity_always = false;
         let own_equality = false;
         let collated = false;
         let local = None;
@@ -138,7 +138,7 @@ mod tests {
             columns: vec![Column {
                 name: "id".into(),
                 carrier: Carrier::Element,
-                fixed,
+                identity_always,
                 own_equality,
                 collated,
                 local,

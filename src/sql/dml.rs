@@ -141,7 +141,7 @@ pub(super) fn update_all(route: &Route, kind: BatchKind, values: &Values) -> Str
 pub(super) fn assignments(route: &Route, kind: BatchKind, values: &Values) -> String {
     let at: Vec<usize> = match kind {
         BatchKind::Move | BatchKind::Swap => (0..route.columns.len())
-            .filter(|at| !route.columns[*at].fixed)
+            .filter(|at| !route.columns[*at].identity_always)
             .collect(),
         _ => route
             .settable()

@@ -15,7 +15,7 @@ fn column(name: &str, carrier: Carrier) -> Column {
     Column {
         name: name.into(),
         carrier,
-        fixed: false,
+        identity_always: false,
         own_equality: false,
         collated: false,
         local: None,

@@ -377,7 +377,7 @@ impl Repair<'_> {
             let row: Vec<Option<&str>> = row.iter().map(Option::as_deref).collect();
             let replaces = |column: &crate::change::Column| {
                 let name = column.local.as_ref().unwrap_or(&column.name);
-                column.fixed && difference.columns.contains(name)
+                column.identity_always && difference.columns.contains(name)
             };
             let place = next_place();
             if difference.kind == Kind::Differs && route.columns.iter().any(replaces) {
@@ -484,7 +484,7 @@ impl Repair<'_> {
             Kind::Differs => {
                 let sets: Vec<String> = all
                     .iter()
-                    .filter(|at| !key.contains(at) && !self.route().columns[**at].fixed)
+                    .filter(|at| !key.contains(at) && !self.route().columns[**at].identity_always)
                     .map(|at| format!("{} = {}", named(*at), value(*at)))
                     .collect();
                 if sets.is_empty() {
