@@ -74,7 +74,7 @@ pub fn attach(
 /// What looks at a target.
 type Look<'l> = &'l mut dyn FnMut(&Descriptor) -> Result<Vec<Finding>>;
 
-/// Makes the triggers of a table, and gives what is to be told.
+/// Makes the triggers of a table, and gives the notices that are due.
 fn attach_table(
     extension: &Extension,
     table: &Table,

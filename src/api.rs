@@ -745,10 +745,10 @@ fn verify_sync(
             .for_each(|name| columns.push(Some(name)));
         (
             found.kind.name(),
-            told(&found.key),
+            shown_row(&found.key),
             TextArray(columns.into_text()),
-            found.here.as_deref().map(told),
-            found.there.as_deref().map(told),
+            found.here.as_deref().map(shown_row),
+            found.there.as_deref().map(shown_row),
         )
     }))
 }
@@ -779,12 +779,12 @@ fn repair_sync(
     TableIterator::new(
         or_raise(repair())
             .into_iter()
-            .map(|(found, action)| (found.kind.name(), told(&found.key), action.name())),
+            .map(|(found, action)| (found.kind.name(), shown_row(&found.key), action.name())),
     )
 }
 
-/// What a row is told as, whichever side it is on: with `?` for characters that this database's encoding lacks.
-fn told(row: &str) -> Jsonb {
+/// A row as the result shows it, whichever side it is on: with `?` for characters that this database's encoding lacks.
+fn shown_row(row: &str) -> Jsonb {
     Jsonb(displayable(row))
 }
 

@@ -50,7 +50,7 @@ struct Awaited {
     /// When the server is asked for them again, and what it failed over.
     ask_at: Instant,
     trouble: Option<Error>,
-    /// What is in the way and was told.
+    /// What is in the way and was reported.
     reported: Vec<&'static str>,
 }
 

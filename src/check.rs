@@ -2,7 +2,7 @@
 //! the one that it attaches.
 //!
 //! Looked at with nothing but the catalogs of both sides, which are asked the same `question`; all servers at
-//! once (`ask`), each over a connection of the table owner's. What `judge` finds keeps changes from arriving
+//! once (`ask`), each over a connection of the table owner's. What `problems` finds keeps changes from arriving
 //! and is said by `attach_sync` too; `types` says what becomes of values. What else is found, `check_sync`
 //! alone says: `surprises` of the target, `server` of the server and the role there, `attached` of the
 //! triggers here, `mesh` of what is to be seen of several together, `state` of what waits.
@@ -11,8 +11,8 @@ mod ask;
 mod attached;
 mod facts;
 mod finding;
-mod judge;
 mod mesh;
+mod problems;
 mod question;
 mod server;
 mod state;
@@ -24,8 +24,8 @@ pub use self::finding::{Finding, Severity};
 use self::ask::{Answer, Question};
 use self::attached::{Attached, Caller};
 use self::facts::{RelationFacts, ServerFacts, TargetFacts};
-use self::judge::CheckSubject;
 use self::mesh::Pair;
+use self::problems::CheckSubject;
 use self::question::Asked;
 use self::server::Reached;
 use crate::capture::descriptor::{Arguments, Descriptor};
@@ -63,7 +63,7 @@ impl Problem {
     }
 }
 
-/// Looks at the target of what a trigger would send, for `pg_rowsync.connect_timeout` at most: what `judge` finds,
+/// Looks at the target of what a trigger would send, for `pg_rowsync.connect_timeout` at most: what `problems` finds,
 /// and every error that [`check`] would find. What is in the way of looking is a finding too. A request to cancel is
 /// raised.
 ///
@@ -79,7 +79,7 @@ pub fn look(
     let server = &account.server_name;
     let endpoint = match Endpoint::resolve(extension, account) {
         Ok(endpoint) => endpoint,
-        Err(error) => return Ok(vec![judge::not_asked(server, &error)]),
+        Err(error) => return Ok(vec![problems::not_asked(server, &error)]),
     };
     let guard = route.application_name.clone();
     let guard = guard.unwrap_or_else(|| endpoint.application_name.clone());
@@ -91,7 +91,7 @@ pub fn look(
     .next();
     let answer = match answer {
         Some(Ok(answer)) => answer,
-        Some(Err(error)) => return Ok(vec![judge::not_asked(server, &error)]),
+        Some(Err(error)) => return Ok(vec![problems::not_asked(server, &error)]),
         None => return Ok(Vec::new()),
     };
     let is_error = |finding: &Finding| finding.severity == Severity::Error;
@@ -117,7 +117,7 @@ pub fn look(
             guard: &guard,
             here,
         };
-        found.extend(judge::findings(&subject, &answer.server, facts));
+        found.extend(problems::findings(&subject, &answer.server, facts));
         let surprises =
             (facts.table.iter()).flat_map(|target| surprises::findings(&subject, target));
         found.extend(surprises.filter(is_error));
@@ -170,7 +170,7 @@ pub fn unreachable(extension: &Extension, account: &Account) -> Result<Option<Fi
         Err(error) => Some(Err(error)),
     };
     let failure = answer.and_then(Result::err);
-    Ok(failure.map(|error| judge::not_asked(&account.server_name, &error)))
+    Ok(failure.map(|error| problems::not_asked(&account.server_name, &error)))
 }
 
 /// The current database's name.
@@ -345,7 +345,7 @@ fn of_servers(extension: &Extension, delivered: Vec<Delivered>) -> Result<Vec<Pr
         match answer {
             Ok(answer) => found.extend(of_group(extension, group, &answer, &here, &database)?),
             Err(error) => {
-                let finding = judge::not_asked(server, &error);
+                let finding = problems::not_asked(server, &error);
                 found.push(Problem::new(None, Some(server), &finding));
             }
         }
@@ -389,7 +389,7 @@ fn of_group(
             guard,
             here,
         };
-        let mut findings = judge::findings(&subject, &answer.server, facts);
+        let mut findings = problems::findings(&subject, &answer.server, facts);
         if let Some(target) = &facts.table {
             findings.extend(surprises::findings(&subject, target));
             let pair = Pair {

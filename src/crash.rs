@@ -5,7 +5,7 @@
 //! unlogged table with one row, `sync_alive`: recovery empties it, and a clean shutdown does not. A standby that is
 //! promoted has it empty too, and may be behind its primary in the same way.
 //!
-//! Whoever drains or works first notes it for every table concerned in `sync_crash`. A note goes when a whole
+//! The first drain or visit of the worker after a crash notes every table concerned in `sync_crash`. A note goes when a whole
 //! comparison has found no difference, or its differences were repaired.
 
 use crate::error::Result;

@@ -34,7 +34,7 @@ enum Identity {
 thread_local! {
     /// The last answer, and when it was true.
     static CACHED: Cell<Option<(Epoch, Identity)>> = const { Cell::new(None) };
-    /// The session was told that it writes into a copy.
+    /// The session was warned that it writes into a copy.
     static WARNED: Cell<bool> = const { Cell::new(false) };
 }
 

@@ -1,5 +1,5 @@
 //! Changes that have come back to where they have been. They are not sent and not captured, counted for each
-//! server, and told once a session.
+//! server, and reported once a session.
 //!
 //! Where masters know each other's connections by the guard name, nothing comes back. Where the names differ,
 //! each would send on what it receives, for ever, and older values would follow newer ones.
@@ -15,7 +15,7 @@ const HINT: &str = "The loop guards of the two sides go by different names. Give
                     both sides the same application_name.";
 
 process_local! {
-    /// Servers of which the session was told.
+    /// Servers that the session was warned of.
     static NOTIFIED: RefCell<HashSet<u32>> = RefCell::default();
 }
 

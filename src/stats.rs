@@ -1,7 +1,7 @@
 //! Counters per server: what was delivered, queued, in conflict, or left alone by the loop guard; and of
 //! conflicts also per local table and kind.
 //!
-//! They lie in shared memory (see [`crate::pg::shmem`]), in tables of slots that are claimed by their
+//! The counters lie in shared memory (see [`crate::pg::shmem`]), in tables of slots that are claimed by their
 //! first event and never given back: no locks, no waiting, no failing. When all slots are taken,
 //! further servers are not counted, and the answer says so; of further tables the conflicts are in their
 //! server's sum only. Without the area, nothing is counted.

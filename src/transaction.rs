@@ -34,7 +34,7 @@ pub struct Drained {
 /// A remote transaction with drained records applied, to be committed with the local one.
 pub struct OpenDrain {
     pub server_name: String,
-    /// Whose records they are.
+    /// The owner of the records.
     pub owner: Oid,
     /// `None` after it was lost, or a part of it was rolled back with a savepoint: the rest went with it.
     pub session: Option<Session>,
@@ -76,7 +76,7 @@ pub fn init(ends: Ends) {
 thread_local! {
     /// Sessions are to be woken once the transaction has committed.
     static NUDGE: Cell<Option<Nudged>> = const { Cell::new(None) };
-    /// The last record that a drain of this session has applied, while no server was told to commit one.
+    /// The last record that a drain of this session has applied, while no server was sent a COMMIT of one.
     static UNCOMMITTED: Cell<Option<i64>> = const { Cell::new(None) };
 }
 
@@ -160,7 +160,7 @@ pub fn note_superseded(trigger: Oid, stored: u64) {
     STATE.with_borrow_mut(|work| work.superseded.insert((trigger.to_u32(), stored)));
 }
 
-/// Whether [`note_superseded`] was told of a row version.
+/// Whether [`note_superseded`] was called with a row version.
 pub fn was_superseded(trigger: Oid, stored: u64) -> bool {
     STATE.with_borrow(|work| work.superseded.contains(&(trigger.to_u32(), stored)))
 }
@@ -186,7 +186,7 @@ pub fn has_not_committed(last: i64) -> bool {
     UNCOMMITTED.get() == Some(last)
 }
 
-/// Servers are told to commit what was drained: from now on it may have been.
+/// Servers are sent the COMMIT of what was drained: from now on it may have been committed.
 pub fn commits_drains() {
     UNCOMMITTED.set(None);
 }

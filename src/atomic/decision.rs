@@ -2,9 +2,10 @@
 //! be committed there, written by the local transaction that decides it. And rows of the resolver, for what
 //! it found prepared and could not finish.
 //!
-//! Who sees a row sees the transaction committed here, and on disk. Who has asked its server since and did
-//! not find it prepared, but committed, may remove the row. That it is not prepared any more says too little: the
-//! server may have been set back to an earlier time, or have given way to a standby that was behind.
+//! A session that sees a row knows that the local transaction is committed, and on disk. It may remove the row once
+//! the server has said that the remote transaction is committed. That the remote transaction is not prepared any
+//! more says too little: the server may have been set back to an earlier time, or have given way to a standby that
+//! was behind.
 
 use super::gid::Gid;
 use crate::delivery::remote_transaction::{History, PreparedTransaction};

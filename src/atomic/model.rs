@@ -46,7 +46,7 @@ enum Reading {
         row: bool,
         there: There,
     },
-    /// And whether the local transaction was over after that.
+    /// What the server had, and whether the local transaction was over after that.
     Status {
         row: bool,
         there: There,

@@ -9,9 +9,9 @@ use std::collections::HashMap;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ServerFacts {
-    /// Whom the session was authenticated as.
+    /// The role that the session was authenticated as.
     pub role: String,
-    /// That role and those it is a member of.
+    /// The role and the roles that it is a member of.
     pub roles: Vec<String>,
     pub in_recovery: bool,
     /// The name by which triggers there know their own connections where they name nothing themselves.
@@ -23,7 +23,7 @@ pub struct ServerFacts {
     pub max_prepared_transactions: i64,
     /// `session_replication_role` of a session like this one.
     pub replication_role: String,
-    /// Whose rights count, if a setting there makes it another role.
+    /// The role whose rights count, if a setting there makes it another one.
     pub acts_as: Option<String>,
     /// `log_statement` of a session like this one.
     pub log_statement: String,

@@ -3,7 +3,7 @@
 
 use super::facts::RelationFacts;
 use super::finding::Finding;
-use super::judge::CheckSubject;
+use super::problems::CheckSubject;
 use crate::change::Relation;
 use crate::error::SqlState;
 

@@ -2,25 +2,25 @@
 
 use super::facts::ServerFacts;
 use super::finding::Finding;
-use super::judge;
+use super::problems;
 use crate::connect::peer::PeerKind;
 use crate::connect::settings::Pooled;
 use crate::error::SqlState;
 use crate::options::Mode;
 
-/// Clocks that differ by less, in microseconds, are not told.
+/// Clocks may differ by so many microseconds without a finding.
 const CLOCK_TOLERANCE: i64 = 1_000_000;
 
-/// Seconds before its end in which a password is told of.
+/// Seconds before a password expires in which that is a finding.
 const PASSWORD_NOTICE: i64 = 14 * 86_400;
 
-/// Connections below which a limit is told of.
+/// A limit of fewer connections is a finding.
 const FEW_CONNECTIONS: i64 = 20;
 
 /// How a server was reached, and what for.
 pub struct Reached<'s> {
     pub server: &'s str,
-    /// Whose mapping was used.
+    /// The owner whose user mapping was used.
     pub owner: &'s str,
     pub peer: PeerKind,
     /// The server's option.
@@ -37,7 +37,7 @@ pub struct Reached<'s> {
 pub fn findings(reached: &Reached<'_>, here: &ServerFacts, there: &ServerFacts) -> Vec<Finding> {
     let server = reached.server;
     let mut found = Vec::new();
-    found.extend(judge::in_recovery(server, there));
+    found.extend(problems::in_recovery(server, there));
     found.extend(encodings(server, here, there));
     found.extend(role(reached, there));
     found.extend(way(reached));

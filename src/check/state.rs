@@ -9,7 +9,7 @@ use crate::pg::spi::{self, Extension};
 use crate::sql::quote::ident;
 use crate::sql::triggers;
 
-/// What is told of the worker in this state, see [`crate::worker::state`].
+/// The finding about the worker in this state, see [`crate::worker::state`].
 pub fn of_worker(state: &str) -> Option<Finding> {
     let object_not_ready = SqlState::OBJECT_NOT_READY;
     match state {

@@ -3,7 +3,7 @@
 
 use super::facts::{RelationFacts, is_same_set};
 use super::finding::{Finding, quoted};
-use super::judge::CheckSubject;
+use super::problems::CheckSubject;
 use crate::error::SqlState;
 
 /// What there is to be said of a target.

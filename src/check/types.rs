@@ -801,23 +801,27 @@ mod tests {
             own(3, "numeric"),
             own(9, "float8"),
         ));
-        let judged = |from: u32, to: u32| compare(&here, (from, -1), &there, (to, -1));
-        assert_eq!(judged(1, 1).fidelity, Narrower);
-        assert!(judged(1, 1).why.contains("\"a\""), "{:?}", judged(1, 1));
+        let converted = |from: u32, to: u32| compare(&here, (from, -1), &there, (to, -1));
+        assert_eq!(converted(1, 1).fidelity, Narrower);
+        assert!(
+            converted(1, 1).why.contains("\"a\""),
+            "{:?}",
+            converted(1, 1)
+        );
         assert_eq!(
-            (judged(2, 3).fidelity, judged(2, 2).fidelity),
+            (converted(2, 3).fidelity, converted(2, 2).fidelity),
             (Equal, Coarser)
         );
         assert_eq!(
-            (judged(4, 8).fidelity, judged(5, 5).fidelity),
+            (converted(4, 8).fidelity, converted(5, 5).fidelity),
             (Coarser, Coarser)
         );
         assert_eq!(
-            (judged(6, 1).fidelity, judged(8, 5).fidelity),
+            (converted(6, 1).fidelity, converted(8, 5).fidelity),
             (Narrower, Never)
         );
         assert_eq!(
-            (judged(7, 3).fidelity, judged(3, 77).fidelity),
+            (converted(7, 3).fidelity, converted(3, 77).fidelity),
             (Unknown, Unknown)
         );
     }

@@ -169,10 +169,10 @@ fn purge_after(extension: &Extension, ids: Option<(i64, i64)>) -> Result<()> {
     let Some((first, last)) = ids else {
         return Ok(());
     };
-    // What a SERIALIZABLE transaction has read of the log, other transactions then write: those at their
-    // commits too would be in each other's way over it. So only one in many looks at the log.
-    let turn = |id: i64| id / PURGE_ROWS;
-    if context::is_serializable() && turn(first - 1) == turn(last) {
+    // A SERIALIZABLE transaction that reads the log conflicts with all others that write it at their commits. So
+    // only one in many reads it.
+    let section = |id: i64| id / PURGE_ROWS;
+    if context::is_serializable() && section(first - 1) == section(last) {
         return Ok(());
     }
     match attempt(|| purge(extension, last, 2 * (last - first + 1 + PURGE_ROWS))) {

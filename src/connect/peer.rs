@@ -56,7 +56,7 @@ pub struct Peer {
     /// The process that introduced itself last.
     pid: Option<i32>,
     started: Option<i64>,
-    /// The server's clock, and when it was told.
+    /// The server's clock, and when that was received.
     clock: Option<(i64, Instant)>,
 }
 
@@ -115,7 +115,7 @@ impl Peer {
         Some(clock.saturating_add(reported.elapsed().as_micros() as i64))
     }
 
-    /// The server's clock was told.
+    /// The server's clock is known.
     pub fn set_clock(&mut self, clock: i64) {
         self.clock = Some((clock, Instant::now()));
     }

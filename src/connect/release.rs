@@ -1,14 +1,15 @@
 //! Connections are given back where a server grants no more of them.
 //!
-//! Who is refused one queues, and then all do; the drain needs a connection as well, while sessions hold
-//! theirs idle. So a drain that was refused one announces it, as a change of the server's definition is
-//! announced, and wakes the sessions of the database: each closes what it holds idle. A pooler whose pool is
-//! full refuses nobody: who comes is let in and waits, so a drain that gets no answer does the same. What a
-//! server grants it grants to all databases of the cluster, so both are announced to them as well: there, whoever
-//! has a connection to the same host and port closes it. A transaction that must not queue fails over a
-//! refusal and asks like a drain, or others would keep it from being delivered for as long as they stay.
+//! A session that is refused a connection queues its changes, and all later sessions must queue behind these. The
+//! drain needs a connection as well, while sessions hold theirs idle. So a drain that was refused a connection
+//! announces this, as a change of the server's definition is announced, and wakes the sessions of the database: each
+//! closes its idle connections. A pooler whose pool is full refuses nobody; it lets a client in and makes it wait. So
+//! a drain that gets no answer does the same. A server's limit holds for all databases of the cluster, so the
+//! announcement goes to them as well: their sessions close idle connections to the same host and port. A transaction
+//! that must not queue fails over a refusal and asks like a drain; otherwise idle sessions would keep it from being
+//! delivered for as long as they stay.
 //!
-//! Who was refused one does not ask again for a moment.
+//! A session that was refused a connection does not ask again for a moment.
 
 use crate::connect::account::{Account, AccountKey, oid, server_oid};
 use crate::connect::endpoint::Endpoint;

@@ -255,7 +255,7 @@ impl Session {
         self.node.as_deref()
     }
 
-    /// The server has told its name.
+    /// The server has sent its name.
     pub fn set_node(&mut self, node: Option<String>) {
         self.node = node;
     }

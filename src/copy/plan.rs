@@ -98,7 +98,7 @@ impl Plan {
         })
     }
 
-    /// Whose connection it takes.
+    /// The account over whose connection it is copied.
     pub fn account(&self) -> &Account {
         &self.descriptor.account
     }

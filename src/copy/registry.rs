@@ -19,11 +19,11 @@ use std::time::Duration;
 /// What becomes of rows that the target has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
-    /// There must be none.
+    /// An error: there must be no rows.
     Error,
-    /// They are removed.
+    /// The rows are removed.
     Truncate,
-    /// They stay, or give way as the trigger's policy says.
+    /// The rows stay, or give way as the trigger's policy says.
     Merge,
 }
 

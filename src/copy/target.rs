@@ -156,7 +156,7 @@ pub struct CopyIn {
     session: Session,
     server: String,
     buffer: Vec<u8>,
-    /// That were sent.
+    /// Bytes that were sent.
     bytes: u64,
 }
 

@@ -126,12 +126,12 @@ impl Answers {
         self.outstanding == 0
     }
 
-    /// Takes out the first error that the server told.
+    /// Takes out the first error that the server reported.
     pub fn take_failure(&mut self) -> Option<RemoteError> {
         self.failure.take()
     }
 
-    /// Takes out the conflicts told so far.
+    /// Takes out the conflicts reported so far.
     pub fn take_conflicts(&mut self) -> Tally {
         std::mem::take(&mut self.conflicts)
     }
@@ -169,19 +169,19 @@ impl Answers {
             }
         }
         connection.forget_notifications();
-        let went_on = self.outstanding < before;
+        let progressed = self.outstanding < before;
         if !arrived || !connection.is_up() {
             return Err(connection.message());
         }
         if self.outstanding > 0 && !is_quiet {
             let heard = connection.heard();
-            let before = self.heard.filter(|_| !went_on);
+            let before = self.heard.filter(|_| !progressed);
             let unanswered = heard.saturating_sub(*self.heard.insert(before.unwrap_or(heard)));
             if unanswered > LONGEST_ANSWER || connection.is_swollen() {
                 return Err(SENDS_TOO_MUCH.to_owned());
             }
         }
-        Ok(went_on)
+        Ok(progressed)
     }
 
     /// Takes what is next; false if there is nothing to take.

@@ -62,8 +62,8 @@ impl Manner {
     }
 }
 
-/// How a change set is tried first. A server whose upserts have not been seen to work is not trusted:
-/// without the unique index that they need, a plain INSERT would double a row.
+/// How a change set is tried first. A plain INSERT is sent only where upserts have been seen to work: without the
+/// unique index that they need, it would double a row.
 pub fn first_assumption(set: &ChangeSet, link: &mut Link<'_>) -> Assume {
     let accepted = |session: &mut Session| session.has_accepted(set.routes());
     if link.session().is_some_and(accepted) {
@@ -73,7 +73,7 @@ pub fn first_assumption(set: &ChangeSet, link: &mut Link<'_>) -> Assume {
     }
 }
 
-/// Whether the failure may be that the trust was misplaced: a row was missing or there already, or what
+/// Whether the run may have failed because the assumption was wrong: a row was missing or there already, or what
 /// the server checks at the end of a statement was asked of too few rows at once.
 pub fn assumption_failed(set: &ChangeSet, link: &mut Link<'_>, assume: Assume) -> bool {
     if let Some(error) = link.result().err()

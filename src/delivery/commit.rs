@@ -1,6 +1,6 @@
 //! What becomes of the transaction's changes when it commits.
 //!
-//! 1. Gate: change sets of servers with pending records are queued (`sync`: the transaction fails).
+//! 1. Admission: change sets of servers with pending records are queued (`sync`: the transaction fails).
 //! 2. Apply and commit. One change set and nothing else: one pipelined exchange that also commits.
 //!    Otherwise every server first applies in an open transaction; then what failed is queued; only
 //!    then the commits are sent, those that may fail the local transaction (`sync`, drains) before
@@ -12,7 +12,7 @@
 //! still in flight are closed by unwinding, which rolls back what they had not committed.
 
 use super::at_once::at_once;
-use super::handover::{self, Turn};
+use super::handover::{self, QueueingCommit};
 use super::link::Link;
 use super::settle::{Delivery, Queued, failed, warn_queued, write_queue};
 use super::two_steps::in_two_steps;
@@ -36,7 +36,7 @@ use std::time::Instant;
 /// Delivers or queues everything the transaction captured, and commits what it drained.
 ///
 /// # Errors
-/// What fails the local transaction: see the module's head.
+/// In modes `sync` and `atomic`, what admission and delivery report; in all, what writing the queue reports.
 pub fn pre_commit() -> Result<()> {
     memory::take_reserves()?;
     let TransactionState {
@@ -85,18 +85,18 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     for set in sets.iter().filter(|set| !set.is_empty()) {
         let server = &set.account.server_name;
         match gate(set, &blocked, alone.then_some(deadline))? {
-            Gate::Queue(reason) => {
+            Disposition::Queue(reason) => {
                 blocked.push(server.clone());
                 queued.push(Queued::new(set, reason, None));
             }
-            Gate::Wait(blockers) => {
+            Disposition::Wait(blockers) => {
                 blocked.push(server.clone());
                 queued.push(Queued {
                     behind: Some(blockers),
                     ..Queued::new(set, None, None)
                 });
             }
-            Gate::Deliver(endpoint) => match Link::open(&endpoint) {
+            Disposition::Deliver(endpoint) => match Link::open(&endpoint) {
                 Ok(link) => {
                     let conflicts = Tally::default();
                     deliveries.push(Delivery {
@@ -143,13 +143,13 @@ fn deliver(sets: &[ChangeSet], drains: Vec<OpenDrain>) -> Result<()> {
     }
 }
 
-/// Who queues because it has been refused a connection lets those who have one go first, see
+/// A session that queues because it was refused a connection lets sessions that have one go first, see
 /// [`handover`].
 fn give_way(queued: &[Queued<'_>], deadline: Instant) -> Result<()> {
     let is_refused =
         |one: &&Queued<'_>| (one.reason.as_ref()).is_some_and(Error::is_connection_refusal);
     for Queued { set, .. } in queued.iter().filter(is_refused) {
-        Turn::new(set, false, deadline).give_way()?;
+        QueueingCommit::new(set, false, deadline).give_way()?;
     }
     Ok(())
 }
@@ -219,7 +219,7 @@ pub fn pre_prepare() -> Result<()> {
     Ok(())
 }
 
-enum Gate {
+enum Disposition {
     Queue(Option<Error>),
     /// Behind failed records.
     Wait(Blockers),
@@ -233,7 +233,7 @@ enum Gate {
 /// `blocked` names servers whose older changes this very transaction drains or queues.
 /// `deadline`: how long it may wait for an empty queue. Only where nothing else is delivered, so that who enters the
 /// queue is out of it again at once.
-fn gate(set: &ChangeSet, blocked: &[String], deadline: Option<Instant>) -> Result<Gate> {
+fn gate(set: &ChangeSet, blocked: &[String], deadline: Option<Instant>) -> Result<Disposition> {
     let server = &set.account.server_name;
     let mut admitted = match blocked.contains(server) {
         true => Admission::Pending,
@@ -256,20 +256,20 @@ fn gate(set: &ChangeSet, blocked: &[String], deadline: Option<Instant>) -> Resul
         && set.mode == Mode::Async
     {
         let is_connected = session::is_idle(&set.account.key());
-        let mut turn = Turn::new(set, is_connected, deadline);
-        while matches!(admitted, Admission::Pending) && turn.await_emptied()? {
+        let mut queueing = QueueingCommit::new(set, is_connected, deadline);
+        while matches!(admitted, Admission::Pending) && queueing.await_emptied()? {
             admitted = admission::admit(set)?;
         }
         if matches!(admitted, Admission::Free) {
-            turn.leave();
+            queueing.leave();
         }
     }
     match (admitted, set.mode) {
-        (Admission::Free, Mode::Queue) => return Ok(Gate::Queue(None)),
+        (Admission::Free, Mode::Queue) => return Ok(Disposition::Queue(None)),
         (Admission::Free, _) => {}
         // Both sides differ until the copy ends: what is synchronous is so from then on.
         (Admission::Blocked(blockers), _) if blockers.are_copies() => {
-            return Ok(Gate::Wait(blockers));
+            return Ok(Disposition::Wait(blockers));
         }
         (Admission::Paused, mode) if mode.is_strict() => {
             return Err(Error::Paused {
@@ -282,9 +282,9 @@ fn gate(set: &ChangeSet, blocked: &[String], deadline: Option<Instant>) -> Resul
             });
         }
         (Admission::Pending | Admission::Paused | Admission::Undecided(_), _) => {
-            return Ok(Gate::Queue(None));
+            return Ok(Disposition::Queue(None));
         }
-        (Admission::Blocked(blockers), _) => return Ok(Gate::Wait(blockers)),
+        (Admission::Blocked(blockers), _) => return Ok(Disposition::Wait(blockers)),
     }
     let endpoint = Endpoint::resolve(&set.extension, &set.account);
     let ready = |endpoint: Rc<Endpoint>| {
@@ -297,18 +297,18 @@ fn gate(set: &ChangeSet, blocked: &[String], deadline: Option<Instant>) -> Resul
         Ok(endpoint)
     };
     match endpoint.and_then(ready) {
-        Ok(endpoint) => Ok(Gate::Deliver(endpoint)),
+        Ok(endpoint) => Ok(Disposition::Deliver(endpoint)),
         Err(error) => not_sent(set, error),
     }
 }
 
 /// A change set could not be sent: queued, or in a strict mode the transaction's error.
-fn not_sent(set: &ChangeSet, error: Error) -> Result<Gate> {
+fn not_sent(set: &ChangeSet, error: Error) -> Result<Disposition> {
     if set.mode.is_strict() {
         return Err(error);
     }
     warn_queued(set, &error);
-    Ok(Gate::Queue(Some(error)))
+    Ok(Disposition::Queue(Some(error)))
 }
 
 /// The link of an open drain.

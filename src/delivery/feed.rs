@@ -98,7 +98,7 @@ pub struct Changes<S> {
     after: Vec<Statement>,
     /// What begins and ends a transaction block, until it is known whether one is needed.
     block: Option<[Vec<Statement>; 2]>,
-    /// They are all of a transaction that commits at their end, and none has been sent.
+    /// The changes are all of a transaction that commits at their end, and none has been sent.
     is_transaction: bool,
     /// See [`Changes::after_answer`].
     urgent: Option<Statement>,
@@ -402,7 +402,7 @@ impl<S: Source> Changes<S> {
     }
 }
 
-/// Whose rows move in waves; `all`: everybody's.
+/// Of which tables rows move in waves on this server; `all`: of all tables.
 fn in_waves(all: bool, session: &Session) -> InWaves {
     match &*session.moves_in_waves {
         _ if all => InWaves::All,

@@ -5,14 +5,15 @@
 //! queue wait for it a moment, and find the queue empty then. Only progress depends on this, never
 //! order: who does not want to wait any longer queues all the same.
 //!
-//! Where a server grants fewer connections than sessions ask for, those who have none queue all the time. They
-//! would always come first at a queue that is empty again, since nothing keeps them there: so who has been refused
-//! a connection lets a moment pass before it queues, in which the others find the queue empty. And who has a
-//! connection waits for the queue to be emptied before it is closed, too, where the worker promises to come.
+//! Where a server grants fewer connections than sessions ask for, sessions without a connection queue all the time.
+//! They would always be the first at a queue that is empty again, since they need not connect. So a session that was
+//! refused a connection waits for a moment before it queues; meanwhile the others find the queue empty. A session
+//! that has a connection waits for the queue to be emptied also before the queue is closed, if the worker promises
+//! to come.
 //!
-//! Who waits has written already, and holds locks of its rows. Among masters deliveries from the other side may wait
-//! for these, while the other side's queue is closed for them as well: each worker would wait for commits that wait
-//! for the other one. So nobody waits here who holds up a delivery.
+//! A commit that waits here has written its rows and holds their locks. Among masters, deliveries from the other side
+//! may wait for these locks, while the other side's queue is closed for its own commits: each worker would wait for
+//! commits that wait for the other worker. So a commit that holds up a delivery does not wait.
 
 use crate::capture::change_set::ChangeSet;
 use crate::error::{Error, Result};
@@ -47,7 +48,7 @@ pub fn deadline() -> Instant {
 }
 
 /// A commit that is about to queue changes for a server.
-pub struct Turn<'s> {
+pub struct QueueingCommit<'s> {
     set: &'s ChangeSet,
     is_connected: bool,
     deadline: Instant,
@@ -59,7 +60,7 @@ pub struct Turn<'s> {
     looked: Option<Instant>,
 }
 
-impl<'s> Turn<'s> {
+impl<'s> QueueingCommit<'s> {
     /// `is_connected`: it could send over a connection that it has.
     pub fn new(set: &'s ChangeSet, is_connected: bool, deadline: Instant) -> Self {
         Self {

@@ -1,9 +1,9 @@
 //! A lost delivery stays lost: the server's session of a connection lost in doubt must be gone
 //! before anything newer is applied there, or it might still commit what it holds, behind it.
 //!
-//! It is ended over a new connection, and waited for. What identifies it says [`LostSession`]; a process
-//! that is there and may be it is not taken for gone, whichever role it has, and one that may not be ended
-//! is waited for.
+//! The session is ended over a new connection, and its end is waited for. [`LostSession`] says what identifies
+//! it. A process that may be the session counts as the session, whichever role it has. A session that the account
+//! may not end is waited for.
 
 use super::event_loop;
 use super::feed::Fixed;

@@ -44,7 +44,7 @@ pub struct Planner {
     vanished: HashSet<Relation>,
 }
 
-/// Whose rows move in waves, though the key is deferrable here.
+/// The tables whose rows move in waves, though the key is deferrable here.
 #[derive(Clone, Debug, Default)]
 pub enum InWaves {
     #[default]

@@ -35,9 +35,9 @@ enum UnitState {
     Applied,
     /// Applied before the batch, or by an earlier drain.
     Settled,
-    /// And whether the row of its change was there.
+    /// Refused with this error; and whether the row of its change was there.
     Failed(Error, bool),
-    /// Behind this record.
+    /// Depends on this failed record.
     Waits(i64),
 }
 
@@ -101,7 +101,7 @@ pub struct RecordBatch<'h> {
     whole_tables: HashSet<usize>,
     units: Vec<Unit>,
     states: Vec<UnitState>,
-    /// Marks of older failed records or wait, and of those in the batch.
+    /// Marks of older records that are failed or wait, and of those in the batch.
     blockers: Blockers,
     /// The server has such older records.
     has_failed: bool,
@@ -366,9 +366,9 @@ impl<'h> RecordBatch<'h> {
 
     /// Checks deferred constraints, and marks failed what breaks them.
     ///
-    /// They hold at the end of every source transaction, or it would not have been committed. So the
-    /// batch is completed to such an end first, and blame is sought among whole transactions; then among
-    /// the units of the one to blame, and if that is not certain, all of it is marked failed.
+    /// The constraints hold at the end of every source transaction, or that would not have been committed. So the
+    /// batch is completed to such an end first. The culprit is sought among whole transactions, then among the units
+    /// of the transaction that is refused. If none of these is found out, the whole transaction is marked failed.
     fn check(&mut self, replay: &mut Replay, claims: &mut Claims<'_>) -> Result<()> {
         let mut complete = false;
         while !self.applied().is_empty() {
@@ -655,8 +655,8 @@ impl<'h> RecordBatch<'h> {
             return Ok(());
         }
         let mut held = Vec::new();
-        let mut suspects: Vec<Vec<usize>> = vec![(0..self.units.len()).collect()];
-        while let Some(part) = suspects.pop() {
+        let mut unsettled: Vec<Vec<usize>> = vec![(0..self.units.len()).collect()];
+        while let Some(part) = unsettled.pop() {
             if part.is_empty() || !self.meets_prepared(&part)? {
                 continue;
             }
@@ -664,8 +664,8 @@ impl<'h> RecordBatch<'h> {
                 held.push(*one);
             } else {
                 let (first, second) = part.split_at(part.len() / 2);
-                suspects.push(second.to_vec());
-                suspects.push(first.to_vec());
+                unsettled.push(second.to_vec());
+                unsettled.push(first.to_vec());
             }
         }
         for at in held {

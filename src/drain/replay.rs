@@ -63,7 +63,7 @@ pub struct Replay {
     conflicts: (Tally, Tally),
     /// Changes that were not sent because they have been at the server.
     held_back: u64,
-    /// The remote transaction, once the server has told.
+    /// The remote transaction, once the server has named it.
     identity: Option<RemoteTransaction>,
     /// Tables of which parts of the batch that stand have deleted or moved rows, by source transaction: what
     /// cascades have taken along is not missed by later parts.

@@ -229,7 +229,7 @@ impl<'s> Writer<'s> {
 /// A route's id in a table `sync_route`.
 struct CachedRoute {
     route: Rc<Route>,
-    /// Whose changes take it.
+    /// The owner whose changes take the route.
     owner: Oid,
     table: Oid,
     id: i64,

@@ -19,16 +19,16 @@ use crate::sql::quote::{ArrayLiteral, ident};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// Who left a mark.
+/// The record that left a mark.
 #[derive(Clone, Copy)]
 struct Origin {
     /// The oldest record that left it.
     id: i64,
-    /// the failed record that it is, or waits for.
+    /// The failed record that it is, or waits for.
     root: i64,
 }
 
-/// Marks of failed records or wait.
+/// Marks of records that are failed or wait.
 #[derive(Default)]
 pub struct Blockers {
     writes: HashMap<i64, Origin>,

@@ -14,7 +14,7 @@ pub enum BatchKind {
     Update,
     /// UPDATE that gives the row another key.
     Move,
-    /// The same, for rows of which each takes the key of another one, or all of them are to keep their keys:
+    /// As [`BatchKind::Move`], for rows of which each takes the key of another one, or all of them are to keep their keys:
     /// under [`Policy::Newest`], where the key is deferrable here.
     Swap,
     Delete,

@@ -103,7 +103,7 @@ pub(super) fn insert(route: &Route, values: &Values, from: &str) -> String {
     }
 }
 
-/// That the batch itself does not move the row.
+/// The condition that the batch itself does not move the row.
 fn not_moving(route: &Route, values: &Values) -> String {
     if values.any_old.is_empty() {
         return String::new();

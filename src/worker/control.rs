@@ -131,7 +131,7 @@ thread_local! {
 }
 
 /// Something was queued: once the transaction has committed, the worker is woken, or the launcher is
-/// told that there is none. Called before the commit, where it may fail.
+/// notified that there is none. Called before the commit, where it may fail.
 pub fn wake_at_commit() {
     WAKE.set(whom());
 }

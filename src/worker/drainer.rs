@@ -3,7 +3,7 @@
 //!
 //! Nothing but a visit to a server that has just answered happens inside a transaction; connecting
 //! and waiting do not, so an unreachable server neither keeps the others waiting nor holds back the
-//! horizon of vacuum. No error ends the process: it is told, the server waits for its next attempt.
+//! horizon of vacuum. No error ends the process: the error is logged, the server waits for its next attempt.
 
 use super::pace::Pace;
 use super::resolver::{Resolver, ServerOwner};
@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 const VISIT: i64 = 5_000;
 /// A connection that has answered so recently is not asked whether it still works, where no other server
 /// could be kept waiting.
-const TRUSTED: Duration = Duration::from_secs(1);
+const ANSWER_VALIDITY: Duration = Duration::from_secs(1);
 /// A worker that has had nothing to do for so long ends: others may need its slot. The launcher starts one
 /// again when something is queued.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -106,7 +106,7 @@ struct Drainer {
     copiers: Vec<Handle>,
     shown: String,
     complained: Option<(String, Instant)>,
-    /// It was told that the database is a copy.
+    /// A warning has said that the database is a copy.
     warned_copy: bool,
 }
 
@@ -115,7 +115,7 @@ struct Server {
     pace: Pace,
     /// When it last answered.
     answered: Option<Instant>,
-    /// What people are told while it fails.
+    /// What the log says while it fails.
     trouble: &'static str,
     round: Round,
     /// Its queue is filled again and again, and emptied at once: who has a connection may wait for that.
@@ -202,7 +202,7 @@ impl Drainer {
         }
     }
 
-    /// Until it is told to end, or the extension is dropped.
+    /// Until a signal asks it to end, or the extension is dropped.
     fn run(mut self) -> ExitReason {
         loop {
             // Barriers and the like, and whether the database is wanted by someone else.
@@ -487,8 +487,8 @@ impl Drainer {
         let alone = self.servers.len() == 1;
         let answered = self.servers.get(name).and_then(|server| server.answered);
         let kept = link.is_up();
-        let trusted = answered.is_some_and(|at| at.elapsed() < TRUSTED);
-        if kept && !(alone && trusted) {
+        let has_answered = answered.is_some_and(|at| at.elapsed() < ANSWER_VALIDITY);
+        if kept && !(alone && has_answered) {
             // It may have died without a sign. Found out here, that keeps nobody waiting.
             link.run(Fixed::new(["SELECT 1"]), Ending::Open);
         }
@@ -739,7 +739,7 @@ impl Drainer {
     }
 }
 
-/// What people are told of a server that failed so.
+/// What the log says of a server that failed so.
 fn trouble(error: &Error) -> &'static str {
     match error {
         _ if error.is_connection_refusal() => "grants no connection",

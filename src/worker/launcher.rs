@@ -214,7 +214,7 @@ impl Launcher {
             return Start::Done;
         }
         if bgworker::find(database).is_some() {
-            // One without a place on the board is at work, as far as can be told.
+            // A worker without a slot in the registry counts as working.
             return worker_registry::flags(database).map_or(Start::Done, |_| Start::Later(CLOSED));
         }
         if !database::is_open(database) {

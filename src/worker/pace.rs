@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// The queue is closed for a visit that takes no longer: shorter than commits wait for it.
+/// The queue is closed for a visit that takes no longer than this. Commits wait longer for the queue.
 const MAX_CLOSED_VISIT: Duration = Duration::from_millis(50);
-/// And for a visit with so few records, whatever the last one took: it may have waited for other things.
+/// The queue is closed for a visit with no more records than this, however long the last visit took: that one may
+/// have waited for other things.
 const MAX_CLOSED_RECORDS: i64 = 200;
 /// How long a longer queue may take to become noticeably shorter by itself.
 const WINDOW: Duration = Duration::from_secs(10);

@@ -7,16 +7,16 @@ use crate::delivery::answers::Answers;
 use crate::error::{Error, RemoteError, SqlState};
 use crate::sql::marks::SESSION_MARK;
 
-/// What a run that failed relied on and was not so. The session knows better now: the same run may
-/// succeed the next time.
+/// An assumption of a failed run that did not hold. The session knows better now: the same run may succeed the
+/// next time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unmet {
-    /// Nothing of what follows.
+    /// None of the following.
     #[default]
     Nothing,
     /// The server's clock: by the one that was assumed, the transaction would have begun too late.
     Clock,
-    /// That a transaction may begin with its first statement: this server needs a block.
+    /// A transaction begins with its first statement. This server needs a transaction block.
     ImplicitBegin,
     /// A statement that the process serving the run was to execute by name, and did not have.
     SharedStatement,

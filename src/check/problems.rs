@@ -285,7 +285,7 @@ impl OfTarget<'_> {
         let (route, Some(here)) = (self.subject.route, self.subject.here) else {
             return Vec::new();
         };
-        let judged = |(at, column): (usize, &Column)| {
+        let converted = |(at, column): (usize, &Column)| {
             let name = column.local.as_ref().unwrap_or(&column.name);
             let local = here.column(name)?;
             let remote = self.target.column(&column.name)?;
@@ -299,18 +299,18 @@ impl OfTarget<'_> {
                     why,
                 };
             }
-            self.judged(at, name, [&local.4, &remote.4], &verdict)
+            self.converted(at, name, [&local.4, &remote.4], &verdict)
         };
         route
             .columns
             .iter()
             .enumerate()
-            .filter_map(judged)
+            .filter_map(converted)
             .collect()
     }
 
     /// What there is to be said of a column with such types.
-    fn judged(
+    fn converted(
         &self,
         at: usize,
         name: &str,
