@@ -73,7 +73,7 @@ impl Cluster {
         Cluster::start_of(&Postgres::find()?, name, settings)
     }
 
-    /// The same of another installation than the one that is tested.
+    /// As `start_with`, of another installation than the one that is tested.
     pub fn start_of(postgres: &Postgres, name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let postgres = postgres.clone();
@@ -216,7 +216,7 @@ impl Cluster {
         self.set_rule(&format!("host all all 127.0.0.1/32 {method}"))
     }
 
-    /// The same, as a rule of pg_hba.conf.
+    /// As `set_authentication`, by a whole rule of pg_hba.conf.
     pub fn set_rule(&self, rule: &str) -> Result<()> {
         let rules = format!("host all postgres 127.0.0.1/32 scram-sha-256\n{rule}\n");
         fs::write(self.data.join("pg_hba.conf"), rules)?;

@@ -1,6 +1,6 @@
 //! Two fresh databases for one test, on two clusters that all tests of the process share.
 //!
-//! The clusters start with the first test bed and are tuned for speed (no fsync). A test that stops,
+//! The clusters start with the first fixture and are tuned for speed (no fsync). A test that stops,
 //! kills or freezes a cluster must start its own and use [`Side::create`] on it. Everything here is
 //! for tests: failures are panics.
 
@@ -43,7 +43,7 @@ impl Fixture {
             .unwrap_or_else(|error| panic!("no server \"{server}\": {error:#}"));
     }
 
-    /// The same through a proxy, which must have been started on the port of `to`'s cluster.
+    /// As `link`, through a proxy, which must have been started on the port of `to`'s cluster.
     pub fn link_via(
         &self,
         proxy: &Proxy,

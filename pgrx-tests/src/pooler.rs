@@ -58,7 +58,7 @@ impl Pooler {
         Self::start_before(port, sides, mode, settings)
     }
 
-    /// The same, leading to another port, where a proxy listens for instance.
+    /// As `start`, leading to another port, where a proxy listens for instance.
     pub fn start_before(
         server: u16,
         sides: &[&Side],

@@ -223,7 +223,7 @@ pub fn prepare() -> Result<Postgres> {
     Ok(postgres)
 }
 
-/// The same with an extension at whose named points a test can make something go wrong. One build serves all
+/// As `prepare`, with an extension at whose named points a test can make something go wrong. One build serves all
 /// tests.
 pub fn prepare_with_faults() -> Result<Postgres> {
     install_packages()?;
@@ -252,7 +252,7 @@ pub enum Profile {
     Dev,
 }
 
-/// The same for a PostgreSQL of this major, which is brought below the target directory.
+/// As `prepare_with_faults`, for a PostgreSQL of this major, which is brought below the target directory.
 pub fn prepare_major_with_faults(major: u32, profile: Profile) -> Result<Postgres> {
     ensure!(
         MAJORS.contains(&major),
@@ -264,7 +264,7 @@ pub fn prepare_major_with_faults(major: u32, profile: Profile) -> Result<Postgre
     Ok(postgres)
 }
 
-/// The same for PostgreSQL with assertions, and with those of the extension.
+/// As `prepare_major_with_faults`, for PostgreSQL with assertions, and with those of the extension.
 pub fn prepare_assertions_with_faults() -> Result<Postgres> {
     install_packages()?;
     let postgres = Postgres::with_assertions()?;

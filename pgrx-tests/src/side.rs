@@ -44,12 +44,12 @@ impl Side {
         Ok(side)
     }
 
-    /// The same without the extension, which a mere target does not need.
+    /// As `create`, without the extension, which a mere target does not need.
     pub fn create_without_extension(cluster: &Arc<Cluster>, name: &str) -> Result<Side> {
         Side::create_as(cluster, name, "")
     }
 
-    /// The same under other options of CREATE DATABASE.
+    /// As `create_without_extension`, under other options of CREATE DATABASE.
     pub fn create_as(cluster: &Arc<Cluster>, name: &str, options: &str) -> Result<Side> {
         let password = random_hex()?;
         let mut client = cluster.superuser("postgres")?;
@@ -124,7 +124,7 @@ impl Side {
             .unwrap_or_else(|error| panic!("{}: {sql}", describe(&error)));
     }
 
-    /// The same as superuser.
+    /// As `exec`, as superuser.
     pub fn exec_superuser(&self, sql: &str) {
         self.superuser()
             .batch_execute(sql)

@@ -336,7 +336,7 @@ fn run_points(options: &mut Arguments) -> Result<()> {
         if cases.is_empty() {
             continue;
         }
-        let mut fixture = points::Bed::start(drain)?;
+        let mut fixture = points::PointsFixture::start(drain)?;
         for case in cases {
             table.extend(points::run(
                 &mut fixture,

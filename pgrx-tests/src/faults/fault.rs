@@ -23,11 +23,11 @@ pub enum Fault {
     Reset,
     /// A connection is reset after so many bytes on the way there: before, during and after COMMIT.
     CutSending,
-    /// The same on the way back.
+    /// As `CutSending`, on the way back.
     CutAnswer,
     /// Not a byte passes for a while, then all that was held back does.
     Blackhole,
-    /// The same, but what was held back is lost.
+    /// As `Blackhole`, but what was held back is lost.
     BlackholeThenCut,
     /// Connections are reset and new ones refused for a while.
     Refuse,
@@ -37,7 +37,7 @@ pub enum Fault {
     CrashRemote,
     /// SIGSTOP to a remote backend beyond the delivery timeout, then SIGCONT.
     StopRemoteBackend,
-    /// The same with all remote processes.
+    /// As `StopRemoteBackend`, with all remote processes.
     StopRemote,
     /// Remote backends are terminated.
     TerminateRemoteBackend,

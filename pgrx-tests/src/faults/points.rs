@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 
 use super::rig::Drain;
 
-pub use self::fixture::Bed;
+pub use self::fixture::PointsFixture;
 pub use self::table::Table;
 
 /// Where the tables are.
@@ -158,7 +158,7 @@ impl What {
 pub enum Case {
     /// A transaction in mode `async`.
     Async,
-    /// The same, to a server that cannot be reached.
+    /// As `Async`, to a server that cannot be reached.
     Away,
     /// A transaction in mode `sync`.
     Sync,
@@ -166,11 +166,11 @@ pub enum Case {
     Queue,
     /// A transaction in mode `async` whose changes go to two servers.
     Pair,
-    /// The same, where one of the two cannot be reached.
+    /// As `Pair`, where one of the two cannot be reached.
     Half,
     /// A transaction in mode `atomic`.
     Atomic,
-    /// The same with two servers.
+    /// As `Atomic`, with two servers.
     AtomicPair,
     /// A call of `deal_sync_err_rec`.
     Call,
@@ -470,7 +470,7 @@ impl Selection {
 /// # Errors
 /// What must not be, or what keeps it from being tried.
 pub fn run(
-    fixture: &mut Bed,
+    fixture: &mut PointsFixture,
     case: Case,
     only: &Selection,
     report: &mut dyn FnMut(&Trial, &Seen),
@@ -507,7 +507,7 @@ pub fn run(
 ///
 /// # Errors
 /// What must not be, or is not as the table says.
-pub fn check_against(fixture: &mut Bed, table: &Table, trial: &Trial) -> Result<()> {
+pub fn check_against(fixture: &mut PointsFixture, table: &Table, trial: &Trial) -> Result<()> {
     let seen = fixture.run(trial)?;
     ensure!(seen.reached, "{trial}: the point was not reached");
     seen.check(trial)?;

@@ -86,23 +86,23 @@ pub fn run(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<Vec<(Mode, Tally)>
     let files = files(plan)?;
     let libraries = libraries(plan, told)?;
     fs::create_dir_all(&plan.results)?;
-    let bed_of = |label: &str| Bed {
+    let fixture_of = |label: &str| RegressFixture {
         plan,
         files: &files,
         libraries: &libraries,
         label: label.to_owned(),
     };
-    let without = bed_of("without");
+    let without = fixture_of("without");
     if !(plan.keeps && without.is_done()) {
         without.run(None, None, told)?;
     }
     let mut tallies = Vec::new();
     for mode in &plan.modes {
-        let fixture = bed_of(&mode.to_string());
+        let fixture = fixture_of(&mode.to_string());
         let (mut tally, open) = fixture.run(Some(*mode), Some(&without.directory()), told)?;
         if !open.is_empty() {
             // What changes from one run to the next says nothing.
-            let again = bed_of("without-again");
+            let again = fixture_of("without-again");
             if !(plan.keeps && again.is_done()) {
                 again.run(None, None, told)?;
             }
@@ -189,14 +189,14 @@ fn libraries(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<PathBuf> {
 }
 
 /// One run of all files.
-struct Bed<'p> {
+struct RegressFixture<'p> {
     plan: &'p Plan,
     files: &'p [String],
     libraries: &'p Path,
     label: String,
 }
 
-impl Bed<'_> {
+impl RegressFixture<'_> {
     fn directory(&self) -> PathBuf {
         self.plan.results.join(&self.label)
     }

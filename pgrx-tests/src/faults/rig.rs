@@ -146,7 +146,7 @@ impl Rig {
         Self::start_behind(label, mode, drain, None, 1)
     }
 
-    /// The same with a pooler between the proxy and the right side, and with so many servers.
+    /// As `start`, with a pooler between the proxy and the right side, and with so many servers.
     pub fn start_behind(
         label: &str,
         mode: Mode,

@@ -166,12 +166,12 @@ fn round(
 
 /// The load, with the fault in its middle.
 fn play(rig: &Rig, stage: &Stage, fault: Fault, rng: &mut Rng) -> Result<Tally> {
-    let dices: Vec<Rng> = (0..WRITERS)
+    let streams: Vec<Rng> = (0..WRITERS)
         .map(|who| Rng::new(rng.roll(1 << 40), who as u64))
         .collect();
     let limit = 1 + rng.roll(300) as u32;
     thread::scope(|scope| {
-        let mut writers: Vec<_> = dices
+        let mut writers: Vec<_> = streams
             .into_iter()
             .enumerate()
             .map(|(number, rng)| {

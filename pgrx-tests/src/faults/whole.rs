@@ -27,7 +27,7 @@ pub struct Plan {
 const QUICK: &str = "set pg_rowsync.connect_timeout = '1s'; set pg_rowsync.delivery_timeout = '3s'; \
      set pg_rowsync.lock_timeout = '500ms'; set client_min_messages = error; ";
 
-/// The same once nothing hinders, however busy the machine is.
+/// As `QUICK`, once nothing hinders, however busy the machine is.
 const CALM: &str = "set pg_rowsync.connect_timeout = '20s'; set pg_rowsync.delivery_timeout = '60s'; \
      set client_min_messages = error; ";
 

@@ -26,7 +26,7 @@ const MUCH: &str =
 const CRASH: Duration = Duration::from_millis(300);
 
 /// The sides, and the directory through which faults are asked for.
-pub struct Bed {
+pub struct PointsFixture {
     rig: Rig,
     /// Another database of the right cluster, which server `dst2` leads to.
     second: Side,
@@ -35,12 +35,12 @@ pub struct Bed {
     trials: u32,
 }
 
-impl Bed {
+impl PointsFixture {
     /// For the cases with this way to drain.
     ///
     /// # Errors
     /// What keeps the clusters from starting, or an extension built without the feature `faults`.
-    pub fn start(drain: Drain) -> Result<Bed> {
+    pub fn start(drain: Drain) -> Result<PointsFixture> {
         let rig = Rig::start(&format!("points_{drain}"), Mode::Queue, drain)?;
         let second = Side::create(&rig.right.cluster, "second")?;
         rig.left.link(&second, second.cluster.port(), "dst2", &[])?;
@@ -51,7 +51,7 @@ impl Bed {
         rig.left.cluster.restart()?;
         let oid = "select oid from pg_database where datname = current_database()";
         let database: u32 = rig.left_session()?.query_one(oid, &[])?.get(0);
-        Ok(Bed {
+        Ok(PointsFixture {
             rig,
             second,
             directory,

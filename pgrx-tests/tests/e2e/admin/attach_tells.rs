@@ -42,7 +42,7 @@ fn assert_told(said: &[DbError], expected: &[Told]) {
     }
 }
 
-/// A bed whose left table `t` is this; nothing is on the right.
+/// A fixture whose left table `t` is this; nothing is on the right.
 fn local(label: &str, columns: &str) -> Fixture {
     let fixture = linked(label);
     fixture.left.exec(&format!("create table t ({columns})"));

@@ -36,7 +36,7 @@ fn shared() -> &'static Arc<Cluster> {
 }
 
 /// Databases on these clusters, the left one with a server `dst` that leads to the right one's port.
-fn bed_on(left: &Arc<Cluster>, right: &Arc<Cluster>, label: &str, port: u16) -> Fixture {
+fn fixture_on(left: &Arc<Cluster>, right: &Arc<Cluster>, label: &str, port: u16) -> Fixture {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let create = |cluster, prefix| {
@@ -54,7 +54,7 @@ fn bed_on(left: &Arc<Cluster>, right: &Arc<Cluster>, label: &str, port: u16) -> 
 }
 
 fn fixture(label: &str) -> Fixture {
-    bed_on(shared(), clusters().1, label, clusters().1.port())
+    fixture_on(shared(), clusters().1, label, clusters().1.port())
 }
 
 /// A table on both sides.
@@ -389,7 +389,7 @@ fn a_table_that_is_emptied_during_its_copy_is_equal_in_the_end() {
 #[test]
 fn connections_that_are_cut_lead_to_no_wrong_end() {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let fixture = bed_on(shared(), clusters().1, "cut", proxy.port());
+    let fixture = fixture_on(shared(), clusters().1, "cut", proxy.port());
     family(&fixture, 30_000);
     copied_while_written(&fixture, "{}", false, 11, || {
         for wait in [100, 150, 250, 400, 90] {
@@ -403,7 +403,7 @@ fn connections_that_are_cut_lead_to_no_wrong_end() {
 fn copiers_that_are_ended_and_a_target_that_crashes_lead_to_no_wrong_end() {
     let left = preloaded("source");
     let right = Arc::new(Cluster::start("target").expect("a cluster"));
-    let fixture = bed_on(&left, &right, "crash", right.port());
+    let fixture = fixture_on(&left, &right, "crash", right.port());
     family(&fixture, 30_000);
     copied_while_written(&fixture, "{}", false, 13, || {
         let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
@@ -422,7 +422,7 @@ fn copiers_that_are_ended_and_a_target_that_crashes_lead_to_no_wrong_end() {
 fn a_source_that_crashes_goes_on_with_its_copies() {
     for mode in ["queue", "atomic"] {
         let left = preloaded(&format!("crashing_{mode}"));
-        let fixture = bed_on(&left, clusters().1, mode, clusters().1.port());
+        let fixture = fixture_on(&left, clusters().1, mode, clusters().1.port());
         family(&fixture, 60_000);
         // A copy of many steps.
         fixture.right.exec(
@@ -721,7 +721,7 @@ fn who_listens_is_told_when_a_copy_ends_or_fails() {
 #[test]
 fn detaching_a_table_and_dropping_it_end_its_copy() {
     let proxy = Proxy::start(clusters().1.port()).expect("a proxy");
-    let fixture = bed_on(shared(), clusters().1, "ended", proxy.port());
+    let fixture = fixture_on(shared(), clusters().1, "ended", proxy.port());
     proxy.refuse();
     for name in ["t", "u"] {
         create(&fixture, name, "id int primary key, v text");

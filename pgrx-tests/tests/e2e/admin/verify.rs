@@ -22,7 +22,7 @@ fn told(client: &mut Client, table: &str, options: &str) -> Vec<String> {
     )
 }
 
-/// The same with the default options, for the owner.
+/// As `told`, with the default options, for the owner.
 fn found(fixture: &Fixture, table: &str) -> Vec<String> {
     told(&mut fixture.left.client(), table, "{}")
 }

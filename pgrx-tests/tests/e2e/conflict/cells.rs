@@ -86,7 +86,7 @@ pub struct Cell {
     pub here: &'static str,
     /// What becomes of each row, here everywhere and there where nothing conflicts.
     pub good: &'static [Row],
-    /// The same there of a row that conflicts.
+    /// What becomes there of a row that conflicts.
     pub bad: &'static [Row],
     pub seen: Option<Seen>,
 }
@@ -94,7 +94,7 @@ pub struct Cell {
 pub const INSERT: &str = "insert into {t} select id, 'n', 6 from generate_series(1, {n}) id";
 pub const UPDATE: &str = "update {t} set v = 'n', ver = 6";
 pub const MOVE: &str = "update {t} set id = id + 10000, v = 'n', ver = 6";
-/// The same, a command for each row: one that fails takes no other with it.
+/// As `MOVE`, a command for each row: one that fails takes no other with it.
 pub const MOVE_EACH: &str = "do $$ begin for i in 1..{n} loop
     update {t} set id = i + 10000, v = 'n', ver = 6 where id = i; end loop; end $$";
 pub const DELETE: &str = "delete from {t}";
@@ -148,7 +148,7 @@ pub fn run_cells(policy: &str, cells: &[Cell]) {
     );
 }
 
-/// The same for batches between other tables.
+/// As `run_cells`, for batches between other tables.
 pub fn run_batches(policy: &str, shape: Shape, cells: &[Cell]) {
     run_over(policy, shape, cells, &[BATCH], &[Way::Direct, Way::Queue]);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use postgres::Client;
 use rowsync_harness::{Fixture, await_until};
 
-use crate::conflict::view::{bed_on, counted, counting, fixture, logged, total};
+use crate::conflict::view::{counted, counting, fixture, fixture_on, logged, total};
 use crate::support::common::{linked, mirror, query, refused, rows, run};
 
 const COLUMNS: &str = "id int primary key, v text, ver int";
@@ -138,7 +138,7 @@ fn log_conflicts_says_whether_they_are_counted_and_logged() {
 #[test]
 fn the_log_keeps_the_newest_up_to_its_size() {
     let cluster = counting(&[("pg_rowsync.conflict_log_size", "5")]);
-    let fixture = bed_on(&cluster);
+    let fixture = fixture_on(&cluster);
     mirror(&fixture, "t", COLUMNS, "{}");
     let mut client = fixture.left.client();
     meet(&fixture, &mut client, 1..=12);
@@ -159,7 +159,7 @@ fn the_log_keeps_the_newest_up_to_its_size() {
 #[test]
 fn the_log_forgets_what_is_older_than_its_retention() {
     let cluster = counting(&[("pg_rowsync.conflict_retention", "1s")]);
-    let fixture = bed_on(&cluster);
+    let fixture = fixture_on(&cluster);
     mirror(&fixture, "t", COLUMNS, "{}");
     let mut client = fixture.left.client();
     meet(&fixture, &mut client, 1..=3);

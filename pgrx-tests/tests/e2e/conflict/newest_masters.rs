@@ -3,7 +3,7 @@
 
 use rowsync_harness::{Fixture, Side, await_until};
 
-use crate::conflict::view::{bed_on, counting};
+use crate::conflict::view::{counting, fixture_on};
 use crate::support::common::{attach, both_have, has_icu, linked, mirror, rows, run, same};
 use crate::support::preloaded::{EAGER, WORKING};
 
@@ -369,7 +369,7 @@ fn equal_versions_of_different_scale_are_a_tie() {
 #[test]
 fn deletions_are_forgotten_after_the_retention() {
     let cluster = counting(&[&[("pg_rowsync.tombstone_retention", "2s")], EAGER].concat());
-    let fixture = bed_on(&cluster);
+    let fixture = fixture_on(&cluster);
     mirror(
         &fixture,
         "t",

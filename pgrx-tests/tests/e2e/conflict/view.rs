@@ -22,7 +22,7 @@ pub fn counting(settings: &[(&str, &str)]) -> Arc<Cluster> {
 
 /// A left database on such a cluster with a server `dst` that leads to the right one, which has no
 /// worker.
-pub fn bed_on(cluster: &Arc<Cluster>) -> Fixture {
+pub fn fixture_on(cluster: &Arc<Cluster>) -> Fixture {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let create = |cluster, side| {
@@ -36,10 +36,10 @@ pub fn bed_on(cluster: &Arc<Cluster>) -> Fixture {
     fixture
 }
 
-/// The same on a cluster that all tests share.
+/// As `fixture_on`, on a cluster that all tests share.
 pub fn fixture() -> Fixture {
     static SHARED: OnceLock<Arc<Cluster>> = OnceLock::new();
-    bed_on(SHARED.get_or_init(|| counting(&[])))
+    fixture_on(SHARED.get_or_init(|| counting(&[])))
 }
 
 /// `type|decision|key|server_key|version|server_version|constraint_name` of what is logged for a

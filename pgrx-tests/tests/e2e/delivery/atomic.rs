@@ -35,7 +35,7 @@ fn behind_proxy(label: &str) -> (Fixture, Proxy) {
     (fixture, proxy)
 }
 
-/// The same from a cluster that a test may stop and kill.
+/// As `behind_proxy`, from a cluster that a test may stop and kill.
 fn from_its_own(label: &str) -> (Fixture, Proxy) {
     let left = Arc::new(Cluster::start(label).expect("a cluster"));
     let create = |cluster, side| {

@@ -47,7 +47,7 @@ impl Mixed {
 
 impl Drop for Mixed {
     fn drop(&mut self) {
-        // The role that the test bed drops owns things in it.
+        // The role that the fixture drops owns things in it.
         if let Ok(mut client) = self.left.cluster.superuser("postgres") {
             let sql = format!("drop database if exists {} with (force)", self.left.db);
             let _ = client.batch_execute(&sql);

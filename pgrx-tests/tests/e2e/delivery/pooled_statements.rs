@@ -26,7 +26,7 @@ fn pooled(
     over(Fixture::new(label), mode, processes, settings)
 }
 
-/// The same of databases that are there.
+/// As `pooled`, of databases that are there.
 fn over(
     fixture: Fixture,
     mode: PoolMode,

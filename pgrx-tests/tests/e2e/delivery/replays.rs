@@ -166,7 +166,7 @@ fn a_delivery_that_was_committed_in_doubt_is_replayed_without_harm() {
     }
 }
 
-/// The same where another server has a part of the transaction.
+/// As the test before, where another server has a part of the transaction.
 #[test]
 fn a_delivery_beside_another_server_is_replayed_without_harm() {
     for case in &CASES {

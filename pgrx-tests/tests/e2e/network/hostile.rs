@@ -22,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// The most by which a backend may grow, at any time, in kB.
 pub const MOST_GROWTH: i64 = 32 * 1024;
 
-/// A test bed whose left side is sent from one hostile server to the next.
+/// A fixture whose left side is sent from one hostile server to the next.
 pub struct Victim {
     pub fixture: Fixture,
     pub timeout: Duration,

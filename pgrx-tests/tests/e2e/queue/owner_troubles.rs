@@ -126,7 +126,7 @@ impl Owners {
         );
     }
 
-    /// The same while the worker drains, whose first record is the other owner's.
+    /// As `only_the_other_waits`, while the worker drains, whose first record is the other owner's.
     #[track_caller]
     fn only_the_other_waits_for_the_worker(&self) {
         let mut client = self.client();

@@ -13,7 +13,7 @@ use crate::support::reject_values;
 
 /// The worker tries a few times before it takes the record for the one to blame.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// The bed's cluster tries again within a second.
+/// The cluster of the fixture tries again within a second.
 const SETTINGS: &[(&str, &str)] = &[
     ("shared_preload_libraries", "pg_rowsync"),
     ("pg_rowsync.retry_interval", "100ms"),

@@ -136,7 +136,7 @@ fn a_call_applies_the_oldest_records_up_to_its_limit() {
     assert_eq!(same(&fixture, "t").len(), 5);
 }
 
-/// The bed of [`five_waiting`] with a constraint that row 3 breaks.
+/// The fixture of [`five_waiting`] with a constraint that row 3 breaks.
 fn third_fails(label: &str) -> Fixture {
     let fixture = five_waiting(label);
     fixture

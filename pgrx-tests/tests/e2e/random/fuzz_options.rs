@@ -226,7 +226,7 @@ fn what_is_no_record_is_refused_by_the_function_that_shows_it() {
         let sql = shown_as(&record);
         shown += usize::from(may_fail(&mut client, &sql, &["XX000", "22021"], seed));
     }
-    // What no dice may roll: positions of columns that there are not, and rows without columns.
+    // What no random case may have: positions of columns that there are not, and rows without columns.
     for (from, to) in [
         ("\"key\":[0]", "\"key\":[7]"),
         ("\"key\":[0]", "\"key\":[]"),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rowsync_harness::faults::points::{
-    self, Bed, Case, DOCUMENT, Point, Table, Trial, What, check_against,
+    self, Case, DOCUMENT, Point, PointsFixture, Table, Trial, What, check_against,
 };
 use rowsync_harness::faults::rig::Drain;
 use rowsync_harness::setup;
@@ -16,7 +16,8 @@ fn documented() -> Table {
 
 fn are_as_documented(drain: Drain, trials: &[(Case, Point, What)]) {
     let table = documented();
-    let mut fixture = Bed::start(drain).unwrap_or_else(|error| panic!("no bed: {error:#}"));
+    let mut fixture =
+        PointsFixture::start(drain).unwrap_or_else(|error| panic!("no bed: {error:#}"));
     for (case, point, what) in trials.iter().copied() {
         let trial = Trial { case, point, what };
         check_against(&mut fixture, &table, &trial).unwrap_or_else(|error| panic!("{error:#}"));

@@ -231,7 +231,7 @@ fn play(mode: &str, seed: u64) -> usize {
     states.len()
 }
 
-/// Plays the histories of fixed seeds, whose dice are known not to roll mere failures.
+/// Plays the histories of fixed seeds, whose numbers are known not to roll mere failures.
 fn play_fixed(mode: &str, seeds: RangeInclusive<u64>) {
     for seed in seeds {
         let states = play(mode, seed);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rowsync_harness::{Fixture, await_until};
 
-use crate::security::trojan_objects::{PATH, Plants, disguise};
+use crate::security::trojan_objects::{PATH, TrojanObjects, disguise};
 use crate::support::common::{attach, deal, linked, records, run, same};
 
 const COLUMNS: &str =
@@ -14,12 +14,12 @@ const COLUMNS: &str =
 const POLICIES: [&str; 4] = ["overwrite", "error", "skip", "newest"];
 
 /// Tables whose keys are of the types that comparisons are planted for, and of types that the planter owns.
-fn arrange(label: &str) -> (Fixture, [Plants; 2]) {
+fn arrange(label: &str) -> (Fixture, [TrojanObjects; 2]) {
     let fixture = linked(label);
-    let plants = [&fixture.left, &fixture.right].map(|side| {
-        let plants = Plants::new(side);
+    let trojans = [&fixture.left, &fixture.right].map(|side| {
+        let trojans = TrojanObjects::new(side);
         run(
-            &mut plants.planter(),
+            &mut trojans.planter(),
             "create type public.mood as enum ('a', 'b', 'c'); create domain public.phrase as varchar(9);
              do $do$ declare t text; begin
                foreach t in array array['text', 'varchar', 'json', 'jsonb', 'name'] loop
@@ -42,9 +42,9 @@ fn arrange(label: &str) -> (Fixture, [Plants; 2]) {
              create operator public.> (function = planted.less, leftarg = varchar, rightarg = varchar);",
         );
         side.exec(&format!("create table t ({COLUMNS})"));
-        plants
+        trojans
     });
-    (fixture, plants)
+    (fixture, trojans)
 }
 
 fn options(mode: &str, policy: &str) -> String {

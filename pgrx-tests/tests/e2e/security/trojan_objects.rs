@@ -8,7 +8,7 @@ use crate::support::common::{query, run};
 
 /// Operators, functions, types and relations under the names of PostgreSQL's own and of the extension's, in
 /// the schema `planted`, which belongs to a role of the same name with the side's as prefix.
-pub struct Plants {
+pub struct TrojanObjects {
     pub role: String,
     side: Side,
 }
@@ -16,8 +16,8 @@ pub struct Plants {
 /// A search_path that leads to them first.
 pub const PATH: &str = "pg_temp, planted, public, pg_catalog";
 
-impl Plants {
-    pub fn new(side: &Side) -> Plants {
+impl TrojanObjects {
+    pub fn new(side: &Side) -> TrojanObjects {
         let role = format!("{}_planter", side.user);
         side.exec_superuser(&format!(
             "create role {role} login password 'x';
@@ -27,16 +27,16 @@ impl Plants {
              grant create on schema public to {role}; grant usage on schema {0} to {role}",
             side.user
         ));
-        let plants = Plants {
+        let trojans = TrojanObjects {
             role,
             side: side.clone(),
         };
-        let mut planter = plants.planter();
+        let mut planter = trojans.planter();
         run(&mut planter, SPY);
         run(&mut planter, OPERATORS);
         run(&mut planter, FUNCTIONS);
         run(&mut planter, &named_like_ours("planted"));
-        plants
+        trojans
     }
 
     /// A session of the role.
@@ -74,7 +74,7 @@ pub fn disguise(client: &mut Client) {
     run(client, &named_like_ours("pg_temp"));
 }
 
-impl Drop for Plants {
+impl Drop for TrojanObjects {
     fn drop(&mut self) {
         if let Ok(mut client) = self.side.connect_superuser() {
             let _ = client.batch_execute(&format!(

@@ -5,7 +5,7 @@ use postgres::Client;
 use rowsync_harness::Fixture;
 use rowsync_harness::side::describe;
 
-use crate::security::trojan_objects::{PATH, Plants, disguise};
+use crate::security::trojan_objects::{PATH, TrojanObjects, disguise};
 use crate::support::common::{attach_sql, query, rows, run, same};
 
 /// What belongs to the extension, and whether it or a part of it is another's than the superuser's.
@@ -66,7 +66,7 @@ fn tables(fixture: &Fixture) {
 fn what_has_a_name_of_the_extensions_stops_its_creation() {
     let fixture = Fixture::new("trustclash");
     tables(&fixture);
-    let plants = Plants::new(&fixture.left);
+    let trojans = TrojanObjects::new(&fixture.left);
     let members = rows(&fixture.left, MEMBERS);
     let mut parts = rows(&fixture.left, PARTS);
     fixture
@@ -112,10 +112,10 @@ fn what_has_a_name_of_the_extensions_stops_its_creation() {
             &mut admin,
             &format!(
                 "create schema s; grant usage, create on schema s to {}",
-                plants.role
+                trojans.role
             ),
         );
-        run(&mut plants.planter(), &object);
+        run(&mut trojans.planter(), &object);
         let done = install(&mut admin, "s");
         // An index in the place of one of ours is as bad as a table.
         match done {
@@ -140,7 +140,7 @@ fn what_has_a_name_of_the_extensions_stops_its_creation() {
                 fixture.left.exec("truncate t");
             }
         }
-        assert_eq!(plants.calls(), [""; 0], "{object}");
+        assert_eq!(trojans.calls(), [""; 0], "{object}");
         run(&mut admin, "drop schema s cascade");
     }
 }
@@ -149,11 +149,11 @@ fn what_has_a_name_of_the_extensions_stops_its_creation() {
 fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
     let fixture = Fixture::new("trustbuiltin");
     tables(&fixture);
-    let plants = Plants::new(&fixture.left);
+    let trojans = TrojanObjects::new(&fixture.left);
     fixture
         .left
         .exec_superuser("drop extension pg_rowsync cascade");
-    let mut planter = plants.planter();
+    let mut planter = trojans.planter();
     // Those that have the names of the extension's would stop it.
     for kind in ["table", "function"] {
         let drop = format!(
@@ -180,7 +180,7 @@ fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
         "standard_conforming_strings = off",
         "check_function_bodies = off",
     ] {
-        plants.expose(&mut admin, PATH);
+        trojans.expose(&mut admin, PATH);
         run(&mut admin, &format!("set {settings}"));
         install(&mut admin, "planted").unwrap_or_else(|error| panic!("{error:?}"));
         run(&mut admin, "set search_path = pg_catalog, pg_temp");
@@ -198,7 +198,7 @@ fn what_is_named_like_postgresqls_own_is_not_used_by_the_creation() {
              where t.typnamespace <> 'pg_catalog'::regnamespace or p.prosecdef";
         assert_eq!(query(&mut admin, wrong), [""; 0]);
         works(&fixture, "planted");
-        assert_eq!(plants.calls(), [""; 0], "{settings}");
+        assert_eq!(trojans.calls(), [""; 0], "{settings}");
         run(&mut admin, "drop extension pg_rowsync cascade");
         fixture.left.exec("truncate t");
         fixture.right.exec("truncate t");

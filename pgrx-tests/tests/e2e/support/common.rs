@@ -35,14 +35,14 @@ pub fn closed_port() -> u16 {
     socket.local_addr().expect("its address").port()
 }
 
-/// A test bed whose left side has a server `dst` that leads to the right one.
+/// A fixture whose left side has a server `dst` that leads to the right one.
 pub fn linked(label: &str) -> Fixture {
     let fixture = Fixture::new(label);
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     fixture
 }
 
-/// The same as [`linked`], with a table `t` on both sides and changes of the left one sent.
+/// As [`linked`], with a table `t` on both sides and changes of the left one sent.
 pub fn one_way(label: &str, columns: &str, options: &str) -> Fixture {
     let fixture = linked(label);
     mirror(&fixture, "t", columns, options);
@@ -236,7 +236,7 @@ impl Role {
         self.client_named("")
     }
 
-    /// The same under an `application_name`.
+    /// As `client`, under an `application_name`.
     pub fn client_named(&self, application_name: &str) -> Client {
         let Side {
             db, user, cluster, ..

@@ -1,4 +1,4 @@
-//! A test bed whose left cluster is its own and preloads the library, so that a worker delivers what
+//! A fixture whose left cluster is its own and preloads the library, so that a worker delivers what
 //! its database queues.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub fn preloaded(label: &str, settings: &[(&str, &str)]) -> Fixture {
     }
 }
 
-/// The same with a table `t` on both sides and changes of the left one sent to `dst`.
+/// As `preloaded`, with a table `t` on both sides and changes of the left one sent to `dst`.
 pub fn preloaded_one_way(
     label: &str,
     settings: &[(&str, &str)],

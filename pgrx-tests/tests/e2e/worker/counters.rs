@@ -19,7 +19,7 @@ fn preloaded(more: &[(&str, &str)]) -> Arc<Cluster> {
 }
 
 /// Two databases of one preloaded cluster; the left one has a server `dst` that leads to the right.
-fn bed_on(cluster: &Arc<Cluster>) -> Fixture {
+fn fixture_on(cluster: &Arc<Cluster>) -> Fixture {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let create = |prefix| Side::create(cluster, &format!("{prefix}_{number}")).expect("a database");
@@ -31,10 +31,10 @@ fn bed_on(cluster: &Arc<Cluster>) -> Fixture {
     fixture
 }
 
-/// The same on a cluster that the tests of this file share.
+/// As `fixture_on`, on a cluster that the tests of this file share.
 fn fixture() -> Fixture {
     static SHARED: OnceLock<Arc<Cluster>> = OnceLock::new();
-    bed_on(SHARED.get_or_init(|| preloaded(&[])))
+    fixture_on(SHARED.get_or_init(|| preloaded(&[])))
 }
 
 /// `delivered_transactions|delivered_changes|queued|conflicts|guarded` of a server on the left.
@@ -311,7 +311,7 @@ fn databases_are_kept_apart() {
 #[test]
 fn more_servers_than_slots_go_uncounted_and_unharmed() {
     let cluster = preloaded(&[("pg_rowsync.max_servers", "2")]);
-    let fixture = bed_on(&cluster);
+    let fixture = fixture_on(&cluster);
     let schema = &fixture.right.user;
     for name in ["a", "b", "c"] {
         fixture.link(&fixture.left, &fixture.right, name, &[]);
@@ -337,7 +337,7 @@ fn more_servers_than_slots_go_uncounted_and_unharmed() {
 #[test]
 fn a_crash_of_the_cluster_sets_the_counters_to_zero() {
     let cluster = preloaded(&[]);
-    let fixture = bed_on(&cluster);
+    let fixture = fixture_on(&cluster);
     mirror(&fixture, "t", COLUMNS, "{}");
     fixture.left.exec("insert into t values (1, 'l', 1)");
     assert_eq!(counters(&fixture, "dst"), "1|1|0|0|0");

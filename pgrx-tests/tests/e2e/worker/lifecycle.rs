@@ -46,7 +46,7 @@ fn sides(cluster: &Arc<Cluster>, label: &str) -> Fixture {
 }
 
 /// Table `t` on both sides; the left one goes to server `dst` in mode `queue`.
-fn queue_bed(cluster: &Arc<Cluster>, label: &str, port: u16) -> Fixture {
+fn queue_fixture(cluster: &Arc<Cluster>, label: &str, port: u16) -> Fixture {
     let fixture = sides(cluster, label);
     for side in [&fixture.left, &fixture.right] {
         side.exec("create table t (id int primary key, v text)");
@@ -127,7 +127,7 @@ fn await_query(side: &Side, text: &str) {
 
 #[test]
 fn preloaded_it_delivers_what_queue_mode_queues_without_being_called() {
-    let fixture = queue_bed(preloaded(), "alone", right_port());
+    let fixture = queue_fixture(preloaded(), "alone", right_port());
     fixture
         .left
         .exec("insert into t select n, 'new' from generate_series(1, 100) n");
@@ -152,7 +152,7 @@ fn preloaded_it_delivers_what_queue_mode_queues_without_being_called() {
 
 #[test]
 fn it_shows_itself_and_holds_nothing_while_it_waits() {
-    let fixture = queue_bed(preloaded(), "shows", right_port());
+    let fixture = queue_fixture(preloaded(), "shows", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     await_query(&fixture.left, "waiting for changes");
@@ -174,7 +174,7 @@ fn it_shows_itself_and_holds_nothing_while_it_waits() {
 #[test]
 fn every_database_of_the_cluster_has_its_own() {
     let fixtures: Vec<Fixture> = (0..3)
-        .map(|n| queue_bed(preloaded(), &format!("several{n}"), right_port()))
+        .map(|n| queue_fixture(preloaded(), &format!("several{n}"), right_port()))
         .collect();
     for fixture in &fixtures {
         fixture.left.exec("insert into t values (1, 'a'), (2, 'b')");
@@ -191,7 +191,7 @@ fn every_database_of_the_cluster_has_its_own() {
 #[test]
 fn it_is_there_after_a_restart_of_the_server_before_anything_is_queued() {
     let own = cluster("restarted", PRELOADED);
-    let fixture = queue_bed(&own, "restarted", right_port());
+    let fixture = queue_fixture(&own, "restarted", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     own.restart().expect("a restart");
@@ -203,7 +203,7 @@ fn it_is_there_after_a_restart_of_the_server_before_anything_is_queued() {
 
 #[test]
 fn without_preload_it_is_started_and_stopped_by_hand() {
-    let fixture = queue_bed(&clusters().0.clone(), "by_hand", right_port());
+    let fixture = queue_fixture(&clusters().0.clone(), "by_hand", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     assert!(worker(&fixture.left).is_none());
     assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
@@ -226,7 +226,7 @@ fn without_preload_it_is_started_and_stopped_by_hand() {
 
 #[test]
 fn two_that_start_it_at_once_start_one() {
-    let fixture = queue_bed(&clusters().0.clone(), "at_once", right_port());
+    let fixture = queue_fixture(&clusters().0.clone(), "at_once", right_port());
     let starts: Vec<_> = (0..4)
         .map(|_| {
             let mut client = fixture.left.superuser();
@@ -245,7 +245,7 @@ fn two_that_start_it_at_once_start_one() {
 
 #[test]
 fn stopped_it_stays_stopped_though_the_library_is_preloaded() {
-    let fixture = queue_bed(preloaded(), "paused", right_port());
+    let fixture = queue_fixture(preloaded(), "paused", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     assert!(fixture.left.query_one::<bool>("select stop_sync_worker()"));
@@ -263,7 +263,7 @@ fn the_launcher_comes_back_too() {
     let own = cluster("launcher", PRELOADED);
     let launcher = "select coalesce(min(pid), 0) from pg_stat_activity \
                     where backend_type = 'pg_rowsync launcher'";
-    let fixture = queue_bed(&own, "launcher", right_port());
+    let fixture = queue_fixture(&own, "launcher", right_port());
     let before: i32 = fixture.left.query_one(launcher);
     fixture
         .left
@@ -277,7 +277,7 @@ fn the_launcher_comes_back_too() {
 
 #[test]
 fn terminated_by_anyone_else_it_comes_back() {
-    let fixture = queue_bed(preloaded(), "back", right_port());
+    let fixture = queue_fixture(preloaded(), "back", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     let before = await_worker(&fixture.left);
@@ -311,7 +311,7 @@ fn only_those_who_were_granted_it_may_start_and_stop_it() {
 #[test]
 fn an_unreachable_server_keeps_no_other_waiting() {
     let frozen = Proxy::start(right_port()).expect("a proxy");
-    let fixture = queue_bed(preloaded(), "other", right_port());
+    let fixture = queue_fixture(preloaded(), "other", right_port());
     fixture
         .left
         .exec("create table u (id int primary key, v text)");
@@ -368,7 +368,7 @@ fn a_server_that_refuses_is_tried_ever_more_rarely() {
             ("pg_rowsync.max_retry_interval", "1h"),
         ],
     );
-    let fixture = queue_bed(&own, "rarely", proxy.port());
+    let fixture = queue_fixture(&own, "rarely", proxy.port());
     fixture.left.exec("insert into t values (1, 'a')");
     // 0.2 + 0.4 + 0.8 + 1.6 s: by now it waits at least 1.28 s more.
     await_query(&fixture.left, "next attempt in 2 s");
@@ -408,7 +408,7 @@ fn a_server_that_refuses_is_tried_ever_more_rarely() {
 fn it_ends_at_once_while_it_waits_for_the_network() {
     let proxy = Proxy::start(right_port()).expect("a proxy");
     proxy.freeze();
-    let fixture = queue_bed(preloaded(), "sigterm", proxy.port());
+    let fixture = queue_fixture(preloaded(), "sigterm", proxy.port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_query(&fixture.left, "connecting");
     let start = Instant::now();
@@ -454,7 +454,7 @@ fn it_ends_at_once_while_it_waits_for_the_network() {
 
 #[test]
 fn it_ends_at_once_while_it_waits_for_a_local_lock() {
-    let fixture = queue_bed(&clusters().0.clone(), "local_lock", right_port());
+    let fixture = queue_fixture(&clusters().0.clone(), "local_lock", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     let mut locker = fixture.left.superuser();
     locker
@@ -494,7 +494,7 @@ fn drop_database(side: &Side) {
 #[test]
 fn it_leaves_a_database_that_is_to_be_dropped() {
     let own = cluster("dropped", PRELOADED);
-    let idle = queue_bed(&own, "idle", right_port());
+    let idle = queue_fixture(&own, "idle", right_port());
     idle.left.exec("insert into t values (1, 'a')");
     await_delivered(&idle);
     await_worker(&idle.left);
@@ -502,7 +502,7 @@ fn it_leaves_a_database_that_is_to_be_dropped() {
 
     let proxy = Proxy::start(right_port()).expect("a proxy");
     proxy.freeze();
-    let stuck = queue_bed(&own, "stuck", proxy.port());
+    let stuck = queue_fixture(&own, "stuck", proxy.port());
     stuck.left.exec("insert into t values (1, 'a')");
     await_query(&stuck.left, "connecting");
     drop_database(&stuck.left);
@@ -514,7 +514,7 @@ fn it_leaves_a_database_that_is_to_be_dropped() {
 
 #[test]
 fn it_leaves_a_database_in_the_middle_of_a_drain() {
-    let fixture = queue_bed(preloaded(), "middle", right_port());
+    let fixture = queue_fixture(preloaded(), "middle", right_port());
     fixture.right.exec("insert into t values (1, 'theirs')");
     let mut locker = fixture.right.client();
     locker
@@ -537,7 +537,7 @@ fn it_leaves_a_database_in_the_middle_of_a_drain() {
 #[test]
 fn it_comes_back_to_a_database_that_was_only_renamed() {
     for cluster in [preloaded(), clusters().0] {
-        let fixture = queue_bed(cluster, "renamed", right_port());
+        let fixture = queue_fixture(cluster, "renamed", right_port());
         if !fixture
             .left
             .query_one::<bool>("select current_setting('shared_preload_libraries') = 'pg_rowsync'")
@@ -568,7 +568,7 @@ fn it_comes_back_to_a_database_that_was_only_renamed() {
 #[test]
 fn started_by_hand_it_does_not_haunt_a_dropped_database() {
     let own = cluster("haunted", &[]);
-    let fixture = queue_bed(&own, "haunted", right_port());
+    let fixture = queue_fixture(&own, "haunted", right_port());
     assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
     drop_database(&fixture.left);
     // The postmaster starts it again once, five seconds later.
@@ -580,7 +580,7 @@ fn started_by_hand_it_does_not_haunt_a_dropped_database() {
 
 #[test]
 fn it_ends_with_the_extension_and_begins_with_the_next() {
-    let fixture = queue_bed(preloaded(), "extension", right_port());
+    let fixture = queue_fixture(preloaded(), "extension", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     let first = await_worker(&fixture.left);
@@ -615,7 +615,7 @@ fn it_survives_its_own_crash_and_the_queue_drains() {
         let own = cluster("crashed", settings);
         let proxy = Proxy::start(right_port()).expect("a proxy");
         proxy.refuse();
-        let fixture = queue_bed(&own, "crashed", proxy.port());
+        let fixture = queue_fixture(&own, "crashed", proxy.port());
         fixture.left.exec("insert into t values (1, 'a')");
         if settings.is_empty() {
             assert!(fixture.left.query_one::<bool>("select start_sync_worker()"));
@@ -631,7 +631,7 @@ fn it_survives_its_own_crash_and_the_queue_drains() {
 #[test]
 fn on_a_standby_it_starts_with_the_promotion() {
     let own = cluster("standby", PRELOADED);
-    let fixture = queue_bed(&own, "standby", right_port());
+    let fixture = queue_fixture(&own, "standby", right_port());
     fixture.left.exec("select 1");
     fixture.left.query_one::<bool>("select stop_sync_worker()");
     fixture.left.exec("insert into t values (1, 'a')");
@@ -660,7 +660,7 @@ fn on_a_standby_it_starts_with_the_promotion() {
 #[test]
 fn without_a_free_slot_start_says_so_and_the_launcher_tries_again_quietly() {
     let own = cluster("slots", &[("max_worker_processes", "1")]);
-    let fixture = queue_bed(&own, "slots", right_port());
+    let fixture = queue_fixture(&own, "slots", right_port());
     // The logical replication launcher has the only one.
     let error = fails(
         fixture
@@ -696,7 +696,7 @@ fn without_a_free_slot_start_says_so_and_the_launcher_tries_again_quietly() {
 
 #[test]
 fn an_unusable_mapping_is_a_failure_and_not_an_end() {
-    let fixture = queue_bed(preloaded(), "mapping", right_port());
+    let fixture = queue_fixture(preloaded(), "mapping", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     let pid = await_worker(&fixture.left);
@@ -719,7 +719,7 @@ fn an_unusable_mapping_is_a_failure_and_not_an_end() {
 
 #[test]
 fn a_server_on_which_a_row_is_locked_is_not_shown_as_unreachable() {
-    let fixture = queue_bed(preloaded(), "lockedthere", right_port());
+    let fixture = queue_fixture(preloaded(), "lockedthere", right_port());
     fixture.left.exec("insert into t values (1, 'a')");
     await_delivered(&fixture);
     let mut locker = fixture.right.client();
