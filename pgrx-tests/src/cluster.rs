@@ -31,7 +31,7 @@ pub const TEST_SETTINGS: &[(&str, &str)] = &[("fsync", "off"), ("full_page_write
 /// The variable that names settings of all clusters besides, `name=value`, with a blank between two.
 pub const SETTINGS: &str = "ROWSYNC_SETTINGS";
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The three ways PostgreSQL stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +224,7 @@ impl Cluster {
         let loaded = "select pg_conf_load_time()";
         let before: std::time::SystemTime = client.query_one(loaded, &[])?.get(0);
         client.batch_execute("select pg_reload_conf()")?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         // A session learns of a reload from the postmaster, which lets nobody in before it has read the
         // file too.
         while client
@@ -338,7 +338,7 @@ impl Cluster {
 
     /// Waits until the server lets a session in; an error with the log's end if it exits instead.
     pub fn wait_ready(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         loop {
             let exited = match self.child().as_mut() {
                 Some(child) => child.try_wait()?,
@@ -448,7 +448,7 @@ impl Cluster {
     pub fn crash_backend(&self, pid: i32) -> Result<()> {
         let mut witness = self.superuser("postgres")?;
         self.signal_backend(pid, Signal::SIGKILL)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         while witness.simple_query("select 1").is_ok() {
             ensure!(
                 Instant::now() < deadline,
@@ -486,7 +486,7 @@ impl Cluster {
     }
 
     fn wait_gone(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         loop {
             let mut child = self.child();
             if let Some(running) = child.as_mut()

@@ -54,7 +54,7 @@ struct Expect {
 const BATCH: i64 = 1000;
 
 /// The longest that a copy may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(300);
 
 impl Scenario<'_> {
     /// Runs it to the end or to the first step that does not leave what it should.
@@ -223,7 +223,7 @@ impl Scenario<'_> {
                 message.unwrap_or_default()
             );
             ensure!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < MAX_WAIT,
                 "the copy takes too long: {state}"
             );
             sleep(Duration::from_millis(20));

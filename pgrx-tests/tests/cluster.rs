@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rowsync_harness::{Cluster, Shutdown, await_until, fails, reaper};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const MAX_WAIT: Duration = Duration::from_secs(20);
 
 #[test]
 fn it_starts_and_leaves_nothing_when_dropped() {
@@ -87,7 +87,7 @@ fn a_frozen_cluster_goes_on_when_thawed_and_can_be_dropped_frozen() {
             .and_then(|rest| rest.chars().next())
     };
     cluster.freeze().unwrap();
-    await_until(PATIENCE, "all stopped", || {
+    await_until(MAX_WAIT, "all stopped", || {
         cluster
             .processes()
             .into_iter()
@@ -137,7 +137,7 @@ fn nothing_is_left_when_the_process_is_killed() {
     assert!(data.len() == 2 && alive());
     kill(Pid::from_raw(victim.id() as i32), Signal::SIGKILL).unwrap();
     victim.wait().unwrap();
-    await_until(PATIENCE, "the watchdog", || {
+    await_until(MAX_WAIT, "the watchdog", || {
         !Path::new(&base).exists() && !alive()
     });
 }

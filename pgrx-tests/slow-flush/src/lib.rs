@@ -11,10 +11,10 @@ const VARIABLE: &str = "SLOW_FLUSH_MICROSECONDS";
 fn delay() -> Duration {
     static DELAY: OnceLock<Duration> = OnceLock::new();
     *DELAY.get_or_init(|| {
-        let told = std::env::var(VARIABLE)
+        let reported = std::env::var(VARIABLE)
             .ok()
             .and_then(|text| text.parse().ok());
-        Duration::from_micros(told.unwrap_or(0))
+        Duration::from_micros(reported.unwrap_or(0))
     })
 }
 

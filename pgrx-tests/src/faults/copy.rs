@@ -28,7 +28,7 @@ pub struct Plan {
 const CLIENTS: u64 = 8;
 
 /// How long it may take until everything has arrived once no faults come any more.
-const PATIENCE: Duration = Duration::from_secs(180);
+const MAX_WAIT: Duration = Duration::from_secs(180);
 
 const PRELOADED: &[(&str, &str)] = &[
     ("shared_preload_libraries", "pg_rowsync"),
@@ -76,7 +76,7 @@ impl Drop for Round {
     }
 }
 
-fn told(error: postgres::Error) -> anyhow::Error {
+fn reported(error: postgres::Error) -> anyhow::Error {
     anyhow::anyhow!(describe(&error))
 }
 
@@ -121,7 +121,7 @@ impl Round {
              create table list (pos int primary key {position}, item int not null, v text)"
         );
         for side in [&self.left, &self.right] {
-            side.connect()?.batch_execute(&tables).map_err(told)?;
+            side.connect()?.batch_execute(&tables).map_err(reported)?;
         }
         let rows = *self.rng.pick(&[3_000, 20_000, 40_000]);
         self.left
@@ -133,7 +133,7 @@ impl Round {
                  insert into list select i, i, repeat('l', 100) from generate_series(1, {rows} / 4) i;
                  analyze"
             ))
-            .map_err(told)?;
+            .map_err(reported)?;
         self.history.push(format!(
             "{rows} rows, unique: '{unique}', refers: '{refers}'"
         ));
@@ -170,8 +170,8 @@ impl Round {
         for table in TABLES {
             let left = self.left.checksum(table);
             let right = self.right.checksum(table);
-            let left = left.map_err(told)?;
-            let right = right.map_err(told)?;
+            let left = left.map_err(reported)?;
+            let right = right.map_err(reported)?;
             ensure!(
                 left == right,
                 "{table} differs: {} rows here, {} there",
@@ -191,14 +191,14 @@ impl Round {
             self.history.push(what.to_owned());
         }
         let failed = "select bool_or(state = 'failed') from sync_progress";
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + MAX_WAIT;
         loop {
             let state = "select coalesce(bool_and(state = 'done'), true) from sync_progress";
-            let mut client = self.left.connect_superuser().map_err(told)?;
-            if client.query_one(state, &[]).map_err(told)?.get(0) {
+            let mut client = self.left.connect_superuser().map_err(reported)?;
+            if client.query_one(state, &[]).map_err(reported)?.get(0) {
                 return Ok(());
             }
-            let has_failed: Option<bool> = client.query_one(failed, &[]).map_err(told)?.get(0);
+            let has_failed: Option<bool> = client.query_one(failed, &[]).map_err(reported)?.get(0);
             if has_failed == Some(true) || Instant::now() > end {
                 bail!("not copied: {}", self.progress()?);
             }
@@ -220,7 +220,10 @@ impl Round {
             let junk =
                 "insert into t values (-1, 'junk', -1); insert into child values (-1, -1, 'junk');
                         insert into list values (-1, -1, 'junk')";
-            self.right.connect()?.batch_execute(junk).map_err(told)?;
+            self.right
+                .connect()?
+                .batch_execute(junk)
+                .map_err(reported)?;
         }
         let schema = self.right.user.clone();
         let attach = |name: &str| {
@@ -237,7 +240,7 @@ impl Round {
         let calls = if together { vec![all.join(";")] } else { all };
         let mut client = self.left.connect()?;
         for call in calls {
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + MAX_WAIT;
             // It waits for the writers under way, who may be waiting for each other.
             while let Err(error) = client.batch_execute(&format!("begin; {call}; commit")) {
                 drop(client.batch_execute("rollback"));
@@ -267,7 +270,7 @@ impl Round {
                 self.left
                     .connect_superuser()?
                     .batch_execute(end)
-                    .map_err(told)?;
+                    .map_err(reported)?;
                 "copiers ended"
             }
             7 => {
@@ -276,7 +279,7 @@ impl Round {
                 self.left
                     .connect_superuser()?
                     .batch_execute(end)
-                    .map_err(told)?;
+                    .map_err(reported)?;
                 "workers ended"
             }
             8 => {
@@ -294,10 +297,10 @@ impl Round {
     }
 
     fn await_that(&self, what: &str, sql: &str) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + MAX_WAIT;
         loop {
-            let mut client = self.left.connect_superuser().map_err(told)?;
-            if client.query_one(sql, &[]).map_err(told)?.get(0) {
+            let mut client = self.left.connect_superuser().map_err(reported)?;
+            if client.query_one(sql, &[]).map_err(reported)?.get(0) {
                 return Ok(());
             }
             ensure!(
@@ -312,16 +315,16 @@ impl Round {
     fn progress(&self) -> Result<String> {
         let sql = "select string_agg(concat_ws(' ', relation::text, state, rows_done, sqlstate, message), '; '
                      order by id) from sync_progress";
-        let told: Option<String> = self.left.connect_superuser()?.query_one(sql, &[])?.get(0);
-        Ok(told.unwrap_or_default())
+        let reported: Option<String> = self.left.connect_superuser()?.query_one(sql, &[])?.get(0);
+        Ok(reported.unwrap_or_default())
     }
 
     fn records(&self) -> Result<String> {
         let sql =
             "select string_agg(concat_ws(' ', id, table_name, op, status, sqlstate, message), '; ')
                      from (select * from sync_err_rec order by id limit 10) q";
-        let told: Option<String> = self.left.connect_superuser()?.query_one(sql, &[])?.get(0);
-        Ok(told.unwrap_or_default())
+        let reported: Option<String> = self.left.connect_superuser()?.query_one(sql, &[])?.get(0);
+        Ok(reported.unwrap_or_default())
     }
 }
 

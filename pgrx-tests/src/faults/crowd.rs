@@ -13,7 +13,7 @@ use crate::cluster::{Cluster, TEST_SETTINGS};
 use crate::side::Side;
 
 /// How long the queue may take to drain once nobody writes any more.
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Connections that the other side keeps for its superuser, who looks at it.
 const RESERVED: u32 = 3;
 /// Sessions on the left beside the clients'.
@@ -178,8 +178,8 @@ pub fn run(plan: &Plan) -> Result<Report> {
     let stopped = Instant::now();
     while backlog(&mut observer)? > 0 {
         ensure!(
-            stopped.elapsed() < PATIENCE,
-            "{} changes were still queued after {PATIENCE:?}, with all clients there",
+            stopped.elapsed() < MAX_WAIT,
+            "{} changes were still queued after {MAX_WAIT:?}, with all clients there",
             backlog(&mut observer)?
         );
         sleep(Duration::from_millis(10));

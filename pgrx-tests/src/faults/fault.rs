@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use postgres::Client;
 
-use super::rig::{Mode, PAST_TIMEOUT, PATIENCE, Rig};
+use super::rig::{MAX_WAIT, Mode, PAST_TIMEOUT, Rig};
 use super::workload::{Stage, Touch};
 use crate::cluster::{Cluster, Shutdown};
 use crate::proxy::{Direction, Proxy, Strike};
@@ -372,7 +372,7 @@ fn delivering(observer: &mut Client) -> Result<i32> {
         if let Some(row) = observer.query_opt(sql, &[])? {
             return Ok(row.get(0));
         }
-        ensure!(start.elapsed() < PATIENCE, "nobody delivers anything");
+        ensure!(start.elapsed() < MAX_WAIT, "nobody delivers anything");
         sleep(Duration::from_millis(5));
     }
 }
@@ -384,7 +384,7 @@ fn worker(observer: &mut Client) -> Result<i32> {
         if let Some(row) = observer.query_opt(sql, &[])? {
             return Ok(row.get(0));
         }
-        ensure!(start.elapsed() < PATIENCE, "there is no worker");
+        ensure!(start.elapsed() < MAX_WAIT, "there is no worker");
         sleep(Duration::from_millis(5));
     }
 }
@@ -396,7 +396,7 @@ fn writer(stage: &Stage, rng: &mut Rng) -> Result<i32> {
         if pid != 0 {
             return Ok(pid);
         }
-        ensure!(start.elapsed() < PATIENCE, "nobody writes anything");
+        ensure!(start.elapsed() < MAX_WAIT, "nobody writes anything");
         sleep(Duration::from_millis(5));
     }
 }

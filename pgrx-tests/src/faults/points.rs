@@ -290,7 +290,7 @@ impl fmt::Display for Trial {
 
 /// What the client was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum Reported {
     /// That it has committed.
     Success,
     /// That a drain has met a failure.
@@ -315,7 +315,7 @@ pub enum There {
 pub struct Seen {
     /// The point was come to.
     pub reached: bool,
-    pub told: Told,
+    pub reported: Reported,
     /// The server has restarted.
     pub crashed: bool,
     /// The local transaction has committed.
@@ -337,7 +337,7 @@ impl Seen {
     /// What must not be.
     pub fn check(&self, trial: &Trial) -> Result<()> {
         let Seen {
-            told,
+            reported,
             here,
             there,
             queued,
@@ -353,11 +353,11 @@ impl Seen {
         };
         let is_there = there == There::All;
         never(
-            direct && told == Told::Success && !here,
+            direct && reported == Reported::Success && !here,
             "told to be committed, and is not",
         )?;
         never(
-            direct && told == Told::Error && here,
+            direct && reported == Reported::Error && here,
             "told to have failed, and has not",
         )?;
         never(
@@ -416,15 +416,15 @@ impl Seen {
                 }
             );
         }
-        let told = match self.told {
+        let reported = match self.reported {
             _ if self.crashed => "server restarts",
             // Whether the client is told before its session ends is a matter of moments.
-            Told::Success | Told::Nothing if what == What::Terminate => "session ends",
-            Told::Success if case.is_call() => "true",
-            Told::Success => "commits",
-            Told::False => "false",
-            Told::Error => "fails",
-            Told::Nothing => "session ends",
+            Reported::Success | Reported::Nothing if what == What::Terminate => "session ends",
+            Reported::Success if case.is_call() => "true",
+            Reported::Success => "commits",
+            Reported::False => "false",
+            Reported::Error => "fails",
+            Reported::Nothing => "session ends",
         };
         let became = match (case, self.here, self.there, self.queued || self.prepared) {
             (Case::Call, _, There::All, true) => "applied, still queued",
@@ -442,7 +442,7 @@ impl Seen {
             (_, false, There::One, _) => "**only there**, on one",
             (_, false, There::All, _) => "**only there**",
         };
-        format!("{told}, {became}")
+        format!("{reported}, {became}")
     }
 }
 
@@ -512,12 +512,12 @@ pub fn check_against(fixture: &mut PointsFixture, table: &Table, trial: &Trial) 
     ensure!(seen.reached, "{trial}: the point was not reached");
     seen.check(trial)?;
     let found = seen.describe(trial);
-    let told = table.get(trial);
+    let reported = table.get(trial);
     // How far the memory goes that a process has at hand is not the same every time.
     let varies = trial.what == What::Memory;
     ensure!(
-        varies || told == Some(&found),
-        "{trial}: documented is {told:?}, seen was {found:?}"
+        varies || reported == Some(&found),
+        "{trial}: documented is {reported:?}, seen was {found:?}"
     );
     Ok(())
 }

@@ -82,9 +82,9 @@ pub struct Plan {
 ///
 /// # Errors
 /// What keeps the files from being run. Differences are in the tallies.
-pub fn run(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<Vec<(Mode, Tally)>> {
+pub fn run(plan: &Plan, reported: &mut dyn FnMut(&str)) -> Result<Vec<(Mode, Tally)>> {
     let files = files(plan)?;
-    let libraries = libraries(plan, told)?;
+    let libraries = libraries(plan, reported)?;
     fs::create_dir_all(&plan.results)?;
     let fixture_of = |label: &str| RegressFixture {
         plan,
@@ -94,21 +94,21 @@ pub fn run(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<Vec<(Mode, Tally)>
     };
     let without = fixture_of("without");
     if !(plan.keeps && without.is_done()) {
-        without.run(None, None, told)?;
+        without.run(None, None, reported)?;
     }
     let mut tallies = Vec::new();
     for mode in &plan.modes {
         let fixture = fixture_of(&mode.to_string());
-        let (mut tally, open) = fixture.run(Some(*mode), Some(&without.directory()), told)?;
+        let (mut tally, open) = fixture.run(Some(*mode), Some(&without.directory()), reported)?;
         if !open.is_empty() {
             // What changes from one run to the next says nothing.
             let again = fixture_of("without-again");
             if !(plan.keeps && again.is_done()) {
-                again.run(None, None, told)?;
+                again.run(None, None, reported)?;
             }
             judge(open, &without.directory(), &again.directory(), &mut tally)?;
         }
-        told(&format!("mode {mode}: {tally}"));
+        reported(&format!("mode {mode}: {tally}"));
         tallies.push((*mode, tally));
     }
     Ok(tallies)
@@ -150,7 +150,7 @@ fn files(plan: &Plan) -> Result<Vec<String>> {
 
 /// A directory with the libraries that the files load: `regress`, built from its source if that is
 /// there, and those of the installation.
-fn libraries(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+fn libraries(plan: &Plan, reported: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     let directory = plan.results.join("lib");
     fs::create_dir_all(&directory)?;
     let postgres = Postgres::find()?;
@@ -181,7 +181,7 @@ fn libraries(plan: &Plan, told: &mut dyn FnMut(&str)) -> Result<PathBuf> {
             .status()
             .is_ok_and(|status| status.success());
     if !built {
-        told(
+        reported(
             "there is no library \"regress\": what needs it fails, with the extension and without",
         );
     }
@@ -215,7 +215,7 @@ impl RegressFixture<'_> {
         &self,
         mode: Option<Mode>,
         without: Option<&Path>,
-        told: &mut dyn FnMut(&str),
+        reported: &mut dyn FnMut(&str),
     ) -> Result<(Tally, Vec<Open>)> {
         let here = self.start("here")?;
         let there = match mode {
@@ -273,13 +273,13 @@ impl RegressFixture<'_> {
             if let Some(without) = without {
                 let found = compare_outputs(file, without, &self.directory(), &mut state.tally)?;
                 for Open { part, .. } in &found {
-                    told(&format!("output of {file} differs:\n{}", part.text));
+                    reported(&format!("output of {file} differs:\n{}", part.text));
                 }
                 open.extend(found);
             }
             let equal = state.tally.equal - before.equal;
             let different = state.tally.different.len() - before.different.len();
-            told(&format!(
+            reported(&format!(
                 "{} {file}: {equal} equal, {different} different, {:.1} s",
                 self.label,
                 start.elapsed().as_secs_f64()

@@ -16,7 +16,7 @@ use crate::proxy::Proxy;
 use crate::side::{Side, describe};
 
 /// How long anything may take that has to happen by itself.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const MAX_WAIT: Duration = Duration::from_secs(40);
 
 /// Longer than the delivery timeout of [`Rig::start`].
 pub const PAST_TIMEOUT: Duration = Duration::from_millis(1200);
@@ -270,9 +270,9 @@ impl Rig {
                 let _ = observer.query_one("select deal_sync_err_rec(10000)", &[]);
                 let _ = observer.query_one("select resolve_sync_prepared()", &[]);
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > MAX_WAIT {
                 bail!(
-                    "the queue did not drain within {PATIENCE:?}: {}",
+                    "the queue did not drain within {MAX_WAIT:?}: {}",
                     self.describe_queue()
                 );
             }
@@ -306,7 +306,7 @@ impl Rig {
                 return Ok(());
             }
             ensure!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < MAX_WAIT,
                 "{sessions} sessions stay on the right, at most {drainers} were expected"
             );
             sleep(Duration::from_millis(10));
@@ -319,7 +319,7 @@ impl Rig {
         loop {
             match self.left.connect_superuser() {
                 Ok(client) => return Ok(client),
-                Err(error) if start.elapsed() > PATIENCE => {
+                Err(error) if start.elapsed() > MAX_WAIT => {
                     return Err(error).context("the left side does not come back");
                 }
                 Err(_) => sleep(Duration::from_millis(10)),

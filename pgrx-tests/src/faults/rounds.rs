@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::fault::Fault;
-use super::rig::{Drain, Mode, PATIENCE, Rig};
+use super::rig::{Drain, MAX_WAIT, Mode, Rig};
 use super::verdict;
 use super::workload::{Stage, TABLES, Tally, Writer};
 use crate::pooler::PoolMode;
@@ -193,7 +193,7 @@ fn play(rig: &Rig, stage: &Stage, fault: Fault, rng: &mut Rng) -> Result<Tally> 
         // Some load after it as well: direct delivery comes back and meets the last of the queue.
         rng.pause(50, 250);
         stage.stop.store(true, Ordering::Relaxed);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + MAX_WAIT;
         while writers.iter().any(|writer| !writer.is_finished()) {
             if Instant::now() > end {
                 let stuck = rig.describe_sessions();
@@ -217,7 +217,7 @@ fn play(rig: &Rig, stage: &Stage, fault: Fault, rng: &mut Rng) -> Result<Tally> 
 fn await_begun(stage: &Stage) -> Result<()> {
     let start = Instant::now();
     while !stage.begun.load(Ordering::Relaxed) {
-        ensure!(start.elapsed() < PATIENCE, "nobody could commit anything");
+        ensure!(start.elapsed() < MAX_WAIT, "nobody could commit anything");
         sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -87,7 +87,7 @@ fn cluster_of(major: u32) -> Result<Arc<Cluster>> {
 }
 
 /// How long it may take until everything has arrived once nobody writes any more.
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// A key: its columns, their names, and the values of row `n`.
 struct Key {
@@ -370,7 +370,7 @@ struct Round {
     history: Vec<String>,
 }
 
-fn told(error: postgres::Error) -> anyhow::Error {
+fn reported(error: postgres::Error) -> anyhow::Error {
     anyhow!(describe(&error))
 }
 
@@ -388,10 +388,10 @@ fn query(client: &mut Client, sql: &str) -> Result<Vec<String>, postgres::Error>
 }
 
 fn execute(side: &Side, sql: &str) -> Result<()> {
-    let mut client = side.connect().map_err(told)?;
+    let mut client = side.connect().map_err(reported)?;
     client
         .batch_execute(sql)
-        .map_err(|error| told(error).context(sql.chars().take(2_000).collect::<String>()))
+        .map_err(|error| reported(error).context(sql.chars().take(2_000).collect::<String>()))
 }
 
 /// As what arrives is written, so that it is not captured.
@@ -741,7 +741,7 @@ impl Round {
         played?;
         self.settle()?;
         // What the writers' and the repair's deadlocks have left.
-        let mut client = self.fixture.left.connect().map_err(told)?;
+        let mut client = self.fixture.left.connect().map_err(reported)?;
         self.repair(&mut client, r#"{"direction": "to_server"}"#)?;
         self.settle()?;
         let left = self.verify(&mut client, "")?;
@@ -754,8 +754,8 @@ impl Round {
     }
 
     fn superuser(&self, sql: &str) -> Result<()> {
-        let mut client = self.fixture.left.connect_superuser().map_err(told)?;
-        client.batch_execute(sql).map_err(told)
+        let mut client = self.fixture.left.connect_superuser().map_err(reported)?;
+        client.batch_execute(sql).map_err(reported)
     }
 
     fn writer(&self) -> Writer {
@@ -767,7 +767,7 @@ impl Round {
     }
 
     fn check_and_repair(&mut self, expected: &BTreeSet<String>) -> Result<()> {
-        let mut client = self.fixture.left.connect().map_err(told)?;
+        let mut client = self.fixture.left.connect().map_err(reported)?;
         self.expect(&mut client, "", expected)?;
         let of = |expected: &BTreeSet<String>, wanted: fn(u64) -> bool| -> BTreeSet<String> {
             let n = |line: &String| line.split('|').nth(1).and_then(|n| n.parse().ok());
@@ -810,7 +810,7 @@ impl Round {
 
     /// Repairs until there is nothing to do.
     fn repair(&self, client: &mut Client, options: &str) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + MAX_WAIT;
         while self.repair_once(client, options)? > 0 {
             ensure!(
                 Instant::now() < end,
@@ -830,7 +830,7 @@ impl Round {
                 Ok(rows) => return Ok(rows.len()),
                 // Two that lock each other's rows are told so; it is tried again.
                 Err(error) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => {}
-                Err(error) => return Err(told(error).context(call)),
+                Err(error) => return Err(reported(error).context(call)),
             }
         }
     }
@@ -841,7 +841,7 @@ impl Round {
             r#"select difference, coalesce(local_row, remote_row) ->> 'n', columns
                  from verify_sync('t', 'dst', '{{"max_differences": 100000{options}}}')"#
         );
-        query(client, &call).map_err(told).context(call)
+        query(client, &call).map_err(reported).context(call)
     }
 
     fn expect(
@@ -880,8 +880,8 @@ impl Round {
 
     /// Waits until all that was captured has arrived.
     fn settle(&self) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        while self.fixture.left.queued().map_err(told)? > 0 {
+        let end = Instant::now() + MAX_WAIT;
+        while self.fixture.left.queued().map_err(reported)? > 0 {
             ensure!(Instant::now() < end, "the queue does not get empty");
             self.superuser("select deal_sync_err_rec(1000)")?;
         }
@@ -901,7 +901,7 @@ impl Round {
         let those = if self.is_filtered { "where f" } else { "" };
         let look = |side: &Side, names: &str| -> Result<Vec<String>> {
             let sql = format!("select row({names})::text from t {those} order by n, 1");
-            query(&mut side.connect().map_err(told)?, &sql).map_err(told)
+            query(&mut side.connect().map_err(reported)?, &sql).map_err(reported)
         };
         let here = look(&self.fixture.left, &names[0])?;
         let there = look(&self.fixture.right, &names[1])?;
@@ -927,7 +927,7 @@ struct Writer {
 impl Writer {
     /// Until it is told to stop; the number of transactions.
     fn write(&self, side: &Side, stop: &AtomicBool, mut rng: Rng) -> Result<u64> {
-        let mut client = side.connect().map_err(told)?;
+        let mut client = side.connect().map_err(reported)?;
         let clock = "(extract(epoch from clock_timestamp()) * 1000000)::bigint";
         let mut done = 0;
         while !stop.load(Ordering::Relaxed) {
@@ -946,7 +946,7 @@ impl Writer {
             match client.batch_execute(&sql) {
                 Ok(()) => done += 1,
                 Err(error) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => {}
-                Err(error) => return Err(told(error).context(sql)),
+                Err(error) => return Err(reported(error).context(sql)),
             }
             rng.pause(15, 55);
         }

@@ -32,7 +32,7 @@ const CALM: &str = "set pg_rowsync.connect_timeout = '20s'; set pg_rowsync.deliv
      set client_min_messages = error; ";
 
 /// How long everything may take to arrive once nothing hinders it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Ends of foreign keys.
 const ENDINGS: [&str; 6] = [
@@ -155,7 +155,7 @@ impl Round {
             );
             self.history.push(create.clone());
             for side in [&self.fixture.left, &self.fixture.right] {
-                side.connect()?.batch_execute(&create).map_err(told)?;
+                side.connect()?.batch_execute(&create).map_err(reported)?;
             }
         }
         let mut right = self.fixture.right.connect()?;
@@ -168,7 +168,7 @@ impl Round {
                return coalesce(new, old);
              end $$"
         );
-        right.batch_execute(&guard).map_err(told)?;
+        right.batch_execute(&guard).map_err(reported)?;
         for Table { name, .. } in &self.tables {
             right.batch_execute(&format!(
                 "create trigger guard before insert or update or delete on {name}
@@ -220,7 +220,7 @@ impl Round {
             .left
             .superuser()
             .batch_execute(&sql)
-            .map_err(told)
+            .map_err(reported)
     }
 
     fn other_role(&self) -> String {
@@ -377,7 +377,7 @@ impl Round {
         ));
         let queue = self.queue()?;
         self.history.push(queue);
-        drained.map_err(told)?;
+        drained.map_err(reported)?;
         ensure!(is_cut || ended.is_ok(), "a drain could not be committed");
         self.nobody_is_blamed()
     }
@@ -471,7 +471,7 @@ impl Round {
             .batch_execute(&format!("delete from {}.gate", self.fixture.right.user))?;
         let mut session = self.fixture.left.superuser();
         session.batch_execute(CALM)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + MAX_WAIT;
         while Instant::now() < end {
             let done: bool = session
                 .query_one("select deal_sync_err_rec(100000)", &[])?
@@ -691,6 +691,6 @@ impl Table {
     }
 }
 
-fn told(error: postgres::Error) -> anyhow::Error {
+fn reported(error: postgres::Error) -> anyhow::Error {
     anyhow::anyhow!(describe(&error))
 }

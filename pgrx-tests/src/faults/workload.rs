@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use postgres::Client;
 
-use super::rig::{Mode, PATIENCE, Rig};
+use super::rig::{MAX_WAIT, Mode, Rig};
 use crate::rng::Rng;
 use crate::side::describe;
 
@@ -177,7 +177,7 @@ impl<'a> Writer<'a> {
                     self.stage.backends[self.number].store(pid, Ordering::Relaxed);
                     return Ok(Some(client));
                 }
-                Err(error) if self.stage.touch == Touch::Nothing || start.elapsed() > PATIENCE => {
+                Err(error) if self.stage.touch == Touch::Nothing || start.elapsed() > MAX_WAIT => {
                     bail!(
                         "writer {} found no session: {}",
                         self.number,

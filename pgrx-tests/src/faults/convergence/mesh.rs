@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 
 use super::tables::{TABLES, Table, Version};
 use crate::cluster::{Cluster, TEST_SETTINGS};
-use crate::faults::rig::{Drain, Mode, PATIENCE, WORKER};
+use crate::faults::rig::{Drain, MAX_WAIT, Mode, WORKER};
 use crate::flag::Flag;
 use crate::proxy::Proxy;
 use crate::side::{Side, describe};
@@ -138,8 +138,8 @@ impl Mesh {
                     break;
                 }
                 ensure!(
-                    start.elapsed() < PATIENCE,
-                    "the queue of master {number} did not drain within {PATIENCE:?}:{}{}",
+                    start.elapsed() < MAX_WAIT,
+                    "the queue of master {number} did not drain within {MAX_WAIT:?}:{}{}",
                     ask(node, "select to_jsonb(s) from sync_status s"),
                     ask(
                         node,

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail, ensure};
 use postgres::Client;
 
-use super::{Case, Point, Seen, There, Told, Trial, What};
-use crate::faults::rig::{Drain, Mode, PATIENCE, Rig};
+use super::{Case, Point, Reported, Seen, There, Trial, What};
+use crate::faults::rig::{Drain, MAX_WAIT, Mode, Rig};
 use crate::reaper;
 use crate::side::Side;
 
@@ -110,8 +110,8 @@ impl PointsFixture {
         let running = thread::spawn(move || match case {
             Case::Call => call(&mut session, "deal_sync_err_rec(10000)"),
             Case::Resolve => call(&mut session, "resolve_sync_prepared()"),
-            Case::Resolver => Told::Success,
-            _ => told(session.batch_execute(&work)),
+            Case::Resolver => Reported::Success,
+            _ => reported(session.batch_execute(&work)),
         });
         let is_over = || match worker {
             Some(_) => running.is_finished() && self.is_settled(),
@@ -121,7 +121,7 @@ impl PointsFixture {
         if reached {
             self.meanwhile(trial, &table, worker.unwrap_or(pid))?;
         }
-        let told = running
+        let reported = running
             .join()
             .map_err(|_| anyhow!("{trial}: the session panicked"))?;
         let crashed = reached && self.await_crash(&mut witness, trial)?;
@@ -159,7 +159,7 @@ impl PointsFixture {
         }
         Ok(Seen {
             reached,
-            told,
+            reported,
             crashed,
             here,
             there,
@@ -183,18 +183,18 @@ impl PointsFixture {
         let mut session = self.rig.left.connect()?;
         self.ask(Point::SecondPhase, What::Nothing, false)?;
         let work = work.to_owned();
-        let running = thread::spawn(move || told(session.batch_execute(&work)));
+        let running = thread::spawn(move || reported(session.batch_execute(&work)));
         let is_there = self.await_taken(|| running.is_finished())?;
         ensure!(is_there, "nobody comes to the second phase");
         self.rig.proxy.refuse();
         self.rig.proxy.cut();
         fs::remove_file(self.taken())?;
-        let told = running
+        let reported = running
             .join()
             .map_err(|_| anyhow!("the session panicked"))?;
         ensure!(
-            told == Told::Success,
-            "the transaction is not committed: {told:?}"
+            reported == Reported::Success,
+            "the transaction is not committed: {reported:?}"
         );
         ensure!(self.prepared()? == 1, "nothing is prepared");
         Ok(())
@@ -239,7 +239,7 @@ impl PointsFixture {
                 return Ok(fs::remove_file(self.file()).is_err());
             }
             ensure!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < MAX_WAIT,
                 "nobody comes to the point, and nobody ends"
             );
             sleep(Duration::from_millis(2));
@@ -256,7 +256,7 @@ impl PointsFixture {
             }
             let start = Instant::now();
             for side in targets {
-                while rows(side, table)? != NEW && start.elapsed() < PATIENCE {
+                while rows(side, table)? != NEW && start.elapsed() < MAX_WAIT {
                     sleep(Duration::from_millis(2));
                 }
             }
@@ -276,7 +276,7 @@ impl PointsFixture {
     /// Whether the server has restarted, and is there again.
     fn await_crash(&self, witness: &mut Client, trial: &Trial) -> Result<bool> {
         let patience = match trial.what {
-            What::Kill => PATIENCE,
+            What::Kill => MAX_WAIT,
             What::Memory => CRASH,
             _ => Duration::ZERO,
         };
@@ -298,7 +298,7 @@ impl PointsFixture {
                    where application_name = 'pg_rowsync' and state <> 'idle'";
         let start = Instant::now();
         while observer.query_one(sql, &[])?.get::<_, i64>(0) > 0 {
-            ensure!(start.elapsed() < PATIENCE, "the other side is not quiet");
+            ensure!(start.elapsed() < MAX_WAIT, "the other side is not quiet");
             sleep(Duration::from_millis(5));
         }
         Ok(())
@@ -321,7 +321,7 @@ impl PointsFixture {
             if self.prepared()? == 0 {
                 return Ok(());
             }
-            ensure!(start.elapsed() < PATIENCE, "something stays prepared");
+            ensure!(start.elapsed() < MAX_WAIT, "something stays prepared");
             if self.rig.drain == Drain::Calls {
                 let sql = "select resolve_sync_prepared()";
                 self.rig.left.connect_superuser()?.query_one(sql, &[])?;
@@ -340,7 +340,7 @@ impl PointsFixture {
         loop {
             match observer.query_opt(sql, &[])? {
                 Some(row) => return Ok(Some(row.get(0))),
-                None if start.elapsed() > PATIENCE => bail!("there is no worker"),
+                None if start.elapsed() > MAX_WAIT => bail!("there is no worker"),
                 None => sleep(Duration::from_millis(10)),
             }
         }
@@ -352,21 +352,21 @@ impl PointsFixture {
     }
 }
 
-fn told<T>(result: Result<T, postgres::Error>) -> Told {
+fn reported<T>(result: Result<T, postgres::Error>) -> Reported {
     match result {
-        Ok(_) => Told::Success,
+        Ok(_) => Reported::Success,
         Err(error) => match error.as_db_error().map(|said| said.severity()) {
-            Some("ERROR") => Told::Error,
-            _ => Told::Nothing,
+            Some("ERROR") => Reported::Error,
+            _ => Reported::Nothing,
         },
     }
 }
 
-fn call(session: &mut Client, function: &str) -> Told {
+fn call(session: &mut Client, function: &str) -> Reported {
     let done = session.query_one(&format!("select {function}"), &[]);
     match done.as_ref().map(|row| row.get(0)) {
-        Ok(false) => Told::False,
-        _ => told(done),
+        Ok(false) => Reported::False,
+        _ => reported(done),
     }
 }
 

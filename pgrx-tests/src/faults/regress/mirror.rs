@@ -224,7 +224,7 @@ impl Mirror {
     }
 
     /// What the session's own look has found; see `rowsync.after`.
-    pub fn told(&mut self, rows: &[String]) {
+    pub fn reported(&mut self, rows: &[String]) {
         for row in rows {
             let (what, rest) = row.split_once(' ').unwrap_or((row, ""));
             match what {

@@ -277,7 +277,7 @@ impl Session<'_> {
             match self.ask(&format!("select * from rowsync.after('{mode}', {defines})")) {
                 Ok(rows) => {
                     if let Some(mirror) = &mut self.mirror {
-                        mirror.told(&rows);
+                        mirror.reported(&rows);
                     }
                 }
                 Err(error) => broken(self.task, &error),

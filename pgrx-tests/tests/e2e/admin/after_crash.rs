@@ -53,19 +53,19 @@ fn a_crash_is_told_until_the_tables_are_equal() {
     fixture
         .right
         .exec("insert into t values (3, 'c'); update t set v = 'B' where id = 2");
-    let told = || (rows(&fixture.left, TABLES), rows(&fixture.left, SERVER));
+    let reported = || (rows(&fixture.left, TABLES), rows(&fixture.left, SERVER));
     let all = (
         ["q|f", "s|t", "t|t"].map(str::to_owned).to_vec(),
         vec!["t".to_owned()],
     );
-    assert_eq!(told(), all, "before anybody has noted it");
+    assert_eq!(reported(), all, "before anybody has noted it");
     // What is rolled back was not noted.
     let mut drain = fixture.left.superuser();
     run(&mut drain, "begin; select deal_sync_err_rec(10); rollback");
     assert_eq!(rows(&fixture.left, "select sync_has_crashed()"), ["t"]);
     run(&mut drain, "select deal_sync_err_rec(10)");
     assert_eq!(rows(&fixture.left, "select sync_has_crashed()"), ["f"]);
-    assert_eq!(told(), all);
+    assert_eq!(reported(), all);
     let since = "select max(may_be_ahead_since) from sync_status";
     let noted = rows(&fixture.left, since);
     restart(&fixture, Shutdown::Immediate);
@@ -74,17 +74,17 @@ fn a_crash_is_told_until_the_tables_are_equal() {
     let mut client = fixture.left.client();
     let partly = r#"select * from verify_sync('s', 'dst', '{"where": "id > 0"}')"#;
     assert_eq!(query(&mut client, partly), [""; 0]);
-    assert_eq!(told(), all);
+    assert_eq!(reported(), all);
     let mut reader = fixture.left.client();
     run(&mut reader, "set default_transaction_read_only = on");
     assert_eq!(
         query(&mut reader, "select * from verify_sync('s', 'dst')"),
         [""; 0]
     );
-    assert_eq!(told(), all);
+    assert_eq!(reported(), all);
     let found = query(&mut client, "select * from verify_sync('t', 'dst')");
     assert_eq!(found.len(), 2, "{found:?}");
-    assert_eq!(told(), all);
+    assert_eq!(reported(), all);
     assert_eq!(query(&mut client, REPAIR).len(), 2);
     same(&fixture, "t");
     assert_eq!(rows(&fixture.left, TABLES), ["q|f", "s|f", "t|f"]);

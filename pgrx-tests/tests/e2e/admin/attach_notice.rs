@@ -127,9 +127,9 @@ fn a_trigger_that_replaces_the_version_is_told_where_nothing_is_kept() {
         "{}; create trigger touch before insert or update on t for each row execute function touch()",
         touch("new.ver := 100")
     ));
-    let told = attach(&fixture.left, &fixture.right, NEWEST);
-    assert_eq!(told.len(), 1, "{told:?}");
-    let (message, hint) = &told[0];
+    let reported = attach(&fixture.left, &fixture.right, NEWEST);
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    let (message, hint) = &reported[0];
     let hint = hint.as_deref().unwrap_or_default();
     assert!(message.contains("may replace column \"ver\""), "{message}");
     // The line that mends it does.

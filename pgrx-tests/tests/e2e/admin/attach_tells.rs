@@ -12,10 +12,10 @@ use crate::support::common::{
 };
 
 /// SQLSTATE, a part of the message, a part of the hint.
-type Told = (&'static str, &'static str, &'static str);
+type Reported = (&'static str, &'static str, &'static str);
 
 /// What is said when `t` is attached to the right side's table of that name, under these options.
-fn told(fixture: &Fixture, table: &str, options: &str) -> Vec<DbError> {
+fn reported(fixture: &Fixture, table: &str, options: &str) -> Vec<DbError> {
     told_by(&fixture.left, &attach_sql(fixture, table, options))
 }
 
@@ -26,7 +26,7 @@ fn told_by(side: &Side, sql: &str) -> Vec<DbError> {
 }
 
 #[track_caller]
-fn assert_told(said: &[DbError], expected: &[Told]) {
+fn assert_told(said: &[DbError], expected: &[Reported]) {
     let states: Vec<&str> = said.iter().map(|one| one.code().code()).collect();
     assert_eq!(
         states,
@@ -63,7 +63,7 @@ fn nothing_is_said_where_all_is_well() {
         r#"{"on_conflict": "skip", "exclude": ["n"]}"#,
         r#"{"on_conflict": "newest", "version_column": "n"}"#,
     ] {
-        assert_told(&told(&fixture, "t", options), &[]);
+        assert_told(&reported(&fixture, "t", options), &[]);
         fixture.left.exec("select detach_sync('t', 'dst')");
     }
 }
@@ -71,7 +71,7 @@ fn nothing_is_said_where_all_is_well() {
 #[test]
 fn a_target_that_is_not_there_is_told() {
     let fixture = local("nottable", COLUMNS);
-    let said = told(&fixture, "t", "{}");
+    let said = reported(&fixture, "t", "{}");
     assert_told(
         &said,
         &[(
@@ -98,7 +98,7 @@ fn a_target_that_is_not_there_is_told() {
     );
     // It is attached, and works once the table is there.
     fixture.left.exec("select detach_sync('t', 'dst')");
-    told(&fixture, "t", "{}");
+    reported(&fixture, "t", "{}");
     fixture.right.exec(&format!("create table t ({COLUMNS})"));
     fixture.left.exec("insert into t values (1, 'x', 1)");
     assert_eq!(
@@ -117,7 +117,7 @@ fn what_is_no_table_is_told() {
          create function nothing() returns trigger language plpgsql as 'begin return new; end';
          create trigger i instead of insert on instead for each row execute function nothing()"
     ));
-    let kinds: [(&str, Option<Told>); 4] = [
+    let kinds: [(&str, Option<Reported>); 4] = [
         ("s", Some(("42809", "is not a table", "Send to a table"))),
         ("m", Some(("42809", "is not a table", "Send to a table"))),
         ("plain", None),
@@ -146,7 +146,7 @@ fn columns_that_do_not_fit_are_told() {
            domained text, g int generated always as (id) stored)",
     );
     assert_told(
-        &told(&fixture, "t", "{}"),
+        &reported(&fixture, "t", "{}"),
         &[
             ("42703", "has no column \"n\"", "\"exclude\""),
             ("23502", "needs a value for column \"extra\"", "default"),
@@ -155,7 +155,7 @@ fn columns_that_do_not_fit_are_told() {
     fixture.left.exec("select detach_sync('t', 'dst')");
     let renamed = r#"{"rename": {"n": "g", "v": "extra"}}"#;
     assert_told(
-        &told(&fixture, "t", renamed),
+        &reported(&fixture, "t", renamed),
         &[
             ("428C9", "generates column \"g\"", "\"exclude\""),
             (
@@ -171,13 +171,16 @@ fn columns_that_do_not_fit_are_told() {
         "create domain filled as text not null; drop table t;
          create table t (id int primary key, v text, n int, d filled)",
     );
-    assert_told(&told(&fixture, "t", "{}"), &[("23502", "column \"d\"", "")]);
+    assert_told(
+        &reported(&fixture, "t", "{}"),
+        &[("23502", "column \"d\"", "")],
+    );
     fixture.left.exec("select detach_sync('t', 'dst')");
     fixture.right.exec(
         "create function fill() returns trigger language plpgsql as $$ begin new.d = 'x'; return new; end $$;
          create trigger fill before insert on t for each row execute function fill()",
     );
-    assert_told(&told(&fixture, "t", "{}"), &[]);
+    assert_told(&reported(&fixture, "t", "{}"), &[]);
 }
 
 #[test]
@@ -205,14 +208,14 @@ fn a_key_that_on_conflict_cannot_use_is_told() {
         fixture
             .right
             .exec(&format!("drop table if exists t; create table t ({table})"));
-        assert_told(&told(&fixture, "t", "{}"), expected.as_slice());
+        assert_told(&reported(&fixture, "t", "{}"), expected.as_slice());
         fixture.left.exec("select detach_sync('t', 'dst')");
-        assert_told(&told(&fixture, "t", r#"{"on_conflict": "error"}"#), &[]);
+        assert_told(&reported(&fixture, "t", r#"{"on_conflict": "error"}"#), &[]);
         fixture.left.exec("select detach_sync('t', 'dst')");
     }
     fixture.right.exec("drop table t; create table t (id int, v text, n int); create unique index on t (id) where n > 0");
     assert_told(
-        &told(&fixture, "t", "{}"),
+        &reported(&fixture, "t", "{}"),
         &[("42P10", "no unique index", "")],
     );
     // The order of the columns does not matter, nor that it is partitioned.
@@ -222,7 +225,7 @@ fn a_key_that_on_conflict_cannot_use_is_told() {
     fixture
         .right
         .exec("create table p (a int, b int, primary key (b, a)) partition by list (a)");
-    assert_told(&told(&fixture, "p", "{}"), &[]);
+    assert_told(&reported(&fixture, "p", "{}"), &[]);
 }
 
 /// A server `few` on the left, whose mapping is a role of the right side's that has no privileges yet.
@@ -444,7 +447,7 @@ fn a_copy_is_told() {
     fixture
         .left
         .exec_superuser("insert into sync_node values (gen_random_uuid())");
-    let said = told(&fixture, "t", "{}");
+    let said = reported(&fixture, "t", "{}");
     assert_told(
         &said,
         &[("55000", "neither captured nor sent", "adopt_sync()")],
@@ -467,7 +470,7 @@ fn a_target_in_recovery_is_told() {
         .expect("a stop");
     std::fs::write(own.dir().join("data").join("standby.signal"), "").expect("a file");
     own.start_again().expect("a standby");
-    let said = told(&fixture, "t", "{}");
+    let said = reported(&fixture, "t", "{}");
     assert_told(&said, &[("25006", "is in recovery", "promoted")]);
 }
 
@@ -478,7 +481,7 @@ fn every_error_that_a_check_finds_is_told() {
     fixture
         .right
         .exec("create table t (id int primary key, v text, n int generated always as identity)");
-    let said = told(&fixture, "t", "{}");
+    let said = reported(&fixture, "t", "{}");
     let always = ("428C9", "column \"n\" of", "SET GENERATED BY DEFAULT there");
     assert_told(&said, &[always]);
     let settings = [TEST_SETTINGS, &[("max_prepared_transactions", "0")]].concat();

@@ -264,10 +264,12 @@ fn what_cannot_be_leaves_all_as_it_was() {
     );
     for _ in 0..2 {
         run(&mut admin, &attach_sql(&fixture, "t", "{}"));
-        let told = warnings(&notices);
+        let reported = warnings(&notices);
         assert!(
-            told.iter().any(|told| told.message().contains("\"mine\"")),
-            "{told:?}"
+            reported
+                .iter()
+                .any(|reported| reported.message().contains("\"mine\"")),
+            "{reported:?}"
         );
     }
 }

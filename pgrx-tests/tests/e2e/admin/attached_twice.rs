@@ -21,13 +21,13 @@ fn a_second_trigger_to_the_same_target_is_told() {
         &mut client,
         &format!("select attach_sync('t', 'again', '{schema}.t')"),
     );
-    let told = warnings(&notices);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0].code().code(), "42710");
+    let reported = warnings(&notices);
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert_eq!(reported[0].code().code(), "42710");
     assert!(
-        told[0].message().contains("00_pg_rowsync_dst_dml"),
+        reported[0].message().contains("00_pg_rowsync_dst_dml"),
         "{}",
-        told[0].message()
+        reported[0].message()
     );
     run(&mut client, "select detach_sync('t', 'again')");
     run(
@@ -47,10 +47,12 @@ fn a_second_trigger_to_the_same_target_is_told() {
         ),
     );
     run(&mut client, &attach_sql(&fixture, "t", "{}"));
-    let told = warnings(&notices);
+    let reported = warnings(&notices);
     assert!(
-        told.iter().any(|told| told.message().contains("\"mine\"")),
-        "{told:?}"
+        reported
+            .iter()
+            .any(|reported| reported.message().contains("\"mine\"")),
+        "{reported:?}"
     );
 }
 

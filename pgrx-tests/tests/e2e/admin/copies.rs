@@ -87,21 +87,21 @@ fn keeps_to_itself(fixture: &Fixture, copy: &Side) {
         "insert into t values (10, 'x'); update t set v = 'staging'; truncate t",
     );
     run(&mut client, "insert into t values (11, 'x')");
-    let told = warnings(&notices);
-    assert_eq!(told.len(), 1, "{told:?}");
+    let reported = warnings(&notices);
+    assert_eq!(reported.len(), 1, "{reported:?}");
     assert_eq!(
-        (told[0].code().code(), told[0].message()),
+        (reported[0].code().code(), reported[0].message()),
         ("55000", CAPTURED)
     );
     assert!(
-        told[0].detail().is_some_and(|d| d.contains("copy")),
-        "{told:?}"
+        reported[0].detail().is_some_and(|d| d.contains("copy")),
+        "{reported:?}"
     );
     assert!(
-        told[0]
+        reported[0]
             .hint()
             .is_some_and(|hint| hint.contains("adopt_sync()")),
-        "{told:?}"
+        "{reported:?}"
     );
     assert_eq!(table(&fixture.right, "t"), before);
     assert_eq!(rows(copy, "select count(*) from sync_err_rec"), ["0"]);

@@ -118,10 +118,10 @@ fn rows_that_are_there_are_brought_when_a_table_is_attached() {
         .exec("update t set c = -1 where a % 10 = 0; delete from t where a % 10 = 1");
     await_done(&fixture);
     assert_eq!(same(&fixture, "t").len(), 4500);
-    let told =
+    let reported =
         "select command, relation::text ~ 't$', server, state, rows_done >= 4500, bytes_done > 0,
                     ended_at is not null, workers from sync_progress";
-    assert_eq!(rows(&fixture.left, told), ["copy|t|dst|done|t|t|t|0"]);
+    assert_eq!(rows(&fixture.left, reported), ["copy|t|dst|done|t|t|t|0"]);
     // From then on it is sent as always.
     fixture
         .left
@@ -346,14 +346,14 @@ fn copied_while_written(
     while rows(&fixture.left, sql) != ["0"] && std::time::Instant::now() < end {
         thread::sleep(Duration::from_millis(50));
     }
-    let told = state(fixture);
+    let reported = state(fixture);
     thread::sleep(Duration::from_millis(300));
     stop.set();
     let done: u64 = writers
         .into_iter()
         .map(|one| one.join().expect("a writer"))
         .sum();
-    assert!(told.starts_with("done"), "seed {seed}: {told}");
+    assert!(reported.starts_with("done"), "seed {seed}: {reported}");
     assert!(done > 50, "{done}");
     await_until(LONG, "the queue to be empty", || queued(fixture) == 0);
     same(fixture, "t");
@@ -694,7 +694,7 @@ fn who_listens_is_told_when_a_copy_ends_or_fails() {
     let mut listener = fixture.left.client();
     run(&mut listener, "listen pg_rowsync");
     let mut next = |what: &str| {
-        let mut told = String::new();
+        let mut reported = String::new();
         await_until(LONG, "a notification", || {
             run(&mut listener, "select 1");
             let arrived: Vec<_> = listener
@@ -704,11 +704,11 @@ fn who_listens_is_told_when_a_copy_ends_or_fails() {
                 .expect("notifications");
             let of_copies = |one: &&Notification| one.payload().contains("\"copy\"");
             if let Some(one) = arrived.iter().rfind(of_copies) {
-                told = one.payload().to_owned();
+                reported = one.payload().to_owned();
             }
-            !told.is_empty()
+            !reported.is_empty()
         });
-        assert!(told.contains(what), "{told}");
+        assert!(reported.contains(what), "{reported}");
     };
     fixture.left.exec(&attach_sql(&fixture, "t", "{}", true));
     next("\"state\" : \"failed\", \"sqlstate\" : \"55000\"");

@@ -29,13 +29,13 @@ fn copied(fixture: &Fixture, existing: &str) -> String {
     fixture
         .left
         .exec(&format!("select copy_sync('t', 'dst', '{existing}')"));
-    let mut told = String::new();
+    let mut reported = String::new();
     await_until(LONG, "the copy to end", || {
         let sql = "select state, sqlstate, message from sync_progress order by id desc limit 1";
-        told = rows(&fixture.left, sql).remove(0);
-        told.starts_with("done") || told.starts_with("failed")
+        reported = rows(&fixture.left, sql).remove(0);
+        reported.starts_with("done") || reported.starts_with("failed")
     });
-    told
+    reported
 }
 
 #[test]
@@ -48,21 +48,24 @@ fn emptying_a_target_takes_no_rows_of_tables_that_refer_to_it() {
                  insert into own values (1, 1)"
             ),
         );
-        let told = copied(&fixture, "truncate");
+        let reported = copied(&fixture, "truncate");
         assert_eq!(
             rows(&fixture.right, "select id, t from own"),
             ["1|1"],
             "{action}"
         );
-        assert!(told.starts_with("failed|55000|"), "{action}: {told}");
-        assert!(told.contains("\"own\""), "{action}: {told}");
+        assert!(
+            reported.starts_with("failed|55000|"),
+            "{action}: {reported}"
+        );
+        assert!(reported.contains("\"own\""), "{action}: {reported}");
         assert_eq!(
             rows(&fixture.right, "select * from t order by id"),
             ["1|old", "3|extra"]
         );
         // As the hint says.
-        let told = copied(&fixture, "merge");
-        assert!(told.starts_with("done"), "{told}");
+        let reported = copied(&fixture, "merge");
+        assert!(reported.starts_with("done"), "{reported}");
         fixture.left.exec("select * from repair_sync('t', 'dst')");
         await_until(LONG, "the queue to be empty", || queued(&fixture) == 0);
         assert_eq!(same(&fixture, "t").len(), 2);
@@ -78,8 +81,8 @@ fn a_target_is_emptied_where_no_row_refers_to_it() {
          insert into own values (1, null);
          create table strict (id int primary key, t int references t)",
     );
-    let told = copied(&fixture, "truncate");
-    assert!(told.starts_with("done"), "{told}");
+    let reported = copied(&fixture, "truncate");
+    assert!(reported.starts_with("done"), "{reported}");
     assert_eq!(same(&fixture, "t").len(), 2);
     assert_eq!(rows(&fixture.right, "select id, t from own"), ["1|~"]);
 }

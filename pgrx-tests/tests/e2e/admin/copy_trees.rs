@@ -71,11 +71,11 @@ fn copied(fixture: &Fixture, existing: &str) {
         &format!("select copy_sync('t', 'dst', '{existing}')"),
     );
     let state = "select state, sqlstate, message from sync_progress order by id desc limit 1";
-    let mut told = String::new();
+    let mut reported = String::new();
     let end = std::time::Instant::now() + LONG;
-    while !told.starts_with("done") && !told.starts_with("failed") {
+    while !reported.starts_with("done") && !reported.starts_with("failed") {
         thread::sleep(Duration::from_millis(50));
-        told = rows(&fixture.left, state).remove(0);
+        reported = rows(&fixture.left, state).remove(0);
         if std::time::Instant::now() > end {
             break;
         }
@@ -84,7 +84,7 @@ fn copied(fixture: &Fixture, existing: &str) {
     writers
         .into_iter()
         .for_each(|one| one.join().expect("a writer"));
-    assert!(told.starts_with("done"), "{existing}: {told}");
+    assert!(reported.starts_with("done"), "{existing}: {reported}");
     await_until(LONG, "the queue to be empty", || queued(fixture) == 0);
     same(fixture, "t");
 }

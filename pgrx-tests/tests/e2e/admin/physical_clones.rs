@@ -75,11 +75,11 @@ fn a_clone_of_the_source_is_a_target_that_sends_nothing_to_itself() {
     let start = Instant::now();
     run(&mut client, "insert into t values (2, 'b')");
     assert!(start.elapsed() < Duration::from_secs(5));
-    let told = warnings(&notices);
-    let detail = told.first().and_then(|told| told.detail());
+    let reported = warnings(&notices);
+    let detail = reported.first().and_then(|reported| reported.detail());
     assert!(
         detail.is_some_and(|text| text.contains("leads back to this database itself")),
-        "{told:?}"
+        "{reported:?}"
     );
     b.exec("select attach_sync('t', 'dst', options => '{\"mode\": \"sync\"}')");
     b.exec_superuser("delete from sync_err_rec");

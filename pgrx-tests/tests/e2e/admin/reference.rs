@@ -64,12 +64,12 @@ fn settings_have_the_defaults_ranges_and_contexts_that_the_reference_tells() {
     let mut client = fixture.left.superuser();
     run(&mut client, "load 'pg_rowsync'");
     let items = items("Settings");
-    let told: Vec<&str> = items.iter().map(|item| names(item)[0]).collect();
+    let reported: Vec<&str> = items.iter().map(|item| names(item)[0]).collect();
     for name in query(
         &mut client,
         "select name from pg_settings where name like 'pg\\_rowsync.%'",
     ) {
-        assert!(told.contains(&&*name), "the reference lacks {name}");
+        assert!(reported.contains(&&*name), "the reference lacks {name}");
     }
     for item in items {
         let name = names(&item)[0].to_owned();
@@ -100,12 +100,12 @@ fn settings_have_the_defaults_ranges_and_contexts_that_the_reference_tells() {
             continue;
         };
         let found: Vec<&str> = found.split('|').collect();
-        let told = match context {
+        let reported = match context {
             // As long as the library is not preloaded, nothing needs a restart.
             "reload" | "restart" => "sighup",
             context => context,
         };
-        assert_eq!(found[0], told, "{name}");
+        assert_eq!(found[0], reported, "{name}");
         if found[2].is_empty() {
             let empty = if found[4].is_empty() {
                 "empty".to_owned()
@@ -158,16 +158,19 @@ fn functions_and_columns_of_the_reference_exist() {
         "select a.attname, format_type(a.atttypid, null) from pg_attribute a
           where a.attrelid in ('sync_err_rec'::regclass, 'sync_status'::regclass) and a.attnum > 0",
     );
-    let mut told: Vec<String> = Vec::new();
+    let mut reported: Vec<String> = Vec::new();
     for item in items("Views and tables") {
         let types = item
             .split_once(" (")
             .and_then(|(_, rest)| rest.split_once("):"));
         let types = types.unwrap_or_else(|| panic!("{item}")).0;
         let types = types.replace("timestamptz", "timestamp with time zone");
-        told.extend(names(&item).iter().map(|name| format!("{name}|{types}")));
+        reported.extend(names(&item).iter().map(|name| format!("{name}|{types}")));
     }
-    let unknown: Vec<_> = told.iter().filter(|one| !columns.contains(one)).collect();
+    let unknown: Vec<_> = reported
+        .iter()
+        .filter(|one| !columns.contains(one))
+        .collect();
     assert!(unknown.is_empty(), "{unknown:?} of {columns:?}");
 }
 
@@ -191,9 +194,9 @@ fn options_of_the_reference_are_known() {
         .and_then(|names| names.strip_suffix('.'))
         .expect(&hint);
     let items = items("Trigger arguments and options");
-    let mut told: Vec<&str> = items.iter().map(|item| names(item)[0]).collect();
+    let mut reported: Vec<&str> = items.iter().map(|item| names(item)[0]).collect();
     let mut known: Vec<&str> = known.split(", ").collect();
-    told.sort_unstable();
+    reported.sort_unstable();
     known.sort_unstable();
-    assert_eq!(told, known);
+    assert_eq!(reported, known);
 }

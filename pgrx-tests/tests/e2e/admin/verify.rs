@@ -12,7 +12,7 @@ use crate::support::common::{
 use crate::support::preloaded::{EAGER, WORKING, preloaded};
 
 /// `difference|key|columns` of what a client of the left is told.
-fn told(client: &mut Client, table: &str, options: &str) -> Vec<String> {
+fn reported(client: &mut Client, table: &str, options: &str) -> Vec<String> {
     query(
         client,
         &format!(
@@ -22,9 +22,9 @@ fn told(client: &mut Client, table: &str, options: &str) -> Vec<String> {
     )
 }
 
-/// As `told`, with the default options, for the owner.
+/// As `reported`, with the default options, for the owner.
 fn found(fixture: &Fixture, table: &str) -> Vec<String> {
-    told(&mut fixture.left.client(), table, "{}")
+    reported(&mut fixture.left.client(), table, "{}")
 }
 
 /// Every type with two values that are nearly the same.
@@ -92,7 +92,7 @@ fn the_slightest_difference_of_every_type_is_found_and_named_by_its_column() {
     let mut expected: Vec<String> = (0..SUBTLE.len())
         .map(|at| format!("differs|{{\"id\": {at}}}|{{c{at}}}"))
         .collect();
-    let mut seen = told(&mut client, "t", "{}");
+    let mut seen = reported(&mut client, "t", "{}");
     expected.sort();
     seen.sort();
     assert_eq!(seen, expected);
@@ -296,10 +296,10 @@ fn rows_that_are_too_long_for_an_answer_are_told_without_their_values() {
         "update t set v = 'w' where k like '%5' or k = 'long1'; delete from t where k = 'long2'",
     );
     let mut client = fixture.left.client();
-    let told = "select difference, length(key ->> 'k') > 150000, local_row is null, count(*)
+    let reported = "select difference, length(key ->> 'k') > 150000, local_row is null, count(*)
                   from verify_sync('t', 'dst') group by 1, 2, 3 order by 1, 2, 3";
     assert_eq!(
-        query(&mut client, told),
+        query(&mut client, reported),
         ["differs|f|t|1", "differs|t|f|20", "missing|f|t|1"]
     );
     let repair = "select action, count(*) from repair_sync('t', 'dst') group by 1";
@@ -325,9 +325,12 @@ fn several_rows_of_one_key_are_told_each_once() {
         "insert into t select n, 'x' || m from generate_series(1, 500) n, generate_series(1, 5) m
           where n % 2 = 0",
     );
-    let told = r#"select difference, count(*), count(distinct remote_row)
+    let reported = r#"select difference, count(*), count(distinct remote_row)
                     from verify_sync('t', 'dst', '{"max_differences": 100000}') group by 1"#;
-    assert_eq!(query(&mut fixture.left.client(), told), ["extra|1250|1250"]);
+    assert_eq!(
+        query(&mut fixture.left.client(), reported),
+        ["extra|1250|1250"]
+    );
 }
 
 /// With `"values": false` nothing of a row but its key is asked for, told, logged or shown.
@@ -515,7 +518,7 @@ fn rows_that_a_filter_leaves_out_do_not_count_on_either_side() {
     assert_eq!(found(&fixture, "t"), expected);
     // A condition of the caller's own takes the place of the trigger's.
     let mut client = fixture.left.client();
-    let told_where = told(&mut client, "t", r#"{"where": "v = 4 or v = 5"}"#);
+    let told_where = reported(&mut client, "t", r#"{"where": "v = 4 or v = 5"}"#);
     assert_eq!(told_where, [r#"differs|{"id": 4}|{v}"#]);
     refused(
         &mut client,
@@ -540,7 +543,10 @@ fn who_may_read_the_table_may_compare_it_and_conditions_are_its_owners() {
     fixture
         .left
         .exec(&format!("grant select on t to {}", role.name));
-    assert_eq!(told(&mut client, "t", "{}"), [r#"differs|{"id": 1}|{v}"#]);
+    assert_eq!(
+        reported(&mut client, "t", "{}"),
+        [r#"differs|{"id": 1}|{v}"#]
+    );
     refused(
         &mut client,
         r#"select verify_sync('t', 'dst', '{"where": "true"}')"#,
@@ -592,7 +598,7 @@ fn a_comparison_ends_with_as_many_differences_as_were_asked_for() {
         .exec("insert into t select n, n from generate_series(1, 3000) n");
     fixture.right.exec("delete from t where id % 2 = 0");
     let (mut client, notices) = fixture.left.client_with_notices();
-    let some = told(&mut client, "t", r#"{"max_differences": 10}"#);
+    let some = reported(&mut client, "t", r#"{"max_differences": 10}"#);
     assert_eq!(some.len(), 10);
     let said: Vec<String> = notices
         .lock()
@@ -601,7 +607,7 @@ fn a_comparison_ends_with_as_many_differences_as_were_asked_for() {
         .map(|one| one.message().to_owned())
         .collect();
     assert_eq!(said, ["comparison stopped at 10 differences"]);
-    let all = told(&mut client, "t", r#"{"max_differences": 100000}"#);
+    let all = reported(&mut client, "t", r#"{"max_differences": 100000}"#);
     assert_eq!(all.len(), 1500);
     assert!(notices.lock().expect("notices").is_empty());
 }
@@ -618,7 +624,7 @@ fn what_waits_in_the_queue_is_no_difference_and_what_was_failed_is_one() {
         .exec("alter table t add check (v < 100); insert into t values (7, 7)");
     fixture.left.exec("insert into t values (1, 1), (2, 200)");
     let (mut client, notices) = fixture.left.client_with_notices();
-    assert_eq!(told(&mut client, "t", "{}"), [r#"extra|{"id": 7}|{}"#]);
+    assert_eq!(reported(&mut client, "t", "{}"), [r#"extra|{"id": 7}|{}"#]);
     let said: Vec<String> = notices
         .lock()
         .expect("notices")
@@ -628,7 +634,7 @@ fn what_waits_in_the_queue_is_no_difference_and_what_was_failed_is_one() {
     assert_eq!(said, ["2 rows are left out: changes of them are under way"]);
     let _: bool = fixture.left.query_one("select deal_sync_err_rec(10)");
     let expected = [r#"extra|{"id": 7}|{}"#, r#"missing|{"id": 2}|{}"#];
-    assert_eq!(told(&mut client, "t", "{}"), expected);
+    assert_eq!(reported(&mut client, "t", "{}"), expected);
     assert_eq!(warnings(&notices).len(), 0);
 }
 
@@ -674,7 +680,7 @@ fn eight_writers_make_no_false_report_and_hide_no_difference() {
             }
             let mut client = fixture.left.client();
             let expected = [r#"differs|{"id": 2000}|{w}"#, r#"missing|{"id": 1999}|{}"#];
-            let seen: Vec<Vec<String>> = (0..2).map(|_| told(&mut client, "t", "{}")).collect();
+            let seen: Vec<Vec<String>> = (0..2).map(|_| reported(&mut client, "t", "{}")).collect();
             stop.set();
             for one in seen {
                 assert_eq!(one, expected, "{mode}");
@@ -734,7 +740,7 @@ fn databases_of_other_encodings_and_collations_are_compared() {
     ));
     left.exec("insert into t select 'ö' || n || 'é', 'ÿ' from generate_series(1, 2000) n");
     let mut client = left.client();
-    assert_eq!(told(&mut client, "t", "{}"), [""; 0]);
+    assert_eq!(reported(&mut client, "t", "{}"), [""; 0]);
     fixture
         .right
         .exec("update t set v = 'y' where k = 'ö7é'; insert into t values ('€', 'a')");
@@ -774,7 +780,7 @@ fn databases_of_other_encodings_and_collations_are_compared() {
             r#"extra|{"k": "?"}|left"#
         ]
     );
-    assert_eq!(told(&mut client, "t", "{}"), [r#"extra|{"k": "?"}|{}"#]);
+    assert_eq!(reported(&mut client, "t", "{}"), [r#"extra|{"k": "?"}|{}"#]);
     drop(client);
     fixture
         .left
@@ -935,7 +941,7 @@ fn what_a_running_copy_brings_is_no_difference() {
         .expect("a pid")
         .get(0);
     std::thread::scope(|scope| {
-        let comparing = scope.spawn(|| told(&mut client, "t", "{}"));
+        let comparing = scope.spawn(|| reported(&mut client, "t", "{}"));
         let rechecks = format!(
             "select count(*) from sync_progress where pid = {pid} and state = 'rechecking'"
         );
@@ -953,7 +959,7 @@ fn what_a_running_copy_brings_is_no_difference() {
     fixture.right.exec("delete from t where id > 40");
     run(&mut holder, "begin; lock table t in exclusive mode");
     copy(&fixture);
-    assert_eq!(told(&mut client, "t", "{}"), [r#"extra|{"id": 0}|{}"#]);
+    assert_eq!(reported(&mut client, "t", "{}"), [r#"extra|{"id": 0}|{}"#]);
     let said: Vec<String> = notices
         .lock()
         .expect("notices")
@@ -1005,7 +1011,7 @@ fn rows_that_the_target_cannot_hold_are_told_and_the_rest_is_compared() {
         rows.sort();
         rows
     };
-    assert_eq!(sorted(told(&mut client, "t", "{}")), expected);
+    assert_eq!(sorted(reported(&mut client, "t", "{}")), expected);
     // What cannot be written there is left, and the rest is repaired.
     let repaired = query(
         &mut client,
@@ -1023,6 +1029,6 @@ fn rows_that_the_target_cannot_hold_are_told_and_the_rest_is_compared() {
     assert_eq!(repaired.len(), expected.len());
     let queued = "select op, sqlstate, message from sync_err_rec";
     assert_eq!(crate::support::common::rows(&fixture.left, queued), [""; 0]);
-    let still = sorted(told(&mut client, "t", "{}"));
+    let still = sorted(reported(&mut client, "t", "{}"));
     assert_eq!(still.len(), unheld.len(), "{still:?}");
 }

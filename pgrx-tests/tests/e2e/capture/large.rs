@@ -15,7 +15,7 @@ use crate::support::common::{
 
 const COLUMNS: &str = "id int primary key, v text";
 const BUFFER_KB: u64 = 16 * 1024;
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 fn sums(side: &Side) -> Vec<String> {
     rows(side, "select count(*), sum(id), sum(hashtext(v)) from t")
@@ -286,7 +286,7 @@ fn what_is_logged_is_flushed_while_the_server_works_if_the_commit_is_to_wait_for
             let writing = scope.spawn(|| run(&mut writer, write));
             let waiting = "select count(*) from pg_stat_activity
                  where application_name = 'writer' and wait_event_type = 'Extension'";
-            await_until(PATIENCE, "the writer waits", || {
+            await_until(MAX_WAIT, "the writer waits", || {
                 rows(&fixture.left, waiting) == ["1"]
             });
             let behind = rows(

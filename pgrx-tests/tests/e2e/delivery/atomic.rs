@@ -457,11 +457,11 @@ fn a_server_that_prepares_nothing_is_told_of_and_refused_with_what_to_do_about_i
     fixture.link(&fixture.left, &fixture.right, "dst", &[]);
     mirror(&fixture, "t", COLUMNS, ATOMIC);
     mirror(&fixture, "a", COLUMNS, r#"{"mode": "async"}"#);
-    let told = rows(
+    let reported = rows(
         &fixture.left,
         "select c::text from check_sync() c where c::text like '%max_prepared_transactions = 0%'",
     );
-    assert!(!told.is_empty(), "check_sync says nothing");
+    assert!(!reported.is_empty(), "check_sync says nothing");
     let mut client = fixture.left.client();
     let refused_for_good = |client: &mut Client, sql: &str| {
         let error = refused(client, sql, "55000");
@@ -1314,12 +1314,13 @@ fn what_waits_for_its_second_phase_has_not_arrived() {
     for call in ["wait_sync('dst', '300 ms')", "wait_sync(null, '0')"] {
         assert_eq!(query(&mut waiter, &format!("select {call}")), ["f"]);
     }
-    let told = warnings(&notices);
+    let reported = warnings(&notices);
     assert!(
-        told.iter().any(|told| {
-            told.code().code() == "08001" && told.message().contains("only prepared on server")
+        reported.iter().any(|reported| {
+            reported.code().code() == "08001"
+                && reported.message().contains("only prepared on server")
         }),
-        "{told:?}"
+        "{reported:?}"
     );
     assert_eq!(table(&fixture.right, "t"), ["1|a"]);
     proxy.accept().expect("listening again");
@@ -1358,7 +1359,7 @@ fn a_session_in_its_second_phase_is_waited_for() {
     assert!(
         warnings(&notices)
             .iter()
-            .all(|told| !told.message().contains("prepared"))
+            .all(|reported| !reported.message().contains("prepared"))
     );
     let waiting = thread::spawn(move || query(&mut waiter, "select wait_sync('dst', '1 min')"));
     proxy.cut();
@@ -1387,12 +1388,12 @@ fn what_a_person_has_to_decide_has_not_arrived() {
         query(&mut waiter, "select wait_sync('dst', '50 ms')"),
         ["f"]
     );
-    let told = warnings(&notices);
+    let reported = warnings(&notices);
     assert!(
-        told.iter().any(|told| {
-            told.code().code() == "55000" && told.message().contains("cannot be decided")
+        reported.iter().any(|reported| {
+            reported.code().code() == "55000" && reported.message().contains("cannot be decided")
         }),
-        "{told:?}"
+        "{reported:?}"
     );
     fixture.right.exec(&format!("rollback prepared '{gid}'"));
     resolve(&fixture);
@@ -1444,10 +1445,12 @@ fn what_the_server_has_not_committed_is_not_taken_for_finished() {
         query(&mut waiter, "select wait_sync('dst', '200 ms')"),
         ["f"]
     );
-    let told = warnings(&notices);
+    let reported = warnings(&notices);
     assert!(
-        told.iter().any(|told| told.code().code() == "55000"),
-        "{told:?}"
+        reported
+            .iter()
+            .any(|reported| reported.code().code() == "55000"),
+        "{reported:?}"
     );
     let mut other = fixture.left.client();
     let error = refused(&mut other, "update t set v = 'b' where id = 1", "55000");

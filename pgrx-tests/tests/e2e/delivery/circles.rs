@@ -221,11 +221,11 @@ fn what_has_been_here_is_not_captured_and_that_is_told_once() {
             a.user
         ),
     );
-    let told = warnings(&notices);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0].code().code(), "55000");
+    let reported = warnings(&notices);
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert_eq!(reported[0].code().code(), "55000");
     assert_eq!(
-        told[0].message(),
+        reported[0].message(),
         "changes that come back to this database are not sent to server \"next\""
     );
     assert_eq!(looped(a), 4);

@@ -22,10 +22,12 @@ fn is_refused(fixture: &Fixture, port: u16) {
     let (mut client, notices) = fixture.left.client_with_notices();
     let attach = |options| format!("select attach_sync('t', 'dst', options => '{options}')");
     run(&mut client, &attach("{}"));
-    let told = warnings(&notices);
+    let reported = warnings(&notices);
     assert!(
-        told.iter().any(|told| told.code().code() == "08004"),
-        "{told:?}"
+        reported
+            .iter()
+            .any(|reported| reported.code().code() == "08004"),
+        "{reported:?}"
     );
     for value in ["new", "newer"] {
         let start = Instant::now();
@@ -35,15 +37,15 @@ fn is_refused(fixture: &Fixture, port: u16) {
             "{:?}",
             start.elapsed()
         );
-        let told = warnings(&notices);
-        let detail = told
+        let reported = warnings(&notices);
+        let detail = reported
             .first()
-            .and_then(|told| told.detail())
+            .and_then(|reported| reported.detail())
             .unwrap_or_default();
         let is_first = value == "new";
         assert!(
             !is_first || detail.contains("leads back to this database itself"),
-            "{told:?}"
+            "{reported:?}"
         );
     }
     assert_eq!(rows(&fixture.left, "select * from t"), ["1|newer"]);
@@ -59,10 +61,10 @@ fn is_refused(fixture: &Fixture, port: u16) {
     fixture.left.exec_superuser("delete from sync_err_rec");
     run(&mut client, &attach(r#"{"mode": "sync"}"#));
     let error = refused(&mut client, "update t set v = 'newest'", "08004");
-    let told = format!("{} {:?}", error.message(), error.detail());
+    let reported = format!("{} {:?}", error.message(), error.detail());
     assert!(
-        told.contains("leads back to this database itself"),
-        "{told}"
+        reported.contains("leads back to this database itself"),
+        "{reported}"
     );
     assert_eq!(rows(&fixture.left, "select * from t"), ["1|newer"]);
     std::mem::forget(back);

@@ -356,12 +356,12 @@ fn a_lost_session_of_another_role_is_waited_for_and_named() {
         "alter user mapping for current_user server dst options (set user '{user}_new')"
     ));
     assert!(!drain(&fixture));
-    let told: String = fixture
+    let reported: String = fixture
         .left
         .query_one("select last_sqlstate || ' ' || last_error from sync_status");
     assert!(
-        told.starts_with("55006") && told.contains(user.as_str()),
-        "{told}"
+        reported.starts_with("55006") && reported.contains(user.as_str()),
+        "{reported}"
     );
     newest_stays(&fixture, remote);
     drop(client);

@@ -20,7 +20,7 @@ use crate::support::preloaded::WORKER;
 /// Between two transactions of a session.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Longest time that a commit waits for an empty queue, see `doc/commit.md`.
-const PATIENCE: Duration = Duration::from_millis(100);
+const QUEUE_OPENING_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A table `t` for which the right side notes which of its processes has written which row, and a worker that has
 /// a connection. Two more are granted.
@@ -222,7 +222,7 @@ fn nobody_waits_for_a_worker_that_does_not_come() {
     let took = insert(&mut holders[0], 1_000);
     assert!(is_held(&fixture, PROMISED));
     kill(worker, Signal::SIGCONT).expect("a worker");
-    assert!(took < COMMITS * PATIENCE / 2, "{took:?}");
+    assert!(took < COMMITS * QUEUE_OPENING_TIMEOUT / 2, "{took:?}");
 
     await_until(SOON, "the worker to go on", || {
         queued(&fixture) == 0 && is_held(&fixture, PROMISED)
@@ -231,7 +231,7 @@ fn nobody_waits_for_a_worker_that_does_not_come() {
     let took = insert(&mut holders[1], 2_000);
     assert!(!is_held(&fixture, PROMISED));
     crowd.end();
-    assert!(took < COMMITS * PATIENCE / 2, "{took:?}");
+    assert!(took < COMMITS * QUEUE_OPENING_TIMEOUT / 2, "{took:?}");
     assert!(queued(&fixture) > 0);
     fixture.left.exec_superuser("select start_sync_worker()");
     await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);
@@ -325,7 +325,11 @@ fn who_holds_up_a_delivery_from_elsewhere_does_not_wait_for_a_closed_queue() {
         (&[], true),
     ] {
         let took = commit_before(&fixture, waiting);
-        assert_eq!(took >= PATIENCE, waits, "{waiting:?}: {took:?}");
+        assert_eq!(
+            took >= QUEUE_OPENING_TIMEOUT,
+            waits,
+            "{waiting:?}: {took:?}"
+        );
     }
     kill(worker, Signal::SIGCONT).expect("a worker");
     await_until(SOON, "the queue to be empty", || queued(&fixture) == 0);

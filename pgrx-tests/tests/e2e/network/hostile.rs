@@ -111,9 +111,9 @@ impl Victim {
             [format!("INSERT|{sqlstate}|1|pending")],
             "{what}"
         );
-        let told = warnings(&met.notices);
-        assert_eq!(told.len(), 1, "{what}: {told:?}");
-        assert_eq!(told[0].code().code(), sqlstate, "{what}: {told:?}");
+        let reported = warnings(&met.notices);
+        assert_eq!(reported.len(), 1, "{what}: {reported:?}");
+        assert_eq!(reported[0].code().code(), sqlstate, "{what}: {reported:?}");
         self.recovers(met);
     }
 

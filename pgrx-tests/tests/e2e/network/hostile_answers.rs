@@ -164,11 +164,11 @@ fn answers_of_other_shapes_do_no_harm() {
         b"[\"insert_exists\",[[[[[[[[",
     ];
     let row_of = |value: &[u8]| message(b'D', &row(&[value]));
-    let told = br#"["insert_exists","applied",{"id":{"id":[1,2]}},7,null,null]"#;
+    let reported = br#"["insert_exists","applied",{"id":{"id":[1,2]}},7,null,null]"#;
     let deep = "[".repeat(100_000);
     let odd: Vec<u8> = values
         .into_iter()
-        .chain([&told[..], deep.as_bytes()])
+        .chain([&reported[..], deep.as_bytes()])
         .flat_map(row_of)
         .collect();
     let null = message(b'D', &[0, 1, 0xff, 0xff, 0xff, 0xff]);
@@ -293,17 +293,20 @@ fn what_an_error_says_is_cut_and_cleaned() {
             "select octet_length(coalesce(message, '') || coalesce(constraint_name, '')) < 20000
                       from sync_queue";
         assert_eq!(rows(&victim.fixture.left, kept), ["t"], "{what}");
-        let told = warnings(&met.notices);
+        let reported = warnings(&met.notices);
         assert!(
-            told[0].detail().is_some_and(|text| text.len() < 20_000),
+            reported[0].detail().is_some_and(|text| text.len() < 20_000),
             "{what}"
         );
         victim.recovers(met);
     }
     // Other tests write to the same log.
     let log = victim.fixture.left.cluster.log();
-    let mut told = log
+    let mut reported = log
         .lines()
         .filter(|line| line.contains("\u{fffd}\u{fffd}\u{fffd}"));
-    assert!(told.all(|line| line.len() < 100_000), "the log has it all");
+    assert!(
+        reported.all(|line| line.len() < 100_000),
+        "the log has it all"
+    );
 }

@@ -204,11 +204,13 @@ fn where_a_pooler_is_not_wanted_it_is_refused_by_name() {
         .exec("alter server dst options (add pooled 'off')");
     let (mut client, notices) = fixture.left.client_with_notices();
     run(&mut client, "insert into t values (1)");
-    let told = warnings(&notices);
-    assert_eq!(told[0].code().code(), "08P01", "{told:?}");
+    let reported = warnings(&notices);
+    assert_eq!(reported[0].code().code(), "08P01", "{reported:?}");
     assert!(
-        told[0].detail().is_some_and(|text| text.contains("pooler")),
-        "{told:?}"
+        reported[0]
+            .detail()
+            .is_some_and(|text| text.contains("pooler")),
+        "{reported:?}"
     );
     assert_eq!(rows(&fixture.right, "select * from t"), [""; 0]);
     assert!(!deal(&fixture, "10"));

@@ -252,11 +252,11 @@ fn a_role_and_a_replication_role_of_the_role_count_and_are_told() {
             std::slice::from_ref(&other.name),
             "pooled: {is_pooled}"
         );
-        let told = query(
+        let reported = query(
             &mut client,
             "select severity from check_sync() where problem like '%acts as role%'",
         );
-        assert_eq!(told, ["notice"], "pooled: {is_pooled}");
+        assert_eq!(reported, ["notice"], "pooled: {is_pooled}");
         set(&fixture, Holder::Role, "reset role");
         // Only triggers that are to fire always do.
         set(
@@ -270,11 +270,11 @@ fn a_role_and_a_replication_role_of_the_role_count_and_are_told() {
             rows(&fixture.right, "select id, who is null from t where id = 3"),
             ["3|t"]
         );
-        let told = query(
+        let reported = query(
             &mut client,
             "select severity from check_sync() where problem like 'session_replication_role is%'",
         );
-        assert_eq!(told, ["warning"], "pooled: {is_pooled}");
+        assert_eq!(reported, ["warning"], "pooled: {is_pooled}");
         set(&fixture, Holder::Role, "reset session_replication_role");
         assert_eq!(queued(&fixture), 0);
     }

@@ -191,28 +191,28 @@ fn a_password_may_be_bound_to_the_channel() {
         "channel binding",
     );
     // One in the middle that asks for the password itself gets none.
-    let told = Arc::new(AtomicBool::new(false));
-    let (hostile, port) = thief(&told);
+    let reported = Arc::new(AtomicBool::new(false));
+    let (hostile, port) = thief(&reported);
     case.fails(
         &[("host", "127.0.0.1"), ("port", &port), bound],
         "channel binding",
     );
     assert_eq!(hostile.connections(), 1);
-    assert!(!told.load(Ordering::Relaxed), "the password was told");
+    assert!(!reported.load(Ordering::Relaxed), "the password was told");
     // Without it, it does: the reason for encryption and for this option.
     case.set(&[("host", "127.0.0.1"), ("port", &port)]);
     refused(&mut case.fixture.left.client(), &case.insert(), "08001");
-    assert!(told.load(Ordering::Relaxed));
+    assert!(reported.load(Ordering::Relaxed));
 }
 
 /// A server that wants the password in clear text, and says whether it was told.
-fn thief(told: &Arc<AtomicBool>) -> (Hostile, String) {
-    let told = told.clone();
+fn thief(reported: &Arc<AtomicBool>) -> (Hostile, String) {
+    let reported = reported.clone();
     let hostile = Hostile::start(move |wire| {
         wire.startup()?;
         wire.ask(3, &[])?;
         wire.read()?;
-        told.store(true, Ordering::Relaxed);
+        reported.store(true, Ordering::Relaxed);
         Ok(())
     });
     let hostile = hostile.expect("a hostile server");
@@ -224,8 +224,8 @@ fn thief(told: &Arc<AtomicBool>) -> (Hostile, String) {
 #[test]
 fn ways_to_log_in_may_be_restricted_where_libpq_can() {
     let case = Case::new("tlsauth");
-    let told = Arc::new(AtomicBool::new(false));
-    let (_hostile, port) = thief(&told);
+    let reported = Arc::new(AtomicBool::new(false));
+    let (_hostile, port) = thief(&reported);
     let options = [
         ("host", "127.0.0.1"),
         ("port", &port),
@@ -237,7 +237,7 @@ fn ways_to_log_in_may_be_restricted_where_libpq_can() {
     match known {
         Ok(()) => {
             case.fails(&options, "authentication method requirement");
-            assert!(!told.load(Ordering::Relaxed), "the password was told");
+            assert!(!reported.load(Ordering::Relaxed), "the password was told");
             case.works(&[("host", "127.0.0.1"), ("require_auth", "scram-sha-256")]);
         }
         Err(error) => {

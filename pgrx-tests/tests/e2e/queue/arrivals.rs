@@ -133,10 +133,10 @@ fn a_record_failed_later_does_not_matter_and_one_before_does() {
         (Duration::from_millis(1500)..Duration::from_secs(20)).contains(&took),
         "{took:?}"
     );
-    let told = warnings(&notices);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0].code().code(), "55000");
-    assert!(told[0].message().contains("failed"), "{told:?}");
+    let reported = warnings(&notices);
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert_eq!(reported[0].code().code(), "55000");
+    assert!(reported[0].message().contains("failed"), "{reported:?}");
     // Somebody decides.
     let id = the_failed(&fixture);
     thread::scope(|scope| {
@@ -161,13 +161,13 @@ fn without_a_worker_it_says_what_to_start() {
         query(&mut client, "select wait_sync(timeout => '1200 ms')"),
         ["f"]
     );
-    let told = warnings(&notices);
-    assert_eq!(told.len(), 1, "{told:?}");
+    let reported = warnings(&notices);
+    assert_eq!(reported.len(), 1, "{reported:?}");
     assert!(
-        told[0]
+        reported[0]
             .hint()
             .is_some_and(|hint| hint.contains("start_sync_worker()")),
-        "{told:?}"
+        "{reported:?}"
     );
     thread::scope(|scope| {
         let waiter = waiter(scope, &fixture, "");
@@ -189,11 +189,12 @@ fn a_pause_is_told_and_waited_out() {
         query(&mut client, "select wait_sync('dst', '50 ms')"),
         ["f"]
     );
-    let told = warnings(&notices);
+    let reported = warnings(&notices);
     assert!(
-        told.iter()
-            .any(|told| told.message().contains("\"dst\" is paused")),
-        "{told:?}"
+        reported
+            .iter()
+            .any(|reported| reported.message().contains("\"dst\" is paused")),
+        "{reported:?}"
     );
 }
 

@@ -11,7 +11,7 @@ use rowsync_harness::{Cluster, Fixture, Side, await_until};
 use crate::support::common::{deal, mirror, queued, rows, run, same, table};
 
 /// The worker tries a few times before it takes the record for the one to blame.
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 const SETTINGS: &[(&str, &str)] = &[
     ("shared_preload_libraries", "pg_rowsync"),
     ("pg_rowsync.retry_interval", "100ms"),
@@ -87,7 +87,7 @@ fn there(fixture: &Fixture, name: &str) -> Vec<String> {
 
 /// Every value is taken from now on.
 fn lift(fixture: &Fixture) {
-    await_until(PATIENCE, "the bar to be lifted", || {
+    await_until(MAX_WAIT, "the bar to be lifted", || {
         let client = fixture.right.connect();
         client.is_ok_and(|mut client| client.batch_execute("delete from enders").is_ok())
     });
@@ -109,11 +109,11 @@ fn the_worker_drains_around_it(fixture: &Fixture) {
         "insert into u select n, 'x' from generate_series(1, 5) n",
     );
     run(&mut client, "update t set v = 'later' where id = 2");
-    await_until(PATIENCE, "the other rows and tables", || {
+    await_until(MAX_WAIT, "the other rows and tables", || {
         there(fixture, "u").len() == 5 && there(fixture, "t") == ["1|a", "3|c"]
     });
     await_until(
-        PATIENCE,
+        MAX_WAIT,
         "the record to be blamed and what depends on it to wait",
         || rows(&fixture.left, STATUS) == ["1|1|0"],
     );
@@ -134,11 +134,11 @@ fn a_record_over_which_sessions_end_stops_no_other() {
             &format!("insert into u values ({id}, 'direct')"),
         );
     }
-    await_until(PATIENCE, "all of them", || {
+    await_until(MAX_WAIT, "all of them", || {
         table(&fixture.right, "u").len() == 25
     });
     lift(&fixture);
-    await_until(PATIENCE, "the record to arrive by itself", || {
+    await_until(MAX_WAIT, "the record to arrive by itself", || {
         queued(&fixture) == 0
     });
     assert_eq!(same(&fixture, "t"), ["1|a", "2|later", "3|c"]);
@@ -188,11 +188,11 @@ fn a_table_over_whose_rows_sessions_end_stops_no_other() {
         "insert into t select n, 'x' from generate_series(1, 200) n; insert into u values (1, 'x')",
     );
     run(&mut client, "insert into u values (2, 'x')");
-    await_until(PATIENCE, "the other table", || {
+    await_until(MAX_WAIT, "the other table", || {
         table(&fixture.right, "u").len() == 2
     });
     let mut before = Vec::new();
-    await_until(PATIENCE, "all others of the table to wait", || {
+    await_until(MAX_WAIT, "all others of the table to wait", || {
         let status = rows(&fixture.left, STATUS);
         if status != before {
             println!("failed, waiting, pending: {status:?}");
@@ -201,11 +201,11 @@ fn a_table_over_whose_rows_sessions_end_stops_no_other() {
         before == ["2|198|0"]
     });
     run(&mut client, "insert into u values (3, 'direct')");
-    await_until(PATIENCE, "what is written later", || {
+    await_until(MAX_WAIT, "what is written later", || {
         table(&fixture.right, "u").len() == 3
     });
     lift(&fixture);
-    await_until(PATIENCE, "all of them to arrive by themselves", || {
+    await_until(MAX_WAIT, "all of them to arrive by themselves", || {
         queued(&fixture) == 0
     });
     assert_eq!(same(&fixture, "t").len(), 200);
@@ -219,7 +219,7 @@ fn a_record_over_which_the_server_crashes_stops_no_other() {
     let fixture = fixture("crash", left(), &own, CRASH);
     the_worker_drains_around_it(&fixture);
     lift(&fixture);
-    await_until(PATIENCE, "the record to arrive by itself", || {
+    await_until(MAX_WAIT, "the record to arrive by itself", || {
         queued(&fixture) == 0
     });
     assert_eq!(same(&fixture, "t"), ["1|a", "2|later", "3|c"]);

@@ -12,7 +12,7 @@ use crate::support::common::{queued, rows, run, table};
 use crate::support::reject_values;
 
 /// The worker tries a few times before it takes the record for the one to blame.
-const PATIENCE: Duration = Duration::from_secs(40);
+const MAX_WAIT: Duration = Duration::from_secs(40);
 /// The cluster of the fixture tries again within a second.
 const SETTINGS: &[(&str, &str)] = &[
     ("shared_preload_libraries", "pg_rowsync"),
@@ -65,11 +65,11 @@ fn others_flow(label: &str, state: &str) {
         "insert into u select n, 'x' from generate_series(1, 5) n",
     );
     run(&mut client, "update t set v = 'later' where id = 2");
-    await_until(PATIENCE, "the other rows and tables", || {
+    await_until(MAX_WAIT, "the other rows and tables", || {
         table(&fixture.right, "u").len() == 5 && table(&fixture.right, "t") == ["1|a", "3|c"]
     });
     await_until(
-        PATIENCE,
+        MAX_WAIT,
         "the record to be blamed and what depends on it to wait",
         || rows(&fixture.left, STATUS) == ["1|1|0"],
     );
@@ -89,7 +89,7 @@ fn others_flow(label: &str, state: &str) {
     }
     assert_eq!(reject_values::passed(&fixture), ["1:a", "3:c"]);
     reject_values::open(&fixture, "stuck");
-    await_until(PATIENCE, "the record to arrive by itself", || {
+    await_until(MAX_WAIT, "the record to arrive by itself", || {
         queued(&fixture) == 0
     });
     assert_eq!(reject_values::passed(&fixture), ["2:stuck", "2:later"]);

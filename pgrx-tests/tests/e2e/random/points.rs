@@ -17,7 +17,7 @@ fn documented() -> Table {
 fn are_as_documented(drain: Drain, trials: &[(Case, Point, What)]) {
     let table = documented();
     let mut fixture =
-        PointsFixture::start(drain).unwrap_or_else(|error| panic!("no bed: {error:#}"));
+        PointsFixture::start(drain).unwrap_or_else(|error| panic!("no fixture: {error:#}"));
     for (case, point, what) in trials.iter().copied() {
         let trial = Trial { case, point, what };
         check_against(&mut fixture, &table, &trial).unwrap_or_else(|error| panic!("{error:#}"));

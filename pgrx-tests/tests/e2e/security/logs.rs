@@ -84,7 +84,7 @@ fn attach_as(fixture: &Fixture, options: &str) -> String {
 }
 
 /// What a client was told since the last look.
-fn told(notices: &Notices) -> String {
+fn reported(notices: &Notices) -> String {
     format!(
         "{:?}",
         std::mem::take(&mut *notices.lock().expect("notices"))
@@ -114,14 +114,14 @@ fn quote(fixture: &Fixture, state: &str, damage: &str, client: &mut Client, noti
             ),
         );
         let insert = format!("insert into t values ('{SECRET}', '{SECRET}')");
-        told(notices);
+        reported(notices);
         let error = refused(client, &insert, state);
         assert!(
             !format!("{error:?}").contains(SECRET),
             "{damage}: {error:?}"
         );
         // The writer is told all the same, by a message of its own.
-        let said = told(notices);
+        let said = reported(notices);
         assert!(
             said.contains(SECRET) || state == "22001",
             "{damage}: {said}"
@@ -137,7 +137,7 @@ fn quote(fixture: &Fixture, state: &str, damage: &str, client: &mut Client, noti
             client,
             &attach_as(fixture, &format!(r#"{{"on_conflict": "{policy}"}}"#)),
         );
-        told(notices);
+        reported(notices);
         run(client, &insert);
         assert_eq!(warnings(notices).len(), 1, "{damage}");
         assert!(records(fixture)[0].contains(state), "{damage}");

@@ -78,9 +78,9 @@ fn a_copy_calls_functions_of_the_tables_owner_with_the_owners_rights() {
         );
         run(&mut holder, "commit");
         await_until(LONG, "the copy to end", || {
-            let told =
+            let reported =
                 "select sqlstate, message from sync_progress where state in ('waiting', 'failed')";
-            assert_eq!(rows(&fixture.left, told), [""; 0], "{table}");
+            assert_eq!(rows(&fixture.left, reported), [""; 0], "{table}");
             rows(&fixture.left, state) == ["done"]
         });
         assert_eq!(rows(&fixture.left, &is_superuser), ["f"], "{table}");

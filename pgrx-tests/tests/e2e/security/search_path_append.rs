@@ -63,8 +63,8 @@ fn a_trigger_there_finds_tables_and_types_of_the_schemas_named() {
     attach(&fixture, "t", r#"{"mode": "queue"}"#);
     fixture.left.exec("insert into t values (1, 'a')");
     assert!(!deal(&fixture, "100"));
-    let told = "select sqlstate, message like '%search_path_append%' from sync_err_rec";
-    assert_eq!(rows(&fixture.left, told), ["42704|t"]);
+    let reported = "select sqlstate, message like '%search_path_append%' from sync_err_rec";
+    assert_eq!(rows(&fixture.left, reported), ["42704|t"]);
     fixture.left.exec(&format!(
         r#"alter server dst options (add search_path_append '{schema}, "My ""own"", s\"')"#
     ));

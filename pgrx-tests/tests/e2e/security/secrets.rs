@@ -28,7 +28,7 @@ fn talkative(name: &str) -> Arc<Cluster> {
 }
 
 /// What the client is told, in full.
-fn told(client: &mut Client, sql: &str) -> String {
+fn reported(client: &mut Client, sql: &str) -> String {
     match client.simple_query(sql) {
         Ok(_) => String::new(),
         Err(error) => {
@@ -52,7 +52,7 @@ fn a_password_is_never_shown() {
     let wrong = reaper::random_hex().expect("a password");
     let mut shown = Vec::new();
     let (mut client, notices) = superuser_with_notices(&fixture.left);
-    shown.push(told(
+    shown.push(reported(
         &mut client,
         &format!("set search_path = {}, public", fixture.left.user),
     ));
@@ -97,22 +97,22 @@ fn a_password_is_never_shown() {
             let options = format!(r#"{{"mode": "{mode}"}}"#);
             fixture.left.exec("select detach_sync('t', 'dst')");
             attach(&fixture, "t", &options);
-            shown.push(told(&mut client, broken));
-            shown.push(told(
+            shown.push(reported(&mut client, broken));
+            shown.push(reported(
                 &mut client,
                 &format!("insert into t values ({id}, '{mode}')"),
             ));
-            shown.push(told(&mut client, "select deal_sync_err_rec(10)"));
+            shown.push(reported(&mut client, "select deal_sync_err_rec(10)"));
             shown.extend(looks.iter().flat_map(|sql| query(&mut client, sql)));
             shown.extend(query(&mut fixture.right.superuser(), looks[8]));
             for sql in &as_it_was {
-                shown.push(told(&mut client, sql));
+                shown.push(reported(&mut client, sql));
             }
             let user = format!(
                 "alter {mapping} options (set user '{}')",
                 fixture.right.user
             );
-            shown.push(told(&mut client, &user));
+            shown.push(reported(&mut client, &user));
             while queued(&fixture) > 0 {
                 assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
             }
@@ -120,7 +120,7 @@ fn a_password_is_never_shown() {
     }
     // A session that is lost, and a password that libpq cannot pass on.
     outage(&fixture.right);
-    shown.push(told(&mut client, "insert into t values (100, 'x')"));
+    shown.push(reported(&mut client, "insert into t values (100, 'x')"));
     recover(&fixture.right);
     assert_eq!(query(&mut client, "select deal_sync_err_rec(10)"), ["t"]);
     shown.extend(
