@@ -273,6 +273,82 @@ mod tests {
         assert_eq!(found.unwrap(), [["room::one", "room::two"]]);
     }
 
+    /// The lines of the picture in ARCHITECTURE.md, from the bottom: rooms, and files where a room lies on two.
+    const LEVELS: &[&[&str]] = &[
+        &[
+            "change",
+            "options",
+            "path",
+            "sql",
+            "canonical",
+            "timestamp",
+            "local",
+            "error",
+            "conflict::kind",
+            "conflict::tally",
+            "fault",
+        ],
+        &["pg", "pq"],
+        &[
+            "capture",
+            "transaction",
+            "queue",
+            "connect",
+            "conflict",
+            "stats",
+            "identity",
+            "loops",
+            "crash",
+            "guc",
+            "fdw",
+            "attached",
+            "worker::control",
+        ],
+        &[
+            "admin", "arrival", "drain", "delivery", "atomic", "copy", "check", "verify",
+        ],
+        &["api", "trigger", "worker", "fuzz"],
+    ];
+
+    /// Those that ARCHITECTURE.md names below the picture.
+    const UPWARDS: &[&str] = &[
+        "fault",
+        "pg::entry",
+        "pg::shmem",
+        "queue::admission",
+        "sql::key_types",
+        "sql::session",
+    ];
+
+    fn level(module: &Module) -> usize {
+        let name = module.join("::");
+        let of = |wanted: &str| {
+            LEVELS
+                .iter()
+                .position(|level| level.iter().any(|room| *room == wanted))
+        };
+        of(&name)
+            .or_else(|| of(&module[0]))
+            .unwrap_or_else(|| panic!("{name} is not in the picture"))
+    }
+
+    #[test]
+    fn rooms_use_those_below_them_but_for_the_files_that_are_named() {
+        let mut files = BTreeMap::new();
+        read_into(&mut files, &setup::root().join("src"), &[]).unwrap();
+        let mut upwards = BTreeSet::new();
+        for from in files.keys().filter(|module| !module.is_empty()) {
+            for to in arrows_of(&files, from) {
+                // What the parents of rooms on two lines re-export is of the lower one.
+                let is_parent = [["conflict"], ["worker"]].contains(&[&*to[0]]) && to.len() == 1;
+                if level(&to) > level(from) && !is_parent {
+                    upwards.insert(from.join("::"));
+                }
+            }
+        }
+        assert_eq!(upwards.into_iter().collect::<Vec<_>>(), UPWARDS);
+    }
+
     /// The steps of a table of ARCHITECTURE.md: the files of each.
     fn steps(heading: &str) -> Vec<Vec<Module>> {
         let text = fs::read_to_string(setup::root().join("ARCHITECTURE.md")).unwrap();
