@@ -84,6 +84,9 @@ impl Range {
     }
 }
 
+/// A range whose sums differ, with what they are here and there.
+type Unequal = (Range, Sum, Sum);
+
 /// A row that differs at first sight.
 #[derive(Clone, Debug)]
 struct Candidate {
@@ -256,7 +259,7 @@ impl<'s> Comparison<'s> {
     }
 
     /// Cuts large ranges that differ where they were counted, all at once.
-    fn resolve_large(&mut self, ranges: Vec<(Range, Sum, Sum)>) -> Result<()> {
+    fn resolve_large(&mut self, ranges: Vec<Unequal>) -> Result<()> {
         let mut to_cut = Vec::new();
         for (range, here, there) in ranges {
             if self.is_full() {
@@ -288,7 +291,7 @@ impl<'s> Comparison<'s> {
         self.resolve_ranges(differing, 1)
     }
 
-    fn resolve_ranges(&mut self, ranges: Vec<(Range, Sum, Sum)>, depth: usize) -> Result<()> {
+    fn resolve_ranges(&mut self, ranges: Vec<Unequal>, depth: usize) -> Result<()> {
         for (range, here, there) in ranges {
             if self.is_full() {
                 break;
@@ -299,7 +302,7 @@ impl<'s> Comparison<'s> {
     }
 
     /// Those of some ranges that differ, with their sums. Their rows are compared for the first time.
-    fn unequal_ranges(&mut self, ranges: Vec<Range>) -> Result<Vec<(Range, Sum, Sum)>> {
+    fn unequal_ranges(&mut self, ranges: Vec<Range>) -> Result<Vec<Unequal>> {
         let expressions = &self.subject.expressions;
         let parts: Vec<&Part> = ranges.iter().map(|range| &range.part).collect();
         let question = |side| parts::sums_of_ranges(expressions, &parts, side);
@@ -317,7 +320,7 @@ impl<'s> Comparison<'s> {
     }
 
     /// Those that differ of what cuts make of some ranges, with their sums; and how many they make.
-    fn unequal_cuts(&mut self, ranges: Vec<Range>) -> Result<(Vec<(Range, Sum, Sum)>, usize)> {
+    fn unequal_cuts(&mut self, ranges: Vec<Range>) -> Result<(Vec<Unequal>, usize)> {
         let expressions = &self.subject.expressions;
         let parts: Vec<_> = (ranges.iter())
             .map(|range| (&range.part, range.cuts.as_slice()))
@@ -660,7 +663,7 @@ impl<'s> Comparison<'s> {
 }
 
 /// Ranges whose sums differ, with these.
-fn unequal_sums(ranges: Vec<Range>, here: Vec<Sum>, there: Vec<Sum>) -> Vec<(Range, Sum, Sum)> {
+fn unequal_sums(ranges: Vec<Range>, here: Vec<Sum>, there: Vec<Sum>) -> Vec<Unequal> {
     (ranges.into_iter().zip(here).zip(there))
         .map(|((range, here), there)| (range, here, there))
         .filter(|(_, here, there)| here != there)
