@@ -322,11 +322,7 @@ mod tests {
 
     fn level(module: &Module) -> usize {
         let name = module.join("::");
-        let of = |wanted: &str| {
-            LEVELS
-                .iter()
-                .position(|level| level.iter().any(|room| *room == wanted))
-        };
+        let of = |wanted: &str| LEVELS.iter().position(|level| level.contains(&wanted));
         of(&name)
             .or_else(|| of(&module[0]))
             .unwrap_or_else(|| panic!("{name} is not in the picture"))
