@@ -53,6 +53,11 @@ const OUTPUTS: &[Explained] = &[
         "the wrapper has a validator, and its server options that lead to the other side",
     ),
     known("truncate", REFERENCED, ONE_BY_ONE),
+    known(
+        "triggers",
+        "| rowsync.sync_dml",
+        "the file lists pg_trigger by the table's name only: those of one table come in any order",
+    ),
 ];
 
 fn find(list: &[Explained], file: &str, text: &str) -> Option<&'static str> {
