@@ -54,6 +54,11 @@ const OUTPUTS: &[Explained] = &[
     ),
     known("truncate", REFERENCED, ONE_BY_ONE),
     known(
+        "alter_table",
+        "new_system_table",
+        "a table of the schema pg_catalog, which the other side does not get",
+    ),
+    known(
         "triggers",
         "| rowsync.sync_dml",
         "the file lists pg_trigger by the table's name only: those of one table come in any order",
