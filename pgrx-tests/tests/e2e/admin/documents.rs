@@ -196,6 +196,7 @@ fn the_sql_of_the_chapters_runs() {
     let mut script = "CREATE DATABASE there;
         \\connect there
         CREATE TABLE t (id int PRIMARY KEY);
+        CREATE TABLE new_name (id int PRIMARY KEY);
         CREATE TABLE orders (id int PRIMARY KEY);
         CREATE TABLE old_orders (id int PRIMARY KEY);
         CREATE TABLE member (id bigint, region text, body text, PRIMARY KEY (id, region));

@@ -134,6 +134,7 @@ fn functions_and_columns_of_the_reference_exist() {
     let parts = rows(
         &fixture.left,
         "select p.proname from pg_depend d join pg_proc p on p.oid = d.objid
+           join pg_extension e on e.oid = d.refobjid and e.extname = 'pg_rowsync'
           where d.classid = 'pg_proc'::regclass and d.deptype = 'e'",
     );
     for part in &parts {
