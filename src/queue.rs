@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod claim;
+mod columns;
 pub mod copies;
 pub mod drained;
 mod enqueue;

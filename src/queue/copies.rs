@@ -13,10 +13,17 @@ use std::rc::Rc;
 /// The table of copies under way.
 pub const TABLE: &str = "sync_copy";
 
+/// Numbers of its columns.
+pub const ID: i16 = 1;
+const SERVER: i16 = 2;
+const TARGET_SCHEMA: i16 = 3;
+const TARGET_TABLE: i16 = 4;
+pub const WRITES: i16 = 5;
+
 /// Copies to a server.
 pub const OF_SERVER: IndexRef = IndexRef {
     table: TABLE,
-    column: 2,
+    column: SERVER,
     status: Status::Any,
 };
 
@@ -41,9 +48,9 @@ pub fn concern<'r>(
 
 fn is_copied(view: &View<'_>, server_name: &str, target: &Relation) -> Result<bool> {
     let keys = [
-        (2, Is::Text(server_name)),
-        (3, Is::Text(&target.schema)),
-        (4, Is::Text(&target.table)),
+        (SERVER, Is::Text(server_name)),
+        (TARGET_SCHEMA, Is::Text(&target.schema)),
+        (TARGET_TABLE, Is::Text(&target.table)),
     ];
     view.has(TABLE, &keys, Status::Any)
 }

@@ -7,7 +7,7 @@
 
 use super::stored::{CHUNK_ROWS, to_ids, to_json};
 use super::writeset::Writeset;
-use super::{copies, floor, lanes, waiting};
+use super::{columns, copies, floor, lanes, waiting};
 use crate::change::Relation;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -69,18 +69,18 @@ impl Blockers {
                  ANY (ARRAY(SELECT unnest($2::int8[])))",
             copies = table_of_copies(extension)
         );
-        let (checks, depends_on) = (depends_on, to_ids(depends_on));
+        let hashes = to_ids(depends_on);
         let [queue, floor, lost, owners] = lanes::TABLES;
         let tables = [queue, floor, lost, owners, copies::TABLE];
         let (pending, found) = View::look(extension, &tables, |view| {
             let pending = lanes::goes_before(view, server_name, owner)?;
             if context::is_serializable()
-                && let Some(found) = walk(view, server_name, checks)?
+                && let Some(found) = walk(view, server_name, depends_on)?
             {
                 return Ok((pending, found));
             }
-            let rows = view.read(&sql, &[Some(server_name), Some(&depends_on)])?;
-            Ok((pending, spi::typed::<Met>(rows)?))
+            let rows = view.read(&sql, &[Some(server_name), Some(&hashes)])?;
+            Ok((pending, spi::typed::<Blocking>(rows)?))
         })?;
         for (mark, id, root) in found {
             self.add(id, root, &[mark]);
@@ -141,8 +141,9 @@ impl Blockers {
     }
 }
 
-/// A write that was met, the oldest record that leaves it, and what waits for that, or it itself.
-type Met = (i64, i64, i64);
+/// A write that is to be waited for, as its hash; the oldest record that leaves it; and the oldest failed record
+/// that those which leave it are, or wait for.
+type Blocking = (i64, i64, i64);
 
 /// Records that are walked over at most.
 const WALKED: usize = 10_000;
@@ -150,33 +151,40 @@ const WALKED: usize = 10_000;
 /// What a server's records have left of these writes, in order, found without taking part in the conflicts of
 /// SERIALIZABLE transactions, as [`View::look`] does: each of them would read here what others write. By the
 /// index of servers, since only one of that kind can be walked so; `None` if there are too many for that.
-fn walk(view: &View<'_>, server_name: &str, checks: &[i64]) -> Result<Option<Vec<Met>>> {
-    let checks: HashSet<&i64> = checks.iter().collect();
-    let (mut met, mut walked) = (HashMap::<i64, (i64, i64)>::new(), 0);
+fn walk(view: &View<'_>, server_name: &str, depends_on: &[i64]) -> Result<Option<Vec<Blocking>>> {
+    let depends_on: HashSet<&i64> = depends_on.iter().collect();
+    let mut blocking = HashMap::<i64, (i64, i64)>::new();
+    let mut walked = 0;
     let mut take = |id: i64, root: i64, writes: &[i64]| {
         walked += 1;
-        for mark in writes.iter().filter(|mark| checks.contains(mark)) {
-            let oldest = met.entry(*mark).or_insert((id, root));
+        for write in writes.iter().filter(|write| depends_on.contains(write)) {
+            let oldest = blocking.entry(*write).or_insert((id, root));
             *oldest = (oldest.0.min(id), oldest.1.min(root));
         }
         walked <= WALKED
     };
-    let server = (2, Is::Text(server_name));
-    let floor = view.int8(floor::TABLE, &[(1, Is::Text(server_name))], 3)?;
-    let above = (1, Is::Int8Above(floor.unwrap_or(0)));
+    let server = (columns::SERVER, Is::Text(server_name));
+    let floor = view.int8(floor::TABLE, &[(1, Is::Text(server_name))], floor::CLEAR)?;
+    let above = (columns::ID, Is::Int8Above(floor.unwrap_or(0)));
     for status in ["failed", "waiting"] {
-        let keys = [server, (16, Is::Text(status)), above];
+        let keys = [server, (columns::STATUS, Is::Text(status)), above];
         view.each_row("sync_queue", &keys, Status::NotPending, |row| {
-            let id = row.int8(1).unwrap_or_default();
-            let root = row.int8(17).unwrap_or(id);
-            Ok(take(id, root, &row.int8s(18).unwrap_or_default()))
+            let id = row.int8(columns::ID).unwrap_or_default();
+            let root = row.int8(columns::WAITS_FOR).unwrap_or(id);
+            Ok(take(
+                id,
+                root,
+                &row.int8s(columns::BLOCKS).unwrap_or_default(),
+            ))
         })?;
     }
-    view.each_row(copies::TABLE, &[server], Status::Any, |row| {
-        let id = -row.int8(1).unwrap_or_default();
-        Ok(take(id, id, &row.int8s(5).unwrap_or_default()))
+    let of_server = copies::OF_SERVER;
+    let keys = [(of_server.column, Is::Text(server_name))];
+    view.each_row(of_server.table, &keys, of_server.status, |row| {
+        let id = -row.int8(copies::ID).unwrap_or_default();
+        Ok(take(id, id, &row.int8s(copies::WRITES).unwrap_or_default()))
     })?;
-    let found = met.into_iter().map(|(mark, (id, root))| (mark, id, root));
+    let found = (blocking.into_iter()).map(|(write, (id, root))| (write, id, root));
     Ok((walked <= WALKED).then(|| found.collect()))
 }
 

@@ -13,6 +13,7 @@
 //!
 //! Rows of `sync_queue_floor` leave dead versions too: a floor is raised by [`STEP`] records at least.
 
+use super::columns;
 use crate::error::Result;
 use crate::local::{ProcessLocal, process_local};
 use crate::pg::lookup::{self, Is, Key, Status, View};
@@ -25,7 +26,7 @@ use std::cell::RefCell;
 pub const TABLE: &str = "sync_queue_floor";
 
 /// The number of its column for what is failed or waits.
-const CLEAR: i16 = 3;
+pub const CLEAR: i16 = 3;
 
 /// Statuses of records that are not pending.
 const NOT_PENDING: [&str; 2] = ["failed", "waiting"];
@@ -66,7 +67,7 @@ pub fn above_clear(schema: &str, server: &str) -> String {
 /// # Errors
 /// What reading the queue reports.
 pub fn has_not_pending(view: &View<'_>, server_name: &str) -> Result<bool> {
-    let server: Key<'_> = (2, Is::Text(server_name));
+    let server: Key<'_> = (columns::SERVER, Is::Text(server_name));
     let status = Status::NotPending;
     // Most of the time there has been none since VACUUM: no entry says that at once.
     if view.last_text("sync_queue", &[server], status)?.is_none() {
@@ -76,8 +77,8 @@ pub fn has_not_pending(view: &View<'_>, server_name: &str) -> Result<bool> {
     for name in NOT_PENDING {
         let keys = [
             server,
-            (16, Is::Text(name)),
-            (1, Is::Int8Above(floor.unwrap_or(0))),
+            (columns::STATUS, Is::Text(name)),
+            (columns::ID, Is::Int8Above(floor.unwrap_or(0))),
         ];
         // The first of them is not far above the floor.
         if view.has_first("sync_queue", &keys, status)? {
@@ -116,7 +117,7 @@ impl<'v> Owners<'v> {
         let server: Key<'_> = (2, self.server);
         loop {
             // From one owner to the next in the index, also of those whose records are gone.
-            let keys = [server, (3, Is::OidBelow(self.below))];
+            let keys = [server, (columns::OWNER, Is::OidBelow(self.below))];
             let Some(owner) = self.view.last_oid("sync_queue", &keys, Status::Pending)? else {
                 return Ok(None);
             };
@@ -126,7 +127,11 @@ impl<'v> Owners<'v> {
                 None => self.view.int8(TABLE, &[(1, self.server)], 2)?.unwrap_or(0),
             };
             self.floor = Some(floor);
-            let keys = [server, (3, Is::Oid(owner)), (1, Is::Int8Above(floor))];
+            let keys = [
+                server,
+                (columns::OWNER, Is::Oid(owner)),
+                (columns::ID, Is::Int8Above(floor)),
+            ];
             if self.view.has("sync_queue", &keys, Status::Pending)? {
                 return Ok(Some(owner));
             }
