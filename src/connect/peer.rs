@@ -8,6 +8,15 @@
 use serde::Deserialize;
 use std::time::Instant;
 
+/// A server from its start to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerRun {
+    /// Its system identifier.
+    pub system: u64,
+    /// When it was started: day and time in digits.
+    pub started: u64,
+}
+
 /// The longest answer that is read: an honest one has some hundred bytes.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 

@@ -10,7 +10,7 @@ use super::prepared::PreparedStatements;
 use super::shared::SharedStatements;
 use crate::change::{Relation, Route};
 use crate::connect::lost_session::LostSession;
-use crate::connect::peer::{Introduction, Peer, PeerKind};
+use crate::connect::peer::{Introduction, Peer, PeerKind, ServerRun};
 use crate::connect::settings::Pooled;
 use crate::error::Result;
 use crate::guc;
@@ -78,6 +78,8 @@ pub struct Session {
     pub moves_in_waves: Vec<Relation>,
     /// The process that serves the connection, as far as is known.
     pub peer: Peer,
+    /// Which server that is a process of, once it was asked.
+    pub server_run: Option<ServerRun>,
     /// How the transaction under way can be known should the connection be lost.
     transaction: LostSession,
     /// When it was put back last.
@@ -113,6 +115,7 @@ impl Session {
             asks_kinds: false,
             moves_in_waves: Vec::new(),
             peer: Peer::default(),
+            server_run: None,
             transaction: LostSession::default(),
             idle_since: Instant::now(),
             uses: 0,

@@ -6,6 +6,7 @@
 use super::event_loop::{self, LoopEnd};
 use super::feed::{Fixed, Statements};
 use super::link::{Ending, Link};
+use crate::connect::peer::ServerRun;
 use crate::connect::session;
 use crate::error::{Error, Result};
 use crate::fault::fault_point;
@@ -106,22 +107,45 @@ const DESCRIBE: &str = concat!(
     ")"
 );
 
-/// As [`DESCRIBE`], over a session that may have prepared the question.
+/// As [`DESCRIBE`], without what stays as it is for as long as a session is served by one process.
+const DESCRIBE_AGAIN: &str = "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_current_xact_id(), \
+     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8), \
+     pg_catalog.pg_current_wal_insert_lsn())";
+
+/// Asks as much of [`DESCRIBE`] as a session does not know, which may have prepared the question.
 pub fn describe(link: &mut Link<'_>) -> Vec<Statement> {
     match link.session() {
         // Where another process may serve the next transaction, a name of the session's own means nothing.
-        Some(session) if !session.peer.must_introduce() => session.prepared.question(DESCRIBE),
+        Some(session) if !session.peer.must_introduce() => {
+            let question = match session.server_run {
+                Some(_) => DESCRIBE_AGAIN,
+                None => DESCRIBE,
+            };
+            session.prepared.question(question)
+        }
         _ => vec![Statement::plain(DESCRIBE)],
     }
 }
 
-/// The answer to [`DESCRIBE`], if the server has given it last.
-pub fn described(link: &Link<'_>) -> Option<PreparedTransaction> {
+/// The answer to what [`describe`] has asked, if the server has given it last.
+pub fn described(link: &mut Link<'_>) -> Option<PreparedTransaction> {
     let (id, history) = link.last_value()?.split_once(' ')?;
-    Some(PreparedTransaction {
-        id: id.parse().ok()?,
-        at: History::parse(history)?,
-    })
+    let id = id.parse().ok()?;
+    let again = history.split_once(' ').filter(|(_, at)| !at.contains(' '));
+    let at = match again {
+        Some((timeline, at)) => History {
+            timeline: u32::from_str_radix(timeline, 16).ok()?,
+            position: position(at)?,
+            run: link.session()?.server_run?,
+        },
+        None => History::parse(history)?,
+    };
+    if let Some(session) = link.session()
+        && !session.peer.must_introduce()
+    {
+        session.server_run = Some(at.run);
+    }
+    Some(PreparedTransaction { id, at })
 }
 
 /// A transaction that a server has prepared, as it can be asked for when it is prepared no more.
@@ -135,12 +159,10 @@ pub struct PreparedTransaction {
 /// A moment in the history of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {
-    system: u64,
+    run: ServerRun,
     timeline: u32,
     /// In bytes, from the beginning of the log.
     position: u64,
-    /// When it was started: day and time in digits.
-    started: u64,
 }
 
 /// A position of the log as PostgreSQL writes it, in bytes from its beginning.
@@ -154,13 +176,15 @@ impl History {
     /// As `history!` gives it, and as it is written here.
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
-        let history = Self {
-            system: words.next()?.parse().ok()?,
-            timeline: u32::from_str_radix(words.next()?, 16).ok()?,
-            position: position(words.next()?)?,
-            started: words.next()?.parse().ok()?,
-        };
-        words.next().is_none().then_some(history)
+        let system = words.next()?.parse().ok()?;
+        let timeline = u32::from_str_radix(words.next()?, 16).ok()?;
+        let position = position(words.next()?)?;
+        let started = words.next()?.parse().ok()?;
+        words.next().is_none().then_some(Self {
+            run: ServerRun { system, started },
+            timeline,
+            position,
+        })
     }
 }
 
@@ -188,8 +212,8 @@ impl Now {
     /// timeline shows by where it has recovered from; where it had not to, until it has come as far again.
     fn has_passed(&self, earlier: &History) -> bool {
         let now = &self.at;
-        let is_same_run = now.started == earlier.started;
-        (now.system, now.timeline) == (earlier.system, earlier.timeline)
+        let is_same_run = now.run.started == earlier.run.started;
+        (now.run.system, now.timeline) == (earlier.run.system, earlier.timeline)
             && now.position >= earlier.position
             && (is_same_run || self.recovered.is_none_or(|end| end >= earlier.position))
     }
@@ -197,14 +221,9 @@ impl Now {
 
 impl Display for History {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self {
-            system,
-            timeline,
-            position,
-            started,
-        } = self;
-        let high = position >> 32;
-        let low = *position as u32;
+        let ServerRun { system, started } = self.run;
+        let timeline = self.timeline;
+        let (high, low) = (self.position >> 32, self.position as u32);
         write!(f, "{system} {timeline:08X} {high:X}/{low:X} {started}")
     }
 }
@@ -226,7 +245,7 @@ impl TransactionStatus {
     /// From what a server says of the number.
     fn of(one: &PreparedTransaction, now: &Now, status: &str) -> Self {
         match (status, now.has_passed(&one.at)) {
-            (_, false) if now.at.system != one.at.system => Self::Unknown,
+            (_, false) if now.at.run.system != one.at.run.system => Self::Unknown,
             ("committed", true) => Self::Committed,
             ("aborted", _) => Self::RolledBack,
             ("in progress", _) | ("ahead", true) => Self::UnderWay,

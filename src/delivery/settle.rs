@@ -189,7 +189,7 @@ pub fn settle_prepare(delivery: Delivery<'_>, gid: Gid) -> Result<()> {
         ..
     } = &set.account;
     let held_back = link.take_held_back();
-    let there = remote_transaction::described(&link);
+    let there = remote_transaction::described(&mut link);
     let Some(session) = link.into_session() else {
         return Err(Error::internal("prepared without a session"));
     };
