@@ -408,7 +408,7 @@ fn a_server_that_deallocates_is_asked_all_the_same() {
     let fixture = one_way("atomic_deallocated", COLUMNS, ATOMIC);
     let mut client = fixture.left.client();
     run(&mut client, "insert into t values (1, 'a')");
-    fixture.right.exec_superuser(
+    fixture.right.exec(
         "create function forgets() returns trigger language plpgsql as $$ begin
            execute 'deallocate all'; return null; end $$;
          create trigger forgets after update on t execute function forgets()",
