@@ -8,13 +8,12 @@
 //! the old key or the new one, changes made under both would not meet the rows they mean. Such a transaction is
 //! refused, before anything is sent.
 
-use super::table::Table;
+use super::table::{Table, own_type};
 use crate::change::{Change, Column, OwnType, Route};
-use crate::connect::account::oid;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::invalidation::{self, Epoch};
-use crate::pg::spi::{self, Extension, required};
+use crate::pg::spi::{self, Extension};
 use std::collections::HashMap;
 
 /// The table and the columns that a route was made for, as the catalogs number them.
@@ -76,39 +75,27 @@ impl Origin {
         }
         let relation = self.relation.to_u32().to_string();
         let args = [Some(relation.as_str())];
-        let rows = spi::read(
+        type Columns = (i16, String, Oid, Option<String>, Option<i32>);
+        let rows: Vec<Columns> = spi::select(
             extension,
-            "SELECT a.attnum, a.attname, a.atttypid, own.name, own.modifier FROM pg_attribute a \
-             LEFT JOIN LATERAL (WITH RECURSIVE base(id, modifier) AS ( \
-                   SELECT a.atttypid, a.atttypmod \
-                   UNION ALL SELECT d.typbasetype, d.typtypmod FROM base JOIN pg_type d \
-                     ON d.oid = base.id WHERE d.typtype = 'd') \
-                 SELECT d.typname, base.modifier FROM base JOIN pg_type d ON d.oid = base.id \
-                  AND d.typtype = 'b' AND d.typnamespace = 'pg_catalog'::regnamespace) \
-               AS own(name, modifier) ON true \
-             WHERE a.attrelid = $1::oid \
-               AND a.attnum > 0 AND NOT a.attisdropped",
+            concat!(
+                "SELECT a.attnum, a.attname, a.atttypid, own.name, own.modifier FROM pg_attribute a ",
+                own_type!(),
+                " WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped"
+            ),
             &args,
         )?;
-        let mut columns = HashMap::with_capacity(rows.len());
-        for mut row in rows {
-            let number: i16 = required(&mut row, 0)?
-                .parse()
-                .map_err(|_| Error::internal("malformed attnum"))?;
-            let name = required(&mut row, 1)?;
-            let type_oid = oid(&required(&mut row, 2)?)?;
-            let modifier = row[4].take().and_then(|text| text.parse().ok());
-            let own_type = row[3].take().zip(modifier);
+        let current = |(number, name, type_oid, own, modifier): Columns| {
+            let own_type = own.zip(modifier);
             let own_type = own_type.map(|(name, modifier)| OwnType { name, modifier });
-            columns.insert(
-                number,
-                Current {
-                    name,
-                    type_oid,
-                    own_type,
-                },
-            );
-        }
+            let column = Current {
+                name,
+                type_oid,
+                own_type,
+            };
+            (number, column)
+        };
+        let columns: HashMap<i16, Current> = rows.into_iter().map(current).collect();
         let key = if self.has_own_key && !route.is_keyless() && !columns.is_empty() {
             Some(Table::key_columns(extension, &args)?)
         } else {

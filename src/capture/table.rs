@@ -54,6 +54,21 @@ pub struct Table {
     pub cascades_from: Vec<Relation>,
 }
 
+/// What joins, to the columns `a`, the type of PostgreSQL's own that each is of, also where it is a domain, and its
+/// modifier: `own`.
+macro_rules! own_type {
+    () => {
+        "LEFT JOIN LATERAL (WITH RECURSIVE base(id, modifier) AS ( \
+             SELECT a.atttypid, a.atttypmod \
+             UNION ALL SELECT d.typbasetype, d.typtypmod FROM base JOIN pg_type d \
+               ON d.oid = base.id WHERE d.typtype = 'd') \
+           SELECT d.typname, base.modifier FROM base JOIN pg_type d ON d.oid = base.id \
+             AND d.typtype = 'b' AND d.typnamespace = 'pg_catalog'::regnamespace) \
+         AS own(name, modifier) ON true"
+    };
+}
+pub(super) use own_type;
+
 impl Table {
     /// Reads the catalogs.
     ///
@@ -131,7 +146,8 @@ impl Table {
         // Exact: only types of which this is certain; numeric where its scale is fixed.
         let rows: Vec<Columns> = spi::select(
             extension,
-            "SELECT a.attname, a.attnum, a.atttypid, \
+            concat!(
+                "SELECT a.attname, a.attnum, a.atttypid, \
                     a.attgenerated <> '', \
                     CASE WHEN t.typcategory = 'C' \
                               AND t.typtype = ANY ('{c,d}') THEN 'record' \
@@ -187,21 +203,13 @@ impl Table {
                        AND t.oid = 'numeric'::regtype, \
                     a.attcollation <> 0::oid, \
                     own.name, own.modifier \
-             FROM pg_attribute a \
-             LEFT JOIN LATERAL (WITH RECURSIVE base(id, modifier) AS ( \
-                   SELECT a.atttypid, a.atttypmod \
-                   UNION ALL SELECT d.typbasetype, d.typtypmod FROM base JOIN pg_type d \
-                     ON d.oid = base.id \
-                     WHERE d.typtype = 'd') \
-                 SELECT d.typname, base.modifier FROM base JOIN pg_type d \
-                   ON d.oid = base.id \
-                  AND d.typtype = 'b' \
-                  AND d.typnamespace = 'pg_catalog'::regnamespace) \
-               AS own(name, modifier) ON true \
-             JOIN pg_type t ON t.oid = a.atttypid \
+             FROM pg_attribute a ",
+                own_type!(),
+                " JOIN pg_type t ON t.oid = a.atttypid \
              WHERE a.attrelid = $1::oid \
                AND a.attnum > 0 AND NOT a.attisdropped \
-             ORDER BY a.attnum",
+             ORDER BY a.attnum"
+            ),
             args,
         )?;
         Ok(rows.into_iter().map(column).collect())

@@ -70,8 +70,23 @@ struct Known {
 }
 
 impl Known {
-    fn name(&self) -> Option<&Rc<str>> {
-        self.name.as_ref().or(self.sent.as_ref())
+    /// The name under which it is to be executed, and what prepares it if that has not been done; `None` if it is
+    /// to be sent as it is.
+    fn named(
+        &mut self,
+        names: &mut Names,
+        prepare: impl FnOnce(&Rc<str>) -> Option<Statement>,
+    ) -> Option<(Option<Statement>, Rc<str>)> {
+        if self.failures >= MAX_FAILURES {
+            return None;
+        }
+        if let Some(name) = self.name.as_ref().or(self.sent.as_ref()) {
+            return Some((None, name.clone()));
+        }
+        let name = names.give()?;
+        let prepare = prepare(&name)?;
+        self.sent = Some(name.clone());
+        Some((Some(prepare), name))
     }
 
     fn settle(&mut self, succeeded: bool) {
@@ -106,17 +121,9 @@ impl PreparedStatements {
             at = self.find_or_add(batch)?;
         }
         let known = &mut self.statements[at].known;
-        if known.failures >= MAX_FAILURES {
-            return None;
-        }
-        self.used = true;
-        if let Some(name) = known.name() {
-            return Some((None, name.clone()));
-        }
-        let name = self.names.give()?;
-        let prepare = prepared::prepare(batch, &name)?;
-        known.sent = Some(name.clone());
-        Some((Some(prepare), name))
+        let named = known.named(&mut self.names, |name| prepared::prepare(batch, name));
+        self.used |= named.is_some();
+        named
     }
 
     /// A statement that is always the same, without parameters, as it is sent now.
@@ -129,19 +136,13 @@ impl PreparedStatements {
                 self.questions.len() - 1
             });
         let known = &mut self.questions[at].known;
-        let execute = |name: &Rc<str>| Statement::execute(name.clone(), Vec::new());
-        let statements = match known.name() {
-            _ if known.failures >= MAX_FAILURES => None,
-            Some(name) => Some(vec![execute(name)]),
-            None => self.names.give().map(|name| {
-                let prepare = Statement::prepare(text.to_owned(), name.clone());
-                let statements = vec![prepare, execute(&name)];
-                known.sent = Some(name);
-                statements
-            }),
+        let prepare = |name: &Rc<str>| Some(Statement::prepare(text.to_owned(), name.clone()));
+        let Some((prepare, name)) = known.named(&mut self.names, prepare) else {
+            return vec![Statement::plain(text)];
         };
-        self.used |= statements.is_some();
-        statements.unwrap_or_else(|| vec![Statement::plain(text)])
+        self.used = true;
+        let execute = Statement::execute(name, Vec::new());
+        prepare.into_iter().chain([execute]).collect()
     }
 
     fn find_or_add(&mut self, batch: &Batch) -> Option<usize> {
