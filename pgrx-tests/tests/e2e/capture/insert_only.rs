@@ -161,11 +161,13 @@ fn a_commit_whose_answer_is_lost_puts_no_row_there_twice() {
     run(&mut client, "insert into l values (1, 'a')");
     let one = proxy.bytes(Direction::ToClient) - before;
     let mut seen_committed = false;
-    for left in (0..one).step_by(7).chain(one - 12..one) {
+    // Later exchanges may be some bytes shorter than the first.
+    let last = one - 40;
+    for left in (0..last).step_by(7).chain(last..one) {
         proxy.cut_after(left, Direction::ToClient);
         run(&mut client, "insert into l values (1, 'a')");
         // The server may commit a moment after its answer was cut off.
-        let is_answer = left >= one - 12 && queued(&fixture) == 1;
+        let is_answer = left >= last && queued(&fixture) == 1;
         seen_committed |= is_answer && soon_equal(&fixture);
         // The session that was lost may still be there for a while.
         await_until(SOON, "the queue to drain", || deal(&fixture, "10"));
